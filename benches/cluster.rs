@@ -1,7 +1,8 @@
-//! Puts and gets against three servers on this machine, one client, at depth 1 and 64: of all keys, and of those of
-//! one server alone (whose puts go on to its secondary). Client, servers and coordinator share the machine's cores, so
-//! these figures say what the whole costs here, not what a server can do.
-#![allow(missing_docs)] // What `criterion_group!` makes has no place for documentation.
+//! Puts and gets of one client against three servers on this machine, at depth 1 and 64: of all
+//! keys, and of the keys of one server (whose puts are replicated to its secondary). Client,
+//! servers and coordinator share the machine's cores. The figures show what the whole costs here,
+//! not the capacity of a server.
+#![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -17,7 +18,7 @@ use kv_protocol::placement::{Digest, Placement};
 const KEYS: usize = 10_000;
 const VALUE: &[u8] = &[7; 64];
 
-/// A client, the keys it goes round, and room for what comes back.
+/// A client, the keys that it cycles through, and a buffer for values.
 struct Load {
     client: Client,
     keys: Vec<Vec<u8>>,
@@ -26,7 +27,7 @@ struct Load {
 }
 
 impl Load {
-    /// Of keys that lie in this group, or in any.
+    /// Opens a client for keys of this group, or of any group.
     fn new(cluster: &Cluster, group: Option<GroupId>) -> Load {
         let endpoint = format!("127.0.0.1:{}", cluster.ready.clients_port);
         let client = Client::open(&endpoint, Options::default()).expect("open a client");
@@ -38,7 +39,7 @@ impl Load {
         Load { client, keys, next: 0, done: Vec::new() }
     }
 
-    /// Has `depth` operations in flight at once and waits for all of them.
+    /// Keeps `depth` operations in flight at once and waits for all of them.
     fn burst(&mut self, depth: usize, is_put: bool) {
         for tag in 0..depth as u64 {
             let key = &self.keys[self.next % KEYS];

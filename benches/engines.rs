@@ -1,13 +1,15 @@
-//! What a server takes from its processor for one operation, with either network engine: 50 connections, one
-//! pipelined client on one thread, every answer checked. The two take turns; medians and the spread are printed.
+//! Processor time of a server for one operation, with either network engine: 50 connections, one
+//! pipelined client on one thread, every response checked. The engines take turns; medians and the
+//! spread are printed.
 //!
 //! ```text
 //!   cargo bench --bench engines             five turns of 2 s for each engine and kind of load
-//!   cargo bench --bench engines -- --test   once through, to see that it runs
+//!   cargo bench --bench engines -- --test   one short turn, to see that it runs
 //! ```
 //!
-//! GETs all go to one server, whose processor time is counted; PUTs too, and that of the server with the other
-//! copy is counted with it. Machines differ and are shared: only the ratio of two figures of one run says much.
+//! All GETs go to one server, whose processor time is counted. PUTs go to the same server, and the
+//! processor time of its secondary is counted too. Machines differ and are shared: only the ratio
+//! of two figures of one run is meaningful.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -31,7 +33,7 @@ const DEPTHS: [u64; 2] = [1, 16];
 const VALUE: [u8; 64] = [7; 64];
 const ENGINES: [&str; 2] = ["epoll", "uring"];
 
-/// One connection that always has `depth` requests in flight.
+/// A connection that always has `depth` requests in flight.
 struct Connection {
     raw: Raw,
     input: FrameBuffer,
@@ -41,7 +43,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Sends so many more requests.
+    /// Sends `count` more requests.
     fn ask(&mut self, count: u64, depth: u64, is_put: bool) {
         let mut bytes = Vec::new();
         for _ in 0..count {
@@ -61,7 +63,7 @@ impl Connection {
         self.raw.stream.write_all(&bytes).expect("send");
     }
 
-    /// Takes what has come; how many answers.
+    /// Receives what has arrived and returns the number of responses.
     fn take(&mut self, scratch: &mut [u8], is_put: bool) -> u64 {
         match self.raw.stream.read(scratch) {
             Ok(0) => panic!("a server closed its connection"),
@@ -79,14 +81,14 @@ impl Connection {
     }
 }
 
-/// What one turn has measured.
+/// The result of one turn.
 #[derive(Clone, Copy)]
 struct Measured {
     micros_each: f64,
     per_second: f64,
 }
 
-/// Runs one kind of load for so long.
+/// Runs one kind of load for this time.
 fn run(cluster: &Cluster, client: u128, depth: u64, is_put: bool, time: Duration) -> Measured {
     let victim = u16::try_from(VICTIM).expect("small");
     let address = Ports::of(cluster).address(Kind::Clients);
@@ -136,10 +138,11 @@ fn run(cluster: &Cluster, client: u128, depth: u64, is_put: bool, time: Duration
     }
 }
 
-/// What all threads of a process have taken of processors (proc(5)); in steps of 10 ms.
+/// Returns the processor time of all threads of a process (proc(5)), in steps of 10 ms.
 fn processor_time(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("read /proc/PID/stat");
-    // After the name, which may hold anything, the state is field 3; utime and stime are 14 and 15.
+    // Behind the name, which may contain anything: the state is field 3, utime and stime are 14 and
+    // 15.
     let (_, rest) = stat.rsplit_once(") ").expect("a name in parentheses");
     let fields = rest.split(' ').skip(11).take(2);
     let ticks: u64 = fields.map(|field| field.parse::<u64>().expect("a number of ticks")).sum();
@@ -156,7 +159,7 @@ fn main() {
     for (name, is_put) in [("GET 64 B", false), ("replicated PUT 64 B", true)] {
         for depth in DEPTHS {
             let mut measured = [const { Vec::new() }; 2];
-            // One more than is counted: the first warms up.
+            // One turn more than is counted: the first warms up.
             for turn in 0..=turns {
                 for (cluster, measured) in clusters.iter().zip(&mut measured) {
                     client += CONNECTIONS as u128;

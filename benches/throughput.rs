@@ -1,14 +1,14 @@
-//! Operations a second over the whole field: one server and three, one shard and two, values of 16 B to 64 KiB,
-//! depth 1 to 256 (writes: 64), 1 to 256 connections. Each cell is a run of `kv-bench`, which checks every value
-//! that it reads.
+//! Throughput over the whole grid: one server and three, one shard and two, values of 16 B to 64
+//! KiB, depth 1 to 256 (writes: 64), 1 to 256 connections. Each cell is a run of `kv-bench`, which
+//! checks every value that it reads.
 //!
 //! ```text
 //!   cargo bench --bench throughput             every cell for half a second (some minutes)
-//!   cargo bench --bench throughput -- --test   the corners once through, to see that it runs
+//!   cargo bench --bench throughput -- --test   the corners once, to see that they run
 //! ```
 //!
-//! Generator, servers and coordinator share the machine's cores: these figures say how the parts of the field
-//! compare with each other, not what one server can do.
+//! Generator, servers and coordinator share the machine's cores. The figures show how the cells
+//! compare with each other, not the capacity of a server.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -21,19 +21,19 @@ use serde_json::Value;
 const SHARDS: [u16; 2] = [1, 2];
 const VALUES: [u64; 4] = [16, 1 << 10, 16 << 10, 64 << 10];
 const DEPTHS: [u64; 4] = [1, 16, 64, 256];
-/// Most writes of one connection: a session keeps no more of them apart.
+/// Limit of writes in flight on one connection: the size of a session's window.
 const MOST_WRITES: u64 = 64;
 const CONNECTIONS: [u64; 3] = [1, 16, 256];
-/// Most bytes that may be under way: beyond, a cell measures memory.
+/// Limit of bytes in flight: beyond it, a cell measures memory.
 const MOST_UNDER_WAY: u64 = 64 << 20;
-/// Most operations under way: a replica has bounds for writes that wait for the other copy.
+/// Limit of operations in flight: a replica limits the writes that wait for the other copy.
 const MOST_AT_ONCE: u64 = 8_192;
-/// Bytes of values that a cell's keys hold, at most.
+/// Limit of the value bytes of a cell's keys.
 const DATA_BYTES: u64 = 64 << 20;
 
-/// One cell.
+/// One cell of the grid.
 struct Cell {
-    /// Only keys of the first server.
+    /// Uses only keys of the first server.
     one_server: bool,
     value: u64,
     connections: u64,
@@ -42,9 +42,9 @@ struct Cell {
 }
 
 impl Cell {
-    /// Its result, from kv-bench's JSON.
+    /// Runs the cell and returns kv-bench's JSON result.
     fn run(&self, cluster: &Cluster, shards: u16, seconds: &str) -> Value {
-        // Filling writes, with a depth of its own.
+        // The writes that fill the table have a depth of their own.
         if self.reads > 0 {
             self.bench(cluster, shards, 16, &["--load", "--count", "0"]);
         }
@@ -56,7 +56,7 @@ impl Cell {
     fn bench(&self, cluster: &Cluster, shards: u16, depth: u64, more: &[&str]) -> Vec<u8> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kv-bench"));
         command.args(["--target", &format!("kv+wire://127.0.0.1:{}", cluster.ready.clients_port)]);
-        // A connection has one shard of one server.
+        // A connection belongs to one shard of one server.
         let places = u64::from(shards) * if self.one_server { 1 } else { 3 };
         for (flag, number) in [
             ("--value-size", self.value),
@@ -105,7 +105,7 @@ fn cells(is_trial: bool) -> Vec<Cell> {
 
 fn main() {
     let is_trial = std::env::args().any(|argument| argument == "--test");
-    // On a busy machine nothing may be answered in a shorter time.
+    // On a busy machine, a shorter time may pass without a response.
     let seconds = "0.5";
     println!(
         "shards  servers  value B  connections  depth  work    operations/s   p50 µs   p99 µs"

@@ -1,4 +1,4 @@
-//! C programs, built from what `make install` leaves by CMake, by Meson and with pkg-config's words.
+//! C programs built against an installation of `make install` with CMake, Meson and pkg-config.
 
 mod common;
 
@@ -12,11 +12,11 @@ use common::package::Package;
 use common::programs::{self, Ended};
 use common::workshop::root;
 
-/// What a build may take; long, because the machine may be busy.
+/// Time limit for one build step. It is long because the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(120);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// A program that needs no cluster: a handle connects to nobody before its first call.
+/// A program that needs no cluster: a handle connects only at its first call.
 const PROGRAM: &str = r#"
 #include <stdio.h>
 
@@ -37,7 +37,7 @@ int main(void)
 }
 "#;
 
-/// A shared library of the user's, with the archive inside.
+/// The source of a user's shared library into which the archive is linked.
 const PLUGIN: &str = r#"
 #include <kvclient.h>
 
@@ -49,7 +49,7 @@ int plugin_open(kvc_client **client)
 }
 "#;
 
-/// Fails with the name of the Debian package if there is no such tool.
+/// Fails with the name of the Debian package if the tool is not installed.
 #[track_caller]
 fn need(tool: &str, package: &str) {
     if let Err(error) = Command::new(tool).arg("--version").output() {
@@ -57,7 +57,7 @@ fn need(tool: &str, package: &str) {
     }
 }
 
-/// A directory for a build, with the two sources.
+/// Creates a build directory with the two sources.
 #[track_caller]
 fn sources(package: &Package, name: &str) -> PathBuf {
     let dir = package.dir().join(name);
@@ -67,7 +67,7 @@ fn sources(package: &Package, name: &str) -> PathBuf {
     dir
 }
 
-/// Runs a tool of the build; what it says is shown if it fails.
+/// Runs a build tool; prints its output if it fails.
 #[track_caller]
 fn build(tool: &str, words: &[&str]) -> Ended {
     programs::run(tool, words, "", LIMIT).with_code(0)
@@ -77,7 +77,8 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// The program runs, and asks for the shared library only if it was linked with that.
+/// Checks that the program runs, and that it needs the shared library only if it was linked with
+/// it.
 #[track_caller]
 fn check_program(package: &Package, program: &Path, is_shared: bool) {
     let ended = package.run(program, "").with_code(0);
@@ -86,7 +87,7 @@ fn check_program(package: &Package, program: &Path, is_shared: bool) {
     assert_eq!(needed.contains("[libkvclient.so.1]"), is_shared, "{}: {needed}", program.display());
 }
 
-/// The names that a shared library shows, or an archive.
+/// Returns the symbols that a shared library or an archive defines.
 #[track_caller]
 fn shown(words: &[&str], file: &Path) -> BTreeSet<String> {
     let listed = build("nm", &[words, &["--defined-only", text(file)]].concat()).stdout;
@@ -94,20 +95,21 @@ fn shown(words: &[&str], file: &Path) -> BTreeSet<String> {
     symbols.map(ToOwned::to_owned).collect()
 }
 
-/// The functions of the interface, and these.
+/// Returns the functions of the interface and the names in `more`.
 fn interface(more: &[&str]) -> BTreeSet<String> {
     let functions = include_str!("../ffi/abi/exports.txt").lines();
     functions.chain(more.iter().copied()).map(ToOwned::to_owned).collect()
 }
 
-/// A version of which the first or second number, or both, are others.
+/// Returns the series (`major.minor`) that is higher by these numbers than the current one.
 fn other(major: u32, minor: u32) -> String {
     let mut numbers = VERSION.split('.').map(|n| n.parse::<u32>().expect("a number"));
     let mut next = || numbers.next().expect("three numbers");
     format!("{}.{}", next() + major, next() + minor)
 }
 
-/// Builds with CMake, which searches below `place`. That is elsewhere than the place that the package was made for.
+/// Builds with CMake, which searches below `place`. The package was configured for another
+/// location.
 #[track_caller]
 fn cmake(package: &Package, name: &str, place: &str) -> PathBuf {
     need("cmake", "cmake");
@@ -153,7 +155,7 @@ fn cmake_finds_the_shared_and_the_static_library_wherever_they_were_moved() {
     let own = BTreeSet::from(["plugin_open".to_owned()]);
     assert_eq!(shown(&["-D"], &built.join("libplugin.so")), own);
 
-    // Below another directory for libraries the way to the header is longer.
+    // With another library directory, the relative path to the header is longer.
     let package = Package::open();
     package.make_with("install", &["LIBDIR=lib/machine/"]).with_code(0);
     let built = cmake(&package, "cmake", "lib/machine/cmake/kvclient");
@@ -201,7 +203,7 @@ fn meson_finds_the_shared_and_the_static_library() {
     fs::write(dir.join("meson.build"), file).expect("write a file");
     let to = dir.join("build");
     let search = format!("PKG_CONFIG_LIBDIR={}", package.path("lib/pkgconfig").display());
-    // With a compiler that it is told of, Meson does not look for a cache of compilations.
+    // When the compiler is given, Meson does not search for a compiler cache.
     build("env", &["CC=gcc", &search, "meson", "setup", text(&to), text(&dir)]);
     build("ninja", &["-C", text(&to), "-v"]);
     for (program, is_shared) in [("shared", true), ("static", false), ("asked", false)] {
@@ -211,7 +213,7 @@ fn meson_finds_the_shared_and_the_static_library() {
     assert_eq!(shown(&["-D"], &to.join("libplugin.so")), own);
 }
 
-/// Compiles a source with gcc and these words.
+/// Compiles a source with gcc and these flags.
 #[track_caller]
 fn gcc(source: &Path, to: &Path, flags: &[String]) {
     let mut words = vec!["-std=c99", text(source)];
@@ -232,7 +234,7 @@ fn the_words_of_pkg_config_build_programs_with_either_library() {
         ("all", &["--static", "kvclient-static"], false),
     ] {
         let flags = package.flags(words);
-        // Not every linker knows it.
+        // Not every linker supports it.
         assert!(flags.iter().all(|word| !word.starts_with("-l:")), "{flags:?}");
         gcc(&dir.join("program.c"), &dir.join(name), &flags);
         check_program(&package, &dir.join(name), is_shared);
@@ -255,13 +257,14 @@ fn the_archive_shows_the_interface_and_a_library_that_it_is_in_shows_not_even_th
     };
     let own = BTreeSet::from(["plugin_open".to_owned()]);
     assert_eq!(with(package.flags(&["kvclient-static"])), own);
-    // Who names the archive and nothing else passes the interface on, and no name of Rust's.
+    // A library linked with the plain archive exports the interface, but no symbol of Rust.
     let include = format!("-I{}", root().join("include").display());
     let plain = [include, text(&archive).to_owned()];
     assert_eq!(with(plain.to_vec()), interface(&["plugin_open"]));
 }
 
-/// A name of a function that is not there would be asked of whatever system the program is built on.
+/// Checks that the archive refers only to functions that it uses. The system on which a program is
+/// built may not have the others.
 #[test]
 fn the_archive_asks_the_system_for_nothing_that_no_function_of_it_uses() {
     let package = Package::open();
@@ -271,7 +274,7 @@ fn the_archive_asks_the_system_for_nothing_that_no_function_of_it_uses() {
     let asked: Vec<&str> =
         listed.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert!(asked.contains(&"malloc"), "{asked:?}");
-    // The standard library starts processes by these, the second from glibc 2.39 on.
+    // The standard library starts processes with these, the second from glibc 2.39 on.
     for name in ["posix_spawnp", "pidfd_spawnp", "fork"] {
         assert!(!asked.contains(&name), "{name} of {asked:?}");
     }

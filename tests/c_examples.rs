@@ -1,4 +1,4 @@
-//! The examples for C and Python programmers do what their comments say, against a real cluster.
+//! Checks that the examples for C and Python do what their comments say, against a real cluster.
 
 mod common;
 
@@ -66,7 +66,8 @@ fn an_event_loop_answers_every_line_also_when_more_come_than_its_queue_takes() {
         .expect("start the event loop");
     let mut input = program.stdin.take().expect("stdin is a pipe");
     let mut answers = BufReader::new(program.stdout.take().expect("stdout is a pipe")).lines();
-    // All lines at once, many more than the queue is deep; sorted, because answers come in any order.
+    // All lines at once, many more than the queue holds. Sorted, because responses come in any
+    // order.
     let mut ask = |lines: Vec<String>| {
         writeln!(input, "{}", lines.join("\n")).expect("write lines");
         let answers = answers.by_ref().take(lines.len());
@@ -83,7 +84,7 @@ fn an_event_loop_answers_every_line_also_when_more_come_than_its_queue_takes() {
     assert_eq!(refused[0], "=x: KVC_INVALID");
     assert_eq!(refused[1], format!("{}: KVC_TOO_BIG", "k".repeat(300)));
     assert!(refused[2].starts_with("unknown: ") && refused[2].contains("not exist"), "{refused:?}");
-    // A last line without its end counts too.
+    // A last line without a line end counts too.
     write!(input, "key-100").expect("write a line");
     drop(input);
     let last = answers.next().expect("an answer").expect("a line");
@@ -113,7 +114,7 @@ impl Cache {
         Cache { program, port: port.expect("a port").expect("a number") }
     }
 
-    /// Says these lines on a connection of their own, and returns as many answers.
+    /// Sends these lines on a new connection and returns as many responses.
     #[track_caller]
     fn ask(&self, lines: &[&str]) -> Vec<String> {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connect");
@@ -143,7 +144,7 @@ fn two_session_caches_know_the_same_sessions_and_outlive_a_server() {
     assert_eq!(first.ask(&said), ["OK", "OK ada", "TAKEN", "NOBODY", "NOBODY", "WHAT?"]);
     assert_eq!(second.ask(&["WHO 17"]), ["OK ada"]);
     common::process::signal(cluster.server_pid(0), common::process::Signal::KILL);
-    // Half a second may not be enough for another server to take over, and then it is said so.
+    // The takeover may need more than half a second; then the cache responds SORRY.
     common::wait_until("the session to be read again", PATIENCE, || {
         let answers = second.ask(&["WHO 17"]);
         assert!(answers[0] == "OK ada" || answers[0].starts_with("SORRY "), "{answers:?}");
@@ -160,7 +161,7 @@ fn who_logs_in_again_after_a_login_in_doubt_finds_his_own_session() {
     let (cluster, workshop) = (Cluster::start(), Workshop::open());
     let program = compile(&workshop, "session_cache.c");
     let cache = Cache::start(&workshop, &program, &cluster.endpoint());
-    // So that connections are there, and the login is sent to a server that does not answer.
+    // Opens connections first, so that the login goes to a server that does not respond.
     assert_eq!(cache.ask(&["LOGIN 17 ada", "LOGIN 17 ada"]), ["OK", "OK"]);
     let mut pids = cluster.server_pids();
     pids.push(cluster.coord_pid());
@@ -168,7 +169,8 @@ fn who_logs_in_again_after_a_login_in_doubt_finds_his_own_session() {
     let answers = cache.ask(&["LOGIN 18 eve"]);
     pids.iter().for_each(|pid| common::process::signal(*pid, common::process::Signal::CONT));
     assert!(answers[0].starts_with("SORRY "), "{answers:?}");
-    // As soon as the cluster answers again; it is never TAKEN, which is what bob is told.
+    // The login succeeds as soon as the cluster responds again. It never gets TAKEN, the response
+    // to bob.
     common::wait_until("the login to be answered", PATIENCE, || {
         let answers = cache.ask(&["LOGIN 18 eve"]);
         assert!(answers[0] == "OK" || answers[0].starts_with("SORRY "), "{answers:?}");

@@ -1,4 +1,4 @@
-//! What `make install` leaves, and what a C program makes of it.
+//! An installation by `make install`, and C programs built with it.
 
 mod common;
 
@@ -44,11 +44,11 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
         assert_eq!(text, ".so man3/kvclient.3\n", "{page}");
     }
 
-    // The coordinator as installed, with the server that it finds beside itself.
+    // The installed coordinator uses the server that it finds beside itself.
     let cluster = Cluster::builder().coordinator(package.path("bin/kv-coord")).start();
     let shared = package.compile("shared", &package.flags(&["kvclient"]));
-    // Where both lie in one directory the linker takes the shared one, unless it is told otherwise: by
-    // this file, or by a word in place of the library's name.
+    // If both libraries are in one directory, the linker takes the shared one. kvclient-static.pc,
+    // or `-l:libkvclient.a` instead of `-lkvclient`, selects the static one.
     let whole = package.compile("whole", &package.flags(&["kvclient-static"]));
     let mut flags = package.flags(&["--static", "kvclient"]);
     let word = flags.iter_mut().find(|word| *word == "-lkvclient").expect("the library's name");
@@ -68,14 +68,14 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
     assert!(ended.with_code(0).stdout.contains("check passed"));
     cluster.stop();
 
-    // What only a debugger reads is not installed.
+    // Installed files contain no debug information.
     for installed in ["bin/kv", "bin/kv-server", "lib/libkvclient.so.1", "lib/libkvclient.a"] {
         let file = package.path(installed);
         let sections = programs::run("readelf", ["-SW".as_ref(), file.as_os_str()], "", PATIENCE);
         assert!(!sections.with_code(0).stdout.contains(".debug_info"), "{installed}");
     }
 
-    // The files, not directories: whose those are is not known.
+    // Uninstalling removes the files but not the directories, whose owner is not known.
     package.make("uninstall");
     assert_eq!(package.files(), BTreeSet::new());
 }
@@ -89,7 +89,8 @@ fn an_installation_over_another_leaves_running_programs_alone() {
     assert_eq!(cluster.client("P \"k\" \"v\"\n").code, Some(0));
 }
 
-/// As under sudo, whose PATH has no cargo: what `make` has left in bin/ is installed, or nothing.
+/// Installs as under sudo, whose PATH has no cargo: either everything that `make` built in bin/ is
+/// installed, or nothing.
 #[test]
 fn without_cargo_all_of_bin_is_installed_or_nothing() {
     let package = Package::open();
@@ -119,7 +120,8 @@ fn without_cargo_all_of_bin_is_installed_or_nothing() {
     assert!(package.path("bin/kv").exists() && package.path("lib/libkvclient.so.1").exists());
 }
 
-/// A stand-in for ldconfig that knows one directory, and leaves a file when the cache is to be renewed.
+/// Uses a stand-in for ldconfig that knows one directory and leaves a file when asked to renew the
+/// cache.
 #[test]
 fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
     let package = Package::open();

@@ -1,4 +1,4 @@
-//! C programs with the header and the library as they are shipped, against a real cluster.
+//! C programs with the shipped header and library, against a real cluster.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn the_example_does_what_its_comments_say_with_the_shared_and_the_static_library
             + "\n";
         assert_eq!((ended.stdout, ended.stderr), (lines, String::new()), "shared: {shared}");
     }
-    // Nothing of it is left, in either copy.
+    // Both copies are empty.
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
     assert!(dumps.entries().is_empty());
@@ -43,7 +43,7 @@ fn the_example_says_what_is_wrong_where_there_is_no_cluster() {
     assert!(ended.stderr.contains("127.0.0.1:1"), "{}", ended.stderr);
 }
 
-/// Every step that fails prints its line and ends the program.
+/// A program that prints a line and exits at the first step that fails.
 const STATUSES: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
@@ -177,7 +177,7 @@ fn statuses_binary_values_and_null_arguments_are_as_the_header_says() {
     let ended = workshop.run(&program, &[&cluster.endpoint()]).with_code(0);
     assert_eq!(ended.stdout, "all as it should be\n");
 
-    // Another language sees the same bytes.
+    // A client in another language reads the same bytes.
     let mut client = cluster.open();
     let value = client.get(b"big\0key", &OpOptions::default()).expect("a get").bytes;
     assert_eq!(value.len(), 1 << 20);

@@ -1,5 +1,5 @@
-//! The tests in C (`tests/c/`, with cmocka) against real clusters: as they are, with the sanitizers of
-//! the compiler, and under valgrind.
+//! The tests in C (`tests/c/`, with cmocka) against real clusters: as plain builds, with the
+//! compiler's sanitizers, and under valgrind.
 
 mod common;
 
@@ -9,21 +9,21 @@ use std::path::PathBuf;
 use common::Cluster;
 use common::workshop::{Workshop, root};
 
-/// How a program is built and run.
+/// Compiler flags and tool of one build and run.
 struct Manner {
     flags: &'static [&'static str],
     tool: &'static [&'static str],
 }
 
-/// Without libc's caches of freed memory, which would count as memory in use.
+/// Disables libc's caches of freed memory, which would count as memory in use.
 const PLAIN: Manner =
     Manner { flags: &["-O2"], tool: &["GLIBC_TUNABLES=glibc.malloc.tcache_count=0"] };
-/// A report of either sanitizer ends the program with a failure; leaks are looked for at its end.
+/// A report of either sanitizer fails the program. Leaks are checked at its exit.
 const SANITIZED: Manner = Manner {
     flags: &["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     tool: &["ASAN_OPTIONS=detect_stack_use_after_return=1"],
 };
-/// A race ends the program with a failure, unless it is of the kind that the installed file leaves out.
+/// A data race fails the program, unless the installed suppressions file covers it.
 const THREADS: Manner = Manner {
     flags: &["-g", "-O1", "-fsanitize=thread"],
     tool: &[concat!("TSAN_OPTIONS=suppressions=", env!("CARGO_MANIFEST_DIR"), "/ffi/tsan.supp")],
@@ -37,18 +37,19 @@ const VALGRIND: Manner = Manner {
         "--leak-check=full",
         "--show-leak-kinds=definite,indirect,possible",
         "--errors-for-leak-kinds=definite,indirect,possible",
-        // One thread at a time runs under valgrind; without turns, one could starve the others.
+        // Under valgrind one thread runs at a time; without fair scheduling one could starve the
+        // others.
         "--fair-sched=yes",
     ],
 };
 
-/// Compiles a test of `tests/c/` and runs it to its end, which must be a good one.
+/// Compiles a test of `tests/c/` and runs it; fails unless it succeeds.
 #[track_caller]
 fn check(name: &str, manner: &Manner, arguments: &[String]) {
     check_in(&Workshop::open(), name, manner, &[], arguments);
 }
 
-/// The same with another variable of the program's environment.
+/// Same as [`check`] with another environment variable for the program.
 #[track_caller]
 fn check_in(
     workshop: &Workshop,
@@ -68,7 +69,7 @@ fn check_in(
     assert_eq!(ended.code, Some(0), "{shown}");
 }
 
-/// Every function and what it refuses, on a cluster that can be filled.
+/// Tests every function and what it rejects, on a cluster whose memory can be filled.
 #[track_caller]
 fn calls(manner: &Manner) {
     let cluster = Cluster::builder().flag("--memory-limit").flag("128MiB").start();
@@ -76,7 +77,7 @@ fn calls(manner: &Manner) {
     cluster.stop().assert_copies_agree();
 }
 
-/// The example with threads.
+/// Tests the example with threads.
 #[track_caller]
 fn threads(manner: &Manner) {
     let cluster = Cluster::start();
@@ -98,7 +99,8 @@ fn queue(manner: &Manner) {
     check("queue.c", manner, &[cluster.endpoint()]);
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
-    // A put that was given up with its queue when all of it was sent may be done after all else.
+    // A put that was abandoned with its queue after it was sent completely may be done after
+    // everything else.
     dumps.entries().keys().for_each(|key| assert_eq!(*key, b"given up"));
 }
 
@@ -109,7 +111,7 @@ fn shared(manner: &Manner) {
     cluster.stop().assert_copies_agree();
 }
 
-/// Only as it is: it takes times.
+/// Runs only as a plain build: it measures time.
 #[track_caller]
 fn deep_queue(manner: &Manner) {
     let cluster = Cluster::start();
@@ -117,7 +119,7 @@ fn deep_queue(manner: &Manner) {
     cluster.stop().assert_copies_agree();
 }
 
-/// Only as it is: the tools need memory of their own.
+/// Runs only as a plain build: the tools need memory of their own.
 #[track_caller]
 fn memory(manner: &Manner) {
     let cluster = Cluster::start();
@@ -160,7 +162,7 @@ fn failover(manner: &Manner) {
     check("failover.c", manner, &[cluster.endpoint(), cluster.server_pid(0).to_string()]);
     cluster.await_whole();
     check("takeover.c", manner, &[cluster.endpoint(), cluster.server_pid(0).to_string()]);
-    // Both holders of group 1 die; server 0 keeps its own group alive, once it is home again.
+    // Both holders of group 1 die. Server 0 keeps its own group alive once it is home again.
     cluster.await_whole();
     let holders = [1, 2].map(|id| cluster.server_pid(id).to_string());
     check("lost.c", manner, &[&[cluster.endpoint()][..], &holders].concat());

@@ -1,4 +1,4 @@
-//! What is wrong with a start is found before it, and said with what to do.
+//! `coord --check` finds what is wrong before a start and says what to do.
 
 mod common;
 
@@ -33,7 +33,7 @@ const THREE: &str = "3\nlocalhost 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
 
 #[test]
 fn an_address_of_another_machine_is_found_by_a_check_and_by_a_start() {
-    // RFC 5737: such an address is no machine's.
+    // RFC 5737: no machine has such an address.
     let flags = ["--advertise", "192.0.2.1"];
     let checked = coord_with(THREE, &["--advertise", "192.0.2.1", "--check"]).with_code(1);
     let line = checked.stdout.lines().find(|line| line.starts_with("FAILED")).expect("a finding");

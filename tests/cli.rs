@@ -1,4 +1,4 @@
-//! The command lines, word by word: what is printed where, and how the programs end.
+//! The command lines: exact output, streams and exit codes.
 
 mod common;
 
@@ -33,7 +33,8 @@ fn every_operation_answers_in_its_documented_words() {
     assert_eq!(ended.stderr, "", "nothing is said on standard error when all is well");
 }
 
-/// A child that ends with its standard input, and all that tells it apart, as `server` takes it.
+/// Starts a child that ends with its standard input. Returns it with its identity in the format of
+/// `server`.
 fn child_with_identity() -> (std::process::Child, String) {
     let child = std::process::Command::new("sh")
         .args(["-c", "read line"])
@@ -44,7 +45,7 @@ fn child_with_identity() -> (std::process::Child, String) {
     (child, process)
 }
 
-/// A process as `server --watch` takes it.
+/// Returns the identity of a process in the format of `server --watch`.
 #[track_caller]
 fn identity(pid: u32) -> String {
     let named = programs::run(SERVER, ["--name", &pid.to_string()], "", PATIENCE).with_code(0);
@@ -65,7 +66,7 @@ fn a_server_that_is_told_to_watch_prints_nothing_until_the_process_is_gone() {
         .spawn()
         .expect("start a watcher");
     let line = format!("exited {pid} unknown\n");
-    // That number belongs to a process that started at another time: the one asked for is gone.
+    // This pid belongs to a process with another start time, so the requested process is gone.
     let (_, rest) = process.split_once(':').expect("a pid");
     let (_, rest) = rest.split_once(':').expect("a start time");
     let earlier = format!("{pid}:1:{rest}");
@@ -73,7 +74,7 @@ fn a_server_that_is_told_to_watch_prints_nothing_until_the_process_is_gone() {
     assert_eq!((ended.stdout, ended.stderr), (line.clone(), String::new()));
     assert!(watcher.try_wait().expect("wait").is_none(), "the child lives");
     drop(child.stdin.take());
-    // Its end counts, whether anybody has waited for it or not.
+    // A process that has ended counts as gone, even if its parent has not waited for it.
     assert_eq!(programs::wait(&mut watcher, PATIENCE), Some(Some(0)));
     let mut said = String::new();
     std::io::Read::read_to_string(&mut watcher.stdout.take().expect("a pipe"), &mut said)
@@ -97,7 +98,7 @@ fn what_is_not_known_of_a_process_is_not_said() {
     let looked = ["--look", &process, &missing, &elsewhere];
     let ended = programs::run(SERVER, looked, "", PATIENCE).with_code(1);
     assert_eq!(ended.stdout, format!("lives {pid} {}\ngone 4000000 1\n", parts[1]));
-    // Its command line does not name the server that is to be killed.
+    // Its command line does not name the server to be killed.
     let ended = programs::run(SERVER, ["--end", &process], "", PATIENCE).with_code(1);
     assert_eq!(ended.stdout, "");
     assert_eq!(child.try_wait().expect("wait for sh"), None);
@@ -155,7 +156,7 @@ fn a_put_with_a_count_is_done_so_often() {
     let ended = cluster.client("P \"k\" \"v\" 100\nG \"k\"\n").with_code(0);
     assert_eq!(ended.lines().last(), Some(&"value[\"k\"] == \"v\""));
     let dumps = cluster.stop();
-    // The version of an entry is the number of its last write in the log.
+    // The version of an entry is the sequence number of its last write.
     assert_eq!(dumps.entries()[&b"k"[..]].sn.0, 100);
 }
 
@@ -236,7 +237,7 @@ fn input_without_a_line_end_at_its_end_and_no_input_at_all_are_fine() {
 
 #[test]
 fn a_client_without_a_cluster_fails_at_its_deadline_and_names_the_address() {
-    // Nobody listens on a port that was free a moment ago.
+    // No program listens on a port that was free a moment ago.
     let port = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
         listener.local_addr().expect("an address").port().to_string()
@@ -319,7 +320,7 @@ fn a_write_that_one_server_has_says_so_until_there_are_two_again() {
     let (put, delete) = (format!("P \"{key}\" \"1\"\n"), format!("D \"{key}\"\n"));
     let done = format!("value[\"{key}\"] <- \"1\"\n");
     assert_eq!(cluster.client(&put).with_code(0).stdout, done);
-    // Nobody follows server 2, so server 1 is alone with its group until somebody does.
+    // Server 2 cannot be replaced, so server 1 is the only holder of its group until then.
     let away = binary.with_extension("away");
     std::fs::rename(&binary, &away).expect("move the server away");
     process::signal(cluster.server_pid(2), process::Signal::KILL);
@@ -354,7 +355,7 @@ fn a_batch_whose_cluster_goes_ends_about_one_timeout_later_and_names_what_was_no
     cluster.kill_coordinator();
     process::end_all_in(cluster.dir());
     let gone = Instant::now();
-    // Each in turn they would take more than three minutes.
+    // One after the other, they would take more than three minutes.
     input.write_all("P \"k\" \"1\"\n".repeat(200).as_bytes()).expect("write to the client");
     drop(input);
     assert_eq!(programs::wait(&mut client, Duration::from_secs(20)), Some(Some(1)));
@@ -471,7 +472,7 @@ fn a_check_says_what_it_found_and_starts_nothing() {
 
 #[test]
 fn a_check_of_the_file_alone_looks_at_nothing_else() {
-    // Nobody is at that host, and no port is asked for: a file that makes sense is enough.
+    // The hosts do not exist and no port is opened: a valid file is enough.
     for (text, code, named) in [
         (
             "3\nkv@nowhere.invalid 0 0 0\nkv@nowhere.invalid 1 2 3\nkv@nowhere.invalid 0 0 0\n",
@@ -497,7 +498,7 @@ fn the_end_of_standard_input_stops_the_cluster_in_order() {
     cluster.client("P \"k\" \"v\"\n").with_code(0);
     let pids = cluster.server_pids();
     let mut input = cluster.take_input();
-    // Input is not its end.
+    // Input does not end the coordinator; the end of input does.
     input.write_all(b"some input\n").expect("write to coord");
     cluster.assert_serves(&pids);
     drop(input);
@@ -525,7 +526,7 @@ fn an_interrupt_a_second_after_the_first_does_not_wait_for_a_server_that_hangs()
         process::signal(cluster.coord_pid(), process::Signal::INT);
         !process::is_alive(cluster.coord_pid())
     });
-    // What comes within the first second is the same press of Ctrl+C.
+    // A signal within the first second counts as the same press of Ctrl+C.
     assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
     // The first alone would have waited five seconds for each order.
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
@@ -547,7 +548,7 @@ fn interrupts_in_quick_succession_stop_the_cluster_in_order_like_one() {
 
 #[test]
 fn a_daemon_ignores_the_end_of_standard_input() {
-    // The fixture's coordinators are daemons whose input has ended before they start.
+    // The fixture's coordinators are daemons whose standard input has ended before they start.
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
     cluster.assert_serves(&pids);

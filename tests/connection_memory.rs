@@ -1,5 +1,6 @@
-//! Many who read long values, who do not read what they ask for, and who send a part of what they announce, with
-//! both network engines: no server ends, no view changes, the memory stays bounded, and others are served.
+//! Many connections that read long values, do not read their responses, or send partial requests,
+//! with both network engines. No server ends, no view changes, memory stays bounded, and other
+//! clients are served.
 
 mod common;
 
@@ -17,14 +18,16 @@ use kv_protocol::limits::MAX_VALUE_BYTES;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
 const ENGINES: [&str; 2] = ["uring", "epoll"];
-/// What a server may take beside what its connections may hold: kept buffers, and what the allocator keeps.
+/// Memory that a server may take beyond the connection budget: kept buffers, and memory that the
+/// allocator retains.
 const OWN: u64 = 48 << 20;
-/// The budget that a server has for its connections here.
+/// The connection memory budget of each server here.
 const BUDGET: u64 = 64 << 20;
-/// What a well-behaved client may have to wait meanwhile, on a busy machine.
+/// The longest time that a well-behaved client may wait meanwhile on a busy machine.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// A cluster, and what is looked at after a test: its processes, its views and the memory of the server attacked.
+/// A cluster under attack, with what is checked afterwards: its processes, its views, and the
+/// memory of the attacked server.
 struct Attacked {
     cluster: Cluster,
     pids: Vec<u32>,
@@ -59,7 +62,8 @@ impl Attacked {
         Raw::welcomed(address, ClientId(u128::from(number) + 1), ShardId(0))
     }
 
-    /// Serves a good client and watches the server's memory until it is over; how long that client waited most.
+    /// Serves a well-behaved client and samples the server's memory until `is_over`. Returns the
+    /// client's longest wait.
     fn watch(&self, is_over: impl Fn() -> bool) -> Duration {
         let mut client = self.cluster.open();
         let (key, options) = (self.key("good"), OpOptions::default());
@@ -75,7 +79,7 @@ impl Attacked {
         longest
     }
 
-    /// Fails unless all is as before, and the server never took more than `most` bytes.
+    /// Fails unless processes and views are unchanged and the server took at most `most` bytes.
     fn end(self, engine: &str, most: u64) {
         let took = self.most.load(Ordering::Relaxed);
         assert!(took <= most, "{engine}: the server took {} MiB more", took >> 20);
@@ -91,7 +95,7 @@ fn key_of_victim(cluster: &Cluster, prefix: &str) -> Vec<u8> {
     cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, prefix)
 }
 
-/// The bytes of a GET of this key.
+/// Returns the bytes of a GET of this key.
 fn get(id: u64, key: &[u8]) -> Vec<u8> {
     request(RequestId(id), key, Operation::Get)
 }
@@ -134,7 +138,7 @@ fn clients_that_ask_for_long_values_and_read_nothing_take_no_memory() {
                 match number {
                     0..100 => raw.send(&get(1, &keys[0])),
                     100..150 => raw.send(&[1, 2, 3].map(|id| get(id, &keys[1])).concat()),
-                    // 12 KB and more of small requests.
+                    // At least 12 KB of small requests.
                     _ => raw.send(&(0..500).flat_map(|id| get(id, &keys[2])).collect::<Vec<u8>>()),
                 }
                 raw
@@ -166,7 +170,7 @@ fn requests_that_are_sent_in_part_wait_for_memory_and_make_room_for_one_that_is_
                     match (&raw.stream).write(&whole[sent..PART]) {
                         Ok(count) => sent += count,
                         Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                        // It was closed, to make room.
+                        // The server closed the connection to make room.
                         Err(_) => break,
                     }
                 }
@@ -189,7 +193,7 @@ fn requests_that_are_sent_in_part_wait_for_memory_and_make_room_for_one_that_is_
             assert_eq!(put.expect("a put").copies, 2, "{engine}");
         });
         drop(connections);
-        // The value itself, in the chunks of the table, is no memory of connections.
+        // The value itself is in the chunks of the table and does not count as connection memory.
         attacked.end(engine, BUDGET + OWN + (20 << 20));
     }
 }

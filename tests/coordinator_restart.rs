@@ -1,4 +1,4 @@
-//! The coordinator dies and another one goes on, at every moment of a cluster's life.
+//! A coordinator dies at any moment of a cluster's life, and another one continues.
 
 mod common;
 
@@ -22,7 +22,7 @@ fn pairs(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
         .collect()
 }
 
-/// Writes and reads one key until told to stop, and counts; every operation has to succeed.
+/// Writes and reads one key until told to stop, and counts. Every operation must succeed.
 fn work(mut client: Client, key: &[u8], done: &AtomicU64, over: &AtomicBool) {
     while !over.load(Ordering::SeqCst) {
         let number = done.load(Ordering::SeqCst) + 1;
@@ -75,7 +75,7 @@ fn a_coordinator_that_is_killed_is_followed_by_another_and_clients_notice_nothin
     assert!(status.groups.iter().all(|group| group.view.0 == 1), "nothing was recovered");
     cluster.assert_serves(&pids);
 
-    // It watches whom it has not started: a death is noticed, proven and recovered from.
+    // It watches processes that it has not started: a death is noticed, proven and recovered from.
     process::signal(pids[1], Signal::KILL);
     wait_until("another process", PATIENCE, || {
         cluster.server(1).pid.is_some_and(|pid| pid != pids[1])
@@ -136,7 +136,7 @@ fn a_coordinator_in_another_pid_namespace_takes_no_living_server_for_dead() {
     check_all(&mut cluster.open(), &pairs);
 }
 
-/// Fails unless whoever replaces server 1 is told this limit and this time.
+/// Fails unless the replacement of server 1 is started with these words on its command line.
 #[track_caller]
 fn assert_replacement_is_told(cluster: &Cluster, words: &[&str]) {
     let killed = cluster.server_pid(1);
@@ -151,7 +151,7 @@ fn assert_replacement_is_told(cluster: &Cluster, words: &[&str]) {
     }
 }
 
-/// Fails unless the others go on when two that hold one group are killed.
+/// Fails unless the other groups continue when both holders of one group are killed.
 #[track_caller]
 fn assert_isolates(cluster: &Cluster) {
     for pid in [1, 2].map(|id| cluster.server_pid(id)) {
@@ -216,8 +216,8 @@ fn what_a_cluster_was_started_with_holds_when_it_is_restored() {
 fn a_coordinator_that_is_killed_in_any_step_of_a_recovery_is_followed_by_one_that_ends_it() {
     let mut cluster = Cluster::start();
     let mut pairs = pairs(2_000);
-    // Both tables of server 1 take a while to copy, the secondary one longer: else their steps, 3 and 4,
-    // might be over before anybody sees them.
+    // Copying both tables of server 1 takes a while, the secondary one longer. Otherwise steps 3
+    // and 4 might end before the test sees them.
     for (group, count) in [(1, 16), (0, 48)] {
         let large = |n| (cluster.key_at(group, 0, &format!("large {n}")), vec![7; 1 << 20]);
         pairs.extend((0..count).map(large));
@@ -295,7 +295,7 @@ fn a_state_that_is_older_than_its_cluster_is_refused_and_nothing_is_decided_from
     assert!(ended.stderr.contains("coordinator.state is older than its cluster"), "{ended:#?}");
     assert!(pids.iter().all(|pid| process::is_alive(*pid)));
     fs::write(cluster.state_file(), newest).expect("write a file");
-    // The one that knew too little was obeyed; whoever follows needs a later term.
+    // The servers obeyed the coordinator that knew too little; its successor needs a later epoch.
     let ended = cluster.run_coordinator(&[]).with_code(1);
     assert!(ended.stderr.contains("has obeyed another coordinator, of epoch 2"), "{ended:#?}");
     cluster.restart();
@@ -337,7 +337,8 @@ fn of_two_coordinators_in_one_directory_the_second_is_refused() {
     assert_eq!(cluster.status().epoch.number, 3);
 }
 
-/// Kills the coordinator while a server that hangs keeps it from ending a stop; all servers.
+/// Kills the coordinator during a stop that a hung server holds up. Returns the pids of all
+/// servers.
 #[track_caller]
 fn kill_coordinator_in_a_stop(cluster: &mut Cluster) -> Vec<u32> {
     let pids = cluster.server_pids();
@@ -351,7 +352,7 @@ fn kill_coordinator_in_a_stop(cluster: &mut Cluster) -> Vec<u32> {
     pids
 }
 
-/// Both dump and exit, and tell nobody.
+/// Makes both holders dump and exit while no coordinator runs.
 #[track_caller]
 fn let_both_holders_of_group_0_leave(pids: &[u32]) {
     for pid in &pids[..2] {
@@ -436,7 +437,7 @@ fn a_cluster_whose_processes_are_all_gone_is_not_replaced_by_an_empty_one_unaske
     put_all(&mut cluster.open(), &pairs(30));
     let (first, pids) = (cluster.ready.cluster.clone(), cluster.server_pids());
     cluster.kill_coordinator();
-    // Whoever is told to stop leaves its dumps, also without a coordinator.
+    // A server that is told to stop leaves its dumps even without a coordinator.
     for pid in &pids {
         process::signal(*pid, Signal::TERM);
     }
@@ -473,7 +474,7 @@ fn a_port_that_somebody_else_has_taken_meanwhile_is_named() {
     cluster.assert_serves(&pids);
 }
 
-/// A server's executable that lets server 2 start only when there is a file `gate`.
+/// Writes a server executable that starts server 2 only once the file `gate` exists.
 fn gated_server(dir: &Path) -> std::path::PathBuf {
     let path = dir.join("gated-server");
     let script = format!(

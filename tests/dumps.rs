@@ -1,4 +1,4 @@
-//! What a stop leaves on disk: two agreeing copies of exactly what was written.
+//! The dumps of a stop: two equal copies of exactly what was written.
 
 mod common;
 
@@ -12,7 +12,7 @@ use kv_client::{Error, Op, OpOptions, Options};
 use kv_protocol::ids::SequenceNumber;
 
 const WRITERS: usize = 16;
-/// Keys of each writer: few, so that each is written again and again.
+/// The number of keys of each writer: few, so that each key is rewritten often.
 const KEYS_OF_A_WRITER: usize = 8;
 
 #[test]
@@ -21,8 +21,8 @@ fn after_a_stop_the_dumps_hold_the_last_value_of_every_key_and_no_deleted_key() 
     let mut random = Random::announced();
     let mut client = cluster.open();
     let mut last: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
-    // One round after the other, each key at most once a round: the order of two writes of one key
-    // that are in flight together is nobody's promise.
+    // Each key at most once a round, and one round after the other: nothing orders two writes of
+    // one key that are in flight together.
     for round in 0..5u8 {
         let keys: Vec<Vec<u8>> =
             (0..2_000).map(|n| format!("key \0\"{n}\\").into_bytes()).collect();
@@ -54,12 +54,12 @@ fn after_a_stop_the_dumps_hold_the_last_value_of_every_key_and_no_deleted_key() 
     }
 }
 
-/// What one writer knows about one of its keys when the cluster has stopped.
+/// The state of one key as its writer knows it when the cluster has stopped.
 #[derive(Clone, Debug, Default)]
 struct Known {
-    /// The last write that was answered OK: its number (which is its value) and version.
+    /// The last write with the response OK: its number (also its value) and its version.
     answered: Option<(u64, SequenceNumber)>,
-    /// The last write that was tried.
+    /// The last write that was attempted.
     tried: u64,
 }
 
@@ -75,7 +75,7 @@ fn every_write_that_was_answered_before_a_stop_is_in_both_dumps() {
                 scope.spawn(move || write_until_refused(endpoint, writer, coord))
             })
             .collect();
-        // Every writer is at work when the stop begins.
+        // Every writer is active when the stop begins.
         wait_until("20,000 writes", common::PATIENCE, || {
             cluster.status().groups.iter().map(|group| group.entries).sum::<u64>()
                 == (WRITERS * KEYS_OF_A_WRITER) as u64
@@ -117,7 +117,7 @@ fn write_until_refused(endpoint: &str, writer: usize, coord: u32) -> Vec<(Vec<u8
             Ok(written) => known.answered = Some((number, written.version)),
             Err(Error::InDoubt { .. }) => break,
             Err(Error::Unavailable { .. }) => {
-                // This one was not done, says the library.
+                // The library reports that this write was not done.
                 known.tried = tried_before;
                 break;
             }

@@ -1,6 +1,6 @@
-//! Both network engines of the servers: what is asked for is what runs, and it serves large and small, many
-//! and few; where io_uring is denied, one of them does. Most other tests run with either as well: `KV_TEST_NET` says with
-//! which (`make test`).
+//! Both network engines of the servers: the requested engine runs, and it serves large and small values over many and few
+//! connections. Where io_uring is denied, epoll serves. Most other tests also run with either engine: `KV_TEST_NET`
+//! selects it (`make test`).
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! A write whose answer was lost is executed once, however often it is sent.
+//! A write whose response was lost is executed once, however often it is sent.
 
 mod common;
 
@@ -29,10 +29,10 @@ fn the_library_retries_a_write_whose_answer_was_cut_off_and_it_is_executed_once(
     let once = OpOptions { condition: Condition::IfAbsent, ..OpOptions::default() };
     let mut versions = Vec::new();
     for n in 0..20u8 {
-        // Cut once, twice or three times on end.
+        // Drops the response once, twice or three times in a row.
         proxy.cut_next_answers(1 + usize::from(n % 3));
         let key = cluster.key_at(0, 0, &format!("once {n}"));
-        // Executed a second time, it would find the key and say CONFLICT.
+        // A second execution would find the key and respond CONFLICT.
         let written = client.put(&key, &[n], &once).expect("a put that is executed once");
         assert_eq!(written.copies, 2);
         versions.push(written.version);
@@ -40,7 +40,7 @@ fn the_library_retries_a_write_whose_answer_was_cut_off_and_it_is_executed_once(
         assert_eq!((value.bytes, value.version), (vec![n], written.version));
     }
     assert_eq!(proxy.answers_cut(), (0..20).map(|n| 1 + n % 3).sum::<usize>());
-    // Each write took one place in the log, however often it came.
+    // Each write took one place in the log, however often it was sent.
     let expected: Vec<_> = (1..=20).map(SequenceNumber).collect();
     assert_eq!(versions, expected);
 }
@@ -79,7 +79,7 @@ fn writes_in_flight_together_are_each_executed_once_however_often_their_connecti
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
     assert_eq!(dumps.entries().len(), WRITES);
-    // A log that has as many places as there were writes: none took two.
+    // The log has as many places as there were writes, so no write took two.
     let places: u64 = dumps
         .primary
         .iter()
@@ -116,7 +116,7 @@ fn the_same_client_and_number_get_the_first_answer_over_a_new_connection() {
     let client = ClientId(0xfeed);
     let bytes = request(RequestId(1), &key, Operation::Put(if_absent(1), b"first"));
 
-    // Sent, and the connection is closed before any answer is read.
+    // The write is sent, and the connection closes before any response is read.
     let mut lost = Raw::welcomed(server, client, ShardId(0));
     lost.send(&bytes);
     drop(lost);
@@ -129,7 +129,7 @@ fn the_same_client_and_number_get_the_first_answer_over_a_new_connection() {
         again.send(&bytes);
         assert_eq!(again.answer(), first, "the answer of a retry");
     }
-    // Another client's write, or another number, is another write.
+    // A write of another client, or with another number, is a different write.
     let mut other = Raw::welcomed(server, ClientId(0xbeef), ShardId(0));
     assert_eq!(other.ask(&key, Operation::Put(if_absent(1), b"x")).status, Status::Conflict);
     assert_eq!(again.ask(&key, Operation::Put(if_absent(2), b"x")).status, Status::Conflict);
@@ -155,7 +155,7 @@ fn a_write_in_doubt_is_settled_from_its_record_or_never_done() {
     assert_eq!(second.ask(&key, resolve(done)), answer);
     let settled = second.ask(&key, resolve(late));
     assert_eq!((settled.status, settled.copies), (Status::NotDone, 2));
-    // Its only sending arrives after that.
+    // The write itself arrives only after that.
     assert_eq!(first.ask(&key, late), settled);
     assert_eq!(first.ask(&key, Operation::Get).value, b"v");
 }

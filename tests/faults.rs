@@ -1,4 +1,4 @@
-//! Processes that die, hang, lose their connections or are told to leave, while others work.
+//! Processes die, hang, lose connections or leave while others work.
 
 mod common;
 
@@ -18,16 +18,17 @@ use kv_protocol::ids::RequestId;
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{ClusterState, GroupCondition};
 
-/// The deadline of operations that are to fail.
+/// The deadline of operations that are expected to fail.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// What an operation on a whole group may take on a busy machine while another group is broken.
+/// The longest time for an operation on an unaffected group, on a busy machine, while another group
+/// is broken.
 const NORMAL: Duration = Duration::from_millis(500);
 
 fn within(deadline: Duration) -> OpOptions {
     OpOptions { deadline: Some(deadline), ..OpOptions::default() }
 }
 
-/// Some pairs, evenly spread.
+/// Returns `count` pairs, evenly spread over the groups.
 fn pairs(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     (0..count)
         .map(|n| (format!("key {n}").into_bytes(), format!("value {n}").into_bytes()))
@@ -97,7 +98,7 @@ fn a_write_that_was_sent_to_a_server_before_it_died_is_answered_by_its_successor
             let start = Instant::now();
             (client.put(&key, b"after", &within(PATIENCE)), start.elapsed())
         });
-        // The write is on its way when the server is found to be silent.
+        // The write is in flight when the server's silence is detected.
         wait_until("the silence to be noticed", PATIENCE, || {
             cluster.coord_log().contains("server 1 is down")
         });
@@ -109,8 +110,8 @@ fn a_write_that_was_sent_to_a_server_before_it_died_is_answered_by_its_successor
     assert_eq!(client.get(&key, &OpOptions::default()).expect("a get").bytes, b"after");
 }
 
-/// Writes growing numbers under one key until told to stop; every write has to be answered OK.
-/// Returns the last number and the longest that a write took.
+/// Writes growing numbers under one key until told to stop; every write must get the response OK.
+/// Returns the last number and the longest time that a write took.
 fn write_on(mut client: Client, key: &[u8], padding: usize, over: &AtomicBool) -> (u64, Duration) {
     let mut longest = Duration::ZERO;
     for number in 1.. {
@@ -127,7 +128,7 @@ fn write_on(mut client: Client, key: &[u8], padding: usize, over: &AtomicBool) -
     unreachable!("nobody writes so often");
 }
 
-/// A value that begins with a number and is so much longer.
+/// Returns a value that begins with a number and has `padding` further bytes.
 fn numbered(number: u64, padding: usize) -> Vec<u8> {
     let mut value = format!("{number};").into_bytes();
     let filler = number.to_le_bytes()[0];
@@ -135,8 +136,9 @@ fn numbered(number: u64, padding: usize) -> Vec<u8> {
     value
 }
 
-/// Runs a fault while values of this length are written to every group; afterwards all is whole, and the last write of each
-/// writer is in both dumps. Returns the longest that a write of each group took.
+/// Injects a fault while values of this length are written to every group. Fails unless all groups
+/// are whole afterwards and both dumps hold the last write of each writer. Returns the longest time
+/// of a write for each group.
 fn nothing_is_lost_through(padding: usize, fault: impl FnOnce(&Cluster)) -> Vec<Duration> {
     let cluster = Cluster::start();
     let keys: Vec<Vec<u8>> = (0..3).map(|group| cluster.key_at(group, 0, "w")).collect();
@@ -169,7 +171,7 @@ fn nothing_is_lost_through(padding: usize, fault: impl FnOnce(&Cluster)) -> Vec<
     ended.into_iter().map(|(_, longest)| longest).collect()
 }
 
-/// Lets the writers end also when the fault fails.
+/// Stops the writers even if the fault injection panics.
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
@@ -192,13 +194,13 @@ fn a_server_that_hangs_is_followed_and_replaced_while_writes_go_on() {
         process::signal(pid, Signal::CONT);
         replaced.expect("another process in the place of the one that hangs");
     });
-    // Suspicion, and the grace of whoever takes over; on a machine that does other things too.
+    // The suspicion and the grace of the new primary, on a busy machine.
     assert!(longest.iter().all(|longest| *longest < HANGS), "{longest:?}");
 }
 
 #[test]
 fn a_machine_that_stands_again_and_again_makes_no_member_of_a_group_go() {
-    // The coordinator wakes shortly before it would have judged, and shortly or long after.
+    // The coordinator resumes shortly before it would have judged, or shortly or long after.
     const STANDS: [u64; 8] = [700, 440, 480, 520, 460, 700, 500, 450];
     const RUNS: Duration = Duration::from_millis(200);
     let cluster = Cluster::start();
@@ -213,7 +215,7 @@ fn a_machine_that_stands_again_and_again_makes_no_member_of_a_group_go() {
         });
     };
     for (round, stands) in STANDS.into_iter().enumerate() {
-        // All of its processes, one after the other, in another order each time.
+        // Pauses all processes of the cluster, in a different order each time.
         let mut all: Vec<u32> = pids.iter().copied().chain([cluster.coord_pid()]).collect();
         all.rotate_left(round % 4);
         all.iter().for_each(|pid| process::pause(*pid));
@@ -238,7 +240,7 @@ fn streams_that_are_cut_in_the_middle_of_large_values_lose_nothing() {
     nothing_is_lost_through(3 << 20, cut_streams);
 }
 
-/// Cuts the streams of the whole ring, one after the other and several times.
+/// Cuts all streams of the ring one after the other, several times.
 fn cut_streams(cluster: &Cluster) {
     let status = cluster.status();
     if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
@@ -290,7 +292,7 @@ fn a_server_that_is_told_to_leave_hands_over_exits_within_five_seconds_and_is_re
     });
     cluster.await_whole();
     for role in ["primary", "secondary"] {
-        // Others have what it held, and more by now: a dump would only mislead.
+        // Other servers have this data in a newer state: an old dump would only mislead.
         let path = cluster.dir().join(format!("server_1.{role}.old"));
         assert!(!path.exists(), "{}", path.display());
     }
@@ -337,7 +339,7 @@ fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
     }
 }
 
-/// Writes growing numbers under one key; returns the last that was answered OK.
+/// Writes growing numbers under one key; returns the last one with the response OK.
 fn write_until_it_fails(mut client: Client, key: &[u8], deadline: Duration) -> u64 {
     let mut answered = 0;
     loop {
@@ -390,7 +392,7 @@ fn when_two_neighbours_die_and_are_isolated_no_other_group_fails_once_and_theirs
     });
     for (key, (_, longest)) in keys.iter().zip(&ended) {
         let group = group_of(&cluster, key);
-        // Of groups 0 and 2 one holder died as well.
+        // Groups 0 and 2 have lost one holder.
         assert!(*longest < NORMAL || group <= 2, "group {group}: {longest:?}");
     }
 
@@ -439,7 +441,7 @@ fn when_two_neighbours_die_and_are_isolated_no_other_group_fails_once_and_theirs
 fn servers_serve_on_without_their_coordinator_and_dump_by_themselves_when_told_to_stop() {
     let cluster = Cluster::start();
     let pairs = pairs(1_000);
-    // Clients that have the map need the coordinator no more.
+    // Clients that have the map do not need the coordinator.
     let mut client = cluster.open();
     put_all(&mut client, &pairs);
     let pids = cluster.server_pids();
@@ -505,7 +507,7 @@ fn a_server_that_hangs_is_killed_and_named_when_the_cluster_stops() {
     assert!(!process::is_alive(pid));
     let log = cluster.coord_log();
     assert!(log.lines().any(|l| l.contains("server 1") && l.contains("kill")), "{log}");
-    // Every group has a dump all the same.
+    // Every group still has a dump.
     let mut found = HashMap::new();
     for (server, role) in [(0, "primary"), (2, "secondary"), (2, "primary")] {
         found.extend(cluster.dump(server, role).entries.into_iter().map(|e| (e.key, e.value)));
@@ -522,7 +524,7 @@ fn a_client_finds_its_way_back_after_its_own_connections_were_cut() {
     for server in &cluster.status().servers {
         let port = server.clients.as_ref().expect("started");
         let port = port.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
-        // This very process is the client.
+        // The client is this process.
         assert!(process::cut_connections(std::process::id(), port) > 0);
     }
     check_all(&mut client, &pairs);

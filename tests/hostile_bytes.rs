@@ -1,5 +1,5 @@
-//! Bytes that make no sense, or lie: each costs its sender the request or the connection, and nobody
-//! else anything.
+//! Malformed and forged bytes: each costs its sender the request or the connection, and affects no
+//! other connection.
 
 mod common;
 
@@ -27,7 +27,7 @@ use kv_protocol::placement::Digest;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-/// Runs an attack on a fresh cluster, which must be none the worse for it.
+/// Runs an attack on a new cluster and fails unless the cluster is unaffected.
 #[track_caller]
 fn survives(attack: impl FnOnce(&Cluster, &Ports)) {
     let cluster = Cluster::start();
@@ -37,7 +37,7 @@ fn survives(attack: impl FnOnce(&Cluster, &Ports)) {
     cluster.stop().assert_copies_agree();
 }
 
-/// A key of the victim's own group.
+/// Returns a key of the victim's own group.
 fn key(cluster: &Cluster, prefix: &str) -> Vec<u8> {
     cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, prefix)
 }
@@ -99,12 +99,12 @@ fn memory_grows_with_the_bytes_that_came_and_not_with_those_announced() {
         let connections: Vec<Raw> = (0..100)
             .map(|client| {
                 let mut raw = ports.welcomed(client);
-                // All that is before the value, and one byte of it.
+                // Everything before the value, and one byte of it.
                 raw.send(&whole[..whole.len() - value.len() + 1]);
                 raw
             })
             .collect();
-        // Whoever is answered after them has been received after them.
+        // A response to a later request shows that these bytes were received.
         assert_eq!(ports.welcomed(1_000).ask(&key, Operation::Get).status, Status::NotFound);
         let grown = process::data_bytes(pid).saturating_sub(before);
         assert!(grown < 256 << 20, "{grown} bytes were taken for 100 bytes of values");
@@ -132,7 +132,7 @@ fn a_bad_checksum_on_a_stream_closes_it_and_the_real_one_goes_on_where_it_was() 
         let (view, t_send) = (ViewVersion(1), Time::from_nanos(7));
         batch.push(&PeerMessage::Beacon(Beacon { view, t_send }));
         batch.finish();
-        // Whole, it is acknowledged; so its checksum is all that is wrong with it below.
+        // The unaltered frame is acknowledged, so the checksum is the only defect below.
         say_on_a_stream(ports, &beacon, |frame| frame.opcode == peer_opcode::BATCH);
         for damaged in 8..beacon.len() {
             let mut bytes = beacon.clone();
@@ -152,14 +152,14 @@ fn assert_stream_broken_by(ports: &Ports, bytes: &[u8]) {
     });
 }
 
-/// Says something to the victim on a stream from somebody who claims, rightly in every field, to be
-/// its predecessor, until it is answered as expected. The real predecessor dials again at once, and
-/// may be the one who ends such a stream; then it is said once more.
+/// Sends bytes to the victim on a stream whose sender claims, with every field correct, to be its
+/// predecessor, until the response is as expected. The real predecessor reconnects at once and may
+/// replace such a stream; then the bytes are sent again.
 #[track_caller]
 fn say_on_a_stream(ports: &Ports, bytes: &[u8], is_expected: impl Fn(&Received) -> bool) {
     common::wait_until("the victim's answer on a forged stream", common::PATIENCE, || {
         let (mut raw, seal) = ports.challenged(Kind::Servers, ports.key);
-        // In one piece, so that nobody comes between.
+        // In one piece, so that the real predecessor cannot connect in between.
         raw.send(&[&ports.hello(Kind::Servers, &seal), bytes].concat());
         let welcome = raw.next_frame();
         assert!(welcome.is_none_or(|frame| frame.opcode == peer_opcode::PEER_WELCOME));
@@ -416,8 +416,8 @@ fn a_stranger_is_refused_at_the_servers_port_before_anything() {
     });
 }
 
-/// The status and the map show every name there is: of the cluster, its epoch, its processes. A program that
-/// knows them all and not the key is a stranger.
+/// Checks that a program that knows the names in the status and the map (cluster, epoch,
+/// processes), but not the key, is rejected.
 #[test]
 fn a_program_that_knows_every_name_but_not_the_key_is_a_stranger() {
     survives(|cluster, ports| {
@@ -447,7 +447,7 @@ fn a_program_that_knows_every_name_but_not_the_key_is_a_stranger() {
         let epoch = Epoch { number: 1 << 40, ..ports.status.epoch };
         let started = Started { epoch, ..ports.started() };
         refused(Kind::Reports, &|seal, bytes| started.write(seal, bytes));
-        // What was recorded of a conversation under the true key is of no use in the next one.
+        // A recorded handshake under the correct key is useless on the next connection.
         for kind in Kind::CHECKED {
             let (_, earlier) = ports.challenged(kind, ports.key);
             let (mut raw, _) = ports.challenged(kind, ports.key);
@@ -512,7 +512,7 @@ fn a_stranger_is_refused_by_the_coordinator_in_words() {
         forged[2].member.server = ServerId(77);
         forged[3].shards = 9;
         forged[4].epoch.number = u64::MAX;
-        // The victim's own name with other ports: clients must not be sent there.
+        // The victim's own identity with other ports: clients must not be directed there.
         forged[5] = good;
         for started in forged {
             let (mut raw, seal) = ports.challenged(Kind::Reports, ports.key);
@@ -644,8 +644,8 @@ fn what_is_refused_is_counted_in_the_status() {
     });
 }
 
-/// Bytes that go a little further than dice would: often a right header, an opcode that exists, a
-/// whole frame with a right checksum.
+/// Generates bytes that reach further than uniformly random ones: often a correct header, an
+/// existing opcode, or a whole frame with a correct checksum.
 fn nonsense() -> impl Strategy<Value = (usize, Vec<u8>, bool)> {
     let bytes = prop::collection::vec(any::<u8>(), 0..300);
     let opcodes = prop::sample::select(vec![
@@ -668,7 +668,7 @@ fn random_bytes_into_every_port_harm_nobody() {
     let attack = TestRunner::new(config).run(&nonsense(), |(port, bytes, greets)| {
         let kind = Kind::ALL[port % Kind::ALL.len()];
         let mut raw = ports.connect(kind);
-        // The forged hello of a server would be admitted, and nothing is promised against that.
+        // On the cluster-internal ports the random bytes take the place of the challenge.
         if greets && !kind.is_checked() {
             raw.send(&ports.first_frame(kind));
         }

@@ -1,4 +1,4 @@
-//! Clients that are slow, silent, greedy or many: bounds and deadlines keep them from harming others.
+//! Slow, silent, greedy and numerous clients: limits and deadlines keep them from harming others.
 
 mod common;
 
@@ -21,9 +21,9 @@ use kv_protocol::limits::{
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{AlarmKind, AlarmStatus};
 
-/// How much later than its deadline a connection may be closed on a busy machine.
+/// The longest delay of a close past its deadline on a busy machine.
 const SLACK: Duration = Duration::from_secs(3);
-/// What a well-behaved client may have to wait meanwhile, on a busy machine.
+/// The longest time that a well-behaved client may wait meanwhile on a busy machine.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 #[test]
@@ -60,7 +60,7 @@ fn slow_silent_and_greedy_connections_are_closed_at_their_deadlines_and_nobody_e
             assert_closed_after(FRAME_DEADLINE, Kind::Clients, "slow later", raw, &put);
         }));
         culprits.push(scope.spawn(move || ask_without_reading(ports, key, pid)));
-        // All are waited for before the first failure is told.
+        // All threads are joined before the first failure is reported.
         let ended: Vec<_> = culprits.into_iter().map(|culprit| culprit.join()).collect();
         over.store(true, Ordering::SeqCst);
         idle.join().expect("an idle connection stays");
@@ -72,7 +72,7 @@ fn slow_silent_and_greedy_connections_are_closed_at_their_deadlines_and_nobody_e
     cluster.stop().assert_copies_agree();
 }
 
-/// Sends a byte of `bytes` each second, and fails unless the connection ends at its deadline.
+/// Sends one byte of `bytes` each second; fails unless the connection closes at its deadline.
 fn assert_closed_after(deadline: Duration, kind: Kind, manner: &str, mut raw: Raw, bytes: &[u8]) {
     let start = Instant::now();
     let mut sent = 0;
@@ -87,7 +87,7 @@ fn assert_closed_after(deadline: Duration, kind: Kind, manner: &str, mut raw: Ra
     assert!(lasted + SLACK > deadline, "{manner} on {kind:?}: closed after {lasted:?} already");
 }
 
-/// Asks for a megabyte again and again and reads nothing of it.
+/// Requests a megabyte repeatedly and reads no response.
 fn ask_without_reading(ports: &Ports, key: &[u8], pid: u32) {
     let mut raw = ports.welcomed(3);
     let before = process::resident_bytes(pid);
@@ -219,7 +219,7 @@ fn a_crowd_that_asks_the_coordinator_nothing_gives_room_to_those_who_ask() {
     for _ in 0..MAX_COORDINATOR_CONNECTIONS {
         crowd.push(greet());
         if crowd.len() % 512 == 0 {
-            // Whoever asks now and then is not among those who have been idle for longest.
+            // A connection with occasional requests is not among those idle for longest.
             let mut question = Vec::new();
             Question::Map.write(&mut question);
             asks.send(&question);
@@ -227,13 +227,13 @@ fn a_crowd_that_asks_the_coordinator_nothing_gives_room_to_those_who_ask() {
         }
     }
     assert_eq!(oldest.await_close(), []);
-    // The crowd is as large as it may be; a client and the status get in all the same.
+    // The crowd is at its limit; a client and the status command still get in.
     cluster.client("P \"k\" \"v\"\n").with_code(0);
     assert!(cluster.status().groups.iter().all(|group| group.copies == 2));
     drop(crowd);
 }
 
-/// However many ask for the status, the brain of the coordinator has other work first.
+/// Checks that status requests do not delay a failover, however many there are.
 #[test]
 fn a_crowd_that_asks_for_the_status_does_not_delay_a_failover() {
     const CROWD: usize = 400;
@@ -274,8 +274,8 @@ fn a_crowd_that_asks_for_the_status_does_not_delay_a_failover() {
     });
 }
 
-/// Opens connections until there are `most`, each welcomed. Those of the fixture's own that have
-/// just ended may count for a moment still.
+/// Opens connections until `most` have received a WELCOME. Connections of the fixture that have
+/// just ended may still count for a moment.
 fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {
     const AT_ONCE: usize = 256;
     let mut crowd: Vec<Raw> = Vec::new();
@@ -298,7 +298,7 @@ fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {
 
 #[test]
 fn a_crowd_of_strangers_that_say_nothing_does_not_keep_the_clusters_own_links_from_coming_back() {
-    // More than each port lets wait for their first words, and no more than a listener's backlog.
+    // More than each port lets wait for their hello, and no more than a listener's backlog.
     const STRANGERS: [(Kind, usize); 3] =
         [(Kind::Servers, 1_100), (Kind::Orders, 100), (Kind::Reports, 500)];
     let cluster = Cluster::start();
@@ -310,7 +310,8 @@ fn a_crowd_of_strangers_that_say_nothing_does_not_keep_the_clusters_own_links_fr
     let ports = Ports::of(&cluster);
     for (kind, strangers) in STRANGERS {
         let port = ports.address(kind).port();
-        // Who dials that port for the cluster: the predecessor, the coordinator, the victim.
+        // The process that connects to that port for the cluster: predecessor, coordinator or
+        // victim.
         let dialler = match kind {
             Kind::Servers => pids[VICTIM - 1],
             Kind::Orders => cluster.coord_pid(),
@@ -321,7 +322,7 @@ fn a_crowd_of_strangers_that_say_nothing_does_not_keep_the_clusters_own_links_fr
         assert_eq!(process::cut_connections(dialler, port), 1, "{kind:?}");
         cluster.assert_serves(&pids);
         wait_until("the link to be back", PATIENCE, || process::connections(dialler, port) == 1);
-        // By then no stranger's time was up.
+        // No stranger's deadline had passed by then.
         assert!(start.elapsed() < HELLO_DEADLINE / 2, "{kind:?}: {:?}", start.elapsed());
         cluster.assert_serves(&pids);
         drop(crowd);
@@ -329,7 +330,7 @@ fn a_crowd_of_strangers_that_say_nothing_does_not_keep_the_clusters_own_links_fr
     cluster.stop().assert_copies_agree();
 }
 
-/// Whether a server took this connection in; waits for its answer.
+/// Waits for the server's response; returns true if it is WELCOME.
 fn is_welcomed(raw: &mut Raw) -> bool {
     raw.next_frame().is_some_and(|frame| frame.opcode == opcode::WELCOME)
 }
@@ -344,7 +345,7 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
     let room = process::open_descriptors(pid) + 10;
     process::limit_descriptors(pid, room);
 
-    // More knock than there is room for. Most must not be welcomed.
+    // More connections than there is room for. Most must not be welcomed.
     let mut crowd: Vec<Raw> = (0..40)
         .map(|n| {
             let mut raw = ports.connect(Kind::Clients);
@@ -353,8 +354,8 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
         })
         .collect();
     wait_until("all descriptors to be used", PATIENCE, || process::open_descriptors(pid) >= room);
-    // The links live: heartbeats go on for longer than it takes to be called down, and both those
-    // who were there before and the stream to the secondary work.
+    // The links work: heartbeats continue for longer than the failure timeout. Existing clients and
+    // the stream to the secondary work too.
     let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "full");
     let start = Instant::now();
     let mut seq = 0;
@@ -365,8 +366,8 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
         assert_eq!(cluster.server(VICTIM).state, ServerState::Up);
         start.elapsed() > Duration::from_secs(1)
     });
-    // The others wait, or were turned away in words: those who came in one burst with the last that
-    // fitted. What was just being closed when the limit was set has made room for a few more.
+    // The others wait, or were rejected: those that came in one burst with the last accepted ones.
+    // Connections that were closing when the limit was set have made room for a few more.
     let is_answered_welcome = |raw: &mut Raw| raw.has_input() && is_welcomed(raw);
     let welcomed = crowd.iter_mut().map(is_answered_welcome).filter(|welcomed| *welcomed).count();
     assert!(welcomed < 20, "{welcomed} of 40 were welcomed where there was room for 10");
@@ -398,7 +399,7 @@ fn a_server_full_of_connections_under_a_low_limit_of_open_files_is_stopped_with_
     let mut welcomed: Vec<&mut Raw> = clients.filter_map(|r| is_welcomed(r).then_some(r)).collect();
     let count = welcomed.len();
     assert!((50..256).contains(&count), "{count} of 300 clients were welcomed");
-    // Strangers at the servers port stay until their hello is late: the stream stands beside them.
+    // Strangers at the servers port stay until their hello is late; the stream works beside them.
     let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "full");
     let put = Operation::Put(write_number(1), b"v");
     assert_eq!(welcomed[0].ask(&key, put).status, Status::Ok);
@@ -460,7 +461,7 @@ fn at_the_memory_limit_writes_are_refused_and_reads_and_deletes_work_and_both_co
 #[test]
 fn a_dump_that_cannot_be_written_is_named_and_waited_for_until_it_can() {
     let builder = Cluster::builder();
-    // No file can be made where a directory is.
+    // A file cannot be created under the name of a directory.
     let obstacle = builder.dir().join("server_1.primary.tmp");
     std::fs::create_dir(&obstacle).expect("make a directory");
     let mut cluster = builder.start();
@@ -482,7 +483,7 @@ fn a_dump_that_cannot_be_written_is_named_and_waited_for_until_it_can() {
 #[test]
 fn a_disk_that_is_full_for_a_moment_costs_no_dump() {
     let builder = Cluster::builder();
-    // What is written here goes to a device that is always full; the server removes the link.
+    // Writes to this link go to a device that is always full; the server removes the link.
     symlink("/dev/full", builder.dir().join("server_1.primary.tmp")).expect("make a link");
     let mut cluster = builder.start();
     let pairs: Vec<_> = (0..300).map(|n| (format!("key {n}").into_bytes(), vec![0; 300])).collect();
@@ -523,7 +524,7 @@ fn a_client_that_stops_in_the_middle_of_its_answers_costs_the_others_nothing() {
         for id in 0..8 {
             raw.send(&request(RequestId(id), &key, Operation::Get));
         }
-        // Dropped with its answers on their way.
+        // The connections are dropped while responses are in flight.
     }
     wait_for("all descriptors to be given back", PATIENCE, || {
         (process::open_descriptors(pid) <= before).then_some(())

@@ -1,4 +1,5 @@
-//! A cluster that cannot start says why, starts nothing or stops what it started, and leaves nobody.
+//! A cluster that cannot start reports why, starts nothing or stops what it started, and leaves no
+//! process.
 
 mod common;
 
@@ -10,7 +11,7 @@ use common::cluster::Builder;
 use common::programs::{self, COORD, Ended};
 use common::{Cluster, PATIENCE, process};
 
-/// Runs a coordinator that is not to come up.
+/// Runs a coordinator that is expected to fail.
 #[track_caller]
 fn run(builder: &Builder) -> Ended {
     let command = builder.command();
@@ -22,7 +23,7 @@ fn run(builder: &Builder) -> Ended {
     ended
 }
 
-/// What a coordinator that failed said to people: on standard error and in its log.
+/// Returns the messages of a failed coordinator: its standard error and its log.
 fn said(builder: &Builder, ended: &Ended) -> String {
     let log = std::fs::read_to_string(builder.dir().join("coord.log")).unwrap_or_default();
     format!("{}\n{log}", ended.stderr)
@@ -89,7 +90,7 @@ fn a_cluster_file_that_is_missing_or_no_text_is_refused_by_name() {
 #[test]
 fn a_missing_server_binary_is_named_and_the_start_fails() {
     let builder = Cluster::builder().flag("--server-binary").flag("/nowhere/at/all/server");
-    // The fixture's own --server-binary must not stand before it.
+    // The fixture's own --server-binary must not take precedence.
     let arguments: Vec<String> = builder
         .command()
         .get_args()
@@ -121,7 +122,7 @@ fn a_server_binary_that_is_no_program_is_named_and_the_start_fails() {
 
 #[test]
 fn a_port_in_use_is_named_with_its_server_and_those_that_were_started_are_stopped_again() {
-    // As clients port of server 1, as servers port, as orders port.
+    // As the clients port of server 1, its servers port, and its orders port.
     for place in 0..3 {
         let taken = TcpListener::bind("127.0.0.1:0").expect("listen");
         let port = taken.local_addr().expect("an address").port();

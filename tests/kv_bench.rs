@@ -1,4 +1,4 @@
-//! The load generator against a real cluster, and against a server that lies.
+//! The load generator against a real cluster, and against a server that returns wrong data.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::Cluster;
 use common::programs::{Ended, KV_BENCH, run};
 use serde_json::Value;
 
-/// What a run may take.
+/// Time limit for one run.
 const LIMIT: Duration = Duration::from_secs(60);
 
 #[track_caller]
@@ -64,8 +64,8 @@ fn a_group_alone_can_be_loaded() {
     assert_eq!(counts, [0, 200, 0]);
 }
 
-/// A server that speaks RESP to one connection after the other: stores nothing, and answers every GET
-/// with this, after so long.
+/// Starts a server that speaks RESP to one connection after the other. It stores nothing and
+/// responds to every GET with `value` after `delay`.
 fn fake_redis(value: &'static [u8], delay: Duration) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let address = listener.local_addr().expect("an address").to_string();
@@ -77,7 +77,7 @@ fn fake_redis(value: &'static [u8], delay: Duration) -> String {
     format!("redis://{address}")
 }
 
-/// Until the connection ends, as the generator closes it.
+/// Serves until the generator closes the connection.
 fn serve(stream: &TcpStream, value: &[u8], delay: Duration) -> Option<()> {
     let mut input = BufReader::new(stream);
     loop {
@@ -91,7 +91,7 @@ fn serve(stream: &TcpStream, value: &[u8], delay: Duration) -> Option<()> {
         let mut output = stream;
         let answer = match words.first()?.as_slice() {
             b"GET\r\n" => value,
-            // One replica has everything.
+            // Reports one replica with all writes.
             b"WAIT\r\n" => b":1\r\n",
             _ => b"+OK\r\n",
         };
@@ -99,7 +99,7 @@ fn serve(stream: &TcpStream, value: &[u8], delay: Duration) -> Option<()> {
     }
 }
 
-/// The number of a line such as `*2` or `$16`.
+/// Returns the number of a line such as `*2` or `$16`.
 fn length(input: &mut impl BufRead) -> Option<usize> {
     let mut line = String::new();
     input.read_line(&mut line).ok()?;
@@ -156,7 +156,8 @@ fn a_run_lasts_as_long_as_is_said() {
 
 #[test]
 fn an_open_loop_shows_the_queue_that_a_closed_one_hides() {
-    // Each answer takes 5 ms, so a closed loop sees about that, and 400 a second pile up.
+    // Each response takes 5 ms. A closed loop measures about that; at 400 a second, requests pile
+    // up.
     let target = fake_redis(b"$-1\r\n", Duration::from_millis(5));
     let p99 = |line: &str| {
         let line = format!("--reads 100 --connections 1 --warm-up 0 --duration 0.5 --json {line}");
@@ -167,7 +168,7 @@ fn an_open_loop_shows_the_queue_that_a_closed_one_hides() {
     assert_eq!(behind, 0);
     let (open, behind) = p99("--rate 400");
     assert!(behind.as_u64().is_some_and(|behind| behind > 0), "{behind}");
-    // At least half of the half second stands in the queue at its end.
+    // At the end, at least half of the requests of this half second are queued.
     assert!(open > 100_000.0 && open > 3.0 * closed, "p99 {closed} µs and {open} µs");
 }
 

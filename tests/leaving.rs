@@ -1,4 +1,5 @@
-//! Servers that are told to stop, one or all of them: nothing is lost, and an exit after complete dumps is no fault.
+//! Servers that are told to stop, one or all of them: nothing is lost, and an exit after complete
+//! dumps is not a fault.
 
 mod common;
 
@@ -10,7 +11,7 @@ use common::{Cluster, PATIENCE, wait_until};
 
 type Pair = (Vec<u8>, Vec<u8>);
 
-/// So much in one group that its dump takes longer than a silent server is borne.
+/// Returns enough data in one group that its dump takes longer than the failure timeout.
 fn large(cluster: &Cluster, group: u16, count: usize) -> Vec<Pair> {
     let key = |n| cluster.key_at(group, 0, &format!("large {n} "));
     (0..count)
@@ -40,7 +41,7 @@ fn a_server_that_leaves_with_much_to_dump_hands_it_over_and_destroys_no_copy() {
     let pids = cluster.server_pids();
     process::signal(pids[1], Signal::TERM);
     wait_until("the server to exit", PATIENCE, || !process::is_alive(pids[1]));
-    // Whoever held the same keys has kept them, and serves.
+    // The other holders of the same keys have kept them and serve them.
     check_all(&mut client, &pairs);
     cluster.await_whole();
     assert_eq!(cluster.server_pid(0), pids[0], "no other process was replaced");
@@ -61,7 +62,7 @@ fn all_servers_that_are_told_to_stop_within_moments_end_with_dumps_that_bring_ev
         for &pid in &pids {
             process::signal(pid, Signal::TERM);
             if apart {
-                // The next one is told when this one is being led out.
+                // The next server is told to stop while this one is leaving.
                 let told =
                     format!("server {}", pids.iter().position(|p| *p == pid).expect("its place"));
                 wait_until("the coordinator to be asked", PATIENCE, || {
@@ -79,7 +80,7 @@ fn all_servers_that_are_told_to_stop_within_moments_end_with_dumps_that_bring_ev
 
 #[test]
 fn servers_that_end_without_a_coordinator_that_lives_are_restored() {
-    // The coordinator is paused for longer than servers go on without one.
+    // The coordinator is paused for longer than the orphan timeout.
     let mut cluster = Cluster::builder().flag("--orphan-timeout").flag("1").start();
     let pairs = small(2_000);
     put_all(&mut cluster.open(), &pairs);
@@ -89,7 +90,7 @@ fn servers_that_end_without_a_coordinator_that_lives_are_restored() {
     for &pid in &pids {
         process::cut_connections(pid, port);
     }
-    // They have ended, and the one that is paused has not waited for them yet.
+    // They have ended, and the paused coordinator has not waited for them yet.
     wait_until("every server to exit", PATIENCE, || pids.iter().all(|pid| has_ended(*pid)));
     process::signal(cluster.coord_pid(), Signal::CONT);
     cluster.await_end(0);
@@ -99,7 +100,7 @@ fn servers_that_end_without_a_coordinator_that_lives_are_restored() {
     check_all(&mut restored.open(), &pairs);
 }
 
-/// Whether a process has ended, waited for or not.
+/// Returns true if a process has ended, whether or not its parent has waited for it.
 fn has_ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))

@@ -1,4 +1,4 @@
-//! A log that cannot be written, or does not take what is written, costs the log and nothing else.
+//! A log that cannot be written, or blocks its writer, affects only the log.
 
 mod common;
 
@@ -27,8 +27,7 @@ fn a_cluster_whose_logs_are_on_a_full_disk_serves_and_stops_in_order() {
     cluster.stop().assert_copies_agree();
 }
 
-/// A log that is a pipe: while nobody reads and it is full, whoever writes to it waits, as for a device that
-/// stalls.
+/// A log that is a pipe. While it is full and not read, its writer blocks as on a stalled device.
 struct PipeLog {
     path: PathBuf,
     reader: File,
@@ -48,7 +47,7 @@ impl PipeLog {
         PipeLog { path, reader }
     }
 
-    /// From now on not one byte more fits.
+    /// Fills the pipe until not one more byte fits.
     fn fill(&self) {
         let mut writer = open_at_once(OpenOptions::new().write(true), &self.path);
         for size in [4_096, 1] {
@@ -62,7 +61,7 @@ impl PipeLog {
         }
     }
 
-    /// What has been written and not yet read.
+    /// Reads what has been written and not yet read.
     fn read(&mut self) -> String {
         let mut bytes = Vec::new();
         match self.reader.read_to_end(&mut bytes) {
@@ -86,7 +85,7 @@ fn log_devices_that_stall_end_no_server_and_delay_no_client() {
     let cluster = builder.start();
     let pids = cluster.server_pids();
     logs.iter().for_each(PipeLog::fill);
-    // A malformed line to each port has each thread that serves one log something.
+    // A malformed line to each port makes each serving thread log a message.
     let ports: Vec<u16> = pids.iter().flat_map(|pid| process::listening_ports(*pid)).collect();
     assert_eq!(ports.len(), 9, "three a server");
     let coordinator = [cluster.ready.clients_port, cluster.ready.servers_port];
@@ -98,14 +97,14 @@ fn log_devices_that_stall_end_no_server_and_delay_no_client() {
     let start = Instant::now();
     let mut client = cluster.open();
     let options = kv_client::OpOptions::default();
-    // Long enough for every watchdog and every judge.
+    // Longer than any watchdog or failure timeout.
     while start.elapsed() < 3 * GRACE {
         for group in 0..3 {
             client.put(&cluster.key_at(group, 0, "k"), b"v", &options).expect("a put");
         }
     }
     cluster.assert_serves(&pids);
-    // What was said meanwhile is there as soon as it is read.
+    // Messages logged meanwhile are there as soon as the pipe is read.
     for (log, name) in logs.iter_mut().zip(names) {
         let mut said = String::new();
         wait_until("the refusal in the log", PATIENCE, || {
@@ -115,11 +114,11 @@ fn log_devices_that_stall_end_no_server_and_delay_no_client() {
         assert!(!said.contains("has stood"), "{name}: {said}");
         log.fill();
     }
-    // Nor does an orderly stop wait for a log.
+    // An orderly stop does not wait for a log either.
     cluster.stop().assert_copies_agree();
 }
 
-/// Every signal that ends a process unless it does something about it, but those that are meant to.
+/// Every signal whose default action ends a process, except those with a meaning here.
 fn signals() -> impl Iterator<Item = i32> {
     let named = [
         libc::SIGUSR1,
@@ -195,7 +194,7 @@ fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() 
     dumps.assert_copies_agree();
     assert!(fs::read_to_string(dir.path().join("coord.log")).expect("a log").contains("stopped"));
 
-    // A coordinator that restores, and its servers from their first moment on.
+    // A restoring coordinator, and its servers from their start.
     let mut restored = Cluster::builder().restore(dir).launch();
     wait_until("the restored cluster to serve", PATIENCE, || {
         if restored.coord_log().contains("checking") {
@@ -217,7 +216,7 @@ fn logs_dumps_and_the_state_are_for_their_owner_alone() {
     let mut seen = 0;
     for entry in fs::read_dir(dir.path()).expect("read a directory").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        // The cluster file and what the test itself has redirected.
+        // The cluster file and the files that the test itself redirected.
         if ["cluster.txt", "coord.err", "coord.lock"].contains(&&*name) {
             continue;
         }

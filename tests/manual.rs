@@ -1,6 +1,6 @@
-//! The manual pages in `docs/man/`. Those of the executables are what `--help` says, in the language
-//! of man(7); `make man` writes them anew. The one of the library is written by hand; it has every function,
-//! every struct and every status of the header.
+//! The manual pages in `docs/man/`. Those of the executables are the `--help` output converted to
+//! man(7); `make man` regenerates them. The library's page is written by hand and has every
+//! function, struct and status of the header.
 
 mod common;
 
@@ -12,7 +12,7 @@ use std::process::Command;
 
 use common::programs::{CLIENT, COORD, KV_BENCH, SERVER};
 
-/// Name as installed, executable, what it is.
+/// Installed name, executable and description of each page.
 const PAGES: [(&str, &str, &str); 4] = [
     ("kv-coord", COORD, "start, watch and stop a cluster of the key-value store"),
     ("kv-server", SERVER, "one storage server of the key-value store"),
@@ -24,7 +24,7 @@ fn page(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/man").join(name)
 }
 
-/// What the program says of itself under the name that it is installed with.
+/// Returns the help text that the program prints under its installed name.
 #[track_caller]
 fn help(name: &str, program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
@@ -49,8 +49,9 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// Help in the language of man(7). Its lines are headings ("Options:" at the margin), terms (an option
-/// or a number, indented by eight at most) with their text behind two spaces or below, and text.
+/// Converts a help text to man(7). Its lines are headings ("Options:" at the margin), terms (an
+/// option or a number, indented by at most eight) with their text after two spaces or below, and
+/// text.
 fn render(help: &str) -> String {
     let mut page = String::from(".SH DESCRIPTION\n");
     let mut in_list = false;
@@ -72,7 +73,8 @@ fn render(help: &str) -> String {
         } else if text.is_empty() {
             page += if in_list { "" } else { ".PP\n" };
         } else {
-            // The second line of a usage, a default, and a value's meaning each have a line.
+            // The second line of a usage, a default, and the meaning of a value each have a line of
+            // their own.
             let has_own_line = text.starts_with(['[', '-']) || text.starts_with("Possible values:");
             let stands_alone = has_own_line || (!in_list && indent > 0);
             let _ = writeln!(page, "{}{}", if stands_alone { ".br\n" } else { "" }, escape(text));
@@ -129,7 +131,7 @@ fn the_page_of_the_library_names_every_function_and_status_and_no_other() {
         .map(|(name, _)| format!("KVC_{name}"));
     let mut known: Vec<String> = exports.lines().map(ToOwned::to_owned).chain(statuses).collect();
     let page = fs::read_to_string(page("kvclient.3")).expect("read the page").replace("\\-", "-");
-    // A function is named with its parentheses, a status begins the entry of a list.
+    // A function is named with its parentheses; a status begins a list entry.
     let words = page.split(|c: char| !(c.is_ascii_alphanumeric() || "_(".contains(c)));
     let functions = words
         .filter_map(|word| word.split_once('(').map(|(name, _)| name))
@@ -146,7 +148,7 @@ fn the_page_of_the_library_names_every_function_and_status_and_no_other() {
 
 const HEADER: &str = include_str!("../include/kvclient.h");
 
-/// The page of the library as text, without the marks at the beginnings of lines.
+/// Returns the library's page as text, without the macros at the beginnings of lines.
 fn library_page() -> String {
     let text = fs::read_to_string(page("kvclient.3")).expect("read the page").replace("\\-", "-");
     let lines = text.lines().filter(|line| *line != ".PP").map(|line| {
@@ -156,7 +158,7 @@ fn library_page() -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// A C text without its comments, every blank of any kind one space.
+/// Returns a C text without comments and with each run of whitespace as one space.
 fn without_comments(text: &str) -> String {
     let mut rest = text;
     let mut bare = String::new();
@@ -169,7 +171,7 @@ fn without_comments(text: &str) -> String {
     bare.replace("( ", "(")
 }
 
-/// The pieces of a text that begin and end so, which belong to them.
+/// Returns the pieces of a text from each `begin` to the next `end`, both included.
 fn pieces<'a>(text: &'a str, begin: &str, end: &str) -> Vec<&'a str> {
     let starts = text.match_indices(begin).map(|(at, _)| &text[at..]);
     starts.filter_map(|piece| piece.find(end).map(|at| &piece[..at + end.len()])).collect()
@@ -231,13 +233,13 @@ fn the_page_of_the_library_says_of_every_function_once_which_threads_may_call_it
     for value in values {
         assert!(value.starts_with("MT-Safe") || value.starts_with("MT-Unsafe"), "{value}");
     }
-    // Without it man(1) does not draw the table.
+    // Without this line, man(1) does not format the table.
     let page = fs::read_to_string(page("kvclient.3")).expect("read the page");
     assert!(page.starts_with("'\\\" t\n"), "the first line");
 }
 
-/// `.BR name ()` sets its words in bold and in roman by turns and without spaces: a sentence behind it
-/// would be neither bold nor spaced.
+/// Rejects sentences in `.BR` lines. `.BR name ()` sets its words alternately in bold and roman
+/// without spaces, so a sentence there would be garbled.
 #[test]
 fn no_sentence_stands_in_a_line_of_bold_and_roman() {
     for entry in fs::read_dir(page("")).expect("the pages").flatten() {

@@ -1,5 +1,5 @@
-//! The map when the coordinator is away: every server has the newest one and gives it to clients, and no
-//! server takes one that is not its coordinator's.
+//! The map while the coordinator is away: every server has the newest one and gives it to clients.
+//! No server accepts a map from a program other than its coordinator.
 
 mod common;
 
@@ -45,7 +45,7 @@ fn without_a_coordinator_old_clients_go_on_and_new_ones_get_the_map_from_any_ser
     for address in addresses(&map) {
         let mut client = Client::open(&address.to_string(), Options::default()).expect("open");
         work(&cluster, &mut client, b"by a server's map");
-        // The coordinator named first is no hindrance.
+        // A dead coordinator first in the list does no harm.
         let both = format!("{},{address}", cluster.endpoint());
         let mut client = Client::open(&both, Options::default()).expect("open");
         work(&cluster, &mut client, b"by a server's map, in the second place");
@@ -82,9 +82,9 @@ fn every_server_hears_of_a_recovery_and_tells_of_it_when_the_coordinator_is_gone
     assert!(second.is_newer_than(&first));
     assert_ne!(second.servers[1].incarnation, first.servers[1].incarnation);
     kill_coordinator(&cluster);
-    // Its own map is as old as its last operation.
+    // Its own map dates from its last operation.
     work(&cluster, &mut client, b"after");
-    // The process that took the dead one's place tells of it too.
+    // The replacement of the dead process also serves the map.
     let address = second.servers[1].clients.expect("started");
     let mut client = Client::open(&address.to_string(), Options::default()).expect("open");
     work(&cluster, &mut client, b"new");
@@ -135,7 +135,7 @@ fn a_map_that_is_forged_stale_or_no_map_is_refused_and_counted_and_the_server_go
     wait_until("all of them to be counted", PATIENCE, || link.heartbeat().refused == refused);
     assert_eq!(ask(clients).as_ref(), Some(&good), "nothing of them was kept");
 
-    // A frame that is broken ends the link, and the server dials again; nothing else happens.
+    // A damaged frame ends the link, and the server reconnects. Nothing else happens.
     let mut broken = written(&coordinator::map(9, 9));
     let last = broken.len() - 1;
     broken[last] ^= 1;
@@ -145,7 +145,7 @@ fn a_map_that_is_forged_stale_or_no_map_is_refused_and_counted_and_the_server_go
     let newer = coordinator::map(9, 4);
     link.raw.send(&written(&newer));
     wait_until("the newer map to be taken", PATIENCE, || ask(clients).as_ref() == Some(&newer));
-    // What a frame announces is not waited for: one that is too long ends the link at once.
+    // The announced bytes are not waited for: a frame that is too long ends the link at once.
     link.raw.send(&[0xff, 0xff, 0xff, 0x7f, 1, control_opcode::CLUSTER_MAP, 0, 0]);
     server.admit().heartbeat();
 }

@@ -1,5 +1,5 @@
-//! Memory: what the status says is what the processes have, the limit is where it was set, and what is deleted
-//! is given back.
+//! Memory: the status matches the processes' memory, the limit holds, and deleted data is given
+//! back.
 
 mod common;
 
@@ -7,11 +7,11 @@ use common::load::{put_all, run_all};
 use common::{Cluster, PATIENCE, process, wait_until};
 use kv_client::{Error, Op, OpOptions};
 
-/// Bytes of entries that each server is given for either role, at least: enough that the process's own few
-/// megabytes are little beside them.
+/// Minimum bytes of entries for each server in either role: so many that a process's own few
+/// megabytes hardly matter.
 const LOADED: usize = 64 << 20;
 
-/// What a process takes beside its tables once it has worked: receive buffers, and chunks kept ready.
+/// Memory of a working process beside its tables: receive buffers, and chunks kept ready.
 const OWN: u64 = 8 << 20;
 
 fn pairs(count: usize, value_bytes: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -26,7 +26,7 @@ fn delete_all(cluster: &Cluster, pairs: &[(Vec<u8>, Vec<u8>)]) {
     });
 }
 
-/// Whether two numbers differ by at most a tenth of the second.
+/// Returns true if two numbers differ by at most a tenth of the second.
 fn agree(one: u64, other: u64) -> bool {
     one.abs_diff(other) <= other / 10
 }
@@ -89,7 +89,7 @@ fn the_memory_limit_is_where_it_was_set_within_two_percent() {
     assert_eq!(client.get(key, &OpOptions::default()).expect("a get").bytes, pairs[0].1);
 }
 
-/// The number that spreads others evenly.
+/// Returns a pseudo-random number for each input, evenly spread.
 fn spread(number: usize) -> usize {
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20
 }

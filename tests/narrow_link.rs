@@ -1,11 +1,11 @@
-//! A narrow link: the longest values take longer than a lease on it, and nobody is the worse for it.
+//! A narrow link, on which the longest values take longer than a lease: no server suffers for it.
 //!
 //! ```text
-//!   a network namespace of the test: every byte of the cluster and its clients goes over the loopback, which
-//!   carries 50 Mb/s
+//!   a network namespace of the test: all traffic of the cluster and its clients uses the loopback
+//!   device, which carries 50 Mb/s
 //! ```
 //!
-//! Needs root; without it each test says that it does nothing.
+//! Requires root; without it, each test reports that it was skipped.
 
 mod common;
 
@@ -20,14 +20,14 @@ use kv_client::OpOptions;
 use kv_protocol::limits::MAX_VALUE_BYTES;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// What the link lets through, as tc(8) writes it.
+/// The rate of the link in the syntax of tc(8).
 const NARROW: &str = "rate 50mbit burst 128kb latency 50ms";
-/// A read of a short value waits for a lease for no longer; the machine may be busy.
+/// The longest time that a read of a short value may wait for a lease on a busy machine.
 const READ_LIMIT: Duration = Duration::from_secs(1);
-/// Between two reads.
+/// Interval between two reads.
 const PACE: Duration = Duration::from_millis(20);
 
-/// Runs a program that sets up the network of this thread.
+/// Runs a program that configures the network of this thread.
 fn run(line: &str) -> Result<(), String> {
     let mut words = line.split(' ');
     let program = words.next().expect("a program");
@@ -37,12 +37,13 @@ fn run(line: &str) -> Result<(), String> {
     output.status.success().then_some(()).ok_or_else(|| format!("{line}: {}", said.trim()))
 }
 
-/// Gives this thread, and what it starts, a network of its own. It goes with the last of its processes.
+/// Moves this thread, and the processes that it starts, into a new network namespace. The namespace
+/// disappears with its last process.
 fn enter_network() -> Result<(), String> {
     // SAFETY: no descriptors are unshared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(|error| error.to_string())?;
     run("ip link set lo up mtu 1500")?;
-    // Whether it can be made narrow.
+    // Checks that the rate can be limited.
     narrow()?;
     run("tc qdisc del dev lo root")
 }
@@ -51,10 +52,10 @@ fn narrow() -> Result<(), String> {
     run(&format!("tc qdisc replace dev lo root tbf {NARROW}"))
 }
 
-/// A cluster in such a network; `None`, with a message, where there can be none.
+/// Starts a cluster in such a namespace. `None`, with a message, where that is not possible.
 fn start() -> Option<Cluster> {
     if let Err(reason) = enter_network() {
-        // Not by a macro, whose words are shown of a test that fails alone.
+        // Not with a macro: its output is shown only if a test fails.
         let words = format!("\nSKIPPED: no narrow link here (it takes root): {reason}\n");
         let _ = std::io::stderr().write_all(words.as_bytes());
         return None;
@@ -66,7 +67,7 @@ fn options(limit: Duration) -> OpOptions {
     OpOptions { deadline: Some(limit), ..OpOptions::default() }
 }
 
-/// Writes a value of so many bytes under a key of the first group, and reads it back as often as is said.
+/// Writes a value of `bytes` bytes under a key of the first group, and reads it back `reads` times.
 #[track_caller]
 fn write_and_read(cluster: &Cluster, name: &str, bytes: usize, reads: usize) {
     let mut client = cluster.open();
@@ -78,7 +79,8 @@ fn write_and_read(cluster: &Cluster, name: &str, bytes: usize, reads: usize) {
     }
 }
 
-/// Reads a short value of the first group again and again until it is told to stop; how often.
+/// Reads a short value of the first group repeatedly until told to stop. Returns the number of
+/// reads.
 #[track_caller]
 fn read_on(cluster: &Cluster, key: &[u8], stop: &AtomicBool) -> usize {
     let mut client = cluster.open();
@@ -92,7 +94,7 @@ fn read_on(cluster: &Cluster, key: &[u8], stop: &AtomicBool) -> usize {
     count
 }
 
-/// Ends the reader, also when the test fails.
+/// Stops the reader, even if the test fails.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -131,7 +133,7 @@ fn a_copy_of_long_values_over_a_narrow_link_goes_on_while_another_is_written() {
     }
     narrow().expect("make the link narrow");
     process::signal(cluster.server_pid(1), Signal::KILL);
-    // The first packets on a busy link may be lost more often than a candidate has time for.
+    // On a busy link the first packets may be lost more often than a candidate's timeout allows.
     let view = wait_for("a part of the copy", PATIENCE, || {
         let group = cluster.status().groups.swap_remove(0);
         group.copy.filter(|copy| copy.bytes >= 1 << 20).map(|_| group.view)

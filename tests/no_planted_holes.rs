@@ -1,10 +1,10 @@
-//! What can leave a rule of the machines out, for the simulator to notice, is in nothing that ships.
+//! No shipped executable contains the code that can disable rules for mutation testing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The two halves of what stands in every executable in which a hole can be opened. In halves, so that
-/// this test's own text is not what it looks for.
+/// The two halves of the marker in every executable in which a rule can be disabled. They are kept
+/// apart so that the test does not find its own text.
 const MARKER: [&str; 2] = ["planted-holes-of-kv-core", "-can-be-opened-here"];
 
 fn has_marker(path: &Path) -> bool {
@@ -22,8 +22,8 @@ fn no_rule_can_be_left_out_in_a_program_that_ships() {
     for path in shipped {
         assert!(!has_marker(&path), "{} can leave rules out", path.display());
     }
-    // And the marker would be found: a program that is linked with the switch has it, though it opens
-    // no hole.
+    // Counter-check: the marker is found in a program that is linked with the feature, even if it
+    // disables no rule.
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = root.join("target/holes");
     let built = Command::new(env!("CARGO"))

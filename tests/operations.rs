@@ -1,13 +1,14 @@
-//! Follows docs/operations.md word by word: its blocks of commands are run as they stand, on hosts that are namespaces
-//! with the addresses of the page, while a load checks every answer.
+//! Follows docs/operations.md literally: its command blocks run unaltered, on hosts that are
+//! namespaces with the addresses of the page, while a load checks every response.
 //!
 //! ```text
 //!   docs/operations.md -> commands of a section -> bash on 10.0.0.10 (or .11), in /opt/ftkv
-//!   load: two threads with a client each; a key's value is what was acknowledged last, or else the test fails
+//!   load: two threads with a client each; a key must have the value acknowledged last
 //! ```
 //!
-//! What would strike the whole machine is imitated: a reboot by the death of all processes of a host, whose link is down
-//! meanwhile; a suspend by SIGSTOP to all of them. Needs root; without it each test says that it does nothing.
+//! Faults of a whole machine are simulated. A reboot kills all processes of a host and takes its
+//! link down; a suspend stops all of them with SIGSTOP. Requires root; without it, each test
+//! reports that it was skipped.
 
 mod common;
 
@@ -28,7 +29,7 @@ use kv_protocol::status::{AlarmKind, ClusterStatus};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const PAGE: &str = include_str!("../docs/operations.md");
-/// The sections with commands; each is followed by a test below.
+/// The sections with commands. A test below follows each of them.
 const FOLLOWED: [&str; 13] = [
     "Start",
     "Is it well?",
@@ -45,31 +46,31 @@ const FOLLOWED: [&str; 13] = [
     "Upgrade",
 ];
 
-/// The coordinator for clients.
+/// The coordinator's port for clients.
 const PORT: u16 = 7000;
 const THREADS: usize = 2;
 const KEYS: usize = 40;
-/// Operations of a thread, at least.
+/// Minimum number of operations of a thread.
 const FEWEST: usize = 100;
-/// Between two operations of a thread: the machine is shared.
+/// Interval between two operations of a thread: the machine is shared.
 const PACE: Duration = Duration::from_millis(2);
-/// The longest that the page lets an operation wait while one host is lost.
+/// The longest wait of an operation that the page promises while one host is lost.
 const LONGEST_WAIT: Duration = Duration::from_millis(2_400);
-/// What a machine with two busy processors adds to that.
+/// Additional time on a machine with two busy processors.
 const BUSY: Duration = Duration::from_millis(1_000);
 
-/// The sections of the page, by name.
+/// Returns the sections of the page with their names.
 fn sections() -> Vec<(&'static str, &'static str)> {
     PAGE.split("\n## ").skip(1).map(|text| text.split_once('\n').expect("a heading")).collect()
 }
 
-/// The commands in a text of the page.
+/// Returns the command blocks in a text of the page.
 fn blocks_in(text: &'static str) -> Vec<&'static str> {
     let blocks = text.split("```sh\n").skip(1);
     blocks.map(|block| block.split_once("```").expect("the end of a block").0).collect()
 }
 
-/// The commands of a section, of which there are so many blocks.
+/// Returns the commands of a section, which must have `COUNT` blocks.
 #[track_caller]
 fn commands<const COUNT: usize>(name: &str) -> [&'static str; COUNT] {
     assert!(FOLLOWED.contains(&name), "{name}");
@@ -87,19 +88,19 @@ fn every_section_with_commands_is_followed() {
     assert_eq!(names, FOLLOWED);
 }
 
-/// A cluster of the page.
+/// The cluster that the page describes.
 struct Cast {
     hosts: Hosts,
-    /// Where the coordinator is.
+    /// The address of the coordinator's host.
     coordinator: &'static str,
 }
 
 impl Cast {
-    /// Makes the hosts and follows *Start*; `None`, with a message, where that is not possible.
+    /// Makes the hosts and follows *Start*. `None`, with a message, where that is not possible.
     #[track_caller]
     fn start() -> Option<Cast> {
         if let Some(reason) = hosts::missing() {
-            // Not by a macro, whose words are shown of a test that fails alone.
+            // Not with a macro: its output is shown only if a test fails.
             let words =
                 format!("\nSKIPPED: no network namespaces here (they take root): {reason}\n");
             let _ = std::io::stderr().write_all(words.as_bytes());
@@ -113,7 +114,7 @@ impl Cast {
         Some(cast)
     }
 
-    /// The coordinator's host.
+    /// Returns the coordinator's host.
     fn host(&self) -> &Host {
         self.hosts.at(self.coordinator)
     }
@@ -127,14 +128,14 @@ impl Cast {
         ended
     }
 
-    /// The loop of *Is it well?*.
+    /// Runs the loop of *Is it well?*.
     #[track_caller]
     fn await_whole(&self) {
         let [_, until_whole] = commands("Is it well?");
         self.run(until_whole).with_code(0);
     }
 
-    /// What `coord status` says, and its exit status.
+    /// Returns the output of `coord status` and its exit status.
     #[track_caller]
     fn status(&self) -> (ClusterStatus, i32) {
         let ended = self.host().run(&format!("bin/coord status -p {PORT} --json"));
@@ -143,7 +144,8 @@ impl Cast {
         (status, ended.code.expect("an exit status"))
     }
 
-    /// Fails unless the page's command ends with this status, and its first line has these words.
+    /// Fails unless the page's status command exits with this code and its first line contains
+    /// `words`.
     #[track_caller]
     fn assert_status(&self, code: i32, words: &str) -> String {
         let [status, _] = commands("Is it well?");
@@ -167,7 +169,7 @@ impl Cast {
         self.status().0.servers.iter().map(|server| server.pid.expect("started")).collect()
     }
 
-    /// Ends the coordinator at once.
+    /// Kills the coordinator.
     #[track_caller]
     fn kill_coordinator(&self) {
         let pid = fs::read_to_string(self.host().path("opt/ftkv/run/coord.pid")).expect("its pid");
@@ -179,25 +181,25 @@ impl Cast {
 
 type Model = HashMap<String, Option<String>>;
 
-/// What a thread of the load has seen.
+/// The results of one load thread.
 #[derive(Debug)]
 struct Seen {
     /// The value of each key that was acknowledged last; `None`: deleted.
     model: Model,
     operations: u64,
     longest: Duration,
-    /// Writes for which there was no room, and which were not done.
+    /// The number of writes that were rejected for lack of memory, and not done.
     refused: u64,
     wrong: Vec<String>,
 }
 
-/// A load that checks every answer.
+/// A load that checks every response.
 struct Load {
     threads: Vec<(Sender<()>, JoinHandle<Seen>)>,
 }
 
 impl Load {
-    /// Goes on where another one has ended.
+    /// Starts a load that continues from the state of an earlier one.
     #[track_caller]
     fn start(cast: &Cast, models: Vec<Model>) -> Load {
         let address = cast.coordinator;
@@ -225,7 +227,8 @@ impl Load {
         Load::start(cast, vec![Model::new(); THREADS])
     }
 
-    /// Reads every key once more, at both holders, and fails if anything was wrong, or an operation took longer.
+    /// Reads every key once more from both holders. Fails if a response was wrong or an operation
+    /// took longer than `longest`.
     #[track_caller]
     fn end(self, longest: Duration) -> Vec<Model> {
         let (models, refused) = self.end_with_refused(longest);
@@ -233,7 +236,8 @@ impl Load {
         models
     }
 
-    /// The same where memory was full for a while; also how many writes were refused for that.
+    /// Same as [`Load::end`] where memory was full for a while. Also returns the number of writes
+    /// rejected for that.
     #[track_caller]
     fn end_with_refused(self, longest: Duration) -> (Vec<Model>, u64) {
         let (stops, threads): (Vec<_>, Vec<_>) = self.threads.into_iter().unzip();
@@ -250,11 +254,11 @@ impl Load {
     }
 }
 
-/// A client in another network namespace, which this thread enters.
+/// Opens a client in another network namespace, which this thread enters.
 fn client(network: &File, address: &str) -> Client {
     move_into_link_name_space(std::os::fd::AsFd::as_fd(network), Some(LinkNameSpaceType::Network))
         .expect("enter a namespace");
-    // The coordinator, and a server for the time without one, as the page says.
+    // The coordinator, and a server for times without one, as the page advises.
     let endpoints = format!("{address}:{PORT},{}:{PORT}", SERVERS[0]);
     Client::open(&endpoints, Options::default()).expect("open a client")
 }
@@ -264,7 +268,7 @@ impl Seen {
         Seen { model, operations: 0, longest: Duration::ZERO, refused: 0, wrong: Vec::new() }
     }
 
-    /// One write or read of one key.
+    /// Writes or reads one key.
     fn step(&mut self, client: &mut Client, thread: usize, round: usize) {
         let key = format!("load {thread} {}", round * 7 % KEYS);
         let now = OpOptions::default();
@@ -300,7 +304,7 @@ impl Seen {
         }
     }
 
-    /// Every key has its value at both holders.
+    /// Checks every key's value at both holders.
     fn check_all(&mut self, client: &mut Client) {
         for (key, expected) in &self.model {
             if !self.wrong.is_empty() {
@@ -358,7 +362,7 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     assert!(!cast.pids().iter().any(runs_deleted), "each runs the new file");
     let models = load.end(BUSY);
 
-    // One host sleeps, then all of them.
+    // Suspends one host, then all of them.
     let load = Load::start(&cast, models);
     let [afterwards] = commands("Suspend");
     cast.hosts.at(SERVERS[1]).signal(Signal::STOP);
@@ -372,7 +376,7 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     let sleepers: Vec<u32> =
         [COORDINATOR].iter().chain(&SERVERS).flat_map(|a| cast.hosts.at(a).processes()).collect();
     sleepers.iter().for_each(|pid| process::signal(*pid, Signal::STOP));
-    // So long is the suspend.
+    // The length of the suspend.
     std::thread::sleep(LONGEST_WAIT);
     sleepers.iter().for_each(|pid| process::signal(*pid, Signal::CONT));
     cast.run(afterwards).with_code(0);
@@ -385,13 +389,13 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     load.end(LONGEST_WAIT + BUSY);
 }
 
-/// *Reboot a host*.
+/// Follows *Reboot a host*.
 #[track_caller]
 fn reboot(cast: &mut Cast) {
     let [command] = commands("Reboot a host");
     assert_eq!(command, "ssh kv@10.0.0.2 sudo systemctl reboot\n");
     let before = cast.pids();
-    // What it does: every process is told to end, then ended.
+    // The effect of that command: every process receives SIGTERM, then is killed.
     process::signal(before[1], Signal::TERM);
     cast.hosts.at_mut(SERVERS[1]).power_off();
     let text = cast.await_alarm(AlarmKind::HostUnreachable);
@@ -402,7 +406,7 @@ fn reboot(cast: &mut Cast) {
     assert_ne!(cast.pids()[1], before[1]);
 }
 
-/// *Replace a dead host*.
+/// Follows *Replace a dead host*.
 #[track_caller]
 fn replace_dead_host(cast: &mut Cast) {
     cast.hosts.at_mut(SERVERS[1]).power_off();
@@ -414,7 +418,7 @@ fn replace_dead_host(cast: &mut Cast) {
     assert_eq!(status.servers[1].host, "kv@10.0.0.4");
     let file = fs::read_to_string(cast.host().path("opt/ftkv/cluster.txt")).expect("the file");
     assert!(file.contains("kv@10.0.0.4 7000 7001 7002") && !file.contains("10.0.0.2"), "{file}");
-    // The old host comes back, and is nobody.
+    // The old host returns and has no role.
     cast.hosts.at_mut(SERVERS[1]).power_on();
     cast.assert_status(0, "serving");
 }
@@ -429,7 +433,7 @@ fn the_coordinator_moves_and_where_its_state_is_lost_the_servers_dumps_bring_eve
     cast.coordinator = SPARE;
     cast.run(to).with_code(0);
     assert_eq!(cast.pids(), before, "nobody was replaced");
-    // It watches them as the old one did.
+    // It watches the servers as the old one did.
     process::signal(before[2], Signal::KILL);
     cast.await_whole();
     let models = load.end(BUSY);
@@ -488,7 +492,8 @@ fn a_limit_is_raised_and_a_cluster_is_stopped_with_room_and_without_and_keeps_ev
     Load::start(&cast, models).end(BUSY);
 }
 
-/// *Memory limit*: reached by values of this test's own, and raised.
+/// Follows *Memory limit*: fills memory with values of its own until the limit is reached, then
+/// raises it.
 #[track_caller]
 fn memory_limit(cast: &Cast) {
     let [raise] = commands("Memory limit");
@@ -504,7 +509,7 @@ fn memory_limit(cast: &Cast) {
         };
         (0..40).filter_map(put).collect::<Vec<Error>>()
     };
-    // In a thread of its own, which stays in the network that the client enters.
+    // In a new thread, which stays in the network namespace that the client enters.
     let fill =
         |limit| std::thread::scope(|scope| scope.spawn(|| fill(limit)).join().expect("a list"));
     assert!(!fill(Duration::from_millis(500)).is_empty());

@@ -1,5 +1,5 @@
-//! Servers that nobody leads any more: after --orphan-timeout they dump and exit, unless they hold the
-//! only copy of something.
+//! Servers without a coordinator: after --orphan-timeout they dump and exit, unless they hold the
+//! only copy of a group.
 
 mod common;
 
@@ -55,7 +55,7 @@ fn a_server_with_the_only_copy_of_a_group_stays_and_serves() {
     await_map_everywhere(&cluster);
     let pids = cluster.server_pids();
     process::signal(pids[1], Signal::KILL);
-    // Now the groups 0 and 1 have one copy each, and before they have two again nobody leads.
+    // Groups 0 and 1 now have one copy each; the coordinator is killed before they have two again.
     for (sole, order) in [(0, "DROP-SECONDARY"), (2, "TAKE-OVER")] {
         wait_until("the groups of the dead server to go on alone", PATIENCE, || {
             log_of(&cluster, sole).contains(order)
@@ -77,7 +77,7 @@ fn a_server_with_the_only_copy_of_a_group_stays_and_serves() {
         .collect();
     assert!(names.contains("server_3.primary") && names.contains("server_3.secondary"));
     assert!(!names.contains("server_0.primary") && !names.contains("server_2.primary"));
-    // Groups that need no other server serve on; the map comes from a server.
+    // Groups whose holder is alone continue to serve; the map comes from a server.
     for key in &keys[..2] {
         assert_eq!(client.get(key, &OpOptions::default()).expect("a get").bytes, b"v");
     }
@@ -88,7 +88,7 @@ fn a_coordinator_that_comes_back_in_time_keeps_its_server() {
     let server = Lone::start(&["--orphan-timeout", "2"]);
     let start = Instant::now();
     wait_until("twice the time that it may be alone to pass", PATIENCE, || {
-        // Each time the coordinator is gone for less than that.
+        // Each time, the coordinator is away for less than the orphan timeout.
         server.admit().heartbeat();
         start.elapsed() > Duration::from_secs(4)
     });

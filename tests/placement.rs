@@ -1,4 +1,4 @@
-//! Which key lives where, seen from outside: in the dumps.
+//! Placement of keys as the dumps show it.
 
 mod common;
 
@@ -10,7 +10,7 @@ use common::load::put_all;
 use kv_protocol::client_message::{Operation, Status};
 use kv_protocol::ids::{ClientId, ShardId};
 
-/// Key, its MD5, its group of 3 and its shard of 2. Computed apart from this program, with
+/// A key, its MD5, its group of 3 and its shard of 2. Computed independently with
 /// `python3 -c 'import hashlib; h=hashlib.md5(b"a").hexdigest(); n=int(h,16); print(h, n%3, n//3%2)'`.
 const VECTORS: [(&str, &str, usize, u16); 5] = [
     ("a", "0cc175b9c0f1b6a831c399e269772661", 1, 0),

@@ -1,4 +1,4 @@
-//! Random bytes go through the library and come back, and the dumps hold exactly them.
+//! Random bytes written through the library are read back, and the dumps hold exactly them.
 
 mod common;
 
@@ -11,18 +11,19 @@ use common::load::{check_all, put_all};
 use common::random::Random;
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
-/// Each of these fills memory as fast as it can. Where the host of a virtual machine has yet to back that
-/// memory, the first touch of 2 MiB takes 4.4 ms, not 0.3, on the executor that allocates: with both at once
-/// on two processors a stream was silent for longer than a lease, and a holder was dropped for that.
+/// A lock that runs these tests one at a time. Each fills memory as fast as it can. Where the host
+/// of a virtual machine has yet to back that memory, the first touch of 2 MiB takes 4.4 ms instead
+/// of 0.3 on the allocating executor. With both tests at once on two processors, a stream was
+/// silent for longer than a lease, and a holder was removed for that.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Bytes of the values of all large entries together, beside the few of full length.
+/// Total bytes of the values of all large entries, without the few of maximum length.
 const LARGE_VALUE_BYTES: usize = 150 << 20;
 
-/// As pairs with different keys: what is put for one key is what is found.
+/// Returns the pairs with one value for each key, so that reads find what was put.
 fn distinct(pairs: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -> Vec<(Vec<u8>, Vec<u8>)> {
     pairs.collect::<HashMap<_, _>>().into_iter().collect()
 }
@@ -58,7 +59,8 @@ fn two_hundred_keys_with_values_up_to_the_limits_come_back_and_are_dumped_exactl
     let mut random = Random::announced();
     let mut left = LARGE_VALUE_BYTES;
     let pairs = distinct((0..200).map(|n| {
-        // Both limits themselves, and then lengths whose orders of magnitude are equally likely.
+        // The limits themselves first, then random lengths with every order of magnitude equally
+        // likely.
         let (key, value) = match n {
             0 => (MAX_KEY_BYTES, MAX_VALUE_BYTES),
             1 => (1, MAX_VALUE_BYTES),

@@ -1,5 +1,5 @@
-//! Places that go to other hosts while the cluster serves, and a coordinator that does: one of three servers runs behind
-//! a real sshd.
+//! Moves of servers, and of the coordinator, to other hosts while the cluster serves. One of three
+//! servers runs behind a real sshd.
 
 mod common;
 
@@ -16,14 +16,14 @@ use kv_protocol::status::AlarmKind;
 const REMOTE: usize = 1;
 const KEYS: usize = 300;
 
-/// A command of `coord` about the cluster of this directory.
+/// Runs a command of `coord` for the cluster in this directory.
 fn coord(cluster: &Cluster, words: &[&str]) -> Ended {
     let dir = cluster.dir().to_str().expect("a path in UTF-8");
     programs::run(COORD, [words, &["--dir", dir]].concat(), "", PATIENCE)
 }
 
-/// Moves a server. While another one is on its way, this one may hold the only copy of a group: then it is asked
-/// again.
+/// Moves a server. While another one is moving, this one may hold the only copy of a group; then
+/// the command is repeated.
 fn replace_when_allowed(cluster: &Cluster, id: usize, host: &str) {
     wait_until("the server may move", PATIENCE, || {
         let ended = coord(cluster, &["replace", &id.to_string(), host]);
@@ -44,7 +44,7 @@ fn put_all(cluster: &Cluster) {
     cluster.client(&puts).with_code(0);
 }
 
-/// Every key is there, at both its holders.
+/// Checks every key at both its holders.
 #[track_caller]
 fn check_all(cluster: &Cluster) {
     let checks: String = (0..KEYS).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
@@ -85,7 +85,7 @@ fn a_host_that_is_dead_for_good_is_an_alarm_and_its_server_goes_to_another_one()
     let new = cluster.server_pid(REMOTE);
     assert_ne!(new, old);
 
-    // The old process wakes, and after a while its host is back: it never counts again.
+    // The old process resumes, and later its host is back: neither has a role again.
     process::signal(old, Signal::CONT);
     check_all(&cluster);
     sshd.restart();
@@ -120,7 +120,7 @@ fn a_server_that_serves_is_moved_without_a_dump_and_a_cluster_file_that_is_old_m
     assert!(log.contains("the cluster file still names localhost for server 0"), "{log}");
     check_all(&cluster);
 
-    // The next coordinator may kill whoever has the place, although another process had it before.
+    // The next coordinator may kill the current process, although another one had its place before.
     process::pause(moved.pid.expect("a pid"));
     wait_until("another process in its place", PATIENCE, || {
         cluster.server(0).pid.is_some_and(|pid| Some(pid) != moved.pid)
@@ -203,7 +203,7 @@ fn the_only_holder_of_a_group_and_a_cluster_without_a_coordinator_replace_nobody
     for words in [&["replace"][..], &["replace", "x", "localhost"], &["replace", "1", "a b"]] {
         coord(&cluster, words).with_code(2);
     }
-    // Nothing can take the place of 1, so the others hold its groups alone.
+    // Server 1 cannot be replaced, so the others are the only holders of its groups.
     fs::remove_file(sshd.remote_dir().join("server")).expect("remove the server there");
     process::signal(cluster.server_pid(REMOTE), Signal::KILL);
     wait_until("its groups to have one holder", PATIENCE, || {
@@ -232,7 +232,7 @@ fn servers_follow_their_coordinator_to_another_port_and_address() {
     cluster.await_whole();
     assert_eq!(cluster.server_pids(), pids, "nobody was replaced");
     check_all(&cluster);
-    // Whoever is started from now on finds it, too.
+    // Servers that start from now on find it too.
     process::signal(pids[REMOTE], Signal::KILL);
     wait_until("another process in its place", PATIENCE, || {
         cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
@@ -264,7 +264,7 @@ fn where_the_coordinator_s_machine_is_gone_its_server_goes_to_the_host_that_the_
     assert_eq!(health(&cluster), (Health::Whole, 0));
     check_all(&cluster);
     assert_eq!([cluster.server_pid(1), cluster.server_pid(2)], [pids[1], pids[2]]);
-    // That machine was only away: the process is nobody, and must not serve.
+    // That machine was only unreachable: its process has no role and must not serve.
     process::signal(pids[0], Signal::CONT);
     check_all(&cluster);
     process::signal(pids[0], Signal::KILL);
@@ -295,7 +295,7 @@ fn a_memory_limit_that_is_reached_is_an_alarm_and_is_raised_while_the_servers_ru
         alarm(&cluster, AlarmKind::OutOfSpace).is_none()
     });
     assert_eq!(cluster.server_pids(), pids, "nobody was started again");
-    // Whoever is started later has it, and so has the next coordinator.
+    // Servers that start later use it, and so does the next coordinator.
     process::signal(pids[0], Signal::KILL);
     cluster.await_whole();
     cluster.kill_coordinator();

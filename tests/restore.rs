@@ -1,5 +1,5 @@
-//! A cluster that was stopped comes back from its dumps, with every write that was acknowledged, or says
-//! what is missing.
+//! A stopped cluster is restored from its dumps with every acknowledged write, or the restore
+//! reports what is missing.
 
 mod common;
 
@@ -44,7 +44,7 @@ fn values(client: &mut Client, pairs: &[Pair]) -> Vec<Value> {
     pairs.iter().map(|(key, _)| client.get(key, &now()).expect("a get")).collect()
 }
 
-/// Starts what must fail; its last words.
+/// Starts a cluster that must fail; returns the new text on standard error.
 #[track_caller]
 fn refused(builder: Builder) -> (String, TempDir) {
     let before = fs::read(builder.dir().join("coord.err")).unwrap_or_default().len();
@@ -67,7 +67,7 @@ fn flip_a_byte(path: &Path) {
     fs::write(path, bytes).expect("write a dump");
 }
 
-/// A stopped cluster of three with some entries.
+/// Returns the directory of a stopped cluster of three with some entries.
 #[track_caller]
 fn stopped(pairs: &[Pair]) -> TempDir {
     let cluster = Cluster::start();
@@ -113,7 +113,7 @@ fn after_a_stop_every_key_comes_back_with_value_and_version_again_and_again() {
     assert_eq!(written.copies, 2);
     all[0].1 = b"after".to_vec();
 
-    // Whoever replaces a server later begins with nothing, and is copied to.
+    // A later replacement of a server begins empty and receives a copy.
     let killed = cluster.server_pid(1);
     process::signal(killed, Signal::KILL);
     wait_until("another process", PATIENCE, || {
@@ -159,7 +159,7 @@ fn without_a_state_a_group_of_which_one_dump_is_left_comes_back_only_when_that_i
     let all = pairs(300);
     let dir = stopped(&all);
     lose_state(dir.path());
-    // Group 0 has lost a holder's dump, group 1 both.
+    // Group 0 has lost one holder's dump, group 1 both.
     for name in ["server_1.secondary", "server_1.primary", "server_2.secondary"] {
         fs::remove_file(dir.path().join(name)).expect("remove a dump");
     }
@@ -190,7 +190,7 @@ fn without_a_state_neither_dumps_of_a_run_before_nor_servers_that_run_are_passed
     let ended = cluster.run_coordinator(&["--without-state"]).with_code(1);
     let pid = format!("pid {} on this machine", pids[0]);
     assert_says(&ended.stderr, &[&pid, "SIGTERM", "--force"]);
-    // What it held is in no dump; those of the run before are complete, and agree.
+    // No dump holds this run's data; the dumps of the run before are complete and agree.
     for pid in pids {
         process::signal(pid, Signal::KILL);
         wait_until("its end", PATIENCE, || !process::is_alive(pid));
@@ -208,7 +208,7 @@ fn without_a_state_a_dump_that_is_broken_is_a_doubt() {
     assert_says(&said, &["server_1.secondary: ", "--accept-loss"]);
 }
 
-/// Sends a write of a client's session, under the view that its group has.
+/// Sends a write of one client session under the current view of its group.
 fn write(cluster: &Cluster, key: &[u8], value: &[u8]) -> common::raw::Answered {
     let server = cluster.server(0).clients.expect("started").parse().expect("an address");
     let mut raw = Raw::welcomed(server, ClientId(0xfeed), ShardId(0));
@@ -386,7 +386,7 @@ fn on_another_machine_nobody_can_be_asked_after_localhost_and_only_force_restore
     assert!(dir.path().join("server_0.primary").exists(), "nothing was changed");
     let cluster = Cluster::builder().restore(dir).flag("--force").start();
     check_all(&mut cluster.open(), &pairs);
-    // Its own state is of this machine.
+    // The cluster's own state names this machine.
     let (_, dir) = cluster.stop_and_keep();
     check_all(&mut Cluster::builder().restore(dir).start().open(), &pairs);
 }
@@ -421,7 +421,7 @@ fn a_state_that_is_not_the_last_one_is_refused_and_so_is_none() {
 fn a_restore_that_fails_on_the_way_can_be_repeated_however_far_it_came() {
     let pairs = pairs(300);
     let mut dir = stopped(&pairs);
-    // One server ends at once; the others load, and rename the dumps that they find.
+    // One server exits at once; the others load, and rename the dumps that they find.
     let program = dir.path().join("one-fails");
     let script = format!(
         "#!/bin/sh\ncase \" $* \" in *' -S 2 '*)\n  until [ -e server_0.primary.old ]; do sleep 0.05; done\n  exit 13;;\nesac\nexec '{SERVER}' \"$@\"\n"
@@ -432,7 +432,8 @@ fn a_restore_that_fails_on_the_way_can_be_repeated_however_far_it_came() {
         let said;
         (said, dir) = refused(Cluster::builder().restore(dir).server_binary(program.clone()));
         assert_says(&said, &["server 2", "exit status 13"]);
-        // What a server of such a try might dump takes the place of what it was restored from.
+        // A dump that a server writes in such an attempt would replace the renamed source of the
+        // restore.
         fs::write(dir.path().join("server_0.primary.old"), "of nobody").expect("write a file");
     }
     let cluster = Cluster::builder().restore(dir).start();
@@ -465,7 +466,7 @@ fn a_restore_whose_coordinator_is_killed_is_gone_on_with_by_another_restore_only
     assert_says(&plain.coord_errors(), &["was to be restored", "--restore"]);
     let cluster = Cluster::builder().restore(plain.into_dir()).start();
     check_all(&mut cluster.open(), &pairs);
-    // The one that waits is a shell, whose `sleep` outlives it for a moment.
+    // The waiting process is a shell, whose `sleep` outlives it for a moment.
     wait_until("all of the first try to be gone", PATIENCE, || {
         left.iter().all(|pid| !process::is_alive(*pid))
     });
@@ -495,7 +496,7 @@ fn a_cluster_that_an_empty_one_has_followed_is_restored_from_its_old_files() {
 fn a_server_that_cannot_load_ends_with_words_and_the_dumps_are_left() {
     let pairs = pairs(100);
     let dir = stopped(&pairs);
-    // What was checked a moment ago is gone when it is to be loaded.
+    // The dump passes the check and disappears before it is loaded.
     let program = dir.path().join("without");
     let script = format!("#!/bin/sh\nrm -f restore/server_0.primary\nexec '{SERVER}' \"$@\"\n");
     fs::write(&program, script).expect("write a script");
@@ -520,7 +521,7 @@ fn another_ring_than_the_one_that_was_is_refused() {
     check_all(&mut restored.open(), &pairs(10));
 }
 
-/// The one command of a service unit: whatever state the directory is in, no data is left aside.
+/// The single command of a service unit: whatever state the directory is in, no data is ignored.
 #[test]
 fn resume_founds_takes_over_and_restores_and_never_begins_empty_beside_dumps() {
     let pairs = pairs(100);

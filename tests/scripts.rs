@@ -1,9 +1,9 @@
-//! The scripts, run as people run them, in a copy of the checkout whose path is hard to quote.
+//! The scripts, run as users run them, in a copy of the checkout whose path is hard to quote.
 //!
 //! ```text
 //!   <temp>/it's a checkout/  scripts/ config.txt         copied
-//!                            bin/coord, server, client   those that the tests are built with
-//!                            run/                        what the scripts leave
+//!                            bin/coord, server, client   those built for the tests
+//!                            run/                        files that the scripts leave
 //! ```
 
 mod common;
@@ -22,14 +22,14 @@ use common::{PATIENCE, poll, wait_until};
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{ClusterState, ClusterStatus};
 
-/// What one run of a script may take.
+/// Time limit for one run of a script.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
-/// What a process may take to go whose parent has ended.
+/// Time limit for a process to end after its parent.
 const GOING: Duration = Duration::from_secs(5);
-/// No cluster runs in the directory.
+/// Exit code: no cluster runs in the directory.
 const NO_CLUSTER: i32 = 5;
 
-/// A copy of the checkout, built.
+/// A copy of the checkout with the built programs.
 struct Checkout {
     _dir: tempfile::TempDir,
     root: PathBuf,
@@ -51,7 +51,7 @@ impl Checkout {
         for program in [COORD, SERVER, CLIENT] {
             let name = Path::new(program).file_name().expect("a program's name");
             let linked = root.join("bin").join(name);
-            // The same file under another name, where that is possible, as scripts/build.sh does.
+            // A hard link where possible, as scripts/build.sh makes.
             if fs::hard_link(program, &linked).is_err() {
                 programs::copy(Path::new(program), &linked);
             }
@@ -67,14 +67,14 @@ impl Checkout {
         self.root.join("scripts").join(name).to_str().expect("a path in UTF-8").to_owned()
     }
 
-    /// A script as a command, to be started in another directory than its own.
+    /// Returns a script as a command, to be started in a directory other than its own.
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.script(name));
         command.current_dir(&self.root);
         command
     }
 
-    /// What `make run` does once everything is built.
+    /// Runs what `make run` runs after the build.
     #[track_caller]
     fn run(&self, input: &str) -> Ended {
         programs::run(&self.script("run.sh"), std::iter::empty::<&str>(), input, SCRIPT_LIMIT)
@@ -93,7 +93,7 @@ impl Checkout {
         command.spawn().expect("start a script")
     }
 
-    /// Whoever runs what is in `bin/`, or runs in the checkout.
+    /// Returns all processes that run a program of `bin/`, or run in the checkout.
     fn processes(&self) -> Vec<u32> {
         let mut all = process::running_from(&self.root.join("bin"));
         all.extend(process::running_in(&self.root));
@@ -103,7 +103,8 @@ impl Checkout {
         all
     }
 
-    /// A process that has been killed by its parent's end (ssh, a watching server) needs a moment to go.
+    /// Fails if a process is left. A process whose parent has ended (ssh, a watching server) needs
+    /// a moment to end.
     #[track_caller]
     fn assert_nobody_left(&self) {
         let is_empty = poll(GOING, || self.processes().is_empty().then_some(()));
@@ -111,7 +112,7 @@ impl Checkout {
         assert!(is_empty.is_some(), "processes {:?} were left", told().collect::<Vec<_>>());
     }
 
-    /// The entries of all dumps in `run/`, each of which must be complete.
+    /// Returns the number of entries in all dumps in `run/`, each of which must be complete.
     #[track_caller]
     fn dumped_entries(&self) -> usize {
         let entries = |id: usize, role: &str| {
@@ -122,7 +123,7 @@ impl Checkout {
         (0..3).map(|id| entries(id, "primary")).sum()
     }
 
-    /// The coordinator's port for clients, once the cluster serves.
+    /// Waits until the cluster serves and returns the coordinator's port for clients.
     #[track_caller]
     fn await_port(&self) -> String {
         let file = self.run_dir().join("ready.json");
@@ -147,7 +148,7 @@ impl Checkout {
         serde_json::from_str(&ended.stdout).expect("a status")
     }
 
-    /// A cluster file of this name.
+    /// Writes a cluster file with these hosts and returns its path.
     #[track_caller]
     fn cluster_file(&self, hosts: [&str; 3]) -> String {
         let lines: String = hosts.iter().map(|host| format!("{host} 0 0 0\n")).collect();
@@ -176,14 +177,14 @@ fn make_run_answers_piped_operations_and_leaves_dumps_and_no_process_twice_in_a_
     for value in ["1", "2"] {
         let operations = format!("P \"a\" \"{value}\"\nG \"a\"\n");
         let ended = checkout.run(&operations).with_code(0);
-        // Nothing but answers on standard output.
+        // Standard output has only the results.
         assert_eq!(
             ended.stdout,
             format!("value[\"a\"] <- \"{value}\"\nvalue[\"a\"] == \"{value}\"\n")
         );
         checkout.assert_nobody_left();
         assert_eq!(checkout.dumped_entries(), 1);
-        // What would tell of a running cluster is gone.
+        // The file that announces a running cluster is gone.
         assert!(!checkout.run_dir().join("ready.json").exists());
         checkout.launch(&["status"]).with_code(NO_CLUSTER);
     }
@@ -208,7 +209,7 @@ fn make_run_on_a_terminal_prompts_until_ctrl_d_which_ends_client_and_cluster() {
     terminal.type_in("P \"a\" \"1\"\r");
     terminal.wait_for("value[\"a\"] <- \"1\"");
     terminal.wait_for("kv> ");
-    // Neither the client nor the cluster takes it for its end.
+    // Ctrl+C ends neither the client nor the cluster.
     terminal.type_in("P \"never\" \"done\"");
     terminal.wait_for("done");
     terminal.type_in(CTRL_C);
@@ -244,11 +245,11 @@ fn make_run_that_is_killed_leaves_a_cluster_that_stops_by_itself() {
     let input = script.stdin.take();
     process::signal(script.id(), Signal::KILL);
     assert_eq!(programs::wait(&mut script, PATIENCE), Some(None));
-    // Its client ends with its input, which the killed script's parent holds.
+    // Its client ends with its input, whose other end this test holds.
     drop(input);
     wait_until("the end of client and cluster", PATIENCE, || checkout.processes().is_empty());
     assert_eq!(checkout.dumped_entries(), 1);
-    // What it left is no obstacle.
+    // Its leftovers do not prevent another start.
     checkout.run("").with_code(0);
 }
 
@@ -285,7 +286,7 @@ fn launch_cluster_starts_a_daemon_tells_its_status_and_stops_it_twice_in_a_row()
         assert!(status.servers.iter().all(|server| server.state == ServerState::Up));
         let people = checkout.launch(&["status"]).with_code(0).stdout;
         assert!(people.contains("serving"), "{people}");
-        // The command that it has printed works in a shell.
+        // The printed command works in a shell.
         let piped = format!("printf 'P \"a\" \"1\"\\n' | {}", started.stdout);
         let ended = programs::run("sh", ["-c", &piped], "", SCRIPT_LIMIT).with_code(0);
         assert_eq!(ended.stdout, "value[\"a\"] <- \"1\"\n");
@@ -307,7 +308,7 @@ fn launch_cluster_finds_and_ends_servers_that_have_outlived_their_coordinator() 
     assert_eq!(checkout.processes().len(), 3);
     let told = checkout.launch(&["status"]).with_code(1);
     assert!(told.stderr.contains("is gone"), "{}", told.stderr);
-    // Another coordinator takes them over for the stop, which is an orderly one.
+    // Another coordinator takes them over for an orderly stop.
     checkout.launch(&["stop"]).with_code(0);
     checkout.assert_nobody_left();
     assert_eq!(checkout.dumped_entries(), 1);
@@ -329,7 +330,7 @@ fn launch_cluster_without_a_state_ends_the_servers_that_hold_its_lock_and_says_s
     assert_eq!(checkout.dumped_entries(), 1);
 }
 
-/// What `start` needs for a cluster on ssh hosts, in the directory `remote`.
+/// Returns the arguments of `start` for a cluster on ssh hosts, in the directory `remote`.
 fn start_there<'a>(file: &'a str, sshd: &Sshd, remote: &'a str) -> Vec<String> {
     let config = sshd.config().to_str().expect("a path in UTF-8").to_owned();
     let words = ["start", file, "--daemon", "--remote-dir", remote, "--advertise", "127.0.0.1"];
@@ -356,12 +357,12 @@ fn launch_cluster_finds_servers_on_ssh_hosts_whose_coordinator_is_gone_and_serve
     for words in ["3 of 3 servers are known to live", "is gone", &host] {
         assert!(told.stderr.contains(words), "no {words:?} in {}", told.stderr);
     }
-    // Nothing of how the hosts are reached is said again.
+    // The options for reaching the hosts are not repeated.
     let again = checkout.launch(&["start", &file, "--daemon"]).with_code(0);
     assert!(again.stderr.contains("taking over"), "{}", again.stderr);
     assert!(!again.stderr.contains("copying"), "{}", again.stderr);
     assert_eq!(pids(&checkout.status()), first);
-    // The same after a coordinator that was told to leave them.
+    // The same after a detached coordinator.
     checkout.launch(&["detach"]).with_code(0);
     checkout.assert_nobody_left();
     checkout.launch(&["detach"]).with_code(1);
@@ -405,7 +406,7 @@ fn launch_cluster_fetches_the_dumps_from_ssh_hosts_and_overwrites_nothing() {
     assert!(refused.stderr.contains("nothing is overwritten"), "{}", refused.stderr);
     assert_eq!(fs::read(run.join("server_1.primary")).expect("read a file"), b"another file");
     fs::remove_file(run.join("server_1.primary")).expect("remove a file");
-    // Once more: what is here already stays.
+    // A second time: files that are here already stay.
     for _ in 0..2 {
         checkout.launch(&["collect"]).with_code(0);
     }
@@ -421,7 +422,7 @@ fn launch_cluster_fetches_the_dumps_from_ssh_hosts_and_overwrites_nothing() {
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let hidden: Vec<String> = names.filter(|name| name.starts_with('.')).collect();
     assert!(hidden.is_empty(), "{hidden:?} were left");
-    // They restore the cluster, whose hosts need not be described again.
+    // The dumps restore the cluster without another description of its hosts.
     let run = run.to_str().expect("a path in UTF-8");
     checkout.launch(&["start", &file, "--daemon", "--restore", run]).with_code(0);
     let checks: String = (0..100).map(|n| format!("V \"{n}\" \"v\"\n")).collect();
@@ -435,7 +436,7 @@ fn launch_cluster_reads_the_file_as_the_coordinator_does_and_bears_users_ssh_con
     let checkout = Checkout::make();
     let host = sshd.host();
     let file = checkout.root.join("dos.txt");
-    // With a byte order mark, a blank line, a comment and the line ends of another system.
+    // With a byte order mark, a blank line, a comment and CRLF line ends.
     let text =
         format!("\u{feff}3\r\n\r\n{host} 0 0 0 # here\r\n{host}\t0 0 0\r\nlocalhost 0 0 0\r\n");
     fs::write(&file, text).expect("write a file");
@@ -446,7 +447,7 @@ fn launch_cluster_reads_the_file_as_the_coordinator_does_and_bears_users_ssh_con
         .expect("write a file");
     let config = config.to_str().expect("a path in UTF-8");
     let home = sshd.remote_dir();
-    // The script and its directory are reached through links.
+    // The script and its directory are reached through symbolic links.
     let link = checkout.root.join("launch");
     std::os::unix::fs::symlink(checkout.script("launch-cluster.sh"), &link).expect("make a link");
     let (real, linked) = (checkout.root.join("real"), checkout.root.join("linked"));
@@ -501,7 +502,7 @@ fn launch_cluster_starts_nothing_while_hosts_of_its_cluster_cannot_be_asked() {
     checkout.launch(&["stop"]).with_code(0);
 }
 
-/// Kills the coordinator of the cluster in `run/`, which the script has started.
+/// Kills the coordinator of the cluster in `run/`, which the script started.
 #[track_caller]
 fn kill_coordinator(checkout: &Checkout) {
     let pid = fs::read_to_string(checkout.run_dir().join("coord.pid")).expect("read coord.pid");
@@ -527,7 +528,7 @@ fn launch_cluster_takes_over_servers_whose_coordinator_has_died_however_often() 
     }
     let pids: Vec<_> = checkout.status().servers.iter().map(|server| server.pid).collect();
     assert_eq!(pids, first);
-    // Also when all of the first ones are gone it is known that a cluster runs there.
+    // The cluster is found even when all of the first processes have ended.
     for (n, pid) in first.into_iter().enumerate() {
         process::signal(pid.expect("a pid"), Signal::KILL);
         wait_until("another one and two copies", PATIENCE, || {
@@ -622,7 +623,7 @@ fn launch_cluster_brings_the_server_to_an_ssh_host_and_runs_it_there() {
     let config = config.to_str().expect("a path in UTF-8");
     let start = ["start", &file, "--daemon", "--ssh-config", config, "--remote-dir", remote];
     let start: Vec<&str> = start.into_iter().chain(["--advertise", "127.0.0.1"]).collect();
-    // The second time the server is there already.
+    // The second time, the server is already there.
     for _ in 0..2 {
         checkout.launch(&start).with_code(0);
         let status = checkout.status();

@@ -1,4 +1,4 @@
-//! A larger ring.
+//! A ring of seven servers.
 
 mod common;
 

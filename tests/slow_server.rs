@@ -1,4 +1,5 @@
-//! Servers that are only slow: one executor stands for a moment, or memory runs out. No other server pays for it.
+//! Servers that are only slow: one executor pauses for a moment, or memory runs out. No other
+//! server is removed for it.
 
 mod common;
 
@@ -11,10 +12,10 @@ use common::{Cluster, PATIENCE, wait_until};
 use kv_client::{Client, OpOptions};
 use kv_protocol::status::{AlarmKind, ClusterState};
 
-/// A stall that certainly does not reach the grace after which the watchdog ends a process.
+/// A pause that is certainly shorter than the grace after which the watchdog ends a process.
 const WELL_BELOW_GRACE: Duration = Duration::from_millis(600);
 
-/// Ends the writer, also when the test fails.
+/// Stops the writer, even if the test fails.
 struct StopWriter<'a>(&'a AtomicBool);
 
 impl Drop for StopWriter<'_> {
@@ -23,7 +24,7 @@ impl Drop for StopWriter<'_> {
     }
 }
 
-/// Writes numbers to one key of each group until it is told to stop; the last one that was acknowledged.
+/// Writes numbers to one key of each group until told to stop. Returns the last acknowledged one.
 fn write_on(cluster: &Cluster, stop: &AtomicBool) -> u64 {
     let mut client = cluster.open();
     let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
@@ -77,17 +78,17 @@ fn servers_whose_executors_stand_in_turn_are_no_second_fault_and_lose_nothing() 
     cluster.stop().assert_copies_agree();
 }
 
-/// Bounds the memory that a process may map from now on; `None` ends the bound.
+/// Limits the address space of a process; `None` removes the limit.
 fn bound_memory(pid: u32, bytes: Option<u64>) {
     let most = bytes.unwrap_or(libc::RLIM_INFINITY);
     let limit = libc::rlimit { rlim_cur: most, rlim_max: libc::RLIM_INFINITY };
     let pid = libc::pid_t::try_from(pid).expect("a pid");
-    // SAFETY: prlimit reads one structure, which lives across the call, and writes nothing.
+    // SAFETY: prlimit reads one structure, which outlives the call, and writes nothing.
     let done = unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
     assert_eq!(done, 0, "bound the memory of {pid}: {}", std::io::Error::last_os_error());
 }
 
-/// What a process has mapped: the first number of proc_pid_statm(5), in pages.
+/// Returns the mapped memory of a process: the first number of proc_pid_statm(5), in pages.
 fn mapped_bytes(pid: u32) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("its statm");
     let pages: u64 = statm.split(' ').next().and_then(|pages| pages.parse().ok()).expect("pages");
@@ -105,12 +106,12 @@ fn a_secondary_without_memory_is_removed_with_an_alarm_and_writes_go_on() {
     let cluster = Cluster::start();
     let mut client = cluster.open();
     assert_eq!(put(&cluster, &mut client, 0), 2);
-    // Less than the next chunk of a table.
+    // Less room than the next chunk of a table needs.
     let pid = cluster.server_pid(1);
     bound_memory(pid, Some(mapped_bytes(pid) + (1 << 20)));
     let copies = (1..4_000).map(|n| put(&cluster, &mut client, n));
     assert!(copies.into_iter().any(|copies| copies == 1), "its table took no more memory");
-    // Told a moment after it is done.
+    // Both appear a moment after the removal.
     wait_until("a line of the log and an alarm", PATIENCE, || {
         cluster.coord_log().contains("is removed as secondary of group 0")
             && cluster.status().alarms.iter().any(|alarm| alarm.kind == AlarmKind::CannotFollow)

@@ -19,10 +19,10 @@ use kv_protocol::status::ClusterState;
 
 /// The server that runs behind sshd.
 const REMOTE: usize = 1;
-/// A start that must fail does so within this: nobody waits for a password.
+/// Time limit for a start that must fail: it must not wait for a password.
 const QUICK: Duration = Duration::from_secs(8);
 
-/// Puts the dumps of the remote server beside the others.
+/// Copies the dumps of the remote server into the cluster's directory.
 #[track_caller]
 fn fetch_dumps(sshd: &Sshd, cluster: &Cluster) {
     for role in ["primary", "secondary"] {
@@ -37,12 +37,12 @@ fn operations(count: usize) -> String {
     (0..count).map(|n| format!("P \"key {n}\" \"value {n}\"\n")).collect()
 }
 
-/// Whether the remote server's host has nothing left that was started there.
+/// Returns true if no process that was started on the remote host is left.
 fn nobody_is_left(sshd: &Sshd) -> bool {
     process::running_in(&sshd.remote_dir()).is_empty()
 }
 
-/// Whether somebody there waits for the end of this process.
+/// Returns true if a watcher on the remote host waits for the end of this process.
 fn is_watched(sshd: &Sshd, pid: u32) -> bool {
     process::running_in(&sshd.remote_dir())
         .into_iter()
@@ -105,7 +105,8 @@ fn where_the_host_of_an_old_member_cannot_be_asked_only_force_restores() {
     process::signal(cluster.coord_pid(), Signal::TERM);
     cluster.await_end(0);
     fetch_dumps(&sshd, &cluster);
-    // The new cluster has its servers elsewhere, so the start itself has no need of that host.
+    // The servers of the new cluster run on other hosts, so the start itself does not need that
+    // host.
     let config = sshd.refused_config().display().to_string();
     let here = |dir| Cluster::builder().restore(dir).flag("--ssh-config").flag(&config);
     let mut refused = here(cluster.into_dir()).launch();
@@ -167,12 +168,12 @@ fn a_coordinator_that_follows_another_watches_the_remote_server_and_replaces_it(
     wait_until("the end of all there", PATIENCE, || nobody_is_left(&sshd));
 }
 
-/// Whether nobody is left on the remote server's host but the server itself, and no ssh here that leads there.
+/// Returns true if only the server is left on the remote host, and no ssh process here leads to it.
 fn only_the_server_is_left(sshd: &Sshd, server: u32) -> bool {
     process::running_in(&sshd.remote_dir()) == [server] && connections_to(sshd).is_empty()
 }
 
-/// The ssh processes on this machine that lead to this sshd.
+/// Returns the ssh processes on this machine that lead to this sshd.
 fn connections_to(sshd: &Sshd) -> Vec<u32> {
     let config = format!(" -F {} ", sshd.config().display());
     let entries = fs::read_dir("/proc").expect("read /proc").flatten();
@@ -182,7 +183,7 @@ fn connections_to(sshd: &Sshd) -> Vec<u32> {
         .collect()
 }
 
-/// Runs `coord` with a word and the directory of a cluster.
+/// Runs a subcommand of `coord` for the cluster in a directory.
 #[track_caller]
 fn coord(word: &str, dir: &Path, arguments: &[&str]) -> Ended {
     let all = [word, "--dir", dir.to_str().expect("a path in UTF-8")];
@@ -199,7 +200,7 @@ fn what_a_coordinator_started_beside_a_remote_server_ends_when_it_is_killed() {
     wait_until("the end of the script that started it", PATIENCE, || {
         only_the_server_is_left(&sshd, pids[REMOTE])
     });
-    // The next coordinator watches it by another script.
+    // The next coordinator watches it with a different script.
     cluster.restart();
     cluster.await_whole();
     wait_until("the watcher there", PATIENCE, || is_watched(&sshd, pids[REMOTE]));
@@ -224,7 +225,7 @@ fn a_coordinator_that_is_detached_ends_and_its_servers_serve_on_until_another_ta
     for words in ["the 3 servers serve on", "77 s (--orphan-timeout)", "--dir"] {
         assert!(told.stdout.contains(words), "no {words:?} in {}", told.stdout);
     }
-    // Its lock was waited for; the process itself ends a moment later.
+    // The command waits for the coordinator's lock; the process itself ends a moment later.
     let ended = || !process::is_alive(cluster.coord_pid());
     wait_until("the end of the coordinator", PATIENCE, ended);
     wait_until("the end of what it has started there", PATIENCE, || {
@@ -322,7 +323,7 @@ fn a_coordinator_that_is_given_no_flags_again_still_finds_the_ssh_host_and_repla
     });
     process::signal(cluster.coord_pid(), Signal::TERM);
     cluster.await_end(0);
-    // A restore is given none of them either.
+    // A restore does not repeat these options either.
     fetch_dumps(&sshd, &cluster);
     let host = sshd.host();
     let restored = Cluster::builder()
@@ -366,7 +367,7 @@ fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live(
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     sshd.kill();
-    // Two live here: that is enough to go on, whatever is there.
+    // Two servers live here: that is enough to continue, whatever the third does.
     cluster.restart();
     wait_until("all to be up again", PATIENCE, || {
         let status = cluster.status();
@@ -402,7 +403,7 @@ fn without_sshd_the_cluster_goes_on_and_when_it_is_back_the_server_is_watched_ag
     cluster.client(&operations(200)).with_code(0);
     cluster.assert_serves(&pids);
 
-    // A host that cannot say whether the server lives does not say that it has ended.
+    // A host that cannot report whether the server lives has not reported its end.
     let (server, away) = (sshd.remote_dir().join("server"), sshd.remote_dir().join("away"));
     fs::rename(&server, &away).expect("move the program away");
     sshd.restart();
@@ -429,7 +430,7 @@ fn a_stop_while_sshd_is_gone_leaves_all_dumps_and_says_which_server_may_still_ru
     sshd.kill();
     let start = Instant::now();
     process::signal(cluster.coord_pid(), Signal::TERM);
-    // Its end cannot be proven, and that is said; it has ended all the same.
+    // The server has ended, but its end cannot be proven; the log says so.
     cluster.await_end(1);
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     let log = cluster.coord_log();
@@ -448,7 +449,7 @@ fn a_hung_server_is_killed_though_the_connection_that_watched_it_is_only_made_an
     let pid = cluster.server_pid(REMOTE);
     process::pause(pid);
     sshd.kill();
-    // By the fifth try the pause is eight seconds, longer than a killed server is waited for.
+    // At the fifth attempt the back-off is eight seconds, longer than the wait for a killed server.
     let deaf = TcpListener::bind(("127.0.0.1", sshd.port())).expect("the port of sshd");
     deaf.set_nonblocking(true).expect("a listener that does not wait");
     let mut tries = 0;
@@ -469,8 +470,8 @@ fn a_hung_server_is_killed_though_the_connection_that_watched_it_is_only_made_an
     assert!(!log.contains("may still run"), "{log}");
 }
 
-/// Starts a cluster that cannot be started, on a terminal where ssh could ask for a password. Fails
-/// if anybody was asked, if it took long, or if a server is left. Returns what was said.
+/// Starts a cluster that cannot start, on a terminal where ssh could ask for a password. Fails if
+/// ssh asked, if it took long, or if a server is left. Returns the output.
 #[track_caller]
 fn fail_to_start(sshd: &Sshd, config: &Path, remote_dir: &Path) -> String {
     let builder = sshd.cluster_with(config, remote_dir);
@@ -540,7 +541,7 @@ fn a_missing_binary_and_a_missing_directory_are_named() {
     assert!(said.contains("server 1") && said.contains("there is no directory"), "{said}");
 }
 
-/// `coord --check` for the cluster with this configuration of ssh and this directory there.
+/// Runs `coord --check` for the cluster with this ssh configuration and this remote directory.
 #[track_caller]
 fn check(sshd: &Sshd, config: &Path, remote_dir: &Path) -> Ended {
     let builder = sshd.cluster_with(config, remote_dir).flag("--check");
@@ -552,7 +553,7 @@ fn check(sshd: &Sshd, config: &Path, remote_dir: &Path) -> Ended {
     ended
 }
 
-/// The findings about the remote host that begin with this word, of all that were printed.
+/// Returns the printed findings about the remote host that begin with this word.
 fn findings<'a>(ended: &'a Ended, word: &str, sshd: &Sshd) -> Vec<&'a str> {
     let host = sshd.host();
     ended.lines().into_iter().filter(|l| l.starts_with(word) && l.contains(&host)).collect()
@@ -580,7 +581,7 @@ fn a_check_names_what_is_wrong_at_an_ssh_host() {
         let ended = ended.with_code(1);
         let bad = findings(&ended, "FAILED ", &sshd).join("\n");
         assert!(bad.contains(words), "no {words:?} in: {}", ended.stdout);
-        // What is right elsewhere is said too.
+        // Checks of other hosts that pass are reported too.
         assert!(ended.stdout.contains("ok      localhost"), "{}", ended.stdout);
     };
     expect(check(&sshd, &config, &remote_dir), "there is no executable");

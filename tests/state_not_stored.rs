@@ -1,5 +1,5 @@
-//! A coordinator whose state cannot be stored says so, and goes on as soon as it can; a full disk is no such
-//! case, because its room is reserved.
+//! A coordinator that cannot store its state raises an alarm and continues as soon as it can. A
+//! full disk does not prevent storing, because the room is reserved.
 
 mod common;
 
@@ -14,8 +14,8 @@ use common::{Cluster, PATIENCE, wait_for, wait_until};
 use kv_client::OpOptions;
 use kv_protocol::status::AlarmKind;
 
-/// From the moment when the state can be stored again until a group without a primary is served: a try every
-/// 200 ms, and the failover itself, on a machine that does other things too.
+/// Time limit from the moment the state can be stored again until a group without a primary is
+/// served: a retry every 200 ms, and the failover, on a busy machine.
 const SOON: Duration = Duration::from_secs(3);
 
 fn alarm(cluster: &Cluster, kind: AlarmKind) -> Option<String> {
@@ -42,7 +42,7 @@ fn a_state_that_cannot_be_stored_is_an_alarm_and_failover_follows_as_soon_as_it_
     let key = cluster.key_at(1, 0, "k");
     let patient = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
     client.put(&key, b"before", &patient).expect("a put");
-    // Every write to a file fails from now on, as if the disk were broken.
+    // Every write to a file fails from now on, as on a broken disk.
     process::limit_file_size(cluster.coord_pid(), Some(0));
     let killed = kill_server_1(&cluster);
     let text = wait_for("the alarm", PATIENCE, || alarm(&cluster, AlarmKind::StateNotStored));
@@ -82,11 +82,11 @@ fn a_directory_that_is_moved_delays_no_failover_and_is_named() {
     cluster.stop().assert_copies_agree();
 }
 
-/// A small file system, unmounted when this is dropped.
+/// A small file system that is unmounted on drop.
 struct Tmpfs<'a>(&'a Path);
 
 impl<'a> Tmpfs<'a> {
-    /// `None` where the system does not let one be mounted.
+    /// Mounts a tmpfs. `None` where the system forbids it.
     fn mount(at: &'a Path) -> Option<Tmpfs<'a>> {
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=2m", "kv-test"]).arg(at);

@@ -1,5 +1,5 @@
-//! A stop drops nothing that is not on a disk: dumps that fail are tried until they are complete or the operator
-//! insists, and they may go to another directory.
+//! A stop drops nothing that is not on a disk. Failed dumps are retried until they are complete or
+//! the operator insists, and may go to another directory.
 
 mod common;
 
@@ -19,7 +19,7 @@ use kv_protocol::status::{AlarmKind, ClusterState};
 
 const ENTRIES: usize = 2_000;
 
-/// A cluster with entries of about 100 KiB.
+/// Starts a cluster with entries of about 100 KiB in all.
 fn cluster() -> Cluster {
     let cluster = Cluster::builder().in_foreground().start();
     put_all(&mut cluster.open(), &pairs());
@@ -56,7 +56,7 @@ fn assert_complete(cluster: &Cluster) {
 fn a_dump_that_fails_is_tried_again_until_it_is_complete_and_no_server_exits_before() {
     let mut cluster = cluster();
     let (pids, coord) = (cluster.server_pids(), cluster.coord_pid());
-    // As with a full disk, files end early here; unlike with ENOSPC, SIGXFSZ is sent as well.
+    // Files end early, as on a full disk; unlike with ENOSPC, the process also receives SIGXFSZ.
     process::limit_file_size(pids[1], Some(4_096));
     process::signal(coord, Signal::TERM);
     await_log(&cluster, "server 1 could not carry out DUMP-PRIMARY");
@@ -67,7 +67,7 @@ fn a_dump_that_fails_is_tried_again_until_it_is_complete_and_no_server_exits_bef
     let alarm = status.alarms.iter().find(|alarm| alarm.kind == AlarmKind::OrderFailed);
     let text = &alarm.expect("an alarm").text;
     assert!(text.contains("File too large") && text.contains("--dump-dir"), "{text}");
-    // A machine that is paused as a whole, in the middle of the dumps.
+    // Pauses all processes of the cluster in the middle of the dumps, as a suspended machine does.
     let all = || pids.iter().copied().chain([coord]);
     all().for_each(process::pause);
     all().for_each(|pid| process::signal(pid, Signal::CONT));
@@ -114,7 +114,8 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
     let other = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
     let (blocked, there) = (other.path().join("blocked"), other.path().join("blocked/dumps"));
     fs::write(&blocked, "a file where a directory must be").expect("write a file");
-    // Given while the stop is under way already, so that nothing else is stored after it.
+    // The directory is given while the stop is in progress, so that nothing else is stored after
+    // it.
     for id in 0..3 {
         process::limit_file_size(cluster.server_pid(id), Some(4_096));
     }
@@ -140,7 +141,8 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     assert_eq!(programs::wait(&mut caller, PATIENCE), Some(Some(1)), "its coordinator was killed");
-    // From now on dumps to the servers' own directories would succeed, and those that are wanted do not.
+    // From now on dumps to the servers' own directories would succeed; those to the given directory
+    // fail.
     pids.iter().for_each(|pid| process::limit_file_size(*pid, None));
     let before = cluster.coord_log().matches("could not carry out DUMP-").count();
     cluster.relaunch(&[]);
@@ -186,14 +188,14 @@ fn a_stop_that_has_taken_the_servers_over_gives_up_no_table_when_it_is_interrupt
     assert_eq!(dumps.entries().len(), ENTRIES);
 }
 
-/// Mounts a tmpfs, or has it take another size.
+/// Mounts a tmpfs, or changes its size.
 fn mount(at: &Path, options: &str) -> bool {
     let mut command = Command::new("mount");
     command.args(["-t", "tmpfs", "-o", options, "kv-test"]).arg(at);
     command.status().is_ok_and(|status| status.success())
 }
 
-/// A tmpfs that goes away with this.
+/// A tmpfs that is unmounted on drop.
 struct Tmpfs<'a>(&'a Path);
 
 impl Drop for Tmpfs<'_> {
@@ -238,7 +240,7 @@ fn a_stop_on_a_full_disk_completes_when_there_is_room() {
 fn an_operator_who_insists_is_told_which_groups_are_given_up() {
     let mut cluster = cluster();
     let pids = cluster.server_pids();
-    // Both replicas of group 1.
+    // Both replicas of group 1 fail.
     process::limit_file_size(pids[1], Some(4_096));
     process::limit_file_size(pids[2], Some(4_096));
     let told = coord_stop(cluster.dir(), &["--force"]).with_code(1);
@@ -255,7 +257,7 @@ fn a_second_interrupt_gives_up_what_cannot_be_dumped_and_nothing_else() {
     let mut cluster = cluster();
     process::limit_file_size(cluster.server_pids()[1], Some(4_096));
     process::signal(cluster.coord_pid(), Signal::INT);
-    // Two tries are more than a second apart from the signal.
+    // By then the stop has lasted for more than a second, so the next signal is a second press.
     wait_until("a second and a third try", PATIENCE, || {
         cluster.coord_log().matches("server 1: DUMP-").count() >= 4
     });
@@ -288,12 +290,13 @@ fn a_directory_that_was_deleted_may_be_made_again() {
     assert_eq!(dumps.entries().len(), ENTRIES);
 }
 
-/// A server without a coordinator that is told to stop, and cannot dump its primary table.
+/// Starts a server without a coordinator, tells it to stop, and makes the dump of its primary table
+/// fail.
 fn lone_with_a_blocked_dump() -> Lone {
     let mut server = Lone::start(&[]);
     server.admit().heartbeat();
     server.vanish();
-    // No file can be made under the name of a directory.
+    // A file cannot be created under the name of a directory.
     fs::create_dir(server.dir.path().join("server_1.primary.tmp")).expect("make a directory");
     process::signal(server.pid(), Signal::TERM);
     wait_until("a dump to fail", PATIENCE, || server.log().contains("their dumps are tried again"));

@@ -1,11 +1,11 @@
-//! Who asks more than once for a stop does not lose the dumps.
+//! Repeated stop signals do not lose the dumps.
 
 mod common;
 
 use common::process::{self, Signal};
 use common::{Cluster, PATIENCE, wait_until};
 
-/// A cluster with some entries.
+/// Starts a cluster with some entries.
 fn cluster_with_entries() -> Cluster {
     let cluster = Cluster::builder().in_foreground().start();
     let operations: String = (0..2_000).map(|n| format!("P \"key {n}\" \"{n}\"\n")).collect();

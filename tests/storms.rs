@@ -1,5 +1,5 @@
-//! Many connections at once, and connections that break off in the middle, with both network engines: nobody's
-//! answer is lost or mixed up, and nothing of those who are gone stays.
+//! Many connections at once, and connections that break off in the middle, with both network
+//! engines. No response is lost or mixed up, and closed connections leave nothing behind.
 
 mod common;
 
@@ -15,14 +15,14 @@ use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 
 const ENGINES: [&str; 2] = ["uring", "epoll"];
 
-/// What a client does before it is gone.
+/// The requests that a client sends before it disconnects.
 type GoSoFar<'a> = &'a dyn Fn(&mut Raw);
 
 fn start(engine: &str) -> Cluster {
     Cluster::builder().flag("--net").flag(engine).start()
 }
 
-/// A key of the server that the tests here look at.
+/// Returns a key of the server that these tests examine.
 fn key_of_victim(cluster: &Cluster, prefix: &str) -> Vec<u8> {
     cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, prefix)
 }
@@ -32,7 +32,7 @@ fn connect(cluster: &Cluster, numbers: std::ops::Range<u32>) -> Vec<Raw> {
     numbers.map(|n| Raw::welcomed(address, ClientId(u128::from(n) + 1), ShardId(0))).collect()
 }
 
-/// A reset, not an orderly end: what is on its way in either direction is lost.
+/// Resets a connection: data in flight in either direction is lost.
 fn reset(raw: Raw) {
     set_socket_linger(&raw.stream, Some(Duration::ZERO)).expect("set SO_LINGER");
     drop(raw);
@@ -40,7 +40,8 @@ fn reset(raw: Raw) {
 
 #[test]
 fn requests_that_come_all_at_once_in_more_bytes_than_there_are_buffers_are_all_served() {
-    /// Each sends more than one receive buffer holds: several times as much as a shard has in all.
+    /// Together the connections send several times as many bytes as a shard has receive buffers
+    /// for.
     const CONNECTIONS: u32 = 400;
     const ROUNDS: u64 = 3;
     const VALUE_BYTES: usize = 30_000;
@@ -59,7 +60,7 @@ fn requests_that_come_all_at_once_in_more_bytes_than_there_are_buffers_are_all_s
             client.put(key, &value(n, 0), &OpOptions::default()).expect("a put");
         }
         for round in 1..=ROUNDS {
-            // A server that stands still has all of it waiting when it wakes up.
+            // All requests are waiting when the stopped server resumes.
             process::pause(pid);
             for (n, raw) in connections.iter_mut().enumerate() {
                 let value = value(n, round);
@@ -74,7 +75,7 @@ fn requests_that_come_all_at_once_in_more_bytes_than_there_are_buffers_are_all_s
                 let (put, got) = if one.id == PUT { (one, other) } else { (other, one) };
                 assert_eq!((put.id, put.status, put.copies), (PUT, Status::Ok, 2), "{engine}, {n}");
                 assert_eq!((got.id, got.status), (GET, Status::Ok), "{engine}, {n}");
-                // A value is read once both copies have it, and not before.
+                // A value becomes readable only when both copies have it.
                 let may_be = [value(n, round - 1), value(n, round)];
                 assert!(may_be.contains(&got.value), "{engine}: {n} got another's value");
             }
@@ -98,7 +99,7 @@ fn long_values_that_are_asked_for_together_come_whole_and_in_order_however_slowl
         }
         let mut raw = connect(&cluster, 0..1).remove(0);
         set_socket_recv_buffer_size(&raw.stream, 64 << 10).expect("set SO_RCVBUF");
-        // Each run of reads is followed by a small one.
+        // A small request follows each run of reads.
         let key_of = |id: u64| &keys[(id % 10) as usize];
         let operation = |id: u64| if id % 20 == 19 { Operation::Noop } else { Operation::Get };
         let requests = (0..READS).map(|id| request(RequestId(id), key_of(id), operation(id)));
@@ -133,7 +134,7 @@ fn connections_that_are_reset_in_any_state_of_a_request_or_an_answer_leave_nothi
         let get_small = request(RequestId(2), &small, Operation::Get);
         let written = vec![8; LARGE];
         let put_large = request(RequestId(3), &large, Operation::Put(write_number(1), &written));
-        // How far a client goes before it is gone.
+        // The points at which a client disconnects.
         let states: [(&str, GoSoFar<'_>); 11] = [
             ("welcomed", &|_| {}),
             ("a request in part", &|raw| raw.send(&get_small[..get_small.len() - 1])),
@@ -206,7 +207,7 @@ fn of_ten_thousand_connections_each_is_served_and_an_idle_one_costs_at_most_4_ki
             let answer = raw.ask(&key, Operation::Get);
             assert!(answer.status == Status::Ok && answer.value == [1; 1_000], "{engine}");
         };
-        // What a server has for its first connections it has once.
+        // Memory that a server takes once, for its first connections, is not counted.
         let mut first = connect(&cluster, 0..BATCH);
         first.iter_mut().for_each(serve);
         let before = process::resident_bytes(pid);
@@ -217,7 +218,7 @@ fn of_ten_thousand_connections_each_is_served_and_an_idle_one_costs_at_most_4_ki
         println!("{engine}: {each} bytes a connection");
         let whole = cluster.status();
         assert!(whole.groups.iter().all(|group| group.copies == 2), "{engine}: {whole:?}");
-        // The first of all are as good as the last.
+        // The first connections still work after the last ones.
         first.iter_mut().for_each(serve);
     }
 }

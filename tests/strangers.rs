@@ -1,4 +1,4 @@
-//! Programs that take a port of the cluster, or its files, without having its key.
+//! Programs that take over a port or a file of the cluster without having its key.
 
 mod common;
 
@@ -16,7 +16,7 @@ use kv_protocol::key::opcode as key_opcode;
 use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
 
-/// Takes the next connection of a server; everything that it sends until it closes.
+/// Accepts the next connection of a server; returns the frames received until it closes.
 #[track_caller]
 fn said_to(listener: &TcpListener, respond: impl FnOnce(&mut Raw)) -> Vec<Received> {
     let stream = wait_for("the server to dial", PATIENCE, || listener.accept().ok()).0;
@@ -36,19 +36,19 @@ fn a_program_on_the_port_of_a_dead_coordinator_learns_nothing_and_is_not_obeyed(
     listener.set_nonblocking(true).expect("set O_NONBLOCK");
     let mut admitted = Vec::new();
     Admission::Admitted { epoch: EPOCH }.write(&mut admitted);
-    // It admits the server at once, without a proof.
+    // The stranger admits the server at once, without a proof.
     let said = said_to(&listener, |raw| {
         raw.send_if_open(&admitted);
     });
     let opcodes: Vec<u8> = said.iter().map(|frame| frame.opcode).collect();
     assert_eq!(opcodes, [key_opcode::CHALLENGE], "nothing else is sent before a proof");
-    // It answers the challenge under a key that it made up.
+    // It responds to the challenge with a made-up key.
     let said = said_to(&listener, |raw| {
         answer_challenge(raw, ClusterKey(KEY.0 ^ 1));
         raw.send_if_open(&admitted);
     });
     assert!(said.iter().all(|frame| frame.opcode != opcode::STARTED), "{said:?}");
-    // It refuses the server, which would end one that was never admitted.
+    // It sends a refusal, which from the coordinator would end a server that was never admitted.
     let mut refused = Vec::new();
     Admission::Refused { reason: "go away".into() }.write(&mut refused);
     said_to(&listener, |raw| raw.send_if_open(&refused));
@@ -66,7 +66,7 @@ fn the_key_stands_in_no_environment_command_line_or_file_that_others_may_read() 
         for file in ["environ", "cmdline"] {
             let path = format!("/proc/{pid}/{file}");
             let bytes = match std::fs::read(&path) {
-                // Only root may read the environment of a process without core dumps.
+                // Only root may read the environment of a process that leaves no core dumps.
                 Err(error) if error.kind() == ErrorKind::PermissionDenied => continue,
                 read => read.unwrap_or_else(|error| panic!("{path}: {error}")),
             };
@@ -86,8 +86,8 @@ fn the_key_stands_in_no_environment_command_line_or_file_that_others_may_read() 
     }
 }
 
-/// The user to whom the system shows a process's memory: root if the process leaves no core dumps, else its own
-/// (proc(5), PR_SET_DUMPABLE).
+/// Returns the user that may read a process's memory: root if the process leaves no core dumps,
+/// else the process's own user (proc(5), PR_SET_DUMPABLE).
 fn may_read_memory(server: &Lone) -> u32 {
     std::fs::metadata(format!("/proc/{}/mem", server.pid())).expect("the memory").uid()
 }
@@ -107,7 +107,7 @@ fn a_server_leaves_no_core_dump_that_has_the_key_unless_it_is_allowed_to() {
     }
 }
 
-/// A user other than the one that runs the tests.
+/// The id of a user other than the one that runs the tests.
 const OTHER_USER: u32 = 12_345;
 
 #[test]
@@ -121,7 +121,7 @@ fn a_state_that_somebody_else_may_have_put_there_is_refused() {
     let ended = cluster.run_coordinator(&[]).with_code(1);
     assert!(ended.stderr.contains("it is a symbolic link"), "{}", ended.stderr);
     std::fs::rename(&elsewhere, &state).expect("rename the state back");
-    // Only root can give a file away.
+    // Only root can change a file's owner.
     if chown(&state, Some(OTHER_USER), None).is_ok() {
         let ended = cluster.run_coordinator(&[]).with_code(1);
         assert!(ended.stderr.contains("belongs to the user with the id 12345"), "{}", ended.stderr);
@@ -138,7 +138,8 @@ fn a_coordinator_says_at_once_that_another_user_has_its_port() {
     let address = Ports::of(&cluster).address(Kind::Reports);
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
-    // A socket belongs to the user id of the thread that makes it, and only root can take another user id.
+    // A socket belongs to the user id of the thread that creates it, and only root can take another
+    // one.
     let usurper = std::thread::spawn(move || {
         let other = Uid::from_raw(OTHER_USER);
         set_thread_res_uid(other, other, other).ok()?;

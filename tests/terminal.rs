@@ -1,4 +1,4 @@
-//! The programs on a real (pseudo-)terminal, as a person meets them.
+//! The programs on a pseudo-terminal, as a user sees them.
 
 mod common;
 
@@ -20,7 +20,7 @@ const UP: &str = "\x1b[A";
 const LEFT: &str = "\x1b[D";
 const BACKSPACE: &str = "\x7f";
 
-/// The client on a terminal, with its state in this directory.
+/// Returns the client's command line, with its state in this directory.
 fn client_command(cluster: &Cluster, state: &Path) -> Command {
     let mut command = Command::new(CLIENT);
     command.args(["-h", "127.0.0.1", "-p", &cluster.ready.clients_port.to_string()]);
@@ -28,7 +28,7 @@ fn client_command(cluster: &Cluster, state: &Path) -> Command {
     command
 }
 
-/// The client, ready for its first line.
+/// Starts the client and waits for its prompt.
 #[track_caller]
 fn open_client(cluster: &Cluster, state: &Path) -> Terminal {
     let mut terminal = Terminal::start(client_command(cluster, state));
@@ -36,7 +36,7 @@ fn open_client(cluster: &Cluster, state: &Path) -> Terminal {
     terminal
 }
 
-/// Types a line and waits for its answer and the next prompt.
+/// Types a line and waits for its output and the next prompt.
 #[track_caller]
 fn ask(terminal: &mut Terminal, keys: &str, answer: &str) {
     terminal.type_in(keys);
@@ -64,9 +64,9 @@ fn the_client_greets_prompts_answers_and_ends_with_zero_at_ctrl_d() {
     ask(&mut terminal, "G \"a\"", "value[\"a\"] == \"1\"");
     ask(&mut terminal, "V \"a\" \"1\"", "check passed");
     ask(&mut terminal, "nonsense", "unknown operation \"nonsense\"");
-    // Numbers of lines are for files: whoever has typed the line sees it.
+    // Line numbers are for files: a user sees the typed line.
     assert!(!terminal.screen().contains("line 4"), "{}", terminal.screen());
-    // What fails is no reason to end, nor to end with failure: a person has seen it.
+    // A failed line ends neither the program nor its exit status in failure: the user has seen it.
     ask(&mut terminal, "G \"b\"", "key \"b\" not found");
     leave(terminal);
 }
@@ -121,7 +121,7 @@ fn lines_are_remembered_from_one_run_to_the_next() {
     leave(terminal);
 }
 
-/// A paste as a terminal sends it that was asked to put brackets around it.
+/// Returns the bytes of a bracketed paste.
 fn pasted(text: &str) -> String {
     format!("\x1b[200~{}\x1b[201~", text.replace('\n', ENTER))
 }
@@ -133,7 +133,7 @@ fn nothing_of_a_paste_runs_before_enter_and_then_all_of_its_lines_in_order() {
     assert!(terminal.screen().contains("\x1b[?2004h"), "brackets are asked for");
     let mut other = cluster.open();
     let key = b"a".as_slice();
-    // Without and with a line end at its end; an empty line and a comment are nothing.
+    // With and without a line end after the last line. Empty lines and comments are ignored.
     for text in [
         "P \"a\" \"1\"\nG \"a\"\n\n# no more\nP \"a\" \"2\"\nnonsense\nG \"a\"\n# end",
         "P \"a\" \"1\"\nG \"a\"\n\n# no more\nP \"a\" \"2\"\nnonsense\nG \"a\"\n",
@@ -142,7 +142,7 @@ fn nothing_of_a_paste_runs_before_enter_and_then_all_of_its_lines_in_order() {
         terminal.type_in(&pasted(text));
         terminal.wait_for("G \"a\"");
         terminal.wait_for("nonsense");
-        // All of it is at the prompt by the time that one more key is.
+        // The whole paste is at the prompt once another key is echoed.
         terminal.type_in(" # typed");
         terminal.wait_for("# typed");
         let found = other.get(key, &Default::default());
@@ -151,12 +151,12 @@ fn nothing_of_a_paste_runs_before_enter_and_then_all_of_its_lines_in_order() {
         terminal.wait_for("value[\"a\"] <- \"1\"");
         terminal.wait_for("value[\"a\"] == \"1\"");
         terminal.wait_for("value[\"a\"] <- \"2\"");
-        // Which of several lines it was is not plain.
+        // With several lines, the message must say which one failed.
         terminal.wait_for("line 6: unknown operation \"nonsense\"");
         terminal.wait_for("value[\"a\"] == \"2\"");
         terminal.wait_for(PROMPT);
     }
-    // Each line is remembered for itself.
+    // Each line has its own history entry.
     ask(&mut terminal, &format!("{UP}{UP}"), "value[\"a\"] == \"2\"");
     leave(terminal);
 }
@@ -189,13 +189,13 @@ fn a_paste_whose_cluster_is_gone_ends_after_one_timeout() {
     ask(&mut terminal, "P \"a\" \"1\"", "value[\"a\"] <- \"1\"");
     cluster.kill_coordinator();
     process::end_all_in(cluster.dir());
-    // Each in its turn, they would take longer than anybody waits here.
+    // One after the other, they would exceed this test's time limit.
     let lines: String = (1..=100).map(|n| format!("P \"key {n}\" \"1\"\n")).collect();
     terminal.type_in(&pasted(&lines));
     terminal.wait_for("key 100");
     terminal.type_in(ENTER);
     terminal.wait_for("line 1: put \"key 1\"");
-    // A server that dies slowly may still be heard while the first one waits.
+    // A server that takes a moment to end may still respond while the first line waits.
     terminal.wait_for("to 100: not tried");
     terminal.wait_for(PROMPT);
     leave(terminal);
@@ -222,7 +222,7 @@ fn a_terminal_that_is_closed_ends_the_client() {
     terminal.await_end(PATIENCE);
 }
 
-/// A coordinator with three servers on a terminal. It ends what it started when it is dropped.
+/// A coordinator with three servers on a terminal. Dropping it ends what it started.
 struct OnTerminal {
     terminal: Terminal,
     dir: tempfile::TempDir,
@@ -230,7 +230,7 @@ struct OnTerminal {
 }
 
 impl OnTerminal {
-    /// Starts it with its log in a file or on the terminal, and puts 500 entries in.
+    /// Starts the coordinator with its log in a file or on the terminal, and puts 500 entries.
     #[track_caller]
     fn start(log_in_file: bool) -> OnTerminal {
         let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
@@ -261,7 +261,7 @@ impl OnTerminal {
         process::running_in(self.dir.path())
     }
 
-    /// Waits for the end and looks at what is left: no process, and complete dumps.
+    /// Waits for the end; fails unless no process is left and the dumps are complete.
     #[track_caller]
     fn assert_ends_in_order(&mut self) {
         assert_eq!(self.terminal.await_end(PATIENCE), Some(0));
@@ -315,16 +315,16 @@ fn ctrl_c_at_the_coordinator_stops_the_cluster_in_order_and_reaches_no_server() 
     cluster.terminal.wait_for("SIGINT: stopping the cluster");
     cluster.assert_ends_in_order();
     let log = cluster.log();
-    // That is what a server asks for when a signal reaches it.
+    // The message of a server that received the signal itself.
     assert!(!log.contains("was told to stop: draining"), "{log}");
     assert!(!log.contains("is down"), "{log}");
 }
 
-/// The number of a process's controlling terminal; 0 if it has none.
+/// Returns the number of a process's controlling terminal; 0 if it has none.
 fn terminal_of(pid: u32) -> String {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("read /proc/PID/stat");
     let (_, rest) = stat.rsplit_once(") ").expect("a name in brackets");
-    // State, parent, group, session, terminal.
+    // The fields are state, parent, group, session, terminal.
     rest.split(' ').nth(4).expect("a terminal").to_owned()
 }
 
@@ -342,12 +342,12 @@ fn a_terminal_that_is_closed_stops_the_cluster_in_order() {
     }
 }
 
-/// So many pairs with values of 1 KiB.
+/// Returns `count` pairs with values of 1 KiB.
 fn kibibytes(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     (0..count).map(|n| (format!("key {n}").into_bytes(), vec![b'v'; 1 << 10])).collect()
 }
 
-/// What `coord status --json` of the coordinator at this port says.
+/// Returns the output of `coord status --json` for the coordinator at this port.
 #[track_caller]
 fn status(port: &str) -> ClusterStatus {
     let ended = programs::run(COORD, ["status", "-p", port, "--json"], "", PATIENCE).with_code(0);
@@ -366,18 +366,18 @@ fn a_recovery_on_a_terminal_shows_its_steps_and_a_bar_with_bytes_and_keys() {
     for step in 0..=2 {
         cluster.terminal.wait_for(&format!("server 1, step {step}: "));
     }
-    // A bar, and the rest of its line.
+    // A progress bar and the rest of its line.
     cluster.terminal.wait_for("server 1, step 3 [");
     let bar = cluster.terminal.wait_for("]");
     assert!(bar.len() >= 8 && bar.bytes().all(|b| b == b'#' || b == b'-'), "{bar:?}");
     let numbers = cluster.terminal.wait_for(" keys");
     assert!(numbers.contains(" MiB, ") && numbers.contains(" of "), "{numbers:?}");
-    // Whether step 4 is seen depends on which of the two copies ends first.
+    // Step 4 may not appear: that depends on which of the two copies ends first.
     cluster.terminal.wait_for("server 1 is back");
     cluster.terminal.type_in(CTRL_D);
     cluster.terminal.wait_for("stopped");
     assert_eq!(cluster.terminal.await_end(PATIENCE), Some(0));
-    // The log in the file has no bar.
+    // The log file has no bar.
     let log = cluster.log();
     assert!(log.contains("server 1, step 3: "), "{log}");
     assert!(!log.contains('[') || !log.contains("##"), "{log}");
@@ -427,7 +427,7 @@ fn without_a_terminal_a_recovery_is_told_in_lines_and_the_status_keeps_its_histo
     let whole = recovery.took_ms.expect("over");
     assert!(took <= whole && whole - took < 10, "in whole milliseconds: {recovery:?}");
     let log = cluster.coord_log();
-    // Whether steps 3 and 4 are seen depends on which of the two copies ends first.
+    // Steps 3 and 4 may be missing: that depends on which of the two copies ends first.
     for step in steps {
         assert!(log.contains(&format!("server 1, step {step}: ")), "step {step}:\n{log}");
     }
@@ -449,7 +449,7 @@ fn a_watched_status_is_drawn_in_place_and_ctrl_c_gives_the_cursor_back() {
         terminal.wait_for("serving");
         let victim = cluster.server_pid(1);
         process::signal(victim, Signal::KILL);
-        // The next pictures begin where the first did, and go over it.
+        // Later frames begin at the same position as the first and overwrite it.
         terminal.wait_for("\x1b[Hcluster");
         terminal.wait_for("recovery of");
         match ends_by_key {
@@ -466,7 +466,7 @@ fn a_watched_status_is_drawn_in_place_and_ctrl_c_gives_the_cursor_back() {
     }
 }
 
-/// `coord status --watch` with its output in a file. It ends when this is dropped.
+/// `coord status --watch` with its output in a file. Dropping it ends the program.
 struct Watching {
     child: Child,
     output: std::path::PathBuf,
@@ -487,7 +487,7 @@ impl Watching {
         fs::read_to_string(&self.output).expect("read the output")
     }
 
-    /// Sends SIGINT; everything that it has printed.
+    /// Sends SIGINT and returns everything that was printed.
     #[track_caller]
     fn end(mut self) -> String {
         process::signal(self.child.id(), Signal::INT);
@@ -537,7 +537,7 @@ fn a_watch_goes_on_while_the_coordinator_does_not_answer() {
     terminal.type_in(CTRL_C);
     assert_eq!(terminal.await_end(PATIENCE), Some(0));
     tables.end();
-    // Who never got an answer has a reason to look at what was typed.
+    // Without a first response, the message suggests checking the address.
     let arguments = ["status", "-p", &port, "--watch"];
     let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
     assert!(ended.stderr.contains("check -h and -p"), "{}", ended.stderr);

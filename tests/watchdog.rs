@@ -1,4 +1,5 @@
-//! A server of which a part stands ends itself, and the cluster goes on; one that stood as a whole lives.
+//! A server with one hung thread ends itself, and the cluster continues. A server that was paused
+//! as a whole survives.
 
 mod common;
 
@@ -12,8 +13,7 @@ use kv_protocol::exit_code::ServerExit;
 use kv_protocol::limits::GRACE;
 use kv_protocol::status::{AlarmKind, GroupCondition};
 
-/// How long after its grace a process that stands may take to be gone, on a machine that does other
-/// things too.
+/// Time limit, beyond its grace, for a hung process to end on a busy machine.
 const SLACK: Duration = Duration::from_secs(4);
 
 /// Writes to a key of every group.
@@ -25,9 +25,9 @@ fn write_everywhere(cluster: &Cluster, client: &mut Client) {
     }
 }
 
-/// Makes one thread of server 1 stand.
+/// Stops one thread of server 1 and checks that the process ends.
 fn a_thread_that_stands_ends_its_process(thread: &str, named: &str) {
-    // Its own watchdog ends the process: the exit status says so below.
+    // Its own watchdog ends the process, as the exit status below shows.
     let cluster = Cluster::builder().servers(4).shards(2).start();
     let mut client = cluster.open();
     write_everywhere(&cluster, &mut client);
@@ -78,7 +78,7 @@ fn a_server_of_which_a_part_stands_lives_on_where_nobody_else_has_its_group() {
     let mut client = cluster.open();
     write_everywhere(&cluster, &mut client);
     let pids = cluster.server_pids();
-    // Nobody follows server 2, so server 1 is alone with its group from now on.
+    // Server 2 cannot be replaced, so server 1 is the only holder of its group from now on.
     std::fs::rename(&binary, binary.with_extension("away")).expect("move the server away");
     process::signal(pids[2], Signal::KILL);
     wait_until("server 1 to be alone with its group", PATIENCE, || {
@@ -109,7 +109,7 @@ fn a_server_that_was_stopped_as_a_whole_and_goes_on_is_not_ended_by_its_watchdog
     let mut client = cluster.open();
     write_everywhere(&cluster, &mut client);
     let pids = cluster.server_pids();
-    // Nobody is left who would judge it.
+    // Without a coordinator, no other process judges the server.
     process::signal(cluster.coord_pid(), Signal::KILL);
     wait_until("the coordinator's end", PATIENCE, || !process::is_alive(cluster.coord_pid()));
     let key = cluster.key_at(1, 0, "w");
@@ -119,7 +119,7 @@ fn a_server_that_was_stopped_as_a_whole_and_goes_on_is_not_ended_by_its_watchdog
     client.get(&key, &options).expect_err("its server stands");
     process::signal(pids[1], Signal::CONT);
     write_everywhere(&cluster, &mut client);
-    // It has been looked at again and again since.
+    // The watchdog has checked it several times since.
     let seen = Instant::now();
     wait_until("some time to pass in which it serves", PATIENCE, || {
         client.get(&key, &OpOptions::default()).expect("a get");

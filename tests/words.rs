@@ -1,4 +1,4 @@
-//! Every word of a dictionary goes through the command line and comes back.
+//! Every word of a dictionary is written and read back through the command line.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn dictionary() -> String {
     text
 }
 
-/// The value of a word, which differs from that of every other.
+/// Returns a different value for each word.
 fn value(word: &str, place: usize) -> String {
     format!("{place}:{}", word.chars().rev().collect::<String>())
 }

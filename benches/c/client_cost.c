@@ -1,12 +1,12 @@
 /*
- * What one operation costs a client: the C library beside a bare blocking socket loop of the same bytes,
- * and beside hiredis. One run is one turn of one side; benches/client runs them in alternation.
+ * The cost of one operation for a client: the C library compared with a bare blocking socket loop that sends
+ * the same bytes, and with hiredis. One run is one turn of one side; benches/client alternates the sides.
  *
  *   client_cost <side> <get|put> <all|one> <threads|steady|burst|load> <number> <warm ms> <ms>
  *               <plan> <host:port>
  *
- * With "one", only keys of the first server are used, so that there is one connection. It prints one line: operations, wall time and CPU time of its own (user, system) in nanoseconds. Any
- * answer that is wrong ends it.
+ * With "one", only keys of the first server are used, so that there is one connection. The program prints one
+ * line: operations, wall time and its own CPU time (user, system) in nanoseconds. A wrong response ends it.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -33,7 +33,7 @@ void die(const char *format, ...)
     vfprintf(stderr, format, words);
     va_end(words);
     fputc('\n', stderr);
-    /* Other threads may be anywhere. */
+    /* Not exit(): other threads still run. */
     _exit(1);
 }
 
@@ -68,7 +68,7 @@ struct entry worker_next(struct worker *worker)
 
 void worker_count(struct worker *worker, unsigned count)
 {
-    /* It is the only one that writes. */
+    /* This thread is the only writer. */
     unsigned long long done = atomic_load_explicit(&worker->done, memory_order_relaxed);
 
     atomic_store_explicit(&worker->done, done + count, memory_order_relaxed);
@@ -177,7 +177,7 @@ static void pause_ms(unsigned long ms)
         ;
 }
 
-/* One turn: warm up, measure, print. */
+/* Runs one turn: warm up, measure, print. */
 static void measure(struct start *starts, unsigned threads, unsigned long warm, unsigned long ms)
 {
     pthread_t ids[MAX_THREADS];
@@ -192,7 +192,7 @@ static void measure(struct start *starts, unsigned threads, unsigned long warm, 
     from = now(starts, threads);
     pause_ms(ms);
     to = now(starts, threads);
-    /* A busy machine may have let nobody run in so short a time. */
+    /* On a busy machine no operation may have completed in so short a time. */
     for (unsigned waited = 0; to.done == from.done; waited++) {
         if (waited == PATIENCE_MS)
             die("nothing was done within %d ms", PATIENCE_MS);
@@ -206,7 +206,7 @@ static void measure(struct start *starts, unsigned threads, unsigned long warm, 
            to.system - from.system);
 }
 
-/* Every key once, so that there is something to read. */
+/* Writes every key once, so that reads find it. */
 static void load(const struct job *job, const struct side *side)
 {
     void *state = side->open(job);

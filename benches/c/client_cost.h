@@ -1,9 +1,9 @@
 /*
- * What the parts of client_cost share: the plan that the driver writes, and what a side has to do.
+ * Shared declarations of client_cost: the plan that the driver writes, and the interface of a side.
  *
- *   plan (a file)  -> keys, values, and the very frames that the library sends
- *   side           -> one way to reach a store: kvc, bare, hiredis
- *   worker         -> a thread of the program, which counts what its side has done
+ *   plan (a file)  -> keys, values, and the frames that the library sends
+ *   side           -> one way to access a store: kvc, bare, hiredis
+ *   worker         -> a thread of the program, which counts the completed operations
  */
 #ifndef CLIENT_COST_H
 #define CLIENT_COST_H
@@ -13,16 +13,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* As the driver writes it, in this machine's byte order. */
+/* The head of the plan, in this machine's byte order. */
 struct plan_head {
     uint32_t servers;
     uint32_t keys;
-    /* How many of them, the first, the first server serves. */
+    /* The number of keys of the first server; they come first. */
     uint32_t first_servers;
     uint32_t key_bytes;
     uint32_t value_bytes;
     uint32_t hello_bytes;
-    /* Where in a hello its client id is. */
+    /* The offset of the client id in a hello. */
     uint32_t client_at;
     uint32_t get_bytes;
     uint32_t put_bytes;
@@ -40,39 +40,39 @@ struct plan {
     const uint32_t *ports; /* of the servers, on 127.0.0.1 */
     const unsigned char *hello;
     const unsigned char *entries; /* key and value of each */
-    const uint32_t *servers;      /* who serves each */
-    const unsigned char *gets;    /* the frame that asks for each */
-    const unsigned char *puts;    /* the frame that sets each */
+    const uint32_t *servers;      /* the server of each */
+    const unsigned char *gets;    /* the GET frame of each */
+    const unsigned char *puts;    /* the PUT frame of each */
 };
 
-/* What the program was asked for. */
+/* The task on the command line. */
 struct job {
     struct plan plan;
     const char *endpoint; /* of the coordinator, or of redis-server: host:port */
     bool is_put;
-    uint32_t keys;   /* that are asked for: all, or those of the first server */
-    unsigned number; /* of threads, or how deep the queue is */
+    uint32_t keys;   /* in use: all, or those of the first server */
+    unsigned number; /* of threads, or the depth of the queue */
 };
 
 struct worker {
     const struct job *job;
     const struct side *side;
-    void *state; /* its side's */
+    void *state; /* the state of its side */
     uint64_t random;
     atomic_ullong done;
 };
 
 struct side {
     const char *name;
-    /* What all threads share, before the first of them. */
+    /* Sets up shared state before the first thread starts. */
     void (*start)(const struct job *job);
-    /* Connections of one thread. */
+    /* Opens the connections of one thread. */
     void *(*open)(const struct job *job);
-    /* One operation, its answer checked. */
+    /* Runs one operation and checks its response. */
     void (*call)(void *state, struct entry entry);
-    /* Keeps so many operations in flight: new ones are sent as answers come. */
+    /* Keeps `number` operations in flight: new ones are sent as responses arrive. */
     void (*steady)(struct worker *worker);
-    /* Sends so many together, takes all answers, and again. */
+    /* Sends `number` operations together, receives all responses, and repeats. */
     void (*burst)(struct worker *worker);
 };
 
@@ -82,16 +82,16 @@ extern const struct side side_bare;
 extern const struct side side_hiredis;
 #endif
 
-/* The key of the next operation: any, each as likely. */
+/* Returns the key of the next operation; all keys are equally likely. */
 struct entry worker_next(struct worker *worker);
 struct entry entry_at(const struct plan *plan, uint32_t number);
-/* So many operations more are done. */
+/* Adds to the number of completed operations. */
 void worker_count(struct worker *worker, unsigned count);
 bool worker_goes_on(void);
 
-/* Ends the program: what was measured so far is of no use. */
+/* Ends the program and discards the measurement. */
 void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
-/* Memory, set to zero. */
+/* Allocates zeroed memory. */
 void *room(size_t count, size_t bytes);
 
 #endif

@@ -1,7 +1,6 @@
 /*
- * The floor of a blocking call: send() and recv() on blocking sockets, one to each server, with the very
- * frames that the library sends (docs/protocol.md). It knows no deadline, no retry and no change of the
- * cluster.
+ * The lower bound of a blocking call: send() and recv() on blocking sockets, one to each server, with the
+ * frames that the library sends (docs/protocol.md). There are no deadlines, retries or map changes.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -14,14 +13,14 @@
 
 #include "client_cost.h"
 
-/* In a request's frame. */
+/* Offsets in a request frame. */
 enum { ID_AT = 8, SEQ_AT = 40, FIRST_INCOMPLETE_AT = 48 };
-/* In an answer's frame. */
+/* Offsets in a response frame, and its sizes. */
 enum { STATUS_AT = 32, COPIES_AT = 33, VALUE_AT = 36, HEADER_BYTES = 8, MAX_BYTES = 4096 };
 
 struct connection {
     int socket;
-    /* Of the session's last write. */
+    /* The number of the session's last write. */
     uint64_t seq;
 };
 
@@ -54,7 +53,7 @@ static uint32_t length_of(const unsigned char *frame)
            (uint32_t)frame[3] << 24;
 }
 
-/* One frame, which is all that can come. */
+/* Receives one frame; no more can arrive. */
 static size_t receive_frame(int socket, unsigned char frame[MAX_BYTES])
 {
     size_t count = 0;

@@ -1,4 +1,4 @@
-/* hiredis against redis-server: a context a thread for calls, one context for pipelines. */
+/* hiredis against redis-server: one context for each calling thread, one context for pipelines. */
 #include <hiredis.h>
 
 #include <stdio.h>
@@ -74,7 +74,7 @@ static void append(const struct context *context, struct entry entry)
         die("redisAppendCommand: %s", context->redis->errstr);
 }
 
-/* The operations whose replies have not come; replies come in order. */
+/* The operations without a reply; replies arrive in order. */
 struct pipeline {
     struct entry *entries;
     unsigned first, count;
@@ -107,7 +107,7 @@ static void take(struct pipeline *pipeline, struct worker *worker, void *reply)
     pipeline->count--;
 }
 
-/* Waits for one reply, and takes those that have come with it. */
+/* Waits for one reply, then takes those that arrived with it. */
 static void steady(struct worker *worker)
 {
     struct context *context = worker->state;

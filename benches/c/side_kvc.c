@@ -1,4 +1,4 @@
-/* The C library: calls of many threads on one handle, and a completion queue of one thread. */
+/* The C library: calls from many threads on one handle, and a completion queue of one thread. */
 #include <kvclient.h>
 
 #include <string.h>
@@ -50,7 +50,7 @@ static void call(void *state, struct entry entry)
     }
 }
 
-/* A queue, and what each operation in it is for; the tag is its place. */
+/* A queue and the entry of each of its operations; the tag is the index. */
 struct queue {
     kvc_cq *cq;
     kvc_completion *completions;

@@ -1,16 +1,17 @@
-//! What one operation costs a program that uses the C library: beside a bare blocking socket loop of the
-//! same bytes, and beside hiredis against redis-server.
+//! The cost of one operation in a program that uses the C library, compared with a bare blocking
+//! socket loop that sends the same bytes, and with hiredis against redis-server.
 //!
 //! ```text
-//!   three servers, redis-server    real processes, loopback ports of their own
+//!   three servers, redis-server    real processes, each on its own loopback ports
 //!         plan.rs                  keys, values and frames, in a file for the C program
 //!         turn.rs                  one run of benches/c/client_cost: one side, a moment long
-//!   grid: A B C  A B C  A B C ...  the sides of a cell take turns; medians of what the pairs say
+//!   grid: A B C  A B C  A B C ...  the sides of a cell take turns; medians over the pairs
 //!         report.rs                tables and targets; with --report, a file in benches/results/
 //! ```
 //!
-//! `cargo bench --bench client -- [--report] [--pairs N] [--ms N]`; with `--test` every side runs for a
-//! moment, so that this cannot rot. Client, servers and peers share the machine's cores.
+//! `cargo bench --bench client -- [--report] [--pairs N] [--ms N]`. With `--test`, every side runs
+//! for a moment, so that the benchmark stays working. Client, servers and peers share the machine's
+//! cores.
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
@@ -23,17 +24,17 @@ use common::Cluster;
 use redis::Redis;
 use turn::{Cell, Keys, Measured, Program, Shape, Work};
 
-/// What the command line asks for.
+/// The options of the command line.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
-    /// Turns of each side in each cell.
+    /// The number of turns of each side in each cell.
     pairs: usize,
-    /// Of one turn, before measuring and while.
+    /// The duration of one turn: warm-up and measurement.
     warm_up_ms: u32,
     ms: u32,
-    /// Whether nothing but running is of interest.
+    /// Only checks that every side runs.
     is_test: bool,
-    /// Whether a report is written.
+    /// Writes a report.
     report: bool,
 }
 

@@ -1,20 +1,20 @@
-//! The file that tells the C program what to do: keys, values, and the frames that the library sends for
-//! them, with the client's id, request ids and write numbers left to be filled in. Its form is in
-//! `benches/c/client_cost.h`.
+//! The input file of the C program: keys, values, and the frames that the library sends for them.
+//! The client's id, request ids and write numbers are filled in later. `benches/c/client_cost.h`
+//! has its format.
 
 use kv_protocol::client_message::{Condition, Hello, Operation, Request, WriteHeader};
 use kv_protocol::ids::{ClientId, RequestId, RequestSeq, ShardId};
 use kv_protocol::map::Map;
 use kv_protocol::placement::Digest;
 
-/// How many keys are read and written: so few that they stay in the processor's caches, since it is the
-/// client that is measured.
+/// The number of keys: so few that they stay in the processor's caches, since the benchmark
+/// measures the client.
 pub(crate) const KEYS: u32 = 1_200;
 const VALUE_BYTES: usize = 64;
-/// Looked for in a hello to find where its client id is.
+/// A client id that is searched for in a hello to find its offset.
 const MARK: u128 = 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10;
 
-/// The plan for the cluster of this map, whose groups have one shard.
+/// Returns the plan for the cluster of this map, whose groups have one shard.
 pub(crate) fn plan(map: &Map) -> Vec<u8> {
     let mut hello = Vec::new();
     Hello { cluster: map.cluster, client: ClientId(MARK), shard: ShardId(0) }.write(&mut hello);

@@ -1,4 +1,4 @@
-//! The peer: redis-server on a loopback port of its own, in a directory of its own, writing nothing to disk.
+//! The peer: redis-server on its own loopback port, in a temporary directory, without persistence.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -9,10 +9,10 @@ use tempfile::TempDir;
 
 use crate::common::{PATIENCE, poll};
 
-/// What hiredis' package for C programs brings.
+/// A header of hiredis' development package.
 const HEADER: &str = "/usr/include/hiredis/hiredis.h";
 
-/// A server, ended with this value.
+/// A running redis-server. Dropping this ends it.
 #[derive(Debug)]
 pub(crate) struct Redis {
     child: Child,
@@ -21,7 +21,7 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// Starts one, or says why there is none.
+    /// Starts a server, or returns the reason why it cannot.
     pub(crate) fn start() -> Result<Redis, String> {
         if !Path::new(HEADER).exists() {
             return Err("there is no hiredis (Debian package libhiredis-dev)".to_owned());
@@ -34,8 +34,8 @@ impl Redis {
         command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
         command.args(["--loglevel", "warning"]).arg("--dir").arg(dir.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: prctl takes integers and is safe to call between fork and exec. Nothing may survive
-        // this program.
+        // SAFETY: prctl takes integers and is safe to call between fork and exec. The server must
+        // not outlive this program.
         unsafe {
             command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
                 0 => Ok(()),
@@ -63,7 +63,7 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // One that has ended by itself is none to kill.
+        // A server that has already ended makes kill fail.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! What was measured, in words.
+//! The report of a run: tables, targets and machine.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::common::workshop::{library, root};
 use crate::turn::{Cell, Keys, Measured, Shape, Side, Turn, Work};
 use crate::{Settings, plan};
 
-/// A median and the least and greatest that it lies between.
+/// A median with the least and greatest value.
 #[derive(Clone, Copy, Debug)]
 struct Spread {
     least: f64,
@@ -36,12 +36,12 @@ impl Spread {
     }
 }
 
-/// What the neighbours of each pair say of the first side against the second.
+/// Returns the ratio of the first side to the second over the pairs of neighbouring turns.
 fn ratio(a: &[Turn], b: &[Turn], of: impl Fn(&Turn) -> f64) -> Spread {
     Spread::of(a.iter().zip(b).map(|(a, b)| of(a) / of(b)))
 }
 
-/// A cell in one line, as it is measured.
+/// Returns a cell's result in one line, for printing during the run.
 pub(crate) fn line(measured: &Measured) -> String {
     let Cell { work, keys, shape, number } = measured.cell;
     let mut line = format!("{work} {keys} {shape:<7} {number:>3}");
@@ -85,7 +85,7 @@ fn head(text: &mut String, title: &str, number: &str) {
     );
 }
 
-/// A target, and what the measured cells say of it.
+/// Compares the measured cells with each target.
 fn targets(measured: &[Measured]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut say = |name: String, limit: f64, ratio: Option<Spread>| {
@@ -122,7 +122,7 @@ fn targets(measured: &[Measured]) -> Vec<String> {
     lines
 }
 
-/// The first line that a command says; "unknown" where it says none.
+/// Returns the first line of a command's output, or "unknown".
 fn said(program: &str, words: &[&str]) -> String {
     let output = Command::new(program).args(words).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
@@ -147,7 +147,7 @@ fn machine() -> String {
     )
 }
 
-/// Size and dependencies of the shared library.
+/// Returns the size and the dependencies of the shared library.
 fn shared_library() -> String {
     let path = library("libkvclient.so");
     let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
@@ -178,7 +178,7 @@ fn today() -> String {
     said("date", &["--utc", "+%F"])
 }
 
-/// The whole report.
+/// Returns the whole report.
 pub(crate) fn text(settings: &Settings, measured: &[Measured]) -> String {
     let Settings { pairs, warm_up_ms, ms, .. } = settings;
     let mut text = format!(

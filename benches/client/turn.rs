@@ -1,4 +1,4 @@
-//! Turns: runs of the C program, each of one side of one cell of the grid.
+//! Turns: runs of the C program, each for one side of one cell of the grid.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,39 +9,39 @@ use crate::common::workshop::{Workshop, root};
 use crate::redis::Redis;
 use crate::{Settings, plan};
 
-/// What an operation is.
+/// The kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     Get,
     Put,
 }
 
-/// How operations follow each other.
+/// The way in which operations follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// Blocking calls of so many threads.
+    /// Blocking calls in this number of threads.
     Threads,
-    /// So many in flight from one thread; new ones are sent as answers come.
+    /// This number of operations in flight from one thread; new ones are sent as responses arrive.
     Steady,
-    /// So many sent together from one thread, then all answers taken.
+    /// This number of operations sent together from one thread; then all responses are received.
     Burst,
 }
 
-/// Which keys are asked for.
+/// The set of keys that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keys {
-    /// All: of this store, on three connections.
+    /// All keys: three connections of this store.
     All,
-    /// Those of one server: one connection, as hiredis has.
+    /// The keys of one server: one connection, as with hiredis.
     OneServers,
 }
 
-/// A way to reach a store.
+/// A way to access a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// libkvclient.
     Kvc,
-    /// Blocking sockets, the same bytes.
+    /// Blocking sockets with the same bytes.
     Bare,
     /// hiredis and redis-server, which keeps one copy.
     Hiredis,
@@ -91,11 +91,11 @@ pub(crate) struct Cell {
     pub(crate) work: Work,
     pub(crate) keys: Keys,
     pub(crate) shape: Shape,
-    /// Of threads, or how many operations are in flight.
+    /// The number of threads, or of operations in flight.
     pub(crate) number: u32,
 }
 
-/// What a turn has measured.
+/// The result of one turn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turn {
     pub(crate) operations: f64,
@@ -109,13 +109,13 @@ impl Turn {
         self.operations / self.wall_ns * 1e9
     }
 
-    /// CPU time of the client, in nanoseconds an operation.
+    /// Returns the CPU time of the client in nanoseconds for one operation.
     pub(crate) fn cpu_ns(&self) -> f64 {
         (self.user_ns + self.system_ns) / self.operations
     }
 }
 
-/// The turns of all sides of a cell; those of one place were neighbours in time.
+/// The turns of all sides of a cell. Turns with equal positions were neighbours in time.
 #[derive(Debug)]
 pub(crate) struct Measured {
     pub(crate) cell: Cell,
@@ -128,7 +128,7 @@ impl Measured {
     }
 }
 
-/// The C program, and what it is run against.
+/// The C program and its servers.
 #[derive(Debug)]
 pub(crate) struct Program {
     workshop: Workshop,
@@ -139,7 +139,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Compiles it, and stores every key once.
+    /// Compiles the program and stores every key once.
     pub(crate) fn build(cluster: &Cluster, redis: Option<&Redis>) -> Program {
         let workshop = Workshop::open();
         let source = |name: &str| root().join("benches/c").join(name);
@@ -169,7 +169,7 @@ impl Program {
         program
     }
 
-    /// The sides that can do a cell.
+    /// Returns the sides that can run a cell.
     fn sides(&self, cell: Cell) -> Vec<Side> {
         let mut sides = vec![Side::Kvc];
         if cell.shape == Shape::Threads {
@@ -181,7 +181,7 @@ impl Program {
         sides
     }
 
-    /// All turns of a cell, in alternation.
+    /// Runs all turns of a cell in alternation.
     pub(crate) fn measure(&self, cell: Cell, settings: &Settings) -> Measured {
         let mut sides: Vec<_> =
             self.sides(cell).into_iter().map(|side| (side, Vec::new())).collect();
@@ -196,7 +196,7 @@ impl Program {
     fn turn(&self, side: Side, cell: Cell, settings: &Settings) -> Turn {
         let (Cell { work, keys, shape, number }, Settings { warm_up_ms, ms, .. }) =
             (cell, settings);
-        // Each thread of the library has connections of its own, which have to be opened.
+        // Each thread of the library has its own connections, which must be opened first.
         let connecting_ms = if shape == Shape::Threads { 8 * number } else { 0 };
         let warm_up_ms = warm_up_ms + connecting_ms;
         let said = self.run(side, &format!("{work} {keys} {shape} {number} {warm_up_ms} {ms}"));

@@ -1,9 +1,9 @@
-/* Batches, with what they are for and with what they have to refuse, against a cluster that is well. */
+/* Batches with valid and invalid arguments, against a healthy cluster. */
 #include "suite.h"
 
 
 #define MANY 500
-#define LARGE 6 /* of 16 MiB: together more than may be under way at once */
+#define LARGE 6 /* values of 16 MiB: more than may be in flight at once */
 
 static const char *endpoint;
 static kvc_client *client;
@@ -29,7 +29,7 @@ static void remove_all(const kvc_slice *keys, size_t n)
         assert_status(kvc_delete(client, keys[i], NULL, NULL), KVC_OK);
 }
 
-/* Keys with every byte, NUL among them, up to the longest; values from empty to some. */
+/* Keys with every byte including NUL, up to the longest; values from empty upwards. */
 static void many_keys_go_and_come_in_one_call(void **state)
 {
     static char names[MANY][8], longest[65535];
@@ -88,7 +88,7 @@ static void what_cannot_be_read_is_empty_and_has_a_status(void **state)
             assert_true(out[i].data == NULL && out[i].len == 0 && out[i].version == 0);
         kvc_buf_free(&out[i]);
     }
-    /* Whoever does not want to know may leave the statuses out. */
+    /* The statuses are optional. */
     assert_status(kvc_mget(client, keys, 4, out, NULL, NULL), KVC_NOT_FOUND);
     for (i = 0; i < 4; i++)
         kvc_buf_free(&out[i]);
@@ -110,7 +110,7 @@ static void a_condition_holds_for_every_key(void **state)
     assert_int_equal(statuses[0], KVC_OK);
     assert_int_equal(statuses[1], KVC_CONFLICT);
     assert_int_equal(statuses[2], KVC_OK);
-    /* A read does not look at it. */
+    /* A read ignores the condition. */
     assert_status(kvc_mget(client, keys, 3, out, statuses, &options), KVC_OK);
     assert_string_equal(out[0].data, "1");
     assert_string_equal(out[1].data, "0");
@@ -195,7 +195,7 @@ static void large_values_go_and_come_and_what_is_too_long_is_left_out(void **sta
     free(value);
 }
 
-/* What is refused as a whole: nothing is done and nothing is written, of the good keys either. */
+/* Calls that are rejected as a whole: nothing is done or written, not even for the valid keys. */
 static void null_and_bad_sizes_are_refused(void **state)
 {
     const kvc_slice good[] = {text("good"), text("good too")};
@@ -219,7 +219,7 @@ static void null_and_bad_sizes_are_refused(void **state)
     for (n = 0; n < 3; n++) {
         assert_status(kvc_mput(client, bad[n], good, 2, statuses, NULL), KVC_INVALID);
         assert_status(kvc_mget(client, bad[n], 2, out, statuses, NULL), KVC_INVALID);
-        if (bad[n] != empty) /* which is good as a value */
+        if (bad[n] != empty) /* which is a valid value */
             assert_status(kvc_mput(client, good, bad[n], 2, statuses, NULL), KVC_INVALID);
         assert_status(kvc_mput(client, good, good, bad_counts[n], statuses, NULL), KVC_INVALID);
         assert_status(kvc_mget(client, good, bad_counts[n], out, statuses, NULL), KVC_INVALID);
@@ -239,7 +239,7 @@ static void null_and_bad_sizes_are_refused(void **state)
     }
 }
 
-/* What is refused without a server is refused at once. */
+/* Errors that need no server are reported at once. */
 static void a_batch_of_which_nothing_can_be_sent_does_not_wait(void **state)
 {
     static char long_key[65536];
@@ -340,7 +340,7 @@ static void texts_end_with_nul_and_belong_to_the_caller(void **state)
     assert_status(kvc_get_str(client, "text", &value), KVC_OK);
     assert_string_equal(value, "");
     kvc_free(value);
-    /* What was not stored as a text still ends with NUL. */
+    /* A value that was not stored as a string still ends with NUL. */
     assert_status(kvc_put(client, text("text"), bytes("a\0b", 3), NULL, NULL), KVC_OK);
     assert_status(kvc_get_str(client, "text", &value), KVC_OK);
     assert_memory_equal(value, "a\0b", 4);
@@ -371,7 +371,7 @@ static void a_batch_of_operations_tells_all_of_each(void **state)
     assert_status(kvc_batch(client, ops, 2, done, NULL), KVC_OK);
     assert_true(done[0].tag == 0 && done[1].tag == 1 && done[0].copies == 2 && done[0].value.version > 0);
     version = done[0].value.version;
-    /* Each has a condition of its own, and a status; that of the call is the most serious one. */
+    /* Each operation has its own condition and status; the call returns the most serious status. */
     ops[0].if_version = version;
     ops[1].if_version = KVC_ABSENT;
     assert_status(kvc_batch(client, ops, 4, done, NULL), KVC_CONFLICT);

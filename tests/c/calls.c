@@ -1,4 +1,4 @@
-/* Every function, with what it is for and with what it has to refuse, against a cluster that is well. */
+/* Every function with valid and invalid arguments, against a healthy cluster. */
 #include "suite.h"
 
 #include <fcntl.h>
@@ -41,10 +41,10 @@ static void a_value_lives_until_it_is_deleted(void **state)
     memset(&written, 0x5a, sizeof written);
     assert_status(kvc_put(client, text("life"), text("short"), NULL, &written), KVC_OK);
     assert_int_equal(written.copies, 2);
-    assert_int_equal(sizeof written, 32); /* for ever */
+    assert_int_equal(sizeof written, 32); /* part of the ABI */
     assert_true(written.reserved == 0 && written.doubt.opaque[0] == 0 && written.doubt.opaque[1] == 0);
     assert_status(kvc_get(client, text("life"), NULL, &got), KVC_OK);
-    /* The NUL behind it is not counted. */
+    /* The length excludes the terminating NUL. */
     assert_int_equal(got.len, 5);
     assert_string_equal(got.data, "short");
     assert_true(got.version == written.version);
@@ -72,11 +72,11 @@ static void a_write_can_demand_a_version(void **state)
     assert_true(found.version == second.version);
     options.if_version = second.version;
     assert_status(kvc_delete(client, text("cas"), &options, NULL), KVC_OK);
-    /* Of what is not there, the version is zero; another failure has none to tell. */
+    /* The version of an absent key is zero; other failures leave the result unchanged. */
     assert_status(kvc_put(client, text("cas"), text("4"), &options, &found), KVC_CONFLICT);
     assert_true(found.version == 0);
     assert_status(kvc_delete(client, text("cas"), NULL, &first), KVC_NOT_FOUND);
-    assert_true(first.copies == 2); /* as it was */
+    assert_true(first.copies == 2); /* unchanged */
 }
 
 static void bytes_of_every_kind_come_back(void **state)
@@ -160,7 +160,7 @@ static void a_part_of_a_value_is_read_by_itself(void **state)
     assert_status(kvc_length(client, text("ten"), &len, NULL, NULL), KVC_NOT_FOUND);
 }
 
-/* Freed by kvc_buf_free, twice, or taken out and freed by kvc_free. */
+/* A buffer is freed by kvc_buf_free, even twice, or its memory is taken out and freed by kvc_free. */
 static void a_buffer_belongs_to_the_caller(void **state)
 {
     kvc_buf got;
@@ -254,7 +254,7 @@ static void where_nobody_listens_a_call_is_unavailable_in_time(void **state)
     kvc_close(nobody);
 }
 
-/* The cluster was started with a small limit. What has filled it is removed again. */
+/* The cluster was started with a small limit. The test removes the values that filled it. */
 static void a_full_cluster_is_out_of_space(void **state)
 {
     char *value = calloc(16, MIB), key[32];
@@ -270,7 +270,7 @@ static void a_full_cluster_is_out_of_space(void **state)
         status = kvc_put(client, text(key), bytes(value, 16 * MIB), NULL, NULL);
     }
     assert_status(status, KVC_OUT_OF_SPACE);
-    /* So it is in a batch, and in a queue. */
+    /* A batch and a queue report the same. */
     name = text(key);
     put = put_op(name, bytes(value, 16 * MIB));
     assert_status(kvc_mput(client, &name, &put.value, 1, &status, NULL), KVC_OUT_OF_SPACE);
@@ -300,7 +300,7 @@ static void *count_to_ten(void *argument)
             len != (size_t)size || memcmp(room, key, len) != 0 ||
             kvc_delete(client, text(key), NULL, NULL) != KVC_OK ||
             kvc_delete(client, text(key), NULL, NULL) != KVC_NOT_FOUND ||
-            strstr(kvc_last_error(), key) == NULL) /* this thread's, not another one's */
+            strstr(kvc_last_error(), key) == NULL) /* the message of this thread, not of another */
             return argument;
     }
     return NULL;
@@ -358,7 +358,7 @@ static void no_thread_is_started_and_no_signal_is_taken(void **state)
 
     (void)state;
     for (n = 1; n < NSIG; n++)
-        sigaction(n, NULL, &before[n]); /* two numbers are the C library's own: refused both times */
+        sigaction(n, NULL, &before[n]); /* fails for the two signals that the C library reserves */
     other = open_client(endpoint, NULL);
     queue = new_queue(other, 4);
     assert_status(kvc_put(other, text("quiet"), text("v"), NULL, NULL), KVC_OK);
@@ -377,7 +377,7 @@ static void no_thread_is_started_and_no_signal_is_taken(void **state)
     kvc_close(other);
 }
 
-/* SIGPIPE would end this program. */
+/* A SIGPIPE would end this program. */
 static void writes_to_what_is_closed_raise_no_signal(void **state)
 {
     enum { FDS = 256, ROUNDS = 20 };
@@ -397,7 +397,7 @@ static void writes_to_what_is_closed_raise_no_signal(void **state)
     for (round = 0; round < ROUNDS; round++) {
         assert_status(kvc_put(other, text("pipe"), text("v"), NULL, NULL), KVC_OK);
         assert_int_equal(run_op(queue, put_op(text("pipe"), text("v"))).status, KVC_OK);
-        /* Of the handle's and the queue's connections; of what is none it fails. */
+        /* Shuts down the connections of the handle and the queue; fails for other descriptors. */
         for (fd = 0; fd < FDS; fd++)
             closed += !was_open[fd] && shutdown(fd, SHUT_WR) == 0;
     }

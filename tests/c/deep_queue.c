@@ -1,5 +1,5 @@
-/* A queue that is as deep as it may be, on a cluster that is well: deep_queue ENDPOINT. No write fails, none
-   is passed over, and the depth costs little. */
+/* A queue of the greatest depth, on a healthy cluster: deep_queue ENDPOINT. No write fails or starves, and
+   the depth costs little. */
 #include "suite.h"
 
 #include <sys/resource.h>
@@ -24,7 +24,7 @@ static int close_it(void **state)
     return kvc_close(client);
 }
 
-/* The versions of the writes to one key, by their tags; zero if a write has not ended. */
+/* The version of each write to one key, by its tag; zero until the write completes. */
 static uint64_t versions[3 * DEEPEST];
 
 static void writes_of_one_key_end_in_the_order_of_their_submission(void **state)
@@ -46,7 +46,7 @@ static void writes_of_one_key_end_in_the_order_of_their_submission(void **state)
             if (done[n].status != KVC_OK)
                 fail_msg("write %d: %s", (int)done[n].tag, done[n].words);
             versions[done[n].tag] = done[n].value.version;
-            /* Only those in the window of the session are under way together. */
+            /* Only the writes within the session's window are in flight together. */
             assert_true(done[n].tag < oldest + WINDOW);
             while (oldest < WRITES && versions[oldest] != 0)
                 oldest++;
@@ -67,7 +67,7 @@ static double cpu_seconds(void)
            (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
 }
 
-/* Writes so many values of 100 bytes, `depth` at once. Returns the processor time of this program in seconds. */
+/* Writes `writes` values of 100 bytes, `depth` at once. Returns this program's processor time in seconds. */
 static double cpu_of_writes(uint32_t depth, uint64_t writes)
 {
     static char value[VALUE_BYTES];
@@ -99,8 +99,8 @@ static double cpu_of_writes(uint32_t depth, uint64_t writes)
     return cpu_seconds() - cpu;
 }
 
-/* In processor time, as other programs may run beside this one, and take the caches. A second look at each of
-   the waiting for each that ends would cost thousands of times as much. */
+/* Compares processor time, because other programs may run beside this one and use the caches. Examining every
+   waiting operation at each completion would cost thousands of times as much. */
 static void a_write_costs_in_the_deepest_queue_about_what_it_costs_in_one_of_1000(void **state)
 {
     enum { WRITES = 3 * DEEPEST };

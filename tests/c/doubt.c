@@ -1,4 +1,4 @@
-/* What a program sees while the whole cluster stands: doubt ENDPOINT PID..., the coordinator's pid
+/* Calls of a program while the whole cluster is stopped: doubt ENDPOINT PID..., the coordinator's pid
    before those of its servers. Each call ends at its deadline. */
 #include "suite.h"
 
@@ -12,7 +12,7 @@ static kvc_client *client;
 static int stop_all(void **state)
 {
     (void)state;
-    /* So that connections and the map are there before. */
+    /* Opens the connections and fetches the map first. */
     assert_status(kvc_put(client, text("doubt"), text("before"), NULL, NULL), KVC_OK);
     assert_status(kvc_put(client, text("doubt too"), text("before"), NULL, NULL), KVC_OK);
     assert_status(kvc_put(client, text("doubt or not"), text("before"), NULL, NULL), KVC_OK);
@@ -44,10 +44,10 @@ static void a_write_is_in_doubt_and_a_read_times_out(void **state)
     assert_true(now_ms() - start < 3 * 300 + SLACK_MS);
 }
 
-/* One deadline for all keys, whatever it was that each waited for. */
+/* One deadline covers all keys, whatever each of them waits for. */
 static void a_batch_ends_at_its_deadline(void **state)
 {
-    enum { KEYS = 200 }; /* more writes than one shard takes at once */
+    enum { KEYS = 200 }; /* more writes than one shard accepts at once */
     static char names[KEYS][32];
     static kvc_slice keys[KEYS];
     static kvc_buf out[KEYS];
@@ -76,14 +76,14 @@ static void a_batch_ends_at_its_deadline(void **state)
     assert_true(now_ms() - start < 300 + SLACK_MS);
     assert_true(n == KVC_TIMEOUT || n == KVC_UNAVAILABLE);
     for (n = 0; n < KEYS; n++) {
-        /* A connection that silence has ended may have been opened again in vain. */
+        /* A connection that was closed for silence may have failed to reopen. */
         assert_true(statuses[n] == KVC_TIMEOUT || statuses[n] == KVC_UNAVAILABLE);
         assert_null(out[n].data);
         kvc_buf_free(&out[n]);
     }
 }
 
-/* A program that waits on the descriptor hears of the deadline, and of nothing later. */
+/* The descriptor becomes readable at the deadline, and not again later. */
 static void a_queue_ends_its_operations_at_their_deadlines(void **state)
 {
     const int64_t start = now_ms();
@@ -103,7 +103,7 @@ static void a_queue_ends_its_operations_at_their_deadlines(void **state)
         assert_true(is_readable(fd, PATIENCE_MS));
         if (kvc_cq_poll(queue, &done, 1, 0) == 1) {
             assert_true(done.tag == ended++); /* in the order of their deadlines */
-            /* The queue is new, its connections may never have been welcomed: then nothing was sent. */
+            /* The connections of the new queue may never have received a WELCOME; then nothing was sent. */
             assert_true(done.status == KVC_UNAVAILABLE ||
                         done.status == (done.tag % 2 == 0 ? KVC_TIMEOUT : KVC_IN_DOUBT));
             assert_true(done.words != NULL && *done.words != '\0');
@@ -136,20 +136,20 @@ static void a_queue_whose_writes_were_sent_is_in_doubt(void **state)
     op.kind = KVC_OP_GET;
     op.key = text("doubt or not");
     assert_int_equal(run_op(queue, op).status, KVC_TIMEOUT);
-    /* A value that fills the socket is sent in part, and so never done; its memory goes with the completion. */
+    /* A value that fills the socket is sent in part and never executed; its memory is free at the completion. */
     op = put_op(text("doubt, kept"), bytes(kept, 8 * MIB));
     op.flags = KVC_KEEP;
     op.timeout_ms = 300;
     assert_int_equal(run_op(queue, op).status, KVC_UNAVAILABLE);
     free(kept);
     assert_in_range(now_ms() - start, 900, 900 + SLACK_MS);
-    /* A poll that waits less long than an operation has nothing to tell. */
+    /* A poll with a timeout shorter than the operation's returns nothing. */
     op = get_op(text("doubt"));
     assert_status(kvc_cq_submit(queue, &op, 1), KVC_OK);
     start = now_ms();
     assert_int_equal(kvc_cq_poll(queue, &done, 1, 50), 0);
     assert_in_range(now_ms() - start, 50, 50 + SLACK_MS);
-    /* What was given up is not confused with what comes after it, and what was cut off does not follow. */
+    /* Responses to abandoned operations are not matched with later ones, and a partial write is not resumed. */
     continue_all(state);
     done = next_completion(queue);
     assert_int_equal(done.status, KVC_OK);
@@ -164,7 +164,7 @@ static void *poll_on(void *queue)
     kvc_completion done;
     int count;
 
-    /* The other thread may be in a call itself, to find out whether this one is. */
+    /* The other thread may itself be in a call, checking for this one's. */
     do
         count = kvc_cq_poll(queue, &done, 1, PATIENCE_MS);
     while (count == KVC_INVALID);
@@ -207,7 +207,7 @@ static void *stand(void *narrow)
     return NULL;
 }
 
-/* Writes that were given up while the cluster stood, of a call and of a queue: what resolving says stays true. */
+/* Abandoned writes of a call and of a queue while the cluster is stopped: the outcome once resolved is final. */
 static void what_is_said_of_a_write_in_doubt_stays_true(void **state)
 {
     const kvc_op_options options = within(300);
@@ -229,7 +229,7 @@ static void what_is_said_of_a_write_in_doubt_stays_true(void **state)
     op.timeout_ms = 300;
     done = run_op(queue, op);
     assert_int_equal(done.status, KVC_IN_DOUBT);
-    /* While nobody responds nothing is known, and a read of the key is not answered either. */
+    /* While no server responds the outcome is unknown, and a read of the key fails too. */
     status = kvc_resolve(client, first.doubt, 300, &again);
     assert_true(status == KVC_TIMEOUT || status == KVC_UNAVAILABLE);
     assert_status(kvc_get(client, text("resolved"), &options, &got), KVC_UNAVAILABLE);
@@ -257,7 +257,7 @@ static void what_is_said_of_a_write_in_doubt_stays_true(void **state)
     stop_processes(pids, pid_count);
 }
 
-/* All threads share the connections of a handle, and no call waits for the end of another. */
+/* All threads share the connections of a handle, and no call waits for another to end. */
 static void a_short_call_waits_for_no_long_one(void **state)
 {
     const kvc_op_options brief = within(50);

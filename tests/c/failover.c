@@ -1,4 +1,4 @@
-/* What a program sees while a server is killed: failover ENDPOINT SERVER-PID. */
+/* Calls of a program while a server is killed: failover ENDPOINT SERVER-PID. */
 #include "suite.h"
 
 #include <stdatomic.h>
@@ -17,10 +17,10 @@ struct writer {
     int number;
     atomic_int written;       /* keys that were reported OK: 0 to written - 1 */
     int counted;              /* increments of the shared counter that were reported OK */
-    const char *wrong;        /* what went wrong, if anything */
+    const char *wrong;        /* the first error, if any */
 };
 
-/* Those who would rather hear at once that something is wrong. */
+/* Threads with short deadlines. */
 #define IMPATIENT 4
 
 struct impatient {
@@ -88,7 +88,7 @@ static void *write_on(void *argument)
     return NULL;
 }
 
-/* Puts growing numbers and reads them, with deadlines that end before the others' take-over may. */
+/* Puts growing numbers and reads them, with deadlines that may end before the takeover. */
 static void *hurry(void *argument)
 {
     struct impatient *self = argument;
@@ -119,7 +119,7 @@ static void *hurry(void *argument)
     return NULL;
 }
 
-/* Waits until each writer has written `more` keys beyond those that it had. */
+/* Waits until each writer has written `more` keys beyond its number in `had`. */
 static void await_writes(const int *had, int more)
 {
     const int64_t start = now_ms();
@@ -167,7 +167,7 @@ static void a_killed_server_costs_no_write_and_no_deadline(void **state)
         if (impatient[n].wrong != NULL)
             fail_msg("impatient %d: %s", n, impatient[n].wrong);
     }
-    /* 0.8 s are enough where nothing is wrong. */
+    /* 0.8 s suffice for a healthy group. */
     assert_true(impatient[IMPATIENT - 1].stored > 0);
     for (n = 0; n < WRITERS; n++) {
         for (key_number = 0; key_number < writers[n].written; key_number++) {

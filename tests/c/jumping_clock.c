@@ -1,5 +1,5 @@
-/* Preloaded into a program: its clock of the calendar jumps by ten years, back and forth, each time that it is
-   read. Other clocks go on as they are. */
+/* A library to preload: the wall clock jumps by ten years, back and forth, at each reading. Other clocks are
+   unchanged. */
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>

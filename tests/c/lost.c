@@ -1,8 +1,8 @@
-/* What a program sees when both holders of a group are killed and the cluster goes on without it
-   (isolate): lost ENDPOINT SERVER-PID SERVER-PID, of two servers of three that follow each other. */
+/* Calls of a program when both holders of a group are killed and the cluster continues without the group
+   (isolate): lost ENDPOINT SERVER-PID SERVER-PID, the pids of two consecutive servers of three. */
 #include "suite.h"
 
-/* So many that every group has some of them. */
+/* Enough keys that every group has some. */
 #define KEYS 16
 
 static pid_t holders[2];
@@ -33,7 +33,7 @@ static void a_batch_and_a_queue_say_the_same(int lost)
     kvc_cq_free(queue);
 }
 
-/* Every key is answered in the end: those of the one group with LOST, the others with their values. */
+/* In the end every read gets a response: LOST for keys of the one group, the value for the others. */
 static void what_both_holders_had_is_lost_and_the_rest_is_served(void **state)
 {
     const int64_t start = now_ms();

@@ -1,5 +1,5 @@
-/* What a program sees that has no memory for what it asks: statuses, and a handle that goes on when there is
-   memory again. memory ENDPOINT SERVER-PID... */
+/* Calls of a program that runs out of memory: they return a status, and the handle works again once there is
+   memory. memory ENDPOINT SERVER-PID... */
 #include "suite.h"
 
 #include <malloc.h>
@@ -13,7 +13,7 @@ static int server_count;
 static kvc_client *client;
 static unsigned char large[LARGE], room[LARGE];
 
-/* Leaves this process so many bytes of address space beyond what it has. */
+/* Limits this process to `more` bytes of address space beyond its current size. */
 static void allow(size_t more)
 {
     struct rlimit limit;
@@ -48,7 +48,7 @@ static int give_back(void **state)
     return 0;
 }
 
-/* The handle works, with small values and with large ones. */
+/* Checks that the handle works with small and large values. */
 static void check_all_is_well(void)
 {
     kvc_buf got;
@@ -91,7 +91,8 @@ static void a_value_without_room_is_told_and_nothing_is_broken(void **state)
     assert_true(now_ms() - start < PATIENCE_MS);
 }
 
-/* A value is received where it stays: it needs its own length, or nothing where the program has the room. */
+/* A value is received in its final place: that takes the value's length, or nothing if the program supplies
+   the buffer. */
 static void a_value_is_received_once(void **state)
 {
     kvc_cq *queue = new_queue(client, 4);
@@ -110,7 +111,7 @@ static void a_value_is_received_once(void **state)
     assert_status(kvc_get_into(client, text("large"), room, LARGE, &len, NULL, NULL), KVC_OK);
     assert_int_equal(len, LARGE);
     assert_memory_equal(room, large, LARGE);
-    /* What is too long is not fetched, and neither is what was not asked for. */
+    /* A value that is too long, or was not requested, takes no memory. */
     assert_status(kvc_get_into(client, text("large"), room, 9, &len, NULL, NULL), KVC_TOO_BIG);
     assert_int_equal(len, LARGE);
     assert_status(kvc_length(client, text("large"), &len, NULL, NULL), KVC_OK);
@@ -133,7 +134,7 @@ static void a_value_is_received_once(void **state)
     check_all_is_well();
 }
 
-/* It is sent from where it lies, and so needs no memory. */
+/* The value is sent from the program's memory and needs no other. */
 static void a_put_needs_no_memory_for_its_value(void **state)
 {
     kvc_cq *queue = new_queue(client, 4);
@@ -147,7 +148,7 @@ static void a_put_needs_no_memory_for_its_value(void **state)
     assert_status(kvc_put(client, text("large"), bytes(large, LARGE), NULL, NULL), KVC_OK);
     check_all_is_well();
     allow(4 * MIB);
-    /* A queue copies it, unless it is kept. */
+    /* A queue copies the value unless KVC_KEEP is set. */
     assert_status(kvc_cq_submit(queue, &op, 1), KVC_NO_MEMORY);
     assert_int_equal(kvc_cq_poll(queue, &done, 1, -1), 0);
     op.flags = KVC_KEEP;
@@ -170,8 +171,8 @@ static void continue_servers(void)
         assert_int_equal(kill(servers[n], SIGCONT), 0);
 }
 
-/* Nothing of a request that was sent in part has to be kept: there is no room for it here. The kernel's buffers
-   may take one or two of these, which are in doubt then, but not all. */
+/* The library keeps nothing of a partially sent request: there is no memory for it here. The kernel's buffers
+   may take one or two of these writes, which are then in doubt, but not all. */
 static void a_put_that_is_given_up_half_way_was_not_done_and_nothing_is_broken(void **state)
 {
     enum { PUTS = 3 };
@@ -224,7 +225,7 @@ int main(int argc, char **argv)
         return 2;
     for (server_count = 0; server_count < argc - 2; server_count++)
         servers[server_count] = atoi(argv[2 + server_count]);
-    /* What is freed goes back to the system, so that it is not there in spite of the limit. */
+    /* Returns freed memory to the system, so that it does not defeat the limit. */
     mallopt(M_MMAP_THRESHOLD, 128 << 10);
     mallopt(M_TRIM_THRESHOLD, 128 << 10);
     client = open_client(argv[1], NULL);

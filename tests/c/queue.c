@@ -1,5 +1,4 @@
-/* Completion queues, with what they are for and with what they have to refuse, against a cluster that is
-   well. */
+/* Completion queues with valid and invalid arguments, against a healthy cluster. */
 #include "suite.h"
 
 #define LARGE (16 * MIB)
@@ -42,7 +41,7 @@ static void each_kind_of_operation_ends_as_its_call_would(void **state)
     assert_int_equal(done.status, KVC_NOT_FOUND);
     assert_non_null(strstr(done.words, "life"));
     assert_true(done.value.data == NULL && done.copies == 0);
-    assert_int_equal(sizeof done, 64); /* for ever */
+    assert_int_equal(sizeof done, 64); /* part of the ABI */
     done = run_op(queue, put_op(text("life"), text("short")));
     assert_true(done.doubt.opaque[0] == 0 && done.doubt.opaque[1] == 0);
     assert_int_equal(done.status, KVC_OK);
@@ -53,7 +52,7 @@ static void each_kind_of_operation_ends_as_its_call_would(void **state)
     done = run_op(queue, get_op(text("life")));
     assert_int_equal(done.status, KVC_OK);
     assert_true(done.words == NULL && done.value.len == 5 && done.value.version == version && done.copies == 0);
-    assert_string_equal(done.value.data, "short"); /* the NUL behind it is not counted */
+    assert_string_equal(done.value.data, "short"); /* the length excludes the terminating NUL */
     kvc_buf_free(&done.value);
 
     op = get_op(text("life"));
@@ -62,7 +61,7 @@ static void each_kind_of_operation_ends_as_its_call_would(void **state)
     done = run_op(queue, op);
     assert_int_equal(done.status, KVC_OK);
     assert_true(done.value.data == NULL && done.value.len == 5 && done.value.version == version);
-    assert_string_equal(room, "shortd"); /* five bytes, and none behind them */
+    assert_string_equal(room, "shortd"); /* exactly five bytes are written */
 
     op = put_op(text("life"), text("long"));
     op.if_version = KVC_ABSENT;
@@ -128,7 +127,7 @@ static void the_largest_values_go_and_come_copied_and_kept(void **state)
         op.timeout_ms = 60000;
         assert_status(kvc_cq_submit(queue, &op, 1), KVC_OK);
         if (flags == 0)
-            memset(sent, 0, LARGE); /* it has been copied */
+            memset(sent, 0, LARGE); /* the queue has a copy */
         done = next_completion(queue);
         assert_true(done.status == KVC_OK && done.tag == 1);
         done = run_op(queue, get_op(text("large")));
@@ -181,7 +180,7 @@ static void null_and_bad_sizes_are_refused(void **state)
 {
     static char long_key[65536];
     struct { kvc_op op; uint64_t more; } newer = {get_op(text("k")), 0};
-    kvc_cq *queue = (kvc_cq *)&newer; /* stays as it is */
+    kvc_cq *queue = (kvc_cq *)&newer; /* must stay unchanged */
     kvc_completion done = {.tag = 7};
     kvc_op op;
     uint32_t bad;
@@ -203,14 +202,14 @@ static void null_and_bad_sizes_are_refused(void **state)
     assert_status(kvc_cq_poll(queue, &done, 0, 0), KVC_INVALID);
     assert_status(kvc_cq_free(NULL), KVC_OK);
 
-    for (bad = 0; bad < 8; bad++) { /* no struct at all, or one without a kind */
+    for (bad = 0; bad < 8; bad++) { /* too small for the kind */
         op.size = bad;
         assert_status(kvc_cq_submit(queue, &op, 1), KVC_INVALID);
     }
     op.size = UINT32_MAX;
     assert_status(kvc_cq_submit(queue, &op, 1), KVC_INVALID);
     newer.op.size = sizeof newer;
-    newer.more = 1; /* of a newer header, and asked for */
+    newer.more = 1; /* a field of a newer header that is set */
     assert_status(kvc_cq_submit(queue, &newer.op, 1), KVC_INVALID);
     op = get_op(text("k"));
     for (op.kind = 0; op.kind < 6; op.kind = op.kind == 0 ? KVC_OP_DELETE + 1 : op.kind + 1)
@@ -239,7 +238,7 @@ static void null_and_bad_sizes_are_refused(void **state)
     op.timeout_ms = 60001;
     assert_status(kvc_cq_submit(queue, &op, 1), KVC_INVALID);
 
-    /* Nothing of all that is in the queue. */
+    /* None of these operations is in the queue. */
     assert_int_equal(kvc_cq_poll(queue, &done, 1, -1), 0);
     assert_true(done.tag == 7);
     newer.more = 0;
@@ -261,7 +260,7 @@ static void a_full_queue_takes_more_once_it_was_polled(void **state)
         assert_status(kvc_cq_submit(queue, &op, n), KVC_OK);
     assert_status(kvc_cq_submit(queue, &op, 9), KVC_FULL);
     assert_non_null(strstr(kvc_last_error(), "3 operations"));
-    /* Those that have ended and were not handed out count too. */
+    /* Completed operations that were not polled count too. */
     for (n = 0; n < 3; n += count) {
         count = kvc_cq_poll(queue, done, 1, PATIENCE_MS);
         assert_int_equal(count, 1);
@@ -307,7 +306,7 @@ static void sixty_four_mebibytes_are_full_too(void **state)
     kvc_cq_free(queue);
 }
 
-/* Lets everything that was submitted end inside the library: what comes is more than one poll takes. */
+/* Makes all submitted operations complete inside the library: more data arrives than one poll receives. */
 static void await_answers(kvc_cq *queue, int answers)
 {
     const kvc_op op = get_op(text("last"));
@@ -316,7 +315,7 @@ static void await_answers(kvc_cq *queue, int answers)
 
     for (n = 0; n < answers; n++)
         assert_status(kvc_cq_submit(queue, &op, n), KVC_OK);
-    /* Answers of one server come together; of several, after one another. */
+    /* Responses of one server arrive together, those of several one after the other. */
     done = next_completion(queue);
     assert_int_equal(done.status, KVC_OK);
     kvc_buf_free(&done.value);
@@ -333,7 +332,7 @@ static void what_one_poll_does_not_take_the_next_ones_do(void **state)
     assert_int_equal(run_op(queue, put_op(text("last"), text("value"))).status, KVC_OK);
     await_answers(queue, ANSWERS);
     while (taken < ANSWERS) {
-        /* Asked for again each time, as some loops do. */
+        /* Gets the descriptor each time, as some loops do. */
         fd = kvc_cq_fd(queue);
         assert_true(fd >= 0);
         assert_true(is_readable(fd, PATIENCE_MS));
@@ -362,7 +361,7 @@ static void the_descriptor_is_readable_when_there_is_something_to_do(void **stat
     (void)state;
     assert_true(fd >= 0);
     assert_false(is_readable(fd, 0));
-    /* Nothing is in the queue: even a poll without an end is over at once. */
+    /* The queue is empty: even a poll without a timeout returns at once. */
     assert_int_equal(kvc_cq_poll(queue, &done, 1, -1), 0);
     assert_int_equal(kvc_cq_poll(queue, &done, 1, INT32_MAX), 0);
     assert_true(now_ms() - start < SLACK_MS);
@@ -409,8 +408,8 @@ static void words_live_until_the_next_poll(void **state)
     kvc_cq_free(queue);
 }
 
-/* What is in flight is given up, at every point of its way. The memory goes before the queue's sockets
-   could have sent it: the sanitizers and valgrind would tell of a look at it. */
+/* Abandons operations in flight at every stage. Their memory is freed before the queue's sockets could have
+   sent it; the sanitizers and valgrind would report an access. */
 static void a_queue_that_is_freed_touches_nothing_any_more(void **state)
 {
     kvc_completion done;
@@ -466,7 +465,7 @@ static void values_that_nobody_took_are_freed_with_the_queue(void **state)
     assert_status(kvc_delete(client, text("untaken"), NULL, NULL), KVC_OK);
 }
 
-/* What was read and not polled: 64 MiB, a value and a read. From each server one more is on its way in. */
+/* Received but not polled: at most 64 MiB, a value and a read. One more is arriving from each server. */
 static void values_that_nobody_takes_are_not_read_without_end(void **state)
 {
     enum { GETS = 1000, KEYS = 16, BYTES = MIB / 4 };
@@ -564,7 +563,7 @@ static void *hammer(void *queue)
     return NULL;
 }
 
-/* A mistake of the program's, which is told to it and harms nothing. */
+/* A programming error that is reported and does no harm. */
 static void threads_that_use_a_queue_at_once_are_refused(void **state)
 {
     kvc_cq *queue = new_queue(client, 64);
@@ -612,7 +611,7 @@ static void where_nobody_listens_operations_are_unavailable_in_time(void **state
     kvc_close(nobody);
 }
 
-/* Many more than a session's window, of all kinds, in one queue. */
+/* Many more operations than a session's window, of all kinds, in one queue. */
 static void thousands_of_operations_end_once_each(void **state)
 {
     enum { MANY = 4000 };

@@ -1,4 +1,4 @@
-/* The library is loaded and let go of a hundred times: descriptors and memory stay as they were. Not
+/* Loads and unloads the library a hundred times: descriptors and memory do not grow. This program is not
    linked with it. */
 #include "suite.h"
 
@@ -18,7 +18,7 @@ static int descriptors(void)
     return count;
 }
 
-/* A function of the library by its name; ISO C knows no conversion from data to functions. */
+/* Looks up a function by name; ISO C has no conversion from data to function pointers. */
 #define FIND(library, name, pointer)                                                              \
     do {                                                                                          \
         void *found_ = dlsym(library, name);                                                      \
@@ -60,7 +60,7 @@ static void use_once(void)
     assert_true(descriptor(queue) >= 0);
     assert_int_equal(submit(queue, &op, 1), KVC_OK);
     assert_int_equal(submit(queue, &op, 2), KVC_OK);
-    /* One value is not taken: the queue frees it. */
+    /* The other value is not polled: the queue frees it. */
     assert_int_equal(poll_queue(queue, &done, 1, PATIENCE_MS), 1);
     assert_int_equal(done.value.len, 5);
     free_value(&done.value);
@@ -75,7 +75,7 @@ static void loading_a_hundred_times_leaves_nothing(void **state)
     size_t memory;
 
     (void)state;
-    /* What stays is there after the first times: the library itself (nodelete), and what libc keeps. */
+    /* Memory that remains is allocated in the first rounds: the library itself (nodelete) and libc's caches. */
     for (n = 0; n < 3; n++)
         use_once();
     before = descriptors();

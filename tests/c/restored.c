@@ -1,6 +1,6 @@
-/* A handle whose cluster is stopped and restored, and then replaced by one that has nothing of it: restored
-   ENDPOINT FILE. It makes FILE.stored when it has stored something, waits for FILE.restored, makes FILE.read, and
-   waits for FILE.replaced. */
+/* A handle whose cluster is stopped and restored, and then replaced by an unrelated one: restored ENDPOINT
+   FILE. It creates FILE.stored after its first writes, waits for FILE.restored, creates FILE.read, and waits
+   for FILE.replaced. */
 #include "suite.h"
 
 static const char *endpoint;

@@ -1,4 +1,4 @@
-/* One handle in many threads: shared ENDPOINT, of three servers with eight shards each. */
+/* One handle in many threads: shared ENDPOINT, for three servers with eight shards each. */
 #include "suite.h"
 
 #include <sys/resource.h>
@@ -39,7 +39,7 @@ static void *put_and_get(void *number)
     return NULL;
 }
 
-/* One descriptor for each shard of a server, and epoll's. */
+/* The handle needs one descriptor for each shard of a server, and one for epoll. */
 static void threads_share_descriptors(void **state)
 {
     const int before = descriptors();
@@ -52,7 +52,7 @@ static void threads_share_descriptors(void **state)
     assert_int_equal(descriptors(), before);
 }
 
-/* Three connections must do for 24 shards: one that is idle makes room for another. */
+/* Three connections must suffice for 24 shards: an idle one is closed for another. */
 static void few_descriptors_are_enough(void **state)
 {
     struct rlimit limit, low;

@@ -1,4 +1,4 @@
-/* What the tests in C share. Each is a program of its own that a test in Rust starts with the
+/* Fixtures shared by the tests in C. Each test is a separate program. A test in Rust starts it with the
    cluster's endpoint and the pids that it may stop or kill. */
 #ifndef SUITE_H
 #define SUITE_H
@@ -24,9 +24,9 @@
 #include <kvclient.h>
 
 #define MIB ((size_t)1 << 20)
-/* What a call may take beyond its deadline, on a machine that is busy. */
+/* The longest time that a call may take beyond its deadline on a busy machine. */
 #define SLACK_MS 1000
-/* After so long, what is waited for will not come. */
+/* Time limit for any awaited event. */
 #define PATIENCE_MS 60000
 
 static inline kvc_slice bytes(const void *data, size_t len)
@@ -61,14 +61,14 @@ static inline int64_t now_ms(void)
     return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Between two looks at something that is waited for. */
+/* Pauses between two checks of a condition. */
 static inline void look_again_soon(void)
 {
     struct timespec pause = {0, 5000000};
     nanosleep(&pause, NULL);
 }
 
-/* Returns whether every thread of a process has stopped. */
+/* Returns 1 if every thread of a process has stopped, else 0. */
 static inline int has_stopped(pid_t pid)
 {
     char path[320], line[256];
@@ -97,8 +97,8 @@ static inline int has_stopped(pid_t pid)
     return is_stopped;
 }
 
-/* Stops processes. kill() returns before the threads of another process have seen a SIGSTOP, so this waits
-   until none of them runs. */
+/* Stops processes. kill() returns before SIGSTOP has reached the threads of another process, so this
+   function waits until none of them runs. */
 static inline void stop_processes(const pid_t *pids, int count)
 {
     const int64_t deadline = now_ms() + PATIENCE_MS;
@@ -115,7 +115,7 @@ static inline void stop_processes(const pid_t *pids, int count)
 
 #define MOST_THREADS 64
 
-/* Runs `body` in so many threads at once, each with an int of its own; none may return anything. */
+/* Runs `body` in `count` threads at once, each with its own int. Fails if one returns a non-null pointer. */
 static inline void in_threads(int count, void *(*body)(void *))
 {
     static int own[MOST_THREADS];
@@ -132,15 +132,15 @@ static inline void in_threads(int count, void *(*body)(void *))
     }
 }
 
-/* Ends the child of a fork, as another program, so that valgrind does not look for leaks in it: the handle
-   of the parent, which the child may not close, would be one. */
+/* Ends the child of a fork by executing another program, so that valgrind does not check it for leaks. It
+   would report the parent's handle, which the child may not close. */
 static inline void end_child(int is_good)
 {
     execlp(is_good ? "true" : "false", "child", (char *)NULL);
     _exit(2);
 }
 
-/* Waits for the child of a fork, whose end must be a good one. */
+/* Waits for the child of a fork; fails unless it exits with 0. */
 static inline void await_child(pid_t child)
 {
     int status = -1;
@@ -149,7 +149,7 @@ static inline void await_child(pid_t child)
     assert_int_equal(status, 0);
 }
 
-/* A status by its name, so that a failure can be read. */
+/* Compares a status; a failure prints the names of both. */
 #define assert_status(call, status)                                                              \
     do {                                                                                         \
         const int got_ = (call);                                                                 \
@@ -158,7 +158,7 @@ static inline void await_child(pid_t child)
                      kvc_status_name(status), kvc_last_error());                                 \
     } while (0)
 
-/* Operations of a queue. */
+/* Constructors of queue operations. */
 static inline kvc_op get_op(kvc_slice key)
 {
     kvc_op op = {.size = sizeof(kvc_op), .kind = KVC_OP_GET, .key = key};
@@ -184,7 +184,7 @@ static inline kvc_cq *new_queue(kvc_client *client, uint32_t depth)
     return queue;
 }
 
-/* Bytes that are allocated, those of large blocks among them. */
+/* Returns the number of allocated bytes, including large blocks. */
 static inline size_t allocated(void)
 {
     const struct mallinfo2 info = mallinfo2();
@@ -192,7 +192,7 @@ static inline size_t allocated(void)
     return info.uordblks + info.hblkhd;
 }
 
-/* The next completion, which has to be there within PATIENCE_MS. */
+/* Returns the next completion; fails if there is none within PATIENCE_MS. */
 static inline kvc_completion next_completion(kvc_cq *queue)
 {
     kvc_completion done;
@@ -202,7 +202,7 @@ static inline kvc_completion next_completion(kvc_cq *queue)
     return done;
 }
 
-/* Submits an operation to a queue that has no other, and waits for its end. */
+/* Submits an operation to an empty queue and waits for its completion. */
 static inline kvc_completion run_op(kvc_cq *queue, kvc_op op)
 {
     kvc_completion done;

@@ -1,16 +1,16 @@
-/* What an event loop sees while a server is killed: takeover ENDPOINT SERVER-PID. Also what the log gets. */
+/* An event loop, and the log, while a server is killed: takeover ENDPOINT SERVER-PID. */
 #include "suite.h"
 
 #define DEPTH 64
 /* Long enough for another server to take over, so that nothing is left in doubt. */
 #define DEADLINE_MS 20000
 #define WRITES 6000
-#define BEFORE 2000 /* done when the server is killed */
+#define BEFORE 2000 /* completed when the server is killed */
 
 static pid_t victim;
 static kvc_client *client;
 
-/* Lines that were given to the log, by level, and what was wrong with one. */
+/* Log lines by level, and the defect of one, if any. */
 struct lines {
     pthread_mutex_t mutex;
     int count[KVC_LOG_DEBUG + 1];
@@ -69,7 +69,7 @@ static void a_queue_outlives_a_server_and_loses_nothing(void **state)
             assert_true(now_ms() - begun[done[n].tag] < DEADLINE_MS + SLACK_MS);
         }
         if (taken < BEFORE && taken + count >= BEFORE)
-            kill(victim, SIGKILL); /* with operations under way */
+            kill(victim, SIGKILL); /* with operations in flight */
         taken += count;
     }
     assert_status(kvc_cq_free(queue), KVC_OK);

@@ -1,13 +1,13 @@
-//! A coordinator and its servers in a directory of their own.
+//! A coordinator and its servers in a temporary directory.
 //!
 //! ```text
 //!   Cluster::builder() … .start()   coord -C file --dir <temp> --daemon --ready-fd <pipe>
-//!           |                       until the line {"status":"serving",…} has come
+//!           |                       until the line {"status":"serving",…} arrives
 //!        the test
 //!           |
-//!   stop() -> dumps                 SIGTERM, exit code 0, nobody left, every dump whole
-//!   drop                            whoever is left in the directory is killed; after a panic the
-//!                                   ends of all logs are shown
+//!   stop() -> dumps                 SIGTERM, exit code 0, no process left, every dump complete
+//!   drop                            kills every process left in the directory; after a panic,
+//!                                   prints the ends of all logs
 //! ```
 
 use std::ffi::OsString;
@@ -31,24 +31,24 @@ use super::process::{self, Signal};
 use super::programs::{self, CLIENT, COORD, Ended, SERVER};
 use super::{PATIENCE, seccomp, wait_for, wait_until};
 
-/// How many of a log's last lines are shown after a panic.
+/// The number of trailing lines of each log that are printed after a panic.
 const SHOWN_LINES: usize = 25;
-/// What a run of `client` may take.
+/// Time limit for one run of `client`.
 const CLIENT_LIMIT: Duration = Duration::from_secs(120);
-/// What an orderly stop may take, dumps of some hundred megabytes included.
+/// Time limit for an orderly stop, including dumps of some hundred megabytes.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
-/// Names the network engine of all clusters that do not say themselves which they want: so that the same
-/// tests are run with each (`make test`). Where it is epoll, io_uring is denied to all their processes.
+/// Environment variable with the network engine for clusters that do not choose one, so that the same tests run with each
+/// engine (`make test`). With epoll, io_uring is denied to all processes of the cluster.
 const ENGINE_VARIABLE: &str = "KV_TEST_NET";
 
-/// How a cluster is to be started.
+/// Options for starting a cluster.
 #[derive(Debug)]
 pub(crate) struct Builder {
     shape: Shape,
     dir: TempDir,
 }
 
-/// How a cluster was started, so that its coordinator can be started again.
+/// The options a cluster was started with, kept so that its coordinator can be restarted.
 #[derive(Clone, Debug)]
 struct Shape {
     servers: usize,
@@ -60,12 +60,12 @@ struct Shape {
     in_foreground: bool,
     open_files: Option<u64>,
     is_io_uring_denied: bool,
-    /// `None`: the one beside the coordinator.
+    /// The server executable. `None`: the one beside the coordinator.
     server_binary: Option<PathBuf>,
     coordinator: PathBuf,
 }
 
-/// What the coordinator wrote to `--ready-fd`.
+/// The contents of the line that the coordinator writes to `--ready-fd`.
 #[derive(Clone, Debug)]
 pub(crate) struct Ready {
     pub(crate) clients_port: u16,
@@ -74,7 +74,7 @@ pub(crate) struct Ready {
     pub(crate) pid: u32,
 }
 
-/// A cluster that serves.
+/// A running cluster.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     coord: Child,
@@ -96,7 +96,7 @@ impl Builder {
         self
     }
 
-    /// The coordinator's clients port; otherwise a free one.
+    /// Sets the coordinator's clients port. Default: a free port.
     pub(crate) fn clients_port(mut self, port: u16) -> Builder {
         self.shape.clients_port = port;
         self
@@ -107,66 +107,66 @@ impl Builder {
         self
     }
 
-    /// Another cluster file than `localhost 0 0 0` for each server.
+    /// Sets the cluster file. Default: `localhost 0 0 0` for each server.
     pub(crate) fn cluster_file(mut self, text: impl Into<String>) -> Builder {
         self.shape.cluster_file = Some(text.into());
         self
     }
 
-    /// A further argument of the coordinator.
+    /// Adds an argument to the coordinator's command line.
     pub(crate) fn flag(mut self, flag: impl Into<String>) -> Builder {
         self.shape.flags.push(flag.into());
         self
     }
 
-    /// Without `--daemon`: the coordinator listens to its standard input, which is a pipe.
+    /// Omits `--daemon`: the coordinator watches its standard input, a pipe, for its end.
     pub(crate) fn in_foreground(mut self) -> Builder {
         self.shape.in_foreground = true;
         self
     }
 
-    /// A limit of open files (`ulimit -n`) for each of its processes.
+    /// Limits the open files (`ulimit -n`) of each process of the cluster.
     pub(crate) fn open_files(mut self, most: u64) -> Builder {
         self.shape.open_files = Some(most);
         self
     }
 
-    /// Denies io_uring to each of its processes, as containers do.
+    /// Denies io_uring to each process of the cluster, as containers do.
     pub(crate) fn deny_io_uring(mut self) -> Builder {
         self.shape.is_io_uring_denied = true;
         self
     }
 
-    /// Another executable of the servers on this machine.
+    /// Sets the server executable on this machine.
     pub(crate) fn server_binary(mut self, path: PathBuf) -> Builder {
         self.shape.server_binary = Some(path);
         self
     }
 
-    /// Another coordinator, with the server that it finds itself.
+    /// Sets the coordinator executable; it uses the server that it finds itself.
     pub(crate) fn coordinator(mut self, path: PathBuf) -> Builder {
         (self.shape.coordinator, self.shape.server_binary) = (path, None);
         self
     }
 
-    /// A directory that a cluster has run in before.
+    /// Uses a directory in which a cluster has run before.
     pub(crate) fn in_dir(mut self, dir: TempDir) -> Builder {
         self.dir = dir;
         self
     }
 
-    /// Restores the cluster that has run in this directory before.
+    /// Restores the cluster that ran in this directory before.
     pub(crate) fn restore(self, dir: TempDir) -> Builder {
         let flag = dir.path().to_str().expect("a path in UTF-8").to_owned();
         self.in_dir(dir).flag("--restore").flag(flag)
     }
 
-    /// The directory that the cluster will run in.
+    /// Returns the directory in which the cluster will run.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The coordinator's command line, and the cluster file it names written.
+    /// Returns the coordinator's command line and writes the cluster file that it names.
     pub(crate) fn command(&self) -> Command {
         self.shape.command(self.dir.path())
     }
@@ -179,7 +179,7 @@ impl Builder {
         cluster
     }
 
-    /// Starts the cluster and does not wait.
+    /// Starts the cluster without waiting until it serves.
     #[track_caller]
     pub(crate) fn launch(self) -> Cluster {
         self.launch_with_pipe().0
@@ -189,13 +189,13 @@ impl Builder {
     fn launch_with_pipe(self) -> (Cluster, PipeReader) {
         let (coord, reader) = self.shape.spawn(self.dir.path(), &[]);
         let ready = Ready { clients_port: 0, servers_port: 0, cluster: String::new(), pid: 0 };
-        // From here on a panic ends what was started.
+        // From here on, dropping the cluster on a panic ends what was started.
         (Cluster { coord, ready, shape: self.shape, dir: self.dir }, reader)
     }
 }
 
 impl Shape {
-    /// The coordinator's command line, and the cluster file it names written.
+    /// Returns the coordinator's command line and writes the cluster file that it names.
     fn command(&self, dir: &Path) -> Command {
         let file = dir.join("cluster.txt");
         let text = self.cluster_file.clone().unwrap_or_else(|| {
@@ -228,8 +228,8 @@ impl Shape {
         if self.is_io_uring_denied {
             seccomp::deny_io_uring(&mut command);
         }
-        // SAFETY: prctl takes integers and is safe to call between fork and exec. Should the test's
-        // process be killed, the coordinator stops its servers in order.
+        // SAFETY: prctl takes integers and is safe to call between fork and exec. If the test's
+        // process is killed, the coordinator stops its servers in order.
         unsafe {
             command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
                 0 => Ok(()),
@@ -238,7 +238,7 @@ impl Shape {
         }
         if let Some(most) = self.open_files {
             let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
-            // SAFETY: setrlimit reads a structure that was copied into the closure, and is safe to
+            // SAFETY: setrlimit reads a structure that was copied into the closure and is safe to
             // call between fork and exec.
             unsafe {
                 command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &limit) {
@@ -250,7 +250,7 @@ impl Shape {
         command
     }
 
-    /// Starts a coordinator, and gives the other end of its `--ready-fd`.
+    /// Starts a coordinator and returns it with the read end of its `--ready-fd` pipe.
     #[track_caller]
     fn spawn(&self, dir: &Path, flags: &[&str]) -> (Child, PipeReader) {
         let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -260,8 +260,8 @@ impl Shape {
         let errors = fs::OpenOptions::new().create(true).append(true).open(dir.join("coord.err"));
         let errors = errors.expect("open coord.err");
         command.stdout(errors.try_clone().expect("one more descriptor")).stderr(errors);
-        // SAFETY: fcntl on an open descriptor is safe between fork and exec; it lets the coordinator
-        // inherit the pipe's end, and nobody else.
+        // SAFETY: fcntl on an open descriptor is safe between fork and exec. It lets the
+        // coordinator, and no other child, inherit the write end of the pipe.
         unsafe {
             command.pre_exec(move || match libc::fcntl(descriptor, libc::F_SETFD, 0) {
                 0 => Ok(()),
@@ -273,7 +273,7 @@ impl Shape {
 }
 
 impl Cluster {
-    /// Three servers with one shard, unless said otherwise.
+    /// Returns the options for three servers with one shard, which the methods change.
     pub(crate) fn builder() -> Builder {
         let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
         let shape = Shape {
@@ -292,7 +292,7 @@ impl Cluster {
         Builder { shape, dir }
     }
 
-    /// Three servers with one shard.
+    /// Starts three servers with one shard.
     #[track_caller]
     pub(crate) fn start() -> Cluster {
         Cluster::builder().start()
@@ -337,42 +337,42 @@ impl Cluster {
         self.coord.id()
     }
 
-    /// Kills the coordinator as `kill -9` does; the servers are left alone.
+    /// Kills the coordinator with SIGKILL and leaves the servers running.
     #[track_caller]
     pub(crate) fn kill_coordinator(&mut self) {
         self.coord.kill().expect("kill coord");
         self.coord.wait().expect("wait for coord");
     }
 
-    /// Starts a coordinator in the directory of the one that was killed, and waits until it serves.
+    /// Starts a coordinator in the directory of the killed one and waits until it serves.
     #[track_caller]
     pub(crate) fn restart(&mut self) {
         self.restart_with(&[]);
     }
 
-    /// As [`Cluster::restart`], with further arguments.
+    /// Same as [`Cluster::restart`], with further arguments.
     #[track_caller]
     pub(crate) fn restart_with(&mut self, flags: &[&str]) {
         let reader = self.relaunch(flags);
         self.ready = self.await_ready(reader);
     }
 
-    /// From now on coordinators are started without the arguments that the first one was given.
+    /// Makes later coordinators start without the arguments that the first one was given.
     pub(crate) fn forget_flags(&mut self) {
         self.shape.flags.clear();
     }
 
-    /// From now on coordinators are given this cluster file.
+    /// Makes later coordinators start with this cluster file.
     pub(crate) fn change_cluster_file(&mut self, text: &str) {
         self.shape.cluster_file = Some(text.to_owned());
     }
 
-    /// From now on coordinators listen on this port for servers.
+    /// Makes later coordinators listen on this port for servers.
     pub(crate) fn change_servers_port(&mut self, port: u16) {
         self.shape.servers_port = port;
     }
 
-    /// Starts a coordinator in the directory of the one that was killed, and does not wait.
+    /// Starts a coordinator in the directory of the killed one without waiting until it serves.
     #[track_caller]
     pub(crate) fn relaunch(&mut self, flags: &[&str]) -> PipeReader {
         let (coord, reader) = self.shape.spawn(self.dir.path(), flags);
@@ -380,7 +380,7 @@ impl Cluster {
         reader
     }
 
-    /// Runs one more coordinator with the same command line, which is to end by itself.
+    /// Runs one more coordinator with the same command line and waits until it exits by itself.
     #[track_caller]
     pub(crate) fn run_coordinator(&self, flags: &[&str]) -> Ended {
         let command = self.shape.command(self.dir.path());
@@ -389,7 +389,8 @@ impl Cluster {
         programs::run(COORD, arguments.chain(flags), "", PATIENCE)
     }
 
-    /// As [`Cluster::run_coordinator`], in a PID namespace of its own; `None` where the system forbids it.
+    /// Same as [`Cluster::run_coordinator`], in a new PID namespace. `None` where the system
+    /// forbids it.
     #[track_caller]
     pub(crate) fn run_coordinator_in_a_namespace(&self) -> Option<Ended> {
         let command = self.shape.command(self.dir.path());
@@ -400,23 +401,23 @@ impl Cluster {
         (!ended.stderr.contains("unshare:")).then_some(ended)
     }
 
-    /// The file that a coordinator goes on from.
+    /// Returns the path of the coordinator's stored state.
     pub(crate) fn state_file(&self) -> PathBuf {
         self.dir().join("coordinator.state")
     }
 
-    /// Lets the state say that it was written on another machine.
+    /// Edits the stored state so that it names another machine.
     #[track_caller]
     pub(crate) fn move_state_to_another_machine(&self) {
         move_to_another_machine(&self.state_file());
     }
 
-    /// The coordinator's standard input, where it listens to it.
+    /// Takes the pipe to the coordinator's standard input, for a cluster in the foreground.
     pub(crate) fn take_input(&mut self) -> ChildStdin {
         self.coord.stdin.take().expect("a cluster in the foreground")
     }
 
-    /// Waits for the coordinator to end, however it does, leaving no process.
+    /// Waits until the coordinator ends in any way; fails if a process is left.
     #[track_caller]
     pub(crate) fn await_any_end(&mut self) {
         programs::wait(&mut self.coord, STOP_LIMIT).expect("an end in time");
@@ -429,12 +430,12 @@ impl Cluster {
         assert!(left.is_empty(), "processes {left:?} outlived their coordinator");
     }
 
-    /// The coordinator's clients port, as the library takes it.
+    /// Returns the coordinator's clients port in the format of the client library.
     pub(crate) fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.ready.clients_port)
     }
 
-    /// A client of the library.
+    /// Opens a client of the library.
     #[track_caller]
     pub(crate) fn open(&self) -> Client {
         self.open_with(Options::default())
@@ -445,7 +446,7 @@ impl Cluster {
         Client::open(&self.endpoint(), options).expect("open a client")
     }
 
-    /// What `coord status --json` says.
+    /// Returns the output of `coord status --json`.
     #[track_caller]
     pub(crate) fn status(&self) -> ClusterStatus {
         let port = self.ready.clients_port.to_string();
@@ -457,7 +458,7 @@ impl Cluster {
             .unwrap_or_else(|error| panic!("status --json: {error}\n{}", ended.stdout))
     }
 
-    /// One server's part of the status.
+    /// Returns the status of one server.
     #[track_caller]
     pub(crate) fn server(&self, id: usize) -> ServerStatus {
         self.status().servers.swap_remove(id)
@@ -495,7 +496,8 @@ impl Cluster {
         self.client_with(&["-f", path.to_str().expect("a path in UTF-8")], "")
     }
 
-    /// Waits until every server is up with nothing to recover, and every group at home with two copies.
+    /// Waits until every server is up with nothing to recover and every group is at home with two
+    /// copies.
     #[track_caller]
     pub(crate) fn await_whole(&self) {
         wait_until("every server up and every group at home", PATIENCE, || {
@@ -512,8 +514,8 @@ impl Cluster {
         });
     }
 
-    /// Fails unless the whole cluster is as it was at its start: no process has ended, every group
-    /// has two copies, and a client that behaves is served at every server and both its copies.
+    /// Fails unless the cluster is as it was at its start: no process has ended, every group has
+    /// two copies, and a well-behaved client is served by every server from both copies.
     #[track_caller]
     pub(crate) fn assert_serves(&self, pids: &[u32]) {
         for pid in pids {
@@ -545,20 +547,20 @@ impl Cluster {
         }
     }
 
-    /// A key for each (group, shard).
+    /// Returns one key for each (group, shard).
     fn keys_of_all_places(&self) -> Vec<Vec<u8>> {
         let groups = u16::try_from(self.shape.servers).expect("at most 1,024");
         let places = (0..groups).flat_map(|g| (0..self.shape.shards).map(move |s| (g, s)));
         places.map(|(group, shard)| self.key_at(group, shard, "probe")).collect()
     }
 
-    /// A key of this group and shard that begins with `prefix`.
+    /// Returns a key of this group and shard that begins with `prefix`.
     pub(crate) fn key_at(&self, group: u16, shard: u16, prefix: &str) -> Vec<u8> {
         key_at(self.placement(), group, shard, prefix)
     }
 
-    /// Stops the cluster in order and takes its dumps. Fails unless the coordinator ends with 0 and
-    /// leaves no process.
+    /// Stops the cluster in order and returns its dumps. Fails unless the coordinator exits with 0
+    /// and leaves no process.
     #[track_caller]
     pub(crate) fn stop(self) -> Dumps {
         let (dumps, dir) = self.stop_and_keep();
@@ -566,7 +568,7 @@ impl Cluster {
         dumps
     }
 
-    /// As [`Cluster::stop`], and keeps the directory.
+    /// Same as [`Cluster::stop`], but keeps the directory.
     #[track_caller]
     pub(crate) fn stop_and_keep(mut self) -> (Dumps, TempDir) {
         process::signal(self.coord.id(), Signal::TERM);
@@ -576,25 +578,25 @@ impl Cluster {
         (dumps, std::mem::replace(&mut self.dir, other))
     }
 
-    /// The directory of a cluster that has ended.
+    /// Returns the directory of a cluster that has ended.
     pub(crate) fn into_dir(mut self) -> TempDir {
         std::mem::replace(&mut self.dir, tempfile::tempdir().expect("make a directory"))
     }
 
-    /// What the coordinator said on its standard error.
+    /// Returns the coordinator's standard error.
     pub(crate) fn coord_errors(&self) -> String {
         let bytes = fs::read(self.dir().join("coord.err")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Waits for the coordinator to end with this code, whoever of its servers is left.
+    /// Waits until the coordinator exits with this code; servers may still run.
     #[track_caller]
     pub(crate) fn await_any_code(&mut self, code: i32) {
         let ended = programs::wait(&mut self.coord, STOP_LIMIT).expect("an end in time");
         assert_eq!(ended, Some(code), "how coord ended");
     }
 
-    /// Waits for the coordinator to end with this code, leaving no process.
+    /// Waits until the coordinator exits with this code; fails if a process is left.
     #[track_caller]
     pub(crate) fn await_end(&mut self, code: i32) {
         let ended = programs::wait(&mut self.coord, STOP_LIMIT).expect("an end in time");
@@ -602,33 +604,33 @@ impl Cluster {
         self.assert_nobody_left();
     }
 
-    /// All dumps in the directory.
+    /// Reads all dumps in the directory.
     #[track_caller]
     pub(crate) fn dumps(&self) -> Dumps {
         let all = |role| (0..self.shape.servers).map(|id| self.dump(id, role)).collect();
         Dumps { primary: all("primary"), secondary: all("secondary") }
     }
 
-    /// One dump, complete and unaltered.
+    /// Reads one dump; fails unless it is complete and unaltered.
     #[track_caller]
     pub(crate) fn dump(&self, id: usize, role: &str) -> Dump {
         read_dump(&self.dir().join(format!("server_{id}.{role}")))
     }
 
-    /// The coordinator's log so far.
+    /// Returns the coordinator's log so far.
     pub(crate) fn coord_log(&self) -> String {
         let bytes = fs::read(self.dir().join("coord.log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
-/// Lets a coordinator's state say that it was written on another machine.
+/// Edits a coordinator's stored state so that it names another machine.
 #[track_caller]
 pub(crate) fn move_to_another_machine(state: &Path) {
     rewrite_state(state, |json| json["place"]["machine"]["id"] = "another".into());
 }
 
-/// Lets a coordinator's state say that its servers run in another PID namespace.
+/// Edits a coordinator's stored state so that its servers run in another PID namespace.
 #[track_caller]
 pub(crate) fn move_to_another_namespace(state: &Path) {
     rewrite_state(state, |json| {
@@ -654,7 +656,7 @@ fn rewrite_state(state: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     fs::write(state, text).expect("write the state");
 }
 
-/// CRC-32C, bit by bit.
+/// Computes a CRC-32C, bit by bit.
 fn crc32c(bytes: &[u8]) -> u32 {
     let bit = |crc: u32| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
     !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc)))
@@ -667,7 +669,7 @@ pub(crate) fn read_dump(path: &Path) -> Dump {
     Dump::parse(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A key of this group and shard that begins with `prefix`.
+/// Returns a key of this group and shard that begins with `prefix`.
 pub(crate) fn key_at(placement: Placement, group: u16, shard: u16, prefix: &str) -> Vec<u8> {
     use kv_protocol::{Digest, GroupId, ShardId};
     (0u32..)
@@ -713,7 +715,7 @@ impl Dumps {
         }
     }
 
-    /// All entries of all groups, by key.
+    /// Returns the entries of all groups, by key.
     #[track_caller]
     pub(crate) fn entries(&self) -> std::collections::HashMap<&[u8], &DumpEntry> {
         let mut all = std::collections::HashMap::new();
@@ -742,7 +744,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Prints the ends of everything that the programs wrote in this directory.
+/// Prints the ends of all files that the programs wrote in this directory.
 pub(crate) fn show_logs(dir: &Path) {
     let Ok(files) = fs::read_dir(dir) else { return };
     let mut logs: Vec<PathBuf> = files

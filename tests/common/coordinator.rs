@@ -1,4 +1,4 @@
-//! A coordinator of a test's own, in front of one real server.
+//! A scripted coordinator in front of one real server.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -21,11 +21,11 @@ use super::{PATIENCE, wait_for};
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 pub(crate) const KEY: ClusterKey = ClusterKey(0x5ec);
 pub(crate) const EPOCH: Epoch = Epoch { number: 4, boot: BootId(44) };
-/// Who the server is.
+/// The member that the server is.
 pub(crate) const ME: Member = Member { server: ServerId(1), incarnation: Incarnation(0xabc) };
 const SERVERS: u16 = 3;
 
-/// A server that was started for this coordinator; both end with it.
+/// A server started for this coordinator. Dropping this ends the server.
 #[derive(Debug)]
 pub(crate) struct Lone {
     child: Child,
@@ -33,7 +33,7 @@ pub(crate) struct Lone {
     pub(crate) dir: TempDir,
 }
 
-/// The link of a server that was admitted.
+/// The link of an admitted server.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) raw: Raw,
@@ -47,7 +47,8 @@ impl Lone {
         Lone::start_by(Command::new(SERVER), Lone::make_directory(), flags)
     }
 
-    /// The same under the id of another user, who can read what is needed for that and no more. Only root can do so.
+    /// Same as [`Lone::start`] with another user id. That user can read only what it needs.
+    /// Requires root.
     #[track_caller]
     pub(crate) fn start_as(user: u32, flags: &[&str]) -> Lone {
         let dir = Lone::make_directory();
@@ -79,7 +80,7 @@ impl Lone {
         Lone { child, listener: Some(listener), dir }
     }
 
-    /// Admits the server when it dials next.
+    /// Admits the server when it connects next.
     #[track_caller]
     pub(crate) fn admit(&self) -> Link {
         let listener = self.listener.as_ref().expect("a coordinator that is there");
@@ -96,15 +97,15 @@ impl Lone {
         Link { raw, started }
     }
 
-    /// Another program takes the port that the coordinator had.
+    /// Returns a listener of another program on the port that the coordinator had.
     #[track_caller]
     pub(crate) fn usurp(&mut self) -> TcpListener {
         let address = self.listener.take().expect("a coordinator").local_addr().expect("a port");
-        // The server may be dialling it, in vain, at this moment.
+        // At this moment the server may be trying to connect to that port.
         wait_for("the port to be free", PATIENCE, || TcpListener::bind(address).ok())
     }
 
-    /// The coordinator is there no more.
+    /// Closes the coordinator's port.
     pub(crate) fn vanish(&mut self) {
         self.listener = None;
     }
@@ -113,7 +114,7 @@ impl Lone {
         self.child.id()
     }
 
-    /// Waits for the server's end; its exit code.
+    /// Waits for the server to end and returns its exit code.
     #[track_caller]
     pub(crate) fn await_end(&mut self) -> Option<i32> {
         programs::wait(&mut self.child, PATIENCE).expect("an end in time")
@@ -135,7 +136,7 @@ impl Drop for Lone {
 }
 
 impl Link {
-    /// The next heartbeat.
+    /// Receives the next heartbeat.
     #[track_caller]
     pub(crate) fn heartbeat(&mut self) -> Heartbeat {
         let frame = self.raw.frame();
@@ -145,13 +146,13 @@ impl Link {
         }
     }
 
-    /// The server's port for clients.
+    /// Returns the server's address for clients.
     pub(crate) fn clients(&self) -> SocketAddr {
         SocketAddr::new(self.started.address, self.started.clients_port)
     }
 }
 
-/// Takes a server's challenge and sends the proof of a coordinator with this key.
+/// Receives a server's challenge and sends the proof of a coordinator with this key.
 #[track_caller]
 pub(crate) fn answer_challenge(raw: &mut Raw, key: ClusterKey) -> Seal {
     let frame = raw.frame();
@@ -164,7 +165,7 @@ pub(crate) fn answer_challenge(raw: &mut Raw, key: ClusterKey) -> Seal {
     seal
 }
 
-/// A map of the server's cluster in which all views have this version.
+/// Returns a map of the server's cluster in which all views have this version.
 pub(crate) fn map(revision: u64, version: u64) -> Map {
     let member = |n| Member { server: ServerId(n), incarnation: ME.incarnation };
     let server = |n| MapServer {

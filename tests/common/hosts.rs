@@ -1,17 +1,18 @@
-//! Hosts on this machine: network and mount namespaces, joined by a bridge, an sshd in each. They are the cast of
-//! docs/operations.md, and have its addresses, users and directories.
+//! Hosts on this machine: network and mount namespaces joined by a bridge, each with an sshd. They
+//! have the addresses, users and directories of docs/operations.md.
 //!
 //! ```text
-//!   10.0.0.10  coordinator   a bridge, and what `make all` leaves in /opt/ftkv
-//!   10.0.0.11  spare for it  the same
-//!   10.0.0.1 … 10.0.0.4      hosts of servers
+//!   10.0.0.10  coordinator    the bridge, and what `make all` leaves in /opt/ftkv
+//!   10.0.0.11  its spare      the same files
+//!   10.0.0.1 … 10.0.0.4       hosts of servers
 //!
-//!   /opt/kv      home of kv: a name of root in here, whom ssh lets in everywhere
-//!   /opt, /mnt   of each host alone; all else is shared, also the ids of processes
+//!   /opt/kv      home of the user kv: a name of root in here, accepted by every sshd
+//!   /opt, /mnt   private to each host; everything else is shared, including process ids
 //! ```
 //!
-//! A host is held by a shell that waits for the end of a pipe, which the test has open. Then it kills everything in its
-//! network namespace and ends; with the last process go the namespaces, links and mounts, however the test has ended.
+//! A shell holds each host. It waits for the end of a pipe that the test keeps open. Then it kills
+//! all processes in its network namespace and exits. The namespaces, links and mounts disappear
+//! with the last process, however the test ends.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -28,18 +29,18 @@ use super::programs::{self, CLIENT, COORD, Ended, SERVER};
 use super::sshd::{make_key, sshd_program};
 use super::{PATIENCE, poll, wait_until};
 
-/// What a block of commands may take.
+/// Time limit for one block of commands.
 pub(crate) const COMMANDS_LIMIT: Duration = Duration::from_secs(90);
 /// The coordinator's host.
 pub(crate) const COORDINATOR: &str = "10.0.0.10";
-/// The spare one for it.
+/// The spare host for the coordinator.
 pub(crate) const SPARE: &str = "10.0.0.11";
-/// Hosts of servers, the last one a spare.
+/// The hosts of servers; the last one is a spare.
 pub(crate) const SERVERS: [&str; 4] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"];
-/// Where a checkout is, on both coordinators' hosts.
+/// The path of the checkout on both coordinator hosts.
 pub(crate) const CHECKOUT: &str = "/opt/ftkv";
 
-/// Holds a host: $1 is the directory with its mounts.
+/// The script that holds a host. $1 is the directory with its mounts.
 const HOLDER: &str = r#"
 mount --bind "$1/opt" /opt
 mount --bind "$1/mnt" /mnt
@@ -74,7 +75,7 @@ pub(crate) struct Hosts {
     dir: TempDir,
 }
 
-/// Why hosts cannot be made here; `None`: nothing is missing.
+/// Returns the reason why hosts cannot be made here, or `None` if they can.
 pub(crate) fn missing() -> Option<String> {
     let mut trial = Command::new("unshare");
     trial.args(["--net", "--mount", "sh", "-c"]);
@@ -87,7 +88,7 @@ pub(crate) fn missing() -> Option<String> {
 }
 
 impl Hosts {
-    /// Makes all hosts, with sshd in each, and checkouts where the coordinators may be.
+    /// Makes all hosts, each with an sshd, and the checkouts on the coordinator hosts.
     #[track_caller]
     pub(crate) fn make() -> Hosts {
         let dir = tempfile::Builder::new().prefix("kv-hosts-").tempdir().expect("make a directory");
@@ -116,7 +117,7 @@ impl Hosts {
         self.all.iter_mut().find(|host| host.address == address).expect("one of the hosts")
     }
 
-    /// Joins the newest host to the bridge, or makes that on the first one.
+    /// Joins the newest host to the bridge, or makes the bridge on the first host.
     #[track_caller]
     fn connect(&self, address: &str) {
         let (hub, host) = (&self.all[0], self.at(address));
@@ -143,7 +144,7 @@ impl Host {
             fs::create_dir_all(dir.join(folder)).expect("make a directory");
         }
         let passwd = fs::read_to_string("/etc/passwd").expect("read /etc/passwd");
-        // The first name of root is the one that ssh goes by.
+        // ssh uses the first entry with root's id.
         let passwd = format!("kv:x:0:0::/opt/kv:/bin/sh\n{passwd}");
         fs::write(dir.join("passwd"), passwd).expect("write a file");
         if [COORDINATOR, SPARE].contains(&address) {
@@ -165,12 +166,12 @@ impl Host {
         Host { address, dir, holder, sshd: None }
     }
 
-    /// A directory or file of this host, seen from outside.
+    /// Returns the path of a directory or file of this host as seen from outside.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.dir.join(path.trim_start_matches('/'))
     }
 
-    /// A program that runs there.
+    /// Returns a command that runs a program on this host.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.holder.id().to_string(), "--net", "--mount", program]);
@@ -178,13 +179,14 @@ impl Host {
         command
     }
 
-    /// Runs shell commands in the checkout there, or in `/opt`; they end at the first one that fails.
+    /// Runs shell commands in the host's checkout, or in `/opt`. They end at the first failure.
     #[track_caller]
     pub(crate) fn run(&self, commands: &str) -> Ended {
         programs::finish(self.shell(commands), "", COMMANDS_LIMIT)
     }
 
-    /// The same without waiting; the words go to a file, and are shown if the test fails.
+    /// Starts shell commands without waiting. Their output goes to a file, which is printed if the
+    /// test fails.
     #[track_caller]
     pub(crate) fn start(&self, commands: &str) -> Child {
         let words = File::create(self.path("opt/started.log")).expect("create a file");
@@ -204,12 +206,12 @@ impl Host {
         shell
     }
 
-    /// The network namespace, for a thread to enter.
+    /// Returns the network namespace, for a thread to enter.
     pub(crate) fn network(&self) -> File {
         File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("open a namespace")
     }
 
-    /// All processes there, but for the one that holds it.
+    /// Returns all processes of this host except its holder.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let network = |pid: u32| {
             let found = fs::metadata(format!("/proc/{pid}/ns/net")).ok();
@@ -222,14 +224,14 @@ impl Host {
             .collect()
     }
 
-    /// Sends a signal to all processes there.
+    /// Sends a signal to all processes of this host.
     pub(crate) fn signal(&self, signal: Signal) {
         for pid in self.processes() {
             process::signal(pid, signal);
         }
     }
 
-    /// Nothing runs there any more, and nobody answers.
+    /// Takes the link down and ends all processes of this host.
     #[track_caller]
     pub(crate) fn power_off(&mut self) {
         self.run("ip link set eth0 down").with_code(0);
@@ -240,7 +242,7 @@ impl Host {
         });
     }
 
-    /// It starts again, with nothing but its sshd.
+    /// Starts the host again, with only its sshd.
     #[track_caller]
     pub(crate) fn power_on(&mut self) {
         self.run("ip link set eth0 up").with_code(0);
@@ -283,7 +285,7 @@ impl Drop for Hosts {
         for host in &mut self.all {
             let sshd = &mut host.sshd;
             let ended = poll(PATIENCE, || {
-                // A child that nobody waits for is a process still.
+                // A child that has not been waited for still counts as a process.
                 let _ = sshd.as_mut().map(Child::try_wait);
                 host.holder.try_wait().ok().flatten()
             });
@@ -296,7 +298,7 @@ impl Drop for Hosts {
     }
 }
 
-/// What `make all` leaves.
+/// Makes a checkout with the files that `make all` leaves.
 #[track_caller]
 fn make_checkout(root: &Path) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -312,7 +314,7 @@ fn make_checkout(root: &Path) {
     }
 }
 
-/// Writes what all sshds read.
+/// Writes the configuration that all sshds read.
 #[track_caller]
 fn write_config(dir: &Path) {
     let own = dir.to_str().expect("a path in UTF-8");

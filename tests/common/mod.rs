@@ -1,27 +1,27 @@
-//! What the tests over real processes share. Each file under `tests/` is a program of its own and
-//! uses a part of this.
+//! Fixtures shared by the tests over real processes. Each file under `tests/` is a separate program
+//! and uses some of these modules.
 //!
 //! ```text
-//!   cluster    a coordinator and its servers in a directory of their own; nothing survives it
+//!   cluster    a coordinator and its servers in a temporary directory; nothing outlives it
 //!   process    processes by pid: find, signal, measure, wait
-//!   threads    one thread of another process, made to stand
+//!   threads    one stopped thread of another process
 //!   programs   one run of `coord` or `client` from its start to its exit
 //!   ports      the five kinds of port, and the first frame that each expects
-//!   raw        a connection that says whatever a test wants it to say
-//!   proxy      a fake coordinator in front of real servers, which cuts answers off
-//!   load       many operations through the client library
+//!   raw        a connection that sends arbitrary bytes
+//!   proxy      a fake coordinator in front of real servers, which drops responses
+//!   load       bulk operations through the client library
 //!   random     seeded random numbers
-//!   sshd       an ssh server on a loopback port, with keys that are thrown away
-//!   coordinator  a coordinator that says what a test wants it to say
-//!   hosts      hosts of a cluster: namespaces of this machine, an sshd in each
-//!   seccomp    a filter of system calls, under which io_uring is denied
-//!   silent     addresses at which nobody answers
-//!   package    what `make install` leaves
-//!   workshop   C programs, compiled and run with the library as cargo has built it
-//!   terminal   a program on a pseudo-terminal, and somebody who types
+//!   sshd       an ssh server on a loopback port, with temporary keys
+//!   coordinator  a scripted coordinator in front of one real server
+//!   hosts      hosts of a cluster: namespaces of this machine, each with an sshd
+//!   seccomp    a filter of system calls that denies io_uring
+//!   silent     addresses that do not respond
+//!   package    the files that `make install` leaves
+//!   workshop   C programs, compiled and run with the library as built by cargo
+//!   terminal   a program on a pseudo-terminal, and a simulated user
 //! ```
 
-#![allow(dead_code)] // Every test program uses another part.
+#![allow(dead_code)] // Each test program uses some of the modules.
 
 pub(crate) mod cluster;
 pub(crate) mod coordinator;
@@ -35,7 +35,7 @@ pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod seccomp;
-// Tests of crates use it, too.
+// Public because tests of other crates include it too.
 #[allow(unreachable_pub)]
 pub(crate) mod silent;
 pub(crate) mod sshd;
@@ -47,25 +47,25 @@ use std::time::{Duration, Instant};
 
 pub(crate) use cluster::Cluster;
 
-/// How long a test waits for what should come soon. Long, because the machine may be busy; nothing
-/// waits for it where all is well.
+/// Time limit for events that should happen soon. It is long because the machine may be busy; a
+/// passing test does not wait for it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two looks at something that is waited for.
+/// Interval between two checks of a condition.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// Waits until `look` finds something, and fails naming `what` when it does not in time.
+/// Polls `look` until it returns a value; fails with `what` if the limit passes first.
 #[track_caller]
 pub(crate) fn wait_for<T>(what: &str, limit: Duration, look: impl FnMut() -> Option<T>) -> T {
     poll(limit, look).unwrap_or_else(|| panic!("waited {limit:?} in vain: {what}"))
 }
 
-/// Waits until `is_so` holds, and fails naming `what` when it does not in time.
+/// Polls until `is_so` holds; fails with `what` if the limit passes first.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
     wait_for(what, limit, || is_so().then_some(()));
 }
 
-/// Looks again and again until there is something or the time is over.
+/// Calls `look` repeatedly until it returns a value or the limit passes.
 pub(crate) fn poll<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {

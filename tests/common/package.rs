@@ -1,4 +1,4 @@
-//! What `make install` leaves, in a directory of its own.
+//! The result of `make install`, in a temporary directory.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use super::PATIENCE;
 use super::programs::{self, CLIENT, COORD, Ended, KV_BENCH, SERVER};
 use super::workshop::{library, root};
 
-/// A directory that a package is made in, with what cargo has built for this test.
+/// A directory for an installed package, made from what cargo built for this test.
 #[derive(Debug)]
 pub(crate) struct Package(tempfile::TempDir);
 
@@ -62,7 +62,7 @@ impl Package {
         programs::run("make", words, "", PATIENCE)
     }
 
-    /// All files and links, by their paths below PREFIX.
+    /// Returns all files and links by their paths below PREFIX.
     pub(crate) fn files(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
         let mut left = vec![self.destination()];
@@ -80,11 +80,11 @@ impl Package {
         found
     }
 
-    /// What pkg-config says to compile and link a program with, as words.
+    /// Returns the words that pkg-config prints for compiling and linking a program.
     #[track_caller]
     pub(crate) fn flags(&self, words: &[&str]) -> Vec<String> {
         let search = format!("PKG_CONFIG_LIBDIR={}", self.path("lib/pkgconfig").display());
-        // The paths in the file are those of the machine that it will be installed on.
+        // The paths in the file are those of the machine on which the package will be installed.
         let sysroot = format!("PKG_CONFIG_SYSROOT_DIR={}", self.destination().display());
         let all = [&search, &sysroot, "pkg-config", "--cflags", "--libs"];
         let all = all.into_iter().chain(words.iter().copied());
@@ -92,7 +92,7 @@ impl Package {
         ended.stdout.split_whitespace().map(ToOwned::to_owned).collect()
     }
 
-    /// Compiles the first example in the way its readers will.
+    /// Compiles the first example as a user would.
     #[track_caller]
     pub(crate) fn compile(&self, name: &str, flags: &[String]) -> PathBuf {
         let program = self.0.path().join(name);

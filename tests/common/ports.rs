@@ -19,15 +19,15 @@ use super::{PATIENCE, wait_for};
 /// A kind of port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A server's, for clients.
+    /// A server's port for clients.
     Clients,
-    /// A server's, for other servers.
+    /// A server's port for other servers.
     Servers,
-    /// A server's, for the coordinator.
+    /// A server's port for the coordinator.
     Orders,
-    /// The coordinator's, for clients.
+    /// The coordinator's port for clients.
     Map,
-    /// The coordinator's, for servers.
+    /// The coordinator's port for servers.
     Reports,
 }
 
@@ -35,10 +35,10 @@ impl Kind {
     pub(crate) const ALL: [Kind; 5] =
         [Kind::Clients, Kind::Servers, Kind::Orders, Kind::Map, Kind::Reports];
 
-    /// The ports of the cluster's own, which begin with the handshake.
+    /// The cluster-internal ports, whose connections begin with the handshake.
     pub(crate) const CHECKED: [Kind; 3] = [Kind::Servers, Kind::Orders, Kind::Reports];
 
-    /// The link of the handshake there.
+    /// Returns the kind of link named in the handshake of this port.
     fn link(self) -> Link {
         match self {
             Kind::Servers => Link::Stream,
@@ -48,13 +48,14 @@ impl Kind {
         }
     }
 
-    /// Whether frames end with a checksum there.
+    /// Returns true if frames at this port end with a checksum.
     pub(crate) fn is_checked(self) -> bool {
         Kind::CHECKED.contains(&self)
     }
 }
 
-/// The ports of server 1 and of the coordinator, what a forger can know, and the key, which nobody tells.
+/// The ports of server 1 and of the coordinator, the names that an attacker can learn, and the
+/// secret key.
 #[derive(Debug)]
 pub(crate) struct Ports {
     pub(crate) status: ClusterStatus,
@@ -64,10 +65,10 @@ pub(crate) struct Ports {
     coordinator: SocketAddr,
 }
 
-/// The nonce of every challenge here.
+/// The nonce of every challenge in these tests.
 const DIALLER: Nonce = Nonce(0xd1a1);
 
-/// The server whose ports are attacked: neither the first nor the last.
+/// The server whose ports are attacked: neither the first nor the last of the ring.
 pub(crate) const VICTIM: usize = 1;
 
 impl Ports {
@@ -105,7 +106,7 @@ impl Ports {
         }
     }
 
-    /// A connection to the victim's shard 0 that has been welcomed.
+    /// Opens a connection to the victim's shard 0 and completes the WELCOME exchange.
     #[track_caller]
     pub(crate) fn welcomed(&self, client: u128) -> Raw {
         Raw::welcomed(self.address(Kind::Clients), ClientId(client), ShardId(0))
@@ -116,7 +117,7 @@ impl Ports {
         Member { server: status.id, incarnation: status.incarnation.expect("started") }
     }
 
-    /// The hello by which the victim's predecessor opens the stream of shard 0.
+    /// Returns the hello with which the victim's predecessor opens the stream of shard 0.
     pub(crate) fn peer_hello(&self) -> PeerHello {
         PeerHello {
             cluster: self.status.cluster,
@@ -128,7 +129,7 @@ impl Ports {
         }
     }
 
-    /// The hello of this very coordinator to the victim.
+    /// Returns the hello of the real coordinator to the victim.
     pub(crate) fn orders_hello(&self) -> OrdersHello {
         OrdersHello {
             cluster: self.status.cluster,
@@ -137,7 +138,7 @@ impl Ports {
         }
     }
 
-    /// A STARTED of the victim that names other ports than the victim's.
+    /// Returns a STARTED message of the victim with ports other than its own.
     pub(crate) fn started(&self) -> Started {
         Started {
             cluster: self.status.cluster,
@@ -154,7 +155,7 @@ impl Ports {
         }
     }
 
-    /// The frame by which a conversation with this port begins.
+    /// Returns the first frame of a connection to this port.
     pub(crate) fn first_frame(&self, kind: Kind) -> Vec<u8> {
         let mut bytes = Vec::new();
         match kind {
@@ -166,8 +167,8 @@ impl Ports {
         bytes
     }
 
-    /// A connection to a port of the cluster's own that has sent its challenge; with the seal for what
-    /// follows, under this key. Whether the port has the same key is not looked at.
+    /// Opens a connection to a cluster-internal port and exchanges challenges. Returns the seal
+    /// under this key for later frames. Does not check that the port has the same key.
     #[track_caller]
     pub(crate) fn challenged(&self, kind: Kind, key: ClusterKey) -> (Raw, Seal) {
         let mut raw = self.connect(kind);
@@ -178,7 +179,7 @@ impl Ports {
         (raw, Seal::new(key, kind.link(), DIALLER, Nonce(u128::from_le_bytes(*nonce))))
     }
 
-    /// The frame that follows the handshake at such a port.
+    /// Returns the frame that follows the handshake at this port.
     pub(crate) fn hello(&self, kind: Kind, seal: &Seal) -> Vec<u8> {
         let mut bytes = Vec::new();
         match kind {
@@ -191,7 +192,7 @@ impl Ports {
     }
 }
 
-/// The key as the coordinator has stored it.
+/// Reads the key that the coordinator has stored.
 #[track_caller]
 pub(crate) fn key_of(dir: &Path) -> ClusterKey {
     let text = fs::read_to_string(dir.join("coordinator.state")).expect("read the state");
@@ -200,7 +201,7 @@ pub(crate) fn key_of(dir: &Path) -> ClusterKey {
     state["key"].as_str().expect("a key").parse().expect("a key")
 }
 
-/// The coordinator's map, asked for without the library.
+/// Requests the coordinator's map without the library.
 #[track_caller]
 pub(crate) fn fetch_map(coordinator: SocketAddr) -> Map {
     let mut raw = Raw::welcomed(coordinator, ClientId(9), ShardId(0));
@@ -212,7 +213,7 @@ pub(crate) fn fetch_map(coordinator: SocketAddr) -> Map {
     read_map_answer(&frame.body).expect("a map")
 }
 
-/// A server's map, if it has one.
+/// Returns a server's map, if it has one.
 #[track_caller]
 pub(crate) fn map_of_server(clients: SocketAddr) -> Option<Map> {
     let mut raw = Raw::welcomed(clients, ClientId(9), ShardId(0));
@@ -228,12 +229,12 @@ pub(crate) fn map_of_server(clients: SocketAddr) -> Option<Map> {
     None
 }
 
-/// Where the servers of a map take clients.
+/// Returns the clients addresses of the servers in a map.
 pub(crate) fn addresses(map: &Map) -> Vec<SocketAddr> {
     map.servers.iter().map(|server| server.clients.expect("started")).collect()
 }
 
-/// Waits until every server has the newest map of the coordinator.
+/// Waits until every server has the coordinator's newest map, and returns it.
 #[track_caller]
 pub(crate) fn await_map_everywhere(cluster: &Cluster) -> Map {
     let coordinator = SocketAddr::from(([127, 0, 0, 1], cluster.ready.clients_port));
@@ -247,7 +248,7 @@ pub(crate) fn await_map_everywhere(cluster: &Cluster) -> Map {
     })
 }
 
-/// Somebody whom the cluster has never heard of.
+/// Returns a member that the cluster does not know.
 pub(crate) fn stranger(server: u16) -> Member {
     Member { server: ServerId(server), incarnation: kv_protocol::Incarnation(0xbad) }
 }

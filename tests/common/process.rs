@@ -10,12 +10,12 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, kill_process};
 
 use super::poll;
 
-/// Sends a signal; that the process is gone already is no error.
+/// Sends a signal. A process that has already ended is not an error.
 pub(crate) fn signal(pid: u32, signal: Signal) {
     let _ = kill_process(named(pid), signal);
 }
 
-/// Stops a process as if it hung, until it is sent CONT, and waits until each of its threads stands.
+/// Stops a process with SIGSTOP and waits until each of its threads has stopped.
 pub(crate) fn pause(pid: u32) {
     signal(pid, Signal::STOP);
     let stands = |thread: fs::DirEntry| {
@@ -32,10 +32,10 @@ fn named(pid: u32) -> Pid {
     i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a pid is a positive number")
 }
 
-/// Whether a process exists and has not ended (one that nobody has waited for yet has ended).
+/// Returns true if a process exists and has not ended. A zombie counts as ended.
 ///
-/// The first thread of a killed process may have ended before the others, which still hold its files and locks:
-/// every thread counts.
+/// The first thread of a killed process may end before the others, which still hold its files and
+/// locks. Therefore every thread counts.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let has_ended =
         |stat: &str| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
@@ -45,13 +45,14 @@ pub(crate) fn is_alive(pid: u32) -> bool {
         .any(|stat| !has_ended(&stat))
 }
 
-/// The words of a process's command line, with spaces between them.
+/// Returns a process's command line with spaces between the arguments.
 pub(crate) fn command_line(pid: u32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ")
 }
 
-/// All processes that run in this directory: a cluster's servers, whoever their parent is by now.
+/// Returns all processes whose working directory is this one: a cluster's servers, whichever
+/// process is their parent now.
 pub(crate) fn running_in(directory: &Path) -> Vec<u32> {
     let Ok(directory) = directory.canonicalize() else { return Vec::new() };
     let processes = fs::read_dir("/proc").expect("read /proc");
@@ -64,7 +65,7 @@ pub(crate) fn running_in(directory: &Path) -> Vec<u32> {
         .collect()
 }
 
-/// Kills all processes that run in this directory, and waits until none is left.
+/// Kills all processes in this directory and waits until none is left.
 pub(crate) fn end_all_in(directory: &Path) {
     poll(Duration::from_secs(10), || {
         let left = running_in(directory);
@@ -75,7 +76,7 @@ pub(crate) fn end_all_in(directory: &Path) {
     });
 }
 
-/// All processes whose program lies in this directory.
+/// Returns all processes whose executable is in this directory.
 pub(crate) fn running_from(directory: &Path) -> Vec<u32> {
     let Ok(directory) = directory.canonicalize() else { return Vec::new() };
     let processes = fs::read_dir("/proc").expect("read /proc");
@@ -88,14 +89,14 @@ pub(crate) fn running_from(directory: &Path) -> Vec<u32> {
         .collect()
 }
 
-/// All processes below this one, zombies too.
+/// Returns all descendants of a process, including zombies.
 pub(crate) fn descendants(ancestor: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
         .expect("read /proc")
         .filter_map(|entry| {
             let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // After the name, which may hold anything: the state, the parent.
+            // Behind the name, which may contain anything, follow the state and the parent.
             let (_, rest) = stat.rsplit_once(") ")?;
             Some((pid, rest.split(' ').nth(1)?.parse().ok()?))
         })
@@ -109,13 +110,13 @@ pub(crate) fn descendants(ancestor: u32) -> Vec<u32> {
     found.split_off(1)
 }
 
-/// What a process has mapped and may use without asking again, in bytes (`VmData`): memory that was
-/// reserved and never touched counts.
+/// Returns the size of a process's private writable mappings in bytes (`VmData`), including memory
+/// that was never touched.
 pub(crate) fn data_bytes(pid: u32) -> u64 {
     kilobytes(pid, "VmData:") << 10
 }
 
-/// What a process holds in memory, in bytes.
+/// Returns a process's resident memory in bytes.
 pub(crate) fn resident_bytes(pid: u32) -> u64 {
     kilobytes(pid, "VmRSS:") << 10
 }
@@ -126,52 +127,53 @@ fn kilobytes(pid: u32, field: &str) -> u64 {
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("kilobytes")
 }
 
-/// How many descriptors a process has open.
+/// Returns the number of open descriptors of a process.
 pub(crate) fn open_descriptors(pid: u32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("read /proc/PID/fd").count() as u64
 }
 
-/// Lets another process have so many descriptors open and no more.
+/// Limits the number of open descriptors of another process.
 pub(crate) fn limit_descriptors(pid: u32, most: u64) {
     use rustix::process::{Resource, Rlimit, prlimit};
     let limit = Rlimit { current: Some(most), maximum: Some(most) };
     prlimit(Some(named(pid)), Resource::Nofile, limit).expect("limit another process");
 }
 
-/// Lets no file of another process grow beyond so many bytes, as a full disk does; `None`: without a bound.
+/// Limits the size of files that another process can write, like a full disk. `None` removes the
+/// limit.
 pub(crate) fn limit_file_size(pid: u32, most: Option<u64>) {
     use rustix::process::{Resource, Rlimit, prlimit};
     let limit = Rlimit { current: most, maximum: None };
     prlimit(Some(named(pid)), Resource::Fsize, limit).expect("limit another process");
 }
 
-/// Cuts every connection of a process to this port of this machine, as a failing network would: both
-/// ends see the end of the stream. Returns how many there were.
+/// Shuts down every connection of a process to this port of this machine, like a network failure:
+/// both ends read the end of the stream. Returns the number of connections.
 pub(crate) fn cut_connections(pid: u32, remote_port: u16) -> usize {
     let sockets = borrow_connections(pid, remote_port);
     sockets.iter().filter(|socket| socket.shutdown(Shutdown::Both).is_ok()).count()
 }
 
-/// How many connections a process has to this port of this machine.
+/// Returns the number of connections of a process to this port of this machine.
 pub(crate) fn connections(pid: u32, remote_port: u16) -> usize {
     borrow_connections(pid, remote_port).len()
 }
 
-/// The connections of another process, by second descriptors (pidfd_getfd(2)), which takes the right
-/// to trace it.
+/// Duplicates the descriptors of another process's connections with pidfd_getfd(2), which needs the
+/// permission to trace it.
 fn borrow_connections(pid: u32, remote_port: u16) -> Vec<TcpStream> {
     let pidfd = rustix::process::pidfd_open(named(pid), PidfdFlags::empty()).expect("open a pidfd");
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("read /proc/PID/fd");
     descriptors
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        // It may have been closed meanwhile.
+        // The descriptor may have been closed meanwhile.
         .filter_map(|fd| rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok())
         .map(TcpStream::from)
         .filter(|socket| socket.peer_addr().is_ok_and(|peer| peer.port() == remote_port))
         .collect()
 }
 
-/// The TCP ports that a process listens on, IPv4.
+/// Returns the IPv4 TCP ports on which a process listens.
 pub(crate) fn listening_ports(pid: u32) -> Vec<u16> {
     const LISTEN: &str = "0A";
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("read /proc/PID/fd");
@@ -190,13 +192,13 @@ pub(crate) fn listening_ports(pid: u32) -> Vec<u16> {
     table.lines().filter_map(port).collect()
 }
 
-/// Whether [`cut_connections`] is allowed on this machine; some containers forbid it.
+/// Returns true if this machine allows [`cut_connections`]; some containers forbid it.
 pub(crate) fn may_cut_connections(pid: u32) -> bool {
     let pidfd = rustix::process::pidfd_open(named(pid), PidfdFlags::empty()).expect("open a pidfd");
     rustix::process::pidfd_getfd(&pidfd, 0, PidfdGetfdFlags::empty()).is_ok()
 }
 
-/// Lets this process open as many files as it may.
+/// Raises this process's soft limit of open files to its hard limit.
 pub(crate) fn raise_own_descriptor_limit() -> u64 {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

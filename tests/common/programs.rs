@@ -13,18 +13,19 @@ pub(crate) const SERVER: &str = env!("CARGO_BIN_EXE_server");
 pub(crate) const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 pub(crate) const KV_BENCH: &str = env!("CARGO_BIN_EXE_kv-bench");
 
-/// Copies the server's executable, by a process of its own. While this one had the copy open for writing, another test
-/// could start a process that has it open too for a moment; then the copy cannot be executed (ETXTBSY).
+/// Copies the server's executable in a separate process. If this process had the copy open for
+/// writing, a child started by another test could inherit the descriptor for a moment. Executing
+/// the copy would then fail with ETXTBSY.
 #[track_caller]
 pub(crate) fn copy_server(to: &Path) {
     let copied = Command::new("cp").arg(SERVER).arg(to).status().expect("run cp");
     assert!(copied.success(), "copy the server to {}", to.display());
 }
 
-/// How a program ended and what it said.
+/// A program's exit code and output.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// The exit code; `None`: a signal ended it.
+    /// The exit code. `None`: a signal ended the program.
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
@@ -43,7 +44,7 @@ impl Ended {
     }
 }
 
-/// Runs a program with this standard input. One that does not end in time is killed and fails.
+/// Runs a program with this standard input. Kills it and fails if it exceeds the time limit.
 #[track_caller]
 pub(crate) fn run<A: AsRef<OsStr>>(
     program: &str,
@@ -56,7 +57,7 @@ pub(crate) fn run<A: AsRef<OsStr>>(
     finish(command, input, limit)
 }
 
-/// The same with a command that is more than a program and its arguments.
+/// Same as [`run`] for a command that has more than arguments set.
 #[track_caller]
 pub(crate) fn finish(mut command: Command, input: &str, limit: Duration) -> Ended {
     let program = format!("{command:?}");
@@ -72,7 +73,7 @@ pub(crate) fn finish(mut command: Command, input: &str, limit: Duration) -> Ende
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let mut stdin = stdin;
-            // A program may end without reading its input.
+            // A program may exit without reading its input.
             let _ = stdin.write_all(input.as_bytes());
         });
         let stdout = scope.spawn(move || text(stdout));
@@ -92,7 +93,7 @@ fn text(mut stream: impl Read) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Waits for the end of a child; `None` if it had to be killed.
+/// Waits for a child to end. `None`: it exceeded the limit and was killed.
 pub(crate) fn wait(child: &mut Child, limit: Duration) -> Option<Option<i32>> {
     let ended = poll(limit, || child.try_wait().expect("wait for a child"));
     if ended.is_none() {
@@ -102,8 +103,8 @@ pub(crate) fn wait(child: &mut Child, limit: Duration) -> Option<Option<i32>> {
     ended.map(|status| status.code())
 }
 
-/// Copies an executable, by another process: a descriptor that this one had open for writing would be in
-/// every child that another test starts at that moment, and the file be busy.
+/// Copies an executable in a separate process. A descriptor that this process had open for writing
+/// could be inherited by a child that another test starts, and the file would be busy.
 #[track_caller]
 pub(crate) fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-p").args([from, to]).status().expect("start cp");

@@ -1,10 +1,10 @@
-//! A fake coordinator in front of real servers, which cuts answers off.
+//! A fake coordinator in front of real servers, which drops responses.
 //!
 //! ```text
 //!   client -- map? --> fake coordinator -- map? --> coordinator
-//!                      the map that comes back names the proxies below
+//!                      the returned map names the proxies below
 //!   client -- PUT ---> proxy of server i ---------> server i
-//!                      the answer is lost on its way back, and the connection with it
+//!                      drops the response and closes the connection
 //! ```
 
 use std::io::{Read, Write};
@@ -28,13 +28,13 @@ pub(crate) struct Proxy {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// How many answers to writes or reads are still to be lost.
+    /// The number of responses to writes or reads that are still to be dropped.
     to_cut: AtomicUsize,
     cut: AtomicUsize,
     over: AtomicBool,
 }
 
-/// What becomes of a frame on its way to the client.
+/// The treatment of one frame on its way to the client.
 enum Passage {
     Pass,
     Replace(Vec<u8>),
@@ -68,17 +68,17 @@ impl Proxy {
         Proxy { address: listen(&shared, real, rewrite), shared }
     }
 
-    /// The fake coordinator, as the library takes it.
+    /// Returns the address of the fake coordinator in the format of the client library.
     pub(crate) fn endpoint(&self) -> String {
         self.address.to_string()
     }
 
-    /// The next so many answers of servers are lost, each with its connection.
+    /// Drops the next `count` responses of servers and closes their connections.
     pub(crate) fn cut_next_answers(&self, count: usize) {
         self.shared.to_cut.store(count, Ordering::SeqCst);
     }
 
-    /// How many answers have been lost.
+    /// Returns the number of responses dropped so far.
     pub(crate) fn answers_cut(&self) -> usize {
         self.shared.cut.load(Ordering::SeqCst)
     }
@@ -101,7 +101,7 @@ fn pass_or_cut(shared: &Shared, frame: &Frame<'_>) -> Passage {
     Passage::Pass
 }
 
-/// Listens, and connects whoever comes to `to`. The threads end with the test's connections.
+/// Listens and forwards each connection to `to`. The threads end with the test's connections.
 fn listen(
     shared: &Arc<Shared>,
     to: SocketAddr,

@@ -1,25 +1,26 @@
-//! Seeded random numbers (SplitMix64: Steele, Lea and Flood, OOPSLA 2014). Not for secrets.
+//! Seeded random numbers (SplitMix64: Steele, Lea and Flood, OOPSLA 2014). Not suitable for
+//! secrets.
 
 use std::hash::{BuildHasher, Hasher};
 
-/// A sequence of numbers that its seed determines.
+/// A sequence of numbers determined by its seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// A sequence of its own for this run, or that of `KV_TEST_SEED`. The seed is printed, so that a
-    /// failure can be had again.
+    /// Returns a new sequence, or that of the seed in `KV_TEST_SEED`. The seed is printed so that a
+    /// failure can be reproduced.
     pub(crate) fn announced() -> Random {
         let seed = match std::env::var("KV_TEST_SEED") {
             Ok(text) => text.parse().expect("KV_TEST_SEED is a number"),
-            // The keys of std's hash maps are the standard library's only random numbers.
+            // The hash keys of `RandomState` are the only random numbers in the standard library.
             Err(_) => std::hash::RandomState::new().build_hasher().finish(),
         };
         eprintln!("KV_TEST_SEED={seed}");
         Random(seed)
     }
 
-    /// The sequence of this seed.
+    /// Returns the sequence of this seed.
     pub(crate) fn of_seed(seed: u64) -> Random {
         Random(seed)
     }
@@ -32,12 +33,12 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number from `from` to `to`, both included.
+    /// Returns a number from `from` to `to`, both included.
     pub(crate) fn between(&mut self, from: usize, to: usize) -> usize {
         from + usize::try_from(self.next() % (to - from + 1) as u64).expect("below a usize")
     }
 
-    /// So many bytes.
+    /// Returns `count` random bytes.
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(count + 8);
         while bytes.len() < count {

@@ -1,4 +1,4 @@
-//! A connection that says whatever a test wants it to say.
+//! A connection that sends arbitrary bytes.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -13,7 +13,7 @@ use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, MAX_PEER_BODY};
 use kv_protocol::placement::Digest;
 use socket2::{Domain, Socket, Type};
 
-/// How long a test waits for bytes or for the end of a connection.
+/// Time limit for receiving bytes or the end of a connection.
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// One connection.
@@ -23,14 +23,14 @@ pub(crate) struct Raw {
     input: FrameBuffer,
 }
 
-/// A frame that was received.
+/// A received frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Received {
     pub(crate) opcode: u8,
     pub(crate) body: Vec<u8>,
 }
 
-/// An answer with its value copied.
+/// A response with a copy of its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answered {
     pub(crate) id: RequestId,
@@ -41,25 +41,25 @@ pub(crate) struct Answered {
 }
 
 impl Raw {
-    /// A connection to a clients port: frames without checksums.
+    /// Connects to a clients port: frames have no checksums.
     #[track_caller]
     pub(crate) fn to_clients_port(address: SocketAddr) -> Raw {
         Raw::connect(address, FrameRules::unchecked(MAX_ANSWER_BODY))
     }
 
-    /// A connection to a port of the cluster's own: frames with checksums.
+    /// Connects to a cluster-internal port: frames have checksums.
     #[track_caller]
     pub(crate) fn to_cluster_port(address: SocketAddr) -> Raw {
         Raw::connect(address, FrameRules::checked(MAX_PEER_BODY))
     }
 
-    /// A connection that a server has dialled: frames with checksums.
+    /// Wraps a connection that a server opened to a cluster-internal port: frames have checksums.
     pub(crate) fn on_cluster_port(stream: TcpStream) -> Raw {
         stream.set_write_timeout(Some(LIMIT)).expect("set a time limit");
         Raw { stream, input: FrameBuffer::new(FrameRules::checked(MAX_CONTROL_BODY)) }
     }
 
-    /// A connection to a clients port of this machine from 127.0.0.2.
+    /// Connects from 127.0.0.2 to a clients port of this machine.
     #[track_caller]
     pub(crate) fn from_another_address(to: SocketAddr) -> Raw {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
@@ -81,7 +81,7 @@ impl Raw {
         Raw { stream, input: FrameBuffer::new(rules) }
     }
 
-    /// A connection to a server's shard that has been welcomed.
+    /// Connects to a shard of a server and completes the WELCOME exchange.
     #[track_caller]
     pub(crate) fn welcomed(address: SocketAddr, client: ClientId, shard: ShardId) -> Raw {
         let mut raw = Raw::to_clients_port(address);
@@ -92,23 +92,23 @@ impl Raw {
         raw
     }
 
-    /// Sends bytes, all of them.
+    /// Sends all of the bytes.
     #[track_caller]
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).expect("send");
     }
 
-    /// Sends bytes; that the other end has closed meanwhile is no failure.
+    /// Sends bytes; ignores an error if the other end has closed the connection.
     pub(crate) fn send_if_open(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 
-    /// Says that nothing more will come.
+    /// Shuts down the sending direction.
     pub(crate) fn finish(&mut self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// The next frame; `None` at the end of the connection.
+    /// Returns the next frame, or `None` at the end of the connection.
     #[track_caller]
     pub(crate) fn next_frame(&mut self) -> Option<Received> {
         let deadline = Instant::now() + LIMIT;
@@ -123,7 +123,7 @@ impl Raw {
         }
     }
 
-    /// Takes received bytes in; false at the end of the connection.
+    /// Receives bytes; returns false at the end of the connection.
     #[track_caller]
     fn receive(&mut self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -141,13 +141,13 @@ impl Raw {
         }
     }
 
-    /// The next frame; fails at the end of the connection.
+    /// Returns the next frame; fails at the end of the connection.
     #[track_caller]
     pub(crate) fn frame(&mut self) -> Received {
         self.next_frame().expect("a frame, not the end of the connection")
     }
 
-    /// The next frame, which is an answer.
+    /// Returns the next frame, which must be a response.
     #[track_caller]
     pub(crate) fn answer(&mut self) -> Answered {
         let frame = self.frame();
@@ -162,7 +162,7 @@ impl Raw {
         }
     }
 
-    /// The next frame, which is a refusal: its status and reason.
+    /// Returns the status and reason of the next frame, which must be an ERROR.
     #[track_caller]
     pub(crate) fn refusal(&mut self) -> (Status, String) {
         let frame = self.frame();
@@ -171,7 +171,7 @@ impl Raw {
         (refusal.status, refusal.reason.to_owned())
     }
 
-    /// Sends a request and takes its answer.
+    /// Sends a request and returns its response.
     #[track_caller]
     pub(crate) fn ask(&mut self, key: &[u8], operation: Operation<'_>) -> Answered {
         self.send(&request(RequestId(77), key, operation));
@@ -180,7 +180,8 @@ impl Raw {
         answer
     }
 
-    /// Waits for the end of the connection, whatever is said before; fails when it does not come.
+    /// Waits for the end of the connection and returns the frames before it; fails if it does not
+    /// end.
     #[track_caller]
     pub(crate) fn await_close(&mut self) -> Vec<Received> {
         let mut said = Vec::new();
@@ -190,7 +191,7 @@ impl Raw {
         said
     }
 
-    /// Takes so many bytes away, whatever they are.
+    /// Receives and discards `count` bytes.
     #[track_caller]
     pub(crate) fn drop_bytes(&mut self, count: usize) {
         self.stream.set_read_timeout(Some(LIMIT)).expect("set a time limit");
@@ -199,7 +200,7 @@ impl Raw {
         assert_eq!(gone, count as u64, "the connection ended before");
     }
 
-    /// Whether anything has come.
+    /// Returns true if received bytes are waiting.
     pub(crate) fn has_input(&mut self) -> bool {
         self.stream.set_nonblocking(true).expect("make it non-blocking");
         let has_input = matches!(self.stream.peek(&mut [0]), Ok(1..));
@@ -207,7 +208,7 @@ impl Raw {
         has_input
     }
 
-    /// Whether the other end has closed by now. Takes received bytes away.
+    /// Returns true if the other end has closed the connection. Discards received bytes.
     pub(crate) fn is_closed(&mut self) -> bool {
         self.stream.set_nonblocking(true).expect("make it non-blocking");
         let mut bytes = [0; 64 << 10];
@@ -230,14 +231,14 @@ fn is_gone(error: &std::io::Error) -> bool {
     )
 }
 
-/// The bytes of a HELLO.
+/// Returns the bytes of a HELLO.
 pub(crate) fn hello(cluster: ClusterId, client: ClientId, shard: ShardId) -> Vec<u8> {
     let mut bytes = Vec::new();
     Hello { cluster, client, shard }.write(&mut bytes);
     bytes
 }
 
-/// The bytes of a request under view 1, which every group of a fresh cluster has.
+/// Returns the bytes of a request under view 1, the view of every group of a new cluster.
 pub(crate) fn request(id: RequestId, key: &[u8], operation: Operation<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let digest = Digest::of(key);
@@ -245,7 +246,7 @@ pub(crate) fn request(id: RequestId, key: &[u8], operation: Operation<'_>) -> Ve
     bytes
 }
 
-/// The header of the write with this number, whose predecessors have all ended.
+/// Returns the header of the write with this number, whose predecessors have all completed.
 pub(crate) fn write_number(seq: u64) -> WriteHeader {
     use kv_protocol::client_message::Condition;
     use kv_protocol::ids::RequestSeq;

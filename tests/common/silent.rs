@@ -1,30 +1,32 @@
-//! Addresses at which nobody answers, as those of a host that is down or behind a firewall.
+//! Addresses that do not respond, like those of a host that is down or behind a firewall.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// Most connections that are tried to fill a queue; the standard library asks for 128 places.
+/// Limit of the connections that are tried to fill a queue. The standard library requests a backlog
+/// of 128.
 const MOST: usize = 1_000;
 
-/// An address on the loopback interface; see the module.
+/// An unresponsive address on the loopback interface.
 #[derive(Debug)]
 pub struct Silent {
     address: SocketAddr,
-    /// Kept so that nobody else gets the port.
+    /// Kept open so that no other program gets the port.
     _listener: TcpListener,
-    /// What fills the queue of the listener, so that it has no place for one more.
+    /// Connections that fill the listener's queue, so that it has no room for another.
     queue: Vec<TcpStream>,
 }
 
 impl Silent {
-    /// One that takes connections and sends nothing.
+    /// Returns an address that accepts connections and sends nothing.
     pub fn mute() -> Silent {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
         let address = listener.local_addr().expect("an address");
         Silent { address, _listener: listener, queue: Vec::new() }
     }
 
-    /// One that refuses connections: the port of a connection's near end, at which nobody listens.
+    /// Returns an address that refuses connections: the port of a connection's near end, without a
+    /// listener.
     pub fn refusing() -> Silent {
         let mut silent = Silent::mute();
         let stream = TcpStream::connect(silent.address).expect("connect");
@@ -33,7 +35,7 @@ impl Silent {
         silent
     }
 
-    /// One to which no connection comes about: packets to it are dropped.
+    /// Returns an address to which no connection completes: packets to it are dropped.
     pub fn unreachable() -> Silent {
         let mut silent = Silent::mute();
         let at_most = Duration::from_millis(200);
@@ -44,15 +46,16 @@ impl Silent {
         silent
     }
 
-    /// Six that keep a client waiting in all ways, behind one that refuses it. One after the other, each within
-    /// a connect timeout of a second, they would take longer than an operation has by default.
+    /// Returns one address that refuses connections, followed by six that keep a client waiting in
+    /// both other ways. Tried in sequence, with a connect timeout of one second each, they would
+    /// exceed the default deadline of an operation.
     pub fn all_kinds() -> Vec<Silent> {
         let mut kinds = vec![Silent::refusing(), Silent::unreachable()];
         kinds.extend((0..5).map(|_| Silent::mute()));
         kinds
     }
 
-    /// `host:port` of it.
+    /// Returns the address as `host:port`.
     pub fn endpoint(&self) -> String {
         self.address.to_string()
     }

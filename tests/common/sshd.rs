@@ -1,11 +1,11 @@
-//! An ssh server of the test's own, on a loopback port, with keys that are thrown away.
+//! An ssh server of the test's own, on a loopback port, with temporary keys.
 //!
 //! ```text
-//!   keys/    host key, the key that may come in, another that may not
+//!   keys/    host key, an accepted key, a rejected key
 //!   sshd -D -f sshd_config            listens on 127.0.0.1, a free port
-//!   ssh -F ssh_config ...             knows that host key and that key, and nothing of the user's:
+//!   ssh -F ssh_config ...             knows only that host key and that key, nothing of the user's:
 //!                                     ssh asks the system for the home directory, not $HOME
-//!   remote/  the servers' directory "there"; whoever runs in it at the end is killed
+//!   remote/  the servers' remote directory; processes left in it at the end are killed
 //! ```
 
 use std::fs::{self, File};
@@ -23,9 +23,9 @@ use super::process::{self, Signal};
 use super::programs;
 use super::{Cluster, PATIENCE, wait_for};
 
-/// How often another port is tried when somebody else was quicker.
+/// The number of ports to try when another program takes a port first.
 const PORTS_TRIED: usize = 5;
-/// How long sshd may take to say who it is.
+/// Time limit for sshd to send its identification.
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running sshd, its keys, and a directory for servers.
@@ -38,7 +38,7 @@ pub(crate) struct Sshd {
 }
 
 impl Sshd {
-    /// Starts one whose servers' directory holds the server.
+    /// Starts an sshd with the server executable in the servers' directory.
     #[track_caller]
     pub(crate) fn start() -> Sshd {
         let sshd = Sshd::start_without_server();
@@ -46,14 +46,15 @@ impl Sshd {
         sshd
     }
 
-    /// Starts one whose servers' directory is empty.
+    /// Starts an sshd with an empty servers' directory.
     #[track_caller]
     pub(crate) fn start_without_server() -> Sshd {
         let program = sshd_program();
         let dir = tempfile::Builder::new().prefix("kv-sshd-").tempdir().expect("make a directory");
         fs::create_dir(dir.path().join("remote")).expect("make a directory");
         if rustix::process::geteuid().is_root() {
-            // Where sshd locks its unprivileged half in; a service manager makes it otherwise.
+            // The directory to which sshd confines its unprivileged process. Usually a service
+            // manager makes it.
             fs::create_dir_all("/run/sshd").expect("make /run/sshd");
         }
         for key in ["host_key", "good_key", "bad_key"] {
@@ -68,7 +69,7 @@ impl Sshd {
         sshd
     }
 
-    /// The host as a cluster file names it.
+    /// Returns the host as a cluster file names it.
     pub(crate) fn host(&self) -> String {
         format!("ssh://{}@127.0.0.1:{}", self.user, self.port)
     }
@@ -77,32 +78,33 @@ impl Sshd {
         self.port
     }
 
-    /// `ssh -F`: gets in.
+    /// Returns an ssh configuration (`ssh -F`) with an accepted key.
     pub(crate) fn config(&self) -> PathBuf {
         self.dir.path().join("ssh_config")
     }
 
-    /// `ssh -F` with a key that is refused. The server would take a password then.
+    /// Returns an ssh configuration (`ssh -F`) with a rejected key. The server then offers password
+    /// authentication.
     pub(crate) fn refused_config(&self) -> PathBuf {
         self.dir.path().join("refused_config")
     }
 
-    /// The servers' directory there.
+    /// Returns the servers' remote directory.
     pub(crate) fn remote_dir(&self) -> PathBuf {
         self.dir.path().join("remote")
     }
 
-    /// What sshd has logged.
+    /// Returns the log of sshd.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("sshd.err")).unwrap_or_default()
     }
 
-    /// A cluster of three of which server 1 runs there.
+    /// Returns the options for a cluster of three servers in which server 1 is remote.
     pub(crate) fn cluster(&self) -> Builder {
         self.cluster_with(&self.config(), &self.remote_dir())
     }
 
-    /// The same with another configuration of ssh, and another directory there.
+    /// Same as [`Sshd::cluster`], with another ssh configuration and another remote directory.
     pub(crate) fn cluster_with(&self, config: &Path, remote_dir: &Path) -> Builder {
         let host = self.host();
         Cluster::builder()
@@ -115,11 +117,11 @@ impl Sshd {
             .flag(text(remote_dir))
     }
 
-    /// Kills sshd with all its connections. What was started over them is left alone.
+    /// Kills sshd and all its connections. Processes started over them keep running.
     #[track_caller]
     pub(crate) fn kill(&mut self) {
         let listener = self.child.id();
-        // While it is stopped it makes no more children, and stays the parent of those it has.
+        // While it is stopped, it forks no children and stays the parent of its existing ones.
         process::signal(listener, Signal::STOP);
         wait_for("the end of sshd's connections", PATIENCE, || {
             let family = process::descendants(listener);
@@ -134,11 +136,11 @@ impl Sshd {
         let _ = self.child.wait();
     }
 
-    /// Starts it again on its port after [`Sshd::kill`].
+    /// Starts sshd again on its port after [`Sshd::kill`].
     #[track_caller]
     pub(crate) fn restart(&mut self) {
         let program = sshd_program();
-        // The port may be taken for a moment more by connections that are just ending.
+        // Connections that are closing may hold the port for a moment.
         self.child = wait_for("sshd on its old port", PATIENCE, || {
             spawn_on(&program, self.dir.path(), self.port)
         });
@@ -174,7 +176,7 @@ fn text(path: &Path) -> String {
     path.to_str().expect("a path in UTF-8").to_owned()
 }
 
-/// sshd lives in a directory that is on root's PATH alone, and must be started by its whole path.
+/// Finds sshd, whose directory is only on root's PATH. sshd must be started by its absolute path.
 #[track_caller]
 pub(crate) fn sshd_program() -> PathBuf {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
@@ -213,7 +215,7 @@ fn start_program(program: &Path, dir: &Path) -> (Child, u16) {
     panic!("sshd does not start:\n{said}");
 }
 
-/// Starts sshd on this port and waits until it answers; `None`: it has ended.
+/// Starts sshd on this port and waits until it responds. `None`: it has ended.
 #[track_caller]
 fn spawn_on(program: &Path, dir: &Path, port: u16) -> Option<Child> {
     let own = text(dir);
@@ -228,8 +230,8 @@ fn spawn_on(program: &Path, dir: &Path, port: u16) -> Option<Child> {
     let mut command = Command::new(program);
     command.args(["-D", "-e", "-f"]).arg(dir.join("sshd_config"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
-    // SAFETY: prctl takes integers and is safe to call between fork and exec. Should the test's
-    // process be killed, sshd ends.
+    // SAFETY: prctl takes integers and is safe to call between fork and exec. If the test's process
+    // is killed, sshd ends.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
             0 => Ok(()),
@@ -253,7 +255,8 @@ fn greets(port: u16) -> bool {
     stream.read_exact(&mut greeting).is_ok() && greeting == *b"SSH-"
 }
 
-/// sshd itself, or the program that it runs for each connection (sshd-session, sshd-auth).
+/// Returns true for sshd itself and for the programs that it runs for each connection
+/// (sshd-session, sshd-auth).
 fn is_sshd(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("sshd"))
 }

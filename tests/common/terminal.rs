@@ -1,4 +1,4 @@
-//! A program on a pseudo-terminal, and somebody who types and reads the screen.
+//! A program on a pseudo-terminal, and a simulated user who types and reads the screen.
 //!
 //! ```text
 //!   type_in("P \"a\" \"1\"\r")  -->  controller | terminal  -->  standard input of the program,
@@ -15,31 +15,31 @@ use std::time::Duration;
 
 use super::{PATIENCE, poll, programs};
 
-/// Ctrl+C, as the keyboard sends it.
+/// Ctrl+C as sent by the keyboard.
 pub(crate) const CTRL_C: &str = "\x03";
 /// Ctrl+D.
 pub(crate) const CTRL_D: &str = "\x04";
 
-/// One program and its terminal.
+/// A program and its terminal.
 #[derive(Debug)]
 pub(crate) struct Terminal {
     controller: Option<File>,
     child: Child,
     screen: Vec<u8>,
-    /// Up to where [`Terminal::wait_for`] has read.
+    /// The offset up to which [`Terminal::wait_for`] has read.
     read: usize,
 }
 
 impl Terminal {
-    /// Starts a program on a terminal of its own.
+    /// Starts a program on a new terminal.
     #[track_caller]
     pub(crate) fn start(mut command: Command) -> Terminal {
         let (controller, terminal) = open();
         let other = || terminal.try_clone().expect("one more descriptor");
         command.stdin(other()).stdout(other()).stderr(other());
         command.env("TERM", "xterm");
-        // SAFETY: between fork and exec, setsid, ioctl and prctl are called with integers. The
-        // terminal is standard input by then.
+        // SAFETY: between fork and exec, only setsid, ioctl and prctl are called, with integers.
+        // Standard input is the terminal by then.
         unsafe {
             command.pre_exec(|| {
                 let failed = libc::setsid() < 0
@@ -66,8 +66,8 @@ impl Terminal {
         controller.write_all(keys.as_bytes()).expect("type");
     }
 
-    /// Waits until this stands on the screen after what was waited for before; returns what stands
-    /// between.
+    /// Waits until this text appears on the screen behind the text of the previous wait. Returns
+    /// the text between the two.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
         let found = poll(PATIENCE, || {
@@ -81,17 +81,18 @@ impl Terminal {
         found.unwrap_or_else(|| panic!("{text:?} is not on the screen:\n{}", self.screen()))
     }
 
-    /// Everything that has been printed, escapes and all.
+    /// Returns everything printed so far, including escape sequences.
     pub(crate) fn screen(&self) -> String {
         String::from_utf8_lossy(&self.screen).into_owned()
     }
 
-    /// Hangs up: the window is closed.
+    /// Closes the terminal, as closing its window does.
     pub(crate) fn close(&mut self) {
         self.controller = None;
     }
 
-    /// Waits for the program's end, reading on; its exit code, `None` after a signal.
+    /// Waits for the program to end while reading its output. Returns its exit code, or `None`
+    /// after a signal.
     #[track_caller]
     pub(crate) fn await_end(&mut self, limit: Duration) -> Option<i32> {
         let status = poll(limit, || {
@@ -103,7 +104,7 @@ impl Terminal {
         status.code()
     }
 
-    /// Takes in what has been printed.
+    /// Reads what the program has printed.
     fn look(&mut self) {
         let Some(controller) = &mut self.controller else { return };
         let mut bytes = [0; 4096];
@@ -124,27 +125,27 @@ impl Drop for Terminal {
         if std::thread::panicking() {
             eprintln!("--- the terminal's screen\n{}", self.screen());
         }
-        // SIGTERM first: a coordinator then ends its servers, a script its cluster.
+        // SIGTERM first: a coordinator then ends its servers, and a script ends its cluster.
         super::process::signal(self.child.id(), super::process::Signal::TERM);
         programs::wait(&mut self.child, PATIENCE);
     }
 }
 
-/// A terminal of 24 lines: its controlling end, which never blocks, and the end for a program. Both
-/// are closed on exec from their first moment: a program that another test starts just then must not
-/// keep the terminal open.
+/// Opens a terminal of 24 lines and returns its controlling end, which never blocks, and the end
+/// for a program. Both are opened with close-on-exec, so that a program started by another test at
+/// that moment does not keep the terminal open.
 #[track_caller]
 fn open() -> (File, OwnedFd) {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // SAFETY: flags are all that it takes.
+    // SAFETY: it takes only flags.
     let controller = owned(unsafe { libc::posix_openpt(flags) });
     let number = controller.as_raw_fd();
-    // SAFETY: the descriptor is open and a pseudo-terminal's controlling end.
+    // SAFETY: the descriptor is open and is a pseudo-terminal's controlling end.
     check(unsafe { libc::unlockpt(number) });
-    // SAFETY: as above; this request takes flags and gives a descriptor.
+    // SAFETY: as above; this request takes flags and returns a descriptor.
     let terminal = owned(unsafe { libc::ioctl(number, libc::TIOCGPTPEER, flags) });
     let size = libc::winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: this request reads the size, which lives until it returns.
+    // SAFETY: this request reads the size, which outlives the call.
     check(unsafe { libc::ioctl(number, libc::TIOCSWINSZ, &raw const size) });
     rustix::io::ioctl_fionbio(&controller, true).expect("make it non-blocking");
     (File::from(controller), terminal)
@@ -158,6 +159,6 @@ fn check(result: libc::c_int) -> libc::c_int {
 
 #[track_caller]
 fn owned(descriptor: libc::c_int) -> OwnedFd {
-    // SAFETY: it was just opened for the caller, and nobody else owns it.
+    // SAFETY: the descriptor was just opened for the caller and has no other owner.
     unsafe { OwnedFd::from_raw_fd(check(descriptor)) }
 }

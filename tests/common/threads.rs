@@ -1,19 +1,19 @@
-//! One thread of another process, made to stand while the others go on: by tracing it, as a debugger
-//! does. Linux releases the threads of a process that ends only when their tracer has seen them end.
+//! One thread of another process, stopped by ptrace(2) while the other threads continue. When the
+//! process ends, Linux releases a traced thread only after its tracer has waited for it.
 
 use std::fs;
 
 use super::{PATIENCE, wait_for, wait_until};
 
-/// A thread that stands until its process ends, or until this is dropped. To be used by the thread
-/// that made it.
+/// A thread that is stopped until its process ends or this value is dropped. Only the thread that
+/// created the value may use it.
 #[derive(Debug)]
 pub(crate) struct StandingThread {
     id: libc::pid_t,
 }
 
 impl StandingThread {
-    /// Stops the thread of this name; `None` where the system forbids it.
+    /// Stops the thread of this name. `None` where the system forbids it.
     #[track_caller]
     pub(crate) fn stop(pid: u32, name: &str) -> Option<StandingThread> {
         let id = wait_for("the thread", PATIENCE, || find(pid, name));
@@ -29,7 +29,7 @@ impl StandingThread {
         Some(thread)
     }
 
-    /// Waits until its process has ended.
+    /// Waits until the thread's process has ended.
     #[track_caller]
     pub(crate) fn await_end(self) {
         wait_until("the process of a thread that stands to end", PATIENCE, || {
@@ -37,10 +37,11 @@ impl StandingThread {
         });
     }
 
-    /// What has become of it since the last question: 0 for nothing, `None` when it is gone.
+    /// Returns the change of the thread's state since the last call: `RUNNING` for none, `None`
+    /// when the thread is gone.
     fn wait(&self) -> Option<i32> {
         let mut status = 0;
-        // SAFETY: waitpid writes one integer, which lives across the call.
+        // SAFETY: waitpid writes one integer, which outlives the call.
         let waited = unsafe { libc::waitpid(self.id, &mut status, libc::__WALL | libc::WNOHANG) };
         match waited {
             0 => Some(RUNNING),
@@ -50,13 +51,14 @@ impl StandingThread {
     }
 }
 
-/// A status that is neither a stop nor an end: that of a thread that was continued.
+/// A status that is neither a stop nor an end: that of a continued thread.
 const RUNNING: i32 = 0xffff;
 
 impl Drop for StandingThread {
     fn drop(&mut self) {
         if !trace(libc::PTRACE_DETACH, self.id) {
-            // Its process has ended meanwhile, which only its tracer's wait makes known to all.
+            // Its process has ended meanwhile. The thread is released only after its tracer has
+            // waited for it.
             self.wait();
         }
     }
@@ -67,7 +69,7 @@ fn find(pid: u32, name: &str) -> Option<libc::pid_t> {
     threads
         .flatten()
         .find(|thread| {
-            // An executor's thread has a number of the runtime's behind its name.
+            // The runtime appends a number to the names of executor threads.
             fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| {
                 comm.trim_end()
                     .strip_prefix(name)

@@ -1,4 +1,4 @@
-//! C programs, compiled and run with the library as cargo has built it for the test.
+//! C programs, compiled and run with the library as built by cargo for the test.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::symlink;
@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use super::programs::{self, Ended};
 
-/// What compiling a program, or running one, may take; long, because the machine may be busy.
+/// Time limit for compiling or running a program. It is long because the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Every warning is an error.
+/// Compiler flags that make every warning an error.
 pub(crate) const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 
-/// The repository.
+/// Returns the root of the repository.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A library that cargo has built for this test, as it builds every dependency: beside it.
+/// Returns the path of a library that cargo built as a dependency of this test, beside the test.
 #[track_caller]
 pub(crate) fn library(file: &str) -> PathBuf {
     let beside = std::env::current_exe().expect("this program's path").with_file_name(file);
@@ -25,7 +25,7 @@ pub(crate) fn library(file: &str) -> PathBuf {
     beside
 }
 
-/// A directory with programs, and the shared library under the name that they ask for at run time.
+/// A directory with programs and with the shared library under its run-time name (soname).
 #[derive(Debug)]
 pub(crate) struct Workshop(tempfile::TempDir);
 
@@ -43,7 +43,8 @@ impl Workshop {
         self.0.path()
     }
 
-    /// Compiles a program to C99, every warning an error, with these words after its source.
+    /// Compiles a C99 program with every warning an error. `words` follow the source on the command
+    /// line.
     #[track_caller]
     pub(crate) fn compile(&self, source: &Path, words: &[&str]) -> PathBuf {
         let program = self.dir().join(source.file_stem().expect("a file"));
@@ -56,7 +57,7 @@ impl Workshop {
         program
     }
 
-    /// The same with the shared library, found by its name.
+    /// Same as [`Workshop::compile`], linked with the shared library by name.
     #[track_caller]
     pub(crate) fn compile_shared(&self, source: &Path, words: &[&str]) -> PathBuf {
         let place = format!("-L{}", self.dir().display());
@@ -65,16 +66,17 @@ impl Workshop {
         self.compile(source, &words)
     }
 
-    /// Runs a program to its end.
+    /// Runs a program and waits for its exit.
     #[track_caller]
     pub(crate) fn run(&self, program: &Path, arguments: &[&str]) -> Ended {
         self.run_under(&[], program, arguments)
     }
 
-    /// The same with words before the program: variables of its environment, or a tool that runs it.
+    /// Same as [`Workshop::run`] with words before the program: environment variables, or a tool
+    /// that runs it.
     #[track_caller]
     pub(crate) fn run_under(&self, tool: &[&str], program: &Path, arguments: &[&str]) -> Ended {
-        // Through env, which sets the variable for that program alone.
+        // Runs through env, which sets the variable only for that program.
         let library_path = format!("LD_LIBRARY_PATH={}", self.dir().display());
         let program = program.to_str().expect("a path in UTF-8");
         let words = std::iter::once(library_path.as_str()).chain(tool.iter().copied());
