@@ -15,8 +15,8 @@
 //! What the files are: `poller` speaks to epoll, `sockets` knows what is ready and whose work it is, `turn` serves one
 //! wake-up, `driver` is the loop of the thread.
 //!
-//! No io_uring and no glommio here: this engine runs where those are denied, and on every kernel since Linux 4.14. It
-//! serves in the same order, and within the same bounds, as [`super::uring`].
+//! No io_uring and no glommio here: this engine runs where those are denied, and uses nothing of the kernel that is newer
+//! than Linux 4.14. It serves in the same order, and within the same bounds, as [`super::uring`].
 
 mod driver;
 mod poller;
