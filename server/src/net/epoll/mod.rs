@@ -56,7 +56,7 @@ const RECEIVED_AT_ONCE: usize = 128 << 10;
 pub(crate) struct Engine {
     hub: Rc<Hub>,
     net: RefCell<Net>,
-    /// Dumps and loads, each with the time of its next step.
+    /// Dumps and loads, each with the time of its next step: as many as orders ask for at a time.
     jobs: RefCell<Vec<(Time, Job)>>,
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Engine {
 struct Net {
     poller: Poller,
     sockets: Sockets,
-    /// Events that were just taken.
+    /// Events that were just taken: of one look, so they are bounded.
     events: Vec<Event>,
     /// Connections that have more to send, and room for it, in the next turn.
     unfinished: Vec<ConnectionId>,
