@@ -13,7 +13,7 @@ use crate::message::HandedOver;
 pub(crate) enum EngineKind {
     /// A ring of its own inside a glommio executor, with what Linux 6.1 and later offer.
     Uring,
-    /// A plain thread over epoll, on every kernel and wherever io_uring is denied.
+    /// A plain thread over epoll, for older kernels and wherever io_uring is denied.
     Epoll,
 }
 

@@ -15,8 +15,8 @@
 //! What the files are: `poller` speaks to epoll, `sockets` knows what is ready and whose work it is, `turn` serves one
 //! wake-up, `driver` is the loop of the thread.
 //!
-//! No io_uring and no glommio here: this engine runs where those are denied, and on every kernel since Linux 4.14. It
-//! serves in the same order, and within the same bounds, as [`super::uring`].
+//! No io_uring and no glommio here: this engine runs where those are denied, and uses nothing of the kernel that is newer
+//! than Linux 4.14. It serves in the same order, and within the same bounds, as [`super::uring`].
 
 mod driver;
 mod poller;
@@ -56,7 +56,7 @@ const RECEIVED_AT_ONCE: usize = 128 << 10;
 pub(crate) struct Engine {
     hub: Rc<Hub>,
     net: RefCell<Net>,
-    /// Dumps and loads, each with the time of its next step.
+    /// Dumps and loads, each with the time of its next step: as many as orders ask for at a time.
     jobs: RefCell<Vec<(Time, Job)>>,
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Engine {
 struct Net {
     poller: Poller,
     sockets: Sockets,
-    /// Events that were just taken.
+    /// Events that were just taken: of one look, so they are bounded.
     events: Vec<Event>,
     /// Connections that have more to send, and room for it, in the next turn.
     unfinished: Vec<ConnectionId>,

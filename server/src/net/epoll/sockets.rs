@@ -92,6 +92,7 @@ pub(super) struct Sockets {
     /// By the places of their ids.
     connections: Vec<Option<Connection>>,
     pub(super) listeners: Vec<Listener>,
+    /// At most one for each group.
     pub(super) dials: Vec<Dialling>,
     last_dial: u32,
     /// Of the streams between servers: all of it, in every turn.

@@ -339,8 +339,14 @@ impl Net {
         let Some(Connection { fd, permit, .. }) = self.sockets.remove(id) else { return };
         // Its output is closed: there is no other.
         let Some(socket) = Rc::into_inner(fd) else { return };
-        // A socket that cannot be taken off the list would wake two threads.
-        if self.poller.remove(&socket).is_err() {
+        if let Err(error) = self.poller.remove(&socket) {
+            // It is closed: events of it would go on waking this thread.
+            if let Some(suppressed) = self.log.admit(now) {
+                tracing::error!(
+                    suppressed,
+                    "stop watching a connection for shard {wanted}: {error}"
+                );
+            }
             return;
         }
         if let (Some((port, received)), Some(permit)) = (greeting, permit) {
