@@ -148,6 +148,61 @@
 #define KVC_NOT_DONE -18
 
 /**
+ * The program has interrupted the handle (kvc_interrupt()); a write was not done.
+ */
+#define KVC_INTERRUPTED -19
+
+/**
+ * The program has cancelled the operation (kvc_cq_cancel()); a write was not done.
+ */
+#define KVC_CANCELLED -20
+
+/**
+ * kvc_event.kind: a server has welcomed a connection.
+ */
+#define KVC_EVENT_CONNECTION_OPENED 1
+
+/**
+ * kvc_event.kind: a connection to a server has ended, or could not be opened; the words say why.
+ */
+#define KVC_EVENT_CONNECTION_LOST 2
+
+/**
+ * kvc_event.kind: the library has closed a connection that it needs no more.
+ */
+#define KVC_EVENT_CONNECTION_CLOSED 3
+
+/**
+ * kvc_event.kind: a newer map of the cluster was taken.
+ */
+#define KVC_EVENT_MAP_CHANGED 4
+
+/**
+ * kvc_event.kind: by the newer map a server is up, or has started anew. The first map reports each server.
+ */
+#define KVC_EVENT_SERVER_UP 5
+
+/**
+ * kvc_event.kind: by the newer map a server is not up. The first map reports each server.
+ */
+#define KVC_EVENT_SERVER_DOWN 6
+
+/**
+ * kvc_event.kind: a write has ended KVC_IN_DOUBT.
+ */
+#define KVC_EVENT_IN_DOUBT 7
+
+/**
+ * kvc_event.kind: a session with a shard was begun anew: the servers had forgotten it, or another process uses its id.
+ */
+#define KVC_EVENT_SESSION_BEGUN 8
+
+/**
+ * kvc_event.server: the event is of no server in particular.
+ */
+#define KVC_NO_SERVER 4294967295
+
+/**
  * if_version: only if the key does not exist.
  */
 #define KVC_ABSENT 18446744073709551615ull
@@ -194,6 +249,11 @@
 #define KVC_RANGE 2
 
 /**
+ * heard_ms: nothing has ever come.
+ */
+#define KVC_NEVER 18446744073709551615ull
+
+/**
  * A client of one cluster, opaque. Many threads may use it at once. Make one for the program, not one
  * for each call.
  */
@@ -209,9 +269,57 @@ typedef struct kvc_cq kvc_cq;
  * Gets what a handle tells about its work (connections lost, maps taken), one line each, without a line
  * end. Called within calls on the handle and its queues, on their threads, several at once. It must
  * return: not by longjmp or a C++ exception, and not a second time in the child of a fork. It must not
- * call the library. `words` live until it returns.
+ * call the library: a call on a handle or a queue from within it ends KVC_INVALID, but for
+ * kvc_interrupt() and kvc_resume(). `words` live until it returns.
  */
 typedef void (*kvc_log_fn)(void *log_arg, int level, const char *words);
+
+/**
+ * Something that happened to a handle or a queue. The library fills it. A later library may have more fields and more
+ * kinds: a program looks at the fields that its header knows, and ignores kinds that it does not know.
+ */
+typedef struct {
+    /**
+     * sizeof(kvc_event) of the library.
+     */
+    uint32_t size;
+    /**
+     * KVC_EVENT_CONNECTION_OPENED and so on.
+     */
+    uint32_t kind;
+    /**
+     * The server's number in the ring, or KVC_NO_SERVER.
+     */
+    uint32_t server;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * Of KVC_EVENT_MAP_CHANGED the revision of the map; else zero.
+     */
+    uint64_t revision;
+    /**
+     * The server's address, or that from which the map came, as "host:port"; NULL if there is none.
+     */
+    const char *address;
+    /**
+     * The event in one line of words, without a line end. Never NULL.
+     */
+    const char *words;
+} kvc_event;
+
+/**
+ * Receives the events of a handle and its queues. Each of the handle's connections_per_shard and each queue has
+ * connections and a map of its own, and reports its own events.
+ *
+ * It is called within calls on the handle and its queues, never at another time: on whichever thread is in a call,
+ * perhaps on several at once, and under the handle's lock, so that other calls wait until it returns. It must
+ * return: not by longjmp or a C++ exception, and not a second time in the child of a fork. It must not call the
+ * library: a call on a handle or a queue from within it ends KVC_INVALID, but for kvc_interrupt() and
+ * kvc_resume(). `event` and its texts live until it returns.
+ */
+typedef void (*kvc_event_fn)(void *event_context, const kvc_event *event);
 
 /**
  * Settings of a handle; fill it with kvc_options_init() before setting fields. Zero in a field means
@@ -248,6 +356,15 @@ typedef struct {
      * Given to `log` with every message; what it points to has to live as long.
      */
     void *log_arg;
+    /**
+     * Where events go: connections, the map, writes in doubt; NULL: nowhere. It is called until the handle is closed
+     * and its queues are freed.
+     */
+    kvc_event_fn on_event;
+    /**
+     * Given to `on_event` with every event; what it points to has to live as long.
+     */
+    void *event_context;
 } kvc_options;
 
 /**
@@ -422,6 +539,163 @@ typedef struct {
     kvc_doubt doubt;
 } kvc_completion;
 
+/**
+ * The counters of a handle or of a queue since it was opened. Those "now" may fall again; all others only grow. Set
+ * size to sizeof(kvc_counters); the library writes the rest, as far as it fits.
+ */
+typedef struct {
+    /**
+     * sizeof(kvc_counters)
+     */
+    uint32_t size;
+    /**
+     * Number of servers in the map; zero before the first map.
+     */
+    uint32_t servers;
+    /**
+     * Operations taken from the program, each key of a batch counted.
+     */
+    uint64_t operations;
+    /**
+     * Operations that have not ended, now.
+     */
+    uint64_t in_flight;
+    /**
+     * Bytes of their keys and values, now.
+     */
+    uint64_t bytes_in_flight;
+    /**
+     * Operations that ended KVC_TIMEOUT, KVC_UNAVAILABLE or KVC_BUSY.
+     */
+    uint64_t unserved;
+    /**
+     * Writes that ended KVC_IN_DOUBT.
+     */
+    uint64_t in_doubt;
+    /**
+     * Writes in doubt that are not settled, now.
+     */
+    uint64_t unsettled;
+    /**
+     * Operations that were taken and ended KVC_INTERRUPTED or KVC_CANCELLED.
+     */
+    uint64_t given_up;
+    /**
+     * Times that an operation had to be tried again.
+     */
+    uint64_t retries;
+    /**
+     * Requests to servers; an operation that is tried again has several.
+     */
+    uint64_t requests;
+    /**
+     * Responses to requests.
+     */
+    uint64_t responses;
+    /**
+     * Bytes sent, those of questions for the map included.
+     */
+    uint64_t bytes_sent;
+    /**
+     * Bytes received, those of maps included.
+     */
+    uint64_t bytes_received;
+    /**
+     * Connections to servers that were opened.
+     */
+    uint64_t connections_opened;
+    /**
+     * Connections to servers that were lost, or could not be opened.
+     */
+    uint64_t connections_lost;
+    /**
+     * Connections to servers that are open, now.
+     */
+    uint64_t connections_open;
+    /**
+     * Maps received.
+     */
+    uint64_t maps;
+    /**
+     * The revision of the newest map; zero before the first.
+     */
+    uint64_t map_revision;
+    /**
+     * Sessions begun anew: the servers had forgotten them, or another process uses their id.
+     */
+    uint64_t sessions_begun;
+    /**
+     * Milliseconds since anything came from any server or coordinator; KVC_NEVER: never.
+     */
+    uint64_t heard_ms;
+} kvc_counters;
+
+/**
+ * The counters of one server, for a handle or a queue. They stay when the server is started anew.
+ */
+typedef struct {
+    /**
+     * sizeof(kvc_server_counters)
+     */
+    uint32_t size;
+    /**
+     * Its number in the ring.
+     */
+    uint32_t server;
+    /**
+     * 1 if the newest map says that it is up, else 0.
+     */
+    uint32_t is_up;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * Times that an operation that was meant for it had to be tried again.
+     */
+    uint64_t retries;
+    /**
+     * As in kvc_counters.
+     */
+    uint64_t requests;
+    /**
+     * As in kvc_counters.
+     */
+    uint64_t responses;
+    /**
+     * Requests without a response, now, also those whose callers have given up.
+     */
+    uint64_t outstanding;
+    /**
+     * As in kvc_counters, without questions for the map.
+     */
+    uint64_t bytes_sent;
+    /**
+     * As in kvc_counters, without maps.
+     */
+    uint64_t bytes_received;
+    /**
+     * As in kvc_counters.
+     */
+    uint64_t connections_opened;
+    /**
+     * As in kvc_counters.
+     */
+    uint64_t connections_lost;
+    /**
+     * As in kvc_counters.
+     */
+    uint64_t connections_open;
+    /**
+     * Milliseconds since anything came over a connection to it; KVC_NEVER: never.
+     */
+    uint64_t heard_ms;
+    /**
+     * The address of its port for clients, as "host:port"; "" while the map has none.
+     */
+    char address[64];
+} kvc_server_counters;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -473,7 +747,7 @@ int kvc_open(const char *endpoints,
 
 /**
  * Closes a handle and its connections; NULL is fine. No call may be under way on it, and none may
- * follow. In the child of a fork, an inherited handle stays as it is (KVC_FORKED).
+ * follow. In the child of a fork, an inherited handle stays as it is (KVC_FORKED): see kvc_close_forked().
  */
 int kvc_close(kvc_client *client);
 
@@ -544,8 +818,8 @@ int kvc_delete(kvc_client *client,
  * Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
  * done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended, whatever the
  * call returns: KVC_OK if all were done, else the most serious status, in this order: KVC_PANIC, KVC_LOST,
- * KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_TIMEOUT,
- * KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT, KVC_NOT_FOUND. kvc_last_error() tells how many
+ * KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_INTERRUPTED,
+ * KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT, KVC_NOT_FOUND. kvc_last_error() tells how many
  * failed. A condition of `options` holds for every key; kvc_batch() has one for each. A key that
  * is named twice gets either value. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), nothing was
  * done, and no status written.
@@ -633,7 +907,7 @@ int kvc_cq_fd(kvc_cq *cq);
  * more, and no completion comes. KVC_FULL: depth operations, or 64 MiB of keys and values, are in the
  * queue; call kvc_cq_poll() until it has given a completion, then submit the operation again.
  * KVC_INVALID: an argument is wrong, or another thread is in a call on the queue. KVC_TOO_BIG,
- * KVC_NO_MEMORY: of the key and the value; KVC_FORKED, KVC_PANIC. `op` is read during the call only.
+ * KVC_NO_MEMORY: of the key and the value; KVC_INTERRUPTED, KVC_FORKED, KVC_PANIC. `op` is read during the call only.
  * Operations on one key that are in the queue together are done in any order.
  */
 int kvc_cq_submit(kvc_cq *cq,
@@ -644,11 +918,12 @@ int kvc_cq_submit(kvc_cq *cq,
  * Sends what was submitted, waits up to `timeout_ms` milliseconds for a completion (0: not at all;
  * below zero: until there is one), and writes up to `max` of them to `out`, which needs not be
  * initialised. Returns how many: 0 at the timeout, and at once if nothing is in the queue; or a status
- * below zero: then nothing was written, and no completion is lost but by KVC_PANIC.
+ * below zero: then nothing was written, and no completion is lost but by KVC_PANIC. KVC_INTERRUPTED: there is no
+ * completion, and the program has called kvc_interrupt().
  *
  * Every operation ends within its own deadline, so none of these waits is longer than that of what is in
- * the queue, at most 60 seconds. Nothing else ends it early: no signal, and no other thread. Who waits for
- * other things as well waits on kvc_cq_fd().
+ * the queue, at most 60 seconds. Of other threads, kvc_interrupt() alone ends it early, and no signal does. A program
+ * that waits for other things as well waits on kvc_cq_fd().
  */
 int kvc_cq_poll(kvc_cq *cq,
                 kvc_completion *out,
@@ -659,7 +934,8 @@ int kvc_cq_poll(kvc_cq *cq,
  * Frees a queue, its connections and the values of completions that were not polled; NULL is fine.
  * Operations in flight are given up: whether their writes are done is not known. Memory of the program
  * that operations name is no longer touched. KVC_INVALID, and it is not freed, while another thread is
- * in a call on it. In the child of a fork, an inherited queue stays as it is (KVC_FORKED).
+ * in a call on it. In the child of a fork, an inherited queue stays as it is (KVC_FORKED): see
+ * kvc_cq_free_forked().
  */
 int kvc_cq_free(kvc_cq *cq);
 
@@ -678,6 +954,87 @@ int kvc_resolve(kvc_client *client,
                 kvc_doubt doubt,
                 uint32_t timeout_ms,
                 kvc_result *result);
+
+/**
+ * Asks the server of a key for a response and nothing else. With an empty key (len 0) it asks the servers of all
+ * keys, all at once: for each part of the keys the server that serves it now. A cluster that is whole has as many
+ * parts as servers. It connects where there is no connection yet, so a program can use it to be ready before its
+ * first call.
+ *
+ * `timeout_ms`: as in kvc_op_options. On success *nanoseconds, unless it is NULL, is the time that the slowest took,
+ * with connecting and retries if there were any: ask twice to measure a round trip alone. KVC_OK if all have
+ * responded, else the most serious status, in the order of kvc_mput().
+ */
+int kvc_ping(kvc_client *client,
+             kvc_slice key,
+             uint32_t timeout_ms,
+             uint64_t *nanoseconds);
+
+/**
+ * Wakes all threads that wait in calls on the handle or in kvc_cq_poll() on its queues, for shutdown. Any thread may
+ * call it, also within a function for the log or for events, but not a signal handler. It does not wait for the calls
+ * to end. Until kvc_resume():
+ *
+ * - Calls under way end KVC_INTERRUPTED. A write that was sent ends KVC_IN_DOUBT instead, with its doubt: it may have
+ *   been done. A response that is there already counts. In a batch each key ends so.
+ * - Calls that begin end KVC_INTERRUPTED, and do nothing. So does kvc_cq_submit().
+ * - kvc_cq_poll() does not wait. It hands out the completions that are there, or returns KVC_INTERRUPTED. What was
+ *   submitted stays in the queue: kvc_cq_cancel() ends it, and kvc_cq_free() gives it up. kvc_cq_fd() stays readable.
+ *   A queue that outlives its handle stays interrupted.
+ *
+ * To shut down: interrupt, join the threads, free the queues, close the handle. Calls that ask nothing of the servers
+ * (kvc_statistics(), kvc_cq_new(), kvc_cq_cancel()) work as before.
+ */
+int kvc_interrupt(kvc_client *client);
+
+/**
+ * Ends what kvc_interrupt() began: calls may begin again, and polls wait. A call that has not yet ended by the
+ * interrupt may go on to its own end.
+ */
+int kvc_resume(kvc_client *client);
+
+/**
+ * Ends the operations of a queue that were submitted under `tag`, before their deadlines. Each completion comes from
+ * the next kvc_cq_poll(): KVC_CANCELLED, or KVC_IN_DOUBT for a write that was sent, or the real end of an operation
+ * that had ended. Memory of the program at dst, and a value that it keeps (KVC_KEEP), is its own again once the
+ * completion was polled. KVC_NOT_FOUND: the queue has no operation under this tag.
+ */
+int kvc_cq_cancel(kvc_cq *cq,
+                  uint64_t tag);
+
+/**
+ * Writes the counters of a handle to *out, and those of each server, for up to `max` of them, to `servers`, by their
+ * numbers in the ring. `servers` may be NULL if `max` is 0. Set `out->size`, and `servers[0].size` for all of them;
+ * out->servers then says how many servers there are. It asks no server, and does not wait for calls under way. Its
+ * queues have counters of their own: kvc_cq_statistics().
+ */
+int kvc_statistics(kvc_client *client,
+                   kvc_counters *out,
+                   kvc_server_counters *servers,
+                   size_t max);
+
+/**
+ * As kvc_statistics(), of a queue.
+ */
+int kvc_cq_statistics(kvc_cq *cq, kvc_counters *out, kvc_server_counters *servers, size_t max);
+
+/**
+ * Gives back, in the child of a fork, the descriptors and the memory of a handle that its parent had opened; NULL is
+ * fine. The parent's handle and its connections go on as before. In the process that opened the handle it is
+ * KVC_INVALID, and does nothing: kvc_close() is for that. If another thread of the parent was in the middle of a call
+ * at the moment of the fork, a part of the memory may stay, and a descriptor that it was opening. Queues have their own: kvc_cq_free_forked(), before or
+ * after.
+ */
+int kvc_close_forked(kvc_client *client);
+
+/**
+ * Gives back, in the child of a fork, the descriptors and the memory of a queue that its parent had opened; NULL is
+ * fine. The parent's queue goes on as before. Values of completions that were not polled are freed with it. In the
+ * process that opened the queue it is KVC_INVALID: kvc_cq_free() is for that. If another thread of the parent was in
+ * a call on the queue at the moment of the fork, the memory stays, and a descriptor that it was opening; all others are
+ * given back.
+ */
+int kvc_cq_free_forked(kvc_cq *cq);
 
 #ifdef __cplusplus
 }  // extern "C"

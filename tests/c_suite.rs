@@ -140,6 +140,32 @@ fn doubt(manner: &Manner) {
     check("doubt.c", manner, &endpoint_and_processes(&cluster));
 }
 
+#[track_caller]
+fn statistics(manner: &Manner) {
+    let cluster = Cluster::builder().shards(2).start();
+    check("statistics.c", manner, &[cluster.endpoint()]);
+}
+
+#[track_caller]
+fn events(manner: &Manner) {
+    let cluster = Cluster::start();
+    check("events.c", manner, &[cluster.endpoint(), cluster.server_pid(0).to_string()]);
+    cluster.await_whole();
+    check("events.c", manner, &endpoint_and_processes(&cluster));
+}
+
+#[track_caller]
+fn interrupt(manner: &Manner) {
+    let cluster = Cluster::start();
+    check("interrupt.c", manner, &endpoint_and_processes(&cluster));
+}
+
+#[track_caller]
+fn forked(manner: &Manner) {
+    let cluster = Cluster::start();
+    check("forked.c", manner, &[cluster.endpoint()]);
+}
+
 fn endpoint_and_processes(cluster: &Cluster) -> Vec<String> {
     let pids = [cluster.coord_pid()].into_iter().chain(cluster.server_pids());
     [cluster.endpoint()].into_iter().chain(pids.map(|pid| pid.to_string())).collect()
@@ -201,6 +227,18 @@ in_every_manner! {
     a_cluster_that_stands_holds_no_call_beyond_its_deadline: doubt in PLAIN;
     a_cluster_that_stands_passes_the_sanitizers: doubt in SANITIZED;
     a_cluster_that_stands_passes_valgrind: doubt in VALGRIND;
+    counters_say_what_was_done: statistics in PLAIN;
+    counters_pass_the_sanitizers: statistics in SANITIZED;
+    counters_pass_valgrind: statistics in VALGRIND;
+    events_say_what_happened: events in PLAIN;
+    events_pass_the_sanitizers: events in SANITIZED;
+    interrupted_and_cancelled_operations_end_as_the_header_says: interrupt in PLAIN;
+    interrupted_and_cancelled_operations_pass_the_sanitizers: interrupt in SANITIZED;
+    interrupted_and_cancelled_operations_pass_the_thread_sanitizer: interrupt in THREADS;
+    interrupted_and_cancelled_operations_pass_valgrind: interrupt in VALGRIND;
+    a_child_gives_back_what_it_inherited: forked in PLAIN;
+    a_child_gives_back_what_it_inherited_and_passes_the_sanitizers: forked in SANITIZED;
+    a_child_gives_back_what_it_inherited_and_passes_valgrind: forked in VALGRIND;
     a_killed_server_costs_no_write: failover in PLAIN;
     a_killed_server_passes_the_sanitizers: failover in SANITIZED;
     a_killed_server_passes_valgrind: failover in VALGRIND;

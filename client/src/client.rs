@@ -12,11 +12,13 @@ use kv_protocol::limits::MAX_DEADLINE;
 
 use crate::completion::{Answered, Completion, Ends, OnEnd, SubmitError};
 use crate::doubt::Doubt;
-use crate::engine::{Engine, Statistics};
-use crate::error::{Error, OpenError};
+use crate::engine::{Early, Engine};
+use crate::error::{Action, Error, OpenError};
+use crate::inherited::Descriptors;
 use crate::landing::Landing;
 use crate::operation::{Notify, Op, OpId, Operation};
 use crate::options::{Endpoints, OpOptions, Options};
+use crate::statistics::Statistics;
 
 /// A value that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +75,21 @@ impl<T, F: FnOnce(Answered<'_>) -> T> Ends for CallEnds<'_, T, F> {
                 let result = result.map(Into::into);
                 self.uncollected.push_back(Completion { tag, result });
             }
+        }
+    }
+}
+
+/// Names an operation that was submitted, for [`Client::cancel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(OpId);
+
+/// Keeps the ends of submitted operations for the next poll.
+struct KeptEnds<'a>(&'a mut VecDeque<Completion>);
+
+impl Ends for KeptEnds<'_> {
+    fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
+        if let Notify::Queue(tag) = notify {
+            self.0.push_back(Completion { tag, result: result.map(Into::into) });
         }
     }
 }
@@ -266,21 +283,46 @@ impl Client {
     ///
     /// # Errors
     /// [`SubmitError::Full`]: collect completions first. [`SubmitError::Refused`]: it can never be
-    /// done.
+    /// done, or the program has interrupted the client.
     pub fn submit(&mut self, op: Op<'_>, options: &OpOptions, tag: u64) -> Result<(), SubmitError> {
+        self.submit_to_cancel(op, options, tag).map(|_| ())
+    }
+
+    /// As [`Client::submit`]; the ticket names the operation for [`Client::cancel`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn submit_to_cancel(
+        &mut self,
+        op: Op<'_>,
+        options: &OpOptions,
+        tag: u64,
+    ) -> Result<Ticket, SubmitError> {
+        self.check_interrupt(&op)?;
         // Before anything is copied.
         self.engine.check_room(op.bytes(), self.uncollected.len())?;
         let now = Instant::now();
         let operation = self.operation(op, options, Notify::Queue(tag), now)?;
-        self.engine.start(operation);
+        let id = self.engine.start(operation);
         // Sent by the next poll, which whoever waits on the descriptor is to call.
         let _ = self.engine.set_alarm(now);
-        Ok(())
+        Ok(Ticket(id))
+    }
+
+    /// Ends a submitted operation early. Its completion comes from the next poll, as
+    /// [`Error::Cancelled`], or as [`Error::InDoubt`] if it is a write that was sent. Returns false if it has ended
+    /// before: then its completion, unless it was collected, is the real one.
+    pub fn cancel(&mut self, ticket: Ticket) -> bool {
+        let Client { engine, uncollected } = self;
+        let was_under_way =
+            engine.end_early(ticket.0, Early::Cancelled, &mut KeptEnds(uncollected));
+        self.wake_if_uncollected();
+        was_under_way
     }
 
     /// Sends what was submitted, waits up to `timeout` for the first completion, and appends all
     /// that there are to `into`. Returns how many; zero at the timeout, and at once when nothing is
-    /// in flight.
+    /// in flight or the program has interrupted the client.
     ///
     /// # Errors
     /// If the epoll descriptor itself fails.
@@ -311,7 +353,8 @@ impl Client {
         let until = if is_idle { Instant::now() } else { until };
         loop {
             self.engine.turn(until, &mut ends)?;
-            if ends.count > 0 || self.engine.in_flight() == 0 || Instant::now() >= until {
+            let is_over = ends.count > 0 || self.engine.in_flight() == 0;
+            if is_over || self.engine.is_interrupted() || Instant::now() >= until {
                 return Ok(ends.count);
             }
         }
@@ -357,7 +400,17 @@ impl Client {
         self.engine.in_flight() + self.uncollected.len()
     }
 
-    /// What this client has counted since it was opened.
+    /// Returns whether the program has interrupted this client ([`crate::Interrupt`]).
+    pub fn is_interrupted(&self) -> bool {
+        self.engine.is_interrupted()
+    }
+
+    /// Returns the descriptors of this client, for the child of a fork that cannot drop its copy of the client.
+    pub fn descriptors(&self) -> Descriptors {
+        self.engine.descriptors()
+    }
+
+    /// Returns the counters of this client since it was opened.
     pub fn statistics(&self) -> Statistics {
         self.engine.statistics()
     }
@@ -376,6 +429,23 @@ impl Client {
     /// The coordinators' addresses as given to [`Client::open`].
     pub fn coordinators(&self) -> String {
         self.engine.coordinators()
+    }
+
+    /// Asks the server of a key for a response and nothing else. Returns the time that it took, with connecting and
+    /// retries if there were any.
+    ///
+    /// # Errors
+    /// As [`Client::noop`].
+    pub fn ping(&mut self, key: &[u8], options: &OpOptions) -> Result<Duration, Error> {
+        let begun = Instant::now();
+        self.call(Op::Noop { key }, options, |_| begun.elapsed())
+    }
+
+    fn check_interrupt(&self, op: &Op<'_>) -> Result<(), Error> {
+        if self.engine.is_interrupted() {
+            return Err(Early::Interrupted.error(Action::new(op.verb(), op.key())));
+        }
+        Ok(())
     }
 
     fn operation(
@@ -399,6 +469,7 @@ impl Client {
         options: &OpOptions,
         take: impl FnOnce(Answered<'_>) -> T,
     ) -> Result<T, Error> {
+        self.check_interrupt(&op)?;
         let now = Instant::now();
         let operation = self.operation(op, options, Notify::Caller, now)?;
         let result = self.run(operation, take, now);
@@ -424,12 +495,15 @@ impl Client {
         let id = engine.start(operation);
         loop {
             let turned = engine.turn(until, &mut ends);
-            if let Some(result) = ends.result.take() {
-                return result;
-            }
             if let Err(error) = turned {
                 now = now.max(Instant::now());
                 engine.abandon(id, &error, now, &mut ends);
+            }
+            if engine.is_interrupted() {
+                engine.end_early(id, Early::Interrupted, &mut ends);
+            }
+            if let Some(result) = ends.result.take() {
+                return result;
             }
         }
     }

@@ -23,6 +23,7 @@ use crate::landing::Inflow;
 use crate::operation::{OpId, Operations};
 use crate::output::Output;
 use crate::poller::Poller;
+use crate::statistics::Traffic;
 use crate::table::Table;
 
 /// Bytes that there is room for when a socket is read: at least, and, where a long answer is on its
@@ -110,6 +111,9 @@ pub(crate) struct Connection {
     pub(crate) opened_at: Instant,
     /// When bytes last came.
     pub(crate) heard_at: Instant,
+    /// Bytes, and responses to requests.
+    pub(crate) bytes_received: u64,
+    pub(crate) responses: u64,
     /// Operations that are sent once it is open.
     pub(crate) backlog: VecDeque<OpId>,
     /// Requests sent and not answered, by their ids.
@@ -162,6 +166,8 @@ impl Connection {
             starts: Default::default(),
             opened_at: now,
             heard_at: now,
+            bytes_received: 0,
+            responses: 0,
             backlog: VecDeque::new(),
             outstanding: Table::default(),
             is_retired: false,
@@ -238,6 +244,7 @@ impl Connection {
             return match received {
                 Ok(count) if 0 < count && count < missing => {
                     self.heard_at = now;
+                    self.bytes_received += count as u64;
                     Ok(Received::Some)
                 }
                 received => self.received(received.map(|count| (count, 0)), now),
@@ -265,11 +272,23 @@ impl Connection {
             Ok((0, _)) => Ok(Received::End),
             Ok((count, room)) => {
                 self.heard_at = now;
+                self.bytes_received += count as u64;
                 Ok(if count < room { Received::Last } else { Received::Some })
             }
             Err(Errno::INTR) => Ok(Received::Some),
             Err(Errno::AGAIN) => Ok(Received::Last),
             Err(error) => Err(ReceiveError::System(error.into())),
+        }
+    }
+
+    /// Returns its counters.
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic {
+            requests: self.outstanding.inserted(),
+            responses: self.responses,
+            bytes_sent: self.output.bytes_sent,
+            bytes_received: self.bytes_received,
+            heard_at: (self.bytes_received > 0).then_some(self.heard_at),
         }
     }
 

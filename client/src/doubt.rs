@@ -95,6 +95,11 @@ impl OpenDoubts {
         self.by_key.is_empty()
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.by_key.values().map(Vec::len).sum()
+    }
+
     pub(crate) fn add(&mut self, doubt: Doubt) {
         let open = Open { doubt, resolver: None, waiting: VecDeque::new() };
         self.by_key.entry(open.doubt.write.digest).or_default().push(open);

@@ -11,9 +11,12 @@
 //! Nothing here blocks but the wait on epoll, and that ends at the next timer. Sending and receiving
 //! are in `engine/traffic.rs`.
 
+mod counting;
+mod early;
 mod settling;
 mod traffic;
 
+pub(crate) use early::Early;
 use settling::Meeting;
 
 use std::collections::VecDeque;
@@ -32,6 +35,7 @@ use crate::completion::{Answered, Ends, SubmitError};
 use crate::connection::{Connection, Target};
 use crate::doubt::OpenDoubts;
 use crate::error::{Error, OpenError};
+use crate::inherited::Descriptors;
 use crate::log::Level;
 use crate::map_source::MapSource;
 use crate::operation::{Notify, OpId, Operation, Operations, Stage};
@@ -41,6 +45,7 @@ use crate::poller::{Poller, Readiness, Waiter};
 use crate::router::{Route, Router};
 use crate::session::FreshIds;
 use crate::spares::Spares;
+use crate::statistics::Counts;
 use crate::table::Table;
 use crate::timers::Timers;
 
@@ -53,17 +58,6 @@ const OVERDUE_AFTER: Duration = Duration::from_millis(150);
 const OVERDUE_AGAIN: Duration = Duration::from_millis(100);
 /// How far ahead the next scan is when nothing waits.
 const IDLE: Duration = Duration::from_secs(3_600);
-
-/// What a client has counted since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Connections to servers that ended.
-    pub connections_lost: u64,
-    /// Times that an operation had to be tried again.
-    pub retries: u64,
-    /// Maps received.
-    pub maps: u64,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -102,7 +96,7 @@ pub(crate) struct Engine {
     readiness: Vec<Readiness>,
     /// When bytes last came from anywhere.
     heard_at: Option<Instant>,
-    statistics: Statistics,
+    counts: Counts,
 }
 
 impl Engine {
@@ -111,6 +105,12 @@ impl Engine {
             what: "asking the system for an epoll descriptor",
             reason,
         })?;
+        if let Some(interrupt) = &options.interrupt {
+            poller.add_interrupt(interrupt).map_err(|reason| OpenError::System {
+                what: "watching the descriptor of interrupts",
+                reason,
+            })?;
+        }
         let mut seed = [0; 24];
         getrandom::fill(&mut seed).map_err(|error| OpenError::System {
             what: "asking the system for a random client id",
@@ -145,12 +145,8 @@ impl Engine {
             ended: 0,
             readiness: Vec::new(),
             heard_at: None,
-            statistics: Statistics::default(),
+            counts: Counts::default(),
         })
-    }
-
-    pub(crate) fn statistics(&self) -> Statistics {
-        self.statistics
     }
 
     /// When bytes last came from any server or coordinator.
@@ -274,6 +270,16 @@ impl Engine {
         }
         self.push_out(now, ends);
         now
+    }
+
+    /// A key of each group, once a map has come.
+    pub(crate) fn key_of_each_group(&self) -> Vec<Vec<u8>> {
+        self.router.key_of_each_group()
+    }
+
+    /// All descriptors of this engine, by their numbers.
+    pub(crate) fn descriptors(&self) -> Descriptors {
+        self.poller.descriptors().clone()
     }
 
     /// The part that waits for readiness, for a thread that does so without the engine.
@@ -496,7 +502,7 @@ impl Engine {
         let is_usual = client == self.client && operation.kind.role() == ReplicaRole::Primary;
         if is_usual
             && let Some(way) = self.places.get_mut(place).and_then(|place| place.way)
-            && way.maps == self.statistics.maps
+            && way.maps == self.counts.maps
             && self.connections.get(way.connection).is_some()
         {
             return self.assign(id, way, now);
@@ -520,7 +526,7 @@ impl Engine {
         operation.server = Some(server);
         match self.connect(Target::Shard { member, address, shard, client }, now) {
             Ok(connection) => {
-                let way = Way { maps: self.statistics.maps, view, server, connection };
+                let way = Way { maps: self.counts.maps, view, server, connection };
                 if is_usual {
                     self.places.get_or_make(place, self.client).way = Some(way);
                 }
@@ -563,7 +569,8 @@ impl Engine {
         operation.was_busy = false;
         let wake_at = operation.wake_at();
         self.timers.set(id, &mut operation.timer, wake_at);
-        self.statistics.retries += 1;
+        let server = operation.server;
+        self.note_retry(server);
     }
 
     /// A map was taken: whoever waited for it, or for a newer view, goes on.
@@ -675,6 +682,9 @@ impl Engine {
         }
         self.ended += 1;
         let notify = operation.notify;
+        if let Err(error) = &result {
+            self.note_failure(&operation, error);
+        }
         self.resolvers -= usize::from(notify == Notify::Nobody);
         self.spares.give(operation);
         ends.end(id, notify, result);

@@ -170,6 +170,23 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The program has interrupted the client ([`crate::Interrupt`]); a write was not done.
+    #[error("{action}: interrupted by the program; it was not done")]
+    Interrupted {
+        /// What was being done.
+        action: Action,
+    },
+    /// The program has cancelled the operation ([`crate::Client::cancel`]); a write was not done.
+    #[error("{action}: cancelled by the program; it was not done")]
+    Cancelled {
+        /// What was being done.
+        action: Action,
+    },
+    /// A call from within a function that a client has called (its log, or the one for its events); nothing was done.
+    #[error(
+        "a function for the log or the events of a client calls a client; make the call when the function has returned"
+    )]
+    WithinCallback,
     /// An earlier call on a shared client panicked, so nobody knows its state.
     #[error("an earlier call on this client met a defect; close it and open another")]
     Defect,

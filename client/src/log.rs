@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::events::Within;
+
 /// How much a message matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -22,6 +24,11 @@ type Take = dyn Fn(Level, &str) + Send + Sync;
 pub struct Log(Option<Arc<Take>>);
 
 impl Log {
+    /// Returns whether messages go anywhere.
+    pub fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Messages go to `take`.
     pub fn to(take: impl Fn(Level, &str) + Send + Sync + 'static) -> Log {
         Log(Some(Arc::new(take)))
@@ -29,7 +36,9 @@ impl Log {
 
     pub(crate) fn write(&self, level: Level, words: impl FnOnce() -> String) {
         if let Some(take) = &self.0 {
-            take(level, &words());
+            let words = words();
+            let _within = Within::enter();
+            take(level, &words);
         }
     }
 }

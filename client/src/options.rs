@@ -9,6 +9,8 @@ use kv_protocol::client_message::Condition;
 use kv_protocol::limits::{DEFAULT_DEADLINE, MAX_DEADLINE};
 
 use crate::error::OpenError;
+use crate::events::Events;
+use crate::interrupt::Interrupt;
 use crate::log::{Level, Log};
 
 /// Most operations that one client keeps in flight, and so the largest [`Options::window`].
@@ -35,6 +37,10 @@ pub struct Options {
     pub window: usize,
     /// Where messages about the client's work go; by default nowhere.
     pub log: Log,
+    /// Where events go (connections, the map, writes in doubt); by default nowhere.
+    pub events: Events,
+    /// What ends the waiting of calls from another thread; by default nothing does.
+    pub interrupt: Option<Interrupt>,
 }
 
 impl Default for Options {
@@ -44,6 +50,8 @@ impl Default for Options {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             window: DEFAULT_WINDOW,
             log: Log::default(),
+            events: Events::default(),
+            interrupt: None,
         }
     }
 }

@@ -42,6 +42,8 @@ pub(crate) struct Output {
     segments: VecDeque<Segment>,
     /// Bytes of the first segment that the kernel has taken.
     sent: usize,
+    /// Bytes that the kernel has taken in all.
+    pub(crate) bytes_sent: u64,
     /// Operations added since the last flush.
     added: usize,
     /// Segments whose operations have let go of them.
@@ -87,7 +89,7 @@ impl Output {
     /// Of the connection of this number, nothing yet.
     pub(crate) fn new(connection: u64) -> Output {
         let (segments, copied) = (VecDeque::new(), Vec::new());
-        Output { connection, segments, sent: 0, added: 0, released: 0, copied }
+        Output { connection, segments, sent: 0, bytes_sent: 0, added: 0, released: 0, copied }
     }
 
     pub(crate) fn push_bytes(&mut self, bytes: Vec<u8>) {
@@ -173,6 +175,7 @@ impl Output {
     /// The kernel has taken so many bytes more.
     fn advance(&mut self, count: usize, operations: &mut Operations) {
         self.sent += count;
+        self.bytes_sent += count as u64;
         while let Some(segment) = self.segments.front() {
             let (operation, length) = match *segment {
                 Segment::Bytes(ref bytes) => (None, bytes.len()),

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use crate::alarm::Alarm;
+use crate::inherited::Descriptors;
+use crate::interrupt::Interrupt;
 
 /// Most events taken from the kernel at once.
 const MAX_EVENTS: libc::c_int = 64;
@@ -23,8 +25,9 @@ pub(crate) struct Readiness {
     pub(crate) readable: bool,
 }
 
-/// The token of the alarm; connections have others.
+/// The tokens of the alarm and of the interrupt; connections have others.
 const ALARM: u64 = 0;
+const INTERRUPT: u64 = 1;
 
 /// See the module.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub(crate) struct Poller {
     epoll: Arc<OwnedFd>,
     /// For whoever waits on the descriptor elsewhere.
     alarm: Option<Alarm>,
+    /// All that this engine has, but for that of the interrupt, which is shared.
+    descriptors: Descriptors,
 }
 
 fn flags(wants_write: bool) -> EventFlags {
@@ -42,7 +47,9 @@ fn flags(wants_write: bool) -> EventFlags {
 impl Poller {
     pub(crate) fn new() -> io::Result<Poller> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Poller { epoll: Arc::new(epoll), alarm: None })
+        let descriptors = Descriptors::default();
+        descriptors.add(epoll.as_fd());
+        Ok(Poller { epoll: Arc::new(epoll), alarm: None, descriptors })
     }
 
     /// Puts an alarm among the descriptors, unless there is one.
@@ -51,9 +58,21 @@ impl Poller {
             let alarm = Alarm::new()?;
             let data = EventData::new_u64(ALARM);
             epoll::add(&self.epoll, alarm.descriptor(), data, EventFlags::IN)?;
+            self.descriptors.add(alarm.descriptor());
             self.alarm = Some(alarm);
         }
         Ok(())
+    }
+
+    /// Puts the descriptor of an interrupt among the others: it ends waits, and is readable until the program resumes.
+    pub(crate) fn add_interrupt(&self, interrupt: &Interrupt) -> io::Result<()> {
+        let data = EventData::new_u64(INTERRUPT);
+        Ok(epoll::add(&self.epoll, interrupt.descriptor(), data, EventFlags::IN)?)
+    }
+
+    /// All descriptors of the engine, by their numbers.
+    pub(crate) fn descriptors(&self) -> &Descriptors {
+        &self.descriptors
     }
 
     /// Sets the alarm, if there is one.
@@ -72,7 +91,9 @@ impl Poller {
         token: u64,
         wants_write: bool,
     ) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, socket, EventData::new_u64(token), flags(wants_write))?)
+        epoll::add(&self.epoll, socket, EventData::new_u64(token), flags(wants_write))?;
+        self.descriptors.add(socket);
+        Ok(())
     }
 
     pub(crate) fn change(
@@ -88,6 +109,7 @@ impl Poller {
     /// copy, and then the kernel would go on reporting it.
     pub(crate) fn remove(&self, socket: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, socket);
+        self.descriptors.remove(socket);
     }
 
     /// The part that waits, for a thread that does so without the rest.
@@ -131,7 +153,7 @@ fn wait(epoll: &OwnedFd, timeout: Duration, found: &mut Vec<Readiness>) -> io::R
     for event in &room[..count] {
         // The struct is packed; its fields are copied out before use.
         let (flags, token) = (EventFlags::from_bits_retain(event.events), event.u64);
-        if token == ALARM {
+        if token == ALARM || token == INTERRUPT {
             continue;
         }
         let ended = EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR;

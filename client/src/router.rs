@@ -42,6 +42,10 @@ pub(crate) enum MapRefusal {
     NoCluster,
 }
 
+/// Most keys that are tried to find one of each group: with the largest ring, one group is missed after so many with a
+/// probability of 1e-400.
+const MAX_TRIALS: usize = 1 << 20;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Router {
@@ -156,6 +160,35 @@ impl Router {
         let servers = self.known.iter().flat_map(|known| &known.servers);
         let up = servers.filter(|server| server.state != ServerState::Down);
         up.filter_map(|server| Some((server.id, server.clients?))).collect()
+    }
+
+    /// The revision of the newest map, with the coordinator's epoch.
+    pub(crate) fn revision(&self) -> Option<(Epoch, MapRevision)> {
+        self.known.as_ref().map(|known| (known.epoch, known.revision))
+    }
+
+    /// All servers of the newest map, in ring order.
+    pub(crate) fn all_servers(&self) -> &[MapServer] {
+        self.known.as_ref().map_or(&[], |known| &known.servers)
+    }
+
+    /// A key of each group, by trial, once a map has come.
+    pub(crate) fn key_of_each_group(&self) -> Vec<Vec<u8>> {
+        let Some(known) = &self.known else { return Vec::new() };
+        let mut keys = vec![Vec::new(); known.views.len()];
+        let mut missing = keys.len();
+        for n in (0_u64..).take(MAX_TRIALS) {
+            if missing == 0 {
+                break;
+            }
+            let key = n.to_string().into_bytes();
+            let (group, _) = known.placement.locate(Digest::of(&key));
+            if let Some(place) = keys.get_mut(usize::from(group.0)).filter(|key| key.is_empty()) {
+                *place = key;
+                missing -= 1;
+            }
+        }
+        keys
     }
 
     /// Whether the newest map knows this process.

@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use kv_protocol::client_message::Condition;
@@ -27,11 +27,14 @@ use slab::Slab;
 use crate::client::{Written, written};
 use crate::completion::{Answered, Ends};
 use crate::doubt::Doubt;
-use crate::engine::{Engine, Statistics};
+use crate::engine::{Early, Engine};
 use crate::error::{Action, Error, OpenError};
+use crate::events::is_in_callback;
+use crate::inherited::Descriptors;
 use crate::operation::{Notify, Op, OpId, Operation};
 use crate::options::{Endpoints, OpOptions, Options};
 use crate::poller::{Readiness, Waiter};
+use crate::statistics::Statistics;
 
 /// So many bytes of values taken, and the rest of what a connection has brought waits for the next turn: other
 /// threads want the lane.
@@ -76,6 +79,8 @@ impl EachOfCall {
 pub struct SharedClient {
     lanes: Box<[Lane]>,
     deadline: Duration,
+    /// It calls functions of the program, from which no call may come.
+    calls_back: bool,
 }
 
 impl SharedClient {
@@ -90,7 +95,9 @@ impl SharedClient {
     ) -> Result<SharedClient, OpenError> {
         options.check()?;
         let lanes = (0..connections.max(1)).map(|_| Lane::new(endpoints, options));
-        Ok(SharedClient { lanes: lanes.collect::<Result<_, _>>()?, deadline: options.deadline })
+        let calls_back = options.log.is_set() || options.events.is_set();
+        let lanes = lanes.collect::<Result<_, _>>()?;
+        Ok(SharedClient { lanes, deadline: options.deadline, calls_back })
     }
 
     /// Sets a key; as [`crate::Client::put`].
@@ -128,6 +135,7 @@ impl SharedClient {
         options: &OpOptions,
         take: impl FnOnce(Answered<'_>) -> T + Send,
     ) -> Result<T, Error> {
+        self.check_caller()?;
         let (mut ended, mut take) = (None, Some(take));
         let mut each = |_: usize, result: Result<Answered<'_>, Error>| {
             ended = take.take().map(|take| result.map(take));
@@ -150,6 +158,7 @@ impl SharedClient {
         options: &OpOptions,
         each: &mut OnEach<'_>,
     ) -> Result<(), Error> {
+        self.check_caller()?;
         let call = Call::new(self.deadline, options, each);
         let mut by_lane: Vec<Vec<Asked<'a>>> = vec![Vec::new(); self.lanes.len()];
         for (at, (op, condition)) in ops.enumerate() {
@@ -162,19 +171,68 @@ impl SharedClient {
         Ok(())
     }
 
-    /// What this client has counted since it was opened.
-    pub fn statistics(&self) -> Statistics {
-        self.lanes.iter().filter_map(|lane| lane.state.lock().ok()).fold(
-            Statistics::default(),
-            |sum, state| {
-                let more = state.engine.statistics();
-                Statistics {
-                    connections_lost: sum.connections_lost + more.connections_lost,
-                    retries: sum.retries + more.retries,
-                    maps: sum.maps + more.maps,
-                }
-            },
-        )
+    /// Asks the server of a key for a response and nothing else. Returns the time that it took, with connecting and
+    /// retries if there were any.
+    ///
+    /// # Errors
+    /// As [`crate::Client::noop`].
+    pub fn ping(&self, key: &[u8], options: &OpOptions) -> Result<Duration, Error> {
+        let begun = Instant::now();
+        self.call(Op::Noop { key }, options, |_| begun.elapsed())
+    }
+
+    /// Asks the servers of all keys for a response, all at once: for each part of the keys, the server that serves it
+    /// now. `each` gets the time that each took, by the number of the part, which is that of the server whose part it
+    /// is while all are well.
+    ///
+    /// # Errors
+    /// Those of the first request, which also brings the map; then nothing else was asked. Those of the others go to
+    /// `each`.
+    pub fn ping_all(
+        &self,
+        options: &OpOptions,
+        each: &mut (dyn FnMut(usize, Result<Duration, Error>) + Send),
+    ) -> Result<(), Error> {
+        const ANY_KEY: &[u8] = b"0";
+        let allowed = options.deadline.unwrap_or(self.deadline);
+        let took = self.ping(ANY_KEY, options)?;
+        let keys = self.lane(Digest::of(ANY_KEY)).lock()?.engine.key_of_each_group();
+        let left = allowed.saturating_sub(took).max(Duration::from_millis(1));
+        let options = OpOptions { deadline: Some(left), ..*options };
+        let begun = Instant::now();
+        let asked = || keys.iter().enumerate().filter(|(_, key)| !key.is_empty());
+        let groups: Vec<usize> = asked().map(|(group, _)| group).collect();
+        let ops = asked().map(|(_, key)| (Op::Noop { key }, Condition::Always));
+        self.batch(ops, &options, &mut |at: usize, result: Result<Answered<'_>, Error>| {
+            each(groups[at], result.map(|_| begun.elapsed()));
+        })
+    }
+
+    /// Returns the counters of this client since it was opened.
+    ///
+    /// # Errors
+    /// [`Error::Defect`] if an earlier call panicked; [`Error::WithinCallback`].
+    pub fn statistics(&self) -> Result<Statistics, Error> {
+        self.check_caller()?;
+        let mut sum = Statistics::default();
+        for lane in &self.lanes {
+            sum.add(&lane.lock()?.engine.statistics());
+        }
+        Ok(sum)
+    }
+
+    /// Gives back what the child of a fork has inherited: its copies of the descriptors, and the memory. The parent's
+    /// connections are not affected. Where another thread of the parent was changing the client at the moment of the
+    /// fork, the memory of that part stays.
+    pub fn close_inherited(self) {
+        for lane in self.lanes {
+            lane.close_inherited();
+        }
+    }
+
+    /// A function of the log or of the events runs under a lane's lock, for which a call from there would wait for ever.
+    fn check_caller(&self) -> Result<(), Error> {
+        if self.calls_back && is_in_callback() { Err(Error::WithinCallback) } else { Ok(()) }
     }
 
     fn lane(&self, digest: Digest) -> &Lane {
@@ -278,6 +336,7 @@ impl Turn {
 struct Lane {
     state: Mutex<State>,
     waiter: Waiter,
+    descriptors: Descriptors,
 }
 
 impl fmt::Debug for Lane {
@@ -376,7 +435,7 @@ impl State {
 impl Lane {
     fn new(endpoints: &Endpoints, options: &Options) -> Result<Lane, OpenError> {
         let engine = Engine::new(endpoints.clone(), options.clone())?;
-        let waiter = engine.waiter();
+        let (waiter, descriptors) = (engine.waiter(), engine.descriptors());
         let state = State {
             engine,
             underway: Slab::new(),
@@ -385,7 +444,17 @@ impl Lane {
             turns: Vec::new(),
             readiness: Vec::new(),
         };
-        Ok(Lane { state: Mutex::new(state), waiter })
+        Ok(Lane { state: Mutex::new(state), waiter, descriptors })
+    }
+
+    /// See [`SharedClient::close_inherited`].
+    fn close_inherited(self) {
+        let is_sound = !matches!(self.state.try_lock(), Err(TryLockError::WouldBlock));
+        if !is_sound {
+            // SAFETY: what has them is never dropped.
+            unsafe { self.descriptors.close() };
+            std::mem::forget(self);
+        }
     }
 
     fn lock(&self) -> Result<MutexGuard<'_, State>, Error> {
@@ -468,6 +537,7 @@ impl Lane {
                         engine.abandon_all(&error, now, ends);
                     }
                     engine.begin_turn(now, ends);
+                    engine.heed_interrupt(ends);
                 });
                 state.readiness = readiness;
             } else {
@@ -495,6 +565,10 @@ impl State {
     /// Starts one operation of a call.
     fn start(&mut self, call: &Call, turn: &Arc<Turn>, asked: &Asked<'_>, now: Instant) {
         let Asked { at, op, digest, condition } = *asked;
+        if self.engine.is_interrupted() {
+            let action = Action::new(op.verb(), op.key());
+            return call.each.run(at, Err(Early::Interrupted.error(action)));
+        }
         let left = call.deadline.saturating_duration_since(now);
         if left < Duration::from_millis(1) && at > 0 {
             let cause = "the deadline passed before it was sent; use smaller batches".to_owned();

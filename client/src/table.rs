@@ -70,6 +70,11 @@ impl<T> Table<T> {
         self.places.try_remove(place(id)).map(|(_, thing)| thing)
     }
 
+    /// How many were ever inserted.
+    pub(crate) fn inserted(&self) -> u64 {
+        self.inserted
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.places.len()
     }

@@ -13,15 +13,15 @@ use kv_client::{Answered, Op, OpOptions};
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::cq::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, request};
 use crate::error::{Failure, KVC_OK, KVC_PANIC, severity};
-use crate::handle::{Pointer, kvc_client, open_here};
+use crate::handle::{Pointer, kvc_client, open_to_call};
 use crate::options::{condition, kvc_op_options, read_op_options, sized};
 use crate::panic::guard;
 
 /// Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
 /// done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended, whatever the
 /// call returns: KVC_OK if all were done, else the most serious status, in this order: KVC_PANIC, KVC_LOST,
-/// KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_TIMEOUT,
-/// KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT, KVC_NOT_FOUND. kvc_last_error() tells how many
+/// KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_INTERRUPTED,
+/// KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT, KVC_NOT_FOUND. kvc_last_error() tells how many
 /// failed. A condition of `options` holds for every key; kvc_batch() has one for each. A key that
 /// is named twice gets either value. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), nothing was
 /// done, and no status written.
@@ -37,7 +37,7 @@ pub unsafe extern "C" fn kvc_mput(
     guard(|| {
         // SAFETY: the caller's promises are those that are asked for.
         let (handle, options, keys, values) = unsafe {
-            let (handle, options) = (open_here(client)?, read_op_options(options)?);
+            let (handle, options) = (open_to_call(client)?, read_op_options(options)?);
             (handle, options, many(keys, n, "keys")?, many(values, n, "values")?)
         };
         let op = |at: usize| {
@@ -66,7 +66,7 @@ pub unsafe extern "C" fn kvc_mget(
     guard(|| {
         // SAFETY: the caller's promises are those that are asked for.
         let (handle, options, keys) = unsafe {
-            let (handle, options) = (open_here(client)?, read_op_options(options)?);
+            let (handle, options) = (open_to_call(client)?, read_op_options(options)?);
             (handle, options, many(keys, n, "keys")?)
         };
         if out.is_null() && n > 0 {
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn kvc_mdelete(
     guard(|| {
         // SAFETY: the caller's promises are those that are asked for.
         let (handle, options, keys) = unsafe {
-            let (handle, options) = (open_here(client)?, read_op_options(options)?);
+            let (handle, options) = (open_to_call(client)?, read_op_options(options)?);
             (handle, options, many(keys, n, "keys")?)
         };
         // SAFETY: as above.
@@ -129,7 +129,7 @@ pub unsafe extern "C" fn kvc_batch(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promises are those that are asked for.
-        let (handle, options) = unsafe { (open_here(client)?, read_op_options(options)?) };
+        let (handle, options) = unsafe { (open_to_call(client)?, read_op_options(options)?) };
         if n > 0 && (ops.is_null() || out.is_null()) {
             return Err(Failure::invalid("kvc_batch: ops or out is NULL"));
         }
@@ -227,14 +227,14 @@ impl Ends {
 
 /// The most serious failure of a batch.
 #[derive(Default)]
-struct Worst {
+pub(crate) struct Worst {
     failed: usize,
     /// With its place; of equally serious ones the lowest.
     found: Option<(usize, Failure)>,
 }
 
 impl Worst {
-    fn note(&mut self, at: usize, failure: Failure) {
+    pub(crate) fn note(&mut self, at: usize, failure: Failure) {
         self.failed += 1;
         let rank = |at: usize, failure: &Failure| (severity(failure.status), Reverse(at));
         if self.found.as_ref().is_none_or(|(known, worst)| rank(at, &failure) > rank(*known, worst))
@@ -243,7 +243,7 @@ impl Worst {
         }
     }
 
-    fn tell(&mut self, n: usize) -> Result<c_int, Failure> {
+    pub(crate) fn tell(&mut self, n: usize) -> Result<c_int, Failure> {
         let Some((at, worst)) = self.found.take() else { return Ok(KVC_OK) };
         let words = format!("{} of {n} failed, number {at}: {}", self.failed, worst.words);
         Err(Failure::new(worst.status, words))

@@ -21,15 +21,20 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kv_client::{Answered, Client, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, SubmitError};
+use kv_client::{
+    Answered, Client, Descriptors, Interrupt, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, Statistics,
+    SubmitError, Ticket,
+};
 
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::doubt::{Doubts, kvc_doubt};
 use crate::error::{
-    Failure, KVC_FORKED, KVC_FULL, KVC_INVALID, KVC_OK, KVC_PANIC, KVC_UNAVAILABLE, c_text,
+    Failure, KVC_FORKED, KVC_FULL, KVC_INVALID, KVC_NOT_FOUND, KVC_OK, KVC_PANIC, KVC_UNAVAILABLE,
+    c_text,
 };
 use crate::fork::Process;
-use crate::handle::{kvc_client, open_here};
+use crate::handle::{kvc_client, open_here, refuse_callback};
+use crate::interrupt::interrupted;
 use crate::options::{condition, millis, sized};
 use crate::panic::guard;
 use crate::target::Target;
@@ -61,6 +66,11 @@ pub struct kvc_cq {
     /// A call is under way; or was when it met a defect.
     is_in_use: AtomicBool,
     is_poisoned: AtomicBool,
+    /// It calls functions of the program, from which no call may come.
+    calls_back: bool,
+    /// For the child of a fork.
+    descriptors: Descriptors,
+    interrupt: Interrupt,
     queue: UnsafeCell<Queue>,
 }
 
@@ -146,11 +156,13 @@ pub(crate) struct Slot {
     is_get: bool,
     /// The memory of a get with dst.
     target: Option<Target>,
+    /// Names the operation while it is under way.
+    ticket: Option<Ticket>,
 }
 
 impl Slot {
     pub(crate) fn of(op: &kvc_op, tag: u64) -> Slot {
-        Slot { tag, is_get: op.kind == KVC_OP_GET, target: target(op) }
+        Slot { tag, is_get: op.kind == KVC_OP_GET, target: target(op), ticket: None }
     }
 }
 
@@ -190,7 +202,7 @@ impl Done {
     }
 }
 
-struct Queue {
+pub(crate) struct Queue {
     client: Client,
     /// Names of writes in doubt, shared with the handle.
     doubts: Doubts,
@@ -211,6 +223,9 @@ impl Queue {
     }
 
     fn submit(&mut self, op: &kvc_op, tag: u64, depth: u32) -> Result<(), Failure> {
+        if self.client.is_interrupted() {
+            return Err(interrupted("kvc_cq_submit"));
+        }
         if self.taken() >= depth as usize {
             let words = format!(
                 "{depth} operations are in the queue; poll, take completions, then submit it again"
@@ -230,14 +245,34 @@ impl Queue {
             self.slots.len() - 1
         });
         self.slots[at] = slot;
-        let submitted = self.client.submit(request, &options, at as u64);
-        submitted.map_err(|error| {
+        let submitted = self.client.submit_to_cancel(request, &options, at as u64);
+        submitted.map(|ticket| self.slots[at].ticket = Some(ticket)).map_err(|error| {
             self.free.push(at);
             match error {
                 SubmitError::Full { .. } => Failure::new(KVC_FULL, error.to_string()),
                 SubmitError::Refused(error) => error.into(),
             }
         })
+    }
+
+    /// Ends operations early.
+    pub(crate) fn cancel(&mut self, tag: u64) -> Result<(), Failure> {
+        let mut is_known = self.done.iter().any(|done| done.tag == tag);
+        for slot in self.slots.iter().filter(|slot| slot.tag == tag) {
+            if let Some(ticket) = slot.ticket {
+                is_known = true;
+                self.client.cancel(ticket);
+            }
+        }
+        if is_known {
+            return Ok(());
+        }
+        let words = format!("kvc_cq_cancel: no operation in the queue has the tag {tag}");
+        Err(Failure::new(KVC_NOT_FOUND, words))
+    }
+
+    pub(crate) fn statistics(&self) -> Statistics {
+        self.client.statistics()
     }
 
     /// Without a timeout it waits until there is a completion, or nothing that could be one.
@@ -260,10 +295,15 @@ impl Queue {
             } else {
                 self.collect(left)?;
             }
-            is_over |= !self.done.is_empty() || self.client.in_flight() == 0;
+            is_over |= !self.done.is_empty()
+                || self.client.in_flight() == 0
+                || self.client.is_interrupted();
             if is_over || until.is_some_and(|until| Instant::now() >= until) {
                 break;
             }
+        }
+        if self.done.is_empty() && self.client.is_interrupted() {
+            return Err(interrupted("kvc_cq_poll"));
         }
         let count = self.done.len().min(out.len());
         for (place, done) in out.iter_mut().zip(self.done.drain(..count)) {
@@ -297,6 +337,7 @@ impl Queue {
         let each = move |at: u64, result: Result<Answered<'_>, kv_client::Error>| {
             let at = usize::try_from(at).expect("it was a slot");
             free.push(at);
+            slots[at].ticket = None;
             // SAFETY: the program keeps dst until it has the completion.
             let ended = unsafe { end(slots[at], result) };
             *done_bytes += ended.bytes();
@@ -341,7 +382,7 @@ fn epoll_failed(error: io::Error) -> Failure {
 /// # Safety
 /// The memory of `slot.target` has room for what it says.
 pub(crate) unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Done {
-    let Slot { tag, is_get, target } = slot;
+    let Slot { tag, is_get, target, .. } = slot;
     let mut value = kvc_buf::EMPTY;
     let answered = match result {
         Ok(answered) => answered,
@@ -422,12 +463,15 @@ pub unsafe extern "C" fn kvc_cq_new(
         if out.is_null() {
             return Err(Failure::invalid("kvc_cq_new: out is NULL"));
         }
+        refuse_callback()?;
         if depth == 0 || depth as usize > MAX_IN_FLIGHT {
             let words = format!("kvc_cq_new: a depth of {depth}; it may be 1 to {MAX_IN_FLIGHT}");
             return Err(Failure::invalid(words));
         }
+        let client = handle.open(depth as usize)?;
+        let descriptors = client.descriptors();
         let queue = Queue {
-            client: handle.open(depth as usize)?,
+            client,
             doubts: handle.doubts.clone(),
             slots: Vec::new(),
             free: Vec::new(),
@@ -440,6 +484,9 @@ pub unsafe extern "C" fn kvc_cq_new(
             depth,
             is_in_use: AtomicBool::new(false),
             is_poisoned: AtomicBool::new(false),
+            calls_back: handle.calls_back(),
+            descriptors,
+            interrupt: handle.interrupt.clone(),
             queue: UnsafeCell::new(queue),
         });
         // SAFETY: not NULL; the caller lets us write a pointer there.
@@ -464,7 +511,7 @@ pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
 /// more, and no completion comes. KVC_FULL: depth operations, or 64 MiB of keys and values, are in the
 /// queue; call kvc_cq_poll() until it has given a completion, then submit the operation again.
 /// KVC_INVALID: an argument is wrong, or another thread is in a call on the queue. KVC_TOO_BIG,
-/// KVC_NO_MEMORY: of the key and the value; KVC_FORKED, KVC_PANIC. `op` is read during the call only.
+/// KVC_NO_MEMORY: of the key and the value; KVC_INTERRUPTED, KVC_FORKED, KVC_PANIC. `op` is read during the call only.
 /// Operations on one key that are in the queue together are done in any order.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: u64) -> c_int {
@@ -484,11 +531,12 @@ pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: 
 /// Sends what was submitted, waits up to `timeout_ms` milliseconds for a completion (0: not at all;
 /// below zero: until there is one), and writes up to `max` of them to `out`, which needs not be
 /// initialised. Returns how many: 0 at the timeout, and at once if nothing is in the queue; or a status
-/// below zero: then nothing was written, and no completion is lost but by KVC_PANIC.
+/// below zero: then nothing was written, and no completion is lost but by KVC_PANIC. KVC_INTERRUPTED: there is no
+/// completion, and the program has called kvc_interrupt().
 ///
 /// Every operation ends within its own deadline, so none of these waits is longer than that of what is in
-/// the queue, at most 60 seconds. Nothing else ends it early: no signal, and no other thread. Who waits for
-/// other things as well waits on kvc_cq_fd().
+/// the queue, at most 60 seconds. Of other threads, kvc_interrupt() alone ends it early, and no signal does. A program
+/// that waits for other things as well waits on kvc_cq_fd().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_poll(
     cq: *mut kvc_cq,
@@ -516,13 +564,15 @@ pub unsafe extern "C" fn kvc_cq_poll(
 /// Frees a queue, its connections and the values of completions that were not polled; NULL is fine.
 /// Operations in flight are given up: whether their writes are done is not known. Memory of the program
 /// that operations name is no longer touched. KVC_INVALID, and it is not freed, while another thread is
-/// in a call on it. In the child of a fork, an inherited queue stays as it is (KVC_FORKED).
+/// in a call on it. In the child of a fork, an inherited queue stays as it is (KVC_FORKED): see
+/// kvc_cq_free_forked().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
     guard(|| {
         // SAFETY: the caller passes NULL or a queue that is not freed.
         let Some(open) = (unsafe { cq.as_ref() }) else { return Ok(KVC_OK) };
         open.check_process()?;
+        open.check_caller()?;
         open.enter()?;
         // SAFETY: it came from Box::into_raw in kvc_cq_new, and the caller gives it back.
         drop(unsafe { Box::from_raw(cq) });
@@ -539,6 +589,28 @@ impl kvc_cq {
         Ok(())
     }
 
+    /// A function for the log or for events runs in the middle of a call.
+    fn check_caller(&self) -> Result<(), Failure> {
+        if self.calls_back { refuse_callback() } else { Ok(()) }
+    }
+
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.process.is_current()
+    }
+
+    /// Gives this process's copy back, in the child of a fork.
+    pub(crate) fn close_inherited(mut self: Box<kvc_cq>) {
+        // SAFETY: in this process no call on the handle or its queues uses it any more.
+        unsafe { self.interrupt.close_inherited() };
+        if self.is_in_use.load(Ordering::Acquire) {
+            // SAFETY: what has them is never dropped.
+            unsafe { self.descriptors.close() };
+            std::mem::forget(self);
+            return;
+        }
+        std::mem::take(&mut self.queue.get_mut().doubts).close_inherited();
+    }
+
     /// Lets one thread at a time in; it stays in until `is_in_use` is false again.
     fn enter(&self) -> Result<(), Failure> {
         if self.is_in_use.swap(true, Ordering::Acquire) {
@@ -553,7 +625,7 @@ impl kvc_cq {
 ///
 /// # Safety
 /// `cq` is NULL or a queue that is not freed.
-unsafe fn with_queue<T>(
+pub(crate) unsafe fn with_queue<T>(
     cq: *const kvc_cq,
     call: impl FnOnce(&mut Queue, u32) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
@@ -574,6 +646,7 @@ unsafe fn with_queue<T>(
     // SAFETY: passed on.
     let cq = unsafe { cq.as_ref() }.ok_or_else(|| Failure::invalid("the queue is NULL"))?;
     cq.check_process()?;
+    cq.check_caller()?;
     cq.enter()?;
     let mut in_use = InUse { cq, is_over: false };
     let result = if cq.is_poisoned.load(Ordering::SeqCst) {

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use kv_client::{Doubt, OpOptions};
@@ -61,6 +61,13 @@ impl Doubts {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push(doubt);
         kvc_doubt { opaque: [kept.before + kept.doubts.len() as u64, self.book()] }
+    }
+
+    /// Gives the memory back in the child of a fork, unless another thread was changing it at that moment.
+    pub(crate) fn close_inherited(self) {
+        if matches!(self.kept.try_lock(), Err(TryLockError::WouldBlock)) {
+            std::mem::forget(self);
+        }
     }
 
     /// Tells the names of different handles apart.

@@ -54,6 +54,11 @@ pub const KVC_OTHER_CLUSTER: c_int = -17;
 /// A write in doubt was settled: it was not done, and never will be.
 pub const KVC_NOT_DONE: c_int = -18;
 
+/// The program has interrupted the handle (kvc_interrupt()); a write was not done.
+pub const KVC_INTERRUPTED: c_int = -19;
+/// The program has cancelled the operation (kvc_cq_cancel()); a write was not done.
+pub const KVC_CANCELLED: c_int = -20;
+
 /// A status, and why in words.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -67,7 +72,7 @@ pub(crate) struct Failure {
 
 /// How serious a status is, for a call that has several: the higher, the more.
 pub(crate) fn severity(status: c_int) -> usize {
-    const ORDER: [c_int; 15] = [
+    const ORDER: [c_int; 16] = [
         KVC_NOT_FOUND,
         KVC_CONFLICT,
         KVC_INVALID,
@@ -75,6 +80,7 @@ pub(crate) fn severity(status: c_int) -> usize {
         KVC_BUSY,
         KVC_UNAVAILABLE,
         KVC_TIMEOUT,
+        KVC_INTERRUPTED,
         KVC_OUT_OF_SPACE,
         KVC_NO_MEMORY,
         KVC_IN_DOUBT,
@@ -118,6 +124,9 @@ impl From<Error> for Failure {
             Error::SharedIdentity { .. } => KVC_SHARED_IDENTITY,
             Error::OtherCluster { .. } => KVC_OTHER_CLUSTER,
             Error::NotDone { .. } => KVC_NOT_DONE,
+            Error::Interrupted { .. } => KVC_INTERRUPTED,
+            Error::Cancelled { .. } => KVC_CANCELLED,
+            Error::WithinCallback => KVC_INVALID,
             Error::Defect => KVC_PANIC,
             _ => KVC_PROTOCOL,
         };
@@ -183,6 +192,8 @@ pub extern "C" fn kvc_status_name(status: c_int) -> *const c_char {
         KVC_SHARED_IDENTITY => c"KVC_SHARED_IDENTITY",
         KVC_OTHER_CLUSTER => c"KVC_OTHER_CLUSTER",
         KVC_NOT_DONE => c"KVC_NOT_DONE",
+        KVC_INTERRUPTED => c"KVC_INTERRUPTED",
+        KVC_CANCELLED => c"KVC_CANCELLED",
         KVC_FULL => c"KVC_FULL",
         KVC_FORKED => c"KVC_FORKED",
         KVC_INVALID => c"KVC_INVALID",
@@ -216,7 +227,7 @@ mod tests {
 
     #[test]
     fn statuses_never_change_their_numbers() {
-        let names: Vec<&str> = (0..=18).map(|n| name(-n)).collect();
+        let names: Vec<&str> = (0..=20).map(|n| name(-n)).collect();
         assert_eq!(
             names,
             [
@@ -239,9 +250,11 @@ mod tests {
                 "KVC_SHARED_IDENTITY",
                 "KVC_OTHER_CLUSTER",
                 "KVC_NOT_DONE",
+                "KVC_INTERRUPTED",
+                "KVC_CANCELLED",
             ]
         );
-        assert_eq!((name(1), name(-19)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
+        assert_eq!((name(1), name(-21)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
     }
 
     #[test]

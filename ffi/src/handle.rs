@@ -4,7 +4,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
 use kv_client::{
-    Answered, Client, Endpoints, Op, OpOptions, Options, SequenceNumber, SharedClient, Written,
+    Answered, Client, Endpoints, Interrupt, Op, OpOptions, Options, SequenceNumber, SharedClient,
+    Written, is_in_callback,
 };
 
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
@@ -21,16 +22,32 @@ use crate::target::Target;
 pub struct kvc_client {
     /// The process that opened it: after a fork, the child shares descriptors with its parent and
     /// must not use them.
-    process: Process,
+    pub(crate) process: Process,
     pub(crate) shared: SharedClient,
     /// Names of writes in doubt.
     pub(crate) doubts: Doubts,
     /// For the clients of its queues.
     endpoints: Endpoints,
     options: Options,
+    /// Among the options, too.
+    pub(crate) interrupt: Interrupt,
 }
 
 impl kvc_client {
+    /// Whether it calls functions of the program.
+    pub(crate) fn calls_back(&self) -> bool {
+        self.options.log.is_set() || self.options.events.is_set()
+    }
+
+    /// Gives this process's copy back, in the child of a fork.
+    pub(crate) fn close_inherited(self) {
+        let kvc_client { shared, doubts, interrupt, .. } = self;
+        shared.close_inherited();
+        doubts.close_inherited();
+        // SAFETY: in this process no call on the handle or its queues uses it any more.
+        unsafe { interrupt.close_inherited() };
+    }
+
     /// Opens one more client of the same cluster, with connections of its own.
     pub(crate) fn open(&self, window: usize) -> Result<Client, Failure> {
         let options = Options { window, ..self.options.clone() };
@@ -96,12 +113,15 @@ pub unsafe extern "C" fn kvc_open(
             .to_str()
             .map_err(|_| Failure::invalid("kvc_open: endpoints is not UTF-8"))?;
         // SAFETY: the caller passes NULL or a struct as large as it says.
-        let (options, connections) = unsafe { read_options(options) }?;
+        let (mut options, connections) = unsafe { read_options(options) }?;
+        let interrupt = Interrupt::new()?;
+        options.interrupt = Some(interrupt.clone());
         let endpoints = Endpoints::resolve(endpoints, &options.log)?;
         let shared = SharedClient::with_endpoints(&endpoints, &options, connections)?;
         let process = Process::current();
         let doubts = Doubts::default();
-        let handle = Box::new(kvc_client { process, shared, doubts, endpoints, options });
+        let handle =
+            Box::new(kvc_client { process, shared, doubts, endpoints, options, interrupt });
         // SAFETY: not NULL; the caller lets us write a pointer there.
         unsafe { out.write(Box::into_raw(handle)) };
         Ok(KVC_OK)
@@ -109,7 +129,7 @@ pub unsafe extern "C" fn kvc_open(
 }
 
 /// Closes a handle and its connections; NULL is fine. No call may be under way on it, and none may
-/// follow. In the child of a fork, an inherited handle stays as it is (KVC_FORKED).
+/// follow. In the child of a fork, an inherited handle stays as it is (KVC_FORKED): see kvc_close_forked().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_close(client: *mut kvc_client) -> c_int {
     guard(|| {
@@ -118,6 +138,7 @@ pub unsafe extern "C" fn kvc_close(client: *mut kvc_client) -> c_int {
         }
         // SAFETY: the caller passes a handle that is not closed.
         unsafe { open_here(client) }?;
+        refuse_callback()?;
         // SAFETY: it came from Box::into_raw in kvc_open, and the caller gives it back.
         drop(unsafe { Box::from_raw(client) });
         Ok(KVC_OK)
@@ -329,6 +350,27 @@ pub(crate) unsafe fn open_here<'a>(client: *const kvc_client) -> Result<&'a kvc_
         return Err(Failure::new(KVC_FORKED, words));
     }
     Ok(handle)
+}
+
+/// As [`open_here`], before anything is written for a call that must not come from within a function that the handle
+/// has called.
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn open_to_call<'a>(
+    client: *const kvc_client,
+) -> Result<&'a kvc_client, Failure> {
+    // SAFETY: passed on.
+    let handle = unsafe { open_here(client) }?;
+    if handle.calls_back() {
+        refuse_callback()?;
+    }
+    Ok(handle)
+}
+
+/// Rejects a call from within a function that the library has called.
+pub(crate) fn refuse_callback() -> Result<(), Failure> {
+    if is_in_callback() { Err(kv_client::Error::WithinCallback.into()) } else { Ok(()) }
 }
 
 /// Ends a call that has a result, which also a conflict and a doubt have.

@@ -14,9 +14,11 @@
 #![allow(non_camel_case_types)] // The names are those of the C header.
 #![allow(clippy::missing_safety_doc)] // The contract of each function is its text in the header.
 
-// The first four stand apart, as the header shows them in this order.
+// They stand apart, as the header shows them in this order.
 mod error;
 mod fork;
+
+mod events;
 
 mod options;
 
@@ -31,6 +33,14 @@ mod text;
 mod cq;
 
 mod doubt;
+
+mod ping;
+
+mod interrupt;
+
+mod statistics;
+
+mod inherited;
 mod panic;
 mod target;
 
@@ -39,8 +49,13 @@ pub use buffer::*;
 pub use cq::*;
 pub use doubt::*;
 pub use error::*;
+pub use events::*;
 pub use handle::*;
+pub use inherited::*;
+pub use interrupt::*;
 pub use options::*;
+pub use ping::*;
+pub use statistics::*;
 pub use text::*;
 
 /// The version of this header: major << 16 | minor << 8 | patch. Compare with kvc_version().

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kv_client::{Condition, Level, Log, OpOptions, Options, SequenceNumber};
 
 use crate::error::{Failure, KVC_OK, c_text};
+use crate::events::{events, kvc_event_fn};
 use crate::panic::guard;
 
 /// if_version: only if the key does not exist.
@@ -23,7 +24,8 @@ pub const KVC_LOG_DEBUG: c_int = 3;
 /// Gets what a handle tells about its work (connections lost, maps taken), one line each, without a line
 /// end. Called within calls on the handle and its queues, on their threads, several at once. It must
 /// return: not by longjmp or a C++ exception, and not a second time in the child of a fork. It must not
-/// call the library. `words` live until it returns.
+/// call the library: a call on a handle or a queue from within it ends KVC_INVALID, but for
+/// kvc_interrupt() and kvc_resume(). `words` live until it returns.
 pub type kvc_log_fn =
     Option<unsafe extern "C" fn(log_arg: *mut c_void, level: c_int, words: *const c_char)>;
 
@@ -50,6 +52,11 @@ pub struct kvc_options {
     pub log: kvc_log_fn,
     /// Given to `log` with every message; what it points to has to live as long.
     pub log_arg: *mut c_void,
+    /// Where events go: connections, the map, writes in doubt; NULL: nowhere. It is called until the handle is closed
+    /// and its queues are freed.
+    pub on_event: kvc_event_fn,
+    /// Given to `on_event` with every event; what it points to has to live as long.
+    pub event_context: *mut c_void,
 }
 
 impl Default for kvc_options {
@@ -61,6 +68,8 @@ impl Default for kvc_options {
             connections_per_shard: 0,
             log: None,
             log_arg: ptr::null_mut(),
+            on_event: None,
+            event_context: ptr::null_mut(),
         }
     }
 }
@@ -86,7 +95,7 @@ const DEFAULT_CONNECTIONS: u32 = 1;
 /// Most connections to each shard.
 const MAX_CONNECTIONS: u32 = 64;
 /// A struct that claims to be larger than this is not one of ours.
-const MAX_STRUCT_BYTES: usize = 4_096;
+pub(crate) const MAX_STRUCT_BYTES: usize = 4_096;
 
 /// Sets all fields of `options` to their defaults. `sizeof_options` is sizeof(kvc_options).
 #[unsafe(no_mangle)]
@@ -180,6 +189,7 @@ pub(crate) unsafe fn read_options(from: *const kvc_options) -> Result<(Options, 
     options.deadline = millis(given.timeout_ms).unwrap_or(options.deadline);
     options.connect_timeout = millis(given.connect_timeout_ms).unwrap_or(options.connect_timeout);
     options.log = log(given.log, given.log_arg);
+    options.events = events(given.on_event, given.event_context);
     let connections = match given.connections_per_shard {
         0 => DEFAULT_CONNECTIONS,
         connections if connections <= MAX_CONNECTIONS => connections,
@@ -217,15 +227,15 @@ pub(crate) fn condition(if_version: u64) -> Condition {
     }
 }
 
+/// The program's pointer for a function of its own, which it wants on every thread.
+pub(crate) struct Argument(pub(crate) *mut c_void);
+// SAFETY: the header says that the function is called on the threads of the calls.
+unsafe impl Send for Argument {}
+// SAFETY: as above, and several at once.
+unsafe impl Sync for Argument {}
+
 /// A log that calls a function of the program.
 fn log(to: kvc_log_fn, log_arg: *mut c_void) -> Log {
-    /// The program's pointer, which it wants on every thread.
-    struct Argument(*mut c_void);
-    // SAFETY: the header says that the function is called on the threads of the calls.
-    unsafe impl Send for Argument {}
-    // SAFETY: as above, and several at once.
-    unsafe impl Sync for Argument {}
-
     let Some(to) = to else { return Log::default() };
     let argument = Argument(log_arg);
     Log::to(move |level, words| {

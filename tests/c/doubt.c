@@ -2,8 +2,6 @@
    before those of its servers. Each call ends at its deadline. */
 #include "suite.h"
 
-#define MOST_PIDS 8
-
 static const char *endpoint;
 static pid_t pids[MOST_PIDS];
 static int pid_count;
@@ -22,11 +20,8 @@ static int stop_all(void **state)
 
 static int continue_all(void **state)
 {
-    int n;
-
     (void)state;
-    for (n = 0; n < pid_count; n++)
-        assert_int_equal(kill(pids[n], SIGCONT), 0);
+    continue_processes(pids, pid_count);
     return 0;
 }
 
@@ -303,8 +298,7 @@ int main(int argc, char **argv)
     if (argc < 3 || argc - 2 > MOST_PIDS)
         return 2;
     endpoint = argv[1];
-    for (pid_count = 0; pid_count < argc - 2; pid_count++)
-        pids[pid_count] = atoi(argv[2 + pid_count]);
+    pid_count = read_pids(argc, argv, pids);
     client = open_client(endpoint, NULL);
     failed = cmocka_run_group_tests(tests, stop_all, continue_all);
     kvc_close(client);

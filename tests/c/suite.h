@@ -113,6 +113,26 @@ static inline void stop_processes(const pid_t *pids, int count)
         }
 }
 
+static inline void continue_processes(const pid_t *pids, int count)
+{
+    int n;
+
+    for (n = 0; n < count; n++)
+        assert_int_equal(kill(pids[n], SIGCONT), 0);
+}
+
+#define MOST_PIDS 8
+
+/* Reads the pids that are given behind the endpoint. Returns how many there are. */
+static inline int read_pids(int argc, char **argv, pid_t *pids)
+{
+    int count;
+
+    for (count = 0; count < argc - 2 && count < MOST_PIDS; count++)
+        pids[count] = atoi(argv[2 + count]);
+    return count;
+}
+
 #define MOST_THREADS 64
 
 /* Runs `body` in `count` threads at once, each with its own int. Fails if one returns a non-null pointer. */
@@ -210,6 +230,26 @@ static inline kvc_completion run_op(kvc_cq *queue, kvc_op op)
     done = next_completion(queue);
     assert_true(done.tag == UINT64_MAX);
     return done;
+}
+
+/* The counters of a handle. */
+static inline kvc_counters counters_of(kvc_client *client)
+{
+    kvc_counters counters = {.size = sizeof(kvc_counters)};
+
+    assert_status(kvc_statistics(client, &counters, NULL, 0), KVC_OK);
+    return counters;
+}
+
+/* Waits until a handle has so many operations in flight. */
+static inline void await_in_flight(kvc_client *client, uint64_t count)
+{
+    const int64_t deadline = now_ms() + PATIENCE_MS;
+
+    while (counters_of(client).in_flight != count) {
+        assert_true(now_ms() < deadline);
+        look_again_soon();
+    }
 }
 
 static inline int is_readable(int fd, int timeout_ms)

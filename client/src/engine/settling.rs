@@ -93,6 +93,7 @@ impl Engine {
         let Ok(mut operation) = made else { return };
         operation.deadline = deadline.max(now);
         self.resolvers += 1;
+        self.counts.resolvers += 1;
         let id = self.start(operation);
         if let Some(open) = self.doubts.get_mut(doubt) {
             open.resolver = Some(id);
@@ -151,7 +152,11 @@ impl Engine {
         let waiting = std::mem::take(&mut open.waiting);
         let is_final = !matches!(
             error,
-            Error::Timeout { .. } | Error::Unavailable { .. } | Error::Busy { .. }
+            Error::Timeout { .. }
+                | Error::Unavailable { .. }
+                | Error::Busy { .. }
+                | Error::Interrupted { .. }
+                | Error::Cancelled { .. }
         );
         for id in waiting {
             let Some(operation) = self.operations.get(id) else { continue };

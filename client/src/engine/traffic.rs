@@ -4,17 +4,21 @@
 //! operations are tried again until their deadlines.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use kv_protocol::client_message::{Answer, Refusal, Status, Welcome, opcode, read_map_answer};
 use kv_protocol::escape;
 use kv_protocol::frame::{FrameBuffer, HEADER_BYTES};
-use kv_protocol::ids::{ClientId, GroupId, RequestId, ShardId};
+use kv_protocol::ids::{ClientId, Epoch, GroupId, MapRevision, RequestId, ShardId};
+use kv_protocol::map::MapServer;
 
 use super::Engine;
+use super::counting::End;
 use crate::completion::{Answered, Ends};
 use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Received, Target};
 use crate::error::Error;
+use crate::events::{Event, tell_changes};
 use crate::landing::{Inflow, LONG_BYTES, Landed};
 use crate::log::Level;
 use crate::map_source::Source;
@@ -33,6 +37,11 @@ const MAX_REASON_BYTES: usize = 300;
 
 /// The place of the opcode in a frame's header.
 const OPCODE_AT: usize = 5;
+/// The part of the map that events compare.
+struct Before {
+    revision: Option<(Epoch, MapRevision)>,
+    servers: Vec<MapServer>,
+}
 
 /// What becomes of a connection after a frame.
 enum Flow {
@@ -80,7 +89,7 @@ impl Engine {
             return false;
         };
         if let Some(connection) = self.connections.remove(token) {
-            self.close(&connection);
+            self.close(&connection, "idle, and its descriptor is needed");
         }
         true
     }
@@ -106,8 +115,13 @@ impl Engine {
         }
     }
 
-    /// Closes a connection that has been taken out of the table.
-    fn close(&mut self, connection: &Connection) {
+    /// Closes a connection that has been taken out of the table and is needed no more.
+    fn close(&mut self, connection: &Connection, why: &str) {
+        self.forget(connection);
+        self.note_closed(connection, &End::Closed(why));
+    }
+
+    fn forget(&mut self, connection: &Connection) {
         self.by_target.remove(&connection.target);
         connection.unregister(&self.poller);
     }
@@ -117,12 +131,13 @@ impl Engine {
         if self.connections.get(token).is_some_and(Connection::is_done)
             && let Some(connection) = self.connections.remove(token)
         {
-            self.close(&connection);
+            self.close(&connection, "its session was given up");
         }
     }
 
     fn bury(&mut self, connection: Connection, why: &str, now: Instant) {
-        self.close(&connection);
+        self.forget(&connection);
+        self.note_closed(&connection, &End::Lost(why));
         let token = connection.token();
         let (member, address) = match connection.target {
             Target::Map { address } => {
@@ -138,7 +153,6 @@ impl Engine {
             }
             Target::Shard { member, address, .. } => (member, address),
         };
-        self.statistics.connections_lost += 1;
         let trouble = format!("server {} at {address}: {why}", member.server);
         let words = || format!("connection lost: {trouble}");
         self.options.log.write(Level::Warning, words);
@@ -243,7 +257,7 @@ impl Engine {
         match self.exchange(event, now, ends) {
             Ok(Flow::Close) => {
                 if let Some(connection) = self.connections.remove(token) {
-                    self.close(&connection);
+                    self.close(&connection, "it has done what it was for");
                 }
             }
             Ok(Flow::GoOn) => {
@@ -413,6 +427,7 @@ impl Engine {
         let is_for_map = matches!(connection.target, Target::Map { .. });
         if opcode == opcode::ANSWER && is_open && !is_for_map {
             // Almost all of them.
+            connection.responses += 1;
             let answer = Answer::read(body).map_err(nonsense)?;
             self.on_answer(token, &answer, None, now, ends)?;
             return Ok(Flow::GoOn);
@@ -428,12 +443,14 @@ impl Engine {
                 let welcome = Welcome::read(body).map_err(nonsense)?;
                 connection.starts = welcome.starts;
                 self.check_welcome(target, &welcome)?;
+                self.note_opened(target);
                 Ok(Flow::GoOn)
             }
             opcode::MAP_ANSWER if is_open && is_for_map => {
                 let map = read_map_answer(body).map_err(nonsense)?;
                 let words = format!("map {} taken from {}", map.revision, target.address());
                 let got = map.cluster;
+                let before = self.servers_to_compare();
                 if let Err(refusal) = self.router.learn(map) {
                     let is_other = matches!(refusal, MapRefusal::OtherCluster { .. });
                     self.other_cluster = is_other.then_some(got).or(self.other_cluster);
@@ -441,11 +458,12 @@ impl Engine {
                 }
                 self.other_cluster = None;
                 self.options.log.write(Level::Info, || words);
-                self.statistics.maps += 1;
+                self.counts.maps += 1;
+                self.tell_map(before, target.address());
                 // Those that were asked as well need not answer any more.
                 for other in self.map_source.answered(token, self.router.servers(), now) {
                     if let Some(connection) = self.connections.remove(other) {
-                        self.close(&connection);
+                        self.close(&connection, "another one brought the map");
                     }
                 }
                 self.on_new_map(now);
@@ -453,6 +471,25 @@ impl Engine {
             }
             other => Err(format!("it sent opcode {other:#04x} out of turn")),
         }
+    }
+
+    /// Returns the servers as they are known before a map is taken, if the program wants events.
+    fn servers_to_compare(&self) -> Option<Before> {
+        self.options.events.is_set().then(|| Before {
+            revision: self.router.revision(),
+            servers: self.router.all_servers().to_vec(),
+        })
+    }
+
+    /// Reports the changes by the map that was taken.
+    fn tell_map(&self, before: Option<Before>, source: SocketAddr) {
+        let (Some(before), Some(now)) = (before, self.router.revision()) else { return };
+        if before.revision == Some(now) {
+            return;
+        }
+        let events = &self.options.events;
+        events.tell(&Event::MapChanged { revision: now.1, source });
+        tell_changes(events, &before.servers, self.router.all_servers());
     }
 
     /// Whether the one who answers is the one that was meant.
@@ -646,7 +683,9 @@ impl Engine {
         }
         *session = Session::new(self.fresh_ids.next(self.client));
         self.retire(client);
+        self.counts.sessions_begun_anew += 1;
         self.options.log.write(Level::Info, || format!("{why}; another session is begun"));
+        self.options.events.tell(&Event::SessionBegunAnew { why });
     }
 
     /// Whether a client id is that of a session, or the one that reads go under.

@@ -1,0 +1,141 @@
+//! The engine's counters, summed up when they are asked for, and the events that go with them.
+
+use kv_protocol::ids::ServerId;
+use kv_protocol::map::ServerState;
+
+use super::Engine;
+use crate::connection::{Connection, Target};
+use crate::error::Error;
+use crate::events::Event;
+use crate::operation::{Notify, Operation};
+use crate::statistics::{ServerStatistics, Statistics};
+
+/// The end of a connection.
+pub(super) enum End<'a> {
+    /// Against the client's will.
+    Lost(&'a str),
+    /// By the client, which needs it no more.
+    Closed(&'a str),
+}
+
+impl Engine {
+    pub(crate) fn statistics(&self) -> Statistics {
+        let counts = &self.counts;
+        let mut servers = self.server_statistics();
+        let mut for_maps = counts.for_maps;
+        for connection in self.connections.values() {
+            let traffic = connection.traffic();
+            match connection.target {
+                Target::Map { .. } => for_maps.add(&traffic),
+                Target::Shard { member, .. } => {
+                    // One that was opened by a map is in every map: the shape of a cluster never changes.
+                    let Some(server) = servers.get_mut(usize::from(member.server.0)) else {
+                        continue;
+                    };
+                    server.add_traffic(&traffic);
+                    server.outstanding += connection.outstanding.len() as u64;
+                    server.connections_open += u64::from(connection.is_open);
+                }
+            }
+        }
+        let sum = |of: fn(&ServerStatistics) -> u64| servers.iter().map(of).sum::<u64>();
+        let sums = Statistics {
+            operations: self.operations.inserted() - counts.resolvers,
+            in_flight: self.in_flight() as u64,
+            bytes_in_flight: self.bytes_in_flight as u64,
+            unserved: counts.unserved,
+            in_doubt: counts.in_doubt,
+            unsettled: self.doubts.count() as u64,
+            given_up: counts.given_up,
+            retries: counts.retries,
+            requests: sum(|server| server.requests),
+            responses: sum(|server| server.responses),
+            bytes_sent: for_maps.bytes_sent + sum(|server| server.bytes_sent),
+            bytes_received: for_maps.bytes_received + sum(|server| server.bytes_received),
+            connections_opened: sum(|server| server.connections_opened),
+            connections_lost: sum(|server| server.connections_lost),
+            connections_open: sum(|server| server.connections_open),
+            maps: counts.maps,
+            map_revision: self.router.revision().map(|(_, revision)| revision),
+            sessions_begun_anew: counts.sessions_begun_anew,
+            heard_at: self.heard_at,
+            servers: Vec::new(),
+        };
+        Statistics { servers, ..sums }
+    }
+
+    /// Those of each server of the map, without its open connections.
+    fn server_statistics(&self) -> Vec<ServerStatistics> {
+        let servers = self.router.all_servers().iter().map(|known| {
+            let mut server = ServerStatistics::new(known.id);
+            server.is_up = known.state == ServerState::Up;
+            server.address = known.clients;
+            if let Some(counts) = self.counts.get(known.id) {
+                server.retries = counts.retries;
+                server.connections_opened = counts.opened;
+                server.connections_lost = counts.lost;
+                server.add_traffic(&counts.traffic);
+            }
+            server
+        });
+        servers.collect()
+    }
+
+    /// Counts one more try of an operation that was meant for this server.
+    pub(super) fn note_retry(&mut self, server: Option<ServerId>) {
+        self.counts.retries += 1;
+        // A view may name a server that the map does not have.
+        if let Some(server) =
+            server.filter(|id| usize::from(id.0) < self.router.all_servers().len())
+        {
+            self.counts.of(server).retries += 1;
+        }
+    }
+
+    /// Counts a failure of an operation of the program, and reports a doubt.
+    pub(super) fn note_failure(&mut self, operation: &Operation, error: &Error) {
+        if operation.notify == Notify::Nobody {
+            return;
+        }
+        match error {
+            Error::Timeout { .. } | Error::Unavailable { .. } | Error::Busy { .. } => {
+                self.counts.unserved += 1;
+            }
+            Error::Interrupted { .. } | Error::Cancelled { .. } => self.counts.given_up += 1,
+            Error::InDoubt { .. } if operation.kind.is_write() => {
+                self.counts.in_doubt += 1;
+                let server = operation.server;
+                self.options.events.tell(&Event::InDoubt { server, error });
+            }
+            _ => {}
+        }
+    }
+
+    /// Counts and reports a connection that a server has welcomed.
+    pub(super) fn note_opened(&mut self, target: Target) {
+        if let Target::Shard { member, address, .. } = target {
+            let server = member.server;
+            self.counts.of(server).opened += 1;
+            self.options.events.tell(&Event::ConnectionOpened { server, address });
+        }
+    }
+
+    /// Keeps the counters of a connection that ends, and reports its end.
+    pub(super) fn note_closed(&mut self, connection: &Connection, end: &End<'_>) {
+        let traffic = connection.traffic();
+        let Target::Shard { member, address, .. } = connection.target else {
+            return self.counts.for_maps.add(&traffic);
+        };
+        let server = member.server;
+        let counts = self.counts.of(server);
+        counts.traffic.add(&traffic);
+        let event = match *end {
+            End::Lost(why) => {
+                counts.lost += 1;
+                Event::ConnectionLost { server, address, why }
+            }
+            End::Closed(why) => Event::ConnectionClosed { server, address, why },
+        };
+        self.options.events.tell(&event);
+    }
+}

@@ -1,0 +1,206 @@
+//! Events of a client (its connections, its map, its sessions) for a function of the program.
+//!
+//! ```text
+//!   program's call -> engine -> something happens -> the program's function -> back to the engine
+//!                     (locked)                       (must not call the client)
+//! ```
+//!
+//! The function runs in the middle of a call, under the lock of the client. A thread remembers that it runs such a
+//! function: a call on the client from there is rejected, where it would wait for itself for ever.
+
+use std::cell::Cell;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kv_protocol::ids::{MapRevision, ServerId};
+use kv_protocol::map::{MapServer, ServerState};
+
+use crate::error::Error;
+
+/// Something that happened to a client.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A server has welcomed a connection.
+    ConnectionOpened {
+        /// The server.
+        server: ServerId,
+        /// The address of its port for clients.
+        address: SocketAddr,
+    },
+    /// A connection has ended against the client's will, or could not be opened.
+    ConnectionLost {
+        /// The server.
+        server: ServerId,
+        /// The address of its port for clients.
+        address: SocketAddr,
+        /// The reason, in words.
+        why: &'a str,
+    },
+    /// The client has closed a connection that it needs no more.
+    ConnectionClosed {
+        /// The server.
+        server: ServerId,
+        /// The address of its port for clients.
+        address: SocketAddr,
+        /// The reason, in words.
+        why: &'a str,
+    },
+    /// A newer map was taken.
+    MapChanged {
+        /// The revision of the map.
+        revision: MapRevision,
+        /// The address that it came from.
+        source: SocketAddr,
+    },
+    /// By a newer map a server is up, or another process of it is. The first map reports each server.
+    ServerUp {
+        /// The server.
+        server: ServerId,
+        /// The address of its port for clients.
+        address: Option<SocketAddr>,
+    },
+    /// By a newer map a server is not up: it is down or starts. The first map reports each server.
+    ServerDown {
+        /// The server.
+        server: ServerId,
+        /// The address that it had, or will have.
+        address: Option<SocketAddr>,
+        /// The reason, in words.
+        why: &'static str,
+    },
+    /// A write has ended in doubt.
+    InDoubt {
+        /// The server that it was last meant for.
+        server: Option<ServerId>,
+        /// The end of the write, with the doubt.
+        error: &'a Error,
+    },
+    /// The session of a shard was begun anew.
+    SessionBegunAnew {
+        /// The reason, in words.
+        why: &'a str,
+    },
+}
+
+type Take = dyn Fn(&Event<'_>) + Send + Sync;
+
+/// The function that a client's events go to; by default none. It runs within the calls of the client, on their
+/// threads and perhaps on several at once, under the client's lock: it must be quick, and must not call the client. A
+/// shared client rejects such a call ([`Error::WithinCallback`]).
+#[derive(Clone, Default)]
+pub struct Events(Option<Arc<Take>>);
+
+impl Events {
+    /// Sends events to `take`.
+    pub fn to(take: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Events {
+        Events(Some(Arc::new(take)))
+    }
+
+    /// Returns whether there is a function.
+    pub fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
+    pub(crate) fn tell(&self, event: &Event<'_>) {
+        if let Some(take) = &self.0 {
+            let _within = Within::enter();
+            take(event);
+        }
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_set() { "Events(to a function)" } else { "Events(nowhere)" })
+    }
+}
+
+thread_local! {
+    /// The number of functions of the program that this thread runs for clients.
+    static RUNNING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Marks that this thread runs a function of the program, as long as it lives.
+pub(crate) struct Within(());
+
+impl Within {
+    pub(crate) fn enter() -> Within {
+        RUNNING.set(RUNNING.get() + 1);
+        Within(())
+    }
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        RUNNING.set(RUNNING.get() - 1);
+    }
+}
+
+/// Returns whether this thread runs a function that a client has called: its log, or the one for its events.
+pub fn is_in_callback() -> bool {
+    RUNNING.get() > 0
+}
+
+/// Reports the servers that a newer map changes.
+pub(crate) fn tell_changes(events: &Events, before: &[MapServer], now: &[MapServer]) {
+    for server in now {
+        let known = before.get(usize::from(server.id.0));
+        let (id, address) = (server.id, server.clients);
+        let is_up = server.state == ServerState::Up;
+        let was_up = known.map(|known| known.state == ServerState::Up);
+        let is_same = known.is_some_and(|known| known.incarnation == server.incarnation);
+        if is_up && !(was_up == Some(true) && is_same) {
+            events.tell(&Event::ServerUp { server: id, address });
+        } else if !is_up && was_up != Some(false) {
+            let why = match server.state {
+                ServerState::Starting => "it starts",
+                ServerState::Up | ServerState::Down => "the coordinator says that it is down",
+            };
+            events.tell(&Event::ServerDown { server: id, address, why });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_protocol::ids::Incarnation;
+    use std::sync::Mutex;
+
+    fn server(id: u16, incarnation: u64, state: ServerState) -> MapServer {
+        let clients = Some(SocketAddr::from(([127, 0, 0, 1], 4_000 + id)));
+        MapServer { id: ServerId(id), incarnation: Incarnation(incarnation), state, clients }
+    }
+
+    #[test]
+    fn each_server_is_told_once_and_then_only_its_changes() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&told);
+        let events = Events::to(move |event| {
+            assert!(is_in_callback());
+            let word = match event {
+                Event::ServerUp { server, .. } => format!("{server} up"),
+                Event::ServerDown { server, .. } => format!("{server} down"),
+                other => panic!("{other:?}"),
+            };
+            to.lock().unwrap().push(word);
+        });
+        use ServerState::{Down, Starting, Up};
+        let maps = [
+            [server(0, 1, Up), server(1, 2, Starting)],
+            [server(0, 1, Up), server(1, 2, Up)],
+            [server(0, 1, Down), server(1, 2, Up)],
+            [server(0, 3, Starting), server(1, 4, Up)],
+        ];
+        let expected: [&[&str]; 4] = [&["0 up", "1 down"], &["1 up"], &["0 down"], &["1 up"]];
+        let mut before: &[MapServer] = &[];
+        for (map, expected) in maps.iter().zip(expected) {
+            tell_changes(&events, before, map);
+            assert_eq!(std::mem::take(&mut *told.lock().unwrap()), expected);
+            before = map;
+        }
+        assert!(!is_in_callback());
+    }
+}

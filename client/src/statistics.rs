@@ -1,0 +1,258 @@
+//! The counters of a client: plain numbers, changed where its engine is locked anyway.
+//!
+//! ```text
+//!   connection: Traffic  --closed-->  ServerCounts  --asked-->  ServerStatistics
+//!   engine: Counts                                  --asked-->  Statistics
+//! ```
+//!
+//! So an operation costs no more than an addition here and there, and a question for the numbers pays for the sums.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use kv_protocol::ids::{MapRevision, ServerId};
+
+/// The numbers of a client since it was opened. Those "now" may fall again; all others only grow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Operations taken from the program.
+    pub operations: u64,
+    /// Operations that have not ended, now.
+    pub in_flight: u64,
+    /// Bytes of their keys and values, now.
+    pub bytes_in_flight: u64,
+    /// Operations that ended [`crate::Error::Timeout`], [`crate::Error::Unavailable`] or [`crate::Error::Busy`].
+    pub unserved: u64,
+    /// Writes that ended [`crate::Error::InDoubt`].
+    pub in_doubt: u64,
+    /// Writes in doubt that are not settled, now.
+    pub unsettled: u64,
+    /// Operations that ended [`crate::Error::Interrupted`] or [`crate::Error::Cancelled`].
+    pub given_up: u64,
+    /// Times that an operation had to be tried again.
+    pub retries: u64,
+    /// Requests put on connections; an operation that is tried again has several.
+    pub requests: u64,
+    /// Responses to requests.
+    pub responses: u64,
+    /// Bytes that the system took for sending, those of questions for the map included.
+    pub bytes_sent: u64,
+    /// Bytes received, those of maps included.
+    pub bytes_received: u64,
+    /// Connections to servers that were welcomed.
+    pub connections_opened: u64,
+    /// Connections to servers that ended against the client's will, or could not be opened.
+    pub connections_lost: u64,
+    /// Connections to servers that are open, now.
+    pub connections_open: u64,
+    /// Maps received.
+    pub maps: u64,
+    /// The revision of the newest map; `None` before the first.
+    pub map_revision: Option<MapRevision>,
+    /// Sessions begun anew because the servers had forgotten the earlier one, or another process uses its id.
+    pub sessions_begun_anew: u64,
+    /// The time at which bytes last came from any server or coordinator.
+    pub heard_at: Option<Instant>,
+    /// The same of each server of the map, in ring order. Empty before the first map.
+    pub servers: Vec<ServerStatistics>,
+}
+
+/// The numbers of one server, whichever of its processes served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerStatistics {
+    /// The server's place in the ring.
+    pub server: ServerId,
+    /// True if the newest map says that it is up.
+    pub is_up: bool,
+    /// The address of its port for clients, by the newest map.
+    pub address: Option<SocketAddr>,
+    /// As in [`Statistics`].
+    pub retries: u64,
+    /// As in [`Statistics`].
+    pub requests: u64,
+    /// As in [`Statistics`].
+    pub responses: u64,
+    /// Requests without a response, now. Those that their callers have given up count.
+    pub outstanding: u64,
+    /// As in [`Statistics`], without questions for the map.
+    pub bytes_sent: u64,
+    /// As in [`Statistics`], without maps.
+    pub bytes_received: u64,
+    /// As in [`Statistics`].
+    pub connections_opened: u64,
+    /// As in [`Statistics`].
+    pub connections_lost: u64,
+    /// As in [`Statistics`].
+    pub connections_open: u64,
+    /// The time at which bytes last came over a connection for requests.
+    pub heard_at: Option<Instant>,
+}
+
+impl Statistics {
+    /// Adds the numbers of another engine of the same client.
+    pub(crate) fn add(&mut self, other: &Statistics) {
+        self.operations += other.operations;
+        self.in_flight += other.in_flight;
+        self.bytes_in_flight += other.bytes_in_flight;
+        self.unserved += other.unserved;
+        self.in_doubt += other.in_doubt;
+        self.unsettled += other.unsettled;
+        self.given_up += other.given_up;
+        self.retries += other.retries;
+        self.requests += other.requests;
+        self.responses += other.responses;
+        self.bytes_sent += other.bytes_sent;
+        self.bytes_received += other.bytes_received;
+        self.connections_opened += other.connections_opened;
+        self.connections_lost += other.connections_lost;
+        self.connections_open += other.connections_open;
+        self.maps += other.maps;
+        self.sessions_begun_anew += other.sessions_begun_anew;
+        self.heard_at = self.heard_at.max(other.heard_at);
+        let is_newer = other.map_revision > self.map_revision;
+        self.map_revision = self.map_revision.max(other.map_revision);
+        for (at, more) in other.servers.iter().enumerate() {
+            match self.servers.get_mut(at) {
+                Some(server) => server.add(more, is_newer),
+                None => self.servers.push(*more),
+            }
+        }
+    }
+}
+
+impl ServerStatistics {
+    pub(crate) fn new(server: ServerId) -> ServerStatistics {
+        ServerStatistics {
+            server,
+            is_up: false,
+            address: None,
+            retries: 0,
+            requests: 0,
+            responses: 0,
+            outstanding: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            connections_opened: 0,
+            connections_lost: 0,
+            connections_open: 0,
+            heard_at: None,
+        }
+    }
+
+    /// Adds the numbers of another engine, of which the map `is_newer`.
+    fn add(&mut self, other: &ServerStatistics, is_newer: bool) {
+        if is_newer {
+            (self.is_up, self.address) = (other.is_up, other.address);
+        }
+        self.retries += other.retries;
+        self.requests += other.requests;
+        self.responses += other.responses;
+        self.outstanding += other.outstanding;
+        self.bytes_sent += other.bytes_sent;
+        self.bytes_received += other.bytes_received;
+        self.connections_opened += other.connections_opened;
+        self.connections_lost += other.connections_lost;
+        self.connections_open += other.connections_open;
+        self.heard_at = self.heard_at.max(other.heard_at);
+    }
+
+    /// Adds the counters of one connection.
+    pub(crate) fn add_traffic(&mut self, traffic: &Traffic) {
+        self.requests += traffic.requests;
+        self.responses += traffic.responses;
+        self.bytes_sent += traffic.bytes_sent;
+        self.bytes_received += traffic.bytes_received;
+        self.heard_at = self.heard_at.max(traffic.heard_at);
+    }
+}
+
+/// Counters of one connection, or of several.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) requests: u64,
+    pub(crate) responses: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) heard_at: Option<Instant>,
+}
+
+impl Traffic {
+    pub(crate) fn add(&mut self, other: &Traffic) {
+        self.requests += other.requests;
+        self.responses += other.responses;
+        self.bytes_sent += other.bytes_sent;
+        self.bytes_received += other.bytes_received;
+        self.heard_at = self.heard_at.max(other.heard_at);
+    }
+}
+
+/// Counters of a server, without the connections that are open.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ServerCounts {
+    pub(crate) retries: u64,
+    pub(crate) opened: u64,
+    pub(crate) lost: u64,
+    pub(crate) traffic: Traffic,
+}
+
+/// Counters of an engine.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// RESOLVEs of the engine's own.
+    pub(crate) resolvers: u64,
+    pub(crate) unserved: u64,
+    pub(crate) in_doubt: u64,
+    pub(crate) given_up: u64,
+    pub(crate) retries: u64,
+    pub(crate) maps: u64,
+    pub(crate) sessions_begun_anew: u64,
+    /// Of connections for the map that are closed.
+    pub(crate) for_maps: Traffic,
+    /// By the servers' places in the ring: as many as a map names, at most.
+    servers: Vec<ServerCounts>,
+}
+
+impl Counts {
+    pub(crate) fn of(&mut self, server: ServerId) -> &mut ServerCounts {
+        let at = usize::from(server.0);
+        if self.servers.len() <= at {
+            self.servers.resize_with(at + 1, ServerCounts::default);
+        }
+        &mut self.servers[at]
+    }
+
+    pub(crate) fn get(&self, server: ServerId) -> Option<&ServerCounts> {
+        self.servers.get(usize::from(server.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_of_two_engines_takes_the_servers_of_the_newer_map() {
+        let address = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        let of = |revision, port, is_up| Statistics {
+            requests: 3,
+            map_revision: Some(MapRevision(revision)),
+            servers: vec![ServerStatistics {
+                is_up,
+                address: address(port),
+                requests: 3,
+                ..ServerStatistics::new(ServerId(0))
+            }],
+            ..Statistics::default()
+        };
+        for (first, second) in
+            [(of(1, 1, false), of(2, 2, true)), (of(2, 2, true), of(1, 1, false))]
+        {
+            let mut sum = Statistics::default();
+            sum.add(&first);
+            sum.add(&second);
+            assert_eq!((sum.requests, sum.map_revision), (6, Some(MapRevision(2))));
+            let server = sum.servers[0];
+            assert_eq!((server.requests, server.is_up, server.address), (6, true, address(2)));
+        }
+    }
+}

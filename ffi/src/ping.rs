@@ -1,0 +1,56 @@
+//! The round trip to a server.
+
+use std::ffi::c_int;
+use std::time::Duration;
+
+use kv_client::OpOptions;
+
+use crate::batch::Worst;
+use crate::buffer::kvc_slice;
+use crate::error::{Failure, KVC_OK};
+use crate::handle::{kvc_client, open_here};
+use crate::options::millis;
+use crate::panic::guard;
+
+/// Asks the server of a key for a response and nothing else. With an empty key (len 0) it asks the servers of all
+/// keys, all at once: for each part of the keys the server that serves it now. A cluster that is whole has as many
+/// parts as servers. It connects where there is no connection yet, so a program can use it to be ready before its
+/// first call.
+///
+/// `timeout_ms`: as in kvc_op_options. On success *nanoseconds, unless it is NULL, is the time that the slowest took,
+/// with connecting and retries if there were any: ask twice to measure a round trip alone. KVC_OK if all have
+/// responded, else the most serious status, in the order of kvc_mput().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_ping(
+    client: *mut kvc_client,
+    key: kvc_slice,
+    timeout_ms: u32,
+    nanoseconds: *mut u64,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller passes NULL or an open handle, and a key that is readable.
+        let (handle, key) = unsafe { (open_here(client)?, key.bytes("key")?) };
+        let options = OpOptions { deadline: millis(timeout_ms), ..OpOptions::default() };
+        let took = match key {
+            [] => {
+                let (mut slowest, mut asked, mut worst) = (Duration::ZERO, 0, Worst::default());
+                handle.shared.ping_all(&options, &mut |part, result| {
+                    asked += 1;
+                    match result {
+                        Ok(took) => slowest = slowest.max(took),
+                        Err(error) => worst.note(part, Failure::from(error)),
+                    }
+                })?;
+                worst.tell(asked)?;
+                slowest
+            }
+            key => handle.shared.ping(key, &options)?,
+        };
+        if !nanoseconds.is_null() {
+            let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+            // SAFETY: not NULL; the caller lets us write a number there.
+            unsafe { nanoseconds.write(took) };
+        }
+        Ok(KVC_OK)
+    })
+}
