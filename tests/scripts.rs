@@ -353,7 +353,7 @@ fn launch_cluster_finds_servers_on_ssh_hosts_whose_coordinator_is_gone_and_serve
     let first = pids(&checkout.status());
     kill_coordinator(&checkout);
     let told = checkout.launch(&["status"]).with_code(1);
-    for words in ["3 of 3 servers are known to live", "is gone", &host] {
+    for words in ["3 of 3 servers are known to run", "is gone", &host] {
         assert!(told.stderr.contains(words), "no {words:?} in {}", told.stderr);
     }
     // Nothing of how the hosts are reached is said again.

@@ -74,7 +74,7 @@ impl All {
     /// Returns how many servers are failing now, if any.
     fn failing(&self) -> Option<String> {
         let failing = self.servers.iter().filter(|part| part.is_failing).count();
-        (failing > 0).then(|| format!("{failing} cannot, and try again"))
+        (failing > 0).then(|| format!("{failing} failed, and retry"))
     }
 
     /// Returns the line for the bottom of a terminal with this many columns.
@@ -118,7 +118,7 @@ mod tests {
         let mut failing = all.clone();
         failing.servers[1].is_failing = true;
         assert!(
-            failing.log_line().ends_with(", 1 cannot, and try again"),
+            failing.log_line().ends_with(", 1 failed, and retry"),
             "{}",
             failing.log_line()
         );
