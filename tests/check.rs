@@ -36,8 +36,7 @@ fn an_address_of_another_machine_is_found_by_a_check_and_by_a_start() {
 fn a_check_tells_of_ports_that_meet_of_memory_and_of_threads() {
     let file = "3\nlocalhost 0 0 0\nlocalhost 45017 0 0\nlocalhost 0 0 0\n";
     let checked = coord_with(file, &["-c", "45017", "--check"]).with_code(1);
-    let words =
-        "FAILED  server 1 on localhost, port 45017: the coordinator's -c has the same port";
+    let words = "FAILED  server 1 on localhost, port 45017: the coordinator's -c has the same port";
     for words in [words, "localhost, memory:", "threads (ulimit -u)", "locked memory (ulimit -l)"] {
         assert!(checked.stdout.contains(words), "no {words:?} in {}", checked.stdout);
     }

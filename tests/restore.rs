@@ -298,7 +298,10 @@ fn after_a_double_fault_the_command_that_is_told_restores_all_but_what_was_lost(
 
     let mut plain = Cluster::builder().servers(4).in_dir(cluster.into_dir()).launch();
     plain.await_any_code(1);
-    assert_says(&plain.coord_errors(), &["was interrupted or did not dump every table", "--restore DIR"]);
+    assert_says(
+        &plain.coord_errors(),
+        &["was interrupted or did not dump every table", "--restore DIR"],
+    );
     let dir = plain.into_dir();
     let cluster = Cluster::builder().servers(4).restore(dir).flag("--accept-loss").start();
     let mut client = cluster.open();
