@@ -174,9 +174,9 @@ pub(crate) struct Args {
     pub(crate) accept_loss: bool,
 
     /// Restore although every copy of the coordinator's state is lost: the dumps in the directories show what the last
-    /// state was. For a group with the dumps of both holders the result is certain. For any other group, the
-    /// coordinator reports what may be missing, and --accept-loss is needed. Servers that run in these directories, or
-    /// on the ssh hosts, block the restore: stop them first.
+    /// state was. For a group with the dumps of both holders the result is certain. Any other group needs
+    /// --accept-loss, and the coordinator reports what may be missing. Servers that run in these directories, or on the
+    /// ssh hosts, block the restore: stop them first.
     #[arg(long, requires = "restore")]
     pub(crate) without_state: bool,
 
@@ -254,34 +254,34 @@ impl std::fmt::Display for NetEngine {
 /// What else `coord` does.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Shows the servers and groups of a running cluster.
+    /// Show the servers and groups of a running cluster.
     ///
-    /// The exit status is 0 if every group has two copies and there is no alarm, 3 if every key is served but a copy is
-    /// missing or there is an alarm, 4 if some keys are not served, 1 if the coordinator does not respond. The first
-    /// line gives the reason.
+    /// The exit status is 0 if every group has two copies and there is no alarm; 3 if every key is served, but a copy
+    /// is missing, there is an alarm, or the cluster is starting or stopping; 4 if some keys are not served; 1 if the
+    /// coordinator does not respond. The first line gives the reason.
     Status(StatusArgs),
-    /// Stops a running cluster in order, and waits until it has ended. If its coordinator has died, this command takes
+    /// Stop a running cluster in order, and wait until it has ended. If its coordinator has died, this command takes
     /// the servers over, here and on ssh hosts, and stops them in order. Only the user that runs the coordinator, and
     /// root, may use it. The exit status is that of the coordinator.
     Stop(StopArgs),
-    /// Ends the coordinator and leaves the servers serving. No server is replaced until another coordinator takes them
+    /// End the coordinator and leave the servers serving. No server is replaced until another coordinator takes them
     /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may use it.
     Detach(DetachArgs),
-    /// Restarts a server while the cluster serves. It restarts on its own host, to run a new executable, or on another
-    /// host, to move it or because its host is dead for good. A server that serves hands its groups over first. A
-    /// silent server is replaced without proof of its death. The only holder of a group stays where it is. The command
-    /// waits until the new process holds all that the old one held; Ctrl+C ends only the wait.
+    /// Restart a server while the cluster serves: on its own host, to run a new executable, or on another host, to move
+    /// it or because its host is dead for good. A server that serves hands its groups over first. A silent server is
+    /// replaced without proof of its death. The only holder of a group stays where it is. The command waits until the
+    /// new process holds all that the old one held; Ctrl+C ends only the wait.
     Replace(ReplaceArgs),
-    /// Changes settings of a running cluster, at its servers too.
+    /// Change settings of a running cluster, at its servers too.
     Set(SetArgs),
-    /// Lists the servers of the cluster in a directory, and which of them run, with or without a coordinator. It reads
-    /// the state there, and asks this machine and the ssh hosts for their processes. It changes nothing.
+    /// List the servers of the cluster in a directory, and which of them run, with or without a coordinator. The
+    /// command reads the state there, and asks this machine and the ssh hosts for their processes. It changes nothing.
     ///
     /// The exit status is 0 if a coordinator or a server runs, 3 if nothing runs, 4 if no server is known to run and
     /// the state of some is not known, 1 if the state cannot be read.
     Ls(LsArgs),
-    /// Fetches the dumps of a stopped cluster from its ssh hosts, for --restore. No file is overwritten; only their
-    /// owner can read the copies.
+    /// Fetch the dumps of a stopped cluster from its ssh hosts, for --restore. No file is overwritten; only their owner
+    /// can read the copies.
     ///
     /// The exit status is 0 if both dumps of each server on an ssh host are in the directory afterwards, 1 otherwise.
     Collect(CollectArgs),
@@ -472,7 +472,7 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Repeat until Ctrl+C: on a terminal in place; elsewhere one status after the other, with --json one line each.
+    /// Repeat until Ctrl+C: on a terminal in place; elsewhere one status after the other (with --json one line each).
     #[arg(long)]
     pub(crate) watch: bool,
 
