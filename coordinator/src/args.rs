@@ -472,7 +472,8 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Repeat until Ctrl+C: on a terminal in place; elsewhere one status after the other (with --json one line each).
+    /// Repeat until Ctrl+C, with --json one line each. A terminal shows the status in place; elsewhere each status
+    /// follows the last one.
     #[arg(long)]
     pub(crate) watch: bool,
 
