@@ -24,8 +24,8 @@ case ${1-} in
     # Any difference counts, an addition too: the kept files are what the next one is compared with.
     if ! diff -u "$kept/exports.txt" "$now/exports.txt" || ! diff -u "$kept/constants.txt" "$now/constants.txt" ||
         ! abidiff "$kept/kvclient.xml" "$now/kvclient.xml"; then
-        printf '%s: include/kvclient.h is not the interface in %s. Is what was there before still the same? ' "$0" "$kept" >&2
-        printf 'Then run "make abi" and commit it; else the soname changes too (ffi/build.rs)\n' >&2
+        printf '%s: include/kvclient.h differs from the interface in %s. If nothing that was there before has changed, ' "$0" "$kept" >&2
+        printf 'run "make abi" and commit the result; otherwise also change the soname (ffi/build.rs)\n' >&2
         exit 1
     fi
     ;;

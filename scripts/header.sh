@@ -10,14 +10,14 @@ out_dir=$(cargo build --locked -p kvclient --message-format=json-render-diagnost
     sed -n '/"reason":"build-script-executed"/{/ffi#kvclient@/s/.*"out_dir":"\([^"]*\)".*/\1/p}')
 generated=$out_dir/kvclient.h
 [[ $out_dir && -s $generated ]] || {
-    printf '%s: the build of ffi/ left no kvclient.h in its OUT_DIR (%s)\n' "$0" "$out_dir" >&2
+    printf '%s: cannot find kvclient.h in the OUT_DIR of ffi/ (%s); check the build of ffi/\n' "$0" "$out_dir" >&2
     exit 1
 }
 
 case ${1-} in
 --check)
     diff -u --label "$committed" --label "generated from ffi/" "$committed" "$generated" || {
-        printf '%s: %s is not what ffi/ says; run "make header" and commit it\n' "$0" "$committed" >&2
+        printf '%s: %s differs from the header generated from ffi/; run "make header" and commit it\n' "$0" "$committed" >&2
         exit 1
     }
     ;;

@@ -24,14 +24,14 @@ refuse() { # <words>...
 
 # They stand in kvclient.pc and in what compilers are told, where a blank ends a word.
 case $prefix in
-*[[:space:]]*) refuse "PREFIX may have no blank: $prefix" ;;
+*[[:space:]]*) refuse "PREFIX must not contain blanks: $prefix" ;;
 /*) ;;
-*) refuse "PREFIX has to begin with /: $prefix" ;;
+*) refuse "PREFIX must be an absolute path: $prefix" ;;
 esac
 for place in "$lib" "$man"; do
     case $place in
-    *[[:space:]]*) refuse "LIBDIR and MANDIR may have no blank: $place" ;;
-    /*) refuse "LIBDIR and MANDIR are below PREFIX and do not begin with /: $place" ;;
+    *[[:space:]]*) refuse "LIBDIR and MANDIR must not contain blanks: $place" ;;
+    /*) refuse "LIBDIR and MANDIR must be relative to PREFIX: $place" ;;
     esac
 done
 
@@ -72,7 +72,7 @@ check_sources() {
     local from missing=()
     while read -r _ _ from; do [[ -f $from ]] || missing+=("$from"); done < <(list)
     if ((${#missing[@]})); then
-        printf 'nothing was installed, run "make" first: there is no %s\n' "${missing[*]}" >&2
+        printf 'cannot install; run "make" first (nothing was installed): there is no %s\n' "${missing[*]}" >&2
         exit 1
     fi
 }
@@ -138,16 +138,16 @@ loader_knows() {
 make_known() {
     PATH=$PATH:/usr/sbin:/sbin # where people who are not root do not look for ldconfig
     if [[ ${DESTDIR-} ]]; then
-        echo "once this is in place, \"ldconfig\" as root makes the library known"
+        echo "after the files are in place, run \"ldconfig\" as root so that programs find the library"
     elif ! loader_knows "$prefix/$lib"; then
-        echo "the loader does not look into $prefix/$lib: link programs with -Wl,-rpath,$prefix/$lib"
+        echo "the loader does not search $prefix/$lib: link programs with -Wl,-rpath,$prefix/$lib"
     elif ((EUID == 0)); then
         ldconfig
     else
-        echo "for programs to find the library, say as root: ldconfig"
+        echo "so that programs find the library, run as root: ldconfig"
     fi
     if [[ ! ${DESTDIR-} && :$(pkg-config --variable pc_path pkg-config 2>/dev/null): != *:"$prefix/$lib/pkgconfig":* ]]; then
-        echo "for pkg-config, say: export PKG_CONFIG_PATH=$prefix/$lib/pkgconfig"
+        echo "for pkg-config, run: export PKG_CONFIG_PATH=$prefix/$lib/pkgconfig"
     fi
 }
 

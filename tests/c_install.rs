@@ -161,7 +161,7 @@ fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
     let said = install(&prefix.join("lib"));
     assert!(!said.contains("rpath"), "{said}");
     let is_root = rustix::process::geteuid().is_root();
-    assert_eq!((renewed.exists(), said.contains("say as root: ldconfig")), (is_root, !is_root));
+    assert_eq!((renewed.exists(), said.contains("run as root: ldconfig")), (is_root, !is_root));
 }
 
 #[test]
@@ -185,10 +185,10 @@ fn libraries_and_manual_go_where_they_are_told_and_nothing_is_stripped_if_so_sai
 fn places_that_no_compiler_could_be_told_are_refused_in_words() {
     let package = Package::open();
     for (word, said) in [
-        ("PREFIX=opt/kv", "PREFIX has to begin with /: opt/kv"),
-        ("PREFIX=/opt/k v", "PREFIX may have no blank: /opt/k v"),
-        ("LIBDIR=/usr/lib", "do not begin with /: /usr/lib"),
-        ("MANDIR=a man", "may have no blank: a man"),
+        ("PREFIX=opt/kv", "PREFIX must be an absolute path: opt/kv"),
+        ("PREFIX=/opt/k v", "PREFIX must not contain blanks: /opt/k v"),
+        ("LIBDIR=/usr/lib", "must be relative to PREFIX: /usr/lib"),
+        ("MANDIR=a man", "must not contain blanks: a man"),
     ] {
         let ended = package.make_with("install", &[word]);
         assert!(ended.code != Some(0) && ended.stderr.contains(said), "{word}: {ended:?}");

@@ -119,7 +119,7 @@ fn a_coordinator_in_another_pid_namespace_takes_no_living_server_for_dead() {
     let state = fs::read(cluster.state_file()).expect("the state");
     let refuses = |ended: Ended| {
         let ended = ended.with_code(1);
-        for words in ["may still live", "PID namespace", "nothing was started"] {
+        for words in ["may still run", "PID namespace", "nothing was started"] {
             assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
         }
     };
@@ -185,7 +185,7 @@ fn what_the_next_coordinator_is_told_counts_from_then_on_and_is_remembered() {
     cluster.restart_with(&["--memory-limit", "128M", "--on-double-fault", "isolate"]);
     let log = cluster.coord_log();
     for words in [
-        "--memory-limit is 128M from now on, no longer 96M; servers that run already keep",
+        "--memory-limit is 128M from now on, no longer 96M; running servers keep",
         "--on-double-fault is isolate from now on, no longer shutdown",
     ] {
         assert!(log.contains(words), "no {words:?} in {log}");
@@ -292,12 +292,12 @@ fn a_state_that_is_older_than_its_cluster_is_refused_and_nothing_is_decided_from
     let newest = fs::read(cluster.state_file()).expect("the state");
     fs::write(cluster.state_file(), old).expect("write a file");
     let ended = cluster.run_coordinator(&[]).with_code(1);
-    assert!(ended.stderr.contains("coordinator.state is older than its cluster"), "{ended:#?}");
+    assert!(ended.stderr.contains("coordinator.state is older than the cluster"), "{ended:#?}");
     assert!(pids.iter().all(|pid| process::is_alive(*pid)));
     fs::write(cluster.state_file(), newest).expect("write a file");
     // The servers obeyed the coordinator that knew too little; its successor needs a later epoch.
     let ended = cluster.run_coordinator(&[]).with_code(1);
-    assert!(ended.stderr.contains("has obeyed another coordinator, of epoch 2"), "{ended:#?}");
+    assert!(ended.stderr.contains("has followed another coordinator, of epoch 2"), "{ended:#?}");
     cluster.restart();
     cluster.await_whole();
     cluster.assert_serves(&pids);

@@ -288,7 +288,7 @@ fn a_server_that_is_told_to_leave_hands_over_exits_within_five_seconds_and_is_re
     process::signal(pid, Signal::TERM);
     wait_until("the server to exit", Duration::from_secs(5), || !process::is_alive(pid));
     wait_until("the coordinator to say so", PATIENCE, || {
-        cluster.coord_log().contains("server 1 was told to stop")
+        cluster.coord_log().contains("server 1 received a stop signal")
     });
     cluster.await_whole();
     for role in ["primary", "secondary"] {

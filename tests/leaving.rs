@@ -47,7 +47,7 @@ fn a_server_that_leaves_with_much_to_dump_hands_it_over_and_destroys_no_copy() {
     assert_eq!(cluster.server_pid(0), pids[0], "no other process was replaced");
     assert_eq!(cluster.server_pid(2), pids[2], "no other process was replaced");
     let log = cluster.coord_log();
-    assert!(log.contains("server 1 was told to stop"), "{log}");
+    assert!(log.contains("server 1 received a stop signal"), "{log}");
     assert_no_fault(&log);
     check_all(&mut client, &pairs);
 }
@@ -66,7 +66,7 @@ fn all_servers_that_are_told_to_stop_within_moments_end_with_dumps_that_bring_ev
                 let told =
                     format!("server {}", pids.iter().position(|p| *p == pid).expect("its place"));
                 wait_until("the coordinator to be asked", PATIENCE, || {
-                    cluster.coord_log().contains(&format!("{told} was told to stop"))
+                    cluster.coord_log().contains(&format!("{told} received a stop signal"))
                 });
             }
         }
@@ -117,7 +117,7 @@ fn dumps_of_earlier_runs_are_never_overwritten_and_a_start_says_what_it_leaves_a
         };
         put_all(&mut cluster.open(), &[(format!("of run {run}").into_bytes(), b"v".to_vec())]);
         let errors = cluster.coord_log();
-        assert_eq!(errors.contains("begins EMPTY"), run > 0, "{errors}");
+        assert_eq!(errors.contains("starts EMPTY"), run > 0, "{errors}");
         dir = Some(cluster.stop_and_keep().1);
     }
     let dir = dir.expect("a run");

@@ -142,13 +142,13 @@ fn where_the_state_is_lost_the_dumps_of_both_holders_bring_every_key_back() {
     let pairs = pairs(300);
     let dir = stopped(&pairs);
     let (said, dir) = refused(Cluster::builder().flag("--without-state").restore(dir));
-    assert_says(&said, &["coordinator.state is there", "leave --without-state out"]);
+    assert_says(&said, &["coordinator.state exists", "omit --without-state"]);
     lose_state(dir.path());
     let (said, dir) = refused(Cluster::builder().restore(dir));
-    assert_says(&said, &["nobody knows which dumps count", "--without-state"]);
+    assert_says(&said, &["it is not known which dumps count", "--without-state"]);
     let cluster = Cluster::builder().flag("--without-state").restore(dir).start();
     let log = cluster.coord_log();
-    assert_says(&log, &["rebuilt from dumps alone", "two clusters answer for the same keys"]);
+    assert_says(&log, &["rebuilt from dumps alone", "two clusters serve the same keys"]);
     check_all(&mut cluster.open(), &pairs);
     cluster.await_whole();
     cluster.stop().assert_copies_agree();
@@ -166,7 +166,7 @@ fn without_a_state_a_group_of_which_one_dump_is_left_comes_back_only_when_that_i
     let without = |dir| Cluster::builder().flag("--without-state").restore(dir);
     let (said, dir) = refused(without(dir));
     let doubts =
-        ["group 0: one holder's dump is there alone", "group 1: there is no holder's dump"];
+        ["group 0: there is the dump of only one holder", "group 1: there is no dump of a holder"];
     assert_says(&said, &[doubts[0], doubts[1], "--accept-loss"]);
     assert!(!said.contains("group 2:"), "{said}");
     let cluster = without(dir).flag("--accept-loss").start();
@@ -196,7 +196,7 @@ fn without_a_state_neither_dumps_of_a_run_before_nor_servers_that_run_are_passed
         wait_until("its end", PATIENCE, || !process::is_alive(pid));
     }
     let ended = cluster.run_coordinator(&["--without-state"]).with_code(1);
-    assert_says(&ended.stderr, &["only dumps of earlier runs are there", ".old"]);
+    assert_says(&ended.stderr, &["there are only dumps of earlier runs", ".old"]);
 }
 
 #[test]
@@ -298,7 +298,10 @@ fn after_a_double_fault_the_command_that_is_told_restores_all_but_what_was_lost(
 
     let mut plain = Cluster::builder().servers(4).in_dir(cluster.into_dir()).launch();
     plain.await_any_code(1);
-    assert_says(&plain.coord_errors(), &["left out a table or was broken off", "--restore DIR"]);
+    assert_says(
+        &plain.coord_errors(),
+        &["was interrupted or did not dump every table", "--restore DIR"],
+    );
     let dir = plain.into_dir();
     let cluster = Cluster::builder().servers(4).restore(dir).flag("--accept-loss").start();
     let mut client = cluster.open();
@@ -382,7 +385,7 @@ fn on_another_machine_nobody_can_be_asked_after_localhost_and_only_force_restore
     let dir = stopped(&pairs);
     move_to_another_machine(&dir.path().join("coordinator.state"));
     let (said, dir) = refused(Cluster::builder().restore(dir));
-    assert_says(&said, &["another machine", "cannot be asked after server 0 (pid ", "--force"]);
+    assert_says(&said, &["another machine", "cannot be checked for server 0 (pid ", "--force"]);
     assert!(dir.path().join("server_0.primary").exists(), "nothing was changed");
     let cluster = Cluster::builder().restore(dir).flag("--force").start();
     check_all(&mut cluster.open(), &pairs);
@@ -463,7 +466,7 @@ fn a_restore_whose_coordinator_is_killed_is_gone_on_with_by_another_restore_only
 
     let mut plain = Cluster::builder().in_dir(dir).launch();
     plain.await_any_code(1);
-    assert_says(&plain.coord_errors(), &["was to be restored", "--restore"]);
+    assert_says(&plain.coord_errors(), &["whose restore did not finish", "--restore"]);
     let cluster = Cluster::builder().restore(plain.into_dir()).start();
     check_all(&mut cluster.open(), &pairs);
     // The waiting process is a shell, whose `sleep` outlives it for a moment.

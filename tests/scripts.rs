@@ -307,7 +307,7 @@ fn launch_cluster_finds_and_ends_servers_that_have_outlived_their_coordinator() 
     kill_coordinator(&checkout);
     assert_eq!(checkout.processes().len(), 3);
     let told = checkout.launch(&["status"]).with_code(1);
-    assert!(told.stderr.contains("is gone"), "{}", told.stderr);
+    assert!(told.stderr.contains("has ended"), "{}", told.stderr);
     // Another coordinator takes them over for an orderly stop.
     checkout.launch(&["stop"]).with_code(0);
     checkout.assert_nobody_left();
@@ -324,7 +324,7 @@ fn launch_cluster_without_a_state_ends_the_servers_that_hold_its_lock_and_says_s
     kill_coordinator(&checkout);
     fs::remove_file(checkout.run_dir().join("coordinator.state")).expect("remove the state");
     let told = checkout.launch(&["status"]).with_code(1);
-    assert!(told.stderr.contains("run on"), "{}", told.stderr);
+    assert!(told.stderr.contains("its servers still run: pid"), "{}", told.stderr);
     checkout.launch(&["stop"]).with_code(1);
     checkout.assert_nobody_left();
     assert_eq!(checkout.dumped_entries(), 1);
@@ -354,7 +354,7 @@ fn launch_cluster_finds_servers_on_ssh_hosts_whose_coordinator_is_gone_and_serve
     let first = pids(&checkout.status());
     kill_coordinator(&checkout);
     let told = checkout.launch(&["status"]).with_code(1);
-    for words in ["3 of 3 servers are known to live", "is gone", &host] {
+    for words in ["3 of 3 servers are known to run", "has ended", &host] {
         assert!(told.stderr.contains(words), "no {words:?} in {}", told.stderr);
     }
     // The options for reaching the hosts are not repeated.

@@ -112,7 +112,7 @@ fn where_the_host_of_an_old_member_cannot_be_asked_only_force_restores() {
     let mut refused = here(cluster.into_dir()).launch();
     refused.await_end(1);
     let said = refused.coord_errors();
-    let who = format!("{} cannot be asked after server {REMOTE} (pid {pid})", sshd.host());
+    let who = format!("cannot check {} for server {REMOTE} (pid {pid})", sshd.host());
     for words in [&*who, "Permission denied", "--force"] {
         assert!(said.contains(words), "no {words:?} in: {said}");
     }
@@ -222,7 +222,7 @@ fn a_coordinator_that_is_detached_ends_and_its_servers_serve_on_until_another_ta
     let key = cluster.key_at(1, 0, "key");
     client.put(&key, b"v", &kv_client::OpOptions::default()).expect("a put");
     let told = coord("detach", cluster.dir(), &[]).with_code(0);
-    for words in ["the 3 servers serve on", "77 s (--orphan-timeout)", "--dir"] {
+    for words in ["the 3 servers continue to serve", "77 s (--orphan-timeout)", "--dir"] {
         assert!(told.stdout.contains(words), "no {words:?} in {}", told.stdout);
     }
     // The command waits for the coordinator's lock; the process itself ends a moment later.
@@ -295,7 +295,7 @@ fn a_stop_without_a_coordinator_takes_the_servers_over_and_stops_them_in_order()
     dumps.assert_copies_agree();
     assert_eq!(dumps.entries().len(), 300);
     let nobody = coord("stop", cluster.dir(), &[]).with_code(1);
-    assert!(nobody.stderr.contains("no server of its cluster lives"), "{}", nobody.stderr);
+    assert!(nobody.stderr.contains("no server of its cluster runs"), "{}", nobody.stderr);
 }
 
 #[test]
@@ -381,9 +381,9 @@ fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live(
     }
     let state = fs::read(cluster.state_file()).expect("the state");
     let ended = cluster.run_coordinator(&[]).with_code(1);
-    let advice = "coordinator.state where it is: servers that live hold all data";
+    let advice = "coordinator.state where it is: running servers hold all data";
     for words in
-        ["server 1 of the last run may still live", &*sshd.host(), "nothing was started", advice]
+        ["server 1 of the last run may still run", &*sshd.host(), "nothing was started", advice]
     {
         assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
     }
@@ -408,7 +408,7 @@ fn without_sshd_the_cluster_goes_on_and_when_it_is_back_the_server_is_watched_ag
     fs::rename(&server, &away).expect("move the program away");
     sshd.restart();
     wait_until("the reason in the log", PATIENCE, || {
-        cluster.coord_log().contains("which alone can say what lives")
+        cluster.coord_log().contains("which is needed to find the processes that run")
     });
     cluster.assert_serves(&pids);
     assert!(!cluster.coord_log().contains("server 1: it has ended"), "nothing was proven");

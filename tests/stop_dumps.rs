@@ -178,7 +178,7 @@ fn a_stop_that_has_taken_the_servers_over_gives_up_no_table_when_it_is_interrupt
     wait_until("a dump that fails", PATIENCE, || said().contains("could not carry out DUMP-"));
     wait_until("the word on an interrupt", PATIENCE, || {
         process::signal(stop.id(), Signal::INT);
-        said().contains("the stop goes on; coord stop --force")
+        said().contains("the stop continues; coord stop --force")
     });
     assert!(pids.iter().all(|pid| process::is_alive(*pid)), "all data is still in memory");
     process::limit_file_size(pids[1], None);

@@ -124,7 +124,7 @@ fn a_state_that_somebody_else_may_have_put_there_is_refused() {
     // Only root can change a file's owner.
     if chown(&state, Some(OTHER_USER), None).is_ok() {
         let ended = cluster.run_coordinator(&[]).with_code(1);
-        assert!(ended.stderr.contains("belongs to the user with the id 12345"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("belongs to the user with id 12345"), "{}", ended.stderr);
         chown(&state, Some(0), None).expect("take the file back");
     }
     cluster.restart();

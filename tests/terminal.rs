@@ -532,8 +532,8 @@ fn a_watch_goes_on_while_the_coordinator_does_not_answer() {
     let tables = Watching::start(&cluster, dir.path(), &[]);
     wait_until("a table", PATIENCE, || tables.output().contains("serving"));
     cluster.stop();
-    terminal.wait_for("NO ANSWER from the coordinator: ");
-    terminal.wait_for("what follows is ");
+    terminal.wait_for("NO RESPONSE from the coordinator: ");
+    terminal.wait_for("the status below is ");
     terminal.type_in(CTRL_C);
     assert_eq!(terminal.await_end(PATIENCE), Some(0));
     tables.end();

@@ -23,19 +23,19 @@ const MEMORY_LIMIT_MIN: u64 = 16 << 20;
 
 /// Starts the servers of a cluster, watches them, and stops them in order.
 ///
-/// The cluster runs until Ctrl+D (the end of standard input), Ctrl+C or SIGTERM; then every server
-/// drains, dumps both its tables and exits. A dump that fails is tried again and again, and no server
-/// exits before; `coord stop --dump-dir` sends the dumps elsewhere. A second Ctrl+C that comes a second or
-/// more after the first gives up what cannot be dumped; if nothing has failed, or when it comes once more,
-/// the servers are killed without dumps. Any further SIGTERM changes nothing. SIGHUP opens the log file anew, as it
-/// does at every server; SIGUSR1, SIGUSR2, SIGALRM and the like are ignored by both.
+/// The cluster runs until Ctrl+D (the end of standard input), Ctrl+C or SIGTERM. Then every server drains, dumps both
+/// its tables and exits. A dump that fails is retried until it succeeds, and no server exits before; `coord stop
+/// --dump-dir` writes the dumps elsewhere. A second Ctrl+C, a second or more after the first, gives up what cannot be
+/// dumped. If nothing has failed, or on another Ctrl+C after that, the servers are killed without dumps. Any further
+/// SIGTERM has no effect. SIGHUP makes a coordinator or a server reopen its log file; both ignore SIGUSR1, SIGUSR2, SIGALRM
+/// and the like.
 ///
-/// The exit status is 0 if all went well, 1 if something failed (among it: a group of which
-/// no server reported a complete dump), 2 if the command line or the cluster file makes no sense.
+/// The exit status is 0 on success, 1 on a failure (for example: a group of which no server reported a complete dump),
+/// 2 if the command line or the cluster file is invalid.
 ///
 /// `--on-double-fault`, `--memory-limit`, `--connection-memory`, `--orphan-timeout`, `--net`, `--failure-timeout`,
-/// `--remote-dir`, `--ssh-config` and `--advertise` are kept with the cluster's state: a coordinator that takes it over or
-/// restores it goes on with them unless it is given others. `coord status` shows them.
+/// `--remote-dir`, `--ssh-config` and `--advertise` are stored with the cluster's state. A coordinator that takes the
+/// cluster over or restores it uses the stored settings, unless it is given others. `coord status` shows them.
 #[derive(Debug, Parser)]
 #[command(
     name = "coord",
@@ -44,15 +44,15 @@ const MEMORY_LIMIT_MIN: u64 = 16 << 20;
     args_conflicts_with_subcommands = true
 )]
 pub(crate) struct Args {
-    /// Ask a running coordinator instead of being one.
+    /// Send a command to a running coordinator instead of starting one.
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// Port for clients; 0 takes a free one, or that of before for a cluster that runs.
+    /// Port for clients. 0 takes any free port, or, for a running cluster, the same port as before.
     #[arg(short = 'c', long, value_name = "PORT", default_value_t = 0)]
     pub(crate) clients_port: u16,
 
-    /// Port for servers; 0 takes a free one, or that of before for a cluster that runs.
+    /// Port for servers. 0 takes any free port, or, for a running cluster, the same port as before.
     #[arg(short = 's', long, value_name = "PORT", default_value_t = 0)]
     pub(crate) servers_port: u16,
 
@@ -61,132 +61,127 @@ pub(crate) struct Args {
     #[arg(short = 'C', long, value_name = "FILE", required = true)]
     pub(crate) cluster_file: Option<PathBuf>,
 
-    /// File that the log is appended to; standard error without it. KV_LOG filters it
-    /// (error, warn, info, debug, trace).
+    /// Append the log to this file. Default: standard error. KV_LOG sets the level (error, warn, info, debug, trace).
     #[arg(short = 'l', long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
 
-    /// Failure timeout in seconds (fractions allowed): a server that sends no heartbeat for this long counts
-    /// as down. Leases are as long, at least 0.5 s; a server of which a thread hangs for 1.25 leases ends.
-    /// Raise it where servers are starved of processor time: failures are then noticed as much later, and
-    /// reads and writes of the groups concerned wait as much longer. Default: the stored setting, else 0.5.
-    /// A cluster that runs keeps its own.
+    /// Failure timeout in seconds (fractions allowed): a server that sends no heartbeat for this long counts as down.
+    /// Leases are as long, at least 0.5 s; a server with a thread that hangs for 1.25 leases ends. Raise it if servers
+    /// do not get enough processor time: failures are then detected later, and reads and writes of the affected groups
+    /// wait longer. Default: the stored setting, else 0.5. A running cluster keeps its own.
     #[arg(short = 't', long, alias = "timeout", value_name = "SECONDS", value_parser = parse_failure_timeout)]
     pub(crate) failure_timeout: Option<Duration>,
 
-    /// What to do when a second server is gone before the first is back: `shutdown` stops the cluster
-    /// with dumps, `isolate` goes on without what is lost. By default that of before, or `shutdown`.
+    /// Policy for a second server that fails before the first is back: `shutdown` stops the cluster with dumps,
+    /// `isolate` continues without what is lost. Default: the stored setting, else `shutdown`.
     #[arg(long, value_name = "POLICY", value_enum)]
     pub(crate) on_double_fault: Option<OnDoubleFault>,
 
-    /// Directory for the files of the coordinator and of the servers on this machine: logs, dumps,
-    /// the lock, the state. Made if it does not exist. A coordinator that finds the state of a cluster
-    /// that runs takes it over.
+    /// Directory for the files of the coordinator and of the servers on this machine: logs, dumps, the lock, the state.
+    /// It is created if it does not exist. A coordinator that finds the state of a running cluster there takes the
+    /// cluster over.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
 
-    /// Open file descriptor to which one line of JSON with the ports is written once the cluster
-    /// serves.
+    /// Write one line of JSON with the ports to this open file descriptor, once the cluster serves.
     #[arg(long, value_name = "N")]
     pub(crate) ready_fd: Option<i32>,
 
-    /// Check hosts, ssh, io_uring, binaries and ports, start nothing, and exit: 0 if all is well.
+    /// Check hosts, ssh, io_uring, binaries and ports; start nothing, and exit. The exit status is 0 if every check
+    /// passes.
     #[arg(long)]
     pub(crate) check: bool,
 
-    /// Only read the cluster file, as a start would with these flags, and exit: 0 if it makes sense.
+    /// Only read the cluster file, as a start with these flags would, and exit. The exit status is 0 if the file is
+    /// valid.
     #[arg(long)]
     pub(crate) check_file: bool,
 
     /// Only print a line for each ssh host of the cluster file, and exit: the host as ssh takes it, the servers'
-    /// directory there, and the configuration that ssh shall use, with tabs between them. For scripts.
+    /// directory there, and the ssh configuration file, separated by tabs. For scripts.
     #[arg(long)]
     pub(crate) list_hosts: bool,
 
-    /// The configuration that ssh shall use (ssh -F). Default: the stored setting, else that of the user.
+    /// Configuration file for ssh (ssh -F). Default: the stored setting, else the user's configuration.
     #[arg(long, value_name = "FILE", value_parser = parse_ssh_config)]
     pub(crate) ssh_config: Option<PathBuf>,
 
-    /// The servers' directory on ssh hosts; the binary there is DIR/server. Relative to the login's
-    /// home directory. Default: the stored setting, else `ftkv`.
+    /// Directory of the servers on ssh hosts. The server binary there is DIR/server. A relative path starts at the home
+    /// directory of the login. Default: the stored setting, else `ftkv`.
     #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
     pub(crate) remote_dir: Option<String>,
 
-    /// Address by which the other hosts reach this machine. Required when the cluster file mixes
-    /// localhost with ssh hosts; without it a cluster of localhost alone listens on 127.0.0.1 only. Default: the
-    /// stored setting.
+    /// Address at which the other hosts reach this machine. Required if the cluster file mixes localhost with ssh
+    /// hosts. Without it, a cluster of localhost lines listens on 127.0.0.1 only. Default: the stored setting.
     #[arg(long, value_name = "IP")]
     pub(crate) advertise: Option<IpAddr>,
 
-    /// Address of this machine on which the coordinator and the servers here listen, and no other. Default:
-    /// 127.0.0.1 for a cluster of localhost lines, all addresses where other hosts must reach this one.
+    /// Listen only on this address of this machine; it applies to the coordinator and the servers here. Default:
+    /// 127.0.0.1 for a cluster of localhost lines, all addresses if other hosts must reach this machine.
     #[arg(long, value_name = "IP")]
     pub(crate) bind: Option<IpAddr>,
 
-    /// Allow core dumps and debuggers of the same user for the coordinator and for servers that are started
-    /// from now on. Both can show the cluster's key and all data.
+    /// Allow core dumps, and debuggers of the same user, for the coordinator and for every server started from now on.
+    /// Both can show the cluster's key and all data.
     #[arg(long)]
     pub(crate) core_dumps: bool,
 
-    /// Shards of every group, one executor thread each. By default the least number of cores a
-    /// server has to itself on any host, at least 1.
+    /// Shards of every group, one executor thread each. Default: the smallest number of cores that a server has to
+    /// itself on any host, at least 1.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
     pub(crate) shards: Option<u16>,
 
-    /// Memory that the tables of one server may take, such as 512M or 4GiB, at least 16M; `none` for no bound. By default
-    /// that of before, or what the servers of a machine can share of its memory, or of their cgroup's
-    /// (--check says how much that is).
+    /// Memory limit for the tables of one server, such as 512M or 4GiB; at least 16M; `none` for no limit. Default: the
+    /// stored setting, else the server's share of the memory of its machine or cgroup (--check shows it).
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub(crate) memory_limit: Option<String>,
 
-    /// Memory that the clients' connections of one server may hold, such as 128M; at least 40M. The tables
-    /// leave free what connections hold. Default: the stored setting, else a quarter of the memory limit, else
-    /// 256M.
+    /// Memory limit for the clients' connections of one server, such as 128M; at least 40M. The tables leave free what
+    /// connections hold. Default: the stored setting, else a quarter of the memory limit, else 256M.
     #[arg(long, value_name = "BYTES", value_parser = parse_connection_memory)]
     pub(crate) connection_memory: Option<String>,
 
-    /// Seconds (fractions allowed) after which a server that no coordinator speaks to dumps its tables and
-    /// exits, unless it holds the only copy of a group; 0 for never. By default that of before, or 3600.
+    /// Seconds (fractions allowed) without a coordinator after which a server dumps its tables and exits, unless it
+    /// holds the only copy of a group; 0 for never. Default: the stored setting, else 3600.
     #[arg(long, value_name = "SECONDS", value_parser = parse_orphan_timeout)]
     pub(crate) orphan_timeout: Option<Duration>,
 
-    /// What moves the bytes of the servers' connections: io_uring (`uring`, Linux 6.1 and later), `epoll`, or `auto`:
-    /// uring where a server finds that it works, else epoll. Default: the stored setting, else `auto`.
+    /// Network engine of the servers: `uring` (io_uring, Linux 6.1 and later), `epoll`, or `auto`: uring where it works,
+    /// else epoll. Default: the stored setting, else `auto`.
     #[arg(long, value_name = "ENGINE", value_enum)]
     pub(crate) net: Option<NetEngine>,
 
-    /// The server's executable on this machine. By default `server` beside this one (`kv-server` where
-    /// it is installed).
+    /// Server executable for this machine. Default: `server` beside this executable (`kv-server` where it is
+    /// installed).
     #[arg(long, value_name = "FILE")]
     pub(crate) server_binary: Option<PathBuf>,
 
-    /// Bring back the cluster that was stopped, from the dumps and the coordinator's state
-    /// (`coordinator.state`) in these directories; the dumps of servers on ssh hosts must be copied into
-    /// one of them first. They may be the directory that the cluster ran in (--dir). The last state says
-    /// which dumps count; a table shows what becomes of each. Nothing is changed before all is checked,
-    /// and a try that fails can be made again.
+    /// Restore a stopped cluster from the dumps and the coordinator's state (`coordinator.state`) in these directories.
+    /// Copy the dumps of servers on ssh hosts into one of them first (`coord collect`). The directory that the cluster
+    /// ran in (--dir) may be one of them. The latest state decides which dumps count; a table shows how each dump is
+    /// used. Nothing is changed until every check has passed, and a restore that fails can be repeated.
     #[arg(long, value_name = "DIR", num_args = 1..)]
     pub(crate) restore: Vec<PathBuf>,
 
-    /// Do what the files in --dir call for: take the cluster over if it runs, restore it if it was stopped, and
-    /// found a new one only where there is neither a state nor a dump. Never begins empty beside data. For
+    /// Do what the files in --dir call for: take the cluster over if it runs, restore it if it was stopped, and found a
+    /// new one only if there is neither a state nor a dump. It never starts an empty cluster beside existing data. For
     /// service units.
     #[arg(long, conflicts_with = "restore")]
     pub(crate) resume: bool,
 
-    /// Restore although groups are LOST, of which no dump counts: their keys are answered LOST.
+    /// Restore although some groups are LOST because no dump of them counts. Their keys are answered LOST.
     #[arg(long, requires = "restore")]
     pub(crate) accept_loss: bool,
 
-    /// Restore where every copy of the coordinator's state is lost: the dumps in the directories tell what the last
-    /// state was. Where both holders' dumps of a group are there that is certain; of any other group it is said what
-    /// may be missing, and it needs --accept-loss. Servers that run in these directories, or on the ssh hosts, are in
-    /// the way: end them first.
+    /// Restore although every copy of the coordinator's state is lost: the dumps in the directories show what the last
+    /// state was. For a group with the dumps of both holders the result is certain. Any other group needs
+    /// --accept-loss, and the coordinator reports what may be missing. Servers that run in these directories, or on the
+    /// ssh hosts, block the restore: stop them first.
     #[arg(long, requires = "restore")]
     pub(crate) without_state: bool,
 
-    /// Restore although a member of the old cluster may still serve. Only if you know that it does not:
-    /// two clusters would answer for the same keys.
+    /// Restore although a member of the old cluster may still serve. Use it only if you know that none does: otherwise
+    /// two clusters would serve the same keys.
     #[arg(long, requires = "restore")]
     pub(crate) force: bool,
 
@@ -198,7 +193,7 @@ pub(crate) struct Args {
     #[arg(skip)]
     pub(crate) only_stops: bool,
 
-    /// Prints this help.
+    /// Print this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
 }
@@ -207,10 +202,10 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OnDoubleFault {
-    /// Every living server dumps its tables and exits.
+    /// Every remaining server dumps its tables and exits.
     #[default]
     Shutdown,
-    /// Every group goes on by itself; those without a holder are LOST.
+    /// Every group continues on its own; groups without a holder are LOST.
     Isolate,
 }
 
@@ -239,10 +234,10 @@ pub(crate) enum NetEngine {
     /// uring where it works, else epoll.
     #[default]
     Auto,
-    /// io_uring, or no start.
+    /// io_uring; the server does not start without it.
     Uring,
     /// epoll, without any io_uring.
-    // States of before name the engine that it has replaced.
+    // Earlier states name the engine that it has replaced.
     #[serde(alias = "tcpstream")]
     Epoll,
 }
@@ -260,35 +255,36 @@ impl std::fmt::Display for NetEngine {
 /// What else `coord` does.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Shows the servers and groups of a running cluster.
+    /// Show the servers and groups of a running cluster.
     ///
-    /// The exit status is 0 if every group has two copies and there is no alarm, 3 if every key is served and something is
-    /// amiss, 4 if some keys are not served, 1 if the coordinator cannot be asked. The first line says why.
+    /// The exit status is 0 if every group has two copies and there is no alarm; 3 if every key is served, but a copy
+    /// is missing, there is an alarm, or the cluster is starting or stopping; 4 if some keys are not served; 1 if the
+    /// coordinator does not respond. The first line gives the reason.
     Status(StatusArgs),
-    /// Stops a running cluster in order, and waits for its end. Where its coordinator has died, this takes the servers
-    /// over, here and on ssh hosts, and stops them in order. Only the user that runs the coordinator, and root, may.
-    /// The exit status is that of the coordinator.
+    /// Stop a running cluster in order, and wait until it has ended. If its coordinator has died, this command takes
+    /// the servers over, here and on ssh hosts, and stops them in order. Only the user that runs the coordinator, and
+    /// root, may use it. The exit status is that of the coordinator.
     Stop(StopArgs),
-    /// Ends the coordinator and leaves the servers serving. Nobody is replaced until another coordinator takes them
-    /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may.
+    /// End the coordinator and leave the servers serving. No server is replaced until another coordinator takes them
+    /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may use it.
     Detach(DetachArgs),
-    /// Starts a server anew while the cluster serves: on its host, for a new executable, or on another one, where its
-    /// host is dead for good or to move it. A server that serves hands its groups over first; of one that is silent no
-    /// proof of its death is needed. The only holder of a group stays where it is. Waits until the new process holds
-    /// all that the old one held; Ctrl+C ends the waiting alone.
+    /// Restart a server while the cluster serves: on its own host, to run a new executable, or on another host, to move
+    /// it or because its host is dead for good. A server that serves hands its groups over first. A silent server is
+    /// replaced without proof of its death. The only holder of a group stays where it is. The command waits until the
+    /// new process holds all that the old one held; Ctrl+C ends only the wait.
     Replace(ReplaceArgs),
-    /// Changes settings of a cluster that runs, at its servers too.
+    /// Change settings of a running cluster, at its servers too.
     Set(SetArgs),
-    /// Lists the servers of the cluster in a directory, and whether they live, with or without a coordinator: by the
-    /// state there, the processes of this machine, and the ssh hosts. Changes nothing.
+    /// List the servers of the cluster in a directory, and which of them run, with or without a coordinator. The
+    /// command reads the state there, and asks this machine and the ssh hosts for their processes. It changes nothing.
     ///
-    /// The exit status is 0 if a coordinator runs or a server lives, 3 if nothing runs, 4 if no server is known to live
-    /// and some cannot be asked after, 1 if the state cannot be read.
+    /// The exit status is 0 if a coordinator or a server runs, 3 if nothing runs, 4 if no server is known to run and
+    /// the state of some is not known, 1 if the state cannot be read.
     Ls(LsArgs),
-    /// Fetches the dumps of a stopped cluster from its ssh hosts, for --restore. No file is overwritten; the copies are
-    /// for their owner alone.
+    /// Fetch the dumps of a stopped cluster from its ssh hosts, for --restore. No file is overwritten; only their owner
+    /// can read the copies.
     ///
-    /// The exit status is 0 if two dumps of each server on an ssh host are there then, 1 otherwise.
+    /// The exit status is 0 if both dumps of each server on an ssh host are in the directory afterwards, 1 otherwise.
     Collect(CollectArgs),
 }
 
@@ -299,23 +295,23 @@ pub(crate) struct CollectArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
 
-    /// Where the dumps are put; made if it does not exist. Default: the directory of the cluster.
+    /// Directory for the dumps; created if it does not exist. Default: the directory of the cluster.
     #[arg(value_name = "INTO")]
     pub(crate) into: Option<PathBuf>,
 
-    /// Only print where the dumps are: a line with host and directory, and a tab between them, for each.
+    /// Only print where the dumps are: one line for each host, with host and directory separated by a tab.
     #[arg(long)]
     pub(crate) list: bool,
 
-    /// The configuration that ssh shall use (ssh -F). Default: the stored setting.
+    /// Configuration file for ssh (ssh -F). Default: the stored setting.
     #[arg(long, value_name = "FILE", value_parser = parse_ssh_config)]
     pub(crate) ssh_config: Option<PathBuf>,
 
-    /// The servers' directory on ssh hosts. Default: the stored setting.
+    /// Directory of the servers on ssh hosts. Default: the stored setting.
     #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
     pub(crate) remote_dir: Option<String>,
 
-    /// Prints this help.
+    /// Print this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
 }
@@ -327,7 +323,7 @@ pub(crate) struct DetachArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
 
-    /// Prints this help.
+    /// Print this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
 }
@@ -335,16 +331,16 @@ pub(crate) struct DetachArgs {
 /// The command line of `coord replace`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReplaceArgs {
-    /// The server: its place in the ring, from 0.
+    /// Number of the server: its place in the ring, from 0.
     #[arg(value_name = "ID")]
     pub(crate) server: u16,
 
-    /// Its new host, as in the cluster file: localhost, user@host or ssh://user@host[:port]. The server's executable
-    /// must be there, in the directory of --remote-dir. Default: the host and the ports that it has.
+    /// New host, as in the cluster file: localhost, user@host or ssh://user@host[:port]. The server executable must be
+    /// there, in the directory of --remote-dir. Default: the current host and ports.
     #[arg(value_name = "HOST", value_parser = parse_host)]
     pub(crate) host: Option<String>,
 
-    /// Its ports there, for clients, servers and the coordinator; any free ones without them.
+    /// Ports on the new host, for clients, servers and the coordinator. Default: any free ports.
     #[arg(value_name = "PORT", num_args = 3)]
     pub(crate) ports: Vec<u16>,
 
@@ -352,7 +348,7 @@ pub(crate) struct ReplaceArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
 
-    /// Prints this help.
+    /// Print this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
 }
@@ -360,8 +356,8 @@ pub(crate) struct ReplaceArgs {
 /// The command line of `coord set`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SetArgs {
-    /// Memory that the tables of one server may take, such as 512M or 4GiB; `none` for no bound. A lower limit drops
-    /// nothing: writes are refused until entries are deleted.
+    /// Memory limit for the tables of one server, such as 512M or 4GiB; `none` for no limit. A lower limit removes
+    /// nothing: writes are rejected until entries are deleted.
     #[arg(long, value_name = "BYTES", required = true, value_parser = parse_memory_limit)]
     pub(crate) memory_limit: String,
 
@@ -369,7 +365,7 @@ pub(crate) struct SetArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
 
-    /// Prints this help.
+    /// Print this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
 }
@@ -389,15 +385,15 @@ pub(crate) struct LsArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// The configuration that ssh shall use (ssh -F). Default: the stored setting.
+    /// Configuration file for ssh (ssh -F). Default: the stored setting.
     #[arg(long, value_name = "FILE", value_parser = parse_ssh_config)]
     pub(crate) ssh_config: Option<PathBuf>,
 
-    /// The servers' directory on ssh hosts. Default: the stored setting.
+    /// Directory of the servers on ssh hosts. Default: the stored setting.
     #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
     pub(crate) remote_dir: Option<String>,
 
-    /// Prints this help.
+    /// Print this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
 }
@@ -409,27 +405,33 @@ pub(crate) struct StopArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
 
-    /// Write the dumps to this directory of each server's host, which is made if need be, instead of the
-    /// server's own. May be given while a stop is under way whose dumps fail: they are tried there at once.
+    /// Write the dumps to this directory on each server's host instead of the server's own directory; it is created if
+    /// it does not exist. It may also be given during a stop whose dumps fail: they are retried there at once.
     #[arg(long, value_name = "DIR", value_parser = parse_dump_dir)]
     pub(crate) dump_dir: Option<String>,
 
-    /// Give up the tables that cannot be dumped, and kill servers that are silent, whatever they hold; the
-    /// coordinator says which groups are lost with them.
+    /// Give up the tables that cannot be dumped, and kill silent servers, whatever they hold. The coordinator reports
+    /// which groups are lost with them.
     #[arg(long)]
     pub(crate) force: bool,
 
-    /// Prints this help.
+    /// Print this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
 }
 
 fn parse_dump_dir(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
-        return Err("write an absolute path: it is a directory of each server's host".to_owned());
+        return Err(
+            "not an absolute path; give the absolute path of a directory on each server's host"
+                .to_owned(),
+        );
     }
     if text.len() > MAX_DUMP_DIRECTORY_BYTES {
-        return Err(format!("{} bytes; a path has at most {MAX_DUMP_DIRECTORY_BYTES}", text.len()));
+        return Err(format!(
+            "the path has {} bytes; give one of at most {MAX_DUMP_DIRECTORY_BYTES}",
+            text.len()
+        ));
     }
     Ok(text.to_owned())
 }
@@ -444,13 +446,13 @@ fn parse_ssh_config(text: &str) -> Result<PathBuf, String> {
 fn parse_remote_dir(text: &str) -> Result<String, String> {
     match text.strip_prefix('~') {
         None if text.is_empty() => {
-            Err("it is empty; write . for the login's home directory".to_owned())
+            Err("empty path; write . for the home directory of the login".to_owned())
         }
         None => Ok(text.to_owned()),
         Some("" | "/") => Ok(".".to_owned()),
         Some(rest) => match rest.strip_prefix('/') {
             Some(rest) => Ok(rest.trim_start_matches('/').to_owned()),
-            None => Err("the home directory of another user; write the whole path".to_owned()),
+            None => Err("~USER is not supported; write the absolute path".to_owned()),
         },
     }
 }
@@ -471,16 +473,16 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Show it again and again until Ctrl+C: on a terminal in place; elsewhere one after the other, with
-    /// --json a line each time.
+    /// Repeat until Ctrl+C, with --json one line each. A terminal shows the status in place; elsewhere each status
+    /// follows the last one.
     #[arg(long)]
     pub(crate) watch: bool,
 
-    /// Seconds (fractions allowed) between two looks of --watch.
+    /// Seconds (fractions allowed) between two requests of --watch.
     #[arg(long, value_name = "SECONDS", default_value = "1", requires = "watch", value_parser = parse_interval)]
     pub(crate) interval: Duration,
 
-    /// Prints this help.
+    /// Print this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
 }
@@ -489,7 +491,10 @@ fn parse_failure_timeout(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
     if !FAILURE_TIMEOUT_SECONDS.contains(&seconds) {
         let (least, most) = (FAILURE_TIMEOUT_SECONDS.start(), FAILURE_TIMEOUT_SECONDS.end());
-        return Err(format!("{text} s; heartbeats come every 0.1 s, write {least} to {most}"));
+        return Err(format!(
+            "{text} s is out of range; heartbeats are sent every 0.1 s, so write {least} to \
+                            {most}"
+        ));
     }
     Ok(Duration::from_secs_f64(seconds))
 }
@@ -497,7 +502,10 @@ fn parse_failure_timeout(text: &str) -> Result<Duration, String> {
 fn parse_interval(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
     if !(MIN_INTERVAL_SECONDS..=MAX_INTERVAL_SECONDS).contains(&seconds) {
-        return Err(format!("{text} s; write {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}"));
+        return Err(format!(
+            "{text} s is out of range; write {MIN_INTERVAL_SECONDS} to \
+                            {MAX_INTERVAL_SECONDS}"
+        ));
     }
     Ok(Duration::from_secs_f64(seconds))
 }
@@ -506,7 +514,7 @@ fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
     if seconds != 0.0 && !ORPHAN_SECONDS.contains(&seconds) {
         let (least, most) = (ORPHAN_SECONDS.start(), ORPHAN_SECONDS.end());
-        return Err(format!("{text} s; write 0 for never, or {least} to {most}"));
+        return Err(format!("{text} s is out of range; write 0 for never, or {least} to {most}"));
     }
     Ok(Duration::from_secs_f64(seconds))
 }

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<Health, Failure> {
     };
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::Failed(format!("print the status: {error}")))
+            Err(Failure::Failed(format!("cannot print the status: {error}")))
         }
         _ => Ok(health),
     }
@@ -45,7 +45,8 @@ pub(crate) fn width() -> Option<usize> {
 /// Returns the failure for a status that could not be fetched.
 pub(crate) fn failure(args: &StatusArgs, reason: &str) -> Failure {
     Failure::Failed(format!(
-        "ask the coordinator at {}, port {}: {reason}; check -h and -p, and that it runs",
+        "cannot get the status from the coordinator at {}, port {}: {reason}; check -h and -p, and that it \
+         runs",
         printable(&args.host),
         args.port
     ))
@@ -53,7 +54,7 @@ pub(crate) fn failure(args: &StatusArgs, reason: &str) -> Failure {
 
 pub(crate) fn parse(json: &str) -> Result<ClusterStatus, Failure> {
     serde_json::from_str(json)
-        .map_err(|error| Failure::Failed(format!("read the coordinator's status: {error}")))
+        .map_err(|error| Failure::Failed(format!("cannot read the coordinator's status: {error}")))
 }
 
 /// Returns the status as JSON from the coordinator.
@@ -64,7 +65,8 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
         .set_read_timeout(patience)
         .and_then(|()| stream.set_write_timeout(patience))
         .map_err(|error| error.to_string())?;
-    let client = random::nonzero_u128().map_err(|_| "no random number".to_owned())?;
+    let client =
+        random::nonzero_u128().map_err(|_| "the system has no random numbers".to_owned())?;
     let mut bytes = Vec::new();
     Hello { cluster: ClusterId::default(), client: ClientId(client), shard: ShardId(0) }
         .write(&mut bytes);
@@ -81,17 +83,21 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
                 }
                 opcode::ERROR => {
                     let refusal = Refusal::read(frame.body).map_err(|error| error.to_string())?;
-                    return Err(format!("it refused: {}", printable(refusal.reason)));
+                    return Err(format!("it rejected the request: {}", printable(refusal.reason)));
                 }
-                other => return Err(format!("it answered with opcode {other:#04x}")),
+                other => return Err(format!("unexpected opcode {other:#04x} in its response")),
             }
         }
         match stream.read(&mut received) {
-            Ok(0) => return Err("it closed the connection; is that its port for clients?".into()),
+            Ok(0) => {
+                return Err(
+                    "it closed the connection; check that this is its port for clients".into()
+                );
+            }
             Ok(count) => buffer.extend(&received[..count]),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                return Err(format!("no answer within {} s", PATIENCE.as_secs()));
+                return Err(format!("no response within {} s", PATIENCE.as_secs()));
             }
             Err(error) => return Err(error.to_string()),
         }

@@ -74,8 +74,8 @@ fn ask_running(dir: &Path, call: &Call, what: &str) -> Result<(), Failure> {
     match ask(dir, call, what)? {
         Asked::Done => Ok(()),
         Asked::Nobody => Err(Failure::Failed(format!(
-            "no coordinator runs in {}; give the directory of the cluster with --dir (coord ls tells which servers \
-             live)",
+            "no coordinator runs in {}; give the directory of the cluster with --dir (coord ls lists the \
+             servers that run)",
             dir.display()
         ))),
     }
@@ -86,7 +86,8 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
     let shown = dir.display();
     let failed = |error: io::Error| {
         Failure::Failed(format!(
-            "ask the coordinator in {shown} {what}: {error}; check --dir, and that this is its user"
+            "cannot ask the coordinator in {shown} {what}: {error}; check --dir, and run this command as the \
+             coordinator's user"
         ))
     };
     let connected = File::open(dir).and_then(|dir| UnixStream::connect(path_in(&dir)));
@@ -100,13 +101,15 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
         }
         Err(error) => return Err(failed(error)),
     };
-    let mut text = serde_json::to_string(call)
-        .map_err(|error| Failure::Failed(format!("write the request: {error}")))?;
+    let mut text = serde_json::to_string(call).map_err(|error| {
+        Failure::Failed(format!("cannot send the request to the coordinator: {error}"))
+    })?;
     text.push('\n');
     stream.write_all(text.as_bytes()).map_err(failed)?;
     for line in BufReader::new(stream).lines() {
-        let line: Line = serde_json::from_str(&line.map_err(failed)?)
-            .map_err(|error| Failure::Failed(format!("read the coordinator's words: {error}")))?;
+        let line: Line = serde_json::from_str(&line.map_err(failed)?).map_err(|error| {
+            Failure::Failed(format!("cannot read the coordinator's response: {error}"))
+        })?;
         if line.ended == Some(false) {
             return Err(Failure::Failed(printable_lines(&line.say)));
         }
@@ -120,8 +123,8 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
         }
     }
     Err(Failure::Failed(format!(
-        "the coordinator in {shown} has ended before it said how that went; see its log, and coord ls for the \
-         servers that live"
+        "the coordinator in {shown} ended before it reported the outcome; see its log, and coord ls for the \
+         servers that run"
     )))
 }
 
@@ -151,8 +154,8 @@ pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     let dir = args.dir.display();
     let nobody = |what: &str| {
         Err(Failure::Failed(format!(
-            "ask the coordinator in {dir} to stop: no coordinator runs there, and {what}; give the directory of the cluster \
-             with --dir"
+            "cannot ask the coordinator in {dir} to stop: no coordinator runs there, and {what}; give the \
+             directory of the cluster with --dir"
         )))
     };
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
@@ -162,9 +165,9 @@ pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     if living == 0 {
         let unknown = servers.iter().find(|server| server.state == State::Unknown);
         return match unknown {
-            None => nobody("no server of its cluster lives"),
+            None => nobody("no server of its cluster runs"),
             Some(server) => nobody(&format!(
-                "whether server {} on {} lives is not known: {}; bring that host back",
+                "it is not known whether server {} on {} runs: {}; bring that host back",
                 server.id,
                 server.host,
                 printable(server.reason.as_deref().unwrap_or("no reason given"))
@@ -174,8 +177,8 @@ pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     let count = servers.len();
     let _ = writeln!(
         io::stderr(),
-        "coord: no coordinator runs in {dir}: taking over its servers ({living} of {count} are known to live) to \
-         stop them in order"
+        "coord: no coordinator runs in {dir}: taking over its servers ({living} of {count} are known to run) \
+         to stop them in order"
     );
     let file = record.cluster_file();
     let mut own = Args::try_parse_from(["coord", "--daemon", "--cluster-file", store::FILE_NAME])

@@ -69,7 +69,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
                 let limit = match (&args.memory_limit, &survey.memory_limit) {
                     (Some(given), _) => Ok(format!("{given} by --memory-limit")),
                     (None, Some(limit)) => Ok(limit.clone()),
-                    (None, None) => Err("its server does not say what it would take".into()),
+                    (None, None) => Err("its server executable reports no default limit".into()),
                 };
                 check_remote(&ssh, &name, survey, &ports, settings.net, &mut findings);
                 findings.push((format!("{name}, memory limit"), limit));
@@ -98,7 +98,7 @@ fn list_hosts(file: &ClusterFile, settings: &Settings) -> Result<(), Failure> {
         // ssh accepts an address in brackets only in a URI.
         let uri = if shown.contains('[') && !shown.starts_with("ssh://") { "ssh://" } else { "" };
         writeln!(out, "{uri}{shown}\t{}\t{config}", settings.remote_dir)
-            .map_err(|error| Failure::Failed(format!("print the hosts: {error}")))?;
+            .map_err(|error| Failure::Failed(format!("cannot print the hosts: {error}")))?;
     }
     Ok(())
 }
@@ -142,7 +142,7 @@ fn shared_ports(
     for (machine, port, name) in own.into_iter().chain(all).filter(|(_, port, _)| *port != 0) {
         if let Some(other) = taken.insert((machine.clone(), port), name.clone()) {
             let words = format!(
-                "it is also that of {other}, on the same machine ({machine}); choose another"
+                "{other} has the same port on the same machine ({machine}); choose another port"
             );
             findings.push((format!("{name}, port {port}"), Err(words)));
         }
@@ -192,22 +192,26 @@ fn check_remote(
     findings: &mut Vec<Finding>,
 ) {
     let reached = match (survey.its_address, survey.our_address) {
-        (Some(its), Some(ours)) => Ok(format!("reached at {its}, it sees this machine as {ours}")),
+        (Some(its), Some(ours)) => {
+            Ok(format!("reached at {its}; it reaches this machine at {ours}"))
+        }
         (Some(its), None) => Ok(format!("reached at {its}; give --advertise")),
-        (None, _) => Err("its address is not known; write it instead of the name".into()),
+        (None, _) => Err("its address is not known; write the address instead of the name".into()),
     };
     findings.push((format!("{name}, ssh"), reached));
     let dir = &ssh.remote_dir;
     let own = env!("CARGO_PKG_VERSION");
     let binary = match &survey.version {
         _ if !survey.has_dir => Err(format!("there is no directory {dir}; check --remote-dir")),
-        _ if !survey.is_writable => {
-            Err(format!("{dir} cannot be written to by that user; change its mode or its owner"))
-        }
+        _ if !survey.is_writable => Err(format!(
+            "the user of the login cannot write to {dir}; change its mode or its owner"
+        )),
         _ if !survey.has_binary => Err(format!("there is no executable {dir}/server")),
-        None => Err(format!("{dir}/server does not run there; was it built for that machine?")),
+        None => Err(format!(
+            "{dir}/server does not run there; check that it was built for that machine"
+        )),
         Some(version) if version != own => {
-            Err(format!("{dir}/server is version {version}, this is {own}; copy it anew"))
+            Err(format!("{dir}/server is version {version}, this is {own}; copy it there again"))
         }
         Some(version) => Ok(format!("{dir}/server, version {version}")),
     };
@@ -216,7 +220,7 @@ fn check_remote(
         .push((format!("{name}, io_uring"), needs::only_for_uring(net, io_uring_allowed(survey))));
     for (&port, server) in ports {
         let found = match survey.listening.contains(&port) {
-            true => Err("something listens on it already".into()),
+            true => Err("another process listens on it; stop it or choose another port".into()),
             false => Ok("free".into()),
         };
         findings.push((format!("{name}, server {server}, port {port}"), found));
@@ -228,11 +232,11 @@ fn default_limit(binary: &Path, servers: usize) -> Result<String, String> {
     let mut command = std::process::Command::new(binary);
     command.arg("--show-memory-limit").arg(servers.to_string());
     let output =
-        command.output().map_err(|error| format!("start {}: {error}", binary.display()))?;
+        command.output().map_err(|error| format!("cannot start {}: {error}", binary.display()))?;
     match output.status.success() {
         true => Ok(printable(String::from_utf8_lossy(&output.stdout).trim())),
         false => Err(format!(
-            "{} does not say what it would take; is it of this version?",
+            "{} reports no default limit; check that its version is the one of this program",
             binary.display()
         )),
     }
@@ -243,7 +247,7 @@ fn port_is_free(port: u16) -> Result<String, String> {
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
     match std::net::TcpListener::bind(address) {
         Ok(_) => Ok("free".into()),
-        Err(error) => Err(format!("{error}; choose another, or 0 for a free one")),
+        Err(error) => Err(format!("{error}; choose another port, or 0 for any free one")),
     }
 }
 
@@ -251,8 +255,10 @@ fn io_uring_allowed(survey: &Survey) -> Result<String, String> {
     let kernel = &survey.kernel;
     match survey.io_uring_disabled {
         Some(0) => Ok(format!("allowed (kernel {kernel})")),
-        Some(1) => Err("only for privileged processes (kernel.io_uring_disabled = 1)".into()),
-        Some(_) => Err("switched off (kernel.io_uring_disabled = 2)".into()),
+        Some(1) => {
+            Err("allowed only for privileged processes (kernel.io_uring_disabled = 1)".into())
+        }
+        Some(_) => Err("disabled (kernel.io_uring_disabled = 2)".into()),
         None if kernel_is_at_least(kernel, URING_KERNEL) => Ok(format!("kernel {kernel}")),
         None => Err(format!("kernel {kernel} is too old; 6.1 or later is needed")),
     }
@@ -288,8 +294,8 @@ fn io_uring_works() -> Result<String, String> {
 fn io_uring_advice(error: &std::io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => {
-            "the kernel has no io_uring (Linux 6.1 or later is needed), or a seccomp profile hides it (for a try in \
-             Docker: --security-opt seccomp=unconfined)"
+            "the kernel has no io_uring (it needs Linux 6.1 or later), or a seccomp profile blocks it (to try \
+             it in Docker: --security-opt seccomp=unconfined)"
         }
         Some(libc::ENOMEM) => "raise the limit of locked memory (ulimit -l, LimitMEMLOCK=)",
         Some(libc::EMFILE | libc::ENFILE) => "raise the number of open files (ulimit -n)",

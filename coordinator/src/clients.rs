@@ -56,12 +56,12 @@ pub(crate) fn start(
     let spawned = thread.spawn(move || {
         let own = Some(rustix::thread::gettid());
         if let Err(error) = rustix::process::setpriority_process(own, NICE) {
-            tracing::debug!("lower the priority of the clients' thread: {error}");
+            tracing::debug!("cannot lower the priority of the clients thread: {error}");
         }
         tokio::task::LocalSet::new().block_on(&runtime, async {
             match TcpListener::from_std(listener) {
                 Ok(listener) => serve(snapshots, listener, descriptors).await,
-                Err(error) => tracing::error!("serve the clients port: {error}"),
+                Err(error) => tracing::error!("cannot serve the clients port: {error}"),
             }
         });
     });
@@ -86,7 +86,7 @@ async fn serve(snapshots: Arc<Snapshots>, listener: TcpListener, descriptors: us
         } else if let Some(slot) = busy_slots.take() {
             tokio::task::spawn_local(async move {
                 let mut connection = Connection::new(stream, RULES);
-                let reason = "the coordinator serves as many connections as it may";
+                let reason = "the coordinator has reached its connection limit";
                 port.refusals.note(connection.peer(), reason);
                 refuse(&mut connection, Status::Busy, reason).await;
                 connection.end().await;
@@ -128,8 +128,11 @@ impl Port {
                 _ => now,
             };
             crowded.seen = Some((since, now + CROWDED_SHOWN, address));
-            self.refusals
-                .note(address, "all places are taken; an idle connection was closed for it");
+            self.refusals.note(
+                address,
+                "the connection limit is reached; an idle connection was closed to admit a new \
+                                one",
+            );
         }
     }
 
@@ -138,8 +141,9 @@ impl Port {
         let (since, _, address) = crowded.seen.filter(|(_, until, _)| now < *until)?;
         let closed = crowded.closed;
         let text = format!(
-            "the clients port of the coordinator is full: {closed} idle connections were closed for others so \
-             far, the last for one from {address}; look for a program that opens connections and keeps them"
+            "the clients port of the coordinator has reached its connection limit: {closed} idle connections \
+             were closed to admit others so far, the last for one from {address}; find the program that opens \
+             connections and keeps them"
         );
         let age_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
         Some(AlarmStatus { kind: AlarmKind::Crowded, server: None, group: None, text, age_ms })
@@ -248,7 +252,7 @@ async fn answer_all(port: &Port, guest: &Guest, connection: &mut Connection) -> 
             Err(error) => {
                 errors += 1;
                 if errors >= MAX_ERRORS_IN_A_ROW {
-                    let reason = format!("{errors} refused requests in a row; the last: {error}");
+                    let reason = format!("{errors} rejected requests in a row; the last: {error}");
                     return Err(End::Refused(status_of(&error), reason));
                 }
                 refuse(connection, status_of(&error), &error.to_string()).await;

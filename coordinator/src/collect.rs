@@ -49,7 +49,7 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
     let Some(record) = loaded else {
         return Err(Failure::Failed(format!(
-            "there is no {} in {dir}, which says where the dumps are; give the directory of the cluster \
+            "there is no {} in {dir}, which records where the dumps are; give the directory of the cluster \
              with --dir",
             store::FILE_NAME
         )));
@@ -69,7 +69,10 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
     refuse_if_it_runs(&record, &ssh, &args.dir).await?;
     let into = args.into.as_ref().unwrap_or(&args.dir);
     fs::create_dir_all(into).map_err(|error| {
-        Failure::Failed(format!("make the directory {}: {error}", into.display()))
+        Failure::Failed(format!(
+            "cannot create the directory {}: {error}; check its path and permissions",
+            into.display()
+        ))
     })?;
     let mut wrong = Vec::new();
     for (host, servers) in hosts {
@@ -87,7 +90,7 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
             // The first directory with the dump counts: if a stop redirected the dumps, that stop was the last one.
             let fetched = match found.iter().find(|dump| dump.name == *name) {
                 Some(dump) => fetch(&ssh, host, dump, into).await,
-                None => Err(format!("it is not in {}", directories.join(" or "))),
+                None => Err(format!("not found in {}", directories.join(" or "))),
             };
             match fetched {
                 Ok(words) => say(&format!("{name}: {words}, from {host}")),
@@ -132,7 +135,8 @@ async fn refuse_if_it_runs(record: &Record, ssh: &Ssh, dir: &Path) -> Result<(),
         is_watched || ls::look(record, ssh).await.iter().any(|server| server.state == State::Lives);
     match lives {
         true => Err(Failure::Failed(format!(
-            "the cluster of {} runs, and its data is in memory; stop it first (coord stop --dir {})",
+            "cannot fetch dumps: the cluster in {} runs, and its data is in memory; stop it first (coord stop \
+             --dir {})",
             dir.display(),
             quoted(dir)
         ))),
@@ -171,7 +175,7 @@ async fn fetch(ssh: &Ssh, host: &Host, dump: &Dump, into: &Path) -> Result<Strin
         return match bytes == dump.bytes {
             true => Ok(format!("is here already, {}", units::bytes(bytes))),
             false => Err(format!(
-                "another file of {bytes} bytes is here under that name, and nothing is overwritten; move {} \
+                "a different file of {bytes} bytes has this name here, and nothing is overwritten; move {} \
                  away, or collect into another directory",
                 target.display()
             )),
@@ -187,19 +191,21 @@ async fn fetch(ssh: &Ssh, host: &Host, dump: &Dump, into: &Path) -> Result<Strin
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| format!("start ssh: {error}"))?;
+        .map_err(|error| {
+            format!("cannot start ssh: {error}; check that the ssh client is installed")
+        })?;
     let output = child.stdout.take().expect("standard output is a pipe");
     receive(output, &part.0, dump, host).await?;
     let ended = timeout(STALL_PATIENCE, child.wait_with_output()).await;
     let ended =
-        ended.map_err(|_| "ssh does not end".to_owned())?.map_err(|error| error.to_string())?;
+        ended.map_err(|_| "ssh does not exit".to_owned())?.map_err(|error| error.to_string())?;
     let got = fs::metadata(&part.0).map_err(|error| error.to_string())?.len();
     if !ended.status.success() || got != dump.bytes {
         let said = last_lines(&ended.stderr).unwrap_or_else(|| format!("ssh: {}", ended.status));
-        return Err(format!("{got} of {} bytes came: {said}", dump.bytes));
+        return Err(format!("received {got} of {} bytes: {said}", dump.bytes));
     }
     renameat_with(CWD, &part.0, CWD, &target, RenameFlags::NOREPLACE)
-        .map_err(|error| format!("rename it to {}: {error}", target.display()))?;
+        .map_err(|error| format!("cannot rename it to {}: {error}", target.display()))?;
     Ok(units::bytes(got))
 }
 
@@ -210,7 +216,7 @@ async fn receive(
     dump: &Dump,
     host: &Host,
 ) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("write {}: {error}", path.display());
+    let failed = |error: std::io::Error| format!("cannot write {}: {error}", path.display());
     let mut file = files::create(path).map_err(failed)?;
     let mut chunk = vec![0; 256 << 10];
     let (mut got, mut said) = (0, Instant::now());
@@ -218,7 +224,7 @@ async fn receive(
         let read = timeout(STALL_PATIENCE, from.read(&mut chunk)).await;
         let count = match read {
             Ok(read) => read.map_err(|error| error.to_string())?,
-            Err(_) => return Err(format!("nothing came for {} s", STALL_PATIENCE.as_secs())),
+            Err(_) => return Err(format!("no data for {} s", STALL_PATIENCE.as_secs())),
         };
         if count == 0 {
             break;

@@ -19,13 +19,13 @@ const READ_BYTES: usize = 4 << 10;
 pub(crate) enum ConnectionError {
     #[error("{0}")]
     Frame(#[from] FrameError),
-    #[error("it was closed in the middle of a frame")]
+    #[error("the connection was closed in the middle of a frame")]
     CutShort,
-    #[error("nothing came for {} s", .0.as_secs())]
+    #[error("no data for {} s", .0.as_secs())]
     Silent(Duration),
     #[error("a frame took longer than {} s", FRAME_DEADLINE.as_secs())]
     SlowFrame,
-    #[error("it took nothing for {} s", STALL_DEADLINE.as_secs())]
+    #[error("the peer accepted no data for {} s", STALL_DEADLINE.as_secs())]
     Stalled,
     #[error("{0}")]
     Io(#[from] io::Error),

@@ -158,8 +158,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let file = plan::read_file(&args)?;
     if !args.daemon && stop::input_is_null() {
         return Err(Failure::Usage(
-            "standard input is /dev/null, so it is at its end already, which stops a cluster: nothing was started; \
-             give --daemon to go on without it"
+            "cannot use /dev/null as standard input: the end of input stops the cluster; nothing was started; \
+             give --daemon to ignore standard input"
                 .to_owned(),
         ));
     }
@@ -179,7 +179,7 @@ pub(crate) async fn serve(
     let ready = args.ready_fd.map(Ready::take).transpose()?;
     std::fs::create_dir_all(&args.dir).map_err(|error| {
         let dir = args.dir.display();
-        Failure::Failed(format!("make the directory {dir}: {error}; check --dir"))
+        Failure::Failed(format!("cannot create the directory {dir}: {error}; check --dir"))
     })?;
     let console = logs::start(&args)?;
     let _lock = DirectoryLock::take(&args.dir)?;
@@ -196,13 +196,13 @@ pub(crate) async fn serve(
         }
     };
     if call.is_some() && beginning.earlier().is_none() {
-        return Err(Failure::Failed("no server of the cluster lives any more".to_owned()));
+        return Err(Failure::Failed("no server of the cluster runs any more".to_owned()));
     }
     let log = |failure: &Failure| console.log(failure);
     let (clients, servers) = listen(&args, &plan, &beginning).await.inspect_err(log)?;
     let port = |listener: &TcpListener| {
         listener.local_addr().map(|address: SocketAddr| address.port()).map_err(|error| {
-            Failure::Failed(format!("ask the system for the port that was taken: {error}"))
+            Failure::Failed(format!("cannot read the number of the port from the system: {error}"))
         })
     };
     let ports = Ports { clients: port(&clients)?, servers: port(&servers)? };
@@ -218,7 +218,7 @@ pub(crate) async fn serve(
             clients::start(snapshots, clients, told.descriptors / 2)
         });
         if let Err(error) = served {
-            told.end(format!("serve the clients port: {error}"));
+            told.end(format!("cannot serve the clients port: {error}"));
         }
         links::serve(told, servers).await;
     });
@@ -246,7 +246,9 @@ pub(crate) async fn serve(
 /// Keeps the cluster's key out of core dumps, and prevents debuggers of the same user from attaching.
 fn forbid_core_dumps() -> Result<(), Failure> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| {
-        Failure::Failed(format!("forbid core dumps: {error}; or give --core-dumps"))
+        Failure::Failed(format!(
+            "cannot disable core dumps: {error}; give --core-dumps to allow them"
+        ))
     })
 }
 
@@ -317,13 +319,13 @@ async fn main_loop(
                     driver.input(|cluster, now, sink| cluster.on_stop(now, sink));
                 }
                 stop::Wish::DoNotWait if driver.only_stops => driver.say(&format!(
-                    "{reason}: the stop goes on; coord stop --force gives up what cannot be dumped"
+                    "{reason}: the stop continues; coord stop --force gives up what cannot be dumped"
                 )),
                 stop::Wish::DoNotWait => {
                     driver.warn(&format!("{reason} again: not waiting any longer"));
                     driver.input(|cluster, now, sink| cluster.on_stop_now(now, sink));
                 }
-                stop::Wish::GoOn => tracing::info!("{reason} too: the stop goes on"),
+                stop::Wish::GoOn => tracing::info!("{reason} too: the stop continues"),
             },
         }
     }
@@ -530,19 +532,19 @@ impl Driver {
                 self.recovering.notify_one();
             }
             Effect::KeepsFailing { server } => self.console.warn(&format!(
-                "server {server} could not be replaced three times in a row; it is tried on, with \
-                 pauses of up to 10 s; see its log"
+                "server {server} could not be replaced three times in a row; attempts continue, at most 10 s \
+                 apart; see its log"
             )),
             Effect::CannotFollow { server, group, reason } => self.console.warn(&format!(
-                "server {server} is removed as secondary of group {group}: {reason}; it is tried again after a \
-                 pause; check the memory of its host, and its log"
+                "server {server} is removed as secondary of group {group}: {reason}; it is retried after a \
+                 back-off; check the memory of its host, and its log"
             )),
             Effect::Unanswered { group } => self.console.warn(&format!(
-                "the two holders of group {group} do not hear each other, and neither answers \
-                 here; nothing is changed; check the network between the hosts"
+                "the two holders of group {group} receive nothing from each other, and neither responds to the \
+                 coordinator; nothing is changed; check the network between the hosts"
             )),
             Effect::DoubleFault { first, second } => self.console.warn(&format!(
-                "server {second} is gone before server {first} was back: a second fault"
+                "server {second} failed before server {first} was back: a second fault"
             )),
             Effect::Serving => self.serve(),
             Effect::StartFailed { server, reason } => self.fail(server, reason.to_string()),
@@ -560,12 +562,12 @@ impl Driver {
             Effect::Leaving { member } => {
                 let id = member.server;
                 self.console.say(&format!(
-                    "server {id} was told to stop: its groups are handed to the other servers first"
+                    "server {id} received a stop signal: its groups are handed over to the other servers first"
                 ));
             }
             Effect::AllLeave => self.console.say(
-                "every server that holds anything was told to stop, or has ended after its dumps: \
-                 stopping the cluster",
+                "every server with data received a stop signal, or has dumped and exited: stopping the \
+                 cluster",
             ),
             Effect::Stopping(phase) => {
                 self.tell_phase(phase);
@@ -596,7 +598,7 @@ impl Driver {
             self.input(|cluster, now, sink| cluster.on_dump_again(now, sink));
         }
         if request.force {
-            self.warn("coord stop --force: what cannot be dumped is given up");
+            self.warn("coord stop --force: giving up what cannot be dumped");
             self.input(|cluster, now, sink| cluster.on_force(now, sink));
         }
     }
@@ -672,7 +674,9 @@ fn last_words(exit: &Exit) -> String {
 
 fn with_last_words(exit: &Exit) -> String {
     match &exit.last_words {
-        Some(words) => format!("{}; it said:\n    {}", exit.how, words.replace('\n', "\n    ")),
+        Some(words) => {
+            format!("{}; its last output:\n    {}", exit.how, words.replace('\n', "\n    "))
+        }
         None => exit.how.clone(),
     }
 }

@@ -125,7 +125,7 @@ fn in_runtime<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::Failed(format!("start the async runtime: {error}")))?;
+        .map_err(|error| Failure::Failed(format!("cannot start the async runtime: {error}")))?;
     let tasks = tokio::task::LocalSet::new();
     let ended = tasks.block_on(&runtime, task);
     drop(tasks);

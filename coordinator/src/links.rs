@@ -48,7 +48,7 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
             let first = tokio::select! {
                 first = first_frames(&driver, &mut connection) => first,
                 () = place.must_go() => {
-                    let reason = "it has not reported, and too many others wait to";
+                    let reason = "it has not reported, and too many connections wait to report";
                     return refusals.note(connection.peer(), reason);
                 }
             };

@@ -35,18 +35,19 @@ pub(crate) async fn bind(
     TcpListener::bind(SocketAddr::new(address, port)).await.map_err(|error| {
         if let Some(user) = other_user(&error, address, port) {
             return Failure::Failed(format!(
-                "listen on {address}:{port} for {purpose} ({flag}): {error}; a process of another user \
-                 (id {user}) listens there; end it, or choose another port, or 0"
+                "cannot bind {purpose} port {address}:{port} ({flag}): {error}; a process of another user (id \
+                 {user}) listens there; stop it, or choose another port, or 0 for any free one"
             ));
         }
         let advice = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "another program has it; choose another, or 0",
-            std::io::ErrorKind::PermissionDenied => "ports below 1024 need privileges",
-            std::io::ErrorKind::AddrNotAvailable => "this machine does not have that address",
-            _ => "choose another port, or 0 for a free one",
+            std::io::ErrorKind::AddrInUse => "stop the other process, or choose another port, or 0 for any \
+                                              free one",
+            std::io::ErrorKind::PermissionDenied => "ports below 1024 need privileges; choose another port",
+            std::io::ErrorKind::AddrNotAvailable => "this machine does not have that address; check --bind",
+            _ => "choose another port, or 0 for any free one",
         };
         Failure::Failed(format!(
-            "listen on {address}:{port} for {purpose} ({flag}): {error}; {advice}"
+            "cannot bind {purpose} port {address}:{port} ({flag}): {error}; {advice}"
         ))
     })
 }
@@ -74,16 +75,17 @@ pub(crate) async fn bind_again(
         };
         if let Some(user) = other_user(&error, address, port) {
             return Err(Failure::Failed(format!(
-                "a process of another user (id {user}) listens on {address}:{port}, where servers \
-                 look for their coordinator ({purpose}); nothing was started or changed, and servers \
-                 tell it no key. Find it (ss -ltnp 'sport = :{port}'), end it, and start again"
+                "cannot bind {purpose} port {address}:{port}: a process of another user (id {user}) listens \
+                 there, where the servers of this cluster look for their coordinator; nothing was started or \
+                 changed, and servers send it no key. Find it (ss -ltnp 'sport = :{port}'), stop it, and start \
+                 again"
             )));
         }
         if Instant::now() >= deadline {
             return Err(Failure::Failed(format!(
-                "listen on {address}:{port} for {purpose}, as the last coordinator of this \
-                 cluster did: {error}; nothing was started or changed. Find who has the port (ss \
-                 -ltnp 'sport = :{port}'), end it, and start again"
+                "cannot bind {purpose} port {address}:{port}, which the last coordinator of this cluster had: \
+                 {error}; nothing was started or changed. Find the process that uses it (ss -ltnp 'sport = \
+                 :{port}'), stop it, and start again"
             )));
         }
         sleep(PORT_PAUSE).await;
@@ -195,7 +197,7 @@ pub(crate) async fn accept(
             Ok((stream, address)) => serve(stream, address),
             Err(error) => {
                 // Usually no descriptor is left. Open links continue, and links that end free their descriptors.
-                refusals.note("anyone", format_args!("accept: {error}"));
+                refusals.note("any address", format_args!("cannot accept a connection: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

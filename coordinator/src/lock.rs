@@ -28,7 +28,7 @@ impl DirectoryLock {
         let path = dir.join(NAME);
         let failed = |error: std::io::Error| {
             let path = path.display();
-            Failure::Failed(format!("lock {path}: {error}; check that --dir can be written"))
+            Failure::Failed(format!("cannot lock {path}: {error}; check that --dir is writable"))
         };
         let options = &mut File::options();
         options.read(true).write(true).create(true).truncate(false);

@@ -34,7 +34,7 @@ pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
         // tracing-subscriber would report a failed write on standard error, and panic if that fails too. A full
         // disk or a closed terminal must not end the process.
         .log_internal_errors(false);
-    let failed = |error| Failure::Failed(format!("start the log's thread: {error}"));
+    let failed = |error| Failure::Failed(format!("cannot start the log thread: {error}"));
     let started = |queue: std::io::Result<Queue>| {
         queue.map_err(failed).inspect(|queue| {
             let _ = LOG.set(queue.clone());
@@ -50,7 +50,7 @@ pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
             let open = if is_beside(&args.dir) { LogFile::open_own } else { LogFile::open };
             let file = open(path).map_err(|error| {
                 let path = path.display();
-                Failure::Failed(format!("open the log {path}: {error}; check its directory"))
+                Failure::Failed(format!("cannot open the log {path}: {error}; check its directory"))
             })?;
             let queue = started(Queue::start("log", file, || {}))?;
             builder.with_writer(queue).with_target(false).init();
@@ -154,7 +154,7 @@ impl Refusals {
         if let Some(count) = self.state.borrow_mut().is_due(Instant::now(), &reason) {
             let port = self.port;
             tracing::warn!(
-                "refused on the {port} port, from {from}: {reason} ({count} since last said)"
+                "rejected on the {port} port, from {from}: {reason} ({count} since the last report)"
             );
         }
     }

@@ -94,7 +94,7 @@ pub(crate) async fn run(args: &LsArgs) -> Result<ExitCode, Failure> {
     let listing = Listing { cluster, coordinator, clients_port, servers };
     let text = match args.json {
         true => serde_json::to_string(&listing)
-            .map_err(|error| Failure::Failed(format!("write JSON: {error}")))?,
+            .map_err(|error| Failure::Failed(format!("cannot write JSON: {error}")))?,
         false => render(&listing, &args.dir),
     };
     print(&text);
@@ -123,7 +123,7 @@ fn render(listing: &Listing, dir: &Path) -> String {
         None => "no coordinator runs".to_owned(),
     };
     let mut text = format!(
-        "cluster {} in {}: {coordinator}; {living} of {} servers are known to live",
+        "cluster {} in {}: {coordinator}; {living} of {} servers are known to run",
         listing.cluster,
         dir.display(),
         listing.servers.len()
@@ -204,7 +204,9 @@ fn seen(record: &Record, answers: &[(Started, Result<bool, String>)], all_gone: 
 fn look_here(record: &Record, started: &Started) -> Result<bool, String> {
     match Machine::place(record.place.machine.as_ref()) {
         Place::Past => Ok(false),
-        Place::Elsewhere => Err("the state was written on another machine; ask there".to_owned()),
+        Place::Elsewhere => {
+            Err("the state was written on another machine; run coord ls there".to_owned())
+        }
         Place::Here => match adopted::open(started) {
             Ok(found) => Ok(found.is_some()),
             Err(error) => Err(error.to_string()),

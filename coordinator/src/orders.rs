@@ -36,9 +36,9 @@ const MAX_QUEUED: usize = 64;
 /// The reason for which a connection for orders ended or could not be established.
 #[derive(Debug, thiserror::Error)]
 enum OrdersError {
-    #[error("connect: {0}")]
+    #[error("cannot connect: {0}")]
     Connect(std::io::Error),
-    #[error("connect: no answer within {} s", CONNECT_PATIENCE.as_secs())]
+    #[error("cannot connect: no response within {} s", CONNECT_PATIENCE.as_secs())]
     NoAnswer,
     #[error("{0}")]
     Connection(#[from] ConnectionError),
@@ -50,7 +50,7 @@ enum OrdersError {
     NoProof(u8),
     #[error("{0}")]
     Random(String),
-    #[error("it refused: {0}")]
+    #[error("it rejected the connection: {0}")]
     Refused(String),
 }
 
@@ -102,7 +102,9 @@ async fn connect(
         opcode::ORDERS_WELCOME => Ok(connection),
         _ => match Admission::read(frame.opcode, &frame.body)? {
             Admission::Refused { reason } => Err(OrdersError::Refused(reason)),
-            Admission::Admitted { .. } => Err(OrdersError::Refused("ADMITTED is no answer".into())),
+            Admission::Admitted { .. } => {
+                Err(OrdersError::Refused("unexpected ADMITTED in its response".into()))
+            }
         },
     }
 }

@@ -26,10 +26,10 @@ pub(crate) fn check(address: IpAddr, port: u16) -> Result<&'static str, String> 
         return Ok("an address of this machine");
     }
     match comes_back(address, port) {
-        Ok(()) => Ok("leads to this machine, by way of another one"),
+        Ok(()) => Ok("reaches this machine through another one"),
         Err(reason) => Err(format!(
-            "{address} is no address of this machine, and does not lead to it ({reason}); give one by which the \
-             other hosts reach this machine (`ip address` lists its own)"
+            "{address} is not an address of this machine, and does not reach it ({reason}); give one at which \
+             the other hosts reach this machine (`ip address` lists its own)"
         )),
     }
 }
@@ -46,7 +46,9 @@ fn comes_back(address: IpAddr, port: u16) -> Result<(), String> {
     let port = listener.local_addr().map_err(text)?.port();
     let mut dialled =
         TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE).map_err(text)?;
-    let word = random::nonzero_u64().map_err(|_| "no random number".to_owned())?.to_le_bytes();
+    let word = random::nonzero_u64()
+        .map_err(|_| "the system has no random numbers".to_owned())?
+        .to_le_bytes();
     dialled.write_all(&word).map_err(text)?;
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
@@ -61,7 +63,7 @@ fn comes_back(address: IpAddr, port: u16) -> Result<(), String> {
             return Ok(());
         }
     }
-    Err("another machine answers there".to_owned())
+    Err("another machine responds there".to_owned())
 }
 
 #[cfg(test)]
@@ -73,7 +75,7 @@ mod tests {
         check("127.0.0.1".parse().unwrap(), 0).unwrap();
         // RFC 5737: no machine has such an address.
         let error = check("192.0.2.1".parse().unwrap(), 0).unwrap_err();
-        assert!(error.contains("no address of this machine"), "{error}");
+        assert!(error.contains("not an address of this machine"), "{error}");
     }
 
     #[test]

@@ -71,14 +71,17 @@ pub(crate) fn read_file(args: &Args) -> Result<ClusterFile, Failure> {
     let path = args.cluster_file.as_deref().unwrap_or(Path::new(""));
     let shown = path.display();
     let text = std::fs::read(path).map_err(|error| {
-        Failure::Usage(format!("read the cluster file {shown}: {error}; check -C"))
+        Failure::Usage(format!("cannot read the cluster file {shown}: {error}; check -C"))
     })?;
     let text = String::from_utf8(text).map_err(|error| {
         let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()]
             .iter()
             .filter(|&&byte| byte == b'\n')
             .count();
-        Failure::Usage(format!("cluster file {shown}, line {line}: bytes that are no text (UTF-8)"))
+        Failure::Usage(format!(
+            "cluster file {shown}, line {line}: invalid UTF-8; write the file as UTF-8 \
+                                text"
+        ))
     })?;
     let file = ClusterFile::parse(&text)
         .map_err(|error| Failure::Usage(format!("cluster file {shown}, {error}")))?;
@@ -110,8 +113,8 @@ fn check_addresses(file: &ClusterFile, args: &Args, settings: &Settings) -> Resu
     let has = |local: bool| file.servers.iter().any(|line| (line.host == Host::Local) == local);
     if has(true) && has(false) && advertise.is_none() {
         return Err(Failure::Usage(format!(
-            "cluster file {} mixes localhost with other hosts: give --advertise IP, the \
-             address by which the others reach this machine",
+            "cluster file {} mixes localhost with other hosts: give --advertise IP, the address at which the \
+             others reach this machine",
             args.cluster_file.as_deref().unwrap_or(Path::new("")).display()
         )));
     }
@@ -125,29 +128,32 @@ fn check_addresses(file: &ClusterFile, args: &Args, settings: &Settings) -> Resu
         ));
     }
     if advertise.is_some_and(|address| address.is_unspecified()) {
-        return Err(Failure::Usage("--advertise must be an address that others can dial".into()));
+        return Err(Failure::Usage(
+            "--advertise must be an address that other hosts can connect to".into(),
+        ));
     }
     Ok(())
 }
 
 /// Returns the executable of the servers on this machine.
 pub(crate) fn binary(args: &Args) -> Result<PathBuf, String> {
-    let path = match &args.server_binary {
-        Some(path) => path.clone(),
-        None => beside(
-            &std::env::current_exe()
-                .map_err(|error| format!("find this program's own directory: {error}"))?,
-        ),
-    };
+    let path =
+        match &args.server_binary {
+            Some(path) => path.clone(),
+            None => beside(&std::env::current_exe().map_err(|error| {
+                format!("cannot find the directory of this executable: {error}")
+            })?),
+        };
     let shown = path.display();
     let advice = "build it with `make all`, or give --server-binary";
     let absolute = std::fs::canonicalize(&path)
-        .map_err(|error| format!("the server's executable {shown}: {error}; {advice}"))?;
+        .map_err(|error| format!("cannot find the server executable {shown}: {error}; {advice}"))?;
     if !absolute.is_file() {
-        return Err(format!("the server's executable {shown} is not a file; {advice}"));
+        return Err(format!("the server executable {shown} is not a file; {advice}"));
     }
-    rustix::fs::access(&absolute, rustix::fs::Access::EXEC_OK)
-        .map_err(|error| format!("the server's executable {shown}: {error}; check its mode"))?;
+    rustix::fs::access(&absolute, rustix::fs::Access::EXEC_OK).map_err(|error| {
+        format!("cannot execute the server executable {shown}: {error}; check its mode")
+    })?;
     Ok(absolute)
 }
 
@@ -266,8 +272,8 @@ impl Plan {
         let route = route(line, own, self.settings.advertise, bind, survey)?;
         if !self.listen.is_unspecified() && self.listen != route.coordinator {
             return Err(format!(
-                "the coordinator listens on {} alone, where {} cannot reach it; end it with coord detach, and start it \
-                 again with --advertise IP, the address of this machine in their network",
+                "the coordinator listens only on {}, where {} cannot reach it; end it with coord detach, and \
+                 start it again with --advertise IP, the address of this machine in their network",
                 self.listen, line.host
             ));
         }
@@ -318,8 +324,8 @@ fn check_survey(
     let dir = &ssh.remote_dir;
     match survey {
         Err(error) => Err(format!(
-            "server {id} on {host}: ssh cannot get there: {error}; nothing was started (try: ssh \
-             -o BatchMode=yes{} {host} true)",
+            "server {id} on {host}: cannot connect by ssh: {error}; nothing was started (try: ssh -o \
+             BatchMode=yes{} {host} true)",
             ssh.config
                 .as_ref()
                 .map(|file| format!(" -F {}", quote::word(&file.to_string_lossy())))
@@ -406,7 +412,9 @@ fn route(
     };
     let (id, host) = (line.id, &line.host);
     let its = survey.its_address.ok_or_else(|| {
-        format!("server {id} on {host}: its address is not known; write it instead of the name")
+        format!(
+            "server {id} on {host}: its address is not known; write the address instead of the name"
+        )
     })?;
     let coordinator = advertise.or(survey.our_address).ok_or_else(|| {
         format!(

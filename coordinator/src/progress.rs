@@ -41,7 +41,7 @@ const BAR: std::ops::RangeInclusive<usize> = 8..=30;
 /// Returns a description of a step.
 pub(crate) fn step_words(step: u8) -> &'static str {
     match step {
-        0 => "its groups go on without it",
+        0 => "its groups continue without it",
         1 => "a new process takes its place",
         2 => "it becomes candidate in its groups",
         3 => "its primary table is copied to it (UPDATE-PRIMARY)",

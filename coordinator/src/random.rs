@@ -5,7 +5,7 @@ use kv_protocol::key::Nonce;
 use crate::Failure;
 
 fn failed(error: getrandom::Error) -> Failure {
-    Failure::Failed(format!("draw a random number from the system: {error}"))
+    Failure::Failed(format!("cannot get a random number from the system: {error}"))
 }
 
 /// Returns a random number that is never zero, because zero means "none" in ids.
@@ -30,6 +30,6 @@ pub(crate) fn nonzero_u128() -> Result<u128, Failure> {
 pub(crate) fn nonce() -> Result<Nonce, String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)
-        .map_err(|error| format!("draw a random number for a handshake: {error}"))?;
+        .map_err(|error| format!("cannot get a random number for a handshake: {error}"))?;
     Ok(Nonce(u128::from_ne_bytes(bytes)))
 }

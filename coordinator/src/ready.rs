@@ -40,7 +40,7 @@ impl Ready {
     /// The descriptor is not open, or is one of the first three.
     pub(crate) fn take(descriptor: RawFd) -> Result<Ready, Failure> {
         if descriptor <= 2 {
-            let message = format!("--ready-fd {descriptor}: give a descriptor above 2");
+            let message = format!("invalid --ready-fd {descriptor}: give a descriptor above 2");
             return Err(Failure::Usage(message));
         }
         // SAFETY: fcntl with F_SETFD touches no memory; an invalid descriptor gives EBADF.
@@ -48,7 +48,7 @@ impl Ready {
         if result < 0 {
             let error = std::io::Error::last_os_error();
             return Err(Failure::Usage(format!(
-                "--ready-fd {descriptor}: {error}; open it in the shell, as in {descriptor}>FILE"
+                "cannot use --ready-fd {descriptor}: {error}; open it in the shell, as in {descriptor}>FILE"
             )));
         }
         // SAFETY: the descriptor is open (just checked) and was passed to this process for this purpose. It is
@@ -62,7 +62,7 @@ impl Ready {
         let line = Line { status: "serving", ports, cluster, pid };
         let text = serde_json::to_string(&line).expect("numbers and hex always become JSON");
         if let Err(error) = writeln!(self.file, "{text}") {
-            tracing::warn!("write to --ready-fd: {error}");
+            tracing::warn!("cannot write to --ready-fd: {error}");
         }
     }
 }

@@ -74,9 +74,9 @@ pub(crate) async fn look(
     }
     if is_half_restored(&record) {
         return Err(Failure::Failed(format!(
-            "{} tells of a cluster that was to be restored, and whose coordinator ended before every \
-             server had loaded its dumps: a new one would begin with empty tables. Nothing was started; \
-             say --restore DIR once more",
+            "{} belongs to a cluster whose restore did not finish: its coordinator ended before every server \
+             had loaded its dumps, and a new one would start with empty tables. Nothing was started; give \
+             --restore DIR again",
             args.dir.join(FILE_NAME).display()
         )));
     }
@@ -104,8 +104,8 @@ pub(crate) async fn look(
     let servers = record.place.hosts.len();
     if record.state.has_served && (has_dumps(servers, &args.dir) || has_remote(&record)) {
         console.say(
-            "the dumps of that run are kept as *.old beside the servers' logs; copied elsewhere under \
-             their plain names, with the state, they are brought back by --restore DIR",
+            "the dumps of that run are kept as *.old beside the servers' logs; to restore them, copy them \
+             elsewhere under their plain names, with the state, and give --restore DIR",
         );
     }
     Ok(Found::Nothing)
@@ -114,10 +114,11 @@ pub(crate) async fn look(
 fn no_state(dir: &Path) -> String {
     let dir = dir.display();
     format!(
-        "dumps of servers lie in {dir}, but no {FILE_NAME}, which says which of them count; nothing was \
-         started. Put the state back: without it servers that may live are not found. If every copy of it is lost, end \
-         every server of that cluster, and say --restore DIR --without-state: the dumps tell what it was. Only if \
-         its data is not needed, move the dumps away to found a new, empty cluster"
+        "there are dumps of servers in {dir}, but no {FILE_NAME}, which records which of them count; nothing \
+         was started. Put the state back: without it, servers that may still run are not found. If every copy \
+         of it is lost, end every server of that cluster, and give --restore DIR --without-state, which \
+         rebuilds the state from the dumps. Only if its data is not needed, move the dumps away to found a \
+         new, empty cluster"
     )
 }
 
@@ -136,7 +137,7 @@ fn tell_left_aside(dir: &Path, console: Console) {
         0..=MAX_NAMED => names.join(", "),
         many => format!("{}, and {} more", names[..MAX_NAMED].join(", "), many - MAX_NAMED),
     };
-    let mut text = format!("the new cluster begins EMPTY; left aside in {}:", dir.display());
+    let mut text = format!("the new cluster starts EMPTY; not loaded, in {}:", dir.display());
     if !last.is_empty() {
         text += &format!(
             "\n  {} dump{} of the last run, which the servers rename to *.old: {}",
@@ -147,9 +148,9 @@ fn tell_left_aside(dir: &Path, console: Console) {
     }
     if !older.is_empty() {
         let count = older.len();
-        text += &format!("\n  {count} of runs before, which keep their names: {}", list(&older));
+        text += &format!("\n  {count} of earlier runs, which keep their names: {}", list(&older));
     }
-    text += "\n  to have what is in them, stop this cluster and start with --restore DIR";
+    text += "\n  to use their data, stop this cluster and start with --restore DIR";
     console.warn(&text);
 }
 
@@ -182,9 +183,9 @@ async fn lives(
         Place::Elsewhere => {
             let path = dir.join(FILE_NAME);
             return Err(Failure::Failed(format!(
-                "{} was written on another machine, and server {} of the last run may still live there; \
-                 nothing was started. Start coord there: it takes over what lives. If that machine is gone for \
-                 good, name another host for that server in the cluster file: it goes there. {}",
+                "{} was written on another machine, and server {} of the last run may still run there; nothing \
+                 was started. Start coord there: it takes over the servers that run. If that machine is gone \
+                 for good, name another host for that server in the cluster file, and it is started there. {}",
                 path.display(),
                 here[0].member.server,
                 if_all_are_gone(&path)
@@ -199,8 +200,8 @@ async fn lives(
             Err(error) => {
                 let (id, pid) = (started.member.server, started.pid);
                 unknown.get_or_insert(format!(
-                    "server {id} (pid {pid}) of the last run may still live: {error}; nothing was started. \
-                     Start coord where it was started before: it takes over what lives. {}",
+                    "server {id} (pid {pid}) of the last run may still run: {error}; nothing was started. \
+                     Start coord where it was started before: it takes over the servers that run. {}",
                     if_all_are_gone(&dir.join(FILE_NAME))
                 ));
             }
@@ -216,8 +217,8 @@ async fn lives(
             Err(error) => {
                 let id = processes[0].member.server;
                 unknown.get_or_insert(format!(
-                    "server {id} of the last run may still live on {host}: ssh cannot ask there: \
-                     {error}; nothing was started. Bring the host back, or say how to get there \
+                    "server {id} of the last run may still run on {host}, which cannot be checked by ssh: \
+                     {error}; nothing was started. Bring the host back, or correct how ssh reaches it \
                      (--ssh-config, --remote-dir; now {}), and start again. {}",
                     quote::word(&ssh.remote_dir),
                     if_all_are_gone(&dir.join(FILE_NAME))
@@ -232,8 +233,8 @@ async fn lives(
 /// state is the only way back to running servers.
 fn if_all_are_gone(state: &Path) -> String {
     format!(
-        "Leave {} where it is: servers that live hold all data, and are found by it. Only if every one of them \
-         has ended for certain, --restore DIR --force brings back what is in dumps",
+        "Leave {} where it is: running servers hold all data, and coord finds them by this file. Only if it is \
+         certain that every one of them has ended, --restore DIR --force restores what is in dumps",
         state.display()
     )
 }
@@ -241,11 +242,11 @@ fn if_all_are_gone(state: &Path) -> String {
 /// Checks that the flags and the cluster file match the recorded cluster.
 fn check_flags(record: &Record, args: &Args, file: &ClusterFile) -> Result<(), Failure> {
     let place = &record.place;
-    let runs = format!("{} tells of a cluster that runs", args.dir.join(FILE_NAME).display());
+    let runs = format!("{} belongs to a running cluster", args.dir.join(FILE_NAME).display());
     let usage = |what: String| Err(Failure::Usage(format!("{runs}{what}")));
     let (has, servers) = (place.hosts.len(), file.servers.len());
     if has != servers {
-        return usage(format!(" with {has} servers, the cluster file names {servers}"));
+        return usage(format!(" with {has} servers, but the cluster file names {servers}"));
     }
     let shards = record.state.shards;
     if let Some(other) = args.shards.filter(|other| *other != shards) {
@@ -266,7 +267,7 @@ async fn end_strays(record: &Record, ssh: &Ssh) {
     match adopted::end_strays(&unknown(&Host::Local)) {
         Ok(0) => {}
         Ok(ended) => tracing::info!("{ended} processes that had not reported were ended"),
-        Err(error) => tracing::warn!("end processes that had not reported: {error}"),
+        Err(error) => tracing::warn!("cannot end processes that had not reported: {error}"),
     }
     for (n, host) in record.place.hosts.iter().enumerate() {
         let names: Vec<Incarnation> =
@@ -276,7 +277,7 @@ async fn end_strays(record: &Record, ssh: &Ssh) {
             continue;
         }
         if let Err(error) = ssh.end_strays(host, &names).await {
-            tracing::warn!("end processes on {host} that had not reported: {error}");
+            tracing::warn!("cannot end processes on {host} that had not reported: {error}");
         }
     }
 }
@@ -286,23 +287,23 @@ fn refusal(record: &Record, dir: &Path) -> String {
     let shown = path.display();
     let restore = match has_dumps(record.place.hosts.len(), dir) {
         true => format!(
-            " Dumps lie in {}: --restore DIR brings back what is in them.",
+            " There are dumps in {}: --restore DIR restores what is in them.",
             dir.display()
         ),
         false if has_remote(record) => {
-            " If its servers have left dumps on their hosts, --restore DIR brings back what is in them."
+            " If its servers have left dumps on their hosts, --restore DIR restores what is in them."
                 .to_owned()
         }
         false => String::new(),
     };
     let end = match record.state.is_stopping {
-        true => "whose stop left out a table or was broken off",
+        true => "whose stop was interrupted or did not dump every table",
         false => "which has served and was not stopped",
     };
     format!(
-        "{shown} tells of cluster {}, {end}, and none of its processes lives: what it held is gone from \
-         memory; nothing was started.{restore} To go on with an empty cluster, without what is in dumps, move the \
-         file away: mv {} {}",
+        "{shown} belongs to cluster {}, {end}, and none of its processes runs: its data is no longer in \
+         memory; nothing was started.{restore} To continue with an empty cluster, without what is in dumps, \
+         move the file away: mv {} {}",
         record.state.cluster,
         quote::word(&path.to_string_lossy()),
         quote::word(&format!("{}.lost", path.to_string_lossy()))
@@ -361,7 +362,7 @@ mod tests {
         let more = "4\nlocalhost 0 0 0\nssh://db:22 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
         for (text, flags, words) in [
             (text, " --shards 3", "--shards 2, not 3"),
-            (more, "", "3 servers, the cluster file names 4"),
+            (more, "", "3 servers, but the cluster file names 4"),
         ] {
             let Err(Failure::Usage(said)) = say(text, flags) else { panic!("{flags}") };
             assert!(said.contains(words) && said.contains(FILE_NAME), "{said}");

@@ -83,8 +83,8 @@ impl Settings {
     pub(crate) fn kept_timeout(&self, args: &Args) -> Option<String> {
         let asked = args.failure_timeout.filter(|asked| *asked != self.failure_timeout)?;
         Some(format!(
-            "--failure-timeout stays {} s, not {} s: servers that run hold leases by it; stop the cluster and \
-             restore it to change it",
+            "--failure-timeout stays {} s, not {} s: the leases of running servers depend on it; to change it, \
+             stop the cluster and restore it",
             self.failure_timeout.as_secs_f64(),
             asked.as_secs_f64()
         ))
@@ -120,7 +120,7 @@ impl Settings {
                 let is_of_coordinator =
                     ["--on-double-fault", "--remote-dir", "--ssh-config"].contains(&flag);
                 let keep = match servers_run && !is_of_coordinator {
-                    true => "; servers that run already keep what they have",
+                    true => "; running servers keep the old value",
                     false => "",
                 };
                 let shown = |value: Option<String>| value.unwrap_or("the default".into());
@@ -165,8 +165,7 @@ mod tests {
             told,
             [
                 "--on-double-fault is shutdown from now on, no longer isolate",
-                "--memory-limit is 2G from now on, no longer 1G; servers that run already keep what \
-                 they have",
+                "--memory-limit is 2G from now on, no longer 1G; running servers keep the old value",
             ]
         );
         assert!(!after.changes_since(&before, false)[1].contains("keep"), "nobody runs");
@@ -184,8 +183,7 @@ mod tests {
             after.changes_since(&before, true),
             [
                 "--remote-dir is kv/2 from now on, no longer kv/1",
-                "--advertise is 10.0.0.8 from now on, no longer 10.0.0.7; servers that run already keep \
-                 what they have",
+                "--advertise is 10.0.0.8 from now on, no longer 10.0.0.7; running servers keep the old value",
             ]
         );
         let shown = after.shown();

@@ -66,7 +66,7 @@ impl StateFile {
             // A new directory at the same path is used instead: no other coordinator has the state of this cluster.
             let Ok(other) = open_directory(&self.path) else {
                 return stored
-                    .map_err(|error| error.because("the directory was deleted; make it anew"));
+                    .map_err(|error| error.because("the directory was deleted; create it again"));
             };
             let other = Arc::new(other);
             *self.directory.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&other);
@@ -92,12 +92,13 @@ impl StateFile {
         directory.sync_all().map_err(failed("sync the directory of", &name))?;
         let next = self::spare(directory).and_then(|spare| reserve(&spare, bytes.len()));
         let risk = match next {
-            Err(error) => {
-                Some(format!("reserve room for {}: {error}; free some space", spare_name.display()))
-            }
+            Err(error) => Some(format!(
+                "cannot reserve room for {}: {error}; free some space",
+                spare_name.display()
+            )),
             Ok(()) if !is_at(directory, &self.path) => Some(format!(
-                "the directory {} was moved, and the state is stored in {}; move it back, or give that to \
-                 the next coordinator as --dir",
+                "the directory {} was moved, and the state is stored in {}; move it back, or give the new path \
+                 to the next coordinator as --dir",
                 self.path.display(),
                 where_is(directory).unwrap_or_default().display()
             )),

@@ -87,7 +87,7 @@ const MAX_WAITING: usize = 8;
 /// Listens for all triggers of a stop, and for SIGHUP. A daemon ignores standard input.
 pub(crate) fn listen(daemon: bool) -> Result<mpsc::Receiver<Reason>, Failure> {
     let (sender, receiver) = mpsc::channel(MAX_WAITING);
-    let failed = |name: &str, error| Failure::Failed(format!("listen for {name}: {error}"));
+    let failed = |name: &str, error| Failure::Failed(format!("cannot listen for {name}: {error}"));
     for (reason, kind) in
         [(Reason::Interrupt, SignalKind::interrupt()), (Reason::Terminate, SignalKind::terminate())]
     {
@@ -144,11 +144,9 @@ fn read_input(sender: mpsc::Sender<Reason>) -> Result<(), Failure> {
         }
         let _ = sender.blocking_send(Reason::EndOfInput);
     };
-    std::thread::Builder::new()
-        .name("stdin".into())
-        .spawn(read)
-        .map(drop)
-        .map_err(|error| Failure::Failed(format!("start the thread that reads input: {error}")))
+    std::thread::Builder::new().name("stdin".into()).spawn(read).map(drop).map_err(|error| {
+        Failure::Failed(format!("cannot start the thread that reads input: {error}"))
+    })
 }
 
 #[cfg(test)]

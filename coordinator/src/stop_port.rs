@@ -189,7 +189,7 @@ pub(crate) async fn serve(driver: Rc<Driver>, dir: PathBuf, requests: mpsc::Send
                 if !std::mem::replace(&mut has_failed, true) {
                     let dir = dir.display();
                     tracing::warn!(
-                        "listen on {NAME} in {dir}: {error}; `coord stop` will not work"
+                        "cannot listen on {NAME} in {dir}: {error}; `coord stop` will not work"
                     );
                 }
                 tokio::time::sleep(CHECK_EVERY).await;
@@ -221,12 +221,12 @@ async fn accept(
                 let (driver, requests) = (Rc::clone(driver), requests.clone());
                 tokio::task::spawn_local(async move {
                     if let Err(error) = converse(&driver, stream, &requests).await {
-                        tracing::warn!("a request on {NAME}: {error}");
+                        tracing::warn!("cannot serve a request on {NAME}: {error}");
                     }
                 });
             }
             Err(error) => {
-                tracing::warn!("accept a connection on {NAME}: {error}");
+                tracing::warn!("cannot accept a connection on {NAME}: {error}");
                 tokio::time::sleep(CHECK_EVERY).await;
             }
         }
@@ -281,7 +281,7 @@ async fn converse(
         return send(&mut write, &Line { say, ended: Some(is_well) }).await;
     }
     let Some(mut lines) = driver.callers.enter() else {
-        let say = format!("{MAX_CALLERS} others wait for the stop already");
+        let say = format!("{MAX_CALLERS} other commands already wait for the stop");
         return send(&mut write, &Line { say, ended: Some(false) }).await;
     };
     requests.send(call).await.map_err(io::Error::other)?;

@@ -120,7 +120,7 @@ pub(crate) struct Place {
 
 /// The reason for a failed store.
 #[derive(Debug, thiserror::Error)]
-#[error("{doing} {path}: {error}; {advice}")]
+#[error("cannot {doing} {path}: {error}; {advice}")]
 pub(crate) struct StoreError {
     doing: &'static str,
     path: PathBuf,
@@ -135,9 +135,9 @@ impl StoreError {
             Some(libc::ENOSPC | libc::EDQUOT) => "free some space there",
             Some(libc::EFBIG) => "raise the limit of file sizes (ulimit -f)",
             Some(libc::EROFS) => "mount the file system writable",
-            Some(libc::EACCES | libc::EPERM) => "check the directory's rights",
+            Some(libc::EACCES | libc::EPERM) => "check the permissions of the directory",
             Some(libc::EIO) => "check the disk",
-            _ => "check the space left and the directory's rights",
+            _ => "check the free space and the permissions of the directory",
         };
         StoreError { doing, path, error, advice }
     }
@@ -151,18 +151,18 @@ impl StoreError {
 /// The reason for which a state cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
-    #[error("read {path}: {error}; check its rights")]
+    #[error("cannot read {path}: {error}; check its permissions")]
     Read { path: PathBuf, error: io::Error },
     #[error(
-        "{path} was written by another version of coord ({found}; this one reads version \
-         {VERSION}): use that one to go on with its cluster or to stop it. Leave the file where it is: servers \
-         that live hold all data, and are found by it"
+        "{path} was written by another version of coord ({found}; this one reads version {VERSION}): use that \
+         version to continue its cluster or to stop it. Leave the file where it is: running servers hold all \
+         data, and coord finds them by this file"
     )]
     OtherVersion { path: PathBuf, found: String },
     #[error(
-        "{path} is damaged: {what}; nothing was started and nothing changed, its servers go on if \
-         they live. Put an unharmed copy back if no server was lost since it was made; otherwise \
-         end every server with SIGTERM, which makes it dump its tables, and move the file away"
+        "{path} is damaged: {what}; nothing was started or changed, and servers that run continue. Put an \
+         intact copy back if no server was lost since it was made; otherwise end every server with SIGTERM, \
+         which makes it dump its tables, and move the file away"
     )]
     Corrupt { path: PathBuf, what: String },
 }
@@ -317,27 +317,27 @@ fn check(record: &Record) -> Result<(), &'static str> {
     let Record { place, state, .. } = record;
     let count = state.servers.len();
     if !(usize::from(MIN_SERVERS)..=usize::from(MAX_SERVERS)).contains(&count) {
-        return Err("its ring has no possible number of servers");
+        return Err("its number of servers is out of range");
     }
     if [state.views.len(), place.hosts.len(), place.routes.len()] != [count; 3]
         || ![0, count].contains(&state.foundings.len())
         || state.ancestors.len() > MAX_ANCESTORS
     {
-        return Err("it has not as many views, hosts or routes as servers");
+        return Err("its numbers of servers, views, hosts and routes do not match");
     }
     if !(1..=MAX_SHARDS).contains(&state.shards) || state.epoch.number == u64::MAX {
-        return Err("its number of shards or its epoch cannot be");
+        return Err("its number of shards or its epoch is out of range");
     }
     let is_in_ring = |member: Member| usize::from(member.server.0) < count;
     for (n, (view, server)) in state.views.iter().zip(&state.servers).enumerate() {
         let members = view.primary.into_iter().chain(view.other());
         let members = members.chain(state.holders(view.group)).collect::<Vec<_>>();
         if usize::from(view.group.0) != n || !members.into_iter().all(is_in_ring) {
-            return Err("a view names what the ring does not have");
+            return Err("a view names a server or group that the ring does not have");
         }
         let id = ServerId(u16::try_from(n).map_err(|_| "its ring is too large")?);
         if server.started.is_some_and(|started| started.member != state.member(id)) {
-            return Err("a process has another name than its place");
+            return Err("the name of a process does not match its place");
         }
     }
     Ok(())

@@ -320,7 +320,7 @@ fn recoveries(servers: &[ServerStatus]) -> Grid {
         let mut row = vec![
             format!("server {server}"),
             format!("{} ago", age(recovery.began_ms_ago)),
-            recovery.took_ms.map_or("not over".into(), took),
+            recovery.took_ms.map_or("running".into(), took),
         ];
         row.extend((0..STEPS).map(|step| time_in(recovery, step)));
         row
@@ -520,7 +520,7 @@ mod tests {
             let line = text.lines().nth(at + n).unwrap();
             line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>()
         };
-        let newest = ["server 1", "3000 ms ago", "not over", "8 ms", "2.9 s…", "-", "-", "-", "-"];
+        let newest = ["server 1", "3000 ms ago", "running", "8 ms", "2.9 s…", "-", "-", "-", "-"];
         assert_eq!(cells(1), newest);
         let first = ["server 2", "90 s ago", "5.1 s", "7 ms", "250 ms", "30 ms", "2.3 s", "-", "-"];
         assert_eq!(cells(2), first);
@@ -544,7 +544,7 @@ mod tests {
             assert!(widest <= width.max(30), "{width}:\n{text}");
         }
         let text = render(&status, wide(60));
-        for needed in ["server", "state", "heard", "DOWN", "degraded", "copying to 1", "not over"] {
+        for needed in ["server", "state", "heard", "DOWN", "degraded", "copying to 1", "running"] {
             assert!(text.contains(needed), "{needed}:\n{text}");
         }
         assert!(!text.contains("requests"), "{text}");

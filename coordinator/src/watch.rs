@@ -34,7 +34,7 @@ pub(crate) fn run(args: StatusArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::Failed(format!("start the async runtime: {error}")))?;
+        .map_err(|error| Failure::Failed(format!("cannot start the async runtime: {error}")))?;
     let in_place = io::stdout().is_terminal() && !args.json;
     let ended = runtime.block_on(watch(Arc::new(args), in_place));
     if in_place {
@@ -74,21 +74,21 @@ async fn watch(args: Arc<StatusArgs>, in_place: bool) -> Result<(), Failure> {
                 let (text, said) =
                     last.as_ref().map_or(("", 0), |(text, at)| (text, at.elapsed().as_secs()));
                 let head = format!(
-                    "NO ANSWER from the coordinator: {}\nwhat follows is {said} s old:\n",
+                    "NO RESPONSE from the coordinator: {}\nthe status below is {said} s old:\n",
                     printable(&reason)
                 );
                 show(&format!("{head}{text}"), in_place, is_first)
             }
             Err(reason) => {
                 // A later request may succeed, and a closed standard error must not end the watch.
-                let _ = writeln!(io::stderr(), "coord: no answer: {}", printable(&reason));
+                let _ = writeln!(io::stderr(), "coord: no response: {}", printable(&reason));
                 Ok(())
             }
         };
         match printed {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(Failure::Failed(format!("print the status: {error}"))),
+            Err(error) => return Err(Failure::Failed(format!("cannot print the status: {error}"))),
         }
         is_first = false;
         tokio::select! {
@@ -150,7 +150,8 @@ struct Ends {
 impl Ends {
     fn listen() -> Result<Ends, Failure> {
         let listen = |kind| {
-            signal(kind).map_err(|error| Failure::Failed(format!("listen for signals: {error}")))
+            signal(kind)
+                .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))
         };
         let signals = [
             listen(SignalKind::interrupt())?,

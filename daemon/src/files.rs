@@ -92,7 +92,7 @@ pub fn append_anew(path: &Path) -> io::Result<File> {
 /// Checks that this is a regular file of this user, or of root.
 fn check(file: &File) -> io::Result<()> {
     if !file.metadata()?.is_file() {
-        return Err(refused("it is no regular file; put one there, or remove it".into()));
+        return Err(refused("it is not a regular file; put one there, or remove it".into()));
     }
     check_owner(file)
 }
@@ -102,8 +102,8 @@ fn check_owner(file: &File) -> io::Result<()> {
     let (owner, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
     if owner != own && owner != 0 {
         return Err(refused(format!(
-            "it belongs to the user with the id {owner}, and this one is {own}; change its owner \
-             (chown) if it is to be trusted, or start as that user"
+            "it belongs to the user with id {owner}, but this process runs as user {own}; change its owner \
+             (chown) if you trust it, or start as that user"
         )));
     }
     Ok(())
@@ -148,8 +148,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
-        assert!(refusal(open(&path)).contains("no regular file"));
-        assert!(refusal(open(Path::new("/dev/null"))).contains("no regular file"));
+        assert!(refusal(open(&path)).contains("not a regular file"));
+        assert!(refusal(open(Path::new("/dev/null"))).contains("not a regular file"));
     }
 
     #[test]

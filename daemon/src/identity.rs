@@ -79,7 +79,8 @@ fn find_in(process: &Process, proc: &Path) -> io::Result<Option<OwnedFd>> {
     let own = namespace_in(proc)?;
     if process.namespace != own {
         return Err(unknown(format!(
-            "pid {} is of PID namespace {}, and this program runs in {own}, where that number means nothing",
+            "pid {} belongs to PID namespace {}, but this program runs in {own}, where that number has no \
+             meaning",
             process.pid, process.namespace
         )));
     }
@@ -143,7 +144,7 @@ pub fn has_name(pid: u32, incarnation: Incarnation) -> io::Result<bool> {
 fn has_name_in(proc: &Path, pid: u32, incarnation: Incarnation) -> io::Result<bool> {
     let line = fs::read(proc.join(pid.to_string()).join("cmdline"))?;
     if line.last() != Some(&0) {
-        return Err(io::Error::other(format!("the command line of process {pid} is not whole")));
+        return Err(io::Error::other(format!("the command line of process {pid} is incomplete")));
     }
     let name = incarnation.to_string();
     let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();

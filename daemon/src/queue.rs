@@ -174,7 +174,7 @@ fn write_lines(waiting: &Receiver<Vec<u8>>, shared: &Shared, mut sink: impl Sink
             if dropped > 0 {
                 // Logged through the queue, so that it has the format of every other line.
                 tracing::warn!(
-                    "{dropped} log lines were dropped: the log did not take them in time"
+                    "{dropped} log lines were dropped: the log could not be written fast enough"
                 );
             }
         }
@@ -256,12 +256,12 @@ impl Sink for LogFile {
             Err(error) => {
                 let path = self.path.display();
                 let words = format!(
-                    "cannot open the log {path} again: {error}; the log goes on in the file that was open"
+                    "cannot reopen the log {path}: {error}; logging continues in the old file"
                 );
                 return Err(io::Error::new(error.kind(), words));
             }
         }
-        tracing::info!("the log was opened again: this file begins here, or goes on");
+        tracing::info!("the log was reopened: this file starts or continues here");
         Ok(())
     }
 }

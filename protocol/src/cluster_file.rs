@@ -119,7 +119,7 @@ impl ClusterFile {
             if servers.len() == usize::from(count) {
                 return Err(fail(
                     line,
-                    format!("one server too many: line {count_line} announces {count}"),
+                    format!("one server too many: line {count_line} gives the number {count}"),
                 ));
             }
             let id = ServerId(u16::try_from(servers.len()).expect("at most 1,024 servers"));
@@ -131,7 +131,7 @@ impl ClusterFile {
             return Err(fail(
                 last_line,
                 format!(
-                    "the file ends after {} servers; line {count_line} announces {count}",
+                    "the file ends after {} servers, but line {count_line} gives the number {count}",
                     servers.len()
                 ),
             ));
@@ -158,10 +158,7 @@ fn parse_count(line: usize, text: &str) -> Result<u16, ClusterFileError> {
     })?;
     refuse_trailing(line, words.next())?;
     if !(MIN_SERVERS..=MAX_SERVERS).contains(&count) {
-        return Err(fail(
-            line,
-            format!("{count} servers; a cluster has {MIN_SERVERS} to {MAX_SERVERS}"),
-        ));
+        return Err(fail(line, format!("{count} servers; write {MIN_SERVERS} to {MAX_SERVERS}")));
     }
     Ok(count)
 }
@@ -193,7 +190,7 @@ fn parse_server(line: usize, id: ServerId, text: &str) -> Result<ServerLine, Clu
 fn refuse_trailing(line: usize, word: Option<&str>) -> Result<(), ClusterFileError> {
     word.map_or(Ok(()), |word| {
         let shown = crate::escape::readable(word.as_bytes());
-        Err(fail(line, format!("`{shown}` is too much here")))
+        Err(fail(line, format!("unexpected `{shown}`; remove it")))
     })
 }
 
@@ -300,14 +297,14 @@ mod tests {
             (String::new(), 1, "empty"),
             ("# nothing\n\n".into(), 2, "empty"),
             ("three\n".into(), 1, "`three` is not a number"),
-            ("3 4\n".into(), 1, "`4` is too much"),
+            ("3 4\n".into(), 1, "unexpected `4`"),
             (format!("2\n{three}"), 1, "3 to 1024"),
             (format!("1025\n{three}"), 1, "3 to 1024"),
             (format!("99999\n{three}"), 1, "not a number"),
             (format!("4\n{three}"), 4, "ends after 3"),
             (format!("3\n{three}localhost 0 0 0\n"), 5, "one server too many"),
             ("3\nlocalhost 0 0\n".into(), 2, "coord_port is missing"),
-            ("3\nlocalhost 0 0 0 0\n".into(), 2, "`0` is too much"),
+            ("3\nlocalhost 0 0 0 0\n".into(), 2, "unexpected `0`"),
             ("3\nlocalhost 0 0 65536\n".into(), 2, "`65536` is not a port"),
             ("3\nlocalhost -1 0 0\n".into(), 2, "`-1` is not a port"),
             ("3\ndb 0 0 0\n".into(), 2, "`db` is not a host"),

@@ -48,14 +48,14 @@ claim_dir() {
     mkdir -p "$dir"
     exec 7<"$dir" 9>>"$dir/lock"
     await_killed_coord
-    { flock --nonblock 7 && coord_is_gone; } || die "a cluster is running in $dir; '$launch stop $there' stops it"
+    { flock --nonblock 7 && coord_is_gone; } || die "a cluster is running in $dir; to stop it: '$launch stop $there'"
     if ! flock --nonblock 9; then
         [[ $may_take_over ]] || die "a cluster is running in $dir without a coordinator;" \
-            "'$launch start FILE $there' takes it over, '$launch stop $there' ends it"
+            "'$launch start FILE $there' takes it over, '$launch stop $there' stops it"
         takes_over=yes
     fi
     # Shared, because whoever is taken over holds it too.
-    flock --nonblock --shared 9 || die "$dir/lock is held by a process that is none of a cluster's"
+    flock --nonblock --shared 9 || die "cannot lock $dir/lock: a process that belongs to no cluster holds it; stop that process"
     rm -f "$dir/coord.pid" "$dir/ready.json"
 }
 
@@ -90,7 +90,7 @@ clients_port() {
     local line
     IFS= read -r line 2>/dev/null <"$dir/ready.json" || return 1
     [[ $line =~ \"clients_port\":[[:space:]]*([0-9]+) ]] ||
-        die "no clients_port in $dir/ready.json: $line"
+        die "cannot read the clients port: no clients_port in $dir/ready.json: $line"
     printf '%s\n' "${BASH_REMATCH[1]}"
 }
 
@@ -99,7 +99,7 @@ await_ready() {
     local deadline=$((SECONDS + start_seconds))
     until [[ -s $dir/ready.json ]] && clients_port >/dev/null; do
         alive "$coord_pid" || start_failed "the coordinator ended before the cluster served"
-        ((SECONDS < deadline)) || start_failed "the cluster does not serve after $start_seconds s"
+        ((SECONDS < deadline)) || start_failed "the cluster did not serve within $start_seconds s"
         sleep 0.05
     done
 }
@@ -108,7 +108,7 @@ start_failed() {
     say "$1"
     show_logs
     [[ $takes_over ]] ||
-        say "see 'bin/coord --check -C $(printf %q "$file")' for what the cluster needs (io_uring, memlock, ports, ssh)"
+        say "to check what the cluster needs (io_uring, memlock, ports, ssh): 'bin/coord --check -C $(printf %q "$file")'"
     exit 1
 }
 
@@ -126,7 +126,7 @@ end_coord() { # <pid>
     local next=$((SECONDS + PATIENCE_SECONDS))
     while alive "$1"; do
         if ((SECONDS >= next)); then
-            say "the coordinator (pid $1) is still stopping the cluster; its log tells how far the dumps are"
+            say "the coordinator (pid $1) is still stopping the cluster; its log shows the progress of the dumps"
             next=$((SECONDS + PATIENCE_SECONDS))
         fi
         sleep 0.05
@@ -155,12 +155,12 @@ find_leftovers() {
 end_leftovers() {
     local other
     if ! coord_is_gone && other=$(<"$dir/coord.lock") && [[ $other ]]; then
-        say "another coordinator (pid $other) has taken the cluster over: stopping it"
+        say "another coordinator (pid $other) has taken the cluster over; stopping it"
         end_coord "$other"
     fi
     find_leftovers
     ((${#leftovers[@]} > 0)) || return 0
-    say "ending what outlived its coordinator: pid ${leftovers[*]} (see $dir/coord.log)"
+    say "ending processes that still run without their coordinator: pid ${leftovers[*]} (see $dir/coord.log)"
     kill -TERM "${leftovers[@]}" 2>/dev/null || true
     local deadline=$((SECONDS + LEFTOVER_SECONDS)) before='' now
     while find_leftovers && ((${#leftovers[@]} > 0 && SECONDS < deadline)); do
@@ -174,8 +174,8 @@ end_leftovers() {
     if [[ ${force-} ]]; then
         kill -KILL "${leftovers[@]}" 2>/dev/null || true
     else
-        say "still there, with tables that are not dumped: pid ${leftovers[*]}; their logs in $dir say why." \
-            "They dump and end when that is mended; 'kill -KILL' gives their tables up"
+        say "still running, with tables that are not dumped: pid ${leftovers[*]}; their logs in $dir give the reason." \
+            "They dump and exit once it is fixed; 'kill -KILL' gives their tables up"
     fi
     return 1
 }

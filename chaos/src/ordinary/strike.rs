@@ -489,6 +489,6 @@ mod tests {
         assert_eq!(count(&May::Everything, &struck, alone), 0);
         let lost = "WARN group 1 is LOST: no holder is left";
         assert_eq!(count(&May::Everything, &before, lost), 1);
-        assert_eq!(count(&may(1), &before, "server 2 is gone before …: a second fault"), 1);
+        assert_eq!(count(&may(1), &before, "server 2 failed before …: a second fault"), 1);
     }
 }

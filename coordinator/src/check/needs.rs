@@ -35,9 +35,11 @@ pub(super) fn only_for_uring(net: NetEngine, found: Found) -> Found {
 /// Checks that the files of a cluster can be created in a directory.
 pub(super) fn dir(dir: &Path) -> Found {
     let found = match fs::metadata(dir) {
-        Ok(metadata) if metadata.is_dir() => "a directory that can be written to",
-        Ok(_) => return Err("it is not a directory; give another --dir, or move it away".into()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "will be made",
+        Ok(metadata) if metadata.is_dir() => "a writable directory",
+        Ok(_) => {
+            return Err("it is not a directory; give another --dir, or move the file away".into());
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "will be created",
         Err(error) => return Err(format!("{error}; check --dir")),
     };
     // A missing directory is created in the nearest existing directory above it.
@@ -45,7 +47,7 @@ pub(super) fn dir(dir: &Path) -> Found {
     let there = absolute.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
     access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
         format!(
-            "{} cannot be written to: {error}; change its mode or owner, or give another --dir",
+            "cannot write to {}: {error}; change its mode or owner, or give another --dir",
             there.display()
         )
     })?;
@@ -105,8 +107,8 @@ impl Limits {
         let used = self.threads_used;
         match limit.saturating_sub(used) {
             free if free < need => Err(format!(
-                "this user may have {limit} and has {used}, about {need} more are needed; raise it (ulimit -u, \
-                 TasksMax=), or give fewer --shards"
+                "this user may have {limit} and has {used}, but about {need} more are needed; raise the limit \
+                 (ulimit -u, TasksMax=), or give fewer --shards"
             )),
             free => Ok(format!("{free} more are allowed, about {need} are needed")),
         }
@@ -116,12 +118,12 @@ impl Limits {
         let need = MEMLOCK_BYTES * u64::from(shards);
         match self.locked {
             Some(most) if most < need && !self.is_root => Err(format!(
-                "{} are allowed, a server with --shards {shards} needs {}; raise it (ulimit -l, LimitMEMLOCK=), or \
-                 give fewer --shards",
+                "{} are allowed, but a server with --shards {shards} needs {}; raise the limit (ulimit -l, \
+                 LimitMEMLOCK=), or give fewer --shards",
                 units::bytes(most),
                 units::bytes(need)
             )),
-            Some(most) if most < need => Ok(format!("{}; root may raise it", units::bytes(most))),
+            Some(most) if most < need => Ok(format!("{}; root can raise it", units::bytes(most))),
             Some(most) => Ok(units::bytes(most)),
             None => Ok("no limit".into()),
         }
@@ -130,11 +132,12 @@ impl Limits {
     fn memory(&self, servers: usize) -> Found {
         let need = servers as u64 * SERVER_BYTES;
         let Some(free) = self.free else {
-            return Ok("the system does not say what is free".into());
+            return Ok("the system does not report its free memory".into());
         };
         match free < need {
             true => Err(format!(
-                "{} are free, {servers} empty servers need about {}; end other programs, or use fewer servers",
+                "{} are free, but {servers} empty servers need about {}; stop other programs, or use fewer \
+                 servers",
                 units::bytes(free),
                 units::bytes(need)
             )),
@@ -168,15 +171,15 @@ mod tests {
     #[test]
     fn a_directory_is_good_if_it_can_be_written_to_or_made() {
         let there = tempfile::tempdir().unwrap();
-        assert!(dir(there.path()).unwrap().contains("can be written"));
-        assert_eq!(dir(&there.path().join("a/b")).unwrap(), "will be made");
+        assert!(dir(there.path()).unwrap().contains("writable"));
+        assert_eq!(dir(&there.path().join("a/b")).unwrap(), "will be created");
         let file = there.path().join("file");
         fs::write(&file, "").unwrap();
         dir(&file).unwrap_err();
         dir(&file.join("below")).unwrap_err();
         // No user can write there.
         let error = dir(Path::new("/proc/self/fdinfo")).unwrap_err();
-        assert!(error.contains("cannot be written") || error.contains("free"), "{error}");
+        assert!(error.contains("cannot write to") || error.contains("free"), "{error}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Driver {
         let cluster = self.cluster().config().cluster;
         let arguments = server_arguments(&self.plan(), &line, cluster, member, self.ports.servers);
         self.commands.borrow_mut()[index(member)] = command_line(&self.plan(), &line, &arguments);
-        tracing::info!("server {} on {}: pid {}, of before", line.id, line.host, started.pid);
+        tracing::info!("server {} on {}: pid {}, already running", line.id, line.host, started.pid);
         let kill = self.killer(member);
         self.watch(started, kill);
     }
@@ -44,7 +44,7 @@ impl Driver {
         let member = started.member;
         let is_it = |other: &Elsewhere| other.started.member == member && other.is_out_of_reach;
         if self.elsewhere.borrow().iter().any(is_it) {
-            let trouble = "it ran on the machine of an earlier coordinator, which cannot be asked";
+            let trouble = "it ran on the machine of an earlier coordinator, which cannot be checked from here";
             return self.note_host(member, Some(trouble));
         }
         let line = self.line_of(member);
@@ -73,8 +73,8 @@ impl Driver {
         let (id, epoch) = (cluster.config().cluster, cluster.config().epoch.number);
         let (count, port) = (cluster.count(), self.ports.servers);
         self.console.say(&format!(
-            "taking over cluster {id} of {count} servers from its last coordinator, as epoch {epoch}; \
-             its servers find this one on port {port}"
+            "taking over cluster {id} of {count} servers from its last coordinator, as epoch {epoch}; its \
+             servers connect to port {port}"
         ));
     }
 
@@ -100,14 +100,14 @@ impl Driver {
         }
         let (id, ours, theirs) = (started.member.server, ours.number, theirs.number);
         *self.outdated.borrow_mut() = Some(format!(
-            "server {id} has obeyed another coordinator, of epoch {theirs}; this one is of epoch {ours}. \
-             Nothing is decided, and the servers were left as they are. If no other coordinator of this \
-             cluster runs anywhere and {} is its newest state, start again: each start takes the next \
-             epoch",
+            "cannot take over the cluster: server {id} has followed another coordinator, of epoch {theirs}; \
+             this one has epoch {ours}. Nothing was changed, and the servers were left as they are. If no \
+             other coordinator of this cluster runs anywhere and {} is its newest state, start again: each \
+             start takes the next epoch",
             self.dir.join(FILE_NAME).display()
         ));
         self.changed.notify_one();
-        Err(format!("it has obeyed another coordinator, of epoch {theirs}"))
+        Err(format!("it has followed another coordinator, of epoch {theirs}"))
     }
 
     /// Returns whether this is the known process of its server.
@@ -131,11 +131,11 @@ impl Driver {
     ) {
         let path = self.dir.join(FILE_NAME);
         *self.outdated.borrow_mut() = Some(format!(
-            "{} is older than its cluster: it knows view {known} of group {group}, server {server} \
-             view {reported}; nothing is decided from it, and the servers were left as they are. Put \
-             the newest copy of the file there and start again. The servers serve on meanwhile, and hold all \
-             data. If there is no newer copy, end every server with SIGTERM, which makes it dump its tables, before \
-             anything else, and keep the dumps and the file",
+            "cannot take over the cluster: {} is older than the cluster: it has view {known} of group {group}, \
+             server {server} has view {reported}; nothing was changed, and the servers were left as they are. \
+             Put the newest copy of the file there and start again. Meanwhile the servers continue to serve, \
+             and hold all data. If there is no newer copy, first end every server with SIGTERM, which makes it \
+             dump its tables, and keep the dumps and the file",
             path.display()
         ));
     }

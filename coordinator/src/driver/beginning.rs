@@ -56,7 +56,7 @@ fn take_moves(
         let at = usize::from(id.0);
         let (before, line) = (&earlier.place.hosts[at], &reading.file.servers[at]);
         console.say(&format!(
-            "server {id} goes from {before} to {}, as the cluster file says",
+            "server {id} moves from {before} to {}, as the cluster file says",
             line.host
         ));
         let known = |started: &Started| {
@@ -78,8 +78,8 @@ fn take_moves(
 fn tell_moved(moved: &[Moved], console: Console) {
     for moved in moved {
         console.warn(&format!(
-            "the cluster file still names {} for server {}, which coord replace gave to another host; write its new \
-             line there: {}",
+            "the cluster file still names {} for server {}, which coord replace moved to another host; replace \
+             its line by: {}",
             moved.from,
             moved.server,
             moved.words()

@@ -15,7 +15,8 @@ impl Driver {
                     .to_owned())
             }
             ClusterState::Stopping => {
-                Err("the cluster is stopping, and only its coordinator ends that; wait for its end"
+                Err("the cluster is stopping, and only its coordinator can complete the stop; wait until it \
+                     has ended"
                     .to_owned())
             }
             ClusterState::Serving | ClusterState::Degraded => Ok(()),
@@ -26,16 +27,20 @@ impl Driver {
     pub(super) fn detached(&self) -> String {
         let count = self.cluster().count();
         let orphaned = match self.plan().settings.orphan_timeout {
-            Duration::ZERO => "they wait for it without end (--orphan-timeout 0)".to_owned(),
+            Duration::ZERO => {
+                "without a coordinator, they continue without a time limit (--orphan-timeout \
+                               0)"
+                .to_owned()
+            }
             time => format!(
-                "without one, each that does not hold the only copy of a group dumps its tables and exits after \
-                 {} s (--orphan-timeout)",
+                "without a coordinator, each server that does not hold the only copy of a group dumps its \
+                 tables and exits after {} s (--orphan-timeout)",
                 time.as_secs_f64()
             ),
         };
         format!(
-            "detached: the {count} servers serve on, and none that fails is replaced. To take them over, start \
-             coord with --dir {} again; {orphaned}",
+            "detached: the {count} servers continue to serve, and a server that fails is not replaced. To take \
+             them over, start coord with --dir {} again; {orphaned}",
             quote::word(&self.plan().dir.to_string_lossy())
         )
     }

@@ -9,7 +9,7 @@ impl Driver {
     pub(super) fn note_end(&self, state: DurableState, has_ended_well: bool) {
         let record = Record { has_ended_well, ..self.record(state) };
         if has_ended_well && let Err(error) = self.state_file.store(&record) {
-            self.warn(&format!("store the state: {error}"));
+            self.warn(&format!("cannot store the state: {error}"));
         }
         let Some(directory) = self.dump_dir() else { return };
         let has_resting = record.state.views.iter().any(|view| record.state.rests(view.group));
@@ -26,7 +26,7 @@ impl Driver {
             true if has_resting => format!("dumps and the last state are in {own} and {there}: coord --restore {own} {there}"),
             true => format!("dumps and the last state are in {there}: coord --restore {there}"),
             false => format!(
-                "the dumps are in {there} of each server's host, the last state is in {own}: gather the dumps, \
+                "the dumps are in {there} on each server's host, the last state is in {own}: gather the dumps, \
                  then coord --restore {own} {there}"
             ),
         });
@@ -46,20 +46,20 @@ impl Driver {
             |ids: &[ServerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if !outcome.undrained.is_empty() {
             self.warn(&format!(
-                "not every pending write could commit in time at: server {} (those that could not \
-                 were not acknowledged)",
+                "not every pending write was committed in time at: server {} (the others were not \
+                 acknowledged)",
                 name(&outcome.undrained)
             ));
         }
         if !outcome.killed.is_empty() {
             let names = name(&outcome.killed);
-            self.warn(&format!("killed before it had ended by itself: server {names}"));
+            self.warn(&format!("killed because it did not exit in time: server {names}"));
         }
         let mut lost = Vec::new();
         if let Some((first, second)) = outcome.double_fault {
             lost.push(format!(
-                "because server {second} was gone before server {first} was back; the dumps of the \
-                 living servers are in their directories"
+                "because server {second} failed before server {first} was back; the dumps of the remaining \
+                 servers are in their directories"
             ));
         }
         let mut advice = String::new();
@@ -87,8 +87,8 @@ impl Driver {
         for line in self.plan().file.servers.iter().filter(|line| line.host != Host::Local) {
             let (id, host, there) = (line.id, &line.host, &self.plan().ssh.remote_dir);
             text += &format!(
-                "\n  needed here first, from {host}: the files server_{id}.primary and \
-                 server_{id}.secondary of {there}"
+                "\n  to copy here first, from {host}: the files server_{id}.primary and server_{id}.secondary \
+                 in {there}"
             );
         }
         if self.plan().file.servers.iter().any(|line| line.host != Host::Local) {
@@ -96,7 +96,8 @@ impl Driver {
         }
         text += &format!("\n  restore it with: {}", self.restore_command);
         if !outcome.undumped.is_empty() {
-            text += "\n  add --accept-loss to go on without the groups that nobody has dumped";
+            text +=
+                "\n  add --accept-loss to continue without the groups that no server has dumped";
         }
         text
     }
@@ -115,7 +116,7 @@ impl Driver {
         text += &format!("\n  command: {}", self.commands.borrow()[n]);
         text += match outcome.unproven.is_empty() {
             true => "\n  every other server was stopped again",
-            false => "\n  some of the other servers may still run, see the log",
+            false => "\n  some of the other servers may still run; see the log",
         };
         text
     }

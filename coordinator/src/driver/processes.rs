@@ -10,7 +10,7 @@ impl Driver {
                 let pid = self.cluster().started(id).map_or(0, |started| started.pid);
                 self.warn(&format!("server {id} (pid {pid}) is killed: {reason}"));
             }
-            _ => tracing::info!("server {id} is to be killed: {reason}"),
+            _ => tracing::info!("server {id} is killed: {reason}"),
         }
         if let Some(killer) = &self.killers.borrow()[index(member)] {
             // One queued message is enough.
@@ -37,8 +37,8 @@ impl Driver {
             return effects.into_iter().for_each(|effect| self.carry_out(effect));
         }
         self.console.say(&format!(
-            "starting {} servers with {} shard{} each; files in {dir}; servers find this coordinator \
-             at {host}, port {}",
+            "starting {} servers with {} shard{} each; files in {dir}; servers connect to this coordinator at \
+             {host}, port {}",
             file.count(),
             plan.shards,
             if plan.shards == 1 { "" } else { "s" },
@@ -90,7 +90,7 @@ impl Driver {
             let begun = driver.failure.borrow().is_none();
             let started = match begun {
                 true => launch.start().await,
-                false => Err("not started any more".into()),
+                false => Err("not started, because another server could not be started".into()),
             };
             let exit = match started {
                 Ok(server) => {
@@ -149,7 +149,7 @@ impl Driver {
         };
         tokio::select! {
             brought = brought => brought,
-            Some(()) = kill.recv() => Err("given up before it had started".to_owned()),
+            Some(()) = kill.recv() => Err("canceled before it had started".to_owned()),
         }
     }
 

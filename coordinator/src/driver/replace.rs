@@ -67,15 +67,17 @@ impl Driver {
         // Another request may have changed the plan meanwhile. The rest uses the current plan and does not await.
         self.cluster().may_replace(id).map_err(refused)?;
         if self.plan().file.servers[usize::from(id.0)] != before {
-            return Err("somebody else moves this server at the moment".to_owned());
+            return Err(
+                "another command is moving this server; wait until it has finished".to_owned()
+            );
         }
         let plan = self.plan().with_line(to.clone(), route);
         let old = self.cluster().member(id);
         self.note_elsewhere(id, &before.host);
         let (mut said, mut advice) =
-            (format!("server {id} is started anew on {}", to.host), String::new());
+            (format!("restarting server {id} on {}", to.host), String::new());
         if to != before {
-            said = format!("server {id} goes from {} to {}", before.host, to.host);
+            said = format!("moving server {id} from {} to {}", before.host, to.host);
             let ports = [to.clients_port, to.servers_port, to.coord_port];
             let moved =
                 Moved { server: id, from: self.host_in_file(&before), host: to.host, ports };
@@ -87,7 +89,7 @@ impl Driver {
         let given = self.input(|cluster, now, sink| cluster.on_replace(now, id, sink));
         given.map_err(refused)?;
         self.console.say(&said);
-        Ok((format!("{said}; coord status shows how far it is{advice}"), old))
+        Ok((format!("{said}; coord status shows the progress{advice}"), old))
     }
 
     /// Waits until another process has the place of this one and holds all its replicas. Returns the message about
@@ -141,7 +143,7 @@ impl Driver {
             let given = self.input(|cluster, now, sink| cluster.on_replace(now, id, sink));
             if let Err(refused) = given {
                 self.console.warn(&format!(
-                    "server {id} cannot go to {} now: {refused}; it does when its process has ended",
+                    "server {id} cannot move to {} now: {refused}; it moves when its process has ended",
                     self.plan().file.servers[usize::from(id.0)].host
                 ));
             }
@@ -203,14 +205,14 @@ impl Driver {
         self.input(|cluster, now, sink| cluster.store_again(now, sink));
         self.settings_told.send_modify(|number| *number += 1);
         let mut said = format!(
-            "--memory-limit is {memory_limit} from now on, also of the servers that run; coord status shows it"
+            "--memory-limit is {memory_limit} from now on, also for the running servers; coord status shows it"
         );
         let limit = size::parse(memory_limit).unwrap_or(u64::MAX);
         let fuller = before.iter().filter(|bytes| **bytes > limit).count();
         if fuller > 0 {
             said += &format!(
-                ". WARNING: {fuller} of {} servers hold more than that: they refuse writes, and whoever replaces one \
-                 has no room for its copies, until entries are deleted or the limit is raised",
+                ". WARNING: {fuller} of {} servers hold more than that: they reject writes, and a server that \
+                 replaces one has no room for its copies, until entries are deleted or the limit is raised",
                 before.len()
             );
         }

@@ -26,7 +26,7 @@ impl Driver {
                 Err(_) => {
                     let waited = clock::now().since(began).as_secs();
                     let reason = format!(
-                        "{} has not taken it for {waited} s; check the disk",
+                        "writing {} has not finished after {waited} s; check the disk",
                         self.dir.join(store::FILE_NAME).display()
                     );
                     self.warn_of_store("it takes long", &reason);

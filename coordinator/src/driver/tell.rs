@@ -46,8 +46,8 @@ impl Driver {
                  coord stop --force, or Ctrl+C again, ends the stop without it"
             ),
             StopWait::NoProgress => format!(
-                "server {id} reports, but has written nothing to its dumps for {} s; it is waited for; look \
-                 at the disk of its host",
+                "the stop waits for server {id}, which reports but has written nothing to its dumps for {} s; \
+                 check the disk of its host",
                 NO_PROGRESS.as_secs()
             ),
         });
@@ -71,13 +71,13 @@ impl Driver {
             .is_none_or(|(said, at)| said != reason || now.since(*at) >= STORE_WARNING_INTERVAL);
         if is_due {
             *last = Some((reason.to_owned(), now));
-            self.console.warn(&format!("store the state: {words}"));
+            self.console.warn(&format!("storing the state: {words}"));
         }
     }
 
     pub(super) fn tell_view(&self, before: &View, view: &View) {
         let name = |member: Option<Member>| {
-            member.map_or("nobody".to_owned(), |member| format!("server {}", member.server))
+            member.map_or("no primary".to_owned(), |member| format!("server {}", member.server))
         };
         let other = match view.peer {
             Peer::None => "alone".to_owned(),
@@ -98,8 +98,8 @@ impl Driver {
             let last: Vec<String> =
                 last.map(|member| format!("server {}", member.server)).collect();
             self.console.warn(&format!(
-                "group {} is LOST: no holder is left; its keys are answered LOST. What counts at a \
-                 restore is a complete dump of {}",
+                "group {} is LOST: no holder is left; its keys are answered LOST. Only a complete dump of {} \
+                 counts at a restore",
                 view.group,
                 last.join(" or ")
             ));
@@ -120,7 +120,7 @@ impl Driver {
     /// because every group that is not LOST has two replicas.
     pub(super) fn tell_restored(&self, restored: &Restoration) {
         let (old, new) = (restored.cluster, self.cluster().config().cluster);
-        self.console.say(&format!("restored: cluster {old} goes on as cluster {new}"));
+        self.console.say(&format!("restored: cluster {old} continues as cluster {new}"));
         restored.finish();
         for line in &self.plan().file.servers {
             let count = restored.of(line.id).len();
@@ -142,7 +142,7 @@ impl Driver {
         }
         let id = member.server;
         let how = match cause {
-            DownCause::Silent => "no heartbeat came in time".to_owned(),
+            DownCause::Silent => "no heartbeat arrived in time".to_owned(),
             DownCause::LinkLost => "its connection to the coordinator ended".to_owned(),
             DownCause::Exited => match &self.exits.borrow()[index(member)] {
                 Some(exit) => with_last_words(exit),

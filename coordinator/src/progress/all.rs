@@ -74,7 +74,7 @@ impl All {
     /// Returns how many servers are failing now, if any.
     fn failing(&self) -> Option<String> {
         let failing = self.servers.iter().filter(|part| part.is_failing).count();
-        (failing > 0).then(|| format!("{failing} cannot, and try again"))
+        (failing > 0).then(|| format!("{failing} failing, retrying"))
     }
 
     /// Returns the line for the bottom of a terminal with this many columns.
@@ -117,12 +117,8 @@ mod tests {
         }
         let mut failing = all.clone();
         failing.servers[1].is_failing = true;
-        assert!(
-            failing.log_line().ends_with(", 1 cannot, and try again"),
-            "{}",
-            failing.log_line()
-        );
-        assert!(failing.line(60).contains("1 cannot"), "{}", failing.line(60));
+        assert!(failing.log_line().ends_with(", 1 failing, retrying"), "{}", failing.log_line());
+        assert!(failing.line(60).contains("1 failing"), "{}", failing.line(60));
         let empty = All { what: "loading", servers: vec![mib(false, 0, 0), mib(true, 0, 0)] };
         assert!(empty.line(80).contains(" 50 %, 1 of 2 servers"), "{}", empty.line(80));
     }

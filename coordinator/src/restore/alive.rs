@@ -38,7 +38,7 @@ pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
                 Place::Here => lines.extend(processes.iter().filter_map(line_here)),
                 Place::Past => {}
                 Place::Elsewhere => lines.push(format!(
-                    "the state was written on another machine, which cannot be asked after {}",
+                    "the state was written on another machine, which cannot be checked for {}",
                     asked_after()
                 )),
             }
@@ -50,7 +50,7 @@ pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
                 lines.extend(living.iter().map(line));
             }
             Err(error) => {
-                lines.push(format!("{host} cannot be asked after {}: {error}", asked_after()));
+                lines.push(format!("cannot check {host} for {}: {error}", asked_after()));
             }
         }
     }
@@ -102,7 +102,7 @@ pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan, cluster: ClusterI
                 running.in_the_way.extend(there.into_iter().map(name));
                 running.elsewhere_perhaps.extend(hidden.into_iter().map(name));
             }
-            Err(error) => running.in_the_way.push(format!("{host} cannot be asked: {error}")),
+            Err(error) => running.in_the_way.push(format!("cannot check {host}: {error}")),
         }
     }
     running
@@ -138,7 +138,7 @@ pub(super) async fn end_all(record: &Record, ssh: &Ssh) {
         places.map(|(_, n)| record.state.member(ServerId(n))).collect()
     };
     if let Err(error) = adopted::end_strays(&of_host(&Host::Local)) {
-        tracing::warn!("end what is left of an earlier try: {error}");
+        tracing::warn!("cannot end the processes of an earlier attempt: {error}");
     }
     for (n, host) in record.place.hosts.iter().enumerate() {
         if *host == Host::Local || record.place.hosts[..n].contains(host) {
@@ -147,7 +147,7 @@ pub(super) async fn end_all(record: &Record, ssh: &Ssh) {
         let names: Vec<Incarnation> =
             of_host(host).iter().map(|member| member.incarnation).collect();
         if let Err(error) = ssh.end_strays(host, &names).await {
-            tracing::warn!("end what is left of an earlier try on {host}: {error}");
+            tracing::warn!("cannot end the processes of an earlier attempt on {host}: {error}");
         }
     }
 }

@@ -85,8 +85,8 @@ pub(super) fn dumps_of_any(
     let (files, older): (Vec<_>, Vec<_>) = list(dirs)?.into_iter().partition(is_of_last);
     if files.is_empty() && !older.is_empty() {
         return Err(format!(
-            "only dumps of earlier runs are there ({}, for one): what was written since is in none of them. To go back \
-             to them all the same, copy them elsewhere under their plain names, and restore from there",
+            "there are only dumps of earlier runs (such as {}), without anything written since. To restore \
+             them anyway, copy them elsewhere under their plain names, and restore from there",
             older[0].0.display()
         ));
     }
@@ -109,7 +109,9 @@ fn list(dirs: &[PathBuf]) -> Result<Vec<(PathBuf, u64)>, String> {
                 Err(error) if error.kind() == ErrorKind::NotFound && !is_given => continue,
                 Err(error) => {
                     let place = place.display();
-                    return Err(format!("look into {place}: {error}; check --restore"));
+                    return Err(format!(
+                        "cannot read the directory {place}: {error}; check --restore"
+                    ));
                 }
             };
             let mut names: Vec<PathBuf> = entries

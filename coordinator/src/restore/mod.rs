@@ -94,7 +94,7 @@ pub(crate) async fn prepare(
     };
     let state = &last.record.state;
     console.say(&format!(
-        "restoring cluster {} of {} servers with {} shard{} each, by {}",
+        "restoring cluster {} of {} servers with {} shard{} each, from {}",
         state.cluster,
         state.servers.len(),
         state.shards,
@@ -104,14 +104,14 @@ pub(crate) async fn prepare(
     let (had, has) = (state.servers.len(), plan.file.servers.len());
     if had != has {
         return Err(Failure::Usage(format!(
-            "the cluster had {had} servers, the cluster file has {has}; a ring is restored with as many \
-             as it had, check -C"
+            "the cluster had {had} servers, but the cluster file has {has}; a cluster is restored with the \
+             same number of servers; check -C"
         )));
     }
     if let Some(shards) = args.shards.filter(|shards| *shards != state.shards) {
         let had = state.shards;
         return Err(Failure::Usage(format!(
-            "the cluster had {had} shards, --shards says {shards}; leave --shards out"
+            "the cluster had {had} shards, but --shards is {shards}; omit --shards"
         )));
     }
     plan.shards = state.shards;
@@ -123,7 +123,7 @@ pub(crate) async fn prepare(
         return Err(Failure::Failed(may_serve(&serving, &last.path)));
     }
     for who in serving {
-        console.warn(&format!("{who}; going on because of --force"));
+        console.warn(&format!("{who}; continuing because of --force"));
     }
     let found = in_thread({
         let (dirs, state) = (dirs.to_vec(), state.clone());
@@ -160,7 +160,7 @@ pub(crate) async fn prepare(
         Failure::Failed(text)
     })?;
     for group in chosen.lost() {
-        console.warn(&format!("group {group} is LOST, and that is accepted"));
+        console.warn(&format!("group {group} is LOST, which --accept-loss accepts"));
     }
     if let Some(tried) = state::tried(&args.dir) {
         alive::end_all(&tried, &plan.ssh).await;
@@ -208,9 +208,9 @@ async fn refuse_running(
         return Ok(running);
     }
     Err(Failure::Failed(format!(
-        "servers run, or may run, where this cluster was; without the state nobody knows what they hold:\n  {}\n  End \
-         each with SIGTERM: without a coordinator it writes its dumps first. Only if you know that none is of this \
-         cluster, give --force",
+        "servers run, or may run, where this cluster ran; without the state it is not known what they hold:\n  \
+         {}\n  End each with SIGTERM: without a coordinator it writes its dumps first. Give --force only if \
+         you know that none belongs to this cluster",
         running.in_the_way.join("\n  ")
     )))
 }
@@ -233,18 +233,19 @@ async fn rebuild_state(
     let running = running.inspect_err(|_| rebuilt::remove(&plan.dir))?;
     for who in running.elsewhere_perhaps {
         console.warn(&format!(
-            "a server of another cluster runs: {who}; see that it is not of this one, restored"
+            "a server of another cluster runs: {who}; check that it does not belong to this cluster, restored \
+             earlier"
         ));
     }
     console.warn(
-        "the state is rebuilt from dumps alone (--without-state): nobody can be asked whether servers of that cluster \
-         still run. If one does, two clusters answer for the same keys",
+        "the state is rebuilt from dumps alone (--without-state): it is not known whether servers of that \
+         cluster still run. If one does, two clusters serve the same keys",
     );
     if !doubts.is_empty() && !args.accept_loss {
         rebuilt::remove(&plan.dir);
         return Err(Failure::Failed(format!(
-            "the dumps do not tell for certain what the last state of these groups was:\n  {}\n  Find the dumps of \
-             the other holders, or give --accept-loss to go on with what is there",
+            "the dumps do not show for certain what the last state of these groups was:\n  {}\n  Find the \
+             dumps of the other holders, or give --accept-loss to continue with what is there",
             doubts.join("\n  ")
         )));
     }
@@ -263,8 +264,8 @@ fn may_serve(lines: &[String], state: &Path) -> String {
     let dir = quote::word(&state.parent().unwrap_or(Path::new(".")).to_string_lossy());
     format!(
         "members of this cluster may still serve, and may hold data that is in no dump:\n  {}\n  to take them \
-         over with all their data, start coord with --dir {dir} and without --restore; only if you know \
-         that these processes are gone, restore with --force",
+         over with all their data, start coord with --dir {dir} and without --restore; only if you know that \
+         these processes have ended, restore with --force",
         lines.join("\n  ")
     )
 }
@@ -291,7 +292,7 @@ async fn in_thread<T: Send + 'static>(
         // The receiver may have been dropped.
         let _ = sender.send(work());
     });
-    spawned.map_err(|error| Failure::Failed(format!("start a thread: {error}")))?;
+    spawned.map_err(|error| Failure::Failed(format!("cannot start a thread: {error}")))?;
     receiver.await.map_err(|_| Failure::Failed("the thread that reads the dumps panicked".into()))
 }
 

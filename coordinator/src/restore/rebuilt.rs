@@ -38,7 +38,7 @@ pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<F
         let path = dir.join(store::FILE_NAME);
         if path.exists() {
             return Err(format!(
-                "{} is there: leave --without-state out; only the state says for certain which dumps count",
+                "{} exists; omit --without-state: only the state shows for certain which dumps count",
                 path.display()
             ));
         }
@@ -55,9 +55,10 @@ pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<F
     let doubt = |(group, certainty): (usize, &Certainty)| match certainty {
         Certainty::Sure => None,
         Certainty::Doubtful => Some(format!(
-            "group {group}: one holder's dump is there alone; the other holder may have acknowledged writes after it"
+            "group {group}: there is the dump of only one holder; the other holder may have acknowledged later \
+             writes"
         )),
-        Certainty::Lost => Some(format!("group {group}: there is no holder's dump")),
+        Certainty::Lost => Some(format!("group {group}: there is no dump of a holder")),
     };
     let doubts = groups.iter().enumerate().filter_map(doubt);
     // A broken dump may have been the newest of its group.

@@ -22,7 +22,7 @@ fn table(header: &[&str]) -> Table {
 
 /// Returns a table with a row for each file. The verdicts are those of the intact dumps, in the same order.
 pub(super) fn dumps(found: &[Found], verdicts: &[Verdict]) -> String {
-    let mut table = table(&["dump", "size", "group", "written by", "what becomes of it"]);
+    let mut table = table(&["dump", "size", "group", "written by", "use"]);
     let mut verdicts = verdicts.iter();
     for file in found {
         let (group, writer, fate) = match &file.dump {
@@ -30,8 +30,8 @@ pub(super) fn dumps(found: &[Found], verdicts: &[Verdict]) -> String {
             Ok(header) => {
                 let fate = match verdicts.next() {
                     Some(Verdict::Used) => "used".to_owned(),
-                    Some(Verdict::Surpassed) => "surpassed: another one is as new".to_owned(),
-                    Some(Verdict::Refused(refusal)) => format!("refused: {refusal}"),
+                    Some(Verdict::Surpassed) => "not needed: another one is as new".to_owned(),
+                    Some(Verdict::Refused(refusal)) => format!("rejected: {refusal}"),
                     None => "-".to_owned(),
                 };
                 let origin = &header.origin;

@@ -39,10 +39,10 @@ pub(crate) async fn all(
     for (n, load) in loads.iter().enumerate() {
         let shown = load.file.display();
         let (name, bytes) = (name(server, n), load.bytes);
-        tracing::info!("bringing {shown} to {host} as {name}, {bytes} bytes");
+        tracing::info!("copying {shown} to {host} as {name}, {bytes} bytes");
         one(ssh, host, &name, &load.file, bytes)
             .await
-            .map_err(|reason| format!("bring {shown} to {host}: {reason}"))?;
+            .map_err(|reason| format!("cannot copy {shown} to {host}: {reason}"))?;
     }
     Ok(())
 }
@@ -57,7 +57,9 @@ async fn one(ssh: &Ssh, host: &Host, name: &str, file: &Path, bytes: u64) -> Res
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| format!("start ssh: {error}"))?;
+        .map_err(|error| {
+            format!("cannot start ssh: {error}; check that the ssh client is installed")
+        })?;
     let patience = CONNECT_PATIENCE + Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
     let output = timeout(patience, child.wait_with_output())
         .await
@@ -72,7 +74,7 @@ async fn one(ssh: &Ssh, host: &Host, name: &str, file: &Path, bytes: u64) -> Res
 fn script(dir: &str, name: &str, bytes: u64) -> String {
     format!(
         "cd {} || exit 1\numask 077\nrm -f {name}.tmp\nset -C\ncat >{name}.tmp || exit 1\ngot=$(wc -c <{name}.tmp)\n\
-         [ \"$got\" -eq {bytes} ] || {{ echo \"$got of {bytes} bytes came\" >&2; exit 1; }}\n\
+         [ \"$got\" -eq {bytes} ] || {{ echo \"received $got of {bytes} bytes\" >&2; exit 1; }}\n\
          mv {name}.tmp {name}\n",
         quote::word(dir)
     )
@@ -83,7 +85,7 @@ pub(crate) async fn remove(ssh: &Ssh, host: &Host, server: ServerId, count: usiz
     let names: Vec<String> = (0..count).map(|n| name(server, n)).collect();
     let script = format!("cd {} && rm -f {}\n", quote::word(&ssh.remote_dir), names.join(" "));
     if let Err(error) = ssh.run(host, &script).await {
-        tracing::warn!("remove {} on {host}: {error}", names.join(", "));
+        tracing::warn!("cannot remove {} on {host}: {error}", names.join(", "));
     }
 }
 

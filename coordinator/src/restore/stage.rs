@@ -28,10 +28,13 @@ pub(super) fn stage(
     let failed = |doing: &'static str, path: &Path| {
         let path = path.display().to_string();
         move |error: io::Error| {
-            format!("{doing} {path}: {error}; check the space left and the directory's rights")
+            format!(
+                "cannot {doing} {path}: {error}; check the free space and the permissions of the \
+                     directory"
+            )
         }
     };
-    fs::create_dir_all(&place).map_err(failed("make the directory", &place))?;
+    fs::create_dir_all(&place).map_err(failed("create the directory", &place))?;
     let mut files = Vec::new();
     for (source, origin) in dumps {
         let source = std::path::absolute(source).map_err(failed("find", source))?;
@@ -102,7 +105,7 @@ fn sync(dir: &Path) -> io::Result<()> {
 pub(super) fn remove(dir: &Path) {
     let place = dir.join(NAME);
     if let Err(error) = fs::remove_dir_all(&place) {
-        tracing::warn!("remove {}: {error}; it is not needed any more", place.display());
+        tracing::warn!("cannot remove {}: {error}; it is no longer needed", place.display());
     }
 }
 

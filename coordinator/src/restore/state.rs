@@ -49,8 +49,8 @@ pub(super) fn last(dirs: &[PathBuf], own: &Path) -> Result<Last, String> {
     }
     let dirs: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
     let mut text = format!(
-        "there is no {} in {}, so nobody knows which dumps count; give the directory of the coordinator \
-         (its --dir) too. If every copy of it is lost, --without-state reads off the dumps what it was",
+        "there is no {} in {}, so it is not known which dumps count; give the directory of the coordinator \
+         (its --dir) too. If every copy of it is lost, --without-state rebuilds it from the dumps",
         store::FILE_NAME,
         dirs.join(", ")
     );

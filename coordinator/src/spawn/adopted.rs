@@ -83,7 +83,7 @@ pub(crate) async fn wait(started: Started, errors: PathBuf, mut kill: mpsc::Rece
                 let reason = error.to_string();
                 if said != reason {
                     let (id, pid) = (started.member.server, started.pid);
-                    tracing::warn!("watch server {id} (pid {pid}): {reason}; trying again");
+                    tracing::warn!("cannot watch server {id} (pid {pid}): {reason}; retrying");
                     said = reason;
                 }
             }

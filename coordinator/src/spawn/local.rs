@@ -77,9 +77,10 @@ impl Launch {
         let dir = files.directory();
         let (log, errors) = (dir.join(log), dir.join(errors));
         let error_file = files::append_anew(&errors)
-            .map_err(|error| format!("create {}: {error}", errors.display()))?;
+            .map_err(|error| format!("cannot create {}: {error}", errors.display()))?;
         let log_start = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
-        let key = key_pipe(key).map_err(|error| format!("pass the cluster's key: {error}"))?;
+        let key =
+            key_pipe(key).map_err(|error| format!("cannot pass the cluster's key: {error}"))?;
         let mut command = Command::new(&binary);
         command
             .args(arguments)
@@ -98,7 +99,7 @@ impl Launch {
                 rustix::process::setsid().map(drop).map_err(Into::into)
             });
         }
-        let child = command.spawn().map_err(|error| format!("start it: {error}"))?;
+        let child = command.spawn().map_err(|error| format!("cannot start it: {error}"))?;
         Ok(LocalServer { child, log, log_start, errors })
     }
 }
@@ -119,7 +120,7 @@ impl LocalServer {
                 order = kill.recv(), if may_kill => {
                     may_kill = order.is_some();
                     if may_kill && let Err(error) = self.child.start_kill() {
-                        tracing::warn!("kill {:?}: {error}", self.child.id());
+                        tracing::warn!("cannot kill process {:?}: {error}", self.child.id());
                     }
                 }
             }
@@ -133,7 +134,7 @@ impl LocalServer {
         let in_order = says_in_order(&status);
         let how = match status {
             Ok(status) => describe(status),
-            Err(error) => format!("its end was seen, its status was not: {error}"),
+            Err(error) => format!("it has ended; its exit status cannot be read: {error}"),
         };
         Exit { how, last_words, in_order }
     }

@@ -76,9 +76,9 @@ pub(crate) struct Ssh {
 /// The reason for which a remote script failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SshError {
-    #[error("start ssh: {0}; check that the ssh client is installed")]
+    #[error("cannot start ssh: {0}; check that the ssh client is installed")]
     Start(std::io::Error),
-    #[error("ssh did not end within {} s", SCRIPT_PATIENCE.as_secs())]
+    #[error("ssh did not exit within {} s", SCRIPT_PATIENCE.as_secs())]
     TooSlow,
     #[error("{0}")]
     Failed(String),
@@ -127,7 +127,11 @@ impl Ssh {
         let said = self.run_to_any_end(host, &look_script(&self.remote_dir, processes)).await?;
         let of = |started: &Started| {
             answer(&said.output, started).ok_or_else(|| {
-                SshError::Failed(format!("no word on pid {}: {}", started.pid, said.why()))
+                SshError::Failed(format!(
+                    "no information about pid {}: {}",
+                    started.pid,
+                    said.why()
+                ))
             })
         };
         Ok(processes.iter().map(of).collect())
@@ -145,7 +149,7 @@ impl Ssh {
     ) -> Result<(Vec<u32>, Vec<u32>), SshError> {
         let said = self.run(host, &servers_script(&self.remote_dir, cluster)).await?;
         if !lines(&said).any(|line| line == "asked") {
-            return Err(SshError::Failed("it did not say which servers run there".into()));
+            return Err(SshError::Failed("it did not report which servers run there".into()));
         }
         let named = |word: &str| -> Vec<u32> {
             lines(&said).filter_map(|line| line.strip_prefix(word)?.trim().parse().ok()).collect()

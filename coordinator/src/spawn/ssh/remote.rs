@@ -143,7 +143,7 @@ impl RemoteServer {
                         let said = last_lines(&said).unwrap_or_else(|| "no reason given".into());
                         if log.is_news(&said) {
                             tracing::warn!(
-                                "the ssh connection that watches server {} on {} broke: {said}; trying again",
+                                "the ssh connection that watches server {} on {} broke: {said}; retrying",
                                 self.line.id,
                                 self.line.host
                             );
@@ -176,7 +176,9 @@ impl RemoteServer {
                 let (id, host, pid) = (self.line.id, &self.line.host, process.pid);
                 let said = error.to_string();
                 if log.is_news(&said) {
-                    tracing::warn!("kill server {id} (pid {pid}) on {host}: {said}; trying again");
+                    tracing::warn!(
+                        "cannot kill server {id} (pid {pid}) on {host}: {said}; retrying"
+                    );
                 }
                 Err(said)
             }
@@ -268,7 +270,7 @@ async fn session_or_kill(
 /// Returns the exit of a server without a known process. If a process starts at this moment, it finds no
 /// coordinator and exits.
 fn given_up() -> Exit {
-    Exit::without_dumps("given up before it had started".into(), None)
+    Exit::without_dumps("canceled before it had started".into(), None)
 }
 
 /// Returns the next complete line of at most [`MAX_LINE_BYTES`], and skips longer ones. Returns `None` at the end

@@ -48,8 +48,8 @@ pub(super) fn ask_command(remote_dir: &str, question: &str, processes: &[Process
     let processes: Vec<String> = processes.iter().map(ToString::to_string).collect();
     format!(
         "cd {dir} || exit 1\n\
-         [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD, which alone can say what \
-         lives\" >&2; exit 1; }}\n\
+         [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD, which is needed to find the \
+         processes that run\" >&2; exit 1; }}\n\
          exec ./server {question} {}",
         processes.join(" ")
     )
