@@ -124,13 +124,13 @@ impl ConnectionMemory {
         !lock(&self.frames).waiting.is_empty()
     }
 
-    /// Returns whether connections hold so much memory beside frames that each must send its output before its next
-    /// request is served.
+    /// Returns whether connections hold so much memory, apart from long frames, that each must send its output before
+    /// its next request is served.
     pub(crate) fn is_tight(&self) -> bool {
         self.others.load(Ordering::Relaxed) >= self.limit / 4
     }
 
-    /// Returns whether connections may hold no more memory beside frames.
+    /// Returns whether connections may hold no more memory, apart from long frames.
     pub(crate) fn is_used_up(&self) -> bool {
         self.others.load(Ordering::Relaxed) >= self.limit / 2
     }
@@ -193,7 +193,7 @@ impl Drop for FrameMemory {
     }
 }
 
-/// Bytes that one shard has counted beside frames.
+/// Bytes that one shard's connections hold, apart from long frames.
 #[derive(Debug)]
 pub(crate) struct Tally {
     memory: Arc<ConnectionMemory>,

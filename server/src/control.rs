@@ -31,8 +31,8 @@ use crate::watchdog::{Activity, Pulse};
 /// The timeout of connecting, and of each response or send.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The initial back-off before the coordinator is dialled again; it doubles up to [`REDIAL_LAST`]. A restarted
-/// coordinator decides nothing before every live server has reported. If a server died meanwhile, its clients wait this
-/// long.
+/// coordinator decides nothing before every live server has reported. If a server died with the coordinator, its
+/// clients wait this long.
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
 /// The most bytes received at once.
@@ -47,7 +47,7 @@ const NEVER_ADMITTED: Duration = Duration::from_secs(30);
 pub(crate) struct LinkConfig {
     /// The coordinator's port for servers.
     pub(crate) coordinator: SocketAddr,
-    /// The time for which the server continues without a coordinator; `None`: for ever.
+    /// The time for which the server continues without a coordinator; `None`: forever.
     pub(crate) orphan_timeout: Option<Duration>,
     /// The address to report; `None`: the local address of the connection to the coordinator.
     pub(crate) advertise: Option<IpAddr>,

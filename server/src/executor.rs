@@ -1,7 +1,7 @@
-//! One executor: a thread, its shard, and its duties beside moving bytes, which are the same with both engines.
+//! One executor: a thread, its shard, and its duties in addition to moving bytes, which are the same with both engines.
 //!
 //! ```text
-//!   start -> a thread of the engine -> prepare -> the engine serves for ever, and calls
+//!   start -> a thread of the engine -> prepare -> the engine serves forever, and calls
 //!                                                   Duties::tick    when it is due
 //!                                                   take            for each message of the mailbox
 //!                                                   Job::step       for dumps and loads (jobs.rs)

@@ -31,11 +31,11 @@ const LOAD_PAUSE: Duration = Duration::from_millis(1);
 /// The time of a job's next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// When all other work has had its turn.
+    /// The next step is due when all other work has had its turn.
     Again,
-    /// After a pause.
+    /// The next step is due after a pause.
     After(Duration),
-    /// Never: the job has ended.
+    /// The job has ended.
     Done,
 }
 

@@ -23,8 +23,8 @@ use crate::dump;
 use crate::fatal::{self, Fatal};
 use crate::operation::Node;
 
-/// The time after the first failure of a dump in which a signal does not count, because the operator cannot know of the
-/// failure yet.
+/// The time after the first failure of a dump in which a signal does not count: it may have been sent before the
+/// failure was visible.
 const SECOND_THOUGHT: Duration = Duration::from_secs(1);
 
 /// The parameters of leaving.

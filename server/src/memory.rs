@@ -1,7 +1,7 @@
 //! Memory of the tables: mapped, aligned to huge pages, and advised to use them.
 //!
-//! A process that holds gigabytes in 4 KiB pages takes a tenth of a second per gigabyte to exit, and its successor can
-//! take over only after that. With huge pages the exit takes a thirtieth of that time.
+//! With 4 KiB pages a process takes a tenth of a second per gigabyte to exit, and its successor must wait for that.
+//! With huge pages the exit takes a thirtieth of that time.
 //!
 //! Windows consist of small pages, each of which can be returned by itself. The kernel merges adjacent windows where it
 //! can, and returning a part of one keeps its addresses mapped. So a process has far fewer mappings than values
@@ -15,8 +15,8 @@ use std::ptr::{self, NonNull};
 use kv_core::arena::{CHUNK_BYTES_DEFAULT, ChunkSource};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// The size from which a buffer has a mapping of its own, which returns to the system when it is freed, and the free
-/// memory that stays at the end of a heap.
+/// The size from which a buffer has a mapping of its own, which returns to the system when it is freed. For smaller
+/// buffers, [`KEPT_FREE`] is the free memory that may stay at the end of a heap.
 const MAPPED_BUFFER: libc::c_int = 1 << 20;
 const KEPT_FREE: libc::c_int = 4 << 20;
 

@@ -54,7 +54,7 @@ pub(crate) struct Node {
     pub(crate) map: Arc<KnownMap>,
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
     /// The directory of the dumps, unless [`Node::dump_to`] sets another, and its absolute path at the start. If the
-    /// directory was deleted, it may have been created again at that path.
+    /// directory was deleted, a new one may exist at that path.
     pub(crate) directory: PathBuf,
     absolute_directory: Option<PathBuf>,
     /// The directory that the coordinator has set for the dumps, and whether dumps of an earlier run were set aside

@@ -35,13 +35,14 @@ use crate::operation::{Node, Work};
 use crate::watchdog::Activity;
 use crate::{clock, fatal};
 
-/// The most connections to the orders' port; with one more, the oldest without a hello is closed.
+/// The most connections to the orders' port; with one more, the oldest without a hello is closed, or else the oldest of
+/// all.
 pub(crate) const MAX_CONNECTIONS: usize = 16;
 /// The most replies of shards, and outcomes of threads, that may wait.
 const MAX_WAITING: usize = 1_024;
 /// The most unsent reports; a coordinator that receives none of them loses its connection.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
-/// Descriptors that are polled beside the connections: the listener and the bell.
+/// Descriptors that are polled in addition to the connections: the listener and the bell.
 const ALWAYS_POLLED: usize = 2;
 /// The interval at which deadlines are checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);

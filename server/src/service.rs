@@ -51,9 +51,9 @@ use new_sessions::NewSessions;
 
 pub(crate) use look_ahead::Ahead;
 
-/// Unsent bytes of a stream from which on it is pumped no further until the peer has received some. The time that a
-/// beacon waits is bounded by these bytes, one batch, and the bytes that the kernel holds for the stream
-/// (`UNSENT_BYTES` in `net/socket.rs`).
+/// The number of unsent bytes at which a stream is no longer pumped, until the peer has received some. A beacon waits
+/// for at most these bytes, one batch, and the bytes that the kernel holds for the stream (`UNSENT_BYTES` in
+/// `net/socket.rs`).
 const STREAM_OUTPUT_BYTES: usize = 64 << 10;
 /// The initial back-off before a lost stream is dialled again; it doubles up to [`REDIAL_LAST`].
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
@@ -138,7 +138,7 @@ struct Hosted {
     dial: Option<Dial>,
     /// True once a dump has begun; this replica no longer dials.
     is_frozen: bool,
-    /// Rate limit of the log lines about an established stream; `down_log` is that of lost streams.
+    /// The rate limit of the log lines about an established stream; `down_log` is that of lost streams.
     stands_log: LogLimit,
     down_log: LogLimit,
 }

@@ -1,4 +1,4 @@
-//! Connections before their hello, and streams that are dialled again.
+//! Tests of connections before their hello, and of streams that are dialled again.
 
 use std::time::Duration;
 
@@ -131,7 +131,7 @@ fn silence_counts_only_while_the_shard_itself_does_not_stand() {
     };
     let heard = silent_ms(&mut pair, NOW);
     assert_eq!(heard, 0);
-    // The whole machine was paused; the messages that the primary sent meanwhile are not read yet.
+    // The whole machine was paused; the messages that the primary sent during the pause are not read yet.
     let woke = NOW + Duration::from_secs(2);
     let report = pair.secondary.service.reports(woke).next().expect("a view");
     assert!(report.silent_ms <= 100, "what is said before the next look counts too");
@@ -145,7 +145,7 @@ fn silence_counts_only_while_the_shard_itself_does_not_stand() {
     pair.secondary.on_bytes(later, pair.accepted, &said);
     let last = (0..=6).map(|n| silent_ms(&mut pair, later + Duration::from_millis(n * 100))).last();
     assert_eq!(last, Some(600));
-    // A message arrives between two looks, and then the process is paused.
+    // A message arrives between two checks, and then the process is paused.
     let heard = later + Duration::from_millis(650);
     pair.primary.finish_wake_up(heard);
     let said = take_output(&mut pair.primary, pair.dialled);

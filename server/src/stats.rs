@@ -1,7 +1,7 @@
 //! The board: the state that executors publish for other threads.
 //!
-//! Each executor writes its own place at every tick and when its state changes. The heartbeats, the orders thread and
-//! the watchdog read it.
+//! Each executor beats its pulse at every tick, and publishes its state every 100 ms and when it changes. The
+//! heartbeats, the orders thread and the watchdog read the board.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};

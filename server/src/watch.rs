@@ -112,7 +112,7 @@ fn watch(process: &Process) -> io::Result<Ended> {
     watch_for(process, &io::stdin())
 }
 
-/// Does the same as [`watch`], and ends when the other end of `input` closes.
+/// Waits for the end of a process, or until the other end of `input` or the reader of the output closes.
 fn watch_for(process: &Process, input: &impl AsFd) -> io::Result<Ended> {
     let Some(pidfd) = identity::find(process)? else { return Ok(Ended::Process) };
     let stdout = io::stdout();

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //!   executors: every tick ------- beat --+
-//!   control,   between two waits - beat -+-> pulses <- look, every 100 ms - main thread -> Stalled
+//!   control,   between two waits - beat -+-> pulses <- check, every 100 ms - main thread -> Stalled
 //!   orders:
 //! ```
 //!
 //! Other processes may have judged a lease by the silence of a hung executor. So a process must not continue in part
 //! while one of its threads is hung.
 //!
-//! A process that was paused as a whole (SIGSTOP, a suspended machine, no processor available) did nothing wrong
-//! meanwhile. The processes that received nothing from it decide what follows. So only the watchdog's own running time
-//! counts: between two looks, at most the time by which a look may be late. A thread that was paused together with the
-//! watchdog has the whole grace again.
+//! A process that was paused as a whole (SIGSTOP, a suspended machine, no processor available) did nothing wrong during
+//! the pause. The processes that received nothing from it decide what follows. So the watchdog counts only its own
+//! running time: each check adds at most [`LOOK_COUNTS`]. A thread that was paused together with the watchdog gets the
+//! whole grace again.
 //!
 //! A process that is the only holder of a group is never ended for a hung thread (supervisor.rs): no lease depends on
 //! its activity, and its end would lose the group.
@@ -24,9 +24,9 @@ use std::time::Duration;
 use kv_protocol::ids::Time;
 use kv_protocol::limits::GRACE;
 
-/// The interval between looks.
+/// The interval between checks.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// The most time that one look counts.
+/// The most time that one check counts.
 const LOOK_COUNTS: Duration = Duration::from_millis(125);
 
 /// The signs of life of one thread.
@@ -224,8 +224,8 @@ mod tests {
 
     const START: Time = Time::from_nanos(1_000_000_000);
 
-    /// Looks `count` times, `interval` apart, each time after `before`; returns the first hung thread and the number of
-    /// looks.
+    /// Checks `count` times, `interval` apart, each time after `before`; returns the first hung thread and the number
+    /// of checks.
     fn look_on(
         watchdog: &mut Watchdog,
         pulses: &[Pulse],

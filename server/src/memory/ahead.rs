@@ -145,7 +145,7 @@ mod tests {
     fn whoever_takes_chunks_finds_touched_ones_soon_and_few_are_kept_for_one_who_gave_them_back() {
         let mut source = HugePages;
         let mut held = Vec::new();
-        // Other tests of this process hold chunks too, so the number wanted changes at any time.
+        // Other tests of this process hold chunks too, so the wanted number changes at any time.
         let until = Instant::now() + Duration::from_secs(60);
         loop {
             held.push(source.allocate(CHUNK_BYTES_DEFAULT).expect("memory"));

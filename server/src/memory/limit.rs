@@ -9,8 +9,7 @@
 //! ```
 //!
 //! The memory of other servers counts as available. So a server that replaces another gets the same limit, however much
-//! the tables of its neighbours have grown meanwhile. For the same reason the usage of a cgroup is not subtracted from
-//! its limit.
+//! the tables of its neighbours have grown. For the same reason the usage of a cgroup is not subtracted from its limit.
 
 use std::fmt;
 use std::fs;
@@ -21,7 +20,7 @@ use std::process::ExitCode;
 /// The share of memory that servers plan with, in fifths. The rest is for the system, for chunks kept ready, and for
 /// the memory beyond their limit that tables hold during compaction.
 const PLANNED_FIFTHS: u64 = 4;
-/// The memory of a server process beside its tables.
+/// The memory that a server process needs in addition to its tables.
 pub(crate) const OWN_BYTES: u64 = 24 << 20;
 /// The least limit: a few chunks for each table. A machine with less memory is too small.
 pub(crate) const LIMIT_BYTES_LEAST: u64 = 16 << 20;

@@ -9,8 +9,8 @@
 //!
 //! A state machine over bytes: it depends on no socket, clock or runtime.
 //!
-//! Memory: a long frame is received no further than it arrived together with other bytes, until memory for its next
-//! bytes is reserved ([`crate::connection_memory`]). All other buffered bytes are counted.
+//! Memory: before the next bytes of a partial long frame are received, memory for them is reserved
+//! ([`crate::connection_memory`]). All other buffered bytes are counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +60,7 @@ pub(crate) struct Connection {
     memory: Option<FrameMemory>,
     /// The time since which the connection waits for memory; until it gets some, it is not read.
     waits_since: Option<Time>,
-    /// Bytes that the input buffer counts as connection memory, beside the reserved bytes.
+    /// Bytes that the input buffer counts as connection memory, in addition to the reserved bytes.
     counted: usize,
     last_input: Time,
 }
@@ -229,7 +229,7 @@ impl Connection {
         is_reserved
     }
 
-    /// Leaves the queue for memory: bytes received meanwhile have completed the frame.
+    /// Leaves the queue for memory: bytes that still arrived have completed the frame.
     fn stop_waiting(&mut self, service: &mut Service) {
         if self.waits_since.take().is_some() {
             let id = self.session.id;

@@ -1,4 +1,4 @@
-//! Clients' connections without sockets: served requests, rejected requests, and reasons to close.
+//! Tests of clients' connections without sockets: served requests, rejected requests, and reasons to close.
 
 use std::cell::{Cell, RefCell};
 use std::io::IoSlice;
@@ -453,7 +453,7 @@ impl SendNow for Narrow {
     }
 }
 
-/// Creates the same as [`serving`], over a socket with room for `room` bytes.
+/// Creates a pair as [`serving`] does, over a socket with room for `room` bytes.
 fn serving_over(value: &[u8], room: usize) -> (Pair, kv_core::replica::ConnectionId, Rc<Narrow>) {
     let (mut pair, id) = serving(value);
     let socket = Rc::new(Narrow::default());

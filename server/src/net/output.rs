@@ -133,7 +133,7 @@ impl Outputs {
         find(&mut self.slots, id)
     }
 
-    /// Returns the tally of the memory that this shard's connections hold beside long frames.
+    /// Returns the tally of the memory that this shard's connections hold, apart from long frames.
     pub(crate) fn tally(&mut self) -> &mut Tally {
         &mut self.tally
     }
@@ -558,7 +558,7 @@ mod tests {
             let output = outputs.get(id).unwrap();
             assert_eq!(output.deadline(), Some(at + STALL_DEADLINE));
         }
-        // A response that never arrives does not keep the connection open for ever.
+        // A response that never arrives does not keep the connection open forever.
         outputs.get(id).unwrap().expect_answer();
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(NOW + STALL_DEADLINE));
     }

@@ -1,4 +1,4 @@
-//! Streams between two shards without sockets: resuming, replacing, strangers, damage.
+//! Tests of streams between two shards without sockets: resuming, replacing, unknown servers, damage.
 
 use std::time::Duration;
 

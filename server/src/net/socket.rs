@@ -79,13 +79,14 @@ pub(crate) fn log_failed_accept(log: &mut LogLimit, now: Time, port: Port, error
     }
 }
 
-/// Returns how many bytes of a long frame to receive next. Memory is at most about doubled at a time, because the
-/// length in the header is not trustworthy.
+/// Returns how many bytes of a long frame to receive next. The buffer at most doubles, or grows by [`LONG_FRAME`],
+/// because the length in the header is not trustworthy.
 pub(crate) fn next_of_long_frame(came: usize, missing: usize) -> usize {
     missing.min(came.max(LONG_FRAME)).min(MOST_RECEIVED)
 }
 
-/// Receives once, at most `most` bytes, behind the contents of the buffer, without blocking; returns how many bytes.
+/// Receives once, at most `most` bytes, behind the contents of the buffer, without blocking; returns the number of
+/// bytes.
 pub(crate) fn receive_behind(
     socket: &OwnedFd,
     buffer: &mut Vec<u8>,

@@ -39,12 +39,12 @@ pub(crate) fn shard(server: u16) -> Shard {
     shard_with_map(server, Arc::default())
 }
 
-/// Returns the same as [`shard`], with the map that its process has.
+/// Returns a [`shard`] of a process that has this map.
 pub(crate) fn shard_with_map(server: u16, map: Arc<KnownMap>) -> Shard {
     make_shard(server, map, ConnectionMemory::new(None, None, 2))
 }
 
-/// Returns the same as [`shard`], with a budget for connection memory.
+/// Returns a [`shard`] with this budget for connection memory.
 pub(crate) fn shard_with_memory(server: u16, memory: Arc<ConnectionMemory>) -> Shard {
     make_shard(server, Arc::default(), memory)
 }
@@ -133,7 +133,7 @@ fn take_unsent(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     bytes
 }
 
-/// Takes the same as [`take_output`], at that time.
+/// Takes all output of a connection at `now`, including long values.
 pub(crate) fn take_output_at(now: Time, shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     let mut all = Vec::new();
     loop {

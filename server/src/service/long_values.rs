@@ -9,7 +9,7 @@
 //!
 //! Values are sent from the table's memory, so a response of any length takes no further memory, and many readers of
 //! one value share it. The value is that of the time of the lease check: a pinned entry stays unchanged while its key
-//! is overwritten. The table is borrowed until the send returns, so no entry moves or is freed meanwhile.
+//! is overwritten. The table is borrowed until the send returns, so no entry moves or is freed during the send.
 
 use kv_core::replica::ConnectionId;
 

@@ -1,5 +1,5 @@
-//! Look-ahead: prefetches the table memory for the next requests of a connection before the first of them is served,
-//! and checks the digests of its writes several at once.
+//! Look-ahead: prefetches the table memory for a connection's next requests before serving the first of them, and
+//! checks the digests of its writes several at once.
 //!
 //! ```text
 //!   received bytes   [ GET a | GET b | GET c | ... ]

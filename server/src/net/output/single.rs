@@ -94,7 +94,7 @@ pub(crate) struct Output {
 /// The way in which a connection ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum End {
-    /// Not ending.
+    /// The connection does not end yet.
     #[default]
     Open,
     /// Ends when its responses are sent, because the input has ended. Outstanding responses are awaited until this

@@ -50,9 +50,9 @@ const IOU_PBUF_RING_INC: u16 = 2;
 /// The way in which the kernel fills a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filling {
-    /// By several receives, of any connections, until it is full.
+    /// Several receives, of any connections, fill one buffer.
     Pieces,
-    /// By one receive, however few bytes it returns.
+    /// One receive uses one buffer, however few bytes it returns.
     Once,
 }
 

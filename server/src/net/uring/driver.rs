@@ -31,7 +31,7 @@ use crate::fatal::Fatal;
 /// The longest time without a pass through glommio.
 const VISIT_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Drives the engine for ever.
+/// Drives the engine for the life of the process.
 pub(super) async fn drive(engine: Rc<Engine>, bell: OwnedFd) {
     let mut bell = Bell::new(bell);
     let mut visit_at = clock::now() + VISIT_INTERVAL;

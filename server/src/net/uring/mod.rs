@@ -84,11 +84,11 @@ pub(crate) struct Engine {
     background: Rc<Cell<usize>>,
 }
 
-/// The state that a turn uses beside the shard.
+/// The state that a turn uses in addition to the shard.
 struct Net {
     ring: Ring,
     sockets: Sockets,
-    /// The slots of connections, by their slots in the shard.
+    /// The sockets' slots, by the connections' slots in the shard.
     slots: Vec<Option<SlotId>>,
     /// Completions that were just reaped.
     done: Vec<Completion>,

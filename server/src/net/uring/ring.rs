@@ -182,8 +182,8 @@ impl Ring {
     /// Receives into the ring's buffers of a group, until an error or the end of the input.
     ///
     /// No other kind of request takes buffers of the group. Kernels before 6.15 may post the completion of a receive
-    /// that ends with its first bytes late, after completions of later bytes of the same buffer. Then the pieces of the
-    /// buffer could not be told apart.
+    /// that ends with its first bytes late, after completions of later bytes of the same buffer. If other requests took
+    /// buffers of the group, the pieces of a buffer could then not be distinguished.
     pub(super) fn receive(&mut self, slot: SlotId, socket: &OwnedFd, group: Group) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), group as u16).build();
         self.in_kernel(slot).group = group;
@@ -258,8 +258,9 @@ impl Ring {
         tolerate(entered)
     }
 
-    /// Does the same as [`Ring::enter`], and waits for an event; requests that complete during submission do not end
-    /// the wait. The wait ends after `longest` at the latest, or when the alarm of an earlier wait expires.
+    /// Submits and runs deferred work like [`Ring::enter`], then waits for an event. Requests that complete during
+    /// submission do not end the wait. It ends after `longest` at the latest, or when the alarm of an earlier wait
+    /// expires.
     pub(super) fn enter_and_sleep(&mut self, longest: Duration) -> io::Result<()> {
         if !self.ring.completion().is_empty() {
             return self.enter();

@@ -19,7 +19,7 @@ use crate::mailbox;
 /// Memory that glommio registers for files; it is not used.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 /// The time that tasks run before glommio preempts them. An executor that is preempted before its first task has run
-/// parks for ever, because no timer is armed yet. So this is longer than a new thread waits for a processor; from then
+/// parks forever, because no timer is armed yet. So this is longer than a new thread waits for a processor; from then
 /// on the timer of the next tick is always armed.
 const PREEMPT_TASKS: Duration = Duration::from_millis(100);
 
@@ -55,7 +55,7 @@ async fn run(prepared: Prepared) {
     }
 }
 
-/// Passes every message of a mailbox to `take`, for ever.
+/// Passes every message of a mailbox to `take`, for the life of the process.
 async fn serve<T>(inbox: mailbox::Receiver<T>, mut take: impl FnMut(T)) -> io::Result<()> {
     let (bell, messages) = inbox.into_parts();
     // SAFETY: the descriptor is given away and the file is its only owner from here on.

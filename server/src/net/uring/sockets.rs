@@ -73,14 +73,14 @@ pub(super) struct Connection {
 /// The receive in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Receiving {
-    /// None.
+    /// Not receiving.
     Nothing,
     /// One receive into a buffer of its own: of the hello, after which another shard may take over, and of all bytes at
     /// the servers' port before the handshake of a stream is complete.
     Hello,
     /// A multishot receive of all bytes.
     All,
-    /// None, as no buffer was free: the connection waits for `Net::feed`.
+    /// Not receiving, as no buffer was free: the connection waits for `Net::feed`.
     Hungry,
     /// The rest of a long frame, directly into its buffer.
     Frame,

@@ -3,14 +3,14 @@
 //! ```text
 //!   enter, reap -> bytes of other servers -> pump, send --+ (submitted at once, if clients are next)
 //!                                                         v
-//!         +--> unauthenticated peers: a few
+//!         +--> the servers' port before a stream: a few
 //!         |    clients: for at most a millisecond -> pump, send      (submitted by the next turn)
 //!         +-------- the rest waits in order for the next turn
 //! ```
 //!
-//! So an ACK never waits for the requests of this server's own clients, and all PREPAREs and all ACKs of a wake-up are
-//! sent in one batch each. The streams of other servers are checked again within a few milliseconds, whatever the load
-//! of clients:
+//! So an ACK never waits for the requests of this server's own clients. All PREPAREs of a wake-up, and all its ACKs,
+//! are sent in one batch each. The streams of other servers are checked again within a few milliseconds, whatever the
+//! load of clients:
 //!
 //! - The clients' part of a turn is bounded by time and by bytes sent.
 //! - Streams have receive buffers of their own.
@@ -50,7 +50,7 @@ use crate::shard::{Fate, Shard};
 const MOST_FED: usize = 16;
 /// The longest time without reading the streams' sockets while the kernel is behind.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// The most receives, and the bytes of each, from one stream per look.
+/// The most receives, and the bytes of each, from one stream each time.
 const MOST_LOOKED_AT: usize = 4;
 const LOOKED_AT_BYTES: usize = 128 << 10;
 
@@ -416,8 +416,8 @@ impl Net {
         }
     }
 
-    /// Ends a wake-up, or the streams' part of it: sends pending stream messages and handles dirty streams. Then it
-    /// handles the other dirty connections in order, as far as the budget allows.
+    /// Ends a wake-up, or the streams' part of it: pumps the streams and handles dirty ones. Then it handles the other
+    /// dirty connections in order, as far as the budget allows.
     fn settle(&mut self, shard: &mut Shard, hub: &Hub, now: Time, budget: &mut Budget) {
         shard.finish_wake_up(now);
         while let Some(id) = shard.service.outputs.next_dirty_stream() {
