@@ -126,7 +126,7 @@ impl Output {
     }
 
     /// Takes out all bytes that the engine is to send, and returns the buffer with the offset of the first. They count
-    /// as unsent until [`Outputs::on_sent`]. Returns `None` if there are none, or if others are still taken out.
+    /// as unsent until [`super::Outputs::on_sent`]. Returns `None` if there are none, or if others are still taken out.
     pub(crate) fn take(&mut self) -> Option<(Vec<u8>, usize)> {
         if self.taken > 0 || self.unsent().is_empty() {
             return None;
