@@ -1,8 +1,8 @@
-//! Dumps of earlier runs: a server that starts sets them aside, so that after a crash nobody takes them for those of
+//! Dumps of earlier runs: a server that starts renames them, so that after a crash they are not mistaken for dumps of
 //! the run that crashed. None is overwritten ([`kv_protocol::aside`]), and their number is bounded.
 //!
-//! The newest dump of each cluster is kept as long as any other can go: those of an orderly stop, in which every
-//! server has dumped, are all that there is of that cluster.
+//! The newest dump of each cluster is kept as long as any other can be removed. The dumps of an orderly stop, in which
+//! every server has dumped, may be all that is left of their cluster.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -16,11 +16,11 @@ use kv_protocol::ids::{ClusterId, ServerId};
 
 use crate::dump::file_name;
 
-/// So many bytes of a dump hold all that it says of its origin.
+/// The number of bytes that contain the whole origin of a dump.
 const ORIGIN_BYTES: u64 = 4 << 10;
 
-/// Gives the server's dumps of an earlier run other names. What cannot be renamed is warned about and left: it is no
-/// reason not to serve.
+/// Renames the server's dumps of an earlier run. A dump that cannot be renamed is left with a warning, and the server
+/// starts all the same.
 pub(crate) fn set_aside(directory: &Path, server: ServerId) {
     let mut is_changed = false;
     for role in [ReplicaRole::Primary, ReplicaRole::Secondary] {
@@ -32,13 +32,13 @@ pub(crate) fn set_aside(directory: &Path, server: ServerId) {
             ),
         }
     }
-    // After a power failure too, the old names must not be there again.
+    // The old names must not reappear after a power failure.
     if is_changed && let Err(error) = sync(directory) {
         tracing::warn!("sync the directory {}: {error}", directory.display());
     }
 }
 
-/// Whether there was a dump of this name.
+/// Renames one dump; returns whether there was one of this name.
 fn set_one_aside(directory: &Path, name: &str) -> io::Result<bool> {
     let path = directory.join(name);
     match fs::symlink_metadata(&path) {
@@ -67,7 +67,7 @@ fn set_one_aside(directory: &Path, name: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The numbers of the earlier dumps of this name, the oldest first.
+/// Returns the numbers of the earlier dumps of this name, the oldest first.
 fn numbers(directory: &Path, name: &str) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -78,10 +78,10 @@ fn numbers(directory: &Path, name: &str) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Removes the oldest of too many dumps that a newer one of its cluster makes up for; the oldest of all where there is
-/// none.
+/// Removes dumps until there is room for one more: the oldest that a newer dump of its cluster supersedes, else the
+/// oldest of all.
 fn make_room(directory: &Path, name: &str, numbers: &mut Vec<u32>) {
-    // The plain one and the newest that was set aside are kept beside them.
+    // The dump with the plain name and the newest renamed one are kept in addition.
     while numbers.len() + 2 > MAX_ASIDE {
         let of = |file: String| -> Option<ClusterId> {
             origin(&directory.join(file)).map(|origin| origin.cluster)
@@ -108,7 +108,7 @@ fn make_room(directory: &Path, name: &str, numbers: &mut Vec<u32>) {
     }
 }
 
-/// Stops the reading when all is known.
+/// Stops the reading once the origin is known.
 enum Stopped {
     Known(DumpOrigin),
     Broken,
@@ -120,7 +120,7 @@ impl From<DumpError> for Stopped {
     }
 }
 
-/// What the beginning of a dump says of its origin; `None`: it is no dump.
+/// Reads the origin at the beginning of a dump; returns `None` if the file is not a dump.
 fn origin(path: &Path) -> Option<DumpOrigin> {
     let mut beginning = Vec::new();
     files::open(path).ok()?.take(ORIGIN_BYTES).read_to_end(&mut beginning).ok()?;
@@ -157,7 +157,7 @@ mod tests {
         names
     }
 
-    /// A dump of the n-th process of a cluster.
+    /// Returns a dump of the n-th process of a cluster.
     fn dump(cluster: u128, n: u64) -> Vec<u8> {
         let writer = Member { server: SERVER, incarnation: Incarnation(n) };
         let cluster = ClusterId(cluster);
@@ -235,7 +235,7 @@ mod tests {
         let path = |name: &str| directory.path().join(name);
         fs::write(path("server_1.primary"), "").unwrap();
         fs::write(path("server_1.secondary"), "").unwrap();
-        // No file can take the name of a directory.
+        // A file cannot be renamed to the name of a directory.
         fs::create_dir(path("server_1.primary.old")).unwrap();
         fs::create_dir(path("server_1.primary.old.2")).unwrap();
         fs::write(path("server_1.primary.old.2/x"), "").unwrap();

@@ -1,4 +1,4 @@
-//! From the command line to a running server.
+//! The start: from the command line to a running server.
 
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
@@ -30,12 +30,12 @@ use crate::{
     aside, key_file, load, log, mailbox, memory, orders, probe, slice, stats, supervisor, watch,
 };
 
-/// Tables of a server that share its memory limit: the primary's and the secondary's.
+/// Tables of a shard that share the memory limit: the primary table and the secondary table.
 const TABLES: u64 = 2;
 
-/// The whole program.
+/// Runs the whole program.
 pub fn main() -> ExitCode {
-    // Before all else: whatever is sent from now on ends no process that holds data.
+    // First of all, so that no later signal ends a process with data.
     kv_daemon::signals::ignore();
     let args = match Invocation::read(std::env::args_os()) {
         Ok(Invocation::Serve(args)) => args,
@@ -43,7 +43,7 @@ pub fn main() -> ExitCode {
         Ok(Invocation::ShowMemoryLimit(share)) => return limit::show(share),
         Err(error) => {
             let exit = if error.use_stderr() { ServerExit::Usage } else { ServerExit::Stopped };
-            // A closed terminal is no reason to fail differently.
+            // A failed write to a closed terminal does not change the exit code.
             let _ = error.print();
             return ExitCode::from(exit.code());
         }
@@ -53,7 +53,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             tracing::error!("{error}");
             if args.log.is_some() {
-                // Whoever started this process looks here when it ends at once.
+                // The process that started this one reads its standard error if it ends at once.
                 let _ = writeln!(io::stderr(), "server {}: {error}", args.id);
             }
             log::flush(fatal::LAST_LINE);
@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The three sockets that a server listens on.
+/// The three sockets on which a server listens.
 struct Listeners {
     clients: TcpListener,
     servers: TcpListener,
@@ -70,7 +70,7 @@ struct Listeners {
 }
 
 fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
-    // Before any thread is started: one that does not hold the signals back would be ended by them.
+    // Before any thread starts: a signal would end the process through a thread that does not block it.
     supervisor::block_signals()?;
     log::start(args.log.as_deref())?;
     fatal::end_process_on_panic();
@@ -108,9 +108,9 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     let Listeners { clients, servers, coord } = listeners;
     let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
     let shards = start_executors(args, engine, identity, &board, &map, listeners)?;
-    // Before anybody is told that this server is there: whoever is told of a view must have its data.
+    // Before the server is announced: a server that is named in a view must have the data.
     load::run(&args.load, identity.placement, &shards)?;
-    // Only now: a server that finds its ports taken, or cannot load, has no claim to the files here.
+    // Only now: a server whose ports are in use, or that cannot load, has no claim to the files here.
     aside::set_aside(&directory, identity.me.server);
     let node = Node::new(identity, board, map, shards, directory);
     node.reserve_for_dumps()
@@ -139,7 +139,7 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
     })
 }
 
-/// The engine that was asked for, or uring where it can be used.
+/// Returns the requested engine; for `auto`, uring if it is available.
 fn choose_engine(asked: NetEngine, shards: u16) -> Result<EngineKind, Fatal> {
     if asked == NetEngine::Epoll {
         return Ok(EngineKind::Epoll);
@@ -157,7 +157,7 @@ fn choose_engine(asked: NetEngine, shards: u16) -> Result<EngineKind, Fatal> {
     }
 }
 
-/// The bound of both tables: the given one, or that of the machine.
+/// Returns the limit of all tables together: the given one, or the machine's default.
 fn memory_limit(args: &Args) -> Option<u64> {
     match args.memory_limit {
         Some(MemoryLimit::Bytes(bytes)) => {
@@ -201,7 +201,7 @@ fn start_executors(
         inboxes.push(inbox);
     }
     let hash_secret = HashSecret::new(random()?);
-    // One executor accepts for all, whichever the engine: a connection says which shard it wants.
+    // One executor accepts for all, with either engine: a connection names the shard that it requests.
     for (shard, inbox) in (0..args.shards).zip(inboxes) {
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },
@@ -254,8 +254,8 @@ fn link_config(
     })
 }
 
-/// Looks the coordinator's host up, once; IPv4 is taken before IPv6 where it has both, as the
-/// default address to listen on is IPv4.
+/// Resolves the coordinator's host once. An IPv4 address is preferred to IPv6, because the default address to listen on
+/// is IPv4.
 fn resolve(host: &str, port: u16) -> Result<SocketAddr, Fatal> {
     let failed = |error| Fatal::CoordinatorHost { host: host.to_owned(), error };
     let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
@@ -263,7 +263,7 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr, Fatal> {
     first.copied().ok_or_else(|| failed(io::Error::other("it has no address")))
 }
 
-/// Keeps the cluster's key and the data out of core dumps, and debuggers of the same user away.
+/// Keeps the cluster's key and the data out of core dumps, and prevents debuggers of the same user from attaching.
 fn forbid_core_dumps() -> Result<(), Fatal> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| Fatal::System { doing: "forbid core dumps", error: error.into() })
@@ -277,7 +277,7 @@ fn random() -> Result<u64, Fatal> {
 }
 
 fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fatal> {
-    // However many executors are busy, heartbeats and orders go through.
+    // Heartbeats and orders must be processed however many executors are busy.
     let body = move || {
         slice::shorten();
         body();

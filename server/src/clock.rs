@@ -1,9 +1,9 @@
-//! The clock that leases run by: CLOCK_BOOTTIME, which counts suspend (consistency.md §1).
+//! The clock of the leases: CLOCK_BOOTTIME, which includes suspended time (consistency.md §1).
 
 use kv_protocol::ids::Time;
 use rustix::time::{ClockId, clock_gettime};
 
-/// A reading, now.
+/// Returns the current time.
 pub(crate) fn now() -> Time {
     let reading = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(reading.tv_sec).unwrap_or(0);

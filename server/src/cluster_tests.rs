@@ -1,4 +1,4 @@
-//! Three servers in one process: real executors, real sockets on loopback, orders given by hand.
+//! Tests of three servers in one process: real executors, real sockets on loopback, orders given directly.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -93,7 +93,7 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
     Server { node, clients: addresses.0, servers: addresses.1 }
 }
 
-/// Gives a view to every shard, as an order would.
+/// Installs a view in every shard, as an order would.
 fn install(node: &Node, view: View, other: Option<SocketAddr>) {
     let (sender, refusals) = crossbeam::channel::bounded(16);
     let bell = Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
@@ -144,7 +144,7 @@ impl Cluster {
     }
 }
 
-/// An answer, owned.
+/// An owned response.
 #[derive(Debug, PartialEq, Eq)]
 struct Given {
     id: u64,
@@ -226,7 +226,7 @@ impl Client {
     }
 }
 
-/// A client of every shard of every server, and the way to the right one.
+/// Clients of every shard of every server, with routing to the right one.
 struct Router {
     placement: Placement,
     clients: Vec<Vec<Client>>,
@@ -450,7 +450,7 @@ fn an_idle_server_has_drained_at_once_and_not_at_the_next_tick(engine: EngineKin
         assert_eq!(server.node.carry_out(Work::Drain), Ok(0));
         start.elapsed()
     });
-    // The slowest may have waited for the machine.
+    // The slowest may have waited for a processor.
     let fastest = drains.min().unwrap();
     assert!(fastest < Duration::from_millis(50), "{fastest:?}");
 }
@@ -491,8 +491,7 @@ fn a_connection_whose_full_output_leaves_at_once_is_read_again(engine: EngineKin
     let value = vec![1u8; 1 << 20];
     let client = router.of(key);
     assert_eq!(client.put(key, &value).status, Status::Ok);
-    // Whether the socket takes all of them without a pause is up to the machine; here and there it
-    // does.
+    // Depending on the machine, the socket accepts all of them at once in some rounds.
     for round in 0..60 {
         let mut asked = Vec::new();
         for n in 0..AT_ONCE {
@@ -518,12 +517,12 @@ fn a_large_value_goes_to_the_other_holder_without_waiting_for_ticks(engine: Engi
         assert_eq!(client.put(key, &value).status, Status::Ok);
         start.elapsed()
     });
-    // The slower ones may have waited for the machine. By ticks alone each takes half a second.
+    // The slower ones may have waited for a processor. By ticks alone each takes half a second.
     let fastest = puts.min().unwrap();
     assert!(fastest < Duration::from_millis(250), "{fastest:?}");
 }
 
-/// Makes two tests of each promise, one an engine.
+/// Makes two tests of each promise, one for each engine.
 macro_rules! on_both_engines {
     ($($promise:ident,)*) => {
         mod on_uring {

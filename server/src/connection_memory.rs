@@ -1,22 +1,21 @@
 //! The memory that clients' connections of a process may hold: one budget for all shards.
 //!
 //! ```text
-//!   limit  +- half: long frames that have come in part
-//!          |        +- room for one frame of the largest size, for the first in line
+//!   limit  +- half: partial long frames
+//!          |        +- room for one frame of the largest size, for the first in the queue
 //!          |        +- the rest, for all others
-//!          +- half: everything else (responses, requests that wait, short frames in part);
+//!          +- half: everything else (responses, waiting requests, partial short frames);
 //!                   a connection that would exceed it is closed
 //! ```
 //!
-//! A long frame has the memory for its next bytes reserved before they are received; a connection that gets
-//! none is not read from and waits in line, one line for all shards. The first in line gets the memory that
-//! others give back, or the room that is kept for it. With that room it never waits again, so frames that have
-//! come in part cannot wait for each other for ever.
+//! A long frame has the memory for its next bytes reserved before they are received. A connection without a reservation
+//! is not read and waits in a queue that all shards share. The first in the queue gets memory that others release, or
+//! the room that is kept for it. With that room it never waits again, so partial frames cannot deadlock.
 //!
 //! Values that are sent from the table take no memory here (`net/output.rs`).
 //!
-//! The tables' own limit is kept here too, since they leave free what connections hold. It may change while the
-//! process runs.
+//! This module also holds the tables' own limit, because tables leave free the memory that connections hold. That limit
+//! may change while the process runs.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,14 +25,14 @@ use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_CLIENT_BODY};
 
 use crate::stats::lock;
 
-/// The budget where no memory limit holds.
+/// The budget if there is no memory limit.
 const DEFAULT_BYTES: u64 = 256 << 20;
-/// The part of the memory limit that connections may hold by default.
+/// The divisor of the memory limit that gives the default budget.
 const PART_OF_LIMIT: u64 = 4;
-/// A shard reports a change of what it has counted once it is this large: the others look at the sum often.
+/// The change at which a shard updates the shared sum, which the other shards read often.
 const REPORTED_BYTES: usize = 64 << 10;
 
-/// Room for the longest frame.
+/// The room for the longest frame.
 const ROOM_BYTES: u64 = MAX_CLIENT_BODY as u64 + (64 << 10);
 
 const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
@@ -42,9 +41,9 @@ const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
 #[derive(Debug)]
 pub(crate) struct ConnectionMemory {
     limit: u64,
-    /// The limit of all tables together; 0: there is none.
+    /// The limit of all tables together; 0: none.
     memory_limit: AtomicU64,
-    /// Tables of the process, which leave room for what connections hold.
+    /// The number of tables of the process, which leave free the memory that connections hold.
     tables: u64,
     frames: Mutex<Frames>,
     others: AtomicU64,
@@ -52,11 +51,11 @@ pub(crate) struct ConnectionMemory {
 
 #[derive(Debug, Default)]
 struct Frames {
-    /// Reserved of the part for all.
+    /// Bytes reserved from the part for all frames.
     common: u64,
-    /// What the frame that has the room for the first in line has reserved of it.
+    /// Bytes reserved from the room by the frame that has it.
     in_room: Option<u64>,
-    /// Those that wait, in order of asking.
+    /// Waiting frames, in the order of their requests.
     waiting: VecDeque<Ticket>,
     tickets: u64,
 }
@@ -64,7 +63,7 @@ struct Frames {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ticket(u64);
 
-/// The memory of one long frame, and its place in the line; both are given up when it is dropped.
+/// The memory of one long frame, and its place in the queue; dropping it releases both.
 #[derive(Debug)]
 pub(crate) struct FrameMemory {
     memory: Arc<ConnectionMemory>,
@@ -74,8 +73,8 @@ pub(crate) struct FrameMemory {
 }
 
 impl ConnectionMemory {
-    /// A budget of `asked` bytes, or else of a quarter of the memory limit, or else of 256 MiB, for a
-    /// process with so many tables.
+    /// Creates a budget of `asked` bytes, or else of a quarter of the memory limit, or else of 256 MiB. The process has
+    /// `tables` tables.
     pub(crate) fn new(
         asked: Option<u64>,
         memory_limit: Option<u64>,
@@ -88,68 +87,68 @@ impl ConnectionMemory {
         Arc::new(ConnectionMemory { limit, memory_limit, tables, frames, others })
     }
 
-    /// The budget.
+    /// Returns the budget.
     pub(crate) fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// The limit of all tables together, in bytes.
+    /// Returns the limit of all tables together, in bytes.
     pub(crate) fn memory_limit(&self) -> Option<u64> {
         Some(self.memory_limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 
-    /// Changes the limit of all tables together; the executors look again at their next tick. What connections may
-    /// hold stays as it is.
+    /// Changes the limit of all tables together; executors apply it at their next tick. The budget of connections stays
+    /// the same.
     pub(crate) fn set_memory_limit(&self, limit: Option<u64>) {
         self.memory_limit.store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// The limit of one table, in bytes.
+    /// Returns the limit of one table, in bytes.
     pub(crate) fn table_limit(&self) -> Option<u64> {
         self.memory_limit().map(|limit| (limit / self.tables).max(1))
     }
 
-    /// How many tables the process has.
+    /// Returns the number of tables of the process.
     pub(crate) fn tables(&self) -> u64 {
         self.tables
     }
 
-    /// What is held now.
+    /// Returns the bytes held now.
     pub(crate) fn held(&self) -> u64 {
         let frames = lock(&self.frames);
         frames.common + frames.in_room.unwrap_or(0) + self.others.load(Ordering::Relaxed)
     }
 
-    /// Whether a frame waits for its memory.
+    /// Returns whether a frame waits for memory.
     pub(crate) fn is_awaited(&self) -> bool {
         !lock(&self.frames).waiting.is_empty()
     }
 
-    /// Whether so much is held beside frames that a connection must send what it has before it is served
-    /// more.
+    /// Returns whether connections hold so much memory, apart from long frames, that each must send its output before
+    /// its next request is served.
     pub(crate) fn is_tight(&self) -> bool {
         self.others.load(Ordering::Relaxed) >= self.limit / 4
     }
 
-    /// Whether no connection may hold more beside frames.
+    /// Returns whether connections may hold no more memory, apart from long frames.
     pub(crate) fn is_used_up(&self) -> bool {
         self.others.load(Ordering::Relaxed) >= self.limit / 2
     }
 }
 
 impl FrameMemory {
-    /// No memory yet, of this budget.
+    /// Creates a reservation of no bytes in this budget.
     pub(crate) fn new(memory: Arc<ConnectionMemory>) -> FrameMemory {
         FrameMemory { memory, common: 0, in_room: None, ticket: None }
     }
 
-    /// What is reserved.
+    /// Returns the number of reserved bytes.
     pub(crate) fn bytes(&self) -> usize {
         usize::try_from(self.common + self.in_room.unwrap_or(0)).unwrap_or(usize::MAX)
     }
 
-    /// Has `bytes` reserved in all; if there is no memory it takes, or keeps, its place in the line, to be
-    /// asked again. Whether they are reserved.
+    /// Increases the reservation to `bytes` in all; returns whether it succeeded. If no memory is available, the frame
+    /// takes or keeps its place in the queue, and the caller must try again.
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes()) as u64;
         let mut frames = lock(&self.memory.frames);
@@ -194,7 +193,7 @@ impl Drop for FrameMemory {
     }
 }
 
-/// What one shard has counted beside frames.
+/// Bytes that one shard's connections hold, apart from long frames.
 #[derive(Debug)]
 pub(crate) struct Tally {
     memory: Arc<ConnectionMemory>,
@@ -203,17 +202,17 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// The empty tally of a shard.
+    /// Creates the empty tally of a shard.
     pub(crate) fn new(memory: Arc<ConnectionMemory>) -> Tally {
         Tally { memory, held: 0, reported: 0 }
     }
 
-    /// The budget that it counts for.
+    /// Returns the budget to which the tally belongs.
     pub(crate) fn memory(&self) -> &Arc<ConnectionMemory> {
         &self.memory
     }
 
-    /// Notes that a connection holds `now` bytes, where it held `before`.
+    /// Records that a connection holds `now` bytes, where it held `before`.
     #[inline]
     pub(crate) fn change(&mut self, before: usize, now: usize) {
         self.held = self.held + now - before;
@@ -249,7 +248,7 @@ mod tests {
         ConnectionMemory::new(Some(CONNECTION_MEMORY_MIN), None, 2)
     }
 
-    /// A frame that has taken all that there is for all.
+    /// Creates a frame that has reserved the whole part for all frames.
     fn greedy(memory: &Arc<ConnectionMemory>) -> FrameMemory {
         let mut frame = FrameMemory::new(Arc::clone(memory));
         let all = CONNECTION_MEMORY_MIN / 2 - ROOM_BYTES;

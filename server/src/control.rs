@@ -1,10 +1,10 @@
-//! The link to the coordinator: this server dials it, says who it is, and reports every 100 ms.
+//! The link to the coordinator: this server dials it, identifies itself, and sends a heartbeat every 100 ms.
 //!
 //! ```text
 //!   connect -> CHALLENGE, PROOF -> STARTED -> ADMITTED -> HEARTBEAT, HEARTBEAT, ... (DRAIN-REQUEST once, on SIGTERM)
-//!      |                     |        <- CLUSTER-MAP now and then: kept if it is newer
-//!      ^                     | REFUSED: the first time the process ends, in words
-//!      +---- back-off <------+ lost: the server goes on serving and dials again, until it has been
+//!      |                     |        <- CLUSTER-MAP at times: kept if it is newer
+//!      ^                     | REFUSED: before the first admission the process ends with the reason
+//!      +---- back-off <------+ lost: the server continues to serve and dials again, until it has been
 //!                              without a coordinator for --orphan-timeout
 //! ```
 
@@ -28,41 +28,41 @@ use crate::nonce;
 use crate::operation::Node;
 use crate::watchdog::{Activity, Pulse};
 
-/// How long connecting, and each answer or send, may take.
+/// The timeout of connecting, and of each response or send.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The first pause before the coordinator is dialled again; it doubles up to the last. A coordinator that
-/// was started again decides nothing before it has heard everybody who lives: where a server died with it,
+/// The initial back-off before the coordinator is dialled again; it doubles up to [`REDIAL_LAST`]. A restarted
+/// coordinator decides nothing before every live server has reported. If a server died with the coordinator, its
 /// clients wait this long.
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
-/// What is taken from the socket at once.
+/// The most bytes received at once.
 const READ_BYTES: usize = 16 << 10;
-/// How often a server that goes on alone, or is refused, says so.
+/// The interval between log lines of a server that is without a coordinator or rejected by it.
 const ALONE_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// A process that no coordinator has ever admitted is of use to nobody, and ends after this long.
+/// The time after which a process that no coordinator has ever admitted ends.
 const NEVER_ADMITTED: Duration = Duration::from_secs(30);
 
-/// What the link is made with.
+/// The parameters of the link.
 #[derive(Clone, Debug)]
 pub(crate) struct LinkConfig {
-    /// The coordinator's servers port.
+    /// The coordinator's port for servers.
     pub(crate) coordinator: SocketAddr,
-    /// How long the server goes on without a coordinator; `None`: for ever.
+    /// The time for which the server continues without a coordinator; `None`: forever.
     pub(crate) orphan_timeout: Option<Duration>,
-    /// The address to tell; `None`: the one that the coordinator is reached from.
+    /// The address to report; `None`: the local address of the connection to the coordinator.
     pub(crate) advertise: Option<IpAddr>,
     pub(crate) clients_port: u16,
     pub(crate) servers_port: u16,
     pub(crate) coord_port: u16,
-    /// When this process started, in clock ticks since boot, and where its id counts; 0: not known.
+    /// The start time of this process, in clock ticks since boot, and the namespace of its pid; 0: unknown.
     pub(crate) identity: (u64, PidNamespace),
 }
 
-/// How a link ended.
+/// The reason for which a link ended.
 enum Ended {
     Lost(io::Error),
     Refused(String),
-    /// It did not prove that it has the cluster's key.
+    /// The other end did not prove that it has the cluster's key.
     Impostor(String),
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
         } else if was_admitted {
             alone.look(node, config, coordinator, began);
         }
-        // One that ends as soon as it stands is dialled again after growing pauses too.
+        // A link that ends soon after its admission is dialled again at growing intervals too.
         if admitted_now && dialled.elapsed() >= REDIAL_LAST {
             pause = REDIAL_FIRST;
         }
@@ -143,15 +143,15 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
     }
 }
 
-/// How long there has been no coordinator. The clock counts suspend, as that of the leases does.
+/// The time without a coordinator. Its clock includes suspended time, as that of the leases does.
 struct Alone {
     since: Time,
     log: LogLimit,
 }
 
 impl Alone {
-    /// A try has failed that began then. If the time that the server may be alone was over already, it
-    /// was the last.
+    /// Handles a failed attempt that began at `began`. If the orphan timeout had expired by then, the server becomes an
+    /// orphan, unless it is a sole primary.
     fn look(&mut self, node: &Node, config: &LinkConfig, coordinator: SocketAddr, began: Time) {
         let alone = began.since(self.since);
         if config.orphan_timeout.is_none_or(|most| alone < most) || node.is_orphaned() {
@@ -217,8 +217,8 @@ fn try_hold_link(
     }
 }
 
-/// Takes what the coordinator says to an admitted server: maps. What makes no sense is counted and
-/// changes nothing.
+/// Processes a frame that the coordinator sends to an admitted server: a map. An invalid frame is counted and changes
+/// nothing.
 fn hear(node: &Node, opcode: u8, body: &[u8], refusals: &mut LogLimit) {
     let taken = read_cluster_map(opcode, body).map_err(|error| error.to_string());
     let taken = taken.and_then(|map| node.take_map(map).map_err(|error| error.to_string()));
@@ -246,8 +246,8 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
     })
 }
 
-/// Has the other end prove that it has the cluster's key. Until then nothing is told to it, and nothing that
-/// it says is acted on: another program may have the port of a coordinator that has died.
+/// Makes the other end prove that it has the cluster's key. Until then nothing but the challenge is sent to it, and
+/// none of its frames is acted on: another program may listen on the port of a coordinator that has died.
 fn shake_hands(node: &Node, link: &mut Link<'_>) -> Result<Seal, Ended> {
     let nonce = nonce::draw()?;
     link.send(|output| Challenge { nonce, shard: ShardId(0) }.write(output))?;
@@ -297,8 +297,7 @@ fn heartbeat(node: &Node) -> Heartbeat {
     }
 }
 
-/// The connection: whole frames out, whole frames in. The watchdog is told of every wait for the
-/// coordinator.
+/// The connection, which sends and receives whole frames. It announces every wait for the coordinator to the watchdog.
 struct Link<'a> {
     stream: TcpStream,
     input: FrameBuffer,
@@ -331,11 +330,11 @@ impl Link<'_> {
         Ok(())
     }
 
-    /// The next frame; `None` when none has come in full until `due`.
+    /// Returns the next frame; `None` if none is complete by `due`.
     fn next_frame(&mut self, due: Instant) -> io::Result<Option<(u8, Vec<u8>)>> {
         loop {
             self.pulse.beat();
-            // However much the other end says, what is due here is done.
+            // Pending input does not delay the work that is due.
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);

@@ -1,9 +1,9 @@
-//! How many client connections each address has, so that the connections of one never lock another out.
+//! The number of client connections of each address, so that the connections of one address never lock others out.
 //!
 //! ```text
 //!   0 ............ bounds.clients ............ bounds.clients + bounds.spare_clients
-//!     all are taken in |  those whose address has fewer than     | nobody
-//!                      |  the largest: its idle ones are closed  |
+//!     all are accepted |  those whose address has fewer than      | none
+//!                      |  the largest: its idle ones are closed   |
 //! ```
 
 use std::collections::HashMap;
@@ -15,22 +15,22 @@ use kv_protocol::control_message::CrowdReport;
 use kv_protocol::ids::Time;
 use rustix::net::getpeername;
 
-/// How long after it last cost anybody a connection a crowd is reported.
+/// The time for which a crowd is reported after it last caused a rejection or a close.
 const REPORTED_FOR: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Where a connection comes from: an IPv4 address, or the /64 network of an IPv6 address.
+/// The origin of a connection: an IPv4 address, or the /64 network of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Address(IpAddr);
 
 impl Address {
-    /// Of a connection whose other end cannot be told.
+    /// The address of a connection whose other end is unknown.
     pub(crate) const UNKNOWN: Address = Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
-    /// This machine.
+    /// The address of this machine.
     #[cfg(test)]
     pub(crate) const LOOPBACK: Address = Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
-    /// The address of another machine.
+    /// Returns the address of another machine.
     #[cfg(test)]
     pub(crate) fn numbered(n: u32) -> Address {
         Address(IpAddr::V4(Ipv4Addr::from_bits(n)))
@@ -46,7 +46,7 @@ impl Address {
         })
     }
 
-    /// The address at the other end of a socket.
+    /// Returns the address at the other end of a socket.
     pub(crate) fn of_peer(socket: &impl AsFd) -> Address {
         let peer = getpeername(socket).ok().flatten();
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
@@ -63,23 +63,23 @@ impl fmt::Display for Address {
     }
 }
 
-/// The counts. Those of the map are never zero.
+/// The counts by address; none in the map is zero.
 #[derive(Debug, Default)]
 pub(crate) struct Crowd {
     counts: HashMap<Address, usize>,
-    /// The last that cost others a connection, or was made to give up some.
+    /// The last report: of an address that caused a rejection, or lost connections to make room.
     told: Option<(Time, CrowdReport)>,
     /// Connections closed to make room.
     closed: u64,
 }
 
 impl Crowd {
-    /// Counts a connection in.
+    /// Adds a connection to the count of its address.
     pub(crate) fn enter(&mut self, from: Address) {
         *self.counts.entry(from).or_default() += 1;
     }
 
-    /// Counts a connection out.
+    /// Removes a connection from the count of its address.
     pub(crate) fn leave(&mut self, from: Address) {
         if let Some(count) = self.counts.get_mut(&from) {
             *count -= 1;
@@ -89,19 +89,20 @@ impl Crowd {
         }
     }
 
-    /// The address with most connections, and their number.
+    /// Returns the address with the most connections, and their number.
     pub(crate) fn largest(&self) -> Option<(Address, usize)> {
         let largest = self.counts.iter().max_by_key(|(address, count)| (**count, **address));
         largest.map(|(address, count)| (*address, *count))
     }
 
-    /// Whether a connection from here leaves its address with fewer than the largest has.
+    /// Returns whether an address has fewer connections than the largest, even with one more.
     pub(crate) fn is_smaller(&self, from: Address) -> bool {
         let mine = self.counts.get(&from).copied().unwrap_or(0);
         self.largest().is_some_and(|(_, most)| mine + 1 < most)
     }
 
-    /// Notes that somebody was refused, or that so many connections of the largest were closed.
+    /// Records that a client was rejected (`closed` is 0), or that `closed` connections of the largest address were
+    /// closed.
     pub(crate) fn note(&mut self, now: Time, closed: usize) {
         self.closed += closed as u64;
         if let Some((address, count)) = self.largest() {
@@ -111,7 +112,7 @@ impl Crowd {
         }
     }
 
-    /// What the heartbeat says of it.
+    /// Returns the report for the heartbeat.
     pub(crate) fn report(&self, now: Time) -> Option<CrowdReport> {
         self.told.filter(|(at, _)| now.since(*at) < REPORTED_FOR).map(|(_, report)| report)
     }

@@ -1,12 +1,12 @@
-//! How many connections the limit of open files leaves room for.
+//! The number of connections for which the limit of open files leaves room.
 //!
 //! ```text
 //!   RLIMIT_NOFILE = reserve: logs, listeners, links, dumps, rings, the shards' own streams
-//!                 + connections that other servers open (among them strangers, who are replaced)
+//!                 + connections that other servers open (unauthenticated ones can be replaced)
 //!                 + clients
 //! ```
 //!
-//! Whatever strangers and clients do, an orderly stop must find descriptors for its dumps.
+//! Whatever peers and clients do, an orderly stop must find descriptors for its dumps.
 
 use std::fs::File;
 use std::io;
@@ -18,40 +18,40 @@ use crate::net::listener::MAX_AWAITING_HELLO;
 use crate::net::socket::ACCEPTS_AT_ONCE;
 use crate::orders;
 
-/// Standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory,
-/// connections of both ports that were just accepted; the rest is slack.
+/// Standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory, connections of both
+/// ports that were just accepted; the rest is slack.
 const RESERVED: u64 = 48 + 2 * ACCEPTS_AT_ONCE as u64 + orders::MAX_CONNECTIONS as u64;
-/// An executor's rings and bells (9), its own stream and the one that takes its place, sockets on
-/// their way to it; the rest is slack.
+/// An executor's rings and bells (9), its own stream and that stream's replacement, sockets being handed over to it;
+/// the rest is slack.
 const RESERVED_PER_SHARD: u64 = 16;
-/// A shard's stream from the predecessor, and the one that takes its place.
+/// A shard's stream from the predecessor, and that stream's replacement.
 const PEERS_PER_SHARD: u64 = 2;
-/// Of what is left, other servers and those who pretend to be such get one part in so many.
+/// The divisor of the remaining descriptors that gives the part of connections at the servers' port.
 const PEERS_SHARE: u64 = 8;
-/// Of the clients' part, one in so many is kept for addresses with few connections, up to a number.
+/// The divisor of the clients' part that gives the spare part for addresses with few connections, and its maximum.
 const SPARE_SHARE: u64 = 16;
 const MOST_SPARE_CLIENTS: usize = 64;
-/// With fewer a server is of no use.
+/// The fewest clients, and unauthenticated peers, with which a server starts.
 const FEWEST_CLIENTS: u64 = 16;
 const FEWEST_STRANGERS: u64 = 8;
 
-/// How many connections a server may have.
+/// The limits on a server's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionBounds {
-    /// Accepted at the clients' port.
+    /// Connections accepted at the clients' port.
     pub(crate) clients: usize,
-    /// Beyond these, accepted of an address with few connections, while others are closed to make room.
+    /// Connections beyond `clients`, accepted from addresses with few connections while others are closed to make room.
     pub(crate) spare_clients: usize,
-    /// Of these, those that have not said hello.
+    /// The part of `clients` that may be without a hello.
     pub(crate) silent_clients: usize,
-    /// Accepted at the servers' port.
+    /// Connections accepted at the servers' port.
     pub(crate) peers: usize,
-    /// Of these, those that have not said hello.
+    /// The part of `peers` that may be without a completed hello.
     pub(crate) silent_peers: usize,
 }
 
 impl ConnectionBounds {
-    /// The bounds where descriptors are plenty.
+    /// The limits if descriptors are plentiful.
     #[cfg(test)]
     pub(crate) const WIDEST: ConnectionBounds = ConnectionBounds {
         clients: MAX_CLIENT_CONNECTIONS,
@@ -61,7 +61,7 @@ impl ConnectionBounds {
         silent_peers: MAX_AWAITING_HELLO,
     };
 
-    /// The bounds of a server that may have `limit` descriptors open.
+    /// Returns the limits of a server that may have `limit` descriptors open.
     pub(crate) fn within(limit: u64, shards: u16) -> Result<ConnectionBounds, Fatal> {
         let reserve = RESERVED + RESERVED_PER_SHARD * u64::from(shards);
         let true_peers = PEERS_PER_SHARD * u64::from(shards);
@@ -89,15 +89,14 @@ impl ConnectionBounds {
 /// Descriptors that one dump needs at a time: its file, and its directory.
 const DUMP_DESCRIPTORS: usize = 2;
 
-/// Descriptors that are kept open so that a dump can have them, even where another process has taken the last of
-/// the system.
+/// Descriptors that are kept open for a dump, even if other processes use up all those of the system.
 #[derive(Debug, Default)]
 pub(crate) struct DumpReserve {
     kept: Vec<File>,
 }
 
 impl DumpReserve {
-    /// Opens what is missing, as far as that is possible now.
+    /// Opens the missing descriptors.
     pub(crate) fn fill(&mut self) -> io::Result<()> {
         while self.kept.len() < DUMP_DESCRIPTORS {
             self.kept.push(File::open("/dev/null")?);
@@ -105,7 +104,7 @@ impl DumpReserve {
         Ok(())
     }
 
-    /// Closes them, for a dump that begins.
+    /// Closes the descriptors for a dump that begins.
     pub(crate) fn release(&mut self) {
         self.kept.clear();
     }

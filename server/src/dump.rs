@@ -1,5 +1,4 @@
-//! Writes the dumps: the executors hand over pieces of their tables, this thread makes text of them
-//! and a file of that.
+//! Writing of dumps: the executors send pieces of their tables, and this thread formats them and writes the file.
 //!
 //! ```text
 //!   shard 0 walk -> [bounded channel] -> text -> <name>.tmp -> fsync -> rename -> fsync directory
@@ -26,61 +25,61 @@ use crate::{clock, mailbox};
 
 /// Pieces of a dump that may wait for the file.
 const PIECES_WAITING: usize = 4;
-/// How long a shard may take for its next piece, and how often the time is looked at meanwhile.
+/// The time within which a shard must send its next piece, and the interval at which it is checked.
 const PIECE_DEADLINE: Duration = Duration::from_secs(10);
 const PIECE_LOOK: Duration = Duration::from_millis(200);
 
-/// Why a dump was not written. What was written of it is removed again.
+/// The reason why a dump was not written. A partial file is removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum DumpFileError {
-    /// The file system does not take it.
+    /// An operation on the file failed.
     #[error(
         "{doing} {path}: {error}; check the space left, the limits of the process and the directory's \
          rights"
     )]
     File {
-        /// What was being done.
+        /// The attempted operation.
         doing: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
-    /// A shard takes no more orders.
+    /// A shard's mailbox has no room for the order.
     #[error("dump {path}: shard {shard} has too many orders waiting; does it run?")]
     Orders {
-        /// Which.
+        /// The shard.
         shard: usize,
-        /// For which file.
+        /// The file.
         path: PathBuf,
     },
     /// A shard holds no full copy.
     #[error(transparent)]
     NoFullCopy(NoFullCopy),
-    /// A shard did not give its table.
+    /// A shard did not send its table in time.
     #[error("dump {path}: shard {shard} did not answer within {PIECE_DEADLINE:?}")]
     Shard {
-        /// Which.
+        /// The shard.
         shard: usize,
-        /// For which file.
+        /// The file.
         path: PathBuf,
     },
 }
 
 impl DumpFileError {
-    /// Whether there is nothing to dump: without it nothing is lost.
+    /// Returns whether there is nothing to dump, so that omitting the dump loses nothing.
     pub(crate) fn is_no_copy(&self) -> bool {
         matches!(self, DumpFileError::NoFullCopy(_))
     }
 
-    /// Whether a directory is not there.
+    /// Returns whether a file or directory does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, DumpFileError::File { error, .. } if error.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// Makes a directory for dumps, and those above it.
+/// Creates a directory for dumps, and its parents.
 pub(crate) fn make_directory(path: &Path) -> Result<(), DumpFileError> {
     fs::create_dir_all(path).map_err(|error| DumpFileError::File {
         doing: "make the directory",
@@ -89,8 +88,8 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), DumpFileError> {
     })
 }
 
-/// The name of a server's dump of one role: of the group whose primary, or secondary, is at home there.
-/// What the server was to it when it dumped is said inside.
+/// Returns the name of a server's dump of one role: of the group whose primary, or secondary, is at home there. The
+/// content records the role that the server had when it dumped.
 pub(crate) fn file_name(server: ServerId, role: ReplicaRole) -> String {
     match role {
         ReplicaRole::Primary => format!("server_{server}.primary"),
@@ -102,17 +101,17 @@ fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// What is dumped.
+/// The subject of a dump.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
-    /// Where it comes from.
+    /// The origin that the dump records.
     pub(crate) origin: DumpOrigin,
-    /// Whose table, by home.
+    /// The role whose table is dumped, by home.
     pub(crate) role: ReplicaRole,
 }
 
-/// Writes a dump into `directory`; returns how many entries it holds. `written` shows the bytes of keys and values
-/// in it so far.
+/// Writes a dump into `directory`; returns how many entries it holds. `written` shows the bytes of keys and values in
+/// it so far.
 pub(crate) fn write(
     directory: &Path,
     wanted: &Wanted,
@@ -124,7 +123,7 @@ pub(crate) fn write(
     let (path, partial) = (directory.join(&name), directory.join(format!("{name}.tmp")));
     let result = write_and_rename(directory, &partial, &path, wanted, shards, written);
     if result.is_err() {
-        // Best effort: the error that matters is the first.
+        // Best effort: the first error is the one to report.
         let _ = fs::remove_file(&partial);
     }
     result
@@ -163,7 +162,7 @@ fn write_and_rename(
     Ok(entries)
 }
 
-/// Where the pieces of a dump go.
+/// The destination of the pieces of a dump.
 struct Output<'a> {
     writer: &'a mut DumpWriter,
     text: &'a mut Vec<u8>,
@@ -172,7 +171,7 @@ struct Output<'a> {
     written: &'a AtomicU64,
 }
 
-/// Takes all pieces of one shard. The outer error is the shard's, the inner the file's.
+/// Writes all pieces of one shard. The outer error is the shard's, the inner the file's.
 fn write_shard(
     number: usize,
     incoming: &Receiver<DumpPiece>,
@@ -211,8 +210,8 @@ fn write_shard(
     }
 }
 
-/// The next piece of a shard; `None` when it does not come in time. The deadline counts the time for which this
-/// thread is awake: a shard that was paused with it is not late.
+/// Returns the next piece of a shard; `None` if it does not arrive in time. The deadline counts only the time for which
+/// this thread is awake: a shard that was paused with it is not late.
 fn receive(incoming: &Receiver<DumpPiece>) -> Option<DumpPiece> {
     let mut awake = Awake::new(PIECE_LOOK);
     let deadline = awake.look(clock::now()) + PIECE_DEADLINE;

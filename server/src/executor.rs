@@ -1,7 +1,7 @@
-//! One executor: a thread, its shard, and its duties beside moving bytes, which are the same with both engines.
+//! One executor: a thread, its shard, and its duties in addition to moving bytes, which are the same with both engines.
 //!
 //! ```text
-//!   start -> a thread of the engine -> prepare -> the engine serves for ever, and calls
+//!   start -> a thread of the engine -> prepare -> the engine serves forever, and calls
 //!                                                   Duties::tick    when it is due
 //!                                                   take            for each message of the mailbox
 //!                                                   Job::step       for dumps and loads (jobs.rs)
@@ -33,31 +33,31 @@ use crate::slice;
 use crate::stats::Board;
 use crate::watchdog::Activity;
 
-/// The longest pause between two ticks while bytes come in, and while none do.
+/// The longest pauses between two ticks while bytes arrive, and while none do.
 const TICK_ACTIVE: Duration = Duration::from_millis(10);
 const TICK_IDLE: Duration = Duration::from_millis(100);
-/// How often connections that are closed to make room are told of.
+/// The interval between log lines about connections that are closed to make room.
 const CROWD_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest pause between two ticks.
 const TICK_SHORTEST: Duration = Duration::from_millis(1);
-/// How often deadlines are enforced and the board is written.
+/// The interval at which deadlines are enforced and the board is written.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 
-/// What an executor is started with.
+/// The parameters of an executor.
 pub(crate) struct ExecutorConfig {
     pub(crate) identity: Identity,
     pub(crate) hash_secret: HashSecret,
     pub(crate) board: Arc<Board>,
     pub(crate) map: Arc<KnownMap>,
-    /// Of all shards, in order.
+    /// The mailboxes of all shards, in order.
     pub(crate) mailboxes: Vec<mailbox::Sender<ShardMessage>>,
     pub(crate) inbox: mailbox::Receiver<ShardMessage>,
     pub(crate) engine: EngineKind,
-    /// The sockets that this executor accepts from.
+    /// The sockets on which this executor accepts connections.
     pub(crate) listeners: Vec<(TcpListener, Port)>,
 }
 
-/// What an engine begins with on its thread.
+/// The parts with which an engine starts on its thread.
 pub(crate) struct Prepared {
     pub(crate) hub: Rc<Hub>,
     pub(crate) inbox: mailbox::Receiver<ShardMessage>,
@@ -75,7 +75,7 @@ pub(crate) fn start(config: ExecutorConfig) -> Result<(), Fatal> {
     started.map_err(|reason| Fatal::Executor { shard, reason })
 }
 
-/// Makes the shard, on the thread that is to serve it.
+/// Creates the shard, on the thread that serves it.
 fn prepare(config: ExecutorConfig) -> Prepared {
     slice::shorten();
     let ExecutorConfig { identity, hash_secret, board, map, mailboxes, inbox, listeners, .. } =
@@ -88,19 +88,19 @@ fn prepare(config: ExecutorConfig) -> Prepared {
     Prepared { hub, inbox, listeners }
 }
 
-/// What is done at every tick, and what is remembered from one to the next.
+/// The work of every tick, with its state between ticks.
 pub(crate) struct Duties {
     housekeeping_at: Time,
     crowd_log: LogLimit,
 }
 
 impl Duties {
-    /// Nothing was done yet.
+    /// Creates the duties; housekeeping is due at once.
     pub(crate) fn new() -> Duties {
         Duties { housekeeping_at: Time::default(), crowd_log: LogLimit::every(CROWD_LOG_INTERVAL) }
     }
 
-    /// Does what is due by now; the pause until the next tick.
+    /// Performs the work that is due; returns the pause until the next tick.
     pub(crate) fn tick(&mut self, engine: &impl Engine) -> Duration {
         let hub = engine.hub();
         let place = usize::from(hub.here.0);
@@ -124,7 +124,7 @@ impl Duties {
     }
 }
 
-/// Closes idle connections of the address that has most, if others wait for room.
+/// Closes idle connections of the address with the most connections, if others wait for room.
 fn make_room(hub: &Hub, now: Time, log: &mut LogLimit) {
     let Some((address, excess)) = hub.board.crowding() else { return };
     let closed = hub.shard.borrow_mut().close_idle(address, excess);
@@ -142,7 +142,7 @@ fn make_room(hub: &Hub, now: Time, log: &mut LogLimit) {
     }
 }
 
-/// Carries out a message of another thread.
+/// Processes a message of another thread.
 pub(crate) fn take(engine: &impl Engine, message: ShardMessage) {
     let activity = match message {
         ShardMessage::Install { .. } => Activity::Install,
@@ -167,7 +167,7 @@ fn carry_out(engine: &impl Engine, message: ShardMessage) {
         }
         ShardMessage::Probe { order, replies } => {
             let shard = hub.here;
-            // Nobody may be removed on the word of a server that is about to exit.
+            // No server may be removed on the evidence of a server that is about to exit.
             if !hub.shard.borrow().service.is_frozen() {
                 replies.send(ShardReply::Probed { order, shard });
             }
@@ -183,7 +183,7 @@ fn carry_out(engine: &impl Engine, message: ShardMessage) {
             hub.want_flush();
         }
         ShardMessage::Dump { role, pieces } => {
-            // A write that is acknowledged after its table was walked would be in no dump.
+            // A write acknowledged after its table was walked would be in no dump.
             hub.shard.borrow_mut().service.freeze();
             engine.begin(Job::dump(role, pieces));
         }

@@ -1,6 +1,6 @@
 //! Reasons to stop the whole process, each with its own exit code.
 //!
-//! A server whose invariant is broken must not go on in part: the coordinator brings a fresh one.
+//! A server with a broken invariant must not continue in part: the coordinator starts a new one.
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -12,48 +12,48 @@ use kv_protocol::exit_code::ServerExit;
 use crate::log;
 use crate::watchdog::Stalled;
 
-/// How long the log may take for the line that says so.
+/// The timeout of the log for the final line.
 pub(crate) const LAST_LINE: Duration = Duration::from_millis(100);
-/// How long it may take for a panic, with names for all that was called.
+/// The timeout of the log for a panic with a symbolised backtrace.
 const LAST_WORDS: Duration = Duration::from_millis(400);
 
-/// Why the network engine uring cannot be used, and what allows it.
+/// The reason why the network engine uring cannot be used, with advice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoUring {
     /// The kernel refuses io_uring.
     #[error("set up io_uring: {error}; {advice}")]
     Setup {
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
-        /// What to do about it.
+        /// The advice.
         advice: String,
     },
-    /// Something that the engine needs of io_uring does not work.
+    /// An io_uring feature that the engine needs does not work.
     #[error("{reason}; Linux 6.1 or newer is needed, this is {release}")]
     Features {
-        /// What was tried, and what the system said.
+        /// The attempted operation and the system's error.
         reason: String,
         /// The kernel's release.
         release: String,
     },
-    /// Too little memory may be locked.
+    /// The limit of locked memory is too low.
     #[error(
         "lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for --shards \
          {shards}; raise it with `ulimit -l {}` or LimitMEMLOCK= in the unit", need / 1024
     )]
     Memlock {
-        /// The limit.
+        /// The limit, in bytes.
         have: u64,
-        /// What is needed.
+        /// The required limit, in bytes.
         need: u64,
-        /// For how many executors.
+        /// The number of executors.
         shards: u16,
     },
 }
 
 impl NoUring {
-    /// Something does not work on this kernel.
+    /// Creates the error for a feature that does not work on this kernel.
     pub(crate) fn features(reason: String) -> NoUring {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
         let release =
@@ -62,7 +62,7 @@ impl NoUring {
     }
 }
 
-/// Why a server cannot start, or cannot go on.
+/// The reason why a server cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fatal {
@@ -71,7 +71,7 @@ pub enum Fatal {
     Log {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
     /// The cluster's key cannot be read.
@@ -84,10 +84,10 @@ pub enum Fatal {
         /// The reason.
         error: io::Error,
     },
-    /// The network engine uring was asked for and cannot be used.
+    /// The network engine uring was requested and cannot be used.
     #[error("start the network engine uring: {0}; or start with --net auto or --net epoll")]
     Uring(NoUring),
-    /// Too few files may be open.
+    /// The limit of open files is too low.
     #[error(
         "reserve descriptors: {have} files may be open, {need} are needed for --shards {shards} and \
          a few clients; raise the hard limit with `ulimit -n {need}` or LimitNOFILE= in the unit"
@@ -95,75 +95,75 @@ pub enum Fatal {
     OpenFiles {
         /// The limit.
         have: u64,
-        /// What is needed.
+        /// The required limit.
         need: u64,
-        /// For how many executors.
+        /// The number of executors.
         shards: u16,
     },
     /// A port cannot be listened on.
     #[error("listen on {address} for {purpose}: {error}; {advice}")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// For whom.
+        /// The use of the port.
         purpose: &'static str,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
-        /// What to do about it.
+        /// The advice.
         advice: String,
     },
     /// The coordinator's host has no address.
     #[error("look up the coordinator's host {host}: {error}; check -h")]
     CoordinatorHost {
-        /// The name.
+        /// The host name.
         host: String,
-        /// What the resolver said.
+        /// The resolver's error.
         error: io::Error,
     },
     /// An executor did not start.
     #[error("start the executor of shard {shard}: {reason}")]
     Executor {
-        /// Its shard.
+        /// The executor's shard.
         shard: u16,
-        /// What was said.
+        /// The reason.
         reason: String,
     },
-    /// A thread did not start, or another of the system's services failed at the start.
+    /// A thread did not start, or another system service failed.
     #[error("{doing}: {error}")]
     System {
-        /// What was being done.
+        /// The attempted operation.
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
-    /// A dump that this server was to begin with cannot be loaded.
+    /// A dump that this server was to load at the start cannot be loaded.
     #[error("load {path}: {reason}")]
     Load {
         /// The dump.
         path: PathBuf,
-        /// What is wrong, and what to do about it.
+        /// The error, with advice.
         reason: String,
     },
-    /// The coordinator does not want this server.
+    /// The coordinator rejects this server.
     #[error("the coordinator at {coordinator} refused this server: {reason}")]
     Refused {
-        /// Where it was asked.
+        /// The coordinator's address.
         coordinator: SocketAddr,
-        /// Its words.
+        /// The coordinator's reason.
         reason: String,
     },
-    /// The coordinator never answered.
+    /// No coordinator admitted this server in time.
     #[error("no coordinator answered at {coordinator} for {seconds} s; check -h and -m")]
     NoCoordinator {
-        /// Where it was looked for.
+        /// The coordinator's address.
         coordinator: SocketAddr,
-        /// For how long.
+        /// The duration of the attempts, in seconds.
         seconds: u64,
     },
 }
 
 impl Fatal {
-    /// How the process ends for it.
+    /// Returns the exit status of the process for this reason.
     pub fn exit(&self) -> ServerExit {
         match self {
             Fatal::Log { .. } => ServerExit::Log,
@@ -181,28 +181,27 @@ impl Fatal {
         }
     }
 
-    /// Logs the reason and ends the process: for threads that have nobody to report to.
+    /// Logs the reason and ends the process, for threads that cannot return an error.
     pub(crate) fn end_process(&self) -> ! {
         tracing::error!("{self}");
         end(self.exit());
     }
 }
 
-/// Ends the process in order.
+/// Ends the process in order: flushes the log first.
 pub(crate) fn end(exit: ServerExit) -> ! {
     log::flush(LAST_LINE);
     std::process::exit(exit.code().into())
 }
 
-/// Ends the process at once, passing over destructors and exit handlers: they might wait for what
-/// stands or has panicked.
+/// Ends the process at once, without destructors and exit handlers: these might wait for a hung or panicked thread.
 fn end_at_once(exit: ServerExit) -> ! {
     // SAFETY: _exit takes an integer and does not return.
     unsafe { libc::_exit(exit.code().into()) }
 }
 
-/// Ends the process at once, because a part of it stands. Nothing is tidied up: what stands may hold any
-/// lock, so even the log is left to a thread that need not come to an end.
+/// Ends the process at once, because one of its threads is hung. It cleans nothing up: that thread may hold any lock.
+/// So even the log is written by a separate thread, whose end is not required.
 pub(crate) fn abort_stalled(stalled: &Stalled) -> ! {
     let stalled = *stalled;
     say_apart(LAST_LINE, move || {
@@ -216,7 +215,7 @@ pub(crate) fn abort_stalled(stalled: &Stalled) -> ! {
     end_at_once(ServerExit::Stalled)
 }
 
-/// Reports a part that stands in a process that must go on, because nobody else holds what it holds.
+/// Reports a hung thread of a process that must continue, because it holds the only copy of a group.
 pub(crate) fn report_stalled(stalled: &Stalled) {
     let stalled = *stalled;
     say_apart(Duration::ZERO, move || {
@@ -228,7 +227,7 @@ pub(crate) fn report_stalled(stalled: &Stalled) {
     });
 }
 
-/// Lets another thread say something, and waits for it so long.
+/// Runs `say` on another thread, and waits for it at most for `limit`.
 fn say_apart(limit: Duration, say: impl FnOnce() + Send + 'static) {
     let (said, heard) = std::sync::mpsc::channel();
     let speaker = std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
@@ -240,15 +239,14 @@ fn say_apart(limit: Duration, say: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// From now on a panic on any thread is logged and ends the process: one shard must not die while
-/// its siblings go on serving.
+/// Makes a panic on any thread log and end the process: one shard must not die while the others continue to serve.
 pub(crate) fn end_process_on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
         let words = format!("thread {:?} {panic}", thread.name().unwrap_or("without a name"));
         tracing::error!("{words}");
         let trace = std::backtrace::Backtrace::force_capture();
-        // Names of functions are read from the executable, and standard error is a file too.
+        // Symbolising reads the executable, and standard error may be a file too; both may block.
         say_apart(LAST_WORDS, move || {
             let _ = writeln!(io::stderr(), "{words}");
             tracing::error!("it was called by:\n{trace}");
@@ -287,7 +285,7 @@ mod tests {
         assert!(exits.iter().all(|exit| (10..70).contains(&exit.code())));
     }
 
-    /// The test runs itself once more, as the process that is to end.
+    /// Runs itself once more, as the process that panics.
     #[test]
     fn a_panic_on_any_thread_ends_the_process_with_its_own_code() {
         const CHILD: &str = "KV_SERVER_TEST_PANICS";

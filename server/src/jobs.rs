@@ -1,12 +1,12 @@
-//! Dumps and loads of a shard: long work in bounded steps, between which the engine serves all else.
+//! Dumps and loads of a shard: long work in bounded steps, between which the engine does all other work.
 //!
 //! ```text
-//!   engine: step -> Again           as soon as everything else has had its turn
+//!   engine: step -> Again           as soon as all other work has had its turn
 //!                -> After(pause)    the other end of the channel is behind
 //!                -> Done
 //! ```
 //!
-//! A job neither waits nor knows what runs it: each engine calls [`Job::step`] in its own way.
+//! A job never blocks and does not depend on its runtime: each engine calls [`Job::step`] in its own way.
 
 use std::time::Duration;
 
@@ -19,23 +19,23 @@ use crate::message::{DumpPiece, DumpedEntries, LoadPiece};
 use crate::net::hub::Hub;
 use crate::watchdog::Activity;
 
-/// What one step of a dump takes from the table.
+/// The most entries and bytes that one step of a dump reads from the table.
 const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
-/// Sessions whose completion records one step of a dump takes.
+/// Sessions whose completion records one step of a dump reads.
 pub(crate) const DUMP_SESSIONS: usize = 256;
-/// How long a dump waits when its reader is behind.
+/// The pause of a dump whose reader is behind.
 const DUMP_PAUSE: Duration = Duration::from_millis(1);
-/// How long a load waits when the reader of the file is behind.
+/// The pause of a load whose source is behind.
 const LOAD_PAUSE: Duration = Duration::from_millis(1);
 
-/// When a job wants its next step.
+/// The time of a job's next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// When everything else has had its turn.
+    /// The next step is due when all other work has had its turn.
     Again,
-    /// After a pause.
+    /// The next step is due after a pause.
     After(Duration),
-    /// Never: the job has ended.
+    /// The job has ended.
     Done,
 }
 
@@ -48,12 +48,13 @@ pub(crate) enum Job {
 }
 
 impl Job {
-    /// A dump of the table of this role. The replica must be frozen.
+    /// Creates a dump of the table of this role. The replica must be frozen.
     pub(crate) fn dump(role: ReplicaRole, pieces: Sender<DumpPiece>) -> Job {
         Job::Dump(Dump { role, pieces, next: Part::Shard, unsent: None })
     }
 
-    /// A load into the table of this group. The result goes to `done`, unless the sender of the pieces is gone.
+    /// Creates a load into the table of this group. The result goes to `done`, unless the sender of the pieces is
+    /// dropped.
     pub(crate) fn load(
         group: GroupId,
         pieces: Receiver<LoadPiece>,
@@ -62,7 +63,7 @@ impl Job {
         Job::Load(Load { group, pieces, done })
     }
 
-    /// Takes one bounded step.
+    /// Performs one bounded step.
     pub(crate) fn step(&mut self, hub: &Hub) -> Step {
         match self {
             Job::Dump(dump) => dump.step(hub),
@@ -71,21 +72,21 @@ impl Job {
     }
 }
 
-/// See [`Job::Dump`].
+/// The state of a [`Job::Dump`].
 pub(crate) struct Dump {
     role: ReplicaRole,
     pieces: Sender<DumpPiece>,
     next: Part,
-    /// The piece for which there was no room.
+    /// The piece for which the channel had no room.
     unsent: Option<DumpPiece>,
 }
 
-/// What a dump sends next.
+/// The part that a dump sends next.
 #[derive(Clone, Copy)]
 enum Part {
     Shard,
     Entries(WalkCursor),
-    /// The sessions from this place on.
+    /// The sessions from this index on.
     Records(usize),
     Nothing,
 }
@@ -107,7 +108,7 @@ impl Dump {
         }
     }
 
-    /// The next piece; none after the last one, nor where there is no replica of the group.
+    /// Returns the next piece; `None` after the last one, or if this server has no replica of the group.
     fn next_piece(&mut self, hub: &Hub) -> Option<DumpPiece> {
         let shard = hub.shard.borrow();
         let service = &shard.service;
@@ -128,7 +129,7 @@ impl Dump {
                 });
                 (DumpPiece::Entries(entries), walked.map_or(Part::Records(0), Part::Entries))
             }
-            // The replica is frozen, so the sessions keep their places from step to step.
+            // The replica is frozen, so the sessions keep their indexes from step to step.
             Part::Records(from) if from < replica.session_count() => {
                 let to = from + DUMP_SESSIONS;
                 let records = replica.completion_records(from..to).collect();
@@ -142,7 +143,7 @@ impl Dump {
     }
 }
 
-/// See [`Job::Load`].
+/// The state of a [`Job::Load`].
 pub(crate) struct Load {
     group: GroupId,
     pieces: Receiver<LoadPiece>,
@@ -154,14 +155,14 @@ impl Load {
         let piece = match self.pieces.try_recv() {
             Ok(piece) => piece,
             Err(TryRecvError::Empty) => return Step::After(LOAD_PAUSE),
-            // The rest of the file is no good; the thread that reads it ends the process.
+            // The rest of the file is invalid; the thread that reads it ends the process.
             Err(TryRecvError::Disconnected) => return Step::Done,
         };
         let is_last = matches!(piece, LoadPiece::End(_));
         let loaded =
             hub.during(Activity::Load, || hub.shard.borrow_mut().service.load(self.group, piece));
         if is_last || loaded.is_err() {
-            // There is room for the one answer.
+            // The channel has room for the one result.
             let _ = self.done.try_send(loaded);
             return Step::Done;
         }

@@ -1,5 +1,5 @@
-//! The cluster's key, as the process is given it: through a pipe or from a file, never by an argument or the
-//! environment, which other processes can read.
+//! The cluster's key, which the process reads from a pipe or a file. Arguments and the environment would expose it to
+//! other processes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,20 +9,20 @@ use kv_protocol::ids::ClusterKey;
 
 use crate::fatal::Fatal;
 
-/// Bytes of the first line: 32 hex digits and its end, with room for a carriage return.
+/// The most bytes of the first line: 32 hex digits and its end, with room for a carriage return.
 const MAX_LINE: usize = 34;
 
 /// Reads the key; without a file it is zero.
 ///
 /// # Errors
-/// The file cannot be read, or its first line is no key.
+/// The file cannot be read, or its first line is not a key.
 pub(crate) fn read(file: Option<&Path>) -> Result<ClusterKey, Fatal> {
     let Some(path) = file else { return Ok(ClusterKey::default()) };
     let failed = |error| Fatal::Key { path: path.to_owned(), error };
     let line = match path.to_str() {
         Some("-") => {
             let line = first_line(&mut io::stdin().lock()).map_err(failed)?;
-            // The other end of the pipe may be an ssh connection, which waits for all that hold this end.
+            // The other end of the pipe may be an ssh connection, which waits until every process has closed this end.
             let null = File::open("/dev/null").map_err(failed)?;
             rustix::stdio::dup2_stdin(&null).map_err(|error| failed(error.into()))?;
             line
@@ -37,7 +37,7 @@ pub(crate) fn read(file: Option<&Path>) -> Result<ClusterKey, Fatal> {
     }
 }
 
-/// Reads up to the first line feed, and no byte behind it.
+/// Reads up to the first line feed, and no byte after it.
 fn first_line(input: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     let mut byte = [0];

@@ -1,8 +1,8 @@
-//! The newest map that the coordinator gave this server: what clients are answered when it is away.
+//! The newest map that the coordinator sent to this server, for clients that cannot reach the coordinator.
 //!
 //! ```text
-//!   control thread: CLUSTER-MAP -> take: ours? of the epoch obeyed? newer? -> kept
-//!   executors:      MAP -> with_views: what the shard's own replicas know better -> MAP-ANSWER
+//!   control thread: CLUSTER-MAP -> take: this cluster? the current epoch? newer? -> kept
+//!   executors:      MAP -> with_views: newer views of the shard's own replicas -> MAP-ANSWER
 //! ```
 
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use kv_protocol::view::View;
 
 use crate::stats::lock;
 
-/// Why a map was not taken.
+/// The reason for which a map was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MapRefused {
     #[error("it is of cluster {theirs}, this server belongs to {ours}")]
@@ -31,14 +31,14 @@ pub(crate) enum MapRefused {
     ImpossibleView(kv_protocol::ids::GroupId),
 }
 
-/// See the module.
+/// The newest map; see the module documentation.
 #[derive(Debug, Default)]
 pub(crate) struct KnownMap {
     newest: Mutex<Option<Arc<Map>>>,
 }
 
 impl KnownMap {
-    /// Keeps a map if it is of this cluster and of the coordinator obeyed, and newer than the one kept.
+    /// Keeps a map if it belongs to this cluster and to the current epoch, and is newer than the stored one.
     pub(crate) fn take(
         &self,
         map: Map,
@@ -63,7 +63,7 @@ impl KnownMap {
                 return Err(MapRefused::Older { ours, theirs });
             }
             if !map.is_newer_than(known) {
-                // Every new link begins with it.
+                // The coordinator sends its map on every new link.
                 return Ok(());
             }
             for (view, before) in map.views.iter().zip(&known.views) {
@@ -78,14 +78,14 @@ impl KnownMap {
         Ok(())
     }
 
-    /// The map kept, with those of these views that are newer than its own: a holder installs a view
-    /// before the map that tells of it comes, and a coordinator may die in between.
+    /// Returns the stored map, with those of these views that are newer than its own. A holder installs a view before
+    /// it receives the map with it, and the coordinator may die in between.
     pub(crate) fn with_views<'a>(&self, views: impl Iterator<Item = &'a View>) -> Option<Arc<Map>> {
         let mut map = lock(&self.newest).clone()?;
         for view in views {
             let group = usize::from(view.group.0);
             let known = map.views.get(group).map(|known| known.version);
-            // Before the cluster has served, clients are shown no views.
+            // Before the cluster has served, clients receive no views.
             if known.is_some_and(|known| known > ViewVersion(0) && known < view.version) {
                 Arc::make_mut(&mut map).views[group] = *view;
             }
@@ -126,7 +126,7 @@ pub(crate) mod tests {
         map_of(CLUSTER, shape(), number, revision, version)
     }
 
-    /// A map whose views are all of one version, at home.
+    /// Returns a map whose views are all of one version, at home.
     pub(crate) fn map_of(
         cluster: ClusterId,
         placement: Placement,

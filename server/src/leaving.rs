@@ -8,7 +8,7 @@
 //!               a signal later than the first, while a dump fails: the tables are given up, exit
 //! ```
 //!
-//! The thread is started at the boot: when the process is to end, the system may have no thread left to give.
+//! The thread is started at boot: when the process is to end, the system may be unable to start one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,21 +23,22 @@ use crate::dump;
 use crate::fatal::{self, Fatal};
 use crate::operation::Node;
 
-/// A signal so soon after a dump has failed for the first time was sent before anybody could know of it.
+/// The time after the first failure of a dump in which a signal does not count: it may have been sent before the
+/// failure was visible.
 const SECOND_THOUGHT: Duration = Duration::from_secs(1);
 
-/// How a server is to leave.
+/// The parameters of leaving.
 #[derive(Debug)]
 pub(crate) struct Leave {
-    /// How long pending writes may take to commit.
+    /// The time within which pending writes must commit.
     pub(crate) patience: Duration,
-    /// Why there are no orders.
+    /// The reason why the server leaves without orders.
     pub(crate) why: &'static str,
-    /// How the process ends when its tables are dumped.
+    /// The exit status once the tables are dumped.
     pub(crate) exit: ServerExit,
 }
 
-/// The thread that leaves when it is told to.
+/// The thread that leaves on request.
 #[derive(Debug)]
 pub(crate) struct Leaver {
     leave: Sender<Leave>,
@@ -58,14 +59,14 @@ impl Leaver {
         thread.map(|_| Leaver { leave }).map_err(failed)
     }
 
-    /// Leaves; to be called once.
+    /// Starts leaving; must be called once.
     pub(crate) fn leave(&self, leave: Leave) {
-        // There is room for the one that is ever sent.
+        // There is room for the only request ever sent.
         let _ = self.leave.try_send(leave);
     }
 }
 
-/// Drains, at most for the patience, dumps for as long as that takes, and ends the process.
+/// Drains within the timeout, retries the dumps until they succeed, and ends the process.
 fn leave_alone(node: &Node, leave: &Leave) -> ! {
     tracing::warn!("stopping without the coordinator's orders: {}", leave.why);
     if let Err(reason) = node.drain(leave.patience) {
@@ -74,7 +75,7 @@ fn leave_alone(node: &Node, leave: &Leave) -> ! {
     let mut left = vec![ReplicaRole::Primary, ReplicaRole::Secondary];
     let mut pause = DUMP_RETRY_PAUSE;
     loop {
-        // Of a table of which this server holds no full copy nothing is lost here.
+        // If this server has no full copy of a table, omitting its dump loses nothing.
         left.retain(|role| node.dump(*role).is_err_and(|error| !error.is_no_copy()));
         if left.is_empty() {
             fatal::end(leave.exit);
@@ -88,7 +89,7 @@ fn leave_alone(node: &Node, leave: &Leave) -> ! {
     }
 }
 
-/// Whether a further signal means that the operator gives up what cannot be dumped.
+/// Returns whether a further signal means that the operator gives up the tables that cannot be dumped.
 pub(crate) fn may_give_up(node: &Node, now: Time) -> bool {
     let failing = node.failing_dumps();
     failing.iter().any(|(_, since)| now.since(*since) >= SECOND_THOUGHT)

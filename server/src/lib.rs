@@ -1,17 +1,17 @@
-//! The storage server: one executor thread a shard, each driving its replicas.
+//! The storage server: one executor thread for each shard, which drives the shard's replicas.
 //!
 //! ```text
 //!   main thread          boot: arguments, probes, sockets; then signals and the watchdog
 //!   control thread       STARTED, HEARTBEAT ----------------------> coordinator
-//!   orders thread        <------------ SET-SECONDARY, DRAIN, DUMP-*, SHUTDOWN
-//!      |  mailbox (bounded, eventfd)            ^ board (what each shard published last)
+//!   orders thread        <------------ views, PROBE, EXITED, DRAIN, DUMP-*, SHUTDOWN
+//!      |  mailbox (bounded, eventfd)            ^ board (the latest state of each shard)
 //!      v                                        |
 //!   executor of shard 0 .. S-1:   net engine <-> shard <-> kv_core::replica
-//!      ^ clients' and peers' sockets, handed to the executor of the shard they ask for
+//!      ^ clients' and peers' sockets, handed over to the executor of the requested shard
 //! ```
 //!
-//! The executors never block: files, name lookups and the links to the coordinator belong to plain
-//! threads. Not even a line of the log is written by the thread that has it (log.rs). Nothing here uses tokio.
+//! The executors never block: files, name look-ups and the links to the coordinator belong to plain threads. Log lines
+//! too are written by a thread of their own (log.rs). Nothing here uses tokio.
 
 mod args;
 mod aside;

@@ -1,13 +1,12 @@
-//! Begins with what dumps hold: fills the tables before anybody is told that this server is there.
+//! Loading of dumps: fills the tables before the server reports that it has started.
 //!
 //! ```text
 //!   file -> DumpReader -> pieces -> [bounded channel] -> executor of the shard -> its table
-//!   (a thread a file)                                    says at the end that all is in
+//!   (one thread for each file)                           reports at the end that all is loaded
 //! ```
 //!
-//! A file of any size passes through a few pieces. Only when its end was compared with all that stands
-//! before it are the tables told that they are whole; whatever is wrong ends the process before that, and
-//! leaves the file as it is.
+//! A file of any size passes through a few pieces. The tables are marked complete only when the end of the file has
+//! confirmed all that precedes it. Any error before that ends the process and leaves the file unchanged.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -27,24 +26,24 @@ use crate::message::{DumpedEntries, LoadPiece, ShardMessage};
 
 /// Pieces that may wait for one shard.
 const PIECES_WAITING: usize = 4;
-/// A piece goes on its way when it has so many bytes, or entries, or records.
+/// The bytes, and the entries or records, at which a piece is sent.
 const PIECE_BYTES: usize = 256 << 10;
 const PIECE_ITEMS: usize = 4_096;
-/// What is read of the file at once.
+/// The most bytes read from the file at once.
 const READ_BYTES: usize = 256 << 10;
-/// How long a shard may take to make room for a piece, or to say that it is done.
+/// The time within which a shard must make room for a piece, or report its result.
 const SHARD_PATIENCE: Duration = Duration::from_secs(60);
-/// How often the progress is logged.
+/// The interval between log lines about the progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A file, and what of it is to be loaded.
+/// A dump, and the part of it that is to be loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadSource {
-    /// The group that it must be of.
+    /// The group of which the dump must be.
     pub group: GroupId,
-    /// The shards that are taken from it.
+    /// The shards to load from it.
     pub shards: Vec<ShardId>,
-    /// The dump.
+    /// The file of the dump.
     pub file: PathBuf,
 }
 
@@ -67,7 +66,8 @@ impl FromStr for LoadSource {
     }
 }
 
-/// A group is loaded as a whole or not at all: a shard that is forgotten would be served empty.
+/// Checks that each group at home on this server is loaded completely or not at all: a shard left out would be served
+/// empty.
 pub(crate) fn check_sources(
     sources: &[LoadSource],
     id: u16,
@@ -98,7 +98,7 @@ pub(crate) fn check_sources(
     Ok(())
 }
 
-/// Loads all files, beside each other; back when every shard has what it is to begin with.
+/// Loads all files in parallel; returns when every shard is loaded.
 pub(crate) fn run(
     sources: &[LoadSource],
     placement: Placement,
@@ -142,7 +142,7 @@ fn load(
     Ok(())
 }
 
-/// Why a file is not loaded, in words.
+/// The reason why a file is not loaded.
 struct Failed(String);
 
 impl From<DumpError> for Failed {
@@ -151,19 +151,19 @@ impl From<DumpError> for Failed {
     }
 }
 
-/// A file on its way into the tables.
+/// The loading of one file into the tables.
 struct Loader<'a> {
     source: &'a LoadSource,
     placement: Placement,
     shards: &'a [mailbox::Sender<ShardMessage>],
-    /// The shard whose lines are being read, if it is taken from this file.
+    /// The shard whose lines are being read, if it is loaded from this file.
     current: Option<Feed>,
-    /// Those that have all their lines.
+    /// The shards whose lines are all read.
     filled: Vec<Feed>,
     entries: u64,
 }
 
-/// The way to one executor.
+/// The channels to one executor, with the items not yet sent.
 struct Feed {
     line: DumpedShard,
     pieces: Sender<LoadPiece>,
@@ -173,7 +173,7 @@ struct Feed {
 }
 
 impl Loader<'_> {
-    /// Reads the whole file, and gives each shard its part.
+    /// Reads the whole file, and sends each shard its part.
     fn read(&mut self, path: &Path) -> Result<(), Failed> {
         let failed = |error: std::io::Error| Failed(format!("{error}; check that it can be read"));
         let mut file = files::open(path).map_err(failed)?;
@@ -247,7 +247,7 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// Tells an executor that its shard is coming.
+    /// Announces the load of its shard to an executor.
     fn begin(&self, line: DumpedShard) -> Result<Feed, Failed> {
         let shard = line.shard;
         let (pieces, incoming) = bounded(PIECES_WAITING);
@@ -262,7 +262,7 @@ impl Loader<'_> {
         Ok(Feed { line, pieces, done, entries, records })
     }
 
-    /// The file was found whole: the shards are told, and have all of it.
+    /// Sends the end to all shards after the file was found complete, and waits until they have loaded all of it.
     fn finish(&mut self) -> Result<(), Failed> {
         for feed in &mut self.filled {
             feed.flush()?;
@@ -292,7 +292,7 @@ impl Feed {
         if self.pieces.send_timeout(piece, SHARD_PATIENCE).is_ok() {
             return Ok(());
         }
-        // A shard that takes no more has said why.
+        // A shard that accepts no more pieces has reported the reason.
         self.outcome()?;
         Err(Failed(format!("shard {} takes no more", self.line.shard)))
     }

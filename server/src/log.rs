@@ -1,4 +1,4 @@
-//! The process's log: one queue, one thread that writes, nobody who waits for the file.
+//! The process's log: one queue, one thread that writes, and no other thread that waits for the file.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::fatal::Fatal;
 
 static LOG: OnceLock<Queue> = OnceLock::new();
 
-/// Starts logging: to this file, or to standard error.
+/// Starts logging to this file, or to standard error.
 pub(crate) fn start(path: Option<&Path>) -> Result<(), Fatal> {
     let Some(path) = path else { return to_standard_error() };
     match LogFile::open_own(path) {
@@ -47,25 +47,25 @@ fn init(queue: Queue) {
     let _ = LOG.set(queue);
 }
 
-/// Gives the log's thread a descriptor table of its own, which has no socket in it. A thread that waits for
-/// a frozen file system outlives even SIGKILL; the connections of its process must not.
+/// Gives the log's thread a descriptor table of its own, without any socket. A thread that waits for a frozen file
+/// system outlives even SIGKILL; the connections of its process must not.
 fn own_descriptors() {
-    // SAFETY: the flag is known, and a thread may always leave the table it shares with others. It opens
-    // and closes nothing that other threads know.
+    // SAFETY: the flag is valid, and a thread may always leave its shared descriptor table. The call opens and closes
+    // no descriptor of other threads.
     if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
         let error = io::Error::last_os_error();
         tracing::debug!("give the log's thread descriptors of its own: {error}");
     }
 }
 
-/// Has the log file opened anew by its name.
+/// Reopens the log file by its name.
 pub(crate) fn reopen() {
     if let Some(queue) = LOG.get() {
         queue.nudge();
     }
 }
 
-/// Waits for what was logged to be written, at most for `limit`.
+/// Waits until all queued lines are written, at most for `limit`.
 pub(crate) fn flush(limit: Duration) {
     if let Some(queue) = LOG.get() {
         queue.flush(limit);

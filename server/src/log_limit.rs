@@ -1,4 +1,4 @@
-//! At most one line a second, or an interval of choice, about things that come at any rate.
+//! A rate limit on log lines about events that occur at any rate: one line a second, or in a chosen interval.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use kv_protocol::ids::Time;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Decides which of many equal events is logged.
+/// A filter of equal events, which selects those to log.
 #[derive(Debug)]
 pub(crate) struct LogLimit {
     interval: Duration,
@@ -21,12 +21,12 @@ impl Default for LogLimit {
 }
 
 impl LogLimit {
-    /// At most one event an `interval`.
+    /// Creates a limit of one event in each `interval`.
     pub(crate) fn every(interval: Duration) -> LogLimit {
         LogLimit { interval, last: None, suppressed: 0 }
     }
 
-    /// Whether to log an event now; if so, how many were passed over since the last.
+    /// Returns `Some` if an event is to be logged now, with the number of events suppressed since the last.
     pub(crate) fn admit(&mut self, now: Time) -> Option<u64> {
         if self.last.is_some_and(|last| now.since(last) < self.interval) {
             self.suppressed += 1;

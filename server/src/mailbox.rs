@@ -1,13 +1,13 @@
 //! Messages to an executor from other threads: two bounded queues and an eventfd.
 //!
 //! ```text
-//!   any thread:   push_order -> [ orders ] -+-> ring (eventfd)
+//!   any thread:   push_order -> [ orders ] -+-> bell (eventfd)
 //!                 push       -> [ queue  ] -+
-//!   executor:     its engine waits for the ring -> pop, orders first
+//!   executor:     its engine waits for the bell -> pop, orders first
 //! ```
 //!
-//! However many connections wait to be taken in, orders have room of their own. Each engine waits for the eventfd in
-//! its own way.
+//! Orders have room of their own, however many connections wait to be adopted. Each engine waits for the eventfd in its
+//! own way.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,12 +16,12 @@ use std::sync::Arc;
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Messages that may wait for one executor; a sender finds the mailbox full beyond that.
+/// Messages that may wait for one executor; beyond that the mailbox is full.
 pub(crate) const MAILBOX_CAPACITY: usize = 1_024;
-/// Orders that may wait for one executor: far more than are carried out at the same time.
+/// Orders that may wait for one executor: far more than run at the same time.
 pub(crate) const ORDERS_CAPACITY: usize = 64;
 
-/// Puts messages in; cheap to clone, usable from any thread.
+/// The sending end; cheap to clone, usable from any thread.
 #[derive(Debug)]
 pub(crate) struct Sender<T> {
     queues: Arc<Queues<T>>,
@@ -47,15 +47,14 @@ impl<T> Clone for Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Puts a message in, or gives it back when the mailbox is full.
+    /// Puts a message in, or returns it if the mailbox is full.
     pub(crate) fn push(&self, message: T) -> Result<(), T> {
         self.queues.others.push(message)?;
         self.ring();
         Ok(())
     }
 
-    /// Puts an order in, ahead of what [`Sender::push`] put in; gives it back when there are too
-    /// many.
+    /// Puts an order in, ahead of the messages of [`Sender::push`]; returns it if too many orders wait.
     pub(crate) fn push_order(&self, order: T) -> Result<(), T> {
         self.queues.orders.push(order)?;
         self.ring();
@@ -68,16 +67,16 @@ impl<T> Sender<T> {
     }
 }
 
-/// Takes messages out, on one executor.
+/// The receiving end, on one executor.
 #[derive(Debug)]
 pub(crate) struct Receiver<T> {
     queues: Arc<Queues<T>>,
     bell: OwnedFd,
 }
 
-/// A mailbox of [`MAILBOX_CAPACITY`] messages and [`ORDERS_CAPACITY`] orders.
+/// Creates a mailbox of [`MAILBOX_CAPACITY`] messages and [`ORDERS_CAPACITY`] orders.
 pub(crate) fn mailbox<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
-    // Not EFD_NONBLOCK: io_uring answers EAGAIN for a file that does not block instead of waiting.
+    // Not EFD_NONBLOCK: for a non-blocking file io_uring returns EAGAIN instead of waiting.
     let bell = eventfd(0, EventfdFlags::CLOEXEC)?;
     let orders = ArrayQueue::new(ORDERS_CAPACITY);
     let queues = Arc::new(Queues { orders, others: ArrayQueue::new(MAILBOX_CAPACITY) });
@@ -86,7 +85,7 @@ pub(crate) fn mailbox<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
 }
 
 impl<T> Receiver<T> {
-    /// The eventfd that is rung behind every message, and the messages.
+    /// Splits the mailbox into its eventfd, which is signalled after every message, and its messages.
     pub(crate) fn into_parts(self) -> (OwnedFd, Messages<T>) {
         (self.bell, Messages { queues: self.queues })
     }

@@ -1,10 +1,10 @@
-//! Memory of the tables: mapped, aligned to huge pages, and advised to be made of them.
+//! Memory of the tables: mapped, aligned to huge pages, and advised to use them.
 //!
-//! A process that holds gigabytes in 4 KiB pages takes a tenth of a second a gigabyte to die, and
-//! its successor can take over only after that; in huge pages it is a thirtieth of it.
+//! With 4 KiB pages a process takes a tenth of a second per gigabyte to exit, and its successor must wait for that.
+//! With huge pages the exit takes a thirtieth of that time.
 //!
-//! Windows are made of small pages, each of which can be given back by itself. They lie side by side where they can,
-//! and a part of one that goes back leaves its addresses in place: so a process has far fewer mappings than values
+//! Windows consist of small pages, each of which can be returned by itself. The kernel merges adjacent windows where it
+//! can, and returning a part of one keeps its addresses mapped. So a process has far fewer mappings than values
 //! (vm.max_map_count allows 65,530).
 
 mod ahead;
@@ -15,29 +15,29 @@ use std::ptr::{self, NonNull};
 use kv_core::arena::{CHUNK_BYTES_DEFAULT, ChunkSource};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// Buffers of connections from this size on are mappings of their own, which go back to the system when they are
-/// freed; of smaller ones so much stays at the end of a heap.
+/// The size from which a buffer has a mapping of its own, which returns to the system when it is freed. For smaller
+/// buffers, [`KEPT_FREE`] is the free memory that may stay at the end of a heap.
 const MAPPED_BUFFER: libc::c_int = 1 << 20;
 const KEPT_FREE: libc::c_int = 4 << 20;
 
-/// Has the allocator give freed memory back to the system. By default its thresholds rise with the largest buffer
-/// that was ever freed (mallopt(3)), so that a few long requests would keep megabytes of each thread.
+/// Makes the allocator return freed memory to the system. By default its thresholds rise with the largest buffer ever
+/// freed (mallopt(3)), so a few long requests would keep megabytes in each thread.
 pub(crate) fn give_freed_memory_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the call changes two numbers of the allocator; it has no pointers.
+    // SAFETY: the call changes two numbers of the allocator; it takes no pointers.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BUFFER);
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_FREE);
     }
 }
 
-/// Maps chunks of one huge page each, blocks of several, and windows of small pages.
+/// A source of chunks of one huge page each, blocks of several, and windows of small pages.
 #[derive(Debug, Default)]
 pub(crate) struct HugePages;
 
-// SAFETY: the chunk size is a constant power of two within the bounds; fresh private mappings are
-// readable, writable and nobody else's until they are unmapped, from whichever thread; what lies
-// outside the aligned range is given back before anyone sees it.
+// SAFETY: the chunk size is a constant power of two within the bounds. Fresh private mappings are readable, writable
+// and unaliased until they are unmapped, from any thread. The memory outside the aligned range is unmapped before the
+// mapping is returned.
 unsafe impl ChunkSource for HugePages {
     fn chunk_bytes(&self) -> usize {
         CHUNK_BYTES_DEFAULT
@@ -54,12 +54,12 @@ unsafe impl ChunkSource for HugePages {
     }
 
     unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize) {
-        // Where the system's pages are larger, those that a neighbour has a part of stay.
+        // If the system's pages are larger, pages shared with a neighbour stay.
         let page = rustix::param::page_size();
         let start = at.addr().get().next_multiple_of(page) - at.addr().get();
         let end = bytes.saturating_sub((at.addr().get() + bytes) % page);
         if start < end {
-            // SAFETY: by the contract of `discard` these pages are mapped, ours, and their content is of no use.
+            // SAFETY: by the contract of `discard` these pages are mapped and owned, and their content is not needed.
             let result = unsafe {
                 madvise(at.as_ptr().add(start).cast(), end - start, Advice::LinuxDontNeed)
             };
@@ -68,7 +68,7 @@ unsafe impl ChunkSource for HugePages {
     }
 
     unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize) {
-        // SAFETY: by the contract of `release` this memory is mapped, ours, and used by nobody.
+        // SAFETY: by the contract of `release` this memory is mapped, owned and unused.
         unsafe { unmap(at, bytes) };
         if bytes == CHUNK_BYTES_DEFAULT {
             ahead::note_released();
@@ -76,17 +76,17 @@ unsafe impl ChunkSource for HugePages {
     }
 }
 
-/// Gives memory back to the system.
+/// Unmaps memory.
 ///
 /// # Safety
-/// It is mapped, ours, and used by nobody.
+/// The memory is mapped, owned by the caller, and unused.
 unsafe fn unmap(at: NonNull<u8>, bytes: usize) {
-    // SAFETY: as the caller says.
+    // SAFETY: guaranteed by the caller.
     let result = unsafe { munmap(at.as_ptr().cast(), bytes) };
     debug_assert!(result.is_ok(), "memory that was never mapped was released");
 }
 
-/// What a mapping is made of.
+/// The kind of pages of a mapping.
 #[derive(Clone, Copy)]
 enum Pages {
     /// Huge pages, as far as whole ones fit: the rest of the last one's addresses is never used.
@@ -94,7 +94,7 @@ enum Pages {
     Small,
 }
 
-/// Fresh memory of so many bytes, aligned to a chunk; `None`: the system has no more.
+/// Maps `bytes` of fresh memory, aligned to a chunk; returns `None` if the system has no more.
 fn map(bytes: usize, pages: Pages) -> Option<NonNull<u8>> {
     let bytes = bytes.checked_next_multiple_of(rustix::param::page_size())?;
     let padded = bytes.checked_add(CHUNK_BYTES_DEFAULT)?;
@@ -106,8 +106,8 @@ fn map(bytes: usize, pages: Pages) -> Option<NonNull<u8>> {
     let before = start.addr().next_multiple_of(CHUNK_BYTES_DEFAULT) - start.addr();
     let after = padded - before - bytes;
     let aligned = start.wrapping_add(before);
-    // SAFETY: both ranges are parts of the mapping just made, outside the part handed out.
-    // Failing to give them back costs address space only.
+    // SAFETY: both ranges are parts of the mapping just made, outside the part returned. Failing to unmap them costs
+    // address space only.
     unsafe {
         if before > 0 {
             let _ = munmap(start.cast(), before);
@@ -120,8 +120,8 @@ fn map(bytes: usize, pages: Pages) -> Option<NonNull<u8>> {
         Pages::Huge => Advice::LinuxHugepage,
         Pages::Small => Advice::LinuxNoHugepage,
     };
-    // SAFETY: the range is mapped; the advice changes no content. It may be refused (huge pages
-    // switched off), and the memory is as good without.
+    // SAFETY: the range is mapped; the advice changes no content. It may fail (huge pages disabled), and the memory
+    // works without it.
     let _ = unsafe { madvise(aligned.cast(), bytes, advice) };
     NonNull::new(aligned)
 }
@@ -136,7 +136,7 @@ mod tests {
         for bytes in [CHUNK_BYTES_DEFAULT, 3 * CHUNK_BYTES_DEFAULT + (4 << 10)] {
             let start = source.allocate(bytes).unwrap();
             assert_eq!(start.addr().get() % CHUNK_BYTES_DEFAULT, 0);
-            // SAFETY: both bytes lie in what was just allocated; it is released once.
+            // SAFETY: both bytes are inside the memory just allocated, which is released once.
             unsafe {
                 start.write(1);
                 start.add(bytes - 1).write(2);
@@ -161,7 +161,7 @@ mod tests {
             in_memory.iter().filter(|&&byte| byte & 1 == 1).count() * rustix::param::page_size()
         };
         assert_eq!(resident(), 0);
-        // SAFETY: all of it lies in the window, which is released once.
+        // SAFETY: all accesses are inside the window, which is released once.
         unsafe {
             window.add(512 << 10).write_bytes(7, 512 << 10);
             assert_eq!(resident(), 512 << 10);

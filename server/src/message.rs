@@ -1,4 +1,4 @@
-//! What other threads tell an executor, what it sends back for a dump, and what it is sent of one.
+//! Messages from other threads to an executor, and the pieces of dumps and loads that they exchange.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -15,35 +15,35 @@ use kv_protocol::view::View;
 use crate::net::listener::Port;
 use crate::stats::Permit;
 
-/// What other threads tell an executor.
+/// A message from another thread to an executor.
 #[derive(Debug)]
 pub(crate) enum ShardMessage {
-    /// A connection that wants this shard.
+    /// A connection that requested this shard.
     Connection(HandedOver),
-    /// Install a view, whose other holder takes streams there; only a failure is told.
+    /// Install a view; `other` is the address at which the other holder accepts streams. Only a failure gets a reply.
     Install { order: OrderId, view: View, other: Option<SocketAddr>, replies: Replies },
-    /// Echo this order.
+    /// Reply to this probe.
     Probe { order: OrderId, replies: Replies },
-    /// A process is proven dead.
+    /// Record the proof that a process is dead.
     Exited { member: Member },
-    /// Take no new writes.
+    /// Accept no new writes.
     Drain,
     /// Freeze, then send the table of this role, piece by piece.
     Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
-    /// Fill the empty table of this group, piece by piece; then, or when that cannot be done, say so.
+    /// Fill the empty table of this group, piece by piece, and report the outcome to `done`.
     Load { group: GroupId, pieces: Receiver<LoadPiece>, done: Sender<Result<(), String>> },
 }
 
-/// What a shard answers to an order.
+/// A shard's reply to an order.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ShardReply {
-    /// It cannot install the view, in words.
+    /// The shard cannot install the view; `reason` describes why.
     Refused { order: OrderId, shard: ShardId, reason: String },
-    /// It has received a probe.
+    /// The shard has received a probe.
     Probed { order: OrderId, shard: ShardId },
 }
 
-/// The way back to the thread of the orders.
+/// The return path to the orders thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Replies {
     sender: Sender<ShardReply>,
@@ -51,35 +51,35 @@ pub(crate) struct Replies {
 }
 
 impl Replies {
-    /// A way that rings this bell.
+    /// Creates a return path that signals this bell.
     pub(crate) fn new(sender: Sender<ShardReply>, bell: Arc<OwnedFd>) -> Replies {
         Replies { sender, bell }
     }
 
-    /// Answers. An executor never waits: where there is no room, the order is repeated by whoever
-    /// gave it.
+    /// Sends a reply. An executor never blocks: if there is no room, the reply is dropped, and the coordinator repeats
+    /// the order.
     pub(crate) fn send(&self, reply: ShardReply) {
         if self.sender.try_send(reply).is_ok() {
-            // A bell that cannot ring is rung already.
+            // A write fails only if the eventfd is signalled already.
             let _ = rustix::io::write(&*self.bell, &1u64.to_ne_bytes());
         }
     }
 }
 
-/// A socket on its way to another executor.
+/// A socket that is handed over to another executor.
 #[derive(Debug)]
 pub(crate) struct HandedOver {
     pub(crate) socket: OwnedFd,
     pub(crate) port: Port,
-    /// What was received on it so far.
+    /// The bytes received on it so far.
     pub(crate) received: Vec<u8>,
     pub(crate) permit: Permit,
 }
 
-/// A part of a shard's table on its way into a dump.
+/// A part of a shard's table, for a dump.
 #[derive(Debug)]
 pub(crate) enum DumpPiece {
-    /// What the shard holds, from its freezing on; or that there must be no dump of it. The first piece.
+    /// The first piece: the state of the shard when it was frozen, or the reason why there must be no dump of it.
     Shard(Result<DumpedShard, NoFullCopy>),
     /// Some entries.
     Entries(DumpedEntries),
@@ -89,19 +89,18 @@ pub(crate) enum DumpPiece {
     End,
 }
 
-/// A part of a dump on its way into a shard's table.
+/// A part of a dump, for a shard's table.
 #[derive(Debug)]
 pub(crate) enum LoadPiece {
     /// Some entries.
     Entries(DumpedEntries),
     /// Completion records.
     Records(Vec<LoggedRecord>),
-    /// The dump was found whole, and this was its last write. The last piece.
+    /// The last piece: the dump was found complete, and this is the shard's state in it.
     End(DumpedShard),
 }
 
-/// Entries one after the other; copied as they are, because turning them into text would hold the
-/// executor up.
+/// Entries in one buffer. They are copied unformatted, because formatting them as text would block the executor.
 #[derive(Debug, Default)]
 pub(crate) struct DumpedEntries {
     bytes: Vec<u8>,
@@ -116,17 +115,17 @@ impl DumpedEntries {
         self.lengths.push((key.len(), value.len(), version));
     }
 
-    /// Bytes of keys and values.
+    /// Returns the number of bytes of keys and values.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// How many there are.
+    /// Returns the number of entries.
     pub(crate) fn count(&self) -> usize {
         self.lengths.len()
     }
 
-    /// Calls `visit` with key, value and version of each.
+    /// Calls `visit` with key, value and version of each entry.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8], SequenceNumber)) {
         let mut rest = self.bytes.as_slice();
         for &(key_length, value_length, version) in &self.lengths {

@@ -7,7 +7,7 @@ use kv_protocol::key::Nonce;
 /// Draws a nonce.
 ///
 /// # Errors
-/// The system's own.
+/// The error of the system's random number generator.
 pub(crate) fn draw() -> io::Result<Nonce> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| {

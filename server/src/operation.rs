@@ -1,5 +1,5 @@
-//! The process as a whole: whom it obeys, and what takes its time, by order or by signal: drain and
-//! dump. Runs on plain threads; the executors are spoken to by mailbox.
+//! The process as a whole: the coordinator that it accepts, and the long operations (drain and dump) that run by order
+//! or by signal. It runs on plain threads and reaches the executors by mailbox.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,55 +30,56 @@ use crate::message::ShardMessage;
 use crate::service::Identity;
 use crate::stats::{Board, lock};
 
-/// What takes its time and is carried out on a thread of its own.
+/// A long operation, carried out on a thread of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Take no new writes, and wait until none is pending.
+    /// Accept no new writes, and wait until none is pending.
     Drain,
     /// Write the dump of a role.
     Dump(ReplicaRole),
 }
 
-/// The process: its identity, its executors, and how it is doing with its coordinator.
+/// The process: its identity, its executors, and the state of its relation to the coordinator.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) cluster: ClusterId,
-    /// What the cluster's processes know each other by.
+    /// The key by which processes of the cluster authenticate each other.
     pub(crate) key: ClusterKey,
     pub(crate) me: Member,
     pub(crate) placement: Placement,
-    /// Its cluster's, from which leases follow.
+    /// The cluster's failure timeout, from which lease durations follow.
     pub(crate) failure_timeout: FailureTimeout,
     pub(crate) board: Arc<Board>,
-    /// The newest map that the coordinator gave.
+    /// The newest map that the coordinator sent.
     pub(crate) map: Arc<KnownMap>,
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
-    /// Where the dumps go unless [`Node::dump_to`] says otherwise, and its path at the start: a directory that was
-    /// deleted may be made again there.
+    /// The directory of the dumps, unless [`Node::dump_to`] sets another, and its absolute path at the start. If the
+    /// directory was deleted, a new one may exist at that path.
     pub(crate) directory: PathBuf,
     absolute_directory: Option<PathBuf>,
-    /// Where the coordinator wants the dumps, and whether dumps of an earlier run were set aside there.
+    /// The directory that the coordinator has set for the dumps, and whether dumps of an earlier run were set aside
+    /// there.
     dump_to: Mutex<Option<DumpTo>>,
-    /// Bytes of keys and values in the dump of each role: of the attempt under way, or of the last one.
+    /// Bytes of keys and values in the dump of each role: of the current attempt, or of the last one.
     written: [AtomicU64; 2],
-    /// By role: since when its dump fails.
+    /// The time since which the dump of each role fails.
     failing: Mutex<[Option<Time>; 2]>,
-    /// Whom it obeys, and how far each order is.
+    /// The state machine that decides which coordinator to accept and tracks every order.
     machine: Mutex<kv_core::node::Node>,
-    /// Two dumps of one table must not write to one file at the same time.
+    /// Held while a dump is written: two dumps of one table must not write to one file at the same time.
     dumping: Mutex<DumpReserve>,
     running: AtomicUsize,
-    /// When an order last began or ended, in nanoseconds of the boot clock.
+    /// The time at which an order last began or ended, in nanoseconds of the boot clock.
     last_order: AtomicU64,
     is_stopping: AtomicBool,
     is_linked: AtomicBool,
-    /// Where the coordinator is, if it has said so since the start.
+    /// The coordinator's address, if it has sent one since the start.
     coordinator: Mutex<Option<SocketAddr>>,
     is_orphaned: AtomicBool,
 }
 
 impl Node {
-    /// A process whose executors are started.
+    /// Creates the state of a process whose executors are started.
     pub(crate) fn new(
         identity: Identity,
         board: Arc<Board>,
@@ -116,15 +117,15 @@ impl Node {
         })
     }
 
-    /// Opens what a dump will need.
+    /// Opens the descriptors that a dump will need.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// No descriptor is available.
     pub(crate) fn reserve_for_dumps(&self) -> io::Result<()> {
         lock(&self.dumping).fill()
     }
 
-    /// Carries out an order that takes its time, to its end; the entries concerned, or the failure.
+    /// Carries out a long order to its end; returns the number of entries dumped (0 for a drain), or the failure.
     pub(crate) fn carry_out(&self, work: Work) -> Result<u64, OrderFailure> {
         self.running.fetch_add(1, Ordering::Relaxed);
         self.note_order();
@@ -140,7 +141,7 @@ impl Node {
         outcome
     }
 
-    /// Gives an order to every shard; those that take none keep it from no other.
+    /// Sends an order to every shard. A shard whose mailbox is full does not keep it from the others.
     pub(crate) fn tell_all(&self, order: impl Fn() -> ShardMessage) -> Result<(), String> {
         let told = self.shards.iter().map(|mailbox| mailbox.push_order(order()).is_ok());
         let told: Vec<bool> = told.collect();
@@ -150,7 +151,7 @@ impl Node {
         }
     }
 
-    /// Takes no new writes and waits until none is pending, at most for `patience`.
+    /// Stops accepting new writes and waits until none is pending, at most for `patience`.
     pub(crate) fn drain(&self, patience: Duration) -> Result<u64, String> {
         self.tell_all(|| ShardMessage::Drain)?;
         if self.board.wait(patience, Board::is_drained) {
@@ -195,19 +196,19 @@ impl Node {
                 tracing::error!("{error}; the table stays in memory");
             }
         }
-        // What cannot be reserved again now may be there when it is needed.
+        // A descriptor that cannot be reserved again now may be available when it is needed.
         let _ = reserve.fill();
         result.map(|(_, entries)| entries)
     }
 
-    /// Writes a dump to the directory that is wanted; which that is, and how many entries it holds.
+    /// Writes a dump to the current directory for dumps; returns that directory and how many entries the dump holds.
     fn write_dump(&self, wanted: &Wanted) -> Result<(PathBuf, u64), DumpFileError> {
         let written = &self.written[place_of(wanted.role)];
         let write = |directory: &Path| {
             let entries = dump::write(directory, wanted, &self.shards, written)?;
             Ok((directory.to_owned(), entries))
         };
-        // The thread that takes orders sets the directory, and must never wait for a dump that is being written.
+        // The orders thread sets the directory, and must never wait for a dump in progress.
         let dump_to = lock(&self.dump_to).clone();
         if let Some(mut to) = dump_to {
             to.prepare(self.me.server)?;
@@ -224,7 +225,7 @@ impl Node {
         }
     }
 
-    /// Sends the dumps that follow to this directory.
+    /// Sets the directory of the following dumps.
     pub(crate) fn dump_to(&self, directory: PathBuf) {
         let mut dump_to = lock(&self.dump_to);
         if dump_to.as_ref().is_none_or(|known| known.directory != directory) {
@@ -233,10 +234,10 @@ impl Node {
         }
     }
 
-    /// Takes what the coordinator changes while this process runs.
+    /// Applies the settings that the coordinator changes while this process runs.
     ///
     /// # Errors
-    /// The memory limit is none, in words.
+    /// The memory limit cannot be parsed; returns the reason as text.
     pub(crate) fn take_settings(&self, settings: &Settings) -> Result<(), String> {
         let Settings { coordinator, memory_limit } = settings;
         let limit = match memory_limit.as_str() {
@@ -256,12 +257,12 @@ impl Node {
         Ok(())
     }
 
-    /// Where the coordinator is, if it has said so since the start.
+    /// Returns the coordinator's address, if it has sent one since the start.
     pub(crate) fn coordinator(&self) -> Option<SocketAddr> {
         *lock(&self.coordinator)
     }
 
-    /// Bytes of keys and values in the dumps.
+    /// Returns the bytes of keys and values in the dumps.
     pub(crate) fn dumped(&self) -> DumpedBytes {
         let [primary, secondary] = [&self.written[0], &self.written[1]];
         DumpedBytes {
@@ -270,14 +271,14 @@ impl Node {
         }
     }
 
-    /// The dumps that have failed and are not complete, and since when.
+    /// Returns the roles whose dumps have failed and are not complete, and since when.
     pub(crate) fn failing_dumps(&self) -> Vec<(ReplicaRole, Time)> {
         let failing = *lock(&self.failing);
         let roles = [ReplicaRole::Primary, ReplicaRole::Secondary];
         roles.into_iter().zip(failing).filter_map(|(role, since)| Some((role, since?))).collect()
     }
 
-    /// How the process ends when it is told to: whether something that it held is in no dump.
+    /// Returns the exit status of a stop, which shows whether a table was not dumped.
     pub(crate) fn exit(&self) -> ServerExit {
         match self.failing_dumps().is_empty() {
             true => ServerExit::Stopped,
@@ -285,7 +286,7 @@ impl Node {
         }
     }
 
-    /// The group whose table of this role is at home here.
+    /// Returns the group whose table of this role is at home here.
     pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
         let shard = kv_protocol::ids::ShardId(0);
         let (cluster, key, me) = (self.cluster, self.key, self.me);
@@ -295,22 +296,22 @@ impl Node {
 
     // --- The coordinator ---------------------------------------------------------------------
 
-    /// The highest coordinator epoch obeyed.
+    /// Returns the highest coordinator epoch accepted.
     pub(crate) fn epoch(&self) -> Epoch {
         lock(&self.machine).epoch()
     }
 
-    /// Obeys the coordinator that says this hello from now on.
+    /// Accepts the coordinator of this hello from now on.
     pub(crate) fn obey(&self, hello: &OrdersHello) -> Result<(), HelloRefused> {
         lock(&self.machine).on_orders_hello(hello)
     }
 
-    /// Takes a map that the coordinator obeyed sends.
+    /// Stores a map from the accepted coordinator.
     pub(crate) fn take_map(&self, map: Map) -> Result<(), MapRefused> {
         self.map.take(map, self.cluster, self.placement, self.epoch())
     }
 
-    /// Gives the pure machine of this process an input; what it wants done.
+    /// Passes an input to the process's state machine; returns its effects.
     pub(crate) fn input(
         &self,
         give: impl FnOnce(&mut kv_core::node::Node, &mut Vec<NodeEffect>),
@@ -320,38 +321,38 @@ impl Node {
         sink
     }
 
-    /// What the manual calls the report of an order.
+    /// Returns the name that the manual gives the report of an order.
     pub(crate) fn report_name(&self, report: &Report) -> &'static str {
         let machine = lock(&self.machine);
         machine.order(report.id).map_or("REPORT", |order| order.report_name(report.outcome.is_ok()))
     }
 
-    /// Notes that the process is to end, so that the coordinator is asked for an orderly stop.
+    /// Records that the process is to end, so that an orderly stop is requested from the coordinator.
     pub(crate) fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the process is to end.
+    /// Returns whether the process is to end.
     pub(crate) fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// Notes whether the link to the coordinator stands.
+    /// Records whether the link to the coordinator is established.
     pub(crate) fn set_linked(&self, is_linked: bool) {
         self.is_linked.store(is_linked, Ordering::Relaxed);
     }
 
-    /// Whether the link to the coordinator stands.
+    /// Returns whether the link to the coordinator is established.
     pub(crate) fn is_linked(&self) -> bool {
         self.is_linked.load(Ordering::Relaxed)
     }
 
-    /// Notes that no coordinator has been there for as long as the process may be without one.
+    /// Records that there has been no coordinator for the orphan timeout.
     pub(crate) fn orphan(&self) {
         self.is_orphaned.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the process is to end because it has no coordinator.
+    /// Returns whether the process is to end because it has no coordinator.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.is_orphaned.load(Ordering::Relaxed)
     }
@@ -360,7 +361,7 @@ impl Node {
         self.last_order.store(clock::now().nanos, Ordering::Relaxed);
     }
 
-    /// When an order last began or ended; `None` while one is carried out.
+    /// Returns when an order last began or ended; `None` while one is carried out.
     pub(crate) fn last_order(&self) -> Option<Time> {
         let is_running = self.running.load(Ordering::Relaxed) > 0;
         (!is_running).then(|| Time::from_nanos(self.last_order.load(Ordering::Relaxed)))
@@ -374,7 +375,7 @@ fn place_of(role: ReplicaRole) -> usize {
     }
 }
 
-/// A directory that the coordinator has named for the dumps.
+/// A directory that the coordinator has set for the dumps.
 #[derive(Clone, Debug)]
 struct DumpTo {
     directory: PathBuf,
@@ -382,7 +383,7 @@ struct DumpTo {
 }
 
 impl DumpTo {
-    /// Makes the directory if it does not exist, and sets dumps of an earlier run aside, once.
+    /// Creates the directory if it does not exist, and sets dumps of an earlier run aside, once.
     fn prepare(&mut self, server: ServerId) -> Result<(), DumpFileError> {
         if !self.is_prepared {
             dump::make_directory(&self.directory)?;
@@ -405,7 +406,7 @@ mod tests {
     const SHARDS: u16 = 2;
     type Inboxes = Vec<mailbox::Receiver<ShardMessage>>;
 
-    /// A node whose executors take nothing out of their mailboxes, and have drained.
+    /// Creates a node whose executors read nothing from their mailboxes, and have drained.
     fn node() -> (Arc<Node>, Inboxes, tempfile::TempDir) {
         let board =
             Board::new(SHARDS, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
@@ -440,7 +441,7 @@ mod tests {
     #[test]
     fn a_mailbox_full_of_connections_keeps_no_order_from_any_shard() {
         let (node, inboxes, _directory) = node();
-        // Whatever lies there, it came by the connections' way.
+        // These messages arrive by the queue of connections.
         while node.shards[0].push(ShardMessage::Drain).is_ok() {}
         assert_eq!(node.drain(DRAIN_DEADLINE), Ok(0));
         assert_eq!(drains(&inboxes[0]), mailbox::MAILBOX_CAPACITY + 1);
@@ -460,7 +461,7 @@ mod tests {
             assert!(Instant::now() < deadline, "the dump begins");
             std::thread::yield_now();
         }
-        // Its shards do not answer, so the dump goes on for long.
+        // Its shards do not reply, so the dump stays in progress.
         let (told, heard) = std::sync::mpsc::channel();
         let ordering = Arc::clone(&node);
         let order = std::thread::spawn(move || {
@@ -468,7 +469,7 @@ mod tests {
             let _ = told.send(());
         });
         let is_taken = heard.recv_timeout(Duration::from_secs(2)).is_ok();
-        // The end of the shards ends the dump.
+        // Dropping the inboxes ends the dump.
         drop(inboxes);
         order.join().unwrap();
         assert!(!dump.join().unwrap());

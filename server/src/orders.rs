@@ -1,12 +1,12 @@
-//! The coordinator's orders: a port of their own, on a thread of its own.
+//! The port for the coordinator's orders, on a thread of its own.
 //!
 //! ```text
-//!   listener -> connections (a few strangers at most) -> CHALLENGE, PROOF: both have the cluster's key
-//!                                                        ORDERS-HELLO: cluster, epoch, incarnation
-//!                                                          | not ours: REFUSED with the reason
-//!   orders -> kv_core::node -> views, probes, proofs: told to every shard's mailbox
+//!   listener -> connections (a few without a hello) -> CHALLENGE, PROOF: both have the cluster's key
+//!                                                      ORDERS-HELLO: cluster, epoch, incarnation
+//!                                                        | not accepted: REFUSED with the reason
+//!   orders -> kv_core::node -> views, probes, proofs of death: sent to every shard's mailbox
 //!                              drains, dumps: a thread for each carries them out
-//!   board, replies, outcomes -> kv_core::node -> reports, to whoever is connected then
+//!   board, replies, outcomes -> kv_core::node -> reports, to the connected coordinator
 //! ```
 
 use std::io::{self, Read as _, Write as _};
@@ -35,17 +35,18 @@ use crate::operation::{Node, Work};
 use crate::watchdog::Activity;
 use crate::{clock, fatal};
 
-/// Connections to the orders' port; with one more, the oldest that has not said hello is closed.
+/// The most connections to the orders' port; with one more, the oldest without a hello is closed, or else the oldest of
+/// all.
 pub(crate) const MAX_CONNECTIONS: usize = 16;
-/// Answers of shards, and outcomes of threads, that may wait.
+/// The most replies of shards, and outcomes of threads, that may wait.
 const MAX_WAITING: usize = 1_024;
-/// Unsent reports; a coordinator that takes none of them loses its connection.
+/// The most unsent reports; a coordinator that receives none of them loses its connection.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
-/// Descriptors that are polled beside the connections: the listener and the bell.
+/// Descriptors that are polled in addition to the connections: the listener and the bell.
 const ALWAYS_POLLED: usize = 2;
-/// How often deadlines are looked for.
+/// The interval at which deadlines are checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// How long accepting pauses when there is no descriptor left.
+/// The pause in accepting after a failure, such as a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An order that a thread has carried out.
@@ -56,7 +57,7 @@ struct Done {
     outcome: Result<u64, OrderFailure>,
 }
 
-/// An order for a thread that waits for such.
+/// An order for a worker thread.
 #[derive(Debug)]
 struct Job {
     epoch: Epoch,
@@ -64,8 +65,8 @@ struct Job {
     work: Work,
 }
 
-/// A thread that carries out orders one after the other. It is started at the boot: when the cluster is
-/// stopped, the system may have no thread left to give.
+/// Starts a thread that carries out orders one after the other. It is started at boot: when the cluster is stopped, the
+/// system may be unable to start a thread.
 fn start_worker(
     name: &'static str,
     node: &Arc<Node>,
@@ -86,7 +87,7 @@ fn start_worker(
     thread.map(|_| jobs_to).map_err(|error| Fatal::System { doing: "start a thread", error })
 }
 
-/// One connection to the orders' port: a machine over bytes.
+/// One connection to the orders' port: a state machine over bytes.
 #[derive(Debug)]
 struct OrdersLink {
     input: FrameBuffer,
@@ -95,10 +96,10 @@ struct OrdersLink {
     nonce: Nonce,
     /// The handshake, once the other side has sent its challenge.
     seal: Option<Seal>,
-    /// Whether the hello was accepted.
+    /// True once the hello was accepted.
     is_greeted: bool,
     is_closing: bool,
-    /// Why it is closing, until that is logged.
+    /// The reason why it is closing, until that is logged.
     refused: Option<String>,
     deadline: Option<Time>,
 }
@@ -117,7 +118,7 @@ impl OrdersLink {
         }
     }
 
-    /// Takes received bytes; returns the orders among them.
+    /// Processes received bytes; returns the orders among them.
     fn on_bytes(&mut self, now: Time, node: &Node, received: &[u8]) -> Vec<Order> {
         let mut orders = Vec::new();
         self.input.extend(received);
@@ -233,11 +234,11 @@ struct OrdersPort {
     node: Arc<Node>,
     listener: TcpListener,
     connections: Vec<(TcpStream, OrdersLink)>,
-    /// Rung when an order is done, or a shard has news.
+    /// The eventfd that is signalled when an order is done, or a shard has news.
     bell: Arc<OwnedFd>,
     replies: Replies,
     replies_from: Receiver<ShardReply>,
-    /// To the threads that drain and dump.
+    /// The channels to the threads that drain and dump.
     drains: Sender<Job>,
     dumps: Sender<Job>,
     done_from: Receiver<Done>,
@@ -270,8 +271,7 @@ impl OrdersPort {
         });
     }
 
-    /// Waits for something to do; for the listener, the bell and each connection, whether it can be
-    /// read.
+    /// Waits for an event; returns whether the listener, the bell and each connection can be read.
     fn wait(&self) -> Vec<bool> {
         let mut fds = vec![
             PollFd::new(&self.listener, PollFlags::IN),
@@ -284,7 +284,7 @@ impl OrdersPort {
             }
             fds.push(PollFd::new(stream, wanted));
         }
-        // An interrupted wait finds nothing ready and comes back.
+        // An interrupted wait finds nothing ready and returns.
         let patience = Timespec { tv_sec: 0, tv_nsec: POLL_INTERVAL.subsec_nanos().into() };
         let _ = poll(&mut fds, Some(&patience));
         let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
@@ -320,7 +320,7 @@ impl OrdersPort {
         }
     }
 
-    /// Reads one connection; `false` if it is over.
+    /// Reads one connection; returns `false` if it has ended.
     fn receive(&mut self, now: Time, at: usize) -> bool {
         let mut bytes = [0; 16 << 10];
         let (stream, link) = &mut self.connections[at];
@@ -340,7 +340,7 @@ impl OrdersPort {
             }
         }
         if link.is_greeted && !was_greeted {
-            // The coordinator has come back: its connection before is of no use any more.
+            // The coordinator has connected again, so its earlier connection is obsolete.
             for (other, (_, link)) in self.connections.iter_mut().enumerate() {
                 link.is_closing |= other != at && link.is_greeted;
             }
@@ -351,7 +351,7 @@ impl OrdersPort {
         true
     }
 
-    /// What shards and threads have to say since the last turn.
+    /// Processes the replies of shards and the outcomes of threads since the last turn.
     fn take_news(&mut self) {
         let mut effects = Vec::new();
         while let Ok(done) = self.done_from.try_recv() {
@@ -391,7 +391,7 @@ impl OrdersPort {
 
     fn carry_out(&mut self, effect: NodeEffect) {
         let replies = self.replies.clone();
-        // A shard that takes no more orders is seen by what it does not do: the coordinator asks again.
+        // A shard whose mailbox is full does not report the order as done, so the coordinator repeats it.
         let told = match effect {
             NodeEffect::Install { order, view, other } => {
                 self.node.board.note_ordered(self.node.me, &view);
@@ -424,7 +424,7 @@ impl OrdersPort {
         }
     }
 
-    /// Hands what takes its time to the thread for it. A drain keeps no dump waiting.
+    /// Passes a long order to the thread for it. A drain does not delay a dump.
     fn start(&mut self, id: OrderId, work: Work) {
         let jobs = match work {
             Work::Drain => &self.drains,
@@ -449,7 +449,7 @@ impl OrdersPort {
         tracing::info!("SHUTDOWN (order {id}): good bye");
         self.report(&Report { id, view: ViewVersion(0), outcome: Ok(0) });
         for (stream, link) in &mut self.connections {
-            // Best effort: the coordinator sees the end of the process anyway.
+            // Best effort: the coordinator detects the end of the process anyway.
             let _ = stream.set_nonblocking(false);
             let _ = stream.set_write_timeout(Some(ACCEPT_PAUSE));
             let _ = stream.write_all(&link.output);
@@ -458,7 +458,7 @@ impl OrdersPort {
     }
 }
 
-/// Sends what the socket takes.
+/// Sends as many bytes as the socket accepts.
 fn send(stream: &mut TcpStream, output: &mut Vec<u8>) -> io::Result<()> {
     while !output.is_empty() {
         match stream.write(output) {

@@ -1,4 +1,4 @@
-//! The orders' port without sockets: who may give orders, and that each is carried out once.
+//! Tests of the orders' port without sockets: which connections may give orders, and that each order runs once.
 
 use kv_protocol::ids::{BootId, ClusterId, ClusterKey, Incarnation, Member, ServerId, ShardId};
 use kv_protocol::placement::Placement;
@@ -35,7 +35,7 @@ fn node() -> Arc<Node> {
 const DIALLER: Nonce = Nonce(21);
 const ACCEPTOR: Nonce = Nonce(22);
 
-/// The two frames of a coordinator that knows the server's nonce.
+/// Returns the two frames of a coordinator that has the server's nonce.
 fn bytes_of(hello: &OrdersHello) -> Vec<u8> {
     let mut bytes = Vec::new();
     Challenge { nonce: DIALLER, shard: ShardId(0) }.write(&mut bytes);
@@ -105,7 +105,7 @@ fn strangers_and_coordinators_of_the_past_give_no_orders() {
     assert_eq!(node.epoch(), newer);
 }
 
-/// What a recorded conversation, sent again, or a guessed key is worth.
+/// A recorded handshake that is replayed, or a guessed key, gives no orders.
 #[test]
 fn a_hello_that_was_sealed_for_another_connection_or_with_another_key_gives_no_orders() {
     for seal in [
@@ -140,7 +140,7 @@ fn the_coordinators_connection_before_is_closed_when_it_comes_back() {
     let node = node();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // It serves for the life of this process.
+    // The thread runs for the life of this process.
     std::thread::spawn(move || run(&node, listener));
     let greet = || {
         let mut stream = TcpStream::connect(address).unwrap();

@@ -1,5 +1,5 @@
-//! What is tried before anything starts, so that a missing right is explained in one line instead
-//! of failing somewhere inside the runtime.
+//! Checks before anything starts, so that a missing permission is explained in one line instead of causing a failure
+//! inside the runtime.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -11,13 +11,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::fatal::{Fatal, NoUring};
 use crate::net::uring;
 
-/// What glommio demands of RLIMIT_MEMLOCK, whether the kernel needs it or not.
+/// The part of RLIMIT_MEMLOCK that glommio requires, even if the kernel does not.
 const MEMLOCK_BYTES_PER_EXECUTOR: u64 = 512 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1_024;
 
-/// Checks that the network engine uring can be used: io_uring is allowed, it has what the engine needs, and the memory
-/// that the runtime around it demands may be locked.
+/// Checks that the network engine uring can be used: io_uring is allowed and has what the engine needs, and the memory
+/// that glommio requires may be locked.
 pub(crate) fn uring(shards: u16) -> Result<(), NoUring> {
     io_uring()?;
     uring::try_out().map_err(NoUring::features)?;
@@ -25,11 +25,11 @@ pub(crate) fn uring(shards: u16) -> Result<(), NoUring> {
 }
 
 fn io_uring() -> Result<(), NoUring> {
-    /// `struct io_uring_params` of the kernel's ABI is 120 bytes.
+    /// The size of `struct io_uring_params` in the kernel's ABI.
     const PARAMS_BYTES: usize = 120;
     let mut params = [0u64; PARAMS_BYTES / 8];
-    // SAFETY: io_uring_setup(2) reads and writes one io_uring_params, which `params` has room and
-    // alignment for; all zeros asks for no feature.
+    // SAFETY: io_uring_setup(2) reads and writes one io_uring_params, for which `params` has room and alignment; all
+    // zeros requests no feature.
     let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 2u32, params.as_mut_ptr()) };
     if fd < 0 {
         let error = io::Error::last_os_error();
@@ -38,7 +38,7 @@ fn io_uring() -> Result<(), NoUring> {
         return Err(NoUring::Setup { error, advice });
     }
     let fd = i32::try_from(fd).expect("a descriptor fits 32 bits");
-    // SAFETY: the descriptor was just made and nobody else knows it.
+    // SAFETY: the descriptor was just created and has no other user.
     unsafe { libc::close(fd) };
     Ok(())
 }
@@ -67,7 +67,7 @@ fn io_uring_advice(error: &io::Error, switch: Option<&str>) -> String {
     }
 }
 
-/// Sees to it that the executors may lock the memory that glommio checks for.
+/// Raises the limit of locked memory, if necessary, to what glommio checks for.
 fn memlock(shards: u16) -> Result<(), NoUring> {
     let need = MEMLOCK_BYTES_PER_EXECUTOR * u64::from(shards);
     let limit = getrlimit(Resource::Memlock);
@@ -84,7 +84,7 @@ fn memlock(shards: u16) -> Result<(), NoUring> {
     })
 }
 
-/// Allows as many descriptors as the hard limit does; returns that number.
+/// Raises the limit of descriptors to the hard limit; returns the resulting limit.
 pub(crate) fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -94,7 +94,7 @@ pub(crate) fn raise_open_files() -> u64 {
     }
 }
 
-/// Listens without SO_REUSEPORT, so that a port that somebody else has is an error and not shared.
+/// Listens without SO_REUSEPORT, so that a port in use is an error and not shared.
 pub(crate) fn listen(ip: IpAddr, port: u16, purpose: &'static str) -> Result<TcpListener, Fatal> {
     let address = SocketAddr::new(ip, port);
     bind(address).map_err(|error| {

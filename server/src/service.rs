@@ -1,14 +1,14 @@
-//! The replicas of one shard, and everything that connections ask of them.
+//! The replicas of one shard, as a service to its connections.
 //!
 //! ```text
-//!   net::connection --- on_request -------> +---------+ ---- answers ----> outputs
+//!   net::connection --- on_request -------> +---------+ ---- responses --> outputs
 //!   net::peer       --- on_peer_message --> | Service | ---- pump -------> outputs (batches)
 //!   orders          --- install, drain ---> +---------+ ---- due_dials --> the engine dials
 //!                                            replicas
 //! ```
 //!
-//! No clock or runtime is known here, and of sockets only that outputs may have one for long values
-//! (`long_values`).
+//! This module reads no clock and depends on no runtime. It touches sockets only through outputs, which may have one
+//! for long values (`long_values`).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -51,41 +51,42 @@ use new_sessions::NewSessions;
 
 pub(crate) use look_ahead::Ahead;
 
-/// A stream to a peer with so many unsent bytes is given no more until the peer takes some. A beacon waits for as many,
-/// for a batch, and for what the kernel has taken of the stream (`UNSENT_BYTES` in `net/hub.rs`).
+/// The number of unsent bytes at which a stream is no longer pumped, until the peer has received some. A beacon waits
+/// for at most these bytes, one batch, and the bytes that the kernel holds for the stream (`UNSENT_BYTES` in
+/// `net/socket.rs`).
 const STREAM_OUTPUT_BYTES: usize = 64 << 10;
-/// The first pause before a lost stream is dialled again; it doubles up to the last.
+/// The initial back-off before a lost stream is dialled again; it doubles up to [`REDIAL_LAST`].
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
-/// How often a partner that cannot be reached is told of: it may be gone for good.
+/// The minimum interval between log lines about an unreachable partner, which may never come back.
 const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Who and where a shard is; the same for the whole life of the process.
+/// The identity of a shard; constant for the life of the process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     pub(crate) cluster: ClusterId,
-    /// What the cluster's processes know each other by.
+    /// The key by which processes of the cluster authenticate each other.
     pub(crate) key: ClusterKey,
     pub(crate) me: Member,
     pub(crate) shard: ShardId,
     pub(crate) placement: Placement,
-    /// Its cluster's, from which leases follow.
+    /// The cluster's failure timeout, from which lease durations follow.
     pub(crate) failure_timeout: FailureTimeout,
 }
 
 impl Identity {
-    /// The group whose primary is at home here.
+    /// Returns the group whose primary is at home on this server.
     pub(crate) fn primary_group(&self) -> GroupId {
         self.me.server.home_group()
     }
 
-    /// The group whose secondary is at home here: the predecessor's.
+    /// Returns the group whose secondary is at home on this server: the predecessor's group.
     pub(crate) fn secondary_group(&self) -> GroupId {
         let servers = self.placement.servers();
         ServerId((self.me.server.0 + servers - 1) % servers).home_group()
     }
 
-    /// The group whose dump goes under this role.
+    /// Returns the group whose home role on this server is `role`; a dump of that role contains it.
     pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
         match role {
             ReplicaRole::Primary => self.primary_group(),
@@ -94,14 +95,15 @@ impl Identity {
     }
 }
 
-/// What a shard counts.
+/// Counters of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Requests served.
+    /// Requests received by [`Service::on_request`].
     pub(crate) requests: u64,
-    /// Frames and connections refused as malformed.
+    /// Malformed frames and connections that were rejected, and connections that missed a deadline or were closed to
+    /// free memory.
     pub(crate) refused: u64,
-    /// Writes answered OUT_OF_SPACE.
+    /// Writes with the response OUT_OF_SPACE.
     pub(crate) out_of_space: u64,
 }
 
@@ -112,11 +114,11 @@ pub(crate) struct Service {
     map: Arc<KnownMap>,
     counters: Counters,
     hosted: Vec<Hosted>,
-    /// Connections that wait for memory for a long frame, in order of asking.
+    /// Connections that wait for memory for a long frame, in the order of their requests.
     pub(crate) waiting_frames: VecDeque<ConnectionId>,
     refusal_log: LogLimit,
     new_sessions: NewSessions,
-    /// Whether something changed that other threads wait to see.
+    /// True if the state that other threads observe has changed.
     has_news: bool,
     was_drained: bool,
 }
@@ -124,25 +126,26 @@ pub(crate) struct Service {
 /// A replica and its stream.
 struct Hosted {
     replica: Replica,
-    /// The connection that carries its stream, whichever end we are.
+    /// The connection that carries the stream, at either end.
     stream: Option<ConnectionId>,
-    /// With what we have opened that stream, where we have dialled it: it stands as long as the
-    /// replica would open it so again.
+    /// The hello with which this server opened the stream, if it dialled. The stream is kept while the replica would
+    /// send the same hello.
     dialled: Option<PeerHello>,
-    /// Where the other holder takes streams, by the orders; its view's version says how old that is.
+    /// The address at which the other holder accepts streams, from orders, and the version of the view that came with
+    /// it.
     partner: Option<(ViewVersion, SocketAddr)>,
-    /// How the stream is dialled, where we are the dialling end.
+    /// The state of dialling, if this server is the dialling end.
     dial: Option<Dial>,
-    /// Its dump has begun: it dials nobody any more.
+    /// True once a dump has begun; this replica no longer dials.
     is_frozen: bool,
-    /// A stream that comes and goes is told of once a second.
+    /// The rate limit of the log lines about an established stream; `down_log` is that of lost streams.
     stands_log: LogLimit,
     down_log: LogLimit,
 }
 
 struct Dial {
     address: SocketAddr,
-    /// The view that wants the stream.
+    /// The version of the view that requires the stream.
     view: ViewVersion,
     state: DialState,
     pause: Duration,
@@ -151,16 +154,16 @@ struct Dial {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum DialState {
-    /// To be dialled at this time.
+    /// The stream is to be dialled at this time.
     Due(Time),
-    /// The engine connects.
+    /// The engine is connecting.
     Connecting,
-    /// Connected; the hello may still be unanswered.
+    /// The connection is established; the handshake may still be incomplete.
     Connected,
 }
 
 impl Service {
-    /// A shard with its two replicas, which have no views yet.
+    /// Creates a shard with its two replicas, which have no views yet.
     pub(crate) fn new(
         identity: Identity,
         map: Arc<KnownMap>,
@@ -213,14 +216,14 @@ impl Service {
         self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group)
     }
 
-    /// The replica of a group, if this server has one.
+    /// Returns the replica of a group, if this server has one.
     pub(crate) fn replica(&self, group: GroupId) -> Option<&Replica> {
         self.hosted.iter().map(|hosted| &hosted.replica).find(|replica| replica.group() == group)
     }
 
     // --- Clients ---------------------------------------------------------------------------------
 
-    /// The places in the log at which sessions of a client greeted now may begin.
+    /// Returns the commit positions from which sessions of a client that connects now may begin.
     pub(crate) fn session_starts(&self) -> [SessionStart; GROUPS_OF_A_SERVER] {
         let mut starts = [SessionStart::default(); GROUPS_OF_A_SERVER];
         for (start, hosted) in starts.iter_mut().zip(&self.hosted) {
@@ -230,8 +233,8 @@ impl Service {
         starts
     }
 
-    /// Whether a write carries the digest of its key: it is what the write will be found by, here
-    /// and at the other holder. Reads need no check; with a wrong digest they find nothing.
+    /// Checks that the digest of a write is that of its key, because both holders find the entry by the digest. Reads
+    /// need no check: a read with a wrong digest finds nothing.
     pub(crate) fn check_digest(&self, request: &Request<'_>) -> Result<(), (Status, &'static str)> {
         match request.operation.write_header() {
             Some(_) if request.digest != Digest::of(request.key) => {
@@ -241,7 +244,7 @@ impl Service {
         }
     }
 
-    /// Gives a well-formed request of a client at this address to the replica of its key.
+    /// Passes a well-formed request, from a client at address `from`, to the replica of its key.
     pub(crate) fn on_request(
         &mut self,
         now: Time,
@@ -287,7 +290,7 @@ impl Service {
         }
     }
 
-    /// Answers a request that goes to no replica.
+    /// Appends an error response for a request that reaches no replica.
     pub(crate) fn answer_refusal(
         &mut self,
         id: ConnectionId,
@@ -307,7 +310,7 @@ impl Service {
         self.outputs.append(id, |bytes| answer.write(bytes));
     }
 
-    /// Answers MAP with the newest map known here.
+    /// Responds to MAP with the newest map that this server has.
     pub(crate) fn answer_map(&mut self, id: ConnectionId) {
         let views = self.hosted.iter().filter_map(|hosted| hosted.replica.view());
         match self.map.with_views(views) {
@@ -319,7 +322,7 @@ impl Service {
         }
     }
 
-    /// Counts something malformed, and logs it unless another was logged just now.
+    /// Counts a rejected frame or connection, and logs it within the rate limit.
     pub(crate) fn count_refused(&mut self, now: Time, what: &str, reason: &str) {
         self.counters.refused += 1;
         if let Some(suppressed) = self.refusal_log.admit(now) {
@@ -330,19 +333,19 @@ impl Service {
 
     // --- Streams ---------------------------------------------------------------------------------
 
-    /// The key by which the cluster's processes recognise each other.
+    /// Returns the key by which processes of the cluster authenticate each other.
     pub(crate) fn key(&self) -> ClusterKey {
         self.identity.key
     }
 
-    /// The hello of a stream that was just dialled.
+    /// Returns the hello for a stream that was just dialled.
     pub(crate) fn peer_hello(&mut self, group: GroupId) -> Option<PeerHello> {
         let cluster = self.identity.cluster;
         self.hosted(group)?.replica.peer_hello(cluster)
     }
 
-    /// A primary has dialled. A stream that stood before is closed: its other end knows that it is
-    /// gone, or will soon.
+    /// Processes the hello of a primary that dialled this server. An earlier stream of the group is closed: the other
+    /// end has lost it already or soon will.
     pub(crate) fn on_peer_hello(
         &mut self,
         now: Time,
@@ -357,7 +360,7 @@ impl Service {
         let group = hello.group();
         let Some(at) = self.place_of(group) else { return Err(stranger) };
         let hosted = &mut self.hosted[at];
-        // Only a hello that will be taken is worth the stream that stands.
+        // Validate the hello before giving up the existing stream for it.
         hosted.replica.judge_hello(hello)?;
         if let Some(old) = hosted.stream.take() {
             hosted.replica.on_stream_down(now, &mut self.outputs);
@@ -382,7 +385,7 @@ impl Service {
         Ok(welcome)
     }
 
-    /// The other holder has taken our stream.
+    /// Processes the welcome by which the other holder accepts this server's stream.
     pub(crate) fn on_peer_welcome(
         &mut self,
         now: Time,
@@ -413,7 +416,7 @@ impl Service {
         Ok(())
     }
 
-    /// The other end refuses our stream. What it says of its view may be news here.
+    /// Processes the other end's rejection of this server's stream; it may carry a newer view.
     pub(crate) fn on_peer_refusal(
         &mut self,
         now: Time,
@@ -428,10 +431,10 @@ impl Service {
         }
     }
 
-    /// Takes a message of a group's stream.
+    /// Processes a message of a group's stream.
     ///
     /// # Errors
-    /// The refusal to send before the stream is closed, and the reason in words.
+    /// Returns the rejection to send before the stream is closed, and a description of the reason.
     pub(crate) fn on_peer_message(
         &mut self,
         now: Time,
@@ -447,7 +450,7 @@ impl Service {
         let state = hosted.replica.state();
         match hosted.replica.on_peer_message(now, message, &mut self.outputs) {
             Ok(()) => {}
-            // The other end is about to be stopped too: its beacons are no reason for a quarrel.
+            // The other end will be frozen too; its beacons are no reason to close the stream.
             Err(StreamError::Frozen) => return Ok(()),
             Err(error) => {
                 let reason = match error {
@@ -462,22 +465,22 @@ impl Service {
             }
         }
         self.has_news |= hosted.replica.state() != state;
-        // A welcome alone proves little: a stream that breaks right behind it, again and again, is
-        // dialled after growing pauses too.
+        // A welcome does not reset the back-off, only an ACK does: a stream that repeatedly breaks right after its
+        // welcome must be dialled at growing intervals.
         if let (PeerMessage::Ack(_), Some(dial)) = (message, &mut hosted.dial) {
             dial.pause = REDIAL_FIRST;
         }
         Ok(())
     }
 
-    /// Bytes of a message of a group's stream came, and not all of it yet.
+    /// Records that a part of an incomplete message arrived on a group's stream.
     pub(crate) fn on_part_of_peer_message(&mut self, now: Time, group: GroupId, id: ConnectionId) {
         if let Some(hosted) = self.hosted(group).filter(|hosted| hosted.stream == Some(id)) {
             hosted.replica.on_part_of_message(now);
         }
     }
 
-    /// A connection that carried a group's stream is gone.
+    /// Handles the loss of a connection that carried a group's stream.
     pub(crate) fn on_stream_closed(&mut self, now: Time, group: GroupId, id: ConnectionId) {
         let shard = self.identity.shard.0;
         let Some(hosted) = self.hosted(group).filter(|hosted| hosted.stream == Some(id)) else {
@@ -498,7 +501,7 @@ impl Service {
         self.has_news = true;
     }
 
-    /// Lets every replica have the stream that it wants, and no other.
+    /// Closes streams that no longer match the replica's state, and schedules dials of those that it requires.
     fn keep_streams(&mut self, now: Time) {
         let cluster = self.identity.cluster;
         for at in 0..self.hosted.len() {
@@ -528,7 +531,7 @@ impl Service {
         }
     }
 
-    /// The streams to dial now; each is reported back by [`Service::on_dialled`] or
+    /// Returns the streams to dial now. The engine reports each result by [`Service::on_dialled`] or
     /// [`Service::on_dial_failed`].
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.keep_streams(now);
@@ -544,7 +547,7 @@ impl Service {
         due
     }
 
-    /// A dialled stream is connected and will be known by this id.
+    /// Records that a dialled stream is connected, with `id` as its connection.
     pub(crate) fn on_dialled(&mut self, now: Time, group: GroupId, id: ConnectionId) {
         let cluster = self.identity.cluster;
         let at = self.hosted.iter().position(|hosted| hosted.replica.group() == group);
@@ -560,7 +563,7 @@ impl Service {
         }
     }
 
-    /// A stream could not be connected; it is dialled again later.
+    /// Records that a stream could not be connected and schedules a retry.
     pub(crate) fn on_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
         let shard = self.identity.shard.0;
         let Some(hosted) = self.hosted(group) else { return };
@@ -576,8 +579,8 @@ impl Service {
         }
     }
 
-    /// Gives all replicas' streams what they have to say: to be called once at the end of every
-    /// wake-up, so that PREPAREs and ACKs travel in batches.
+    /// Appends the pending messages of all replicas to their streams. It is called once at the end of every wake-up, so
+    /// that PREPAREs and ACKs are sent in batches.
     pub(crate) fn pump(&mut self, now: Time) {
         for hosted in &mut self.hosted {
             let Some(id) = hosted.stream else { continue };
@@ -597,10 +600,10 @@ impl Service {
 
     // --- Orders and time -------------------------------------------------------------------------
 
-    /// Installs a view; `other` is where its other holder takes streams.
+    /// Installs a view; `other` is the address at which the other holder accepts streams.
     ///
     /// # Errors
-    /// Why not, in words. An older view than the installed one is no error: it is overtaken.
+    /// Returns the reason as text. A view that is older than the installed one is not an error; it is ignored.
     pub(crate) fn install(
         &mut self,
         now: Time,
@@ -625,10 +628,10 @@ impl Service {
         Ok(())
     }
 
-    /// Takes a part of a dump into the empty table of a group that has no view yet.
+    /// Loads a part of a dump into the empty table of a group that has no view yet.
     ///
     /// # Errors
-    /// Why not, in words; this process is of no use then.
+    /// Returns the reason as text; this process cannot serve then.
     pub(crate) fn load(&mut self, group: GroupId, piece: LoadPiece) -> Result<(), String> {
         let me = self.identity.me;
         let hosted = self.hosted(group);
@@ -657,7 +660,7 @@ impl Service {
         Ok(())
     }
 
-    /// A process is proven dead.
+    /// Records the proof that a process is dead.
     pub(crate) fn on_exited(&mut self, now: Time, member: Member) {
         for hosted in &mut self.hosted {
             hosted.replica.on_exited(now, member);
@@ -666,7 +669,7 @@ impl Service {
         self.has_news = true;
     }
 
-    /// Takes no new writes from now on.
+    /// Stops accepting new writes.
     pub(crate) fn drain(&mut self) {
         for hosted in &mut self.hosted {
             hosted.replica.drain();
@@ -674,7 +677,7 @@ impl Service {
         self.has_news = true;
     }
 
-    /// Takes, sends and acknowledges nothing from now on; reads and beacons go on.
+    /// Freezes all replicas: they accept, send and acknowledge no writes; reads and beacons continue.
     pub(crate) fn freeze(&mut self) {
         for hosted in &mut self.hosted {
             hosted.replica.freeze();
@@ -684,17 +687,17 @@ impl Service {
         self.has_news = true;
     }
 
-    /// Whether its dumps have begun.
+    /// Returns whether a replica is frozen, because its dump has begun.
     pub(crate) fn is_frozen(&self) -> bool {
         self.hosted.iter().any(|hosted| hosted.is_frozen)
     }
 
-    /// Whether no write is pending after [`Service::drain`].
+    /// Returns whether no write is pending after [`Service::drain`].
     pub(crate) fn is_drained(&self) -> bool {
         self.hosted.iter().all(|hosted| hosted.replica.is_drained())
     }
 
-    /// Whether a replica is the primary of a view without a secondary.
+    /// Returns whether a replica is the primary of a view without a secondary.
     pub(crate) fn is_sole_primary(&self) -> bool {
         self.hosted.iter().any(|hosted| {
             let is_alone = hosted.replica.view().is_some_and(|view| view.secondary().is_none());
@@ -702,7 +705,7 @@ impl Service {
         })
     }
 
-    /// Does what is due by now; to be called every 100 ms or sooner ([`Replica::look`]).
+    /// Performs all work that is due; must be called every 100 ms or sooner ([`Replica::look`]).
     pub(crate) fn on_time(&mut self, now: Time) {
         self.leave_memory_to_connections();
         for hosted in &mut self.hosted {
@@ -715,12 +718,12 @@ impl Service {
         }
     }
 
-    /// When [`Service::on_time`] and [`Service::pump`] are wanted next.
+    /// Returns when [`Service::on_time`] and [`Service::pump`] must be called next.
     pub(crate) fn next_timeout(&self) -> Option<Time> {
         self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout()).min()
     }
 
-    /// When [`Service::due_dials`] is wanted next.
+    /// Returns when [`Service::due_dials`] must be called next.
     pub(crate) fn next_dial(&self) -> Option<Time> {
         let dials = self.hosted.iter().filter_map(|hosted| match hosted.dial.as_ref()?.state {
             DialState::Due(at) => Some(at),
@@ -729,23 +732,23 @@ impl Service {
         dials.min()
     }
 
-    /// The replicas' lines of the heartbeat.
+    /// Returns the replicas' lines of the heartbeat.
     pub(crate) fn reports(&self, now: Time) -> impl Iterator<Item = ReplicaReport> {
         self.hosted.iter().filter_map(move |hosted| hosted.replica.report(now))
     }
 
-    /// What was counted.
+    /// Returns the counters.
     pub(crate) fn counters(&self) -> Counters {
         Counters { out_of_space: self.outputs.out_of_space(), ..self.counters }
     }
 
-    /// Has the engine look after what other threads wait for, and after the dials.
+    /// Makes the engine publish the state for other threads, and check the dials.
     pub(crate) fn note_news(&mut self) {
         self.has_news = true;
     }
 
-    /// Whether something changed since the last call that others wait for: a stream, a view, the
-    /// end of a drain.
+    /// Returns whether, since the last call, the state changed that other threads observe: a stream, a view, or the end
+    /// of a drain.
     pub(crate) fn take_news(&mut self) -> bool {
         let is_drained = self.is_drained();
         let news = self.has_news || is_drained != self.was_drained;

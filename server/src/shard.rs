@@ -1,17 +1,17 @@
-//! One shard as the engine sees it: connections in, bytes in and out, and time.
+//! One shard as the engine drives it: connections in, bytes in and out, and time.
 //!
 //! ```text
 //!   engine                         Shard
 //!   accepted a socket       ->     open_greeting
-//!   a socket was handed to us ->   adopt (+ what was received of it)
+//!   got a socket handed over ->    adopt (with the bytes received so far)
 //!   connected to a peer     ->     open_stream
 //!   received bytes, an end  ->     on_bytes, on_end_of_input
 //!   end of a wake-up        ->     finish_wake_up, then for every next_dirty: send unsent bytes,
-//!                                  on_sent, look at fate; then serve_readers, and the dirty ones again
+//!                                  on_sent, check fate; then serve_readers, and the dirty ones again
 //!   a tick                  ->     on_tick
 //! ```
 //!
-//! [`Fate`] says what is to become of a connection; the engine asks after everything it did to it.
+//! After every operation on a connection, the engine checks its [`Fate`], which determines the next step.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -29,23 +29,22 @@ use crate::net::output::slot_of;
 use crate::net::peer::Peer;
 use crate::service::Service;
 
-/// Bytes of long values that one wake-up sends to all readers together, one piece each in turn: the kernel
-/// copies so much in some 50 µs, and for so long a short request waits behind them.
+/// Bytes of long values that one wake-up sends to all readers together, one piece each in turn. The kernel copies this
+/// many in about 50 µs, which is how long a short request waits behind them.
 const READERS_BYTES: usize = 128 << 10;
-/// Most bytes of one piece.
+/// The most bytes of one piece.
 const READER_PIECE: usize = 64 << 10;
-/// What a piece counts as at least: a send that is refused takes time too.
+/// The minimum that a piece counts against [`READERS_BYTES`]: a send that fails takes time too.
 const READER_COST: usize = 16 << 10;
 
-/// What the engine is to do with a connection.
+/// The next step for a connection, which the engine carries out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// Read from it.
     Read,
-    /// Do not read from it before its output has drained.
+    /// Do not read from it until its output has drained.
     Wait,
-    /// All is said: shut our direction, read on (what comes is thrown away) until the other side
-    /// closes.
+    /// All output is sent: shut down the sending direction, then read and discard input until the other side closes.
     Shut,
     /// Hand the socket, with [`Shard::take_greeting`], to the executor of this shard.
     HandOver(ShardId),
@@ -58,14 +57,14 @@ pub(crate) struct Shard {
     pub(crate) service: Service,
     bounds: ConnectionBounds,
     machines: Vec<Option<Machine>>,
-    /// Where the connections come from, by the same places.
+    /// The address of each connection, by the same slots.
     addresses: Vec<Address>,
-    /// Accepted connections by age, of each port, that may still be strangers.
+    /// Accepted connections that may not have completed their hello, oldest first, for each port.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
 }
 
 impl Shard {
-    /// A shard without connections.
+    /// Creates a shard without connections.
     pub(crate) fn new(service: Service, bounds: ConnectionBounds) -> Shard {
         Shard {
             service,
@@ -76,7 +75,7 @@ impl Shard {
         }
     }
 
-    /// Takes in a connection that was just accepted.
+    /// Registers a connection that was just accepted.
     pub(crate) fn open_greeting(&mut self, now: Time, port: Port) -> ConnectionId {
         let id = self.service.outputs.open(now);
         self.put(id, Machine::Greeting(Greeting::new(now, port)));
@@ -84,8 +83,8 @@ impl Shard {
         id
     }
 
-    /// Adopts a connection that wants this shard, with the bytes received so far. Its address must be set before it is
-    /// served ([`Shard::set_address`]).
+    /// Adopts a connection that requested this shard, with the bytes received so far. [`Shard::set_address`] must be
+    /// called before it is served.
     pub(crate) fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
         let id = self.service.outputs.open(now);
         self.put(id, machine_of(port, now, id));
@@ -96,7 +95,7 @@ impl Shard {
         id
     }
 
-    /// A connection that greeted here turns out to want this very shard.
+    /// Adopts a connection that was accepted on this executor and requested this shard.
     pub(crate) fn adopt_greeting(&mut self, now: Time, id: ConnectionId) {
         if let Some((port, received)) = self.take_greeting(id) {
             self.put(id, machine_of(port, now, id));
@@ -105,7 +104,7 @@ impl Shard {
         }
     }
 
-    /// The port and all received bytes of a connection that is to be handed over.
+    /// Takes the port and all received bytes of a connection that is to be handed over.
     pub(crate) fn take_greeting(&mut self, id: ConnectionId) -> Option<(Port, Vec<u8>)> {
         match self.machine(id)? {
             Machine::Greeting(greeting) => Some((greeting.port, greeting.take_received())),
@@ -113,7 +112,7 @@ impl Shard {
         }
     }
 
-    /// Takes in a connection that was dialled for a group's stream.
+    /// Registers a connection that was dialled for a group's stream.
     pub(crate) fn open_stream(&mut self, now: Time, group: GroupId) -> ConnectionId {
         let id = self.service.outputs.open(now);
         self.service.on_dialled(now, group, id);
@@ -122,7 +121,7 @@ impl Shard {
         id
     }
 
-    /// Takes bytes received on a connection.
+    /// Processes bytes received on a connection.
     pub(crate) fn on_bytes(&mut self, now: Time, id: ConnectionId, received: &[u8]) {
         self.service.outputs.set_now(now);
         if self.service.outputs.get(id).is_none_or(|output| output.is_closing()) {
@@ -133,18 +132,18 @@ impl Shard {
         }
     }
 
-    /// Whether a connection has not said which shard it wants.
+    /// Returns whether a connection has not yet named the shard that it requests.
     pub(crate) fn is_greeting(&mut self, id: ConnectionId) -> bool {
         matches!(self.machine(id), Some(Machine::Greeting(_)))
     }
 
-    /// Whether a connection waits for at least so many bytes of one frame.
+    /// Returns whether a connection waits for at least `least` bytes of one frame.
     pub(crate) fn lacks(&mut self, id: ConnectionId, least: usize) -> bool {
         self.machine(id).is_some_and(|machine| machine.lacks(least))
     }
 
-    /// Lends the input buffer of such a connection, so that they are received behind what it holds; with
-    /// their number. Until [`Shard::take_input_back`] the connection must be given no other bytes.
+    /// Lends the input buffer of such a connection, with the number of missing bytes, so that the engine receives
+    /// directly behind its contents. Until [`Shard::take_input_back`] the connection must be given no other bytes.
     pub(crate) fn lend_input(
         &mut self,
         id: ConnectionId,
@@ -153,7 +152,7 @@ impl Shard {
         self.machine(id)?.lend_input(least)
     }
 
-    /// Takes an input buffer back, with what was received.
+    /// Takes a lent input buffer back and processes the received bytes.
     pub(crate) fn take_input_back(&mut self, now: Time, id: ConnectionId, buffer: Vec<u8>) {
         self.service.outputs.set_now(now);
         if self.service.outputs.get(id).is_some()
@@ -163,7 +162,7 @@ impl Shard {
         }
     }
 
-    /// The other side has sent all it will.
+    /// Handles the end of input: the other side has shut down its sending direction.
     pub(crate) fn on_end_of_input(&mut self, now: Time, id: ConnectionId) {
         let answers_are_due =
             self.machine(id).is_some_and(|machine| machine.is_served_after_end_of_input());
@@ -176,19 +175,19 @@ impl Shard {
         }
     }
 
-    /// Notes that a connection's first unsent bytes are gone, and goes on with what waited for that.
+    /// Removes a connection's first `count` unsent bytes, and continues work that waited for room in the output.
     pub(crate) fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
         self.service.outputs.set_now(now);
         self.service.outputs.on_sent(now, id, count);
         self.go_on_if_drained(now, id);
     }
 
-    /// The bytes that a connection has to send.
+    /// Returns the bytes that a connection has to send.
     pub(crate) fn unsent(&mut self, id: ConnectionId) -> &[u8] {
         self.service.outputs.get(id).map_or(&[], |output| output.unsent())
     }
 
-    /// What is to become of a connection.
+    /// Returns the next step for a connection.
     pub(crate) fn fate(&mut self, id: ConnectionId) -> Fate {
         let Some(output) = self.service.outputs.get(id) else { return Fate::Close };
         if output.is_over() {
@@ -210,7 +209,7 @@ impl Shard {
         if machine.wants_input(&mut self.service) { Fate::Read } else { Fate::Wait }
     }
 
-    /// Forgets a connection whose socket is gone.
+    /// Removes a connection that the engine closes.
     pub(crate) fn close(&mut self, now: Time, id: ConnectionId) {
         if self.service.outputs.get(id).is_none() {
             return;
@@ -223,9 +222,8 @@ impl Shard {
         self.service.unpin_released();
     }
 
-    /// Sends to the readers of long values, each a piece in turn, until the wake-up has sent enough.
-    /// Returns whether some wait for their next turn: then the engine is to wake up again at once, and
-    /// serves all else first.
+    /// Sends each reader of a long value a piece in turn, until the wake-up has sent enough. Returns whether readers
+    /// are left. Then the engine must wake up again at once, and serve all other work first.
     pub(crate) fn serve_readers(&mut self, now: Time) -> bool {
         self.service.outputs.set_now(now);
         let mut left = READERS_BYTES;
@@ -239,7 +237,7 @@ impl Shard {
         self.service.outputs.has_readers()
     }
 
-    /// Lets connections that wait for memory have it, in order, as far as there is some.
+    /// Grants memory to waiting connections, in order, as far as it is available.
     fn grant_memory(&mut self, now: Time) {
         while let Some(&id) = self.service.waiting_frames.front() {
             let is_there = self.service.outputs.get(id).is_some();
@@ -261,20 +259,22 @@ impl Shard {
         }
     }
 
-    /// The end of a wake-up: the replicas' streams get what they have to say, in batches.
+    /// Ends a wake-up: grants memory to waiting connections, and appends the replicas' messages to their streams in
+    /// batches.
     pub(crate) fn finish_wake_up(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.grant_memory(now);
         self.service.pump(now);
     }
 
-    /// Does what is due by now, and marks the connections whose time is up.
+    /// Performs the timed work of the replicas.
     pub(crate) fn on_tick(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.service.on_time(now);
     }
 
-    /// Closes the connections that missed a deadline; to be called a few times a second.
+    /// Closes the connections that missed a deadline, or that stall while others wait for memory. It must be called a
+    /// few times a second.
     pub(crate) fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
         let memory = Arc::clone(self.service.outputs.tally().memory());
         let (is_tight, is_awaited) = (memory.is_tight(), memory.is_awaited());
@@ -306,7 +306,7 @@ impl Shard {
         }
     }
 
-    /// Notes where a connection comes from.
+    /// Sets the client address of a connection.
     pub(crate) fn set_address(&mut self, id: ConnectionId, from: Address) {
         self.addresses[slot_of(id)] = from;
         if let Some(Machine::Client(connection)) = &mut self.machines[slot_of(id)] {
@@ -314,8 +314,8 @@ impl Shard {
         }
     }
 
-    /// Closes up to `most` connections of clients from this address that wait for nothing, those that have been idle for
-    /// longest; how many.
+    /// Closes up to `most` idle client connections from this address, those that have been idle for longest, and
+    /// returns how many it closed.
     pub(crate) fn close_idle(&mut self, from: Address, most: usize) -> usize {
         let Shard { service, machines, addresses, .. } = self;
         let mut idle: Vec<(Time, ConnectionId)> = machines
@@ -343,7 +343,7 @@ impl Shard {
         self.service.count_refused(now, "connection", reason);
     }
 
-    /// The streams to dial now.
+    /// Returns the streams to dial now.
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.service.due_dials(now)
     }
@@ -365,7 +365,7 @@ impl Shard {
         self.machines[slot] = Some(machine);
     }
 
-    /// Keeps the number of silent strangers bounded: the oldest makes room.
+    /// Bounds the number of connections without a completed hello: beyond the limit the oldest is closed.
     fn bound_awaiting_hello(&mut self, port: Port, newest: ConnectionId) {
         let queue = port as usize;
         let mut silent = std::mem::take(&mut self.awaiting_hello[queue]);

@@ -1,4 +1,4 @@
-//! Connections before their hello, and streams that are dialled again.
+//! Tests of connections before their hello, and of streams that are dialled again.
 
 use std::time::Duration;
 
@@ -131,21 +131,21 @@ fn silence_counts_only_while_the_shard_itself_does_not_stand() {
     };
     let heard = silent_ms(&mut pair, NOW);
     assert_eq!(heard, 0);
-    // The whole machine was paused; what the primary has said meanwhile is not read yet.
+    // The whole machine was paused; the messages that the primary sent during the pause are not read yet.
     let woke = NOW + Duration::from_secs(2);
     let report = pair.secondary.service.reports(woke).next().expect("a view");
     assert!(report.silent_ms <= 100, "what is said before the next look counts too");
     assert!(silent_ms(&mut pair, woke) <= 100, "it would vote against the primary");
     let mut silences = (1..=6).map(|n| silent_ms(&mut pair, woke + Duration::from_millis(n * 100)));
     assert!(silences.any(|silent_ms| silent_ms > 500), "the primary is silent, and nobody says so");
-    // Heard again, and silent again: all of it counts.
+    // Messages arrive, then stop again: the whole silence counts.
     let later = woke + Duration::from_secs(1);
     pair.primary.finish_wake_up(later);
     let said = take_output(&mut pair.primary, pair.dialled);
     pair.secondary.on_bytes(later, pair.accepted, &said);
     let last = (0..=6).map(|n| silent_ms(&mut pair, later + Duration::from_millis(n * 100))).last();
     assert_eq!(last, Some(600));
-    // Heard between two looks, and then it stood.
+    // A message arrives between two checks, and then the process is paused.
     let heard = later + Duration::from_millis(650);
     pair.primary.finish_wake_up(heard);
     let said = take_output(&mut pair.primary, pair.dialled);
@@ -167,7 +167,7 @@ fn the_connections_of_an_address_that_were_idle_for_longest_are_closed_and_no_bu
     };
     let (oldest, of_other, asks) = (open(0, crowd), open(0, other), open(0, crowd));
     let (second, newest) = (open(10, crowd), open(20, crowd));
-    // A request that has come in part.
+    // A partial request.
     shard.on_bytes(NOW, asks, &[1, 0, 0]);
     assert_eq!(shard.close_idle(crowd, 2), 2);
     for closed in [oldest, second] {

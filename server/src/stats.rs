@@ -1,7 +1,7 @@
-//! What the executors publish for other threads to see: the board.
+//! The board: the state that executors publish for other threads.
 //!
-//! Each executor writes its own place at every tick and when something changes; heartbeats, the orders'
-//! waits and the watchdog read it.
+//! Each executor beats its pulse at every tick, and publishes its state every 100 ms and when it changes. The
+//! heartbeats, the orders thread and the watchdog read the board.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -24,43 +24,43 @@ use crate::net::listener::Port;
 use crate::service::Counters;
 use crate::watchdog::{Activity, Pulse, Watched};
 
-/// Waiters look again after this long even if nobody called.
+/// The interval at which waiting threads check again without an announcement.
 const RECHECK: Duration = Duration::from_millis(50);
-/// How often the process's resident memory is asked for.
+/// The interval at which the process's resident memory is read.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// All that the process publishes to itself.
+/// All state that the process's threads publish for each other.
 #[derive(Debug)]
 pub(crate) struct Board {
     shards: Vec<ShardBoard>,
-    /// Of the thread that holds the link to the coordinator.
+    /// The pulse of the thread that holds the link to the coordinator.
     pub(crate) control: Pulse,
-    /// Of the thread that takes its orders.
+    /// The pulse of the thread that receives orders.
     pub(crate) orders: Pulse,
     bounds: ConnectionBounds,
     memory: Arc<ConnectionMemory>,
     clients: AtomicUsize,
-    /// Whose they are.
+    /// The client connections by address.
     crowd: Mutex<Crowd>,
     peers: AtomicUsize,
-    /// Connections refused before they reached a shard.
+    /// Connections rejected before they reached a shard, and invalid maps.
     turned_away: AtomicU64,
-    /// By group: a view was ordered by which this server is its only holder.
+    /// True, by group, if a view was ordered by which this server is its only holder.
     ordered_sole: Box<[AtomicBool]>,
-    /// How long a thread has stood that the watchdog leaves alone, in milliseconds; 0: none does.
+    /// The time for which a thread that the watchdog leaves running has been hung, in milliseconds; 0: none.
     stood_ms: AtomicU32,
     resident_bytes: AtomicU64,
-    /// As the heartbeats show it.
+    /// The last pause of this process, as far as the heartbeats' clock readings show.
     sleep: Mutex<LastSleep>,
     changes: Mutex<u64>,
     changed: Condvar,
-    /// How much longer than the shortest grace its executors may stand, by the cluster's failure timeout.
+    /// The time beyond the shortest grace for which executors may be hung, from the cluster's failure timeout.
     beyond_grace: OnceLock<Duration>,
-    /// Rung at every announcement, for the thread that polls.
+    /// The eventfd that every announcement signals, for a thread that polls.
     bell: OnceLock<Arc<OwnedFd>>,
 }
 
-/// One shard's place.
+/// The place of one shard.
 #[derive(Debug, Default)]
 struct ShardBoard {
     pulse: Pulse,
@@ -68,21 +68,21 @@ struct ShardBoard {
     refused: AtomicU64,
     out_of_space: AtomicU64,
     is_drained: AtomicBool,
-    /// Whether it is primary of a group whose view names no secondary.
+    /// True if the shard is primary of a group whose view names no secondary.
     is_sole: AtomicBool,
     replicas: Mutex<Published>,
 }
 
-/// What a shard says of itself as a whole.
+/// The state of a shard as a whole.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Condition {
-    /// No write is pending after a drain.
+    /// True if no write is pending after a drain.
     pub(crate) is_drained: bool,
-    /// It is primary of a group whose view names no secondary.
+    /// True if the shard is primary of a group whose view names no secondary.
     pub(crate) is_sole: bool,
 }
 
-/// What a shard said of its replicas, and when.
+/// The last reports of a shard's replicas, and their time.
 #[derive(Debug, Default)]
 struct Published {
     at: Time,
@@ -90,8 +90,8 @@ struct Published {
 }
 
 impl Published {
-    /// The replicas as of `now`: what their executor has not said for a while, it has not heard either. But whoever
-    /// stands can complain of nobody, which a silence of more than a lease would be.
+    /// Returns the reports as of `now`: their age counts as silence of the partner. It raises the silence to at most
+    /// one lease, because the executor itself may be hung.
     fn as_of(&self, now: Time, sleep: &LastSleep, times: FailureTimeout) -> Vec<ReplicaReport> {
         let age = sleep.age(self.at, now);
         self.replicas.iter().map(|replica| aged(replica, age, times)).collect()
@@ -99,7 +99,8 @@ impl Published {
 }
 
 impl Board {
-    /// An empty board for this many shards, which may have so many connections together, with so much memory.
+    /// Creates an empty board for `shards` shards, with the limits on all their connections and the connections'
+    /// memory.
     pub(crate) fn new(
         shards: u16,
         bounds: ConnectionBounds,
@@ -126,28 +127,28 @@ impl Board {
         })
     }
 
-    /// Notes that a shard is alive.
+    /// Records that a shard is alive.
     pub(crate) fn tick(&self, shard: usize) {
         let beyond_grace = self.beyond_grace.get().copied().unwrap_or_default();
         self.shards[shard].pulse.beat_before(beyond_grace);
     }
 
-    /// Lets executors stand for as long as the grace of this failure timeout. Called once, before they run.
+    /// Lets executors be hung for as long as the grace of this failure timeout. Called once, before they run.
     pub(crate) fn set_failure_timeout(&self, times: FailureTimeout) {
         let _ = self.beyond_grace.set(times.grace().saturating_sub(GRACE));
     }
 
-    /// Notes what a shard's executor begins with; what it was at before.
+    /// Records the activity that a shard's executor begins; returns its previous activity.
     pub(crate) fn begin(&self, shard: usize, activity: Activity) -> Activity {
         self.shards[shard].pulse.begin(activity)
     }
 
-    /// Notes that the calling thread is the executor of a shard.
+    /// Records that the calling thread is the executor of a shard.
     pub(crate) fn own(&self, shard: usize) {
         self.shards[shard].pulse.own();
     }
 
-    /// All that the watchdog looks at.
+    /// Returns all pulses that the watchdog checks.
     pub(crate) fn pulses(&self) -> impl Iterator<Item = (Watched, &Pulse)> {
         let executors = self.shards.iter().map(|shard| &shard.pulse);
         let executors = (0..).map(Watched::Executor).zip(executors);
@@ -176,22 +177,22 @@ impl Board {
         place.is_drained.store(condition.is_drained, Ordering::Release);
     }
 
-    /// Wakes those who wait for a change.
+    /// Wakes the threads that wait for a change.
     pub(crate) fn announce(&self) {
         *lock(&self.changes) += 1;
         self.changed.notify_all();
         if let Some(bell) = self.bell.get() {
-            // A bell that cannot ring is rung already.
+            // A write fails only if the eventfd is signalled already.
             let _ = rustix::io::write(&**bell, &1u64.to_ne_bytes());
         }
     }
 
-    /// From now on every announcement rings this bell too. There is one.
+    /// Sets the one bell that every announcement signals too.
     pub(crate) fn set_bell(&self, bell: Arc<OwnedFd>) {
         let _ = self.bell.set(bell);
     }
 
-    /// Waits until `is_so`, at most for `patience`; whether it came to be.
+    /// Waits until `is_so`, at most for `patience`; returns whether it became true.
     pub(crate) fn wait(&self, patience: Duration, is_so: impl Fn(&Board) -> bool) -> bool {
         let start = Instant::now();
         let mut changes = lock(&self.changes);
@@ -206,8 +207,8 @@ impl Board {
         true
     }
 
-    /// The lines of all replicas, for a heartbeat: asked for at least every [`HEARTBEAT_INTERVAL`] while this process is
-    /// awake.
+    /// Returns the reports of all replicas, for a heartbeat. It must be called at least every [`HEARTBEAT_INTERVAL`]
+    /// while this process is awake.
     pub(crate) fn replicas(&self, times: FailureTimeout) -> Vec<ReplicaReport> {
         let now = clock::now();
         let sleep = {
@@ -219,24 +220,24 @@ impl Board {
         self.shards.iter().flat_map(of_shard).collect()
     }
 
-    /// The lines of one shard's replicas.
+    /// Returns the reports of one shard's replicas.
     pub(crate) fn replicas_of(&self, shard: ShardId, times: FailureTimeout) -> Vec<ReplicaReport> {
         let sleep = *lock(&self.sleep);
         lock(&self.shards[usize::from(shard.0)].replicas).as_of(clock::now(), &sleep, times)
     }
 
-    /// Whether every shard has drained.
+    /// Returns whether every shard has drained.
     pub(crate) fn is_drained(&self) -> bool {
         self.shards.iter().all(|shard| shard.is_drained.load(Ordering::Acquire))
     }
 
-    /// Whether this server is primary of a group whose view names no secondary: nobody else may have
-    /// all of its keys.
+    /// Returns whether this server is primary of a group whose view names no secondary, so that no other server may
+    /// have all of its keys.
     pub(crate) fn is_sole_primary(&self) -> bool {
         self.shards.iter().any(|shard| shard.is_sole.load(Ordering::Acquire))
     }
 
-    /// Notes a view that was ordered, before any shard has installed it.
+    /// Records a view that was ordered, before any shard has installed it.
     pub(crate) fn note_ordered(&self, me: Member, view: &View) {
         let is_sole = view.primary == Some(me) && view.secondary().is_none();
         if let Some(known) = self.ordered_sole.get(usize::from(view.group.0)) {
@@ -244,29 +245,29 @@ impl Board {
         }
     }
 
-    /// Whether this server may be the only holder of a group: by a view that a shard has installed, or by
-    /// one that was ordered. A shard that stands cannot install the view that makes it the only holder.
+    /// Returns whether this server may be the only holder of a group, by a view that a shard has installed or that was
+    /// ordered. A hung shard cannot install the view that makes it the only holder.
     pub(crate) fn is_sole_holder(&self) -> bool {
         self.is_sole_primary() || self.ordered_sole.iter().any(|sole| sole.load(Ordering::Acquire))
     }
 
-    /// Notes how long a thread has stood that is left alone; zero: none stands.
+    /// Records for how long a thread that is left running has been hung; zero: none is.
     pub(crate) fn note_stood(&self, stood: Duration) {
         let millis = u32::try_from(stood.as_millis()).unwrap_or(u32::MAX);
         self.stood_ms.store(millis, Ordering::Relaxed);
     }
 
-    /// How long a thread has stood that is left alone, in milliseconds.
+    /// Returns for how long a thread that is left running has been hung, in milliseconds.
     pub(crate) fn stood_ms(&self) -> u32 {
         self.stood_ms.load(Ordering::Relaxed)
     }
 
-    /// Resident memory of the process, as of a moment ago.
+    /// Returns the resident memory of the process, as last sampled.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.resident_bytes.load(Ordering::Relaxed)
     }
 
-    /// The sums over all shards.
+    /// Returns the sums over all shards.
     pub(crate) fn counters(&self) -> Counters {
         let sum = |count: fn(&ShardBoard) -> &AtomicU64| {
             self.shards.iter().map(|shard| count(shard).load(Ordering::Relaxed)).sum::<u64>()
@@ -278,23 +279,23 @@ impl Board {
         }
     }
 
-    /// Client connections open.
+    /// Returns the number of open client connections.
     pub(crate) fn clients(&self) -> usize {
         self.clients.load(Ordering::Relaxed)
     }
 
-    /// How many connections there may be.
+    /// Returns the limits on connections.
     pub(crate) fn bounds(&self) -> ConnectionBounds {
         self.bounds
     }
 
-    /// The memory that connections may hold.
+    /// Returns the budget of the connections' memory.
     pub(crate) fn memory(&self) -> &Arc<ConnectionMemory> {
         &self.memory
     }
 
-    /// Counts a connection in, unless there are as many as may be. A client beyond that is taken in while another
-    /// address has more connections than its own: idle ones of that address are closed then ([`Board::crowding`]).
+    /// Counts a connection in, unless the limit is reached. A client over the limit is accepted while another address
+    /// has more connections than its own; then idle connections of that address are closed ([`Board::crowding`]).
     pub(crate) fn admit(self: &Arc<Board>, port: Port, from: Address) -> Option<Permit> {
         let is_admitted = match port {
             Port::Clients => self.admit_client(from),
@@ -315,7 +316,7 @@ impl Board {
 
     fn admit_client(&self, from: Address) -> bool {
         let mut crowd = lock(&self.crowd);
-        // Only this function, which holds the lock, counts up.
+        // Only this function, which holds the lock, increments the count.
         let clients = self.clients();
         let is_full = clients >= self.bounds.clients;
         let has_spare = clients < self.bounds.clients + self.bounds.spare_clients;
@@ -328,7 +329,8 @@ impl Board {
         true
     }
 
-    /// The address of whose idle connections so many are to be closed, as there are more than may be.
+    /// Returns the address whose idle connections are to be closed, and how many, if there are more clients than the
+    /// limit.
     pub(crate) fn crowding(&self) -> Option<(Address, usize)> {
         let excess =
             self.clients().checked_sub(self.bounds.clients).filter(|excess| *excess > 0)?;
@@ -336,24 +338,23 @@ impl Board {
         Some((address, excess))
     }
 
-    /// Notes that so many connections were closed to make room.
+    /// Records that `closed` connections were closed to make room.
     pub(crate) fn note_closed(&self, now: Time, closed: usize) {
         lock(&self.crowd).note(now, closed);
     }
 
-    /// What the heartbeat says of an address that has too many connections.
+    /// Returns the report for the heartbeat about an address with too many connections.
     pub(crate) fn crowd_report(&self, now: Time) -> Option<CrowdReport> {
         lock(&self.crowd).report(now)
     }
 
-    /// Counts a connection that was refused before it reached a shard.
+    /// Counts a connection that was rejected before it reached a shard, or an invalid map.
     pub(crate) fn turn_away(&self) {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Asks the system again and again what only a file of /proc says, for the life of the process: no thread
-/// that serves opens one.
+/// Samples, for the life of the process, values that only a file of /proc shows: no serving thread opens one.
 pub(crate) fn sample(board: &Board) -> ! {
     loop {
         board.resident_bytes.store(read_resident_bytes(), Ordering::Relaxed);
@@ -361,14 +362,14 @@ pub(crate) fn sample(board: &Board) -> ! {
     }
 }
 
-/// Resident memory: the second number of proc_pid_statm(5), in pages. 0 if it cannot be read.
+/// Reads the resident memory, the second number of proc_pid_statm(5), in pages. Returns 0 if it cannot be read.
 fn read_resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
-/// The right of one connection to be there; counted out when it is dropped.
+/// The permission of one connection to be open; dropping it counts the connection out.
 #[derive(Debug)]
 pub(crate) struct Permit {
     board: Arc<Board>,
@@ -377,7 +378,7 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// Where the connection comes from.
+    /// Returns the address that the connection comes from.
     pub(crate) fn from(&self) -> Address {
         self.from
     }
@@ -397,7 +398,7 @@ impl Drop for Permit {
     }
 }
 
-/// A panic ends the process, so a poisoned lock is never seen; its content is sound all the same.
+/// Locks a mutex. A panic ends the process, so a poisoned lock is never observed, and its content is valid in any case.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,15 +1,15 @@
-//! The main thread after the start: signals, and the watchdog's looks.
+//! The main thread after the start: signals and the watchdog.
 //!
-//! SIGTERM or SIGINT: the coordinator is asked to lead this server out: views hand its groups to others, then comes
-//! SHUTDOWN, or, for a last holder, DRAIN and dumps before it. As long as orders come (PROBE at least, every second)
-//! they are waited for. If the coordinator gives none, this server drains and dumps by itself:
+//! On SIGTERM or SIGINT it requests an orderly stop from the coordinator. Views hand this server's groups to others,
+//! then SHUTDOWN follows; for a last holder, DRAIN and dumps precede it. The server waits as long as orders arrive (at
+//! least a PROBE every second). If the coordinator sends none, this server drains and dumps by itself:
 //!
 //! ```text
-//!   signal --- COORDINATOR_PATIENCE ---> no order came: drain --- LEAVE_BY ---> dumps, exit (leaving.rs)
+//!   signal --- COORDINATOR_PATIENCE ---> no order: drain --- LEAVE_BY ---> dumps, exit (leaving.rs)
 //! ```
 //!
-//! A server that has been without a coordinator for `--orphan-timeout` leaves in the same way.
-//! SIGHUP has the log file opened anew; no other signal means anything ([`kv_daemon::signals`]).
+//! A server that has been without a coordinator for `--orphan-timeout` leaves in the same way. SIGHUP reopens the log
+//! file; all other signals are ignored ([`kv_daemon::signals`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,34 +28,34 @@ use crate::log_limit::LogLimit;
 use crate::operation::Node;
 use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
 
-/// How long the link to the coordinator is down before it counts as gone.
+/// The time without a link after which the coordinator counts as unavailable.
 const LINK_PAUSE: Duration = Duration::from_millis(250);
-/// How long a coordinator may take for its first order; after that, for each further one, as long
-/// as a drain of the whole cluster may take.
+/// The time within which a coordinator must send its first order. Each later order has as long as a drain of the whole
+/// cluster.
 const COORDINATOR_PATIENCE: Duration = Duration::from_secs(2);
-/// When a server that stops alone waits for pending writes no longer, counted from the signal: of
-/// the time that a stop may take, the rest is for the dumps.
+/// The time, counted from the signal, until which a server that stops alone waits for pending writes. The rest of the
+/// time that a stop may take is for the dumps.
 const LEAVE_BY: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_millis(500));
 
-/// How often a thread that stands and is left alone is reported.
+/// The interval between log lines about a stalled thread that is left running.
 const STALLED_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// The signals that [`run`] waits for.
 const AWAITED: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-/// Keeps these signals for [`run`]; to be called before any thread is started.
+/// Blocks these signals for [`run`]; must be called before any thread is started.
 pub(crate) fn block_signals() -> Result<(), Fatal> {
     let doing = "hold back SIGTERM, SIGINT and SIGHUP";
     signals::block(&AWAITED).map_err(|error| Fatal::System { doing, error })
 }
 
-/// Watches for the life of the process.
+/// Handles signals and the watchdog for the life of the process.
 pub(crate) fn run(node: &Arc<Node>) -> ! {
     let leaver = Leaver::start(node).unwrap_or_else(|fatal| fatal.end_process());
     let mut asked: Option<Duration> = None;
     let mut is_leaving = false;
     let mut watchdog = Watchdog::default();
     let mut stalled_log = LogLimit::every(STALLED_LOG_INTERVAL);
-    // While this process is paused, or its machine, no patience runs out.
+    // While this process, or its machine, is paused, no timeout expires.
     let mut awake = Awake::new(LOOK_INTERVAL * 2);
     let (mut last_order, mut moved) = (Some(Time::default()), Duration::ZERO);
     loop {
@@ -103,8 +103,8 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
     }
 }
 
-/// Ends a process of which a part stands, unless it is the only holder of a group: that needs no lease,
-/// and nobody could take over.
+/// Ends a process with a stalled thread, unless it is the only holder of a group: such a primary needs no lease, and no
+/// other server could take over.
 fn judge(node: &Node, now: Time, stalled: Option<&Stalled>, log: &mut LogLimit) {
     let stood = stalled.map_or(Duration::ZERO, |stalled| stalled.stood);
     node.board.note_stood(stood);
@@ -117,20 +117,20 @@ fn judge(node: &Node, now: Time, stalled: Option<&Stalled>, log: &mut LogLimit) 
     }
 }
 
-/// Whether a coordinator that was asked for a stop so long ago, and whose last order is so old, will
-/// give no more.
+/// Returns whether the coordinator ignores the requested stop, given the time since the request and since its last
+/// order.
 fn is_ignored(waited: Duration, quiet: Duration) -> bool {
     let gave_orders = quiet < waited;
     let patience = if gave_orders { DRAIN_DEADLINE } else { COORDINATOR_PATIENCE };
     quiet.min(waited) >= patience
 }
 
-/// Waits for a signal; `None` when none came within the interval.
+/// Waits for a signal; returns `None` if none arrives within the interval.
 fn wait_for_signal() -> Option<libc::c_int> {
     let set = signals::set_of(&AWAITED);
     let patience =
         libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(LOOK_INTERVAL.subsec_nanos()) };
-    // SAFETY: both are initialised and live across the call; no details of the signal are asked for.
+    // SAFETY: both are initialised and live across the call; no details of the signal are requested.
     let signal = unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) };
     (signal > 0).then_some(signal)
 }

@@ -1,15 +1,15 @@
-//! What a coordinator runs on another machine instead of a server: it asks after processes there.
+//! Queries about processes that a coordinator runs on another machine, with this executable in place of a server.
 //!
 //! | argument | does | prints |
 //! |---|---|---|
 //! | `--watch PROCESS` | waits for its end | `exited PID unknown` |
-//! | `--look PROCESS` (repeated) | asks whether it lives | `lives PID START_TIME` or `gone PID START_TIME` |
+//! | `--look PROCESS` (repeated) | checks whether it is alive | `lives PID START_TIME` or `gone PID START_TIME` |
 //! | `--end PROCESS` | kills it and waits for its end | `gone PID START_TIME` |
-//! | `--name PID` | tells when it started, and where its number counts | `started PID START_TIME NAMESPACE` |
+//! | `--name PID` | finds its start time and pid namespace | `started PID START_TIME NAMESPACE` |
 //!
-//! Each line is a proof, by the rules of [`kv_daemon::identity`]. Where nothing is known none is printed, the reason goes to
-//! standard error, and the exit code is 1. `--watch` also ends when nobody reads the answer any more, or when its
-//! standard input is a pipe or a connection that was closed: no coordinator that has ended leaves a watcher behind.
+//! Each line is a proof, by the rules of [`kv_daemon::identity`]. If nothing can be proved, no line is printed, the
+//! reason goes to standard error, and the exit code is 1. `--watch` also ends when the reader of its output closes, or
+//! when its standard input is a pipe or a connection that is closed. So no watcher outlives its coordinator.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
@@ -20,33 +20,33 @@ use kv_daemon::identity::{self, Process};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// Exit code: it is not known whether the process has ended.
+/// The exit code if it is unknown whether the process has ended.
 const UNKNOWN: u8 = 1;
-/// How long a killed process may take to end.
+/// The time within which a killed process must end.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is asked.
+/// A query about processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// When this process has ended.
+    /// Waits for the end of this process.
     Watch(Process),
-    /// Whether these processes live.
+    /// Checks whether these processes are alive.
     Look(Vec<Process>),
-    /// That this process be killed.
+    /// Kills this process.
     End(Process),
-    /// Which process has this id.
+    /// Names the process with this id.
     Name(u32),
 }
 
-/// How watching ended.
+/// The reason for which watching ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Process,
-    /// Nobody waits for the answer any more.
+    /// The reader of the output, or the other end of the input, has closed.
     Reader,
 }
 
-/// The whole program, when it is asked about processes.
+/// Runs the whole program for a query.
 pub(crate) fn main(question: Question) -> ExitCode {
     let answered = match question {
         Question::Watch(process) => answer_watch(&process),
@@ -94,7 +94,7 @@ fn look(processes: &[Process]) -> io::Result<()> {
 fn end(process: &Process) -> io::Result<()> {
     let Process { pid, start_time, incarnation, .. } = *process;
     if let Some(pidfd) = identity::find(process)? {
-        // A machine that has started again has the same numbers once more.
+        // After a reboot the same numbers may belong to another process.
         if !identity::has_name(pid, incarnation)? && !identity::has_ended(&pidfd)? {
             return Err(io::Error::other(format!("process {pid} is not server {incarnation}")));
         }
@@ -112,7 +112,7 @@ fn watch(process: &Process) -> io::Result<Ended> {
     watch_for(process, &io::stdin())
 }
 
-/// As [`watch`], for whoever holds the other end of `input`.
+/// Waits for the end of a process, or until the other end of `input` or the reader of the output closes.
 fn watch_for(process: &Process, input: &impl AsFd) -> io::Result<Ended> {
     let Some(pidfd) = identity::find(process)? else { return Ok(Ended::Process) };
     let stdout = io::stdout();
@@ -171,7 +171,7 @@ mod tests {
         let (start_time, namespace) = identity::name(pid).unwrap();
         let process = Process { pid, start_time, namespace, incarnation: Incarnation(5) };
         let (input, mut writer) = std::io::pipe().unwrap();
-        // What was written and not read is no reason to stay.
+        // Bytes that were written and not read do not keep the watch alive.
         writer.write_all(b"a key\n").unwrap();
         drop(writer);
         assert_eq!(watch_for(&process, &input).unwrap(), Ended::Reader);

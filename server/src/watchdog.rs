@@ -1,19 +1,21 @@
-//! The watchdog: a thread that stands for longer than G ends the process (consistency.md §5).
+//! The watchdog: ends the process if one of its threads is hung for longer than the grace G (consistency.md §5).
 //!
 //! ```text
 //!   executors: every tick ------- beat --+
-//!   control,   between two waits - beat -+-> pulses <- look, every 100 ms - main thread -> Stalled
+//!   control,   between two waits - beat -+-> pulses <- check, every 100 ms - main thread -> Stalled
 //!   orders:
 //! ```
 //!
-//! A lease may be judged by what an executor does not do any more, so a process of which one part stands
-//! must not go on in the others. But a process that stood as a whole (SIGSTOP, a suspended machine, no
-//! processor to be had) did nothing wrong while it stood; what follows from its silence is decided by
-//! those who heard nothing. So the time that counts is the watchdog's own: however long it was since the
-//! last look, no more is counted than a look may be late. Whoever stood with the watchdog has G again.
+//! Other processes may have judged a lease by the silence of a hung executor. So a process must not continue in part
+//! while one of its threads is hung.
 //!
-//! A process that is the only holder of a group is never ended for it (supervisor.rs): no lease is judged
-//! by what it does, and its end would lose the group.
+//! A process that was paused as a whole (SIGSTOP, a suspended machine, no processor available) did nothing wrong during
+//! the pause. The processes that received nothing from it decide what follows. So the watchdog counts only its own
+//! running time: each check adds at most [`LOOK_COUNTS`]. A thread that was paused together with the watchdog gets the
+//! whole grace again.
+//!
+//! A process that is the only holder of a group is never ended for a hung thread (supervisor.rs): no lease depends on
+//! its activity, and its end would lose the group.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -22,34 +24,34 @@ use std::time::Duration;
 use kv_protocol::ids::Time;
 use kv_protocol::limits::GRACE;
 
-/// How often the watchdog looks.
+/// The interval between checks.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// The most that one look counts.
+/// The most time that one check counts.
 const LOOK_COUNTS: Duration = Duration::from_millis(125);
 
-/// What one thread shows to the watchdog.
+/// The signs of life of one thread.
 #[derive(Debug, Default)]
 pub(crate) struct Pulse {
-    /// None is watched before its first.
+    /// The number of beats; a thread is watched from its first beat on.
     beats: AtomicU64,
-    /// How long beyond G the next beat may take, in milliseconds.
+    /// The time beyond the grace within which the next beat must come, in milliseconds.
     allowed: AtomicU32,
-    /// What the thread is at; see [`Activity`].
+    /// The thread's current [`Activity`], as a number.
     activity: AtomicU8,
-    /// The thread's id; 0 before its first beat.
+    /// The thread's id; 0 before [`Pulse::own`].
     thread: AtomicI32,
 }
 
-/// What a thread said last that it is at.
+/// The activity that a thread last recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Activity {
-    /// An executor: connections, and the wait for them.
+    /// An executor: serving connections, or waiting for them.
     #[default]
     Connections = 0,
     /// An executor: its timers.
     Timers = 1,
-    /// An executor: a message of another thread, of whichever kind has no number of its own.
+    /// An executor: a message of another thread that has no variant of its own.
     Message = 2,
     /// An executor: installing a view.
     Install = 3,
@@ -57,9 +59,9 @@ pub(crate) enum Activity {
     Dump = 4,
     /// An executor: a step of a load.
     Load = 5,
-    /// Connecting, sending or receiving, each with a time limit.
+    /// The control thread: connecting, sending or receiving, each with a timeout.
     Link = 6,
-    /// Taking orders and news of the shards.
+    /// The orders thread: receiving orders and news of the shards.
     Orders = 7,
 }
 
@@ -90,23 +92,23 @@ impl fmt::Display for Activity {
 }
 
 impl Pulse {
-    /// The thread runs.
+    /// Records that the thread runs.
     pub(crate) fn beat(&self) {
         self.beat_before(Duration::ZERO);
     }
 
-    /// The thread begins with something else; what it was at before.
+    /// Records the activity that the thread begins; returns the previous one.
     pub(crate) fn begin(&self, activity: Activity) -> Activity {
         Activity::from_number(self.activity.swap(activity as u8, Ordering::Relaxed))
     }
 
-    /// Notes which thread this is the pulse of. It calls this itself.
+    /// Records the calling thread as the thread of this pulse.
     pub(crate) fn own(&self) {
-        // SAFETY: gettid takes nothing and cannot fail.
+        // SAFETY: gettid takes no arguments and cannot fail.
         self.thread.store(unsafe { libc::gettid() }, Ordering::Relaxed);
     }
 
-    /// The thread runs, and is about to wait for somebody else for at most so long.
+    /// Records that the thread runs, and is about to wait for another thread or process for at most `wait`.
     pub(crate) fn beat_before(&self, wait: Duration) {
         let millis = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         self.allowed.store(millis, Ordering::Relaxed);
@@ -145,14 +147,14 @@ impl fmt::Display for Watched {
     }
 }
 
-/// Who stood, and for how long.
+/// A hung thread, and for how long it has been hung.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stalled {
     pub(crate) who: Watched,
     pub(crate) stood: Duration,
-    /// What it was at, by its own word.
+    /// The activity that the thread last recorded.
     pub(crate) activity: Activity,
-    /// Its thread's id; 0: not known.
+    /// The thread's id; 0: unknown.
     pub(crate) thread: i32,
 }
 
@@ -164,7 +166,7 @@ impl fmt::Display for Stalled {
 }
 
 impl Stalled {
-    /// What the system says of the thread. Reads /proc, so it may take its time.
+    /// Returns the state of the thread according to /proc; reading it may take time.
     pub(crate) fn seen_by_the_system(&self) -> &'static str {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.thread));
         let stat = stat.unwrap_or_default();
@@ -178,16 +180,16 @@ impl Stalled {
     }
 }
 
-/// See the module.
+/// The state of the watchdog; see the module documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Watchdog {
     last_look: Option<Time>,
-    /// By pulse: the beats seen last, and how much has been counted since they changed.
+    /// For each pulse, the last number of beats seen, and the time counted since it changed.
     seen: Vec<(u64, Duration)>,
 }
 
 impl Watchdog {
-    /// Looks at all pulses; somebody who has stood for too long, if there is one.
+    /// Checks all pulses; returns the first thread that has been hung for too long, if there is one.
     pub(crate) fn look<'a>(
         &mut self,
         now: Time,
@@ -222,8 +224,8 @@ mod tests {
 
     const START: Time = Time::from_nanos(1_000_000_000);
 
-    /// Looks `count` times, `interval` apart, each time after `before`; the first verdict and when it
-    /// came.
+    /// Checks `count` times, `interval` apart, each time after `before`; returns the first hung thread and the number
+    /// of checks.
     fn look_on(
         watchdog: &mut Watchdog,
         pulses: &[Pulse],

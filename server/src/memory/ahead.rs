@@ -1,8 +1,8 @@
-//! Chunks that are touched before they are wanted.
+//! Chunks that are touched before a table needs them.
 //!
-//! The first touch of a huge page clears it, and on a virtual machine may wait until its host has the memory:
-//! 0.3 to some 4 ms for which an executor would serve nobody. So a thread of the process keeps a few touched
-//! chunks ready: a twentieth of those that are in use, but a few at least and never more than [`MOST`].
+//! The first touch of a huge page clears it, and on a virtual machine may wait until the host provides the memory: 0.3
+//! to about 4 ms for which an executor would serve no requests. So a separate thread keeps a few touched chunks ready:
+//! a twentieth of the chunks in use, but at least [`LEAST`] and at most [`MOST`].
 //!
 //! ```text
 //!   executor -- take --> ready <-- map, touch, unmap -- thread "memory"
@@ -18,19 +18,19 @@ use super::{Pages, map, unmap};
 use crate::slice;
 use crate::stats::lock;
 
-/// Most chunks that are kept ready, and least while any is in use.
+/// The most chunks that are kept ready, and the fewest while any is in use.
 const MOST: usize = 8;
 const LEAST: usize = 2;
-/// A chunk is kept ready for so many that are in use: a small server does not hold twice what it uses.
+/// The number of chunks in use for which one is kept ready: a small server does not hold twice the memory that it uses.
 const USED_FOR_ONE: usize = 20;
-/// What a touch must reach: every page, whatever its size.
+/// The stride of the touches, which reaches every page of any size.
 const PAGE_BYTES: usize = 4 << 10;
 
-/// A mapping that nobody uses.
+/// An unused mapping.
 #[derive(Debug)]
 struct Touched(NonNull<u8>);
 
-// SAFETY: a fresh private mapping belongs to whoever holds its address, on whichever thread.
+// SAFETY: a fresh private mapping belongs to the owner of its address, on any thread.
 unsafe impl Send for Touched {}
 
 #[derive(Debug, Default)]
@@ -47,7 +47,7 @@ struct Ahead {
 }
 
 impl Stock {
-    /// How many chunks are to be ready.
+    /// Returns how many chunks are to be ready.
     fn wanted(&self) -> usize {
         match self.in_use {
             0 => 0,
@@ -64,7 +64,7 @@ static AHEAD: LazyLock<Ahead> = LazyLock::new(|| {
     Ahead::default()
 });
 
-/// A chunk, which is touched already if one is ready.
+/// Returns a chunk, touched already if one is ready.
 pub(super) fn take() -> Option<NonNull<u8>> {
     let ready = lock(&AHEAD.stock).ready.pop();
     let taken = match ready {
@@ -75,7 +75,7 @@ pub(super) fn take() -> Option<NonNull<u8>> {
     Some(taken)
 }
 
-/// One more chunk or window is in use: more are to be ready.
+/// Records one more chunk or window in use, which may raise the number to keep ready.
 pub(super) fn note_taken() {
     {
         let mut stock = lock(&AHEAD.stock);
@@ -84,7 +84,7 @@ pub(super) fn note_taken() {
     AHEAD.wanted.notify_one();
 }
 
-/// A chunk or window was given back to the system: fewer are to be ready.
+/// Records that a chunk or window was returned to the system, which may lower the number to keep ready.
 pub(super) fn note_released() {
     {
         let mut stock = lock(&AHEAD.stock);
@@ -108,7 +108,7 @@ impl Ahead {
                 let surplus = stock.ready.pop();
                 drop(stock);
                 if let Some(Touched(at)) = surplus {
-                    // SAFETY: nobody was given it.
+                    // SAFETY: the chunk was never handed out.
                     unsafe { unmap(at, CHUNK_BYTES_DEFAULT) };
                 }
                 continue;
@@ -119,7 +119,7 @@ impl Ahead {
                     touch(at);
                     lock(&self.stock).ready.push(Touched(at));
                 }
-                // Whoever needs memory will find out; until then none is asked for.
+                // A table that needs memory finds out by itself; until its next chunk none is kept ready.
                 None => lock(&self.stock).in_use = 0,
             }
         }
@@ -128,7 +128,7 @@ impl Ahead {
 
 fn touch(at: NonNull<u8>) {
     for offset in (0..CHUNK_BYTES_DEFAULT).step_by(PAGE_BYTES) {
-        // SAFETY: the chunk is mapped and nobody else's. Volatile, so that it is not left out.
+        // SAFETY: the chunk is mapped and unaliased. Volatile, so that the write is not optimised away.
         unsafe { at.add(offset).write_volatile(0) };
     }
 }
@@ -145,7 +145,7 @@ mod tests {
     fn whoever_takes_chunks_finds_touched_ones_soon_and_few_are_kept_for_one_who_gave_them_back() {
         let mut source = HugePages;
         let mut held = Vec::new();
-        // Other tests of this process hold chunks too: only what is wanted at the moment can be said.
+        // Other tests of this process hold chunks too, so the wanted number changes at any time.
         let until = Instant::now() + Duration::from_secs(60);
         loop {
             held.push(source.allocate(CHUNK_BYTES_DEFAULT).expect("memory"));

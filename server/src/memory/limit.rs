@@ -1,16 +1,15 @@
-//! The memory limit of a server that was given none.
+//! The default memory limit of a server.
 //!
 //! ```text
 //!   memory.max, memory.high         of the process's cgroup and its ancestors (v2)
 //!   memory.limit_in_bytes           the same (v1)
-//!   MemAvailable                    of the machine, and what other servers of this executable hold of it
+//!   MemAvailable                    of the machine, plus the memory of other servers of this executable
 //!        |
 //!   the least of these * 4/5 / servers here - the process's own
 //! ```
 //!
-//! What other servers hold is counted as available: a server that replaces another one gets the same limit as
-//! that one, whatever the tables of its neighbours have grown to meanwhile. For the same reason the usage of a
-//! cgroup is not subtracted from its limit.
+//! The memory of other servers counts as available. So a server that replaces another gets the same limit, however much
+//! the tables of its neighbours have grown. For the same reason the usage of a cgroup is not subtracted from its limit.
 
 use std::fmt;
 use std::fs;
@@ -18,20 +17,20 @@ use std::io::Write as _;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
-/// The share of memory that servers plan with, in fifths. The rest is for the system, for chunks kept ready, and
-/// for what tables hold beyond their limit while they are compacted.
+/// The share of memory that servers plan with, in fifths. The rest is for the system, for chunks kept ready, and for
+/// the memory beyond their limit that tables hold during compaction.
 const PLANNED_FIFTHS: u64 = 4;
-/// The memory of a server process beside its tables.
+/// The memory that a server process needs in addition to its tables.
 pub(crate) const OWN_BYTES: u64 = 24 << 20;
-/// The least limit: a few chunks for each table. A machine without that much is too small.
+/// The least limit: a few chunks for each table. A machine with less memory is too small.
 pub(crate) const LIMIT_BYTES_LEAST: u64 = 16 << 20;
-/// A limit of a cgroup (v1) from here on means none.
+/// The limit of a cgroup (v1) from which on it means none.
 const UNLIMITED_BYTES: u64 = 1 << 60;
 
 /// A limit and its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DefaultLimit {
-    /// For both tables of one server.
+    /// The limit of both tables of one server.
     pub(crate) bytes: u64,
     capacity: Capacity,
     share: u16,
@@ -41,7 +40,7 @@ pub(crate) struct DefaultLimit {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Capacity {
     bytes: u64,
-    /// The file that says so.
+    /// The file that it was read from.
     from: String,
 }
 
@@ -62,12 +61,12 @@ impl fmt::Display for DefaultLimit {
     }
 }
 
-/// The limit for one of `share` servers of this machine. `None` if nothing says how much memory there is.
-/// `root` is `/`, save in tests.
+/// Returns the limit for one of `share` servers of this machine; `None` if the available memory is unknown. `root` is
+/// `/`, except in tests.
 pub(crate) fn default_limit(root: &Path, share: u16) -> Option<DefaultLimit> {
     let capacity = cgroup_limits(root).chain(available(root)).min_by_key(|found| found.bytes)?;
     let planned = capacity.bytes / (PLANNED_FIFTHS + 1) * PLANNED_FIFTHS / u64::from(share.max(1));
-    // Whole MiB, so that servers which look a moment apart have the same.
+    // Whole MiB, so that servers that compute it at slightly different times get the same limit.
     let bytes = planned.saturating_sub(OWN_BYTES).max(LIMIT_BYTES_LEAST) >> 20 << 20;
     Some(DefaultLimit { bytes, capacity, share })
 }
@@ -84,7 +83,7 @@ pub(crate) fn show(share: u16) -> ExitCode {
     }
 }
 
-/// The limits of the process's cgroups and of their ancestors, in both versions of the interface
+/// Returns the limits of the process's cgroups and of their ancestors, in both versions of the interface
 /// (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst).
 fn cgroup_limits(root: &Path) -> impl Iterator<Item = Capacity> {
     let memberships = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
@@ -117,14 +116,14 @@ fn cgroup_limits(root: &Path) -> impl Iterator<Item = Capacity> {
     found.into_iter()
 }
 
-/// A cgroup's path relative to its mount, then those of its ancestors, the mount itself last.
+/// Returns a cgroup's path relative to its mount, then those of its ancestors; the mount itself is last.
 fn self_and_ancestors(path: &str) -> Vec<PathBuf> {
     let normal = Path::new(path).components().filter(|part| matches!(part, Component::Normal(_)));
     let relative: PathBuf = normal.collect();
     relative.ancestors().map(Path::to_path_buf).collect()
 }
 
-/// The memory that the machine can give to servers.
+/// Returns the memory that the machine can give to servers.
 fn available(root: &Path) -> Option<Capacity> {
     let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -133,7 +132,7 @@ fn available(root: &Path) -> Option<Capacity> {
     Some(Capacity { bytes, from: "/proc/meminfo and what servers hold".to_owned() })
 }
 
-/// The resident memory of the other processes of this executable.
+/// Returns the resident memory of the other processes of this executable.
 fn held_by_others(root: &Path) -> u64 {
     let processes = root.join("proc");
     let (Ok(own), Ok(entries)) =
@@ -149,7 +148,7 @@ fn held_by_others(root: &Path) -> u64 {
         is_other && fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == own)
     });
     let resident = others.filter_map(|entry| {
-        // The second field (proc_pid_statm(5)).
+        // The second field of proc_pid_statm(5).
         let pages = fs::read_to_string(entry.path().join("statm")).ok()?;
         pages.split_whitespace().nth(1)?.parse::<u64>().ok()
     });
@@ -165,7 +164,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A machine: files by their path below the root.
+    /// Creates the files of a machine by their paths below the root.
     fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -207,7 +206,7 @@ mod tests {
 
         let own = ("sys/fs/cgroup/a/b/memory.high", "131072000\n");
         assert_eq!(bytes(&[PLENTY, group, own, parent], 1), 100 * MIB - OWN_BYTES);
-        // A container sees its own group as the root.
+        // Inside a container its own group appears as the root.
         let inside = ("proc/self/cgroup", "0::/\n");
         let root = ("sys/fs/cgroup/memory.max", "262144000");
         assert_eq!(bytes(&[PLENTY, inside, root], 2), 100 * MIB - OWN_BYTES);

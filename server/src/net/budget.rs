@@ -1,4 +1,5 @@
-//! What one turn of an engine may do for clients before the streams of other servers are looked at again.
+//! The limit of the work for clients in one turn of an engine, after which the streams of other servers are checked
+//! again.
 
 use std::time::Duration;
 
@@ -6,16 +7,16 @@ use kv_protocol::ids::Time;
 
 use crate::clock;
 
-/// How long a turn serves clients, and how long it then sends to them.
+/// The time for which a turn serves clients, and the time for which it then sends to them.
 const CLIENTS_TIME: Duration = Duration::from_millis(1);
-/// Most bytes whose sending to clients one turn asks for. The kernel copies them all before it returns.
+/// The most bytes that one turn sends to clients. The kernel copies all of them before the send returns.
 const MOST_SENT_IN_A_TURN: usize = 1 << 20;
-/// Connections that are seen to between two looks at the clock.
+/// Connections handled between two readings of the clock.
 const STEPS_UNTIMED: u32 = 8;
-/// Most connections of the servers' port without a hello that one turn serves.
+/// The most connections at the servers' port without a hello that one turn serves.
 pub(crate) const MOST_KNOCKING: usize = 64;
 
-/// What a turn may still do for clients.
+/// The work for clients that a turn may still do.
 pub(crate) struct Budget {
     until: Time,
     bytes: usize,
@@ -23,33 +24,33 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// All of it, from now on.
+    /// Creates the full budget of a turn that begins at `now`.
     pub(crate) fn new(now: Time) -> Budget {
         Budget { until: now + CLIENTS_TIME, bytes: MOST_SENT_IN_A_TURN, steps: 0 }
     }
 
-    /// Gives the same bytes, and all the time again.
+    /// Restores the full time and keeps the remaining bytes.
     pub(crate) fn renew_time(&mut self) {
         (self.until, self.steps) = (clock::now() + CLIENTS_TIME, 0);
     }
 
-    /// Whether there is time and room for more.
+    /// Returns whether time and bytes are left; reads the clock.
     pub(crate) fn has_more(&self) -> bool {
         self.has_more_at(clock::now())
     }
 
-    /// The same at a time that was just read.
+    /// Returns whether time and bytes are left at `now`, which was just read.
     pub(crate) fn has_more_at(&self, now: Time) -> bool {
         self.bytes > 0 && now < self.until
     }
 
-    /// The same for a short step: the clock is not read for each.
+    /// Returns whether budget for one short step is left; reads the clock only once in several steps.
     pub(crate) fn admits_step(&mut self) -> bool {
         self.steps = (self.steps + 1) % STEPS_UNTIMED;
         if self.steps == 0 { self.has_more() } else { self.bytes > 0 }
     }
 
-    /// Counts bytes that are sent to a client.
+    /// Deducts bytes that are sent to a client.
     pub(crate) fn spend(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(bytes);
     }

@@ -1,16 +1,16 @@
-//! A client's connection: received bytes in, requests to the shard's replicas, answers out.
+//! A client's connection: received bytes in, requests to the shard's replicas, responses out.
 //!
 //! ```text
-//!   bytes -> frames -> HELLO once -> requests -> Service::on_request -> answers
+//!   bytes -> frames -> HELLO once -> requests -> Service::on_request -> responses
 //!                          |             |
-//!                          +-------------+--> what is wrong: ERROR or ANSWER in words,
-//!                                             and a close where the stream has lost its place
+//!                          +-------------+--> errors: ERROR or ANSWER with the reason,
+//!                                             and a close if the frame boundaries are lost
 //! ```
 //!
-//! A state machine over bytes: it knows no socket, no clock and no runtime.
+//! A state machine over bytes: it depends on no socket, clock or runtime.
 //!
-//! Memory: a long frame is received only as far as it came with other bytes, until all its memory is
-//! reserved ([`crate::connection_memory`]); whatever else waits here is counted.
+//! Memory: before the next bytes of a partial long frame are received, memory for them is reserved
+//! ([`crate::connection_memory`]). All other buffered bytes are counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,18 +32,19 @@ use crate::crowd::Address;
 use crate::service::{Ahead, Service};
 
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
-/// Opcodes from here on are those of the cluster's own connections (docs/protocol.md).
+/// The first of the opcodes of the cluster's own connections (docs/protocol.md).
 const FIRST_FOREIGN_OPCODE: u8 = 0x40;
-/// A connection that waits for requests keeps no larger buffer than this: thousands may be idle.
+/// The capacity to which the input buffer of a connection is trimmed: thousands of connections may be idle.
 const IDLE_INPUT: usize = 1 << 10;
 const REQUEST_RULES: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
-/// A frame of more bytes that has come in part has the memory for its next bytes reserved, so many of them.
+/// The length above which a partial frame has memory reserved for its next bytes, and the number of bytes reserved
+/// ahead.
 const RESERVED_FRAME: usize = 16 << 10;
 const RESERVED_AHEAD: usize = 256 << 10;
-/// A frame that gets no memory for its next bytes for this long is given up: those before it in the line may be of
-/// clients that never send the rest. Its client sends it again.
+/// The time after which a frame without memory for its next bytes is given up, because the frames before it in the
+/// queue may never be completed. Its client retries.
 const MEMORY_DEADLINE: Duration = Duration::from_secs(3);
-/// A long frame of which nothing comes for this long makes room if another waits for its memory.
+/// The time without input after which a connection with a long frame is closed, if another waits for memory.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_millis(250);
 
 /// The input side of a client's connection; its output is in the [`Service`].
@@ -51,20 +52,20 @@ const STALL_UNDER_PRESSURE: Duration = Duration::from_millis(250);
 pub(crate) struct Connection {
     input: FrameBuffer,
     session: Session,
-    /// When the hello, or the frame that has come in part, is to be whole.
+    /// The deadline of the hello or of the partial frame.
     deadline: Option<Time>,
-    /// Whether the engine has the input buffer.
+    /// True while the engine has the input buffer.
     is_lent: bool,
-    /// Of a long frame that has come in part.
+    /// The reserved memory of a partial long frame.
     memory: Option<FrameMemory>,
-    /// It is not read from before that has memory for its next bytes; since then.
+    /// The time since which the connection waits for memory; until it gets some, it is not read.
     waits_since: Option<Time>,
-    /// What the input buffer counts as among the memory of connections, beside what is reserved.
+    /// Bytes that the input buffer counts as connection memory, in addition to the reserved bytes.
     counted: usize,
     last_input: Time,
 }
 
-/// What the frames so far have made of the connection.
+/// The state that the frames received so far determine.
 #[derive(Debug)]
 struct Session {
     id: ConnectionId,
@@ -73,7 +74,7 @@ struct Session {
     errors_in_a_row: u32,
 }
 
-/// Whether the frames after this one are to be looked at.
+/// The decision whether to serve the frames after this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Frame,
@@ -81,12 +82,12 @@ enum Next {
 }
 
 impl Connection {
-    /// Notes the address that the connection comes from.
+    /// Sets the client address of the connection.
     pub(crate) fn set_address(&mut self, from: Address) {
         self.session.from = from;
     }
 
-    /// A connection that was accepted at `now` and has not said hello.
+    /// Creates a connection that was accepted at `now` and has not sent its hello.
     pub(crate) fn new(now: Time, id: ConnectionId) -> Connection {
         Connection {
             input: FrameBuffer::new(HELLO_RULES),
@@ -100,7 +101,7 @@ impl Connection {
         }
     }
 
-    /// Takes received bytes and serves the whole frames among them.
+    /// Processes received bytes and serves the complete frames among them.
     pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
         if self.is_closing(service) {
             return;
@@ -116,7 +117,7 @@ impl Connection {
         if is_greeted && is_cut {
             rest = &rest[self.input.complete(rest)..];
         }
-        // A frame that waits whole waits for room in the output.
+        // A complete frame in the buffer waits for room in the output.
         let is_kept_back = is_cut && rest.len() == received.len();
         if !is_greeted || is_kept_back {
             self.input.extend(received);
@@ -128,7 +129,7 @@ impl Connection {
                 return self.input.extend(rest);
             }
         }
-        // The usual case: whole frames, served out of the bytes as they were received.
+        // The usual case: complete frames, served directly from the received bytes.
         let mut ahead = Ahead::default();
         while !rest.is_empty() && service.outputs.may_serve(self.session.id) {
             if ahead.is_over() {
@@ -150,18 +151,18 @@ impl Connection {
         self.deadline = self.input.is_partial().then(|| now + FRAME_DEADLINE);
     }
 
-    /// Its id, if it is between two requests.
+    /// Returns the connection's id if it is between two requests.
     pub(crate) fn idle(&self) -> Option<ConnectionId> {
         let is_idle = self.session.client.is_some() && !self.is_lent && !self.input.is_partial();
         is_idle.then_some(self.session.id)
     }
 
-    /// How many bytes the frame that has come in part lacks.
+    /// Returns how many bytes the partial frame lacks.
     pub(crate) fn missing(&self) -> usize {
         self.input.missing()
     }
 
-    /// Lends the input buffer, if at least so many bytes of one frame are missing; with their number.
+    /// Lends the input buffer, with the number of missing bytes, if at least `least` bytes of one frame are missing.
     pub(crate) fn lend_input(&mut self, least: usize) -> Option<(Vec<u8>, usize)> {
         let missing = self.input.missing();
         if missing < least || self.is_lent {
@@ -171,7 +172,7 @@ impl Connection {
         Some((self.input.lend(), missing))
     }
 
-    /// Takes the input buffer back, with what was received behind what it held.
+    /// Takes the input buffer back and processes the bytes that were received into it.
     pub(crate) fn take_input_back(&mut self, now: Time, service: &mut Service, buffer: Vec<u8>) {
         self.is_lent = false;
         self.input.take_back(buffer);
@@ -182,8 +183,8 @@ impl Connection {
         }
     }
 
-    /// Goes on with the frames that were kept back while the output was full. A frame that was cut
-    /// then has all its time from now on: its rest could not be read before.
+    /// Continues with the frames that were held back while the output was full. A partial frame gets a new deadline,
+    /// because the rest of it could not be read before.
     pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
         if self.is_lent {
             return;
@@ -195,7 +196,7 @@ impl Connection {
         self.claim_memory(now, service);
     }
 
-    /// Has memory for the next bytes of a long frame that has come in part reserved, and all other counted.
+    /// Reserves memory for the next bytes of a partial long frame, and counts all other memory.
     fn claim_memory(&mut self, now: Time, service: &mut Service) {
         let length = self.input.length_of_partial();
         if length > RESERVED_FRAME {
@@ -207,7 +208,7 @@ impl Connection {
             }
         } else {
             self.stop_waiting(service);
-            // A frame that has come whole keeps its memory until it is served.
+            // A complete frame keeps its memory until it is served.
             if !self.input.is_partial() || length > 0 {
                 self.memory = None;
             }
@@ -215,7 +216,7 @@ impl Connection {
         self.count_memory(now, service);
     }
 
-    /// Whether the memory for the next bytes of its frame of this length is reserved, by now.
+    /// Reserves memory for the next bytes of the partial frame of this length; returns whether it is reserved.
     fn has_reserved(&mut self, service: &mut Service, length: usize) -> bool {
         let came = self.input.waiting().len();
         let memory = self
@@ -228,7 +229,7 @@ impl Connection {
         is_reserved
     }
 
-    /// Leaves the line: bytes that came though it was not to be read from made the frame whole.
+    /// Leaves the queue for memory: bytes that still arrived have completed the frame.
     fn stop_waiting(&mut self, service: &mut Service) {
         if self.waits_since.take().is_some() {
             let id = self.session.id;
@@ -236,7 +237,7 @@ impl Connection {
         }
     }
 
-    /// Whether it goes on waiting for memory; what there is now is reserved.
+    /// Reserves memory if it is available now; returns whether the connection still waits for memory.
     pub(crate) fn still_waits(&mut self, now: Time, service: &mut Service) -> bool {
         if self.waits_since.is_none() {
             return false;
@@ -249,7 +250,7 @@ impl Connection {
         self.deadline = Some(now + FRAME_DEADLINE);
         self.last_input = now;
         self.count_memory(now, service);
-        // It is read from again.
+        // The engine must resume reading.
         service.outputs.mark_dirty(self.session.id);
         false
     }
@@ -267,20 +268,20 @@ impl Connection {
         }
     }
 
-    /// Whether it has memory reserved and sends nothing, or takes no responses so that its request waits: it is
-    /// closed if another waits for memory.
+    /// Returns whether the connection holds reserved memory and makes no progress: it sends nothing, or receives no
+    /// responses so that its request waits. It is closed if another waits for memory.
     pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
         self.memory.is_some()
             && self.waits_since.is_none()
             && self.last_input + STALL_UNDER_PRESSURE <= now
     }
 
-    /// Gives up what it counts as; it ends.
+    /// Stops counting the memory of the connection, which ends.
     pub(crate) fn on_closed(&mut self, service: &mut Service) {
         service.outputs.tally().change(std::mem::take(&mut self.counted), 0);
     }
 
-    /// Serves the whole frames that are kept.
+    /// Serves the complete frames in the input buffer.
     fn resume(&mut self, now: Time, service: &mut Service) {
         let mut served = false;
         while service.outputs.may_serve(self.session.id) {
@@ -301,7 +302,7 @@ impl Connection {
         }
         self.input.trim(IDLE_INPUT);
         if served {
-            // The frame that waits now, if any, is another.
+            // Any frame that waits now is a new one.
             self.memory = None;
             self.stop_waiting(service);
         }
@@ -310,14 +311,14 @@ impl Connection {
         }
         match self.deadline {
             _ if !self.input.is_partial() => self.deadline = None,
-            // The frame that waits now is another than the one that was waited for.
+            // A new frame waits, so it gets a new deadline.
             _ if served => self.deadline = Some(now + FRAME_DEADLINE),
             None => self.deadline = Some(now + FRAME_DEADLINE),
             Some(_) => {}
         }
     }
 
-    /// Whether more bytes may be read from the socket.
+    /// Returns whether more bytes may be read from the socket.
     pub(crate) fn wants_input(&self, service: &mut Service) -> bool {
         let id = self.session.id;
         self.waits_since.is_none()
@@ -325,12 +326,12 @@ impl Connection {
             && service.outputs.get(id).is_some_and(|output| !output.is_half_closed())
     }
 
-    /// When to close it for what its input lacks.
+    /// Returns when to close the connection because its input is incomplete.
     pub(crate) fn deadline(&self, service: &mut Service) -> Option<Time> {
         if let Some(since) = self.waits_since {
             return Some(since + MEMORY_DEADLINE);
         }
-        // While its output is full, nothing is read: the frame cannot be completed.
+        // While the output is full the connection is not read, so its frame cannot be completed.
         self.deadline.filter(|_| self.session.client.is_none() || self.wants_input(service))
     }
 
@@ -340,7 +341,7 @@ impl Connection {
 }
 
 impl Session {
-    /// Serves one frame, whose digest may be known to be right.
+    /// Serves one frame; `is_proven` is true if its digest is verified already.
     fn serve(
         &mut self,
         now: Time,
@@ -366,7 +367,7 @@ impl Session {
             client_opcode::HELLO => {
                 self.part(now, service, Status::Invalid, "a connection has one HELLO, its first")
             }
-            // Opcodes of other ports: whoever sends them has lost his way altogether.
+            // The opcode belongs to another port; close the connection.
             FIRST_FOREIGN_OPCODE.. => self.part(
                 now,
                 service,
@@ -448,7 +449,7 @@ impl Session {
         Next::Frame
     }
 
-    /// A request without the layout of its opcode: answered if it has an id at least.
+    /// Responds to a request that does not have the layout of its opcode, if it contains at least an id.
     fn refuse_layout(
         &mut self,
         now: Time,
@@ -473,7 +474,7 @@ impl Session {
         self.count_error(now, service, &reason)
     }
 
-    /// Says that a frame is not served; the connection stays.
+    /// Sends an ERROR for a frame that is not served; the connection stays open.
     fn refuse_frame(
         &mut self,
         now: Time,
@@ -505,7 +506,7 @@ impl Session {
         self.part(now, service, status, &error.to_string());
     }
 
-    /// Says why, then closes.
+    /// Sends the reason, then closes the connection.
     fn part(&mut self, now: Time, service: &mut Service, status: Status, reason: &str) -> Next {
         service.count_refused(now, "client connection", reason);
         service.outputs.append(self.id, |bytes| Refusal { status, reason }.write(bytes));

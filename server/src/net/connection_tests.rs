@@ -1,4 +1,4 @@
-//! Clients' connections without sockets: what is served, what is refused, and what ends them.
+//! Tests of clients' connections without sockets: served requests, rejected requests, and reasons to close.
 
 use std::cell::{Cell, RefCell};
 use std::io::IoSlice;
@@ -36,7 +36,7 @@ fn raw(opcode: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A primary whose group has committed `key` = `value`, and a connection to it.
+/// Creates a primary whose group has committed `key` = `value`, and a connection to it.
 fn serving(value: &[u8]) -> (Pair, kv_core::replica::ConnectionId) {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
@@ -101,7 +101,7 @@ fn a_resolve_is_answered_only_when_the_other_holder_has_its_record() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
     let number = |id| Operation::Resolve(HEADER, RequestHash(id));
-    // Behind another request, so that it is looked at ahead of time as well.
+    // The request follows another one, so that look-ahead examines it too.
     let mut stream = request(1, key(), Operation::Noop);
     stream.extend(request(2, key(), number(7)));
     pair.primary.on_bytes(NOW, id, &stream);
@@ -242,7 +242,7 @@ fn errors_in_a_row_close_and_a_good_request_starts_the_count_anew() {
 fn a_write_with_a_wrong_digest_is_refused_and_a_foreign_key_is_wrong_view() {
     let (mut pair, id) = serving(b"v");
     let mut forged = put(2, key(), b"other");
-    // The digest stands behind the header, the request id and the view.
+    // The digest follows the header, the request id and the view.
     forged[8 + 16] ^= 1;
     pair.primary.on_bytes(NOW, id, &forged);
     let foreign = (0u32..)
@@ -259,7 +259,7 @@ fn a_write_with_a_wrong_digest_is_refused_and_a_foreign_key_is_wrong_view() {
 
 #[test]
 fn of_many_writes_that_come_together_those_with_a_wrong_digest_are_refused_wherever_they_stand() {
-    // Digests are checked several at once, of up to 32 requests, with the rest one by one.
+    // Digests are checked several at once, in windows of up to 32 requests, and the remainder one by one.
     let places = [
         (2, 0),
         (2, 1),
@@ -334,7 +334,7 @@ fn deadlines_end_the_silent_the_slow_and_those_who_take_no_answers() {
     let id = client(&mut slow);
     let bytes = request(1, key(), Operation::Get);
     slow.on_bytes(NOW, id, &bytes[..1]);
-    // Further bytes of the same frame do not put the deadline off.
+    // Further bytes of the same frame do not extend the deadline.
     slow.on_bytes(just_before(FRAME_DEADLINE), id, &bytes[1..2]);
     slow.enforce_deadlines(just_before(FRAME_DEADLINE), [id].into_iter());
     assert_eq!(slow.fate(id), Fate::Read);
@@ -360,7 +360,7 @@ fn a_request_cut_while_the_output_was_full_has_all_its_time_once_reading_goes_on
     stream.extend(&last[..1]);
     shard.on_bytes(NOW, id, &stream);
     assert_eq!(shard.fate(id), Fate::Wait);
-    // Its client takes some, so it does not stall; the output stays full.
+    // The client receives some bytes, so it does not stall; the output stays full.
     let soon = NOW + Duration::from_secs(5);
     shard.serve_readers(soon);
     shard.on_sent(soon, id, 1);
@@ -436,7 +436,7 @@ proptest! {
     }
 }
 
-/// A socket with room for so many bytes.
+/// A socket with room for a limited number of bytes.
 #[derive(Default)]
 struct Narrow {
     room: Cell<usize>,
@@ -453,7 +453,7 @@ impl SendNow for Narrow {
     }
 }
 
-/// As [`serving`], over a socket with room for so many bytes.
+/// Creates a pair as [`serving`] does, over a socket with room for `room` bytes.
 fn serving_over(value: &[u8], room: usize) -> (Pair, kv_core::replica::ConnectionId, Rc<Narrow>) {
     let (mut pair, id) = serving(value);
     let socket = Rc::new(Narrow::default());
@@ -478,13 +478,13 @@ fn long_values_go_straight_to_the_socket_and_what_it_does_not_take_follows_in_or
     let expected = take_output(&mut pair.primary, id);
     assert_eq!(told(&expected).len(), 31);
     for room in [0, 1, 36, 37, 20_000, 49_000, 50_000, usize::MAX] {
-        // Whole, and in two parts: what waits in a buffer is served from there.
+        // Whole, and in two parts: buffered requests are served from the buffer.
         for cut in [0, 100, stream.len() - 50] {
             let (mut pair, id, socket) = serving_over(&LONG, room);
             pair.primary.on_bytes(NOW, id, &stream[..cut]);
             pair.primary.on_bytes(NOW, id, &stream[cut..]);
             pair.exchange();
-            // The engine's sends go to the same socket, when it has room again.
+            // The engine sends to the same socket when it has room again.
             loop {
                 pair.primary.serve_readers(NOW);
                 let bytes = pair.primary.unsent(id).to_vec();
@@ -537,7 +537,7 @@ fn nothing_goes_straight_to_the_socket_before_other_bytes() {
     pair.primary.serve_readers(NOW);
     assert!(socket.took.borrow().is_empty(), "it would overtake {on_their_way:?}");
     pair.primary.on_sent(NOW, id, on_their_way.len());
-    // A wake-up sends a bounded part.
+    // One wake-up sends a bounded part.
     while pair.primary.serve_readers(NOW) {}
     assert_eq!(told(&socket.took.borrow()).len(), 10);
 }
@@ -568,7 +568,7 @@ fn a_long_value_is_the_one_that_was_read_however_late_it_is_sent() {
     assert_eq!(told(&said), [(Some(2), Status::Ok, text)]);
     assert_eq!(pinned(&pair), 0, "it is given back when all is sent");
 
-    // And when its reader is gone.
+    // The pin also ends when its reader closes.
     pair.primary.on_bytes(NOW, other, &put(3, key(), &[3; 5_000]));
     pair.exchange();
     pair.primary.on_bytes(NOW, id, &request(4, key(), Operation::Get));
@@ -608,7 +608,7 @@ fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_for_its_turn_is_not(
     assert_eq!(pair.primary.fate(id), Fate::Close);
 }
 
-/// What one receive brings of a PUT of a mebibyte.
+/// Returns the first part of a PUT of one mebibyte, as one receive delivers it.
 fn part_of_a_put() -> Vec<u8> {
     let mut bytes = put(1, key(), &[5; 1 << 20]);
     bytes.truncate(100_000);
@@ -634,12 +634,12 @@ fn long_requests_beyond_the_budget_wait_in_order_and_those_that_stall_make_room(
     shard.on_bytes(NOW, short, &request(1, key(), Operation::Noop));
     assert_eq!(told(&take_output(&mut shard, short)).len(), 1);
 
-    // One that has memory ends: the first in line goes on.
+    // When a connection with memory ends, the first in the queue continues.
     shard.close(NOW, ids[0]);
     shard.finish_wake_up(NOW);
     assert_eq!(waiting(&mut shard), all[1..]);
 
-    // Those that send nothing make room while others wait, and only then.
+    // Connections that send nothing are closed while others wait for memory, and only then.
     let mut now = NOW;
     let mut rounds = 0;
     while !waiting(&mut shard).is_empty() {
@@ -682,7 +682,7 @@ fn requests_of_clients_that_read_nothing_take_a_bounded_memory() {
     assert!(memory.held() <= CONNECTION_MEMORY_MIN, "{} bytes", memory.held());
     let one_more = shard.adopt(NOW, Port::Clients, &hello());
     assert_eq!(shard.fate(one_more), Fate::Close);
-    // Those that take nothing make room.
+    // Connections that receive nothing are closed.
     let later = NOW + Duration::from_secs(1);
     shard.enforce_deadlines(later, ids.iter().copied());
     for id in ids {

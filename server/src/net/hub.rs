@@ -1,5 +1,5 @@
-//! State of one shard, shared by both engines: the shard, where it publishes, the mailboxes that sockets are handed
-//! to, and the wish that what was produced be sent.
+//! State of one shard, shared by both engines: the shard, the board on which it publishes, the mailboxes through which
+//! sockets are handed over, and the request for a flush.
 //!
 //! ```text
 //!   tick, mailbox, jobs --> shard --- want_flush ---> the engine's next turn
@@ -24,7 +24,7 @@ use crate::shard::Shard;
 use crate::stats::{Board, Condition, Permit};
 use crate::watchdog::Activity;
 
-/// One shard, and what it tells other threads.
+/// One shard and its connections to other threads.
 pub(crate) struct Hub {
     pub(crate) shard: RefCell<Shard>,
     pub(crate) board: Arc<Board>,
@@ -32,12 +32,12 @@ pub(crate) struct Hub {
     mailboxes: Vec<mailbox::Sender<ShardMessage>>,
     is_flush_wanted: Cell<bool>,
     flusher: RefCell<Option<Waker>>,
-    /// Whether any byte came in since the last tick.
+    /// True if any byte was received since the last tick.
     is_active: Cell<bool>,
 }
 
 impl Hub {
-    /// The hub of a shard. `mailboxes` are those of all shards, in order.
+    /// Creates the hub of a shard. `mailboxes` are those of all shards, in order.
     pub(crate) fn new(
         shard: Shard,
         board: Arc<Board>,
@@ -54,7 +54,7 @@ impl Hub {
         })
     }
 
-    /// Has the engine take another turn, in which what was produced is sent.
+    /// Requests another turn of the engine, which sends all pending output.
     pub(crate) fn want_flush(&self) {
         if !self.is_flush_wanted.replace(true)
             && let Some(waker) = self.flusher.borrow_mut().take()
@@ -63,7 +63,7 @@ impl Hub {
         }
     }
 
-    /// Ready when a flush is wanted; the wish stays. For an engine that is a task.
+    /// Polls whether a flush is requested, for an engine that runs as a task; the request stays.
     pub(crate) fn poll_wish(&self, context: &mut Context<'_>) -> Poll<()> {
         if self.has_wish() {
             return Poll::Ready(());
@@ -72,27 +72,27 @@ impl Hub {
         Poll::Pending
     }
 
-    /// Whether a flush is wanted; the wish stays.
+    /// Returns whether a flush is requested; the request stays.
     pub(crate) fn has_wish(&self) -> bool {
         self.is_flush_wanted.get()
     }
 
-    /// Whether a flush is wanted; the wish is fulfilled with that.
+    /// Returns whether a flush is requested, and clears the request.
     pub(crate) fn take_flush(&self) -> bool {
         self.is_flush_wanted.replace(false)
     }
 
-    /// Notes that bytes came in.
+    /// Records that bytes were received.
     pub(crate) fn note_activity(&self) {
         self.is_active.set(true);
     }
 
-    /// Whether bytes came in since the last call.
+    /// Returns whether bytes were received since the last call.
     pub(crate) fn take_activity(&self) -> bool {
         self.is_active.replace(false)
     }
 
-    /// Takes a step that the watchdog shall know by its name.
+    /// Performs a step as an activity that the watchdog can report.
     pub(crate) fn during<R>(&self, activity: Activity, step: impl FnOnce() -> R) -> R {
         let place = usize::from(self.here.0);
         let before = self.board.begin(place, activity);
@@ -119,7 +119,7 @@ impl Hub {
         self.board.announce();
     }
 
-    /// Takes in a connection that was just accepted, if there is room for it; else it is turned away.
+    /// Registers a connection that was just accepted, if there is room for it, and rejects it otherwise.
     pub(crate) fn admit(
         &self,
         shard: &mut Shard,
@@ -136,7 +136,7 @@ impl Hub {
         Some((id, permit))
     }
 
-    /// Gives a shard a connection that another executor accepted, with what was received of it.
+    /// Adopts a connection that another executor accepted, with the bytes received so far.
     pub(crate) fn adopt(
         &self,
         shard: &mut Shard,
@@ -150,7 +150,7 @@ impl Hub {
         (id, socket, port, permit)
     }
 
-    /// Gives a socket to the executor of the shard it asks for, or refuses it in words.
+    /// Hands a socket over to the executor of the requested shard, or rejects it if that mailbox is full.
     pub(crate) fn hand_over(&self, shard: ShardId, handed: HandedOver) {
         let mailbox = &self.mailboxes[usize::from(shard.0)];
         let pushed = mailbox.push(ShardMessage::Connection(handed));

@@ -1,13 +1,13 @@
-//! The first moments of an accepted connection: which shard does it want?
+//! The first stage of an accepted connection, which determines the requested shard.
 //!
 //! ```text
 //!   accept -> Greeting: received bytes -> the hello, or a server's challenge, names a shard
-//!                           | ours: the connection goes on here
-//!                           + another's: socket and bytes go to that shard's executor
+//!                           | this shard:    the connection continues here
+//!                           +- another shard: socket and bytes go to that shard's executor
 //! ```
 //!
-//! Nothing is judged here beyond the shard: whoever takes the connection reads the hello again and
-//! refuses, in words, what is wrong with it.
+//! This stage checks nothing but the shard. The executor that takes the connection reads the hello again and rejects it
+//! if it is invalid.
 
 use kv_protocol::client_message::{Hello, opcode as client_opcode};
 use kv_protocol::frame::{FrameRules, split_frame};
@@ -15,20 +15,20 @@ use kv_protocol::ids::{ShardId, Time};
 use kv_protocol::key::{self, Challenge};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_HELLO_BODY};
 
-/// Connections of one port that may be about to say hello; with one more, the oldest is closed, so
-/// that strangers who say nothing never keep out those who do.
+/// Connections of one port that may not have sent their hello. With one more, the oldest is closed, so that silent
+/// connections never lock others out.
 pub(crate) const MAX_AWAITING_HELLO: usize = 1_024;
 
-/// Which of the server's ports a connection came to.
+/// The server port at which a connection was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Port {
-    /// Clients'.
+    /// The port for clients.
     Clients,
-    /// Other servers'.
+    /// The port for other servers.
     Servers,
 }
 
-/// A connection that has not said which shard it wants.
+/// An accepted connection that has not yet named the shard that it requests.
 #[derive(Debug)]
 pub(crate) struct Greeting {
     pub(crate) port: Port,
@@ -38,13 +38,13 @@ pub(crate) struct Greeting {
 }
 
 impl Greeting {
-    /// A connection accepted at `now`, by the executor of shard `here` of `shards`.
+    /// Creates the state of a connection accepted at `now`.
     pub(crate) fn new(now: Time, port: Port) -> Greeting {
         let deadline = now + HELLO_DEADLINE;
         Greeting { port, received: Vec::new(), deadline, wanted: None }
     }
 
-    /// Takes received bytes. What names no shard that exists is for the shard `here` to refuse.
+    /// Processes received bytes. If they name no existing shard, the shard `here` takes the connection and rejects it.
     pub(crate) fn on_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
         self.received.extend_from_slice(received);
         self.wanted = match wanted_shard(self.port, &self.received) {
@@ -54,27 +54,27 @@ impl Greeting {
         };
     }
 
-    /// The shard whose executor is to have this connection, once that is known.
+    /// Returns the shard whose executor takes this connection, once it is known.
     pub(crate) fn wanted(&self) -> Option<ShardId> {
         self.wanted
     }
 
-    /// When to close it if it has said nothing.
+    /// Returns when to close the connection if its hello is incomplete.
     pub(crate) fn deadline(&self) -> Time {
         self.deadline
     }
 
-    /// All that was received, hello included.
+    /// Takes all received bytes, including the hello.
     pub(crate) fn take_received(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.received)
     }
 }
 
 enum Wanted {
-    /// The hello has not come in full.
+    /// The hello is incomplete.
     Unknown,
     Shard(ShardId),
-    /// It is no hello.
+    /// The bytes are not a hello.
     Nonsense,
 }
 
@@ -152,7 +152,7 @@ mod tests {
             for port in [Port::Clients, Port::Servers] {
                 let mut greeting = Greeting::new(Time::from_nanos(1), port);
                 greeting.on_bytes(&bytes, HERE, 1);
-                // Nobody waits for a hello that is longer than one may be.
+                // A hello longer than the maximum is not awaited.
                 prop_assert!(greeting.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);
             }
         }

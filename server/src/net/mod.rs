@@ -1,4 +1,4 @@
-//! Connections: machines over bytes, and the engine that moves the bytes.
+//! Connections: state machines over bytes, and the engines that move the bytes.
 //!
 //! ```text
 //!   engine (uring, epoll)       bytes in            bytes out
@@ -8,9 +8,9 @@
 //!                      +--> peer::Peer -----------------^
 //! ```
 //!
-//! The machines know no socket and no runtime; the engines know no message. All that an engine needs is
-//! [`crate::shard::Shard`], in its [`hub::Hub`]. Both treat sockets alike ([`socket`]) and give clients the same part of a
-//! turn ([`budget`]).
+//! The state machines depend on no socket and no runtime; the engines interpret no message. An engine needs only
+//! [`crate::shard::Shard`], which its [`hub::Hub`] holds. Both engines handle sockets in the same way ([`socket`]) and
+//! give clients the same part of a turn ([`budget`]).
 
 pub(crate) mod budget;
 pub(crate) mod connection;
@@ -35,16 +35,16 @@ use peer::Peer;
 /// The input side of one connection.
 #[derive(Debug)]
 pub(crate) enum Machine {
-    /// It has not said which shard it wants.
+    /// An accepted connection that has not yet named the shard that it requests.
     Greeting(Greeting),
-    /// A client's.
+    /// A client's connection.
     Client(Connection),
     /// A stream to or from another server.
     Peer(Peer),
 }
 
 impl Machine {
-    /// Takes received bytes.
+    /// Processes received bytes.
     pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
         match self {
             Machine::Greeting(greeting) => {
@@ -56,7 +56,7 @@ impl Machine {
         }
     }
 
-    /// Lends its input buffer, if it waits for at least so many bytes of one frame; with their number.
+    /// Lends the input buffer, with the number of missing bytes, if at least `least` bytes of one frame are missing.
     pub(crate) fn lend_input(&mut self, least: usize) -> Option<(Vec<u8>, usize)> {
         match self {
             Machine::Client(connection) => connection.lend_input(least),
@@ -64,19 +64,20 @@ impl Machine {
         }
     }
 
-    /// Whether [`Machine::lend_input`] would lend it.
+    /// Returns whether [`Machine::lend_input`] would lend the buffer.
     pub(crate) fn lacks(&self, least: usize) -> bool {
         matches!(self, Machine::Client(connection) if connection.missing() >= least)
     }
 
-    /// Takes the input buffer back, with what was received behind what it held.
+    /// Takes the input buffer back and processes the bytes that were received into it.
     pub(crate) fn take_input_back(&mut self, now: Time, service: &mut Service, buffer: Vec<u8>) {
         if let Machine::Client(connection) = self {
             connection.take_input_back(now, service, buffer);
         }
     }
 
-    /// Has the memory for its frame reserved, if it waits for that and there is some now; whether it waits on.
+    /// Reserves memory for the connection's frame, if it waits for memory and some is available. Returns whether it
+    /// still waits.
     pub(crate) fn still_waits(&mut self, now: Time, service: &mut Service) -> bool {
         match self {
             Machine::Client(connection) => connection.still_waits(now, service),
@@ -84,12 +85,12 @@ impl Machine {
         }
     }
 
-    /// Whether it has memory that others wait for, and sends nothing.
+    /// Returns whether the connection holds reserved memory and sends nothing, while other connections wait for memory.
     pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
         matches!(self, Machine::Client(connection) if connection.is_stalled_under_pressure(now))
     }
 
-    /// Does what is to be done when its socket is gone.
+    /// Handles the end of the connection.
     pub(crate) fn on_closed(&mut self, now: Time, service: &mut Service) {
         match self {
             Machine::Greeting(_) => {}
@@ -98,14 +99,14 @@ impl Machine {
         }
     }
 
-    /// Goes on with what was kept back while the output was full.
+    /// Continues with frames that were held back while the output was full.
     pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
         if let Machine::Client(connection) = self {
             connection.on_output_drained(now, service);
         }
     }
 
-    /// Whether more bytes may be read.
+    /// Returns whether more bytes may be read.
     pub(crate) fn wants_input(&self, service: &mut Service) -> bool {
         match self {
             Machine::Greeting(greeting) => greeting.wanted().is_none(),
@@ -114,7 +115,7 @@ impl Machine {
         }
     }
 
-    /// When to close the connection for what its input lacks.
+    /// Returns when to close the connection because its input is incomplete.
     pub(crate) fn deadline(&self, service: &mut Service) -> Option<Time> {
         match self {
             Machine::Greeting(greeting) => Some(greeting.deadline()),
@@ -123,7 +124,7 @@ impl Machine {
         }
     }
 
-    /// Whether it was accepted and is neither a client that said hello nor another server for certain.
+    /// Returns whether the connection was accepted, and is neither a client with a hello nor an authenticated server.
     pub(crate) fn is_stranger(&self) -> bool {
         match self {
             Machine::Greeting(_) => true,
@@ -132,8 +133,8 @@ impl Machine {
         }
     }
 
-    /// Whether answers still go out after the other side has sent all it will. A frame cut by that
-    /// is dropped, nothing of it applied.
+    /// Returns whether responses are still sent after the end of input. A frame that the end cuts off is dropped, and
+    /// no part of it is applied.
     pub(crate) fn is_served_after_end_of_input(&self) -> bool {
         matches!(self, Machine::Client(_))
     }

@@ -1,4 +1,4 @@
-//! What waits to be sent, for every connection of a shard.
+//! Output that waits to be sent, for every connection of a shard.
 //!
 //! ```text
 //!   bytes | head, value in the table, bytes behind it | head, value in the table, ...
@@ -7,13 +7,13 @@
 //!     +-- sent by the engine, one send a wake-up
 //! ```
 //!
-//! Answers to one connection's writes come out of the bytes of another (the peer's acks), so the
-//! outputs live in one table apart from the connections' input machines. Whoever puts bytes in marks
-//! the connection dirty; the engine sends once for each dirty connection at the end of a wake-up.
+//! Responses to the writes of one connection result from the bytes of another (the peer's ACKs). So the outputs are in
+//! one table, separate from the connections' input machines. Appending bytes marks the connection dirty; the engine
+//! sends once for each dirty connection at the end of a wake-up.
 //!
-//! A long value is not copied: the output holds a pin of its entry, and the connection joins the line of
-//! readers ([`Outputs::next_reader`]). Where the socket has no room, one page of the value is copied, and
-//! the engine sends that when there is room again: then the connection joins the line again.
+//! A long value is not copied: the output holds a pin of its entry, and the connection joins the queue of readers
+//! ([`Outputs::next_reader`]). If the socket has no room, one page of the value is copied, and the engine sends that
+//! page when there is room again. Then the connection rejoins the queue.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -32,19 +32,19 @@ mod single;
 use single::{LongAnswer, parts};
 pub(crate) use single::{Output, PinnedValue};
 
-/// A value longer than this is sent from where it lies.
+/// The length above which a value is sent directly from the table.
 pub(crate) const LONG_VALUE: usize = 4 << 10;
-/// A buffer larger than this is given back to the allocator when it runs empty. Below it, a buffer that has
-/// grown to what a pipeline of requests takes need not grow again for the next one.
+/// The capacity above which an empty buffer is returned to the allocator. A smaller buffer, grown to the size that a
+/// pipeline of requests needs, is kept for the next pipeline.
 const KEPT_CAPACITY: usize = 1 << 20;
-/// Empty buffers that are kept for whoever has something to send next, and what all of them may hold.
+/// The most empty buffers on the free list, and the most bytes of capacity that they hold together.
 const KEPT_BUFFERS: usize = 64;
 const KEPT_BYTES: usize = 4 << 20;
 
-/// A socket that takes bytes at once, or not.
+/// A socket that can send without blocking.
 pub(crate) trait SendNow {
-    /// Sends as much of these parts, in order, as there is room for; how many bytes. An error is none: it comes
-    /// again with the next ordinary send.
+    /// Sends as many bytes of `parts`, in order, as the socket has room for, and returns their number. An error counts
+    /// as 0 bytes: the next ordinary send returns it again.
     fn send_now(&self, parts: &[IoSlice<'_>]) -> usize;
 }
 
@@ -54,17 +54,17 @@ pub(crate) struct Outputs {
     free: Vec<u32>,
     dirty: VecDeque<ConnectionId>,
     dirty_streams: VecDeque<ConnectionId>,
-    /// Connections whose next bytes are a long value's, in the order in which they are served.
+    /// Connections whose next bytes belong to a long value, in the order in which they are served.
     readers: VecDeque<ConnectionId>,
-    /// Pins that ended; the tables get them back.
+    /// Pins to return to their tables.
     released: Vec<PinnedValue>,
     tally: Tally,
     now: Time,
-    /// A connection that has nothing to send has no buffer; this is where it gets one.
+    /// The free list of buffers; a connection with nothing to send has no buffer.
     spares: Vec<Vec<u8>>,
-    /// What they have room for.
+    /// The capacity of all buffers on the free list.
     spare_bytes: usize,
-    /// Writes answered OUT_OF_SPACE.
+    /// Writes with the response OUT_OF_SPACE.
     out_of_space: u64,
 }
 
@@ -74,7 +74,7 @@ struct Slot {
     output: Option<Output>,
 }
 
-/// The place of a connection in the tables of its shard.
+/// Returns the slot of a connection in the tables of its shard.
 pub(crate) fn slot_of(id: ConnectionId) -> usize {
     usize::try_from(id.0 & u64::from(u32::MAX)).expect("a slot fits 32 bits")
 }
@@ -84,7 +84,7 @@ fn generation_of(id: ConnectionId) -> u32 {
 }
 
 impl Outputs {
-    /// No outputs yet; what they will hold counts in `memory`.
+    /// Creates an empty table, whose outputs count in `memory`.
     pub(crate) fn new(memory: Arc<ConnectionMemory>) -> Outputs {
         Outputs {
             slots: Vec::new(),
@@ -101,7 +101,7 @@ impl Outputs {
         }
     }
 
-    /// Makes room for a connection. Its id is never given again.
+    /// Creates the output of a connection. Its id is never used again.
     pub(crate) fn open(&mut self, now: Time) -> ConnectionId {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
@@ -112,7 +112,7 @@ impl Outputs {
         ConnectionId(u64::from(slot.generation) << 32 | u64::from(index))
     }
 
-    /// Takes a connection's room back; what it had not sent is dropped.
+    /// Removes a connection's output; unsent bytes are dropped.
     pub(crate) fn close(&mut self, id: ConnectionId) {
         let slot = &mut self.slots[slot_of(id)];
         if slot.generation == generation_of(id)
@@ -120,7 +120,7 @@ impl Outputs {
         {
             self.tally.change(output.counted, 0);
             self.released.extend(output.long.into_iter().map(|long| long.value));
-            // A slot whose generations are used up is not used again.
+            // A slot whose generations are used up is not reused.
             if let Some(next) = slot.generation.checked_add(1) {
                 slot.generation = next;
                 self.free.push(u32::try_from(slot_of(id)).expect("it was 32 bits wide"));
@@ -128,17 +128,17 @@ impl Outputs {
         }
     }
 
-    /// A connection's output; `None` when it is gone.
+    /// Returns a connection's output; `None` after its close.
     pub(crate) fn get(&mut self, id: ConnectionId) -> Option<&mut Output> {
         find(&mut self.slots, id)
     }
 
-    /// What the connections of this shard hold beside long frames.
+    /// Returns the tally of the memory that this shard's connections hold, apart from long frames.
     pub(crate) fn tally(&mut self) -> &mut Tally {
         &mut self.tally
     }
 
-    /// Has the memory of a connection's output counted from now on.
+    /// Counts the memory of a connection's output from now on.
     pub(crate) fn count_memory(&mut self, id: ConnectionId) {
         if let Some(output) = self.get(id) {
             output.is_counted = true;
@@ -158,15 +158,15 @@ impl Outputs {
         }
     }
 
-    /// Whether as much waits as may: nothing more is read from this connection until some is sent. Where
-    /// the memory of connections is tight, that is anything at all.
+    /// Returns whether the output has reached its limit, so that the connection is not read until some of it is sent.
+    /// While connection memory is tight, any unsent byte counts as full.
     pub(crate) fn is_full(&mut self, id: ConnectionId) -> bool {
         let Some(unsent) = self.get(id).map(|output| output.unsent_bytes()) else { return true };
         unsent >= MAX_OUTPUT_BYTES || (unsent > 0 && self.tally.memory().is_tight())
     }
 
-    /// Whether a connection may be served its next request. If it may not, [`Outputs::has_room_again`]
-    /// tells when it may.
+    /// Returns whether the connection's next request may be served. If not, [`Outputs::has_room_again`] reports when it
+    /// may.
     pub(crate) fn may_serve(&mut self, id: ConnectionId) -> bool {
         let is_full = self.is_full(id);
         match self.get(id) {
@@ -178,13 +178,13 @@ impl Outputs {
         }
     }
 
-    /// Whether a connection whose requests were kept back may be served again. Told once.
+    /// Returns, once, whether a connection whose requests were held back may be served again.
     pub(crate) fn has_room_again(&mut self, id: ConnectionId) -> bool {
         let is_full = self.is_full(id);
         self.get(id).is_some_and(|output| !is_full && std::mem::take(&mut output.has_kept_back))
     }
 
-    /// Lets `fill` append frames to a connection's output, and marks it dirty if it did.
+    /// Lets `fill` append frames to a connection's output, and marks it dirty if bytes were appended.
     pub(crate) fn append(&mut self, id: ConnectionId, fill: impl FnOnce(&mut Vec<u8>)) {
         let Some(output) = find(&mut self.slots, id) else { return };
         if output.unsent_bytes() == 0 {
@@ -237,7 +237,7 @@ impl Outputs {
         }
     }
 
-    /// Takes the reader whose turn it is.
+    /// Takes the next reader from the queue.
     pub(crate) fn next_reader(&mut self) -> Option<ConnectionId> {
         while let Some(id) = self.readers.pop_front() {
             if let Some(output) = find(&mut self.slots, id) {
@@ -250,31 +250,32 @@ impl Outputs {
         None
     }
 
-    /// Whether a reader waits for its turn.
+    /// Returns whether a reader waits for its turn.
     pub(crate) fn has_readers(&self) -> bool {
         !self.readers.is_empty()
     }
 
-    /// Whether pins ended.
+    /// Returns whether there are pins to return to their tables.
     pub(crate) fn has_released(&self) -> bool {
         !self.released.is_empty()
     }
 
-    /// Pins that ended since the last call.
+    /// Takes the pins to return to their tables.
     pub(crate) fn take_released(&mut self) -> Vec<PinnedValue> {
         std::mem::take(&mut self.released)
     }
 
-    /// Lets long values go to this socket directly.
+    /// Sets the socket to which long values are sent directly.
     pub(crate) fn set_socket(&mut self, id: ConnectionId, socket: Rc<dyn SendNow>) {
         if let Some(output) = self.get(id) {
             output.socket = Some(socket);
         }
     }
 
-    /// Sends a reader at most `most` bytes at once, values from where they lie; how many bytes. What the
-    /// socket has no room for follows when it has, and the reader is in the line again if it can take more
-    /// now. A value that `value_of` does not find closes the connection: its replica has lost its table.
+    /// Sends at most `most` bytes to a reader, values directly from the table, and returns how many the socket
+    /// accepted. If it accepts less than offered, the engine continues when there is room. The reader rejoins the queue
+    /// if it can accept more now. If `value_of` finds no value, the replica has lost its table, and the connection is
+    /// closed.
     pub(crate) fn send_piece<'t>(
         &mut self,
         id: ConnectionId,
@@ -302,7 +303,7 @@ impl Outputs {
         sent
     }
 
-    /// Notes that the first `count` unsent bytes of a connection are gone.
+    /// Removes the first `count` unsent bytes of a connection after they were sent.
     pub(crate) fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
         let Some(output) = self.get(id) else { return };
         output.on_sent(now, count);
@@ -313,7 +314,7 @@ impl Outputs {
         self.join_line(id);
     }
 
-    /// Takes back the buffer of a connection that has nothing in it.
+    /// Recycles a connection's buffer once all of its bytes are sent.
     fn let_go_of_empty(&mut self, id: ConnectionId) {
         let Some(output) = self.get(id) else { return };
         if output.sent > 0 && output.sent == output.bytes.len() {
@@ -324,7 +325,7 @@ impl Outputs {
         self.recount(id);
     }
 
-    /// Takes back a buffer whose bytes are not needed any more.
+    /// Puts a buffer on the free list, or frees it if the list is full.
     pub(crate) fn recycle(&mut self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
         if (1..=KEPT_CAPACITY).contains(&capacity)
@@ -337,7 +338,7 @@ impl Outputs {
         }
     }
 
-    /// Has the engine look at this connection at the end of the wake-up.
+    /// Schedules this connection for the engine's check at the end of the wake-up.
     pub(crate) fn mark_dirty(&mut self, id: ConnectionId) {
         if let Some(output) = self.get(id)
             && !output.is_dirty
@@ -348,7 +349,7 @@ impl Outputs {
         }
     }
 
-    /// Closes a connection at once, from whichever machine finds it must end.
+    /// Closes a connection at once; any state machine may call this.
     pub(crate) fn kill(&mut self, id: ConnectionId) {
         if let Some(output) = self.get(id) {
             output.kill();
@@ -356,19 +357,19 @@ impl Outputs {
         }
     }
 
-    /// Has this connection looked at before those that carry no stream.
+    /// Marks a connection as a stream, so that it is checked before other connections.
     pub(crate) fn set_stream(&mut self, id: ConnectionId) {
         if let Some(output) = self.get(id) {
             output.is_stream = true;
         }
     }
 
-    /// Whether it carries the stream of a group, or did so last.
+    /// Returns whether the connection carries, or carried, the stream of a group.
     pub(crate) fn is_stream(&mut self, id: ConnectionId) -> bool {
         self.get(id).is_some_and(|output| output.is_stream)
     }
 
-    /// Takes one dirty connection: a stream, else the one that has waited for longest.
+    /// Takes one dirty connection: a stream if there is one, else the connection that has waited longest.
     pub(crate) fn next_dirty(&mut self) -> Option<ConnectionId> {
         self.next_dirty_stream().or_else(|| {
             let id = self.dirty.pop_front()?;
@@ -389,17 +390,17 @@ impl Outputs {
         Some(id)
     }
 
-    /// Whether the engine has something to look at.
+    /// Returns whether a connection is dirty.
     pub(crate) fn has_dirty(&self) -> bool {
         !self.dirty.is_empty() || !self.dirty_streams.is_empty()
     }
 
-    /// Writes answered OUT_OF_SPACE.
+    /// Returns the number of writes with the response OUT_OF_SPACE.
     pub(crate) fn out_of_space(&self) -> u64 {
         self.out_of_space
     }
 
-    /// The time of this wake-up, for what is appended in it.
+    /// Sets the time of this wake-up, which applies to all appends in it.
     pub(crate) fn set_now(&mut self, now: Time) {
         self.now = now;
     }
@@ -501,7 +502,7 @@ mod tests {
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([0; 10]));
         assert_eq!(outputs.next_dirty(), Some(id));
-        // As when the send fails: the engine looks again, to close it, and must not send again.
+        // The same happens after a failed send: the engine checks again to close it, and must not send again.
         outputs.kill(id);
         assert_eq!(outputs.next_dirty(), Some(id));
         assert!(outputs.get(id).unwrap().unsent().is_empty());
@@ -557,7 +558,7 @@ mod tests {
             let output = outputs.get(id).unwrap();
             assert_eq!(output.deadline(), Some(at + STALL_DEADLINE));
         }
-        // An answer that never comes does not keep it for ever.
+        // A response that never arrives does not keep the connection open forever.
         outputs.get(id).unwrap().expect_answer();
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(NOW + STALL_DEADLINE));
     }

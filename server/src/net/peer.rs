@@ -1,4 +1,4 @@
-//! A stream between two servers, for one shard of one group: both its ends.
+//! A stream between two servers, for one shard of one group: both of its ends.
 //!
 //! ```text
 //!   Dialled (primary, or handing over):   CHALLENGE out, PROOF in,  PEER-HELLO out, PEER-WELCOME in,  batches
@@ -8,8 +8,8 @@
 //! Neither end acts on a frame of the other before the other has proved that it has the cluster's key
 //! ([`kv_protocol::key`]).
 //!
-//! A state machine over bytes. What goes out after the welcome is not its business: the shard pumps
-//! its replicas once per wake-up ([`Service::pump`]).
+//! A state machine over bytes. It does not produce the messages after the welcome: the shard pumps its replicas once in
+//! every wake-up ([`Service::pump`]).
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
@@ -25,7 +25,7 @@ use crate::service::Service;
 
 const HELLO_RULES: FrameRules = FrameRules::checked(MAX_HELLO_BODY);
 const STREAM_RULES: FrameRules = FrameRules::checked(MAX_PEER_BODY);
-/// A stream that waits keeps no larger buffer than this.
+/// The capacity to which the input buffer of a stream is trimmed.
 const KEPT_INPUT: usize = 256 << 10;
 
 /// The input side of a stream; its output is in the [`Service`].
@@ -34,7 +34,7 @@ pub(crate) struct Peer {
     input: FrameBuffer,
     id: ConnectionId,
     stage: Stage,
-    /// When the first frame, or the one that has come in part, is to be whole.
+    /// The deadline of the handshake or of the partial frame.
     deadline: Option<Time>,
 }
 
@@ -48,12 +48,12 @@ enum Stage {
     AwaitsProof(GroupId, Nonce),
     /// Dialled for this group; PEER-WELCOME is due.
     AwaitsWelcome(GroupId),
-    /// The stream of this group stands.
+    /// The stream of this group is established.
     Streams(GroupId),
 }
 
 impl Peer {
-    /// The accepting end.
+    /// Creates the accepting end.
     pub(crate) fn accepted(now: Time, id: ConnectionId) -> Peer {
         Peer {
             input: FrameBuffer::new(HELLO_RULES),
@@ -63,14 +63,14 @@ impl Peer {
         }
     }
 
-    /// The dialling end, connected at `now`; sends its challenge at once.
+    /// Creates the dialling end, connected at `now`, and sends its challenge at once.
     pub(crate) fn dialled(
         now: Time,
         id: ConnectionId,
         group: GroupId,
         service: &mut Service,
     ) -> Peer {
-        // Without a nonce the connection ends at once, and is dialled again.
+        // Without a nonce the connection ends at once and is dialled again.
         let nonce = nonce::draw().unwrap_or_else(|error| {
             service.count_refused(now, "peer stream", &error.to_string());
             service.outputs.kill(id);
@@ -86,7 +86,7 @@ impl Peer {
         }
     }
 
-    /// Takes received bytes and the whole frames among them.
+    /// Processes received bytes and the complete frames among them.
     pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
         let mut rest = received;
         let mut took_frames = false;
@@ -129,17 +129,17 @@ impl Peer {
         }
     }
 
-    /// Whether it was accepted and has not proved yet that it has the cluster's key.
+    /// Returns whether the other end of an accepted stream has not yet proved that it has the cluster's key.
     pub(crate) fn is_stranger(&self) -> bool {
         matches!(self.stage, Stage::AwaitsChallenge | Stage::AwaitsHello(_))
     }
 
-    /// When to close it for what its input lacks.
+    /// Returns when to close the stream because its input is incomplete.
     pub(crate) fn deadline(&self) -> Option<Time> {
         self.deadline
     }
 
-    /// Takes the stream from its replica, as the connection ends.
+    /// Detaches the stream from its replica when the connection ends.
     pub(crate) fn on_closed(&self, now: Time, service: &mut Service) {
         match self.stage {
             Stage::AwaitsChallenge | Stage::AwaitsHello(_) => {}
@@ -149,7 +149,8 @@ impl Peer {
         }
     }
 
-    /// Ends a stream whose bytes make no sense, in words where the other end reads them.
+    /// Ends a stream after an invalid frame, and sends a rejection if this end accepted it or the handshake is
+    /// complete.
     fn fail(&mut self, now: Time, service: &mut Service, end: &End) {
         if let Some(words) = &end.words {
             service.count_refused(now, "peer stream", words);
@@ -169,11 +170,11 @@ impl Peer {
     }
 }
 
-/// Why a stream must end.
+/// The reason for which a stream ends.
 struct End {
-    /// What the other end is told, if the stage alone does not say it.
+    /// The rejection to send, if it does not follow from the stage.
     refusal: Option<PeerRefusal>,
-    /// What is counted as malformed; a stream of an older view is not.
+    /// The text to log and count as malformed; `None` for a stream of an older view.
     words: Option<String>,
 }
 
@@ -183,7 +184,7 @@ impl From<String> for End {
     }
 }
 
-/// Takes one frame; returns the stage after it, or why the stream must end.
+/// Processes one frame; returns the next stage, or the reason for which the stream ends.
 fn take_frame(
     now: Time,
     id: ConnectionId,
@@ -204,12 +205,12 @@ fn take_frame(
                 .map_err(|error| format!("the stream of group {group} was not opened: {error}"))?;
             match service.peer_hello(group) {
                 Some(hello) => service.outputs.append(id, |bytes| hello.write(&seal, bytes)),
-                // The view that wanted this stream is gone.
+                // The view that required this stream is no longer installed.
                 None => service.outputs.kill(id),
             }
             Ok(Stage::AwaitsWelcome(group))
         }
-        // Nothing that it says counts before its proof, least of all a newer view.
+        // Before its proof, no claim of the acceptor counts, least of all a newer view.
         (Stage::AwaitsProof(group, _), peer_opcode::PEER_REFUSAL) => {
             let refusal = PeerRefusal::read(frame.body).map_err(|error| error.to_string())?;
             Err(format!("the stream of group {group} was refused: {}", refusal.reason).into())

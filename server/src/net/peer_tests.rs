@@ -1,4 +1,4 @@
-//! Streams between two shards without sockets: resuming, replacing, strangers, damage.
+//! Tests of streams between two shards without sockets: resuming, replacing, unknown servers, damage.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn peer_hello() -> PeerHello {
     }
 }
 
-/// Dials a shard with this key and hello; the connection there.
+/// Dials a shard with this key and hello, and returns the accepted connection.
 fn dial(shard: &mut Shard, key: ClusterKey, hello: &PeerHello) -> ConnectionId {
     const DIALLER: Nonce = Nonce(1);
     let mut bytes = Vec::new();
@@ -47,7 +47,7 @@ fn dial(shard: &mut Shard, key: ClusterKey, hello: &PeerHello) -> ConnectionId {
     id
 }
 
-/// What the secondary's copy of the key is.
+/// Returns the secondary's response to a VERIFY of the key.
 fn copy_at(secondary: &mut Shard) -> (Status, String) {
     let id = client(secondary);
     let verify = request(1, key(), Operation::Verify(ReplicaRole::Secondary));
@@ -134,7 +134,7 @@ fn a_damaged_batch_closes_the_stream_and_applies_nothing() {
     assert_eq!(pair.secondary.fate(pair.accepted), Fate::Shut);
     assert_eq!(copy_at(&mut pair.secondary).0, Status::NotFound);
     assert_eq!(pair.secondary.service.counters().refused, 1);
-    // The next stream goes on after the last good write.
+    // The next stream resumes after the last valid write.
     pair.rejoin();
     pair.exchange();
     assert_eq!(told(&take_output(&mut pair.primary, id)).len(), 1);
@@ -197,7 +197,7 @@ fn a_hello_under_another_key_is_a_strangers_and_leaves_the_stream_alone() {
     assert_eq!(pair.secondary.fate(pair.accepted), Fate::Read);
 }
 
-/// Another program may have the port of a server that has died.
+/// Another program may listen on the port of a server that has died.
 #[test]
 fn an_acceptor_without_the_key_is_told_nothing_and_its_newer_view_does_not_count() {
     let newer = View { version: ViewVersion(9), primary: Some(member(1)), ..view() };

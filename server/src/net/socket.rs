@@ -1,4 +1,4 @@
-//! Sockets, as both engines treat them: options, limits, and calls that never block.
+//! Socket operations that both engines share: options, limits, and calls that never block.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,28 +16,29 @@ use super::listener::Port;
 use super::output::SendNow;
 use crate::log_limit::LogLimit;
 
-/// Connections of a port that are accepted at once, and wait to be taken in.
+/// Connections of a port that are accepted concurrently.
 pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
-/// How long accepting pauses when there is no descriptor left.
+/// The pause in accepting after a failure, such as a lack of descriptors.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a dialled server may take to accept.
+/// The time within which a dialled server must accept the connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Most bytes of one send: a socket with room for megabytes would have the kernel copy them all at once.
+/// The most bytes of one send: for a socket with room for megabytes, the kernel would copy all of them at once.
 pub(crate) const MOST_SENT: usize = 256 << 10;
-/// A frame that lacks so many bytes is received straight into its own buffer, this much at a time.
+/// The missing length from which on a frame is received directly into its own buffer, and the most bytes of one such
+/// receive.
 pub(crate) const LONG_FRAME: usize = 64 << 10;
 const MOST_RECEIVED: usize = 256 << 10;
-/// So much is received with a hello, whatever its sender sent behind it.
+/// The most bytes received together with a hello.
 pub(crate) const HELLO_BYTES: usize = 1 << 10;
-/// Unacknowledged bytes this old mean that the peer's host is gone.
+/// The age of unacknowledged bytes at which the peer's host counts as dead.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
-/// So much the kernel takes of a stream ahead of what the network takes. What it has taken goes before every later
-/// beacon: left alone it takes megabytes, which a narrow link carries for longer than a lease.
+/// The unsent bytes that the kernel buffers for a stream. They precede every later beacon; without this limit they
+/// reach megabytes, which a slow link carries for longer than a lease.
 const UNSENT_BYTES: u32 = 128 << 10;
-/// A client's host that is gone is noticed after about this long.
+/// The idle time after which the kernel begins to probe whether a client's host is alive.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Refuses a connection for which there is no room, in words, as far as they fit the socket.
+/// Rejects a connection over the limit with a best-effort BUSY reply.
 pub(crate) fn turn_away(socket: &impl AsFd, port: Port) {
     let mut words = Vec::new();
     match port {
@@ -53,7 +54,7 @@ pub(crate) fn turn_away(socket: &impl AsFd, port: Port) {
     let _ = shutdown(socket, Shutdown::Write);
 }
 
-/// Options that only improve on the defaults; a socket that refuses one is served without.
+/// Sets options that only improve on the defaults; a socket that rejects one works without it.
 pub(crate) fn set_options(socket: &impl AsFd, port: Port) {
     let socket = SockRef::from(socket);
     let _ = socket.set_tcp_nodelay(true);
@@ -78,13 +79,14 @@ pub(crate) fn log_failed_accept(log: &mut LogLimit, now: Time, port: Port, error
     }
 }
 
-/// How many bytes of a long frame to receive next: never more memory than twice of what has come, as a header can
-/// say anything.
+/// Returns how many bytes of a long frame to receive next. The buffer at most doubles, or grows by [`LONG_FRAME`],
+/// because the length in the header is not trustworthy.
 pub(crate) fn next_of_long_frame(came: usize, missing: usize) -> usize {
     missing.min(came.max(LONG_FRAME)).min(MOST_RECEIVED)
 }
 
-/// Receives once, at most `most` bytes, behind what the buffer holds, without waiting; how many bytes.
+/// Receives once, at most `most` bytes, behind the contents of the buffer, without blocking; returns the number of
+/// bytes.
 pub(crate) fn receive_behind(
     socket: &OwnedFd,
     buffer: &mut Vec<u8>,
@@ -94,7 +96,7 @@ pub(crate) fn receive_behind(
     let room = &mut buffer.spare_capacity_mut()[..most];
     let ((received, _), _) = recv(socket, room, RecvFlags::DONTWAIT)?;
     let count = received.len();
-    // SAFETY: so many bytes behind the others were just written, and the capacity has room for them.
+    // SAFETY: `recv` has initialised `count` bytes behind the others, and the capacity has room for them.
     unsafe { buffer.set_len(buffer.len() + count) };
     Ok(count)
 }

@@ -1,4 +1,4 @@
-//! What the tests of the machines share: two shards without sockets, joined byte by byte.
+//! Shared fixtures of the state machines' tests: two shards without sockets, joined byte by byte.
 
 use kv_protocol::ClusterKey;
 use std::sync::Arc;
@@ -34,17 +34,17 @@ pub(crate) fn member(server: u16) -> Member {
     Member { server: ServerId(server), incarnation: Incarnation(100 + u64::from(server)) }
 }
 
-/// The only shard of one of three servers.
+/// Returns the only shard of one of three servers.
 pub(crate) fn shard(server: u16) -> Shard {
     shard_with_map(server, Arc::default())
 }
 
-/// As [`shard`], with the map that its process knows.
+/// Returns a [`shard`] of a process that has this map.
 pub(crate) fn shard_with_map(server: u16, map: Arc<KnownMap>) -> Shard {
     make_shard(server, map, ConnectionMemory::new(None, None, 2))
 }
 
-/// As [`shard`], with a budget for the memory of connections.
+/// Returns a [`shard`] with this budget for connection memory.
 pub(crate) fn shard_with_memory(server: u16, memory: Arc<ConnectionMemory>) -> Shard {
     make_shard(server, Arc::default(), memory)
 }
@@ -63,7 +63,7 @@ fn make_shard(server: u16, map: Arc<KnownMap>, memory: Arc<ConnectionMemory>) ->
     Shard::new(service, ConnectionBounds::WIDEST)
 }
 
-/// The first view of [`GROUP`]: server 0 is primary, server 1 secondary.
+/// Returns the first view of [`GROUP`]: server 0 is primary, server 1 secondary.
 pub(crate) fn view() -> View {
     View {
         group: GROUP,
@@ -74,7 +74,7 @@ pub(crate) fn view() -> View {
     }
 }
 
-/// A key of [`GROUP`].
+/// Returns a key of [`GROUP`].
 pub(crate) fn key() -> &'static [u8] {
     let key = b"key 0";
     assert_eq!(Placement::new(3, 1).locate(Digest::of(key)).0, GROUP);
@@ -85,7 +85,7 @@ pub(crate) fn hello() -> Vec<u8> {
     hello_of(7)
 }
 
-/// The hello of the client with this id.
+/// Returns the hello of the client with this id.
 pub(crate) fn hello_of(client: u128) -> Vec<u8> {
     let mut bytes = Vec::new();
     Hello { cluster: CLUSTER, client: ClientId(client), shard: ShardId(0) }.write(&mut bytes);
@@ -99,7 +99,7 @@ pub(crate) fn request(id: u64, key: &[u8], operation: Operation<'_>) -> Vec<u8> 
     bytes
 }
 
-/// That of the first write of a session.
+/// The header of the first write of a session.
 pub(crate) const HEADER: WriteHeader = WriteHeader {
     seq: RequestSeq(1),
     first_incomplete: RequestSeq(1),
@@ -113,7 +113,7 @@ pub(crate) fn put(seq: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
     request(seq, key, Operation::Put(header, value))
 }
 
-/// A client connection that was welcomed; the WELCOME is taken away.
+/// Opens a client connection and takes its WELCOME.
 pub(crate) fn client(shard: &mut Shard) -> ConnectionId {
     let id = shard.adopt(NOW, Port::Clients, &hello());
     let said = take_output(shard, id);
@@ -121,19 +121,19 @@ pub(crate) fn client(shard: &mut Shard) -> ConnectionId {
     id
 }
 
-/// Takes all that a connection has to send, long values too.
+/// Takes all output of a connection, including long values.
 pub(crate) fn take_output(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     take_output_at(NOW, shard, id)
 }
 
-/// Takes what the engine is to send on a connection next; readers are not served.
+/// Takes the bytes that the engine would send next; readers are not served.
 fn take_unsent(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     let bytes = shard.unsent(id).to_vec();
     shard.on_sent(NOW, id, bytes.len());
     bytes
 }
 
-/// As [`take_output`], at that time.
+/// Takes all output of a connection at `now`, including long values.
 pub(crate) fn take_output_at(now: Time, shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
@@ -147,7 +147,7 @@ pub(crate) fn take_output_at(now: Time, shard: &mut Shard, id: ConnectionId) -> 
     }
 }
 
-/// The opcodes of whole frames.
+/// Returns the opcodes of complete frames.
 pub(crate) fn frames(mut bytes: &[u8]) -> Vec<u8> {
     let mut opcodes = Vec::new();
     while !bytes.is_empty() {
@@ -159,7 +159,7 @@ pub(crate) fn frames(mut bytes: &[u8]) -> Vec<u8> {
     opcodes
 }
 
-/// What a client was told: the id (`None`: no request's), status and text of every frame.
+/// Returns the id (`None` if no request's), status and text of every frame sent to a client.
 pub(crate) fn told(mut bytes: &[u8]) -> Vec<(Option<u64>, Status, String)> {
     let mut told = Vec::new();
     while !bytes.is_empty() {
@@ -190,7 +190,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Both with the view installed and the stream standing.
+    /// Creates both with the view installed and the stream established.
     pub(crate) fn joined() -> Pair {
         let mut primary = shard(0);
         let address = "127.0.0.1:1".parse().unwrap();
@@ -213,19 +213,19 @@ impl Pair {
         self.accepted = self.secondary.adopt(NOW, Port::Servers, &[]);
     }
 
-    /// What the primary has to say to the secondary by now.
+    /// Takes the primary's pending messages for the secondary.
     pub(crate) fn said_by_primary(&mut self) -> Vec<u8> {
         self.primary.finish_wake_up(NOW);
         take_unsent(&mut self.primary, self.dialled)
     }
 
-    /// What the secondary has to say to the primary by now.
+    /// Takes the secondary's pending messages for the primary.
     pub(crate) fn said_by_secondary(&mut self) -> Vec<u8> {
         self.secondary.finish_wake_up(NOW);
         take_unsent(&mut self.secondary, self.accepted)
     }
 
-    /// Moves bytes both ways until nobody has more to say.
+    /// Moves bytes both ways until neither side sends more.
     pub(crate) fn exchange(&mut self) {
         loop {
             let there = self.said_by_primary();

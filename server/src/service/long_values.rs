@@ -1,16 +1,15 @@
-//! Long values, straight from the table to the socket.
+//! Responses with long values, sent directly from the table to the socket.
 //!
 //! ```text
-//!   GET a -> pin a, join the line      the line of readers: [ c1 | c2 | c3 | ... ]
+//!   GET a -> pin a, join the queue     the queue of readers: [ c1 | c2 | c3 | ... ]
 //!                                                             |
 //!   the end of a wake-up: one piece of each in turn <---------+   until the wake-up has sent enough;
-//!   the reader joins the line again behind the others             the rest waits for the next one
+//!   the reader joins the queue again behind the others            the rest waits for the next one
 //! ```
 //!
-//! Values are sent from where they lie, so a response takes no memory however long it is, and many readers
-//! of one value share it. The value is the one at the time of the lease check: a pinned entry stays as it
-//! is while its key is written. The table is borrowed until the send has returned, so nothing moves or goes
-//! meanwhile.
+//! Values are sent from the table's memory, so a response of any length takes no further memory, and many readers of
+//! one value share it. The value is that of the time of the lease check: a pinned entry stays unchanged while its key
+//! is overwritten. The table is borrowed until the send returns, so no entry moves or is freed during the send.
 
 use kv_core::replica::ConnectionId;
 
@@ -18,7 +17,7 @@ use super::{Hosted, Service};
 use crate::net::output::PinnedValue;
 
 impl Service {
-    /// Sends the next piece to a reader, at most so many bytes; how many it took.
+    /// Sends the next piece, of at most `most` bytes, to a reader, and returns how many bytes were sent.
     pub(crate) fn send_piece(&mut self, id: ConnectionId, most: usize) -> usize {
         let Service { hosted, outputs, .. } = self;
         let hosted: &[Hosted] = hosted;
@@ -30,7 +29,7 @@ impl Service {
         sent
     }
 
-    /// Gives pins that ended back to their tables.
+    /// Releases the pins of completed or cancelled responses in their tables.
     pub(crate) fn unpin_released(&mut self) {
         if !self.outputs.has_released() {
             return;
@@ -42,8 +41,8 @@ impl Service {
         }
     }
 
-    /// Has the tables keep to the memory limit of this moment, and leave as much of it as the connections of the
-    /// process hold.
+    /// Applies the current memory limit to the tables, and reserves the part of it that the connections of the process
+    /// hold.
     pub(super) fn leave_memory_to_connections(&mut self) {
         let memory = self.outputs.tally().memory();
         let (limit, part) = (memory.table_limit(), memory.held() / memory.tables());

@@ -1,15 +1,15 @@
-//! Looking ahead: the table memory that the next requests of a connection need is asked for before the first
-//! of them is served, and the digests of its writes are checked several at once.
+//! Look-ahead: prefetches the table memory for a connection's next requests before serving the first of them, and
+//! checks the digests of its writes several at once.
 //!
 //! ```text
 //!   received bytes   [ GET a | GET b | GET c | ... ]
-//!                        1. slots of a, b, c, ...   asked for
-//!                        2. entries of a, b, c, ... asked for, as the slots come
-//!                        3. a, b, c, ...            served, with their memory at hand
+//!                        1. slots of a, b, c, ...   prefetched
+//!                        2. entries of a, b, c, ... prefetched, as the slots arrive
+//!                        3. a, b, c, ...            served from the cache
 //! ```
 //!
-//! It is a hint. What is wrong with a request is found when it is served; only a digest that is found right
-//! here is not computed again there.
+//! Look-ahead is a hint. Errors in a request are found when it is served. Only a digest that was verified here is not
+//! computed again there.
 
 use kv_core::table::{LOOK_AHEAD, TableHash};
 use kv_protocol::client_message::Request;
@@ -20,24 +20,24 @@ use kv_protocol::placement::Digest;
 
 use super::Service;
 
-/// What was found about the frames that come next.
+/// Results of looking ahead at the next frames.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Ahead {
-    /// How many were looked at and are not served yet.
+    /// Frames that were examined and are not served yet.
     frames: usize,
-    /// In which of them a digest is that of its key; the lowest bit is the next one's.
+    /// Bits of the frames whose digest was verified; the lowest bit belongs to the next frame.
     proven: u32,
 }
 
 const _: () = assert!(LOOK_AHEAD <= u32::BITS as usize, "a bit each");
 
 impl Ahead {
-    /// Whether it is time to look ahead again.
+    /// Returns whether it is time to look ahead again.
     pub(crate) fn is_over(&self) -> bool {
         self.frames == 0
     }
 
-    /// Takes the next frame. Whether its digest is known to be that of its key.
+    /// Takes the next frame; returns whether its digest was verified.
     pub(crate) fn take(&mut self) -> bool {
         let is_proven = self.proven & 1 == 1;
         *self = Ahead { frames: self.frames.saturating_sub(1), proven: self.proven >> 1 };
@@ -45,7 +45,7 @@ impl Ahead {
     }
 }
 
-/// Writes whose digests are to be checked.
+/// Writes whose digests are still to be checked.
 #[derive(Default)]
 struct Unproven<'a> {
     keys: [&'a [u8]; Digest::TOGETHER],
@@ -56,7 +56,8 @@ struct Unproven<'a> {
 }
 
 impl<'a> Unproven<'a> {
-    /// Adds one; which of them are right, once there are as many as are checked at once.
+    /// Adds a write. Once as many are collected as are checked at once, checks them and returns the bits of the correct
+    /// ones.
     fn add(&mut self, frame: usize, key: &'a [u8], digest: Digest) -> u32 {
         if key.len() > Digest::MAX_TOGETHER_BYTES {
             return 0;
@@ -67,7 +68,7 @@ impl<'a> Unproven<'a> {
         if self.count == Digest::TOGETHER { self.prove() } else { 0 }
     }
 
-    /// The bits of those that are right.
+    /// Checks the collected writes and returns the bits of those with a correct digest.
     fn prove(&mut self) -> u32 {
         let computed = Digest::of_several(&self.keys[..self.count]);
         let pairs = computed.iter().zip(&self.digests).zip(&self.bits).take(self.count);
@@ -78,7 +79,7 @@ impl<'a> Unproven<'a> {
 }
 
 impl Service {
-    /// Looks at the whole requests at the beginning of these bytes.
+    /// Examines the complete requests at the beginning of `received`.
     pub(crate) fn look_ahead(&self, received: &[u8], rules: &FrameRules) -> Ahead {
         let (mut unproven, mut proven) = (Unproven::default(), 0);
         let (mut hashes, mut known) = ([TableHash(0); LOOK_AHEAD], 0);
@@ -88,12 +89,12 @@ impl Service {
         {
             rest = &rest[frame.consumed..];
             frames += 1;
-            // Alone it would wait for its memory here instead of there.
+            // Prefetching for a single request gains nothing: the wait would only move here.
             if frames == 1 && rest.is_empty() {
                 return Ahead { frames, proven };
             }
             if let Ok(request) = Request::read(frame.opcode, frame.body) {
-                // A client's requests to one server are nearly always of one group.
+                // A client's requests to one server nearly always belong to one group.
                 if replica.is_none() {
                     let (group, _) = self.identity.placement.locate(request.digest);
                     replica = self.replica(group);
@@ -110,14 +111,14 @@ impl Service {
         if let Some(replica) = replica {
             replica.prefetch(&hashes[..known]);
         }
-        // One alone is as quick by itself.
+        // For a single digest the batched computation is no faster.
         if unproven.count > 1 {
             proven |= unproven.prove();
         }
         Ahead { frames: frames.max(1), proven }
     }
 
-    /// Looks at the next messages of a batch; how many, at least 1.
+    /// Prefetches for the next messages of a batch; returns how many were examined, at least 1.
     pub(crate) fn look_ahead_in_batch(&self, group: GroupId, batch: BatchReader<'_>) -> usize {
         let (mut hashes, mut known, mut messages) = ([TableHash(0); LOOK_AHEAD], 0, 0);
         let Some(replica) = self.replica(group) else { return LOOK_AHEAD };

@@ -1,12 +1,13 @@
-//! The sessions that the clients of one address begin: bounded, because a shard that has too many forgets the oldest.
+//! A limit on the sessions that clients of one address begin. It is needed because a shard with too many sessions
+//! evicts the oldest.
 //!
 //! ```text
 //!   credit of an address   16,384 sessions at once, 512 more a second
-//!   it has none            a client without a session is answered BUSY and tries again; the others are served
+//!   without credit         a client without a session gets BUSY and retries; the others are served
 //! ```
 //!
-//! So the answers to the writes of other addresses are kept for at least a minute, whatever one address does. A minute
-//! is the longest deadline of a retry.
+//! So the responses to the writes of other addresses are kept for at least a minute, whatever one address does. A
+//! minute is the longest deadline of a retry.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use kv_protocol::limits::{MAX_SESSIONS, SESSIONS_FORGOTTEN_AT_ONCE};
 
 use crate::crowd::Address;
 
-/// Sessions that an address may begin at once, and in a second.
+/// Sessions that an address may begin at once, and in each further second.
 const AT_ONCE: u32 = 16_384;
 const A_SECOND: u32 = 512;
 /// The longest deadline of an operation of the client library, in seconds.
@@ -25,18 +26,18 @@ const _: () = assert!(
     (AT_ONCE + LONGEST_RETRY * A_SECOND) as usize <= MAX_SESSIONS - SESSIONS_FORGOTTEN_AT_ONCE
 );
 
-/// Addresses that are known at once; those beyond share one credit.
+/// Addresses with a credit of their own; all further addresses share one credit.
 const MAX_ADDRESSES: usize = 4_096;
 
 const PAYS: Duration = Duration::from_nanos(1_000_000_000 / A_SECOND as u64);
 const CREDIT: Duration = PAYS.checked_mul(AT_ONCE).expect("half a minute");
 
-/// The credits of a shard.
+/// The session credits of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct NewSessions {
-    /// By address, the time at which the sessions that it has begun are paid for.
+    /// For each address, the time at which its debt is paid off: each begun session adds [`PAYS`] to it.
     paid_at: HashMap<Address, Time>,
-    /// Until this time some address may be without credit. Later writes need no check.
+    /// The time until which some address may be without credit. Later writes need no check.
     looks_until: Time,
 }
 
@@ -46,7 +47,7 @@ impl NewSessions {
         now >= self.looks_until || self.debt(now, self.account(from)) < CREDIT
     }
 
-    /// Notes that a client of this address has begun a session.
+    /// Records that a client of this address has begun a session.
     pub(crate) fn note(&mut self, now: Time, from: Address) {
         if self.paid_at.len() >= MAX_ADDRESSES && !self.paid_at.contains_key(&from) {
             self.paid_at.retain(|_, paid_at| *paid_at > now);

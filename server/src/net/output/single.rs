@@ -1,4 +1,4 @@
-//! The output of one connection, and how the connection is to end.
+//! The output of one connection, and the way in which the connection ends.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -13,18 +13,18 @@ use kv_protocol::limits::{MAX_DEADLINE, STALL_DEADLINE};
 
 use super::SendNow;
 
-/// What is copied of a long value so that the engine can wait for room in the socket.
+/// Bytes of a long value that are copied, so that the engine can wait for room in the socket.
 const PAGE: usize = 4 << 10;
-/// Most parts of one send of long values; each has up to three.
+/// The most parts of one send of long values; each value has up to three.
 const MOST_PARTS: usize = 192;
-/// Sent bytes are cut off the front of a buffer when there are this many of them.
+/// Sent bytes at the front of a buffer that cause it to be compacted.
 const COMPACT_BYTES: usize = 128 << 10;
-/// How long a closing connection waits for the other side to take the last words and close.
+/// The time for which a closing connection waits until the peer has received the final bytes and closed.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
-/// A connection that takes nothing for this long is closed if others need the memory of its output.
+/// The time without progress after which a connection is closed if others need the memory of its output.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(1);
 
-/// The bytes of a value in the table of a group that a response has.
+/// The range of a pinned value that a response contains.
 #[derive(Debug)]
 pub(crate) struct PinnedValue {
     pub(crate) group: GroupId,
@@ -37,10 +37,10 @@ pub(crate) struct PinnedValue {
 pub(super) struct LongAnswer {
     pub(super) head: AnswerHead,
     pub(super) value: PinnedValue,
-    /// How many bytes of head and value are gone.
+    /// Bytes of head and value that are sent.
     pub(super) sent: usize,
     pub(super) pinned_at: Time,
-    /// What follows it.
+    /// The bytes to send after this response.
     pub(super) behind: Vec<u8>,
 }
 
@@ -49,7 +49,7 @@ impl LongAnswer {
         self.head.len() + self.value.range.len() - self.sent
     }
 
-    /// The parts of head and value, at most `most` bytes of them, that are to be sent.
+    /// Returns the unsent parts of head and value, at most `most` bytes of them.
     pub(super) fn parts<'a>(&'a self, value: &'a [u8], most: usize) -> [&'a [u8]; 2] {
         let head = &self.head[self.sent.min(self.head.len())..];
         let head = &head[..head.len().min(most)];
@@ -58,7 +58,7 @@ impl LongAnswer {
     }
 }
 
-/// The bytes that one connection has to send, and how it is to end.
+/// The unsent bytes of one connection, and the way in which it ends.
 #[derive(Default)]
 pub(crate) struct Output {
     pub(super) bytes: Vec<u8>,
@@ -66,49 +66,49 @@ pub(crate) struct Output {
     /// Bytes that the engine has taken out and has not reported as sent; they go before `bytes`.
     pub(super) taken: usize,
     pub(super) taken_capacity: usize,
-    /// What follows `bytes`.
+    /// Responses with long values, to be sent after `bytes`.
     pub(super) long: VecDeque<LongAnswer>,
-    /// Unsent bytes of `long`, with those behind each.
+    /// Unsent bytes of `long`, including those behind each response.
     pub(super) long_bytes: usize,
-    /// When bytes were last taken, or came into an empty buffer.
+    /// The time at which bytes were last sent, or appended to an empty output.
     pub(super) last_progress: Time,
     pub(super) end: End,
     pub(super) is_dirty: bool,
-    /// Whether it is that of a stream between servers.
+    /// True for a stream between servers.
     pub(super) is_stream: bool,
-    /// Whether it stands in the line of readers.
+    /// True while the connection is in the queue of readers.
     pub(super) is_in_line: bool,
-    /// Whether the socket took less than it was offered; until what the engine sends then is gone.
+    /// True after the socket accepted less than offered, until the engine has sent all bytes that it has to send.
     pub(super) is_blocked: bool,
-    /// Requests given to a replica whose answers have not come.
+    /// Requests passed to a replica whose responses are not appended yet.
     pub(super) in_flight: u32,
-    /// For long values, if the engine has given one.
+    /// The socket for long values, if the engine has set one.
     pub(super) socket: Option<Rc<dyn SendNow>>,
-    /// Whether its memory counts among that of the connections: a client's does.
+    /// True if the output counts as connection memory, as a client's does.
     pub(super) is_counted: bool,
     pub(super) counted: usize,
-    /// Requests are kept back until some of the output is sent.
+    /// True if requests are held back until some of the output is sent.
     pub(super) has_kept_back: bool,
 }
 
-/// How a connection ends.
+/// The way in which a connection ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum End {
-    /// Not yet.
+    /// The connection does not end yet.
     #[default]
     Open,
-    /// When its answers are sent: the other side has sent all it will. Answers that have not come
-    /// are waited for until this time.
+    /// Ends when its responses are sent, because the input has ended. Outstanding responses are awaited until this
+    /// time.
     HalfClosed(Time),
-    /// The last words are in the buffer: when they are sent and the other side has closed too, or
-    /// at this time.
+    /// Ends when the final bytes are sent and the other side has closed too, or at this time. The final bytes are in
+    /// the buffer.
     LastWords { at: Time, has_other_closed: bool },
-    /// At once.
+    /// Ends at once.
     Dead,
 }
 
 impl Output {
-    /// The bytes that the engine is to send next and has not taken out; none on a connection that is dead.
+    /// Returns the bytes that the engine sends next and has not taken out; none on a dead connection.
     pub(crate) fn unsent(&self) -> &[u8] {
         match self.end {
             End::Dead => &[],
@@ -116,8 +116,8 @@ impl Output {
         }
     }
 
-    /// How many bytes are not reported as sent, taken out or not, long values included; none on a
-    /// connection that is dead.
+    /// Returns the number of bytes not yet reported as sent, taken out or not, including long values; 0 on a dead
+    /// connection.
     pub(crate) fn unsent_bytes(&self) -> usize {
         match self.end {
             End::Dead => 0,
@@ -125,8 +125,8 @@ impl Output {
         }
     }
 
-    /// Takes out all bytes that the engine is to send, and where in the buffer they begin; they count as
-    /// unsent until [`Outputs::on_sent`] says otherwise. `None` when there are none, or others are still out.
+    /// Takes out all bytes that the engine is to send, and returns the buffer with the offset of the first. They count
+    /// as unsent until [`super::Outputs::on_sent`]. Returns `None` if there are none, or if others are still taken out.
     pub(crate) fn take(&mut self) -> Option<(Vec<u8>, usize)> {
         if self.taken > 0 || self.unsent().is_empty() {
             return None;
@@ -136,7 +136,7 @@ impl Output {
         Some((std::mem::take(&mut self.bytes), std::mem::take(&mut self.sent)))
     }
 
-    /// Notes that the first `count` unsent bytes are gone.
+    /// Removes the first `count` unsent bytes after they were sent.
     pub(super) fn on_sent(&mut self, now: Time, count: usize) {
         self.last_progress = now;
         if self.taken > 0 {
@@ -156,8 +156,8 @@ impl Output {
         }
     }
 
-    /// Notes that the first `count` bytes of what is not taken out are gone, long values included.
-    /// Returns the pins that are not needed any more.
+    /// Removes the first `count` bytes that are not taken out, long values included, after they were sent. Appends pins
+    /// that are no longer needed to `released`.
     pub(super) fn on_sent_now(&mut self, now: Time, count: usize, released: &mut Vec<PinnedValue>) {
         let first = count.min(self.bytes.len() - self.sent);
         if count > 0 {
@@ -182,7 +182,7 @@ impl Output {
         }
     }
 
-    /// Copies the next page of the first long response for the engine to send, if nothing goes before it.
+    /// Copies the next page of the first long response for the engine to send, if no bytes precede it.
     pub(super) fn copy_page<'t>(
         &mut self,
         value_of: &impl Fn(&PinnedValue) -> Option<&'t [u8]>,
@@ -205,7 +205,7 @@ impl Output {
         }
     }
 
-    /// Takes a long response that is gone off the front; what is behind it goes next.
+    /// Removes the first long response, which is sent; the bytes behind it go next.
     fn pop_long(&mut self, released: &mut Vec<PinnedValue>) {
         let Some(LongAnswer { value, behind, .. }) = self.long.pop_front() else { return };
         released.push(value);
@@ -218,7 +218,7 @@ impl Output {
         }
     }
 
-    /// Whether it can join the line of readers.
+    /// Returns whether the connection can join the queue of readers.
     pub(super) fn is_ready_reader(&self) -> bool {
         !self.long.is_empty()
             && !self.is_in_line
@@ -227,18 +227,18 @@ impl Output {
             && self.end != End::Dead
     }
 
-    /// What its buffers take.
+    /// Returns the memory that the buffers hold, in bytes.
     pub(super) fn held(&self) -> usize {
         let long = self.long.iter().map(|long| long.behind.capacity() + size_of::<LongAnswer>());
         self.bytes.capacity() + self.taken_capacity + long.sum::<usize>()
     }
 
-    /// When the connection is to be closed for what its output (not its input) does.
+    /// Returns when to close the connection because of its output; its input has a deadline of its own.
     pub(crate) fn deadline(&self) -> Option<Time> {
-        // A reader in the line waits for this server.
+        // A reader in the queue waits for this server, not for its client.
         let is_stalled = self.unsent_bytes() > 0 && !self.is_in_line;
         let stalled = is_stalled.then(|| self.last_progress + STALL_DEADLINE);
-        // No caller waits for a response for longer.
+        // No caller waits longer for a response.
         let pinned = self.long.front().map(|long| long.pinned_at + MAX_DEADLINE);
         let ending = match self.end {
             End::Open | End::Dead => None,
@@ -248,7 +248,8 @@ impl Output {
         stalled.into_iter().chain(pinned).chain(ending).min()
     }
 
-    /// Whether it holds memory, and has taken nothing for so long that it is closed if others need that.
+    /// Returns whether the output holds memory and has made no progress for so long that the connection is closed if
+    /// others need the memory.
     pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
         self.counted > 0
             && self.unsent_bytes() > 0
@@ -256,7 +257,7 @@ impl Output {
             && self.last_progress + STALL_UNDER_PRESSURE <= now
     }
 
-    /// Whether the connection is to be closed now.
+    /// Returns whether the connection is to be closed now.
     pub(crate) fn is_over(&self) -> bool {
         match self.end {
             End::Dead => true,
@@ -266,22 +267,22 @@ impl Output {
         }
     }
 
-    /// Whether the last words are in the buffer: what still comes in is thrown away.
+    /// Returns whether the final bytes are in the buffer; further input is discarded.
     pub(crate) fn is_closing(&self) -> bool {
         matches!(self.end, End::LastWords { .. } | End::Dead)
     }
 
-    /// Whether the other side has sent all it will.
+    /// Returns whether the input has ended.
     pub(crate) fn is_half_closed(&self) -> bool {
         matches!(self.end, End::HalfClosed(_) | End::LastWords { has_other_closed: true, .. })
     }
 
-    /// Whether the last words are sent, so that our direction can be shut.
+    /// Returns whether the final bytes are sent, so that the sending direction can be shut down.
     pub(crate) fn has_said_last_words(&self) -> bool {
         matches!(self.end, End::LastWords { .. }) && self.unsent_bytes() == 0
     }
 
-    /// Sends what is in the buffer, then closes.
+    /// Closes the connection after its buffered bytes are sent.
     pub(crate) fn close_after_last_words(&mut self, now: Time) {
         let has_other_closed = self.is_half_closed();
         if !self.is_closing() {
@@ -289,7 +290,7 @@ impl Output {
         }
     }
 
-    /// The other side has sent all it will: closes when what was asked is answered.
+    /// Closes the connection, whose input has ended, after the responses to its requests are sent.
     pub(crate) fn close_after_answers(&mut self, now: Time) {
         match self.end {
             End::Open => self.end = End::HalfClosed(now + STALL_DEADLINE),
@@ -298,7 +299,7 @@ impl Output {
         }
     }
 
-    /// Since when the connection waits for nothing: no answer is due and none is unsent.
+    /// Returns since when the connection is idle: no response is outstanding or unsent.
     pub(crate) fn idle_since(&self) -> Option<Time> {
         let is_idle = self.end == End::Open && self.in_flight == 0 && self.unsent_bytes() == 0;
         is_idle.then_some(self.last_progress)
@@ -309,13 +310,13 @@ impl Output {
         self.end = End::Dead;
     }
 
-    /// Notes that a request went to a replica, which answers now or later.
+    /// Records that a request was passed to a replica, which responds now or later.
     pub(crate) fn expect_answer(&mut self) {
         self.in_flight += 1;
     }
 }
 
-/// What a reader is to be sent next, at most so many bytes; `None` if a value is gone.
+/// Returns the parts to send to a reader next, at most `most` bytes; `None` if a value no longer exists.
 pub(super) fn parts<'a, 't: 'a>(
     output: &'a Output,
     most: usize,

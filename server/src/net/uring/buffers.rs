@@ -1,20 +1,22 @@
-//! The buffers that the kernel receives into: one group for the streams of other servers, one for all else.
+//! The buffers that the kernel receives into: one group for the streams of other servers, one for all other
+//! connections.
 //!
 //! ```text
-//!   [ ring of free buffers ] --> kernel: bytes came in --> completion --> Lent: a piece of a buffer
+//!   [ ring of free buffers ] --> kernel: received bytes --> completion --> Lent: a piece of a buffer
 //!        ^                                                                  |
-//!        +--- filled, and every piece is given back <-- the bytes were served
+//!        +--- filled, and every piece is given back <-- the bytes are served
 //! ```
 //!
-//! A buffer is filled piece by piece, by whichever connections have bytes ([`Filling::Pieces`]): a few large ones
-//! are enough, and a frame that has come whole lies there in one piece. A kernel that cannot do that takes a buffer
-//! for each receive ([`Filling::Once`]): then they are many and small.
+//! The kernel fills a buffer piece by piece, from any connections with bytes ([`Filling::Pieces`]). So a few large
+//! buffers are enough, and a frame that arrives complete is contiguous. A kernel without this feature takes a buffer
+//! for each receive ([`Filling::Once`]); then the buffers are many and small.
 //!
-//! Whoever has a [`Lent`] may read it, and it goes back once; until then the kernel writes nothing there. Where a
-//! piece begins follows from those before it, so completions must come in the order in which the kernel has filled
-//! the buffer, as those of standing receives do ([`super::ring::Ring::receive`]). When all buffers are filled and in
-//! use, receiving ends with ENOBUFS and is armed again later: nothing is lost, the bytes wait in their sockets.
-//! (io_uring_register_buf_ring(3), Linux 5.19; IOU_PBUF_RING_INC, Linux 6.12.)
+//! The owner of a [`Lent`] may read it and gives it back once; until then the kernel writes nothing there. The start of
+//! a piece follows from the pieces before it. So completions must arrive in the order in which the kernel filled the
+//! buffer, as those of multishot receives do ([`super::ring::Ring::receive`]).
+//!
+//! When all buffers are filled and in use, receiving ends with ENOBUFS and is armed again later; the bytes wait in
+//! their sockets. (io_uring_register_buf_ring(3), Linux 5.19; IOU_PBUF_RING_INC, Linux 6.12.)
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
@@ -28,36 +30,36 @@ use io_uring::types::BufRingEntry;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Group {
-    /// Of streams between servers.
+    /// The group for streams between servers.
     Streams = 0,
-    /// Of all other connections.
+    /// The group for all other connections.
     #[default]
     Clients = 1,
 }
 
 impl Group {
-    /// All of them, in order.
+    /// All groups, in order.
     pub(super) const ALL: [Group; 2] = [Group::Streams, Group::Clients];
 }
 
-/// What the kernel demands of the ring's address.
+/// The alignment of the ring's address that the kernel requires.
 const PAGE_BYTES: usize = 4_096;
-/// Of include/uapi/linux/io_uring.h: a buffer is filled piece by piece.
+/// The flag of include/uapi/linux/io_uring.h for buffers that are filled piece by piece.
 const IOU_PBUF_RING_INC: u16 = 2;
 
-/// How the kernel fills a buffer.
+/// The way in which the kernel fills a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filling {
-    /// Until it is full, whoever receives.
+    /// Several receives, of any connections, fill one buffer.
     Pieces,
-    /// By one receive, however little that brings.
+    /// One receive uses one buffer, however few bytes it returns.
     Once,
 }
 
-/// How many buffers there are, and how large.
+/// The number and size of buffers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
-    /// A power of two.
+    /// The number of buffers, a power of two.
     pub(super) count: u16,
     pub(super) bytes_each: u32,
 }
@@ -71,11 +73,11 @@ pub(super) struct Lent {
     length: usize,
 }
 
-/// What has become of a buffer since the kernel got it.
+/// The use of a buffer since it was offered to the kernel.
 #[derive(Clone, Copy, Debug, Default)]
 struct Filled {
     bytes: usize,
-    /// Pieces that are ours.
+    /// Pieces that are lent and not given back.
     lent: usize,
 }
 
@@ -93,11 +95,11 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Registers buffers with a ring.
     ///
-    /// Their memory is never given back: the kernel may write to it for as long as the ring has requests,
-    /// and an engine lives as long as its process.
+    /// Their memory is never freed: the kernel may write to it for as long as the ring has requests, and an engine
+    /// lives as long as its process.
     ///
     /// # Errors
-    /// EINVAL if the kernel cannot fill buffers so.
+    /// EINVAL if the kernel does not support this filling.
     pub(super) fn register(
         submitter: &Submitter<'_>,
         group: Group,
@@ -113,11 +115,11 @@ impl Buffers {
         let ring_bytes = usize::from(count) * size_of::<BufRingEntry>();
         let ring = allocate(ring_bytes).cast::<BufRingEntry>();
         let address = ring.as_ptr() as u64;
-        // SAFETY: the address is that of `count` entries of zeros, aligned to a page, which stay for ever.
+        // SAFETY: the address is that of `count` zeroed entries, aligned to a page, which are never freed.
         let registered =
             unsafe { submitter.register_buf_ring_with_flags(address, count, group as u16, flags) };
         if let Err(error) = registered {
-            // SAFETY: it was allocated so, and the kernel has not taken it.
+            // SAFETY: the memory was allocated with this layout, and the kernel has not taken it.
             unsafe { dealloc(ring.as_ptr().cast(), layout(ring_bytes)) };
             return Err(error);
         }
@@ -128,7 +130,7 @@ impl Buffers {
         Ok(buffers)
     }
 
-    /// The piece that a completion tells of: so many bytes of the buffer it names, behind those before.
+    /// Returns the piece of a completion: `length` bytes of the buffer, behind the earlier pieces.
     pub(super) fn lend(&mut self, buffer: u16, length: usize) -> Lent {
         let bytes_each = self.shape.bytes_each as usize;
         let filled = &mut self.filled[usize::from(buffer)];
@@ -142,15 +144,16 @@ impl Buffers {
         Lent { group: self.group, buffer, start, length }
     }
 
-    /// The bytes received.
+    /// Returns the received bytes.
     pub(super) fn bytes(&self, lent: &Lent) -> &[u8] {
         let start = usize::from(lent.buffer) * self.shape.bytes_each as usize + lent.start;
-        // SAFETY: `lend` has checked that the range is inside the memory, which was zeroed first; while
-        // there is a `Lent` of it the kernel writes nothing to it.
+        // SAFETY: `lend` has checked that the range is inside the memory, which is initialised with zeros. While a
+        // `Lent` of it exists the kernel writes nothing to it.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(start), lent.length) }
     }
 
-    /// Takes a piece back; the kernel has the buffer again once it is filled and this was the last.
+    /// Takes a piece back. If the buffer is filled and this was its last piece, the buffer is offered to the kernel
+    /// again.
     #[expect(clippy::needless_pass_by_value, reason = "a piece goes back once")]
     pub(super) fn give_back(&mut self, lent: Lent) {
         let filled = &mut self.filled[usize::from(lent.buffer)];
@@ -160,20 +163,20 @@ impl Buffers {
         }
     }
 
-    /// Lets the kernel have a whole buffer.
+    /// Offers a whole buffer to the kernel.
     fn offer(&mut self, buffer: u16) {
         self.filled[usize::from(buffer)] = Filled::default();
         let place = usize::from(self.tail & (self.shape.count - 1));
         let start = usize::from(buffer) * self.shape.bytes_each as usize;
-        // SAFETY: the place is one of the ring's entries. The kernel reads it only after the tail below has
-        // passed it, and is done with what stood there before: there are as many entries as buffers.
+        // SAFETY: the place is one of the ring's entries. The kernel reads it only after the tail below has passed it,
+        // and no longer uses its earlier content: there are as many entries as buffers.
         let entry = unsafe { &mut *self.ring.as_ptr().add(place) };
         entry.set_addr(self.memory.as_ptr().wrapping_add(start) as u64);
         entry.set_len(self.shape.bytes_each);
         entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);
-        // SAFETY: the tail lies in the first entry, in a field that the setters above do not touch; it is
-        // aligned, and the kernel only reads it.
+        // SAFETY: the tail is in the first entry, in a field that the setters above do not touch; it is aligned, and
+        // the kernel only reads it.
         unsafe {
             let tail = BufRingEntry::tail(self.ring.as_ptr()).cast_mut();
             AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
@@ -181,7 +184,7 @@ impl Buffers {
     }
 }
 
-/// Zeroed memory at the start of a page.
+/// Allocates zeroed, page-aligned memory.
 fn allocate(bytes: usize) -> NonNull<u8> {
     let layout = layout(bytes);
     // SAFETY: the size is not zero.

@@ -1,17 +1,17 @@
-//! When the next turn is: one task of glommio's executor.
+//! The schedule of turns: one task of glommio's executor.
 //!
 //! ```text
 //!          +--> turn
-//!          |      +-- bytes come often --> submit and sleep in our ring by one call, until the next visit
-//!          |      |                        is due
-//!          |      +-- else --------------> others that are ready run
+//!          |      +-- bytes arrive often --> submit and wait in our ring by one call, until the next visit
+//!          |      |                          is due
+//!          |      +-- else ----------------> yield to other ready tasks
 //!          |                                 +-- there was work --> again
-//!          |                                 +-- else ------------> sleep in glommio, until the bell rings
-//!          +-- at least once a visit interval: through glommio, which looks after its timers and files
+//!          |                                 +-- else ------------> wait in glommio, until the bell rings
+//!          +-- at least once a visit interval: through glommio, which handles its timers and files
 //! ```
 //!
-//! Passing through glommio costs several system calls, sleeping in our ring one; so a busy shard sleeps there.
-//! Nothing that glommio does is late by more than the interval.
+//! A pass through glommio costs several system calls, a wait in our ring one; so a busy shard waits there. Nothing that
+//! glommio does is late by more than the interval.
 
 use std::future::{Future, poll_fn};
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -28,26 +28,26 @@ use super::Engine;
 use crate::clock;
 use crate::fatal::Fatal;
 
-/// How long glommio may go without its turn.
+/// The longest time without a pass through glommio.
 const VISIT_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Drives the engine for ever.
+/// Drives the engine for the life of the process.
 pub(super) async fn drive(engine: Rc<Engine>, bell: OwnedFd) {
     let mut bell = Bell::new(bell);
     let mut visit_at = clock::now() + VISIT_INTERVAL;
-    // Whether the last sleep was so short that the next bytes are worth waiting for.
+    // True if the last wait was so short that waiting in the ring pays off.
     let mut is_dense = false;
     loop {
         let has_worked = engine.turn();
         let now = clock::now();
         if is_dense && now < visit_at && engine.background.get() == 0 {
-            // What was asked of the ring is submitted by the call that sleeps in it.
+            // Queued requests are submitted by the call that waits in the ring.
             if !engine.hub.has_wish() {
                 engine.sleep_in_ring(visit_at.since(now));
             }
             continue;
         }
-        // Whoever became ready by that, or has steps to do, goes first.
+        // Tasks that became ready by this turn, or have steps to run, go first.
         yield_now().await;
         let has_more = has_worked || engine.hub.has_wish();
         let now = clock::now();
@@ -82,7 +82,7 @@ impl Engine {
         self.net.borrow_mut().ring.ignore_bell();
     }
 
-    /// Tells the other threads, and dials what is due, after something changed.
+    /// After a change, notifies the other threads and dials streams that are due.
     pub(super) fn on_news(self: &Rc<Engine>, now: Time) {
         self.hub.announce();
         self.dial_streams(now);
@@ -90,11 +90,11 @@ impl Engine {
     }
 }
 
-/// The eventfd that the ring rings, read through glommio.
+/// The eventfd that the ring signals, read through glommio.
 struct Bell {
     rung: OwnedFd,
     file: Rc<BufferedFile>,
-    /// The read that is under way; it outlives the waits that end otherwise.
+    /// The read in progress; it outlives waits that end for another reason.
     read: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
@@ -106,14 +106,14 @@ impl Bell {
         Bell { rung, file, read: None }
     }
 
-    /// Lets glommio look after its timers and files, and goes on as soon as it has.
+    /// Lets glommio handle its timers and files, and returns as soon as it has.
     async fn pass_through_glommio(&mut self) {
         let rung = rustix::io::write(self.rung.as_fd(), &1u64.to_ne_bytes());
         debug_assert!(rung.is_ok(), "an eventfd takes 2^64 - 2 rings before it blocks");
         poll_fn(|context| self.poll(context)).await;
     }
 
-    /// Sleeps until the bell rings or somebody on this executor wants a flush.
+    /// Waits until the bell rings or a task on this executor requests a flush.
     async fn wait(&mut self, engine: &Engine) {
         poll_fn(|context| match self.poll(context) {
             Poll::Ready(()) => Poll::Ready(()),

@@ -1,4 +1,4 @@
-//! The engine over a ring of its own, driven from inside the shard's executor.
+//! The engine over an io_uring of its own, driven by a task of the shard's glommio executor.
 //!
 //! ```text
 //!             kernel
@@ -13,14 +13,22 @@
 //!        driver: one task of glommio's executor -----+   runtime: tick, mailbox, jobs
 //! ```
 //!
-//! What the files are: `ring` and `buffers` are all that speaks to the kernel (and nearly all that is unsafe),
-//! `sockets` knows which requests are under way, `turn` serves one wake-up, `driver` decides when the next
-//! one is, `runtime` is the glommio executor around it, `probe` tries whether a kernel can do all this.
+//! | file | contents |
+//! |---|---|
+//! | `ring`, `buffers` | all calls to io_uring, and nearly all unsafe code |
+//! | `sockets` | the sockets, and the requests in progress of each |
+//! | `turn` | one wake-up |
+//! | `driver` | the decision when the next wake-up is |
+//! | `runtime` | the glommio executor around it |
+//! | `probe` | a test whether the kernel supports all this |
 //!
-//! The rules: a buffer that the kernel may touch is the ring's; a descriptor is closed behind its last
-//! request; a receive that ended is armed again unless the connection must wait; the streams of other
-//! servers are served, and what they are owed is sent, before the clients of the same wake-up. They have receive
-//! buffers of their own, and no work of clients keeps them waiting for more than a few milliseconds.
+//! Invariants:
+//!
+//! - The ring owns every buffer that the kernel may access.
+//! - A descriptor is closed after its last request.
+//! - A receive that ended is armed again unless the connection must wait.
+//! - The streams of other servers are served, and their output is sent, before the clients of the same wake-up. They
+//!   have receive buffers of their own, and clients delay them by at most a few milliseconds.
 
 mod buffers;
 mod driver;
@@ -59,8 +67,8 @@ use crate::stats::Permit;
 pub(crate) use probe::try_out;
 pub(crate) use runtime::start_thread;
 
-/// Receive buffers of a shard, once for its streams and once for its clients, however many connections it has: 512
-/// KiB, which a processor's cache holds, or 2 MiB.
+/// The sizes of a shard's ring. The receive buffers, one set for its streams and one for its clients, do not depend on
+/// the number of connections: 512 KiB each, which fits a processor's cache, or 2 MiB.
 const SIZES: Sizes = Sizes {
     requests: 1_024,
     completions: 4_096,
@@ -72,37 +80,38 @@ const SIZES: Sizes = Sizes {
 pub(crate) struct Engine {
     hub: Rc<Hub>,
     net: RefCell<Net>,
-    /// Jobs that have steps to do whenever nobody else has.
+    /// The number of jobs that run a step whenever the executor is otherwise idle.
     background: Rc<Cell<usize>>,
 }
 
-/// All that a turn works on beside the shard.
+/// The state that a turn uses in addition to the shard.
 struct Net {
     ring: Ring,
     sockets: Sockets,
-    /// The slots of connections, by their places in the shard.
+    /// The sockets' slots, by the connections' slots in the shard.
     slots: Vec<Option<SlotId>>,
     /// Completions that were just reaped.
     done: Vec<Completion>,
-    /// Those that wait for their turn. There are never more than requests: the buffers bound those of receives.
+    /// Completions that wait for their turn. They never exceed the requests, and the buffers bound those of receives.
     knocking: VecDeque<Completion>,
     clients: VecDeque<Completion>,
-    /// Clients for which no buffer was free: those that got nothing since they asked, and those that got something.
+    /// Clients for which no buffer was free: the last receive of `starved` ones returned no bytes, that of `hungry`
+    /// ones did.
     starved: VecDeque<(SlotId, ConnectionId)>,
     hungry: VecDeque<(SlotId, ConnectionId)>,
-    /// The streams, and when their sockets were last read without the ring.
+    /// The streams, and the time at which their sockets were last read without the ring.
     streams: Vec<SlotId>,
     looked_at: Time,
     scratch: Vec<u8>,
 }
 
 impl Engine {
-    /// The engine of a shard, with its task.
+    /// Creates the engine of a shard and spawns its task.
     fn start(hub: Rc<Hub>, listeners: Vec<(TcpListener, Port)>) -> Rc<Engine> {
         let failed = |error: std::io::Error| -> ! {
             Fatal::Uring(NoUring::features(error.to_string())).end_process()
         };
-        // Not EFD_NONBLOCK: io_uring answers EAGAIN for a file that does not block instead of waiting.
+        // Not EFD_NONBLOCK: for a non-blocking file io_uring returns EAGAIN instead of waiting.
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap_or_else(|error| failed(error.into()));
         let mut net = Net {
             ring: Ring::new(SIZES, bell.as_fd()).unwrap_or_else(|error| failed(error)),
@@ -164,7 +173,7 @@ impl engine::Engine for Engine {
 }
 
 impl Net {
-    /// Accepts by several requests of one connection each: however many knock, a turn takes in no more.
+    /// Accepts by several requests of one connection each, which bounds the connections that one turn accepts.
     fn listen(&mut self, fd: OwnedFd, port: Port) {
         let (fd, log) = (Rc::new(fd), Rc::new(RefCell::new(LogLimit::default())));
         for _ in 0..ACCEPTS_AT_ONCE {
@@ -175,7 +184,7 @@ impl Net {
         }
     }
 
-    /// Takes in a socket whose connection is known to the shard by this id.
+    /// Registers a socket as the shard's connection `id`.
     fn open(
         &mut self,
         shard: &mut Shard,
@@ -205,7 +214,7 @@ impl Net {
             self.slots.resize(slot_of(id) + 1, None);
         }
         self.slots[slot_of(id)] = Some(slot);
-        // Whatever it needs is done when it is looked at.
+        // The engine's check of the dirty connection starts all that it needs.
         shard.service.outputs.mark_dirty(id);
     }
 
@@ -221,7 +230,7 @@ impl Net {
         Ok(())
     }
 
-    /// The connections there are; what else has a deadline is seen to here.
+    /// Handles the deadlines of listeners and dials, and returns the ids of all connections.
     fn enforce_deadlines(&mut self, now: Time) -> Vec<ConnectionId> {
         let Net { ring, sockets, .. } = self;
         let mut ids = Vec::new();

@@ -1,4 +1,4 @@
-//! Whether this kernel can do what the engine needs: it is tried, on a pair of sockets.
+//! A test whether this kernel supports all that the engine needs, on a pair of sockets.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,17 +10,17 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair}
 use super::buffers::{Group, Shape};
 use super::ring::{Event, Request, Ring, Sizes, SlotId, WhenFull};
 
-/// Large enough for what is tried.
+/// Sizes sufficient for the test.
 const SIZES: Sizes = Sizes { requests: 4, completions: 16, in_pieces: SHAPE, at_once: SHAPE };
 const SHAPE: Shape = Shape { count: 2, bytes_each: 64 };
-/// What one step may take; each takes microseconds.
+/// The timeout of one step; each takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 const SLOT: SlotId = SlotId(0);
 
 /// Tries every feature.
 ///
 /// # Errors
-/// What does not work, in words.
+/// Returns the feature that does not work, as text.
 pub(crate) fn try_out() -> Result<(), String> {
     let failed = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
     let bell = eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from);
@@ -34,7 +34,7 @@ pub(crate) fn try_out() -> Result<(), String> {
     send(&mut ring, &ours)
 }
 
-/// Receives two times by one request, with one buffer after the other, then cancels it.
+/// Receives twice by one request, each into its own buffer, then cancels it.
 fn receive(ring: &mut Ring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), String> {
     ring.receive(SLOT, ours, Group::Clients);
     for word in [b"one", b"two"] {

@@ -1,15 +1,15 @@
-//! One io_uring: requests in, completions out, and whose memory is whose in between.
+//! One io_uring: requests in, completions out, and the ownership of memory in between.
 //!
 //! ```text
 //!   accept, receive, send ...     enter()                      reap()
-//!   --> [ submission queue ] --> kernel: submits, runs what --> [ completion queue ] --> Completion
-//!                                was deferred to this thread
+//!   --> [ submission queue ] --> kernel: submits, runs work --> [ completion queue ] --> Completion
+//!                                deferred to this thread
 //! ```
 //!
-//! The ring belongs to one thread (SINGLE_ISSUER), and the kernel does its part only when that thread
-//! enters (DEFER_TASKRUN): nothing interrupts it, and one system call serves all connections. A buffer
-//! that is being sent, or received into, is kept here until its completion comes back with it: so nobody
-//! can touch it before. (io_uring(7), io_uring_setup(2); Linux 6.1.)
+//! The ring belongs to one thread (SINGLE_ISSUER), and the kernel runs its deferred work only when that thread enters
+//! (DEFER_TASKRUN). So nothing interrupts the thread, and one system call serves all connections. A buffer that the
+//! kernel sends or receives into is kept here until its completion returns it, so no other code can access it before.
+//! (io_uring(7), io_uring_setup(2); Linux 6.1.)
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,22 +23,22 @@ use socket2::SockAddr;
 
 use super::buffers::{Buffers, Filling, Group, Lent, Shape};
 
-/// The slot of what belongs to no socket.
+/// The slot of requests that belong to no socket.
 const NO_SLOT: SlotId = SlotId(u32::MAX);
 
 /// The sizes of a ring.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
-    /// Requests that are submitted at once; more are submitted sooner.
+    /// Entries of the submission queue; requests beyond them are submitted early.
     pub(super) requests: u32,
-    /// Completions that have room; more wait in the kernel.
+    /// Entries of the completion queue; completions beyond them wait in the kernel.
     pub(super) completions: u32,
-    /// Buffers of each group to receive into, if the kernel fills them piece by piece; and if it does not.
+    /// Receive buffers of each group if the kernel fills buffers piece by piece, and if it does not (`at_once`).
     pub(super) in_pieces: Shape,
     pub(super) at_once: Shape,
 }
 
-/// The place of a socket in the engine's table; requests and completions are known by it.
+/// The index of a socket in the engine's table; requests and completions carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotId(pub(super) u32);
 
@@ -48,85 +48,85 @@ impl SlotId {
     }
 }
 
-/// What was asked of the kernel; for one slot each at most once at a time, but for cancellations.
+/// A request to the kernel. Except for cancellations, each slot has at most one of each kind at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Request {
     Accept = 1,
     Connect,
     Receive,
-    /// Into a buffer of ours.
+    /// A receive into a buffer of this process, not of the ring.
     ReceiveInto,
     Send,
     Cancel,
-    /// Ends a sleep.
+    /// A timeout that ends a wait.
     Alarm,
 }
 
-/// What a send does when its socket is full.
+/// The behaviour of a send when its socket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WhenFull {
-    /// It fails. So it completes, in any case, while it is submitted.
+    /// Fails, so it always completes during submission.
     Fail,
     Wait,
 }
 
-/// What the kernel answers.
+/// A completion of a request.
 #[derive(Debug)]
 pub(super) struct Completion {
     pub(super) slot: SlotId,
-    /// Whether the request stands, and more will follow.
+    /// True if the request stays armed, and more completions follow.
     pub(super) has_more: bool,
     pub(super) event: Event,
 }
 
-/// What has happened.
+/// The result of a request.
 #[derive(Debug)]
 pub(super) enum Event {
     Accepted(io::Result<OwnedFd>),
     Connected(io::Result<()>),
-    /// Bytes, or none at the end of the input.
+    /// Received bytes, or none at the end of the input.
     Received(io::Result<Option<Lent>>),
-    /// How many bytes were appended to the buffer; none at the end of the input.
+    /// The number of bytes appended to the buffer; 0 at the end of the input.
     ReceivedInto(io::Result<usize>, Vec<u8>),
-    /// How many bytes of the buffer, from this place on, are gone.
+    /// The number of bytes sent from the buffer, beginning at this offset.
     Sent(io::Result<usize>, Vec<u8>, usize),
     Cancelled,
 }
 
-/// See the module.
+/// One io_uring with its buffers; see the module documentation.
 pub(super) struct Ring {
     ring: IoUring,
-    /// By group.
+    /// The receive buffers, by group.
     buffers: [Buffers; 2],
     lent: Vec<InKernel>,
-    /// Requests in the queue that complete while they are submitted.
+    /// Queued requests that complete during submission.
     prompt: usize,
     alarm: Alarm,
 }
 
-/// One timer for many sleeps: on a virtual machine a timer that is the next to end is set, and taken back, by
-/// calls of the hypervisor.
+/// A single timer that all waits share. On a virtual machine, setting and cancelling the timer that expires next costs
+/// hypervisor calls.
 #[derive(Default)]
 struct Alarm {
     is_set: bool,
-    /// What the kernel reads when the request is submitted.
+    /// The timeout that the kernel reads when the request is submitted.
     after: Box<Timespec>,
 }
 
-/// Memory of one slot's requests that the kernel may touch.
+/// Memory of one slot's requests that the kernel may access.
 #[derive(Default)]
 struct InKernel {
     address: Option<Box<SockAddr>>,
     received: Option<Vec<u8>>,
-    /// Of the receive that takes buffers.
+    /// The group of the receive into the ring's buffers.
     group: Group,
     sent: Option<(Vec<u8>, usize)>,
 }
 
 impl Ring {
-    /// Sets a ring up for the calling thread, which alone may use it. The bell is an eventfd that is rung
-    /// when there is something to do, while [`Ring::listen_for_bell`] says so.
+    /// Sets up a ring for the calling thread, which alone may use it. The bell is an eventfd that the ring signals when
+    /// work is pending, from [`Ring::listen_for_bell`] to [`Ring::ignore_bell`].
     pub(super) fn new(sizes: Sizes, bell: BorrowedFd<'_>) -> io::Result<Ring> {
         match Ring::with(sizes, bell, Filling::Pieces) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -164,7 +164,7 @@ impl Ring {
         let entry = opcode::Accept::new(Fd(listener.as_raw_fd()), no_address, no_length)
             .flags(libc::SOCK_CLOEXEC)
             .build();
-        // SAFETY: the request has no memory.
+        // SAFETY: the request refers to no memory.
         unsafe { self.push(slot, Request::Accept, entry) };
     }
 
@@ -181,16 +181,17 @@ impl Ring {
 
     /// Receives into the ring's buffers of a group, until an error or the end of the input.
     ///
-    /// Nothing else takes of them: kernels before 6.15 may tell of a receive that ends with its first bytes after
-    /// others whose bytes lie behind those, and then a buffer's pieces could not be told apart.
+    /// No other kind of request takes buffers of the group. Kernels before 6.15 may post the completion of a receive
+    /// that ends with its first bytes late, after completions of later bytes of the same buffer. If other requests took
+    /// buffers of the group, the pieces of a buffer could then not be distinguished.
     pub(super) fn receive(&mut self, slot: SlotId, socket: &OwnedFd, group: Group) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), group as u16).build();
         self.in_kernel(slot).group = group;
-        // SAFETY: the kernel takes a buffer of the group, which is its own until the completion.
+        // SAFETY: the kernel takes a buffer of the group, which it owns until the completion.
         unsafe { self.push(slot, Request::Receive, entry) };
     }
 
-    /// Receives once, up to `most` bytes, into the room behind what the buffer holds.
+    /// Receives once, up to `most` bytes, behind the contents of the buffer.
     pub(super) fn receive_into(
         &mut self,
         slot: SlotId,
@@ -205,12 +206,11 @@ impl Ring {
         let entry = opcode::Recv::new(Fd(socket.as_raw_fd()), start, length).build();
         debug_assert!(self.in_kernel(slot).received.is_none(), "two receives of one socket");
         self.in_kernel(slot).received = Some(buffer);
-        // SAFETY: the buffer's heap memory stays where it is while the vector is kept, untouched, until
-        // the completion.
+        // SAFETY: the buffer's heap memory stays in place while the vector is kept, unmodified, until the completion.
         unsafe { self.push(slot, Request::ReceiveInto, entry) };
     }
 
-    /// Sends up to `most` bytes of the buffer, from this place on.
+    /// Sends up to `most` bytes of the buffer, beginning at offset `from`.
     pub(super) fn send(
         &mut self,
         slot: SlotId,
@@ -233,15 +233,15 @@ impl Ring {
         self.prompt += usize::from(is_prompt);
     }
 
-    /// Has a request end soon; it completes in any case, and so does this.
+    /// Cancels a request; both the request and the cancellation complete in any case.
     pub(super) fn cancel(&mut self, slot: SlotId, request: Request) {
         let entry =
             opcode::AsyncCancel2::new(CancelBuilder::user_data(token(slot, request))).build();
-        // SAFETY: the request has no memory.
+        // SAFETY: the request refers to no memory.
         unsafe { self.push(slot, Request::Cancel, entry) };
     }
 
-    /// Submits, and has the kernel do what it has deferred. Enters it only if there is something to do.
+    /// Submits queued requests and runs deferred work. Makes the system call only if there is work.
     pub(super) fn enter(&mut self) -> io::Result<()> {
         let queue = self.ring.submission();
         let requests = u32::try_from(queue.len()).expect("the queue has 32 bits");
@@ -258,8 +258,9 @@ impl Ring {
         tolerate(entered)
     }
 
-    /// As [`Ring::enter`], and sleeps until something happens: what completes by this very call is no reason to
-    /// wake up. It sleeps for at most so long, or until the alarm that an earlier sleep has set.
+    /// Submits and runs deferred work like [`Ring::enter`], then waits for an event. Requests that complete during
+    /// submission do not end the wait. It ends after `longest` at the latest, or when the alarm of an earlier wait
+    /// expires.
     pub(super) fn enter_and_sleep(&mut self, longest: Duration) -> io::Result<()> {
         if !self.ring.completion().is_empty() {
             return self.enter();
@@ -267,15 +268,15 @@ impl Ring {
         if !std::mem::replace(&mut self.alarm.is_set, true) {
             *self.alarm.after = Timespec::from(longest);
             let entry = opcode::Timeout::new(&raw const *self.alarm.after).build();
-            // SAFETY: the time is boxed, and changed only when no request is under way.
+            // SAFETY: the timeout is boxed, and changed only while no request uses it.
             unsafe { self.push_any(NO_SLOT, Request::Alarm, entry) };
         }
         let prompt = std::mem::take(&mut self.prompt);
         tolerate(self.ring.submit_and_wait(prompt + 1))
     }
 
-    /// Whether requests have completed in the kernel whose completions are still to be made, by another call, and all
-    /// that were made are reaped: a call makes a few dozen at most, the oldest first.
+    /// Returns whether all posted completions are reaped and more requests have completed in the kernel, which another
+    /// call must post. One call posts at most a few dozen, the oldest first.
     pub(super) fn has_deferred(&mut self) -> bool {
         let queue = self.ring.submission();
         let has_deferred = queue.taskrun() && !queue.cq_overflow();
@@ -283,11 +284,11 @@ impl Ring {
         has_deferred && self.ring.completion().is_empty()
     }
 
-    /// From now on the bell rings when there is something to do; false if there is already.
+    /// Enables the bell, which then signals pending work; returns false if work is pending already.
     pub(super) fn listen_for_bell(&mut self) -> bool {
         self.ring.completion().enable_eventfd();
-        // The kernel notes that it has work and then looks whether the bell is wanted; here it is the
-        // other way round. One of the two sees the other.
+        // The kernel records pending work and then checks whether the bell is enabled; this function does it in the
+        // opposite order. So at least one side notices the other.
         fence(Ordering::SeqCst);
         let queue = self.ring.submission();
         let has_work = queue.taskrun() || queue.cq_overflow() || !queue.is_empty();
@@ -295,7 +296,7 @@ impl Ring {
         !has_work && self.ring.completion().is_empty()
     }
 
-    /// From now on the bell stays silent.
+    /// Disables the bell.
     pub(super) fn ignore_bell(&mut self) {
         self.ring.completion().disable_eventfd();
     }
@@ -316,7 +317,7 @@ impl Ring {
             };
             let event = match request {
                 Request::Accept => Event::Accepted(result.map(|_| {
-                    // SAFETY: the descriptor is new, and this its only owner.
+                    // SAFETY: the descriptor is new, and this is its only owner.
                     unsafe { OwnedFd::from_raw_fd(entry.result()) }
                 })),
                 Request::Connect => {
@@ -331,7 +332,7 @@ impl Ring {
                             Event::Received(Ok(Some(buffers.lend(buffer, length))))
                         }
                         (result, buffer) => {
-                            // Taken, and not used.
+                            // The buffer was taken and is unused.
                             if let Some(buffer) = buffer {
                                 let unused = buffers.lend(buffer, 0);
                                 buffers.give_back(unused);
@@ -348,7 +349,7 @@ impl Ring {
                             length <= buffer.capacity(),
                             "more was received than there was room"
                         );
-                        // SAFETY: the kernel has written so many bytes behind the others.
+                        // SAFETY: the kernel has written `count` bytes behind the others.
                         unsafe { buffer.set_len(length) };
                     }
                     Event::ReceivedInto(result, buffer)
@@ -364,12 +365,12 @@ impl Ring {
         }
     }
 
-    /// The bytes received into a buffer.
+    /// Returns the bytes received into a buffer.
     pub(super) fn bytes(&self, lent: &Lent) -> &[u8] {
         self.buffers[lent.group as usize].bytes(lent)
     }
 
-    /// Has a buffer received into again.
+    /// Returns a piece, so that its buffer can be received into again.
     pub(super) fn give_back(&mut self, lent: Lent) {
         self.buffers[lent.group as usize].give_back(lent);
     }
@@ -391,10 +392,10 @@ impl Ring {
         unsafe { self.push_any(slot, request, entry) };
     }
 
-    /// Queues a request, submitting what is queued when there is no room.
+    /// Queues a request, and submits queued requests while there is no room.
     ///
     /// # Safety
-    /// The memory that the request points at must stay as it is until its completion.
+    /// The memory that the request refers to must stay valid and unmodified until its completion.
     unsafe fn push_any(&mut self, slot: SlotId, request: Request, entry: squeue::Entry) {
         let entry = entry.user_data(token(slot, request));
         loop {
@@ -410,7 +411,7 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// The kernel ends the requests of a closed ring in its own time: what they use is left to it.
+    /// The kernel ends the requests of a closed ring asynchronously, so their memory is leaked.
     fn drop(&mut self) {
         std::mem::forget(std::mem::take(&mut self.lent));
     }
@@ -435,7 +436,7 @@ fn owner(token: u64) -> (SlotId, Request) {
     (SlotId(u32::from_be_bytes([a, b, c, d])), request)
 }
 
-/// What only means that there is more to do, or no time left, is no failure.
+/// Maps errors that only mean pending work or an expired timeout to success.
 fn tolerate(entered: io::Result<usize>) -> io::Result<()> {
     match entered {
         Ok(_) => Ok(()),

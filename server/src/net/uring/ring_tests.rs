@@ -1,4 +1,4 @@
-//! The ring on pairs of sockets: nothing is lost when buffers run out, and every buffer comes back.
+//! Tests of the ring on pairs of sockets: nothing is lost when buffers run out, and every buffer comes back.
 
 use std::os::fd::AsFd;
 
@@ -11,7 +11,7 @@ const SIZES: Sizes = Sizes { requests: 4, completions: 64, in_pieces: SHAPE, at_
 const SHAPE: Shape = Shape { count: 2, bytes_each: 64 };
 const SLOT: SlotId = SlotId(3);
 const PATIENCE: Duration = Duration::from_secs(10);
-/// As much as a send may take.
+/// The most bytes that a send may have.
 const MOST: usize = usize::MAX >> 33;
 
 fn ring() -> Ring {
@@ -28,7 +28,7 @@ fn pair() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap()
 }
 
-/// What completes next; several, if they come together.
+/// Returns the next completion, or several if they arrive together.
 fn next(ring: &mut Ring) -> Vec<Completion> {
     let mut done = Vec::new();
     ring.enter().unwrap();
@@ -77,7 +77,7 @@ fn nothing_is_lost(filling: Filling) {
             match event {
                 Event::Received(Ok(Some(lent))) => {
                     received.extend_from_slice(ring.bytes(&lent));
-                    // Kept, as by a wake-up that serves many connections.
+                    // Kept, as in a wake-up that serves many connections.
                     lent_out.push(lent);
                 }
                 Event::Received(Err(error)) => {
@@ -99,7 +99,7 @@ fn nothing_is_lost(filling: Filling) {
     assert!(exhausted > 0, "2 buffers of 64 bytes were enough for {} bytes", sent.len());
 }
 
-/// The pieces that are received next.
+/// Returns the pieces that are received next.
 fn pieces(ring: &mut Ring) -> Vec<Lent> {
     let piece = |completion| match completion {
         Completion { has_more: true, event: Event::Received(Ok(Some(lent))), .. } => lent,
@@ -117,7 +117,7 @@ fn sockets_share_a_buffer_piece_by_piece_and_it_is_filled_again_when_every_piece
     }
     let mut lent = Vec::new();
     for turn in 0..200usize {
-        // Seven bytes: the end of a buffer cuts one of the words.
+        // Seven bytes: the end of a buffer splits one of the words.
         let word: Vec<u8> = (0..7).map(|n| (turn * 7 + n).to_le_bytes()[0]).collect();
         rustix::net::send(&sockets[turn % 2].1, &word, SendFlags::NOSIGNAL).unwrap();
         let mut came = Vec::new();
@@ -128,7 +128,7 @@ fn sockets_share_a_buffer_piece_by_piece_and_it_is_filled_again_when_every_piece
             }
         }
         assert_eq!(came, word, "turn {turn}");
-        // Not the oldest first, and one always stays.
+        // Returned out of order; up to three stay lent.
         while lent.len() > 3 {
             ring.give_back(lent.remove(turn % 2).0);
         }
@@ -186,7 +186,7 @@ fn a_buffer_that_is_received_into_comes_back_longer() {
 fn the_buffer_of_a_send_comes_back_when_it_is_cancelled_and_when_the_other_side_is_gone() {
     let mut ring = ring();
     let (ours, theirs) = pair();
-    // More than the socket takes: it is sent in part, then not at all until somebody reads.
+    // More than the socket has room for: it is sent in part, then not at all until the other end reads.
     let long = vec![7; 8 << 20];
     ring.send(SLOT, &ours, long.clone(), 0, long.len(), WhenFull::Fail);
     let Some(Completion { event: Event::Sent(Ok(count), long, 0), .. }) = next(&mut ring).pop()
@@ -251,7 +251,7 @@ fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() 
     let (heard, speaker) = pair();
     ring.receive(SLOT, &heard, Group::Clients);
     ring.enter().unwrap();
-    // It completes while it is submitted, and yet the sleep lasts until its limit.
+    // The send completes during submission, and yet the wait lasts until its limit.
     ring.send(SLOT, &ours, b"short".to_vec(), 0, MOST, WhenFull::Fail);
     let start = std::time::Instant::now();
     ring.enter_and_sleep(Duration::from_micros(50)).unwrap();
@@ -259,7 +259,7 @@ fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() 
     let mut done = Vec::new();
     ring.reap(&mut done, usize::MAX);
     assert!(matches!(done[..], [Completion { event: Event::Sent(Ok(5), ..), .. }]), "{done:?}");
-    // A socket that takes no more: the send waits, and what comes meanwhile is seen.
+    // The socket is full: the send waits, and other events are still received.
     let long = vec![7; 8 << 20];
     ring.send(SLOT, &ours, long.clone(), 0, long.len(), WhenFull::Fail);
     let Some(Completion { event: Event::Sent(Ok(count), long, 0), .. }) = next(&mut ring).pop()
@@ -299,13 +299,13 @@ fn sleeps_share_one_alarm_and_each_ends_by_it_at_the_latest() {
     let mut done = Vec::new();
     ring.reap(&mut done, usize::MAX);
     assert_eq!(done.len(), 1);
-    // This one has no alarm of its own.
+    // This wait sets no alarm of its own.
     ring.enter_and_sleep(PATIENCE).unwrap();
     assert!((LONGEST..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
     done.clear();
     ring.reap(&mut done, usize::MAX);
     assert!(done.is_empty(), "an alarm is nobody's completion: {done:?}");
-    // The next one has.
+    // The next wait sets one.
     let again = std::time::Instant::now();
     ring.enter_and_sleep(LONGEST).unwrap();
     assert!((LONGEST..PATIENCE).contains(&again.elapsed()), "{:?}", again.elapsed());

@@ -1,4 +1,4 @@
-//! The glommio executor that the engine lives in: its tasks, mailbox, timers and jobs.
+//! The glommio executor that the engine runs in: its tasks, mailbox, timers and jobs.
 
 use std::cell::Cell;
 use std::io;
@@ -16,17 +16,17 @@ use crate::executor::{self, Duties, Prepared};
 use crate::jobs::{Job, Step};
 use crate::mailbox;
 
-/// Memory that glommio registers for files; no files are used.
+/// Memory that glommio registers for files; it is not used.
 const IO_MEMORY_BYTES: usize = 64 << 10;
-/// How long tasks run before others have their turn. An executor that is preempted before its first task has run parks
-/// for ever, because no timer is armed yet, so this is longer than a thread that has just started waits for a processor.
-/// From then on the timer of the next tick is always armed.
+/// The time that tasks run before glommio preempts them. An executor that is preempted before its first task has run
+/// parks forever, because no timer is armed yet. So this is longer than a new thread waits for a processor; from then
+/// on the timer of the next tick is always armed.
 const PREEMPT_TASKS: Duration = Duration::from_millis(100);
 
 /// Starts the thread of a shard; it ends with the process.
 ///
 /// # Errors
-/// Why it cannot be started.
+/// Returns the reason why it cannot be started.
 pub(crate) fn start_thread(
     name: &str,
     prepare: impl FnOnce() -> Prepared + Send + 'static,
@@ -55,7 +55,7 @@ async fn run(prepared: Prepared) {
     }
 }
 
-/// Gives every message of a mailbox to `take`, for ever.
+/// Passes every message of a mailbox to `take`, for the life of the process.
 async fn serve<T>(inbox: mailbox::Receiver<T>, mut take: impl FnMut(T)) -> io::Result<()> {
     let (bell, messages) = inbox.into_parts();
     // SAFETY: the descriptor is given away and the file is its only owner from here on.
@@ -69,7 +69,7 @@ async fn serve<T>(inbox: mailbox::Receiver<T>, mut take: impl FnMut(T)) -> io::R
 }
 
 impl Engine {
-    /// Takes the steps of a job by a task of its own.
+    /// Runs the steps of a job in a task of its own.
     pub(super) fn spawn_job(&self, mut job: Job) {
         let (hub, steps) = (Rc::clone(&self.hub), Background::begin(&self.background));
         glommio::spawn_local(async move {
@@ -85,7 +85,7 @@ impl Engine {
         .detach();
     }
 
-    /// Dials what is due next, as soon as it is.
+    /// Spawns a task that dials at the time of the next due dial.
     pub(super) fn dial_when_due(self: &Rc<Engine>, now: Time) {
         let Some(due) = self.hub.shard.borrow().service.next_dial() else { return };
         let engine = Rc::clone(self);
@@ -97,7 +97,7 @@ impl Engine {
     }
 }
 
-/// While one lives, the thread must not sleep where glommio's tasks do not wake it.
+/// A guard for a background job: while one exists, the thread must not wait where glommio's tasks cannot wake it.
 struct Background(Rc<Cell<usize>>);
 
 impl Background {

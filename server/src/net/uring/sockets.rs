@@ -1,7 +1,7 @@
-//! The sockets of an engine, each with the requests that the kernel has of it.
+//! The sockets of an engine, each with its requests in the kernel.
 //!
-//! A slot is used again only when every request of it has completed: so a completion always belongs to
-//! the socket that is there, and a descriptor is closed behind its last request.
+//! A slot is reused only when all its requests have completed. So a completion always belongs to the socket that is in
+//! the slot, and a descriptor is closed after its last request.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -15,20 +15,20 @@ use crate::log_limit::LogLimit;
 use crate::net::listener::Port;
 use crate::stats::Permit;
 
-/// What stands in a slot.
+/// The socket in a slot.
 pub(super) enum Socket {
     Listener(Listener),
     Dialling(Dialling),
     Connection(Connection),
 }
 
-/// One of the requests by which connections of a port are accepted, each one at a time.
+/// One of the requests that accept connections of a port, each for one connection at a time.
 pub(super) struct Listener {
     pub(super) fd: Rc<OwnedFd>,
     pub(super) port: Port,
-    /// When to go on accepting, after a failure.
+    /// The time at which accepting resumes after a failure.
     pub(super) resume_at: Option<Time>,
-    /// Shared by all of the port.
+    /// The rate limit of log lines, shared by all listeners of the port.
     pub(super) log: Rc<RefCell<LogLimit>>,
 }
 
@@ -40,74 +40,74 @@ pub(super) struct Dialling {
     pub(super) stage: Stage,
 }
 
-/// How far a dial is.
+/// The progress of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// In time.
+    /// Connecting, within its deadline.
     Connecting,
-    /// It took too long: two completions are due, its own and that of its cancellation.
+    /// Abandoned: two completions are outstanding, of the connect and of its cancellation.
     GivenUp,
-    /// One of the two is.
+    /// Abandoned: one of the two completions is outstanding.
     Ending,
 }
 
-/// A socket with a connection, or what is left of it while its requests end.
+/// A socket with a connection, or its remainder while its requests end.
 pub(super) struct Connection {
-    /// Its output has it too, for long values; whichever of the two goes last closes it.
+    /// The descriptor, shared with the output for long values; the last reference closes it.
     pub(super) fd: Rc<OwnedFd>,
     pub(super) port: Port,
     pub(super) permit: Option<Permit>,
-    /// `None` once it is closed.
+    /// The connection's id; `None` once it is closed.
     pub(super) id: Option<ConnectionId>,
     pub(super) receiving: Receiving,
-    /// Whether bytes came by the receive that stands or stood last.
+    /// True if the current or last receive returned bytes.
     pub(super) was_fed: bool,
-    /// Whether it carries the stream of a group: it is served first.
+    /// True if it carries the stream of a group, which is served first.
     pub(super) is_stream: bool,
     pub(super) is_sending: bool,
     pub(super) is_shut: bool,
-    /// Cancellations under way.
+    /// Cancellations in progress.
     pub(super) cancels: u8,
 }
 
-/// What is being received.
+/// The receive in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Receiving {
-    /// Nothing.
+    /// Not receiving.
     Nothing,
-    /// What comes next, into a buffer of its own: the hello, after which another shard may go on, and all that comes to
-    /// the servers' port before the hello of a stream was taken.
+    /// One receive into a buffer of its own: of the hello, after which another shard may take over, and of all bytes at
+    /// the servers' port before the handshake of a stream is complete.
     Hello,
-    /// Whatever comes.
+    /// A multishot receive of all bytes.
     All,
-    /// Nothing, as no buffer was free: it waits in the queue of those that are to be fed.
+    /// Not receiving, as no buffer was free: the connection waits for `Net::feed`.
     Hungry,
-    /// The rest of a long frame, straight into its buffer.
+    /// The rest of a long frame, directly into its buffer.
     Frame,
-    /// As `Hello` and `All`, but to be ended; what still comes is taken.
+    /// `Hello` or `All` that is being cancelled; bytes that still arrive are processed.
     Ending,
 }
 
-/// Whose work something is, in the order in which it is done.
+/// The class of a piece of work, in the order in which classes are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Of the streams between servers: all of it, in every turn.
+    /// Streams between servers and dials: all of it, in every turn.
     Streams,
-    /// Of those who knock at the servers' port: a few in every turn.
+    /// Connections at the servers' port that carry no stream yet: a few in every turn.
     Knocking,
-    /// Of clients: for a while in every turn.
+    /// Clients: for a limited time in every turn.
     Clients,
 }
 
 impl Connection {
-    /// Whether the kernel has no request of it.
+    /// Returns whether the kernel has no request of the connection.
     pub(super) fn is_quiet(&self) -> bool {
         let is_receiving = !matches!(self.receiving, Receiving::Nothing | Receiving::Hungry);
         !is_receiving && !self.is_sending && self.cancels == 0
     }
 }
 
-/// All of them.
+/// All sockets of an engine.
 #[derive(Default)]
 pub(super) struct Sockets {
     slots: Vec<Option<Socket>>,
@@ -115,7 +115,7 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Finds a slot for a socket.
+    /// Inserts a socket into a free slot.
     pub(super) fn insert(&mut self, socket: Socket) -> SlotId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -125,7 +125,7 @@ impl Sockets {
         SlotId(slot)
     }
 
-    /// Takes a socket out whose requests have all completed.
+    /// Removes a socket whose requests have all completed.
     pub(super) fn remove(&mut self, slot: SlotId) -> Option<Socket> {
         let socket = self.slots[slot.index()].take();
         if socket.is_some() {
@@ -145,7 +145,7 @@ impl Sockets {
         }
     }
 
-    /// Whose work a completion of this slot is.
+    /// Returns the class of a completion of this slot.
     pub(super) fn class(&mut self, slot: SlotId) -> Class {
         match self.get(slot) {
             Some(Socket::Dialling(_)) => Class::Streams,
@@ -156,7 +156,7 @@ impl Sockets {
         }
     }
 
-    /// All that stand, with their places.
+    /// Returns all sockets, with their slots.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (SlotId, &mut Socket)> {
         let places = (0u32..).map(SlotId);
         places.zip(&mut self.slots).filter_map(|(slot, socket)| Some((slot, socket.as_mut()?)))

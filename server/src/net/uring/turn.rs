@@ -1,19 +1,23 @@
-//! One wake-up: what has completed is served, and what comes of it is asked of the ring.
+//! One wake-up: serves completions, and queues the resulting requests in the ring.
 //!
 //! ```text
 //!   enter, reap -> bytes of other servers -> pump, send --+ (submitted at once, if clients are next)
 //!                                                         v
-//!         +--> those who knock at the servers' port: a few
+//!         +--> the servers' port before a stream: a few
 //!         |    clients: for at most a millisecond -> pump, send      (submitted by the next turn)
-//!         +-------- the rest waits in its order for the next turn
+//!         +-------- the rest waits in order for the next turn
 //! ```
 //!
-//! An ack therefore never waits for the requests of this server's own clients, and all PREPAREs and all
-//! ACKs of a wake-up leave in one batch each. Whatever clients ask for, the next look at the streams of other
-//! servers is a few milliseconds away: the clients' part of a turn ends by the clock and by the bytes sent, streams
-//! receive into buffers of their own, and where the kernel itself is behind with the completions of many clients,
-//! the streams' sockets are read without it. All readers of long values together are sent a bounded
-//! part in a turn; the next turn goes on with those.
+//! So an ACK never waits for the requests of this server's own clients. All PREPAREs of a wake-up, and all its ACKs,
+//! are sent in one batch each. The streams of other servers are checked again within a few milliseconds, whatever the
+//! load of clients:
+//!
+//! - The clients' part of a turn is bounded by time and by bytes sent.
+//! - Streams have receive buffers of their own.
+//! - If the kernel is behind with the completions of many clients, the sockets of the streams are read without the
+//!   ring.
+//!
+//! One turn sends a bounded part to all readers of long values together; the next turn continues.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -42,16 +46,16 @@ use crate::net::socket::{
 };
 use crate::shard::{Fate, Shard};
 
-/// Most clients for which no buffer was free that receive again in one turn.
+/// The most connections per turn that receive again after no buffer was free for them.
 const MOST_FED: usize = 16;
-/// How long the streams may go without a look at their sockets while the kernel is behind.
+/// The longest time without reading the streams' sockets while the kernel is behind.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// What one look takes of a stream, in pieces.
+/// The most receives, and the bytes of each, from one stream each time.
 const MOST_LOOKED_AT: usize = 4;
 const LOOKED_AT_BYTES: usize = 128 << 10;
 
 impl Engine {
-    /// Serves what has completed; whether there was anything to do.
+    /// Serves all completions; returns whether there was any work.
     pub(super) fn turn(self: &Rc<Engine>) -> bool {
         let mut net = self.net.borrow_mut();
         net.reap();
@@ -73,7 +77,7 @@ impl Engine {
         }
         let has_news = shard.service.take_news();
         if has_news {
-            // Who hears that all is answered may end the process.
+            // A thread that observes the news may end the process, so send all responses first.
             net.enter();
         }
         drop((net, shard));
@@ -91,12 +95,12 @@ impl Net {
         }
     }
 
-    /// Takes all completions: one of a stream may be the last.
+    /// Takes all completions: the last may belong to a stream.
     fn reap(&mut self) {
         self.ring.reap(&mut self.done, usize::MAX);
     }
 
-    /// Whether something was left by the last turn.
+    /// Returns whether the last turn left work.
     fn has_waiting(&self) -> bool {
         !self.knocking.is_empty() || !self.clients.is_empty() || self.has_hungry()
     }
@@ -132,7 +136,7 @@ impl Net {
         budget.renew_time();
         self.settle(shard, hub, now, &mut budget);
         if shard.service.outputs.has_readers() {
-            // All that is short goes first.
+            // Send all short responses before long values.
             self.enter();
             if shard.serve_readers(now) {
                 hub.want_flush();
@@ -141,7 +145,7 @@ impl Net {
         }
     }
 
-    /// Serves the completions of streams, and queues the others; whether a stream had bytes.
+    /// Serves the completions of streams, and queues the others; returns whether a stream received bytes.
     fn serve_streams(&mut self, shard: &mut Shard, hub: &Hub, now: Time) -> bool {
         let mut had_bytes = false;
         let mut done = std::mem::take(&mut self.done);
@@ -160,8 +164,8 @@ impl Net {
         had_bytes
     }
 
-    /// Reads the streams' sockets at once. Nothing that the ring has received of them may be unserved; what it
-    /// receives later lies behind. Returns the time by which what was read has been served.
+    /// Reads the streams' sockets directly. All bytes that the ring has received from them must be served; bytes that
+    /// it receives later follow. Returns the time at which the last bytes were read.
     fn look_at_streams(&mut self, shard: &mut Shard, hub: &Hub) -> Time {
         let mut now = clock::now();
         self.looked_at = now;
@@ -172,7 +176,7 @@ impl Net {
             let Some(connection) = self.sockets.connection(slot) else { continue };
             let (Some(id), fd) = (connection.id, Rc::clone(&connection.fd)) else { continue };
             for _ in 0..MOST_LOOKED_AT {
-                // An end, or an error, is seen by the receive that stands.
+                // The armed receive reports an end or an error.
                 let Ok((count @ 1.., _)) = recv(&*fd, &mut self.scratch[..], RecvFlags::DONTWAIT)
                 else {
                     break;
@@ -189,8 +193,8 @@ impl Net {
         now
     }
 
-    /// Lets some of those receive again for whom no buffer was free, first those that got nothing. All buffers are free
-    /// by now, unless some wait with the completions of their bytes.
+    /// Rearms the receives of some connections for which no buffer was free, starved ones first. All buffers are free
+    /// by now, except those whose completions wait.
     fn feed(&mut self, shard: &mut Shard) {
         let mut left = if self.clients.is_empty() { MOST_FED } else { 0 };
         while left > 0
@@ -251,7 +255,8 @@ impl Net {
         }
     }
 
-    /// Notes the end of a receive. If no buffer was free for a client, it waits until it is fed.
+    /// Records the end of a receive. Returns whether the connection is a client without a free buffer, which then waits
+    /// for `Net::feed`.
     fn is_hungry(
         &mut self,
         shard: &mut Shard,
@@ -278,8 +283,8 @@ impl Net {
         }
     }
 
-    /// Has a connection looked at again if its request has ended or it is not to be read from; what is
-    /// left of a closed one goes with its last request.
+    /// Marks a connection dirty if its request has ended or it is not to be read. A closed connection is released with
+    /// its last request.
     fn look_after(
         &mut self,
         shard: &mut Shard,
@@ -352,7 +357,7 @@ impl Net {
         shard.service.note_news();
     }
 
-    /// One of the two last completions of a dial that was given up has come.
+    /// Counts one of the two last completions of an abandoned dial.
     fn end_dial(&mut self, slot: SlotId) {
         let Some(Socket::Dialling(dialling)) = self.sockets.get(slot) else { return };
         match dialling.stage {
@@ -401,7 +406,7 @@ impl Net {
             Some(Socket::Connection(connection)) => {
                 connection.cancels -= 1;
                 if connection.id.is_none() && connection.cancels == 0 && !connection.is_quiet() {
-                    // What was not found to be cancelled ends by this.
+                    // Requests that the cancellation did not find end by the shutdown.
                     let _ = rustix::net::shutdown(&connection.fd, Shutdown::Both);
                 }
                 self.release_if_quiet(slot);
@@ -411,8 +416,8 @@ impl Net {
         }
     }
 
-    /// The end of a wake-up, or of the streams' part of it: streams get what they have to say and are seen to, and then
-    /// the connections about which something is to be done, in their order, as far as the budget goes.
+    /// Ends a wake-up, or the streams' part of it: pumps the streams and handles dirty ones. Then it handles the other
+    /// dirty connections in order, as far as the budget allows.
     fn settle(&mut self, shard: &mut Shard, hub: &Hub, now: Time, budget: &mut Budget) {
         shard.finish_wake_up(now);
         while let Some(id) = shard.service.outputs.next_dirty_stream() {
@@ -457,7 +462,7 @@ impl Net {
         match fate {
             Fate::Close => return self.close(shard, now, slot, id),
             Fate::HandOver(wanted) if wanted == hub.here => {
-                // It becomes a client or a peer, and is looked at as such.
+                // It becomes a client or a peer, and is handled as such when it is next.
                 shard.adopt_greeting(now, id);
                 return shard.service.outputs.mark_dirty(id);
             }
@@ -476,7 +481,7 @@ impl Net {
         self.keep_receiving(shard, slot, id, matches!(fate, Fate::Read | Fate::Shut));
     }
 
-    /// Adds a stream to those whose sockets are looked at, and drops those that are gone.
+    /// Adds a stream to those whose sockets are read directly, and removes closed ones.
     fn note_stream(&mut self, slot: SlotId) {
         self.streams.push(slot);
         let Net { sockets, streams, .. } = self;
@@ -485,7 +490,7 @@ impl Net {
         });
     }
 
-    /// Receives, or ends receiving, as a connection needs it.
+    /// Starts or ends receiving, as the connection's state requires.
     fn keep_receiving(&mut self, shard: &mut Shard, slot: SlotId, id: ConnectionId, is_read: bool) {
         let Some(connection) = self.sockets.connection(slot) else { return };
         match connection.receiving {
@@ -516,7 +521,7 @@ impl Net {
                 connection.cancels += 1;
                 self.ring.cancel(slot, Request::ReceiveInto);
             }
-            // What is lent is taken back when some of it has come.
+            // A lent buffer is taken back when some bytes have arrived.
             Receiving::Nothing
             | Receiving::Hungry
             | Receiving::Hello
@@ -526,7 +531,7 @@ impl Net {
         }
     }
 
-    /// Closes a connection; what is left of it goes with its last request.
+    /// Closes a connection; it is released with its last request.
     fn close(&mut self, shard: &mut Shard, now: Time, slot: SlotId, id: ConnectionId) {
         shard.close(now, id);
         self.slots[slot_of(id)] = None;
@@ -559,14 +564,14 @@ impl Net {
         self.slots[slot_of(id)] = None;
         let Some(Socket::Connection(connection)) = self.sockets.remove(slot) else { return };
         let Connection { fd, permit, .. } = connection;
-        // Its output is closed: there is no other.
+        // Its output is closed, so this is the only reference.
         let socket = Rc::into_inner(fd);
         if let (Some(socket), Some((port, received)), Some(permit)) = (socket, greeting, permit) {
             hub.hand_over(wanted, HandedOver { socket, port, received, permit });
         }
     }
 
-    /// Lets go of a closed connection of which the kernel has no request any more.
+    /// Releases a closed connection once the kernel has no request of it.
     fn release_if_quiet(&mut self, slot: SlotId) {
         if let Some(connection) = self.sockets.connection(slot)
             && connection.id.is_none()
@@ -577,8 +582,8 @@ impl Net {
     }
 }
 
-/// Whether a descriptor may be open by the limit that holds now: an accept that stays armed goes on by the
-/// one that held when it was armed.
+/// Returns whether the socket's descriptor is within the current limit. A pending accept uses the limit in force when
+/// it was armed.
 fn is_within_limit(socket: &OwnedFd) -> bool {
     let limit = getrlimit(Resource::Nofile).current;
     limit.is_none_or(|limit| {
@@ -586,15 +591,15 @@ fn is_within_limit(socket: &OwnedFd) -> bool {
     })
 }
 
-/// The other side has sent all it will.
+/// Handles the end of input.
 fn on_end(shard: &mut Shard, now: Time, id: Option<ConnectionId>) {
     if let Some(id) = id {
         shard.on_end_of_input(now, id);
     }
 }
 
-/// A receive ended for a reason that passes (no buffer was free, it was cancelled), or the connection is
-/// gone.
+/// Handles a failed receive: a transient failure (no free buffer, a cancellation) is ignored, any other closes the
+/// connection.
 fn on_receive_failed(shard: &mut Shard, id: Option<ConnectionId>, error: &std::io::Error) {
     let is_buffer = error.raw_os_error() == Some(libc::ENOBUFS);
     if let Some(id) = id
