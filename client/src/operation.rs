@@ -181,7 +181,7 @@ pub(crate) enum Notify {
 /// The stage of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// In the engine's queue of operations to route next.
+    /// Queued in the engine to be routed next.
     Ready,
     /// Waiting for the first map.
     AwaitingMap,
@@ -220,7 +220,7 @@ pub(crate) struct Operation {
     pub(crate) queued: Option<(u64, RequestId)>,
     /// The time at which it was assigned to its current connection.
     pub(crate) assigned_at: Instant,
-    /// In [`Stage::Assigned`]: the time at which to check whether the view has changed.
+    /// The time at which to check whether the view has changed; for [`Stage::Assigned`].
     pub(crate) attention_at: Instant,
     /// True if that check has run on the current connection.
     pub(crate) is_overdue: bool,

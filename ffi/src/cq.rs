@@ -90,11 +90,11 @@ pub struct kvc_op {
     pub kind: u32,
     /// The key: 1 to 65,535 bytes; copied.
     pub key: kvc_slice,
-    /// For a put, the value: up to 16 MiB; copied unless flags has KVC_KEEP. With KVC_KEEP, a value below 1 KiB may
-    /// still be copied for sending it together with others.
+    /// The value of a put: up to 16 MiB; copied unless flags has KVC_KEEP. With KVC_KEEP, a value below 1 KiB may still
+    /// be copied for sending it together with others.
     pub value: kvc_slice,
-    /// For a get: a buffer of `cap` bytes for the value, written before the completion is available. After a failure
-    /// its content is unspecified. NULL: the completion owns the value.
+    /// The buffer of a get: `cap` bytes for the value, written before the completion is available. After a failure its
+    /// content is unspecified. NULL: the completion owns the value.
     pub dst: *mut c_void,
     /// The size of dst in bytes.
     pub cap: usize,
@@ -104,7 +104,7 @@ pub struct kvc_op {
     pub timeout_ms: u32,
     /// KVC_KEEP, KVC_RANGE, or zero.
     pub flags: u32,
-    /// With KVC_RANGE: the offset in the value of the first byte to read. Else zero.
+    /// The offset in the value of the first byte to read, with KVC_RANGE. Else zero.
     pub offset: u64,
 }
 
@@ -137,15 +137,15 @@ pub struct kvc_completion {
     /// The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for a read, and
     /// after a failure.
     pub copies: u32,
-    /// For a successful get without dst: the value, to be freed with kvc_buf_free(). In all other cases data is NULL.
-    /// For a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version
-    /// is that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero.
-    /// For a delete it is the number of the delete itself.
+    /// The value of a successful get without dst, to be freed with kvc_buf_free(). In all other cases data is NULL. For
+    /// a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version is
+    /// that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero. For
+    /// a delete it is the number of the delete itself.
     pub value: kvc_buf,
     /// The error message; NULL after a success. The queue owns it; it is valid until the next kvc_cq_poll() or
     /// kvc_cq_free().
     pub words: *const c_char,
-    /// After KVC_IN_DOUBT: the write, for kvc_resolve(). Else all zero.
+    /// The write after KVC_IN_DOUBT, for kvc_resolve(). Else all zero.
     pub doubt: kvc_doubt,
 }
 

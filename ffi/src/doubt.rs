@@ -23,7 +23,7 @@ const MAX_KEPT_BYTES: usize = 16 << 20;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct kvc_doubt {
-    /// For use by the library only.
+    /// The library's data; not for use by the program.
     pub opaque: [u64; 2],
 }
 

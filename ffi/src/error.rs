@@ -62,9 +62,9 @@ pub const KVC_CANCELLED: c_int = -20;
 pub(crate) struct Failure {
     pub(crate) status: c_int,
     pub(crate) words: String,
-    /// For KVC_CONFLICT: the current version of the entry; zero if there is none.
+    /// The current version of the entry after KVC_CONFLICT; zero if there is none.
     pub(crate) version: u64,
-    /// For KVC_IN_DOUBT: the write.
+    /// The write after KVC_IN_DOUBT.
     pub(crate) doubt: Option<Doubt>,
 }
 

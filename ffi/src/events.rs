@@ -43,7 +43,7 @@ pub struct kvc_event {
     pub server: u32,
     /// Zero.
     pub reserved: u32,
-    /// For KVC_EVENT_MAP_CHANGED, the revision of the map; else zero.
+    /// The revision of the map for KVC_EVENT_MAP_CHANGED; else zero.
     pub revision: u64,
     /// The address of the server, or of the sender of the map, as "host:port"; NULL if there is none.
     pub address: *const c_char,

@@ -88,7 +88,7 @@ pub struct kvc_result {
     pub copies: u32,
     /// Zero.
     pub reserved: u32,
-    /// After KVC_IN_DOUBT: the write, for kvc_resolve(). Else all zero.
+    /// The write after KVC_IN_DOUBT, for kvc_resolve(). Else all zero.
     pub doubt: kvc_doubt,
 }
 
@@ -227,8 +227,8 @@ pub unsafe extern "C" fn kvc_get_into(
 }
 
 /// Reads a part of a value into `dst` (NULL if `cap` is 0): up to `cap` bytes, starting at byte `offset`. *len is set
-/// to the length of the whole value, so the number of bytes read is the smaller of `cap` and *len - `offset`, or zero
-/// if `offset` is beyond the end. Nothing else is fetched. Parts of one value have the same version. The content of dst
+/// to the length of the whole value. The number of bytes read is the smaller of `cap` and *len - `offset`, or zero if
+/// `offset` is beyond the end. Nothing else is fetched. Parts of one value have the same version. The content of dst
 /// after a failure is unspecified. `options` and `result` may be NULL. On success, *result is set to the version.
 #[unsafe(no_mangle)]
 #[allow(clippy::too_many_arguments)] // The C interface needs all of them.

@@ -81,21 +81,21 @@ pub struct kvc_server_counters {
     pub reserved: u32,
     /// Retries of operations that were routed to this server.
     pub retries: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub requests: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub responses: u64,
     /// Current number of requests without a response, including those whose operations have ended.
     pub outstanding: u64,
-    /// As in kvc_counters, without requests for the map.
+    /// See the field in kvc_counters; without requests for the map.
     pub bytes_sent: u64,
-    /// As in kvc_counters, without maps.
+    /// See the field in kvc_counters; without maps.
     pub bytes_received: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub connections_opened: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub connections_lost: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub connections_open: u64,
     /// Milliseconds since bytes last arrived over a connection to the server, or KVC_NEVER.
     pub heard_ms: u64,
