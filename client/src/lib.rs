@@ -19,7 +19,7 @@
 //!
 //! A [`Client`] belongs to one thread at a time. Many threads share the connections of a [`SharedClient`]. Every call
 //! returns by its deadline, whatever the servers do. A retry of a write keeps the number of the first attempt, so the
-//! write is executed once. An unknown outcome is reported as [`Error::InDoubt`].
+//! write is executed at most once. An unknown outcome is reported as [`Error::InDoubt`].
 //!
 //! ```no_run
 //! use kv_client::{Client, OpOptions, Options};

@@ -241,7 +241,8 @@ impl SharedClient {
         &self.lanes[self.lane_number(digest)]
     }
 
-    /// Returns the lane of a key. The sum of the digest's bytes is independent of the remainder that places the key.
+    /// Returns the lane of a key, from the sum of the digest's bytes. The lane is independent of the group, unless the
+    /// numbers of lanes and servers share a factor of 255 (3, 5 or 17): 256 has the remainder 1 for each.
     fn lane_number(&self, digest: Digest) -> usize {
         digest.0.into_iter().map(usize::from).sum::<usize>() % self.lanes.len()
     }
