@@ -241,11 +241,19 @@ impl SharedClient {
         &self.lanes[self.lane_number(digest)]
     }
 
-    /// Returns the lane of a key, from the sum of the digest's bytes. The lane is independent of the group, unless the
-    /// numbers of lanes and servers share a factor of 255 (3, 5 or 17): 256 has the remainder 1 for each.
     fn lane_number(&self, digest: Digest) -> usize {
-        digest.0.into_iter().map(usize::from).sum::<usize>() % self.lanes.len()
+        lane_of(digest, self.lanes.len())
     }
+}
+
+/// Returns the lane of a key. It is independent of the key's group and shard, which are remainders of the digest: the
+/// keys of each server use all lanes, whatever the numbers of servers, shards and lanes.
+fn lane_of(digest: Digest, lanes: usize) -> usize {
+    // Fibonacci hashing: the upper bits of the product depend on all bits of its factor.
+    const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
+    let [a, b, c, d, e, f, g, h, ..] = digest.0;
+    let mixed = u64::from_le_bytes([a, b, c, d, e, f, g, h]).wrapping_mul(GOLDEN_RATIO) >> 32;
+    usize::try_from(mixed).expect("32 bits fit") % lanes
 }
 
 /// One operation of a call.
@@ -601,3 +609,23 @@ const _: () = {
     const fn may_be_shared_by_threads<T: Send + Sync>() {}
     may_be_shared_by_threads::<SharedClient>();
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_protocol::placement::Placement;
+
+    #[test]
+    fn the_keys_of_every_group_and_shard_use_all_lanes() {
+        for (servers, shards, lanes) in [(3, 1, 3), (5, 2, 5), (3, 4, 2), (17, 1, 17), (7, 3, 21)] {
+            let placement = Placement::new(servers, shards);
+            let mut used = std::collections::HashSet::new();
+            for n in 0..200 * usize::from(servers) * usize::from(shards) * lanes {
+                let digest = Digest::of(n.to_string().as_bytes());
+                used.insert((placement.locate(digest), lane_of(digest, lanes)));
+            }
+            let all = usize::from(servers) * usize::from(shards) * lanes;
+            assert_eq!(used.len(), all, "{servers} servers, {shards} shards, {lanes} lanes");
+        }
+    }
+}
