@@ -1,5 +1,5 @@
-//! Writes the C header to `OUT_DIR` (a build changes nothing in the source tree; `make header` copies
-//! it to `include/`) and names the shared library as C programs link to it.
+//! Writes the C header to `OUT_DIR` and sets the soname of the shared library. A build changes nothing in the source
+//! tree; `make header` copies the header to `include/`.
 
 use std::env;
 use std::path::PathBuf;
@@ -11,15 +11,15 @@ fn main() {
     println!("cargo:rerun-if-changed=src");
     println!("cargo:rerun-if-changed=cbindgen.toml");
 
-    // The major number changes with an incompatible change of the interface.
+    // The major number changes with every incompatible change of the interface.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libkvclient.so.1");
-    // A thread-local's destructor would run after a dlclose otherwise.
+    // Without this, the destructor of a thread-local could run after a dlclose.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml"))
         .unwrap_or_else(|error| panic!("ffi/cbindgen.toml: {error}"));
-    // From the source rather than the crate, which would run cargo inside cargo. It follows the
-    // modules in the order in which lib.rs names them.
+    // From the source rather than the crate, which would run cargo inside cargo. The order of the header is that of the
+    // modules in lib.rs.
     cbindgen::Builder::new()
         .with_config(config)
         .with_src(root.join("src/lib.rs"))

@@ -1,5 +1,5 @@
-//! A timer among the descriptors, for programs that wait on the client's descriptor in a loop of their
-//! own: it makes the descriptor readable when there is something to do that no socket tells.
+//! A timer in the epoll set, for programs that wait on the client's descriptor in their own event loop. It makes the
+//! descriptor readable when there is work that no socket signals.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,11 +10,11 @@ use rustix::time::{
     timerfd_settime,
 };
 
-/// See the module.
+/// The timer of one engine; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     timer: OwnedFd,
-    /// When it goes off, or has gone off.
+    /// The time at which it fires or has fired.
     at: Option<Instant>,
 }
 
@@ -28,8 +28,8 @@ impl Alarm {
         self.timer.as_fd()
     }
 
-    /// Goes off at `due`, at once if that is over. One that would go off early, and has not yet, is left
-    /// as it is: whoever is woken by it finds nothing to do and sets it anew.
+    /// Sets the alarm to `due`; if that has passed, it fires at once. An alarm that would fire earlier, and has not
+    /// yet, stays as it is: the caller that wakes finds nothing to do and sets it again.
     pub(crate) fn set(&mut self, due: Instant, now: Instant) -> io::Result<()> {
         if self.at.is_some_and(|at| at <= due && (at > now || due <= now)) {
             return Ok(());

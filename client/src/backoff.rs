@@ -1,22 +1,21 @@
-//! How long to wait before the next try: doubling from 1 ms to a bound, and never the same for two
-//! clients.
+//! Back-off between retries: doubling from 1 ms to a bound, with jitter.
 
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(1);
-/// The longest pause between two tries of an operation or of the map.
+/// The longest back-off between two attempts of an operation, or two rounds of requests for the map.
 const LONGEST: Duration = Duration::from_millis(100);
 
-/// The tries of one operation, or of the map.
+/// The back-off state of one operation, or of the map.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backoff {
     tries: u32,
 }
 
 impl Backoff {
-    /// The pause before the next try: between half and all of 1, 2, 4, … 100 ms.
+    /// Returns the next back-off: a random time between half and all of 1, 2, 4, … 100 ms.
     pub(crate) fn next(&mut self, random: &mut Random) -> Duration {
-        // 2^7 ms is past the bound already, so the count need not go on.
+        // 2^7 ms already exceeds the bound.
         let full = (FIRST * (1 << self.tries.min(7))).min(LONGEST);
         self.tries = self.tries.saturating_add(1);
         full / 2 + random.below(full / 2)
@@ -27,7 +26,7 @@ impl Backoff {
     }
 }
 
-/// A small generator (xorshift64*, Vigna 2014) for jitter, seeded by the system.
+/// A small random generator (xorshift64*, Vigna 2014) for jitter, seeded from the system.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 

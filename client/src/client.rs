@@ -1,4 +1,4 @@
-//! The client that callers hold: blocking calls, and submit and poll, over one engine.
+//! The public client: blocking calls, `submit` and `poll`, over one engine.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,7 +20,7 @@ use crate::operation::{Notify, Op, OpId, Operation};
 use crate::options::{Endpoints, OpOptions, Options};
 use crate::statistics::Statistics;
 
-/// A value that was read.
+/// The result of a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value {
     /// The value.
@@ -40,24 +40,25 @@ pub struct ValuePart {
     pub version: SequenceNumber,
 }
 
-/// A write that was done.
+/// The result of a completed write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// The version of the entry now; of a delete, the number of the delete itself.
+    /// The version of the entry after the write. For a delete: the sequence number of the delete itself.
     pub version: SequenceNumber,
-    /// How many tables hold it: 2, or 1 while the key's group is degraded.
+    /// The number of replicas that hold the write: 2, or 1 while the key's group is degraded.
     pub copies: u8,
 }
 
-/// A client of one cluster. See the crate's description.
+/// A client of one cluster; see the description of the crate.
 #[derive(Debug)]
 pub struct Client {
     engine: Engine,
-    /// Ends of submitted operations that happened while a call waited for its own.
+    /// Completions of submitted operations that arrived during a blocking call.
     uncollected: VecDeque<Completion>,
 }
 
-/// What a call hears: its own end, while those of submitted operations are kept for later.
+/// The receiver of completions during a blocking call: takes the call's own, keeps those of submitted operations for
+/// later.
 struct CallEnds<'a, T, F> {
     take: Option<F>,
     result: Option<Result<T, Error>>,
@@ -79,11 +80,11 @@ impl<T, F: FnOnce(Answered<'_>) -> T> Ends for CallEnds<'_, T, F> {
     }
 }
 
-/// Names an operation that was submitted, for [`Client::cancel`].
+/// The handle of a submitted operation, for [`Client::cancel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(OpId);
 
-/// Keeps the ends of submitted operations for the next poll.
+/// A receiver that keeps the completions of submitted operations for the next poll.
 struct KeptEnds<'a>(&'a mut VecDeque<Completion>);
 
 impl Ends for KeptEnds<'_> {
@@ -94,7 +95,7 @@ impl Ends for KeptEnds<'_> {
     }
 }
 
-/// What a poll hears.
+/// The receiver of completions during a poll.
 struct PolledEnds<'a, E> {
     each: &'a mut E,
     count: usize,
@@ -115,23 +116,23 @@ impl<E: OnEnd> Ends for PolledEnds<'_, E> {
 }
 
 impl Client {
-    /// Opens a client for the cluster whose coordinator is at `endpoints`
-    /// (`host:port[,host:port…]`). Servers may be named too, by their ports for clients: they give
-    /// the map as well, also while the coordinator is away. The client finds the other servers by
-    /// itself. An address that does not respond delays an operation by 250 ms: then the next one is asked too. Names
-    /// are resolved here and never again; nothing is connected before the first operation.
+    /// Opens a client for the cluster whose coordinator is at `endpoints` (`host:port[,host:port…]`). An endpoint may
+    /// also be a server's clients port: servers provide the map too, even while the coordinator is unavailable. The
+    /// client learns the addresses of the other servers from the map. If an address does not respond within 250 ms, the
+    /// client sends the request for the map to the next one as well. Names are resolved by this call only. The first
+    /// operation opens the first connection.
     ///
     /// # Errors
-    /// [`OpenError`]: an endpoint is malformed or unknown, a setting is out of its bounds, or the
-    /// system gives no descriptor.
+    /// [`OpenError`]: an endpoint is malformed or cannot be resolved, a setting is out of bounds, or the system
+    /// provides no descriptor.
     pub fn open(endpoints: &str, options: Options) -> Result<Client, OpenError> {
         Client::with_endpoints(&Endpoints::resolve(endpoints, &options.log)?, options)
     }
 
-    /// Opens one more client of the same cluster, without asking for names again.
+    /// Opens one more client of the same cluster, without resolving names again.
     ///
     /// # Errors
-    /// [`OpenError`]: a setting is out of its bounds, or the system gives no descriptor.
+    /// [`OpenError`]: a setting is out of bounds, or the system provides no descriptor.
     pub fn with_endpoints(endpoints: &Endpoints, options: Options) -> Result<Client, OpenError> {
         options.check()?;
         let engine = Engine::new(endpoints.clone(), options)?;
@@ -141,8 +142,8 @@ impl Client {
     /// Sets a key.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if the condition of `options` does not hold; [`Error::InDoubt`] if the
-    /// write was sent and no definite answer came; the others mean that nothing was done.
+    /// [`Error::Conflict`] if the condition of `options` does not hold. [`Error::InDoubt`] if the write was sent and no
+    /// definite response arrived. With any other error, nothing was changed.
     pub fn put(&mut self, key: &[u8], value: &[u8], options: &OpOptions) -> Result<Written, Error> {
         self.call(Op::Put { key, value }, options, written)
     }
@@ -150,18 +151,18 @@ impl Client {
     /// Removes a key.
     ///
     /// # Errors
-    /// As [`Client::put`]; [`Error::NotFound`] if there was nothing to remove.
+    /// The errors of [`Client::put`], and [`Error::NotFound`] if the key does not exist.
     pub fn delete(&mut self, key: &[u8], options: &OpOptions) -> Result<Written, Error> {
         self.call(Op::Delete { key }, options, written)
     }
 
-    /// Settles a write that ended in doubt. It ends as the write would have ended. Any client of the cluster may ask,
-    /// as often as it likes: the response is always the same.
+    /// Settles a write that ended in doubt. Returns the result that the write would have returned. Any client of the
+    /// cluster may call this, any number of times, and gets the same result.
     ///
     /// # Errors
-    /// [`Error::NotDone`]: the write was not done, and never will be. [`Error::InDoubt`]: the servers have forgotten
-    /// it, so its end stays unknown. [`Error::Conflict`] and [`Error::NotFound`] as the write itself. Others: it could
-    /// not be settled now; ask again.
+    /// [`Error::NotDone`]: the write was not executed and never will be. [`Error::InDoubt`]: the servers have expired
+    /// the write's session, so the outcome stays unknown. [`Error::Conflict`] and [`Error::NotFound`]: the outcome of
+    /// the write itself. Any other error: the write could not be settled now; retry later.
     pub fn resolve(&mut self, doubt: &Doubt, options: &OpOptions) -> Result<Written, Error> {
         self.call(Op::Resolve { doubt }, options, written)
     }
@@ -169,16 +170,16 @@ impl Client {
     /// Reads a key.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the key does not exist; [`Error::Timeout`] and [`Error::Unavailable`]
-    /// at the deadline; [`Error::Lost`] if nobody holds the key's group any more.
+    /// [`Error::NotFound`] if the key does not exist; [`Error::Timeout`] or [`Error::Unavailable`] at the deadline;
+    /// [`Error::Lost`] if the key's group has no replica left.
     pub fn get(&mut self, key: &[u8], options: &OpOptions) -> Result<Value, Error> {
         self.get_with(key, options, value)
     }
 
-    /// Reads a key; `take` sees the value where it was received.
+    /// Reads a key and passes the value to `take` in the buffer in which it was received.
     ///
     /// # Errors
-    /// As [`Client::get`].
+    /// The errors of [`Client::get`].
     pub fn get_with<T>(
         &mut self,
         key: &[u8],
@@ -188,10 +189,11 @@ impl Client {
         self.call(Op::Get { key }, options, take)
     }
 
-    /// Reads a part of a value: at most `most` bytes from byte `from` on. Beyond the end of the value there are none.
+    /// Reads a part of a value: at most `most` bytes, starting at byte `from`. The result is empty if `from` is at or
+    /// beyond the end of the value.
     ///
     /// # Errors
-    /// As [`Client::get`].
+    /// The errors of [`Client::get`].
     pub fn get_part(
         &mut self,
         key: &[u8],
@@ -205,10 +207,10 @@ impl Client {
         })
     }
 
-    /// The length of a value, which is not fetched for it, and the version of the entry.
+    /// Returns the length of a value, without fetching the value, and the version of the entry.
     ///
     /// # Errors
-    /// As [`Client::get`].
+    /// The errors of [`Client::get`].
     pub fn length(
         &mut self,
         key: &[u8],
@@ -220,10 +222,10 @@ impl Client {
         })
     }
 
-    /// Sets a key to a value that is sent from where it is; see [`Op::PutKept`].
+    /// Sets a key to a value that is sent from its own memory, without a copy; see [`Op::PutKept`].
     ///
     /// # Errors
-    /// As [`Client::put`].
+    /// The errors of [`Client::put`].
     pub fn put_kept(
         &mut self,
         key: &[u8],
@@ -233,10 +235,10 @@ impl Client {
         self.call(Op::PutKept { key, value }, options, written)
     }
 
-    /// Reads a key into a buffer whose memory is used again; it is changed only on success.
+    /// Reads a key into `buffer`, reusing its memory. The buffer changes only on success.
     ///
     /// # Errors
-    /// As [`Client::get`].
+    /// The errors of [`Client::get`].
     pub fn get_into(
         &mut self,
         key: &[u8],
@@ -250,20 +252,20 @@ impl Client {
         })
     }
 
-    /// Asks the server of a key for an answer and nothing else.
+    /// Sends a request that only returns a response to the primary of a key.
     ///
     /// # Errors
-    /// As [`Client::get`], without [`Error::NotFound`].
+    /// The errors of [`Client::get`], except [`Error::NotFound`].
     pub fn noop(&mut self, key: &[u8], options: &OpOptions) -> Result<(), Error> {
         self.call(Op::Noop { key }, options, |_| ())
     }
 
-    /// Reads a key from one replica's table; `None` if it is not there. For checks: the secondary's
-    /// table may be ahead of what readers are shown.
+    /// Reads a key from the table of one replica, for checks. Returns `None` if the table does not contain the key. The
+    /// secondary's table may be ahead of the data that readers get.
     ///
     /// # Errors
-    /// As [`Client::get`], without [`Error::NotFound`]; [`Error::Unavailable`] if the group has no
-    /// such replica until the deadline.
+    /// The errors of [`Client::get`], except [`Error::NotFound`]. [`Error::Unavailable`] if the group has no such
+    /// replica until the deadline.
     pub fn verify(
         &mut self,
         key: &[u8],
@@ -277,21 +279,21 @@ impl Client {
         }
     }
 
-    /// Takes an operation and returns at once; its end comes from [`Client::poll`] under `tag`. Key
-    /// and value are copied. Two operations on one key that are in flight together may be executed
-    /// in either order; wait for the first where that matters.
+    /// Submits an operation and returns at once. [`Client::poll`] returns its completion with `tag`. Key and value are
+    /// copied. Two operations in flight on one key may execute in either order; where the order matters, wait for the
+    /// first.
     ///
     /// # Errors
-    /// [`SubmitError::Full`]: collect completions first. [`SubmitError::Refused`]: it can never be
-    /// done, or the program has interrupted the client.
+    /// [`SubmitError::Full`]: collect completions first. [`SubmitError::Refused`]: the operation is invalid, or the
+    /// program has interrupted the client.
     pub fn submit(&mut self, op: Op<'_>, options: &OpOptions, tag: u64) -> Result<(), SubmitError> {
         self.submit_to_cancel(op, options, tag).map(|_| ())
     }
 
-    /// As [`Client::submit`]; the ticket names the operation for [`Client::cancel`].
+    /// Submits an operation like [`Client::submit`] and returns a ticket for [`Client::cancel`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Client::submit`].
     pub fn submit_to_cancel(
         &mut self,
         op: Op<'_>,
@@ -299,19 +301,19 @@ impl Client {
         tag: u64,
     ) -> Result<Ticket, SubmitError> {
         self.check_interrupt(&op)?;
-        // Before anything is copied.
+        // Checked before anything is copied.
         self.engine.check_room(op.bytes(), self.uncollected.len())?;
         let now = Instant::now();
         let operation = self.operation(op, options, Notify::Queue(tag), now)?;
         let id = self.engine.start(operation);
-        // Sent by the next poll, which whoever waits on the descriptor is to call.
+        // The next poll sends it; the alarm makes the descriptor readable, so that the program polls.
         let _ = self.engine.set_alarm(now);
         Ok(Ticket(id))
     }
 
-    /// Ends a submitted operation early. Its completion comes from the next poll, as
-    /// [`Error::Cancelled`], or as [`Error::InDoubt`] if it is a write that was sent. Returns false if it has ended
-    /// before: then its completion, unless it was collected, is the real one.
+    /// Ends a submitted operation early. The next poll returns its completion: [`Error::InDoubt`] for a write that was
+    /// sent, else [`Error::Cancelled`]. Returns false if the operation has already ended; its completion, unless
+    /// already collected, then has the real result.
     pub fn cancel(&mut self, ticket: Ticket) -> bool {
         let Client { engine, uncollected } = self;
         let was_under_way =
@@ -320,9 +322,9 @@ impl Client {
         was_under_way
     }
 
-    /// Sends what was submitted, waits up to `timeout` for the first completion, and appends all
-    /// that there are to `into`. Returns how many; zero at the timeout, and at once when nothing is
-    /// in flight or the program has interrupted the client.
+    /// Sends submitted operations, waits up to `timeout` for the first completion, and appends all available
+    /// completions to `into`. Returns their number. The number is zero at the timeout. The call returns at once if
+    /// nothing is in flight or the program has interrupted the client.
     ///
     /// # Errors
     /// If the epoll descriptor itself fails.
@@ -333,12 +335,12 @@ impl Client {
         })
     }
 
-    /// As [`Client::poll`]; `each` is called with every end as it happens, and sees values where they
-    /// were received. When it breaks, nothing more is read from the servers by this poll, but what has
-    /// been read, up to 17 MiB, still ends.
+    /// Polls like [`Client::poll`], but calls `each` for every completion as it arrives, with the value in its receive
+    /// buffer. After `each` breaks, this poll reads nothing more from the servers. Data already read, up to 17 MiB, is
+    /// still processed.
     ///
     /// # Errors
-    /// As [`Client::poll`]; `each` may have been called before.
+    /// The errors of [`Client::poll`]; `each` may have been called before.
     pub fn poll_each(&mut self, timeout: Duration, each: &mut impl OnEnd) -> io::Result<usize> {
         let until = Instant::now() + timeout.min(MAX_DEADLINE);
         let mut ends = PolledEnds { each, count: 0, is_enough: false };
@@ -360,8 +362,8 @@ impl Client {
         }
     }
 
-    /// Sends what was submitted, and ends what is over its deadline, but takes no answers: for those who
-    /// have enough of them for the moment. `each` is as for [`Client::poll_each`].
+    /// Sends submitted operations and ends those past their deadline, but receives no responses. A caller with enough
+    /// unprocessed completions uses this. `each` is as for [`Client::poll_each`].
     ///
     /// # Errors
     /// If the system's timer fails.
@@ -371,11 +373,11 @@ impl Client {
         sent
     }
 
-    /// A descriptor that is readable when [`Client::poll`] would do something; for loops that wait for
-    /// other things too. It stays the client's, and is the same each time.
+    /// Returns a descriptor that is readable when [`Client::poll`] has work to do, for event loops. The client owns the
+    /// descriptor, which is the same in every call.
     ///
     /// # Errors
-    /// If the system gives no timer.
+    /// If the system provides no timer.
     pub fn descriptor(&mut self) -> io::Result<BorrowedFd<'_>> {
         self.engine.add_alarm()?;
         self.wake_if_uncollected();
@@ -384,18 +386,18 @@ impl Client {
 
     /// Makes the descriptor readable until the next poll.
     pub fn wake(&mut self) {
-        // Who cannot set the timer has no descriptor, or one that the system has broken.
+        // This fails only without a descriptor for the program to wait on, or if the system has broken it.
         let _ = self.engine.wake(Instant::now());
     }
 
-    /// What has ended while a call waited is told by no socket.
+    /// Makes the descriptor readable if there are uncollected completions, which no socket signals.
     fn wake_if_uncollected(&mut self) {
         if !self.uncollected.is_empty() {
             self.wake();
         }
     }
 
-    /// Operations submitted and not collected.
+    /// Returns the number of operations submitted and not collected.
     pub fn in_flight(&self) -> usize {
         self.engine.in_flight() + self.uncollected.len()
     }
@@ -415,27 +417,27 @@ impl Client {
         self.engine.statistics()
     }
 
-    /// When bytes last came from any server or coordinator, whatever they said; `None`: never. Together with an
-    /// operation that has timed out it tells a cluster that cannot be reached from one that is slow in part.
+    /// Returns the time at which bytes last arrived from any server or coordinator, whatever their content; `None` if
+    /// none ever did. After a timeout, this distinguishes an unreachable cluster from one that is slow in part.
     pub fn heard_at(&self) -> Option<Instant> {
         self.engine.heard_at()
     }
 
-    /// Whether any coordinator has ever told this client where the servers are.
+    /// Returns whether this client has ever received a map.
     pub fn has_map(&self) -> bool {
         self.engine.has_map()
     }
 
-    /// The coordinators' addresses as given to [`Client::open`].
+    /// Returns the endpoints as given to [`Client::open`].
     pub fn coordinators(&self) -> String {
         self.engine.coordinators()
     }
 
-    /// Asks the server of a key for a response and nothing else. Returns the time that it took, with connecting and
-    /// retries if there were any.
+    /// Sends a request that only returns a response to the primary of a key. Returns the time it took, including
+    /// connecting and retries.
     ///
     /// # Errors
-    /// As [`Client::noop`].
+    /// The errors of [`Client::noop`].
     pub fn ping(&mut self, key: &[u8], options: &OpOptions) -> Result<Duration, Error> {
         let begun = Instant::now();
         self.call(Op::Noop { key }, options, |_| begun.elapsed())
@@ -459,10 +461,10 @@ impl Client {
         Operation::new(op, options, deadline, notify, now, &mut self.engine.spares)
     }
 
-    /// Runs one operation to its end; `take` sees a value where it was received.
+    /// Runs one operation to its end and passes the result to `take`, with the value in its receive buffer.
     ///
     /// # Errors
-    /// Those of the operation.
+    /// The errors of the operation.
     pub fn call<T>(
         &mut self,
         op: Op<'_>,
@@ -487,8 +489,8 @@ impl Client {
         let Client { engine, uncollected } = self;
         let mut ends = CallEnds { take: Some(take), result: None, uncollected };
         if engine.in_flight() == 0 {
-            // A server may have ended since the last call. To notice that before the request is
-            // sent is the difference between UNAVAILABLE and IN_DOUBT.
+            // A server may have closed its connection since the last call. Detecting that before sending makes the
+            // difference between UNAVAILABLE and IN_DOUBT.
             let _ = engine.turn(now, &mut ends);
         }
         let until = operation.deadline;

@@ -1,4 +1,4 @@
-//! How operations end, and what comes back from the pipelined interface.
+//! The results of operations, and the completions of the pipelined interface.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -9,31 +9,31 @@ use crate::error::Error;
 use crate::landing::{Landed, LongValue};
 use crate::operation::{Notify, OpId};
 
-/// A successful operation.
+/// The result of a successful operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// The value read, or the part of it that was asked for; empty for everything but a get or verify.
+    /// The value, or the requested part of it; empty except for a get or a verify.
     pub value: Vec<u8>,
     /// The length of the whole value.
     pub length: usize,
-    /// The entry's version; of a delete, the number of the delete itself.
+    /// The entry's version. For a delete: the sequence number of the delete itself.
     pub version: SequenceNumber,
-    /// How many tables hold the write; zero for what is no write.
+    /// The number of replicas that hold the write; zero for an operation that is no write.
     pub copies: u8,
 }
 
-/// As [`Outcome`], with the value where it was received.
+/// A result like [`Outcome`], with the value borrowed from its receive buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct Answered<'a> {
-    /// The value read, or the part of it that was asked for; empty for everything but a get or verify.
+    /// The value, or the requested part of it; empty except for a get or a verify.
     pub value: &'a [u8],
     /// The length of the whole value.
     pub length: usize,
-    /// Where the value is, if that is memory of its own.
+    /// The separate memory of the value, if it has one.
     pub(crate) landed: Option<&'a Landed>,
-    /// The entry's version; of a delete, the number of the delete itself.
+    /// The entry's version. For a delete: the sequence number of the delete itself.
     pub version: SequenceNumber,
-    /// How many tables hold the write; zero for what is no write.
+    /// The number of replicas that hold the write; zero for an operation that is no write.
     pub copies: u8,
 }
 
@@ -45,13 +45,13 @@ impl Outcome {
 }
 
 impl Answered<'_> {
-    /// A write that was done.
+    /// Creates the result of a completed write.
     pub(crate) fn of_write(version: SequenceNumber, copies: u8) -> Answered<'static> {
         Answered { value: &[], length: 0, landed: None, version, copies }
     }
 
-    /// The memory of the value, where the operation asked for one of its own ([`crate::Landing::Memory`]) and the value
-    /// is long. It is there once. The value stays readable where it is only while the memory lives.
+    /// Takes the memory of a long value, if the operation requested separate memory ([`crate::Landing::Memory`]). Only
+    /// the first call returns it. The borrowed value is readable only while that memory exists.
     pub fn take_memory(self) -> Option<LongValue> {
         self.landed.and_then(RefCell::take)
     }
@@ -64,44 +64,44 @@ impl From<Answered<'_>> for Outcome {
     }
 }
 
-/// The end of an operation that was submitted.
+/// The completion of a submitted operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
-    /// The caller's, as given to [`crate::Client::submit`].
+    /// The tag that the caller passed to [`crate::Client::submit`].
     pub tag: u64,
-    /// How it ended.
+    /// The result of the operation.
     pub result: Result<Outcome, Error>,
 }
 
-/// Who hears of the end of a submitted operation, by its tag, with the value where it was received; a break
-/// says that it is enough for now.
+/// A function that receives each completion: its tag and its result, with the value borrowed from the receive buffer.
+/// Returning a break ends the poll early.
 pub trait OnEnd: FnMut(u64, Result<Answered<'_>, Error>) -> ControlFlow<()> {}
 
 impl<F: FnMut(u64, Result<Answered<'_>, Error>) -> ControlFlow<()>> OnEnd for F {}
 
-/// Why [`crate::Client::submit`] took nothing.
+/// The error of [`crate::Client::submit`]; the operation was not submitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
-    /// As many operations, or as many bytes, are in flight as may be: collect completions first.
+    /// The maximum number of operations or bytes is in flight: collect completions first.
     #[error(
         "{operations} operations with {bytes} bytes are in flight or not collected; poll, take completions, then submit it again"
     )]
     Full {
-        /// Submitted and not collected.
+        /// Operations submitted and not collected.
         operations: usize,
-        /// Of keys and values submitted and not ended.
+        /// Bytes of keys and values in flight.
         bytes: usize,
     },
-    /// The operation can never be done.
+    /// The operation is invalid, there is no memory for it, or the program has interrupted the client.
     #[error(transparent)]
     Refused(#[from] Error),
 }
 
-/// Who hears of the ends of operations as they happen, with values where they were received.
+/// A receiver of the results of operations as they end, with values borrowed from their receive buffers.
 pub(crate) trait Ends {
     fn end(&mut self, id: OpId, notify: Notify, result: Result<Answered<'_>, Error>);
 
-    /// Whether nothing more should be read from the servers in this turn.
+    /// Returns whether this turn should stop reading from the servers.
     fn is_enough(&self) -> bool {
         false
     }

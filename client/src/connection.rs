@@ -1,4 +1,4 @@
-//! One non-blocking socket: bytes out, frames in. What they mean is the engine's.
+//! One non-blocking socket: bytes out, frames in. The engine interprets the frames.
 //!
 //! ```text
 //!   connect -> Opening --WELCOME--> Open       HELLO waits in `output` from the first moment
@@ -26,18 +26,18 @@ use crate::poller::Poller;
 use crate::statistics::Traffic;
 use crate::table::Table;
 
-/// Bytes that there is room for when a socket is read: at least, and, where a long answer is on its
-/// way, at most.
+/// The bounds of the receive buffer's free space for one read. It is above the minimum only while a long response is
+/// partly received.
 const MIN_ROOM: usize = 16 << 10;
 const MAX_ROOM: usize = 1 << 20;
-/// How often a socket is read in one turn: one server must not keep the others waiting.
+/// The maximum number of reads from one socket in a turn, so that one server cannot starve the others.
 pub(crate) const MAX_READS: usize = 32;
-/// Most requests of one connection that wait for an answer, those counted that their callers have
-/// given up; more, and the connection is given up.
+/// The maximum number of outstanding requests on one connection, including those whose operations have ended. Beyond
+/// it, the connection is closed.
 pub(crate) const MAX_OUTSTANDING: usize = 2 * crate::options::MAX_IN_FLIGHT;
 
-/// What a connection is for. Requests of different client ids need different connections: the
-/// client id of a hello names the sessions of everything that follows.
+/// The purpose of a connection. Requests of different client ids need different connections: the client id in the hello
+/// determines the sessions of all requests that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// Requests to one shard's executor.
@@ -46,8 +46,8 @@ pub(crate) enum Target {
     Map { address: SocketAddr },
 }
 
-/// It is looked for with each operation. Process and shard tell almost all targets apart: there are
-/// seldom two client ids.
+/// Hashes a target, which is looked up for operations without a cached route. Process and shard distinguish almost all
+/// targets: there are rarely two client ids.
 impl Hash for Target {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match *self {
@@ -66,24 +66,24 @@ impl Target {
         }
     }
 
-    /// Whether it is for this client id's requests.
+    /// Returns whether it carries the requests of this client id.
     pub(crate) fn is_of(&self, id: ClientId) -> bool {
         matches!(*self, Target::Shard { client, .. } if client == id)
     }
 }
 
-/// What a read of a socket has brought.
+/// The result of a successful read from a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// There may be more.
+    /// Bytes were received; there may be more.
     Some,
-    /// All there was.
+    /// Everything available was received.
     Last,
-    /// The other side has closed.
+    /// The peer has closed the connection.
     End,
 }
 
-/// Why a socket cannot be read.
+/// The reason why a socket cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReceiveError {
     #[error("no memory for {bytes} bytes of an answer")]
@@ -92,44 +92,45 @@ pub(crate) enum ReceiveError {
     System(io::Error),
 }
 
-/// See the module.
+/// One connection; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) target: Target,
     token: u64,
     socket: OwnedFd,
     input: FrameBuffer,
-    /// The long value that comes, if it goes past the buffer.
+    /// The long value being received directly to its destination, past the frame buffer.
     pub(crate) inflow: Option<Inflow>,
     pub(crate) output: Output,
-    /// Whether the poller tells when it can be written to.
+    /// True if the poller reports when it can be written.
     wants_write: bool,
-    /// Whether the other side has said WELCOME.
+    /// True if the peer has sent WELCOME.
     pub(crate) is_open: bool,
-    /// The places in the log at which sessions may begin, by the WELCOME.
+    /// The positions in the log at which sessions may begin, according to WELCOME.
     pub(crate) starts: [SessionStart; GROUPS_OF_A_SERVER],
     pub(crate) opened_at: Instant,
-    /// When bytes last came.
+    /// The time at which bytes last arrived.
     pub(crate) heard_at: Instant,
-    /// Bytes, and responses to requests.
+    /// The bytes received, and the responses among them.
     pub(crate) bytes_received: u64,
     pub(crate) responses: u64,
-    /// Operations that are sent once it is open.
+    /// The operations to send once it is open.
     pub(crate) backlog: VecDeque<OpId>,
-    /// Requests sent and not answered, by their ids.
+    /// The requests without a response, by request id.
     pub(crate) outstanding: Table<OpId>,
-    /// Whether its client id has no session any more, so that nothing new will be put on it.
+    /// True if its client id has no session any more, so that nothing new is assigned to it.
     pub(crate) is_retired: bool,
 }
 
 impl Connection {
-    /// The place in the log at which a session in this group may begin if its first write is sent here.
+    /// Returns the position in the log at which a session in this group may begin if its first write is sent on this
+    /// connection.
     pub(crate) fn session_start(&self, group: GroupId) -> SequenceNumber {
         let start = self.starts.iter().find(|start| start.group == group);
         start.map_or(SequenceNumber::ZERO, |start| start.committed)
     }
 
-    /// Starts to connect; the hello is on its way as soon as the connection stands.
+    /// Starts to connect and queues the hello, which is sent as soon as the connection is established.
     pub(crate) fn open(
         target: Target,
         hello: Hello,
@@ -174,22 +175,22 @@ impl Connection {
         })
     }
 
-    /// The hello of a connection to `target`.
+    /// Returns the hello for a connection to `target`.
     pub(crate) fn hello(target: &Target, cluster: Option<ClusterId>, own: ClientId) -> Hello {
         match *target {
             Target::Shard { client, shard, .. } => {
                 Hello { cluster: cluster.unwrap_or_default(), client, shard }
             }
-            // A response from any cluster is accepted: its map says whether it was restored from the known one.
+            // A response of any cluster is accepted: its map states whether it was restored from the known one.
             Target::Map { .. } => {
                 Hello { cluster: ClusterId::default(), client: own, shard: ShardId(0) }
             }
         }
     }
 
-    /// What has to come within the connect timeout. A map's connection lives for one
-    /// question, so a welcome is not enough there: its silence would keep everybody from asking
-    /// the next.
+    /// Returns the name of the message that has to arrive within the connect timeout, if it is still missing. A
+    /// connection for the map serves one request, so WELCOME alone is not enough: a silent peer would block the next
+    /// request.
     pub(crate) fn owes(&self) -> Option<&'static str> {
         match self.target {
             _ if !self.is_open => Some("welcome"),
@@ -198,18 +199,18 @@ impl Connection {
         }
     }
 
-    /// Returns true if no request is under way on it or waits for it.
+    /// Returns whether a connection for requests has none outstanding or in its backlog.
     pub(crate) fn is_idle(&self) -> bool {
         let is_for_shard = matches!(self.target, Target::Shard { .. });
         is_for_shard && self.backlog.is_empty() && self.outstanding.len() == 0
     }
 
-    /// Whether nobody needs it any more.
+    /// Returns whether it is retired and idle.
     pub(crate) fn is_done(&self) -> bool {
         self.is_retired && self.is_idle()
     }
 
-    /// Gives the kernel as much of the output as it takes.
+    /// Sends as much of the output as the kernel accepts.
     pub(crate) fn flush(&mut self, operations: &mut Operations, poller: &Poller) -> io::Result<()> {
         self.output.flush(&self.socket, operations)?;
         let is_done = self.output.is_empty();
@@ -220,20 +221,20 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether output is to be flushed without a word of the poller.
+    /// Returns whether output can be sent without waiting for the poller.
     pub(crate) fn is_writable(&self) -> bool {
         !self.wants_write
     }
 
-    /// The error that a connect, or anything later, ended with.
+    /// Returns the pending error of the socket, from the connect or later.
     pub(crate) fn check_connect(&self) -> io::Result<()> {
         Ok(sockopt::socket_error(&self.socket)??)
     }
 
-    /// Takes some of what has arrived into the frame buffer.
+    /// Receives available bytes into the frame buffer, or straight to the destination of a long value.
     ///
     /// # Errors
-    /// [`ReceiveError`]; the connection is of no further use.
+    /// [`ReceiveError`]; the connection is unusable afterwards.
     pub(crate) fn receive(&mut self, now: Instant) -> Result<Received, ReceiveError> {
         if let Some(inflow) = &mut self.inflow {
             let missing = inflow.missing();
@@ -262,7 +263,7 @@ impl Connection {
         self.received(received, now)
     }
 
-    /// Judges a read: how many bytes came, and for how many there was room.
+    /// Evaluates a read from the number of bytes received and the space that was available.
     fn received(
         &mut self,
         received: Result<(usize, usize), Errno>,
@@ -281,7 +282,7 @@ impl Connection {
         }
     }
 
-    /// Returns its counters.
+    /// Returns the counters of this connection.
     pub(crate) fn traffic(&self) -> Traffic {
         Traffic {
             requests: self.outstanding.inserted(),
@@ -292,28 +293,28 @@ impl Connection {
         }
     }
 
-    /// Under which it is registered with the poller.
+    /// Returns the token under which it is registered with the poller.
     pub(crate) fn token(&self) -> u64 {
         self.token
     }
 
-    /// Whether an answer has come in part.
+    /// Returns whether a response is partly received.
     pub(crate) fn has_partial_input(&self) -> bool {
         self.input.is_partial() || self.inflow.is_some()
     }
 
-    /// Takes the frame buffer out, so that frames can be read while the rest changes.
+    /// Takes the frame buffer out, so that frames can be read while the connection changes.
     pub(crate) fn take_input(&mut self) -> FrameBuffer {
         let empty = FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY));
         std::mem::replace(&mut self.input, empty)
     }
 
-    /// Puts it back.
+    /// Puts the frame buffer back.
     pub(crate) fn restore_input(&mut self, input: FrameBuffer) {
         self.input = input;
     }
 
-    /// Takes it off the poller; the descriptor closes as the connection is dropped.
+    /// Removes it from the poller. Dropping the connection closes the descriptor.
     pub(crate) fn unregister(&self, poller: &Poller) {
         poller.remove(self.socket.as_fd());
     }

@@ -1,15 +1,15 @@
-//! Writes that ended in doubt, and how they are settled (consistency.md §8).
+//! Writes that ended in doubt, and their settlement (consistency.md §8).
 //!
 //! ```text
-//!   write --deadline--> IN_DOUBT, Doubt      its number stays open: the server keeps what it knows of it
+//!   write --deadline--> IN_DOUBT, Doubt      its number stays open: the server keeps its completion record
 //!                          |
-//!   resolve, or the next   +-- RESOLVE --> as the write's own response, or NOT_DONE for ever
+//!   resolve, or the next   +-- RESOLVE --> the write's own response, or NOT_DONE for ever
 //!   operation on its key,
 //!   or a full window
 //! ```
 //!
-//! An operation on the key of such a write waits until the write is settled. So once a later operation of the same
-//! client on that key was answered, the write takes no effect any more.
+//! An operation on the key of such a write waits until the write is settled. So after the response to a later operation
+//! of the same client on that key, the write takes no effect any more.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -23,14 +23,14 @@ use kv_protocol::placement::Digest;
 use crate::error::Error;
 use crate::operation::OpId;
 
-/// Names a write that ended in doubt, for [`crate::Client::resolve`].
+/// The identity of a write that ended in doubt, for [`crate::Client::resolve`].
 #[derive(Clone, Debug)]
 pub struct Doubt {
     pub(crate) write: Arc<DoubtfulWrite>,
 }
 
 impl Doubt {
-    /// The memory that it takes, in bytes, about.
+    /// Returns the approximate memory that it uses, in bytes.
     pub fn bytes(&self) -> usize {
         size_of::<DoubtfulWrite>() + self.write.key.len()
     }
@@ -44,7 +44,7 @@ impl PartialEq for Doubt {
 
 impl Eq for Doubt {}
 
-/// A write in doubt.
+/// A write in doubt, with everything that a RESOLVE needs.
 #[derive(Debug)]
 pub(crate) struct DoubtfulWrite {
     pub(crate) key: Box<[u8]>,
@@ -56,11 +56,11 @@ pub(crate) struct DoubtfulWrite {
     pub(crate) first_incomplete: RequestSeq,
     pub(crate) begun: SequenceNumber,
     pub(crate) request: RequestHash,
-    /// Its end, once it is settled. [`Error::InDoubt`]: the servers have forgotten it.
+    /// The result, once settled. [`Error::InDoubt`]: the servers have expired its session.
     pub(crate) settled: OnceLock<Result<Settled, Error>>,
 }
 
-/// The response to a write that was done.
+/// The result of a completed write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Settled {
     pub(crate) version: SequenceNumber,
@@ -73,17 +73,17 @@ impl DoubtfulWrite {
     }
 }
 
-/// A write in doubt whose number is open.
+/// A write in doubt whose number is still open.
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(crate) doubt: Doubt,
-    /// The RESOLVE under way.
+    /// The RESOLVE in progress, if any.
     pub(crate) resolver: Option<OpId>,
-    /// Operations on its key, which wait for the end of it.
+    /// The operations on its key that wait for it to be settled.
     pub(crate) waiting: VecDeque<OpId>,
 }
 
-/// The writes in doubt of one client, by their keys.
+/// The open writes in doubt of one client, by key digest.
 #[derive(Debug, Default)]
 pub(crate) struct OpenDoubts {
     by_key: HashMap<Digest, Vec<Open>>,
@@ -95,7 +95,7 @@ impl OpenDoubts {
         self.by_key.is_empty()
     }
 
-    /// How many there are.
+    /// Returns the number of open writes in doubt.
     pub(crate) fn count(&self) -> usize {
         self.by_key.values().map(Vec::len).sum()
     }
@@ -105,12 +105,12 @@ impl OpenDoubts {
         self.by_key.entry(open.doubt.write.digest).or_default().push(open);
     }
 
-    /// The oldest write in doubt to a key.
+    /// Returns the oldest write in doubt to a key.
     pub(crate) fn of_key(&mut self, digest: Digest) -> Option<&mut Open> {
         self.by_key.get_mut(&digest)?.first_mut()
     }
 
-    /// This write, if it is open.
+    /// Returns this write, if it is open.
     pub(crate) fn get_mut(&mut self, doubt: &Doubt) -> Option<&mut Open> {
         let of_key = self.by_key.get_mut(&doubt.write.digest)?;
         of_key.iter_mut().find(|open| open.doubt == *doubt)
@@ -127,7 +127,7 @@ impl OpenDoubts {
         Some(open)
     }
 
-    /// The writes to a place for which no RESOLVE is under way.
+    /// Returns the writes in doubt to a place for which no RESOLVE is in progress.
     pub(crate) fn unattended(&self, place: (GroupId, ShardId)) -> Vec<Doubt> {
         let open = self.by_key.values().flatten();
         let of_place =

@@ -1,15 +1,14 @@
-//! What moves operations forward: one turn runs the timers, sends, waits on epoll and takes answers.
+//! The engine, which advances operations. One turn runs the timers, sends, waits on epoll and processes responses.
 //!
 //! ```text
-//!  start -> Ready -> (route) -> Assigned -> (WELCOME) sent -> answer -> finish
+//!  start -> Ready -> (route) -> Assigned -> (WELCOME) sent -> response -> finish
 //!             ^         |           |                           |
 //!             |         v           v lost, overdue             v WRONG_VIEW, UNAVAILABLE, BUSY
 //!             +-- AwaitingMap <-- BackingOff <------------------+
 //!             +-- AwaitingWindow (a write beyond the session's 64)
 //! ```
 //!
-//! Nothing here blocks but the wait on epoll, and that ends at the next timer. Sending and receiving
-//! are in `engine/traffic.rs`.
+//! Only the wait on epoll blocks, and it ends at the next timer. Sending and receiving are in `engine/traffic.rs`.
 
 mod counting;
 mod early;
@@ -49,35 +48,35 @@ use crate::statistics::Counts;
 use crate::table::Table;
 use crate::timers::Timers;
 
-/// Most bytes of keys and values in flight; a single operation may always be submitted.
+/// The maximum number of bytes of keys and values in flight. With nothing in flight, any operation may be submitted.
 const MAX_BYTES_IN_FLIGHT: usize = 64 << 20;
-/// Who has waited so long for an answer or a connect looks whether the view has changed
+/// The time without a response or a connection after which an operation checks whether the view has changed
 /// (consistency.md §10).
 const OVERDUE_AFTER: Duration = Duration::from_millis(150);
-/// And again after so long.
+/// The interval of further checks.
 const OVERDUE_AGAIN: Duration = Duration::from_millis(100);
-/// How far ahead the next scan is when nothing waits.
+/// The time to the next scan while nothing waits.
 const IDLE: Duration = Duration::from_secs(3_600);
 
-/// See the module.
+/// The engine of one client; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) options: Options,
     client: ClientId,
-    /// Client ids for sessions that cannot go on.
+    /// A source of client ids for sessions that cannot continue under the old one.
     fresh_ids: FreshIds,
     random: Random,
     poller: Poller,
     router: Router,
     map_source: MapSource,
-    /// Another cluster has answered at the address of this client's cluster.
+    /// The id of another cluster that responded at the address of this client's cluster.
     other_cluster: Option<ClusterId>,
-    /// True if, since then, no endpoint that may be asked had a map of this client's cluster.
+    /// True if a whole round of endpoints and servers since then has provided no map of this client's cluster.
     is_stranded: bool,
     places: Places,
-    /// Writes in doubt whose numbers are open.
+    /// The writes in doubt whose numbers are still open.
     doubts: OpenDoubts,
-    /// Operations of the engine's own.
+    /// The number of RESOLVEs that the engine itself has in flight.
     resolvers: usize,
     operations: Operations,
     pub(crate) spares: Spares,
@@ -85,16 +84,16 @@ pub(crate) struct Engine {
     ready: VecDeque<OpId>,
     connections: Table<Connection>,
     by_target: HashMap<Target, u64>,
-    /// Connections that may have output to send.
+    /// The connections that may have output to send.
     dirty: Vec<u64>,
-    /// When operations need attention.
+    /// One timer for each operation.
     timers: Timers,
-    /// When a connection or the map source needs attention, at the latest; operations have `timers`.
+    /// The time by which a connection or the map source needs attention; operations have `timers`.
     next_scan: Instant,
-    /// How many operations have ended.
+    /// The number of operations that have ended.
     ended: u64,
     readiness: Vec<Readiness>,
-    /// When bytes last came from anywhere.
+    /// The time at which bytes last arrived from any peer.
     heard_at: Option<Instant>,
     counts: Counts,
 }
@@ -149,12 +148,12 @@ impl Engine {
         })
     }
 
-    /// When bytes last came from any server or coordinator.
+    /// Returns the time at which bytes last arrived from any server or coordinator.
     pub(crate) fn heard_at(&self) -> Option<Instant> {
         self.heard_at
     }
 
-    /// Whether the cluster's map has ever come.
+    /// Returns whether the cluster's map has ever been received.
     pub(crate) fn has_map(&self) -> bool {
         self.router.has_map()
     }
@@ -163,13 +162,12 @@ impl Engine {
         self.map_source.names()
     }
 
-    /// Operations that have not ended.
+    /// Returns the number of the program's operations that have not ended.
     pub(crate) fn in_flight(&self) -> usize {
         self.operations.len() - self.resolvers
     }
 
-    /// Whether `bytes` more of key and value may be submitted when so many have ended and were not
-    /// collected.
+    /// Checks that `bytes` more of key and value may be submitted while `uncollected` completions wait to be collected.
     pub(crate) fn check_room(&self, bytes: usize, uncollected: usize) -> Result<(), SubmitError> {
         let operations = self.in_flight() + uncollected;
         let is_full = operations >= self.options.window
@@ -180,7 +178,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes an operation; it goes out with the next turn.
+    /// Starts an operation; the next turn sends it.
     pub(crate) fn start(&mut self, operation: Box<Operation>) -> OpId {
         self.bytes_in_flight += operation.bytes();
         let id = self.operations.insert(operation);
@@ -188,7 +186,7 @@ impl Engine {
         id
     }
 
-    /// Sends what is ready without waiting for anything.
+    /// Sends what is ready, without waiting.
     fn push_out(&mut self, now: Instant, ends: &mut dyn Ends) {
         if std::mem::take(&mut self.is_stranded) {
             self.fail_stranded(ends);
@@ -197,7 +195,7 @@ impl Engine {
         self.flush_dirty(now);
     }
 
-    /// Timers and sends.
+    /// Runs the timers and sends.
     pub(crate) fn begin_turn(&mut self, now: Instant, ends: &mut dyn Ends) {
         while let Some((at, id)) = self.timers.take_due(now) {
             let of_timer = |operation: &&mut Box<Operation>| operation.timer == Some(at);
@@ -217,12 +215,12 @@ impl Engine {
         self.push_out(now, ends);
     }
 
-    /// When the next timer is due.
+    /// Returns the time of the next timer or scan.
     pub(crate) fn next_timer(&self) -> Instant {
         self.timers.next().map_or(self.next_scan, |at| at.min(self.next_scan))
     }
 
-    /// Sets the timer of an operation by its stage.
+    /// Sets the timer of an operation according to its stage.
     fn arm(&mut self, id: OpId) {
         if let Some(operation) = self.operations.get_mut(id) {
             let at = operation.wake_at();
@@ -230,7 +228,7 @@ impl Engine {
         }
     }
 
-    /// What of a turn needs no answers: timers and sends.
+    /// Runs the parts of a turn that need no responses: timers and sends.
     ///
     /// # Errors
     /// If the alarm cannot be set.
@@ -240,11 +238,11 @@ impl Engine {
         self.set_alarm(now)
     }
 
-    /// One turn: timers, sends, at most one wait (until `until` at the latest, and not at all once
-    /// anything has ended), answers.
+    /// Runs one turn: timers, sends, at most one wait, responses. The wait ends by `until`; if an operation has already
+    /// ended in this turn, there is no wait.
     ///
     /// # Errors
-    /// Only if epoll itself fails, which a program cannot cause by servers or networks.
+    /// If epoll itself or the alarm fails, which neither servers nor networks can cause.
     pub(crate) fn turn(&mut self, until: Instant, ends: &mut dyn Ends) -> io::Result<()> {
         let now = Instant::now();
         let ended = self.ended;
@@ -262,7 +260,7 @@ impl Engine {
         waited.and_then(|()| self.set_alarm(now))
     }
 
-    /// Takes what connections that are ready have brought, and sends what follows from it. Returns the time.
+    /// Receives from the ready connections, and sends what follows from it. Returns the current time.
     pub(crate) fn end_turn(&mut self, readiness: &[Readiness], ends: &mut dyn Ends) -> Instant {
         let now = Instant::now();
         for &event in readiness {
@@ -272,36 +270,36 @@ impl Engine {
         now
     }
 
-    /// A key of each group, once a map has come.
+    /// Returns a key of each group; empty before the first map.
     pub(crate) fn key_of_each_group(&self) -> Vec<Vec<u8>> {
         self.router.key_of_each_group()
     }
 
-    /// All descriptors of this engine, by their numbers.
+    /// Returns all descriptors of this engine, by number.
     pub(crate) fn descriptors(&self) -> Descriptors {
         self.poller.descriptors().clone()
     }
 
-    /// The part that waits for readiness, for a thread that does so without the engine.
+    /// Returns the part of the poller that waits, for a thread that waits without the engine.
     pub(crate) fn waiter(&self) -> Waiter {
         self.poller.waiter()
     }
 
-    /// Makes the descriptor one that timers make readable, too.
+    /// Adds the alarm to the descriptor, so that timers make it readable too.
     ///
     /// # Errors
-    /// If the system gives no timer.
+    /// If the system provides no timer.
     pub(crate) fn add_alarm(&mut self) -> io::Result<()> {
         self.poller.add_alarm()?;
         self.set_alarm(Instant::now())
     }
 
-    /// A descriptor that, with an alarm, is readable when a turn would do something.
+    /// Returns the epoll descriptor. With an alarm, it is readable when a turn has work to do.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.poller.descriptor()
     }
 
-    /// Sets the alarm, if there is one, for the next turn that no socket asks for.
+    /// Sets the alarm, if there is one, to the time of the next turn that no socket signals.
     pub(crate) fn set_alarm(&mut self, now: Instant) -> io::Result<()> {
         let due = if self.ready.is_empty() { self.next_timer() } else { now };
         self.poller.set_alarm(due, now)
@@ -312,7 +310,7 @@ impl Engine {
         self.poller.set_alarm(now, now)
     }
 
-    /// Ends an operation early because the system fails.
+    /// Ends an operation early because a system call failed.
     pub(crate) fn abandon(
         &mut self,
         id: OpId,
@@ -326,7 +324,7 @@ impl Engine {
         }
     }
 
-    /// Ends all operations early because the system fails.
+    /// Ends all operations early because a system call failed.
     pub(crate) fn abandon_all(&mut self, cause: &io::Error, now: Instant, ends: &mut dyn Ends) {
         let all: Vec<OpId> = self.operations.iter().map(|(id, _)| id).collect();
         for id in all {
@@ -338,7 +336,7 @@ impl Engine {
         self.next_scan = self.next_scan.min(at);
     }
 
-    /// A newer map is needed; `doubted`: because of this server.
+    /// Requests a newer map. `doubted` is the server whose behaviour is the reason, if any.
     fn want_map(&mut self, doubted: Option<ServerId>) {
         self.map_source.want(doubted);
         if let Some(at) = self.map_source.ask_at() {
@@ -348,11 +346,12 @@ impl Engine {
 
     // --- Timers ----------------------------------------------------------------------------------
 
-    /// Gives up connections that owe something, and asks for the map.
+    /// Closes connections whose welcome or map is overdue, and requests the map if that is due.
     fn scan(&mut self, now: Instant) {
         self.next_scan = now + IDLE;
         let timeout = self.options.connect_timeout;
-        // The timeout's length is not told: it may be longer than an operation has that waited for only a part of it.
+        // The message omits the length of the timeout: it may exceed the deadline of an operation that waited for part
+        // of it.
         let stuck: Vec<(u64, &str)> = self
             .connections
             .iter()
@@ -394,13 +393,13 @@ impl Engine {
     }
 
     fn expire(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
-        // What never left whole is not in doubt.
+        // A request that was not sent whole leaves no doubt.
         self.release(id);
         let Some(operation) = self.operations.get(id) else { return };
         let is_down = operation.server.is_some_and(|server| self.router.is_down(server));
         let error = operation.expired(is_down, &self.map_source);
-        // A connection on which nothing was heard for so long may lead to nobody; the next
-        // operation shall not wait for the kernel to find out.
+        // A connection that has been silent for so long may be dead. Closing it spares the next operation the wait for
+        // the kernel to detect that.
         let silent = match operation.stage {
             Stage::Assigned { connection, .. }
                 if now - operation.assigned_at >= self.options.connect_timeout =>
@@ -419,7 +418,7 @@ impl Engine {
         }
     }
 
-    // --- The way of an operation -----------------------------------------------------------------
+    // --- The path of an operation ----------------------------------------------------------------
 
     fn make_ready(&mut self, id: OpId) {
         if let Some(operation) = self.operations.get_mut(id) {
@@ -438,7 +437,7 @@ impl Engine {
         }
     }
 
-    /// Computes the digests of the next few keys together, as far as they are short and several.
+    /// Computes the digests of the next few short keys together, if there are at least two.
     fn digest_ready(&mut self) {
         let mut ids = [0; Digest::TOGETHER];
         let mut keys: [&[u8]; Digest::TOGETHER] = [&[]; Digest::TOGETHER];
@@ -459,7 +458,7 @@ impl Engine {
         }
     }
 
-    /// Routes an operation and puts it on a connection.
+    /// Routes an operation and assigns it to a connection.
     fn advance(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         if operation.stage != Stage::Ready {
@@ -560,7 +559,7 @@ impl Engine {
         }
     }
 
-    /// Something was in the way: try again a little later.
+    /// Schedules a retry of an operation after its back-off, and records the reason.
     fn back_off(&mut self, id: OpId, trouble: &Arc<str>, now: Instant) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let until = now + operation.backoff.next(&mut self.random);
@@ -573,7 +572,8 @@ impl Engine {
         self.note_retry(server);
     }
 
-    /// A map was taken: whoever waited for it, or for a newer view, goes on.
+    /// Handles a new map: advances the operations that waited for it or for a newer view, and closes connections to
+    /// replaced processes.
     fn on_new_map(&mut self, now: Instant) {
         let router = &self.router;
         let moved: Vec<OpId> = self
@@ -622,7 +622,7 @@ impl Engine {
         self.finish(id, Err(error), ends);
     }
 
-    /// The cluster is gone and another has taken its place: ends every operation that waits for it.
+    /// Ends every operation that waits for a cluster that another cluster has replaced.
     fn fail_stranded(&mut self, ends: &mut dyn Ends) {
         let (Some(known), Some(got)) = (self.router.cluster(), self.other_cluster) else { return };
         let waits = |operation: &Operation| {
@@ -647,7 +647,7 @@ impl Engine {
         }
     }
 
-    /// Ends an operation for its caller.
+    /// Ends an operation and passes its result to the caller.
     fn finish(&mut self, id: OpId, mut result: Result<Answered<'_>, Error>, ends: &mut dyn Ends) {
         if self.operations.get(id).is_some_and(|operation| operation.queued.is_some()) {
             self.release(id);
@@ -665,7 +665,7 @@ impl Engine {
         {
             *doubt = Some(named.clone());
             self.doubts.add(named);
-            // It stays open until the write is settled.
+            // The number stays open until the write is settled.
             number = None;
         }
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place) {
@@ -690,8 +690,8 @@ impl Engine {
         ends.end(id, notify, result);
     }
 
-    /// Notes that a write has ended for the caller. Writes that wait for room in the window get the next numbers, in
-    /// the order in which they were submitted; so a write that comes later cannot take the room before them.
+    /// Records that a write has ended for the caller. Writes that wait for room in the window get the next numbers in
+    /// order of submission, so a later write cannot overtake them.
     fn leave_session(&mut self, place: (GroupId, ShardId), number: Option<(ClientId, RequestSeq)>) {
         let Some(Place { session, waiting, .. }) = self.places.get_mut(place) else { return };
         if let Some((client, seq)) = number
@@ -702,7 +702,7 @@ impl Engine {
         while session.room() > 0
             && let Some(id) = waiting.next()
         {
-            // One whose deadline has passed is gone.
+            // A write past its deadline has been removed.
             if let Some(operation) = self.operations.get_mut(id) {
                 operation.session = session.begin().map(|seq| (session.client(), seq));
                 operation.stage = Stage::Ready;

@@ -1,4 +1,4 @@
-//! How operations fail, in words that say what was being done, with which values, and what to check.
+//! The errors of operations. Each message states what was attempted, with which values, and what to check.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,11 +8,10 @@ use kv_protocol::{escape, limits};
 
 use crate::doubt::Doubt;
 
-/// Most bytes of a key that a message shows.
+/// The maximum number of bytes of a key in a message.
 const SHOWN_KEY_BYTES: usize = 64;
 
-/// What was being done when something failed: the operation and its key, shortened to what a message
-/// can show.
+/// The operation that failed and its key, shortened for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Action {
     verb: &'static str,
@@ -21,7 +20,7 @@ pub struct Action {
 }
 
 impl Action {
-    /// What is done to a key, as "get".
+    /// Creates the description of an operation: its verb, such as "get", and its key.
     pub fn new(verb: &'static str, key: &[u8]) -> Action {
         Action { verb, key: key[..key.len().min(SHOWN_KEY_BYTES)].into(), key_bytes: key.len() }
     }
@@ -37,76 +36,76 @@ impl fmt::Display for Action {
     }
 }
 
-/// How an operation fails.
+/// The error of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The key does not exist.
     #[error("{action}: the key does not exist")]
     NotFound {
-        /// What was being done.
+        /// The operation.
         action: Action,
     },
-    /// The condition of a write does not hold; nothing was changed.
+    /// The condition of the write does not hold; nothing was changed.
     #[error("{action}: the condition does not hold ({}); nothing was changed: read the key and decide again", found(*version))]
     Conflict {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// The version that the entry has; zero if the key does not exist.
+        /// The current version of the entry; zero if the key does not exist.
         version: SequenceNumber,
     },
-    /// A read was asked, and no answer came before the deadline.
+    /// A read was sent, and no response arrived before the deadline.
     #[error("{action}: no answer within {waited:?} ({cause}); a longer deadline may help")]
     Timeout {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// The deadline.
+        /// The time allowed for the operation.
         waited: Duration,
-        /// What was last heard, and where to look.
+        /// The last known obstacle, and what to check.
         cause: String,
     },
-    /// The write was sent, and it is not known whether it was done.
+    /// The write was sent, and its outcome is unknown.
     #[error(
         "{action}: in doubt, the write may have been done or not: {cause}{}",
         if doubt.is_some() { "; resolving it finds out" } else { "" }
     )]
     InDoubt {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// Why it is not known.
+        /// The reason why the outcome is unknown.
         cause: String,
-        /// The write, for [`crate::Client::resolve`]; `None` if the servers have forgotten it. Then it will not
-        /// be done any more, but nobody knows whether it was.
+        /// The write, for [`crate::Client::resolve`]. `None` if the servers have expired its session, or another
+        /// process uses its client id. The write will then not be executed any more, but its outcome stays unknown.
         doubt: Option<Doubt>,
     },
-    /// A write in doubt was settled: it was not done, and never will be.
+    /// The write in doubt was settled: it was not executed and never will be.
     #[error("{action}: the write was not done, and never will be")]
     NotDone {
-        /// What was being done.
+        /// The operation.
         action: Action,
     },
-    /// The operation could not be served before the deadline; a write was not done.
+    /// The operation could not be served before the deadline; a write was not executed.
     #[error("{action}: not served within {waited:?}: {cause}")]
     Unavailable {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// The deadline.
+        /// The time allowed for the operation.
         waited: Duration,
-        /// What was last in the way, and where to look.
+        /// The last obstacle, and what to check.
         cause: String,
     },
-    /// Every holder of the key's group is dead; trying again does not help until an operator acts.
+    /// Every holder of the key's group is dead. Retries do not help until an operator acts.
     #[error(
         "{action}: no server holds this key's group any more ({cause}); it has to be restored from dumps"
     )]
     Lost {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// Which group, and who says so.
+        /// The group, and the source of the report.
         cause: String,
     },
-    /// Another process uses this client's id, as the clone of a virtual machine does. The write was not done. The next
-    /// write uses another id.
+    /// Another process uses this client's id, such as the clone of a virtual machine. The write was not executed. The
+    /// next write uses another id.
     #[error(
         "{action}: another process writes under this client's id, and has used the number of this write: it was not done; open a new client in each copy of a process or machine"
     )]
@@ -114,7 +113,7 @@ pub enum Error {
         /// The operation.
         action: Action,
     },
-    /// Another cluster, not restored from the client's cluster, has taken its place; nothing was done.
+    /// Another cluster, not restored from the client's cluster, has replaced it; nothing was changed.
     #[error(
         "{action}: cluster {known}, for which this client was opened, is not there any more; cluster {got} is, and was not restored from it: open a new client"
     )]
@@ -123,81 +122,81 @@ pub enum Error {
         action: Action,
         /// The client's cluster.
         known: ClusterId,
-        /// The cluster that answers.
+        /// The cluster that responded.
         got: ClusterId,
     },
-    /// Key or value is longer than allowed; nothing was changed.
+    /// The key or the value is too long; nothing was changed.
     #[error("{action}: {reason}")]
     TooBig {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// What is too long, and what is allowed.
+        /// The length, and the limit.
         reason: String,
     },
-    /// This process has no memory for the request or its answer; a write was not done.
+    /// This process has no memory for the request or the response; a write was not executed.
     #[error("{action}: no memory for {bytes} bytes in this process")]
     NoMemory {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// How many were needed.
+        /// The number of bytes needed.
         bytes: usize,
     },
     /// The server's memory limit is reached; nothing was changed.
     #[error("{action}: the server is out of space ({reason})")]
     OutOfSpace {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// What the server says, with what can be done about it.
+        /// The server's text, with advice.
         reason: String,
     },
-    /// The server refused for too much load until the deadline; a write was not done.
+    /// The server rejected the operation for overload until the deadline; a write was not executed.
     #[error(
         "{action}: the server was too busy for {waited:?}: {cause}; send less at once, or later"
     )]
     Busy {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// The deadline.
+        /// The time allowed for the operation.
         waited: Duration,
-        /// What the server said.
+        /// The server's text.
         cause: String,
     },
-    /// The call contradicts itself; nothing was sent or nothing was done.
+    /// An argument of the operation is invalid; nothing was changed.
     #[error("{action}: {reason}")]
     Invalid {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
-    /// The program has interrupted the client ([`crate::Interrupt`]); a write was not done.
+    /// The program has interrupted the client ([`crate::Interrupt`]); a write was not executed.
     #[error("{action}: interrupted by the program; it was not done")]
     Interrupted {
-        /// What was being done.
+        /// The operation.
         action: Action,
     },
-    /// The program has cancelled the operation ([`crate::Client::cancel`]); a write was not done.
+    /// The program has cancelled the operation ([`crate::Client::cancel`]); a write was not executed.
     #[error("{action}: cancelled by the program; it was not done")]
     Cancelled {
-        /// What was being done.
+        /// The operation.
         action: Action,
     },
-    /// A call from within a function that a client has called (its log, or the one for its events); nothing was done.
+    /// A call from within a callback of a client (its log or event function); nothing was changed.
     #[error(
         "a function for the log or the events of a client calls a client; make the call when the function has returned"
     )]
     WithinCallback,
-    /// An earlier call on a shared client panicked, so nobody knows its state.
+    /// An earlier call on a shared client panicked, so its state is unreliable.
     #[error("an earlier call on this client met a defect; close it and open another")]
     Defect,
-    /// The server does not serve this kind of request; nothing was done.
+    /// The server does not support this kind of request, or its response is invalid; nothing was changed.
     #[error(
         "{action}: client and server do not understand each other: {reason}; are both of the same version?"
     )]
     Protocol {
-        /// What was being done.
+        /// The operation.
         action: Action,
-        /// What the server says.
+        /// The server's text, or the reason.
         reason: String,
     },
 }
@@ -226,58 +225,58 @@ impl Error {
     }
 }
 
-/// How opening a client fails.
+/// The error of opening a client.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// An endpoint is not written as one.
+    /// An endpoint is malformed.
     #[error(
         "the coordinator's address \"{name}\" is not host:port (several are separated by commas)"
     )]
     Endpoint {
-        /// As given.
+        /// The endpoint or endpoints, as given.
         name: String,
     },
-    /// The port of an endpoint is a number that no port can be.
+    /// The port of an endpoint is out of range.
     #[error("the port of the coordinator's address \"{name}\" is {what}")]
     Port {
         /// The endpoint, as given.
         name: String,
-        /// What is wrong with the number.
+        /// The reason.
         what: &'static str,
     },
     /// A name cannot be resolved.
     #[error("looking up the coordinator's address \"{name}\": {reason}; check {}", suspect(reason))]
     Resolve {
-        /// As given.
+        /// The endpoint or endpoints, as given.
         name: String,
-        /// What the system's resolver says. Not the error's source: who prints those as well would
-        /// print it twice.
+        /// The error of the system's resolver. It is not the source of this error, because a caller that prints sources
+        /// would print it twice.
         reason: std::io::Error,
     },
-    /// The resolver knows the names, but no address.
+    /// The resolver returned no address for the names.
     #[error("\"{endpoints}\" has no address; host:port is needed")]
     NoAddress {
-        /// As given.
+        /// The endpoint or endpoints, as given.
         endpoints: String,
     },
-    /// A setting is out of its bounds.
+    /// A setting is out of bounds.
     #[error("opening a client with {what}")]
     Options {
-        /// Which, and its bounds.
+        /// The setting and its bounds.
         what: String,
     },
-    /// The system gives no epoll descriptor or no random number.
+    /// The system provides no descriptor or no random number.
     #[error("{what} for a client: {reason}; check the limit of open files (ulimit -n)")]
     System {
-        /// What was asked for.
+        /// The resource that was requested.
         what: &'static str,
-        /// What the system says.
+        /// The error of the system.
         reason: std::io::Error,
     },
 }
 
-/// What to look at when a name was not resolved.
+/// Returns what to check when a name could not be resolved.
 fn suspect(reason: &std::io::Error) -> &'static str {
     let out_of_files = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
     match rustix::io::Errno::from_io_error(reason) {

@@ -1,12 +1,12 @@
-//! Events of a client (its connections, its map, its sessions) for a function of the program.
+//! Events of a client (connections, map, sessions), passed to a function of the program.
 //!
 //! ```text
-//!   program's call -> engine -> something happens -> the program's function -> back to the engine
+//!   program's call -> engine -> an event occurs -> the program's function -> back to the engine
 //!                     (locked)                       (must not call the client)
 //! ```
 //!
-//! The function runs in the middle of a call, under the lock of the client. A thread remembers that it runs such a
-//! function: a call on the client from there is rejected, where it would wait for itself for ever.
+//! The function runs in the middle of a call, under the client's lock. A thread-local counter marks a thread that runs
+//! such a function. A call on the client from that thread is rejected, as it would deadlock.
 
 use std::cell::Cell;
 use std::fmt;
@@ -18,77 +18,77 @@ use kv_protocol::map::{MapServer, ServerState};
 
 use crate::error::Error;
 
-/// Something that happened to a client.
+/// An event of a client.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A server has welcomed a connection.
+    /// A connection to a server has completed its handshake.
     ConnectionOpened {
         /// The server.
         server: ServerId,
-        /// The address of its port for clients.
+        /// The address of its clients port.
         address: SocketAddr,
     },
-    /// A connection has ended against the client's will, or could not be opened.
+    /// A connection was lost or could not be opened.
     ConnectionLost {
         /// The server.
         server: ServerId,
-        /// The address of its port for clients.
+        /// The address of its clients port.
         address: SocketAddr,
-        /// The reason, in words.
+        /// The reason, as text.
         why: &'a str,
     },
-    /// The client has closed a connection that it needs no more.
+    /// The client has closed a connection that it no longer needs.
     ConnectionClosed {
         /// The server.
         server: ServerId,
-        /// The address of its port for clients.
+        /// The address of its clients port.
         address: SocketAddr,
-        /// The reason, in words.
+        /// The reason, as text.
         why: &'a str,
     },
-    /// A newer map was taken.
+    /// A newer map was applied.
     MapChanged {
         /// The revision of the map.
         revision: MapRevision,
-        /// The address that it came from.
+        /// The address from which the map was received.
         source: SocketAddr,
     },
-    /// By a newer map a server is up, or another process of it is. The first map reports each server.
+    /// According to a newer map, a server is up, or a new process of it is. The first map reports every server.
     ServerUp {
         /// The server.
         server: ServerId,
-        /// The address of its port for clients.
+        /// The address of its clients port.
         address: Option<SocketAddr>,
     },
-    /// By a newer map a server is not up: it is down or starts. The first map reports each server.
+    /// According to a newer map, a server is down or starting. The first map reports every server.
     ServerDown {
         /// The server.
         server: ServerId,
-        /// The address that it had, or will have.
+        /// The previous or future address, if known.
         address: Option<SocketAddr>,
-        /// The reason, in words.
+        /// The reason, as text.
         why: &'static str,
     },
     /// A write has ended in doubt.
     InDoubt {
-        /// The server that it was last meant for.
+        /// The server to which the write was last routed.
         server: Option<ServerId>,
-        /// The end of the write, with the doubt.
+        /// The result of the write, which includes the [`crate::Doubt`].
         error: &'a Error,
     },
-    /// The session of a shard was begun anew.
+    /// A new session with a shard has replaced the previous one.
     SessionBegunAnew {
-        /// The reason, in words.
+        /// The reason, as text.
         why: &'a str,
     },
 }
 
 type Take = dyn Fn(&Event<'_>) + Send + Sync;
 
-/// The function that a client's events go to; by default none. It runs within the calls of the client, on their
-/// threads and perhaps on several at once, under the client's lock: it must be quick, and must not call the client. A
-/// shared client rejects such a call ([`Error::WithinCallback`]).
+/// The function that receives a client's events; none by default. It runs within calls of the client, on their threads,
+/// possibly on several at once, and under the client's lock. It must be quick and must not call the client. A shared
+/// client rejects such a call ([`Error::WithinCallback`]).
 #[derive(Clone, Default)]
 pub struct Events(Option<Arc<Take>>);
 
@@ -98,7 +98,7 @@ impl Events {
         Events(Some(Arc::new(take)))
     }
 
-    /// Returns whether there is a function.
+    /// Returns whether a function is set.
     pub fn is_set(&self) -> bool {
         self.0.is_some()
     }
@@ -118,11 +118,11 @@ impl fmt::Debug for Events {
 }
 
 thread_local! {
-    /// The number of functions of the program that this thread runs for clients.
+    /// The number of callbacks that this thread is running for clients.
     static RUNNING: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Marks that this thread runs a function of the program, as long as it lives.
+/// A guard that marks this thread as running a callback.
 pub(crate) struct Within(());
 
 impl Within {
@@ -138,7 +138,7 @@ impl Drop for Within {
     }
 }
 
-/// Returns whether this thread runs a function that a client has called: its log, or the one for its events.
+/// Returns whether this thread is running a callback of a client: its log function or its event function.
 pub fn is_in_callback() -> bool {
     RUNNING.get() > 0
 }

@@ -1,24 +1,24 @@
-//! The descriptors of one engine by their numbers, for the child of a fork that gives its copies back.
+//! The list of the descriptors of one engine, with which the child of a fork closes its copies.
 //!
-//! The child has copies of everything: closing its copies leaves the parent's connections alone, as neither the socket
-//! nor its registration with epoll goes while the parent holds them. The engine itself is dropped where that is sound.
-//! Where another thread of the parent was changing the engine at the moment of the fork, it is not: then the
-//! descriptors alone are closed, by this list, and the memory stays.
+//! The child has copies of all descriptors. Closing them does not affect the parent: a socket and its epoll
+//! registration live as long as the parent holds them. The child drops the engine itself where that is sound. It is
+//! unsound if another thread of the parent was changing the engine at the moment of the fork. In that case the child
+//! closes only the descriptors in this list and leaks the memory.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// See the module.
+/// The list of an engine's open descriptors; see the module documentation.
 #[derive(Clone, Debug, Default)]
 pub struct Descriptors(Arc<Mutex<Vec<RawFd>>>);
 
 impl Descriptors {
-    /// Notes a descriptor that was opened.
+    /// Adds a descriptor that was opened.
     pub(crate) fn add(&self, descriptor: BorrowedFd<'_>) {
         self.list().push(descriptor.as_raw_fd());
     }
 
-    /// Strikes out a descriptor that is about to be closed.
+    /// Removes a descriptor that is about to be closed.
     pub(crate) fn remove(&self, descriptor: BorrowedFd<'_>) {
         let mut list = self.list();
         if let Some(at) = list.iter().position(|&known| known == descriptor.as_raw_fd()) {
@@ -27,19 +27,20 @@ impl Descriptors {
     }
 
     fn list(&self) -> std::sync::MutexGuard<'_, Vec<RawFd>> {
-        // Nothing that can panic half-way is done behind it.
+        // No operation under this lock can panic in the middle of a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes this process's copies. If another thread was changing this list at the moment of the fork, they stay
-    /// open; returns whether they are closed.
+    /// Closes this process's copies and returns true. If another thread was changing this list at the moment of the
+    /// fork, leaves them open and returns false.
     ///
     /// # Safety
-    /// The owner of the descriptors is neither used nor dropped afterwards.
+    /// The caller must neither use nor drop the owner of the descriptors afterwards.
     pub unsafe fn close(&self) -> bool {
         let Ok(mut list) = self.0.try_lock() else { return false };
         for descriptor in list.drain(..) {
-            // SAFETY: it is open, as it is struck out before it is closed; the owner does not close it any more.
+            // SAFETY: the descriptor is open, because it is removed from the list before it is closed; its owner no
+            // longer closes it.
             drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
         }
         true

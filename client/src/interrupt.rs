@@ -1,12 +1,12 @@
-//! A way to end the waiting of a client's calls from another thread, for shutdown.
+//! An interrupt that ends the waits of a client's calls from another thread, for shutdown.
 //!
 //! ```text
-//!   another thread: interrupt() -> flag, eventfd readable --> every epoll set that has it: waits end
-//!   calls under way: end early     calls that begin: rejected     until resume()
+//!   another thread: interrupt() -> flag, eventfd readable --> every epoll set with it: waits end
+//!   calls in progress: end early     new calls: rejected     until resume()
 //! ```
 //!
-//! One eventfd serves all engines of a client. It stays readable until [`Interrupt::resume`], so a call that began a
-//! moment before the interrupt, and waits a moment after it, is woken too.
+//! One eventfd serves all engines of a client. It stays readable until [`Interrupt::resume`]. So it also wakes a call
+//! that began before the interrupt and waits only after it.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -16,29 +16,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Interrupts the clients that were opened with it ([`crate::Options::interrupt`]). Copies interrupt the same ones.
+/// A handle that interrupts the clients opened with it ([`crate::Options::interrupt`]). Clones interrupt the same
+/// clients.
 ///
-/// Calls under way end early, and calls that begin are rejected ([`crate::Error::Interrupted`]), until
-/// [`Interrupt::resume`]. A write that was sent ends [`crate::Error::InDoubt`]. A poll does not wait; what was
-/// submitted stays in flight. A call that is still under way at [`Interrupt::resume`] may go on to its own end.
+/// Until [`Interrupt::resume`], calls in progress end early and new calls are rejected ([`crate::Error::Interrupted`]).
+/// A write that was sent ends with [`crate::Error::InDoubt`]. A poll does not wait, and submitted operations stay in
+/// flight. A call still in progress at [`Interrupt::resume`] may run to its normal end.
 #[derive(Clone, Debug)]
 pub struct Interrupt(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     is_set: AtomicBool,
-    /// Held while the flag and the eventfd change, so that they agree.
+    /// A lock that is held while the flag and the eventfd change, so that they agree.
     change: Mutex<()>,
-    /// Readable while the flag is set.
+    /// The eventfd, readable while the flag is set.
     event: ManuallyDrop<OwnedFd>,
     is_closed: AtomicBool,
 }
 
 impl Interrupt {
-    /// Makes one that interrupts nothing yet.
+    /// Creates an interrupt that is not set.
     ///
     /// # Errors
-    /// If the system gives no descriptor.
+    /// If the system provides no descriptor.
     pub fn new() -> io::Result<Interrupt> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Interrupt(Arc::new(Shared {
@@ -49,11 +50,11 @@ impl Interrupt {
         })))
     }
 
-    /// Ends the calls under way, and rejects those that begin. Any thread may call it, also within a function that a
-    /// client calls. It does not wait for the calls to end.
+    /// Ends the calls in progress and rejects new ones. Any thread may call this, even in a callback of a client. It
+    /// does not wait for the calls to end.
     ///
     /// # Errors
-    /// If the system refuses to signal the descriptor. Calls that begin are rejected all the same.
+    /// If signalling the descriptor fails. New calls are rejected all the same.
     pub fn interrupt(&self) -> io::Result<()> {
         let _changing = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.0.is_set.swap(true, Ordering::AcqRel) {
@@ -62,15 +63,15 @@ impl Interrupt {
         Ok(())
     }
 
-    /// Lets calls begin again.
+    /// Accepts calls again.
     ///
     /// # Errors
-    /// If the system refuses to read the descriptor.
+    /// If reading the descriptor fails.
     pub fn resume(&self) -> io::Result<()> {
         let _changing = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
         if self.0.is_set.load(Ordering::Acquire) {
             match rustix::io::read(&*self.0.event, &mut [0_u8; 8]) {
-                // AGAIN: the write of the interrupt was refused.
+                // AGAIN: the write by `interrupt` had failed.
                 Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -82,7 +83,7 @@ impl Interrupt {
     /// Returns whether calls are rejected.
     #[inline]
     pub fn is_interrupted(&self) -> bool {
-        // It only has to be seen in time, which the eventfd brings about.
+        // Relaxed is sufficient: the eventfd wakes the waits.
         self.0.is_set.load(Ordering::Relaxed)
     }
 
@@ -90,10 +91,10 @@ impl Interrupt {
         self.0.event.as_fd()
     }
 
-    /// Closes this process's copy of the descriptor, in the child of a fork.
+    /// Closes this process's copy of the descriptor in the child of a fork.
     ///
     /// # Safety
-    /// No other function of this process uses it, or a client that was opened with it, any more; both may be dropped.
+    /// The caller must not use this interrupt, or a client that was opened with it, afterwards. Both may be dropped.
     pub unsafe fn close_inherited(&self) {
         self.0.close();
     }
@@ -102,8 +103,8 @@ impl Interrupt {
 impl Shared {
     fn close(&self) {
         if !self.is_closed.swap(true, Ordering::AcqRel) {
-            // SAFETY: the swap lets one caller in, and nothing uses the descriptor afterwards: this is the end of the
-            // last copy, or the promise of `close_inherited`.
+            // SAFETY: only one caller passes the swap, and nothing uses the descriptor afterwards: either this is the
+            // drop of the last clone, or the caller of `close_inherited` guarantees it.
             drop(unsafe { std::ptr::read(&*self.event) });
         }
     }

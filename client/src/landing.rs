@@ -1,11 +1,11 @@
-//! Long values that go from the socket straight to where the caller wants them.
+//! Long values, received from the socket straight into the destination that the caller chose.
 //!
 //! ```text
-//!   socket --> frame buffer   [ head | first bytes of the value ]     as every response begins
+//!   socket --> frame buffer   [ head | first bytes of the value ]     the start of every response
 //!          --> landing        [ first bytes, copied | the rest, received here ]
 //! ```
 //!
-//! Short values pass through the frame buffer, which takes many of them with one read.
+//! Short values pass through the frame buffer, which receives many of them with one read.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -18,64 +18,64 @@ use kv_protocol::ids::RequestId;
 
 use crate::operation::OpId;
 
-/// The fewest missing bytes for which a value leaves the frame buffer.
+/// The minimum number of missing bytes for which a value bypasses the frame buffer.
 pub(crate) const LONG_BYTES: usize = 64 << 10;
-/// The number of bytes that are received at a time of a value that nobody wants any more.
+/// The maximum number of bytes per read of a value that is discarded.
 const DISCARDED_AT_A_TIME: usize = 64 << 10;
 
-/// Where a read puts a long value.
+/// The destination of a long value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Landing {
-    /// In the client's buffer, from where the caller copies it.
+    /// The client's receive buffer, from which the caller copies it.
     #[default]
     Buffer,
-    /// In memory of its own, which the caller gets ([`crate::Answered::take_memory`]).
+    /// Separate memory, which the caller takes ([`crate::Answered::take_memory`]).
     Memory,
-    /// In the caller's memory. Short values are not put there.
+    /// The caller's memory. Short values still go through the receive buffer.
     At(Room),
 }
 
-/// Memory of the caller that a value is received into.
+/// The caller's memory for a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     at: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: whoever made it has promised the memory to the client, on whichever thread that runs.
+// SAFETY: the caller of `Room::new` has lent the memory to the client, on whichever thread the client runs.
 unsafe impl Send for Room {}
 
 impl Room {
-    /// Promises `bytes` bytes at `at` to an operation.
+    /// Lends `bytes` bytes at `at` to an operation.
     ///
     /// # Safety
-    /// They may be written, and nothing else reads or writes them, until the operation has ended or the client has
+    /// The memory is valid for writes. Nothing else reads or writes it until the operation has ended or the client has
     /// been dropped.
     pub unsafe fn new(at: NonNull<u8>, bytes: usize) -> Room {
         Room { at, bytes }
     }
 }
 
-/// A value in memory from `malloc`, with a NUL behind it.
+/// A value in memory from `malloc`, followed by a NUL byte.
 pub struct LongValue {
     at: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: the memory is its own.
+// SAFETY: it owns its memory.
 unsafe impl Send for LongValue {}
 
 impl LongValue {
-    /// Memory for a value of `bytes` bytes. Returns `None` if there is none.
+    /// Allocates memory for a value of `bytes` bytes. Returns `None` if there is none.
     fn allocate(bytes: usize) -> Option<LongValue> {
-        // SAFETY: at least one byte.
+        // SAFETY: the size is at least one byte.
         let at = NonNull::new(unsafe { libc::malloc(bytes + 1) }.cast::<u8>())?;
-        // SAFETY: the last byte of the allocation.
+        // SAFETY: `at + bytes` is the last byte of the allocation.
         unsafe { at.add(bytes).write(0) };
         Some(LongValue { at, bytes })
     }
 
-    /// Gives the memory away: the address and the number of bytes before the NUL. The caller frees it with `free`.
+    /// Returns the address and the number of bytes before the NUL. The caller owns the memory and frees it with `free`.
     pub fn into_raw(self) -> (NonNull<u8>, usize) {
         let raw = (self.at, self.bytes);
         std::mem::forget(self);
@@ -85,7 +85,7 @@ impl LongValue {
 
 impl Drop for LongValue {
     fn drop(&mut self) {
-        // SAFETY: it came from malloc, and nobody else frees it.
+        // SAFETY: the memory came from malloc, and is freed only here.
         unsafe { libc::free(self.at.as_ptr().cast()) };
     }
 }
@@ -96,14 +96,14 @@ impl fmt::Debug for LongValue {
     }
 }
 
-/// The memory of a value that has landed, until the caller takes it.
+/// The memory of a received value, until the caller takes it.
 pub(crate) type Landed = RefCell<Option<LongValue>>;
 
-/// A long value on its way from a connection to its landing.
+/// A long value being received from a connection into its destination.
 #[derive(Debug)]
 pub(crate) struct Inflow {
     pub(crate) operation: OpId,
-    /// The response, without its value.
+    /// The response without its value.
     head: Answer<'static>,
     to: Destination,
     filled: usize,
@@ -114,13 +114,13 @@ pub(crate) struct Inflow {
 enum Destination {
     Memory(LongValue),
     Room(Room),
-    /// The operation has ended, or receives the value from another connection.
+    /// None: the operation has ended, or receives the value from another connection.
     Nowhere,
 }
 
 impl Inflow {
-    /// Begins with a response of which the head and the first bytes of the value have come, and `missing` more are to
-    /// come. Returns `None` if the value goes to the buffer.
+    /// Starts a transfer. `answer` has the head and the first bytes of the value, and `missing` more bytes follow.
+    /// Returns `None` if the value stays in the receive buffer.
     pub(crate) fn begin(
         operation: OpId,
         landing: Landing,
@@ -151,12 +151,12 @@ impl Inflow {
         self.head.id
     }
 
-    /// Lets go of the memory; the bytes to come are dropped.
+    /// Releases the destination; the remaining bytes are discarded.
     pub(crate) fn discard(&mut self) {
         self.to = Destination::Nowhere;
     }
 
-    /// Where the memory begins.
+    /// Returns the start of the destination, if there is one.
     fn at(&self) -> Option<NonNull<u8>> {
         match &self.to {
             Destination::Memory(memory) => Some(memory.at),
@@ -165,17 +165,18 @@ impl Inflow {
         }
     }
 
-    /// The memory that the next bytes go to.
+    /// Returns the part of the destination that is not filled yet.
     fn rest(&mut self) -> &mut [MaybeUninit<u8>] {
         let Some(at) = self.at() else { return &mut [] };
-        // SAFETY: the destination has room for `length` bytes, `filled` is no more, and nobody else uses them.
+        // SAFETY: the destination has room for `length` bytes, `filled` is at most `length`, and nothing else uses the
+        // memory.
         unsafe {
             let rest = at.add(self.filled).cast::<MaybeUninit<u8>>();
             slice::from_raw_parts_mut(rest.as_ptr(), self.length - self.filled)
         }
     }
 
-    /// Lets `read` receive the next bytes: it is given room for them and returns how many it has written.
+    /// Receives the next bytes: `read` gets the space for them and returns the number of bytes written.
     pub(crate) fn fill<E>(
         &mut self,
         read: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<usize, E>,
@@ -191,16 +192,16 @@ impl Inflow {
         Ok(count)
     }
 
-    /// How many bytes are to come.
+    /// Returns the number of bytes still to be received.
     pub(crate) fn missing(&self) -> usize {
         self.length - self.filled
     }
 
-    /// Ends it, all bytes having come: `take` sees the whole response. Returns `None` without a call if the value was
-    /// dropped.
+    /// Completes the transfer after all bytes have been received, and passes the whole response to `take`. Returns
+    /// `None` without calling it if the value was discarded.
     pub(crate) fn end<T>(self, take: impl FnOnce(&Answer<'_>, &Landed) -> T) -> Option<T> {
         let at = self.at()?;
-        // SAFETY: all of it was written, and is not written again while `take` runs.
+        // SAFETY: all `length` bytes were written, and are not written again while `take` runs.
         let value = unsafe { slice::from_raw_parts(at.as_ptr(), self.length) };
         let landed = match self.to {
             Destination::Memory(memory) => RefCell::new(Some(memory)),
@@ -210,13 +211,14 @@ impl Inflow {
     }
 }
 
-/// Copies a value into the caller's memory, unless it has landed there.
+/// Copies a value into the caller's memory, unless it was received there.
 ///
 /// # Safety
-/// `to` has room for it.
+/// `to` is valid for writes of `value.len()` bytes.
 pub unsafe fn copy_unless_there(value: &[u8], to: *mut u8) {
     if !value.is_empty() && !ptr::eq(value.as_ptr(), to) {
-        // SAFETY: the caller's promise. Memory that the client reads from is its own.
+        // SAFETY: the caller guarantees the room. A value elsewhere is in the client's own memory, so the ranges do not
+        // overlap.
         unsafe { ptr::copy_nonoverlapping(value.as_ptr(), to, value.len()) };
     }
 }

@@ -1,25 +1,25 @@
-//! The client library: blocking calls and a pipelined interface over one epoll descriptor, without
-//! a runtime and without threads.
+//! The client library: blocking calls and a pipelined interface over one epoll descriptor, without a runtime or
+//! threads.
 //!
 //! ```text
 //!   put get delete noop verify          submit / poll
 //!            |                               |
 //!            +------------> client <---------+          one call at a time (`&mut self`)
 //!                             |
-//!                           engine        one turn: timers, sends, epoll, answers
+//!                           engine        one turn: timers, sends, epoll, responses
 //!              +--------------+---------------+-------------+
 //!              |              |               |             |
 //!           router         session        map_source    connection
-//!        key -> server   seq numbers,    asks the        one socket,
-//!        (no I/O)        window of 64    coordinator     frames in, output
+//!        key -> server   seq numbers,    requests the    one socket,
+//!        (no I/O)        window of 64    map             frames in, output
 //!
-//!   operation: its request, whole, in memory of `spares` --> output: sent from there, many at once
-//!   caller    <-- the value, where it was received      <-- frames in
+//!   operation: its whole request, in memory from `spares` --> output: sent from there, many at once
+//!   caller    <-- the value, in the receive buffer           <-- frames in
 //! ```
 //!
-//! A [`Client`] belongs to one thread at a time. Many threads share the connections of a [`SharedClient`]. No
-//! call outlives its deadline, whatever the servers do. A write is retried under the number it got
-//! first, so it is executed once; what cannot be known is said: [`Error::InDoubt`].
+//! A [`Client`] belongs to one thread at a time. Many threads share the connections of a [`SharedClient`]. Every call
+//! returns by its deadline, whatever the servers do. A retry of a write keeps the number of the first attempt, so the
+//! write is executed at most once. An unknown outcome is reported as [`Error::InDoubt`].
 //!
 //! ```no_run
 //! use kv_client::{Client, OpOptions, Options};

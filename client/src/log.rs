@@ -1,35 +1,35 @@
-//! What a client tells about itself while it works: connections lost, maps taken, whom it asks.
+//! The log of a client: lost connections, new maps, requests for the map.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::events::Within;
 
-/// How much a message matters.
+/// The severity of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Something is wrong that an operator should look at.
+    /// A fault that needs an operator's attention.
     Warning,
-    /// What happens once in a while.
+    /// An infrequent event of normal operation.
     Info,
-    /// What helps to find out why.
+    /// A detail for diagnosis.
     Debug,
 }
 
 type Take = dyn Fn(Level, &str) + Send + Sync;
 
-/// Where a client's messages go, one line each; by default nowhere. It is called within the calls of the
-/// client, on their thread, and must not call the client.
+/// The function that receives a client's messages, one line each; none by default. It runs within calls of the client,
+/// on their threads, and must not call the client.
 #[derive(Clone, Default)]
 pub struct Log(Option<Arc<Take>>);
 
 impl Log {
-    /// Returns whether messages go anywhere.
+    /// Returns whether a function is set.
     pub fn is_set(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Messages go to `take`.
+    /// Sends messages to `take`.
     pub fn to(take: impl Fn(Level, &str) + Send + Sync + 'static) -> Log {
         Log(Some(Arc::new(take)))
     }

@@ -1,22 +1,21 @@
-//! When and where the map is asked for: one endpoint after the other, never without a pause between two rounds.
+//! The schedule of requests for the map: one endpoint after the other, and always a pause between two rounds.
 //!
 //! ```text
 //!   wanted --(pause over)--> asking --map--> idle
 //!      ^                        |
-//!      +---- the next one <-----+  at once after a failure, after a moment of silence
+//!      +---- the next one <-----+  at once after a failure, or after 250 ms of silence
 //!
 //!   a round: the endpoints that the caller named (coordinators, or servers)
-//!            -> none answered: the servers of the last map, one after the other
+//!            -> none responded: the servers of the last map, one after the other
 //! ```
 //!
-//! An address that leads nowhere (a host that is down, a firewall) must not cost its whole connect timeout
-//! before the next one has its turn: an address that is silent for [`HEAD_START`] stays asked while the next one is asked
-//! too, and the first map counts. RFC 8305 ("happy eyeballs") does so with the addresses of a name.
+//! An unreachable address (a crashed host, a firewall) must not use up its whole connect timeout before the next one is
+//! tried. If an address is silent for [`HEAD_START`], the request also goes to the next one, and the first map counts.
+//! RFC 8305 ("happy eyeballs") treats the addresses of a name the same way.
 //!
-//! Coordinators that did not answer are left alone for a moment, so that their silence is not waited for
-//! again and again. A server tells what it was told last, so the next question goes to another server;
-//! and whoever is himself the reason for asking is asked last: he may not know that he is out
-//! (consistency.md §10).
+//! Coordinators that did not respond are skipped for a while, so that their timeouts do not recur. A server returns the
+//! newest map that it has received, so the next request goes to another server. The server that is the reason for the
+//! request comes last: it may not have received its exclusion from the view (consistency.md §10).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,63 +27,61 @@ use kv_protocol::ids::ServerId;
 use crate::backoff::{Backoff, Random};
 use crate::options::{Endpoint, Endpoints};
 
-/// The shortest time between the end of one question and the next, so that a crowd of failing
-/// operations asks once.
+/// The shortest pause between the end of one request and the next, so that many failing operations cause one request.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
-/// How long an address may be silent before the next one is asked, too: the "connection attempt delay" that
-/// RFC 8305 recommends.
+/// The silence after which the next address is tried too: the "connection attempt delay" that RFC 8305 recommends.
 const HEAD_START: Duration = Duration::from_millis(250);
-/// Most addresses that are asked at once.
+/// The maximum number of concurrent requests for the map.
 const MAX_ASKED: usize = 4;
-/// How long endpoints that have all failed are not asked while servers are known; it doubles up to the
-/// last. The servers hear of every change from the coordinator, so nothing is missed meanwhile.
+/// The time for which endpoints that have all failed are skipped while servers are known. It doubles up to the maximum
+/// below. Servers receive every change from the coordinator, so no change is missed meanwhile.
 const AWAY_FIRST: Duration = Duration::from_secs(1);
 const AWAY_LAST: Duration = Duration::from_secs(8);
 
-/// Somebody who is asked in a round.
+/// A process that is asked for the map in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The endpoint at this place.
+    /// The endpoint at this index.
     Endpoint(usize),
-    /// The so-manieth server of the round.
+    /// The server at this position of the round.
     Server(usize),
 }
 
-/// A question under way.
+/// A request for the map in progress.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     source: Source,
-    /// The server, if it is one.
+    /// The server's id, if the source is a server.
     server: Option<ServerId>,
-    /// The connection that asks, once there is one.
+    /// The connection that carries the request, once it exists.
     connection: Option<u64>,
 }
 
-/// See the module.
+/// The sources of the map; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct MapSource {
     endpoints: Endpoints,
     /// The servers of the last map that may be asked, in ring order.
     servers: Vec<(ServerId, SocketAddr)>,
-    /// Who has the next turn in the round under way; `None` between two rounds, and when everybody has had it.
+    /// The next source of the current round; `None` between two rounds, and once all sources have been tried.
     upcoming: Option<Source>,
-    /// Whose answers are awaited.
+    /// The requests in progress.
     asked: Vec<Asked>,
-    /// Endpoints that have been asked in this round, and those that have failed.
+    /// The numbers of endpoints that were tried in this round, and that have failed.
     tried: usize,
     failed: usize,
-    /// The server that has answered last.
+    /// The server that responded last.
     last_server: Option<ServerId>,
-    /// Until when the endpoints are not asked, and how long that is the next time.
+    /// The time until which endpoints are skipped, and the length of the next such period.
     away_until: Option<Instant>,
     away: Duration,
-    /// The server that is the reason for asking, and the one that this round comes to at its end.
+    /// The server that is the reason for the next request, and the one that the current round tries last.
     doubted: Option<ServerId>,
     put_off: Option<ServerId>,
     is_wanted: bool,
     not_before: Instant,
     backoff: Backoff,
-    /// What was last in the way of an endpoint, until one answers.
+    /// The last failure of an endpoint, until one responds.
     trouble: Option<Arc<str>>,
 }
 
@@ -109,13 +106,13 @@ impl MapSource {
         }
     }
 
-    /// Somebody needs a newer map. `doubted`: the server that made him need it.
+    /// Requests a newer map. `doubted` is the server that is the reason, if any.
     pub(crate) fn want(&mut self, doubted: Option<ServerId>) {
         self.is_wanted = true;
         self.doubted = doubted.or(self.doubted);
     }
 
-    /// Returns the time of the next question; `None` while no map is needed, or enough addresses are being asked.
+    /// Returns the time of the next request; `None` while no map is needed or enough requests are in progress.
     pub(crate) fn ask_at(&self) -> Option<Instant> {
         let may_ask = match self.asked.len() {
             0 => true,
@@ -124,14 +121,14 @@ impl MapSource {
         (self.is_wanted && may_ask).then_some(self.not_before)
     }
 
-    /// Whom to ask now; [`MapSource::asking`] or [`MapSource::failed`] tells what became of it.
+    /// Returns the source to ask now. The caller reports the outcome by [`MapSource::asking`] or [`MapSource::failed`].
     pub(crate) fn next(&mut self, now: Instant) -> (Source, SocketAddr) {
         let source = self.upcoming.unwrap_or_else(|| {
             (self.tried, self.failed) = (0, 0);
             let is_away = self.away_until.is_some_and(|until| now < until);
             match is_away && !self.servers.is_empty() {
                 true => Source::Server(0),
-                // The one that has answered last, this client or another of the same endpoints.
+                // The endpoint that responded last, to this client or to another one with the same endpoints.
                 false => Source::Endpoint(self.endpoints.favourite.load(Relaxed)),
             }
         });
@@ -153,7 +150,7 @@ impl MapSource {
         (source, address)
     }
 
-    /// Who has the turn after this one in the same round.
+    /// Returns the source after this one in the same round.
     fn after(&self, source: Source) -> Option<Source> {
         let next_server = match source {
             Source::Endpoint(n) if self.tried < self.endpoints.list.len() => {
@@ -165,17 +162,17 @@ impl MapSource {
         (next_server < self.servers.len()).then_some(Source::Server(next_server))
     }
 
-    /// All that the caller named, as he wrote them.
+    /// Returns all endpoints as the caller wrote them.
     pub(crate) fn names(&self) -> String {
         let mut names: Vec<&str> = self.endpoints.list.iter().map(|e| e.name.as_str()).collect();
         names.dedup();
         names.join(",")
     }
 
-    /// This connection asks it now.
+    /// Records the connection that carries the request to a source.
     pub(crate) fn asking(&mut self, source: Source, connection: u64, now: Instant) {
         self.not_before = now + HEAD_START;
-        // A server may be an endpoint, too: it is asked already.
+        // A server can also be an endpoint, to which a request is already in progress.
         let is_asked = self.source_of(connection).is_some();
         if is_asked {
             self.not_before = now;
@@ -186,14 +183,14 @@ impl MapSource {
         }
     }
 
-    /// Whom this connection asks.
+    /// Returns the source that this connection asks.
     pub(crate) fn source_of(&self, connection: u64) -> Option<Source> {
         let asked = self.asked.iter().find(|asked| asked.connection == Some(connection));
         asked.map(|asked| asked.source)
     }
 
-    /// A map came over this connection; these are its servers that may be asked, in ring order. Returns the other
-    /// connections that ask, of which nothing is needed any more.
+    /// Handles a map received over this connection; `servers` are its servers that provide the map, in ring order.
+    /// Returns the other connections with requests in progress, which are no longer needed.
     pub(crate) fn answered(
         &mut self,
         connection: u64,
@@ -222,8 +219,8 @@ impl MapSource {
         others.iter().filter_map(|asked| asked.connection).collect()
     }
 
-    /// Handles a failure to get a map there: asks the next one, at once unless all have failed. Returns whether all
-    /// have.
+    /// Handles the failure of a source. The next source is due at once, unless all have failed. Returns whether all
+    /// have failed.
     pub(crate) fn failed(
         &mut self,
         source: Source,
@@ -248,20 +245,20 @@ impl MapSource {
         let have_all_failed = self.upcoming.is_none() && self.asked.is_empty();
         if have_all_failed {
             self.not_before = now + self.backoff.next(random).max(SHORTEST_PAUSE);
-            // The endpoints are asked again, however lately they failed.
+            // The next round starts with the endpoints, however recently they failed.
             self.away_until = None;
             self.last_server = None;
         }
         have_all_failed
     }
 
-    /// What was last in the way of the endpoints.
+    /// Returns the last failure of the endpoints.
     pub(crate) fn trouble(&self) -> Option<&Arc<str>> {
         self.trouble.as_ref()
     }
 
-    /// The so-manieth server of a round: they follow the one that answered last around the ring, and the
-    /// one that is put off comes at the end.
+    /// Returns the server at position `nth` of a round. The order follows the ring after the server that responded
+    /// last; the doubted server comes last.
     fn server(&self, nth: usize) -> (ServerId, SocketAddr) {
         let behind = |&(id, _): &(ServerId, SocketAddr)| self.last_server.is_none_or(|l| id > l);
         let start = self.servers.iter().position(behind).unwrap_or(0);
@@ -291,7 +288,7 @@ mod tests {
         (0..).map(ServerId).zip(SERVERS.map(at)).collect()
     }
 
-    /// Asks, and fails, `count` times; whom.
+    /// Makes `count` requests that fail. Returns the ports in their order.
     fn fail(source: &mut MapSource, count: usize, now: Instant) -> Vec<u16> {
         let mut random = Random::seeded(1);
         let mut asked = Vec::new();
@@ -326,14 +323,14 @@ mod tests {
             time += HEAD_START;
         }
         assert_eq!(source.ask_at(), None, "enough are asked at once");
-        // One gives up, and the next has its turn at once.
+        // One request fails, and the next is due at once.
         let first = source.source_of(1).unwrap();
         assert!(!source.failed(first, "no welcome", &mut Random::seeded(1), time));
         assert_eq!(source.ask_at(), Some(time));
         let (whom, address) = source.next(time);
         assert_eq!(address.port(), 5);
         source.asking(whom, 5, time);
-        // The first that answers is asked first from now on, and the others need not answer.
+        // The first to respond is asked first from now on; the other responses are not needed.
         assert_eq!(source.answered(3, Vec::new(), time), [2, 4, 5]);
         assert_eq!(source.ask_at(), None);
         assert_eq!(answer(&mut source, time), 3);
@@ -365,7 +362,7 @@ mod tests {
         source.asking(endpoint, 8, now);
         let (server, address) = source.next(now);
         assert_eq!(address.port(), SERVERS[0]);
-        // There is a connection to that address.
+        // A connection to that address exists.
         source.asking(server, 8, now);
         assert_eq!(source.ask_at(), Some(now), "the next one at once");
         assert_eq!(source.next(now).1.port(), SERVERS[1]);

@@ -1,4 +1,4 @@
-//! One operation under way: its request as it is sent, how far it is, and what was in its way.
+//! One operation in progress: its encoded request, its stage, and its last obstacle.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -23,64 +23,64 @@ use crate::options::{OpOptions, is_deadline};
 use crate::spares::Spares;
 use crate::table::Table;
 
-/// What to do.
+/// An operation on one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
-    /// Read a key. A long value is received into memory of its own ([`crate::Answered::take_memory`]).
+    /// Reads a key. A long value is received into separate memory ([`crate::Answered::take_memory`]).
     Get {
-        /// 1 to 65,535 bytes.
+        /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
     },
-    /// Read a part of a key's value, or a value into memory of the caller's choice.
+    /// Reads a part of a key's value, or a value into memory of the caller's choice.
     Read {
-        /// 1 to 65,535 bytes.
+        /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
-        /// The part; `None`: the whole value.
+        /// The part of the value; `None` for the whole value.
         part: Option<Part>,
-        /// Where a long value goes.
+        /// The destination of a long value.
         landing: Landing,
     },
-    /// Set a key.
+    /// Sets a key.
     Put {
-        /// 1 to 65,535 bytes.
+        /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
-        /// Up to 16 MiB.
+        /// The value: up to 16 MiB.
         value: &'a [u8],
     },
-    /// Set a key to a value that stays where it is: it is sent from there, without a copy.
+    /// Sets a key to a value that is sent from the caller's memory, without a copy.
     PutKept {
-        /// 1 to 65,535 bytes.
+        /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
-        /// Up to 16 MiB. The client does not look at it any more once the operation has ended, and once
-        /// it is dropped itself.
+        /// The value: up to 16 MiB. The client stops reading it when the operation has ended or the client has been
+        /// dropped.
         value: &'static [u8],
     },
-    /// Remove a key.
+    /// Removes a key.
     Delete {
-        /// 1 to 65,535 bytes.
+        /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
     },
-    /// Nothing; shows that the key's server answers.
+    /// Does nothing; the response shows that the key's server is serving.
     Noop {
-        /// 1 to 65,535 bytes.
+        /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
     },
-    /// Read a key from the replica named.
+    /// Reads a key from the given replica.
     Verify {
-        /// 1 to 65,535 bytes.
+        /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
-        /// Whose copy.
+        /// The replica to read.
         replica: ReplicaRole,
     },
-    /// Settle a write that ended in doubt. It ends as the write would have ended, or as [`Error::NotDone`].
+    /// Settles a write that ended in doubt. The result is that of the write itself, or [`Error::NotDone`].
     Resolve {
-        /// The write, as [`Error::InDoubt`] names it.
+        /// The write, as reported in [`Error::InDoubt`].
         doubt: &'a Doubt,
     },
 }
 
 impl<'a> Op<'a> {
-    /// Sets a key to a value that stays where it is, and is sent from there if `is_kept`.
+    /// Creates a put. If `is_kept`, the value is sent from the caller's memory, without a copy.
     pub fn put(key: &'a [u8], value: &'static [u8], is_kept: bool) -> Op<'a> {
         if is_kept { Op::PutKept { key, value } } else { Op::Put { key, value } }
     }
@@ -98,7 +98,7 @@ impl<'a> Op<'a> {
         }
     }
 
-    /// Of the key.
+    /// Returns the digest of the key.
     pub(crate) fn digest(&self) -> Digest {
         match self {
             Op::Resolve { doubt } => doubt.write.digest,
@@ -118,7 +118,7 @@ impl<'a> Op<'a> {
         .verb()
     }
 
-    /// Bytes of key and value.
+    /// Returns the number of bytes of key and value.
     pub(crate) fn bytes(&self) -> usize {
         match *self {
             Op::Put { key, value } | Op::PutKept { key, value } => key.len() + value.len(),
@@ -127,10 +127,10 @@ impl<'a> Op<'a> {
     }
 }
 
-/// Tells operations apart; never used twice.
+/// The id of an operation; never reused.
 pub(crate) type OpId = u64;
 
-/// The kind of an operation, without its bytes.
+/// The kind of an operation, without its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Get,
@@ -158,7 +158,7 @@ impl Kind {
         matches!(self, Kind::Put | Kind::Delete)
     }
 
-    /// Whose server is asked.
+    /// Returns the role of the replica that serves this kind.
     pub(crate) fn role(self) -> ReplicaRole {
         match self {
             Kind::Verify(role) => role,
@@ -167,96 +167,96 @@ impl Kind {
     }
 }
 
-/// Who is told of the end.
+/// The receiver of an operation's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notify {
-    /// Whoever polls, under this tag.
+    /// The next poll, with this tag.
     Queue(u64),
-    /// The call that waits.
+    /// The blocking call that waits for it.
     Caller,
-    /// Nobody: the engine settles a write in doubt by itself.
+    /// No caller: the engine itself settles a write in doubt.
     Nobody,
 }
 
-/// How far an operation is.
+/// The stage of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// It is in the engine's list of what to send next.
+    /// Queued in the engine to be routed next.
     Ready,
-    /// No map has come yet.
+    /// Waiting for the first map.
     AwaitingMap,
-    /// A write; its session's window is full.
+    /// A write that waits for room in its session's window.
     AwaitingWindow,
-    /// An earlier write to its key is in doubt, and is being settled.
+    /// Waiting until an earlier write in doubt to its key is settled.
     AwaitingDoubt,
-    /// On a connection; with a request id once it was sent there.
+    /// Assigned to a connection; `request` is set once it is queued there.
     Assigned { connection: u64, request: Option<RequestId> },
-    /// Something was in the way; it is tried again then.
+    /// Waiting for a retry at this time.
     BackingOff { until: Instant },
 }
 
-/// Operations by their numbers; each is large, and stays where it was made.
+/// Operations by id, boxed: each is large and stays where it was allocated.
 pub(crate) type Operations = Table<Box<Operation>>;
 
-/// See the module.
+/// One operation in progress; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Operation {
     pub(crate) kind: Kind,
-    /// The request as it is sent: head, key, and the value unless the caller keeps that.
+    /// The encoded request: head and key, and the value unless the caller keeps it.
     pub(crate) frame: Vec<u8>,
     key_bytes: usize,
     /// The value, if the caller keeps it.
     kept: &'static [u8],
     condition: Condition,
-    /// Of the key; computed when it is needed, or before, together with those of others.
+    /// The digest of the key; computed on demand, or earlier together with those of other keys.
     digest: Option<Digest>,
     pub(crate) notify: Notify,
-    /// How long it may take.
+    /// The time allowed for the operation.
     allowed: Duration,
     pub(crate) deadline: Instant,
     pub(crate) place: Option<(GroupId, ShardId)>,
     pub(crate) stage: Stage,
-    /// The connection in whose output its request waits, whole or in part, and under which number.
+    /// The connection in whose output the request is queued, in whole or in part, and its request id there.
     pub(crate) queued: Option<(u64, RequestId)>,
-    /// When it was put on the connection it is on.
+    /// The time at which it was assigned to its current connection.
     pub(crate) assigned_at: Instant,
-    /// When it has waited so long that the map should be looked at; for [`Stage::Assigned`].
+    /// The time at which to check whether the view has changed; for [`Stage::Assigned`].
     pub(crate) attention_at: Instant,
-    /// Whether that has happened on this connection.
+    /// True if that check has run on the current connection.
     pub(crate) is_overdue: bool,
-    /// The view that it was last routed by, and to whom.
+    /// The view version and the server of the last routing.
     pub(crate) view: ViewVersion,
     pub(crate) server: Option<ServerId>,
-    /// A write's number, kept by all retries, and the client id that the session has.
+    /// The number of a write, kept by all retries, and the client id of its session.
     pub(crate) session: Option<(ClientId, RequestSeq)>,
-    /// Its session's first incomplete number when it was last sent.
+    /// The session's first incomplete number at the last transmission.
     pub(crate) first_incomplete: RequestSeq,
-    /// The place in the log at which its session began.
+    /// The position in the log at which its session began.
     pub(crate) begun: SequenceNumber,
-    /// How often a write was sent without a word that this sending did nothing. While it is not
-    /// zero, the write may have been done.
+    /// The number of transmissions of a write that are not known to have had no effect. While it is above zero, the
+    /// write may have been executed.
     pub(crate) doubtful: u32,
     pub(crate) backoff: Backoff,
-    /// What was last in the way.
+    /// The last obstacle.
     pub(crate) trouble: Option<Arc<str>>,
-    /// Whether that was too much load.
+    /// True if that obstacle was overload.
     pub(crate) was_busy: bool,
-    /// When its timer goes off, if it has one.
+    /// The time at which its timer fires, if one is set.
     pub(crate) timer: Option<Instant>,
-    /// The part of the value that it reads; `None`: all of it.
+    /// The part of the value to read; `None` for the whole value.
     pub(crate) part: Option<Part>,
-    /// Where a long value goes.
+    /// The destination of a long value.
     pub(crate) landing: Landing,
-    /// The connection from which that is received, and under which number.
+    /// The connection from which a long value is being received, and its request id there.
     pub(crate) lands_from: Option<(u64, RequestId)>,
-    /// The write that it settles; for [`Kind::Resolve`].
+    /// The write to settle; for [`Kind::Resolve`].
     pub(crate) doubt: Option<Doubt>,
-    /// The servers do not know its session any more.
+    /// True if the servers have expired its session.
     pub(crate) is_forgotten: bool,
 }
 
 impl Operation {
-    /// Checks and copies what the caller asks.
+    /// Checks the caller's operation and encodes its request.
     pub(crate) fn new(
         op: Op<'_>,
         options: &OpOptions,
@@ -323,7 +323,7 @@ impl Operation {
         Ok(operation)
     }
 
-    /// One that nobody has asked for yet, with memory for a request.
+    /// Creates a blank operation that uses `frame` as memory for its request.
     pub(crate) fn blank(frame: Vec<u8>, now: Instant) -> Operation {
         Operation {
             kind: Kind::Get,
@@ -359,11 +359,11 @@ impl Operation {
         }
     }
 
-    /// Makes it a blank one again, as it has ended; the memory of its request stays. It is not overwritten
-    /// as a whole, which would copy all of it.
+    /// Resets an ended operation to a blank one and keeps the memory of its request. Fields are reset one by one,
+    /// because overwriting the whole struct would copy all of it.
     pub(crate) fn clear(&mut self) -> &mut Vec<u8> {
         let Operation {
-            // What every operation is given anew.
+            // `Operation::new` sets these fields for every operation.
             part: _,
             landing: _,
             kind: _,
@@ -411,7 +411,7 @@ impl Operation {
         Action::new(self.kind.verb(), self.key())
     }
 
-    /// The key, if its digest is not known and can be computed together with those of others.
+    /// Returns the key, if its digest is still unknown and the key is short enough to compute it together with others.
     pub(crate) fn short_key(&self) -> Option<&[u8]> {
         let key = self.key();
         (self.digest.is_none() && key.len() <= Digest::MAX_TOGETHER_BYTES).then_some(key)
@@ -438,22 +438,22 @@ impl Operation {
         }
     }
 
-    /// Bytes of key and value.
+    /// Returns the number of bytes of key and value.
     pub(crate) fn bytes(&self) -> usize {
         self.frame.len() - REQUEST_HEAD_BYTES + self.kept.len()
     }
 
-    /// What is sent, in its two pieces.
+    /// Returns the encoded request in its two pieces.
     pub(crate) fn wire(&self) -> [&[u8]; 2] {
         [&self.frame, self.kept]
     }
 
-    /// How much that is.
+    /// Returns the length of the encoded request.
     pub(crate) fn wire_bytes(&self) -> usize {
         self.frame.len() + self.kept.len()
     }
 
-    /// Writes the head of its request anew, for one more sending.
+    /// Rewrites the head of the request for one more transmission.
     pub(crate) fn address(&mut self, id: RequestId) {
         let digest = self.digest();
         let head =
@@ -462,15 +462,15 @@ impl Operation {
         self.frame[..REQUEST_HEAD_BYTES].copy_from_slice(&head);
     }
 
-    /// Its request waits on a connection no more and was never sent whole, so this sending does nothing:
-    /// a server executes whole requests alone. Where it waited, and under which number.
+    /// Records that the queued request was removed before it was sent whole. This transmission has no effect, because a
+    /// server executes only whole requests. Returns the connection and request id under which it was queued.
     pub(crate) fn was_not_sent(&mut self) -> Option<(u64, RequestId)> {
         let queued = self.queued.take()?;
         self.doubtful = self.doubtful.saturating_sub(1);
         Some(queued)
     }
 
-    /// Whether a CONFLICT can be its answer.
+    /// Returns whether CONFLICT is a possible response.
     pub(crate) fn is_conditional(&self) -> bool {
         self.kind.is_write() && self.condition != Condition::Always
     }
@@ -495,7 +495,7 @@ impl Operation {
         }
     }
 
-    /// Names this write, which was sent and ends in doubt.
+    /// Returns the [`Doubt`] that identifies this write, which was sent and ends in doubt.
     pub(crate) fn doubt_of(&mut self, cluster: ClusterId) -> Option<Doubt> {
         let (digest, (client, seq), place) = (self.digest(), self.session?, self.place?);
         let request = RequestHash::of(digest, &self.to_wire())?;
@@ -514,7 +514,7 @@ impl Operation {
         Some(Doubt { write: Arc::new(write) })
     }
 
-    /// When something has to be done for it at the latest.
+    /// Returns the time by which it needs attention.
     pub(crate) fn wake_at(&self) -> Instant {
         match self.stage {
             Stage::Assigned { .. } => self.attention_at.min(self.deadline),
@@ -525,8 +525,7 @@ impl Operation {
         }
     }
 
-    /// Its end when the deadline has passed. `server_is_down`: the coordinator says so of the server
-    /// it was last meant for.
+    /// Returns its error at the deadline. `server_is_down`: the map reports the server of the last routing as down.
     pub(crate) fn expired(&self, server_is_down: bool, map_source: &MapSource) -> Error {
         let (action, waited) = (self.action(), rounded(self.allowed));
         let is_waiting = matches!(self.stage, Stage::Assigned { request: Some(_), .. });
@@ -565,11 +564,11 @@ impl Operation {
         if self.was_busy {
             return Error::Busy { action, waited, cause };
         }
-        // Where the coordinator cannot be reached, its status cannot be asked for either.
+        // If the coordinator cannot be reached, its status is unavailable too.
         if has_map && map_trouble.is_none() && self.stage != Stage::AwaitingWindow {
             cause.push_str("; `coord status` shows which servers are up");
         }
-        // A write that is in no doubt was never sent whole.
+        // A write that is not in doubt was never sent whole.
         if is_waiting && !self.kind.is_write() && !server_is_down {
             Error::Timeout { action, waited, cause }
         } else {
@@ -578,7 +577,7 @@ impl Operation {
     }
 }
 
-/// As messages show it: to the millisecond. A caller that has already waited leaves an odd rest.
+/// Rounds a duration to the millisecond for messages. A caller that has already waited leaves an odd remainder.
 fn rounded(duration: Duration) -> Duration {
     let millis = (duration + Duration::from_micros(500)).as_millis();
     Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))

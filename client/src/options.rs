@@ -1,4 +1,4 @@
-//! What a caller may set, and the endpoints that a caller names.
+//! The settings of a client and of its operations, and the endpoints.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -13,33 +13,32 @@ use crate::events::Events;
 use crate::interrupt::Interrupt;
 use crate::log::{Level, Log};
 
-/// Most operations that one client keeps in flight, and so the largest [`Options::window`].
+/// The maximum number of operations in flight per client, and so the largest [`Options::window`].
 pub const MAX_IN_FLIGHT: usize = 65_536;
-/// Operations in flight where the caller sets no window.
+/// The default of [`Options::window`].
 const DEFAULT_WINDOW: usize = 1_024;
-/// How long a connection may take until it is of use, where the caller says nothing.
+/// The default of [`Options::connect_timeout`].
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Most endpoints that [`crate::Client::open`] takes, and most addresses that a name may have.
+/// The maximum number of endpoints of [`crate::Client::open`], and of addresses of one name.
 const MAX_ENDPOINTS: usize = 64;
 
 /// Settings of a [`crate::Client`].
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long an operation may take in all, connecting, retrying and waiting included, where the
-    /// operation itself does not say. Default 5 s, at most 60 s.
+    /// The default deadline of an operation, including connecting, retries and waits. Default 5 s, at most 60 s.
     pub deadline: Duration,
-    /// How long one connection may take until the server has welcomed it, or the coordinator has
-    /// sent the map; then it is given up. (The next endpoint is asked for the map sooner: after
-    /// 250 ms of silence, while the first may still answer.) Default 1 s.
+    /// The timeout for the handshake of a connection to a server, and for the map from an endpoint. On expiry, the
+    /// connection is closed. (The next endpoint is asked for the map sooner: after 250 ms of silence, while the first
+    /// request stays open.) Default 1 s.
     pub connect_timeout: Duration,
-    /// Most operations that [`crate::Client::submit`] takes before completions are collected.
+    /// The maximum number of operations that [`crate::Client::submit`] accepts before completions are collected.
     /// Default 1,024, at most [`MAX_IN_FLIGHT`].
     pub window: usize,
-    /// Where messages about the client's work go; by default nowhere.
+    /// The function that receives log messages; none by default.
     pub log: Log,
-    /// Where events go (connections, the map, writes in doubt); by default nowhere.
+    /// The function that receives events (connections, the map, writes in doubt); none by default.
     pub events: Events,
-    /// What ends the waiting of calls from another thread; by default nothing does.
+    /// The interrupt with which another thread ends the waits of calls; none by default.
     pub interrupt: Option<Interrupt>,
 }
 
@@ -76,9 +75,9 @@ impl Options {
 /// Settings of one operation.
 #[derive(Clone, Copy, Debug)]
 pub struct OpOptions {
-    /// How long it may take in all; `None`: as [`Options::deadline`] says. At most 60 s.
+    /// The deadline of the operation; `None` for [`Options::deadline`]. At most 60 s.
     pub deadline: Option<Duration>,
-    /// Under which condition a put or delete is done; not looked at elsewhere.
+    /// The condition under which a put or delete is executed; ignored by other operations.
     pub condition: Condition,
 }
 
@@ -88,37 +87,36 @@ impl Default for OpOptions {
     }
 }
 
-/// Whether a deadline is one that a client accepts: 1 ms to 60 s.
+/// Returns whether a deadline is within the accepted range of 1 ms to 60 s.
 pub fn is_deadline(deadline: Duration) -> bool {
     deadline >= Duration::from_millis(1) && deadline <= MAX_DEADLINE
 }
 
-/// One address of a coordinator, and what the caller called it.
+/// One resolved address of an endpoint, and the name that the caller gave.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
-    /// As written by the caller, for messages.
+    /// The name as written by the caller, for messages.
     pub(crate) name: String,
-    /// What the name was resolved to.
+    /// The address to which the name was resolved.
     pub(crate) address: SocketAddr,
 }
 
-/// The addresses of a cluster's coordinators, resolved once, for as many clients as are wanted. Clients share what
-/// they find out about them: which one has answered last.
+/// The resolved endpoints of a cluster, for any number of clients. The clients share the endpoint that responded last.
 #[derive(Clone, Debug)]
 pub struct Endpoints {
-    /// In the order of the caller; at least one.
+    /// The endpoints in the caller's order; at least one.
     pub(crate) list: Vec<Endpoint>,
-    /// The place of the one that has answered last.
+    /// The index of the endpoint that responded last.
     pub(crate) favourite: Arc<AtomicUsize>,
 }
 
 impl Endpoints {
-    /// Resolves `host:port[,host:port…]`. The only place where the library asks for names: the
-    /// system's resolver knows no deadline. A name that cannot be resolved is left out, with a warning
-    /// in `log`, as long as another one can be: one of several coordinators may be gone for good.
+    /// Resolves `host:port[,host:port…]`. No other function of the library resolves names, because the system's
+    /// resolver has no deadline. A name that cannot be resolved is skipped with a warning in `log`, as long as another
+    /// one can be: one of several coordinators may be gone permanently.
     ///
     /// # Errors
-    /// [`OpenError`]: an endpoint is malformed, or all are unknown.
+    /// [`OpenError`]: an endpoint is malformed, or none can be resolved.
     pub fn resolve(endpoints: &str, log: &Log) -> Result<Endpoints, OpenError> {
         resolve(endpoints, log).map(Endpoints::from)
     }
@@ -130,7 +128,7 @@ impl From<Vec<Endpoint>> for Endpoints {
     }
 }
 
-/// Checks that an endpoint is a host and a port, before anybody is asked for the host.
+/// Checks that an endpoint has the form host:port, before the host is resolved.
 fn check_form(name: &str) -> Result<(), OpenError> {
     let malformed = || OpenError::Endpoint { name: name.to_owned() };
     let (host, port) = name.rsplit_once(':').ok_or_else(malformed)?;
@@ -141,7 +139,7 @@ fn check_form(name: &str) -> Result<(), OpenError> {
     let what = match port.parse::<u16>() {
         Ok(1..) => return Ok(()),
         Ok(0) => "0, which is no port",
-        // It has digits alone, so it is too large.
+        // It consists only of digits, so it is too large.
         Err(_) => "above 65535, the highest port",
     };
     Err(OpenError::Port { name: name.to_owned(), what })
@@ -162,7 +160,7 @@ fn resolve(endpoints: &str, log: &Log) -> Result<Vec<Endpoint>, OpenError> {
             }
         };
         for address in addresses.take(MAX_ENDPOINTS) {
-            // Two names of one address are one endpoint.
+            // Names with the same address are one endpoint.
             if resolved.iter().all(|known: &Endpoint| known.address != address) {
                 resolved.push(Endpoint { name: name.to_owned(), address });
             }

@@ -1,4 +1,4 @@
-//! What waits to be sent on a connection: requests from where they lie.
+//! The output queue of a connection, which sends requests from their own memory.
 //!
 //! ```text
 //!   [ hello ][ operation 7 ][ operation 9 ][ operation 12 ] ...     one vectored send
@@ -7,13 +7,13 @@
 //!                  +-- its frame, in the operation
 //! ```
 //!
-//! Several short frames at the front are copied together first: for the kernel, fetching one long piece is
-//! cheaper than fetching many short ones. One that goes alone is sent from where it lies.
+//! Several short frames at the front are first copied together: for the kernel, fetching one long piece is cheaper than
+//! fetching many short ones. A single frame is sent from its own memory.
 //!
-//! An operation may leave its connection before its request has left: it has ended, or goes another
-//! way. Its segment then stays behind as one of no bytes. Where a part of it was sent, the connection has
-//! to be closed ([`Output::release`]): its rest would arrive behind what the program does next, elsewhere,
-//! and overwrite that. A server executes whole requests alone, so one that was cut off was never executed.
+//! An operation may end or be rerouted before its request is sent. Its segment then stays in the queue with zero bytes.
+//! If a part of the request was sent, the connection has to be closed ([`Output::release`]): the rest could arrive
+//! after later writes of the program and overwrite them. A server executes only whole requests, so a truncated request
+//! is never executed.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -25,38 +25,37 @@ use rustix::net::{self, SendAncillaryBuffer, SendFlags};
 
 use crate::operation::{OpId, Operation, Operations};
 
-/// Most pieces of one send.
+/// The maximum number of pieces in one send.
 const MAX_PIECES: usize = 128;
-/// A piece that is shorter than this may be copied; longer ones are sent from where they lie.
+/// The length below which a piece may be copied; longer ones are sent from their own memory.
 const SHORT_BYTES: usize = 1 << 10;
-/// So many segments without bytes may be among the others, however few those are.
+/// The number of zero-byte segments that is always tolerated.
 const FEW_RELEASED: usize = 64;
-/// Most bytes that are copied for one send, and one piece beyond.
+/// The number of copied bytes at which a send stops copying; the last copied piece may exceed it.
 const MAX_COPIED_BYTES: usize = 32 << 10;
 
-/// See the module.
+/// The output queue of one connection; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Output {
-    /// The connection's number.
+    /// The id of the connection.
     connection: u64,
     segments: VecDeque<Segment>,
-    /// Bytes of the first segment that the kernel has taken.
+    /// The bytes of the first segment that the kernel has accepted.
     sent: usize,
-    /// Bytes that the kernel has taken in all.
+    /// The total bytes that the kernel has accepted.
     pub(crate) bytes_sent: u64,
-    /// Operations added since the last flush.
+    /// The number of operations added since the last flush.
     added: usize,
-    /// Segments whose operations have let go of them.
+    /// The number of segments released by their operations.
     released: usize,
-    /// What a send has copied; memory that the next one uses again.
+    /// The buffer for copied pieces, reused by every send.
     copied: Vec<u8>,
 }
 
 #[derive(Debug)]
 enum Segment {
     Bytes(Vec<u8>),
-    /// A request of an operation, by its number on this connection: that of another sending is another
-    /// request.
+    /// A request of an operation, by its id on this connection. Each transmission has its own id.
     Request(OpId, RequestId),
 }
 
@@ -76,17 +75,17 @@ fn is_queued(operation: &Operation, connection: u64, request: RequestId) -> bool
     operation.queued == Some((connection, request))
 }
 
-/// What became of a request that was released.
+/// The state of a request at its release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Released {
-    /// Nothing of it was sent, and nothing will be.
+    /// Nothing of the request was sent, and nothing will be.
     Unsent,
-    /// A part of it was sent: nothing whole can follow, and the connection has to be closed.
+    /// A part of the request was sent. No whole frame can follow, so the connection has to be closed.
     Cut,
 }
 
 impl Output {
-    /// Of the connection of this number, nothing yet.
+    /// Creates an empty queue for the connection with this id.
     pub(crate) fn new(connection: u64) -> Output {
         let (segments, copied) = (VecDeque::new(), Vec::new());
         Output { connection, segments, sent: 0, bytes_sent: 0, added: 0, released: 0, copied }
@@ -96,8 +95,8 @@ impl Output {
         self.segments.push_back(Segment::Bytes(bytes));
     }
 
-    /// Adds the request of an operation that says to be queued under this number; until it is sent or
-    /// released, its frame must not change. Whether it is the first since the last flush.
+    /// Adds the request of an operation whose `queued` names this connection and request. The frame must not change
+    /// until it is sent or released. Returns whether it is the first request since the last flush.
     pub(crate) fn push_request(&mut self, id: OpId, request: RequestId) -> bool {
         self.segments.push_back(Segment::Request(id, request));
         self.added += 1;
@@ -108,28 +107,28 @@ impl Output {
         self.segments.is_empty()
     }
 
-    /// Whether so much was added that it should not wait for the end of the turn.
+    /// Returns whether the queue is long enough to flush before the end of the turn.
     pub(crate) fn is_much(&self) -> bool {
         self.added >= MAX_PIECES
     }
 
-    /// Gives the kernel as much as it takes.
+    /// Sends as much as the kernel accepts.
     ///
     /// # Errors
-    /// The system's. The connection has to be closed.
+    /// The error of the system call. The connection has to be closed.
     pub(crate) fn flush(
         &mut self,
         socket: &OwnedFd,
         operations: &mut Operations,
     ) -> io::Result<()> {
         self.added = 0;
-        // Those at the front that were released.
+        // Removes released segments at the front.
         self.advance(0, operations);
         while !self.segments.is_empty() {
             match self.send(socket, operations) {
                 Ok(count) => self.advance(count, operations),
                 Err(Errno::INTR) => {}
-                // A connect that has not ended: NOTCONN; the poller will tell.
+                // NOTCONN: the connect is still in progress; the poller reports its end.
                 Err(Errno::AGAIN | Errno::NOTCONN) => break,
                 Err(error) => return Err(error.into()),
             }
@@ -152,7 +151,7 @@ impl Output {
             rest
         });
         copied.clear();
-        // The first that is not copied; `rests` goes on behind it.
+        // The first piece that is not copied; `rests` continues after it.
         let long = rests.find(|rest| {
             let is_short = rest.len() < SHORT_BYTES && copied.len() < MAX_COPIED_BYTES;
             if is_short {
@@ -172,7 +171,7 @@ impl Output {
         net::sendmsg(socket, &pieces[..count], &mut nothing, SendFlags::NOSIGNAL)
     }
 
-    /// The kernel has taken so many bytes more.
+    /// Records that the kernel has accepted `count` more bytes.
     fn advance(&mut self, count: usize, operations: &mut Operations) {
         self.sent += count;
         self.bytes_sent += count as u64;
@@ -200,8 +199,8 @@ impl Output {
         }
     }
 
-    /// Notes that an operation whose request waited here, whole or in part, has let go of it: it is not
-    /// queued any more, or is so elsewhere.
+    /// Records that an operation has released its request, queued here in whole or in part: it is no longer queued, or
+    /// is queued elsewhere.
     pub(crate) fn release(&mut self, id: OpId, operations: &Operations) -> Released {
         if self.sent > 0
             && matches!(self.segments.front(), Some(Segment::Request(first, _)) if *first == id)
@@ -209,7 +208,7 @@ impl Output {
             return Released::Cut;
         }
         self.released += 1;
-        // Each of them is looked at once, and each time half of them go.
+        // Amortised constant cost: each pass removes about half of the segments that it visits.
         if self.released > FEW_RELEASED + self.segments.len() / 2 {
             self.released = 0;
             let connection = self.connection;
@@ -239,7 +238,7 @@ mod tests {
 
     const LARGE: usize = 4 << 20;
 
-    /// A connection with operations whose requests wait, each queued under its own number.
+    /// A connection with queued requests of several operations, each under its own request id.
     struct Wire {
         output: Output,
         operations: Operations,
@@ -274,7 +273,7 @@ mod tests {
             self.output.flush(&self.here, &mut self.operations).unwrap();
         }
 
-        /// As the engine does when an operation ends.
+        /// Ends an operation as the engine does.
         fn end(&mut self, number: usize) -> Released {
             let id = self.ids[number - 1];
             let operation = self.operations.get_mut(id).expect("not ended");
@@ -284,7 +283,7 @@ mod tests {
             released
         }
 
-        /// Reads and flushes until all has arrived; the requests' numbers, keys and value lengths.
+        /// Reads and flushes until everything has arrived. Returns the ids, keys and value lengths of the requests.
         fn requests(mut self) -> Vec<(u64, Vec<u8>, usize)> {
             let mut room = vec![0; 1 << 20];
             loop {

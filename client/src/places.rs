@@ -1,8 +1,8 @@
-//! What the client keeps for each place, a shard of a group: its session there, and the way that its requests
-//! take, so that an operation needs neither a route nor a look for a connection of its own.
+//! The client's state for each place (a shard of a group): its session there, and its cached route. With a cached
+//! route, an operation needs no routing and no connection look-up.
 //!
 //! ```text
-//!   (group, shard) -> Place { session, waiting, way }        by number, made with the first operation
+//!   (group, shard) -> Place { session, waiting, way }        by index, created by the first operation
 //! ```
 
 use kv_protocol::ids::{ClientId, GroupId, ServerId, ShardId, ViewVersion};
@@ -10,27 +10,27 @@ use kv_protocol::ids::{ClientId, GroupId, ServerId, ShardId, ViewVersion};
 use crate::session::Session;
 use crate::waiting::Waiting;
 
-/// See the module.
+/// The client's state for one place; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) session: Session,
-    /// Writes that wait for room in its window.
+    /// The writes that wait for room in the session's window.
     pub(crate) waiting: Waiting,
     pub(crate) way: Option<Way>,
 }
 
-/// How requests under the client's own id come to a place's primary.
+/// The cached route of requests under the client's own id to the primary of a place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Way {
-    /// How many maps had been taken when it was found; another one may lead elsewhere.
+    /// The number of maps received when the route was found; a later map may change it.
     pub(crate) maps: u64,
     pub(crate) view: ViewVersion,
     pub(crate) server: ServerId,
-    /// It may be gone; its number then finds none.
+    /// The id of the connection. If the connection is closed, the look-up by this id finds none.
     pub(crate) connection: u64,
 }
 
-/// All that were ever used: as many as the cluster has, at most.
+/// All places that were ever used: at most as many as the cluster has.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     #[allow(clippy::vec_box)] // Most are empty, and a place is large.
@@ -44,7 +44,7 @@ impl Places {
         shards.get_mut(usize::from(shard.0))?.as_deref_mut()
     }
 
-    /// The place; one that was never used gets a session under this client id.
+    /// Returns the place. A new one gets a session under this client id.
     pub(crate) fn get_or_make(
         &mut self,
         (group, shard): (GroupId, ShardId),
@@ -64,7 +64,7 @@ impl Places {
         })
     }
 
-    /// Those that were used.
+    /// Iterates over the places that were used.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Place> {
         self.groups.iter().flatten().flatten().map(|place| &**place)
     }

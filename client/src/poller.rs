@@ -1,4 +1,4 @@
-//! One epoll descriptor: which connections can be read from or written to.
+//! One epoll descriptor, which reports the connections that can be read or written.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,31 +11,31 @@ use crate::alarm::Alarm;
 use crate::inherited::Descriptors;
 use crate::interrupt::Interrupt;
 
-/// Most events taken from the kernel at once.
+/// The maximum number of events per call of `epoll_wait`.
 const MAX_EVENTS: libc::c_int = 64;
 
-/// What is known of one connection.
+/// The readiness of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Readiness {
-    /// The token that the connection was registered under.
+    /// The token of the connection.
     pub(crate) token: u64,
-    /// It can be written to, or a connect has ended.
+    /// True if it can be written, or a connect has ended.
     pub(crate) writable: bool,
-    /// It can be read from; a closed or reset connection can be, too.
+    /// True if it can be read, which includes a closed or reset connection.
     pub(crate) readable: bool,
 }
 
-/// The tokens of the alarm and of the interrupt; connections have others.
+/// The tokens of the alarm and the interrupt; connections have others.
 const ALARM: u64 = 0;
 const INTERRUPT: u64 = 1;
 
-/// See the module.
+/// The epoll set of one engine; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: Arc<OwnedFd>,
-    /// For whoever waits on the descriptor elsewhere.
+    /// The timer for a program that waits on the epoll descriptor in its own event loop.
     alarm: Option<Alarm>,
-    /// All that this engine has, but for that of the interrupt, which is shared.
+    /// All descriptors of this engine except the shared one of the interrupt.
     descriptors: Descriptors,
 }
 
@@ -52,7 +52,7 @@ impl Poller {
         Ok(Poller { epoll: Arc::new(epoll), alarm: None, descriptors })
     }
 
-    /// Puts an alarm among the descriptors, unless there is one.
+    /// Adds an alarm to the epoll set, unless it has one.
     pub(crate) fn add_alarm(&mut self) -> io::Result<()> {
         if self.alarm.is_none() {
             let alarm = Alarm::new()?;
@@ -64,13 +64,14 @@ impl Poller {
         Ok(())
     }
 
-    /// Puts the descriptor of an interrupt among the others: it ends waits, and is readable until the program resumes.
+    /// Adds the descriptor of an interrupt to the epoll set. It ends waits, and stays readable until the program
+    /// resumes.
     pub(crate) fn add_interrupt(&self, interrupt: &Interrupt) -> io::Result<()> {
         let data = EventData::new_u64(INTERRUPT);
         Ok(epoll::add(&self.epoll, interrupt.descriptor(), data, EventFlags::IN)?)
     }
 
-    /// All descriptors of the engine, by their numbers.
+    /// Returns all descriptors of the engine, by number.
     pub(crate) fn descriptors(&self) -> &Descriptors {
         &self.descriptors
     }
@@ -80,7 +81,8 @@ impl Poller {
         self.alarm.as_mut().map_or(Ok(()), |alarm| alarm.set(due, now))
     }
 
-    /// The epoll descriptor: readable when any connection has something, or the alarm has gone off.
+    /// Returns the epoll descriptor. It is readable when a connection is ready, the alarm has fired or the program has
+    /// interrupted the client.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
@@ -105,33 +107,33 @@ impl Poller {
         Ok(epoll::modify(&self.epoll, socket, EventData::new_u64(token), flags(wants_write))?)
     }
 
-    /// Forgets a connection. Needed although its descriptor is closed: a forked child may hold a
-    /// copy, and then the kernel would go on reporting it.
+    /// Removes a connection. This is necessary although its descriptor is about to be closed: if a forked child holds a
+    /// copy, the kernel would continue to report it.
     pub(crate) fn remove(&self, socket: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, socket);
         self.descriptors.remove(socket);
     }
 
-    /// The part that waits, for a thread that does so without the rest.
+    /// Returns the part that waits, for a thread that waits without the engine.
     pub(crate) fn waiter(&self) -> Waiter {
         Waiter { epoll: Arc::clone(&self.epoll) }
     }
 
-    /// As [`Waiter::wait`].
+    /// Waits like [`Waiter::wait`].
     pub(crate) fn wait(&self, timeout: Duration, found: &mut Vec<Readiness>) -> io::Result<()> {
         wait(&self.epoll, timeout, found)
     }
 }
 
-/// Waits on a poller's descriptor while other threads change what it watches.
+/// A handle that waits on a poller's descriptor while other threads change the set.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     epoll: Arc<OwnedFd>,
 }
 
 impl Waiter {
-    /// Waits up to `timeout` (rounded up to a millisecond) for readiness and appends it to `found`;
-    /// a signal ends the wait early.
+    /// Waits up to `timeout` (rounded up to a millisecond) for readiness, and appends it to `found`. A signal ends the
+    /// wait early.
     pub(crate) fn wait(&self, timeout: Duration, found: &mut Vec<Readiness>) -> io::Result<()> {
         wait(&self.epoll, timeout, found)
     }
@@ -141,9 +143,9 @@ fn wait(epoll: &OwnedFd, timeout: Duration, found: &mut Vec<Readiness>) -> io::R
     let millis = timeout.as_nanos().div_ceil(1_000_000);
     let millis = libc::c_int::try_from(millis).unwrap_or(libc::c_int::MAX);
     let mut room = [libc::epoll_event { events: 0, u64: 0 }; MAX_EVENTS as usize];
-    // Not rustix's call: that leaves the size of the signal set undefined, of which valgrind warns in
-    // every program that uses the library.
-    // SAFETY: the descriptor is open, and there is room for as many events as are asked for.
+    // rustix's function leaves the size of the signal set undefined, so valgrind would warn in every program that uses
+    // the library.
+    // SAFETY: the descriptor is open, and `room` has space for MAX_EVENTS events.
     let count =
         unsafe { libc::epoll_wait(epoll.as_raw_fd(), room.as_mut_ptr(), MAX_EVENTS, millis) };
     let Ok(count) = usize::try_from(count) else {
@@ -151,7 +153,7 @@ fn wait(epoll: &OwnedFd, timeout: Duration, found: &mut Vec<Readiness>) -> io::R
         return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
     };
     for event in &room[..count] {
-        // The struct is packed; its fields are copied out before use.
+        // The struct is packed, so its fields are copied out before use.
         let (flags, token) = (EventFlags::from_bits_retain(event.events), event.u64);
         if token == ALARM || token == INTERRUPT {
             continue;

@@ -1,9 +1,8 @@
-//! From a key to the server that serves it. No I/O: maps come in, routes come out.
+//! Routing from a key to the server that serves it. No I/O: maps in, routes out.
 //!
-//! Views only move forward: per group the one with the highest version ever seen is kept, whichever
-//! map it came in, and an older map (of an older term of the coordinator, or an earlier one of the same)
-//! changes no address: servers answer with the map that they were given last, which may be older than
-//! the one known here.
+//! Views only move forward: for each group the router keeps the view with the highest version of any map. An older map
+//! (of an earlier term of the coordinator, or an earlier one of the same term) changes no address. Servers return the
+//! last map that they received, which may be older than the one known here.
 
 use std::net::SocketAddr;
 
@@ -15,19 +14,18 @@ use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
 
-/// Where to send a request.
+/// The destination of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// To this process.
+    /// This process serves the request.
     To { member: Member, address: SocketAddr },
     /// Every holder of the group is dead.
     Lost,
-    /// The group has no server for this request that has an address: the cluster starts, or is
-    /// changing.
+    /// No server with a known address serves this request now: the cluster is starting or changing.
     Nowhere { server: Option<ServerId> },
 }
 
-/// Why a map was not taken.
+/// The reason for rejecting a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MapRefusal {
     #[error(
@@ -42,11 +40,11 @@ pub(crate) enum MapRefusal {
     NoCluster,
 }
 
-/// Most keys that are tried to find one of each group: with the largest ring, one group is missed after so many with a
-/// probability of 1e-400.
+/// The maximum number of keys tried to find one of each group. With the largest ring, the probability of missing a
+/// group after so many is 1e-400.
 const MAX_TRIALS: usize = 1 << 20;
 
-/// See the module.
+/// The router of one client; see the module documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Router {
     known: Option<Known>,
@@ -55,7 +53,7 @@ pub(crate) struct Router {
 #[derive(Debug)]
 struct Known {
     cluster: ClusterId,
-    /// The clusters that it was restored from.
+    /// The clusters from which this one was restored.
     ancestors: Vec<ClusterId>,
     placement: Placement,
     epoch: Epoch,
@@ -65,7 +63,7 @@ struct Known {
 }
 
 impl Router {
-    /// Takes what is new from a map.
+    /// Applies the newer parts of a map.
     pub(crate) fn learn(&mut self, map: Map) -> Result<(), MapRefusal> {
         if map.cluster == ClusterId::default() {
             return Err(MapRefusal::NoCluster);
@@ -92,7 +90,7 @@ impl Router {
             return Err(MapRefusal::OtherShape { servers, shards });
         }
         if is_heir {
-            // The versions of its views continue above the earlier ones.
+            // The view versions of a restored cluster continue above the earlier ones.
             let Map { cluster, ancestors, epoch, revision, servers, views, .. } = map;
             *known = Known { cluster, ancestors, placement, epoch, revision, servers, views };
             return Ok(());
@@ -110,34 +108,34 @@ impl Router {
         Ok(())
     }
 
-    /// The cluster, once a map has come.
+    /// Returns the id of the cluster; `None` before the first map.
     pub(crate) fn cluster(&self) -> Option<ClusterId> {
         self.known.as_ref().map(|known| known.cluster)
     }
 
-    /// Whether the known cluster is this one, or was restored from it.
+    /// Returns whether the known cluster is this one, or was restored from it.
     pub(crate) fn is_heir_of(&self, cluster: ClusterId) -> bool {
         self.known
             .as_ref()
             .is_some_and(|known| known.cluster == cluster || known.ancestors.contains(&cluster))
     }
 
-    /// Whether a map has ever come.
+    /// Returns whether a map has ever been applied.
     pub(crate) fn has_map(&self) -> bool {
         self.known.is_some()
     }
 
-    /// Group and shard of a key, once a map has come.
+    /// Returns the group and shard of a key; `None` before the first map.
     pub(crate) fn locate(&self, digest: Digest) -> Option<(GroupId, ShardId)> {
         self.known.as_ref().map(|known| known.placement.locate(digest))
     }
 
-    /// The version of the group's view; zero if none is known.
+    /// Returns the version of the group's view; zero if none is known.
     pub(crate) fn version(&self, group: GroupId) -> ViewVersion {
         self.view(group).map_or(ViewVersion(0), |view| view.version)
     }
 
-    /// Who serves the group in this role now.
+    /// Returns the route to the group's current replica in this role.
     pub(crate) fn route(&self, group: GroupId, role: ReplicaRole) -> Route {
         let Some(view) = self.view(group) else { return Route::Nowhere { server: None } };
         let member = match role {
@@ -145,7 +143,7 @@ impl Router {
             ReplicaRole::Secondary => view.secondary(),
         };
         let Some(member) = member else {
-            // Version zero is no view yet: the cluster starts, and nothing can be lost.
+            // Version zero is no view yet: the cluster is starting, and nothing can be lost.
             let lost = view.primary.is_none() && view.version > ViewVersion(0);
             return if lost { Route::Lost } else { Route::Nowhere { server: None } };
         };
@@ -155,24 +153,24 @@ impl Router {
         }
     }
 
-    /// The servers that may be asked for the map, in ring order.
+    /// Returns the servers that provide the map, in ring order.
     pub(crate) fn servers(&self) -> Vec<(ServerId, SocketAddr)> {
         let servers = self.known.iter().flat_map(|known| &known.servers);
         let up = servers.filter(|server| server.state != ServerState::Down);
         up.filter_map(|server| Some((server.id, server.clients?))).collect()
     }
 
-    /// The revision of the newest map, with the coordinator's epoch.
+    /// Returns the coordinator's epoch and the revision of the newest map.
     pub(crate) fn revision(&self) -> Option<(Epoch, MapRevision)> {
         self.known.as_ref().map(|known| (known.epoch, known.revision))
     }
 
-    /// All servers of the newest map, in ring order.
+    /// Returns all servers of the newest map, in ring order.
     pub(crate) fn all_servers(&self) -> &[MapServer] {
         self.known.as_ref().map_or(&[], |known| &known.servers)
     }
 
-    /// A key of each group, by trial, once a map has come.
+    /// Returns a key of each group, found by trial; empty before the first map.
     pub(crate) fn key_of_each_group(&self) -> Vec<Vec<u8>> {
         let Some(known) = &self.known else { return Vec::new() };
         let mut keys = vec![Vec::new(); known.views.len()];
@@ -191,12 +189,12 @@ impl Router {
         keys
     }
 
-    /// Whether the newest map knows this process.
+    /// Returns whether the newest map contains this process.
     pub(crate) fn knows(&self, member: Member) -> bool {
         self.process(member).is_some()
     }
 
-    /// Whether the coordinator holds the server for down.
+    /// Returns whether the newest map reports the server as down.
     pub(crate) fn is_down(&self, server: ServerId) -> bool {
         self.known
             .as_ref()
@@ -259,7 +257,7 @@ mod tests {
         let mut router = Router::default();
         assert_eq!(router.locate(Digest::of(b"a")), None);
         router.learn(map(1, [(1, Some(0)), (2, Some(2)), (1, Some(2))])).unwrap();
-        // Group 1 is where "a" lives in a ring of three.
+        // In a ring of three servers, "a" belongs to group 1.
         let (group, shard) = router.locate(Digest::of(b"a")).unwrap();
         assert_eq!((group, shard), (GroupId(1), ShardId(0)));
         let address = SocketAddr::from(([127, 0, 0, 1], 4_002));

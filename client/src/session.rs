@@ -7,49 +7,50 @@
 //!                    |<------- at most 64 --------->|
 //! ```
 //!
-//! A retry keeps its number, so the server recognises it. The window bounds how many answers the
-//! server has to remember; a write that does not fit waits in the client.
+//! A retry keeps its number, so the server recognises it. The window bounds the completion records that the server
+//! keeps for the session. A write that does not fit waits in the client.
 
 use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber};
 use kv_protocol::limits::SESSION_WINDOW;
 
 const _: () = assert!(SESSION_WINDOW == u64::BITS as u64, "the window is kept in one 64-bit word");
 
-/// See the module.
+/// One session; see the module documentation.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     client: ClientId,
-    /// The place in the log of its shard at which it began; `None` until a write of it is sent.
+    /// The position in the shard's log at which the session began; `None` until its first write is sent.
     begun: Option<SequenceNumber>,
     first_incomplete: u64,
     next: u64,
-    /// Bit i: the write `first_incomplete + i` has ended for the caller.
+    /// Bit i is set if the write `first_incomplete + i` has ended for the caller.
     finished: u64,
 }
 
 impl Session {
-    /// A session without any write yet.
+    /// Creates a session without writes.
     pub(crate) fn new(client: ClientId) -> Session {
         Session { client, begun: None, first_incomplete: 1, next: 1, finished: 0 }
     }
 
-    /// Under which client id the server knows it.
+    /// Returns the session's client id.
     pub(crate) fn client(&self) -> ClientId {
         self.client
     }
 
-    /// The place in the log at which it began: the value of `now` when its first write is first sent, and the same ever
-    /// after. Only by this does the server recognize a write of an unknown session as new.
+    /// Returns the position in the log at which the session began: the value of `now` at the first transmission of its
+    /// first write, then always the same. Only from this does the server recognise a write of an unknown session as
+    /// new.
     pub(crate) fn begun(&mut self, now: impl FnOnce() -> SequenceNumber) -> SequenceNumber {
         *self.begun.get_or_insert_with(now)
     }
 
-    /// How many writes could begin now.
+    /// Returns the number of writes that could begin now.
     pub(crate) fn room(&self) -> u64 {
         SESSION_WINDOW - (self.next - self.first_incomplete)
     }
 
-    /// The number of one more write, or `None` while the window is full.
+    /// Returns the number for one more write, or `None` while the window is full.
     pub(crate) fn begin(&mut self) -> Option<RequestSeq> {
         if self.room() == 0 {
             return None;
@@ -58,13 +59,13 @@ impl Session {
         Some(RequestSeq(self.next - 1))
     }
 
-    /// All writes below this one have ended.
+    /// Returns the first incomplete number: all writes below it have ended.
     pub(crate) fn first_incomplete(&self) -> RequestSeq {
         RequestSeq(self.first_incomplete)
     }
 
-    /// The write has ended for the caller, whatever the end: IN_DOUBT counts too, and the server
-    /// then never executes what may still be under way.
+    /// Records that a write has ended for the caller. A write in doubt ends when it is settled, or at once if it cannot
+    /// be settled.
     pub(crate) fn finish(&mut self, seq: RequestSeq) {
         debug_assert!(seq.0 >= self.first_incomplete && seq.0 < self.next, "{seq} is not open");
         self.finished |= 1 << (seq.0 - self.first_incomplete);
@@ -74,15 +75,15 @@ impl Session {
     }
 }
 
-/// Client ids for sessions that cannot go on under the old one.
+/// A source of client ids for sessions that cannot continue under the old one.
 #[derive(Debug, Default)]
 pub(crate) struct FreshIds {
     given: u128,
 }
 
 impl FreshIds {
-    /// Returns an id that was never used. It is drawn at random each time, because a copy of this process would count
-    /// to the same number. If the system has no random number at the moment, it falls back to counting.
+    /// Returns an id that was never used. Each id is random, because a counter would give the same ids in a clone of
+    /// this process. If the system has no random number at the moment, it falls back to counting.
     pub(crate) fn next(&mut self, client: ClientId) -> ClientId {
         self.given += 1;
         let mut drawn = [0; 16];

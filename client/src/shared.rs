@@ -1,18 +1,18 @@
-//! A client that many threads use at once, over few connections.
+//! A client that many threads use concurrently over few connections.
 //!
 //! ```text
-//!   thread A  call --> lane: engine, calls under way        one lane, and so one connection to each shard
+//!   thread A  call --> lane: engine, calls in progress      one lane, so one connection to each shard
 //!   thread B  call -->   |
-//!                        +-- A leads: waits on epoll without the lock, takes what comes, for all
-//!                        +-- B follows: sends its own request, then waits to be told
+//!                        +-- A leads: waits on epoll without the lock, receives for all
+//!                        +-- B follows: sends its own request, then waits to be woken
 //!   A's call ends --> B leads
 //! ```
 //!
-//! There is no thread of the library's own: of the threads in calls, one at a time *leads*. A request is sent by its
-//! own thread at once. Responses are taken by the leader, which runs what the other calls do with their values, and
-//! wakes them. A follower runs the timers itself if the leader is late, so every call ends at its deadline.
+//! The library starts no thread: of the threads in calls, one at a time *leads*. Each thread sends its own request at
+//! once. The leader receives the responses, runs the other calls' functions on their values, and wakes those threads. A
+//! follower runs the timers itself if the leader is late, so every call ends at its deadline.
 //!
-//! A key has always the same lane, so the operations of all threads on one key go through one session.
+//! A key always maps to the same lane, so the operations of all threads on one key use one session.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -36,50 +36,51 @@ use crate::options::{Endpoints, OpOptions, Options};
 use crate::poller::{Readiness, Waiter};
 use crate::statistics::Statistics;
 
-/// So many bytes of values taken, and the rest of what a connection has brought waits for the next turn: other
-/// threads want the lane.
+/// The bytes of values received in one turn after which the rest waits for the next turn, so that other threads get the
+/// lane.
 const BYTES_A_TURN: usize = 512 << 10;
-/// How late the leader may be before a follower runs the timers.
+/// The delay of the leader after which a follower runs the timers.
 const LEADER_IS_LATE: Duration = Duration::from_millis(2);
-/// Most operations of one batch that are under way at once.
+/// The maximum number of operations of one batch in flight.
 const BATCH_IN_FLIGHT: usize = 1_024;
-/// Most bytes of keys and values of one batch that are under way at once; a single operation may always be.
+/// The maximum bytes of keys and values of one batch in flight; a single operation is always allowed.
 const BATCH_BYTES_IN_FLIGHT: usize = 64 << 20;
 
-/// Most turns that a lane keeps for calls to come.
+/// The maximum number of turns in a lane's free list.
 const TURNS_KEPT: usize = 64;
 
-/// What is done at the end of each operation, by its place in the call. Any thread may run it.
+/// The function that receives the result of each operation, by its index in the call. Any thread may run it.
 type OnEach<'a> = dyn FnMut(usize, Result<Answered<'_>, Error>) + Send + 'a;
 
-/// The same while the call is under way, which owns it.
+/// A pointer to that function while the call, which owns it, is in progress.
 #[derive(Clone, Copy)]
 struct EachOfCall(NonNull<OnEach<'static>>);
 
-// SAFETY: it may be run by any thread, and by one at a time: whoever has the lock of the lane.
+// SAFETY: the function is `Send`, and only the thread that holds the lock of the lane runs it.
 unsafe impl Send for EachOfCall {}
 
 impl EachOfCall {
     fn of(each: &mut OnEach<'_>) -> EachOfCall {
-        // SAFETY: only the lifetime changes. A call returns when all of its operations have ended, and each runs this
-        // at its end at the latest. If the call returns early, the lane is poisoned: nobody gets its lock any more.
+        // SAFETY: only the lifetime changes. A call returns after all of its operations have ended, and each operation
+        // uses this pointer at its end at the latest. If the call returns early, the lane is poisoned, so no thread
+        // gets its lock again.
         let each: &mut OnEach<'static> = unsafe { std::mem::transmute(each) };
         EachOfCall(NonNull::from(each))
     }
 
-    /// Runs it, under the lock of the lane.
+    /// Runs the function. The caller holds the lock of the lane.
     fn run(mut self, at: usize, result: Result<Answered<'_>, Error>) {
-        // SAFETY: as above.
+        // SAFETY: the call has not returned, see `of`; the lock of the lane makes the access exclusive.
         (unsafe { self.0.as_mut() })(at, result);
     }
 }
 
-/// See the module.
+/// A client that many threads share; see the module documentation.
 #[derive(Debug)]
 pub struct SharedClient {
     lanes: Box<[Lane]>,
     deadline: Duration,
-    /// It calls functions of the program, from which no call may come.
+    /// True if a log or event function is set; calls from within it are rejected.
     calls_back: bool,
 }
 
@@ -87,7 +88,7 @@ impl SharedClient {
     /// Opens a client whose calls share up to `connections` connections to each shard of a server.
     ///
     /// # Errors
-    /// [`OpenError`]: a setting is out of its bounds, or the system gives no descriptor.
+    /// [`OpenError`]: a setting is out of bounds, or the system provides no descriptor.
     pub fn with_endpoints(
         endpoints: &Endpoints,
         options: &Options,
@@ -100,35 +101,35 @@ impl SharedClient {
         Ok(SharedClient { lanes, deadline: options.deadline, calls_back })
     }
 
-    /// Sets a key; as [`crate::Client::put`].
+    /// Sets a key, like [`crate::Client::put`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors of that function, [`Error::Defect`] and [`Error::WithinCallback`].
     pub fn put(&self, key: &[u8], value: &[u8], options: &OpOptions) -> Result<Written, Error> {
         self.call(Op::Put { key, value }, options, written)
     }
 
-    /// Removes a key; as [`crate::Client::delete`].
+    /// Removes a key, like [`crate::Client::delete`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors of that function, [`Error::Defect`] and [`Error::WithinCallback`].
     pub fn delete(&self, key: &[u8], options: &OpOptions) -> Result<Written, Error> {
         self.call(Op::Delete { key }, options, written)
     }
 
-    /// Settles a write that ended in doubt; as [`crate::Client::resolve`].
+    /// Settles a write that ended in doubt, like [`crate::Client::resolve`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors of that function, [`Error::Defect`] and [`Error::WithinCallback`].
     pub fn resolve(&self, doubt: &Doubt, options: &OpOptions) -> Result<Written, Error> {
         self.call(Op::Resolve { doubt }, options, written)
     }
 
-    /// Runs one operation to its end. `take` sees the value where it was received; it is run while other threads
-    /// wait for their turn, perhaps by another thread.
+    /// Runs one operation to its end and passes the result to `take`, with the value in its receive buffer. `take` may
+    /// run on another thread, and other threads wait for it.
     ///
     /// # Errors
-    /// Those of the operation; [`Error::Defect`] if an earlier call panicked.
+    /// The errors of the operation; [`Error::Defect`] if an earlier call panicked; [`Error::WithinCallback`].
     pub fn call<T: Send>(
         &self,
         op: Op<'_>,
@@ -147,11 +148,12 @@ impl SharedClient {
         ended.expect("every operation of a call has an end")
     }
 
-    /// Runs many operations, each under its own condition, those of all servers at once. `each` gets the end of each by
-    /// its place, as it happens.
+    /// Runs many operations, each with its own condition, on all servers in parallel. `each` receives each result as it
+    /// arrives, by the index of the operation.
     ///
     /// # Errors
-    /// [`Error::Defect`] if an earlier call panicked. Those of the operations go to `each`.
+    /// [`Error::Defect`] if an earlier call panicked; [`Error::WithinCallback`]. The errors of the operations go to
+    /// `each`.
     pub fn batch<'a>(
         &self,
         ops: impl Iterator<Item = (Op<'a>, Condition)>,
@@ -171,23 +173,22 @@ impl SharedClient {
         Ok(())
     }
 
-    /// Asks the server of a key for a response and nothing else. Returns the time that it took, with connecting and
-    /// retries if there were any.
+    /// Sends a request that only returns a response to the primary of a key. Returns the time it took, including
+    /// connecting and retries.
     ///
     /// # Errors
-    /// As [`crate::Client::noop`].
+    /// The errors of [`crate::Client::noop`], [`Error::Defect`] and [`Error::WithinCallback`].
     pub fn ping(&self, key: &[u8], options: &OpOptions) -> Result<Duration, Error> {
         let begun = Instant::now();
         self.call(Op::Noop { key }, options, |_| begun.elapsed())
     }
 
-    /// Asks the servers of all keys for a response, all at once: for each part of the keys, the server that serves it
-    /// now. `each` gets the time that each took, by the number of the part, which is that of the server whose part it
-    /// is while all are well.
+    /// Pings the current primary of every group in parallel. `each` receives the time of each response by the number of
+    /// the group. In an undisturbed cluster this is also the id of the server that responded.
     ///
     /// # Errors
-    /// Those of the first request, which also brings the map; then nothing else was asked. Those of the others go to
-    /// `each`.
+    /// The errors of the first request, which also fetches the map; then no other request was sent. The errors of the
+    /// other requests go to `each`.
     pub fn ping_all(
         &self,
         options: &OpOptions,
@@ -221,16 +222,17 @@ impl SharedClient {
         Ok(sum)
     }
 
-    /// Gives back what the child of a fork has inherited: its copies of the descriptors, and the memory. The parent's
-    /// connections are not affected. Where another thread of the parent was changing the client at the moment of the
-    /// fork, the memory of that part stays.
+    /// Releases what the child of a fork has inherited: its copies of the descriptors, and the memory. The parent's
+    /// connections are not affected. If another thread of the parent was changing a lane at the moment of the fork, the
+    /// memory of that lane is leaked.
     pub fn close_inherited(self) {
         for lane in self.lanes {
             lane.close_inherited();
         }
     }
 
-    /// A function of the log or of the events runs under a lane's lock, for which a call from there would wait for ever.
+    /// Rejects a call from within a log or event function. Such a function runs under a lane's lock, so the call would
+    /// deadlock.
     fn check_caller(&self) -> Result<(), Error> {
         if self.calls_back && is_in_callback() { Err(Error::WithinCallback) } else { Ok(()) }
     }
@@ -239,24 +241,33 @@ impl SharedClient {
         &self.lanes[self.lane_number(digest)]
     }
 
-    /// Not by the bits that place a key, which are those of the remainder.
     fn lane_number(&self, digest: Digest) -> usize {
-        digest.0.into_iter().map(usize::from).sum::<usize>() % self.lanes.len()
+        lane_of(digest, self.lanes.len())
     }
+}
+
+/// Returns the lane of a key. It is independent of the key's group and shard, which are remainders of the digest: the
+/// keys of each server use all lanes, whatever the numbers of servers, shards and lanes.
+fn lane_of(digest: Digest, lanes: usize) -> usize {
+    // Fibonacci hashing: the upper bits of the product depend on all bits of its factor.
+    const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
+    let [a, b, c, d, e, f, g, h, ..] = digest.0;
+    let mixed = u64::from_le_bytes([a, b, c, d, e, f, g, h]).wrapping_mul(GOLDEN_RATIO) >> 32;
+    usize::try_from(mixed).expect("32 bits fit") % lanes
 }
 
 /// One operation of a call.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
-    /// Its place.
+    /// Its index in the call.
     at: usize,
     op: Op<'a>,
-    /// Of its key.
+    /// The digest of its key.
     digest: Digest,
     condition: Condition,
 }
 
-/// A call of one thread, with what it asks and who is told.
+/// A call of one thread: its options and the function that receives the results.
 struct Call {
     options: OpOptions,
     allowed: Duration,
@@ -272,7 +283,7 @@ impl Call {
     }
 }
 
-/// A thread in a call: what it waits for.
+/// The wait state of one thread in a call.
 #[derive(Debug, Default)]
 struct Turn {
     gate: Mutex<Gate>,
@@ -281,17 +292,17 @@ struct Turn {
 
 #[derive(Debug, Default)]
 struct Gate {
-    /// Operations of the call that have not ended.
+    /// The number of operations of the call that have not ended.
     pending: usize,
-    /// The thread goes on when no more than so many are pending.
+    /// The thread continues once `pending` is at most this number.
     enough: usize,
-    /// It has to lead.
+    /// True if the thread has to lead.
     leads: bool,
 }
 
 impl Turn {
     fn gate(&self) -> MutexGuard<'_, Gate> {
-        // Nothing that can panic is done behind it.
+        // Nothing under this lock can panic.
         self.gate.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -299,7 +310,7 @@ impl Turn {
         self.gate().pending
     }
 
-    /// Whether the thread may go on.
+    /// Returns whether the thread may continue.
     fn is_done(&self) -> bool {
         let gate = self.gate();
         gate.pending <= gate.enough
@@ -311,14 +322,14 @@ impl Turn {
         }
     }
 
-    /// Notes an end. Returns whether the thread may go on.
+    /// Records the end of an operation. Returns whether the thread may continue now.
     fn note_end(&self) -> bool {
         let mut gate = self.gate();
         gate.pending -= 1;
         gate.pending == gate.enough
     }
 
-    /// Waits until there is something to do, or until `at`.
+    /// Waits until the call may continue or has to lead, or until `at`.
     fn wait(&self, at: Instant) {
         let mut gate = self.gate();
         while gate.pending > gate.enough && !gate.leads {
@@ -332,7 +343,7 @@ impl Turn {
     }
 }
 
-/// One engine, its connections, and the calls on it.
+/// One engine, its connections, and the calls that use it.
 struct Lane {
     state: Mutex<State>,
     waiter: Waiter,
@@ -347,13 +358,13 @@ impl fmt::Debug for Lane {
 
 struct State {
     engine: Engine,
-    /// Operations under way, by the tags that the engine knows.
+    /// The operations in progress, by the tags that the engine uses.
     underway: Slab<Underway>,
-    /// A thread leads, or has been told to.
+    /// True if a thread leads or has been chosen to lead.
     is_led: bool,
-    /// Threads that may lead next.
+    /// The followers, in the order in which they may lead.
     line: VecDeque<Arc<Turn>>,
-    /// Memory that is used again: turns of calls that have ended, and what the leader needs.
+    /// Reused memory: turns of ended calls, and the leader's list of ready connections.
     turns: Vec<Arc<Turn>>,
     readiness: Vec<Readiness>,
 }
@@ -361,18 +372,18 @@ struct State {
 struct Underway {
     turn: Arc<Turn>,
     each: EachOfCall,
-    /// Its place in its call.
+    /// The index in its call.
     at: usize,
 }
 
-/// Takes the ends of operations for their calls.
+/// A receiver that passes results to their calls.
 struct LaneEnds<'a> {
     underway: &'a mut Slab<Underway>,
-    /// The thread that runs this, which needs nobody to wake it.
+    /// The thread that runs this, which needs no wake-up.
     own: &'a Arc<Turn>,
-    /// Other threads that may go on.
+    /// The other threads that may continue.
     woken: &'a mut Vec<Arc<Turn>>,
-    /// Of values.
+    /// The bytes of values received.
     bytes: usize,
 }
 
@@ -394,7 +405,7 @@ impl Ends for LaneEnds<'_> {
 }
 
 impl State {
-    /// Lets the engine do something for the thread whose turn is `own`. Adds the threads that may go on to `woken`.
+    /// Runs the engine for the thread whose turn is `own`. Adds the threads that may continue to `woken`.
     fn with(
         &mut self,
         own: &Arc<Turn>,
@@ -405,19 +416,19 @@ impl State {
         run(&mut self.engine, &mut ends);
     }
 
-    /// A turn for a call that begins.
+    /// Returns a turn for a new call.
     fn turn(&mut self) -> Arc<Turn> {
         self.turns.pop().unwrap_or_default()
     }
 
-    /// Keeps the turn of a call that has ended, unless somebody still has it.
+    /// Adds the turn of an ended call to the free list, unless another reference to it exists.
     fn keep(&mut self, turn: Arc<Turn>) {
         if self.turns.len() < TURNS_KEPT && Arc::strong_count(&turn) == 1 {
             self.turns.push(turn);
         }
     }
 
-    /// Has the thread that has waited for longest lead, if one waits.
+    /// Chooses the follower that has waited longest as leader, if there is one.
     fn hand_over(&mut self) {
         self.is_led = false;
         while let Some(turn) = self.line.pop_front() {
@@ -447,22 +458,22 @@ impl Lane {
         Ok(Lane { state: Mutex::new(state), waiter, descriptors })
     }
 
-    /// See [`SharedClient::close_inherited`].
+    /// Releases this lane in the child of a fork; see [`SharedClient::close_inherited`].
     fn close_inherited(self) {
         let is_sound = !matches!(self.state.try_lock(), Err(TryLockError::WouldBlock));
         if !is_sound {
-            // SAFETY: what has them is never dropped.
+            // SAFETY: `forget` ensures that the owner of the descriptors is never dropped.
             unsafe { self.descriptors.close() };
             std::mem::forget(self);
         }
     }
 
     fn lock(&self) -> Result<MutexGuard<'_, State>, Error> {
-        // The thread that panicked may have left anything behind.
+        // A panicked thread may have left the state inconsistent.
         self.state.lock().map_err(|_| Error::Defect)
     }
 
-    /// Runs the operations of a call that are this lane's.
+    /// Runs the operations of a call that belong to this lane.
     fn run(&self, call: &Call, ops: &mut dyn Iterator<Item = Asked<'_>>) -> Result<(), Error> {
         let mut ops = ops.peekable();
         let mut state = self.lock()?;
@@ -470,8 +481,8 @@ impl Lane {
         let (mut woken, mut bytes) = (Vec::new(), 0);
         loop {
             if state.engine.in_flight() == 0 {
-                // A server may have ended since the last call. To notice that before the request is
-                // sent is the difference between UNAVAILABLE and IN_DOUBT.
+                // A server may have closed its connection since the last call. Detecting that before sending makes the
+                // difference between UNAVAILABLE and IN_DOUBT.
                 let now = Instant::now();
                 state.with(&turn, &mut woken, |engine, ends| {
                     let _ = engine.turn(now, ends);
@@ -492,7 +503,7 @@ impl Lane {
             let is_last = ops.peek().is_none();
             turn.gate().enough = match is_last {
                 true => 0,
-                // All of a batch at once, where its bytes bound it.
+                // A batch that is limited by its bytes waits for all of its operations.
                 false if bytes > BATCH_BYTES_IN_FLIGHT / 2 => 0,
                 false => turn.pending() / 2,
             };
@@ -508,7 +519,7 @@ impl Lane {
         }
     }
 
-    /// Waits until enough operations of a thread have ended; leads where nobody else does. The caller wakes `woken`.
+    /// Waits until enough operations of a thread have ended; leads if no other thread does. The caller wakes `woken`.
     fn wait<'a>(
         &'a self,
         turn: &Arc<Turn>,
@@ -533,7 +544,7 @@ impl Lane {
                 state.with(turn, woken, |engine, ends| {
                     let now = engine.end_turn(&readiness, ends);
                     if let Err(error) = waited {
-                        // A program cannot cause it by servers or networks.
+                        // Neither servers nor networks can cause this.
                         engine.abandon_all(&error, now, ends);
                     }
                     engine.begin_turn(now, ends);
@@ -598,3 +609,23 @@ const _: () = {
     const fn may_be_shared_by_threads<T: Send + Sync>() {}
     may_be_shared_by_threads::<SharedClient>();
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_protocol::placement::Placement;
+
+    #[test]
+    fn the_keys_of_every_group_and_shard_use_all_lanes() {
+        for (servers, shards, lanes) in [(3, 1, 3), (5, 2, 5), (3, 4, 2), (17, 1, 17), (7, 3, 21)] {
+            let placement = Placement::new(servers, shards);
+            let mut used = std::collections::HashSet::new();
+            for n in 0..200 * usize::from(servers) * usize::from(shards) * lanes {
+                let digest = Digest::of(n.to_string().as_bytes());
+                used.insert((placement.locate(digest), lane_of(digest, lanes)));
+            }
+            let all = usize::from(servers) * usize::from(shards) * lanes;
+            assert_eq!(used.len(), all, "{servers} servers, {shards} shards, {lanes} lanes");
+        }
+    }
+}

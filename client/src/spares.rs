@@ -1,34 +1,33 @@
-//! Memory of requests that have ended, for those that come: in the long run an operation allocates
-//! nothing.
+//! A free list of operations and their request memory. In the steady state, an operation allocates nothing.
 
 use std::collections::TryReserveError;
 use std::time::Instant;
 
 use crate::operation::Operation;
 
-/// Most bytes of requests that are kept.
+/// The maximum bytes of request memory in the free list.
 const MAX_KEPT_BYTES: usize = 16 << 20;
-/// A request's memory that is larger goes back to the allocator, which is good at large ones.
+/// The size above which request memory returns to the allocator, which handles large blocks well.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
-/// Most operations that are kept.
+/// The maximum number of operations in the free list.
 const MAX_KEPT_OPERATIONS: usize = crate::options::MAX_IN_FLIGHT;
-/// The least memory for a request, so that it serves for most.
+/// The minimum memory of a request, sufficient for most.
 const MIN_REQUEST_BYTES: usize = 256;
 
-/// See the module.
+/// The free list of one engine; see the module documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Spares {
-    #[allow(clippy::vec_box)] // It is the boxes that are kept.
+    #[allow(clippy::vec_box)] // The boxes themselves are reused.
     operations: Vec<Box<Operation>>,
-    /// Of their requests' memory.
+    /// The bytes of their request memory.
     bytes: usize,
 }
 
 impl Spares {
-    /// A blank operation with room for a request of `bytes`.
+    /// Returns a blank operation with room for a request of `bytes`.
     ///
     /// # Errors
-    /// If there is no memory for it.
+    /// If the allocation fails.
     #[inline]
     pub(crate) fn take(
         &mut self,
@@ -46,13 +45,13 @@ impl Spares {
         Ok(operation)
     }
 
-    /// Keeps the memory of an operation that has ended, unless there is enough.
+    /// Adds an ended operation to the free list, unless the list is full.
     #[inline]
     pub(crate) fn give(&mut self, mut operation: Box<Operation>) {
         let frame = operation.clear();
         let bytes = frame.capacity();
         if bytes > MAX_REQUEST_BYTES {
-            // The rest of it is worth keeping.
+            // The box itself is still worth keeping.
             *frame = Vec::new();
         }
         let bytes = frame.capacity();
@@ -71,7 +70,7 @@ mod tests {
     use std::sync::LazyLock;
     use std::time::Duration;
 
-    /// Each at the same moment.
+    /// Creates an operation; all have the same start time, so that they can be compared.
     fn operation(value: &[u8], spares: &mut Spares) -> Box<Operation> {
         static NOW: LazyLock<Instant> = LazyLock::new(Instant::now);
         let (options, deadline) = (OpOptions::default(), Duration::from_secs(1));

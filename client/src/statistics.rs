@@ -1,95 +1,96 @@
-//! The counters of a client: plain numbers, changed where its engine is locked anyway.
+//! The counters of a client: plain integers, changed where the engine is locked anyway.
 //!
 //! ```text
-//!   connection: Traffic  --closed-->  ServerCounts  --asked-->  ServerStatistics
-//!   engine: Counts                                  --asked-->  Statistics
+//!   connection: Traffic  --closed-->  ServerCounts  --read-->  ServerStatistics
+//!   engine: Counts                                  --read-->  Statistics
 //! ```
 //!
-//! So an operation costs no more than an addition here and there, and a question for the numbers pays for the sums.
+//! Thus an operation costs only a few additions, and the sums are computed when the statistics are read.
 
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use kv_protocol::ids::{MapRevision, ServerId};
 
-/// The numbers of a client since it was opened. Those "now" may fall again; all others only grow.
+/// The counters of a client since it was opened. Values described as "current" may decrease; all others only grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Operations taken from the program.
+    /// Operations submitted by the program.
     pub operations: u64,
-    /// Operations that have not ended, now.
+    /// Current number of operations that have not ended.
     pub in_flight: u64,
-    /// Bytes of their keys and values, now.
+    /// Current bytes of keys and values of operations in flight.
     pub bytes_in_flight: u64,
-    /// Operations that ended [`crate::Error::Timeout`], [`crate::Error::Unavailable`] or [`crate::Error::Busy`].
+    /// Operations that ended with [`crate::Error::Timeout`], [`crate::Error::Unavailable`] or [`crate::Error::Busy`].
     pub unserved: u64,
-    /// Writes that ended [`crate::Error::InDoubt`].
+    /// Writes that ended with [`crate::Error::InDoubt`].
     pub in_doubt: u64,
-    /// Writes in doubt that are not settled, now.
+    /// Current number of writes in doubt that are not settled.
     pub unsettled: u64,
-    /// Operations that ended [`crate::Error::Interrupted`] or [`crate::Error::Cancelled`].
+    /// Operations that ended with [`crate::Error::Interrupted`] or [`crate::Error::Cancelled`].
     pub given_up: u64,
-    /// Times that an operation had to be tried again.
+    /// Retries of operations.
     pub retries: u64,
-    /// Requests put on connections; an operation that is tried again has several.
+    /// Requests queued on connections; a retried operation has several.
     pub requests: u64,
     /// Responses to requests.
     pub responses: u64,
-    /// Bytes that the system took for sending, those of questions for the map included.
+    /// Bytes sent, including requests for the map.
     pub bytes_sent: u64,
-    /// Bytes received, those of maps included.
+    /// Bytes received, including maps.
     pub bytes_received: u64,
-    /// Connections to servers that were welcomed.
+    /// Connections to servers that completed the handshake.
     pub connections_opened: u64,
-    /// Connections to servers that ended against the client's will, or could not be opened.
+    /// Connections to servers that were lost or could not be opened.
     pub connections_lost: u64,
-    /// Connections to servers that are open, now.
+    /// Current number of open connections to servers.
     pub connections_open: u64,
     /// Maps received.
     pub maps: u64,
     /// The revision of the newest map; `None` before the first.
     pub map_revision: Option<MapRevision>,
-    /// Sessions begun anew because the servers had forgotten the earlier one, or another process uses its id.
+    /// Sessions begun anew because the servers had expired the earlier one, or because another process uses its client
+    /// id.
     pub sessions_begun_anew: u64,
-    /// The time at which bytes last came from any server or coordinator.
+    /// The time at which bytes last arrived from any server or coordinator.
     pub heard_at: Option<Instant>,
-    /// The same of each server of the map, in ring order. Empty before the first map.
+    /// The counters of each server of the map, in ring order. Empty before the first map.
     pub servers: Vec<ServerStatistics>,
 }
 
-/// The numbers of one server, whichever of its processes served.
+/// The counters of one server, over all its processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerStatistics {
     /// The server's place in the ring.
     pub server: ServerId,
     /// True if the newest map says that it is up.
     pub is_up: bool,
-    /// The address of its port for clients, by the newest map.
+    /// The address of its clients port, according to the newest map.
     pub address: Option<SocketAddr>,
-    /// As in [`Statistics`].
+    /// See the field in [`Statistics`].
     pub retries: u64,
-    /// As in [`Statistics`].
+    /// See the field in [`Statistics`].
     pub requests: u64,
-    /// As in [`Statistics`].
+    /// See the field in [`Statistics`].
     pub responses: u64,
-    /// Requests without a response, now. Those that their callers have given up count.
+    /// Current number of requests without a response, including those whose operations have ended.
     pub outstanding: u64,
-    /// As in [`Statistics`], without questions for the map.
+    /// See the field in [`Statistics`]; excludes requests for the map.
     pub bytes_sent: u64,
-    /// As in [`Statistics`], without maps.
+    /// See the field in [`Statistics`]; excludes maps.
     pub bytes_received: u64,
-    /// As in [`Statistics`].
+    /// See the field in [`Statistics`].
     pub connections_opened: u64,
-    /// As in [`Statistics`].
+    /// See the field in [`Statistics`].
     pub connections_lost: u64,
-    /// As in [`Statistics`].
+    /// See the field in [`Statistics`].
     pub connections_open: u64,
-    /// The time at which bytes last came over a connection for requests.
+    /// The time at which bytes last arrived over a connection for requests.
     pub heard_at: Option<Instant>,
 }
 
 impl Statistics {
-    /// Adds the numbers of another engine of the same client.
+    /// Adds the counters of another engine of the same client.
     pub(crate) fn add(&mut self, other: &Statistics) {
         self.operations += other.operations;
         self.in_flight += other.in_flight;
@@ -139,7 +140,7 @@ impl ServerStatistics {
         }
     }
 
-    /// Adds the numbers of another engine, of which the map `is_newer`.
+    /// Adds the counters of another engine. `is_newer`: its map is newer than this one.
     fn add(&mut self, other: &ServerStatistics, is_newer: bool) {
         if is_newer {
             (self.is_up, self.address) = (other.is_up, other.address);
@@ -166,7 +167,7 @@ impl ServerStatistics {
     }
 }
 
-/// Counters of one connection, or of several.
+/// The counters of one connection, or the sum over several.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) requests: u64,
@@ -186,7 +187,7 @@ impl Traffic {
     }
 }
 
-/// Counters of a server, without the connections that are open.
+/// The counters of a server, without its open connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ServerCounts {
     pub(crate) retries: u64,
@@ -195,10 +196,10 @@ pub(crate) struct ServerCounts {
     pub(crate) traffic: Traffic,
 }
 
-/// Counters of an engine.
+/// The counters of an engine.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    /// RESOLVEs of the engine's own.
+    /// RESOLVEs that the engine started itself.
     pub(crate) resolvers: u64,
     pub(crate) unserved: u64,
     pub(crate) in_doubt: u64,
@@ -206,9 +207,9 @@ pub(crate) struct Counts {
     pub(crate) retries: u64,
     pub(crate) maps: u64,
     pub(crate) sessions_begun_anew: u64,
-    /// Of connections for the map that are closed.
+    /// Counters of closed connections for the map.
     pub(crate) for_maps: Traffic,
-    /// By the servers' places in the ring: as many as a map names, at most.
+    /// Counters by server id: at most as many as a map names.
     servers: Vec<ServerCounts>,
 }
 

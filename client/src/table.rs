@@ -1,20 +1,20 @@
-//! Things by numbers that are never used twice: a number names a place and which of its users is meant, so
-//! that finding one needs no hash, and the number of one that is gone finds nothing.
+//! A table of items by id, where ids are never reused. An id names a slot and a generation, so a look-up needs no hash,
+//! and the id of a removed item finds nothing.
 //!
 //! ```text
-//!   id = [ how many there were before | place ]        places: slab, used again
+//!   id = [ number of the insertion | slot ]        slots: a slab, reused
 //! ```
 
 use slab::Slab;
 
-/// Bits of a number that name the place: many more than anything here is bounded by.
+/// The bits of an id that name the slot: far more slots than any table here needs.
 const PLACE_BITS: u32 = 24;
 
-/// See the module.
+/// A table of items by id; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
     places: Slab<(u64, T)>,
-    /// How many were ever inserted; no number is zero.
+    /// The total number of insertions; no id is zero.
     inserted: u64,
 }
 
@@ -24,16 +24,16 @@ impl<T> Default for Table<T> {
     }
 }
 
-#[allow(clippy::cast_possible_truncation)] // A place fits.
+#[allow(clippy::cast_possible_truncation)] // A slot has 24 bits.
 fn place(id: u64) -> usize {
     (id & ((1 << PLACE_BITS) - 1)) as usize
 }
 
 impl<T> Table<T> {
-    /// Takes what `make` makes for the number that it will have.
+    /// Inserts the item that `make` creates for the given id, and returns the id.
     ///
     /// # Errors
-    /// Those of `make`; nothing was taken then.
+    /// The errors of `make`; nothing is inserted then.
     #[inline]
     pub(crate) fn try_insert_with<E>(
         &mut self,
@@ -48,7 +48,7 @@ impl<T> Table<T> {
         Ok(id)
     }
 
-    /// Takes one, and gives its number.
+    /// Inserts an item and returns its id.
     #[inline]
     pub(crate) fn insert(&mut self, thing: T) -> u64 {
         let Ok(id) = self.try_insert_with(|_| Ok::<T, std::convert::Infallible>(thing));
@@ -70,7 +70,7 @@ impl<T> Table<T> {
         self.places.try_remove(place(id)).map(|(_, thing)| thing)
     }
 
-    /// How many were ever inserted.
+    /// Returns the total number of insertions.
     pub(crate) fn inserted(&self) -> u64 {
         self.inserted
     }

@@ -1,8 +1,8 @@
-//! When operations need attention: one timer each, in order of time.
+//! The timers of operations, one each, in order of time.
 //!
-//! An operation keeps the time of its own timer. A timer that is due early is left as it is: it goes off, and is set
-//! again. A timer that is cleared leaves its entry behind; entries without a timer are removed when they are more than
-//! half. So an operation costs constant time in all, and in the long run nothing is allocated.
+//! An operation stores the time of its own timer. A timer that would fire early stays in place: it fires and is set
+//! again. A cleared timer leaves a stale entry behind. Stale entries are removed when they are more than half. Thus an
+//! operation costs constant amortised removals, and the steady state allocates nothing.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -10,19 +10,19 @@ use std::time::Instant;
 
 use crate::operation::OpId;
 
-/// Fewer entries than this are not worth a removal.
+/// The size below which stale entries are not removed.
 const MIN_ENTRIES: usize = 64;
 
-/// See the module.
+/// The timers of one engine; see the module documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     entries: BinaryHeap<Reverse<(Instant, OpId)>>,
-    /// Entries without a timer.
+    /// The number of stale entries.
     stale: usize,
 }
 
 impl Timers {
-    /// Sets the timer of an operation, whose own is `timer`, to go off at `at` or earlier.
+    /// Sets the timer of an operation, whose stored time is `timer`, to fire at `at` or earlier.
     #[inline]
     pub(crate) fn set(&mut self, id: OpId, timer: &mut Option<Instant>, at: Instant) {
         if timer.is_none_or(|set| set > at) {
@@ -38,8 +38,8 @@ impl Timers {
         self.stale += usize::from(timer.take().is_some());
     }
 
-    /// Takes the earliest entry that is due. It counts if its operation has a timer at that time, and has to be reported
-    /// by [`Timers::note_stale`] if not.
+    /// Removes and returns the earliest entry that is due. The entry is valid if its operation has a timer at that
+    /// time. Otherwise the caller reports it with [`Timers::note_stale`].
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<(Instant, OpId)> {
         if self.next()? > now {
             return None;
@@ -47,12 +47,12 @@ impl Timers {
         self.entries.pop().map(|Reverse(entry)| entry)
     }
 
-    /// The entry that was just taken had no timer.
+    /// Records that the entry just taken was stale.
     pub(crate) fn note_stale(&mut self) {
         self.stale = self.stale.saturating_sub(1);
     }
 
-    /// Removes entries without a timer where they are many. `is_set` tells whether an operation has a timer at a time.
+    /// Removes stale entries if they are many. `is_set` returns whether an operation has a timer at a given time.
     pub(crate) fn tidy(&mut self, is_set: impl Fn(OpId, Instant) -> bool) {
         if self.stale * 2 > self.entries.len() && self.entries.len() >= MIN_ENTRIES {
             self.entries.retain(|&Reverse((at, id))| is_set(id, at));
@@ -60,7 +60,7 @@ impl Timers {
         }
     }
 
-    /// The time of the earliest entry.
+    /// Returns the time of the earliest entry.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.entries.peek().map(|&Reverse((at, _))| at)
     }

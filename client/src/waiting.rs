@@ -1,20 +1,20 @@
-//! Writes that wait for room in the window of their session, in the order in which they were submitted.
+//! The writes that wait for room in the window of their session, in order of submission.
 //!
-//! A write whose deadline has passed leaves its entry behind. Entries without a write are removed when they are
-//! more than half: so each costs constant time in all, and they take no more room than the writes.
+//! A write that ends while waiting leaves a stale entry behind. Stale entries are removed when they are more than half.
+//! Thus each write costs constant amortised time, and memory is proportional to the waiting writes.
 
 use std::collections::VecDeque;
 
 use crate::operation::OpId;
 
-/// Fewer entries than this are not worth a removal.
+/// The size below which stale entries are not removed.
 const MIN_ENTRIES: usize = 64;
 
-/// See the module.
+/// A queue of waiting writes; see the module documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     entries: VecDeque<OpId>,
-    /// Entries whose write has ended.
+    /// The number of stale entries.
     ended: usize,
 }
 
@@ -24,7 +24,7 @@ impl Waiting {
         self.entries.push_back(id);
     }
 
-    /// Takes the oldest entry. Its write may have ended.
+    /// Removes and returns the oldest entry. Its write may have ended.
     pub(crate) fn next(&mut self) -> Option<OpId> {
         let next = self.entries.pop_front();
         if self.entries.is_empty() {
@@ -33,12 +33,12 @@ impl Waiting {
         next
     }
 
-    /// Whether there are entries.
+    /// Returns whether there are entries.
     pub(crate) fn has_any(&self) -> bool {
         !self.entries.is_empty()
     }
 
-    /// Notes that a write of these has ended. `has_ended` tells which have.
+    /// Records that one of these writes has ended. `has_ended` returns whether a given write has ended.
     pub(crate) fn remove_one(&mut self, has_ended: impl Fn(OpId) -> bool) {
         self.ended += 1;
         if self.ended * 2 > self.entries.len() && self.entries.len() >= MIN_ENTRIES {

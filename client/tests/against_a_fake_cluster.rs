@@ -1,4 +1,4 @@
-//! The promises of the library, against servers that misbehave on purpose.
+//! The guarantees of the library, tested against a cluster with injected faults.
 
 mod common;
 
@@ -127,12 +127,12 @@ fn no_session_has_more_than_sixty_four_writes_in_flight() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
-    // With the map here, operations go out in their order.
+    // With the map already received, operations are sent in their order.
     client.noop(&key, &anytime()).unwrap();
-    // The first sixty-four are swallowed, so that a sixty-fifth would be seen.
+    // The first sixty-four are ignored, so a sixty-fifth transmission would be visible.
     fake.script(|_| Act::Ignore);
     for tag in 0..200 {
-        // Those that wait end first, so that none gets the place of one that ended.
+        // The waiting writes expire first, so none takes the number of one that ended.
         let deadline = if tag < 64 { 2 * SOON } else { SOON };
         client.submit(Op::Put { key: &key, value: b"" }, &within(deadline), tag).unwrap();
     }
@@ -149,7 +149,7 @@ fn no_session_has_more_than_sixty_four_writes_in_flight() {
     let unsent = |c: &&Completion| matches!(c.result, Err(Error::Unavailable { .. }));
     assert_eq!(done.iter().filter(doubtful).count(), 64);
     assert_eq!(done.iter().filter(unsent).count(), 136, "{:?}", done.last());
-    // What was in doubt has ended for the session: the next write says so.
+    // The writes in doubt have ended for the session, which the next write's first incomplete number shows.
     fake.script(|_| Act::Serve);
     client.put(&key, b"v", &anytime()).unwrap();
     assert!(writes(&fake).iter().any(|seen| seen.seq == 65 && seen.first_incomplete == 65));
@@ -204,7 +204,7 @@ fn submit_is_bounded_by_the_bytes_in_flight() {
     for tag in 0..3 {
         client.submit(put, &anytime(), tag).unwrap();
     }
-    // The fourth would make 64 MiB, and the keys.
+    // The fourth would exceed the limit: 64 MiB of values plus the keys.
     let full = client.submit(put, &anytime(), 3);
     let held = 3 * (value.len() + 1);
     assert!(
@@ -235,7 +235,7 @@ fn a_server_that_died_before_the_write_was_sent_makes_it_unavailable_not_in_doub
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
     assert!(start.elapsed() >= 2 * SOON && start.elapsed() < 4 * SOON);
     assert!(client.statistics().connections_lost > 0);
-    // The others go on.
+    // Other groups are still served.
     client.put(&key_of(0), b"v", &anytime()).unwrap();
     client.put(&key_of(2), b"v", &anytime()).unwrap();
 }
@@ -296,7 +296,7 @@ fn wrong_view_makes_it_fetch_the_map_and_follow_it() {
     fake.promote(0, 2);
     client.put(&key, b"w", &anytime()).unwrap();
     let sent = writes(&fake);
-    // How often the old server is asked before the map has come is a matter of milliseconds.
+    // The number of attempts at the old server before the map arrives depends on timing.
     let mut servers: Vec<u16> = sent.iter().map(|seen| seen.server).collect();
     servers.dedup();
     assert_eq!(servers, [0, 2]);
@@ -310,7 +310,7 @@ fn an_older_map_never_leads_it_back() {
     let key = key_of(0);
     fake.promote(0, 2);
     client.put(&key, b"v", &anytime()).unwrap();
-    // The map goes back to view 1 on server 0; another group's failure has it fetched.
+    // The map returns to view 1 on server 0; a failure in another group causes it to be fetched.
     fake.change_map(|map| map.views[0].version = ViewVersion(1));
     fake.script(first(Act::Answer(Status::WrongView)));
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -358,7 +358,7 @@ fn statuses_that_are_ends_end_at_once() {
         (Status::TooBig, |e| matches!(e, Error::TooBig { .. })),
         (Status::Invalid, |e| matches!(e, Error::Invalid { .. })),
         (Status::Unsupported, |e| matches!(e, Error::Protocol { .. })),
-        // Only a completion record is definite once a write was sent.
+        // After a write was sent, only a completion record is definite.
         (Status::Lost, |e| matches!(e, Error::InDoubt { .. })),
     ] {
         let fake = Fake::start(3, 1);
@@ -432,10 +432,10 @@ fn nonsense_from_a_server_neither_panics_nor_outlives_the_deadline() {
         assert!(matches!(error, Error::InDoubt { .. }), "{nonsense:02x?}: {error}");
         assert!(start.elapsed() < Duration::from_secs(2));
         let error = client.get(b"k", &within(Duration::from_millis(80))).unwrap_err();
-        // A frame that never ends is silence.
+        // An incomplete frame counts as silence.
         let is_right = matches!(error, Error::Unavailable { .. } | Error::Timeout { .. });
         assert!(is_right, "{nonsense:02x?}: {error}");
-        // And it is well again as soon as the server is (a read finds out without any doubt).
+        // The client recovers as soon as the server does (a read finds out without any doubt).
         fake.script(|_| Act::Serve);
         client.get(b"k", &anytime()).unwrap_err();
         client.put(b"k", b"w", &anytime()).unwrap();
@@ -528,7 +528,7 @@ fn when_the_coordinator_is_away_the_map_is_asked_of_another_server_than_the_one_
     client.put(&key_of(0), b"before", &anytime()).unwrap();
     assert_eq!(fake.maps_of_servers(), [], "the coordinator was there");
     fake.kill_coordinator();
-    // Server 0 is cut off from the others and does not know that it is out.
+    // Server 0 is partitioned from the others and has not received its exclusion from the view.
     fake.script(|seen| match seen.server {
         0 => Act::Answer(Status::Unavailable),
         _ => Act::Serve,
@@ -582,7 +582,7 @@ fn a_cluster_that_is_starting_is_waited_for() {
     assert!(done[0].result.is_ok(), "{done:?}");
 }
 
-/// Whether a client's descriptor is readable now.
+/// Returns whether a client's descriptor is readable now.
 fn is_readable(client: &mut Client) -> bool {
     let descriptor = client.descriptor().unwrap();
     let mut fds = [PollFd::new(&descriptor, PollFlags::IN)];
@@ -595,7 +595,7 @@ fn what_ends_while_a_call_waits_makes_the_descriptor_readable_until_it_is_collec
     let mut client = open(&fake);
     client.put(b"k", b"v", &anytime()).unwrap();
     assert!(!is_readable(&mut client));
-    // Both are on one connection, and the submitted one goes first.
+    // Both use one connection, and the submitted one is sent first.
     client.submit(Op::Get { key: b"k" }, &anytime(), 7).unwrap();
     client.get(b"k", &anytime()).unwrap();
     assert!(is_readable(&mut client), "nobody else will tell of it");
@@ -603,7 +603,7 @@ fn what_ends_while_a_call_waits_makes_the_descriptor_readable_until_it_is_collec
     assert_eq!(client.poll(Duration::ZERO, &mut done).unwrap(), 1);
     assert_eq!(done[0].tag, 7);
     assert!(!is_readable(&mut client));
-    // As well where the descriptor is asked for only then.
+    // The same if the descriptor is requested only now.
     let mut other = open(&fake);
     other.submit(Op::Get { key: b"k" }, &anytime(), 8).unwrap();
     other.get(b"k", &anytime()).unwrap();

@@ -1,4 +1,4 @@
-//! How long the library keeps a connection, and what it bears on one.
+//! The lifetime of a connection, and the limits on its requests.
 
 mod common;
 
@@ -9,12 +9,12 @@ use common::{Act, Fake, SOON, anytime, key_of, open, within};
 use kv_client::{Client, Endpoints, Error, Log, MAX_IN_FLIGHT, Op, Options};
 use kv_protocol::client_message::Status;
 
-/// Clients here find out soon that a connection leads nowhere.
+/// Returns options with a short connect timeout.
 fn impatient() -> Options {
     Options { connect_timeout: Duration::from_millis(100), ..Options::default() }
 }
 
-/// Waits until the servers see at most so many connections.
+/// Waits until the servers have at most `most` connections.
 fn await_connections(fake: &Fake, most: usize) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while fake.open_to_servers() > most {
@@ -36,8 +36,8 @@ fn a_coordinator_that_welcomes_and_then_says_nothing_is_asked_again_on_another_c
     client.put(b"k", b"v", &anytime()).unwrap();
 }
 
-/// The first call leaves a connection behind, which the second one gives up: it has waited for only a part of that
-/// connection's time.
+/// The first call leaves a connection behind, which times out during the second call, after only part of the timeout
+/// has passed in that call.
 #[test]
 fn a_failure_names_no_longer_time_than_its_call_had() {
     let fake = Fake::start(3, 1);
@@ -71,7 +71,7 @@ fn coordinators_that_do_not_answer_keep_nobody_from_the_one_that_does() {
     let begun = Instant::now();
     client.put(&key_of(0), b"v", &anytime()).unwrap();
     println!("the first operation behind all kinds of silence took {:?}", begun.elapsed());
-    // The one that answered is asked first from now on, also by other clients of these endpoints.
+    // The endpoint that responded is asked first from now on, also by other clients of these endpoints.
     fake.promote(0, 1);
     client.put(&key_of(0), b"w", &within(SOON)).unwrap();
     let mut another = Client::with_endpoints(&endpoints, Options::default()).unwrap();
@@ -88,7 +88,7 @@ fn sessions_forgotten_again_and_again_leave_no_connections_behind() {
         }
         fake.forget_sessions();
     }
-    // To each server one for reads, and one under the client id of the session's latest beginning.
+    // One connection to each server for reads, and one under the client id of the newest session.
     await_connections(&fake, 6);
 }
 
@@ -101,7 +101,7 @@ fn the_connection_of_a_forgotten_session_carries_its_last_answers_and_then_close
     fake.forget_sessions();
     client.put(&key, b"v", &anytime()).unwrap();
     await_connections(&fake, 2);
-    // The second of three is told so, before the others have their answers on the same connection.
+    // The second of three gets SESSION_EXPIRED before the others get their responses on the same connection.
     let mut acts = [Act::AnswerLater, Act::Answer(Status::SessionExpired)].into_iter();
     fake.script(move |_| acts.next().unwrap_or(Act::Serve));
     for tag in 0..3 {
@@ -133,7 +133,7 @@ fn a_connection_opened_for_a_write_of_a_forgotten_session_closes_after_it() {
     while client.in_flight() > 1 {
         client.poll(Duration::from_secs(1), &mut done).unwrap();
     }
-    // The first goes out again, under its old client id.
+    // The first is sent again, under its old client id.
     fake.cut(0);
     while client.in_flight() > 0 {
         client.poll(Duration::from_secs(1), &mut done).unwrap();
@@ -147,14 +147,14 @@ fn a_connection_opened_for_a_write_of_a_forgotten_session_closes_after_it() {
 #[test]
 fn a_connection_with_too_many_unanswered_requests_is_given_up() {
     let fake = Fake::start(3, 1);
-    // Silence is no reason here.
+    // No timeout applies to silence here.
     let connect_timeout = Duration::from_secs(60);
     let options = Options { window: MAX_IN_FLIGHT, connect_timeout, ..Options::default() };
     let mut client = Client::open(&fake.endpoint(), options).unwrap();
     client.noop(b"k", &anytime()).unwrap();
     fake.script(|_| Act::Ignore);
     let mut done = Vec::new();
-    // Twice as many as can be in flight: their callers give up, the server may still answer.
+    // Twice as many requests as can be in flight: the operations end, but their responses may still arrive.
     for _ in 0..2 {
         for tag in 0..MAX_IN_FLIGHT as u64 {
             client.submit(Op::Noop { key: b"k" }, &within(2 * SOON), tag).unwrap();
@@ -175,7 +175,7 @@ fn what_a_server_did_not_read_whole_before_its_deadline_is_not_in_doubt_and_neve
     let mut client = open(&fake);
     let key = key_of(0);
     client.put(&key, b"connected", &anytime()).unwrap();
-    // The server stands in its first request until the gate opens.
+    // The server blocks in its first request until the gate opens.
     let (gate, opened) = std::sync::mpsc::channel::<()>();
     fake.script(move |_| {
         let _ = opened.recv();
@@ -197,7 +197,7 @@ fn what_a_server_did_not_read_whole_before_its_deadline_is_not_in_doubt_and_neve
     }
     drop(gate);
     client.put(&key, b"last", &anytime()).unwrap();
-    // The server goes on reading what had come before: behind its end, nothing can be executed.
+    // The server still reads the bytes received before the end of the connection. Nothing after them can be executed.
     await_connections(&fake, 1);
     let values: Vec<_> = fake.executed().into_iter().map(|(_, value)| value).collect();
     assert_eq!(values, [&b"connected"[..], b"first", b"last"]);
@@ -241,7 +241,7 @@ fn an_operation_that_waits_for_a_welcome_is_sent_once_though_a_newer_view_came_m
     let (key, mut done) = (key_of(0), Vec::new());
     client.submit(Op::Put { key: &key, value: b"v" }, &anytime(), 1).unwrap();
     let maps = fake.maps_served();
-    // Its primary stays, so the operation stays on the connection on which it waits.
+    // The primary stays the same, so the operation stays on its connection.
     fake.change_map(|map| map.views[0].version.0 += 1);
     let deadline = Instant::now() + Duration::from_secs(5);
     while fake.maps_served() == maps {

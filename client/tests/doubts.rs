@@ -1,4 +1,4 @@
-//! Writes that end in doubt: how they are settled, and that they take no effect afterwards.
+//! Writes that end in doubt: their settlement, and that they take no effect afterwards.
 
 mod common;
 
@@ -8,7 +8,7 @@ use common::{Act, Fake, SOON, Seen, anytime, key_of, open, within, writes};
 use kv_client::{Doubt, Error, Op, SharedClient};
 use kv_protocol::client_message::{Status, opcode};
 
-/// Leaves writes without a response until told otherwise, done or not.
+/// Sets a script that never responds to writes, whether or not it executes them.
 fn ignore_writes(fake: &Fake, are_done: bool) {
     fake.script(move |seen| match seen.opcode {
         opcode::PUT | opcode::DELETE if are_done => Act::ServeThenCut,
@@ -57,7 +57,7 @@ fn a_write_that_was_not_done_is_settled_for_ever_and_asked_about_once() {
 fn a_write_that_was_done_is_settled_with_the_version_and_the_copies_of_its_response() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
-    // Done, and never heard of again, wherever it is sent.
+    // Executed, but never responded to, wherever it is sent.
     let mut is_first = true;
     fake.script(move |seen| match seen.opcode {
         opcode::PUT if std::mem::take(&mut is_first) => Act::ServeThenCut,
@@ -86,7 +86,7 @@ fn any_client_of_the_cluster_may_ask() {
     assert!(matches!(error, Error::Invalid { .. }), "{error}");
 }
 
-/// Otherwise the write could be done behind the back of what was read.
+/// Otherwise the write could take effect after the read.
 #[test]
 fn the_next_operation_on_the_key_is_sent_when_the_write_is_settled() {
     let fake = Fake::start(3, 1);
@@ -94,7 +94,7 @@ fn the_next_operation_on_the_key_is_sent_when_the_write_is_settled() {
     ignore_writes(&fake, false);
     let doubt = doubt_of(client.put(b"k", b"v", &within(SOON)).unwrap_err());
     let before = fake.seen().len();
-    // Another key of the same place waits for nothing.
+    // An operation on another key of the same place does not wait.
     let other = (0..).map(|n| format!("other-{n}").into_bytes()).find(|key| {
         kv_protocol::placement::Placement::new(3, 1).locate(kv_protocol::placement::Digest::of(key))
             == kv_protocol::placement::Placement::new(3, 1)

@@ -1,4 +1,4 @@
-//! Ends that the program brings about before the deadline, and what it is told meanwhile.
+//! Operations that the program ends before the deadline, and the events that it receives.
 
 mod common;
 
@@ -12,7 +12,7 @@ use kv_client::{
 };
 use kv_protocol::client_message::opcode;
 
-/// A deadline that does not pass while a test waits.
+/// A deadline that does not pass during a test.
 const LONG: Duration = Duration::from_secs(60);
 
 fn long() -> OpOptions {
@@ -35,7 +35,7 @@ fn next(client: &mut Client) -> Completion {
     found.pop().unwrap()
 }
 
-/// Polls until so many requests of a kind have come to the servers.
+/// Polls until the servers have received `count` requests with this opcode.
 fn await_requests(client: &mut Client, fake: &Fake, opcode: u8, count: usize) {
     let start = Instant::now();
     while fake.seen().iter().filter(|seen| seen.opcode == opcode).count() < count {
@@ -168,7 +168,7 @@ fn an_interrupt_ends_a_call_and_a_poll_and_leaves_what_was_submitted() {
     });
     assert_eq!(client.in_flight(), 1);
     fake.script(|_| Act::Serve);
-    // Its connection is lost and it is tried again, or its deadline passes.
+    // The connection is lost and the operation is retried, or its deadline passes.
     fake.cut(0);
     fake.cut(1);
     fake.cut(2);
@@ -176,7 +176,7 @@ fn an_interrupt_ends_a_call_and_a_poll_and_leaves_what_was_submitted() {
     assert!(matches!(ended.result, Err(Error::NotFound { .. })), "{ended:?}");
 }
 
-/// Events of an engine, in words.
+/// Returns a recorder of an engine's events, as text.
 fn recorded() -> (Events, Arc<Mutex<Vec<String>>>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let to = Arc::clone(&told);

@@ -1,4 +1,4 @@
-//! Where the bytes of a value go: the caller's memory, memory of their own, or nowhere.
+//! The destination of a value's bytes: the caller's memory, separate memory, or none.
 
 mod common;
 
@@ -11,7 +11,7 @@ use kv_client::{Answered, Client, Error, Landing, Op, OpOptions, Part, Room, Seq
 
 const LONG: usize = 1 << 20;
 
-/// A value in which every place has a byte of its own, by this number.
+/// Returns a value that differs at every position between seeds.
 fn value(seed: u8) -> Vec<u8> {
     (0..LONG)
         .map(|at| u8::try_from(at % 251).unwrap().wrapping_mul(31).wrapping_add(seed))
@@ -42,7 +42,7 @@ fn a_long_value_is_received_where_the_caller_wants_it() {
     let mut room = vec![0; LONG + 10];
     assert_eq!(read_into(&mut client, b"k", &mut room, &anytime()).unwrap(), (LONG, true));
     assert!(room[..LONG] == value(1) && room[LONG..] == [0; 10]);
-    // What follows on the same connection is in its place.
+    // The next responses on the same connection are intact.
     client.put(b"k", b"short", &anytime()).unwrap();
     assert_eq!(client.get(b"k", &anytime()).unwrap().bytes, b"short");
     assert_eq!(read_into(&mut client, b"k", &mut room, &anytime()).unwrap(), (5, false));
@@ -59,7 +59,7 @@ fn a_long_value_comes_in_memory_of_its_own_and_a_short_one_does_not() {
     client.put(b"k", &value(2), &anytime()).unwrap();
     let memory = client.get_with(b"k", &anytime(), take).unwrap();
     let (at, bytes) = memory.into_raw();
-    // SAFETY: the memory is as long as it says, a NUL follows, and it is freed once.
+    // SAFETY: the memory has `bytes` bytes and a NUL after them, and is freed once.
     unsafe {
         let got = std::slice::from_raw_parts(at.as_ptr(), bytes + 1);
         assert!(got[..bytes] == value(2) && got[bytes] == 0);
@@ -96,8 +96,8 @@ fn a_part_of_a_value_is_all_that_is_sent_and_its_length_alone_is_known_too() {
     assert_ne!(version, SequenceNumber::ZERO);
 }
 
-/// A server that has sent half of a value stalls, and the group moves. The value comes from the new primary; the
-/// rest of the old response must not be written over it.
+/// A server stalls after half of a value, and the group moves. The value comes from the new primary. The rest of the
+/// old response must not overwrite it.
 #[test]
 fn one_connection_at_a_time_writes_into_the_callers_memory() {
     let fake = Fake::start(3, 1);
@@ -118,11 +118,11 @@ fn one_connection_at_a_time_writes_into_the_callers_memory() {
             (got, client)
         });
         common::wait_until(|| fake.seen().iter().any(|seen| seen.server == 0 && seen.seq == 0));
-        // Another value, so that bytes of both would be seen.
+        // A different value, so that a mixture of both would be visible.
         fake.replace(&key, &value(5));
         fake.promote(0, 1);
         common::wait_until(|| fake.seen().iter().any(|seen| seen.server == 1));
-        // Both have sent a half. The old one goes on first.
+        // Both have sent half. The old server continues first.
         is_open.store(true, Ordering::SeqCst);
         common::wait_until(|| fake.finished_halves() == 1);
         newer.store(true, Ordering::SeqCst);
@@ -145,7 +145,7 @@ fn memory_is_not_written_to_once_the_operation_has_ended() {
     assert!(matches!(ended, Err(Error::Timeout { .. })), "{ended:?}");
     room.fill(9);
     is_open.store(true, Ordering::SeqCst);
-    // The connection goes on behind the rest of the old response.
+    // The connection stays usable after the rest of the old response.
     assert_eq!(client.get(&key, &anytime()).unwrap().bytes, value(6));
     assert!(room == vec![9; LONG]);
     assert_eq!(client.statistics().connections_lost, 0);

@@ -1,4 +1,4 @@
-//! What several sendings of one write come to: which answer counts, and when nobody knows.
+//! The outcome of several transmissions of one write: which response counts, and when the outcome is unknown.
 
 mod common;
 
@@ -8,14 +8,14 @@ use common::{Act, Fake, SOON, Seen, anytime, first, key_of, open, within, writes
 use kv_client::{Client, Completion, Error, Op, ReplicaRole};
 use kv_protocol::client_message::Status;
 
-/// Runs `script` for writes and serves the rest.
+/// Returns a script that applies `script` to writes and serves all other requests.
 fn for_writes(
     mut script: impl FnMut(&Seen) -> Act + Send + 'static,
 ) -> impl FnMut(&Seen) -> Act + Send + 'static {
     move |seen| if seen.seq > 0 { script(seen) } else { Act::Serve }
 }
 
-/// Turns the client until `is_enough`.
+/// Polls the client until `is_enough` returns true.
 fn poll_until(
     client: &mut Client,
     done: &mut Vec<Completion>,
@@ -28,7 +28,7 @@ fn poll_until(
     }
 }
 
-/// Has server 0 send the answer that it holds back: it is the secondary of group 2.
+/// Makes server 0 send the response that it holds back, by a request to it as the secondary of group 2.
 fn release_answer_of_server_0(client: &mut Client) {
     client.verify(&key_of(2), ReplicaRole::Secondary, &anytime()).unwrap();
 }
@@ -39,7 +39,7 @@ fn a_write_that_every_server_asked_refused_as_unavailable_was_not_done() {
     let mut client = open(&fake);
     let key = key_of(0);
     client.noop(&key, &anytime()).unwrap();
-    // When it asks for the map, nobody is left to send to: the refusals are all that happened.
+    // Once the map is fetched, no server is left to send to, so only the rejections have happened.
     fake.change_map(|map| map.servers[0].clients = None);
     fake.script(|_| Act::Answer(Status::Unavailable));
     let error = client.put(&key, b"v", &within(SOON)).unwrap_err();
@@ -101,7 +101,7 @@ fn a_late_answer_that_is_no_end_does_not_disturb_a_later_sending() {
         poll_until(&mut client, &mut done, |_| writes(&fake).len() == 2);
         release_answer_of_server_0(&mut client);
         assert_eq!((client.in_flight(), client.statistics().retries), (1, 0), "{status:?}");
-        // And now the answer of server 1.
+        // Now server 1 sends its response.
         client.noop(&key_of(1), &anytime()).unwrap();
         poll_until(&mut client, &mut done, |done| !done.is_empty());
         assert!(done[0].result.is_ok(), "{status:?}: {done:?}");
@@ -152,7 +152,7 @@ fn a_write_of_a_session_that_was_given_up_keeps_its_number_and_its_mark() {
         client.submit(Op::Put { key: &key, value: b"2" }, &anytime(), tag).unwrap();
     }
     poll_until(&mut client, &mut done, |done| !done.is_empty());
-    // The new session goes on, past the mark of the old one.
+    // The new session continues past the first incomplete number of the old one.
     for _ in 0..3 {
         client.put(&key, b"3", &anytime()).unwrap();
     }
@@ -176,7 +176,7 @@ fn an_operation_that_waits_follows_a_newer_view_that_came_before_it_was_overdue(
     client.submit(Op::Put { key: &key, value: b"v" }, &anytime(), 1).unwrap();
     let mut done = Vec::new();
     poll_until(&mut client, &mut done, |_| !writes(&fake).is_empty());
-    // A neighbour's refusal has the map fetched, and after that there is nobody to ask for it.
+    // A rejection by a neighbour causes the map to be fetched; after that, no source of the map is left.
     fake.promote(0, 1);
     let maps = client.statistics().maps;
     let mut refuse = first(Act::Answer(Status::WrongView));
@@ -198,8 +198,8 @@ fn an_operation_that_waits_follows_a_newer_view_that_came_before_it_was_overdue(
 
 #[test]
 fn an_overdue_operation_is_sent_again_as_soon_as_a_newer_view_comes() {
-    // Without that it would wait for its next look, 250 ms after it was sent. A busy machine can be
-    // slow, so one swift try of several is enough.
+    // Otherwise it would wait for its next check, 250 ms after it was sent. A busy machine can be slow, so one fast
+    // attempt of several is enough.
     let is_swift = || {
         let fake = Fake::start(3, 1);
         let mut client = open(&fake);

@@ -1,4 +1,4 @@
-//! A client that many threads share: who waits for whom, and what a panic leaves.
+//! A client shared by many threads: leading and following, and the state after a panic.
 
 mod common;
 
@@ -34,7 +34,7 @@ fn threads_share_one_connection_to_each_server() {
     assert_eq!(fake.open_to_servers(), 3);
 }
 
-/// The thread that waits on epoll for all may be one whose own call takes long.
+/// The leader may be a thread whose own call takes long.
 #[test]
 fn no_thread_waits_for_the_slow_call_of_another() {
     let fake = Fake::start(3, 1);

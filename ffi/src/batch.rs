@@ -1,7 +1,7 @@
-//! Many keys in one call: everything is under way at once, every server's part together.
+//! Many keys in one call: all operations run concurrently, on all servers at once.
 //!
 //! ```text
-//!   check all keys -> start as many as may be under way <-> their ends -> statuses[i], out[i]
+//!   check all keys -> start as many as may be in flight <-> their results -> statuses[i], out[i]
 //! ```
 
 use std::cmp::Reverse;
@@ -17,14 +17,15 @@ use crate::handle::{Pointer, kvc_client, open_to_call};
 use crate::options::{condition, kvc_op_options, read_op_options, sized};
 use crate::panic::guard;
 
-/// Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
-/// done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended, whatever the
-/// call returns: KVC_OK if all were done, else the most serious status, in this order: KVC_PANIC, KVC_LOST,
-/// KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_INTERRUPTED,
-/// KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT, KVC_NOT_FOUND. kvc_last_error() tells how many
-/// failed. A condition of `options` holds for every key; kvc_batch() has one for each. A key that
-/// is named twice gets either value. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), nothing was
-/// done, and no status written.
+/// Sets `n` keys to `n` values, on all servers in parallel. Each key is a separate write: some may be executed and
+/// others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, whatever the call
+/// returns. The call returns KVC_OK if all writes were executed, else the most serious status, in this order:
+/// KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY,
+/// KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT,
+/// KVC_NOT_FOUND. kvc_last_error() then includes the number of failed writes. A condition in `options` applies to every
+/// key; kvc_batch() has a condition for each operation. If a key occurs twice, either value may be the final one. If an
+/// argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no status is
+/// written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mput(
     client: *mut kvc_client,
@@ -35,13 +36,13 @@ pub unsafe extern "C" fn kvc_mput(
     options: *const kvc_op_options,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller passes NULL or an open handle, and arrays and structs as the header requires.
         let (handle, options, keys, values) = unsafe {
             let (handle, options) = (open_to_call(client)?, read_op_options(options)?);
             (handle, options, many(keys, n, "keys")?, many(values, n, "values")?)
         };
         let op = |at: usize| {
-            // SAFETY: as above; nothing of the values is looked at once the call has returned.
+            // SAFETY: as above; the values are not accessed after the call has returned.
             let (key, value) = unsafe { (key(keys, at)?, values[at].bytes("value")?) };
             Ok(Op::PutKept { key, value })
         };
@@ -50,10 +51,12 @@ pub unsafe extern "C" fn kvc_mput(
     })
 }
 
-/// Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
-/// kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed. `statuses[i]`,
-/// unless `statuses` is NULL, says how the i-th ended. Both are written whatever the call returns: KVC_OK
-/// if all were read, else the most serious status, in the order of kvc_mput(); kvc_last_error() tells how many failed. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), neither is written.
+/// Reads `n` keys, on all servers in parallel. `out[i]` is set to the i-th value, to be freed with kvc_buf_free(). If
+/// the key could not be read, `out[i]` is empty (data NULL) and may be freed too. If `statuses` is not NULL,
+/// `statuses[i]` is set to the status of the i-th read. Both are written whatever the call returns. The call returns
+/// KVC_OK if all keys were read, else the most serious status, in the order of kvc_mput(). kvc_last_error() then
+/// includes the number of failed reads. If an argument is invalid (KVC_INVALID) or the handle is inherited
+/// (KVC_FORKED), neither is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mget(
     client: *mut kvc_client,
@@ -64,7 +67,7 @@ pub unsafe extern "C" fn kvc_mget(
     options: *const kvc_op_options,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller passes NULL or an open handle, and arrays and structs as the header requires.
         let (handle, options, keys) = unsafe {
             let (handle, options) = (open_to_call(client)?, read_op_options(options)?);
             (handle, options, many(keys, n, "keys")?)
@@ -91,7 +94,8 @@ pub unsafe extern "C" fn kvc_mget(
     })
 }
 
-/// Removes `n` keys, those of all servers at once; as kvc_mput(). A key that does not exist ends KVC_NOT_FOUND.
+/// Removes `n` keys, on all servers in parallel, like kvc_mput(). The status of a key that does not exist is
+/// KVC_NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mdelete(
     client: *mut kvc_client,
@@ -101,7 +105,7 @@ pub unsafe extern "C" fn kvc_mdelete(
     options: *const kvc_op_options,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller passes NULL or an open handle, and arrays and structs as the header requires.
         let (handle, options, keys) = unsafe {
             let (handle, options) = (open_to_call(client)?, read_op_options(options)?);
             (handle, options, many(keys, n, "keys")?)
@@ -113,12 +117,12 @@ pub unsafe extern "C" fn kvc_mdelete(
     })
 }
 
-/// Runs `n` operations of any kind, those of all servers at once, under the deadline of `options`. `ops` are as for
-/// kvc_cq_submit(), each with a condition of its own; their timeout_ms has to be zero, and values of puts are not
-/// copied, with or without KVC_KEEP. `out[i]` says how the i-th ended, as kvc_cq_poll() would, with `i` for a tag: its
-/// status, version, copies, doubt and value, which kvc_buf_free() frees. Its words are NULL. Returns and
-/// kvc_last_error() are as of kvc_mput(). Where an argument is wrong (KVC_INVALID) or the handle inherited
-/// (KVC_FORKED), nothing was done, and nothing is written.
+/// Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. `ops` are as for
+/// kvc_cq_submit(), each with its own condition. Their timeout_ms must be zero. Values of puts are not copied, with or
+/// without KVC_KEEP. `out[i]` is set to the completion of the i-th operation, as by kvc_cq_poll() with tag `i`: status,
+/// version, copies, doubt and value, to be freed with kvc_buf_free(). Its words are NULL. The return value and
+/// kvc_last_error() are as for kvc_mput(). If an argument is invalid (KVC_INVALID) or the handle is inherited
+/// (KVC_FORKED), nothing is executed and nothing is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_batch(
     client: *mut kvc_client,
@@ -128,12 +132,12 @@ pub unsafe extern "C" fn kvc_batch(
     options: *const kvc_op_options,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller's promises are those that are asked for.
+        // SAFETY: the caller passes NULL or an open handle, and arrays and structs as the header requires.
         let (handle, options) = unsafe { (open_to_call(client)?, read_op_options(options)?) };
         if n > 0 && (ops.is_null() || out.is_null()) {
             return Err(Failure::invalid("kvc_batch: ops or out is NULL"));
         }
-        // SAFETY: the caller passes `n` operations, each as large as the first says.
+        // SAFETY: the caller passes `n` operations, each of the size that the first one states.
         let asked = unsafe { read_ops(ops, n) }?;
         let mut requests = Vec::with_capacity(n);
         let mut slots = Vec::with_capacity(n);
@@ -143,7 +147,7 @@ pub unsafe extern "C" fn kvc_batch(
                 return Err(Failure::invalid(words));
             }
             let kept = kvc_op { flags: op.flags | KVC_KEEP, ..op };
-            // SAFETY: nothing of the values is looked at once the call has returned.
+            // SAFETY: the values are not accessed after the call has returned.
             requests.push((unsafe { request(&kept) }?, condition(op.if_version)));
             slots.push(Slot::of(&op, at));
         }
@@ -151,7 +155,7 @@ pub unsafe extern "C" fn kvc_batch(
         let mut worst = Worst::default();
         let (noted, doubts) = (&mut worst, &handle.doubts);
         let mut each = move |at: usize, result: Result<Answered<'_>, kv_client::Error>| {
-            // SAFETY: the caller's dst has room for what its cap says.
+            // SAFETY: the caller's dst has room for `cap` bytes.
             let done = unsafe { end(slots[at], result) };
             let (completion, failure) = done.tell(doubts);
             // SAFETY: the caller passes room for `n` completions.
@@ -165,10 +169,10 @@ pub unsafe extern "C" fn kvc_batch(
     })
 }
 
-/// The operation at a place of the batch.
+/// A function that returns the operation at an index of the batch.
 type OpAt<'a, 'b> = dyn Fn(usize) -> Result<Op<'a>, Failure> + 'b;
 
-/// Runs a batch, after a look whether all of its arguments are good.
+/// Checks all operations of a batch, then runs it.
 ///
 /// # Safety
 /// `statuses` is NULL or has room for `n`.
@@ -192,7 +196,7 @@ unsafe fn execute(
     ends.worst.tell(n)
 }
 
-/// How the operations of a batch have ended.
+/// The results of a batch.
 struct Ends {
     /// NULL or room for `n`.
     statuses: Pointer<c_int>,
@@ -205,7 +209,7 @@ impl Ends {
     /// `statuses` is NULL or has room for `n`, as long as this lives.
     unsafe fn new(statuses: *mut c_int, n: usize) -> Ends {
         let mut ends = Ends { statuses: Pointer::new(statuses), n, worst: Worst::default() };
-        // What only a defect leaves as it is.
+        // Every status is overwritten unless the library has a defect.
         ends.write(0..n, KVC_PANIC);
         ends
     }
@@ -225,11 +229,11 @@ impl Ends {
     }
 }
 
-/// The most serious failure of a batch.
+/// The most serious failure of a batch, and the number of failures.
 #[derive(Default)]
 pub(crate) struct Worst {
     failed: usize,
-    /// With its place; of equally serious ones the lowest.
+    /// The failure and its index; the lowest index among equally serious ones.
     found: Option<(usize, Failure)>,
 }
 
@@ -250,7 +254,7 @@ impl Worst {
     }
 }
 
-/// The operations of a batch, of which each is as large as the first.
+/// Copies the operations of a batch, each of the size that the first one states.
 ///
 /// # Safety
 /// `n` of them are readable at `from`, which is NULL only if `n` is 0.
@@ -260,17 +264,17 @@ unsafe fn read_ops(from: *const kvc_op, n: usize) -> Result<Vec<kvc_op>, Failure
     for _ in 0..n {
         // SAFETY: passed on.
         let op = unsafe { sized(at.cast::<kvc_op>(), "kvc_op") }?;
-        // SAFETY: the next one stands behind it, if there is one.
+        // SAFETY: the next one follows directly, if there is one.
         at = unsafe { at.add(op.size as usize) };
         ops.push(op);
     }
     Ok(ops)
 }
 
-/// The key at a place of the batch.
+/// Returns the key at an index of the batch.
 ///
 /// # Safety
-/// As [`kvc_slice::bytes`].
+/// The requirements of [`kvc_slice::bytes`].
 unsafe fn key<'a>(keys: &[kvc_slice], at: usize) -> Result<&'a [u8], Failure> {
     // SAFETY: passed on.
     match unsafe { keys[at].bytes("key") }? {
@@ -281,7 +285,7 @@ unsafe fn key<'a>(keys: &[kvc_slice], at: usize) -> Result<&'a [u8], Failure> {
     }
 }
 
-/// The `n` slices at `from`.
+/// Borrows the `n` slices at `from`.
 ///
 /// # Safety
 /// `n` slices are readable there, and do not change, while the result lives.
@@ -300,6 +304,6 @@ unsafe fn many<'a>(
     if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
         return Err(Failure::invalid(format!("n is {n}")));
     }
-    // SAFETY: not NULL, not longer than an object can be; the rest is the caller's promise.
+    // SAFETY: not NULL, and within the size limit of an object; the caller guarantees the rest.
     Ok(unsafe { slice::from_raw_parts(from, n) })
 }

@@ -1,4 +1,4 @@
-//! Bytes that cross the boundary: borrowed slices in, owned buffers out.
+//! Bytes that cross the C boundary: borrowed slices in, owned buffers out.
 
 use std::ffi::c_void;
 use std::{ptr, slice};
@@ -13,7 +13,7 @@ use crate::error::{Failure, KVC_NO_MEMORY};
 pub struct kvc_slice {
     /// The first byte.
     pub data: *const c_void,
-    /// How many bytes.
+    /// The number of bytes.
     pub len: usize,
 }
 
@@ -21,21 +21,21 @@ pub struct kvc_slice {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_buf {
-    /// The first byte. Never NULL after a read that gives a kvc_buf has succeeded, also where the value is
-    /// empty: a NUL byte that does not count follows the last one.
+    /// The first byte. Never NULL after a successful read that returns a kvc_buf, even if the value is empty: a NUL
+    /// byte, not counted in len, follows the value.
     pub data: *mut c_void,
-    /// How many bytes.
+    /// The number of bytes.
     pub len: usize,
     /// The version of the entry.
     pub version: u64,
 }
 
 impl kvc_buf {
-    /// Nothing.
+    /// The empty buffer.
     pub(crate) const EMPTY: kvc_buf = kvc_buf { data: ptr::null_mut(), len: 0, version: 0 };
 }
 
-/// Frees the bytes of a buffer and empties it. NULL, and a buffer freed already, are fine.
+/// Frees the bytes of a buffer and empties it. NULL and a buffer that was already freed are allowed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_buf_free(buf: *mut kvc_buf) {
     // SAFETY: the caller passes NULL or a buffer of kvc_get.
@@ -45,15 +45,15 @@ pub unsafe extern "C" fn kvc_buf_free(buf: *mut kvc_buf) {
     *buf = kvc_buf::EMPTY;
 }
 
-/// Frees memory that a function of this library gave to the caller as a bare pointer, such as the
-/// data of a kvc_buf that was taken out of it. NULL is fine.
+/// Frees memory that a function of this library returned as a bare pointer, such as the data of a kvc_buf. NULL is
+/// allowed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_free(memory: *mut c_void) {
     // SAFETY: the caller passes NULL or memory that `own` allocated by malloc.
     unsafe { libc::free(memory) }
 }
 
-/// The value of a read as a buffer of the program's: in the memory that it was received into, or a copy.
+/// Returns the value of a read as a buffer that the program owns: the memory into which it was received, or a copy.
 pub(crate) fn value_of(answered: Answered<'_>) -> Result<kvc_buf, Failure> {
     let version = answered.version.0;
     match answered.take_memory() {
@@ -65,15 +65,15 @@ pub(crate) fn value_of(answered: Answered<'_>) -> Result<kvc_buf, Failure> {
     }
 }
 
-/// Copies bytes into memory that C can free.
+/// Copies bytes into memory from `malloc`, followed by a NUL.
 pub(crate) fn own(bytes: &[u8], version: u64) -> Result<kvc_buf, Failure> {
-    // SAFETY: malloc of at least one byte.
+    // SAFETY: the size is at least one byte.
     let data = unsafe { libc::malloc(bytes.len() + 1) };
     if data.is_null() {
         let words = format!("no memory for a value of {} bytes", bytes.len());
         return Err(Failure::new(KVC_NO_MEMORY, words));
     }
-    // SAFETY: `data` has room for the bytes and a NUL, and is not part of `bytes`.
+    // SAFETY: `data` has room for the bytes and a NUL, and does not overlap `bytes`.
     unsafe {
         ptr::copy_nonoverlapping(bytes.as_ptr(), data.cast::<u8>(), bytes.len());
         data.cast::<u8>().add(bytes.len()).write(0);
@@ -82,7 +82,7 @@ pub(crate) fn own(bytes: &[u8], version: u64) -> Result<kvc_buf, Failure> {
 }
 
 impl kvc_slice {
-    /// The bytes.
+    /// Borrows the bytes.
     ///
     /// # Safety
     /// `len` bytes at `data` are readable, and do not change, while the result lives.
@@ -96,7 +96,7 @@ impl kvc_slice {
         if isize::try_from(self.len).is_err() {
             return Err(Failure::invalid(format!("{what}.len is {}", self.len)));
         }
-        // SAFETY: not NULL, not longer than an object can be; the rest is the caller's promise.
+        // SAFETY: not NULL, and within the size limit of an object; the caller guarantees the rest.
         Ok(unsafe { slice::from_raw_parts(self.data.cast::<u8>(), self.len) })
     }
 }

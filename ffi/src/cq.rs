@@ -1,13 +1,13 @@
-//! The completion queue: many operations in flight from one thread, and one descriptor that says when
-//! there is something to do.
+//! The completion queue: many operations in flight from one thread, and one descriptor that is readable when there is
+//! work to do.
 //!
 //! ```text
-//!   kvc_cq_submit -> slot (tag, where the value goes) -> client -> servers
-//!   kvc_cq_poll   <- done <- slot <------------------------ ends, as they happen
+//!   kvc_cq_submit -> slot (tag, destination of the value) -> client -> servers
+//!   kvc_cq_poll   <- done <- slot <-------------------------- results, as they arrive
 //! ```
 //!
-//! A slot is taken from the submission until the program has the completion: so there are never more
-//! than the depth, and nothing is allocated in the long run.
+//! Submitted operations and completions that were not polled never exceed the depth. In the steady state, nothing is
+//! allocated.
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
@@ -46,29 +46,29 @@ pub const KVC_OP_PUT: u32 = 2;
 /// kvc_op.kind: remove a key.
 pub const KVC_OP_DELETE: u32 = 3;
 
-/// kvc_op.flags: the value of a put is not copied; the program keeps it as it is until it has the
-/// completion, or has freed the queue.
+/// kvc_op.flags: the value of a put is not copied. The program must not change or free it until it has the completion,
+/// or has freed the queue.
 pub const KVC_KEEP: u32 = 1;
 
-/// kvc_op.flags: a get with dst reads the part of the value that begins at offset, as kvc_get_range().
+/// kvc_op.flags: a get with dst reads the part of the value that begins at offset, like kvc_get_range().
 pub const KVC_RANGE: u32 = 2;
 
-/// So many bytes of values that the program has not polled, and no more answers are read. What had been
-/// read by then comes on top: at most one value of 16 MiB and a read of 1 MiB.
+/// The bytes of unpolled values at which no more responses are read. Data read by then comes on top: at most one value
+/// of 16 MiB and a read of 1 MiB.
 const MAX_UNPOLLED_BYTES: usize = 64 << 20;
 
-/// A completion queue, opaque. One thread at a time uses it; another one gets KVC_INVALID, also while the
-/// first waits in kvc_cq_poll().
+/// A completion queue; opaque. Only one thread at a time may use it. A call from another thread returns KVC_INVALID,
+/// even while the first thread waits in kvc_cq_poll().
 pub struct kvc_cq {
     /// The process that opened it.
     process: Process,
     depth: u32,
-    /// A call is under way; or was when it met a defect.
+    /// True while a call is in progress.
     is_in_use: AtomicBool,
     is_poisoned: AtomicBool,
-    /// It calls functions of the program, from which no call may come.
+    /// True if a log or event function is set; calls from within it are rejected.
     calls_back: bool,
-    /// For the child of a fork.
+    /// The descriptors to close in the child of a fork.
     descriptors: Descriptors,
     interrupt: Interrupt,
     queue: UnsafeCell<Queue>,
@@ -80,7 +80,7 @@ impl fmt::Debug for kvc_cq {
     }
 }
 
-/// One operation to submit. Set size to sizeof(kvc_op) and what is not needed to zero.
+/// An operation to submit. Set size to sizeof(kvc_op), and unused fields to zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_op {
@@ -88,23 +88,23 @@ pub struct kvc_op {
     pub size: u32,
     /// KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE.
     pub kind: u32,
-    /// 1 to 65,535 bytes; copied.
+    /// The key: 1 to 65,535 bytes; copied.
     pub key: kvc_slice,
-    /// Of a put: up to 16 MiB; copied unless flags say KVC_KEEP. Below 1 KiB it may be copied once more,
-    /// to be sent together with others.
+    /// The value of a put: up to 16 MiB; copied unless flags has KVC_KEEP. With KVC_KEEP, a value below 1 KiB may still
+    /// be copied for sending it together with others.
     pub value: kvc_slice,
-    /// Of a get: `cap` bytes of the program that the value is written to, some time before the
-    /// completion is there; after a failure they may have been written to. NULL: the completion owns the value.
+    /// The buffer of a get: `cap` bytes for the value, written before the completion is available. After a failure its
+    /// content is unspecified. NULL: the completion owns the value.
     pub dst: *mut c_void,
-    /// How many bytes at dst.
+    /// The size of dst in bytes.
     pub cap: usize,
-    /// As in kvc_op_options.
+    /// The condition of a write, as in kvc_op_options.
     pub if_version: u64,
-    /// Milliseconds that the operation may take; 0: as the handle says. At most 60,000.
+    /// The deadline of the operation in milliseconds; 0: that of the handle. At most 60,000.
     pub timeout_ms: u32,
-    /// KVC_KEEP and KVC_RANGE, or zero.
+    /// KVC_KEEP, KVC_RANGE, or zero.
     pub flags: u32,
-    /// With KVC_RANGE: the first byte of the value that is read. Else zero.
+    /// The offset in the value of the first byte to read, with KVC_RANGE. Else zero.
     pub offset: u64,
 }
 
@@ -126,37 +126,37 @@ impl Default for kvc_op {
     }
 }
 
-/// How an operation ended.
+/// The completion of an operation.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_completion {
-    /// As given to kvc_cq_submit().
+    /// The tag that was passed to kvc_cq_submit().
     pub tag: u64,
-    /// KVC_OK or why not.
+    /// KVC_OK, or the status of the failure.
     pub status: c_int,
-    /// How many servers hold a write: 2, or 1 while a server is missing. Zero for a read, and after a
-    /// failure.
+    /// The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for a read, and
+    /// after a failure.
     pub copies: u32,
-    /// Of a get without dst that has succeeded: the value, to be freed with kvc_buf_free(). Of everything
-    /// else data is NULL. Of a get with dst, len is the length of the value after a success and after
-    /// KVC_TOO_BIG, else zero. The version is that of the entry after every success, KVC_TOO_BIG and
-    /// KVC_CONFLICT (zero if there is no entry), else zero; of a delete, the number of the delete itself.
+    /// The value of a successful get without dst, to be freed with kvc_buf_free(). In all other cases data is NULL. For
+    /// a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version is
+    /// that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero. For
+    /// a delete it is the number of the delete itself.
     pub value: kvc_buf,
-    /// NULL after a success; else what went wrong, in words, which belong to the queue and live until
-    /// the next kvc_cq_poll() or kvc_cq_free().
+    /// The error message; NULL after a success. The queue owns it; it is valid until the next kvc_cq_poll() or
+    /// kvc_cq_free().
     pub words: *const c_char,
-    /// After KVC_IN_DOUBT: the write, for kvc_resolve(). Else all zero.
+    /// The write after KVC_IN_DOUBT, for kvc_resolve(). Else all zero.
     pub doubt: kvc_doubt,
 }
 
-/// What is known of an operation in flight.
+/// The state of an operation in flight.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot {
     tag: u64,
     is_get: bool,
     /// The memory of a get with dst.
     target: Option<Target>,
-    /// Names the operation while it is under way.
+    /// The handle of the operation while it is in flight.
     ticket: Option<Ticket>,
 }
 
@@ -166,7 +166,7 @@ impl Slot {
     }
 }
 
-/// Where a get with dst goes.
+/// Returns the destination of a get with dst.
 fn target(op: &kvc_op) -> Option<Target> {
     let offset = usize::try_from(op.offset).unwrap_or(usize::MAX);
     match op.kind {
@@ -177,22 +177,22 @@ fn target(op: &kvc_op) -> Option<Target> {
     }
 }
 
-/// A completion that the program does not have yet.
+/// A completion that was not polled yet.
 pub(crate) struct Done {
     tag: u64,
     copies: u32,
     value: kvc_buf,
-    /// Apart, as most have none.
+    /// Boxed, because most completions have none.
     failure: Option<Box<Failure>>,
 }
 
 impl Done {
-    /// Of the value that it owns.
+    /// Returns the number of bytes of the value that it owns.
     fn bytes(&self) -> usize {
         if self.value.data.is_null() { 0 } else { self.value.len }
     }
 
-    /// The completion, without words, and why the operation failed.
+    /// Returns the completion without its message, and the failure.
     pub(crate) fn tell(self, doubts: &Doubts) -> (kvc_completion, Option<Failure>) {
         let Done { tag, copies, value, failure } = self;
         let mut failure = failure.map(|failure| *failure);
@@ -204,20 +204,20 @@ impl Done {
 
 pub(crate) struct Queue {
     client: Client,
-    /// Names of writes in doubt, shared with the handle.
+    /// The names of writes in doubt, shared with the handle.
     doubts: Doubts,
     slots: Vec<Slot>,
-    /// Slots that no operation has.
+    /// The free list of slots.
     free: Vec<usize>,
     done: VecDeque<Done>,
-    /// Of the values in `done`.
+    /// The bytes of the values in `done`.
     done_bytes: usize,
-    /// The texts that the completions of the last poll point to.
+    /// The messages to which the completions of the last poll point.
     words: Vec<CString>,
 }
 
 impl Queue {
-    /// Operations that the program has not got the completions of.
+    /// Returns the number of operations whose completions were not polled.
     fn taken(&self) -> usize {
         self.slots.len() - self.free.len() + self.done.len()
     }
@@ -234,13 +234,13 @@ impl Queue {
         }
         let options =
             OpOptions { deadline: millis(op.timeout_ms), condition: condition(op.if_version) };
-        // SAFETY: the program's promise; a kept value is let go of when the operation has ended or the
+        // SAFETY: the program guarantees the memory; a kept value is released when the operation has ended or the
         // client is dropped.
         let request = unsafe { request(op) }?;
         let slot = Slot::of(op, tag);
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(slot);
-            // All of them may end at once, and then nothing is to be allocated.
+            // All operations may end at once, and nothing may be allocated then.
             self.done.reserve(self.slots.len() - self.done.len());
             self.slots.len() - 1
         });
@@ -255,7 +255,7 @@ impl Queue {
         })
     }
 
-    /// Ends operations early.
+    /// Ends the operations with this tag early.
     pub(crate) fn cancel(&mut self, tag: u64) -> Result<(), Failure> {
         let mut is_known = self.done.iter().any(|done| done.tag == tag);
         for slot in self.slots.iter().filter(|slot| slot.tag == tag) {
@@ -275,7 +275,7 @@ impl Queue {
         self.client.statistics()
     }
 
-    /// Without a timeout it waits until there is a completion, or nothing that could be one.
+    /// Polls for completions. Without a timeout, it waits until there is a completion or nothing is in flight.
     fn poll(
         &mut self,
         out: &mut [MaybeUninit<kvc_completion>],
@@ -319,26 +319,26 @@ impl Queue {
         Ok(count)
     }
 
-    /// Lets the client send and receive, up to `timeout`, and notes what ends.
+    /// Sends and receives for up to `timeout`, and records results.
     fn collect(&mut self, timeout: Duration) -> Result<(), Failure> {
         let (client, mut each) = self.with_each();
         client.poll_each(timeout, &mut each).map(|_| ()).map_err(epoll_failed)
     }
 
-    /// Lets the client send, and notes what ends.
+    /// Sends, and records results.
     fn send(&mut self) -> Result<(), Failure> {
         let (client, mut each) = self.with_each();
         client.send_each(&mut each).map_err(epoll_failed)
     }
 
-    /// The client, and what notes each end.
+    /// Returns the client, and a function that records each result.
     fn with_each(&mut self) -> (&mut Client, impl OnEnd) {
         let Queue { client, slots, free, done, done_bytes, .. } = self;
         let each = move |at: u64, result: Result<Answered<'_>, kv_client::Error>| {
             let at = usize::try_from(at).expect("it was a slot");
             free.push(at);
             slots[at].ticket = None;
-            // SAFETY: the program keeps dst until it has the completion.
+            // SAFETY: the program keeps dst valid until it has the completion.
             let ended = unsafe { end(slots[at], result) };
             *done_bytes += ended.bytes();
             done.push_back(ended);
@@ -356,7 +356,7 @@ impl Queue {
         Ok(descriptor)
     }
 
-    /// Makes the descriptor readable for completions that wait here: no socket will tell of them.
+    /// Makes the descriptor readable if there are unpolled completions, which no socket signals.
     fn wake_if_done(&mut self) {
         if !self.done.is_empty() {
             self.client.wake();
@@ -367,7 +367,7 @@ impl Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         for done in &mut self.done {
-            // SAFETY: nobody else has it.
+            // SAFETY: the queue owns the value.
             unsafe { crate::buffer::kvc_buf_free(&raw mut done.value) };
         }
     }
@@ -377,10 +377,10 @@ fn epoll_failed(error: io::Error) -> Failure {
     Failure::new(KVC_UNAVAILABLE, format!("waiting on epoll: {error}"))
 }
 
-/// What becomes of an operation's slot.
+/// Converts the result of an operation into its completion.
 ///
 /// # Safety
-/// The memory of `slot.target` has room for what it says.
+/// The memory of `slot.target` has room for its `cap` bytes.
 pub(crate) unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Done {
     let Slot { tag, is_get, target, .. } = slot;
     let mut value = kvc_buf::EMPTY;
@@ -410,10 +410,10 @@ pub(crate) unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Err
     Done { tag, copies: answered.copies.into(), value, failure }
 }
 
-/// What the client is asked.
+/// Converts an operation of the C interface into one of the client.
 ///
 /// # Safety
-/// Key and value are readable; a kept value for as long as KVC_KEEP says.
+/// Key and value are readable; a kept value for as long as KVC_KEEP requires.
 pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
     if op.flags & !(KVC_KEEP | KVC_RANGE) != 0 {
         return Err(Failure::invalid(format!("kvc_op.flags is {:#x}", op.flags)));
@@ -443,14 +443,14 @@ pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
     }
 }
 
-/// Opens a queue of up to `depth` operations (1 to 65,536) that are submitted and not polled. It has
-/// connections of its own; the handle may be closed before it. On success *out is a queue that the
-/// caller frees with kvc_cq_free().
+/// Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and not polled. It has its own
+/// connections; the handle may be closed before the queue. On success, *out is a queue that the caller frees with
+/// kvc_cq_free().
 ///
-/// Its memory: 64 MiB of keys and values to be sent (KVC_KEEP leaves the values where they are); 64 MiB
-/// of values that were read without dst and not polled, when it reads no more, and the 17 MiB that the
-/// last read may bring; for each connection to a shard of a server a buffer for what comes in, up to twice
-/// the longest value; 8 MiB of buffers that are used again; and some 500 bytes for each operation.
+/// Memory limits: 64 MiB of keys and values to be sent (values with KVC_KEEP stay in the program's memory). 64 MiB of
+/// values that were read without dst and not polled; the queue then stops reading, after up to 17 MiB more from the
+/// last read. For each connection to a shard of a server, a receive buffer of up to twice the longest value. 16 MiB of
+/// reused request buffers, and about 500 bytes for each operation.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_new(
     client: *mut kvc_client,
@@ -489,15 +489,15 @@ pub unsafe extern "C" fn kvc_cq_new(
             interrupt: handle.interrupt.clone(),
             queue: UnsafeCell::new(queue),
         });
-        // SAFETY: not NULL; the caller lets us write a pointer there.
+        // SAFETY: not NULL; the caller passes a pointer that is valid for writing a pointer.
         unsafe { out.write(Box::into_raw(cq)) };
         Ok(KVC_OK)
     })
 }
 
-/// The descriptor of a queue: readable when kvc_cq_poll() has something to do, also when that is only to
-/// send what was submitted, or a timer of the library's. For poll, epoll and event libraries,
-/// level-triggered. It stays the queue's. Returns the descriptor, or a status below zero.
+/// Returns the descriptor of a queue, or a negative status. The descriptor is readable when kvc_cq_poll() has work to
+/// do, even if that is only to send submitted operations or to run a timer of the library. Use it with poll, epoll and
+/// event libraries, level-triggered. The queue owns it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
     guard(|| {
@@ -506,20 +506,19 @@ pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
     })
 }
 
-/// Puts an operation into the queue; after KVC_OK one completion comes from kvc_cq_poll() under `tag`,
-/// whatever its end. After every other status nothing was taken, nothing of the program's is touched any
-/// more, and no completion comes. KVC_FULL: depth operations, or 64 MiB of keys and values, are in the
-/// queue; call kvc_cq_poll() until it has given a completion, then submit the operation again.
-/// KVC_INVALID: an argument is wrong, or another thread is in a call on the queue. KVC_TOO_BIG,
-/// KVC_NO_MEMORY: of the key and the value; KVC_INTERRUPTED, KVC_FORKED, KVC_PANIC. `op` is read during the call only.
-/// Operations on one key that are in the queue together are done in any order.
+/// Submits an operation. After KVC_OK, kvc_cq_poll() returns one completion with `tag`, whatever the result. After any
+/// other status, nothing was submitted, the program's memory is not accessed any more, and no completion follows.
+/// KVC_FULL: depth operations, or 64 MiB of keys and values, are in the queue; call kvc_cq_poll() until it returns a
+/// completion, then submit the operation again. KVC_INVALID: an argument is invalid, or another thread is in a call on
+/// the queue. KVC_TOO_BIG, KVC_NO_MEMORY: for the key and the value. Also KVC_INTERRUPTED, KVC_FORKED, KVC_PANIC. `op`
+/// is read during the call only. Operations on one key that are in the queue together may execute in any order.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: u64) -> c_int {
     guard(|| {
         if op.is_null() {
             return Err(Failure::invalid("kvc_cq_submit: op is NULL"));
         }
-        // SAFETY: the caller passes a struct as large as it says, and a queue that is not freed.
+        // SAFETY: the caller passes a struct of the size that it states, and a queue that is not freed.
         unsafe {
             let op = sized(op, "kvc_op")?;
             with_queue(cq, |queue, depth| queue.submit(&op, tag, depth))?;
@@ -528,15 +527,15 @@ pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: 
     })
 }
 
-/// Sends what was submitted, waits up to `timeout_ms` milliseconds for a completion (0: not at all;
-/// below zero: until there is one), and writes up to `max` of them to `out`, which needs not be
-/// initialised. Returns how many: 0 at the timeout, and at once if nothing is in the queue; or a status
-/// below zero: then nothing was written, and no completion is lost but by KVC_PANIC. KVC_INTERRUPTED: there is no
-/// completion, and the program has called kvc_interrupt().
+/// Sends submitted operations, waits up to `timeout_ms` milliseconds for a completion (0: no wait; negative: until
+/// there is one), and writes up to `max` completions to `out`, which need not be initialised. Returns their number: 0
+/// at the timeout, or at once if the queue is empty. A negative result is a status: then nothing was written, and no
+/// completion is lost except by KVC_PANIC. KVC_INTERRUPTED: there is no completion, and the program has called
+/// kvc_interrupt().
 ///
-/// Every operation ends within its own deadline, so none of these waits is longer than that of what is in
-/// the queue, at most 60 seconds. Of other threads, kvc_interrupt() alone ends it early, and no signal does. A program
-/// that waits for other things as well waits on kvc_cq_fd().
+/// Every operation ends by its own deadline, so a wait lasts at most as long as the longest deadline in the queue, at
+/// most 60 seconds. From another thread, only kvc_interrupt() ends a wait early; signals do not. A program that waits
+/// for other events too should wait on kvc_cq_fd().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_poll(
     cq: *mut kvc_cq,
@@ -549,8 +548,8 @@ pub unsafe extern "C" fn kvc_cq_poll(
             return Err(Failure::invalid("kvc_cq_poll: out is NULL or max 0"));
         }
         let max = max.min(MAX_IN_FLIGHT);
-        // SAFETY: the caller passes room for `max` completions, in which anything may be, and a queue
-        // that is not freed.
+        // SAFETY: the caller passes room for `max` completions, which may be uninitialised, and a queue that is not
+        // freed.
         let count = unsafe {
             let out = std::slice::from_raw_parts_mut(out.cast(), max);
             with_queue(cq, |queue, _| {
@@ -561,11 +560,10 @@ pub unsafe extern "C" fn kvc_cq_poll(
     })
 }
 
-/// Frees a queue, its connections and the values of completions that were not polled; NULL is fine.
-/// Operations in flight are given up: whether their writes are done is not known. Memory of the program
-/// that operations name is no longer touched. KVC_INVALID, and it is not freed, while another thread is
-/// in a call on it. In the child of a fork, an inherited queue stays as it is (KVC_FORKED): see
-/// kvc_cq_free_forked().
+/// Frees a queue, its connections and the values of completions that were not polled. NULL is allowed. Operations in
+/// flight are abandoned: the outcome of their writes is unknown. Memory of the program that operations refer to is not
+/// accessed any more. While another thread is in a call on the queue, it returns KVC_INVALID and does not free it. In
+/// the child of a fork, an inherited queue is not freed (KVC_FORKED): see kvc_cq_free_forked().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
     guard(|| {
@@ -574,7 +572,7 @@ pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
         open.check_process()?;
         open.check_caller()?;
         open.enter()?;
-        // SAFETY: it came from Box::into_raw in kvc_cq_new, and the caller gives it back.
+        // SAFETY: it came from Box::into_raw in kvc_cq_new, and the caller transfers it back.
         drop(unsafe { Box::from_raw(cq) });
         Ok(KVC_OK)
     })
@@ -589,7 +587,7 @@ impl kvc_cq {
         Ok(())
     }
 
-    /// A function for the log or for events runs in the middle of a call.
+    /// Rejects a call from within a log or event function.
     fn check_caller(&self) -> Result<(), Failure> {
         if self.calls_back { refuse_callback() } else { Ok(()) }
     }
@@ -598,12 +596,12 @@ impl kvc_cq {
         self.process.is_current()
     }
 
-    /// Gives this process's copy back, in the child of a fork.
+    /// Releases this process's copy in the child of a fork.
     pub(crate) fn close_inherited(mut self: Box<kvc_cq>) {
-        // SAFETY: in this process no call on the handle or its queues uses it any more.
+        // SAFETY: no call of this process on the handle or its queues uses the interrupt any more.
         unsafe { self.interrupt.close_inherited() };
         if self.is_in_use.load(Ordering::Acquire) {
-            // SAFETY: what has them is never dropped.
+            // SAFETY: `forget` ensures that the owner of the descriptors is never dropped.
             unsafe { self.descriptors.close() };
             std::mem::forget(self);
             return;
@@ -611,7 +609,7 @@ impl kvc_cq {
         std::mem::take(&mut self.queue.get_mut().doubts).close_inherited();
     }
 
-    /// Lets one thread at a time in; it stays in until `is_in_use` is false again.
+    /// Claims the queue for this thread until `is_in_use` is reset.
     fn enter(&self) -> Result<(), Failure> {
         if self.is_in_use.swap(true, Ordering::Acquire) {
             let words = "another thread is in a call on this queue; one at a time may be";
@@ -629,8 +627,8 @@ pub(crate) unsafe fn with_queue<T>(
     cq: *const kvc_cq,
     call: impl FnOnce(&mut Queue, u32) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    /// Lets the next call in when this one is over, however it ends. That by a panic is told by
-    /// `is_over`: whether this thread unwinds does not, as its program may be unwinding when it calls.
+    /// A guard that releases the queue at the end of a call. `is_over` detects a panic: `thread::panicking` would not,
+    /// because the calling program may itself be unwinding.
     struct InUse<'a> {
         cq: &'a kvc_cq,
         is_over: bool,
@@ -653,7 +651,7 @@ pub(crate) unsafe fn with_queue<T>(
         let words = "an earlier call on this queue met a defect; free it and open another";
         Err(Failure::new(KVC_PANIC, words))
     } else {
-        // SAFETY: whoever has set `is_in_use` is alone with the queue.
+        // SAFETY: the thread that has set `is_in_use` has exclusive access to the queue.
         call(unsafe { &mut *cq.queue.get() }, cq.depth)
     };
     in_use.is_over = true;
@@ -666,7 +664,7 @@ mod tests {
     use crate::panic::testing::unwinding;
     use std::ptr::null_mut;
 
-    /// A queue on a handle of a cluster that is not there.
+    /// Opens a queue on a handle for an unreachable cluster.
     fn queue() -> *mut kvc_cq {
         let (mut client, mut cq) = (null_mut(), null_mut());
         // SAFETY: all arguments are valid; the handle is not used after it is closed.

@@ -1,7 +1,7 @@
-//! Writes in doubt, by the names that a program has of them.
+//! Writes in doubt, by the names that a program has for them.
 //!
-//! A handle and its queues share one book of them. It keeps the latest; the library settles an older one by itself
-//! when its key is used again.
+//! A handle and its queues share one list. It keeps the most recent writes. An older one is still settled by the
+//! library when its key is used again.
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -14,20 +14,20 @@ use crate::error::{Failure, KVC_INVALID};
 use crate::handle::{kvc_client, kvc_result, open_here, tell};
 use crate::panic::guard;
 
-/// Most writes in doubt whose names are kept, and most bytes of them.
+/// The maximum number of writes in doubt in the list, and their maximum bytes.
 const MAX_KEPT: usize = 65_536;
 const MAX_KEPT_BYTES: usize = 16 << 20;
 
-/// The name of a write that ended KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; copied like a
-/// number, and good as long as the handle is open. It never gets another field.
+/// The name of a write that ended with KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; it may be
+/// copied, and is valid while the handle is open. It never gets another field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct kvc_doubt {
-    /// The library's.
+    /// The library's data; not for use by the program.
     pub opaque: [u64; 2],
 }
 
-/// See the module.
+/// The list of writes in doubt; see the module documentation.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Doubts {
     kept: Arc<Mutex<Kept>>,
@@ -35,10 +35,10 @@ pub(crate) struct Doubts {
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// How many there were before the first of `doubts`.
+    /// The number of writes that were removed before the first of `doubts`.
     before: u64,
     doubts: VecDeque<Doubt>,
-    /// Of `doubts`.
+    /// The bytes of `doubts`.
     bytes: usize,
 }
 
@@ -55,7 +55,7 @@ impl Kept {
 }
 
 impl Doubts {
-    /// Gives a name to what failed in doubt.
+    /// Adds a write in doubt to the list and returns its name.
     pub(crate) fn name(&self, doubt: Option<Doubt>) -> kvc_doubt {
         let Some(doubt) = doubt else { return kvc_doubt::default() };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,14 +63,14 @@ impl Doubts {
         kvc_doubt { opaque: [kept.before + kept.doubts.len() as u64, self.book()] }
     }
 
-    /// Gives the memory back in the child of a fork, unless another thread was changing it at that moment.
+    /// Releases the memory in the child of a fork, unless another thread was changing the list at that moment.
     pub(crate) fn close_inherited(self) {
         if matches!(self.kept.try_lock(), Err(TryLockError::WouldBlock)) {
             std::mem::forget(self);
         }
     }
 
-    /// Tells the names of different handles apart.
+    /// Returns an id of this list, which distinguishes the names of different handles.
     fn book(&self) -> u64 {
         Arc::as_ptr(&self.kept) as u64
     }
@@ -96,15 +96,16 @@ impl Doubts {
     }
 }
 
-/// Settles a write that ended KVC_IN_DOUBT, of a call, a batch or a queue of this handle. KVC_OK: it was done; *result
-/// gets the version and the copies of its own response. KVC_NOT_DONE: it was not done, and never will be. A
-/// conditional write and a delete may have ended KVC_CONFLICT or KVC_NOT_FOUND, which is told as by the call itself.
-/// The answer is the same each time. KVC_IN_DOUBT: the servers have forgotten the write; it will not be done any more,
-/// but nobody knows whether it was. KVC_TIMEOUT, KVC_UNAVAILABLE: its server did not respond; ask again.
+/// Settles a write that ended with KVC_IN_DOUBT in a call, a batch or a queue of this handle. KVC_OK: the write was
+/// executed; *result is set to the version and the copies of its own response. KVC_NOT_DONE: the write was not executed
+/// and never will be. For a conditional write or a delete, it may also return the write's own KVC_CONFLICT or
+/// KVC_NOT_FOUND. The result is the same for every call. KVC_IN_DOUBT: the servers have expired the write's session;
+/// the write will not be executed any more, but its outcome stays unknown. KVC_TIMEOUT, KVC_UNAVAILABLE: its server did
+/// not respond; call again later.
 ///
-/// A write that is not settled by the program is settled by the library before it sends the next operation on the same
-/// key, so an operation that was answered is never overtaken by an earlier write in doubt.
-/// `timeout_ms`: as in kvc_op_options. `result` may be NULL.
+/// If the program does not settle a write, the library does so before it sends the next operation on the same key. So
+/// an earlier write in doubt never takes effect after the response to a later operation. `timeout_ms`: as in
+/// kvc_op_options. `result` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_resolve(
     client: *mut kvc_client,

@@ -1,76 +1,74 @@
-//! Statuses, their names, and this thread's last failure in words.
+//! Statuses, their names, and the message of this thread's last failure.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 
 use kv_client::{Doubt, Error, OpenError};
 
-/// Done.
+/// Success.
 pub const KVC_OK: c_int = 0;
 /// The key does not exist.
 pub const KVC_NOT_FOUND: c_int = -1;
-/// A read was sent and got no answer before its deadline. A program treats it as KVC_UNAVAILABLE: the value
-/// was not read, and whether the request reached a server tells it nothing more.
+/// A read was sent and got no response before its deadline. Treat it like KVC_UNAVAILABLE: the value was not read, and
+/// whether the request reached a server makes no difference to the program.
 pub const KVC_TIMEOUT: c_int = -2;
-/// A write was sent and may have been done or not; kvc_resolve() finds out.
+/// A write was sent and may or may not have been executed; kvc_resolve() returns the outcome.
 pub const KVC_IN_DOUBT: c_int = -3;
-/// Not served before the deadline; a write was not done. Of a read it means the same to a program as
-/// KVC_TIMEOUT: treat the two alike. Of kvc_open() and kvc_cq_new(): a name is
-/// unknown, or the system gives no descriptor.
+/// The operation was not served before the deadline; a write was not executed. For a read, treat it like KVC_TIMEOUT.
+/// From kvc_open() and kvc_cq_new(): a name cannot be resolved, or the system provides no descriptor.
 pub const KVC_UNAVAILABLE: c_int = -4;
-/// No server holds the key any more; an operator has to restore it.
+/// No server holds the key's group any more; an operator has to restore it.
 pub const KVC_LOST: c_int = -5;
-/// The condition of a write does not hold; nothing was changed. The version that the entry has, zero if
-/// there is none, is in kvc_result.version, and in the version of a completion's value.
+/// The condition of a write does not hold; nothing was changed. The current version of the entry, zero if there is
+/// none, is in kvc_result.version and in the version of a completion's value.
 pub const KVC_CONFLICT: c_int = -6;
-/// Key or value is longer than allowed, and nothing was changed; or a value is longer than the room
-/// for it.
+/// The key or the value is too long, and nothing was changed; or a value read is longer than the buffer for it.
 pub const KVC_TOO_BIG: c_int = -7;
 /// The servers' memory limit is reached; nothing was changed.
 pub const KVC_OUT_OF_SPACE: c_int = -8;
-/// Too much load until the deadline; a write was not done.
+/// The servers were overloaded until the deadline; a write was not executed.
 pub const KVC_BUSY: c_int = -9;
-/// The queue is full, and did not take the operation. Call kvc_cq_poll() until it has given a completion,
-/// then submit the operation again.
+/// The queue is full, and the operation was not submitted. Call kvc_cq_poll() until it returns a completion, then
+/// submit the operation again.
 pub const KVC_FULL: c_int = -10;
 /// The handle was opened before a fork(); open another in the child.
 pub const KVC_FORKED: c_int = -11;
-/// An argument is wrong; nothing was done.
+/// An argument is invalid; nothing was executed.
 pub const KVC_INVALID: c_int = -12;
-/// This process has no memory for the request or the value; a write was not done.
+/// This process has no memory for the request or the value; a write was not executed.
 pub const KVC_NO_MEMORY: c_int = -13;
-/// Client and server do not understand each other. An endpoint that is another kind of server (HTTP, SSH)
-/// is as one that does not serve: KVC_UNAVAILABLE at the deadline, and the words say what it sent.
+/// A protocol error between client and server. An endpoint of another kind of server (HTTP, SSH) counts as unavailable:
+/// KVC_UNAVAILABLE at the deadline, and the message has what it sent.
 pub const KVC_PROTOCOL: c_int = -14;
-/// A defect in the library; the handle or queue can only be closed. Its words, and where it is, go to
-/// standard error as well.
+/// A defect in the library; the handle or queue can only be closed. Its message and source location are also printed to
+/// standard error.
 pub const KVC_PANIC: c_int = -15;
-/// Another process uses this handle's client id, as the clone of a virtual machine does, and has used the number of
-/// this write. The write was not done. The next write uses another id.
+/// Another process, such as the clone of a virtual machine, uses this handle's client id and has used the number of
+/// this write. The write was not executed. The next write uses another id.
 pub const KVC_SHARED_IDENTITY: c_int = -16;
-/// Another cluster, not restored from the handle's cluster, has taken its place; nothing was done. Open a new handle.
+/// Another cluster, not restored from the handle's cluster, has replaced it; nothing was executed. Open a new handle.
 pub const KVC_OTHER_CLUSTER: c_int = -17;
 
-/// A write in doubt was settled: it was not done, and never will be.
+/// The write in doubt was settled: it was not executed and never will be.
 pub const KVC_NOT_DONE: c_int = -18;
 
-/// The program has interrupted the handle (kvc_interrupt()); a write was not done.
+/// The program has interrupted the handle (kvc_interrupt()); a write was not executed.
 pub const KVC_INTERRUPTED: c_int = -19;
-/// The program has cancelled the operation (kvc_cq_cancel()); a write was not done.
+/// The program has cancelled the operation (kvc_cq_cancel()); a write was not executed.
 pub const KVC_CANCELLED: c_int = -20;
 
-/// A status, and why in words.
+/// A status with its message.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) status: c_int,
     pub(crate) words: String,
-    /// Of KVC_CONFLICT: the version that the entry has; zero if there is none.
+    /// The current version of the entry after KVC_CONFLICT; zero if there is none.
     pub(crate) version: u64,
-    /// Of KVC_IN_DOUBT: the write.
+    /// The write after KVC_IN_DOUBT.
     pub(crate) doubt: Option<Doubt>,
 }
 
-/// How serious a status is, for a call that has several: the higher, the more.
+/// Returns the rank of a status, for a call that has several: the higher, the more serious.
 pub(crate) fn severity(status: c_int) -> usize {
     const ORDER: [c_int; 16] = [
         KVC_NOT_FOUND,
@@ -153,15 +151,15 @@ thread_local! {
     static LAST_ERROR: RefCell<Option<CString>> = const { RefCell::new(None) };
 }
 
-/// Remembers a failure for [`kvc_last_error`] and returns its status.
+/// Stores the message of a failure for [`kvc_last_error`] and returns its status.
 pub(crate) fn fail(failure: Failure) -> c_int {
     let words = c_text(failure.words);
-    // A thread that is ending has no memory of errors any more.
+    // The thread-local storage of an ending thread may be gone.
     let _ = LAST_ERROR.try_with(|last| last.replace(Some(words)));
     failure.status
 }
 
-/// Words as C takes them.
+/// Converts a text into a C string; NUL bytes are removed.
 pub(crate) fn c_text(words: impl Into<Vec<u8>>) -> CString {
     let mut words = words.into();
     words.retain(|&byte| byte != 0);
@@ -174,8 +172,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// The name of a status, such as "KVC_NOT_FOUND"; "KVC_UNKNOWN" for a number that is none. The text
-/// is static.
+/// Returns the name of a status, such as "KVC_NOT_FOUND"; "KVC_UNKNOWN" for any other number. The string is static.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvc_status_name(status: c_int) -> *const c_char {
     let name: &CStr = match status {
@@ -205,8 +202,8 @@ pub extern "C" fn kvc_status_name(status: c_int) -> *const c_char {
     name.as_ptr()
 }
 
-/// What went wrong in this thread's last call that failed, in words; "" if none has. The text belongs
-/// to the library and lives until the thread's next failure.
+/// Returns the message of this thread's last failed call; "" if none has failed. The library owns the string; it is
+/// valid until the thread's next failure.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvc_last_error() -> *const c_char {
     LAST_ERROR

@@ -1,4 +1,4 @@
-//! Events as C programs get them.
+//! Events in their C form.
 
 use std::ffi::{c_char, c_void};
 use std::net::SocketAddr;
@@ -9,59 +9,60 @@ use kv_client::{Event, Events, ServerId};
 use crate::error::c_text;
 use crate::options::Argument;
 
-/// kvc_event.kind: a server has welcomed a connection.
+/// kvc_event.kind: a connection to a server has completed its handshake.
 pub const KVC_EVENT_CONNECTION_OPENED: u32 = 1;
-/// kvc_event.kind: a connection to a server has ended, or could not be opened; the words say why.
+/// kvc_event.kind: a connection to a server was lost or could not be opened; words has the reason.
 pub const KVC_EVENT_CONNECTION_LOST: u32 = 2;
-/// kvc_event.kind: the library has closed a connection that it needs no more.
+/// kvc_event.kind: the library has closed a connection that it no longer needs.
 pub const KVC_EVENT_CONNECTION_CLOSED: u32 = 3;
-/// kvc_event.kind: a newer map of the cluster was taken.
+/// kvc_event.kind: a newer map of the cluster was applied.
 pub const KVC_EVENT_MAP_CHANGED: u32 = 4;
-/// kvc_event.kind: by the newer map a server is up, or has started anew. The first map reports each server.
+/// kvc_event.kind: according to the newer map, a server is up or was restarted. The first map reports every server.
 pub const KVC_EVENT_SERVER_UP: u32 = 5;
-/// kvc_event.kind: by the newer map a server is not up. The first map reports each server.
+/// kvc_event.kind: according to the newer map, a server is not up. The first map reports every server.
 pub const KVC_EVENT_SERVER_DOWN: u32 = 6;
-/// kvc_event.kind: a write has ended KVC_IN_DOUBT.
+/// kvc_event.kind: a write has ended with KVC_IN_DOUBT.
 pub const KVC_EVENT_IN_DOUBT: u32 = 7;
-/// kvc_event.kind: a session with a shard was begun anew: the servers had forgotten it, or another process uses its id.
+/// kvc_event.kind: a new session with a shard has begun, because the servers had expired the earlier one or another
+/// process uses its client id.
 pub const KVC_EVENT_SESSION_BEGUN: u32 = 8;
 
-/// kvc_event.server: the event is of no server in particular.
+/// kvc_event.server: the event concerns no particular server.
 pub const KVC_NO_SERVER: u32 = 0xffff_ffff;
 
-/// Something that happened to a handle or a queue. The library fills it. A later library may have more fields and more
-/// kinds: a program looks at the fields that its header knows, and ignores kinds that it does not know.
+/// An event of a handle or a queue, filled in by the library. A later library may have more fields and more kinds. A
+/// program reads the fields that its header has, and ignores unknown kinds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_event {
     /// sizeof(kvc_event) of the library.
     pub size: u32,
-    /// KVC_EVENT_CONNECTION_OPENED and so on.
+    /// One of the KVC_EVENT_ constants.
     pub kind: u32,
     /// The server's number in the ring, or KVC_NO_SERVER.
     pub server: u32,
     /// Zero.
     pub reserved: u32,
-    /// Of KVC_EVENT_MAP_CHANGED the revision of the map; else zero.
+    /// The revision of the map for KVC_EVENT_MAP_CHANGED; else zero.
     pub revision: u64,
-    /// The server's address, or that from which the map came, as "host:port"; NULL if there is none.
+    /// The address of the server, or of the sender of the map, as "host:port"; NULL if there is none.
     pub address: *const c_char,
-    /// The event in one line of words, without a line end. Never NULL.
+    /// The event as one line of text, without a line end. Never NULL.
     pub words: *const c_char,
 }
 
-/// Receives the events of a handle and its queues. Each of the handle's connections_per_shard and each queue has
-/// connections and a map of its own, and reports its own events.
+/// Receives the events of a handle and its queues. Each of the handle's connections_per_shard and each queue has its
+/// own connections and its own map, and reports its own events.
 ///
-/// It is called within calls on the handle and its queues, never at another time: on whichever thread is in a call,
-/// perhaps on several at once, and under the handle's lock, so that other calls wait until it returns. It must
-/// return: not by longjmp or a C++ exception, and not a second time in the child of a fork. It must not call the
-/// library: a call on a handle or a queue from within it ends KVC_INVALID, but for kvc_interrupt() and
-/// kvc_resume(). `event` and its texts live until it returns.
+/// The library calls it only within calls on the handle and its queues, on the thread that is in the call, possibly on
+/// several threads at once. The handle's lock is held, so other calls wait until it returns. It must return normally:
+/// no longjmp, no C++ exception, and no second return in the child of a fork. It must not call the library: such a call
+/// on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume() are allowed. `event` and its texts
+/// are valid until it returns.
 pub type kvc_event_fn =
     Option<unsafe extern "C" fn(event_context: *mut c_void, event: *const kvc_event)>;
 
-/// The parts of an event that differ by its kind.
+/// The parts of an event that depend on its kind.
 struct Parts {
     kind: u32,
     server: Option<ServerId>,
@@ -70,7 +71,7 @@ struct Parts {
     words: String,
 }
 
-/// Events that call a function of the program.
+/// Creates the events of a client, which call a function of the program.
 pub(crate) fn events(to: kvc_event_fn, context: *mut c_void) -> Events {
     let Some(to) = to else { return Events::default() };
     let argument = Argument(context);
@@ -88,12 +89,12 @@ pub(crate) fn events(to: kvc_event_fn, context: *mut c_void) -> Events {
             address: address.as_ref().map_or(ptr::null(), |address| address.as_ptr()),
             words: words.as_ptr(),
         };
-        // SAFETY: the program passes a function of this type, and lives with its argument.
+        // SAFETY: the program passes a function of this type, which stays valid together with its argument.
         unsafe { to(*context, &raw const event) };
     })
 }
 
-/// The parts of an event; `None` of a kind that this interface does not know.
+/// Returns the parts of an event; `None` for a kind that this interface does not have.
 fn parts(event: &Event<'_>) -> Option<Parts> {
     let of = |kind, server, address, words| Parts { kind, server, revision: 0, address, words };
     let at = |address: Option<SocketAddr>| match address {

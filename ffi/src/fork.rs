@@ -1,50 +1,50 @@
-//! Whether this is still the process that opened a handle, without a system call for each look.
+//! Detection of a fork: a check, without a system call, that this is still the process that opened a handle.
 //!
 //! ```text
 //!   a page that the kernel empties in the child of a fork (madvise, MADV_WIPEONFORK: Linux 4.14)
 //!     parent   [ 1 ]   handles opened here carry 1
-//!     child    [ 0 ]   inherited handles carry 1: refused; the next open writes 2 and carries it
+//!     child    [ 0 ]   inherited handles carry 1: rejected; the next open writes 2 and carries it
 //! ```
 //!
-//! On a kernel without such pages the process id is asked for each time.
+//! On a kernel without this feature, each check reads the process id.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-/// The page; NULL until it is made, and for ever where it cannot be.
+/// The page; NULL until it is mapped, and permanently if it cannot be.
 static PAGE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
-/// The number of the next process; a child goes on with its parent's.
+/// The number of the next process; a child continues with its parent's counter.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// A process, as far as forks tell them apart.
+/// The identity of a process across forks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Process {
-    /// By what the page says.
+    /// The number in the page.
     Page(u64),
-    /// By its id, for want of a page.
+    /// The process id, where no page is available.
     Id(u32),
 }
 
 impl Process {
-    /// This one.
+    /// Returns the identity of this process.
     pub(crate) fn current() -> Process {
         let Some(page) = page() else { return Process::Id(std::process::id()) };
         let mut number = page.load(Ordering::Relaxed);
         if number == 0 {
             let fresh = NEXT.fetch_add(1, Ordering::Relaxed);
-            // Where another thread was first, its number stays.
+            // If another thread was first, its number is used.
             let was = page.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed);
             number = was.map_or_else(|first| first, |_| fresh);
         }
         Process::Page(number)
     }
 
-    /// Whether it is this one.
+    /// Returns whether it identifies this process.
     #[inline]
     pub(crate) fn is_current(self) -> bool {
         match self {
             Process::Page(number) => {
-                // SAFETY: it was made before the number was given, and stays mapped.
+                // SAFETY: the page was mapped before the number was assigned, and stays mapped.
                 let page = unsafe { PAGE.load(Ordering::Acquire).as_ref() };
                 page.is_some_and(|page| page.load(Ordering::Relaxed) == number)
             }
@@ -54,19 +54,19 @@ impl Process {
 }
 
 fn page() -> Option<&'static AtomicU64> {
-    // SAFETY: NULL, or a mapping that is never taken away.
+    // SAFETY: NULL, or a mapping that is never unmapped.
     if let Some(page) = unsafe { PAGE.load(Ordering::Acquire).as_ref() } {
         return Some(page);
     }
     let bytes = size_of::<AtomicU64>();
     let (access, kind) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a mapping of its own, in a place that the kernel chooses.
+    // SAFETY: a new mapping, at an address that the kernel chooses.
     let made = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
     if made == libc::MAP_FAILED {
         return None;
     }
-    // SAFETY: the mapping above, which nobody else knows.
+    // SAFETY: the mapping above, which no other thread knows.
     if unsafe { libc::madvise(made, bytes, libc::MADV_WIPEONFORK) } != 0 {
         // SAFETY: as above.
         unsafe { libc::munmap(made, bytes) };
@@ -77,9 +77,9 @@ fn page() -> Option<&'static AtomicU64> {
         // SAFETY: it was just mapped, aligned to a page and zero, and stays mapped.
         Ok(_) => Some(unsafe { &*made }),
         Err(first) => {
-            // SAFETY: nobody has seen it.
+            // SAFETY: no other thread has seen this mapping.
             unsafe { libc::munmap(made.cast(), bytes) };
-            // SAFETY: not NULL, and never taken away.
+            // SAFETY: not NULL, and never unmapped.
             Some(unsafe { &*first })
         }
     }
@@ -89,14 +89,14 @@ fn page() -> Option<&'static AtomicU64> {
 mod tests {
     use super::*;
 
-    /// What `look` says in a child of this process.
+    /// Runs `look` in a child of this process and returns its result.
     fn in_child(look: impl FnOnce() -> bool) -> bool {
         // SAFETY: the child calls nothing that needs a lock, and ends by _exit.
         let child = unsafe { libc::fork() };
         assert!(child >= 0);
         if child == 0 {
             let is_so = look();
-            // SAFETY: ends the child alone, without what the test program does at its exit.
+            // SAFETY: ends only the child, without the exit handlers of the test program.
             unsafe { libc::_exit(if is_so { 0 } else { 1 }) };
         }
         let mut status = 0;

@@ -16,49 +16,49 @@ use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options}
 use crate::panic::guard;
 use crate::target::Target;
 
-/// A client of one cluster, opaque. Many threads may use it at once. Make one for the program, not one
-/// for each call.
+/// A client of one cluster; opaque. Many threads may use it at once. Open one for the whole program, not one for each
+/// call.
 #[derive(Debug)]
 pub struct kvc_client {
-    /// The process that opened it: after a fork, the child shares descriptors with its parent and
-    /// must not use them.
+    /// The process that opened it. After a fork, the child shares the descriptors with its parent and must not use
+    /// them.
     pub(crate) process: Process,
     pub(crate) shared: SharedClient,
-    /// Names of writes in doubt.
+    /// The names of writes in doubt.
     pub(crate) doubts: Doubts,
-    /// For the clients of its queues.
+    /// The endpoints for the clients of its queues.
     endpoints: Endpoints,
     options: Options,
-    /// Among the options, too.
+    /// The interrupt, which is also in the options.
     pub(crate) interrupt: Interrupt,
 }
 
 impl kvc_client {
-    /// Whether it calls functions of the program.
+    /// Returns whether a log or event function of the program is set.
     pub(crate) fn calls_back(&self) -> bool {
         self.options.log.is_set() || self.options.events.is_set()
     }
 
-    /// Gives this process's copy back, in the child of a fork.
+    /// Releases this process's copy in the child of a fork.
     pub(crate) fn close_inherited(self) {
         let kvc_client { shared, doubts, interrupt, .. } = self;
         shared.close_inherited();
         doubts.close_inherited();
-        // SAFETY: in this process no call on the handle or its queues uses it any more.
+        // SAFETY: no call of this process on the handle or its queues uses the interrupt any more.
         unsafe { interrupt.close_inherited() };
     }
 
-    /// Opens one more client of the same cluster, with connections of its own.
+    /// Opens one more client of the same cluster, with its own connections.
     pub(crate) fn open(&self, window: usize) -> Result<Client, Failure> {
         let options = Options { window, ..self.options.clone() };
         Ok(Client::with_endpoints(&self.endpoints, options)?)
     }
 }
 
-/// A pointer of the program's, for the thread that takes what comes. The call that was given it waits meanwhile.
+/// A pointer of the program for the thread that receives the responses. The call that got the pointer waits meanwhile.
 pub(crate) struct Pointer<T>(*mut T);
 
-// SAFETY: the program lets the library write there during the call, on whichever thread.
+// SAFETY: the program allows the library to write there during the call, on any thread.
 unsafe impl<T> Send for Pointer<T> {}
 
 impl<T> Pointer<T> {
@@ -71,33 +71,33 @@ impl<T> Pointer<T> {
     }
 }
 
-/// A value this long is sent from where it is; a shorter one is cheaper to send in one piece with its
-/// key.
+/// The length from which a value is sent from the program's memory. A shorter one is cheaper to copy and send in one
+/// piece with its key.
 const KEPT_BYTES: usize = 4 << 10;
 
-/// What a write that was done says, one that has failed by its condition (KVC_CONFLICT) or is in doubt
-/// (KVC_IN_DOUBT), or a read of kvc_get_into(); NULL where it is not wanted.
+/// The result of a write that was executed, that failed by its condition (KVC_CONFLICT) or that is in doubt
+/// (KVC_IN_DOUBT), or of a read into the program's memory. Pass NULL if it is not needed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_result {
-    /// The version of the entry now, for if_version: of a delete, the number of the delete itself; after
-    /// KVC_CONFLICT zero if there is no entry.
+    /// The current version of the entry, for if_version. For a delete, the number of the delete itself. After
+    /// KVC_CONFLICT, zero if there is no entry.
     pub version: u64,
-    /// How many servers hold a write: 2, or 1 while a server is missing. Zero for what is no write, or was
-    /// not done.
+    /// The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for an operation
+    /// that is no write, or that was not executed.
     pub copies: u32,
     /// Zero.
     pub reserved: u32,
-    /// After KVC_IN_DOUBT: the write, for kvc_resolve(). Else all zero.
+    /// The write after KVC_IN_DOUBT, for kvc_resolve(). Else all zero.
     pub doubt: kvc_doubt,
 }
 
-/// Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]").
-/// Servers may be named too, by their ports for clients: they serve when the coordinator is away.
-/// Endpoints that are dead hold no call up: after 250 ms of silence the next one is asked as well.
-/// Names are resolved here, which may take as long as the system's resolver likes; one that is unknown
-/// is left out, with a warning in the log, unless all are. Nothing is connected before the first call.
-/// `options` may be NULL. On success *out is a handle that the caller closes with kvc_close().
+/// Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]"). An endpoint may
+/// also be the clients port of a server, which provides the map when the coordinator is unavailable. Dead endpoints
+/// delay no call by more than 250 ms each: after that time of silence, the next one is tried as well. Names are
+/// resolved by this call, for which the system's resolver has no deadline. A name that cannot be resolved is skipped
+/// with a warning in the log, unless none can be. The first call opens the first connection. `options` may be NULL. On
+/// success, *out is a handle that the caller closes with kvc_close().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_open(
     endpoints: *const c_char,
@@ -108,11 +108,11 @@ pub unsafe extern "C" fn kvc_open(
         if endpoints.is_null() || out.is_null() {
             return Err(Failure::invalid("kvc_open: endpoints or out is NULL"));
         }
-        // SAFETY: the caller passes a text that ends with NUL.
+        // SAFETY: the caller passes a NUL-terminated string.
         let endpoints = unsafe { CStr::from_ptr(endpoints) }
             .to_str()
             .map_err(|_| Failure::invalid("kvc_open: endpoints is not UTF-8"))?;
-        // SAFETY: the caller passes NULL or a struct as large as it says.
+        // SAFETY: the caller passes NULL or a struct of the size that it states.
         let (mut options, connections) = unsafe { read_options(options) }?;
         let interrupt = Interrupt::new()?;
         options.interrupt = Some(interrupt.clone());
@@ -122,14 +122,14 @@ pub unsafe extern "C" fn kvc_open(
         let doubts = Doubts::default();
         let handle =
             Box::new(kvc_client { process, shared, doubts, endpoints, options, interrupt });
-        // SAFETY: not NULL; the caller lets us write a pointer there.
+        // SAFETY: not NULL; the caller passes a pointer that is valid for writing a pointer.
         unsafe { out.write(Box::into_raw(handle)) };
         Ok(KVC_OK)
     })
 }
 
-/// Closes a handle and its connections; NULL is fine. No call may be under way on it, and none may
-/// follow. In the child of a fork, an inherited handle stays as it is (KVC_FORKED): see kvc_close_forked().
+/// Closes a handle and its connections. NULL is allowed. No call on it may be in progress or follow. In the child of a
+/// fork, an inherited handle is not closed (KVC_FORKED): see kvc_close_forked().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_close(client: *mut kvc_client) -> c_int {
     guard(|| {
@@ -139,14 +139,14 @@ pub unsafe extern "C" fn kvc_close(client: *mut kvc_client) -> c_int {
         // SAFETY: the caller passes a handle that is not closed.
         unsafe { open_here(client) }?;
         refuse_callback()?;
-        // SAFETY: it came from Box::into_raw in kvc_open, and the caller gives it back.
+        // SAFETY: it came from Box::into_raw in kvc_open, and the caller transfers it back.
         drop(unsafe { Box::from_raw(client) });
         Ok(KVC_OK)
     })
 }
 
-/// Sets a key (1 to 65,535 bytes) to a value (up to 16 MiB). `options` and `result` may be NULL. *result
-/// is written on success, after KVC_CONFLICT and after KVC_IN_DOUBT.
+/// Sets a key (1 to 65,535 bytes) to a value (up to 16 MiB). `options` and `result` may be NULL. *result is written on
+/// success, after KVC_CONFLICT and after KVC_IN_DOUBT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_put(
     client: *mut kvc_client,
@@ -156,9 +156,9 @@ pub unsafe extern "C" fn kvc_put(
     result: *mut kvc_result,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller's promises are those that `call` and `bytes` ask for.
+        // SAFETY: the caller guarantees the requirements of `call` and `bytes`.
         let written = unsafe {
-            // Nothing of it is looked at once the call has returned.
+            // It is not accessed after the call has returned.
             let value: &'static [u8] = value.bytes("value")?;
             call(
                 client,
@@ -173,7 +173,7 @@ pub unsafe extern "C" fn kvc_put(
     })
 }
 
-/// Reads a key. `options` may be NULL. On success *out owns the value; free it with kvc_buf_free().
+/// Reads a key. `options` may be NULL. On success, *out owns the value; free it with kvc_buf_free().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_get(
     client: *mut kvc_client,
@@ -185,7 +185,7 @@ pub unsafe extern "C" fn kvc_get(
         if out.is_null() {
             return Err(Failure::invalid("kvc_get: out is NULL"));
         }
-        // SAFETY: the caller's promises are those that `call` asks for.
+        // SAFETY: the caller guarantees the requirements of `call`.
         let owned =
             unsafe { call(client, key, options, get, |answered| value_of(answered).map(Owned)) }??;
         // SAFETY: not NULL; the caller passes room for a buffer.
@@ -194,10 +194,10 @@ pub unsafe extern "C" fn kvc_get(
     })
 }
 
-/// Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and its length
-/// into *len. A longer value is KVC_TOO_BIG: it is not fetched, and *len says how much room it needs. A long value is
-/// received straight into dst, so what is there after a failure is not specified. `options` and `result` may be NULL;
-/// on success *result gets the version.
+/// Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and sets *len to its length.
+/// If the value is longer than `cap`, returns KVC_TOO_BIG: the value is not fetched, and *len is the size that it
+/// needs. A long value is received straight into dst, so the content of dst after a failure is unspecified. `options`
+/// and `result` may be NULL. On success, *result is set to the version.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_get_into(
     client: *mut kvc_client,
@@ -212,9 +212,9 @@ pub unsafe extern "C" fn kvc_get_into(
         if len.is_null() || (dst.is_null() && cap > 0) {
             return Err(Failure::invalid("kvc_get_into: dst or len is NULL"));
         }
-        // SAFETY: `dst` has room for `cap` bytes, and the caller's other promises are those that are asked for.
+        // SAFETY: `dst` has room for `cap` bytes, and the caller guarantees the other requirements.
         let (bytes, version) = unsafe { read_into(client, key, options, Target::all(dst, cap)) }?;
-        // SAFETY: not NULL; the caller lets us write a length there.
+        // SAFETY: not NULL; the caller passes a pointer that is valid for writing a length.
         unsafe { len.write(bytes) };
         if bytes > cap {
             let words =
@@ -226,12 +226,12 @@ pub unsafe extern "C" fn kvc_get_into(
     })
 }
 
-/// Reads a part of a value: the bytes from byte `offset` on, as many as there are and `cap` at most, into `dst`
-/// (NULL if `cap` is 0). *len gets the length of the whole value, so `cap` or *len - `offset` bytes were read, whichever
-/// is less, or none if `offset` is beyond the end. Nothing else is fetched. Parts of one value have the same version. What
-/// is at dst after a failure is not specified. `options` and `result` may be NULL; on success *result gets the version.
+/// Reads a part of a value into `dst` (NULL if `cap` is 0): up to `cap` bytes, starting at byte `offset`. *len is set
+/// to the length of the whole value. The number of bytes read is the smaller of `cap` and *len - `offset`, or zero if
+/// `offset` is beyond the end. Nothing else is fetched. Parts of one value have the same version. The content of dst
+/// after a failure is unspecified. `options` and `result` may be NULL. On success, *result is set to the version.
 #[unsafe(no_mangle)]
-#[allow(clippy::too_many_arguments)] // A C function has no other way.
+#[allow(clippy::too_many_arguments)] // The C interface needs all of them.
 pub unsafe extern "C" fn kvc_get_range(
     client: *mut kvc_client,
     key: kvc_slice,
@@ -246,18 +246,18 @@ pub unsafe extern "C" fn kvc_get_range(
         if len.is_null() || (dst.is_null() && cap > 0) {
             return Err(Failure::invalid("kvc_get_range: dst or len is NULL"));
         }
-        // SAFETY: `dst` has room for `cap` bytes, and the caller's other promises are those that are asked for.
+        // SAFETY: `dst` has room for `cap` bytes, and the caller guarantees the other requirements.
         let (bytes, version) =
             unsafe { read_into(client, key, options, Target::range(dst, cap, offset)) }?;
-        // SAFETY: not NULL; the caller lets us write a length there.
+        // SAFETY: not NULL; the caller passes a pointer that is valid for writing a length.
         unsafe { len.write(bytes) };
         // SAFETY: the caller passes NULL or room for a result.
         unsafe { tell(open_here(client)?, result, Ok(Written { version, copies: 0 })) }
     })
 }
 
-/// Tells the length of a value in *len, without fetching the value. `options` and `result` may be NULL; on success
-/// *result gets the version.
+/// Sets *len to the length of a value, without fetching the value. `options` and `result` may be NULL. On success,
+/// *result is set to the version.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_length(
     client: *mut kvc_client,
@@ -270,8 +270,8 @@ pub unsafe extern "C" fn kvc_length(
     unsafe { kvc_get_range(client, key, 0, ptr::null_mut(), 0, len, options, result) }
 }
 
-/// Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is
-/// written on success, after KVC_CONFLICT and after KVC_IN_DOUBT.
+/// Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is written on
+/// success, after KVC_CONFLICT and after KVC_IN_DOUBT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_delete(
     client: *mut kvc_client,
@@ -280,17 +280,17 @@ pub unsafe extern "C" fn kvc_delete(
     result: *mut kvc_result,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller's promises are those that `call` asks for.
+        // SAFETY: the caller guarantees the requirements of `call`.
         let written = unsafe { call(client, key, options, |key| Op::Delete { key }, written) };
         // SAFETY: the caller passes NULL or room for a result.
         unsafe { tell(open_here(client)?, result, written) }
     })
 }
 
-/// Reads into memory of the program's. Returns the length of the whole value and its version.
+/// Reads into memory of the program. Returns the length of the whole value, and its version.
 ///
 /// # Safety
-/// As [`call`], and the memory of `target` may be written.
+/// The requirements of [`call`], and the memory of `target` may be written.
 unsafe fn read_into(
     client: *mut kvc_client,
     key: kvc_slice,
@@ -298,7 +298,7 @@ unsafe fn read_into(
     target: Target,
 ) -> Result<(usize, SequenceNumber), Failure> {
     let take = move |answered: Answered<'_>| {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it.
         unsafe { target.take(answered) };
         (answered.length, answered.version)
     };
@@ -306,10 +306,10 @@ unsafe fn read_into(
     unsafe { call(client, key, options, |key| target.op(key), take) }
 }
 
-/// A buffer on its way to the thread that asked for it.
+/// A buffer on its way to the thread that requested it.
 pub(crate) struct Owned(pub(crate) kvc_buf);
 
-// SAFETY: its bytes are its own.
+// SAFETY: it owns its bytes.
 unsafe impl Send for Owned {}
 
 pub(crate) fn get(key: &[u8]) -> Op<'_> {
@@ -320,10 +320,10 @@ fn written(answered: Answered<'_>) -> Written {
     Written { version: answered.version, copies: answered.copies }
 }
 
-/// Checks the arguments that all calls have and runs one operation.
+/// Checks the common arguments of all calls and runs one operation.
 ///
 /// # Safety
-/// `client` is NULL or an open handle, `key` is readable, `options` is NULL or as large as it says.
+/// `client` is NULL or an open handle, `key` is readable, `options` is NULL or as large as it states.
 pub(crate) unsafe fn call<T: Send>(
     client: *mut kvc_client,
     key: kvc_slice,
@@ -337,7 +337,7 @@ pub(crate) unsafe fn call<T: Send>(
     Ok(handle.shared.call(op(key), &options, take)?)
 }
 
-/// The handle, if this process opened it.
+/// Returns the handle, if this process opened it.
 ///
 /// # Safety
 /// `client` is NULL or an open handle.
@@ -352,11 +352,11 @@ pub(crate) unsafe fn open_here<'a>(client: *const kvc_client) -> Result<&'a kvc_
     Ok(handle)
 }
 
-/// As [`open_here`], before anything is written for a call that must not come from within a function that the handle
-/// has called.
+/// Returns the handle like [`open_here`], but also rejects a call from within a callback of the handle, before anything
+/// is written.
 ///
 /// # Safety
-/// As there.
+/// The requirements of [`open_here`].
 pub(crate) unsafe fn open_to_call<'a>(
     client: *const kvc_client,
 ) -> Result<&'a kvc_client, Failure> {
@@ -368,12 +368,12 @@ pub(crate) unsafe fn open_to_call<'a>(
     Ok(handle)
 }
 
-/// Rejects a call from within a function that the library has called.
+/// Rejects a call from within a callback of the library.
 pub(crate) fn refuse_callback() -> Result<(), Failure> {
     if is_in_callback() { Err(kv_client::Error::WithinCallback.into()) } else { Ok(()) }
 }
 
-/// Ends a call that has a result, which also a conflict and a doubt have.
+/// Writes the result of a call, which a conflict and a write in doubt have too, and returns the status.
 ///
 /// # Safety
 /// `result` is NULL or may be written to.
@@ -400,7 +400,7 @@ pub(crate) unsafe fn tell(
         Err(_) => None,
     };
     if let Some(told) = told {
-        // SAFETY: not NULL, and the caller's promise.
+        // SAFETY: not NULL, and the caller guarantees the rest.
         unsafe { result.write(told) };
     }
     written.map(|_| KVC_OK)

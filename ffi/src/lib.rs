@@ -1,20 +1,20 @@
-//! libkvclient: the C surface over `kv-client`, and nothing else.
+//! libkvclient: the C interface of `kv-client`, and nothing else.
 //!
 //! ```text
-//!   C program, any thread -> kvc_put, kvc_get, …   -> panic boundary -> pool -> a kv_client::Client
-//!                            (handle, text, batch)    (panic)           (pool, idle)
-//!   one thread at a time  -> kvc_cq_submit, …_poll -> panic boundary -> a kv_client::Client of its own
+//!   C program, any thread -> kvc_put, kvc_get, …   -> panic boundary -> the handle's kv_client::SharedClient
+//!                            (handle, text, batch)    (panic)
+//!   one thread at a time  -> kvc_cq_submit, …_poll -> panic boundary -> the queue's own kv_client::Client
 //!                            (cq)
 //! ```
 //!
-//! No thread is started, no signal handler or exit handler set, nothing is logged but to a function of
-//! the program; a defect alone also leaves Rust's words for a panic on standard error. The header
-//! `include/kvclient.h` is generated from the comments here, so they speak to C programmers.
+//! The library starts no thread and sets no signal or exit handler. It logs only to a function of the program; a defect
+//! also prints Rust's panic message to standard error. The header `include/kvclient.h` is generated from the comments
+//! here, so they address C programmers.
 
 #![allow(non_camel_case_types)] // The names are those of the C header.
-#![allow(clippy::missing_safety_doc)] // The contract of each function is its text in the header.
+#![allow(clippy::missing_safety_doc)] // The header states the contract of each function.
 
-// They stand apart, as the header shows them in this order.
+// Blank lines keep this order, which is that of the header.
 mod error;
 mod fork;
 
@@ -60,14 +60,14 @@ pub use text::*;
 
 /// The version of this header: major << 16 | minor << 8 | patch. Compare with kvc_version().
 pub const KVC_VERSION: u32 = 0x000100;
-/// The first number of this header's version.
+/// The major version of this header.
 pub const KVC_VERSION_MAJOR: u32 = 0;
-/// The second number of this header's version.
+/// The minor version of this header.
 pub const KVC_VERSION_MINOR: u32 = 1;
-/// The third number of this header's version.
+/// The patch version of this header.
 pub const KVC_VERSION_PATCH: u32 = 0;
 
-/// The version of the library that the program runs with, in the form of KVC_VERSION.
+/// Returns the version of the loaded library, in the form of KVC_VERSION.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvc_version() -> u32 {
     KVC_VERSION

@@ -1,4 +1,4 @@
-//! Settings as C programs give them: structs that say their own size, so that they can grow.
+//! Settings in their C form: structs that begin with their size, so that they can grow.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::size_of;
@@ -11,51 +11,50 @@ use crate::error::{Failure, KVC_OK, c_text};
 use crate::events::{events, kvc_event_fn};
 use crate::panic::guard;
 
-/// if_version: only if the key does not exist.
+/// if_version: write only if the key does not exist.
 pub const KVC_ABSENT: u64 = 0xffff_ffff_ffff_ffff;
 
-/// kvc_log_fn: something is wrong that an operator should look at.
+/// kvc_log_fn: a fault that needs an operator's attention.
 pub const KVC_LOG_WARNING: c_int = 1;
-/// kvc_log_fn: what happens once in a while.
+/// kvc_log_fn: an infrequent event of normal operation.
 pub const KVC_LOG_INFO: c_int = 2;
-/// kvc_log_fn: what helps to find out why.
+/// kvc_log_fn: a detail for diagnosis.
 pub const KVC_LOG_DEBUG: c_int = 3;
 
-/// Gets what a handle tells about its work (connections lost, maps taken), one line each, without a line
-/// end. Called within calls on the handle and its queues, on their threads, several at once. It must
-/// return: not by longjmp or a C++ exception, and not a second time in the child of a fork. It must not
-/// call the library: a call on a handle or a queue from within it ends KVC_INVALID, but for
-/// kvc_interrupt() and kvc_resume(). `words` live until it returns.
+/// Receives the log messages of a handle (lost connections, new maps), one line each, without a line end. The library
+/// calls it within calls on the handle and its queues, on their threads, possibly on several at once. It must return
+/// normally: no longjmp, no C++ exception, and no second return in the child of a fork. It must not call the library:
+/// such a call on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume() are allowed. `words`
+/// is valid until it returns.
 pub type kvc_log_fn =
     Option<unsafe extern "C" fn(log_arg: *mut c_void, level: c_int, words: *const c_char)>;
 
-/// Settings of a handle; fill it with kvc_options_init() before setting fields. Zero in a field means
-/// its default.
+/// Settings of a handle. Initialise it with kvc_options_init() before setting fields. Zero in a field means its
+/// default.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_options {
     /// sizeof(kvc_options)
     pub size: u32,
-    /// Milliseconds that a call may take in all, connecting and retrying included. Default 5,000, at
-    /// most 60,000.
+    /// The deadline of a call in milliseconds, including connecting and retries. Default 5,000, at most 60,000.
     pub timeout_ms: u32,
-    /// Milliseconds that one connection may take before it is given up. (The next of several endpoints is asked
-    /// sooner: after 250 ms of silence.) Default 1,000, at most 60,000.
+    /// The timeout of one connection attempt in milliseconds. (The next of several endpoints is tried sooner: after 250
+    /// ms of silence.) Default 1,000, at most 60,000.
     pub connect_timeout_ms: u32,
-    /// Most connections of the handle to each shard of a server, and one more to a shard that has forgotten
-    /// the handle. All threads share them; no call waits for the end of another. More of them may help where
-    /// many large values are under way at once. Queues have connections of their own, which do not count.
-    /// Default 1, at most 64.
+    /// The maximum number of connections of the handle to each shard of a server; one more to a shard that has expired
+    /// the handle's session. All threads share them; no call waits for the end of another. More connections may help if
+    /// many large values are in transfer at once. Queues have their own connections, which do not count. Default 1, at
+    /// most 64.
     pub connections_per_shard: u32,
-    /// Where messages about the work go; NULL: nowhere. It is called until the handle is closed and its
-    /// queues are freed.
+    /// The function that receives log messages; NULL: none. It may be called until the handle is closed and its queues
+    /// are freed.
     pub log: kvc_log_fn,
-    /// Given to `log` with every message; what it points to has to live as long.
+    /// The argument that is passed to `log` with every message; it has to stay valid for as long.
     pub log_arg: *mut c_void,
-    /// Where events go: connections, the map, writes in doubt; NULL: nowhere. It is called until the handle is closed
-    /// and its queues are freed.
+    /// The function that receives events (connections, the map, writes in doubt); NULL: none. It may be called until
+    /// the handle is closed and its queues are freed.
     pub on_event: kvc_event_fn,
-    /// Given to `on_event` with every event; what it points to has to live as long.
+    /// The argument that is passed to `on_event` with every event; it has to stay valid for as long.
     pub event_context: *mut c_void,
 }
 
@@ -74,27 +73,27 @@ impl Default for kvc_options {
     }
 }
 
-/// Settings of one call; NULL means the defaults. Set size to sizeof(kvc_op_options) and the rest to
-/// zero first.
+/// Settings of one call; NULL means the defaults. Set size to sizeof(kvc_op_options) and the other fields to zero
+/// first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct kvc_op_options {
     /// sizeof(kvc_op_options)
     pub size: u32,
-    /// Milliseconds that the call may take; 0: as the handle says. At most 60,000.
+    /// The deadline of the call in milliseconds; 0: that of the handle. At most 60,000.
     pub timeout_ms: u32,
-    /// A write is done only if the entry has this version. 0: always; KVC_ABSENT: only if the key does
-    /// not exist. Reads do not look at it.
+    /// The condition of a write. 0: none; KVC_ABSENT: the key must not exist; any other value: the entry must have this
+    /// version. Reads ignore it.
     pub if_version: u64,
 }
 
-/// Most milliseconds that a call may take.
+/// The maximum deadline of a call in milliseconds.
 const MAX_TIMEOUT_MS: u32 = 60_000;
-/// Connections to each shard where the program does not say.
+/// The default number of connections to each shard.
 const DEFAULT_CONNECTIONS: u32 = 1;
-/// Most connections to each shard.
+/// The maximum number of connections to each shard.
 const MAX_CONNECTIONS: u32 = 64;
-/// A struct that claims to be larger than this is not one of ours.
+/// The maximum size of a struct; a larger stated size is an error.
 pub(crate) const MAX_STRUCT_BYTES: usize = 4_096;
 
 /// Sets all fields of `options` to their defaults. `sizeof_options` is sizeof(kvc_options).
@@ -113,7 +112,7 @@ pub unsafe extern "C" fn kvc_options_init(
             )));
         }
         let size = u32::try_from(sizeof_options).unwrap_or(u32::MAX);
-        // SAFETY: the caller says that so many bytes are there and may be written.
+        // SAFETY: the caller guarantees that `sizeof_options` bytes may be written.
         unsafe {
             ptr::write_bytes(options.cast::<u8>(), 0, sizeof_options);
             options.cast::<u32>().write_unaligned(size);
@@ -122,11 +121,11 @@ pub unsafe extern "C" fn kvc_options_init(
     })
 }
 
-/// Copies a struct that begins with its size. Fields that a smaller one lacks are zero; a larger one,
-/// of a newer header, is taken if what this library does not know is zero.
+/// Copies a struct that begins with its size. Fields missing in a smaller one are zero. A larger one, from a newer
+/// header, is accepted if the fields that this library does not know are zero.
 ///
 /// # Safety
-/// `from` points to as many readable bytes as its first four say.
+/// `from` is NULL or points to as many readable bytes as its first four state.
 #[inline]
 pub(crate) unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Result<T, Failure> {
     if from.is_null() {
@@ -135,15 +134,15 @@ pub(crate) unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Res
     // SAFETY: every such struct begins with a u32.
     let size = unsafe { from.cast::<u32>().read_unaligned() } as usize;
     if size == size_of::<T>() {
-        // SAFETY: `size` bytes are readable by contract; its fields are numbers and pointers, of which the
-        // program gives what it likes.
+        // SAFETY: `size` bytes are readable by contract. The fields are integers and pointers, for which every bit
+        // pattern is valid.
         return Ok(unsafe { from.read_unaligned() });
     }
     // SAFETY: passed on.
     unsafe { of_other_size(from, size, what) }
 }
 
-/// As [`sized`], of a program that was compiled with another header.
+/// Copies a struct like [`sized`], for a program that was compiled with another version of the header.
 ///
 /// # Safety
 /// `size` bytes are readable.
@@ -160,8 +159,8 @@ unsafe fn of_other_size<T: Copy + Default>(
         )));
     }
     let known = size.min(size_of::<T>());
-    // SAFETY: `size` bytes are readable by contract, and T takes `known` of them: its fields are numbers
-    // and pointers, of which the program gives what it likes.
+    // SAFETY: `size` bytes are readable by contract, and T has room for `known` of them. Its fields are integers and
+    // pointers, for which every bit pattern is valid.
     unsafe { ptr::copy_nonoverlapping(from.cast::<u8>(), (&raw mut copy).cast::<u8>(), known) };
     for offset in known..size {
         // SAFETY: as above.
@@ -178,10 +177,10 @@ pub(crate) fn millis(value: u32) -> Option<Duration> {
     (value > 0).then(|| Duration::from_millis(value.into()))
 }
 
-/// The settings of a handle, and its connections to each shard.
+/// Reads the settings of a handle, and its number of connections to each shard.
 ///
 /// # Safety
-/// As [`sized`].
+/// The requirements of [`sized`].
 pub(crate) unsafe fn read_options(from: *const kvc_options) -> Result<(Options, usize), Failure> {
     // SAFETY: passed on.
     let given = unsafe { sized(from, "kvc_options") }?;
@@ -202,10 +201,10 @@ pub(crate) unsafe fn read_options(from: *const kvc_options) -> Result<(Options, 
     Ok((options, connections as usize))
 }
 
-/// The settings of a call.
+/// Reads the settings of a call.
 ///
 /// # Safety
-/// As [`sized`].
+/// The requirements of [`sized`].
 pub(crate) unsafe fn read_op_options(from: *const kvc_op_options) -> Result<OpOptions, Failure> {
     // SAFETY: passed on.
     let given = unsafe { sized(from, "kvc_op_options") }?;
@@ -227,14 +226,14 @@ pub(crate) fn condition(if_version: u64) -> Condition {
     }
 }
 
-/// The program's pointer for a function of its own, which it wants on every thread.
+/// The program's argument for its callback, passed on every thread.
 pub(crate) struct Argument(pub(crate) *mut c_void);
-// SAFETY: the header says that the function is called on the threads of the calls.
+// SAFETY: the header states that the function is called on the threads of the calls.
 unsafe impl Send for Argument {}
-// SAFETY: as above, and several at once.
+// SAFETY: as above, possibly on several threads at once.
 unsafe impl Sync for Argument {}
 
-/// A log that calls a function of the program.
+/// Creates a log that calls a function of the program.
 fn log(to: kvc_log_fn, log_arg: *mut c_void) -> Log {
     let Some(to) = to else { return Log::default() };
     let argument = Argument(log_arg);
@@ -246,7 +245,7 @@ fn log(to: kvc_log_fn, log_arg: *mut c_void) -> Log {
             Level::Debug => KVC_LOG_DEBUG,
         };
         let words = c_text(words);
-        // SAFETY: the program passes a function of this type, and lives with its argument.
+        // SAFETY: the program passes a function of this type, which stays valid together with its argument.
         unsafe { to(*argument, level, words.as_ptr()) };
     })
 }

@@ -1,13 +1,13 @@
-//! The boundary that no panic crosses: unwinding into C is undefined.
+//! The panic boundary: unwinding into C is undefined behaviour.
 
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{Failure, KVC_PANIC, fail};
 
-/// Runs the body of an entry point; failures and panics become statuses.
+/// Runs the body of an entry point and converts failures and panics into statuses.
 pub(crate) fn guard(body: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
-    // A handle whose client panicked is poisoned by the pool, so nothing half-changed is seen again.
+    // A panic poisons the lane of the handle or the queue, so no inconsistent state is used again.
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(status)) => status,
         Ok(Err(failure)) => fail(failure),
@@ -20,7 +20,7 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
             let words =
                 format!("a defect in libkvclient ({words}); close the handle and report it");
             let status = fail(Failure::new(KVC_PANIC, words));
-            // Whatever the payload is, its own drop may panic too.
+            // The payload is leaked, because its drop may panic too.
             std::mem::forget(payload);
             status
         }

@@ -1,4 +1,4 @@
-//! The round trip to a server.
+//! Pings: the round trip to a server.
 
 use std::ffi::c_int;
 use std::time::Duration;
@@ -12,14 +12,13 @@ use crate::handle::{kvc_client, open_here};
 use crate::options::millis;
 use crate::panic::guard;
 
-/// Asks the server of a key for a response and nothing else. With an empty key (len 0) it asks the servers of all
-/// keys, all at once: for each part of the keys the server that serves it now. A cluster that is whole has as many
-/// parts as servers. It connects where there is no connection yet, so a program can use it to be ready before its
-/// first call.
+/// Sends a request that only returns a response to the server that now serves a key. With an empty key (len 0), it
+/// sends one to the current server of every group of keys, in parallel. A cluster has as many groups as servers. It
+/// connects where there is no connection yet, so a program can use it to connect before its first call.
 ///
-/// `timeout_ms`: as in kvc_op_options. On success *nanoseconds, unless it is NULL, is the time that the slowest took,
-/// with connecting and retries if there were any: ask twice to measure a round trip alone. KVC_OK if all have
-/// responded, else the most serious status, in the order of kvc_mput().
+/// `timeout_ms`: as in kvc_op_options. On success, *nanoseconds (unless `nanoseconds` is NULL) is set to the time of
+/// the slowest response, including connecting and retries. To measure a round trip alone, ping twice. Returns KVC_OK if
+/// all servers responded, else the most serious status, in the order of kvc_mput().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_ping(
     client: *mut kvc_client,
@@ -48,7 +47,7 @@ pub unsafe extern "C" fn kvc_ping(
         };
         if !nanoseconds.is_null() {
             let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-            // SAFETY: not NULL; the caller lets us write a number there.
+            // SAFETY: not NULL; the caller passes a pointer that is valid for writing a number.
             unsafe { nanoseconds.write(took) };
         }
         Ok(KVC_OK)

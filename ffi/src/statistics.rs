@@ -12,101 +12,101 @@ use crate::handle::{kvc_client, open_here};
 use crate::options::MAX_STRUCT_BYTES;
 use crate::panic::guard;
 
-/// heard_ms: nothing has ever come.
+/// heard_ms: nothing was ever received.
 pub const KVC_NEVER: u64 = 0xffff_ffff_ffff_ffff;
 
-/// Bytes of the text of an address, with its NUL: the longest is of IPv6, with a scope and a port.
-const ADDRESS_BYTES: usize = 64; // As in the struct, whose header shows no constant.
+/// The size of an address as text, with its NUL: the longest is IPv6 with a scope and a port.
+const ADDRESS_BYTES: usize = 64; // The struct repeats the number, because the header would not show the constant.
 
-/// The counters of a handle or of a queue since it was opened. Those "now" may fall again; all others only grow. Set
-/// size to sizeof(kvc_counters); the library writes the rest, as far as it fits.
+/// The counters of a handle or of a queue since it was opened. Values described as "current" may decrease; all others
+/// only grow. Set size to sizeof(kvc_counters); the library writes the other fields that fit.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_counters {
     /// sizeof(kvc_counters)
     pub size: u32,
-    /// Number of servers in the map; zero before the first map.
+    /// The number of servers in the map; zero before the first map.
     pub servers: u32,
-    /// Operations taken from the program, each key of a batch counted.
+    /// Operations submitted by the program; each key of a batch counts.
     pub operations: u64,
-    /// Operations that have not ended, now.
+    /// Current number of operations that have not ended.
     pub in_flight: u64,
-    /// Bytes of their keys and values, now.
+    /// Current bytes of keys and values of operations in flight.
     pub bytes_in_flight: u64,
-    /// Operations that ended KVC_TIMEOUT, KVC_UNAVAILABLE or KVC_BUSY.
+    /// Operations that ended with KVC_TIMEOUT, KVC_UNAVAILABLE or KVC_BUSY.
     pub unserved: u64,
-    /// Writes that ended KVC_IN_DOUBT.
+    /// Writes that ended with KVC_IN_DOUBT.
     pub in_doubt: u64,
-    /// Writes in doubt that are not settled, now.
+    /// Current number of writes in doubt that are not settled.
     pub unsettled: u64,
-    /// Operations that were taken and ended KVC_INTERRUPTED or KVC_CANCELLED.
+    /// Submitted operations that ended with KVC_INTERRUPTED or KVC_CANCELLED.
     pub given_up: u64,
-    /// Times that an operation had to be tried again.
+    /// Retries of operations.
     pub retries: u64,
-    /// Requests to servers; an operation that is tried again has several.
+    /// Requests to servers; a retried operation has several.
     pub requests: u64,
     /// Responses to requests.
     pub responses: u64,
-    /// Bytes sent, those of questions for the map included.
+    /// Bytes sent, including requests for the map.
     pub bytes_sent: u64,
-    /// Bytes received, those of maps included.
+    /// Bytes received, including maps.
     pub bytes_received: u64,
     /// Connections to servers that were opened.
     pub connections_opened: u64,
     /// Connections to servers that were lost, or could not be opened.
     pub connections_lost: u64,
-    /// Connections to servers that are open, now.
+    /// Current number of open connections to servers.
     pub connections_open: u64,
     /// Maps received.
     pub maps: u64,
     /// The revision of the newest map; zero before the first.
     pub map_revision: u64,
-    /// Sessions begun anew: the servers had forgotten them, or another process uses their id.
+    /// Sessions begun anew, because the servers had expired the earlier one or another process uses its client id.
     pub sessions_begun: u64,
-    /// Milliseconds since anything came from any server or coordinator; KVC_NEVER: never.
+    /// Milliseconds since bytes last arrived from any server or coordinator, or KVC_NEVER.
     pub heard_ms: u64,
 }
 
-/// The counters of one server, for a handle or a queue. They stay when the server is started anew.
+/// The counters of one server, for a handle or a queue. They continue when the server is restarted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_server_counters {
     /// sizeof(kvc_server_counters)
     pub size: u32,
-    /// Its number in the ring.
+    /// The number of the server in the ring.
     pub server: u32,
-    /// 1 if the newest map says that it is up, else 0.
+    /// 1 if the server is up according to the newest map, else 0.
     pub is_up: u32,
     /// Zero.
     pub reserved: u32,
-    /// Times that an operation that was meant for it had to be tried again.
+    /// Retries of operations that were routed to this server.
     pub retries: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub requests: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub responses: u64,
-    /// Requests without a response, now, also those whose callers have given up.
+    /// Current number of requests without a response, including those whose operations have ended.
     pub outstanding: u64,
-    /// As in kvc_counters, without questions for the map.
+    /// See the field in kvc_counters; without requests for the map.
     pub bytes_sent: u64,
-    /// As in kvc_counters, without maps.
+    /// See the field in kvc_counters; without maps.
     pub bytes_received: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub connections_opened: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub connections_lost: u64,
-    /// As in kvc_counters.
+    /// See the field in kvc_counters.
     pub connections_open: u64,
-    /// Milliseconds since anything came over a connection to it; KVC_NEVER: never.
+    /// Milliseconds since bytes last arrived over a connection to the server, or KVC_NEVER.
     pub heard_ms: u64,
-    /// The address of its port for clients, as "host:port"; "" while the map has none.
+    /// The address of the server's clients port, as "host:port"; "" while the map has none.
     pub address: [c_char; 64],
 }
 
-/// Writes the counters of a handle to *out, and those of each server, for up to `max` of them, to `servers`, by their
-/// numbers in the ring. `servers` may be NULL if `max` is 0. Set `out->size`, and `servers[0].size` for all of them;
-/// out->servers then says how many servers there are. It asks no server, and does not wait for calls under way. Its
-/// queues have counters of their own: kvc_cq_statistics().
+/// Writes the counters of a handle to *out, and the counters of up to `max` servers to `servers`, in the order of the
+/// ring. `servers` may be NULL if `max` is 0. Set `out->size`, and `servers[0].size` for all elements. out->servers is
+/// then the number of servers in the map. The call sends no request and does not wait for other calls. Queues have
+/// their own counters: kvc_cq_statistics().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_statistics(
     client: *mut kvc_client,
@@ -117,12 +117,12 @@ pub unsafe extern "C" fn kvc_statistics(
     guard(|| {
         // SAFETY: the caller passes NULL or an open handle.
         let statistics = unsafe { open_here(client) }?.shared.statistics()?;
-        // SAFETY: the caller passes NULL or structs as large as they say.
+        // SAFETY: the caller passes NULL or structs of the sizes that they state.
         unsafe { tell(&statistics, out, servers, max) }
     })
 }
 
-/// As kvc_statistics(), of a queue.
+/// Writes the counters of a queue, like kvc_statistics().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_statistics(
     cq: *mut kvc_cq,
@@ -133,15 +133,15 @@ pub unsafe extern "C" fn kvc_cq_statistics(
     guard(|| {
         // SAFETY: the caller passes NULL or a queue that is not freed.
         let statistics = unsafe { with_queue(cq, |queue, _| Ok(queue.statistics())) }?;
-        // SAFETY: the caller passes NULL or structs as large as they say.
+        // SAFETY: the caller passes NULL or structs of the sizes that they state.
         unsafe { tell(&statistics, out, servers, max) }
     })
 }
 
-/// Writes all that there is room for.
+/// Writes as many counters as fit.
 ///
 /// # Safety
-/// `out` and the first of `servers` are NULL or as large as their sizes say, and there are `max` of the latter.
+/// `out` and the first of `servers` are NULL or as large as their sizes state, and there are `max` of the latter.
 unsafe fn tell(
     statistics: &Statistics,
     out: *mut kvc_counters,
@@ -152,7 +152,7 @@ unsafe fn tell(
     if out.is_null() || (servers.is_null() && max > 0) {
         return Err(Failure::invalid("kvc_statistics: out or servers is NULL"));
     }
-    // SAFETY: not NULL, and the caller's promise.
+    // SAFETY: not NULL, and the caller guarantees the rest.
     let size = unsafe { size_at(out, "kvc_counters") }?;
     let stride = match max {
         0 => 0,
@@ -200,7 +200,7 @@ fn counters(statistics: &Statistics, now: Instant) -> kvc_counters {
 fn server_counters(server: &ServerStatistics, now: Instant) -> kvc_server_counters {
     let mut address = [0; ADDRESS_BYTES];
     let text = server.address.map(|address| address.to_string()).unwrap_or_default();
-    // The last one stays NUL.
+    // The last byte stays NUL.
     for (to, from) in address[..ADDRESS_BYTES - 1].iter_mut().zip(text.bytes()) {
         *to = c_char::from_ne_bytes([from]);
     }
@@ -228,27 +228,27 @@ fn millis_since(heard_at: Option<Instant>, now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(heard_at).as_millis()).unwrap_or(KVC_NEVER - 1)
 }
 
-/// The size that a struct of the program says it has.
+/// Reads and checks the size that a struct of the program states.
 ///
 /// # Safety
 /// Its first four bytes are readable.
 unsafe fn size_at<T>(from: *const T, what: &str) -> Result<usize, Failure> {
     // SAFETY: every such struct begins with a u32.
     let size = unsafe { from.cast::<u32>().read_unaligned() } as usize;
-    // Any version of these structs has whole words of eight bytes.
+    // In every version, the size of these structs is a multiple of eight bytes.
     if !(size_of::<u64>()..=MAX_STRUCT_BYTES).contains(&size) || !size.is_multiple_of(8) {
         return Err(Failure::invalid(format!("{what}.size is {size}; set it to sizeof({what})")));
     }
     Ok(size)
 }
 
-/// Writes a struct that begins with its size to one of `size` bytes: as much of it as fits, and zero behind it.
+/// Writes a struct that begins with its size into `size` bytes: as much of it as fits, and zeros after it.
 ///
 /// # Safety
-/// `size` bytes, of which there are at least four, may be written at `to`, and T is numbers without padding.
+/// `to` is valid for writes of `size` bytes, at least four, and T consists of integers without padding.
 unsafe fn write_sized<T: Copy>(to: *mut u8, size: usize, value: &T) {
     let known = size.min(size_of::<T>());
-    // SAFETY: the caller's promise; `value` is no memory of the program.
+    // SAFETY: the caller guarantees `to`; `value` is not in memory of the program.
     unsafe {
         ptr::copy_nonoverlapping(ptr::from_ref(value).cast::<u8>(), to, known);
         ptr::write_bytes(to.add(known), 0, size - known);

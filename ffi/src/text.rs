@@ -1,4 +1,4 @@
-//! Keys and values that are texts, for the simplest programs.
+//! Keys and values as C strings, for simple programs.
 
 use std::ffi::{CStr, c_char, c_int};
 
@@ -9,7 +9,7 @@ use crate::error::{Failure, KVC_OK};
 use crate::handle::{Owned, call, get, kvc_client};
 use crate::panic::guard;
 
-/// Sets a key to a value; both are texts that end with NUL, which is not stored.
+/// Sets a key to a value. Both are NUL-terminated strings; the NUL is not stored.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_put_str(
     client: *mut kvc_client,
@@ -17,16 +17,16 @@ pub unsafe extern "C" fn kvc_put_str(
     value: *const c_char,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller passes NULL or texts that end with NUL.
+        // SAFETY: the caller passes NULL or NUL-terminated strings.
         let (key, value) = unsafe { (text(key, "key")?, text(value, "value")?.bytes("value")?) };
-        // SAFETY: the caller passes NULL or an open handle. Nothing of the value is looked at once the call has returned.
+        // SAFETY: the caller passes NULL or an open handle. The value is not accessed after the call has returned.
         unsafe { call(client, key, std::ptr::null(), |key| Op::put(key, value, true), |_| ()) }?;
         Ok(KVC_OK)
     })
 }
 
-/// Reads the value of a key. On success *value is a text that ends with NUL and belongs to the caller,
-/// who frees it with kvc_free(). If the value was not stored as a text, it may have NUL bytes inside.
+/// Reads the value of a key. On success, *value is a NUL-terminated string that the caller owns and frees with
+/// kvc_free(). A value that was not stored as a string may contain NUL bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_get_str(
     client: *mut kvc_client,
@@ -37,26 +37,26 @@ pub unsafe extern "C" fn kvc_get_str(
         if value.is_null() {
             return Err(Failure::invalid("kvc_get_str: value is NULL"));
         }
-        // SAFETY: the caller passes NULL or a text that ends with NUL, and NULL or an open handle.
+        // SAFETY: the caller passes NULL or a NUL-terminated string, and NULL or an open handle.
         let owned = unsafe {
             let key = text(key, "key")?;
             call(client, key, std::ptr::null(), get, |answered| {
                 own(answered.value, answered.version.0).map(Owned)
             })
         }??;
-        // SAFETY: not NULL; the caller lets us write a pointer there.
+        // SAFETY: not NULL; the caller passes a pointer that is valid for writing a pointer.
         unsafe { value.write(owned.0.data.cast()) };
         Ok(KVC_OK)
     })
 }
 
 /// # Safety
-/// `from` is NULL or ends with NUL, and does not change during the call.
+/// `from` is NULL or NUL-terminated, and does not change during the call.
 unsafe fn text(from: *const c_char, what: &str) -> Result<kvc_slice, Failure> {
     if from.is_null() {
         return Err(Failure::invalid(format!("{what} is NULL")));
     }
-    // SAFETY: not NULL, and the caller's promise.
+    // SAFETY: not NULL, and the caller guarantees the rest.
     let len = unsafe { CStr::from_ptr(from) }.count_bytes();
     Ok(kvc_slice { data: from.cast(), len })
 }

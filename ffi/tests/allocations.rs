@@ -1,5 +1,5 @@
-//! In the long run a call that reads into memory of the program, and an operation of a queue, allocate
-//! nothing: counted by the allocator, on the thread that calls.
+//! Tests that in the steady state, a call that reads into memory of the program and an operation of a queue allocate
+//! nothing. The allocator counts on the calling thread.
 
 #[path = "../../client/tests/common/mod.rs"]
 mod common;
@@ -12,7 +12,7 @@ use std::ptr::{null, null_mut};
 use common::Fake;
 use kvclient::*;
 
-/// The system's allocator, which counts what the threads ask for that want to know.
+/// The system's allocator, with a counter for threads that enable it.
 struct Counting;
 
 thread_local! {
@@ -23,7 +23,7 @@ fn note() {
     let _ = COUNT.try_with(|count| count.set(count.get().map(|n| n + 1)));
 }
 
-// SAFETY: everything is passed on to the system's.
+// SAFETY: every call is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note();
@@ -46,15 +46,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How often this thread allocates while it runs `work`.
+/// Returns how often this thread allocates while it runs `work`.
 fn allocations(work: impl FnOnce()) -> u64 {
     COUNT.set(Some(0));
     work();
     COUNT.replace(None).expect("it was set")
 }
 
-/// The least of five times. A receive buffer grows, and stays so, when a read fills it and ends within a frame: a
-/// busy machine may bring that late. What a call or an operation itself allocated would be there each time.
+/// Returns the minimum of five runs. A receive buffer grows permanently when a read fills it and ends within a frame,
+/// which may happen late on a busy machine. Allocations by the call or the operation itself would occur in every run.
 fn least(mut work: impl FnMut()) -> u64 {
     (0..5).map(|_| allocations(&mut work)).min().expect("five times")
 }
@@ -81,16 +81,17 @@ fn a_read_into_memory_of_the_program_and_a_write_allocate_nothing() {
     let fake = Fake::start(3, 1);
     let client = open(&fake);
     let keys: Vec<String> = (0..50).map(|n| format!("key {n}")).collect();
-    // Values that fit the receive buffer as it is: not once.
+    // Values that fit the receive buffer: no allocation.
     write_and_read(client, &keys, 1_000, 2_000, |work| allocations(work));
     for len in [64 << 10, 200 << 10, 256 << 10] {
         write_and_read(client, &keys, len, 100, |work| least(work));
     }
-    // SAFETY: nobody uses it any more.
+    // SAFETY: no thread uses the handle or the queue any more.
     assert_eq!(unsafe { kvc_close(client) }, KVC_OK);
 }
 
-/// Counts for `times` writes and reads of values with `bytes` bytes, after a quarter as many.
+/// Counts the allocations of `times` writes and reads of values with `bytes` bytes, after a quarter as many for
+/// warm-up.
 fn write_and_read(
     client: *mut kvc_client,
     keys: &[String],
@@ -172,6 +173,6 @@ fn operations_of_a_queue_allocate_nothing() {
     };
     run(500);
     assert_eq!(least(|| run(200)), 0);
-    // SAFETY: nobody uses them any more.
+    // SAFETY: no thread uses the handle or the queue any more.
     unsafe { (kvc_cq_free(cq), kvc_close(client)) };
 }

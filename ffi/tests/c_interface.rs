@@ -1,5 +1,5 @@
-//! The interface as C programs meet it: the header, the library's name and exports, and the calls,
-//! against a cluster in this process.
+//! Tests of the C interface: the header, the library's name and exports, and the calls, against a cluster in this
+//! process.
 
 #[path = "../../client/tests/common/mod.rs"]
 mod common;
@@ -30,7 +30,7 @@ fn stdout(command: &mut Command) -> String {
     String::from_utf8(run(command).stdout).unwrap()
 }
 
-/// Where cargo has put the library that belongs to this test: beside it.
+/// Returns the path of the library that belongs to this test: beside it.
 fn library(file: &str) -> PathBuf {
     let beside = std::env::current_exe().unwrap().with_file_name(file);
     assert!(beside.is_file(), "{} was not built", beside.display());
@@ -46,11 +46,11 @@ fn slice(bytes: &[u8]) -> kvc_slice {
     kvc_slice { data: bytes.as_ptr().cast(), len: bytes.len() }
 }
 
-/// A handle that can be given to threads, as in C.
+/// A handle that can be passed to threads, as in C.
 #[derive(Clone, Copy)]
 struct Handle(*mut kvc_client);
 
-// SAFETY: the interface promises that many threads may use a handle.
+// SAFETY: the interface allows many threads to use a handle.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
@@ -241,7 +241,7 @@ fn a_value_is_read_into_memory_of_the_program_if_it_fits() {
         result.version > 0
             && (result.copies, result.reserved, result.doubt) == (0, 0, kvc_doubt::default())
     );
-    // SAFETY: NULL is an argument that has to be refused.
+    // SAFETY: the calls have to reject NULL.
     unsafe {
         let (into, key) = (room.as_mut_ptr().cast(), slice(b"k"));
         let status = kvc_get_into(handle.0, key, into, 6, null_mut(), null(), null_mut());
@@ -259,7 +259,7 @@ fn wrong_arguments_are_refused_in_words() {
     let handle = Handle::open(&fake);
     let nothing = kvc_slice { data: null(), len: 3 };
     let mut buffer = kvc_buf { data: null_mut(), len: 7, version: 7 };
-    // SAFETY: NULL is an argument that every function has to refuse or take.
+    // SAFETY: every function has to reject or accept NULL.
     unsafe {
         let key = slice(b"k");
         assert_eq!(kvc_put(null_mut(), key, key, null(), null_mut()), KVC_INVALID);
@@ -303,7 +303,7 @@ fn statuses_of_servers_have_their_numbers() {
     }
     fake.script(|_| Act::Answer(Status::Lost));
     assert_eq!(handle.get(b"k"), Err(KVC_LOST));
-    // The refusal leads to a map with nobody to send to, so it stays the only sending.
+    // The rejection leads to a map without addresses, so there is only one transmission.
     fake.change_map(|map| map.servers.iter_mut().for_each(|server| server.clients = None));
     fake.script(|_| Act::Answer(Status::Unavailable));
     assert_eq!(handle.put(b"k", b"v", options(400, 0)), KVC_UNAVAILABLE);
@@ -314,7 +314,7 @@ fn statuses_of_servers_have_their_numbers() {
 fn a_map_that_never_converges_ends_a_call_at_its_deadline() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);
-    // Every server says that another one serves the key, whatever map is fetched.
+    // Every server responds that another one serves the key, whatever map is fetched.
     fake.script(|_| Act::Answer(Status::WrongView));
     let (deadline, slack) = (Duration::from_millis(300), Duration::from_secs(2));
     let start = Instant::now();
@@ -370,11 +370,11 @@ fn an_inherited_handle_is_refused_after_a_fork_and_the_parents_lives_on() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);
     assert_eq!(handle.put(b"k", b"v", None), KVC_OK);
-    // SAFETY: the child makes three calls that start no thread and take no lock of ours, and exits.
+    // SAFETY: the child makes three calls that start no thread and take no lock of this process, and exits.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let put = handle.put(b"k", b"w", None);
-        // SAFETY: the handle is open in this process's memory; _exit runs nothing of the test's.
+        // SAFETY: the handle is open in this process's memory; _exit runs no code of the test.
         unsafe {
             let close = kvc_close(handle.0);
             libc::_exit(if (put, close) == (KVC_FORKED, KVC_FORKED) { 0 } else { 1 });

@@ -1,10 +1,10 @@
-//! What the shared library shows to the linker: its exports, and the libraries that it asks for.
+//! Tests of the shared library as the linker sees it: its exports, and the libraries that it needs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where cargo has put the library that belongs to this test: beside it.
+/// Returns the path of the library that belongs to this test: beside it.
 fn library() -> PathBuf {
     let beside = std::env::current_exe().unwrap().with_file_name("libkvclient.so");
     assert!(beside.is_file(), "{} was not built", beside.display());
@@ -44,7 +44,7 @@ fn it_needs_the_c_library_and_the_unwinder_and_no_other() {
     assert_eq!(needed, ["libc.so.6", "libgcc_s.so.1"]);
 }
 
-/// The number behind each "glibc " of a text that a sentence begins with "or later": what it says is needed.
+/// Returns the version after each "glibc " that is followed by "or later, if": the versions that a text claims to need.
 fn claimed(text: &str) -> Vec<(u32, u32)> {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let claims = text.match_indices(" or later, if ").map(|(at, _)| &text[..at]);

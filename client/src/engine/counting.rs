@@ -1,4 +1,4 @@
-//! The engine's counters, summed up when they are asked for, and the events that go with them.
+//! The engine's counters, summed up on request, and the events that accompany them.
 
 use kv_protocol::ids::ServerId;
 use kv_protocol::map::ServerState;
@@ -10,11 +10,11 @@ use crate::events::Event;
 use crate::operation::{Notify, Operation};
 use crate::statistics::{ServerStatistics, Statistics};
 
-/// The end of a connection.
+/// The way in which a connection ended, with the reason.
 pub(super) enum End<'a> {
-    /// Against the client's will.
+    /// The connection failed or could not be opened.
     Lost(&'a str),
-    /// By the client, which needs it no more.
+    /// The client closed a connection that it no longer needs.
     Closed(&'a str),
 }
 
@@ -28,7 +28,7 @@ impl Engine {
             match connection.target {
                 Target::Map { .. } => for_maps.add(&traffic),
                 Target::Shard { member, .. } => {
-                    // One that was opened by a map is in every map: the shape of a cluster never changes.
+                    // A connection opened by one map has its server in every map: the shape of a cluster never changes.
                     let Some(server) = servers.get_mut(usize::from(member.server.0)) else {
                         continue;
                     };
@@ -64,7 +64,7 @@ impl Engine {
         Statistics { servers, ..sums }
     }
 
-    /// Those of each server of the map, without its open connections.
+    /// Returns the counters of each server of the map, without its open connections.
     fn server_statistics(&self) -> Vec<ServerStatistics> {
         let servers = self.router.all_servers().iter().map(|known| {
             let mut server = ServerStatistics::new(known.id);
@@ -81,10 +81,10 @@ impl Engine {
         servers.collect()
     }
 
-    /// Counts one more try of an operation that was meant for this server.
+    /// Counts a retry of an operation that was routed to this server.
     pub(super) fn note_retry(&mut self, server: Option<ServerId>) {
         self.counts.retries += 1;
-        // A view may name a server that the map does not have.
+        // A view may name a server that is not in the map.
         if let Some(server) =
             server.filter(|id| usize::from(id.0) < self.router.all_servers().len())
         {
@@ -92,7 +92,7 @@ impl Engine {
         }
     }
 
-    /// Counts a failure of an operation of the program, and reports a doubt.
+    /// Counts a failure of an operation of the program, and reports a write in doubt.
     pub(super) fn note_failure(&mut self, operation: &Operation, error: &Error) {
         if operation.notify == Notify::Nobody {
             return;
@@ -111,7 +111,7 @@ impl Engine {
         }
     }
 
-    /// Counts and reports a connection that a server has welcomed.
+    /// Counts and reports a connection after the server's WELCOME.
     pub(super) fn note_opened(&mut self, target: Target) {
         if let Target::Shard { member, address, .. } = target {
             let server = member.server;
@@ -120,7 +120,7 @@ impl Engine {
         }
     }
 
-    /// Keeps the counters of a connection that ends, and reports its end.
+    /// Adds the counters of an ended connection to its server's, and reports its end.
     pub(super) fn note_closed(&mut self, connection: &Connection, end: &End<'_>) {
         let traffic = connection.traffic();
         let Target::Shard { member, address, .. } = connection.target else {

@@ -1,4 +1,4 @@
-//! Ends that the program brings about before the deadline: an interrupt, or the cancellation of one operation.
+//! Operations that the program ends before the deadline, by an interrupt or by cancelling one operation.
 
 use super::Engine;
 use crate::completion::Ends;
@@ -13,7 +13,7 @@ pub(crate) enum Early {
 }
 
 impl Early {
-    /// The end of an operation that changed nothing.
+    /// Returns the error of an operation that changed nothing.
     pub(crate) fn error(self, action: Action) -> Error {
         match self {
             Early::Interrupted => Error::Interrupted { action },
@@ -21,7 +21,7 @@ impl Early {
         }
     }
 
-    /// The cause of a doubt.
+    /// Returns the cause of a write in doubt.
     fn cause(self) -> &'static str {
         match self {
             Early::Interrupted => "interrupted by the program before the response",
@@ -37,9 +37,10 @@ impl Engine {
         self.options.interrupt.as_ref().is_some_and(|interrupt| interrupt.is_interrupted())
     }
 
-    /// Ends an operation early. A write that was sent whole is in doubt. Returns false if it has ended before.
+    /// Ends an operation early. A write that was sent whole ends in doubt. Returns false if the operation had already
+    /// ended.
     pub(crate) fn end_early(&mut self, id: OpId, early: Early, ends: &mut dyn Ends) -> bool {
-        // A request that was not sent whole does nothing.
+        // A request that was not sent whole has no effect.
         self.release(id);
         let Some(operation) = self.operations.get(id) else { return false };
         let action = operation.action();

@@ -1,4 +1,4 @@
-//! The engine's part in settling writes in doubt: who waits for what, and what follows from the response.
+//! Settling of writes in doubt by the engine: the operations that wait for a write, and the effects of the response.
 
 use std::time::Instant;
 
@@ -14,14 +14,14 @@ use crate::options::OpOptions;
 /// The next step of an operation on the key of a write in doubt.
 pub(super) enum Meeting {
     GoOn,
-    /// Until the write is settled.
+    /// Wait until the write is settled.
     Wait,
-    /// It is a RESOLVE, and the end of its write is known.
+    /// The operation is a RESOLVE of a write whose result is known.
     Settled(Result<Settled, Error>),
 }
 
 impl Engine {
-    /// Has an operation wait for an earlier write to its key that is in doubt, and starts to settle that.
+    /// Makes an operation wait for an earlier write in doubt to the same key, and starts to settle that write.
     pub(super) fn meet_doubt(&mut self, id: OpId, now: Instant) -> Meeting {
         let Some(operation) = self.operations.get_mut(id) else { return Meeting::Wait };
         let open = match &operation.doubt {
@@ -30,7 +30,7 @@ impl Engine {
                     return Meeting::Settled(result.clone());
                 }
                 match self.doubts.get_mut(doubt) {
-                    // A write of another client: only a server of its cluster can say.
+                    // A write of another client: only a server of its cluster has the result.
                     None if self.router.is_heir_of(doubt.write.cluster) => return Meeting::GoOn,
                     None if !self.router.has_map() => {
                         operation.stage = Stage::AwaitingMap;
@@ -75,7 +75,7 @@ impl Engine {
         Meeting::Wait
     }
 
-    /// Starts to settle the writes in doubt that keep the window of a place.
+    /// Starts to settle the writes in doubt that occupy the window of a place.
     pub(super) fn settle_place(&mut self, place: (GroupId, ShardId), now: Instant) {
         if self.doubts.is_empty() {
             return;
@@ -89,7 +89,7 @@ impl Engine {
         let (op, options) = (Op::Resolve { doubt }, OpOptions::default());
         let allowed = self.options.deadline;
         let made = Operation::new(op, &options, allowed, Notify::Nobody, now, &mut self.spares);
-        // Without memory for it, the next operation tries again.
+        // If memory is short, the next operation retries.
         let Ok(mut operation) = made else { return };
         operation.deadline = deadline.max(now);
         self.resolvers += 1;
@@ -100,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// Ends a RESOLVE of a write whose end is known.
+    /// Ends a RESOLVE of a write whose result is known.
     pub(super) fn finish_settled(
         &mut self,
         id: OpId,
@@ -112,7 +112,7 @@ impl Engine {
         self.finish(id, answered, ends);
     }
 
-    /// A RESOLVE has ended.
+    /// Handles the end of a RESOLVE.
     pub(super) fn on_resolved(
         &mut self,
         id: OpId,
@@ -124,7 +124,7 @@ impl Engine {
             Ok(Answered { version, copies, .. }) => {
                 Ok(Settled { version: *version, copies: *copies })
             }
-            // Forgotten: it is not done any more, and nobody will know whether it was.
+            // For an expired session: the write will not be executed any more, but its outcome stays unknown.
             Err(
                 error @ (Error::NotFound { .. }
                 | Error::Conflict { .. }
@@ -133,7 +133,7 @@ impl Engine {
             ) => Err(error.clone()),
             Err(error) => return self.on_unresolved(id, doubt, error, ends),
         };
-        // Several may have asked at once, and are told the same.
+        // Several RESOLVEs may have run at once; all get the same result.
         let _ = doubt.write.settled.set(settled);
         let Some(Open { waiting, .. }) = self.doubts.remove(doubt) else { return };
         self.leave_session(doubt.write.place, Some((doubt.write.client, doubt.write.seq)));
@@ -142,8 +142,8 @@ impl Engine {
         }
     }
 
-    /// A RESOLVE has ended without a response: those that wait go on trying until their deadlines, unless that is of
-    /// no use.
+    /// Handles a RESOLVE that ended without a result: waiting operations retry until their deadlines, or end if the
+    /// error is final.
     fn on_unresolved(&mut self, id: OpId, doubt: &Doubt, error: &Error, ends: &mut dyn Ends) {
         let Some(open) = self.doubts.get_mut(doubt) else { return };
         if open.resolver == Some(id) {

@@ -1,7 +1,7 @@
-//! The engine's traffic: connections opened and lost, requests sent, answers taken.
+//! The engine's traffic: connections opened and lost, requests sent, responses received.
 //!
-//! Whatever a server sends, the worst that happens is that its connection is closed and its
-//! operations are tried again until their deadlines.
+//! Whatever a server sends, the worst effect is that its connection is closed and its operations are retried until
+//! their deadlines.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,31 +29,31 @@ use crate::poller::Readiness;
 use crate::router::MapRefusal;
 use crate::session::Session;
 
-/// A connection that has nothing to read keeps the buffer of an answer up to this long.
+/// The longest response whose buffer an idle connection keeps.
 const MAX_KEPT_INPUT: usize = 256 << 10;
 
-/// Most bytes of a server's words that go into a message.
+/// The maximum number of bytes of a server's text that go into a message.
 const MAX_REASON_BYTES: usize = 300;
 
-/// The place of the opcode in a frame's header.
+/// The offset of the opcode in a frame's header.
 const OPCODE_AT: usize = 5;
-/// The part of the map that events compare.
+/// The part of the previous map with which events compare the new one.
 struct Before {
     revision: Option<(Epoch, MapRevision)>,
     servers: Vec<MapServer>,
 }
 
-/// What becomes of a connection after a frame.
+/// The fate of a connection after a frame.
 enum Flow {
     GoOn,
-    /// It has done what it was for.
+    /// The connection has served its purpose.
     Close,
 }
 
 impl Engine {
     // --- Connections -----------------------------------------------------------------------------
 
-    /// The connection to `target`, opened if there is none.
+    /// Returns the connection to `target`, opening it if there is none.
     pub(super) fn connect(&mut self, target: Target, now: Instant) -> io::Result<u64> {
         if let Some(&token) = self.by_target.get(&target) {
             return Ok(token);
@@ -81,8 +81,7 @@ impl Engine {
         Ok(token)
     }
 
-    /// Closes the connection that has been idle for longest, for the descriptor that it has. Returns false if none
-    /// is idle.
+    /// Closes the connection that has been idle for longest, to free its descriptor. Returns false if none is idle.
     fn close_idle(&mut self) -> bool {
         let idle = self.connections.iter().filter(|(_, connection)| connection.is_idle());
         let Some((token, _)) = idle.min_by_key(|(_, connection)| connection.heard_at) else {
@@ -102,20 +101,20 @@ impl Engine {
         }
     }
 
-    /// Handles an endpoint that has no map that this client can use.
+    /// Handles a source that provided no usable map.
     fn on_no_map(&mut self, source: Source, why: &str, now: Instant) {
         let has_asked_all = self.map_source.failed(source, why, &mut self.random, now);
         self.is_stranded |= has_asked_all && self.other_cluster.is_some();
     }
 
-    /// A connection has ended: what was on it is tried again.
+    /// Handles the loss of a connection: its operations are retried.
     pub(super) fn lose(&mut self, token: u64, why: &str, now: Instant) {
         if let Some(connection) = self.connections.remove(token) {
             self.bury(connection, why, now);
         }
     }
 
-    /// Closes a connection that has been taken out of the table and is needed no more.
+    /// Closes a connection that the client no longer needs and that is already out of the table.
     fn close(&mut self, connection: &Connection, why: &str) {
         self.forget(connection);
         self.note_closed(connection, &End::Closed(why));
@@ -126,7 +125,7 @@ impl Engine {
         connection.unregister(&self.poller);
     }
 
-    /// Closes a connection if nobody needs it any more.
+    /// Closes a connection that is retired and idle.
     fn close_if_done(&mut self, token: u64) {
         if self.connections.get(token).is_some_and(Connection::is_done)
             && let Some(connection) = self.connections.remove(token)
@@ -175,35 +174,35 @@ impl Engine {
 
     // --- Sending ---------------------------------------------------------------------------------
 
-    /// Puts an operation of a connection's backlog on the wire.
+    /// Sends an operation of a connection's backlog.
     fn transmit_backlog(&mut self, id: OpId, token: u64, now: Instant) {
         let wanted = Stage::Assigned { connection: token, request: None };
-        // If not, it was there twice, or has gone another way meanwhile.
+        // Otherwise it was in the backlog twice, or has been routed elsewhere meanwhile.
         if self.operations.get(id).is_some_and(|operation| operation.stage == wanted) {
             self.transmit(id, token, now);
         }
     }
 
-    /// Puts an operation that is assigned to an open connection on the wire.
+    /// Sends an operation that is assigned to an open connection.
     pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant) {
         if self.operations.get(id).is_some_and(|operation| operation.queued.is_some()) {
-            // An earlier sending still waits, on another connection.
+            // An earlier transmission is still queued on another connection.
             self.release(id);
         }
         let Some(operation) = self.operations.get_mut(id) else { return };
         let Some(connection) = self.connections.get_mut(token) else {
-            // It was lost while its backlog was sent.
+            // The connection was lost while its backlog was sent.
             return self.make_ready(id);
         };
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
             && let Some(Place { session, .. }) = self.places.get_mut(place)
         {
-            // A number of a session that was given up keeps the marks it was first sent with.
+            // A number of an abandoned session keeps the session fields of its first transmission.
             if operation.session.is_some_and(|(client, _)| client == session.client()) {
                 operation.begun = session.begun(|| connection.session_start(place.0));
                 operation.first_incomplete = session.first_incomplete();
             } else if operation.doubtful == 0 {
-                // The session was begun anew meanwhile; it has a connection of its own.
+                // A new session has begun meanwhile; it has its own connection.
                 return self.make_ready(id);
             }
             operation.doubtful += 1;
@@ -226,13 +225,13 @@ impl Engine {
         }
     }
 
-    /// Takes the request of an operation off the connection on which it still waits, so that its frame
-    /// may change or go. A connection that has taken a part of it is lost.
+    /// Removes an operation's request from the connection on which it is queued, so that its frame may change or be
+    /// freed. If a part of the request was sent, the connection is closed.
     pub(super) fn release(&mut self, id: OpId) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let Some((token, request)) = operation.was_not_sent() else { return };
         let Some(connection) = self.connections.get_mut(token) else { return };
-        // Nobody will answer it.
+        // No response to it will arrive.
         connection.outstanding.remove(request.0);
         if connection.output.release(id, &self.operations) == Released::Cut {
             self.lose(token, "a request was given up while it was sent", Instant::now());
@@ -273,7 +272,7 @@ impl Engine {
         }
     }
 
-    /// Sends and receives on one connection; an error is why it has to be closed.
+    /// Sends and receives on one connection. An error is the reason to close the connection.
     fn exchange(
         &mut self,
         event: Readiness,
@@ -293,7 +292,7 @@ impl Engine {
         }
         for _ in 0..MAX_READS {
             if ends.is_enough() {
-                // The poller will tell of the rest again.
+                // The poller reports the rest again.
                 break;
             }
             let Some(connection) = self.connections.get_mut(token) else { break };
@@ -327,8 +326,7 @@ impl Engine {
         Ok(Flow::GoOn)
     }
 
-    /// There is no memory for what comes: the reads that may have asked for it end, so that they do not
-    /// ask again until their deadlines.
+    /// Ends the reads whose response may have exhausted memory, so that they are not retried until their deadlines.
     fn fail_reads(&mut self, token: u64, bytes: usize, ends: &mut dyn Ends) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let waiting: Vec<OpId> = connection.outstanding.values().copied().collect();
@@ -341,7 +339,7 @@ impl Engine {
         }
     }
 
-    /// Takes the frames that have come in full. The connection may be gone afterwards.
+    /// Processes the complete frames. The connection may no longer exist afterwards.
     fn take_frames(
         &mut self,
         token: u64,
@@ -377,14 +375,14 @@ impl Engine {
         }
         self.begin_inflow(token, &mut input);
         if let Some(connection) = self.connections.get_mut(token) {
-            // A buffer that grew for such an answer may have up to twice the room.
+            // A buffer that grew for a response of that size may have up to twice the capacity.
             input.trim(2 * (MAX_KEPT_INPUT + 4_096));
             connection.restore_input(input);
         }
         Ok(Flow::GoOn)
     }
 
-    /// Has a long value that has come in part go straight to where its caller wants it.
+    /// Redirects the rest of a partly received long value straight to the destination that its caller chose.
     fn begin_inflow(&mut self, token: u64, input: &mut FrameBuffer) {
         let missing = input.missing();
         let waiting = input.waiting();
@@ -394,19 +392,19 @@ impl Engine {
         let Some(connection) = self.connections.get_mut(token).filter(|c| c.is_open) else {
             return;
         };
-        // What it lacks is judged when it has come whole.
+        // Errors are reported once the whole response has arrived.
         let Ok(answer) = Answer::read(&waiting[HEADER_BYTES..]) else { return };
         let Some(&id) = connection.outstanding.get(answer.id.0) else { return };
         let Some(operation) = self.operations.get_mut(id) else { return };
         let Some(inflow) = Inflow::begin(id, operation.landing, &answer, missing) else { return };
-        // A value that comes from another connection for the same operation is given up: only one may be written.
+        // A transfer of the value over another connection for the same operation is abandoned: only one may write.
         operation.lands_from = Some((token, answer.id));
         connection.inflow = Some(inflow);
         let taken = waiting.len();
         input.skip(taken);
     }
 
-    /// Notes a response to a request that nobody waits for on this connection.
+    /// Removes a request whose response is no longer wanted on this connection.
     fn forget_request(&mut self, token: u64, request: RequestId) {
         if let Some(connection) = self.connections.get_mut(token) {
             connection.outstanding.remove(request.0);
@@ -426,7 +424,7 @@ impl Engine {
         let nonsense = |error: kv_protocol::DecodeError| format!("it sent nonsense: {error}");
         let is_for_map = matches!(connection.target, Target::Map { .. });
         if opcode == opcode::ANSWER && is_open && !is_for_map {
-            // Almost all of them.
+            // The common case.
             connection.responses += 1;
             let answer = Answer::read(body).map_err(nonsense)?;
             self.on_answer(token, &answer, None, now, ends)?;
@@ -460,7 +458,7 @@ impl Engine {
                 self.options.log.write(Level::Info, || words);
                 self.counts.maps += 1;
                 self.tell_map(before, target.address());
-                // Those that were asked as well need not answer any more.
+                // Responses to the other requests for the map are no longer needed.
                 for other in self.map_source.answered(token, self.router.servers(), now) {
                     if let Some(connection) = self.connections.remove(other) {
                         self.close(&connection, "another one brought the map");
@@ -473,7 +471,7 @@ impl Engine {
         }
     }
 
-    /// Returns the servers as they are known before a map is taken, if the program wants events.
+    /// Returns the servers known before a new map is applied, if the program wants events.
     fn servers_to_compare(&self) -> Option<Before> {
         self.options.events.is_set().then(|| Before {
             revision: self.router.revision(),
@@ -481,7 +479,7 @@ impl Engine {
         })
     }
 
-    /// Reports the changes by the map that was taken.
+    /// Reports the changes of a new map as events.
     fn tell_map(&self, before: Option<Before>, source: SocketAddr) {
         let (Some(before), Some(now)) = (before, self.router.revision()) else { return };
         if before.revision == Some(now) {
@@ -492,16 +490,16 @@ impl Engine {
         tell_changes(events, &before.servers, self.router.all_servers());
     }
 
-    /// Whether the one who answers is the one that was meant.
+    /// Checks that the process that sent WELCOME is the intended one.
     fn check_welcome(&self, target: Target, welcome: &Welcome) -> Result<(), String> {
-        // If this is another cluster, its map says whether it was restored from this one.
+        // A map of another cluster states whether that cluster was restored from this one.
         if let (Target::Shard { .. }, Some(cluster)) = (target, self.router.cluster())
             && welcome.cluster != cluster
         {
             return Err(format!("it belongs to cluster {}, not {cluster}", welcome.cluster));
         }
         match (target, welcome.server) {
-            // Servers have the map too.
+            // Servers provide the map too.
             (Target::Map { .. }, _) => Ok(()),
             (Target::Shard { member, .. }, Some(server)) if server == member => Ok(()),
             (Target::Shard { member, .. }, server) => Err(match server {
@@ -511,7 +509,7 @@ impl Engine {
         }
     }
 
-    /// Judges an answer; an error is why the connection has to be closed.
+    /// Processes a response. An error is the reason to close the connection.
     fn on_answer(
         &mut self,
         token: u64,
@@ -524,19 +522,19 @@ impl Engine {
         let Some(&id) = connection.outstanding.get(answer.id.0) else {
             return Err(format!("it answered request {}, which was not asked", answer.id));
         };
-        // Its caller may have given up.
+        // The operation may have ended.
         let Some(operation) = self.operations.get_mut(id) else {
             connection.outstanding.remove(answer.id.0);
             return Ok(());
         };
         if !may_answer(operation, answer.status) {
-            // It stays outstanding, so that the loss of the connection finds the operation.
+            // The request stays outstanding, so that the loss of the connection finds the operation.
             let (status, verb) = (answer.status, operation.kind.verb());
             return Err(format!("it answered {status:?} to a {verb}"));
         }
         connection.outstanding.remove(answer.id.0);
         let here = Stage::Assigned { connection: token, request: Some(answer.id) };
-        // An answer to an earlier sending counts if it is an end; if not, the later one decides.
+        // A final response to an earlier transmission counts; otherwise the later transmission decides.
         let is_current = operation.stage == here;
         match answer.status {
             Status::Ok | Status::Part => {
@@ -557,7 +555,7 @@ impl Engine {
             }
             Status::SessionExpired => self.on_session_expired(id, now, ends),
             Status::SessionMismatch => self.on_session_mismatch(id, ends),
-            // A write that was pending when the server lost its view ends so too.
+            // A pending write gets this too when its server loses the view.
             Status::WrongView if is_current => {
                 let (trouble, server) = (spoken(operation, answer), operation.server);
                 self.back_off(id, &trouble.into(), now);
@@ -575,8 +573,8 @@ impl Engine {
                     self.finish(id, Err(error), ends);
                 }
             }
-            // Said by a server that has not logged this sending and will not: what it has logged it
-            // answers, or keeps waiting. Earlier sendings, there or elsewhere, stay in doubt.
+            // Sent by a server that has not logged this transmission and will not: a logged write gets its response or
+            // keeps waiting. Earlier transmissions, to this server or others, stay in doubt.
             Status::Unavailable | Status::Busy => {
                 operation.doubtful = operation.doubtful.saturating_sub(1);
                 if is_current {
@@ -590,19 +588,20 @@ impl Engine {
         Ok(())
     }
 
-    /// What a refusal that may pass asks for besides a pause.
+    /// Handles a temporary rejection beyond the back-off.
     fn after_refusal(&mut self, id: OpId, status: Status) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         if status == Status::Busy {
             operation.was_busy = true;
         } else {
-            // A server that is cut off may not know that it is out: another one is asked.
+            // A partitioned server may not have received its exclusion from the view, so the map is fetched from
+            // another one.
             let server = operation.server;
             self.want_map(server);
         }
     }
 
-    /// Refused for good: this sending did nothing.
+    /// Handles a permanent rejection: this transmission had no effect.
     fn on_refused(&mut self, id: OpId, answer: &Answer<'_>, is_current: bool, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         operation.doubtful = operation.doubtful.saturating_sub(1);
@@ -624,18 +623,17 @@ impl Engine {
         self.finish(id, Err(error), ends);
     }
 
-    /// The server does not know the write's session, so it has not executed this sending of it.
+    /// Handles SESSION_EXPIRED: the server does not know the write's session, so it has not executed this transmission.
     ///
-    /// If no other sending of it can have been executed, the session was merely forgotten for
-    /// having been idle (or its first writes never arrived): it is begun anew, under another
-    /// client id, and the write goes out under its first number. Otherwise the caller must be told
-    /// that nobody knows.
+    /// If no other transmission can have been executed, the session merely expired while idle, or its first writes
+    /// never arrived. A new session then begins under another client id, and the write gets a number of that session.
+    /// Otherwise the caller gets an unknown outcome.
     fn on_session_expired(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let (Some(place), Some((client, _)), 1) =
             (operation.place, operation.session, operation.doubtful)
         else {
-            // Sent more than once, or, by a server out of its mind, no write at all.
+            // Either the write was sent more than once, or the operation is no write and the server is defective.
             let action = operation.action();
             let cause = "the servers have forgotten this client's session".to_owned();
             operation.is_forgotten = true;
@@ -653,9 +651,9 @@ impl Engine {
         self.leave_session(place, None);
     }
 
-    /// Handles the report that another write had this number in this client's session: another process, such as a copy
-    /// of this one's machine, uses the same client id. The number belongs to the other write, so this one was not done
-    /// and never will be. The session is left to the other process.
+    /// Handles SESSION_MISMATCH: another write had this number in this client's session. Another process uses the same
+    /// client id, such as a clone of this virtual machine. The number belongs to the other write, so this one was not
+    /// executed and never will be. The other process keeps the session.
     fn on_session_mismatch(&mut self, id: OpId, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get(id) else { return };
         let (action, place, session) = (operation.action(), operation.place, operation.session);
@@ -664,7 +662,7 @@ impl Engine {
             return self.finish(id, Err(Error::Protocol { action, reason }), ends);
         };
         let error = if operation.kind == Kind::Resolve {
-            // The number may have been given again after its session was forgotten: that says nothing about this write.
+            // The number may have been reused after its session expired, so this says nothing about this write.
             let cause = "another process uses this client's id".to_owned();
             Error::InDoubt { action, cause, doubt: None }
         } else {
@@ -675,7 +673,7 @@ impl Engine {
         self.leave_session(place, None);
     }
 
-    /// Gives a place a session under another client id, unless it already has one.
+    /// Begins a session under another client id for a place, unless the place already has one.
     fn begin_session_anew(&mut self, place: (GroupId, ShardId), client: ClientId, why: &str) {
         let Some(Place { session, .. }) = self.places.get_mut(place) else { return };
         if session.client() != client {
@@ -688,13 +686,12 @@ impl Engine {
         self.options.events.tell(&Event::SessionBegunAnew { why });
     }
 
-    /// Whether a client id is that of a session, or the one that reads go under.
+    /// Returns whether a client id belongs to a session or is the one used for reads.
     fn is_in_use(&self, client: ClientId) -> bool {
         client == self.client || self.places.iter().any(|place| place.session.client() == client)
     }
 
-    /// A session has got another client id: the connections under the old one close, each when it
-    /// carries nothing more.
+    /// Retires a client id that no session uses: each of its connections closes when it is idle.
     fn retire(&mut self, client: ClientId) {
         if self.is_in_use(client) {
             return;
@@ -712,12 +709,12 @@ impl Engine {
     }
 }
 
-/// Whether the process, or the system, has no descriptor left.
+/// Returns whether the process or the system has no descriptor left.
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Whether a server in its right mind answers this to the operation.
+/// Returns whether a correct server can send this status in response to the operation.
 fn may_answer(operation: &Operation, status: Status) -> bool {
     match status {
         Status::NotFound => !matches!(operation.kind, Kind::Put | Kind::Noop),
@@ -737,7 +734,7 @@ fn answered<'a>(
     let (value, length) = match (answer.status, operation.part) {
         _ if !reads => (&[][..], 0),
         (Status::Part, _) => (answer.value, answer.whole as usize),
-        // A server that knows no parts sends all.
+        // A server without support for parts sends the whole value.
         (_, Some(part)) => (&answer.value[part.of(answer.value.len())], answer.value.len()),
         _ => (answer.value, answer.value.len()),
     };
@@ -750,7 +747,7 @@ fn answered<'a>(
     }
 }
 
-/// What a server said, as it may be shown.
+/// Describes a server's response for a message.
 fn spoken(operation: &Operation, answer: &Answer<'_>) -> String {
     let status = answer.status;
     match (operation.server, answer.value) {
@@ -760,7 +757,7 @@ fn spoken(operation: &Operation, answer: &Answer<'_>) -> String {
     }
 }
 
-/// A server's words, shortened and without anything that a terminal obeys.
+/// Escapes and shortens a server's text for a message.
 fn words(reason: &[u8]) -> String {
     escape::readable(&reason[..reason.len().min(MAX_REASON_BYTES)]).to_string()
 }

@@ -1,9 +1,9 @@
-//! A cluster in this process that speaks the wire protocol and misbehaves on demand: one coordinator
-//! and any number of servers, a thread for each connection, one table for all.
+//! An in-process cluster that speaks the wire protocol, with fault injection: one coordinator and any number of
+//! servers, one thread per connection, one table for all.
 //!
-//! Tests set [`Fake::script`]: it sees every request before it is served and says what to do with it.
+//! Tests set [`Fake::script`], which sees every request before it is served and chooses how to handle it.
 
-#![allow(dead_code, unreachable_pub)] // Each test program uses its own part.
+#![allow(dead_code, unreachable_pub)] // Each test program uses a different part.
 
 #[path = "../../../tests/common/silent.rs"]
 pub mod silent;
@@ -28,7 +28,7 @@ use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
-/// One request as a server saw it.
+/// One request as received by a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub server: u16,
@@ -40,50 +40,50 @@ pub struct Seen {
     pub first_incomplete: u64,
 }
 
-/// What to do with a request.
+/// The handling of a request.
 #[derive(Clone, Debug)]
 pub enum Act {
-    /// What a server does.
+    /// Serve it normally.
     Serve,
-    /// Do it, but cut the connection instead of answering.
+    /// Execute it, but cut the connection instead of responding.
     ServeThenCut,
-    /// Cut the connection before doing it.
+    /// Cut the connection without executing it.
     Cut,
-    /// Do nothing, ever.
+    /// Never execute it or respond.
     Ignore,
-    /// Do nothing and answer this.
+    /// Respond with this status without executing it.
     Answer(Status),
-    /// Do it, and answer after the next request of this connection.
+    /// Execute it, and respond after the next request of this connection.
     AnswerLater,
-    /// Do nothing and answer this after the next request of this connection.
+    /// Do not execute it, and respond with this status after the next request of this connection.
     AnswerStatusLater(Status),
-    /// Do nothing and send these bytes.
+    /// Send these bytes without executing it.
     Send(Vec<u8>),
-    /// Do it, and send half of the response; the rest when this is true.
+    /// Execute it, and send half of the response; send the rest once the flag is true.
     Halve(Arc<AtomicBool>),
-    /// Send the whole value where a part is asked for, as a server that knows no parts.
+    /// Send the whole value for a part, like a server without support for parts.
     ServeWhole,
 }
 
-/// A deadline that passes while a test waits.
+/// A deadline short enough for a test to wait for.
 pub const SOON: Duration = Duration::from_millis(400);
 
-/// A client with the default options.
+/// Opens a client with the default options.
 pub fn open(fake: &Fake) -> Client {
     Client::open(&fake.endpoint(), Options::default()).unwrap()
 }
 
-/// An operation with this deadline.
+/// Returns options with this deadline.
 pub fn within(deadline: Duration) -> OpOptions {
     OpOptions { deadline: Some(deadline), ..OpOptions::default() }
 }
 
-/// An operation with the default deadline.
+/// Returns options with the default deadline.
 pub fn anytime() -> OpOptions {
     OpOptions::default()
 }
 
-/// A key of this group in a ring of three.
+/// Returns a key of this group in a ring of three servers.
 pub fn key_of(group: u16) -> Vec<u8> {
     (0..)
         .map(|n| format!("key-{n}").into_bytes())
@@ -91,7 +91,7 @@ pub fn key_of(group: u16) -> Vec<u8> {
         .unwrap()
 }
 
-/// Waits until this is so.
+/// Waits until the condition holds.
 pub fn wait_until(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !is_so() {
@@ -100,12 +100,12 @@ pub fn wait_until(mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The writes among the requests so far.
+/// Returns the writes among the requests so far.
 pub fn writes(fake: &Fake) -> Vec<Seen> {
     fake.seen().into_iter().filter(|seen| seen.seq > 0).collect()
 }
 
-/// Runs `act` for the first request and serves the others.
+/// Returns a script that applies `act` to the first request and serves the others.
 pub fn first(act: Act) -> impl FnMut(&Seen) -> Act + Send {
     let mut act = Some(act);
     move |_| act.take().unwrap_or(Act::Serve)
@@ -113,7 +113,7 @@ pub fn first(act: Act) -> impl FnMut(&Seen) -> Act + Send {
 
 type Script = Box<dyn FnMut(&Seen) -> Act + Send>;
 
-/// A session as a server remembers it.
+/// A session as recorded by a server.
 #[derive(Default)]
 struct Session {
     first_incomplete: u64,
@@ -125,25 +125,25 @@ struct State {
     table: HashMap<Vec<u8>, (Vec<u8>, u64)>,
     sessions: HashMap<(ClientId, GroupId, ShardId), Session>,
     last_sn: u64,
-    /// Sessions that began before this write are not begun anew.
+    /// The position below which sessions began that servers report as expired if they do not know them.
     forgotten: u64,
-    /// Writes that took effect, by key.
+    /// The writes that took effect, in order: key and value.
     executed: Vec<(Vec<u8>, Vec<u8>)>,
     seen: Vec<Seen>,
-    /// Responses of [`Act::Halve`] whose second half was sent.
+    /// The number of responses of [`Act::Halve`] whose second half was sent.
     finished_halves: usize,
     script: Script,
     maps_served: u64,
-    /// The servers that gave the map out, and those that have none.
+    /// The servers that sent the map, and those that have none.
     maps_of_servers: Vec<u16>,
     without_map: Vec<u16>,
     is_coordinator_mute: bool,
-    /// Servers that say no WELCOME for the moment.
+    /// The servers that currently withhold WELCOME.
     without_welcome: Vec<u16>,
-    /// Connections to servers that end right behind their WELCOME.
+    /// The number of connections still to be closed right after WELCOME.
     cuts_after_welcome: usize,
     connections: HashMap<SocketAddr, Vec<TcpStream>>,
-    /// Connections to servers that neither side has closed.
+    /// The number of open connections to servers.
     open_to_servers: usize,
 }
 
@@ -153,7 +153,7 @@ struct Listener {
     thread: Option<JoinHandle<()>>,
 }
 
-/// See the module.
+/// An in-process cluster; see the module documentation.
 pub struct Fake {
     state: Arc<Mutex<State>>,
     coordinator: Listener,
@@ -165,7 +165,7 @@ fn member(server: u16) -> Member {
 }
 
 impl Fake {
-    /// Starts a coordinator and `servers` servers with `shards` shards a group, all views at home.
+    /// Starts a coordinator and `servers` servers with `shards` shards a group; every group is at home.
     pub fn start(servers: u16, shards: u16) -> Fake {
         let listeners: Vec<TcpListener> =
             (0..servers).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -222,69 +222,70 @@ impl Fake {
         Fake { state, coordinator, servers }
     }
 
-    /// Where the coordinator is, for `Client::open`.
+    /// Returns the address of the coordinator, for `Client::open`.
     pub fn endpoint(&self) -> String {
         self.coordinator.address.to_string()
     }
 
-    /// Sets what is done with requests from now on.
+    /// Sets the script for all requests from now on.
     pub fn script(&self, script: impl FnMut(&Seen) -> Act + Send + 'static) {
         self.state().script = Box::new(script);
     }
 
-    /// All requests so far.
+    /// Returns all requests so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.state().seen.clone()
     }
 
-    /// The writes that took effect: key and value (empty for a delete).
+    /// Returns the writes that took effect: key and value (empty for a delete).
     pub fn executed(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         self.state().executed.clone()
     }
 
-    /// The number of responses in two halves of which the second was sent.
+    /// Returns the number of halved responses whose second half was sent.
     pub fn finished_halves(&self) -> usize {
         self.state().finished_halves
     }
 
-    /// Gives a key another value, as another client would.
+    /// Overwrites a key, like a write of another client.
     pub fn replace(&self, key: &[u8], value: &[u8]) {
         let state = &mut *self.state();
         state.last_sn += 1;
         state.table.insert(key.to_vec(), (value.to_vec(), state.last_sn));
     }
 
-    /// How often the map was given out.
+    /// Returns how often the coordinator has sent the map.
     pub fn maps_served(&self) -> u64 {
         self.state().maps_served
     }
 
-    /// The servers that gave the map out, one after the other.
+    /// Returns the servers that sent the map, in order.
     pub fn maps_of_servers(&self) -> Vec<u16> {
         self.state().maps_of_servers.clone()
     }
 
-    /// Where a server is.
+    /// Returns the address of a server.
     pub fn server(&self, server: u16) -> SocketAddr {
         self.servers[usize::from(server)].address
     }
 
-    /// Makes a server answer that it has no map.
+    /// Makes a server respond that it has no map.
     pub fn withhold_map(&self, server: u16) {
         self.state().without_map.push(server);
     }
 
-    /// Connections to the servers that are open: the descriptors that clients hold for them.
+    /// Returns the number of open connections to servers, which is the number of descriptors that clients hold for
+    /// them.
     pub fn open_to_servers(&self) -> usize {
         self.state().open_to_servers
     }
 
-    /// Changes the map that is given out.
+    /// Changes the map that is sent from now on.
     pub fn change_map(&self, change: impl FnOnce(&mut Map)) {
         change(&mut self.state().map);
     }
 
-    /// A new view of a group: another server is its primary, alone.
+    /// Makes a new view of a group: `server` becomes its sole holder.
     pub fn promote(&self, group: u16, server: u16) {
         self.change_map(|map| {
             let view = &mut map.views[usize::from(group)];
@@ -294,41 +295,41 @@ impl Fake {
         });
     }
 
-    /// Ends a server: its port and all its connections are closed when this returns.
+    /// Kills a server: its port and all its connections are closed when this returns.
     pub fn kill(&mut self, server: u16) {
         let state = Arc::clone(&self.state);
         close(&mut self.servers[usize::from(server)], &state);
     }
 
-    /// Cuts all connections of a server, which lives on.
+    /// Cuts all connections of a server, which keeps running.
     pub fn cut(&self, server: u16) {
         cut(self.servers[usize::from(server)].address, &self.state);
     }
 
-    /// Makes the coordinator say WELCOME and nothing more, or speak again.
+    /// Makes the coordinator send WELCOME and nothing else, or respond normally again.
     pub fn mute_coordinator(&self, is_mute: bool) {
         self.state().is_coordinator_mute = is_mute;
     }
 
-    /// Makes a server keep its WELCOMEs back, or say them.
+    /// Makes a server withhold or send its WELCOMEs.
     pub fn withhold_welcome(&self, server: u16, is_withheld: bool) {
         let withholding = &mut self.state().without_welcome;
         withholding.retain(|id| *id != server);
         withholding.extend(is_withheld.then_some(server));
     }
 
-    /// Ends the next so many connections to servers right behind their WELCOME.
+    /// Closes the next `count` connections to servers right after WELCOME.
     pub fn cut_after_welcome(&self, count: usize) {
         self.state().cuts_after_welcome = count;
     }
 
-    /// Ends the coordinator.
+    /// Kills the coordinator.
     pub fn kill_coordinator(&mut self) {
         let state = Arc::clone(&self.state);
         close(&mut self.coordinator, &state);
     }
 
-    /// Makes the servers forget all sessions, as after ten idle minutes.
+    /// Expires all sessions on the servers, as after ten idle minutes.
     pub fn forget_sessions(&self) {
         let state = &mut *self.state();
         state.sessions.clear();
@@ -393,7 +394,7 @@ fn listen(listener: TcpListener, server: Option<u16>, state: Arc<Mutex<State>>) 
     Listener { address, is_closed, thread: Some(thread) }
 }
 
-/// One connection, until either side closes it.
+/// Serves one connection until either side closes it.
 fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
     let mut input = FrameBuffer::new(FrameRules::unchecked(MAX_CLIENT_BODY));
     let mut buffer = vec![0; 64 << 10];
@@ -444,7 +445,7 @@ fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-/// Says WELCOME, once that is not kept back; false: the connection is to be cut behind it.
+/// Sends WELCOME as soon as it is not withheld. Returns false if the connection is to be cut after it.
 fn say_welcome(server: Option<u16>, state: &Mutex<State>, output: &mut Vec<u8>) -> bool {
     let is_withheld = || server.is_some_and(|id| lock(state).without_welcome.contains(&id));
     while is_withheld() {
@@ -485,7 +486,7 @@ fn welcome(server: Option<u16>, map: &Map, last_sn: u64) -> Welcome {
     }
 }
 
-/// Does what the script says; false: the connection is to be cut.
+/// Handles a request as the script chooses. Returns false if the connection is to be cut.
 fn act(
     server: u16,
     hello: Hello,
@@ -572,7 +573,7 @@ fn answer_with_copies(
     Answer { id: request.id, status, copies, view: request.view, version, value, whole }.write(to);
 }
 
-/// What a primary (and, for VERIFY, a secondary) does.
+/// Executes a request like a primary, or like a secondary for VERIFY.
 fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, to: &mut Vec<u8>) {
     let (group, shard) = state.map.placement().locate(request.digest);
     let view = &state.map.views[usize::from(group.0)];
