@@ -565,6 +565,10 @@ impl Lane {
                 }
             }
         }
+        if is_in_line {
+            // The line holds threads that wait, and so no more than there are threads.
+            state.line.retain(|other| !Arc::ptr_eq(other, turn));
+        }
         if std::mem::take(&mut turn.gate().leads) || leads {
             state.hand_over();
         }

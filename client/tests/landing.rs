@@ -99,6 +99,49 @@ fn a_part_of_a_value_is_all_that_is_sent_and_its_length_alone_is_known_too() {
 /// A server stalls after half of a value, and the group moves. The value comes from the new primary. The rest of the
 /// old response must not overwrite it.
 #[test]
+fn a_server_that_sends_more_than_was_asked_for_loses_its_connection_and_writes_nothing() {
+    for length in [100, LONG] {
+        let fake = Fake::start(3, 1);
+        let mut client = open(&fake);
+        client.put(b"k", &value(7)[..length], &anytime()).unwrap();
+        fake.script(common::first(Act::ServeTooMuch));
+        let mut room = vec![9; length];
+        let (at, part) = (
+            NonNull::new(room.as_mut_ptr()).unwrap(),
+            Some(Part { from: 0, most: 8, all_or_nothing: false }),
+        );
+        // SAFETY: `room` outlives the call.
+        let landing = Landing::At(unsafe { Room::new(at, 8) });
+        let read = Op::Read { key: b"k", part, landing };
+        let got = client.call(read, &anytime(), |answered| answered.value.to_vec()).unwrap();
+        assert_eq!(got, value(7)[..8]);
+        assert!(room[8..].iter().all(|&byte| byte == 9), "bytes behind the room were written");
+        assert_eq!(client.statistics().connections_lost, 1);
+    }
+}
+
+#[test]
+fn a_later_part_is_right_where_a_server_sends_the_whole_value() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(b"k", &value(8), &anytime()).unwrap();
+    fake.script(|_| Act::ServeWhole);
+    // The whole value would fit the room.
+    let mut room = vec![0; 2 * LONG];
+    let at = NonNull::new(room.as_mut_ptr()).unwrap();
+    let part = Part { from: 100, most: u32::try_from(room.len()).unwrap(), all_or_nothing: false };
+    // SAFETY: `room` outlives the call.
+    let landing = Landing::At(unsafe { Room::new(at, room.len()) });
+    let read = Op::Read { key: b"k", part: Some(part), landing };
+    let is_there = client.call(read, &anytime(), |answered| {
+        assert!(answered.value == &value(8)[100..]);
+        answered.value.as_ptr() == at.as_ptr()
+    });
+    assert!(!is_there.unwrap(), "the part does not begin where the value was received");
+    assert_eq!(room[0], 0);
+}
+
+#[test]
 fn one_connection_at_a_time_writes_into_the_callers_memory() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);

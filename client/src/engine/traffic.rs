@@ -19,7 +19,7 @@ use crate::completion::{Answered, Ends};
 use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Received, Target};
 use crate::error::Error;
 use crate::events::{Event, tell_changes};
-use crate::landing::{Inflow, LONG_BYTES, Landed};
+use crate::landing::{Inflow, LONG_BYTES, Landed, Landing};
 use crate::log::Level;
 use crate::map_source::Source;
 use crate::operation::{Kind, OpId, Operation, Stage};
@@ -396,7 +396,12 @@ impl Engine {
         let Ok(answer) = Answer::read(&waiting[HEADER_BYTES..]) else { return };
         let Some(&id) = connection.outstanding.get(answer.id.0) else { return };
         let Some(operation) = self.operations.get_mut(id) else { return };
-        let Some(inflow) = Inflow::begin(id, operation.landing, &answer, missing) else { return };
+        let landing = match (answer.status, operation.part) {
+            // A server without support for parts sends the whole value, of which the caller gets a later part.
+            (Status::Ok, Some(part)) if part.from > 0 => Landing::Buffer,
+            _ => operation.landing,
+        };
+        let Some(inflow) = Inflow::begin(id, landing, &answer, missing) else { return };
         // A transfer of the value over another connection for the same operation is abandoned: only one may write.
         operation.lands_from = Some((token, answer.id));
         connection.inflow = Some(inflow);
@@ -527,10 +532,18 @@ impl Engine {
             connection.outstanding.remove(answer.id.0);
             return Ok(());
         };
+        // In both cases the request stays outstanding, so that the loss of the connection finds the operation.
         if !may_answer(operation, answer.status) {
-            // The request stays outstanding, so that the loss of the connection finds the operation.
             let (status, verb) = (answer.status, operation.kind.verb());
             return Err(format!("it answered {status:?} to a {verb}"));
+        }
+        if let (Status::Part, Some(part)) = (answer.status, operation.part)
+            && part.of(answer.whole as usize).len() != answer.value.len()
+        {
+            let (bytes, whole) = (answer.value.len(), answer.whole);
+            return Err(format!(
+                "it sent {bytes} bytes of a value of {whole}, which is not the requested part"
+            ));
         }
         connection.outstanding.remove(answer.id.0);
         let here = Stage::Assigned { connection: token, request: Some(answer.id) };

@@ -63,6 +63,8 @@ pub enum Act {
     Halve(Arc<AtomicBool>),
     /// Send the whole value for a part, like a server without support for parts.
     ServeWhole,
+    /// Sends all bytes of the value as if they were the requested part.
+    ServeTooMuch,
 }
 
 /// A deadline short enough for a test to wait for.
@@ -538,6 +540,13 @@ fn act(
             let rest = response.split_off(response.len() / 2);
             output.append(&mut response);
             *held = Some((is_open, rest));
+        }
+        Act::ServeTooMuch => {
+            let (value, version) = &state.table[request.key];
+            let whole = u32::try_from(value.len()).unwrap() + 1;
+            let (status, version) = (Status::Part, SequenceNumber(*version));
+            Answer { id: request.id, status, copies: 0, view: request.view, version, value, whole }
+                .write(output);
         }
         Act::ServeWhole => {
             let whole = Request { operation: Operation::Get, ..*request };
