@@ -420,7 +420,8 @@ typedef struct {
 
 /**
  * The name of a write that ended with KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; it may be
- * copied, and is valid while the handle is open. It never gets another field.
+ * copied, and is valid while the handle is open and no more than 65,536 writes, with 16 MiB of keys, have ended in doubt
+ * since (else KVC_INVALID). It never gets another field.
  */
 typedef struct {
     /**

@@ -141,6 +141,14 @@ fn doubt(manner: &Manner) {
 }
 
 #[track_caller]
+fn stopped_server(manner: &Manner) {
+    let cluster = Cluster::start();
+    check("stopped_server.c", manner, &[cluster.endpoint(), cluster.server_pid(1).to_string()]);
+    cluster.await_whole();
+    cluster.stop().assert_copies_agree();
+}
+
+#[track_caller]
 fn statistics(manner: &Manner) {
     let cluster = Cluster::builder().shards(2).start();
     check("statistics.c", manner, &[cluster.endpoint()]);
@@ -227,6 +235,8 @@ in_every_manner! {
     a_cluster_that_stands_holds_no_call_beyond_its_deadline: doubt in PLAIN;
     a_cluster_that_stands_passes_the_sanitizers: doubt in SANITIZED;
     a_cluster_that_stands_passes_valgrind: doubt in VALGRIND;
+    writes_to_a_stopped_server_are_settled: stopped_server in PLAIN;
+    writes_to_a_stopped_server_pass_the_sanitizers: stopped_server in SANITIZED;
     counters_say_what_was_done: statistics in PLAIN;
     counters_pass_the_sanitizers: statistics in SANITIZED;
     counters_pass_valgrind: statistics in VALGRIND;
