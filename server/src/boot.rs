@@ -235,7 +235,7 @@ fn link_config(
         let address = listener.local_addr();
         address
             .map(|address| address.port())
-            .map_err(|error| Fatal::System { doing: "ask for the port listened on", error })
+            .map_err(|error| Fatal::System { doing: "get the port of a listening socket", error })
     };
     let bound = args.listen_address();
     Ok(LinkConfig {

@@ -22,7 +22,7 @@ const LAST_WORDS: Duration = Duration::from_millis(400);
 #[non_exhaustive]
 pub enum NoUring {
     /// The kernel refuses io_uring.
-    #[error("set up io_uring: {error}; {advice}")]
+    #[error("cannot set up io_uring: {error}; {advice}")]
     Setup {
         /// The system's error.
         error: io::Error,
@@ -39,7 +39,7 @@ pub enum NoUring {
     },
     /// The limit of locked memory is too low.
     #[error(
-        "lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for --shards \
+        "cannot lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for --shards \
          {shards}; raise it with `ulimit -l {}` or LimitMEMLOCK= in the unit", need / 1024
     )]
     Memlock {
@@ -67,7 +67,9 @@ impl NoUring {
 #[non_exhaustive]
 pub enum Fatal {
     /// The log file cannot be opened.
-    #[error("open the log {path}: {error}; check that the directory exists and can be written")]
+    #[error(
+        "cannot open the log {path}: {error}; check that the directory exists and can be written"
+    )]
     Log {
         /// The file.
         path: PathBuf,
@@ -76,7 +78,7 @@ pub enum Fatal {
     },
     /// The cluster's key cannot be read.
     #[error(
-        "read the cluster's key from {path}: {error}; the coordinator passes it, see --key-file"
+        "cannot read the cluster's key from {path}: {error}; the coordinator passes it, see --key-file"
     )]
     Key {
         /// The file, `-` for standard input.
@@ -85,11 +87,13 @@ pub enum Fatal {
         error: io::Error,
     },
     /// The network engine uring was requested and cannot be used.
-    #[error("start the network engine uring: {0}; or start with --net auto or --net epoll")]
+    #[error(
+        "the network engine uring does not work here: {0}; or start with --net auto or --net epoll"
+    )]
     Uring(NoUring),
     /// The limit of open files is too low.
     #[error(
-        "reserve descriptors: {have} files may be open, {need} are needed for --shards {shards} and \
+        "cannot reserve descriptors: {have} files may be open, {need} are needed for --shards {shards} and \
          a few clients; raise the hard limit with `ulimit -n {need}` or LimitNOFILE= in the unit"
     )]
     OpenFiles {
@@ -101,7 +105,7 @@ pub enum Fatal {
         shards: u16,
     },
     /// A port cannot be listened on.
-    #[error("listen on {address} for {purpose}: {error}; {advice}")]
+    #[error("cannot listen on {address} for {purpose}: {error}; {advice}")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -113,7 +117,7 @@ pub enum Fatal {
         advice: String,
     },
     /// The coordinator's host has no address.
-    #[error("look up the coordinator's host {host}: {error}; check -h")]
+    #[error("cannot look up the coordinator's host {host}: {error}; check -h")]
     CoordinatorHost {
         /// The host name.
         host: String,
@@ -121,7 +125,7 @@ pub enum Fatal {
         error: io::Error,
     },
     /// An executor did not start.
-    #[error("start the executor of shard {shard}: {reason}")]
+    #[error("cannot start the executor of shard {shard}: {reason}")]
     Executor {
         /// The executor's shard.
         shard: u16,
@@ -129,7 +133,7 @@ pub enum Fatal {
         reason: String,
     },
     /// A thread did not start, or another system service failed.
-    #[error("{doing}: {error}")]
+    #[error("cannot {doing}: {error}")]
     System {
         /// The attempted operation.
         doing: &'static str,
@@ -137,7 +141,7 @@ pub enum Fatal {
         error: io::Error,
     },
     /// A dump that this server was to load at the start cannot be loaded.
-    #[error("load {path}: {reason}")]
+    #[error("cannot load {path}: {reason}")]
     Load {
         /// The dump.
         path: PathBuf,
