@@ -203,7 +203,7 @@ impl Cluster {
         self.wait_status(when, is_whole)
     }
 
-    /// Waits until the status has been as wanted for a while. Returns the time until that began.
+    /// Waits until the status satisfies `wanted` without interruption for [`STEADY`]. Returns the time until that began.
     pub(crate) fn wait_status(
         &mut self,
         when: &str,

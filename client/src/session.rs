@@ -50,7 +50,7 @@ impl Session {
         SESSION_WINDOW - (self.next - self.first_incomplete)
     }
 
-    /// Returns the number for one more write, or `None` while the window is full.
+    /// Allocates the number of the next write. Returns `None` while the window is full.
     pub(crate) fn begin(&mut self) -> Option<RequestSeq> {
         if self.room() == 0 {
             return None;

@@ -79,8 +79,8 @@ impl Guests {
         })
     }
 
-    /// Admits a connection from this address, if necessary in place of an idle one. Returns `None` if every
-    /// connection that could be closed has a request.
+    /// Admits a connection from this address, and closes an idle connection if necessary. Returns `None` if every
+    /// connection that could be closed has a request in progress.
     pub(crate) fn admit(self: &Rc<Guests>, address: IpAddr) -> Option<Guest> {
         let address = party_of(address);
         let own = self.parties.borrow().get(&address).map_or(0, |party| party.connections);

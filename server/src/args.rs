@@ -18,8 +18,7 @@ use kv_protocol::{FailureTimeout, size};
 use crate::load::{self, LoadSource};
 use crate::watch::Question;
 
-/// One storage server of a cluster. The coordinator starts it; by hand it is of use only to look at
-/// its messages.
+/// One storage server of a cluster. The coordinator starts it; a manual start is useful only for diagnosis.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "server", version, disable_help_flag = true, after_help = exit_codes())]
 pub struct Args {
@@ -31,15 +30,15 @@ pub struct Args {
     #[arg(short = 'm', long, value_name = "PORT")]
     pub coordinator_port: u16,
 
-    /// Port for clients; 0 takes a free one.
+    /// Port for clients; 0 selects a free one.
     #[arg(short = 'c', long, value_name = "PORT", default_value_t = 0)]
     pub clients_port: u16,
 
-    /// Port for other servers; 0 takes a free one.
+    /// Port for other servers; 0 selects a free one.
     #[arg(short = 's', long, value_name = "PORT", default_value_t = 0)]
     pub servers_port: u16,
 
-    /// Port for the coordinator's orders; 0 takes a free one.
+    /// Port for the coordinator's orders; 0 selects a free one.
     #[arg(short = 'M', long, value_name = "PORT", default_value_t = 0)]
     pub coord_port: u16,
 
@@ -47,49 +46,48 @@ pub struct Args {
     #[arg(short = 'S', long, value_name = "ID")]
     pub id: u16,
 
-    /// Servers of the ring.
+    /// Number of servers in the ring.
     #[arg(short = 'n', long, value_name = "COUNT",
         value_parser = clap::value_parser!(u16).range(i64::from(MIN_SERVERS)..=i64::from(MAX_SERVERS)))]
     pub servers: u16,
 
-    /// File that the log is appended to; standard error without it. KV_LOG filters it
-    /// (error, warn, info, debug, trace). SIGHUP opens the file anew.
+    /// Log file, which is appended to. Default: standard error. KV_LOG sets the level (error, warn, info, debug,
+    /// trace). SIGHUP reopens the file.
     #[arg(short = 'l', long, value_name = "FILE")]
     pub log: Option<PathBuf>,
 
-    /// Shards of every group, one executor thread each; the same number on all servers.
+    /// Number of shards of every group, with one executor thread each; the same on all servers.
     #[arg(long, value_name = "COUNT", default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
     pub shards: u16,
 
-    /// Memory that both tables together may take, such as 512M or 4GiB: half for the primary table,
-    /// half for the secondary; `none` for no bound. By default four fifths of the memory that this machine, or
-    /// the cgroup, has for servers, divided by --share, less 24 MiB for the process.
+    /// Memory limit of both tables together, such as 512M or 4GiB: half for each table; `none` for no limit. Default:
+    /// four fifths of the memory that this machine or the cgroup has for servers, divided by --share, less 24 MiB for
+    /// the process.
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub memory_limit: Option<MemoryLimit>,
 
-    /// Servers of the cluster on this machine, which share its memory; the coordinator gives it.
+    /// Number of servers of the cluster that share the memory of this machine; set by the coordinator.
     #[arg(long, value_name = "COUNT", default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SERVERS)))]
     pub share: u16,
 
-    /// Memory that clients' connections may hold for requests that have come in part and for responses that
-    /// are not taken, such as 128M; at least 40M. Tables leave free what connections hold. Default: a quarter
-    /// of the memory limit, else 256M.
+    /// Memory limit of clients' connections, for partly received requests and unsent responses, such as 128M; at least
+    /// 40M. It is part of the memory limit. Default: a quarter of the memory limit, else 256M.
     #[arg(long, value_name = "BYTES", value_parser = parse_connection_memory)]
     pub connection_memory: Option<u64>,
 
-    /// Address to listen on. By default 127.0.0.1 if the coordinator's host is this machine by name
-    /// (localhost or a loopback address), else all addresses.
+    /// Address to listen on. Default: 127.0.0.1 if the coordinator's host is localhost or a loopback address, else all
+    /// addresses.
     #[arg(long, value_name = "IP")]
     pub bind: Option<IpAddr>,
 
-    /// Address that clients and servers are told to reach this server by. By default the address
-    /// listened on, or, if that is all addresses, the one that the coordinator is reached from.
+    /// Address under which clients and servers reach this server. Default: the address listened on or, if that is all
+    /// addresses, the local address of the connection to the coordinator.
     #[arg(long, value_name = "IP")]
     pub advertise: Option<IpAddr>,
 
-    /// The cluster that this server is started for (32 hex digits); the coordinator gives it.
+    /// Id of the cluster (32 hex digits); set by the coordinator.
     #[arg(long, value_name = "HEX", default_value = "0")]
     pub cluster_id: ClusterId,
 
@@ -102,23 +100,22 @@ pub struct Args {
     #[arg(long)]
     pub core_dumps: bool,
 
-    /// The name of this process (16 hex digits); the coordinator gives it. Drawn at random without.
+    /// Incarnation of this process (16 hex digits); set by the coordinator. Default: random.
     #[arg(long, value_name = "HEX")]
     pub incarnation: Option<Incarnation>,
 
-    /// Seconds (fractions allowed) without a coordinator after which this server tries once more, then dumps
-    /// both its tables and exits, unless it holds the only copy of a group; 0 for never.
+    /// Seconds (fractions allowed) without a coordinator, after which this server tries once more, dumps both tables and
+    /// exits, unless it holds the only copy of a group; 0 for never.
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_orphan_timeout)]
     pub orphan_timeout: Duration,
 
-    /// The cluster's failure timeout in seconds (fractions allowed), from which leases follow; the coordinator
-    /// gives it, and all processes must agree on it.
+    /// Failure timeout of the cluster in seconds (fractions allowed), from which leases follow; set by the coordinator,
+    /// and the same for all processes.
     #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = parse_failure_timeout)]
     pub failure_timeout: FailureTimeout,
 
-    /// What moves the bytes of connections: io_uring (`uring`, Linux 6.1 and later) or epoll (`epoll`, wherever Linux
-    /// runs). `auto` takes uring where a trial at the start succeeds, else epoll; the log says which, why, and what
-    /// allows uring.
+    /// Network engine: `uring` (io_uring, Linux 6.1 and later), `epoll` (any Linux), or `auto`: uring if a trial at the
+    /// start succeeds, else epoll. The log names the engine, the reason, and how to allow uring.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = NetEngine::Auto)]
     pub net: NetEngine,
 
@@ -141,55 +138,54 @@ pub struct Args {
     #[arg(long, value_name = "PID", exclusive = true)]
     name: Option<u32>,
 
-    /// Be no server, but print the default of --memory-limit for one of COUNT servers on this machine, and
-    /// its reason. Of no use with other arguments.
+    /// Print the default of --memory-limit for one of COUNT servers on this machine, and its reason, instead of serving.
     #[arg(long, value_name = "COUNT", exclusive = true,
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SERVERS)))]
     show_memory_limit: Option<u16>,
 
-    /// Begin with what a dump holds of a group: `<group>:<shard>,<shard>…:<file>`, repeated until every
-    /// shard of the group is named once. The coordinator gives it when it restores a cluster.
+    /// Load shards of a group from a dump: `<group>:<shard>,<shard>…:<file>`, repeated until every shard of the group is
+    /// named once. Set by the coordinator when it restores a cluster.
     #[arg(long, value_name = "SOURCE")]
     pub load: Vec<LoadSource>,
 
-    /// Prints this help.
+    /// Print this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
 }
 
-/// The bound of both tables together.
+/// The memory limit of both tables together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryLimit {
-    /// So many bytes.
+    /// This number of bytes.
     Bytes(u64),
-    /// No bound.
+    /// No limit.
     None,
 }
 
-/// The network engine to take.
+/// The network engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum NetEngine {
     /// uring where it works, else epoll.
     Auto,
-    /// io_uring, or no start.
+    /// io_uring; the server does not start without it.
     Uring,
     /// epoll, without any io_uring.
     Epoll,
 }
 
-/// What the program is to be.
+/// The mode of the program.
 #[derive(Clone, Debug)]
 pub enum Invocation {
     /// A server.
     Serve(Box<Args>),
-    /// A program that answers a question about other processes.
+    /// A query about other processes.
     Ask(Question),
-    /// Prints the default memory limit for one of so many servers.
+    /// The default memory limit for one of this number of servers.
     ShowMemoryLimit(u16),
 }
 
 impl Invocation {
-    /// Reads a command line, the program's name first.
+    /// Parses a command line that begins with the program's name.
     ///
     /// # Errors
     /// The usage error, or the help, to print.

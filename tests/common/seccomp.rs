@@ -23,7 +23,7 @@ pub(crate) fn deny_io_uring(command: &mut Command) {
     unsafe { command.pre_exec(install) };
 }
 
-/// The program of the filter, over `struct seccomp_data` (seccomp(2)).
+/// The BPF program of the filter, over `struct seccomp_data` (seccomp(2)).
 fn filter() -> [sock_filter; 6] {
     let instruction = |code: u32, jump: u8, k: u32| sock_filter {
         code: code.try_into().expect("codes have 16 bits"),

@@ -15,7 +15,7 @@ use crate::tally::Figures;
 
 /// P6: the most bytes for one entry of 16 B and 64 B.
 const MOST_BYTES: f64 = 112.0;
-/// P7: the most by which a read may slow down, as a factor.
+/// P7: the maximum factor by which a read may slow down.
 const MOST_GROWTH: f64 = 1.3;
 /// P7: the longest write while tables grow, in microseconds.
 const LONGEST_STALL_US: f64 = 2_000.0;
