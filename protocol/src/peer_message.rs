@@ -257,7 +257,7 @@ pub struct Prepare<'a> {
     pub record: CompletionRecord,
     /// MD5 of the key.
     pub digest: Digest,
-    /// The key; empty only with [`Effect::ForgetSessions`].
+    /// The key; empty unless the effect is a PUT or a DELETE.
     pub key: &'a [u8],
     /// The length of the whole value.
     pub value_length: u32,
@@ -507,7 +507,8 @@ impl<'a> Prepare<'a> {
         let value_length = reader.u32("value length")?;
         let first = reader.u32("first fragment length")?;
         let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
-        if (key_length == 0) != (effect == Effect::ForgetSessions) {
+        let has_key = matches!(effect, Effect::Put | Effect::Delete);
+        if (key_length > 0) != has_key {
             return bad("key length", key_length.into());
         }
         if value_length as usize > MAX_VALUE_BYTES || (value_length > 0 && effect != Effect::Put) {

@@ -227,7 +227,7 @@ proptest! {
         let sent: &[u8] = if is_put { &value } else { &[] };
         let prepare = Prepare {
             view, sn, t_send, effect, record, digest: Digest(digest),
-            key: if effect == Effect::ForgetSessions { &[] } else { &key },
+            key: if matches!(effect, Effect::Put | Effect::Delete) { &key } else { &[] },
             value_length: if is_put { u32::try_from(value.len()).unwrap() + more } else { 0 },
             value: sent,
         };

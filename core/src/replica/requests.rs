@@ -236,13 +236,22 @@ impl Replica {
                 }
             }
         }
-        let Ok(mut staged) = self.table.stage(hash, request.key, stored.len()) else {
+        // Only a change of the key needs the key later. So a RESOLVE succeeds without memory.
+        let staged = match decision.effect {
+            Effect::Put | Effect::Delete => {
+                self.table.stage(hash, request.key, stored.len()).map(Some)
+            }
+            Effect::Nothing | Effect::ForgetSessions => Ok(None),
+        };
+        let Ok(mut staged) = staged else {
             let reason = "the server's machine has no memory left; delete entries";
             // The response states nothing about the write in doubt.
             let status = if is_resolve { Status::Busy } else { Status::OutOfSpace };
             return self.refuse(asker, status, reason, answers);
         };
-        self.table.staged_append(&mut staged, stored);
+        if let Some(staged) = &mut staged {
+            self.table.staged_append(staged, stored);
+        }
         let Some(primary) = self.primary() else { return };
         let sn = primary.sender.log.last().next();
         let record = CompletionRecord {
@@ -268,7 +277,7 @@ impl Replica {
                 digest: request.digest,
                 hash,
                 record,
-                staged: Some(staged),
+                staged,
                 waiters,
                 bytes,
             },

@@ -5,8 +5,7 @@
 //! clock drift, four fifths of that timeout in true time count. No process dies in such runs. So there is no
 //! second fault, a process is replaced only after several failures, and every operation ends within its
 //! deadline. One exception: a server without memory responds OUT_OF_SPACE to a retried write, which says nothing about
-//! its first sending, and BUSY to a RESOLVE, which needs memory for its record. Such a write may end in doubt, and an
-//! operation that waits for it is not sent.
+//! its first sending, so such a write may end in doubt. It can be settled at once.
 
 use std::collections::BTreeMap;
 
@@ -105,7 +104,8 @@ pub fn is_replaced(world: &World, member: Member) -> Result<(), Violation> {
 pub fn ended(world: &World, flight: &Flight, answered: Answered) -> Result<(), Violation> {
     let is_late = answered == Answered::InDoubt && world.now >= flight.start + DEADLINE;
     let lacks_memory = world.now < world.slowness.no_memory_until + DEADLINE;
-    if !world.config.slow || !is_late || (flight.is_write() || !flight.was_sent()) && lacks_memory {
+    if !world.config.slow || !is_late || flight.is_write() && !flight.was_given_up() && lacks_memory
+    {
         return Ok(());
     }
     let (group, shard) = flight.place;
