@@ -245,9 +245,7 @@ impl Replica {
         };
         let Ok(mut staged) = staged else {
             let reason = "the server's machine has no memory left; delete entries";
-            // The response states nothing about the write in doubt.
-            let status = if is_resolve { Status::Busy } else { Status::OutOfSpace };
-            return self.refuse(asker, status, reason, answers);
+            return self.refuse(asker, Status::OutOfSpace, reason, answers);
         };
         if let Some(staged) = &mut staged {
             self.table.staged_append(staged, stored);

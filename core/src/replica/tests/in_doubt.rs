@@ -1,9 +1,13 @@
 //! The settlement of writes in doubt (consistency.md §8).
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use kv_protocol::ids::RequestHash;
 
 use super::group::{Group, named, view_of};
 use super::*;
+use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
 
 const PUT: Operation<'_> = Operation::Put(
     WriteHeader {
@@ -194,6 +198,24 @@ fn at_the_memory_limit_writes_are_settled() {
     pair.request_as(2, b"k", resolve(b"k", PUT));
     pair.settle();
     assert_eq!(pair.status(2), Some(Status::NotDone));
+}
+
+/// Not even the table's first chunk is there.
+#[test]
+fn a_server_without_any_memory_settles_writes() {
+    let is_exhausted = Arc::new(AtomicBool::new(true));
+    let chunks = SwitchedChunks::new(CHUNK_BYTES_MIN, is_exhausted);
+    let mut pair = Pair::apart(None);
+    pair.primary = Replica::new(pair.primary.config, Box::new(chunks));
+    pair.primary.install(pair.now, view(1), &mut pair.inbox).unwrap();
+    pair.connect();
+    pair.settle();
+    pair.request_as(1, b"k", PUT);
+    assert_eq!(pair.status(1), Some(Status::OutOfSpace));
+    pair.request_as(2, b"k", resolve(b"k", PUT));
+    pair.settle();
+    assert_eq!(pair.status(2), Some(Status::NotDone));
+    assert_eq!(pair.secondary.report(pair.now).unwrap().last, SequenceNumber(1));
 }
 
 #[test]
