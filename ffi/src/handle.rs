@@ -4,13 +4,13 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
 use kv_client::{
-    Answered, Client, Endpoints, Interrupt, Op, OpOptions, Options, SequenceNumber, SharedClient,
-    Written, is_in_callback,
+    Answered, Client, Endpoints, Interrupt, Op, OpOptions, Options, SharedClient, Written,
+    is_in_callback,
 };
 
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::doubt::{Doubts, kvc_doubt};
-use crate::error::{Failure, KVC_CONFLICT, KVC_FORKED, KVC_IN_DOUBT, KVC_OK, KVC_TOO_BIG};
+use crate::error::{Failure, KVC_CONFLICT, KVC_FORKED, KVC_IN_DOUBT, KVC_OK};
 use crate::fork::Process;
 use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options};
 use crate::panic::guard;
@@ -209,20 +209,8 @@ pub unsafe extern "C" fn kvc_get_into(
     result: *mut kvc_result,
 ) -> c_int {
     guard(|| {
-        if len.is_null() || (dst.is_null() && cap > 0) {
-            return Err(Failure::invalid("kvc_get_into: dst or len is NULL"));
-        }
         // SAFETY: `dst` has room for `cap` bytes, and the caller guarantees the other requirements.
-        let (bytes, version) = unsafe { read_into(client, key, options, Target::all(dst, cap)) }?;
-        // SAFETY: not NULL; the caller passes a pointer that is valid for writing a length.
-        unsafe { len.write(bytes) };
-        if bytes > cap {
-            let words =
-                format!("kvc_get_into: the value has {bytes} bytes, dst has room for {cap}");
-            return Err(Failure::new(KVC_TOO_BIG, words));
-        }
-        // SAFETY: the caller passes NULL or room for a result.
-        unsafe { tell(open_here(client)?, result, Ok(Written { version, copies: 0 })) }
+        unsafe { read_into(client, key, Target::all(dst, cap), len, options, result) }
     })
 }
 
@@ -243,16 +231,8 @@ pub unsafe extern "C" fn kvc_get_range(
     result: *mut kvc_result,
 ) -> c_int {
     guard(|| {
-        if len.is_null() || (dst.is_null() && cap > 0) {
-            return Err(Failure::invalid("kvc_get_range: dst or len is NULL"));
-        }
         // SAFETY: `dst` has room for `cap` bytes, and the caller guarantees the other requirements.
-        let (bytes, version) =
-            unsafe { read_into(client, key, options, Target::range(dst, cap, offset)) }?;
-        // SAFETY: not NULL; the caller passes a pointer that is valid for writing a length.
-        unsafe { len.write(bytes) };
-        // SAFETY: the caller passes NULL or room for a result.
-        unsafe { tell(open_here(client)?, result, Ok(Written { version, copies: 0 })) }
+        unsafe { read_into(client, key, Target::range(dst, cap, offset), len, options, result) }
     })
 }
 
@@ -287,23 +267,35 @@ pub unsafe extern "C" fn kvc_delete(
     })
 }
 
-/// Reads into memory of the program. Returns the length of the whole value, and its version.
+/// Reads into memory of the program, and reports the length of the whole value and its version.
 ///
 /// # Safety
-/// The requirements of [`call`], and the memory of `target` may be written.
+/// The requirements of [`call`]; the memory of `target` may be written, and `len` and `result` are NULL or may be.
 unsafe fn read_into(
     client: *mut kvc_client,
     key: kvc_slice,
-    options: *const kvc_op_options,
     target: Target,
-) -> Result<(usize, SequenceNumber), Failure> {
+    len: *mut usize,
+    options: *const kvc_op_options,
+    result: *mut kvc_result,
+) -> Result<c_int, Failure> {
+    if len.is_null() || !target.has_memory() {
+        return Err(Failure::invalid("dst or len is NULL"));
+    }
     let take = move |answered: Answered<'_>| {
         // SAFETY: the caller guarantees it.
         unsafe { target.take(answered) };
         (answered.length, answered.version)
     };
     // SAFETY: passed on.
-    unsafe { call(client, key, options, |key| target.op(key), take) }
+    let (bytes, version) = unsafe { call(client, key, options, |key| target.op(key), take) }?;
+    // SAFETY: not NULL; the caller passes a pointer that is valid for writing a length.
+    unsafe { len.write(bytes) };
+    match target.too_small(bytes) {
+        Some(too_small) => Err(too_small),
+        // SAFETY: passed on.
+        None => unsafe { tell(open_here(client)?, result, Ok(Written { version, copies: 0 })) },
+    }
 }
 
 /// A buffer on its way to the thread that requested it.

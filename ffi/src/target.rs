@@ -29,6 +29,11 @@ impl Target {
         Target { dst, cap, part: part(cap, offset) }
     }
 
+    /// Returns whether there is memory for what it may take.
+    pub(crate) fn has_memory(&self) -> bool {
+        !self.dst.is_null() || self.cap == 0
+    }
+
     /// Returns the operation that reads a key into it.
     pub(crate) fn op<'a>(&self, key: &'a [u8]) -> Op<'a> {
         let landing = NonNull::new(self.dst.cast::<u8>()).map_or(Landing::Buffer, |at| {
