@@ -1,4 +1,4 @@
-//! The engines, one of which moves the bytes of a process.
+//! The network engines, and their common interface.
 
 use std::rc::Rc;
 
@@ -8,17 +8,17 @@ use super::hub::Hub;
 use crate::jobs::Job;
 use crate::message::HandedOver;
 
-/// Which engine; all executors of a process have the same.
+/// The engine of a process; all its executors use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EngineKind {
-    /// A ring of its own inside a glommio executor, with what Linux 6.1 and later offer.
+    /// A ring of its own inside a glommio executor, for Linux 6.1 and later.
     Uring,
-    /// A plain thread over epoll, for older kernels and wherever io_uring is denied.
+    /// A plain thread over epoll, for older kernels and systems that deny io_uring.
     Epoll,
 }
 
 impl EngineKind {
-    /// As on the command line.
+    /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             EngineKind::Uring => "uring",
@@ -27,21 +27,21 @@ impl EngineKind {
     }
 }
 
-/// What an executor's duties (executor.rs) ask of the engine that runs them.
+/// The interface between an executor's duties (executor.rs) and its engine.
 pub(crate) trait Engine {
-    /// The shard that it serves.
+    /// Returns the shard that it serves.
     fn hub(&self) -> &Rc<Hub>;
 
-    /// Takes in a socket that another executor accepted.
+    /// Adopts a socket that another executor accepted.
     fn adopt(&self, handed: HandedOver);
 
     /// Dials the streams that are due.
     fn dial_due(&self, now: Time);
 
-    /// Closes the connections, and gives up the dials, that missed a deadline; accepts again after a pause. To be
-    /// called a few times a second.
+    /// Closes the connections and dials that missed a deadline, and resumes accepting after a pause. It is called a few
+    /// times a second.
     fn enforce_deadlines(&self, now: Time);
 
-    /// Takes the steps of a job from now on, in turn with everything else.
+    /// Begins a job, whose steps alternate with everything else.
     fn begin(&self, job: Job);
 }

@@ -4,8 +4,8 @@
 //!      +--> tick, if it is due; dials, if some are due
 //!      |    messages of other threads: a bounded number
 //!      |    jobs: one step of each that is due
-//!      |    turn: what is ready, and what came of all that
-//!      +--- poll: sleep until something is ready or due, or only look if there is more to do
+//!      |    turn: the ready sockets, and the output of all of these
+//!      +--- poll: sleep until something is ready or due, or return at once if there is more to do
 //! ```
 
 use kv_protocol::ids::Time;
@@ -20,18 +20,18 @@ use crate::mailbox::Messages;
 use crate::message::ShardMessage;
 use crate::net::engine::Engine as _;
 
-/// Messages of other threads that are carried out before the next turn.
+/// The maximum number of messages of other threads that are processed before the next turn.
 const MESSAGES_AT_ONCE: usize = 64;
 
 /// Starts the thread of a shard; it ends with the process.
 ///
 /// # Errors
-/// Why it cannot be started.
+/// The thread cannot be started, with the reason.
 pub(crate) fn start_thread(
     name: String,
     prepare: impl FnOnce() -> Prepared + Send + 'static,
 ) -> Result<(), String> {
-    // Before the thread: what fails here is an error of the start.
+    // Opened before the thread, so that a failure is an error of the start.
     let opened = Descriptors::open();
     let descriptors = opened.map_err(|error| format!("make an epoll and a timer: {error}"))?;
     let thread = std::thread::Builder::new().name(name);
@@ -52,12 +52,12 @@ fn run(poller: Poller, prepared: Prepared) -> ! {
         net.listen(listener, port).unwrap_or_else(|error| failed(error));
     }
     drop(net);
-    // The bell stays open for as long: this does not return.
+    // The bell stays open, because this does not return.
     engine.drive(&messages)
 }
 
 impl Engine {
-    /// Serves for ever.
+    /// Serves until the process ends.
     fn drive(&self, messages: &Messages<ShardMessage>) -> ! {
         let mut duties = Duties::new();
         let mut tick_at = Time::default();
@@ -81,7 +81,7 @@ impl Engine {
         self.hub.shard.borrow().service.next_dial()
     }
 
-    /// Carries out what other threads ask for, orders first; whether there may be more.
+    /// Processes messages of other threads, orders first. Returns whether there may be more.
     fn carry_out(&self, messages: &Messages<ShardMessage>) -> bool {
         for _ in 0..MESSAGES_AT_ONCE {
             let Some(message) = messages.pop() else { return false };
@@ -90,7 +90,7 @@ impl Engine {
         true
     }
 
-    /// Takes one step of each job that is due; when the next one is.
+    /// Takes one step of each job that is due. Returns the time of the next step.
     fn step_jobs(&self) -> Option<Time> {
         let mut jobs = self.jobs.borrow_mut();
         if jobs.is_empty() {
@@ -111,7 +111,7 @@ impl Engine {
         jobs.iter().map(|(due, _)| *due).min()
     }
 
-    /// Takes what is ready, and sleeps for that until `due` if there is nothing to do.
+    /// Collects events. If there is nothing to do, it waits for them until `due`.
     fn poll(&self, due: Time, has_more: bool) {
         let mut net = self.net.borrow_mut();
         let mut may_sleep = !has_more && !self.hub.has_wish() && !net.sockets.have_work();

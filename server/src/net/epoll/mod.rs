@@ -1,10 +1,10 @@
-//! The engine over epoll: a plain thread that asks what is ready and does it.
+//! The engine over epoll: a plain thread that serves the sockets that are ready.
 //!
 //! ```text
 //!             kernel
 //!      ready  |   ^  accept, recv, send, each when it can be done at once
 //!             v   |
-//!        +--------------+   what is ready   +-------+   bytes    +-------+
+//!        +--------------+      events       +-------+   bytes    +-------+
 //!        | poller       | ----------------> | turn  | ---------> | Shard |
 //!        | (and timer)  |                   |       | <--------- |       |
 //!        +--------------+                   +-------+   dirty    +-------+
@@ -12,11 +12,11 @@
 //!             +--------- driver: the loop ------+---- tick, mailbox, jobs
 //! ```
 //!
-//! What the files are: `poller` speaks to epoll, `sockets` knows what is ready and whose work it is, `turn` serves one
-//! wake-up, `driver` is the loop of the thread.
+//! `poller` wraps epoll, `sockets` holds the sockets and the queues of ready ones, `turn` serves one wake-up, and
+//! `driver` is the loop of the thread.
 //!
-//! No io_uring and no glommio here: this engine runs where those are denied, and uses nothing of the kernel that is newer
-//! than Linux 4.14. It serves in the same order, and within the same bounds, as [`super::uring`].
+//! The engine uses neither io_uring nor glommio, so it runs where those are denied, and no system call newer than Linux
+//! 4.14. It serves in the same order, and within the same bounds, as [`super::uring`].
 
 mod driver;
 mod poller;
@@ -49,31 +49,31 @@ use crate::stats::Permit;
 
 pub(crate) use driver::start_thread;
 
-/// Most bytes received at once.
+/// The maximum number of bytes of one receive.
 const RECEIVED_AT_ONCE: usize = 128 << 10;
 
 /// One shard, its sockets and its jobs.
 pub(crate) struct Engine {
     hub: Rc<Hub>,
     net: RefCell<Net>,
-    /// Dumps and loads, each with the time of its next step: as many as orders ask for at a time.
+    /// Dumps and loads, each with the time of its next step. Orders bound their number.
     jobs: RefCell<Vec<(Time, Job)>>,
 }
 
-/// All that a turn works on beside the shard.
+/// The state that a turn uses in addition to the shard.
 struct Net {
     poller: Poller,
     sockets: Sockets,
-    /// Events that were just taken: of one look, so they are bounded.
+    /// The events of one poll, whose number is bounded.
     events: Vec<Event>,
-    /// Connections that have more to send, and room for it, in the next turn.
+    /// Connections that continue to send in the next turn.
     unfinished: Vec<ConnectionId>,
     scratch: Vec<u8>,
     log: LogLimit,
 }
 
 impl Engine {
-    /// The engine of a shard.
+    /// Creates the engine of a shard.
     fn new(hub: Rc<Hub>, poller: Poller) -> Engine {
         let net = Net {
             poller,
@@ -128,7 +128,7 @@ impl engine::Engine for Engine {
 
 impl Net {
     fn listen(&mut self, listener: TcpListener, port: Port) -> io::Result<()> {
-        // Between the report of a connection and its acceptance its other side may end it.
+        // The peer may close a connection between its report and its acceptance.
         listener.set_nonblocking(true)?;
         let place = self.sockets.next_listener();
         self.poller.add(&listener, Source::Listener(place))?;
@@ -136,7 +136,7 @@ impl Net {
         Ok(())
     }
 
-    /// Takes in a socket whose connection is known to the shard by this id.
+    /// Adds the socket of a connection with this id.
     fn open(
         &mut self,
         shard: &mut Shard,
@@ -151,12 +151,12 @@ impl Net {
             shard.service.outputs.set_socket(id, Rc::clone(fd) as _);
         }
         self.sockets.insert(Connection::new(id, Rc::clone(fd), port, permit));
-        // Whatever it needs is done when it is looked at.
+        // The next turn handles its state.
         shard.service.outputs.mark_dirty(id);
         Ok(())
     }
 
-    /// The same for one that was accepted; where the kernel watches no more sockets, it is turned away.
+    /// Adds an accepted socket. It is rejected if the kernel cannot watch another socket.
     fn open_accepted(
         &mut self,
         shard: &mut Shard,
@@ -189,7 +189,7 @@ impl Net {
             Err(error) => return Err(error.into()),
         }
         let number = self.sockets.next_dial();
-        // Only now: a socket that was never connected reports a hang-up.
+        // Registered only now, because a socket that was never connected reports a hang-up.
         self.poller.add(&fd, Source::Dial(number))?;
         let deadline = now + CONNECT_TIMEOUT;
         self.sockets.add_dial(Dialling { number, fd, group, deadline, is_ready: false });

@@ -1,8 +1,8 @@
-//! The kernel's list of what is ready, and the one timer.
+//! The epoll instance of an engine, and its timer.
 //!
-//! Everything is registered once and edge-triggered: the kernel reports what has become ready since the last call, and
-//! nothing needs to be registered again when a connection waits (epoll(7)). So a socket that was reported stays ready in
-//! the engine's books until a call on it says otherwise: it returns EAGAIN, or less than there was room for.
+//! Every descriptor is registered once, edge-triggered: the kernel reports what has become ready since the last call
+//! (epoll(7)). The engine treats a reported socket as ready until a call on it returns EAGAIN, or fewer bytes than
+//! requested.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,28 +18,28 @@ use rustix::time::{
     timerfd_settime,
 };
 
-/// Events taken by one call.
+/// The maximum number of events of one call.
 const EVENTS_AT_ONCE: usize = 512;
-/// Most calls of one look. There are never more events than sockets, but a socket may be reported again meanwhile.
+/// The maximum number of calls of one poll: a socket may be reported again meanwhile.
 const MOST_CALLS: usize = 64;
 
-/// What an event is about.
+/// The source of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The mailbox was rung.
+    /// The mailbox has messages.
     Bell,
-    /// The timer that was set has run out.
+    /// The timer has expired.
     Timer,
-    /// A listening socket, by its place.
+    /// The listening socket at this place.
     Listener(u32),
-    /// A socket that is being connected, by its number.
+    /// The dial with this number.
     Dial(u32),
     /// A connection.
     Connection(ConnectionId),
 }
 
 impl Source {
-    /// Places of connections are far below this bit.
+    /// A bit above all slots of connections.
     const NO_CONNECTION: u64 = 1 << 31;
 
     fn token(self) -> u64 {
@@ -72,15 +72,15 @@ impl Source {
     }
 }
 
-/// What has become ready.
+/// An event: a source, and what it is ready for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Event {
     pub(super) source: Source,
-    /// There are bytes, an end, or an error to be received, or a connection to be accepted.
+    /// Bytes, an end or an error can be received, or a connection accepted.
     pub(super) is_readable: bool,
-    /// There is room, or sending fails.
+    /// Bytes can be sent, or sending fails.
     pub(super) is_writable: bool,
-    /// An end or an error lies behind the bytes: a short receive does not mean that no more is to come.
+    /// An end or an error follows the bytes, so a short receive does not mean that the socket is empty.
     pub(super) has_ended: bool,
 }
 
@@ -97,19 +97,19 @@ impl Event {
     }
 }
 
-/// What a poller is made of, which may be opened by another thread than the one that polls.
+/// The descriptors of a poller. Another thread than the one that polls may open them.
 pub(super) struct Descriptors {
     epoll: OwnedFd,
     timer: OwnedFd,
 }
 
 impl Descriptors {
-    /// Opens them; nothing is registered but the timer.
+    /// Opens them and registers the timer.
     pub(super) fn open() -> io::Result<Descriptors> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        // Edge-triggered, as everything: it need not be read when it has run out.
+        // Edge-triggered like everything else, so it need not be read after it has expired.
         let data = EventData::new_u64(Source::Timer.token());
         epoll::add(&epoll, &timer, data, EventFlags::IN | EventFlags::ET)?;
         Ok(Descriptors { epoll, timer })
@@ -120,19 +120,19 @@ impl Descriptors {
 pub(super) struct Poller {
     epoll: OwnedFd,
     timer: OwnedFd,
-    /// When the timer runs out.
+    /// The time at which the timer expires.
     set_to: Option<Time>,
     taken: Vec<epoll::Event>,
 }
 
 impl Poller {
-    /// A poller for the calling thread.
+    /// Creates a poller for the calling thread.
     pub(super) fn new(descriptors: Descriptors) -> Poller {
         let Descriptors { epoll, timer } = descriptors;
         Poller { epoll, timer, set_to: None, taken: Vec::with_capacity(EVENTS_AT_ONCE) }
     }
 
-    /// Reports from now on what a descriptor becomes ready for; what it is ready for already is reported once.
+    /// Registers a descriptor. What it is ready for already is reported once.
     pub(super) fn add(&self, fd: &impl AsFd, source: Source) -> io::Result<()> {
         let flags = match source {
             Source::Bell | Source::Timer | Source::Listener(_) => EventFlags::IN,
@@ -143,18 +143,18 @@ impl Poller {
         Ok(epoll::add(&self.epoll, fd, data, flags | EventFlags::ET)?)
     }
 
-    /// Reports no more of a descriptor that stays open.
+    /// Removes a descriptor that stays open.
     pub(super) fn remove(&self, fd: &impl AsFd) -> io::Result<()> {
         Ok(epoll::delete(&self.epoll, fd)?)
     }
 
-    /// Has a sleep end at this time, or earlier. A timer that runs out sooner is left: on a virtual machine each one
-    /// that is set anew may be a call of the hypervisor.
+    /// Sets the timer so that a wait ends at this time or earlier. A timer that expires sooner is left alone: on a
+    /// virtual machine, setting a timer may be a call of the hypervisor.
     pub(super) fn wake_at(&mut self, now: Time, due: Time) -> io::Result<()> {
         if self.set_to.is_some_and(|set_to| now < set_to && set_to <= due) {
             return Ok(());
         }
-        // Zero would take the timer back.
+        // Zero would disarm the timer.
         let pause = due.since(now).max(Duration::from_nanos(1));
         let none = Timespec { tv_sec: 0, tv_nsec: 0 };
         let it_value = Timespec::try_from(pause).map_err(io::Error::other)?;
@@ -164,7 +164,7 @@ impl Poller {
         Ok(())
     }
 
-    /// Takes all events; where there are none, sleeps until there is one, if `sleep` says so.
+    /// Collects all events. If there are none and `sleep` is true, waits for one.
     pub(super) fn wait(&mut self, sleep: bool, into: &mut Vec<Event>) -> io::Result<()> {
         const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut timeout = if sleep { None } else { Some(&AT_ONCE) };
@@ -208,7 +208,7 @@ mod tests {
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap()
     }
 
-    /// The next event of a source, within the patience.
+    /// Returns the next event of a source before the timeout.
     fn next(poller: &mut Poller, source: Source) -> Event {
         let start = Instant::now();
         loop {
@@ -293,7 +293,7 @@ mod tests {
         for _ in 0..3 {
             let (start, pause) = (clock::now(), Duration::from_millis(2));
             poller.wake_at(start, start + pause).unwrap();
-            // One that is due later changes nothing.
+            // A later time changes nothing.
             poller.wake_at(start, start + PATIENCE).unwrap();
             let mut events = Vec::new();
             poller.wait(true, &mut events).unwrap();

@@ -1,17 +1,17 @@
-//! One wake-up: what is ready is received from, and what comes of it is sent.
+//! One wake-up: receives from the ready sockets, and sends the output.
 //!
 //! ```text
 //!   bytes of other servers -> pump, send --+ (sent at once, if clients are next)
 //!                                          v
-//!         +--> those who knock at the servers' port: a few
+//!         +--> connections on the servers' port without a stream: a few
 //!         |    clients: for at most a millisecond -> pump, send
 //!         +-------- the rest waits in its order for the next turn
 //! ```
 //!
-//! An ack therefore never waits for the requests of this server's own clients, and all PREPAREs and all ACKs of a
-//! wake-up leave in one batch each. Whatever clients ask for, the next look at the streams of other servers is a few
-//! milliseconds away: the clients' part of a turn ends by the clock and by the bytes sent. All readers of long values
-//! together are sent a bounded part in a turn; the next turn goes on with those.
+//! So an ACK never waits for the requests of this server's clients, and all PREPAREs and all ACKs of a wake-up leave in
+//! one batch each. The clients' part of a turn is bounded in time and in bytes sent, so the streams of other servers are
+//! served again within a few milliseconds. All readers of long values together are sent a bounded part in a turn; the
+//! next turn continues.
 
 use std::rc::Rc;
 
@@ -36,11 +36,11 @@ use crate::net::socket::{
 };
 use crate::shard::{Fate, Shard};
 
-/// Most times that one turn receives from a stream.
+/// The maximum number of receives from a stream in one turn.
 const RECEIVES_OF_A_STREAM: usize = 4;
 
 impl Engine {
-    /// Serves what is ready.
+    /// Serves the ready sockets.
     pub(super) fn turn(&self) {
         let mut net = self.net.borrow_mut();
         let is_wanted = self.hub.take_flush();
@@ -64,12 +64,12 @@ impl Engine {
 }
 
 impl Net {
-    /// Notes what has become ready.
+    /// Records the events.
     pub(super) fn note_events(&mut self, shard: &mut Shard) {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
             match event.source {
-                // Each is looked at after every wake-up.
+                // Both are checked after every wake-up.
                 Source::Bell | Source::Timer => {}
                 Source::Listener(place) => self.sockets.note_knock(place),
                 Source::Dial(number) => self.sockets.note_dialled(number),
@@ -114,7 +114,7 @@ impl Net {
         budget.renew_time();
         self.settle(shard, hub, &mut budget);
         if shard.service.outputs.has_readers() {
-            // All that is short has gone first.
+            // Short responses have been sent first.
             if shard.serve_readers(clock::now()) {
                 hub.want_flush();
             }
@@ -125,7 +125,7 @@ impl Net {
         }
     }
 
-    /// Receives from the streams, and looks at the dials that have ended; whether there was anything.
+    /// Receives from the streams, and handles the dials that have ended. Returns whether there was any.
     fn serve_streams(&mut self, shard: &mut Shard, hub: &Hub) -> bool {
         let mut had_any = false;
         for _ in 0..RECEIVES_OF_A_STREAM {
@@ -146,7 +146,7 @@ impl Net {
         let now = clock::now();
         let connected = socket_error(&fd).and_then(|error| error);
         let opened = connected.map_err(Into::into).and_then(|()| {
-            // It is known by another name from now on.
+            // It is registered under its connection id next.
             self.poller.remove(&fd)?;
             let id = shard.open_stream(now, group);
             let fd = Rc::new(fd);
@@ -175,7 +175,7 @@ impl Net {
                         }
                     }
                     Err(Errno::AGAIN) => listener.is_ready = false,
-                    // It was ended before it was accepted.
+                    // The peer closed it before it was accepted.
                     Err(Errno::INTR | Errno::CONNABORTED) => {}
                     Err(error) => {
                         listener.resume_at = Some(now + ACCEPT_PAUSE);
@@ -186,8 +186,8 @@ impl Net {
         }
     }
 
-    /// Receives once from a connection that was taken out of its queue, and serves what came; when that was, if
-    /// anything came. It is queued again if there may be more.
+    /// Receives once from a connection that was taken out of its queue, and serves the bytes. It is queued again if
+    /// there may be more. Returns the time of the receive if it brought bytes.
     fn receive(&mut self, shard: &mut Shard, hub: &Hub, id: ConnectionId) -> Option<Time> {
         let Net { sockets, scratch, .. } = self;
         let connection = sockets.get(id)?;
@@ -197,7 +197,7 @@ impl Net {
         }
         match shard.fate(id) {
             Fate::Read | Fate::Shut => {}
-            // It is queued again when it is to be read from.
+            // It is queued again when it is to be read.
             Fate::Wait => return None,
             Fate::Close | Fate::HandOver(_) => {
                 shard.service.outputs.mark_dirty(id);
@@ -208,7 +208,7 @@ impl Net {
             Some((mut buffer, missing)) => {
                 let most = next_of_long_frame(buffer.len(), missing);
                 let received = receive_behind(&connection.fd, &mut buffer, most);
-                // Read after the bytes were received: a lease check may rely on it.
+                // The clock is read after the receive, because a lease check may rely on it.
                 let now = clock::now();
                 shard.take_input_back(now, id, buffer);
                 (received, most, now)
@@ -234,7 +234,7 @@ impl Net {
             }
             Ok(count) => {
                 hub.note_activity();
-                // Less than there was room for: all that there was, unless an end lies behind it.
+                // A short receive empties the socket, unless an end follows.
                 connection.is_readable = count == room || connection.has_ended;
                 Some(now)
             }
@@ -258,8 +258,8 @@ impl Net {
         came
     }
 
-    /// The end of a wake-up, or of the streams' part of it: streams get what they have to say and are seen to, and then
-    /// the connections about which something is to be done, in their order, as far as the budget goes.
+    /// Ends a wake-up, or the streams' part of it: pumps the streams and handles dirty ones. Then it handles the other
+    /// dirty connections in order, as far as the budget allows.
     fn settle(&mut self, shard: &mut Shard, hub: &Hub, budget: &mut Budget) {
         let now = clock::now();
         shard.finish_wake_up(now);
@@ -274,7 +274,7 @@ impl Net {
             self.see_to(shard, hub, now, id, budget);
         }
         if had_streams {
-            // What was sent may have made room for more of a stream; that is sent in the next turn.
+            // The sends may have made room for more of a stream, which is sent in the next turn.
             shard.finish_wake_up(now);
         }
     }
@@ -304,7 +304,7 @@ impl Net {
         match shard.fate(id) {
             Fate::Close => return self.close(shard, now, id),
             Fate::HandOver(wanted) if wanted == hub.here => {
-                // It becomes a client or a peer, and is looked at as such.
+                // It becomes a client or a peer.
                 shard.adopt_greeting(now, id);
                 return shard.service.outputs.mark_dirty(id);
             }
@@ -322,7 +322,7 @@ impl Net {
 
     fn close(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) {
         shard.close(now, id);
-        // Its descriptor is closed by this, and watched no more.
+        // Dropping the descriptor closes it and ends its registration.
         self.sockets.remove(id);
     }
 
@@ -337,10 +337,10 @@ impl Net {
         let greeting = shard.take_greeting(id);
         shard.close(now, id);
         let Some(Connection { fd, permit, .. }) = self.sockets.remove(id) else { return };
-        // Its output is closed: there is no other.
+        // Its output is closed, so this is the only owner.
         let Some(socket) = Rc::into_inner(fd) else { return };
         if let Err(error) = self.poller.remove(&socket) {
-            // It is closed: events of it would go on waking this thread.
+            // It is closed, because its events would continue to wake this thread.
             if let Some(suppressed) = self.log.admit(now) {
                 tracing::error!(
                     suppressed,
@@ -355,8 +355,8 @@ impl Net {
     }
 }
 
-/// Sends a connection's bytes until they are gone, the socket is full, or enough was sent; how many were sent, and
-/// whether there are more for which there may be room.
+/// Sends a connection's bytes until none are left, the socket is full, or the limit of a turn is reached. Returns the
+/// number of bytes sent, and whether more may be sent at once.
 fn send_unsent(connection: &mut Connection, shard: &mut Shard, now: Time) -> (usize, bool) {
     let (id, mut sent) = (connection.id, 0);
     loop {
