@@ -49,13 +49,13 @@ const EXAMPLES: &str = "Examples:
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kv-bench", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Where the load goes: kv://HOST:PORT, kv+wire://…, redis://…, memcached://… or echo://…
+    /// Store under load: kv://HOST:PORT, kv+wire://…, redis://…, memcached://… or echo://…
     #[arg(short, long, value_name = "URL", value_parser = Target::parse)]
     target: Target,
-    /// How many of a hundred operations read; the others write. Fractions allowed.
+    /// Percentage of operations that read; the others write. Fractions allowed.
     #[arg(short, long, value_name = "PERCENT", default_value = "95", value_parser = percent)]
     reads: f64,
-    /// How many keys there are.
+    /// Number of keys.
     #[arg(short, long, value_name = "N", default_value = "100k", value_parser = parse_count)]
     keys: u64,
     /// Bytes of a key.
@@ -64,7 +64,7 @@ pub(crate) struct Args {
     /// Bytes of a value: one number, or MIN-MAX.
     #[arg(short, long, value_name = "BYTES", default_value = "64", value_parser = parse_range)]
     value_size: RangeInclusive<u64>,
-    /// How keys are chosen: uniform, zipf (theta 0.99), or zipf:THETA.
+    /// Distribution of keys: uniform, zipf (theta 0.99), or zipf:THETA.
     #[arg(long, value_name = "NAME", default_value = "uniform", value_parser = Popularity::parse)]
     distribution: Popularity,
     /// Connections (kv: clients, each with a thread of its own).

@@ -71,7 +71,7 @@ pub(crate) struct Args {
     pub(crate) programs: Option<PathBuf>,
 }
 
-/// What else this program is.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Measures the figures of docs/recovery.md instead, each on a cluster of its own.
@@ -96,10 +96,10 @@ pub(crate) struct WorkerArgs {
     /// Operations a second, of each thread, at most.
     #[arg(long)]
     pub(crate) rate: u32,
-    /// Where the history goes.
+    /// File for the history.
     #[arg(long)]
     pub(crate) history: PathBuf,
-    /// Where is said which groups have a write in flight.
+    /// File for the groups that have a write in flight.
     #[arg(long)]
     pub(crate) flight: PathBuf,
     /// Servers of the ring.

@@ -29,7 +29,7 @@ impl Answer {
     }
 }
 
-/// How a line ended.
+/// The outcome of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// It succeeded.

@@ -252,7 +252,7 @@ impl std::fmt::Display for NetEngine {
     }
 }
 
-/// What else `coord` does.
+/// The subcommands of `coord`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show the servers and groups of a running cluster.

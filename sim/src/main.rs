@@ -18,7 +18,7 @@ use serde_json::json;
 /// Runs whole clusters under faults, deterministically, and checks every promise.
 #[derive(Debug, Parser)]
 struct Args {
-    /// How many seeds; without --minutes or --hours it ends after them.
+    /// Number of fixed seeds; without --minutes or --hours, the run ends after them.
     #[arg(long, default_value_t = 20)]
     seeds: u64,
     /// The first seed.
@@ -40,7 +40,7 @@ struct Args {
     /// cores must.
     #[arg(long)]
     enough: bool,
-    /// What was done as one JSON object instead of a table.
+    /// Print the result as one JSON object instead of a table.
     #[arg(long)]
     json: bool,
 }

@@ -46,7 +46,7 @@ pub(crate) struct Args {
     /// Turns of every cell.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pairs: u32,
-    /// How long one turn is measured.
+    /// Length of one turn in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     seconds: Duration,
     /// Most keys of P7.
@@ -64,7 +64,7 @@ pub(crate) struct Args {
     /// Directory of coord, server, kv-bench and kv-echo; by default that of this program.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
-    /// Where the report goes; with --quick nowhere unless it is given.
+    /// Directory for the report; with --quick, none is written by default.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }

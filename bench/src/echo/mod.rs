@@ -31,7 +31,7 @@ use server::Server;
 #[derive(Debug, Parser)]
 #[command(name = "kv-echo", version)]
 struct Args {
-    /// Where to listen; port 0 is any free one.
+    /// Address to listen on; port 0 selects a free one.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     listen: String,
     /// The next of the chain: another kv-echo.

@@ -33,7 +33,7 @@ pub(super) struct FailoverArgs {
     /// Bytes of a value.
     #[arg(long, default_value_t = 1_024)]
     value_bytes: usize,
-    /// How often.
+    /// Number of runs.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     kills: u32,
     /// Stop the server (SIGSTOP) instead of killing it; it goes on when its keys answer again.

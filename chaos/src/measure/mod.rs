@@ -51,20 +51,20 @@ pub(crate) struct MeasureArgs {
     json: bool,
 }
 
-/// What is measured.
+/// The measurements.
 #[derive(Clone, Debug, Subcommand)]
 enum What {
-    /// How long after a server was killed (or stopped) a PUT and a GET of its keys first succeed.
+    /// Time from the kill (or stop) of a server until a PUT and a GET of its keys first succeed.
     Failover(failover::FailoverArgs),
-    /// How fast a killed server is filled again, and what the others' clients notice of it.
+    /// Rate at which a replaced server is filled, and the effect on clients of the others.
     Copy(copy::CopyArgs),
-    /// What clients notice of a coordinator that is dead for a while.
+    /// Effect on clients of a coordinator that is down for a while.
     Coordinator(coordinator::CoordinatorArgs),
-    /// Whether a large ring starts, survives kills and stops, and what it costs when idle.
+    /// Start, kills and stops of a large ring, and its idle cost.
     Many(many::ManyArgs),
-    /// What four times the load that saturates a cluster does to it.
+    /// Effect of four times the load that saturates a cluster.
     Overload(overload::OverloadArgs),
-    /// Whether floods of requests, of any shape, change a view or delay the beacons between servers.
+    /// Floods of requests of many shapes: no view may change, and no beacon may be late.
     Floods(floods::FloodsArgs),
     /// All of these one after the other, in the sizes that docs/recovery.md tells.
     All(all::AllArgs),
