@@ -58,7 +58,10 @@ impl Interrupt {
     pub fn interrupt(&self) -> io::Result<()> {
         let _changing = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.0.is_set.swap(true, Ordering::AcqRel) {
-            rustix::io::write(&*self.0.event, &1_u64.to_ne_bytes())?;
+            rustix::io::write(&*self.0.event, &1_u64.to_ne_bytes()).inspect_err(|_| {
+                // So that another call tries again.
+                self.0.is_set.store(false, Ordering::Release);
+            })?;
         }
         Ok(())
     }

@@ -258,7 +258,8 @@ impl Talker {
             Kind::Get(_) => (&aim.key, Operation::Get),
             Kind::Put(bytes) => {
                 value = vec![7; bytes];
-                let first = self.asked - self.in_flight + 1;
+                // The hello is in flight too, until the WELCOME.
+                let first = (self.asked + 1).saturating_sub(self.in_flight).max(1);
                 let header = WriteHeader {
                     seq: RequestSeq(self.asked),
                     first_incomplete: RequestSeq(first),
