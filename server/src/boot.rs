@@ -10,10 +10,10 @@ use kv_core::hash::HashSecret;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
 use kv_protocol::placement::Placement;
+use kv_shard::{ConnectionMemory, Identity, Port};
 use rustix::process::DumpableBehavior;
 
 use crate::args::{Args, Invocation, MemoryLimit, NetEngine};
-use crate::connection_memory::ConnectionMemory;
 use crate::control::{self, LinkConfig};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
@@ -22,9 +22,7 @@ use crate::known_map::KnownMap;
 use crate::memory::limit;
 use crate::message::ShardMessage;
 use crate::net::engine::EngineKind;
-use crate::net::listener::Port;
 use crate::operation::Node;
-use crate::service::Identity;
 use crate::stats::Board;
 use crate::{
     aside, key_file, load, log, mailbox, memory, orders, probe, slice, stats, supervisor, watch,

@@ -20,18 +20,16 @@ use kv_protocol::ids::{
 use kv_protocol::limits::MAX_ANSWER_BODY;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
+use kv_shard::{ConnectionMemory, Identity, Port};
 
-use crate::connection_memory::ConnectionMemory;
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::jobs::DUMP_SESSIONS;
 use crate::mailbox;
 use crate::message::{DumpPiece, Replies, ShardMessage};
 use crate::net::engine::EngineKind;
-use crate::net::listener::Port;
 use crate::operation::{Node, Work};
 use crate::probe;
-use crate::service::Identity;
 use crate::stats::Board;
 
 const CLUSTER: ClusterId = ClusterId(0xc1);

@@ -20,10 +20,10 @@ use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{PidNamespace, ShardId, Time};
 use kv_protocol::key::{self, Challenge, Seal};
 use kv_protocol::limits::{HEARTBEAT_INTERVAL, MAX_CONTROL_BODY, MAX_HEARTBEAT_REPLICAS};
+use kv_shard::LogLimit;
 
 use crate::clock;
 use crate::fatal::Fatal;
-use crate::log_limit::LogLimit;
 use crate::nonce;
 use crate::operation::Node;
 use crate::watchdog::{Activity, Pulse};

@@ -7,61 +7,13 @@
 //! ```
 
 use std::collections::HashMap;
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
 
 use kv_protocol::control_message::CrowdReport;
 use kv_protocol::ids::Time;
-use rustix::net::getpeername;
+use kv_shard::Address;
 
 /// The time for which a crowd is reported after it last caused a rejection or a close.
 const REPORTED_FOR: std::time::Duration = std::time::Duration::from_secs(10);
-
-/// The origin of a connection: an IPv4 address, or the /64 network of an IPv6 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Address(IpAddr);
-
-impl Address {
-    /// The address of a connection whose other end is unknown.
-    pub(crate) const UNKNOWN: Address = Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-
-    /// The address of this machine.
-    #[cfg(test)]
-    pub(crate) const LOOPBACK: Address = Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
-
-    /// Returns the address of another machine.
-    #[cfg(test)]
-    pub(crate) fn numbered(n: u32) -> Address {
-        Address(IpAddr::V4(Ipv4Addr::from_bits(n)))
-    }
-
-    fn of(ip: IpAddr) -> Address {
-        Address(match ip.to_canonical() {
-            IpAddr::V6(ip) => {
-                let network = ip.to_bits() >> 64 << 64;
-                IpAddr::V6(Ipv6Addr::from_bits(network))
-            }
-            ip @ IpAddr::V4(_) => ip,
-        })
-    }
-
-    /// Returns the address at the other end of a socket.
-    pub(crate) fn of_peer(socket: &impl AsFd) -> Address {
-        let peer = getpeername(socket).ok().flatten();
-        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-        peer.map_or(Address::UNKNOWN, |peer| Address::of(peer.ip()))
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            IpAddr::V4(ip) => write!(f, "{ip}"),
-            IpAddr::V6(ip) => write!(f, "{ip}/64"),
-        }
-    }
-}
 
 /// The counts by address; none in the map is zero.
 #[derive(Debug, Default)]
@@ -107,7 +59,7 @@ impl Crowd {
         self.closed += closed as u64;
         if let Some((address, count)) = self.largest() {
             let connections = u32::try_from(count).unwrap_or(u32::MAX);
-            let report = CrowdReport { address: address.0, connections, closed: self.closed };
+            let report = CrowdReport { address: address.ip(), connections, closed: self.closed };
             self.told = Some((now, report));
         }
     }

@@ -12,9 +12,9 @@ use std::fs::File;
 use std::io;
 
 use kv_protocol::limits::{MAX_CLIENT_CONNECTIONS, MAX_PEER_CONNECTIONS};
+use kv_shard::{HelloBounds, MAX_AWAITING_HELLO};
 
 use crate::fatal::Fatal;
-use crate::net::listener::MAX_AWAITING_HELLO;
 use crate::net::socket::ACCEPTS_AT_ONCE;
 use crate::orders;
 
@@ -42,12 +42,10 @@ pub(crate) struct ConnectionBounds {
     pub(crate) clients: usize,
     /// Connections beyond `clients`, accepted from addresses with few connections while others are closed to make room.
     pub(crate) spare_clients: usize,
-    /// The part of `clients` that may be without a hello.
-    pub(crate) silent_clients: usize,
     /// Connections accepted at the servers' port.
     pub(crate) peers: usize,
-    /// The part of `peers` that may be without a completed hello.
-    pub(crate) silent_peers: usize,
+    /// The parts of both that may be without a completed hello.
+    pub(crate) hello: HelloBounds,
 }
 
 impl ConnectionBounds {
@@ -56,9 +54,8 @@ impl ConnectionBounds {
     pub(crate) const WIDEST: ConnectionBounds = ConnectionBounds {
         clients: MAX_CLIENT_CONNECTIONS,
         spare_clients: MOST_SPARE_CLIENTS,
-        silent_clients: MAX_AWAITING_HELLO,
         peers: MAX_PEER_CONNECTIONS,
-        silent_peers: MAX_AWAITING_HELLO,
+        hello: HelloBounds::WIDEST,
     };
 
     /// Returns the limits of a server that may have `limit` descriptors open.
@@ -79,9 +76,11 @@ impl ConnectionBounds {
         Ok(ConnectionBounds {
             clients,
             spare_clients: at_most(spare, MAX_CLIENT_CONNECTIONS),
-            silent_clients: (clients / 2).min(MAX_AWAITING_HELLO),
             peers: at_most(peers, MAX_PEER_CONNECTIONS),
-            silent_peers: at_most(peers - true_peers, MAX_AWAITING_HELLO),
+            hello: HelloBounds {
+                clients: (clients / 2).min(MAX_AWAITING_HELLO),
+                servers: at_most(peers - true_peers, MAX_AWAITING_HELLO),
+            },
         })
     }
 }
@@ -132,8 +131,8 @@ mod tests {
                 let all = (bounds.clients + bounds.spare_clients + bounds.peers) as u64;
                 let reserve = RESERVED + RESERVED_PER_SHARD * u64::from(shards);
                 assert!(all + reserve <= limit, "{limit}: {bounds:?}");
-                assert!(bounds.silent_clients < bounds.clients, "{limit}: {bounds:?}");
-                let room = bounds.peers - bounds.silent_peers;
+                assert!(bounds.hello.clients < bounds.clients, "{limit}: {bounds:?}");
+                let room = bounds.peers - bounds.hello.servers;
                 assert!(room as u64 >= PEERS_PER_SHARD * u64::from(shards), "{limit}: {bounds:?}");
             }
         }

@@ -14,21 +14,19 @@ use std::time::Duration;
 
 use kv_core::hash::HashSecret;
 use kv_protocol::ids::Time;
+use kv_shard::{Identity, LogLimit, Port, Service, Shard};
 
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::jobs::Job;
 use crate::known_map::KnownMap;
-use crate::log_limit::LogLimit;
 use crate::mailbox;
 use crate::memory::HugePages;
 use crate::message::{ShardMessage, ShardReply};
 use crate::net::engine::{Engine, EngineKind};
 use crate::net::hub::Hub;
-use crate::net::listener::Port;
 use crate::net::{epoll, uring};
-use crate::service::{Identity, Service};
-use crate::shard::Shard;
+use crate::nonce;
 use crate::slice;
 use crate::stats::Board;
 use crate::watchdog::Activity;
@@ -82,8 +80,10 @@ fn prepare(config: ExecutorConfig) -> Prepared {
         config;
     let memory = Arc::clone(board.memory());
     let chunks = || Box::new(HugePages) as _;
-    let service = Service::new(identity, map, memory, hash_secret, chunks);
-    let hub = Hub::new(Shard::new(service, board.bounds()), board, mailboxes);
+    let nonces = Box::new(|| nonce::draw().map_err(|error| error.to_string()));
+    let service = Service::new(identity, nonces, memory, hash_secret, chunks);
+    let bounds = board.bounds().hello;
+    let hub = Hub::new(Shard::new(service, bounds), board, map, mailboxes);
     hub.board.own(usize::from(hub.here.0));
     Prepared { hub, inbox, listeners }
 }

@@ -14,8 +14,9 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::GroupId;
+use kv_shard::{DumpedEntries, LoadPiece};
 
-use crate::message::{DumpPiece, DumpedEntries, LoadPiece};
+use crate::message::DumpPiece;
 use crate::net::hub::Hub;
 use crate::watchdog::Activity;
 

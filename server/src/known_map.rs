@@ -2,15 +2,16 @@
 //!
 //! ```text
 //!   control thread: CLUSTER-MAP -> take: this cluster? the current epoch? newer? -> kept
-//!   executors:      MAP -> with_views: newer views of the shard's own replicas -> MAP-ANSWER
+//!   executors:      at every wake-up: newer_than -> the shard, which responds to MAP
 //! ```
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use kv_protocol::ids::{ClusterId, Epoch, MapRevision, ViewVersion};
+use kv_protocol::ids::{ClusterId, Epoch, MapRevision};
 use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
-use kv_protocol::view::View;
 
 use crate::stats::lock;
 
@@ -35,6 +36,8 @@ pub(crate) enum MapRefused {
 #[derive(Debug, Default)]
 pub(crate) struct KnownMap {
     newest: Mutex<Option<Arc<Map>>>,
+    /// The number of maps that were kept.
+    kept: AtomicU64,
 }
 
 impl KnownMap {
@@ -75,31 +78,27 @@ impl KnownMap {
             }
         }
         *newest = Some(Arc::new(map));
+        self.kept.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
-    /// Returns the stored map, with those of these views that are newer than its own. A holder installs a view before
-    /// it receives the map with it, and the coordinator may die in between.
-    pub(crate) fn with_views<'a>(&self, views: impl Iterator<Item = &'a View>) -> Option<Arc<Map>> {
-        let mut map = lock(&self.newest).clone()?;
-        for view in views {
-            let group = usize::from(view.group.0);
-            let known = map.views.get(group).map(|known| known.version);
-            // Before the cluster has served, clients receive no views.
-            if known.is_some_and(|known| known > ViewVersion(0) && known < view.version) {
-                Arc::make_mut(&mut map).views[group] = *view;
-            }
+    /// Returns the newest map if the caller has not had it yet. `had` is the caller's count, initially 0. Without a newer
+    /// map it costs one read of a shared number.
+    pub(crate) fn newer_than(&self, had: &Cell<u64>) -> Option<Arc<Map>> {
+        let kept = self.kept.load(Ordering::Acquire);
+        if had.replace(kept) == kept {
+            return None;
         }
-        Some(map)
+        lock(&self.newest).clone()
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use kv_protocol::ids::{BootId, GroupId, Incarnation, Member, ServerId};
+    use kv_protocol::ids::{BootId, GroupId, Incarnation, Member, ServerId, ViewVersion};
     use kv_protocol::map::{MapServer, ServerState};
-    use kv_protocol::view::Peer;
+    use kv_protocol::view::{Peer, View};
 
     const CLUSTER: ClusterId = ClusterId(7);
 
@@ -127,7 +126,7 @@ pub(crate) mod tests {
     }
 
     /// Returns a map whose views are all of one version, at home.
-    pub(crate) fn map_of(
+    fn map_of(
         cluster: ClusterId,
         placement: Placement,
         number: u64,
@@ -152,7 +151,18 @@ pub(crate) mod tests {
     }
 
     fn newest(known: &KnownMap) -> Option<Map> {
-        known.with_views(std::iter::empty()).map(|map| (*map).clone())
+        known.newer_than(&Cell::new(0)).map(|map| (*map).clone())
+    }
+
+    #[test]
+    fn each_map_is_passed_on_once() {
+        let (known, had) = (KnownMap::default(), Cell::new(0));
+        assert_eq!(known.newer_than(&had), None);
+        for revision in [1, 2] {
+            known.take(map(1, revision, 1), CLUSTER, shape(), epoch(1)).unwrap();
+            assert_eq!(known.newer_than(&had).as_deref(), Some(&map(1, revision, 1)));
+            assert_eq!(known.newer_than(&had), None);
+        }
     }
 
     #[test]
@@ -188,24 +198,5 @@ pub(crate) mod tests {
         let forged = known.take(map(2, 2, u64::MAX), CLUSTER, shape(), epoch(2)).unwrap_err();
         assert_eq!(forged, MapRefused::ImpossibleView(GroupId(0)));
         assert_eq!(newest(&known), Some(map(2, 1, 1)));
-    }
-
-    #[test]
-    fn what_a_shard_knows_better_is_answered_and_not_kept() {
-        let known = KnownMap::default();
-        known.take(map(1, 1, 5), CLUSTER, shape(), epoch(1)).unwrap();
-        let own = [view(1, 6), view(2, 4)];
-        let answered = known.with_views(own.iter()).unwrap();
-        let versions: Vec<u64> = answered.views.iter().map(|view| view.version.0).collect();
-        assert_eq!(versions, [5, 6, 5]);
-        assert_eq!(newest(&known), Some(map(1, 1, 5)));
-    }
-
-    #[test]
-    fn before_the_cluster_serves_no_view_is_shown() {
-        let known = KnownMap::default();
-        known.take(map(1, 1, 0), CLUSTER, shape(), epoch(1)).unwrap();
-        let own = view(1, 1);
-        assert_eq!(known.with_views([&own].into_iter()).unwrap().views[1].version, ViewVersion(0));
     }
 }

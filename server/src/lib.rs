@@ -6,7 +6,7 @@
 //!   orders thread        <------------ views, PROBE, EXITED, DRAIN, DUMP-*, SHUTDOWN
 //!      |  mailbox (bounded, eventfd)            ^ board (the latest state of each shard)
 //!      v                                        |
-//!   executor of shard 0 .. S-1:   net engine <-> shard <-> kv_core::replica
+//!   executor of shard 0 .. S-1:   net engine <-> kv_shard::Shard <-> kv_core::replica
 //!      ^ clients' and peers' sockets, handed over to the executor of the requested shard
 //! ```
 //!
@@ -17,7 +17,6 @@ mod args;
 mod aside;
 mod boot;
 mod clock;
-mod connection_memory;
 mod control;
 mod crowd;
 mod descriptors;
@@ -30,7 +29,6 @@ mod known_map;
 mod leaving;
 mod load;
 mod log;
-mod log_limit;
 mod mailbox;
 mod memory;
 mod message;
@@ -39,8 +37,6 @@ mod nonce;
 mod operation;
 mod orders;
 mod probe;
-mod service;
-mod shard;
 mod slice;
 mod stats;
 mod supervisor;

@@ -19,10 +19,11 @@ use kv_core::session::LoggedRecord;
 use kv_daemon::files;
 use kv_protocol::ids::{GroupId, ServerId, ShardId};
 use kv_protocol::placement::Placement;
+use kv_shard::{DumpedEntries, LoadPiece};
 
 use crate::fatal::Fatal;
 use crate::mailbox;
-use crate::message::{DumpedEntries, LoadPiece, ShardMessage};
+use crate::message::ShardMessage;
 
 /// Pieces that may wait for one shard.
 const PIECES_WAITING: usize = 4;

@@ -9,10 +9,10 @@ use kv_core::dump::DumpedShard;
 use kv_core::replica::NoFullCopy;
 use kv_core::session::LoggedRecord;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::{GroupId, Member, OrderId, SequenceNumber, ShardId};
+use kv_protocol::ids::{GroupId, Member, OrderId, ShardId};
 use kv_protocol::view::View;
+use kv_shard::{DumpedEntries, LoadPiece, Port};
 
-use crate::net::listener::Port;
 use crate::stats::Permit;
 
 /// A message from another thread to an executor.
@@ -87,52 +87,4 @@ pub(crate) enum DumpPiece {
     Records(Vec<LoggedRecord>),
     /// The last piece.
     End,
-}
-
-/// A part of a dump, for a shard's table.
-#[derive(Debug)]
-pub(crate) enum LoadPiece {
-    /// Some entries.
-    Entries(DumpedEntries),
-    /// Completion records.
-    Records(Vec<LoggedRecord>),
-    /// The last piece: the dump was found complete, and this is the shard's state in it.
-    End(DumpedShard),
-}
-
-/// Entries in one buffer. They are copied unformatted, because formatting them as text would block the executor.
-#[derive(Debug, Default)]
-pub(crate) struct DumpedEntries {
-    bytes: Vec<u8>,
-    lengths: Vec<(usize, usize, SequenceNumber)>,
-}
-
-impl DumpedEntries {
-    /// Appends an entry.
-    pub(crate) fn push(&mut self, key: &[u8], value: &[u8], version: SequenceNumber) {
-        self.bytes.extend_from_slice(key);
-        self.bytes.extend_from_slice(value);
-        self.lengths.push((key.len(), value.len(), version));
-    }
-
-    /// Returns the number of bytes of keys and values.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Returns the number of entries.
-    pub(crate) fn count(&self) -> usize {
-        self.lengths.len()
-    }
-
-    /// Calls `visit` with key, value and version of each entry.
-    pub(crate) fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8], SequenceNumber)) {
-        let mut rest = self.bytes.as_slice();
-        for &(key_length, value_length, version) in &self.lengths {
-            let (key, after) = rest.split_at(key_length);
-            let (value, after) = after.split_at(value_length);
-            visit(key, value, version);
-            rest = after;
-        }
-    }
 }

@@ -18,6 +18,7 @@ use kv_protocol::ids::{ClusterId, ClusterKey, Epoch, GroupId, Member, ServerId, 
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
+use kv_shard::Identity;
 
 use crate::args::{MemoryLimit, parse_memory_limit};
 use crate::aside;
@@ -27,7 +28,6 @@ use crate::dump::{self, DumpFileError, Wanted};
 use crate::known_map::{KnownMap, MapRefused};
 use crate::mailbox;
 use crate::message::ShardMessage;
-use crate::service::Identity;
 use crate::stats::{Board, lock};
 
 /// A long operation, carried out on a thread of its own.
@@ -397,11 +397,11 @@ impl DumpTo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection_memory::ConnectionMemory;
     use crate::descriptors::ConnectionBounds;
-    use crate::service::Counters;
     use crate::stats::Condition;
     use kv_protocol::ids::{Incarnation, ShardId};
+    use kv_shard::ConnectionMemory;
+    use kv_shard::Counters;
 
     const SHARDS: u16 = 2;
     type Inboxes = Vec<mailbox::Receiver<ShardMessage>>;

@@ -25,10 +25,10 @@ use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
 use kv_protocol::ids::{Epoch, OrderId, ShardId, Time, ViewVersion};
 use kv_protocol::key::{self, Challenge, Link, Nonce, Seal};
 use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
+use kv_shard::LogLimit;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::fatal::Fatal;
-use crate::log_limit::LogLimit;
 use crate::message::{Replies, ShardMessage, ShardReply};
 use crate::nonce;
 use crate::operation::{Node, Work};

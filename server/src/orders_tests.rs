@@ -5,11 +5,10 @@ use kv_protocol::placement::Placement;
 use proptest::prelude::*;
 
 use kv_protocol::control_message::OrderKind;
+use kv_shard::{ConnectionMemory, Identity};
 
 use super::*;
-use crate::connection_memory::ConnectionMemory;
 use crate::descriptors::ConnectionBounds;
-use crate::service::Identity;
 use crate::stats::Board;
 
 const NOW: Time = Time::from_nanos(1_000);

@@ -15,13 +15,11 @@ use kv_protocol::control_message::{CrowdReport, ReplicaReport};
 use kv_protocol::ids::{Member, ShardId, Time};
 use kv_protocol::limits::{GRACE, HEARTBEAT_INTERVAL, MAX_SERVERS};
 use kv_protocol::view::View;
+use kv_shard::{Address, ConnectionMemory, Counters, Port};
 
 use crate::clock;
-use crate::connection_memory::ConnectionMemory;
-use crate::crowd::{Address, Crowd};
+use crate::crowd::Crowd;
 use crate::descriptors::ConnectionBounds;
-use crate::net::listener::Port;
-use crate::service::Counters;
 use crate::watchdog::{Activity, Pulse, Watched};
 
 /// The interval at which waiting threads check again without an announcement.

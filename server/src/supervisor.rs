@@ -19,12 +19,12 @@ use kv_daemon::signals;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::Time;
 use kv_protocol::limits::DRAIN_DEADLINE;
+use kv_shard::LogLimit;
 
 use crate::clock;
 use crate::fatal::{self, Fatal};
 use crate::leaving::{self, Leave, Leaver};
 use crate::log;
-use crate::log_limit::LogLimit;
 use crate::operation::Node;
 use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
 

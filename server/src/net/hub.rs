@@ -13,14 +13,13 @@ use std::task::{Context, Poll, Waker};
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{ShardId, Time};
+use kv_shard::{Event, Port, Shard};
 
-use super::listener::Port;
-use super::socket::turn_away;
+use super::socket::{address_of_peer, turn_away};
 use crate::clock;
-use crate::crowd::Address;
+use crate::known_map::KnownMap;
 use crate::mailbox;
 use crate::message::{HandedOver, ShardMessage};
-use crate::shard::Shard;
 use crate::stats::{Board, Condition, Permit};
 use crate::watchdog::Activity;
 
@@ -34,6 +33,9 @@ pub(crate) struct Hub {
     flusher: RefCell<Option<Waker>>,
     /// True if any byte was received since the last tick.
     is_active: Cell<bool>,
+    map: Arc<KnownMap>,
+    /// The maps that the shard has had.
+    maps_had: Cell<u64>,
 }
 
 impl Hub {
@@ -41,6 +43,7 @@ impl Hub {
     pub(crate) fn new(
         shard: Shard,
         board: Arc<Board>,
+        map: Arc<KnownMap>,
         mailboxes: Vec<mailbox::Sender<ShardMessage>>,
     ) -> Rc<Hub> {
         Rc::new(Hub {
@@ -51,6 +54,8 @@ impl Hub {
             is_flush_wanted: Cell::new(false),
             flusher: RefCell::default(),
             is_active: Cell::new(false),
+            map,
+            maps_had: Cell::new(0),
         })
     }
 
@@ -101,6 +106,25 @@ impl Hub {
         result
     }
 
+    /// Begins a wake-up of the shard at `now`, with the newest map.
+    pub(crate) fn begin_wake_up(&self, shard: &mut Shard, now: Time) {
+        shard.begin_wake_up(now);
+        if let Some(map) = self.map.newer_than(&self.maps_had) {
+            shard.service.set_map(map);
+        }
+    }
+
+    /// Logs the events of a wake-up.
+    pub(crate) fn log_events(&self, shard: &mut Shard) {
+        for Event { kind, suppressed } in shard.service.take_events() {
+            let shard = self.here.0;
+            match kind.is_warning() {
+                true => tracing::warn!(shard, suppressed, "{kind}"),
+                false => tracing::info!(shard, suppressed, "{kind}"),
+            }
+        }
+    }
+
     /// Publishes the shard's state on the board.
     pub(crate) fn publish(&self) {
         let shard = self.shard.borrow();
@@ -127,7 +151,7 @@ impl Hub {
         port: Port,
         socket: &OwnedFd,
     ) -> Option<(ConnectionId, Permit)> {
-        let Some(permit) = self.board.admit(port, Address::of_peer(socket)) else {
+        let Some(permit) = self.board.admit(port, address_of_peer(socket)) else {
             turn_away(socket, port);
             return None;
         };

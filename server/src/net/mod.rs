@@ -1,141 +1,17 @@
-//! Connections: state machines over bytes, and the engines that move the bytes.
+//! The engines, which move bytes between sockets and the shard.
 //!
 //! ```text
-//!   engine (uring, epoll)       bytes in            bytes out
-//!      |                           |                    ^
-//!      v                           v                    |
-//!   listener::Greeting ---> connection::Connection ---> output::Outputs
-//!                      +--> peer::Peer -----------------^
+//!   engine (uring, epoll) --- bytes, ends, time ---> kv_shard::Shard
+//!        ^                                                |
+//!        +--------- bytes to send, fates, dials ----------+
 //! ```
 //!
-//! The state machines depend on no socket and no runtime; the engines interpret no message. An engine needs only
-//! [`crate::shard::Shard`], which its [`hub::Hub`] holds. Both engines handle sockets in the same way ([`socket`]) and
-//! give clients the same part of a turn ([`budget`]).
+//! An engine interprets no message. The [`hub::Hub`] of a shard connects it to the other threads. Both engines handle
+//! sockets in the same way ([`socket`]) and give clients the same part of a turn ([`budget`]).
 
 pub(crate) mod budget;
-pub(crate) mod connection;
 pub(crate) mod engine;
 pub(crate) mod epoll;
 pub(crate) mod hub;
-pub(crate) mod listener;
-pub(crate) mod output;
-pub(crate) mod peer;
 pub(crate) mod socket;
-#[cfg(test)]
-pub(crate) mod testing;
 pub(crate) mod uring;
-
-use kv_protocol::ids::Time;
-
-use crate::service::Service;
-use connection::Connection;
-use listener::Greeting;
-use peer::Peer;
-
-/// The input side of one connection.
-#[derive(Debug)]
-pub(crate) enum Machine {
-    /// An accepted connection that has not yet named the shard that it requests.
-    Greeting(Greeting),
-    /// A client's connection.
-    Client(Connection),
-    /// A stream to or from another server.
-    Peer(Peer),
-}
-
-impl Machine {
-    /// Processes received bytes.
-    pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
-        match self {
-            Machine::Greeting(greeting) => {
-                let identity = service.identity;
-                greeting.on_bytes(received, identity.shard, identity.placement.shards());
-            }
-            Machine::Client(connection) => connection.on_bytes(now, service, received),
-            Machine::Peer(peer) => peer.on_bytes(now, service, received),
-        }
-    }
-
-    /// Lends the input buffer, with the number of missing bytes, if at least `least` bytes of one frame are missing.
-    pub(crate) fn lend_input(&mut self, least: usize) -> Option<(Vec<u8>, usize)> {
-        match self {
-            Machine::Client(connection) => connection.lend_input(least),
-            Machine::Greeting(_) | Machine::Peer(_) => None,
-        }
-    }
-
-    /// Returns whether [`Machine::lend_input`] would lend the buffer.
-    pub(crate) fn lacks(&self, least: usize) -> bool {
-        matches!(self, Machine::Client(connection) if connection.missing() >= least)
-    }
-
-    /// Takes the input buffer back and processes the bytes that were received into it.
-    pub(crate) fn take_input_back(&mut self, now: Time, service: &mut Service, buffer: Vec<u8>) {
-        if let Machine::Client(connection) = self {
-            connection.take_input_back(now, service, buffer);
-        }
-    }
-
-    /// Reserves memory for the connection's frame, if it waits for memory and some is available. Returns whether it
-    /// still waits.
-    pub(crate) fn still_waits(&mut self, now: Time, service: &mut Service) -> bool {
-        match self {
-            Machine::Client(connection) => connection.still_waits(now, service),
-            Machine::Greeting(_) | Machine::Peer(_) => false,
-        }
-    }
-
-    /// Returns whether the connection holds reserved memory and sends nothing, while other connections wait for memory.
-    pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
-        matches!(self, Machine::Client(connection) if connection.is_stalled_under_pressure(now))
-    }
-
-    /// Handles the end of the connection.
-    pub(crate) fn on_closed(&mut self, now: Time, service: &mut Service) {
-        match self {
-            Machine::Greeting(_) => {}
-            Machine::Client(connection) => connection.on_closed(service),
-            Machine::Peer(peer) => peer.on_closed(now, service),
-        }
-    }
-
-    /// Continues with frames that were held back while the output was full.
-    pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
-        if let Machine::Client(connection) = self {
-            connection.on_output_drained(now, service);
-        }
-    }
-
-    /// Returns whether more bytes may be read.
-    pub(crate) fn wants_input(&self, service: &mut Service) -> bool {
-        match self {
-            Machine::Greeting(greeting) => greeting.wanted().is_none(),
-            Machine::Client(connection) => connection.wants_input(service),
-            Machine::Peer(_) => true,
-        }
-    }
-
-    /// Returns when to close the connection because its input is incomplete.
-    pub(crate) fn deadline(&self, service: &mut Service) -> Option<Time> {
-        match self {
-            Machine::Greeting(greeting) => Some(greeting.deadline()),
-            Machine::Client(connection) => connection.deadline(service),
-            Machine::Peer(peer) => peer.deadline(),
-        }
-    }
-
-    /// Returns whether the connection was accepted, and is neither a client with a hello nor an authenticated server.
-    pub(crate) fn is_stranger(&self) -> bool {
-        match self {
-            Machine::Greeting(_) => true,
-            Machine::Client(_) => false,
-            Machine::Peer(peer) => peer.is_stranger(),
-        }
-    }
-
-    /// Returns whether responses are still sent after the end of input. A frame that the end cuts off is dropped, and
-    /// no part of it is applied.
-    pub(crate) fn is_served_after_end_of_input(&self) -> bool {
-        matches!(self, Machine::Client(_))
-    }
-}

@@ -1,20 +1,18 @@
 //! Socket operations that both engines share: options, limits, and calls that never block.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use kv_protocol::client_message::{Refusal, Status};
 use kv_protocol::ids::Time;
 use kv_protocol::peer_message::{PeerRefusal, PeerRefusalReason};
+use kv_shard::{Address, LogLimit, Port};
 use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown,
+    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, getpeername, recv, send, sendmsg, shutdown,
 };
 use socket2::SockRef;
-
-use super::listener::Port;
-use super::output::SendNow;
-use crate::log_limit::LogLimit;
 
 /// Connections of a port that are accepted concurrently.
 pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
@@ -101,9 +99,16 @@ pub(crate) fn receive_behind(
     Ok(count)
 }
 
-impl SendNow for OwnedFd {
-    fn send_now(&self, parts: &[IoSlice<'_>]) -> usize {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(self, parts, &mut SendAncillaryBuffer::default(), flags).unwrap_or(0)
-    }
+/// Sends as many bytes of `parts`, in order, as the socket has room for, and returns their number. An error counts as 0
+/// bytes: the next ordinary send returns it again.
+pub(crate) fn send_now(socket: &impl AsFd, parts: &[IoSlice<'_>]) -> usize {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags).unwrap_or(0)
+}
+
+/// Returns the origin of a connection.
+pub(crate) fn address_of_peer(socket: &impl AsFd) -> Address {
+    let peer = getpeername(socket).ok().flatten();
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    peer.map_or(Address::UNKNOWN, |peer| Address::of(peer.ip()))
 }

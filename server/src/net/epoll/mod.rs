@@ -31,6 +31,7 @@ use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time};
+use kv_shard::{LogLimit, Port, Shard};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
@@ -38,13 +39,10 @@ use self::poller::{Event, Poller, Source};
 use self::sockets::{Connection, Dialling, Listener, Sockets};
 use super::engine;
 use super::hub::Hub;
-use super::listener::Port;
 use super::socket::{CONNECT_TIMEOUT, set_options, turn_away};
 use crate::clock;
 use crate::jobs::Job;
-use crate::log_limit::LogLimit;
 use crate::message::HandedOver;
-use crate::shard::Shard;
 use crate::stats::Permit;
 
 pub(crate) use driver::start_thread;
@@ -136,23 +134,22 @@ impl Net {
         Ok(())
     }
 
-    /// Adds the socket of a connection with this id.
+    /// Adds the socket of a connection with this id. If the kernel cannot watch it, returns it with the error.
     fn open(
         &mut self,
         shard: &mut Shard,
         id: ConnectionId,
-        fd: &Rc<OwnedFd>,
+        fd: OwnedFd,
         port: Port,
         permit: Option<Permit>,
-    ) -> io::Result<()> {
-        self.poller.add(fd, Source::Connection(id))?;
-        set_options(fd, port);
-        if port == Port::Clients {
-            shard.service.outputs.set_socket(id, Rc::clone(fd) as _);
+    ) -> Result<(), (io::Error, OwnedFd)> {
+        if let Err(error) = self.poller.add(&fd, Source::Connection(id)) {
+            return Err((error, fd));
         }
-        self.sockets.insert(Connection::new(id, Rc::clone(fd), port, permit));
+        set_options(&fd, port);
+        self.sockets.insert(Connection::new(id, fd, port, permit));
         // The next turn handles its state.
-        shard.service.outputs.mark_dirty(id);
+        shard.mark_dirty(id);
         Ok(())
     }
 
@@ -165,8 +162,7 @@ impl Net {
         port: Port,
         permit: Permit,
     ) {
-        let fd = Rc::new(fd);
-        if let Err(error) = self.open(shard, id, &fd, port, Some(permit)) {
+        if let Err((error, fd)) = self.open(shard, id, fd, port, Some(permit)) {
             let now = clock::now();
             shard.close(now, id);
             turn_away(&fd, port);

@@ -2,14 +2,11 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time};
+use kv_shard::{LogLimit, Port, slot_of};
 
-use crate::log_limit::LogLimit;
-use crate::net::listener::Port;
-use crate::net::output::slot_of;
 use crate::stats::Permit;
 
 /// The listening socket of a port.
@@ -42,8 +39,7 @@ pub(super) struct Dialling {
 /// A connected socket.
 pub(super) struct Connection {
     pub(super) id: ConnectionId,
-    /// Shared with its output, which sends long values. The last owner closes it.
-    pub(super) fd: Rc<OwnedFd>,
+    pub(super) fd: OwnedFd,
     pub(super) port: Port,
     pub(super) permit: Option<Permit>,
     /// True if it carries the stream of a group, which is served first.
@@ -62,7 +58,7 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(
         id: ConnectionId,
-        fd: Rc<OwnedFd>,
+        fd: OwnedFd,
         port: Port,
         permit: Option<Permit>,
     ) -> Connection {

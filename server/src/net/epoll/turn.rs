@@ -13,10 +13,9 @@
 //! served again within a few milliseconds. All readers of long values together are sent a bounded part in a turn; the
 //! next turn continues.
 
-use std::rc::Rc;
-
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{ShardId, Time};
+use kv_shard::{Fate, Port, Shard};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_error;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
@@ -29,12 +28,10 @@ use crate::message::HandedOver;
 use crate::net::budget::{Budget, MOST_KNOCKING};
 use crate::net::engine::Engine as _;
 use crate::net::hub::Hub;
-use crate::net::listener::Port;
 use crate::net::socket::{
     ACCEPT_PAUSE, ACCEPTS_AT_ONCE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept,
-    next_of_long_frame, receive_behind,
+    next_of_long_frame, receive_behind, send_now,
 };
-use crate::shard::{Fate, Shard};
 
 /// The maximum number of receives from a stream in one turn.
 const RECEIVES_OF_A_STREAM: usize = 4;
@@ -49,11 +46,12 @@ impl Engine {
         }
         let mut shard = self.hub.shard.borrow_mut();
         let now = clock::now();
-        shard.service.outputs.set_now(now);
+        self.hub.begin_wake_up(&mut shard, now);
         net.serve_all(&mut shard, &self.hub, now, is_wanted);
-        if shard.service.outputs.has_dirty() {
+        if shard.has_dirty() {
             self.hub.want_flush();
         }
+        self.hub.log_events(&mut shard);
         let has_news = shard.service.take_news();
         drop((net, shard));
         if has_news {
@@ -83,7 +81,7 @@ impl Net {
                         self.sockets.queue_readable(id);
                     }
                     if has_room {
-                        shard.service.outputs.mark_dirty(id);
+                        shard.mark_dirty(id);
                     }
                 }
             }
@@ -113,15 +111,25 @@ impl Net {
         }
         budget.renew_time();
         self.settle(shard, hub, &mut budget);
-        if shard.service.outputs.has_readers() {
+        if shard.has_readers() {
             // Short responses have been sent first.
-            if shard.serve_readers(clock::now()) {
+            self.serve_readers(shard, clock::now());
+            if shard.has_readers() {
                 hub.want_flush();
             }
             self.settle(shard, hub, &mut budget);
         }
         for id in std::mem::take(&mut self.unfinished) {
-            shard.service.outputs.mark_dirty(id);
+            shard.mark_dirty(id);
+        }
+    }
+
+    /// Sends long values to their readers, as many bytes as one turn may.
+    fn serve_readers(&mut self, shard: &mut Shard, now: Time) {
+        while let Some(transmit) = shard.poll_transmit(now) {
+            let connection = self.sockets.get(transmit.id);
+            let sent = connection.map_or(0, |connection| send_now(&connection.fd, &transmit.parts));
+            shard.on_transmitted(now, sent);
         }
     }
 
@@ -149,8 +157,10 @@ impl Net {
             // It is registered under its connection id next.
             self.poller.remove(&fd)?;
             let id = shard.open_stream(now, group);
-            let fd = Rc::new(fd);
-            self.open(shard, id, &fd, Port::Servers, None).inspect_err(|_| shard.close(now, id))
+            self.open(shard, id, fd, Port::Servers, None).map_err(|(error, _)| {
+                shard.close(now, id);
+                error
+            })
         });
         if let Err(error) = opened {
             shard.service.on_dial_failed(now, group, &error.to_string());
@@ -200,7 +210,7 @@ impl Net {
             // It is queued again when it is to be read.
             Fate::Wait => return None,
             Fate::Close | Fate::HandOver(_) => {
-                shard.service.outputs.mark_dirty(id);
+                shard.mark_dirty(id);
                 return None;
             }
         }
@@ -229,7 +239,7 @@ impl Net {
             Ok(0) => {
                 connection.is_readable = false;
                 shard.on_end_of_input(now, id);
-                shard.service.outputs.mark_dirty(id);
+                shard.mark_dirty(id);
                 return None;
             }
             Ok(count) => {
@@ -245,14 +255,14 @@ impl Net {
             }
             Err(_) => {
                 connection.is_readable = false;
-                shard.service.outputs.kill(id);
+                shard.on_failed(id);
                 return None;
             }
         };
         match shard.fate(id) {
             Fate::Read => sockets.queue_readable(id),
             Fate::Wait | Fate::Shut | Fate::HandOver(_) | Fate::Close => {
-                shard.service.outputs.mark_dirty(id);
+                shard.mark_dirty(id);
             }
         }
         came
@@ -264,12 +274,12 @@ impl Net {
         let now = clock::now();
         shard.finish_wake_up(now);
         let mut had_streams = false;
-        while let Some(id) = shard.service.outputs.next_dirty_stream() {
+        while let Some(id) = shard.next_dirty_stream() {
             had_streams = true;
             self.see_to(shard, hub, now, id, budget);
         }
         while budget.admits_step()
-            && let Some(id) = shard.service.outputs.next_dirty()
+            && let Some(id) = shard.next_dirty()
         {
             self.see_to(shard, hub, now, id, budget);
         }
@@ -289,7 +299,7 @@ impl Net {
     ) {
         let Net { sockets, unfinished, .. } = self;
         let Some(connection) = sockets.get(id) else { return };
-        if !connection.is_stream && shard.service.outputs.is_stream(id) {
+        if !connection.is_stream && shard.is_stream(id) {
             connection.is_stream = true;
         }
         if !connection.is_blocked {
@@ -306,7 +316,7 @@ impl Net {
             Fate::HandOver(wanted) if wanted == hub.here => {
                 // It becomes a client or a peer.
                 shard.adopt_greeting(now, id);
-                return shard.service.outputs.mark_dirty(id);
+                return shard.mark_dirty(id);
             }
             Fate::HandOver(wanted) => return self.hand_over(shard, hub, now, id, wanted),
             Fate::Shut => {
@@ -337,9 +347,7 @@ impl Net {
         let greeting = shard.take_greeting(id);
         shard.close(now, id);
         let Some(Connection { fd, permit, .. }) = self.sockets.remove(id) else { return };
-        // Its output is closed, so this is the only owner.
-        let Some(socket) = Rc::into_inner(fd) else { return };
-        if let Err(error) = self.poller.remove(&socket) {
+        if let Err(error) = self.poller.remove(&fd) {
             // It is closed, because its events would continue to wake this thread.
             if let Some(suppressed) = self.log.admit(now) {
                 tracing::error!(
@@ -350,7 +358,7 @@ impl Net {
             return;
         }
         if let (Some((port, received)), Some(permit)) = (greeting, permit) {
-            hub.hand_over(wanted, HandedOver { socket, port, received, permit });
+            hub.hand_over(wanted, HandedOver { socket: fd, port, received, permit });
         }
     }
 }
@@ -384,7 +392,7 @@ fn send_unsent(connection: &mut Connection, shard: &mut Shard, now: Time) -> (us
                 return (sent, false);
             }
             Err(_) => {
-                shard.service.outputs.kill(id);
+                shard.on_failed(id);
                 return (sent, false);
             }
         }

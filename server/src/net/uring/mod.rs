@@ -46,6 +46,7 @@ use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time};
+use kv_shard::{LogLimit, Port, Shard, slot_of};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -54,14 +55,10 @@ use self::ring::{Completion, Request, Ring, Sizes, SlotId};
 use self::sockets::{Connection, Dialling, Listener, Receiving, Socket, Sockets, Stage};
 use super::engine;
 use super::hub::Hub;
-use super::listener::Port;
-use super::output::slot_of;
 use super::socket::{ACCEPTS_AT_ONCE, CONNECT_TIMEOUT, set_options};
 use crate::fatal::{Fatal, NoUring};
 use crate::jobs::Job;
-use crate::log_limit::LogLimit;
 use crate::message::HandedOver;
-use crate::shard::Shard;
 use crate::stats::Permit;
 
 pub(crate) use probe::try_out;
@@ -194,10 +191,6 @@ impl Net {
         permit: Option<Permit>,
     ) {
         set_options(&fd, port);
-        let fd = Rc::new(fd);
-        if port == Port::Clients {
-            shard.service.outputs.set_socket(id, Rc::clone(&fd) as _);
-        }
         let slot = self.sockets.insert(Socket::Connection(Connection {
             fd,
             port,
@@ -215,7 +208,7 @@ impl Net {
         }
         self.slots[slot_of(id)] = Some(slot);
         // The engine's check of the dirty connection starts all that it needs.
-        shard.service.outputs.mark_dirty(id);
+        shard.mark_dirty(id);
     }
 
     fn dial(&mut self, now: Time, group: GroupId, address: SocketAddr) -> std::io::Result<()> {

@@ -9,10 +9,9 @@ use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time};
+use kv_shard::{LogLimit, Port};
 
 use super::ring::SlotId;
-use crate::log_limit::LogLimit;
-use crate::net::listener::Port;
 use crate::stats::Permit;
 
 /// The socket in a slot.
@@ -53,8 +52,7 @@ pub(super) enum Stage {
 
 /// A socket with a connection, or its remainder while its requests end.
 pub(super) struct Connection {
-    /// The descriptor, shared with the output for long values; the last reference closes it.
-    pub(super) fd: Rc<OwnedFd>,
+    pub(super) fd: OwnedFd,
     pub(super) port: Port,
     pub(super) permit: Option<Permit>,
     /// The connection's id; `None` once it is closed.

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::Time;
+use kv_shard::{Fate, Port, Shard, slot_of};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv};
 use rustix::process::{Resource, getrlimit};
@@ -38,13 +39,10 @@ use crate::fatal::Fatal;
 use crate::message::HandedOver;
 use crate::net::budget::{Budget, MOST_KNOCKING};
 use crate::net::hub::Hub;
-use crate::net::listener::Port;
-use crate::net::output::slot_of;
 use crate::net::socket::{
     ACCEPT_PAUSE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept, next_of_long_frame,
-    turn_away,
+    send_now, turn_away,
 };
-use crate::shard::{Fate, Shard};
 
 /// The most connections per turn that receive again after no buffer was free for them.
 const MOST_FED: usize = 16;
@@ -70,11 +68,12 @@ impl Engine {
         let mut shard = self.hub.shard.borrow_mut();
         // Read after the bytes were received: a lease check may rely on it.
         let now = clock::now();
-        shard.service.outputs.set_now(now);
+        self.hub.begin_wake_up(&mut shard, now);
         net.serve_all(&mut shard, &self.hub, now, is_wanted);
-        if net.has_waiting() || shard.service.outputs.has_dirty() {
+        if net.has_waiting() || shard.has_dirty() {
             self.hub.want_flush();
         }
+        self.hub.log_events(&mut shard);
         let has_news = shard.service.take_news();
         if has_news {
             // A thread that observes the news may end the process, so send all responses first.
@@ -135,13 +134,25 @@ impl Net {
         self.feed(shard);
         budget.renew_time();
         self.settle(shard, hub, now, &mut budget);
-        if shard.service.outputs.has_readers() {
+        if shard.has_readers() {
             // Send all short responses before long values.
             self.enter();
-            if shard.serve_readers(now) {
+            self.serve_readers(shard, now);
+            if shard.has_readers() {
                 hub.want_flush();
             }
             self.settle(shard, hub, now, &mut budget);
+        }
+    }
+
+    /// Sends long values to their readers, as many bytes as one turn may.
+    fn serve_readers(&mut self, shard: &mut Shard, now: Time) {
+        while let Some(transmit) = shard.poll_transmit(now) {
+            let slot = self.slots.get(slot_of(transmit.id)).copied().flatten();
+            let connection = slot.and_then(|slot| self.sockets.connection(slot));
+            let connection = connection.filter(|connection| connection.id == Some(transmit.id));
+            let sent = connection.map_or(0, |connection| send_now(&connection.fd, &transmit.parts));
+            shard.on_transmitted(now, sent);
         }
     }
 
@@ -169,22 +180,22 @@ impl Net {
     fn look_at_streams(&mut self, shard: &mut Shard, hub: &Hub) -> Time {
         let mut now = clock::now();
         self.looked_at = now;
-        self.scratch.resize(LOOKED_AT_BYTES, 0);
-        let mut place = 0;
-        while let Some(&slot) = self.streams.get(place) {
-            place += 1;
-            let Some(connection) = self.sockets.connection(slot) else { continue };
-            let (Some(id), fd) = (connection.id, Rc::clone(&connection.fd)) else { continue };
+        let Net { sockets, streams, scratch, .. } = self;
+        scratch.resize(LOOKED_AT_BYTES, 0);
+        for &slot in streams.iter() {
+            let Some(connection) = sockets.connection(slot) else { continue };
+            let Some(id) = connection.id else { continue };
             for _ in 0..MOST_LOOKED_AT {
                 // The armed receive reports an end or an error.
-                let Ok((count @ 1.., _)) = recv(&*fd, &mut self.scratch[..], RecvFlags::DONTWAIT)
+                let Ok((count @ 1.., _)) =
+                    recv(&connection.fd, &mut scratch[..], RecvFlags::DONTWAIT)
                 else {
                     break;
                 };
                 now = clock::now();
                 hub.note_activity();
-                shard.on_bytes(now, id, &self.scratch[..count]);
-                shard.service.outputs.mark_dirty(id);
+                shard.on_bytes(now, id, &scratch[..count]);
+                shard.mark_dirty(id);
                 if count < LOOKED_AT_BYTES {
                     break;
                 }
@@ -203,7 +214,7 @@ impl Net {
             let Some(connection) = self.sockets.connection(slot) else { continue };
             if connection.id == Some(id) && connection.receiving == Receiving::Hungry {
                 connection.receiving = Receiving::Nothing;
-                shard.service.outputs.mark_dirty(id);
+                shard.mark_dirty(id);
                 left -= 1;
             }
         }
@@ -296,7 +307,7 @@ impl Net {
             Some(id)
                 if has_ended || shard.fate(id) != Fate::Read || shard.lacks(id, LONG_FRAME) =>
             {
-                shard.service.outputs.mark_dirty(id);
+                shard.mark_dirty(id);
             }
             Some(_) => {}
             None => self.release_if_quiet(slot),
@@ -377,7 +388,7 @@ impl Net {
         let Some(connection) = self.sockets.connection(slot) else { return };
         connection.is_sending = false;
         let Some(id) = connection.id else {
-            shard.service.outputs.recycle(buffer);
+            shard.recycle(buffer);
             return self.release_if_quiet(slot);
         };
         let next = match sent {
@@ -387,18 +398,18 @@ impl Net {
             }
             Err(error) if is_passing(&error) => from,
             Err(_) => {
-                shard.service.outputs.kill(id);
+                shard.on_failed(id);
                 buffer.len()
             }
         };
-        let is_dead = shard.service.outputs.get(id).is_none_or(|output| output.is_over());
+        let is_dead = shard.fate(id) == Fate::Close;
         if next < buffer.len() && !is_dead {
             connection.is_sending = true;
             self.ring.send(slot, &connection.fd, buffer, next, MOST_SENT, WhenFull::Wait);
         } else {
-            shard.service.outputs.recycle(buffer);
+            shard.recycle(buffer);
         }
-        shard.service.outputs.mark_dirty(id);
+        shard.mark_dirty(id);
     }
 
     fn on_cancelled(&mut self, slot: SlotId) {
@@ -420,11 +431,11 @@ impl Net {
     /// dirty connections in order, as far as the budget allows.
     fn settle(&mut self, shard: &mut Shard, hub: &Hub, now: Time, budget: &mut Budget) {
         shard.finish_wake_up(now);
-        while let Some(id) = shard.service.outputs.next_dirty_stream() {
+        while let Some(id) = shard.next_dirty_stream() {
             self.see_to(shard, hub, now, id, budget);
         }
         while budget.admits_step()
-            && let Some(id) = shard.service.outputs.next_dirty()
+            && let Some(id) = shard.next_dirty()
         {
             self.see_to(shard, hub, now, id, budget);
         }
@@ -443,14 +454,13 @@ impl Net {
         if connection.id != Some(id) {
             return;
         }
-        if !connection.is_stream && shard.service.outputs.is_stream(id) {
+        if !connection.is_stream && shard.is_stream(id) {
             connection.is_stream = true;
             self.note_stream(slot);
         }
         let Some(connection) = self.sockets.connection(slot) else { return };
         if !connection.is_sending
-            && let Some((buffer, from)) =
-                shard.service.outputs.get(id).and_then(|output| output.take())
+            && let Some((buffer, from)) = shard.take_unsent(id)
         {
             connection.is_sending = true;
             if !connection.is_stream {
@@ -464,7 +474,7 @@ impl Net {
             Fate::HandOver(wanted) if wanted == hub.here => {
                 // It becomes a client or a peer, and is handled as such when it is next.
                 shard.adopt_greeting(now, id);
-                return shard.service.outputs.mark_dirty(id);
+                return shard.mark_dirty(id);
             }
             Fate::HandOver(wanted) => {
                 if connection.receiving == Receiving::Nothing {
@@ -564,10 +574,8 @@ impl Net {
         self.slots[slot_of(id)] = None;
         let Some(Socket::Connection(connection)) = self.sockets.remove(slot) else { return };
         let Connection { fd, permit, .. } = connection;
-        // Its output is closed, so this is the only reference.
-        let socket = Rc::into_inner(fd);
-        if let (Some(socket), Some((port, received)), Some(permit)) = (socket, greeting, permit) {
-            hub.hand_over(wanted, HandedOver { socket, port, received, permit });
+        if let (Some((port, received)), Some(permit)) = (greeting, permit) {
+            hub.hand_over(wanted, HandedOver { socket: fd, port, received, permit });
         }
     }
 
@@ -606,7 +614,7 @@ fn on_receive_failed(shard: &mut Shard, id: Option<ConnectionId>, error: &std::i
         && !is_buffer
         && !is_passing(error)
     {
-        shard.service.outputs.kill(id);
+        shard.on_failed(id);
     }
 }
 

@@ -27,8 +27,8 @@ use kv_protocol::limits::{
     MAX_VALUE_BYTES,
 };
 
+use crate::address::Address;
 use crate::connection_memory::FrameMemory;
-use crate::crowd::Address;
 use crate::service::{Ahead, Service};
 
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);

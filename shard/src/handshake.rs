@@ -17,11 +17,26 @@ use kv_protocol::limits::{HELLO_DEADLINE, MAX_HELLO_BODY};
 
 /// Connections of one port that may not have sent their hello. With one more, the oldest is closed, so that silent
 /// connections never lock others out.
-pub(crate) const MAX_AWAITING_HELLO: usize = 1_024;
+pub const MAX_AWAITING_HELLO: usize = 1_024;
+
+/// The most connections of each port that may be without a hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HelloBounds {
+    /// Connections accepted at the clients' port.
+    pub clients: usize,
+    /// Connections accepted at the servers' port.
+    pub servers: usize,
+}
+
+impl HelloBounds {
+    /// The bounds if descriptors are plentiful.
+    pub const WIDEST: HelloBounds =
+        HelloBounds { clients: MAX_AWAITING_HELLO, servers: MAX_AWAITING_HELLO };
+}
 
 /// The server port at which a connection was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Port {
+pub enum Port {
     /// The port for clients.
     Clients,
     /// The port for other servers.

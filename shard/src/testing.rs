@@ -1,6 +1,7 @@
 //! Shared fixtures of the state machines' tests: two shards without sockets, joined byte by byte.
 
 use kv_protocol::ClusterKey;
+use std::io::IoSlice;
 use std::sync::Arc;
 
 use kv_core::arena::{CHUNK_BYTES_MIN, HeapChunks};
@@ -14,14 +15,13 @@ use kv_protocol::ids::{
     ClientId, ClusterId, GroupId, Incarnation, Member, RequestId, RequestSeq, SequenceNumber,
     ServerId, ShardId, Time, ViewVersion,
 };
+use kv_protocol::key::Nonce;
 use kv_protocol::limits::MAX_ANSWER_BODY;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
-use super::listener::Port;
 use crate::connection_memory::ConnectionMemory;
-use crate::descriptors::ConnectionBounds;
-use crate::known_map::KnownMap;
+use crate::handshake::{HelloBounds, Port};
 use crate::service::{Identity, Service};
 use crate::shard::Shard;
 
@@ -36,20 +36,11 @@ pub(crate) fn member(server: u16) -> Member {
 
 /// Returns the only shard of one of three servers.
 pub(crate) fn shard(server: u16) -> Shard {
-    shard_with_map(server, Arc::default())
-}
-
-/// Returns a [`shard`] of a process that has this map.
-pub(crate) fn shard_with_map(server: u16, map: Arc<KnownMap>) -> Shard {
-    make_shard(server, map, ConnectionMemory::new(None, None, 2))
+    shard_with_memory(server, ConnectionMemory::new(None, None, 2))
 }
 
 /// Returns a [`shard`] with this budget for connection memory.
 pub(crate) fn shard_with_memory(server: u16, memory: Arc<ConnectionMemory>) -> Shard {
-    make_shard(server, Arc::default(), memory)
-}
-
-fn make_shard(server: u16, map: Arc<KnownMap>, memory: Arc<ConnectionMemory>) -> Shard {
     let identity = Identity {
         cluster: CLUSTER,
         key: KEY,
@@ -59,8 +50,13 @@ fn make_shard(server: u16, map: Arc<KnownMap>, memory: Arc<ConnectionMemory>) ->
         failure_timeout: Default::default(),
     };
     let chunks = || Box::new(HeapChunks::new(CHUNK_BYTES_MIN)) as _;
-    let service = Service::new(identity, map, memory, HashSecret::new(1), chunks);
-    Shard::new(service, ConnectionBounds::WIDEST)
+    let mut nonce = u128::from(server) << 64;
+    let nonces = Box::new(move || {
+        nonce += 1;
+        Ok(Nonce(nonce))
+    });
+    let service = Service::new(identity, nonces, memory, HashSecret::new(1), chunks);
+    Shard::new(service, HelloBounds::WIDEST)
 }
 
 /// Returns the first view of [`GROUP`]: server 0 is primary, server 1 secondary.
@@ -133,13 +129,27 @@ fn take_unsent(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     bytes
 }
 
+/// Sends long values to their readers as one wake-up does; `send` returns how many bytes the socket of a connection
+/// accepts. Returns whether readers are left.
+pub(crate) fn serve_readers(
+    shard: &mut Shard,
+    now: Time,
+    mut send: impl FnMut(ConnectionId, &[IoSlice<'_>]) -> usize,
+) -> bool {
+    while let Some(transmit) = shard.poll_transmit(now) {
+        let sent = send(transmit.id, &transmit.parts);
+        shard.on_transmitted(now, sent);
+    }
+    shard.has_readers()
+}
+
 /// Takes all output of a connection at `now`, including long values.
 pub(crate) fn take_output_at(now: Time, shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
-        shard.serve_readers(now);
+        serve_readers(shard, now, |_, _| 0);
         let bytes = shard.unsent(id).to_vec();
-        if bytes.is_empty() && !shard.service.outputs.has_readers() {
+        if bytes.is_empty() && !shard.has_readers() {
             return all;
         }
         shard.on_sent(now, id, bytes.len());

@@ -7,8 +7,8 @@ use kv_protocol::client_message::Status;
 use kv_protocol::ids::ShardId;
 
 use super::*;
-use crate::net::listener::MAX_AWAITING_HELLO;
-use crate::net::testing::{
+use crate::handshake::MAX_AWAITING_HELLO;
+use crate::testing::{
     GROUP, NOW, Pair, client, hello, hello_of, key, put, shard, take_output, told, view,
 };
 

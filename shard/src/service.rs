@@ -29,19 +29,21 @@ use kv_protocol::ids::{
     ClientId, ClusterId, ClusterKey, GroupId, Member, RequestId, SequenceNumber, ServerId, ShardId,
     Time, ViewVersion,
 };
+use kv_protocol::key::Nonce;
 use kv_protocol::limits::SESSION_IDLE;
+use kv_protocol::map::Map;
 use kv_protocol::peer_message::{
     PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
 };
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
 
+use crate::address::Address;
 use crate::connection_memory::ConnectionMemory;
-use crate::crowd::Address;
-use crate::known_map::KnownMap;
+use crate::event::{Event, EventKind};
+use crate::load::LoadPiece;
 use crate::log_limit::LogLimit;
-use crate::message::LoadPiece;
-use crate::net::output::{LONG_VALUE, Outputs, PinnedValue};
+use crate::output::{LONG_VALUE, Outputs, PinnedValue};
 
 mod long_values;
 mod look_ahead;
@@ -53,7 +55,7 @@ pub(crate) use look_ahead::Ahead;
 
 /// The number of unsent bytes at which a stream is no longer pumped, until the peer has received some. A beacon waits
 /// for at most these bytes, one batch, and the bytes that the kernel holds for the stream (`UNSENT_BYTES` in
-/// `net/socket.rs`).
+/// the server's `net/socket.rs`).
 const STREAM_OUTPUT_BYTES: usize = 64 << 10;
 /// The initial back-off before a lost stream is dialled again; it doubles up to [`REDIAL_LAST`].
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
@@ -61,33 +63,40 @@ const REDIAL_LAST: Duration = Duration::from_millis(100);
 /// The minimum interval between log lines about an unreachable partner, which may never come back.
 const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
+/// A source of random nonces for handshakes. It fails if the system has no random numbers.
+pub type Nonces = Box<dyn FnMut() -> Result<Nonce, String>>;
+
 /// The identity of a shard; constant for the life of the process.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Identity {
-    pub(crate) cluster: ClusterId,
+pub struct Identity {
+    /// The cluster to which the process belongs.
+    pub cluster: ClusterId,
     /// The key by which processes of the cluster authenticate each other.
-    pub(crate) key: ClusterKey,
-    pub(crate) me: Member,
-    pub(crate) shard: ShardId,
-    pub(crate) placement: Placement,
+    pub key: ClusterKey,
+    /// The process.
+    pub me: Member,
+    /// The shard.
+    pub shard: ShardId,
+    /// The mapping of keys to groups and shards.
+    pub placement: Placement,
     /// The cluster's failure timeout, from which lease durations follow.
-    pub(crate) failure_timeout: FailureTimeout,
+    pub failure_timeout: FailureTimeout,
 }
 
 impl Identity {
     /// Returns the group whose primary is at home on this server.
-    pub(crate) fn primary_group(&self) -> GroupId {
+    pub fn primary_group(&self) -> GroupId {
         self.me.server.home_group()
     }
 
     /// Returns the group whose secondary is at home on this server: the predecessor's group.
-    pub(crate) fn secondary_group(&self) -> GroupId {
+    pub fn secondary_group(&self) -> GroupId {
         let servers = self.placement.servers();
         ServerId((self.me.server.0 + servers - 1) % servers).home_group()
     }
 
     /// Returns the group whose home role on this server is `role`; a dump of that role contains it.
-    pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
+    pub fn group_of(&self, role: ReplicaRole) -> GroupId {
         match role {
             ReplicaRole::Primary => self.primary_group(),
             ReplicaRole::Secondary => self.secondary_group(),
@@ -97,21 +106,25 @@ impl Identity {
 
 /// Counters of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
+pub struct Counters {
     /// Requests received by [`Service::on_request`].
-    pub(crate) requests: u64,
+    pub requests: u64,
     /// Malformed frames and connections that were rejected, and connections that missed a deadline or were closed to
     /// free memory.
-    pub(crate) refused: u64,
+    pub refused: u64,
     /// Writes with the response OUT_OF_SPACE.
-    pub(crate) out_of_space: u64,
+    pub out_of_space: u64,
 }
 
 /// One shard's replicas and the outputs of its connections.
-pub(crate) struct Service {
-    pub(crate) identity: Identity,
+pub struct Service {
+    /// The identity of the shard.
+    pub identity: Identity,
     pub(crate) outputs: Outputs,
-    map: Arc<KnownMap>,
+    /// The newest map that this server has, for clients that cannot reach the coordinator.
+    map: Option<Arc<Map>>,
+    nonces: Nonces,
+    events: Vec<Event>,
     counters: Counters,
     hosted: Vec<Hosted>,
     /// Connections that wait for memory for a long frame, in the order of their requests.
@@ -164,9 +177,9 @@ enum DialState {
 
 impl Service {
     /// Creates a shard with its two replicas, which have no views yet.
-    pub(crate) fn new(
+    pub fn new(
         identity: Identity,
-        map: Arc<KnownMap>,
+        nonces: Nonces,
         connection_memory: Arc<ConnectionMemory>,
         hash_secret: HashSecret,
         mut chunks: impl FnMut() -> Box<dyn ChunkSource>,
@@ -197,7 +210,9 @@ impl Service {
         Service {
             identity,
             outputs: Outputs::new(connection_memory),
-            map,
+            map: None,
+            nonces,
+            events: Vec::new(),
             counters: Counters::default(),
             hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
             waiting_frames: VecDeque::new(),
@@ -217,7 +232,7 @@ impl Service {
     }
 
     /// Returns the replica of a group, if this server has one.
-    pub(crate) fn replica(&self, group: GroupId) -> Option<&Replica> {
+    pub fn replica(&self, group: GroupId) -> Option<&Replica> {
         self.hosted.iter().map(|hosted| &hosted.replica).find(|replica| replica.group() == group)
     }
 
@@ -310,10 +325,14 @@ impl Service {
         self.outputs.append(id, |bytes| answer.write(bytes));
     }
 
+    /// Sets the newest map that this server has.
+    pub fn set_map(&mut self, map: Arc<Map>) {
+        self.map = Some(map);
+    }
+
     /// Responds to MAP with the newest map that this server has.
     pub(crate) fn answer_map(&mut self, id: ConnectionId) {
-        let views = self.hosted.iter().filter_map(|hosted| hosted.replica.view());
-        match self.map.with_views(views) {
+        match self.map_with_views() {
             Some(map) => self.outputs.append(id, |bytes| write_map_answer(bytes, &map)),
             None => {
                 let (status, reason) = (Status::Unavailable, "this server has not got the map yet");
@@ -322,13 +341,38 @@ impl Service {
         }
     }
 
-    /// Counts a rejected frame or connection, and logs it within the rate limit.
-    pub(crate) fn count_refused(&mut self, now: Time, what: &str, reason: &str) {
+    /// Returns the map, with those of the replicas' views that are newer than its own. A holder installs a view before
+    /// it receives the map with it, and the coordinator may die in between.
+    fn map_with_views(&self) -> Option<Arc<Map>> {
+        let mut map = Arc::clone(self.map.as_ref()?);
+        for view in self.hosted.iter().filter_map(|hosted| hosted.replica.view()) {
+            let group = usize::from(view.group.0);
+            let known = map.views.get(group).map(|known| known.version);
+            // Before the cluster has served, clients receive no views.
+            if known.is_some_and(|known| known > ViewVersion(0) && known < view.version) {
+                Arc::make_mut(&mut map).views[group] = *view;
+            }
+        }
+        Some(map)
+    }
+
+    /// Counts a rejected frame or connection, and reports it within the rate limit.
+    pub(crate) fn count_refused(&mut self, now: Time, what: &'static str, reason: &str) {
         self.counters.refused += 1;
         if let Some(suppressed) = self.refusal_log.admit(now) {
-            let reason = kv_protocol::escape::readable(reason.as_bytes());
-            tracing::warn!(shard = self.identity.shard.0, suppressed, "refused a {what}: {reason}");
+            let reason = kv_protocol::escape::readable(reason.as_bytes()).to_string();
+            self.events.push(Event { kind: EventKind::Refused { what, reason }, suppressed });
         }
+    }
+
+    /// Takes the events since the last call. There are few, because all are rate-limited.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Draws a nonce for a handshake.
+    pub(crate) fn draw_nonce(&mut self) -> Result<Nonce, String> {
+        (self.nonces)()
     }
 
     // --- Streams ---------------------------------------------------------------------------------
@@ -372,15 +416,9 @@ impl Service {
         self.outputs.set_stream(id);
         self.has_news = true;
         if let Some(suppressed) = hosted.stands_log.admit(now) {
-            tracing::info!(
-                shard = self.identity.shard.0,
-                suppressed,
-                "the stream of group {group} from {} stands under view {}; it goes on after write \
-                 {}",
-                hello.from,
-                welcome.view,
-                welcome.last
-            );
+            let (view, last) = (welcome.view, welcome.last);
+            let kind = EventKind::StreamEstablished { group, from: Some(hello.from), view, last };
+            self.events.push(Event { kind, suppressed });
         }
         Ok(welcome)
     }
@@ -393,7 +431,6 @@ impl Service {
         id: ConnectionId,
         welcome: &PeerWelcome,
     ) -> Result<(), String> {
-        let shard = self.identity.shard.0;
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
         let Some(hosted) = hosted.filter(|hosted| hosted.stream == Some(id)) else {
             return Err("this stream was replaced by another".to_owned());
@@ -404,14 +441,9 @@ impl Service {
             .map_err(|error| error.to_string())?;
         self.has_news = true;
         if let Some(suppressed) = hosted.stands_log.admit(now) {
-            tracing::info!(
-                shard,
-                suppressed,
-                "the stream of group {group} to its other holder stands under view {}; it goes on \
-                 after write {}",
-                welcome.view,
-                welcome.last
-            );
+            let (view, last) = (welcome.view, welcome.last);
+            let kind = EventKind::StreamEstablished { group, from: None, view, last };
+            self.events.push(Event { kind, suppressed });
         }
         Ok(())
     }
@@ -482,22 +514,17 @@ impl Service {
 
     /// Handles the loss of a connection that carried a group's stream.
     pub(crate) fn on_stream_closed(&mut self, now: Time, group: GroupId, id: ConnectionId) {
-        let shard = self.identity.shard.0;
-        let Some(hosted) = self.hosted(group).filter(|hosted| hosted.stream == Some(id)) else {
-            return;
-        };
+        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
+        let Some(hosted) = hosted.filter(|hosted| hosted.stream == Some(id)) else { return };
         hosted.stream = None;
         hosted.dialled = None;
         if let Some(dial) = &mut hosted.dial {
             dial.retry(now);
         }
         if let Some(suppressed) = hosted.down_log.admit(now) {
-            tracing::warn!(shard, suppressed, "the stream of group {group} is down");
+            self.events.push(Event { kind: EventKind::StreamDown { group }, suppressed });
         }
-        let at = self.hosted.iter().position(|hosted| hosted.replica.group() == group);
-        if let Some(at) = at {
-            self.hosted[at].replica.on_stream_down(now, &mut self.outputs);
-        }
+        hosted.replica.on_stream_down(now, &mut self.outputs);
         self.has_news = true;
     }
 
@@ -564,17 +591,14 @@ impl Service {
     }
 
     /// Records that a stream could not be connected and schedules a retry.
-    pub(crate) fn on_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
-        let shard = self.identity.shard.0;
-        let Some(hosted) = self.hosted(group) else { return };
-        if let Some(dial) = &mut hosted.dial {
+    pub fn on_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
+        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
+        if let Some(dial) = hosted.and_then(|hosted| hosted.dial.as_mut()) {
             dial.retry(now);
             if let Some(suppressed) = dial.log.admit(now) {
-                let address = dial.address;
-                tracing::warn!(
-                    "shard {shard}: connect to the other holder of group {group} at {address}: \
-                     {error}; trying on (failures not logged before this one: {suppressed})"
-                );
+                let (address, error) = (dial.address, error.to_owned());
+                let kind = EventKind::DialFailed { group, address, error };
+                self.events.push(Event { kind, suppressed });
             }
         }
     }
@@ -604,7 +628,7 @@ impl Service {
     ///
     /// # Errors
     /// Returns the reason as text. A view that is older than the installed one is not an error; it is ignored.
-    pub(crate) fn install(
+    pub fn install(
         &mut self,
         now: Time,
         view: View,
@@ -632,7 +656,7 @@ impl Service {
     ///
     /// # Errors
     /// Returns the reason as text; this process cannot serve then.
-    pub(crate) fn load(&mut self, group: GroupId, piece: LoadPiece) -> Result<(), String> {
+    pub fn load(&mut self, group: GroupId, piece: LoadPiece) -> Result<(), String> {
         let me = self.identity.me;
         let hosted = self.hosted(group);
         let replica = &mut hosted.ok_or_else(|| format!("{me} does not hold it"))?.replica;
@@ -661,7 +685,7 @@ impl Service {
     }
 
     /// Records the proof that a process is dead.
-    pub(crate) fn on_exited(&mut self, now: Time, member: Member) {
+    pub fn on_exited(&mut self, now: Time, member: Member) {
         for hosted in &mut self.hosted {
             hosted.replica.on_exited(now, member);
         }
@@ -670,7 +694,7 @@ impl Service {
     }
 
     /// Stops accepting new writes.
-    pub(crate) fn drain(&mut self) {
+    pub fn drain(&mut self) {
         for hosted in &mut self.hosted {
             hosted.replica.drain();
         }
@@ -678,7 +702,7 @@ impl Service {
     }
 
     /// Freezes all replicas: they accept, send and acknowledge no writes; reads and beacons continue.
-    pub(crate) fn freeze(&mut self) {
+    pub fn freeze(&mut self) {
         for hosted in &mut self.hosted {
             hosted.replica.freeze();
             hosted.is_frozen = true;
@@ -688,17 +712,17 @@ impl Service {
     }
 
     /// Returns whether a replica is frozen, because its dump has begun.
-    pub(crate) fn is_frozen(&self) -> bool {
+    pub fn is_frozen(&self) -> bool {
         self.hosted.iter().any(|hosted| hosted.is_frozen)
     }
 
     /// Returns whether no write is pending after [`Service::drain`].
-    pub(crate) fn is_drained(&self) -> bool {
+    pub fn is_drained(&self) -> bool {
         self.hosted.iter().all(|hosted| hosted.replica.is_drained())
     }
 
     /// Returns whether a replica is the primary of a view without a secondary.
-    pub(crate) fn is_sole_primary(&self) -> bool {
+    pub fn is_sole_primary(&self) -> bool {
         self.hosted.iter().any(|hosted| {
             let is_alone = hosted.replica.view().is_some_and(|view| view.secondary().is_none());
             is_alone && hosted.replica.state().is_primary()
@@ -719,12 +743,12 @@ impl Service {
     }
 
     /// Returns when [`Service::on_time`] and [`Service::pump`] must be called next.
-    pub(crate) fn next_timeout(&self) -> Option<Time> {
+    pub fn next_timeout(&self) -> Option<Time> {
         self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout()).min()
     }
 
     /// Returns when [`Service::due_dials`] must be called next.
-    pub(crate) fn next_dial(&self) -> Option<Time> {
+    pub fn next_dial(&self) -> Option<Time> {
         let dials = self.hosted.iter().filter_map(|hosted| match hosted.dial.as_ref()?.state {
             DialState::Due(at) => Some(at),
             DialState::Connecting | DialState::Connected => None,
@@ -733,23 +757,23 @@ impl Service {
     }
 
     /// Returns the replicas' lines of the heartbeat.
-    pub(crate) fn reports(&self, now: Time) -> impl Iterator<Item = ReplicaReport> {
+    pub fn reports(&self, now: Time) -> impl Iterator<Item = ReplicaReport> {
         self.hosted.iter().filter_map(move |hosted| hosted.replica.report(now))
     }
 
     /// Returns the counters.
-    pub(crate) fn counters(&self) -> Counters {
+    pub fn counters(&self) -> Counters {
         Counters { out_of_space: self.outputs.out_of_space(), ..self.counters }
     }
 
     /// Makes the engine publish the state for other threads, and check the dials.
-    pub(crate) fn note_news(&mut self) {
+    pub fn note_news(&mut self) {
         self.has_news = true;
     }
 
     /// Returns whether, since the last call, the state changed that other threads observe: a stream, a view, or the end
     /// of a drain.
-    pub(crate) fn take_news(&mut self) -> bool {
+    pub fn take_news(&mut self) -> bool {
         let is_drained = self.is_drained();
         let news = self.has_news || is_drained != self.was_drained;
         self.has_news = false;

@@ -12,18 +12,16 @@
 //! is not read and waits in a queue that all shards share. The first in the queue gets memory that others release, or
 //! the room that is kept for it. With that room it never waits again, so partial frames cannot deadlock.
 //!
-//! Values that are sent from the table take no memory here (`net/output.rs`).
+//! Values that are sent from the table take no memory here (`output.rs`).
 //!
 //! This module also holds the tables' own limit, because tables leave free the memory that connections hold. That limit
 //! may change while the process runs.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_CLIENT_BODY};
-
-use crate::stats::lock;
 
 /// The budget if there is no memory limit.
 const DEFAULT_BYTES: u64 = 256 << 20;
@@ -39,7 +37,7 @@ const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
 
 /// The budget of a process.
 #[derive(Debug)]
-pub(crate) struct ConnectionMemory {
+pub struct ConnectionMemory {
     limit: u64,
     /// The limit of all tables together; 0: none.
     memory_limit: AtomicU64,
@@ -75,7 +73,7 @@ pub(crate) struct FrameMemory {
 impl ConnectionMemory {
     /// Creates a budget of `asked` bytes, or else of a quarter of the memory limit, or else of 256 MiB. The process has
     /// `tables` tables.
-    pub(crate) fn new(
+    pub fn new(
         asked: Option<u64>,
         memory_limit: Option<u64>,
         tables: u64,
@@ -88,33 +86,33 @@ impl ConnectionMemory {
     }
 
     /// Returns the budget.
-    pub(crate) fn limit(&self) -> u64 {
+    pub fn limit(&self) -> u64 {
         self.limit
     }
 
     /// Returns the limit of all tables together, in bytes.
-    pub(crate) fn memory_limit(&self) -> Option<u64> {
+    pub fn memory_limit(&self) -> Option<u64> {
         Some(self.memory_limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 
     /// Changes the limit of all tables together; executors apply it at their next tick. The budget of connections stays
     /// the same.
-    pub(crate) fn set_memory_limit(&self, limit: Option<u64>) {
+    pub fn set_memory_limit(&self, limit: Option<u64>) {
         self.memory_limit.store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Returns the limit of one table, in bytes.
-    pub(crate) fn table_limit(&self) -> Option<u64> {
+    pub fn table_limit(&self) -> Option<u64> {
         self.memory_limit().map(|limit| (limit / self.tables).max(1))
     }
 
     /// Returns the number of tables of the process.
-    pub(crate) fn tables(&self) -> u64 {
+    pub fn tables(&self) -> u64 {
         self.tables
     }
 
     /// Returns the bytes held now.
-    pub(crate) fn held(&self) -> u64 {
+    pub fn held(&self) -> u64 {
         let frames = lock(&self.frames);
         frames.common + frames.in_room.unwrap_or(0) + self.others.load(Ordering::Relaxed)
     }
@@ -191,6 +189,11 @@ impl Drop for FrameMemory {
             frames.waiting.retain(|waiting| *waiting != ticket);
         }
     }
+}
+
+/// Locks the frames' part. A thread that panics in it leaves counts that are still valid.
+fn lock(frames: &Mutex<Frames>) -> MutexGuard<'_, Frames> {
+    frames.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes that one shard's connections hold, apart from long frames.

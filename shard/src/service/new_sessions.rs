@@ -15,7 +15,7 @@ use std::time::Duration;
 use kv_protocol::ids::Time;
 use kv_protocol::limits::{MAX_SESSIONS, SESSIONS_FORGOTTEN_AT_ONCE};
 
-use crate::crowd::Address;
+use crate::address::Address;
 
 /// Sessions that an address may begin at once, and in each further second.
 const AT_ONCE: u32 = 16_384;

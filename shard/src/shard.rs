@@ -1,32 +1,21 @@
-//! One shard as the engine drives it: connections in, bytes in and out, and time.
-//!
-//! ```text
-//!   engine                         Shard
-//!   accepted a socket       ->     open_greeting
-//!   got a socket handed over ->    adopt (with the bytes received so far)
-//!   connected to a peer     ->     open_stream
-//!   received bytes, an end  ->     on_bytes, on_end_of_input
-//!   end of a wake-up        ->     finish_wake_up, then for every next_dirty: send unsent bytes,
-//!                                  on_sent, check fate; then serve_readers, and the dirty ones again
-//!   a tick                  ->     on_tick
-//! ```
+//! The connections of one shard, as the engine drives them (see the crate's documentation).
 //!
 //! After every operation on a connection, the engine checks its [`Fate`], which determines the next step.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, ShardId, Time};
 
-use crate::crowd::Address;
-use crate::descriptors::ConnectionBounds;
-use crate::net::Machine;
-use crate::net::connection::Connection;
-use crate::net::listener::{Greeting, Port};
-use crate::net::output::slot_of;
-use crate::net::peer::Peer;
+use crate::address::Address;
+use crate::connection::Connection;
+use crate::handshake::{Greeting, HelloBounds, Port};
+use crate::input::Input;
+use crate::output::slot_of;
+use crate::peer::Peer;
 use crate::service::Service;
 
 /// Bytes of long values that one wake-up sends to all readers together, one piece each in turn. The kernel copies this
@@ -39,7 +28,7 @@ const READER_COST: usize = 16 << 10;
 
 /// The next step for a connection, which the engine carries out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
     /// Read from it.
     Read,
     /// Do not read from it until its output has drained.
@@ -52,42 +41,58 @@ pub(crate) enum Fate {
     Close,
 }
 
+/// Bytes to send to one connection at once, which the engine must not keep. They borrow the shard, so no entry of a table
+/// changes before the send returns.
+pub struct Transmit<'a> {
+    /// The connection.
+    pub id: ConnectionId,
+    /// The bytes, in order.
+    pub parts: Vec<IoSlice<'a>>,
+}
+
 /// The connections and the replicas of one shard.
-pub(crate) struct Shard {
-    pub(crate) service: Service,
-    bounds: ConnectionBounds,
-    machines: Vec<Option<Machine>>,
+pub struct Shard {
+    /// The replicas.
+    pub service: Service,
+    bounds: HelloBounds,
+    inputs: Vec<Option<Input>>,
     /// The address of each connection, by the same slots.
     addresses: Vec<Address>,
     /// Accepted connections that may not have completed their hello, oldest first, for each port.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
+    /// Bytes of long values that this wake-up may still send.
+    readers_left: usize,
+    /// The reader of the last transmit, and the number of offered bytes.
+    transmitting: Option<(ConnectionId, usize)>,
 }
 
 impl Shard {
     /// Creates a shard without connections.
-    pub(crate) fn new(service: Service, bounds: ConnectionBounds) -> Shard {
+    pub fn new(service: Service, bounds: HelloBounds) -> Shard {
         Shard {
             service,
             bounds,
-            machines: Vec::new(),
+            inputs: Vec::new(),
             addresses: Vec::new(),
             awaiting_hello: Default::default(),
+            readers_left: READERS_BYTES,
+            transmitting: None,
         }
     }
 
     /// Registers a connection that was just accepted.
-    pub(crate) fn open_greeting(&mut self, now: Time, port: Port) -> ConnectionId {
+    pub fn open_greeting(&mut self, now: Time, port: Port) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.put(id, Machine::Greeting(Greeting::new(now, port)));
+        self.put(id, Input::Greeting(Greeting::new(now, port)));
         self.bound_awaiting_hello(port, id);
         id
     }
 
     /// Adopts a connection that requested this shard, with the bytes received so far. [`Shard::set_address`] must be
     /// called before it is served.
-    pub(crate) fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
+    pub fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.put(id, machine_of(port, now, id));
+        self.put(id, input_of(port, now, id));
         if port == Port::Servers {
             self.bound_awaiting_hello(port, id);
         }
@@ -96,76 +101,77 @@ impl Shard {
     }
 
     /// Adopts a connection that was accepted on this executor and requested this shard.
-    pub(crate) fn adopt_greeting(&mut self, now: Time, id: ConnectionId) {
+    pub fn adopt_greeting(&mut self, now: Time, id: ConnectionId) {
         if let Some((port, received)) = self.take_greeting(id) {
-            self.put(id, machine_of(port, now, id));
+            self.put(id, input_of(port, now, id));
             self.set_address(id, self.addresses[slot_of(id)]);
             self.on_bytes(now, id, &received);
         }
     }
 
     /// Takes the port and all received bytes of a connection that is to be handed over.
-    pub(crate) fn take_greeting(&mut self, id: ConnectionId) -> Option<(Port, Vec<u8>)> {
-        match self.machine(id)? {
-            Machine::Greeting(greeting) => Some((greeting.port, greeting.take_received())),
-            Machine::Client(_) | Machine::Peer(_) => None,
+    pub fn take_greeting(&mut self, id: ConnectionId) -> Option<(Port, Vec<u8>)> {
+        match self.input(id)? {
+            Input::Greeting(greeting) => Some((greeting.port, greeting.take_received())),
+            Input::Client(_) | Input::Peer(_) => None,
         }
     }
 
     /// Registers a connection that was dialled for a group's stream.
-    pub(crate) fn open_stream(&mut self, now: Time, group: GroupId) -> ConnectionId {
+    pub fn open_stream(&mut self, now: Time, group: GroupId) -> ConnectionId {
         let id = self.service.outputs.open(now);
         self.service.on_dialled(now, group, id);
         let peer = Peer::dialled(now, id, group, &mut self.service);
-        self.put(id, Machine::Peer(peer));
+        self.put(id, Input::Peer(peer));
         id
     }
 
+    /// Begins a wake-up at `now`, which was read after its bytes were received.
+    pub fn begin_wake_up(&mut self, now: Time) {
+        self.service.outputs.set_now(now);
+    }
+
     /// Processes bytes received on a connection.
-    pub(crate) fn on_bytes(&mut self, now: Time, id: ConnectionId, received: &[u8]) {
+    pub fn on_bytes(&mut self, now: Time, id: ConnectionId, received: &[u8]) {
         self.service.outputs.set_now(now);
         if self.service.outputs.get(id).is_none_or(|output| output.is_closing()) {
             return;
         }
-        if let Some(Some(machine)) = self.machines.get_mut(slot_of(id)) {
-            machine.on_bytes(now, &mut self.service, received);
+        if let Some(Some(input)) = self.inputs.get_mut(slot_of(id)) {
+            input.on_bytes(now, &mut self.service, received);
         }
     }
 
     /// Returns whether a connection has not yet named the shard that it requests.
-    pub(crate) fn is_greeting(&mut self, id: ConnectionId) -> bool {
-        matches!(self.machine(id), Some(Machine::Greeting(_)))
+    pub fn is_greeting(&mut self, id: ConnectionId) -> bool {
+        matches!(self.input(id), Some(Input::Greeting(_)))
     }
 
     /// Returns whether a connection waits for at least `least` bytes of one frame.
-    pub(crate) fn lacks(&mut self, id: ConnectionId, least: usize) -> bool {
-        self.machine(id).is_some_and(|machine| machine.lacks(least))
+    pub fn lacks(&mut self, id: ConnectionId, least: usize) -> bool {
+        self.input(id).is_some_and(|input| input.lacks(least))
     }
 
     /// Lends the input buffer of such a connection, with the number of missing bytes, so that the engine receives
     /// directly behind its contents. Until [`Shard::take_input_back`] the connection must be given no other bytes.
-    pub(crate) fn lend_input(
-        &mut self,
-        id: ConnectionId,
-        least: usize,
-    ) -> Option<(Vec<u8>, usize)> {
-        self.machine(id)?.lend_input(least)
+    pub fn lend_input(&mut self, id: ConnectionId, least: usize) -> Option<(Vec<u8>, usize)> {
+        self.input(id)?.lend_input(least)
     }
 
     /// Takes a lent input buffer back and processes the received bytes.
-    pub(crate) fn take_input_back(&mut self, now: Time, id: ConnectionId, buffer: Vec<u8>) {
+    pub fn take_input_back(&mut self, now: Time, id: ConnectionId, buffer: Vec<u8>) {
         self.service.outputs.set_now(now);
         if self.service.outputs.get(id).is_some()
-            && let Some(Some(machine)) = self.machines.get_mut(slot_of(id))
+            && let Some(Some(input)) = self.inputs.get_mut(slot_of(id))
         {
-            machine.take_input_back(now, &mut self.service, buffer);
+            input.take_input_back(now, &mut self.service, buffer);
         }
     }
 
     /// Handles the end of input: the other side has shut down its sending direction.
-    pub(crate) fn on_end_of_input(&mut self, now: Time, id: ConnectionId) {
+    pub fn on_end_of_input(&mut self, now: Time, id: ConnectionId) {
         let answers_are_due =
-            self.machine(id).is_some_and(|machine| machine.is_served_after_end_of_input());
+            self.input(id).is_some_and(|input| input.is_served_after_end_of_input());
         if let Some(output) = self.service.outputs.get(id) {
             if answers_are_due || output.is_closing() {
                 output.close_after_answers(now);
@@ -176,19 +182,60 @@ impl Shard {
     }
 
     /// Removes a connection's first `count` unsent bytes, and continues work that waited for room in the output.
-    pub(crate) fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
+    pub fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
         self.service.outputs.set_now(now);
         self.service.outputs.on_sent(now, id, count);
         self.go_on_if_drained(now, id);
     }
 
     /// Returns the bytes that a connection has to send.
-    pub(crate) fn unsent(&mut self, id: ConnectionId) -> &[u8] {
+    pub fn unsent(&mut self, id: ConnectionId) -> &[u8] {
         self.service.outputs.get(id).map_or(&[], |output| output.unsent())
     }
 
+    /// Takes all bytes that a connection has to send, and returns the buffer with the offset of the first. They count as
+    /// unsent until [`Shard::on_sent`]. Returns `None` if there are none, or if others are still taken out.
+    pub fn take_unsent(&mut self, id: ConnectionId) -> Option<(Vec<u8>, usize)> {
+        self.service.outputs.get(id)?.take()
+    }
+
+    /// Takes back the buffer of [`Shard::take_unsent`] after the send.
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
+        self.service.outputs.recycle(buffer);
+    }
+
+    /// Schedules a connection for the engine's check at the end of the wake-up.
+    pub fn mark_dirty(&mut self, id: ConnectionId) {
+        self.service.outputs.mark_dirty(id);
+    }
+
+    /// Takes one dirty connection: a stream if there is one, else the connection that has waited longest.
+    pub fn next_dirty(&mut self) -> Option<ConnectionId> {
+        self.service.outputs.next_dirty()
+    }
+
+    /// Takes one dirty stream.
+    pub fn next_dirty_stream(&mut self) -> Option<ConnectionId> {
+        self.service.outputs.next_dirty_stream()
+    }
+
+    /// Returns whether a connection is dirty.
+    pub fn has_dirty(&self) -> bool {
+        self.service.outputs.has_dirty()
+    }
+
+    /// Returns whether a connection carries, or carried, the stream of a group.
+    pub fn is_stream(&mut self, id: ConnectionId) -> bool {
+        self.service.outputs.is_stream(id)
+    }
+
+    /// Handles a connection whose socket has failed: it is to be closed.
+    pub fn on_failed(&mut self, id: ConnectionId) {
+        self.service.outputs.kill(id);
+    }
+
     /// Returns the next step for a connection.
-    pub(crate) fn fate(&mut self, id: ConnectionId) -> Fate {
+    pub fn fate(&mut self, id: ConnectionId) -> Fate {
         let Some(output) = self.service.outputs.get(id) else { return Fate::Close };
         if output.is_over() {
             return Fate::Close;
@@ -200,40 +247,67 @@ impl Shard {
                 (false, false) => Fate::Read,
             };
         }
-        let Some(Some(machine)) = self.machines.get_mut(slot_of(id)) else { return Fate::Close };
-        if let Machine::Greeting(greeting) = machine
+        let Some(Some(input)) = self.inputs.get_mut(slot_of(id)) else { return Fate::Close };
+        if let Input::Greeting(greeting) = input
             && let Some(shard) = greeting.wanted()
         {
             return Fate::HandOver(shard);
         }
-        if machine.wants_input(&mut self.service) { Fate::Read } else { Fate::Wait }
+        if input.wants_input(&mut self.service) { Fate::Read } else { Fate::Wait }
     }
 
     /// Removes a connection that the engine closes.
-    pub(crate) fn close(&mut self, now: Time, id: ConnectionId) {
+    pub fn close(&mut self, now: Time, id: ConnectionId) {
         if self.service.outputs.get(id).is_none() {
             return;
         }
-        let machine = self.machines.get_mut(slot_of(id)).and_then(Option::take);
-        if let Some(mut machine) = machine {
-            machine.on_closed(now, &mut self.service);
+        let input = self.inputs.get_mut(slot_of(id)).and_then(Option::take);
+        if let Some(mut input) = input {
+            input.on_closed(now, &mut self.service);
         }
         self.service.outputs.close(id);
         self.service.unpin_released();
     }
 
-    /// Sends each reader of a long value a piece in turn, until the wake-up has sent enough. Returns whether readers
-    /// are left. Then the engine must wake up again at once, and serve all other work first.
-    pub(crate) fn serve_readers(&mut self, now: Time) -> bool {
+    /// Returns the next bytes to send to a reader of long values, a piece for each reader in turn. After the send, the
+    /// engine must call [`Shard::on_transmitted`]. Returns `None` once the wake-up has sent enough: if
+    /// [`Shard::has_readers`] then, the engine must wake up again at once, and serve all other work first.
+    pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit<'_>> {
         self.service.outputs.set_now(now);
-        let mut left = READERS_BYTES;
-        while left > 0
-            && let Some(id) = self.service.outputs.next_reader()
-        {
-            let sent = self.service.send_piece(id, READER_PIECE.min(left));
-            left = left.saturating_sub(sent.max(READER_COST));
-            self.go_on_if_drained(now, id);
+        let most = READER_PIECE.min(self.readers_left);
+        let next = if most > 0 { self.next_reader(most) } else { None };
+        let Some(id) = next else {
+            self.readers_left = READERS_BYTES;
+            return None;
+        };
+        let parts = self.service.parts_for_reader(id, most)?;
+        self.transmitting = Some((id, parts.iter().map(|part| part.len()).sum()));
+        Some(Transmit { id, parts })
+    }
+
+    /// Takes the next reader from the queue. Readers whose replica has lost its table are closed.
+    fn next_reader(&mut self, most: usize) -> Option<ConnectionId> {
+        loop {
+            let id = self.service.outputs.next_reader()?;
+            if self.service.parts_for_reader(id, most).is_some() {
+                return Some(id);
+            }
+            self.service.outputs.kill(id);
         }
+    }
+
+    /// Records how many bytes of the last transmit the socket has accepted; 0 if the send failed, because the next
+    /// ordinary send returns the error again.
+    pub fn on_transmitted(&mut self, now: Time, sent: usize) {
+        let Some((id, offered)) = self.transmitting.take() else { return };
+        let sent = sent.min(offered);
+        self.service.on_transmitted(id, offered, sent);
+        self.readers_left = self.readers_left.saturating_sub(sent.max(READER_COST));
+        self.go_on_if_drained(now, id);
+    }
+
+    /// Returns whether a reader of long values waits for its turn.
+    pub fn has_readers(&self) -> bool {
         self.service.outputs.has_readers()
     }
 
@@ -242,8 +316,8 @@ impl Shard {
         while let Some(&id) = self.service.waiting_frames.front() {
             let is_there = self.service.outputs.get(id).is_some();
             if is_there
-                && let Some(Some(machine)) = self.machines.get_mut(slot_of(id))
-                && machine.still_waits(now, &mut self.service)
+                && let Some(Some(input)) = self.inputs.get_mut(slot_of(id))
+                && input.still_waits(now, &mut self.service)
             {
                 return;
             }
@@ -253,29 +327,29 @@ impl Shard {
 
     fn go_on_if_drained(&mut self, now: Time, id: ConnectionId) {
         if self.service.outputs.has_room_again(id)
-            && let Some(Some(machine)) = self.machines.get_mut(slot_of(id))
+            && let Some(Some(input)) = self.inputs.get_mut(slot_of(id))
         {
-            machine.on_output_drained(now, &mut self.service);
+            input.on_output_drained(now, &mut self.service);
         }
     }
 
     /// Ends a wake-up: grants memory to waiting connections, and appends the replicas' messages to their streams in
     /// batches.
-    pub(crate) fn finish_wake_up(&mut self, now: Time) {
+    pub fn finish_wake_up(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.grant_memory(now);
         self.service.pump(now);
     }
 
     /// Performs the timed work of the replicas.
-    pub(crate) fn on_tick(&mut self, now: Time) {
+    pub fn on_tick(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.service.on_time(now);
     }
 
     /// Closes the connections that missed a deadline, or that stall while others wait for memory. It must be called a
     /// few times a second.
-    pub(crate) fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
+    pub fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
         let memory = Arc::clone(self.service.outputs.tally().memory());
         let (is_tight, is_awaited) = (memory.is_tight(), memory.is_awaited());
         for id in ids {
@@ -293,12 +367,12 @@ impl Shard {
                 }
                 continue;
             }
-            let Some(Some(machine)) = self.machines.get_mut(slot_of(id)) else { continue };
-            if is_awaited && machine.is_stalled_under_pressure(now) {
+            let Some(Some(input)) = self.inputs.get_mut(slot_of(id)) else { continue };
+            if is_awaited && input.is_stalled_under_pressure(now) {
                 self.close_for_memory(now, id, "it sent nothing of a frame and others need memory");
                 continue;
             }
-            if machine.deadline(&mut self.service).is_some_and(|due| due <= now) {
+            if input.deadline(&mut self.service).is_some_and(|due| due <= now) {
                 self.service.outputs.kill(id);
                 let reason = "it did not complete its hello or a frame in time";
                 self.service.count_refused(now, "connection", reason);
@@ -307,23 +381,23 @@ impl Shard {
     }
 
     /// Sets the client address of a connection.
-    pub(crate) fn set_address(&mut self, id: ConnectionId, from: Address) {
+    pub fn set_address(&mut self, id: ConnectionId, from: Address) {
         self.addresses[slot_of(id)] = from;
-        if let Some(Machine::Client(connection)) = &mut self.machines[slot_of(id)] {
+        if let Some(Input::Client(connection)) = &mut self.inputs[slot_of(id)] {
             connection.set_address(from);
         }
     }
 
     /// Closes up to `most` idle client connections from this address, those that have been idle for longest, and
     /// returns how many it closed.
-    pub(crate) fn close_idle(&mut self, from: Address, most: usize) -> usize {
-        let Shard { service, machines, addresses, .. } = self;
-        let mut idle: Vec<(Time, ConnectionId)> = machines
+    pub fn close_idle(&mut self, from: Address, most: usize) -> usize {
+        let Shard { service, inputs, addresses, .. } = self;
+        let mut idle: Vec<(Time, ConnectionId)> = inputs
             .iter()
             .zip(addresses)
             .filter(|(_, address)| **address == from)
-            .filter_map(|(machine, _)| match machine {
-                Some(Machine::Client(connection)) => connection.idle(),
+            .filter_map(|(input, _)| match input {
+                Some(Input::Client(connection)) => connection.idle(),
                 _ => None,
             })
             .filter_map(|id| Some((service.outputs.get(id)?.idle_since()?, id)))
@@ -344,25 +418,25 @@ impl Shard {
     }
 
     /// Returns the streams to dial now.
-    pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
+    pub fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.service.due_dials(now)
     }
 
-    fn machine(&mut self, id: ConnectionId) -> Option<&mut Machine> {
+    fn input(&mut self, id: ConnectionId) -> Option<&mut Input> {
         self.service.outputs.get(id)?;
-        self.machines.get_mut(slot_of(id))?.as_mut()
+        self.inputs.get_mut(slot_of(id))?.as_mut()
     }
 
-    fn put(&mut self, id: ConnectionId, machine: Machine) {
+    fn put(&mut self, id: ConnectionId, input: Input) {
         let slot = slot_of(id);
-        if slot >= self.machines.len() {
-            self.machines.resize_with(slot + 1, || None);
+        if slot >= self.inputs.len() {
+            self.inputs.resize_with(slot + 1, || None);
             self.addresses.resize(slot + 1, Address::UNKNOWN);
         }
-        if matches!(machine, Machine::Client(_)) {
+        if matches!(input, Input::Client(_)) {
             self.service.outputs.count_memory(id);
         }
-        self.machines[slot] = Some(machine);
+        self.inputs[slot] = Some(input);
     }
 
     /// Bounds the number of connections without a completed hello: beyond the limit the oldest is closed.
@@ -371,11 +445,11 @@ impl Shard {
         let mut silent = std::mem::take(&mut self.awaiting_hello[queue]);
         silent.push_back(newest);
         let most = match port {
-            Port::Clients => self.bounds.silent_clients,
-            Port::Servers => self.bounds.silent_peers,
+            Port::Clients => self.bounds.clients,
+            Port::Servers => self.bounds.servers,
         };
         if silent.len() > most {
-            silent.retain(|&id| self.machine(id).is_some_and(|machine| machine.is_stranger()));
+            silent.retain(|&id| self.input(id).is_some_and(|input| input.is_stranger()));
         }
         if silent.len() > most
             && let Some(oldest) = silent.pop_front()
@@ -386,10 +460,10 @@ impl Shard {
     }
 }
 
-fn machine_of(port: Port, now: Time, id: ConnectionId) -> Machine {
+fn input_of(port: Port, now: Time, id: ConnectionId) -> Input {
     match port {
-        Port::Clients => Machine::Client(Connection::new(now, id)),
-        Port::Servers => Machine::Peer(Peer::accepted(now, id)),
+        Port::Clients => Input::Client(Connection::new(now, id)),
+        Port::Servers => Input::Peer(Peer::accepted(now, id)),
     }
 }
 

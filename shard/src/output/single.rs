@@ -3,15 +3,12 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::ops::Range;
-use std::rc::Rc;
 use std::time::Duration;
 
 use kv_core::table::Pin;
 use kv_protocol::client_message::AnswerHead;
 use kv_protocol::ids::{GroupId, Time};
 use kv_protocol::limits::{MAX_DEADLINE, STALL_DEADLINE};
-
-use super::SendNow;
 
 /// Bytes of a long value that are copied, so that the engine can wait for room in the socket.
 const PAGE: usize = 4 << 10;
@@ -82,8 +79,6 @@ pub(crate) struct Output {
     pub(super) is_blocked: bool,
     /// Requests passed to a replica whose responses are not appended yet.
     pub(super) in_flight: u32,
-    /// The socket for long values, if the engine has set one.
-    pub(super) socket: Option<Rc<dyn SendNow>>,
     /// True if the output counts as connection memory, as a client's does.
     pub(super) is_counted: bool,
     pub(super) counted: usize,

@@ -20,7 +20,6 @@ use kv_protocol::peer_message::{
     BatchReader, PeerHello, PeerRefusal, PeerRefusalReason, PeerWelcome, opcode as peer_opcode,
 };
 
-use crate::nonce;
 use crate::service::Service;
 
 const HELLO_RULES: FrameRules = FrameRules::checked(MAX_HELLO_BODY);
@@ -71,8 +70,8 @@ impl Peer {
         service: &mut Service,
     ) -> Peer {
         // Without a nonce the connection ends at once and is dialled again.
-        let nonce = nonce::draw().unwrap_or_else(|error| {
-            service.count_refused(now, "peer stream", &error.to_string());
+        let nonce = service.draw_nonce().unwrap_or_else(|error| {
+            service.count_refused(now, "peer stream", &error);
             service.outputs.kill(id);
             Nonce(0)
         });
@@ -195,7 +194,7 @@ fn take_frame(
     match (stage, frame.opcode) {
         (Stage::AwaitsChallenge, key_opcode::CHALLENGE) => {
             let challenge = Challenge::read(frame.body).map_err(|error| error.to_string())?;
-            let own = nonce::draw().map_err(|error| error.to_string())?;
+            let own = service.draw_nonce()?;
             let seal = Seal::new(service.key(), Link::Stream, challenge.nonce, own);
             service.outputs.append(id, |bytes| seal.write_proof(bytes));
             Ok(Stage::AwaitsHello(seal))

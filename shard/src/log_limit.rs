@@ -8,7 +8,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A filter of equal events, which selects those to log.
 #[derive(Debug)]
-pub(crate) struct LogLimit {
+pub struct LogLimit {
     interval: Duration,
     last: Option<Time>,
     suppressed: u64,
@@ -22,12 +22,12 @@ impl Default for LogLimit {
 
 impl LogLimit {
     /// Creates a limit of one event in each `interval`.
-    pub(crate) fn every(interval: Duration) -> LogLimit {
+    pub fn every(interval: Duration) -> LogLimit {
         LogLimit { interval, last: None, suppressed: 0 }
     }
 
     /// Returns `Some` if an event is to be logged now, with the number of events suppressed since the last.
-    pub(crate) fn admit(&mut self, now: Time) -> Option<u64> {
+    pub fn admit(&mut self, now: Time) -> Option<u64> {
         if self.last.is_some_and(|last| now.since(last) < self.interval) {
             self.suppressed += 1;
             return None;

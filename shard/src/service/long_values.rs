@@ -9,24 +9,32 @@
 //!
 //! Values are sent from the table's memory, so a response of any length takes no further memory, and many readers of
 //! one value share it. The value is that of the time of the lease check: a pinned entry stays unchanged while its key
-//! is overwritten. The table is borrowed until the send returns, so no entry moves or is freed during the send.
+//! is overwritten. The engine's transmit borrows the shard, so no entry moves or is freed before the send returns.
+
+use std::io::IoSlice;
 
 use kv_core::replica::ConnectionId;
 
 use super::{Hosted, Service};
-use crate::net::output::PinnedValue;
+use crate::output::PinnedValue;
 
 impl Service {
-    /// Sends the next piece, of at most `most` bytes, to a reader, and returns how many bytes were sent.
-    pub(crate) fn send_piece(&mut self, id: ConnectionId, most: usize) -> usize {
+    /// Returns the next bytes for a reader, at most `most`; `None` if a replica has lost its table.
+    pub(crate) fn parts_for_reader(
+        &self,
+        id: ConnectionId,
+        most: usize,
+    ) -> Option<Vec<IoSlice<'_>>> {
+        let Service { hosted, outputs, .. } = self;
+        outputs.parts(id, most, |value| value_in(hosted, value))
+    }
+
+    /// Records that the socket of a reader has accepted `sent` of `offered` bytes.
+    pub(crate) fn on_transmitted(&mut self, id: ConnectionId, offered: usize, sent: usize) {
         let Service { hosted, outputs, .. } = self;
         let hosted: &[Hosted] = hosted;
-        let sent = outputs.send_piece(id, most, |value: &PinnedValue| {
-            let hosted = hosted.iter().find(|hosted| hosted.replica.group() == value.group)?;
-            hosted.replica.pinned_value(&value.pin)?.get(value.range.clone())
-        });
+        outputs.on_transmitted(id, offered, sent, |value| value_in(hosted, value));
         self.unpin_released();
-        sent
     }
 
     /// Releases the pins of completed or cancelled responses in their tables.
@@ -51,4 +59,10 @@ impl Service {
             hosted.replica.lend_memory(part);
         }
     }
+}
+
+/// Returns the bytes of a pinned value in the table; `None` if the replica has lost its table.
+fn value_in<'t>(hosted: &'t [Hosted], value: &PinnedValue) -> Option<&'t [u8]> {
+    let hosted = hosted.iter().find(|hosted| hosted.replica.group() == value.group)?;
+    hosted.replica.pinned_value(&value.pin)?.get(value.range.clone())
 }

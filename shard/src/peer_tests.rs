@@ -13,12 +13,12 @@ use kv_protocol::peer_message::{PeerHello, PeerRefusal, PeerRefusalReason, opcod
 use kv_protocol::view::View;
 use proptest::prelude::*;
 
-use crate::net::listener::Port;
-use crate::net::testing::{
+use crate::handshake::Port;
+use crate::shard::{Fate, Shard};
+use crate::testing::{
     CLUSTER, GROUP, KEY, NOW, Pair, client, hello, key, member, put, request, shard, take_output,
     take_output_at, told, view,
 };
-use crate::shard::{Fate, Shard};
 
 fn peer_hello() -> PeerHello {
     PeerHello {

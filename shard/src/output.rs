@@ -17,7 +17,6 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use kv_core::replica::{Answers, ConnectionId};
@@ -40,13 +39,6 @@ const KEPT_CAPACITY: usize = 1 << 20;
 /// The most empty buffers on the free list, and the most bytes of capacity that they hold together.
 const KEPT_BUFFERS: usize = 64;
 const KEPT_BYTES: usize = 4 << 20;
-
-/// A socket that can send without blocking.
-pub(crate) trait SendNow {
-    /// Sends as many bytes of `parts`, in order, as the socket has room for, and returns their number. An error counts
-    /// as 0 bytes: the next ordinary send returns it again.
-    fn send_now(&self, parts: &[IoSlice<'_>]) -> usize;
-}
 
 /// The outputs of all connections of a shard, by [`ConnectionId`] (slot and generation).
 pub(crate) struct Outputs {
@@ -74,8 +66,8 @@ struct Slot {
     output: Option<Output>,
 }
 
-/// Returns the slot of a connection in the tables of its shard.
-pub(crate) fn slot_of(id: ConnectionId) -> usize {
+/// Returns the slot of a connection: a small number that is reused once the connection is closed.
+pub fn slot_of(id: ConnectionId) -> usize {
     usize::try_from(id.0 & u64::from(u32::MAX)).expect("a slot fits 32 bits")
 }
 
@@ -265,33 +257,30 @@ impl Outputs {
         std::mem::take(&mut self.released)
     }
 
-    /// Sets the socket to which long values are sent directly.
-    pub(crate) fn set_socket(&mut self, id: ConnectionId, socket: Rc<dyn SendNow>) {
-        if let Some(output) = self.get(id) {
-            output.socket = Some(socket);
-        }
-    }
-
-    /// Sends at most `most` bytes to a reader, values directly from the table, and returns how many the socket
-    /// accepted. If it accepts less than offered, the engine continues when there is room. The reader rejoins the queue
-    /// if it can accept more now. If `value_of` finds no value, the replica has lost its table, and the connection is
-    /// closed.
-    pub(crate) fn send_piece<'t>(
-        &mut self,
+    /// Returns the next bytes for a reader, at most `most`, with values where they are in the table. Returns `None` if
+    /// the connection is closed, or if `value_of` does not find a value because the replica has lost its table.
+    pub(crate) fn parts<'a, 't: 'a>(
+        &'a self,
         id: ConnectionId,
         most: usize,
         value_of: impl Fn(&PinnedValue) -> Option<&'t [u8]>,
-    ) -> usize {
+    ) -> Option<Vec<IoSlice<'a>>> {
+        let slot = self.slots.get(slot_of(id))?;
+        let output = slot.output.as_ref().filter(|_| slot.generation == generation_of(id))?;
+        parts(output, most, &value_of)
+    }
+
+    /// Records that the socket of a reader has accepted `sent` of `offered` bytes. If it accepted fewer, the engine
+    /// continues when there is room. The reader rejoins the queue if it can accept more now.
+    pub(crate) fn on_transmitted<'t>(
+        &mut self,
+        id: ConnectionId,
+        offered: usize,
+        sent: usize,
+        value_of: impl Fn(&PinnedValue) -> Option<&'t [u8]>,
+    ) {
         let now = self.now;
-        let Some(output) = find(&mut self.slots, id) else { return 0 };
-        let Some(parts) = parts(output, most, &value_of) else {
-            self.kill(id);
-            return 0;
-        };
-        let offered: usize = parts.iter().map(|part| part.len()).sum();
-        let socket = output.socket.clone();
-        let sent = socket.map_or(0, |socket| socket.send_now(&parts)).min(offered);
-        drop(parts);
+        let Some(output) = find(&mut self.slots, id) else { return };
         output.on_sent_now(now, sent, &mut self.released);
         if sent < offered {
             output.is_blocked = true;
@@ -300,7 +289,6 @@ impl Outputs {
         self.let_go_of_empty(id);
         self.mark_dirty(id);
         self.join_line(id);
-        sent
     }
 
     /// Removes the first `count` unsent bytes of a connection after they were sent.

@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::IoSlice;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,25 +9,26 @@ use kv_protocol::client_message::{
     Answer, Operation, Part, Question, Status, opcode as client_opcode, read_map_answer,
 };
 use kv_protocol::frame::{Checksum, FrameRules, HEADER_BYTES, split_frame, write_frame};
-use kv_protocol::ids::{RequestHash, ViewVersion};
+use kv_protocol::ids::{
+    BootId, Epoch, GroupId, Incarnation, MapRevision, Member, RequestHash, ServerId, ViewVersion,
+};
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, FRAME_DEADLINE, HELLO_DEADLINE, MAX_ANSWER_BODY, MAX_ERRORS_IN_A_ROW,
     MAX_OUTPUT_BYTES, STALL_DEADLINE,
 };
+use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::peer_message::opcode as peer_opcode;
 use kv_protocol::placement::{Digest, Placement};
-use kv_protocol::view::View;
+use kv_protocol::view::{Peer, View};
 use proptest::prelude::*;
 
 use crate::connection_memory::ConnectionMemory;
-use crate::known_map::{self, KnownMap};
-use crate::net::listener::Port;
-use crate::net::output::SendNow;
-use crate::net::testing::{
-    CLUSTER, GROUP, HEADER, NOW, Pair, client, frames, hello, key, put, request, shard,
-    shard_with_map, shard_with_memory, take_output, take_output_at, told, view,
-};
+use crate::handshake::Port;
 use crate::shard::{Fate, Shard};
+use crate::testing::{
+    CLUSTER, GROUP, HEADER, NOW, Pair, client, frames, hello, key, put, request, serve_readers,
+    shard, shard_with_memory, take_output, take_output_at, told, view,
+};
 
 fn raw(opcode: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -139,8 +139,7 @@ fn an_unknown_opcode_is_answered_with_the_supported_ones_and_the_connection_stay
 
 #[test]
 fn the_map_is_answered_once_there_is_one_with_the_views_that_this_server_knows_better() {
-    let known = Arc::new(KnownMap::default());
-    let mut shard = shard_with_map(0, Arc::clone(&known));
+    let mut shard = shard(0);
     let id = client(&mut shard);
     let mut question = Vec::new();
     Question::Map.write(&mut question);
@@ -151,10 +150,9 @@ fn the_map_is_answered_once_there_is_one_with_the_views_that_this_server_knows_b
     for view in [view(), newer] {
         shard.service.install(NOW, view, None).unwrap();
     }
-    let placement = Placement::new(3, 1);
-    let map = known_map::tests::map_of(CLUSTER, placement, 1, 1, 3);
-    let (epoch, views) = (map.epoch, map.views.clone());
-    known.take(map, CLUSTER, placement, epoch).unwrap();
+    let map = map_of_version(3);
+    let views = map.views.clone();
+    shard.service.set_map(map.into());
     shard.on_bytes(NOW, id, &question);
     let bytes = take_output(&mut shard, id);
     let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_ANSWER_BODY)).unwrap().unwrap();
@@ -165,6 +163,46 @@ fn the_map_is_answered_once_there_is_one_with_the_views_that_this_server_knows_b
     assert_eq!(shard.service.counters().refused, 0);
     shard.on_bytes(NOW, id, &raw(client_opcode::MAP, b"a question has no body"));
     assert_eq!(self::told(&take_output(&mut shard, id))[0].1, Status::Invalid);
+}
+
+#[test]
+fn before_the_cluster_serves_clients_receive_no_view() {
+    let mut shard = shard(0);
+    let id = client(&mut shard);
+    shard.service.install(NOW, view(), None).unwrap();
+    shard.service.set_map(map_of_version(0).into());
+    let mut question = Vec::new();
+    Question::Map.write(&mut question);
+    shard.on_bytes(NOW, id, &question);
+    let bytes = take_output(&mut shard, id);
+    let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_ANSWER_BODY)).unwrap().unwrap();
+    assert_eq!(read_map_answer(frame.body).unwrap().views[0].version, ViewVersion(0));
+}
+
+/// Returns a map of the tests' cluster whose views have this version.
+fn map_of_version(version: u64) -> Map {
+    let server = |id| MapServer {
+        id: ServerId(id),
+        incarnation: Incarnation(1),
+        state: ServerState::Up,
+        clients: None,
+    };
+    let view = |group| View {
+        group: GroupId(group),
+        version: ViewVersion(version),
+        primary: Some(Member { server: ServerId(group), incarnation: Incarnation(1) }),
+        peer: Peer::None,
+        handover: false,
+    };
+    Map {
+        cluster: CLUSTER,
+        ancestors: Vec::new(),
+        epoch: Epoch { number: 1, boot: BootId(1) },
+        revision: MapRevision(1),
+        shards: 1,
+        servers: (0..3).map(server).collect(),
+        views: (0..3).map(view).collect(),
+    }
 }
 
 #[test]
@@ -362,7 +400,7 @@ fn a_request_cut_while_the_output_was_full_has_all_its_time_once_reading_goes_on
     assert_eq!(shard.fate(id), Fate::Wait);
     // The client receives some bytes, so it does not stall; the output stays full.
     let soon = NOW + Duration::from_secs(5);
-    shard.serve_readers(soon);
+    serve_readers(shard, soon, |_, _| 0);
     shard.on_sent(soon, id, 1);
     shard.enforce_deadlines(NOW + FRAME_DEADLINE, [id].into_iter());
     assert_eq!(shard.fate(id), Fate::Wait, "nothing was read that could complete the request");
@@ -443,7 +481,7 @@ struct Narrow {
     took: RefCell<Vec<u8>>,
 }
 
-impl SendNow for Narrow {
+impl Narrow {
     fn send_now(&self, parts: &[IoSlice<'_>]) -> usize {
         let all: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let sent = all.len().min(self.room.get());
@@ -454,10 +492,9 @@ impl SendNow for Narrow {
 }
 
 /// Creates a pair as [`serving`] does, over a socket with room for `room` bytes.
-fn serving_over(value: &[u8], room: usize) -> (Pair, kv_core::replica::ConnectionId, Rc<Narrow>) {
-    let (mut pair, id) = serving(value);
-    let socket = Rc::new(Narrow::default());
-    pair.primary.service.outputs.set_socket(id, Rc::clone(&socket) as _);
+fn serving_over(value: &[u8], room: usize) -> (Pair, kv_core::replica::ConnectionId, Narrow) {
+    let (pair, id) = serving(value);
+    let socket = Narrow::default();
     socket.room.set(room);
     (pair, id, socket)
 }
@@ -486,9 +523,9 @@ fn long_values_go_straight_to_the_socket_and_what_it_does_not_take_follows_in_or
             pair.exchange();
             // The engine sends to the same socket when it has room again.
             loop {
-                pair.primary.serve_readers(NOW);
+                serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
                 let bytes = pair.primary.unsent(id).to_vec();
-                if bytes.is_empty() && !pair.primary.service.outputs.has_readers() {
+                if bytes.is_empty() && !pair.primary.has_readers() {
                     break;
                 }
                 socket.took.borrow_mut().extend(&bytes);
@@ -510,9 +547,9 @@ fn a_long_part_of_a_value_goes_straight_to_the_socket_too() {
             pair.primary.on_bytes(NOW, id, &request(10, key(), Operation::GetPart(part)));
             socket.took.borrow_mut().clear();
             loop {
-                pair.primary.serve_readers(NOW);
+                serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
                 let bytes = pair.primary.unsent(id).to_vec();
-                if bytes.is_empty() && !pair.primary.service.outputs.has_readers() {
+                if bytes.is_empty() && !pair.primary.has_readers() {
                     break;
                 }
                 socket.took.borrow_mut().extend(&bytes);
@@ -534,11 +571,11 @@ fn nothing_goes_straight_to_the_socket_before_other_bytes() {
     pair.primary.on_bytes(NOW, id, &request(9, key(), Operation::Noop));
     let (on_their_way, _) = pair.primary.service.outputs.get(id).unwrap().take().unwrap();
     pair.primary.on_bytes(NOW, id, &gets);
-    pair.primary.serve_readers(NOW);
+    serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
     assert!(socket.took.borrow().is_empty(), "it would overtake {on_their_way:?}");
     pair.primary.on_sent(NOW, id, on_their_way.len());
     // One wake-up sends a bounded part.
-    while pair.primary.serve_readers(NOW) {}
+    while serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts)) {}
     assert_eq!(told(&socket.took.borrow()).len(), 10);
 }
 
@@ -547,7 +584,7 @@ fn without_a_lease_nothing_goes_straight_to_the_socket() {
     let (mut pair, id, socket) = serving_over(&LONG, usize::MAX);
     let gets: Vec<u8> = (10..20).flat_map(|id| request(id, key(), Operation::Get)).collect();
     pair.primary.on_bytes(NOW + Duration::from_secs(1), id, &gets);
-    pair.primary.serve_readers(NOW);
+    serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
     assert!(socket.took.borrow().is_empty(), "read without a lease");
     let said = take_output(&mut pair.primary, id);
     assert!(told(&said).iter().all(|(_, status, _)| *status == Status::Unavailable), "{said:?}");
@@ -581,29 +618,32 @@ fn a_long_value_is_the_one_that_was_read_however_late_it_is_sent() {
 fn readers_of_long_values_take_turns_and_a_wake_up_sends_a_bounded_part() {
     let (mut pair, first, socket) = serving_over(&[1; 4 << 20], usize::MAX);
     let second = client(&mut pair.primary);
-    let other = Rc::new(Narrow::default());
+    let other = Narrow::default();
     other.room.set(usize::MAX);
-    pair.primary.service.outputs.set_socket(second, Rc::clone(&other) as _);
+    let mut send = |id, parts: &[IoSlice<'_>]| match id == second {
+        true => other.send_now(parts),
+        false => socket.send_now(parts),
+    };
     for id in [first, second] {
         pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
     }
-    assert!(pair.primary.serve_readers(NOW), "both wait for their next turns");
+    assert!(serve_readers(&mut pair.primary, NOW, &mut send), "both wait for their next turns");
     let (one, two) = (socket.took.borrow().len(), other.took.borrow().len());
     assert_eq!(one, two);
     assert!(one > 0 && one + two <= 1 << 20, "{one} bytes each in one wake-up");
-    while pair.primary.serve_readers(NOW) {}
+    while serve_readers(&mut pair.primary, NOW, &mut send) {}
     assert_eq!(told(&socket.took.borrow()).len(), 1);
     assert_eq!(told(&other.took.borrow()).len(), 1);
 }
 
 #[test]
 fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_for_its_turn_is_not() {
-    let (mut pair, id, _socket) = serving_over(&[1; 1 << 20], 0);
+    let (mut pair, id) = serving(&[1; 1 << 20]);
     pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
     let late = NOW + STALL_DEADLINE;
     pair.primary.enforce_deadlines(late, [id].into_iter());
     assert_eq!(pair.primary.fate(id), Fate::Wait, "it was offered nothing yet");
-    pair.primary.serve_readers(late);
+    serve_readers(&mut pair.primary, late, |_, _| 0);
     pair.primary.enforce_deadlines(late + STALL_DEADLINE, [id].into_iter());
     assert_eq!(pair.primary.fate(id), Fate::Close);
 }

@@ -1,0 +1,82 @@
+//! Events of a shard that an operator may want to read in the log.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use kv_protocol::ids::{GroupId, Member, SequenceNumber, ViewVersion};
+
+/// An event for the log. Events that can occur at any rate are limited to one in an interval.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// The number of equal events since the last one that was reported.
+    pub suppressed: u64,
+}
+
+/// What happened. Its `Display` is the text of the log line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A malformed frame, or a connection that was rejected or closed.
+    Refused {
+        /// What was refused, such as "request".
+        what: &'static str,
+        /// The reason, as readable text.
+        reason: String,
+    },
+    /// The stream of a group is established.
+    StreamEstablished {
+        /// The group.
+        group: GroupId,
+        /// The server that dialled, if this one accepted.
+        from: Option<Member>,
+        /// The view under which it is established.
+        view: ViewVersion,
+        /// The last write that the secondary has.
+        last: SequenceNumber,
+    },
+    /// The stream of a group was lost.
+    StreamDown {
+        /// The group.
+        group: GroupId,
+    },
+    /// The other holder of a group cannot be reached.
+    DialFailed {
+        /// The group.
+        group: GroupId,
+        /// The address that was dialled.
+        address: SocketAddr,
+        /// The error of the system.
+        error: String,
+    },
+}
+
+impl EventKind {
+    /// Returns whether the event deserves an operator's attention; if not, it is merely informative.
+    pub fn is_warning(&self) -> bool {
+        !matches!(self, EventKind::StreamEstablished { .. })
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EventKind::Refused { what, reason } => write!(f, "refused a {what}: {reason}"),
+            EventKind::StreamEstablished { group, from: Some(from), view, last } => write!(
+                f,
+                "the stream of group {group} from {from} stands under view {view}; it goes on \
+                 after write {last}"
+            ),
+            EventKind::StreamEstablished { group, from: None, view, last } => write!(
+                f,
+                "the stream of group {group} to its other holder stands under view {view}; it \
+                 goes on after write {last}"
+            ),
+            EventKind::StreamDown { group } => write!(f, "the stream of group {group} is down"),
+            EventKind::DialFailed { group, address, error } => write!(
+                f,
+                "connect to the other holder of group {group} at {address}: {error}; trying on"
+            ),
+        }
+    }
+}

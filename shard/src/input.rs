@@ -1,0 +1,116 @@
+//! The input side of one connection, whichever protocol it speaks.
+
+use kv_protocol::ids::Time;
+
+use crate::connection::Connection;
+use crate::handshake::Greeting;
+use crate::peer::Peer;
+use crate::service::Service;
+
+/// The input side of one connection.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// An accepted connection that has not yet named the shard that it requests.
+    Greeting(Greeting),
+    /// A client's connection.
+    Client(Connection),
+    /// A stream to or from another server.
+    Peer(Peer),
+}
+
+impl Input {
+    /// Processes received bytes.
+    pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
+        match self {
+            Input::Greeting(greeting) => {
+                let identity = service.identity;
+                greeting.on_bytes(received, identity.shard, identity.placement.shards());
+            }
+            Input::Client(connection) => connection.on_bytes(now, service, received),
+            Input::Peer(peer) => peer.on_bytes(now, service, received),
+        }
+    }
+
+    /// Lends the input buffer, with the number of missing bytes, if at least `least` bytes of one frame are missing.
+    pub(crate) fn lend_input(&mut self, least: usize) -> Option<(Vec<u8>, usize)> {
+        match self {
+            Input::Client(connection) => connection.lend_input(least),
+            Input::Greeting(_) | Input::Peer(_) => None,
+        }
+    }
+
+    /// Returns whether [`Input::lend_input`] would lend the buffer.
+    pub(crate) fn lacks(&self, least: usize) -> bool {
+        matches!(self, Input::Client(connection) if connection.missing() >= least)
+    }
+
+    /// Takes the input buffer back and processes the bytes that were received into it.
+    pub(crate) fn take_input_back(&mut self, now: Time, service: &mut Service, buffer: Vec<u8>) {
+        if let Input::Client(connection) = self {
+            connection.take_input_back(now, service, buffer);
+        }
+    }
+
+    /// Reserves memory for the connection's frame, if it waits for memory and some is available. Returns whether it
+    /// still waits.
+    pub(crate) fn still_waits(&mut self, now: Time, service: &mut Service) -> bool {
+        match self {
+            Input::Client(connection) => connection.still_waits(now, service),
+            Input::Greeting(_) | Input::Peer(_) => false,
+        }
+    }
+
+    /// Returns whether the connection holds reserved memory and sends nothing, while other connections wait for memory.
+    pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
+        matches!(self, Input::Client(connection) if connection.is_stalled_under_pressure(now))
+    }
+
+    /// Handles the end of the connection.
+    pub(crate) fn on_closed(&mut self, now: Time, service: &mut Service) {
+        match self {
+            Input::Greeting(_) => {}
+            Input::Client(connection) => connection.on_closed(service),
+            Input::Peer(peer) => peer.on_closed(now, service),
+        }
+    }
+
+    /// Continues with frames that were held back while the output was full.
+    pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
+        if let Input::Client(connection) = self {
+            connection.on_output_drained(now, service);
+        }
+    }
+
+    /// Returns whether more bytes may be read.
+    pub(crate) fn wants_input(&self, service: &mut Service) -> bool {
+        match self {
+            Input::Greeting(greeting) => greeting.wanted().is_none(),
+            Input::Client(connection) => connection.wants_input(service),
+            Input::Peer(_) => true,
+        }
+    }
+
+    /// Returns when to close the connection because its input is incomplete.
+    pub(crate) fn deadline(&self, service: &mut Service) -> Option<Time> {
+        match self {
+            Input::Greeting(greeting) => Some(greeting.deadline()),
+            Input::Client(connection) => connection.deadline(service),
+            Input::Peer(peer) => peer.deadline(),
+        }
+    }
+
+    /// Returns whether the connection was accepted, and is neither a client with a hello nor an authenticated server.
+    pub(crate) fn is_stranger(&self) -> bool {
+        match self {
+            Input::Greeting(_) => true,
+            Input::Client(_) => false,
+            Input::Peer(peer) => peer.is_stranger(),
+        }
+    }
+
+    /// Returns whether responses are still sent after the end of input. A frame that the end cuts off is dropped, and
+    /// no part of it is applied.
+    pub(crate) fn is_served_after_end_of_input(&self) -> bool {
+        matches!(self, Input::Client(_))
+    }
+}

@@ -1,0 +1,66 @@
+//! One shard of a server as a pure state machine: its connections and its replicas. Bytes, time and orders go in; bytes
+//! and requests to the engine come out.
+//!
+//! The machine owns no socket, reads no clock, draws no random number, and logs nothing. Whoever drives it, an engine of
+//! the server or the simulator, passes every input with the time, and carries out every output.
+//!
+//! ```text
+//!   driver                          Shard
+//!   inputs
+//!     accepted a socket        ->   open_greeting, set_address
+//!     got a socket handed over ->   adopt, set_address, on_bytes
+//!     connected to a peer      ->   open_stream; or service.on_dial_failed
+//!     received bytes, an end   ->   on_bytes (or lend_input, take_input_back), on_end_of_input
+//!     an order                 ->   service.install, on_exited, drain, freeze, load, set_map
+//!     a tick                   ->   on_tick; a few times a second: enforce_deadlines
+//!   outputs, at the end of every wake-up, in this order
+//!     finish_wake_up                the replicas' messages are appended to their streams
+//!     next_dirty_stream        ->   send its unsent bytes, on_sent; carry out its fate
+//!     next_dirty               ->   the same for all other connections
+//!     poll_transmit            ->   send the parts at once, on_transmitted; until None
+//!     due_dials                ->   connect
+//!     service.take_news        ->   publish reports and conditions
+//!     service.take_events      ->   log
+//! ```
+//!
+//! - Call `begin_wake_up` first, with a time that was read after the bytes of the wake-up were received, because lease
+//!   checks rely on it.
+//! - After any call that concerns a connection, its [`Fate`] may have changed; the connection is then dirty.
+//! - `service.next_timeout` and `service.next_dial` return the times at which `on_tick` and `due_dials` are due.
+//! - [`Transmit`] borrows the shard: the bytes must be sent before any other call.
+//!
+//! ```text
+//!   shard            the connections of a shard, as the engine drives them
+//!     handshake      the first frame of an accepted connection, which names its shard
+//!     input          the input side of a connection, one of:
+//!       connection   a client's
+//!       peer         a stream between two servers
+//!     output         the output side of all connections
+//!   service          the replicas of a shard, as a service to its connections
+//!   connection_memory  the budget of all shards for their connections
+//! ```
+
+mod address;
+mod connection;
+mod connection_memory;
+mod event;
+mod handshake;
+mod input;
+mod load;
+mod log_limit;
+mod output;
+mod peer;
+mod service;
+mod shard;
+#[cfg(test)]
+mod testing;
+
+pub use address::Address;
+pub use connection_memory::ConnectionMemory;
+pub use event::{Event, EventKind};
+pub use handshake::{HelloBounds, MAX_AWAITING_HELLO, Port};
+pub use load::{DumpedEntries, LoadPiece};
+pub use log_limit::LogLimit;
+pub use output::slot_of;
+pub use service::{Counters, Identity, Nonces, Service};
+pub use shard::{Fate, Shard, Transmit};
