@@ -9,6 +9,7 @@ use std::sync::Arc;
 use kv_core::hash::HashSecret;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
+use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::Placement;
 use kv_shard::{ConnectionMemory, Identity, Port};
 use rustix::process::DumpableBehavior;
@@ -134,6 +135,7 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
         shard: ShardId(0),
         placement: Placement::new(args.servers, args.shards),
         failure_timeout: args.failure_timeout,
+        session_idle: SESSION_IDLE,
     })
 }
 

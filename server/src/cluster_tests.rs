@@ -18,6 +18,7 @@ use kv_protocol::ids::{
     ServerId, ShardId, ViewVersion,
 };
 use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 use kv_shard::{ConnectionMemory, Identity, Port};
@@ -71,6 +72,7 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
         shard: ShardId(0),
         placement,
         failure_timeout: Default::default(),
+        session_idle: SESSION_IDLE,
     };
     let mut listeners: Vec<(TcpListener, Port)> =
         vec![(clients, Port::Clients), (servers, Port::Servers)];

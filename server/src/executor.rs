@@ -160,6 +160,7 @@ fn carry_out(engine: &impl Engine, message: ShardMessage) {
             let shard = hub.here;
             let installed = hub.shard.borrow_mut().service.install(now, view, other);
             if let Err(reason) = installed {
+                let reason = reason.to_string();
                 replies.send(ShardReply::Refused { order, shard, reason });
             }
             engine.dial_due(now);

@@ -47,6 +47,8 @@ pub(crate) struct Node {
     pub(crate) key: ClusterKey,
     pub(crate) me: Member,
     pub(crate) placement: Placement,
+    /// The groups whose tables of the roles primary and secondary are at home here.
+    groups: [GroupId; 2],
     /// The cluster's failure timeout, from which lease durations follow.
     pub(crate) failure_timeout: FailureTimeout,
     pub(crate) board: Arc<Board>,
@@ -97,6 +99,7 @@ impl Node {
             key: identity.key,
             me: identity.me,
             placement: identity.placement,
+            groups: [identity.primary_group(), identity.secondary_group()],
             failure_timeout: identity.failure_timeout,
             board,
             map,
@@ -288,10 +291,10 @@ impl Node {
 
     /// Returns the group whose table of this role is at home here.
     pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
-        let shard = kv_protocol::ids::ShardId(0);
-        let (cluster, key, me) = (self.cluster, self.key, self.me);
-        let Node { placement, failure_timeout, .. } = *self;
-        Identity { cluster, key, me, shard, placement, failure_timeout }.group_of(role)
+        match role {
+            ReplicaRole::Primary => self.groups[0],
+            ReplicaRole::Secondary => self.groups[1],
+        }
     }
 
     // --- The coordinator ---------------------------------------------------------------------
@@ -400,6 +403,7 @@ mod tests {
     use crate::descriptors::ConnectionBounds;
     use crate::stats::Condition;
     use kv_protocol::ids::{Incarnation, ShardId};
+    use kv_protocol::limits::SESSION_IDLE;
     use kv_shard::ConnectionMemory;
     use kv_shard::Counters;
 
@@ -425,6 +429,7 @@ mod tests {
             shard: ShardId(0),
             placement,
             failure_timeout: FailureTimeout::DEFAULT,
+            session_idle: SESSION_IDLE,
         };
         let directory = tempfile::tempdir().unwrap();
         (

@@ -1,6 +1,7 @@
 //! Tests of the orders' port without sockets: which connections may give orders, and that each order runs once.
 
 use kv_protocol::ids::{BootId, ClusterId, ClusterKey, Incarnation, Member, ServerId, ShardId};
+use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::Placement;
 use proptest::prelude::*;
 
@@ -26,6 +27,7 @@ fn node() -> Arc<Node> {
         shard: ShardId(0),
         placement,
         failure_timeout: Default::default(),
+        session_idle: SESSION_IDLE,
     };
     let board = Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
     Node::new(identity, board, Arc::default(), Vec::new(), ".".into())

@@ -3,15 +3,16 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use kv_core::replica::StreamError;
 use kv_protocol::ids::{GroupId, Member, SequenceNumber, ViewVersion};
 
-/// An event for the log. Events that can occur at any rate are limited to one in an interval.
+/// An event for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// What happened.
     pub kind: EventKind,
-    /// The number of equal events since the last one that was reported.
-    pub suppressed: u64,
+    /// The number of similar events since the last one for the log; `None` if this one exceeds the log's rate.
+    pub to_log: Option<u64>,
 }
 
 /// What happened. Its `Display` is the text of the log line.
@@ -34,6 +35,13 @@ pub enum EventKind {
         view: ViewVersion,
         /// The last write that the secondary has.
         last: SequenceNumber,
+    },
+    /// A message of the other holder broke the stream of a group.
+    StreamBroken {
+        /// The group.
+        group: GroupId,
+        /// The reason.
+        error: StreamError,
     },
     /// The stream of a group was lost.
     StreamDown {
@@ -72,6 +80,9 @@ impl fmt::Display for EventKind {
                 "the stream of group {group} to its other holder stands under view {view}; it \
                  goes on after write {last}"
             ),
+            EventKind::StreamBroken { group, error } => {
+                write!(f, "the stream of group {group} is closed: {error}")
+            }
             EventKind::StreamDown { group } => write!(f, "the stream of group {group} is down"),
             EventKind::DialFailed { group, address, error } => write!(
                 f,

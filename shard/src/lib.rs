@@ -62,5 +62,5 @@ pub use handshake::{HelloBounds, MAX_AWAITING_HELLO, Port};
 pub use load::{DumpedEntries, LoadPiece};
 pub use log_limit::LogLimit;
 pub use output::slot_of;
-pub use service::{Counters, Identity, Nonces, Service};
+pub use service::{Counters, Identity, InstallRefused, Nonces, Service};
 pub use shard::{Fate, Shard, Transmit};

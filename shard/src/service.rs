@@ -30,7 +30,6 @@ use kv_protocol::ids::{
     Time, ViewVersion,
 };
 use kv_protocol::key::Nonce;
-use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::map::Map;
 use kv_protocol::peer_message::{
     PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
@@ -81,6 +80,8 @@ pub struct Identity {
     pub placement: Placement,
     /// The cluster's failure timeout, from which lease durations follow.
     pub failure_timeout: FailureTimeout,
+    /// The idle time after which a client's session expires.
+    pub session_idle: Duration,
 }
 
 impl Identity {
@@ -102,6 +103,22 @@ impl Identity {
             ReplicaRole::Secondary => self.secondary_group(),
         }
     }
+}
+
+/// The reason for which a view cannot be installed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InstallRefused {
+    /// This server holds no replica of the group.
+    #[error("server {server} does not hold group {group}")]
+    NotHeld {
+        /// The server.
+        server: Member,
+        /// The group.
+        group: GroupId,
+    },
+    /// The replica rejects the view.
+    #[error(transparent)]
+    Replica(InstallError),
 }
 
 /// Counters of a shard.
@@ -192,7 +209,7 @@ impl Service {
                 shard: identity.shard,
                 placement: identity.placement,
                 memory_limit,
-                session_idle: SESSION_IDLE,
+                session_idle: identity.session_idle,
                 hash_secret,
                 failure_timeout: identity.failure_timeout,
             };
@@ -234,6 +251,11 @@ impl Service {
     /// Returns the replica of a group, if this server has one.
     pub fn replica(&self, group: GroupId) -> Option<&Replica> {
         self.hosted.iter().map(|hosted| &hosted.replica).find(|replica| replica.group() == group)
+    }
+
+    /// Returns the replicas, first that of the server's own group.
+    pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
+        self.hosted.iter().map(|hosted| &hosted.replica)
     }
 
     // --- Clients ---------------------------------------------------------------------------------
@@ -361,11 +383,13 @@ impl Service {
         self.counters.refused += 1;
         if let Some(suppressed) = self.refusal_log.admit(now) {
             let reason = kv_protocol::escape::readable(reason.as_bytes()).to_string();
-            self.events.push(Event { kind: EventKind::Refused { what, reason }, suppressed });
+            let kind = EventKind::Refused { what, reason };
+            self.events.push(Event { kind, to_log: Some(suppressed) });
         }
     }
 
-    /// Takes the events since the last call. There are few, because all are rate-limited.
+    /// Takes the events since the last call. There are few: those that a stranger can cause are rate-limited, and those
+    /// of streams follow the back-off of dials.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
@@ -418,7 +442,7 @@ impl Service {
         if let Some(suppressed) = hosted.stands_log.admit(now) {
             let (view, last) = (welcome.view, welcome.last);
             let kind = EventKind::StreamEstablished { group, from: Some(hello.from), view, last };
-            self.events.push(Event { kind, suppressed });
+            self.events.push(Event { kind, to_log: Some(suppressed) });
         }
         Ok(welcome)
     }
@@ -435,15 +459,17 @@ impl Service {
         let Some(hosted) = hosted.filter(|hosted| hosted.stream == Some(id)) else {
             return Err("this stream was replaced by another".to_owned());
         };
-        hosted
-            .replica
-            .on_peer_welcome(now, welcome, &mut self.outputs)
-            .map_err(|error| error.to_string())?;
+        if let Err(error) = hosted.replica.on_peer_welcome(now, welcome, &mut self.outputs) {
+            let kind = EventKind::StreamBroken { group, error };
+            let words = kind.to_string();
+            self.events.push(Event { kind, to_log: None });
+            return Err(words);
+        }
         self.has_news = true;
         if let Some(suppressed) = hosted.stands_log.admit(now) {
             let (view, last) = (welcome.view, welcome.last);
             let kind = EventKind::StreamEstablished { group, from: None, view, last };
-            self.events.push(Event { kind, suppressed });
+            self.events.push(Event { kind, to_log: Some(suppressed) });
         }
         Ok(())
     }
@@ -493,7 +519,10 @@ impl Service {
                     _ => PeerRefusalReason::BrokenStream,
                 };
                 let refusal = PeerRefusal { reason, view: hosted.replica.view().copied() };
-                return Err((refusal, error.to_string()));
+                let kind = EventKind::StreamBroken { group, error };
+                let words = kind.to_string();
+                self.events.push(Event { kind, to_log: None });
+                return Err((refusal, words));
             }
         }
         self.has_news |= hosted.replica.state() != state;
@@ -522,7 +551,8 @@ impl Service {
             dial.retry(now);
         }
         if let Some(suppressed) = hosted.down_log.admit(now) {
-            self.events.push(Event { kind: EventKind::StreamDown { group }, suppressed });
+            let kind = EventKind::StreamDown { group };
+            self.events.push(Event { kind, to_log: Some(suppressed) });
         }
         hosted.replica.on_stream_down(now, &mut self.outputs);
         self.has_news = true;
@@ -598,7 +628,7 @@ impl Service {
             if let Some(suppressed) = dial.log.admit(now) {
                 let (address, error) = (dial.address, error.to_owned());
                 let kind = EventKind::DialFailed { group, address, error };
-                self.events.push(Event { kind, suppressed });
+                self.events.push(Event { kind, to_log: Some(suppressed) });
             }
         }
     }
@@ -627,20 +657,19 @@ impl Service {
     /// Installs a view; `other` is the address at which the other holder accepts streams.
     ///
     /// # Errors
-    /// Returns the reason as text. A view that is older than the installed one is not an error; it is ignored.
+    /// Returns the reason. A view that is older than the installed one is not an error; it is ignored.
     pub fn install(
         &mut self,
         now: Time,
         view: View,
         other: Option<SocketAddr>,
-    ) -> Result<(), String> {
-        let (group, me) = (view.group, self.identity.me);
-        let at = self.hosted.iter().position(|hosted| hosted.replica.group() == group);
-        let at = at.ok_or_else(|| format!("server {me} does not hold group {group}"))?;
+    ) -> Result<(), InstallRefused> {
+        let (group, server) = (view.group, self.identity.me);
+        let at = self.place_of(group).ok_or(InstallRefused::NotHeld { server, group })?;
         let hosted = &mut self.hosted[at];
         match hosted.replica.install(now, view, &mut self.outputs) {
             Ok(()) | Err(InstallError::Old { .. }) => {}
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(InstallRefused::Replica(error)),
         }
         if let Some(address) = other
             && hosted.partner.is_none_or(|(version, _)| version <= view.version)

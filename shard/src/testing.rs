@@ -16,7 +16,7 @@ use kv_protocol::ids::{
     ServerId, ShardId, Time, ViewVersion,
 };
 use kv_protocol::key::Nonce;
-use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::limits::{MAX_ANSWER_BODY, SESSION_IDLE};
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
@@ -48,6 +48,7 @@ pub(crate) fn shard_with_memory(server: u16, memory: Arc<ConnectionMemory>) -> S
         shard: ShardId(0),
         placement: Placement::new(3, 1),
         failure_timeout: Default::default(),
+        session_idle: SESSION_IDLE,
     };
     let chunks = || Box::new(HeapChunks::new(CHUNK_BYTES_MIN)) as _;
     let mut nonce = u128::from(server) << 64;

@@ -116,8 +116,8 @@ impl Hub {
 
     /// Logs the events of a wake-up.
     pub(crate) fn log_events(&self, shard: &mut Shard) {
-        for Event { kind, suppressed } in shard.service.take_events() {
-            let shard = self.here.0;
+        for Event { kind, to_log } in shard.service.take_events() {
+            let (shard, Some(suppressed)) = (self.here.0, to_log) else { continue };
             match kind.is_warning() {
                 true => tracing::warn!(shard, suppressed, "{kind}"),
                 false => tracing::info!(shard, suppressed, "{kind}"),
