@@ -258,6 +258,11 @@ impl Service {
         self.hosted.iter().map(|hosted| &hosted.replica)
     }
 
+    /// Returns the connection that carries a group's stream, at either end.
+    pub fn stream(&self, group: GroupId) -> Option<ConnectionId> {
+        self.hosted.iter().find(|hosted| hosted.replica.group() == group)?.stream
+    }
+
     // --- Clients ---------------------------------------------------------------------------------
 
     /// Returns the commit positions from which sessions of a client that connects now may begin.
@@ -455,10 +460,16 @@ impl Service {
         id: ConnectionId,
         welcome: &PeerWelcome,
     ) -> Result<(), String> {
+        let cluster = self.identity.cluster;
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
         let Some(hosted) = hosted.filter(|hosted| hosted.stream == Some(id)) else {
             return Err("this stream was replaced by another".to_owned());
         };
+        if hosted.dialled != hosted.replica.peer_hello(cluster) {
+            // The replica has given the stream up since its hello, for instance because the welcome was late.
+            self.outputs.kill(id);
+            return Ok(());
+        }
         if let Err(error) = hosted.replica.on_peer_welcome(now, welcome, &mut self.outputs) {
             let kind = EventKind::StreamBroken { group, error };
             let words = kind.to_string();
@@ -758,11 +769,17 @@ impl Service {
         })
     }
 
-    /// Performs all work that is due; must be called every 100 ms or sooner ([`Replica::look`]).
+    /// Records that the shard is awake; must be called every 100 ms or sooner ([`Replica::look`]).
+    pub(crate) fn look(&mut self, now: Time) {
+        for hosted in &mut self.hosted {
+            hosted.replica.look(now);
+        }
+    }
+
+    /// Performs all work that is due.
     pub(crate) fn on_time(&mut self, now: Time) {
         self.leave_memory_to_connections();
         for hosted in &mut self.hosted {
-            hosted.replica.look(now);
             if hosted.replica.next_timeout().is_some_and(|due| due <= now) {
                 let state = hosted.replica.state();
                 hosted.replica.on_timeout(now, &mut self.outputs);

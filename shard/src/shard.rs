@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, ShardId, Time};
@@ -23,6 +24,8 @@ use crate::service::Service;
 const READERS_BYTES: usize = 128 << 10;
 /// The most bytes of one piece.
 const READER_PIECE: usize = 64 << 10;
+/// The time between two calls of the shard after which it has stood: more than the longest pause between two ticks.
+const LONGEST_TICK: Duration = Duration::from_millis(150);
 /// The minimum that a piece counts against [`READERS_BYTES`]: a send that fails takes time too.
 const READER_COST: usize = 16 << 10;
 
@@ -64,6 +67,9 @@ pub struct Shard {
     readers_left: usize,
     /// The reader of the last transmit, and the number of offered bytes.
     transmitting: Option<(ConnectionId, usize)>,
+    called_at: Time,
+    /// True if the shard was not called for long, and has not yet served what arrived meanwhile.
+    has_stood: bool,
 }
 
 impl Shard {
@@ -77,6 +83,8 @@ impl Shard {
             awaiting_hello: Default::default(),
             readers_left: READERS_BYTES,
             transmitting: None,
+            called_at: Time::default(),
+            has_stood: false,
         }
     }
 
@@ -129,6 +137,7 @@ impl Shard {
     /// Begins a wake-up at `now`, which was read after its bytes were received.
     pub fn begin_wake_up(&mut self, now: Time) {
         self.service.outputs.set_now(now);
+        self.note_call(now);
     }
 
     /// Processes bytes received on a connection.
@@ -337,19 +346,34 @@ impl Shard {
     /// batches.
     pub fn finish_wake_up(&mut self, now: Time) {
         self.service.outputs.set_now(now);
+        self.has_stood = false;
         self.grant_memory(now);
         self.service.pump(now);
     }
 
-    /// Performs the timed work of the replicas.
+    /// Performs the timed work of the replicas; must be called every 100 ms or sooner. A shard that was not called for
+    /// longer has stood, so it first reads what arrived meanwhile: else it would take its own silence for that of
+    /// others.
     pub fn on_tick(&mut self, now: Time) {
         self.service.outputs.set_now(now);
-        self.service.on_time(now);
+        self.note_call(now);
+        self.service.look(now);
+        if !self.has_stood {
+            self.service.on_time(now);
+        }
+    }
+
+    fn note_call(&mut self, now: Time) {
+        self.has_stood |= now.since(self.called_at) > LONGEST_TICK;
+        self.called_at = now;
     }
 
     /// Closes the connections that missed a deadline, or that stall while others wait for memory. It must be called a
     /// few times a second.
     pub fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
+        if self.has_stood {
+            return;
+        }
         let memory = Arc::clone(self.service.outputs.tally().memory());
         let (is_tight, is_awaited) = (memory.is_tight(), memory.is_awaited());
         for id in ids {

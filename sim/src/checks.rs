@@ -83,16 +83,16 @@ impl Checks {
         shard: usize,
     ) -> Result<(), Violation> {
         let now = world.clocks[world.processes[process].place].read(world.now);
-        for hosted in &world.processes[process].shards[shard].hosted {
-            let place = (hosted.replica.group(), shard);
-            let sight = hosted.replica.inspect();
+        for replica in world.processes[process].shards[shard].replicas() {
+            let place = (replica.group(), shard);
+            let sight = replica.inspect();
             versions_grow::check(self, process, place, &sight)?;
             let serves = may_serve(&sight, now);
             taker_has_all::check(self, process, place, &sight, serves)?;
             taker_has_all::after_handover(self, world, process, place, &sight)?;
             union_is_true::check(self, process, place, &sight)?;
             copies_are_spared::check(self, world, process, place, &sight)?;
-            memory_is_bounded::check(&hosted.replica, world.config.bounds.memory)?;
+            memory_is_bounded::check(replica, world.config.bounds.memory)?;
             one_server::check(world, place)?;
             lease_before_grace::check(world, place)?;
             dead_are_not_waited_for::check(world, process, place, &sight)?;

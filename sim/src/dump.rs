@@ -5,12 +5,14 @@
 //!   Input::Dump to shard 0 -> freezes -> Part -> Job: text -> shard 1 ... -> written -> DumpFile
 //! ```
 
-use kv_core::dump::{Dump, DumpOrigin, DumpRecord, DumpWriter, DumpedShard};
+use kv_core::dump::{Dump, DumpOrigin, DumpRecord, DumpWriter, DumpedShard, HeldAs};
 use kv_core::replica::{NoFullCopy, Replica};
+use kv_core::session::LoggedRecord;
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::copy_message::ContentDigest;
-use kv_protocol::ids::{OrderId, SequenceNumber, ShardId};
+use kv_protocol::ids::{GroupId, OrderId, SequenceNumber, ViewVersion};
+use kv_shard::{DumpedEntries, LoadPiece, Service};
 
 /// An owned entry of a table.
 type Entry = (Vec<u8>, Vec<u8>, SequenceNumber);
@@ -116,16 +118,28 @@ pub struct DumpFile {
     pub contents: Vec<Option<ContentDigest>>,
 }
 
-/// Fills an empty replica with its shard of a dump.
-pub fn load(replica: &mut Replica, shard: ShardId, last: SequenceNumber, dump: &Dump) {
-    let place = (replica.group(), shard);
-    let placement = replica.placement();
-    for entry in dump.entries.iter().filter(|entry| placement.locate(entry.digest) == place) {
-        replica.load_entry(&entry.key, &entry.value, entry.sn).expect("a run has memory enough");
+/// Fills the empty replica of a group with its shard of a dump, whose last write counts as `last`.
+pub fn load(service: &mut Service, group: GroupId, last: SequenceNumber, dump: &Dump) {
+    let (shard, placement) = (service.identity.shard, service.identity.placement);
+    let mut entries = DumpedEntries::default();
+    for entry in &dump.entries {
+        if placement.locate(entry.digest) == (group, shard) {
+            entries.push(&entry.key, &entry.value, entry.sn);
+        }
     }
-    for record in dump.records.iter().filter(|record| record.shard == shard) {
-        replica.load_record(record.sn, record.record);
+    let records = dump.records.iter().filter(|record| record.shard == shard);
+    let records = records.map(|record| LoggedRecord { sn: record.sn, record: record.record });
+    let line = dump.header.shards.iter().find(|line| line.shard == shard);
+    let end = match line {
+        Some(line) => DumpedShard { last, ..*line },
+        None => {
+            let (held_as, view) = (HeldAs::Primary, ViewVersion(0));
+            DumpedShard { shard, held_as, view, last, forgotten: last }
+        }
+    };
+    let pieces =
+        [LoadPiece::Entries(entries), LoadPiece::Records(records.collect()), LoadPiece::End(end)];
+    for piece in pieces {
+        service.load(group, piece).expect("a run has memory enough");
     }
-    let forgotten = dump.header.shards.iter().find(|line| line.shard == shard);
-    replica.finish_load(last, forgotten.map_or(last, |line| line.forgotten));
 }

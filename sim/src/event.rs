@@ -133,7 +133,7 @@ pub enum Target {
     /// The coordinator, whichever process that is.
     Coordinator,
     /// An executor of the process at this address.
-    Process(SocketAddr, usize),
+    Process(SocketAddr),
     /// The order port of the process at this address.
     Orders(SocketAddr),
 }

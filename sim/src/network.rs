@@ -206,6 +206,11 @@ impl Network {
         self.connections[number.0].deaf[end] = true;
     }
 
+    /// Gives an end to another actor of the same host.
+    pub fn give_end(&mut self, number: ConnectionNumber, end: usize, actor: Actor) {
+        self.connections[number.0].ends[end] = actor;
+    }
+
     /// Closes an end.
     pub fn close(&mut self, number: ConnectionNumber, end: usize) {
         let connection = &mut self.connections[number.0];

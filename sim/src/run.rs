@@ -36,7 +36,7 @@ pub fn run(config: Config) -> Outcome {
     world.counts.digests_compared = world.checks.compared.digests;
     world.counts.copies_compared = world.checks.compared.contents;
     let shards = world.processes.iter().flat_map(|process| &process.shards);
-    let replicas = shards.flat_map(|shard| &shard.hosted).map(|hosted| &hosted.replica);
+    let replicas = shards.flat_map(|executor| executor.replicas());
     world.counts.emptied_chunks =
         replicas.map(|replica| replica.compaction_counts().emptied_chunks).sum();
     let group = result.as_ref().err().and_then(|violation| violation.group);

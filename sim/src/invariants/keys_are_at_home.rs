@@ -11,15 +11,15 @@ use crate::world::World;
 pub fn check(world: &World) -> Result<(), Violation> {
     let placement = Placement::new(world.config.servers, world.config.shards);
     for process in world.processes.iter().filter(|process| process.alive) {
-        for (shard, hosts) in process.shards.iter().enumerate() {
+        for (shard, executor) in process.shards.iter().enumerate() {
             let shard = ShardId(u16::try_from(shard).expect("shards are few"));
-            for hosted in &hosts.hosted {
-                let home = (hosted.replica.group(), shard);
+            for replica in executor.replicas() {
+                let home = (replica.group(), shard);
                 let mut stray = None;
                 let mut cursor = Some(WalkCursor::START);
                 while let Some(at) = cursor {
                     let budget = WalkBudget { entries: 1_024, bytes: 1 << 20 };
-                    cursor = hosted.replica.walk(at, budget, |entry| {
+                    cursor = replica.walk(at, budget, |entry| {
                         if placement.locate(Digest::of(entry.key)) != home {
                             stray = Some(String::from_utf8_lossy(entry.key).into_owned());
                         }

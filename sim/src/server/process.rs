@@ -3,21 +3,45 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use kv_core::awake::LastSleep;
 use kv_core::node::{Node, NodeConfig};
 use kv_core::replica::{Replica, aged};
 use kv_protocol::FailureTimeout;
 use kv_protocol::control_message::ReplicaReport;
-use kv_protocol::ids::{ClusterId, GroupId, Member, ShardId, Time};
+use kv_protocol::ids::{ClusterId, ClusterKey, GroupId, Member, ShardId, Time};
 use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::placement::Placement;
+use kv_shard::{ConnectionMemory, Identity};
 
-use super::{Bounds, Identity, Shard};
+use super::Executor;
 use crate::network::ConnectionNumber;
 
+/// The key of the cluster.
+const KEY: ClusterKey = ClusterKey(0x51);
+/// Enough memory for everything that a run writes.
+pub const MEMORY: u64 = 64 << 20;
+
+/// The limits of a replica.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The bytes that a table may occupy before writes are rejected.
+    pub memory: u64,
+    /// The idle time after which a session expires.
+    pub session_idle: Duration,
+    /// True if some clients read long values, and take them slowly.
+    pub has_slow_readers: bool,
+}
+
+impl Bounds {
+    /// Returns whether writes may be rejected for lack of memory.
+    pub fn has_little_memory(&self) -> bool {
+        self.memory < MEMORY
+    }
+}
+
 /// One process.
-#[derive(Debug)]
 pub struct Process {
     /// Its identity.
     pub member: Member,
@@ -48,7 +72,7 @@ pub struct Process {
     /// The state machine towards the coordinator.
     pub node: Node,
     /// Its executors.
-    pub shards: Vec<Shard>,
+    pub shards: Vec<Executor>,
     /// While true, the process cannot allocate memory.
     pub is_exhausted: Arc<AtomicBool>,
     /// The heartbeat link, and whether it is admitted.
@@ -68,9 +92,19 @@ impl Process {
         seed: u64,
     ) -> Process {
         let is_exhausted = Arc::new(AtomicBool::new(false));
+        let tables = 2 * u64::from(placement.shards());
+        let memory = ConnectionMemory::new(None, Some(bounds.memory * tables), tables);
         let shards = (0..placement.shards()).map(|shard| {
-            let identity = Identity { cluster, shard: ShardId(shard), placement, bounds };
-            Shard::new(member, identity, seed, &is_exhausted)
+            let identity = Identity {
+                cluster,
+                key: KEY,
+                me: member,
+                shard: ShardId(shard),
+                placement,
+                failure_timeout: FailureTimeout::DEFAULT,
+                session_idle: bounds.session_idle,
+            };
+            Executor::new(identity, &memory, bounds.has_slow_readers, seed, &is_exhausted)
         });
         let shards = shards.collect();
         Process {
@@ -117,7 +151,6 @@ impl Process {
 
     /// Returns the replica of a group's shard.
     pub fn replica(&self, group: GroupId, shard: usize) -> Option<&Replica> {
-        let hosted = self.shards[shard].hosted.iter();
-        hosted.map(|hosted| &hosted.replica).find(|replica| replica.group() == group)
+        self.shards[shard].shard.service.replica(group)
     }
 }

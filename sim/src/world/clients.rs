@@ -1,6 +1,7 @@
 //! Clients: their wake-ups and effects.
 
 use kv_protocol::ids::ClientId;
+use kv_shard::Port;
 
 use super::*;
 use crate::invariants::{lost_is_lost, newest_wins, served_at_rest, slow_are_spared};
@@ -161,12 +162,12 @@ impl World {
                     self.clients[client].note_connection(id, NO_CONNECTION);
                     return self.clients[client].on_closed(now, NO_CONNECTION);
                 };
-                let ends = [
-                    Actor::Client { client },
-                    Actor::Shard { process, shard: usize::from(shard.0) },
-                ];
+                let ends = [Actor::Client { client }, self.any_executor(process)];
                 let hosts = ends.map(|end| self.host_of(end));
                 let number = self.network.connect(&mut self.random, ends, hosts);
+                if let Actor::Shard { process, shard } = ends[1] {
+                    self.give(process, shard, Input::Accepted(number, Port::Clients));
+                }
                 if lag > 0 {
                     // The client abandons this connection together with the write.
                     self.network.delay(number, lag);

@@ -61,9 +61,9 @@ impl World {
         let is_cut = self.network.is_cut(here, Host(place.place));
         let is_linked = matches!(place.link, Some((_, true)));
         let is_heard = is_linked && !is_cut && self.coordinator.paused_until <= now;
-        let mut hosted = place.shards.iter().flat_map(|shard| &shard.hosted);
-        let is_alone = hosted.any(|hosted| {
-            let view = hosted.replica.inspect().view;
+        let replicas = || place.shards.iter().flat_map(|executor| executor.replicas());
+        let is_alone = replicas().any(|replica| {
+            let view = replica.inspect().view;
             view.is_some_and(|view| {
                 view.primary == Some(place.member) && view.secondary().is_none()
             })

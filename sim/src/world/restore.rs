@@ -295,14 +295,15 @@ impl World {
         }
         let Some(source) = &self.operator.source else { return };
         let mut result = Ok(());
-        for (number, shard) in self.processes[process].shards.iter_mut().enumerate() {
-            for hosted in &mut shard.hosted {
-                let (group, shard) = (hosted.replica.group(), shard_id(number));
+        for (number, executor) in self.processes[process].shards.iter_mut().enumerate() {
+            let (shard, service) = (shard_id(number), &mut executor.shard.service);
+            for group in [service.identity.primary_group(), service.identity.secondary_group()] {
                 let Some(from) = source.plan.source(group, shard) else { continue };
                 let (dump, contents) = &source.dumps[from.dump.0];
-                load(&mut hosted.replica, shard, from.last, dump);
+                load(service, group, from.last, dump);
                 let dumped = contents.get(number).copied().flatten();
-                result = result.and_then(|()| restored_has_all::is_equal(&hosted.replica, dumped));
+                let replica = service.replica(group).expect("it was loaded");
+                result = result.and_then(|()| restored_has_all::is_equal(replica, dumped));
             }
         }
         self.check(|_, _| result);

@@ -9,10 +9,6 @@ use crate::invariants::{lost_is_lost, versions_grow};
 use crate::server::Answered;
 use kv_history::Asked;
 
-/// The duration of a wake-up, and of each byte that it sends, in nanoseconds.
-const WORK_A_WAKE: u64 = 1_000;
-const WORK_A_BYTE: u64 = 3;
-
 impl World {
     /// Adds an input to a shard's inbox, and wakes the shard soon.
     pub(super) fn give(&mut self, process: usize, shard: usize, input: Input) {
@@ -54,16 +50,10 @@ impl World {
             return self.wake_shard_at(process, shard, self.now + pause);
         }
         place.shards[shard].read_at = self.clocks[place.place].true_time(reading);
-        let outputs = place.shards[shard].wake(self.now, reading, inputs);
-        let sent = |output: &Output| match output {
-            Output::Send(_, bytes) => bytes.len(),
-            _ => 0,
-        };
-        let work = WORK_A_WAKE + outputs.iter().map(sent).sum::<usize>() as u64 * WORK_A_BYTE;
+        let (outputs, work) = place.shards[shard].wake(self.now, reading, inputs);
         place.shards[shard].busy_until = self.now + work;
         let clock = self.clocks[place.place];
-        let next = place.shards[shard].next_wake(|reading| clock.true_time(reading));
-        let next = if place.shards[shard].inbox.is_empty() { next } else { self.now + 1_000 };
+        let next = place.shards[shard].next_wake(self.now, |reading| clock.true_time(reading));
         self.wake_shard_at(process, shard, next);
         self.take_outputs(process, shard, outputs);
         self.note_roles(process, shard);
@@ -104,12 +94,11 @@ impl World {
 
     /// Records changed roles of the replicas that woke.
     fn note_roles(&mut self, process: usize, shard: usize) {
-        for at in 0..self.processes[process].shards[shard].hosted.len() {
-            let place = &mut self.processes[process].shards[shard].hosted[at];
-            let Some(role) = place.role_if_new() else { continue };
-            let (group, last) = (place.replica.group(), place.replica.inspect().last);
-            let (state, version) = role;
-            let member = self.processes[process].member;
+        for (group, state, version) in self.processes[process].shards[shard].new_roles() {
+            let place = &self.processes[process];
+            let last = place.replica(group, shard).map(|replica| replica.inspect().last);
+            let last = last.unwrap_or_default();
+            let member = place.member;
             let words = format_args!(
                 "{member}, shard {shard} of group {group}: {state:?} in view {version}, write {last}"
             );
@@ -129,8 +118,16 @@ impl World {
                     let end = self.network.get(number).end_of(actor);
                     self.close(number, end);
                 }
+                Output::HandOver(number, wanted, port, received, rest) => {
+                    let shard = usize::from(wanted.0);
+                    self.network.give_end(number, 1, Actor::Shard { process, shard });
+                    self.give(process, shard, Input::Adopted(number, port, received));
+                    for input in rest {
+                        self.give(process, shard, input);
+                    }
+                }
                 Output::Dial(group, address) => {
-                    self.dial(actor, Target::Process(address, shard), Purpose::Stream(group));
+                    self.dial(actor, Target::Process(address), Purpose::Stream(group));
                 }
                 Output::Refused(order, reason) => {
                     let shard = shard_id(shard);

@@ -255,8 +255,8 @@ impl World {
 
     /// Reports the DRAIN order as done when nothing is pending, or as failed after the timeout.
     pub(super) fn look_at_drain(&mut self, process: usize, order: OrderId, since: u64) {
-        let mut hosted = self.processes[process].shards.iter().flat_map(|shard| &shard.hosted);
-        let outcome = match hosted.all(|hosted| hosted.replica.is_drained()) {
+        let mut executors = self.processes[process].shards.iter();
+        let outcome = match executors.all(|executor| executor.shard.service.is_drained()) {
             true => Ok(0),
             false if self.now - since >= DRAIN_PATIENCE => {
                 Err("writes are pending".to_owned().into())

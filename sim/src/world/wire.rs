@@ -2,6 +2,7 @@
 
 use super::SEAL;
 use super::*;
+use kv_shard::Port;
 
 impl World {
     /// Sends bytes from an end of a connection.
@@ -134,11 +135,11 @@ impl World {
                 .cluster
                 .is_some()
                 .then_some(Actor::Coordinator { term: self.coordinator.term }),
-            Target::Process(address, shard) => self
+            Target::Process(address) => self
                 .processes
                 .iter()
                 .rposition(|process| process.alive && process.address == address)
-                .map(|process| Actor::Shard { process, shard }),
+                .map(|process| self.any_executor(process)),
             Target::Orders(address) => self
                 .processes
                 .iter()
@@ -156,7 +157,15 @@ impl World {
             return self.after(1_000_000_000, Happening::DialFailed(from, purpose));
         }
         let number = self.network.connect(&mut self.random, [from, listener], [from_host, to_host]);
+        if let Actor::Shard { process, shard } = listener {
+            self.give(process, shard, Input::Accepted(number, Port::Servers));
+        }
         self.on_connected(from, number, purpose);
+    }
+
+    /// Returns the executor of a process that accepts a connection: any of them.
+    pub(super) fn any_executor(&mut self, process: usize) -> Actor {
+        Actor::Shard { process, shard: self.random.index(usize::from(self.config.shards)) }
     }
 
     pub(super) fn on_connected(&mut self, from: Actor, number: ConnectionNumber, purpose: Purpose) {

@@ -1,0 +1,130 @@
+//! What can be seen from outside on a connection of a shard: its requests and responses, for the checks.
+
+use std::collections::BTreeMap;
+
+use kv_protocol::client_message::{Answer, Operation, Request, Status, opcode as client_opcode};
+use kv_protocol::frame::{FrameBuffer, FrameRules};
+use kv_protocol::ids::{GroupId, RequestId, SequenceNumber, ViewVersion};
+use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CLIENT_BODY, MAX_PEER_BODY};
+use kv_protocol::peer_message::{BatchReader, opcode as peer_opcode};
+use kv_protocol::placement::Placement;
+use kv_shard::Port;
+
+use crate::network::ConnectionNumber;
+
+/// A response to a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    /// The group that responded.
+    pub group: GroupId,
+    /// The connection.
+    pub to: ConnectionNumber,
+    /// The request.
+    pub request: RequestId,
+    /// The status.
+    pub status: Status,
+    /// The number of copies that it reports.
+    pub copies: u8,
+    /// The log position, for a write that was done.
+    pub version: SequenceNumber,
+}
+
+impl Answered {
+    /// Returns whether it acknowledges a write. Only responses to writes report copies.
+    pub fn is_acked(&self) -> bool {
+        self.copies > 0 && self.status == Status::Ok
+    }
+}
+
+/// A request of a client that has no response yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    group: GroupId,
+    /// True for a read.
+    pub(super) is_read: bool,
+    /// The wake-up in which it was served.
+    pub(super) wake: u64,
+}
+
+/// The observer of one connection.
+#[derive(Debug)]
+pub(super) enum Tap {
+    /// A client's connection.
+    Client {
+        input: FrameBuffer,
+        output: FrameBuffer,
+        /// The requests without a response.
+        asked: BTreeMap<RequestId, Asked>,
+    },
+    /// A connection between two servers: the bytes that this one receives.
+    Peer(FrameBuffer),
+}
+
+impl Tap {
+    /// Creates the observer of a connection of this port.
+    pub(super) fn new(port: Port) -> Tap {
+        match port {
+            Port::Clients => Tap::Client {
+                input: FrameBuffer::new(FrameRules::unchecked(MAX_CLIENT_BODY)),
+                output: FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY)),
+                asked: BTreeMap::new(),
+            },
+            Port::Servers => Tap::Peer(FrameBuffer::new(FrameRules::checked(MAX_PEER_BODY))),
+        }
+    }
+
+    /// Observes received bytes in this wake-up. Returns the views of the messages of a stream that they complete.
+    pub(super) fn received(
+        &mut self,
+        wake: u64,
+        placement: Placement,
+        bytes: &[u8],
+    ) -> Vec<ViewVersion> {
+        let mut views = Vec::new();
+        match self {
+            Tap::Client { input, asked, .. } => {
+                input.extend(bytes);
+                while let Some(frame) = input.next_frame().expect("it was written so") {
+                    if !client_opcode::is_request(frame.opcode) {
+                        continue;
+                    }
+                    let request =
+                        Request::read(frame.opcode, frame.body).expect("it was written so");
+                    let (group, _) = placement.locate(request.digest);
+                    let is_read =
+                        matches!(request.operation, Operation::Get | Operation::GetPart(_));
+                    asked.insert(request.id, Asked { group, is_read, wake });
+                }
+            }
+            Tap::Peer(input) => {
+                input.extend(bytes);
+                while let Some(frame) = input.next_frame().expect("it was written so") {
+                    if frame.opcode == peer_opcode::BATCH {
+                        let batch = BatchReader::new(frame.body).expect("it was written so");
+                        let messages = batch.map(|message| message.expect("it was written so"));
+                        views.extend(messages.map(|message| message.view()));
+                    }
+                }
+            }
+        }
+        views
+    }
+
+    /// Observes sent bytes; returns the responses that they complete, with their requests.
+    pub(super) fn sent(&mut self, to: ConnectionNumber, bytes: &[u8]) -> Vec<(Answered, Asked)> {
+        let Tap::Client { output, asked, .. } = self else { return Vec::new() };
+        output.extend(bytes);
+        let mut answers = Vec::new();
+        while let Some(frame) = output.next_frame().expect("it is written so") {
+            if frame.opcode != client_opcode::ANSWER {
+                continue;
+            }
+            let Answer { id: request, status, copies, version, .. } =
+                Answer::read(frame.body).expect("it is written so");
+            let Some(asked) = asked.remove(&request) else { continue };
+            let answered = Answered { group: asked.group, to, request, status, copies, version };
+            answers.push((answered, asked));
+        }
+        answers
+    }
+}
