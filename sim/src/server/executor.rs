@@ -17,7 +17,7 @@ use kv_shard::{
     Service, Shard,
 };
 
-use super::socket::{Socket, Sockets};
+use super::socket::Sockets;
 use super::tap::Answered;
 use crate::dump::Part;
 use crate::invariants::{
@@ -138,7 +138,6 @@ pub struct Executor {
     /// Received from streams, and from all other connections, and not served yet.
     streams: VecDeque<Input>,
     others: VecDeque<Input>,
-    has_slow_readers: bool,
     published_at: u64,
     deadlines_at: u64,
     /// The number of wake-ups.
@@ -179,10 +178,9 @@ impl Executor {
             deaf_until: 0,
             wake_at: None,
             told_dead: BTreeSet::new(),
-            sockets: Sockets::default(),
+            sockets: Sockets::new(has_slow_readers),
             streams: VecDeque::new(),
             others: VecDeque::new(),
-            has_slow_readers,
             published_at: 0,
             deadlines_at: 0,
             wakes: 0,
@@ -341,7 +339,7 @@ impl Executor {
     }
 
     fn open(&mut self, number: ConnectionNumber, id: ConnectionId, port: Port) {
-        self.sockets.insert(id, Socket::new(number, port, self.has_slow_readers));
+        self.sockets.open(id, number, port);
         self.shard.mark_dirty(id);
     }
 
@@ -350,6 +348,10 @@ impl Executor {
         let placement = self.shard.service.identity.placement;
         let Some(socket) = self.sockets.get(id) else { return };
         let views = socket.tap.received(self.wakes, placement, bytes);
+        if views.is_empty() {
+            self.shard.on_bytes(now, id, bytes);
+            return self.shard.mark_dirty(id);
+        }
         let installed: Vec<(GroupId, ViewVersion)> =
             self.replicas().map(|replica| (replica.group(), replica.view_version())).collect();
         self.shard.on_bytes(now, id, bytes);

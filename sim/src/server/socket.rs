@@ -37,7 +37,7 @@ struct Slow {
 
 impl Socket {
     /// Creates the socket of a connection.
-    pub(super) fn new(number: ConnectionNumber, port: Port, has_slow_readers: bool) -> Socket {
+    fn new(number: ConnectionNumber, port: Port, has_slow_readers: bool) -> Socket {
         let is_slow = has_slow_readers && port == Port::Clients && number.0 % SLOW_ONE_IN == 0;
         let slow = is_slow.then_some(Slow { filled: 0, looked_at: 0, blocked_until: None });
         Socket { number, port, tap: Tap::new(port), slow }
@@ -68,13 +68,20 @@ impl Socket {
 pub(super) struct Sockets {
     open: BTreeMap<ConnectionId, Socket>,
     ids: BTreeMap<ConnectionNumber, ConnectionId>,
+    /// True if the clients of some connections read slowly.
+    has_slow_readers: bool,
 }
 
 impl Sockets {
+    /// Creates an executor's sockets. If it has slow readers, the clients of some connections read slowly.
+    pub(super) fn new(has_slow_readers: bool) -> Sockets {
+        Sockets { has_slow_readers, ..Sockets::default() }
+    }
+
     /// Adds the socket of the shard's connection `id`.
-    pub(super) fn insert(&mut self, id: ConnectionId, socket: Socket) {
-        self.ids.insert(socket.number, id);
-        self.open.insert(id, socket);
+    pub(super) fn open(&mut self, id: ConnectionId, number: ConnectionNumber, port: Port) {
+        self.ids.insert(number, id);
+        self.open.insert(id, Socket::new(number, port, self.has_slow_readers));
     }
 
     /// Returns the id of a connection; `None` if it is closed.
@@ -102,6 +109,9 @@ impl Sockets {
     /// Unblocks the sockets that have room again, and returns their ids.
     pub(super) fn drained(&mut self, true_now: u64) -> Vec<ConnectionId> {
         let mut drained = Vec::new();
+        if !self.has_slow_readers {
+            return drained;
+        }
         for (id, socket) in &mut self.open {
             if let Some(slow) = &mut socket.slow
                 && slow.blocked_until.take_if(|until| *until <= true_now).is_some()
@@ -114,6 +124,9 @@ impl Sockets {
 
     /// Returns the next time at which a blocked socket has room again.
     pub(super) fn next_drained(&self) -> Option<u64> {
+        if !self.has_slow_readers {
+            return None;
+        }
         self.open.values().filter_map(|socket| socket.slow.as_ref()?.blocked_until).min()
     }
 }
