@@ -21,7 +21,7 @@ use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
 use crate::network::ConnectionNumber;
-use crate::workload::Plan;
+use crate::workload::{Plan, value_of};
 use kv_history::{Answered, Asked, Value};
 
 mod doubt;
@@ -91,6 +91,8 @@ pub enum Wish {
     Map,
     /// The servers do not have the session of this name any more, although one of its writes is in flight.
     Expired((GroupId, ShardId), ClientId),
+    /// A response from this group has bytes of different values.
+    Mixed(GroupId),
     /// A write, or the settling of one, was given up.
     GivenUp(Box<Flight>),
     /// An operation has ended.
@@ -254,10 +256,6 @@ impl Client {
     ) {
         let id = answer.id.0;
         let Some(flight) = self.flights.get_mut(&id) else { return };
-        let value = || {
-            let bytes = answer.value.get(..8)?;
-            Some(Value::from_le_bytes(bytes.try_into().ok()?))
-        };
         let changed = |changed| Answered::Done { changed };
         flight.copies = answer.copies;
         if flight.was_given_up() {
@@ -269,7 +267,9 @@ impl Client {
         }
         let answered = match (answer.status, flight.asked) {
             (Status::Ok, Asked::Read) => {
-                let value = value().expect("values have eight bytes at least");
+                let Some(value) = value_of(answer.value) else {
+                    return wishes.push(Wish::Mixed(flight.place.0));
+                };
                 self.seen.insert(flight.key.clone(), Some((answer.version, value)));
                 Answered::Value(Some(value))
             }

@@ -56,6 +56,24 @@ pub struct Workload {
     last: VecDeque<(Vec<u8>, Asked)>,
 }
 
+/// Returns the bytes of a value: its number, then a filling that depends on the number.
+fn whole_value(value: Value, length: usize) -> Vec<u8> {
+    let mut bytes = value.to_le_bytes().to_vec();
+    bytes.resize(length, filling_of(value));
+    bytes
+}
+
+/// Returns the number of a value; `None` if the bytes are not those of one value.
+pub fn value_of(bytes: &[u8]) -> Option<Value> {
+    let (number, filling) = bytes.split_first_chunk()?;
+    let value = Value::from_le_bytes(*number);
+    filling.iter().all(|byte| *byte == filling_of(value)).then_some(value)
+}
+
+fn filling_of(value: Value) -> u8 {
+    value.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0]
+}
+
 /// A slot, with the key in use.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
@@ -135,7 +153,7 @@ impl Workload {
         let floor = self.newest.get(&key).copied().unwrap_or(0);
         let (asked, condition, value) = match only_reads {
             true => (Asked::Read, Condition::Always, Vec::new()),
-            false => self.ask(random, seen.get(&key)),
+            false => self.ask(random, at < HOT_SLOTS, seen.get(&key)),
         };
         let (patience, settling) = match asked {
             Asked::Read => (DEADLINE, Settling::default()),
@@ -169,7 +187,12 @@ impl Workload {
     }
 
     /// Chooses an operation on a key, given the last version and value that the client has seen of it.
-    fn ask(&mut self, random: &mut Random, seen: Option<&Seen>) -> (Asked, Condition, Vec<u8>) {
+    fn ask(
+        &mut self,
+        random: &mut Random,
+        is_hot: bool,
+        seen: Option<&Seen>,
+    ) -> (Asked, Condition, Vec<u8>) {
         let kind = random.below(100);
         let wave = self.wave();
         let (reads, deletes) = match wave {
@@ -185,16 +208,19 @@ impl Workload {
         }
         let new = self.next_value;
         self.next_value += 1;
-        let mut value = new.to_le_bytes().to_vec();
         let length = match random.below(LARGE_ONE_IN) {
             0 => LARGE_BYTES,
+            // Long enough to be sent straight from the table.
+            _ if wave.is_some() && is_hot && random.per_mille(150) => {
+                usize::try_from(random.between(4_200, 9_000)).expect("it is small")
+            }
             _ if wave == Some(Wave::Empties) => {
                 usize::try_from(random.between(1_100, 2_600)).expect("it is small")
             }
             1..=900 => usize::try_from(random.between(200, 900)).expect("it is small"),
             _ => usize::try_from(random.between(8, 64)).expect("it is small"),
         };
-        value.resize(length, 7);
+        let value = whole_value(new, length);
         match seen {
             Some(Some((version, old))) if kind < 75 => {
                 (Asked::Swap { old: Some(*old), new }, Condition::IfVersion(*version), value)
@@ -232,7 +258,7 @@ impl Workload {
         let (key, asked) = self.last.pop_front()?;
         let floor = self.newest.get(&key).copied().unwrap_or(0);
         let value = match asked {
-            Asked::Write(value) => value.to_le_bytes().to_vec(),
+            Asked::Write(value) => whole_value(value, size_of::<Value>()),
             _ => Vec::new(),
         };
         let (condition, settling) = (Condition::Always, Settling::default());

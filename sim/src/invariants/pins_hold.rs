@@ -5,11 +5,7 @@ use kv_protocol::ids::GroupId;
 
 use crate::invariants::Violation;
 
-/// Checks the value of a held pin.
-pub fn check(group: GroupId, value: &[u8], pinned: Option<&[u8]>) -> Result<(), Violation> {
-    match pinned {
-        Some(pinned) if pinned == value => Ok(()),
-        Some(_) => Err(Violation::of(group, 27, format_args!("a pinned value has changed"))),
-        None => Err(Violation::of(group, 27, format_args!("a pinned value is gone"))),
-    }
+/// Returns the violation of a response whose bytes are not those of one value.
+pub fn mixed(group: GroupId) -> Violation {
+    Violation::of(group, 27, format_args!("a value that was read is none that was ever written"))
 }

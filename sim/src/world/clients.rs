@@ -4,7 +4,7 @@ use kv_protocol::ids::ClientId;
 use kv_shard::Port;
 
 use super::*;
-use crate::invariants::{lost_is_lost, newest_wins, served_at_rest, slow_are_spared};
+use crate::invariants::{lost_is_lost, newest_wins, pins_hold, served_at_rest, slow_are_spared};
 use kv_history::Answered;
 
 /// The connection number of a failed dial.
@@ -89,6 +89,7 @@ impl World {
                 Wish::Send(address, shard, name, id, bytes) => {
                     self.send_request(client, (address, shard, name), id, bytes);
                 }
+                Wish::Mixed(group) => self.check(|_, _| Err(pins_hold::mixed(group))),
                 Wish::GivenUp(flight) => {
                     self.counts.in_doubt += u64::from(!flight.was_given_up());
                     // Bytes in transit arrive nevertheless.
