@@ -36,6 +36,7 @@
 //!       connection   a client's
 //!       peer         a stream between two servers
 //!     output         the output side of all connections
+//!   turn             the order and the bounds of an engine's work
 //!   service          the replicas of a shard, as a service to its connections
 //!   connection_memory  the budget of all shards for their connections
 //! ```
@@ -54,6 +55,7 @@ mod service;
 mod shard;
 #[cfg(test)]
 mod testing;
+pub mod turn;
 
 pub use address::Address;
 pub use connection_memory::ConnectionMemory;

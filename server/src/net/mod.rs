@@ -7,9 +7,8 @@
 //! ```
 //!
 //! An engine interprets no message. The [`hub::Hub`] of a shard connects it to the other threads. Both engines handle
-//! sockets in the same way ([`socket`]) and give clients the same part of a turn ([`budget`]).
+//! sockets in the same way ([`socket`]), and serve them in the same order ([`kv_shard::turn`]).
 
-pub(crate) mod budget;
 pub(crate) mod engine;
 pub(crate) mod epoll;
 pub(crate) mod hub;

@@ -136,16 +136,16 @@ impl Sockets {
     /// Returns whether a turn would have anything to serve.
     pub(super) fn have_work(&self) -> bool {
         !self.streams.is_empty()
-            || self.have_strangers_or_clients()
+            || !self.knocking.is_empty()
+            || !self.clients.is_empty()
+            || self.may_accept()
             || self.dials.iter().any(|dial| dial.is_ready)
     }
 
-    /// Returns the same without streams and dials.
-    pub(super) fn have_strangers_or_clients(&self) -> bool {
+    /// Returns whether a listener has connections to accept.
+    pub(super) fn may_accept(&self) -> bool {
         let may_accept = |listener: &Listener| listener.is_ready && listener.resume_at.is_none();
-        !self.knocking.is_empty()
-            || !self.clients.is_empty()
-            || self.listeners.iter().any(may_accept)
+        self.listeners.iter().any(may_accept)
     }
 
     /// Returns the ids of all connections.

@@ -1,21 +1,9 @@
-//! One wake-up: receives from the ready sockets, and sends the output.
-//!
-//! ```text
-//!   bytes of other servers -> pump, send --+ (sent at once, if clients are next)
-//!                                          v
-//!         +--> connections on the servers' port without a stream: a few
-//!         |    clients: for at most a millisecond -> pump, send
-//!         +-------- the rest waits in its order for the next turn
-//! ```
-//!
-//! So an ACK never waits for the requests of this server's clients, and all PREPAREs and all ACKs of a wake-up leave in
-//! one batch each. The clients' part of a turn is bounded in time and in bytes sent, so the streams of other servers are
-//! served again within a few milliseconds. All readers of long values together are sent a bounded part in a turn; the
-//! next turn continues.
+//! One wake-up: receives from the ready sockets, and sends the output, in the order of [`kv_shard::turn`].
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{ShardId, Time};
-use kv_shard::{Fate, Port, Shard};
+use kv_shard::turn::{self, Waiting};
+use kv_shard::{Fate, Port, Shard, Transmit};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_error;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
@@ -25,7 +13,6 @@ use super::sockets::{Connection, Dialling};
 use super::{Engine, Net};
 use crate::clock;
 use crate::message::HandedOver;
-use crate::net::budget::{Budget, MOST_KNOCKING};
 use crate::net::engine::Engine as _;
 use crate::net::hub::Hub;
 use crate::net::socket::{
@@ -47,8 +34,12 @@ impl Engine {
         let mut shard = self.hub.shard.borrow_mut();
         let now = clock::now();
         self.hub.begin_wake_up(&mut shard, now);
-        net.serve_all(&mut shard, &self.hub, now, is_wanted);
-        if shard.has_dirty() {
+        let mut turn = Turn { net: &mut net, hub: &self.hub, has_accepted: false };
+        turn::run(&mut turn, &mut shard, now, is_wanted);
+        for id in std::mem::take(&mut net.unfinished) {
+            shard.mark_dirty(id);
+        }
+        if shard.has_dirty() || shard.has_readers() {
             self.hub.want_flush();
         }
         self.hub.log_events(&mut shard);
@@ -58,6 +49,54 @@ impl Engine {
             self.hub.announce();
             self.dial_due(now);
         }
+    }
+}
+
+/// A turn in progress.
+struct Turn<'a> {
+    net: &'a mut Net,
+    hub: &'a Hub,
+    has_accepted: bool,
+}
+
+impl turn::Engine for Turn<'_> {
+    const SENDS_AT_ONCE: bool = true;
+
+    fn now(&mut self) -> Time {
+        clock::now()
+    }
+
+    fn serve_streams(&mut self, shard: &mut Shard) -> bool {
+        self.net.serve_streams(shard, self.hub)
+    }
+
+    fn waiting(&mut self) -> Waiting {
+        let sockets = &self.net.sockets;
+        let strangers = sockets.knocking.len() + usize::from(sockets.may_accept());
+        Waiting { strangers, clients: sockets.clients.len() }
+    }
+
+    fn serve_stranger(&mut self, shard: &mut Shard) {
+        if !self.has_accepted && self.net.sockets.may_accept() {
+            self.has_accepted = true;
+            self.net.accept_all(shard, self.hub);
+        } else if let Some(id) = self.net.sockets.knocking.pop_front() {
+            self.net.receive(shard, self.hub, id);
+        }
+    }
+
+    fn serve_client(&mut self, shard: &mut Shard) -> Option<Time> {
+        let id = self.net.sockets.clients.pop_front()?;
+        self.net.receive(shard, self.hub, id)
+    }
+
+    fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize {
+        self.net.see_to(shard, self.hub, now, id)
+    }
+
+    fn send(&mut self, transmit: &Transmit<'_>) -> usize {
+        let connection = self.net.sockets.get(transmit.id);
+        connection.map_or(0, |connection| send_now(&connection.fd, &transmit.parts))
     }
 }
 
@@ -87,50 +126,6 @@ impl Net {
             }
         }
         self.events = events;
-    }
-
-    fn serve_all(&mut self, shard: &mut Shard, hub: &Hub, now: Time, is_wanted: bool) {
-        let had_streams = self.serve_streams(shard, hub);
-        let mut budget = Budget::new(now);
-        if (had_streams || is_wanted) && self.sockets.have_strangers_or_clients() {
-            self.settle(shard, hub, &mut budget);
-        }
-        for _ in 0..self.sockets.knocking.len().min(MOST_KNOCKING) {
-            let Some(id) = self.sockets.knocking.pop_front() else { break };
-            self.receive(shard, hub, id);
-        }
-        self.accept_all(shard, hub);
-        budget.renew_time();
-        for _ in 0..self.sockets.clients.len() {
-            let Some(id) = self.sockets.clients.pop_front() else { break };
-            if let Some(now) = self.receive(shard, hub, id)
-                && !budget.has_more_at(now)
-            {
-                break;
-            }
-        }
-        budget.renew_time();
-        self.settle(shard, hub, &mut budget);
-        if shard.has_readers() {
-            // Short responses have been sent first.
-            self.serve_readers(shard, clock::now());
-            if shard.has_readers() {
-                hub.want_flush();
-            }
-            self.settle(shard, hub, &mut budget);
-        }
-        for id in std::mem::take(&mut self.unfinished) {
-            shard.mark_dirty(id);
-        }
-    }
-
-    /// Sends long values to their readers, as many bytes as one turn may.
-    fn serve_readers(&mut self, shard: &mut Shard, now: Time) {
-        while let Some(transmit) = shard.poll_transmit(now) {
-            let connection = self.sockets.get(transmit.id);
-            let sent = connection.map_or(0, |connection| send_now(&connection.fd, &transmit.parts));
-            shard.on_transmitted(now, sent);
-        }
     }
 
     /// Receives from the streams, and handles the dials that have ended. Returns whether there was any.
@@ -268,66 +263,48 @@ impl Net {
         came
     }
 
-    /// Ends a wake-up, or the streams' part of it: pumps the streams and handles dirty ones. Then it handles the other
-    /// dirty connections in order, as far as the budget allows.
-    fn settle(&mut self, shard: &mut Shard, hub: &Hub, budget: &mut Budget) {
-        let now = clock::now();
-        shard.finish_wake_up(now);
-        let mut had_streams = false;
-        while let Some(id) = shard.next_dirty_stream() {
-            had_streams = true;
-            self.see_to(shard, hub, now, id, budget);
-        }
-        while budget.admits_step()
-            && let Some(id) = shard.next_dirty()
-        {
-            self.see_to(shard, hub, now, id, budget);
-        }
-        if had_streams {
-            // The sends may have made room for more of a stream, which is sent in the next turn.
-            shard.finish_wake_up(now);
-        }
-    }
-
-    fn see_to(
-        &mut self,
-        shard: &mut Shard,
-        hub: &Hub,
-        now: Time,
-        id: ConnectionId,
-        budget: &mut Budget,
-    ) {
+    /// Sends a dirty connection's bytes, and carries out its fate. Returns the number of bytes sent to a client.
+    fn see_to(&mut self, shard: &mut Shard, hub: &Hub, now: Time, id: ConnectionId) -> usize {
         let Net { sockets, unfinished, .. } = self;
-        let Some(connection) = sockets.get(id) else { return };
+        let Some(connection) = sockets.get(id) else { return 0 };
         if !connection.is_stream && shard.is_stream(id) {
             connection.is_stream = true;
         }
+        let mut sent = 0;
         if !connection.is_blocked {
-            let (sent, is_unfinished) = send_unsent(connection, shard, now);
+            let (count, is_unfinished) = send_unsent(connection, shard, now);
             if !connection.is_stream {
-                budget.spend(sent);
+                sent = count;
             }
             if is_unfinished {
                 unfinished.push(id);
             }
         }
         match shard.fate(id) {
-            Fate::Close => return self.close(shard, now, id),
+            Fate::Close => {
+                self.close(shard, now, id);
+                return sent;
+            }
             Fate::HandOver(wanted) if wanted == hub.here => {
                 // It becomes a client or a peer.
                 shard.adopt_greeting(now, id);
-                return shard.mark_dirty(id);
+                shard.mark_dirty(id);
+                return sent;
             }
-            Fate::HandOver(wanted) => return self.hand_over(shard, hub, now, id, wanted),
+            Fate::HandOver(wanted) => {
+                self.hand_over(shard, hub, now, id, wanted);
+                return sent;
+            }
             Fate::Shut => {
                 if !std::mem::replace(&mut connection.is_shut, true) {
                     let _ = shutdown(&connection.fd, Shutdown::Write);
                 }
             }
-            Fate::Wait => return,
+            Fate::Wait => return sent,
             Fate::Read => {}
         }
         sockets.queue_readable(id);
+        sent
     }
 
     fn close(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) {

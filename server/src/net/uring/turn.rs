@@ -1,23 +1,7 @@
-//! One wake-up: serves completions, and queues the resulting requests in the ring.
+//! One wake-up: serves completions, in the order of [`kv_shard::turn`], and queues the resulting requests in the ring.
 //!
-//! ```text
-//!   enter, reap -> bytes of other servers -> pump, send --+ (submitted at once, if clients are next)
-//!                                                         v
-//!         +--> the servers' port before a stream: a few
-//!         |    clients: for at most a millisecond -> pump, send      (submitted by the next turn)
-//!         +-------- the rest waits in order for the next turn
-//! ```
-//!
-//! So an ACK never waits for the requests of this server's own clients. All PREPAREs of a wake-up, and all its ACKs,
-//! are sent in one batch each. The streams of other servers are checked again within a few milliseconds, whatever the
-//! load of clients:
-//!
-//! - The clients' part of a turn is bounded by time and by bytes sent.
-//! - Streams have receive buffers of their own.
-//! - If the kernel is behind with the completions of many clients, the sockets of the streams are read without the
-//!   ring.
-//!
-//! One turn sends a bounded part to all readers of long values together; the next turn continues.
+//! Streams have receive buffers of their own. If the kernel is behind with the completions of many clients, the sockets
+//! of the streams are read without the ring.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -25,7 +9,8 @@ use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::Time;
-use kv_shard::{Fate, Port, Shard, slot_of};
+use kv_shard::turn::{self, Waiting};
+use kv_shard::{Fate, Port, Shard, Transmit, slot_of};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv};
 use rustix::process::{Resource, getrlimit};
@@ -37,7 +22,6 @@ use super::{Engine, Net};
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::message::HandedOver;
-use crate::net::budget::{Budget, MOST_KNOCKING};
 use crate::net::hub::Hub;
 use crate::net::socket::{
     ACCEPT_PAUSE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept, next_of_long_frame,
@@ -69,8 +53,9 @@ impl Engine {
         // Read after the bytes were received: a lease check may rely on it.
         let now = clock::now();
         self.hub.begin_wake_up(&mut shard, now);
-        net.serve_all(&mut shard, &self.hub, now, is_wanted);
-        if net.has_waiting() || shard.has_dirty() {
+        let mut turn = Turn { net: &mut net, hub: &self.hub, now };
+        turn::run(&mut turn, &mut shard, now, is_wanted);
+        if net.has_waiting() || shard.has_dirty() || shard.has_readers() {
             self.hub.want_flush();
         }
         self.hub.log_events(&mut shard);
@@ -84,6 +69,67 @@ impl Engine {
             self.on_news(now);
         }
         true
+    }
+}
+
+/// A turn in progress.
+struct Turn<'a> {
+    net: &'a mut Net,
+    hub: &'a Hub,
+    /// The time at which the completions were reaped.
+    now: Time,
+}
+
+impl turn::Engine for Turn<'_> {
+    const SENDS_AT_ONCE: bool = false;
+
+    fn now(&mut self) -> Time {
+        clock::now()
+    }
+
+    fn serve_streams(&mut self, shard: &mut Shard) -> bool {
+        let had_streams = self.net.serve_streams(shard, self.hub, self.now);
+        let is_due = self.now.since(self.net.looked_at) >= LOOK_INTERVAL;
+        if is_due && self.net.ring.has_deferred() {
+            self.now = self.net.look_at_streams(shard, self.hub);
+            return true;
+        }
+        had_streams
+    }
+
+    fn waiting(&mut self) -> Waiting {
+        Waiting { strangers: self.net.knocking.len(), clients: self.net.clients.len() }
+    }
+
+    fn serve_stranger(&mut self, shard: &mut Shard) {
+        if let Some(completion) = self.net.knocking.pop_front() {
+            self.net.serve(shard, self.hub, self.now, completion);
+        }
+    }
+
+    fn serve_client(&mut self, shard: &mut Shard) -> Option<Time> {
+        let completion = self.net.clients.pop_front()?;
+        self.net.serve(shard, self.hub, self.now, completion);
+        Some(clock::now())
+    }
+
+    fn end_clients(&mut self, shard: &mut Shard) {
+        self.net.feed(shard);
+    }
+
+    fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize {
+        self.net.see_to(shard, self.hub, now, id)
+    }
+
+    fn submit(&mut self) {
+        self.net.enter();
+    }
+
+    fn send(&mut self, transmit: &Transmit<'_>) -> usize {
+        let slot = self.net.slots.get(slot_of(transmit.id)).copied().flatten();
+        let connection = slot.and_then(|slot| self.net.sockets.connection(slot));
+        let connection = connection.filter(|connection| connection.id == Some(transmit.id));
+        connection.map_or(0, |connection| send_now(&connection.fd, &transmit.parts))
     }
 }
 
@@ -106,54 +152,6 @@ impl Net {
 
     fn has_hungry(&self) -> bool {
         !self.starved.is_empty() || !self.hungry.is_empty()
-    }
-
-    fn serve_all(&mut self, shard: &mut Shard, hub: &Hub, mut now: Time, is_wanted: bool) {
-        let mut had_streams = self.serve_streams(shard, hub, now);
-        if now.since(self.looked_at) >= LOOK_INTERVAL && self.ring.has_deferred() {
-            now = self.look_at_streams(shard, hub);
-            had_streams = true;
-        }
-        let mut budget = Budget::new(now);
-        let have_bytes = !self.knocking.is_empty() || !self.clients.is_empty();
-        if (had_streams || is_wanted) && have_bytes {
-            self.settle(shard, hub, now, &mut budget);
-            self.enter();
-            budget.renew_time();
-        }
-        for _ in 0..MOST_KNOCKING {
-            let Some(completion) = self.knocking.pop_front() else { break };
-            self.serve(shard, hub, now, completion);
-        }
-        while let Some(completion) = self.clients.pop_front() {
-            self.serve(shard, hub, now, completion);
-            if !budget.has_more() {
-                break;
-            }
-        }
-        self.feed(shard);
-        budget.renew_time();
-        self.settle(shard, hub, now, &mut budget);
-        if shard.has_readers() {
-            // Send all short responses before long values.
-            self.enter();
-            self.serve_readers(shard, now);
-            if shard.has_readers() {
-                hub.want_flush();
-            }
-            self.settle(shard, hub, now, &mut budget);
-        }
-    }
-
-    /// Sends long values to their readers, as many bytes as one turn may.
-    fn serve_readers(&mut self, shard: &mut Shard, now: Time) {
-        while let Some(transmit) = shard.poll_transmit(now) {
-            let slot = self.slots.get(slot_of(transmit.id)).copied().flatten();
-            let connection = slot.and_then(|slot| self.sockets.connection(slot));
-            let connection = connection.filter(|connection| connection.id == Some(transmit.id));
-            let sent = connection.map_or(0, |connection| send_now(&connection.fd, &transmit.parts));
-            shard.on_transmitted(now, sent);
-        }
     }
 
     /// Serves the completions of streams, and queues the others; returns whether a stream received bytes.
@@ -427,58 +425,44 @@ impl Net {
         }
     }
 
-    /// Ends a wake-up, or the streams' part of it: pumps the streams and handles dirty ones. Then it handles the other
-    /// dirty connections in order, as far as the budget allows.
-    fn settle(&mut self, shard: &mut Shard, hub: &Hub, now: Time, budget: &mut Budget) {
-        shard.finish_wake_up(now);
-        while let Some(id) = shard.next_dirty_stream() {
-            self.see_to(shard, hub, now, id, budget);
-        }
-        while budget.admits_step()
-            && let Some(id) = shard.next_dirty()
-        {
-            self.see_to(shard, hub, now, id, budget);
-        }
-    }
-
-    fn see_to(
-        &mut self,
-        shard: &mut Shard,
-        hub: &Hub,
-        now: Time,
-        id: ConnectionId,
-        budget: &mut Budget,
-    ) {
-        let Some(slot) = self.slots.get(slot_of(id)).copied().flatten() else { return };
-        let Some(connection) = self.sockets.connection(slot) else { return };
+    /// Sends a dirty connection's bytes, and carries out its fate. Returns the number of bytes sent to a client.
+    fn see_to(&mut self, shard: &mut Shard, hub: &Hub, now: Time, id: ConnectionId) -> usize {
+        let Some(slot) = self.slots.get(slot_of(id)).copied().flatten() else { return 0 };
+        let Some(connection) = self.sockets.connection(slot) else { return 0 };
         if connection.id != Some(id) {
-            return;
+            return 0;
         }
         if !connection.is_stream && shard.is_stream(id) {
             connection.is_stream = true;
             self.note_stream(slot);
         }
-        let Some(connection) = self.sockets.connection(slot) else { return };
+        let Some(connection) = self.sockets.connection(slot) else { return 0 };
+        let mut sent = 0;
         if !connection.is_sending
             && let Some((buffer, from)) = shard.take_unsent(id)
         {
             connection.is_sending = true;
             if !connection.is_stream {
-                budget.spend((buffer.len() - from).min(MOST_SENT));
+                sent = (buffer.len() - from).min(MOST_SENT);
             }
             self.ring.send(slot, &connection.fd, buffer, from, MOST_SENT, WhenFull::Fail);
         }
         let fate = shard.fate(id);
         match fate {
-            Fate::Close => return self.close(shard, now, slot, id),
+            Fate::Close => {
+                self.close(shard, now, slot, id);
+                return sent;
+            }
             Fate::HandOver(wanted) if wanted == hub.here => {
                 // It becomes a client or a peer, and is handled as such when it is next.
                 shard.adopt_greeting(now, id);
-                return shard.mark_dirty(id);
+                shard.mark_dirty(id);
+                return sent;
             }
             Fate::HandOver(wanted) => {
                 if connection.receiving == Receiving::Nothing {
-                    return self.hand_over(shard, hub, now, slot, id, wanted);
+                    self.hand_over(shard, hub, now, slot, id, wanted);
+                    return sent;
                 }
             }
             Fate::Shut => {
@@ -489,6 +473,7 @@ impl Net {
             Fate::Read | Fate::Wait => {}
         }
         self.keep_receiving(shard, slot, id, matches!(fate, Fate::Read | Fate::Shut));
+        sent
     }
 
     /// Adds a stream to those whose sockets are read directly, and removes closed ones.

@@ -1,0 +1,164 @@
+//! One turn of an engine: the order in which a wake-up serves its sockets, and the bounds of the work for clients.
+//!
+//! ```text
+//!   streams of other servers: all of it, and their output
+//!   strangers at the servers' port: a few
+//!   clients: for a limited time
+//!   all output: for a limited time and a limited number of bytes to clients
+//!   long values: a bounded part, a piece for each reader
+//! ```
+//!
+//! So an ACK never waits for the requests of this server's clients, all PREPAREs and all ACKs of a wake-up leave in one
+//! batch each, and whatever clients do, the streams are served again within a few milliseconds.
+
+use std::time::Duration;
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::ids::Time;
+
+use crate::{Shard, Transmit};
+
+/// The time for which a turn serves clients, and the time for which it then sends to them.
+const CLIENTS_TIME: Duration = Duration::from_millis(1);
+/// The most bytes that one turn sends to clients. The kernel copies all of them before the send returns.
+const MOST_SENT: usize = 1 << 20;
+/// Connections handled between two readings of the clock.
+const STEPS_UNTIMED: u32 = 8;
+/// The most pieces of work of connections at the servers' port without a stream that one turn serves.
+const MOST_STRANGERS: usize = 64;
+
+/// The sockets of a shard, as a turn needs them.
+pub trait Engine {
+    /// True if a send is complete when [`Engine::see_to`] returns, so that it may have made room for more of a stream.
+    const SENDS_AT_ONCE: bool;
+
+    /// Reads the shard's clock.
+    fn now(&mut self) -> Time;
+
+    /// Serves all that other servers' streams have received, and the dials that have ended. Returns whether there was
+    /// any.
+    fn serve_streams(&mut self, shard: &mut Shard) -> bool;
+
+    /// Returns the number of pieces of work that wait: of connections at the servers' port without a stream, and of
+    /// clients.
+    fn waiting(&mut self) -> Waiting;
+
+    /// Serves the next piece of work of a connection at the servers' port without a stream.
+    fn serve_stranger(&mut self, shard: &mut Shard);
+
+    /// Serves the next piece of work of a client. Returns the time after it, if it took any.
+    fn serve_client(&mut self, shard: &mut Shard) -> Option<Time>;
+
+    /// Ends the clients' part of the turn.
+    fn end_clients(&mut self, _shard: &mut Shard) {}
+
+    /// Sends a dirty connection's bytes, and carries out its fate. Returns the number of bytes sent to a client.
+    fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize;
+
+    /// Passes all sends so far to the kernel.
+    fn submit(&mut self) {}
+
+    /// Sends at once as many of these bytes as the socket has room for; returns their number.
+    fn send(&mut self, transmit: &Transmit<'_>) -> usize;
+}
+
+/// The number of pieces of work that wait for their turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Those of connections at the servers' port without a stream, and connections to accept.
+    pub strangers: usize,
+    /// Those of clients.
+    pub clients: usize,
+}
+
+/// Runs one turn, which began at `now`. `is_wanted` is true if output may wait. The turn may leave work: waiting
+/// clients, dirty connections, readers.
+pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: bool) {
+    let had_streams = engine.serve_streams(shard);
+    let mut budget = Budget::new(now);
+    let waiting = engine.waiting();
+    if (had_streams || is_wanted) && waiting != Waiting::default() {
+        settle(engine, shard, &mut budget, now);
+        engine.submit();
+        budget.renew_time(engine.now());
+    }
+    for _ in 0..waiting.strangers.min(MOST_STRANGERS) {
+        engine.serve_stranger(shard);
+    }
+    for _ in 0..waiting.clients {
+        if let Some(now) = engine.serve_client(shard)
+            && !budget.has_more(now)
+        {
+            break;
+        }
+    }
+    engine.end_clients(shard);
+    let now = engine.now();
+    budget.renew_time(now);
+    settle(engine, shard, &mut budget, now);
+    if shard.has_readers() {
+        // Send all short responses before long values.
+        engine.submit();
+        while let Some(transmit) = shard.poll_transmit(now) {
+            let sent = engine.send(&transmit);
+            shard.on_transmitted(now, sent);
+        }
+        settle(engine, shard, &mut budget, now);
+    }
+}
+
+/// Ends a wake-up, or the streams' part of it: pumps the streams and handles dirty ones. Then it handles the other dirty
+/// connections in order, as far as the budget allows.
+fn settle<E: Engine>(engine: &mut E, shard: &mut Shard, budget: &mut Budget, now: Time) {
+    shard.finish_wake_up(now);
+    let mut had_streams = false;
+    while let Some(id) = shard.next_dirty_stream() {
+        had_streams = true;
+        engine.see_to(shard, now, id);
+    }
+    while budget.admits_step(|| engine.now())
+        && let Some(id) = shard.next_dirty()
+    {
+        let sent = engine.see_to(shard, now, id);
+        budget.spend(sent);
+    }
+    if had_streams && E::SENDS_AT_ONCE {
+        // The sends may have made room for more of a stream, which is sent in the next turn.
+        shard.finish_wake_up(now);
+    }
+}
+
+/// The work for clients that a turn may still do.
+struct Budget {
+    until: Time,
+    bytes: usize,
+    steps: u32,
+}
+
+impl Budget {
+    /// Creates the full budget of a turn that begins at `now`.
+    fn new(now: Time) -> Budget {
+        Budget { until: now + CLIENTS_TIME, bytes: MOST_SENT, steps: 0 }
+    }
+
+    /// Restores the full time and keeps the remaining bytes.
+    fn renew_time(&mut self, now: Time) {
+        (self.until, self.steps) = (now + CLIENTS_TIME, 0);
+    }
+
+    /// Returns whether time and bytes are left at `now`.
+    fn has_more(&self, now: Time) -> bool {
+        self.bytes > 0 && now < self.until
+    }
+
+    /// Returns whether budget for one short step is left; reads the clock only once in several steps.
+    fn admits_step(&mut self, now: impl FnOnce() -> Time) -> bool {
+        self.steps = (self.steps + 1) % STEPS_UNTIMED;
+        if self.steps == 0 { self.has_more(now()) } else { self.bytes > 0 }
+    }
+
+    /// Deducts bytes that are sent to a client.
+    fn spend(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
