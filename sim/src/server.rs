@@ -9,6 +9,7 @@
 //!       -> clients, for a limited time -> all output -> long values -> dials -> reports
 //! ```
 
+mod engine;
 mod executor;
 mod process;
 mod socket;
@@ -16,4 +17,5 @@ mod tap;
 
 pub use executor::{Executor, Input, Output};
 pub use process::{Bounds, MEMORY, Process};
+pub use socket::Reader;
 pub use tap::Answered;

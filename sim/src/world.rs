@@ -140,7 +140,6 @@ impl Config {
                     _ => MEMORY,
                 },
                 session_idle: if forgets_soon { SHORT_IDLE } else { SESSION_IDLE },
-                has_slow_readers: has_waves,
             },
         }
     }

@@ -30,8 +30,6 @@ pub struct Bounds {
     pub memory: u64,
     /// The idle time after which a session expires.
     pub session_idle: Duration,
-    /// True if some clients read long values, and take them slowly.
-    pub has_slow_readers: bool,
 }
 
 impl Bounds {
@@ -104,7 +102,7 @@ impl Process {
                 failure_timeout: FailureTimeout::DEFAULT,
                 session_idle: bounds.session_idle,
             };
-            Executor::new(identity, &memory, bounds.has_slow_readers, seed, &is_exhausted)
+            Executor::new(identity, &memory, seed, &is_exhausted)
         });
         let shards = shards.collect();
         Process {

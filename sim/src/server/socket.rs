@@ -10,11 +10,19 @@ use crate::network::ConnectionNumber;
 
 /// The bytes per millisecond that a slow reader takes, and the most that its socket buffers.
 const SLOW_BYTES_A_MS: u64 = 200;
-const SLOW_BUFFER: u64 = 3 << 10;
+const BUFFER_BYTES: u64 = 3 << 10;
 /// The time after which the socket of a slow reader has room again, in nanoseconds.
 const DRAINED_AFTER: u64 = 20_000_000;
-/// In a run with slow readers, one client connection of this many is one.
-const SLOW_ONE_IN: usize = 3;
+/// The way in which the other end of a connection reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// It takes all bytes at once.
+    Fast,
+    /// It takes a few bytes at a time.
+    Slow,
+    /// It takes nothing after its buffer is full.
+    Never,
+}
 
 /// One socket.
 #[derive(Debug)]
@@ -22,13 +30,13 @@ pub(super) struct Socket {
     pub(super) number: ConnectionNumber,
     pub(super) port: Port,
     pub(super) tap: Tap,
-    /// `None` if the other end takes all bytes at once.
-    slow: Option<Slow>,
+    reader: Reader,
+    buffer: Buffer,
 }
 
-/// The buffer of a socket whose other end reads slowly.
-#[derive(Debug)]
-struct Slow {
+/// The buffer of a socket whose other end does not read at once.
+#[derive(Debug, Default)]
+struct Buffer {
     filled: u64,
     looked_at: u64,
     /// The time at which a full socket has room again.
@@ -37,27 +45,35 @@ struct Slow {
 
 impl Socket {
     /// Creates the socket of a connection.
-    fn new(number: ConnectionNumber, port: Port, has_slow_readers: bool) -> Socket {
-        let is_slow = has_slow_readers && port == Port::Clients && number.0 % SLOW_ONE_IN == 0;
-        let slow = is_slow.then_some(Slow { filled: 0, looked_at: 0, blocked_until: None });
-        Socket { number, port, tap: Tap::new(port), slow }
+    fn new(number: ConnectionNumber, port: Port, reader: Reader) -> Socket {
+        Socket { number, port, tap: Tap::new(port), reader, buffer: Buffer::default() }
+    }
+
+    /// Returns the way in which the other end reads.
+    pub(super) fn reader(&self) -> Reader {
+        self.reader
     }
 
     /// Returns whether it takes no bytes now.
     pub(super) fn is_blocked(&self) -> bool {
-        self.slow.as_ref().is_some_and(|slow| slow.blocked_until.is_some())
+        self.buffer.blocked_until.is_some()
     }
 
     /// Offers bytes to the socket; returns how many it takes. After a short send it is blocked.
     pub(super) fn offer(&mut self, true_now: u64, bytes: usize) -> usize {
-        let Some(slow) = &mut self.slow else { return bytes };
-        let drained = (true_now - slow.looked_at) / 1_000_000 * SLOW_BYTES_A_MS;
-        slow.filled = slow.filled.saturating_sub(drained);
-        slow.looked_at = true_now;
-        let taken = (SLOW_BUFFER.saturating_sub(slow.filled)).min(bytes as u64);
-        slow.filled += taken;
+        let buffer = &mut self.buffer;
+        let drained = match self.reader {
+            Reader::Fast => return bytes,
+            Reader::Slow => (true_now - buffer.looked_at) / 1_000_000 * SLOW_BYTES_A_MS,
+            Reader::Never => 0,
+        };
+        buffer.filled = buffer.filled.saturating_sub(drained);
+        buffer.looked_at = true_now;
+        let taken = (BUFFER_BYTES.saturating_sub(buffer.filled)).min(bytes as u64);
+        buffer.filled += taken;
         if taken < bytes as u64 {
-            slow.blocked_until = Some(true_now + DRAINED_AFTER);
+            let is_slow = self.reader == Reader::Slow;
+            buffer.blocked_until = Some(if is_slow { true_now + DRAINED_AFTER } else { u64::MAX });
         }
         usize::try_from(taken).expect("it is no more than was offered")
     }
@@ -68,20 +84,24 @@ impl Socket {
 pub(super) struct Sockets {
     open: BTreeMap<ConnectionId, Socket>,
     ids: BTreeMap<ConnectionNumber, ConnectionId>,
-    /// True if the clients of some connections read slowly.
-    has_slow_readers: bool,
+    /// The connections whose other ends do not read at once.
+    slow: Vec<ConnectionId>,
 }
 
 impl Sockets {
-    /// Creates an executor's sockets. If it has slow readers, the clients of some connections read slowly.
-    pub(super) fn new(has_slow_readers: bool) -> Sockets {
-        Sockets { has_slow_readers, ..Sockets::default() }
-    }
-
     /// Adds the socket of the shard's connection `id`.
-    pub(super) fn open(&mut self, id: ConnectionId, number: ConnectionNumber, port: Port) {
+    pub(super) fn open(
+        &mut self,
+        id: ConnectionId,
+        number: ConnectionNumber,
+        port: Port,
+        reader: Reader,
+    ) {
         self.ids.insert(number, id);
-        self.open.insert(id, Socket::new(number, port, self.has_slow_readers));
+        self.open.insert(id, Socket::new(number, port, reader));
+        if reader != Reader::Fast {
+            self.slow.push(id);
+        }
     }
 
     /// Returns the id of a connection; `None` if it is closed.
@@ -98,6 +118,7 @@ impl Sockets {
     pub(super) fn remove(&mut self, id: ConnectionId) -> Option<Socket> {
         let socket = self.open.remove(&id)?;
         self.ids.remove(&socket.number);
+        self.slow.retain(|slow| *slow != id);
         Some(socket)
     }
 
@@ -109,13 +130,9 @@ impl Sockets {
     /// Unblocks the sockets that have room again, and returns their ids.
     pub(super) fn drained(&mut self, true_now: u64) -> Vec<ConnectionId> {
         let mut drained = Vec::new();
-        if !self.has_slow_readers {
-            return drained;
-        }
-        for (id, socket) in &mut self.open {
-            if let Some(slow) = &mut socket.slow
-                && slow.blocked_until.take_if(|until| *until <= true_now).is_some()
-            {
+        for id in &self.slow {
+            let Some(socket) = self.open.get_mut(id) else { continue };
+            if socket.buffer.blocked_until.take_if(|until| *until <= true_now).is_some() {
                 drained.push(*id);
             }
         }
@@ -124,9 +141,7 @@ impl Sockets {
 
     /// Returns the next time at which a blocked socket has room again.
     pub(super) fn next_drained(&self) -> Option<u64> {
-        if !self.has_slow_readers {
-            return None;
-        }
-        self.open.values().filter_map(|socket| socket.slow.as_ref()?.blocked_until).min()
+        let slow = self.slow.iter().filter_map(|id| self.open.get(id));
+        slow.filter_map(|socket| socket.buffer.blocked_until).min()
     }
 }

@@ -73,14 +73,15 @@ impl Tap {
         }
     }
 
-    /// Observes received bytes in this wake-up. Returns the views of the messages of a stream that they complete.
+    /// Observes received bytes in this wake-up. Returns the number of requests, and the views of the messages of a
+    /// stream, that they complete.
     pub(super) fn received(
         &mut self,
         wake: u64,
         placement: Placement,
         bytes: &[u8],
-    ) -> Vec<ViewVersion> {
-        let mut views = Vec::new();
+    ) -> (u64, Vec<ViewVersion>) {
+        let (mut requests, mut views) = (0, Vec::new());
         match self {
             Tap::Client { input, asked, .. } => {
                 input.extend(bytes);
@@ -94,6 +95,7 @@ impl Tap {
                     let is_read =
                         matches!(request.operation, Operation::Get | Operation::GetPart(_));
                     asked.insert(request.id, Asked { group, is_read, wake });
+                    requests += 1;
                 }
             }
             Tap::Peer(input) => {
@@ -107,7 +109,7 @@ impl Tap {
                 }
             }
         }
-        views
+        (requests, views)
     }
 
     /// Observes sent bytes; returns the responses that they complete, with their requests.

@@ -1,5 +1,6 @@
 //! Clients: their wake-ups and effects.
 
+use crate::server::Reader;
 use kv_protocol::ids::ClientId;
 use kv_shard::Port;
 
@@ -166,8 +167,11 @@ impl World {
                 let ends = [Actor::Client { client }, self.any_executor(process)];
                 let hosts = ends.map(|end| self.host_of(end));
                 let number = self.network.connect(&mut self.random, ends, hosts);
+                // Waves have long values, some of which are read slowly.
+                let is_slow = self.config.has_waves && number.0.is_multiple_of(3);
+                let reader = if is_slow { Reader::Slow } else { Reader::Fast };
                 if let Actor::Shard { process, shard } = ends[1] {
-                    self.give(process, shard, Input::Accepted(number, Port::Clients));
+                    self.give(process, shard, Input::Accepted(number, Port::Clients, reader));
                 }
                 if lag > 0 {
                     // The client abandons this connection together with the write.

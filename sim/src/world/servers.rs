@@ -50,9 +50,9 @@ impl World {
             return self.wake_shard_at(process, shard, self.now + pause);
         }
         place.shards[shard].read_at = self.clocks[place.place].true_time(reading);
-        let (outputs, work) = place.shards[shard].wake(self.now, reading, inputs);
-        place.shards[shard].busy_until = self.now + work;
         let clock = self.clocks[place.place];
+        let (outputs, work) = place.shards[shard].wake(self.now, clock, reading, inputs);
+        place.shards[shard].busy_until = self.now + work;
         let next = place.shards[shard].next_wake(self.now, |reading| clock.true_time(reading));
         self.wake_shard_at(process, shard, next);
         self.take_outputs(process, shard, outputs);
@@ -110,19 +110,18 @@ impl World {
         let actor = Actor::Shard { process, shard };
         for output in outputs {
             match output {
-                Output::Send(number, bytes) => {
+                Output::Send(number, bytes, after) => {
                     let end = self.network.get(number).end_of(actor);
-                    self.send(number, end, bytes);
+                    self.send_after(number, end, bytes, after);
                 }
                 Output::Close(number) => {
                     let end = self.network.get(number).end_of(actor);
                     self.close(number, end);
                 }
-                Output::HandOver(number, wanted, port, received, rest) => {
+                Output::HandOver(number, wanted, inputs) => {
                     let shard = usize::from(wanted.0);
                     self.network.give_end(number, 1, Actor::Shard { process, shard });
-                    self.give(process, shard, Input::Adopted(number, port, received));
-                    for input in rest {
+                    for input in inputs {
                         self.give(process, shard, input);
                     }
                 }

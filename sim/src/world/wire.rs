@@ -2,15 +2,27 @@
 
 use super::SEAL;
 use super::*;
+use crate::server::Reader;
 use kv_shard::Port;
 
 impl World {
     /// Sends bytes from an end of a connection.
     pub fn send(&mut self, number: ConnectionNumber, from: usize, bytes: Vec<u8>) {
+        self.send_after(number, from, bytes, 0);
+    }
+
+    /// Sends bytes from an end of a connection after so many nanoseconds.
+    pub(super) fn send_after(
+        &mut self,
+        number: ConnectionNumber,
+        from: usize,
+        bytes: Vec<u8>,
+        after: u64,
+    ) {
         if bytes.is_empty() || !self.network.is_open(number, from) {
             return;
         }
-        let at = self.network.arrival(&mut self.random, self.now, number, from);
+        let at = self.network.arrival(&mut self.random, self.now + after, number, from);
         if bytes.len() > 2 && self.random.per_mille(30) {
             let middle = self.random.index(bytes.len() - 1) + 1;
             let rest = bytes[middle..].to_vec();
@@ -158,7 +170,7 @@ impl World {
         }
         let number = self.network.connect(&mut self.random, [from, listener], [from_host, to_host]);
         if let Actor::Shard { process, shard } = listener {
-            self.give(process, shard, Input::Accepted(number, Port::Servers));
+            self.give(process, shard, Input::Accepted(number, Port::Servers, Reader::Fast));
         }
         self.on_connected(from, number, purpose);
     }

@@ -1,0 +1,344 @@
+//! The sockets of an executor, served in the order that ships ([`kv_shard::turn`]), with work that takes virtual time.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::ids::{GroupId, Time, ViewVersion};
+use kv_shard::turn::{self, Waiting};
+use kv_shard::{Address, Fate, Port, Shard, Transmit};
+
+use super::executor::{Input, Output};
+use super::socket::{Reader, Sockets};
+use super::tap::Answered;
+use crate::clock::Clock;
+use crate::invariants::{Violation, lease_is_checked, nothing_old, only_primaries_answer};
+use crate::network::ConnectionNumber;
+
+/// The work of a wake-up, of an input, of a request, and of each byte received or sent, in nanoseconds.
+pub(super) const WORK_A_WAKE: u64 = 1_000;
+const WORK_AN_INPUT: u64 = 500;
+const WORK_A_REQUEST: u64 = 10_000;
+const WORK_A_BYTE: u64 = 3;
+/// The bytes of one receive from a client, as in the engine over io_uring.
+const RECEIVED_AT_ONCE: usize = 8 << 10;
+
+/// A message of a stream that the shard must not accept: it must close the stream.
+struct Suspect {
+    id: ConnectionId,
+    group: GroupId,
+    view: ViewVersion,
+    installed: ViewVersion,
+}
+
+/// The sockets, and what they have received that is not served yet.
+pub(super) struct Engine {
+    pub(super) sockets: Sockets,
+    streams: VecDeque<Input>,
+    strangers: VecDeque<Input>,
+    clients: VecDeque<Input>,
+    /// The number of wake-ups.
+    pub(super) wakes: u64,
+    /// The work of this wake-up so far, in nanoseconds.
+    pub(super) work: u64,
+    pub(super) output: Vec<Output>,
+    suspects: Vec<Suspect>,
+}
+
+impl Engine {
+    /// Creates an engine without sockets.
+    pub(super) fn new() -> Engine {
+        Engine {
+            sockets: Sockets::default(),
+            streams: VecDeque::new(),
+            strangers: VecDeque::new(),
+            clients: VecDeque::new(),
+            wakes: 0,
+            work: 0,
+            output: Vec::new(),
+            suspects: Vec::new(),
+        }
+    }
+
+    /// Queues an input of a connection.
+    pub(super) fn queue(&mut self, shard: &mut Shard, input: Input) {
+        let Some(number) = input.connection() else { return self.streams.push_back(input) };
+        // A connection that has just become a stream keeps its inputs in order.
+        let waits =
+            |queue: &VecDeque<Input>| queue.iter().any(|input| input.connection() == Some(number));
+        let id = self.sockets.id(number);
+        let port = match &input {
+            Input::Accepted(_, port, _) | Input::Adopted(_, port, ..) => Some(*port),
+            _ => id.and_then(|id| self.sockets.get(id)).map(|socket| socket.port),
+        };
+        let is_stream =
+            matches!(input, Input::Dialled(..)) || id.is_some_and(|id| shard.is_stream(id));
+        match port {
+            _ if waits(&self.streams) => self.streams.push_back(input),
+            Some(Port::Servers) | None if waits(&self.strangers) => self.strangers.push_back(input),
+            _ if is_stream => self.streams.push_back(input),
+            Some(Port::Servers) => self.strangers.push_back(input),
+            Some(Port::Clients) | None => self.queue_of_client(input),
+        }
+    }
+
+    /// Queues an input of a client, in pieces as the engine receives them.
+    fn queue_of_client(&mut self, input: Input) {
+        match input {
+            Input::Bytes(number, bytes) if bytes.len() > RECEIVED_AT_ONCE => {
+                let pieces = bytes.chunks(RECEIVED_AT_ONCE);
+                self.clients.extend(pieces.map(|piece| Input::Bytes(number, piece.to_vec())));
+            }
+            input => self.clients.push_back(input),
+        }
+    }
+
+    /// Returns whether work is left for the next wake-up, apart from that of streams.
+    pub(super) fn has_work(&self) -> bool {
+        !self.strangers.is_empty() || !self.clients.is_empty()
+    }
+
+    /// Returns whether streams have received something that is not served.
+    pub(super) fn has_streams(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
+    /// Takes the inputs of a connection that are not served.
+    fn take_inputs(&mut self, number: ConnectionNumber) -> Vec<Input> {
+        let mut its = Vec::new();
+        for queue in [&mut self.strangers, &mut self.clients] {
+            let inputs = std::mem::take(queue).into_iter();
+            let (taken, others): (VecDeque<Input>, VecDeque<Input>) =
+                inputs.partition(|input| input.connection() == Some(number));
+            *queue = others;
+            its.extend(taken);
+        }
+        its
+    }
+}
+
+/// A turn in progress.
+pub(super) struct Turn<'a> {
+    pub(super) engine: &'a mut Engine,
+    pub(super) true_now: u64,
+    /// The clock reading of the wake-up.
+    pub(super) now: Time,
+    pub(super) clock: Clock,
+    /// True if the executor receives nothing from other servers.
+    pub(super) is_deaf: bool,
+}
+
+impl turn::Engine for Turn<'_> {
+    const SENDS_AT_ONCE: bool = true;
+
+    fn now(&mut self) -> Time {
+        self.clock.read(self.true_now + self.engine.work)
+    }
+
+    fn serve_streams(&mut self, shard: &mut Shard) -> bool {
+        if self.is_deaf {
+            return false;
+        }
+        let inputs = std::mem::take(&mut self.engine.streams);
+        let had_any = !inputs.is_empty();
+        for input in inputs {
+            self.receive(shard, input);
+        }
+        had_any
+    }
+
+    fn waiting(&mut self) -> Waiting {
+        let (strangers, clients) = (self.engine.strangers.len(), self.engine.clients.len());
+        Waiting { strangers, clients }
+    }
+
+    fn serve_stranger(&mut self, shard: &mut Shard) {
+        if let Some(input) = self.engine.strangers.pop_front() {
+            self.receive(shard, input);
+        }
+    }
+
+    fn serve_client(&mut self, shard: &mut Shard) -> Option<Time> {
+        let input = self.engine.clients.pop_front()?;
+        self.receive(shard, input);
+        Some(self.now())
+    }
+
+    fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize {
+        let Some(socket) = self.engine.sockets.get(id) else { return 0 };
+        let (number, port, reader) = (socket.number, socket.port, socket.reader());
+        let mut sent = 0;
+        if !socket.is_blocked() {
+            let taken = socket.offer(self.true_now, shard.unsent(id).len());
+            if taken > 0 {
+                let bytes = shard.unsent(id)[..taken].to_vec();
+                shard.on_sent(now, id, taken);
+                if !shard.is_stream(id) {
+                    sent = taken;
+                }
+                self.send_bytes(shard, id, bytes);
+            }
+        }
+        let fate = shard.fate(id);
+        self.judge_suspects(id, fate);
+        match fate {
+            Fate::Read | Fate::Wait => {}
+            // The simulated network closes both directions at once.
+            Fate::Close | Fate::Shut => {
+                shard.close(now, id);
+                self.engine.sockets.remove(id);
+                self.engine.output.push(Output::Close(number));
+            }
+            Fate::HandOver(wanted) if wanted == shard.service.identity.shard => {
+                shard.adopt_greeting(now, id);
+                shard.mark_dirty(id);
+            }
+            Fate::HandOver(wanted) => {
+                let greeting = shard.take_greeting(id);
+                shard.close(now, id);
+                self.engine.sockets.remove(id);
+                let received = greeting.map(|(_, received)| received).unwrap_or_default();
+                let mut inputs = vec![Input::Adopted(number, port, reader, received)];
+                inputs.extend(self.engine.take_inputs(number));
+                self.engine.output.push(Output::HandOver(number, wanted, inputs));
+            }
+        }
+        sent
+    }
+
+    fn send(&mut self, transmit: &Transmit<'_>) -> usize {
+        let bytes: Vec<u8> = transmit.parts.iter().flat_map(|part| part.iter()).copied().collect();
+        let Some(socket) = self.engine.sockets.get(transmit.id) else { return 0 };
+        let taken = socket.offer(self.true_now, bytes.len());
+        self.note_sent(transmit.id, bytes[..taken].to_vec());
+        taken
+    }
+}
+
+impl Turn<'_> {
+    /// Serves an input of a connection.
+    fn receive(&mut self, shard: &mut Shard, input: Input) {
+        self.engine.work += WORK_AN_INPUT;
+        let now = self.now;
+        match input {
+            Input::Accepted(number, port, reader) => {
+                let id = shard.open_greeting(now, port);
+                self.open(shard, number, id, port, reader);
+            }
+            Input::Adopted(number, port, reader, received) => {
+                let id = shard.adopt(now, port, &[]);
+                self.open(shard, number, id, port, reader);
+                self.on_bytes(shard, id, &received);
+            }
+            Input::Dialled(number, group) => {
+                let id = shard.open_stream(now, group);
+                self.engine.sockets.open(id, number, Port::Servers, Reader::Fast);
+                shard.mark_dirty(id);
+            }
+            Input::DialFailed(group) => {
+                shard.service.on_dial_failed(now, group, "nothing listens there");
+            }
+            Input::Bytes(number, bytes) => {
+                if let Some(id) = self.engine.sockets.id(number) {
+                    self.on_bytes(shard, id, &bytes);
+                }
+            }
+            Input::Closed(number) => {
+                if let Some(id) = self.engine.sockets.id(number) {
+                    shard.on_end_of_input(now, id);
+                    shard.mark_dirty(id);
+                }
+            }
+            _ => unreachable!("it is an order"),
+        }
+    }
+
+    fn open(
+        &mut self,
+        shard: &mut Shard,
+        number: ConnectionNumber,
+        id: ConnectionId,
+        port: Port,
+        reader: Reader,
+    ) {
+        shard.set_address(id, Address::of(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        self.engine.sockets.open(id, number, port, reader);
+        shard.mark_dirty(id);
+    }
+
+    fn on_bytes(&mut self, shard: &mut Shard, id: ConnectionId, bytes: &[u8]) {
+        let placement = shard.service.identity.placement;
+        let wakes = self.engine.wakes;
+        let Some(socket) = self.engine.sockets.get(id) else { return };
+        let (requests, views) = socket.tap.received(wakes, placement, bytes);
+        self.engine.work += bytes.len() as u64 * WORK_A_BYTE + requests * WORK_A_REQUEST;
+        if views.is_empty() {
+            shard.on_bytes(self.now, id, bytes);
+            return shard.mark_dirty(id);
+        }
+        let replicas = shard.service.replicas();
+        let installed: Vec<(GroupId, ViewVersion)> =
+            replicas.map(|replica| (replica.group(), replica.view_version())).collect();
+        shard.on_bytes(self.now, id, bytes);
+        shard.mark_dirty(id);
+        let service = &shard.service;
+        let stream = installed.into_iter().find(|(group, _)| service.stream(*group) == Some(id));
+        if let Some((group, installed)) = stream.filter(|_| !service.is_frozen()) {
+            let views = views.into_iter().filter(|view| *view != installed);
+            let suspects = views.map(|view| Suspect { id, group, view, installed });
+            self.engine.suspects.extend(suspects);
+        }
+    }
+
+    /// Judges messages of another view, once their stream is closed or is not.
+    fn judge_suspects(&mut self, id: ConnectionId, fate: Fate) {
+        let Engine { suspects, output, .. } = &mut *self.engine;
+        let suspects = suspects.extract_if(.., |suspect| suspect.id == id);
+        let is_kept = matches!(fate, Fate::Read | Fate::Wait);
+        for Suspect { group, view, installed, .. } in suspects {
+            let checked = nothing_old::message(group, view, installed);
+            output.extend(checked.err().filter(|_| is_kept).map(Output::Broken));
+        }
+    }
+
+    /// Sends bytes of a connection, and checks the responses to requests of this wake-up.
+    fn send_bytes(&mut self, shard: &Shard, id: ConnectionId, bytes: Vec<u8>) {
+        for (answered, is_read) in self.note_sent(id, bytes) {
+            let checked = self.check_answer(shard, &answered, is_read);
+            self.engine.output.extend(checked.err().map(Output::Broken));
+        }
+    }
+
+    /// Sends bytes of a connection. Returns the responses among them to requests of this wake-up, and whether each is
+    /// to a read. Any other response may be of a time at which the replica was another.
+    fn note_sent(&mut self, id: ConnectionId, bytes: Vec<u8>) -> Vec<(Answered, bool)> {
+        self.engine.work += bytes.len() as u64 * WORK_A_BYTE;
+        let Some(socket) = self.engine.sockets.get(id) else { return Vec::new() };
+        let number = socket.number;
+        let mut fresh = Vec::new();
+        for (answered, asked) in socket.tap.sent(number, &bytes) {
+            if asked.wake == self.engine.wakes {
+                fresh.push((answered, asked.is_read));
+            }
+            self.engine.output.push(Output::Answered(answered));
+        }
+        self.engine.output.push(Output::Send(number, bytes, self.engine.work));
+        fresh
+    }
+
+    /// Checks that a replica may send the response that it has just sent to a request of this wake-up.
+    fn check_answer(
+        &self,
+        shard: &Shard,
+        answered: &Answered,
+        is_read: bool,
+    ) -> Result<(), Violation> {
+        let Some(replica) = shard.service.replica(answered.group) else { return Ok(()) };
+        let sight = replica.inspect();
+        only_primaries_answer::check(answered.group, &sight, answered.status)?;
+        if is_read {
+            lease_is_checked::check(answered.group, &sight, self.now, answered.status)?;
+        }
+        Ok(())
+    }
+}
