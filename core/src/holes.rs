@@ -70,17 +70,26 @@ pub enum Hole {
     NotDoneWithoutRecord = 63,
     ResolveOverPending = 64,
     LateWriteExecuted = 65,
+    JudgedBeforeRead = 66,
+    AnsweredBeforeLease = 67,
+    SentAfterWait = 68,
+    LookedAheadTooFar = 69,
+    HalfClosedStreamKept = 70,
+    OutputOfClosedKept = 71,
+    StreamsLast = 72,
+    TurnUnbounded = 73,
+    OutputUnbounded = 74,
 }
 
 /// Returns whether this rule is disabled in the running thread.
 #[cfg(not(feature = "holes"))]
 #[inline(always)]
-pub(crate) const fn is_open(_: Hole) -> bool {
+pub const fn is_open(_: Hole) -> bool {
     false
 }
 
 #[cfg(feature = "holes")]
-pub(crate) use planted::is_open;
+pub use planted::is_open;
 /// The clock readings of this and the previous wake-up, for mutations of the rules that forbid stale readings.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Readings {
@@ -132,7 +141,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All mutations in order.
-    pub const ALL: [Hole; 60] = {
+    pub const ALL: [Hole; 69] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -195,6 +204,15 @@ mod planted {
             NotDoneWithoutRecord,
             ResolveOverPending,
             LateWriteExecuted,
+            JudgedBeforeRead,
+            AnsweredBeforeLease,
+            SentAfterWait,
+            LookedAheadTooFar,
+            HalfClosedStreamKept,
+            OutputOfClosedKept,
+            StreamsLast,
+            TurnUnbounded,
+            OutputUnbounded,
         ]
     };
 
@@ -226,7 +244,7 @@ mod planted {
 
     /// Returns whether this rule is disabled in the running thread. The use of [`MARKER`] keeps the marker in every
     /// executable that contains such checks, even if nothing in it disables a rule.
-    pub(crate) fn is_open(hole: Hole) -> bool {
+    pub fn is_open(hole: Hole) -> bool {
         OPEN.get() == Some(hole) && !black_box(MARKER).is_empty()
     }
 
@@ -301,6 +319,15 @@ mod planted {
                 Hole::NotDoneWithoutRecord => "NOT_DONE answered without a record",
                 Hole::ResolveOverPending => "NOT_DONE answered for a pending write",
                 Hole::LateWriteExecuted => "a late sending executed after NOT_DONE",
+                Hole::JudgedBeforeRead => "a shard that stood judges others before it reads",
+                Hole::AnsweredBeforeLease => "a response sent before the lease check",
+                Hole::SentAfterWait => "a transmit that reads the table anew",
+                Hole::LookedAheadTooFar => "a result of look-ahead used for a later request",
+                Hole::HalfClosedStreamKept => "a stream kept after the end of its input",
+                Hole::OutputOfClosedKept => "output of a closed connection sent on the next",
+                Hole::StreamsLast => "streams served only when no client waits",
+                Hole::TurnUnbounded => "clients served without a limit of time",
+                Hole::OutputUnbounded => "unsent responses without a bound",
             }
         }
     }

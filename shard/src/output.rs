@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 
+use kv_core::holes::{self, Hole};
 use kv_core::replica::{Answers, ConnectionId};
 use kv_protocol::client_message::{Answer, AnswerHead, Status};
 use kv_protocol::ids::Time;
@@ -144,7 +145,10 @@ impl Outputs {
             let held = output.held();
             let before = std::mem::replace(&mut output.counted, held);
             tally.change(before, held);
-            if held > before && tally.memory().is_used_up() {
+            if held > before
+                && tally.memory().is_used_up()
+                && !holes::is_open(Hole::OutputUnbounded)
+            {
                 self.kill(id);
             }
         }
@@ -160,7 +164,7 @@ impl Outputs {
     /// Returns whether the connection's next request may be served. If not, [`Outputs::has_room_again`] reports when it
     /// may.
     pub(crate) fn may_serve(&mut self, id: ConnectionId) -> bool {
-        let is_full = self.is_full(id);
+        let is_full = self.is_full(id) && !holes::is_open(Hole::OutputUnbounded);
         match self.get(id) {
             Some(output) if !output.is_closing() => {
                 output.has_kept_back |= is_full;
@@ -396,7 +400,7 @@ impl Outputs {
 
 fn find(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Output> {
     let slot = slots.get_mut(slot_of(id))?;
-    if slot.generation != generation_of(id) {
+    if slot.generation != generation_of(id) && !holes::is_open(Hole::OutputOfClosedKept) {
         return None;
     }
     slot.output.as_mut()

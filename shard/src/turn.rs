@@ -13,6 +13,7 @@
 
 use std::time::Duration;
 
+use kv_core::holes::{self, Hole};
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::Time;
 
@@ -74,7 +75,8 @@ pub struct Waiting {
 /// Runs one turn, which began at `now`. `is_wanted` is true if output may wait. The turn may leave work: waiting
 /// clients, dirty connections, readers.
 pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: bool) {
-    let had_streams = engine.serve_streams(shard);
+    let is_late = holes::is_open(Hole::StreamsLast) && engine.waiting().clients > 0;
+    let had_streams = !is_late && engine.serve_streams(shard);
     let mut budget = Budget::new(now);
     let waiting = engine.waiting();
     if (had_streams || is_wanted) && waiting != Waiting::default() {
@@ -88,6 +90,7 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
     for _ in 0..waiting.clients {
         if let Some(now) = engine.serve_client(shard)
             && !budget.has_more(now)
+            && !holes::is_open(Hole::TurnUnbounded)
         {
             break;
         }

@@ -15,9 +15,9 @@ use kv_protocol::ids::{ClientId, ClusterId, GroupId, ShardId};
 
 use crate::invariants::{
     Violation, acked_is_held, copies_agree, copies_are_spared, dead_are_not_waited_for,
-    keys_are_at_home, lease_before_grace, linearizable, may_serve, memory_is_bounded,
-    numbers_are_unique, once_only, one_server, one_view, sessions_are_kept, taker_has_all,
-    union_is_true, versions_grow,
+    keys_are_at_home, lease_before_grace, linearizable, load_moves_no_view, may_serve,
+    memory_is_bounded, numbers_are_unique, once_only, one_server, one_view, sessions_are_kept,
+    taker_has_all, union_is_true, versions_grow,
 };
 use crate::server::Answered;
 use crate::world::World;
@@ -93,6 +93,7 @@ impl Checks {
             union_is_true::check(self, process, place, &sight)?;
             copies_are_spared::check(self, world, process, place, &sight)?;
             memory_is_bounded::check(replica, world.config.bounds.memory)?;
+            load_moves_no_view::check(world, process, replica)?;
             one_server::check(world, place)?;
             lease_before_grace::check(world, place)?;
             dead_are_not_waited_for::check(world, process, place, &sight)?;
@@ -106,7 +107,7 @@ impl Checks {
                 one_view::check(&mut self.views, world.processes[process].cluster, &view)?;
             }
         }
-        Ok(())
+        load_moves_no_view::check_memory(world, process)
     }
 
     /// Checks a view that the coordinator sends in an order or in a map.

@@ -17,6 +17,7 @@ const SETTLED: u64 = 1_000;
 const PERCENT_WITH_WRITE: u64 = 90;
 const FAULTS_A_KIND_A_STEP: u64 = 1_000;
 const SLOW_FAULTS_A_KIND: u64 = 50;
+const LOAD: u64 = 1_000_000;
 /// The number of recovery steps; faults counted after them struck at rest.
 const STEPS: usize = 6;
 
@@ -67,6 +68,8 @@ pub struct Counts {
     pub orphaned: u64,
     /// Chunks of tables emptied by compaction.
     pub emptied_chunks: u64,
+    /// Requests served to clients that were only load.
+    pub load: u64,
     /// Faults that struck a group with a write in flight.
     pub with_write_in_flight: u64,
 }
@@ -120,6 +123,7 @@ impl Counts {
         self.restore_suspends += other.restore_suspends;
         self.orphaned += other.orphaned;
         self.emptied_chunks += other.emptied_chunks;
+        self.load += other.load;
         self.with_write_in_flight += other.with_write_in_flight;
         for (kind, steps) in &other.faults {
             let sums = self.faults.entry(kind).or_default();
@@ -148,6 +152,7 @@ impl Counts {
         least("suspends in a restore".to_owned(), self.restore_suspends, 1);
         least("times without a coordinator".to_owned(), self.orphaned, 1);
         least("chunks emptied by compaction".to_owned(), self.emptied_chunks, 1);
+        least("requests that were only load".to_owned(), self.load, LOAD);
         let share = 100 * self.with_write_in_flight / self.all_faults().max(1);
         least("% of the faults with a write in flight".to_owned(), share, PERCENT_WITH_WRITE);
         for kind in KINDS {
@@ -203,8 +208,9 @@ impl Counts {
             self.restored, self.lost_by_restore, self.failed_dumps, self.stop_suspends
         );
         text += &format!(
-            "{} suspends in a restore, {} times without a coordinator, {} chunks emptied by compaction\n",
-            self.restore_suspends, self.orphaned, self.emptied_chunks
+            "{} suspends in a restore, {} times without a coordinator, {} chunks emptied by compaction, \
+             {} requests that were only load\n",
+            self.restore_suspends, self.orphaned, self.emptied_chunks, self.load
         );
         let faults = self.all_faults();
         let share = 100.0 * self.with_write_in_flight as f64 / faults.max(1) as f64;
@@ -240,6 +246,7 @@ mod tests {
         (counts.settled_done, counts.settled_not_done) = (SETTLED, SETTLED);
         (counts.failed_dumps, counts.stop_suspends) = (1, 1);
         (counts.restore_suspends, counts.orphaned, counts.emptied_chunks) = (1, 1, 1);
+        counts.load = LOAD;
         assert_eq!(counts.missing(), [""; 0]);
         counts.faults.get_mut("crash").unwrap()[2] = 999;
         assert_eq!(counts.missing(), ["999 times crash in step 2, 1000 are asked for"]);

@@ -123,6 +123,8 @@ pub enum Happening {
     Restore,
     /// The process at this place crashes.
     Crash(usize),
+    /// The load of a run begins.
+    Flood,
     /// Decides whether the remaining replica of a group crashes now.
     Tempt(Temptation),
 }

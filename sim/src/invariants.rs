@@ -34,6 +34,7 @@
 //! | 23 | sessions are kept | [`sessions_are_kept`] |
 //! | 26 | a stop ends nothing that is not dumped | [`dumped_before_end`] |
 //! | 27 | a value being sent does not change | [`pins_hold`] |
+//! | 28 | no load moves a view | [`load_moves_no_view`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -56,6 +57,7 @@ pub mod lease_before_grace;
 pub mod lease_is_checked;
 pub mod leavers_get_nothing;
 pub mod linearizable;
+pub mod load_moves_no_view;
 pub mod lost_is_lost;
 pub mod memory_is_bounded;
 pub mod newest_wins;

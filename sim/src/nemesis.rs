@@ -81,7 +81,8 @@ fn is_quiet(world: &World) -> bool {
 
 /// Chooses the next fault at rest, and injects it.
 pub fn strike_at_rest(world: &mut World) {
-    if world.is_healing || world.config.calm || world.config.orphans {
+    let config = &world.config;
+    if world.is_healing || config.calm || config.orphans || config.floods {
         return;
     }
     if world.config.stands {

@@ -41,6 +41,11 @@ pub enum Actor {
         /// The client's index.
         client: usize,
     },
+    /// A client that is only load.
+    Flooder {
+        /// The client's index among them.
+        flooder: usize,
+    },
 }
 
 /// The number of a connection. Numbers are never reused.

@@ -42,6 +42,7 @@ use crate::workload::Workload;
 mod brain;
 mod clients;
 mod dispatch;
+mod floods;
 mod orphans;
 mod rest;
 mod restore;
@@ -90,6 +91,8 @@ pub struct Config {
     /// True if the only faults are slowness: executors stall for a moment and memory runs out, at one server
     /// after the other. No other server may suffer.
     pub slow: bool,
+    /// True if the only fault is load: more requests than the executors can serve. No view may change.
+    pub floods: bool,
     /// True if places are moved to other hosts.
     pub moves: bool,
     /// True if clients alternate between writing many short values and deleting most of them, with a few long
@@ -113,14 +116,15 @@ impl Config {
         // Some of the clients rest in such runs; an additional one makes up for it.
         let forgets_soon = seed % 5 == 2;
         // Few tables, so that each has many entries.
-        let has_waves = seed % 10 == 1 || seed % 20 == 4;
-        let (servers, shards) = if has_waves { (3, 1) } else { (servers, shards) };
+        let floods = seed % 16 == 14;
+        let has_waves = !floods && (seed % 10 == 1 || seed % 20 == 4);
+        let (servers, shards) = if has_waves || floods { (3, 1) } else { (servers, shards) };
         Config {
             seed,
             servers,
             shards,
             clients: random.index(4) + 3 + usize::from(forgets_soon),
-            faulty: 40_000_000_000,
+            faulty: if floods { 4_000_000_000 } else { 40_000_000_000 },
             patience: 60_000_000_000,
             think: if random.per_mille(300) { BUSY_THINK } else { THINK },
             double: seed % 8 == 7 || seed % 16 == 3,
@@ -132,6 +136,7 @@ impl Config {
             stands: seed % 16 == 13,
             coordinator_stands: seed % 32 == 13,
             slow: seed % 16 == 5,
+            floods,
             moves: seed % 16 == 6,
             has_waves,
             bounds: Bounds {
@@ -216,6 +221,8 @@ pub struct World {
     pub lost_at: BTreeMap<(ClusterId, GroupId), u64>,
     /// The injected slowness, in runs in which servers are only slow.
     pub slowness: slow_are_spared::Slowness,
+    /// The load in progress.
+    pub floods: floods::Floods,
     violation: Option<Violation>,
 }
 
@@ -255,7 +262,7 @@ impl World {
             heap: BinaryHeap::new(),
             made: 0,
             random,
-            network: Network::new(hosts, config.stands || config.slow),
+            network: Network::new(hosts, config.stands || config.slow || config.floods),
             clocks,
             processes: Vec::new(),
             moved: BTreeSet::new(),
@@ -282,6 +289,7 @@ impl World {
             asked: Vec::new(),
             lost_at: BTreeMap::new(),
             slowness: Default::default(),
+            floods: Default::default(),
             violation: None,
         };
         world.clients[0].is_reader = true;
@@ -292,6 +300,7 @@ impl World {
         world.after(10_000_000, Happening::Nemesis);
         world.plan_stops();
         world.plan_sleep();
+        world.plan_flood();
         world
     }
 
@@ -303,6 +312,7 @@ impl World {
         self.run_until(self.config.faulty)?;
         self.is_healing = true;
         crate::nemesis::stop(self);
+        self.end_floods();
         self.come_to_rest()?;
         self.look_back()?;
         self.check(|checks, world| checks.at_end(world));
@@ -381,6 +391,7 @@ impl World {
             }
             Actor::Coordinator { .. } => self.coordinator_host(),
             Actor::Client { client } => Host(usize::from(self.config.servers) + 1 + client),
+            Actor::Flooder { .. } => Host(usize::from(self.config.servers) + 1),
         }
     }
 

@@ -97,6 +97,12 @@ impl Replica {
         }
     }
 
+    /// Returns the newest value of a key, without any check; for a mutation.
+    #[cfg(feature = "holes")]
+    pub fn newest_value(&self, digest: Digest, key: &[u8]) -> Option<&[u8]> {
+        self.table.get(self.hash_of(digest, key), key).map(|entry| entry.value)
+    }
+
     /// Returns the hash of a key in the table; for [`Replica::prefetch`].
     #[inline]
     pub fn hash_of(&self, digest: Digest, key: &[u8]) -> TableHash {

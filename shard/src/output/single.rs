@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use kv_core::table::Pin;
-use kv_protocol::client_message::AnswerHead;
+use kv_protocol::client_message::{AnswerHead, Request};
 use kv_protocol::ids::{GroupId, Time};
 use kv_protocol::limits::{MAX_DEADLINE, STALL_DEADLINE};
 
@@ -27,6 +27,28 @@ pub(crate) struct PinnedValue {
     pub(crate) group: GroupId,
     pub(crate) pin: Pin,
     pub(crate) range: Range<usize>,
+    /// The key, for the mutation that looks it up anew.
+    #[cfg(feature = "holes")]
+    pub(crate) key: Box<[u8]>,
+}
+
+impl PinnedValue {
+    /// Creates the response to a read of this pinned value.
+    #[cfg_attr(not(feature = "holes"), allow(unused_variables))]
+    pub(crate) fn new(
+        group: GroupId,
+        pin: Pin,
+        range: Range<usize>,
+        request: &Request<'_>,
+    ) -> PinnedValue {
+        PinnedValue {
+            group,
+            pin,
+            range,
+            #[cfg(feature = "holes")]
+            key: request.key.into(),
+        }
+    }
 }
 
 /// A response whose value is sent from the table.

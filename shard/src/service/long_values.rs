@@ -13,7 +13,11 @@
 
 use std::io::IoSlice;
 
+#[cfg(feature = "holes")]
+use kv_core::holes::{self, Hole};
 use kv_core::replica::ConnectionId;
+#[cfg(feature = "holes")]
+use kv_protocol::placement::Digest;
 
 use super::{Hosted, Service};
 use crate::output::PinnedValue;
@@ -64,5 +68,10 @@ impl Service {
 /// Returns the bytes of a pinned value in the table; `None` if the replica has lost its table.
 fn value_in<'t>(hosted: &'t [Hosted], value: &PinnedValue) -> Option<&'t [u8]> {
     let hosted = hosted.iter().find(|hosted| hosted.replica.group() == value.group)?;
+    #[cfg(feature = "holes")]
+    if holes::is_open(Hole::SentAfterWait) {
+        let digest = Digest::of(&value.key);
+        return hosted.replica.newest_value(digest, &value.key)?.get(value.range.clone());
+    }
     hosted.replica.pinned_value(&value.pin)?.get(value.range.clone())
 }

@@ -130,7 +130,8 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         | Hole::ComplaintWithinLease
         | Hole::AliveIsReplaced => Config::of(*seed).slow,
         Hole::MovedWhileNamed => Config::of(*seed).moves,
-        Hole::PinLeftBehind => Config::of(*seed).has_waves,
+        Hole::PinLeftBehind | Hole::SentAfterWait => Config::of(*seed).has_waves,
+        Hole::StreamsLast | Hole::TurnUnbounded | Hole::OutputUnbounded => Config::of(*seed).floods,
         Hole::LeaverWins
         | Hole::LeaverMadeHolder
         | Hole::LastHoldersForgotten

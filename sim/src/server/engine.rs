@@ -1,6 +1,6 @@
 //! The sockets of an executor, served in the order that ships ([`kv_shard::turn`]), with work that takes virtual time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 
 use kv_core::replica::ConnectionId;
@@ -37,6 +37,8 @@ pub(super) struct Engine {
     streams: VecDeque<Input>,
     strangers: VecDeque<Input>,
     clients: VecDeque<Input>,
+    /// Bytes of connections that are not to be read now; they stay in the kernel's buffers.
+    unread: BTreeMap<ConnectionNumber, VecDeque<Input>>,
     /// The number of wake-ups.
     pub(super) wakes: u64,
     /// The work of this wake-up so far, in nanoseconds.
@@ -53,6 +55,7 @@ impl Engine {
             streams: VecDeque::new(),
             strangers: VecDeque::new(),
             clients: VecDeque::new(),
+            unread: BTreeMap::new(),
             wakes: 0,
             work: 0,
             output: Vec::new(),
@@ -84,13 +87,31 @@ impl Engine {
 
     /// Queues an input of a client, in pieces as the engine receives them.
     fn queue_of_client(&mut self, input: Input) {
+        let number = input.connection();
+        let unread = number.and_then(|number| self.unread.get_mut(&number));
+        let queue = unread.unwrap_or(&mut self.clients);
         match input {
             Input::Bytes(number, bytes) if bytes.len() > RECEIVED_AT_ONCE => {
                 let pieces = bytes.chunks(RECEIVED_AT_ONCE);
-                self.clients.extend(pieces.map(|piece| Input::Bytes(number, piece.to_vec())));
+                queue.extend(pieces.map(|piece| Input::Bytes(number, piece.to_vec())));
             }
-            input => self.clients.push_back(input),
+            input => queue.push_back(input),
         }
+    }
+
+    /// Leaves an input of a client unread, and all that follow it.
+    fn leave_unread(&mut self, number: ConnectionNumber, input: Input) {
+        let inputs = std::mem::take(&mut self.clients).into_iter();
+        let (its, others) = inputs.partition(|other| other.connection() == Some(number));
+        self.clients = others;
+        let unread = self.unread.entry(number).or_default();
+        unread.push_back(input);
+        unread.extend(its as VecDeque<Input>);
+    }
+
+    /// Reads a connection again.
+    fn read_again(&mut self, number: ConnectionNumber) {
+        self.clients.extend(self.unread.remove(&number).unwrap_or_default());
     }
 
     /// Returns whether work is left for the next wake-up, apart from that of streams.
@@ -160,6 +181,13 @@ impl turn::Engine for Turn<'_> {
 
     fn serve_client(&mut self, shard: &mut Shard) -> Option<Time> {
         let input = self.engine.clients.pop_front()?;
+        if let Input::Bytes(number, _) | Input::Closed(number) = input
+            && let Some(id) = self.engine.sockets.id(number)
+            && shard.fate(id) == Fate::Wait
+        {
+            self.engine.leave_unread(number, input);
+            return None;
+        }
         self.receive(shard, input);
         Some(self.now())
     }
@@ -182,11 +210,13 @@ impl turn::Engine for Turn<'_> {
         let fate = shard.fate(id);
         self.judge_suspects(id, fate);
         match fate {
-            Fate::Read | Fate::Wait => {}
+            Fate::Read => self.engine.read_again(number),
+            Fate::Wait => {}
             // The simulated network closes both directions at once.
             Fate::Close | Fate::Shut => {
                 shard.close(now, id);
                 self.engine.sockets.remove(id);
+                self.engine.unread.remove(&number);
                 self.engine.output.push(Output::Close(number));
             }
             Fate::HandOver(wanted) if wanted == shard.service.identity.shard => {

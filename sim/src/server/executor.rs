@@ -170,6 +170,11 @@ impl Executor {
         self.shard.service.replicas()
     }
 
+    /// Returns the number of its connections.
+    pub fn connections(&self) -> usize {
+        self.engine.sockets.ids().count()
+    }
+
     /// Runs one wake-up: serves the inputs with one reading of the clock. Returns its effects and its work in
     /// nanoseconds.
     pub fn wake(

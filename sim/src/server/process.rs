@@ -69,6 +69,8 @@ pub struct Process {
     pub stall_next: Option<u64>,
     /// The state machine towards the coordinator.
     pub node: Node,
+    /// The memory that the connections of its clients may hold.
+    pub memory: Arc<ConnectionMemory>,
     /// Its executors.
     pub shards: Vec<Executor>,
     /// While true, the process cannot allocate memory.
@@ -120,6 +122,7 @@ impl Process {
             out_of_reach_until: 0,
             stall_next: None,
             node: Node::new(NodeConfig { cluster, me: member, shards: placement.shards() }),
+            memory,
             shards,
             is_exhausted,
             link: None,

@@ -1,13 +1,19 @@
 //! Clients: their wake-ups and effects.
 
 use crate::server::Reader;
-use kv_protocol::ids::ClientId;
+use kv_protocol::client_message::{Condition, Operation, Request, WriteHeader};
+use kv_protocol::frame::split_frame;
+use kv_protocol::ids::{ClientId, RequestId};
+use kv_protocol::limits::MAX_CLIENT_BODY;
+use kv_protocol::placement::{Digest, Placement};
 use kv_shard::Port;
 
 use super::*;
 use crate::invariants::{lost_is_lost, newest_wins, pins_hold, served_at_rest, slow_are_spared};
 use kv_history::Answered;
 
+/// The share of a client's writes that are followed by one with the digest of another key, per mille.
+const FORGED_PER_MILLE: u64 = 5;
 /// The connection number of a failed dial.
 const NO_CONNECTION: ConnectionNumber = ConnectionNumber(usize::MAX);
 
@@ -187,7 +193,31 @@ impl World {
             }
         };
         self.clients[client].note_connection(id, number);
+        let bytes = self.with_forgery(client, bytes);
         self.send(number, 0, bytes);
+    }
+
+    /// Appends, to few requests, a write whose digest is that of another key. It must be rejected: else the entry would
+    /// be in a table in which nobody finds it.
+    fn with_forgery(&mut self, client: usize, bytes: Vec<u8>) -> Vec<u8> {
+        let placement = Placement::new(self.config.servers, self.config.shards);
+        if self.is_healing || !self.random.per_mille(FORGED_PER_MILLE) {
+            return bytes;
+        }
+        let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_CLIENT_BODY));
+        let frame = frame.ok().flatten().expect("it was written so");
+        let request = Request::read(frame.opcode, frame.body).expect("it was written so");
+        let Operation::Put(header, _) = request.operation else { return bytes };
+        let mut others = (0u32..).map(|n| format!("forged.{client}.{n}").into_bytes());
+        let home = placement.locate(request.digest);
+        let key = others.find(|key| placement.locate(Digest::of(key)) != home).expect("some key");
+        let header = WriteHeader { condition: Condition::Always, ..header };
+        let id = RequestId(u64::MAX);
+        let forged =
+            Request { id, key: &key, operation: Operation::Put(header, b"forged"), ..request };
+        let mut both = bytes.clone();
+        forged.write(&mut both);
+        both
     }
 
     pub(super) fn ask_map(&mut self, client: usize) {

@@ -132,6 +132,7 @@ impl World {
             Happening::Stopped(term) => self.on_stopped(term),
             Happening::Restore => self.restore(),
             Happening::Crash(place) => self.crash(place),
+            Happening::Flood => self.begin_flood(),
             Happening::Tempt(temptation) => self.tempt(temptation),
         }
     }
@@ -182,7 +183,7 @@ impl World {
     pub(super) fn process_behind(&self, actor: Actor) -> Option<usize> {
         match actor {
             Actor::Shard { process, .. } | Actor::Node { process } => Some(process),
-            Actor::Coordinator { .. } | Actor::Client { .. } => None,
+            Actor::Coordinator { .. } | Actor::Client { .. } | Actor::Flooder { .. } => None,
         }
     }
 

@@ -75,6 +75,7 @@ impl World {
             Actor::Node { process } => self.on_node_bytes(process, number, to, &bytes),
             Actor::Coordinator { .. } => self.on_coordinator_bytes(number, to, &bytes),
             Actor::Client { client } => self.on_client_bytes(client, number, to, &bytes),
+            Actor::Flooder { flooder } => self.on_flooder_bytes(flooder, number, &bytes),
         }
     }
 
@@ -98,6 +99,7 @@ impl World {
                 }
             }
             Actor::Coordinator { term } => self.on_coordinator_end(term, number),
+            Actor::Flooder { .. } => {}
             Actor::Client { client } => {
                 let now = self.now;
                 self.clients[client].on_closed(now, number);

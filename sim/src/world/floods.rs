@@ -1,0 +1,131 @@
+//! Runs whose only fault is load: more requests than the executors can serve, and clients that read no response.
+//!
+//! ```text
+//!   each executor:  clients that keep thousands of requests outstanding, which is more than half a lease of work
+//!                   clients that send without reading a response
+//! ```
+
+use std::collections::BTreeMap;
+
+use kv_protocol::client_message::{Hello, Operation, Request};
+use kv_protocol::ids::{ClientId, RequestId, ShardId, ViewVersion};
+use kv_protocol::placement::Digest;
+use kv_shard::Port;
+
+use super::*;
+use crate::server::Reader;
+
+/// The time at which the load begins, and at which it is tried again while the cluster is not whole, in nanoseconds.
+const BEGINS: u64 = 500_000_000;
+const LOOK_AGAIN: u64 = 50_000_000;
+/// The flooding clients of each executor, and the requests that each keeps outstanding.
+const FLOODERS: usize = 3;
+const OUTSTANDING: usize = 9_000;
+/// The clients of each executor that read nothing, and the requests that each sends.
+const NEVER_READERS: usize = 2;
+const UNREAD: usize = 60_000;
+
+/// The load in progress.
+#[derive(Debug, Default)]
+pub struct Floods {
+    flooders: Vec<Flooder>,
+    /// The version of each group's view when the load began.
+    pub views: BTreeMap<GroupId, ViewVersion>,
+}
+
+/// One client.
+#[derive(Debug)]
+struct Flooder {
+    number: ConnectionNumber,
+    kind: usize,
+    outstanding: usize,
+    next: u64,
+}
+
+impl World {
+    /// Plans the load of a run.
+    pub(super) fn plan_flood(&mut self) {
+        if self.config.floods {
+            self.after(BEGINS, Happening::Flood);
+        }
+    }
+
+    /// Begins the load once the cluster is whole.
+    pub(super) fn begin_flood(&mut self) {
+        let cluster = self.coordinator.cluster.as_ref().filter(|cluster| cluster.is_whole());
+        let Some(cluster) = cluster else { return self.after(LOOK_AGAIN, Happening::Flood) };
+        self.floods.views = cluster.views().iter().map(|view| (view.group, view.version)).collect();
+        for process in 0..self.processes.len() {
+            for shard in 0..self.config.shards {
+                for kind in 0..FLOODERS + NEVER_READERS {
+                    self.add_flooder(process, ShardId(shard), kind);
+                }
+            }
+        }
+    }
+
+    fn add_flooder(&mut self, process: usize, shard: ShardId, kind: usize) {
+        let flooder = self.floods.flooders.len();
+        let ends = [Actor::Flooder { flooder }, self.any_executor(process)];
+        let hosts = ends.map(|end| self.host_of(end));
+        let number = self.network.connect(&mut self.random, ends, hosts);
+        let reads = kind < FLOODERS;
+        if let Actor::Shard { process, shard } = ends[1] {
+            let reader = if reads { Reader::Fast } else { Reader::Never };
+            self.give(process, shard, Input::Accepted(number, Port::Clients, reader));
+        }
+        let (cluster, client) = (self.cluster(), ClientId(1 << 120 | flooder as u128));
+        let mut bytes = Vec::new();
+        Hello { cluster, client, shard }.write(&mut bytes);
+        self.send(number, 0, bytes);
+        self.floods.flooders.push(Flooder { number, kind, outstanding: 0, next: 1 });
+        self.flood(flooder, if reads { OUTSTANDING } else { UNREAD });
+    }
+
+    /// Sends requests until so many are outstanding.
+    fn flood(&mut self, flooder: usize, most: usize) {
+        let state = &mut self.floods.flooders[flooder];
+        let mut bytes = Vec::new();
+        while state.outstanding < most {
+            let key = b"no such key";
+            // GETs of one client get WRONG_VIEW at the servers that do not hold the group of the key.
+            let operation = if state.kind == 1 { Operation::Get } else { Operation::Noop };
+            let (id, view, digest) = (RequestId(state.next), ViewVersion(0), Digest::of(key));
+            Request { id, view, digest, key, operation }.write(&mut bytes);
+            state.next += 1;
+            state.outstanding += 1;
+        }
+        let number = state.number;
+        self.send(number, 0, bytes);
+    }
+
+    /// Handles responses: the client sends as many requests again.
+    pub(super) fn on_flooder_bytes(
+        &mut self,
+        flooder: usize,
+        number: ConnectionNumber,
+        bytes: &[u8],
+    ) {
+        let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
+        let input = self.inputs.entry((number, 0)).or_insert_with(|| FrameBuffer::new(rules));
+        input.extend(bytes);
+        let mut answers = 0;
+        while let Some(frame) = input.next_frame().expect("it was written so") {
+            answers += usize::from(frame.opcode == client_opcode::ANSWER);
+        }
+        self.counts.load += answers as u64;
+        let state = &mut self.floods.flooders[flooder];
+        state.outstanding = state.outstanding.saturating_sub(answers);
+        if state.outstanding < OUTSTANDING / 2 && state.kind < FLOODERS && !self.is_healing {
+            self.flood(flooder, OUTSTANDING);
+        }
+    }
+
+    /// Ends the load.
+    pub(crate) fn end_floods(&mut self) {
+        for flooder in std::mem::take(&mut self.floods.flooders) {
+            self.close(flooder.number, 0);
+        }
+        self.floods.views.clear();
+    }
+}
