@@ -36,7 +36,7 @@ mod staging;
 
 use compaction::Compaction;
 pub use compaction::{CompactionBudget, CompactionCounts, Pressure, Room};
-use directory::Directory;
+use directory::{Directory, Vacancy};
 pub use entry::{Entry, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use pins::Pin;
 use pins::Pins;
@@ -229,7 +229,7 @@ impl Table {
         version: SequenceNumber,
     ) -> Result<Option<SequenceNumber>, OutOfMemory> {
         let hash = hash.bits();
-        let handle = self.create(hash, key, value.len())?;
+        let (handle, _) = self.create(hash, key, value.len())?;
         // SAFETY: the handle of an entry that was just created for a value of that length.
         unsafe { entry::write_value(&mut self.arena, handle, 0, value) };
         Ok(self.link(hash, handle, version))
@@ -297,11 +297,12 @@ impl Table {
         hash: HashBits,
         key: &[u8],
         value_len: usize,
-    ) -> Result<Handle, OutOfMemory> {
+    ) -> Result<(Handle, Vacancy), OutOfMemory> {
         // Make room in the segment too, while the write can still be rejected.
-        self.directory.make_room(&mut self.arena, &self.staging, hash)?;
-        entry::create(&mut self.arena, key, value_len)
-            .ok_or(OutOfMemory { bytes: key.len() + value_len })
+        let vacancy = self.directory.make_room(&mut self.arena, &self.staging, hash)?;
+        let handle = entry::create(&mut self.arena, key, value_len)
+            .ok_or(OutOfMemory { bytes: key.len() + value_len })?;
+        Ok((handle, vacancy))
     }
 
     /// Makes a created entry, whose value is complete, the entry of its key. Returns the version of the entry that it
@@ -391,8 +392,8 @@ impl Table {
         value_len: usize,
     ) -> Result<Staged, OutOfMemory> {
         let hash = hash.bits();
-        let handle = self.create(hash, key, value_len)?;
-        self.directory.reserve(hash);
+        let (handle, vacancy) = self.create(hash, key, value_len)?;
+        self.directory.reserve(vacancy);
         Ok(self.staging.add(Record { hash, handle, filled: 0 }))
     }
 

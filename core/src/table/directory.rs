@@ -47,6 +47,13 @@ pub(super) struct Place {
     slot: usize,
 }
 
+/// An empty slot of a segment that is not reserved. Any change of the directory invalidates it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Vacancy {
+    /// The first place of the segment in the directory.
+    segment: usize,
+}
+
 /// All segments of a table. Every method that takes an arena must get the arena of this table. Every segment in
 /// `segments` is live there; the `SAFETY` comments here rely on both.
 #[derive(Debug, Default)]
@@ -127,31 +134,45 @@ impl Directory {
     }
 
     /// Makes room for one more entry of this hash: its segment has an empty slot that is not reserved. `staging` has
-    /// the entries for which slots are reserved. Nothing but an insertion or a reservation takes that slot.
+    /// the entries for which slots are reserved. Only an insertion or a reservation takes that slot.
     pub(super) fn make_room(
         &mut self,
         arena: &mut Arena,
         staging: &Staging,
         hash: HashBits,
-    ) -> Result<(), OutOfMemory> {
+    ) -> Result<Vacancy, OutOfMemory> {
         if self.segments.is_empty() {
-            return self.create_first(arena);
+            self.create_first(arena)?;
         }
         let first = self.first_place(self.place_of(hash));
         let segment = &self.segments[first];
-        if segment.is_reserved_to_the_limit() {
+        if segment.is_full() || segment.is_packed() || segment.is_reserved_to_the_limit() {
+            self.enlarge_or_keep(arena, staging, first)?;
+            return Ok(Vacancy { segment: self.first_place(self.place_of(hash)) });
+        }
+        Ok(Vacancy { segment: first })
+    }
+
+    /// Enlarges a segment, or keeps it after an error if it is packed, which is slow, but has room.
+    #[cold]
+    fn enlarge_or_keep(
+        &mut self,
+        arena: &mut Arena,
+        staging: &Staging,
+        first: usize,
+    ) -> Result<(), OutOfMemory> {
+        if self.segments[first].is_reserved_to_the_limit() {
             return Err(OutOfMemory { bytes: size_of::<Slot>() });
         }
-        match segment.is_full() || segment.is_packed() {
-            true => self.enlarge(arena, staging, first),
-            false => Ok(()),
+        match self.enlarge(arena, staging, first) {
+            Err(refused) if self.segments[first].is_full() => Err(refused),
+            _ => Ok(()),
         }
     }
 
     /// Reserves a slot, for which room was just made, for a staged entry.
-    pub(super) fn reserve(&mut self, hash: HashBits) {
-        let first = self.first_place(self.place_of(hash));
-        self.segments[first].reserve();
+    pub(super) fn reserve(&mut self, vacancy: Vacancy) {
+        self.segments[vacancy.segment].reserve();
     }
 
     /// Ends the reservation of a slot: the entry is no longer staged. Its insertion may follow at once.

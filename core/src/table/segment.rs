@@ -14,7 +14,7 @@
 //!
 //! If there is no empty slot at or after a hash's place, a larger segment is needed. If memory for it is refused, the
 //! segment is packed: its slots move together to its start, and every hash has its home there. Look-ups are slow
-//! then, but an insertion needs only one empty slot anywhere. The next change that finds memory unpacks the segment.
+//! then, but an insertion needs only one empty slot anywhere. The next write that finds memory unpacks the segment.
 //!
 //! A segment has an empty slot for each staged entry that belongs there (`reserved`).
 //!
