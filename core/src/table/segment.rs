@@ -87,6 +87,9 @@ pub(super) struct Segment {
     ignored: u8,
 }
 
+// The directory has one or more copies of each.
+const _: () = assert!(size_of::<Segment>() == 16);
+
 /// The result of a look-up by hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
