@@ -10,8 +10,8 @@
 //! - Memory: an entry takes its 16-byte header, its key and its value, rounded up to a multiple of 16
 //!   (coarser above 128 bytes), and 9 to 13 bytes of slots. All of it comes from the arena.
 //! - A write has two phases. [`Table::stage`] allocates and fills an entry that no reader sees;
-//!   [`Table::commit`] makes it the key's entry, and needs no more memory for it. Between the two
-//!   phases the other replica acknowledges the write.
+//!   [`Table::commit`] makes it the key's entry, and needs no more memory: its slot is reserved. Between
+//!   the two phases the other replica acknowledges the write.
 //! - [`Table::pin`] keeps an entry's value readable, whatever is written to its key meanwhile, so that a
 //!   long value can be sent piece by piece without a copy.
 //! - A walk visits the table in hash order, in steps, while the table changes between them.
@@ -36,7 +36,7 @@ mod staging;
 
 use compaction::Compaction;
 pub use compaction::{CompactionBudget, CompactionCounts, Pressure, Room};
-use directory::Directory;
+use directory::{Directory, Vacancy};
 pub use entry::{Entry, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use pins::Pin;
 use pins::Pins;
@@ -229,7 +229,7 @@ impl Table {
         version: SequenceNumber,
     ) -> Result<Option<SequenceNumber>, OutOfMemory> {
         let hash = hash.bits();
-        let handle = self.create(hash, key, value.len())?;
+        let (handle, _) = self.create(hash, key, value.len())?;
         // SAFETY: the handle of an entry that was just created for a value of that length.
         unsafe { entry::write_value(&mut self.arena, handle, 0, value) };
         Ok(self.link(hash, handle, version))
@@ -297,11 +297,12 @@ impl Table {
         hash: HashBits,
         key: &[u8],
         value_len: usize,
-    ) -> Result<Handle, OutOfMemory> {
-        // Reserve room in the segment too, while the write can still be rejected.
-        self.directory.make_room(&mut self.arena, hash)?;
-        entry::create(&mut self.arena, key, value_len)
-            .ok_or(OutOfMemory { bytes: key.len() + value_len })
+    ) -> Result<(Handle, Vacancy), OutOfMemory> {
+        // Make room in the segment too, while the write can still be rejected.
+        let vacancy = self.directory.make_room(&mut self.arena, &self.staging, hash)?;
+        let handle = entry::create(&mut self.arena, key, value_len)
+            .ok_or(OutOfMemory { bytes: key.len() + value_len })?;
+        Ok((handle, vacancy))
     }
 
     /// Makes a created entry, whose value is complete, the entry of its key. Returns the version of the entry that it
@@ -324,7 +325,7 @@ impl Table {
                 Some(self.free_removed(old))
             }
             None => {
-                self.directory.insert(&mut self.arena, hash, handle);
+                self.directory.insert(&mut self.arena, &self.staging, hash, handle);
                 self.len += 1;
                 None
             }
@@ -391,8 +392,16 @@ impl Table {
         value_len: usize,
     ) -> Result<Staged, OutOfMemory> {
         let hash = hash.bits();
-        let handle = self.create(hash, key, value_len)?;
+        let (handle, vacancy) = self.create(hash, key, value_len)?;
+        self.directory.reserve(vacancy);
         Ok(self.staging.add(Record { hash, handle, filled: 0 }))
+    }
+
+    /// Takes the record of an entry that is no longer staged. Its slot is no longer reserved.
+    fn take_staged(&mut self, staged: Staged) -> Record {
+        let record = self.staging.take(staged);
+        self.directory.release(record.hash);
+        record
     }
 
     /// Appends bytes to a staged entry's value, up to the length that it was staged for.
@@ -423,18 +432,17 @@ impl Table {
     /// Makes a staged entry, whose value is complete, the entry of its key. Returns the version of the entry that it
     /// replaced, which is freed.
     ///
-    /// It needs no memory for the entry. If a segment has to grow and memory is refused, the segment is first filled to
-    /// its last slot. Then the allocation error is raised, as by the standard collections.
+    /// It needs no memory: the entry has its own, and its segment has had an empty slot for it since it was staged.
     pub fn commit(&mut self, staged: Staged, version: SequenceNumber) -> Option<SequenceNumber> {
         let missing = self.staged_missing(&staged);
         assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
-        let Record { hash, handle, .. } = self.staging.take(staged);
+        let Record { hash, handle, .. } = self.take_staged(staged);
         self.link(hash, handle, version)
     }
 
     /// Removes the entry of a staged entry's key, and frees both; returns the version of the removed one.
     pub fn commit_removal(&mut self, staged: Staged) -> Option<SequenceNumber> {
-        let Record { hash, handle, .. } = self.staging.take(staged);
+        let Record { hash, handle, .. } = self.take_staged(staged);
         // SAFETY: the handle of an entry that was staged until now.
         let key = unsafe { entry::key(&self.arena, handle) };
         let removed = self.directory.find(&self.arena, hash, self.has_key(key)).map(|place| {
@@ -448,12 +456,14 @@ impl Table {
 
     /// Frees a staged entry.
     pub fn discard(&mut self, staged: Staged) {
-        let record = self.staging.take(staged);
+        let record = self.take_staged(staged);
         self.free_unlinked(record.handle);
     }
 }
 
 #[cfg(test)]
 mod compaction_tests;
+#[cfg(test)]
+mod refusal_tests;
 #[cfg(test)]
 mod tests;

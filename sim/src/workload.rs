@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kv_protocol::client_message::Condition;
+use kv_protocol::ids::GroupId;
 use kv_protocol::placement::{Digest, Placement};
 
 use crate::client::{DEADLINE, Seen};
@@ -230,12 +231,13 @@ impl Workload {
         }
     }
 
-    /// Plans the final check: in every used shard a key is deleted and a new one written, and every key ever
-    /// used is read.
-    pub fn look_back(&mut self, placement: Placement) {
+    /// Plans the final check: in every used shard of the groups that `is_served` accepts, a key is deleted and a new
+    /// one written, and every key ever used is read.
+    pub fn look_back(&mut self, placement: Placement, is_served: impl Fn(GroupId) -> bool) {
         let place = |key: &[u8]| placement.locate(Digest::of(key));
+        let used = || self.histories.keys().filter(|key| is_served(place(key).0));
         let mut places = BTreeSet::new();
-        for key in self.histories.keys().filter(|key| places.insert(place(key))) {
+        for key in used().filter(|key| places.insert(place(key))) {
             self.last.push_back((key.clone(), Asked::Delete));
         }
         let new = (0..).map(|number| format!("last.{number}").into_bytes());
@@ -244,7 +246,7 @@ impl Workload {
             self.next_value += 1;
         }
         let written: Vec<Vec<u8>> = self.last.iter().map(|(key, _)| key.clone()).collect();
-        let keys: BTreeSet<Vec<u8>> = self.histories.keys().cloned().chain(written).collect();
+        let keys: BTreeSet<Vec<u8>> = used().cloned().chain(written).collect();
         self.last.extend(keys.into_iter().map(|key| (key, Asked::Read)));
     }
 

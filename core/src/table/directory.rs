@@ -12,16 +12,19 @@
 //! Each place holds a copy of its segment's description, so that a look-up reads one place of the directory and then
 //! the slots. Only the segment's first place has the correct number of entries.
 //!
+//! A segment always has an empty slot for each staged entry of its hashes. So linking an accepted entry needs no memory:
+//! segments grow before an entry is staged, while the write can still be rejected. Merges, splits and shrinking
+//! keep the reserved slots.
+//!
 //! A full segment grows alone, up to a limit, and is then split alone: no write ever moves more slots than one segment
 //! has. If a segment already uses all bits of the directory, the directory is doubled first, which copies 16 bytes per
 //! place. Segments that empty shrink, and merge with their other half.
-
-use std::alloc::{Layout, handle_alloc_error};
 
 use super::OutOfMemory;
 use super::segment::{
     CAPACITY_MAX, Found, HashBits, Segment, Slot, capacity_for, fits, round_capacity,
 };
+use super::staging::Staging;
 use crate::arena::{Arena, Handle};
 
 mod relocate;
@@ -42,6 +45,13 @@ pub(super) struct Place {
     /// The first place of the segment in the directory.
     segment: usize,
     slot: usize,
+}
+
+/// An empty slot of a segment that is not reserved. Any change of the directory invalidates it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Vacancy {
+    /// The first place of the segment in the directory.
+    segment: usize,
 }
 
 /// All segments of a table. Every method that takes an arena must get the arena of this table. Every segment in
@@ -71,7 +81,7 @@ impl Directory {
     }
 
     fn places_of(&self, segment: &Segment) -> usize {
-        1 << (self.depth - segment.depth)
+        1 << (self.depth - segment.depth())
     }
 
     /// Prefetches the memory where the slots of a hash are searched.
@@ -123,47 +133,80 @@ impl Directory {
         old.handle().expect("a place that was found holds an entry")
     }
 
-    /// Makes room for one more entry of this hash ahead of its insertion.
+    /// Makes room for one more entry of this hash: its segment has an empty slot that is not reserved. `staging` has
+    /// the entries for which slots are reserved. Only an insertion or a reservation takes that slot.
     pub(super) fn make_room(
         &mut self,
         arena: &mut Arena,
+        staging: &Staging,
         hash: HashBits,
+    ) -> Result<Vacancy, OutOfMemory> {
+        if self.segments.is_empty() {
+            self.create_first(arena)?;
+        }
+        let first = self.first_place(self.place_of(hash));
+        let segment = &self.segments[first];
+        if segment.is_full() || segment.is_packed() || segment.is_reserved_to_the_limit() {
+            self.enlarge_or_keep(arena, staging, first)?;
+            return Ok(Vacancy { segment: self.first_place(self.place_of(hash)) });
+        }
+        Ok(Vacancy { segment: first })
+    }
+
+    /// Enlarges a segment, or keeps it after an error if it is packed, which is slow, but has room.
+    #[cold]
+    fn enlarge_or_keep(
+        &mut self,
+        arena: &mut Arena,
+        staging: &Staging,
+        first: usize,
     ) -> Result<(), OutOfMemory> {
-        match self.segments.get(self.place_of(hash)) {
-            None => self.create_first(arena),
-            Some(_) => {
-                let first = self.first_place(self.place_of(hash));
-                if self.segments[first].is_full() { self.enlarge(arena, first) } else { Ok(()) }
-            }
+        if self.segments[first].is_reserved_to_the_limit() {
+            return Err(OutOfMemory { bytes: size_of::<Slot>() });
+        }
+        match self.enlarge(arena, staging, first) {
+            Err(refused) if self.segments[first].is_full() => Err(refused),
+            _ => Ok(()),
         }
     }
 
-    /// Inserts an entry that is not present.
+    /// Reserves a slot, for which room was just made, for a staged entry.
+    pub(super) fn reserve(&mut self, vacancy: Vacancy) {
+        self.segments[vacancy.segment].reserve();
+    }
+
+    /// Ends the reservation of a slot: the entry is no longer staged. Its insertion may follow at once.
+    pub(super) fn release(&mut self, hash: HashBits) {
+        let first = self.first_place(self.place_of(hash));
+        self.segments[first].release();
+    }
+
+    /// Inserts an entry that is not present, and for which room was made or whose reservation has just ended.
     ///
-    /// An insertion cannot fail: while memory is refused, segments are filled to the last slot, and then the allocation
-    /// error is raised.
-    pub(super) fn insert(&mut self, arena: &mut Arena, hash: HashBits, handle: Handle) {
-        let mut made = self.make_room(arena, hash);
+    /// It cannot fail: there is an empty slot, and if it is before the entry's place and memory for a larger segment is
+    /// refused, the segment is packed.
+    pub(super) fn insert(
+        &mut self,
+        arena: &mut Arena,
+        staging: &Staging,
+        hash: HashBits,
+        handle: Handle,
+    ) {
         loop {
-            if !self.segments.is_empty() {
-                let first = self.first_place(self.place_of(hash));
-                let segment = &mut self.segments[first];
-                // SAFETY: a segment of this directory.
-                let slots = unsafe { segment.slots_mut(arena) };
-                let place = match segment.find(slots, hash, |_| false) {
-                    Found::BelongsAt(place) | Found::At(place) => place,
-                };
-                if segment.insert(slots, place, Slot::new(hash, handle)) {
-                    return;
-                }
-                if made.is_ok() {
-                    made = self.enlarge(arena, first);
-                }
+            let first = self.first_place(self.place_of(hash));
+            let segment = &mut self.segments[first];
+            debug_assert!(segment.taken() < segment.capacity());
+            // SAFETY: a segment of this directory.
+            let slots = unsafe { segment.slots_mut(arena) };
+            let place = match segment.find(slots, hash, |_| false) {
+                Found::BelongsAt(place) | Found::At(place) => place,
+            };
+            if segment.insert(slots, place, Slot::new(hash, handle)) {
+                return;
             }
-            if let Err(OutOfMemory { bytes }) = made {
-                handle_alloc_error(
-                    Layout::array::<u8>(bytes).expect("a segment's size is a valid layout"),
-                );
+            assert!(!segment.is_packed(), "an entry is inserted without room for it");
+            if self.enlarge(arena, staging, first).is_err() {
+                self.pack(arena, first);
             }
         }
     }
@@ -241,5 +284,31 @@ impl Directory {
     #[cfg(test)]
     pub(super) fn places(&self) -> usize {
         self.segments.len()
+    }
+
+    /// Returns the number of packed segments.
+    #[cfg(test)]
+    pub(super) fn packed(&self) -> usize {
+        self.firsts().filter(|&first| self.segments[first].is_packed()).count()
+    }
+
+    #[cfg(test)]
+    fn firsts(&self) -> impl Iterator<Item = usize> {
+        (0..self.segments.len()).filter(|&place| self.first_place(place) == place)
+    }
+
+    /// Asserts that each segment has a slot for each staged entry of its hashes.
+    #[cfg(test)]
+    pub(super) fn check(&self, arena: &Arena, staging: &Staging) {
+        for first in self.firsts() {
+            let segment = &self.segments[first];
+            let place_of_staged = |hash: &HashBits| self.first_place(self.place_of(*hash));
+            let staged = staging.hashes().filter(|hash| place_of_staged(hash) == first).count();
+            // SAFETY: a segment of this directory.
+            let slots = unsafe { segment.slots(arena) };
+            let used = slots.iter().filter(|slot| !slot.is_empty()).count();
+            assert_eq!((segment.len(), segment.reserved()), (used, staged));
+            assert!(segment.taken() <= segment.capacity());
+        }
     }
 }

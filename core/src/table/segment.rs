@@ -12,6 +12,12 @@
 //! empty slot in between. So a look-up starts at the home and ends at the first slot that is empty or has a
 //! greater hash, on average after a few slots (linear probing in Robin Hood order: Celis, 1986).
 //!
+//! If there is no empty slot at or after a hash's place, a larger segment is needed. If memory for it is refused, the
+//! segment is packed: its slots move together to its start, and every hash has its home there. Look-ups are slow
+//! then, but an insertion needs only one empty slot anywhere. The next write that finds memory unpacks the segment.
+//!
+//! A segment has an empty slot for each staged entry that belongs there (`reserved`).
+//!
 //! The order simplifies the rest. A walk is a scan that can stop and continue at any hash whatever happened
 //! in between, and a split cuts the slots in two. None of this reads the entries themselves, because a slot
 //! holds all bits of the hash that are ever used.
@@ -29,6 +35,10 @@ const CAPACITY_STEP: usize = 512;
 const LOAD_MAX_EIGHTHS: usize = 7;
 /// The share of a segment's slots, as a divisor, that no hash has as its home.
 const OVERFLOW_DIVISOR: usize = 32;
+/// The most staged entries of one segment; there are fewer pending writes.
+const RESERVED_MAX: u16 = u16::MAX;
+/// The number of leading bits of a hash that do not determine its home in a packed segment: all of them.
+const PACKED: u8 = 32;
 
 /// The 32 bits of a hash that the table uses.
 pub(super) type HashBits = u32;
@@ -68,10 +78,17 @@ pub(super) struct Segment {
     slots: Handle,
     capacity: u32,
     /// The number of slots in use.
-    pub(super) len: u32,
+    len: u32,
+    /// The number of empty slots that are kept for staged entries.
+    reserved: u16,
     /// The number of leading bits that all hashes here have in common.
-    pub(super) depth: u32,
+    depth: u8,
+    /// The number of leading bits that do not determine a hash's home: `depth`, or [`PACKED`].
+    ignored: u8,
 }
+
+// The directory has one or more copies of each.
+const _: () = assert!(size_of::<Segment>() == 16);
 
 /// The result of a look-up by hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,12 +113,13 @@ pub(super) fn round_capacity(wanted: usize) -> usize {
     }
 }
 
-/// Returns the place where the search for a hash begins.
+/// Returns the place where the search for a hash begins, which its first `ignored` bits (32 at most) do not determine.
 #[inline]
-fn home(hash: HashBits, depth: u32, capacity: usize) -> usize {
+fn home(hash: HashBits, ignored: u32, capacity: usize) -> usize {
     let homes = capacity - capacity / OVERFLOW_DIVISOR;
-    let below_depth = u64::from(hash << depth);
-    ((below_depth * homes as u64) >> 32) as usize
+    // As 64 bits, since a shift of 32 bits by 32 would overflow.
+    let rest = (u64::from(hash) << ignored) & 0xFFFF_FFFF;
+    ((rest * homes as u64) >> 32) as usize
 }
 
 /// Returns whether these slots, in ascending order, all find a place in a segment of this capacity.
@@ -111,21 +129,25 @@ pub(super) fn fits(slots: &[Slot], depth: u32, capacity: usize) -> bool {
 }
 
 impl Segment {
-    /// Builds a segment with these slots, which are in ascending order and [`fits`]. Returns `None` if there is no
-    /// memory.
+    /// Builds a segment with these slots, which are in ascending order and [`fits`], and with `reserved` others kept
+    /// free. Returns `None` if there is no memory.
     pub(super) fn build(
         arena: &mut Arena,
         slots: &[Slot],
+        reserved: usize,
         depth: u32,
         capacity: usize,
     ) -> Option<Segment> {
-        debug_assert!(fits(slots, depth, capacity));
+        debug_assert!(fits(slots, depth, capacity) && slots.len() + reserved <= capacity);
+        let bits = u8::try_from(depth).expect("a hash has 32 bits");
         let handle = arena.allocate(capacity * size_of::<Slot>())?;
         let segment = Segment {
             slots: handle,
             capacity: u32::try_from(capacity).expect("a segment has few slots"),
             len: u32::try_from(slots.len()).expect("a segment has few slots"),
-            depth,
+            reserved: u16::try_from(reserved).expect("the sum for one segment was bounded"),
+            depth: bits,
+            ignored: bits,
         };
         let at = arena.address(handle).cast::<Slot>();
         // SAFETY: nothing else uses the fresh allocation, which is aligned and has `capacity` slots; all-zero
@@ -205,19 +227,65 @@ impl Segment {
         self.len as usize
     }
 
-    /// Returns whether so many slots are in use that another entry needs a larger segment.
-    pub(super) fn is_full(&self) -> bool {
-        self.len() * 8 >= self.capacity() * LOAD_MAX_EIGHTHS
+    pub(super) fn depth(&self) -> u32 {
+        u32::from(self.depth)
     }
 
-    /// Returns whether so few slots are in use that a smaller segment suffices.
+    /// Returns the number of slots kept free for staged entries.
+    pub(super) fn reserved(&self) -> usize {
+        usize::from(self.reserved)
+    }
+
+    /// Returns the number of slots in use or reserved, which never exceeds the capacity.
+    pub(super) fn taken(&self) -> usize {
+        self.len() + self.reserved()
+    }
+
+    /// Returns whether so many slots are taken that another entry needs a larger segment.
+    pub(super) fn is_full(&self) -> bool {
+        self.taken() * 8 >= self.capacity() * LOAD_MAX_EIGHTHS
+    }
+
+    /// Returns whether so few slots are taken that a smaller segment suffices.
     pub(super) fn is_sparse(&self) -> bool {
-        self.capacity() > CAPACITY_MIN && self.len() * 4 < self.capacity()
+        self.capacity() > CAPACITY_MIN && self.taken() * 4 < self.capacity()
+    }
+
+    /// Returns whether no more entries of this segment can be staged.
+    pub(super) fn is_reserved_to_the_limit(&self) -> bool {
+        self.reserved == RESERVED_MAX
+    }
+
+    /// Keeps a slot free for a staged entry. The segment is not full.
+    pub(super) fn reserve(&mut self) {
+        debug_assert!(self.taken() < self.capacity());
+        self.reserved += 1;
+    }
+
+    /// Ends the reservation of a slot.
+    pub(super) fn release(&mut self) {
+        self.reserved -= 1;
+    }
+
+    pub(super) fn is_packed(&self) -> bool {
+        self.ignored == PACKED
+    }
+
+    /// Packs the slots: an insertion succeeds now if any slot is empty.
+    pub(super) fn pack(&mut self, slots: &mut [Slot]) {
+        let mut next = 0;
+        for at in 0..slots.len() {
+            if !slots[at].is_empty() {
+                slots.swap(at, next);
+                next += 1;
+            }
+        }
+        self.ignored = PACKED;
     }
 
     #[inline]
     pub(super) fn home(&self, hash: HashBits) -> usize {
-        home(hash, self.depth, self.capacity())
+        home(hash, u32::from(self.ignored), self.capacity())
     }
 
     /// Finds the slot with this hash whose entry `is_it` accepts.

@@ -71,6 +71,11 @@ impl Staging {
         records.filter_map(|(place, record)| Some((place, &mut record.as_mut()?.1)))
     }
 
+    /// Returns the hashes of all records.
+    pub(super) fn hashes(&self) -> impl Iterator<Item = HashBits> {
+        self.records.iter().flatten().map(|(_, record)| record.hash)
+    }
+
     pub(super) fn take(&mut self, staged: Staged) -> Record {
         let record = *self.get(&staged);
         self.records[staged.index as usize] = None;

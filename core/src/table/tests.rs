@@ -24,7 +24,7 @@ pub(super) fn hash_of(key: &[u8]) -> TableHash {
 
 /// The quality of hashes that a table may meet, the bad ones by accident.
 #[derive(Clone, Copy, Debug)]
-enum Quality {
+pub(super) enum Quality {
     Good,
     FewValues,
     AllZeros,
@@ -34,7 +34,7 @@ enum Quality {
 }
 
 impl Quality {
-    const ALL: [Quality; 6] = [
+    pub(super) const ALL: [Quality; 6] = [
         Quality::Good,
         Quality::FewValues,
         Quality::AllZeros,
@@ -43,7 +43,7 @@ impl Quality {
         Quality::SameLastBits,
     ];
 
-    fn hash(self, key: &[u8]) -> TableHash {
+    pub(super) fn hash(self, key: &[u8]) -> TableHash {
         let TableHash(good) = hash_of(key);
         TableHash(match self {
             Quality::Good => good,

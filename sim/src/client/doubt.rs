@@ -137,8 +137,8 @@ impl Client {
         }
     }
 
-    /// Returns whether any operation is in flight, or in doubt in a group that is not LOST.
-    pub fn waits(&self, is_lost: impl Fn(GroupId) -> bool) -> bool {
-        !self.flights.is_empty() || self.doubts.values().any(|doubt| !is_lost(doubt.place.0))
+    /// Returns whether any operation is in flight, or in doubt in a group that has a holder.
+    pub fn waits(&self, has_none: impl Fn(GroupId) -> bool) -> bool {
+        !self.flights.is_empty() || self.doubts.values().any(|doubt| !has_none(doubt.place.0))
     }
 }

@@ -1,11 +1,23 @@
-//! 19: once every group is home, every group that is not LOST serves, and has two replicas.
+//! 19: once every group is home, every group that is neither LOST nor at rest in dumps serves, and has two replicas.
 
+use kv_protocol::View;
 use kv_protocol::ids::GroupId;
 
 use crate::client::Flight;
 use crate::invariants::Violation;
 use crate::world::World;
 use kv_history::{Answered, Asked};
+
+/// Checks a group that rests in dumps: there is one.
+pub fn rests(world: &World, view: &View) -> Result<(), Violation> {
+    let mut holders = [view.primary, view.secondary()].into_iter().flatten();
+    let has_dumped = |holder| world.operator.has_complete(holder, view.group);
+    if holders.any(has_dumped) {
+        return Ok(());
+    }
+    let words = format_args!("it rests, and no holder has a complete dump: {view:?}");
+    Err(Violation::of(view.group, 19, words))
+}
 
 /// Checks an operation that began at rest and has ended. (Whether LOST is justified is checked elsewhere.)
 pub fn check(world: &World, flight: &Flight, answered: Answered) -> Result<(), Violation> {

@@ -4,8 +4,7 @@
 //! A fault is an executor that stalls for longer than the failure timeout, or exhausted memory. Because of
 //! clock drift, four fifths of that timeout in true time count. No process dies in such runs. So there is no
 //! second fault, a process is replaced only after several failures, and every operation ends within its
-//! deadline. One exception: a server without memory responds OUT_OF_SPACE to a retried write, which says nothing about
-//! its first sending, so such a write may end in doubt. It can be settled at once.
+//! deadline.
 
 use std::collections::BTreeMap;
 
@@ -32,8 +31,6 @@ const FAILURES: u32 = 3;
 pub struct Slowness {
     /// The end of a place's last fault, by place.
     faults: BTreeMap<u16, u64>,
-    /// The last time at which a server has no memory.
-    no_memory_until: u64,
     /// The number of times that a process was dropped as a candidate or as a secondary that could not follow.
     failures: BTreeMap<Member, u32>,
 }
@@ -43,11 +40,6 @@ impl Slowness {
     pub fn note_fault(&mut self, place: u16, until: u64) {
         let end = self.faults.entry(place).or_default();
         *end = (*end).max(until);
-    }
-
-    /// Records that a server has no memory until `until`.
-    pub fn note_no_memory(&mut self, until: u64) {
-        self.no_memory_until = self.no_memory_until.max(until);
     }
 
     /// Returns whether another place suffers a fault, or did a moment ago.
@@ -103,9 +95,7 @@ pub fn is_replaced(world: &World, member: Member) -> Result<(), Violation> {
 /// Checks an operation that has ended for its client.
 pub fn ended(world: &World, flight: &Flight, answered: Answered) -> Result<(), Violation> {
     let is_late = answered == Answered::InDoubt && world.now >= flight.start + DEADLINE;
-    let lacks_memory = world.now < world.slowness.no_memory_until + DEADLINE;
-    if !world.config.slow || !is_late || flight.is_write() && !flight.was_given_up() && lacks_memory
-    {
+    if !world.config.slow || !is_late {
         return Ok(());
     }
     let (group, shard) = flight.place;

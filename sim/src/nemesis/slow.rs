@@ -70,7 +70,6 @@ pub fn strike(world: &mut World) {
             let lasts = world.random.between(500_000_000, 9_000_000_000);
             world.processes[process].is_exhausted.store(true, Ordering::Relaxed);
             world.slowness.note_fault(id, world.now + lasts);
-            world.slowness.note_no_memory(world.now + lasts);
             world.after(lasts, Happening::MemoryIsBack(process));
             NO_MEMORY
         }

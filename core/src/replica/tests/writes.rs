@@ -1,6 +1,10 @@
 //! Guarantees to clients: when a write gets its response, which state reads see, which requests are rejected.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
+use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
 
 #[test]
 fn a_write_is_answered_only_when_both_tables_have_it() {
@@ -131,6 +135,33 @@ fn another_write_under_the_number_of_an_earlier_one_is_refused_and_not_executed(
     }
     assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber(1));
     assert_eq!(contents(&pair.primary)[&b"k"[..]].0, b"v");
+}
+
+#[test]
+fn a_primary_without_memory_commits_what_it_has_accepted_and_refuses_the_rest() {
+    let is_exhausted = Arc::new(AtomicBool::new(false));
+    let chunks = SwitchedChunks::new(CHUNK_BYTES_MIN, Arc::clone(&is_exhausted));
+    let mut pair = Pair::apart(None);
+    pair.primary = Replica::new(pair.primary.config, Box::new(chunks));
+    pair.primary.install(pair.now, view(1), &mut pair.inbox).unwrap();
+    pair.connect();
+    pair.put(b"first", b"value");
+    pair.settle();
+    is_exhausted.store(true, Ordering::Relaxed);
+    let mut accepted = Vec::new();
+    let refused = loop {
+        let put = pair.put(format!("key-{}", accepted.len()).as_bytes(), b"value");
+        match pair.status(put) {
+            None => accepted.push(put),
+            status => break status,
+        }
+    };
+    assert_eq!(refused, Some(Status::OutOfSpace));
+    assert!(accepted.len() > 100, "only {} writes fit a chunk", accepted.len());
+    pair.settle();
+    assert!(accepted.iter().all(|&put| pair.status(put) == Some(Status::Ok)));
+    assert_eq!(contents(&pair.primary).len(), 1 + accepted.len());
+    assert_eq!(contents(&pair.primary), contents(&pair.secondary));
 }
 
 #[test]

@@ -2,35 +2,73 @@
 
 use super::*;
 
+/// The part of a segment's slots that belongs to its lower half.
+#[derive(Clone, Copy, Debug)]
+struct LowerHalf {
+    /// The number of slots in use.
+    len: usize,
+    /// The number of reserved slots.
+    reserved: usize,
+}
+
 impl Directory {
     pub(super) fn create_first(&mut self, arena: &mut Arena) -> Result<(), OutOfMemory> {
         debug_assert!(self.segments.is_empty());
-        let segment = build(arena, &[], 0, capacity_for(0))?;
+        let segment = build(arena, &[], 0, 0, capacity_for(0))?;
         self.segments.push(segment);
         self.at_full_depth = 1;
         Ok(())
     }
 
-    /// Gives the segment with this first place a larger capacity, or splits it. Nothing is changed after an error.
-    pub(super) fn enlarge(&mut self, arena: &mut Arena, first: usize) -> Result<(), OutOfMemory> {
+    /// Gives the segment with this first place a larger capacity, or splits it. Every segment that results has an empty
+    /// slot that is not reserved. Nothing is changed after an error.
+    pub(super) fn enlarge(
+        &mut self,
+        arena: &mut Arena,
+        staging: &Staging,
+        first: usize,
+    ) -> Result<(), OutOfMemory> {
         let segment = self.segments[first];
         let slots = self.gather(arena, &[segment]);
         let wanted = if segment.is_full() {
-            capacity_for(segment.len()).max(segment.capacity() + 1)
+            capacity_for(segment.taken()).max(segment.capacity() + 1)
         } else {
             // Too many hashes are too close to the segment's end. Only more room helps.
             segment.capacity() * 2
         };
-        let middle = first_of_upper_half(&slots, segment.depth);
-        let smaller = middle.min(slots.len() - middle);
-        let splitting_helps = smaller * SPLIT_PART_DIVISOR >= slots.len();
-        let done = if wanted > CAPACITY_MAX && segment.depth < DEPTH_MAX && splitting_helps {
-            self.split(arena, first, &slots, middle)
-        } else {
-            self.rebuild(arena, first, &slots, wanted)
+        let halves = match wanted > CAPACITY_MAX && segment.depth() < DEPTH_MAX {
+            true => self.halves(staging, first, &slots),
+            false => None,
+        };
+        let done = match halves {
+            Some(low) => self.split(arena, first, &slots, low),
+            None => self.rebuild(arena, first, &slots, wanted),
         };
         self.scratch = slots;
         done
+    }
+
+    /// Counts the slots of a segment that belong to its lower half. Returns `None` if a split does not help.
+    fn halves(&self, staging: &Staging, first: usize, slots: &[Slot]) -> Option<LowerHalf> {
+        let segment = &self.segments[first];
+        let len = first_of_upper_half(slots, segment.depth());
+        // The bits that the hashes of the lower half have in common.
+        let bits = ((first >> (self.depth - segment.depth())) << 1) as u64;
+        let below = 31 - segment.depth();
+        let is_low = |hash: HashBits| u64::from(hash) >> below == bits;
+        let reserved = staging.hashes().filter(|&hash| is_low(hash)).count();
+        let low = len + reserved;
+        let smaller = low.min(segment.taken() - low);
+        (smaller * SPLIT_PART_DIVISOR >= segment.taken()).then_some(LowerHalf { len, reserved })
+    }
+
+    /// Packs a segment, which needs no memory.
+    pub(super) fn pack(&mut self, arena: &mut Arena, first: usize) {
+        let mut segment = self.segments[first];
+        // SAFETY: a segment of this directory.
+        segment.pack(unsafe { segment.slots_mut(arena) });
+        // Look-ups use any of its places.
+        self.put(first, segment);
     }
 
     /// Shrinks or merges a segment after removals. Nothing is changed if there is no memory for the smaller segment.
@@ -46,7 +84,7 @@ impl Directory {
             return;
         }
         let segment = self.segments[first];
-        let wanted = capacity_for(segment.len());
+        let wanted = capacity_for(segment.taken());
         if wanted < segment.capacity() {
             let slots = self.gather(arena, &[segment]);
             // After an error the larger segment stays, which serves as well.
@@ -63,7 +101,7 @@ impl Directory {
         capacity: usize,
     ) -> Result<(), OutOfMemory> {
         let old = self.segments[first];
-        let new = build(arena, slots, old.depth, capacity)?;
+        let new = build(arena, slots, old.reserved(), old.depth(), capacity)?;
         self.moved_slots += slots.len() as u64;
         self.put(first, new);
         // SAFETY: no place of the directory names the old segment any more.
@@ -71,19 +109,22 @@ impl Directory {
         Ok(())
     }
 
-    /// Splits a segment in two: its slots before `middle`, and the others.
+    /// Splits a segment in two.
     fn split(
         &mut self,
         arena: &mut Arena,
         first: usize,
         slots: &[Slot],
-        middle: usize,
+        LowerHalf { len, reserved }: LowerHalf,
     ) -> Result<(), OutOfMemory> {
         let old = self.segments[first];
-        let depth = old.depth + 1;
-        let (low, high) = slots.split_at(middle);
-        let low = build(arena, low, depth, capacity_for(low.len()))?;
-        let high = match build(arena, high, depth, capacity_for(high.len())) {
+        let depth = old.depth() + 1;
+        let (low, high) = slots.split_at(len);
+        let mut half = |slots: &[Slot], reserved: usize| {
+            build(arena, slots, reserved, depth, capacity_for(slots.len() + reserved))
+        };
+        let low = half(low, reserved)?;
+        let high = match half(high, old.reserved() - reserved) {
             Ok(high) => high,
             Err(refused) => {
                 // SAFETY: it was never put into the directory.
@@ -93,7 +134,7 @@ impl Directory {
         };
         self.moved_slots += slots.len() as u64;
         let mut first = first;
-        if old.depth == self.depth {
+        if old.depth() == self.depth {
             self.double();
             first *= 2;
         }
@@ -110,22 +151,24 @@ impl Directory {
     /// Merges a segment with its other half if both are small; returns the first place of the result.
     fn merge(&mut self, arena: &mut Arena, first: usize) -> Option<usize> {
         let segment = self.segments[first];
-        if segment.depth == 0 {
+        if segment.depth() == 0 {
             return None;
         }
         // The other half has as many places, but perhaps more than one segment.
         let places = self.places_of(&segment);
         let (low_at, high_at) = (first & !places, first | places);
         let (low, high) = (self.segments[low_at], self.segments[high_at]);
-        if low.depth != high.depth || low.len() + high.len() > MERGE_LEN_MAX {
+        let taken = low.taken() + high.taken();
+        if low.depth() != high.depth() || taken > MERGE_LEN_MAX {
             return None;
         }
+        let reserved = low.reserved() + high.reserved();
         let slots = self.gather(arena, &[low, high]);
-        let merged = build(arena, &slots, low.depth - 1, capacity_for(slots.len()));
+        let merged = build(arena, &slots, reserved, low.depth() - 1, capacity_for(taken));
         self.moved_slots += slots.len() as u64;
         self.scratch = slots;
         let merged = merged.ok()?;
-        if low.depth == self.depth {
+        if low.depth() == self.depth {
             self.at_full_depth -= 2;
         }
         self.put(low_at, merged);
@@ -156,7 +199,7 @@ impl Directory {
             // The first of each two places has the correct number of entries.
             self.segments = self.segments.iter().copied().step_by(2).collect();
             self.depth -= 1;
-            let at_full_depth = |segment: &&Segment| segment.depth == self.depth;
+            let at_full_depth = |segment: &&Segment| segment.depth() == self.depth;
             self.at_full_depth = self.segments.iter().filter(at_full_depth).count();
         }
     }
@@ -183,10 +226,11 @@ fn first_of_upper_half(slots: &[Slot], depth: u32) -> usize {
     slots.partition_point(|slot| slot.hash() & bit == 0)
 }
 
-/// Builds a segment of at least this capacity that holds these slots.
+/// Builds a segment of at least this capacity that holds these slots, and keeps `reserved` others free.
 fn build(
     arena: &mut Arena,
     slots: &[Slot],
+    reserved: usize,
     depth: u32,
     capacity: usize,
 ) -> Result<Segment, OutOfMemory> {
@@ -197,5 +241,5 @@ fn build(
         capacity *= 2;
     }
     let bytes = capacity * size_of::<Slot>();
-    Segment::build(arena, slots, depth, capacity).ok_or(OutOfMemory { bytes })
+    Segment::build(arena, slots, reserved, depth, capacity).ok_or(OutOfMemory { bytes })
 }
