@@ -45,26 +45,27 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use beginning::{Beginning, listen, make_plan};
 
 use crate::args::Args;
+use crate::cluster_file;
+use crate::failure::Failure;
 use crate::lock::DirectoryLock;
 use crate::logs::{self, Console};
 use crate::machine::{self, Machine};
-use crate::moves::{self, Elsewhere, Moved};
-use crate::plan::{self, Plan};
-use crate::ready::{Ports, Ready};
-use crate::restart::Found;
+use crate::place::{Elsewhere, Moved, Place, Ports};
+use crate::plan::Plan;
+use crate::printable::printable;
+use crate::ready::Ready;
+use crate::restart::{self, Found};
 use crate::restore::{self, Load, Restoration, send, written};
 use crate::settings::Settings;
 use crate::snapshot::Snapshots;
+use crate::spawn::Exit;
 use crate::spawn::local::Launch;
-use crate::spawn::ssh::RemoteServer;
-use crate::spawn::{Exit, command_line, printable, quote, server_arguments};
-use crate::state_file::StateFile;
-use crate::stop_port::{Call, Callers};
-use crate::store::{self, Place, Record};
+use crate::spawn::remote::RemoteServer;
+use crate::stop_port::{self, Call, Callers};
+use crate::store::{self, Record, StateFile};
 use crate::survey::MAX_SSH_AT_ONCE;
 use crate::{
-    Failure, clients, clock, links, listener, orders, progress, random, restart, screen, stop,
-    stop_port,
+    clients, clock, links, listener, moves, orders, progress, quote, random, screen, stop,
 };
 
 /// The timeout of the whole start, from the first process to the last stream.
@@ -155,7 +156,7 @@ pub(crate) struct Driver {
 
 /// Runs a cluster from start to stop.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    let file = plan::read_file(&args)?;
+    let file = cluster_file::read(&args)?;
     if !args.daemon && stop::input_is_null() {
         return Err(Failure::Usage(
             "cannot use /dev/null as standard input: the end of input stops the cluster; nothing was started; \

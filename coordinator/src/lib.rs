@@ -24,9 +24,12 @@ mod ask_stop;
 mod check;
 mod clients;
 mod clock;
+mod cluster_file;
 mod collect;
 mod connection;
+mod directory;
 mod driver;
+mod failure;
 mod guests;
 mod links;
 mod listener;
@@ -38,8 +41,11 @@ mod moves;
 mod newest_map;
 mod orders;
 mod own_address;
+mod place;
 mod plan;
+mod printable;
 mod progress;
+mod quote;
 mod random;
 mod ready;
 mod restart;
@@ -48,7 +54,6 @@ mod screen;
 mod settings;
 mod snapshot;
 mod spawn;
-mod state_file;
 mod stop;
 mod stop_port;
 mod store;
@@ -64,20 +69,12 @@ use clap::Parser as _;
 
 use args::{Args, Command};
 use ask_stop::Asked;
+use failure::Failure;
 
 /// Exit code: something failed.
 const FAILED: u8 = 1;
 /// Exit code: the command line or the cluster file is invalid; nothing was started.
 const BAD_USAGE: u8 = 2;
-
-/// The reason for an unsuccessful exit of the coordinator.
-#[derive(Debug)]
-enum Failure {
-    /// The command line or the cluster file is invalid; nothing was started.
-    Usage(String),
-    /// An operation failed. If a start failed, the servers that it started were stopped again.
-    Failed(String),
-}
 
 /// Runs the program `coord`.
 pub fn main() -> ExitCode {

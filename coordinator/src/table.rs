@@ -14,7 +14,7 @@ use kv_protocol::status::{
     ServerStatus,
 };
 
-use crate::spawn::printable;
+use crate::printable::printable;
 use crate::units::{age, bytes, percent, took};
 
 /// The number of recoveries shown, the newest ones; `--json` has all.

@@ -10,9 +10,9 @@ use kv_protocol::{GroupId, ServerId, ViewVersion};
 use tokio::sync::mpsc;
 
 use super::{Driver, index};
-use crate::moves::Elsewhere;
-use crate::spawn::ssh::RemoteServer;
-use crate::spawn::{adopted, command_line, error_name, server_arguments};
+use crate::place::Elsewhere;
+use crate::spawn::remote::RemoteServer;
+use crate::spawn::{adopted, error_name};
 use crate::store::FILE_NAME;
 
 impl Driver {
@@ -30,10 +30,10 @@ impl Driver {
     /// Watches a process that an earlier coordinator has started.
     pub(super) fn adopt(self: &Rc<Driver>, started: Started) {
         let member = started.member;
-        let line = self.line_of(member);
+        let (plan, line) = (self.plan(), self.line_of(member));
         let cluster = self.cluster().config().cluster;
-        let arguments = server_arguments(&self.plan(), &line, cluster, member, self.ports.servers);
-        self.commands.borrow_mut()[index(member)] = command_line(&self.plan(), &line, &arguments);
+        let arguments = plan.server_arguments(&line, cluster, member, self.ports.servers);
+        self.commands.borrow_mut()[index(member)] = plan.command_line(&line, &arguments);
         tracing::info!("server {} on {}: pid {}, already running", line.id, line.host, started.pid);
         let kill = self.killer(member);
         self.watch(started, kill);

@@ -56,8 +56,7 @@ impl Driver {
         let plan = self.plan();
         let line = &plan.file.servers[index(member)];
         let cluster = self.cluster().config().cluster;
-        let mut arguments =
-            server_arguments(&self.plan(), line, cluster, member, self.ports.servers);
+        let mut arguments = plan.server_arguments(line, cluster, member, self.ports.servers);
         let loads = self.loads(line.id);
         for (n, load) in loads.iter().enumerate() {
             let path = match line.host {
@@ -66,7 +65,7 @@ impl Driver {
             };
             arguments.extend(["--load".to_owned(), load.argument(&path)]);
         }
-        self.commands.borrow_mut()[index(member)] = command_line(&self.plan(), line, &arguments);
+        self.commands.borrow_mut()[index(member)] = plan.command_line(line, &arguments);
         self.exits.borrow_mut()[index(member)] = None;
         match line.host {
             Host::Local => self.spawn_local(line, member, &arguments),
@@ -82,8 +81,8 @@ impl Driver {
         member: Member,
         arguments: &[String],
     ) {
-        let files = Arc::clone(&self.state_file);
-        let launch = Launch::new(&self.plan(), files, line, arguments, self.key);
+        let (binary, directory) = (self.plan().binary.clone(), self.state_file.directory());
+        let launch = Launch::new(binary, directory, line, arguments, self.key);
         let (driver, kill, line) = (Rc::clone(self), self.killer(member), line.clone());
         tokio::task::spawn_local(async move {
             // After the first failure to start a server, no other server is started.
