@@ -2,19 +2,18 @@
 //! cluster in order.
 //!
 //! ```text
-//!   cluster file, flags -> plan -> spawn (local, adopted, ssh) -----> servers
+//!   cluster file, flags -> plan -> driver -> spawn (local, adopted, remote) -----> servers
 //!   stored state -> restart ----^
 //!   dumps, state -> restore ----^
-//!                                                                       |
-//!      clients: MAP, STATUS -> clients --+      +-- links <- STARTED, HEARTBEAT
-//!                                        v      v
-//!      coord stop, detach -> stop_port -+
-//!      signals, end of input -> stop -> driver <-> kv_core::cluster
-//!                                        |      ^
-//!                          exits, kill --+      +-- orders -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
+//!
+//!      clients: MAP, STATUS -> clients ---+      +-- driver/links <- STARTED, HEARTBEAT
+//!                                         v      v
+//!      coord stop, detach -> stop_port -> driver <-> kv_core::cluster
+//!      signals, end of input -> stop ---> |      ^
+//!                           exits, kill --+      +-- driver/links -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
 //! ```
 //!
-//! The driver, the links and the orders share one thread with one async runtime. Another thread serves clients from
+//! The driver, with its links, runs on one thread with one async runtime. Another thread serves clients from
 //! snapshots. The coordinator is not on the data path. All decisions are made in [`kv_core::cluster`]; this crate
 //! carries them out.
 
@@ -31,16 +30,14 @@ mod directory;
 mod driver;
 mod failure;
 mod guests;
-mod links;
 mod listener;
 mod lock;
 mod logs;
 mod ls;
 mod machine;
 mod moves;
-mod newest_map;
-mod orders;
 mod own_address;
+mod own_limits;
 mod place;
 mod plan;
 mod printable;

@@ -30,6 +30,24 @@ impl Exit {
     pub(crate) fn without_dumps(how: String, last_words: Option<String>) -> Exit {
         Exit { how, last_words, in_order: Some(false) }
     }
+
+    /// Returns how the process ended and the last line of its output, in one line.
+    pub(crate) fn summary(&self) -> String {
+        match self.last_words.as_deref().and_then(|words| words.lines().last()) {
+            Some(words) => format!("{}: {words}", self.how),
+            None => self.how.clone(),
+        }
+    }
+
+    /// Returns how the process ended and its last words, in several lines.
+    pub(crate) fn with_last_words(&self) -> String {
+        match &self.last_words {
+            Some(words) => {
+                format!("{}; its last output:\n    {}", self.how, words.replace('\n', "\n    "))
+            }
+            None => self.how.clone(),
+        }
+    }
 }
 
 /// Returns whether an exit status reports that everything the server held is in complete dumps.
