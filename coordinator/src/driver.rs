@@ -5,15 +5,14 @@
 //!   links (servers, orders), processes, requests, timers, signals
 //!        |  input(...)                                        one thread, no await inside
 //!        v
-//!   kv_core::cluster -> effects -> persistence: store the state; what depends on it is an effect of that input
-//!                               -> processes:   spawn, adopt, replace, kill
-//!                               -> links:       connect to a server, send it an order
+//!   kv_core::cluster -> effects -> persistence:   store the state; that it is stored is an input, too
+//!                               -> processes:     spawn, adopt, kill
+//!                               -> links:         connect to a server, send it an order
 //!                               -> announcements: the log, the terminal, callers
 //! ```
 //!
-//! A run, in the order of the files: `beginning` decides what to start from, `founding` makes the driver, this file
-//! loops, and `ending`, `detach` or `takeover` (for an outdated coordinator) ends the run. `context` has the state
-//! that all of them share.
+//! `beginning` decides what to start from, and `founding` makes the driver. Then this file loops. `ending`, `detach`
+//! or, for an outdated coordinator, `takeover` ends it. `context` has the state that all of them share.
 
 mod announcements;
 mod beginning;
