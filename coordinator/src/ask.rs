@@ -12,9 +12,10 @@ use kv_protocol::status::ClusterStatus;
 use kv_protocol::{ClientId, ClusterId, ShardId};
 
 use crate::args::StatusArgs;
-use crate::spawn::printable;
-use crate::table::Screen;
-use crate::{Failure, random, table};
+use crate::failure::Failure;
+use crate::printable::printable;
+use crate::random;
+use crate::table::{self, Screen};
 
 /// The timeout of connecting, and of each read.
 const PATIENCE: Duration = Duration::from_secs(5);

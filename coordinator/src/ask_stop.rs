@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use clap::Parser as _;
 
 use crate::args::{Args, DetachArgs, ReplaceArgs, SetArgs, StopArgs};
+use crate::failure::Failure;
 use crate::ls::{self, State};
-use crate::spawn::printable;
+use crate::printable::printable;
 use crate::spawn::ssh::Ssh;
 use crate::stop_port::{Call, Line, Replacement, Request, Setting, path_in};
-use crate::{Failure, driver, lock, store};
+use crate::{driver, lock, store};
 
 /// The timeout for the exit of a coordinator that has sent its last message, and the polling interval.
 const END_PATIENCE: Duration = Duration::from_secs(10);

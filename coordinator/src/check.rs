@@ -1,6 +1,6 @@
 //! `--check`: checks whether a cluster could be started, without starting anything.
 
-pub(crate) mod needs;
+mod needs;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write as _;
@@ -11,13 +11,12 @@ use kv_protocol::ServerId;
 use kv_protocol::cluster_file::{ClusterFile, Host};
 
 use crate::args::{Args, NetEngine};
-use crate::plan;
+use crate::failure::Failure;
+use crate::printable::printable;
 use crate::settings::Settings;
-use crate::spawn::printable;
 use crate::spawn::ssh::Ssh;
-use crate::survey::{self, Survey};
-use crate::{Failure, own_address};
-use needs::Limits;
+use crate::survey::{self, Limits, Survey};
+use crate::{cluster_file, own_address, plan, restart};
 
 /// The result of one check: its subject and its finding.
 type Finding = (String, Result<String, String>);
@@ -27,11 +26,11 @@ type FixedPorts = BTreeMap<u16, ServerId>;
 
 /// Runs all checks and prints a line for each finding.
 pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
-    let file = plan::read_file(args)?;
+    let file = cluster_file::read(args)?;
     if args.check_file {
         return Ok(());
     }
-    let settings = plan::stored_settings(args).with(args);
+    let settings = restart::stored_settings(args).with(args);
     if args.list_hosts {
         return list_hosts(&file, &settings);
     }
@@ -54,7 +53,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
         known.filter_map(|(host, survey)| Some((host.clone(), survey.as_ref().ok()?.clone())));
     let shards = args.shards.unwrap_or_else(|| plan::default_shards(&file, &known.collect()));
     for (name, (host, ports)) in hosts(&file) {
-        let servers = plan::servers_on(&file, host);
+        let servers = survey::servers_on(&file, host);
         let limits = match surveys.get(host) {
             None => Some(Limits::here()),
             Some(survey) => survey.as_ref().ok().map(|survey| survey.limits),

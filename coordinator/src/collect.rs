@@ -20,11 +20,12 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::args::CollectArgs;
+use crate::failure::Failure;
 use crate::ls::{self, State};
+use crate::printable::{last_lines, printable};
 use crate::spawn::ssh::Ssh;
-use crate::spawn::{last_lines, printable, quote};
 use crate::store::{self, Record};
-use crate::{Failure, lock, units};
+use crate::{lock, quote, units};
 
 /// The timeout for the next bytes of a dump.
 const STALL_PATIENCE: Duration = Duration::from_secs(60);

@@ -2,19 +2,18 @@
 //! cluster in order.
 //!
 //! ```text
-//!   cluster file, flags -> plan -> spawn (local, adopted, ssh) -----> servers
+//!   cluster file, flags -> plan -> driver -> spawn (local, adopted, remote) -----> servers
 //!   stored state -> restart ----^
 //!   dumps, state -> restore ----^
-//!                                                                       |
-//!      clients: MAP, STATUS -> clients --+      +-- links <- STARTED, HEARTBEAT
-//!                                        v      v
-//!      coord stop, detach -> stop_port -+
-//!      signals, end of input -> stop -> driver <-> kv_core::cluster
-//!                                        |      ^
-//!                          exits, kill --+      +-- orders -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
+//!
+//!      clients: MAP, STATUS -> clients ---+      +-- driver/links <- STARTED, HEARTBEAT
+//!                                         v      v
+//!      coord stop, detach -> stop_port -> driver <-> kv_core::cluster
+//!      signals, end of input -> stop ---> |      ^
+//!                           exits, kill --+      +-- driver/links -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
 //! ```
 //!
-//! The driver, the links and the orders share one thread with one async runtime. Another thread serves clients from
+//! The driver, with its links, runs on one thread with one async runtime. Another thread serves clients from
 //! snapshots. The coordinator is not on the data path. All decisions are made in [`kv_core::cluster`]; this crate
 //! carries them out.
 
@@ -24,22 +23,26 @@ mod ask_stop;
 mod check;
 mod clients;
 mod clock;
+mod cluster_file;
 mod collect;
 mod connection;
+mod directory;
 mod driver;
+mod failure;
 mod guests;
-mod links;
 mod listener;
 mod lock;
 mod logs;
 mod ls;
 mod machine;
 mod moves;
-mod newest_map;
-mod orders;
 mod own_address;
+mod own_limits;
+mod place;
 mod plan;
+mod printable;
 mod progress;
+mod quote;
 mod random;
 mod ready;
 mod restart;
@@ -48,7 +51,6 @@ mod screen;
 mod settings;
 mod snapshot;
 mod spawn;
-mod state_file;
 mod stop;
 mod stop_port;
 mod store;
@@ -64,20 +66,12 @@ use clap::Parser as _;
 
 use args::{Args, Command};
 use ask_stop::Asked;
+use failure::Failure;
 
 /// Exit code: something failed.
 const FAILED: u8 = 1;
 /// Exit code: the command line or the cluster file is invalid; nothing was started.
 const BAD_USAGE: u8 = 2;
-
-/// The reason for an unsuccessful exit of the coordinator.
-#[derive(Debug)]
-enum Failure {
-    /// The command line or the cluster file is invalid; nothing was started.
-    Usage(String),
-    /// An operation failed. If a start failed, the servers that it started were stopped again.
-    Failed(String),
-}
 
 /// Runs the program `coord`.
 pub fn main() -> ExitCode {

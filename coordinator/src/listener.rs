@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::logs::Refusals;
 
 /// The pause before the next accept if the system has no free descriptor.

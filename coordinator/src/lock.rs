@@ -7,7 +7,7 @@ use std::path::Path;
 use kv_daemon::files;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 const NAME: &str = "coord.lock";
 /// The maximum number of bytes read from a lock file: more than a process id needs.

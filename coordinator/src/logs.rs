@@ -11,7 +11,8 @@ use kv_daemon::queue::{LogFile, Queue, StandardError};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::Args;
-use crate::{Failure, screen};
+use crate::failure::Failure;
+use crate::screen;
 
 /// The minimum interval between two log lines about rejections of one port.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);

@@ -21,13 +21,15 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::args::LsArgs;
+use crate::failure::Failure;
+use crate::lock;
 use crate::machine::{Machine, Place};
+use crate::printable::printable;
 use crate::restore::alive::hosts;
+use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
-use crate::spawn::{adopted, printable};
 use crate::store::{self, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
-use crate::{Failure, lock};
 
 /// Exit code: neither a coordinator nor a server is running.
 const NOTHING: u8 = 3;

@@ -8,48 +8,9 @@
 //! | another host | the file's line applies: the place moves there |
 
 use kv_protocol::ServerId;
-use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
-use kv_protocol::control_message::Started;
-use serde::{Deserialize, Serialize};
+use kv_protocol::cluster_file::ClusterFile;
 
-use crate::store::Place;
-
-/// A place that `coord replace` moved to another host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Moved {
-    pub(crate) server: ServerId,
-    /// The host that the cluster file named at that time.
-    pub(crate) from: Host,
-    /// The current host.
-    pub(crate) host: Host,
-    /// The ports for clients, servers and the coordinator; 0 selects any free port.
-    pub(crate) ports: [u16; 3],
-}
-
-/// A process that runs on a host other than the host of its place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Elsewhere {
-    pub(crate) host: Host,
-    pub(crate) started: Started,
-    /// True if it ran on an earlier coordinator's machine, which cannot be reached from this one.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) is_out_of_reach: bool,
-}
-
-impl Moved {
-    /// Returns the line that the cluster file should have for this place.
-    pub(crate) fn line(&self) -> ServerLine {
-        let [clients_port, servers_port, coord_port] = self.ports;
-        let (id, host) = (self.server, self.host.clone());
-        ServerLine { id, host, clients_port, servers_port, coord_port }
-    }
-
-    /// Returns the same line without the server id, as an operator writes it.
-    pub(crate) fn words(&self) -> String {
-        let [clients, servers, coord] = self.ports;
-        format!("{} {clients} {servers} {coord}", self.host)
-    }
-}
+use crate::place::{Moved, Place};
 
 /// The result of comparing a cluster file with the state of a running cluster.
 #[derive(Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use kv_protocol::key::Nonce;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 fn failed(error: getrandom::Error) -> Failure {
     Failure::Failed(format!("cannot get a random number from the system: {error}"))

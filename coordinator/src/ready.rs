@@ -5,23 +5,15 @@ use std::io::Write as _;
 use std::os::fd::{FromRawFd as _, RawFd};
 
 use kv_protocol::ClusterId;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::Failure;
+use crate::failure::Failure;
+use crate::place::Ports;
 
 /// The descriptor, checked and not inherited by the servers' processes.
 #[derive(Debug)]
 pub(crate) struct Ready {
     file: File,
-}
-
-/// The ports that the coordinator has bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ports {
-    #[serde(rename = "clients_port")]
-    pub(crate) clients: u16,
-    #[serde(rename = "servers_port")]
-    pub(crate) servers: u16,
 }
 
 #[derive(Serialize)]

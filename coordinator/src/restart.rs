@@ -21,15 +21,16 @@ use kv_protocol::aside;
 use kv_protocol::cluster_file::{ClusterFile, Host};
 use kv_protocol::{Incarnation, Member, ServerId, ViewVersion};
 
-use crate::Failure;
 use crate::args::Args;
+use crate::failure::Failure;
 use crate::logs::Console;
 use crate::machine::{Machine, Place};
-use crate::moves;
-use crate::restore::{alive, gather};
+use crate::restore::{alive, gather, last_record};
+use crate::settings::Settings;
+use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
-use crate::spawn::{adopted, quote};
 use crate::store::{self, FILE_NAME, OLD_NAME, Record};
+use crate::{moves, quote};
 
 /// The maximum number of dumps listed by name; the others are only counted.
 const MAX_NAMED: usize = 12;
@@ -109,6 +110,21 @@ pub(crate) async fn look(
         );
     }
     Ok(Found::Nothing)
+}
+
+/// Returns the stored settings that a start with these flags continues with, or those of a new cluster if there is
+/// no readable state. The start itself reports a defective state.
+pub(crate) fn stored_settings(args: &Args) -> Settings {
+    let in_dir = || store::load(&args.dir).ok().flatten();
+    let dirs = match args.restore.as_slice() {
+        [] => match in_dir() {
+            Some(record) if args.resume || !record.has_ended_well => return record.settings,
+            _ if args.resume => std::slice::from_ref(&args.dir),
+            _ => return Settings::default(),
+        },
+        dirs => dirs,
+    };
+    last_record(dirs, &args.dir).map(|last| last.settings).unwrap_or_default()
 }
 
 fn no_state(dir: &Path) -> String {

@@ -12,7 +12,8 @@ use kv_protocol::Time;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::{Failure, logs};
+use crate::failure::Failure;
+use crate::logs;
 
 /// The time after the first trigger from which a SIGINT means "do not wait".
 const SECOND_THOUGHT: Duration = Duration::from_secs(1);

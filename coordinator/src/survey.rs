@@ -1,5 +1,7 @@
 //! Facts about a host, gathered before anything is started, and by `--check`.
 
+mod limits;
+
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::rc::Rc;
@@ -8,10 +10,11 @@ use kv_protocol::cluster_file::{ClusterFile, Host};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::check::needs::Limits;
-use crate::plan;
+use crate::printable::printable;
+use crate::quote;
 use crate::spawn::ssh::Ssh;
-use crate::spawn::{printable, quote};
+
+pub(crate) use limits::Limits;
 
 /// The maximum number of concurrent ssh connections: sshd drops connections over its limit (MaxStartups).
 pub(crate) const MAX_SSH_AT_ONCE: usize = 8;
@@ -60,7 +63,7 @@ pub(crate) async fn of_hosts(
         move |host| left.remove(&host.to_string())
     }) {
         let (host, ssh, turn) = (host.clone(), ssh.clone(), Rc::clone(&turn));
-        let servers = plan::servers_on(file, &host);
+        let servers = servers_on(file, &host);
         running.spawn_local(async move {
             let _permit = turn.acquire().await;
             let answer = ssh.run(&host, &script(&ssh.remote_dir, servers)).await;
@@ -75,6 +78,11 @@ pub(crate) async fn of_hosts(
         }
     }
     surveys
+}
+
+/// Returns the number of servers on a host.
+pub(crate) fn servers_on(file: &ClusterFile, host: &Host) -> usize {
+    file.servers.iter().filter(|line| line.host == *host).count()
 }
 
 fn ssh_hosts(file: &ClusterFile) -> impl Iterator<Item = &Host> {

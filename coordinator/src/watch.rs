@@ -18,9 +18,10 @@ use console::truncate_str;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::StatusArgs;
-use crate::spawn::printable;
-use crate::table::Screen;
-use crate::{Failure, ask, table};
+use crate::ask;
+use crate::failure::Failure;
+use crate::printable::printable;
+use crate::table::{self, Screen};
 
 const HIDE_CURSOR: &str = "\x1b[?25l";
 const SHOW_CURSOR: &str = "\x1b[?25h";

@@ -1,13 +1,12 @@
 //! The resources that a start needs on a machine beside programs and ports: a directory, threads and memory.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
-use rustix::process::{Resource, geteuid, getrlimit};
 
 use crate::args::NetEngine;
+use crate::survey::Limits;
 use crate::units;
 
 /// Threads of a server beside its executors, and threads of the coordinator; an upper estimate.
@@ -59,32 +58,8 @@ pub(super) fn dir(dir: &Path) -> Found {
     }
 }
 
-/// The limits of the user that starts servers on a machine; `None` if there is no limit, or if it is unknown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Limits {
-    /// The maximum number of threads of the user (`ulimit -u`) and the current number, as far as known.
-    pub(crate) threads: Option<u64>,
-    pub(crate) threads_used: u64,
-    /// The maximum number of bytes that a process may lock (`ulimit -l`).
-    pub(crate) locked: Option<u64>,
-    /// Free memory in bytes.
-    pub(crate) free: Option<u64>,
-    /// True for root, which may exceed the limits of threads and locked memory.
-    pub(crate) is_root: bool,
-}
-
+/// What a start needs, compared with the limits.
 impl Limits {
-    /// Returns the limits of this process.
-    pub(super) fn here() -> Limits {
-        Limits {
-            threads: getrlimit(Resource::Nproc).current,
-            threads_used: own_threads(),
-            locked: getrlimit(Resource::Memlock).maximum,
-            free: available(),
-            is_root: geteuid().is_root(),
-        }
-    }
-
     /// Returns the findings for this many servers and shards and this network engine, each with its name.
     pub(super) fn findings(
         &self,
@@ -144,24 +119,6 @@ impl Limits {
             false => Ok(format!("{} are free", units::bytes(free))),
         }
     }
-}
-
-/// Returns the number of threads of all processes of this user.
-fn own_threads() -> u64 {
-    let own = geteuid().as_raw();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let of_this_user = processes.filter(|entry| entry.metadata().is_ok_and(|it| it.uid() == own));
-    of_this_user
-        .map(|entry| fs::read_dir(entry.path().join("task")).map_or(0, |all| all.count() as u64))
-        .sum()
-}
-
-/// Returns `MemAvailable` of /proc/meminfo (proc_meminfo(5)) in bytes.
-fn available() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    kilobytes.checked_mul(1 << 10)
 }
 
 #[cfg(test)]

@@ -1,6 +1,24 @@
 //! The kind of a start (found, take over or restore a cluster), and the listening sockets.
 
-use super::*;
+use std::path::PathBuf;
+
+use kv_protocol::ServerId;
+use kv_protocol::cluster_file::{ClusterFile, Host};
+use kv_protocol::control_message::Started;
+use tokio::net::TcpListener;
+
+use crate::args::Args;
+use crate::failure::Failure;
+use crate::listener;
+use crate::logs::Console;
+use crate::machine::{self, Machine};
+use crate::moves;
+use crate::place::{Elsewhere, Moved};
+use crate::plan::Plan;
+use crate::restart::{self, Found};
+use crate::restore::{self, Restoration};
+use crate::settings::Settings;
+use crate::store::Record;
 
 /// The state that a coordinator begins with.
 pub(super) enum Beginning {

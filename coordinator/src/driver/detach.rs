@@ -1,13 +1,18 @@
 //! `coord detach`: this coordinator exits, and its servers keep serving.
 
-use super::*;
+use std::time::Duration;
+
+use kv_protocol::status::ClusterState;
+
+use super::context::Driver;
+use crate::quote;
 
 impl Driver {
     /// Checks that this coordinator may leave its servers now.
     ///
     /// # Errors
     /// The servers need a coordinator; the message has what to do.
-    pub(crate) fn may_detach(&self) -> Result<(), String> {
+    pub(super) fn may_detach(&self) -> Result<(), String> {
         match self.cluster().state() {
             ClusterState::Starting => {
                 Err("the cluster does not serve yet; wait until it does, or stop \

@@ -1,12 +1,86 @@
-//! The end of a stop: the last state, the exit status, and the operator's next step.
+//! The stop of the cluster: how it begins, its last state, its exit status, and the operator's next step.
 
-use super::*;
+use std::path::Path;
+use std::rc::Rc;
+
+use kv_core::cluster::{DurableState, StopOutcome};
+use kv_protocol::ServerId;
+use kv_protocol::cluster_file::Host;
+
+use super::context::Driver;
+use crate::failure::Failure;
+use crate::printable::printable;
+use crate::restore::written;
+use crate::store::{self, Record};
+use crate::{clock, quote, stop, stop_port};
 
 impl Driver {
+    /// Carries out a request of `coord stop`.
+    pub(super) fn stop_as_asked(
+        self: &Rc<Driver>,
+        request: &stop_port::Request,
+        stopping: &mut stop::Stopping,
+    ) {
+        if let Some(directory) = &request.dump_dir {
+            self.say(&format!("coord stop: dumps go to {} from now on", printable(directory)));
+            *self.dump_dir.borrow_mut() = Some(directory.clone());
+            self.input(|cluster, now, sink| cluster.store_again(now, sink));
+        }
+        if !stopping.has_begun() {
+            stopping.begin(clock::now());
+            self.say("coord stop: stopping the cluster");
+            self.input(|cluster, now, sink| cluster.on_stop(now, sink));
+        }
+        if request.dump_dir.is_some() {
+            self.input(|cluster, now, sink| cluster.on_dump_again(now, sink));
+        }
+        if request.force {
+            self.warn("coord stop --force: giving up what cannot be dumped");
+            self.input(|cluster, now, sink| cluster.on_force(now, sink));
+        }
+    }
+
+    /// Carries out a signal or the end of standard input.
+    pub(super) fn stop_as_signaled(
+        self: &Rc<Driver>,
+        reason: stop::Reason,
+        stopping: &mut stop::Stopping,
+        only_stops: bool,
+    ) {
+        match stopping.wish(reason, clock::now()) {
+            stop::Wish::Stop => {
+                self.console.say(&format!("{reason}: stopping the cluster"));
+                self.input(|cluster, now, sink| cluster.on_stop(now, sink));
+            }
+            stop::Wish::DoNotWait if only_stops => self.say(&format!(
+                "{reason}: the stop continues; coord stop --force gives up what cannot be dumped"
+            )),
+            stop::Wish::DoNotWait => {
+                self.warn(&format!("{reason} again: not waiting any longer"));
+                self.input(|cluster, now, sink| cluster.on_stop_now(now, sink));
+            }
+            stop::Wish::GoOn => tracing::info!("{reason} too: the stop continues"),
+        }
+    }
+
+    /// Stores the last state, and reports the outcome of the stop.
+    pub(super) async fn end_stopped(&self, mut outcome: StopOutcome) -> Result<(), Failure> {
+        let state = self.cluster().durable().clone();
+        let dump_dir = self.dump_dir();
+        let dirs = [Some(&*self.dir), dump_dir.as_deref().map(Path::new)];
+        let dirs: Vec<&Path> = dirs.into_iter().flatten().collect();
+        outcome.undumped = written::not_in_any(&dirs, &state, &outcome.undumped).await;
+        let concluded = self.conclude(&outcome);
+        if state.has_served {
+            self.note_end(state, concluded.is_ok());
+        }
+        concluded
+    }
+
     /// Records that the cluster has ended well, so that another cluster may follow it. If that fails, the next
     /// start only requires a confirmation. If the dumps went to another directory, stores the state there too, for
     /// a restore.
-    pub(super) fn note_end(&self, state: DurableState, has_ended_well: bool) {
+    fn note_end(&self, state: DurableState, has_ended_well: bool) {
         let record = Record { has_ended_well, ..self.record(state) };
         if has_ended_well && let Err(error) = self.state_file.store(&record) {
             self.warn(&format!("cannot store the state: {error}"));
@@ -38,7 +112,7 @@ impl Driver {
     }
 
     /// Reports the outcome of the stop, and returns it for the exit status.
-    pub(super) fn conclude(&self, outcome: &StopOutcome) -> Result<(), Failure> {
+    fn conclude(&self, outcome: &StopOutcome) -> Result<(), Failure> {
         if let Some((server, reason)) = &*self.failure.borrow() {
             return Err(Failure::Failed(self.start_failure(*server, reason, outcome)));
         }
@@ -81,7 +155,7 @@ impl Driver {
     }
 
     /// Returns how to restore the cluster, with commands to be pasted into a shell.
-    pub(super) fn restore_advice(&self, outcome: &StopOutcome) -> String {
+    fn restore_advice(&self, outcome: &StopOutcome) -> String {
         let mut text = String::new();
         let dir = self.plan().dir.to_string_lossy().into_owned();
         for line in self.plan().file.servers.iter().filter(|line| line.host != Host::Local) {
@@ -102,18 +176,13 @@ impl Driver {
         text
     }
 
-    pub(super) fn start_failure(
-        &self,
-        server: ServerId,
-        reason: &str,
-        outcome: &StopOutcome,
-    ) -> String {
-        let n = usize::from(server.0);
-        let mut text = format!("server {server} on {}: {}", self.hosts()[n], printable(reason));
-        if let Some(exit) = &self.exits.borrow()[n] {
-            text += &format!(": {}", with_last_words(exit));
+    fn start_failure(&self, server: ServerId, reason: &str, outcome: &StopOutcome) -> String {
+        let host = self.places.line(server).host;
+        let mut text = format!("server {server} on {host}: {}", printable(reason));
+        if let Some(exit) = self.processes.exit(server) {
+            text += &format!(": {}", exit.with_last_words());
         }
-        text += &format!("\n  command: {}", self.commands.borrow()[n]);
+        text += &format!("\n  command: {}", self.processes.command(server));
         text += match outcome.unproven.is_empty() {
             true => "\n  every other server was stopped again",
             false => "\n  some of the other servers may still run; see the log",

@@ -1,10 +1,9 @@
 //! Work that all servers do at the same time: loading the dumps of a restore, or writing the dumps of a stop. The
 //! progress is measured by the finished servers and by bytes.
 
-use kv_core::cluster::DumpProgress;
+use kv_core::cluster::{Cluster, DumpProgress};
 
-use super::{percent_of_bytes, with_bar};
-use crate::driver::Driver;
+use super::bar::{percent_of_bytes, with_bar};
 use crate::units;
 
 /// The progress of all servers.
@@ -26,8 +25,8 @@ struct Part {
 
 impl All {
     /// Returns the current progress, if the servers are loading or dumping.
-    pub(super) fn now(driver: &Driver) -> Option<All> {
-        let loading = driver.loading().map(|servers| {
+    pub(super) fn now(cluster: &Cluster, loading: Option<Vec<(bool, u64)>>) -> Option<All> {
+        let loading = loading.map(|servers| {
             let part = |(is_done, of_bytes)| {
                 let bytes = if is_done { of_bytes } else { 0 };
                 Part { is_done, is_failing: false, bytes, of_bytes }
@@ -35,7 +34,7 @@ impl All {
             All { what: "loading", servers: servers.into_iter().map(part).collect() }
         });
         loading.or_else(|| {
-            let servers = driver.cluster().dumping()?;
+            let servers = cluster.dumping()?;
             let part = |server: DumpProgress| Part {
                 is_done: server.is_done,
                 is_failing: server.is_failing,

@@ -14,9 +14,9 @@ use super::gather;
 use super::state::Last;
 use crate::logs::Console;
 use crate::machine::Machine;
+use crate::place::{Place, Ports};
 use crate::plan::Plan;
-use crate::ready::Ports;
-use crate::store::{self, Place, Record};
+use crate::store::{self, Record};
 
 /// The file's name in the coordinator's directory.
 const NAME: &str = "coordinator.state.rebuilt";

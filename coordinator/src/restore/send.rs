@@ -15,8 +15,9 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::Load;
+use crate::printable::last_lines;
+use crate::quote;
 use crate::spawn::ssh::Ssh;
-use crate::spawn::{last_lines, quote};
 
 /// The timeout for connecting, in addition to the time for the bytes.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use kv_core::dump::DumpOrigin;
 
-use super::state;
 use crate::store;
 
 /// The name of the directory in the coordinator's directory.
@@ -91,10 +90,15 @@ fn keep(from: &Path, to: &Path) -> io::Result<()> {
 /// that.
 fn set_aside(dir: &Path) -> io::Result<()> {
     let path = dir.join(store::FILE_NAME);
-    if !state::is_of_a_cluster_that_served(&path) {
+    if !is_of_a_cluster_that_served(&path) {
         return Ok(());
     }
     store::rename_aside(dir)
+}
+
+/// Returns whether this file is the state of a cluster that has served.
+fn is_of_a_cluster_that_served(path: &Path) -> bool {
+    matches!(store::load_file(path), Ok(Some(record)) if record.state.has_served)
 }
 
 fn sync(dir: &Path) -> io::Result<()> {

@@ -86,11 +86,6 @@ pub(super) fn tried(dir: &Path) -> Option<Record> {
     record.filter(|record| !record.state.has_served && !record.state.foundings.is_empty())
 }
 
-/// Returns whether this file is the state of a cluster that has served.
-pub(super) fn is_of_a_cluster_that_served(path: &Path) -> bool {
-    matches!(store::load_file(path), Ok(Some(record)) if record.state.has_served)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;

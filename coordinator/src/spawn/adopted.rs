@@ -18,7 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use super::{Exit, tail_apart};
+use super::exit::{Exit, describe_signal, tail_apart};
 
 /// The pause before a process of unknown state is looked up again.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -125,7 +125,7 @@ async fn watch(started: &Started, kill: &mut mpsc::Receiver<()>) -> io::Result<b
 
 async fn exit(was_killed: bool, errors: PathBuf) -> Exit {
     let how = match was_killed {
-        true => super::describe_signal(libc::SIGKILL),
+        true => describe_signal(libc::SIGKILL),
         false => "it has ended; an earlier coordinator had started it, so its exit status is not \
                   known"
             .into(),

@@ -13,20 +13,17 @@ use kv_daemon::files;
 use kv_protocol::ClusterKey;
 use kv_protocol::cluster_file::ServerLine;
 
-use super::{
-    Exit, KEY_FROM_STANDARD_INPUT, describe_signal, describe_status, error_name, is_in_order,
-    log_name, tail_apart,
-};
-use crate::plan::Plan;
-use crate::state_file::StateFile;
+use super::exit::{Exit, describe_signal, describe_status, is_in_order, tail_apart};
+use super::names::{KEY_FROM_STANDARD_INPUT, error_name, log_name};
+use crate::directory::Directory;
 
 /// The parameters for starting a server. Its files may be on a stalled device, so it is started on a separate
 /// thread that the shutdown does not wait for.
 #[derive(Debug)]
 pub(crate) struct Launch {
     binary: PathBuf,
-    /// Provides the current path of the servers' directory.
-    files: Arc<StateFile>,
+    /// The servers' directory.
+    directory: Arc<Directory>,
     arguments: Vec<String>,
     key: ClusterKey,
     log: String,
@@ -46,15 +43,15 @@ pub(crate) struct LocalServer {
 impl Launch {
     /// Returns the launch of the server of this line.
     pub(crate) fn new(
-        plan: &Plan,
-        files: Arc<StateFile>,
+        binary: PathBuf,
+        directory: Arc<Directory>,
         line: &ServerLine,
         arguments: &[String],
         key: ClusterKey,
     ) -> Launch {
         Launch {
-            binary: plan.binary.clone(),
-            files,
+            binary,
+            directory,
             arguments: arguments.to_vec(),
             key,
             log: log_name(line),
@@ -73,8 +70,8 @@ impl Launch {
     }
 
     fn spawn(self) -> Result<LocalServer, String> {
-        let Launch { binary, files, arguments, key, log, errors } = self;
-        let dir = files.directory();
+        let Launch { binary, directory, arguments, key, log, errors } = self;
+        let dir = directory.path();
         let (log, errors) = (dir.join(log), dir.join(errors));
         let error_file = files::append_anew(&errors)
             .map_err(|error| format!("cannot create {}: {error}", errors.display()))?;

@@ -13,39 +13,30 @@
 //! Only results of the server's executable are accepted. A failure of a shell, `grep` or `cat` proves nothing;
 //! without the executable, the state of the process is unknown.
 
-use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::rc::Rc;
 use std::time::Duration;
 
 use kv_daemon::identity::Process;
-use kv_protocol::cluster_file::{Host, ServerLine};
+use kv_protocol::cluster_file::Host;
 use kv_protocol::control_message::Started;
-use kv_protocol::{ClusterId, ClusterKey, Incarnation, Member, PidNamespace};
-use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt, AsyncWriteExt as _, BufReader,
-};
+use kv_protocol::{ClusterId, Incarnation};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
+use crate::printable::last_lines;
+use crate::quote;
 use crate::settings::Settings;
 
-mod remote;
-mod scripts;
+pub(super) mod scripts;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use remote::RemoteServer;
 pub(crate) use scripts::plain_command;
 use scripts::{end_script, look_script, servers_script, strays_script};
 
-use super::{
-    Exit, KEY_FROM_STANDARD_INPUT, MAX_QUOTED_BYTES, describe_signal, describe_status, error_name,
-    is_in_order, last_lines, log_name, quote,
-};
+use super::exit::MAX_QUOTED_BYTES;
 
 /// The connection timeout of ssh in seconds.
 const CONNECT_SECONDS: u16 = 10;
@@ -53,16 +44,6 @@ const CONNECT_SECONDS: u16 = 10;
 const SCRIPT_PATIENCE: Duration = Duration::from_secs(30);
 /// The maximum size of a script's output.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
-/// The maximum length of a line from the script that runs a server.
-const MAX_LINE_BYTES: u64 = 256;
-/// The first back-off before a broken connection is established again; it doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// The time that a server to be killed gets for reporting its process id.
-const START_MOMENT: Duration = Duration::from_secs(3);
-/// The interval at which the same failure is logged again.
-const SAID_EVERY: Duration = Duration::from_secs(600);
-/// The longest back-off.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The parameters of ssh, and the servers' directory on its hosts.
 #[derive(Clone, Debug)]
@@ -204,7 +185,7 @@ impl Ssh {
         all
     }
 
-    fn command(&self, host: &Host, script: &str) -> Command {
+    pub(super) fn command(&self, host: &Host, script: &str) -> Command {
         let mut command = Command::new("ssh");
         command
             .args(self.arguments(host, script))
@@ -246,7 +227,7 @@ impl Ssh {
     }
 
     /// Kills a server, and proves that it has ended.
-    async fn kill(&self, host: &Host, process: &Process) -> Result<(), SshError> {
+    pub(super) async fn kill(&self, host: &Host, process: &Process) -> Result<(), SshError> {
         let said = self.run_to_any_end(host, &end_script(&self.remote_dir, process)).await?;
         match lines(&said.output).any(|line| is_end_of(line, process)) {
             true => Ok(()),
@@ -294,13 +275,13 @@ fn is_end_of(line: &str, process: &Process) -> bool {
     line == format!("gone {} {}", process.pid, process.start_time)
 }
 
-fn pipes(child: &mut Child) -> (ChildStdout, ChildStderr) {
+pub(super) fn pipes(child: &mut Child) -> (ChildStdout, ChildStderr) {
     let output = child.stdout.take().expect("standard output is a pipe");
     (output, child.stderr.take().expect("standard error is a pipe"))
 }
 
 /// Reads to the end of a stream and returns its last bytes.
-async fn collect_tail(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
+pub(super) async fn collect_tail(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
     let most = usize::try_from(MAX_QUOTED_BYTES).unwrap_or(usize::MAX);
     let mut kept = Vec::new();
     let mut chunk = [0; 512];

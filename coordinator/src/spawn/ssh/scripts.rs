@@ -1,6 +1,13 @@
 //! The scripts that ssh runs on other machines.
 
-use super::*;
+use kv_daemon::identity::Process;
+use kv_protocol::cluster_file::ServerLine;
+use kv_protocol::control_message::Started;
+use kv_protocol::{ClusterId, Incarnation};
+
+use crate::quote;
+use crate::spawn::exit::MAX_QUOTED_BYTES;
+use crate::spawn::names::{KEY_FROM_STANDARD_INPUT, error_name, log_name};
 
 /// Returns the command of a remote server as an operator would enter it.
 pub(crate) fn plain_command(remote_dir: &str, arguments: &[String]) -> String {
@@ -10,7 +17,11 @@ pub(crate) fn plain_command(remote_dir: &str, arguments: &[String]) -> String {
 /// Starts a server in a session of its own, waits for it, and prints its start and its exit. The cluster's key is
 /// the first line of standard input and is passed on through a pipe, because command lines are visible to every
 /// user. When standard input is closed, the script ends and the server keeps running.
-pub(super) fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> String {
+pub(in crate::spawn) fn start_script(
+    remote_dir: &str,
+    line: &ServerLine,
+    arguments: &[String],
+) -> String {
     let (dir, errors, log) = (quote::word(remote_dir), error_name(line), log_name(line));
     format!(
         "cd {dir} || exit 1\n\
@@ -39,11 +50,19 @@ pub(super) fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[Str
 }
 
 /// Runs a query about processes with the server's executable there. It reads no input.
-pub(super) fn ask_script(remote_dir: &str, question: &str, processes: &[Process]) -> String {
+pub(in crate::spawn) fn ask_script(
+    remote_dir: &str,
+    question: &str,
+    processes: &[Process],
+) -> String {
     format!("{} </dev/null\n", ask_command(remote_dir, question, processes))
 }
 
-pub(super) fn ask_command(remote_dir: &str, question: &str, processes: &[Process]) -> String {
+pub(in crate::spawn) fn ask_command(
+    remote_dir: &str,
+    question: &str,
+    processes: &[Process],
+) -> String {
     let dir = quote::word(remote_dir);
     let processes: Vec<String> = processes.iter().map(ToString::to_string).collect();
     format!(
@@ -56,26 +75,26 @@ pub(super) fn ask_command(remote_dir: &str, question: &str, processes: &[Process
 }
 
 /// Waits for the end of a server that another connection started, or for the end of its own connection.
-pub(super) fn watch_script(remote_dir: &str, process: &Process) -> String {
+pub(in crate::spawn) fn watch_script(remote_dir: &str, process: &Process) -> String {
     let Process { pid, start_time, namespace, .. } = process;
     let ask = ask_command(remote_dir, "--watch", &[*process]);
     format!("echo started {pid} {start_time} {namespace}\n{ask}\n")
 }
 
 /// Reports for each of these processes whether it is running there.
-pub(super) fn look_script(remote_dir: &str, processes: &[Started]) -> String {
+pub(in crate::spawn) fn look_script(remote_dir: &str, processes: &[Started]) -> String {
     let processes: Vec<Process> = processes.iter().map(Process::from).collect();
     ask_script(remote_dir, "--look", &processes)
 }
 
 /// Kills a process there.
-pub(super) fn end_script(remote_dir: &str, process: &Process) -> String {
+pub(in crate::spawn) fn end_script(remote_dir: &str, process: &Process) -> String {
     ask_script(remote_dir, "--end", &[*process])
 }
 
 /// Lists the servers of a cluster, or in the directory, that run there. The brackets keep the script from matching
 /// itself.
-pub(super) fn servers_script(remote_dir: &str, cluster: ClusterId) -> String {
+pub(in crate::spawn) fn servers_script(remote_dir: &str, cluster: ClusterId) -> String {
     let (dir, name) = (quote::word(remote_dir), cluster.to_string());
     let (first, rest) = name.split_at(1);
     format!(
@@ -91,7 +110,7 @@ pub(super) fn servers_script(remote_dir: &str, cluster: ClusterId) -> String {
 
 /// Kills the processes that were started there with these incarnations. The brackets keep the script from matching
 /// itself.
-pub(super) fn strays_script(names: &[Incarnation]) -> String {
+pub(in crate::spawn) fn strays_script(names: &[Incarnation]) -> String {
     let patterns = names.iter().map(|name| {
         let name = name.to_string();
         let (first, rest) = name.split_at(1);

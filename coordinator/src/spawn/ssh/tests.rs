@@ -1,9 +1,9 @@
 //! Tests of ssh without another machine: the scripts are run by the local shell.
 
-use super::remote::{exit, next_line};
 use super::scripts::*;
 use super::*;
-use kv_protocol::ServerId;
+use kv_protocol::cluster_file::ServerLine;
+use kv_protocol::{ClusterKey, ServerId};
 
 fn host() -> Host {
     Host::Ssh { user: Some("kv".into()), host: "[fe80::1]".into(), port: Some(2_222) }
@@ -220,16 +220,6 @@ fn the_program_there_is_asked_after_the_process_by_all_that_tells_it_apart() {
     assert_eq!(looked, format!("--look {} {}\n", all[0], all[1]));
 }
 
-#[tokio::test]
-async fn a_line_that_is_cut_or_the_rest_of_a_long_one_is_no_line() {
-    let long = "x".repeat(usize::try_from(MAX_LINE_BYTES).unwrap());
-    let text = format!("one\n{long}exited 7 0\ntwo\nexited 7 0");
-    let mut from = text.as_bytes();
-    assert_eq!(next_line(&mut from).await.as_deref(), Some("one\n"));
-    assert_eq!(next_line(&mut from).await.as_deref(), Some("two\n"));
-    assert_eq!(next_line(&mut from).await, None);
-}
-
 #[test]
 fn strays_there_are_found_by_their_names_and_the_script_does_not_find_itself() {
     let names = [Incarnation(0xfeed_0000_0000_0001), Incarnation(0xfeed_0000_0000_0002)];
@@ -242,11 +232,4 @@ fn strays_there_are_found_by_their_names_and_the_script_does_not_find_itself() {
         assert!(shell(&strays_script(&names)).status.success());
     }
     assert!(!child.wait().unwrap().success());
-}
-
-#[test]
-fn signals_are_told_from_statuses() {
-    assert_eq!(exit("137", b"").how, "killed by signal 9 (SIGKILL: kill -9, or out of memory)");
-    assert_eq!(exit("13", b"").how, "exit status 13: a port cannot be listened on");
-    assert_eq!(exit("unknown", b"bye\n").last_words.as_deref(), Some("bye"));
 }

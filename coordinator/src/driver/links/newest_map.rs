@@ -12,14 +12,14 @@ use kv_protocol::map::Map;
 
 /// The encoded frame of a map, shared by all connections that send it.
 #[derive(Clone, Debug)]
-pub(crate) struct MapFrame {
-    pub(crate) revision: MapRevision,
-    pub(crate) bytes: Rc<Vec<u8>>,
+pub(super) struct MapFrame {
+    pub(super) revision: MapRevision,
+    pub(super) bytes: Rc<Vec<u8>>,
 }
 
 /// The cached frame of the newest map.
 #[derive(Debug, Default)]
-pub(crate) struct NewestMap {
+pub(super) struct NewestMap {
     kept: RefCell<Option<Kept>>,
 }
 
@@ -33,7 +33,7 @@ struct Kept {
 
 impl NewestMap {
     /// Returns the newest map unless its revision is `sent`. Returns `None` if the cluster does not serve yet.
-    pub(crate) fn later_than(
+    pub(super) fn later_than(
         &self,
         sent: Option<MapRevision>,
         cluster: &Cluster,

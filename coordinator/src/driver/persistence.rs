@@ -1,16 +1,39 @@
-//! Stores of the cluster's durable state.
+//! Persistence: the cluster's durable state is stored before anything that depends on it is sent.
 
-use super::*;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_core::cluster::DurableState;
+
+use super::context::Driver;
+use crate::clock;
+use crate::store::{self, Record};
+
+/// The duration after which an unfinished store raises an alarm.
+const STORE_LATE: Duration = Duration::from_secs(1);
 
 impl Driver {
+    /// Returns the record of a state, with all that the next coordinator needs beside it.
     pub(super) fn record(&self, state: DurableState) -> Record {
         Record {
             key: self.key,
-            place: self.place(),
+            place: self.places.stored(self.ports),
             settings: self.plan().settings.clone(),
             dump_dir: self.dump_dir(),
             has_ended_well: false,
             state,
+        }
+    }
+
+    /// Waits until the epoch of this coordinator is durable.
+    pub(super) async fn until_durable(&self) {
+        let is_durable = || {
+            let cluster = self.cluster();
+            cluster.durable().epoch == cluster.config().epoch
+        };
+        while !is_durable() {
+            self.stored.notified().await;
         }
     }
 
@@ -55,7 +78,7 @@ impl Driver {
         match &risk {
             Some(risk) => self.warn_of_store(risk, &format!("the next store may fail: {risk}")),
             None => {
-                if self.store_warning.take().is_some() {
+                if self.told_stores.forget(&()) {
                     self.console.say("the state is stored again");
                 }
             }

@@ -1,72 +1,13 @@
-//! The takeover of an earlier coordinator's cluster: its processes are watched, and an outdated coordinator ends.
+//! The takeover of an earlier coordinator's cluster, and the end of a coordinator that is outdated.
 
-use std::rc::Rc;
-
-use kv_protocol::cluster_file::Host;
 use kv_protocol::control_message::Started;
 use kv_protocol::status::ClusterState;
 use kv_protocol::{GroupId, ServerId, ViewVersion};
 
-use tokio::sync::mpsc;
-
-use super::{Driver, index};
-use crate::moves::Elsewhere;
-use crate::spawn::ssh::RemoteServer;
-use crate::spawn::{adopted, command_line, error_name, server_arguments};
+use super::context::Driver;
 use crate::store::FILE_NAME;
 
 impl Driver {
-    /// Waits until the epoch of this coordinator is durable.
-    pub(super) async fn until_durable(&self) {
-        let is_durable = || {
-            let cluster = self.cluster();
-            cluster.durable().epoch == cluster.config().epoch
-        };
-        while !is_durable() {
-            self.stored.notified().await;
-        }
-    }
-
-    /// Watches a process that an earlier coordinator has started.
-    pub(super) fn adopt(self: &Rc<Driver>, started: Started) {
-        let member = started.member;
-        let line = self.line_of(member);
-        let cluster = self.cluster().config().cluster;
-        let arguments = server_arguments(&self.plan(), &line, cluster, member, self.ports.servers);
-        self.commands.borrow_mut()[index(member)] = command_line(&self.plan(), &line, &arguments);
-        tracing::info!("server {} on {}: pid {}, already running", line.id, line.host, started.pid);
-        let kill = self.killer(member);
-        self.watch(started, kill);
-    }
-
-    /// Waits for the end of a process that an earlier coordinator has started, and kills it on request.
-    pub(super) fn watch(self: &Rc<Driver>, started: Started, kill: mpsc::Receiver<()>) {
-        let member = started.member;
-        let is_it = |other: &Elsewhere| other.started.member == member && other.is_out_of_reach;
-        if self.elsewhere.borrow().iter().any(is_it) {
-            let trouble = "it ran on the machine of an earlier coordinator, which cannot be checked from here";
-            return self.note_host(member, Some(trouble));
-        }
-        let line = self.line_of(member);
-        let driver = Rc::clone(self);
-        let (ssh, turn) = (self.plan().ssh.clone(), Rc::clone(&self.turn));
-        let errors = self.plan().dir.join(error_name(&line));
-        tokio::task::spawn_local(async move {
-            let exit = match line.host {
-                Host::Local => {
-                    let exit = adopted::wait(started, errors, kill).await;
-                    driver.look_for_dumps(member, exit).await
-                }
-                Host::Ssh { .. } => {
-                    let server = RemoteServer::adopted(ssh, line, &started);
-                    let host = |trouble: Option<&str>| driver.note_host(member, trouble);
-                    server.run(turn, kill, |_| {}, || None, host).await
-                }
-            };
-            driver.exited(member, exit);
-        });
-    }
-
     /// Reports which cluster is taken over.
     pub(super) fn tell_takes_over(&self) {
         let cluster = self.cluster();
@@ -91,7 +32,7 @@ impl Driver {
 
     /// Rejects a server of this cluster that has obeyed another coordinator of this epoch or a later one. The server
     /// would reject this coordinator for ever, so this coordinator ends.
-    pub(crate) fn check_epoch(&self, started: &Started) -> Result<(), String> {
+    pub(super) fn check_epoch(&self, started: &Started) -> Result<(), String> {
         let (ours, theirs) = (self.cluster().config().epoch, started.epoch);
         let known = self.is_known(started);
         let is_other = theirs.boot != ours.boot && theirs.number >= ours.number;
@@ -99,14 +40,13 @@ impl Driver {
             return Ok(());
         }
         let (id, ours, theirs) = (started.member.server, ours.number, theirs.number);
-        *self.outdated.borrow_mut() = Some(format!(
+        self.end(format!(
             "cannot take over the cluster: server {id} has followed another coordinator, of epoch {theirs}; \
              this one has epoch {ours}. Nothing was changed, and the servers were left as they are. If no \
              other coordinator of this cluster runs anywhere and {} is its newest state, start again: each \
              start takes the next epoch",
             self.dir.join(FILE_NAME).display()
         ));
-        self.changed.notify_one();
         Err(format!("it has followed another coordinator, of epoch {theirs}"))
     }
 
@@ -122,7 +62,7 @@ impl Driver {
     }
 
     /// Ends this coordinator, because a server has a newer view than the stored state.
-    pub(super) fn tell_outdated(
+    pub(super) fn end_outdated(
         &self,
         server: ServerId,
         group: GroupId,
@@ -130,7 +70,7 @@ impl Driver {
         reported: ViewVersion,
     ) {
         let path = self.dir.join(FILE_NAME);
-        *self.outdated.borrow_mut() = Some(format!(
+        self.end(format!(
             "cannot take over the cluster: {} is older than the cluster: it has view {known} of group {group}, \
              server {server} has view {reported}; nothing was changed, and the servers were left as they are. \
              Put the newest copy of the file there and start again. Meanwhile the servers continue to serve, \

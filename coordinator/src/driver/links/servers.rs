@@ -13,11 +13,11 @@ use kv_protocol::limits::{HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use super::newest_map::NewestMap;
 use crate::connection::{Connection, ConnectionError};
-use crate::driver::Driver;
+use crate::driver::context::Driver;
 use crate::listener::{self, Slots, WaitingRoom};
 use crate::logs::Refusals;
-use crate::newest_map::NewestMap;
 use crate::random;
 
 /// The number of connections that may not have reported yet, in excess of one for each server. They are unknown
@@ -32,7 +32,7 @@ const MAX_FAREWELLS_AT_ONCE: usize = 64;
 const LINK_SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves the port for ever.
-pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
+pub(super) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let refusals = Rc::new(Refusals::new("servers"));
     // Unknown peers, whatever their number, displace neither admitted servers nor servers that report.
     let room = WaitingRoom::new(SPARE_CONNECTIONS + usize::from(driver.cluster().count()));
@@ -132,7 +132,7 @@ async fn first_frames(
     }
     let challenge = Challenge::read(&frame.body)?;
     let own = random::nonce().map_err(End::Random)?;
-    let seal = Seal::new(driver.key(), Link::Reports, challenge.nonce, own);
+    let seal = Seal::new(driver.key, Link::Reports, challenge.nonce, own);
     let mut proof = Vec::new();
     seal.write_proof(&mut proof);
     connection.send(&proof).await?;

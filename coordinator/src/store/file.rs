@@ -8,50 +8,44 @@
 //! Both files keep the same size, so a store needs only reserved space, and a full disk delays no failover. The
 //! directory is held open, so stores continue if it is moved.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{
     FallocateFlags, Mode, OFlags, RenameFlags, fallocate, openat, renameat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
 
-use crate::store::{FILE_NAME, Record, StoreError, encode_in};
+use super::error::{StoreError, failed};
+use super::format::{FILE_NAME, SPARE_NAME, encode_in};
+use super::record::Record;
+use crate::directory::{Directory, is_at, is_deleted, where_is};
 
-/// The name of the file that is written next.
-pub(crate) const SPARE_NAME: &str = "coordinator.state.spare";
 /// The space reserved for a state, apart from its servers, and for each server: far more than both need.
 const BASE_ROOM: usize = 8 << 10;
 const SERVER_ROOM: usize = 2 << 10;
 /// The granularity of reserved space.
 const UNIT: usize = 4 << 10;
 
-/// The state file and its open directory.
+/// The state file in its directory.
 #[derive(Debug)]
 pub(crate) struct StateFile {
-    /// The path of the directory at the start.
-    path: PathBuf,
-    directory: Mutex<Arc<File>>,
+    directory: Arc<Directory>,
 }
 
 impl StateFile {
     /// Opens the directory and keeps it open.
     pub(crate) fn open(directory: &Path) -> Result<StateFile, StoreError> {
-        let opened = open_directory(directory).map_err(failed("open the directory", directory))?;
-        Ok(StateFile { path: directory.to_owned(), directory: Mutex::new(Arc::new(opened)) })
+        let opened = Directory::open(directory).map_err(failed("open the directory", directory))?;
+        Ok(StateFile { directory: Arc::new(opened) })
     }
 
-    /// Returns the current path of the directory.
-    pub(crate) fn directory(&self) -> PathBuf {
-        let held = self.held();
-        match is_at(&held, &self.path) {
-            true => self.path.clone(),
-            false => where_is(&held).unwrap_or_else(|| self.path.clone()),
-        }
+    /// Returns the open directory.
+    pub(crate) fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory)
     }
 
     /// Makes a state durable. Blocks until it is on the disk. Returns a condition that endangers the next store, if
@@ -60,28 +54,22 @@ impl StateFile {
     /// # Errors
     /// The store failed; as after a crash, the state may be on the disk nevertheless.
     pub(crate) fn store(&self, record: &Record) -> Result<Option<String>, StoreError> {
-        let held = self.held();
+        let held = self.directory.held();
         let stored = self.store_in(&held, record);
         if stored.is_err() && is_deleted(&held) {
             // A new directory at the same path is used instead: no other coordinator has the state of this cluster.
-            let Ok(other) = open_directory(&self.path) else {
+            let Ok(other) = self.directory.open_again() else {
                 return stored
                     .map_err(|error| error.because("the directory was deleted; create it again"));
             };
-            let other = Arc::new(other);
-            *self.directory.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&other);
             return self.store_in(&other, record);
         }
         stored
     }
 
-    /// Returns the open directory. The lock is not held during a store, which may take long.
-    fn held(&self) -> Arc<File> {
-        Arc::clone(&self.directory.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     fn store_in(&self, directory: &File, record: &Record) -> Result<Option<String>, StoreError> {
-        let (name, spare_name) = (self.path.join(FILE_NAME), self.path.join(SPARE_NAME));
+        let path = self.directory.first_path();
+        let (name, spare_name) = (path.join(FILE_NAME), path.join(SPARE_NAME));
         let bytes = encode_in(record, room(record.state.servers.len()));
         let spare = spare(directory).map_err(failed("create", &spare_name))?;
         reserve(&spare, bytes.len()).map_err(failed("reserve room for", &spare_name))?;
@@ -96,10 +84,10 @@ impl StateFile {
                 "cannot reserve room for {}: {error}; free some space",
                 spare_name.display()
             )),
-            Ok(()) if !is_at(directory, &self.path) => Some(format!(
+            Ok(()) if !is_at(directory, path) => Some(format!(
                 "the directory {} was moved, and the state is stored in {}; move it back, or give the new path \
                  to the next coordinator as --dir",
-                self.path.display(),
+                path.display(),
                 where_is(directory).unwrap_or_default().display()
             )),
             Ok(()) => None,
@@ -108,20 +96,31 @@ impl StateFile {
     }
 }
 
+/// Makes a state durable in a directory. Blocks until it is on the disk.
+pub(crate) fn store(directory: &Path, record: &Record) -> Result<(), StoreError> {
+    StateFile::open(directory)?.store(record).map(drop)
+}
+
+/// Writes a state to a file of another name, which only this user can access.
+pub(crate) fn write(path: &Path, record: &Record) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("replace", path)(error));
+        }
+        _ => {}
+    }
+    let mut options = fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| {
+        file.write_all(&encode_in(record, 0))?;
+        file.sync_all()
+    });
+    written.map_err(failed("write", path))
+}
+
 /// Returns the size of the state file for a ring of this many servers.
 fn room(servers: usize) -> usize {
     (BASE_ROOM + servers * SERVER_ROOM).next_multiple_of(UNIT)
-}
-
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |error| StoreError::new(doing, path, error)
-}
-
-fn open_directory(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let flags = (OFlags::DIRECTORY | OFlags::CLOEXEC).bits().cast_signed();
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// Opens the file that is written next. It will contain the key, so a file that others may read is replaced.
@@ -184,21 +183,6 @@ fn exchange(directory: &File) -> io::Result<()> {
     }
 }
 
-/// Returns whether the path still leads to the directory.
-fn is_at(directory: &File, path: &Path) -> bool {
-    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let there = std::fs::metadata(path).map(identity).ok();
-    there.is_some() && there == directory.metadata().map(identity).ok()
-}
-
-fn is_deleted(directory: &File) -> bool {
-    directory.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
-}
-
-fn where_is(directory: &File) -> Option<PathBuf> {
-    std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -238,7 +222,7 @@ mod tests {
         fs::rename(&at, &moved).unwrap();
         let risk = file.store(&record(2)).unwrap().unwrap();
         assert!(risk.contains("was moved") && risk.contains("/moved"), "{risk}");
-        assert_eq!(file.directory(), moved.canonicalize().unwrap());
+        assert_eq!(file.directory().path(), moved.canonicalize().unwrap());
         assert_eq!(load(&moved).unwrap(), Some(record(2)));
         fs::remove_dir_all(&moved).unwrap();
         let error = file.store(&record(3)).unwrap_err().to_string();

@@ -1,8 +1,67 @@
-//! Messages of the driver to the log, to the terminal and to callers.
+//! Messages to the log, to the terminal, and to the callers that wait for the end of a stop.
 
-use super::*;
+use kv_core::cluster::{DUMP_ADVICE, DownCause, Effect, NO_PROGRESS, StopPhase, StopWait};
+use kv_protocol::cluster_file::ServerLine;
+use kv_protocol::control_message::Started;
+use kv_protocol::{GroupId, Member, Peer, ServerId, View};
+
+use super::context::Driver;
+use crate::printable::printable;
+use crate::{clock, progress};
 
 impl Driver {
+    /// Reports an effect. One without a message for operators is only in the log.
+    pub(super) fn announce(&self, effect: Effect) {
+        match effect {
+            Effect::ViewChanged { before, view } => self.tell_view(&before, &view),
+            Effect::Recovery { server, step } => {
+                self.tell_step(server, step);
+                self.recovering.notify_one();
+            }
+            Effect::KeepsFailing { server } => self.console.warn(&format!(
+                "server {server} could not be replaced three times in a row; attempts continue, at most 10 s \
+                 apart; see its log"
+            )),
+            Effect::CannotFollow { server, group, reason } => self.console.warn(&format!(
+                "server {server} is removed as secondary of group {group}: {reason}; it is retried after a \
+                 back-off; check the memory of its host, and its log"
+            )),
+            Effect::Unanswered { group } => self.console.warn(&format!(
+                "the two holders of group {group} receive nothing from each other, and neither responds to the \
+                 coordinator; nothing is changed; check the network between the hosts"
+            )),
+            Effect::DoubleFault { first, second } => self.console.warn(&format!(
+                "server {second} failed before server {first} was back: a second fault"
+            )),
+            Effect::Down { member, cause } => self.tell_down(member, cause),
+            Effect::Back { member } => {
+                self.console.say(&format!("server {} is up again", member.server));
+            }
+            Effect::OrderFailed { member, order, reason, again } => {
+                self.tell_failed(member, order, &reason, again);
+            }
+            Effect::StopWaits { member, why } => self.tell_wait(member, why),
+            Effect::GivenUp { member, group, is_dumped } => {
+                self.tell_given_up(member, group, is_dumped);
+            }
+            Effect::Leaving { member } => {
+                let id = member.server;
+                self.console.say(&format!(
+                    "server {id} received a stop signal: its groups are handed over to the other servers first"
+                ));
+            }
+            Effect::AllLeave => self.console.say(
+                "every server with data received a stop signal, or has dumped and exited: stopping the \
+                 cluster",
+            ),
+            Effect::Stopping(phase) => {
+                self.tell_phase(phase);
+                self.recovering.notify_one();
+            }
+            other => tracing::debug!("{other:?}"),
+        }
+    }
+
     /// Reports a message about a stop: on the terminal, in the log, and to the callers that wait for the end of the
     /// stop.
     pub(super) fn say(&self, text: &str) {
@@ -18,27 +77,16 @@ impl Driver {
 
     /// Reports a failed order. A failure that repeats for the same reason is reported at intervals, and logged each
     /// time.
-    pub(super) fn tell_failed(
-        &self,
-        member: Member,
-        order: &'static str,
-        reason: &str,
-        again: bool,
-    ) {
-        let now = clock::now();
-        let mut told = self.told_failures.borrow_mut();
-        let known = told.get(&(member.server, order));
-        if known.is_some_and(|(at, known)| known == reason && now.since(*at) < FAILURE_TOLD_EVERY) {
+    fn tell_failed(&self, member: Member, order: &'static str, reason: &str, again: bool) {
+        if !self.told_orders.is_due((member.server, order), reason, clock::now()) {
             return tracing::warn!("server {}: {order}: {}", member.server, printable(reason));
         }
-        // At most one entry for each server and kind of order.
-        told.insert((member.server, order), (now, reason.to_owned()));
         let (id, reason) = (member.server, printable(reason));
         let advice = if again { format!("; {DUMP_ADVICE}") } else { String::new() };
         self.warn(&format!("server {id} could not carry out {order}: {reason}{advice}"));
     }
 
-    pub(super) fn tell_wait(&self, member: Member, why: StopWait) {
+    fn tell_wait(&self, member: Member, why: StopWait) {
         let id = member.server;
         self.warn(&match why {
             StopWait::Silent(group) => format!(
@@ -53,7 +101,7 @@ impl Driver {
         });
     }
 
-    pub(super) fn tell_given_up(&self, member: Member, group: GroupId, is_dumped: bool) {
+    fn tell_given_up(&self, member: Member, group: GroupId, is_dumped: bool) {
         let elsewhere = match is_dumped {
             true => "another server has dumped the group",
             false => "no other dump of the group is complete so far",
@@ -64,18 +112,12 @@ impl Driver {
 
     /// Warns about a store. A warning with the same reason is repeated at intervals.
     pub(super) fn warn_of_store(&self, reason: &str, words: &str) {
-        let now = clock::now();
-        let mut last = self.store_warning.borrow_mut();
-        let is_due = last
-            .as_ref()
-            .is_none_or(|(said, at)| said != reason || now.since(*at) >= STORE_WARNING_INTERVAL);
-        if is_due {
-            *last = Some((reason.to_owned(), now));
+        if self.told_stores.is_due((), reason, clock::now()) {
             self.console.warn(&format!("storing the state: {words}"));
         }
     }
 
-    pub(super) fn tell_view(&self, before: &View, view: &View) {
+    fn tell_view(&self, before: &View, view: &View) {
         let name = |member: Option<Member>| {
             member.map_or("no primary".to_owned(), |member| format!("server {}", member.server))
         };
@@ -106,7 +148,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn tell_step(&self, server: ServerId, step: Option<u8>) {
+    fn tell_step(&self, server: ServerId, step: Option<u8>) {
         let Some(step) = step else {
             self.console
                 .say(&format!("server {server} is back: its groups have two copies, at home"));
@@ -116,26 +158,7 @@ impl Driver {
         self.console.say(&format!("server {server}, step {step}: {what}"));
     }
 
-    /// Reports the end of a restore, and removes the dumps that were sent to hosts. They are no longer needed,
-    /// because every group that is not LOST has two replicas.
-    pub(super) fn tell_restored(&self, restored: &Restoration) {
-        let (old, new) = (restored.cluster, self.cluster().config().cluster);
-        self.console.say(&format!("restored: cluster {old} continues as cluster {new}"));
-        restored.finish();
-        for line in &self.plan().file.servers {
-            let count = restored.of(line.id).len();
-            if line.host != Host::Local && count > 0 {
-                let (ssh, host, id) = (self.plan().ssh.clone(), line.host.clone(), line.id);
-                let turn = Rc::clone(&self.turn);
-                tokio::task::spawn_local(async move {
-                    let _permit = turn.acquire().await;
-                    send::remove(&ssh, &host, id, count).await;
-                });
-            }
-        }
-    }
-
-    pub(super) fn tell_down(&self, member: Member, cause: DownCause) {
+    fn tell_down(&self, member: Member, cause: DownCause) {
         if self.failure.borrow().is_some() {
             // The failure is reported at the end, with its reason.
             return;
@@ -144,33 +167,23 @@ impl Driver {
         let how = match cause {
             DownCause::Silent => "no heartbeat arrived in time".to_owned(),
             DownCause::LinkLost => "its connection to the coordinator ended".to_owned(),
-            DownCause::Exited => match &self.exits.borrow()[index(member)] {
-                Some(exit) => with_last_words(exit),
+            DownCause::Exited => match self.processes.exit(id) {
+                Some(exit) => exit.with_last_words(),
                 None => "its process has ended".to_owned(),
             },
         };
         let was_started = self.cluster().started(id).is_some();
-        if cause == DownCause::Exited && !was_started && self.has_told_start(id, &how) {
+        // The host may be down for hours.
+        if cause == DownCause::Exited
+            && !was_started
+            && !self.told_starts.is_due(id, &how, clock::now())
+        {
             return tracing::debug!("server {id} is down: {how}");
         }
         self.console.warn(&format!("server {id} is down: {how}"));
     }
 
-    /// Returns whether the same failure to start a process was reported recently, and otherwise records it. The
-    /// host may be down for hours.
-    fn has_told_start(&self, id: ServerId, how: &str) -> bool {
-        let now = clock::now();
-        let mut told = self.told_starts.borrow_mut();
-        let is_known = told
-            .get(&id)
-            .is_some_and(|(at, known)| known == how && now.since(*at) < START_TOLD_EVERY);
-        if !is_known {
-            told.insert(id, (now, how.to_owned()));
-        }
-        is_known
-    }
-
-    pub(super) fn tell_phase(&self, phase: StopPhase) {
+    fn tell_phase(&self, phase: StopPhase) {
         if self.failure.borrow().is_some() {
             return;
         }
@@ -184,5 +197,18 @@ impl Driver {
     pub(super) fn tell_spawned(&self, line: &ServerLine, pid: Option<u32>) {
         let pid = pid.map_or_else(|| "?".into(), |pid| pid.to_string());
         tracing::info!("server {} started on {}, pid {pid}", line.id, line.host);
+    }
+
+    /// Logs that a server has reported its start.
+    pub(super) fn note_started(&self, started: &Started) {
+        tracing::info!(
+            "server {} reports: pid {}, address {}, ports {} (clients), {} (servers), {} (coordinator)",
+            started.member.server,
+            started.pid,
+            started.address,
+            started.clients_port,
+            started.servers_port,
+            started.coord_port
+        );
     }
 }

@@ -31,14 +31,13 @@ use kv_core::restore::{self, Loss, Verdict};
 use kv_protocol::{ClusterId, GroupId, ServerId, ShardId};
 use tokio::sync::oneshot;
 
-use crate::Failure;
 use crate::args::Args;
-use crate::lock;
+use crate::failure::Failure;
 use crate::logs::Console;
-use crate::moves::Moved;
+use crate::place::Moved;
 use crate::plan::Plan;
-use crate::spawn::quote;
 use crate::store::Record;
+use crate::{lock, quote};
 
 /// The inputs of a restored cluster.
 #[derive(Debug)]

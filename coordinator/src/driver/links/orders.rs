@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::connection::{Connection, ConnectionError, OwnedFrame};
-use crate::driver::Driver;
+use crate::driver::context::Driver;
 use crate::random;
 
 /// The timeout of one attempt to connect.
@@ -55,7 +55,7 @@ enum OrdersError {
 }
 
 /// Maintains the connection until its process has exited.
-pub(crate) async fn keep(driver: Rc<Driver>, member: Member, address: SocketAddr) {
+pub(in crate::driver) async fn keep(driver: Rc<Driver>, member: Member, address: SocketAddr) {
     let mut pause = FIRST_PAUSE;
     while driver.cluster().may_run(member) {
         match connect(&driver, member, address).await {
@@ -117,7 +117,7 @@ async fn shake_hands(driver: &Driver, connection: &mut Connection) -> Result<Sea
     connection.send(&bytes).await?;
     let frame = connection.next_frame(Some(HELLO_DEADLINE)).await?.ok_or(OrdersError::Closed)?;
     match frame.opcode {
-        key::opcode::PROOF => Ok(Seal::from_proof(driver.key(), Link::Orders, nonce, &frame.body)?),
+        key::opcode::PROOF => Ok(Seal::from_proof(driver.key, Link::Orders, nonce, &frame.body)?),
         _ => Err(OrdersError::NoProof(frame.opcode)),
     }
 }

@@ -1,7 +1,34 @@
 //! A server on another machine: started, watched and killed over connections that may break.
 
-use super::scripts::{start_script, watch_script};
-use super::*;
+use std::cell::Cell;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kv_daemon::identity::Process;
+use kv_protocol::cluster_file::ServerLine;
+use kv_protocol::control_message::Started;
+use kv_protocol::{ClusterKey, Member, PidNamespace};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt, AsyncWriteExt as _, BufReader};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::exit::{Exit, describe_signal, describe_status, is_in_order};
+use super::ssh::scripts::{start_script, watch_script};
+use super::ssh::{Ssh, SshError, collect_tail, pipes};
+use crate::printable::last_lines;
+
+/// The maximum length of a line from the script that runs a server.
+const MAX_LINE_BYTES: u64 = 256;
+/// The first back-off before a broken connection is established again; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The time that a server to be killed gets for reporting its process id.
+const START_MOMENT: Duration = Duration::from_secs(3);
+/// The interval at which the same failure is logged again.
+const SAID_EVERY: Duration = Duration::from_secs(600);
+/// The longest back-off.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A server that runs on another machine.
 #[derive(Debug)]
@@ -275,7 +302,7 @@ fn given_up() -> Exit {
 
 /// Returns the next complete line of at most [`MAX_LINE_BYTES`], and skips longer ones. Returns `None` at the end
 /// of the stream; a truncated last line is ignored.
-pub(super) async fn next_line(from: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
+async fn next_line(from: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
     let mut is_rest = false;
     loop {
         let mut line = Vec::new();
@@ -291,7 +318,7 @@ pub(super) async fn next_line(from: &mut (impl AsyncBufRead + Unpin)) -> Option<
     }
 }
 
-pub(super) fn exit(status: &str, said: &[u8]) -> Exit {
+fn exit(status: &str, said: &[u8]) -> Exit {
     let in_order = status.parse().ok().map(is_in_order);
     let how = match status.parse::<i32>() {
         // A shell reports a signal as 128 plus its number.
@@ -305,4 +332,26 @@ pub(super) fn exit(status: &str, said: &[u8]) -> Exit {
 fn never_started(said: &[u8]) -> Exit {
     let how = "ssh could not start it".into();
     Exit::without_dumps(how, last_lines(said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_that_is_cut_or_the_rest_of_a_long_one_is_no_line() {
+        let long = "x".repeat(usize::try_from(MAX_LINE_BYTES).unwrap());
+        let text = format!("one\n{long}exited 7 0\ntwo\nexited 7 0");
+        let mut from = text.as_bytes();
+        assert_eq!(next_line(&mut from).await.as_deref(), Some("one\n"));
+        assert_eq!(next_line(&mut from).await.as_deref(), Some("two\n"));
+        assert_eq!(next_line(&mut from).await, None);
+    }
+
+    #[test]
+    fn signals_are_told_from_statuses() {
+        assert_eq!(exit("137", b"").how, "killed by signal 9 (SIGKILL: kill -9, or out of memory)");
+        assert_eq!(exit("13", b"").how, "exit status 13: a port cannot be listened on");
+        assert_eq!(exit("unknown", b"bye\n").last_words.as_deref(), Some("bye"));
+    }
 }

@@ -1,0 +1,117 @@
+//! The values of flags: how they are parsed and checked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kv_protocol::cluster_file::Host;
+use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
+use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_DUMP_DIRECTORY_BYTES, ORPHAN_SECONDS};
+use kv_protocol::size;
+
+/// The bounds of the interval between two requests of `coord status --watch`.
+const MIN_INTERVAL_SECONDS: f64 = 0.1;
+const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
+
+/// The minimum of `--memory-limit` in bytes: less has no room for a value of the maximum size.
+const MEMORY_LIMIT_MIN: u64 = 16 << 20;
+
+/// Checks a host, and returns its text.
+pub(super) fn parse_host(text: &str) -> Result<String, String> {
+    Host::parse(text).map(|_| text.to_owned())
+}
+
+/// Checks the directory of `coord stop --dump-dir`.
+pub(super) fn parse_dump_dir(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err(
+            "not an absolute path; give the absolute path of a directory on each server's host"
+                .to_owned(),
+        );
+    }
+    if text.len() > MAX_DUMP_DIRECTORY_BYTES {
+        return Err(format!(
+            "the path has {} bytes; give one of at most {MAX_DUMP_DIRECTORY_BYTES}",
+            text.len()
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// Returns the absolute path, because the path is stored and used from another working directory.
+pub(super) fn parse_ssh_config(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| error.to_string())
+}
+
+/// Returns the directory with a leading `~` resolved to a path relative to the home directory. The remote shell does
+/// not expand `~`, because the path is quoted.
+pub(super) fn parse_remote_dir(text: &str) -> Result<String, String> {
+    match text.strip_prefix('~') {
+        None if text.is_empty() => {
+            Err("empty path; write . for the home directory of the login".to_owned())
+        }
+        None => Ok(text.to_owned()),
+        Some("" | "/") => Ok(".".to_owned()),
+        Some(rest) => match rest.strip_prefix('/') {
+            Some(rest) => Ok(rest.trim_start_matches('/').to_owned()),
+            None => Err("~USER is not supported; write the absolute path".to_owned()),
+        },
+    }
+}
+
+/// Parses `--failure-timeout`.
+pub(super) fn parse_failure_timeout(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if !FAILURE_TIMEOUT_SECONDS.contains(&seconds) {
+        let (least, most) = (FAILURE_TIMEOUT_SECONDS.start(), FAILURE_TIMEOUT_SECONDS.end());
+        return Err(format!(
+            "{text} s is out of range; heartbeats are sent every 0.1 s, so write {least} to \
+                            {most}"
+        ));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Parses `--interval`.
+pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if !(MIN_INTERVAL_SECONDS..=MAX_INTERVAL_SECONDS).contains(&seconds) {
+        return Err(format!(
+            "{text} s is out of range; write {MIN_INTERVAL_SECONDS} to \
+                            {MAX_INTERVAL_SECONDS}"
+        ));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Parses `--orphan-timeout`; zero is never.
+pub(super) fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if seconds != 0.0 && !ORPHAN_SECONDS.contains(&seconds) {
+        let (least, most) = (ORPHAN_SECONDS.start(), ORPHAN_SECONDS.end());
+        return Err(format!("{text} s is out of range; write 0 for never, or {least} to {most}"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Checks a limit of the tables and returns its text; the servers parse it themselves.
+pub(super) fn parse_memory_limit(text: &str) -> Result<String, String> {
+    match text {
+        "none" => Ok(text.to_owned()),
+        _ => parse_size(text, MEMORY_LIMIT_MIN, "16M, or none for no limit"),
+    }
+}
+
+/// Checks a limit of the connections and returns its text.
+pub(super) fn parse_connection_memory(text: &str) -> Result<String, String> {
+    parse_size(text, CONNECTION_MEMORY_MIN, "40M, which is room for two of the longest requests")
+}
+
+/// Checks that a size has at least so many bytes, and returns its text.
+fn parse_size(text: &str, least: u64, at_least: &str) -> Result<String, String> {
+    match size::parse(text)? {
+        bytes if bytes < least => {
+            Err(format!("{text} is {bytes} bytes, which is too small; give at least {at_least}"))
+        }
+        _ => Ok(text.to_owned()),
+    }
+}

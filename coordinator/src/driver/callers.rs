@@ -1,0 +1,87 @@
+//! The callers that wait for the end of a stop: the commands that are connected to the socket.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::stop_port::Line;
+
+/// The maximum number of callers that receive messages; further callers are rejected.
+pub(super) const MAX_CALLERS: usize = 16;
+/// The maximum number of lines queued for a caller. A caller that does not read them misses lines.
+const MAX_LINES: usize = 64;
+/// The timeout for delivering the last line.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The callers that wait for the end of the stop.
+#[derive(Debug, Default)]
+pub(super) struct Callers(RefCell<Vec<mpsc::Sender<Line>>>);
+
+impl Callers {
+    /// Sends a line to all callers.
+    pub(super) fn say(&self, text: &str) {
+        let line = Line { say: text.to_owned(), ended: None };
+        self.0.borrow_mut().retain(|caller| {
+            // A caller with a full queue misses the line.
+            !matches!(caller.try_send(line.clone()), Err(mpsc::error::TrySendError::Closed(_)))
+        });
+    }
+
+    /// Sends the result of the stop to all callers, and waits briefly for its delivery.
+    pub(super) async fn end(&self, is_well: bool, text: &str) {
+        let callers = self.0.take();
+        let line = Line { say: text.to_owned(), ended: Some(is_well) };
+        for caller in callers {
+            let told = async {
+                let _ = caller.send(line.clone()).await;
+                caller.closed().await;
+            };
+            let _ = timeout(PATIENCE, told).await;
+        }
+    }
+
+    /// Admits a caller, and returns the channel of its lines, unless too many wait already.
+    pub(super) fn enter(&self) -> Option<mpsc::Receiver<Line>> {
+        let mut callers = self.0.borrow_mut();
+        callers.retain(|caller| !caller.is_closed());
+        if callers.len() >= MAX_CALLERS {
+            return None;
+        }
+        let (sender, receiver) = mpsc::channel(MAX_LINES);
+        callers.push(sender);
+        Some(receiver)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn callers_hear_the_end_and_no_more_than_there_may_be_are_let_in() {
+        let callers = Callers::default();
+        let mut inside: Vec<_> = (0..MAX_CALLERS).map(|_| callers.enter().unwrap()).collect();
+        assert!(callers.enter().is_none());
+        let mut last = inside.pop().unwrap();
+        inside.clear();
+        for n in 0..2 * MAX_LINES {
+            callers.say(&format!("line {n}"));
+        }
+        assert_eq!(callers.0.borrow().len(), 1, "those that left are forgotten");
+        // The last caller disconnects after it has received the result, for which `end` waits.
+        let end = async move {
+            let mut seen = 0;
+            while let Some(line) = last.recv().await {
+                seen += 1;
+                if line.ended == Some(true) {
+                    return (seen, line.say);
+                }
+            }
+            panic!("no end");
+        };
+        let ((seen, said), ()) = tokio::join!(end, callers.end(true, "stopped"));
+        assert_eq!((seen, &*said), (MAX_LINES + 1, "stopped"));
+    }
+}

@@ -1,0 +1,90 @@
+//! Where a cluster runs: the hosts, ports and addresses of its processes, as they are stored.
+
+use std::net::IpAddr;
+
+use kv_protocol::ServerId;
+use kv_protocol::cluster_file::{Host, ServerLine};
+use kv_protocol::control_message::Started;
+use serde::{Deserialize, Serialize};
+
+use crate::machine::Machine;
+
+/// The hosts, ports and addresses of the coordinator and of the servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// The coordinator's own ports.
+    #[serde(flatten)]
+    pub(crate) ports: Ports,
+    /// The address that the coordinator listens on.
+    pub(crate) listen: IpAddr,
+    /// The machine that `localhost` denotes.
+    #[serde(default)]
+    pub(crate) machine: Option<Machine>,
+    /// The servers' hosts in ring order.
+    pub(crate) hosts: Vec<Host>,
+    /// The addresses between each server and the other processes.
+    pub(crate) routes: Vec<Route>,
+    /// The places that moved to other hosts than the cluster file names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) moved: Vec<Moved>,
+    /// The processes that run, or may run, on hosts other than those of their places.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) elsewhere: Vec<Elsewhere>,
+}
+
+/// The ports that the coordinator has bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ports {
+    #[serde(rename = "clients_port")]
+    pub(crate) clients: u16,
+    #[serde(rename = "servers_port")]
+    pub(crate) servers: u16,
+}
+
+/// The addresses between one server and the other processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Route {
+    /// The address by which the server reaches the coordinator.
+    pub(crate) coordinator: IpAddr,
+    /// The address that the server listens on.
+    pub(crate) bind: IpAddr,
+    /// The address at which other processes reach the server.
+    pub(crate) advertise: IpAddr,
+}
+
+/// A place that `coord replace` moved to another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Moved {
+    pub(crate) server: ServerId,
+    /// The host that the cluster file named at that time.
+    pub(crate) from: Host,
+    /// The current host.
+    pub(crate) host: Host,
+    /// The ports for clients, servers and the coordinator; 0 selects any free port.
+    pub(crate) ports: [u16; 3],
+}
+
+/// A process that runs on a host other than the host of its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Elsewhere {
+    pub(crate) host: Host,
+    pub(crate) started: Started,
+    /// True if it ran on an earlier coordinator's machine, which cannot be reached from this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_out_of_reach: bool,
+}
+
+impl Moved {
+    /// Returns the line that the cluster file should have for this place.
+    pub(crate) fn line(&self) -> ServerLine {
+        let [clients_port, servers_port, coord_port] = self.ports;
+        let (id, host) = (self.server, self.host.clone());
+        ServerLine { id, host, clients_port, servers_port, coord_port }
+    }
+
+    /// Returns the same line without the server id, as an operator writes it.
+    pub(crate) fn words(&self) -> String {
+        let [clients, servers, coord] = self.ports;
+        format!("{} {clients} {servers} {coord}", self.host)
+    }
+}
