@@ -361,7 +361,7 @@ impl Client {
             return;
         };
         (flight.client, flight.seq) = (session.client, session.begin());
-        flight.begun = session.begun;
+        (flight.begun, flight.first_incomplete) = (session.begun, session.first_incomplete());
         (flight.sent, flight.doubtful, flight.due) = (None, 0, now + flight.pause);
     }
 

@@ -137,8 +137,10 @@ impl Client {
         }
     }
 
-    /// Returns whether any operation is in flight, or in doubt in a group that has a holder.
+    /// Returns whether any operation is in flight, or in doubt in a group that has a holder. In a group without one, a
+    /// write in doubt cannot be settled, although its client tries.
     pub fn waits(&self, has_none: impl Fn(GroupId) -> bool) -> bool {
-        !self.flights.is_empty() || self.doubts.values().any(|doubt| !has_none(doubt.place.0))
+        let is_hopeless = |flight: &Flight| flight.was_given_up() && has_none(flight.place.0);
+        self.flights.values().chain(self.doubts.values()).any(|flight| !is_hopeless(flight))
     }
 }
