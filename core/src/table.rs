@@ -229,10 +229,10 @@ impl Table {
         version: SequenceNumber,
     ) -> Result<Option<SequenceNumber>, OutOfMemory> {
         let hash = hash.bits();
-        let (handle, _) = self.create(hash, key, value.len())?;
+        let (handle, vacancy) = self.create(hash, key, value.len())?;
         // SAFETY: the handle of an entry that was just created for a value of that length.
         unsafe { entry::write_value(&mut self.arena, handle, 0, value) };
-        Ok(self.link(hash, handle, version))
+        Ok(self.link(hash, handle, version, vacancy))
     }
 
     /// Removes a key's entry; returns its version.
@@ -312,6 +312,7 @@ impl Table {
         hash: HashBits,
         handle: Handle,
         version: SequenceNumber,
+        vacancy: Vacancy,
     ) -> Option<SequenceNumber> {
         // SAFETY: the callers guarantee that the whole value of the entry was written.
         let seal = unsafe { entry::seal(&mut self.arena, handle, version) };
@@ -319,13 +320,13 @@ impl Table {
         self.content_bytes += seal.bytes;
         // SAFETY: as above.
         let key = unsafe { entry::key(&self.arena, handle) };
-        match self.directory.find(&self.arena, hash, self.has_key(key)) {
+        match self.directory.find_in(&self.arena, vacancy, hash, self.has_key(key)) {
             Some(place) => {
                 let old = self.directory.replace(&mut self.arena, place, handle);
                 Some(self.free_removed(old))
             }
             None => {
-                self.directory.insert(&mut self.arena, &self.staging, hash, handle);
+                self.directory.insert(&mut self.arena, &self.staging, vacancy, hash, handle);
                 self.len += 1;
                 None
             }
@@ -397,11 +398,10 @@ impl Table {
         Ok(self.staging.add(Record { hash, handle, filled: 0 }))
     }
 
-    /// Takes the record of an entry that is no longer staged. Its slot is no longer reserved.
-    fn take_staged(&mut self, staged: Staged) -> Record {
+    /// Takes the record of an entry that is no longer staged. Its slot is no longer reserved, but still empty.
+    fn take_staged(&mut self, staged: Staged) -> (Record, Vacancy) {
         let record = self.staging.take(staged);
-        self.directory.release(record.hash);
-        record
+        (record, self.directory.release(record.hash))
     }
 
     /// Appends bytes to a staged entry's value, up to the length that it was staged for.
@@ -436,27 +436,28 @@ impl Table {
     pub fn commit(&mut self, staged: Staged, version: SequenceNumber) -> Option<SequenceNumber> {
         let missing = self.staged_missing(&staged);
         assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
-        let Record { hash, handle, .. } = self.take_staged(staged);
-        self.link(hash, handle, version)
+        let (Record { hash, handle, .. }, vacancy) = self.take_staged(staged);
+        self.link(hash, handle, version, vacancy)
     }
 
     /// Removes the entry of a staged entry's key, and frees both; returns the version of the removed one.
     pub fn commit_removal(&mut self, staged: Staged) -> Option<SequenceNumber> {
-        let Record { hash, handle, .. } = self.take_staged(staged);
+        let (Record { hash, handle, .. }, vacancy) = self.take_staged(staged);
         // SAFETY: the handle of an entry that was staged until now.
         let key = unsafe { entry::key(&self.arena, handle) };
-        let removed = self.directory.find(&self.arena, hash, self.has_key(key)).map(|place| {
-            let old = self.directory.remove(&mut self.arena, place);
-            self.len -= 1;
-            self.free_removed(old)
-        });
+        let removed =
+            self.directory.find_in(&self.arena, vacancy, hash, self.has_key(key)).map(|place| {
+                let old = self.directory.remove(&mut self.arena, place);
+                self.len -= 1;
+                self.free_removed(old)
+            });
         self.free_unlinked(handle);
         removed
     }
 
     /// Frees a staged entry.
     pub fn discard(&mut self, staged: Staged) {
-        let record = self.take_staged(staged);
+        let (record, _) = self.take_staged(staged);
         self.free_unlinked(record.handle);
     }
 }

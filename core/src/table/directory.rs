@@ -116,10 +116,23 @@ impl Directory {
         hash: HashBits,
         is_it: impl FnMut(Handle) -> bool,
     ) -> Option<Place> {
-        let segment = self.segments.get(self.place_of(hash))?;
+        let place = self.place_of(hash);
+        self.segments.get(place)?;
+        self.find_in(arena, Vacancy { segment: self.first_place(place) }, hash, is_it)
+    }
+
+    /// Returns the same, given a vacancy of the hash's segment.
+    pub(super) fn find_in(
+        &self,
+        arena: &Arena,
+        Vacancy { segment: first }: Vacancy,
+        hash: HashBits,
+        is_it: impl FnMut(Handle) -> bool,
+    ) -> Option<Place> {
+        let segment = &self.segments[first];
         // SAFETY: a segment of this directory.
         match segment.find(unsafe { segment.slots(arena) }, hash, is_it) {
-            Found::At(slot) => Some(Place { segment: self.first_place(self.place_of(hash)), slot }),
+            Found::At(slot) => Some(Place { segment: first, slot }),
             Found::BelongsAt(_) => None,
         }
     }
@@ -175,13 +188,14 @@ impl Directory {
         self.segments[vacancy.segment].reserve();
     }
 
-    /// Ends the reservation of a slot: the entry is no longer staged. Its insertion may follow at once.
-    pub(super) fn release(&mut self, hash: HashBits) {
+    /// Ends the reservation of a slot: the entry is no longer staged. Returns the slot.
+    pub(super) fn release(&mut self, hash: HashBits) -> Vacancy {
         let first = self.first_place(self.place_of(hash));
         self.segments[first].release();
+        Vacancy { segment: first }
     }
 
-    /// Inserts an entry that is not present, and for which room was made or whose reservation has just ended.
+    /// Inserts an entry that is not present, given a vacancy of its segment.
     ///
     /// It cannot fail: there is an empty slot, and if it is before the entry's place and memory for a larger segment is
     /// refused, the segment is packed.
@@ -189,11 +203,11 @@ impl Directory {
         &mut self,
         arena: &mut Arena,
         staging: &Staging,
+        Vacancy { segment: mut first }: Vacancy,
         hash: HashBits,
         handle: Handle,
     ) {
         loop {
-            let first = self.first_place(self.place_of(hash));
             let segment = &mut self.segments[first];
             debug_assert!(segment.taken() < segment.capacity());
             // SAFETY: a segment of this directory.
@@ -205,8 +219,9 @@ impl Directory {
                 return;
             }
             assert!(!segment.is_packed(), "an entry is inserted without room for it");
-            if self.enlarge(arena, staging, first).is_err() {
-                self.pack(arena, first);
+            match self.enlarge(arena, staging, first) {
+                Ok(()) => first = self.first_place(self.place_of(hash)),
+                Err(OutOfMemory { .. }) => self.pack(arena, first),
             }
         }
     }
