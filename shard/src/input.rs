@@ -1,6 +1,5 @@
 //! The input side of one connection, whichever protocol it speaks.
 
-use kv_core::holes::{self, Hole};
 use kv_protocol::ids::Time;
 
 use crate::connection::Connection;
@@ -112,6 +111,6 @@ impl Input {
     /// Returns whether responses are still sent after the end of input. A frame that the end cuts off is dropped, and
     /// no part of it is applied.
     pub(crate) fn is_served_after_end_of_input(&self) -> bool {
-        matches!(self, Input::Client(_)) || holes::is_open(Hole::HalfClosedStreamKept)
+        matches!(self, Input::Client(_))
     }
 }

@@ -158,13 +158,14 @@ impl Outputs {
     /// While connection memory is tight, any unsent byte counts as full.
     pub(crate) fn is_full(&mut self, id: ConnectionId) -> bool {
         let Some(unsent) = self.get(id).map(|output| output.unsent_bytes()) else { return true };
-        unsent >= MAX_OUTPUT_BYTES || (unsent > 0 && self.tally.memory().is_tight())
+        let is_full = unsent >= MAX_OUTPUT_BYTES || (unsent > 0 && self.tally.memory().is_tight());
+        is_full && !holes::is_open(Hole::OutputUnbounded)
     }
 
     /// Returns whether the connection's next request may be served. If not, [`Outputs::has_room_again`] reports when it
     /// may.
     pub(crate) fn may_serve(&mut self, id: ConnectionId) -> bool {
-        let is_full = self.is_full(id) && !holes::is_open(Hole::OutputUnbounded);
+        let is_full = self.is_full(id);
         match self.get(id) {
             Some(output) if !output.is_closing() => {
                 output.has_kept_back |= is_full;

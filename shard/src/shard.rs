@@ -180,6 +180,9 @@ impl Shard {
 
     /// Handles the end of input: the other side has shut down its sending direction.
     pub fn on_end_of_input(&mut self, now: Time, id: ConnectionId) {
+        if holes::is_open(Hole::HalfClosedStreamKept) && self.is_stream(id) {
+            return;
+        }
         let answers_are_due =
             self.input(id).is_some_and(|input| input.is_served_after_end_of_input());
         if let Some(output) = self.service.outputs.get(id) {

@@ -35,6 +35,7 @@
 //! | 26 | a stop ends nothing that is not dumped | [`dumped_before_end`] |
 //! | 27 | a value being sent does not change | [`pins_hold`] |
 //! | 28 | no load moves a view | [`load_moves_no_view`] |
+//! | 29 | every response was asked for on its connection | [`answers_are_asked`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -45,6 +46,7 @@ use kv_protocol::Time;
 use kv_protocol::ids::GroupId;
 
 pub mod acked_is_held;
+pub mod answers_are_asked;
 pub mod copies_agree;
 pub mod copies_are_spared;
 pub mod copy_is_equal;

@@ -46,7 +46,7 @@ impl Nemesis {
 /// recoveries reach, or stay in for long.
 const STRIKES_A_STEP: [u64; 6] = [900, 950, 750, 700, 1_000, 950];
 /// The number of times, and the interval in nanoseconds, for which a fault waits for a write in flight.
-const PATIENCE: u8 = 40;
+const PATIENCE: u8 = 200;
 const LOOK_AGAIN: u64 = 150_000;
 
 /// The probabilities, per mille, that a copy and a hand-over cause a fault of their own. Such a fault waits for

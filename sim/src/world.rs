@@ -223,6 +223,8 @@ pub struct World {
     pub slowness: slow_are_spared::Slowness,
     /// The load in progress.
     pub floods: floods::Floods,
+    /// The number of writes with a wrong digest so far.
+    forged: u64,
     violation: Option<Violation>,
 }
 
@@ -290,6 +292,7 @@ impl World {
             lost_at: BTreeMap::new(),
             slowness: Default::default(),
             floods: Default::default(),
+            forged: 0,
             violation: None,
         };
         world.clients[0].is_reader = true;

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use kv_history::Answered;
+use kv_protocol::ids::GroupId;
 use kv_protocol::limits::LEASE;
 use kv_protocol::{Member, Peer, View};
 
@@ -90,6 +91,13 @@ pub fn is_replaced(world: &World, member: Member) -> Result<(), Violation> {
         true => Err(Violation::new(20, format!("{member} lives and is replaced"))),
         false => Ok(()),
     }
+}
+
+/// Returns the violation of a candidate that was given up for a silence in which it was not silent.
+pub fn unheard(group: GroupId) -> Violation {
+    let words =
+        format_args!("a candidate was given up whose messages had arrived and were not read");
+    Violation::of(group, 20, words)
 }
 
 /// Checks an operation that has ended for its client.

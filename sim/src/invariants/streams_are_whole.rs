@@ -5,6 +5,7 @@ use kv_core::replica::StreamError;
 use kv_protocol::ids::GroupId;
 
 use crate::invariants::Violation;
+use crate::network::ConnectionNumber;
 
 /// Checks a message that a replica rejected on its stream. Messages of a dead process may arrive after the
 /// proof of its death, when its successor has already taken over. With a mutation, a rejected message is an
@@ -21,4 +22,9 @@ pub fn refused(group: GroupId, error: &StreamError, is_of_the_dead: bool) -> Res
         return Ok(());
     }
     Err(Violation::of(group, 22, format_args!("a stream broke: {error}")))
+}
+
+/// Returns the violation of a stream that is kept although the other end has closed it.
+pub fn kept(number: ConnectionNumber) -> Violation {
+    Violation::new(22, format!("the other end has closed stream {}, and it is kept", number.0))
 }

@@ -12,7 +12,9 @@ use super::executor::{Input, Output};
 use super::socket::{Reader, Sockets};
 use super::tap::Answered;
 use crate::clock::Clock;
-use crate::invariants::{Violation, lease_is_checked, nothing_old, only_primaries_answer};
+use crate::invariants::{
+    Violation, lease_is_checked, nothing_old, only_primaries_answer, streams_are_whole,
+};
 use crate::network::ConnectionNumber;
 
 /// The work of a wake-up, of an input, of a request, and of each byte received or sent, in nanoseconds.
@@ -274,9 +276,16 @@ impl Turn<'_> {
                 }
             }
             Input::Closed(number) => {
-                if let Some(id) = self.engine.sockets.id(number) {
-                    shard.on_end_of_input(now, id);
-                    shard.mark_dirty(id);
+                let Some(id) = self.engine.sockets.id(number) else { return };
+                let is_stream = shard.is_stream(id);
+                match !is_stream && number.0 % 2 == 1 {
+                    // Some clients reset their connections.
+                    true => shard.on_failed(id),
+                    false => shard.on_end_of_input(now, id),
+                }
+                shard.mark_dirty(id);
+                if is_stream && shard.fate(id) == Fate::Read {
+                    self.engine.output.push(Output::Broken(streams_are_whole::kept(number)));
                 }
             }
             _ => unreachable!("it is an order"),
@@ -346,7 +355,11 @@ impl Turn<'_> {
         let Some(socket) = self.engine.sockets.get(id) else { return Vec::new() };
         let number = socket.number;
         let mut fresh = Vec::new();
-        for (answered, asked) in socket.tap.sent(number, &bytes) {
+        let sent = socket.tap.sent(number, &bytes).unwrap_or_else(|violation| {
+            self.engine.output.push(Output::Broken(violation));
+            Vec::new()
+        });
+        for (answered, asked) in sent {
             if asked.wake == self.engine.wakes {
                 fresh.push((answered, asked.is_read));
             }

@@ -21,12 +21,14 @@ use super::socket::Reader;
 use super::tap::Answered;
 use crate::clock::Clock;
 use crate::dump::Part;
-use crate::invariants::{Violation, copy_is_equal, one_view, streams_are_whole};
+use crate::invariants::{Violation, copy_is_equal, one_view, slow_are_spared, streams_are_whole};
 use crate::network::ConnectionNumber;
 
 /// The interval at which a shard publishes its reports to the node, and enforces deadlines, in nanoseconds of true
 /// time. Changes are published at once.
 const PUBLISH_EVERY: u64 = 100_000_000;
+/// A pause between two wake-ups in which the executor has stood, in nanoseconds.
+const STOOD: u64 = 200_000_000;
 /// Small chunks, because a run creates many tables.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -126,6 +128,7 @@ pub struct Executor {
     engine: Engine,
     published_at: u64,
     deadlines_at: u64,
+    woke_at: u64,
     shown: BTreeMap<GroupId, (ReplicaState, ViewVersion, bool)>,
     noted: BTreeMap<GroupId, (ReplicaState, ViewVersion)>,
 }
@@ -160,6 +163,7 @@ impl Executor {
             engine: Engine::new(),
             published_at: 0,
             deadlines_at: 0,
+            woke_at: 0,
             shown: BTreeMap::new(),
             noted: BTreeMap::new(),
         }
@@ -172,7 +176,7 @@ impl Executor {
 
     /// Returns the number of its connections.
     pub fn connections(&self) -> usize {
-        self.engine.sockets.ids().count()
+        self.engine.sockets.len()
     }
 
     /// Runs one wake-up: serves the inputs with one reading of the clock. Returns its effects and its work in
@@ -186,7 +190,13 @@ impl Executor {
     ) -> (Vec<Output>, u64) {
         self.engine.wakes += 1;
         self.engine.work = WORK_A_WAKE;
+        let has_stood = true_now > self.woke_at + STOOD;
+        self.woke_at = true_now;
+        let active = self.active_streams();
         self.shard.on_tick(now);
+        if has_stood && true_now >= self.deaf_until {
+            self.check_judgement(&active, &inputs);
+        }
         self.dial_due(now);
         for input in inputs {
             match input.is_order() {
@@ -210,6 +220,34 @@ impl Executor {
         self.take_events();
         self.publish(true_now, now);
         (std::mem::take(&mut self.engine.output), self.engine.work)
+    }
+
+    /// Returns the groups that are active here, with the connections of their streams.
+    fn active_streams(&self) -> Vec<(GroupId, ConnectionNumber)> {
+        let service = &self.shard.service;
+        let active = service.replicas().filter(|replica| replica.state() == ReplicaState::Active);
+        let streams = active.filter_map(|replica| {
+            let id = service.stream(replica.group())?;
+            Some((replica.group(), self.engine.sockets.number(id)?))
+        });
+        streams.collect()
+    }
+
+    /// Checks that no candidate was given up of which messages had arrived while this executor stood.
+    fn check_judgement(
+        &mut self,
+        active: &[(GroupId, ConnectionNumber)],
+        inputs: &VecDeque<Input>,
+    ) {
+        for (group, stream) in active {
+            let replica = self.shard.service.replica(*group);
+            let has_failed = replica.is_some_and(|r| r.state() == ReplicaState::CopyFailed);
+            let has_said =
+                |input: &Input| matches!(input, Input::Bytes(number, _) if number == stream);
+            if has_failed && inputs.iter().any(has_said) {
+                self.engine.output.push(Output::Broken(slow_are_spared::unheard(*group)));
+            }
+        }
     }
 
     fn dial_due(&mut self, now: Time) {

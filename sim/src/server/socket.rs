@@ -109,6 +109,11 @@ impl Sockets {
         self.ids.get(&number).copied()
     }
 
+    /// Returns the number of a connection.
+    pub(super) fn number(&self, id: ConnectionId) -> Option<ConnectionNumber> {
+        self.open.get(&id).map(|socket| socket.number)
+    }
+
     /// Returns a socket.
     pub(super) fn get(&mut self, id: ConnectionId) -> Option<&mut Socket> {
         self.open.get_mut(&id)
@@ -120,6 +125,11 @@ impl Sockets {
         self.ids.remove(&socket.number);
         self.slow.retain(|slow| *slow != id);
         Some(socket)
+    }
+
+    /// Returns the number of open connections.
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
     }
 
     /// Returns the ids of all open connections.

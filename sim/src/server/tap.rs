@@ -10,6 +10,7 @@ use kv_protocol::peer_message::{BatchReader, opcode as peer_opcode};
 use kv_protocol::placement::Placement;
 use kv_shard::Port;
 
+use crate::invariants::{Violation, answers_are_asked};
 use crate::network::ConnectionNumber;
 
 /// A response to a client.
@@ -42,8 +43,10 @@ pub(super) struct Asked {
     group: GroupId,
     /// True for a read.
     pub(super) is_read: bool,
-    /// The wake-up in which it was served.
+    /// The wake-up in which it was received last.
     pub(super) wake: u64,
+    /// The number of times that it was received and not responded to.
+    times: u32,
 }
 
 /// The observer of one connection.
@@ -94,7 +97,8 @@ impl Tap {
                     let (group, _) = placement.locate(request.digest);
                     let is_read =
                         matches!(request.operation, Operation::Get | Operation::GetPart(_));
-                    asked.insert(request.id, Asked { group, is_read, wake });
+                    let times = 1 + asked.get(&request.id).map_or(0, |asked| asked.times);
+                    asked.insert(request.id, Asked { group, is_read, wake, times });
                     requests += 1;
                 }
             }
@@ -113,8 +117,15 @@ impl Tap {
     }
 
     /// Observes sent bytes; returns the responses that they complete, with their requests.
-    pub(super) fn sent(&mut self, to: ConnectionNumber, bytes: &[u8]) -> Vec<(Answered, Asked)> {
-        let Tap::Client { output, asked, .. } = self else { return Vec::new() };
+    ///
+    /// # Errors
+    /// A response that was not asked for.
+    pub(super) fn sent(
+        &mut self,
+        to: ConnectionNumber,
+        bytes: &[u8],
+    ) -> Result<Vec<(Answered, Asked)>, Violation> {
+        let Tap::Client { output, asked, .. } = self else { return Ok(Vec::new()) };
         output.extend(bytes);
         let mut answers = Vec::new();
         while let Some(frame) = output.next_frame().expect("it is written so") {
@@ -123,10 +134,22 @@ impl Tap {
             }
             let Answer { id: request, status, copies, version, .. } =
                 Answer::read(frame.body).expect("it is written so");
-            let Some(asked) = asked.remove(&request) else { continue };
+            let Some(asked) = ask_less(asked, request) else {
+                return Err(answers_are_asked::unasked(to, request));
+            };
             let answered = Answered { group: asked.group, to, request, status, copies, version };
             answers.push((answered, asked));
         }
-        answers
+        Ok(answers)
+    }
+}
+
+/// Removes one request of this id.
+fn ask_less(asked: &mut BTreeMap<RequestId, Asked>, request: RequestId) -> Option<Asked> {
+    let known = asked.get_mut(&request)?;
+    known.times -= 1;
+    match known.times {
+        0 => asked.remove(&request),
+        _ => Some(*known),
     }
 }

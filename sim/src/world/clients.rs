@@ -14,6 +14,8 @@ use kv_history::Answered;
 
 /// The share of a client's writes that are followed by one with the digest of another key, per mille.
 const FORGED_PER_MILLE: u64 = 5;
+/// The share of a client's requests before which it closes its connection, per mille.
+const RESET_PER_MILLE: u64 = 2;
 /// The connection number of a failed dial.
 const NO_CONNECTION: ConnectionNumber = ConnectionNumber(usize::MAX);
 
@@ -159,6 +161,7 @@ impl World {
         let flight = self.clients[client].flights.get(&id);
         let may_lag = !(self.config.stands || self.config.slow || self.is_healing);
         let lag = flight.filter(|_| may_lag).map_or(0, Flight::lag);
+        self.reset_at_times(client, to);
         let known = self.clients[client].connections.get(&to).copied().filter(|_| lag == 0);
         let number = match known.filter(|number| self.network.is_open(*number, 0)) {
             Some(number) => number,
@@ -197,6 +200,19 @@ impl World {
         self.send(number, 0, bytes);
     }
 
+    /// Closes a connection of a client now and then, with whatever is in flight on it.
+    fn reset_at_times(&mut self, client: usize, to: (SocketAddr, ShardId, ClientId)) {
+        let known = self.clients[client].connections.get(&to).copied();
+        if let Some(number) = known.filter(|number| self.network.is_open(*number, 0))
+            && !self.is_healing
+            && self.random.per_mille(RESET_PER_MILLE)
+        {
+            self.close(number, 0);
+            let now = self.now;
+            self.clients[client].on_closed(now, number);
+        }
+    }
+
     /// Appends, to few requests, a write whose digest is that of another key. It must be rejected: else the entry would
     /// be in a table in which nobody finds it.
     fn with_forgery(&mut self, client: usize, bytes: Vec<u8>) -> Vec<u8> {
@@ -212,7 +228,8 @@ impl World {
         let home = placement.locate(request.digest);
         let key = others.find(|key| placement.locate(Digest::of(key)) != home).expect("some key");
         let header = WriteHeader { condition: Condition::Always, ..header };
-        let id = RequestId(u64::MAX);
+        self.forged += 1;
+        let id = RequestId(u64::MAX - self.forged);
         let forged =
             Request { id, key: &key, operation: Operation::Put(header, b"forged"), ..request };
         let mut both = bytes.clone();
