@@ -34,24 +34,30 @@ pub(super) struct PendingWrite {
     pub(super) bytes: usize,
 }
 
-/// The requests that wait for one write: the latest of each kind. A delayed sending of the write must not take the
-/// response of a RESOLVE.
-#[derive(Clone, Copy, Debug, Default)]
+/// The most requests that wait for one write; beyond them the oldest gets no response.
+const MOST_WAITERS: usize = 8;
+
+/// The requests that wait for one write: its sending, and retries and RESOLVEs of it. Each gets a response, because a
+/// delayed sending on a lost connection may arrive after the retry whose response the client waits for.
+#[derive(Debug, Default)]
 pub(super) struct Waiters {
-    sending: Option<Asker>,
-    resolve: Option<Asker>,
+    first: Option<Asker>,
+    others: Vec<Asker>,
 }
 
 impl Waiters {
-    pub(super) fn add(&mut self, asker: Asker, is_resolve: bool) {
-        match is_resolve {
-            true => self.resolve = Some(asker),
-            false => self.sending = Some(asker),
+    pub(super) fn add(&mut self, asker: Asker) {
+        if self.first.is_none() {
+            return self.first = Some(asker);
         }
+        if self.others.len() + 1 == MOST_WAITERS {
+            self.others.remove(0);
+        }
+        self.others.push(asker);
     }
 
     pub(super) fn all(self) -> impl Iterator<Item = Asker> {
-        [self.sending, self.resolve].into_iter().flatten()
+        self.first.into_iter().chain(self.others)
     }
 }
 

@@ -273,7 +273,7 @@ impl Replica {
         {
             self.answer_write(asker, &record, answers);
         } else {
-            waiters.add(asker, is_resolve);
+            waiters.add(asker);
         }
         self.log(
             PendingWrite {
@@ -322,7 +322,7 @@ impl Replica {
                 return false;
             }
             Lookup::Logged(logged) => {
-                self.answer_logged(asker, is_resolve, logged, answers);
+                self.answer_logged(asker, logged, answers);
                 return true;
             }
             Lookup::Mismatch => (
@@ -346,20 +346,14 @@ impl Replica {
     }
 
     /// Responds to a retry or a RESOLVE from the record once its write is committed.
-    fn answer_logged(
-        &mut self,
-        asker: Asker,
-        is_resolve: bool,
-        logged: LoggedRecord,
-        answers: &mut impl Answers,
-    ) {
+    fn answer_logged(&mut self, asker: Asker, logged: LoggedRecord, answers: &mut impl Answers) {
         let Some(primary) = self.primary_mut() else { return };
         if logged.sn > primary.sender.log.committed()
             && !holes::is_open(Hole::RetryAnsweredUncommitted)
         {
             let write = primary.sender.log.get_mut(logged.sn);
             let write = write.expect("uncommitted writes are pending");
-            return write.waiters.add(asker, is_resolve);
+            return write.waiters.add(asker);
         }
         self.answer_write(asker, &logged.record, answers);
     }
