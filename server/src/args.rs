@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches as _, Parser, error::ErrorKind};
 use kv_daemon::identity::Process;
+use kv_protocol::FailureTimeout;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::ids::{ClusterId, Incarnation};
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS,
 };
-use kv_protocol::{FailureTimeout, size};
 
 use crate::load::{self, LoadSource};
+use crate::memory::limit::{MemoryLimit, parse_bytes, parse_memory_limit};
 use crate::watch::Question;
 
 /// One storage server of a cluster. The coordinator starts it; a manual start is useful only for diagnosis.
@@ -153,15 +154,6 @@ pub struct Args {
     help: Option<bool>,
 }
 
-/// The memory limit of both tables together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemoryLimit {
-    /// This number of bytes.
-    Bytes(u64),
-    /// No limit.
-    None,
-}
-
 /// The network engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum NetEngine {
@@ -271,26 +263,12 @@ fn parse_failure_timeout(text: &str) -> Result<FailureTimeout, String> {
     Ok(FailureTimeout::new(Duration::from_secs_f64(seconds)))
 }
 
-pub(crate) fn parse_memory_limit(text: &str) -> Result<MemoryLimit, String> {
-    match text {
-        "none" => Ok(MemoryLimit::None),
-        bytes => parse_bytes(bytes).map(MemoryLimit::Bytes),
-    }
-}
-
 fn parse_connection_memory(text: &str) -> Result<u64, String> {
     match parse_bytes(text)? {
         bytes @ CONNECTION_MEMORY_MIN.. => Ok(bytes),
         _ => {
             Err(format!("`{text}` has no room for two of the longest requests; give at least 40M"))
         }
-    }
-}
-
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    match size::parse(text)? {
-        0 => Err("a limit of 0 bytes holds nothing; write none for no limit".into()),
-        bytes => Ok(bytes),
     }
 }
 
@@ -353,13 +331,6 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{wrong:?}");
             assert!(error.to_string().contains(words), "{wrong:?}: {error}");
         }
-    }
-
-    #[test]
-    fn memory_limits_take_units() {
-        assert!(parse_bytes("0").is_err() && parse_bytes("1X").is_err());
-        assert_eq!(parse_memory_limit("none"), Ok(MemoryLimit::None));
-        assert_eq!(parse_memory_limit("1M"), Ok(MemoryLimit::Bytes(1 << 20)));
     }
 
     #[test]

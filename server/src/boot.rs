@@ -14,13 +14,13 @@ use kv_protocol::placement::Placement;
 use kv_shard::{ConnectionMemory, Identity, Port};
 use rustix::process::DumpableBehavior;
 
-use crate::args::{Args, Invocation, MemoryLimit, NetEngine};
+use crate::args::{Args, Invocation, NetEngine};
 use crate::control::{self, LinkConfig};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::fatal::{self, Fatal};
 use crate::known_map::KnownMap;
-use crate::memory::limit;
+use crate::memory::limit::{self, MemoryLimit};
 use crate::message::ShardMessage;
 use crate::net::engine::EngineKind;
 use crate::operation::Node;

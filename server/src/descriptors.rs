@@ -15,12 +15,14 @@ use kv_protocol::limits::{MAX_CLIENT_CONNECTIONS, MAX_PEER_CONNECTIONS};
 use kv_shard::{HelloBounds, MAX_AWAITING_HELLO};
 
 use crate::fatal::Fatal;
-use crate::net::socket::ACCEPTS_AT_ONCE;
-use crate::orders;
 
+/// Connections of a port that are accepted concurrently.
+pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
+/// The most connections to the orders' port.
+pub(crate) const MAX_ORDERS_CONNECTIONS: usize = 16;
 /// Standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory, connections of both
 /// ports that were just accepted; the rest is slack.
-const RESERVED: u64 = 48 + 2 * ACCEPTS_AT_ONCE as u64 + orders::MAX_CONNECTIONS as u64;
+const RESERVED: u64 = 48 + 2 * ACCEPTS_AT_ONCE as u64 + MAX_ORDERS_CONNECTIONS as u64;
 /// An executor's rings and bells (9), its own stream and that stream's replacement, sockets being handed over to it;
 /// the rest is slack.
 const RESERVED_PER_SHARD: u64 = 16;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kv_protocol::exit_code::ServerExit;
 
-use crate::log;
+use crate::log::{self, NoLog};
 use crate::watchdog::Stalled;
 
 /// The timeout of the log for the final line.
@@ -164,6 +164,15 @@ pub enum Fatal {
         /// The duration of the attempts, in seconds.
         seconds: u64,
     },
+}
+
+impl From<NoLog> for Fatal {
+    fn from(reason: NoLog) -> Fatal {
+        match reason {
+            NoLog::File { path, error } => Fatal::Log { path, error },
+            NoLog::Thread(error) => Fatal::System { doing: "start the log's thread", error },
+        }
+    }
 }
 
 impl Fatal {

@@ -13,7 +13,7 @@ use kv_protocol::ids::{ClusterId, Epoch, MapRevision};
 use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
 
-use crate::stats::lock;
+use crate::mutex::lock;
 
 /// The reason for which a map was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

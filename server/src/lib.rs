@@ -32,6 +32,7 @@ mod log;
 mod mailbox;
 mod memory;
 mod message;
+mod mutex;
 mod net;
 mod nonce;
 mod operation;
@@ -43,9 +44,10 @@ mod supervisor;
 mod watch;
 mod watchdog;
 
-pub use args::{Args, Invocation, MemoryLimit, NetEngine};
+pub use args::{Args, Invocation, NetEngine};
 pub use boot::main;
 pub use fatal::{Fatal, NoUring};
+pub use memory::limit::MemoryLimit;
 pub use watch::Question;
 
 #[cfg(test)]

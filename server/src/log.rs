@@ -1,36 +1,43 @@
 //! The process's log: one queue, one thread that writes, and no other thread that waits for the file.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use kv_daemon::queue::{LogFile, Queue, StandardError};
 use tracing_subscriber::EnvFilter;
 
-use crate::fatal::Fatal;
-
 static LOG: OnceLock<Queue> = OnceLock::new();
 
+/// The reason why the process does not log as it was told to.
+#[derive(Debug)]
+pub(crate) enum NoLog {
+    /// The file cannot be opened.
+    File { path: PathBuf, error: io::Error },
+    /// The thread cannot be started.
+    Thread(io::Error),
+}
+
 /// Starts logging to this file, or to standard error.
-pub(crate) fn start(path: Option<&Path>) -> Result<(), Fatal> {
+pub(crate) fn start(path: Option<&Path>) -> Result<(), NoLog> {
     let Some(path) = path else { return to_standard_error() };
     match LogFile::open_own(path) {
         Ok(file) => {
             let queue = Queue::start("log", file, own_descriptors);
-            init(queue.map_err(|error| Fatal::System { doing: "start the log's thread", error })?);
+            init(queue.map_err(NoLog::Thread)?);
             Ok(())
         }
         Err(error) => {
             to_standard_error()?;
-            Err(Fatal::Log { path: path.to_owned(), error })
+            Err(NoLog::File { path: path.to_owned(), error })
         }
     }
 }
 
-fn to_standard_error() -> Result<(), Fatal> {
+fn to_standard_error() -> Result<(), NoLog> {
     let queue = Queue::start("log", StandardError, own_descriptors);
-    init(queue.map_err(|error| Fatal::System { doing: "start the log's thread", error })?);
+    init(queue.map_err(NoLog::Thread)?);
     Ok(())
 }
 

@@ -20,15 +20,16 @@ use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
 use kv_shard::Identity;
 
-use crate::args::{MemoryLimit, parse_memory_limit};
 use crate::aside;
 use crate::clock;
 use crate::descriptors::DumpReserve;
 use crate::dump::{self, DumpFileError, Wanted};
 use crate::known_map::{KnownMap, MapRefused};
 use crate::mailbox;
+use crate::memory::limit::{MemoryLimit, parse_memory_limit};
 use crate::message::ShardMessage;
-use crate::stats::{Board, lock};
+use crate::mutex::lock;
+use crate::stats::Board;
 
 /// A long operation, carried out on a thread of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

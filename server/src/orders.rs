@@ -28,6 +28,7 @@ use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_
 use kv_shard::LogLimit;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use crate::descriptors::MAX_ORDERS_CONNECTIONS;
 use crate::fatal::Fatal;
 use crate::message::{Replies, ShardMessage, ShardReply};
 use crate::nonce;
@@ -35,9 +36,6 @@ use crate::operation::{Node, Work};
 use crate::watchdog::Activity;
 use crate::{clock, fatal};
 
-/// The most connections to the orders' port; with one more, the oldest without a hello is closed, or else the oldest of
-/// all.
-pub(crate) const MAX_CONNECTIONS: usize = 16;
 /// The most replies of shards, and outcomes of threads, that may wait.
 const MAX_WAITING: usize = 1_024;
 /// The most unsent reports; a coordinator that receives none of them loses its connection.
@@ -297,7 +295,8 @@ impl OrdersPort {
                 if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
                     return;
                 }
-                if self.connections.len() >= MAX_CONNECTIONS {
+                if self.connections.len() >= MAX_ORDERS_CONNECTIONS {
+                    // The oldest without a hello makes room, or else the oldest of all.
                     let silent = self.connections.iter().position(|(_, link)| !link.is_greeted);
                     self.connections.remove(silent.unwrap_or(0));
                 }

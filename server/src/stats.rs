@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kv_core::awake::LastSleep;
@@ -20,6 +20,7 @@ use kv_shard::{Address, ConnectionMemory, Counters, Port};
 use crate::clock;
 use crate::crowd::Crowd;
 use crate::descriptors::ConnectionBounds;
+use crate::mutex::lock;
 use crate::watchdog::{Activity, Pulse, Watched};
 
 /// The interval at which waiting threads check again without an announcement.
@@ -394,11 +395,6 @@ impl Drop for Permit {
             }
         }
     }
-}
-
-/// Locks a mutex. A panic ends the process, so a poisoned lock is never observed, and its content is valid in any case.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
 use kv_core::arena::CHUNK_BYTES_DEFAULT;
 
 use super::{Pages, map, unmap};
+use crate::mutex::lock;
 use crate::slice;
-use crate::stats::lock;
 
 /// The most chunks that are kept ready, and the fewest while any is in use.
 const MOST: usize = 8;

@@ -1,4 +1,4 @@
-//! The default memory limit of a server.
+//! The memory limit of a server. Its default:
 //!
 //! ```text
 //!   memory.max, memory.high         of the process's cgroup and its ancestors (v2)
@@ -17,6 +17,8 @@ use std::io::Write as _;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
+use kv_protocol::size;
+
 /// The share of memory that servers plan with, in fifths. The rest is for the system, for chunks kept ready, and for
 /// the memory beyond their limit that tables hold during compaction.
 const PLANNED_FIFTHS: u64 = 4;
@@ -26,6 +28,31 @@ pub(crate) const OWN_BYTES: u64 = 24 << 20;
 pub(crate) const LIMIT_BYTES_LEAST: u64 = 16 << 20;
 /// The limit of a cgroup (v1) from which on it means none.
 const UNLIMITED_BYTES: u64 = 1 << 60;
+
+/// The memory limit of both tables together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// This number of bytes.
+    Bytes(u64),
+    /// No limit.
+    None,
+}
+
+/// Parses a limit with its unit, or `none`.
+pub(crate) fn parse_memory_limit(text: &str) -> Result<MemoryLimit, String> {
+    match text {
+        "none" => Ok(MemoryLimit::None),
+        bytes => parse_bytes(bytes).map(MemoryLimit::Bytes),
+    }
+}
+
+/// Parses a limit of at least one byte.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        0 => Err("a limit of 0 bytes holds nothing; write none for no limit".into()),
+        bytes => Ok(bytes),
+    }
+}
 
 /// A limit and its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,6 +190,13 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn memory_limits_take_units() {
+        assert!(parse_bytes("0").is_err() && parse_bytes("1X").is_err());
+        assert_eq!(parse_memory_limit("none"), Ok(MemoryLimit::None));
+        assert_eq!(parse_memory_limit("1M"), Ok(MemoryLimit::Bytes(1 << 20)));
+    }
 
     /// Creates the files of a machine by their paths below the root.
     fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {

@@ -14,8 +14,6 @@ use rustix::net::{
 };
 use socket2::SockRef;
 
-/// Connections of a port that are accepted concurrently.
-pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
 /// The pause in accepting after a failure, such as a lack of descriptors.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The time within which a dialled server must accept the connection.

@@ -12,12 +12,13 @@ use super::poller::Source;
 use super::sockets::{Connection, Dialling};
 use super::{Engine, Net};
 use crate::clock;
+use crate::descriptors::ACCEPTS_AT_ONCE;
 use crate::message::HandedOver;
 use crate::net::engine::Engine as _;
 use crate::net::hub::Hub;
 use crate::net::socket::{
-    ACCEPT_PAUSE, ACCEPTS_AT_ONCE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept,
-    next_of_long_frame, receive_behind, send_now,
+    ACCEPT_PAUSE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept, next_of_long_frame,
+    receive_behind, send_now,
 };
 
 /// The maximum number of receives from a stream in one turn.
