@@ -25,10 +25,10 @@ use kv_shard::{ConnectionMemory, Identity, Port};
 
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
-use crate::jobs::DUMP_SESSIONS;
 use crate::mailbox;
 use crate::message::{DumpPiece, Replies, ShardMessage};
 use crate::net::engine::EngineKind;
+use crate::net::jobs::DUMP_SESSIONS;
 use crate::operation::{Node, Work};
 use crate::probe;
 use crate::stats::Board;

@@ -23,7 +23,6 @@ mod descriptors;
 mod dump;
 mod executor;
 mod fatal;
-mod jobs;
 mod key_file;
 mod known_map;
 mod leaving;

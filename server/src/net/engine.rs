@@ -1,12 +1,15 @@
 //! The network engines, and their common interface.
 
+use std::net::TcpListener;
 use std::rc::Rc;
 
 use kv_protocol::ids::Time;
+use kv_shard::Port;
 
 use super::hub::Hub;
-use crate::jobs::Job;
-use crate::message::HandedOver;
+use super::jobs::Job;
+use crate::mailbox;
+use crate::message::{HandedOver, ShardMessage};
 
 /// The engine of a process; all its executors use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +30,14 @@ impl EngineKind {
     }
 }
 
-/// The interface between an executor's duties (executor.rs) and its engine.
+/// The parts with which an engine starts on its thread.
+pub(crate) struct Prepared {
+    pub(crate) hub: Rc<Hub>,
+    pub(crate) inbox: mailbox::Receiver<ShardMessage>,
+    pub(crate) listeners: Vec<(TcpListener, Port)>,
+}
+
+/// The interface between an executor's duties (duties.rs) and its engine.
 pub(crate) trait Engine {
     /// Returns the shard that it serves.
     fn hub(&self) -> &Rc<Hub>;

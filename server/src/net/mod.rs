@@ -1,4 +1,4 @@
-//! The engines, which move bytes between sockets and the shard.
+//! The engines, which move bytes between sockets and the shard, and the other work of an executor's thread.
 //!
 //! ```text
 //!   engine (uring, epoll) --- bytes, ends, time ---> kv_shard::Shard
@@ -7,10 +7,13 @@
 //! ```
 //!
 //! An engine interprets no message. The [`hub::Hub`] of a shard connects it to the other threads. Both engines handle
-//! sockets in the same way ([`socket`]), and serve them in the same order ([`kv_shard::turn`]).
+//! sockets in the same way ([`socket`]), and serve them in the same order ([`kv_shard::turn`]). Both call the same
+//! [`duties`] and the steps of the same [`jobs`].
 
+pub(crate) mod duties;
 pub(crate) mod engine;
 pub(crate) mod epoll;
 pub(crate) mod hub;
+pub(crate) mod jobs;
 pub(crate) mod socket;
 pub(crate) mod uring;

@@ -13,12 +13,12 @@ use kv_protocol::ids::Time;
 use super::poller::{Descriptors, Poller, Source};
 use super::{Engine, Net};
 use crate::clock;
-use crate::executor::{self, Duties, Prepared};
 use crate::fatal::Fatal;
-use crate::jobs::Step;
 use crate::mailbox::Messages;
 use crate::message::ShardMessage;
-use crate::net::engine::Engine as _;
+use crate::net::duties::{self, Duties};
+use crate::net::engine::{Engine as _, Prepared};
+use crate::net::jobs::Step;
 
 /// The maximum number of messages of other threads that are processed before the next turn.
 const MESSAGES_AT_ONCE: usize = 64;
@@ -85,7 +85,7 @@ impl Engine {
     fn carry_out(&self, messages: &Messages<ShardMessage>) -> bool {
         for _ in 0..MESSAGES_AT_ONCE {
             let Some(message) = messages.pop() else { return false };
-            executor::take(self, message);
+            duties::take(self, message);
         }
         true
     }

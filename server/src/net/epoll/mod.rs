@@ -39,9 +39,9 @@ use self::poller::{Event, Poller, Source};
 use self::sockets::{Connection, Dialling, Listener, Sockets};
 use super::engine;
 use super::hub::Hub;
+use super::jobs::Job;
 use super::socket::{CONNECT_TIMEOUT, set_options, turn_away};
 use crate::clock;
-use crate::jobs::Job;
 use crate::message::HandedOver;
 use crate::stats::Permit;
 

@@ -55,10 +55,10 @@ use self::ring::{Completion, Request, Ring, Sizes, SlotId};
 use self::sockets::{Connection, Dialling, Listener, Receiving, Socket, Sockets, Stage};
 use super::engine;
 use super::hub::Hub;
+use super::jobs::Job;
 use super::socket::{CONNECT_TIMEOUT, set_options};
 use crate::descriptors::ACCEPTS_AT_ONCE;
 use crate::fatal::{Fatal, NoUring};
-use crate::jobs::Job;
 use crate::message::HandedOver;
 use crate::stats::Permit;
 

@@ -12,9 +12,10 @@ use kv_protocol::ids::Time;
 
 use super::Engine;
 use crate::clock;
-use crate::executor::{self, Duties, Prepared};
-use crate::jobs::{Job, Step};
 use crate::mailbox;
+use crate::net::duties::{self, Duties};
+use crate::net::engine::Prepared;
+use crate::net::jobs::{Job, Step};
 
 /// Memory that glommio registers for files; it is not used.
 const IO_MEMORY_BYTES: usize = 64 << 10;
@@ -44,7 +45,7 @@ async fn run(prepared: Prepared) {
     let engine = Engine::start(hub, listeners);
     let receiver = Rc::clone(&engine);
     glommio::spawn_local(async move {
-        let result = serve(inbox, |message| executor::take(&*receiver, message)).await;
+        let result = serve(inbox, |message| duties::take(&*receiver, message)).await;
         panic!("the mailbox of a shard cannot be read: {result:?}");
     })
     .detach();

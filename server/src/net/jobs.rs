@@ -16,8 +16,8 @@ use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::GroupId;
 use kv_shard::{DumpedEntries, LoadPiece};
 
+use super::hub::Hub;
 use crate::message::DumpPiece;
-use crate::net::hub::Hub;
 use crate::watchdog::Activity;
 
 /// The most entries and bytes that one step of a dump reads from the table.

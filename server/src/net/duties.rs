@@ -1,0 +1,133 @@
+//! The duties of an executor in addition to moving bytes, which are the same with both engines.
+//!
+//! ```text
+//!   engine: calls Duties::tick    when it is due
+//!                 take            for each message of the mailbox
+//!                 Job::step       for dumps and loads (jobs.rs)
+//! ```
+
+use std::time::Duration;
+
+use kv_protocol::ids::Time;
+use kv_shard::LogLimit;
+
+use super::engine::Engine;
+use super::hub::Hub;
+use super::jobs::Job;
+use crate::clock;
+use crate::message::{ShardMessage, ShardReply};
+use crate::watchdog::Activity;
+
+/// The longest pauses between two ticks while bytes arrive, and while none do.
+const TICK_ACTIVE: Duration = Duration::from_millis(10);
+const TICK_IDLE: Duration = Duration::from_millis(100);
+/// The interval between log lines about connections that are closed to make room.
+const CROWD_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest pause between two ticks.
+const TICK_SHORTEST: Duration = Duration::from_millis(1);
+/// The interval at which deadlines are enforced and the board is written.
+const HOUSEKEEPING: Duration = Duration::from_millis(100);
+
+/// The work of every tick, with its state between ticks.
+pub(crate) struct Duties {
+    housekeeping_at: Time,
+    crowd_log: LogLimit,
+}
+
+impl Duties {
+    /// Creates the duties; housekeeping is due at once.
+    pub(crate) fn new() -> Duties {
+        Duties { housekeeping_at: Time::default(), crowd_log: LogLimit::every(CROWD_LOG_INTERVAL) }
+    }
+
+    /// Performs the work that is due; returns the pause until the next tick.
+    pub(crate) fn tick(&mut self, engine: &impl Engine) -> Duration {
+        let hub = engine.hub();
+        let place = usize::from(hub.here.0);
+        let now = clock::now();
+        hub.board.tick(place);
+        hub.board.begin(place, Activity::Timers);
+        hub.shard.borrow_mut().on_tick(now);
+        engine.dial_due(now);
+        hub.want_flush();
+        make_room(hub, now, &mut self.crowd_log);
+        if self.housekeeping_at <= now {
+            self.housekeeping_at = now + HOUSEKEEPING;
+            engine.enforce_deadlines(now);
+            hub.publish();
+        }
+        let longest = if hub.take_activity() { TICK_ACTIVE } else { TICK_IDLE };
+        let due = hub.shard.borrow().service.next_timeout();
+        let pause = due.map_or(longest, |due| due.since(now).min(longest));
+        hub.board.begin(place, Activity::Connections);
+        pause.max(TICK_SHORTEST)
+    }
+}
+
+/// Closes idle connections of the address with the most connections, if others wait for room.
+fn make_room(hub: &Hub, now: Time, log: &mut LogLimit) {
+    let Some((address, excess)) = hub.board.crowding() else { return };
+    let closed = hub.shard.borrow_mut().close_idle(address, excess);
+    if closed == 0 {
+        return;
+    }
+    hub.board.note_closed(now, closed);
+    if let Some(suppressed) = log.admit(now) {
+        tracing::warn!(
+            suppressed,
+            "closed {closed} idle connections of {address}, which has more than any other address, to make room \
+             for others: this server may have {} client connections",
+            hub.board.bounds().clients
+        );
+    }
+}
+
+/// Processes a message of another thread.
+pub(crate) fn take(engine: &impl Engine, message: ShardMessage) {
+    let activity = match message {
+        ShardMessage::Install { .. } => Activity::Install,
+        _ => Activity::Message,
+    };
+    engine.hub().during(activity, || carry_out(engine, message));
+}
+
+fn carry_out(engine: &impl Engine, message: ShardMessage) {
+    let hub = engine.hub();
+    match message {
+        ShardMessage::Connection(handed) => engine.adopt(handed),
+        ShardMessage::Install { order, view, other, replies } => {
+            let now = clock::now();
+            let shard = hub.here;
+            let installed = hub.shard.borrow_mut().service.install(now, view, other);
+            if let Err(reason) = installed {
+                let reason = reason.to_string();
+                replies.send(ShardReply::Refused { order, shard, reason });
+            }
+            engine.dial_due(now);
+            hub.want_flush();
+        }
+        ShardMessage::Probe { order, replies } => {
+            let shard = hub.here;
+            // No server may be removed on the evidence of a server that is about to exit.
+            if !hub.shard.borrow().service.is_frozen() {
+                replies.send(ShardReply::Probed { order, shard });
+            }
+        }
+        ShardMessage::Exited { member } => {
+            let now = clock::now();
+            hub.shard.borrow_mut().service.on_exited(now, member);
+            engine.dial_due(now);
+            hub.want_flush();
+        }
+        ShardMessage::Drain => {
+            hub.shard.borrow_mut().service.drain();
+            hub.want_flush();
+        }
+        ShardMessage::Dump { role, pieces } => {
+            // A write acknowledged after its table was walked would be in no dump.
+            hub.shard.borrow_mut().service.freeze();
+            engine.begin(Job::dump(role, pieces));
+        }
+        ShardMessage::Load { group, pieces, done } => engine.begin(Job::load(group, pieces, done)),
+    }
+}
