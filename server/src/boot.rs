@@ -15,7 +15,9 @@ use kv_shard::{ConnectionMemory, Identity, Port};
 use rustix::process::DumpableBehavior;
 
 use crate::args::{Args, Invocation, NetEngine};
-use crate::control::{self, LinkConfig};
+use crate::control::link::{self, LinkConfig};
+use crate::control::operation::Node;
+use crate::control::orders;
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::fatal::{self, Fatal};
@@ -23,11 +25,8 @@ use crate::known_map::KnownMap;
 use crate::memory::limit::{self, MemoryLimit};
 use crate::message::ShardMessage;
 use crate::net::engine::EngineKind;
-use crate::operation::Node;
 use crate::stats::Board;
-use crate::{
-    aside, key_file, load, log, mailbox, memory, orders, probe, slice, stats, supervisor, watch,
-};
+use crate::{aside, key_file, load, log, mailbox, memory, probe, slice, stats, supervisor, watch};
 
 /// Tables of a shard that share the memory limit: the primary table and the secondary table.
 const TABLES: u64 = 2;
@@ -115,7 +114,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     node.reserve_for_dumps()
         .map_err(|error| Fatal::System { doing: "reserve descriptors for dumps", error })?;
     let for_control = Arc::clone(&node);
-    start_thread("control", move || control::run(&for_control, &link))?;
+    start_thread("control", move || link::run(&for_control, &link))?;
     let for_samples = Arc::clone(&node.board);
     start_thread("samples", move || stats::sample(&for_samples))?;
     let for_orders = Arc::clone(&node);

@@ -23,13 +23,13 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 use kv_shard::{ConnectionMemory, Identity, Port};
 
+use crate::control::operation::{Node, Work};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::mailbox;
 use crate::message::{DumpPiece, Replies, ShardMessage};
 use crate::net::engine::EngineKind;
 use crate::net::jobs::DUMP_SESSIONS;
-use crate::operation::{Node, Work};
 use crate::probe;
 use crate::stats::Board;
 

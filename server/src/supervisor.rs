@@ -5,7 +5,7 @@
 //! least a PROBE every second). If the coordinator sends none, this server drains and dumps by itself:
 //!
 //! ```text
-//!   signal --- COORDINATOR_PATIENCE ---> no order: drain --- LEAVE_BY ---> dumps, exit (leaving.rs)
+//!   signal --- COORDINATOR_PATIENCE ---> no order: drain --- LEAVE_BY ---> dumps, exit (control/leaving.rs)
 //! ```
 //!
 //! A server that has been without a coordinator for `--orphan-timeout` leaves in the same way. SIGHUP reopens the log
@@ -22,10 +22,10 @@ use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_shard::LogLimit;
 
 use crate::clock;
+use crate::control::leaving::{self, Leave, Leaver};
+use crate::control::operation::Node;
 use crate::fatal::{self, Fatal};
-use crate::leaving::{self, Leave, Leaver};
 use crate::log;
-use crate::operation::Node;
 use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
 
 /// The time without a link after which the coordinator counts as unavailable.

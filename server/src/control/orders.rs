@@ -28,11 +28,11 @@ use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_
 use kv_shard::LogLimit;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use super::operation::{Node, Work};
 use crate::descriptors::MAX_ORDERS_CONNECTIONS;
 use crate::fatal::Fatal;
 use crate::message::{Replies, ShardMessage, ShardReply};
 use crate::nonce;
-use crate::operation::{Node, Work};
 use crate::watchdog::Activity;
 use crate::{clock, fatal};
 

@@ -22,10 +22,10 @@ use kv_protocol::key::{self, Challenge, Seal};
 use kv_protocol::limits::{HEARTBEAT_INTERVAL, MAX_CONTROL_BODY, MAX_HEARTBEAT_REPLICAS};
 use kv_shard::LogLimit;
 
+use super::operation::Node;
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::nonce;
-use crate::operation::Node;
 use crate::watchdog::{Activity, Pulse};
 
 /// The timeout of connecting, and of each response or send.

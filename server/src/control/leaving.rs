@@ -19,9 +19,9 @@ use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::Time;
 
+use super::operation::Node;
 use crate::dump;
 use crate::fatal::{self, Fatal};
-use crate::operation::Node;
 
 /// The time after the first failure of a dump in which a signal does not count: it may have been sent before the
 /// failure was visible.

@@ -1,0 +1,18 @@
+//! The relation to the coordinator: the link for reports, the port for orders, and the operations of the process as a
+//! whole. All of it runs on plain threads and reaches the executors by mailbox.
+//!
+//! ```text
+//!   control thread    link: STARTED, HEARTBEAT -------> coordinator
+//!   orders thread     orders <--- views, DRAIN, DUMP-*, SHUTDOWN
+//!                        |
+//!                        v
+//!                     operation: drain, dump, the directory of the dumps, the settings
+//!                        ^
+//!                        |
+//!   stop thread       leaving: the server stops without orders
+//! ```
+
+pub(crate) mod leaving;
+pub(crate) mod link;
+pub(crate) mod operation;
+pub(crate) mod orders;
