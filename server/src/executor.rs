@@ -11,8 +11,8 @@ use crate::known_map::KnownMap;
 use crate::mailbox;
 use crate::memory::HugePages;
 use crate::message::ShardMessage;
+use crate::net::context::ShardContext;
 use crate::net::engine::{EngineKind, Prepared};
-use crate::net::hub::Hub;
 use crate::net::{epoll, uring};
 use crate::nonce;
 use crate::slice;
@@ -53,7 +53,7 @@ fn prepare(config: ExecutorConfig) -> Prepared {
     let nonces = Box::new(|| nonce::draw().map_err(|error| error.to_string()));
     let service = Service::new(identity, nonces, memory, hash_secret, chunks);
     let bounds = board.bounds().hello;
-    let hub = Hub::new(Shard::new(service, bounds), board, map, mailboxes);
-    hub.board.own(usize::from(hub.here.0));
-    Prepared { hub, inbox, listeners }
+    let context = ShardContext::new(Shard::new(service, bounds), board, map, mailboxes);
+    context.board.own(usize::from(context.here.0));
+    Prepared { context, inbox, listeners }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use kv_protocol::ids::Time;
 use kv_shard::LogLimit;
 
+use super::context::ShardContext;
 use super::engine::Engine;
-use super::hub::Hub;
 use super::jobs::Job;
 use crate::clock;
 use crate::message::{ShardMessage, ShardReply};
@@ -42,42 +42,42 @@ impl Duties {
 
     /// Performs the work that is due; returns the pause until the next tick.
     pub(crate) fn tick(&mut self, engine: &impl Engine) -> Duration {
-        let hub = engine.hub();
-        let place = usize::from(hub.here.0);
+        let context = engine.context();
+        let place = usize::from(context.here.0);
         let now = clock::now();
-        hub.board.tick(place);
-        hub.board.begin(place, Activity::Timers);
-        hub.shard.borrow_mut().on_tick(now);
+        context.board.tick(place);
+        context.board.begin(place, Activity::Timers);
+        context.shard.borrow_mut().on_tick(now);
         engine.dial_due(now);
-        hub.want_flush();
-        make_room(hub, now, &mut self.crowd_log);
+        context.want_flush();
+        make_room(context, now, &mut self.crowd_log);
         if self.housekeeping_at <= now {
             self.housekeeping_at = now + HOUSEKEEPING;
             engine.enforce_deadlines(now);
-            hub.publish();
+            context.publish();
         }
-        let longest = if hub.take_activity() { TICK_ACTIVE } else { TICK_IDLE };
-        let due = hub.shard.borrow().service.next_timeout();
+        let longest = if context.take_activity() { TICK_ACTIVE } else { TICK_IDLE };
+        let due = context.shard.borrow().service.next_timeout();
         let pause = due.map_or(longest, |due| due.since(now).min(longest));
-        hub.board.begin(place, Activity::Connections);
+        context.board.begin(place, Activity::Connections);
         pause.max(TICK_SHORTEST)
     }
 }
 
 /// Closes idle connections of the address with the most connections, if others wait for room.
-fn make_room(hub: &Hub, now: Time, log: &mut LogLimit) {
-    let Some((address, excess)) = hub.board.crowding() else { return };
-    let closed = hub.shard.borrow_mut().close_idle(address, excess);
+fn make_room(context: &ShardContext, now: Time, log: &mut LogLimit) {
+    let Some((address, excess)) = context.board.crowding() else { return };
+    let closed = context.shard.borrow_mut().close_idle(address, excess);
     if closed == 0 {
         return;
     }
-    hub.board.note_closed(now, closed);
+    context.board.note_closed(now, closed);
     if let Some(suppressed) = log.admit(now) {
         tracing::warn!(
             suppressed,
             "closed {closed} idle connections of {address}, which has more than any other address, to make room \
              for others: this server may have {} client connections",
-            hub.board.bounds().clients
+            context.board.bounds().clients
         );
     }
 }
@@ -88,44 +88,44 @@ pub(crate) fn take(engine: &impl Engine, message: ShardMessage) {
         ShardMessage::Install { .. } => Activity::Install,
         _ => Activity::Message,
     };
-    engine.hub().during(activity, || carry_out(engine, message));
+    engine.context().during(activity, || carry_out(engine, message));
 }
 
 fn carry_out(engine: &impl Engine, message: ShardMessage) {
-    let hub = engine.hub();
+    let context = engine.context();
     match message {
         ShardMessage::Connection(handed) => engine.adopt(handed),
         ShardMessage::Install { order, view, other, replies } => {
             let now = clock::now();
-            let shard = hub.here;
-            let installed = hub.shard.borrow_mut().service.install(now, view, other);
+            let shard = context.here;
+            let installed = context.shard.borrow_mut().service.install(now, view, other);
             if let Err(reason) = installed {
                 let reason = reason.to_string();
                 replies.send(ShardReply::Refused { order, shard, reason });
             }
             engine.dial_due(now);
-            hub.want_flush();
+            context.want_flush();
         }
         ShardMessage::Probe { order, replies } => {
-            let shard = hub.here;
+            let shard = context.here;
             // No server may be removed on the evidence of a server that is about to exit.
-            if !hub.shard.borrow().service.is_frozen() {
+            if !context.shard.borrow().service.is_frozen() {
                 replies.send(ShardReply::Probed { order, shard });
             }
         }
         ShardMessage::Exited { member } => {
             let now = clock::now();
-            hub.shard.borrow_mut().service.on_exited(now, member);
+            context.shard.borrow_mut().service.on_exited(now, member);
             engine.dial_due(now);
-            hub.want_flush();
+            context.want_flush();
         }
         ShardMessage::Drain => {
-            hub.shard.borrow_mut().service.drain();
-            hub.want_flush();
+            context.shard.borrow_mut().service.drain();
+            context.want_flush();
         }
         ShardMessage::Dump { role, pieces } => {
             // A write acknowledged after its table was walked would be in no dump.
-            hub.shard.borrow_mut().service.freeze();
+            context.shard.borrow_mut().service.freeze();
             engine.begin(Job::dump(role, pieces));
         }
         ShardMessage::Load { group, pieces, done } => engine.begin(Job::load(group, pieces, done)),

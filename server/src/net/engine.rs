@@ -6,7 +6,7 @@ use std::rc::Rc;
 use kv_protocol::ids::Time;
 use kv_shard::Port;
 
-use super::hub::Hub;
+use super::context::ShardContext;
 use super::jobs::Job;
 use crate::mailbox;
 use crate::message::{HandedOver, ShardMessage};
@@ -32,7 +32,7 @@ impl EngineKind {
 
 /// The parts with which an engine starts on its thread.
 pub(crate) struct Prepared {
-    pub(crate) hub: Rc<Hub>,
+    pub(crate) context: Rc<ShardContext>,
     pub(crate) inbox: mailbox::Receiver<ShardMessage>,
     pub(crate) listeners: Vec<(TcpListener, Port)>,
 }
@@ -40,7 +40,7 @@ pub(crate) struct Prepared {
 /// The interface between an executor's duties (duties.rs) and its engine.
 pub(crate) trait Engine {
     /// Returns the shard that it serves.
-    fn hub(&self) -> &Rc<Hub>;
+    fn context(&self) -> &Rc<ShardContext>;
 
     /// Adopts a socket that another executor accepted.
     fn adopt(&self, handed: HandedOver);

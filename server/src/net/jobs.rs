@@ -16,7 +16,7 @@ use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::GroupId;
 use kv_shard::{DumpedEntries, LoadPiece};
 
-use super::hub::Hub;
+use super::context::ShardContext;
 use crate::message::DumpPiece;
 use crate::watchdog::Activity;
 
@@ -65,10 +65,10 @@ impl Job {
     }
 
     /// Performs one bounded step.
-    pub(crate) fn step(&mut self, hub: &Hub) -> Step {
+    pub(crate) fn step(&mut self, context: &ShardContext) -> Step {
         match self {
-            Job::Dump(dump) => dump.step(hub),
-            Job::Load(load) => load.step(hub),
+            Job::Dump(dump) => dump.step(context),
+            Job::Load(load) => load.step(context),
         }
     }
 }
@@ -93,9 +93,10 @@ enum Part {
 }
 
 impl Dump {
-    fn step(&mut self, hub: &Hub) -> Step {
+    fn step(&mut self, context: &ShardContext) -> Step {
         let unsent = self.unsent.take();
-        let Some(piece) = unsent.or_else(|| hub.during(Activity::Dump, || self.next_piece(hub)))
+        let Some(piece) =
+            unsent.or_else(|| context.during(Activity::Dump, || self.next_piece(context)))
         else {
             return Step::Done;
         };
@@ -110,8 +111,8 @@ impl Dump {
     }
 
     /// Returns the next piece; `None` after the last one, or if this server has no replica of the group.
-    fn next_piece(&mut self, hub: &Hub) -> Option<DumpPiece> {
-        let shard = hub.shard.borrow();
+    fn next_piece(&mut self, context: &ShardContext) -> Option<DumpPiece> {
+        let shard = context.shard.borrow();
         let service = &shard.service;
         let replica = service.replica(service.identity.group_of(self.role))?;
         let (piece, next) = match self.next {
@@ -152,7 +153,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    fn step(&mut self, hub: &Hub) -> Step {
+    fn step(&mut self, context: &ShardContext) -> Step {
         let piece = match self.pieces.try_recv() {
             Ok(piece) => piece,
             Err(TryRecvError::Empty) => return Step::After(LOAD_PAUSE),
@@ -160,8 +161,8 @@ impl Load {
             Err(TryRecvError::Disconnected) => return Step::Done,
         };
         let is_last = matches!(piece, LoadPiece::End(_));
-        let loaded =
-            hub.during(Activity::Load, || hub.shard.borrow_mut().service.load(self.group, piece));
+        let loaded = context
+            .during(Activity::Load, || context.shard.borrow_mut().service.load(self.group, piece));
         if is_last || loaded.is_err() {
             // The channel has room for the one result.
             let _ = self.done.try_send(loaded);

@@ -6,14 +6,14 @@
 //!        +--------- bytes to send, fates, dials ----------+
 //! ```
 //!
-//! An engine interprets no message. The [`hub::Hub`] of a shard connects it to the other threads. Both engines handle
-//! sockets in the same way ([`socket`]), and serve them in the same order ([`kv_shard::turn`]). Both call the same
-//! [`duties`] and the steps of the same [`jobs`].
+//! An engine interprets no message. The [`context::ShardContext`] of a shard connects it to the other threads. Both
+//! engines handle sockets in the same way ([`socket`]), and serve them in the same order ([`kv_shard::turn`]). Both call
+//! the same [`duties`] and the steps of the same [`jobs`].
 
+pub(crate) mod context;
 pub(crate) mod duties;
 pub(crate) mod engine;
 pub(crate) mod epoll;
-pub(crate) mod hub;
 pub(crate) mod jobs;
 pub(crate) mod socket;
 pub(crate) mod uring;

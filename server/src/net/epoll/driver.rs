@@ -40,8 +40,8 @@ pub(crate) fn start_thread(
 }
 
 fn run(poller: Poller, prepared: Prepared) -> ! {
-    let Prepared { hub, inbox, listeners } = prepared;
-    let engine = Engine::new(hub, poller);
+    let Prepared { context, inbox, listeners } = prepared;
+    let engine = Engine::new(context, poller);
     let (bell, messages) = inbox.into_parts();
     let failed = |error| -> ! {
         Fatal::System { doing: "watch the sockets of a shard", error }.end_process()
@@ -78,7 +78,7 @@ impl Engine {
     }
 
     fn next_dial(&self) -> Option<Time> {
-        self.hub.shard.borrow().service.next_dial()
+        self.context.shard.borrow().service.next_dial()
     }
 
     /// Processes messages of other threads, orders first. Returns whether there may be more.
@@ -101,7 +101,7 @@ impl Engine {
             if *due > now {
                 return true;
             }
-            match job.step(&self.hub) {
+            match job.step(&self.context) {
                 Step::Again => *due = now,
                 Step::After(pause) => *due = clock::now() + pause,
                 Step::Done => return false,
@@ -114,7 +114,7 @@ impl Engine {
     /// Collects events. If there is nothing to do, it waits for them until `due`.
     fn poll(&self, due: Time, has_more: bool) {
         let mut net = self.net.borrow_mut();
-        let mut may_sleep = !has_more && !self.hub.has_wish() && !net.sockets.have_work();
+        let mut may_sleep = !has_more && !self.context.has_wish() && !net.sockets.have_work();
         if may_sleep {
             let now = clock::now();
             may_sleep = due > now;
@@ -129,6 +129,6 @@ impl Engine {
         if let Err(error) = poller.wait(may_sleep, events) {
             Fatal::System { doing: "wait for the sockets of a shard", error }.end_process();
         }
-        net.note_events(&mut self.hub.shard.borrow_mut());
+        net.note_events(&mut self.context.shard.borrow_mut());
     }
 }

@@ -37,8 +37,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
 use self::poller::{Event, Poller, Source};
 use self::sockets::{Connection, Dialling, Listener, Sockets};
+use super::context::ShardContext;
 use super::engine;
-use super::hub::Hub;
 use super::jobs::Job;
 use super::socket::{CONNECT_TIMEOUT, set_options, turn_away};
 use crate::clock;
@@ -52,7 +52,7 @@ const RECEIVED_AT_ONCE: usize = 128 << 10;
 
 /// One shard, its sockets and its jobs.
 pub(crate) struct Engine {
-    hub: Rc<Hub>,
+    context: Rc<ShardContext>,
     net: RefCell<Net>,
     /// Dumps and loads, each with the time of its next step. Orders bound their number.
     jobs: RefCell<Vec<(Time, Job)>>,
@@ -72,7 +72,7 @@ struct Net {
 
 impl Engine {
     /// Creates the engine of a shard.
-    fn new(hub: Rc<Hub>, poller: Poller) -> Engine {
+    fn new(context: Rc<ShardContext>, poller: Poller) -> Engine {
         let net = Net {
             poller,
             sockets: Sockets::default(),
@@ -81,23 +81,23 @@ impl Engine {
             scratch: vec![0; RECEIVED_AT_ONCE],
             log: LogLimit::default(),
         };
-        Engine { hub, net: RefCell::new(net), jobs: RefCell::default() }
+        Engine { context, net: RefCell::new(net), jobs: RefCell::default() }
     }
 }
 
 impl engine::Engine for Engine {
-    fn hub(&self) -> &Rc<Hub> {
-        &self.hub
+    fn context(&self) -> &Rc<ShardContext> {
+        &self.context
     }
 
     fn adopt(&self, handed: HandedOver) {
-        let mut shard = self.hub.shard.borrow_mut();
-        let (id, socket, port, permit) = self.hub.adopt(&mut shard, handed);
+        let mut shard = self.context.shard.borrow_mut();
+        let (id, socket, port, permit) = self.context.adopt(&mut shard, handed);
         self.net.borrow_mut().open_accepted(&mut shard, id, socket, port, permit);
     }
 
     fn dial_due(&self, now: Time) {
-        let mut shard = self.hub.shard.borrow_mut();
+        let mut shard = self.context.shard.borrow_mut();
         for (group, address) in shard.due_dials(now) {
             if let Err(error) = self.net.borrow_mut().dial(now, group, address) {
                 shard.service.on_dial_failed(now, group, &error.to_string());
@@ -106,7 +106,7 @@ impl engine::Engine for Engine {
     }
 
     fn enforce_deadlines(&self, now: Time) {
-        let mut shard = self.hub.shard.borrow_mut();
+        let mut shard = self.context.shard.borrow_mut();
         let mut net = self.net.borrow_mut();
         let Net { sockets, .. } = &mut *net;
         sockets.resume_accepting(now);
@@ -116,7 +116,7 @@ impl engine::Engine for Engine {
         }
         let ids: Vec<ConnectionId> = sockets.ids().collect();
         shard.enforce_deadlines(now, ids.into_iter());
-        self.hub.want_flush();
+        self.context.want_flush();
     }
 
     fn begin(&self, job: Job) {

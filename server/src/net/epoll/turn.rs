@@ -14,8 +14,8 @@ use super::{Engine, Net};
 use crate::clock;
 use crate::descriptors::ACCEPTS_AT_ONCE;
 use crate::message::HandedOver;
+use crate::net::context::ShardContext;
 use crate::net::engine::Engine as _;
-use crate::net::hub::Hub;
 use crate::net::socket::{
     ACCEPT_PAUSE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept, next_of_long_frame,
     receive_behind, send_now,
@@ -28,26 +28,26 @@ impl Engine {
     /// Serves the ready sockets.
     pub(super) fn turn(&self) {
         let mut net = self.net.borrow_mut();
-        let is_wanted = self.hub.take_flush();
+        let is_wanted = self.context.take_flush();
         if !is_wanted && !net.sockets.have_work() {
             return;
         }
-        let mut shard = self.hub.shard.borrow_mut();
+        let mut shard = self.context.shard.borrow_mut();
         let now = clock::now();
-        self.hub.begin_wake_up(&mut shard, now);
-        let mut turn = Turn { net: &mut net, hub: &self.hub, has_accepted: false };
+        self.context.begin_wake_up(&mut shard, now);
+        let mut turn = Turn { net: &mut net, context: &self.context, has_accepted: false };
         turn::run(&mut turn, &mut shard, now, is_wanted);
         for id in std::mem::take(&mut net.unfinished) {
             shard.mark_dirty(id);
         }
         if shard.has_dirty() || shard.has_readers() {
-            self.hub.want_flush();
+            self.context.want_flush();
         }
-        self.hub.log_events(&mut shard);
+        self.context.log_events(&mut shard);
         let has_news = shard.service.take_news();
         drop((net, shard));
         if has_news {
-            self.hub.announce();
+            self.context.announce();
             self.dial_due(now);
         }
     }
@@ -56,7 +56,7 @@ impl Engine {
 /// A turn in progress.
 struct Turn<'a> {
     net: &'a mut Net,
-    hub: &'a Hub,
+    context: &'a ShardContext,
     has_accepted: bool,
 }
 
@@ -68,7 +68,7 @@ impl turn::Engine for Turn<'_> {
     }
 
     fn serve_streams(&mut self, shard: &mut Shard) -> bool {
-        self.net.serve_streams(shard, self.hub)
+        self.net.serve_streams(shard, self.context)
     }
 
     fn waiting(&mut self) -> Waiting {
@@ -80,19 +80,19 @@ impl turn::Engine for Turn<'_> {
     fn serve_stranger(&mut self, shard: &mut Shard) {
         if !self.has_accepted && self.net.sockets.may_accept() {
             self.has_accepted = true;
-            self.net.accept_all(shard, self.hub);
+            self.net.accept_all(shard, self.context);
         } else if let Some(id) = self.net.sockets.knocking.pop_front() {
-            self.net.receive(shard, self.hub, id);
+            self.net.receive(shard, self.context, id);
         }
     }
 
     fn serve_client(&mut self, shard: &mut Shard) -> Option<Time> {
         let id = self.net.sockets.clients.pop_front()?;
-        self.net.receive(shard, self.hub, id)
+        self.net.receive(shard, self.context, id)
     }
 
     fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize {
-        self.net.see_to(shard, self.hub, now, id)
+        self.net.see_to(shard, self.context, now, id)
     }
 
     fn send(&mut self, transmit: &Transmit<'_>) -> usize {
@@ -130,12 +130,12 @@ impl Net {
     }
 
     /// Receives from the streams, and handles the dials that have ended. Returns whether there was any.
-    fn serve_streams(&mut self, shard: &mut Shard, hub: &Hub) -> bool {
+    fn serve_streams(&mut self, shard: &mut Shard, context: &ShardContext) -> bool {
         let mut had_any = false;
         for _ in 0..RECEIVES_OF_A_STREAM {
             for _ in 0..self.sockets.streams.len() {
                 let Some(id) = self.sockets.streams.pop_front() else { break };
-                had_any |= self.receive(shard, hub, id).is_some();
+                had_any |= self.receive(shard, context, id).is_some();
             }
         }
         for dial in self.sockets.take_dialled() {
@@ -165,7 +165,7 @@ impl Net {
     }
 
     /// Accepts a few connections of each port.
-    fn accept_all(&mut self, shard: &mut Shard, hub: &Hub) {
+    fn accept_all(&mut self, shard: &mut Shard, context: &ShardContext) {
         for place in 0..self.sockets.listeners.len() {
             for _ in 0..ACCEPTS_AT_ONCE {
                 let listener = &mut self.sockets.listeners[place];
@@ -176,7 +176,7 @@ impl Net {
                 let now = clock::now();
                 match accept_with(&listener.fd, SocketFlags::CLOEXEC) {
                     Ok(socket) => {
-                        if let Some((id, permit)) = hub.admit(shard, now, port, &socket) {
+                        if let Some((id, permit)) = context.admit(shard, now, port, &socket) {
                             self.open_accepted(shard, id, socket, port, permit);
                         }
                     }
@@ -194,7 +194,12 @@ impl Net {
 
     /// Receives once from a connection that was taken out of its queue, and serves the bytes. It is queued again if
     /// there may be more. Returns the time of the receive if it brought bytes.
-    fn receive(&mut self, shard: &mut Shard, hub: &Hub, id: ConnectionId) -> Option<Time> {
+    fn receive(
+        &mut self,
+        shard: &mut Shard,
+        context: &ShardContext,
+        id: ConnectionId,
+    ) -> Option<Time> {
         let Net { sockets, scratch, .. } = self;
         let connection = sockets.get(id)?;
         connection.is_queued = false;
@@ -239,7 +244,7 @@ impl Net {
                 return None;
             }
             Ok(count) => {
-                hub.note_activity();
+                context.note_activity();
                 // A short receive empties the socket, unless an end follows.
                 connection.is_readable = count == room || connection.has_ended;
                 Some(now)
@@ -265,7 +270,13 @@ impl Net {
     }
 
     /// Sends a dirty connection's bytes, and carries out its fate. Returns the number of bytes sent to a client.
-    fn see_to(&mut self, shard: &mut Shard, hub: &Hub, now: Time, id: ConnectionId) -> usize {
+    fn see_to(
+        &mut self,
+        shard: &mut Shard,
+        context: &ShardContext,
+        now: Time,
+        id: ConnectionId,
+    ) -> usize {
         let Net { sockets, unfinished, .. } = self;
         let Some(connection) = sockets.get(id) else { return 0 };
         if !connection.is_stream && shard.is_stream(id) {
@@ -286,14 +297,14 @@ impl Net {
                 self.close(shard, now, id);
                 return sent;
             }
-            Fate::HandOver(wanted) if wanted == hub.here => {
+            Fate::HandOver(wanted) if wanted == context.here => {
                 // It becomes a client or a peer.
                 shard.adopt_greeting(now, id);
                 shard.mark_dirty(id);
                 return sent;
             }
             Fate::HandOver(wanted) => {
-                self.hand_over(shard, hub, now, id, wanted);
+                self.hand_over(shard, context, now, id, wanted);
                 return sent;
             }
             Fate::Shut => {
@@ -317,7 +328,7 @@ impl Net {
     fn hand_over(
         &mut self,
         shard: &mut Shard,
-        hub: &Hub,
+        context: &ShardContext,
         now: Time,
         id: ConnectionId,
         wanted: ShardId,
@@ -336,7 +347,7 @@ impl Net {
             return;
         }
         if let (Some((port, received)), Some(permit)) = (greeting, permit) {
-            hub.hand_over(wanted, HandedOver { socket: fd, port, received, permit });
+            context.hand_over(wanted, HandedOver { socket: fd, port, received, permit });
         }
     }
 }

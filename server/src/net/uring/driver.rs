@@ -42,14 +42,14 @@ pub(super) async fn drive(engine: Rc<Engine>, bell: OwnedFd) {
         let now = clock::now();
         if is_dense && now < visit_at && engine.background.get() == 0 {
             // Queued requests are submitted by the call that waits in the ring.
-            if !engine.hub.has_wish() {
+            if !engine.context.has_wish() {
                 engine.sleep_in_ring(visit_at.since(now));
             }
             continue;
         }
         // Tasks that became ready by this turn, or have steps to run, go first.
         yield_now().await;
-        let has_more = has_worked || engine.hub.has_wish();
+        let has_more = has_worked || engine.context.has_wish();
         let now = clock::now();
         if has_more && now < visit_at {
             continue;
@@ -84,7 +84,7 @@ impl Engine {
 
     /// After a change, notifies the other threads and dials streams that are due.
     pub(super) fn on_news(self: &Rc<Engine>, now: Time) {
-        self.hub.announce();
+        self.context.announce();
         self.dial_streams(now);
         self.dial_when_due(now);
     }
@@ -110,19 +110,19 @@ impl Bell {
     async fn pass_through_glommio(&mut self) {
         let rung = rustix::io::write(self.rung.as_fd(), &1u64.to_ne_bytes());
         debug_assert!(rung.is_ok(), "an eventfd takes 2^64 - 2 rings before it blocks");
-        poll_fn(|context| self.poll(context)).await;
+        poll_fn(|task| self.poll(task)).await;
     }
 
     /// Waits until the bell rings or a task on this executor requests a flush.
     async fn wait(&mut self, engine: &Engine) {
-        poll_fn(|context| match self.poll(context) {
+        poll_fn(|task| match self.poll(task) {
             Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => engine.hub.poll_wish(context),
+            Poll::Pending => engine.context.poll_wish(task),
         })
         .await;
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, task: &mut Context<'_>) -> Poll<()> {
         let read = self.read.get_or_insert_with(|| {
             let file = Rc::clone(&self.file);
             Box::pin(async move {
@@ -132,7 +132,7 @@ impl Bell {
                 }
             })
         });
-        let polled = read.as_mut().poll(context);
+        let polled = read.as_mut().poll(task);
         if polled.is_ready() {
             self.read = None;
         }

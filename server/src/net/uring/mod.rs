@@ -53,8 +53,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use self::buffers::Shape;
 use self::ring::{Completion, Request, Ring, Sizes, SlotId};
 use self::sockets::{Connection, Dialling, Listener, Receiving, Socket, Sockets, Stage};
+use super::context::ShardContext;
 use super::engine;
-use super::hub::Hub;
 use super::jobs::Job;
 use super::socket::{CONNECT_TIMEOUT, set_options};
 use crate::descriptors::ACCEPTS_AT_ONCE;
@@ -76,7 +76,7 @@ const SIZES: Sizes = Sizes {
 
 /// One shard, its ring and its sockets.
 pub(crate) struct Engine {
-    hub: Rc<Hub>,
+    context: Rc<ShardContext>,
     net: RefCell<Net>,
     /// The number of jobs that run a step whenever the executor is otherwise idle.
     background: Rc<Cell<usize>>,
@@ -105,7 +105,7 @@ struct Net {
 
 impl Engine {
     /// Creates the engine of a shard and spawns its task.
-    fn start(hub: Rc<Hub>, listeners: Vec<(TcpListener, Port)>) -> Rc<Engine> {
+    fn start(context: Rc<ShardContext>, listeners: Vec<(TcpListener, Port)>) -> Rc<Engine> {
         let failed = |error: std::io::Error| -> ! {
             Fatal::Uring(NoUring::features(error.to_string())).end_process()
         };
@@ -127,31 +127,31 @@ impl Engine {
         for (listener, port) in listeners {
             net.listen(listener.into(), port);
         }
-        let engine = Rc::new(Engine { hub, net: RefCell::new(net), background: Rc::default() });
+        let engine = Rc::new(Engine { context, net: RefCell::new(net), background: Rc::default() });
         glommio::spawn_local(driver::drive(Rc::clone(&engine), bell)).detach();
-        engine.hub.want_flush();
+        engine.context.want_flush();
         engine
     }
 
     fn dial_streams(&self, now: Time) {
-        let mut shard = self.hub.shard.borrow_mut();
+        let mut shard = self.context.shard.borrow_mut();
         for (group, address) in shard.due_dials(now) {
             if let Err(error) = self.net.borrow_mut().dial(now, group, address) {
                 shard.service.on_dial_failed(now, group, &error.to_string());
             }
-            self.hub.want_flush();
+            self.context.want_flush();
         }
     }
 }
 
 impl engine::Engine for Engine {
-    fn hub(&self) -> &Rc<Hub> {
-        &self.hub
+    fn context(&self) -> &Rc<ShardContext> {
+        &self.context
     }
 
     fn adopt(&self, handed: HandedOver) {
-        let mut shard = self.hub.shard.borrow_mut();
-        let (id, socket, port, permit) = self.hub.adopt(&mut shard, handed);
+        let mut shard = self.context.shard.borrow_mut();
+        let (id, socket, port, permit) = self.context.adopt(&mut shard, handed);
         self.net.borrow_mut().open(&mut shard, id, socket, port, Some(permit));
     }
 
@@ -161,8 +161,8 @@ impl engine::Engine for Engine {
 
     fn enforce_deadlines(&self, now: Time) {
         let ids = self.net.borrow_mut().enforce_deadlines(now);
-        self.hub.shard.borrow_mut().enforce_deadlines(now, ids.into_iter());
-        self.hub.want_flush();
+        self.context.shard.borrow_mut().enforce_deadlines(now, ids.into_iter());
+        self.context.want_flush();
     }
 
     fn begin(&self, job: Job) {

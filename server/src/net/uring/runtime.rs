@@ -41,8 +41,8 @@ pub(crate) fn start_thread(
 }
 
 async fn run(prepared: Prepared) {
-    let Prepared { hub, inbox, listeners } = prepared;
-    let engine = Engine::start(hub, listeners);
+    let Prepared { context, inbox, listeners } = prepared;
+    let engine = Engine::start(context, listeners);
     let receiver = Rc::clone(&engine);
     glommio::spawn_local(async move {
         let result = serve(inbox, |message| duties::take(&*receiver, message)).await;
@@ -72,11 +72,11 @@ async fn serve<T>(inbox: mailbox::Receiver<T>, mut take: impl FnMut(T)) -> io::R
 impl Engine {
     /// Runs the steps of a job in a task of its own.
     pub(super) fn spawn_job(&self, mut job: Job) {
-        let (hub, steps) = (Rc::clone(&self.hub), Background::begin(&self.background));
+        let (context, steps) = (Rc::clone(&self.context), Background::begin(&self.background));
         glommio::spawn_local(async move {
             let _steps = steps;
             loop {
-                match job.step(&hub) {
+                match job.step(&context) {
                     Step::Again => glommio::executor().yield_task_queue_now().await,
                     Step::After(pause) => glommio::timer::sleep(pause).await,
                     Step::Done => return,
@@ -88,7 +88,7 @@ impl Engine {
 
     /// Spawns a task that dials at the time of the next due dial.
     pub(super) fn dial_when_due(self: &Rc<Engine>, now: Time) {
-        let Some(due) = self.hub.shard.borrow().service.next_dial() else { return };
+        let Some(due) = self.context.shard.borrow().service.next_dial() else { return };
         let engine = Rc::clone(self);
         glommio::spawn_local(async move {
             glommio::timer::sleep(due.since(now)).await;

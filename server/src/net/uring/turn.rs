@@ -22,7 +22,7 @@ use super::{Engine, Net};
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::message::HandedOver;
-use crate::net::hub::Hub;
+use crate::net::context::ShardContext;
 use crate::net::socket::{
     ACCEPT_PAUSE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept, next_of_long_frame,
     send_now, turn_away,
@@ -45,20 +45,20 @@ impl Engine {
             net.enter();
             net.reap();
         }
-        let is_wanted = self.hub.take_flush();
+        let is_wanted = self.context.take_flush();
         if !is_wanted && net.done.is_empty() && !net.has_waiting() {
             return false;
         }
-        let mut shard = self.hub.shard.borrow_mut();
+        let mut shard = self.context.shard.borrow_mut();
         // Read after the bytes were received: a lease check may rely on it.
         let now = clock::now();
-        self.hub.begin_wake_up(&mut shard, now);
-        let mut turn = Turn { net: &mut net, hub: &self.hub, now };
+        self.context.begin_wake_up(&mut shard, now);
+        let mut turn = Turn { net: &mut net, context: &self.context, now };
         turn::run(&mut turn, &mut shard, now, is_wanted);
         if net.has_waiting() || shard.has_dirty() || shard.has_readers() {
-            self.hub.want_flush();
+            self.context.want_flush();
         }
-        self.hub.log_events(&mut shard);
+        self.context.log_events(&mut shard);
         let has_news = shard.service.take_news();
         if has_news {
             // A thread that observes the news may end the process, so send all responses first.
@@ -75,7 +75,7 @@ impl Engine {
 /// A turn in progress.
 struct Turn<'a> {
     net: &'a mut Net,
-    hub: &'a Hub,
+    context: &'a ShardContext,
     /// The time at which the completions were reaped.
     now: Time,
 }
@@ -88,10 +88,10 @@ impl turn::Engine for Turn<'_> {
     }
 
     fn serve_streams(&mut self, shard: &mut Shard) -> bool {
-        let had_streams = self.net.serve_streams(shard, self.hub, self.now);
+        let had_streams = self.net.serve_streams(shard, self.context, self.now);
         let is_due = self.now.since(self.net.looked_at) >= LOOK_INTERVAL;
         if is_due && self.net.ring.has_deferred() {
-            self.now = self.net.look_at_streams(shard, self.hub);
+            self.now = self.net.look_at_streams(shard, self.context);
             return true;
         }
         had_streams
@@ -103,13 +103,13 @@ impl turn::Engine for Turn<'_> {
 
     fn serve_stranger(&mut self, shard: &mut Shard) {
         if let Some(completion) = self.net.knocking.pop_front() {
-            self.net.serve(shard, self.hub, self.now, completion);
+            self.net.serve(shard, self.context, self.now, completion);
         }
     }
 
     fn serve_client(&mut self, shard: &mut Shard) -> Option<Time> {
         let completion = self.net.clients.pop_front()?;
-        self.net.serve(shard, self.hub, self.now, completion);
+        self.net.serve(shard, self.context, self.now, completion);
         Some(clock::now())
     }
 
@@ -118,7 +118,7 @@ impl turn::Engine for Turn<'_> {
     }
 
     fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize {
-        self.net.see_to(shard, self.hub, now, id)
+        self.net.see_to(shard, self.context, now, id)
     }
 
     fn submit(&mut self) {
@@ -155,7 +155,7 @@ impl Net {
     }
 
     /// Serves the completions of streams, and queues the others; returns whether a stream received bytes.
-    fn serve_streams(&mut self, shard: &mut Shard, hub: &Hub, now: Time) -> bool {
+    fn serve_streams(&mut self, shard: &mut Shard, context: &ShardContext, now: Time) -> bool {
         let mut had_bytes = false;
         let mut done = std::mem::take(&mut self.done);
         for completion in done.drain(..) {
@@ -163,7 +163,7 @@ impl Net {
                 Class::Streams => {
                     had_bytes |=
                         matches!(completion.event, Event::Received(_) | Event::ReceivedInto(..));
-                    self.serve(shard, hub, now, completion);
+                    self.serve(shard, context, now, completion);
                 }
                 Class::Knocking => self.knocking.push_back(completion),
                 Class::Clients => self.clients.push_back(completion),
@@ -175,7 +175,7 @@ impl Net {
 
     /// Reads the streams' sockets directly. All bytes that the ring has received from them must be served; bytes that
     /// it receives later follow. Returns the time at which the last bytes were read.
-    fn look_at_streams(&mut self, shard: &mut Shard, hub: &Hub) -> Time {
+    fn look_at_streams(&mut self, shard: &mut Shard, context: &ShardContext) -> Time {
         let mut now = clock::now();
         self.looked_at = now;
         let Net { sockets, streams, scratch, .. } = self;
@@ -191,7 +191,7 @@ impl Net {
                     break;
                 };
                 now = clock::now();
-                hub.note_activity();
+                context.note_activity();
                 shard.on_bytes(now, id, &scratch[..count]);
                 shard.mark_dirty(id);
                 if count < LOOKED_AT_BYTES {
@@ -218,10 +218,16 @@ impl Net {
         }
     }
 
-    fn serve(&mut self, shard: &mut Shard, hub: &Hub, now: Time, completion: Completion) {
+    fn serve(
+        &mut self,
+        shard: &mut Shard,
+        context: &ShardContext,
+        now: Time,
+        completion: Completion,
+    ) {
         let Completion { slot, has_more, event } = completion;
         match event {
-            Event::Accepted(accepted) => self.on_accepted(shard, hub, now, slot, accepted),
+            Event::Accepted(accepted) => self.on_accepted(shard, context, now, slot, accepted),
             Event::Connected(connected) => self.on_connected(shard, now, slot, connected),
             Event::Received(received) => {
                 let id = self.sockets.connection(slot).and_then(|connection| {
@@ -232,7 +238,7 @@ impl Net {
                 match received {
                     Ok(Some(lent)) => {
                         if let Some(id) = id {
-                            hub.note_activity();
+                            context.note_activity();
                             shard.on_bytes(now, id, self.ring.bytes(&lent));
                         }
                         self.ring.give_back(lent);
@@ -253,7 +259,7 @@ impl Net {
                     }
                 }
                 match received {
-                    Ok(1..) => hub.note_activity(),
+                    Ok(1..) => context.note_activity(),
                     Ok(0) => on_end(shard, now, id),
                     Err(error) => on_receive_failed(shard, id, &error),
                 }
@@ -315,7 +321,7 @@ impl Net {
     fn on_accepted(
         &mut self,
         shard: &mut Shard,
-        hub: &Hub,
+        context: &ShardContext,
         now: Time,
         slot: SlotId,
         accepted: std::io::Result<OwnedFd>,
@@ -336,7 +342,7 @@ impl Net {
             self.ring.accept(slot, &listener.fd);
         }
         let Ok(socket) = accepted else { return };
-        if let Some((id, permit)) = hub.admit(shard, now, port, &socket) {
+        if let Some((id, permit)) = context.admit(shard, now, port, &socket) {
             self.open(shard, id, socket, port, Some(permit));
         }
     }
@@ -426,7 +432,13 @@ impl Net {
     }
 
     /// Sends a dirty connection's bytes, and carries out its fate. Returns the number of bytes sent to a client.
-    fn see_to(&mut self, shard: &mut Shard, hub: &Hub, now: Time, id: ConnectionId) -> usize {
+    fn see_to(
+        &mut self,
+        shard: &mut Shard,
+        context: &ShardContext,
+        now: Time,
+        id: ConnectionId,
+    ) -> usize {
         let Some(slot) = self.slots.get(slot_of(id)).copied().flatten() else { return 0 };
         let Some(connection) = self.sockets.connection(slot) else { return 0 };
         if connection.id != Some(id) {
@@ -453,7 +465,7 @@ impl Net {
                 self.close(shard, now, slot, id);
                 return sent;
             }
-            Fate::HandOver(wanted) if wanted == hub.here => {
+            Fate::HandOver(wanted) if wanted == context.here => {
                 // It becomes a client or a peer, and is handled as such when it is next.
                 shard.adopt_greeting(now, id);
                 shard.mark_dirty(id);
@@ -461,7 +473,7 @@ impl Net {
             }
             Fate::HandOver(wanted) => {
                 if connection.receiving == Receiving::Nothing {
-                    self.hand_over(shard, hub, now, slot, id, wanted);
+                    self.hand_over(shard, context, now, slot, id, wanted);
                     return sent;
                 }
             }
@@ -548,7 +560,7 @@ impl Net {
     fn hand_over(
         &mut self,
         shard: &mut Shard,
-        hub: &Hub,
+        context: &ShardContext,
         now: Time,
         slot: SlotId,
         id: ConnectionId,
@@ -560,7 +572,7 @@ impl Net {
         let Some(Socket::Connection(connection)) = self.sockets.remove(slot) else { return };
         let Connection { fd, permit, .. } = connection;
         if let (Some((port, received)), Some(permit)) = (greeting, permit) {
-            hub.hand_over(wanted, HandedOver { socket: fd, port, received, permit });
+            context.hand_over(wanted, HandedOver { socket: fd, port, received, permit });
         }
     }
 

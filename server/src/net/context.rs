@@ -24,7 +24,7 @@ use crate::stats::{Board, Condition, Permit};
 use crate::watchdog::Activity;
 
 /// One shard and its connections to other threads.
-pub(crate) struct Hub {
+pub(crate) struct ShardContext {
     pub(crate) shard: RefCell<Shard>,
     pub(crate) board: Arc<Board>,
     pub(crate) here: ShardId,
@@ -38,15 +38,15 @@ pub(crate) struct Hub {
     maps_had: Cell<u64>,
 }
 
-impl Hub {
-    /// Creates the hub of a shard. `mailboxes` are those of all shards, in order.
+impl ShardContext {
+    /// Creates the context of a shard. `mailboxes` are those of all shards, in order.
     pub(crate) fn new(
         shard: Shard,
         board: Arc<Board>,
         map: Arc<KnownMap>,
         mailboxes: Vec<mailbox::Sender<ShardMessage>>,
-    ) -> Rc<Hub> {
-        Rc::new(Hub {
+    ) -> Rc<ShardContext> {
+        Rc::new(ShardContext {
             here: shard.service.identity.shard,
             shard: RefCell::new(shard),
             board,
@@ -69,11 +69,11 @@ impl Hub {
     }
 
     /// Polls whether a flush is requested, for an engine that runs as a task; the request stays.
-    pub(crate) fn poll_wish(&self, context: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_wish(&self, task: &mut Context<'_>) -> Poll<()> {
         if self.has_wish() {
             return Poll::Ready(());
         }
-        *self.flusher.borrow_mut() = Some(context.waker().clone());
+        *self.flusher.borrow_mut() = Some(task.waker().clone());
         Poll::Pending
     }
 
