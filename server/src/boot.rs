@@ -25,8 +25,10 @@ use crate::known_map::KnownMap;
 use crate::memory::limit::{self, MemoryLimit};
 use crate::message::ShardMessage;
 use crate::net::engine::EngineKind;
-use crate::stats::Board;
-use crate::{aside, key_file, load, log, mailbox, memory, probe, slice, stats, supervisor, watch};
+use crate::statistics::Statistics;
+use crate::{
+    aside, key_file, load, log, mailbox, memory, probe, slice, statistics, supervisor, watch,
+};
 
 /// Tables of a shard that share the memory limit: the primary table and the secondary table.
 const TABLES: u64 = 2;
@@ -100,23 +102,23 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     let memory_limit = memory_limit(args);
     let tables = TABLES * u64::from(args.shards);
     let connection_memory = ConnectionMemory::new(args.connection_memory, memory_limit, tables);
-    let board = Board::new(args.shards, bounds, connection_memory);
-    board.set_failure_timeout(args.failure_timeout);
+    let statistics = Statistics::new(args.shards, bounds, connection_memory);
+    statistics.set_failure_timeout(args.failure_timeout);
     let map = Arc::default();
     let Listeners { clients, servers, coord } = listeners;
     let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
-    let shards = start_executors(args, engine, identity, &board, &map, listeners)?;
+    let shards = start_executors(args, engine, identity, &statistics, &map, listeners)?;
     // Before the server is announced: a server that is named in a view must have the data.
     load::run(&args.load, identity.placement, &shards)?;
     // Only now: a server whose ports are in use, or that cannot load, has no claim to the files here.
     aside::set_aside(&directory, identity.me.server);
-    let node = Node::new(identity, board, map, shards, directory);
+    let node = Node::new(identity, statistics, map, shards, directory);
     node.reserve_for_dumps()
         .map_err(|error| Fatal::System { doing: "reserve descriptors for dumps", error })?;
     let for_control = Arc::clone(&node);
     start_thread("control", move || link::run(&for_control, &link))?;
-    let for_samples = Arc::clone(&node.board);
-    start_thread("samples", move || stats::sample(&for_samples))?;
+    let for_samples = Arc::clone(&node.statistics);
+    start_thread("samples", move || statistics::sample(&for_samples))?;
     let for_orders = Arc::clone(&node);
     start_thread("orders", move || orders::run(&for_orders, coord))?;
     Ok(node)
@@ -187,7 +189,7 @@ fn start_executors(
     args: &Args,
     engine: EngineKind,
     identity: Identity,
-    board: &Arc<Board>,
+    statistics: &Arc<Statistics>,
     map: &Arc<KnownMap>,
     mut listeners: Vec<(TcpListener, Port)>,
 ) -> Result<Vec<mailbox::Sender<ShardMessage>>, Fatal> {
@@ -205,7 +207,7 @@ fn start_executors(
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },
             hash_secret,
-            board: Arc::clone(board),
+            statistics: Arc::clone(statistics),
             map: Arc::clone(map),
             mailboxes: mailboxes.clone(),
             inbox,

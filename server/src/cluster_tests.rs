@@ -31,7 +31,7 @@ use crate::message::{DumpPiece, Replies, ShardMessage};
 use crate::net::engine::EngineKind;
 use crate::net::jobs::DUMP_SESSIONS;
 use crate::probe;
-use crate::stats::Board;
+use crate::statistics::Statistics;
 
 const CLUSTER: ClusterId = ClusterId(0xc1);
 const SERVERS: u16 = 3;
@@ -54,7 +54,7 @@ fn member(server: u16) -> Member {
 }
 
 fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &Path) -> Server {
-    let board = Board::new(
+    let statistics = Statistics::new(
         placement.shards(),
         ConnectionBounds::WIDEST,
         ConnectionMemory::new(None, None, 2),
@@ -80,7 +80,7 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },
             hash_secret: HashSecret::new(7),
-            board: Arc::clone(&board),
+            statistics: Arc::clone(&statistics),
             map: Arc::default(),
             mailboxes: mailboxes.clone(),
             inbox,
@@ -89,7 +89,7 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
         })
         .unwrap();
     }
-    let node = Node::new(identity, board, Arc::default(), mailboxes, directory.to_owned());
+    let node = Node::new(identity, statistics, Arc::default(), mailboxes, directory.to_owned());
     Server { node, clients: addresses.0, servers: addresses.1 }
 }
 
@@ -121,15 +121,18 @@ impl Cluster {
             };
             let (node, other) = (&servers[usize::from(id)].node, servers[secondary].servers);
             install(node, view, Some(other));
-            let streams = |board: &Board| {
-                board
+            let streams = |statistics: &Statistics| {
+                statistics
                     .replicas(Default::default())
                     .iter()
                     .filter(|r| r.group == view.group && r.connected)
                     .count()
             };
             let shards = usize::from(shards);
-            assert!(node.board.wait(PATIENCE, |board| streams(board) == shards), "all streams");
+            assert!(
+                node.statistics.wait(PATIENCE, |statistics| streams(statistics) == shards),
+                "all streams"
+            );
         }
         Cluster { servers, placement, _directory: directory }
     }
@@ -398,8 +401,8 @@ fn a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed(engine:
     let refusal = Refusal::read(frame.body).unwrap();
     assert!(refusal.reason.contains("shard 2 does not exist"), "{}", refusal.reason);
     drop(stream);
-    eventually("the connection is counted out", || server.node.board.clients() == 0);
-    eventually("the refusal is counted", || server.node.board.counters().refused == 1);
+    eventually("the connection is counted out", || server.node.statistics.admission.clients() == 0);
+    eventually("the refusal is counted", || server.node.statistics.counters().refused == 1);
 }
 
 fn a_frame_cut_by_the_end_of_the_connection_changes_nothing(engine: EngineKind) {

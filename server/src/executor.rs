@@ -16,13 +16,13 @@ use crate::net::engine::{EngineKind, Prepared};
 use crate::net::{epoll, uring};
 use crate::nonce;
 use crate::slice;
-use crate::stats::Board;
+use crate::statistics::Statistics;
 
 /// The parameters of an executor.
 pub(crate) struct ExecutorConfig {
     pub(crate) identity: Identity,
     pub(crate) hash_secret: HashSecret,
-    pub(crate) board: Arc<Board>,
+    pub(crate) statistics: Arc<Statistics>,
     pub(crate) map: Arc<KnownMap>,
     /// The mailboxes of all shards, in order.
     pub(crate) mailboxes: Vec<mailbox::Sender<ShardMessage>>,
@@ -46,14 +46,15 @@ pub(crate) fn start(config: ExecutorConfig) -> Result<(), Fatal> {
 /// Creates the shard, on the thread that serves it.
 fn prepare(config: ExecutorConfig) -> Prepared {
     slice::shorten();
-    let ExecutorConfig { identity, hash_secret, board, map, mailboxes, inbox, listeners, .. } =
-        config;
-    let memory = Arc::clone(board.memory());
+    let ExecutorConfig {
+        identity, hash_secret, statistics, map, mailboxes, inbox, listeners, ..
+    } = config;
+    let memory = Arc::clone(statistics.admission.memory());
     let chunks = || Box::new(HugePages) as _;
     let nonces = Box::new(|| nonce::draw().map_err(|error| error.to_string()));
     let service = Service::new(identity, nonces, memory, hash_secret, chunks);
-    let bounds = board.bounds().hello;
-    let context = ShardContext::new(Shard::new(service, bounds), board, map, mailboxes);
-    context.board.own(usize::from(context.here.0));
+    let bounds = statistics.admission.bounds().hello;
+    let context = ShardContext::new(Shard::new(service, bounds), statistics, map, mailboxes);
+    context.statistics.own(usize::from(context.here.0));
     Prepared { context, inbox, listeners }
 }

@@ -4,7 +4,7 @@
 //!   main thread          boot: arguments, probes, sockets; then signals and the watchdog
 //!   control thread       STARTED, HEARTBEAT ----------------------> coordinator
 //!   orders thread        <------------ views, PROBE, EXITED, DRAIN, DUMP-*, SHUTDOWN
-//!      |  mailbox (bounded, eventfd)            ^ board (the latest state of each shard)
+//!      |  mailbox (bounded, eventfd)            ^ statistics (the latest state of each shard)
 //!      v                                        |
 //!   executor of shard 0 .. S-1:   net engine <-> kv_shard::Shard <-> kv_core::replica
 //!      ^ clients' and peers' sockets, handed over to the executor of the requested shard
@@ -13,6 +13,7 @@
 //! The executors never block: files, name look-ups and the links to the coordinator belong to plain threads. Log lines
 //! too are written by a thread of their own (log.rs). Nothing here uses tokio.
 
+mod admission;
 mod args;
 mod aside;
 mod boot;
@@ -35,7 +36,7 @@ mod net;
 mod nonce;
 mod probe;
 mod slice;
-mod stats;
+mod statistics;
 mod supervisor;
 mod watch;
 mod watchdog;

@@ -13,7 +13,7 @@ use kv_protocol::ids::{GroupId, Member, OrderId, ShardId};
 use kv_protocol::view::View;
 use kv_shard::{DumpedEntries, LoadPiece, Port};
 
-use crate::stats::Permit;
+use crate::admission::Permit;
 
 /// A message from another thread to an executor.
 #[derive(Debug)]

@@ -98,7 +98,7 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
             let why = "no coordinator has come back (--orphan-timeout)";
             leaver.leave(Leave { patience: LEAVE_BY, why, exit: ServerExit::Orphaned });
         }
-        let stalled = watchdog.look(clock::now(), node.board.pulses());
+        let stalled = watchdog.look(clock::now(), node.statistics.pulses());
         judge(node, now, stalled.as_ref(), &mut stalled_log);
     }
 }
@@ -107,9 +107,9 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
 /// other server could take over.
 fn judge(node: &Node, now: Time, stalled: Option<&Stalled>, log: &mut LogLimit) {
     let stood = stalled.map_or(Duration::ZERO, |stalled| stalled.stood);
-    node.board.note_stood(stood);
+    node.statistics.note_stood(stood);
     let Some(stalled) = stalled else { return };
-    if !node.board.is_sole_holder() {
+    if !node.statistics.is_sole_holder() {
         fatal::abort_stalled(stalled);
     }
     if log.admit(now).is_some() {

@@ -75,7 +75,7 @@ impl From<io::Error> for Ended {
 /// Keeps the link for the life of the process.
 pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
     let start = Instant::now();
-    let pulse = &node.board.control;
+    let pulse = &node.statistics.control;
     pulse.own();
     pulse.begin(Activity::Link);
     let mut was_admitted = false;
@@ -157,7 +157,7 @@ impl Alone {
         if config.orphan_timeout.is_none_or(|most| alone < most) || node.is_orphaned() {
             return;
         }
-        if !node.board.is_sole_primary() {
+        if !node.statistics.is_sole_primary() {
             tracing::error!("no coordinator at {coordinator} for {alone:?}");
             return node.orphan();
         }
@@ -189,7 +189,7 @@ fn try_hold_link(
     coordinator: SocketAddr,
     is_admitted: &mut bool,
 ) -> Result<std::convert::Infallible, Ended> {
-    let mut link = Link::dial(coordinator, &node.board.control)?;
+    let mut link = Link::dial(coordinator, &node.statistics.control)?;
     let seal = shake_hands(node, &mut link)?;
     let started = started(node, config, link.stream.local_addr()?.ip())?;
     link.send(|output| started.write(&seal, output))?;
@@ -223,7 +223,7 @@ fn hear(node: &Node, opcode: u8, body: &[u8], refusals: &mut LogLimit) {
     let taken = read_cluster_map(opcode, body).map_err(|error| error.to_string());
     let taken = taken.and_then(|map| node.take_map(map).map_err(|error| error.to_string()));
     if let Err(reason) = taken {
-        node.board.turn_away();
+        node.statistics.turn_away();
         if let Some(suppressed) = refusals.admit(clock::now()) {
             tracing::warn!(suppressed, "refused a map from the coordinator: {reason}");
         }
@@ -276,23 +276,23 @@ fn await_admission(node: &Node, link: &mut Link<'_>) -> Result<(), Ended> {
 }
 
 fn heartbeat(node: &Node) -> Heartbeat {
-    let counters = node.board.counters();
-    let mut replicas = node.board.replicas(node.failure_timeout);
+    let counters = node.statistics.counters();
+    let mut replicas = node.statistics.replicas(node.failure_timeout);
     replicas.truncate(MAX_HEARTBEAT_REPLICAS);
     Heartbeat {
         incarnation: node.me.incarnation,
         epoch: node.epoch(),
-        resident_bytes: node.board.resident_bytes(),
-        memory_limit: node.board.memory().memory_limit().unwrap_or(0),
-        connection_bytes: node.board.memory().held(),
-        connection_limit: node.board.memory().limit(),
-        clients: u32::try_from(node.board.clients()).unwrap_or(u32::MAX),
+        resident_bytes: node.statistics.resident_bytes(),
+        memory_limit: node.statistics.admission.memory().memory_limit().unwrap_or(0),
+        connection_bytes: node.statistics.admission.memory().held(),
+        connection_limit: node.statistics.admission.memory().limit(),
+        clients: u32::try_from(node.statistics.admission.clients()).unwrap_or(u32::MAX),
         requests: counters.requests,
         refused: counters.refused,
         out_of_space: counters.out_of_space,
-        stood_ms: node.board.stood_ms(),
+        stood_ms: node.statistics.stood_ms(),
         dumped: node.dumped(),
-        crowd: node.board.crowd_report(clock::now()),
+        crowd: node.statistics.admission.crowd_report(clock::now()),
         replicas,
     }
 }

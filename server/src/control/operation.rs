@@ -29,7 +29,7 @@ use crate::mailbox;
 use crate::memory::limit::{MemoryLimit, parse_memory_limit};
 use crate::message::ShardMessage;
 use crate::mutex::lock;
-use crate::stats::Board;
+use crate::statistics::Statistics;
 
 /// A long operation, carried out on a thread of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(crate) struct Node {
     groups: [GroupId; 2],
     /// The cluster's failure timeout, from which lease durations follow.
     pub(crate) failure_timeout: FailureTimeout,
-    pub(crate) board: Arc<Board>,
+    pub(crate) statistics: Arc<Statistics>,
     /// The newest map that the coordinator sent.
     pub(crate) map: Arc<KnownMap>,
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
@@ -85,7 +85,7 @@ impl Node {
     /// Creates the state of a process whose executors are started.
     pub(crate) fn new(
         identity: Identity,
-        board: Arc<Board>,
+        statistics: Arc<Statistics>,
         map: Arc<KnownMap>,
         shards: Vec<mailbox::Sender<ShardMessage>>,
         directory: PathBuf,
@@ -102,7 +102,7 @@ impl Node {
             placement: identity.placement,
             groups: [identity.primary_group(), identity.secondary_group()],
             failure_timeout: identity.failure_timeout,
-            board,
+            statistics,
             map,
             shards,
             absolute_directory: std::path::absolute(&directory).ok(),
@@ -158,10 +158,10 @@ impl Node {
     /// Stops accepting new writes and waits until none is pending, at most for `patience`.
     pub(crate) fn drain(&self, patience: Duration) -> Result<u64, String> {
         self.tell_all(|| ShardMessage::Drain)?;
-        if self.board.wait(patience, Board::is_drained) {
+        if self.statistics.wait(patience, Statistics::is_drained) {
             return Ok(0);
         }
-        let replicas = self.board.replicas(self.failure_timeout);
+        let replicas = self.statistics.replicas(self.failure_timeout);
         let pending: u64 = replicas.iter().map(|r| r.last.0.saturating_sub(r.committed.0)).sum();
         Err(format!(
             "{pending} writes still wait for their second copy after {patience:?}; is the \
@@ -249,7 +249,7 @@ impl Node {
             text => Some(parse_memory_limit(text)?),
         };
         *lock(&self.coordinator) = Some(*coordinator);
-        let memory = self.board.memory();
+        let memory = self.statistics.admission.memory();
         let bytes = limit.map(|limit| match limit {
             MemoryLimit::Bytes(bytes) => Some(bytes),
             MemoryLimit::None => None,
@@ -402,7 +402,7 @@ impl DumpTo {
 mod tests {
     use super::*;
     use crate::descriptors::ConnectionBounds;
-    use crate::stats::Condition;
+    use crate::statistics::Condition;
     use kv_protocol::ids::{Incarnation, ShardId};
     use kv_protocol::limits::SESSION_IDLE;
     use kv_shard::ConnectionMemory;
@@ -413,12 +413,12 @@ mod tests {
 
     /// Creates a node whose executors read nothing from their mailboxes, and have drained.
     fn node() -> (Arc<Node>, Inboxes, tempfile::TempDir) {
-        let board =
-            Board::new(SHARDS, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
+        let statistics =
+            Statistics::new(SHARDS, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
         for shard in 0..usize::from(SHARDS) {
             let now = Time::default();
             let drained = Condition { is_drained: true, is_sole: false };
-            board.publish(shard, now, Counters::default(), drained, std::iter::empty());
+            statistics.publish(shard, now, Counters::default(), drained, std::iter::empty());
         }
         let (mailboxes, inboxes) = (0..SHARDS).map(|_| mailbox::mailbox().unwrap()).unzip();
         let me = Member { server: ServerId(0), incarnation: Incarnation(1) };
@@ -434,7 +434,7 @@ mod tests {
         };
         let directory = tempfile::tempdir().unwrap();
         (
-            Node::new(identity, board, Arc::default(), mailboxes, directory.path().to_owned()),
+            Node::new(identity, statistics, Arc::default(), mailboxes, directory.path().to_owned()),
             inboxes,
             directory,
         )

@@ -6,7 +6,7 @@
 //!                                                        | not accepted: REFUSED with the reason
 //!   orders -> kv_core::node -> views, probes, proofs of death: sent to every shard's mailbox
 //!                              drains, dumps: a thread for each carries them out
-//!   board, replies, outcomes -> kv_core::node -> reports, to the connected coordinator
+//!   statistics, replies, outcomes -> kv_core::node -> reports, to the connected coordinator
 //! ```
 
 use std::io::{self, Read as _, Write as _};
@@ -202,9 +202,9 @@ pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
     let bell = bell
         .unwrap_or_else(|error| Fatal::System { doing: "listen for orders", error }.end_process());
     let bell = Arc::new(bell);
-    node.board.set_bell(Arc::clone(&bell));
-    node.board.orders.own();
-    node.board.orders.begin(Activity::Orders);
+    node.statistics.set_bell(Arc::clone(&bell));
+    node.statistics.orders.own();
+    node.statistics.orders.begin(Activity::Orders);
     let worker = |name| {
         let started = start_worker(name, node, &done_to, &bell);
         started.unwrap_or_else(|fatal| fatal.end_process())
@@ -246,7 +246,7 @@ struct OrdersPort {
 
 impl OrdersPort {
     fn turn(&mut self) {
-        let pulse = &self.node.board.orders;
+        let pulse = &self.node.statistics.orders;
         pulse.beat_before(POLL_INTERVAL);
         let ready = self.wait();
         pulse.beat();
@@ -332,7 +332,7 @@ impl OrdersPort {
         let was_greeted = link.is_greeted;
         let orders = link.on_bytes(now, &self.node, &bytes[..received]);
         if let Some(reason) = link.refused.take() {
-            self.node.board.turn_away();
+            self.node.statistics.turn_away();
             if let Some(suppressed) = self.refusal_log.admit(now) {
                 let reason = kv_protocol::escape::readable(reason.as_bytes());
                 tracing::warn!(suppressed, "refused a connection to the orders' port: {reason}");
@@ -369,7 +369,7 @@ impl OrdersPort {
             }));
         }
         for shard in (0..self.node.placement.shards()).map(ShardId) {
-            let reports = self.node.board.replicas_of(shard, self.node.failure_timeout);
+            let reports = self.node.statistics.replicas_of(shard, self.node.failure_timeout);
             effects.extend(self.node.input(|node, sink| node.on_shard(shard, reports, sink)));
         }
         self.carry_out_all(effects);
@@ -393,7 +393,7 @@ impl OrdersPort {
         // A shard whose mailbox is full does not report the order as done, so the coordinator repeats it.
         let told = match effect {
             NodeEffect::Install { order, view, other } => {
-                self.node.board.note_ordered(self.node.me, &view);
+                self.node.statistics.note_ordered(self.node.me, &view);
                 self.node.tell_all(|| {
                     let replies = replies.clone();
                     ShardMessage::Install { order, view, other, replies }

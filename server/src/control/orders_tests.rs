@@ -10,7 +10,7 @@ use kv_shard::{ConnectionMemory, Identity};
 
 use super::*;
 use crate::descriptors::ConnectionBounds;
-use crate::stats::Board;
+use crate::statistics::Statistics;
 
 const NOW: Time = Time::from_nanos(1_000);
 const ME: Member = Member { server: ServerId(1), incarnation: Incarnation(11) };
@@ -29,8 +29,9 @@ fn node() -> Arc<Node> {
         failure_timeout: Default::default(),
         session_idle: SESSION_IDLE,
     };
-    let board = Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
-    Node::new(identity, board, Arc::default(), Vec::new(), ".".into())
+    let statistics =
+        Statistics::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
+    Node::new(identity, statistics, Arc::default(), Vec::new(), ".".into())
 }
 
 const DIALLER: Nonce = Nonce(21);

@@ -1,4 +1,4 @@
-//! State of one shard, shared by both engines: the shard, the board on which it publishes, the mailboxes through which
+//! State of one shard, shared by both engines: the shard, the statistics that it publishes, the mailboxes through which
 //! sockets are handed over, and the request for a flush.
 //!
 //! ```text
@@ -16,17 +16,18 @@ use kv_protocol::ids::{ShardId, Time};
 use kv_shard::{Event, Port, Shard};
 
 use super::socket::{address_of_peer, turn_away};
+use crate::admission::Permit;
 use crate::clock;
 use crate::known_map::KnownMap;
 use crate::mailbox;
 use crate::message::{HandedOver, ShardMessage};
-use crate::stats::{Board, Condition, Permit};
+use crate::statistics::{Condition, Statistics};
 use crate::watchdog::Activity;
 
 /// One shard and its connections to other threads.
 pub(crate) struct ShardContext {
     pub(crate) shard: RefCell<Shard>,
-    pub(crate) board: Arc<Board>,
+    pub(crate) statistics: Arc<Statistics>,
     pub(crate) here: ShardId,
     mailboxes: Vec<mailbox::Sender<ShardMessage>>,
     is_flush_wanted: Cell<bool>,
@@ -42,14 +43,14 @@ impl ShardContext {
     /// Creates the context of a shard. `mailboxes` are those of all shards, in order.
     pub(crate) fn new(
         shard: Shard,
-        board: Arc<Board>,
+        statistics: Arc<Statistics>,
         map: Arc<KnownMap>,
         mailboxes: Vec<mailbox::Sender<ShardMessage>>,
     ) -> Rc<ShardContext> {
         Rc::new(ShardContext {
             here: shard.service.identity.shard,
             shard: RefCell::new(shard),
-            board,
+            statistics,
             mailboxes,
             is_flush_wanted: Cell::new(false),
             flusher: RefCell::default(),
@@ -100,9 +101,9 @@ impl ShardContext {
     /// Performs a step as an activity that the watchdog can report.
     pub(crate) fn during<R>(&self, activity: Activity, step: impl FnOnce() -> R) -> R {
         let place = usize::from(self.here.0);
-        let before = self.board.begin(place, activity);
+        let before = self.statistics.begin(place, activity);
         let result = step();
-        self.board.begin(place, before);
+        self.statistics.begin(place, before);
         result
     }
 
@@ -125,7 +126,7 @@ impl ShardContext {
         }
     }
 
-    /// Publishes the shard's state on the board.
+    /// Publishes the shard's state.
     pub(crate) fn publish(&self) {
         let shard = self.shard.borrow();
         let service = &shard.service;
@@ -134,13 +135,13 @@ impl ShardContext {
         let reports = service.reports(now);
         let condition =
             Condition { is_drained: service.is_drained(), is_sole: service.is_sole_primary() };
-        self.board.publish(place, now, service.counters(), condition, reports);
+        self.statistics.publish(place, now, service.counters(), condition, reports);
     }
 
     /// Publishes the shard's state, and wakes the threads that wait for a change of it.
     pub(crate) fn announce(&self) {
         self.publish();
-        self.board.announce();
+        self.statistics.announce();
     }
 
     /// Registers a connection that was just accepted, if there is room for it, and rejects it otherwise.
@@ -151,7 +152,7 @@ impl ShardContext {
         port: Port,
         socket: &OwnedFd,
     ) -> Option<(ConnectionId, Permit)> {
-        let Some(permit) = self.board.admit(port, address_of_peer(socket)) else {
+        let Some(permit) = self.statistics.admit(port, address_of_peer(socket)) else {
             turn_away(socket, port);
             return None;
         };
@@ -179,7 +180,7 @@ impl ShardContext {
         let mailbox = &self.mailboxes[usize::from(shard.0)];
         let pushed = mailbox.push(ShardMessage::Connection(handed));
         if let Err(ShardMessage::Connection(handed)) = pushed {
-            self.board.turn_away();
+            self.statistics.turn_away();
             turn_away(&handed.socket, handed.port);
         }
     }

@@ -25,7 +25,7 @@ const TICK_IDLE: Duration = Duration::from_millis(100);
 const CROWD_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest pause between two ticks.
 const TICK_SHORTEST: Duration = Duration::from_millis(1);
-/// The interval at which deadlines are enforced and the board is written.
+/// The interval at which deadlines are enforced and the shard's state is published.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 
 /// The work of every tick, with its state between ticks.
@@ -45,8 +45,8 @@ impl Duties {
         let context = engine.context();
         let place = usize::from(context.here.0);
         let now = clock::now();
-        context.board.tick(place);
-        context.board.begin(place, Activity::Timers);
+        context.statistics.tick(place);
+        context.statistics.begin(place, Activity::Timers);
         context.shard.borrow_mut().on_tick(now);
         engine.dial_due(now);
         context.want_flush();
@@ -59,25 +59,25 @@ impl Duties {
         let longest = if context.take_activity() { TICK_ACTIVE } else { TICK_IDLE };
         let due = context.shard.borrow().service.next_timeout();
         let pause = due.map_or(longest, |due| due.since(now).min(longest));
-        context.board.begin(place, Activity::Connections);
+        context.statistics.begin(place, Activity::Connections);
         pause.max(TICK_SHORTEST)
     }
 }
 
 /// Closes idle connections of the address with the most connections, if others wait for room.
 fn make_room(context: &ShardContext, now: Time, log: &mut LogLimit) {
-    let Some((address, excess)) = context.board.crowding() else { return };
+    let Some((address, excess)) = context.statistics.admission.crowding() else { return };
     let closed = context.shard.borrow_mut().close_idle(address, excess);
     if closed == 0 {
         return;
     }
-    context.board.note_closed(now, closed);
+    context.statistics.admission.note_closed(now, closed);
     if let Some(suppressed) = log.admit(now) {
         tracing::warn!(
             suppressed,
             "closed {closed} idle connections of {address}, which has more than any other address, to make room \
              for others: this server may have {} client connections",
-            context.board.bounds().clients
+            context.statistics.admission.bounds().clients
         );
     }
 }

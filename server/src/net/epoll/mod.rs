@@ -41,9 +41,9 @@ use super::context::ShardContext;
 use super::engine;
 use super::jobs::Job;
 use super::socket::{CONNECT_TIMEOUT, set_options, turn_away};
+use crate::admission::Permit;
 use crate::clock;
 use crate::message::HandedOver;
-use crate::stats::Permit;
 
 pub(crate) use driver::start_thread;
 

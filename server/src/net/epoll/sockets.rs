@@ -7,7 +7,7 @@ use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time};
 use kv_shard::{LogLimit, Port, slot_of};
 
-use crate::stats::Permit;
+use crate::admission::Permit;
 
 /// The listening socket of a port.
 pub(super) struct Listener {

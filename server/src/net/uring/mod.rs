@@ -57,10 +57,10 @@ use super::context::ShardContext;
 use super::engine;
 use super::jobs::Job;
 use super::socket::{CONNECT_TIMEOUT, set_options};
+use crate::admission::Permit;
 use crate::descriptors::ACCEPTS_AT_ONCE;
 use crate::fatal::{Fatal, NoUring};
 use crate::message::HandedOver;
-use crate::stats::Permit;
 
 pub(crate) use probe::try_out;
 pub(crate) use runtime::start_thread;

@@ -12,7 +12,7 @@ use kv_protocol::ids::{GroupId, Time};
 use kv_shard::{LogLimit, Port};
 
 use super::ring::SlotId;
-use crate::stats::Permit;
+use crate::admission::Permit;
 
 /// The socket in a slot.
 pub(super) enum Socket {

@@ -1,24 +1,24 @@
-//! The board: the state that executors publish for other threads.
+//! Statistics: the state that executors publish for other threads.
 //!
 //! Each executor beats its pulse at every tick, and publishes its state every 100 ms and when it changes. The
-//! heartbeats, the orders thread and the watchdog read the board.
+//! heartbeats, the orders thread and the watchdog read them.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kv_core::awake::LastSleep;
 use kv_core::replica::aged;
 use kv_protocol::FailureTimeout;
-use kv_protocol::control_message::{CrowdReport, ReplicaReport};
+use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{Member, ShardId, Time};
 use kv_protocol::limits::{GRACE, HEARTBEAT_INTERVAL, MAX_SERVERS};
 use kv_protocol::view::View;
 use kv_shard::{Address, ConnectionMemory, Counters, Port};
 
+use crate::admission::{Admission, Permit};
 use crate::clock;
-use crate::crowd::Crowd;
 use crate::descriptors::ConnectionBounds;
 use crate::mutex::lock;
 use crate::watchdog::{Activity, Pulse, Watched};
@@ -30,18 +30,14 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All state that the process's threads publish for each other.
 #[derive(Debug)]
-pub(crate) struct Board {
-    shards: Vec<ShardBoard>,
+pub(crate) struct Statistics {
+    shards: Vec<ShardStatistics>,
     /// The pulse of the thread that holds the link to the coordinator.
     pub(crate) control: Pulse,
     /// The pulse of the thread that receives orders.
     pub(crate) orders: Pulse,
-    bounds: ConnectionBounds,
-    memory: Arc<ConnectionMemory>,
-    clients: AtomicUsize,
-    /// The client connections by address.
-    crowd: Mutex<Crowd>,
-    peers: AtomicUsize,
+    /// The connections that are open, and the limits on them.
+    pub(crate) admission: Arc<Admission>,
     /// Connections rejected before they reached a shard, and invalid maps.
     turned_away: AtomicU64,
     /// True, by group, if a view was ordered by which this server is its only holder.
@@ -61,7 +57,7 @@ pub(crate) struct Board {
 
 /// The place of one shard.
 #[derive(Debug, Default)]
-struct ShardBoard {
+struct ShardStatistics {
     pulse: Pulse,
     requests: AtomicU64,
     refused: AtomicU64,
@@ -97,23 +93,19 @@ impl Published {
     }
 }
 
-impl Board {
-    /// Creates an empty board for `shards` shards, with the limits on all their connections and the connections'
+impl Statistics {
+    /// Creates the empty statistics of `shards` shards, with the limits on all their connections and the connections'
     /// memory.
     pub(crate) fn new(
         shards: u16,
         bounds: ConnectionBounds,
         memory: Arc<ConnectionMemory>,
-    ) -> Arc<Board> {
-        Arc::new(Board {
-            shards: (0..shards).map(|_| ShardBoard::default()).collect(),
+    ) -> Arc<Statistics> {
+        Arc::new(Statistics {
+            shards: (0..shards).map(|_| ShardStatistics::default()).collect(),
             control: Pulse::default(),
             orders: Pulse::default(),
-            bounds,
-            memory,
-            clients: AtomicUsize::new(0),
-            crowd: Mutex::default(),
-            peers: AtomicUsize::new(0),
+            admission: Admission::new(bounds, memory),
             turned_away: AtomicU64::new(0),
             ordered_sole: (0..MAX_SERVERS).map(|_| AtomicBool::new(false)).collect(),
             stood_ms: AtomicU32::new(0),
@@ -192,7 +184,7 @@ impl Board {
     }
 
     /// Waits until `is_so`, at most for `patience`; returns whether it became true.
-    pub(crate) fn wait(&self, patience: Duration, is_so: impl Fn(&Board) -> bool) -> bool {
+    pub(crate) fn wait(&self, patience: Duration, is_so: impl Fn(&Statistics) -> bool) -> bool {
         let start = Instant::now();
         let mut changes = lock(&self.changes);
         while !is_so(self) {
@@ -215,7 +207,7 @@ impl Board {
             sleep.look(now, HEARTBEAT_INTERVAL);
             *sleep
         };
-        let of_shard = |shard: &ShardBoard| lock(&shard.replicas).as_of(now, &sleep, times);
+        let of_shard = |shard: &ShardStatistics| lock(&shard.replicas).as_of(now, &sleep, times);
         self.shards.iter().flat_map(of_shard).collect()
     }
 
@@ -268,7 +260,7 @@ impl Board {
 
     /// Returns the sums over all shards.
     pub(crate) fn counters(&self) -> Counters {
-        let sum = |count: fn(&ShardBoard) -> &AtomicU64| {
+        let sum = |count: fn(&ShardStatistics) -> &AtomicU64| {
             self.shards.iter().map(|shard| count(shard).load(Ordering::Relaxed)).sum::<u64>()
         };
         Counters {
@@ -278,73 +270,13 @@ impl Board {
         }
     }
 
-    /// Returns the number of open client connections.
-    pub(crate) fn clients(&self) -> usize {
-        self.clients.load(Ordering::Relaxed)
-    }
-
-    /// Returns the limits on connections.
-    pub(crate) fn bounds(&self) -> ConnectionBounds {
-        self.bounds
-    }
-
-    /// Returns the budget of the connections' memory.
-    pub(crate) fn memory(&self) -> &Arc<ConnectionMemory> {
-        &self.memory
-    }
-
-    /// Counts a connection in, unless the limit is reached. A client over the limit is accepted while another address
-    /// has more connections than its own; then idle connections of that address are closed ([`Board::crowding`]).
-    pub(crate) fn admit(self: &Arc<Board>, port: Port, from: Address) -> Option<Permit> {
-        let is_admitted = match port {
-            Port::Clients => self.admit_client(from),
-            Port::Servers => {
-                let is_admitted = self.peers.fetch_add(1, Ordering::Relaxed) < self.bounds.peers;
-                if !is_admitted {
-                    self.peers.fetch_sub(1, Ordering::Relaxed);
-                }
-                is_admitted
-            }
-        };
-        if !is_admitted {
+    /// Admits a connection, unless the limit is reached; then it counts as rejected.
+    pub(crate) fn admit(&self, port: Port, from: Address) -> Option<Permit> {
+        let permit = self.admission.admit(port, from);
+        if permit.is_none() {
             self.turn_away();
-            return None;
         }
-        Some(Permit { board: Arc::clone(self), port, from })
-    }
-
-    fn admit_client(&self, from: Address) -> bool {
-        let mut crowd = lock(&self.crowd);
-        // Only this function, which holds the lock, increments the count.
-        let clients = self.clients();
-        let is_full = clients >= self.bounds.clients;
-        let has_spare = clients < self.bounds.clients + self.bounds.spare_clients;
-        if is_full && !(has_spare && crowd.is_smaller(from)) {
-            crowd.note(clock::now(), 0);
-            return false;
-        }
-        crowd.enter(from);
-        self.clients.fetch_add(1, Ordering::Relaxed);
-        true
-    }
-
-    /// Returns the address whose idle connections are to be closed, and how many, if there are more clients than the
-    /// limit.
-    pub(crate) fn crowding(&self) -> Option<(Address, usize)> {
-        let excess =
-            self.clients().checked_sub(self.bounds.clients).filter(|excess| *excess > 0)?;
-        let (address, _) = lock(&self.crowd).largest()?;
-        Some((address, excess))
-    }
-
-    /// Records that `closed` connections were closed to make room.
-    pub(crate) fn note_closed(&self, now: Time, closed: usize) {
-        lock(&self.crowd).note(now, closed);
-    }
-
-    /// Returns the report for the heartbeat about an address with too many connections.
-    pub(crate) fn crowd_report(&self, now: Time) -> Option<CrowdReport> {
-        lock(&self.crowd).report(now)
+        permit
     }
 
     /// Counts a connection that was rejected before it reached a shard, or an invalid map.
@@ -354,9 +286,9 @@ impl Board {
 }
 
 /// Samples, for the life of the process, values that only a file of /proc shows: no serving thread opens one.
-pub(crate) fn sample(board: &Board) -> ! {
+pub(crate) fn sample(statistics: &Statistics) -> ! {
     loop {
-        board.resident_bytes.store(read_resident_bytes(), Ordering::Relaxed);
+        statistics.resident_bytes.store(read_resident_bytes(), Ordering::Relaxed);
         std::thread::sleep(SAMPLE_INTERVAL);
     }
 }
@@ -368,35 +300,6 @@ fn read_resident_bytes() -> u64 {
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
-/// The permission of one connection to be open; dropping it counts the connection out.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    board: Arc<Board>,
-    port: Port,
-    from: Address,
-}
-
-impl Permit {
-    /// Returns the address that the connection comes from.
-    pub(crate) fn from(&self) -> Address {
-        self.from
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        match self.port {
-            Port::Clients => {
-                lock(&self.board.crowd).leave(self.from);
-                self.board.clients.fetch_sub(1, Ordering::Relaxed);
-            }
-            Port::Servers => {
-                self.board.peers.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,14 +308,16 @@ mod tests {
 
     #[test]
     fn connections_beyond_the_limit_are_refused_until_one_ends() {
-        let board = Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
-        let mut permits: Vec<Permit> =
-            (0..board.bounds().peers).map(|_| board.admit(Port::Servers, HERE).unwrap()).collect();
-        assert!(board.admit(Port::Servers, HERE).is_none());
-        assert!(board.admit(Port::Clients, HERE).is_some(), "clients' slots are others");
+        let statistics =
+            Statistics::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
+        let mut permits: Vec<Permit> = (0..statistics.admission.bounds().peers)
+            .map(|_| statistics.admit(Port::Servers, HERE).unwrap())
+            .collect();
+        assert!(statistics.admit(Port::Servers, HERE).is_none());
+        assert!(statistics.admit(Port::Clients, HERE).is_some(), "clients' slots are others");
         permits.pop();
-        assert!(board.admit(Port::Servers, HERE).is_some());
-        assert_eq!(board.counters().refused, 1);
+        assert!(statistics.admit(Port::Servers, HERE).is_some());
+        assert_eq!(statistics.counters().refused, 1);
     }
 
     #[test]
@@ -424,7 +329,8 @@ mod tests {
     fn a_server_is_the_only_holder_from_the_order_on_until_another_is_ordered_and_installed() {
         use kv_protocol::ids::{GroupId, Incarnation, ServerId, ViewVersion};
         use kv_protocol::view::Peer;
-        let board = Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
+        let statistics =
+            Statistics::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
         let member = |server| Member { server: ServerId(server), incarnation: Incarnation(9) };
         let view = |primary, peer| View {
             group: GroupId(1),
@@ -435,72 +341,60 @@ mod tests {
         };
         let publish = |is_sole| {
             let condition = Condition { is_drained: false, is_sole };
-            board.publish(0, Time::default(), Counters::default(), condition, std::iter::empty());
+            statistics.publish(
+                0,
+                Time::default(),
+                Counters::default(),
+                condition,
+                std::iter::empty(),
+            );
         };
-        assert!(!board.is_sole_holder());
+        assert!(!statistics.is_sole_holder());
         for peer in [Peer::None, Peer::Candidate(member(2))] {
-            board.note_ordered(member(0), &view(0, peer));
-            assert!(board.is_sole_holder(), "though its shard has not installed it");
+            statistics.note_ordered(member(0), &view(0, peer));
+            assert!(statistics.is_sole_holder(), "though its shard has not installed it");
         }
         publish(true);
-        board.note_ordered(member(0), &view(0, Peer::Secondary(member(2))));
-        assert!(board.is_sole_holder(), "its shard has not installed it");
+        statistics.note_ordered(member(0), &view(0, Peer::Secondary(member(2))));
+        assert!(statistics.is_sole_holder(), "its shard has not installed it");
         publish(false);
-        assert!(!board.is_sole_holder());
-        board.note_ordered(member(0), &view(1, Peer::None));
-        assert!(!board.is_sole_holder(), "somebody else is");
+        assert!(!statistics.is_sole_holder());
+        statistics.note_ordered(member(0), &view(1, Peer::None));
+        assert!(!statistics.is_sole_holder(), "somebody else is");
     }
 
     #[test]
     fn a_raised_failure_timeout_lets_executors_stand_for_its_grace() {
         let times = FailureTimeout::new(Duration::from_secs(2));
         for (is_raised, limit) in [(false, GRACE), (true, times.grace())] {
-            let board =
-                Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
+            let statistics =
+                Statistics::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
             if is_raised {
-                board.set_failure_timeout(times);
+                statistics.set_failure_timeout(times);
             }
-            board.tick(0);
+            statistics.tick(0);
             let mut watchdog = crate::watchdog::Watchdog::default();
             let interval = crate::watchdog::LOOK_INTERVAL;
-            let ended = (1..=100)
-                .find(|n| watchdog.look(Time::default() + interval * *n, board.pulses()).is_some());
+            let ended = (1..=100).find(|n| {
+                watchdog.look(Time::default() + interval * *n, statistics.pulses()).is_some()
+            });
             let stood = interval * ended.expect("it stands for ever");
             assert!(stood > limit && stood < limit + interval * 3, "{stood:?} for {limit:?}");
         }
     }
 
     #[test]
-    fn when_all_is_full_an_address_with_fewer_connections_gets_in_and_the_largest_is_to_give_way() {
-        let bounds = ConnectionBounds { clients: 10, spare_clients: 2, ..ConnectionBounds::WIDEST };
-        let board = Board::new(1, bounds, ConnectionMemory::new(None, None, 2));
-        let other = Address::UNKNOWN;
-        let mut crowd: Vec<Permit> =
-            (0..10).map(|_| board.admit(Port::Clients, HERE).unwrap()).collect();
-        assert_eq!(board.crowding(), None);
-        assert!(board.admit(Port::Clients, HERE).is_none(), "it has all there are");
-        let _first = board.admit(Port::Clients, other).unwrap();
-        let _second = board.admit(Port::Clients, other).unwrap();
-        assert!(board.admit(Port::Clients, other).is_none(), "the spare places are taken");
-        assert_eq!(board.crowding(), Some((HERE, 2)));
-        crowd.truncate(8);
-        assert_eq!(board.crowding(), None);
-        assert!(board.admit(Port::Clients, HERE).is_none());
-        assert!(board.admit(Port::Clients, other).is_some());
-        assert_eq!(board.crowd_report(clock::now()).unwrap().connections, 8);
-    }
-
-    #[test]
     fn a_wait_ends_when_what_is_awaited_is_announced() {
-        let board = Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
-        let other = Arc::clone(&board);
+        let statistics =
+            Statistics::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
+        let other = Arc::clone(&statistics);
         let thread = std::thread::spawn(move || {
             let condition = Condition { is_drained: true, is_sole: false };
             other.publish(0, Time::default(), Counters::default(), condition, std::iter::empty());
             other.announce();
         });
-        assert!(board.wait(Duration::from_secs(10), Board::is_drained));
+        assert!(statistics.wait(Duration::from_secs(10), Statistics::is_drained));
         thread.join().unwrap();
-        assert!(!board.wait(Duration::ZERO, |board| board.clients() == 1));
+        assert!(!statistics.wait(Duration::ZERO, |statistics| statistics.admission.clients() == 1));
     }
 }

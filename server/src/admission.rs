@@ -1,0 +1,158 @@
+//! The admission of connections: the limits on their number and memory, and the permits of those that are open.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use kv_protocol::control_message::CrowdReport;
+use kv_protocol::ids::Time;
+use kv_shard::{Address, ConnectionMemory, Port};
+
+use crate::clock;
+use crate::crowd::Crowd;
+use crate::descriptors::ConnectionBounds;
+use crate::mutex::lock;
+
+/// The connections that are open, and the limits on them.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    bounds: ConnectionBounds,
+    memory: Arc<ConnectionMemory>,
+    clients: AtomicUsize,
+    /// The client connections by address.
+    crowd: Mutex<Crowd>,
+    peers: AtomicUsize,
+}
+
+impl Admission {
+    /// Creates the admission of a server without connections.
+    pub(crate) fn new(bounds: ConnectionBounds, memory: Arc<ConnectionMemory>) -> Arc<Admission> {
+        Arc::new(Admission {
+            bounds,
+            memory,
+            clients: AtomicUsize::new(0),
+            crowd: Mutex::default(),
+            peers: AtomicUsize::new(0),
+        })
+    }
+
+    /// Returns the number of open client connections.
+    pub(crate) fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    /// Returns the limits on connections.
+    pub(crate) fn bounds(&self) -> ConnectionBounds {
+        self.bounds
+    }
+
+    /// Returns the budget of the connections' memory.
+    pub(crate) fn memory(&self) -> &Arc<ConnectionMemory> {
+        &self.memory
+    }
+
+    /// Counts a connection in, unless the limit is reached. A client over the limit is accepted while another address
+    /// has more connections than its own; then idle connections of that address are closed ([`Admission::crowding`]).
+    pub(crate) fn admit(self: &Arc<Admission>, port: Port, from: Address) -> Option<Permit> {
+        let is_admitted = match port {
+            Port::Clients => self.admit_client(from),
+            Port::Servers => {
+                let is_admitted = self.peers.fetch_add(1, Ordering::Relaxed) < self.bounds.peers;
+                if !is_admitted {
+                    self.peers.fetch_sub(1, Ordering::Relaxed);
+                }
+                is_admitted
+            }
+        };
+        is_admitted.then(|| Permit { admission: Arc::clone(self), port, from })
+    }
+
+    fn admit_client(&self, from: Address) -> bool {
+        let mut crowd = lock(&self.crowd);
+        // Only this function, which holds the lock, increments the count.
+        let clients = self.clients();
+        let is_full = clients >= self.bounds.clients;
+        let has_spare = clients < self.bounds.clients + self.bounds.spare_clients;
+        if is_full && !(has_spare && crowd.is_smaller(from)) {
+            crowd.note(clock::now(), 0);
+            return false;
+        }
+        crowd.enter(from);
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Returns the address whose idle connections are to be closed, and how many, if there are more clients than the
+    /// limit.
+    pub(crate) fn crowding(&self) -> Option<(Address, usize)> {
+        let excess =
+            self.clients().checked_sub(self.bounds.clients).filter(|excess| *excess > 0)?;
+        let (address, _) = lock(&self.crowd).largest()?;
+        Some((address, excess))
+    }
+
+    /// Records that `closed` connections were closed to make room.
+    pub(crate) fn note_closed(&self, now: Time, closed: usize) {
+        lock(&self.crowd).note(now, closed);
+    }
+
+    /// Returns the report for the heartbeat about an address with too many connections.
+    pub(crate) fn crowd_report(&self, now: Time) -> Option<CrowdReport> {
+        lock(&self.crowd).report(now)
+    }
+}
+
+/// The permission of one connection to be open; dropping it counts the connection out.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    admission: Arc<Admission>,
+    port: Port,
+    from: Address,
+}
+
+impl Permit {
+    /// Returns the address that the connection comes from.
+    pub(crate) fn from(&self) -> Address {
+        self.from
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        match self.port {
+            Port::Clients => {
+                lock(&self.admission.crowd).leave(self.from);
+                self.admission.clients.fetch_sub(1, Ordering::Relaxed);
+            }
+            Port::Servers => {
+                self.admission.peers.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Address = Address::LOOPBACK;
+
+    #[test]
+    fn when_all_is_full_an_address_with_fewer_connections_gets_in_and_the_largest_is_to_give_way() {
+        let bounds = ConnectionBounds { clients: 10, spare_clients: 2, ..ConnectionBounds::WIDEST };
+        let admission = Admission::new(bounds, ConnectionMemory::new(None, None, 2));
+        let other = Address::UNKNOWN;
+        let mut crowd: Vec<Permit> =
+            (0..10).map(|_| admission.admit(Port::Clients, HERE).unwrap()).collect();
+        assert_eq!(admission.crowding(), None);
+        assert!(admission.admit(Port::Clients, HERE).is_none(), "it has all there are");
+        let _first = admission.admit(Port::Clients, other).unwrap();
+        let _second = admission.admit(Port::Clients, other).unwrap();
+        assert!(admission.admit(Port::Clients, other).is_none(), "the spare places are taken");
+        assert_eq!(admission.crowding(), Some((HERE, 2)));
+        crowd.truncate(8);
+        assert_eq!(admission.crowding(), None);
+        assert!(admission.admit(Port::Clients, HERE).is_none());
+        assert!(admission.admit(Port::Clients, other).is_some());
+        assert_eq!(admission.crowd_report(clock::now()).unwrap().connections, 8);
+    }
+}
