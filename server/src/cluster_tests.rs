@@ -35,7 +35,7 @@ use crate::statistics::Statistics;
 
 const CLUSTER: ClusterId = ClusterId(0xc1);
 const SERVERS: u16 = 3;
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Server {
     node: Arc<Node>,
@@ -130,7 +130,7 @@ impl Cluster {
             };
             let shards = usize::from(shards);
             assert!(
-                node.statistics.wait(PATIENCE, |statistics| streams(statistics) == shards),
+                node.statistics.wait(TIMEOUT, |statistics| streams(statistics) == shards),
                 "all streams"
             );
         }
@@ -166,7 +166,7 @@ struct Client {
 impl Client {
     fn connect(address: SocketAddr, client: u128, shard: u16) -> Client {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut bytes = Vec::new();
         Hello { cluster: CLUSTER, client: ClientId(client), shard: ShardId(shard) }
             .write(&mut bytes);
@@ -259,7 +259,7 @@ impl Router {
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "never: {what}");
+        assert!(start.elapsed() < TIMEOUT, "never: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -389,7 +389,7 @@ fn a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed(engine:
     let cluster = Cluster::start(engine, 2);
     let server = &cluster.servers[0];
     let mut stream = TcpStream::connect(server.clients).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut bytes = Vec::new();
     Hello { cluster: CLUSTER, client: ClientId(1), shard: ShardId(2) }.write(&mut bytes);
     stream.write_all(&bytes).unwrap();
@@ -475,7 +475,7 @@ fn the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_lef
     server.node.shards[0].push_order(order).unwrap();
     let mut counts = Vec::new();
     loop {
-        match incoming.recv_timeout(PATIENCE).expect("a piece") {
+        match incoming.recv_timeout(TIMEOUT).expect("a piece") {
             DumpPiece::Shard(dumped) => assert!(dumped.is_ok() && counts.is_empty()),
             DumpPiece::Entries(_) => assert!(counts.is_empty(), "the records come last"),
             DumpPiece::Records(records) => counts.push(records.len()),

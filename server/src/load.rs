@@ -33,7 +33,7 @@ const PIECE_ITEMS: usize = 4_096;
 /// The most bytes read from the file at once.
 const READ_BYTES: usize = 256 << 10;
 /// The time within which a shard must make room for a piece, or report its result.
-const SHARD_PATIENCE: Duration = Duration::from_secs(60);
+const SHARD_TIMEOUT: Duration = Duration::from_secs(60);
 /// The interval between log lines about the progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -290,7 +290,7 @@ impl Feed {
     }
 
     fn send(&self, piece: LoadPiece) -> Result<(), Failed> {
-        if self.pieces.send_timeout(piece, SHARD_PATIENCE).is_ok() {
+        if self.pieces.send_timeout(piece, SHARD_TIMEOUT).is_ok() {
             return Ok(());
         }
         // A shard that accepts no more pieces has reported the reason.
@@ -300,7 +300,7 @@ impl Feed {
 
     fn outcome(&self) -> Result<(), Failed> {
         let shard = self.line.shard;
-        let outcome = self.done.recv_timeout(SHARD_PATIENCE);
+        let outcome = self.done.recv_timeout(SHARD_TIMEOUT);
         outcome
             .map_err(|_| Failed(format!("shard {shard} did not answer; does it run?")))?
             .map_err(|reason| Failed(format!("shard {shard}: {reason}")))

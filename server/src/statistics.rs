@@ -39,7 +39,7 @@ pub(crate) struct Statistics {
     /// The connections that are open, and the limits on them.
     pub(crate) admission: Arc<Admission>,
     /// Connections rejected before they reached a shard, and invalid maps.
-    turned_away: AtomicU64,
+    rejected: AtomicU64,
     /// True, by group, if a view was ordered by which this server is its only holder.
     ordered_sole: Box<[AtomicBool]>,
     /// The time for which a thread that the watchdog leaves running has been hung, in milliseconds; 0: none.
@@ -106,7 +106,7 @@ impl Statistics {
             control: Pulse::default(),
             orders: Pulse::default(),
             admission: Admission::new(bounds, memory),
-            turned_away: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
             ordered_sole: (0..MAX_SERVERS).map(|_| AtomicBool::new(false)).collect(),
             stood_ms: AtomicU32::new(0),
             resident_bytes: AtomicU64::new(0),
@@ -183,12 +183,12 @@ impl Statistics {
         let _ = self.bell.set(bell);
     }
 
-    /// Waits until `is_so`, at most for `patience`; returns whether it became true.
-    pub(crate) fn wait(&self, patience: Duration, is_so: impl Fn(&Statistics) -> bool) -> bool {
+    /// Waits until `is_so`, at most for `timeout`; returns whether it became true.
+    pub(crate) fn wait(&self, timeout: Duration, is_so: impl Fn(&Statistics) -> bool) -> bool {
         let start = Instant::now();
         let mut changes = lock(&self.changes);
         while !is_so(self) {
-            let left = patience.saturating_sub(start.elapsed());
+            let left = timeout.saturating_sub(start.elapsed());
             if left.is_zero() {
                 return false;
             }
@@ -265,7 +265,7 @@ impl Statistics {
         };
         Counters {
             requests: sum(|shard| &shard.requests),
-            refused: sum(|shard| &shard.refused) + self.turned_away.load(Ordering::Relaxed),
+            refused: sum(|shard| &shard.refused) + self.rejected.load(Ordering::Relaxed),
             out_of_space: sum(|shard| &shard.out_of_space),
         }
     }
@@ -274,14 +274,14 @@ impl Statistics {
     pub(crate) fn admit(&self, port: Port, from: Address) -> Option<Permit> {
         let permit = self.admission.admit(port, from);
         if permit.is_none() {
-            self.turn_away();
+            self.reject();
         }
         permit
     }
 
     /// Counts a connection that was rejected before it reached a shard, or an invalid map.
-    pub(crate) fn turn_away(&self) {
-        self.turned_away.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn reject(&self) {
+        self.rejected.fetch_add(1, Ordering::Relaxed);
     }
 }
 

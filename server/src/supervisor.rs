@@ -5,7 +5,7 @@
 //! least a PROBE every second). If the coordinator sends none, this server drains and dumps by itself:
 //!
 //! ```text
-//!   signal --- COORDINATOR_PATIENCE ---> no order: drain --- LEAVE_BY ---> dumps, exit (control/leaving.rs)
+//!   signal --- COORDINATOR_TIMEOUT ---> no order: drain --- LEAVE_BY ---> dumps, exit (control/leaving.rs)
 //! ```
 //!
 //! A server that has been without a coordinator for `--orphan-timeout` leaves in the same way. SIGHUP reopens the log
@@ -32,7 +32,7 @@ use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
 const LINK_PAUSE: Duration = Duration::from_millis(250);
 /// The time within which a coordinator must send its first order. Each later order has as long as a drain of the whole
 /// cluster.
-const COORDINATOR_PATIENCE: Duration = Duration::from_secs(2);
+const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time, counted from the signal, until which a server that stops alone waits for pending writes. The rest of the
 /// time that a stop may take is for the dumps.
 const LEAVE_BY: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_millis(500));
@@ -90,13 +90,13 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
             };
             if let Some(why) = why {
                 is_leaving = true;
-                let patience = LEAVE_BY.saturating_sub(waited);
-                leaver.leave(Leave { patience, why, exit: ServerExit::Stopped });
+                let timeout = LEAVE_BY.saturating_sub(waited);
+                leaver.leave(Leave { timeout, why, exit: ServerExit::Stopped });
             }
         } else if node.is_orphaned() && !is_leaving {
             is_leaving = true;
             let why = "no coordinator has come back (--orphan-timeout)";
-            leaver.leave(Leave { patience: LEAVE_BY, why, exit: ServerExit::Orphaned });
+            leaver.leave(Leave { timeout: LEAVE_BY, why, exit: ServerExit::Orphaned });
         }
         let stalled = watchdog.look(clock::now(), node.statistics.pulses());
         judge(node, now, stalled.as_ref(), &mut stalled_log);
@@ -121,17 +121,17 @@ fn judge(node: &Node, now: Time, stalled: Option<&Stalled>, log: &mut LogLimit) 
 /// order.
 fn is_ignored(waited: Duration, quiet: Duration) -> bool {
     let gave_orders = quiet < waited;
-    let patience = if gave_orders { DRAIN_DEADLINE } else { COORDINATOR_PATIENCE };
-    quiet.min(waited) >= patience
+    let timeout = if gave_orders { DRAIN_DEADLINE } else { COORDINATOR_TIMEOUT };
+    quiet.min(waited) >= timeout
 }
 
 /// Waits for a signal; returns `None` if none arrives within the interval.
 fn wait_for_signal() -> Option<libc::c_int> {
     let set = signals::set_of(&AWAITED);
-    let patience =
+    let timeout =
         libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(LOOK_INTERVAL.subsec_nanos()) };
     // SAFETY: both are initialised and live across the call; no details of the signal are requested.
-    let signal = unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) };
+    let signal = unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &timeout) };
     (signal > 0).then_some(signal)
 }
 

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 /// The exit code if it is unknown whether the process has ended.
 const UNKNOWN: u8 = 1;
 /// The time within which a killed process must end.
-const END_PATIENCE: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A query about processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,9 +99,9 @@ fn end(process: &Process) -> io::Result<()> {
             return Err(io::Error::other(format!("process {pid} is not server {incarnation}")));
         }
         identity::kill(&pidfd)?;
-        if !identity::ends_within(&pidfd, END_PATIENCE)? {
+        if !identity::ends_within(&pidfd, END_TIMEOUT)? {
             let words =
-                format!("process {pid} was killed and has not ended within {END_PATIENCE:?}");
+                format!("process {pid} was killed and has not ended within {END_TIMEOUT:?}");
             return Err(io::Error::other(words));
         }
     }

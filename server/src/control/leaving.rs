@@ -31,7 +31,7 @@ const SECOND_THOUGHT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Leave {
     /// The time within which pending writes must commit.
-    pub(crate) patience: Duration,
+    pub(crate) timeout: Duration,
     /// The reason why the server leaves without orders.
     pub(crate) why: &'static str,
     /// The exit status once the tables are dumped.
@@ -69,7 +69,7 @@ impl Leaver {
 /// Drains within the timeout, retries the dumps until they succeed, and ends the process.
 fn leave_alone(node: &Node, leave: &Leave) -> ! {
     tracing::warn!("stopping without the coordinator's orders: {}", leave.why);
-    if let Err(reason) = node.drain(leave.patience) {
+    if let Err(reason) = node.drain(leave.timeout) {
         tracing::warn!("drain: {reason}");
     }
     let mut left = vec![ReplicaRole::Primary, ReplicaRole::Secondary];

@@ -29,7 +29,7 @@ use crate::nonce;
 use crate::watchdog::{Activity, Pulse};
 
 /// The timeout of connecting, and of each response or send.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// The initial back-off before the coordinator is dialled again; it doubles up to [`REDIAL_LAST`]. A restarted
 /// coordinator decides nothing before every live server has reported. If a server died with the coordinator, its
 /// clients wait this long.
@@ -223,7 +223,7 @@ fn hear(node: &Node, opcode: u8, body: &[u8], refusals: &mut LogLimit) {
     let taken = read_cluster_map(opcode, body).map_err(|error| error.to_string());
     let taken = taken.and_then(|map| node.take_map(map).map_err(|error| error.to_string()));
     if let Err(reason) = taken {
-        node.statistics.turn_away();
+        node.statistics.reject();
         if let Some(suppressed) = refusals.admit(clock::now()) {
             tracing::warn!(suppressed, "refused a map from the coordinator: {reason}");
         }
@@ -251,7 +251,7 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
 fn shake_hands(node: &Node, link: &mut Link<'_>) -> Result<Seal, Ended> {
     let nonce = nonce::draw()?;
     link.send(|output| Challenge { nonce, shard: ShardId(0) }.write(output))?;
-    let Some((opcode, body)) = link.next_frame(Instant::now() + PATIENCE)? else {
+    let Some((opcode, body)) = link.next_frame(Instant::now() + TIMEOUT)? else {
         return Err(Ended::Lost(io::ErrorKind::TimedOut.into()));
     };
     if opcode != key::opcode::PROOF {
@@ -263,7 +263,7 @@ fn shake_hands(node: &Node, link: &mut Link<'_>) -> Result<Seal, Ended> {
 }
 
 fn await_admission(node: &Node, link: &mut Link<'_>) -> Result<(), Ended> {
-    let Some((opcode, body)) = link.next_frame(Instant::now() + PATIENCE)? else {
+    let Some((opcode, body)) = link.next_frame(Instant::now() + TIMEOUT)? else {
         return Err(Ended::Lost(io::ErrorKind::TimedOut.into()));
     };
     match Admission::read(opcode, &body).map_err(io::Error::other)? {
@@ -306,10 +306,10 @@ struct Link<'a> {
 
 impl Link<'_> {
     fn dial(coordinator: SocketAddr, pulse: &Pulse) -> io::Result<Link<'_>> {
-        pulse.beat_before(PATIENCE);
-        let stream = TcpStream::connect_timeout(&coordinator, PATIENCE)?;
+        pulse.beat_before(TIMEOUT);
+        let stream = TcpStream::connect_timeout(&coordinator, TIMEOUT)?;
         stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         let input = FrameBuffer::new(FrameRules::checked(MAX_CONTROL_BODY));
         Ok(Link { stream, input, pulse })
     }
@@ -319,7 +319,7 @@ impl Link<'_> {
         write(&mut frame);
         let mut rest = frame.as_slice();
         while !rest.is_empty() {
-            self.pulse.beat_before(PATIENCE);
+            self.pulse.beat_before(TIMEOUT);
             match self.stream.write(rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => rest = &rest[count..],

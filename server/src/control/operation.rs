@@ -155,16 +155,16 @@ impl Node {
         }
     }
 
-    /// Stops accepting new writes and waits until none is pending, at most for `patience`.
-    pub(crate) fn drain(&self, patience: Duration) -> Result<u64, String> {
+    /// Stops accepting new writes and waits until none is pending, at most for `timeout`.
+    pub(crate) fn drain(&self, timeout: Duration) -> Result<u64, String> {
         self.tell_all(|| ShardMessage::Drain)?;
-        if self.statistics.wait(patience, Statistics::is_drained) {
+        if self.statistics.wait(timeout, Statistics::is_drained) {
             return Ok(0);
         }
         let replicas = self.statistics.replicas(self.failure_timeout);
         let pending: u64 = replicas.iter().map(|r| r.last.0.saturating_sub(r.committed.0)).sum();
         Err(format!(
-            "{pending} writes still wait for their second copy after {patience:?}; is the \
+            "{pending} writes still wait for their second copy after {timeout:?}; is the \
              other holder alive?"
         ))
     }

@@ -95,7 +95,7 @@ struct OrdersLink {
     /// The handshake, once the other side has sent its challenge.
     seal: Option<Seal>,
     /// True once the hello was accepted.
-    is_greeted: bool,
+    is_accepted: bool,
     is_closing: bool,
     /// The reason why it is closing, until that is logged.
     refused: Option<String>,
@@ -109,7 +109,7 @@ impl OrdersLink {
             output: Vec::new(),
             nonce,
             seal: None,
-            is_greeted: false,
+            is_accepted: false,
             is_closing: false,
             refused: None,
             deadline: Some(now + HELLO_DEADLINE),
@@ -122,7 +122,7 @@ impl OrdersLink {
         self.input.extend(received);
         while !self.is_closing {
             let taken = match (self.input.next_frame(), self.seal) {
-                (Ok(Some(frame)), _) if self.is_greeted => {
+                (Ok(Some(frame)), _) if self.is_accepted => {
                     self.deadline = Some(now + FRAME_DEADLINE);
                     match frame.opcode {
                         opcode::DUMP_TO => read_dump_directory(frame.body)
@@ -135,7 +135,7 @@ impl OrdersLink {
                     }
                 }
                 (Ok(Some(frame)), Some(seal)) => judge_hello(node, &seal, frame).map(|()| {
-                    self.is_greeted = true;
+                    self.is_accepted = true;
                     self.deadline = Some(now + FRAME_DEADLINE);
                     write_orders_welcome(&mut self.output);
                     self.input.set_rules(FrameRules::checked(MAX_CONTROL_BODY));
@@ -151,7 +151,7 @@ impl OrdersLink {
                 self.refuse(now, reason);
             }
         }
-        if self.is_greeted {
+        if self.is_accepted {
             let due = self.deadline.unwrap_or(now + FRAME_DEADLINE);
             self.deadline = self.input.is_partial().then_some(due);
         }
@@ -283,8 +283,8 @@ impl OrdersPort {
             fds.push(PollFd::new(stream, wanted));
         }
         // An interrupted wait finds nothing ready and returns.
-        let patience = Timespec { tv_sec: 0, tv_nsec: POLL_INTERVAL.subsec_nanos().into() };
-        let _ = poll(&mut fds, Some(&patience));
+        let timeout = Timespec { tv_sec: 0, tv_nsec: POLL_INTERVAL.subsec_nanos().into() };
+        let _ = poll(&mut fds, Some(&timeout));
         let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
         fds.iter().map(|fd| fd.revents().intersects(readable)).collect()
     }
@@ -297,7 +297,7 @@ impl OrdersPort {
                 }
                 if self.connections.len() >= MAX_ORDERS_CONNECTIONS {
                     // The oldest without a hello makes room, or else the oldest of all.
-                    let silent = self.connections.iter().position(|(_, link)| !link.is_greeted);
+                    let silent = self.connections.iter().position(|(_, link)| !link.is_accepted);
                     self.connections.remove(silent.unwrap_or(0));
                 }
                 match nonce::draw() {
@@ -329,19 +329,19 @@ impl OrdersPort {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             Err(_) => return false,
         };
-        let was_greeted = link.is_greeted;
+        let was_accepted = link.is_accepted;
         let orders = link.on_bytes(now, &self.node, &bytes[..received]);
         if let Some(reason) = link.refused.take() {
-            self.node.statistics.turn_away();
+            self.node.statistics.reject();
             if let Some(suppressed) = self.refusal_log.admit(now) {
                 let reason = kv_protocol::escape::readable(reason.as_bytes());
                 tracing::warn!(suppressed, "refused a connection to the orders' port: {reason}");
             }
         }
-        if link.is_greeted && !was_greeted {
+        if link.is_accepted && !was_accepted {
             // The coordinator has connected again, so its earlier connection is obsolete.
             for (other, (_, link)) in self.connections.iter_mut().enumerate() {
-                link.is_closing |= other != at && link.is_greeted;
+                link.is_closing |= other != at && link.is_accepted;
             }
         }
         for order in orders {
@@ -438,7 +438,7 @@ impl OrdersPort {
     }
 
     fn report(&mut self, report: &Report) {
-        for (_, link) in self.connections.iter_mut().filter(|(_, link)| link.is_greeted) {
+        for (_, link) in self.connections.iter_mut().filter(|(_, link)| link.is_accepted) {
             report.write(&mut link.output);
         }
     }

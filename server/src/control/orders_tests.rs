@@ -144,7 +144,7 @@ fn the_coordinators_connection_before_is_closed_when_it_comes_back() {
     let address = listener.local_addr().unwrap();
     // The thread runs for the life of this process.
     std::thread::spawn(move || run(&node, listener));
-    let greet = || {
+    let connect = || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let mut bytes = Vec::new();
@@ -162,8 +162,8 @@ fn the_coordinators_connection_before_is_closed_when_it_comes_back() {
         assert_eq!(opcodes(&received[..count]), [opcode::ORDERS_WELCOME]);
         stream
     };
-    let mut older = greet();
-    let mut newer = greet();
+    let mut older = connect();
+    let mut newer = connect();
     assert_eq!(older.read(&mut [0; 64]).expect("the end of the older connection"), 0);
     newer.set_nonblocking(true).unwrap();
     let still_open = newer.read(&mut [0; 64]).unwrap_err();
@@ -173,11 +173,11 @@ fn the_coordinators_connection_before_is_closed_when_it_comes_back() {
 proptest! {
     #[test]
     fn random_bytes_never_panic(
-        greeted in any::<bool>(), bytes in prop::collection::vec(any::<u8>(), 0..300),
+        is_accepted in any::<bool>(), bytes in prop::collection::vec(any::<u8>(), 0..300),
     ) {
         let node = node();
         let mut link = accepted();
-        if greeted {
+        if is_accepted {
             link.on_bytes(NOW, &node, &bytes_of(&HELLO));
         }
         link.on_bytes(NOW, &node, &bytes);

@@ -15,7 +15,7 @@ use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{ShardId, Time};
 use kv_shard::{Event, Port, Shard};
 
-use super::socket::{address_of_peer, turn_away};
+use super::socket::{address_of_peer, reject};
 use crate::admission::Permit;
 use crate::clock;
 use crate::known_map::KnownMap;
@@ -153,7 +153,7 @@ impl ShardContext {
         socket: &OwnedFd,
     ) -> Option<(ConnectionId, Permit)> {
         let Some(permit) = self.statistics.admit(port, address_of_peer(socket)) else {
-            turn_away(socket, port);
+            reject(socket, port);
             return None;
         };
         let id = shard.open_greeting(now, port);
@@ -180,8 +180,8 @@ impl ShardContext {
         let mailbox = &self.mailboxes[usize::from(shard.0)];
         let pushed = mailbox.push(ShardMessage::Connection(handed));
         if let Err(ShardMessage::Connection(handed)) = pushed {
-            self.statistics.turn_away();
-            turn_away(&handed.socket, handed.port);
+            self.statistics.reject();
+            reject(&handed.socket, handed.port);
         }
     }
 }

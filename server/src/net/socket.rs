@@ -35,7 +35,7 @@ const UNSENT_BYTES: u32 = 128 << 10;
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Rejects a connection over the limit with a best-effort BUSY reply.
-pub(crate) fn turn_away(socket: &impl AsFd, port: Port) {
+pub(crate) fn reject(socket: &impl AsFd, port: Port) {
     let mut words = Vec::new();
     match port {
         Port::Clients => {

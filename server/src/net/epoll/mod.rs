@@ -40,7 +40,7 @@ use self::sockets::{Connection, Dialling, Listener, Sockets};
 use super::context::ShardContext;
 use super::engine;
 use super::jobs::Job;
-use super::socket::{CONNECT_TIMEOUT, set_options, turn_away};
+use super::socket::{CONNECT_TIMEOUT, reject, set_options};
 use crate::admission::Permit;
 use crate::clock;
 use crate::message::HandedOver;
@@ -165,7 +165,7 @@ impl Net {
         if let Err((error, fd)) = self.open(shard, id, fd, port, Some(permit)) {
             let now = clock::now();
             shard.close(now, id);
-            turn_away(&fd, port);
+            reject(&fd, port);
             if let Some(suppressed) = self.log.admit(now) {
                 tracing::error!(
                     suppressed,

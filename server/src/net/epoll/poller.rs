@@ -198,7 +198,7 @@ mod tests {
     use crate::clock;
 
     const ID: ConnectionId = ConnectionId(7 << 32 | 3);
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn poller() -> Poller {
         Poller::new(Descriptors::open().unwrap())
@@ -218,7 +218,7 @@ mod tests {
             if let Some(event) = events.into_iter().find(|event| event.source == source) {
                 return event;
             }
-            assert!(start.elapsed() < PATIENCE, "no event of {source:?}");
+            assert!(start.elapsed() < TIMEOUT, "no event of {source:?}");
         }
     }
 
@@ -294,7 +294,7 @@ mod tests {
             let (start, pause) = (clock::now(), Duration::from_millis(2));
             poller.wake_at(start, start + pause).unwrap();
             // A later time changes nothing.
-            poller.wake_at(start, start + PATIENCE).unwrap();
+            poller.wake_at(start, start + TIMEOUT).unwrap();
             let mut events = Vec::new();
             poller.wait(true, &mut events).unwrap();
             assert_eq!(events.len(), 1);

@@ -14,7 +14,7 @@ use super::ring::{Event, Request, Ring, Sizes, SlotId, WhenFull};
 const SIZES: Sizes = Sizes { requests: 4, completions: 16, in_pieces: SHAPE, at_once: SHAPE };
 const SHAPE: Shape = Shape { count: 2, bytes_each: 64 };
 /// The timeout of one step; each takes microseconds.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 const SLOT: SlotId = SlotId(0);
 
 /// Tries every feature.
@@ -73,7 +73,7 @@ fn next(ring: &mut Ring) -> Result<(bool, Event), String> {
     ring.enter().map_err(enter)?;
     ring.reap(&mut done, 1);
     if done.is_empty() {
-        ring.enter_and_sleep(PATIENCE).map_err(enter)?;
+        ring.enter_and_sleep(TIMEOUT).map_err(enter)?;
         ring.reap(&mut done, 1);
     }
     let completion = done.pop().ok_or("no completion came")?;

@@ -10,7 +10,7 @@ use super::*;
 const SIZES: Sizes = Sizes { requests: 4, completions: 64, in_pieces: SHAPE, at_once: SHAPE };
 const SHAPE: Shape = Shape { count: 2, bytes_each: 64 };
 const SLOT: SlotId = SlotId(3);
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes that a send may have.
 const MOST: usize = usize::MAX >> 33;
 
@@ -34,10 +34,10 @@ fn next(ring: &mut Ring) -> Vec<Completion> {
     ring.enter().unwrap();
     ring.reap(&mut done, usize::MAX);
     if done.is_empty() {
-        ring.enter_and_sleep(PATIENCE).unwrap();
+        ring.enter_and_sleep(TIMEOUT).unwrap();
         ring.reap(&mut done, usize::MAX);
     }
-    assert!(!done.is_empty(), "nothing completed in {PATIENCE:?}");
+    assert!(!done.is_empty(), "nothing completed in {TIMEOUT:?}");
     done
 }
 
@@ -275,8 +275,8 @@ fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() 
     ring.send(SLOT, &ours, long, count, MOST, WhenFull::Wait);
     rustix::net::send(&speaker, b"word", SendFlags::NOSIGNAL).unwrap();
     let start = std::time::Instant::now();
-    ring.enter_and_sleep(PATIENCE).unwrap();
-    assert!(start.elapsed() < PATIENCE, "it slept on");
+    ring.enter_and_sleep(TIMEOUT).unwrap();
+    assert!(start.elapsed() < TIMEOUT, "it slept on");
     done.clear();
     ring.reap(&mut done, usize::MAX);
     assert!(
@@ -300,15 +300,15 @@ fn sleeps_share_one_alarm_and_each_ends_by_it_at_the_latest() {
     ring.reap(&mut done, usize::MAX);
     assert_eq!(done.len(), 1);
     // This wait sets no alarm of its own.
-    ring.enter_and_sleep(PATIENCE).unwrap();
-    assert!((LONGEST..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+    ring.enter_and_sleep(TIMEOUT).unwrap();
+    assert!((LONGEST..TIMEOUT).contains(&start.elapsed()), "{:?}", start.elapsed());
     done.clear();
     ring.reap(&mut done, usize::MAX);
     assert!(done.is_empty(), "an alarm is nobody's completion: {done:?}");
     // The next wait sets one.
     let again = std::time::Instant::now();
     ring.enter_and_sleep(LONGEST).unwrap();
-    assert!((LONGEST..PATIENCE).contains(&again.elapsed()), "{:?}", again.elapsed());
+    assert!((LONGEST..TIMEOUT).contains(&again.elapsed()), "{:?}", again.elapsed());
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::message::HandedOver;
 use crate::net::context::ShardContext;
 use crate::net::socket::{
     ACCEPT_PAUSE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept, next_of_long_frame,
-    send_now, turn_away,
+    reject, send_now,
 };
 
 /// The most connections per turn that receive again after no buffer was free for them.
@@ -331,7 +331,7 @@ impl Net {
         let accepted = accepted.and_then(|socket| match is_within_limit(&socket) {
             true => Ok(socket),
             false => {
-                turn_away(&socket, port);
+                reject(&socket, port);
                 Err(Errno::MFILE.into())
             }
         });
