@@ -113,7 +113,8 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     // Only now: a server whose ports are in use, or that cannot load, has no claim to the files here.
     aside::set_aside(&directory, identity.me.server);
     let node = Node::new(identity, statistics, map, shards, directory);
-    node.reserve_for_dumps()
+    node.dumps
+        .fill_reserve()
         .map_err(|error| Fatal::System { doing: "reserve descriptors for dumps", error })?;
     let for_control = Arc::clone(&node);
     start_thread("control", move || link::run(&for_control, &link))?;

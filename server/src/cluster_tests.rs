@@ -141,7 +141,7 @@ impl Cluster {
         let node = &self.servers[server].node;
         let entries = node.carry_out(Work::Dump(role)).unwrap();
         let name = crate::dump::file_name(node.me.server, role);
-        let dump = Dump::parse(&std::fs::read(node.directory.join(name)).unwrap()).unwrap();
+        let dump = Dump::parse(&std::fs::read(node.dumps.directory.join(name)).unwrap()).unwrap();
         assert_eq!(dump.entries.len() as u64, entries);
         dump
     }

@@ -91,15 +91,15 @@ fn leave_alone(node: &Node, leave: &Leave) -> ! {
 
 /// Returns whether a further signal means that the operator gives up the tables that cannot be dumped.
 pub(crate) fn may_give_up(node: &Node, now: Time) -> bool {
-    let failing = node.failing_dumps();
+    let failing = node.dumps.failing();
     failing.iter().any(|(_, since)| now.since(*since) >= SECOND_THOUGHT)
 }
 
 /// Ends the process although dumps fail.
 pub(crate) fn give_up(node: &Node) -> ! {
-    for (role, _) in node.failing_dumps() {
+    for (role, _) in node.dumps.failing() {
         let name = dump::file_name(node.me.server, role);
-        let group = node.group_of(role);
+        let group = node.dumps.group_of(role);
         tracing::error!(
             "a second signal: {name} is given up, and with it this copy of group {group}"
         );

@@ -291,7 +291,7 @@ fn heartbeat(node: &Node) -> Heartbeat {
         refused: counters.refused,
         out_of_space: counters.out_of_space,
         stood_ms: node.statistics.stood_ms(),
-        dumped: node.dumped(),
+        dumped: node.dumps.written(),
         crowd: node.statistics.admission.crowd_report(clock::now()),
         replicas,
     }

@@ -6,12 +6,13 @@
 //!   orders thread     orders <--- views, DRAIN, DUMP-*, SHUTDOWN
 //!                        |
 //!                        v
-//!                     operation: drain, dump, the directory of the dumps, the settings
+//!                     operation, dumps: drain, dump, settings
 //!                        ^
 //!                        |
 //!   stop thread       leaving: the server stops without orders
 //! ```
 
+pub(crate) mod dumps;
 pub(crate) mod leaving;
 pub(crate) mod link;
 pub(crate) mod operation;

@@ -1,29 +1,26 @@
 //! The process as a whole: the coordinator that it accepts, and the long operations (drain and dump) that run by order
 //! or by signal. It runs on plain threads and reaches the executors by mailbox.
 
-use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kv_core::dump::DumpOrigin;
 use kv_core::node::{HelloRefused, NodeConfig, NodeEffect};
 use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::control_message::{DumpedBytes, OrderFailure, OrdersHello, Report, Settings};
+use kv_protocol::control_message::{OrderFailure, OrdersHello, Report, Settings};
 use kv_protocol::exit_code::ServerExit;
-use kv_protocol::ids::{ClusterId, ClusterKey, Epoch, GroupId, Member, ServerId, Time};
+use kv_protocol::ids::{ClusterId, ClusterKey, Epoch, Member, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
 use kv_shard::Identity;
 
-use crate::aside;
+use super::dumps::Dumps;
 use crate::clock;
-use crate::descriptors::DumpReserve;
-use crate::dump::{self, DumpFileError, Wanted};
+use crate::dump::DumpFileError;
 use crate::known_map::{KnownMap, MapRefused};
 use crate::mailbox;
 use crate::memory::limit::{MemoryLimit, parse_memory_limit};
@@ -48,29 +45,16 @@ pub(crate) struct Node {
     pub(crate) key: ClusterKey,
     pub(crate) me: Member,
     pub(crate) placement: Placement,
-    /// The groups whose tables of the roles primary and secondary are at home here.
-    groups: [GroupId; 2],
     /// The cluster's failure timeout, from which lease durations follow.
     pub(crate) failure_timeout: FailureTimeout,
     pub(crate) statistics: Arc<Statistics>,
     /// The newest map that the coordinator sent.
     pub(crate) map: Arc<KnownMap>,
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
-    /// The directory of the dumps, unless [`Node::dump_to`] sets another, and its absolute path at the start. If the
-    /// directory was deleted, a new one may exist at that path.
-    pub(crate) directory: PathBuf,
-    absolute_directory: Option<PathBuf>,
-    /// The directory that the coordinator has set for the dumps, and whether dumps of an earlier run were set aside
-    /// there.
-    dump_to: Mutex<Option<DumpTo>>,
-    /// Bytes of keys and values in the dump of each role: of the current attempt, or of the last one.
-    written: [AtomicU64; 2],
-    /// The time since which the dump of each role fails.
-    failing: Mutex<[Option<Time>; 2]>,
+    /// The dumps of the tables at home here.
+    pub(crate) dumps: Dumps,
     /// The state machine that decides which coordinator to accept and tracks every order.
     machine: Mutex<kv_core::node::Node>,
-    /// Held while a dump is written: two dumps of one table must not write to one file at the same time.
-    dumping: Mutex<DumpReserve>,
     running: AtomicUsize,
     /// The time at which an order last began or ended, in nanoseconds of the boot clock.
     last_order: AtomicU64,
@@ -100,18 +84,12 @@ impl Node {
             key: identity.key,
             me: identity.me,
             placement: identity.placement,
-            groups: [identity.primary_group(), identity.secondary_group()],
             failure_timeout: identity.failure_timeout,
             statistics,
             map,
             shards,
-            absolute_directory: std::path::absolute(&directory).ok(),
-            directory,
-            dump_to: Mutex::default(),
-            written: Default::default(),
-            failing: Mutex::default(),
+            dumps: Dumps::new(&identity, directory),
             machine: Mutex::new(machine),
-            dumping: Mutex::default(),
             running: AtomicUsize::new(0),
             last_order: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),
@@ -119,14 +97,6 @@ impl Node {
             coordinator: Mutex::default(),
             is_orphaned: AtomicBool::new(false),
         })
-    }
-
-    /// Opens the descriptors that a dump will need.
-    ///
-    /// # Errors
-    /// No descriptor is available.
-    pub(crate) fn reserve_for_dumps(&self) -> io::Result<()> {
-        lock(&self.dumping).fill()
     }
 
     /// Carries out a long order to its end; returns the number of entries dumped (0 for a drain), or the failure.
@@ -171,71 +141,7 @@ impl Node {
 
     /// Writes the dump of a role; returns how many entries it holds.
     pub(crate) fn dump(&self, role: ReplicaRole) -> Result<u64, DumpFileError> {
-        let mut reserve = lock(&self.dumping);
-        reserve.release();
-        let start = Instant::now();
-        let origin = DumpOrigin {
-            cluster: self.cluster,
-            writer: self.me,
-            group: self.group_of(role),
-            shards: self.placement.shards(),
-        };
-        let result = self.write_dump(&Wanted { origin, role });
-        let name = dump::file_name(self.me.server, role);
-        let failing = &mut lock(&self.failing)[place_of(role)];
-        match &result {
-            Ok((directory, entries)) => {
-                *failing = None;
-                let (directory, took) = (directory.display(), start.elapsed());
-                tracing::info!(
-                    "wrote {name}: {entries} entries in {took:?}, directory {directory}"
-                );
-            }
-            Err(error) if error.is_no_copy() => {
-                *failing = None;
-                tracing::info!("no {name}: {error}");
-            }
-            Err(error) => {
-                failing.get_or_insert_with(clock::now);
-                tracing::error!("{error}; the table stays in memory");
-            }
-        }
-        // A descriptor that cannot be reserved again now may be available when it is needed.
-        let _ = reserve.fill();
-        result.map(|(_, entries)| entries)
-    }
-
-    /// Writes a dump to the current directory for dumps; returns that directory and how many entries the dump holds.
-    fn write_dump(&self, wanted: &Wanted) -> Result<(PathBuf, u64), DumpFileError> {
-        let written = &self.written[place_of(wanted.role)];
-        let write = |directory: &Path| {
-            let entries = dump::write(directory, wanted, &self.shards, written)?;
-            Ok((directory.to_owned(), entries))
-        };
-        // The orders thread sets the directory, and must never wait for a dump in progress.
-        let dump_to = lock(&self.dump_to).clone();
-        if let Some(mut to) = dump_to {
-            to.prepare(self.me.server)?;
-            if let Some(known) = &mut *lock(&self.dump_to)
-                && known.directory == to.directory
-            {
-                known.is_prepared = true;
-            }
-            return write(&to.directory);
-        }
-        match (write(&self.directory), &self.absolute_directory) {
-            (Err(error), Some(path)) if error.is_not_found() => write(path),
-            (result, _) => result,
-        }
-    }
-
-    /// Sets the directory of the following dumps.
-    pub(crate) fn dump_to(&self, directory: PathBuf) {
-        let mut dump_to = lock(&self.dump_to);
-        if dump_to.as_ref().is_none_or(|known| known.directory != directory) {
-            tracing::info!("dumps go to {} from now on", directory.display());
-            *dump_to = Some(DumpTo { directory, is_prepared: false });
-        }
+        self.dumps.write(role, &self.shards)
     }
 
     /// Applies the settings that the coordinator changes while this process runs.
@@ -266,35 +172,11 @@ impl Node {
         *lock(&self.coordinator)
     }
 
-    /// Returns the bytes of keys and values in the dumps.
-    pub(crate) fn dumped(&self) -> DumpedBytes {
-        let [primary, secondary] = [&self.written[0], &self.written[1]];
-        DumpedBytes {
-            primary: primary.load(Ordering::Relaxed),
-            secondary: secondary.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Returns the roles whose dumps have failed and are not complete, and since when.
-    pub(crate) fn failing_dumps(&self) -> Vec<(ReplicaRole, Time)> {
-        let failing = *lock(&self.failing);
-        let roles = [ReplicaRole::Primary, ReplicaRole::Secondary];
-        roles.into_iter().zip(failing).filter_map(|(role, since)| Some((role, since?))).collect()
-    }
-
     /// Returns the exit status of a stop, which shows whether a table was not dumped.
     pub(crate) fn exit(&self) -> ServerExit {
-        match self.failing_dumps().is_empty() {
+        match self.dumps.failing().is_empty() {
             true => ServerExit::Stopped,
             false => ServerExit::NotDumped,
-        }
-    }
-
-    /// Returns the group whose table of this role is at home here.
-    pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
-        match role {
-            ReplicaRole::Primary => self.groups[0],
-            ReplicaRole::Secondary => self.groups[1],
         }
     }
 
@@ -372,38 +254,14 @@ impl Node {
     }
 }
 
-fn place_of(role: ReplicaRole) -> usize {
-    match role {
-        ReplicaRole::Primary => 0,
-        ReplicaRole::Secondary => 1,
-    }
-}
-
-/// A directory that the coordinator has set for the dumps.
-#[derive(Clone, Debug)]
-struct DumpTo {
-    directory: PathBuf,
-    is_prepared: bool,
-}
-
-impl DumpTo {
-    /// Creates the directory if it does not exist, and sets dumps of an earlier run aside, once.
-    fn prepare(&mut self, server: ServerId) -> Result<(), DumpFileError> {
-        if !self.is_prepared {
-            dump::make_directory(&self.directory)?;
-            aside::set_aside(&self.directory, server);
-            self.is_prepared = true;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::descriptors::ConnectionBounds;
     use crate::statistics::Condition;
-    use kv_protocol::ids::{Incarnation, ShardId};
+    use kv_protocol::ids::{Incarnation, ServerId, ShardId};
     use kv_protocol::limits::SESSION_IDLE;
     use kv_shard::ConnectionMemory;
     use kv_shard::Counters;
@@ -458,7 +316,7 @@ mod tests {
     fn a_directory_for_dumps_is_taken_while_a_dump_is_being_written() {
         let (node, inboxes, directory) = node();
         let first = directory.path().join("first");
-        node.dump_to(first.clone());
+        node.dumps.set_directory(first.clone());
         let dumping = Arc::clone(&node);
         let dump = std::thread::spawn(move || dumping.dump(ReplicaRole::Primary).is_ok());
         let partial = first.join("server_0.primary.tmp");
@@ -471,7 +329,7 @@ mod tests {
         let (told, heard) = std::sync::mpsc::channel();
         let ordering = Arc::clone(&node);
         let order = std::thread::spawn(move || {
-            ordering.dump_to(first);
+            ordering.dumps.set_directory(first);
             let _ = told.send(());
         });
         let is_taken = heard.recv_timeout(Duration::from_secs(2)).is_ok();

@@ -126,7 +126,7 @@ impl OrdersLink {
                     self.deadline = Some(now + FRAME_DEADLINE);
                     match frame.opcode {
                         opcode::DUMP_TO => read_dump_directory(frame.body)
-                            .map(|directory| node.dump_to(directory.into()))
+                            .map(|directory| node.dumps.set_directory(directory.into()))
                             .map_err(|error| error.to_string()),
                         opcode::SETTINGS => Settings::read(frame.body)
                             .map_err(|error| error.to_string())
