@@ -17,3 +17,4 @@ pub(crate) mod leaving;
 pub(crate) mod link;
 pub(crate) mod operation;
 pub(crate) mod orders;
+mod orders_link;

@@ -17,18 +17,13 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use kv_core::node::{MAX_RUNNING, NodeEffect};
-use kv_protocol::control_message::{
-    Admission, Order, OrderFailure, OrdersHello, Report, Settings, opcode, read_dump_directory,
-    write_orders_welcome,
-};
-use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
+use kv_protocol::control_message::{Order, OrderFailure, Report};
 use kv_protocol::ids::{Epoch, OrderId, ShardId, Time, ViewVersion};
-use kv_protocol::key::{self, Challenge, Link, Nonce, Seal};
-use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
 use kv_shard::LogLimit;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::operation::{Node, Work};
+use super::orders_link::OrdersLink;
 use crate::descriptors::MAX_ORDERS_CONNECTIONS;
 use crate::fatal::Fatal;
 use crate::message::{Replies, ShardMessage, ShardReply};
@@ -83,113 +78,6 @@ fn start_worker(
     };
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
     thread.map(|_| jobs_to).map_err(|error| Fatal::System { doing: "start a thread", error })
-}
-
-/// One connection to the orders' port: a state machine over bytes.
-#[derive(Debug)]
-struct OrdersLink {
-    input: FrameBuffer,
-    output: Vec<u8>,
-    /// This side's nonce of the handshake.
-    nonce: Nonce,
-    /// The handshake, once the other side has sent its challenge.
-    seal: Option<Seal>,
-    /// True once the hello was accepted.
-    is_accepted: bool,
-    is_closing: bool,
-    /// The reason why it is closing, until that is logged.
-    refused: Option<String>,
-    deadline: Option<Time>,
-}
-
-impl OrdersLink {
-    fn new(now: Time, nonce: Nonce) -> OrdersLink {
-        OrdersLink {
-            input: FrameBuffer::new(FrameRules::checked(MAX_HELLO_BODY)),
-            output: Vec::new(),
-            nonce,
-            seal: None,
-            is_accepted: false,
-            is_closing: false,
-            refused: None,
-            deadline: Some(now + HELLO_DEADLINE),
-        }
-    }
-
-    /// Processes received bytes; returns the orders among them.
-    fn on_bytes(&mut self, now: Time, node: &Node, received: &[u8]) -> Vec<Order> {
-        let mut orders = Vec::new();
-        self.input.extend(received);
-        while !self.is_closing {
-            let taken = match (self.input.next_frame(), self.seal) {
-                (Ok(Some(frame)), _) if self.is_accepted => {
-                    self.deadline = Some(now + FRAME_DEADLINE);
-                    match frame.opcode {
-                        opcode::DUMP_TO => read_dump_directory(frame.body)
-                            .map(|directory| node.dumps.set_directory(directory.into()))
-                            .map_err(|error| error.to_string()),
-                        opcode::SETTINGS => Settings::read(frame.body)
-                            .map_err(|error| error.to_string())
-                            .and_then(|settings| node.take_settings(&settings)),
-                        _ => take_order(frame).map(|order| orders.push(order)),
-                    }
-                }
-                (Ok(Some(frame)), Some(seal)) => judge_hello(node, &seal, frame).map(|()| {
-                    self.is_accepted = true;
-                    self.deadline = Some(now + FRAME_DEADLINE);
-                    write_orders_welcome(&mut self.output);
-                    self.input.set_rules(FrameRules::checked(MAX_CONTROL_BODY));
-                }),
-                (Ok(Some(frame)), None) => take_challenge(node, self.nonce, frame).map(|seal| {
-                    seal.write_proof(&mut self.output);
-                    self.seal = Some(seal);
-                }),
-                (Ok(None), _) => break,
-                (Err(error), _) => Err(error.to_string()),
-            };
-            if let Err(reason) = taken {
-                self.refuse(now, reason);
-            }
-        }
-        if self.is_accepted {
-            let due = self.deadline.unwrap_or(now + FRAME_DEADLINE);
-            self.deadline = self.input.is_partial().then_some(due);
-        }
-        orders
-    }
-
-    fn refuse(&mut self, now: Time, reason: String) {
-        self.deadline = Some(now + FRAME_DEADLINE);
-        Admission::Refused { reason: reason.clone() }.write(&mut self.output);
-        self.refused = Some(reason);
-        self.is_closing = true;
-    }
-}
-
-fn take_challenge(node: &Node, nonce: Nonce, frame: Frame<'_>) -> Result<Seal, String> {
-    if frame.opcode != key::opcode::CHALLENGE {
-        return Err(format!(
-            "the first frame at the orders' port is CHALLENGE, not opcode {:#04x}",
-            frame.opcode
-        ));
-    }
-    let challenge = Challenge::read(frame.body).map_err(|error| error.to_string())?;
-    Ok(Seal::new(node.key, Link::Orders, challenge.nonce, nonce))
-}
-
-fn judge_hello(node: &Node, seal: &Seal, frame: Frame<'_>) -> Result<(), String> {
-    if frame.opcode != opcode::ORDERS_HELLO {
-        return Err(format!(
-            "after the challenge comes ORDERS-HELLO, not opcode {:#04x}",
-            frame.opcode
-        ));
-    }
-    let hello = OrdersHello::read(frame.body, seal).map_err(|error| error.to_string())?;
-    node.obey(&hello).map_err(|refused| refused.to_string())
-}
-
-fn take_order(frame: Frame<'_>) -> Result<Order, String> {
-    Order::read(frame.opcode, frame.body).map_err(|error| error.to_string())
 }
 
 /// Serves the orders' port for the life of the process.

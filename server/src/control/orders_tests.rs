@@ -1,12 +1,13 @@
 //! Tests of the orders' port without sockets: which connections may give orders, and that each order runs once.
 
-use kv_protocol::ids::{BootId, ClusterId, ClusterKey, Incarnation, Member, ServerId, ShardId};
-use kv_protocol::limits::SESSION_IDLE;
+use kv_protocol::control_message::{OrderKind, OrdersHello, opcode};
+use kv_protocol::frame::FrameRules;
+use kv_protocol::ids::{BootId, ClusterId, ClusterKey, Incarnation, Member, ServerId};
+use kv_protocol::key::{self, Challenge, Link, Nonce, Seal};
+use kv_protocol::limits::{MAX_CONTROL_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
-use proptest::prelude::*;
-
-use kv_protocol::control_message::OrderKind;
 use kv_shard::{ConnectionMemory, Identity};
+use proptest::prelude::*;
 
 use super::*;
 use crate::descriptors::ConnectionBounds;

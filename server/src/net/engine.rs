@@ -39,7 +39,7 @@ pub(crate) struct Prepared {
 
 /// The interface between an executor's duties (duties.rs) and its engine.
 pub(crate) trait Engine {
-    /// Returns the shard that it serves.
+    /// Returns the context of the shard that it serves.
     fn context(&self) -> &Rc<ShardContext>;
 
     /// Adopts a socket that another executor accepted.
