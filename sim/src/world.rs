@@ -154,7 +154,8 @@ impl Config {
     /// Returns whether sessions expire during the run: machines are suspended for longer then, and clients are
     /// cloned.
     pub fn forgets_soon(&self) -> bool {
-        self.bounds.session_idle < SESSION_IDLE && !self.stands && !self.slow
+        let is_suspended = !(self.stands || self.slow || self.floods);
+        self.bounds.session_idle < SESSION_IDLE && is_suspended
     }
 }
 
