@@ -42,7 +42,7 @@ test: lint ## everything that continuous integration runs
 lint: setup ## formatting, clippy, documentation, licences, scripts, the C header and ABI
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets $(LOCKED) -- -D warnings
-	$(CARGO) clippy $(HOLES) -p kv-core --all-targets -- -D warnings
+	$(CARGO) clippy $(HOLES) -p kv-core -p kv-shard --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps $(LOCKED)
 	$(CARGO) deny --workspace $(LOCKED) check --hide-inclusion-graph licenses bans sources
 	shellcheck --external-sources $(SCRIPTS)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # What `make profile` does: three servers with one shard each, of which one gets GETs and then PUTs from
-# kv-bench, and its time is sampled (perf). Then the pure machine of core/benches/replica.rs does both under
-# callgrind, twice with different numbers of operations: the difference says how many instructions one takes, a
-# figure that no other load of the machine changes. (The whole server does not run there: valgrind ends at its
-# rings.) Everything is kept in target/profile/.
+# kv-bench, and its time is sampled (perf). Then the pure machines of core/benches/replica.rs and
+# shard/benches/shard.rs do both under callgrind, twice with different numbers of operations: the difference says how
+# many instructions one takes, a figure that no other load of the machine changes. (The whole server does not run
+# there: valgrind ends at its rings.) Everything is kept in target/profile/.
 #
 #   get.perf put.perf       the functions, by their share of the server's time
-#   get.calls put.calls     those of the pure machine, by instructions (callgrind_annotate)
+#   replica.get.calls ...   those of the pure machines, by instructions (callgrind_annotate)
 #
 # Without perf or without valgrind that half is left out, and said so.
 set -euo pipefail
@@ -74,26 +74,31 @@ sample() {
 
 # Instructions of the pure machine for so many operations.
 counted() { # <program> <work> <operations>
-    local file=$dir/$2.callgrind
+    local file
+    file=$dir/$(basename "${1%-*}").$2.callgrind
     rm -f "$file"
     valgrind --quiet --tool=callgrind --callgrind-out-file="$file" "$1" --steps "$2" "$3"
-    callgrind_annotate "$file" >"$dir/$2.calls"
+    callgrind_annotate "$file" >"${file%.callgrind}.calls"
     sed -n 's/^totals: //p' "$file"
 }
 
-count() {
+count() { # <crate> <benchmark> <what it is>
     local program work few many
-    readonly n=20000
-    program=$(cargo bench --locked -p kv-core --bench replica --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
-    [[ -x $program ]] || { say "cannot build the benchmark of the pure machine (cargo bench -p kv-core)" && exit 1; }
+    local -r n=20000
+    program=$(cargo bench --locked -p "$1" --bench "$2" --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
+    [[ -x $program ]] || { say "cannot build the benchmark $2 (cargo bench -p $1)" && exit 1; }
     for work in get put; do
         few=$(counted "$program" "$work" "$n") || exit 1
         many=$(counted "$program" "$work" "$((3 * n))") || exit 1
-        say "$work: $(((many - few) / (2 * n))) instructions an operation in the pure machine (of a PUT: at both" \
-            "holders, batches of 16), by callgrind: $((3 * n)) less $n operations; functions: $dir/$work.calls"
+        say "$work: $(((many - few) / (2 * n))) instructions an operation in $3 (of a PUT: at both holders," \
+            "batches of 16), by callgrind: $((3 * n)) less $n operations; functions: $dir/$2.$work.calls"
     done
 }
 
 mkdir -p "$dir"
 if command -v perf >/dev/null; then sample; else say "perf is missing, nothing was sampled; install the Debian package linux-perf"; fi
-if command -v valgrind >/dev/null; then count; else say "valgrind is missing, no instructions were counted; install the Debian package valgrind"; fi
+if command -v valgrind >/dev/null; then
+    count kv-core replica "the pure machine of a replica"
+    count kv-shard shard "a whole shard, from bytes to bytes"
+else say "valgrind is missing, no instructions were counted; install the Debian package valgrind"
+fi

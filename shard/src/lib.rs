@@ -1,8 +1,8 @@
 //! One shard of a server as a pure state machine: its connections and its replicas. Bytes, time and orders go in; bytes
 //! and requests to the engine come out.
 //!
-//! The machine owns no socket, reads no clock, draws no random number, and logs nothing. Whoever drives it, an engine of
-//! the server or the simulator, passes every input with the time, and carries out every output.
+//! The machine owns no socket, reads no clock, draws no random number, and logs nothing. Its driver, an engine of the
+//! server or the simulator, passes every input with the time, and carries out every output.
 //!
 //! ```text
 //!   driver                          Shard
@@ -23,6 +23,7 @@
 //!     service.take_events      ->   log
 //! ```
 //!
+//! - [`turn::run`] carries out a turn in this order, up to `poll_transmit`; dials, news and events follow.
 //! - Call `begin_wake_up` first, with a time that was read after the bytes of the wake-up were received, because lease
 //!   checks rely on it.
 //! - After any call that concerns a connection, its [`Fate`] may have changed; the connection is then dirty.
@@ -39,6 +40,9 @@
 //!   turn             the order and the bounds of an engine's work
 //!   service          the replicas of a shard, as a service to its connections
 //!   connection_memory  the budget of all shards for their connections
+//!   load             pieces of a dump that is loaded
+//!   event            events for the log       log_limit: their rate
+//!   address          the origin of a client's connection
 //! ```
 
 mod address;

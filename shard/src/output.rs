@@ -3,7 +3,7 @@
 //! ```text
 //!   bytes | head, value in the table, bytes behind it | head, value in the table, ...
 //!     ^           ^
-//!     |           +-- sent by the shard, piece by piece, in turn with the other readers
+//!     |           +-- sent by the engine as transmits, piece by piece, in turn with the other readers
 //!     +-- sent by the engine, one send a wake-up
 //! ```
 //!

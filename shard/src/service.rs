@@ -1,14 +1,14 @@
 //! The replicas of one shard, as a service to its connections.
 //!
 //! ```text
-//!   net::connection --- on_request -------> +---------+ ---- responses --> outputs
-//!   net::peer       --- on_peer_message --> | Service | ---- pump -------> outputs (batches)
-//!   orders          --- install, drain ---> +---------+ ---- due_dials --> the engine dials
-//!                                            replicas
+//!   connection --- on_request -------> +---------+ ---- responses --> outputs
+//!   peer       --- on_peer_message --> | Service | ---- pump -------> outputs (batches)
+//!   orders     --- install, drain ---> +---------+ ---- due_dials --> the engine dials
+//!                                       replicas
 //! ```
 //!
-//! This module reads no clock and depends on no runtime. It touches sockets only through outputs, which may have one
-//! for long values (`long_values`).
+//! This module reads no clock and depends on no runtime. Output waits in `outputs` until the engine sends it. Long
+//! values are sent from the tables (`long_values`).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -55,7 +55,7 @@ pub(crate) use look_ahead::Ahead;
 
 /// The number of unsent bytes at which a stream is no longer pumped, until the peer has received some. A beacon waits
 /// for at most these bytes, one batch, and the bytes that the kernel holds for the stream (`UNSENT_BYTES` in
-/// the server's `net/socket.rs`).
+/// `server/src/net/socket.rs`).
 const STREAM_OUTPUT_BYTES: usize = 64 << 10;
 /// The initial back-off before a lost stream is dialled again; it doubles up to [`REDIAL_LAST`].
 const REDIAL_FIRST: Duration = Duration::from_millis(1);

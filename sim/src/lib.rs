@@ -1,9 +1,10 @@
-//! A deterministic simulator of a whole cluster. It runs the state machines that ship ([`kv_core`]) on the real
-//! wire format ([`kv_protocol`]), in a world whose time, network, disks and processes follow a seed.
+//! A deterministic simulator of a whole cluster. It runs the shards and state machines that ship ([`kv_shard`],
+//! [`kv_core`]) over bytes of the real wire format ([`kv_protocol`]), in a world whose time, network, disks and
+//! processes follow a seed.
 //!
 //! ```text
 //!   world        true time, a heap of events, dispatch
-//!     server       a process: a node, and executors with replicas
+//!     server       a process: a node, and executors that drive shards as an engine does
 //!     dump         dumps on a host's disk, and their loading into a new process
 //!     coordinator  the brain and its disk
 //!     client       operations, sessions, retries       workload: their choice

@@ -154,7 +154,8 @@ impl Config {
     /// Returns whether sessions expire during the run: machines are suspended for longer then, and clients are
     /// cloned.
     pub fn forgets_soon(&self) -> bool {
-        self.bounds.session_idle < SESSION_IDLE && !self.stands && !self.slow
+        let is_suspended = !(self.stands || self.slow || self.floods);
+        self.bounds.session_idle < SESSION_IDLE && is_suspended
     }
 }
 
@@ -229,7 +230,8 @@ pub struct World {
 }
 
 const FIRST_CLUSTER: ClusterId = ClusterId(0x51);
-/// The handshake key of every connection: every process has it, so a failed handshake is not simulated.
+/// The seal of every link of the coordinator. Every process has the cluster's key, so a failed proof of it is not
+/// simulated.
 pub(crate) const SEAL: Seal = Seal::new(ClusterKey(0x51), Link::Stream, Nonce(1), Nonce(2));
 const BEAT: u64 = 100_000_000;
 /// The time between two operations: of an ordinary client, of one in a busy run, of the reader, and of all

@@ -120,7 +120,8 @@ impl Cluster {
     fn hears_other(&self, view: &View, voter: Member) -> bool {
         let Some((_, heartbeat)) = &self.server(voter.server).heartbeat else { return false };
         let shards = heartbeat.replicas.iter().filter(|replica| replica.group == view.group);
-        let within = self.config.failure_timeout.heard_within().as_millis();
+        // A shard publishes its observations once per interval, so the message may be later than the report says.
+        let within = (self.config.failure_timeout.heard_within() + HEARTBEAT_INTERVAL).as_millis();
         let heard = |silent_ms: u32| u128::from(silent_ms) <= within;
         let heard = shards.filter(|replica| heard(replica.silent_ms)).count();
         heard == usize::from(self.config.shards)

@@ -34,7 +34,7 @@ pub(super) struct PendingWrite {
     pub(super) bytes: usize,
 }
 
-/// The most requests that wait for one write; beyond them the oldest gets no response.
+/// The most requests that wait for one write; beyond them the oldest after the first gets no response.
 const MOST_WAITERS: usize = 8;
 
 /// The requests that wait for one write: its sending, and retries and RESOLVEs of it. Each gets a response, because a

@@ -1,4 +1,4 @@
-//! A replica with its driver, run as in the server, with one input per wake-up.
+//! A replica with a driver of its own, without connections and with one input per wake-up.
 
 use std::time::Duration;
 

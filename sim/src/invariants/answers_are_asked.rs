@@ -5,7 +5,7 @@ use kv_protocol::ids::RequestId;
 use crate::invariants::Violation;
 use crate::network::ConnectionNumber;
 
-/// Returns the violation of a response that nobody on its connection has asked for.
+/// Returns the violation of a response without a request on its connection.
 pub fn unasked(to: ConnectionNumber, request: RequestId) -> Violation {
     let words = format!(
         "a response to request {request} is sent on connection {}, which did not ask",

@@ -10,6 +10,9 @@ use crate::world::World;
 /// The memory that a connection may hold beside its bounded output: the response that exceeded the bound, and input.
 const BESIDE_OUTPUT: usize = 256 << 10;
 
+/// The memory by which the shared sum of a process may be off, for each shard.
+const UNREPORTED: usize = 64 << 10;
+
 /// Checks a replica while the only fault is load.
 pub fn check(world: &World, process: usize, replica: &Replica) -> Result<(), Violation> {
     let group = replica.group();
@@ -33,7 +36,8 @@ pub fn check(world: &World, process: usize, replica: &Replica) -> Result<(), Vio
 pub fn check_memory(world: &World, process: usize) -> Result<(), Violation> {
     let process = &world.processes[process];
     let connections: usize = process.shards.iter().map(|executor| executor.connections()).sum();
-    let most = (connections * (MAX_OUTPUT_BYTES + BESIDE_OUTPUT)) as u64;
+    let unreported = process.shards.len() * UNREPORTED;
+    let most = (connections * (MAX_OUTPUT_BYTES + BESIDE_OUTPUT) + unreported) as u64;
     let (held, most) = (process.memory.held(), most.min(process.memory.limit()));
     if held <= most {
         return Ok(());

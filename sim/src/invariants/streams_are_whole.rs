@@ -1,5 +1,5 @@
 //! 22: the two holders accept each other's messages. A stream ends because of a view, a stop, a lack of memory
-//! or a death, never because of a message that the other end rejects.
+//! or a death, never because of a message that the other end rejects. It does end when the other end has closed it.
 
 use kv_core::replica::StreamError;
 use kv_protocol::ids::GroupId;

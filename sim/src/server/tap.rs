@@ -1,4 +1,4 @@
-//! What can be seen from outside on a connection of a shard: its requests and responses, for the checks.
+//! The traffic of a shard's connections as seen from outside: requests and responses, for the checks.
 
 use std::collections::BTreeMap;
 

@@ -36,6 +36,15 @@ fn a_silent_server_that_nobody_hears_is_followed_and_then_killed() {
 }
 
 #[test]
+fn a_server_is_kept_on_reports_that_are_as_old_as_a_heartbeat_interval() {
+    let mut world = World::serving(3);
+    // All were suspended, and A resumes last. B and C report what their shards observed before.
+    world.silences = BTreeMap::from([((B, A), 300), ((C, A), 300)]);
+    world.pass(SILENCE * 2, &[B, C]);
+    assert_eq!(world.view(1), (Some(1), Some(2), 1));
+}
+
+#[test]
 fn a_primary_that_hangs_is_followed_as_fast_when_its_secondary_complains_first() {
     let mut world = World::serving(3);
     world.unheard = vec![A];

@@ -1,0 +1,226 @@
+//! The cost of one operation in a whole shard, without sockets and system calls: from received bytes to bytes to send.
+//! A GET is a read; a PUT includes its way through both holders.
+//!
+//! ```text
+//!   cargo bench -p kv-shard --bench shard
+//!   cargo bench -p kv-shard --bench shard -- --steps get 20000   a fixed number without measurement, for callgrind
+//! ```
+#![allow(missing_docs)] // `criterion_group!` generates undocumented items.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput, criterion_group};
+use kv_core::arena::HeapChunks;
+use kv_core::hash::HashSecret;
+use kv_core::replica::ConnectionId;
+use kv_protocol::client_message::{Condition, Hello, Operation, Request, WriteHeader};
+use kv_protocol::ids::*;
+use kv_protocol::key::Nonce;
+use kv_protocol::limits::SESSION_IDLE;
+use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::view::{Peer, View};
+use kv_shard::{ConnectionMemory, HelloBounds, Identity, Port, Service, Shard};
+
+const KEYS: usize = 10_000;
+const NOW: Time = Time::from_nanos(1_000_000_000);
+const CLUSTER: ClusterId = ClusterId(1);
+/// The number of requests that arrive together.
+const DEPTH: usize = 16;
+
+fn member(server: u16) -> Member {
+    Member { server: ServerId(server), incarnation: Incarnation(1) }
+}
+
+fn shard(server: u16) -> Shard {
+    let identity = Identity {
+        cluster: CLUSTER,
+        key: ClusterKey(2),
+        me: member(server),
+        shard: ShardId(0),
+        placement: Placement::new(3, 1),
+        failure_timeout: Default::default(),
+        session_idle: SESSION_IDLE,
+    };
+    let mut nonce = u128::from(server) << 64;
+    let nonces = Box::new(move || {
+        nonce += 1;
+        Ok(Nonce(nonce))
+    });
+    let memory = ConnectionMemory::new(None, None, 2);
+    let chunks = || Box::new(HeapChunks::default()) as Box<_>;
+    Shard::new(
+        Service::new(identity, nonces, memory, HashSecret::new(1), chunks),
+        HelloBounds::WIDEST,
+    )
+}
+
+/// The two holders of group 0, the ends of their stream, and a client of the primary.
+struct Pair {
+    primary: Shard,
+    secondary: Shard,
+    dialled: ConnectionId,
+    accepted: ConnectionId,
+    client: ConnectionId,
+    bytes: Vec<u8>,
+    seq: u64,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let (mut primary, mut secondary) = (shard(0), shard(1));
+        let view = View {
+            group: GroupId(0),
+            version: ViewVersion(1),
+            primary: Some(member(0)),
+            peer: Peer::Secondary(member(1)),
+            handover: false,
+        };
+        let address = "127.0.0.1:1".parse().unwrap();
+        primary.service.install(NOW, view, Some(address)).unwrap();
+        secondary.service.install(NOW, view, None).unwrap();
+        assert_eq!(primary.due_dials(NOW).len(), 1);
+        let dialled = primary.open_stream(NOW, GroupId(0));
+        let accepted = secondary.adopt(NOW, Port::Servers, &[]);
+        let mut hello = Vec::new();
+        Hello { cluster: CLUSTER, client: ClientId(7), shard: ShardId(0) }.write(&mut hello);
+        let client = primary.adopt(NOW, Port::Clients, &hello);
+        let bytes = Vec::new();
+        let mut pair = Pair { primary, secondary, dialled, accepted, client, bytes, seq: 0 };
+        for _ in 0..4 {
+            pair.replicate();
+        }
+        pair.take_answers();
+        assert_eq!(pair.primary.service.stream(GroupId(0)), Some(dialled));
+        pair
+    }
+
+    /// Runs one wake-up at each holder.
+    fn replicate(&mut self) {
+        let Pair { primary, secondary, bytes, .. } = self;
+        carry(bytes, (primary, self.dialled), (secondary, self.accepted));
+        carry(bytes, (secondary, self.accepted), (primary, self.dialled));
+    }
+
+    /// Takes the responses of the client; returns their bytes.
+    fn take_answers(&mut self) -> usize {
+        self.primary.finish_wake_up(NOW);
+        let sent = black_box(self.primary.unsent(self.client)).len();
+        self.primary.on_sent(NOW, self.client, sent);
+        while self.primary.next_dirty().is_some() {}
+        sent
+    }
+
+    fn serve(&mut self, requests: &[u8]) {
+        self.primary.begin_wake_up(NOW);
+        self.primary.on_bytes(NOW, self.client, requests);
+    }
+}
+
+/// Ends a wake-up, and delivers the bytes of one end of the stream to the other.
+fn carry(bytes: &mut Vec<u8>, from: (&mut Shard, ConnectionId), to: (&mut Shard, ConnectionId)) {
+    from.0.finish_wake_up(NOW);
+    bytes.clear();
+    bytes.extend_from_slice(from.0.unsent(from.1));
+    from.0.on_sent(NOW, from.1, bytes.len());
+    while from.0.next_dirty_stream().is_some() {}
+    to.0.begin_wake_up(NOW);
+    to.0.on_bytes(NOW, to.1, bytes);
+}
+
+fn write(bytes: &mut Vec<u8>, key: &[u8], digest: Digest, operation: Operation<'_>) {
+    let (id, view) = (RequestId(1), ViewVersion(1));
+    Request { id, view, digest, key, operation }.write(bytes);
+}
+
+fn keys() -> Vec<(Vec<u8>, Digest)> {
+    let placement = Placement::new(3, 1);
+    let all = (0u64..).map(|n| format!("{n:016}").into_bytes());
+    let all = all.map(|key| (Digest::of(&key), key)).map(|(digest, key)| (key, digest));
+    let of_group = all.filter(|(_, digest)| placement.locate(*digest).0 == GroupId(0));
+    of_group.take(KEYS).collect()
+}
+
+/// Writes a batch of PUTs from key `from` on, and replicates it.
+fn put(pair: &mut Pair, keys: &[(Vec<u8>, Digest)], from: usize, requests: &mut Vec<u8>) {
+    requests.clear();
+    for n in 0..DEPTH {
+        let (key, digest) = &keys[(from + n) % keys.len()];
+        pair.seq += 1;
+        let header = WriteHeader {
+            seq: RequestSeq(pair.seq),
+            first_incomplete: RequestSeq(pair.seq.saturating_sub(DEPTH as u64).max(1)),
+            begun: SequenceNumber::ZERO,
+            condition: Condition::Always,
+        };
+        write(requests, key, *digest, Operation::Put(header, &[7; 64]));
+    }
+    pair.serve(requests);
+    pair.replicate();
+    assert!(pair.take_answers() >= DEPTH * 30);
+}
+
+fn gets(keys: &[(Vec<u8>, Digest)]) -> Vec<Vec<u8>> {
+    let batch = |keys: &[(Vec<u8>, Digest)]| {
+        let mut requests = Vec::new();
+        keys.iter().for_each(|(key, digest)| write(&mut requests, key, *digest, Operation::Get));
+        requests
+    };
+    keys.chunks_exact(DEPTH).map(batch).collect()
+}
+
+fn filled() -> (Pair, Vec<(Vec<u8>, Digest)>) {
+    let (mut pair, keys, mut requests) = (Pair::new(), keys(), Vec::new());
+    for from in (0..keys.len()).step_by(DEPTH) {
+        put(&mut pair, &keys, from, &mut requests);
+    }
+    (pair, keys)
+}
+
+fn operations(criterion: &mut Criterion) {
+    let (mut pair, keys) = filled();
+    let gets = gets(&keys);
+    let mut group = criterion.benchmark_group("shard");
+    group.throughput(Throughput::Elements(DEPTH as u64));
+    let mut n = 0;
+    group.bench_function("get", |bencher| {
+        bencher.iter(|| {
+            n += 1;
+            pair.serve(&gets[n % gets.len()]);
+            assert!(pair.take_answers() >= DEPTH * 64);
+        });
+    });
+    let (mut from, mut requests) = (0, Vec::new());
+    group.bench_function("put", |bencher| {
+        bencher.iter(|| {
+            from += DEPTH;
+            put(&mut pair, &keys, from, &mut requests);
+        });
+    });
+    group.finish();
+}
+
+/// Performs a fixed number of operations without measurement.
+fn steps(work: &str, count: usize) {
+    let (mut pair, keys) = filled();
+    let (gets, mut requests) = (gets(&keys), Vec::new());
+    for n in 0..count / DEPTH {
+        if work == "get" {
+            pair.serve(&gets[n % gets.len()]);
+            assert!(pair.take_answers() >= DEPTH * 64);
+        } else {
+            put(&mut pair, &keys, n * DEPTH, &mut requests);
+        }
+    }
+}
+
+criterion_group!(benches, operations);
+
+fn main() {
+    let words: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let [_, "--steps", work, count, ..] = words[..] {
+        return steps(work, count.parse().expect("a count"));
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}
