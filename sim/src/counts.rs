@@ -12,7 +12,7 @@ use kv_history::Answered;
 
 /// The minimum counts of ten minutes on two cores.
 const OPERATIONS: u64 = 10_000_000;
-const FAULTS: u64 = 70_000;
+const FAULTS: u64 = 100_000;
 const SETTLED: u64 = 1_000;
 const PERCENT_WITH_WRITE: u64 = 90;
 const FAULTS_A_KIND_A_STEP: u64 = 1_000;

@@ -44,10 +44,10 @@ impl Nemesis {
 
 /// The probability, per mille, that the beginning of each step causes a fault. It is higher for steps that few
 /// recoveries reach, or stay in for long.
-const STRIKES_A_STEP: [u64; 6] = [900, 950, 750, 700, 1_000, 950];
+const STRIKES_A_STEP: [u64; 6] = [600, 950, 1_000, 550, 1_000, 1_000];
 /// The number of times, and the interval in nanoseconds, for which a fault waits for a write in flight.
-const PATIENCE: u8 = 200;
-const LOOK_AGAIN: u64 = 150_000;
+const PATIENCE: u8 = 250;
+const LOOK_AGAIN: u64 = 250_000;
 
 /// The probabilities, per mille, that a copy and a hand-over cause a fault of their own. Such a fault waits for
 /// a write only a few times, because its target state is soon over.
