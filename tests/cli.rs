@@ -6,10 +6,10 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use common::programs::{self, CLIENT, COORD, SERVER};
-use common::silent::Silent;
 use common::{Cluster, PATIENCE, process, wait_until};
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{ClusterState, GroupCondition};
+use kv_testkit::silent::Silent;
 
 #[test]
 fn every_operation_answers_in_its_documented_words() {

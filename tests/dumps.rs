@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use common::load::run_all;
-use common::random::Random;
 use common::{Cluster, wait_until};
 use kv_client::{Error, Op, OpOptions, Options};
 use kv_protocol::ids::SequenceNumber;
+use kv_testkit::random::Random;
 
 const WRITERS: usize = 16;
 /// The number of keys of each writer: few, so that each key is rewritten often.
@@ -29,7 +29,7 @@ fn after_a_stop_the_dumps_hold_the_last_value_of_every_key_and_no_deleted_key() 
         let values: Vec<Vec<u8>> =
             keys.iter().map(|_| [vec![round], random.bytes(20)].concat()).collect();
         let deleted: Vec<bool> =
-            keys.iter().map(|key| last.contains_key(key) && random.between(0, 4) == 0).collect();
+            keys.iter().map(|key| last.contains_key(key) && random.below(5) == 0).collect();
         let operations = keys.iter().zip(&values).zip(&deleted).map(|((key, value), deleted)| {
             if *deleted { Op::Delete { key } } else { Op::Put { key, value } }
         });

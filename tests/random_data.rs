@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::Cluster;
 use common::cluster::Dumps;
 use common::load::{check_all, put_all};
-use common::random::Random;
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use kv_testkit::random::Random;
 
 /// A lock that runs these tests one at a time. Each fills memory as fast as it can. Where the host
 /// of a virtual machine has yet to back that memory, the first touch of 2 MiB takes 4.4 ms instead
@@ -43,7 +43,7 @@ fn a_hundred_thousand_random_binary_keys_come_back_and_are_dumped_exactly() {
     let _alone = alone();
     let mut random = Random::announced();
     let pairs = distinct((0..100_000).map(|_| {
-        let (key, value) = (random.between(1, 64), random.between(0, 256));
+        let (key, value) = (random.length(1, 64), random.length(0, 256));
         (random.bytes(key), random.bytes(value))
     }));
     let cluster = Cluster::builder().shards(2).start();
@@ -65,11 +65,11 @@ fn two_hundred_keys_with_values_up_to_the_limits_come_back_and_are_dumped_exactl
             0 => (MAX_KEY_BYTES, MAX_VALUE_BYTES),
             1 => (1, MAX_VALUE_BYTES),
             2 => (MAX_KEY_BYTES, 0),
-            _ => (random.between(2, MAX_KEY_BYTES), (1 << 24) >> random.between(0, 12)),
+            _ => (random.length(2, MAX_KEY_BYTES), (1 << 24) >> random.length(0, 12)),
         };
         let value = match n {
             0..=2 => value,
-            _ => random.between(value / 2, value).min(left / 8),
+            _ => random.length(value / 2, value).min(left / 8),
         };
         left = left.saturating_sub(value);
         (random.bytes(key), random.bytes(value))

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::cluster::{read_dump, show_logs};
+use common::cluster::read_dump;
 use common::process::{self, Signal};
-use common::programs::{self, CLIENT, COORD, Ended, SERVER};
+use common::programs::{self, CLIENT, COORD, Ended, SERVER, show_logs};
 use common::sshd::Sshd;
 use common::terminal::{CTRL_C, CTRL_D, Terminal};
 use common::{PATIENCE, poll, wait_until};

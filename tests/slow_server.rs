@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::process;
-use common::threads::StandingThread;
+use common::threads;
 use common::{Cluster, PATIENCE, wait_until};
 use kv_client::{Client, OpOptions};
 use kv_protocol::status::{AlarmKind, ClusterState};
@@ -51,7 +51,7 @@ fn servers_whose_executors_stand_in_turn_are_no_second_fault_and_lose_nothing() 
         let until_here = StopWriter(&stop);
         for (server, millis) in [(1, 560), (2, 590), (0, 620), (1, 655), (2, 690)] {
             let pid = cluster.server_pid(server);
-            let Some(standing) = StandingThread::stop(pid, "shard-0") else { break };
+            let Some(standing) = threads::stop(pid, "shard-0") else { break };
             let start = Instant::now();
             wait_until("the end of the stall", PATIENCE, || {
                 start.elapsed() >= Duration::from_millis(millis)

@@ -286,7 +286,7 @@ impl OnTerminal {
 impl Drop for OnTerminal {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            common::cluster::show_logs(self.dir.path());
+            common::programs::show_logs(self.dir.path());
             process::signal(self.terminal.pid(), Signal::KILL);
         }
         process::end_all_in(self.dir.path());

@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::process::Signal;
-use common::threads::StandingThread;
+use common::threads;
 use common::{Cluster, PATIENCE, process, programs, wait_until};
 use kv_client::{Client, OpOptions};
 use kv_protocol::exit_code::ServerExit;
@@ -33,8 +33,8 @@ fn a_thread_that_stands_ends_its_process(thread: &str, named: &str) {
     write_everywhere(&cluster, &mut client);
     let pid = cluster.server_pid(1);
     let start = Instant::now();
-    let Some(standing) = StandingThread::stop(pid, thread) else { return };
-    standing.await_end();
+    let Some(standing) = threads::stop(pid, thread) else { return };
+    standing.await_end().expect("its end");
     let took = start.elapsed();
     assert!(took > GRACE / 2 && took < GRACE + SLACK, "{took:?}");
     write_everywhere(&cluster, &mut client);
@@ -87,7 +87,7 @@ fn a_server_of_which_a_part_stands_lives_on_where_nobody_else_has_its_group() {
     let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
     let key = cluster.key_at(1, 0, "alone");
     client.put(&key, b"here", &options).expect("a put");
-    let Some(standing) = StandingThread::stop(pids[1], "shard-0") else { return };
+    let Some(standing) = threads::stop(pids[1], "shard-0") else { return };
     wait_until("the alarm", PATIENCE, || {
         let alarms = cluster.status().alarms;
         alarms.iter().any(|alarm| alarm.kind == AlarmKind::Stuck && alarm.text.contains("server 1"))
