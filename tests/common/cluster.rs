@@ -30,7 +30,7 @@ use tempfile::TempDir;
 
 use super::process::{self, Signal};
 use super::programs::{self, CLIENT, COORD, Ended, SERVER};
-use super::{PATIENCE, done, seccomp, wait_for, wait_until};
+use super::{PATIENCE, done, seccomp, turn, wait_for, wait_until};
 
 /// Time limit for one run of `client`.
 const CLIENT_LIMIT: Duration = Duration::from_secs(120);
@@ -247,6 +247,7 @@ impl Shape {
 impl Cluster {
     /// Returns the options for three servers with one shard, which the methods change.
     pub(crate) fn builder() -> Builder {
+        turn::take();
         let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
         let shape = Shape {
             servers: 3,

@@ -26,7 +26,7 @@ use tempfile::TempDir;
 
 use super::process::{self, Signal};
 use super::programs::{self, CLIENT, COORD, Ended, SERVER, show_logs};
-use super::{PATIENCE, done, poll, wait_until};
+use super::{PATIENCE, done, poll, turn, wait_until};
 
 /// Time limit for one block of commands.
 pub(crate) const COMMANDS_LIMIT: Duration = Duration::from_secs(90);
@@ -90,6 +90,7 @@ impl Hosts {
     /// Makes all hosts, each with an sshd, and the checkouts on the coordinator hosts.
     #[track_caller]
     pub(crate) fn make() -> Hosts {
+        turn::take();
         let dir = tempfile::Builder::new().prefix("kv-hosts-").tempdir().expect("make a directory");
         fs::create_dir_all("/run/sshd").expect("make /run/sshd");
         for key in ["host_key", "user_key"] {

@@ -1,4 +1,4 @@
-//! Fixtures shared by the tests over real processes. Each file under `tests/` is a separate program
+//! Fixtures shared by the tests over real processes. Each folder with a `main.rs` under `tests/` is a separate program
 //! and uses some of these modules.
 //!
 //! ```text
@@ -6,6 +6,7 @@
 //!   process    processes by pid: measure, limit, cut their connections
 //!   threads    one stopped thread of another process
 //!   programs   one run of `coord` or `client` from its start to its exit
+//!   turn       the modules of a program, one after the other
 //!   ports      the five kinds of port, and the first frame that each expects
 //!   raw        a connection that sends arbitrary bytes
 //!   proxy      a fake coordinator in front of real servers, which drops responses
@@ -37,6 +38,7 @@ pub(crate) mod seccomp;
 pub(crate) mod sshd;
 pub(crate) mod terminal;
 pub(crate) mod threads;
+pub(crate) mod turn;
 pub(crate) mod workshop;
 
 use std::time::Duration;

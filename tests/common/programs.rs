@@ -7,7 +7,7 @@ use std::time::Duration;
 
 pub(crate) use kv_testkit::programs::{Ended, show_logs, wait};
 
-use super::done;
+use super::{done, turn};
 
 pub(crate) const COORD: &str = env!("CARGO_BIN_EXE_coord");
 pub(crate) const SERVER: &str = env!("CARGO_BIN_EXE_server");
@@ -36,6 +36,7 @@ pub(crate) fn run<A: AsRef<OsStr>>(
 /// Same as [`run`] for a command that has more than arguments set.
 #[track_caller]
 pub(crate) fn finish(mut command: Command, input: &str, limit: Duration) -> Ended {
+    turn::take();
     done(kv_testkit::programs::run(&mut command, input, limit))
 }
 

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::cluster::Builder;
 use super::programs;
-use super::{Cluster, done};
+use super::{Cluster, done, turn};
 
 /// A running sshd, its keys, and a directory for servers.
 #[derive(Debug)]
@@ -31,6 +31,7 @@ impl Sshd {
     /// authentication.
     #[track_caller]
     pub(crate) fn start_without_server() -> Sshd {
+        turn::take();
         let dir = tempfile::Builder::new().prefix("kv-sshd-").tempdir().expect("make a directory");
         let sshd = done(sshd::Sshd::start(dir.path(), "PasswordAuthentication yes\n"));
         Sshd { sshd, dir }
