@@ -22,8 +22,7 @@ test: lint ## everything that continuous integration runs
 	$(CARGO) test --workspace $(LOCKED) --no-fail-fast
 # Once more over epoll, where every call of io_uring is denied; the first run had the engine that servers take by
 # themselves.
-	KV_TEST_NET=epoll $(CARGO) test $(LOCKED) --no-fail-fast --test faults --test hostile_bytes \
-		--test hostile_load --test exactly_once --test engines --test narrow_link
+	KV_TEST_NET=epoll $(CARGO) test $(LOCKED) --no-fail-fast --test both_engines
 	$(CARGO) test $(HOLES) --test exhaustive
 # Some two minutes of the simulator: fixed seeds, with every assertion on.
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 220
@@ -56,7 +55,7 @@ abi: ## write ffi/abi/ anew from include/kvclient.h: what linked programs rely o
 	scripts/abi.sh
 
 man: ## write docs/man/*.1 anew from what --help says
-	RENEW_MANUAL=1 $(CARGO) test $(LOCKED) --test manual
+	RENEW_MANUAL=1 $(CARGO) test $(LOCKED) --test commands manual::
 
 install: ## executables, C library and manual to PREFIX (/usr/local), below DESTDIR
 	@scripts/install.sh install

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context as _;
+use kv_testkit::threads::StandingThread;
 
 use crate::ordinary::Day;
 use crate::ordinary::ground::{self, Ground};
-use crate::ordinary::stall::Stalled;
 
 /// The abilities of `coord`.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +39,29 @@ pub(crate) fn ordinary_days(left_out: &mut Vec<String>) -> Vec<(Ground, Vec<Day>
 pub(crate) fn possible_of(days: &[Day], left_out: &mut Vec<String>) -> Vec<Day> {
     let mut days = days.to_vec();
     if days.contains(&Day::Stall)
-        && let Some(why) = Stalled::missing()
+        && let Some(why) = no_stalls()
     {
         left_out.push(format!("{}: {why}", Day::Stall));
         days.retain(|day| *day != Day::Stall);
     }
     days
+}
+
+/// Returns the reason why this machine does not let a thread of another process be stopped.
+fn no_stalls() -> Option<String> {
+    let tried = || -> anyhow::Result<bool> {
+        let mut child = Command::new("sleep").arg("10").spawn()?;
+        let stalled = StandingThread::stop(child.id(), "");
+        child.kill()?;
+        let is_allowed = stalled?.is_some();
+        child.wait()?;
+        Ok(is_allowed)
+    };
+    match tried() {
+        Ok(true) => None,
+        Ok(false) => Some("this machine does not let ptrace(2) pass".into()),
+        Err(error) => Some(format!("{error:#}")),
+    }
 }
 
 impl Abilities {

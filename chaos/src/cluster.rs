@@ -8,19 +8,19 @@
 //! ```
 
 use std::fs;
-use std::net::TcpListener;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use kv_protocol::Member;
 use kv_protocol::placement::Placement;
-use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition};
+use kv_protocol::status::{ClusterStatus, GroupCondition};
+use kv_testkit::coord::{Coord, free_ports, is_home, is_whole, spawn};
+use kv_testkit::process::{self, Signal};
+use kv_testkit::wait_for;
 
 use crate::network::Network;
-use crate::process::{self, Signal, wait_for};
 
 /// The timeout of a start, and of the recovery after a fault. A machine with two busy cores takes seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -96,11 +96,9 @@ impl Setting {
 pub(crate) struct Cluster {
     pub(crate) dir: PathBuf,
     pub(crate) setting: Setting,
-    pub(crate) clients_port: u16,
     /// The host at which it is reached.
     pub(crate) host: String,
-    programs: Programs,
-    arguments: Vec<String>,
+    start: Coord,
     begun: Instant,
     coord: Child,
 }
@@ -115,31 +113,28 @@ impl Cluster {
     ) -> anyhow::Result<Cluster> {
         let dir = std::path::absolute(dir)?;
         fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-        let file = dir.join("cluster.txt");
-        fs::write(&file, setting.file()).with_context(|| format!("write {}", file.display()))?;
+        Coord::write_file(&dir, &setting.file())?;
         // A restarted coordinator must have the same ports.
-        let (clients_port, servers_port) = free_ports()?;
-        let shown = |path: &Path| path.display().to_string();
-        let mut arguments: Vec<String> = ["--daemon".into(), "-C".into(), shown(&file)].into();
-        arguments.extend(["-c".into(), clients_port.to_string()]);
-        arguments.extend(["-s".into(), servers_port.to_string()]);
-        arguments.extend(["--dir".into(), shown(&dir)]);
-        arguments.extend(["-l".into(), shown(&dir.join("coord.log"))]);
-        arguments.extend(["--shards".into(), setting.shards.to_string()]);
-        let (binary, host) = match network {
+        let [clients_port, servers_port] = free_ports().context("find a free port")?;
+        let mut flags = setting.flags.clone();
+        let (server, host) = match network {
             Some(network) => (network.write_wrapper(&dir, &programs.server)?, network.hub()),
             None => (programs.server.clone(), "127.0.0.1".to_owned()),
         };
-        arguments.extend(["--server-binary".into(), shown(&binary)]);
         if network.is_some() {
-            arguments.extend(["--advertise".into(), host.clone()]);
+            flags.splice(0..0, ["--advertise".into(), host.clone()]);
         }
-        arguments.extend(setting.flags.iter().cloned());
+        let start = Coord {
+            program: programs.coord.clone(),
+            server: Some(server),
+            clients_port,
+            servers_port,
+            shards: setting.shards,
+            flags,
+        };
         let begun = Instant::now();
-        let coord = spawn(&programs.coord, &arguments, &dir)?;
-        let (programs, setting) = (programs.clone(), setting.clone());
-        let mut cluster =
-            Cluster { dir, setting, clients_port, host, programs, arguments, begun, coord };
+        let coord = start_again(&start, &dir, &[])?;
+        let mut cluster = Cluster { dir, setting: setting.clone(), host, start, begun, coord };
         // A cluster restored without some of its groups never becomes whole.
         match cluster.setting.flags.iter().any(|flag| flag == "--accept-loss") {
             true => cluster.wait_status("after the start", is_settled)?,
@@ -160,7 +155,7 @@ impl Cluster {
 
     /// Returns the coordinator's address for clients.
     pub(crate) fn endpoint(&self) -> String {
-        format!("{}:{}", self.host, self.clients_port)
+        format!("{}:{}", self.host, self.start.clients_port)
     }
 
     pub(crate) fn placement(&self) -> Placement {
@@ -169,17 +164,7 @@ impl Cluster {
 
     /// Returns the status that `coord status --json` reports.
     pub(crate) fn status(&self) -> anyhow::Result<ClusterStatus> {
-        let port = self.clients_port.to_string();
-        let output = Command::new(&self.programs.coord)
-            .args(["status", "-h", &self.host, "-p", &port, "--json"])
-            .stdin(Stdio::null())
-            .output()
-            .context("run coord status")?;
-        // Exit codes 3 and 4 mean that the cluster is not whole.
-        if !matches!(output.status.code(), Some(0 | 3 | 4)) {
-            bail!("coord status: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        serde_json::from_slice(&output.stdout).context("read what coord status --json says")
+        self.start.status(&self.host, self.start.clients_port)
     }
 
     /// Returns the pid of the process at a place of the ring.
@@ -187,6 +172,16 @@ impl Cluster {
         let status = self.status()?;
         let server = status.servers.get(usize::from(id)).context("there is no such server")?;
         server.pid.with_context(|| format!("server {id} has not started"))
+    }
+
+    /// Returns the pids of all servers, whether the coordinator runs or not, with their places in the ring.
+    pub(crate) fn servers(&self) -> Vec<(u32, u16)> {
+        let place = |pid| {
+            let arguments = process::arguments(pid);
+            let at = arguments.iter().position(|word| ["-S", "--id"].contains(&&word[..]))?;
+            Some((pid, arguments.get(at + 1)?.parse().ok()?))
+        };
+        process::running_in(&self.dir).into_iter().filter_map(place).collect()
     }
 
     /// Returns the process at a place of the ring, as views name it.
@@ -255,14 +250,12 @@ impl Cluster {
 
     /// Starts the coordinator again, with the same command line.
     pub(crate) fn restart_coordinator(&mut self) -> anyhow::Result<()> {
-        self.coord = spawn(&self.programs.coord, &self.arguments, &self.dir)?;
-        Ok(())
+        self.revive(&[])
     }
 
     /// Starts the coordinator after all processes have exited, with further flags that name the source.
     pub(crate) fn revive(&mut self, flags: &[String]) -> anyhow::Result<()> {
-        let arguments = [&self.arguments[..], flags].concat();
-        self.coord = spawn(&self.programs.coord, &arguments, &self.dir)?;
+        self.coord = start_again(&self.start, &self.dir, flags)?;
         Ok(())
     }
 
@@ -281,7 +274,7 @@ impl Cluster {
     pub(crate) fn await_end(&mut self) -> anyhow::Result<ExitStatus> {
         let coord = &mut self.coord;
         let ended = wait_for("coord to end", STOP_LIMIT, || coord.try_wait().ok().flatten())?;
-        let left = process::servers_in(&self.dir);
+        let left = self.servers();
         if !left.is_empty() {
             bail!("servers {left:?} (pid, place) outlived their coordinator, which stopped them");
         }
@@ -289,47 +282,20 @@ impl Cluster {
     }
 }
 
-/// Returns whether every group is home with two replicas, and no recovery is in progress.
-pub(crate) fn is_whole(status: &ClusterStatus) -> bool {
-    status.state == ClusterState::Serving
-        && is_settled(status)
-        && !status.groups.iter().any(is_lost)
-}
-
 /// Returns whether every group that is not LOST is home with two replicas, and no recovery is in progress.
 pub(crate) fn is_settled(status: &ClusterStatus) -> bool {
     status.servers.iter().all(|server| server.recovery_step.is_none())
-        && status.groups.iter().all(|group| {
-            is_lost(group)
-                || group.condition == GroupCondition::Whole
-                    && group.primary.is_some_and(|member| member.server.0 == group.group.0)
-        })
+        && status
+            .groups
+            .iter()
+            .all(|group| group.condition == GroupCondition::Lost || is_home(group))
 }
 
-fn is_lost(group: &kv_protocol::status::GroupStatus) -> bool {
-    group.condition == GroupCondition::Lost
-}
-
-/// Returns two ports that are unused at this moment.
-fn free_ports() -> anyhow::Result<(u16, u16)> {
-    let bind = || TcpListener::bind("0.0.0.0:0").context("find a free port");
-    let (one, other) = (bind()?, bind()?);
-    Ok((one.local_addr()?.port(), other.local_addr()?.port()))
-}
-
-fn spawn(program: &Path, arguments: &[String], dir: &Path) -> anyhow::Result<Child> {
-    let said = fs::OpenOptions::new().create(true).append(true).open(dir.join("coord.err"))?;
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said);
-    // SAFETY: prctl takes integers and is safe to call between fork and exec. If this program is killed, the
-    // coordinator stops its servers in order.
-    unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
-    }
-    command.spawn().with_context(|| format!("start {}", program.display()))
+/// Starts a coordinator, with further arguments.
+fn start_again(start: &Coord, dir: &Path, flags: &[String]) -> anyhow::Result<Child> {
+    let mut command = start.command(dir);
+    command.arg("--daemon").args(flags).stdin(Stdio::null());
+    spawn(command, dir)
 }
 
 impl Drop for Cluster {

@@ -3,7 +3,7 @@
 //! All client processes read the same clock, so they agree on the keys without communication. A key is retired
 //! before its history gets too long to check.
 
-use crate::random::Random;
+use kv_testkit::random::Random;
 
 const HOT_SLOTS: usize = 8;
 const HOT_NS: i64 = 2_000_000_000;

@@ -6,7 +6,7 @@
 //!       cluster       coord and its servers; status; stop
 //!       load          client processes: this program again, as `worker`     keys, flight
 //!       faults        the faults, and the choice of the next one
-//!       strike        injects a fault      steps: the coordinator's log    process: signals
+//!       strike        injects a fault      steps: the coordinator's log
 //!       network       a namespace for each server; links that can be cut
 //!       restored      a cluster restored from the dumps, read again
 //!       verdict       history (kv_history), dumps, effects
@@ -16,7 +16,7 @@
 //!     enough        the minimum that a run must have done
 //!     doubles       the results of rounds in which two servers died together
 //!     report        the table, and JSON
-//!   measure       the figures of docs/recovery.md    sshd: a host of its own for one server
+//!   measure       the figures of docs/recovery.md
 //! ```
 
 mod abilities;
@@ -36,13 +36,10 @@ mod measure;
 mod network;
 mod noticed;
 mod ordinary;
-mod process;
-mod random;
 mod report;
 mod restored;
 mod round;
 mod run;
-mod sshd;
 mod steps;
 mod strike;
 mod verdict;

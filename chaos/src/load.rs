@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kv_history::Record;
+use kv_testkit::wait_for;
 
 use crate::cluster::{Cluster, Programs};
 use crate::flight::Flight;
 use crate::network::Network;
-use crate::process::wait_for;
 
 /// The timeout of the last operations: the deadline of an operation, plus the delays of a slow machine.
 const END_LIMIT: Duration = Duration::from_secs(60);

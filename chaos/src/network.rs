@@ -12,13 +12,13 @@
 //! nothing is left on the machine.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
+use kv_testkit::programs::check;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// The nftables rules of each namespace: packets from addresses in the set are dropped.
@@ -199,21 +199,5 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
 }
 
 fn feed(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<()> {
-    let shown = || format!("{program} {}", arguments.join(" "));
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(shown)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A child that does not read its input fails below.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let output = child.wait_with_output().with_context(shown)?;
-    if !output.status.success() {
-        bail!("{}: {}", shown(), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    check(Command::new(program).args(arguments), input).map(drop)
 }

@@ -4,7 +4,6 @@
 //!   Day       the kinds, by name
 //!     round     one cluster under load: one event after the other, then its verdict
 //!     strike    injects one event, and checks what must not have changed
-//!       stall     one executor, stopped as a debugger stops it
 //!       writes    the long value, and the filling of memory
 //!       places    servers that lost a place in a group, according to the coordinator's log
 //!     ground    the file system and the limits of a cluster: a disk, a small tmpfs, a cgroup
@@ -13,7 +12,6 @@
 pub(crate) mod ground;
 mod places;
 pub(crate) mod round;
-pub(crate) mod stall;
 mod strike;
 pub(crate) mod writes;
 

@@ -1,12 +1,13 @@
 //! One cluster, from its start to its verdict.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use kv_history::{Kind, Operations, Reason};
 use kv_protocol::GroupId;
+use kv_testkit::random::Random;
 
 use crate::abilities::Abilities;
 use crate::bulk::Bulk;
@@ -18,7 +19,6 @@ use crate::network::Network;
 use crate::noticed;
 use crate::ordinary::writes::Beside;
 use crate::ordinary::{self, Days};
-use crate::random::Random;
 use crate::restored::{self, Found};
 use crate::strike::{Striker, Struck};
 use crate::verdict::{self, Counts, Ends, Remains};
@@ -312,24 +312,5 @@ impl Round<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Prints the last lines of a round's logs.
-pub(crate) fn show_log_ends(dir: &Path) {
-    const SHOWN_LINES: usize = 12;
-    let Ok(files) = std::fs::read_dir(dir) else { return };
-    let mut paths: Vec<PathBuf> = files.filter_map(|file| Some(file.ok()?.path())).collect();
-    paths.retain(|path| path.extension().is_some_and(|end| end == "log" || end == "err"));
-    paths.sort();
-    for path in paths {
-        let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
-        let lines: Vec<&str> = text.lines().collect();
-        if !lines.is_empty() {
-            eprintln!("--- the end of {}", path.display());
-        }
-        for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
-            eprintln!("    {line}");
-        }
     }
 }

@@ -1,13 +1,13 @@
 //! A whole run: its rounds, and their order.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
+use kv_testkit::programs::show_logs;
+use kv_testkit::random::{Random, fresh_seed};
 
 use crate::abilities::{self, Abilities};
 use crate::args::Args;
@@ -17,9 +17,8 @@ use crate::faults::{self, Double, Fault, Policy, Turns};
 use crate::network::{self, Network};
 use crate::ordinary::ground::Ground;
 use crate::ordinary::{self, Day};
-use crate::random::Random;
 use crate::report::Report;
-use crate::round::{Aim, Outcome, Round, show_log_ends};
+use crate::round::{Aim, Outcome, Round};
 
 /// The number of faults of a round, before a new cluster is started.
 const FAULTS_A_ROUND: u32 = 20;
@@ -118,7 +117,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         report.add(&outcome);
         if !outcome.failures.is_empty() {
             failed += 1;
-            show_log_ends(&outcome.dir);
+            show_logs(&outcome.dir);
         } else if !keep {
             let _ = std::fs::remove_dir_all(&outcome.dir);
         }
@@ -167,7 +166,7 @@ impl Wanted {
             }
         };
         Wanted {
-            seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32),
+            seed: args.seed.unwrap_or_else(|| fresh_seed() >> 32),
             faults: args.faults,
             ordinary: args.ordinary,
             days: Vec::new(),

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use kv_protocol::Member;
+use kv_testkit::process::{self, Signal};
+use kv_testkit::random::Random;
 
 use crate::clock::now_ns;
 use crate::cluster::Cluster;
@@ -11,8 +13,6 @@ use crate::faults::{Double, Far, Fault, Two, Way};
 use crate::limits;
 use crate::load::Load;
 use crate::network::{End, Network};
-use crate::process::{self, Signal};
-use crate::random::Random;
 use crate::steps::{Steps, Told};
 
 /// The longest wait for a write in flight.

@@ -15,12 +15,12 @@ use kv_client::{Client, Condition, Error, OpOptions, Options, SequenceNumber, Wr
 use kv_history::{Function, Kind, Payload, Reason, Record, Value};
 use kv_protocol::Digest;
 use kv_protocol::placement::Placement;
+use kv_testkit::random::Random;
 
 use crate::args::WorkerArgs;
 use crate::clock::now_ns;
 use crate::flight::Flight;
 use crate::keys::{self, Choice};
-use crate::random::Random;
 
 /// The number of process numbers of one thread; each operation in doubt uses one up.
 pub(crate) const NUMBERS_A_THREAD: u32 = 100_000;

@@ -526,7 +526,7 @@ fn when_the_coordinator_is_away_the_map_is_asked_of_another_server_than_the_one_
     let mut fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(&key_of(0), b"before", &anytime()).unwrap();
-    assert_eq!(fake.maps_of_servers(), [], "the coordinator was there");
+    assert!(fake.maps_of_servers().is_empty(), "the coordinator was there");
     fake.kill_coordinator();
     // Server 0 is partitioned from the others and has not received its exclusion from the view.
     fake.script(|seen| match seen.server {

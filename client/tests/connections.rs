@@ -4,10 +4,10 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::silent::Silent;
 use common::{Act, Fake, SOON, anytime, key_of, open, within};
 use kv_client::{Client, Endpoints, Error, Log, MAX_IN_FLIGHT, Op, Options};
 use kv_protocol::client_message::Status;
+use kv_testkit::silent::Silent;
 
 /// Returns options with a short connect timeout.
 fn impatient() -> Options {

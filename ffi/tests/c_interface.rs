@@ -10,9 +10,9 @@ use std::process::{Command, Output};
 use std::ptr::{null, null_mut};
 use std::time::{Duration, Instant};
 
-use common::silent::Silent;
 use common::{Act, Fake};
 use kv_protocol::client_message::Status;
+use kv_testkit::silent::Silent;
 use kvclient::*;
 
 fn root() -> PathBuf {

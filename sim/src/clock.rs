@@ -2,7 +2,7 @@
 
 use kv_protocol::Time;
 
-use crate::random::Random;
+use kv_testkit::random::Random;
 
 /// The most by which a clock may run fast or slow, per mille.
 const DRIFT_PER_MILLE: u64 = 100;

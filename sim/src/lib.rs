@@ -27,7 +27,6 @@ pub mod exhaustive;
 pub mod invariants;
 pub mod nemesis;
 pub mod network;
-pub mod random;
 pub mod run;
 pub mod server;
 pub mod trace;

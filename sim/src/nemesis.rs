@@ -20,9 +20,9 @@ use std::sync::atomic::Ordering;
 use kv_protocol::{Member, Peer, ServerId, View};
 
 use crate::event::Happening;
-use crate::random::Random;
 use crate::world::{Config, World};
 use kv_history::Asked;
+use kv_testkit::random::Random;
 
 pub use faults::{KINDS, Kind, break_link, pause_coordinator};
 

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use crate::random::Random;
+use kv_testkit::random::Random;
 
 /// A host of the network: the servers' places, then the coordinator's, then the clients'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

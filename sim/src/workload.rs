@@ -8,8 +8,8 @@ use kv_protocol::ids::GroupId;
 use kv_protocol::placement::{Digest, Placement};
 
 use crate::client::{DEADLINE, Seen};
-use crate::random::Random;
 use kv_history::{Answered, Asked, Entry, Value};
+use kv_testkit::random::Random;
 
 /// The number of slots that half of all operations go to.
 const HOT_SLOTS: usize = 6;

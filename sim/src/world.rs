@@ -24,6 +24,7 @@ use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ServerId, Sha
 use kv_protocol::key::{Link, Nonce, Seal};
 use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
+use kv_testkit::random::Random;
 
 use crate::checks::Checks;
 use crate::client::{Client, Flight, Wish};
@@ -34,7 +35,6 @@ use crate::event::{Event, Happening, Purpose, Target};
 use crate::invariants::{Violation, slow_are_spared};
 use crate::nemesis::Nemesis;
 use crate::network::{Actor, ConnectionNumber, Host, Network};
-use crate::random::Random;
 use crate::server::{Bounds, Input, MEMORY, Output, Process};
 use crate::trace::{About, Trace};
 use crate::workload::Workload;

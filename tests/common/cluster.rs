@@ -14,25 +14,24 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, PipeReader};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use kv_client::{Client, Options};
-use kv_core::dump::{Dump, DumpEntry, HeldAs};
-use kv_protocol::Placement;
+use kv_core::dump::{Dump, DumpEntry};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::map::ServerState;
-use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition, ServerStatus};
+use kv_protocol::status::{ClusterState, ClusterStatus, ServerStatus};
+use kv_protocol::{GroupId, Placement};
+use kv_testkit::coord::{Coord, is_whole, spawn};
 use tempfile::TempDir;
 
 use super::process::{self, Signal};
 use super::programs::{self, CLIENT, COORD, Ended, SERVER};
-use super::{PATIENCE, seccomp, wait_for, wait_until};
+use super::{PATIENCE, done, seccomp, turn, wait_for, wait_until};
 
-/// The number of trailing lines of each log that are printed after a panic.
-const SHOWN_LINES: usize = 25;
 /// Time limit for one run of `client`.
 const CLIENT_LIMIT: Duration = Duration::from_secs(120);
 /// Time limit for an orderly stop, including dumps of some hundred megabytes.
@@ -52,17 +51,11 @@ pub(crate) struct Builder {
 #[derive(Clone, Debug)]
 struct Shape {
     servers: usize,
-    shards: u16,
-    clients_port: u16,
-    servers_port: u16,
     cluster_file: Option<String>,
-    flags: Vec<String>,
     in_foreground: bool,
     open_files: Option<u64>,
     is_io_uring_denied: bool,
-    /// The server executable. `None`: the one beside the coordinator.
-    server_binary: Option<PathBuf>,
-    coordinator: PathBuf,
+    coord: Coord,
 }
 
 /// The contents of the line that the coordinator writes to `--ready-fd`.
@@ -98,12 +91,12 @@ impl Builder {
 
     /// Sets the coordinator's clients port. Default: a free port.
     pub(crate) fn clients_port(mut self, port: u16) -> Builder {
-        self.shape.clients_port = port;
+        self.shape.coord.clients_port = port;
         self
     }
 
     pub(crate) fn shards(mut self, shards: u16) -> Builder {
-        self.shape.shards = shards;
+        self.shape.coord.shards = shards;
         self
     }
 
@@ -115,7 +108,7 @@ impl Builder {
 
     /// Adds an argument to the coordinator's command line.
     pub(crate) fn flag(mut self, flag: impl Into<String>) -> Builder {
-        self.shape.flags.push(flag.into());
+        self.shape.coord.flags.push(flag.into());
         self
     }
 
@@ -139,13 +132,13 @@ impl Builder {
 
     /// Sets the server executable on this machine.
     pub(crate) fn server_binary(mut self, path: PathBuf) -> Builder {
-        self.shape.server_binary = Some(path);
+        self.shape.coord.server = Some(path);
         self
     }
 
     /// Sets the coordinator executable; it uses the server that it finds itself.
     pub(crate) fn coordinator(mut self, path: PathBuf) -> Builder {
-        (self.shape.coordinator, self.shape.server_binary) = (path, None);
+        (self.shape.coord.program, self.shape.coord.server) = (path, None);
         self
     }
 
@@ -197,28 +190,18 @@ impl Builder {
 impl Shape {
     /// Returns the coordinator's command line and writes the cluster file that it names.
     fn command(&self, dir: &Path) -> Command {
-        let file = dir.join("cluster.txt");
         let text = self.cluster_file.clone().unwrap_or_else(|| {
             format!("{}\n{}", self.servers, "localhost 0 0 0\n".repeat(self.servers))
         });
-        fs::write(&file, text).expect("write the cluster file");
-        let mut command = Command::new(&self.coordinator);
-        let (clients, servers) = (self.clients_port.to_string(), self.servers_port.to_string());
-        command.args(["-c", &clients, "-s", &servers]);
+        done(Coord::write_file(dir, &text));
+        let mut command = self.coord.command(dir);
         if self.in_foreground {
             command.stdin(Stdio::piped());
         } else {
             command.arg("--daemon").stdin(Stdio::null());
         }
-        if let Some(path) = &self.server_binary {
-            command.arg("--server-binary").arg(path);
-        }
-        command.args(["--shards", &self.shards.to_string()]);
-        command.arg("-C").arg(file).arg("--dir").arg(dir);
-        command.arg("-l").arg(dir.join("coord.log"));
-        command.args(&self.flags);
         if let Ok(engine) = std::env::var(ENGINE_VARIABLE)
-            && !self.flags.iter().any(|flag| flag == "--net")
+            && !self.coord.flags.iter().any(|flag| flag == "--net")
         {
             command.args(["--net", &engine]);
             if engine == "epoll" {
@@ -227,14 +210,6 @@ impl Shape {
         }
         if self.is_io_uring_denied {
             seccomp::deny_io_uring(&mut command);
-        }
-        // SAFETY: prctl takes integers and is safe to call between fork and exec. If the test's
-        // process is killed, the coordinator stops its servers in order.
-        unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
         }
         if let Some(most) = self.open_files {
             let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
@@ -257,9 +232,6 @@ impl Shape {
         let mut command = self.command(dir);
         let descriptor = writer.as_raw_fd();
         command.args(["--ready-fd", &descriptor.to_string()]).args(flags);
-        let errors = fs::OpenOptions::new().create(true).append(true).open(dir.join("coord.err"));
-        let errors = errors.expect("open coord.err");
-        command.stdout(errors.try_clone().expect("one more descriptor")).stderr(errors);
         // SAFETY: fcntl on an open descriptor is safe between fork and exec. It lets the
         // coordinator, and no other child, inherit the write end of the pipe.
         unsafe {
@@ -268,26 +240,29 @@ impl Shape {
                 _ => Err(std::io::Error::last_os_error()),
             });
         }
-        (command.spawn().expect("start coord"), reader)
+        (done(spawn(command, dir)), reader)
     }
 }
 
 impl Cluster {
     /// Returns the options for three servers with one shard, which the methods change.
     pub(crate) fn builder() -> Builder {
+        turn::take();
         let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
         let shape = Shape {
             servers: 3,
-            shards: 1,
-            clients_port: 0,
-            servers_port: 0,
             cluster_file: None,
-            flags: Vec::new(),
             in_foreground: false,
             open_files: None,
             is_io_uring_denied: false,
-            server_binary: Some(SERVER.into()),
-            coordinator: COORD.into(),
+            coord: Coord {
+                program: COORD.into(),
+                server: Some(SERVER.into()),
+                clients_port: 0,
+                servers_port: 0,
+                shards: 1,
+                flags: Vec::new(),
+            },
         };
         Builder { shape, dir }
     }
@@ -330,7 +305,10 @@ impl Cluster {
     }
 
     pub(crate) fn placement(&self) -> Placement {
-        Placement::new(u16::try_from(self.shape.servers).expect("at most 1,024"), self.shape.shards)
+        Placement::new(
+            u16::try_from(self.shape.servers).expect("at most 1,024"),
+            self.shape.coord.shards,
+        )
     }
 
     pub(crate) fn coord_pid(&self) -> u32 {
@@ -359,7 +337,7 @@ impl Cluster {
 
     /// Makes later coordinators start without the arguments that the first one was given.
     pub(crate) fn forget_flags(&mut self) {
-        self.shape.flags.clear();
+        self.shape.coord.flags.clear();
     }
 
     /// Makes later coordinators start with this cluster file.
@@ -369,7 +347,7 @@ impl Cluster {
 
     /// Makes later coordinators listen on this port for servers.
     pub(crate) fn change_servers_port(&mut self, port: u16) {
-        self.shape.servers_port = port;
+        self.shape.coord.servers_port = port;
     }
 
     /// Starts a coordinator in the directory of the killed one without waiting until it serves.
@@ -449,13 +427,7 @@ impl Cluster {
     /// Returns the output of `coord status --json`.
     #[track_caller]
     pub(crate) fn status(&self) -> ClusterStatus {
-        let port = self.ready.clients_port.to_string();
-        let arguments = ["status", "-h", "127.0.0.1", "-p", &port, "--json"];
-        let ended = programs::run(COORD, arguments, "", PATIENCE);
-        let health = ended.code.filter(|code| [0, 3, 4].contains(code));
-        assert!(health.is_some(), "{ended:#?}");
-        serde_json::from_str(&ended.stdout)
-            .unwrap_or_else(|error| panic!("status --json: {error}\n{}", ended.stdout))
+        done(self.shape.coord.status("127.0.0.1", self.ready.clients_port))
     }
 
     /// Returns the status of one server.
@@ -501,16 +473,7 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn await_whole(&self) {
         wait_until("every server up and every group at home", PATIENCE, || {
-            let status = self.status();
-            status.state == ClusterState::Serving
-                && status
-                    .servers
-                    .iter()
-                    .all(|server| server.state == ServerState::Up && server.recovery_step.is_none())
-                && status.groups.iter().all(|group| {
-                    group.condition == GroupCondition::Whole
-                        && group.primary.map(|member| member.server.0) == Some(group.group.0)
-                })
+            is_whole(&self.status())
         });
     }
 
@@ -550,13 +513,13 @@ impl Cluster {
     /// Returns one key for each (group, shard).
     fn keys_of_all_places(&self) -> Vec<Vec<u8>> {
         let groups = u16::try_from(self.shape.servers).expect("at most 1,024");
-        let places = (0..groups).flat_map(|g| (0..self.shape.shards).map(move |s| (g, s)));
+        let places = (0..groups).flat_map(|g| (0..self.shape.coord.shards).map(move |s| (g, s)));
         places.map(|(group, shard)| self.key_at(group, shard, "probe")).collect()
     }
 
     /// Returns a key of this group and shard that begins with `prefix`.
     pub(crate) fn key_at(&self, group: u16, shard: u16, prefix: &str) -> Vec<u8> {
-        key_at(self.placement(), group, shard, prefix)
+        kv_testkit::key_at(self.placement(), group, shard, prefix).into_bytes()
     }
 
     /// Stops the cluster in order and returns its dumps. Fails unless the coordinator exits with 0
@@ -665,17 +628,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 /// Reads a dump; fails unless it is complete and unaltered.
 #[track_caller]
 pub(crate) fn read_dump(path: &Path) -> Dump {
-    let bytes = fs::read(path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
-    Dump::parse(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// Returns a key of this group and shard that begins with `prefix`.
-pub(crate) fn key_at(placement: Placement, group: u16, shard: u16, prefix: &str) -> Vec<u8> {
-    use kv_protocol::{Digest, GroupId, ShardId};
-    (0u32..)
-        .map(|n| format!("{prefix}-{n}").into_bytes())
-        .find(|key| placement.locate(Digest::of(key)) == (GroupId(group), ShardId(shard)))
-        .expect("every place has keys")
+    done(kv_testkit::dumps::read(path))
 }
 
 impl Dumps {
@@ -685,33 +638,10 @@ impl Dumps {
         let servers = self.primary.len();
         for (id, primary) in self.primary.iter().enumerate() {
             let secondary = &self.secondary[(id + 1) % servers];
-            assert_eq!(usize::from(primary.header.origin.writer.server.0), id);
-            assert_eq!(usize::from(primary.header.origin.group.0), id);
-            assert_eq!(secondary.header.origin.group, primary.header.origin.group);
-            assert_eq!(usize::from(secondary.header.origin.writer.server.0), (id + 1) % servers);
-            let held_as = |dump: &Dump, wanted| {
-                dump.header.shards.iter().all(|shard| shard.held_as == wanted)
-            };
-            assert!(held_as(primary, HeldAs::Primary), "{:?}", primary.header);
-            assert!(held_as(secondary, HeldAs::Secondary), "{:?}", secondary.header);
-            let lasts = |dump: &Dump| -> Vec<_> {
-                dump.header.shards.iter().map(|shard| (shard.view, shard.last)).collect()
-            };
-            assert_eq!(lasts(primary), lasts(secondary), "group {id}");
             let placement =
                 Placement::new(u16::try_from(servers).expect("few"), primary.header.origin.shards);
-            for entry in &primary.entries {
-                assert_eq!(
-                    placement.locate(entry.digest).0,
-                    primary.header.origin.group,
-                    "{entry:?}"
-                );
-            }
-            let (ours, theirs) = (sorted(primary), sorted(secondary));
-            assert_eq!(ours.len(), theirs.len(), "entries of group {id}");
-            for (our, their) in ours.iter().zip(&theirs) {
-                assert!(our == their, "group {id}:\n {our:?}\n {their:?}");
-            }
+            let group = GroupId(u16::try_from(id).expect("few"));
+            done(kv_testkit::dumps::agree(group, placement, primary, secondary));
         }
     }
 
@@ -727,38 +657,13 @@ impl Dumps {
     }
 }
 
-fn sorted(dump: &Dump) -> Vec<&DumpEntry> {
-    let mut entries: Vec<&DumpEntry> = dump.entries.iter().collect();
-    entries.sort_by(|a, b| a.key.cmp(&b.key));
-    entries
-}
-
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            show_logs(self.dir.path());
+            programs::show_logs(self.dir.path());
         }
         let _ = self.coord.kill();
         let _ = self.coord.wait();
         process::end_all_in(self.dir.path());
-    }
-}
-
-/// Prints the ends of all files that the programs wrote in this directory.
-pub(crate) fn show_logs(dir: &Path) {
-    let Ok(files) = fs::read_dir(dir) else { return };
-    let mut logs: Vec<PathBuf> = files
-        .filter_map(|file| Some(file.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "log" || e == "err"))
-        .filter(|path| fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() > 0))
-        .collect();
-    logs.sort();
-    for log in logs {
-        let text = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
-        let lines: Vec<&str> = text.lines().collect();
-        eprintln!("--- the end of {}", log.display());
-        for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
-            eprintln!("    {line}");
-        }
     }
 }

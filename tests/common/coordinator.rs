@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::programs::{self, SERVER};
 use super::raw::Raw;
-use super::{PATIENCE, wait_for};
+use super::{PATIENCE, turn, wait_for};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 pub(crate) const KEY: ClusterKey = ClusterKey(0x5ec);
@@ -61,6 +61,7 @@ impl Lone {
     }
 
     fn make_directory() -> TempDir {
+        turn::take();
         tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory")
     }
 

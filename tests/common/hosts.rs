@@ -21,13 +21,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use kv_testkit::sshd::{SETTINGS, make_key, sshd_program};
 use tempfile::TempDir;
 
-use super::cluster::show_logs;
 use super::process::{self, Signal};
-use super::programs::{self, CLIENT, COORD, Ended, SERVER};
-use super::sshd::{make_key, sshd_program};
-use super::{PATIENCE, poll, wait_until};
+use super::programs::{self, CLIENT, COORD, Ended, SERVER, show_logs};
+use super::{PATIENCE, done, poll, turn, wait_until};
 
 /// Time limit for one block of commands.
 pub(crate) const COMMANDS_LIMIT: Duration = Duration::from_secs(90);
@@ -91,10 +90,11 @@ impl Hosts {
     /// Makes all hosts, each with an sshd, and the checkouts on the coordinator hosts.
     #[track_caller]
     pub(crate) fn make() -> Hosts {
+        turn::take();
         let dir = tempfile::Builder::new().prefix("kv-hosts-").tempdir().expect("make a directory");
         fs::create_dir_all("/run/sshd").expect("make /run/sshd");
         for key in ["host_key", "user_key"] {
-            make_key(&dir.path().join(key));
+            done(make_key(&dir.path().join(key)));
         }
         write_config(dir.path());
         let mut hosts = Hosts { all: Vec::new(), dir };
@@ -218,8 +218,7 @@ impl Host {
             found.map(|found| (found.dev(), found.ino()))
         };
         let own = network(self.holder.id());
-        let all = fs::read_dir("/proc").expect("read /proc");
-        all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        kv_testkit::process::all()
             .filter(|pid| *pid != self.holder.id() && network(*pid) == own)
             .collect()
     }
@@ -260,7 +259,7 @@ impl Host {
     #[track_caller]
     fn start_sshd(&mut self) {
         let config = self.dir.parent().expect("the directory of all").join("sshd_config");
-        let mut command = self.command(sshd_program().to_str().expect("a path in UTF-8"));
+        let mut command = self.command(done(sshd_program()).to_str().expect("a path in UTF-8"));
         command.args(["-D", "-e", "-f"]).arg(config).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(self.path("sshd.err")).expect("create a file"));
         let sshd = command.spawn().expect("start sshd");
@@ -320,8 +319,7 @@ fn write_config(dir: &Path) {
     let own = dir.to_str().expect("a path in UTF-8");
     let config = format!(
         "ListenAddress 0.0.0.0:22\nHostKey \"{own}/host_key\"\nAuthorizedKeysFile \"{own}/user_key.pub\"\n\
-         PidFile none\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-         StrictModes no\nUsePAM no\nMaxStartups 100\nPrintMotd no\nSubsystem sftp internal-sftp\n"
+         PidFile none\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n{SETTINGS}"
     );
     fs::write(dir.join("sshd_config"), config).expect("write a file");
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("let sshd read it");

@@ -1,19 +1,14 @@
-//! Processes by pid: find, signal, measure.
+//! Processes by pid: measure, limit, cut their connections.
 
 use std::fs;
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
-use std::time::Duration;
 
-pub(crate) use rustix::process::Signal;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, kill_process};
+use kv_testkit::process::named;
+pub(crate) use kv_testkit::process::{Signal, end_all_in, is_alive, running_in, signal};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
-use super::poll;
-
-/// Sends a signal. A process that has already ended is not an error.
-pub(crate) fn signal(pid: u32, signal: Signal) {
-    let _ = kill_process(named(pid), signal);
-}
+use super::done;
 
 /// Stops a process with SIGSTOP and waits until each of its threads has stopped.
 pub(crate) fn pause(pid: u32) {
@@ -28,60 +23,15 @@ pub(crate) fn pause(pid: u32) {
     });
 }
 
-fn named(pid: u32) -> Pid {
-    i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a pid is a positive number")
-}
-
-/// Returns true if a process exists and has not ended. A zombie counts as ended.
-///
-/// The first thread of a killed process may end before the others, which still hold its files and
-/// locks. Therefore every thread counts.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    let has_ended =
-        |stat: &str| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads
-        .filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok())
-        .any(|stat| !has_ended(&stat))
-}
-
 /// Returns a process's command line with spaces between the arguments.
 pub(crate) fn command_line(pid: u32) -> String {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).replace('\0', " ")
-}
-
-/// Returns all processes whose working directory is this one: a cluster's servers, whichever
-/// process is their parent now.
-pub(crate) fn running_in(directory: &Path) -> Vec<u32> {
-    let Ok(directory) = directory.canonicalize() else { return Vec::new() };
-    let processes = fs::read_dir("/proc").expect("read /proc");
-    processes
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| {
-            fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory)
-                && is_alive(*pid)
-        })
-        .collect()
-}
-
-/// Kills all processes in this directory and waits until none is left.
-pub(crate) fn end_all_in(directory: &Path) {
-    poll(Duration::from_secs(10), || {
-        let left = running_in(directory);
-        for pid in &left {
-            signal(*pid, Signal::KILL);
-        }
-        left.is_empty().then_some(())
-    });
+    kv_testkit::process::arguments(pid).iter().fold(String::new(), |line, word| line + word + " ")
 }
 
 /// Returns all processes whose executable is in this directory.
 pub(crate) fn running_from(directory: &Path) -> Vec<u32> {
     let Ok(directory) = directory.canonicalize() else { return Vec::new() };
-    let processes = fs::read_dir("/proc").expect("read /proc");
-    processes
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+    kv_testkit::process::all()
         .filter(|pid| {
             fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(&directory))
                 && is_alive(*pid)
@@ -89,42 +39,17 @@ pub(crate) fn running_from(directory: &Path) -> Vec<u32> {
         .collect()
 }
 
-/// Returns all descendants of a process, including zombies.
-pub(crate) fn descendants(ancestor: u32) -> Vec<u32> {
-    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
-        .expect("read /proc")
-        .filter_map(|entry| {
-            let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // Behind the name, which may contain anything, follow the state and the parent.
-            let (_, rest) = stat.rsplit_once(") ")?;
-            Some((pid, rest.split(' ').nth(1)?.parse().ok()?))
-        })
-        .collect();
-    let mut found = vec![ancestor];
-    let mut looked_at = 0;
-    while let Some(parent) = found.get(looked_at).copied() {
-        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
-        looked_at += 1;
-    }
-    found.split_off(1)
-}
-
 /// Returns the size of a process's private writable mappings in bytes (`VmData`), including memory
 /// that was never touched.
+#[track_caller]
 pub(crate) fn data_bytes(pid: u32) -> u64 {
-    kilobytes(pid, "VmData:") << 10
+    done(kv_testkit::process::memory(pid, "VmData:"))
 }
 
 /// Returns a process's resident memory in bytes.
+#[track_caller]
 pub(crate) fn resident_bytes(pid: u32) -> u64 {
-    kilobytes(pid, "VmRSS:") << 10
-}
-
-fn kilobytes(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("read /proc/PID/status");
-    let line = status.lines().find(|line| line.starts_with(field)).expect("a known field");
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("kilobytes")
+    done(kv_testkit::process::resident_bytes(pid))
 }
 
 /// Returns the number of open descriptors of a process.

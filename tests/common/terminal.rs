@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use super::{PATIENCE, poll, programs};
+use super::{PATIENCE, poll, programs, turn};
 
 /// Ctrl+C as sent by the keyboard.
 pub(crate) const CTRL_C: &str = "\x03";
@@ -34,6 +34,7 @@ impl Terminal {
     /// Starts a program on a new terminal.
     #[track_caller]
     pub(crate) fn start(mut command: Command) -> Terminal {
+        turn::take();
         let (controller, terminal) = open();
         let other = || terminal.try_clone().expect("one more descriptor");
         command.stdin(other()).stdout(other()).stderr(other());

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+use kv_testkit::process::{self, Signal};
+
 use super::figures::Figures;
 use super::{Latencies, STRENGTH, cluster_dir, ms, percentile, ratio};
 use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
-use crate::process::{self, Signal};
 
 /// The most by which operations may slow down without a coordinator, as a factor.
 const MOST_P99_RATIO: f64 = 1.5;

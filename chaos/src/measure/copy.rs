@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+use kv_testkit::process::{self, Signal};
+
 use super::figures::Figures;
 use super::{Latencies, STRENGTH, bulk, cluster_dir, ms, percentile, ratio, raw};
 use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
-use crate::process::{self, Signal};
 use crate::steps::{Steps, Told};
 
 /// Target P9: the most by which operations may slow down during the copy, as a factor.

@@ -6,6 +6,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use kv_protocol::Digest;
+use kv_testkit::process::{self, Signal};
+use kv_testkit::random::Random;
+use kv_testkit::sshd::Sshd;
 
 use super::figures::Figures;
 use super::probe::Probe;
@@ -13,9 +16,6 @@ use super::{STRENGTH, aftermath, bulk, cluster_dir, ms, percentile};
 use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
-use crate::process::{self, Signal};
-use crate::random::Random;
-use crate::sshd::Sshd;
 
 /// The server that runs behind ssh.
 const REMOTE: u16 = 1;
@@ -60,13 +60,14 @@ pub(super) fn run(
     progress: &ProgressBar,
 ) -> anyhow::Result<Figures> {
     let sshd = match args.ssh {
-        true => Some(Sshd::start(&dir.join("sshd"), &programs.server)?),
+        true => Some(Sshd::start(&dir.join("sshd"), "PasswordAuthentication no\n")?),
         false => None,
     };
     let mut setting = Setting::plain(args.servers, args.shards);
     if let Some(sshd) = &sshd {
-        setting.flags = sshd.flags();
-        setting.remote = Some((REMOTE, sshd.host().to_owned()));
+        kv_testkit::programs::copy(&programs.server, &sshd.remote_dir().join("server"))?;
+        setting.flags = Sshd::flags(&sshd.config(), &sshd.remote_dir());
+        setting.remote = Some((REMOTE, sshd.host()));
     }
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
     let bulk = bulk(args.servers, args.data, args.value_bytes);

@@ -15,14 +15,15 @@ use std::time::Duration;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use kv_client::{Client, OpOptions, Options};
-use kv_protocol::ids::{GroupId, ServerId, ShardId};
+use kv_protocol::ids::ServerId;
 use kv_protocol::limits::LEASE;
-use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::status::ClusterStatus;
+use kv_testkit::coord::is_whole;
+use kv_testkit::key_at;
 
 use super::figures::Figures;
 use super::{cluster_dir, ms};
-use crate::cluster::{Cluster, Programs, Setting, is_whole};
+use crate::cluster::{Cluster, Programs, Setting};
 use sender::Aim;
 use shape::{QUICK, SHAPES, Shape};
 
@@ -124,7 +125,7 @@ pub(super) fn run(
 fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Flooded> {
     let before = cluster.status()?;
     anyhow::ensure!(is_whole(&before), "not every group has two copies before the flood");
-    let key = key_of(cluster.placement(), VICTIM.home_group());
+    let key = key_at(cluster.placement(), VICTIM.home_group().0, 0, "flooded").into_bytes();
     if let Some(bytes) = shape.value_bytes() {
         let mut client = Client::open(&cluster.endpoint(), Options::default())?;
         client.put(&key, &vec![7; bytes], &OpOptions::default()).context("put the value")?;
@@ -153,11 +154,4 @@ pub(crate) fn aim(status: &ClusterStatus, victim: ServerId, key: Vec<u8>) -> any
         view: status.groups[usize::from(victim.home_group().0)].view,
         key,
     })
-}
-
-/// Returns a key of a group's first shard.
-pub(crate) fn key_of(placement: Placement, group: GroupId) -> Vec<u8> {
-    let mut keys = (0u64..).map(|n| format!("flooded {n}").into_bytes());
-    let is_there = |key: &Vec<u8>| placement.locate(Digest::of(key)) == (group, ShardId(0));
-    keys.find(is_there).expect("every shard has keys")
 }

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use kv_testkit::process::{self, Signal};
+use kv_testkit::random::Random;
 
 use super::figures::Figures;
 use super::{cluster_dir, ms, percentile};
 use crate::cluster::{Cluster, Programs, Setting};
-use crate::process::{self, Signal};
-use crate::random::Random;
 
 /// The share of a core that an idle server must stay below.
 const IDLE_PERCENT: f64 = 1.0;
@@ -33,7 +33,7 @@ pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let start = Instant::now();
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
     let started = start.elapsed();
-    let servers: Vec<u32> = process::servers_in(&cluster.dir).iter().map(|(pid, _)| *pid).collect();
+    let servers: Vec<u32> = cluster.servers().iter().map(|(pid, _)| *pid).collect();
     let all = || servers.iter().copied().chain([cluster.coord_pid()]);
     let before: Vec<f64> = all().map(cpu_seconds).collect::<anyhow::Result<_>>()?;
     std::thread::sleep(Duration::from_secs(args.idle));
@@ -42,8 +42,8 @@ pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let share = |at: usize| (after[at] - before[at]) / args.idle.max(1) as f64 * 100.0;
     let shares: Vec<f64> = (0..servers.len()).map(share).collect();
     let resident: Vec<u64> =
-        servers.iter().map(|pid| resident_bytes(*pid)).collect::<anyhow::Result<_>>()?;
-    let coordinator = (share(servers.len()), resident_bytes(cluster.coord_pid())?);
+        servers.iter().map(|pid| process::resident_bytes(*pid)).collect::<anyhow::Result<_>>()?;
+    let coordinator = (share(servers.len()), process::resident_bytes(cluster.coord_pid())?);
     let (mut random, mut whole) = (Random::new(1), Vec::new());
     for _ in 0..args.kills {
         let victim = u16::try_from(random.below(u64::from(args.servers))).expect("a server");
@@ -90,13 +90,4 @@ fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     #[allow(clippy::cast_precision_loss)] // 100 on every Linux.
     let a_second = rustix::param::clock_ticks_per_second() as f64;
     Ok((ticks(14) + ticks(15)) / a_second)
-}
-
-/// Returns the resident memory of a process, in bytes.
-pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
-        .with_context(|| format!("server process {pid} has ended"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-    let kilobytes: u64 = line.split_whitespace().next().unwrap_or("0").parse()?;
-    Ok(kilobytes << 10)
 }

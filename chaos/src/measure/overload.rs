@@ -10,13 +10,13 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context as _;
+use kv_testkit::coord::is_whole;
+use kv_testkit::process::resident_bytes;
 use serde_json::Value;
 
 use super::cluster_dir;
 use super::figures::Figures;
-use super::many::resident_bytes;
-use crate::cluster::{Cluster, Programs, Setting, is_whole};
-use crate::process;
+use crate::cluster::{Cluster, Programs, Setting};
 
 /// The requested load as a multiple of the saturating one.
 const TIMES: f64 = 4.0;
@@ -36,7 +36,7 @@ pub(super) struct OverloadArgs {
 
 pub(super) fn run(args: &OverloadArgs, programs: &Programs, dir: &Path) -> anyhow::Result<Figures> {
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &Setting::plain(3, 1), None)?;
-    let servers: Vec<u32> = process::servers_in(&cluster.dir).iter().map(|(pid, _)| *pid).collect();
+    let servers: Vec<u32> = cluster.servers().iter().map(|(pid, _)| *pid).collect();
     let largest = || -> anyhow::Result<u64> {
         let all = servers.iter().map(|pid| resident_bytes(*pid));
         Ok(all.collect::<anyhow::Result<Vec<_>>>()?.into_iter().max().unwrap_or(0))

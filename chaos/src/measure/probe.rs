@@ -10,9 +10,9 @@ use std::{sync::Arc, thread};
 use anyhow::Context as _;
 use kv_client::{Client, Error, OpOptions, Options};
 use kv_history::{Function, Kind, Payload, Reason, Record};
+use kv_testkit::wait_for;
 
 use crate::clock::now_ns;
-use crate::process::wait_for;
 use crate::worker::{NUMBERS_A_THREAD, ending, value_of};
 
 /// The pause between two operations.

@@ -17,6 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use kv_testkit::programs::check;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -71,7 +72,7 @@ fn try_in_temporary(attempt: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow
 pub(crate) fn leave_mounts() -> anyhow::Result<()> {
     // SAFETY: a mount namespace holds no memory and no descriptors; open files stay open.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.context("make a mount namespace")?;
-    run(Command::new("mount").args(["--make-rprivate", "/"]))
+    check(Command::new("mount").args(["--make-rprivate", "/"]), "").map(drop)
 }
 
 /// A ground that was made for one round. Dropping it unmounts its file system.
@@ -94,7 +95,7 @@ impl Made {
                 let image = round.join("disk.img");
                 let file = File::create(&image).context("make the image of a disk")?;
                 file.set_len(DISK_BYTES).context("set the length of the image of a disk")?;
-                run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+                check(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image), "")?;
                 made.mount(Command::new("mount").args(["-o", "loop"]).arg(&image))?;
             }
             Ground::Tmpfs => {
@@ -107,7 +108,7 @@ impl Made {
 
     fn mount(&mut self, command: &mut Command) -> anyhow::Result<()> {
         fs::create_dir_all(self.root()).context("make a mount point")?;
-        run(command.arg(self.root()))?;
+        check(command.arg(self.root()), "")?;
         self.is_mounted = true;
         Ok(())
     }
@@ -190,7 +191,7 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         if self.is_mounted
-            && let Err(error) = run(Command::new("umount").arg("--lazy").arg(self.root()))
+            && let Err(error) = check(Command::new("umount").arg("--lazy").arg(self.root()), "")
         {
             eprintln!("{error:#}");
         }
@@ -275,14 +276,6 @@ impl Drop for Cgroups {
         }
         let _ = fs::remove_dir(&self.0);
     }
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("run {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {}", said.trim());
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use kv_testkit::random::Random;
 
 use super::Days;
 use super::ground::Made;
@@ -11,7 +12,6 @@ use super::writes::Beside;
 use crate::cluster::{Cluster, Setting};
 use crate::faults::Turns;
 use crate::load::Load;
-use crate::random::Random;
 use crate::round::{BULK, Outcome, Round, STRENGTH, WARM};
 use crate::strike::Struck;
 

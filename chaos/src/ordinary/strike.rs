@@ -12,9 +12,12 @@ use anyhow::{Context as _, ensure};
 use kv_protocol::ServerId;
 use kv_protocol::limits::MAX_VALUE_BYTES;
 use kv_protocol::status::{AlarmKind, ClusterStatus};
+use kv_testkit::process::{self, Signal};
+use kv_testkit::random::Random;
+use kv_testkit::threads::StandingThread;
+use kv_testkit::{key_at, wait_for};
 
 use super::ground::Made;
-use super::stall::Stalled;
 use super::writes::Beside;
 use super::{Day, places};
 use crate::clock::now_ns;
@@ -24,8 +27,6 @@ use crate::load::Load;
 use crate::measure::floods;
 use crate::measure::floods::sender;
 use crate::measure::floods::shape::{Kind, Manner, QUICK, Shape};
-use crate::process::{self, Signal, wait_for};
-use crate::random::Random;
 use crate::strike::Struck;
 
 /// The longest wait for a write in flight.
@@ -202,7 +203,8 @@ impl Striker<'_> {
             }
             Day::Stall => {
                 let shard = self.random.below(u64::from(self.cluster.setting.shards));
-                let stalled = Stalled::stop(pid, &format!("shard-{shard}"))?;
+                let stalled = StandingThread::stop(pid, &format!("shard-{shard}"))?;
+                ensure!(stalled.is_some(), "this machine does not let ptrace(2) pass");
                 self.sleep(STALL_MS);
                 drop(stalled);
                 Ok(Done::of(may(victim), start.elapsed() + limits::AFTER_SILENCE))
@@ -271,7 +273,7 @@ impl Striker<'_> {
     fn tell_all_to_stop(&mut self) -> anyhow::Result<()> {
         let mut told = BTreeSet::new();
         while self.cluster.is_running()? {
-            let mut servers = process::servers_in(&self.cluster.dir);
+            let mut servers = self.cluster.servers();
             while !servers.is_empty() {
                 let (pid, _) = servers.swap_remove(self.random.index(servers.len()));
                 if told.insert(pid) {
@@ -294,7 +296,7 @@ impl Striker<'_> {
     /// dump fits.
     fn stop_when_full(&mut self) -> anyhow::Result<()> {
         self.made.fill()?;
-        let servers = process::servers_in(&self.cluster.dir);
+        let servers = self.cluster.servers();
         process::signal(self.cluster.coord_pid(), Signal::TERM);
         wait_for("the alarm that dumps fail", NOTICE_LIMIT, || {
             let status = self.cluster.status().ok()?;
@@ -333,8 +335,7 @@ impl Striker<'_> {
     /// Suspends every server and the coordinator. Returns the length of the suspend.
     fn suspend(&mut self, lasts: (u64, u64)) -> Duration {
         let start = Instant::now();
-        let mut pids: Vec<u32> =
-            process::servers_in(&self.cluster.dir).into_iter().map(|(pid, _)| pid).collect();
+        let mut pids: Vec<u32> = self.cluster.servers().into_iter().map(|(pid, _)| pid).collect();
         pids.push(self.cluster.coord_pid());
         let first = self.random.index(pids.len());
         pids.rotate_left(first);
@@ -353,7 +354,8 @@ impl Striker<'_> {
         shapes: &[Shape],
     ) -> anyhow::Result<()> {
         let victim = ServerId(victim);
-        let key = floods::key_of(self.cluster.placement(), victim.home_group());
+        let key =
+            key_at(self.cluster.placement(), victim.home_group().0, 0, "flooded").into_bytes();
         let bytes = shapes.iter().find_map(Shape::value_bytes);
         if let Some(bytes) = bytes {
             self.beside.put(self.cluster, &key, &vec![7; bytes])?;

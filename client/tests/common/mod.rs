@@ -5,9 +5,6 @@
 
 #![allow(dead_code, unreachable_pub)] // Each test program uses a different part.
 
-#[path = "../../../tests/common/silent.rs"]
-pub mod silent;
-
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -1,8 +1,9 @@
 //! The kinds of faults, and their effects.
 
+use kv_testkit::random::Random;
+
 use crate::event::Happening;
 use crate::network::Host;
-use crate::random::Random;
 use crate::world::World;
 
 /// A kind of fault.

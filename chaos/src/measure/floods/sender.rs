@@ -12,11 +12,11 @@ use kv_protocol::ids::{
 };
 use kv_protocol::limits::SESSION_WINDOW;
 use kv_protocol::placement::Digest;
+use kv_testkit::random::Random;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 
 use super::shape::{Kind, Manner, Shape};
-use crate::random::Random;
 
 /// The number of sending threads.
 const THREADS: usize = 2;

@@ -1,0 +1,11 @@
+//! Behaviour that must not depend on the network engine: `make test` runs this program a second time over epoll.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod engines;
+mod exactly_once;
+mod faults;
+mod hostile_bytes;
+mod hostile_load;
+mod narrow_link;

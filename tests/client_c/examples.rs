@@ -1,0 +1,201 @@
+//! Checks that the examples for C and Python do what their comments say, against a real cluster.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
+use crate::common::workshop::{Workshop, root};
+use crate::common::{Cluster, PATIENCE, programs};
+
+#[track_caller]
+fn compile(workshop: &Workshop, name: &str) -> std::path::PathBuf {
+    workshop.compile_shared(&root().join("examples/c").join(name), &["-lpthread"])
+}
+
+#[test]
+fn eight_threads_share_a_handle() {
+    let (cluster, workshop) = (Cluster::builder().shards(2).start(), Workshop::open());
+    let program = compile(&workshop, "threads.c");
+    let ended = workshop.run(&program, &[&cluster.endpoint()]).with_code(0);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("800 of 800 keys\n", ""));
+    assert!(cluster.stop().entries().is_empty());
+}
+
+#[test]
+fn a_counter_that_four_programs_increment_at_once_is_exact() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "cas_counter.c");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| workshop.run(&program, &[&cluster.endpoint(), "50"]).with_code(0));
+        }
+    });
+    let ended = workshop.run(&program, &[&cluster.endpoint(), "0"]).with_code(0);
+    assert!(ended.stdout.starts_with("the counter is 200 now"), "{ended:?}");
+}
+
+#[test]
+fn three_hundred_keys_take_two_calls() {
+    let (cluster, workshop) = (Cluster::builder().shards(2).start(), Workshop::open());
+    let program = compile(&workshop, "batch.c");
+    let ended = workshop.run(&program, &[&cluster.endpoint()]).with_code(0);
+    let lines = [
+        "300 put",
+        "300 got, 0 not there",
+        "together they cost 44850",
+        "299 got, 1 not there",
+        "together they cost 44551",
+    ];
+    assert_eq!((ended.stdout, ended.stderr), (lines.join("\n") + "\n", String::new()));
+    assert_eq!(cluster.stop().entries().len(), 299);
+}
+
+#[test]
+fn an_event_loop_answers_every_line_also_when_more_come_than_its_queue_takes() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "async_epoll.c");
+    let mut program = Command::new(&program)
+        .arg(cluster.endpoint())
+        .env("LD_LIBRARY_PATH", workshop.dir())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start the event loop");
+    let mut input = program.stdin.take().expect("stdin is a pipe");
+    let mut answers = BufReader::new(program.stdout.take().expect("stdout is a pipe")).lines();
+    // All lines at once, many more than the queue holds. Sorted, because responses come in any
+    // order.
+    let mut ask = |lines: Vec<String>| {
+        writeln!(input, "{}", lines.join("\n")).expect("write lines");
+        let answers = answers.by_ref().take(lines.len());
+        let mut answers: Vec<String> = answers.map(|line| line.expect("a line")).collect();
+        answers.sort();
+        answers
+    };
+    let keys: Vec<String> = (100..600).map(|n| format!("key-{n}")).collect();
+    let stored = ask(keys.iter().map(|key| format!("{key}=the value of {key}")).collect());
+    let values: Vec<String> = keys.iter().map(|key| format!("{key}: the value of {key}")).collect();
+    assert_eq!(stored, values);
+    assert_eq!(ask(keys), values);
+    let refused = ask(vec!["unknown".to_owned(), "=x".to_owned(), "k".repeat(300)]);
+    assert_eq!(refused[0], "=x: KVC_INVALID");
+    assert_eq!(refused[1], format!("{}: KVC_TOO_BIG", "k".repeat(300)));
+    assert!(refused[2].starts_with("unknown: ") && refused[2].contains("not exist"), "{refused:?}");
+    // A last line without a line end counts too.
+    write!(input, "key-100").expect("write a line");
+    drop(input);
+    let last = answers.next().expect("an answer").expect("a line");
+    assert_eq!(last, "key-100: the value of key-100");
+    assert_eq!(program.wait().expect("its end").code(), Some(0));
+}
+
+/// A session cache that is killed when its test ends.
+struct Cache {
+    program: Child,
+    port: u16,
+}
+
+impl Cache {
+    #[track_caller]
+    fn start(workshop: &Workshop, program: &std::path::Path, endpoint: &str) -> Cache {
+        let mut program = Command::new(program)
+            .arg(endpoint)
+            .env("LD_LIBRARY_PATH", workshop.dir())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start the session cache");
+        let mut line = String::new();
+        let stdout = program.stdout.take().expect("stdout is a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("read its first line");
+        let port = line.trim().strip_prefix("listening on port ").map(str::parse);
+        Cache { program, port: port.expect("a port").expect("a number") }
+    }
+
+    /// Sends these lines on a new connection and returns as many responses.
+    #[track_caller]
+    fn ask(&self, lines: &[&str]) -> Vec<String> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connect");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+        let mut answers = BufReader::new(&stream).lines();
+        let mut ask = |line: &&str| {
+            writeln!(&stream, "{line}").expect("write a line");
+            answers.next().expect("an answer").expect("a line")
+        };
+        lines.iter().map(&mut ask).collect()
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+#[test]
+fn two_session_caches_know_the_same_sessions_and_outlive_a_server() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "session_cache.c");
+    let [first, second] = [(), ()].map(|()| Cache::start(&workshop, &program, &cluster.endpoint()));
+    let said = ["LOGIN 17 ada", "WHO 17", "LOGIN 17 eve", "WHO 18", "LOGOUT 18", "nonsense"];
+    assert_eq!(first.ask(&said), ["OK", "OK ada", "TAKEN", "NOBODY", "NOBODY", "WHAT?"]);
+    assert_eq!(second.ask(&["WHO 17"]), ["OK ada"]);
+    crate::common::process::signal(cluster.server_pid(0), crate::common::process::Signal::KILL);
+    // The takeover may need more than half a second; then the cache responds SORRY.
+    crate::common::wait_until("the session to be read again", PATIENCE, || {
+        let answers = second.ask(&["WHO 17"]);
+        assert!(answers[0] == "OK ada" || answers[0].starts_with("SORRY "), "{answers:?}");
+        answers[0] == "OK ada"
+    });
+    crate::common::wait_until("the session to be ended", PATIENCE, || {
+        !first.ask(&["LOGOUT 17"])[0].starts_with("SORRY ")
+    });
+    assert_eq!(second.ask(&["WHO 17"]), ["NOBODY"]);
+}
+
+#[test]
+fn who_logs_in_again_after_a_login_in_doubt_finds_his_own_session() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "session_cache.c");
+    let cache = Cache::start(&workshop, &program, &cluster.endpoint());
+    // Opens connections first, so that the login goes to a server that does not respond.
+    assert_eq!(cache.ask(&["LOGIN 17 ada", "LOGIN 17 ada"]), ["OK", "OK"]);
+    let mut pids = cluster.server_pids();
+    pids.push(cluster.coord_pid());
+    pids.iter().for_each(|pid| crate::common::process::pause(*pid));
+    let answers = cache.ask(&["LOGIN 18 eve"]);
+    pids.iter()
+        .for_each(|pid| crate::common::process::signal(*pid, crate::common::process::Signal::CONT));
+    assert!(answers[0].starts_with("SORRY "), "{answers:?}");
+    // The login succeeds as soon as the cluster responds again. It never gets TAKEN, the response
+    // to bob.
+    crate::common::wait_until("the login to be answered", PATIENCE, || {
+        let answers = cache.ask(&["LOGIN 18 eve"]);
+        assert!(answers[0] == "OK" || answers[0].starts_with("SORRY "), "{answers:?}");
+        answers[0] == "OK"
+    });
+    assert_eq!(cache.ask(&["LOGIN 18 bob", "WHO 18"]), ["TAKEN", "OK eve"]);
+}
+
+#[test]
+fn python_stores_any_bytes_without_a_compiler() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let library = format!("KVCLIENT={}", workshop.dir().join("libkvclient.so.1").display());
+    let script = root().join("examples/python/kv.py").display().to_string();
+    let words = [library.as_str(), "python3", &script, &cluster.endpoint()];
+    let ended = programs::run("env", words, "", PATIENCE).with_code(0);
+    assert_eq!(ended.stdout, "stored on 2 servers\nread: b'any\\x00bytes'\ndeleted: None\n");
+    let ended = programs::run("env", &words[..3], "", PATIENCE).with_code(1);
+    assert!(ended.stderr.contains("kv.py localhost:PORT"), "{ended:?}");
+}
+
+#[test]
+fn an_example_is_short_enough_to_be_read_at_once() {
+    for (dir, most) in [("examples/c", 120), ("examples/python", 60)] {
+        for file in fs::read_dir(root().join(dir)).expect("the examples").flatten() {
+            let lines = fs::read_to_string(file.path()).expect("a text").lines().count();
+            assert!(lines < most, "{} has {lines} lines", file.path().display());
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Clusters from their start to their end: placement, restarts, replacements, restores, orderly ends and their dumps.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod coordinator_restart;
+mod dumps;
+mod hostile_start;
+mod leaving;
+mod log_files;
+mod map_from_servers;
+mod orphans;
+mod placement;
+mod replacing;
+mod restore;
+mod seven_servers;
+mod slow_server;
+mod ssh;
+mod state_not_stored;
+mod stop_dumps;
+mod stop_signals;
+mod strangers;
+mod watchdog;

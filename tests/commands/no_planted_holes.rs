@@ -1,0 +1,39 @@
+//! No shipped executable contains the code that can disable rules for mutation testing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The two halves of the marker in every executable in which a rule can be disabled. They are kept
+/// apart so that the test does not find its own text.
+const MARKER: [&str; 2] = ["planted-holes-of-kv-core", "-can-be-opened-here"];
+
+fn has_marker(path: &Path) -> bool {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let marker = MARKER.concat();
+    bytes.windows(marker.len()).any(|window| window == marker.as_bytes())
+}
+
+#[test]
+fn no_rule_can_be_left_out_in_a_program_that_ships() {
+    crate::common::turn::take();
+    let server = PathBuf::from(env!("CARGO_BIN_EXE_server"));
+    let library = server.with_file_name("libkvclient.so");
+    let shipped =
+        [server, env!("CARGO_BIN_EXE_coord").into(), env!("CARGO_BIN_EXE_client").into(), library];
+    for path in shipped {
+        assert!(!has_marker(&path), "{} can leave rules out", path.display());
+    }
+    // Counter-check: the marker is found in a program that is linked with the feature, even if it
+    // disables no rule.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = root.join("target/holes");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "-p", "kv-core", "--features", "holes"])
+        .args(["--bin", "could-leave-a-rule-out", "--target-dir"])
+        .arg(&target)
+        .current_dir(root)
+        .status()
+        .expect("cargo");
+    assert!(built.success(), "the program with holes is not built");
+    assert!(has_marker(&target.join("debug/could-leave-a-rule-out")));
+}
