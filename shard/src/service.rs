@@ -125,7 +125,7 @@ pub enum InstallRefused {
 /// Counters of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Requests received by [`Service::on_request`].
+    /// Requests that reached this shard.
     pub requests: u64,
     /// Malformed frames and connections that were rejected, and connections that missed a deadline or were closed to
     /// free memory.
@@ -792,12 +792,12 @@ impl Service {
         }
     }
 
-    /// Returns when [`Service::on_time`] and [`Service::pump`] must be called next.
+    /// Returns when [`crate::Shard::on_tick`] must be called next.
     pub fn next_timeout(&self) -> Option<Time> {
         self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout()).min()
     }
 
-    /// Returns when [`Service::due_dials`] must be called next.
+    /// Returns when [`crate::Shard::due_dials`] must be called next.
     pub fn next_dial(&self) -> Option<Time> {
         let dials = self.hosted.iter().filter_map(|hosted| match hosted.dial.as_ref()?.state {
             DialState::Due(at) => Some(at),

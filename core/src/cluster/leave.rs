@@ -69,6 +69,13 @@ impl Cluster {
         server.member == member && server.left
     }
 
+    /// Returns whether a process may have ended in order: it has, or it was leaving when it ended. A coordinator cannot
+    /// read the exit status of a process that an earlier one has started.
+    fn may_have_left(&self, member: Member) -> bool {
+        let server = self.server(member.server);
+        server.member == member && (server.left || server.stage != Stage::Running)
+    }
+
     /// Returns whether the other member of a view may be removed on the response of this one.
     pub(super) fn may_win(&self, member: Member) -> bool {
         self.server(member.server).stage == Stage::Running || holes::is_open(Hole::LeaverWins)
@@ -147,7 +154,7 @@ impl Cluster {
         let waits = |left: Member, fate: Fate, for_whom: Member, its: Fate| {
             let server = self.server(for_whom.server);
             let is_there = server.is_up() && server.suspected.is_none();
-            fate == Fate::Dead && self.has_left(left) && its != Fate::Dead && !is_there
+            fate == Fate::Dead && self.may_have_left(left) && its != Fate::Dead && !is_there
         };
         if waits(first, primary, second, other) || waits(second, other, first, primary) {
             return (Fate::Present, Fate::Present);
