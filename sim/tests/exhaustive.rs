@@ -63,7 +63,7 @@ mod holes {
     fn a_rule_that_is_left_out_is_found_by_its_shortest_trace() {
         assert_eq!(steps_to(Hole::OlderEntryApplied, "copy"), (11, 10));
         assert_eq!(steps_to(Hole::TombstonesForgotten, "copy and delete"), (11, 10));
-        assert_eq!(steps_to(Hole::PromoteWithoutGrace, "leases"), (1, 7));
+        assert_eq!(steps_to(Hole::PromoteWithoutGrace, "leases"), (1, 11));
         assert_eq!(steps_to(Hole::AnswerBeforeAck, "writes"), (6, 1));
         assert_eq!(steps_to(Hole::CandidateNotWiped, "copy again"), (11, 15));
     }

@@ -262,6 +262,21 @@ fn a_holder_that_has_left_is_followed_by_one_that_is_there_and_both_count_until_
     assert!(world.take().iter().all(|e| !matches!(e, Effect::DoubleFault { .. })));
 }
 
+#[test]
+fn a_leaver_whose_exit_nobody_can_read_may_have_the_only_copy_while_the_other_holder_is_silent() {
+    let mut world = World::serving(3);
+    let (leaver, silent) = (ServerId(0), ServerId(1));
+    let both = [leaver, silent].map(|id| world.cluster.member(id));
+    world.pass(SILENCE * 2, &[leaver, ServerId(2)]);
+    world.ask_to_leave(leaver);
+    world.exit(leaver);
+    world.pass(Duration::from_millis(300), &[ServerId(2)]);
+    assert_eq!(world.holders(0), both, "the silent one may be dead, and the dump the only copy");
+    world.beat(silent);
+    world.pass(Duration::from_millis(300), &[silent, ServerId(2)]);
+    assert_eq!(places(&world, 0).0, Some(1));
+}
+
 /// Runs an action and everything that follows from it; returns the world.
 fn lost_to(world: &mut World, act: impl FnOnce(&mut World)) -> World {
     act(world);
