@@ -731,3 +731,19 @@ fn requests_of_clients_that_read_nothing_take_a_bounded_memory() {
     }
     client(&mut shard);
 }
+
+#[test]
+fn a_raised_memory_limit_counts_from_the_next_wake_up() {
+    let memory = ConnectionMemory::new(None, Some(256 << 10), 2);
+    let mut shard = shard_with_memory(0, Arc::clone(&memory));
+    shard.service.install(NOW, View { peer: Peer::None, ..view() }, None).unwrap();
+    let id = client(&mut shard);
+    let large = put(1, key(), &[5; 1 << 20]);
+    shard.on_bytes(NOW, id, &large);
+    assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::OutOfSpace);
+    memory.set_memory_limit(Some(64 << 20));
+    // No tick comes in between.
+    shard.begin_wake_up(NOW);
+    shard.on_bytes(NOW, id, &large);
+    assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::Ok);
+}

@@ -143,6 +143,8 @@ pub struct Service {
     map: Option<Arc<Map>>,
     nonces: Nonces,
     events: Vec<Event>,
+    /// The memory limit of each table, as last applied.
+    table_limit: Option<u64>,
     counters: Counters,
     hosted: Vec<Hosted>,
     /// Connections that wait for memory for a long frame, in the order of their requests.
@@ -231,6 +233,7 @@ impl Service {
             map: None,
             nonces,
             events: Vec::new(),
+            table_limit: memory_limit,
             counters: Counters::default(),
             hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
             waiting_frames: VecDeque::new(),

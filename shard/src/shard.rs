@@ -139,6 +139,7 @@ impl Shard {
     pub fn begin_wake_up(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.note_call(now);
+        self.service.apply_new_limit();
     }
 
     /// Processes bytes received on a connection.

@@ -53,11 +53,20 @@ impl Service {
         }
     }
 
+    /// Applies the memory limit to the tables if it has changed.
+    pub(crate) fn apply_new_limit(&mut self) {
+        let limit = self.outputs.tally().memory().table_limit();
+        if limit != self.table_limit {
+            self.leave_memory_to_connections();
+        }
+    }
+
     /// Applies the current memory limit to the tables, and reserves the part of it that the connections of the process
     /// hold.
     pub(super) fn leave_memory_to_connections(&mut self) {
         let memory = self.outputs.tally().memory();
         let (limit, part) = (memory.table_limit(), memory.held() / memory.tables());
+        self.table_limit = limit;
         for hosted in &mut self.hosted {
             hosted.replica.set_memory_limit(limit);
             hosted.replica.lend_memory(part);
