@@ -87,7 +87,7 @@ pub(crate) struct WorkerArgs {
     /// The coordinator (`host:port`).
     #[arg(long)]
     pub(crate) endpoint: String,
-    /// Which worker of the run this is.
+    /// The number of this worker in the run.
     #[arg(long)]
     pub(crate) index: u32,
     /// Operations at a time, each by a process number of its own.

@@ -1,4 +1,4 @@
-//! The results of rounds in which two servers died together, in words.
+//! The results of rounds in which two servers died together, as text.
 
 use serde::Serialize;
 

@@ -125,7 +125,7 @@ pub(crate) async fn serve(
     ended.map(drop)
 }
 
-/// Handles timers, signals and requests until the end, and returns the outcome in words. A second signal does not
+/// Handles timers, signals and requests until the end, and returns the outcome as text. A second signal does not
 /// abandon groups that are not dumped if this coordinator `only_stops` the cluster.
 async fn main_loop(
     driver: &Rc<Driver>,

@@ -1,4 +1,4 @@
-//! Where a cluster runs: the hosts, ports and addresses of its processes, as they are stored.
+//! The hosts, ports and addresses of a cluster's processes, as they are stored.
 
 use std::net::IpAddr;
 

@@ -9,18 +9,18 @@ use kv_protocol::ids::{GroupId, Member, SequenceNumber, ViewVersion};
 /// An event for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What happened.
+    /// The event, with its details.
     pub kind: EventKind,
     /// The number of similar events since the last one for the log; `None` if this one exceeds the log's rate.
     pub to_log: Option<u64>,
 }
 
-/// What happened. Its `Display` is the text of the log line.
+/// The kinds of events, with their details. `Display` is the text of the log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// A malformed frame, or a connection that was rejected or closed.
     Refused {
-        /// What was refused, such as "request".
+        /// The refused thing, such as "request".
         what: &'static str,
         /// The reason, as readable text.
         reason: String,

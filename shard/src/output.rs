@@ -262,6 +262,13 @@ impl Outputs {
         std::mem::take(&mut self.released)
     }
 
+    /// Returns the values that a reader waits for.
+    pub(crate) fn pinned(&self, id: ConnectionId) -> impl Iterator<Item = &PinnedValue> {
+        let slot = self.slots.get(slot_of(id)).filter(|slot| slot.generation == generation_of(id));
+        let output = slot.and_then(|slot| slot.output.as_ref());
+        output.into_iter().flat_map(|output| output.long.iter().map(|long| &long.value))
+    }
+
     /// Returns the next bytes for a reader, at most `most`, with values where they are in the table. Returns `None` if
     /// the connection is closed, or if `value_of` does not find a value because the replica has lost its table.
     pub(crate) fn parts<'a, 't: 'a>(

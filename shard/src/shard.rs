@@ -289,7 +289,7 @@ impl Shard {
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit<'_>> {
         self.service.outputs.set_now(now);
         let most = READER_PIECE.min(self.readers_left);
-        let next = if most > 0 { self.next_reader(most) } else { None };
+        let next = if most > 0 { self.next_reader() } else { None };
         let Some(id) = next else {
             self.readers_left = READERS_BYTES;
             return None;
@@ -300,14 +300,14 @@ impl Shard {
     }
 
     /// Takes the next reader from the queue. Readers whose replica has lost its table are closed.
-    fn next_reader(&mut self, most: usize) -> Option<ConnectionId> {
-        loop {
-            let id = self.service.outputs.next_reader()?;
-            if self.service.parts_for_reader(id, most).is_some() {
+    fn next_reader(&mut self) -> Option<ConnectionId> {
+        while let Some(id) = self.service.outputs.next_reader() {
+            if !self.service.has_lost_values(id) {
                 return Some(id);
             }
             self.service.outputs.kill(id);
         }
+        None
     }
 
     /// Records how many bytes of the last transmit the socket has accepted; 0 if the send failed, because the next

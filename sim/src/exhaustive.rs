@@ -11,7 +11,7 @@
 //!     world        a state: machines, messages in transit, observations of clients
 //!     client       all histories that an atomic store could have so far
 //!     properties   the promises
-//!   trace        a path in words
+//!   trace        a path as text
 //! ```
 //!
 //! The simulator runs long executions of whole clusters; this search runs every short one of one group. These

@@ -1,4 +1,4 @@
-//! The most recent events in words, for the analysis of a failure.
+//! The most recent events as text, for the analysis of a failure.
 
 use std::collections::VecDeque;
 use std::fmt;

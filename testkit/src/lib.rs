@@ -1,4 +1,5 @@
-//! What tests over real processes, the chaos runner and the simulator need alike. No program that ships depends on it.
+//! The parts that tests over real processes, the chaos runner and the simulator share. No program that ships depends on
+//! it.
 //!
 //! ```text
 //!   process    processes by pid: find, signal

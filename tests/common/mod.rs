@@ -20,7 +20,7 @@
 //!   terminal   a program on a pseudo-terminal, and a simulated user
 //! ```
 //!
-//! What the chaos runner needs as well is in `testkit/`; here its errors become failures.
+//! The parts that the chaos runner needs as well are in `testkit/`; here their errors become failures.
 
 #![allow(dead_code)] // Each test program uses some of the modules.
 

@@ -58,7 +58,7 @@ pub(super) fn dir(dir: &Path) -> Found {
     }
 }
 
-/// What a start needs, compared with the limits.
+/// The needs of a start, compared with the limits.
 impl Limits {
     /// Returns the findings for this many servers and shards and this network engine, each with its name.
     pub(super) fn findings(

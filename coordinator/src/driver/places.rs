@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::place::{Elsewhere, Moved, Place, Ports};
 use crate::plan::Plan;
 
-/// Where every place of the ring is, and where its processes may run.
+/// The hosts of the places of the ring, and those where their processes may run.
 #[derive(Debug)]
 pub(super) struct Places {
     plan: RefCell<Rc<Plan>>,

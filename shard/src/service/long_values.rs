@@ -23,6 +23,11 @@ use super::{Hosted, Service};
 use crate::output::PinnedValue;
 
 impl Service {
+    /// Returns whether a replica has lost its table with a value for this reader.
+    pub(crate) fn has_lost_values(&self, id: ConnectionId) -> bool {
+        self.outputs.pinned(id).any(|value| value_in(&self.hosted, value).is_none())
+    }
+
     /// Returns the next bytes for a reader, at most `most`; `None` if a replica has lost its table.
     pub(crate) fn parts_for_reader(
         &self,

@@ -214,7 +214,7 @@ impl World {
     }
 
     /// Appends, to few requests, a write whose digest is that of another key. It must be rejected: else the entry would
-    /// be in a table in which nobody finds it.
+    /// be in a table in which no read finds it.
     fn with_forgery(&mut self, client: usize, bytes: Vec<u8>) -> Vec<u8> {
         let placement = Placement::new(self.config.servers, self.config.shards);
         if self.is_healing || !self.random.per_mille(FORGED_PER_MILLE) {
