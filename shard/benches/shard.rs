@@ -204,11 +204,13 @@ fn steps(work: &str, count: usize) {
     let (mut pair, keys) = filled();
     let (gets, mut requests) = (gets(&keys), Vec::new());
     for n in 0..count / DEPTH {
-        if work == "get" {
-            pair.serve(&gets[n % gets.len()]);
-            assert!(pair.take_answers() >= DEPTH * 64);
-        } else {
-            put(&mut pair, &keys, n * DEPTH, &mut requests);
+        match work {
+            "get" => {
+                pair.serve(&gets[n % gets.len()]);
+                assert!(pair.take_answers() >= DEPTH * 64);
+            }
+            "put" => put(&mut pair, &keys, n * DEPTH, &mut requests),
+            other => panic!("--steps {other}: get or put"),
         }
     }
 }

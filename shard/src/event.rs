@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use kv_core::replica::StreamError;
+use kv_core::replica::{ConnectionId, StreamError};
 use kv_protocol::ids::{GroupId, Member, SequenceNumber, ViewVersion};
 
 /// An event for the log.
@@ -43,6 +43,13 @@ pub enum EventKind {
         /// The reason.
         error: StreamError,
     },
+    /// A connection is closed because a replica has lost its table with a value that was being sent.
+    ValueLost {
+        /// The group.
+        group: GroupId,
+        /// The connection.
+        connection: ConnectionId,
+    },
     /// The stream of a group was lost.
     StreamDown {
         /// The group.
@@ -62,7 +69,7 @@ pub enum EventKind {
 impl EventKind {
     /// Returns whether the event deserves an operator's attention; if not, it is merely informative.
     pub fn is_warning(&self) -> bool {
-        !matches!(self, EventKind::StreamEstablished { .. })
+        !matches!(self, EventKind::StreamEstablished { .. } | EventKind::ValueLost { .. })
     }
 }
 
@@ -82,6 +89,9 @@ impl fmt::Display for EventKind {
             ),
             EventKind::StreamBroken { group, error } => {
                 write!(f, "the stream of group {group} is closed: {error}")
+            }
+            EventKind::ValueLost { group, .. } => {
+                write!(f, "closed a reader of group {group}, whose table was cleared")
             }
             EventKind::StreamDown { group } => write!(f, "the stream of group {group} is down"),
             EventKind::DialFailed { group, address, error } => write!(

@@ -27,6 +27,8 @@ const READERS_BYTES: usize = 128 << 10;
 const READER_PIECE: usize = 64 << 10;
 /// The time between two calls of the shard after which it has stood: more than the longest pause between two ticks.
 const LONGEST_TICK: Duration = Duration::from_millis(150);
+/// The most ticks in a row that leave their work to the next one because the shard has stood.
+const MOST_DEFERRED: u32 = 8;
 /// The minimum that a piece counts against [`READERS_BYTES`]: a send that fails takes time too.
 const READER_COST: usize = 16 << 10;
 
@@ -71,6 +73,10 @@ pub struct Shard {
     called_at: Time,
     /// True if the shard was not called for long, and has not yet served what arrived meanwhile.
     has_stood: bool,
+    /// The number of ticks in a row that left their work to the next one for that reason.
+    deferred: u32,
+    /// The time of the last receive, for an assertion.
+    received_at: Time,
 }
 
 impl Shard {
@@ -86,6 +92,8 @@ impl Shard {
             transmitting: None,
             called_at: Time::default(),
             has_stood: false,
+            deferred: 0,
+            received_at: Time::default(),
         }
     }
 
@@ -144,7 +152,7 @@ impl Shard {
 
     /// Processes bytes received on a connection.
     pub fn on_bytes(&mut self, now: Time, id: ConnectionId, received: &[u8]) {
-        self.service.outputs.set_now(now);
+        self.note_received(now);
         if self.service.outputs.get(id).is_none_or(|output| output.is_closing()) {
             return;
         }
@@ -171,7 +179,7 @@ impl Shard {
 
     /// Takes a lent input buffer back and processes the received bytes.
     pub fn take_input_back(&mut self, now: Time, id: ConnectionId, buffer: Vec<u8>) {
-        self.service.outputs.set_now(now);
+        self.note_received(now);
         if self.service.outputs.get(id).is_some()
             && let Some(Some(input)) = self.inputs.get_mut(slot_of(id))
         {
@@ -248,6 +256,11 @@ impl Shard {
         self.service.outputs.kill(id);
     }
 
+    /// Returns whether a connection is to be closed now.
+    pub fn is_over(&mut self, id: ConnectionId) -> bool {
+        self.service.outputs.get(id).is_none_or(|output| output.is_over())
+    }
+
     /// Returns the next step for a connection.
     pub fn fate(&mut self, id: ConnectionId) -> Fate {
         let Some(output) = self.service.outputs.get(id) else { return Fate::Close };
@@ -302,10 +315,9 @@ impl Shard {
     /// Takes the next reader from the queue. Readers whose replica has lost its table are closed.
     fn next_reader(&mut self) -> Option<ConnectionId> {
         while let Some(id) = self.service.outputs.next_reader() {
-            if !self.service.has_lost_values(id) {
+            if !self.service.close_if_lost(id) {
                 return Some(id);
             }
-            self.service.outputs.kill(id);
         }
         None
     }
@@ -349,7 +361,10 @@ impl Shard {
 
     /// Ends a wake-up: grants memory to waiting connections, and appends the replicas' messages to their streams in
     /// batches.
+    ///
+    /// `now` must be read after the bytes of the wake-up were received, because ACKs begin graces.
     pub fn finish_wake_up(&mut self, now: Time) {
+        debug_assert!(now >= self.received_at, "a clock reading from before a receive");
         self.service.outputs.set_now(now);
         self.has_stood = false;
         self.grant_memory(now);
@@ -363,8 +378,23 @@ impl Shard {
         self.service.outputs.set_now(now);
         self.note_call(now);
         self.service.look(now);
-        if !self.has_stood || holes::is_open(Hole::JudgedBeforeRead) {
+        // If every turn takes long, timers must run nevertheless.
+        let waits = self.has_stood && self.deferred < MOST_DEFERRED;
+        self.deferred = if waits { self.deferred + 1 } else { 0 };
+        if !waits || holes::is_open(Hole::JudgedBeforeRead) {
             self.service.on_time(now);
+        }
+    }
+
+    /// Returns whether the shard was not called for long, and has not yet served what arrived meanwhile.
+    pub fn has_stood(&self) -> bool {
+        self.has_stood
+    }
+
+    fn note_received(&mut self, now: Time) {
+        self.service.outputs.set_now(now);
+        if cfg!(debug_assertions) {
+            self.received_at = now;
         }
     }
 
@@ -376,7 +406,7 @@ impl Shard {
     /// Closes the connections that missed a deadline, or that stall while others wait for memory. It must be called a
     /// few times a second.
     pub fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
-        if self.has_stood {
+        if self.deferred > 0 {
             return;
         }
         let memory = Arc::clone(self.service.outputs.tally().memory());

@@ -77,12 +77,13 @@ fn the_same_order_again_leaves_a_standing_stream_alone() {
 fn a_stream_that_is_welcomed_and_lost_again_is_dialled_after_growing_pauses_until_one_acks() {
     let mut pair = Pair::joined();
     let mut now = NOW;
-    let mut lose_and_dial = |pair: &mut Pair| {
-        pair.primary.close(now, pair.dialled);
-        pair.secondary.close(now, pair.accepted);
+    let lose_and_dial = |now: &mut Time, pair: &mut Pair| {
+        pair.primary.close(*now, pair.dialled);
+        pair.secondary.close(*now, pair.accepted);
         let due = pair.primary.service.next_dial().unwrap();
-        let pause = due.since(now);
-        now = due;
+        let pause = due.since(*now);
+        *now = due;
+        let now = *now;
         assert_eq!(pair.primary.due_dials(now).len(), 1);
         pair.dialled = pair.primary.open_stream(now, GROUP);
         pair.accepted = pair.secondary.adopt(now, Port::Servers, &[]);
@@ -99,11 +100,11 @@ fn a_stream_that_is_welcomed_and_lost_again_is_dialled_after_growing_pauses_unti
         );
         pause
     };
-    let pauses: Vec<Duration> = (0..4).map(|_| lose_and_dial(&mut pair)).collect();
+    let pauses: Vec<Duration> = (0..4).map(|_| lose_and_dial(&mut now, &mut pair)).collect();
     assert_eq!(pauses, [1, 2, 4, 8].map(Duration::from_millis));
     // The beacon is acked.
-    pair.exchange();
-    assert_eq!(lose_and_dial(&mut pair), Duration::from_millis(1));
+    pair.exchange_at(now);
+    assert_eq!(lose_and_dial(&mut now, &mut pair), Duration::from_millis(1));
 }
 
 #[test]

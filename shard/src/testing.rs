@@ -123,10 +123,11 @@ pub(crate) fn take_output(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     take_output_at(NOW, shard, id)
 }
 
-/// Takes the bytes that the engine would send next; readers are not served.
-fn take_unsent(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
+/// Ends a wake-up, and takes the bytes that the engine would send next on a connection; readers are not served.
+fn said(now: Time, shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
+    shard.finish_wake_up(now);
     let bytes = shard.unsent(id).to_vec();
-    shard.on_sent(NOW, id, bytes.len());
+    shard.on_sent(now, id, bytes.len());
     bytes
 }
 
@@ -226,23 +227,26 @@ impl Pair {
 
     /// Takes the primary's pending messages for the secondary.
     pub(crate) fn said_by_primary(&mut self) -> Vec<u8> {
-        self.primary.finish_wake_up(NOW);
-        take_unsent(&mut self.primary, self.dialled)
+        said(NOW, &mut self.primary, self.dialled)
     }
 
     /// Takes the secondary's pending messages for the primary.
     pub(crate) fn said_by_secondary(&mut self) -> Vec<u8> {
-        self.secondary.finish_wake_up(NOW);
-        take_unsent(&mut self.secondary, self.accepted)
+        said(NOW, &mut self.secondary, self.accepted)
     }
 
     /// Moves bytes both ways until neither side sends more.
     pub(crate) fn exchange(&mut self) {
+        self.exchange_at(NOW);
+    }
+
+    /// Does the same as [`Pair::exchange`], at `now`.
+    pub(crate) fn exchange_at(&mut self, now: Time) {
         loop {
-            let there = self.said_by_primary();
-            self.secondary.on_bytes(NOW, self.accepted, &there);
-            let back = self.said_by_secondary();
-            self.primary.on_bytes(NOW, self.dialled, &back);
+            let there = said(now, &mut self.primary, self.dialled);
+            self.secondary.on_bytes(now, self.accepted, &there);
+            let back = said(now, &mut self.secondary, self.accepted);
+            self.primary.on_bytes(now, self.dialled, &back);
             if there.is_empty() && back.is_empty() {
                 return;
             }

@@ -36,6 +36,9 @@ pub trait Engine {
     /// Reads the shard's clock.
     fn now(&mut self) -> Time;
 
+    /// Notes what has arrived since the engine last looked, without waiting.
+    fn look_again(&mut self, shard: &mut Shard);
+
     /// Serves all that other servers' streams have received, and the dials that have ended. Returns whether there was
     /// any.
     fn serve_streams(&mut self, shard: &mut Shard) -> bool;
@@ -72,20 +75,26 @@ pub struct Waiting {
     pub clients: usize,
 }
 
-/// Runs one turn, which began at `now`. `is_wanted` is true if output may wait. The turn may leave work: waiting
-/// clients, dirty connections, readers.
+/// Runs one turn, which began at `now`, after [`Shard::begin_wake_up`]. `is_wanted` is true if output may wait. The turn
+/// may leave work: waiting clients, dirty connections, readers.
 pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: bool) {
+    if shard.has_stood() {
+        engine.look_again(shard);
+    }
     let is_late = holes::is_open(Hole::StreamsLast) && engine.waiting().clients > 0;
     let had_streams = !is_late && engine.serve_streams(shard);
     let mut budget = Budget::new(now);
     let waiting = engine.waiting();
     if (had_streams || is_wanted) && waiting != Waiting::default() {
-        settle(engine, shard, &mut budget, now);
+        settle(engine, shard, &mut budget);
         engine.submit();
         budget.renew_time(engine.now());
     }
     for _ in 0..waiting.strangers.min(MOST_STRANGERS) {
         engine.serve_stranger(shard);
+    }
+    if waiting.strangers > 0 {
+        budget.renew_time(engine.now());
     }
     for _ in 0..waiting.clients {
         if let Some(now) = engine.serve_client(shard)
@@ -96,9 +105,7 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
         }
     }
     engine.end_clients(shard);
-    let now = engine.now();
-    budget.renew_time(now);
-    settle(engine, shard, &mut budget, now);
+    let now = settle(engine, shard, &mut budget);
     if shard.has_readers() {
         // Send all short responses before long values.
         engine.submit();
@@ -106,13 +113,18 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
             let sent = engine.send(&transmit);
             shard.on_transmitted(now, sent);
         }
-        settle(engine, shard, &mut budget, now);
+        settle(engine, shard, &mut budget);
     }
 }
 
 /// Ends a wake-up, or the streams' part of it: pumps the streams and handles dirty ones. Then it handles the other dirty
-/// connections in order, as far as the budget allows.
-fn settle<E: Engine>(engine: &mut E, shard: &mut Shard, budget: &mut Budget, now: Time) {
+/// connections in order, as far as the budget allows, which gets its full time again.
+///
+/// It reads the clock itself, because an ACK begins a grace: a reading from before the acknowledged bytes were received
+/// would end it too early. Returns that reading.
+fn settle<E: Engine>(engine: &mut E, shard: &mut Shard, budget: &mut Budget) -> Time {
+    let now = engine.now();
+    budget.renew_time(now);
     shard.finish_wake_up(now);
     let mut had_streams = false;
     while let Some(id) = shard.next_dirty_stream() {
@@ -129,6 +141,7 @@ fn settle<E: Engine>(engine: &mut E, shard: &mut Shard, budget: &mut Budget, now
         // The sends may have made room for more of a stream, which is sent in the next turn.
         shard.finish_wake_up(now);
     }
+    now
 }
 
 /// The work for clients that a turn may still do.
@@ -165,3 +178,7 @@ impl Budget {
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
+
+#[cfg(test)]
+#[path = "turn_tests.rs"]
+mod tests;

@@ -18,6 +18,7 @@ const PERCENT_WITH_WRITE: u64 = 90;
 const FAULTS_A_KIND_A_STEP: u64 = 1_000;
 const SLOW_FAULTS_A_KIND: u64 = 50;
 const LOAD: u64 = 1_000_000;
+const CLIENTS_WAYS: u64 = 1_000;
 /// The number of recovery steps; faults counted after them struck at rest.
 const STEPS: usize = 6;
 
@@ -68,6 +69,14 @@ pub struct Counts {
     pub orphaned: u64,
     /// Chunks of tables emptied by compaction.
     pub emptied_chunks: u64,
+    /// Connections that an executor handed over to another one.
+    pub handed_over: u64,
+    /// Connections that a client reset with requests in flight.
+    pub resets: u64,
+    /// Writes with a wrong digest.
+    pub forged: u64,
+    /// Values read that are long enough to be sent from the table.
+    pub long_values: u64,
     /// Requests served to clients that were only load.
     pub load: u64,
     /// Faults that struck a group with a write in flight.
@@ -124,6 +133,10 @@ impl Counts {
         self.orphaned += other.orphaned;
         self.emptied_chunks += other.emptied_chunks;
         self.load += other.load;
+        self.handed_over += other.handed_over;
+        self.resets += other.resets;
+        self.forged += other.forged;
+        self.long_values += other.long_values;
         self.with_write_in_flight += other.with_write_in_flight;
         for (kind, steps) in &other.faults {
             let sums = self.faults.entry(kind).or_default();
@@ -153,6 +166,10 @@ impl Counts {
         least("times without a coordinator".to_owned(), self.orphaned, 1);
         least("chunks emptied by compaction".to_owned(), self.emptied_chunks, 1);
         least("requests that were only load".to_owned(), self.load, LOAD);
+        least("connections handed over".to_owned(), self.handed_over, CLIENTS_WAYS);
+        least("connections reset".to_owned(), self.resets, CLIENTS_WAYS);
+        least("writes with a wrong digest".to_owned(), self.forged, CLIENTS_WAYS);
+        least("long values read".to_owned(), self.long_values, CLIENTS_WAYS);
         let share = 100 * self.with_write_in_flight / self.all_faults().max(1);
         least("% of the faults with a write in flight".to_owned(), share, PERCENT_WITH_WRITE);
         for kind in KINDS {
@@ -212,6 +229,10 @@ impl Counts {
              {} requests that were only load\n",
             self.restore_suspends, self.orphaned, self.emptied_chunks, self.load
         );
+        text += &format!(
+            "clients: {} connections handed over, {} reset, {} writes with a wrong digest, {} long values read\n",
+            self.handed_over, self.resets, self.forged, self.long_values
+        );
         let faults = self.all_faults();
         let share = 100.0 * self.with_write_in_flight as f64 / faults.max(1) as f64;
         text += &format!("{faults} faults, {share:.1} % of them with a write in flight\n\n");
@@ -247,6 +268,8 @@ mod tests {
         (counts.failed_dumps, counts.stop_suspends) = (1, 1);
         (counts.restore_suspends, counts.orphaned, counts.emptied_chunks) = (1, 1, 1);
         counts.load = LOAD;
+        (counts.handed_over, counts.resets) = (CLIENTS_WAYS, CLIENTS_WAYS);
+        (counts.forged, counts.long_values) = (CLIENTS_WAYS, CLIENTS_WAYS);
         assert_eq!(counts.missing(), [""; 0]);
         counts.faults.get_mut("crash").unwrap()[2] = 999;
         assert_eq!(counts.missing(), ["999 times crash in step 2, 1000 are asked for"]);

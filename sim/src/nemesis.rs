@@ -75,8 +75,8 @@ pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
 
 /// Returns whether no ordinary fault may strike, or none any more.
 fn is_quiet(world: &World) -> bool {
-    let Config { calm, slow, stands, orphans, .. } = world.config;
-    world.is_healing || calm || slow || stands || orphans
+    let Config { calm, slow, stands, orphans, floods, .. } = world.config;
+    world.is_healing || calm || slow || stands || orphans || floods
 }
 
 /// Chooses the next fault at rest, and injects it.

@@ -57,18 +57,23 @@ pub struct Workload {
     last: VecDeque<(Vec<u8>, Asked)>,
 }
 
-/// Returns the bytes of a value: its number, then a filling that depends on the number.
+/// Returns the bytes of a value: its number, its length if there is room, and a filling that depends on the number.
 fn whole_value(value: Value, length: usize) -> Vec<u8> {
     let mut bytes = value.to_le_bytes().to_vec();
     bytes.resize(length, filling_of(value));
+    if let Some(place) = bytes.get_mut(LENGTH_AT) {
+        place.copy_from_slice(&length.to_le_bytes());
+    }
     bytes
 }
 
+/// The place of a value's length in its bytes, if it is long enough.
+const LENGTH_AT: std::ops::Range<usize> = 8..8 + size_of::<usize>();
+
 /// Returns the number of a value; `None` if the bytes are not those of one value.
 pub fn value_of(bytes: &[u8]) -> Option<Value> {
-    let (number, filling) = bytes.split_first_chunk()?;
-    let value = Value::from_le_bytes(*number);
-    filling.iter().all(|byte| *byte == filling_of(value)).then_some(value)
+    let value = Value::from_le_bytes(*bytes.first_chunk()?);
+    (*bytes == *whole_value(value, bytes.len())).then_some(value)
 }
 
 fn filling_of(value: Value) -> u8 {

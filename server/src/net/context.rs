@@ -168,9 +168,11 @@ impl ShardContext {
         handed: HandedOver,
     ) -> (ConnectionId, OwnedFd, Port, Permit) {
         let HandedOver { socket, port, received, permit } = handed;
-        let id = shard.adopt(clock::now(), port, &[]);
+        let now = clock::now();
+        self.begin_wake_up(shard, now);
+        let id = shard.adopt(now, port, &[]);
         shard.set_address(id, permit.from());
-        shard.on_bytes(clock::now(), id, &received);
+        shard.on_bytes(now, id, &received);
         self.want_flush();
         (id, socket, port, permit)
     }

@@ -20,12 +20,21 @@ use kv_core::replica::ConnectionId;
 use kv_protocol::placement::Digest;
 
 use super::{Hosted, Service};
+use crate::event::{Event, EventKind};
 use crate::output::PinnedValue;
 
 impl Service {
-    /// Returns whether a replica has lost its table with a value for this reader.
-    pub(crate) fn has_lost_values(&self, id: ConnectionId) -> bool {
-        self.outputs.pinned(id).any(|value| value_in(&self.hosted, value).is_none())
+    /// Closes a reader if a replica has lost its table with a value for it; returns whether it did.
+    pub(crate) fn close_if_lost(&mut self, id: ConnectionId) -> bool {
+        let mut pinned = self.outputs.pinned(id);
+        let Some(lost) = pinned.find(|value| value_in(&self.hosted, value).is_none()) else {
+            return false;
+        };
+        let kind = EventKind::ValueLost { group: lost.group, connection: id };
+        drop(pinned);
+        self.events.push(Event { kind, to_log: None });
+        self.outputs.kill(id);
+        true
     }
 
     /// Returns the next bytes for a reader, at most `most`; `None` if a replica has lost its table.

@@ -32,10 +32,16 @@ pub fn check(world: &World, process: usize, replica: &Replica) -> Result<(), Vio
     Ok(())
 }
 
+/// Returns the violation of a client that reads its responses and is closed nevertheless.
+pub fn closed() -> Violation {
+    let words = "the connection of a client that reads was closed under load".to_owned();
+    Violation::new(28, words)
+}
+
 /// Checks the memory of a process's connections.
 pub fn check_memory(world: &World, process: usize) -> Result<(), Violation> {
     let process = &world.processes[process];
-    let connections: usize = process.shards.iter().map(|executor| executor.connections()).sum();
+    let connections: usize = process.shards.iter().map(|executor| executor.clients()).sum();
     let unreported = process.shards.len() * UNREPORTED;
     let most = (connections * (MAX_OUTPUT_BYTES + BESIDE_OUTPUT) + unreported) as u64;
     let (held, most) = (process.memory.held(), most.min(process.memory.limit()));

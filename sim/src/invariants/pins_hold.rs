@@ -5,6 +5,11 @@ use kv_protocol::ids::GroupId;
 
 use crate::invariants::Violation;
 
+/// Returns the violation of a value that was lost although its replica has kept its table.
+pub fn gone(group: GroupId) -> Violation {
+    Violation::of(group, 27, format_args!("a value that is being sent is gone"))
+}
+
 /// Returns the violation of a response whose bytes are not those of one value.
 pub fn mixed(group: GroupId) -> Violation {
     Violation::of(group, 27, format_args!("a value that was read is none that was ever written"))

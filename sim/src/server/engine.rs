@@ -5,16 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time, ViewVersion};
-use kv_shard::turn::{self, Waiting};
+use kv_shard::turn::{self, Engine as _, Waiting};
 use kv_shard::{Address, Fate, Port, Shard, Transmit};
 
 use super::executor::{Input, Output};
 use super::socket::{Reader, Sockets};
-use super::tap::Answered;
+use super::tap::{Answered, Asked};
 use crate::clock::Clock;
-use crate::invariants::{
-    Violation, lease_is_checked, nothing_old, only_primaries_answer, streams_are_whole,
-};
+use crate::invariants::nothing_old;
 use crate::network::ConnectionNumber;
 
 /// The work of a wake-up, of an input, of a request, and of each byte received or sent, in nanoseconds.
@@ -47,6 +45,10 @@ pub(super) struct Engine {
     pub(super) work: u64,
     pub(super) output: Vec<Output>,
     suspects: Vec<Suspect>,
+    /// Responses to requests of this wake-up.
+    pub(super) fresh: Vec<(Answered, Asked)>,
+    /// Streams whose other ends have closed them in this wake-up.
+    pub(super) ended: Vec<ConnectionNumber>,
 }
 
 impl Engine {
@@ -62,6 +64,8 @@ impl Engine {
             work: 0,
             output: Vec::new(),
             suspects: Vec::new(),
+            fresh: Vec::new(),
+            ended: Vec::new(),
         }
     }
 
@@ -144,8 +148,6 @@ impl Engine {
 pub(super) struct Turn<'a> {
     pub(super) engine: &'a mut Engine,
     pub(super) true_now: u64,
-    /// The clock reading of the wake-up.
-    pub(super) now: Time,
     pub(super) clock: Clock,
     /// True if the executor receives nothing from other servers.
     pub(super) is_deaf: bool,
@@ -157,6 +159,9 @@ impl turn::Engine for Turn<'_> {
     fn now(&mut self) -> Time {
         self.clock.read(self.true_now + self.engine.work)
     }
+
+    /// All inputs are noted before the wake-up begins.
+    fn look_again(&mut self, _: &mut Shard) {}
 
     fn serve_streams(&mut self, shard: &mut Shard) -> bool {
         if self.is_deaf {
@@ -206,7 +211,7 @@ impl turn::Engine for Turn<'_> {
                 if !shard.is_stream(id) {
                     sent = taken;
                 }
-                self.send_bytes(shard, id, bytes);
+                self.note_sent(id, bytes);
             }
         }
         let fate = shard.fate(id);
@@ -251,7 +256,8 @@ impl Turn<'_> {
     /// Serves an input of a connection.
     fn receive(&mut self, shard: &mut Shard, input: Input) {
         self.engine.work += WORK_AN_INPUT;
-        let now = self.now;
+        // Read after the receive, as the engine over epoll does.
+        let now = self.now();
         match input {
             Input::Accepted(number, port, reader) => {
                 let id = shard.open_greeting(now, port);
@@ -260,7 +266,7 @@ impl Turn<'_> {
             Input::Adopted(number, port, reader, received) => {
                 let id = shard.adopt(now, port, &[]);
                 self.open(shard, number, id, port, reader);
-                self.on_bytes(shard, id, &received);
+                self.on_bytes(shard, now, id, &received);
             }
             Input::Dialled(number, group) => {
                 let id = shard.open_stream(now, group);
@@ -272,7 +278,7 @@ impl Turn<'_> {
             }
             Input::Bytes(number, bytes) => {
                 if let Some(id) = self.engine.sockets.id(number) {
-                    self.on_bytes(shard, id, &bytes);
+                    self.on_bytes(shard, now, id, &bytes);
                 }
             }
             Input::Closed(number) => {
@@ -284,8 +290,8 @@ impl Turn<'_> {
                     false => shard.on_end_of_input(now, id),
                 }
                 shard.mark_dirty(id);
-                if is_stream && shard.fate(id) == Fate::Read {
-                    self.engine.output.push(Output::Broken(streams_are_whole::kept(number)));
+                if is_stream {
+                    self.engine.ended.push(number);
                 }
             }
             _ => unreachable!("it is an order"),
@@ -305,20 +311,20 @@ impl Turn<'_> {
         shard.mark_dirty(id);
     }
 
-    fn on_bytes(&mut self, shard: &mut Shard, id: ConnectionId, bytes: &[u8]) {
+    fn on_bytes(&mut self, shard: &mut Shard, now: Time, id: ConnectionId, bytes: &[u8]) {
         let placement = shard.service.identity.placement;
         let wakes = self.engine.wakes;
         let Some(socket) = self.engine.sockets.get(id) else { return };
-        let (requests, views) = socket.tap.received(wakes, placement, bytes);
+        let (requests, views) = socket.tap.received(wakes, now, placement, bytes);
         self.engine.work += bytes.len() as u64 * WORK_A_BYTE + requests * WORK_A_REQUEST;
         if views.is_empty() {
-            shard.on_bytes(self.now, id, bytes);
+            shard.on_bytes(now, id, bytes);
             return shard.mark_dirty(id);
         }
         let replicas = shard.service.replicas();
         let installed: Vec<(GroupId, ViewVersion)> =
             replicas.map(|replica| (replica.group(), replica.view_version())).collect();
-        shard.on_bytes(self.now, id, bytes);
+        shard.on_bytes(now, id, bytes);
         shard.mark_dirty(id);
         let service = &shard.service;
         let stream = installed.into_iter().find(|(group, _)| service.stream(*group) == Some(id));
@@ -340,48 +346,22 @@ impl Turn<'_> {
         }
     }
 
-    /// Sends bytes of a connection, and checks the responses to requests of this wake-up.
-    fn send_bytes(&mut self, shard: &Shard, id: ConnectionId, bytes: Vec<u8>) {
-        for (answered, is_read) in self.note_sent(id, bytes) {
-            let checked = self.check_answer(shard, &answered, is_read);
-            self.engine.output.extend(checked.err().map(Output::Broken));
-        }
-    }
-
-    /// Sends bytes of a connection. Returns the responses among them to requests of this wake-up, and whether each is
-    /// to a read. Any other response may be of a time at which the replica was another.
-    fn note_sent(&mut self, id: ConnectionId, bytes: Vec<u8>) -> Vec<(Answered, bool)> {
+    /// Sends bytes of a connection. The responses among them to requests of this wake-up are judged at its end; any other
+    /// may be of a time at which the replica was another.
+    fn note_sent(&mut self, id: ConnectionId, bytes: Vec<u8>) {
         self.engine.work += bytes.len() as u64 * WORK_A_BYTE;
-        let Some(socket) = self.engine.sockets.get(id) else { return Vec::new() };
+        let Some(socket) = self.engine.sockets.get(id) else { return };
         let number = socket.number;
-        let mut fresh = Vec::new();
         let sent = socket.tap.sent(number, &bytes).unwrap_or_else(|violation| {
             self.engine.output.push(Output::Broken(violation));
             Vec::new()
         });
         for (answered, asked) in sent {
             if asked.wake == self.engine.wakes {
-                fresh.push((answered, asked.is_read));
+                self.engine.fresh.push((answered, asked));
             }
             self.engine.output.push(Output::Answered(answered));
         }
         self.engine.output.push(Output::Send(number, bytes, self.engine.work));
-        fresh
-    }
-
-    /// Checks that a replica may send the response that it has just sent to a request of this wake-up.
-    fn check_answer(
-        &self,
-        shard: &Shard,
-        answered: &Answered,
-        is_read: bool,
-    ) -> Result<(), Violation> {
-        let Some(replica) = shard.service.replica(answered.group) else { return Ok(()) };
-        let sight = replica.inspect();
-        only_primaries_answer::check(answered.group, &sight, answered.status)?;
-        if is_read {
-            lease_is_checked::check(answered.group, &sight, self.now, answered.status)?;
-        }
-        Ok(())
     }
 }

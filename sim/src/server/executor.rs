@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use kv_core::arena::SwitchedChunks;
 use kv_core::hash::HashSecret;
@@ -18,17 +19,20 @@ use kv_shard::{
 
 use super::engine::{Engine, Turn, WORK_A_WAKE};
 use super::socket::Reader;
-use super::tap::Answered;
+use super::tap::{Answered, Asked};
 use crate::clock::Clock;
 use crate::dump::Part;
-use crate::invariants::{Violation, copy_is_equal, one_view, slow_are_spared, streams_are_whole};
+use crate::invariants::{
+    Violation, copy_is_equal, lease_is_checked, one_view, only_primaries_answer, pins_hold,
+    slow_are_spared, streams_are_whole,
+};
 use crate::network::ConnectionNumber;
 
 /// The interval at which a shard publishes its reports to the node, and enforces deadlines, in nanoseconds of true
 /// time. Changes are published at once.
 const PUBLISH_EVERY: u64 = 100_000_000;
-/// A pause between two wake-ups in which the executor has stood, in nanoseconds.
-const STOOD: u64 = 200_000_000;
+/// The time between the clock readings of two wake-ups in which the executor has stood.
+const STOOD: Duration = Duration::from_millis(200);
 /// Small chunks, because a run creates many tables.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -67,7 +71,7 @@ impl Input {
     }
 
     /// Returns the connection to which it belongs.
-    pub(super) fn connection(&self) -> Option<ConnectionNumber> {
+    pub fn connection(&self) -> Option<ConnectionNumber> {
         match self {
             Input::Accepted(number, ..)
             | Input::Adopted(number, ..)
@@ -128,7 +132,10 @@ pub struct Executor {
     engine: Engine,
     published_at: u64,
     deadlines_at: u64,
-    woke_at: u64,
+    /// The clock reading of the last wake-up.
+    woke_at: Time,
+    /// The last wake-up in which the table of each group was cleared, or could be.
+    cleared: BTreeMap<GroupId, u64>,
     shown: BTreeMap<GroupId, (ReplicaState, ViewVersion, bool)>,
     noted: BTreeMap<GroupId, (ReplicaState, ViewVersion)>,
 }
@@ -163,7 +170,8 @@ impl Executor {
             engine: Engine::new(),
             published_at: 0,
             deadlines_at: 0,
-            woke_at: 0,
+            woke_at: Time::default(),
+            cleared: BTreeMap::new(),
             shown: BTreeMap::new(),
             noted: BTreeMap::new(),
         }
@@ -174,9 +182,9 @@ impl Executor {
         self.shard.service.replicas()
     }
 
-    /// Returns the number of its connections.
-    pub fn connections(&self) -> usize {
-        self.engine.sockets.len()
+    /// Returns the number of its clients' connections.
+    pub fn clients(&self) -> usize {
+        self.engine.sockets.clients()
     }
 
     /// Runs one wake-up: serves the inputs with one reading of the clock. Returns its effects and its work in
@@ -190,8 +198,8 @@ impl Executor {
     ) -> (Vec<Output>, u64) {
         self.engine.wakes += 1;
         self.engine.work = WORK_A_WAKE;
-        let has_stood = true_now > self.woke_at + STOOD;
-        self.woke_at = true_now;
+        let has_stood = now.since(self.woke_at) > STOOD;
+        self.woke_at = now;
         let active = self.active_streams();
         self.shard.on_tick(now);
         if has_stood && true_now >= self.deaf_until {
@@ -214,8 +222,9 @@ impl Executor {
         }
         self.shard.begin_wake_up(now);
         let is_deaf = true_now < self.deaf_until;
-        let mut turn = Turn { engine: &mut self.engine, true_now, clock, now, is_deaf };
+        let mut turn = Turn { engine: &mut self.engine, true_now, clock, is_deaf };
         turn::run(&mut turn, &mut self.shard, now, true);
+        self.judge();
         self.dial_due(now);
         self.take_events();
         self.publish(true_now, now);
@@ -290,10 +299,51 @@ impl Executor {
         }
     }
 
+    /// Judges the end of a wake-up: its responses, and the streams that the other ends have closed.
+    fn judge(&mut self) {
+        for (answered, asked) in std::mem::take(&mut self.engine.fresh) {
+            let checked = self.check_answer(&answered, &asked);
+            self.engine.output.extend(checked.err().map(Output::Broken));
+        }
+        for number in std::mem::take(&mut self.engine.ended) {
+            if self.engine.sockets.id(number).is_some() {
+                self.engine.output.push(Output::Broken(streams_are_whole::kept(number)));
+            }
+        }
+        for replica in self.shard.service.replicas() {
+            if matches!(replica.state(), ReplicaState::Out | ReplicaState::Candidate) {
+                self.cleared.insert(replica.group(), self.engine.wakes);
+            }
+        }
+    }
+
+    /// Checks that a replica may send the response that it has sent in this wake-up.
+    fn check_answer(&self, answered: &Answered, asked: &Asked) -> Result<(), Violation> {
+        let Some(replica) = self.shard.service.replica(answered.group) else { return Ok(()) };
+        let sight = replica.inspect();
+        only_primaries_answer::check(answered.group, &sight, answered.status)?;
+        if asked.is_read {
+            lease_is_checked::check(answered.group, &sight, asked.at, answered.status)?;
+        }
+        Ok(())
+    }
+
     /// Judges the events of a wake-up.
     fn take_events(&mut self) {
         for event in self.shard.service.take_events() {
-            let EventKind::StreamBroken { group, error } = event.kind else { continue };
+            let (group, error) = match event.kind {
+                EventKind::StreamBroken { group, error } => (group, error),
+                EventKind::ValueLost { group, connection } => {
+                    let socket = self.engine.sockets.get(connection);
+                    let asked = socket.and_then(|socket| socket.tap.oldest(group));
+                    let cleared = self.cleared.get(&group).copied().unwrap_or(0);
+                    if asked.is_some_and(|asked| asked > cleared) {
+                        self.engine.output.push(Output::Broken(pins_hold::gone(group)));
+                    }
+                    continue;
+                }
+                _ => continue,
+            };
             let view =
                 self.shard.service.replica(group).and_then(|replica| replica.view().copied());
             let is_of_the_dead = view.is_some_and(|view| {

@@ -86,6 +86,8 @@ pub(super) struct Sockets {
     ids: BTreeMap<ConnectionNumber, ConnectionId>,
     /// The connections whose other ends do not read at once.
     slow: Vec<ConnectionId>,
+    /// The number of connections of clients.
+    clients: usize,
 }
 
 impl Sockets {
@@ -99,6 +101,7 @@ impl Sockets {
     ) {
         self.ids.insert(number, id);
         self.open.insert(id, Socket::new(number, port, reader));
+        self.clients += usize::from(port == Port::Clients);
         if reader != Reader::Fast {
             self.slow.push(id);
         }
@@ -124,12 +127,13 @@ impl Sockets {
         let socket = self.open.remove(&id)?;
         self.ids.remove(&socket.number);
         self.slow.retain(|slow| *slow != id);
+        self.clients -= usize::from(socket.port == Port::Clients);
         Some(socket)
     }
 
-    /// Returns the number of open connections.
-    pub(super) fn len(&self) -> usize {
-        self.open.len()
+    /// Returns the number of open connections of clients.
+    pub(super) fn clients(&self) -> usize {
+        self.clients
     }
 
     /// Returns the ids of all open connections.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kv_protocol::client_message::{Answer, Operation, Request, Status, opcode as client_opcode};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
-use kv_protocol::ids::{GroupId, RequestId, SequenceNumber, ViewVersion};
+use kv_protocol::ids::{GroupId, RequestId, SequenceNumber, Time, ViewVersion};
 use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CLIENT_BODY, MAX_PEER_BODY};
 use kv_protocol::peer_message::{BatchReader, opcode as peer_opcode};
 use kv_protocol::placement::Placement;
@@ -45,6 +45,8 @@ pub(super) struct Asked {
     pub(super) is_read: bool,
     /// The wake-up in which it was received last.
     pub(super) wake: u64,
+    /// The clock reading of that receive.
+    pub(super) at: Time,
     /// The number of times that it was received and not responded to.
     times: u32,
 }
@@ -81,6 +83,7 @@ impl Tap {
     pub(super) fn received(
         &mut self,
         wake: u64,
+        now: Time,
         placement: Placement,
         bytes: &[u8],
     ) -> (u64, Vec<ViewVersion>) {
@@ -98,7 +101,7 @@ impl Tap {
                     let is_read =
                         matches!(request.operation, Operation::Get | Operation::GetPart(_));
                     let times = 1 + asked.get(&request.id).map_or(0, |asked| asked.times);
-                    asked.insert(request.id, Asked { group, is_read, wake, times });
+                    asked.insert(request.id, Asked { group, is_read, wake, at: now, times });
                     requests += 1;
                 }
             }
@@ -114,6 +117,12 @@ impl Tap {
             }
         }
         (requests, views)
+    }
+
+    /// Returns the wake-up in which the oldest request of a group without a response was received.
+    pub(super) fn oldest(&self, group: GroupId) -> Option<u64> {
+        let Tap::Client { asked, .. } = self else { return None };
+        asked.values().filter(|asked| asked.group == group).map(|asked| asked.wake).min()
     }
 
     /// Observes sent bytes; returns the responses that they complete, with their requests.

@@ -16,6 +16,8 @@ use kv_history::Answered;
 const FORGED_PER_MILLE: u64 = 5;
 /// The share of a client's requests before which it closes its connection, per mille.
 const RESET_PER_MILLE: u64 = 2;
+/// The length above which a value is sent from the table.
+const LONG_VALUE: usize = 4 << 10;
 /// The connection number of a failed dial.
 const NO_CONNECTION: ConnectionNumber = ConnectionNumber(usize::MAX);
 
@@ -207,6 +209,7 @@ impl World {
             && !self.is_healing
             && self.random.per_mille(RESET_PER_MILLE)
         {
+            self.counts.resets += 1;
             self.close(number, 0);
             let now = self.now;
             self.clients[client].on_closed(now, number);
@@ -229,6 +232,7 @@ impl World {
         let key = others.find(|key| placement.locate(Digest::of(key)) != home).expect("some key");
         let header = WriteHeader { condition: Condition::Always, ..header };
         self.forged += 1;
+        self.counts.forged += 1;
         let id = RequestId(u64::MAX - self.forged);
         let forged =
             Request { id, key: &key, operation: Operation::Put(header, b"forged"), ..request };
@@ -278,6 +282,7 @@ impl World {
             }
             if frame.opcode == client_opcode::ANSWER {
                 let answer = Answer::read(frame.body).expect("it was written so");
+                self.counts.long_values += u64::from(answer.value.len() > LONG_VALUE);
                 self.clients[client].on_answer(now, jitter, &answer, &mut wishes);
             }
         }

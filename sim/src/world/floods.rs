@@ -13,9 +13,11 @@ use kv_protocol::placement::Digest;
 use kv_shard::Port;
 
 use super::*;
+use crate::invariants::load_moves_no_view;
 use crate::server::Reader;
 
-/// The time at which the load begins, and at which it is tried again while the cluster is not whole, in nanoseconds.
+/// The time at which the load begins, and the interval between attempts while the cluster is not whole, in
+/// nanoseconds.
 const BEGINS: u64 = 500_000_000;
 const LOOK_AGAIN: u64 = 50_000_000;
 /// The flooding clients of each executor, and the requests that each keeps outstanding.
@@ -52,6 +54,9 @@ impl World {
 
     /// Begins the load once the cluster is whole.
     pub(super) fn begin_flood(&mut self) {
+        if self.is_healing {
+            return;
+        }
         let cluster = self.coordinator.cluster.as_ref().filter(|cluster| cluster.is_whole());
         let Some(cluster) = cluster else { return self.after(LOOK_AGAIN, Happening::Flood) };
         self.floods.views = cluster.views().iter().map(|view| (view.group, view.version)).collect();
@@ -118,6 +123,14 @@ impl World {
         state.outstanding = state.outstanding.saturating_sub(answers);
         if state.outstanding < OUTSTANDING / 2 && state.kind < FLOODERS && !self.is_healing {
             self.flood(flooder, OUTSTANDING);
+        }
+    }
+
+    /// Handles the end of a connection. A client that reads is not closed.
+    pub(super) fn on_flooder_end(&mut self, flooder: usize) {
+        let reads = self.floods.flooders.get(flooder).is_some_and(|state| state.kind < FLOODERS);
+        if reads && !self.is_healing {
+            self.check(|_, _| Err(load_moves_no_view::closed()));
         }
     }
 

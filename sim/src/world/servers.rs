@@ -118,7 +118,15 @@ impl World {
                     let end = self.network.get(number).end_of(actor);
                     self.close(number, end);
                 }
-                Output::HandOver(number, wanted, inputs) => {
+                Output::HandOver(number, wanted, mut inputs) => {
+                    self.counts.handed_over += 1;
+                    // The inputs that arrived while this wake-up was stalled follow.
+                    let inbox = &mut self.processes[process].shards[shard].inbox;
+                    let (its, others): (VecDeque<Input>, VecDeque<Input>) = std::mem::take(inbox)
+                        .into_iter()
+                        .partition(|input| input.connection() == Some(number));
+                    *inbox = others;
+                    inputs.extend(its);
                     let shard = usize::from(wanted.0);
                     self.network.give_end(number, 1, Actor::Shard { process, shard });
                     for input in inputs {

@@ -99,7 +99,7 @@ impl World {
                 }
             }
             Actor::Coordinator { term } => self.on_coordinator_end(term, number),
-            Actor::Flooder { .. } => {}
+            Actor::Flooder { flooder } => self.on_flooder_end(flooder),
             Actor::Client { client } => {
                 let now = self.now;
                 self.clients[client].on_closed(now, number);

@@ -10,8 +10,8 @@
 
 use kv_protocol::ids::Time;
 
+use super::Engine;
 use super::poller::{Descriptors, Poller, Source};
-use super::{Engine, Net};
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::mailbox::Messages;
@@ -125,10 +125,6 @@ impl Engine {
                 });
             }
         }
-        let Net { poller, events, .. } = &mut *net;
-        if let Err(error) = poller.wait(may_sleep, events) {
-            Fatal::System { doing: "wait for the sockets of a shard", error }.end_process();
-        }
-        net.note_events(&mut self.context.shard.borrow_mut());
+        net.look(&mut self.context.shard.borrow_mut(), may_sleep);
     }
 }

@@ -13,6 +13,7 @@ use super::sockets::{Connection, Dialling};
 use super::{Engine, Net};
 use crate::clock;
 use crate::descriptors::ACCEPTS_AT_ONCE;
+use crate::fatal::Fatal;
 use crate::message::HandedOver;
 use crate::net::context::ShardContext;
 use crate::net::engine::Engine as _;
@@ -67,6 +68,10 @@ impl turn::Engine for Turn<'_> {
         clock::now()
     }
 
+    fn look_again(&mut self, shard: &mut Shard) {
+        self.net.look(shard, false);
+    }
+
     fn serve_streams(&mut self, shard: &mut Shard) -> bool {
         self.net.serve_streams(shard, self.context)
     }
@@ -102,8 +107,16 @@ impl turn::Engine for Turn<'_> {
 }
 
 impl Net {
+    /// Collects events and records them. If there are none and `may_sleep` is true, waits for one.
+    pub(super) fn look(&mut self, shard: &mut Shard, may_sleep: bool) {
+        if let Err(error) = self.poller.wait(may_sleep, &mut self.events) {
+            Fatal::System { doing: "wait for the sockets of a shard", error }.end_process();
+        }
+        self.note_events(shard);
+    }
+
     /// Records the events.
-    pub(super) fn note_events(&mut self, shard: &mut Shard) {
+    fn note_events(&mut self, shard: &mut Shard) {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
             match event.source {

@@ -87,6 +87,12 @@ impl turn::Engine for Turn<'_> {
         clock::now()
     }
 
+    fn look_again(&mut self, _: &mut Shard) {
+        self.net.enter();
+        self.net.reap();
+        self.now = clock::now();
+    }
+
     fn serve_streams(&mut self, shard: &mut Shard) -> bool {
         let had_streams = self.net.serve_streams(shard, self.context, self.now);
         let is_due = self.now.since(self.net.looked_at) >= LOOK_INTERVAL;
@@ -406,7 +412,7 @@ impl Net {
                 buffer.len()
             }
         };
-        let is_dead = shard.fate(id) == Fate::Close;
+        let is_dead = shard.is_over(id);
         if next < buffer.len() && !is_dead {
             connection.is_sending = true;
             self.ring.send(slot, &connection.fd, buffer, next, MOST_SENT, WhenFull::Wait);

@@ -1,0 +1,96 @@
+//! Tests of a turn over sockets whose receives take time.
+
+use kv_protocol::FailureTimeout;
+
+use super::*;
+use crate::testing::{GROUP, NOW, Pair, member};
+
+/// The time that passes before the bytes of a stream are received.
+const LATE: Duration = Duration::from_millis(400);
+
+/// An engine with one stream, and one client that waits.
+struct Slow {
+    stream: ConnectionId,
+    /// The bytes of the stream, those of each look.
+    bytes: Vec<Vec<u8>>,
+    /// The looks at the stream that have been noted.
+    noted: usize,
+    now: Time,
+    sent: Vec<u8>,
+}
+
+impl Engine for Slow {
+    const SENDS_AT_ONCE: bool = true;
+
+    fn now(&mut self) -> Time {
+        self.now
+    }
+
+    fn look_again(&mut self, _: &mut Shard) {
+        self.noted = self.bytes.len();
+    }
+
+    fn serve_streams(&mut self, shard: &mut Shard) -> bool {
+        self.now = self.now + LATE;
+        for bytes in self.bytes.drain(..self.noted) {
+            shard.on_bytes(self.now, self.stream, &bytes);
+        }
+        true
+    }
+
+    fn waiting(&mut self) -> Waiting {
+        Waiting { strangers: 0, clients: 1 }
+    }
+
+    fn serve_stranger(&mut self, _: &mut Shard) {}
+
+    fn serve_client(&mut self, _: &mut Shard) -> Option<Time> {
+        None
+    }
+
+    fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize {
+        let bytes = shard.unsent(id).to_vec();
+        shard.on_sent(now, id, bytes.len());
+        self.sent.extend(bytes);
+        0
+    }
+
+    fn send(&mut self, _: &Transmit<'_>) -> usize {
+        0
+    }
+}
+
+#[test]
+fn the_grace_of_an_ack_begins_after_the_acknowledged_bytes_were_received() {
+    let mut pair = Pair::joined();
+    let later = NOW + Duration::from_millis(100);
+    pair.primary.on_tick(later);
+    pair.primary.finish_wake_up(later);
+    let beacon = pair.primary.unsent(pair.dialled).to_vec();
+    assert!(!beacon.is_empty());
+    let (stream, now) = (pair.accepted, later);
+    let mut engine = Slow { stream, bytes: vec![beacon], noted: 1, now, sent: Vec::new() };
+    pair.secondary.begin_wake_up(later);
+    run(&mut engine, &mut pair.secondary, later, true);
+    assert!(!engine.sent.is_empty(), "the beacon is acknowledged");
+    let grace = pair.secondary.service.replica(GROUP).unwrap().inspect().grace;
+    assert_eq!(grace, Some((member(0), later + LATE + FailureTimeout::DEFAULT.grace())));
+}
+
+#[test]
+fn a_shard_that_stood_looks_again_at_its_sockets_before_it_runs_its_timers() {
+    let mut pair = Pair::joined();
+    let later = NOW + Duration::from_millis(100);
+    pair.primary.on_tick(later);
+    pair.primary.finish_wake_up(later);
+    let beacon = pair.primary.unsent(pair.dialled).to_vec();
+    // It stands, and what has arrived meanwhile is not noted yet.
+    let stood = later + Duration::from_secs(2);
+    let (stream, now) = (pair.accepted, stood);
+    let mut engine = Slow { stream, bytes: vec![beacon], noted: 0, now, sent: Vec::new() };
+    pair.secondary.on_tick(stood);
+    pair.secondary.begin_wake_up(stood);
+    run(&mut engine, &mut pair.secondary, stood, true);
+    assert!(engine.bytes.is_empty(), "the bytes were left in the socket");
+    assert!(!pair.secondary.has_stood());
+}
