@@ -151,7 +151,7 @@ impl Counts {
         let mut missing = Vec::new();
         let mut least = |words: String, count: u64, least: u64| {
             if count < least {
-                missing.push(format!("{count} {words}, {least} are asked for"));
+                missing.push(format!("{count} {words}, {least} are required"));
             }
         };
         least("operations".to_owned(), self.operations, OPERATIONS);
@@ -272,7 +272,7 @@ mod tests {
         (counts.forged, counts.long_values) = (CLIENTS_WAYS, CLIENTS_WAYS);
         assert_eq!(counts.missing(), [""; 0]);
         counts.faults.get_mut("crash").unwrap()[2] = 999;
-        assert_eq!(counts.missing(), ["999 times crash in step 2, 1000 are asked for"]);
+        assert_eq!(counts.missing(), ["999 times crash in step 2, 1000 are required"]);
         counts.with_write_in_flight = counts.all_faults() * 89 / 100;
         counts.operations -= 1;
         assert_eq!(counts.missing().len(), 3);

@@ -60,7 +60,7 @@ impl Coord {
         // Exit codes 3 and 4 mean that the cluster is not whole.
         ensure!(matches!(ended.code, Some(0 | 3 | 4)), "coord status: {}", ended.stderr.trim());
         serde_json::from_str(&ended.stdout)
-            .with_context(|| format!("read what coord status --json says: {}", ended.stdout))
+            .with_context(|| format!("read the output of coord status --json: {}", ended.stdout))
     }
 }
 

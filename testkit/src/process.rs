@@ -96,8 +96,8 @@ pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
 /// Returns a field of a process's status that is an amount of memory, in bytes.
 pub fn memory(pid: u32, field: &str) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
-        .with_context(|| format!("server process {pid} has ended"))?;
+        .with_context(|| format!("process {pid} has ended"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(number.with_context(|| format!("process {pid} tells no {field}"))? << 10)
+    Ok(number.with_context(|| format!("process {pid} has no {field}"))? << 10)
 }

@@ -2,8 +2,8 @@
 //! program of its own.
 //!
 //! Some tests measure times or memory, and expect of other tests no more load than those of their own file make. The
-//! harness starts tests in the order of their names, and so module after module. A test keeps its module's turn from its
-//! first process to the end of its thread.
+//! harness starts tests in the order of their names, and so mostly module after module. A test keeps its module's turn
+//! from its first fixture to the end of its thread. One without a fixture takes no turn.
 
 use std::cell::RefCell;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

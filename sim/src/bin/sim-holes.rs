@@ -117,8 +117,7 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
     let (mut events, mut spent) = (Vec::new(), 0);
     let mut first = None;
     let mut since = start;
-    // A mutation of stopping or restoring has an effect only in runs with stops; one of slow servers, only in
-    // runs with slow servers; one of sessions, only in runs whose sessions expire soon.
+    // A mutation is sought only in runs that can show it (docs/recovery.md).
     let is_of_use = |seed: &u64| match hole {
         Hole::RestoreFromRemoved
         | Hole::ShutdownAfterFailedDump
