@@ -2,13 +2,13 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header abi man install uninstall bench bench-client compare profile sim sim-holes sim-exhaustive chaos setup clean help
+.PHONY: all run test lint header abi man install uninstall bench bench-client compare profile sim sim-mutations sim-exhaustive chaos setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
 LOCKED := --locked
 # What can leave a rule out has a target folder of its own: it must never be mistaken for what ships.
-HOLES := $(LOCKED) --target-dir target/holes -p kv-sim --features holes
+MUTATIONS := $(LOCKED) --target-dir target/mutations -p kv-sim --features mutations
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/lib/*.sh)
 
 all: ## build the executables and the C library (release), in bin/
@@ -23,7 +23,7 @@ test: lint ## everything that continuous integration runs
 # Once more over epoll, where every call of io_uring is denied; the first run had the engine that servers take by
 # themselves.
 	KV_TEST_NET=epoll $(CARGO) test $(LOCKED) --no-fail-fast --test both_engines
-	$(CARGO) test $(HOLES) --test exhaustive
+	$(CARGO) test $(MUTATIONS) --test exhaustive
 # Some two minutes of the simulator: fixed seeds, with every assertion on.
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 220
 # Two minutes of faults, and a few ordinary days, on real processes.
@@ -41,7 +41,7 @@ test: lint ## everything that continuous integration runs
 lint: setup ## formatting, clippy, documentation, licences, scripts, the C header and ABI
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets $(LOCKED) -- -D warnings
-	$(CARGO) clippy $(HOLES) -p kv-core -p kv-shard --all-targets -- -D warnings
+	$(CARGO) clippy $(MUTATIONS) -p kv-core -p kv-shard --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps $(LOCKED)
 	$(CARGO) deny --workspace $(LOCKED) check --hide-inclusion-graph licenses bans sources
 	shellcheck --external-sources $(SCRIPTS)
@@ -84,11 +84,11 @@ profile: ## where a server's time goes for GET and PUT, and its instructions an 
 sim: ## the simulator: fixed seeds, then fresh ones for ten minutes
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 64 --minutes 10 --enough
 
-sim-holes: ## which rules the simulator misses when they are left out (long)
-	$(CARGO) run --profile sim $(HOLES) --bin sim-holes
+sim-mutations: ## which rules the simulator misses when they are left out (long)
+	$(CARGO) run --profile sim $(MUTATIONS) --bin sim-mutations
 
 sim-exhaustive: ## every state of one group within bounds, then with each rule left out (long)
-	$(CARGO) run --profile sim $(HOLES) --bin sim-exhaustive
+	$(CARGO) run --profile sim $(MUTATIONS) --bin sim-exhaustive
 
 chaos: ## faults and ordinary days on real processes, every promise checked; then all figures (long; as root it cuts links and mounts, too)
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-chaos --bins

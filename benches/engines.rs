@@ -21,10 +21,10 @@ use common::Cluster;
 use common::ports::{Kind, Ports, VICTIM};
 use common::raw::Raw;
 use kv_client::OpOptions;
-use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status, WriteHeader};
+use kv_protocol::client_message::{Condition, Operation, Request, Response, Status, WriteHeader};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClientId, RequestId, RequestSeq, ShardId, ViewVersion};
-use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::limits::MAX_RESPONSE_BODY;
 use kv_protocol::placement::Digest;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -70,14 +70,14 @@ impl Connection {
             Ok(count) => self.input.extend(&scratch[..count]),
             Err(error) => panic!("receive: {error}"),
         }
-        let mut answers = 0;
+        let mut responses = 0;
         while let Some(frame) = self.input.next_frame().expect("a frame") {
-            let answer = Answer::read(frame.body).expect("an answer");
-            assert_eq!(answer.status, Status::Ok);
-            assert!(is_put && answer.copies == 2 || !is_put && answer.value == VALUE);
-            answers += 1;
+            let response = Response::read(frame.body).expect("an answer");
+            assert_eq!(response.status, Status::Ok);
+            assert!(is_put && response.copies == 2 || !is_put && response.value == VALUE);
+            responses += 1;
         }
-        answers
+        responses
     }
 }
 
@@ -99,7 +99,7 @@ fn run(cluster: &Cluster, client: u128, depth: u64, is_put: bool, time: Duration
             writer.put(&key, &VALUE, &OpOptions::default()).expect("a put");
             let raw = Raw::welcomed(address, ClientId(client + n as u128), ShardId(0));
             raw.stream.set_nodelay(true).expect("set an option");
-            let input = FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY));
+            let input = FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY));
             Connection { raw, input, digest: Digest::of(&key), key, next: 1 }
         })
         .collect();
@@ -121,12 +121,12 @@ fn run(cluster: &Cluster, client: u128, depth: u64, is_put: bool, time: Duration
         let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
         let is_over = start.elapsed() >= time;
         for (connection, _) in connections.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
-            let answers = connection.take(&mut scratch, is_put);
-            done += answers;
+            let responses = connection.take(&mut scratch, is_put);
+            done += responses;
             if is_over {
-                left -= answers;
+                left -= responses;
             } else {
-                connection.ask(answers, depth, is_put);
+                connection.ask(responses, depth, is_put);
             }
         }
     }

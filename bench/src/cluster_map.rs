@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use kv_protocol::client_message::{Hello, Question, Refusal, Welcome, opcode, read_map_answer};
+use kv_protocol::client_message::{Hello, Question, Refusal, Welcome, opcode, read_map_response};
 use kv_protocol::frame::FrameBuffer;
 use kv_protocol::ids::{ClientId, ClusterId, ShardId};
 use kv_protocol::map::Map;
@@ -13,21 +13,21 @@ use kv_protocol::map::Map;
 use crate::wire::kv::RULES;
 
 /// The timeout of connecting, and of each response before the load.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pause before the map is requested again, if a group had no primary.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Connects within [`PATIENCE`].
+/// Connects within [`TIMEOUT`].
 pub(crate) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
-    TcpStream::connect_timeout(&address, PATIENCE)
+    TcpStream::connect_timeout(&address, TIMEOUT)
         .with_context(|| format!("connect to {address}; does the server run there?"))
 }
 
 /// Requests the map from a coordinator or a server. Retries while a group has no primary, as a cluster that
-/// starts or recovers soon has one. After [`PATIENCE`] it returns the map as it is.
+/// starts or recovers soon has one. After [`TIMEOUT`] it returns the map as it is.
 pub(crate) fn fetch(address: SocketAddr) -> anyhow::Result<Map> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let map = fetch_once(address)?;
         let is_complete = map.views.iter().all(|view| view.primary.is_some());
@@ -46,8 +46,8 @@ fn fetch_once(address: SocketAddr) -> anyhow::Result<Map> {
     Question::Map.write(&mut bytes);
     let mut input = FrameBuffer::new(RULES);
     exchange(&stream, &bytes, &mut input, opcode::WELCOME).with_context(asked)?;
-    let body = exchange(&stream, &[], &mut input, opcode::MAP_ANSWER).with_context(asked)?;
-    read_map_answer(&body).with_context(asked)
+    let body = exchange(&stream, &[], &mut input, opcode::MAP_RESPONSE).with_context(asked)?;
+    read_map_response(&body).with_context(asked)
 }
 
 /// Connects to one shard of a server, and returns the connection and the shard's WELCOME.
@@ -76,7 +76,7 @@ fn exchange(
     input: &mut FrameBuffer,
     expected: u8,
 ) -> anyhow::Result<Vec<u8>> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(bytes)?;
     let mut scratch = [0; 16 << 10];
     loop {

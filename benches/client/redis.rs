@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::common::{PATIENCE, poll};
+use crate::common::{TIMEOUT, poll};
 
 /// A header of hiredis' development package.
 const HEADER: &str = "/usr/include/hiredis/hiredis.h";
@@ -46,7 +46,7 @@ impl Redis {
             .spawn()
             .map_err(|error| format!("redis-server (Debian package redis-server): {error}"))?;
         let mut redis = Redis { child, port, _dir: dir };
-        let connected = poll(PATIENCE, || match redis.child.try_wait() {
+        let connected = poll(TIMEOUT, || match redis.child.try_wait() {
             Ok(None) => TcpStream::connect(("127.0.0.1", port)).ok().map(|_| true),
             _ => Some(false),
         });

@@ -23,7 +23,7 @@ use kv_testkit::wait_for;
 use crate::network::Network;
 
 /// The timeout of a start, and of the recovery after a fault. A machine with two busy cores takes seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// The timeout of an orderly stop, dumps included.
 const STOP_LIMIT: Duration = Duration::from_secs(180);
 /// The time for which every group must have been whole: a recent fault may not have been detected yet.
@@ -227,9 +227,9 @@ impl Cluster {
                     format!("{error:#}")
                 }
             };
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TIMEOUT {
                 bail!(
-                    "{when} the cluster did not come back within {PATIENCE:?}; the last status: {last}"
+                    "{when} the cluster did not come back within {TIMEOUT:?}; the last status: {last}"
                 );
             }
             std::thread::sleep(ASK_EVERY);

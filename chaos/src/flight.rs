@@ -36,9 +36,9 @@ impl Flight {
         let _ = self.0.write_at(&[byte], u64::from(client) % MOST as u64);
     }
 
-    /// Waits until a write to one of these groups is in flight, or `patience` has passed.
-    pub(crate) fn aim(&self, groups: &[u16], patience: Duration) {
-        let until = Instant::now() + patience;
+    /// Waits until a write to one of these groups is in flight, or `timeout` has passed.
+    pub(crate) fn aim(&self, groups: &[u16], timeout: Duration) {
+        let until = Instant::now() + timeout;
         let mut bytes = [0; MOST];
         let is_aimed = |byte: &u8| *byte > 0 && groups.contains(&u16::from(byte - 1));
         while Instant::now() < until {

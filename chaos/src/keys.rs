@@ -14,7 +14,7 @@ const BACK: u64 = 60;
 
 /// The choice of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Choice {
+pub(crate) enum KeyAge {
     /// A key in use.
     Current,
     /// A key that is no longer in use, whose value must not have changed.
@@ -22,13 +22,13 @@ pub(crate) enum Choice {
 }
 
 /// Chooses a key at this moment.
-pub(crate) fn choose(random: &mut Random, now_ns: i64, choice: Choice) -> String {
+pub(crate) fn choose(random: &mut Random, now_ns: i64, choice: KeyAge) -> String {
     match choice {
-        Choice::Current if random.per_mille(150) => {
+        KeyAge::Current if random.per_mille(150) => {
             format!("c{}.{}", random.index(COLD_SLOTS), now_ns / COLD_NS)
         }
-        Choice::Current => format!("h{}.{}", random.index(HOT_SLOTS), now_ns / HOT_NS),
-        Choice::Past => {
+        KeyAge::Current => format!("h{}.{}", random.index(HOT_SLOTS), now_ns / HOT_NS),
+        KeyAge::Past => {
             let back = i64::try_from(random.between(1, BACK)).expect("it is small");
             format!("h{}.{}", random.index(HOT_SLOTS), (now_ns / HOT_NS - back).max(0))
         }

@@ -116,8 +116,8 @@ pub(crate) fn is_idle(operations: &Operations) -> bool {
 
 /// Returns whether an operation got a definite response; a failed condition or an absent key is one.
 pub(crate) fn is_served(operation: &Operation) -> bool {
-    let is_answer = matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
-    is_answer && operation.kind != Kind::Info
+    let is_response = matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
+    is_response && operation.kind != Kind::Info
 }
 
 /// Returns the time at which the caller got the result; for an operation in doubt, the latest possible time.

@@ -22,7 +22,7 @@ const HANG_MS: (u64, u64) = (700, 2_500);
 /// The duration of a cut.
 const CUT_MS: (u64, u64) = (800, 4_000);
 /// The timeout of waiting for a step of a recovery.
-const STEP_PATIENCE: Duration = Duration::from_secs(30);
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval between two reads of the log.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 
@@ -206,7 +206,7 @@ impl<'a> Striker<'a> {
     /// Returns whether a server was back before the coordinator detected the death of the other. A small
     /// recovery may end before the kill takes effect.
     fn was_back_before_down(&mut self, victim: u16, other: u16) -> anyhow::Result<bool> {
-        let until = Instant::now() + STEP_PATIENCE;
+        let until = Instant::now() + STEP_TIMEOUT;
         let mut is_back = false;
         while Instant::now() < until {
             for (id, told) in self.steps.news() {
@@ -218,7 +218,7 @@ impl<'a> Striker<'a> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        bail!("server {other} was killed, and is not down within {STEP_PATIENCE:?}")
+        bail!("server {other} was killed, and is not down within {STEP_TIMEOUT:?}")
     }
 
     /// Kills a server, and the process that replaces it in this step. Returns the time of the kill, and the
@@ -234,12 +234,12 @@ impl<'a> Striker<'a> {
         let first = if step == 0 { Signal::STOP } else { Signal::KILL };
         let mut time = self.hit(&groups, pid, first);
         let (mut target, mut met) = (pid, None);
-        let until = Instant::now() + STEP_PATIENCE;
+        let until = Instant::now() + STEP_TIMEOUT;
         let mut is_due = false;
         while !is_due {
             if Instant::now() > until {
                 process::signal(pid, Signal::CONT);
-                bail!("step {step} of server {victim} has not come within {STEP_PATIENCE:?}");
+                bail!("step {step} of server {victim} has not come within {STEP_TIMEOUT:?}");
             }
             for (id, told) in self.steps.news() {
                 match told {
@@ -263,7 +263,7 @@ impl<'a> Striker<'a> {
             process::signal(target, Signal::KILL);
         }
         // The step of its death is the last one logged before its end.
-        let until = Instant::now() + STEP_PATIENCE;
+        let until = Instant::now() + STEP_TIMEOUT;
         while Instant::now() < until {
             for (id, told) in self.steps.news() {
                 match told {
@@ -281,7 +281,7 @@ impl<'a> Striker<'a> {
     /// Waits for this step of a server's recovery, or a later one. Returns `None` if the recovery is over
     /// already.
     fn await_step(&mut self, victim: u16, step: u8) -> anyhow::Result<Option<u8>> {
-        let until = Instant::now() + STEP_PATIENCE;
+        let until = Instant::now() + STEP_TIMEOUT;
         while Instant::now() < until {
             let mut found = None;
             for (id, told) in self.steps.news() {
@@ -296,7 +296,7 @@ impl<'a> Striker<'a> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        bail!("step {step} of server {victim} has not come within {STEP_PATIENCE:?}")
+        bail!("step {step} of server {victim} has not come within {STEP_TIMEOUT:?}")
     }
 
     fn groups_of(&self, server: u16) -> Vec<u16> {

@@ -305,7 +305,7 @@ fn check_numbers(
         let effects = found.get(place).copied().unwrap_or_default();
         let before = stored.get(place).copied().unwrap_or(0);
         let (certain, possible) = beside.at(*place);
-        let least = before + certain + effects.answered;
+        let least = before + certain + effects.returned;
         let most = before + possible + effects.possible + forgotten;
         if remain.last < least.max(effects.highest) || remain.last > most {
             failures.push(format!(

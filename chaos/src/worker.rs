@@ -20,7 +20,7 @@ use kv_testkit::random::Random;
 use crate::args::WorkerArgs;
 use crate::clock::now_ns;
 use crate::flight::Flight;
-use crate::keys::{self, Choice};
+use crate::keys::{self, KeyAge};
 
 /// The number of process numbers of one thread; each operation in doubt uses one up.
 pub(crate) const NUMBERS_A_THREAD: u32 = 100_000;
@@ -164,9 +164,9 @@ impl<'a> Hand<'a> {
             value: Vec::new(),
         };
         if kind < 6 {
-            return read(keys::choose(random, now, Choice::Past));
+            return read(keys::choose(random, now, KeyAge::Past));
         }
-        let key = keys::choose(random, now, Choice::Current);
+        let key = keys::choose(random, now, KeyAge::Current);
         if kind < 45 {
             return read(key);
         }

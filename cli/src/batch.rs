@@ -17,7 +17,7 @@ use super::pipeline::Pipeline;
 /// The wait for a response before the input is polled again.
 const INPUT_INTERVAL: Duration = Duration::from_millis(10);
 /// The wait for a response while the window is full or the input has ended.
-const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
+const RESPONSE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs all lines of `input`. Returns whether all succeeded.
 pub(super) fn run(
@@ -76,12 +76,12 @@ fn exchange(
         }
         let mut written = Ok(());
         let mut count = 0;
-        let timeout = if is_starved { INPUT_INTERVAL } else { ANSWER_INTERVAL };
+        let timeout = if is_starved { INPUT_INTERVAL } else { RESPONSE_INTERVAL };
         pipeline
-            .turn(timeout, |answer| {
+            .turn(timeout, |response| {
                 count += 1;
                 if written.is_ok() {
-                    written = output.give(&answer);
+                    written = output.give(&response);
                 }
             })
             .context("waiting for answers")?;
@@ -188,10 +188,10 @@ mod tests {
     fn run_on(fake: &Fake, input: OwnedFd, options: Options) -> (bool, String, String) {
         let timeout = options.deadline;
         let client = Client::open(&fake.endpoint(), options).unwrap();
-        let (answers, errors) = (Kept::default(), Kept::default());
-        let mut output = Output::new(Box::new(answers.clone()), Box::new(errors.clone()));
+        let (responses, errors) = (Kept::default(), Kept::default());
+        let mut output = Output::new(Box::new(responses.clone()), Box::new(errors.clone()));
         let all = run(&mut Pipeline::new(client, timeout), input, &mut output).unwrap();
-        (all, answers.text(), errors.text())
+        (all, responses.text(), errors.text())
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
         let mut count = 0;
         fake.script(move |_| {
             count += 1;
-            if count % 2 == 0 { Act::AnswerLater } else { Act::Serve }
+            if count % 2 == 0 { Act::ResponseLater } else { Act::Serve }
         });
         let (mut input, mut expected) = (String::new(), String::new());
         for n in 0..300 {
@@ -221,10 +221,10 @@ mod tests {
                     std::thread::park_timeout(std::time::Duration::from_millis(40));
                 }
             });
-            let (all, answers, errors) = run_on(&fake, file(&input), options);
+            let (all, responses, errors) = run_on(&fake, file(&input), options);
             done.store(true, std::sync::atomic::Ordering::SeqCst);
             assert_eq!((all, errors.as_str()), (true, ""));
-            assert_eq!(answers, expected);
+            assert_eq!(responses, expected);
         });
         assert_eq!(fake.executed().len(), 300, "each put is done once");
     }
@@ -246,11 +246,11 @@ mod tests {
             "Q \"a\"\n",
             "G \"a\"",
         );
-        let (all, answers, errors) = run_on(&fake, file(input), Options::default());
+        let (all, responses, errors) = run_on(&fake, file(input), Options::default());
         assert!(!all);
-        let answered: Vec<&str> = answers.lines().collect();
+        let responded: Vec<&str> = responses.lines().collect();
         assert_eq!(
-            answered,
+            responded,
             [
                 "value[\"a\"] <- \"1\"",
                 "value[\"a\"] == \"1\"",
@@ -318,8 +318,8 @@ mod tests {
         let deadline = Duration::from_millis(500);
         let client =
             Client::open(&fake.endpoint(), Options { deadline, ..Options::default() }).unwrap();
-        let (answers, errors) = (Kept::default(), Kept::default());
-        let (to, errors_to) = (answers.clone(), errors.clone());
+        let (responses, errors) = (Kept::default(), Kept::default());
+        let (to, errors_to) = (responses.clone(), errors.clone());
         let begun = Instant::now();
         let ran = std::thread::spawn(move || {
             let input = file(&"P \"k\" \"v\"\n".repeat(200));
@@ -334,8 +334,8 @@ mod tests {
         assert!(!ran.join().unwrap());
         // In sequence they would take 90 s.
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-        let (answers, errors) = (answers.text(), errors.text());
-        assert_eq!(answers.lines().count(), 20);
+        let (responses, errors) = (responses.text(), errors.text());
+        assert_eq!(responses.lines().count(), 20);
         let errors: Vec<&str> = errors.lines().collect();
         assert_eq!(errors.len(), 2, "{errors:#?}");
         assert!(errors[0].starts_with("line 21: put \"k\": in doubt"), "{errors:?}");
@@ -350,16 +350,16 @@ mod tests {
         let (done, not_done, open) = (text(done), text(not_done), text(open));
         let (is_done, is_open) = (done.clone().into_bytes(), open.clone().into_bytes());
         fake.script(move |seen| match seen.opcode {
-            opcode::PUT if seen.key == is_done => Act::AnswerLater,
+            opcode::PUT if seen.key == is_done => Act::ResponseLater,
             opcode::RESOLVE if seen.key != is_open => Act::Serve,
             _ => Act::Ignore,
         });
         let put = |key: &str| format!("P \"{key}\" \"v\"\n");
         let input = put(&done) + &put(&not_done) + &put(&open);
         let options = Options { deadline: Duration::from_millis(400), ..Options::default() };
-        let (all, answers, errors) = run_on(&fake, file(&input), options);
+        let (all, responses, errors) = run_on(&fake, file(&input), options);
         assert!(!all);
-        assert_eq!(answers, format!("value[\"{done}\"] <- \"v\"\n"));
+        assert_eq!(responses, format!("value[\"{done}\"] <- \"v\"\n"));
         let errors: Vec<&str> = errors.lines().collect();
         assert_eq!(errors.len(), 2, "{errors:#?}");
         assert!(errors[0].contains("was not done, and never will be"), "{errors:?}");
@@ -382,11 +382,11 @@ mod tests {
         });
         let (input, mut to_client) = io::pipe().unwrap();
         let (mut from_client, errors) = io::pipe().unwrap();
-        let answers = Kept::default();
+        let responses = Kept::default();
         let deadline = Duration::from_millis(500);
         let client =
             Client::open(&fake.endpoint(), Options { deadline, ..Options::default() }).unwrap();
-        let to = answers.clone();
+        let to = responses.clone();
         std::thread::scope(|scope| {
             let ran = scope.spawn(move || {
                 let mut output = Output::new(Box::new(to), Box::new(errors));
@@ -410,14 +410,14 @@ mod tests {
             drop(to_client);
             assert!(!ran.join().unwrap());
         });
-        assert_eq!(answers.text(), "value[\"a\"] <- \"1\"\n");
+        assert_eq!(responses.text(), "value[\"a\"] <- \"1\"\n");
     }
 
     #[test]
     fn a_count_puts_so_many_times() {
         let fake = Fake::start(3, 1);
-        let (_, answers, _) = run_on(&fake, file("P \"k\" \"v\" 5"), Options::default());
-        assert_eq!(answers, "value[\"k\"] <- \"v\"\n");
+        let (_, responses, _) = run_on(&fake, file("P \"k\" \"v\" 5"), Options::default());
+        assert_eq!(responses, "value[\"k\"] <- \"v\"\n");
         assert_eq!(fake.executed().len(), 5);
     }
 
@@ -425,11 +425,11 @@ mod tests {
     fn who_writes_into_a_pipe_and_waits_gets_the_answer_before_the_next_line() {
         let fake = Fake::start(3, 1);
         let (input, mut to_client) = io::pipe().unwrap();
-        let (mut from_client, answers) = io::pipe().unwrap();
+        let (mut from_client, responses) = io::pipe().unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let client = Client::open(&fake.endpoint(), Options::default()).unwrap();
-                let mut output = Output::new(Box::new(answers), Box::new(io::sink()));
+                let mut output = Output::new(Box::new(responses), Box::new(io::sink()));
                 let all =
                     run(&mut Pipeline::new(client, TIMEOUT), input.into(), &mut output).unwrap();
                 assert!(all);
@@ -450,10 +450,10 @@ mod tests {
     fn a_reader_that_goes_away_ends_it_quietly() {
         let fake = Fake::start(3, 1);
         let client = Client::open(&fake.endpoint(), Options::default()).unwrap();
-        let (reader, answers) = io::pipe().unwrap();
+        let (reader, responses) = io::pipe().unwrap();
         drop(reader);
         let errors = Kept::default();
-        let mut output = Output::new(Box::new(answers), Box::new(errors.clone()));
+        let mut output = Output::new(Box::new(responses), Box::new(errors.clone()));
         let input = file(&"P \"a\" \"1\"\n".repeat(10));
         let all = run(&mut Pipeline::new(client, TIMEOUT), input, &mut output).unwrap();
         assert!(!all);

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 
-use super::task::{Answer, End};
+use super::task::{End, Response};
 
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// See the module.
 pub(super) struct Output {
-    answers: BufWriter<Box<dyn Write>>,
+    responses: BufWriter<Box<dyn Write>>,
     errors: Box<dyn Write>,
     /// True if errors begin with their line number.
     has_numbers: bool,
@@ -39,10 +39,10 @@ impl Output {
         Output { has_numbers: false, ..Output::standard() }
     }
 
-    pub(super) fn new(answers: Box<dyn Write>, errors: Box<dyn Write>) -> Output {
-        let answers = BufWriter::with_capacity(BUFFER_BYTES, answers);
+    pub(super) fn new(responses: Box<dyn Write>, errors: Box<dyn Write>) -> Output {
+        let responses = BufWriter::with_capacity(BUFFER_BYTES, responses);
         Output {
-            answers,
+            responses,
             errors,
             has_numbers: true,
             progress: None,
@@ -68,24 +68,24 @@ impl Output {
 
     /// # Errors
     /// Standard output cannot be written. Errors of standard error are ignored.
-    pub(super) fn give(&mut self, answer: &Answer) -> io::Result<()> {
-        self.has_failed |= answer.end != End::Done;
-        match answer.end {
+    pub(super) fn give(&mut self, response: &Response) -> io::Result<()> {
+        self.has_failed |= response.end != End::Done;
+        match response.end {
             End::NotTried { first, waited } => {
                 let first = self.not_tried.map_or(first, |before| before.first);
-                self.not_tried = Some(NotTried { first, last: answer.line, waited });
+                self.not_tried = Some(NotTried { first, last: response.line, waited });
                 Ok(())
             }
             End::Done | End::Negative => {
                 self.report_not_tried()?;
-                self.answers.write_all(answer.text.as_bytes())?;
-                self.answers.write_all(b"\n")
+                self.responses.write_all(response.text.as_bytes())?;
+                self.responses.write_all(b"\n")
             }
             End::Error => {
                 self.report_not_tried()?;
                 self.report(&match self.has_numbers {
-                    true => format!("line {}: {}\n", answer.line, answer.text),
-                    false => format!("{}\n", answer.text),
+                    true => format!("line {}: {}\n", response.line, response.text),
+                    false => format!("{}\n", response.text),
                 })
             }
         }
@@ -97,7 +97,7 @@ impl Output {
     /// As [`Output::give`].
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.report_not_tried()?;
-        self.answers.flush()
+        self.responses.flush()
     }
 
     /// Reports consecutive lines that were not tried in one message.
@@ -114,7 +114,7 @@ impl Output {
 
     /// Flushes standard output, then writes a message to standard error.
     fn report(&mut self, text: &str) -> io::Result<()> {
-        self.answers.flush()?;
+        self.responses.flush()?;
         let mut write = || {
             let _ = self.errors.write_all(text.as_bytes());
         };

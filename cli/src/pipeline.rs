@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use kv_client::{Client, Completion, Error, OpOptions, SubmitError, is_deadline};
 
 use super::parse::{Command, HELP_TEXT, ParseError};
-use super::task::{Answer, End, Step, Task};
+use super::task::{End, Response, Step, Task};
 
 /// The shortest time that an operation may be given.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -32,7 +32,7 @@ const MAX_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 enum Slot {
     Running(Task),
-    Ended(Answer),
+    Ended(Response),
 }
 
 /// The lines of one key in the window, in order.
@@ -41,7 +41,7 @@ struct Queue {
     /// Their places, the one in flight first.
     places: VecDeque<u64>,
     /// True if the last of them that ended got no response in time.
-    is_unanswered: bool,
+    is_without_response: bool,
 }
 
 /// See the module.
@@ -64,7 +64,7 @@ pub(super) struct Pipeline {
     /// True if an operation has failed and no coordinator has ever responded.
     is_cut_off: bool,
     /// True if the last operation that ended got no response in time.
-    is_unanswered: bool,
+    is_without_response: bool,
 }
 
 impl Pipeline {
@@ -81,7 +81,7 @@ impl Pipeline {
             lines: FIRST_LINES,
             completions: Vec::new(),
             is_cut_off: false,
-            is_unanswered: false,
+            is_without_response: false,
         }
     }
 
@@ -93,7 +93,7 @@ impl Pipeline {
     /// for at least half of the timeout.
     pub(super) fn is_out_of_touch(&self) -> bool {
         let is_silent = |heard_at: Instant| heard_at.elapsed() >= self.timeout / 2;
-        self.is_unanswered && self.client.heard_at().is_none_or(is_silent)
+        self.is_without_response && self.client.heard_at().is_none_or(is_silent)
     }
 
     /// Returns whether further lines cannot succeed: one has timed out, and no map was ever received.
@@ -117,7 +117,7 @@ impl Pipeline {
         read_at: Instant,
         parsed: Result<Option<Command>, ParseError>,
     ) {
-        let ended = |text: String, end| Slot::Ended(Answer { line, text, end });
+        let ended = |text: String, end| Slot::Ended(Response { line, text, end });
         let slot = match parsed {
             Ok(None) => return,
             Ok(Some(Command::Help)) => ended(HELP_TEXT.to_owned(), End::Done),
@@ -139,7 +139,7 @@ impl Pipeline {
 
     /// Adds lines that are not tried.
     pub(super) fn push_not_tried(&mut self, lines: RangeInclusive<u64>) {
-        self.window.push_back(Slot::Ended(Answer::not_tried(lines, self.timeout)));
+        self.window.push_back(Slot::Ended(Response::not_tried(lines, self.timeout)));
     }
 
     /// Sends what can be sent, waits up to `timeout` for a response if any is due, and passes the results that are next in
@@ -150,7 +150,7 @@ impl Pipeline {
     pub(super) fn turn(
         &mut self,
         timeout: Duration,
-        mut give: impl FnMut(Answer),
+        mut give: impl FnMut(Response),
     ) -> io::Result<()> {
         self.submit();
         let mut completions = std::mem::take(&mut self.completions);
@@ -163,10 +163,10 @@ impl Pipeline {
         self.completions = completions;
         self.submit();
         while let Some(Slot::Ended(_)) = self.window.front() {
-            if let Some(Slot::Ended(answer)) = self.window.pop_front() {
+            if let Some(Slot::Ended(response)) = self.window.pop_front() {
                 self.first += 1;
-                self.bytes -= answer.text.len();
-                give(answer);
+                self.bytes -= response.text.len();
+                give(response);
             }
         }
         Ok(())
@@ -186,16 +186,17 @@ impl Pipeline {
             let index = usize::try_from(place - self.first).unwrap_or(usize::MAX);
             let Some(Slot::Running(task)) = self.window.get_mut(index) else { continue };
             let key = task.command().key().unwrap_or_default();
-            let is_unanswered = self.by_key.get(key).is_some_and(|queue| queue.is_unanswered);
-            let deadline = match is_unanswered {
+            let is_without_response =
+                self.by_key.get(key).is_some_and(|queue| queue.is_without_response);
+            let deadline = match is_without_response {
                 // The write of this very line is in doubt; it is settled even after its timeout.
                 _ if task.is_in_doubt() => (self.timeout / 2).max(LEAST_TIMEOUT),
                 true => self.timeout.saturating_sub(task.read_at().elapsed()),
                 false => self.timeout,
             };
             if !is_deadline(deadline) {
-                let answer = task.not_tried(self.timeout);
-                self.end(place, answer);
+                let response = task.not_tried(self.timeout);
+                self.end(place, response);
                 continue;
             }
             let now = Instant::now();
@@ -205,8 +206,8 @@ impl Pipeline {
                 Ok(()) => task.set_due(now + deadline),
                 Err(SubmitError::Full { .. }) => return self.to_submit.push_front(place),
                 Err(SubmitError::Refused(error)) => {
-                    let answer = task.answer(End::Error, error.to_string());
-                    self.end(place, answer);
+                    let response = task.response(End::Error, error.to_string());
+                    self.end(place, response);
                 }
             }
         }
@@ -221,20 +222,20 @@ impl Pipeline {
         self.lines = (self.lines * 2).min(MAX_LINES).min(most).max(1);
         let Some(index) = self.index(place) else { return };
         let Some(Slot::Running(task)) = self.window.get_mut(index) else { return };
-        self.is_unanswered = is_silence(&completion.result) && task.is_due();
+        self.is_without_response = is_silence(&completion.result) && task.is_due();
         if let Some(queue) = self.by_key.get_mut(task.command().key().unwrap_or_default()) {
-            queue.is_unanswered = self.is_unanswered;
+            queue.is_without_response = self.is_without_response;
         }
         match task.on_result(completion.result) {
             Step::Next => self.to_submit.push_front(place),
-            Step::End(answer) => self.end(place, answer),
+            Step::End(response) => self.end(place, response),
         }
     }
 
     /// Ends a line; the next line of the same key may be submitted.
-    fn end(&mut self, place: u64, answer: Answer) {
+    fn end(&mut self, place: u64, response: Response) {
         let Some(slot) = self.slot(place) else { return };
-        let ended = Slot::Ended(answer);
+        let ended = Slot::Ended(response);
         let (old_bytes, new_bytes) = (slot_bytes(slot), slot_bytes(&ended));
         let old = std::mem::replace(slot, ended);
         self.bytes = self.bytes - old_bytes + new_bytes;
@@ -259,6 +260,6 @@ fn is_silence<T>(result: &Result<T, Error>) -> bool {
 fn slot_bytes(slot: &Slot) -> usize {
     match slot {
         Slot::Running(task) => task.command().bytes(),
-        Slot::Ended(answer) => answer.text.len(),
+        Slot::Ended(response) => response.text.len(),
     }
 }

@@ -12,7 +12,7 @@ use super::parse::Command;
 
 /// The output of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct Response {
     /// The number of the line, from 1.
     pub(super) line: u64,
     /// One line of text, or several for `help`; without the last line end.
@@ -20,12 +20,12 @@ pub(super) struct Answer {
     pub(super) end: End,
 }
 
-impl Answer {
+impl Response {
     /// Creates the output of lines that are not tried because earlier lines got no response within `waited`.
-    pub(super) fn not_tried(lines: RangeInclusive<u64>, waited: Duration) -> Answer {
+    pub(super) fn not_tried(lines: RangeInclusive<u64>, waited: Duration) -> Response {
         let (first, line) = lines.into_inner();
         // `Output` writes one message for many such lines.
-        Answer { line, text: String::new(), end: End::NotTried { first, waited } }
+        Response { line, text: String::new(), end: End::NotTried { first, waited } }
     }
 }
 
@@ -53,7 +53,7 @@ pub(super) enum Step {
     /// Another operation.
     Next,
     /// None; the task has ended.
-    End(Answer),
+    End(Response),
 }
 
 /// See the module.
@@ -124,7 +124,7 @@ impl Task {
                 return Step::Next;
             }
             (Some((_, words)), Err(error)) if !is_settled(&error) => {
-                return Step::End(self.answer(End::Error, words));
+                return Step::End(self.response(End::Error, words));
             }
             (_, result) => result,
         };
@@ -132,27 +132,27 @@ impl Task {
         let end = match (&self.command, result) {
             (Command::Put { count, .. }, Ok(_)) if self.done < *count => return Step::Next,
             (Command::Put { key, value, .. }, Ok(outcome)) => {
-                self.answer(End::Done, says(key, "<-", value) + degraded(&outcome))
+                self.response(End::Done, says(key, "<-", value) + degraded(&outcome))
             }
             (Command::Get { key }, Ok(outcome)) => {
-                self.answer(End::Done, says(key, "==", &outcome.value))
+                self.response(End::Done, says(key, "==", &outcome.value))
             }
             (Command::Get { key }, Err(Error::NotFound { .. })) => {
-                self.answer(End::Negative, not_found(key))
+                self.response(End::Negative, not_found(key))
             }
             (Command::Delete { key }, Ok(outcome)) => {
                 let text = format!("key \"{}\" deleted{}", readable(key), degraded(&outcome));
-                self.answer(End::Done, text)
+                self.response(End::Done, text)
             }
             // The key does not exist, which is the requested state.
             (Command::Delete { key }, Err(Error::NotFound { .. })) => {
-                self.answer(End::Done, not_found(key))
+                self.response(End::Done, not_found(key))
             }
             (Command::Noop { key }, Ok(_)) => {
-                self.answer(End::Done, format!("server of key \"{}\" answers", readable(key)))
+                self.response(End::Done, format!("server of key \"{}\" answers", readable(key)))
             }
             (Command::Verify { .. }, result) => return self.on_copy(result),
-            (_, Err(error)) => self.answer(End::Error, error.to_string()),
+            (_, Err(error)) => self.response(End::Error, error.to_string()),
             (Command::Help, Ok(_)) => unreachable!("help needs no server"),
         };
         Step::End(end)
@@ -163,7 +163,7 @@ impl Task {
         let copy = match result {
             Ok(outcome) => Some(outcome.value),
             Err(Error::NotFound { .. }) => None,
-            Err(error) => return Step::End(self.answer(End::Error, error.to_string())),
+            Err(error) => return Step::End(self.response(End::Error, error.to_string())),
         };
         if self.done == 1 {
             self.primary = copy;
@@ -180,7 +180,7 @@ impl Task {
                 }
                 None => format!("check passed: {}", not_found(key)),
             };
-            return Step::End(self.answer(End::Done, text));
+            return Step::End(self.response(End::Done, text));
         }
         let text = format!(
             "check FAILED: key \"{}\": expected {}, the primary has {}, the secondary has {}",
@@ -189,11 +189,11 @@ impl Task {
             held(primary.as_deref()),
             held(secondary.as_deref()),
         );
-        Step::End(self.answer(End::Negative, text))
+        Step::End(self.response(End::Negative, text))
     }
 
-    pub(super) fn answer(&self, end: End, text: String) -> Answer {
-        Answer { line: self.line, text, end }
+    pub(super) fn response(&self, end: End, text: String) -> Response {
+        Response { line: self.line, text, end }
     }
 
     /// Returns whether the next operation settles a write in doubt.
@@ -202,8 +202,8 @@ impl Task {
     }
 
     /// Creates the output of this line, which is not tried.
-    pub(super) fn not_tried(&self, waited: Duration) -> Answer {
-        Answer::not_tried(self.line..=self.line, waited)
+    pub(super) fn not_tried(&self, waited: Duration) -> Response {
+        Response::not_tried(self.line..=self.line, waited)
     }
 }
 
@@ -277,9 +277,9 @@ mod tests {
         for (n, result) in (1..).zip(results) {
             assert!(task.op().is_some());
             match task.on_result(result) {
-                Step::End(answer) => {
-                    assert_eq!((n, answer.line), (last, 7), "{line}");
-                    return (answer.end, answer.text);
+                Step::End(response) => {
+                    assert_eq!((n, response.line), (last, 7), "{line}");
+                    return (response.end, response.text);
                 }
                 Step::Next => assert!(n < last, "{line} goes on"),
             }

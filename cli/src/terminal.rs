@@ -15,7 +15,7 @@ use rustyline::{Config, DefaultEditor};
 use super::output::Output;
 use super::parse::parse;
 use super::pipeline::Pipeline;
-use super::task::Answer;
+use super::task::Response;
 
 const PROMPT: &str = "kv> ";
 /// Words that end the prompt like Ctrl+D. In a file they are unknown operations.
@@ -23,7 +23,7 @@ const LAST_WORDS: [&str; 3] = ["quit", "exit", "q"];
 /// The number of lines in the history.
 const HISTORY_LINES: usize = 1_000;
 /// The length of one wait for a response; the operation's deadline ends it.
-const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
+const RESPONSE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Prompts until Ctrl+D or one of [`LAST_WORDS`].
 pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()> {
@@ -78,15 +78,15 @@ fn do_lines(
         let timeout = pipeline.timeout();
         if pipeline.is_out_of_touch() && entered_at.elapsed() >= timeout && parsed != Ok(None) {
             // It has waited as long as the lines that were tried.
-            let answer = Answer::not_tried(number..=number, timeout);
-            output.give(&answer).context("writing the answer")?;
+            let response = Response::not_tried(number..=number, timeout);
+            output.give(&response).context("writing the answer")?;
             continue;
         }
         pipeline.push(number, entered_at, parsed);
         while !pipeline.is_empty() {
             let mut written: io::Result<()> = Ok(());
             pipeline
-                .turn(ANSWER_INTERVAL, |answer| written = output.give(&answer))
+                .turn(RESPONSE_INTERVAL, |response| written = output.give(&response))
                 .context("waiting for an answer")?;
             written.and_then(|()| output.flush()).context("writing the answer")?;
         }

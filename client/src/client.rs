@@ -10,7 +10,7 @@ use kv_protocol::client_message::{Part, ReplicaRole};
 use kv_protocol::ids::SequenceNumber;
 use kv_protocol::limits::MAX_DEADLINE;
 
-use crate::completion::{Answered, Completion, Ends, OnEnd, SubmitError};
+use crate::completion::{Completion, Ends, OnEnd, Reply, SubmitError};
 use crate::doubt::Doubt;
 use crate::engine::{Early, Engine};
 use crate::error::{Action, Error, OpenError};
@@ -65,8 +65,8 @@ struct CallEnds<'a, T, F> {
     uncollected: &'a mut VecDeque<Completion>,
 }
 
-impl<T, F: FnOnce(Answered<'_>) -> T> Ends for CallEnds<'_, T, F> {
-    fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
+impl<T, F: FnOnce(Reply<'_>) -> T> Ends for CallEnds<'_, T, F> {
+    fn end(&mut self, _: OpId, notify: Notify, result: Result<Reply<'_>, Error>) {
         match (notify, self.take.take()) {
             (Notify::Caller, Some(take)) => self.result = Some(result.map(take)),
             (Notify::Caller, None) => {}
@@ -88,7 +88,7 @@ pub struct Ticket(OpId);
 struct KeptEnds<'a>(&'a mut VecDeque<Completion>);
 
 impl Ends for KeptEnds<'_> {
-    fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
+    fn end(&mut self, _: OpId, notify: Notify, result: Result<Reply<'_>, Error>) {
         if let Notify::Queue(tag) = notify {
             self.0.push_back(Completion { tag, result: result.map(Into::into) });
         }
@@ -103,7 +103,7 @@ struct PolledEnds<'a, E> {
 }
 
 impl<E: OnEnd> Ends for PolledEnds<'_, E> {
-    fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
+    fn end(&mut self, _: OpId, notify: Notify, result: Result<Reply<'_>, Error>) {
         if let Notify::Queue(tag) = notify {
             self.count += 1;
             self.is_enough |= (self.each)(tag, result).is_break();
@@ -184,7 +184,7 @@ impl Client {
         &mut self,
         key: &[u8],
         options: &OpOptions,
-        take: impl FnOnce(Answered<'_>) -> T,
+        take: impl FnOnce(Reply<'_>) -> T,
     ) -> Result<T, Error> {
         self.call(Op::Get { key }, options, take)
     }
@@ -201,8 +201,8 @@ impl Client {
         options: &OpOptions,
     ) -> Result<ValuePart, Error> {
         let part = Some(Part { from, most, all_or_nothing: false });
-        self.call(Op::Read { key, part, landing: Landing::Memory }, options, |answered| {
-            let Answered { value, length, version, .. } = answered;
+        self.call(Op::Read { key, part, landing: Landing::Memory }, options, |responded| {
+            let Reply { value, length, version, .. } = responded;
             ValuePart { bytes: value.to_vec(), length, version }
         })
     }
@@ -217,8 +217,8 @@ impl Client {
         options: &OpOptions,
     ) -> Result<(usize, SequenceNumber), Error> {
         let part = Some(Part { from: 0, most: 0, all_or_nothing: true });
-        self.call(Op::Read { key, part, landing: Landing::Buffer }, options, |answered| {
-            (answered.length, answered.version)
+        self.call(Op::Read { key, part, landing: Landing::Buffer }, options, |responded| {
+            (responded.length, responded.version)
         })
     }
 
@@ -245,10 +245,10 @@ impl Client {
         buffer: &mut Vec<u8>,
         options: &OpOptions,
     ) -> Result<SequenceNumber, Error> {
-        self.get_with(key, options, |answered| {
+        self.get_with(key, options, |responded| {
             buffer.clear();
-            buffer.extend_from_slice(answered.value);
-            answered.version
+            buffer.extend_from_slice(responded.value);
+            responded.version
         })
     }
 
@@ -307,7 +307,7 @@ impl Client {
         let operation = self.operation(op, options, Notify::Queue(tag), now)?;
         let id = self.engine.start(operation);
         // The next poll sends it; the alarm makes the descriptor readable, so that the program polls.
-        let _ = self.engine.set_alarm(now);
+        let _ = self.engine.set_timer(now);
         Ok(Ticket(id))
     }
 
@@ -346,7 +346,7 @@ impl Client {
         let mut ends = PolledEnds { each, count: 0, is_enough: false };
         while let Some(Completion { tag, result }) = self.uncollected.pop_front() {
             let result = match &result {
-                Ok(outcome) => Ok(outcome.answered()),
+                Ok(outcome) => Ok(outcome.reply()),
                 Err(error) => Err(error.clone()),
             };
             ends.end(0, Notify::Queue(tag), result);
@@ -458,7 +458,7 @@ impl Client {
         now: Instant,
     ) -> Result<Box<Operation>, Error> {
         let deadline = self.engine.options.deadline;
-        Operation::new(op, options, deadline, notify, now, &mut self.engine.spares)
+        Operation::new(op, options, deadline, notify, now, &mut self.engine.free_list)
     }
 
     /// Runs one operation to its end and passes the result to `take`, with the value in its receive buffer.
@@ -469,7 +469,7 @@ impl Client {
         &mut self,
         op: Op<'_>,
         options: &OpOptions,
-        take: impl FnOnce(Answered<'_>) -> T,
+        take: impl FnOnce(Reply<'_>) -> T,
     ) -> Result<T, Error> {
         self.check_interrupt(&op)?;
         let now = Instant::now();
@@ -483,7 +483,7 @@ impl Client {
     fn run<T>(
         &mut self,
         operation: Box<Operation>,
-        take: impl FnOnce(Answered<'_>) -> T,
+        take: impl FnOnce(Reply<'_>) -> T,
         mut now: Instant,
     ) -> Result<T, Error> {
         let Client { engine, uncollected } = self;
@@ -511,12 +511,12 @@ impl Client {
     }
 }
 
-pub(crate) fn written(answered: Answered<'_>) -> Written {
-    Written { version: answered.version, copies: answered.copies }
+pub(crate) fn written(responded: Reply<'_>) -> Written {
+    Written { version: responded.version, copies: responded.copies }
 }
 
-fn value(answered: Answered<'_>) -> Value {
-    Value { bytes: answered.value.to_vec(), version: answered.version }
+fn value(responded: Reply<'_>) -> Value {
+    Value { bytes: responded.value.to_vec(), version: responded.version }
 }
 
 const _: () = {

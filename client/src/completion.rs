@@ -24,7 +24,7 @@ pub struct Outcome {
 
 /// A result like [`Outcome`], with the value borrowed from its receive buffer.
 #[derive(Clone, Copy, Debug)]
-pub struct Answered<'a> {
+pub struct Reply<'a> {
     /// The value, or the requested part of it; empty except for a get or a verify.
     pub value: &'a [u8],
     /// The length of the whole value.
@@ -38,16 +38,16 @@ pub struct Answered<'a> {
 }
 
 impl Outcome {
-    pub(crate) fn answered(&self) -> Answered<'_> {
+    pub(crate) fn reply(&self) -> Reply<'_> {
         let Outcome { ref value, length, version, copies } = *self;
-        Answered { value, length, landed: None, version, copies }
+        Reply { value, length, landed: None, version, copies }
     }
 }
 
-impl Answered<'_> {
+impl Reply<'_> {
     /// Creates the result of a completed write.
-    pub(crate) fn of_write(version: SequenceNumber, copies: u8) -> Answered<'static> {
-        Answered { value: &[], length: 0, landed: None, version, copies }
+    pub(crate) fn of_write(version: SequenceNumber, copies: u8) -> Reply<'static> {
+        Reply { value: &[], length: 0, landed: None, version, copies }
     }
 
     /// Takes the memory of a long value, if the operation requested separate memory ([`crate::Landing::Memory`]). Only
@@ -57,9 +57,9 @@ impl Answered<'_> {
     }
 }
 
-impl From<Answered<'_>> for Outcome {
-    fn from(answered: Answered<'_>) -> Outcome {
-        let Answered { value, length, version, copies, .. } = answered;
+impl From<Reply<'_>> for Outcome {
+    fn from(reply: Reply<'_>) -> Outcome {
+        let Reply { value, length, version, copies, .. } = reply;
         Outcome { value: value.to_vec(), length, version, copies }
     }
 }
@@ -75,9 +75,9 @@ pub struct Completion {
 
 /// A function that receives each completion: its tag and its result, with the value borrowed from the receive buffer.
 /// Returning a break ends the poll early.
-pub trait OnEnd: FnMut(u64, Result<Answered<'_>, Error>) -> ControlFlow<()> {}
+pub trait OnEnd: FnMut(u64, Result<Reply<'_>, Error>) -> ControlFlow<()> {}
 
-impl<F: FnMut(u64, Result<Answered<'_>, Error>) -> ControlFlow<()>> OnEnd for F {}
+impl<F: FnMut(u64, Result<Reply<'_>, Error>) -> ControlFlow<()>> OnEnd for F {}
 
 /// The error of [`crate::Client::submit`]; the operation was not submitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +99,7 @@ pub enum SubmitError {
 
 /// A receiver of the results of operations as they end, with values borrowed from their receive buffers.
 pub(crate) trait Ends {
-    fn end(&mut self, id: OpId, notify: Notify, result: Result<Answered<'_>, Error>);
+    fn end(&mut self, id: OpId, notify: Notify, result: Result<Reply<'_>, Error>);
 
     /// Returns whether this turn should stop reading from the servers.
     fn is_enough(&self) -> bool {

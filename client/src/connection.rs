@@ -14,7 +14,7 @@ use std::time::Instant;
 use kv_protocol::client_message::{GROUPS_OF_A_SERVER, Hello, Question, SessionStart};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClientId, ClusterId, GroupId, Member, SequenceNumber, ShardId};
-use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::limits::MAX_RESPONSE_BODY;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
@@ -159,7 +159,7 @@ impl Connection {
             target,
             token,
             socket,
-            input: FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY)),
+            input: FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY)),
             inflow: None,
             output,
             wants_write: true,
@@ -305,7 +305,7 @@ impl Connection {
 
     /// Takes the frame buffer out, so that frames can be read while the connection changes.
     pub(crate) fn take_input(&mut self) -> FrameBuffer {
-        let empty = FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY));
+        let empty = FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY));
         std::mem::replace(&mut self.input, empty)
     }
 

@@ -30,20 +30,20 @@ use kv_protocol::ids::{ClientId, ClusterId, GroupId, RequestSeq, ServerId, Shard
 use kv_protocol::placement::Digest;
 
 use crate::backoff::Random;
-use crate::completion::{Answered, Ends, SubmitError};
+use crate::completion::{Ends, Reply, SubmitError};
 use crate::connection::{Connection, Target};
 use crate::doubt::OpenDoubts;
 use crate::error::{Error, OpenError};
+use crate::free_list::FreeList;
 use crate::inherited::Descriptors;
 use crate::log::Level;
 use crate::map_source::MapSource;
 use crate::operation::{Notify, OpId, Operation, Operations, Stage};
 use crate::options::{Endpoints, Options};
-use crate::places::{Place, Places, Way};
 use crate::poller::{Poller, Readiness, Waiter};
+use crate::route_cache::{CachedRoute, Place, RouteCache};
 use crate::router::{Route, Router};
 use crate::session::FreshIds;
-use crate::spares::Spares;
 use crate::statistics::Counts;
 use crate::table::Table;
 use crate::timers::Timers;
@@ -73,13 +73,13 @@ pub(crate) struct Engine {
     other_cluster: Option<ClusterId>,
     /// True if a whole round of endpoints and servers since then has provided no map of this client's cluster.
     is_stranded: bool,
-    places: Places,
+    places: RouteCache,
     /// The writes in doubt whose numbers are still open.
     doubts: OpenDoubts,
     /// The number of RESOLVEs that the engine itself has in flight.
     resolvers: usize,
     operations: Operations,
-    pub(crate) spares: Spares,
+    pub(crate) free_list: FreeList,
     bytes_in_flight: usize,
     ready: VecDeque<OpId>,
     connections: Table<Connection>,
@@ -129,11 +129,11 @@ impl Engine {
             map_source: MapSource::new(endpoints, now),
             other_cluster: None,
             is_stranded: false,
-            places: Places::default(),
+            places: RouteCache::default(),
             doubts: OpenDoubts::default(),
             resolvers: 0,
             operations: Operations::default(),
-            spares: Spares::default(),
+            free_list: FreeList::default(),
             bytes_in_flight: 0,
             ready: VecDeque::new(),
             connections: Table::default(),
@@ -235,7 +235,7 @@ impl Engine {
     pub(crate) fn send(&mut self, ends: &mut dyn Ends) -> io::Result<()> {
         let now = Instant::now();
         self.begin_turn(now, ends);
-        self.set_alarm(now)
+        self.set_timer(now)
     }
 
     /// Runs one turn: timers, sends, at most one wait, responses. The wait ends by `until`; if an operation has already
@@ -257,7 +257,7 @@ impl Engine {
         let waited = self.poller.wait(wait, &mut readiness);
         let now = self.end_turn(&readiness, ends);
         self.readiness = readiness;
-        waited.and_then(|()| self.set_alarm(now))
+        waited.and_then(|()| self.set_timer(now))
     }
 
     /// Receives from the ready connections, and sends what follows from it. Returns the current time.
@@ -291,7 +291,7 @@ impl Engine {
     /// If the system provides no timer.
     pub(crate) fn add_alarm(&mut self) -> io::Result<()> {
         self.poller.add_alarm()?;
-        self.set_alarm(Instant::now())
+        self.set_timer(Instant::now())
     }
 
     /// Returns the epoll descriptor. With an alarm, it is readable when a turn has work to do.
@@ -300,14 +300,14 @@ impl Engine {
     }
 
     /// Sets the alarm, if there is one, to the time of the next turn that no socket signals.
-    pub(crate) fn set_alarm(&mut self, now: Instant) -> io::Result<()> {
+    pub(crate) fn set_timer(&mut self, now: Instant) -> io::Result<()> {
         let due = if self.ready.is_empty() { self.next_timer() } else { now };
-        self.poller.set_alarm(due, now)
+        self.poller.set_timer(due, now)
     }
 
     /// Makes the descriptor readable at once.
     pub(crate) fn wake(&mut self, now: Instant) -> io::Result<()> {
-        self.poller.set_alarm(now, now)
+        self.poller.set_timer(now, now)
     }
 
     /// Ends an operation early because a system call failed.
@@ -500,11 +500,11 @@ impl Engine {
         }
         let is_usual = client == self.client && operation.kind.role() == ReplicaRole::Primary;
         if is_usual
-            && let Some(way) = self.places.get_mut(place).and_then(|place| place.way)
-            && way.maps == self.counts.maps
-            && self.connections.get(way.connection).is_some()
+            && let Some(route) = self.places.get_mut(place).and_then(|place| place.route)
+            && route.maps == self.counts.maps
+            && self.connections.get(route.connection).is_some()
         {
-            return self.assign(id, way, now);
+            return self.assign(id, route, now);
         }
         let view = self.router.version(group);
         operation.view = view;
@@ -525,11 +525,11 @@ impl Engine {
         operation.server = Some(server);
         match self.connect(Target::Shard { member, address, shard, client }, now) {
             Ok(connection) => {
-                let way = Way { maps: self.counts.maps, view, server, connection };
+                let route = CachedRoute { maps: self.counts.maps, view, server, connection };
                 if is_usual {
-                    self.places.get_or_make(place, self.client).way = Some(way);
+                    self.places.get_or_make(place, self.client).route = Some(route);
                 }
-                self.assign(id, way, now);
+                self.assign(id, route, now);
             }
             Err(error) => {
                 let trouble = format!("connecting to server {member} at {address}: {error}");
@@ -540,11 +540,11 @@ impl Engine {
         }
     }
 
-    fn assign(&mut self, id: OpId, way: Way, now: Instant) {
+    fn assign(&mut self, id: OpId, route: CachedRoute, now: Instant) {
         let Some(operation) = self.operations.get_mut(id) else { return };
-        let token = way.connection;
-        operation.view = way.view;
-        operation.server = Some(way.server);
+        let token = route.connection;
+        operation.view = route.view;
+        operation.server = Some(route.server);
         operation.stage = Stage::Assigned { connection: token, request: None };
         operation.assigned_at = now;
         operation.attention_at = now + OVERDUE_AFTER;
@@ -648,7 +648,7 @@ impl Engine {
     }
 
     /// Ends an operation and passes its result to the caller.
-    fn finish(&mut self, id: OpId, mut result: Result<Answered<'_>, Error>, ends: &mut dyn Ends) {
+    fn finish(&mut self, id: OpId, mut result: Result<Reply<'_>, Error>, ends: &mut dyn Ends) {
         if self.operations.get(id).is_some_and(|operation| operation.queued.is_some()) {
             self.release(id);
         }
@@ -686,7 +686,7 @@ impl Engine {
             self.note_failure(&operation, error);
         }
         self.resolvers -= usize::from(notify == Notify::Nobody);
-        self.spares.give(operation);
+        self.free_list.give(operation);
         ends.end(id, notify, result);
     }
 

@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::slice;
 
-use kv_protocol::client_message::{Answer, Status};
+use kv_protocol::client_message::{Response, Status};
 use kv_protocol::ids::RequestId;
 
 use crate::operation::OpId;
@@ -29,7 +29,7 @@ pub enum Landing {
     /// The client's receive buffer, from which the caller copies it.
     #[default]
     Buffer,
-    /// Separate memory, which the caller takes ([`crate::Answered::take_memory`]).
+    /// Separate memory, which the caller takes ([`crate::Reply::take_memory`]).
     Memory,
     /// The caller's memory. Short values still go through the receive buffer.
     At(Room),
@@ -104,7 +104,7 @@ pub(crate) type Landed = RefCell<Option<LongValue>>;
 pub(crate) struct Inflow {
     pub(crate) operation: OpId,
     /// The response without its value.
-    head: Answer<'static>,
+    head: Response<'static>,
     to: Destination,
     filled: usize,
     length: usize,
@@ -119,27 +119,27 @@ enum Destination {
 }
 
 impl Inflow {
-    /// Starts a transfer. `answer` has the head and the first bytes of the value, and `missing` more bytes follow.
+    /// Starts a transfer. `response` has the head and the first bytes of the value, and `missing` more bytes follow.
     /// Returns `None` if the value stays in the receive buffer.
     pub(crate) fn begin(
         operation: OpId,
         landing: Landing,
-        answer: &Answer<'_>,
+        response: &Response<'_>,
         missing: usize,
     ) -> Option<Inflow> {
-        if !matches!(answer.status, Status::Ok | Status::Part) || missing < LONG_BYTES {
+        if !matches!(response.status, Status::Ok | Status::Part) || missing < LONG_BYTES {
             return None;
         }
-        let length = answer.value.len() + missing;
+        let length = response.value.len() + missing;
         let to = match landing {
             Landing::Buffer => return None,
             Landing::Memory => Destination::Memory(LongValue::allocate(length)?),
             Landing::At(room) if length <= room.bytes => Destination::Room(room),
             Landing::At(_) => return None,
         };
-        let head = Answer { value: &[], ..*answer };
+        let head = Response { value: &[], ..*response };
         let mut inflow = Inflow { operation, head, to, filled: 0, length };
-        let first = answer.value;
+        let first = response.value;
         for (place, byte) in inflow.rest().iter_mut().zip(first) {
             place.write(*byte);
         }
@@ -199,7 +199,7 @@ impl Inflow {
 
     /// Completes the transfer after all bytes have been received, and passes the whole response to `take`. Returns
     /// `None` without calling it if the value was discarded.
-    pub(crate) fn end<T>(self, take: impl FnOnce(&Answer<'_>, &Landed) -> T) -> Option<T> {
+    pub(crate) fn end<T>(self, take: impl FnOnce(&Response<'_>, &Landed) -> T) -> Option<T> {
         let at = self.at()?;
         // SAFETY: all `length` bytes were written, and are not written again while `take` runs.
         let value = unsafe { slice::from_raw_parts(at.as_ptr(), self.length) };
@@ -207,7 +207,7 @@ impl Inflow {
             Destination::Memory(memory) => RefCell::new(Some(memory)),
             _ => RefCell::new(None),
         };
-        Some(take(&Answer { value, ..self.head }, &landed))
+        Some(take(&Response { value, ..self.head }, &landed))
     }
 }
 

@@ -13,7 +13,7 @@
 //!        key -> server   seq numbers,    requests the    one socket,
 //!        (no I/O)        window of 64    map             frames in, output
 //!
-//!   operation: its whole request, in memory from `spares` --> output: sent from there, many at once
+//!   operation: its whole request, in memory from `free_list` --> output: sent from there, many at once
 //!   caller    <-- the value, in the receive buffer           <-- frames in
 //! ```
 //!
@@ -31,7 +31,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod alarm;
 mod backoff;
 mod client;
 mod completion;
@@ -40,6 +39,7 @@ mod doubt;
 mod engine;
 mod error;
 mod events;
+mod free_list;
 mod inherited;
 mod interrupt;
 mod landing;
@@ -48,19 +48,19 @@ mod map_source;
 mod operation;
 mod options;
 mod output;
-mod places;
 mod poller;
+mod route_cache;
 mod router;
 mod session;
 mod shared;
-mod spares;
 mod statistics;
 mod table;
+mod timer;
 mod timers;
 mod waiting;
 
 pub use client::{Client, Ticket, Value, ValuePart, Written};
-pub use completion::{Answered, Completion, OnEnd, Outcome, SubmitError};
+pub use completion::{Completion, OnEnd, Outcome, Reply, SubmitError};
 pub use doubt::Doubt;
 pub use error::{Action, Error, OpenError};
 pub use events::{Event, Events, is_in_callback};

@@ -191,7 +191,7 @@ impl MapSource {
 
     /// Handles a map received over this connection; `servers` are its servers that provide the map, in ring order.
     /// Returns the other connections with requests in progress, which are no longer needed.
-    pub(crate) fn answered(
+    pub(crate) fn on_map(
         &mut self,
         connection: u64,
         servers: Vec<(ServerId, SocketAddr)>,
@@ -301,11 +301,11 @@ mod tests {
         asked
     }
 
-    fn answer(source: &mut MapSource, now: Instant) -> u16 {
+    fn response(source: &mut MapSource, now: Instant) -> u16 {
         source.want(None);
         let (whom, address) = source.next(now);
         source.asking(whom, 0, now);
-        assert_eq!(source.answered(0, servers(), now), [], "nobody else was asked");
+        assert_eq!(source.on_map(0, servers(), now), [], "nobody else was asked");
         address.port()
     }
 
@@ -331,9 +331,9 @@ mod tests {
         assert_eq!(address.port(), 5);
         source.asking(whom, 5, time);
         // The first to respond is asked first from now on; the other responses are not needed.
-        assert_eq!(source.answered(3, Vec::new(), time), [2, 4, 5]);
+        assert_eq!(source.on_map(3, Vec::new(), time), [2, 4, 5]);
         assert_eq!(source.ask_at(), None);
-        assert_eq!(answer(&mut source, time), 3);
+        assert_eq!(response(&mut source, time), 3);
     }
 
     #[test]
@@ -356,7 +356,7 @@ mod tests {
     fn a_server_that_is_also_an_endpoint_is_not_asked_twice_at_once() {
         let now = Instant::now();
         let mut source = source(&[SERVERS[0]], now);
-        answer(&mut source, now);
+        response(&mut source, now);
         source.want(None);
         let (endpoint, _) = source.next(now);
         source.asking(endpoint, 8, now);
@@ -373,7 +373,7 @@ mod tests {
         let now = Instant::now();
         let mut source = source(&[1, 2], now);
         assert_eq!(fail(&mut source, 3, now), [1, 2, 1], "no server is known yet");
-        assert_eq!(answer(&mut source, now), 2);
+        assert_eq!(response(&mut source, now), 2);
         let start = source.ask_at();
         assert_eq!(start, None, "nobody needs it");
         assert_eq!(fail(&mut source, 5, now), [2, 1, 7_000, 7_001, 7_002]);
@@ -385,14 +385,14 @@ mod tests {
     fn endpoints_that_are_away_are_left_alone_for_a_while_and_servers_take_turns() {
         let now = Instant::now();
         let mut source = source(&[1], now);
-        answer(&mut source, now);
+        response(&mut source, now);
         assert_eq!(fail(&mut source, 1, now), [1]);
-        let asked: Vec<u16> = (0..4).map(|_| answer(&mut source, now)).collect();
+        let asked: Vec<u16> = (0..4).map(|_| response(&mut source, now)).collect();
         assert_eq!(asked, [7_000, 7_001, 7_002, 7_000]);
         assert!(source.trouble().is_some(), "the coordinator is still away");
-        assert_eq!(answer(&mut source, now + AWAY_FIRST), 1, "it is back");
+        assert_eq!(response(&mut source, now + AWAY_FIRST), 1, "it is back");
         assert!(source.trouble().is_none());
-        assert_eq!(answer(&mut source, now), 1);
+        assert_eq!(response(&mut source, now), 1);
     }
 
     #[test]
@@ -400,7 +400,7 @@ mod tests {
         let now = Instant::now();
         for doubted in 0..3 {
             let mut source = source(&[1], now);
-            answer(&mut source, now);
+            response(&mut source, now);
             fail(&mut source, 1, now);
             source.want(Some(ServerId(doubted)));
             let asked = fail(&mut source, 3, now);

@@ -17,16 +17,16 @@ use kv_protocol::placement::Digest;
 use crate::backoff::Backoff;
 use crate::doubt::{Doubt, DoubtfulWrite};
 use crate::error::{Action, Error};
+use crate::free_list::FreeList;
 use crate::landing::Landing;
 use crate::map_source::MapSource;
 use crate::options::{OpOptions, is_deadline};
-use crate::spares::Spares;
 use crate::table::Table;
 
 /// An operation on one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
-    /// Reads a key. A long value is received into separate memory ([`crate::Answered::take_memory`]).
+    /// Reads a key. A long value is received into separate memory ([`crate::Reply::take_memory`]).
     Get {
         /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
@@ -263,7 +263,7 @@ impl Operation {
         default_deadline: Duration,
         notify: Notify,
         now: Instant,
-        spares: &mut Spares,
+        free_list: &mut FreeList,
     ) -> Result<Box<Operation>, Error> {
         let (kind, key, value, kept): (Kind, &[u8], &[u8], &'static [u8]) = match op {
             Op::Get { key } | Op::Read { key, .. } => (Kind::Get, key, &[], &[]),
@@ -293,7 +293,7 @@ impl Operation {
         }
         let bytes = REQUEST_HEAD_BYTES + key.len() + value.len();
         let mut operation =
-            spares.take(bytes, now).map_err(|_| Error::NoMemory { action: action(), bytes })?;
+            free_list.take(bytes, now).map_err(|_| Error::NoMemory { action: action(), bytes })?;
         operation.frame.extend_from_slice(&[0; REQUEST_HEAD_BYTES]);
         operation.frame.extend_from_slice(key);
         operation.frame.extend_from_slice(value);
@@ -596,8 +596,8 @@ mod tests {
 
     fn get(deadline: Duration, now: Instant) -> Box<Operation> {
         let options = OpOptions { deadline: Some(deadline), ..OpOptions::default() };
-        let (op, mut spares) = (Op::Get { key: b"k" }, Spares::default());
-        Operation::new(op, &options, deadline, Notify::Caller, now, &mut spares).unwrap()
+        let (op, mut free_list) = (Op::Get { key: b"k" }, FreeList::default());
+        Operation::new(op, &options, deadline, Notify::Caller, now, &mut free_list).unwrap()
     }
 
     #[test]

@@ -226,9 +226,9 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::free_list::FreeList;
     use crate::operation::{Notify, Op, Operation};
     use crate::options::OpOptions;
-    use crate::spares::Spares;
     use kv_protocol::client_message::{Operation as WireOperation, Request};
     use kv_protocol::frame::{FrameRules, split_frame};
     use kv_protocol::ids::RequestId;
@@ -257,8 +257,9 @@ mod tests {
             for (number, op) in (1..).zip(ops) {
                 let (now, deadline) = (Instant::now(), Duration::from_secs(1));
                 let options = OpOptions::default();
-                let (notify, mut spares) = (Notify::Queue(number), Spares::default());
-                let operation = Operation::new(*op, &options, deadline, notify, now, &mut spares);
+                let (notify, mut free_list) = (Notify::Queue(number), FreeList::default());
+                let operation =
+                    Operation::new(*op, &options, deadline, notify, now, &mut free_list);
                 let mut operation = operation.unwrap();
                 operation.address(RequestId(number));
                 operation.queued = Some((7, RequestId(number)));

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use crate::alarm::Alarm;
 use crate::inherited::Descriptors;
 use crate::interrupt::Interrupt;
+use crate::timer::Timer;
 
 /// The maximum number of events per call of `epoll_wait`.
 const MAX_EVENTS: libc::c_int = 64;
@@ -34,7 +34,7 @@ const INTERRUPT: u64 = 1;
 pub(crate) struct Poller {
     epoll: Arc<OwnedFd>,
     /// The timer for a program that waits on the epoll descriptor in its own event loop.
-    alarm: Option<Alarm>,
+    timer: Option<Timer>,
     /// All descriptors of this engine except the shared one of the interrupt.
     descriptors: Descriptors,
 }
@@ -49,17 +49,17 @@ impl Poller {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let descriptors = Descriptors::default();
         descriptors.add(epoll.as_fd());
-        Ok(Poller { epoll: Arc::new(epoll), alarm: None, descriptors })
+        Ok(Poller { epoll: Arc::new(epoll), timer: None, descriptors })
     }
 
     /// Adds an alarm to the epoll set, unless it has one.
     pub(crate) fn add_alarm(&mut self) -> io::Result<()> {
-        if self.alarm.is_none() {
-            let alarm = Alarm::new()?;
+        if self.timer.is_none() {
+            let timer = Timer::new()?;
             let data = EventData::new_u64(ALARM);
-            epoll::add(&self.epoll, alarm.descriptor(), data, EventFlags::IN)?;
-            self.descriptors.add(alarm.descriptor());
-            self.alarm = Some(alarm);
+            epoll::add(&self.epoll, timer.descriptor(), data, EventFlags::IN)?;
+            self.descriptors.add(timer.descriptor());
+            self.timer = Some(timer);
         }
         Ok(())
     }
@@ -77,8 +77,8 @@ impl Poller {
     }
 
     /// Sets the alarm, if there is one.
-    pub(crate) fn set_alarm(&mut self, due: Instant, now: Instant) -> io::Result<()> {
-        self.alarm.as_mut().map_or(Ok(()), |alarm| alarm.set(due, now))
+    pub(crate) fn set_timer(&mut self, due: Instant, now: Instant) -> io::Result<()> {
+        self.timer.as_mut().map_or(Ok(()), |timer| timer.set(due, now))
     }
 
     /// Returns the epoll descriptor. It is readable when a connection is ready, the alarm has fired or the program has

@@ -25,7 +25,7 @@ use kv_protocol::placement::Digest;
 use slab::Slab;
 
 use crate::client::{Written, written};
-use crate::completion::{Answered, Ends};
+use crate::completion::{Ends, Reply};
 use crate::doubt::Doubt;
 use crate::engine::{Early, Engine};
 use crate::error::{Action, Error, OpenError};
@@ -50,7 +50,7 @@ const BATCH_BYTES_IN_FLIGHT: usize = 64 << 20;
 const TURNS_KEPT: usize = 64;
 
 /// The function that receives the result of each operation, by its index in the call. Any thread may run it.
-type OnEach<'a> = dyn FnMut(usize, Result<Answered<'_>, Error>) + Send + 'a;
+type OnEach<'a> = dyn FnMut(usize, Result<Reply<'_>, Error>) + Send + 'a;
 
 /// A pointer to that function while the call, which owns it, is in progress.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ impl EachOfCall {
     }
 
     /// Runs the function. The caller holds the lock of the lane.
-    fn run(mut self, at: usize, result: Result<Answered<'_>, Error>) {
+    fn run(mut self, at: usize, result: Result<Reply<'_>, Error>) {
         // SAFETY: the call has not returned, see `of`; the lock of the lane makes the access exclusive.
         (unsafe { self.0.as_mut() })(at, result);
     }
@@ -134,11 +134,11 @@ impl SharedClient {
         &self,
         op: Op<'_>,
         options: &OpOptions,
-        take: impl FnOnce(Answered<'_>) -> T + Send,
+        take: impl FnOnce(Reply<'_>) -> T + Send,
     ) -> Result<T, Error> {
         self.check_caller()?;
         let (mut ended, mut take) = (None, Some(take));
-        let mut each = |_: usize, result: Result<Answered<'_>, Error>| {
+        let mut each = |_: usize, result: Result<Reply<'_>, Error>| {
             ended = take.take().map(|take| result.map(take));
         };
         let digest = op.digest();
@@ -204,7 +204,7 @@ impl SharedClient {
         let asked = || keys.iter().enumerate().filter(|(_, key)| !key.is_empty());
         let groups: Vec<usize> = asked().map(|(group, _)| group).collect();
         let ops = asked().map(|(_, key)| (Op::Noop { key }, Condition::Always));
-        self.batch(ops, &options, &mut |at: usize, result: Result<Answered<'_>, Error>| {
+        self.batch(ops, &options, &mut |at: usize, result: Result<Reply<'_>, Error>| {
             each(groups[at], result.map(|_| begun.elapsed()));
         })
     }
@@ -388,11 +388,11 @@ struct LaneEnds<'a> {
 }
 
 impl Ends for LaneEnds<'_> {
-    fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
+    fn end(&mut self, _: OpId, notify: Notify, result: Result<Reply<'_>, Error>) {
         let Notify::Queue(tag) = notify else { return };
         let tag = usize::try_from(tag).expect("it was a place");
         let Some(Underway { turn, each, at }) = self.underway.try_remove(tag) else { return };
-        self.bytes += result.as_ref().map_or(0, |answered| answered.value.len());
+        self.bytes += result.as_ref().map_or(0, |responded| responded.value.len());
         each.run(at, result);
         if turn.note_end() && !Arc::ptr_eq(&turn, self.own) {
             self.woken.push(turn);
@@ -593,9 +593,9 @@ impl State {
         }
         let tag = self.underway.vacant_key() as u64;
         let engine = &mut self.engine;
-        let (notify, spares) = (Notify::Queue(tag), &mut engine.spares);
+        let (notify, free_list) = (Notify::Queue(tag), &mut engine.free_list);
         let options = OpOptions { condition, ..call.options };
-        match Operation::new(op, &options, call.allowed, notify, now, spares) {
+        match Operation::new(op, &options, call.allowed, notify, now, free_list) {
             Ok(mut operation) => {
                 operation.set_digest(digest);
                 operation.deadline = call.deadline.max(now);

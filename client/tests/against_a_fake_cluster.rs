@@ -102,7 +102,7 @@ fn many_writes_survive_many_cuts_and_each_is_done_once() {
         match count % 41 {
             0 => Act::ServeThenCut,
             20 => Act::Cut,
-            30 => Act::Answer(Status::Unavailable),
+            30 => Act::Response(Status::Unavailable),
             _ => Act::Serve,
         }
     });
@@ -166,7 +166,7 @@ fn answers_in_any_order_find_their_operations() {
         .find(|key| Placement::new(3, 1).locate(Digest::of(key)).0.0 == 0)
         .unwrap();
     let held = absent.clone();
-    fake.script(move |seen| if seen.key == held { Act::AnswerLater } else { Act::Serve });
+    fake.script(move |seen| if seen.key == held { Act::ResponseLater } else { Act::Serve });
     client.submit(Op::Get { key: &absent }, &anytime(), 1).unwrap();
     client.submit(Op::Get { key: &key }, &anytime(), 2).unwrap();
     let mut done = Vec::new();
@@ -312,7 +312,7 @@ fn an_older_map_never_leads_it_back() {
     client.put(&key, b"v", &anytime()).unwrap();
     // The map returns to view 1 on server 0; a failure in another group causes it to be fetched.
     fake.change_map(|map| map.views[0].version = ViewVersion(1));
-    fake.script(first(Act::Answer(Status::WrongView)));
+    fake.script(first(Act::Response(Status::WrongView)));
     let deadline = Instant::now() + Duration::from_secs(10);
     while fake.maps_served() < 2 {
         assert!(Instant::now() < deadline, "the map is not fetched again");
@@ -344,7 +344,7 @@ fn a_retry_that_finds_its_session_forgotten_is_in_doubt() {
     let mut count = 0;
     fake.script(move |_| {
         count += 1;
-        if count == 1 { Act::Cut } else { Act::Answer(Status::SessionExpired) }
+        if count == 1 { Act::Cut } else { Act::Response(Status::SessionExpired) }
     });
     let error = client.put(b"k", b"2", &anytime()).unwrap_err();
     assert!(matches!(error, Error::InDoubt { .. }), "{error}");
@@ -363,7 +363,7 @@ fn statuses_that_are_ends_end_at_once() {
     ] {
         let fake = Fake::start(3, 1);
         let mut client = open(&fake);
-        fake.script(move |_| Act::Answer(status));
+        fake.script(move |_| Act::Response(status));
         let error = client.put(b"k", b"v", &anytime()).unwrap_err();
         assert!(is_right(&error), "{status:?}: {error:?}");
         assert_eq!(fake.seen().len(), 1);
@@ -371,7 +371,7 @@ fn statuses_that_are_ends_end_at_once() {
     }
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
-    fake.script(|_| Act::Answer(Status::Lost));
+    fake.script(|_| Act::Response(Status::Lost));
     assert!(matches!(client.get(b"k", &anytime()), Err(Error::Lost { .. })));
 }
 
@@ -392,9 +392,9 @@ fn a_group_that_the_map_calls_lost_is_lost_at_once() {
 fn a_busy_server_is_asked_again_and_named_at_the_deadline() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
-    fake.script(first(Act::Answer(Status::Busy)));
+    fake.script(first(Act::Response(Status::Busy)));
     client.put(b"k", b"v", &anytime()).unwrap();
-    fake.script(|_| Act::Answer(Status::Busy));
+    fake.script(|_| Act::Response(Status::Busy));
     let error = client.put(b"k", b"v", &within(SOON)).unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "nothing was done: {error}");
 }
@@ -406,17 +406,17 @@ fn nonsense_from_a_server_neither_panics_nor_outlives_the_deadline() {
         bytes.extend([1, opcode, 0, 0]);
         bytes
     };
-    let mut unknown_id = header(28, opcode::ANSWER);
+    let mut unknown_id = header(28, opcode::RESPONSE);
     unknown_id.extend([0xff; 8]);
     unknown_id.extend([0; 20]);
-    let mut bad_status = header(28, opcode::ANSWER);
+    let mut bad_status = header(28, opcode::RESPONSE);
     bad_status.extend([0xee; 28]);
     for nonsense in [
-        header(u32::MAX, opcode::ANSWER),
-        header(0, opcode::ANSWER),
+        header(u32::MAX, opcode::RESPONSE),
+        header(0, opcode::RESPONSE),
         header(0, 0xff),
         header(0, opcode::WELCOME),
-        header(0, opcode::MAP_ANSWER),
+        header(0, opcode::MAP_RESPONSE),
         header(1, opcode::ERROR),
         unknown_id,
         bad_status,
@@ -446,7 +446,7 @@ fn nonsense_from_a_server_neither_panics_nor_outlives_the_deadline() {
 fn an_answer_that_does_not_fit_the_question_closes_the_connection() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
-    fake.script(first(Act::Answer(Status::Conflict)));
+    fake.script(first(Act::Response(Status::Conflict)));
     let error = client.get(b"k", &anytime()).unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "asked again: {error}");
     assert_eq!((fake.seen().len(), client.statistics().connections_lost), (2, 1));
@@ -530,7 +530,7 @@ fn when_the_coordinator_is_away_the_map_is_asked_of_another_server_than_the_one_
     fake.kill_coordinator();
     // Server 0 is partitioned from the others and has not received its exclusion from the view.
     fake.script(|seen| match seen.server {
-        0 => Act::Answer(Status::Unavailable),
+        0 => Act::Response(Status::Unavailable),
         _ => Act::Serve,
     });
     fake.withhold_map(0);
@@ -551,7 +551,7 @@ fn a_silent_coordinator_is_waited_for_once_and_not_before_every_map() {
         fake.promote(0, server);
         fake.script(move |seen| match seen.server == server {
             true => Act::Serve,
-            false => Act::Answer(Status::WrongView),
+            false => Act::Response(Status::WrongView),
         });
         client.put(&key_of(0), b"v", &within(Duration::from_millis(550))).unwrap();
     }
@@ -615,7 +615,7 @@ fn a_write_whose_number_another_process_has_used_fails_and_the_next_goes_under_a
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", b"1", &anytime()).unwrap();
-    fake.script(first(Act::Answer(Status::SessionMismatch)));
+    fake.script(first(Act::Response(Status::SessionMismatch)));
     let error = client.put(b"k", b"2", &anytime()).unwrap_err();
     assert!(matches!(error, Error::SharedIdentity { .. }), "{error}");
     client.put(b"k", b"3", &anytime()).unwrap();

@@ -102,7 +102,7 @@ fn the_connection_of_a_forgotten_session_carries_its_last_answers_and_then_close
     client.put(&key, b"v", &anytime()).unwrap();
     await_connections(&fake, 2);
     // The second of three gets SESSION_EXPIRED before the others get their responses on the same connection.
-    let mut acts = [Act::AnswerLater, Act::Answer(Status::SessionExpired)].into_iter();
+    let mut acts = [Act::ResponseLater, Act::Response(Status::SessionExpired)].into_iter();
     fake.script(move |_| acts.next().unwrap_or(Act::Serve));
     for tag in 0..3 {
         client.submit(Op::Put { key: &key, value: b"w" }, &anytime(), tag).unwrap();
@@ -124,7 +124,7 @@ fn a_connection_opened_for_a_write_of_a_forgotten_session_closes_after_it() {
     client.put(&key, b"v", &anytime()).unwrap();
     fake.forget_sessions();
     client.put(&key, b"v", &anytime()).unwrap();
-    let mut acts = [Act::Ignore, Act::Answer(Status::SessionExpired)].into_iter();
+    let mut acts = [Act::Ignore, Act::Response(Status::SessionExpired)].into_iter();
     fake.script(move |_| acts.next().unwrap_or(Act::Serve));
     for tag in 0..2 {
         client.submit(Op::Put { key: &key, value: b"w" }, &anytime(), tag).unwrap();

@@ -158,7 +158,7 @@ fn a_write_that_the_servers_do_not_know_any_more_stays_in_doubt_and_is_not_asked
         ignore_writes(&fake, false);
         let doubt = doubt_of(client.put(b"k", b"v", &within(SOON)).unwrap_err());
         fake.script(move |seen| match seen.opcode {
-            opcode::RESOLVE => Act::Answer(response),
+            opcode::RESOLVE => Act::Response(response),
             _ => Act::Serve,
         });
         for _ in 0..2 {

@@ -130,7 +130,7 @@ fn an_interrupt_ends_calls_of_other_threads_and_rejects_those_that_begin() {
     assert!(matches!(late, Err(Error::Interrupted { .. })), "{late:?}");
     let puts = [b"d", b"e"].map(|key| (Op::Put { key, value: b"v" }, Condition::Always));
     let mut ends = 0;
-    let mut each = |_: usize, result: Result<kv_client::Answered<'_>, Error>| {
+    let mut each = |_: usize, result: Result<kv_client::Reply<'_>, Error>| {
         assert!(matches!(result, Err(Error::Interrupted { .. })), "{result:?}");
         ends += 1;
     };

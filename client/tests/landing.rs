@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Act, Fake, SOON, anytime, key_of, open, within};
-use kv_client::{Answered, Client, Error, Landing, Op, OpOptions, Part, Room, SequenceNumber};
+use kv_client::{Client, Error, Landing, Op, OpOptions, Part, Reply, Room, SequenceNumber};
 
 const LONG: usize = 1 << 20;
 
@@ -29,8 +29,8 @@ fn read_into(
     let part = Part { from: 0, most: u32::try_from(bytes).unwrap(), all_or_nothing: true };
     // SAFETY: `room` outlives the call.
     let landing = Landing::At(unsafe { Room::new(at, bytes) });
-    client.call(Op::Read { key, part: Some(part), landing }, options, |answered| {
-        (answered.length, answered.value.as_ptr() == at.as_ptr())
+    client.call(Op::Read { key, part: Some(part), landing }, options, |responded| {
+        (responded.length, responded.value.as_ptr() == at.as_ptr())
     })
 }
 
@@ -52,9 +52,9 @@ fn a_long_value_is_received_where_the_caller_wants_it() {
 fn a_long_value_comes_in_memory_of_its_own_and_a_short_one_does_not() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
-    let take = |answered: Answered<'_>| {
-        assert_eq!(answered.value, value(2));
-        answered.take_memory().unwrap()
+    let take = |responded: Reply<'_>| {
+        assert_eq!(responded.value, value(2));
+        responded.take_memory().unwrap()
     };
     client.put(b"k", &value(2), &anytime()).unwrap();
     let memory = client.get_with(b"k", &anytime(), take).unwrap();
@@ -113,7 +113,7 @@ fn a_server_that_sends_more_than_was_asked_for_loses_its_connection_and_writes_n
         // SAFETY: `room` outlives the call.
         let landing = Landing::At(unsafe { Room::new(at, 8) });
         let read = Op::Read { key: b"k", part, landing };
-        let got = client.call(read, &anytime(), |answered| answered.value.to_vec()).unwrap();
+        let got = client.call(read, &anytime(), |responded| responded.value.to_vec()).unwrap();
         assert_eq!(got, value(7)[..8]);
         assert!(room[8..].iter().all(|&byte| byte == 9), "bytes behind the room were written");
         assert_eq!(client.statistics().connections_lost, 1);
@@ -133,9 +133,9 @@ fn a_later_part_is_right_where_a_server_sends_the_whole_value() {
     // SAFETY: `room` outlives the call.
     let landing = Landing::At(unsafe { Room::new(at, room.len()) });
     let read = Op::Read { key: b"k", part: Some(part), landing };
-    let is_there = client.call(read, &anytime(), |answered| {
-        assert!(answered.value == &value(8)[100..]);
-        answered.value.as_ptr() == at.as_ptr()
+    let is_there = client.call(read, &anytime(), |responded| {
+        assert!(responded.value == &value(8)[100..]);
+        responded.value.as_ptr() == at.as_ptr()
     });
     assert!(!is_there.unwrap(), "the part does not begin where the value was received");
     assert_eq!(room[0], 0);

@@ -29,7 +29,7 @@ fn poll_until(
 }
 
 /// Makes server 0 send the response that it holds back, by a request to it as the secondary of group 2.
-fn release_answer_of_server_0(client: &mut Client) {
+fn release_response_of_server_0(client: &mut Client) {
     client.verify(&key_of(2), ReplicaRole::Secondary, &anytime()).unwrap();
 }
 
@@ -41,7 +41,7 @@ fn a_write_that_every_server_asked_refused_as_unavailable_was_not_done() {
     client.noop(&key, &anytime()).unwrap();
     // Once the map is fetched, no server is left to send to, so only the rejections have happened.
     fake.change_map(|map| map.servers[0].clients = None);
-    fake.script(|_| Act::Answer(Status::Unavailable));
+    fake.script(|_| Act::Response(Status::Unavailable));
     let error = client.put(&key, b"v", &within(SOON)).unwrap_err();
     assert!(!writes(&fake).is_empty(), "it was sent");
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
@@ -49,12 +49,12 @@ fn a_write_that_every_server_asked_refused_as_unavailable_was_not_done() {
 
 #[test]
 fn a_refusal_as_unavailable_proves_nothing_about_an_earlier_sending() {
-    for earlier in [Act::Cut, Act::ServeThenCut, Act::Answer(Status::WrongView)] {
+    for earlier in [Act::Cut, Act::ServeThenCut, Act::Response(Status::WrongView)] {
         let fake = Fake::start(3, 1);
         let mut client = open(&fake);
         let mut script = first(earlier.clone());
         fake.script(move |seen| match script(seen) {
-            Act::Serve => Act::Answer(Status::Unavailable),
+            Act::Serve => Act::Response(Status::Unavailable),
             act => act,
         });
         let error = client.put(b"k", b"v", &within(SOON)).unwrap_err();
@@ -69,8 +69,8 @@ fn a_late_refusal_clears_the_sending_it_answers() {
     let mut client = open(&fake);
     let key = key_of(0);
     fake.script(for_writes(|seen| match seen.server {
-        0 => Act::AnswerStatusLater(Status::Unavailable),
-        _ => Act::Answer(Status::Unavailable),
+        0 => Act::ResponseStatusLater(Status::Unavailable),
+        _ => Act::Response(Status::Unavailable),
     }));
     let mut done = Vec::new();
     client.submit(Op::Put { key: &key, value: b"v" }, &within(4 * SOON), 1).unwrap();
@@ -78,7 +78,7 @@ fn a_late_refusal_clears_the_sending_it_answers() {
     fake.promote(0, 1);
     poll_until(&mut client, &mut done, |_| writes(&fake).iter().any(|seen| seen.server == 1));
     fake.change_map(|map| map.servers[1].clients = None);
-    release_answer_of_server_0(&mut client);
+    release_response_of_server_0(&mut client);
     poll_until(&mut client, &mut done, |done| !done.is_empty());
     assert!(matches!(done[0].result, Err(Error::Unavailable { .. })), "{done:?}");
 }
@@ -91,15 +91,15 @@ fn a_late_answer_that_is_no_end_does_not_disturb_a_later_sending() {
         let fake = Fake::start(3, 1);
         let mut client = open(&fake);
         fake.script(for_writes(move |seen| match seen.server {
-            0 => Act::AnswerStatusLater(status),
-            _ => Act::AnswerLater,
+            0 => Act::ResponseStatusLater(status),
+            _ => Act::ResponseLater,
         }));
         let mut done = Vec::new();
         client.submit(Op::Put { key: &key_of(0), value: b"v" }, &anytime(), 1).unwrap();
         poll_until(&mut client, &mut done, |_| !writes(&fake).is_empty());
         fake.promote(0, 1);
         poll_until(&mut client, &mut done, |_| writes(&fake).len() == 2);
-        release_answer_of_server_0(&mut client);
+        release_response_of_server_0(&mut client);
         assert_eq!((client.in_flight(), client.statistics().retries), (1, 0), "{status:?}");
         // Now server 1 sends its response.
         client.noop(&key_of(1), &anytime()).unwrap();
@@ -113,13 +113,13 @@ fn a_late_answer_that_is_no_end_does_not_disturb_a_later_sending() {
 fn a_late_answer_that_is_an_end_counts() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
-    fake.script(for_writes(|seen| if seen.server == 0 { Act::AnswerLater } else { Act::Ignore }));
+    fake.script(for_writes(|seen| if seen.server == 0 { Act::ResponseLater } else { Act::Ignore }));
     let mut done = Vec::new();
     client.submit(Op::Put { key: &key_of(0), value: b"v" }, &anytime(), 1).unwrap();
     poll_until(&mut client, &mut done, |_| !writes(&fake).is_empty());
     fake.promote(0, 1);
     poll_until(&mut client, &mut done, |_| writes(&fake).len() == 2);
-    release_answer_of_server_0(&mut client);
+    release_response_of_server_0(&mut client);
     poll_until(&mut client, &mut done, |done| !done.is_empty());
     assert!(done[0].result.is_ok(), "{done:?}");
 }
@@ -145,7 +145,7 @@ fn a_write_of_a_session_that_was_given_up_keeps_its_number_and_its_mark() {
     let mut client = open(&fake);
     let key = key_of(0);
     client.put(&key, b"1", &anytime()).unwrap();
-    let mut acts = [Act::Ignore, Act::Answer(Status::SessionExpired)].into_iter();
+    let mut acts = [Act::Ignore, Act::Response(Status::SessionExpired)].into_iter();
     fake.script(move |_| acts.next().unwrap_or(Act::Serve));
     let mut done = Vec::new();
     for tag in 0..2 {
@@ -179,7 +179,7 @@ fn an_operation_that_waits_follows_a_newer_view_that_came_before_it_was_overdue(
     // A rejection by a neighbour causes the map to be fetched; after that, no source of the map is left.
     fake.promote(0, 1);
     let maps = client.statistics().maps;
-    let mut refuse = first(Act::Answer(Status::WrongView));
+    let mut refuse = first(Act::Response(Status::WrongView));
     fake.script(move |seen| match seen.seq {
         0 => refuse(seen),
         _ if seen.server == 0 => Act::Ignore,

@@ -25,7 +25,7 @@ fn threads_share_one_connection_to_each_server() {
                 for n in 0..100 {
                     let key = format!("{thread}-{n}").into_bytes();
                     client.put(&key, &key, &anytime()).unwrap();
-                    let take = |answered: kv_client::Answered<'_>| answered.value.to_vec();
+                    let take = |responded: kv_client::Reply<'_>| responded.value.to_vec();
                     assert_eq!(client.call(Op::Get { key: &key }, &anytime(), take).unwrap(), key);
                 }
             });
@@ -62,7 +62,7 @@ fn the_operations_of_a_batch_end_once_each_whatever_their_number() {
     let client = shared(&fake);
     let keys: Vec<Vec<u8>> = (0..5_000).map(|n| format!("key-{n}").into_bytes()).collect();
     let ends: Vec<AtomicUsize> = (0..5_000).map(|_| AtomicUsize::new(0)).collect();
-    let mut each = |at: usize, result: Result<kv_client::Answered<'_>, Error>| {
+    let mut each = |at: usize, result: Result<kv_client::Reply<'_>, Error>| {
         result.unwrap();
         ends[at].fetch_add(1, Ordering::SeqCst);
     };

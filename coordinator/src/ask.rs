@@ -7,7 +7,7 @@ use std::time::Duration;
 use kv_protocol::client_message::{Hello, Question, Refusal, opcode};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::health::Health;
-use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::limits::MAX_RESPONSE_BODY;
 use kv_protocol::status::ClusterStatus;
 use kv_protocol::{ClientId, ClusterId, ShardId};
 
@@ -18,7 +18,7 @@ use crate::random;
 use crate::table::{self, Screen};
 
 /// The timeout of connecting, and of each read.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prints the status of a cluster, and returns its health.
 pub(crate) fn run(args: &StatusArgs) -> Result<Health, Failure> {
@@ -61,10 +61,10 @@ pub(crate) fn parse(json: &str) -> Result<ClusterStatus, Failure> {
 /// Returns the status as JSON from the coordinator.
 pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
     let mut stream = connect(&args.host, args.port)?;
-    let patience = Some(PATIENCE);
+    let timeout = Some(TIMEOUT);
     stream
-        .set_read_timeout(patience)
-        .and_then(|()| stream.set_write_timeout(patience))
+        .set_read_timeout(timeout)
+        .and_then(|()| stream.set_write_timeout(timeout))
         .map_err(|error| error.to_string())?;
     let client =
         random::nonzero_u128().map_err(|_| "the system has no random numbers".to_owned())?;
@@ -73,13 +73,13 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
         .write(&mut bytes);
     Question::Status.write(&mut bytes);
     stream.write_all(&bytes).map_err(|error| error.to_string())?;
-    let mut buffer = FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY));
+    let mut buffer = FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY));
     let mut received = [0; 16 << 10];
     loop {
         while let Some(frame) = buffer.next_frame().map_err(|error| error.to_string())? {
             match frame.opcode {
                 opcode::WELCOME => {}
-                opcode::STATUS_ANSWER => {
+                opcode::STATUS_RESPONSE => {
                     return String::from_utf8(frame.body.to_vec()).map_err(|e| e.to_string());
                 }
                 opcode::ERROR => {
@@ -98,7 +98,7 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
             Ok(count) => buffer.extend(&received[..count]),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                return Err(format!("no response within {} s", PATIENCE.as_secs()));
+                return Err(format!("no response within {} s", TIMEOUT.as_secs()));
             }
             Err(error) => return Err(error.to_string()),
         }
@@ -112,7 +112,7 @@ fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     let addresses = (host, port).to_socket_addrs().map_err(|error| error.to_string())?;
     let mut last = "the name has no address".to_owned();
     for address in addresses.collect::<Vec<SocketAddr>>() {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error.to_string(),
         }

@@ -20,7 +20,7 @@ use crate::stop_port::{Call, Line, Replacement, Request, Setting, path_in};
 use crate::{driver, lock, store};
 
 /// The timeout for the exit of a coordinator that has sent its last message, and the polling interval.
-const END_PATIENCE: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 const END_LOOK: Duration = Duration::from_millis(10);
 
 /// The outcome of a request to a coordinator.
@@ -132,7 +132,7 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
 /// Waits until a coordinator that has sent its last message has exited, so that another one can start in its
 /// directory.
 fn await_end(dir: &Path) {
-    let deadline = Instant::now() + END_PATIENCE;
+    let deadline = Instant::now() + END_TIMEOUT;
     let mut process = None;
     while Instant::now() < deadline {
         match lock::holder_of(dir) {

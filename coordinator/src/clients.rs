@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_protocol::client_message::{
-    Hello, Question, Refusal, Status, Welcome, opcode, write_status_answer,
+    Hello, Question, Refusal, Status, Welcome, opcode, write_status_response,
 };
 use kv_protocol::frame::FrameRules;
 use kv_protocol::limits::{
@@ -149,10 +149,10 @@ impl Port {
         Some(AlarmStatus { kind: AlarmKind::Crowded, server: None, group: None, text, age_ms })
     }
 
-    async fn answer(&self, question: Question) -> Answer {
+    async fn respond(&self, question: Question) -> Response {
         match question {
-            Question::Map => Answer::Map(self.snapshots.map()),
-            Question::Status => Answer::Status(self.status().await),
+            Question::Map => Response::Map(self.snapshots.map()),
+            Question::Status => Response::Status(self.status().await),
         }
     }
 
@@ -168,7 +168,7 @@ impl Port {
         let json =
             serde_json::to_string(&status).expect("a status is made of numbers and texts alone");
         let mut bytes = Vec::new();
-        write_status_answer(&mut bytes, &json);
+        write_status_response(&mut bytes, &json);
         let bytes = Rc::new(bytes);
         *self.status.borrow_mut() = Some((shown.at, Rc::clone(&bytes)));
         bytes
@@ -176,16 +176,16 @@ impl Port {
 }
 
 /// The bytes of a response.
-enum Answer {
+enum Response {
     Map(Arc<Vec<u8>>),
     Status(Rc<Vec<u8>>),
 }
 
-impl Answer {
+impl Response {
     fn bytes(&self) -> &[u8] {
         match self {
-            Answer::Map(bytes) => bytes,
-            Answer::Status(bytes) => bytes,
+            Response::Map(bytes) => bytes,
+            Response::Status(bytes) => bytes,
         }
     }
 }
@@ -198,7 +198,7 @@ async fn refuse(connection: &mut Connection, status: Status, reason: &str) {
 
 async fn converse(port: &Port, guest: &Guest, stream: TcpStream) {
     let mut connection = Connection::new(stream, RULES);
-    match answer_all(port, guest, &mut connection).await {
+    match respond_to_all(port, guest, &mut connection).await {
         Ok(()) => {}
         Err(End::Connection(ConnectionError::Io(_))) => {}
         Err(End::Connection(error)) => {
@@ -232,7 +232,11 @@ impl From<ConnectionError> for End {
     }
 }
 
-async fn answer_all(port: &Port, guest: &Guest, connection: &mut Connection) -> Result<(), End> {
+async fn respond_to_all(
+    port: &Port,
+    guest: &Guest,
+    connection: &mut Connection,
+) -> Result<(), End> {
     let hello = next_frame(connection, guest, Some(HELLO_DEADLINE)).await?;
     let Some(frame) = hello else { return Ok(()) };
     let welcome = greet(port.snapshots.shape, &frame)
@@ -244,7 +248,7 @@ async fn answer_all(port: &Port, guest: &Guest, connection: &mut Connection) -> 
             Ok(question) => {
                 errors = 0;
                 guest.take_turn(question).await;
-                connection.send(port.answer(question).await.bytes()).await?;
+                connection.send(port.respond(question).await.bytes()).await?;
             }
             Err(error) if frame.opcode >= FIRST_FOREIGN_OPCODE || frame.opcode <= opcode::ERROR => {
                 return Err(End::Refused(status_of(&error), error.to_string()));

@@ -28,7 +28,7 @@ use crate::store::{self, Record};
 use crate::{lock, quote, units};
 
 /// The timeout for the next bytes of a dump.
-const STALL_PATIENCE: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The interval at which the progress of a long dump is reported.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 const ROLES: [&str; 2] = ["primary", "secondary"];
@@ -197,7 +197,7 @@ async fn fetch(ssh: &Ssh, host: &Host, dump: &Dump, into: &Path) -> Result<Strin
         })?;
     let output = child.stdout.take().expect("standard output is a pipe");
     receive(output, &part.0, dump, host).await?;
-    let ended = timeout(STALL_PATIENCE, child.wait_with_output()).await;
+    let ended = timeout(STALL_TIMEOUT, child.wait_with_output()).await;
     let ended =
         ended.map_err(|_| "ssh does not exit".to_owned())?.map_err(|error| error.to_string())?;
     let got = fs::metadata(&part.0).map_err(|error| error.to_string())?.len();
@@ -222,10 +222,10 @@ async fn receive(
     let mut chunk = vec![0; 256 << 10];
     let (mut got, mut said) = (0, Instant::now());
     loop {
-        let read = timeout(STALL_PATIENCE, from.read(&mut chunk)).await;
+        let read = timeout(STALL_TIMEOUT, from.read(&mut chunk)).await;
         let count = match read {
             Ok(read) => read.map_err(|error| error.to_string())?,
-            Err(_) => return Err(format!("no data for {} s", STALL_PATIENCE.as_secs())),
+            Err(_) => return Err(format!("no data for {} s", STALL_TIMEOUT.as_secs())),
         };
         if count == 0 {
             break;

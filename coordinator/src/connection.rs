@@ -117,10 +117,10 @@ impl Connection {
     }
 
     /// Returns the next frame, or `None` if the peer has closed the connection between two frames. Waits at most
-    /// `patience` (for ever if `None`) for the first byte, counted from the end of the last frame. Cancel-safe.
+    /// `timeout` (for ever if `None`) for the first byte, counted from the end of the last frame. Cancel-safe.
     pub(crate) async fn next_frame(
         &mut self,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> Result<Option<OwnedFrame>, ConnectionError> {
         loop {
             if let Some(frame) = self.buffer.next_frame()? {
@@ -130,7 +130,7 @@ impl Connection {
                 return Ok(Some(frame));
             }
             let mut received = [0; READ_BYTES];
-            let silence = patience.map(|patience| self.waiting_since + patience);
+            let silence = timeout.map(|timeout| self.waiting_since + timeout);
             let slow = self.frame_began.map(|began| began + FRAME_DEADLINE);
             let stalled = (!self.has_sent_all()).then(|| self.last_progress + STALL_DEADLINE);
             let queued = &self.output[self.sent..];
@@ -142,7 +142,7 @@ impl Connection {
                     Err(_) if slow == Some(deadline) => return Err(ConnectionError::SlowFrame),
                     Err(_) if stalled == Some(deadline) => return Err(ConnectionError::Stalled),
                     Err(_) => {
-                        return Err(ConnectionError::Silent(patience.unwrap_or(FRAME_DEADLINE)));
+                        return Err(ConnectionError::Silent(timeout.unwrap_or(FRAME_DEADLINE)));
                     }
                 },
             };
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn a_byte_now_and_then_does_not_put_the_deadline_off() {
         converse(|mut connection, mut other| async move {
-            let patience = Duration::from_millis(60);
+            let timeout = Duration::from_millis(60);
             let trickle = async {
                 for byte in frame(b"slow") {
                     other.write_all(&[byte]).await.unwrap();
@@ -288,7 +288,7 @@ mod tests {
                 }
             };
             tokio::select! {
-                result = connection.next_frame(Some(patience)) => assert!(result.is_err()),
+                result = connection.next_frame(Some(timeout)) => assert!(result.is_err()),
                 () = trickle => panic!("the whole frame was waited for"),
             }
         });

@@ -18,7 +18,7 @@ use crate::logs::Refusals;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The timeout for binding a port of an earlier coordinator. A server that tried to connect to this port may
 /// briefly use it as the local port of its own socket.
-const PORT_PATIENCE: Duration = Duration::from_secs(3);
+const PORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The interval between two attempts.
 const PORT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -67,7 +67,7 @@ pub(crate) async fn bind_again(
     port: u16,
     purpose: &str,
 ) -> Result<TcpListener, Failure> {
-    let deadline = Instant::now() + PORT_PATIENCE;
+    let deadline = Instant::now() + PORT_TIMEOUT;
     loop {
         let error = match TcpListener::bind(SocketAddr::new(address, port)).await {
             Ok(listener) => return Ok(listener),

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use crate::args::LsArgs;
 use crate::failure::Failure;
 use crate::lock;
-use crate::machine::{Machine, Place};
+use crate::machine::{Boot, Place};
 use crate::printable::printable;
 use crate::restore::alive::hosts;
 use crate::spawn::adopted;
@@ -155,41 +155,50 @@ pub(crate) async fn look(record: &Record, ssh: &Ssh) -> Vec<Seen> {
     }
     let turn = Rc::new(Semaphore::new(MAX_SSH_AT_ONCE));
     let mut asking = JoinSet::new();
-    let mut answers: Vec<(Started, Result<bool, String>)> = Vec::new();
+    let mut responses: Vec<(Started, Result<bool, String>)> = Vec::new();
     for (host, processes) in hosts(record) {
         if *host == Host::Local {
-            answers.extend(processes.iter().map(|started| (*started, look_here(record, started))));
+            responses
+                .extend(processes.iter().map(|started| (*started, look_here(record, started))));
             continue;
         }
         let (host, ssh, turn) = (host.clone(), ssh.clone(), Rc::clone(&turn));
         asking.spawn_local(async move {
             let _permit = turn.acquire().await;
-            let answers = ssh.ask_after(&host, &processes).await;
-            let answers: Vec<Result<bool, String>> = match answers {
-                Ok(answers) => {
-                    answers.into_iter().map(|one| one.map_err(|error| error.to_string())).collect()
-                }
+            let responses = ssh.ask_after(&host, &processes).await;
+            let responses: Vec<Result<bool, String>> = match responses {
+                Ok(responses) => responses
+                    .into_iter()
+                    .map(|one| one.map_err(|error| error.to_string()))
+                    .collect(),
                 Err(error) => vec![Err(error.to_string()); processes.len()],
             };
-            processes.into_iter().zip(answers).collect::<Vec<_>>()
+            processes.into_iter().zip(responses).collect::<Vec<_>>()
         });
     }
     while let Some(asked) = asking.join_next().await {
-        answers.extend(asked.into_iter().flatten());
+        responses.extend(asked.into_iter().flatten());
     }
-    seen(record, &answers, false)
+    seen(record, &responses, false)
 }
 
 /// Returns the state of each server according to the results. If `all_gone`, every process is known to have ended
 /// and there are no results.
-fn seen(record: &Record, answers: &[(Started, Result<bool, String>)], all_gone: bool) -> Vec<Seen> {
+fn seen(
+    record: &Record,
+    responses: &[(Started, Result<bool, String>)],
+    all_gone: bool,
+) -> Vec<Seen> {
     let places = record.place.hosts.iter().zip(&record.state.servers).zip(0..);
     let seen = |((host, server), n): ((&Host, &DurableServer), u16)| {
         let pid = server.started.map(|started| started.pid);
-        let answer = server.started.and_then(|started| {
-            answers.iter().find(|(of, _)| of.member == started.member).map(|(_, answer)| answer)
+        let response = server.started.and_then(|started| {
+            responses
+                .iter()
+                .find(|(of, _)| of.member == started.member)
+                .map(|(_, response)| response)
         });
-        let (state, reason) = match (pid, answer) {
+        let (state, reason) = match (pid, response) {
             (None, _) => (State::Unstarted, None),
             (Some(_), _) if all_gone => (State::Gone, None),
             (_, Some(Ok(true))) => (State::Lives, None),
@@ -204,7 +213,7 @@ fn seen(record: &Record, answers: &[(Started, Result<bool, String>)], all_gone: 
 
 /// Returns whether a process that the state calls local is running.
 fn look_here(record: &Record, started: &Started) -> Result<bool, String> {
-    match Machine::place(record.place.machine.as_ref()) {
+    match Boot::place(record.place.machine.as_ref()) {
         Place::Past => Ok(false),
         Place::Elsewhere => {
             Err("the state was written on another machine; run coord ls there".to_owned())

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A machine during one boot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Machine {
+pub(crate) struct Boot {
     /// machine-id(5); empty if there is none, as in many containers.
     id: String,
     /// The kernel's id of the current boot.
@@ -25,20 +25,20 @@ pub(crate) enum Place {
     Elsewhere,
 }
 
-impl Machine {
+impl Boot {
     /// Returns the machine on which this process runs.
-    pub(crate) fn this() -> Machine {
+    pub(crate) fn this() -> Boot {
         let read = |path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        Machine { id: read("/etc/machine-id"), boot: read("/proc/sys/kernel/random/boot_id") }
+        Boot { id: read("/etc/machine-id"), boot: read("/proc/sys/kernel/random/boot_id") }
     }
 
     /// Returns the place of the local processes of a record that was written on a machine. A record without a
     /// machine counts as written here.
-    pub(crate) fn place(written_on: Option<&Machine>) -> Place {
-        written_on.map_or(Place::Here, |machine| machine.seen_from(&Machine::this()))
+    pub(crate) fn place(written_on: Option<&Boot>) -> Place {
+        written_on.map_or(Place::Here, |machine| machine.seen_from(&Boot::this()))
     }
 
-    fn seen_from(&self, this: &Machine) -> Place {
+    fn seen_from(&self, this: &Boot) -> Place {
         match (self.id == this.id, self.boot == this.boot) {
             (false, _) => Place::Elsewhere,
             (true, false) => Place::Past,
@@ -53,14 +53,14 @@ mod tests {
 
     #[test]
     fn processes_are_looked_for_on_their_machine_since_its_last_start_and_nowhere_else() {
-        let machine = |id: &str, boot: &str| Machine { id: id.into(), boot: boot.into() };
+        let machine = |id: &str, boot: &str| Boot { id: id.into(), boot: boot.into() };
         let this = machine("a", "1");
         assert_eq!(machine("a", "1").seen_from(&this), Place::Here);
         assert_eq!(machine("a", "0").seen_from(&this), Place::Past);
         assert_eq!(machine("b", "0").seen_from(&this), Place::Elsewhere);
         assert_eq!(machine("b", "1").seen_from(&this), Place::Elsewhere, "two containers");
         assert_eq!(machine("", "0").seen_from(&machine("", "1")), Place::Past, "nobody has a name");
-        assert_eq!(Machine::place(None), Place::Here);
-        assert_eq!(Machine::place(Some(&Machine::this())), Place::Here);
+        assert_eq!(Boot::place(None), Place::Here);
+        assert_eq!(Boot::place(Some(&Boot::this())), Place::Here);
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::random;
 
 /// The timeout for a connection to a foreign address to arrive at this machine.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Returns whether an address belongs to this machine.
@@ -45,12 +45,12 @@ fn comes_back(address: IpAddr, port: u16) -> Result<(), String> {
     listener.set_nonblocking(true).map_err(text)?;
     let port = listener.local_addr().map_err(text)?.port();
     let mut dialled =
-        TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE).map_err(text)?;
+        TcpStream::connect_timeout(&SocketAddr::new(address, port), TIMEOUT).map_err(text)?;
     let word = random::nonzero_u64()
         .map_err(|_| "the system has no random numbers".to_owned())?
         .to_le_bytes();
     dialled.write_all(&word).map_err(text)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {
         let Ok((mut accepted, _)) = listener.accept() else {
             std::thread::sleep(LOOK_EVERY);
@@ -58,7 +58,7 @@ fn comes_back(address: IpAddr, port: u16) -> Result<(), String> {
         };
         let mut read = [0; 8];
         accepted.set_nonblocking(false).map_err(text)?;
-        accepted.set_read_timeout(Some(PATIENCE)).map_err(text)?;
+        accepted.set_read_timeout(Some(TIMEOUT)).map_err(text)?;
         if accepted.read_exact(&mut read).is_ok() && read == word {
             return Ok(());
         }

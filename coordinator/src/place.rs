@@ -7,7 +7,7 @@ use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::control_message::Started;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::Machine;
+use crate::machine::Boot;
 
 /// The hosts, ports and addresses of the coordinator and of the servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub(crate) struct Place {
     pub(crate) listen: IpAddr,
     /// The machine that `localhost` denotes.
     #[serde(default)]
-    pub(crate) machine: Option<Machine>,
+    pub(crate) machine: Option<Boot>,
     /// The servers' hosts in ring order.
     pub(crate) hosts: Vec<Host>,
     /// The addresses between each server and the other processes.

@@ -16,7 +16,7 @@ use kv_protocol::limits::MAX_SHARDS;
 
 use crate::args::Args;
 use crate::failure::Failure;
-use crate::machine::{self, Machine};
+use crate::machine::{self, Boot};
 use crate::place::Route;
 use crate::settings::Settings;
 use crate::spawn::ssh::Ssh;
@@ -101,7 +101,7 @@ impl Plan {
         };
         let ssh = Ssh::new(&settings);
         let place = &earlier.place;
-        let has_moved = Machine::place(place.machine.as_ref()) == machine::Place::Elsewhere;
+        let has_moved = Boot::place(place.machine.as_ref()) == machine::Place::Elsewhere;
         let surveys = match (has_moved, moves) {
             (false, []) => HashMap::new(),
             (true, _) => survey::of_hosts(&file, &ssh).await,

@@ -24,7 +24,7 @@ use kv_protocol::{Incarnation, Member, ServerId, ViewVersion};
 use crate::args::Args;
 use crate::failure::Failure;
 use crate::logs::Console;
-use crate::machine::{Machine, Place};
+use crate::machine::{Boot, Place};
 use crate::restore::{alive, gather, last_record};
 use crate::settings::Settings;
 use crate::spawn::adopted;
@@ -187,12 +187,12 @@ async fn lives(
     let hosts = alive::hosts(record);
     let here = hosts.iter().find(|(host, _)| **host == Host::Local);
     let mut here = here.map_or_else(Vec::new, |(_, processes)| processes.clone());
-    if Machine::place(record.place.machine.as_ref()) == Place::Elsewhere {
+    if Boot::place(record.place.machine.as_ref()) == Place::Elsewhere {
         // Servers that the cluster file moves to other hosts are not looked up here, running or not.
         let moves = moves::read(file.clone(), &record.place).moves;
         here.retain(|started| !moves.contains(&started.member.server));
     }
-    let here = match Machine::place(record.place.machine.as_ref()) {
+    let here = match Boot::place(record.place.machine.as_ref()) {
         Place::Here => here,
         Place::Past => Vec::new(),
         Place::Elsewhere if here.is_empty() => here,

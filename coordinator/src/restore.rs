@@ -53,7 +53,7 @@ pub(crate) struct Restoration {
     /// By server: the dumps that it loads.
     pub(crate) loads: Vec<Vec<Load>>,
     /// The additional time for a start that loads dumps.
-    pub(crate) patience: Duration,
+    pub(crate) timeout: Duration,
     /// The directory of the coordinator's files.
     dir: PathBuf,
 }
@@ -187,12 +187,12 @@ pub(crate) async fn prepare(
         loads[home].push(load);
     }
     let bytes: u64 = loads.iter().flatten().map(|load| load.bytes).sum();
-    let patience = Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
+    let timeout = Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
     let origin = Origin { foundings, ancestors: chosen.ancestors.clone() };
     let clients_port = last.record.place.ports.clients;
     let (cluster, dir) = (state.cluster, plan.dir.clone());
     let moved = Vec::new();
-    Ok(Restoration { cluster, origin, clients_port, moved, loads, patience, dir })
+    Ok(Restoration { cluster, origin, clients_port, moved, loads, timeout, dir })
 }
 
 /// Fails if servers run where the cluster ran.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kv_core::cluster::Cluster;
-use kv_protocol::client_message::write_map_answer;
+use kv_protocol::client_message::write_map_response;
 use kv_protocol::status::ClusterStatus;
 use kv_protocol::{ClusterId, Time};
 use tokio::sync::{Notify, watch};
@@ -93,7 +93,7 @@ impl Snapshots {
         self.status.send_replace(Some(shown));
     }
 
-    /// Returns the bytes of the newest MAP-ANSWER.
+    /// Returns the bytes of the newest MAP-RESPONSE.
     pub(crate) fn map(&self) -> Arc<Vec<u8>> {
         Arc::clone(&self.map.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -121,6 +121,6 @@ impl Snapshots {
 
 fn map_of(cluster: &Cluster) -> Arc<Vec<u8>> {
     let mut bytes = Vec::new();
-    write_map_answer(&mut bytes, &cluster.map());
+    write_map_response(&mut bytes, &cluster.map());
     Arc::new(bytes)
 }

@@ -66,8 +66,9 @@ pub(crate) async fn of_hosts(
         let servers = servers_on(file, &host);
         running.spawn_local(async move {
             let _permit = turn.acquire().await;
-            let answer = ssh.run(&host, &script(&ssh.remote_dir, servers)).await;
-            let survey = answer.map(|text| parse(&text, &host)).map_err(|error| error.to_string());
+            let response = ssh.run(&host, &script(&ssh.remote_dir, servers)).await;
+            let survey =
+                response.map(|text| parse(&text, &host)).map_err(|error| error.to_string());
             (host, survey)
         });
     }

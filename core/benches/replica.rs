@@ -10,8 +10,8 @@
 use criterion::{Criterion, Throughput, criterion_group};
 use kv_core::arena::HeapChunks;
 use kv_core::hash::HashSecret;
-use kv_core::replica::{Answers, ConnectionId, Replica, ReplicaConfig};
-use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status, WriteHeader};
+use kv_core::replica::{ConnectionId, Replica, ReplicaConfig, Responses};
+use kv_protocol::client_message::{Condition, Operation, Request, Response, Status, WriteHeader};
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::*;
 use kv_protocol::limits::{MAX_PEER_BODY, SESSION_IDLE};
@@ -27,9 +27,9 @@ const NOW: Time = Time::from_nanos(1);
 #[derive(Default)]
 struct Counter(u64);
 
-impl Answers for Counter {
-    fn answer(&mut self, _: ConnectionId, answer: &Answer<'_>) {
-        assert_eq!(answer.status, Status::Ok);
+impl Responses for Counter {
+    fn respond(&mut self, _: ConnectionId, response: &Response<'_>) {
+        assert_eq!(response.status, Status::Ok);
         self.0 += 1;
     }
 }
@@ -37,7 +37,7 @@ impl Answers for Counter {
 struct Pair {
     primary: Replica,
     secondary: Replica,
-    answers: Counter,
+    responses: Counter,
     bytes: Vec<u8>,
     seq: u64,
 }
@@ -59,7 +59,7 @@ impl Pair {
             Replica::new(config, Box::new(HeapChunks::default()))
         };
         let (mut primary, mut secondary) = (replica(0), replica(1));
-        let mut answers = Counter::default();
+        let mut responses = Counter::default();
         let view = View {
             group: GroupId(0),
             version: ViewVersion(1),
@@ -67,17 +67,17 @@ impl Pair {
             peer: Peer::Secondary(member(1)),
             handover: false,
         };
-        primary.install(NOW, view, &mut answers).unwrap();
+        primary.install(NOW, view, &mut responses).unwrap();
         let hello = primary.peer_hello(ClusterId(1)).unwrap();
-        let welcome = secondary.on_peer_hello(NOW, &hello, &mut answers).unwrap();
-        primary.on_peer_welcome(NOW, &welcome, &mut answers).unwrap();
-        Pair { primary, secondary, answers, bytes: Vec::new(), seq: 0 }
+        let welcome = secondary.on_peer_hello(NOW, &hello, &mut responses).unwrap();
+        primary.on_peer_welcome(NOW, &welcome, &mut responses).unwrap();
+        Pair { primary, secondary, responses, bytes: Vec::new(), seq: 0 }
     }
 
     fn ask(&mut self, key: &[u8], digest: Digest, operation: Operation<'_>) {
         let request = Request { id: RequestId(1), view: ViewVersion(1), digest, key, operation };
         let (connection, client) = (ConnectionId(1), ClientId(1));
-        self.primary.on_request(NOW, connection, client, &request, &mut self.answers);
+        self.primary.on_request(NOW, connection, client, &request, &mut self.responses);
     }
 
     fn put(&mut self, key: &[u8], digest: Digest, value: &[u8]) {
@@ -93,18 +93,18 @@ impl Pair {
 
     /// Runs one wake-up at each side.
     fn replicate(&mut self) {
-        carry(&mut self.bytes, &mut self.primary, &mut self.secondary, &mut self.answers);
-        carry(&mut self.bytes, &mut self.secondary, &mut self.primary, &mut self.answers);
+        carry(&mut self.bytes, &mut self.primary, &mut self.secondary, &mut self.responses);
+        carry(&mut self.bytes, &mut self.secondary, &mut self.primary, &mut self.responses);
     }
 }
 
 /// Delivers a batch, as bytes, from one holder to the other.
-fn carry(bytes: &mut Vec<u8>, from: &mut Replica, to: &mut Replica, answers: &mut Counter) {
+fn carry(bytes: &mut Vec<u8>, from: &mut Replica, to: &mut Replica, responses: &mut Counter) {
     bytes.clear();
     from.pump(NOW, bytes);
     let frame = split_frame(bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
     for message in BatchReader::new(frame.body).unwrap() {
-        to.on_peer_message(NOW, &message.unwrap(), answers).unwrap();
+        to.on_peer_message(NOW, &message.unwrap(), responses).unwrap();
     }
 }
 
@@ -153,7 +153,7 @@ fn operations(c: &mut Criterion) {
         });
     }
     group.finish();
-    black_box(pair.answers.0);
+    black_box(pair.responses.0);
 }
 
 criterion_group!(benches, operations);
@@ -172,7 +172,7 @@ fn steps(work: &str, count: usize) {
             pair.replicate();
         }
     }
-    black_box(pair.answers.0);
+    black_box(pair.responses.0);
 }
 
 fn main() {

@@ -33,7 +33,7 @@ use kv_protocol::{
 };
 
 use crate::failure_detector::FailureDetector;
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 mod alarms;
 mod double_fault;
@@ -64,7 +64,7 @@ use durable::Memory;
 pub use durable::{DurableServer, DurableState, Founding, LastHolders, STORE_AGAIN};
 pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRefused};
 use history::History;
-pub use leave::LEAVE_PATIENCE;
+pub use leave::LEAVE_TIMEOUT;
 pub use links::LinkId;
 pub use moving::ReplaceRefused;
 use respawn::draw;
@@ -96,9 +96,9 @@ pub struct ClusterConfig {
     /// same value.
     pub failure_timeout: FailureTimeout,
     /// The timeout of the whole start.
-    pub start_patience: Duration,
+    pub start_timeout: Duration,
     /// The timeout for a response of each server during an orderly stop.
-    pub stop_patience: Duration,
+    pub stop_timeout: Duration,
 }
 
 /// The origin of a restored cluster.
@@ -238,7 +238,7 @@ impl Cluster {
         Cluster {
             detector: FailureDetector::new(count, config.failure_timeout.timeout()),
             awake: StopClock::new(),
-            start: Start::Until(now + config.start_patience),
+            start: Start::Until(now + config.start_timeout),
             stop: None,
             next_order: OrderId::first_of(config.epoch),
             revision: 1,
@@ -331,7 +331,7 @@ impl Cluster {
     pub fn on_left(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         let server = self.server_mut(member.server);
         if server.member == member && !server.exited {
-            server.left = !holes::is_open(Hole::OrderlyExitIsDeath);
+            server.left = !mutations::is_open(Mutation::OrderlyExitIsDeath);
         }
         self.on_exited(now, member, sink);
     }

@@ -24,7 +24,7 @@ pub mod cluster;
 pub mod dump;
 pub mod failure_detector;
 pub mod hash;
-pub mod holes;
+pub mod mutations;
 pub mod node;
 mod prefetch;
 pub mod replica;

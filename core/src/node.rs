@@ -23,7 +23,7 @@ use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ShardId, View
 use kv_protocol::limits::MAX_EPOCH_STEP;
 use kv_protocol::view::View;
 
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 #[cfg(test)]
 mod tests;
@@ -177,7 +177,7 @@ impl Node {
         let (ours, theirs) = (self.epoch, hello.epoch);
         let is_old = theirs.number < ours.number
             || (theirs.number == ours.number && theirs.boot != ours.boot);
-        if ours != Epoch::default() && is_old && !holes::is_open(Hole::OldEpochAccepted) {
+        if ours != Epoch::default() && is_old && !mutations::is_open(Mutation::OldEpochAccepted) {
             return Err(HelloRefused::OldEpoch { ours, theirs });
         }
         if theirs.number.saturating_sub(ours.number) > MAX_EPOCH_STEP {
@@ -353,7 +353,9 @@ impl Node {
         }
         let done = |r: &Option<ReplicaReport>| r.is_some_and(|r| is_done(order.purpose, &r));
         let mut shards = reports.iter();
-        let all = match holes::is_open(Hole::ReportedBeforeAllShards) && is_update(order.purpose) {
+        let all = match mutations::is_open(Mutation::ReportedBeforeAllShards)
+            && is_update(order.purpose)
+        {
             true => shards.any(done),
             false => shards.all(done),
         };

@@ -41,9 +41,9 @@ mod inspect;
 mod install;
 mod lease;
 mod memory;
+#[cfg(feature = "mutations")]
+mod mutant;
 mod pending;
-#[cfg(feature = "holes")]
-mod planted;
 mod primary;
 mod requests;
 mod restore;
@@ -55,7 +55,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use kv_protocol::FailureTimeout;
-use kv_protocol::client_message::Answer;
+use kv_protocol::client_message::Response;
 use kv_protocol::control_message::{Following, ReplicaReport, ReplicaState};
 use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{ClientId, GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
@@ -67,7 +67,7 @@ use kv_protocol::view::View;
 use crate::arena::ChunkSource;
 use crate::awake::Awake;
 use crate::hash::HashSecret;
-use crate::holes::Readings;
+use crate::mutations::Readings;
 use crate::session::{LoggedRecord, Sessions};
 use crate::table::{CompactionCounts, Entry, Pin, Table, WalkBudget, WalkCursor};
 use copy_in::CopyIn;
@@ -84,9 +84,9 @@ pub use restore::NoFullCopy;
 pub struct ConnectionId(pub u64);
 
 /// A sink for responses. Responses on one connection may come in any order.
-pub trait Answers {
+pub trait Responses {
     /// Takes one response; drops it if the connection is closed.
-    fn answer(&mut self, to: ConnectionId, answer: &Answer<'_>);
+    fn respond(&mut self, to: ConnectionId, response: &Response<'_>);
 }
 
 /// The configuration of a replica.
@@ -138,8 +138,8 @@ pub struct Replica {
     /// Bytes of the memory limit that writes must leave free.
     lent: u64,
     last_steps: LastSteps,
-    #[cfg(feature = "holes")]
-    planted: planted::Planted,
+    #[cfg(feature = "mutations")]
+    mutant: mutant::Mutant,
 }
 
 /// The role of this replica under the installed view.
@@ -321,8 +321,8 @@ impl Replica {
             readings: Readings::default(),
             lent: 0,
             last_steps: LastSteps::default(),
-            #[cfg(feature = "holes")]
-            planted: planted::Planted::default(),
+            #[cfg(feature = "mutations")]
+            mutant: mutant::Mutant::default(),
         }
     }
 
@@ -379,7 +379,7 @@ impl Replica {
         &mut self,
         now: Time,
         message: &PeerMessage<'_>,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) -> Result<(), StreamError> {
         self.readings.note(now);
         if self.frozen {
@@ -394,8 +394,8 @@ impl Replica {
             self.hear(now);
         }
         match message {
-            PeerMessage::Ack(ack) => self.on_ack(now, ack, answers),
-            PeerMessage::Marked(marked) => self.on_marked(marked, answers),
+            PeerMessage::Ack(ack) => self.on_ack(now, ack, responses),
+            PeerMessage::Marked(marked) => self.on_marked(marked, responses),
             PeerMessage::Prepare(prepare) => self.on_prepare(prepare),
             PeerMessage::Fragment(fragment) => self.on_fragment(now, fragment),
             PeerMessage::Beacon(beacon) => self.on_beacon(beacon),

@@ -20,7 +20,7 @@ use kv_protocol::{ClusterId, GroupId, Member, Peer, SequenceNumber, ShardId, Vie
 
 use crate::cluster::{DurableState, Founding};
 use crate::dump::{DumpHeader, DumpedShard};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 mod rebuild;
 #[cfg(test)]
@@ -256,7 +256,7 @@ fn judge(durable: &DurableState, dump: &DumpHeader) -> Result<Option<Refusal>, C
 fn refusal_by_view(durable: &DurableState, view: &View, writer: Member) -> Option<Refusal> {
     let (group, last) = (view.group, view.version);
     let is_holder = durable.holders(group).any(|holder| holder == writer);
-    if is_holder || holes::is_open(Hole::RestoreFromRemoved) {
+    if is_holder || mutations::is_open(Mutation::RestoreFromRemoved) {
         return None;
     }
     Some(match view.peer {

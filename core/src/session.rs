@@ -34,7 +34,7 @@ use kv_protocol::limits::{MAX_SESSIONS, SESSION_WINDOW};
 use kv_protocol::peer_message::CompletionRecord;
 
 use crate::hash::{HashSecret, mix};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// The records of all sessions of one (group, shard).
 #[derive(Debug)]
@@ -134,7 +134,8 @@ impl Sessions {
             return Lookup::BeyondWindow;
         }
         let Some(session) = self.find(client) else {
-            return match begun >= self.horizon || holes::is_open(Hole::SessionBegunByRetry) {
+            return match begun >= self.horizon || mutations::is_open(Mutation::SessionBegunByRetry)
+            {
                 false => Lookup::Expired,
                 true if self.sessions.len() >= MAX_SESSIONS => Lookup::TooManySessions,
                 true => Lookup::New,
@@ -314,7 +315,7 @@ impl Kept {
     fn is_of(&self, request: RequestHash) -> bool {
         self.request == request
             || self.request == RequestHash::default()
-            || holes::is_open(Hole::RecordWithoutRequest)
+            || mutations::is_open(Mutation::RecordWithoutRequest)
     }
 }
 

@@ -190,11 +190,11 @@ pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
 ///
 /// # Errors
 /// The system does not report it.
-pub fn ends_within(pidfd: &OwnedFd, patience: Duration) -> io::Result<bool> {
-    let tv_sec = patience.as_secs().try_into().unwrap_or(i64::MAX);
-    let patience = Timespec { tv_sec, tv_nsec: patience.subsec_nanos().into() };
+pub fn ends_within(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
+    let tv_sec = timeout.as_secs().try_into().unwrap_or(i64::MAX);
+    let timeout = Timespec { tv_sec, tv_nsec: timeout.subsec_nanos().into() };
     loop {
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&patience)) {
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
             Ok(ready) => return Ok(ready > 0),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),

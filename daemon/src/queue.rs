@@ -283,7 +283,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
     /// A sink whose every write waits for a permit, which also decides whether the write fails.
     struct Gate {
@@ -319,7 +319,7 @@ mod tests {
         for _ in 0..3 * MAX_LINES {
             queue.push(b"a line of a thread that must not wait\n", false);
         }
-        assert!(start.elapsed() < PATIENCE, "nothing was taken, and nobody waited");
+        assert!(start.elapsed() < TIMEOUT, "nothing was taken, and nobody waited");
         assert!(!queue.flush(Duration::from_millis(5)), "the sink stalls");
         let dropped = queue.shared.dropped.load(Ordering::Relaxed);
         assert!(dropped >= 2 * MAX_LINES as u64, "{dropped}");
@@ -327,7 +327,7 @@ mod tests {
         queue.push(b"the last line\n", true);
         assert_eq!(queue.shared.dropped.load(Ordering::Relaxed), dropped);
         drop(open);
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TIMEOUT));
         let text = String::from_utf8(taken.lock().unwrap().clone()).unwrap();
         assert!(text.ends_with("the last line\n"), "all that was accepted is there, in order");
         assert_eq!(queue.shared.bytes.load(Ordering::Relaxed), 0);
@@ -351,7 +351,7 @@ mod tests {
         open.send(true).unwrap();
         queue.push(b"lost\n", false);
         queue.push(b"written\n", false);
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TIMEOUT));
         assert_eq!(*taken.lock().unwrap(), b"\nwritten\n");
     }
 
@@ -361,19 +361,19 @@ mod tests {
         let (path, old) = (dir.path().join("x.log"), dir.path().join("x.log.1"));
         let queue = Queue::start("test", LogFile::open(&path).unwrap(), || {}).unwrap();
         queue.push(b"one\n", false);
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TIMEOUT));
         std::fs::rename(&path, &old).unwrap();
         queue.push(b"two\n", false);
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TIMEOUT));
         queue.nudge();
         queue.push(b"three\n", false);
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TIMEOUT));
         assert_eq!(std::fs::read_to_string(&old).unwrap(), "one\ntwo\n");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
         // A missing directory does not lose log lines.
         std::fs::remove_dir_all(dir.path()).unwrap();
         queue.nudge();
         queue.push(b"four\n", false);
-        assert!(queue.flush(PATIENCE));
+        assert!(queue.flush(TIMEOUT));
     }
 }

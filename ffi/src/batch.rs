@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::ffi::c_int;
 use std::slice;
 
-use kv_client::{Answered, Op, OpOptions};
+use kv_client::{Op, OpOptions, Reply};
 
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::cq::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, request};
@@ -83,8 +83,8 @@ pub unsafe extern "C" fn kvc_mget(
             unsafe { out.add(at).write(kvc_buf::EMPTY) };
         }
         let out = Pointer::new(out);
-        let take = move |at, answered: Answered<'_>| {
-            let value = value_of(answered)?;
+        let take = move |at, responded: Reply<'_>| {
+            let value = value_of(responded)?;
             // SAFETY: as above, and `at` is below `n`.
             unsafe { out.get().add(at).write(value) };
             Ok(())
@@ -154,7 +154,7 @@ pub unsafe extern "C" fn kvc_batch(
         let to = Pointer::new(out);
         let mut worst = Worst::default();
         let (noted, doubts) = (&mut worst, &handle.doubts);
-        let mut each = move |at: usize, result: Result<Answered<'_>, kv_client::Error>| {
+        let mut each = move |at: usize, result: Result<Reply<'_>, kv_client::Error>| {
             // SAFETY: the caller's dst has room for `cap` bytes.
             let done = unsafe { end(slots[at], result) };
             let (completion, failure) = done.tell(doubts);
@@ -182,14 +182,14 @@ unsafe fn execute(
     n: usize,
     op: &OpAt<'_, '_>,
     statuses: *mut c_int,
-    mut take: impl FnMut(usize, Answered<'_>) -> Result<(), Failure> + Send,
+    mut take: impl FnMut(usize, Reply<'_>) -> Result<(), Failure> + Send,
 ) -> Result<c_int, Failure> {
     let condition = options.condition;
     let ops: Vec<_> = (0..n).map(|at| Ok((op(at)?, condition))).collect::<Result<_, Failure>>()?;
     // SAFETY: passed on.
     let mut ends = unsafe { Ends::new(statuses, n) };
-    let mut each = |at: usize, result: Result<Answered<'_>, kv_client::Error>| {
-        let result = result.map_err(Failure::from).and_then(|answered| take(at, answered));
+    let mut each = |at: usize, result: Result<Reply<'_>, kv_client::Error>| {
+        let result = result.map_err(Failure::from).and_then(|responded| take(at, responded));
         ends.note(at, result);
     };
     handle.shared.batch(ops.into_iter(), options, &mut each)?;

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::{ptr, slice};
 
-use kv_client::Answered;
+use kv_client::Reply;
 
 use crate::error::{Failure, KVC_NO_MEMORY};
 
@@ -54,14 +54,14 @@ pub unsafe extern "C" fn kvc_free(memory: *mut c_void) {
 }
 
 /// Returns the value of a read as a buffer that the program owns: the memory into which it was received, or a copy.
-pub(crate) fn value_of(answered: Answered<'_>) -> Result<kvc_buf, Failure> {
-    let version = answered.version.0;
-    match answered.take_memory() {
+pub(crate) fn value_of(responded: Reply<'_>) -> Result<kvc_buf, Failure> {
+    let version = responded.version.0;
+    match responded.take_memory() {
         Some(memory) => {
             let (data, len) = memory.into_raw();
             Ok(kvc_buf { data: data.as_ptr().cast(), len, version })
         }
-        None => own(answered.value, version),
+        None => own(responded.value, version),
     }
 }
 

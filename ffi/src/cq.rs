@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_client::{
-    Answered, Client, Descriptors, Interrupt, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, Statistics,
+    Client, Descriptors, Interrupt, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, Reply, Statistics,
     SubmitError, Ticket,
 };
 
@@ -334,7 +334,7 @@ impl Queue {
     /// Returns the client, and a function that records each result.
     fn with_each(&mut self) -> (&mut Client, impl OnEnd) {
         let Queue { client, slots, free, done, done_bytes, .. } = self;
-        let each = move |at: u64, result: Result<Answered<'_>, kv_client::Error>| {
+        let each = move |at: u64, result: Result<Reply<'_>, kv_client::Error>| {
             let at = usize::try_from(at).expect("it was a slot");
             free.push(at);
             slots[at].ticket = None;
@@ -381,25 +381,25 @@ fn epoll_failed(error: io::Error) -> Failure {
 ///
 /// # Safety
 /// The memory of `slot.target` has room for its `cap` bytes.
-pub(crate) unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Done {
+pub(crate) unsafe fn end(slot: Slot, result: Result<Reply<'_>, kv_client::Error>) -> Done {
     let Slot { tag, is_get, target, .. } = slot;
     let mut value = kvc_buf::EMPTY;
-    let answered = match result {
-        Ok(answered) => answered,
+    let responded = match result {
+        Ok(responded) => responded,
         Err(error) => {
             let failure = Failure::from(error);
             value.version = failure.version;
             return Done { tag, copies: 0, value, failure: Some(Box::new(failure)) };
         }
     };
-    (value.version, value.len) = (answered.version.0, answered.length);
+    (value.version, value.len) = (responded.version.0, responded.length);
     let mut failure = None;
     if let Some(target) = target {
         // SAFETY: passed on.
-        unsafe { target.take(answered) };
-        failure = target.too_small(answered.length).map(Box::new);
+        unsafe { target.take(responded) };
+        failure = target.too_small(responded.length).map(Box::new);
     } else if is_get {
-        match value_of(answered) {
+        match value_of(responded) {
             Ok(owned) => value = owned,
             Err(no_memory) => {
                 value = kvc_buf::EMPTY;
@@ -407,7 +407,7 @@ pub(crate) unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Err
             }
         }
     }
-    Done { tag, copies: answered.copies.into(), value, failure }
+    Done { tag, copies: responded.copies.into(), value, failure }
 }
 
 /// Converts an operation of the C interface into one of the client.

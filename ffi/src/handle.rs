@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
 use kv_client::{
-    Answered, Client, Endpoints, Interrupt, Op, OpOptions, Options, SharedClient, Written,
+    Client, Endpoints, Interrupt, Op, OpOptions, Options, Reply, SharedClient, Written,
     is_in_callback,
 };
 
@@ -186,8 +186,9 @@ pub unsafe extern "C" fn kvc_get(
             return Err(Failure::invalid("kvc_get: out is NULL"));
         }
         // SAFETY: the caller guarantees the requirements of `call`.
-        let owned =
-            unsafe { call(client, key, options, get, |answered| value_of(answered).map(Owned)) }??;
+        let owned = unsafe {
+            call(client, key, options, get, |responded| value_of(responded).map(Owned))
+        }??;
         // SAFETY: not NULL; the caller passes room for a buffer.
         unsafe { out.write(owned.0) };
         Ok(KVC_OK)
@@ -282,10 +283,10 @@ unsafe fn read_into(
     if len.is_null() || !target.has_memory() {
         return Err(Failure::invalid("dst or len is NULL"));
     }
-    let take = move |answered: Answered<'_>| {
+    let take = move |responded: Reply<'_>| {
         // SAFETY: the caller guarantees it.
-        unsafe { target.take(answered) };
-        (answered.length, answered.version)
+        unsafe { target.take(responded) };
+        (responded.length, responded.version)
     };
     // SAFETY: passed on.
     let (bytes, version) = unsafe { call(client, key, options, |key| target.op(key), take) }?;
@@ -308,8 +309,8 @@ pub(crate) fn get(key: &[u8]) -> Op<'_> {
     Op::Get { key }
 }
 
-fn written(answered: Answered<'_>) -> Written {
-    Written { version: answered.version, copies: answered.copies }
+fn written(responded: Reply<'_>) -> Written {
+    Written { version: responded.version, copies: responded.copies }
 }
 
 /// Checks the common arguments of all calls and runs one operation.
@@ -321,7 +322,7 @@ pub(crate) unsafe fn call<T: Send>(
     key: kvc_slice,
     options: *const kvc_op_options,
     op: impl FnOnce(&[u8]) -> Op<'_>,
-    take: impl FnOnce(Answered<'_>) -> T + Send,
+    take: impl FnOnce(Reply<'_>) -> T + Send,
 ) -> Result<T, Failure> {
     // SAFETY: passed on.
     let (handle, key, options): (_, _, OpOptions) =

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use kv_client::{Answered, Landing, Op, Part, Room, copy_unless_there};
+use kv_client::{Landing, Op, Part, Reply, Room, copy_unless_there};
 
 use crate::error::{Failure, KVC_TOO_BIG};
 
@@ -47,9 +47,9 @@ impl Target {
     ///
     /// # Safety
     /// The memory has room for the requested bytes.
-    pub(crate) unsafe fn take(&self, answered: Answered<'_>) {
+    pub(crate) unsafe fn take(&self, responded: Reply<'_>) {
         // A last check: the client returns no more bytes than requested.
-        let value = &answered.value[..answered.value.len().min(self.cap)];
+        let value = &responded.value[..responded.value.len().min(self.cap)];
         // SAFETY: it fits, and the caller guarantees the room.
         unsafe { copy_unless_there(value, self.dst.cast()) };
     }

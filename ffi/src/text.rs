@@ -40,8 +40,8 @@ pub unsafe extern "C" fn kvc_get_str(
         // SAFETY: the caller passes NULL or a NUL-terminated string, and NULL or an open handle.
         let owned = unsafe {
             let key = text(key, "key")?;
-            call(client, key, std::ptr::null(), get, |answered| {
-                own(answered.value, answered.version.0).map(Owned)
+            call(client, key, std::ptr::null(), get, |responded| {
+                own(responded.value, responded.version.0).map(Owned)
             })
         }??;
         // SAFETY: not NULL; the caller passes a pointer that is valid for writing a pointer.

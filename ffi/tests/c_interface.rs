@@ -292,20 +292,20 @@ fn wrong_arguments_are_refused_in_words() {
 fn statuses_of_servers_have_their_numbers() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);
-    for (answered, status) in [
+    for (responded, status) in [
         (Status::OutOfSpace, KVC_OUT_OF_SPACE),
         (Status::Busy, KVC_BUSY),
         (Status::WrongView, KVC_IN_DOUBT),
         (Status::Unsupported, KVC_PROTOCOL),
     ] {
-        fake.script(move |_| Act::Answer(answered));
-        assert_eq!(handle.put(b"k", b"v", options(60, 0)), status, "{answered:?}");
+        fake.script(move |_| Act::Response(responded));
+        assert_eq!(handle.put(b"k", b"v", options(60, 0)), status, "{responded:?}");
     }
-    fake.script(|_| Act::Answer(Status::Lost));
+    fake.script(|_| Act::Response(Status::Lost));
     assert_eq!(handle.get(b"k"), Err(KVC_LOST));
     // The rejection leads to a map without addresses, so there is only one transmission.
     fake.change_map(|map| map.servers.iter_mut().for_each(|server| server.clients = None));
-    fake.script(|_| Act::Answer(Status::Unavailable));
+    fake.script(|_| Act::Response(Status::Unavailable));
     assert_eq!(handle.put(b"k", b"v", options(400, 0)), KVC_UNAVAILABLE);
     handle.close();
 }
@@ -315,7 +315,7 @@ fn a_map_that_never_converges_ends_a_call_at_its_deadline() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);
     // Every server responds that another one serves the key, whatever map is fetched.
-    fake.script(|_| Act::Answer(Status::WrongView));
+    fake.script(|_| Act::Response(Status::WrongView));
     let (deadline, slack) = (Duration::from_millis(300), Duration::from_secs(2));
     let start = Instant::now();
     assert_eq!(handle.put(b"k", b"v", options(300, 0)), KVC_IN_DOUBT, "{}", last_error());

@@ -14,15 +14,15 @@ use std::hash::Hash;
 
 use crate::operations::Operations;
 use crate::record::{Kind, Reason};
-use crate::register::{Answered, Asked, Value};
+use crate::register::{Asked, Returned, Value};
 
 /// Counts of the effects in one place (a group's shard).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
     /// Writes that certainly took a version: those with a definite response, failed conditions and settled
     /// doubts included.
-    pub answered: u64,
-    /// The writes in `answered` plus those in doubt: no other write can have taken a version.
+    pub returned: u64,
+    /// The writes in `returned` plus those in doubt: no other write can have taken a version.
     pub possible: u64,
     /// The highest version in any response.
     pub highest: u64,
@@ -75,15 +75,15 @@ pub fn effects<P: Hash + Eq + Copy>(
             let is_settled = operation.error == Some(Reason::NotDone);
             let is_possible = is_write && (operation.entry.is_some() || is_settled);
             found.possible += u64::from(is_possible);
-            found.answered += u64::from(is_possible && operation.kind != Kind::Info);
+            found.returned += u64::from(is_possible && operation.kind != Kind::Info);
             let (Some(version), Some(entry)) = (operation.version, operation.entry) else {
                 continue;
             };
             found.highest = found.highest.max(version);
-            let value = match (operation.asked, entry.answered) {
-                (Asked::Read, Answered::Value(Some(value))) => Some(value),
+            let value = match (operation.asked, entry.returned) {
+                (Asked::Read, Returned::Value(Some(value))) => Some(value),
                 (Asked::Write(value) | Asked::Swap { new: value, .. }, _) => Some(value),
-                (Asked::Delete, Answered::Done { changed: true }) => None,
+                (Asked::Delete, Returned::Done { changed: true }) => None,
                 _ => continue,
             };
             if let Some(value) = value {
@@ -147,10 +147,10 @@ mod tests {
             (Write, "b", Some(2), 2),
             (Delete, "a", None, 3),
         ]);
-        assert_eq!(found, Ok(Effects { answered: 3, possible: 3, highest: 3 }));
+        assert_eq!(found, Ok(Effects { returned: 3, possible: 3, highest: 3 }));
     }
 
-    /// Returns `(answered, possible)` for a single write that ended with this kind and reason.
+    /// Returns `(returned, possible)` for a single write that ended with this kind and reason.
     fn one(f: Function, kind: Kind, error: Option<Reason>) -> (u64, u64) {
         let asked = match f {
             Cas => Payload::Pair([Some(1), Some(2)]),
@@ -169,7 +169,7 @@ mod tests {
         };
         let records = [record(Kind::Invoke, 0, None), record(kind, 1, error)];
         let found = effects(&Operations::pair(&records).unwrap(), |_| ()).unwrap()[&()];
-        (found.answered, found.possible)
+        (found.returned, found.possible)
     }
 
     #[test]

@@ -19,4 +19,4 @@ pub use corrupt::corrupted;
 pub use effects::{Effects, Twice, effects};
 pub use operations::{HistoryError, Operation, Operations};
 pub use record::{Function, Kind, Payload, Reason, Record, RecordError};
-pub use register::{Answered, Asked, Entry, Value, Verdict, judge};
+pub use register::{Asked, Entry, Returned, Value, Verdict, judge};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::record::{Function, Kind, Payload, Reason, Record};
-use crate::register::{Answered, Asked, Entry, Verdict, judge};
+use crate::register::{Asked, Entry, Returned, Verdict, judge};
 
 /// One operation.
 #[derive(Clone, Copy, Debug)]
@@ -129,15 +129,15 @@ fn join(begin: &Record, end: Option<&Record>) -> Option<Operation> {
     let kind = end.map_or(Kind::Info, |end| end.kind);
     let error = end.and_then(|end| end.error);
     // A failed operation that the store did not evaluate had no effect and carries no information.
-    let answered = match (kind, asked, error) {
-        (Kind::Info, _, _) => Some(Answered::InDoubt),
+    let returned = match (kind, asked, error) {
+        (Kind::Info, _, _) => Some(Returned::InDoubt),
         (Kind::Ok, Asked::Read, _) => match end?.value {
-            Payload::One(value) => Some(Answered::Value(value)),
+            Payload::One(value) => Some(Returned::Value(value)),
             Payload::Pair(_) => return None,
         },
-        (Kind::Ok, _, _) => Some(Answered::Done { changed: true }),
+        (Kind::Ok, _, _) => Some(Returned::Done { changed: true }),
         (_, Asked::Swap { .. }, Some(Reason::Conflict))
-        | (_, Asked::Delete, Some(Reason::NotFound)) => Some(Answered::Done { changed: false }),
+        | (_, Asked::Delete, Some(Reason::NotFound)) => Some(Returned::Done { changed: false }),
         _ => None,
     };
     let start = begin.time_ns;
@@ -145,12 +145,12 @@ fn join(begin: &Record, end: Option<&Record>) -> Option<Operation> {
         Kind::Info => i64::MAX,
         _ => end?.time_ns,
     };
-    let entry = answered.map(|answered| Entry {
+    let entry = returned.map(|returned| Entry {
         client: begin.process,
         start,
         end: end_ns,
         asked,
-        answered,
+        returned,
     });
     let version = end.and_then(|end| end.version);
     Some(Operation { entry, asked, start, end: end_ns, kind, error, version })

@@ -27,7 +27,7 @@ pub enum Asked {
 
 /// The response to an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answered {
+pub enum Returned {
     /// The value; `None` if the key is absent.
     Value(Option<Value>),
     /// The write was done, or its condition failed (for a delete: there was nothing).
@@ -57,7 +57,7 @@ pub struct Entry {
     /// The requested operation.
     pub asked: Asked,
     /// The response.
-    pub answered: Answered,
+    pub returned: Returned,
 }
 
 /// The sequential model of one key: a register.
@@ -66,22 +66,22 @@ struct Register;
 
 impl Model for Register {
     type State = Option<Value>;
-    type Op = (Asked, Answered);
+    type Op = (Asked, Returned);
     type Metadata = ();
 
     fn init() -> Self::State {
         None
     }
 
-    fn step(state: &Self::State, (asked, answered): &Self::Op) -> (bool, Self::State) {
-        match (*asked, *answered) {
-            (Asked::Read, Answered::Value(value)) => (value == *state, *state),
+    fn step(state: &Self::State, (asked, returned): &Self::Op) -> (bool, Self::State) {
+        match (*asked, *returned) {
+            (Asked::Read, Returned::Value(value)) => (value == *state, *state),
             (Asked::Read, _) => (true, *state),
-            (_, Answered::Refused | Answered::Lost) => (true, *state),
+            (_, Returned::Refused | Returned::Lost) => (true, *state),
             (Asked::Write(value), _) => (true, Some(value)),
-            (Asked::Delete, Answered::Done { changed }) => (changed == state.is_some(), None),
+            (Asked::Delete, Returned::Done { changed }) => (changed == state.is_some(), None),
             (Asked::Delete, _) => (true, None),
-            (Asked::Swap { old, new }, Answered::Done { changed }) => {
+            (Asked::Swap { old, new }, Returned::Done { changed }) => {
                 (changed == (*state == old), if changed { Some(new) } else { *state })
             }
             (Asked::Swap { old, new }, _) => (true, if *state == old { Some(new) } else { *state }),
@@ -103,11 +103,11 @@ pub enum Verdict {
 /// The number of operations up to which an exhaustive search is quick.
 const FEW: usize = 10;
 /// The timeout of one key's search.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Checks the history of one key.
 pub fn judge(history: &[Entry]) -> Verdict {
-    let undecided = |entry: &Entry| entry.answered == Answered::Undecided;
+    let undecided = |entry: &Entry| entry.returned == Returned::Undecided;
     let Some(at) = history.iter().position(undecided) else { return judge_decided(history) };
     // Try both cases: not done, and done.
     let mut decided = history.to_vec();
@@ -116,14 +116,14 @@ pub fn judge(history: &[Entry]) -> Verdict {
     if verdict == Verdict::Linearizable || entry.asked == Asked::Read {
         return verdict;
     }
-    decided.push(Entry { answered: Answered::InDoubt, ..entry });
+    decided.push(Entry { returned: Returned::InDoubt, ..entry });
     judge(&decided)
 }
 
 fn judge_decided(history: &[Entry]) -> Verdict {
     // A read without a response carries no information.
     let says_something =
-        |entry: &&Entry| entry.asked != Asked::Read || matches!(entry.answered, Answered::Value(_));
+        |entry: &&Entry| entry.asked != Asked::Read || matches!(entry.returned, Returned::Value(_));
     let operations: Vec<Operation<Register>> = history
         .iter()
         .filter(says_something)
@@ -131,7 +131,7 @@ fn judge_decided(history: &[Entry]) -> Verdict {
             client_id: Some(entry.client),
             call_time: entry.start,
             return_time: entry.end,
-            op: (entry.asked, entry.answered),
+            op: (entry.asked, entry.returned),
             metadata: None,
         })
         .collect();
@@ -139,7 +139,7 @@ fn judge_decided(history: &[Entry]) -> Verdict {
     let result = match operations.len() <= FEW {
         true if check_operations(&operations) => CheckResult::Ok,
         true => CheckResult::Illegal,
-        false => check_operations_timeout(&operations, PATIENCE),
+        false => check_operations_timeout(&operations, TIMEOUT),
     };
     match result {
         CheckResult::Ok => Verdict::Linearizable,
@@ -152,14 +152,14 @@ fn judge_decided(history: &[Entry]) -> Verdict {
 mod tests {
     use super::*;
 
-    fn entry(client: u32, start: i64, end: i64, asked: Asked, answered: Answered) -> Entry {
-        Entry { client, start, end, asked, answered }
+    fn entry(client: u32, start: i64, end: i64, asked: Asked, returned: Returned) -> Entry {
+        Entry { client, start, end, asked, returned }
     }
 
-    const DONE: Answered = Answered::Done { changed: true };
+    const DONE: Returned = Returned::Done { changed: true };
 
     fn read(client: u32, start: i64, end: i64, value: Option<Value>) -> Entry {
-        entry(client, start, end, Asked::Read, Answered::Value(value))
+        entry(client, start, end, Asked::Read, Returned::Value(value))
     }
 
     fn write(client: u32, start: i64, end: i64, value: Value) -> Entry {
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_was_read_cannot_be_unread() {
-        let in_doubt = entry(1, 0, i64::MAX, Asked::Write(7), Answered::InDoubt);
+        let in_doubt = entry(1, 0, i64::MAX, Asked::Write(7), Returned::InDoubt);
         let history = [in_doubt, read(2, 1, 2, Some(7)), read(2, 3, 4, None)];
         assert_eq!(judge(&history), Verdict::Illegal);
         assert_eq!(judge(&history[..2]), Verdict::Linearizable);
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_is_undecided_was_done_before_its_end_or_never() {
-        let undecided = entry(1, 0, 10, Asked::Write(7), Answered::Undecided);
+        let undecided = entry(1, 0, 10, Asked::Write(7), Returned::Undecided);
         for seen in [None, Some(7)] {
             let at_once = [undecided, read(2, 11, 12, seen), read(2, 13, 14, seen)];
             assert_eq!(judge(&at_once), Verdict::Linearizable);
@@ -215,8 +215,8 @@ mod tests {
 
     #[test]
     fn a_write_that_was_refused_or_lost_is_never_read() {
-        for answered in [Answered::Refused, Answered::Lost] {
-            let refused = entry(1, 2, 3, Asked::Write(8), answered);
+        for returned in [Returned::Refused, Returned::Lost] {
+            let refused = entry(1, 2, 3, Asked::Write(8), returned);
             assert_eq!(
                 judge(&[write(1, 0, 1, 7), refused, read(2, 4, 5, Some(8))]),
                 Verdict::Illegal
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn a_refused_swap_tells_that_the_value_was_another() {
         let refused =
-            entry(2, 2, 3, Asked::Swap { old: Some(7), new: 9 }, Answered::Done { changed: false });
+            entry(2, 2, 3, Asked::Swap { old: Some(7), new: 9 }, Returned::Done { changed: false });
         assert_eq!(judge(&[write(1, 0, 1, 7), refused]), Verdict::Illegal);
         assert_eq!(judge(&[write(1, 0, 1, 8), refused]), Verdict::Linearizable);
     }

@@ -2,7 +2,7 @@
 #![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status, WriteHeader};
+use kv_protocol::client_message::{Condition, Operation, Request, Response, Status, WriteHeader};
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::*;
 use kv_protocol::limits::{MAX_CLIENT_BODY, MAX_PEER_BODY};
@@ -53,7 +53,7 @@ fn codec(c: &mut Criterion) {
             Request::read(frame.opcode, frame.body).unwrap().key.len()
         });
     });
-    let answer = Answer {
+    let response = Response {
         id: RequestId(1),
         status: Status::Ok,
         copies: 2,
@@ -65,7 +65,7 @@ fn codec(c: &mut Criterion) {
     group.bench_function("write answer, 64 B", |b| {
         b.iter(|| {
             bytes.clear();
-            black_box(&answer).write(&mut bytes);
+            black_box(&response).write(&mut bytes);
         });
     });
     group.finish();

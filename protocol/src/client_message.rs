@@ -4,9 +4,9 @@
 //!   HELLO   ->                 first frame of every connection
 //!           <- WELCOME
 //!   GET PUT DELETE NOOP VERIFY RESOLVE ->  to a server, any number in flight
-//!           <- ANSWER                      in any order, matched by the request id
-//!   MAP     -> <- MAP-ANSWER               to the coordinator, or to a server while it is unreachable
-//!   STATUS  -> <- STATUS-ANSWER (JSON)     to the coordinator
+//!           <- RESPONSE                      in any order, matched by the request id
+//!   MAP     -> <- MAP-RESPONSE               to the coordinator, or to a server while it is unreachable
+//!   STATUS  -> <- STATUS-RESPONSE (JSON)     to the coordinator
 //!           <- ERROR                       to anything that cannot be served; a close may follow
 //! ```
 
@@ -29,14 +29,14 @@ pub const REQUEST_FIXED_BYTES: usize = 8 + 8 + 16 + 8 + 8 + 8 + 8 + 2 + 1 + 1;
 /// Bytes of a request's frame before its key.
 pub const REQUEST_HEAD_BYTES: usize = HEADER_BYTES + REQUEST_FIXED_BYTES;
 /// Bytes of a response before its value.
-pub const ANSWER_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
+pub const RESPONSE_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
 /// Bytes of a response's frame before its value.
-pub const ANSWER_HEAD_BYTES: usize = HEADER_BYTES + ANSWER_FIXED_BYTES;
+pub const RESPONSE_HEAD_BYTES: usize = HEADER_BYTES + RESPONSE_FIXED_BYTES;
 /// Bytes of a response's frame before the part of a value; see [`Status::Part`].
-pub const PART_HEAD_BYTES: usize = ANSWER_HEAD_BYTES + 4;
+pub const PART_HEAD_BYTES: usize = RESPONSE_HEAD_BYTES + 4;
 
 const _: () = assert!(REQUEST_FIXED_BYTES <= MAX_FIXED_BYTES);
-const _: () = assert!(ANSWER_FIXED_BYTES + 4 <= MAX_FIXED_BYTES);
+const _: () = assert!(RESPONSE_FIXED_BYTES + 4 <= MAX_FIXED_BYTES);
 
 /// Opcodes of clients' connections.
 pub mod opcode {
@@ -57,17 +57,17 @@ pub mod opcode {
     /// Read a key from the named replica.
     pub const VERIFY: u8 = 0x14;
     /// The response to the five above, and to RESOLVE.
-    pub const ANSWER: u8 = 0x15;
+    pub const RESPONSE: u8 = 0x15;
     /// Settle a write that ended in doubt.
     pub const RESOLVE: u8 = 0x16;
     /// Request the map.
     pub const MAP: u8 = 0x18;
     /// The map.
-    pub const MAP_ANSWER: u8 = 0x19;
+    pub const MAP_RESPONSE: u8 = 0x19;
     /// Request the status.
     pub const STATUS: u8 = 0x1a;
     /// The status, as JSON.
-    pub const STATUS_ANSWER: u8 = 0x1b;
+    pub const STATUS_RESPONSE: u8 = 0x1b;
 
     /// Returns whether a frame of this opcode is a [`Request`](super::Request).
     #[inline]
@@ -533,7 +533,7 @@ impl<'a> Request<'a> {
 
 /// A server's response to a [`Request`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer<'a> {
+pub struct Response<'a> {
     /// The id of the request.
     pub id: RequestId,
     /// The outcome.
@@ -552,21 +552,21 @@ pub struct Answer<'a> {
 
 /// The frame of a response up to its value.
 #[derive(Clone, Copy, Debug)]
-pub struct AnswerHead {
+pub struct ResponseHead {
     bytes: [u8; PART_HEAD_BYTES],
     is_part: bool,
 }
 
-impl Deref for AnswerHead {
+impl Deref for ResponseHead {
     type Target = [u8];
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        if self.is_part { &self.bytes } else { &self.bytes[..ANSWER_HEAD_BYTES] }
+        if self.is_part { &self.bytes } else { &self.bytes[..RESPONSE_HEAD_BYTES] }
     }
 }
 
-impl<'a> Answer<'a> {
+impl<'a> Response<'a> {
     /// Appends the frame.
     pub fn write(&self, output: &mut Vec<u8>) {
         output.reserve(PART_HEAD_BYTES + self.value.len());
@@ -576,11 +576,11 @@ impl<'a> Answer<'a> {
 
     /// Returns the frame up to its value, for a sender that sends the value from its own buffer.
     #[inline]
-    pub fn head(&self) -> AnswerHead {
+    pub fn head(&self) -> ResponseHead {
         let is_part = self.status == Status::Part;
-        let fixed = if is_part { ANSWER_FIXED_BYTES + 4 } else { ANSWER_FIXED_BYTES };
+        let fixed = if is_part { RESPONSE_FIXED_BYTES + 4 } else { RESPONSE_FIXED_BYTES };
         let mut head = FixedWriter::<PART_HEAD_BYTES>::new();
-        head.put_bytes(&unchecked_header(opcode::ANSWER, fixed + self.value.len()));
+        head.put_bytes(&unchecked_header(opcode::RESPONSE, fixed + self.value.len()));
         head.put_u64(self.id.0);
         head.put_u64(self.view.0);
         head.put_u64(self.version.0);
@@ -588,12 +588,12 @@ impl<'a> Answer<'a> {
         head.put_u8(self.copies);
         head.put_u16(0);
         head.put_u32(self.whole);
-        AnswerHead { bytes: head.finish(), is_part }
+        ResponseHead { bytes: head.finish(), is_part }
     }
 
     /// Reads a response from its frame's body.
     #[inline]
-    pub fn read(body: &'a [u8]) -> Result<Answer<'a>, DecodeError> {
+    pub fn read(body: &'a [u8]) -> Result<Response<'a>, DecodeError> {
         let mut reader = Reader::new(body);
         let id = RequestId(reader.u64("request id")?);
         let view = ViewVersion(reader.u64("view version")?);
@@ -602,7 +602,7 @@ impl<'a> Answer<'a> {
         let copies = reader.u8("copies")?;
         reader.u16("reserved")?;
         let whole = if status == Status::Part { reader.u32("length of the value")? } else { 0 };
-        Ok(Answer { id, status, copies, view, version, value: reader.remainder(), whole })
+        Ok(Response { id, status, copies, view, version, value: reader.remainder(), whole })
     }
 }
 
@@ -666,19 +666,19 @@ impl Question {
     }
 }
 
-/// Appends a MAP-ANSWER.
-pub fn write_map_answer(output: &mut Vec<u8>, map: &Map) {
-    write_frame(output, Checksum::Absent, opcode::MAP_ANSWER, |body| map.write(body));
+/// Appends a MAP-RESPONSE.
+pub fn write_map_response(output: &mut Vec<u8>, map: &Map) {
+    write_frame(output, Checksum::Absent, opcode::MAP_RESPONSE, |body| map.write(body));
 }
 
-/// Reads the map from a MAP-ANSWER's body.
-pub fn read_map_answer(body: &[u8]) -> Result<Map, DecodeError> {
+/// Reads the map from a MAP-RESPONSE's body.
+pub fn read_map_response(body: &[u8]) -> Result<Map, DecodeError> {
     Map::read_all(body)
 }
 
-/// Appends a STATUS-ANSWER; `json` is a [`crate::status::ClusterStatus`].
-pub fn write_status_answer(output: &mut Vec<u8>, json: &str) {
-    write_frame(output, Checksum::Absent, opcode::STATUS_ANSWER, |body| {
+/// Appends a STATUS-RESPONSE; `json` is a [`crate::status::ClusterStatus`].
+pub fn write_status_response(output: &mut Vec<u8>, json: &str) {
+    write_frame(output, Checksum::Absent, opcode::STATUS_RESPONSE, |body| {
         body.put_bytes(json.as_bytes());
     });
 }

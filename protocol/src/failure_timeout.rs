@@ -86,12 +86,12 @@ impl FailureTimeout {
     }
 
     /// Returns the time without acknowledgements after which a candidate has failed.
-    pub const fn candidate_patience(self) -> Duration {
+    pub const fn candidate_timeout(self) -> Duration {
         self.heard_within
     }
 
     /// Returns the timeout for a member's response to a probe.
-    pub const fn probe_patience(self) -> Duration {
+    pub const fn probe_timeout(self) -> Duration {
         self.lease
     }
 }
@@ -111,7 +111,7 @@ const fn nanos(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{BEACON_INTERVAL, CANDIDATE_PATIENCE, GRACE, HEARD_WITHIN};
+    use crate::limits::{BEACON_INTERVAL, CANDIDATE_TIMEOUT, GRACE, HEARD_WITHIN};
 
     #[test]
     fn the_default_has_the_times_of_the_limits() {
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!((times.timeout(), times.lease()), (LEASE, LEASE));
         assert_eq!((times.grace(), times.beacon_interval()), (GRACE, BEACON_INTERVAL));
         assert_eq!(times.heard_within(), HEARD_WITHIN);
-        assert_eq!(times.candidate_patience(), CANDIDATE_PATIENCE);
+        assert_eq!(times.candidate_timeout(), CANDIDATE_TIMEOUT);
     }
 
     #[test]

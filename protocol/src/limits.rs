@@ -20,7 +20,7 @@ pub const MAX_FIXED_BYTES: usize = 80;
 /// Longest body of a frame on a client's connection to a server or the coordinator.
 pub const MAX_CLIENT_BODY: usize = MAX_FIXED_BYTES + MAX_KEY_BYTES + MAX_VALUE_BYTES;
 /// Longest body of a response: the value, or the map or status of the largest cluster.
-pub const MAX_ANSWER_BODY: usize = MAX_FIXED_BYTES + MAX_VALUE_BYTES;
+pub const MAX_RESPONSE_BODY: usize = MAX_FIXED_BYTES + MAX_VALUE_BYTES;
 /// Longest body of a hello, on any port: all that an unauthenticated peer may send.
 pub const MAX_HELLO_BODY: usize = 512;
 /// Most bytes of a value in one peer message; longer values travel in fragments.
@@ -122,7 +122,7 @@ pub const BEACON_INTERVAL: Duration = Duration::from_millis(100);
 pub const HEARD_WITHIN: Duration = Duration::from_millis(250);
 /// The time without acknowledgement after which a candidate has failed, if it has something to acknowledge and was not
 /// reported as caught up.
-pub const CANDIDATE_PATIENCE: Duration = Duration::from_millis(250);
+pub const CANDIDATE_TIMEOUT: Duration = Duration::from_millis(250);
 /// The deadline of a client operation if the caller sets none.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 /// The longest deadline that a caller may set; far below [`SESSION_IDLE`].

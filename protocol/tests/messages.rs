@@ -147,13 +147,13 @@ proptest! {
         id: u64, status in status(), copies: u8, version: u64, sn: u64,
         value in prop::collection::vec(any::<u8>(), 0..300), reason: String,
     ) {
-        let answer = Answer {
+        let response = Response {
             id: RequestId(id), status, copies, view: ViewVersion(version),
             version: SequenceNumber(sn), value: &value,
             whole: if status == Status::Part { copies.into() } else { 0 },
         };
-        let bytes = written(|b| answer.write(b));
-        prop_assert_eq!(Answer::read(only_frame(&bytes, &CLIENT).1), Ok(answer));
+        let bytes = written(|b| response.write(b));
+        prop_assert_eq!(Response::read(only_frame(&bytes, &CLIENT).1), Ok(response));
         let refusal = Refusal { status, reason: &reason };
         let bytes = written(|b| refusal.write(b));
         prop_assert_eq!(Refusal::read(only_frame(&bytes, &CLIENT).1), Ok(refusal));
@@ -179,8 +179,8 @@ proptest! {
             map.servers.push(MapServer { id: ServerId(n), incarnation, state, clients: clients.map(plain) });
             map.views.push(View { group: GroupId(n), ..view });
         }
-        let bytes = written(|b| write_map_answer(b, &map));
-        prop_assert_eq!(read_map_answer(only_frame(&bytes, &CLIENT).1), Ok(map.clone()));
+        let bytes = written(|b| write_map_response(b, &map));
+        prop_assert_eq!(read_map_response(only_frame(&bytes, &CLIENT).1), Ok(map.clone()));
         let bytes = written(|b| write_cluster_map(b, &map));
         let (opcode, body) = only_frame(&bytes, &CONTROL);
         prop_assert_eq!(read_cluster_map(opcode, body), Ok(map));
@@ -338,9 +338,9 @@ proptest! {
         let _ = Welcome::read(&body);
         let _ = Request::read(opcode, &body).map(|request| request.validate());
         let _ = Request::read(opcode % 5 + client::opcode::GET, &body).map(|r| r.validate());
-        let _ = Answer::read(&body);
+        let _ = Response::read(&body);
         let _ = Refusal::read(&body);
-        let _ = read_map_answer(&body);
+        let _ = read_map_response(&body);
         let _ = Challenge::read(&body);
         let _ = Seal::from_proof(ClusterKey(0x5ec), Link::Stream, Nonce(1), &body);
         let _ = PeerHello::read(&body, &SEAL);
@@ -450,7 +450,7 @@ fn a_get_of_a_part_has_it_in_place_of_the_condition_and_its_answer_has_the_lengt
         "a first byte without a limit"
     );
 
-    let answer = Answer {
+    let response = Response {
         id: RequestId(1),
         status: Status::Part,
         copies: 0,
@@ -459,9 +459,9 @@ fn a_get_of_a_part_has_it_in_place_of_the_condition_and_its_answer_has_the_lengt
         value: b"xyz",
         whole: 0x1000,
     };
-    let bytes = written(|b| answer.write(b));
+    let bytes = written(|b| response.write(b));
     assert_eq!(hex(&bytes[8 + 24..]), "0e000000".to_owned() + "00100000" + "78797a");
-    assert!(Answer::read(&bytes[8..8 + 28]).is_err(), "a part without the length of the whole");
+    assert!(Response::read(&bytes[8..8 + 28]).is_err(), "a part without the length of the whole");
 }
 
 #[test]
@@ -625,8 +625,8 @@ fn the_largest_legal_messages_fit_their_frames() {
         servers: servers.collect(),
         views: views.collect(),
     };
-    let bytes = written(|b| write_map_answer(b, &map));
-    assert!(bytes.len() < MAX_ANSWER_BODY);
+    let bytes = written(|b| write_map_response(b, &map));
+    assert!(bytes.len() < MAX_RESPONSE_BODY);
     let bytes = written(|b| write_cluster_map(b, &map));
     assert!(split_frame(&bytes, &CONTROL).unwrap().is_some(), "{} bytes", bytes.len());
     let replica = ReplicaReport {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kv_core::dump::{Dump, HeldAs};
 use kv_core::hash::HashSecret;
 use kv_protocol::client_message::{
-    Answer, Condition, Hello, Operation, Refusal, ReplicaRole, Request, Status, Welcome,
+    Condition, Hello, Operation, Refusal, ReplicaRole, Request, Response, Status, Welcome,
     WriteHeader, opcode as client_opcode,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
@@ -17,7 +17,7 @@ use kv_protocol::ids::{
     ClientId, ClusterId, ClusterKey, GroupId, Incarnation, Member, OrderId, RequestId, RequestSeq,
     ServerId, ShardId, ViewVersion,
 };
-use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::limits::MAX_RESPONSE_BODY;
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
@@ -171,7 +171,7 @@ impl Client {
         Hello { cluster: CLUSTER, client: ClientId(client), shard: ShardId(shard) }
             .write(&mut bytes);
         stream.write_all(&bytes).unwrap();
-        let input = FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY));
+        let input = FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY));
         let mut client = Client { stream, input, next: 1 };
         let (opcode, body) = client.receive();
         assert_eq!(opcode, client_opcode::WELCOME);
@@ -191,10 +191,10 @@ impl Client {
         }
     }
 
-    fn answer(&mut self) -> Given {
+    fn response(&mut self) -> Given {
         let (opcode, body) = self.receive();
-        assert_eq!(opcode, client_opcode::ANSWER, "{:?}", Refusal::read(&body));
-        let Answer { id, status, copies, value, .. } = Answer::read(&body).unwrap();
+        assert_eq!(opcode, client_opcode::RESPONSE, "{:?}", Refusal::read(&body));
+        let Response { id, status, copies, value, .. } = Response::read(&body).unwrap();
         Given { id: id.0, status, copies, value: value.to_vec() }
     }
 
@@ -220,12 +220,12 @@ impl Client {
 
     fn put(&mut self, key: &[u8], value: &[u8]) -> Given {
         self.write(key, Operation::Put(self.header(), value));
-        self.answer()
+        self.response()
     }
 
     fn get(&mut self, key: &[u8]) -> Given {
         self.write(key, Operation::Get);
-        self.answer()
+        self.response()
     }
 }
 
@@ -282,7 +282,7 @@ fn answered_writes_are_in_both_tables_and_dumps(engine: EngineKind, shards: u16)
         assert_eq!((given.status, given.value), (Status::Ok, value.clone()));
         let secondary = router.of_secondary(key);
         secondary.write(key, Operation::Verify(ReplicaRole::Secondary));
-        assert_eq!(secondary.answer().value, value, "the secondary's copy");
+        assert_eq!(secondary.response().value, value, "the secondary's copy");
     }
     for server in &cluster.servers {
         assert_eq!(server.node.carry_out(Work::Drain), Ok(0));
@@ -319,7 +319,7 @@ fn the_largest_value_comes_back_and_answers_of_other_keys_go_on(engine: EngineKi
     assert!(given.value == value, "the value came back altered");
     let secondary = router.of_secondary(&key);
     secondary.write(&key, Operation::Verify(ReplicaRole::Secondary));
-    assert!(secondary.answer().value == value, "the secondary's copy is another");
+    assert!(secondary.response().value == value, "the secondary's copy is another");
 }
 
 fn many_writes_in_flight_are_all_answered_once(engine: EngineKind) {
@@ -333,19 +333,19 @@ fn many_writes_in_flight_are_all_answered_once(engine: EngineKind) {
         .filter(|key| placement.locate(Digest::of(key)).0 == GroupId(0))
         .take(WRITES)
         .collect();
-    let mut answered = 0;
+    let mut responded = 0;
     for (n, key) in keys.iter().enumerate() {
         let id = client.write(key, Operation::Put(client.header(), key));
         assert_eq!(id, n as u64 + 1);
-        if id - answered >= DEPTH {
-            answered += 1;
-            let given = client.answer();
-            assert_eq!((given.id, given.status, given.copies), (answered, Status::Ok, 2));
+        if id - responded >= DEPTH {
+            responded += 1;
+            let given = client.response();
+            assert_eq!((given.id, given.status, given.copies), (responded, Status::Ok, 2));
         }
     }
-    while answered < WRITES as u64 {
-        answered += 1;
-        assert_eq!(client.answer().id, answered);
+    while responded < WRITES as u64 {
+        responded += 1;
+        assert_eq!(client.response().id, responded);
     }
     for key in &keys {
         assert_eq!(&client.get(key).value, key);
@@ -369,7 +369,7 @@ fn a_reader_that_does_not_read_stops_being_read_and_hurts_nobody(engine: EngineK
         assert_eq!(router.of(key).get(key).status, Status::Ok);
     }
     for _ in 0..requests {
-        assert_eq!(greedy.answer().value.len(), value.len());
+        assert_eq!(greedy.response().value.len(), value.len());
     }
 }
 
@@ -379,7 +379,7 @@ fn a_client_that_ends_its_side_still_gets_its_answers(engine: EngineKind) {
     let client = router.of(b"half");
     client.write(b"half", Operation::Put(client.header(), b"closed"));
     client.stream.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(client.answer().status, Status::Ok);
+    assert_eq!(client.response().status, Status::Ok);
     let mut rest = Vec::new();
     client.stream.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty());
@@ -504,7 +504,7 @@ fn a_connection_whose_full_output_leaves_at_once_is_read_again(engine: EngineKin
         }
         client.stream.write_all(&asked).unwrap();
         for _ in 0..AT_ONCE {
-            assert_eq!(client.answer().value.len(), value.len());
+            assert_eq!(client.response().value.len(), value.len());
         }
     }
 }

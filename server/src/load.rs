@@ -252,9 +252,9 @@ impl Loader<'_> {
     fn begin(&self, line: DumpedShard) -> Result<Feed, Failed> {
         let shard = line.shard;
         let (pieces, incoming) = bounded(PIECES_WAITING);
-        let (answer, done) = bounded(1);
+        let (response, done) = bounded(1);
         let group = self.source.group;
-        let message = ShardMessage::Load { group, pieces: incoming, done: answer };
+        let message = ShardMessage::Load { group, pieces: incoming, done: response };
         let mailbox = &self.shards[usize::from(shard.0)];
         mailbox
             .push_order(message)

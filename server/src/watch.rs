@@ -48,15 +48,15 @@ enum Ended {
 
 /// Runs the whole program for a query.
 pub(crate) fn main(question: Question) -> ExitCode {
-    let answered = match question {
-        Question::Watch(process) => answer_watch(&process),
+    let responded = match question {
+        Question::Watch(process) => respond_to_watch(&process),
         Question::Look(processes) => look(&processes),
         Question::End(process) => end(&process),
         Question::Name(pid) => identity::name(pid).and_then(|(start_time, namespace)| {
             say(&format!("started {pid} {start_time} {namespace}"))
         }),
     };
-    match answered {
+    match responded {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "server: {error}");
@@ -71,7 +71,7 @@ fn say(line: &str) -> io::Result<()> {
     output.flush()
 }
 
-fn answer_watch(process: &Process) -> io::Result<()> {
+fn respond_to_watch(process: &Process) -> io::Result<()> {
     match watch(process)? {
         Ended::Process => say(&format!("exited {} unknown", process.pid)),
         Ended::Reader => Err(io::ErrorKind::BrokenPipe.into()),

@@ -89,7 +89,7 @@ impl Pair {
         for _ in 0..4 {
             pair.replicate();
         }
-        pair.take_answers();
+        pair.take_responses();
         assert_eq!(pair.primary.service.stream(GroupId(0)), Some(dialled));
         pair
     }
@@ -102,7 +102,7 @@ impl Pair {
     }
 
     /// Takes the responses of the client; returns their bytes.
-    fn take_answers(&mut self) -> usize {
+    fn take_responses(&mut self) -> usize {
         self.primary.finish_wake_up(NOW);
         let sent = black_box(self.primary.unsent(self.client)).len();
         self.primary.on_sent(NOW, self.client, sent);
@@ -156,7 +156,7 @@ fn put(pair: &mut Pair, keys: &[(Vec<u8>, Digest)], from: usize, requests: &mut 
     }
     pair.serve(requests);
     pair.replicate();
-    assert!(pair.take_answers() >= DEPTH * 30);
+    assert!(pair.take_responses() >= DEPTH * 30);
 }
 
 fn gets(keys: &[(Vec<u8>, Digest)]) -> Vec<Vec<u8>> {
@@ -186,7 +186,7 @@ fn operations(criterion: &mut Criterion) {
         bencher.iter(|| {
             n += 1;
             pair.serve(&gets[n % gets.len()]);
-            assert!(pair.take_answers() >= DEPTH * 64);
+            assert!(pair.take_responses() >= DEPTH * 64);
         });
     });
     let (mut from, mut requests) = (0, Vec::new());
@@ -207,7 +207,7 @@ fn steps(work: &str, count: usize) {
         match work {
             "get" => {
                 pair.serve(&gets[n % gets.len()]);
-                assert!(pair.take_answers() >= DEPTH * 64);
+                assert!(pair.take_responses() >= DEPTH * 64);
             }
             "put" => put(&mut pair, &keys, n * DEPTH, &mut requests),
             other => panic!("--steps {other}: get or put"),

@@ -3,7 +3,7 @@
 //! ```text
 //!   bytes -> frames -> HELLO once -> requests -> Service::on_request -> responses
 //!                          |             |
-//!                          +-------------+--> errors: ERROR or ANSWER with the reason,
+//!                          +-------------+--> errors: ERROR or RESPONSE with the reason,
 //!                                             and a close if the frame boundaries are lost
 //! ```
 //!
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{
-    Answer, Hello, Question, Refusal, Request, Status, Welcome, opcode as client_opcode,
+    Hello, Question, Refusal, Request, Response, Status, Welcome, opcode as client_opcode,
 };
 use kv_protocol::error::{DecodeError, FrameError};
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules, split_frame};
@@ -359,7 +359,7 @@ impl Session {
             client_opcode::MAP => match Question::read(frame.opcode, frame.body) {
                 Ok(_) => {
                     self.errors_in_a_row = 0;
-                    service.answer_map(self.id);
+                    service.respond_to_map(self.id);
                     Next::Frame
                 }
                 Err(error) => self.refuse_frame(now, service, Status::Invalid, &error.to_string()),
@@ -441,7 +441,7 @@ impl Session {
             false => service.check_digest(&request),
         });
         if let Err((status, reason)) = judged {
-            service.answer_refusal(self.id, request.id, status, reason);
+            service.respond_with_refusal(self.id, request.id, status, reason);
             return self.count_error(now, service, reason);
         }
         self.errors_in_a_row = 0;
@@ -461,7 +461,7 @@ impl Session {
         let Some(id) = Request::read_id(frame.body) else {
             return self.refuse_frame(now, service, Status::Invalid, &reason);
         };
-        let answer = Answer {
+        let response = Response {
             id,
             status: Status::Invalid,
             copies: 0,
@@ -470,7 +470,7 @@ impl Session {
             value: reason.as_bytes(),
             whole: 0,
         };
-        service.outputs.append(self.id, |bytes| answer.write(bytes));
+        service.outputs.append(self.id, |bytes| response.write(bytes));
         self.count_error(now, service, &reason)
     }
 

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_protocol::client_message::{
-    Answer, Operation, Part, Question, Status, opcode as client_opcode, read_map_answer,
+    Operation, Part, Question, Response, Status, opcode as client_opcode, read_map_response,
 };
 use kv_protocol::frame::{Checksum, FrameRules, HEADER_BYTES, split_frame, write_frame};
 use kv_protocol::ids::{
     BootId, Epoch, GroupId, Incarnation, MapRevision, Member, RequestHash, ServerId, ViewVersion,
 };
 use kv_protocol::limits::{
-    CONNECTION_MEMORY_MIN, FRAME_DEADLINE, HELLO_DEADLINE, MAX_ANSWER_BODY, MAX_ERRORS_IN_A_ROW,
-    MAX_OUTPUT_BYTES, STALL_DEADLINE,
+    CONNECTION_MEMORY_MIN, FRAME_DEADLINE, HELLO_DEADLINE, MAX_ERRORS_IN_A_ROW, MAX_OUTPUT_BYTES,
+    MAX_RESPONSE_BODY, STALL_DEADLINE,
 };
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::peer_message::opcode as peer_opcode;
@@ -155,11 +155,11 @@ fn the_map_is_answered_once_there_is_one_with_the_views_that_this_server_knows_b
     shard.service.set_map(map.into());
     shard.on_bytes(NOW, id, &question);
     let bytes = take_output(&mut shard, id);
-    let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_ANSWER_BODY)).unwrap().unwrap();
-    assert_eq!(frame.opcode, client_opcode::MAP_ANSWER);
-    let answered = read_map_answer(frame.body).unwrap();
-    assert_eq!(answered.views[0], newer);
-    assert_eq!(answered.views[1..], views[1..]);
+    let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_RESPONSE_BODY)).unwrap().unwrap();
+    assert_eq!(frame.opcode, client_opcode::MAP_RESPONSE);
+    let responded = read_map_response(frame.body).unwrap();
+    assert_eq!(responded.views[0], newer);
+    assert_eq!(responded.views[1..], views[1..]);
     assert_eq!(shard.service.counters().refused, 0);
     shard.on_bytes(NOW, id, &raw(client_opcode::MAP, b"a question has no body"));
     assert_eq!(self::told(&take_output(&mut shard, id))[0].1, Status::Invalid);
@@ -175,8 +175,8 @@ fn before_the_cluster_serves_clients_receive_no_view() {
     Question::Map.write(&mut question);
     shard.on_bytes(NOW, id, &question);
     let bytes = take_output(&mut shard, id);
-    let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_ANSWER_BODY)).unwrap().unwrap();
-    assert_eq!(read_map_answer(frame.body).unwrap().views[0].version, ViewVersion(0));
+    let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_RESPONSE_BODY)).unwrap().unwrap();
+    assert_eq!(read_map_response(frame.body).unwrap().views[0].version, ViewVersion(0));
 }
 
 /// Returns a map of the tests' cluster whose views have this version.
@@ -556,9 +556,9 @@ fn a_long_part_of_a_value_goes_straight_to_the_socket_too() {
                 pair.primary.on_sent(NOW, id, bytes.len());
             }
             let took = socket.took.borrow();
-            let answer = Answer::read(&took[HEADER_BYTES..]).unwrap();
-            assert_eq!((answer.status, answer.whole), (Status::Part, 40_000));
-            assert!(answer.value == &value[part.of(value.len())], "{part:?}, room for {room}");
+            let response = Response::read(&took[HEADER_BYTES..]).unwrap();
+            assert_eq!((response.status, response.whole), (Status::Part, 40_000));
+            assert!(response.value == &value[part.of(value.len())], "{part:?}, room for {room}");
             assert_eq!(pair.primary.service.replica(GROUP).unwrap().pinned_len(), 0);
         }
     }

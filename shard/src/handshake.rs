@@ -45,18 +45,18 @@ pub enum Port {
 
 /// An accepted connection that has not yet named the shard that it requests.
 #[derive(Debug)]
-pub(crate) struct Greeting {
+pub(crate) struct Handshake {
     pub(crate) port: Port,
     received: Vec<u8>,
     deadline: Time,
     wanted: Option<ShardId>,
 }
 
-impl Greeting {
+impl Handshake {
     /// Creates the state of a connection accepted at `now`.
-    pub(crate) fn new(now: Time, port: Port) -> Greeting {
+    pub(crate) fn new(now: Time, port: Port) -> Handshake {
         let deadline = now + HELLO_DEADLINE;
-        Greeting { port, received: Vec::new(), deadline, wanted: None }
+        Handshake { port, received: Vec::new(), deadline, wanted: None }
     }
 
     /// Processes received bytes. If they name no existing shard, the shard `here` takes the connection and rejects it.
@@ -132,31 +132,31 @@ mod tests {
 
     #[test]
     fn a_hello_in_single_bytes_finds_its_shard_and_loses_nothing() {
-        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients);
+        let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients);
         let mut bytes = hello(3);
         let length = bytes.len();
         bytes.extend_from_slice(b"pipelined");
         for byte in &bytes[..length - 1] {
-            greeting.on_bytes(&[*byte], HERE, 4);
-            assert_eq!(greeting.wanted(), None);
+            handshake.on_bytes(&[*byte], HERE, 4);
+            assert_eq!(handshake.wanted(), None);
         }
-        greeting.on_bytes(&bytes[length - 1..], HERE, 4);
-        assert_eq!(greeting.wanted(), Some(ShardId(3)));
-        assert_eq!(greeting.take_received(), bytes);
+        handshake.on_bytes(&bytes[length - 1..], HERE, 4);
+        assert_eq!(handshake.wanted(), Some(ShardId(3)));
+        assert_eq!(handshake.take_received(), bytes);
     }
 
     #[test]
     fn a_shard_that_does_not_exist_is_refused_here() {
-        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients);
-        greeting.on_bytes(&hello(4), HERE, 4);
-        assert_eq!(greeting.wanted(), Some(HERE));
+        let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients);
+        handshake.on_bytes(&hello(4), HERE, 4);
+        assert_eq!(handshake.wanted(), Some(HERE));
     }
 
     #[test]
     fn a_client_at_the_servers_port_is_refused_here() {
-        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Servers);
-        greeting.on_bytes(&hello(1), HERE, 4);
-        assert_eq!(greeting.wanted(), Some(HERE));
+        let mut handshake = Handshake::new(Time::from_nanos(1), Port::Servers);
+        handshake.on_bytes(&hello(1), HERE, 4);
+        assert_eq!(handshake.wanted(), Some(HERE));
     }
 
     proptest! {
@@ -165,10 +165,10 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..2_000),
         ) {
             for port in [Port::Clients, Port::Servers] {
-                let mut greeting = Greeting::new(Time::from_nanos(1), port);
-                greeting.on_bytes(&bytes, HERE, 1);
+                let mut handshake = Handshake::new(Time::from_nanos(1), port);
+                handshake.on_bytes(&bytes, HERE, 1);
                 // A hello longer than the maximum is not awaited.
-                prop_assert!(greeting.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);
+                prop_assert!(handshake.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);
             }
         }
     }

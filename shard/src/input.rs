@@ -3,7 +3,7 @@
 use kv_protocol::ids::Time;
 
 use crate::connection::Connection;
-use crate::handshake::Greeting;
+use crate::handshake::Handshake;
 use crate::peer::Peer;
 use crate::service::Service;
 
@@ -11,7 +11,7 @@ use crate::service::Service;
 #[derive(Debug)]
 pub(crate) enum Input {
     /// An accepted connection that has not yet named the shard that it requests.
-    Greeting(Greeting),
+    Handshake(Handshake),
     /// A client's connection.
     Client(Connection),
     /// A stream to or from another server.
@@ -22,9 +22,9 @@ impl Input {
     /// Processes received bytes.
     pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
         match self {
-            Input::Greeting(greeting) => {
+            Input::Handshake(handshake) => {
                 let identity = service.identity;
-                greeting.on_bytes(received, identity.shard, identity.placement.shards());
+                handshake.on_bytes(received, identity.shard, identity.placement.shards());
             }
             Input::Client(connection) => connection.on_bytes(now, service, received),
             Input::Peer(peer) => peer.on_bytes(now, service, received),
@@ -35,7 +35,7 @@ impl Input {
     pub(crate) fn lend_input(&mut self, least: usize) -> Option<(Vec<u8>, usize)> {
         match self {
             Input::Client(connection) => connection.lend_input(least),
-            Input::Greeting(_) | Input::Peer(_) => None,
+            Input::Handshake(_) | Input::Peer(_) => None,
         }
     }
 
@@ -56,7 +56,7 @@ impl Input {
     pub(crate) fn still_waits(&mut self, now: Time, service: &mut Service) -> bool {
         match self {
             Input::Client(connection) => connection.still_waits(now, service),
-            Input::Greeting(_) | Input::Peer(_) => false,
+            Input::Handshake(_) | Input::Peer(_) => false,
         }
     }
 
@@ -68,7 +68,7 @@ impl Input {
     /// Handles the end of the connection.
     pub(crate) fn on_closed(&mut self, now: Time, service: &mut Service) {
         match self {
-            Input::Greeting(_) => {}
+            Input::Handshake(_) => {}
             Input::Client(connection) => connection.on_closed(service),
             Input::Peer(peer) => peer.on_closed(now, service),
         }
@@ -84,7 +84,7 @@ impl Input {
     /// Returns whether more bytes may be read.
     pub(crate) fn wants_input(&self, service: &mut Service) -> bool {
         match self {
-            Input::Greeting(greeting) => greeting.wanted().is_none(),
+            Input::Handshake(handshake) => handshake.wanted().is_none(),
             Input::Client(connection) => connection.wants_input(service),
             Input::Peer(_) => true,
         }
@@ -93,7 +93,7 @@ impl Input {
     /// Returns when to close the connection because its input is incomplete.
     pub(crate) fn deadline(&self, service: &mut Service) -> Option<Time> {
         match self {
-            Input::Greeting(greeting) => Some(greeting.deadline()),
+            Input::Handshake(handshake) => Some(handshake.deadline()),
             Input::Client(connection) => connection.deadline(service),
             Input::Peer(peer) => peer.deadline(),
         }
@@ -102,7 +102,7 @@ impl Input {
     /// Returns whether the connection was accepted, and is neither a client with a hello nor an authenticated server.
     pub(crate) fn is_stranger(&self) -> bool {
         match self {
-            Input::Greeting(_) => true,
+            Input::Handshake(_) => true,
             Input::Client(_) => false,
             Input::Peer(peer) => peer.is_stranger(),
         }

@@ -19,9 +19,9 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use kv_core::holes::{self, Hole};
-use kv_core::replica::{Answers, ConnectionId};
-use kv_protocol::client_message::{Answer, AnswerHead, Status};
+use kv_core::mutations::{self, Mutation};
+use kv_core::replica::{ConnectionId, Responses};
+use kv_protocol::client_message::{Response, ResponseHead, Status};
 use kv_protocol::ids::Time;
 use kv_protocol::limits::MAX_OUTPUT_BYTES;
 
@@ -29,7 +29,7 @@ use crate::connection_memory::{ConnectionMemory, Tally};
 
 mod single;
 
-use single::{LongAnswer, parts};
+use single::{LongResponse, parts};
 pub(crate) use single::{Output, PinnedValue};
 
 /// The length above which a value is sent directly from the table.
@@ -54,9 +54,9 @@ pub(crate) struct Outputs {
     tally: Tally,
     now: Time,
     /// The free list of buffers; a connection with nothing to send has no buffer.
-    spares: Vec<Vec<u8>>,
+    free_list: Vec<Vec<u8>>,
     /// The capacity of all buffers on the free list.
-    spare_bytes: usize,
+    free_bytes: usize,
     /// Writes with the response OUT_OF_SPACE.
     out_of_space: u64,
 }
@@ -88,8 +88,8 @@ impl Outputs {
             released: Vec::new(),
             tally: Tally::new(memory),
             now: Time::default(),
-            spares: Vec::new(),
-            spare_bytes: 0,
+            free_list: Vec::new(),
+            free_bytes: 0,
             out_of_space: 0,
         }
     }
@@ -147,7 +147,7 @@ impl Outputs {
             tally.change(before, held);
             if held > before
                 && tally.memory().is_used_up()
-                && !holes::is_open(Hole::OutputUnbounded)
+                && !mutations::is_open(Mutation::OutputUnbounded)
             {
                 self.kill(id);
             }
@@ -159,7 +159,7 @@ impl Outputs {
     pub(crate) fn is_full(&mut self, id: ConnectionId) -> bool {
         let Some(unsent) = self.get(id).map(|output| output.unsent_bytes()) else { return true };
         let is_full = unsent >= MAX_OUTPUT_BYTES || (unsent > 0 && self.tally.memory().is_tight());
-        is_full && !holes::is_open(Hole::OutputUnbounded)
+        is_full && !mutations::is_open(Mutation::OutputUnbounded)
     }
 
     /// Returns whether the connection's next request may be served. If not, [`Outputs::has_room_again`] reports when it
@@ -192,9 +192,9 @@ impl Outputs {
             None => &mut output.bytes,
         };
         if bytes.capacity() == 0
-            && let Some(spare) = self.spares.pop()
+            && let Some(spare) = self.free_list.pop()
         {
-            self.spare_bytes -= spare.capacity();
+            self.free_bytes -= spare.capacity();
             *bytes = spare;
         }
         let held = bytes.len();
@@ -212,7 +212,7 @@ impl Outputs {
     }
 
     /// Appends a response whose value is sent from the table.
-    pub(crate) fn append_long(&mut self, id: ConnectionId, head: AnswerHead, value: PinnedValue) {
+    pub(crate) fn append_long(&mut self, id: ConnectionId, head: ResponseHead, value: PinnedValue) {
         let now = self.now;
         let Some(output) = find(&mut self.slots, id) else { return self.released.push(value) };
         if output.unsent_bytes() == 0 {
@@ -220,7 +220,7 @@ impl Outputs {
         }
         let behind = Vec::new();
         output.long_bytes += head.len() + value.range.len();
-        output.long.push_back(LongAnswer { head, value, sent: 0, pinned_at: now, behind });
+        output.long.push_back(LongResponse { head, value, sent: 0, pinned_at: now, behind });
         self.recount(id);
         self.join_line(id);
     }
@@ -329,12 +329,12 @@ impl Outputs {
     pub(crate) fn recycle(&mut self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
         if (1..=KEPT_CAPACITY).contains(&capacity)
-            && self.spares.len() < KEPT_BUFFERS
-            && self.spare_bytes + capacity <= KEPT_BYTES
+            && self.free_list.len() < KEPT_BUFFERS
+            && self.free_bytes + capacity <= KEPT_BYTES
         {
             buffer.clear();
-            self.spare_bytes += capacity;
-            self.spares.push(buffer);
+            self.free_bytes += capacity;
+            self.free_list.push(buffer);
         }
     }
 
@@ -408,19 +408,19 @@ impl Outputs {
 
 fn find(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Output> {
     let slot = slots.get_mut(slot_of(id))?;
-    if slot.generation != generation_of(id) && !holes::is_open(Hole::OutputOfClosedKept) {
+    if slot.generation != generation_of(id) && !mutations::is_open(Mutation::OutputOfClosedKept) {
         return None;
     }
     slot.output.as_mut()
 }
 
-impl Answers for Outputs {
-    fn answer(&mut self, to: ConnectionId, answer: &Answer<'_>) {
+impl Responses for Outputs {
+    fn respond(&mut self, to: ConnectionId, response: &Response<'_>) {
         if let Some(output) = self.get(to) {
             output.in_flight = output.in_flight.saturating_sub(1);
         }
-        self.out_of_space += u64::from(answer.status == Status::OutOfSpace);
-        self.append(to, |bytes| answer.write(bytes));
+        self.out_of_space += u64::from(response.status == Status::OutOfSpace);
+        self.append(to, |bytes| response.write(bytes));
     }
 }
 
@@ -523,7 +523,7 @@ mod tests {
         assert_eq!(output.unsent_bytes(), 3);
         assert_eq!(output.take(), None, "there is one send at a time");
         assert!(output.deadline().is_some());
-        output.close_after_answers(NOW);
+        output.close_after_responses(NOW);
         outputs.on_sent(NOW, id, 2);
         assert!(!outputs.get(id).unwrap().is_over(), "the rest is owed");
         let (second, from) = outputs.get(id).unwrap().take().unwrap();
@@ -550,7 +550,7 @@ mod tests {
         outputs.set_now(NOW);
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([0; 10]));
-        outputs.get(id).unwrap().close_after_answers(NOW);
+        outputs.get(id).unwrap().close_after_responses(NOW);
         let mut at = NOW;
         for _ in 0..5 {
             at = at + STALL_DEADLINE / 2;
@@ -559,7 +559,7 @@ mod tests {
             assert_eq!(output.deadline(), Some(at + STALL_DEADLINE));
         }
         // A response that never arrives does not keep the connection open forever.
-        outputs.get(id).unwrap().expect_answer();
+        outputs.get(id).unwrap().expect_response();
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(NOW + STALL_DEADLINE));
     }
 
@@ -568,10 +568,10 @@ mod tests {
         let mut outputs = outputs();
         let id = outputs.open(NOW);
         let output = outputs.get(id).unwrap();
-        output.expect_answer();
-        output.close_after_answers(NOW);
+        output.expect_response();
+        output.close_after_responses(NOW);
         assert!(!output.is_over());
-        let answer = Answer {
+        let response = Response {
             id: kv_protocol::RequestId(1),
             status: kv_protocol::client_message::Status::Ok,
             copies: 2,
@@ -580,7 +580,7 @@ mod tests {
             value: &[],
             whole: 0,
         };
-        outputs.answer(id, &answer);
+        outputs.respond(id, &response);
         let output = outputs.get(id).unwrap();
         assert!(!output.is_over());
         let all = output.unsent().len();

@@ -17,13 +17,13 @@ use std::time::Duration;
 
 use kv_core::arena::ChunkSource;
 use kv_core::hash::HashSecret;
-use kv_core::holes::{self, Hole};
+use kv_core::mutations::{self, Mutation};
 use kv_core::replica::{ConnectionId, InstallError, Pumped, Replica, ReplicaConfig, StreamError};
 use kv_core::session::LoggedRecord;
 use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::{
-    Answer, GROUPS_OF_A_SERVER, Refusal, ReplicaRole, Request, SessionStart, Status,
-    write_map_answer,
+    GROUPS_OF_A_SERVER, Refusal, ReplicaRole, Request, Response, SessionStart, Status,
+    write_map_response,
 };
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{
@@ -302,20 +302,21 @@ impl Service {
         let (group, shard) = self.identity.placement.locate(request.digest);
         if shard != self.identity.shard {
             let reason = "the key belongs to another shard; connect to that one";
-            return self.answer_refusal(id, request.id, Status::WrongView, reason);
+            return self.respond_with_refusal(id, request.id, Status::WrongView, reason);
         }
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
         let Some(hosted) = hosted else {
             let reason = "the key belongs to a group that this server does not hold";
-            return self.answer_refusal(id, request.id, Status::WrongView, reason);
+            return self.respond_with_refusal(id, request.id, Status::WrongView, reason);
         };
         let checked_at =
-            if holes::is_open(Hole::AnsweredBeforeLease) { Time::default() } else { now };
-        if let Some(answer) = hosted.replica.answer_to_read(checked_at, request) {
-            if answer.value.len() <= LONG_VALUE {
-                return self.outputs.append(id, |bytes| answer.write(bytes));
+            if mutations::is_open(Mutation::RespondedBeforeLease) { Time::default() } else { now };
+        if let Some(response) = hosted.replica.response_to_read(checked_at, request) {
+            if response.value.len() <= LONG_VALUE {
+                return self.outputs.append(id, |bytes| response.write(bytes));
             }
-            let (head, length) = (answer.head(), answer.value.len().max(answer.whole as usize));
+            let (head, length) =
+                (response.head(), response.value.len().max(response.whole as usize));
             if let Some(pin) = hosted.replica.pin(request.digest, request.key) {
                 let range = request.operation.range_of(length);
                 let value = PinnedValue::new(group, pin, range, request);
@@ -328,10 +329,10 @@ impl Service {
             && !hosted.replica.has_session(client)
         {
             let reason = "too many new clients write from this address; try again";
-            return self.answer_refusal(id, request.id, Status::Busy, reason);
+            return self.respond_with_refusal(id, request.id, Status::Busy, reason);
         }
         if let Some(output) = self.outputs.get(id) {
-            output.expect_answer();
+            output.expect_response();
         }
         hosted.replica.on_request(now, id, client, request, &mut self.outputs);
         if hosted.replica.session_count() > begins {
@@ -340,14 +341,14 @@ impl Service {
     }
 
     /// Appends an error response for a request that reaches no replica.
-    pub(crate) fn answer_refusal(
+    pub(crate) fn respond_with_refusal(
         &mut self,
         id: ConnectionId,
         request: RequestId,
         status: Status,
         reason: &str,
     ) {
-        let answer = Answer {
+        let response = Response {
             id: request,
             status,
             copies: 0,
@@ -356,7 +357,7 @@ impl Service {
             value: reason.as_bytes(),
             whole: 0,
         };
-        self.outputs.append(id, |bytes| answer.write(bytes));
+        self.outputs.append(id, |bytes| response.write(bytes));
     }
 
     /// Sets the newest map that this server has.
@@ -365,9 +366,9 @@ impl Service {
     }
 
     /// Responds to MAP with the newest map that this server has.
-    pub(crate) fn answer_map(&mut self, id: ConnectionId) {
+    pub(crate) fn respond_to_map(&mut self, id: ConnectionId) {
         match self.map_with_views() {
-            Some(map) => self.outputs.append(id, |bytes| write_map_answer(bytes, &map)),
+            Some(map) => self.outputs.append(id, |bytes| write_map_response(bytes, &map)),
             None => {
                 let (status, reason) = (Status::Unavailable, "this server has not got the map yet");
                 self.outputs.append(id, |bytes| Refusal { status, reason }.write(bytes));

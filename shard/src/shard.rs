@@ -8,13 +8,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_core::holes::{self, Hole};
+use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, ShardId, Time};
 
 use crate::address::Address;
 use crate::connection::Connection;
-use crate::handshake::{Greeting, HelloBounds, Port};
+use crate::handshake::{Handshake, HelloBounds, Port};
 use crate::input::Input;
 use crate::output::slot_of;
 use crate::peer::Peer;
@@ -41,7 +41,7 @@ pub enum Fate {
     Wait,
     /// All output is sent: shut down the sending direction, then read and discard input until the other side closes.
     Shut,
-    /// Hand the socket, with [`Shard::take_greeting`], to the executor of this shard.
+    /// Hand the socket, with [`Shard::take_handshake`], to the executor of this shard.
     HandOver(ShardId),
     /// Close it.
     Close,
@@ -98,9 +98,9 @@ impl Shard {
     }
 
     /// Registers a connection that was just accepted.
-    pub fn open_greeting(&mut self, now: Time, port: Port) -> ConnectionId {
+    pub fn open_accepted(&mut self, now: Time, port: Port) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.put(id, Input::Greeting(Greeting::new(now, port)));
+        self.put(id, Input::Handshake(Handshake::new(now, port)));
         self.bound_awaiting_hello(port, id);
         id
     }
@@ -118,8 +118,8 @@ impl Shard {
     }
 
     /// Adopts a connection that was accepted on this executor and requested this shard.
-    pub fn adopt_greeting(&mut self, now: Time, id: ConnectionId) {
-        if let Some((port, received)) = self.take_greeting(id) {
+    pub fn adopt_accepted(&mut self, now: Time, id: ConnectionId) {
+        if let Some((port, received)) = self.take_handshake(id) {
             self.put(id, input_of(port, now, id));
             self.set_address(id, self.addresses[slot_of(id)]);
             self.on_bytes(now, id, &received);
@@ -127,9 +127,9 @@ impl Shard {
     }
 
     /// Takes the port and all received bytes of a connection that is to be handed over.
-    pub fn take_greeting(&mut self, id: ConnectionId) -> Option<(Port, Vec<u8>)> {
+    pub fn take_handshake(&mut self, id: ConnectionId) -> Option<(Port, Vec<u8>)> {
         match self.input(id)? {
-            Input::Greeting(greeting) => Some((greeting.port, greeting.take_received())),
+            Input::Handshake(handshake) => Some((handshake.port, handshake.take_received())),
             Input::Client(_) | Input::Peer(_) => None,
         }
     }
@@ -162,8 +162,8 @@ impl Shard {
     }
 
     /// Returns whether a connection has not yet named the shard that it requests.
-    pub fn is_greeting(&mut self, id: ConnectionId) -> bool {
-        matches!(self.input(id), Some(Input::Greeting(_)))
+    pub fn is_in_handshake(&mut self, id: ConnectionId) -> bool {
+        matches!(self.input(id), Some(Input::Handshake(_)))
     }
 
     /// Returns whether a connection waits for at least `least` bytes of one frame.
@@ -189,14 +189,14 @@ impl Shard {
 
     /// Handles the end of input: the other side has shut down its sending direction.
     pub fn on_end_of_input(&mut self, now: Time, id: ConnectionId) {
-        if holes::is_open(Hole::HalfClosedStreamKept) && self.is_stream(id) {
+        if mutations::is_open(Mutation::HalfClosedStreamKept) && self.is_stream(id) {
             return;
         }
-        let answers_are_due =
+        let responses_are_due =
             self.input(id).is_some_and(|input| input.is_served_after_end_of_input());
         if let Some(output) = self.service.outputs.get(id) {
-            if answers_are_due || output.is_closing() {
-                output.close_after_answers(now);
+            if responses_are_due || output.is_closing() {
+                output.close_after_responses(now);
             } else {
                 output.kill();
             }
@@ -275,8 +275,8 @@ impl Shard {
             };
         }
         let Some(Some(input)) = self.inputs.get_mut(slot_of(id)) else { return Fate::Close };
-        if let Input::Greeting(greeting) = input
-            && let Some(shard) = greeting.wanted()
+        if let Input::Handshake(handshake) = input
+            && let Some(shard) = handshake.wanted()
         {
             return Fate::HandOver(shard);
         }
@@ -381,7 +381,7 @@ impl Shard {
         // If every turn takes long, timers must run nevertheless.
         let waits = self.has_stood && self.deferred < MOST_DEFERRED;
         self.deferred = if waits { self.deferred + 1 } else { 0 };
-        if !waits || holes::is_open(Hole::JudgedBeforeRead) {
+        if !waits || mutations::is_open(Mutation::JudgedBeforeRead) {
             self.service.on_time(now);
         }
     }

@@ -16,12 +16,12 @@ use crate::testing::{
 fn strangers_who_say_nothing_make_room_for_newer_ones() {
     let mut shard = shard(0);
     let silent: Vec<ConnectionId> =
-        (0..MAX_AWAITING_HELLO).map(|_| shard.open_greeting(NOW, Port::Clients)).collect();
+        (0..MAX_AWAITING_HELLO).map(|_| shard.open_accepted(NOW, Port::Clients)).collect();
     shard.on_bytes(NOW, silent[0], &hello());
-    shard.adopt_greeting(NOW, silent[0]);
-    let newest = shard.open_greeting(NOW, Port::Clients);
+    shard.adopt_accepted(NOW, silent[0]);
+    let newest = shard.open_accepted(NOW, Port::Clients);
     assert_eq!(shard.fate(silent[1]), Fate::Read, "the one that spoke has left its place");
-    let one_more = shard.open_greeting(NOW, Port::Clients);
+    let one_more = shard.open_accepted(NOW, Port::Clients);
     assert_eq!(shard.fate(silent[1]), Fate::Close, "the oldest silent one");
     for id in [silent[0], silent[2], newest, one_more] {
         assert_ne!(shard.fate(id), Fate::Close);
@@ -31,14 +31,14 @@ fn strangers_who_say_nothing_make_room_for_newer_ones() {
 #[test]
 fn a_connection_goes_to_the_shard_it_asks_for_with_all_it_said() {
     let mut shard = shard(0);
-    let id = shard.open_greeting(NOW, Port::Clients);
+    let id = shard.open_accepted(NOW, Port::Clients);
     let mut bytes = hello();
     bytes.extend_from_slice(b"more");
     shard.on_bytes(NOW, id, &bytes[..5]);
     assert_eq!(shard.fate(id), Fate::Read);
     shard.on_bytes(NOW, id, &bytes[5..]);
     assert_eq!(shard.fate(id), Fate::HandOver(ShardId(0)));
-    assert_eq!(shard.take_greeting(id), Some((Port::Clients, bytes)));
+    assert_eq!(shard.take_handshake(id), Some((Port::Clients, bytes)));
     shard.close(NOW, id);
     assert_eq!(shard.fate(id), Fate::Close);
 }

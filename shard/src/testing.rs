@@ -8,7 +8,7 @@ use kv_core::arena::{CHUNK_BYTES_MIN, HeapChunks};
 use kv_core::hash::HashSecret;
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{
-    Answer, Condition, Hello, Operation, Refusal, Request, Status, WriteHeader, opcode,
+    Condition, Hello, Operation, Refusal, Request, Response, Status, WriteHeader, opcode,
 };
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{
@@ -16,7 +16,7 @@ use kv_protocol::ids::{
     ServerId, ShardId, Time, ViewVersion,
 };
 use kv_protocol::key::Nonce;
-use kv_protocol::limits::{MAX_ANSWER_BODY, SESSION_IDLE};
+use kv_protocol::limits::{MAX_RESPONSE_BODY, SESSION_IDLE};
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
@@ -163,7 +163,7 @@ pub(crate) fn take_output_at(now: Time, shard: &mut Shard, id: ConnectionId) -> 
 pub(crate) fn frames(mut bytes: &[u8]) -> Vec<u8> {
     let mut opcodes = Vec::new();
     while !bytes.is_empty() {
-        let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
+        let rules = FrameRules::unchecked(MAX_RESPONSE_BODY);
         let frame = split_frame(bytes, &rules).unwrap().expect("whole frames");
         opcodes.push(frame.opcode);
         bytes = &bytes[frame.consumed..];
@@ -175,11 +175,11 @@ pub(crate) fn frames(mut bytes: &[u8]) -> Vec<u8> {
 pub(crate) fn told(mut bytes: &[u8]) -> Vec<(Option<u64>, Status, String)> {
     let mut told = Vec::new();
     while !bytes.is_empty() {
-        let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
+        let rules = FrameRules::unchecked(MAX_RESPONSE_BODY);
         let frame = split_frame(bytes, &rules).unwrap().expect("whole frames");
         told.push(match frame.opcode {
-            opcode::ANSWER => {
-                let Answer { id, status, value, .. } = Answer::read(frame.body).unwrap();
+            opcode::RESPONSE => {
+                let Response { id, status, value, .. } = Response::read(frame.body).unwrap();
                 (Some(id.0), status, String::from_utf8_lossy(value).into_owned())
             }
             opcode::ERROR => {

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use kv_core::holes::{self, Hole};
+use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::Time;
 
@@ -81,7 +81,7 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
     if shard.has_stood() {
         engine.look_again(shard);
     }
-    let is_late = holes::is_open(Hole::StreamsLast) && engine.waiting().clients > 0;
+    let is_late = mutations::is_open(Mutation::StreamsLast) && engine.waiting().clients > 0;
     let had_streams = !is_late && engine.serve_streams(shard);
     let mut budget = Budget::new(now);
     let waiting = engine.waiting();
@@ -99,7 +99,7 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
     for _ in 0..waiting.clients {
         if let Some(now) = engine.serve_client(shard)
             && !budget.has_more(now)
-            && !holes::is_open(Hole::TurnUnbounded)
+            && !mutations::is_open(Mutation::TurnUnbounded)
         {
             break;
         }

@@ -19,7 +19,7 @@ use crate::invariants::{
     memory_is_bounded, numbers_are_unique, once_only, one_server, one_view, sessions_are_kept,
     taker_has_all, union_is_true, versions_grow,
 };
-use crate::server::Answered;
+use crate::server::SentResponse;
 use crate::world::World;
 
 /// A group's shard.
@@ -65,7 +65,7 @@ pub struct Checks {
     thousands: u64,
     views: one_view::Views,
     numbers: numbers_are_unique::Numbers,
-    answers: once_only::Answers,
+    responses: once_only::Responses,
     used: sessions_are_kept::Used,
     /// Session names under which two clients write.
     pub shared: BTreeSet<ClientId>,
@@ -130,20 +130,20 @@ impl Checks {
         shard: usize,
         (client, name): (ClientId, ClientId),
         asked_at: u64,
-        answered: &Answered,
+        responded: &SentResponse,
     ) -> Result<(), Violation> {
-        let (place, question) = ((answered.group, shard), (client, answered.request.0));
-        once_only::check(&mut self.answers, place, question, answered)?;
+        let (place, question) = ((responded.group, shard), (client, responded.request.0));
+        once_only::check(&mut self.responses, place, question, responded)?;
         sessions_are_kept::note(&mut self.used, world, place, name, asked_at);
-        if !answered.is_acked() {
+        if !responded.is_acked() {
             return Ok(());
         }
-        let version = answered.version.0;
+        let version = responded.version.0;
         let highest = self.acked.entry(place).or_default();
         *highest = (*highest).max(version);
         numbers_are_unique::check(&mut self.numbers, place, version, question)?;
-        acked_is_held::check(world, process, place, answered)?;
-        union_is_true::on_acked(world, process, place, answered)
+        acked_is_held::check(world, process, place, responded)?;
+        union_is_true::on_acked(world, process, place, responded)
     }
 
     /// Checks a SESSION_EXPIRED response to a client with this session name.

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use kv_protocol::client_message::{Answer, Status, Welcome};
+use kv_protocol::client_message::{Response, Status, Welcome};
 use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId, ViewVersion};
 use kv_protocol::map::Map;
 use kv_protocol::placement::Digest;
@@ -22,7 +22,7 @@ use kv_protocol::view::View;
 
 use crate::network::ConnectionNumber;
 use crate::workload::{Plan, value_of};
-use kv_history::{Answered, Asked, Value};
+use kv_history::{Asked, Returned, Value};
 
 mod doubt;
 mod flight;
@@ -96,7 +96,7 @@ pub enum Wish {
     /// A write, or the settling of one, was given up.
     GivenUp(Box<Flight>),
     /// An operation has ended.
-    Ended(Box<Flight>, Answered, Option<SequenceNumber>),
+    Ended(Box<Flight>, Returned, Option<SequenceNumber>),
 }
 
 impl Client {
@@ -129,7 +129,7 @@ impl Client {
 
     /// Begins an operation.
     pub fn begin(&mut self, now: u64, plan: Plan) {
-        let Plan { slot, key, floor, mut asked, condition, value, patience, settling } = plan;
+        let Plan { slot, key, floor, mut asked, condition, value, timeout, settling } = plan;
         if self.is_clone && asked == Asked::Delete {
             // Two deletes of one key under one sequence number are the same request.
             asked = Asked::Read;
@@ -168,7 +168,7 @@ impl Client {
             connection: None,
             due: now,
             pause: FIRST_PAUSE,
-            patience,
+            timeout,
             settling,
             stage: Stage::Asked,
         };
@@ -184,11 +184,11 @@ impl Client {
         for id in due {
             let flight = &self.flights[&id];
             if now >= flight.deadline() {
-                let answered = match flight.asked {
-                    Asked::Read => Answered::InDoubt,
-                    _ => flight.unless_in_doubt(Answered::Refused),
+                let responded = match flight.asked {
+                    Asked::Read => Returned::InDoubt,
+                    _ => flight.unless_in_doubt(Returned::Refused),
                 };
-                self.end_or_give_up(now, id, answered, wishes);
+                self.end_or_give_up(now, id, responded, wishes);
                 continue;
             }
             self.send(now, id, wishes);
@@ -210,8 +210,8 @@ impl Client {
             return;
         }
         if view.is_some_and(|view| view.primary.is_none() && view.version > ViewVersion(0)) {
-            let answered = flight.unless_in_doubt(Answered::Lost);
-            return self.end_or_give_up(now, id, answered, wishes);
+            let responded = flight.unless_in_doubt(Returned::Lost);
+            return self.end_or_give_up(now, id, responded, wishes);
         }
         if self.waits_for_doubts(now, id) {
             return;
@@ -247,38 +247,38 @@ impl Client {
     }
 
     /// Handles a server's response.
-    pub fn on_answer(
+    pub fn on_response(
         &mut self,
         now: u64,
         jitter: u64,
-        answer: &Answer<'_>,
+        response: &Response<'_>,
         wishes: &mut Vec<Wish>,
     ) {
-        let id = answer.id.0;
+        let id = response.id.0;
         let Some(flight) = self.flights.get_mut(&id) else { return };
-        let changed = |changed| Answered::Done { changed };
-        flight.copies = answer.copies;
+        let changed = |changed| Returned::Done { changed };
+        flight.copies = response.copies;
         if flight.was_given_up() {
-            return self.on_settled(now, jitter, answer, wishes);
+            return self.on_settled(now, jitter, response, wishes);
         }
         // These statuses mean that the server has not logged this request, and will not.
-        if let Status::Unavailable | Status::Busy | Status::OutOfSpace = answer.status {
+        if let Status::Unavailable | Status::Busy | Status::OutOfSpace = response.status {
             flight.doubtful = flight.doubtful.saturating_sub(1);
         }
-        let answered = match (answer.status, flight.asked) {
+        let responded = match (response.status, flight.asked) {
             (Status::Ok, Asked::Read) => {
-                let Some(value) = value_of(answer.value) else {
+                let Some(value) = value_of(response.value) else {
                     return wishes.push(Wish::Mixed(flight.place.0));
                 };
-                self.seen.insert(flight.key.clone(), Some((answer.version, value)));
-                Answered::Value(Some(value))
+                self.seen.insert(flight.key.clone(), Some((response.version, value)));
+                Returned::Value(Some(value))
             }
             (Status::NotFound, Asked::Read) => {
                 self.seen.insert(flight.key.clone(), None);
-                Answered::Value(None)
+                Returned::Value(None)
             }
             (Status::Ok, Asked::Write(value) | Asked::Swap { new: value, .. }) => {
-                self.seen.insert(flight.key.clone(), Some((answer.version, value)));
+                self.seen.insert(flight.key.clone(), Some((response.version, value)));
                 changed(true)
             }
             (Status::Ok, Asked::Delete) => changed(true),
@@ -291,21 +291,21 @@ impl Client {
                 if flight.doubtful == 1 {
                     return self.begin_session_anew(now, id);
                 }
-                Answered::Undecided
+                Returned::Undecided
             }
             (Status::SessionMismatch, _) => {
                 let (place, name) = (flight.place, flight.client);
                 self.leave_session(place, name);
-                Answered::Refused
+                Returned::Refused
             }
             (Status::OutOfSpace, _) => {
-                let answered = flight.unless_in_doubt(Answered::Refused);
-                return self.end_or_give_up(now, id, answered, wishes);
+                let responded = flight.unless_in_doubt(Returned::Refused);
+                return self.end_or_give_up(now, id, responded, wishes);
             }
             (status, _) => return self.try_again(now, jitter, id, status, wishes),
         };
-        let version = (answer.status == Status::Ok).then_some(answer.version);
-        self.end(id, answered, version, wishes);
+        let version = (response.status == Status::Ok).then_some(response.version);
+        self.end(id, responded, version, wishes);
     }
 
     /// Schedules a retry with the same sequence number, after a back-off.
@@ -329,7 +329,7 @@ impl Client {
     fn end(
         &mut self,
         id: u64,
-        answered: Answered,
+        responded: Returned,
         version: Option<SequenceNumber>,
         wishes: &mut Vec<Wish>,
     ) {
@@ -340,13 +340,13 @@ impl Client {
         {
             session.end(flight.seq);
         }
-        if matches!(answered, Answered::InDoubt | Answered::Undecided) {
+        if matches!(responded, Returned::InDoubt | Returned::Undecided) {
             self.seen.remove(&flight.key);
         }
         if flight.was_given_up() {
             self.on_no_doubt(&flight);
         }
-        wishes.push(Wish::Ended(Box::new(flight), answered, version));
+        wishes.push(Wish::Ended(Box::new(flight), responded, version));
     }
 
     /// Moves a write to a new session of another name. The servers had expired its session, and it was sent

@@ -86,8 +86,8 @@ impl Coordinator {
             seed: self.shape.seed ^ self.term,
             on_double_fault: self.shape.on_double_fault,
             failure_timeout: kv_protocol::FailureTimeout::DEFAULT,
-            start_patience: std::time::Duration::from_secs(60),
-            stop_patience: DRAIN_DEADLINE,
+            start_timeout: std::time::Duration::from_secs(60),
+            stop_timeout: DRAIN_DEADLINE,
         }
     }
 

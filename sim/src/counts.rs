@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::client::Flight;
 use crate::nemesis::slow::{LONG_STALL, NO_MEMORY, SHORT_STALL};
 use crate::nemesis::{KINDS, MACHINE_PAUSE};
-use kv_history::Answered;
+use kv_history::Returned;
 
 /// The minimum counts of ten minutes on two cores.
 const OPERATIONS: u64 = 10_000_000;
@@ -85,14 +85,14 @@ pub struct Counts {
 
 impl Counts {
     /// Counts the end of an operation.
-    pub fn note_operation(&mut self, flight: &Flight, answered: Answered) {
-        match answered {
-            Answered::Done { .. } if flight.was_given_up() => self.settled_done += 1,
-            Answered::Refused if flight.was_given_up() => self.settled_not_done += 1,
-            Answered::Undecided => self.undecided += 1,
-            Answered::InDoubt => self.in_doubt += u64::from(!flight.was_given_up()),
-            Answered::Refused => self.refused += 1,
-            Answered::Lost => self.lost += 1,
+    pub fn note_operation(&mut self, flight: &Flight, responded: Returned) {
+        match responded {
+            Returned::Done { .. } if flight.was_given_up() => self.settled_done += 1,
+            Returned::Refused if flight.was_given_up() => self.settled_not_done += 1,
+            Returned::Undecided => self.undecided += 1,
+            Returned::InDoubt => self.in_doubt += u64::from(!flight.was_given_up()),
+            Returned::Refused => self.refused += 1,
+            Returned::Lost => self.lost += 1,
             _ => self.operations += 1,
         }
     }

@@ -16,7 +16,7 @@
 //! | 11 | a copy equals its source | [`copy_is_equal`] |
 //! | 12 | a key's versions grow | [`newest_wins`] |
 //! | 13 | exactly-once execution | [`once_only`] |
-//! | 14 | only primaries respond | [`only_primaries_answer`] |
+//! | 14 | only primaries respond | [`only_primaries_respond`] |
 //! | 15 | keys are at home | [`keys_are_at_home`] |
 //! | 16 | every key is one register | [`linearizable`] |
 //! | 17 | a group is LOST only without a holder | [`lost_is_lost`] |
@@ -35,7 +35,7 @@
 //! | 26 | a stop ends nothing that is not dumped | [`dumped_before_end`] |
 //! | 27 | a value being sent does not change | [`pins_hold`] |
 //! | 28 | no load moves a view | [`load_moves_no_view`] |
-//! | 29 | every response was asked for on its connection | [`answers_are_asked`] |
+//! | 29 | every response was asked for on its connection | [`responses_are_asked_for`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -46,7 +46,6 @@ use kv_protocol::Time;
 use kv_protocol::ids::GroupId;
 
 pub mod acked_is_held;
-pub mod answers_are_asked;
 pub mod copies_agree;
 pub mod copies_are_spared;
 pub mod copy_is_equal;
@@ -68,8 +67,9 @@ pub mod numbers_are_unique;
 pub mod once_only;
 pub mod one_server;
 pub mod one_view;
-pub mod only_primaries_answer;
+pub mod only_primaries_respond;
 pub mod pins_hold;
+pub mod responses_are_asked_for;
 pub mod restored_has_all;
 pub mod served_at_rest;
 pub mod sessions_are_kept;

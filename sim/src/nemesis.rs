@@ -46,14 +46,14 @@ impl Nemesis {
 /// recoveries reach, or stay in for long.
 const STRIKES_A_STEP: [u64; 6] = [600, 950, 1_000, 550, 1_000, 1_000];
 /// The number of times, and the interval in nanoseconds, for which a fault waits for a write in flight.
-const PATIENCE: u8 = 250;
+const TIMEOUT: u8 = 250;
 const LOOK_AGAIN: u64 = 250_000;
 
 /// The probabilities, per mille, that a copy and a hand-over cause a fault of their own. Such a fault waits for
 /// a write only a few times, because its target state is soon over.
 const STRIKES_A_COPY: u64 = 100;
 const STRIKES_A_HANDOVER: u64 = 300;
-const SHORT_PATIENCE: u8 = 10;
+const SHORT_TIMEOUT: u8 = 10;
 
 /// The share of step beginnings that suspend the whole machine instead, per mille.
 const SUSPENDS_A_STEP: u64 = 25;
@@ -122,7 +122,7 @@ pub fn strike_at_rest(world: &mut World) {
     let target = world.random.index(usize::from(world.config.servers));
     world.nemesis.target = Some(target);
     let kind = KINDS[world.random.index(KINDS.len())];
-    strike(world, target, kind, None, PATIENCE);
+    strike(world, target, kind, None, TIMEOUT);
 }
 
 /// Pauses all servers; in half of these runs the coordinator, too. They resume one after the other, and run for
@@ -159,7 +159,7 @@ fn strike_a_copy(world: &mut World) {
     {
         match step_of(world, place) {
             Some(step) if world.random.per_mille(750) => strike_in_step(world, place, step),
-            step => strike(world, place, Kind::BreakStreams, step, SHORT_PATIENCE),
+            step => strike(world, place, Kind::BreakStreams, step, SHORT_TIMEOUT),
         }
     }
 }
@@ -217,25 +217,25 @@ pub fn on_view(world: &mut World, view: &View) {
             if view.handover && world.random.per_mille(STRIKES_A_HANDOVER) =>
         {
             let delay = world.random.between(1_000, 400_000);
-            world.after(delay, Happening::Part(place(new), place(old), SHORT_PATIENCE));
+            world.after(delay, Happening::Part(place(new), place(old), SHORT_TIMEOUT));
         }
         (Some(_), Peer::Candidate(member)) if world.random.per_mille(STRIKES_A_COPY) => {
             let step = step_of(world, place(member));
-            strike(world, place(member), Kind::Hiccup, step, SHORT_PATIENCE);
+            strike(world, place(member), Kind::Hiccup, step, SHORT_TIMEOUT);
         }
         _ => {}
     }
 }
 
 /// Cuts the connection between two places, once one of their writes is in flight.
-pub fn part(world: &mut World, place: usize, other: usize, patience: u8) {
+pub fn part(world: &mut World, place: usize, other: usize, timeout: u8) {
     let step = step_of(world, place);
     if world.is_healing || step.is_none() || !is_possible(world, place, Kind::CutBothWays) {
         return;
     }
     let with_write = has_write_in_flight(world, place);
-    if !with_write && patience > 0 {
-        return world.after(LOOK_AGAIN / 4, Happening::Part(place, other, patience - 1));
+    if !with_write && timeout > 0 {
+        return world.after(LOOK_AGAIN / 4, Happening::Part(place, other, timeout - 1));
     }
     let kind = faults::part(world, place, other);
     world.counts.note_fault(kind.name(), step, with_write);
@@ -267,19 +267,19 @@ pub fn strike_in_step(world: &mut World, place: usize, step: u8) {
     }
     let kind = rarest[world.random.index(rarest.len())];
     // A hand-over would end before a fault that waits for long.
-    let patience = if step == 4 { SHORT_PATIENCE } else { PATIENCE };
-    strike(world, place, kind, Some(step), patience);
+    let timeout = if step == 4 { SHORT_TIMEOUT } else { TIMEOUT };
+    strike(world, place, kind, Some(step), timeout);
 }
 
-/// Strikes once a write is in flight in an affected group, or `patience` is used up.
-pub fn strike(world: &mut World, place: usize, kind: Kind, step: Option<u8>, patience: u8) {
+/// Strikes once a write is in flight in an affected group, or `timeout` is used up.
+pub fn strike(world: &mut World, place: usize, kind: Kind, step: Option<u8>, timeout: u8) {
     if world.is_healing || !is_possible(world, place, kind) || step_of(world, place) != step {
         return;
     }
     let Some(victim) = faults::victim(world, place, kind) else { return };
     let with_write = has_write_in_flight(world, victim);
-    if !with_write && patience > 0 {
-        let again = Happening::StrikeAgain(place, kind, step, patience - 1);
+    if !with_write && timeout > 0 {
+        let again = Happening::StrikeAgain(place, kind, step, timeout - 1);
         return world.after(LOOK_AGAIN, again);
     }
     if faults::apply(world, victim, kind) {

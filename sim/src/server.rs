@@ -18,4 +18,4 @@ mod tap;
 pub use executor::{Executor, Input, Output};
 pub use process::{Bounds, MEMORY, Process};
 pub use socket::Reader;
-pub use tap::Answered;
+pub use tap::SentResponse;

@@ -8,7 +8,7 @@ use kv_protocol::ids::GroupId;
 use kv_protocol::placement::{Digest, Placement};
 
 use crate::client::{DEADLINE, Seen};
-use kv_history::{Answered, Asked, Entry, Value};
+use kv_history::{Asked, Entry, Returned, Value};
 use kv_testkit::random::Random;
 
 /// The number of slots that half of all operations go to.
@@ -107,7 +107,7 @@ pub struct Plan {
     /// The whole value to write.
     pub value: Vec<u8>,
     /// The time after which its client gives it up, in nanoseconds.
-    pub patience: u64,
+    pub timeout: u64,
     /// The settling of the write, if it ends in doubt.
     pub settling: Settling,
 }
@@ -161,27 +161,27 @@ impl Workload {
             true => (Asked::Read, Condition::Always, Vec::new()),
             false => self.ask(random, at < HOT_SLOTS, seen.get(&key)),
         };
-        let (patience, settling) = match asked {
+        let (timeout, settling) = match asked {
             Asked::Read => (DEADLINE, Settling::default()),
-            _ => Workload::patience(random),
+            _ => Workload::timeout(random),
         };
-        Plan { slot: at, key, floor, asked, condition, value, patience, settling }
+        Plan { slot: at, key, floor, asked, condition, value, timeout, settling }
     }
 
     /// Returns the time for which a client waits for a write, and the way it then settles it.
-    fn patience(random: &mut Random) -> (u64, Settling) {
-        let patience = match random.below(1_000) {
+    fn timeout(random: &mut Random) -> (u64, Settling) {
+        let timeout = match random.below(1_000) {
             0..=IMPATIENT_PER_MILLE => random.between(100_000, 1_500_000),
             _ => DEADLINE,
         };
         let after = if random.per_mille(500) { 0 } else { random.between(0, SETTLED_WITHIN) };
         let lag = match random.below(5) {
-            _ if patience == DEADLINE => 0,
+            _ if timeout == DEADLINE => 0,
             0 => random.between(500_000, 20_000_000),
             1 => random.between(20_000_000, LATE_MOST),
             _ => 0,
         };
-        (patience, Settling { after, overtakes: lag > 0 || random.per_mille(500), lag })
+        (timeout, Settling { after, overtakes: lag > 0 || random.per_mille(500), lag })
     }
 
     /// Returns the wave of the next operation.
@@ -269,7 +269,7 @@ impl Workload {
             _ => Vec::new(),
         };
         let (condition, settling) = (Condition::Always, Settling::default());
-        Some(Plan { slot: 0, key, floor, asked, condition, value, patience: DEADLINE, settling })
+        Some(Plan { slot: 0, key, floor, asked, condition, value, timeout: DEADLINE, settling })
     }
 
     /// Records a version of a key in a response.
@@ -285,7 +285,7 @@ impl Workload {
         let slot = &mut self.slots[slot];
         slot.in_flight = slot.in_flight.saturating_sub(1);
         let Some(entry) = entry else { return };
-        if entry.answered == Answered::InDoubt && entry.asked != Asked::Read {
+        if entry.returned == Returned::InDoubt && entry.asked != Asked::Read {
             slot.used += OPERATIONS_A_DOUBT;
         }
         self.histories.entry(key).or_default().push(entry);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use kv_core::cluster::{DoubleFault, Effect, KillReason};
 use kv_core::node::NodeEffect;
 use kv_protocol::ClusterKey;
-use kv_protocol::client_message::{Answer, Hello, Welcome, opcode as client_opcode};
+use kv_protocol::client_message::{Hello, Response, Welcome, opcode as client_opcode};
 use kv_protocol::control_message::{
     Admission, DumpedBytes, Heartbeat, Order, OrderFailure, OrdersHello, Report, ServerMessage,
     Started, opcode, write_orders_welcome,
@@ -22,7 +22,7 @@ use kv_protocol::control_message::{
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ServerId, ShardId, Time};
 use kv_protocol::key::{Link, Nonce, Seal};
-use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, SESSION_IDLE};
+use kv_protocol::limits::{MAX_CONTROL_BODY, MAX_RESPONSE_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
 use kv_testkit::random::Random;
 
@@ -68,7 +68,7 @@ pub struct Config {
     /// The duration of the faults, in nanoseconds of true time.
     pub faulty: u64,
     /// The time within which every group must then be home again, in nanoseconds.
-    pub patience: u64,
+    pub timeout: u64,
     /// The time between two operations of a client, in nanoseconds.
     pub think: u64,
     /// True if two servers may die at the same time. Groups without a holder become LOST, and stay so.
@@ -136,7 +136,7 @@ impl Config {
                 false if has_scenario(seed) => 40_000_000_000,
                 false => 100_000_000_000,
             },
-            patience: 60_000_000_000,
+            timeout: 60_000_000_000,
             think: if random.per_mille(300) { BUSY_THINK } else { THINK },
             double: seed % 8 == 7 || seed % 16 == 3,
             shutdown: seed % 8 == 3,

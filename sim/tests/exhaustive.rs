@@ -45,26 +45,26 @@ fn machines_that_describe_themselves_alike_do_the_same() {
     }
 }
 
-#[cfg(feature = "holes")]
-mod holes {
-    use kv_core::holes::{self, Hole};
+#[cfg(feature = "mutations")]
+mod mutations {
+    use kv_core::mutations::{self, Mutation};
 
     use super::*;
 
-    fn steps_to(hole: Hole, name: &str) -> (u8, usize) {
-        holes::open(hole);
+    fn steps_to(mutation: Mutation, name: &str) -> (u8, usize) {
+        mutations::open(mutation);
         let found = visited(name, LIMITS);
-        holes::close();
+        mutations::close();
         let (violation, way) = found.broken.expect("a rule is left out");
         (violation.invariant, way.len())
     }
 
     #[test]
     fn a_rule_that_is_left_out_is_found_by_its_shortest_trace() {
-        assert_eq!(steps_to(Hole::OlderEntryApplied, "copy"), (11, 10));
-        assert_eq!(steps_to(Hole::TombstonesForgotten, "copy and delete"), (11, 10));
-        assert_eq!(steps_to(Hole::PromoteWithoutGrace, "leases"), (1, 11));
-        assert_eq!(steps_to(Hole::AnswerBeforeAck, "writes"), (6, 1));
-        assert_eq!(steps_to(Hole::CandidateNotWiped, "copy again"), (11, 15));
+        assert_eq!(steps_to(Mutation::OlderEntryApplied, "copy"), (11, 10));
+        assert_eq!(steps_to(Mutation::TombstonesForgotten, "copy and delete"), (11, 10));
+        assert_eq!(steps_to(Mutation::PromoteWithoutGrace, "leases"), (1, 11));
+        assert_eq!(steps_to(Mutation::ResponseBeforeAck, "writes"), (6, 1));
+        assert_eq!(steps_to(Mutation::CandidateNotWiped, "copy again"), (11, 15));
     }
 }

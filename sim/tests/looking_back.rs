@@ -1,6 +1,6 @@
 //! Tests of the final check of a run.
 
-use kv_history::{Answered, Asked, Entry};
+use kv_history::{Asked, Entry, Returned};
 use kv_sim::world::{Config, World};
 
 fn calm(seed: u64) -> World {
@@ -18,8 +18,8 @@ fn a_run_is_content_when_nothing_was_lost() {
 #[test]
 fn an_acknowledged_write_of_a_key_that_nobody_asks_for_again_is_missed() {
     let mut world = calm(1);
-    let answered = Answered::Done { changed: true };
-    let write = Entry { client: 1, start: 1, end: 2, asked: Asked::Write(7), answered };
+    let returned = Returned::Done { changed: true };
+    let write = Entry { client: 1, start: 1, end: 2, asked: Asked::Write(7), returned };
     world.workload.histories.insert(b"cold".to_vec(), vec![write]);
     let violation = world.run().unwrap_err();
     assert_eq!(violation.invariant, 16, "{}", violation.words);

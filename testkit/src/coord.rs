@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus};
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 use crate::process::Signal;
 use crate::programs;
 
@@ -56,7 +56,7 @@ impl Coord {
     pub fn status(&self, host: &str, clients_port: u16) -> anyhow::Result<ClusterStatus> {
         let mut command = Command::new(&self.program);
         command.args(["status", "-h", host, "-p", &clients_port.to_string(), "--json"]);
-        let ended = programs::run(&mut command, "", PATIENCE)?;
+        let ended = programs::run(&mut command, "", TIMEOUT)?;
         // Exit codes 3 and 4 mean that the cluster is not whole.
         ensure!(matches!(ended.code, Some(0 | 3 | 4)), "coord status: {}", ended.stderr.trim());
         serde_json::from_str(&ended.stdout)

@@ -32,7 +32,7 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::{GroupId, ShardId};
 
 /// Time limit for events that should happen soon. It is long because the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval between two checks of a condition.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 

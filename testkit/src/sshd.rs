@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail};
 
 use crate::coord::free_ports;
 use crate::process::{self, Signal};
-use crate::{PATIENCE, programs, wait_for};
+use crate::{TIMEOUT, programs, wait_for};
 
 /// The number of ports to try when another program takes a port first.
 const PORTS_TRIED: usize = 5;
@@ -104,7 +104,7 @@ impl Sshd {
         let listener = self.child.id();
         // While it is stopped, it forks no children and stays the parent of its existing ones.
         process::signal(listener, Signal::STOP);
-        let ended = wait_for("the end of sshd's connections", PATIENCE, || {
+        let ended = wait_for("the end of sshd's connections", TIMEOUT, || {
             let family = process::descendants(listener);
             let connections: Vec<u32> = family.into_iter().filter(|pid| is_sshd(*pid)).collect();
             for pid in &connections {
@@ -120,7 +120,7 @@ impl Sshd {
     /// Starts sshd again on its port after [`Sshd::kill`].
     pub fn restart(&mut self) -> anyhow::Result<()> {
         // Connections that are closing may hold the port for a moment.
-        self.child = wait_for("sshd on its old port", PATIENCE, || {
+        self.child = wait_for("sshd on its old port", TIMEOUT, || {
             spawn(&self.dir, self.port).ok().flatten()
         })?;
         Ok(())
@@ -188,23 +188,23 @@ fn spawn(dir: &Path, port: u16) -> anyhow::Result<Option<Child>> {
     command.stderr(File::create(dir.join("sshd.err"))?);
     programs::end_with_this(&mut command, Signal::KILL);
     let mut child = command.spawn().context("start sshd")?;
-    let answers = wait_for("sshd to answer or to end", PATIENCE, || match child.try_wait() {
+    let responses = wait_for("sshd to answer or to end", TIMEOUT, || match child.try_wait() {
         Ok(None) => greets(port).then_some(true),
         _ => Some(false),
     });
-    if answers.is_err() {
+    if responses.is_err() {
         let _ = child.kill();
         let _ = child.wait();
     }
-    Ok(answers?.then_some(child))
+    Ok(responses?.then_some(child))
 }
 
 fn greets(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
-    let mut greeting = [0; 4];
+    let mut handshake = [0; 4];
     stream.set_read_timeout(Some(GREETING_LIMIT)).is_ok()
-        && stream.read_exact(&mut greeting).is_ok()
-        && greeting == *b"SSH-"
+        && stream.read_exact(&mut handshake).is_ok()
+        && handshake == *b"SSH-"
 }
 
 /// Returns true for sshd itself and for the programs that it runs for each connection

@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::ensure;
 
-use crate::{PATIENCE, wait_for};
+use crate::{TIMEOUT, wait_for};
 
 /// A thread that is stopped until its process ends or this value is dropped. Only the thread that
 /// created the value may use it.
@@ -19,13 +19,13 @@ impl StandingThread {
     /// where the system forbids it.
     pub fn stop(pid: u32, name: &str) -> anyhow::Result<Option<StandingThread>> {
         let what = format!("the thread {name} of process {pid}");
-        let id = wait_for(&what, PATIENCE, || find(pid, name))?;
+        let id = wait_for(&what, TIMEOUT, || find(pid, name))?;
         if !trace(libc::PTRACE_SEIZE, id) {
             return Ok(None);
         }
         let thread = StandingThread { id };
         ensure!(trace(libc::PTRACE_INTERRUPT, id), "stop {what}");
-        wait_for(&format!("{what} to stand"), PATIENCE, || {
+        wait_for(&format!("{what} to stand"), TIMEOUT, || {
             thread.wait().is_some_and(|s| libc::WIFSTOPPED(s)).then_some(())
         })?;
         Ok(Some(thread))
@@ -33,7 +33,7 @@ impl StandingThread {
 
     /// Waits until the thread's process has ended.
     pub fn await_end(self) -> anyhow::Result<()> {
-        wait_for("the process of a thread that stands to end", PATIENCE, || {
+        wait_for("the process of a thread that stands to end", TIMEOUT, || {
             let status = self.wait();
             status.is_none_or(|s| libc::WIFEXITED(s) || libc::WIFSIGNALED(s)).then_some(())
         })

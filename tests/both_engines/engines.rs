@@ -46,8 +46,8 @@ fn each_engine_says_that_it_runs_and_brings_values_of_all_sizes_back() {
 #[test]
 fn an_engine_that_does_not_exist_is_refused_with_the_names_of_those_that_do() {
     for program in [programs::COORD, programs::SERVER] {
-        let ended = programs::run(program, ["--net", "tcpstream"], "", crate::common::PATIENCE)
-            .with_code(2);
+        let ended =
+            programs::run(program, ["--net", "tcpstream"], "", crate::common::TIMEOUT).with_code(2);
         for engine in ENGINES {
             assert!(ended.stderr.contains(engine), "{}", ended.stderr);
         }
@@ -78,7 +78,7 @@ fn a_server_that_is_to_take_uring_and_may_not_ends_at_once_and_says_what_allows_
     command.args(["-h", "localhost", "-m", "1", "-S", "0", "-n", "3", "--net", "uring"]);
     seccomp::deny_io_uring(&mut command);
     let code = ServerExit::IoUring.code().into();
-    let ended = programs::finish(command, "", crate::common::PATIENCE).with_code(code);
+    let ended = programs::finish(command, "", crate::common::TIMEOUT).with_code(code);
     for word in ["network engine uring", "seccomp", "--net epoll"] {
         assert!(ended.stderr.contains(word), "no {word:?} in {}", ended.stderr);
     }

@@ -28,7 +28,7 @@ fn the_library_retries_a_write_whose_answer_was_cut_off_and_it_is_executed_once(
     let mut versions = Vec::new();
     for n in 0..20u8 {
         // Drops the response once, twice or three times in a row.
-        proxy.cut_next_answers(1 + usize::from(n % 3));
+        proxy.cut_next_responses(1 + usize::from(n % 3));
         let key = cluster.key_at(0, 0, &format!("once {n}"));
         // A second execution would find the key and respond CONFLICT.
         let written = client.put(&key, &[n], &once).expect("a put that is executed once");
@@ -37,7 +37,7 @@ fn the_library_retries_a_write_whose_answer_was_cut_off_and_it_is_executed_once(
         let value = cluster.open().get(&key, &OpOptions::default()).expect("a get");
         assert_eq!((value.bytes, value.version), (vec![n], written.version));
     }
-    assert_eq!(proxy.answers_cut(), (0..20).map(|n| 1 + n % 3).sum::<usize>());
+    assert_eq!(proxy.responses_cut(), (0..20).map(|n| 1 + n % 3).sum::<usize>());
     // Each write took one place in the log, however often it was sent.
     let expected: Vec<_> = (1..=20).map(SequenceNumber).collect();
     assert_eq!(versions, expected);
@@ -49,8 +49,7 @@ fn writes_in_flight_together_are_each_executed_once_however_often_their_connecti
     let cluster = Cluster::builder().shards(2).start();
     let proxy = Proxy::before(&cluster);
     let mut client = Client::open(&proxy.endpoint(), Options::default()).expect("open a client");
-    let once =
-        OpOptions { condition: Condition::IfAbsent, deadline: Some(crate::common::PATIENCE) };
+    let once = OpOptions { condition: Condition::IfAbsent, deadline: Some(crate::common::TIMEOUT) };
     let keys: Vec<Vec<u8>> = (0..WRITES).map(|n| format!("once {n}").into_bytes()).collect();
     let (mut taken, mut done, mut ended) = (0, 0, Vec::new());
     while done < WRITES {
@@ -69,11 +68,11 @@ fn writes_in_flight_together_are_each_executed_once_however_often_their_connecti
             assert_eq!(outcome.copies, 2);
             done += 1;
             if done % 100 == 0 {
-                proxy.cut_next_answers(1);
+                proxy.cut_next_responses(1);
             }
         }
     }
-    assert!(proxy.answers_cut() >= 10, "only {} answers were cut", proxy.answers_cut());
+    assert!(proxy.responses_cut() >= 10, "only {} answers were cut", proxy.responses_cut());
     let placement = cluster.placement();
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
@@ -101,10 +100,10 @@ fn a_delete_whose_answer_was_cut_off_is_answered_as_done_and_not_as_not_found() 
     let proxy = Proxy::before(&cluster);
     let mut client = Client::open(&proxy.endpoint(), Options::default()).expect("open a client");
     client.put(b"k", b"v", &OpOptions::default()).expect("a put");
-    proxy.cut_next_answers(1);
+    proxy.cut_next_responses(1);
     let deleted = client.delete(b"k", &OpOptions::default()).expect("a delete, done once");
     assert_eq!(deleted.copies, 2);
-    assert_eq!(proxy.answers_cut(), 1);
+    assert_eq!(proxy.responses_cut(), 1);
 }
 
 #[test]
@@ -122,11 +121,11 @@ fn the_same_client_and_number_get_the_first_answer_over_a_new_connection() {
 
     let mut again = Raw::welcomed(server, client, ShardId(0));
     again.send(&bytes);
-    let first = again.answer();
+    let first = again.response();
     assert_eq!((first.status, first.version), (Status::Ok, SequenceNumber(1)));
     for _ in 0..3 {
         again.send(&bytes);
-        assert_eq!(again.answer(), first, "the answer of a retry");
+        assert_eq!(again.response(), first, "the answer of a retry");
     }
     // A write of another client, or with another number, is a different write.
     let mut other = Raw::welcomed(server, ClientId(0xbeef), ShardId(0));
@@ -149,9 +148,9 @@ fn a_write_in_doubt_is_settled_from_its_record_or_never_done() {
         let hash = RequestHash::of(Digest::of(&key), &write).expect("a write");
         Operation::Resolve(header, hash)
     };
-    let answer = first.ask(&key, done);
-    assert_eq!((answer.status, answer.version), (Status::Ok, SequenceNumber(1)));
-    assert_eq!(second.ask(&key, resolve(done)), answer);
+    let response = first.ask(&key, done);
+    assert_eq!((response.status, response.version), (Status::Ok, SequenceNumber(1)));
+    assert_eq!(second.ask(&key, resolve(done)), response);
     let settled = second.ask(&key, resolve(late));
     assert_eq!((settled.status, settled.copies), (Status::NotDone, 2));
     // The write itself arrives only after that.

@@ -9,7 +9,7 @@ use crate::common::ports::{Ports, VICTIM};
 use crate::common::process::Signal;
 use crate::common::programs::{self, COORD};
 use crate::common::raw::{request, write_number};
-use crate::common::{Cluster, PATIENCE, poll, process, wait_for, wait_until};
+use crate::common::{Cluster, TIMEOUT, poll, process, wait_for, wait_until};
 use kv_client::{Client, Error, OpOptions, Options};
 use kv_protocol::client_message::Operation;
 use kv_protocol::ids::RequestId;
@@ -94,10 +94,10 @@ fn a_write_that_was_sent_to_a_server_before_it_died_is_answered_by_its_successor
     let (written, took) = std::thread::scope(|scope| {
         let write = scope.spawn(|| {
             let start = Instant::now();
-            (client.put(&key, b"after", &within(PATIENCE)), start.elapsed())
+            (client.put(&key, b"after", &within(TIMEOUT)), start.elapsed())
         });
         // The write is in flight when the server's silence is detected.
-        wait_until("the silence to be noticed", PATIENCE, || {
+        wait_until("the silence to be noticed", TIMEOUT, || {
             cluster.coord_log().contains("server 1 is down")
         });
         process::signal(pid, Signal::KILL);
@@ -115,7 +115,7 @@ fn write_on(mut client: Client, key: &[u8], padding: usize, over: &AtomicBool) -
     for number in 1.. {
         let start = Instant::now();
         let written = client
-            .put(key, &numbered(number, padding), &within(PATIENCE))
+            .put(key, &numbered(number, padding), &within(TIMEOUT))
             .unwrap_or_else(|error| panic!("write {number}: {error}"));
         assert!((1..=2).contains(&written.copies));
         longest = longest.max(start.elapsed());
@@ -150,7 +150,7 @@ fn nothing_is_lost_through(padding: usize, fault: impl FnOnce(&Cluster)) -> Vec<
             })
             .collect();
         let stopper = StopOnDrop(&over);
-        wait_until("every writer to be at work", PATIENCE, || {
+        wait_until("every writer to be at work", TIMEOUT, || {
             cluster.status().groups.iter().all(|group| group.entries > 0)
         });
         fault(&cluster);
@@ -207,7 +207,7 @@ fn a_machine_that_stands_again_and_again_makes_no_member_of_a_group_go() {
     let pairs = pairs(100);
     let passes = |time: Duration, meanwhile: &mut dyn FnMut()| {
         let start = Instant::now();
-        wait_until("time to pass", PATIENCE, || {
+        wait_until("time to pass", TIMEOUT, || {
             meanwhile();
             start.elapsed() >= time
         });
@@ -250,7 +250,7 @@ fn cut_streams(cluster: &Cluster) {
         let port = status.servers[to].servers.as_ref().expect("started");
         let port = port.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
         let pid = status.servers[from].pid.expect("started");
-        wait_until("a stream to be cut", PATIENCE, || process::cut_connections(pid, port) > 0);
+        wait_until("a stream to be cut", TIMEOUT, || process::cut_connections(pid, port) > 0);
     }
 }
 
@@ -270,7 +270,7 @@ fn connections_of_servers_to_the_coordinator_that_are_cut_come_back_by_themselve
             let orders = process::cut_connections(cluster.coord_pid(), port);
             assert_eq!((reports, orders), (1, 1), "links of server {}", server.id);
         }
-        wait_until("all servers to be up again", PATIENCE, || {
+        wait_until("all servers to be up again", TIMEOUT, || {
             cluster.status().state == ClusterState::Serving
         });
     });
@@ -285,7 +285,7 @@ fn a_server_that_is_told_to_leave_hands_over_exits_within_five_seconds_and_is_re
     let pid = cluster.server_pid(1);
     process::signal(pid, Signal::TERM);
     wait_until("the server to exit", Duration::from_secs(5), || !process::is_alive(pid));
-    wait_until("the coordinator to say so", PATIENCE, || {
+    wait_until("the coordinator to say so", TIMEOUT, || {
         cluster.coord_log().contains("server 1 received a stop signal")
     });
     cluster.await_whole();
@@ -305,7 +305,7 @@ fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
         .flat_map(|group| (0..2).map(move |shard| (group, shard)))
         .map(|(group, shard)| cluster.key_at(group, shard, "w"))
         .collect();
-    let answered: Vec<u64> = std::thread::scope(|scope| {
+    let responded: Vec<u64> = std::thread::scope(|scope| {
         let writers: Vec<_> = keys
             .iter()
             .map(|key| {
@@ -313,7 +313,7 @@ fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
                 scope.spawn(|| write_until_it_fails(client, key, 3 * DEADLINE))
             })
             .collect();
-        wait_until("every writer to be at work", PATIENCE, || {
+        wait_until("every writer to be at work", TIMEOUT, || {
             cluster.status().groups.iter().all(|group| group.entries >= 2)
         });
         let pid = cluster.server_pid(1);
@@ -324,7 +324,7 @@ fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
         writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
     });
     cluster.await_end(0);
-    for (place, (key, answered)) in keys.iter().zip(answered).enumerate() {
+    for (place, (key, responded)) in keys.iter().zip(responded).enumerate() {
         let group = place / 2;
         let found: Vec<u64> = [(group, "primary"), ((group + 1) % 3, "secondary")]
             .into_iter()
@@ -333,19 +333,22 @@ fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
             .map(|entry| String::from_utf8(entry.value).expect("a number").parse().expect("one"))
             .collect();
         let newest = found.iter().max();
-        assert!(newest >= Some(&answered), "group {group}: {answered} was answered, not {found:?}");
+        assert!(
+            newest >= Some(&responded),
+            "group {group}: {responded} was answered, not {found:?}"
+        );
     }
 }
 
 /// Writes growing numbers under one key; returns the last one with the response OK.
 fn write_until_it_fails(mut client: Client, key: &[u8], deadline: Duration) -> u64 {
-    let mut answered = 0;
+    let mut responded = 0;
     loop {
-        let value = (answered + 1).to_string().into_bytes();
+        let value = (responded + 1).to_string().into_bytes();
         match client.put(key, &value, &within(deadline)) {
-            Ok(_) => answered += 1,
-            Err(Error::InDoubt { .. } | Error::Unavailable { .. }) => return answered,
-            Err(error) => panic!("write {}: {error}", answered + 1),
+            Ok(_) => responded += 1,
+            Err(Error::InDoubt { .. } | Error::Unavailable { .. }) => return responded,
+            Err(error) => panic!("write {}: {error}", responded + 1),
         }
     }
 }
@@ -375,7 +378,7 @@ fn when_two_neighbours_die_and_are_isolated_no_other_group_fails_once_and_theirs
         for pid in [1, 2].map(|id| cluster.server_pid(id)) {
             process::signal(pid, Signal::KILL);
         }
-        wait_until("all but one group to be home again", PATIENCE, || {
+        wait_until("all but one group to be home again", TIMEOUT, || {
             let status = cluster.status();
             let is_as_wanted = |group: &kv_protocol::status::GroupStatus| {
                 let is_lost = group.group.0 == LOST;
@@ -405,7 +408,7 @@ fn when_two_neighbours_die_and_are_isolated_no_other_group_fails_once_and_theirs
     let failed = cluster.client(&format!("G \"{lost_key}\"\n")).with_code(1);
     assert!(failed.stderr.contains("no server holds this key's group any more"), "{failed:#?}");
     let port = cluster.ready.clients_port.to_string();
-    let shown = programs::run(COORD, ["status", "-p", &port], "", PATIENCE).with_code(4);
+    let shown = programs::run(COORD, ["status", "-p", &port], "", TIMEOUT).with_code(4);
     let is_row = |line: &&str| line.starts_with('1') && line.contains("LOST");
     assert_eq!(shown.lines().into_iter().filter(is_row).count(), 1, "{}", shown.stdout);
     assert!(shown.stdout.contains("group 1 is LOST"), "{}", shown.stdout);
@@ -444,7 +447,7 @@ fn servers_serve_on_without_their_coordinator_and_dump_by_themselves_when_told_t
     put_all(&mut client, &pairs);
     let pids = cluster.server_pids();
     process::signal(cluster.coord_pid(), Signal::KILL);
-    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(cluster.coord_pid()));
+    wait_until("the coordinator's end", TIMEOUT, || !process::is_alive(cluster.coord_pid()));
     let again: Vec<_> =
         pairs.iter().map(|(key, value)| (key.clone(), [&value[..], b" again"].concat())).collect();
     put_all(&mut client, &again);
@@ -453,7 +456,7 @@ fn servers_serve_on_without_their_coordinator_and_dump_by_themselves_when_told_t
         assert!(process::is_alive(*pid));
         process::signal(*pid, Signal::TERM);
     }
-    wait_for("all servers to exit", PATIENCE, || {
+    wait_for("all servers to exit", TIMEOUT, || {
         pids.iter().all(|pid| !process::is_alive(*pid)).then_some(())
     });
     let dumps = cluster.dumps();
@@ -477,10 +480,10 @@ fn a_server_told_to_leave_while_coordinator_and_secondary_hang_dumps_within_five
     // A write that cannot be drained.
     raw.send(&request(RequestId(1), &key, Operation::Put(write_number(1), b"v")));
     raw.send(&request(RequestId(2), &key, Operation::Get));
-    assert_eq!(raw.answer().id, RequestId(2), "the write waits, and has come");
+    assert_eq!(raw.response().id, RequestId(2), "the write waits, and has come");
     let start = Instant::now();
     process::signal(pids[VICTIM], Signal::TERM);
-    wait_until("the server to exit", PATIENCE, || !process::is_alive(pids[VICTIM]));
+    wait_until("the server to exit", TIMEOUT, || !process::is_alive(pids[VICTIM]));
     assert!(start.elapsed() < Duration::from_millis(5_500), "{:?}", start.elapsed());
     assert_eq!(raw.next_frame(), None, "the write was answered");
     for (role, group) in [("primary", VICTIM), ("secondary", VICTIM - 1)] {

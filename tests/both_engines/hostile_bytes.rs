@@ -157,7 +157,7 @@ fn assert_stream_broken_by(ports: &Ports, bytes: &[u8]) {
 fn say_on_a_stream(ports: &Ports, bytes: &[u8], is_expected: impl Fn(&Received) -> bool) {
     crate::common::wait_until(
         "the victim's answer on a forged stream",
-        crate::common::PATIENCE,
+        crate::common::TIMEOUT,
         || {
             let (mut raw, seal) = ports.challenged(Kind::Servers, ports.key);
             // In one piece, so that the real predecessor cannot connect in between.
@@ -210,10 +210,10 @@ fn a_write_cut_at_any_byte_is_not_done() {
             let mut raw = ports.welcomed(end as u128);
             raw.send(&whole[..end]);
             raw.finish();
-            let answers = raw.await_close();
+            let responses = raw.await_close();
             assert!(
-                answers.iter().all(|f| f.opcode != opcode::ANSWER),
-                "cut at {end}: {answers:?}"
+                responses.iter().all(|f| f.opcode != opcode::RESPONSE),
+                "cut at {end}: {responses:?}"
             );
         }
         assert_eq!(ports.welcomed(1_000).ask(&key, Operation::Get).status, Status::NotFound);
@@ -231,7 +231,7 @@ fn a_request_in_single_bytes_is_served_like_any_other() {
             raw.send(&[byte]);
         }
         assert_eq!(raw.frame().opcode, opcode::WELCOME);
-        assert_eq!(raw.answer().status, Status::Ok);
+        assert_eq!(raw.response().status, Status::Ok);
     });
 }
 
@@ -244,9 +244,9 @@ fn a_client_that_errs_without_end_is_answered_so_many_times_and_then_closed() {
             raw.send_if_open(&bad);
         }
         let said = raw.await_close();
-        let answers = said.iter().filter(|frame| frame.opcode == opcode::ANSWER).count();
+        let responses = said.iter().filter(|frame| frame.opcode == opcode::RESPONSE).count();
         let most = MAX_ERRORS_IN_A_ROW as usize;
-        assert!((most - 1..=most).contains(&answers), "{answers} answers to nonsense");
+        assert!((most - 1..=most).contains(&responses), "{responses} answers to nonsense");
     });
 }
 
@@ -521,8 +521,8 @@ fn a_stranger_is_refused_by_the_coordinator_in_words() {
             let mut bytes = Vec::new();
             started.write(&seal, &mut bytes);
             raw.send(&bytes);
-            let answer = raw.frame();
-            match Admission::read(answer.opcode, &answer.body).expect("an admission") {
+            let response = raw.frame();
+            match Admission::read(response.opcode, &response.body).expect("an admission") {
                 Admission::Refused { reason } => assert!(!reason.is_empty()),
                 Admission::Admitted { .. } => panic!("{started:?} was admitted"),
             }
@@ -585,8 +585,8 @@ fn nothing_is_learned_from_a_client_that_claims_a_later_view() {
         }
         .write(&mut bytes);
         raw.send(&bytes);
-        let answer = raw.answer();
-        assert!(matches!(answer.status, Status::Unavailable | Status::Invalid), "{answer:?}");
+        let response = raw.response();
+        assert!(matches!(response.status, Status::Unavailable | Status::Invalid), "{response:?}");
         assert_eq!(raw.ask(&key, Operation::Put(write_number(1), b"v")).status, Status::Ok);
     });
 }
@@ -627,7 +627,7 @@ fn a_digest_that_is_not_the_keys_is_refused_and_the_write_is_not_done() {
             let (view, digest) = (ViewVersion(1), Digest::of(&other));
             Request { id: RequestId(3), view, digest, key: &key, operation }.write(&mut bytes);
             raw.send(&bytes);
-            assert_eq!(raw.answer().status, Status::Invalid);
+            assert_eq!(raw.response().status, Status::Invalid);
         }
         assert_eq!(raw.ask(&key, Operation::Get).status, Status::NotFound);
         let first = raw.ask(&other, Operation::Put(write_number(1), b"v"));
@@ -644,7 +644,7 @@ fn what_is_refused_is_counted_in_the_status() {
     for _ in 0..10 {
         assert_eq!(raw.ask(b"", Operation::Get).status, Status::Invalid);
     }
-    crate::common::wait_until("ten refusals in the status", crate::common::PATIENCE, || {
+    crate::common::wait_until("ten refusals in the status", crate::common::TIMEOUT, || {
         cluster.server(VICTIM).refused >= before + 10
     });
 }

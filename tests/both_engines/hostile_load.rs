@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::common::load::{check_all, put_all, run_all};
 use crate::common::ports::{Kind, Ports, VICTIM};
 use crate::common::raw::{Raw, hello, request, write_number};
-use crate::common::{Cluster, PATIENCE, process, wait_for, wait_until};
+use crate::common::{Cluster, TIMEOUT, process, wait_for, wait_until};
 use kv_client::{Error, Op, OpOptions, Options};
 use kv_protocol::client_message::{Operation, Question, Refusal, Status, opcode};
 use kv_protocol::ids::{ClientId, RequestId, ShardId};
@@ -38,7 +38,7 @@ fn slow_silent_and_greedy_connections_are_closed_at_their_deadlines_and_nobody_e
         let good = scope.spawn(|| longest_wait_of_a_good_client(&cluster, over));
         let idle = scope.spawn(move || {
             let mut raw = ports.welcomed(1);
-            wait_until("the end of the others", 2 * PATIENCE, || over.load(Ordering::SeqCst));
+            wait_until("the end of the others", 2 * TIMEOUT, || over.load(Ordering::SeqCst));
             assert_eq!(raw.ask(key, Operation::Noop).status, Status::Ok, "idle, and still there");
         });
         let mut culprits = Vec::new();
@@ -144,7 +144,7 @@ fn connections_beyond_the_limit_are_refused_as_busy_and_the_clusters_own_links_s
     assert!(status.servers.iter().all(|server| server.state == ServerState::Up));
     assert!(status.groups.iter().all(|group| group.copies == 2));
     drop(crowd);
-    wait_until("room for a client again", PATIENCE, || {
+    wait_until("room for a client again", TIMEOUT, || {
         let mut raw = ports.connect(Kind::Clients);
         raw.send_if_open(&hello(ports.status.cluster, ClientId(1), ShardId(0)));
         is_welcomed(&mut raw)
@@ -158,11 +158,11 @@ fn an_address_whose_idle_connections_take_all_places_gives_room_to_others() {
     let cluster = Cluster::builder().open_files(256).start();
     let pids = cluster.server_pids();
     let ports = Ports::of(&cluster);
-    let greeting = hello(ports.status.cluster, ClientId(1), ShardId(0));
+    let handshake = hello(ports.status.cluster, ClientId(1), ShardId(0));
     let mut crowd = Vec::new();
     loop {
         let mut raw = ports.connect(Kind::Clients);
-        raw.send_if_open(&greeting);
+        raw.send_if_open(&handshake);
         if !is_welcomed(&mut raw) {
             break;
         }
@@ -171,9 +171,9 @@ fn an_address_whose_idle_connections_take_all_places_gives_room_to_others() {
     }
     let mut others: Vec<Raw> = (0..OTHERS)
         .map(|_| {
-            wait_for("another address to get in", PATIENCE, || {
+            wait_for("another address to get in", TIMEOUT, || {
                 let mut raw = Raw::from_another_address(ports.address(Kind::Clients));
-                raw.send_if_open(&greeting);
+                raw.send_if_open(&handshake);
                 is_welcomed(&mut raw).then_some(raw)
             })
         })
@@ -182,7 +182,7 @@ fn an_address_whose_idle_connections_take_all_places_gives_room_to_others() {
     for other in &mut others {
         assert_eq!(other.ask(&key, Operation::Noop).status, Status::Ok);
     }
-    wait_until("the one that was idle for longest to be closed", PATIENCE, || crowd[0].is_closed());
+    wait_until("the one that was idle for longest to be closed", TIMEOUT, || crowd[0].is_closed());
     let newest = crowd.last_mut().expect("there are some");
     assert_eq!(
         newest.ask(&key, Operation::Noop).status,
@@ -191,7 +191,7 @@ fn an_address_whose_idle_connections_take_all_places_gives_room_to_others() {
     );
     let of_crowd = |alarm: &AlarmStatus| alarm.kind == AlarmKind::Crowded;
     let alarm =
-        wait_for("an alarm", PATIENCE, || cluster.status().alarms.into_iter().find(of_crowd));
+        wait_for("an alarm", TIMEOUT, || cluster.status().alarms.into_iter().find(of_crowd));
     assert!(alarm.text.contains("127.0.0.1 has"), "{}", alarm.text);
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("a log");
     assert!(log.contains("idle connections of 127.0.0.1"), "{log}");
@@ -221,7 +221,7 @@ fn a_crowd_that_asks_the_coordinator_nothing_gives_room_to_those_who_ask() {
             let mut question = Vec::new();
             Question::Map.write(&mut question);
             asks.send(&question);
-            assert_eq!(asks.frame().opcode, opcode::MAP_ANSWER);
+            assert_eq!(asks.frame().opcode, opcode::MAP_RESPONSE);
         }
     }
     assert_eq!(oldest.await_close(), []);
@@ -257,7 +257,7 @@ fn a_crowd_that_asks_for_the_status_does_not_delay_a_failover() {
                 while !over.load(Ordering::SeqCst) {
                     crowd.iter_mut().for_each(|raw| raw.send_if_open(question));
                     for raw in &mut crowd {
-                        assert_eq!(raw.frame().opcode, opcode::STATUS_ANSWER);
+                        assert_eq!(raw.frame().opcode, opcode::STATUS_RESPONSE);
                     }
                 }
             });
@@ -277,7 +277,7 @@ fn a_crowd_that_asks_for_the_status_does_not_delay_a_failover() {
 fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {
     const AT_ONCE: usize = 256;
     let mut crowd: Vec<Raw> = Vec::new();
-    wait_until("every one of the crowd to be welcomed", PATIENCE, || {
+    wait_until("every one of the crowd to be welcomed", TIMEOUT, || {
         let greeted = crowd.len();
         for n in greeted..most.min(greeted + AT_ONCE) {
             let mut raw = ports.connect(kind);
@@ -319,7 +319,7 @@ fn a_crowd_of_strangers_that_say_nothing_does_not_keep_the_clusters_own_links_fr
         let start = Instant::now();
         assert_eq!(process::cut_connections(dialler, port), 1, "{kind:?}");
         cluster.assert_serves(&pids);
-        wait_until("the link to be back", PATIENCE, || process::connections(dialler, port) == 1);
+        wait_until("the link to be back", TIMEOUT, || process::connections(dialler, port) == 1);
         // No stranger's deadline had passed by then.
         assert!(start.elapsed() < HELLO_DEADLINE / 2, "{kind:?}: {:?}", start.elapsed());
         cluster.assert_serves(&pids);
@@ -351,13 +351,13 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
             raw
         })
         .collect();
-    wait_until("all descriptors to be used", PATIENCE, || process::open_descriptors(pid) >= room);
+    wait_until("all descriptors to be used", TIMEOUT, || process::open_descriptors(pid) >= room);
     // The links work: heartbeats continue for longer than the failure timeout. Existing clients and
     // the stream to the secondary work too.
     let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "full");
     let start = Instant::now();
     let mut seq = 0;
-    wait_until("a second without descriptors", PATIENCE, || {
+    wait_until("a second without descriptors", TIMEOUT, || {
         seq += 1;
         let put = Operation::Put(write_number(seq), b"v");
         assert_eq!(early.ask(&key, put).status, Status::Ok);
@@ -370,7 +370,7 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
     let welcomed = crowd.iter_mut().map(is_answered_welcome).filter(|welcomed| *welcomed).count();
     assert!(welcomed < 20, "{welcomed} of 40 were welcomed where there was room for 10");
     drop(crowd);
-    wait_until("a new client to be served, although the limit stays", PATIENCE, || {
+    wait_until("a new client to be served, although the limit stays", TIMEOUT, || {
         let mut raw = ports.connect(Kind::Clients);
         raw.send_if_open(&hello(ports.status.cluster, ClientId(99), ShardId(0)));
         is_welcomed(&mut raw)
@@ -466,7 +466,7 @@ fn a_dump_that_cannot_be_written_is_named_and_waited_for_until_it_can() {
     let pairs: Vec<_> = (0..300).map(|n| (format!("key {n}").into_bytes(), vec![0; 300])).collect();
     put_all(&mut cluster.open(), &pairs);
     process::signal(cluster.coord_pid(), process::Signal::TERM);
-    wait_until("the failed dump to be named", PATIENCE, || {
+    wait_until("the failed dump to be named", TIMEOUT, || {
         let log = cluster.coord_log();
         log.contains("could not carry out DUMP-PRIMARY") && log.contains("server_1.primary")
     });
@@ -524,7 +524,7 @@ fn a_client_that_stops_in_the_middle_of_its_answers_costs_the_others_nothing() {
         }
         // The connections are dropped while responses are in flight.
     }
-    wait_for("all descriptors to be given back", PATIENCE, || {
+    wait_for("all descriptors to be given back", TIMEOUT, || {
         (process::open_descriptors(pid) <= before).then_some(())
     });
     cluster.assert_serves(&cluster.server_pids());

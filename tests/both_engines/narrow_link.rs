@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::process::{self, Signal};
-use crate::common::{Cluster, PATIENCE, wait_for};
+use crate::common::{Cluster, TIMEOUT, wait_for};
 use kv_client::OpOptions;
 use kv_protocol::limits::MAX_VALUE_BYTES;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -70,9 +70,9 @@ fn options(limit: Duration) -> OpOptions {
 fn write_and_read(cluster: &Cluster, name: &str, bytes: usize, reads: usize) {
     let mut client = cluster.open();
     let (key, value) = (cluster.key_at(0, 0, name), vec![bytes.to_le_bytes()[2]; bytes]);
-    client.put(&key, &value, &options(PATIENCE)).expect("a put of a long value");
+    client.put(&key, &value, &options(TIMEOUT)).expect("a put of a long value");
     for _ in 0..reads {
-        let read = client.get(&key, &options(PATIENCE)).expect("a get of a long value");
+        let read = client.get(&key, &options(TIMEOUT)).expect("a get of a long value");
         assert!(read.bytes == value, "another value of {} bytes", read.bytes.len());
     }
 }
@@ -132,7 +132,7 @@ fn a_copy_of_long_values_over_a_narrow_link_goes_on_while_another_is_written() {
     narrow().expect("make the link narrow");
     process::signal(cluster.server_pid(1), Signal::KILL);
     // On a busy link the first packets may be lost more often than a candidate's timeout allows.
-    let view = wait_for("a part of the copy", PATIENCE, || {
+    let view = wait_for("a part of the copy", TIMEOUT, || {
         let group = cluster.status().groups.swap_remove(0);
         group.copy.filter(|copy| copy.bytes >= 1 << 20).map(|_| group.view)
     });

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
 use crate::common::workshop::{Workshop, root};
-use crate::common::{Cluster, PATIENCE, programs};
+use crate::common::{Cluster, TIMEOUT, programs};
 
 #[track_caller]
 fn compile(workshop: &Workshop, name: &str) -> std::path::PathBuf {
@@ -63,15 +63,15 @@ fn an_event_loop_answers_every_line_also_when_more_come_than_its_queue_takes() {
         .spawn()
         .expect("start the event loop");
     let mut input = program.stdin.take().expect("stdin is a pipe");
-    let mut answers = BufReader::new(program.stdout.take().expect("stdout is a pipe")).lines();
+    let mut responses = BufReader::new(program.stdout.take().expect("stdout is a pipe")).lines();
     // All lines at once, many more than the queue holds. Sorted, because responses come in any
     // order.
     let mut ask = |lines: Vec<String>| {
         writeln!(input, "{}", lines.join("\n")).expect("write lines");
-        let answers = answers.by_ref().take(lines.len());
-        let mut answers: Vec<String> = answers.map(|line| line.expect("a line")).collect();
-        answers.sort();
-        answers
+        let responses = responses.by_ref().take(lines.len());
+        let mut responses: Vec<String> = responses.map(|line| line.expect("a line")).collect();
+        responses.sort();
+        responses
     };
     let keys: Vec<String> = (100..600).map(|n| format!("key-{n}")).collect();
     let stored = ask(keys.iter().map(|key| format!("{key}=the value of {key}")).collect());
@@ -85,7 +85,7 @@ fn an_event_loop_answers_every_line_also_when_more_come_than_its_queue_takes() {
     // A last line without a line end counts too.
     write!(input, "key-100").expect("write a line");
     drop(input);
-    let last = answers.next().expect("an answer").expect("a line");
+    let last = responses.next().expect("an answer").expect("a line");
     assert_eq!(last, "key-100: the value of key-100");
     assert_eq!(program.wait().expect("its end").code(), Some(0));
 }
@@ -116,11 +116,11 @@ impl Cache {
     #[track_caller]
     fn ask(&self, lines: &[&str]) -> Vec<String> {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connect");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
-        let mut answers = BufReader::new(&stream).lines();
+        stream.set_read_timeout(Some(TIMEOUT)).expect("set a timeout");
+        let mut responses = BufReader::new(&stream).lines();
         let mut ask = |line: &&str| {
             writeln!(&stream, "{line}").expect("write a line");
-            answers.next().expect("an answer").expect("a line")
+            responses.next().expect("an answer").expect("a line")
         };
         lines.iter().map(&mut ask).collect()
     }
@@ -143,12 +143,12 @@ fn two_session_caches_know_the_same_sessions_and_outlive_a_server() {
     assert_eq!(second.ask(&["WHO 17"]), ["OK ada"]);
     crate::common::process::signal(cluster.server_pid(0), crate::common::process::Signal::KILL);
     // The takeover may need more than half a second; then the cache responds SORRY.
-    crate::common::wait_until("the session to be read again", PATIENCE, || {
-        let answers = second.ask(&["WHO 17"]);
-        assert!(answers[0] == "OK ada" || answers[0].starts_with("SORRY "), "{answers:?}");
-        answers[0] == "OK ada"
+    crate::common::wait_until("the session to be read again", TIMEOUT, || {
+        let responses = second.ask(&["WHO 17"]);
+        assert!(responses[0] == "OK ada" || responses[0].starts_with("SORRY "), "{responses:?}");
+        responses[0] == "OK ada"
     });
-    crate::common::wait_until("the session to be ended", PATIENCE, || {
+    crate::common::wait_until("the session to be ended", TIMEOUT, || {
         !first.ask(&["LOGOUT 17"])[0].starts_with("SORRY ")
     });
     assert_eq!(second.ask(&["WHO 17"]), ["NOBODY"]);
@@ -164,16 +164,16 @@ fn who_logs_in_again_after_a_login_in_doubt_finds_his_own_session() {
     let mut pids = cluster.server_pids();
     pids.push(cluster.coord_pid());
     pids.iter().for_each(|pid| crate::common::process::pause(*pid));
-    let answers = cache.ask(&["LOGIN 18 eve"]);
+    let responses = cache.ask(&["LOGIN 18 eve"]);
     pids.iter()
         .for_each(|pid| crate::common::process::signal(*pid, crate::common::process::Signal::CONT));
-    assert!(answers[0].starts_with("SORRY "), "{answers:?}");
+    assert!(responses[0].starts_with("SORRY "), "{responses:?}");
     // The login succeeds as soon as the cluster responds again. It never gets TAKEN, the response
     // to bob.
-    crate::common::wait_until("the login to be answered", PATIENCE, || {
-        let answers = cache.ask(&["LOGIN 18 eve"]);
-        assert!(answers[0] == "OK" || answers[0].starts_with("SORRY "), "{answers:?}");
-        answers[0] == "OK"
+    crate::common::wait_until("the login to be answered", TIMEOUT, || {
+        let responses = cache.ask(&["LOGIN 18 eve"]);
+        assert!(responses[0] == "OK" || responses[0].starts_with("SORRY "), "{responses:?}");
+        responses[0] == "OK"
     });
     assert_eq!(cache.ask(&["LOGIN 18 bob", "WHO 18"]), ["TAKEN", "OK eve"]);
 }
@@ -184,9 +184,9 @@ fn python_stores_any_bytes_without_a_compiler() {
     let library = format!("KVCLIENT={}", workshop.dir().join("libkvclient.so.1").display());
     let script = root().join("examples/python/kv.py").display().to_string();
     let words = [library.as_str(), "python3", &script, &cluster.endpoint()];
-    let ended = programs::run("env", words, "", PATIENCE).with_code(0);
+    let ended = programs::run("env", words, "", TIMEOUT).with_code(0);
     assert_eq!(ended.stdout, "stored on 2 servers\nread: b'any\\x00bytes'\ndeleted: None\n");
-    let ended = programs::run("env", &words[..3], "", PATIENCE).with_code(1);
+    let ended = programs::run("env", &words[..3], "", TIMEOUT).with_code(1);
     assert!(ended.stderr.contains("kv.py localhost:PORT"), "{ended:?}");
 }
 

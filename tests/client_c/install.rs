@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::common::package::Package;
 use crate::common::programs::{self, CLIENT};
 use crate::common::workshop::root;
-use crate::common::{Cluster, PATIENCE};
+use crate::common::{Cluster, TIMEOUT};
 
 #[test]
 fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
@@ -53,7 +53,7 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
     *word = "-l:libkvclient.a".to_owned();
     let told = package.compile("told", &flags);
     for program in [&whole, &told] {
-        let needed = programs::run("readelf", ["-d".as_ref(), program.as_os_str()], "", PATIENCE);
+        let needed = programs::run("readelf", ["-d".as_ref(), program.as_os_str()], "", TIMEOUT);
         assert!(!needed.with_code(0).stdout.contains("kvclient"), "linked with the shared library");
     }
     for program in [shared, whole, told] {
@@ -62,14 +62,14 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
     }
     let port = cluster.ready.clients_port.to_string();
     let kv = package.path("bin/kv").display().to_string();
-    let ended = programs::run(&kv, ["-p", &port], "P \"k\" \"v\"\nV \"k\" \"v\"\n", PATIENCE);
+    let ended = programs::run(&kv, ["-p", &port], "P \"k\" \"v\"\nV \"k\" \"v\"\n", TIMEOUT);
     assert!(ended.with_code(0).stdout.contains("check passed"));
     cluster.stop();
 
     // Installed files contain no debug information.
     for installed in ["bin/kv", "bin/kv-server", "lib/libkvclient.so.1", "lib/libkvclient.a"] {
         let file = package.path(installed);
-        let sections = programs::run("readelf", ["-SW".as_ref(), file.as_os_str()], "", PATIENCE);
+        let sections = programs::run("readelf", ["-SW".as_ref(), file.as_os_str()], "", TIMEOUT);
         assert!(!sections.with_code(0).stdout.contains(".debug_info"), "{installed}");
     }
 
@@ -97,13 +97,13 @@ fn without_cargo_all_of_bin_is_installed_or_nothing() {
     fs::create_dir(&checkout).expect("make a directory");
     for file in ["Makefile", "Cargo.toml", "scripts", "include", "docs", "ffi"] {
         let from = root().join(file).display().to_string();
-        programs::run("cp", ["-r", &from, &to], "", PATIENCE).with_code(0);
+        programs::run("cp", ["-r", &from, &to], "", TIMEOUT).with_code(0);
     }
     let built = package.dir().join("built").display().to_string();
-    programs::run("cp", ["-r", &built, &format!("{to}/bin")], "", PATIENCE).with_code(0);
+    programs::run("cp", ["-r", &built, &format!("{to}/bin")], "", TIMEOUT).with_code(0);
     let destination = format!("DESTDIR={}", package.destination().display());
     let words = ["-i", "PATH=/usr/bin:/bin", "make", "-C", &to, "install", "PREFIX=/opt/kv"];
-    let install = || programs::run("env", words.into_iter().chain([&*destination]), "", PATIENCE);
+    let install = || programs::run("env", words.into_iter().chain([&*destination]), "", TIMEOUT);
 
     let library = checkout.join("bin/libkvclient.so");
     let put_away = checkout.join("libkvclient.so");
@@ -136,7 +136,7 @@ fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
         let ldconfig = tools.join("ldconfig");
         fs::write(&ldconfig, script).expect("write a script");
         let ldconfig = ldconfig.display().to_string();
-        programs::run("chmod", ["755", &ldconfig], "", PATIENCE).with_code(0);
+        programs::run("chmod", ["755", &ldconfig], "", TIMEOUT).with_code(0);
         let words = [
             format!("PATH={}:{}", tools.display(), std::env::var("PATH").expect("PATH")),
             "make".to_owned(),
@@ -147,7 +147,7 @@ fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
             format!("PREFIX={}", prefix.display()),
             format!("BUILT={}", package.dir().join("built").display()),
         ];
-        programs::run("env", words, "", PATIENCE).with_code(0).stdout
+        programs::run("env", words, "", TIMEOUT).with_code(0).stdout
     };
 
     let said = install(Path::new("/nowhere"));

@@ -10,7 +10,7 @@ use crate::common::cluster::move_to_another_namespace;
 use crate::common::load::{check_all, put_all};
 use crate::common::process::{self, Signal};
 use crate::common::programs::{Ended, SERVER};
-use crate::common::{Cluster, PATIENCE, wait_for, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_for, wait_until};
 use kv_client::{Client, OpOptions};
 use kv_protocol::status::GroupCondition;
 
@@ -54,7 +54,7 @@ fn a_coordinator_that_is_killed_is_followed_by_another_and_clients_notice_nothin
         let _stopper = StopOnDrop(&over);
         let go_on = || {
             let seen: Vec<u64> = counts.iter().map(|done| done.load(Ordering::SeqCst)).collect();
-            wait_until("every client to go on", PATIENCE, || {
+            wait_until("every client to go on", TIMEOUT, || {
                 counts.iter().zip(&seen).all(|(done, seen)| done.load(Ordering::SeqCst) > seen + 50)
             });
         };
@@ -75,7 +75,7 @@ fn a_coordinator_that_is_killed_is_followed_by_another_and_clients_notice_nothin
 
     // It watches processes that it has not started: a death is noticed, proven and recovered from.
     process::signal(pids[1], Signal::KILL);
-    wait_until("another process", PATIENCE, || {
+    wait_until("another process", TIMEOUT, || {
         cluster.server(1).pid.is_some_and(|pid| pid != pids[1])
     });
     cluster.await_whole();
@@ -95,9 +95,9 @@ fn a_server_that_died_while_the_coordinator_was_away_is_recovered_afterwards() {
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     process::signal(pids[1], Signal::KILL);
-    wait_until("its end", PATIENCE, || !process::is_alive(pids[1]));
+    wait_until("its end", TIMEOUT, || !process::is_alive(pids[1]));
     cluster.restart();
-    wait_until("another process", PATIENCE, || {
+    wait_until("another process", TIMEOUT, || {
         cluster.server(1).pid.is_some_and(|pid| pid != pids[1])
     });
     cluster.await_whole();
@@ -139,9 +139,8 @@ fn a_coordinator_in_another_pid_namespace_takes_no_living_server_for_dead() {
 fn assert_replacement_is_told(cluster: &Cluster, words: &[&str]) {
     let killed = cluster.server_pid(1);
     process::signal(killed, Signal::KILL);
-    let pid = wait_for("another process", PATIENCE, || {
-        cluster.server(1).pid.filter(|pid| *pid != killed)
-    });
+    let pid =
+        wait_for("another process", TIMEOUT, || cluster.server(1).pid.filter(|pid| *pid != killed));
     cluster.await_whole();
     let line = process::command_line(pid);
     for word in words {
@@ -155,7 +154,7 @@ fn assert_isolates(cluster: &Cluster) {
     for pid in [1, 2].map(|id| cluster.server_pid(id)) {
         process::signal(pid, Signal::KILL);
     }
-    wait_until("the others to be whole and one group to be lost", PATIENCE, || {
+    wait_until("the others to be whole and one group to be lost", TIMEOUT, || {
         let conditions = cluster.status().groups.into_iter().map(|group| group.condition);
         conditions.eq([GroupCondition::Whole, GroupCondition::Lost, GroupCondition::Whole])
     });
@@ -232,13 +231,13 @@ fn a_coordinator_that_is_killed_in_any_step_of_a_recovery_is_followed_by_one_tha
         };
         let wanted = step.to_string();
         let what = format!("step {step}");
-        wait_until(&what, PATIENCE, || steps(&cluster).contains(&wanted));
+        wait_until(&what, TIMEOUT, || steps(&cluster).contains(&wanted));
         cluster.kill_coordinator();
         if step == 3 || step == 4 {
             assert_eq!(steps(&cluster).last(), Some(&wanted), "the step was over already");
         }
         cluster.restart();
-        wait_until("another process", PATIENCE, || {
+        wait_until("another process", TIMEOUT, || {
             cluster.server(1).pid.is_some_and(|other| other != pid)
         });
         cluster.await_whole();
@@ -281,7 +280,7 @@ fn a_state_that_is_older_than_its_cluster_is_refused_and_nothing_is_decided_from
     let old = fs::read(cluster.state_file()).expect("the state");
     let killed = cluster.server_pid(1);
     process::signal(killed, Signal::KILL);
-    wait_until("another process", PATIENCE, || {
+    wait_until("another process", TIMEOUT, || {
         cluster.server(1).pid.is_some_and(|pid| pid != killed)
     });
     cluster.await_whole();
@@ -342,7 +341,7 @@ fn kill_coordinator_in_a_stop(cluster: &mut Cluster) -> Vec<u32> {
     let pids = cluster.server_pids();
     process::pause(pids[2]);
     process::signal(cluster.coord_pid(), Signal::TERM);
-    wait_until("the stop in the file", PATIENCE, || {
+    wait_until("the stop in the file", TIMEOUT, || {
         let state = fs::read_to_string(cluster.state_file());
         state.is_ok_and(|text| text.contains("\"is_stopping\": true"))
     });
@@ -356,7 +355,7 @@ fn let_both_holders_of_group_0_leave(pids: &[u32]) {
     for pid in &pids[..2] {
         process::signal(*pid, Signal::TERM);
     }
-    wait_until("their end", PATIENCE, || pids[..2].iter().all(|pid| !process::is_alive(*pid)));
+    wait_until("their end", TIMEOUT, || pids[..2].iter().all(|pid| !process::is_alive(*pid)));
 }
 
 #[test]
@@ -439,7 +438,7 @@ fn a_cluster_whose_processes_are_all_gone_is_not_replaced_by_an_empty_one_unaske
     for pid in &pids {
         process::signal(*pid, Signal::TERM);
     }
-    wait_until("the end of all", PATIENCE, || pids.iter().all(|pid| !process::is_alive(*pid)));
+    wait_until("the end of all", TIMEOUT, || pids.iter().all(|pid| !process::is_alive(*pid)));
     let ended = cluster.run_coordinator(&[]).with_code(1);
     let path = cluster.state_file();
     for words in [&*first, "was not stopped", "--restore", &format!("mv {}", path.display())] {
@@ -458,7 +457,7 @@ fn a_port_that_somebody_else_has_taken_meanwhile_is_named() {
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     for port in [cluster.ready.servers_port, cluster.ready.clients_port] {
-        let taken = wait_for("the port", PATIENCE, || TcpListener::bind(("127.0.0.1", port)).ok());
+        let taken = wait_for("the port", TIMEOUT, || TcpListener::bind(("127.0.0.1", port)).ok());
         let ended = cluster.run_coordinator(&[]).with_code(1);
         let words = format!("127.0.0.1:{port}");
         assert!(ended.stderr.contains(&words), "no {words} in {}", ended.stderr);
@@ -489,7 +488,7 @@ fn a_start_that_died_before_everybody_had_reported_is_gone_on_with() {
     let builder = Cluster::builder();
     let binary = gated_server(builder.dir());
     let mut cluster = builder.server_binary(binary).launch();
-    let state = wait_for("two servers in the file", PATIENCE, || {
+    let state = wait_for("two servers in the file", TIMEOUT, || {
         let text = fs::read_to_string(cluster.state_file()).ok()?;
         (text.matches("\"pid\"").count() == 2).then_some(text)
     });
@@ -506,7 +505,7 @@ fn a_start_that_died_before_everybody_had_reported_is_gone_on_with() {
         assert_eq!(json["servers"][n]["started"]["pid"], pids[n], "server {n} was there already");
     }
     assert!(!waiting.contains(&pids[2]), "nobody knew its number");
-    wait_until("the end of the one that had not reported", PATIENCE, || {
+    wait_until("the end of the one that had not reported", TIMEOUT, || {
         process::running_in(cluster.dir()).iter().all(|pid| pids.contains(pid))
     });
     cluster.assert_serves(&pids);

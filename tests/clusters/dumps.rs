@@ -56,7 +56,7 @@ fn after_a_stop_the_dumps_hold_the_last_value_of_every_key_and_no_deleted_key() 
 #[derive(Clone, Debug, Default)]
 struct Known {
     /// The last write with the response OK: its number (also its value) and its version.
-    answered: Option<(u64, SequenceNumber)>,
+    responded: Option<(u64, SequenceNumber)>,
     /// The last write that was attempted.
     tried: u64,
 }
@@ -74,7 +74,7 @@ fn every_write_that_was_answered_before_a_stop_is_in_both_dumps() {
             })
             .collect();
         // Every writer is active when the stop begins.
-        wait_until("20,000 writes", crate::common::PATIENCE, || {
+        wait_until("20,000 writes", crate::common::TIMEOUT, || {
             cluster.status().groups.iter().map(|group| group.entries).sum::<u64>()
                 == (WRITERS * KEYS_OF_A_WRITER) as u64
                 && cluster.status().servers.iter().map(|s| s.requests).sum::<u64>() > 20_000
@@ -87,11 +87,11 @@ fn every_write_that_was_answered_before_a_stop_is_in_both_dumps() {
     cluster.assert_copies_agree();
     let entries = cluster.entries();
     for (key, known) in &known {
-        let (answered, version) = known.answered.expect("every key was written");
+        let (responded, version) = known.responded.expect("every key was written");
         let entry = entries.get(&key[..]).unwrap_or_else(|| panic!("{key:?} is not in the dumps"));
         let found = u64::from_le_bytes(entry.value[..].try_into().expect("a writer's value"));
         assert!(
-            (answered..=known.tried).contains(&found) && entry.sn >= version,
+            (responded..=known.tried).contains(&found) && entry.sn >= version,
             "{key:?}: {found} at {} was dumped; {known:?}",
             entry.sn
         );
@@ -106,13 +106,13 @@ fn write_until_refused(endpoint: &str, writer: usize, coord: u32) -> Vec<(Vec<u8
     let mut keys: Vec<(Vec<u8>, Known)> = (0..KEYS_OF_A_WRITER)
         .map(|n| (format!("writer {writer} key {n}").into_bytes(), Known::default()))
         .collect();
-    let give_up = Instant::now() + 2 * crate::common::PATIENCE;
+    let give_up = Instant::now() + 2 * crate::common::TIMEOUT;
     for (number, place) in (1..).zip((0..KEYS_OF_A_WRITER).cycle()) {
         assert!(Instant::now() < give_up, "the cluster never refused a write");
         let (key, known) = &mut keys[place];
         let tried_before = std::mem::replace(&mut known.tried, number);
         match client.put(key, &u64::to_le_bytes(number), &OpOptions::default()) {
-            Ok(written) => known.answered = Some((number, written.version)),
+            Ok(written) => known.responded = Some((number, written.version)),
             Err(Error::InDoubt { .. }) => break,
             Err(Error::Unavailable { .. }) => {
                 // The library reports that this write was not done.
@@ -122,7 +122,7 @@ fn write_until_refused(endpoint: &str, writer: usize, coord: u32) -> Vec<(Vec<u8
             Err(error) => panic!("writer {writer}, write {number}: {error}"),
         }
     }
-    wait_until("the coordinator's end", crate::common::PATIENCE, || {
+    wait_until("the coordinator's end", crate::common::TIMEOUT, || {
         !crate::common::process::is_alive(coord)
     });
     keys

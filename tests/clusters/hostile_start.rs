@@ -7,14 +7,14 @@ use std::process::Command;
 
 use crate::common::cluster::Builder;
 use crate::common::programs::{self, COORD, Ended};
-use crate::common::{Cluster, PATIENCE, process};
+use crate::common::{Cluster, TIMEOUT, process};
 
 /// Runs a coordinator that is expected to fail.
 #[track_caller]
 fn run(builder: &Builder) -> Ended {
     let command = builder.command();
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-    let ended = programs::run(COORD, arguments, "", 2 * PATIENCE);
+    let ended = programs::run(COORD, arguments, "", 2 * TIMEOUT);
     let left = process::running_in(builder.dir());
     process::end_all_in(builder.dir());
     assert!(left.is_empty(), "processes {left:?} were left: {ended:#?}");
@@ -79,7 +79,7 @@ fn a_cluster_file_that_is_missing_or_no_text_is_refused_by_name() {
     for file in [&missing, &binary] {
         let name = file.to_str().expect("a path in UTF-8");
         let arguments = ["-C", name, "--daemon", "--dir", dir.path().to_str().expect("UTF-8")];
-        let ended = programs::run(COORD, arguments, "", PATIENCE);
+        let ended = programs::run(COORD, arguments, "", TIMEOUT);
         assert_ne!(ended.code, Some(0), "{ended:?}");
         assert!(ended.stderr.contains(name), "{}", ended.stderr);
     }
@@ -96,7 +96,7 @@ fn a_missing_server_binary_is_named_and_the_start_fails() {
         .collect();
     let own = arguments.iter().position(|a| a == "--server-binary").expect("the fixture's");
     let arguments = [&arguments[..own], &arguments[own + 2..]].concat();
-    let ended = programs::run(COORD, &arguments, "", 2 * PATIENCE).with_code(1);
+    let ended = programs::run(COORD, &arguments, "", 2 * TIMEOUT).with_code(1);
     assert!(said(&builder, &ended).contains("/nowhere/at/all/server"), "{ended:#?}");
     assert!(process::running_in(builder.dir()).is_empty());
 }
@@ -114,7 +114,7 @@ fn a_server_binary_that_is_no_program_is_named_and_the_start_fails() {
         .collect();
     let own = arguments.iter().position(|a| a == "--server-binary").expect("the fixture's");
     arguments[own + 1] = file.to_str().expect("UTF-8").to_owned();
-    let ended = programs::run(COORD, &arguments, "", 2 * PATIENCE).with_code(1);
+    let ended = programs::run(COORD, &arguments, "", 2 * TIMEOUT).with_code(1);
     assert!(said(&builder, &ended).contains(&arguments[own + 1]), "{ended:#?}");
 }
 
@@ -150,7 +150,7 @@ fn a_port_of_the_coordinator_in_use_is_named_and_nothing_is_started() {
             .collect();
         let at = arguments.iter().position(|a| a == flag).expect("the fixture's");
         arguments[at + 1] = port.clone();
-        let ended = programs::run(COORD, &arguments, "", PATIENCE).with_code(1);
+        let ended = programs::run(COORD, &arguments, "", TIMEOUT).with_code(1);
         assert!(ended.stderr.contains(&port), "{}", ended.stderr);
         assert_eq!(server_files(builder.dir()), [""; 0]);
     }
@@ -188,7 +188,7 @@ fn a_server_started_by_hand_is_refused_in_words_and_the_cluster_serves_on() {
         programs::SERVER,
         ["-h", "localhost", "-m", &port, "-S", "0", "-n", "3", "-l", log.to_str().expect("UTF-8")],
         "",
-        PATIENCE,
+        TIMEOUT,
     );
     assert!(ended.code.is_some_and(|code| code != 0), "{ended:?}");
     let words = format!("{}{}", ended.stderr, std::fs::read_to_string(log).unwrap_or_default());

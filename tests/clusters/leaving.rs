@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::common::load::{check_all, put_all};
 use crate::common::process::{self, Signal};
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_until};
 
 type Pair = (Vec<u8>, Vec<u8>);
 
@@ -38,7 +38,7 @@ fn a_server_that_leaves_with_much_to_dump_hands_it_over_and_destroys_no_copy() {
     put_all(&mut client, &pairs);
     let pids = cluster.server_pids();
     process::signal(pids[1], Signal::TERM);
-    wait_until("the server to exit", PATIENCE, || !process::is_alive(pids[1]));
+    wait_until("the server to exit", TIMEOUT, || !process::is_alive(pids[1]));
     // The other holders of the same keys have kept them and serve them.
     check_all(&mut client, &pairs);
     cluster.await_whole();
@@ -63,7 +63,7 @@ fn all_servers_that_are_told_to_stop_within_moments_end_with_dumps_that_bring_ev
                 // The next server is told to stop while this one is leaving.
                 let told =
                     format!("server {}", pids.iter().position(|p| *p == pid).expect("its place"));
-                wait_until("the coordinator to be asked", PATIENCE, || {
+                wait_until("the coordinator to be asked", TIMEOUT, || {
                     cluster.coord_log().contains(&format!("{told} received a stop signal"))
                 });
             }
@@ -89,7 +89,7 @@ fn servers_that_end_without_a_coordinator_that_lives_are_restored() {
         process::cut_connections(pid, port);
     }
     // They have ended, and the paused coordinator has not waited for them yet.
-    wait_until("every server to exit", PATIENCE, || pids.iter().all(|pid| has_ended(*pid)));
+    wait_until("every server to exit", TIMEOUT, || pids.iter().all(|pid| has_ended(*pid)));
     process::signal(cluster.coord_pid(), Signal::CONT);
     cluster.await_end(0);
     let log = cluster.coord_log();

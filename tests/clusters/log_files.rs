@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::common::process::{self, Signal};
 use crate::common::programs;
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_until};
 use kv_protocol::limits::GRACE;
 
 #[test]
@@ -105,7 +105,7 @@ fn log_devices_that_stall_end_no_server_and_delay_no_client() {
     // Messages logged meanwhile are there as soon as the pipe is read.
     for (log, name) in logs.iter_mut().zip(names) {
         let mut said = String::new();
-        wait_until("the refusal in the log", PATIENCE, || {
+        wait_until("the refusal in the log", TIMEOUT, || {
             said += &log.read();
             ["refused", "rejected"].iter().any(|word| said.contains(word))
         });
@@ -162,7 +162,7 @@ fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() 
     for name in names {
         fs::rename(path(name), path(&old(name))).expect("rename a log");
     }
-    let named = programs::run(programs::SERVER, ["--name", &pids[0].to_string()], "", PATIENCE);
+    let named = programs::run(programs::SERVER, ["--name", &pids[0].to_string()], "", TIMEOUT);
     let words: Vec<&str> = named.stdout.split_whitespace().collect();
     let incarnation = cluster.server(0).incarnation.expect("started");
     let process = format!("{}:{}:{}:{incarnation}", words[1], words[2], words[3]);
@@ -172,7 +172,7 @@ fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() 
         .stdout(std::process::Stdio::piped())
         .spawn()
         .expect("start a watcher");
-    wait_until("the watcher to watch", PATIENCE, || {
+    wait_until("the watcher to watch", TIMEOUT, || {
         let pid = watcher.id();
         process::command_line(pid).contains("--watch") && withstands_stray_signals(pid)
     });
@@ -180,7 +180,7 @@ fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() 
         send_all(*pid);
     }
     for name in names {
-        wait_until("a new log", PATIENCE, || {
+        wait_until("a new log", TIMEOUT, || {
             fs::read_to_string(path(name)).is_ok_and(|log| log.contains("the log was reopened"))
         });
     }
@@ -194,7 +194,7 @@ fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() 
 
     // A restoring coordinator, and its servers from their start.
     let mut restored = Cluster::builder().restore(dir).launch();
-    wait_until("the restored cluster to serve", PATIENCE, || {
+    wait_until("the restored cluster to serve", TIMEOUT, || {
         if restored.coord_log().contains("checking") {
             send_all(restored.coord_pid());
             process::running_in(restored.dir()).into_iter().for_each(send_all);

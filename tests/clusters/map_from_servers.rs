@@ -5,7 +5,7 @@ use crate::common::coordinator::{self, CLUSTER, Lone};
 use crate::common::ports::{Ports, addresses, await_map_everywhere, map_of_server as ask};
 use crate::common::process::Signal;
 use crate::common::programs::CLIENT;
-use crate::common::{Cluster, PATIENCE, process, programs, wait_until};
+use crate::common::{Cluster, TIMEOUT, process, programs, wait_until};
 use kv_client::{Client, OpOptions, Options};
 use kv_protocol::client_message::{Question, Refusal, Status};
 use kv_protocol::control_message::{opcode as control_opcode, write_cluster_map};
@@ -16,7 +16,7 @@ use kv_protocol::status::{ClusterState, GroupCondition};
 
 fn kill_coordinator(cluster: &Cluster) {
     process::signal(cluster.coord_pid(), Signal::KILL);
-    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(cluster.coord_pid()));
+    wait_until("the coordinator's end", TIMEOUT, || !process::is_alive(cluster.coord_pid()));
 }
 
 /// Writes and reads a key of every group and shard through this client.
@@ -52,7 +52,7 @@ fn without_a_coordinator_old_clients_go_on_and_new_ones_get_the_map_from_any_ser
             CLIENT,
             ["-h", "127.0.0.1", "-p", &port],
             "P \"a\" \"1\"\nG \"a\"\n",
-            PATIENCE,
+            TIMEOUT,
         );
         assert!(ended.with_code(0).stdout.contains("value[\"a\"] == \"1\""));
     }
@@ -67,7 +67,7 @@ fn every_server_hears_of_a_recovery_and_tells_of_it_when_the_coordinator_is_gone
     let first = await_map_everywhere(&cluster);
     let pid = cluster.server_pid(1);
     process::signal(pid, Signal::KILL);
-    wait_until("the recovery to be over", PATIENCE, || {
+    wait_until("the recovery to be over", TIMEOUT, || {
         let status = cluster.status();
         status.state == ClusterState::Serving
             && status.servers[1].pid != Some(pid)
@@ -101,7 +101,7 @@ fn a_map_that_is_forged_stale_or_no_map_is_refused_and_counted_and_the_server_go
     };
     let good = coordinator::map(7, 3);
     link.raw.send(&written(&good));
-    wait_until("the map to be taken", PATIENCE, || ask(clients).as_ref() == Some(&good));
+    wait_until("the map to be taken", TIMEOUT, || ask(clients).as_ref() == Some(&good));
 
     let wrong = |change: fn(&mut Map)| {
         let mut map = coordinator::map(8, 9);
@@ -130,7 +130,7 @@ fn a_map_that_is_forged_stale_or_no_map_is_refused_and_counted_and_the_server_go
         link.raw.send(bytes);
     }
     let refused = hostile.len() as u64;
-    wait_until("all of them to be counted", PATIENCE, || link.heartbeat().refused == refused);
+    wait_until("all of them to be counted", TIMEOUT, || link.heartbeat().refused == refused);
     assert_eq!(ask(clients).as_ref(), Some(&good), "nothing of them was kept");
 
     // A damaged frame ends the link, and the server reconnects. Nothing else happens.
@@ -142,7 +142,7 @@ fn a_map_that_is_forged_stale_or_no_map_is_refused_and_counted_and_the_server_go
     assert_eq!(ask(clients).as_ref(), Some(&good));
     let newer = coordinator::map(9, 4);
     link.raw.send(&written(&newer));
-    wait_until("the newer map to be taken", PATIENCE, || ask(clients).as_ref() == Some(&newer));
+    wait_until("the newer map to be taken", TIMEOUT, || ask(clients).as_ref() == Some(&newer));
     // The announced bytes are not waited for: a frame that is too long ends the link at once.
     link.raw.send(&[0xff, 0xff, 0xff, 0x7f, 1, control_opcode::CLUSTER_MAP, 0, 0]);
     server.admit().heartbeat();

@@ -8,13 +8,13 @@ use crate::common::coordinator::Lone;
 use crate::common::load::put_all;
 use crate::common::ports::await_map_everywhere;
 use crate::common::process::Signal;
-use crate::common::{Cluster, PATIENCE, process, wait_until};
+use crate::common::{Cluster, TIMEOUT, process, wait_until};
 use kv_client::OpOptions;
 use kv_protocol::exit_code::ServerExit;
 
 fn kill_coordinator(cluster: &Cluster) {
     process::signal(cluster.coord_pid(), Signal::KILL);
-    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(cluster.coord_pid()));
+    wait_until("the coordinator's end", TIMEOUT, || !process::is_alive(cluster.coord_pid()));
 }
 
 fn log_of(cluster: &Cluster, server: usize) -> String {
@@ -31,9 +31,7 @@ fn servers_without_a_coordinator_for_so_long_dump_everything_and_exit() {
     put_all(&mut cluster.open(), &pairs);
     let pids = cluster.server_pids();
     kill_coordinator(&cluster);
-    wait_until("every server to exit", PATIENCE, || {
-        !pids.iter().any(|&pid| process::is_alive(pid))
-    });
+    wait_until("every server to exit", TIMEOUT, || !pids.iter().any(|&pid| process::is_alive(pid)));
     let dumps = cluster.dumps();
     dumps.assert_copies_agree();
     let entries = dumps.entries();
@@ -55,17 +53,17 @@ fn a_server_with_the_only_copy_of_a_group_stays_and_serves() {
     process::signal(pids[1], Signal::KILL);
     // Groups 0 and 1 now have one copy each; the coordinator is killed before they have two again.
     for (sole, order) in [(0, "DROP-SECONDARY"), (2, "TAKE-OVER")] {
-        wait_until("the groups of the dead server to go on alone", PATIENCE, || {
+        wait_until("the groups of the dead server to go on alone", TIMEOUT, || {
             log_of(&cluster, sole).contains(order)
         });
     }
     kill_coordinator(&cluster);
     for sole in [0, 2] {
-        wait_until("a sole holder to say that it stays", PATIENCE, || {
+        wait_until("a sole holder to say that it stays", TIMEOUT, || {
             log_of(&cluster, sole).contains("the only copy of a group")
         });
     }
-    wait_until("the server that others can do without to exit", PATIENCE, || {
+    wait_until("the server that others can do without to exit", TIMEOUT, || {
         !process::is_alive(pids[3])
     });
     assert!(process::is_alive(pids[0]) && process::is_alive(pids[2]));
@@ -85,7 +83,7 @@ fn a_server_with_the_only_copy_of_a_group_stays_and_serves() {
 fn a_coordinator_that_comes_back_in_time_keeps_its_server() {
     let server = Lone::start(&["--orphan-timeout", "2"]);
     let start = Instant::now();
-    wait_until("twice the time that it may be alone to pass", PATIENCE, || {
+    wait_until("twice the time that it may be alone to pass", TIMEOUT, || {
         // Each time, the coordinator is away for less than the orphan timeout.
         server.admit().heartbeat();
         start.elapsed() > Duration::from_secs(4)
@@ -104,7 +102,7 @@ fn an_orphan_exits_with_a_code_of_its_own_and_one_that_may_stay_for_ever_does_no
     assert_eq!(orphan.await_end(), Some(ServerExit::Orphaned.code().into()), "{}", orphan.log());
     assert!(orphan.log().contains("--orphan-timeout"), "{}", orphan.log());
     let start = Instant::now();
-    wait_until("the patient one to dial again after a while", PATIENCE, || {
+    wait_until("the patient one to dial again after a while", TIMEOUT, || {
         patient.admit().heartbeat();
         start.elapsed() > Duration::from_secs(1)
     });

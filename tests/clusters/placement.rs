@@ -49,9 +49,9 @@ fn a_known_key_is_served_by_its_known_shard_alone() {
         let server = cluster.server(group).clients.expect("started").parse().expect("an address");
         for asked in 0..2 {
             let mut raw = crate::common::raw::Raw::welcomed(server, ClientId(1), ShardId(asked));
-            let answer = raw.ask(key.as_bytes(), Operation::Get);
+            let response = raw.ask(key.as_bytes(), Operation::Get);
             let expected = if asked == shard { Status::NotFound } else { Status::WrongView };
-            assert_eq!(answer.status, expected, "{key:?} at shard {asked} of server {group}");
+            assert_eq!(response.status, expected, "{key:?} at shard {asked} of server {group}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use crate::common::process::{self, Signal};
 use crate::common::programs::{self, COORD, Ended};
 use crate::common::sshd::Sshd;
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_until};
 use kv_protocol::health::Health;
 use kv_protocol::status::AlarmKind;
 
@@ -17,13 +17,13 @@ const KEYS: usize = 300;
 /// Runs a command of `coord` for the cluster in this directory.
 fn coord(cluster: &Cluster, words: &[&str]) -> Ended {
     let dir = cluster.dir().to_str().expect("a path in UTF-8");
-    programs::run(COORD, [words, &["--dir", dir]].concat(), "", PATIENCE)
+    programs::run(COORD, [words, &["--dir", dir]].concat(), "", TIMEOUT)
 }
 
 /// Moves a server. While another one is moving, this one may hold the only copy of a group; then
 /// the command is repeated.
 fn replace_when_allowed(cluster: &Cluster, id: usize, host: &str) {
-    wait_until("the server may move", PATIENCE, || {
+    wait_until("the server may move", TIMEOUT, || {
         let ended = coord(cluster, &["replace", &id.to_string(), host]);
         let is_sole = ended.stderr.contains("may hold the only copy");
         assert!(ended.code == Some(0) || is_sole, "{ended:?}");
@@ -33,7 +33,7 @@ fn replace_when_allowed(cluster: &Cluster, id: usize, host: &str) {
 
 fn health(cluster: &Cluster) -> (Health, i32) {
     let port = cluster.ready.clients_port.to_string();
-    let shown = programs::run(COORD, ["status", "-p", &port], "", PATIENCE);
+    let shown = programs::run(COORD, ["status", "-p", &port], "", TIMEOUT);
     (cluster.status().health, shown.code.expect("an exit status"))
 }
 
@@ -64,7 +64,7 @@ fn a_host_that_is_dead_for_good_is_an_alarm_and_its_server_goes_to_another_one()
     let old = cluster.server_pid(REMOTE);
     process::pause(old);
     sshd.kill();
-    wait_until("an alarm with the words of ssh", PATIENCE, || {
+    wait_until("an alarm with the words of ssh", TIMEOUT, || {
         alarm(&cluster, AlarmKind::HostUnreachable)
             .is_some_and(|text| text.contains("Connection refused"))
     });
@@ -87,7 +87,7 @@ fn a_host_that_is_dead_for_good_is_an_alarm_and_its_server_goes_to_another_one()
     process::signal(old, Signal::CONT);
     check_all(&cluster);
     sshd.restart();
-    wait_until("the end of the old process", PATIENCE, || !process::is_alive(old));
+    wait_until("the end of the old process", TIMEOUT, || !process::is_alive(old));
     assert_eq!(cluster.server_pid(REMOTE), new);
     check_all(&cluster);
     let log = cluster.coord_log();
@@ -103,7 +103,7 @@ fn a_server_that_serves_is_moved_without_a_dump_and_a_cluster_file_that_is_old_m
     let old = cluster.server_pid(0);
     let host = sshd.host();
     coord(&cluster, &["replace", "0", &host]).with_code(0);
-    wait_until("the end of the old process", PATIENCE, || !process::is_alive(old));
+    wait_until("the end of the old process", TIMEOUT, || !process::is_alive(old));
     cluster.await_whole();
     check_all(&cluster);
     let moved = cluster.server(0);
@@ -120,7 +120,7 @@ fn a_server_that_serves_is_moved_without_a_dump_and_a_cluster_file_that_is_old_m
 
     // The next coordinator may kill the current process, although another one had its place before.
     process::pause(moved.pid.expect("a pid"));
-    wait_until("another process in its place", PATIENCE, || {
+    wait_until("another process in its place", TIMEOUT, || {
         cluster.server(0).pid.is_some_and(|pid| Some(pid) != moved.pid)
     });
     cluster.await_whole();
@@ -142,7 +142,7 @@ fn two_replacements_at_once_and_a_setting_are_all_done() {
         coord(&cluster, &["set", "--memory-limit", "1G"]).with_code(0);
         moving.into_iter().for_each(|thread| thread.join().expect("a replacement"));
     });
-    wait_until("both to have moved", PATIENCE, || {
+    wait_until("both to have moved", TIMEOUT, || {
         [0, 2].into_iter().all(|id| {
             let server = cluster.server(id);
             server.host == host && server.pid.is_some_and(|pid| pid != old[id])
@@ -184,7 +184,7 @@ fn a_cluster_file_that_was_changed_moves_a_server_at_the_take_over() {
     cluster.kill_coordinator();
     cluster.change_cluster_file("3\nlocalhost 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n");
     cluster.restart();
-    wait_until("the end of the process there", PATIENCE, || !process::is_alive(pids[REMOTE]));
+    wait_until("the end of the process there", TIMEOUT, || !process::is_alive(pids[REMOTE]));
     cluster.await_whole();
     let now = cluster.server(REMOTE);
     assert_eq!(now.host, "localhost");
@@ -204,7 +204,7 @@ fn the_only_holder_of_a_group_and_a_cluster_without_a_coordinator_replace_nobody
     // Server 1 cannot be replaced, so the others are the only holders of its groups.
     fs::remove_file(sshd.remote_dir().join("server")).expect("remove the server there");
     process::signal(cluster.server_pid(REMOTE), Signal::KILL);
-    wait_until("its groups to have one holder", PATIENCE, || {
+    wait_until("its groups to have one holder", TIMEOUT, || {
         cluster.status().groups.iter().filter(|group| group.copies == 1).count() == 2
     });
     let no = coord(&cluster, &["replace", "2", "localhost"]).with_code(1);
@@ -232,7 +232,7 @@ fn servers_follow_their_coordinator_to_another_port_and_address() {
     check_all(&cluster);
     // Servers that start from now on find it too.
     process::signal(pids[REMOTE], Signal::KILL);
-    wait_until("another process in its place", PATIENCE, || {
+    wait_until("another process in its place", TIMEOUT, || {
         cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
     });
     cluster.await_whole();
@@ -255,7 +255,7 @@ fn where_the_coordinator_s_machine_is_gone_its_server_goes_to_the_host_that_the_
     assert!(ended.stderr.contains("name another host for that server"), "{}", ended.stderr);
     cluster.change_cluster_file(&file(&there));
     cluster.restart();
-    wait_until("another process in its place", PATIENCE, || {
+    wait_until("another process in its place", TIMEOUT, || {
         cluster.server(0).pid.is_some_and(|pid| pid != pids[0])
     });
     cluster.await_whole();
@@ -285,11 +285,11 @@ fn a_memory_limit_that_is_reached_is_an_alarm_and_is_raised_while_the_servers_ru
     assert_eq!(health(&cluster), (Health::Degraded, 3));
     coord(&cluster, &["set", "--memory-limit", "5"]).with_code(2);
     coord(&cluster, &["set", "--memory-limit", "512M"]).with_code(0);
-    wait_until("the new limit everywhere", PATIENCE, || {
+    wait_until("the new limit everywhere", TIMEOUT, || {
         cluster.status().servers.iter().all(|server| server.memory_limit == 512 << 20)
     });
     cluster.client(&puts(0)).with_code(0);
-    wait_until("the end of the alarm", PATIENCE, || {
+    wait_until("the end of the alarm", TIMEOUT, || {
         alarm(&cluster, AlarmKind::OutOfSpace).is_none()
     });
     assert_eq!(cluster.server_pids(), pids, "nobody was started again");

@@ -13,7 +13,7 @@ use crate::common::process::{self, Signal};
 use crate::common::programs::{COORD, SERVER};
 use crate::common::raw::{Raw, write_number};
 use crate::common::workshop::{Workshop, root};
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_until};
 use kv_client::{Client, Error, OpOptions, Value};
 use kv_protocol::client_message::{Operation, Request, Status};
 use kv_protocol::ids::{ClientId, RequestId, SequenceNumber, ShardId};
@@ -23,7 +23,7 @@ use tempfile::TempDir;
 type Pair = (Vec<u8>, Vec<u8>);
 
 fn now() -> OpOptions {
-    OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() }
+    OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() }
 }
 
 fn pairs(count: usize) -> Vec<Pair> {
@@ -114,7 +114,7 @@ fn after_a_stop_every_key_comes_back_with_value_and_version_again_and_again() {
     // A later replacement of a server begins empty and receives a copy.
     let killed = cluster.server_pid(1);
     process::signal(killed, Signal::KILL);
-    wait_until("another process", PATIENCE, || {
+    wait_until("another process", TIMEOUT, || {
         cluster.status().servers[1].pid.is_some_and(|pid| pid != killed)
             && cluster.coord_log().contains("server 1 is back")
     });
@@ -191,7 +191,7 @@ fn without_a_state_neither_dumps_of_a_run_before_nor_servers_that_run_are_passed
     // No dump holds this run's data; the dumps of the run before are complete and agree.
     for pid in pids {
         process::signal(pid, Signal::KILL);
-        wait_until("its end", PATIENCE, || !process::is_alive(pid));
+        wait_until("its end", TIMEOUT, || !process::is_alive(pid));
     }
     let ended = cluster.run_coordinator(&["--without-state"]).with_code(1);
     assert_says(&ended.stderr, &["there are only dumps of earlier runs", ".old"]);
@@ -207,7 +207,7 @@ fn without_a_state_a_dump_that_is_broken_is_a_doubt() {
 }
 
 /// Sends a write of one client session under the current view of its group.
-fn write(cluster: &Cluster, key: &[u8], value: &[u8]) -> crate::common::raw::Answered {
+fn write(cluster: &Cluster, key: &[u8], value: &[u8]) -> crate::common::raw::RawResponse {
     let server = cluster.server(0).clients.expect("started").parse().expect("an address");
     let mut raw = Raw::welcomed(server, ClientId(0xfeed), ShardId(0));
     let view = cluster.status().groups[0].view;
@@ -215,7 +215,7 @@ fn write(cluster: &Cluster, key: &[u8], value: &[u8]) -> crate::common::raw::Ans
     let mut bytes = Vec::new();
     Request { id: RequestId(9), view, digest: Digest::of(key), key, operation }.write(&mut bytes);
     raw.send(&bytes);
-    raw.answer()
+    raw.response()
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn an_open_handle_goes_on_with_the_restored_cluster_and_with_no_other() {
     let (endpoint, path) = (cluster.endpoint(), file.to_str().expect("a path").to_owned());
     let ended = std::thread::scope(|scope| {
         let ended = scope.spawn(|| workshop.run(&program, &[&endpoint, &path]));
-        wait_until("the program in C to store", PATIENCE, || at("stored").exists());
+        wait_until("the program in C to store", TIMEOUT, || at("stored").exists());
         let (_, dir) = cluster.stop_and_keep();
 
         let cluster = Cluster::builder().clients_port(port).restore(dir).start();
@@ -255,7 +255,7 @@ fn an_open_handle_goes_on_with_the_restored_cluster_and_with_no_other() {
         assert_eq!(client.get(b"k", &now()).expect("a get").bytes, b"before");
         let after = client.put(b"k", b"after", &now()).expect("a put");
         assert!(after.version > before.version);
-        wait_until("the program in C to read", PATIENCE, || at("read").exists());
+        wait_until("the program in C to read", TIMEOUT, || at("read").exists());
         cluster.stop();
 
         let other = Cluster::builder().clients_port(port).start();
@@ -264,7 +264,7 @@ fn an_open_handle_goes_on_with_the_restored_cluster_and_with_no_other() {
         for result in [client.get(b"k", &now()).err(), client.put(b"k", b"v", &now()).err()] {
             assert!(matches!(result, Some(Error::OtherCluster { .. })), "{result:?}");
         }
-        assert!(begun.elapsed() < PATIENCE / 2, "it is said at once");
+        assert!(begun.elapsed() < TIMEOUT / 2, "it is said at once");
         let ended = ended.join().expect("the program ran");
         other.stop();
         ended
@@ -361,7 +361,7 @@ fn while_an_old_member_may_still_serve_only_force_restores() {
     for pid in [pids[0], pids[2]] {
         process::signal(pid, Signal::TERM);
     }
-    wait_until("the others to leave", PATIENCE, || {
+    wait_until("the others to leave", TIMEOUT, || {
         !process::is_alive(pids[0]) && !process::is_alive(pids[2])
     });
     let dir = cluster.into_dir();
@@ -399,7 +399,7 @@ fn a_state_that_is_not_the_last_one_is_refused_and_so_is_none() {
     let old = fs::read(&state).expect("read the state");
     put_all(&mut cluster.open(), &pairs(100));
     process::signal(cluster.server_pid(1), Signal::KILL);
-    wait_until("its return", PATIENCE, || cluster.coord_log().contains("server 1 is back"));
+    wait_until("its return", TIMEOUT, || cluster.coord_log().contains("server 1 is back"));
     let (_, dir) = cluster.stop_and_keep();
     let last = fs::read(&state).expect("read the state");
     fs::write(&state, old).expect("write the state");
@@ -454,7 +454,7 @@ fn a_restore_whose_coordinator_is_killed_is_gone_on_with_by_another_restore_only
     fs::write(&program, script).expect("write a script");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set the mode");
     let mut cluster = Cluster::builder().restore(dir).server_binary(program).launch();
-    wait_until("two servers to report", PATIENCE, || {
+    wait_until("two servers to report", TIMEOUT, || {
         cluster.coord_log().matches(" reports: ").count() == 2 * 3 - 1
     });
     cluster.kill_coordinator();
@@ -468,7 +468,7 @@ fn a_restore_whose_coordinator_is_killed_is_gone_on_with_by_another_restore_only
     let cluster = Cluster::builder().restore(plain.into_dir()).start();
     check_all(&mut cluster.open(), &pairs);
     // The waiting process is a shell, whose `sleep` outlives it for a moment.
-    wait_until("all of the first try to be gone", PATIENCE, || {
+    wait_until("all of the first try to be gone", TIMEOUT, || {
         left.iter().all(|pid| !process::is_alive(*pid))
     });
     cluster.stop().assert_copies_agree();

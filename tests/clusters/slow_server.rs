@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::process;
 use crate::common::threads;
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_until};
 use kv_client::{Client, OpOptions};
 use kv_protocol::status::{AlarmKind, ClusterState};
 
@@ -25,7 +25,7 @@ impl Drop for StopWriter<'_> {
 /// Writes numbers to one key of each group until told to stop. Returns the last acknowledged one.
 fn write_on(cluster: &Cluster, stop: &AtomicBool) -> u64 {
     let mut client = cluster.open();
-    let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
+    let options = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };
     let groups = cluster.placement().servers();
     for n in 1.. {
         for group in 0..groups {
@@ -51,7 +51,7 @@ fn servers_whose_executors_stand_in_turn_are_no_second_fault_and_lose_nothing() 
             let pid = cluster.server_pid(server);
             let Some(standing) = threads::stop(pid, "shard-0") else { break };
             let start = Instant::now();
-            wait_until("the end of the stall", PATIENCE, || {
+            wait_until("the end of the stall", TIMEOUT, || {
                 start.elapsed() >= Duration::from_millis(millis)
             });
             drop(standing);
@@ -110,7 +110,7 @@ fn a_secondary_without_memory_is_removed_with_an_alarm_and_writes_go_on() {
     let copies = (1..4_000).map(|n| put(&cluster, &mut client, n));
     assert!(copies.into_iter().any(|copies| copies == 1), "its table took no more memory");
     // Both appear a moment after the removal.
-    wait_until("a line of the log and an alarm", PATIENCE, || {
+    wait_until("a line of the log and an alarm", TIMEOUT, || {
         cluster.coord_log().contains("is removed as secondary of group 0")
             && cluster.status().alarms.iter().any(|alarm| alarm.kind == AlarmKind::CannotFollow)
     });

@@ -11,7 +11,7 @@ use crate::common::process::{self, Signal};
 use crate::common::programs::{self, COORD, Ended};
 use crate::common::sshd::Sshd;
 use crate::common::terminal::Terminal;
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_until};
 use kv_protocol::map::ServerState;
 use kv_protocol::status::ClusterState;
 
@@ -65,7 +65,7 @@ fn a_server_behind_ssh_serves_and_leaves_its_dumps_in_the_remote_directory() {
     process::signal(cluster.coord_pid(), Signal::TERM);
     cluster.await_end(0);
     assert!(!process::is_alive(pid), "the remote server outlived the cluster");
-    wait_until("the end of the scripts there", PATIENCE, || nobody_is_left(&sshd));
+    wait_until("the end of the scripts there", TIMEOUT, || nobody_is_left(&sshd));
     fetch_dumps(&sshd, &cluster);
     let dumps = cluster.dumps();
     dumps.assert_copies_agree();
@@ -85,7 +85,7 @@ fn a_cluster_with_a_remote_server_is_restored_from_the_dumps_that_were_gathered(
     let checks: String = (0..500).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
     let checked = restored.client(&checks).with_code(0);
     assert_eq!(checked.lines().iter().filter(|l| l.starts_with("check passed")).count(), 500);
-    wait_until("what was brought there to be removed", PATIENCE, || {
+    wait_until("what was brought there to be removed", TIMEOUT, || {
         let files = fs::read_dir(sshd.remote_dir()).expect("read a directory").flatten();
         files.map(|file| file.file_name()).all(|name| !name.to_string_lossy().contains(".load."))
     });
@@ -127,10 +127,10 @@ fn a_remote_server_that_is_killed_is_replaced_and_the_log_tells_by_what_it_ended
     let cluster = sshd.cluster().start();
     let killed = cluster.server_pid(REMOTE);
     process::signal(killed, Signal::KILL);
-    wait_until("its exit in the log", PATIENCE, || {
+    wait_until("its exit in the log", TIMEOUT, || {
         cluster.coord_log().contains("server 1: killed by signal 9")
     });
-    wait_until("another process in its place", PATIENCE, || {
+    wait_until("another process in its place", TIMEOUT, || {
         cluster.status().state == ClusterState::Serving && cluster.server_pid(REMOTE) != killed
     });
     let mut client = cluster.open();
@@ -145,25 +145,25 @@ fn a_coordinator_that_follows_another_watches_the_remote_server_and_replaces_it(
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     cluster.restart();
-    wait_until("all to be up again", PATIENCE, || {
+    wait_until("all to be up again", TIMEOUT, || {
         let status = cluster.status();
         status.state == ClusterState::Serving
             && status.servers.iter().all(|server| server.state == ServerState::Up)
     });
     assert_eq!(cluster.server_pids(), pids);
     assert_eq!(cluster.status().epoch.number, 2);
-    wait_until("the watcher there", PATIENCE, || is_watched(&sshd, pids[REMOTE]));
+    wait_until("the watcher there", TIMEOUT, || is_watched(&sshd, pids[REMOTE]));
     process::signal(pids[REMOTE], Signal::KILL);
-    wait_until("its exit in the log", PATIENCE, || {
+    wait_until("its exit in the log", TIMEOUT, || {
         cluster.coord_log().contains("server 1: it has ended; its exit status is not known")
     });
-    wait_until("another process in its place", PATIENCE, || {
+    wait_until("another process in its place", TIMEOUT, || {
         cluster.status().state == ClusterState::Serving
             && cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
     });
     process::signal(cluster.coord_pid(), Signal::TERM);
     cluster.await_end(0);
-    wait_until("the end of all there", PATIENCE, || nobody_is_left(&sshd));
+    wait_until("the end of all there", TIMEOUT, || nobody_is_left(&sshd));
 }
 
 /// Returns true if only the server is left on the remote host, and no ssh process here leads to it.
@@ -185,7 +185,7 @@ fn connections_to(sshd: &Sshd) -> Vec<u32> {
 #[track_caller]
 fn coord(word: &str, dir: &Path, arguments: &[&str]) -> Ended {
     let all = [word, "--dir", dir.to_str().expect("a path in UTF-8")];
-    programs::run(COORD, all.iter().chain(arguments), "", 2 * PATIENCE)
+    programs::run(COORD, all.iter().chain(arguments), "", 2 * TIMEOUT)
 }
 
 #[test]
@@ -195,15 +195,15 @@ fn what_a_coordinator_started_beside_a_remote_server_ends_when_it_is_killed() {
     let pids = cluster.server_pids();
     assert!(!connections_to(&sshd).is_empty(), "the test looks for the right processes");
     cluster.kill_coordinator();
-    wait_until("the end of the script that started it", PATIENCE, || {
+    wait_until("the end of the script that started it", TIMEOUT, || {
         only_the_server_is_left(&sshd, pids[REMOTE])
     });
     // The next coordinator watches it with a different script.
     cluster.restart();
     cluster.await_whole();
-    wait_until("the watcher there", PATIENCE, || is_watched(&sshd, pids[REMOTE]));
+    wait_until("the watcher there", TIMEOUT, || is_watched(&sshd, pids[REMOTE]));
     cluster.kill_coordinator();
-    wait_until("the end of the watcher", PATIENCE, || only_the_server_is_left(&sshd, pids[REMOTE]));
+    wait_until("the end of the watcher", TIMEOUT, || only_the_server_is_left(&sshd, pids[REMOTE]));
     cluster.restart();
     cluster.await_whole();
     assert_eq!(cluster.server_pids(), pids);
@@ -225,8 +225,8 @@ fn a_coordinator_that_is_detached_ends_and_its_servers_serve_on_until_another_ta
     }
     // The command waits for the coordinator's lock; the process itself ends a moment later.
     let ended = || !process::is_alive(cluster.coord_pid());
-    wait_until("the end of the coordinator", PATIENCE, ended);
-    wait_until("the end of what it has started there", PATIENCE, || {
+    wait_until("the end of the coordinator", TIMEOUT, ended);
+    wait_until("the end of what it has started there", TIMEOUT, || {
         only_the_server_is_left(&sshd, pids[REMOTE])
     });
     client.put(&key, b"w", &kv_client::OpOptions::default()).expect("a put without coordinator");
@@ -263,14 +263,14 @@ fn without_a_coordinator_it_is_listed_which_servers_live_here_and_there() {
     }
     for local in [0, 2] {
         process::signal(pids[local], Signal::KILL);
-        wait_until("its end", PATIENCE, || !process::is_alive(pids[local]));
+        wait_until("its end", TIMEOUT, || !process::is_alive(pids[local]));
     }
     let here_gone = |state: &str| ["gone", state, "gone"].map(str::to_owned).to_vec();
     assert_eq!(list(&cluster, 4), (None, here_gone("unknown")));
     sshd.restart();
     assert_eq!(list(&cluster, 0), (None, here_gone("lives")));
     process::signal(pids[REMOTE], Signal::KILL);
-    wait_until("its end", PATIENCE, || !process::is_alive(pids[REMOTE]));
+    wait_until("its end", TIMEOUT, || !process::is_alive(pids[REMOTE]));
     assert_eq!(list(&cluster, 3), (None, here_gone("gone")));
     let empty = tempfile::tempdir().expect("make a directory");
     let text = coord("ls", empty.path(), &[]).with_code(3).stdout;
@@ -287,7 +287,7 @@ fn a_stop_without_a_coordinator_takes_the_servers_over_and_stops_them_in_order()
     let told = coord("stop", cluster.dir(), &[]).with_code(0);
     assert!(told.stderr.contains("taking over its servers (3 of 3"), "{}", told.stderr);
     assert!(pids.iter().all(|pid| !process::is_alive(*pid)), "a server was left");
-    wait_until("the end of all there", PATIENCE, || nobody_is_left(&sshd));
+    wait_until("the end of all there", TIMEOUT, || nobody_is_left(&sshd));
     fetch_dumps(&sshd, &cluster);
     let dumps = cluster.dumps();
     dumps.assert_copies_agree();
@@ -315,7 +315,7 @@ fn a_coordinator_that_is_given_no_flags_again_still_finds_the_ssh_host_and_repla
         assert_eq!(settings.get(name), Some(&value), "{name}: {settings:?}");
     }
     process::signal(pids[REMOTE], Signal::KILL);
-    wait_until("another process in its place", PATIENCE, || {
+    wait_until("another process in its place", TIMEOUT, || {
         cluster.status().state == ClusterState::Serving
             && cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
     });
@@ -347,7 +347,7 @@ fn another_directory_on_ssh_hosts_that_is_given_at_a_take_over_counts_from_then_
     assert!(cluster.coord_log().contains(&format!("--remote-dir is {other} from now on")));
     assert_eq!(cluster.status().settings["remote-dir"], other);
     process::signal(pids[REMOTE], Signal::KILL);
-    wait_until("another process in its place", PATIENCE, || {
+    wait_until("another process in its place", TIMEOUT, || {
         cluster.status().state == ClusterState::Serving
             && cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
     });
@@ -367,7 +367,7 @@ fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live(
     sshd.kill();
     // Two servers live here: that is enough to continue, whatever the third does.
     cluster.restart();
-    wait_until("all to be up again", PATIENCE, || {
+    wait_until("all to be up again", TIMEOUT, || {
         let status = cluster.status();
         status.servers.iter().all(|server| server.state == ServerState::Up)
     });
@@ -375,7 +375,7 @@ fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live(
     cluster.kill_coordinator();
     for local in [0, 2] {
         process::signal(pids[local], Signal::KILL);
-        wait_until("its end", PATIENCE, || !process::is_alive(pids[local]));
+        wait_until("its end", TIMEOUT, || !process::is_alive(pids[local]));
     }
     let state = fs::read(cluster.state_file()).expect("the state");
     let ended = cluster.run_coordinator(&[]).with_code(1);
@@ -395,7 +395,7 @@ fn without_sshd_the_cluster_goes_on_and_when_it_is_back_the_server_is_watched_ag
     let cluster = sshd.cluster().start();
     let pids = cluster.server_pids();
     sshd.kill();
-    wait_until("the loss in the log", PATIENCE, || {
+    wait_until("the loss in the log", TIMEOUT, || {
         cluster.coord_log().contains("the ssh connection that watches server 1")
     });
     cluster.client(&operations(200)).with_code(0);
@@ -405,16 +405,16 @@ fn without_sshd_the_cluster_goes_on_and_when_it_is_back_the_server_is_watched_ag
     let (server, away) = (sshd.remote_dir().join("server"), sshd.remote_dir().join("away"));
     fs::rename(&server, &away).expect("move the program away");
     sshd.restart();
-    wait_until("the reason in the log", PATIENCE, || {
+    wait_until("the reason in the log", TIMEOUT, || {
         cluster.coord_log().contains("which is needed to find the processes that run")
     });
     cluster.assert_serves(&pids);
     assert!(!cluster.coord_log().contains("server 1: it has ended"), "nothing was proven");
     fs::rename(&away, &server).expect("move it back");
-    wait_until("a watcher over the new sshd", PATIENCE, || is_watched(&sshd, pids[REMOTE]));
+    wait_until("a watcher over the new sshd", TIMEOUT, || is_watched(&sshd, pids[REMOTE]));
     cluster.assert_serves(&pids);
     process::signal(pids[REMOTE], Signal::KILL);
-    wait_until("the end of the server in the log", PATIENCE, || {
+    wait_until("the end of the server in the log", TIMEOUT, || {
         cluster.coord_log().contains("server 1: it has ended; its exit status is not known")
     });
 }
@@ -433,7 +433,7 @@ fn a_stop_while_sshd_is_gone_leaves_all_dumps_and_says_which_server_may_still_ru
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     let log = cluster.coord_log();
     assert!(log.contains("these servers may still run: 1"), "{log}");
-    wait_until("the end of the remote server", PATIENCE, || !process::is_alive(pid));
+    wait_until("the end of the remote server", TIMEOUT, || !process::is_alive(pid));
     fetch_dumps(&sshd, &cluster);
     let dumps = cluster.dumps();
     dumps.assert_copies_agree();
@@ -451,14 +451,14 @@ fn a_hung_server_is_killed_though_the_connection_that_watched_it_is_only_made_an
     let deaf = TcpListener::bind(("127.0.0.1", sshd.port())).expect("the port of sshd");
     deaf.set_nonblocking(true).expect("a listener that does not wait");
     let mut tries = 0;
-    wait_until("the fifth try to get there", PATIENCE, || {
+    wait_until("the fifth try to get there", TIMEOUT, || {
         tries += usize::from(deaf.accept().is_ok());
         tries == 5
     });
     drop(deaf);
     sshd.restart();
     let interrupt = |cluster: &Cluster| process::signal(cluster.coord_pid(), Signal::INT);
-    wait_until("the end of coord", PATIENCE, || {
+    wait_until("the end of coord", TIMEOUT, || {
         interrupt(&cluster);
         !process::is_alive(cluster.coord_pid())
     });
@@ -475,12 +475,12 @@ fn fail_to_start(sshd: &Sshd, config: &Path, remote_dir: &Path) -> String {
     let builder = sshd.cluster_with(config, remote_dir);
     let start = Instant::now();
     let mut terminal = Terminal::start(builder.command());
-    assert_eq!(terminal.await_end(PATIENCE), Some(1), "{}", terminal.screen());
+    assert_eq!(terminal.await_end(TIMEOUT), Some(1), "{}", terminal.screen());
     assert!(start.elapsed() < QUICK, "{:?}: {}", start.elapsed(), terminal.screen());
     let said = terminal.screen();
     assert!(!said.to_lowercase().contains("password:"), "{said}");
     assert!(process::running_in(builder.dir()).is_empty(), "local servers were left");
-    wait_until("the end of what was started there", PATIENCE, || nobody_is_left(sshd));
+    wait_until("the end of what was started there", TIMEOUT, || nobody_is_left(sshd));
     said
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::process::{self, Signal};
-use crate::common::{Cluster, PATIENCE, wait_for, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_for, wait_until};
 use kv_client::OpOptions;
 use kv_protocol::status::AlarmKind;
 
@@ -27,7 +27,7 @@ fn kill_server_1(cluster: &Cluster) -> u32 {
 }
 
 fn await_replaced(cluster: &Cluster, killed: u32) {
-    wait_until("another process", PATIENCE, || {
+    wait_until("another process", TIMEOUT, || {
         cluster.server(1).pid.is_some_and(|pid| pid != killed)
     });
     cluster.await_whole();
@@ -38,12 +38,12 @@ fn a_state_that_cannot_be_stored_is_an_alarm_and_failover_follows_as_soon_as_it_
     let cluster = Cluster::start();
     let mut client = cluster.open();
     let key = cluster.key_at(1, 0, "k");
-    let patient = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
+    let patient = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };
     client.put(&key, b"before", &patient).expect("a put");
     // Every write to a file fails from now on, as on a broken disk.
     process::limit_file_size(cluster.coord_pid(), Some(0));
     let killed = kill_server_1(&cluster);
-    let text = wait_for("the alarm", PATIENCE, || alarm(&cluster, AlarmKind::StateNotStored));
+    let text = wait_for("the alarm", TIMEOUT, || alarm(&cluster, AlarmKind::StateNotStored));
     for words in ["cannot store its state", "coordinator.state", "os error 27", "ulimit -f"] {
         assert!(text.contains(words), "no {words:?} in {text}");
     }
@@ -57,7 +57,7 @@ fn a_state_that_cannot_be_stored_is_an_alarm_and_failover_follows_as_soon_as_it_
     assert_eq!(client.get(&key, &patient).expect("a get").bytes, b"before");
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     await_replaced(&cluster, killed);
-    wait_until("the end of the alarm", PATIENCE, || {
+    wait_until("the end of the alarm", TIMEOUT, || {
         alarm(&cluster, AlarmKind::StateNotStored).is_none()
     });
     assert!(cluster.coord_log().contains("the state is stored again"));

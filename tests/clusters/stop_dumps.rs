@@ -10,7 +10,7 @@ use crate::common::coordinator::Lone;
 use crate::common::load::put_all;
 use crate::common::process::{self, Signal};
 use crate::common::programs::{self, COORD, Ended};
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_until};
 use kv_client::OpOptions;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::status::{AlarmKind, ClusterState};
@@ -33,12 +33,12 @@ fn pairs() -> Vec<(Vec<u8>, Vec<u8>)> {
 fn coord_stop(dir: &Path, arguments: &[&str]) -> Ended {
     let dir = dir.to_str().expect("a path in UTF-8");
     let all = ["stop", "--dir", dir].into_iter().chain(arguments.iter().copied());
-    programs::run(COORD, all, "", 2 * PATIENCE)
+    programs::run(COORD, all, "", 2 * TIMEOUT)
 }
 
 #[track_caller]
 fn await_log(cluster: &Cluster, words: &str) {
-    wait_until(words, PATIENCE, || cluster.coord_log().contains(words));
+    wait_until(words, TIMEOUT, || cluster.coord_log().contains(words));
 }
 
 #[track_caller]
@@ -69,7 +69,7 @@ fn a_dump_that_fails_is_tried_again_until_it_is_complete_and_no_server_exits_bef
     let all = || pids.iter().copied().chain([coord]);
     all().for_each(process::pause);
     all().for_each(|pid| process::signal(pid, Signal::CONT));
-    wait_until("a third try of both dumps", PATIENCE, || {
+    wait_until("a third try of both dumps", TIMEOUT, || {
         cluster.coord_log().matches("server 1: DUMP-").count() >= 4
     });
     assert!(pids.iter().all(|pid| process::is_alive(*pid)), "all data is still in memory");
@@ -131,20 +131,20 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
         let settings = cluster.status().settings;
         settings.get("dump-dir").is_some_and(|dir| *dir == there.display().to_string())
     };
-    wait_until("the directory in the status", PATIENCE, || there_is_told(&cluster));
-    wait_until("the directory in the state", PATIENCE, || {
+    wait_until("the directory in the status", TIMEOUT, || there_is_told(&cluster));
+    wait_until("the directory in the state", TIMEOUT, || {
         fs::read_to_string(cluster.state_file())
             .is_ok_and(|text| text.contains(&there.display().to_string()))
     });
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
-    assert_eq!(programs::wait(&mut caller, PATIENCE), Some(Some(1)), "its coordinator was killed");
+    assert_eq!(programs::wait(&mut caller, TIMEOUT), Some(Some(1)), "its coordinator was killed");
     // From now on dumps to the servers' own directories would succeed; those to the given directory
     // fail.
     pids.iter().for_each(|pid| process::limit_file_size(*pid, None));
     let before = cluster.coord_log().matches("could not carry out DUMP-").count();
     cluster.relaunch(&[]);
-    wait_until("a dump that fails for the new coordinator", PATIENCE, || {
+    wait_until("a dump that fails for the new coordinator", TIMEOUT, || {
         cluster.coord_log().matches("could not carry out DUMP-").count() > before
     });
     assert!(there_is_told(&cluster), "the new coordinator shows the directory");
@@ -173,14 +173,14 @@ fn a_stop_that_has_taken_the_servers_over_gives_up_no_table_when_it_is_interrupt
         .spawn()
         .expect("start coord stop");
     let said = || fs::read_to_string(errors.path()).expect("read a file");
-    wait_until("a dump that fails", PATIENCE, || said().contains("could not carry out DUMP-"));
-    wait_until("the word on an interrupt", PATIENCE, || {
+    wait_until("a dump that fails", TIMEOUT, || said().contains("could not carry out DUMP-"));
+    wait_until("the word on an interrupt", TIMEOUT, || {
         process::signal(stop.id(), Signal::INT);
         said().contains("the stop continues; coord stop --force")
     });
     assert!(pids.iter().all(|pid| process::is_alive(*pid)), "all data is still in memory");
     process::limit_file_size(pids[1], None);
-    assert_eq!(programs::wait(&mut stop, 2 * PATIENCE), Some(Some(0)), "{}", said());
+    assert_eq!(programs::wait(&mut stop, 2 * TIMEOUT), Some(Some(0)), "{}", said());
     let dumps = cluster.dumps();
     dumps.assert_copies_agree();
     assert_eq!(dumps.entries().len(), ENTRIES);
@@ -256,7 +256,7 @@ fn a_second_interrupt_gives_up_what_cannot_be_dumped_and_nothing_else() {
     process::limit_file_size(cluster.server_pids()[1], Some(4_096));
     process::signal(cluster.coord_pid(), Signal::INT);
     // By then the stop has lasted for more than a second, so the next signal is a second press.
-    wait_until("a second and a third try", PATIENCE, || {
+    wait_until("a second and a third try", TIMEOUT, || {
         cluster.coord_log().matches("server 1: DUMP-").count() >= 4
     });
     process::signal(cluster.coord_pid(), Signal::INT);
@@ -278,11 +278,11 @@ fn a_directory_that_was_deleted_may_be_made_again() {
     let pids = cluster.server_pids();
     fs::remove_dir_all(&dir).expect("delete the directory");
     process::signal(cluster.coord_pid(), Signal::TERM);
-    wait_until("the stop to begin", PATIENCE, || cluster.status().state == ClusterState::Stopping);
+    wait_until("the stop to begin", TIMEOUT, || cluster.status().state == ClusterState::Stopping);
     assert!(pids.iter().all(|pid| process::is_alive(*pid)));
     fs::create_dir(&dir).expect("make the directory");
     cluster.await_end(0);
-    wait_until("the servers' end", PATIENCE, || !pids.iter().any(|pid| process::is_alive(*pid)));
+    wait_until("the servers' end", TIMEOUT, || !pids.iter().any(|pid| process::is_alive(*pid)));
     let dumps = cluster.dumps();
     dumps.assert_copies_agree();
     assert_eq!(dumps.entries().len(), ENTRIES);
@@ -297,7 +297,7 @@ fn lone_with_a_blocked_dump() -> Lone {
     // A file cannot be created under the name of a directory.
     fs::create_dir(server.dir.path().join("server_1.primary.tmp")).expect("make a directory");
     process::signal(server.pid(), Signal::TERM);
-    wait_until("a dump to fail", PATIENCE, || server.log().contains("their dumps are tried again"));
+    wait_until("a dump to fail", TIMEOUT, || server.log().contains("their dumps are tried again"));
     server
 }
 
@@ -311,7 +311,7 @@ fn a_server_that_leaves_alone_tries_its_dumps_until_they_are_complete() {
 #[test]
 fn a_server_that_leaves_alone_gives_its_tables_up_at_a_second_signal() {
     let mut server = lone_with_a_blocked_dump();
-    wait_until("the server's end", PATIENCE, || {
+    wait_until("the server's end", TIMEOUT, || {
         process::signal(server.pid(), Signal::TERM);
         !process::is_alive(server.pid())
     });

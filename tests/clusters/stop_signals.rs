@@ -1,7 +1,7 @@
 //! Repeated stop signals do not lose the dumps.
 
 use crate::common::process::{self, Signal};
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_until};
 
 /// Starts a cluster with some entries.
 fn cluster_with_entries() -> Cluster {
@@ -33,7 +33,7 @@ fn three_sigterms_in_a_row_still_leave_complete_dumps() {
 #[test]
 fn sigterms_until_the_very_end_and_the_end_of_input_change_nothing() {
     let mut cluster = cluster_with_entries();
-    wait_until("the end of coord", PATIENCE, || {
+    wait_until("the end of coord", TIMEOUT, || {
         process::signal(cluster.coord_pid(), Signal::TERM);
         process::signal(cluster.coord_pid(), Signal::HUP);
         !process::is_alive(cluster.coord_pid())
@@ -43,7 +43,7 @@ fn sigterms_until_the_very_end_and_the_end_of_input_change_nothing() {
 
     let mut cluster = cluster_with_entries();
     drop(cluster.take_input());
-    wait_until("the stop to begin", PATIENCE, || cluster.coord_log().contains("stopping the"));
+    wait_until("the stop to begin", TIMEOUT, || cluster.coord_log().contains("stopping the"));
     process::signal(cluster.coord_pid(), Signal::TERM);
     cluster.await_end(0);
     assert_complete(&cluster);
@@ -53,7 +53,7 @@ fn sigterms_until_the_very_end_and_the_end_of_input_change_nothing() {
 fn an_interrupt_twice_within_a_moment_is_one() {
     let mut cluster = cluster_with_entries();
     process::signal(cluster.coord_pid(), Signal::INT);
-    wait_until("the stop to begin", PATIENCE, || cluster.coord_log().contains("stopping the"));
+    wait_until("the stop to begin", TIMEOUT, || cluster.coord_log().contains("stopping the"));
     process::signal(cluster.coord_pid(), Signal::INT);
     cluster.await_end(0);
     assert_complete(&cluster);
@@ -64,7 +64,7 @@ fn a_server_that_hangs_is_killed_after_its_five_seconds_whatever_sigterms_come()
     let mut cluster = cluster_with_entries();
     let hung = cluster.server_pid(1);
     process::signal(hung, Signal::STOP);
-    wait_until("the end of coord", PATIENCE, || {
+    wait_until("the end of coord", TIMEOUT, || {
         process::signal(cluster.coord_pid(), Signal::TERM);
         !process::is_alive(cluster.coord_pid())
     });

@@ -4,10 +4,10 @@ use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 
-use crate::common::coordinator::{EPOCH, KEY, Lone, answer_challenge};
+use crate::common::coordinator::{EPOCH, KEY, Lone, respond_to_challenge};
 use crate::common::ports::{Kind, Ports};
 use crate::common::raw::{Raw, Received};
-use crate::common::{Cluster, PATIENCE, process, wait_for, wait_until};
+use crate::common::{Cluster, TIMEOUT, process, wait_for, wait_until};
 use kv_protocol::control_message::{Admission, opcode};
 use kv_protocol::ids::ClusterKey;
 use kv_protocol::key::opcode as key_opcode;
@@ -17,7 +17,7 @@ use rustix::thread::set_thread_res_uid;
 /// Accepts the next connection of a server; returns the frames received until it closes.
 #[track_caller]
 fn said_to(listener: &TcpListener, respond: impl FnOnce(&mut Raw)) -> Vec<Received> {
-    let stream = wait_for("the server to dial", PATIENCE, || listener.accept().ok()).0;
+    let stream = wait_for("the server to dial", TIMEOUT, || listener.accept().ok()).0;
     stream.set_nonblocking(false).expect("clear O_NONBLOCK");
     let mut raw = Raw::on_cluster_port(stream);
     respond(&mut raw);
@@ -42,7 +42,7 @@ fn a_program_on_the_port_of_a_dead_coordinator_learns_nothing_and_is_not_obeyed(
     assert_eq!(opcodes, [key_opcode::CHALLENGE], "nothing else is sent before a proof");
     // It responds to the challenge with a made-up key.
     let said = said_to(&listener, |raw| {
-        answer_challenge(raw, ClusterKey(KEY.0 ^ 1));
+        respond_to_challenge(raw, ClusterKey(KEY.0 ^ 1));
         raw.send_if_open(&admitted);
     });
     assert!(said.iter().all(|frame| frame.opcode != opcode::STARTED), "{said:?}");
@@ -51,7 +51,7 @@ fn a_program_on_the_port_of_a_dead_coordinator_learns_nothing_and_is_not_obeyed(
     Admission::Refused { reason: "go away".into() }.write(&mut refused);
     said_to(&listener, |raw| raw.send_if_open(&refused));
     assert!(process::is_alive(server.pid()), "{}", server.log());
-    wait_until("the server to say why it does not report there", PATIENCE, || {
+    wait_until("the server to say why it does not report there", TIMEOUT, || {
         server.log().contains("is not this cluster's coordinator")
     });
 }
@@ -141,7 +141,7 @@ fn a_coordinator_says_at_once_that_another_user_has_its_port() {
     let usurper = std::thread::spawn(move || {
         let other = Uid::from_raw(OTHER_USER);
         set_thread_res_uid(other, other, other).ok()?;
-        Some(wait_for("the port", PATIENCE, || TcpListener::bind(address).ok()))
+        Some(wait_for("the port", TIMEOUT, || TcpListener::bind(address).ok()))
     });
     let Some(usurper) = usurper.join().expect("the thread of the other user") else {
         eprintln!("not root: no other user can be played");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::process::Signal;
 use crate::common::threads;
-use crate::common::{Cluster, PATIENCE, process, programs, wait_until};
+use crate::common::{Cluster, TIMEOUT, process, programs, wait_until};
 use kv_client::{Client, OpOptions};
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::limits::GRACE;
@@ -17,7 +17,7 @@ const SLACK: Duration = Duration::from_secs(4);
 /// Writes to a key of every group.
 #[track_caller]
 fn write_everywhere(cluster: &Cluster, client: &mut Client) {
-    let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
+    let options = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };
     for group in 0..cluster.placement().servers() {
         client.put(&cluster.key_at(group, 0, "w"), b"v", &options).expect("a put");
     }
@@ -37,7 +37,7 @@ fn a_thread_that_stands_ends_its_process(thread: &str, named: &str) {
     assert!(took > GRACE / 2 && took < GRACE + SLACK, "{took:?}");
     write_everywhere(&cluster, &mut client);
     let exit = ServerExit::Stalled;
-    wait_until("the coordinator to say how it ended", PATIENCE, || {
+    wait_until("the coordinator to say how it ended", TIMEOUT, || {
         cluster.coord_log().contains(&format!("exit status {}: {}", exit.code(), exit.meaning()))
     });
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
@@ -79,21 +79,21 @@ fn a_server_of_which_a_part_stands_lives_on_where_nobody_else_has_its_group() {
     // Server 2 cannot be replaced, so server 1 is the only holder of its group from now on.
     std::fs::rename(&binary, binary.with_extension("away")).expect("move the server away");
     process::signal(pids[2], Signal::KILL);
-    wait_until("server 1 to be alone with its group", PATIENCE, || {
+    wait_until("server 1 to be alone with its group", TIMEOUT, || {
         cluster.status().groups[1].condition == GroupCondition::Degraded
     });
-    let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
+    let options = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };
     let key = cluster.key_at(1, 0, "alone");
     client.put(&key, b"here", &options).expect("a put");
     let Some(standing) = threads::stop(pids[1], "shard-0") else { return };
-    wait_until("the alarm", PATIENCE, || {
+    wait_until("the alarm", TIMEOUT, || {
         let alarms = cluster.status().alarms;
         alarms.iter().any(|alarm| alarm.kind == AlarmKind::Stuck && alarm.text.contains("server 1"))
     });
     drop(standing);
     assert_eq!(client.get(&key, &options).expect("a get").bytes, b"here");
     assert!(process::is_alive(pids[1]));
-    wait_until("the end of the alarm", PATIENCE, || {
+    wait_until("the end of the alarm", TIMEOUT, || {
         cluster.status().alarms.iter().all(|alarm| alarm.kind != AlarmKind::Stuck)
     });
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
@@ -109,7 +109,7 @@ fn a_server_that_was_stopped_as_a_whole_and_goes_on_is_not_ended_by_its_watchdog
     let pids = cluster.server_pids();
     // Without a coordinator, no other process judges the server.
     process::signal(cluster.coord_pid(), Signal::KILL);
-    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(cluster.coord_pid()));
+    wait_until("the coordinator's end", TIMEOUT, || !process::is_alive(cluster.coord_pid()));
     let key = cluster.key_at(1, 0, "w");
     process::pause(pids[1]);
     let deadline = GRACE * 4;
@@ -119,7 +119,7 @@ fn a_server_that_was_stopped_as_a_whole_and_goes_on_is_not_ended_by_its_watchdog
     write_everywhere(&cluster, &mut client);
     // The watchdog has checked it several times since.
     let seen = Instant::now();
-    wait_until("some time to pass in which it serves", PATIENCE, || {
+    wait_until("some time to pass in which it serves", TIMEOUT, || {
         client.get(&key, &OpOptions::default()).expect("a get");
         seen.elapsed() > 2 * GRACE
     });

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use crate::common::programs::{self, COORD, Ended};
-use crate::common::{PATIENCE, seccomp};
+use crate::common::{TIMEOUT, seccomp};
 
 /// Runs `coord` for a cluster file in a directory of its own.
 #[track_caller]
@@ -24,7 +24,7 @@ fn coord_after(file: &str, flags: &[&str], change: impl FnOnce(&mut Command)) ->
     let mut command = Command::new(COORD);
     command.args(all);
     change(&mut command);
-    programs::finish(command, "", PATIENCE)
+    programs::finish(command, "", TIMEOUT)
 }
 
 const THREE: &str = "3\nlocalhost 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::common::programs::{self, CLIENT, COORD, SERVER};
-use crate::common::{Cluster, PATIENCE, process, wait_until};
+use crate::common::{Cluster, TIMEOUT, process, wait_until};
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{ClusterState, GroupCondition};
 use kv_testkit::silent::Silent;
@@ -46,7 +46,7 @@ fn child_with_identity() -> (std::process::Child, String) {
 /// Returns the identity of a process in the format of `server --watch`.
 #[track_caller]
 fn identity(pid: u32) -> String {
-    let named = programs::run(SERVER, ["--name", &pid.to_string()], "", PATIENCE).with_code(0);
+    let named = programs::run(SERVER, ["--name", &pid.to_string()], "", TIMEOUT).with_code(0);
     let words: Vec<&str> = named.stdout.split_whitespace().collect();
     let ["started", named, start_time, namespace] = words[..] else { panic!("{words:?}") };
     assert_eq!(named, pid.to_string());
@@ -68,12 +68,12 @@ fn a_server_that_is_told_to_watch_prints_nothing_until_the_process_is_gone() {
     let (_, rest) = process.split_once(':').expect("a pid");
     let (_, rest) = rest.split_once(':').expect("a start time");
     let earlier = format!("{pid}:1:{rest}");
-    let ended = programs::run(SERVER, ["--watch", &earlier], "", PATIENCE).with_code(0);
+    let ended = programs::run(SERVER, ["--watch", &earlier], "", TIMEOUT).with_code(0);
     assert_eq!((ended.stdout, ended.stderr), (line.clone(), String::new()));
     assert!(watcher.try_wait().expect("wait").is_none(), "the child lives");
     drop(child.stdin.take());
     // A process that has ended counts as gone, even if its parent has not waited for it.
-    assert_eq!(programs::wait(&mut watcher, PATIENCE), Some(Some(0)));
+    assert_eq!(programs::wait(&mut watcher, TIMEOUT), Some(Some(0)));
     let mut said = String::new();
     std::io::Read::read_to_string(&mut watcher.stdout.take().expect("a pipe"), &mut said)
         .expect("read a pipe");
@@ -89,15 +89,15 @@ fn what_is_not_known_of_a_process_is_not_said() {
     let elsewhere = format!("{pid}:{}:1:0", parts[1]);
     let missing = format!("4000000:1:{}:0", parts[2]);
     for question in ["--watch", "--look", "--end"] {
-        let ended = programs::run(SERVER, [question, &elsewhere], "", PATIENCE).with_code(1);
+        let ended = programs::run(SERVER, [question, &elsewhere], "", TIMEOUT).with_code(1);
         assert_eq!(ended.stdout, "", "{question}");
         assert!(ended.stderr.contains("PID namespace 1"), "{question}: {}", ended.stderr);
     }
     let looked = ["--look", &process, &missing, &elsewhere];
-    let ended = programs::run(SERVER, looked, "", PATIENCE).with_code(1);
+    let ended = programs::run(SERVER, looked, "", TIMEOUT).with_code(1);
     assert_eq!(ended.stdout, format!("lives {pid} {}\ngone 4000000 1\n", parts[1]));
     // Its command line does not name the server to be killed.
-    let ended = programs::run(SERVER, ["--end", &process], "", PATIENCE).with_code(1);
+    let ended = programs::run(SERVER, ["--end", &process], "", TIMEOUT).with_code(1);
     assert_eq!(ended.stdout, "");
     assert_eq!(child.try_wait().expect("wait for sh"), None);
     drop(child.stdin.take());
@@ -114,7 +114,7 @@ fn a_watcher_whom_nobody_hears_any_more_ends() {
         .spawn()
         .expect("start a watcher");
     drop(watcher.stdout.take());
-    assert_eq!(programs::wait(&mut watcher, PATIENCE), Some(Some(1)));
+    assert_eq!(programs::wait(&mut watcher, TIMEOUT), Some(Some(1)));
     drop(child.stdin.take());
     child.wait().expect("wait for sh");
 }
@@ -259,7 +259,7 @@ fn bad_usage_ends_every_program_with_two() {
         (SERVER, &["--no-such-flag"]),
         (SERVER, &["-h", "localhost", "-m", "1", "-S", "3", "-n", "3"]),
     ] {
-        let ended = programs::run(program, arguments, "", PATIENCE).with_code(2);
+        let ended = programs::run(program, arguments, "", TIMEOUT).with_code(2);
         assert_eq!(ended.stdout, "", "{program} {arguments:?}");
         assert!(!ended.stderr.is_empty(), "{program} {arguments:?}");
     }
@@ -268,9 +268,9 @@ fn bad_usage_ends_every_program_with_two() {
 #[test]
 fn help_is_the_long_flag_of_every_program_and_goes_to_standard_output() {
     for program in [COORD, CLIENT, SERVER] {
-        let ended = programs::run(program, ["--help"], "", PATIENCE).with_code(0);
+        let ended = programs::run(program, ["--help"], "", TIMEOUT).with_code(0);
         assert!(ended.stdout.contains("Usage"), "{program}: {ended:#?}");
-        let ended = programs::run(program, ["--version"], "", PATIENCE).with_code(0);
+        let ended = programs::run(program, ["--version"], "", TIMEOUT).with_code(0);
         assert!(ended.stdout.contains(env!("CARGO_PKG_VERSION")), "{program}: {ended:#?}");
     }
 }
@@ -322,7 +322,7 @@ fn a_write_that_one_server_has_says_so_until_there_are_two_again() {
     let away = binary.with_extension("away");
     std::fs::rename(&binary, &away).expect("move the server away");
     process::signal(cluster.server_pid(2), process::Signal::KILL);
-    wait_until("server 1 to be alone with its group", PATIENCE, || {
+    wait_until("server 1 to be alone with its group", TIMEOUT, || {
         cluster.status().groups[1].condition == GroupCondition::Degraded
     });
     let ended = cluster.client(&format!("{put}{delete}{put}")).with_code(0);
@@ -345,10 +345,10 @@ fn a_batch_whose_cluster_goes_ends_about_one_timeout_later_and_names_what_was_no
         .spawn()
         .expect("start a client");
     let mut input = client.stdin.take().expect("a pipe");
-    let mut answers = std::io::BufReader::new(client.stdout.take().expect("a pipe"));
+    let mut responses = std::io::BufReader::new(client.stdout.take().expect("a pipe"));
     input.write_all(b"P \"k\" \"0\"\n").expect("write to the client");
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut answers, &mut line).expect("read an answer");
+    std::io::BufRead::read_line(&mut responses, &mut line).expect("read an answer");
     assert_eq!(line, "value[\"k\"] <- \"0\"\n");
     cluster.kill_coordinator();
     process::end_all_in(cluster.dir());
@@ -359,7 +359,7 @@ fn a_batch_whose_cluster_goes_ends_about_one_timeout_later_and_names_what_was_no
     assert_eq!(programs::wait(&mut client, Duration::from_secs(20)), Some(Some(1)));
     println!("the batch ended {:?} after its cluster", gone.elapsed());
     let (mut more, mut errors) = (String::new(), String::new());
-    std::io::Read::read_to_string(&mut answers, &mut more).expect("read a pipe");
+    std::io::Read::read_to_string(&mut responses, &mut more).expect("read a pipe");
     assert_eq!(more, "");
     let mut stderr = client.stderr.take().expect("a pipe");
     std::io::Read::read_to_string(&mut stderr, &mut errors).expect("read a pipe");
@@ -379,7 +379,7 @@ fn the_first_of_several_addresses_that_answers_is_taken() {
     let separate = [&one_by_one[..], &["-h", "127.0.0.1", "-p", &port]].concat();
     for arguments in [&separate[..], &["-h", &list, "-p", &port]] {
         let begun = Instant::now();
-        let ended = programs::run(CLIENT, arguments, "P \"a\" \"1\"\n", PATIENCE).with_code(0);
+        let ended = programs::run(CLIENT, arguments, "P \"a\" \"1\"\n", TIMEOUT).with_code(0);
         assert_eq!(ended.stdout, "value[\"a\"] <- \"1\"\n");
         println!("behind all kinds of silence it took {:?}", begun.elapsed());
     }
@@ -391,10 +391,10 @@ fn the_status_and_the_client_take_an_ipv6_address_with_and_without_brackets() {
     let port = cluster.ready.clients_port.to_string();
     for host in ["[::1]", "::1"] {
         let arguments = ["status", "-h", host, "-p", &port];
-        let status = programs::run(COORD, arguments, "", PATIENCE).with_code(0).stdout;
+        let status = programs::run(COORD, arguments, "", TIMEOUT).with_code(0).stdout;
         assert!(status.contains(&cluster.ready.cluster), "{host}: {status}");
         let put = "P \"a\" \"1\"\n";
-        programs::run(CLIENT, ["-h", host, "-p", &port], put, PATIENCE).with_code(0);
+        programs::run(CLIENT, ["-h", host, "-p", &port], put, TIMEOUT).with_code(0);
     }
 }
 
@@ -411,7 +411,7 @@ fn the_status_tells_servers_groups_copies_entries_and_memory() {
     let cluster = Cluster::builder().shards(2).start();
     let operations: String = (0..300).map(|n| format!("P \"{n}\" \"v\"\n")).collect();
     cluster.client(&operations).with_code(0);
-    wait_until("the entries to be reported", PATIENCE, || {
+    wait_until("the entries to be reported", TIMEOUT, || {
         let status = cluster.status();
         status.groups.iter().map(|group| group.entries).sum::<u64>() == 300
             && status.servers.iter().map(|server| server.secondary_entries).sum::<u64>() == 300
@@ -433,7 +433,7 @@ fn the_status_tells_servers_groups_copies_entries_and_memory() {
     }
     let port = cluster.ready.clients_port.to_string();
     let arguments = ["status", "-h", "127.0.0.1", "-p", &port];
-    let people = programs::run(COORD, arguments, "", PATIENCE).with_code(0).stdout;
+    let people = programs::run(COORD, arguments, "", TIMEOUT).with_code(0).stdout;
     for word in ["serving", "localhost", "300", &cluster.ready.cluster] {
         let is_sum = word == "300";
         assert!(is_sum || people.contains(word), "no {word:?} in\n{people}");
@@ -443,7 +443,7 @@ fn the_status_tells_servers_groups_copies_entries_and_memory() {
 #[test]
 fn the_status_of_a_cluster_that_is_not_there_fails_and_names_the_address() {
     let arguments = ["status", "-h", "127.0.0.1", "-p", "1"];
-    let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
+    let ended = programs::run(COORD, arguments, "", TIMEOUT).with_code(1);
     assert!(ended.stderr.contains("127.0.0.1"), "{}", ended.stderr);
     assert!(ended.stderr.contains("port 1:"), "{}", ended.stderr);
 }
@@ -453,7 +453,7 @@ fn a_check_says_what_it_found_and_starts_nothing() {
     let builder = Cluster::builder().flag("--check");
     let command = builder.command();
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-    let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(0);
+    let ended = programs::run(COORD, arguments, "", TIMEOUT).with_code(0);
     assert!(!ended.stdout.is_empty() || !ended.stderr.is_empty(), "{ended:#?}");
     assert!(process::running_in(builder.dir()).is_empty());
 
@@ -463,7 +463,7 @@ fn a_check_says_what_it_found_and_starts_nothing() {
     let builder = Cluster::builder().flag("--check").cluster_file(text);
     let command = builder.command();
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-    let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
+    let ended = programs::run(COORD, arguments, "", TIMEOUT).with_code(1);
     let said = format!("{}{}", ended.stdout, ended.stderr);
     assert!(said.contains(&format!("server 1, port {port}")) && said.contains("in use"), "{said}");
 }
@@ -484,7 +484,7 @@ fn a_check_of_the_file_alone_looks_at_nothing_else() {
         let builder = Cluster::builder().flag("--check-file").cluster_file(text);
         let command = builder.command();
         let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-        let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(code);
+        let ended = programs::run(COORD, arguments, "", TIMEOUT).with_code(code);
         assert!(ended.stderr.contains(named), "{}", ended.stderr);
         assert!(!builder.dir().join("coord.log").exists(), "a check leaves nothing");
     }
@@ -520,7 +520,7 @@ fn an_interrupt_a_second_after_the_first_does_not_wait_for_a_server_that_hangs()
     let hung = cluster.server_pid(1);
     process::pause(hung);
     let start = Instant::now();
-    wait_until("the end of coord", PATIENCE, || {
+    wait_until("the end of coord", TIMEOUT, || {
         process::signal(cluster.coord_pid(), process::Signal::INT);
         !process::is_alive(cluster.coord_pid())
     });
@@ -557,7 +557,7 @@ fn a_daemon_ignores_the_end_of_standard_input() {
 fn an_interrupt_during_the_start_leaves_nobody() {
     let mut cluster = Cluster::builder().in_foreground().launch();
     let dir = cluster.dir().to_owned();
-    wait_until("the first server", PATIENCE, || !process::running_in(&dir).is_empty());
+    wait_until("the first server", TIMEOUT, || !process::running_in(&dir).is_empty());
     process::signal(cluster.coord_pid(), process::Signal::INT);
     cluster.await_any_end();
 }

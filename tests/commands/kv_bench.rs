@@ -87,13 +87,13 @@ fn serve(stream: &TcpStream, value: &[u8], delay: Duration) -> Option<()> {
         }
         thread::sleep(delay);
         let mut output = stream;
-        let answer = match words.first()?.as_slice() {
+        let response = match words.first()?.as_slice() {
             b"GET\r\n" => value,
             // Reports one replica with all writes.
             b"WAIT\r\n" => b":1\r\n",
             _ => b"+OK\r\n",
         };
-        output.write_all(answer).ok()?;
+        output.write_all(response).ok()?;
     }
 }
 

@@ -7,7 +7,7 @@ mod check;
 mod cli;
 mod kv_bench;
 mod manual;
-mod no_planted_holes;
+mod no_mutations;
 mod operations;
 mod scripts;
 mod terminal;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::common::hosts::{self, COORDINATOR, Host, Hosts, SERVERS, SPARE};
 use crate::common::process::{self, Signal};
 use crate::common::programs::{self, Ended};
-use crate::common::{PATIENCE, wait_for, wait_until};
+use crate::common::{TIMEOUT, wait_for, wait_until};
 use kv_client::{Client, Error, OpOptions, Options, ReplicaRole};
 use kv_protocol::health::Health;
 use kv_protocol::status::{AlarmKind, ClusterStatus};
@@ -157,7 +157,7 @@ impl Cast {
         let of_kind = |status: ClusterStatus| {
             status.alarms.into_iter().find(|alarm| alarm.kind == kind).map(|alarm| alarm.text)
         };
-        let text = wait_for("an alarm", PATIENCE, || of_kind(self.status().0));
+        let text = wait_for("an alarm", TIMEOUT, || of_kind(self.status().0));
         assert_eq!(self.status().1, 3, "{text}");
         text
     }
@@ -173,7 +173,7 @@ impl Cast {
         let pid = fs::read_to_string(self.host().path("opt/ftkv/run/coord.pid")).expect("its pid");
         let pid = pid.trim().parse().expect("a pid");
         process::signal(pid, Signal::KILL);
-        wait_until("its end", PATIENCE, || !process::is_alive(pid));
+        wait_until("its end", TIMEOUT, || !process::is_alive(pid));
     }
 }
 
@@ -309,7 +309,7 @@ impl Seen {
                 return;
             }
             for replica in [ReplicaRole::Primary, ReplicaRole::Secondary] {
-                let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
+                let options = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };
                 match client.verify(key.as_bytes(), replica, &options) {
                     Ok(found) => {
                         let found = found.map(|value| value.bytes);
@@ -364,7 +364,7 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     let load = Load::start(&cast, models);
     let [afterwards] = commands("Suspend");
     cast.hosts.at(SERVERS[1]).signal(Signal::STOP);
-    wait_until("the others to go on without it", PATIENCE, || cast.status().1 == 3);
+    wait_until("the others to go on without it", TIMEOUT, || cast.status().1 == 3);
     cast.hosts.at(SERVERS[1]).signal(Signal::CONT);
     cast.run(afterwards).with_code(0);
     let models = load.end(LONGEST_WAIT + BUSY);
@@ -479,7 +479,7 @@ fn a_limit_is_raised_and_a_cluster_is_stopped_with_room_and_without_and_keeps_ev
     assert!(shown.lines().next().is_some_and(|line| line.contains("stopping")), "{shown}");
     assert!(shown.contains("ALARM"), "{shown}");
     cast.run(elsewhere).with_code(0);
-    let ended = programs::wait(&mut stopping, PATIENCE).expect("the end of the first stop");
+    let ended = programs::wait(&mut stopping, TIMEOUT).expect("the end of the first stop");
     assert_eq!(ended, Some(0));
     let [stop, start] = commands("Stop and start again");
     let collect = stop.lines().last().expect("two commands");
@@ -514,10 +514,10 @@ fn memory_limit(cast: &Cast) {
     let text = cast.await_alarm(AlarmKind::OutOfSpace);
     assert!(text.contains("coord set --memory-limit"), "{text}");
     cast.run(raise).with_code(0);
-    wait_until("the new limit everywhere", PATIENCE, || {
+    wait_until("the new limit everywhere", TIMEOUT, || {
         cast.status().0.servers.iter().all(|server| server.memory_limit == 2 << 30)
     });
-    let refused = fill(PATIENCE);
+    let refused = fill(TIMEOUT);
     assert!(refused.is_empty(), "{refused:#?}");
     cast.await_whole();
     assert_eq!(cast.status().0.health, Health::Whole);

@@ -16,7 +16,7 @@ use crate::common::process::{self, Signal};
 use crate::common::programs::{self, CLIENT, COORD, Ended, SERVER, show_logs};
 use crate::common::sshd::Sshd;
 use crate::common::terminal::{CTRL_C, CTRL_D, Terminal};
-use crate::common::{PATIENCE, poll, wait_until};
+use crate::common::{TIMEOUT, poll, wait_until};
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{ClusterState, ClusterStatus};
 
@@ -125,7 +125,7 @@ impl Checkout {
     #[track_caller]
     fn await_port(&self) -> String {
         let file = self.run_dir().join("ready.json");
-        wait_until("the cluster to serve", PATIENCE, || {
+        wait_until("the cluster to serve", TIMEOUT, || {
             fs::read_to_string(&file).is_ok_and(|line| line.ends_with('\n'))
         });
         let line = fs::read_to_string(&file).expect("read the line");
@@ -161,7 +161,7 @@ impl Drop for Checkout {
         if std::thread::panicking() {
             show_logs(&self.run_dir());
         }
-        crate::common::poll(PATIENCE, || {
+        crate::common::poll(TIMEOUT, || {
             let left = self.processes();
             left.iter().for_each(|pid| process::signal(*pid, Signal::KILL));
             left.is_empty().then_some(())
@@ -242,10 +242,10 @@ fn make_run_that_is_killed_leaves_a_cluster_that_stops_by_itself() {
     checkout.client("P \"a\" \"1\"\n").with_code(0);
     let input = script.stdin.take();
     process::signal(script.id(), Signal::KILL);
-    assert_eq!(programs::wait(&mut script, PATIENCE), Some(None));
+    assert_eq!(programs::wait(&mut script, TIMEOUT), Some(None));
     // Its client ends with its input, whose other end this test holds.
     drop(input);
-    wait_until("the end of client and cluster", PATIENCE, || checkout.processes().is_empty());
+    wait_until("the end of client and cluster", TIMEOUT, || checkout.processes().is_empty());
     assert_eq!(checkout.dumped_entries(), 1);
     // Its leftovers do not prevent another start.
     checkout.run("").with_code(0);
@@ -467,7 +467,7 @@ fn launch_cluster_reads_the_file_as_the_coordinator_does_and_bears_users_ssh_con
     let pid = fs::read_to_string(real.join("coord.pid")).expect("read coord.pid");
     let pid = pid.trim().parse().expect("a pid");
     process::signal(pid, Signal::KILL);
-    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(pid));
+    wait_until("the coordinator's end", TIMEOUT, || !process::is_alive(pid));
     launch(&["status"]).with_code(1);
     launch(&["start", file, "--daemon"]).with_code(0);
     launch(&["stop"]).with_code(0);
@@ -506,7 +506,7 @@ fn kill_coordinator(checkout: &Checkout) {
     let pid = fs::read_to_string(checkout.run_dir().join("coord.pid")).expect("read coord.pid");
     let pid = pid.trim().parse().expect("a pid");
     process::signal(pid, Signal::KILL);
-    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(pid));
+    wait_until("the coordinator's end", TIMEOUT, || !process::is_alive(pid));
 }
 
 #[test]
@@ -529,7 +529,7 @@ fn launch_cluster_takes_over_servers_whose_coordinator_has_died_however_often() 
     // The cluster is found even when all of the first processes have ended.
     for (n, pid) in first.into_iter().enumerate() {
         process::signal(pid.expect("a pid"), Signal::KILL);
-        wait_until("another one and two copies", PATIENCE, || {
+        wait_until("another one and two copies", TIMEOUT, || {
             let status = checkout.status();
             status.servers[n].pid.is_some_and(|other| Some(other) != pid)
                 && status.servers.iter().all(|server| server.recovery_step.is_none())

@@ -8,7 +8,7 @@ use crate::common::load::put_all;
 use crate::common::process::{self, Signal};
 use crate::common::programs::{self, CLIENT, COORD, SERVER};
 use crate::common::terminal::{CTRL_C, CTRL_D, Terminal};
-use crate::common::{Cluster, PATIENCE, wait_for, wait_until};
+use crate::common::{Cluster, TIMEOUT, wait_for, wait_until};
 use kv_client::{Client, Options};
 use kv_protocol::status::ClusterStatus;
 
@@ -36,17 +36,17 @@ fn open_client(cluster: &Cluster, state: &Path) -> Terminal {
 
 /// Types a line and waits for its output and the next prompt.
 #[track_caller]
-fn ask(terminal: &mut Terminal, keys: &str, answer: &str) {
+fn ask(terminal: &mut Terminal, keys: &str, response: &str) {
     terminal.type_in(keys);
     terminal.type_in(ENTER);
-    terminal.wait_for(answer);
+    terminal.wait_for(response);
     terminal.wait_for(PROMPT);
 }
 
 #[track_caller]
 fn leave(mut terminal: Terminal) {
     terminal.type_in(CTRL_D);
-    assert_eq!(terminal.await_end(PATIENCE), Some(0));
+    assert_eq!(terminal.await_end(TIMEOUT), Some(0));
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn words_of_leave_end_the_client_with_zero() {
         let mut terminal = open_client(&cluster, state.path());
         terminal.type_in(word);
         terminal.type_in(ENTER);
-        assert_eq!(terminal.await_end(PATIENCE), Some(0), "{word}");
+        assert_eq!(terminal.await_end(TIMEOUT), Some(0), "{word}");
     }
 }
 
@@ -172,7 +172,7 @@ fn a_paste_can_be_thrown_away_and_a_word_of_leave_in_it_ends_the_client_there() 
     terminal.type_in(&pasted("P \"a\" \"2\"\nquit\nP \"a\" \"3\"\n"));
     terminal.type_in(ENTER);
     terminal.wait_for("value[\"a\"] <- \"2\"");
-    assert_eq!(terminal.await_end(PATIENCE), Some(0));
+    assert_eq!(terminal.await_end(TIMEOUT), Some(0));
     let value = cluster.open().get(b"a", &Default::default()).expect("a get");
     assert_eq!(value.bytes, b"2");
 }
@@ -217,7 +217,7 @@ fn a_terminal_that_is_closed_ends_the_client() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = open_client(&cluster, state.path());
     terminal.close();
-    terminal.await_end(PATIENCE);
+    terminal.await_end(TIMEOUT);
 }
 
 /// A coordinator with three servers on a terminal. Dropping it ends what it started.
@@ -238,7 +238,7 @@ impl OnTerminal {
         let started = OnTerminal { terminal, dir, port };
         let operations: String = (0..500).map(|n| format!("P \"key {n}\" \"{n}\"\n")).collect();
         let arguments = ["-h", "localhost", "-p", &started.port];
-        crate::common::programs::run(CLIENT, arguments, &operations, PATIENCE).with_code(0);
+        crate::common::programs::run(CLIENT, arguments, &operations, TIMEOUT).with_code(0);
         started
     }
 
@@ -262,7 +262,7 @@ impl OnTerminal {
     /// Waits for the end; fails unless no process is left and the dumps are complete.
     #[track_caller]
     fn assert_ends_in_order(&mut self) {
-        assert_eq!(self.terminal.await_end(PATIENCE), Some(0));
+        assert_eq!(self.terminal.await_end(TIMEOUT), Some(0));
         assert!(self.servers().is_empty(), "servers outlived their coordinator");
         let mut entries = 0;
         for id in 0..3 {
@@ -335,7 +335,7 @@ fn a_terminal_that_is_closed_stops_the_cluster_in_order() {
         let servers = cluster.servers();
         assert_eq!(servers.len(), 3);
         cluster.terminal.close();
-        wait_until("the end of the servers", PATIENCE, || {
+        wait_until("the end of the servers", TIMEOUT, || {
             servers.iter().all(|pid| !process::is_alive(*pid))
         });
         cluster.assert_ends_in_order();
@@ -350,7 +350,7 @@ fn kibibytes(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
 /// Returns the output of `coord status --json` for the coordinator at this port.
 #[track_caller]
 fn status(port: &str) -> ClusterStatus {
-    let ended = programs::run(COORD, ["status", "-p", port, "--json"], "", PATIENCE).with_code(0);
+    let ended = programs::run(COORD, ["status", "-p", port, "--json"], "", TIMEOUT).with_code(0);
     serde_json::from_str(&ended.stdout).expect("a status in JSON")
 }
 
@@ -376,7 +376,7 @@ fn a_recovery_on_a_terminal_shows_its_steps_and_a_bar_with_bytes_and_keys() {
     cluster.terminal.wait_for("server 1 is back");
     cluster.terminal.type_in(CTRL_D);
     cluster.terminal.wait_for("stopped");
-    assert_eq!(cluster.terminal.await_end(PATIENCE), Some(0));
+    assert_eq!(cluster.terminal.await_end(TIMEOUT), Some(0));
     // The log file has no bar.
     let log = cluster.log();
     assert!(log.contains("server 1, step 3: "), "{log}");
@@ -405,7 +405,7 @@ fn dumps_that_are_written_or_loaded_show_a_bar_with_servers_and_bytes_on_a_termi
             cluster.terminal.wait_for("restored: ");
         } else {
             cluster.terminal.wait_for("stopped");
-            assert_eq!(cluster.terminal.await_end(PATIENCE), Some(0));
+            assert_eq!(cluster.terminal.await_end(TIMEOUT), Some(0));
         }
     }
     assert!(!cluster.log().contains("##"), "{}", cluster.log());
@@ -417,7 +417,7 @@ fn without_a_terminal_a_recovery_is_told_in_lines_and_the_status_keeps_its_histo
     put_all(&mut cluster.open(), &kibibytes(5 << 10));
     assert!(cluster.server(1).recoveries.is_empty());
     process::signal(cluster.server_pid(1), Signal::KILL);
-    let recovery = wait_for("the end of the recovery", PATIENCE, || {
+    let recovery = wait_for("the end of the recovery", TIMEOUT, || {
         let recovery = cluster.server(1).recoveries.first().cloned();
         recovery.filter(|recovery| recovery.took_ms.is_some())
     });
@@ -432,7 +432,7 @@ fn without_a_terminal_a_recovery_is_told_in_lines_and_the_status_keeps_its_histo
         assert!(log.contains(&format!("server 1, step {step}: ")), "step {step}:\n{log}");
     }
     let port = cluster.ready.clients_port.to_string();
-    let table = programs::run(COORD, ["status", "-p", &port], "", PATIENCE).with_code(0).stdout;
+    let table = programs::run(COORD, ["status", "-p", &port], "", TIMEOUT).with_code(0).stdout;
     assert!(table.contains("recovery of") && table.contains("server 1 "), "{table}");
     cluster.stop();
 }
@@ -456,11 +456,11 @@ fn a_watched_status_is_drawn_in_place_and_ctrl_c_gives_the_cursor_back() {
             true => terminal.type_in(CTRL_C),
             false => process::signal(terminal.pid(), Signal::TERM),
         }
-        assert_eq!(terminal.await_end(PATIENCE), Some(0));
+        assert_eq!(terminal.await_end(TIMEOUT), Some(0));
         let screen = terminal.screen();
         assert!(screen.ends_with("\x1b[?25h"), "the cursor is not shown again: {screen:?}");
         assert_eq!(screen.matches("\x1b[2J").count(), 1, "cleared once, then drawn over");
-        wait_until("the server to be back", PATIENCE, || {
+        wait_until("the server to be back", TIMEOUT, || {
             cluster.server(1).recovery_step.is_none() && cluster.server_pid(1) != victim
         });
     }
@@ -491,7 +491,7 @@ impl Watching {
     #[track_caller]
     fn end(mut self) -> String {
         process::signal(self.child.id(), Signal::INT);
-        assert_eq!(programs::wait(&mut self.child, PATIENCE), Some(Some(0)));
+        assert_eq!(programs::wait(&mut self.child, TIMEOUT), Some(Some(0)));
         self.output()
     }
 }
@@ -507,13 +507,13 @@ impl Drop for Watching {
 fn a_watched_status_elsewhere_is_one_table_after_the_other_or_a_line_of_json_each_time() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let tables = Watching::start(&cluster, dir.path(), &[]);
-    wait_until("three tables", PATIENCE, || tables.output().matches("serving").count() >= 3);
+    wait_until("three tables", TIMEOUT, || tables.output().matches("serving").count() >= 3);
     let text = tables.end();
     assert!(!text.contains('\x1b'), "escapes in a file: {text:?}");
     assert!(text.contains("\n\ncluster "), "{text}");
 
     let lines = Watching::start(&cluster, dir.path(), &["--json"]);
-    wait_until("three lines", PATIENCE, || lines.output().matches('\n').count() >= 3);
+    wait_until("three lines", TIMEOUT, || lines.output().matches('\n').count() >= 3);
     let text = lines.end();
     for line in text.lines() {
         let status: ClusterStatus = serde_json::from_str(line).expect("a status in every line");
@@ -530,15 +530,15 @@ fn a_watch_goes_on_while_the_coordinator_does_not_answer() {
     let mut terminal = Terminal::start(command);
     terminal.wait_for("serving");
     let tables = Watching::start(&cluster, dir.path(), &[]);
-    wait_until("a table", PATIENCE, || tables.output().contains("serving"));
+    wait_until("a table", TIMEOUT, || tables.output().contains("serving"));
     cluster.stop();
     terminal.wait_for("NO RESPONSE from the coordinator: ");
     terminal.wait_for("the status below is ");
     terminal.type_in(CTRL_C);
-    assert_eq!(terminal.await_end(PATIENCE), Some(0));
+    assert_eq!(terminal.await_end(TIMEOUT), Some(0));
     tables.end();
     // Without a first response, the message suggests checking the address.
     let arguments = ["status", "-p", &port, "--watch"];
-    let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
+    let ended = programs::run(COORD, arguments, "", TIMEOUT).with_code(1);
     assert!(ended.stderr.contains("check -h and -p"), "{}", ended.stderr);
 }

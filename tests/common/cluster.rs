@@ -30,7 +30,7 @@ use tempfile::TempDir;
 
 use super::process::{self, Signal};
 use super::programs::{self, CLIENT, COORD, Ended, SERVER};
-use super::{PATIENCE, done, seccomp, turn, wait_for, wait_until};
+use super::{TIMEOUT, done, seccomp, turn, wait_for, wait_until};
 
 /// Time limit for one run of `client`.
 const CLIENT_LIMIT: Duration = Duration::from_secs(120);
@@ -281,7 +281,7 @@ impl Cluster {
             let _ = BufReader::new(reader).read_line(&mut line);
             let _ = sender.send(line);
         });
-        let line = wait_for("the coordinator's line on --ready-fd", PATIENCE, || {
+        let line = wait_for("the coordinator's line on --ready-fd", TIMEOUT, || {
             if let Some(status) = self.coord.try_wait().expect("wait for coord") {
                 panic!("coord ended with {status} before the cluster served");
             }
@@ -364,7 +364,7 @@ impl Cluster {
         let command = self.shape.command(self.dir.path());
         let arguments = command.get_args().map(ToOwned::to_owned);
         let flags = flags.iter().map(|flag| OsString::from(*flag));
-        programs::run(COORD, arguments.chain(flags), "", PATIENCE)
+        programs::run(COORD, arguments.chain(flags), "", TIMEOUT)
     }
 
     /// Same as [`Cluster::run_coordinator`], in a new PID namespace. `None` where the system
@@ -375,7 +375,7 @@ impl Cluster {
         let unshare =
             ["--pid", "--fork", "--mount-proc", "--kill-child", COORD].map(OsString::from);
         let arguments = unshare.into_iter().chain(command.get_args().map(ToOwned::to_owned));
-        let ended = programs::run("unshare", arguments, "", PATIENCE);
+        let ended = programs::run("unshare", arguments, "", TIMEOUT);
         (!ended.stderr.contains("unshare:")).then_some(ended)
     }
 
@@ -472,9 +472,7 @@ impl Cluster {
     /// copies.
     #[track_caller]
     pub(crate) fn await_whole(&self) {
-        wait_until("every server up and every group at home", PATIENCE, || {
-            is_whole(&self.status())
-        });
+        wait_until("every server up and every group at home", TIMEOUT, || is_whole(&self.status()));
     }
 
     /// Fails unless the cluster is as it was at its start: no process has ended, every group has
@@ -484,7 +482,7 @@ impl Cluster {
         for pid in pids {
             assert!(process::is_alive(*pid), "server process {pid} has ended");
         }
-        let status = wait_for("every group to have both copies", PATIENCE, || {
+        let status = wait_for("every group to have both copies", TIMEOUT, || {
             Some(self.status()).filter(|status| status.state == ClusterState::Serving)
         });
         let found: Vec<u32> = status.servers.iter().map(|s| s.pid.expect("started")).collect();

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::programs::{self, SERVER};
 use super::raw::Raw;
-use super::{PATIENCE, turn, wait_for};
+use super::{TIMEOUT, turn, wait_for};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 pub(crate) const KEY: ClusterKey = ClusterKey(0x5ec);
@@ -85,10 +85,10 @@ impl Lone {
     #[track_caller]
     pub(crate) fn admit(&self) -> Link {
         let listener = self.listener.as_ref().expect("a coordinator that is there");
-        let stream = wait_for("the server to dial", PATIENCE, || listener.accept().ok()).0;
+        let stream = wait_for("the server to dial", TIMEOUT, || listener.accept().ok()).0;
         stream.set_nonblocking(false).expect("clear O_NONBLOCK");
         let mut raw = Raw::on_cluster_port(stream);
-        let seal = answer_challenge(&mut raw, KEY);
+        let seal = respond_to_challenge(&mut raw, KEY);
         let frame = raw.frame();
         assert_eq!(frame.opcode, opcode::STARTED, "not a STARTED: {frame:?}");
         let started = Started::read(&frame.body, &seal).expect("a STARTED");
@@ -103,7 +103,7 @@ impl Lone {
     pub(crate) fn usurp(&mut self) -> TcpListener {
         let address = self.listener.take().expect("a coordinator").local_addr().expect("a port");
         // At this moment the server may be trying to connect to that port.
-        wait_for("the port to be free", PATIENCE, || TcpListener::bind(address).ok())
+        wait_for("the port to be free", TIMEOUT, || TcpListener::bind(address).ok())
     }
 
     /// Closes the coordinator's port.
@@ -118,7 +118,7 @@ impl Lone {
     /// Waits for the server to end and returns its exit code.
     #[track_caller]
     pub(crate) fn await_end(&mut self) -> Option<i32> {
-        programs::wait(&mut self.child, PATIENCE).expect("an end in time")
+        programs::wait(&mut self.child, TIMEOUT).expect("an end in time")
     }
 
     pub(crate) fn log(&self) -> String {
@@ -155,7 +155,7 @@ impl Link {
 
 /// Receives a server's challenge and sends the proof of a coordinator with this key.
 #[track_caller]
-pub(crate) fn answer_challenge(raw: &mut Raw, key: ClusterKey) -> Seal {
+pub(crate) fn respond_to_challenge(raw: &mut Raw, key: ClusterKey) -> Seal {
     let frame = raw.frame();
     assert_eq!(frame.opcode, key_opcode::CHALLENGE, "not a CHALLENGE: {frame:?}");
     let challenge = Challenge::read(&frame.body).expect("a challenge");

@@ -26,7 +26,7 @@ use tempfile::TempDir;
 
 use super::process::{self, Signal};
 use super::programs::{self, CLIENT, COORD, Ended, SERVER, show_logs};
-use super::{PATIENCE, done, poll, turn, wait_until};
+use super::{TIMEOUT, done, poll, turn, wait_until};
 
 /// Time limit for one block of commands.
 pub(crate) const COMMANDS_LIMIT: Duration = Duration::from_secs(90);
@@ -234,7 +234,7 @@ impl Host {
     #[track_caller]
     pub(crate) fn power_off(&mut self) {
         self.run("ip link set eth0 down").with_code(0);
-        wait_until("the end of all processes of a host", PATIENCE, || {
+        wait_until("the end of all processes of a host", TIMEOUT, || {
             self.signal(Signal::KILL);
             self.reap_sshd();
             self.processes().is_empty()
@@ -265,7 +265,7 @@ impl Host {
         let sshd = command.spawn().expect("start sshd");
         let pid = sshd.id();
         self.sshd = Some(sshd);
-        wait_until("sshd to listen", PATIENCE, || process::listening_ports(pid).contains(&22));
+        wait_until("sshd to listen", TIMEOUT, || process::listening_ports(pid).contains(&22));
     }
 }
 
@@ -283,7 +283,7 @@ impl Drop for Hosts {
         }
         for host in &mut self.all {
             let sshd = &mut host.sshd;
-            let ended = poll(PATIENCE, || {
+            let ended = poll(TIMEOUT, || {
                 // A child that has not been waited for still counts as a process.
                 let _ = sshd.as_mut().map(Child::try_wait);
                 host.holder.try_wait().ok().flatten()

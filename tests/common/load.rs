@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kv_client::{Client, Completion, Error, Op, OpOptions, Outcome, SubmitError};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
 /// Submits all operations, as many at once as the client accepts. Passes each result to `ended`
 /// with the operation's place in the sequence.
@@ -14,7 +14,7 @@ pub(crate) fn run_all<'a>(
     operations: impl IntoIterator<Item = Op<'a>>,
     mut ended: impl FnMut(usize, Result<Outcome, Error>),
 ) {
-    let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
+    let options = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };
     let mut completions = Vec::new();
     for (place, operation) in operations.into_iter().enumerate() {
         loop {

@@ -44,7 +44,7 @@ pub(crate) mod workshop;
 use std::time::Duration;
 
 pub(crate) use cluster::Cluster;
-pub(crate) use kv_testkit::{PATIENCE, poll};
+pub(crate) use kv_testkit::{TIMEOUT, poll};
 
 /// Polls `look` until it returns a value; fails with `what` if the limit passes first.
 #[track_caller]

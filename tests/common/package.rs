@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use super::programs::{self, CLIENT, COORD, Ended, KV_BENCH, SERVER};
 use super::workshop::{library, root};
 
@@ -59,7 +59,7 @@ impl Package {
             format!("BUILT={}", self.0.path().join("built").display()),
         ];
         let words = words.into_iter().chain(more.iter().map(|word| (*word).to_owned()));
-        programs::run("make", words, "", PATIENCE)
+        programs::run("make", words, "", TIMEOUT)
     }
 
     /// Returns all files and links by their paths below PREFIX.
@@ -88,7 +88,7 @@ impl Package {
         let sysroot = format!("PKG_CONFIG_SYSROOT_DIR={}", self.destination().display());
         let all = [&search, &sysroot, "pkg-config", "--cflags", "--libs"];
         let all = all.into_iter().chain(words.iter().copied());
-        let ended = programs::run("env", all, "", PATIENCE).with_code(0);
+        let ended = programs::run("env", all, "", TIMEOUT).with_code(0);
         ended.stdout.split_whitespace().map(ToOwned::to_owned).collect()
     }
 
@@ -99,7 +99,7 @@ impl Package {
         let source = root().join("examples/c/hello.c").display().to_string();
         let output = ["-o".to_owned(), program.display().to_string()];
         let words = std::iter::once(source).chain(flags.iter().cloned()).chain(output);
-        programs::run("gcc", words, "", PATIENCE).with_code(0);
+        programs::run("gcc", words, "", TIMEOUT).with_code(0);
         program
     }
 
@@ -107,6 +107,6 @@ impl Package {
     pub(crate) fn run(&self, program: &Path, endpoint: &str) -> Ended {
         let libraries = format!("LD_LIBRARY_PATH={}", self.path("lib").display());
         let program = program.display().to_string();
-        programs::run("env", [libraries.as_str(), &program, endpoint], "", PATIENCE)
+        programs::run("env", [libraries.as_str(), &program, endpoint], "", TIMEOUT)
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use kv_protocol::client_message::{Question, Refusal, Status, opcode, read_map_answer};
+use kv_protocol::client_message::{Question, Refusal, Status, opcode, read_map_response};
 use kv_protocol::control_message::{OrdersHello, Started};
 use kv_protocol::ids::{ClientId, ClusterId, ClusterKey, Epoch, Member, ServerId, ShardId};
 use kv_protocol::key::{Challenge, Link, Nonce, Seal, opcode as key_opcode};
@@ -14,7 +14,7 @@ use kv_protocol::status::ClusterStatus;
 
 use super::cluster::Cluster;
 use super::raw::{Raw, hello};
-use super::{PATIENCE, wait_for};
+use super::{TIMEOUT, wait_for};
 
 /// A kind of port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,8 +209,8 @@ pub(crate) fn fetch_map(coordinator: SocketAddr) -> Map {
     Question::Map.write(&mut question);
     raw.send(&question);
     let frame = raw.frame();
-    assert_eq!(frame.opcode, opcode::MAP_ANSWER);
-    read_map_answer(&frame.body).expect("a map")
+    assert_eq!(frame.opcode, opcode::MAP_RESPONSE);
+    read_map_response(&frame.body).expect("a map")
 }
 
 /// Returns a server's map, if it has one.
@@ -221,8 +221,8 @@ pub(crate) fn map_of_server(clients: SocketAddr) -> Option<Map> {
     Question::Map.write(&mut question);
     raw.send(&question);
     let frame = raw.frame();
-    if frame.opcode == opcode::MAP_ANSWER {
-        return Some(read_map_answer(&frame.body).expect("a map"));
+    if frame.opcode == opcode::MAP_RESPONSE {
+        return Some(read_map_response(&frame.body).expect("a map"));
     }
     let refusal = Refusal::read(&frame.body).expect("a refusal");
     assert_eq!(refusal.status, Status::Unavailable, "{refusal:?}");
@@ -238,7 +238,7 @@ pub(crate) fn addresses(map: &Map) -> Vec<SocketAddr> {
 #[track_caller]
 pub(crate) fn await_map_everywhere(cluster: &Cluster) -> Map {
     let coordinator = SocketAddr::from(([127, 0, 0, 1], cluster.ready.clients_port));
-    wait_for("every server to have the newest map", PATIENCE, || {
+    wait_for("every server to have the newest map", TIMEOUT, || {
         let newest = fetch_map(coordinator);
         let has_it = |address| {
             map_of_server(address)

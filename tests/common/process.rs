@@ -17,7 +17,7 @@ pub(crate) fn pause(pid: u32) {
         fs::read_to_string(thread.path().join("stat"))
             .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
     };
-    super::wait_until("every thread to stand", super::PATIENCE, || {
+    super::wait_until("every thread to stand", super::TIMEOUT, || {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("read /proc/PID/task");
         threads.flatten().all(stands)
     });

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kv_protocol::client_message::{opcode, read_map_answer, write_map_answer};
+use kv_protocol::client_message::{opcode, read_map_response, write_map_response};
 use kv_protocol::frame::{Checksum, Frame, FrameBuffer, FrameRules, write_frame};
-use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::limits::MAX_RESPONSE_BODY;
 
 use super::cluster::Cluster;
 
@@ -54,15 +54,15 @@ impl Proxy {
         let proxies: Vec<SocketAddr> =
             servers.iter().map(|server| listen(&shared, *server, pass_or_cut)).collect();
         let rewrite = move |_: &Shared, frame: &Frame<'_>| {
-            if frame.opcode != opcode::MAP_ANSWER {
+            if frame.opcode != opcode::MAP_RESPONSE {
                 return Passage::Pass;
             }
-            let mut map = read_map_answer(frame.body).expect("a map");
+            let mut map = read_map_response(frame.body).expect("a map");
             for (server, proxy) in map.servers.iter_mut().zip(&proxies) {
                 server.clients = Some(*proxy);
             }
             let mut bytes = Vec::new();
-            write_map_answer(&mut bytes, &map);
+            write_map_response(&mut bytes, &map);
             Passage::Replace(bytes)
         };
         Proxy { address: listen(&shared, real, rewrite), shared }
@@ -74,12 +74,12 @@ impl Proxy {
     }
 
     /// Drops the next `count` responses of servers and closes their connections.
-    pub(crate) fn cut_next_answers(&self, count: usize) {
+    pub(crate) fn cut_next_responses(&self, count: usize) {
         self.shared.to_cut.store(count, Ordering::SeqCst);
     }
 
     /// Returns the number of responses dropped so far.
-    pub(crate) fn answers_cut(&self) -> usize {
+    pub(crate) fn responses_cut(&self) -> usize {
         self.shared.cut.load(Ordering::SeqCst)
     }
 }
@@ -93,7 +93,8 @@ impl Drop for Proxy {
 fn pass_or_cut(shared: &Shared, frame: &Frame<'_>) -> Passage {
     let take_one = |left: usize| left.checked_sub(1);
     let order = Ordering::SeqCst;
-    if frame.opcode == opcode::ANSWER && shared.to_cut.fetch_update(order, order, take_one).is_ok()
+    if frame.opcode == opcode::RESPONSE
+        && shared.to_cut.fetch_update(order, order, take_one).is_ok()
     {
         shared.cut.fetch_add(1, order);
         return Passage::Cut;
@@ -143,7 +144,7 @@ fn pass_frames(
     mut server: TcpStream,
     mut client: TcpStream,
 ) {
-    let mut input = FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY));
+    let mut input = FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY));
     let mut bytes = [0; 64 << 10];
     'connection: while let Ok(count @ 1..) = server.read(&mut bytes) {
         input.extend(&bytes[..count]);

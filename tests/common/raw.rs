@@ -5,11 +5,11 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use kv_protocol::client_message::{
-    Answer, Hello, Operation, Refusal, Request, Status, Welcome, WriteHeader, opcode,
+    Hello, Operation, Refusal, Request, Response, Status, Welcome, WriteHeader, opcode,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClientId, ClusterId, RequestId, SequenceNumber, ShardId, ViewVersion};
-use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, MAX_PEER_BODY};
+use kv_protocol::limits::{MAX_CONTROL_BODY, MAX_PEER_BODY, MAX_RESPONSE_BODY};
 use kv_protocol::placement::Digest;
 use socket2::{Domain, Socket, Type};
 
@@ -32,7 +32,7 @@ pub(crate) struct Received {
 
 /// A response with a copy of its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Answered {
+pub(crate) struct RawResponse {
     pub(crate) id: RequestId,
     pub(crate) status: Status,
     pub(crate) copies: u8,
@@ -44,7 +44,7 @@ impl Raw {
     /// Connects to a clients port: frames have no checksums.
     #[track_caller]
     pub(crate) fn to_clients_port(address: SocketAddr) -> Raw {
-        Raw::connect(address, FrameRules::unchecked(MAX_ANSWER_BODY))
+        Raw::connect(address, FrameRules::unchecked(MAX_RESPONSE_BODY))
     }
 
     /// Connects to a cluster-internal port: frames have checksums.
@@ -65,7 +65,7 @@ impl Raw {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).expect("bind to 127.0.0.2");
         socket.connect(&to.into()).unwrap_or_else(|error| panic!("connect to {to}: {error}"));
-        Raw::over(socket.into(), FrameRules::unchecked(MAX_ANSWER_BODY))
+        Raw::over(socket.into(), FrameRules::unchecked(MAX_RESPONSE_BODY))
     }
 
     #[track_caller]
@@ -149,16 +149,16 @@ impl Raw {
 
     /// Returns the next frame, which must be a response.
     #[track_caller]
-    pub(crate) fn answer(&mut self) -> Answered {
+    pub(crate) fn response(&mut self) -> RawResponse {
         let frame = self.frame();
-        assert_eq!(frame.opcode, opcode::ANSWER, "{frame:?}");
-        let answer = Answer::read(&frame.body).expect("an answer");
-        Answered {
-            id: answer.id,
-            status: answer.status,
-            copies: answer.copies,
-            version: answer.version,
-            value: answer.value.to_vec(),
+        assert_eq!(frame.opcode, opcode::RESPONSE, "{frame:?}");
+        let response = Response::read(&frame.body).expect("an answer");
+        RawResponse {
+            id: response.id,
+            status: response.status,
+            copies: response.copies,
+            version: response.version,
+            value: response.value.to_vec(),
         }
     }
 
@@ -173,11 +173,11 @@ impl Raw {
 
     /// Sends a request and returns its response.
     #[track_caller]
-    pub(crate) fn ask(&mut self, key: &[u8], operation: Operation<'_>) -> Answered {
+    pub(crate) fn ask(&mut self, key: &[u8], operation: Operation<'_>) -> RawResponse {
         self.send(&request(RequestId(77), key, operation));
-        let answer = self.answer();
-        assert_eq!(answer.id, RequestId(77));
-        answer
+        let response = self.response();
+        assert_eq!(response.id, RequestId(77));
+        response
     }
 
     /// Waits for the end of the connection and returns the frames before it; fails if it does not

@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use super::{PATIENCE, poll, programs, turn};
+use super::{TIMEOUT, poll, programs, turn};
 
 /// Ctrl+C as sent by the keyboard.
 pub(crate) const CTRL_C: &str = "\x03";
@@ -71,7 +71,7 @@ impl Terminal {
     /// the text between the two.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
-        let found = poll(PATIENCE, || {
+        let found = poll(TIMEOUT, || {
             self.look();
             let new = &self.screen[self.read..];
             let at = new.windows(text.len()).position(|window| window == text.as_bytes())?;
@@ -128,7 +128,7 @@ impl Drop for Terminal {
         }
         // SIGTERM first: a coordinator then ends its servers, and a script ends its cluster.
         super::process::signal(self.child.id(), super::process::Signal::TERM);
-        programs::wait(&mut self.child, PATIENCE);
+        programs::wait(&mut self.child, TIMEOUT);
     }
 }
 

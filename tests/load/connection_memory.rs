@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::ports::{Kind, Ports, VICTIM, fetch_map};
 use crate::common::raw::{Raw, request, write_number};
-use crate::common::{Cluster, PATIENCE, process, wait_until};
+use crate::common::{Cluster, TIMEOUT, process, wait_until};
 use kv_client::OpOptions;
 use kv_protocol::client_message::Operation;
 use kv_protocol::ids::{ClientId, RequestId, ShardId};
@@ -178,12 +178,12 @@ fn requests_that_are_sent_in_part_wait_for_memory_and_make_room_for_one_that_is_
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let honest = scope.spawn(|| {
-                let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
+                let options = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };
                 let put = attacked.cluster.open().put(&key, &value, &options);
                 is_over.store(true, Ordering::Relaxed);
                 put
             });
-            let until = Instant::now() + PATIENCE;
+            let until = Instant::now() + TIMEOUT;
             let longest =
                 attacked.watch(|| is_over.load(Ordering::Relaxed) || Instant::now() > until);
             assert!(longest < LONGEST_WAIT, "{engine}: a good client waited {longest:?}");
@@ -208,11 +208,11 @@ fn the_memory_of_connections_goes_back_when_they_are_gone() {
             raw.send(&whole[..2 << 20]);
         }
         let pid = attacked.pids[VICTIM];
-        wait_until("the server to take what was sent", PATIENCE, || {
+        wait_until("the server to take what was sent", TIMEOUT, || {
             process::resident_bytes(pid) > attacked.before + (12 << 20)
         });
         drop(connections);
-        wait_until("the server to give it back", PATIENCE, || {
+        wait_until("the server to give it back", TIMEOUT, || {
             process::resident_bytes(pid) < attacked.before + (8 << 20)
         });
         attacked.end(engine, BUDGET);

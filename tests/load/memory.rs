@@ -2,7 +2,7 @@
 //! back.
 
 use crate::common::load::{put_all, run_all};
-use crate::common::{Cluster, PATIENCE, process, wait_until};
+use crate::common::{Cluster, TIMEOUT, process, wait_until};
 use kv_client::{Error, Op, OpOptions};
 
 /// Minimum bytes of entries for each server in either role: so many that a process's own few
@@ -38,7 +38,7 @@ fn the_status_says_what_the_tables_take_of_each_process_and_what_is_deleted_is_g
         let pairs = pairs(3 * LOADED / (value_bytes + 40), value_bytes);
         put_all(&mut cluster.open(), &pairs);
         let mut taken = Vec::new();
-        wait_until("the status to say what the processes took", PATIENCE, || {
+        wait_until("the status to say what the processes took", TIMEOUT, || {
             taken = pids
                 .iter()
                 .zip(&before)
@@ -50,7 +50,7 @@ fn the_status_says_what_the_tables_take_of_each_process_and_what_is_deleted_is_g
                 && taken.iter().zip(&said).all(|(taken, said)| agree(*taken, *said))
         });
         delete_all(&cluster, &pairs);
-        wait_until("nine tenths of it to be given back", PATIENCE, || {
+        wait_until("nine tenths of it to be given back", TIMEOUT, || {
             let status = cluster.status();
             let left = status.servers.iter().map(|server| server.table_bytes);
             let resident = pids.iter().map(|pid| process::resident_bytes(*pid));
@@ -78,7 +78,7 @@ fn the_memory_limit_is_where_it_was_set_within_two_percent() {
         Err(error) => panic!("put {place}: {error}"),
     });
     assert!(refused > pairs.len() / 20, "{refused} of {} writes were refused", pairs.len());
-    wait_until("tables as large as the limit, and not larger", PATIENCE, || {
+    wait_until("tables as large as the limit, and not larger", TIMEOUT, || {
         let status = cluster.status();
         let said = status.servers.iter().map(|server| server.table_bytes);
         said.into_iter().all(|said| said.abs_diff(LIMIT) <= LIMIT / 50)
@@ -120,17 +120,13 @@ fn entries_that_are_gone_leave_room_for_larger_ones() {
         Err(error) => panic!("put {n}: {error}"),
     });
     assert!(done.contains(&false), "the limit was not reached");
-    wait_until(
-        "tables that are used to 85 % of the limit, and no larger than it",
-        PATIENCE,
-        || {
-            let status = cluster.status();
-            status.servers.iter().all(|server| {
-                server.primary_used_bytes >= LIMIT / 2 / 100 * 85
-                    && server.table_bytes <= LIMIT + LIMIT / 20
-            })
-        },
-    );
+    wait_until("tables that are used to 85 % of the limit, and no larger than it", TIMEOUT, || {
+        let status = cluster.status();
+        status.servers.iter().all(|server| {
+            server.primary_used_bytes >= LIMIT / 2 / 100 * 85
+                && server.table_bytes <= LIMIT + LIMIT / 20
+        })
+    });
     let kept = (0..SMALL).filter(stays).map(|n| (n, small(n)));
     let new = (0..LARGE).filter(|n| done[*n] && n % 8 == 0).map(|n| (SMALL + n, large(n)));
     let expected: Vec<(usize, &[u8])> = kept.chain(new).collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::ports::{Kind, Ports, VICTIM};
 use crate::common::raw::{Raw, request, write_number};
-use crate::common::{Cluster, PATIENCE, process, wait_until};
+use crate::common::{Cluster, TIMEOUT, process, wait_until};
 use kv_client::OpOptions;
 use kv_protocol::client_message::{Operation, Status};
 use kv_protocol::ids::{ClientId, RequestId, ShardId};
@@ -69,7 +69,7 @@ fn requests_that_come_all_at_once_in_more_bytes_than_there_are_buffers_are_all_s
             }
             process::signal(pid, process::Signal::CONT);
             for (n, raw) in connections.iter_mut().enumerate() {
-                let (one, other) = (raw.answer(), raw.answer());
+                let (one, other) = (raw.response(), raw.response());
                 let (put, got) = if one.id == PUT { (one, other) } else { (other, one) };
                 assert_eq!((put.id, put.status, put.copies), (PUT, Status::Ok, 2), "{engine}, {n}");
                 assert_eq!((got.id, got.status), (GET, Status::Ok), "{engine}, {n}");
@@ -103,10 +103,10 @@ fn long_values_that_are_asked_for_together_come_whole_and_in_order_however_slowl
         let requests = (0..READS).map(|id| request(RequestId(id), key_of(id), operation(id)));
         raw.send(&requests.flatten().collect::<Vec<u8>>());
         for id in 0..READS {
-            let answer = raw.answer();
-            assert_eq!((answer.id, answer.status), (RequestId(id), Status::Ok), "{engine}");
+            let response = raw.response();
+            assert_eq!((response.id, response.status), (RequestId(id), Status::Ok), "{engine}");
             let expected = if id % 20 == 19 { Vec::new() } else { value((id % 10) as usize) };
-            assert!(answer.value == expected, "{engine}: answer {id} has another's value");
+            assert!(response.value == expected, "{engine}: answer {id} has another's value");
         }
         cluster.stop().assert_copies_agree();
     }
@@ -142,30 +142,30 @@ fn connections_that_are_reset_in_any_state_of_a_request_or_an_answer_leave_nothi
             ("several long answers that wait", &|raw| {
                 raw.send(&get_large);
                 raw.send(&get_large);
-                wait_until("an answer to begin", PATIENCE, || raw.has_input());
+                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
             }),
             ("a long answer, partly read", &|raw| {
                 raw.send(&get_large);
                 raw.send(&get_small);
-                wait_until("an answer to begin", PATIENCE, || raw.has_input());
+                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
                 raw.drop_bytes(LARGE / 3);
             }),
             ("answers from the table that have no room", &|raw| raw.send(&get_long)),
             ("answers from the table, partly read", &|raw| {
                 raw.send(&get_long);
-                wait_until("an answer to begin", PATIENCE, || raw.has_input());
+                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
                 raw.drop_bytes(3 * LONG);
                 raw.send(&get_long);
             }),
             ("the end said, answers from the table awaited", &|raw| {
                 raw.send(&get_long);
                 raw.finish();
-                wait_until("an answer to begin", PATIENCE, || raw.has_input());
+                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
             }),
             ("the end said, its answer awaited", &|raw| {
                 raw.send(&get_large);
                 raw.finish();
-                wait_until("an answer to begin", PATIENCE, || raw.has_input());
+                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
             }),
         ];
         let mut next = 100;
@@ -178,7 +178,7 @@ fn connections_that_are_reset_in_any_state_of_a_request_or_an_answer_leave_nothi
                 go(raw);
             }
             clients.into_iter().for_each(reset);
-            wait_until(&format!("{engine}: nothing to be left of `{state}`"), PATIENCE, || {
+            wait_until(&format!("{engine}: nothing to be left of `{state}`"), TIMEOUT, || {
                 process::open_descriptors(pid) <= before
             });
             assert_eq!(client.get(&small, &options).expect("a get").bytes, b"s");
@@ -202,8 +202,8 @@ fn of_ten_thousand_connections_each_is_served_and_an_idle_one_costs_at_most_4_ki
         let key = key_of_victim(&cluster, "idle");
         cluster.open().put(&key, &[1; 1_000], &OpOptions::default()).expect("a put");
         let serve = |raw: &mut Raw| {
-            let answer = raw.ask(&key, Operation::Get);
-            assert!(answer.status == Status::Ok && answer.value == [1; 1_000], "{engine}");
+            let response = raw.ask(&key, Operation::Get);
+            assert!(response.status == Status::Ok && response.value == [1; 1_000], "{engine}");
         };
         // Memory that a server takes once, for its first connections, is not counted.
         let mut first = connect(&cluster, 0..BATCH);

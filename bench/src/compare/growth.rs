@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::grid::Effort;
-use super::machine::{Machine, Placement};
+use super::machine::{Hardware, Placement};
 use super::process::resident_bytes;
 use super::report::{Growth, Measured, Memory};
 use super::sides::{Ground, Who};
@@ -19,7 +19,7 @@ pub(super) fn run(
     effort: &Effort,
     args: &Args,
     programs: &Programs,
-    machine: &Machine,
+    machine: &Hardware,
     dir: &Path,
     measured: &mut Measured,
 ) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 
 /// The machine's description. See the module.
 #[derive(Clone, Debug)]
-pub(crate) struct Machine {
+pub(crate) struct Hardware {
     pub(crate) processor: String,
     pub(crate) kernel: String,
     pub(crate) memory_gib: u64,
@@ -46,15 +46,15 @@ fn line_of(file: &str, name: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-impl Machine {
-    pub(crate) fn look() -> anyhow::Result<Machine> {
+impl Hardware {
+    pub(crate) fn look() -> anyhow::Result<Hardware> {
         let allowed = sched_getaffinity(None).context("ask which cores may be used")?;
         let cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
         let kib = line_of("/proc/meminfo", "MemTotal").unwrap_or_default();
         let kib: u64 = kib.trim_end_matches(" kB").parse().unwrap_or(0);
         let unknown = || "unknown".to_owned();
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
-        Ok(Machine {
+        Ok(Hardware {
             processor: line_of("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
             kernel: kernel.map_or_else(|_| unknown(), |text| text.trim().to_owned()),
             memory_gib: kib.div_ceil(1 << 20),

@@ -27,7 +27,7 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 
 use crate::numbers::parse_seconds;
-use machine::Machine;
+use machine::Hardware;
 
 /// Compares this store with Redis, Valkey, memcached and the bare floors: the same load, in turns, on the
 /// same cores, with every answer checked.
@@ -96,7 +96,7 @@ impl Programs {
 fn run(args: &Args) -> anyhow::Result<()> {
     let parts = grid::parts(&args.only)?;
     let programs = Programs::find(args.programs.as_deref())?;
-    let machine = Machine::look()?;
+    let machine = Hardware::look()?;
     let dir = tempfile::Builder::new().prefix("kv-compare-").tempdir();
     let dir = dir.context("make a directory for the servers")?;
     let mut measured = report::Measured::new(args, &machine);
@@ -129,7 +129,7 @@ fn measure(
     args: &Args,
     parts: &[&'static str],
     programs: &Programs,
-    machine: &Machine,
+    machine: &Hardware,
     dir: &Path,
     measured: &mut report::Measured,
 ) -> anyhow::Result<()> {

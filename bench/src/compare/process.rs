@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// The timeout of a server's start.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 /// The polling interval of waits.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -68,7 +68,7 @@ impl Kept {
 
 /// Kills all processes whose working directory is this one, and waits until none is left.
 pub(super) fn end_all_in(directory: &Path) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let left = running_in(directory);
         if left.is_empty() || Instant::now() >= deadline {
@@ -123,18 +123,18 @@ pub(super) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// Polls `look` until it returns a value. Fails after [`PATIENCE`].
+/// Polls `look` until it returns a value. Fails after [`TIMEOUT`].
 pub(super) fn wait_for<T>(
     what: &str,
     mut look: impl FnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(found) = look()? {
             return Ok(found);
         }
         if Instant::now() >= deadline {
-            bail!("waited {PATIENCE:?} in vain: {what}");
+            bail!("waited {TIMEOUT:?} in vain: {what}");
         }
         std::thread::sleep(LOOK_EVERY);
     }

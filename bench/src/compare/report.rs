@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Args;
 use super::grid::{Bound, Cell, Goal, Metric};
-use super::machine::{Machine, today};
+use super::machine::{Hardware, today};
 use super::sides::Who;
 use crate::numbers::{micros, short};
 use crate::report::Report;
@@ -55,7 +55,7 @@ pub(super) struct Growth {
 pub(super) struct Measured {
     command: String,
     is_quick: bool,
-    machine: Machine,
+    machine: Hardware,
     pub(super) sides: Vec<(Who, String)>,
     pub(super) cells: Vec<CellResult>,
     pub(super) memory: Vec<Memory>,
@@ -113,7 +113,7 @@ struct Verdict {
 }
 
 impl Measured {
-    pub(super) fn new(args: &Args, machine: &Machine) -> Measured {
+    pub(super) fn new(args: &Args, machine: &Hardware) -> Measured {
         let words: Vec<String> = std::env::args().skip(1).collect();
         Measured {
             command: format!("kv-compare {}", words.join(" ")).trim_end().to_owned(),
@@ -183,7 +183,7 @@ impl Measured {
     /// Renders the report for people.
     pub(super) fn markdown(&self) -> String {
         let mut text = format!("# This store, its peers and its floors\n\n{}", today());
-        let Machine { processor, kernel, memory_gib, cores } = &self.machine;
+        let Hardware { processor, kernel, memory_gib, cores } = &self.machine;
         let _ = writeln!(
             text,
             ". A machine of {} cores ({processor}), {memory_gib} GiB, Linux {kernel}.\n\n```\n{}\n```\n",
@@ -287,7 +287,7 @@ impl Measured {
 
     /// Renders the report for programs, with every turn.
     pub(super) fn json(&self) -> anyhow::Result<String> {
-        let Machine { processor, kernel, memory_gib, cores } = &self.machine;
+        let Hardware { processor, kernel, memory_gib, cores } = &self.machine;
         let cells: Vec<Value> = self
             .cells
             .iter()

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use kv_protocol::status::{ClusterStatus, GroupCondition};
 use rustix::process::Signal;
 
-use super::machine::{Machine, Placement};
+use super::machine::{Hardware, Placement};
 use super::process::{self, Kept, free_port, pinned, wait_for};
 use super::{Args, Programs};
 
@@ -79,7 +79,7 @@ pub(super) struct Sides {
 pub(super) struct Ground<'a> {
     pub(super) args: &'a Args,
     pub(super) programs: &'a Programs,
-    pub(super) machine: &'a Machine,
+    pub(super) machine: &'a Hardware,
     pub(super) dir: &'a Path,
 }
 
@@ -88,7 +88,7 @@ impl Sides {
     pub(super) fn start(
         args: &Args,
         programs: &Programs,
-        machine: &Machine,
+        machine: &Hardware,
         dir: &Path,
     ) -> anyhow::Result<Sides> {
         let ground = Ground { args, programs, machine, dir };
@@ -119,7 +119,7 @@ impl Sides {
     }
 
     /// Moves all processes to the cores of a placement.
-    pub(super) fn place(&self, machine: &Machine, placement: Placement) -> anyhow::Result<()> {
+    pub(super) fn place(&self, machine: &Hardware, placement: Placement) -> anyhow::Result<()> {
         let cores = machine.servers(placement);
         for pid in self.running.iter().flat_map(|side| side.pids.iter().chain(&side.others)) {
             process::move_to(*pid, &cores)?;

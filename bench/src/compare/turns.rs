@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::Programs;
 use super::grid::{Cell, Effort, cells};
-use super::machine::{Machine, Placement};
+use super::machine::{Hardware, Placement};
 use super::process::pinned;
 use super::report::{CellResult, Measured};
 use super::sides::{Side, Sides, Who};
@@ -23,7 +23,7 @@ pub(super) fn run(
     parts: &[&str],
     effort: &Effort,
     programs: &Programs,
-    machine: &Machine,
+    machine: &Hardware,
     sides: &Sides,
     measured: &mut Measured,
 ) -> anyhow::Result<()> {
@@ -118,7 +118,7 @@ fn arguments(cell: &Cell, effort: &Effort) -> Vec<String> {
 /// Runs kv-bench once against a side.
 pub(super) fn bench(
     programs: &Programs,
-    machine: &Machine,
+    machine: &Hardware,
     placement: Placement,
     side: &Side,
     arguments: &[String],

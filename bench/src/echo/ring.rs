@@ -35,7 +35,7 @@ pub(super) struct Done {
 }
 
 /// The io_uring instance with its buffers. See the module.
-pub(super) struct Ring {
+pub(super) struct Uring {
     ring: IoUring,
     pub(super) buffers: Buffers,
 }
@@ -44,8 +44,8 @@ fn name(kind: Kind, connection: u32) -> u64 {
     (kind as u64) << 32 | u64::from(connection)
 }
 
-impl Ring {
-    pub(super) fn new() -> anyhow::Result<Ring> {
+impl Uring {
+    pub(super) fn new() -> anyhow::Result<Uring> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -54,7 +54,7 @@ impl Ring {
             .build(ENTRIES)
             .context("set io_uring up (Linux 6.1 or newer, and allowed here)")?;
         let buffers = Buffers::register(&ring)?;
-        Ok(Ring { ring, buffers })
+        Ok(Uring { ring, buffers })
     }
 
     fn push(&mut self, entry: &Entry) -> anyhow::Result<()> {

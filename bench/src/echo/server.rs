@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use anyhow::bail;
 
-use super::ring::{Done, Kind, Ring};
+use super::ring::{Done, Kind, Uring};
 use crate::wire::echo::{Head, LONGEST, REPLY_HEAD, REQUEST_HEAD};
 
 /// The most connections.
@@ -53,7 +53,7 @@ struct Next {
 
 /// The echo server. See the module.
 pub(super) struct Server {
-    ring: Ring,
+    ring: Uring,
     listener: TcpListener,
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
@@ -79,7 +79,7 @@ impl Connection {
 
 impl Server {
     pub(super) fn new(listener: TcpListener, next: Option<TcpStream>) -> anyhow::Result<Server> {
-        let mut ring = Ring::new()?;
+        let mut ring = Uring::new()?;
         ring.accept(listener.as_raw_fd())?;
         let (connections, free, dirty) = (Vec::new(), Vec::new(), Vec::new());
         let mut server = Server { ring, listener, connections, free, dirty, next: None };

@@ -9,9 +9,9 @@
 
 use std::collections::VecDeque;
 
-use kv_protocol::client_message::{ANSWER_FIXED_BYTES, REQUEST_FIXED_BYTES};
+use kv_protocol::client_message::{REQUEST_FIXED_BYTES, RESPONSE_FIXED_BYTES};
 use kv_protocol::frame::HEADER_BYTES;
-use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CLIENT_BODY};
+use kv_protocol::limits::{MAX_CLIENT_BODY, MAX_RESPONSE_BODY};
 
 use super::{Reply, Wire};
 use crate::driver::{Outcome, Request};
@@ -22,7 +22,7 @@ pub(crate) const REQUEST_HEAD: usize = 16;
 pub(crate) const REPLY_HEAD: usize = 8;
 /// The most bytes of a request, and of a reply.
 pub(crate) const LONGEST: usize = HEADER_BYTES
-    + if MAX_CLIENT_BODY > MAX_ANSWER_BODY { MAX_CLIENT_BODY } else { MAX_ANSWER_BODY };
+    + if MAX_CLIENT_BODY > MAX_RESPONSE_BODY { MAX_CLIENT_BODY } else { MAX_RESPONSE_BODY };
 
 /// The head of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Wire for Echo {
         let read = if request.value.is_some() { 0 } else { self.value_bytes };
         let head = Head {
             length: HEADER_BYTES + REQUEST_FIXED_BYTES + request.key.len() + written,
-            reply: HEADER_BYTES + ANSWER_FIXED_BYTES + read,
+            reply: HEADER_BYTES + RESPONSE_FIXED_BYTES + read,
             tag: request.slot.into(),
         };
         head.write(output);

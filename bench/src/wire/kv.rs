@@ -5,18 +5,18 @@
 use std::collections::VecDeque;
 
 use kv_protocol::client_message::{
-    Answer, Condition, Operation, Refusal, Request as WireRequest, Status, WriteHeader, opcode,
+    Condition, Operation, Refusal, Request as WireRequest, Response, Status, WriteHeader, opcode,
 };
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{RequestId, RequestSeq, SequenceNumber, ViewVersion};
-use kv_protocol::limits::{MAX_ANSWER_BODY, SESSION_WINDOW};
+use kv_protocol::limits::{MAX_RESPONSE_BODY, SESSION_WINDOW};
 use kv_protocol::placement::Digest;
 
 use super::{Reply, Wire};
 use crate::driver::{Outcome, Request};
 
 /// The frame rules of client connections.
-pub(crate) const RULES: FrameRules = FrameRules::unchecked(MAX_ANSWER_BODY);
+pub(crate) const RULES: FrameRules = FrameRules::unchecked(MAX_RESPONSE_BODY);
 
 /// One connection to a shard. See the module.
 #[derive(Debug)]
@@ -77,21 +77,21 @@ impl Wire for Kv {
             let refusal = Refusal::read(frame.body).map_err(|error| error.to_string())?;
             return Err(format!("{:?}: {}", refusal.status, refusal.reason));
         }
-        if frame.opcode != opcode::ANSWER {
+        if frame.opcode != opcode::RESPONSE {
             return Err(format!("a frame with opcode {}", frame.opcode));
         }
-        let answer = Answer::read(frame.body).map_err(|error| error.to_string())?;
-        let slot = u32::try_from(answer.id.0).map_err(|_| "an answer to nothing".to_owned())?;
+        let response = Response::read(frame.body).map_err(|error| error.to_string())?;
+        let slot = u32::try_from(response.id.0).map_err(|_| "an answer to nothing".to_owned())?;
         let write = self.open.iter().position(|(_, open)| *open == slot);
         if let Some(write) = write {
             self.open.remove(write);
         }
-        let outcome = match answer.status {
-            Status::Ok if write.is_some() && answer.copies < 2 => Outcome::SingleCopy,
-            Status::Ok => Outcome::Done(answer.value),
+        let outcome = match response.status {
+            Status::Ok if write.is_some() && response.copies < 2 => Outcome::SingleCopy,
+            Status::Ok => Outcome::Done(response.value),
             Status::NotFound => Outcome::Missing,
             status => {
-                let reason = String::from_utf8_lossy(answer.value);
+                let reason = String::from_utf8_lossy(response.value);
                 return Err(format!("{status:?}: {reason}"));
             }
         };
@@ -107,10 +107,10 @@ mod tests {
         Request { slot, key: b"k", value: Some(b"v") }
     }
 
-    fn answer(id: u64, status: Status, copies: u8) -> Vec<u8> {
+    fn response(id: u64, status: Status, copies: u8) -> Vec<u8> {
         let mut bytes = Vec::new();
         let (view, version) = (ViewVersion(1), SequenceNumber(1));
-        Answer { id: RequestId(id), status, copies, view, version, value: b"", whole: 0 }
+        Response { id: RequestId(id), status, copies, view, version, value: b"", whole: 0 }
             .write(&mut bytes);
         bytes
     }
@@ -123,9 +123,9 @@ mod tests {
             kv.request(&put(slot), &mut output);
         }
         assert!(!kv.has_room());
-        kv.reply(&answer(5, Status::Ok, 2)).unwrap().unwrap();
+        kv.reply(&response(5, Status::Ok, 2)).unwrap().unwrap();
         assert!(!kv.has_room(), "the first has not ended");
-        kv.reply(&answer(0, Status::Ok, 2)).unwrap().unwrap();
+        kv.reply(&response(0, Status::Ok, 2)).unwrap().unwrap();
         assert!(kv.has_room());
         output.clear();
         kv.request(&put(0), &mut output);
@@ -139,9 +139,9 @@ mod tests {
     fn a_write_that_one_table_holds_is_told_apart_and_a_refusal_ends_the_run() {
         let mut kv = Kv::new(ViewVersion(1), SequenceNumber::ZERO);
         kv.request(&put(0), &mut Vec::new());
-        let bytes = answer(0, Status::Ok, 1);
+        let bytes = response(0, Status::Ok, 1);
         let reply = kv.reply(&bytes).unwrap().unwrap();
         assert_eq!(reply.ended, Some((0, Outcome::SingleCopy)));
-        assert!(kv.reply(&answer(0, Status::WrongView, 0)).unwrap_err().contains("WrongView"));
+        assert!(kv.reply(&response(0, Status::WrongView, 0)).unwrap_err().contains("WrongView"));
     }
 }

@@ -54,7 +54,10 @@ pub(super) fn run(
     #[allow(clippy::cast_precision_loss)] // For people.
     let operations = (without.reads.len() + without.writes.len()) as f64;
     figures.state("operations without it", operations, "");
-    figures.none("operations that were not answered", usual.unanswered + without.unanswered);
+    figures.none(
+        "operations that were not answered",
+        usual.without_response + without.without_response,
+    );
     for (name, before, now) in [
         ("GET", &usual.reads, &without.reads),
         ("PUT, CAS, DELETE", &usual.writes, &without.writes),

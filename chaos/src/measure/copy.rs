@@ -101,6 +101,9 @@ pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::R
         figures.should_be_at_most(format!("{name}, p99 during / before"), p99, MOST_P99_RATIO);
     }
     figures.state("longest operation since the kill", ms(longest), "ms");
-    figures.none("operations that were not answered", usual.unanswered + through.unanswered);
+    figures.none(
+        "operations that were not answered",
+        usual.without_response + through.without_response,
+    );
     Ok(figures)
 }

@@ -53,7 +53,7 @@ pub(super) struct FloodsArgs {
 
 /// The outcome of one flood.
 struct Flooded {
-    answers_per_second: f64,
+    responses_per_second: f64,
     changed_views: u64,
     longest_gap_ms: u64,
 }
@@ -92,7 +92,7 @@ pub(super) fn run(
         let flooded = flood(&cluster, shape, Duration::from_secs(args.seconds));
         let is_harmed = match flooded {
             Ok(flooded) => {
-                let name = format!("{shape} ({:.0} answers/s)", flooded.answers_per_second);
+                let name = format!("{shape} ({:.0} answers/s)", flooded.responses_per_second);
                 #[allow(clippy::cast_precision_loss)] // For people.
                 let gap = flooded.longest_gap_ms as f64;
                 figures.below(name, gap, "ms", ms(LONGEST_GAP));
@@ -130,13 +130,13 @@ fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Fl
         let mut client = Client::open(&cluster.endpoint(), Options::default())?;
         client.put(&key, &vec![7; bytes], &OpOptions::default()).context("put the value")?;
     }
-    let answers = sender::flood(&aim(&before, VICTIM, key)?, shape, lasts)?;
+    let responses = sender::flood(&aim(&before, VICTIM, key)?, shape, lasts)?;
     let after = cluster.status().context("after the flood")?;
     let groups = before.groups.iter().zip(&after.groups);
     let changed = groups.filter(|(old, new)| old.view != new.view).count();
     #[allow(clippy::cast_precision_loss)] // For people.
     Ok(Flooded {
-        answers_per_second: answers as f64 / lasts.as_secs_f64(),
+        responses_per_second: responses as f64 / lasts.as_secs_f64(),
         changed_views: changed as u64,
         longest_gap_ms: after.servers.iter().map(|s| s.longest_gap_ms).max().unwrap_or(0),
     })

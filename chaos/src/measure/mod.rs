@@ -148,7 +148,7 @@ fn ratio(sorted: &[Duration], others: &[Duration], percent: usize) -> f64 {
 struct Latencies {
     reads: Vec<Duration>,
     writes: Vec<Duration>,
-    unanswered: u64,
+    without_response: u64,
 }
 
 impl Latencies {
@@ -161,7 +161,7 @@ impl Latencies {
             }
             // A failed condition is a response too.
             if operation.kind == Kind::Info || operation.entry.is_none() {
-                latencies.unanswered += 1;
+                latencies.without_response += 1;
                 continue;
             }
             let took = u64::try_from(operation.end - operation.start).unwrap_or(0);

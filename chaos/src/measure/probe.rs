@@ -18,7 +18,7 @@ use crate::worker::{NUMBERS_A_THREAD, ending, value_of};
 /// The pause between two operations.
 const PAUSE: Duration = Duration::from_millis(1);
 /// The timeout of waiting for a success.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// The first client's number; those of the load are lower.
 const FIRST_CLIENT: u32 = 1_000;
 /// The marker for no success so far.
@@ -71,7 +71,7 @@ impl Probe {
 
     /// Waits for the first success of a PUT and of a GET, and returns their times.
     pub(super) fn wait(&self) -> anyhow::Result<[i64; 2]> {
-        wait_for("a PUT and a GET to succeed", PATIENCE, || {
+        wait_for("a PUT and a GET to succeed", TIMEOUT, || {
             let [put, get] = &self.shared.first;
             let found = [put.load(Ordering::SeqCst), get.load(Ordering::SeqCst)];
             (!found.contains(&NONE)).then_some(found)

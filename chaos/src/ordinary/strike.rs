@@ -367,11 +367,11 @@ impl Striker<'_> {
                 .map(|shape| (shape, scope.spawn(|| sender::flood(&aim, shape, FLOOD))))
                 .collect();
             floods.into_iter().try_for_each(|(shape, flood)| {
-                let answers = flood.join().expect("a thread does not panic")?;
+                let responses = flood.join().expect("a thread does not panic")?;
                 // The first response on each connection is the WELCOME.
                 let is_read = shape.manner == Manner::Closed;
                 let least = if is_read { shape.connections as u64 } else { 0 };
-                ensure!(answers > least || !shape.is_answered(), "{shape}: {answers} answers");
+                ensure!(responses > least || !shape.is_answered(), "{shape}: {responses} answers");
                 Ok(())
             })
         })?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use kv_protocol::ids::{GroupId, ShardId};
 
 use super::Engine;
-use crate::completion::{Answered, Ends};
+use crate::completion::{Ends, Reply};
 use crate::doubt::{Doubt, Open, Settled};
 use crate::error::Error;
 use crate::operation::{Notify, Op, OpId, Operation, Stage};
@@ -88,7 +88,7 @@ impl Engine {
     fn start_resolver(&mut self, doubt: &Doubt, deadline: Instant, now: Instant) {
         let (op, options) = (Op::Resolve { doubt }, OpOptions::default());
         let allowed = self.options.deadline;
-        let made = Operation::new(op, &options, allowed, Notify::Nobody, now, &mut self.spares);
+        let made = Operation::new(op, &options, allowed, Notify::Nobody, now, &mut self.free_list);
         // If memory is short, the next operation retries.
         let Ok(mut operation) = made else { return };
         operation.deadline = deadline.max(now);
@@ -107,9 +107,8 @@ impl Engine {
         result: Result<Settled, Error>,
         ends: &mut dyn Ends,
     ) {
-        let answered =
-            result.map(|Settled { version, copies }| Answered::of_write(version, copies));
-        self.finish(id, answered, ends);
+        let responded = result.map(|Settled { version, copies }| Reply::of_write(version, copies));
+        self.finish(id, responded, ends);
     }
 
     /// Handles the end of a RESOLVE.
@@ -117,13 +116,11 @@ impl Engine {
         &mut self,
         id: OpId,
         doubt: &Doubt,
-        result: &Result<Answered<'_>, Error>,
+        result: &Result<Reply<'_>, Error>,
         ends: &mut dyn Ends,
     ) {
         let settled = match result {
-            Ok(Answered { version, copies, .. }) => {
-                Ok(Settled { version: *version, copies: *copies })
-            }
+            Ok(Reply { version, copies, .. }) => Ok(Settled { version: *version, copies: *copies }),
             // For an expired session: the write will not be executed any more, but its outcome stays unknown.
             Err(
                 error @ (Error::NotFound { .. }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use kv_protocol::client_message::{Answer, Refusal, Status, Welcome, opcode, read_map_answer};
+use kv_protocol::client_message::{Refusal, Response, Status, Welcome, opcode, read_map_response};
 use kv_protocol::escape;
 use kv_protocol::frame::{FrameBuffer, HEADER_BYTES};
 use kv_protocol::ids::{ClientId, Epoch, GroupId, MapRevision, RequestId, ShardId};
@@ -15,7 +15,7 @@ use kv_protocol::map::MapServer;
 
 use super::Engine;
 use super::counting::End;
-use crate::completion::{Answered, Ends};
+use crate::completion::{Ends, Reply};
 use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Received, Target};
 use crate::error::Error;
 use crate::events::{Event, tell_changes};
@@ -24,8 +24,8 @@ use crate::log::Level;
 use crate::map_source::Source;
 use crate::operation::{Kind, OpId, Operation, Stage};
 use crate::output::Released;
-use crate::places::Place;
 use crate::poller::Readiness;
+use crate::route_cache::Place;
 use crate::router::MapRefusal;
 use crate::session::Session;
 
@@ -350,9 +350,9 @@ impl Engine {
         if let Some(inflow) = connection.inflow.take_if(|inflow| inflow.missing() == 0) {
             let request = inflow.request();
             match inflow
-                .end(|answer, landed| self.on_answer(token, answer, Some(landed), now, ends))
+                .end(|response, landed| self.on_response(token, response, Some(landed), now, ends))
             {
-                Some(answered) => answered?,
+                Some(reply) => reply?,
                 None => self.forget_request(token, request),
             }
             return Ok(Flow::GoOn);
@@ -386,24 +386,24 @@ impl Engine {
     fn begin_inflow(&mut self, token: u64, input: &mut FrameBuffer) {
         let missing = input.missing();
         let waiting = input.waiting();
-        if missing < LONG_BYTES || waiting.get(OPCODE_AT) != Some(&opcode::ANSWER) {
+        if missing < LONG_BYTES || waiting.get(OPCODE_AT) != Some(&opcode::RESPONSE) {
             return;
         }
         let Some(connection) = self.connections.get_mut(token).filter(|c| c.is_open) else {
             return;
         };
         // Errors are reported once the whole response has arrived.
-        let Ok(answer) = Answer::read(&waiting[HEADER_BYTES..]) else { return };
-        let Some(&id) = connection.outstanding.get(answer.id.0) else { return };
+        let Ok(response) = Response::read(&waiting[HEADER_BYTES..]) else { return };
+        let Some(&id) = connection.outstanding.get(response.id.0) else { return };
         let Some(operation) = self.operations.get_mut(id) else { return };
-        let landing = match (answer.status, operation.part) {
+        let landing = match (response.status, operation.part) {
             // A server without support for parts sends the whole value, of which the caller gets a later part.
             (Status::Ok, Some(part)) if part.from > 0 => Landing::Buffer,
             _ => operation.landing,
         };
-        let Some(inflow) = Inflow::begin(id, landing, &answer, missing) else { return };
+        let Some(inflow) = Inflow::begin(id, landing, &response, missing) else { return };
         // A transfer of the value over another connection for the same operation is abandoned: only one may write.
-        operation.lands_from = Some((token, answer.id));
+        operation.lands_from = Some((token, response.id));
         connection.inflow = Some(inflow);
         let taken = waiting.len();
         input.skip(taken);
@@ -428,11 +428,11 @@ impl Engine {
         let is_open = connection.is_open;
         let nonsense = |error: kv_protocol::DecodeError| format!("it sent nonsense: {error}");
         let is_for_map = matches!(connection.target, Target::Map { .. });
-        if opcode == opcode::ANSWER && is_open && !is_for_map {
+        if opcode == opcode::RESPONSE && is_open && !is_for_map {
             // The common case.
             connection.responses += 1;
-            let answer = Answer::read(body).map_err(nonsense)?;
-            self.on_answer(token, &answer, None, now, ends)?;
+            let response = Response::read(body).map_err(nonsense)?;
+            self.on_response(token, &response, None, now, ends)?;
             return Ok(Flow::GoOn);
         }
         let target = connection.target;
@@ -449,8 +449,8 @@ impl Engine {
                 self.note_opened(target);
                 Ok(Flow::GoOn)
             }
-            opcode::MAP_ANSWER if is_open && is_for_map => {
-                let map = read_map_answer(body).map_err(nonsense)?;
+            opcode::MAP_RESPONSE if is_open && is_for_map => {
+                let map = read_map_response(body).map_err(nonsense)?;
                 let words = format!("map {} taken from {}", map.revision, target.address());
                 let got = map.cluster;
                 let before = self.servers_to_compare();
@@ -464,7 +464,7 @@ impl Engine {
                 self.counts.maps += 1;
                 self.tell_map(before, target.address());
                 // Responses to the other requests for the map are no longer needed.
-                for other in self.map_source.answered(token, self.router.servers(), now) {
+                for other in self.map_source.on_map(token, self.router.servers(), now) {
                     if let Some(connection) = self.connections.remove(other) {
                         self.close(&connection, "another one brought the map");
                     }
@@ -515,51 +515,51 @@ impl Engine {
     }
 
     /// Processes a response. An error is the reason to close the connection.
-    fn on_answer(
+    fn on_response(
         &mut self,
         token: u64,
-        answer: &Answer<'_>,
+        response: &Response<'_>,
         landed: Option<&Landed>,
         now: Instant,
         ends: &mut dyn Ends,
     ) -> Result<(), String> {
         let Some(connection) = self.connections.get_mut(token) else { return Ok(()) };
-        let Some(&id) = connection.outstanding.get(answer.id.0) else {
-            return Err(format!("it answered request {}, which was not asked", answer.id));
+        let Some(&id) = connection.outstanding.get(response.id.0) else {
+            return Err(format!("it answered request {}, which was not asked", response.id));
         };
         // The operation may have ended.
         let Some(operation) = self.operations.get_mut(id) else {
-            connection.outstanding.remove(answer.id.0);
+            connection.outstanding.remove(response.id.0);
             return Ok(());
         };
         // In both cases the request stays outstanding, so that the loss of the connection finds the operation.
-        if !may_answer(operation, answer.status) {
-            let (status, verb) = (answer.status, operation.kind.verb());
+        if !may_respond(operation, response.status) {
+            let (status, verb) = (response.status, operation.kind.verb());
             return Err(format!("it answered {status:?} to a {verb}"));
         }
-        if let (Status::Part, Some(part)) = (answer.status, operation.part)
-            && part.of(answer.whole as usize).len() != answer.value.len()
+        if let (Status::Part, Some(part)) = (response.status, operation.part)
+            && part.of(response.whole as usize).len() != response.value.len()
         {
-            let (bytes, whole) = (answer.value.len(), answer.whole);
+            let (bytes, whole) = (response.value.len(), response.whole);
             return Err(format!(
                 "it sent {bytes} bytes of a value of {whole}, which is not the requested part"
             ));
         }
-        connection.outstanding.remove(answer.id.0);
-        let here = Stage::Assigned { connection: token, request: Some(answer.id) };
+        connection.outstanding.remove(response.id.0);
+        let here = Stage::Assigned { connection: token, request: Some(response.id) };
         // A final response to an earlier transmission counts; otherwise the later transmission decides.
         let is_current = operation.stage == here;
-        match answer.status {
+        match response.status {
             Status::Ok | Status::Part => {
-                let answered = answered(operation, answer, landed);
-                self.finish(id, Ok(answered), ends);
+                let reply = reply(operation, response, landed);
+                self.finish(id, Ok(reply), ends);
             }
             Status::NotFound => {
                 let action = operation.action();
                 self.finish(id, Err(Error::NotFound { action }), ends);
             }
             Status::Conflict => {
-                let (action, version) = (operation.action(), answer.version);
+                let (action, version) = (operation.action(), response.version);
                 self.finish(id, Err(Error::Conflict { action, version }), ends);
             }
             Status::NotDone => {
@@ -570,14 +570,14 @@ impl Engine {
             Status::SessionMismatch => self.on_session_mismatch(id, ends),
             // A pending write gets this too when its server loses the view.
             Status::WrongView if is_current => {
-                let (trouble, server) = (spoken(operation, answer), operation.server);
+                let (trouble, server) = (spoken(operation, response), operation.server);
                 self.back_off(id, &trouble.into(), now);
                 self.want_map(server);
             }
             Status::WrongView => {}
             Status::Lost => {
                 if is_current {
-                    let (action, cause) = (operation.action(), spoken(operation, answer));
+                    let (action, cause) = (operation.action(), spoken(operation, response));
                     let error = if operation.kind.is_write() {
                         Error::InDoubt { action, cause, doubt: None }
                     } else {
@@ -591,12 +591,12 @@ impl Engine {
             Status::Unavailable | Status::Busy => {
                 operation.doubtful = operation.doubtful.saturating_sub(1);
                 if is_current {
-                    let trouble = spoken(operation, answer);
+                    let trouble = spoken(operation, response);
                     self.back_off(id, &trouble.into(), now);
-                    self.after_refusal(id, answer.status);
+                    self.after_refusal(id, response.status);
                 }
             }
-            _ => self.on_refused(id, answer, is_current, ends),
+            _ => self.on_refused(id, response, is_current, ends),
         }
         Ok(())
     }
@@ -615,18 +615,24 @@ impl Engine {
     }
 
     /// Handles a permanent rejection: this transmission had no effect.
-    fn on_refused(&mut self, id: OpId, answer: &Answer<'_>, is_current: bool, ends: &mut dyn Ends) {
+    fn on_refused(
+        &mut self,
+        id: OpId,
+        response: &Response<'_>,
+        is_current: bool,
+        ends: &mut dyn Ends,
+    ) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         operation.doubtful = operation.doubtful.saturating_sub(1);
         if !is_current {
             return;
         }
-        let (action, reason) = (operation.action(), spoken(operation, answer));
+        let (action, reason) = (operation.action(), spoken(operation, response));
         let error = if operation.doubtful > 0 {
             let cause = format!("a retry was refused: {reason}");
             Error::InDoubt { action, cause, doubt: None }
         } else {
-            match answer.status {
+            match response.status {
                 Status::TooBig => Error::TooBig { action, reason },
                 Status::OutOfSpace => Error::OutOfSpace { action, reason },
                 Status::Invalid => Error::Invalid { action, reason },
@@ -728,7 +734,7 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 }
 
 /// Returns whether a correct server can send this status in response to the operation.
-fn may_answer(operation: &Operation, status: Status) -> bool {
+fn may_respond(operation: &Operation, status: Status) -> bool {
     match status {
         Status::NotFound => !matches!(operation.kind, Kind::Put | Kind::Noop),
         Status::Conflict => operation.is_conditional() || operation.kind == Kind::Resolve,
@@ -738,32 +744,32 @@ fn may_answer(operation: &Operation, status: Status) -> bool {
     }
 }
 
-fn answered<'a>(
+fn reply<'a>(
     operation: &Operation,
-    answer: &Answer<'a>,
+    response: &Response<'a>,
     landed: Option<&'a Landed>,
-) -> Answered<'a> {
+) -> Reply<'a> {
     let reads = matches!(operation.kind, Kind::Get | Kind::Verify(_));
-    let (value, length) = match (answer.status, operation.part) {
+    let (value, length) = match (response.status, operation.part) {
         _ if !reads => (&[][..], 0),
-        (Status::Part, _) => (answer.value, answer.whole as usize),
+        (Status::Part, _) => (response.value, response.whole as usize),
         // A server without support for parts sends the whole value.
-        (_, Some(part)) => (&answer.value[part.of(answer.value.len())], answer.value.len()),
-        _ => (answer.value, answer.value.len()),
+        (_, Some(part)) => (&response.value[part.of(response.value.len())], response.value.len()),
+        _ => (response.value, response.value.len()),
     };
-    Answered {
+    Reply {
         value,
         length,
         landed,
-        version: answer.version,
-        copies: if reads || operation.kind == Kind::Noop { 0 } else { answer.copies },
+        version: response.version,
+        copies: if reads || operation.kind == Kind::Noop { 0 } else { response.copies },
     }
 }
 
 /// Describes a server's response for a message.
-fn spoken(operation: &Operation, answer: &Answer<'_>) -> String {
-    let status = answer.status;
-    match (operation.server, answer.value) {
+fn spoken(operation: &Operation, response: &Response<'_>) -> String {
+    let status = response.status;
+    match (operation.server, response.value) {
         (Some(server), []) => format!("server {server} answered {status:?}"),
         (Some(server), reason) => format!("server {server} answered {status:?}: {}", words(reason)),
         (None, reason) => format!("{status:?}: {}", words(reason)),

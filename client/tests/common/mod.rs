@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use kv_client::{Client, OpOptions, Options};
 use kv_protocol::client_message::{
-    Answer, Condition, Hello, Operation, Question, Refusal, ReplicaRole, Request, SessionStart,
-    Status, Welcome, WriteHeader, opcode, write_map_answer,
+    Condition, Hello, Operation, Question, Refusal, ReplicaRole, Request, Response, SessionStart,
+    Status, Welcome, WriteHeader, opcode, write_map_response,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::*;
@@ -49,11 +49,11 @@ pub enum Act {
     /// Never execute it or respond.
     Ignore,
     /// Respond with this status without executing it.
-    Answer(Status),
+    Response(Status),
     /// Execute it, and respond after the next request of this connection.
-    AnswerLater,
+    ResponseLater,
     /// Do not execute it, and respond with this status after the next request of this connection.
-    AnswerStatusLater(Status),
+    ResponseStatusLater(Status),
     /// Send these bytes without executing it.
     Send(Vec<u8>),
     /// Execute it, and send half of the response; send the rest once the flag is true.
@@ -466,7 +466,7 @@ fn give_map(server: Option<u16>, state: &mut State, output: &mut Vec<u8>) {
         }
         Some(server) => state.maps_of_servers.push(server),
     }
-    write_map_answer(output, &state.map);
+    write_map_response(output, &state.map);
 }
 
 fn welcome(server: Option<u16>, map: &Map, last_sn: u64) -> Welcome {
@@ -521,15 +521,15 @@ fn act(
             execute(state, server, hello, request, output);
             output.append(later);
         }
-        Act::AnswerLater => execute(state, server, hello, request, later),
+        Act::ResponseLater => execute(state, server, hello, request, later),
         Act::ServeThenCut => {
             execute(state, server, hello, request, &mut Vec::new());
             return false;
         }
         Act::Cut => return false,
         Act::Ignore => {}
-        Act::Answer(status) => answer(request, status, 0, b"on purpose", output),
-        Act::AnswerStatusLater(status) => answer(request, status, 0, b"on purpose", later),
+        Act::Response(status) => response(request, status, 0, b"on purpose", output),
+        Act::ResponseStatusLater(status) => response(request, status, 0, b"on purpose", later),
         Act::Send(bytes) => output.extend_from_slice(&bytes),
         Act::Halve(is_open) => {
             let mut response = Vec::new();
@@ -542,8 +542,16 @@ fn act(
             let (value, version) = &state.table[request.key];
             let whole = u32::try_from(value.len()).unwrap() + 1;
             let (status, version) = (Status::Part, SequenceNumber(*version));
-            Answer { id: request.id, status, copies: 0, view: request.view, version, value, whole }
-                .write(output);
+            Response {
+                id: request.id,
+                status,
+                copies: 0,
+                view: request.view,
+                version,
+                value,
+                whole,
+            }
+            .write(output);
         }
         Act::ServeWhole => {
             let whole = Request { operation: Operation::Get, ..*request };
@@ -553,12 +561,12 @@ fn act(
     true
 }
 
-fn answer(request: &Request<'_>, status: Status, version: u64, value: &[u8], to: &mut Vec<u8>) {
+fn response(request: &Request<'_>, status: Status, version: u64, value: &[u8], to: &mut Vec<u8>) {
     let copies = if status == Status::Ok { 2 } else { 0 };
-    answer_with_copies(request, status, copies, version, value, to);
+    response_with_copies(request, status, copies, version, value, to);
 }
 
-fn answer_with_copies(
+fn response_with_copies(
     request: &Request<'_>,
     status: Status,
     copies: u8,
@@ -576,7 +584,8 @@ fn answer_with_copies(
         _ => (value, status),
     };
     let whole = if status == Status::Part { u32::try_from(whole).unwrap() } else { 0 };
-    Answer { id: request.id, status, copies, view: request.view, version, value, whole }.write(to);
+    Response { id: request.id, status, copies, view: request.view, version, value, whole }
+        .write(to);
 }
 
 /// Executes a request like a primary, or like a secondary for VERIFY.
@@ -588,25 +597,25 @@ fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, 
         _ => view.primary,
     };
     if holder != Some(member(server)) {
-        return answer(request, Status::WrongView, 0, b"", to);
+        return response(request, Status::WrongView, 0, b"", to);
     }
     assert_eq!(hello.shard, shard, "the client asks the executor of the key's shard");
     let header = match request.operation {
         Operation::Put(header, _) | Operation::Delete(header) | Operation::Resolve(header, _) => {
             header
         }
-        Operation::Noop => return answer(request, Status::Ok, 0, b"", to),
+        Operation::Noop => return response(request, Status::Ok, 0, b"", to),
         Operation::Get | Operation::GetPart(_) | Operation::Verify(_) => {
             return match state.table.get(request.key) {
-                Some((value, version)) => answer(request, Status::Ok, *version, value, to),
-                None => answer(request, Status::NotFound, 0, b"", to),
+                Some((value, version)) => response(request, Status::Ok, *version, value, to),
+                None => response(request, Status::NotFound, 0, b"", to),
             };
         }
     };
     let is_whole = view.secondary().is_some();
     let (status, version) = write(state, (hello.client, group, shard), request, header);
     let copies = if status == Status::Ok { 1 + u8::from(is_whole) } else { 0 };
-    answer_with_copies(request, status, copies, version, b"", to);
+    response_with_copies(request, status, copies, version, b"", to);
 }
 
 fn write(

@@ -11,7 +11,7 @@ use crate::args::Args;
 use crate::failure::Failure;
 use crate::listener;
 use crate::logs::Console;
-use crate::machine::{self, Machine};
+use crate::machine::{self, Boot};
 use crate::moves;
 use crate::place::{Elsewhere, Moved};
 use crate::plan::Plan;
@@ -82,7 +82,7 @@ fn take_moves(
         };
         if let Some(started) = earlier.state.servers[at].started.filter(|started| !known(started)) {
             let is_out_of_reach = *before == Host::Local
-                && Machine::place(earlier.place.machine.as_ref()) == machine::Place::Elsewhere;
+                && Boot::place(earlier.place.machine.as_ref()) == machine::Place::Elsewhere;
             let host = before.clone();
             earlier.place.elsewhere.push(Elsewhere { host, started, is_out_of_reach });
         }

@@ -13,7 +13,7 @@ pub(super) const MAX_CALLERS: usize = 16;
 /// The maximum number of lines queued for a caller. A caller that does not read them misses lines.
 const MAX_LINES: usize = 64;
 /// The timeout for delivering the last line.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The callers that wait for the end of the stop.
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ impl Callers {
                 let _ = caller.send(line.clone()).await;
                 caller.closed().await;
             };
-            let _ = timeout(PATIENCE, told).await;
+            let _ = timeout(TIMEOUT, told).await;
         }
     }
 

@@ -31,7 +31,7 @@ use crate::survey::MAX_SSH_AT_ONCE;
 use crate::{clock, own_limits, quote, random};
 
 /// The timeout of the whole start, from the first process to the last stream.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// The interval at which a failed order with the same reason is reported again.
 const FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
 /// The interval at which a failure to start a process for the same reason is reported again.
@@ -82,9 +82,9 @@ impl Driver {
             seed: random::nonzero_u64()?,
             on_double_fault: plan.settings.on_double_fault.into(),
             failure_timeout: FailureTimeout::new(plan.settings.failure_timeout),
-            start_patience: START_PATIENCE
-                + restoration.as_ref().map_or(Duration::ZERO, |restored| restored.patience),
-            stop_patience: DRAIN_DEADLINE,
+            start_timeout: START_TIMEOUT
+                + restoration.as_ref().map_or(Duration::ZERO, |restored| restored.timeout),
+            stop_timeout: DRAIN_DEADLINE,
         };
         let (mut first, takes_over) = (Vec::new(), earlier.is_some());
         let now = clock::now();

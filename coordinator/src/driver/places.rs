@@ -8,7 +8,7 @@ use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::control_message::Started;
 use kv_protocol::{Member, ServerId};
 
-use crate::machine::Machine;
+use crate::machine::Boot;
 use crate::place::{Elsewhere, Moved, Place, Ports};
 use crate::plan::Plan;
 
@@ -69,7 +69,7 @@ impl Places {
         Place {
             ports,
             listen: plan.listen,
-            machine: Some(Machine::this()),
+            machine: Some(Boot::this()),
             hosts: plan.file.servers.iter().map(|line| line.host.clone()).collect(),
             routes: plan.routes.clone(),
             moved: self.moved.borrow().clone(),

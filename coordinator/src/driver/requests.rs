@@ -20,7 +20,7 @@ use super::context::Driver;
 use crate::stop_port::{Call, Line, MAX_REQUEST_BYTES, NAME, path_in};
 
 /// The timeout for receiving a request.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// The interval at which the socket is checked, because the directory may be deleted and created again.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
@@ -115,7 +115,7 @@ async fn converse(
     let (read, mut write) = stream.split();
     let mut text = String::new();
     let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
-    timeout(PATIENCE, read.read_line(&mut text)).await.map_err(io::Error::other)??;
+    timeout(TIMEOUT, read.read_line(&mut text)).await.map_err(io::Error::other)??;
     let call: Call = serde_json::from_str(&text).map_err(io::Error::other)?;
     if let Call::Detach { .. } = call
         && let Err(say) = driver.may_detach()

@@ -10,7 +10,7 @@ use kv_protocol::cluster_file::Host;
 use kv_protocol::control_message::Started;
 use kv_protocol::{ClusterId, Incarnation, Member, ServerId};
 
-use crate::machine::{Machine, Place};
+use crate::machine::{Boot, Place};
 use crate::plan::Plan;
 use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
@@ -34,7 +34,7 @@ pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
     for (host, processes) in hosts(record) {
         let asked_after = || processes.iter().map(name).collect::<Vec<_>>().join(", ");
         if *host == Host::Local {
-            match Machine::place(record.place.machine.as_ref()) {
+            match Boot::place(record.place.machine.as_ref()) {
                 Place::Here => lines.extend(processes.iter().filter_map(line_here)),
                 Place::Past => {}
                 Place::Elsewhere => lines.push(format!(

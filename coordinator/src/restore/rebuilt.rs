@@ -13,7 +13,7 @@ use kv_protocol::ClusterKey;
 use super::gather;
 use super::state::Last;
 use crate::logs::Console;
-use crate::machine::Machine;
+use crate::machine::Boot;
 use crate::place::{Place, Ports};
 use crate::plan::Plan;
 use crate::store::{self, Record};
@@ -66,7 +66,7 @@ pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<F
     let place = Place {
         ports: Ports { clients: 0, servers: 0 },
         listen: plan.listen,
-        machine: Some(Machine::this()),
+        machine: Some(Boot::this()),
         hosts: plan.file.servers.iter().map(|line| line.host.clone()).collect(),
         routes: plan.routes.clone(),
         moved: Vec::new(),

@@ -20,7 +20,7 @@ use crate::quote;
 use crate::spawn::ssh::Ssh;
 
 /// The timeout for connecting, in addition to the time for the bytes.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns the remote name of the n-th file that a server loads, in the servers' directory.
 pub(crate) fn name(server: ServerId, n: usize) -> String {
@@ -61,10 +61,10 @@ async fn one(ssh: &Ssh, host: &Host, name: &str, file: &Path, bytes: u64) -> Res
         .map_err(|error| {
             format!("cannot start ssh: {error}; check that the ssh client is installed")
         })?;
-    let patience = CONNECT_PATIENCE + Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
-    let output = timeout(patience, child.wait_with_output())
+    let limit = CONNECT_TIMEOUT + Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
+    let output = timeout(limit, child.wait_with_output())
         .await
-        .map_err(|_| format!("it took longer than {} s", patience.as_secs()))?
+        .map_err(|_| format!("it took longer than {} s", limit.as_secs()))?
         .map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(());

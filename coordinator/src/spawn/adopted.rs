@@ -23,7 +23,7 @@ use super::exit::{Exit, describe_signal, tail_apart};
 /// The pause before a process of unknown state is looked up again.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// The timeout for the end of a killed process.
-const END_PATIENCE: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the process that sent this STARTED report. Returns `None` if it is proven to have ended.
 ///
@@ -65,7 +65,7 @@ pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
         // The descriptor refers to one process from now on; before, the id may have been reused.
         if is_one(pid) {
             identity::kill(&pidfd)?;
-            identity::ends_within(&pidfd, END_PATIENCE)?;
+            identity::ends_within(&pidfd, END_TIMEOUT)?;
             ended += 1;
         }
     }

@@ -12,7 +12,7 @@ use crate::printable::last_lines;
 /// The maximum number of bytes quoted from a server's output.
 pub(super) const MAX_QUOTED_BYTES: u64 = 2_048;
 /// The timeout for reading the end of a file, which may be on a stalled device.
-const TAIL_PATIENCE: Duration = Duration::from_secs(1);
+const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The end of a server's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub(super) fn describe_signal(signal: i32) -> String {
 /// Returns [`tail`] of a file, read on a thread of its own. Returns `None` also if that takes too long.
 pub(super) async fn tail_apart(path: PathBuf, start: u64) -> Option<String> {
     let read = tokio::task::spawn_blocking(move || tail(&path, start));
-    tokio::time::timeout(TAIL_PATIENCE, read).await.ok()?.ok()?
+    tokio::time::timeout(TAIL_TIMEOUT, read).await.ok()?.ok()?
 }
 
 /// Returns the last lines of a file after an offset.

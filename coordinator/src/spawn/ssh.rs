@@ -41,7 +41,7 @@ use super::exit::MAX_QUOTED_BYTES;
 /// The connection timeout of ssh in seconds.
 const CONNECT_SECONDS: u16 = 10;
 /// The timeout of a script that only queries or kills, including the connection.
-const SCRIPT_PATIENCE: Duration = Duration::from_secs(30);
+const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum size of a script's output.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
 
@@ -59,7 +59,7 @@ pub(crate) struct Ssh {
 pub(crate) enum SshError {
     #[error("cannot start ssh: {0}; check that the ssh client is installed")]
     Start(std::io::Error),
-    #[error("ssh did not exit within {} s", SCRIPT_PATIENCE.as_secs())]
+    #[error("ssh did not exit within {} s", SCRIPT_TIMEOUT.as_secs())]
     TooSlow,
     #[error("{0}")]
     Failed(String),
@@ -82,8 +82,8 @@ impl Ssh {
     ) -> Result<Vec<Started>, SshError> {
         let mut living = Vec::new();
         let mut unknown = None;
-        for (started, answer) in processes.iter().zip(self.ask_after(host, processes).await?) {
-            match answer {
+        for (started, response) in processes.iter().zip(self.ask_after(host, processes).await?) {
+            match response {
                 Ok(true) => living.push(*started),
                 Ok(false) => {}
                 Err(error) => unknown = unknown.or(Some(error)),
@@ -107,7 +107,7 @@ impl Ssh {
     ) -> Result<Vec<Result<bool, SshError>>, SshError> {
         let said = self.run_to_any_end(host, &look_script(&self.remote_dir, processes)).await?;
         let of = |started: &Started| {
-            answer(&said.output, started).ok_or_else(|| {
+            response(&said.output, started).ok_or_else(|| {
                 SshError::Failed(format!(
                     "no information about pid {}: {}",
                     started.pid,
@@ -223,7 +223,7 @@ impl Ssh {
             let status = child.wait().await.map_err(SshError::Start)?;
             Ok(Said { output: String::from_utf8_lossy(&text).into_owned(), errors, status })
         };
-        timeout(SCRIPT_PATIENCE, whole).await.map_err(|_| SshError::TooSlow)?
+        timeout(SCRIPT_TIMEOUT, whole).await.map_err(|_| SshError::TooSlow)?
     }
 
     /// Kills a server, and proves that it has ended.
@@ -257,7 +257,7 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Returns whether a process is running according to `server --look`, or `None` if that is not reported.
-fn answer(said: &str, started: &Started) -> Option<bool> {
+fn response(said: &str, started: &Started) -> Option<bool> {
     let (pid, start_time) = (started.pid, started.start_time);
     let says = |word: &str| {
         let expected = format!("{word} {pid} {start_time}");

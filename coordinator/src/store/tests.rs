@@ -14,7 +14,7 @@ use kv_protocol::{
 
 use super::format::{SPARE_NAME, decode, encode_in};
 use super::*;
-use crate::machine::Machine;
+use crate::machine::Boot;
 use crate::place::{Place, Ports, Route};
 use crate::settings::Settings;
 
@@ -53,7 +53,7 @@ pub(crate) fn record(version: u64) -> Record {
         place: Place {
             ports: Ports { clients: 4_000, servers: 4_001 },
             listen: local,
-            machine: Some(Machine::this()),
+            machine: Some(Boot::this()),
             hosts: vec![
                 Host::Local,
                 Host::Ssh { user: None, host: "db".into(), port: Some(22) },

@@ -1,10 +1,10 @@
-//! A small program that is built with the feature `holes` but disables no rule. A test searches for the
+//! A small program that is built with the feature `mutations` but disables no rule. A test searches for the
 //! marker in it, so that the absence of the marker in other programs is meaningful.
 
 use kv_core::arena::HeapChunks;
 use kv_core::hash::HashSecret;
-use kv_core::replica::{Answers, ConnectionId, Replica, ReplicaConfig};
-use kv_protocol::client_message::{Answer, Operation, Request};
+use kv_core::replica::{ConnectionId, Replica, ReplicaConfig, Responses};
+use kv_protocol::client_message::{Operation, Request, Response};
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::{
@@ -14,8 +14,8 @@ use kv_protocol::{
 /// A sink that ignores all responses.
 struct Nobody;
 
-impl Answers for Nobody {
-    fn answer(&mut self, _: ConnectionId, _: &Answer<'_>) {}
+impl Responses for Nobody {
+    fn respond(&mut self, _: ConnectionId, _: &Response<'_>) {}
 }
 
 fn main() {

@@ -22,7 +22,7 @@ use kv_protocol::{ClusterId, Epoch, GroupId, Incarnation, Member, ServerId, View
 use serde::{Deserialize, Serialize};
 
 use super::{Cluster, Effect};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// The back-off after a failed store.
 pub const STORE_AGAIN: Duration = Duration::from_millis(200);
@@ -218,7 +218,7 @@ impl Memory {
         }
         self.trouble = Some((now, reason.to_owned()));
         self.again_at = Some(now + STORE_AGAIN);
-        if self.durable.has_served && !holes::is_open(Hole::FailedDecisionKept) {
+        if self.durable.has_served && !mutations::is_open(Mutation::FailedDecisionKept) {
             self.decided.views.clone_from(&self.durable.views);
             self.decided.last_holders.clone_from(&self.durable.last_holders);
         }
@@ -260,7 +260,7 @@ impl Cluster {
         reason: &str,
         sink: &mut Vec<Effect>,
     ) {
-        if holes::is_open(Hole::FailedStoreBelieved) {
+        if mutations::is_open(Mutation::FailedStoreBelieved) {
             return self.on_stored(now, number, sink);
         }
         self.memory.on_failed(now, number, reason);

@@ -28,17 +28,17 @@ use super::durable::LastHolders;
 use super::reconcile::Fate;
 use super::stop::Stage;
 use super::{Cluster, Effect};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// The time within which requests to leave count as one: stopping all servers at once stops the cluster.
 const TOGETHER: Duration = Duration::from_millis(200);
 /// The timeout for a last holder's wait for a successor, in time that this coordinator is awake. Service managers give
 /// a process 30 s or more to stop, and the dump must fit in as well.
-pub const LEAVE_PATIENCE: Duration = Duration::from_secs(20);
+pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The interval of notices to a waiting leaver that its request is in progress; without them it would leave alone.
 const KEEP_WAITING: Duration = Duration::from_secs(1);
 /// The timeout for the probe of a holder that is to stay: its host may be far away.
-const VOUCH_PATIENCE: Duration = LEASE.saturating_mul(2);
+const VOUCH_TIMEOUT: Duration = LEASE.saturating_mul(2);
 /// The time for which its response counts.
 const VOUCH_COUNTS: Duration = LEASE;
 
@@ -78,7 +78,8 @@ impl Cluster {
 
     /// Returns whether the other member of a view may be removed on the response of this one.
     pub(super) fn may_win(&self, member: Member) -> bool {
-        self.server(member.server).stage == Stage::Running || holes::is_open(Hole::LeaverWins)
+        self.server(member.server).stage == Stage::Running
+            || mutations::is_open(Mutation::LeaverWins)
     }
 
     /// Returns whether the holder that remains without `gone` may be the only one.
@@ -89,7 +90,7 @@ impl Cluster {
 
     /// Returns whether a server may become candidate or the target of a hand-over.
     pub(super) fn may_become_holder(&self, id: ServerId) -> bool {
-        self.server(id).stage == Stage::Running || holes::is_open(Hole::LeaverMadeHolder)
+        self.server(id).stage == Stage::Running || mutations::is_open(Mutation::LeaverMadeHolder)
     }
 
     /// Returns the time of a leaver's request once requests that count as one with it have had time to arrive.
@@ -106,7 +107,7 @@ impl Cluster {
 
     /// Returns whether a holder stays when a leaver goes: it was not told to stop, or was told later and waits.
     fn stays_after(&self, other: Member, leaver: Member, asked: Duration) -> bool {
-        if holes::is_open(Hole::LeaverMadeHolder) {
+        if mutations::is_open(Mutation::LeaverMadeHolder) {
             return !self.is_dead(other);
         }
         let goes_later = match self.server(other.server).stage {
@@ -165,7 +166,7 @@ impl Cluster {
     /// Records the last holders of a group that the next view leaves without one.
     pub(super) fn remember_last_holders(&mut self, before: &View, next: &View) {
         let Some(primary) = before.primary.filter(|_| next.primary.is_none()) else { return };
-        if holes::is_open(Hole::LastHoldersForgotten) {
+        if mutations::is_open(Mutation::LastHoldersForgotten) {
             return;
         }
         self.remember(LastHolders { group: before.group, primary, secondary: before.secondary() });
@@ -184,7 +185,7 @@ impl Cluster {
             return (false, None);
         };
         let has_dumps = self.has_left(primary) || secondary.is_some_and(|held| self.has_left(held));
-        if !has_dumps || holes::is_open(Hole::LastHoldersForgotten) {
+        if !has_dumps || mutations::is_open(Mutation::LastHoldersForgotten) {
             return (false, None);
         }
         if matches!(before.peer, Peer::Candidate(_)) {
@@ -280,7 +281,7 @@ impl Cluster {
             }
         }
         let order = self.give(who.server, OrderKind::Probe, sink);
-        let until = now + VOUCH_PATIENCE;
+        let until = now + VOUCH_TIMEOUT;
         self.groups[group].vouch = Vouch::Asked { order, version: view.version, until };
     }
 
@@ -312,8 +313,7 @@ impl Cluster {
         if !self.memory.durable().names(member) && !self.memory.decided.names(member) {
             return self.let_go(now, id, sink);
         }
-        let is_tired =
-            self.awake.0.at(now) >= asked + LEAVE_PATIENCE || self.is_waiting_in_vain(id);
+        let is_tired = self.awake.0.at(now) >= asked + LEAVE_TIMEOUT || self.is_waiting_in_vain(id);
         // A process that only moves has no deadline: it exits when it can.
         if is_tired && !self.only_moves(id) {
             self.server_mut(id).outstanding.clear();
@@ -359,7 +359,7 @@ impl Cluster {
             {
                 None
             }
-            Stage::Parting(asked) => Some(self.awake.0.next_look(asked + LEAVE_PATIENCE)),
+            Stage::Parting(asked) => Some(self.awake.0.next_look(asked + LEAVE_TIMEOUT)),
             _ => None,
         });
         due.min()

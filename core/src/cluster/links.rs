@@ -10,7 +10,7 @@ use kv_protocol::map::ServerState;
 use kv_protocol::{Member, ServerId, Time};
 
 use super::{Cluster, DownCause, Effect, Ignored, StartedRefused};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// The id of one connection of a server to the coordinator, so that the end of an old connection is not mistaken for
 /// the end of its successor. The caller assigns the ids.
@@ -92,7 +92,7 @@ impl Cluster {
         heartbeat: Heartbeat,
         sink: &mut Vec<Effect>,
     ) -> Result<(), Ignored> {
-        if !holes::is_open(Hole::OldIncarnationHeartbeat) {
+        if !mutations::is_open(Mutation::OldIncarnationHeartbeat) {
             self.check_link(link, server)?;
             if heartbeat.incarnation != self.server(server).member.incarnation {
                 return Err(Ignored::OtherIncarnation);

@@ -5,8 +5,8 @@ use kv_protocol::{GroupId, Member, OrderId, ServerId, Time};
 
 use super::server::Server;
 use super::{Cluster, Effect, Ignored, StartFailure};
-#[cfg(feature = "holes")]
-use crate::holes::{self, Hole};
+#[cfg(feature = "mutations")]
+use crate::mutations::{self, Mutation};
 
 impl Cluster {
     /// Gives an order, which is sent at once if the connection is up, otherwise when it is.
@@ -100,15 +100,15 @@ impl Server {
     /// Drops the orders of a group's older views.
     pub(super) fn retire(&mut self, group: GroupId) {
         let is_of_group = |order: &Order| order.view().is_some_and(|view| view.group == group);
-        #[cfg(feature = "holes")]
+        #[cfg(feature = "mutations")]
         self.retired.extend(self.outstanding.iter().copied().filter(is_of_group));
         self.outstanding.retain(|order| !is_of_group(order));
     }
 
     /// Returns the order of a stale report that a mutation accepts, for the simulator to detect.
     fn retired_order(&mut self, report: &Report) -> Option<Order> {
-        #[cfg(feature = "holes")]
-        if holes::is_open(Hole::StaleUpdatedAccepted) {
+        #[cfg(feature = "mutations")]
+        if mutations::is_open(Mutation::StaleUpdatedAccepted) {
             return self.retired.iter().copied().find(|order| order.id == report.id);
         }
         let _ = report;

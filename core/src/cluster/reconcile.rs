@@ -19,7 +19,7 @@
 
 use kv_protocol::{Member, Peer, View, ViewVersion};
 
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// The fate of a member that a view names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub enum Why {
 /// Returns the next view of a group and its reason, if there is one.
 pub fn next_view(view: &View, facts: &Facts) -> Option<(View, Why)> {
     let Some(primary) = view.primary else {
-        let empty = facts.ready.filter(|_| holes::is_open(Hole::LostServedEmpty))?;
+        let empty = facts.ready.filter(|_| mutations::is_open(Mutation::LostServedEmpty))?;
         return Some((make(view, Some(empty), Peer::None, false), Why::TakeOver));
     };
     let alone = |member| make(view, Some(member), Peer::None, false);

@@ -13,10 +13,10 @@ use super::alarms::Alarm;
 use super::server::Server;
 use super::{Cluster, Effect, KillReason};
 use crate::hash::mix;
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// The timeout for the first report of a replacement process.
-const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(20);
+const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The back-off after the first failure; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
@@ -90,7 +90,8 @@ impl Cluster {
             let server = self.server(id);
             let member = server.member;
             let is_named = self.memory.durable().names(member) || self.memory.decided.names(member);
-            if is_named && !(holes::is_open(Hole::MovedWhileNamed) && self.is_given_up(id)) {
+            if is_named && !(mutations::is_open(Mutation::MovedWhileNamed) && self.is_given_up(id))
+            {
                 continue;
             }
             if !server.exited {
@@ -115,7 +116,7 @@ impl Cluster {
         let server = self.server_mut(id);
         let is_late = server
             .spawned
-            .is_some_and(|at| server.started.is_none() && now.since(at) >= REPLACEMENT_PATIENCE);
+            .is_some_and(|at| server.started.is_none() && now.since(at) >= REPLACEMENT_TIMEOUT);
         // A process that was told to exit closes its connections first.
         let may_still_end =
             |since: Time| server.stage.is_leaving() && now.since(since) < KILL_AGAIN;
@@ -223,7 +224,7 @@ impl Cluster {
     pub(super) fn next_respawn_timeout(&self) -> Option<Time> {
         let waiting = self.servers.iter().flat_map(|server| {
             let spawned = server.spawned.filter(|_| server.started.is_none() && !server.exited);
-            let late = spawned.map(|at| at + REPLACEMENT_PATIENCE);
+            let late = spawned.map(|at| at + REPLACEMENT_TIMEOUT);
             let killed = server.kill_again_at().filter(|_| !server.exited);
             let leaving = server.suspected.filter(|_| server.stage.is_leaving() && !server.exited);
             let leaving = leaving.map(|at| at + KILL_AGAIN).filter(|at| *at > self.now);

@@ -76,7 +76,7 @@ pub(super) struct Server {
     /// The last recovery step shown.
     pub(super) shown: Option<u8>,
     /// Orders of updates that newer views have replaced.
-    #[cfg(feature = "holes")]
+    #[cfg(feature = "mutations")]
     pub(super) retired: std::collections::VecDeque<Order>,
 }
 
@@ -106,7 +106,7 @@ impl Server {
             stage: Stage::Running,
             signs: Signs::default(),
             shown: None,
-            #[cfg(feature = "holes")]
+            #[cfg(feature = "mutations")]
             retired: std::collections::VecDeque::new(),
         }
     }

@@ -107,10 +107,10 @@ impl Cluster {
             && deadline <= now
         {
             let late = self.servers.iter().find(|server| server.started.is_none());
-            let patience = self.config.start_patience;
+            let timeout = self.config.start_timeout;
             let (server, reason) = match late {
-                Some(server) => (server.member.server, StartFailure::NotStarted(patience)),
-                None => (self.first_with_orders(), StartFailure::NotConnected(patience)),
+                Some(server) => (server.member.server, StartFailure::NotStarted(timeout)),
+                None => (self.first_with_orders(), StartFailure::NotConnected(timeout)),
             };
             self.fail_start(server, reason, sink);
         }

@@ -40,7 +40,7 @@ use kv_protocol::{GroupId, Member, ServerId, Time, View};
 use super::server::Server;
 use super::{Cluster, Effect, Ignored, KillReason, LinkId};
 use crate::awake::Awake;
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 mod dumps;
 
@@ -396,7 +396,7 @@ impl Cluster {
     /// Returns the reading of the stop's clock: the time for which this coordinator was awake.
     pub(super) fn stop_clock(&mut self, now: Time) -> Duration {
         let awake = self.awake.0.look(now);
-        match holes::is_open(Hole::StopByTheBareClock) {
+        match mutations::is_open(Mutation::StopByTheBareClock) {
             true => Duration::from_nanos(now.nanos),
             false => awake,
         }
@@ -415,7 +415,7 @@ impl Cluster {
         let group = self.dumped_group(id, &order.kind);
         let holds = group.is_some_and(|g| self.is_replica(&self.views()[usize::from(g.0)], id));
         let is_forced = self.stop.is_some_and(|stop| stop.forced);
-        let is_left_out = holes::is_open(Hole::ShutdownAfterFailedDump);
+        let is_left_out = mutations::is_open(Mutation::ShutdownAfterFailedDump);
         let Some(progress) = self.server_mut(id).stage.progress_mut() else { return false };
         progress.moved = clock;
         if order.kind == OrderKind::Drain {
@@ -497,7 +497,7 @@ impl Cluster {
 
     /// Returns the time of the next step of a stop that only depends on time.
     pub(super) fn next_stop_timeout(&self) -> Option<Time> {
-        let clock = match holes::is_open(Hole::StopByTheBareClock) {
+        let clock = match mutations::is_open(Mutation::StopByTheBareClock) {
             true => Duration::from_nanos(self.now.nanos),
             false => self.awake.0.at(self.now),
         };
@@ -512,7 +512,7 @@ impl Cluster {
                 Stage::Dumping(_) if server.is_up() => Some(progress.moved + NO_PROGRESS),
                 Stage::Dumping(_) => Some(self.silence_deadline(server)),
                 Stage::Leaving(_) | Stage::Killed(_) => {
-                    stopping.then_some(progress.since + self.config.stop_patience)
+                    stopping.then_some(progress.since + self.config.stop_timeout)
                 }
             };
             deadline.into_iter().chain(server.stage.dumps_again_at())
@@ -525,14 +525,14 @@ impl Cluster {
     /// Returns the deadline for pending writes. A server that leaves alone waits for its SHUTDOWN no longer than the
     /// stop's timeout, so less than half of that may go into waiting for the other replica.
     fn drain_deadline(&self, server: &Server) -> Duration {
-        let patience = self.config.stop_patience;
-        let patience = if self.stop.is_none() { patience * 2 / 5 } else { patience };
-        server.stage.progress().since + patience
+        let timeout = self.config.stop_timeout;
+        let timeout = if self.stop.is_none() { timeout * 2 / 5 } else { timeout };
+        server.stage.progress().since + timeout
     }
 
     /// Returns the time up to which a silent server is waited for in any case.
     fn silence_deadline(&self, server: &Server) -> Duration {
-        server.stage.progress().begun.max(server.beat.0) + self.config.stop_patience
+        server.stage.progress().begun.max(server.beat.0) + self.config.stop_timeout
     }
 
     /// Returns whether a server that has not dumped is silent past its deadline.
@@ -593,12 +593,12 @@ impl Cluster {
             if server.exited {
                 continue;
             }
-            let is_over = clock >= server.stage.progress().since + self.config.stop_patience;
-            let unanswered = match server.stage {
+            let is_over = clock >= server.stage.progress().since + self.config.stop_timeout;
+            let without_response = match server.stage {
                 Stage::Dumping(progress) if self.is_late(clock, server) => {
                     let may_end = is_forced
                         || self.undumped_groups_of(id).next().is_none()
-                        || holes::is_open(Hole::SoleKilledInStop);
+                        || mutations::is_open(Mutation::SoleKilledInStop);
                     if !may_end {
                         continue;
                     }
@@ -611,7 +611,7 @@ impl Cluster {
                 }
                 _ => continue,
             };
-            self.kill(now, id, KillReason::Unanswered(unanswered), sink);
+            self.kill(now, id, KillReason::Unanswered(without_response), sink);
         }
     }
 

@@ -35,7 +35,7 @@ use kv_protocol::{Member, OrderId, Time, View};
 use super::alarms::Alarm;
 use super::reconcile::Fate;
 use super::{Cluster, Effect};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// An inquiry into the two members of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Cluster {
         if self.is_dead(member) {
             return Fate::Dead;
         }
-        if holes::is_open(Hole::SoleKilledOnSilence)
+        if mutations::is_open(Mutation::SoleKilledOnSilence)
             && view.secondary().is_none()
             && self.server(member.server).suspected.is_some()
         {
@@ -141,7 +141,7 @@ impl Cluster {
         if now < self.judge_from || !self.recovers() {
             return;
         }
-        let patience = self.config.failure_timeout.probe_patience();
+        let timeout = self.config.failure_timeout.probe_timeout();
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
             let is_decided = self.memory.decided.views[n] != view;
@@ -185,7 +185,7 @@ impl Cluster {
                     sink.push(Effect::Unanswered { group: view.group });
                 }
                 // Its present heartbeat may have waited while this coordinator was paused.
-                Inquiry::Answered { at, .. } if now.since(at) > patience => self.end_inquiry(n),
+                Inquiry::Answered { at, .. } if now.since(at) > timeout => self.end_inquiry(n),
                 // Judge only when the next view can be stored at once.
                 Inquiry::Answered { doubt, gone, at }
                     if self.have_beaten_since(&view, told_since(doubt, at))
@@ -293,7 +293,7 @@ impl Cluster {
         let has_two = view.secondary().is_some();
         let Some(who) = who.filter(|who| !has_two || self.may_win(*who)) else { return };
         let order = self.give(who.server, OrderKind::Probe, sink);
-        let until = now + self.config.failure_timeout.probe_patience();
+        let until = now + self.config.failure_timeout.probe_timeout();
         self.groups[group].inquiry = Inquiry::Asked { doubt, who, order, until };
     }
 
@@ -333,9 +333,9 @@ impl Cluster {
 
 /// Returns the time after which both members of a group must have reported for a doubt to last. Each shard publishes
 /// its observations once per interval, so a complaint in the first heartbeat after a response may be older than it.
-fn told_since(doubt: Doubt, answered: Time) -> Time {
+fn told_since(doubt: Doubt, responded: Time) -> Time {
     match doubt {
-        Doubt::Silence(_) => answered,
-        _ => answered + HEARTBEAT_INTERVAL,
+        Doubt::Silence(_) => responded,
+        _ => responded + HEARTBEAT_INTERVAL,
     }
 }

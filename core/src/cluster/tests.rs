@@ -25,7 +25,7 @@ use kv_protocol::{SequenceNumber, ShardId};
 use super::*;
 
 const SILENCE: Duration = Duration::from_millis(500);
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 const CLUSTER: ClusterId = ClusterId(7);
 
 fn at(millis: u64) -> Time {
@@ -65,8 +65,8 @@ fn config(servers: u16, term: u64) -> ClusterConfig {
         seed: 100 + term,
         on_double_fault: DoubleFault::Isolate,
         failure_timeout: FailureTimeout::new(SILENCE),
-        start_patience: Duration::from_secs(60),
-        stop_patience: PATIENCE,
+        start_timeout: Duration::from_secs(60),
+        stop_timeout: TIMEOUT,
     }
 }
 
@@ -272,7 +272,7 @@ impl World {
         let end = self.now + duration;
         while self.now < end {
             self.now = self.now + Duration::from_millis(50);
-            self.answer_probes(alive);
+            self.respond_to_probes(alive);
             for &id in alive {
                 self.beat(id);
             }
@@ -281,7 +281,7 @@ impl World {
         self.collect();
     }
 
-    fn answer_probes(&mut self, alive: &[ServerId]) {
+    fn respond_to_probes(&mut self, alive: &[ServerId]) {
         self.collect();
         let is_answered = |(to, order): &(Member, Order)| {
             order.kind == OrderKind::Probe && alive.contains(&to.server)

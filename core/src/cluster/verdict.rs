@@ -15,7 +15,7 @@ use kv_protocol::control_message::Following;
 use kv_protocol::{Member, Peer, View};
 
 use super::Cluster;
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// The freshness of the other member's messages at one member of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +39,7 @@ impl Cluster {
     /// apart.
     pub(super) fn suspect(&self, view: &View) -> Option<Member> {
         let (primary, secondary) = (view.primary?, view.secondary()?);
-        if holes::is_open(Hole::VerdictByGroup) {
+        if mutations::is_open(Mutation::VerdictByGroup) {
             return None;
         }
         let of_primary = self.suspicion(view, primary, secondary);
@@ -107,7 +107,7 @@ impl Cluster {
         };
         let silences = heartbeat.replicas.iter().filter(of_this).map(|r| u128::from(r.silent_ms));
         let silence = silences.max()?;
-        let complains_after = match holes::is_open(Hole::ComplaintWithinLease) {
+        let complains_after = match mutations::is_open(Mutation::ComplaintWithinLease) {
             true => times.heard_within(),
             false => times.complains_after(),
         };
@@ -134,7 +134,7 @@ impl Cluster {
     /// own report or by its primary's.
     pub(super) fn cannot_follow(&self, view: &View) -> Option<Following> {
         let (primary, Peer::Secondary(secondary)) = (view.primary?, view.peer) else { return None };
-        if !self.report_well(primary, secondary) || holes::is_open(Hole::HandshakeIsHeard) {
+        if !self.report_well(primary, secondary) || mutations::is_open(Mutation::HandshakeIsHeard) {
             return None;
         }
         let reports = [primary, secondary].into_iter().filter_map(|member| {

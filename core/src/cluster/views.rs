@@ -16,7 +16,7 @@ use super::leave::Vouch;
 use super::reconcile::{Facts, Fate, Why, next_view};
 use super::suspicion::{Doubt, Inquiry};
 use super::{Cluster, Effect};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// The back-off before an order that a server could not carry out is given again.
 const ORDER_PAUSE: Duration = Duration::from_millis(500);
@@ -74,10 +74,10 @@ impl Cluster {
     fn unless_forgotten(&self, view: &View, member: Option<Member>, fate: Fate) -> Fate {
         let Some(server) = member.map(|member| member.server) else { return fate };
         let is_primary = view.primary == member;
-        let c = holes::is_open(Hole::GroupCForgotten)
+        let c = mutations::is_open(Mutation::GroupCForgotten)
             && !is_primary
             && server == view.group.home_secondary(self.count());
-        let third = holes::is_open(Hole::ThirdGroupForgotten)
+        let third = mutations::is_open(Mutation::ThirdGroupForgotten)
             && is_primary
             && server != view.group.home_primary();
         if c || third { Fate::Present } else { fate }
@@ -152,7 +152,7 @@ impl Cluster {
             self.memory.decided.views[n] = next;
             self.groups[n].why = Some(why);
             self.remember_last_holders(&view, &next);
-            if holes::is_open(Hole::ToldBeforeFsync) {
+            if mutations::is_open(Mutation::SentBeforeFsync) {
                 self.tell_view(&view, &next, sink);
             }
         }
@@ -200,7 +200,7 @@ impl Cluster {
     fn note_removed(&mut self, now: Time, before: &View, holder: Member, sink: &mut Vec<Effect>) {
         let doubt = self.judged_for(before, holder);
         let is_fault = self.is_dead(holder) || matches!(doubt, Some(Doubt::Silence(_)));
-        if is_fault || holes::is_open(Hole::AliveCountsAsFault) {
+        if is_fault || mutations::is_open(Mutation::AliveCountsAsFault) {
             self.note_fault(now, holder, sink);
         }
         if doubt == Some(Doubt::CannotFollow)
@@ -211,7 +211,7 @@ impl Cluster {
             sink.push(Effect::CannotFollow { server, group, reason });
             self.note_cannot_follow(now, server, sink);
         }
-        if holes::is_open(Hole::AliveIsReplaced) && !self.memory.decided.names(holder) {
+        if mutations::is_open(Mutation::AliveIsReplaced) && !self.memory.decided.names(holder) {
             self.server_mut(holder.server).is_condemned = true;
         }
     }
@@ -330,7 +330,7 @@ impl Cluster {
     ) {
         let group = usize::from(order.view.group.0);
         let is_current = self.memory.durable().views[group].version == order.view.version
-            || holes::is_open(Hole::StaleUpdatedAccepted);
+            || mutations::is_open(Mutation::StaleUpdatedAccepted);
         if !is_current {
             return;
         }

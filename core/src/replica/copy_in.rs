@@ -15,7 +15,7 @@ use kv_protocol::ids::SequenceNumber;
 
 use super::follower::Follower;
 use super::{Replica, Role, StreamError};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 use crate::table::{Staged, TableHash};
 
 /// The progress of the copy.
@@ -67,7 +67,7 @@ impl CopyIn {
 
     /// Leaves a tombstone for a key that a live write deleted, so that no older entry of the copy restores it.
     pub(super) fn bury(&mut self, hash: TableHash, key: &[u8], sn: SequenceNumber) {
-        if self.stage == Stage::Begun && !holes::is_open(Hole::TombstonesForgotten) {
+        if self.stage == Stage::Begun && !mutations::is_open(Mutation::TombstonesForgotten) {
             self.tombstones.add(hash, key, sn);
         }
     }
@@ -84,7 +84,7 @@ impl Replica {
     /// Counts one message of a copy in progress.
     fn take_copy_message(&mut self) -> Result<&mut CopyIn, StreamError> {
         let (follower, copy) = self.candidate_mut()?;
-        let early = holes::is_open(Hole::CopyBeforeStream) && !copy.is_complete();
+        let early = mutations::is_open(Mutation::CopyBeforeStream) && !copy.is_complete();
         if copy.stage != Stage::Begun && !early {
             return Err(StreamError::WrongEnd);
         }
@@ -95,7 +95,7 @@ impl Replica {
 
     pub(super) fn on_copy_start(&mut self, start: &CopyStart) -> Result<(), StreamError> {
         let (follower, copy) = self.candidate_mut()?;
-        if copy.has_started() && !holes::is_open(Hole::CopyRestartedUnderSameView) {
+        if copy.has_started() && !mutations::is_open(Mutation::CopyRestartedUnderSameView) {
             return Err(StreamError::WrongEnd);
         }
         copy.stage = Stage::Begun;
@@ -170,7 +170,7 @@ impl Replica {
     }
 
     fn has_newer(&self, hash: TableHash, key: &[u8], version: SequenceNumber) -> bool {
-        !holes::is_open(Hole::OlderEntryApplied)
+        !mutations::is_open(Mutation::OlderEntryApplied)
             && self.table.version_of(hash, key).is_some_and(|here| here >= version)
     }
 

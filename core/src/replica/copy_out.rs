@@ -25,7 +25,7 @@ use kv_protocol::peer_message::{BatchWriter, PeerMessage};
 use kv_protocol::placement::Digest;
 
 use crate::hash::HashSecret;
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 use crate::session::Sessions;
 use crate::table::{Entry, Table, WalkBudget, WalkCursor};
 
@@ -149,7 +149,7 @@ impl CopyOut {
 
     /// Returns whether the candidate gets every write, and so must ack every commit.
     pub(super) fn is_registered(&self) -> bool {
-        !holes::is_open(Hole::CopyBeforeStream) || self.end.is_some()
+        !mutations::is_open(Mutation::CopyBeforeStream) || self.end.is_some()
     }
 
     /// Returns whether COPY-END was sent.
@@ -191,7 +191,7 @@ impl CopyOut {
         sessions: &Sessions,
         batch: &mut BatchWriter<'_>,
     ) {
-        if !self.is_started && !holes::is_open(Hole::CopyBeforeStream) && !batch.is_full() {
+        if !self.is_started && !mutations::is_open(Mutation::CopyBeforeStream) && !batch.is_full() {
             let (sn, forgotten) = (self.start, sessions.horizon());
             batch.push(&PeerMessage::CopyStart(CopyStart { view, sn, forgotten }));
             self.is_started = true;
@@ -211,7 +211,7 @@ impl CopyOut {
         if self.end.is_some() || batch.is_full() {
             return;
         }
-        let begins_late = holes::is_open(Hole::CopyBeforeStream);
+        let begins_late = mutations::is_open(Mutation::CopyBeforeStream);
         if !self.window.is_open() {
             return;
         }
@@ -289,7 +289,7 @@ impl CopyOut {
         sessions: &Sessions,
         batch: &mut BatchWriter<'_>,
     ) {
-        if holes::is_open(Hole::RecordNotCopied) {
+        if mutations::is_open(Mutation::RecordNotCopied) {
             self.clients.clear();
         }
         while !has_enough(batch)

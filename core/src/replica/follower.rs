@@ -10,7 +10,7 @@ use kv_protocol::peer_message::{
 };
 
 use super::{Replica, Role, StreamError};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 use crate::table::{Staged, Table, TableHash};
 
 /// The state of a follower besides table and sessions.
@@ -113,7 +113,7 @@ impl Replica {
         got: ViewVersion,
         installed: ViewVersion,
     ) -> Result<(), StreamError> {
-        #[cfg(feature = "holes")]
+        #[cfg(feature = "mutations")]
         if self.takes_old_message(message, got) {
             return Ok(());
         }
@@ -211,7 +211,7 @@ impl Replica {
     }
 
     fn keep_record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
-        if holes::is_open(Hole::RecordNotInPrepare) {
+        if mutations::is_open(Mutation::RecordNotInPrepare) {
             return;
         }
         match self.role {

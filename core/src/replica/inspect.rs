@@ -12,7 +12,7 @@ use kv_protocol::view::View;
 
 use super::primary::Candidacy;
 use super::{Replica, Role};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 use crate::table::{WalkBudget, WalkCursor};
 
 /// The time until which a replica serves reads, by its own clock.
@@ -119,8 +119,8 @@ impl Replica {
             lent,
             // Affects the addresses of entries only.
             last_steps: _,
-            #[cfg(feature = "holes")]
-            planted,
+            #[cfg(feature = "mutations")]
+            mutant,
         } = self;
         let mut text = format!("{view:?} {role:?} {sessions:?} {heard:?} {acked:?} {proven:?} ");
         let _ = write!(text, "{restored:?} {draining} {frozen} {lent} ");
@@ -134,13 +134,13 @@ impl Replica {
             let _ = write!(text, "{key:?} {:x} ", sum(value));
         }
         // The reading of the previous wake-up matters only while one of these rules is disabled.
-        if holes::is_open(Hole::StaleClockInLeaseCheck)
-            || holes::is_open(Hole::GraceFromStaleReading)
+        if mutations::is_open(Mutation::StaleClockInLeaseCheck)
+            || mutations::is_open(Mutation::GraceFromStaleReading)
         {
             let _ = write!(text, "{readings:?} ");
         }
-        #[cfg(feature = "holes")]
-        let _ = write!(text, "{planted:?}");
+        #[cfg(feature = "mutations")]
+        let _ = write!(text, "{mutant:?}");
         text
     }
 

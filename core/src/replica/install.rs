@@ -22,8 +22,8 @@ use super::lease::Standing;
 use super::pending::PendingLog;
 use super::primary::{Candidacy, Primary, Sender};
 use super::requests::Asker;
-use super::{Answers, HandingOver, InstallError, Replica, Role};
-use crate::holes::{self, Hole};
+use super::{HandingOver, InstallError, Replica, Responses, Role};
+use crate::mutations::{self, Mutation};
 
 /// The version of a group's first view: the only one that makes empty replicas holders.
 const FOUNDING: ViewVersion = ViewVersion(1);
@@ -60,7 +60,7 @@ impl Replica {
         &mut self,
         now: Time,
         view: View,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) -> Result<(), InstallError> {
         self.readings.note(now);
         let (group, version) = (self.config.group, view.version);
@@ -92,15 +92,15 @@ impl Replica {
         self.hear(now);
         self.longest_gap = None;
         match named {
-            Named::Primary => self.become_primary(now, before, &view, answers),
-            Named::Secondary => self.become_secondary(answers),
+            Named::Primary => self.become_primary(now, before, &view, responses),
+            Named::Secondary => self.become_secondary(responses),
             Named::Candidate => {
-                if !holes::is_open(Hole::CandidateNotWiped) {
-                    self.wipe(answers);
+                if !mutations::is_open(Mutation::CandidateNotWiped) {
+                    self.wipe(responses);
                 }
                 self.role = Role::Candidate(Follower::default(), CopyIn::default());
             }
-            Named::Nothing => self.wipe(answers),
+            Named::Nothing => self.wipe(responses),
         }
         Ok(())
     }
@@ -112,7 +112,7 @@ impl Replica {
             (Named::Primary | Named::Secondary, Role::Out) => {
                 let is_founding = self.view.is_none() && view.version == FOUNDING;
                 let is_fresh = self.view.is_none() && self.restored.is_some();
-                is_founding || is_fresh || holes::is_open(Hole::LostServedEmpty)
+                is_founding || is_fresh || mutations::is_open(Mutation::LostServedEmpty)
             }
             (Named::Primary | Named::Secondary, Role::Candidate(_, copy)) => copy.is_complete(),
             (Named::Primary, _) => true,
@@ -129,7 +129,7 @@ impl Replica {
         now: Time,
         before: Option<View>,
         view: &View,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) {
         let candidacy = match view.peer {
             Peer::Candidate(_) => Candidacy::Awaited { since: now },
@@ -163,7 +163,7 @@ impl Replica {
             | Role::Candidate(follower, _) => {
                 let follower = follower.on_new_stream(&mut self.table);
                 // What was applied is committed, and sequence numbers continue.
-                let restarted = holes::is_open(Hole::SnRestarted);
+                let restarted = mutations::is_open(Mutation::SnRestarted);
                 let last = if restarted { SequenceNumber::ZERO } else { follower.last };
                 let log = PendingLog::starting_after(last);
                 Role::Primary(self.promoted(now, log, candidacy))
@@ -172,24 +172,24 @@ impl Replica {
         if let Some(sender) = self.sender_mut() {
             sender.on_new_view();
         }
-        self.commit_if_alone(answers);
+        self.commit_if_alone(responses);
     }
 
     fn promoted(&self, now: Time, log: PendingLog, candidacy: Candidacy) -> Box<Primary> {
         let mut standing = Standing::on_promotion(self.acked, self.proven);
         standing.advance(now);
-        if holes::is_open(Hole::PromoteWithoutGrace)
-            || (holes::is_open(Hole::ProofOfAnotherIncarnation) && self.proven.is_some())
+        if mutations::is_open(Mutation::PromoteWithoutGrace)
+            || (mutations::is_open(Mutation::ProofOfAnotherIncarnation) && self.proven.is_some())
         {
             standing = Standing::Active;
         }
         Box::new(Primary::new(Sender::of(log), standing, candidacy))
     }
 
-    fn become_secondary(&mut self, answers: &mut impl Answers) {
+    fn become_secondary(&mut self, responses: &mut impl Responses) {
         self.role = match std::mem::replace(&mut self.role, Role::Out) {
             Role::Primary(mut primary) => {
-                self.turn_away(primary.sender.log.take_waiters(), answers);
+                self.reject(primary.sender.log.take_waiters(), responses);
                 let log = primary.sender.log.into_new_stream();
                 Role::HandingOver(HandingOver { sender: Sender::of(log), is_said: false })
             }
@@ -205,10 +205,10 @@ impl Replica {
     }
 
     /// Drops everything but its view and its last ack.
-    fn wipe(&mut self, answers: &mut impl Answers) {
+    fn wipe(&mut self, responses: &mut impl Responses) {
         if let Some(sender) = self.sender_mut() {
             let waiters = sender.log.take_waiters();
-            self.turn_away(waiters, answers);
+            self.reject(waiters, responses);
         }
         self.role = Role::Out;
         self.table.clear();
@@ -217,10 +217,10 @@ impl Replica {
     }
 
     /// Sends clients that wait for writes to the new primary.
-    fn turn_away(&self, waiters: Vec<Asker>, answers: &mut impl Answers) {
+    fn reject(&self, waiters: Vec<Asker>, responses: &mut impl Responses) {
         for asker in waiters {
             let reason = "this server is no longer the primary; ask again with the same number";
-            self.refuse(asker, Status::WrongView, reason, answers);
+            self.refuse(asker, Status::WrongView, reason, responses);
         }
     }
 
@@ -233,7 +233,7 @@ impl Replica {
         match &mut self.role {
             Role::Primary(primary) => {
                 primary.standing.on_exited(member);
-                if holes::is_open(Hole::ProofOfAnotherIncarnation) {
+                if mutations::is_open(Mutation::ProofOfAnotherIncarnation) {
                     primary.standing = Standing::Active;
                 }
             }
@@ -246,7 +246,7 @@ impl Replica {
     /// primary. Its own grace does not: the old primary may hold writes that this one lacks.
     fn take_over_if_free(&mut self, now: Time) {
         let Some(old) = self.view.and_then(|view| view.secondary()) else { return };
-        let graced = holes::is_open(Hole::GraceInHandover)
+        let graced = mutations::is_open(Mutation::GraceInHandover)
             && self.acked.is_none_or(|acked| now >= acked.until);
         if self.proven == Some(old) || graced {
             self.finish_taking_over();
@@ -286,7 +286,7 @@ impl Replica {
     pub(super) fn advance_standing(&mut self, now: Time) {
         match &mut self.role {
             Role::Primary(primary) => primary.standing.advance(now),
-            Role::TakingOver(_) if holes::is_open(Hole::GraceInHandover) => {
+            Role::TakingOver(_) if mutations::is_open(Mutation::GraceInHandover) => {
                 self.take_over_if_free(now);
             }
             _ => {}

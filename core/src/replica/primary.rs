@@ -29,8 +29,8 @@ use kv_protocol::placement::Digest;
 use super::copy_out::CopyOut;
 use super::lease::{Lease, Standing};
 use super::pending::{PendingLog, PendingWrite, Waiters};
-use super::{Answers, Replica, Role, StreamError};
-use crate::holes::{self, Hole};
+use super::{Replica, Responses, Role, StreamError};
+use crate::mutations::{self, Mutation};
 use crate::table::{LOOK_AHEAD, Staged, TableHash};
 
 /// The number of searches for idle sessions per session idle time.
@@ -41,7 +41,7 @@ const LOOKS_FOR_IDLE: u32 = 10;
 const FRUITLESS_STREAMS: u32 = 8;
 
 /// The timeout for a candidate's first stream.
-const CANDIDATE_CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+const CANDIDATE_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The state of a primary besides table and sessions.
 #[derive(Debug)]
@@ -239,18 +239,18 @@ impl Replica {
     }
 
     /// Commits all logged writes if no other member must ack, unless the dump has begun.
-    pub(super) fn commit_if_alone(&mut self, answers: &mut impl Answers) {
+    pub(super) fn commit_if_alone(&mut self, responses: &mut impl Responses) {
         if self.is_alone()
             && !self.frozen
             && let Some(primary) = self.primary()
         {
             let last = primary.sender.log.last();
-            self.commit_up_to(last, answers);
+            self.commit_up_to(last, responses);
         }
     }
 
     /// Commits everything up to `sn` and responds to the waiting requests.
-    pub(super) fn commit_up_to(&mut self, sn: SequenceNumber, answers: &mut impl Answers) {
+    pub(super) fn commit_up_to(&mut self, sn: SequenceNumber, responses: &mut impl Responses) {
         let mut at_hand = 0;
         while let Some(sender) = self.sender_mut()
             && sender.log.committed() < sn
@@ -266,7 +266,7 @@ impl Replica {
             self.apply_committed(committed, write.effect, write.staged);
             self.note_committed(committed);
             for asker in write.waiters.all() {
-                self.answer_write(asker, &write.record, answers);
+                self.respond_to_write(asker, &write.record, responses);
             }
         }
     }
@@ -329,7 +329,7 @@ impl Replica {
         &mut self,
         now: Time,
         ack: &Ack,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) -> Result<(), StreamError> {
         let Some(sender) = self.sender_mut() else { return Err(StreamError::WrongEnd) };
         let (committed, sent) = (sender.log.committed(), sender.log.sent());
@@ -338,7 +338,7 @@ impl Replica {
         }
         let is_heard = sender.note_ack(ack.sn, ack.taken);
         if let Role::Primary(primary) = &mut self.role {
-            let late = holes::is_open(Hole::LeaseFromAckReceipt);
+            let late = mutations::is_open(Mutation::LeaseFromAckReceipt);
             primary.lease.renew(if late { now } else { ack.echo }, self.config.failure_timeout);
             if let Candidacy::Copying(copy) = &mut primary.candidacy {
                 copy.on_acked(ack.taken);
@@ -347,7 +347,7 @@ impl Replica {
         if is_heard {
             self.hear(now);
         }
-        self.commit_up_to(ack.sn, answers);
+        self.commit_up_to(ack.sn, responses);
         Ok(())
     }
 
@@ -355,7 +355,7 @@ impl Replica {
     pub(super) fn on_marked(
         &mut self,
         marked: &Marked,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) -> Result<(), StreamError> {
         let Some(primary) = self.primary_mut() else { return Err(StreamError::WrongEnd) };
         let Candidacy::Copying(copy) = &primary.candidacy else {
@@ -366,28 +366,28 @@ impl Replica {
             primary.candidacy = Candidacy::CaughtUp;
             return Ok(());
         }
-        self.fail_candidate(answers);
+        self.fail_candidate(responses);
         Err(StreamError::Diverged { sn: marked.sn })
     }
 
     /// Drops the candidate from the union, unless the coordinator may already have its caught-up report.
-    pub(super) fn fail_candidate(&mut self, answers: &mut impl Answers) {
+    pub(super) fn fail_candidate(&mut self, responses: &mut impl Responses) {
         let heard = self.heard;
         let Some(primary) = self.primary_mut() else { return };
         match primary.candidacy {
-            Candidacy::Copying(_) if holes::is_open(Hole::CopyRestartedUnderSameView) => {
+            Candidacy::Copying(_) if mutations::is_open(Mutation::CopyRestartedUnderSameView) => {
                 primary.candidacy = Candidacy::Awaited { since: heard };
             }
             Candidacy::Awaited { .. } | Candidacy::Copying(_) => {
                 primary.candidacy = Candidacy::Failed;
             }
-            Candidacy::CaughtUp if holes::is_open(Hole::UnionLeftAfterReport) => {
+            Candidacy::CaughtUp if mutations::is_open(Mutation::UnionLeftAfterReport) => {
                 primary.candidacy = Candidacy::Failed;
             }
             Candidacy::CaughtUp | Candidacy::None | Candidacy::Failed => return,
         }
         primary.sender.disconnect();
-        self.commit_if_alone(answers);
+        self.commit_if_alone(responses);
     }
 }
 
@@ -407,7 +407,7 @@ impl Replica {
             return old.sender.beacon_due(self.config.failure_timeout.beacon_interval());
         }
         if let Role::TakingOver(_) = &self.role
-            && holes::is_open(Hole::GraceInHandover)
+            && mutations::is_open(Mutation::GraceInHandover)
         {
             return self.acked.map(|acked| acked.until);
         }
@@ -416,13 +416,13 @@ impl Replica {
             Standing::InGrace(acked) => Some(acked.until),
             Standing::Active => None,
         };
-        let patience = self.config.failure_timeout.candidate_patience();
+        let timeout = self.config.failure_timeout.candidate_timeout();
         let candidate = match &primary.candidacy {
-            Candidacy::Awaited { since } => Some(*since + CANDIDATE_CONNECT_PATIENCE),
+            Candidacy::Awaited { since } => Some(*since + CANDIDATE_CONNECT_TIMEOUT),
             Candidacy::Copying(copy) if copy.wants_pump() => Some(Time::default()),
-            Candidacy::Copying(_) => Some(self.heard + patience),
-            Candidacy::CaughtUp if holes::is_open(Hole::UnionLeftAfterReport) => {
-                Some(self.heard + patience)
+            Candidacy::Copying(_) => Some(self.heard + timeout),
+            Candidacy::CaughtUp if mutations::is_open(Mutation::UnionLeftAfterReport) => {
+                Some(self.heard + timeout)
             }
             Candidacy::None | Candidacy::CaughtUp | Candidacy::Failed => None,
         };
@@ -432,35 +432,35 @@ impl Replica {
     }
 
     /// Does the work that is due: end of a grace, timeout of a silent candidate, idle sessions, compaction.
-    pub fn on_timeout(&mut self, now: Time, answers: &mut impl Answers) {
+    pub fn on_timeout(&mut self, now: Time, responses: &mut impl Responses) {
         self.readings.note(now);
         self.advance_standing(now);
-        self.judge_candidate(now, answers);
-        self.forget_idle_sessions(now, answers);
+        self.judge_candidate(now, responses);
+        self.forget_idle_sessions(now, responses);
         if !self.frozen {
             self.compact(now);
         }
     }
 
-    fn judge_candidate(&mut self, now: Time, answers: &mut impl Answers) {
-        let (heard, patience) = (self.heard, self.config.failure_timeout.candidate_patience());
+    fn judge_candidate(&mut self, now: Time, responses: &mut impl Responses) {
+        let (heard, timeout) = (self.heard, self.config.failure_timeout.candidate_timeout());
         let Some(primary) = self.primary() else { return };
         let is_late = match &primary.candidacy {
-            Candidacy::Awaited { since } => now.since(*since) >= CANDIDATE_CONNECT_PATIENCE,
-            Candidacy::Copying(_) | Candidacy::CaughtUp => now.since(heard) >= patience,
+            Candidacy::Awaited { since } => now.since(*since) >= CANDIDATE_CONNECT_TIMEOUT,
+            Candidacy::Copying(_) | Candidacy::CaughtUp => now.since(heard) >= timeout,
             Candidacy::None | Candidacy::Failed => false,
         };
         if is_late {
-            self.fail_candidate(answers);
+            self.fail_candidate(responses);
         }
     }
 
     /// Expires sessions that have written nothing for long. This is a write of its own, so both holders expire the same
     /// sessions. Time in which this shard was suspended does not count: a client on the same machine was suspended too.
-    fn forget_idle_sessions(&mut self, now: Time, answers: &mut impl Answers) {
+    fn forget_idle_sessions(&mut self, now: Time, responses: &mut impl Responses) {
         let idle_after = self.config.session_idle;
         let look_again = idle_after / LOOKS_FOR_IDLE;
-        let awake = match holes::is_open(Hole::IdleByTheClock) {
+        let awake = match mutations::is_open(Mutation::IdleByTheClock) {
             true => now.since(Time::default()),
             false => self.awake.at(now),
         };
@@ -470,7 +470,7 @@ impl Replica {
             return;
         }
         primary.forget_at = Some(now + look_again);
-        let pending = holes::is_open(Hole::PendingForgotten);
+        let pending = mutations::is_open(Mutation::PendingForgotten);
         let log = &primary.sender.log;
         let committed = if pending { log.last() } else { log.committed() };
         // If the search is late after a suspension, the shard was not awake for much longer than at the last search.
@@ -487,22 +487,22 @@ impl Replica {
         if let Some(horizon) = horizon
             && self.sessions.has_idle(horizon)
         {
-            self.forget_sessions(horizon, answers);
+            self.forget_sessions(horizon, responses);
         }
     }
 
     /// Makes room for another session by expiring those that have written nothing for longest.
-    pub(super) fn forget_oldest_sessions(&mut self, answers: &mut impl Answers) {
+    pub(super) fn forget_oldest_sessions(&mut self, responses: &mut impl Responses) {
         let Some(primary) = self.primary() else { return };
         let committed = primary.sender.log.committed();
         let horizon = self.sessions.horizon_of_oldest(SESSIONS_FORGOTTEN_AT_ONCE, committed);
         if let Some(horizon) = horizon {
-            self.forget_sessions(horizon, answers);
+            self.forget_sessions(horizon, responses);
         }
     }
 
     /// Expires every session up to the horizon. The horizon is committed, so no session with a pending write expires.
-    fn forget_sessions(&mut self, horizon: SequenceNumber, answers: &mut impl Answers) {
+    fn forget_sessions(&mut self, horizon: SequenceNumber, responses: &mut impl Responses) {
         let draining = self.draining;
         let Some(primary) = self.primary_mut() else { return };
         if draining || !primary.sender.log.has_room(0) {
@@ -527,7 +527,7 @@ impl Replica {
             waiters: Waiters::default(),
             bytes: 0,
         };
-        self.log(write, answers);
+        self.log(write, responses);
     }
 
     /// Returns the log position at which the session of a client that connects now begins; zero if this replica is not

@@ -1,15 +1,15 @@
 //! Client requests at a replica: reads are served at once, writes when they are committed.
 
 use kv_protocol::client_message::{
-    Answer, Condition, Operation, ReplicaRole, Request, Status, WriteHeader,
+    Condition, Operation, ReplicaRole, Request, Response, Status, WriteHeader,
 };
 use kv_protocol::ids::{ClientId, RequestHash, RequestId, SequenceNumber, Time};
 use kv_protocol::peer_message::{CompletionRecord, Effect};
 use kv_protocol::placement::Digest;
 
 use super::pending::{PendingWrite, Waiters};
-use super::{Answers, ConnectionId, Replica, Role};
-use crate::holes::{self, Hole};
+use super::{ConnectionId, Replica, Responses, Role};
+use crate::mutations::{self, Mutation};
 use crate::session::{LoggedRecord, Lookup};
 use crate::table::{Room, TableHash};
 
@@ -46,33 +46,33 @@ impl Replica {
         connection: ConnectionId,
         client: ClientId,
         request: &Request<'_>,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) {
         debug_assert_eq!(
             self.config.placement.locate(request.digest),
             (self.config.group, self.config.shard)
         );
         self.readings.note(now);
-        if let Some(answer) = self.answer_to_read(now, request) {
-            return answers.answer(connection, &answer);
+        if let Some(response) = self.response_to_read(now, request) {
+            return responses.respond(connection, &response);
         }
         let asker = Asker { connection, request: request.id };
         if let Err((status, reason)) = self.check_role(now, request) {
-            return self.refuse(asker, status, reason, answers);
+            return self.refuse(asker, status, reason, responses);
         }
         match request.operation {
             Operation::Get | Operation::GetPart(_) | Operation::Verify(_) => {
                 match self.read(now, request) {
-                    Ok(answer) => answers.answer(connection, &answer),
-                    Err((status, reason)) => self.refuse(asker, status, reason, answers),
+                    Ok(response) => responses.respond(connection, &response),
+                    Err((status, reason)) => self.refuse(asker, status, reason, responses),
                 }
             }
-            Operation::Noop => self.refuse(asker, Status::Ok, "", answers),
+            Operation::Noop => self.refuse(asker, Status::Ok, "", responses),
             Operation::Put(header, value) => {
-                self.write(now, asker, client, request, header, Some(value), answers);
+                self.write(now, asker, client, request, header, Some(value), responses);
             }
             Operation::Delete(header) | Operation::Resolve(header, _) => {
-                self.write(now, asker, client, request, header, None, answers);
+                self.write(now, asker, client, request, header, None, responses);
             }
         }
     }
@@ -81,7 +81,7 @@ impl Replica {
     /// table. It equals the response of [`Replica::on_request`]. Returns `None` for writes, and for reads that need
     /// more work or are rejected.
     #[inline]
-    pub fn answer_to_read(&self, now: Time, request: &Request<'_>) -> Option<Answer<'_>> {
+    pub fn response_to_read(&self, now: Time, request: &Request<'_>) -> Option<Response<'_>> {
         let is_active = || self.primary().is_some_and(|primary| primary.is_active());
         let is_served = match request.operation {
             Operation::Get | Operation::GetPart(_) | Operation::Verify(ReplicaRole::Primary) => {
@@ -98,7 +98,7 @@ impl Replica {
     }
 
     /// Returns the newest value of a key, without any check; for a mutation.
-    #[cfg(feature = "holes")]
+    #[cfg(feature = "mutations")]
     pub fn newest_value(&self, digest: Digest, key: &[u8]) -> Option<&[u8]> {
         self.table.get(self.hash_of(digest, key), key).map(|entry| entry.value)
     }
@@ -156,12 +156,16 @@ impl Replica {
     /// Reads the table: at a primary the committed state, under a valid lease if one is needed. Nothing suspends
     /// between that check and the look-up. If the request names a part of the value, the response holds only that part.
     #[inline]
-    fn read(&self, now: Time, request: &Request<'_>) -> Result<Answer<'_>, (Status, &'static str)> {
-        let now = self.readings.read(Hole::StaleClockInLeaseCheck, now);
+    fn read(
+        &self,
+        now: Time,
+        request: &Request<'_>,
+    ) -> Result<Response<'_>, (Status, &'static str)> {
+        let now = self.readings.read(Mutation::StaleClockInLeaseCheck, now);
         if let Some(primary) = self.primary()
             && self.needs_lease()
             && !primary.lease.holds(now)
-            && !holes::is_open(Hole::ReadWithoutLease)
+            && !mutations::is_open(Mutation::ReadWithoutLease)
         {
             let reason = "the other holder of the group was not heard for too long";
             return Err((Status::Unavailable, reason));
@@ -172,7 +176,7 @@ impl Replica {
             Some(entry) => (Status::Ok, entry.version, entry.value),
             None => (Status::NotFound, SequenceNumber::ZERO, &[][..]),
         };
-        if holes::is_open(Hole::PendingStateRead)
+        if mutations::is_open(Mutation::PendingStateRead)
             && let Some(primary) = self.primary()
             && let Some((sn, staged)) =
                 primary.sender.log.newest_staged(&self.table, hash, request.key)
@@ -188,7 +192,7 @@ impl Replica {
             }
             false => 0,
         };
-        Ok(Answer { id: request.id, status, copies: 0, view, version, value, whole })
+        Ok(Response { id: request.id, status, copies: 0, view, version, value, whole })
     }
 
     /// Logs or settles a write. A RESOLVE of an unknown write logs a write without effect, whose record has the number
@@ -202,27 +206,27 @@ impl Replica {
         request: &Request<'_>,
         header: WriteHeader,
         value: Option<&[u8]>,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) {
         let request_hash = RequestHash::of(request.digest, &request.operation).unwrap_or_default();
         let is_resolve = matches!(request.operation, Operation::Resolve(..));
-        if self.is_known(asker, client, &header, (request_hash, is_resolve), answers) {
+        if self.is_known(asker, client, &header, (request_hash, is_resolve), responses) {
             return;
         }
         if self.draining {
             let reason = "this server is being stopped and takes no new writes";
-            return self.refuse(asker, Status::Unavailable, reason, answers);
+            return self.refuse(asker, Status::Unavailable, reason, responses);
         }
         let bytes = request.key.len() + value.map_or(0, <[u8]>::len);
         let Some(primary) = self.primary() else { return };
         if !primary.sender.log.has_room(bytes) {
             let reason = "too many writes wait for the other replica";
-            return self.refuse(asker, Status::Busy, reason, answers);
+            return self.refuse(asker, Status::Busy, reason, responses);
         }
         let hash = self.hash_of(request.digest, request.key);
         let decision = match is_resolve {
-            true if holes::is_open(Hole::NotDoneWithoutRecord) => {
-                return self.refuse(asker, Status::NotDone, "", answers);
+            true if mutations::is_open(Mutation::NotDoneWithoutRecord) => {
+                return self.refuse(asker, Status::NotDone, "", responses);
             }
             true => Decision::NOT_DONE,
             false => self.decide(hash, request.key, header.condition, value.is_some()),
@@ -233,12 +237,12 @@ impl Replica {
                 Room::Fits => {}
                 Room::Compacting => {
                     let reason = "the table is being compacted to make room; try again";
-                    return self.refuse(asker, Status::Busy, reason, answers);
+                    return self.refuse(asker, Status::Busy, reason, responses);
                 }
                 Room::Full => {
                     let reason =
                         "the memory limit is reached; delete entries or raise --memory-limit";
-                    return self.refuse(asker, Status::OutOfSpace, reason, answers);
+                    return self.refuse(asker, Status::OutOfSpace, reason, responses);
                 }
             }
         }
@@ -251,7 +255,7 @@ impl Replica {
         };
         let Ok(mut staged) = staged else {
             let reason = "the server's machine has no memory left; delete entries";
-            return self.refuse(asker, Status::OutOfSpace, reason, answers);
+            return self.refuse(asker, Status::OutOfSpace, reason, responses);
         };
         if let Some(staged) = &mut staged {
             self.table.staged_append(staged, stored);
@@ -268,10 +272,11 @@ impl Replica {
         };
         self.sessions.record(sn, record);
         let mut waiters = Waiters::default();
-        if holes::is_open(Hole::AnswerBeforeAck)
-            || (holes::is_open(Hole::RefusalAnsweredAtOnce) && decision.effect == Effect::Nothing)
+        if mutations::is_open(Mutation::ResponseBeforeAck)
+            || (mutations::is_open(Mutation::RefusalRespondedAtOnce)
+                && decision.effect == Effect::Nothing)
         {
-            self.answer_write(asker, &record, answers);
+            self.respond_to_write(asker, &record, responses);
         } else {
             waiters.add(asker);
         }
@@ -285,7 +290,7 @@ impl Replica {
                 waiters,
                 bytes,
             },
-            answers,
+            responses,
         );
     }
 
@@ -297,32 +302,32 @@ impl Replica {
         client: ClientId,
         header: &WriteHeader,
         (request, is_resolve): (RequestHash, bool),
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) -> bool {
         let mut found = self.sessions.look_up(client, header, request);
         if found == Lookup::TooManySessions {
-            self.forget_oldest_sessions(answers);
+            self.forget_oldest_sessions(responses);
             found = self.sessions.look_up(client, header, request);
         }
         let (status, reason) = match found {
             Lookup::New => return false,
-            Lookup::Logged(_) if holes::is_open(Hole::RetryExecutesTwice) => return false,
+            Lookup::Logged(_) if mutations::is_open(Mutation::RetryExecutesTwice) => return false,
             Lookup::Logged(logged)
                 if !is_resolve
                     && logged.record.status == Status::NotDone
-                    && holes::is_open(Hole::LateWriteExecuted) =>
+                    && mutations::is_open(Mutation::LateWriteExecuted) =>
             {
                 return false;
             }
             Lookup::Logged(logged)
                 if is_resolve
                     && self.primary().is_some_and(|p| logged.sn > p.sender.log.committed())
-                    && holes::is_open(Hole::ResolveOverPending) =>
+                    && mutations::is_open(Mutation::ResolveOverPending) =>
             {
                 return false;
             }
             Lookup::Logged(logged) => {
-                self.answer_logged(asker, logged, answers);
+                self.respond_from_record(asker, logged, responses);
                 return true;
             }
             Lookup::Mismatch => (
@@ -341,21 +346,26 @@ impl Replica {
             }
             Lookup::TooManySessions => (Status::Busy, "too many clients write to this shard"),
         };
-        self.refuse(asker, status, reason, answers);
+        self.refuse(asker, status, reason, responses);
         true
     }
 
     /// Responds to a retry or a RESOLVE from the record once its write is committed.
-    fn answer_logged(&mut self, asker: Asker, logged: LoggedRecord, answers: &mut impl Answers) {
+    fn respond_from_record(
+        &mut self,
+        asker: Asker,
+        logged: LoggedRecord,
+        responses: &mut impl Responses,
+    ) {
         let Some(primary) = self.primary_mut() else { return };
         if logged.sn > primary.sender.log.committed()
-            && !holes::is_open(Hole::RetryAnsweredUncommitted)
+            && !mutations::is_open(Mutation::RetryRespondedUncommitted)
         {
             let write = primary.sender.log.get_mut(logged.sn);
             let write = write.expect("uncommitted writes are pending");
             return write.waiters.add(asker);
         }
-        self.answer_write(asker, &logged.record, answers);
+        self.respond_to_write(asker, &logged.record, responses);
     }
 
     /// Decides the effect of the write on the newest pending state.
@@ -393,20 +403,20 @@ impl Replica {
         }
     }
 
-    pub(super) fn log(&mut self, write: PendingWrite, answers: &mut impl Answers) {
+    pub(super) fn log(&mut self, write: PendingWrite, responses: &mut impl Responses) {
         let Some(primary) = self.primary_mut() else { return };
         primary.sender.log.push(write);
-        self.commit_if_alone(answers);
+        self.commit_if_alone(responses);
     }
 
-    pub(super) fn answer_write(
+    pub(super) fn respond_to_write(
         &self,
         asker: Asker,
         record: &CompletionRecord,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) {
         let copies = self.view.map_or(0, |view| view.copies());
-        let answer = Answer {
+        let response = Response {
             id: asker.request,
             status: record.status,
             copies,
@@ -415,7 +425,7 @@ impl Replica {
             value: &[],
             whole: 0,
         };
-        answers.answer(asker.connection, &answer);
+        responses.respond(asker.connection, &response);
     }
 
     pub(super) fn refuse(
@@ -423,9 +433,9 @@ impl Replica {
         asker: Asker,
         status: Status,
         reason: &str,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) {
-        let answer = Answer {
+        let response = Response {
             id: asker.request,
             status,
             copies: 0,
@@ -434,6 +444,6 @@ impl Replica {
             value: reason.as_bytes(),
             whole: 0,
         };
-        answers.answer(asker.connection, &answer);
+        responses.respond(asker.connection, &response);
     }
 }

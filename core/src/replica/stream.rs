@@ -22,8 +22,8 @@ use kv_protocol::peer_message::{
 use super::copy_out::CopyOut;
 use super::lease::Acked;
 use super::primary::{Candidacy, Primary};
-use super::{Answers, HandingOver, Pumped, Replica, Role, StreamError};
-use crate::holes::{self, Hole};
+use super::{HandingOver, Pumped, Replica, Responses, Role, StreamError};
+use crate::mutations::{self, Mutation};
 
 /// Opening and closing.
 impl Replica {
@@ -48,7 +48,7 @@ impl Replica {
 
     /// Returns the member that a primary dials.
     fn dials(&self, primary: &Primary) -> Option<Member> {
-        let may_dial = primary.is_active() || holes::is_open(Hole::UnionByInactive);
+        let may_dial = primary.is_active() || mutations::is_open(Mutation::UnionByInactive);
         let failed = matches!(primary.candidacy, Candidacy::Failed);
         self.view?.other().filter(|_| may_dial && !failed)
     }
@@ -95,16 +95,16 @@ impl Replica {
         &mut self,
         now: Time,
         hello: &PeerHello,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) -> Result<PeerWelcome, PeerRefusal> {
         self.judge_hello(hello)?;
         let stranger = PeerRefusal { reason: PeerRefusalReason::Stranger, view: self.view };
-        self.install(now, hello.view, answers).map_err(|_| stranger)?;
+        self.install(now, hello.view, responses).map_err(|_| stranger)?;
         if let Role::HandingOver(_) = &self.role {
             // The new primary serves, so it has everything.
             self.finish_handing_over();
         }
-        if holes::is_open(Hole::HandshakeIsHeard) {
+        if mutations::is_open(Mutation::HandshakeIsHeard) {
             self.hear(now);
         }
         let table = &mut self.table;
@@ -115,7 +115,9 @@ impl Replica {
         };
         follower.connect(table);
         let last = follower.last;
-        if holes::is_open(Hole::ServeBeforeHandover) && matches!(self.role, Role::TakingOver(_)) {
+        if mutations::is_open(Mutation::ServeBeforeHandover)
+            && matches!(self.role, Role::TakingOver(_))
+        {
             self.finish_taking_over();
         }
         Ok(PeerWelcome { view: hello.view.version, last })
@@ -130,7 +132,7 @@ impl Replica {
         &mut self,
         now: Time,
         welcome: &PeerWelcome,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) -> Result<(), StreamError> {
         self.readings.note(now);
         if self.frozen {
@@ -168,10 +170,10 @@ impl Replica {
             old.is_said = false;
         }
         // A handshake alone is no sign of life: an end that cannot follow accepts stream after stream.
-        if is_progress || holes::is_open(Hole::HandshakeIsHeard) {
+        if is_progress || mutations::is_open(Mutation::HandshakeIsHeard) {
             self.hear(now);
         }
-        self.commit_up_to(welcome.last, answers);
+        self.commit_up_to(welcome.last, responses);
         Ok(())
     }
 
@@ -181,12 +183,12 @@ impl Replica {
         &mut self,
         now: Time,
         refusal: &PeerRefusal,
-        answers: &mut impl Answers,
+        responses: &mut impl Responses,
     ) {
         self.readings.note(now);
         let installed = self.view_version();
         if refusal.reason == PeerRefusalReason::NoMemory
-            && !holes::is_open(Hole::HandshakeIsHeard)
+            && !mutations::is_open(Mutation::HandshakeIsHeard)
             && let Some(sender) = self.sender_mut()
         {
             sender.note_no_memory();
@@ -196,7 +198,7 @@ impl Replica {
                 if view.version > installed && view.version.0 - installed.0 <= MAX_VIEW_STEP =>
             {
                 // A view that cannot be installed changes nothing.
-                let _ = self.install(now, view, answers);
+                let _ = self.install(now, view, responses);
             }
             Some(view)
                 if refusal.reason == PeerRefusalReason::HandedOver
@@ -211,7 +213,7 @@ impl Replica {
 
     /// Handles the loss of the stream, at either end. Writes that were not acked are sent again on the next stream. A
     /// copy in progress is abandoned and never restarted under the same view.
-    pub fn on_stream_down(&mut self, now: Time, answers: &mut impl Answers) {
+    pub fn on_stream_down(&mut self, now: Time, responses: &mut impl Responses) {
         self.readings.note(now);
         if let Some(sender) = self.sender_mut() {
             sender.on_broken();
@@ -220,7 +222,7 @@ impl Replica {
             follower.connected = false;
         }
         if let Some(Primary { candidacy: Candidacy::Copying(_), .. }) = self.primary() {
-            self.fail_candidate(answers);
+            self.fail_candidate(responses);
         }
     }
 }
@@ -305,14 +307,14 @@ impl Replica {
         }
         let (last, committed) = (primary.sender.log.last(), primary.sender.log.committed());
         copy.pump(view, last, committed, &self.table, &self.sessions, batch);
-        if holes::is_open(Hole::ReportedWithAckOutstanding) && copy.has_ended() {
+        if mutations::is_open(Mutation::ReportedWithAckOutstanding) && copy.has_ended() {
             primary.candidacy = Candidacy::CaughtUp;
         }
     }
 
     pub(super) fn pump_acks(&mut self, now: Time, batch: &mut BatchWriter<'_>) {
-        #[cfg(feature = "holes")]
-        if let Some(ack) = self.planted.old_ack.take() {
+        #[cfg(feature = "mutations")]
+        if let Some(ack) = self.mutant.old_ack.take() {
             batch.push(&PeerMessage::Ack(ack));
         }
         let (view, me) = (self.view_version(), self.config.me);
@@ -333,8 +335,8 @@ impl Replica {
             _ => return,
         };
         if let Some(ack) = acks {
-            let reading = self.readings.read(Hole::GraceFromStaleReading, now);
-            if !(is_candidate && holes::is_open(Hole::CandidateAcksGiveNoGrace)) {
+            let reading = self.readings.read(Mutation::GraceFromStaleReading, now);
+            if !(is_candidate && mutations::is_open(Mutation::CandidateAcksGiveNoGrace)) {
                 self.acked = Some(Acked::new(other, reading, self.config.failure_timeout));
             }
             batch.push(&PeerMessage::Ack(ack));

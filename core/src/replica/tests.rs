@@ -52,17 +52,17 @@ struct Given {
 #[derive(Default)]
 struct Inbox(BTreeMap<u64, Given>);
 
-impl Answers for Inbox {
-    fn answer(&mut self, to: ConnectionId, answer: &Answer<'_>) {
+impl Responses for Inbox {
+    fn respond(&mut self, to: ConnectionId, response: &Response<'_>) {
         assert_eq!(to, CONNECTION);
         let given = Given {
-            status: answer.status,
-            copies: answer.copies,
-            version: answer.version,
-            value: answer.value.to_vec(),
-            whole: answer.whole,
+            status: response.status,
+            copies: response.copies,
+            version: response.version,
+            value: response.value.to_vec(),
+            whole: response.whole,
         };
-        assert_eq!(self.0.insert(answer.id.0, given), None, "answered twice: {:?}", answer.id);
+        assert_eq!(self.0.insert(response.id.0, given), None, "answered twice: {:?}", response.id);
     }
 }
 

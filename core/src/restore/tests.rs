@@ -170,13 +170,13 @@ fn a_state_that_is_not_the_last_is_refused_instead_of_guessed_from() {
     assert_eq!(choose(&pair(), &[newer]), Err(expected));
 }
 
-#[cfg(feature = "holes")]
+#[cfg(feature = "mutations")]
 #[test]
-fn with_the_hole_open_the_dump_of_whoever_was_removed_counts() {
-    holes::open(Hole::RestoreFromRemoved);
+fn with_the_rule_left_out_the_dump_of_a_removed_member_counts() {
+    mutations::open(Mutation::RestoreFromRemoved);
     let alone = state(Some(member(1, 1)), Peer::None);
     let plan = choose(&alone, &[dump(member(0, 1), [(8, 900), (8, 900)])]).unwrap();
-    holes::close();
+    mutations::close();
     assert_eq!(sources(&plan), Some(vec![(0, 900), (0, 900)]));
 }
 

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use foldhash::fast::FixedState;
 
 use crate::arena::Handle;
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// A claim on one entry's value, created by [`Table::pin`](super::Table::pin) and ended by
 /// [`Table::unpin`](super::Table::unpin). A pin that is merely dropped keeps the entry's memory until
@@ -108,7 +108,7 @@ impl Pins {
             return;
         }
         if let Some(index) = self.places.remove(&handle) {
-            if holes::is_open(Hole::PinLeftBehind) {
+            if mutations::is_open(Mutation::PinLeftBehind) {
                 // The pinned entry no longer exists.
                 self.records[index as usize] = None;
                 return;

@@ -156,7 +156,7 @@ impl ShardContext {
             reject(socket, port);
             return None;
         };
-        let id = shard.open_greeting(now, port);
+        let id = shard.open_accepted(now, port);
         shard.set_address(id, permit.from());
         Some((id, permit))
     }

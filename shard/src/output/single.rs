@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use kv_core::table::Pin;
-use kv_protocol::client_message::{AnswerHead, Request};
+use kv_protocol::client_message::{Request, ResponseHead};
 use kv_protocol::ids::{GroupId, Time};
 use kv_protocol::limits::{MAX_DEADLINE, STALL_DEADLINE};
 
@@ -28,13 +28,13 @@ pub(crate) struct PinnedValue {
     pub(crate) pin: Pin,
     pub(crate) range: Range<usize>,
     /// The key, for the mutation that looks it up anew.
-    #[cfg(feature = "holes")]
+    #[cfg(feature = "mutations")]
     pub(crate) key: Box<[u8]>,
 }
 
 impl PinnedValue {
     /// Creates the response to a read of this pinned value.
-    #[cfg_attr(not(feature = "holes"), allow(unused_variables))]
+    #[cfg_attr(not(feature = "mutations"), allow(unused_variables))]
     pub(crate) fn new(
         group: GroupId,
         pin: Pin,
@@ -45,7 +45,7 @@ impl PinnedValue {
             group,
             pin,
             range,
-            #[cfg(feature = "holes")]
+            #[cfg(feature = "mutations")]
             key: request.key.into(),
         }
     }
@@ -53,8 +53,8 @@ impl PinnedValue {
 
 /// A response whose value is sent from the table.
 #[derive(Debug)]
-pub(super) struct LongAnswer {
-    pub(super) head: AnswerHead,
+pub(super) struct LongResponse {
+    pub(super) head: ResponseHead,
     pub(super) value: PinnedValue,
     /// Bytes of head and value that are sent.
     pub(super) sent: usize,
@@ -63,7 +63,7 @@ pub(super) struct LongAnswer {
     pub(super) behind: Vec<u8>,
 }
 
-impl LongAnswer {
+impl LongResponse {
     pub(super) fn unsent(&self) -> usize {
         self.head.len() + self.value.range.len() - self.sent
     }
@@ -86,7 +86,7 @@ pub(crate) struct Output {
     pub(super) taken: usize,
     pub(super) taken_capacity: usize,
     /// Responses with long values, to be sent after `bytes`.
-    pub(super) long: VecDeque<LongAnswer>,
+    pub(super) long: VecDeque<LongResponse>,
     /// Unsent bytes of `long`, including those behind each response.
     pub(super) long_bytes: usize,
     /// The time at which bytes were last sent, or appended to an empty output.
@@ -224,7 +224,7 @@ impl Output {
 
     /// Removes the first long response, which is sent; the bytes behind it go next.
     fn pop_long(&mut self, released: &mut Vec<PinnedValue>) {
-        let Some(LongAnswer { value, behind, .. }) = self.long.pop_front() else { return };
+        let Some(LongResponse { value, behind, .. }) = self.long.pop_front() else { return };
         released.push(value);
         self.long_bytes -= behind.len();
         if self.sent == self.bytes.len() {
@@ -246,7 +246,7 @@ impl Output {
 
     /// Returns the memory that the buffers hold, in bytes.
     pub(super) fn held(&self) -> usize {
-        let long = self.long.iter().map(|long| long.behind.capacity() + size_of::<LongAnswer>());
+        let long = self.long.iter().map(|long| long.behind.capacity() + size_of::<LongResponse>());
         self.bytes.capacity() + self.taken_capacity + long.sum::<usize>()
     }
 
@@ -308,7 +308,7 @@ impl Output {
     }
 
     /// Closes the connection, whose input has ended, after the responses to its requests are sent.
-    pub(crate) fn close_after_answers(&mut self, now: Time) {
+    pub(crate) fn close_after_responses(&mut self, now: Time) {
         match self.end {
             End::Open => self.end = End::HalfClosed(now + STALL_DEADLINE),
             End::LastWords { at, .. } => self.end = End::LastWords { at, has_other_closed: true },
@@ -328,7 +328,7 @@ impl Output {
     }
 
     /// Records that a request was passed to a replica, which responds now or later.
-    pub(crate) fn expect_answer(&mut self) {
+    pub(crate) fn expect_response(&mut self) {
         self.in_flight += 1;
     }
 }

@@ -13,10 +13,10 @@
 
 use std::io::IoSlice;
 
-#[cfg(feature = "holes")]
-use kv_core::holes::{self, Hole};
+#[cfg(feature = "mutations")]
+use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
-#[cfg(feature = "holes")]
+#[cfg(feature = "mutations")]
 use kv_protocol::placement::Digest;
 
 use super::{Hosted, Service};
@@ -91,8 +91,8 @@ impl Service {
 /// Returns the bytes of a pinned value in the table; `None` if the replica has lost its table.
 fn value_in<'t>(hosted: &'t [Hosted], value: &PinnedValue) -> Option<&'t [u8]> {
     let hosted = hosted.iter().find(|hosted| hosted.replica.group() == value.group)?;
-    #[cfg(feature = "holes")]
-    if holes::is_open(Hole::SentAfterWait) {
+    #[cfg(feature = "mutations")]
+    if mutations::is_open(Mutation::SentAfterWait) {
         let digest = Digest::of(&value.key);
         return hosted.replica.newest_value(digest, &value.key)?.get(value.range.clone());
     }

@@ -11,7 +11,7 @@
 //! Look-ahead is a hint. Errors in a request are found when it is served. Only a digest that was verified here is not
 //! computed again there.
 
-use kv_core::holes::{self, Hole};
+use kv_core::mutations::{self, Mutation};
 use kv_core::table::{LOOK_AHEAD, TableHash};
 use kv_protocol::client_message::Request;
 use kv_protocol::frame::{FrameRules, split_frame};
@@ -41,7 +41,7 @@ impl Ahead {
     /// Takes the next frame; returns whether its digest was verified.
     pub(crate) fn take(&mut self) -> bool {
         let is_proven = self.proven & 1 == 1;
-        let moves = u32::from(!holes::is_open(Hole::LookedAheadTooFar));
+        let moves = u32::from(!mutations::is_open(Mutation::LookedAheadTooFar));
         *self = Ahead { frames: self.frames.saturating_sub(1), proven: self.proven >> moves };
         is_proven
     }

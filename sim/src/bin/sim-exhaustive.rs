@@ -1,7 +1,7 @@
 //! `sim-exhaustive`: visits every state of one group within stated bounds.
 //!
 //! Prints for each scope its states, transitions and depth, and whether it was exhausted or the limit at which
-//! it was cut. With the feature `holes` it then applies one mutation after the other. For each it prints the
+//! it was cut. With the feature `mutations` it then applies one mutation after the other. For each it prints the
 //! shortest trace to a broken promise, and the shortest to one that a client could observe. The exit status is
 //! 1 if a promise is broken without a mutation, or if a mutation that concerns one group was not detected.
 
@@ -33,9 +33,9 @@ struct Args {
     /// Minutes that one scope may take.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
-    /// Only this hole, by its number, with its shortest traces (needs the feature `holes`); 0: none.
-    #[arg(long, value_parser = hole_number)]
-    hole: Option<u8>,
+    /// Only this mutation, by its number, with its shortest traces (needs the feature `mutations`); 0: none.
+    #[arg(long, value_parser = mutation_number)]
+    mutation: Option<u8>,
     /// Does each step from a machine's state that was reached in two ways after both, and compares.
     #[arg(long)]
     audit: bool,
@@ -57,16 +57,16 @@ impl Args {
 }
 
 /// Parses the number of an existing mutation.
-#[cfg(feature = "holes")]
-fn hole_number(text: &str) -> Result<u8, String> {
-    if text == "0" { Ok(0) } else { kv_core::holes::number_of(text) }
+#[cfg(feature = "mutations")]
+fn mutation_number(text: &str) -> Result<u8, String> {
+    if text == "0" { Ok(0) } else { kv_core::mutations::number_of(text) }
 }
 
-#[cfg(not(feature = "holes"))]
-fn hole_number(text: &str) -> Result<u8, String> {
+#[cfg(not(feature = "mutations"))]
+fn mutation_number(text: &str) -> Result<u8, String> {
     match text {
         "0" => Ok(0),
-        _ => Err("it needs the cargo feature `holes`; make sim-exhaustive has it".to_owned()),
+        _ => Err("it needs the cargo feature `mutations`; make sim-exhaustive has it".to_owned()),
     }
 }
 
@@ -74,11 +74,11 @@ fn main() -> ExitCode {
     let args = Args::parse();
     std::panic::set_hook(Box::new(|_| {}));
     let bars = MultiProgress::new();
-    if args.hole.is_none_or(|hole| hole == 0) && !with_all_rules(&args, &bars) {
+    if args.mutation.is_none_or(|mutation| mutation == 0) && !with_all_rules(&args, &bars) {
         return ExitCode::FAILURE;
     }
-    #[cfg(feature = "holes")]
-    if args.hole != Some(0) && !planted::without_rules(&args, &bars) {
+    #[cfg(feature = "mutations")]
+    if args.mutation != Some(0) && !mutant::without_rules(&args, &bars) {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
@@ -164,24 +164,24 @@ fn with_all_rules(args: &Args, bars: &MultiProgress) -> bool {
     whole.into_inner().unwrap_or_else(|e| e.into_inner())
 }
 
-#[cfg(feature = "holes")]
-mod planted {
-    use kv_core::holes::{self, Hole};
+#[cfg(feature = "mutations")]
+mod mutant {
+    use kv_core::mutations::{self, Mutation};
     use kv_sim::invariants::Violation;
 
     use super::*;
 
     /// Mutations that have no effect within one group, with the reason.
-    const OUTSIDE: [(Hole, &str); 9] = [
-        (Hole::RestoreFromRemoved, "restoring reads dumps of files"),
-        (Hole::ShutdownAfterFailedDump, "a stop is of the whole cluster"),
-        (Hole::StopByTheBareClock, "a stop is of the whole cluster"),
-        (Hole::SoleKilledInStop, "a stop is of the whole cluster"),
-        (Hole::FailedDecisionKept, "no store fails here"),
-        (Hole::FailedStoreBelieved, "no store fails here"),
-        (Hole::NotDoneWithoutRecord, "no client gives a write up here"),
-        (Hole::ResolveOverPending, "no client gives a write up here"),
-        (Hole::LateWriteExecuted, "no client gives a write up here"),
+    const OUTSIDE: [(Mutation, &str); 9] = [
+        (Mutation::RestoreFromRemoved, "restoring reads dumps of files"),
+        (Mutation::ShutdownAfterFailedDump, "a stop is of the whole cluster"),
+        (Mutation::StopByTheBareClock, "a stop is of the whole cluster"),
+        (Mutation::SoleKilledInStop, "a stop is of the whole cluster"),
+        (Mutation::FailedDecisionKept, "no store fails here"),
+        (Mutation::FailedStoreBelieved, "no store fails here"),
+        (Mutation::NotDoneWithoutRecord, "no client gives a write up here"),
+        (Mutation::ResolveOverPending, "no client gives a write up here"),
+        (Mutation::LateWriteExecuted, "no client gives a write up here"),
     ];
 
     /// The shortest trace that detects a mutation.
@@ -202,21 +202,21 @@ mod planted {
     }
 
     pub(super) fn without_rules(args: &Args, bars: &MultiProgress) -> bool {
-        let wanted: Vec<Hole> = holes::ALL
+        let wanted: Vec<Mutation> = mutations::ALL
             .into_iter()
-            .filter(|hole| args.hole.is_none_or(|n| n == hole.number()))
+            .filter(|mutation| args.mutation.is_none_or(|n| n == mutation.number()))
             .collect();
         let missed = AtomicUsize::new(0);
         in_parallel(args.threads, wanted.len(), |number| {
-            let hole = wanted[number];
-            let name = format!("{:>2}  {:<48}", hole.number(), hole.description());
-            if let Some((_, why)) = OUTSIDE.iter().find(|(outside, _)| *outside == hole) {
+            let mutation = wanted[number];
+            let name = format!("{:>2}  {:<48}", mutation.number(), mutation.description());
+            if let Some((_, why)) = OUTSIDE.iter().find(|(outside, _)| *outside == mutation) {
                 return bars.suspend(|| println!("{name} outside one group: {why}"));
             }
-            let any = outcome(hole, Judged::Everything, args, bars);
+            let any = outcome(mutation, Judged::Everything, args, bars);
             // The shortest trace visible to clients is at least as long.
             let seen = match &any.shortest {
-                Some(_) => outcome(hole, Judged::ByClients, args, bars),
+                Some(_) => outcome(mutation, Judged::ByClients, args, bars),
                 None => Outcome::default(),
             };
             if any.shortest.is_none() {
@@ -227,20 +227,20 @@ mod planted {
                 if any.shortest.is_some() {
                     println!("{:>52} by clients: {}", "", words(&seen));
                 }
-                if args.hole.is_some() {
-                    tell(hole, Judged::Everything, &any);
-                    tell(hole, Judged::ByClients, &seen);
+                if args.mutation.is_some() {
+                    tell(mutation, Judged::Everything, &any);
+                    tell(mutation, Judged::ByClients, &seen);
                 }
             });
         });
         let missed = missed.into_inner();
-        println!("\n{missed} holes of one group were not found");
+        println!("\n{missed} mutations of one group were not found");
         missed == 0
     }
 
-    fn outcome(hole: Hole, judged: Judged, args: &Args, bars: &MultiProgress) -> Outcome {
+    fn outcome(mutation: Mutation, judged: Judged, args: &Args, bars: &MultiProgress) -> Outcome {
         let mut outcome = Outcome::default();
-        holes::open(hole);
+        mutations::open(mutation);
         for scope in args.scopes() {
             let mut limits = args.limits();
             // Only a trace shorter than the known one is of interest.
@@ -248,7 +248,7 @@ mod planted {
                 let known = u32::try_from(shortest.way.len()).unwrap_or(u32::MAX);
                 limits.depth = limits.depth.min(known.saturating_sub(1));
             }
-            let what = format!("hole {},", hole.number());
+            let what = format!("mutation {},", mutation.number());
             let found = watched(bars, &what, &scope, judged, limits);
             outcome.states += found.states;
             match (found.end, found.broken) {
@@ -264,7 +264,7 @@ mod planted {
                 (_, None) => outcome.cut.push(scope.name),
             }
         }
-        holes::close();
+        mutations::close();
         outcome
     }
 
@@ -286,11 +286,11 @@ mod planted {
         }
     }
 
-    fn tell(hole: Hole, judged: Judged, outcome: &Outcome) {
+    fn tell(mutation: Mutation, judged: Judged, outcome: &Outcome) {
         let Some(Shortest { scope, way, .. }) = &outcome.shortest else { return };
         println!("\n{judged:?}, from the beginning of {:?} ({}):", scope.name, scope.words);
-        holes::open(hole);
+        mutations::open(mutation);
         trace::tell(scope, judged, way).iter().for_each(|line| println!("{line}"));
-        holes::close();
+        mutations::close();
     }
 }

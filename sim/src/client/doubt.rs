@@ -9,13 +9,13 @@
 //! The sequence number of such a write stays open. Its client settles it before it sends a later operation on
 //! the same key, when it fills the session's window, or else after a delay.
 
-use kv_protocol::client_message::{Answer, Status};
+use kv_protocol::client_message::{Response, Status};
 use kv_protocol::ids::{GroupId, RequestSeq};
 use kv_protocol::limits::SESSION_WINDOW;
 
 use super::flight::Stage;
 use super::{ASK_AGAIN, Client, DEADLINE, FIRST_PAUSE, Flight, Wish};
-use kv_history::{Answered, Asked};
+use kv_history::{Asked, Returned};
 
 /// The interval at which a blocked operation checks whether it may be sent, in nanoseconds.
 const LOOK_AGAIN: u64 = 5_000_000;
@@ -26,13 +26,13 @@ impl Client {
         &mut self,
         now: u64,
         id: u64,
-        answered: Answered,
+        responded: Returned,
         wishes: &mut Vec<Wish>,
     ) {
-        let is_in_doubt = answered == Answered::InDoubt;
+        let is_in_doubt = responded == Returned::InDoubt;
         let Some(flight) = self.flights.get(&id) else { return };
         if !is_in_doubt || !flight.is_write() {
-            return self.end(id, answered, None, wishes);
+            return self.end(id, responded, None, wishes);
         }
         let Some(mut flight) = self.flights.remove(&id) else { return };
         wishes.push(Wish::GivenUp(Box::new(flight.clone())));
@@ -91,32 +91,32 @@ impl Client {
         &mut self,
         now: u64,
         jitter: u64,
-        answer: &Answer<'_>,
+        response: &Response<'_>,
         wishes: &mut Vec<Wish>,
     ) {
-        let id = answer.id.0;
+        let id = response.id.0;
         let Some(flight) = self.flights.get(&id) else { return };
-        let answered = match (answer.status, flight.asked) {
-            (Status::Ok, _) => Answered::Done { changed: true },
+        let responded = match (response.status, flight.asked) {
+            (Status::Ok, _) => Returned::Done { changed: true },
             (Status::NotFound, Asked::Delete) | (Status::Conflict, Asked::Swap { .. }) => {
-                Answered::Done { changed: false }
+                Returned::Done { changed: false }
             }
-            (Status::NotDone, _) => Answered::Refused,
+            (Status::NotDone, _) => Returned::Refused,
             (Status::SessionExpired, _) => {
                 wishes.push(Wish::Expired(flight.place, flight.client));
-                Answered::Undecided
+                Returned::Undecided
             }
             // If two clients share a name, nothing is known about the write: the number may belong to another
             // write, or lie beyond one that only the other client can settle.
             (Status::SessionMismatch | Status::Invalid, _) => {
                 let (place, name) = (flight.place, flight.client);
                 self.leave_session(place, name);
-                Answered::InDoubt
+                Returned::InDoubt
             }
             (status, _) => return self.try_again(now, jitter, id, status, wishes),
         };
-        let version = (answer.status == Status::Ok).then_some(answer.version);
-        self.end(id, answered, version, wishes);
+        let version = (response.status == Status::Ok).then_some(response.version);
+        self.end(id, responded, version, wishes);
     }
 
     /// Handles the end of a doubt: operations that waited for it may be sent now.
@@ -133,7 +133,7 @@ impl Client {
         self.flights.append(&mut self.doubts);
         let flights: Vec<u64> = self.flights.keys().copied().collect();
         for id in flights {
-            self.end(id, Answered::InDoubt, None, wishes);
+            self.end(id, Returned::InDoubt, None, wishes);
         }
     }
 

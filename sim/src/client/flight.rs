@@ -9,7 +9,7 @@ use kv_protocol::view::View;
 
 use crate::network::ConnectionNumber;
 use crate::workload::Settling;
-use kv_history::{Answered, Asked, Entry};
+use kv_history::{Asked, Entry, Returned};
 
 /// An operation in flight.
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ pub struct Flight {
     /// The time of the next action on it.
     pub due: u64,
     pub(super) pause: u64,
-    pub(super) patience: u64,
+    pub(super) timeout: u64,
     pub(super) settling: Settling,
     pub(super) stage: Stage,
 }
@@ -77,7 +77,7 @@ impl Flight {
     pub(super) fn deadline(&self) -> u64 {
         match self.stage {
             Stage::Asking(until) => until,
-            Stage::Asked | Stage::GivenUp => self.start + self.slept + self.patience,
+            Stage::Asked | Stage::GivenUp => self.start + self.slept + self.timeout,
         }
     }
 
@@ -117,15 +117,15 @@ impl Flight {
     }
 
     /// Returns its entry in the key's history.
-    pub fn entry(&self, process: u32, end: u64, answered: Answered) -> Entry {
+    pub fn entry(&self, process: u32, end: u64, returned: Returned) -> Entry {
         let time = |nanos: u64| i64::try_from(nanos).unwrap_or(i64::MAX);
-        let end = if answered == Answered::InDoubt { i64::MAX } else { time(end) };
-        Entry { client: process, start: time(self.start), end, asked: self.asked, answered }
+        let end = if returned == Returned::InDoubt { i64::MAX } else { time(end) };
+        Entry { client: process, start: time(self.start), end, asked: self.asked, returned }
     }
 
-    /// Returns `answered`, unless the operation is a write that may have been executed: then it is in doubt.
-    pub(super) fn unless_in_doubt(&self, answered: Answered) -> Answered {
-        if self.doubtful > 0 && self.asked != Asked::Read { Answered::InDoubt } else { answered }
+    /// Returns `responded`, unless the operation is a write that may have been executed: then it is in doubt.
+    pub(super) fn unless_in_doubt(&self, responded: Returned) -> Returned {
+        if self.doubtful > 0 && self.asked != Asked::Read { Returned::InDoubt } else { responded }
     }
 
     /// Encodes its request.

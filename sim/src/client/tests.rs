@@ -46,25 +46,25 @@ fn client(map: Map) -> Client {
 
 fn begin(client: &mut Client, now: u64, asked: Asked) -> Vec<Wish> {
     let (key, condition, value) = (b"k".to_vec(), Condition::Always, 7u64.to_le_bytes().to_vec());
-    let (patience, settling) = (DEADLINE, Settling::default());
-    client.begin(now, Plan { slot: 0, key, floor: 0, asked, condition, value, patience, settling });
+    let (timeout, settling) = (DEADLINE, Settling::default());
+    client.begin(now, Plan { slot: 0, key, floor: 0, asked, condition, value, timeout, settling });
     let mut wishes = Vec::new();
     client.wake(now, &mut wishes);
     wishes
 }
 
-fn answer(client: &mut Client, now: u64, id: u64, status: Status) -> Vec<Wish> {
+fn response(client: &mut Client, now: u64, id: u64, status: Status) -> Vec<Wish> {
     let (view, version) = (ViewVersion(1), SequenceNumber(0));
     let id = RequestId(id);
-    let answer = Answer { id, status, copies: 0, view, version, value: &[], whole: 0 };
+    let response = Response { id, status, copies: 0, view, version, value: &[], whole: 0 };
     let mut wishes = Vec::new();
-    client.on_answer(now, 0, &answer, &mut wishes);
+    client.on_response(now, 0, &response, &mut wishes);
     wishes
 }
 
-fn ends(wishes: &[Wish]) -> Vec<Answered> {
+fn ends(wishes: &[Wish]) -> Vec<Returned> {
     let end = |wish: &Wish| match wish {
-        Wish::Ended(_, answered, _) => Some(*answered),
+        Wish::Ended(_, responded, _) => Some(*responded),
         _ => None,
     };
     wishes.iter().filter_map(end).collect()
@@ -81,8 +81,8 @@ fn names(wishes: &[Wish]) -> Vec<ClientId> {
 #[test]
 fn an_operation_of_a_group_that_nobody_holds_is_lost_at_once() {
     let mut client = client(map(2, false));
-    assert_eq!(ends(&begin(&mut client, 1, Asked::Write(7))), [Answered::Lost]);
-    assert_eq!(ends(&begin(&mut client, 2, Asked::Read)), [Answered::Lost]);
+    assert_eq!(ends(&begin(&mut client, 1, Asked::Write(7))), [Returned::Lost]);
+    assert_eq!(ends(&begin(&mut client, 2, Asked::Read)), [Returned::Lost]);
 }
 
 #[test]
@@ -94,27 +94,27 @@ fn a_write_that_was_sent_before_its_group_was_lost_is_in_doubt_and_a_read_is_los
     let mut wishes = Vec::new();
     client.wake(10, &mut wishes);
     assert!(matches!(wishes[0], Wish::GivenUp(_)));
-    assert_eq!(ends(&wishes), [Answered::Lost]);
+    assert_eq!(ends(&wishes), [Returned::Lost]);
 }
 
 #[test]
 fn a_write_whose_every_sending_was_refused_did_nothing() {
     let mut client = client(map(1, true));
     begin(&mut client, 1, Asked::Write(7));
-    answer(&mut client, 2, 1, Status::Unavailable);
+    response(&mut client, 2, 1, Status::Unavailable);
     let mut wishes = Vec::new();
     client.wake(DEADLINE + 1, &mut wishes);
-    assert_eq!(ends(&wishes), [Answered::Refused]);
+    assert_eq!(ends(&wishes), [Returned::Refused]);
     begin(&mut client, DEADLINE + 2, Asked::Write(8));
-    let refused = answer(&mut client, DEADLINE + 3, 2, Status::OutOfSpace);
-    assert_eq!(ends(&refused), [Answered::Refused]);
+    let refused = response(&mut client, DEADLINE + 3, 2, Status::OutOfSpace);
+    assert_eq!(ends(&refused), [Returned::Refused]);
 }
 
 #[test]
 fn a_forgotten_session_is_begun_anew_under_another_name() {
     let mut client = client(map(1, true));
     let first = names(&begin(&mut client, 1, Asked::Write(7)));
-    assert_eq!(ends(&answer(&mut client, 2, 1, Status::SessionExpired)), []);
+    assert_eq!(ends(&response(&mut client, 2, 1, Status::SessionExpired)), []);
     let mut wishes = Vec::new();
     client.wake(1_000_000_000, &mut wishes);
     let second = names(&wishes);
@@ -127,12 +127,12 @@ fn a_forgotten_session_is_begun_anew_under_another_name() {
 fn a_write_that_was_sent_twice_is_undecided_when_its_session_is_forgotten() {
     let mut client = client(map(1, true));
     begin(&mut client, 1, Asked::Write(7));
-    answer(&mut client, 2, 1, Status::WrongView);
+    response(&mut client, 2, 1, Status::WrongView);
     let mut wishes = Vec::new();
     client.wake(1_000_000_000, &mut wishes);
     assert_eq!(names(&wishes).len(), 1);
-    let ended = answer(&mut client, 1_000_000_001, 1, Status::SessionExpired);
-    assert_eq!(ends(&ended), [Answered::Undecided]);
+    let ended = response(&mut client, 1_000_000_001, 1, Status::SessionExpired);
+    assert_eq!(ends(&ended), [Returned::Undecided]);
 }
 
 /// Returns the opcodes of the requests sent.
@@ -154,8 +154,8 @@ fn a_write_in_doubt_is_settled_before_the_next_operation_on_its_key_is_sent() {
     assert!(matches!(wishes[..], [Wish::GivenUp(_)]));
     let later = begin(&mut client, DEADLINE + 2, Asked::Read);
     assert_eq!(opcodes(&later), [opcode::RESOLVE]);
-    let settled = answer(&mut client, DEADLINE + 3, 1, Status::NotDone);
-    assert_eq!(ends(&settled), [Answered::Refused]);
+    let settled = response(&mut client, DEADLINE + 3, 1, Status::NotDone);
+    assert_eq!(ends(&settled), [Returned::Refused]);
     let mut wishes = Vec::new();
     client.wake(DEADLINE + 4, &mut wishes);
     assert_eq!(opcodes(&wishes), [opcode::GET]);
@@ -169,9 +169,9 @@ fn a_write_of_a_group_that_nobody_holds_stays_in_doubt_and_its_key_is_lost() {
     let mut wishes = Vec::new();
     client.wake(10, &mut wishes);
     assert!(matches!(wishes[..], [Wish::GivenUp(_)]));
-    assert_eq!(ends(&begin(&mut client, 20, Asked::Read)), [Answered::Lost]);
+    assert_eq!(ends(&begin(&mut client, 20, Asked::Read)), [Returned::Lost]);
     assert!(client.waits(|_| false) && !client.waits(|_| true));
     let mut wishes = Vec::new();
     client.end_all(&mut wishes);
-    assert_eq!(ends(&wishes), [Answered::InDoubt]);
+    assert_eq!(ends(&wishes), [Returned::InDoubt]);
 }

@@ -125,8 +125,8 @@ fn config(shards: u16, number: u64) -> ClusterConfig {
         // Silence is an input of the search, possible at any time; the detector's own clock is not searched.
         // After a restart only proofs count, because no process is suspected for as long as this.
         failure_timeout: FailureTimeout::DEFAULT.suspecting_after(Duration::from_secs(3_600)),
-        start_patience: Duration::from_secs(60),
-        stop_patience: Duration::from_secs(60),
+        start_timeout: Duration::from_secs(60),
+        stop_timeout: Duration::from_secs(60),
     }
 }
 

@@ -67,7 +67,7 @@ pub struct Clients {
     /// The number of writes requested so far.
     pub asked: u8,
     /// Status and version of the response, by write.
-    pub answers: Vec<Option<(u8, u64)>>,
+    pub responses: Vec<Option<(u8, u64)>>,
     stories: Vec<Story>,
 }
 
@@ -83,7 +83,7 @@ impl Clients {
             writes: vec![Went::Not; script.writes.len()],
             keys: vec![None; script.keys.len()],
         };
-        Clients { asked: 0, answers: vec![None; script.writes.len()], stories: vec![story] }
+        Clients { asked: 0, responses: vec![None; script.writes.len()], stories: vec![story] }
     }
 
     /// Returns the request of a write.
@@ -92,7 +92,7 @@ impl Clients {
         let of_client = |n: &usize| script.writes[*n].client == write.client;
         let incomplete = (0..script.writes.len())
             .filter(of_client)
-            .find(|n| self.answers[*n].is_none())
+            .find(|n| self.responses[*n].is_none())
             .map_or(write.seq, |n| script.writes[n].seq.min(write.seq));
         let what = What::Write {
             client: write.client,
@@ -115,18 +115,18 @@ impl Clients {
         status: Status,
         version: u64,
     ) -> Result<(), (u8, String)> {
-        let answer = (status as u8, version);
+        let response = (status as u8, version);
         let at = usize::from(number);
-        if let Some(first) = self.answers[at] {
-            let words = || format!("write {} was answered {first:?}, and now {answer:?}", at + 1);
-            return if first == answer { Ok(()) } else { Err((13, words())) };
+        if let Some(first) = self.responses[at] {
+            let words = || format!("write {} was answered {first:?}, and now {response:?}", at + 1);
+            return if first == response { Ok(()) } else { Err((13, words())) };
         }
         if status == Status::Ok {
             let shard = |n: usize| script.shard_of(n);
             let same = |(n, known): (usize, &Option<(u8, u64)>)| {
-                shard(n) == shard(at) && *known == Some(answer)
+                shard(n) == shard(at) && *known == Some(response)
             };
-            if self.answers.iter().enumerate().any(same) {
+            if self.responses.iter().enumerate().any(same) {
                 return Err((4, format!("number {version} is two writes")));
             }
         }
@@ -135,7 +135,7 @@ impl Clients {
         for story in &mut self.stories {
             story.writes[at] = Went::Told;
         }
-        self.answers[at] = Some(answer);
+        self.responses[at] = Some(response);
         self.tidy();
         match self.stories.is_empty() {
             true => Err((16, format!("write {} cannot end as {status:?}", at + 1))),
@@ -166,11 +166,11 @@ impl Clients {
 
     /// Returns the newest version of a shard acknowledged with OK.
     pub fn acked(&self, script: &Script, shard: u8) -> u64 {
-        let of_shard = |(n, answer): (usize, &Option<(u8, u64)>)| {
-            let (status, version) = (*answer)?;
+        let of_shard = |(n, response): (usize, &Option<(u8, u64)>)| {
+            let (status, version) = (*response)?;
             (script.shard_of(n) == shard && status == Status::Ok as u8).then_some(version)
         };
-        self.answers.iter().enumerate().filter_map(of_shard).max().unwrap_or(0)
+        self.responses.iter().enumerate().filter_map(of_shard).max().unwrap_or(0)
     }
 
     /// Adds every story in which further writes without a response are done.
@@ -178,7 +178,8 @@ impl Clients {
         let mut at = 0;
         while at < self.stories.len() {
             for number in 0..usize::from(self.asked) {
-                if self.stories[at].writes[number] != Went::Not || self.answers[number].is_some() {
+                if self.stories[at].writes[number] != Went::Not || self.responses[number].is_some()
+                {
                     continue;
                 }
                 let mut story = self.stories[at].clone();

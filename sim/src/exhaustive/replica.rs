@@ -6,9 +6,9 @@ use crate::world::SEAL;
 use kv_core::arena::{CHUNK_BYTES_MIN, HeapChunks};
 use kv_core::hash::HashSecret;
 use kv_core::replica::{
-    Answers, ConnectionId, Inspection, InstallError, Pumped, Replica, ReplicaConfig, StreamError,
+    ConnectionId, Inspection, InstallError, Pumped, Replica, ReplicaConfig, Responses, StreamError,
 };
-use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status, WriteHeader};
+use kv_protocol::client_message::{Condition, Operation, Request, Response, Status, WriteHeader};
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{
@@ -24,7 +24,7 @@ use kv_protocol::view::View;
 
 use super::machine::{Machine, Numbered};
 use crate::invariants::{
-    Violation, copy_is_equal, lease_is_checked, nothing_old, only_primaries_answer,
+    Violation, copy_is_equal, lease_is_checked, nothing_old, only_primaries_respond,
 };
 
 /// The cluster of every search.
@@ -134,7 +134,7 @@ pub enum Done {
     /// Connects, with this hello.
     Connect(FrameId),
     /// Responds to a client.
-    Answer(Given),
+    Response(Given),
     /// Rejects a view.
     NotInstalled(String),
     /// Rejects a message of its stream.
@@ -188,15 +188,15 @@ pub type Frames = Numbered<Vec<u8>>;
 
 struct Collected<'a>(&'a mut Vec<Done>);
 
-impl Answers for Collected<'_> {
-    fn answer(&mut self, _: ConnectionId, answer: &Answer<'_>) {
-        let is_value = answer.status == Status::Ok && !answer.value.is_empty();
-        self.0.push(Done::Answer(Given {
-            id: answer.id.0,
-            status: answer.status,
-            copies: answer.copies,
-            version: answer.version.0,
-            writer: is_value.then(|| answer.value[0]),
+impl Responses for Collected<'_> {
+    fn respond(&mut self, _: ConnectionId, response: &Response<'_>) {
+        let is_value = response.status == Status::Ok && !response.value.is_empty();
+        self.0.push(Done::Response(Given {
+            id: response.id.0,
+            status: response.status,
+            copies: response.copies,
+            version: response.version.0,
+            writer: is_value.then(|| response.value[0]),
         }));
     }
 }
@@ -442,13 +442,13 @@ impl Driven {
         let before = done.len();
         let connection = ConnectionId(1);
         self.replica.on_request(self.now, connection, client, &request, &mut Collected(done));
-        let answered = done[before..].iter().find_map(|done| match done {
-            Done::Answer(given) if given.id == asked.id => Some(*given),
+        let responded = done[before..].iter().find_map(|done| match done {
+            Done::Response(given) if given.id == asked.id => Some(*given),
             _ => None,
         });
-        let Some(given) = answered else { return };
+        let Some(given) = responded else { return };
         let sight = self.replica.inspect();
-        let result = only_primaries_answer::check(GROUP, &sight, given.status).and_then(|()| {
+        let result = only_primaries_respond::check(GROUP, &sight, given.status).and_then(|()| {
             match asked.what {
                 What::Get => lease_is_checked::check(GROUP, &sight, self.now, given.status),
                 What::Write { .. } => Ok(()),

@@ -319,7 +319,7 @@ impl Scope {
     /// A promise broken on the way.
     pub fn begin(&self, explorer: &mut Explorer) -> Result<World, Violation> {
         explorer.scope.slow_disk = false;
-        explorer.is_unjudged = cfg!(feature = "holes");
+        explorer.is_unjudged = cfg!(feature = "mutations");
         let mut world = World::new(&mut explorer.machines, self, &self.script);
         world.left = Left { kills: 1, spawns: 3, ..Left::default() };
         explorer.brain(&mut world, BrainInput::Wake);

@@ -68,7 +68,7 @@ pub fn view_words(view: &View) -> String {
 }
 
 /// Describes a response in short.
-pub fn answer_words(who: Member, given: &Given) -> String {
+pub fn response_words(who: Member, given: &Given) -> String {
     let Given { id, status, copies, version, writer } = *given;
     let what = match (id >= 100, writer) {
         (true, Some(writer)) => format!("the read finds write {writer}"),

@@ -4,7 +4,7 @@ use kv_protocol::ids::GroupId;
 
 use crate::checks::Place;
 use crate::invariants::Violation;
-use crate::server::Answered;
+use crate::server::SentResponse;
 use crate::world::World;
 
 /// Checks the secondary of a replica that has just acknowledged a write with two copies.
@@ -12,12 +12,12 @@ pub fn check(
     world: &World,
     process: usize,
     (group, shard): Place,
-    answered: &Answered,
+    responded: &SentResponse,
 ) -> Result<(), Violation> {
     let Some(replica) = world.processes[process].replica(group, shard) else { return Ok(()) };
-    let Some(view) = replica.view().filter(|_| answered.copies == 2) else { return Ok(()) };
+    let Some(view) = replica.view().filter(|_| responded.copies == 2) else { return Ok(()) };
     match view.secondary() {
-        Some(secondary) => holds(world, secondary, (group, shard), answered, view.version.0),
+        Some(secondary) => holds(world, secondary, (group, shard), responded, view.version.0),
         None => Ok(()),
     }
 }
@@ -27,29 +27,29 @@ pub fn holds(
     world: &World,
     member: kv_protocol::Member,
     (group, shard): Place,
-    answered: &Answered,
+    responded: &SentResponse,
     view: u64,
 ) -> Result<(), Violation> {
     let Some(process) = world.process_of(member) else { return Ok(()) };
     let Some(replica) = world.processes[process].replica(group, shard) else { return Ok(()) };
     let sight = replica.inspect();
     let is_later = sight.view.is_some_and(|installed| installed.version.0 > view);
-    if is_later || sight.last >= answered.version {
+    if is_later || sight.last >= responded.version {
         return Ok(());
     }
-    Err(missing(group, shard, answered, member, sight.last.0))
+    Err(missing(group, shard, responded, member, sight.last.0))
 }
 
 fn missing(
     group: GroupId,
     shard: usize,
-    answered: &Answered,
+    responded: &SentResponse,
     member: kv_protocol::Member,
     last: u64,
 ) -> Violation {
     let words = format_args!(
         "shard {shard}: write {} was answered with {} copies, but {member} is at write {last}",
-        answered.version, answered.copies
+        responded.version, responded.copies
     );
     Violation::of(group, 6, words)
 }

@@ -12,7 +12,7 @@ pub fn check(world: &World) -> Result<(), Violation> {
     let waiting: usize = world.clients.iter().map(|client| client.flights.len()).sum();
     let words = format!(
         "{} s after the last fault not everything is home: {waiting} operations wait; {views:?}",
-        world.config.patience / 1_000_000_000
+        world.config.timeout / 1_000_000_000
     );
     Err(Violation::new(19, words))
 }

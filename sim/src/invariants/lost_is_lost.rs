@@ -7,7 +7,7 @@ use kv_protocol::status::ClusterState;
 use kv_protocol::{Member, ServerId, View, ViewVersion};
 
 use crate::invariants::Violation;
-use crate::server::Answered;
+use crate::server::SentResponse;
 use crate::world::World;
 
 /// Checks a view that has become durable.
@@ -72,16 +72,16 @@ pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result
 /// wake-up: work that it does late, after a pause, counts as done then. A response with two copies is exempt,
 /// because it may be much delayed: the ack may lie in the inbox of a paused primary, while the other members
 /// continue and then lose the group.
-pub fn answered(
+pub fn responded(
     world: &World,
     cluster: ClusterId,
     read_at: u64,
-    answered: &Answered,
+    responded: &SentResponse,
 ) -> Result<(), Violation> {
-    let (group, status) = (answered.group, answered.status);
-    let is_answer =
+    let (group, status) = (responded.group, responded.status);
+    let is_response =
         matches!(status, Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone);
-    let is_service = is_answer && answered.copies < 2;
+    let is_service = is_response && responded.copies < 2;
     match durable(world, Some(cluster), group).filter(|_| is_service) {
         Some(view)
             if is_lost(&view)

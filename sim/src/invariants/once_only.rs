@@ -6,20 +6,20 @@ use kv_protocol::client_message::Status;
 
 use crate::checks::{Place, Question};
 use crate::invariants::Violation;
-use crate::server::Answered;
+use crate::server::SentResponse;
 
 /// The definite response to a write, by write.
-pub type Answers = HashMap<Question, (Status, u64)>;
+pub type Responses = HashMap<Question, (Status, u64)>;
 
 /// Checks a definite response to a write.
 pub fn check(
-    answers: &mut Answers,
+    responses: &mut Responses,
     place: Place,
     question: Question,
-    answered: &Answered,
+    responded: &SentResponse,
 ) -> Result<(), Violation> {
-    let now = (answered.status, answered.version.0);
-    let first = *answers.entry(question).or_insert(now);
+    let now = (responded.status, responded.version.0);
+    let first = *responses.entry(question).or_insert(now);
     if first == now {
         return Ok(());
     }

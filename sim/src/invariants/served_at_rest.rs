@@ -6,7 +6,7 @@ use kv_protocol::ids::GroupId;
 use crate::client::Flight;
 use crate::invariants::Violation;
 use crate::world::World;
-use kv_history::{Answered, Asked};
+use kv_history::{Asked, Returned};
 
 /// Checks a group that rests in dumps: there is one.
 pub fn rests(world: &World, view: &View) -> Result<(), Violation> {
@@ -20,16 +20,16 @@ pub fn rests(world: &World, view: &View) -> Result<(), Violation> {
 }
 
 /// Checks an operation that began at rest and has ended. (Whether LOST is justified is checked elsewhere.)
-pub fn check(world: &World, flight: &Flight, answered: Answered) -> Result<(), Violation> {
+pub fn check(world: &World, flight: &Flight, responded: Returned) -> Result<(), Violation> {
     let (group, _): (GroupId, _) = flight.place;
     let has_little_memory = world.config.bounds.has_little_memory();
-    let words = match (answered, flight.asked) {
-        (Answered::Lost, _) | (Answered::Value(_), _) => return Ok(()),
-        (Answered::Refused, Asked::Write(_)) if has_little_memory => return Ok(()),
-        (Answered::Done { .. }, _) if flight.copies == 2 => return Ok(()),
-        (Answered::Done { .. }, _) => format!("it is held by {} server", flight.copies),
-        (Answered::Refused | Answered::InDoubt | Answered::Undecided, _) => {
-            format!("nobody has done it: {answered:?}")
+    let words = match (responded, flight.asked) {
+        (Returned::Lost, _) | (Returned::Value(_), _) => return Ok(()),
+        (Returned::Refused, Asked::Write(_)) if has_little_memory => return Ok(()),
+        (Returned::Done { .. }, _) if flight.copies == 2 => return Ok(()),
+        (Returned::Done { .. }, _) => format!("it is held by {} server", flight.copies),
+        (Returned::Refused | Returned::InDoubt | Returned::Undecided, _) => {
+            format!("nobody has done it: {responded:?}")
         }
     };
     let key = String::from_utf8_lossy(&flight.key);

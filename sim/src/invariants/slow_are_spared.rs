@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use kv_history::Answered;
+use kv_history::Returned;
 use kv_protocol::ids::GroupId;
 use kv_protocol::limits::LEASE;
 use kv_protocol::{Member, Peer, View};
@@ -101,8 +101,8 @@ pub fn unheard(group: GroupId) -> Violation {
 }
 
 /// Checks an operation that has ended for its client.
-pub fn ended(world: &World, flight: &Flight, answered: Answered) -> Result<(), Violation> {
-    let is_late = answered == Answered::InDoubt && world.now >= flight.start + DEADLINE;
+pub fn ended(world: &World, flight: &Flight, responded: Returned) -> Result<(), Violation> {
+    let is_late = responded == Returned::InDoubt && world.now >= flight.start + DEADLINE;
     if !world.config.slow || !is_late {
         return Ok(());
     }

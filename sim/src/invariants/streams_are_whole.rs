@@ -18,7 +18,7 @@ pub fn refused(group: GroupId, error: &StreamError, is_of_the_dead: bool) -> Res
             | StreamError::OutOfMemory { .. }
             | StreamError::Diverged { .. } // invariant 11
     );
-    if is_known || is_of_the_dead || cfg!(feature = "holes") {
+    if is_known || is_of_the_dead || cfg!(feature = "mutations") {
         return Ok(());
     }
     Err(Violation::of(group, 22, format_args!("a stream broke: {error}")))

@@ -7,7 +7,7 @@ use kv_protocol::view::{Peer, View};
 
 use crate::checks::{Checks, Place};
 use crate::invariants::{Violation, acked_is_held};
-use crate::server::Answered;
+use crate::server::SentResponse;
 use crate::world::World;
 
 /// Checks that a primary enters no union before it may serve. A candidate that it has reported as caught up
@@ -41,15 +41,15 @@ pub fn on_acked(
     world: &World,
     process: usize,
     place: Place,
-    answered: &Answered,
+    responded: &SentResponse,
 ) -> Result<(), Violation> {
     let (group, shard) = place;
     let Some(replica) = world.processes[process].replica(group, shard) else { return Ok(()) };
     let sight = replica.inspect();
-    let is_bound = sight.in_union && answered.version > sight.copied_from;
+    let is_bound = sight.in_union && responded.version > sight.copied_from;
     let Some(view) = sight.view.filter(|_| is_bound) else { return Ok(()) };
     match view.other() {
-        Some(candidate) => acked_is_held::holds(world, candidate, place, answered, view.version.0)
+        Some(candidate) => acked_is_held::holds(world, candidate, place, responded, view.version.0)
             .map_err(|violation| Violation { invariant: 10, ..violation }),
         None => Ok(()),
     }

@@ -10,7 +10,7 @@ use kv_shard::{Address, Fate, Port, Shard, Transmit};
 
 use super::executor::{Input, Output};
 use super::socket::{Reader, Sockets};
-use super::tap::{Answered, Asked};
+use super::tap::{Asked, SentResponse};
 use crate::clock::Clock;
 use crate::invariants::nothing_old;
 use crate::network::ConnectionNumber;
@@ -46,7 +46,7 @@ pub(super) struct Engine {
     pub(super) output: Vec<Output>,
     suspects: Vec<Suspect>,
     /// Responses to requests of this wake-up.
-    pub(super) fresh: Vec<(Answered, Asked)>,
+    pub(super) fresh: Vec<(SentResponse, Asked)>,
     /// Streams whose other ends have closed them in this wake-up.
     pub(super) ended: Vec<ConnectionNumber>,
 }
@@ -227,14 +227,14 @@ impl turn::Engine for Turn<'_> {
                 self.engine.output.push(Output::Close(number));
             }
             Fate::HandOver(wanted) if wanted == shard.service.identity.shard => {
-                shard.adopt_greeting(now, id);
+                shard.adopt_accepted(now, id);
                 shard.mark_dirty(id);
             }
             Fate::HandOver(wanted) => {
-                let greeting = shard.take_greeting(id);
+                let handshake = shard.take_handshake(id);
                 shard.close(now, id);
                 self.engine.sockets.remove(id);
-                let received = greeting.map(|(_, received)| received).unwrap_or_default();
+                let received = handshake.map(|(_, received)| received).unwrap_or_default();
                 let mut inputs = vec![Input::Adopted(number, port, reader, received)];
                 inputs.extend(self.engine.take_inputs(number));
                 self.engine.output.push(Output::HandOver(number, wanted, inputs));
@@ -260,7 +260,7 @@ impl Turn<'_> {
         let now = self.now();
         match input {
             Input::Accepted(number, port, reader) => {
-                let id = shard.open_greeting(now, port);
+                let id = shard.open_accepted(now, port);
                 self.open(shard, number, id, port, reader);
             }
             Input::Adopted(number, port, reader, received) => {
@@ -356,11 +356,11 @@ impl Turn<'_> {
             self.engine.output.push(Output::Broken(violation));
             Vec::new()
         });
-        for (answered, asked) in sent {
+        for (responded, asked) in sent {
             if asked.wake == self.engine.wakes {
-                self.engine.fresh.push((answered, asked));
+                self.engine.fresh.push((responded, asked));
             }
-            self.engine.output.push(Output::Answered(answered));
+            self.engine.output.push(Output::SentResponse(responded));
         }
         self.engine.output.push(Output::Send(number, bytes, self.engine.work));
     }

@@ -19,11 +19,11 @@ use kv_shard::{
 
 use super::engine::{Engine, Turn, WORK_A_WAKE};
 use super::socket::Reader;
-use super::tap::{Answered, Asked};
+use super::tap::{Asked, SentResponse};
 use crate::clock::Clock;
 use crate::dump::Part;
 use crate::invariants::{
-    Violation, copy_is_equal, lease_is_checked, one_view, only_primaries_answer, pins_hold,
+    Violation, copy_is_equal, lease_is_checked, one_view, only_primaries_respond, pins_hold,
     slow_are_spared, streams_are_whole,
 };
 use crate::network::ConnectionNumber;
@@ -101,7 +101,7 @@ pub enum Output {
     /// The current reports on the replicas, for the node.
     Published(Vec<ReplicaReport>),
     /// A request got its response.
-    Answered(Answered),
+    SentResponse(SentResponse),
     /// A shard's part of the dump of this number, or the reason why there must be none.
     Dumped(u64, Result<Box<Part>, NoFullCopy>),
     /// A promise was broken.
@@ -301,8 +301,8 @@ impl Executor {
 
     /// Judges the end of a wake-up: its responses, and the streams that the other ends have closed.
     fn judge(&mut self) {
-        for (answered, asked) in std::mem::take(&mut self.engine.fresh) {
-            let checked = self.check_answer(&answered, &asked);
+        for (responded, asked) in std::mem::take(&mut self.engine.fresh) {
+            let checked = self.check_response(&responded, &asked);
             self.engine.output.extend(checked.err().map(Output::Broken));
         }
         for number in std::mem::take(&mut self.engine.ended) {
@@ -318,12 +318,12 @@ impl Executor {
     }
 
     /// Checks that a replica may send the response that it has sent in this wake-up.
-    fn check_answer(&self, answered: &Answered, asked: &Asked) -> Result<(), Violation> {
-        let Some(replica) = self.shard.service.replica(answered.group) else { return Ok(()) };
+    fn check_response(&self, responded: &SentResponse, asked: &Asked) -> Result<(), Violation> {
+        let Some(replica) = self.shard.service.replica(responded.group) else { return Ok(()) };
         let sight = replica.inspect();
-        only_primaries_answer::check(answered.group, &sight, answered.status)?;
+        only_primaries_respond::check(responded.group, &sight, responded.status)?;
         if asked.is_read {
-            lease_is_checked::check(answered.group, &sight, asked.at, answered.status)?;
+            lease_is_checked::check(responded.group, &sight, asked.at, responded.status)?;
         }
         Ok(())
     }

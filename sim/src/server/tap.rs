@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use kv_protocol::client_message::{Answer, Operation, Request, Status, opcode as client_opcode};
+use kv_protocol::client_message::{Operation, Request, Response, Status, opcode as client_opcode};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{GroupId, RequestId, SequenceNumber, Time, ViewVersion};
-use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CLIENT_BODY, MAX_PEER_BODY};
+use kv_protocol::limits::{MAX_CLIENT_BODY, MAX_PEER_BODY, MAX_RESPONSE_BODY};
 use kv_protocol::peer_message::{BatchReader, opcode as peer_opcode};
 use kv_protocol::placement::Placement;
 use kv_shard::Port;
 
-use crate::invariants::{Violation, answers_are_asked};
+use crate::invariants::{Violation, responses_are_asked_for};
 use crate::network::ConnectionNumber;
 
 /// A response to a client.
 #[derive(Clone, Copy, Debug)]
-pub struct Answered {
+pub struct SentResponse {
     /// The group that responded.
     pub group: GroupId,
     /// The connection.
@@ -30,7 +30,7 @@ pub struct Answered {
     pub version: SequenceNumber,
 }
 
-impl Answered {
+impl SentResponse {
     /// Returns whether it acknowledges a write. Only responses to writes report copies.
     pub fn is_acked(&self) -> bool {
         self.copies > 0 && self.status == Status::Ok
@@ -71,7 +71,7 @@ impl Tap {
         match port {
             Port::Clients => Tap::Client {
                 input: FrameBuffer::new(FrameRules::unchecked(MAX_CLIENT_BODY)),
-                output: FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY)),
+                output: FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY)),
                 asked: BTreeMap::new(),
             },
             Port::Servers => Tap::Peer(FrameBuffer::new(FrameRules::checked(MAX_PEER_BODY))),
@@ -133,23 +133,24 @@ impl Tap {
         &mut self,
         to: ConnectionNumber,
         bytes: &[u8],
-    ) -> Result<Vec<(Answered, Asked)>, Violation> {
+    ) -> Result<Vec<(SentResponse, Asked)>, Violation> {
         let Tap::Client { output, asked, .. } = self else { return Ok(Vec::new()) };
         output.extend(bytes);
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         while let Some(frame) = output.next_frame().expect("it is written so") {
-            if frame.opcode != client_opcode::ANSWER {
+            if frame.opcode != client_opcode::RESPONSE {
                 continue;
             }
-            let Answer { id: request, status, copies, version, .. } =
-                Answer::read(frame.body).expect("it is written so");
+            let Response { id: request, status, copies, version, .. } =
+                Response::read(frame.body).expect("it is written so");
             let Some(asked) = ask_less(asked, request) else {
-                return Err(answers_are_asked::unasked(to, request));
+                return Err(responses_are_asked_for::unasked(to, request));
             };
-            let answered = Answered { group: asked.group, to, request, status, copies, version };
-            answers.push((answered, asked));
+            let responded =
+                SentResponse { group: asked.group, to, request, status, copies, version };
+            responses.push((responded, asked));
         }
-        Ok(answers)
+        Ok(responses)
     }
 }
 

@@ -10,7 +10,7 @@ use kv_shard::Port;
 
 use super::*;
 use crate::invariants::{lost_is_lost, newest_wins, pins_hold, served_at_rest, slow_are_spared};
-use kv_history::Answered;
+use kv_history::Returned;
 
 /// The share of a client's writes that are followed by one with the digest of another key, per mille.
 const FORGED_PER_MILLE: u64 = 5;
@@ -110,24 +110,24 @@ impl World {
                     {
                         self.close(number, 0);
                     }
-                    let answered = Answered::InDoubt;
-                    self.check(|_, world| slow_are_spared::ended(world, &flight, answered));
+                    let responded = Returned::InDoubt;
+                    self.check(|_, world| slow_are_spared::ended(world, &flight, responded));
                     if self.is_looking_back {
-                        self.check(|_, world| served_at_rest::check(world, &flight, answered));
+                        self.check(|_, world| served_at_rest::check(world, &flight, responded));
                     }
                 }
-                Wish::Ended(flight, answered, version) => {
-                    let answered = self.as_known(&flight, answered);
-                    self.counts.note_operation(&flight, answered);
-                    if answered == Answered::Lost {
+                Wish::Ended(flight, responded, version) => {
+                    let responded = self.as_known(&flight, responded);
+                    self.counts.note_operation(&flight, responded);
+                    if responded == Returned::Lost {
                         let knows = self.clients[client].map.as_ref().map(|map| map.cluster);
                         self.check(|_, world| lost_is_lost::said(world, knows, flight.place.0));
                     }
                     if !flight.was_given_up() {
-                        self.check(|_, world| slow_are_spared::ended(world, &flight, answered));
+                        self.check(|_, world| slow_are_spared::ended(world, &flight, responded));
                     }
                     if self.is_looking_back && !flight.was_given_up() {
-                        self.check(|_, world| served_at_rest::check(world, &flight, answered));
+                        self.check(|_, world| served_at_rest::check(world, &flight, responded));
                     }
                     if let Some(version) = version {
                         self.check(|_, _| newest_wins::check(&flight, version.0));
@@ -136,9 +136,9 @@ impl World {
                     let process = self.clients[client].process;
                     // An operation that was never sent did not happen.
                     let entry =
-                        flight.was_sent().then(|| flight.entry(process, self.now, answered));
+                        flight.was_sent().then(|| flight.entry(process, self.now, responded));
                     self.workload.note(flight.slot, flight.key, entry);
-                    if answered == Answered::InDoubt {
+                    if responded == Returned::InDoubt {
                         self.clients[client].process += 1;
                     }
                 }
@@ -147,9 +147,9 @@ impl World {
     }
 
     /// Corrects an answer by what is certain. If two clients share a name, an expired session settles nothing.
-    fn as_known(&self, flight: &Flight, answered: Answered) -> Answered {
+    fn as_known(&self, flight: &Flight, responded: Returned) -> Returned {
         let is_shared = self.checks.shared.contains(&flight.name());
-        if is_shared && answered == Answered::Undecided { Answered::InDoubt } else { answered }
+        if is_shared && responded == Returned::Undecided { Returned::InDoubt } else { responded }
     }
 
     pub(super) fn send_request(
@@ -272,7 +272,7 @@ impl World {
     ) {
         let mut wishes = Vec::new();
         let (now, jitter) = (self.now, self.random.any());
-        let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
+        let rules = FrameRules::unchecked(MAX_RESPONSE_BODY);
         let input = self.inputs.entry((number, end)).or_insert_with(|| FrameBuffer::new(rules));
         input.extend(bytes);
         while let Some(frame) = input.next_frame().expect("it was written so") {
@@ -280,10 +280,10 @@ impl World {
                 let welcome = Welcome::read(frame.body).expect("it was written so");
                 self.clients[client].on_welcome(number, &welcome);
             }
-            if frame.opcode == client_opcode::ANSWER {
-                let answer = Answer::read(frame.body).expect("it was written so");
-                self.counts.long_values += u64::from(answer.value.len() > LONG_VALUE);
-                self.clients[client].on_answer(now, jitter, &answer, &mut wishes);
+            if frame.opcode == client_opcode::RESPONSE {
+                let response = Response::read(frame.body).expect("it was written so");
+                self.counts.long_values += u64::from(response.value.len() > LONG_VALUE);
+                self.clients[client].on_response(now, jitter, &response, &mut wishes);
             }
         }
         self.grant(client, wishes);

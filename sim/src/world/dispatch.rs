@@ -97,11 +97,11 @@ impl World {
             }
             Happening::Nemesis => crate::nemesis::strike_at_rest(self),
             Happening::Strike(place, step) => crate::nemesis::strike_in_step(self, place, step),
-            Happening::StrikeAgain(place, kind, step, patience) => {
-                crate::nemesis::strike(self, place, kind, step, patience);
+            Happening::StrikeAgain(place, kind, step, timeout) => {
+                crate::nemesis::strike(self, place, kind, step, timeout);
             }
-            Happening::Part(place, other, patience) => {
-                crate::nemesis::part(self, place, other, patience);
+            Happening::Part(place, other, timeout) => {
+                crate::nemesis::part(self, place, other, timeout);
             }
             Happening::Move(place) => crate::nemesis::moves::give_place(self, place),
             Happening::Heal => self.heal(),

@@ -111,16 +111,16 @@ impl World {
         number: ConnectionNumber,
         bytes: &[u8],
     ) {
-        let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
+        let rules = FrameRules::unchecked(MAX_RESPONSE_BODY);
         let input = self.inputs.entry((number, 0)).or_insert_with(|| FrameBuffer::new(rules));
         input.extend(bytes);
-        let mut answers = 0;
+        let mut responses = 0;
         while let Some(frame) = input.next_frame().expect("it was written so") {
-            answers += usize::from(frame.opcode == client_opcode::ANSWER);
+            responses += usize::from(frame.opcode == client_opcode::RESPONSE);
         }
-        self.counts.load += answers as u64;
+        self.counts.load += responses as u64;
         let state = &mut self.floods.flooders[flooder];
-        state.outstanding = state.outstanding.saturating_sub(answers);
+        state.outstanding = state.outstanding.saturating_sub(responses);
         if state.outstanding < OUTSTANDING / 2 && state.kind < FLOODERS && !self.is_healing {
             self.flood(flooder, OUTSTANDING);
         }

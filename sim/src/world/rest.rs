@@ -17,7 +17,7 @@ const LASTS: u64 = 1_500_000_000;
 /// The interval between two checks for rest, in nanoseconds.
 const LOOK: u64 = 50_000_000;
 /// The timeout of the final check, in nanoseconds.
-const LOOK_BACK_PATIENCE: u64 = 20_000_000_000;
+const LOOK_BACK_TIMEOUT: u64 = 20_000_000_000;
 
 impl World {
     /// Returns whether every group is home, and no operation waits.
@@ -51,7 +51,7 @@ impl World {
     /// # Errors
     /// It does not come to rest in time, or another promise is broken.
     pub(super) fn come_to_rest(&mut self) -> Result<(), Violation> {
-        let end = self.now + self.config.patience;
+        let end = self.now + self.config.timeout;
         let mut since = None;
         while self.now < end && since.is_none_or(|since| self.now < since + LASTS) {
             self.run_until((self.now + LOOK).min(end))?;
@@ -89,7 +89,7 @@ impl World {
             (self.clients[client].is_reader, self.clients[client].rests_until) = (false, 0);
             self.on_map(client, map.clone());
         }
-        let end = self.now + LOOK_BACK_PATIENCE;
+        let end = self.now + LOOK_BACK_TIMEOUT;
         let waits = |world: &World| {
             let mut clients = world.clients.iter();
             world.workload.has_more() || clients.any(|client| !client.flights.is_empty())

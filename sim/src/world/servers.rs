@@ -6,7 +6,7 @@ use kv_protocol::ids::ClientId;
 
 use super::*;
 use crate::invariants::{lost_is_lost, versions_grow};
-use crate::server::Answered;
+use crate::server::SentResponse;
 use kv_history::Asked;
 
 impl World {
@@ -61,25 +61,25 @@ impl World {
     }
 
     /// Handles a replica's response: checks it, and attributes it to the write that it settles.
-    fn on_answered(&mut self, process: usize, shard: usize, answered: &Answered) {
-        self.counts.acked += u64::from(answered.is_acked());
+    fn on_answered(&mut self, process: usize, shard: usize, responded: &SentResponse) {
+        self.counts.acked += u64::from(responded.is_acked());
         let cluster = self.processes[process].cluster;
         let read_at = self.processes[process].shards[shard].read_at;
-        let lost = lost_is_lost::answered(self, cluster, read_at, answered);
+        let lost = lost_is_lost::responded(self, cluster, read_at, responded);
         if let Err(violation) = lost {
             self.violation.get_or_insert(violation);
         }
-        let Actor::Client { client } = self.network.get(answered.to).ends[0] else { return };
-        let flight = self.clients[client].flights.get(&answered.request.0);
+        let Actor::Client { client } = self.network.get(responded.to).ends[0] else { return };
+        let flight = self.clients[client].flights.get(&responded.request.0);
         // Only responses to writes report copies. An operation that has ended may get another response: to its
         // delayed request, or to its RESOLVE.
         let is_shared = self.checks.shared.contains(&self.clients[client].id);
         let is_write = match flight {
             Some(flight) => flight.asked != Asked::Read,
-            None => answered.copies > 0 && !is_shared,
+            None => responded.copies > 0 && !is_shared,
         };
         let is_final = matches!(
-            answered.status,
+            responded.status,
             Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone
         );
         if is_write && is_final {
@@ -87,7 +87,7 @@ impl World {
             let asked_at = flight.map_or(0, |flight| flight.start);
             let id = self.clients[client].id;
             self.check(|checks, world| {
-                checks.on_write_answered(world, process, shard, (id, name), asked_at, answered)
+                checks.on_write_answered(world, process, shard, (id, name), asked_at, responded)
             });
         }
     }
@@ -148,8 +148,8 @@ impl World {
                     let shard = shard_id(shard);
                     self.node(process, |node, sink| node.on_shard(shard, reports, sink));
                 }
-                Output::Answered(answered) => {
-                    self.on_answered(process, shard, &answered);
+                Output::SentResponse(responded) => {
+                    self.on_answered(process, shard, &responded);
                 }
                 Output::Dumped(number, part) => self.on_dumped(process, number, part),
                 Output::Broken(violation) => {

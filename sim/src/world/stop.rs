@@ -27,15 +27,15 @@ const LOOK_FOR_ACKS: u64 = 3_000_000;
 const TEMPTATION_LASTS: u64 = 1_500_000_000;
 
 /// The time for which a process waits for its coordinator's orders after a stop signal, in nanoseconds.
-const PATIENCE: u64 = 5_000_000_000;
+const TIMEOUT: u64 = 5_000_000_000;
 /// The longest duration of a dump, in nanoseconds: longer than a stop waits for a silent server.
 const SLOWEST_DUMP: u64 = 8_000_000_000;
 /// The range of pauses in a stop, in nanoseconds: longer than it waits for a silent server.
-const LONGER_THAN_PATIENCE: u64 = 5_600_000_000;
+const LONGER_THAN_TIMEOUT: u64 = 5_600_000_000;
 const LONGEST_SUSPEND: u64 = 9_000_000_000;
 /// The interval at which draining is checked, and its timeout, in nanoseconds.
 const LOOK_AGAIN: u64 = 2_000_000;
-const DRAIN_PATIENCE: u64 = 4_500_000_000;
+const DRAIN_TIMEOUT: u64 = 4_500_000_000;
 
 /// A trap for a restore: a group's holder leaves with a dump, and the other holder continues alone. If that one
 /// crashes, only the dump is left of the group, without the writes acknowledged since.
@@ -207,8 +207,8 @@ impl World {
     pub(super) fn on_signal(&mut self, process: usize) {
         self.operator.tell(process);
         let delay = match self.ask_to_leave(process) {
-            true => PATIENCE,
-            false => PATIENCE / 20,
+            true => TIMEOUT,
+            false => TIMEOUT / 20,
         };
         self.after(delay, Happening::LeaveAlone(process));
     }
@@ -225,7 +225,7 @@ impl World {
     /// Lets a process leave by itself, unless its coordinator still sends it orders.
     pub(super) fn leave_if_ignored(&mut self, process: usize) {
         let is_linked = matches!(self.processes[process].link, Some((_, true)));
-        let due = self.processes[process].last_order + PATIENCE;
+        let due = self.processes[process].last_order + TIMEOUT;
         if is_linked && due > self.now {
             return self.at(due, Happening::LeaveAlone(process));
         }
@@ -258,7 +258,7 @@ impl World {
         let mut executors = self.processes[process].shards.iter();
         let outcome = match executors.all(|executor| executor.shard.service.is_drained()) {
             true => Ok(0),
-            false if self.now - since >= DRAIN_PATIENCE => {
+            false if self.now - since >= DRAIN_TIMEOUT => {
                 Err("writes are pending".to_owned().into())
             }
             false => {
@@ -426,7 +426,7 @@ impl World {
             0..=2 => self.after(delay, Happening::Suspend),
             3..=4 => {
                 let Some(process) = self.running_at(place) else { return };
-                let pause = self.random.between(LONGER_THAN_PATIENCE, LONGEST_SUSPEND);
+                let pause = self.random.between(LONGER_THAN_TIMEOUT, LONGEST_SUSPEND);
                 self.counts.stop_suspends += 1;
                 self.pause(process, pause);
                 if self.random.per_mille(700) {
@@ -473,7 +473,7 @@ impl World {
     /// Pauses all servers and the coordinator, for longer than a stop waits for any server. Servers resume with
     /// the coordinator, or somewhat later.
     pub(super) fn suspend(&mut self) {
-        let pause = self.random.between(LONGER_THAN_PATIENCE, LONGEST_SUSPEND);
+        let pause = self.random.between(LONGER_THAN_TIMEOUT, LONGEST_SUSPEND);
         self.suspend_for(pause);
         match self.operator.is_restoring() {
             true => self.counts.restore_suspends += 1,

@@ -55,11 +55,11 @@ pub(crate) fn flood(aim: &Aim, shape: &Shape, lasts: Duration) -> anyhow::Result
             })
         };
         let parts: Vec<_> = (0..threads).map(part).collect();
-        let mut answers = 0;
+        let mut responses = 0;
         for part in parts {
-            answers += part.join().expect("a thread does not panic")?;
+            responses += part.join().expect("a thread does not panic")?;
         }
-        Ok(answers)
+        Ok(responses)
     })
 }
 
@@ -102,7 +102,7 @@ fn converse(aim: &Aim, shape: &Shape, thread: u64, until: Instant) -> anyhow::Re
             }
         }
     }
-    Ok(talkers.iter().map(|talker| talker.answers).sum())
+    Ok(talkers.iter().map(|talker| talker.responses).sum())
 }
 
 /// One connection.
@@ -117,7 +117,7 @@ struct Talker {
     asked: u64,
     /// Requests of this connection without a response.
     in_flight: u64,
-    answers: u64,
+    responses: u64,
     /// The header of the frame that is being received.
     header: [u8; HEADER],
     has: usize,
@@ -135,7 +135,7 @@ impl Talker {
             sent: 0,
             asked: 0,
             in_flight: 0,
-            answers: 0,
+            responses: 0,
             header: [0; HEADER],
             has: 0,
             skip: 0,
@@ -213,7 +213,7 @@ impl Talker {
                 let [a, b, c, d, ..] = self.header;
                 self.skip = u32::from_le_bytes([a, b, c, d]) as usize;
                 self.has = 0;
-                self.answers += 1;
+                self.responses += 1;
                 self.in_flight = self.in_flight.saturating_sub(1);
             }
         }

@@ -25,7 +25,7 @@ use crate::driver::context::Driver;
 use crate::random;
 
 /// The timeout of one attempt to connect.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first back-off before another attempt to connect; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest back-off.
@@ -38,8 +38,8 @@ const MAX_QUEUED: usize = 64;
 enum OrdersError {
     #[error("cannot connect: {0}")]
     Connect(std::io::Error),
-    #[error("cannot connect: no response within {} s", CONNECT_PATIENCE.as_secs())]
-    NoAnswer,
+    #[error("cannot connect: no response within {} s", CONNECT_TIMEOUT.as_secs())]
+    NoResponse,
     #[error("{0}")]
     Connection(#[from] ConnectionError),
     #[error("{0}")]
@@ -83,9 +83,9 @@ async fn connect(
     member: Member,
     address: SocketAddr,
 ) -> Result<Connection, OrdersError> {
-    let stream = timeout(CONNECT_PATIENCE, TcpStream::connect(address))
+    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
         .await
-        .map_err(|_| OrdersError::NoAnswer)?
+        .map_err(|_| OrdersError::NoResponse)?
         .map_err(OrdersError::Connect)?;
     let mut connection = Connection::new(stream, FrameRules::checked(MAX_CONTROL_BODY));
     let seal = shake_hands(driver, &mut connection).await?;

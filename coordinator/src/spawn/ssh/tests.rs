@@ -185,7 +185,7 @@ fn a_program_that_fails_there_proves_nothing() {
         let text = |script: &str| String::from_utf8(shell(script).stdout).unwrap();
         let watched = text(&watch_script(&path, &process()));
         let says_exited = lines(&watched).any(|line| line.starts_with("exited 4000000 "));
-        let looked = answer(&text(&look_script(&path, &[started()])), &started());
+        let looked = response(&text(&look_script(&path, &[started()])), &started());
         let ended = text(&end_script(&path, &process()));
         (says_exited, looked, lines(&ended).any(|line| is_end_of(line, &process())))
     };

@@ -99,7 +99,7 @@ fn each_group_asks_its_own_members() {
         world.beat(C);
         world.unheard = vec![A];
         world.cluster.on_timeout(world.now, &mut world.effects);
-        world.answer_probes(&[B, C]);
+        world.respond_to_probes(&[B, C]);
     }
     assert_eq!(world.view(1), (Some(2), None, 2));
     assert_eq!(world.view(0), (Some(0), Some(1), 1));

@@ -75,7 +75,7 @@ fn whoever_is_to_stay_answers_before_the_leaver_is_dropped() {
     // Server 0 reports, but its executors do not respond.
     for _ in 0..40 {
         world.now = world.now + Duration::from_millis(50);
-        world.answer_probes(&ids[1..]);
+        world.respond_to_probes(&ids[1..]);
         ids.iter().for_each(|&id| world.beat(id));
         world.cluster.on_timeout(world.now, &mut world.effects);
         world.collect();
@@ -94,7 +94,7 @@ fn a_leaver_wins_no_inquiry_and_is_given_nothing() {
     world.ask_to_leave(id);
     for _ in 0..60 {
         world.now = world.now + Duration::from_millis(50);
-        world.answer_probes(&ids[1..]);
+        world.respond_to_probes(&ids[1..]);
         ids.iter().for_each(|&id| world.beat(id));
         world.cluster.on_timeout(world.now, &mut world.effects);
         world.collect();
@@ -122,7 +122,7 @@ fn a_last_holder_waits_for_another_and_its_time_runs_while_the_coordinator_is_aw
     assert_eq!(places(&world, 0), (Some(1), None));
     world.ask_to_leave(id);
     world.run(&alive);
-    world.now = world.now + LEAVE_PATIENCE * 3;
+    world.now = world.now + LEAVE_TIMEOUT * 3;
     world.run(&alive);
     assert_eq!(ends(&world.ordered()), [], "time that the coordinator slept through");
     // Meanwhile its successor was given up; another one is started.
@@ -145,7 +145,7 @@ fn a_group_whose_last_holder_has_left_in_order_rests_in_its_dump_and_is_not_lost
     world.run(&alive);
     world.ask_to_leave(id);
     world.run(&alive);
-    world.pass(LEAVE_PATIENCE, &alive);
+    world.pass(LEAVE_TIMEOUT, &alive);
     world.pass(Duration::from_millis(300), &alive);
     let orders = world.run(&alive);
     let dumps = [(id, "DRAIN"), (id, "DUMP-SECONDARY"), (id, "SHUTDOWN")];

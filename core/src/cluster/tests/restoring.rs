@@ -98,7 +98,7 @@ fn whoever_dumps_is_told_of_no_view_so_that_nobody_waits_for_what_it_cannot_do()
     world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
     // It is a last holder, and no server carries out the orders of views.
     let alive = [ServerId(0), id, ServerId(3)];
-    world.pass(LEAVE_PATIENCE + Duration::from_secs(1), &alive);
+    world.pass(LEAVE_TIMEOUT + Duration::from_secs(1), &alive);
     world.orders.retain(|(_, order)| order.kind == OrderKind::Drain);
     world.report(id, Ok(0));
     world.exit(ServerId(3));
@@ -122,7 +122,7 @@ fn a_coordinator_that_dies_in_a_stop_is_followed_by_one_that_stops_on() {
     for id in world.ids() {
         world.exit(id);
     }
-    world.pass(PATIENCE * 2, &[]);
+    world.pass(TIMEOUT * 2, &[]);
     assert!(stopped(&world.take()).is_some(), "it stops on");
     assert_eq!(world.cluster.views(), views, "nothing is given away or up");
 }

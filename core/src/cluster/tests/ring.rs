@@ -347,8 +347,8 @@ fn a_server_that_dies_or_never_reports_fails_the_start_once() {
     world.start(ServerId(0));
     world.start(ServerId(2));
     world.pass(Duration::from_secs(60), &[ServerId(0), ServerId(2)]);
-    let patience = Duration::from_secs(60);
-    assert_eq!(failures(world.take()), [failed(ServerId(1), StartFailure::NotStarted(patience))]);
+    let timeout = Duration::from_secs(60);
+    assert_eq!(failures(world.take()), [failed(ServerId(1), StartFailure::NotStarted(timeout))]);
 
     let mut world = World::new(3);
     for id in world.ids() {

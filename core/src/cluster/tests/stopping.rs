@@ -52,7 +52,7 @@ fn a_silent_server_is_killed_and_named_once_others_have_dumped_all_that_it_holds
     assert_eq!(world.ordered(), [(mute, "DRAIN")], "it is given its time");
     world.pass(Duration::from_millis(100), &alive);
     world.orders.retain(|(to, _)| to.server != mute);
-    world.pass(PATIENCE, &alive);
+    world.pass(TIMEOUT, &alive);
     assert_eq!(kills(&world.take()), 0, "its data may be nowhere else");
     world.report(ServerId(0), Ok(0));
     world.report(ServerId(0), Ok(0));
@@ -81,7 +81,7 @@ fn a_silent_server_that_may_hold_the_only_copy_is_left_to_the_operator() {
     world.exit(dead);
     world.report(alive, Ok(0));
     world.orders.clear();
-    world.pass(PATIENCE, &[alive]);
+    world.pass(TIMEOUT, &[alive]);
     assert_eq!(
         world.ordered(),
         [
@@ -141,7 +141,7 @@ fn a_living_server_that_cannot_drain_is_dumped_nevertheless() {
     world.stop();
     world.report(ServerId(0), Ok(0));
     world.report(ServerId(1), Ok(0));
-    world.pass(PATIENCE, &ids);
+    world.pass(TIMEOUT, &ids);
     world.orders.retain(|(_, order)| order.kind != OrderKind::Drain);
     assert_eq!(world.ordered().len(), 6);
     for _dump in 0..3 {
@@ -309,7 +309,7 @@ fn a_server_that_falls_silent_before_it_is_told_to_dump_again_does_not_hang_the_
     world.report_all();
     world.report(mute, Err("no space left".to_owned()));
     world.report_all();
-    world.pass(PATIENCE, &alive);
+    world.pass(TIMEOUT, &alive);
     let reason = KillReason::Unanswered("DUMP-PRIMARY");
     let kill = Effect::Kill { member: world.cluster.member(mute), reason };
     assert!(world.take().contains(&kill), "and only what it did not answer is named");
@@ -373,7 +373,7 @@ fn a_server_may_dump_for_as_long_as_it_reports_and_one_that_writes_nothing_is_to
     let effects = run(&mut world, 10, true);
     assert!(effects.is_empty(), "{effects:?}");
     assert!(world.cluster.status(world.now, &[]).alarms.is_empty());
-    world.pass(PATIENCE, &ids[1..]);
+    world.pass(TIMEOUT, &ids[1..]);
     let reason = KillReason::Unanswered("DUMP-PRIMARY and DUMP-SECONDARY");
     let kill = Effect::Kill { member, reason };
     assert!(world.take().contains(&kill), "it is silent, and others have dumped all that it holds");
@@ -387,7 +387,7 @@ fn an_end_that_is_never_proven_does_not_hang_the_stop() {
     assert_eq!(kills.iter().filter(|e| matches!(e, Effect::Kill { .. })).count(), 3);
     world.exit(ServerId(0));
     world.exit(ServerId(2));
-    world.pass(PATIENCE, &[]);
+    world.pass(TIMEOUT, &[]);
     let effects = world.take();
     let outcome = stopped(&effects).unwrap();
     assert_eq!(outcome.unproven, [ServerId(1)]);

@@ -27,22 +27,22 @@ fn serving(servers: u16) -> World {
 
 #[test]
 fn a_server_that_stands_is_the_one_suspect_and_its_partners_stay_whatever_it_answers() {
-    for answers in [false, true] {
+    for responses in [false, true] {
         let mut world = serving(3);
         let before = world.cluster.member(A);
         world.unheard = vec![A];
-        let others = if answers { &ALL[..] } else { &[B, C] };
+        let others = if responses { &ALL[..] } else { &[B, C] };
         for _ in 0..12 {
             world.now = world.now + Duration::from_millis(50);
             ALL.into_iter().for_each(|id| world.beat(id));
-            world.answer_probes(others);
+            world.respond_to_probes(others);
             assert_eq!(world.cluster.member(A), before);
             assert!(world.cluster.views()[0].primary == Some(world.cluster.member(C)));
             let (primary, other, _) = world.view(1);
             assert!(primary == Some(2) || other == Some(2), "B is innocent");
         }
-        assert_eq!(world.view(1).0, Some(2), "{answers}");
-        assert_eq!(world.cluster.views()[0].secondary(), None, "{answers}");
+        assert_eq!(world.view(1).0, Some(2), "{responses}");
+        assert_eq!(world.cluster.views()[0].secondary(), None, "{responses}");
         assert_eq!(world.view(2), (Some(2), Some(0), 1), "it is none of A's");
         // It runs again, and comes back as the same process.
         world.unheard.clear();
@@ -72,7 +72,7 @@ fn a_server_that_was_judged_in_one_group_is_the_suspect_in_the_other() {
     for _ in 0..6 {
         world.now = world.now + Duration::from_millis(50);
         [B, A, C].into_iter().for_each(|id| world.beat(id));
-        world.answer_probes(&ALL);
+        world.respond_to_probes(&ALL);
     }
     assert_ne!(world.cluster.views()[0].secondary(), Some(world.cluster.member(A)));
     // Group 0 has no two holders that could complain now.
@@ -112,7 +112,7 @@ fn of_two_that_stand_at_the_same_time_neither_costs_a_third_its_place() {
     for _ in 0..12 {
         world.now = world.now + Duration::from_millis(50);
         all.iter().for_each(|id| world.beat(*id));
-        world.answer_probes(&[ServerId(0), ServerId(3), ServerId(4)]);
+        world.respond_to_probes(&[ServerId(0), ServerId(3), ServerId(4)]);
     }
     assert_eq!(world.view(0).0, Some(0));
     assert_eq!(world.view(2).0, Some(3));

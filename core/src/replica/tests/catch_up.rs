@@ -1,6 +1,6 @@
 //! The copy to a candidate, while writes go on.
 
-use kv_protocol::limits::CANDIDATE_PATIENCE;
+use kv_protocol::limits::CANDIDATE_TIMEOUT;
 
 use super::group::{Group, named, view_of};
 use super::*;
@@ -120,7 +120,7 @@ fn a_candidate_that_falls_silent_before_it_has_caught_up_is_left() {
     group.step();
     group.silent.push(2);
     let put = group.put(1, b"k", b"v");
-    group.pass(CANDIDATE_PATIENCE);
+    group.pass(CANDIDATE_TIMEOUT);
     assert_eq!(group.state(1), ReplicaState::CopyFailed);
     assert_eq!(group.status(put), Some(Status::Ok));
 }

@@ -97,7 +97,7 @@ fn however_many_clients_come_none_is_refused_and_those_that_write_are_kept() {
     let first = Operation::Put(header(1, Condition::IfAbsent), b"1");
     pair.request_as(1, b"a", first);
     pair.settle();
-    let answered = pair.given(1);
+    let responded = pair.given(1);
     let clients = u64::try_from(MAX_SESSIONS + SESSIONS_FORGOTTEN_AT_ONCE).unwrap() + 10;
     for client in 1..=clients {
         let request = Request {
@@ -126,7 +126,7 @@ fn however_many_clients_come_none_is_refused_and_those_that_write_are_kept() {
     assert_eq!(pair.primary.session_count(), pair.secondary.session_count());
     assert_eq!(pair.primary.content(), pair.secondary.content());
     pair.request_as(2, b"a", first);
-    assert_eq!(pair.given(2), answered);
+    assert_eq!(pair.given(2), responded);
 }
 
 #[test]

@@ -238,7 +238,7 @@ impl Net {
                 (received, most, now)
             }
             None => {
-                let is_hello = connection.is_knocking() || shard.is_greeting(id);
+                let is_hello = connection.is_knocking() || shard.is_in_handshake(id);
                 let most = if is_hello { HELLO_BYTES } else { scratch.len() };
                 let received =
                     recv(&connection.fd, &mut scratch[..most], RecvFlags::DONTWAIT).map(|(_, n)| n);
@@ -312,7 +312,7 @@ impl Net {
             }
             Fate::HandOver(wanted) if wanted == context.here => {
                 // It becomes a client or a peer.
-                shard.adopt_greeting(now, id);
+                shard.adopt_accepted(now, id);
                 shard.mark_dirty(id);
                 return sent;
             }
@@ -346,7 +346,7 @@ impl Net {
         id: ConnectionId,
         wanted: ShardId,
     ) {
-        let greeting = shard.take_greeting(id);
+        let handshake = shard.take_handshake(id);
         shard.close(now, id);
         let Some(Connection { fd, permit, .. }) = self.sockets.remove(id) else { return };
         if let Err(error) = self.poller.remove(&fd) {
@@ -359,7 +359,7 @@ impl Net {
             }
             return;
         }
-        if let (Some((port, received)), Some(permit)) = (greeting, permit) {
+        if let (Some((port, received)), Some(permit)) = (handshake, permit) {
             context.hand_over(wanted, HandedOver { socket: fd, port, received, permit });
         }
     }

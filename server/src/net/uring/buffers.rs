@@ -13,7 +13,7 @@
 //!
 //! The owner of a [`Lent`] may read it and gives it back once; until then the kernel writes nothing there. The start of
 //! a piece follows from the pieces before it. So completions must arrive in the order in which the kernel filled the
-//! buffer, as those of multishot receives do ([`super::ring::Ring::receive`]).
+//! buffer, as those of multishot receives do ([`super::ring::Uring::receive`]).
 //!
 //! When all buffers are filled and in use, receiving ends with ENOBUFS and is armed again later; the bytes wait in
 //! their sockets. (io_uring_register_buf_ring(3), Linux 5.19; IOU_PBUF_RING_INC, Linux 6.12.)

@@ -51,7 +51,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use self::buffers::Shape;
-use self::ring::{Completion, Request, Ring, Sizes, SlotId};
+use self::ring::{Completion, Request, Sizes, SlotId, Uring};
 use self::sockets::{Connection, Dialling, Listener, Receiving, Socket, Sockets, Stage};
 use super::context::ShardContext;
 use super::engine;
@@ -84,7 +84,7 @@ pub(crate) struct Engine {
 
 /// The state that a turn uses in addition to the shard.
 struct Net {
-    ring: Ring,
+    ring: Uring,
     sockets: Sockets,
     /// The sockets' slots, by the connections' slots in the shard.
     slots: Vec<Option<SlotId>>,
@@ -112,7 +112,7 @@ impl Engine {
         // Not EFD_NONBLOCK: for a non-blocking file io_uring returns EAGAIN instead of waiting.
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap_or_else(|error| failed(error.into()));
         let mut net = Net {
-            ring: Ring::new(SIZES, bell.as_fd()).unwrap_or_else(|error| failed(error)),
+            ring: Uring::new(SIZES, bell.as_fd()).unwrap_or_else(|error| failed(error)),
             sockets: Sockets::default(),
             slots: Vec::new(),
             done: Vec::new(),

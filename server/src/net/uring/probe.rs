@@ -8,7 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 
 use super::buffers::{Group, Shape};
-use super::ring::{Event, Request, Ring, Sizes, SlotId, WhenFull};
+use super::ring::{Event, Request, Sizes, SlotId, Uring, WhenFull};
 
 /// Sizes sufficient for the test.
 const SIZES: Sizes = Sizes { requests: 4, completions: 16, in_pieces: SHAPE, at_once: SHAPE };
@@ -25,7 +25,7 @@ pub(crate) fn try_out() -> Result<(), String> {
     let failed = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
     let bell = eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from);
     let bell = bell.map_err(failed("make an eventfd"))?;
-    let ring = Ring::new(SIZES, bell.as_fd());
+    let ring = Uring::new(SIZES, bell.as_fd());
     let mut ring =
         ring.map_err(failed("set up a ring with deferred work and a ring of buffers"))?;
     let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
@@ -35,7 +35,7 @@ pub(crate) fn try_out() -> Result<(), String> {
 }
 
 /// Receives twice by one request, each into its own buffer, then cancels it.
-fn receive(ring: &mut Ring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), String> {
+fn receive(ring: &mut Uring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), String> {
     ring.receive(SLOT, ours, Group::Clients);
     for word in [b"one", b"two"] {
         let sent = rustix::net::send(theirs, word, SendFlags::NOSIGNAL);
@@ -59,7 +59,7 @@ fn receive(ring: &mut Ring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), Stri
     Ok(())
 }
 
-fn send(ring: &mut Ring, ours: &OwnedFd) -> Result<(), String> {
+fn send(ring: &mut Uring, ours: &OwnedFd) -> Result<(), String> {
     ring.send(SLOT, ours, b"three".to_vec(), 0, usize::MAX >> 33, WhenFull::Fail);
     match next(ring)? {
         (false, Event::Sent(Ok(5), ..)) => Ok(()),
@@ -67,7 +67,7 @@ fn send(ring: &mut Ring, ours: &OwnedFd) -> Result<(), String> {
     }
 }
 
-fn next(ring: &mut Ring) -> Result<(bool, Event), String> {
+fn next(ring: &mut Uring) -> Result<(bool, Event), String> {
     let mut done = Vec::new();
     let enter = |error| format!("enter the ring: {error}");
     ring.enter().map_err(enter)?;

@@ -60,7 +60,7 @@ pub(super) enum Request {
     Send,
     Cancel,
     /// A timeout that ends a wait.
-    Alarm,
+    SharedTimer,
 }
 
 /// The behaviour of a send when its socket is full.
@@ -95,20 +95,20 @@ pub(super) enum Event {
 }
 
 /// One io_uring with its buffers; see the module documentation.
-pub(super) struct Ring {
+pub(super) struct Uring {
     ring: IoUring,
     /// The receive buffers, by group.
     buffers: [Buffers; 2],
     lent: Vec<InKernel>,
     /// Queued requests that complete during submission.
     prompt: usize,
-    alarm: Alarm,
+    timer: SharedTimer,
 }
 
 /// A single timer that all waits share. On a virtual machine, setting and cancelling the timer that expires next costs
 /// hypervisor calls.
 #[derive(Default)]
-struct Alarm {
+struct SharedTimer {
     is_set: bool,
     /// The timeout that the kernel reads when the request is submitted.
     after: Box<Timespec>,
@@ -124,19 +124,19 @@ struct InKernel {
     sent: Option<(Vec<u8>, usize)>,
 }
 
-impl Ring {
+impl Uring {
     /// Sets up a ring for the calling thread, which alone may use it. The bell is an eventfd that the ring signals when
-    /// work is pending, from [`Ring::listen_for_bell`] to [`Ring::ignore_bell`].
-    pub(super) fn new(sizes: Sizes, bell: BorrowedFd<'_>) -> io::Result<Ring> {
-        match Ring::with(sizes, bell, Filling::Pieces) {
+    /// work is pending, from [`Uring::listen_for_bell`] to [`Uring::ignore_bell`].
+    pub(super) fn new(sizes: Sizes, bell: BorrowedFd<'_>) -> io::Result<Uring> {
+        match Uring::with(sizes, bell, Filling::Pieces) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                Ring::with(sizes, bell, Filling::Once)
+                Uring::with(sizes, bell, Filling::Once)
             }
             made => made,
         }
     }
 
-    fn with(sizes: Sizes, bell: BorrowedFd<'_>, filling: Filling) -> io::Result<Ring> {
+    fn with(sizes: Sizes, bell: BorrowedFd<'_>, filling: Filling) -> io::Result<Uring> {
         let ring: IoUring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -153,7 +153,8 @@ impl Ring {
             Group::ALL.map(|group| Buffers::register(&ring.submitter(), group, filling, shape));
         let buffers = [streams?, clients?];
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
-        let mut ring = Ring { ring, buffers, lent: Vec::new(), prompt: 0, alarm: Alarm::default() };
+        let mut ring =
+            Uring { ring, buffers, lent: Vec::new(), prompt: 0, timer: SharedTimer::default() };
         ring.ignore_bell();
         Ok(ring)
     }
@@ -258,18 +259,18 @@ impl Ring {
         tolerate(entered)
     }
 
-    /// Submits and runs deferred work like [`Ring::enter`], then waits for an event. Requests that complete during
+    /// Submits and runs deferred work like [`Uring::enter`], then waits for an event. Requests that complete during
     /// submission do not end the wait. It ends after `longest` at the latest, or when the alarm of an earlier wait
     /// expires.
     pub(super) fn enter_and_sleep(&mut self, longest: Duration) -> io::Result<()> {
         if !self.ring.completion().is_empty() {
             return self.enter();
         }
-        if !std::mem::replace(&mut self.alarm.is_set, true) {
-            *self.alarm.after = Timespec::from(longest);
-            let entry = opcode::Timeout::new(&raw const *self.alarm.after).build();
+        if !std::mem::replace(&mut self.timer.is_set, true) {
+            *self.timer.after = Timespec::from(longest);
+            let entry = opcode::Timeout::new(&raw const *self.timer.after).build();
             // SAFETY: the timeout is boxed, and changed only while no request uses it.
-            unsafe { self.push_any(NO_SLOT, Request::Alarm, entry) };
+            unsafe { self.push_any(NO_SLOT, Request::SharedTimer, entry) };
         }
         let prompt = std::mem::take(&mut self.prompt);
         tolerate(self.ring.submit_and_wait(prompt + 1))
@@ -303,11 +304,11 @@ impl Ring {
 
     /// Takes completions, the oldest first.
     pub(super) fn reap(&mut self, into: &mut Vec<Completion>, most: usize) {
-        let Ring { ring, buffers, lent, alarm, .. } = self;
+        let Uring { ring, buffers, lent, timer, .. } = self;
         for entry in ring.completion().take(most) {
             let (slot, request) = owner(entry.user_data());
-            if request == Request::Alarm {
-                alarm.is_set = false;
+            if request == Request::SharedTimer {
+                timer.is_set = false;
                 continue;
             }
             let in_kernel = &mut lent[slot.index()];
@@ -359,7 +360,7 @@ impl Ring {
                     Event::Sent(result, buffer, from)
                 }
                 Request::Cancel => Event::Cancelled,
-                Request::Alarm => unreachable!("it has no slot"),
+                Request::SharedTimer => unreachable!("it has no slot"),
             };
             into.push(Completion { slot, has_more: cqueue::more(entry.flags()), event });
         }
@@ -385,7 +386,7 @@ impl Ring {
     /// Queues a request of a slot.
     ///
     /// # Safety
-    /// As for [`Ring::push_any`].
+    /// As for [`Uring::push_any`].
     unsafe fn push(&mut self, slot: SlotId, request: Request, entry: squeue::Entry) {
         self.in_kernel(slot);
         // SAFETY: by this function's own contract.
@@ -410,7 +411,7 @@ impl Ring {
     }
 }
 
-impl Drop for Ring {
+impl Drop for Uring {
     /// The kernel ends the requests of a closed ring asynchronously, so their memory is leaked.
     fn drop(&mut self) {
         std::mem::forget(std::mem::take(&mut self.lent));
@@ -430,7 +431,7 @@ fn owner(token: u64) -> (SlotId, Request) {
         4 => Request::ReceiveInto,
         5 => Request::Send,
         6 => Request::Cancel,
-        7 => Request::Alarm,
+        7 => Request::SharedTimer,
         _ => unreachable!("a completion of nobody's request"),
     };
     (SlotId(u32::from_be_bytes([a, b, c, d])), request)

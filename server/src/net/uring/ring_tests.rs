@@ -14,14 +14,14 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes that a send may have.
 const MOST: usize = usize::MAX >> 33;
 
-fn ring() -> Ring {
+fn ring() -> Uring {
     let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    Ring::new(SIZES, bell.as_fd()).unwrap()
+    Uring::new(SIZES, bell.as_fd()).unwrap()
 }
 
-fn filled(filling: Filling) -> Ring {
+fn filled(filling: Filling) -> Uring {
     let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    Ring::with(SIZES, bell.as_fd(), filling).unwrap()
+    Uring::with(SIZES, bell.as_fd(), filling).unwrap()
 }
 
 fn pair() -> (OwnedFd, OwnedFd) {
@@ -29,7 +29,7 @@ fn pair() -> (OwnedFd, OwnedFd) {
 }
 
 /// Returns the next completion, or several if they arrive together.
-fn next(ring: &mut Ring) -> Vec<Completion> {
+fn next(ring: &mut Uring) -> Vec<Completion> {
     let mut done = Vec::new();
     ring.enter().unwrap();
     ring.reap(&mut done, usize::MAX);
@@ -100,7 +100,7 @@ fn nothing_is_lost(filling: Filling) {
 }
 
 /// Returns the pieces that are received next.
-fn pieces(ring: &mut Ring) -> Vec<Lent> {
+fn pieces(ring: &mut Uring) -> Vec<Lent> {
     let piece = |completion| match completion {
         Completion { has_more: true, event: Event::Received(Ok(Some(lent))), .. } => lent,
         other => panic!("{other:?}"),
@@ -225,7 +225,7 @@ fn the_buffer_of_a_send_comes_back_when_it_is_cancelled_and_when_the_other_side_
 #[test]
 fn the_bell_is_rung_for_what_comes_while_it_is_listened_for_and_work_that_is_there_is_told() {
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-    let mut ring = Ring::new(SIZES, bell.as_fd()).unwrap();
+    let mut ring = Uring::new(SIZES, bell.as_fd()).unwrap();
     let (ours, theirs) = pair();
     let is_rung = || rustix::io::read(&bell, &mut [0; 8]).is_ok();
     ring.receive(SLOT, &ours, Group::Clients);

@@ -473,7 +473,7 @@ impl Net {
             }
             Fate::HandOver(wanted) if wanted == context.here => {
                 // It becomes a client or a peer, and is handled as such when it is next.
-                shard.adopt_greeting(now, id);
+                shard.adopt_accepted(now, id);
                 shard.mark_dirty(id);
                 return sent;
             }
@@ -512,7 +512,7 @@ impl Net {
                     connection.receiving = Receiving::Frame;
                     let most = next_of_long_frame(buffer.len(), missing);
                     self.ring.receive_into(slot, &connection.fd, buffer, most);
-                } else if shard.is_greeting(id)
+                } else if shard.is_in_handshake(id)
                     || (connection.port == Port::Servers && !connection.is_stream)
                 {
                     connection.receiving = Receiving::Hello;
@@ -572,12 +572,12 @@ impl Net {
         id: ConnectionId,
         wanted: kv_protocol::ids::ShardId,
     ) {
-        let greeting = shard.take_greeting(id);
+        let handshake = shard.take_handshake(id);
         shard.close(now, id);
         self.slots[slot_of(id)] = None;
         let Some(Socket::Connection(connection)) = self.sockets.remove(slot) else { return };
         let Connection { fd, permit, .. } = connection;
-        if let (Some((port, received)), Some(permit)) = (greeting, permit) {
+        if let (Some((port, received)), Some(permit)) = (handshake, permit) {
             context.hand_over(wanted, HandedOver { socket: fd, port, received, permit });
         }
     }

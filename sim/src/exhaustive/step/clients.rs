@@ -49,7 +49,7 @@ impl Explorer {
         for done in &step.output {
             match done {
                 Done::Broken(violation) => self.note(Err(violation.clone())),
-                Done::Answer(given) if given.id == asked.id && is_definite(given.status) => {
+                Done::Response(given) if given.id == asked.id && is_definite(given.status) => {
                     let mut clients = world.clients.clone();
                     let read = clients.on_read(&self.scope.script, key, given.writer);
                     let who = world.processes[p].member;
@@ -64,10 +64,10 @@ impl Explorer {
     }
 
     /// Handles a replica's response.
-    pub(super) fn answered(&mut self, world: &mut World, at: Place, given: &Given) {
+    pub(super) fn responded(&mut self, world: &mut World, at: Place, given: &Given) {
         let Given { id, status, copies, version, writer } = *given;
         let who = world.processes[at.p].member;
-        self.tell(|| trace::answer_words(who, given));
+        self.tell(|| trace::response_words(who, given));
         if !is_definite(status) {
             return;
         }

@@ -149,7 +149,7 @@ impl Explorer {
                     };
                     streams::connect(world, at, other, *frame);
                 }
-                Done::Answer(given) => self.answered(world, at, given),
+                Done::Response(given) => self.responded(world, at, given),
                 Done::NotInstalled(words) => refused = Some(words.clone()),
                 Done::Misunderstood(error) => {
                     let other = streams::other_end(world, at);

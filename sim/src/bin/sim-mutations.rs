@@ -1,4 +1,4 @@
-//! `sim-holes`: applies one mutation after the other, and checks that the simulator detects it.
+//! `sim-mutations`: applies one mutation after the other, and checks that the simulator detects it.
 //!
 //! Prints a table: the mutation, the seed that detected it, the violated invariant and the number of events; or
 //! NOT FOUND. The exit status is 1 if a mutation was not detected.
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use kv_core::holes::{self, Hole};
+use kv_core::mutations::{self, Mutation};
 use kv_sim::run::run;
 use kv_sim::world::Config;
 use rustix::time::{ClockId, clock_gettime};
@@ -18,9 +18,9 @@ use serde::Serialize;
 /// Leaves out rules of the machines, one at a time, until seeds notice.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Only this hole, by its number, with the trace of the first run that notices.
-    #[arg(long, value_parser = holes::number_of)]
-    hole: Option<u8>,
+    /// Only this mutation, by its number, with the trace of the first run that notices.
+    #[arg(long, value_parser = mutations::number_of)]
+    mutation: Option<u8>,
     /// Minutes of CPU that each finding may take.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
@@ -29,8 +29,8 @@ struct Args {
     first_seed: u64,
     /// Seeds that must notice each; the events told are their median.
     #[arg(long, default_value_t = 1)]
-    seeds_per_hole: usize,
-    /// Holes at the same time.
+    seeds_per_mutation: usize,
+    /// Mutations at the same time.
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// The findings as one JSON array instead of a table.
@@ -41,7 +41,7 @@ struct Args {
 /// The result for one mutation.
 #[derive(Serialize)]
 struct Finding {
-    hole: u8,
+    mutation: u8,
     rule_left_out: &'static str,
     /// `None`: not detected.
     found: Option<Found>,
@@ -68,22 +68,22 @@ struct Found {
 fn main() -> ExitCode {
     let args = Args::parse();
     std::panic::set_hook(Box::new(|_| {}));
-    let wanted: Vec<Hole> = holes::ALL
+    let wanted: Vec<Mutation> = mutations::ALL
         .into_iter()
-        .filter(|hole| args.hole.is_none_or(|n| n == hole.number()))
+        .filter(|mutation| args.mutation.is_none_or(|n| n == mutation.number()))
         .collect();
     let bar = ProgressBar::new(wanted.len() as u64);
-    let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} holes, {elapsed}");
+    let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} mutations, {elapsed}");
     bar.set_style(style.expect("the template is right"));
     let (next, findings) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let lock = || findings.lock().unwrap_or_else(|error| error.into_inner());
     std::thread::scope(|scope| {
         for _ in 0..args.threads.max(1) {
             scope.spawn(|| {
-                while let Some(hole) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let found = find(*hole, &args);
-                    let (hole, rule_left_out) = (hole.number(), hole.description());
-                    lock().push(Finding { hole, rule_left_out, found });
+                while let Some(mutation) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = find(*mutation, &args);
+                    let (mutation, rule_left_out) = (mutation.number(), mutation.description());
+                    lock().push(Finding { mutation, rule_left_out, found });
                     bar.inc(1);
                 }
             });
@@ -91,63 +91,65 @@ fn main() -> ExitCode {
     });
     bar.finish_and_clear();
     let mut findings = findings.into_inner().unwrap_or_else(|error| error.into_inner());
-    findings.sort_by_key(|finding| finding.hole);
+    findings.sort_by_key(|finding| finding.mutation);
     let missed = findings.iter().filter(|finding| finding.found.is_none()).count();
     if args.json {
         println!("{}", serde_json::to_string(&findings).expect("findings are plain data"));
     } else {
         println!(
-            "{:>4}  {:<52} {:>6} {:>9} {:>11} {:>7}",
-            "hole", "rule left out", "seed", "invariant", "events", "seconds"
+            "{:>8}  {:<52} {:>6} {:>9} {:>11} {:>7}",
+            "mutation", "rule left out", "seed", "invariant", "events", "seconds"
         );
         for finding in &findings {
             let trace = finding.found.iter().flat_map(|found| &found.trace);
             println!("{}", line(finding));
             trace.for_each(|line| println!("{line}"));
         }
-        println!("\n{} of {} holes found", findings.len() - missed, findings.len());
+        println!("\n{} of {} mutations found", findings.len() - missed, findings.len());
     }
     if missed == 0 && !findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs seeds with this mutation until enough have detected it, or the CPU limit is exceeded.
-fn find(hole: Hole, args: &Args) -> Option<Found> {
+fn find(mutation: Mutation, args: &Args) -> Option<Found> {
     let start = cpu_seconds();
-    let patience = args.minutes * 60.0;
+    let timeout = args.minutes * 60.0;
     let (mut events, mut spent) = (Vec::new(), 0);
     let mut first = None;
     let mut since = start;
     // A mutation is sought only in runs that can show it (docs/recovery.md).
-    let is_of_use = |seed: &u64| match hole {
-        Hole::RestoreFromRemoved
-        | Hole::ShutdownAfterFailedDump
-        | Hole::StopByTheBareClock
-        | Hole::SoleKilledInStop => Config::of(*seed).shutdown,
-        Hole::VerdictByGroup
-        | Hole::AliveCountsAsFault
-        | Hole::HandshakeIsHeard
-        | Hole::ComplaintWithinLease
-        | Hole::AliveIsReplaced => Config::of(*seed).slow,
-        Hole::MovedWhileNamed => Config::of(*seed).moves,
-        Hole::PinLeftBehind | Hole::SentAfterWait => Config::of(*seed).has_waves,
-        Hole::StreamsLast | Hole::TurnUnbounded | Hole::OutputUnbounded => Config::of(*seed).floods,
-        Hole::LeaverWins
-        | Hole::LeaverMadeHolder
-        | Hole::LastHoldersForgotten
-        | Hole::OrderlyExitIsDeath => Config::of(*seed).leaves,
-        Hole::SessionBegunByRetry
-        | Hole::IdleByTheClock
-        | Hole::RecordWithoutRequest
-        | Hole::PendingForgotten => Config::of(*seed).forgets_soon(),
+    let is_of_use = |seed: &u64| match mutation {
+        Mutation::RestoreFromRemoved
+        | Mutation::ShutdownAfterFailedDump
+        | Mutation::StopByTheBareClock
+        | Mutation::SoleKilledInStop => Config::of(*seed).shutdown,
+        Mutation::VerdictByGroup
+        | Mutation::AliveCountsAsFault
+        | Mutation::HandshakeIsHeard
+        | Mutation::ComplaintWithinLease
+        | Mutation::AliveIsReplaced => Config::of(*seed).slow,
+        Mutation::MovedWhileNamed => Config::of(*seed).moves,
+        Mutation::PinLeftBehind | Mutation::SentAfterWait => Config::of(*seed).has_waves,
+        Mutation::StreamsLast | Mutation::TurnUnbounded | Mutation::OutputUnbounded => {
+            Config::of(*seed).floods
+        }
+        Mutation::LeaverWins
+        | Mutation::LeaverMadeHolder
+        | Mutation::LastHoldersForgotten
+        | Mutation::OrderlyExitIsDeath => Config::of(*seed).leaves,
+        Mutation::SessionBegunByRetry
+        | Mutation::IdleByTheClock
+        | Mutation::RecordWithoutRequest
+        | Mutation::PendingForgotten => Config::of(*seed).forgets_soon(),
         _ => true,
     };
     for seed in (args.first_seed..).filter(is_of_use) {
-        if cpu_seconds() - since >= patience {
+        if cpu_seconds() - since >= timeout {
             break;
         }
-        holes::open(hole);
+        mutations::open(mutation);
         let outcome = run(Config::of(seed));
-        holes::close();
+        mutations::close();
         spent += outcome.counts.events;
         let Some(violation) = outcome.failure else { continue };
         // The same seed must pass without the mutation: otherwise it detected something else.
@@ -157,7 +159,7 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         since = cpu_seconds();
         events.push(std::mem::take(&mut spent));
         first.get_or_insert((seed, violation, since - start, outcome.trace));
-        if events.len() >= args.seeds_per_hole {
+        if events.len() >= args.seeds_per_mutation {
             break;
         }
     }
@@ -170,7 +172,7 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         events: events[events.len() / 2],
         findings: events.len(),
         seconds,
-        trace: if args.hole.is_some() { trace } else { Vec::new() },
+        trace: if args.mutation.is_some() { trace } else { Vec::new() },
     })
 }
 
@@ -183,7 +185,7 @@ fn cpu_seconds() -> f64 {
 }
 
 fn line(finding: &Finding) -> String {
-    let name = format!("{:>4}  {:<52}", finding.hole, finding.rule_left_out);
+    let name = format!("{:>8}  {:<52}", finding.mutation, finding.rule_left_out);
     let Some(found) = &finding.found else { return format!("{name} NOT FOUND") };
     let words = found.words.lines().next().unwrap_or_default();
     let words: String = words.chars().take(60).collect();

@@ -16,12 +16,12 @@ pub(crate) struct Place {
     pub(crate) session: Session,
     /// The writes that wait for room in the session's window.
     pub(crate) waiting: Waiting,
-    pub(crate) way: Option<Way>,
+    pub(crate) route: Option<CachedRoute>,
 }
 
 /// The cached route of requests under the client's own id to the primary of a place.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Way {
+pub(crate) struct CachedRoute {
     /// The number of maps received when the route was found; a later map may change it.
     pub(crate) maps: u64,
     pub(crate) view: ViewVersion,
@@ -32,12 +32,12 @@ pub(crate) struct Way {
 
 /// All places that were ever used: at most as many as the cluster has.
 #[derive(Debug, Default)]
-pub(crate) struct Places {
+pub(crate) struct RouteCache {
     #[allow(clippy::vec_box)] // Most are empty, and a place is large.
     groups: Vec<Vec<Option<Box<Place>>>>,
 }
 
-impl Places {
+impl RouteCache {
     #[inline]
     pub(crate) fn get_mut(&mut self, (group, shard): (GroupId, ShardId)) -> Option<&mut Place> {
         let shards = self.groups.get_mut(usize::from(group.0))?;
@@ -60,7 +60,7 @@ impl Places {
         }
         shards[shard].get_or_insert_with(|| {
             let (session, waiting) = (Session::new(client), Waiting::default());
-            Box::new(Place { session, waiting, way: None })
+            Box::new(Place { session, waiting, route: None })
         })
     }
 
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_place_is_made_once_and_each_has_a_session_of_its_own() {
-        let mut places = Places::default();
+        let mut places = RouteCache::default();
         assert!(places.get_mut(at(0, 0)).is_none());
         places.get_or_make(at(2, 1), ClientId(7)).session.begin();
         assert!(places.get_mut(at(2, 0)).is_none() && places.get_mut(at(1, 1)).is_none());

@@ -16,14 +16,14 @@ const MIN_REQUEST_BYTES: usize = 256;
 
 /// The free list of one engine; see the module documentation.
 #[derive(Debug, Default)]
-pub(crate) struct Spares {
+pub(crate) struct FreeList {
     #[allow(clippy::vec_box)] // The boxes themselves are reused.
     operations: Vec<Box<Operation>>,
     /// The bytes of their request memory.
     bytes: usize,
 }
 
-impl Spares {
+impl FreeList {
     /// Returns a blank operation with room for a request of `bytes`.
     ///
     /// # Errors
@@ -71,61 +71,62 @@ mod tests {
     use std::time::Duration;
 
     /// Creates an operation; all have the same start time, so that they can be compared.
-    fn operation(value: &[u8], spares: &mut Spares) -> Box<Operation> {
+    fn operation(value: &[u8], free_list: &mut FreeList) -> Box<Operation> {
         static NOW: LazyLock<Instant> = LazyLock::new(Instant::now);
         let (options, deadline) = (OpOptions::default(), Duration::from_secs(1));
         let op = Op::Put { key: b"k", value };
-        Operation::new(op, &options, deadline, Notify::Caller, *NOW, spares).unwrap()
+        Operation::new(op, &options, deadline, Notify::Caller, *NOW, free_list).unwrap()
     }
 
     #[test]
     fn what_was_given_is_taken_and_what_is_large_or_too_much_is_not_kept() {
-        let mut spares = Spares::default();
-        let first = operation(&[b'v'; 1_000], &mut spares);
+        let mut free_list = FreeList::default();
+        let first = operation(&[b'v'; 1_000], &mut free_list);
         let memory = (&raw const *first, first.frame.as_ptr());
-        spares.give(first);
-        let again = operation(b"v", &mut spares);
+        free_list.give(first);
+        let again = operation(b"v", &mut free_list);
         assert_eq!((&raw const *again, again.frame.as_ptr()), memory);
-        spares.give(again);
+        free_list.give(again);
 
-        let large = operation(&[b'v'; MAX_REQUEST_BYTES], &mut spares);
-        spares.give(large);
-        assert_eq!(spares.bytes, 0);
-        let many = (0..MAX_KEPT_OPERATIONS + 1).map(|_| operation(b"v", &mut spares));
+        let large = operation(&[b'v'; MAX_REQUEST_BYTES], &mut free_list);
+        free_list.give(large);
+        assert_eq!(free_list.bytes, 0);
+        let many = (0..MAX_KEPT_OPERATIONS + 1).map(|_| operation(b"v", &mut free_list));
         let many: Vec<_> = many.collect();
         for operation in many {
-            spares.give(operation);
+            free_list.give(operation);
         }
-        assert_eq!(spares.operations.len(), MAX_KEPT_OPERATIONS);
-        assert!(spares.take(usize::MAX, Instant::now()).is_err());
+        assert_eq!(free_list.operations.len(), MAX_KEPT_OPERATIONS);
+        assert!(free_list.take(usize::MAX, Instant::now()).is_err());
     }
 
     #[test]
     fn the_bytes_that_are_kept_are_bounded() {
-        let mut spares = Spares::default();
+        let mut free_list = FreeList::default();
         let value = vec![b'v'; MAX_REQUEST_BYTES / 2];
-        let many: Vec<_> = (0..1_000).map(|_| operation(&value, &mut spares)).collect();
+        let many: Vec<_> = (0..1_000).map(|_| operation(&value, &mut free_list)).collect();
         for operation in many {
-            spares.give(operation);
+            free_list.give(operation);
         }
         assert!(
-            spares.bytes > MAX_KEPT_BYTES - MAX_REQUEST_BYTES && spares.bytes <= MAX_KEPT_BYTES
+            free_list.bytes > MAX_KEPT_BYTES - MAX_REQUEST_BYTES
+                && free_list.bytes <= MAX_KEPT_BYTES
         );
-        let kept = spares.operations.iter().map(|operation| operation.frame.capacity());
-        assert_eq!(kept.sum::<usize>(), spares.bytes);
+        let kept = free_list.operations.iter().map(|operation| operation.frame.capacity());
+        assert_eq!(kept.sum::<usize>(), free_list.bytes);
     }
 
     #[test]
     fn an_operation_that_is_used_again_knows_nothing_of_its_first_use() {
-        let mut spares = Spares::default();
-        let mut first = operation(b"v", &mut spares);
+        let mut free_list = FreeList::default();
+        let mut first = operation(b"v", &mut free_list);
         first.digest();
         first.doubtful = 2;
         first.was_busy = true;
         first.trouble = Some("something".into());
-        spares.give(first);
-        let fresh = operation(b"w", &mut Spares::default());
-        let again = operation(b"w", &mut spares);
+        free_list.give(first);
+        let fresh = operation(b"w", &mut FreeList::default());
+        let again = operation(b"w", &mut free_list);
         assert_eq!(format!("{again:?}"), format!("{fresh:?}"));
     }
 }

@@ -1,15 +1,15 @@
 //! The effect of messages of an older view on a replica that does not reject them. Compiled only with the
-//! feature `holes`, and active only while such a mutation is enabled.
+//! feature `mutations`, and active only while such a mutation is enabled.
 
 use kv_protocol::ids::{SequenceNumber, ViewVersion};
 use kv_protocol::peer_message::{Ack, Effect, PeerMessage, Prepare};
 
 use super::{Replica, Role};
-use crate::holes::{self, Hole};
+use crate::mutations::{self, Mutation};
 
 /// The state that such messages leave behind.
 #[derive(Debug, Default)]
-pub(super) struct Planted {
+pub(super) struct Mutant {
     /// An ack to send under the older view.
     pub(super) old_ack: Option<Ack>,
 }
@@ -21,8 +21,10 @@ impl Replica {
         message: &PeerMessage<'_>,
         view: ViewVersion,
     ) -> bool {
-        let (accepts, acks) =
-            (holes::is_open(Hole::OldPrepareAccepted), holes::is_open(Hole::AckUnderOldView));
+        let (accepts, acks) = (
+            mutations::is_open(Mutation::OldPrepareAccepted),
+            mutations::is_open(Mutation::AckUnderOldView),
+        );
         if view > self.view_version() || !(accepts || acks) {
             return false;
         }
@@ -36,7 +38,7 @@ impl Replica {
             PeerMessage::Beacon(beacon) => (SequenceNumber::ZERO, beacon.t_send),
             _ => return false,
         };
-        self.planted.old_ack = Some(Ack { view, sn, echo, taken: 0 });
+        self.mutant.old_ack = Some(Ack { view, sn, echo, taken: 0 });
         true
     }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// The two halves of the marker in every executable in which a rule can be disabled. They are kept
 /// apart so that the test does not find its own text.
-const MARKER: [&str; 2] = ["planted-holes-of-kv-core", "-can-be-opened-here"];
+const MARKER: [&str; 2] = ["mutations-of-kv-core", "-can-be-enabled-here"];
 
 fn has_marker(path: &Path) -> bool {
     let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -26,14 +26,14 @@ fn no_rule_can_be_left_out_in_a_program_that_ships() {
     // Counter-check: the marker is found in a program that is linked with the feature, even if it
     // disables no rule.
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let target = root.join("target/holes");
+    let target = root.join("target/mutations");
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "-p", "kv-core", "--features", "holes"])
+        .args(["build", "--quiet", "--locked", "-p", "kv-core", "--features", "mutations"])
         .args(["--bin", "could-leave-a-rule-out", "--target-dir"])
         .arg(&target)
         .current_dir(root)
         .status()
         .expect("cargo");
-    assert!(built.success(), "the program with holes is not built");
+    assert!(built.success(), "the program with mutations is not built");
     assert!(has_marker(&target.join("debug/could-leave-a-rule-out")));
 }

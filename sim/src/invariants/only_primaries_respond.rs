@@ -8,9 +8,9 @@ use crate::invariants::Violation;
 
 /// Checks a response that a replica has just sent.
 pub fn check(group: GroupId, sight: &Inspection, status: Status) -> Result<(), Violation> {
-    let is_answer =
+    let is_response =
         matches!(status, Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone);
-    if sight.state.is_active() || !is_answer {
+    if sight.state.is_active() || !is_response {
         return Ok(());
     }
     let words = format_args!("{status:?} is answered by a replica that is {:?}", sight.state);

@@ -12,16 +12,16 @@ use rustix::time::{
 
 /// The timer of one engine; see the module documentation.
 #[derive(Debug)]
-pub(crate) struct Alarm {
+pub(crate) struct Timer {
     timer: OwnedFd,
     /// The time at which it fires or has fired.
     at: Option<Instant>,
 }
 
-impl Alarm {
-    pub(crate) fn new() -> io::Result<Alarm> {
+impl Timer {
+    pub(crate) fn new() -> io::Result<Timer> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        Ok(Alarm { timer: timerfd_create(TimerfdClockId::Monotonic, flags)?, at: None })
+        Ok(Timer { timer: timerfd_create(TimerfdClockId::Monotonic, flags)?, at: None })
     }
 
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
@@ -52,31 +52,31 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, poll};
 
-    fn goes_off_within(alarm: &Alarm, time: Duration) -> bool {
-        let mut fds = [PollFd::new(&alarm.timer, PollFlags::IN)];
+    fn goes_off_within(timer: &Timer, time: Duration) -> bool {
+        let mut fds = [PollFd::new(&timer.timer, PollFlags::IN)];
         poll(&mut fds, Some(&time.try_into().unwrap())).unwrap() == 1
     }
 
     #[test]
     fn it_goes_off_when_it_is_due_and_is_silent_once_it_is_set_for_later() {
-        let mut alarm = Alarm::new().unwrap();
+        let mut timer = Timer::new().unwrap();
         let now = Instant::now();
         let later = now + Duration::from_secs(3_600);
-        assert!(!goes_off_within(&alarm, Duration::ZERO));
-        alarm.set(now, now).unwrap();
-        assert!(goes_off_within(&alarm, Duration::from_secs(30)));
-        alarm.set(later, now).unwrap();
-        assert!(!goes_off_within(&alarm, Duration::ZERO));
-        alarm.set(now + Duration::from_millis(1), now).unwrap();
-        assert!(goes_off_within(&alarm, Duration::from_secs(30)));
+        assert!(!goes_off_within(&timer, Duration::ZERO));
+        timer.set(now, now).unwrap();
+        assert!(goes_off_within(&timer, Duration::from_secs(30)));
+        timer.set(later, now).unwrap();
+        assert!(!goes_off_within(&timer, Duration::ZERO));
+        timer.set(now + Duration::from_millis(1), now).unwrap();
+        assert!(goes_off_within(&timer, Duration::from_secs(30)));
     }
 
     #[test]
     fn one_that_was_set_before_is_left() {
-        let mut alarm = Alarm::new().unwrap();
+        let mut timer = Timer::new().unwrap();
         let now = Instant::now();
-        alarm.set(now + Duration::from_secs(10), now).unwrap();
-        alarm.set(now + Duration::from_secs(20), now).unwrap();
-        assert_eq!(alarm.at, Some(now + Duration::from_secs(10)));
+        timer.set(now + Duration::from_secs(10), now).unwrap();
+        timer.set(now + Duration::from_secs(20), now).unwrap();
+        assert_eq!(timer.at, Some(now + Duration::from_secs(10)));
     }
 }

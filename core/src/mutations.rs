@@ -1,0 +1,340 @@
+//! Mutations: rules that can be disabled on purpose to check that the simulator detects it (docs/recovery.md).
+//!
+//! Each [`Mutation`] disables one rule of the machines. No shipped program can enable one, because it needs the cargo
+//! feature `mutations`, which no crate of the workspace enables by default. Without it `is_open` is the constant
+//! `false`, and the marker is in no executable.
+
+/// A rule that can be disabled. The numbers are those of docs/recovery.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+#[allow(missing_docs)] // `Mutation::description` documents each.
+pub enum Mutation {
+    PromoteWithoutGrace = 1,
+    CandidateAcksGiveNoGrace = 2,
+    ReadWithoutLease = 3,
+    StaleClockInLeaseCheck = 4,
+    GraceFromStaleReading = 5,
+    LeaseFromAckReceipt = 6,
+    OldPrepareAccepted = 7,
+    AckUnderOldView = 8,
+    PendingStateRead = 9,
+    RefusalRespondedAtOnce = 10,
+    ResponseBeforeAck = 11,
+    RetryExecutesTwice = 12,
+    RetryRespondedUncommitted = 13,
+    RecordNotInPrepare = 14,
+    RecordNotCopied = 15,
+    CopyBeforeStream = 16,
+    OlderEntryApplied = 17,
+    TombstonesForgotten = 18,
+    ReportedBeforeAllShards = 19,
+    ReportedWithAckOutstanding = 20,
+    UnionLeftAfterReport = 21,
+    CopyRestartedUnderSameView = 22,
+    StaleUpdatedAccepted = 23,
+    CandidateNotWiped = 24,
+    ServeBeforeHandover = 25,
+    // 26, a hand-over by an inactive primary, is impossible: see docs/decisions/.
+    GraceInHandover = 27,
+    UnionByInactive = 28,
+    GroupCForgotten = 29,
+    ThirdGroupForgotten = 30,
+    SentBeforeFsync = 31,
+    OldEpochAccepted = 32,
+    OldIncarnationHeartbeat = 33,
+    ProofOfAnotherIncarnation = 34,
+    SoleKilledOnSilence = 35,
+    LostServedEmpty = 36,
+    SnRestarted = 37,
+    RestoreFromRemoved = 38,
+    LeaverWins = 40,
+    LeaverMadeHolder = 41,
+    LastHoldersForgotten = 42,
+    OrderlyExitIsDeath = 43,
+    PinLeftBehind = 44,
+    VerdictByGroup = 45,
+    AliveCountsAsFault = 46,
+    HandshakeIsHeard = 47,
+    ComplaintWithinLease = 48,
+    AliveIsReplaced = 49,
+    ShutdownAfterFailedDump = 50,
+    StopByTheBareClock = 51,
+    SoleKilledInStop = 52,
+    FailedDecisionKept = 55,
+    FailedStoreBelieved = 56,
+    SessionBegunByRetry = 58,
+    IdleByTheClock = 59,
+    RecordWithoutRequest = 60,
+    PendingForgotten = 61,
+    MovedWhileNamed = 62,
+    NotDoneWithoutRecord = 63,
+    ResolveOverPending = 64,
+    LateWriteExecuted = 65,
+    JudgedBeforeRead = 66,
+    RespondedBeforeLease = 67,
+    SentAfterWait = 68,
+    LookedAheadTooFar = 69,
+    HalfClosedStreamKept = 70,
+    OutputOfClosedKept = 71,
+    StreamsLast = 72,
+    TurnUnbounded = 73,
+    OutputUnbounded = 74,
+}
+
+/// Returns whether this rule is disabled in the running thread.
+#[cfg(not(feature = "mutations"))]
+#[inline(always)]
+pub const fn is_open(_: Mutation) -> bool {
+    false
+}
+
+#[cfg(feature = "mutations")]
+pub use mutant::is_open;
+/// The clock readings of this and the previous wake-up, for mutations of the rules that forbid stale readings.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Readings {
+    #[cfg(feature = "mutations")]
+    latest: kv_protocol::ids::Time,
+    #[cfg(feature = "mutations")]
+    before: kv_protocol::ids::Time,
+}
+
+#[cfg(not(feature = "mutations"))]
+impl Readings {
+    /// Records the reading of this wake-up.
+    #[inline(always)]
+    pub(crate) fn note(&mut self, _: kv_protocol::ids::Time) {}
+
+    /// Returns the reading to decide by.
+    #[inline(always)]
+    pub(crate) fn read(&self, _: Mutation, now: kv_protocol::ids::Time) -> kv_protocol::ids::Time {
+        now
+    }
+}
+
+#[cfg(feature = "mutations")]
+impl Readings {
+    /// Records the reading of this wake-up.
+    pub(crate) fn note(&mut self, now: kv_protocol::ids::Time) {
+        if now != self.latest {
+            self.before = std::mem::replace(&mut self.latest, now);
+        }
+    }
+
+    /// Returns the reading to decide by: that of the previous wake-up if the rule is disabled, else `now`.
+    pub(crate) fn read(
+        &self,
+        mutation: Mutation,
+        now: kv_protocol::ids::Time,
+    ) -> kv_protocol::ids::Time {
+        if is_open(mutation) { self.before } else { now }
+    }
+}
+
+#[cfg(feature = "mutations")]
+pub use mutant::{ALL, MARKER, close, number_of, open};
+
+#[cfg(feature = "mutations")]
+mod mutant {
+    use std::cell::Cell;
+    use std::hint::black_box;
+
+    use super::Mutation;
+
+    /// A string that is in every executable in which a rule can be disabled, so that a test can search for it.
+    pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
+
+    /// All mutations in order.
+    pub const ALL: [Mutation; 69] = {
+        use Mutation::*;
+        [
+            PromoteWithoutGrace,
+            CandidateAcksGiveNoGrace,
+            ReadWithoutLease,
+            StaleClockInLeaseCheck,
+            GraceFromStaleReading,
+            LeaseFromAckReceipt,
+            OldPrepareAccepted,
+            AckUnderOldView,
+            PendingStateRead,
+            RefusalRespondedAtOnce,
+            ResponseBeforeAck,
+            RetryExecutesTwice,
+            RetryRespondedUncommitted,
+            RecordNotInPrepare,
+            RecordNotCopied,
+            CopyBeforeStream,
+            OlderEntryApplied,
+            TombstonesForgotten,
+            ReportedBeforeAllShards,
+            ReportedWithAckOutstanding,
+            UnionLeftAfterReport,
+            CopyRestartedUnderSameView,
+            StaleUpdatedAccepted,
+            CandidateNotWiped,
+            ServeBeforeHandover,
+            GraceInHandover,
+            UnionByInactive,
+            GroupCForgotten,
+            ThirdGroupForgotten,
+            SentBeforeFsync,
+            OldEpochAccepted,
+            OldIncarnationHeartbeat,
+            ProofOfAnotherIncarnation,
+            SoleKilledOnSilence,
+            LostServedEmpty,
+            SnRestarted,
+            RestoreFromRemoved,
+            LeaverWins,
+            LeaverMadeHolder,
+            LastHoldersForgotten,
+            OrderlyExitIsDeath,
+            PinLeftBehind,
+            VerdictByGroup,
+            AliveCountsAsFault,
+            HandshakeIsHeard,
+            ComplaintWithinLease,
+            AliveIsReplaced,
+            ShutdownAfterFailedDump,
+            StopByTheBareClock,
+            SoleKilledInStop,
+            FailedDecisionKept,
+            FailedStoreBelieved,
+            SessionBegunByRetry,
+            IdleByTheClock,
+            RecordWithoutRequest,
+            PendingForgotten,
+            MovedWhileNamed,
+            NotDoneWithoutRecord,
+            ResolveOverPending,
+            LateWriteExecuted,
+            JudgedBeforeRead,
+            RespondedBeforeLease,
+            SentAfterWait,
+            LookedAheadTooFar,
+            HalfClosedStreamKept,
+            OutputOfClosedKept,
+            StreamsLast,
+            TurnUnbounded,
+            OutputUnbounded,
+        ]
+    };
+
+    /// Parses the number of an existing mutation from a command line.
+    ///
+    /// # Errors
+    /// A message if the text is not a number or no mutation has that number.
+    pub fn number_of(text: &str) -> Result<u8, String> {
+        let number: u8 = text.parse().map_err(|_| "write its number".to_owned())?;
+        match ALL.iter().any(|mutation| mutation.number() == number) {
+            true => Ok(number),
+            false => Err("there is no such mutation; core/src/mutations.rs lists them".to_owned()),
+        }
+    }
+
+    thread_local! {
+        static OPEN: Cell<Option<Mutation>> = const { Cell::new(None) };
+    }
+
+    /// Disables this rule in the current thread.
+    pub fn open(mutation: Mutation) {
+        OPEN.set(Some(mutation));
+    }
+
+    /// Enables all rules again in the current thread.
+    pub fn close() {
+        OPEN.set(None);
+    }
+
+    /// Returns whether this rule is disabled in the running thread. The use of [`MARKER`] keeps the marker in every
+    /// executable that contains such checks, even if nothing in it disables a rule.
+    pub fn is_open(mutation: Mutation) -> bool {
+        OPEN.get() == Some(mutation) && !black_box(MARKER).is_empty()
+    }
+
+    impl Mutation {
+        /// Returns its number in docs/recovery.md.
+        pub fn number(self) -> u8 {
+            self as u8
+        }
+
+        /// Returns the disabled rule in the words of docs/recovery.md.
+        pub fn description(self) -> &'static str {
+            match self {
+                Mutation::PromoteWithoutGrace => "promote without grace",
+                Mutation::CandidateAcksGiveNoGrace => {
+                    "acks sent as a candidate do not count for its grace"
+                }
+                Mutation::ReadWithoutLease => "serve reads without lease",
+                Mutation::StaleClockInLeaseCheck => "stale clock reading in the lease check",
+                Mutation::GraceFromStaleReading => "grace from a stale reading",
+                Mutation::LeaseFromAckReceipt => "lease from ack receipt instead of t_send",
+                Mutation::OldPrepareAccepted => "accept an old-version PREPARE",
+                Mutation::AckUnderOldView => "ack under the old view after installing the new",
+                Mutation::PendingStateRead => "read pending state",
+                Mutation::RefusalRespondedAtOnce => "failed compare-and-set answered at once",
+                Mutation::ResponseBeforeAck => "answer before the ack",
+                Mutation::RetryExecutesTwice => "retry executes twice",
+                Mutation::RetryRespondedUncommitted => "retry answered from an uncommitted record",
+                Mutation::RecordNotInPrepare => "record not in the PREPARE",
+                Mutation::RecordNotCopied => "record not copied",
+                Mutation::CopyBeforeStream => "copy before the stream is registered",
+                Mutation::OlderEntryApplied => "older sn applied",
+                Mutation::TombstonesForgotten => "tombstones forgotten",
+                Mutation::ReportedBeforeAllShards => "reported before all shards are in the union",
+                Mutation::ReportedWithAckOutstanding => "reported with an ack outstanding",
+                Mutation::UnionLeftAfterReport => "union left after the report",
+                Mutation::CopyRestartedUnderSameView => "copy restarted under the same view",
+                Mutation::StaleUpdatedAccepted => "stale UPDATED accepted",
+                Mutation::CandidateNotWiped => "copy not wiped when named candidate",
+                Mutation::ServeBeforeHandover => "serve before HANDOVER's sn",
+                Mutation::GraceInHandover => "grace in a hand-over view",
+                Mutation::UnionByInactive => "union or report by an inactive primary",
+                Mutation::GroupCForgotten => "group C forgotten in step 0",
+                Mutation::ThirdGroupForgotten => "a third group of the dead server forgotten",
+                Mutation::SentBeforeFsync => "told before fsync",
+                Mutation::OldEpochAccepted => "old epoch accepted",
+                Mutation::OldIncarnationHeartbeat => "old incarnation's heartbeat accepted",
+                Mutation::ProofOfAnotherIncarnation => "proof applied to another incarnation",
+                Mutation::SoleKilledOnSilence => "sole primary killed on silence",
+                Mutation::LostServedEmpty => "LOST group served empty",
+                Mutation::SnRestarted => "sn restarted at promotion",
+                Mutation::RestoreFromRemoved => "restore from a removed member's dump",
+                Mutation::LeaverWins => "a leaver wins an inquiry",
+                Mutation::LeaverMadeHolder => "a leaver is made candidate or sole holder",
+                Mutation::LastHoldersForgotten => "last holders of a group forgotten",
+                Mutation::OrderlyExitIsDeath => "an exit after complete dumps counts as a death",
+                Mutation::PinLeftBehind => "a pin does not follow its entry when that moves",
+                Mutation::VerdictByGroup => "each group judges by itself",
+                Mutation::AliveCountsAsFault => "a removed member that is alive counts as a fault",
+                Mutation::HandshakeIsHeard => "a handshake without progress is heard",
+                Mutation::ComplaintWithinLease => "complain before a lease and a beacon are over",
+                Mutation::AliveIsReplaced => "a removed member that is alive is replaced",
+                Mutation::FailedDecisionKept => "a decision kept whose store has failed",
+                Mutation::FailedStoreBelieved => "a failed store taken for done",
+                Mutation::ShutdownAfterFailedDump => "SHUTDOWN after a failed dump",
+                Mutation::StopByTheBareClock => "deadlines of a stop by the bare clock",
+                Mutation::SoleKilledInStop => "silent sole replica killed in a stop",
+                Mutation::SessionBegunByRetry => "a forgotten session begun again by a retry",
+                Mutation::IdleByTheClock => "sessions idle by the clock of a machine that slept",
+                Mutation::RecordWithoutRequest => "a record answers another request of its number",
+                Mutation::PendingForgotten => "sessions with pending writes forgotten",
+                Mutation::MovedWhileNamed => {
+                    "a place refilled elsewhere before its views name another"
+                }
+                Mutation::NotDoneWithoutRecord => "NOT_DONE answered without a record",
+                Mutation::ResolveOverPending => "NOT_DONE answered for a pending write",
+                Mutation::LateWriteExecuted => "a late sending executed after NOT_DONE",
+                Mutation::JudgedBeforeRead => "a shard that stood judges others before it reads",
+                Mutation::RespondedBeforeLease => "a response sent before the lease check",
+                Mutation::SentAfterWait => "a transmit that reads the table anew",
+                Mutation::LookedAheadTooFar => "a result of look-ahead used for a later request",
+                Mutation::HalfClosedStreamKept => "a stream kept after the end of its input",
+                Mutation::OutputOfClosedKept => "output of a closed connection sent on the next",
+                Mutation::StreamsLast => "streams served only when no client waits",
+                Mutation::TurnUnbounded => "clients served without a limit of time",
+                Mutation::OutputUnbounded => "unsent responses without a bound",
+            }
+        }
+    }
+}
