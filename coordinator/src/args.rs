@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_about_a_restore_needs_one() {
+    fn flags_about_a_restore_require_restore() {
         let args = parse("coord -C file --restore a b --dir c --restore d --accept-loss").unwrap();
         assert_eq!(args.restore, ["a", "b", "d"].map(PathBuf::from));
         assert!(args.accept_loss && !args.force);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_no_server_can_work_with_is_refused_with_the_least_there_is() {
+    fn a_limit_below_the_minimum_is_rejected_and_the_error_has_the_minimum() {
         for (flag, small, least) in [
             ("--memory-limit", "5", "16M"),
             ("--memory-limit", "16MB", "16M"),
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_a_usage_error() {
+    fn invalid_values_are_usage_errors() {
         for wrong in [
             "-t 0",
             "-t x",

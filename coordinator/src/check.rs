@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_io_uring_away_is_named_by_the_error() {
+    fn the_advice_fits_the_error_of_io_uring() {
         let advice = |code| io_uring_advice(&std::io::Error::from_raw_os_error(code));
         assert!(advice(libc::ENOSYS).contains("seccomp"));
         assert!(advice(libc::EPERM).contains("seccomp"));
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_meet_on_one_machine_under_two_names_are_found() {
+    fn a_port_used_twice_on_a_machine_with_two_names_is_found() {
         use clap::Parser as _;
         let args = Args::try_parse_from("coord -C file -c 7 -s 8".split(' ')).unwrap();
         let text = "3\nlocalhost 7 0 0\nkv@a 8 9 0\nkv@b 9 0 0\n";
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn every_host_is_looked_at_once_with_all_its_ports() {
+    fn every_host_is_checked_once_with_all_its_ports() {
         let text = "4\nlocalhost 1 0 2\nkv@a 7 0 0\nlocalhost 3 0 0\nkv@a 0 8 0\n";
         let file = ClusterFile::parse(text).unwrap();
         let hosts = hosts(&file);

@@ -256,7 +256,7 @@ mod tests {
     use crate::store::tests::record;
 
     #[test]
-    fn dumps_are_found_in_directories_that_are_hard_to_quote() {
+    fn dumps_are_found_in_directories_whose_names_need_quotes() {
         let dir = tempfile::tempdir().unwrap();
         let there = dir.path().join("it's there");
         fs::create_dir(&there).unwrap();
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ssh_hosts_are_asked_and_each_once() {
+    fn only_ssh_hosts_are_queried_and_each_of_them_once() {
         let mut record = record(1);
         record.place.hosts[2] = record.place.hosts[1].clone();
         let hosts = hosts(&record);

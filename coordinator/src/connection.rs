@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_survives_a_reader_that_was_dropped_in_its_middle() {
+    fn a_frame_survives_a_read_that_is_dropped_halfway() {
         converse(|mut connection, mut other| async move {
             let bytes = frame(b"whole");
             other.write_all(&bytes[..9]).await.unwrap();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_cut_by_a_close_is_an_error_and_a_close_between_frames_is_none() {
+    fn a_close_within_a_frame_is_an_error_and_a_close_between_frames_is_not() {
         converse(|mut connection, mut other| async move {
             other.write_all(&frame(b"one")).await.unwrap();
             other.write_all(&frame(b"two")[..10]).await.unwrap();
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_says_nothing_is_waited_for_only_so_long() {
+    fn waiting_for_a_silent_peer_times_out() {
         converse(|mut connection, other| async move {
             let error = connection.next_frame(Some(Duration::from_millis(30))).await.unwrap_err();
             assert!(matches!(error, ConnectionError::Silent(_)), "{error}");
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_queued_goes_out_while_frames_are_waited_for_and_whoever_takes_none_is_still_heard() {
+    fn queued_bytes_are_sent_during_a_receive_and_do_not_block_it() {
         const QUEUED: usize = 32 << 20;
         converse(|mut connection, mut other| async move {
             connection.queue(&vec![7; QUEUED]);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_now_and_then_does_not_put_the_deadline_off() {
+    fn single_bytes_do_not_extend_the_deadline_of_a_frame() {
         converse(|mut connection, mut other| async move {
             let timeout = Duration::from_millis(60);
             let trickle = async {

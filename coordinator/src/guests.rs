@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_never_has_all_places_and_its_own_idle_ones_make_room_for_its_newcomers() {
+    fn an_address_never_takes_all_places_and_its_own_idle_connections_make_room() {
         run(|| async {
             let guests = Guests::new(8);
             let crowd = idle(&guests, CROWD, 6).await;
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn with_all_places_taken_the_address_with_most_connections_gives_up_its_longest_idle_one() {
+    fn a_full_port_closes_the_longest_idle_connection_of_the_largest_address() {
         run(|| async {
             let guests = Guests::new(4);
             let crowd = idle(&guests, CROWD, 3).await;
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_above_the_rate_of_an_address_wait_for_their_turn() {
+    fn requests_above_the_rate_of_an_address_are_delayed() {
         let now = Instant::now();
         let mut meter = Meter::default();
         assert!((0..100).all(|_| meter.pay(now, 100) <= now), "a burst is served at once");
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_told_apart_by_their_ipv4_address_or_their_ipv6_network() {
+    fn hosts_are_distinguished_by_ipv4_address_or_ipv6_network() {
         let of = |text: &str| party_of(text.parse().unwrap());
         assert_eq!(of("::ffff:10.0.0.1"), CROWD);
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));

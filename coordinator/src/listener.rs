@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_bounded_and_come_back() {
+    fn slots_are_bounded_and_reusable() {
         let slots = Slots::new(2);
         let first = slots.take();
         let second = slots.take();
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_too_many_in_the_waiting_room_sends_the_oldest_away_and_nobody_else() {
+    async fn a_full_waiting_room_closes_only_the_oldest_connection() {
         let room = WaitingRoom::new(2);
         let (first, second) = (room.enter(HERE), room.enter(HERE));
         let third = room.enter(HERE);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_floods_the_waiting_room_sends_away_its_own() {
+    async fn an_address_that_floods_the_waiting_room_displaces_only_its_own_connections() {
         let room = WaitingRoom::new(3);
         let server = room.enter(THERE);
         let strangers: Vec<Place> = (0..20).map(|_| room.enter(HERE)).collect();

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_coordinator_is_told_who_has_the_directory() {
+    fn the_error_for_a_locked_directory_names_the_process_that_holds_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let first = DirectoryLock::take(dir.path()).unwrap();
         let Failure::Failed(message) = DirectoryLock::take(dir.path()).unwrap_err() else {

@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hours_of_the_same_refusal_are_a_few_lines_and_another_one_is_told_at_once() {
+    fn a_repeated_rejection_is_logged_rarely_and_a_new_reason_at_once() {
         let mut refused = Refused { unsaid: 0, last: None, pause: REFUSAL_LOG_INTERVAL };
         let start = Instant::now();
         let at = |tenths: u64| start + Duration::from_millis(100 * tenths);

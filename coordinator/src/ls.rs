@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exit_status_says_whether_anything_runs_and_whether_that_is_known() {
+    fn the_exit_status_shows_whether_a_process_runs_or_its_state_is_unknown() {
         use State::{Gone, Lives, Unknown, Unstarted};
         assert_eq!(exit_code(false, &seen(&[Gone, Lives, Unknown])), 0);
         assert_eq!(exit_code(false, &seen(&[Gone, Unknown, Unstarted])), UNKNOWN);

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processes_are_looked_for_on_their_machine_since_its_last_start_and_nowhere_else() {
+    fn processes_are_looked_up_only_on_their_machine_and_within_its_boot() {
         let machine = |id: &str, boot: &str| Boot { id: id.into(), boot: boot.into() };
         let this = machine("a", "1");
         assert_eq!(machine("a", "1").seen_from(&this), Place::Here);

@@ -53,7 +53,7 @@ mod tests {
     const DB: &str = "ssh://db:22";
 
     #[test]
-    fn a_file_that_names_the_hosts_of_the_state_moves_nobody() {
+    fn a_file_with_the_hosts_of_the_state_moves_no_place() {
         let place = record(1).place;
         let same = file(["localhost", DB, "localhost"]);
         let reading = read(same.clone(), &place);
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_changed_moves_a_place_and_one_that_is_old_does_not() {
+    fn an_edited_file_moves_a_place_and_an_outdated_one_does_not() {
         let mut place = record(1).place;
         let changed = file(["localhost", "kv@new", "localhost"]);
         assert_eq!(read(changed.clone(), &place).moves, [ServerId(1)]);

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_of_this_machine_is_good_and_one_of_a_documentation_network_is_not() {
+    fn an_address_of_this_machine_is_accepted_and_a_foreign_one_is_rejected() {
         check("127.0.0.1".parse().unwrap(), 0).unwrap();
         // RFC 5737: no machine has such an address.
         let error = check("192.0.2.1".parse().unwrap(), 0).unwrap_err();

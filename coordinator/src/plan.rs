@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shards_are_the_least_cores_that_any_server_has_to_itself() {
+    fn the_default_number_of_shards_is_the_smallest_number_of_cores_per_server() {
         let file = ClusterFile::parse(REMOTE).unwrap();
         assert_eq!(default_shards(&file, &surveys()), 3);
         let crowded = format!("100\n{}", "kv@b 0 0 0\n".repeat(100));

@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_words_are_few_and_harmless() {
+    fn the_last_lines_are_few_and_contain_no_control_characters() {
         let said = (0..20).map(|n| format!("line {n}\n\n")).collect::<String>() + "\x1b[31mred\r\n";
         let quoted = last_lines(said.as_bytes()).unwrap();
         assert_eq!(quoted.lines().count(), MAX_QUOTED_LINES);

@@ -20,7 +20,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn a_shell_reads_back_what_was_quoted() {
+    fn a_shell_reads_quoted_words_back_unchanged() {
         let all: Vec<String> = [
             "",
             "plain-1.x",

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_is_one_line_of_json_with_the_ports_and_then_the_end() {
+    fn the_output_is_one_line_of_json_with_the_ports() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let ready = Ready::take(writer.into_raw_fd()).unwrap();
         ready.announce(ClusterId(0xfeed), Ports { clients: 7_000, servers: 7_001 });
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_that_are_not_open_or_taken_are_bad_usage() {
+    fn closed_and_standard_descriptors_are_bad_usage() {
         for descriptor in [-1, 0, 2, 1_000_000] {
             assert!(matches!(Ready::take(descriptor), Err(Failure::Usage(_))), "{descriptor}");
         }

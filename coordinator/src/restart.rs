@@ -344,7 +344,7 @@ mod tests {
     use crate::store::tests::record;
 
     #[test]
-    fn only_a_restore_goes_on_with_a_cluster_whose_founders_have_yet_to_load() {
+    fn only_a_restore_continues_a_cluster_whose_founders_have_not_loaded() {
         use kv_core::cluster::Founding;
         let mut record = record(0);
         assert!(!is_half_restored(&record), "it begins with nothing");
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_and_a_cluster_file_that_speak_of_another_cluster_are_bad_usage() {
+    fn flags_or_a_cluster_file_of_another_cluster_are_bad_usage() {
         let text = "3\nlocalhost 0 0 0\nssh://db:22 0 0 0\nlocalhost 0 0 0\n";
         let say = |text: &str, flags: &str| {
             let line = format!("coord -C file{flags}");

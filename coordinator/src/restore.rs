@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_to_restore_is_the_own_one_without_what_was_said_once() {
+    fn the_restore_command_is_the_own_command_without_one_time_flags() {
         let own = "coord -C file --restore a b --dir d --ready-fd 5 --accept-loss --force --restore=x \
                    --daemon";
         let words = command(own.split_whitespace().map(str::to_owned), Path::new("/d"));
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_told_group_shards_and_file() {
+    fn the_load_argument_has_group_shards_and_file() {
         let load = Load {
             group: GroupId(3),
             shards: vec![ShardId(0), ShardId(2)],

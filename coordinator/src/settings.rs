@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_connections_stays_until_it_is_given_anew() {
+    fn connection_memory_is_kept_until_it_is_given_again() {
         let before = Settings::default().with(&given(" --connection-memory 64M"));
         assert_eq!(before.with(&given("")).connection_memory.as_deref(), Some("64M"));
         let told = before.with(&given(" --connection-memory 80M")).changes_since(&before, false);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_again_stays_and_what_is_counts_and_is_told() {
+    fn omitted_settings_are_kept_and_changed_ones_are_reported() {
         let first = " --on-double-fault isolate --memory-limit 1G --orphan-timeout 0 --net epoll";
         let before = Settings::default().with(&given(first));
         let after = before.with(&given(""));
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn how_ssh_hosts_are_reached_is_kept_and_a_relative_configuration_becomes_absolute() {
+    fn ssh_settings_are_kept_and_a_relative_path_becomes_absolute() {
         let first = " --remote-dir kv/1 --ssh-config my/config --advertise 10.0.0.7";
         let before = Settings::default().with(&given(first));
         let config = std::env::current_dir().unwrap().join("my/config");
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_was_stored_without_them_has_the_defaults() {
+    fn a_state_stored_without_settings_has_the_defaults() {
         let old = r#"{"on_double_fault":"isolate","net":"auto"}"#;
         let read: Settings = serde_json::from_str(old).unwrap();
         let expected = Settings { on_double_fault: OnDoubleFault::Isolate, ..Settings::default() };
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_names_the_engine_of_before_is_read_and_stored_by_the_name_of_today() {
+    fn the_former_name_of_an_engine_is_read_and_stored_as_its_current_name() {
         let old: Settings = serde_json::from_str(r#"{"net":"tcpstream"}"#).unwrap();
         assert_eq!(old.net, NetEngine::Epoll);
         let stored = serde_json::to_string(&old).unwrap();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_failure_timeout_of_servers_that_run_stays_and_a_restore_may_change_it() {
+    fn the_failure_timeout_of_running_servers_is_kept_and_a_restore_may_change_it() {
         let before = Settings::default().with(&given(" -t 2"));
         assert_eq!(before.failure_timeout, Duration::from_secs(2));
         let other = given(" --failure-timeout 3");

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reason_stops_in_order_whichever_it_is() {
+    fn the_first_trigger_of_any_kind_stops_in_order() {
         for reason in [Reason::EndOfInput, Reason::Interrupt, Reason::Terminate] {
             let mut stopping = Stopping::default();
             assert!(!stopping.has_begun());
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_interrupt_a_second_later_means_not_to_wait() {
+    fn only_a_sigint_at_least_a_second_later_ends_the_wait() {
         for first in [Reason::EndOfInput, Reason::Interrupt, Reason::Terminate] {
             let mut stopping = Stopping::default();
             stopping.wish(first, at(0));
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_failed_has_begun_to_stop() {
+    fn a_failed_start_counts_as_the_first_trigger() {
         let mut stopping = Stopping::default();
         stopping.begin(at(0));
         stopping.begin(at(500));

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_to_detach_is_never_taken_for_one_to_stop() {
+    fn a_detach_request_is_never_mistaken_for_a_stop_request() {
         let call = Call::Detach { detach: () };
         let text = serde_json::to_string(&call).unwrap();
         assert_eq!(serde_json::from_str::<Call>(&text).unwrap(), call);

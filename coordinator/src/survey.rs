@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_s_answer_is_read_whatever_stands_around_it() {
+    fn a_survey_is_parsed_despite_unrelated_output() {
         let text = "Welcome to db!\nconnection 10.0.0.1 5 10.0.0.2 22\ncores 16\nkernel 6.8.0-x\n\
                     io_uring_disabled 0\nuser 1000\nMax processes 100 200 processes\n\
                     Max locked memory 0 4096 bytes\nMemAvailable: 7 kB\nlistens 0100007F:1B58\nlistens 00:0016\ndir\nbinary\n\

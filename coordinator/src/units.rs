@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_and_times_have_a_short_form_whatever_they_are() {
+    fn all_percentages_and_durations_have_a_short_form() {
         assert_eq!((percent(0, 0), percent(1, 3), percent(9, 3)), (100, 33, 100));
         assert_eq!(percent(u64::MAX, u64::MAX), 100);
         for (millis, text) in [

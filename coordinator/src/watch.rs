@@ -177,14 +177,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_frame_hides_the_cursor_and_clears_and_the_next_only_go_over_it() {
+    fn the_first_frame_clears_the_screen_and_later_ones_overwrite_it() {
         let first = frame("a\nb\n", 24, 80, true);
         assert_eq!(first, "\x1b[?25l\x1b[2J\x1b[Ha\x1b[K\r\nb\x1b[K\r\n\x1b[J");
         assert_eq!(frame("c\n", 24, 80, false), "\x1b[Hc\x1b[K\r\n\x1b[J");
     }
 
     #[test]
-    fn a_frame_never_has_more_lines_or_longer_ones_than_the_terminal() {
+    fn a_frame_never_exceeds_the_terminal() {
         let text: String = (0..50).map(|n| format!("line {n} {}\n", "x".repeat(100))).collect();
         for (rows, columns) in [(24, 80), (3, 10), (1, 1), (2, 0), (0, 0)] {
             let frame = frame(&text, rows, columns, false);

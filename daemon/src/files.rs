@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_refused_and_not_waited_for() {
+    fn a_pipe_is_rejected_without_blocking() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_user_is_refused_and_left_as_it_is() {
+    fn a_file_of_another_user_is_rejected_and_left_unchanged() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("planted");
         fs::write(&path, "planted").unwrap();
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_goes_through_a_link_of_this_user_and_through_no_other() {
+    fn a_log_follows_only_links_of_this_user_or_root() {
         let directory = tempfile::tempdir().unwrap();
         let (path, link) = (directory.path().join("log"), directory.path().join("link"));
         symlink("log", &link).unwrap();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_created_is_its_owner_s_alone_and_empty_whatever_stood_there() {
+    fn a_created_file_is_empty_and_accessible_only_to_its_owner() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         for _ in 0..2 {

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_nobody_has_and_another_start_are_proofs() {
+    fn an_unused_process_id_or_another_start_time_proves_the_end() {
         let (mut child, process) = child();
         assert!(find(&process).unwrap().is_some());
         let later = Process { start_time: process.start_time + 1, ..process };
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_fails_proves_nothing() {
+    fn a_failed_lookup_proves_nothing() {
         let (mut child, process) = child();
         let forged = PidNamespace(process.namespace.0 ^ 1);
         for unknown in [
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_read_as_it_is_written_and_nothing_else_is() {
+    fn a_process_is_parsed_only_from_its_written_form() {
         let process = Process {
             pid: 7,
             start_time: u64::MAX,

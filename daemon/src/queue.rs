@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_stalls_stalls_nobody_and_what_it_could_not_take_is_counted() {
+    fn a_stalled_sink_blocks_no_caller_and_dropped_lines_are_counted() {
         let (open, queue, taken) = gate();
         let subscriber =
             tracing_subscriber::fmt().with_ansi(false).with_writer(queue.clone()).finish();
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn few_long_lines_are_bounded_as_many_short_ones_are() {
+    fn the_queue_is_bounded_in_bytes_too() {
         let (_open, queue, _) = gate();
         for _ in 0..1_000 {
             queue.push(&[b'x'; 2 * MAX_LINE_BYTES], false);
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_the_sink_refuses_is_counted_and_the_next_begins_anew() {
+    fn after_a_failed_write_the_next_line_starts_on_a_new_line() {
         let (open, queue, taken) = gate();
         open.send(false).unwrap();
         open.send(true).unwrap();
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_renamed_is_opened_anew_by_its_name_at_a_nudge() {
+    fn a_nudge_reopens_a_renamed_file_by_its_path() {
         let dir = tempfile::tempdir().unwrap();
         let (path, old) = (dir.path().join("x.log"), dir.path().join("x.log.1"));
         let queue = Queue::start("test", LogFile::open(&path).unwrap(), || {}).unwrap();

@@ -89,7 +89,7 @@ mod tests {
 
     /// The test executes itself once more as a child process, which must survive the signals.
     #[test]
-    fn signals_that_mean_nothing_end_no_process_that_passes_them_over_or_ignores_them() {
+    fn meaningless_signals_end_no_process_that_handles_or_ignores_them() {
         const CHILD: &str = "KV_DAEMON_TEST_SIGNALS";
         if let Some(how) = std::env::var_os(CHILD) {
             if how == "ignored" {
@@ -103,7 +103,8 @@ mod tests {
             }
             return;
         }
-        let this_test = "signals::tests::signals_that_mean_nothing_end_no_process_that_passes_them_over_or_ignores_them";
+        let this_test =
+            "signals::tests::meaningless_signals_end_no_process_that_handles_or_ignores_them";
         for how in ["ignored", "passed over"] {
             let child = std::process::Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", this_test])

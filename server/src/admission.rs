@@ -137,7 +137,7 @@ mod tests {
     const HERE: Address = Address::LOOPBACK;
 
     #[test]
-    fn when_all_is_full_an_address_with_fewer_connections_gets_in_and_the_largest_is_to_give_way() {
+    fn at_the_limit_a_smaller_address_is_admitted_and_the_largest_makes_room() {
         let bounds = ConnectionBounds { clients: 10, spare_clients: 2, ..ConnectionBounds::WIDEST };
         let admission = Admission::new(bounds, ConnectionMemory::new(None, None, 2));
         let other = Address::UNKNOWN;

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_loaded_is_whole_groups_of_this_server() {
+    fn only_whole_groups_of_this_server_are_loaded() {
         let load = |sources: &[&str]| {
             let flags: Vec<String> = sources.iter().map(|s| format!(" --load {s}")).collect();
             parse(&format!("{FIRST} --shards 3{}", flags.join("")))
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn to_show_the_default_memory_limit_takes_the_number_of_servers_alone() {
+    fn show_memory_limit_takes_only_the_number_of_servers() {
         let read = |line: &str| Invocation::read(line.split(' '));
         let shown = read("server --show-memory-limit 3").unwrap();
         assert!(matches!(shown, Invocation::ShowMemoryLimit(3)), "{shown:?}");
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn an_orphan_timeout_of_zero_means_never_and_no_other_is_below_a_second() {
+    fn an_orphan_timeout_is_zero_for_never_or_at_least_a_second() {
         let timeout = |text| parse(&format!("{FIRST} --orphan-timeout {text}"));
         assert_eq!(parse(FIRST).unwrap().orphan_timeout, Duration::from_secs(3_600));
         assert_eq!(timeout("0").unwrap().orphan_timeout, Duration::ZERO);
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_local_coordinator_makes_it_listen_on_loopback_alone() {
+    fn a_server_listens_on_loopback_only_for_a_local_coordinator() {
         let local = parse(FIRST).unwrap();
         assert!(local.listen_address().is_loopback());
         let remote = parse("server -h kv.example -m 4000 -S 1 -n 3").unwrap();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn to_watch_takes_no_other_argument_and_needs_none() {
+    fn watch_excludes_other_arguments_and_needs_none() {
         let read = |line: &str| Invocation::read(line.split(' '));
         let process = |text: &str| text.parse::<Process>().unwrap();
         let one = process("12:34:56:ab");

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_are_kept_and_the_newest_of_each_cluster_among_them() {
+    fn the_kept_dumps_are_bounded_and_include_the_newest_of_each_cluster() {
         let directory = tempfile::tempdir().unwrap();
         for (n, cluster) in (1..).zip([7, 8, 9].into_iter().chain([9; 20])) {
             fs::write(directory.path().join(NAME), dump(cluster, n)).unwrap();
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn where_every_dump_is_of_another_cluster_the_oldest_goes() {
+    fn among_dumps_of_different_clusters_the_oldest_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         for cluster in 1..=10u64 {
             fs::write(directory.path().join(NAME), dump(cluster.into(), cluster)).unwrap();

@@ -264,13 +264,13 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn an_answered_write_is_in_both_tables_and_in_both_dumps(engine: EngineKind) {
+fn an_acknowledged_write_is_in_both_tables_and_in_both_dumps(engine: EngineKind) {
     for shards in [1, 2, 4] {
-        answered_writes_are_in_both_tables_and_dumps(engine, shards);
+        acknowledged_writes_are_in_both_tables_and_dumps(engine, shards);
     }
 }
 
-fn answered_writes_are_in_both_tables_and_dumps(engine: EngineKind, shards: u16) {
+fn acknowledged_writes_are_in_both_tables_and_dumps(engine: EngineKind, shards: u16) {
     let cluster = Cluster::start(engine, shards);
     let mut router = Router::connect(&cluster, 1);
     let keys: Vec<Vec<u8>> = (0..300u32).map(|n| format!("key {n}\0\u{e9}").into_bytes()).collect();
@@ -309,7 +309,7 @@ fn answered_writes_are_in_both_tables_and_dumps(engine: EngineKind, shards: u16)
     assert_eq!(given.status, Status::Unavailable, "a drained server takes no writes");
 }
 
-fn the_largest_value_comes_back_and_answers_of_other_keys_go_on(engine: EngineKind) {
+fn the_largest_value_is_stored_and_read_back_unchanged(engine: EngineKind) {
     let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 2);
     let key = [7u8; 65_535];
@@ -322,7 +322,7 @@ fn the_largest_value_comes_back_and_answers_of_other_keys_go_on(engine: EngineKi
     assert!(secondary.response().value == value, "the secondary's copy is another");
 }
 
-fn many_writes_in_flight_are_all_answered_once(engine: EngineKind) {
+fn every_write_in_flight_gets_one_response(engine: EngineKind) {
     const WRITES: usize = 2_000;
     const DEPTH: u64 = 32;
     let cluster = Cluster::start(engine, 1);
@@ -352,7 +352,7 @@ fn many_writes_in_flight_are_all_answered_once(engine: EngineKind) {
     }
 }
 
-fn a_reader_that_does_not_read_stops_being_read_and_hurts_nobody(engine: EngineKind) {
+fn a_client_that_reads_no_responses_does_not_delay_others(engine: EngineKind) {
     let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 4);
     let key = b"big";
@@ -373,7 +373,7 @@ fn a_reader_that_does_not_read_stops_being_read_and_hurts_nobody(engine: EngineK
     }
 }
 
-fn a_client_that_ends_its_side_still_gets_its_answers(engine: EngineKind) {
+fn a_client_that_ends_its_sending_side_still_gets_its_responses(engine: EngineKind) {
     let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 6);
     let client = router.of(b"half");
@@ -385,7 +385,7 @@ fn a_client_that_ends_its_side_still_gets_its_answers(engine: EngineKind) {
     assert!(rest.is_empty());
 }
 
-fn a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed(engine: EngineKind) {
+fn a_hello_for_a_nonexistent_shard_is_rejected_with_the_reason(engine: EngineKind) {
     let cluster = Cluster::start(engine, 2);
     let server = &cluster.servers[0];
     let mut stream = TcpStream::connect(server.clients).unwrap();
@@ -405,7 +405,7 @@ fn a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed(engine:
     eventually("the refusal is counted", || server.node.statistics.counters().refused == 1);
 }
 
-fn a_frame_cut_by_the_end_of_the_connection_changes_nothing(engine: EngineKind) {
+fn a_frame_truncated_by_the_end_of_the_connection_changes_nothing(engine: EngineKind) {
     let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 8);
     let key = b"cut";
@@ -428,9 +428,7 @@ fn a_frame_cut_by_the_end_of_the_connection_changes_nothing(engine: EngineKind) 
     assert_eq!(again.of(key).get(key).status, Status::NotFound);
 }
 
-fn nothing_is_acknowledged_after_the_dump_of_either_holder_began_and_reads_go_on(
-    engine: EngineKind,
-) {
+fn no_write_commits_after_a_holder_began_its_dump_and_reads_continue(engine: EngineKind) {
     let cluster = Cluster::start(engine, 2);
     let mut router = Router::connect(&cluster, 10);
     let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
@@ -446,7 +444,7 @@ fn nothing_is_acknowledged_after_the_dump_of_either_holder_began_and_reads_go_on
     assert_eq!(client.put(&key, b"too late").status, Status::Unavailable);
 }
 
-fn an_idle_server_has_drained_at_once_and_not_at_the_next_tick(engine: EngineKind) {
+fn an_idle_server_drains_without_waiting_for_a_tick(engine: EngineKind) {
     let cluster = Cluster::start(engine, 2);
     let drains = cluster.servers.iter().map(|server| {
         let start = Instant::now();
@@ -458,9 +456,7 @@ fn an_idle_server_has_drained_at_once_and_not_at_the_next_tick(engine: EngineKin
     assert!(fastest < Duration::from_millis(50), "{fastest:?}");
 }
 
-fn the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_left_out(
-    engine: EngineKind,
-) {
+fn a_dump_has_the_completion_records_of_all_clients_in_bounded_pieces(engine: EngineKind) {
     let cluster = Cluster::start(engine, 1);
     let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
     let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
@@ -486,7 +482,7 @@ fn the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_lef
     assert_eq!(cluster.dump(0, ReplicaRole::Primary).records.len(), clients);
 }
 
-fn a_connection_whose_full_output_leaves_at_once_is_read_again(engine: EngineKind) {
+fn a_connection_is_read_again_after_its_full_output_is_sent(engine: EngineKind) {
     const AT_ONCE: u64 = 6;
     let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 11);
@@ -509,7 +505,7 @@ fn a_connection_whose_full_output_leaves_at_once_is_read_again(engine: EngineKin
     }
 }
 
-fn a_large_value_goes_to_the_other_holder_without_waiting_for_ticks(engine: EngineKind) {
+fn a_large_value_is_replicated_without_waiting_for_ticks(engine: EngineKind) {
     let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 12);
     let key = b"large";
@@ -540,16 +536,16 @@ macro_rules! on_both_engines {
 }
 
 on_both_engines! {
-    an_answered_write_is_in_both_tables_and_in_both_dumps,
-    the_largest_value_comes_back_and_answers_of_other_keys_go_on,
-    many_writes_in_flight_are_all_answered_once,
-    a_reader_that_does_not_read_stops_being_read_and_hurts_nobody,
-    a_client_that_ends_its_side_still_gets_its_answers,
-    a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed,
-    a_frame_cut_by_the_end_of_the_connection_changes_nothing,
-    nothing_is_acknowledged_after_the_dump_of_either_holder_began_and_reads_go_on,
-    an_idle_server_has_drained_at_once_and_not_at_the_next_tick,
-    the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_left_out,
-    a_connection_whose_full_output_leaves_at_once_is_read_again,
-    a_large_value_goes_to_the_other_holder_without_waiting_for_ticks,
+    an_acknowledged_write_is_in_both_tables_and_in_both_dumps,
+    the_largest_value_is_stored_and_read_back_unchanged,
+    every_write_in_flight_gets_one_response,
+    a_client_that_reads_no_responses_does_not_delay_others,
+    a_client_that_ends_its_sending_side_still_gets_its_responses,
+    a_hello_for_a_nonexistent_shard_is_rejected_with_the_reason,
+    a_frame_truncated_by_the_end_of_the_connection_changes_nothing,
+    no_write_commits_after_a_holder_began_its_dump_and_reads_continue,
+    an_idle_server_drains_without_waiting_for_a_tick,
+    a_dump_has_the_completion_records_of_all_clients_in_bounded_pieces,
+    a_connection_is_read_again_after_its_full_output_is_sent,
+    a_large_value_is_replicated_without_waiting_for_ticks,
 }

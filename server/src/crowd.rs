@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_one_network_are_one_and_a_mapped_address_is_what_it_maps() {
+    fn an_ipv6_network_counts_as_one_address_and_mapped_addresses_as_ipv4() {
         assert_eq!(address("2001:db8::1"), address("2001:db8::ffff:1"));
         assert_ne!(address("2001:db8::1"), address("2001:db8:0:1::1"));
         assert_eq!(address("::ffff:10.0.0.7"), address("10.0.0.7"));

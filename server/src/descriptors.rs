@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_usual_hard_limits_leave_the_bounds_as_wide_as_they_may_be() {
+    fn usual_hard_limits_do_not_narrow_the_bounds() {
         let wide = ConnectionBounds::within(1 << 20, 4).unwrap();
         assert_eq!(wide, ConnectionBounds::WIDEST);
         assert_eq!(ConnectionBounds::within(u64::MAX, 1).unwrap(), ConnectionBounds::WIDEST);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn under_every_limit_all_connections_and_the_reserve_fit_and_the_true_streams_find_room() {
+    fn under_every_limit_the_connections_the_reserve_and_the_streams_have_room() {
         for shards in [1u16, 2, 4, 64, 256] {
             let enough = (0..).find(|limit| ConnectionBounds::within(*limit, shards).is_ok());
             for limit in enough.unwrap()..20_000 {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_of_a_dump_is_given_and_taken_back() {
+    fn the_reserve_for_dumps_can_be_released_and_refilled() {
         let mut reserve = DumpReserve::default();
         for _ in 0..3 {
             reserve.fill().unwrap();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_too_low_to_run_under_says_what_is_needed() {
+    fn the_error_for_a_low_limit_has_the_required_limit() {
         let error = ConnectionBounds::within(64, 2).unwrap_err();
         let Fatal::OpenFiles { need, .. } = error else { panic!("{error}") };
         assert!(error.to_string().contains(&format!("ulimit -n {need}")), "{error}");

@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_a_code_of_its_own() {
+    fn every_reason_has_its_own_exit_code() {
         let error = || io::Error::from(io::ErrorKind::Other);
         let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
         let reasons = [

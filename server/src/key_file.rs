@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_the_first_line_of_its_file_and_anything_else_is_an_error() {
+    fn a_key_is_the_first_line_of_its_file_and_other_contents_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         let of = |text: &str| {

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_map_is_kept_by_epoch_first_and_revision_then() {
+    fn maps_are_ordered_by_epoch_and_then_by_revision() {
         let known = KnownMap::default();
         let take = |map: Map| {
             let epoch = map.epoch;

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_mailbox_gives_the_message_back() {
+    fn a_full_mailbox_returns_the_message() {
         let (sender, _receiver) = mailbox().unwrap();
         for n in 0..MAILBOX_CAPACITY {
             sender.push(n).unwrap();
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn orders_have_room_of_their_own_and_go_first() {
+    fn orders_have_their_own_room_and_come_first() {
         let (sender, receiver) = mailbox().unwrap();
         while sender.push(0).is_ok() {}
         for n in 1..=ORDERS_CAPACITY {

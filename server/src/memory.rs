@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_that_much_memory_gives_none() {
+    fn a_mapping_that_the_system_cannot_provide_is_none() {
         assert!(HugePages.allocate(usize::MAX / 2).is_none());
         assert!(HugePages.allocate(usize::MAX).is_none());
     }

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_in_use_is_named_with_what_to_do() {
+    fn the_error_for_a_port_in_use_names_it_with_advice() {
         let ip: IpAddr = "127.0.0.1".parse().unwrap();
         let first = listen(ip, 0, "clients").unwrap();
         let port = first.local_addr().unwrap().port();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_advice_names_the_switch_that_is_off() {
+    fn the_advice_names_the_setting_that_disables_io_uring() {
         let error = io::Error::from_raw_os_error(libc::EPERM);
         assert!(io_uring_advice(&error, Some("2")).contains("io_uring_disabled is 2"));
         assert!(io_uring_advice(&error, Some("0")).contains("seccomp"));

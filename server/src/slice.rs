@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kernel_takes_the_wish() {
+    fn every_kernel_accepts_the_request() {
         try_shorten().unwrap();
     }
 }

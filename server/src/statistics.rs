@@ -307,7 +307,7 @@ mod tests {
     const HERE: Address = Address::LOOPBACK;
 
     #[test]
-    fn connections_beyond_the_limit_are_refused_until_one_ends() {
+    fn connections_beyond_the_limit_are_rejected_until_one_ends() {
         let statistics =
             Statistics::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
         let mut permits: Vec<Permit> = (0..statistics.admission.bounds().peers)
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_the_only_holder_from_the_order_on_until_another_is_ordered_and_installed() {
+    fn a_server_is_sole_holder_from_the_order_until_a_later_view_is_installed() {
         use kv_protocol::ids::{GroupId, Incarnation, ServerId, ViewVersion};
         use kv_protocol::view::Peer;
         let statistics =
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_failure_timeout_lets_executors_stand_for_its_grace() {
+    fn a_raised_failure_timeout_extends_the_grace_of_executors() {
         let times = FailureTimeout::new(Duration::from_secs(2));
         for (is_raised, limit) in [(false, GRACE), (true, times.grace())] {
             let statistics =
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_when_what_is_awaited_is_announced() {
+    fn a_wait_ends_when_its_condition_is_announced() {
         let statistics =
             Statistics::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
         let other = Arc::clone(&statistics);

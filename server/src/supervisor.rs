@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_coordinator_is_waited_for_longer_once_it_has_given_an_order() {
+    fn a_coordinator_that_has_given_an_order_has_a_longer_timeout() {
         let seconds = Duration::from_secs;
         assert!(!is_ignored(seconds(1), seconds(1_000)), "asked a moment ago");
         assert!(is_ignored(seconds(2), seconds(1_000)), "it gave no order since");

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_process_ends_the_watch_and_a_kill_needs_its_name() {
+    fn the_end_of_a_process_ends_the_watch_and_a_kill_needs_its_incarnation() {
         let mut child = Command::new("sh")
             .args(["-c", "read line; exit 0"])
             .stdin(Stdio::piped())
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_ends_when_its_standard_input_is_closed_by_whoever_asked() {
+    fn a_watch_ends_when_its_standard_input_is_closed() {
         let pid = std::process::id();
         let (start_time, namespace) = identity::name(pid).unwrap();
         let process = Process { pid, start_time, namespace, incarnation: Incarnation(5) };

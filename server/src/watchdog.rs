@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_stands_is_named_one_look_after_its_grace_while_others_go_on() {
+    fn a_hung_thread_is_reported_soon_after_its_grace() {
         let (mut watchdog, pulses) = (Watchdog::default(), pulses(3));
         assert_eq!(pulses[1].begin(Activity::Dump), Activity::Connections);
         let others = || [0, 2].into_iter().for_each(|n| pulses[n].beat());
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_system_says_how_a_thread_stands() {
+    fn the_state_of_a_hung_thread_is_read_from_the_system() {
         let pulse = Pulse::default();
         pulse.own();
         let stalled = pulse.stalled(Watched::Control, GRACE);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_beats_now_and_then_or_has_not_begun_is_left_alone() {
+    fn threads_that_beat_or_have_not_started_are_not_reported() {
         let (mut watchdog, mut pulses) = (Watchdog::default(), pulses(1));
         pulses.push(Pulse::default());
         for round in 0..10 {
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_stood_as_a_whole_gives_everyone_his_grace_again() {
+    fn after_a_pause_of_the_process_every_thread_has_a_whole_grace() {
         let (mut watchdog, pulses) = (Watchdog::default(), pulses(2));
         assert_eq!(look_on(&mut watchdog, &pulses, START, 3, LOOK_INTERVAL, || {}), None);
         let hour = Duration::from_secs(3_600);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_on_which_the_watchdog_is_late_too_kills_nobody_who_is_only_as_late() {
+    fn threads_that_are_no_later_than_the_watchdog_are_not_reported() {
         let (mut watchdog, pulses) = (Watchdog::default(), pulses(1));
         let late = Duration::from_secs(1);
         for round in 0..50 {
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_was_announced_may_last_as_long_and_a_grace() {
+    fn an_announced_wait_extends_the_grace() {
         let (mut watchdog, pulses) = (Watchdog::default(), pulses(1));
         let wait = Duration::from_secs(2);
         pulses[0].beat_before(wait);

@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_good_if_it_can_be_written_to_or_made() {
+    fn a_directory_is_accepted_if_it_is_writable_or_can_be_created() {
         let there = tempfile::tempdir().unwrap();
         assert!(dir(there.path()).unwrap().contains("writable"));
         assert_eq!(dir(&there.path().join("a/b")).unwrap(), "will be created");
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_that_a_start_would_exceed_are_found_and_root_exceeds_some() {
+    fn limits_that_a_start_would_exceed_are_found_and_some_do_not_apply_to_root() {
         let here = Limits::here();
         assert!(here.threads_used > 0 && here.free.unwrap() > 0);
         let tight = Limits {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_uring_needs_is_an_error_for_uring_and_a_note_with_its_cure_for_auto() {
+    fn a_missing_requirement_of_uring_is_an_error_for_uring_and_a_note_for_auto() {
         let lack = || Err("not allowed; allow it".to_owned());
         assert_eq!(only_for_uring(NetEngine::Uring, lack()), lack());
         let note = only_for_uring(NetEngine::Auto, lack()).unwrap();

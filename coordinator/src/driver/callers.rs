@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn callers_hear_the_end_and_no_more_than_there_may_be_are_let_in() {
+    async fn callers_receive_the_result_and_their_number_is_limited() {
         let callers = Callers::default();
         let mut inside: Vec<_> = (0..MAX_CALLERS).map(|_| callers.enter().unwrap()).collect();
         assert!(callers.enter().is_none());

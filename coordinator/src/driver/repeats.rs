@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_reported_again_for_another_reason_after_the_interval_and_when_forgotten() {
+    fn a_failure_is_repeated_for_a_new_reason_after_the_interval_and_when_forgotten() {
         let repeats = Repeats::every(Duration::from_secs(10));
         let due = |reason, seconds: u64| {
             repeats.is_due(1, reason, Time::from_nanos(seconds * 1_000_000_000))

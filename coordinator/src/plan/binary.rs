@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_server_bears_the_same_prefix_as_the_coordinator() {
+    fn the_server_executable_has_the_prefix_of_the_coordinator() {
         for (coordinator, server) in [
             ("/work/bin/coord", "/work/bin/server"),
             ("/usr/bin/kv-coord", "/usr/bin/kv-server"),

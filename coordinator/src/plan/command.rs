@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_told_everything_it_needs() {
+    fn a_server_gets_all_arguments_that_it_needs() {
         let words = arguments(&plan(), 1).join(" ");
         assert_eq!(
             words,

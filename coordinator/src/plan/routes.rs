@@ -170,7 +170,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_bound_to_an_address_listens_there_alone() {
+    fn with_bind_all_processes_listen_on_that_address_only() {
         let file = ClusterFile::parse(LOCAL).unwrap();
         let bind = Some(ip("10.0.0.7"));
         let (listen, routes) =
@@ -188,7 +188,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn another_address_at_a_take_over_is_where_all_servers_find_the_coordinator() {
+    fn after_a_takeover_all_servers_use_the_new_address_of_the_coordinator() {
         let file = ClusterFile::parse(MIXED).unwrap();
         let all = ip("0.0.0.0");
         let route =
@@ -235,7 +235,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_local_cluster_is_reachable_from_here_alone() {
+    fn a_local_cluster_is_reachable_only_from_its_machine() {
         let file = ClusterFile::parse(LOCAL).unwrap();
         let (listen, routes) = routes(&file, Addresses::default(), &HashMap::new()).unwrap();
         let here = ip("127.0.0.1");
@@ -255,7 +255,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn remote_servers_dial_the_address_by_which_ssh_came() {
+    fn remote_servers_dial_the_address_that_ssh_used() {
         let file = ClusterFile::parse(REMOTE).unwrap();
         let (listen, routes) = routes(&file, Addresses::default(), &surveys()).unwrap();
         assert_eq!(listen, ip("0.0.0.0"));

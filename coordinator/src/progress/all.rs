@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_tells_what_is_done_bar_servers_and_bytes_and_fits() {
+    fn a_line_shows_a_bar_servers_and_bytes_and_fits_the_terminal() {
         let mib = |is_done: bool, bytes: u64, of: u64| Part {
             is_done,
             is_failing: false,

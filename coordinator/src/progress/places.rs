@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_server_step_bar_bytes_keys_and_the_time_left() {
+    fn a_line_shows_server_step_bar_bytes_keys_and_the_time_left() {
         let lines = half_way().lines(at(2_500), 200);
         let bar = format!("[{}{}]", "#".repeat(15), "-".repeat(15));
         let expected = format!(
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_copies_nothing_tells_what_happens_and_for_how_long() {
+    fn a_step_without_a_copy_shows_its_description_and_duration() {
         let mut places = Places::default();
         let fact = Fact { server: ServerId(7), step: 1, copy: None };
         places.look(at(1_000), &[fact]);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_tells_of_a_copy_at_its_beginning_and_every_few_seconds() {
+    fn a_copy_is_logged_at_its_start_and_every_few_seconds() {
         let mut places = Places::default();
         let mut logged = Vec::new();
         for tick in 0..=70 {

@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dumps_are_known_by_their_names() {
+    fn dumps_are_recognized_by_their_names() {
         for name in [
             "server_0.primary",
             "server_12.secondary",
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_two_names_is_one_and_what_a_failed_try_has_kept_is_looked_at_too() {
+    fn a_file_with_two_names_is_read_once_and_files_of_a_failed_restore_are_found() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at(stage::NAME)).unwrap();

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_does_not_come_whole_is_not_taken_for_the_dump() {
+    fn an_incomplete_transfer_is_not_accepted_as_the_dump() {
         use std::io::Write as _;
         let dir = tempfile::tempdir().unwrap();
         let run = |bytes| {

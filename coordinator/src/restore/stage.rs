@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_staged_outlives_its_other_names_and_can_be_staged_again() {
+    fn a_staged_file_outlives_its_other_names_and_can_be_staged_again() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for (name, text) in

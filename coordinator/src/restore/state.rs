@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_of_a_try_that_failed_gives_way_to_that_which_it_was_restored_from() {
+    fn the_state_of_a_failed_restore_is_skipped_in_favor_of_its_source() {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
         let dirs = [dir.path().to_owned()];
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_states_of_one_cluster_the_latest_is_taken_and_two_clusters_are_refused() {
+    fn the_latest_state_of_a_cluster_is_used_and_states_of_two_clusters_are_rejected() {
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         write(one.path(), store::FILE_NAME, &state(1, 4, true));
         write(other.path(), store::FILE_NAME, &state(1, 5, true));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_with_any_byte_altered_or_missing_is_refused_and_no_older_one_is_taken() {
+    fn a_damaged_state_is_rejected_and_not_replaced_by_an_older_one() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), store::OLD_NAME, &state(1, 4, true));
         write(dir.path(), store::FILE_NAME, &state(1, 5, true));

@@ -163,8 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_with_that_number_and_another_start_is_another_one_and_what_is_not_known_is_an_error()
-     {
+    fn a_reused_process_id_is_recognized_and_an_unknown_state_is_an_error() {
         let (mut child, started) = child(Incarnation(0xabc));
         assert!(open(&started).unwrap().is_some());
         let later = Started { start_time: started.start_time + 1, ..started };
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn its_end_is_noticed_and_a_word_kills_it_and_nobody_else() {
+    async fn an_exit_is_noticed_and_a_kill_request_kills_only_its_process() {
         let errors = PathBuf::from("/nowhere");
         let (mut one, started) = child(Incarnation(0xb0b));
         let (mut other, other_started) = child(Incarnation(0xb0c));
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn strays_are_found_by_their_names_and_ended() {
+    fn strays_are_found_by_incarnation_and_killed() {
         let (mut stray, _) = child(Incarnation(0x5747_0001));
         let (mut other, _) = child(Incarnation(0x5747_0002));
         let member = Member { server: ServerId(2), incarnation: Incarnation(0x5747_0001) };

@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_exit_status_says_whether_all_is_dumped_and_a_signal_does_not() {
+    fn an_exit_status_shows_whether_all_is_dumped_and_a_signal_does_not() {
         let status = |raw| says_in_order(&Ok(ExitStatus::from_raw(raw)));
         assert_eq!(status(0), Some(true));
         assert_eq!(status(71 << 8), Some(false), "a stalled executor");

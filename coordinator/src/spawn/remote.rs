@@ -339,7 +339,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_line_that_is_cut_or_the_rest_of_a_long_one_is_no_line() {
+    async fn truncated_and_overlong_lines_are_ignored() {
         let long = "x".repeat(usize::try_from(MAX_LINE_BYTES).unwrap());
         let text = format!("one\n{long}exited 7 0\ntwo\nexited 7 0");
         let mut from = text.as_bytes();
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_told_from_statuses() {
+    fn signals_are_distinguished_from_exit_statuses() {
         assert_eq!(exit("137", b"").how, "killed by signal 9 (SIGKILL: kill -9, or out of memory)");
         assert_eq!(exit("13", b"").how, "exit status 13: a port cannot be listened on");
         assert_eq!(exit("unknown", b"bye\n").last_words.as_deref(), Some("bye"));

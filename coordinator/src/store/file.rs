@@ -193,7 +193,7 @@ mod tests {
     use crate::store::tests::record;
 
     #[test]
-    fn a_store_takes_no_room_that_was_not_reserved_before() {
+    fn a_store_uses_only_reserved_space() {
         let parent = tempfile::tempdir().unwrap();
         let file = StateFile::open(parent.path()).unwrap();
         let mut inodes = Vec::new();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_moved_is_stored_to_and_one_that_is_deleted_is_named() {
+    fn a_store_follows_a_moved_directory_and_reports_a_deleted_one() {
         let parent = tempfile::tempdir().unwrap();
         let (at, moved) = (parent.path().join("at"), parent.path().join("moved"));
         fs::create_dir(&at).unwrap();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spare_that_others_might_read_is_not_written_to() {
+    fn a_spare_that_others_may_read_is_not_written_to() {
         let parent = tempfile::tempdir().unwrap();
         let spare = parent.path().join(SPARE_NAME);
         let file = StateFile::open(parent.path()).unwrap();

@@ -88,7 +88,7 @@ fn encode(record: &Record) -> Vec<u8> {
 }
 
 #[test]
-fn a_stored_state_is_loaded_again_as_the_last_one_whole() {
+fn the_last_stored_state_is_loaded_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     assert_eq!(load(directory.path()).unwrap(), None);
     fs::write(directory.path().join(SPARE_NAME), "of a crash").unwrap();
@@ -120,7 +120,7 @@ fn a_stored_state_is_loaded_again_as_the_last_one_whole() {
 }
 
 #[test]
-fn a_state_that_tells_of_no_settings_and_no_machine_has_the_usual_ones_and_is_of_this_one() {
+fn a_state_without_settings_has_the_defaults_and_needs_no_machine() {
     let mut json = serde_json::to_value(record(1)).unwrap();
     json.as_object_mut().unwrap().remove("settings").unwrap();
     json["place"].as_object_mut().unwrap().remove("machine").unwrap();
@@ -130,7 +130,7 @@ fn a_state_that_tells_of_no_settings_and_no_machine_has_the_usual_ones_and_is_of
 }
 
 #[test]
-fn every_byte_that_is_changed_or_missing_is_noticed() {
+fn every_changed_or_missing_byte_is_detected() {
     let whole = encode(&record(5));
     decode(&whole).unwrap();
     for at in 0..whole.len() - 1 {
@@ -144,7 +144,7 @@ fn every_byte_that_is_changed_or_missing_is_noticed() {
 }
 
 #[test]
-fn a_damaged_file_and_one_of_another_version_are_named_with_what_to_do() {
+fn damaged_files_and_other_versions_are_reported_with_their_names() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(FILE_NAME);
     let said = |bytes: &[u8]| {
@@ -158,7 +158,7 @@ fn a_damaged_file_and_one_of_another_version_are_named_with_what_to_do() {
 }
 
 #[test]
-fn a_state_that_names_what_is_not_there_is_refused_though_its_checksum_is_right() {
+fn an_inconsistent_state_is_rejected_despite_its_valid_checksum() {
     let wrong: [fn(&mut Record); 8] = [
         |record| record.state.servers.truncate(2),
         |record| record.place.hosts.clear(),
@@ -177,7 +177,7 @@ fn a_state_that_names_what_is_not_there_is_refused_though_its_checksum_is_right(
 }
 
 #[test]
-fn the_cluster_file_can_be_made_again_from_the_state() {
+fn the_cluster_file_can_be_derived_from_the_state() {
     let file = record(1).cluster_file();
     let lines: Vec<String> =
         file.servers.iter().map(|line| format!("{} {}", line.id, line.host)).collect();
@@ -187,7 +187,7 @@ fn the_cluster_file_can_be_made_again_from_the_state() {
 }
 
 #[test]
-fn a_directory_that_takes_no_file_is_named() {
+fn the_error_for_a_missing_directory_names_it() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing");
     let error = store(&missing, &record(1)).unwrap_err();

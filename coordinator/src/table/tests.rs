@@ -86,7 +86,7 @@ fn the_tables_show_servers_groups_copies_entries_and_memory() {
 }
 
 #[test]
-fn the_last_known_numbers_of_a_server_that_is_down_are_not_shown_as_what_it_has() {
+fn the_last_numbers_of_a_server_that_is_down_are_not_shown_as_current() {
     let text = servers(&status().servers).text(None);
     let down = text.lines().find(|line| line.contains("DOWN")).unwrap();
     let cells: Vec<&str> = down.split_whitespace().collect();
@@ -111,7 +111,7 @@ fn the_last_known_numbers_of_a_server_that_is_down_are_not_shown_as_what_it_has(
 }
 
 #[test]
-fn the_settings_stand_in_one_line_at_the_end() {
+fn the_settings_are_one_line_at_the_end() {
     let mut status = status();
     for (name, value) in [("remote-dir", "ftkv"), ("net", "au\x1bto")] {
         status.settings.insert(name.to_owned(), value.to_owned());
@@ -170,7 +170,7 @@ fn recoveries_are_shown_newest_first_with_the_time_in_each_step() {
 }
 
 #[test]
-fn alarms_come_first_with_their_age_and_nothing_that_a_terminal_obeys() {
+fn alarms_come_first_with_their_age_and_without_control_characters() {
     let text = render(&recovered(), Screen::default());
     let alarm = text.lines().nth(1).unwrap();
     assert!(alarm.starts_with("ALARM, for 61 s: server 1 could not carry out"), "{alarm}");
@@ -178,7 +178,7 @@ fn alarms_come_first_with_their_age_and_nothing_that_a_terminal_obeys() {
 }
 
 #[test]
-fn a_narrow_terminal_gets_the_most_telling_columns_and_no_line_too_long() {
+fn a_narrow_terminal_gets_the_most_important_columns_and_no_long_line() {
     let status = recovered();
     for width in 20..200 {
         let text = render(&status, wide(width));
@@ -195,7 +195,7 @@ fn a_narrow_terminal_gets_the_most_telling_columns_and_no_line_too_long() {
 }
 
 #[test]
-fn on_a_small_terminal_the_sick_come_first_and_the_others_are_counted() {
+fn on_a_small_terminal_the_unhealthy_come_first_and_the_others_are_counted() {
     let mut status = status();
     let well = status.servers[0].clone();
     let place = |id| ServerStatus { id: ServerId(id), ..well.clone() };
@@ -226,7 +226,7 @@ fn on_a_small_terminal_the_sick_come_first_and_the_others_are_counted() {
 }
 
 #[test]
-fn the_first_line_says_why() {
+fn the_first_line_has_the_reason() {
     let text = render(&status(), Screen::default());
     let first = text.lines().next().unwrap();
     assert!(first.ends_with("2 shards a group; server 1 is down; group 0 has one copy"), "{first}");

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mailbox_full_of_connections_keeps_no_order_from_any_shard() {
+    fn orders_reach_every_shard_despite_a_mailbox_full_of_connections() {
         let (node, inboxes, _directory) = node();
         // These messages arrive by the queue of connections.
         while node.shards[0].push(ShardMessage::Drain).is_ok() {}
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_for_dumps_is_taken_while_a_dump_is_being_written() {
+    fn the_directory_for_dumps_can_be_set_while_a_dump_is_written() {
         let (node, inboxes, directory) = node();
         let first = directory.path().join("first");
         node.dumps.set_directory(first.clone());
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_takes_no_more_orders_is_named_and_the_others_are_told_all_the_same() {
+    fn a_shard_without_room_for_an_order_is_named_and_the_others_receive_it() {
         let (node, inboxes, _directory) = node();
         while node.shards[0].push_order(ShardMessage::Drain).is_ok() {}
         let reason = node.drain(DRAIN_DEADLINE).unwrap_err();

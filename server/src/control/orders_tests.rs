@@ -61,7 +61,7 @@ fn opcodes(mut bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn orders_cut_at_every_byte_are_taken_once() {
+fn orders_split_at_any_byte_are_accepted_once() {
     let drain = Order { id: OrderId(7), kind: OrderKind::Drain };
     let mut stream = bytes_of(&HELLO);
     drain.write(&mut stream);
@@ -77,7 +77,7 @@ fn orders_cut_at_every_byte_are_taken_once() {
 }
 
 #[test]
-fn strangers_and_coordinators_of_the_past_give_no_orders() {
+fn strangers_and_former_coordinators_are_rejected() {
     let older = Epoch { number: 2, ..EPOCH };
     let rival = Epoch { boot: BootId(34), ..EPOCH };
     let impossible = Epoch { number: u64::MAX, ..EPOCH };
@@ -110,7 +110,7 @@ fn strangers_and_coordinators_of_the_past_give_no_orders() {
 
 /// A recorded handshake that is replayed, or a guessed key, gives no orders.
 #[test]
-fn a_hello_that_was_sealed_for_another_connection_or_with_another_key_gives_no_orders() {
+fn a_hello_sealed_for_another_connection_or_with_another_key_is_rejected() {
     for seal in [
         Seal::new(KEY, Link::Orders, DIALLER, Nonce(23)),
         Seal::new(KEY, Link::Reports, DIALLER, ACCEPTOR),
@@ -129,7 +129,7 @@ fn a_hello_that_was_sealed_for_another_connection_or_with_another_key_gives_no_o
 }
 
 #[test]
-fn an_order_without_a_hello_is_refused() {
+fn an_order_without_a_hello_is_rejected() {
     let node = node();
     let mut link = accepted();
     let mut bytes = Vec::new();
@@ -139,7 +139,7 @@ fn an_order_without_a_hello_is_refused() {
 }
 
 #[test]
-fn the_coordinators_connection_before_is_closed_when_it_comes_back() {
+fn a_new_connection_of_the_coordinator_closes_its_previous_one() {
     let node = node();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -142,7 +142,7 @@ mod tests {
     use kv_core::arena::ChunkSource as _;
 
     #[test]
-    fn whoever_takes_chunks_finds_touched_ones_soon_and_few_are_kept_for_one_who_gave_them_back() {
+    fn touched_chunks_are_kept_ready_in_proportion_to_those_in_use() {
         let mut source = HugePages;
         let mut held = Vec::new();
         // Other tests of this process hold chunks too, so the wanted number changes at any time.

@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_limit_counts_in_version_1_also_where_the_path_is_the_host_s() {
+    fn the_least_limit_counts_in_version_1_even_with_a_path_of_the_host() {
         let group = ("proc/self/cgroup", "11:cpu,memory:/docker/x\n0::/else\n3:pids:/y\n");
         let own = ("sys/fs/cgroup/memory/docker/x/memory.limit_in_bytes", "262144000\n");
         let none = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_servers_of_the_machine_hold_counts_as_available() {
+    fn memory_held_by_other_servers_counts_as_available() {
         let pages = |mib: u64| format!("9 {} 1\n", mib * MIB / rustix::param::page_size() as u64);
         let (held, else_held) = (pages(2_000), pages(5_000));
         let root = machine(&[

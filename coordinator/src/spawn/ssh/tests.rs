@@ -10,7 +10,7 @@ fn host() -> Host {
 }
 
 #[test]
-fn ssh_never_asks_and_gives_up_in_time() {
+fn ssh_never_prompts_and_times_out() {
     let ssh = Ssh { config: Some("/etc/my ssh".into()), remote_dir: ".".into() };
     let words = ssh.arguments(&host(), "echo 'hi'");
     let expected = [
@@ -66,7 +66,7 @@ fn shell(script: &str) -> std::process::Output {
 }
 
 #[test]
-fn a_script_whose_coordinator_is_gone_ends_and_leaves_the_server() {
+fn a_script_ends_with_its_coordinator_and_leaves_the_server_running() {
     use std::io::{Read as _, Write as _};
     let dir = tempfile::tempdir().unwrap();
     // It runs until the file is removed.
@@ -98,7 +98,7 @@ fn a_script_whose_coordinator_is_gone_ends_and_leaves_the_server() {
 }
 
 #[test]
-fn a_server_has_the_key_that_was_sent_and_no_command_line_shows_it() {
+fn a_server_receives_the_key_and_no_command_line_shows_it() {
     let dir = tempfile::tempdir().unwrap();
     fake_server(dir.path(), "read -r key; echo \"$key $1 $2\" >&2; exit 13");
     let script = start_script(&dir.path().to_string_lossy(), &line(), &[]);
@@ -116,7 +116,7 @@ fn fake_server(dir: &std::path::Path, body: &str) {
 }
 
 #[test]
-fn the_script_says_when_the_server_started_how_it_ended_and_what_it_said() {
+fn the_script_reports_the_start_the_exit_and_the_output_of_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("it's here");
     std::fs::create_dir(&dir).unwrap();
@@ -137,7 +137,7 @@ fn the_script_says_when_the_server_started_how_it_ended_and_what_it_said() {
 }
 
 #[test]
-fn a_missing_binary_is_named_with_its_directory() {
+fn the_error_for_a_missing_executable_names_its_directory() {
     let dir = tempfile::tempdir().unwrap();
     let output = shell(&start_script(&dir.path().to_string_lossy(), &line(), &[]));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -178,7 +178,7 @@ const FAILURES: [&str; 9] = [
 ];
 
 #[test]
-fn a_program_that_fails_there_proves_nothing() {
+fn a_failing_remote_program_proves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_string_lossy().into_owned();
     let ask = || {
@@ -206,7 +206,7 @@ fn a_program_that_fails_there_proves_nothing() {
 }
 
 #[test]
-fn the_program_there_is_asked_after_the_process_by_all_that_tells_it_apart() {
+fn the_remote_program_is_queried_with_the_whole_identity_of_a_process() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_string_lossy().into_owned();
     fake_server(dir.path(), "echo \"$@\"");
@@ -221,7 +221,7 @@ fn the_program_there_is_asked_after_the_process_by_all_that_tells_it_apart() {
 }
 
 #[test]
-fn strays_there_are_found_by_their_names_and_the_script_does_not_find_itself() {
+fn remote_strays_are_found_by_incarnation_and_the_script_skips_itself() {
     let names = [Incarnation(0xfeed_0000_0000_0001), Incarnation(0xfeed_0000_0000_0002)];
     let mut child = std::process::Command::new("sh")
         .args(["-c", "read line", &names[1].to_string()])

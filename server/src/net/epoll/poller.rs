@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_reported_once_and_an_end_behind_them_is_told() {
+    fn bytes_are_reported_once_and_so_is_an_end_behind_them() {
         let (ours, theirs) = pair();
         let mut poller = poller();
         let source = Source::Connection(ID);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bell_that_is_never_read_is_heard_each_time() {
+    fn a_bell_that_is_never_read_is_reported_each_time() {
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let mut poller = poller();
         poller.add(&bell, Source::Bell).unwrap();
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sleep_ends_when_the_timer_runs_out_again_and_again() {
+    fn a_wait_ends_each_time_the_timer_expires() {
         let mut poller = poller();
         for _ in 0..3 {
             let (start, pause) = (clock::now(), Duration::from_millis(2));
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn more_events_than_one_call_takes_are_all_taken() {
+    fn events_beyond_the_limit_of_one_call_are_collected_too() {
         let mut poller = poller();
         let count = EVENTS_AT_ONCE + 1;
         let bells: Vec<OwnedFd> =
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_that_was_removed_is_silent_though_it_is_open() {
+    fn a_removed_descriptor_is_not_reported_although_it_is_open() {
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let mut poller = poller();
         poller.add(&bell, Source::Dial(1)).unwrap();

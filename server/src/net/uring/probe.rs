@@ -83,7 +83,7 @@ fn next(ring: &mut Uring) -> Result<(bool, Event), String> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_kernel_that_the_tests_run_on_can_do_it() {
+    fn this_kernel_supports_the_engine() {
         super::try_out().unwrap();
     }
 }

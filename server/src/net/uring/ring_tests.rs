@@ -109,7 +109,7 @@ fn pieces(ring: &mut Uring) -> Vec<Lent> {
 }
 
 #[test]
-fn sockets_share_a_buffer_piece_by_piece_and_it_is_filled_again_when_every_piece_is_back() {
+fn a_shared_buffer_is_refilled_only_after_all_its_pieces_are_returned() {
     let mut ring = filled(Filling::Pieces);
     let sockets = [pair(), pair()];
     for (slot, (ours, _)) in (0..).map(SlotId).zip(&sockets) {
@@ -139,7 +139,7 @@ fn sockets_share_a_buffer_piece_by_piece_and_it_is_filled_again_when_every_piece
 }
 
 #[test]
-fn the_end_of_the_input_takes_no_buffer() {
+fn the_end_of_the_input_uses_no_buffer() {
     for filling in [Filling::Pieces, Filling::Once] {
         let mut ring = filled(filling);
         for _ in 0..5 {
@@ -171,7 +171,7 @@ fn the_end_of_the_input_takes_no_buffer() {
 }
 
 #[test]
-fn a_buffer_that_is_received_into_comes_back_longer() {
+fn a_receive_appends_to_its_buffer_and_returns_it() {
     let mut ring = ring();
     let (ours, theirs) = pair();
     ring.receive_into(SLOT, &ours, b"begin".to_vec(), 100);
@@ -183,7 +183,7 @@ fn a_buffer_that_is_received_into_comes_back_longer() {
 }
 
 #[test]
-fn the_buffer_of_a_send_comes_back_when_it_is_cancelled_and_when_the_other_side_is_gone() {
+fn a_send_returns_its_buffer_after_a_cancellation_and_after_a_failure() {
     let mut ring = ring();
     let (ours, theirs) = pair();
     // More than the socket has room for: it is sent in part, then not at all until the other end reads.
@@ -223,7 +223,7 @@ fn the_buffer_of_a_send_comes_back_when_it_is_cancelled_and_when_the_other_side_
 }
 
 #[test]
-fn the_bell_is_rung_for_what_comes_while_it_is_listened_for_and_work_that_is_there_is_told() {
+fn an_enabled_bell_signals_new_work_and_enabling_it_reports_pending_work() {
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
     let mut ring = Uring::new(SIZES, bell.as_fd()).unwrap();
     let (ours, theirs) = pair();
@@ -245,7 +245,7 @@ fn the_bell_is_rung_for_what_comes_while_it_is_listened_for_and_work_that_is_the
 }
 
 #[test]
-fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() {
+fn a_send_ends_no_wait_and_a_blocked_send_hides_no_event() {
     let mut ring = ring();
     let (ours, theirs) = pair();
     let (heard, speaker) = pair();
@@ -287,7 +287,7 @@ fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() 
 }
 
 #[test]
-fn sleeps_share_one_alarm_and_each_ends_by_it_at_the_latest() {
+fn waits_share_one_alarm_that_ends_each_of_them() {
     const LONGEST: Duration = Duration::from_millis(20);
     let mut ring = ring();
     let (ours, theirs) = pair();

@@ -122,7 +122,7 @@ mod tests {
     use crate::mailbox::mailbox;
 
     #[test]
-    fn messages_of_other_threads_wake_a_sleeping_executor_in_order() {
+    fn messages_of_other_threads_wake_an_idle_executor_and_arrive_in_order() {
         const COUNT: u32 = 5_000;
         let (sender, receiver) = mailbox::<u32>().unwrap();
         let writer = std::thread::spawn(move || {
