@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_its_flag() {
+    fn invalid_combinations_are_rejected_with_the_flag() {
         for (line, named) in [
             ("", "--target"),
             ("-t nowhere", "kv://HOST:PORT"),

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_operation_that_had_to_wait_counts_from_when_it_was_due() {
+    fn the_latency_of_a_delayed_operation_counts_from_its_scheduled_time() {
         let mut arrival_rate = ArrivalRate::open(1_000, 1e6);
         assert_eq!(arrival_rate.begin(999), None);
         assert_eq!(arrival_rate.begin(1_000), Some(1_000));
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_loop_begins_whenever_there_is_room() {
+    fn a_closed_loop_begins_an_operation_whenever_there_is_room() {
         let mut arrival_rate = ArrivalRate::Closed;
         assert_eq!(
             (arrival_rate.begin(5), arrival_rate.next_ns(), arrival_rate.behind(9)),

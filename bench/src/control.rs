@@ -106,14 +106,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_the_warm_up_no_more_than_the_count_begins() {
+    fn after_the_warm_up_at_most_the_requested_number_of_operations_begins() {
         let control = Control::begin(Duration::from_nanos(100), Until::Count(3), 1);
         assert_eq!((0..50).filter(|_| control.admit(99)).count(), 50);
         assert_eq!((0..50).filter(|_| control.admit(100)).count(), 3);
     }
 
     #[test]
-    fn nothing_begins_after_the_end_or_an_abort() {
+    fn no_operation_begins_after_the_end_or_an_abort() {
         let control = Control::begin(Duration::ZERO, Until::Time(Duration::from_nanos(10)), 1);
         assert!(control.admit(9) && !control.admit(10));
         control.abort();

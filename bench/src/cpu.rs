@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_of_a_process_grows_while_it_works_and_nobody_has_none() {
+    fn the_cpu_time_of_a_process_grows_while_it_works_and_an_unknown_pid_is_an_error() {
         let own = std::process::id();
         let before = of_process(own).unwrap();
         let mut sum = 0u64;

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn zipf_draws_each_rank_as_often_as_its_law_says() {
+    fn zipf_draws_each_rank_with_the_expected_frequency() {
         let (length, draws, theta) = (1_000, 2_000_000, 0.99);
         let counts = counts(&KeyDistribution::new(Popularity::Zipf(theta), 1_000), length, draws);
         let weight = |rank: usize| (rank as f64).powf(-theta);
@@ -92,13 +92,13 @@ mod tests {
     }
 
     #[test]
-    fn uniform_draws_every_key_about_as_often_as_another() {
+    fn uniform_draws_every_key_about_equally_often() {
         let counts = counts(&KeyDistribution::new(Popularity::Uniform, 100), 100, 1_000_000);
         assert!(counts.iter().all(|count| count.abs_diff(10_000) < 600), "{counts:?}");
     }
 
     #[test]
-    fn a_popularity_has_a_name() {
+    fn popularities_are_parsed_by_name() {
         assert_eq!(Popularity::parse("uniform"), Ok(Popularity::Uniform));
         assert_eq!(Popularity::parse("zipf"), Ok(Popularity::Zipf(0.99)));
         assert_eq!(Popularity::parse("zipf:1.2"), Ok(Popularity::Zipf(1.2)));

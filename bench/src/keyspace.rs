@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_decimal_numbers_of_one_width() {
+    fn keys_are_decimal_numbers_of_equal_width() {
         let keys = Keyspace::whole(1_000_000, 16, Popularity::Uniform);
         let mut key = Vec::new();
         keys.write(123_456, &mut key);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_lies_where_its_list_says() {
+    fn every_key_is_placed_on_the_shard_of_its_list() {
         let placement = Placement::new(3, 2);
         let keys = Keyspace::placed(999, 16, Popularity::Uniform, placement, None).unwrap();
         assert_eq!((keys.lists.len(), keys.len()), (6, 999));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_alone_has_as_many_keys_as_were_asked_for() {
+    fn a_single_group_has_the_requested_number_of_keys() {
         let placement = Placement::new(3, 1);
         let group = Some(GroupId(1));
         let keys = Keyspace::placed(500, 16, Popularity::Uniform, placement, group).unwrap();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_without_a_key_is_named() {
+    fn a_shard_without_a_key_is_named() {
         let placement = Placement::new(3, 64);
         let refused = Keyspace::placed(5, 16, Popularity::Uniform, placement, None);
         assert!(refused.is_err());

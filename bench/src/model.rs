@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_shows_what_was_acknowledged_before_it_or_later() {
+    fn a_read_must_return_the_write_acknowledged_before_it_or_a_later_one() {
         let (model, values) = (Model::new(2, 7), Values::new(32..=32));
         let first = model.begin_write(1).unwrap();
         model.acknowledge(1, first);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_key_that_was_not_written_yet_anything_whole_may_be_read() {
+    fn a_key_without_a_write_in_this_run_may_hold_any_well_formed_value() {
         let (model, values) = (Model::new(2, 7), Values::new(32..=32));
         let floor = model.floor(0);
         assert_eq!(model.check(&values, 0, floor, None), Ok(()));

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_are_neither_negative_nor_endless() {
+    fn seconds_are_neither_negative_nor_infinite() {
         assert_eq!(parse_seconds("0.25"), Ok(Duration::from_millis(250)));
         for bad in ["-1", "inf", "nan", "1e9", "soon"] {
             assert!(parse_seconds(bad).is_err(), "{bad}");

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_read_back_as_it_was() {
+    fn json_is_read_back_unchanged() {
         let report = report();
         let text = report.render(Format::Json);
         assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_tells_what_was_wrong() {
+    fn a_table_lists_the_failures() {
         let mut wrong = report();
         assert!(!wrong.render(Format::Table).contains("wrong"));
         wrong.mismatched = 3;

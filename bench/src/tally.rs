@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_added_up_and_what_is_too_long_counts_as_the_longest() {
+    fn tallies_are_summed_and_an_overlong_latency_counts_as_the_longest() {
         let (mut one, mut other) = (Tally::new(), Tally::new());
         one.reads.record(1_000);
         other.reads.record(u64::MAX);

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_says_how_one_is_written() {
+    fn an_invalid_target_is_rejected_with_the_expected_form() {
         for bad in ["", "localhost:1", "http://a:1"] {
             assert!(Target::parse(bad).unwrap_err().contains("kv://HOST:PORT"), "{bad}");
         }

@@ -106,7 +106,7 @@ mod tests {
     const STAMP: Stamp = Stamp { run: 7, number: 3 };
 
     #[test]
-    fn a_value_tells_which_write_left_it() {
+    fn a_value_identifies_the_write_it_comes_from() {
         let values = Values::new(12..=200_000);
         let mut value = Vec::new();
         for key in 0..200 {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn another_keys_value_a_flipped_bit_and_a_missing_end_are_seen() {
+    fn another_keys_value_a_flipped_bit_and_a_missing_end_are_detected() {
         let values = Values::new(64..=64);
         let mut value = Vec::new();
         values.write(1, STAMP, &mut value);

@@ -22,7 +22,7 @@ fn server_log(cluster: &Cluster, id: usize) -> String {
 }
 
 #[test]
-fn each_engine_says_that_it_runs_and_brings_values_of_all_sizes_back() {
+fn each_engine_logs_that_it_runs_and_returns_values_of_all_sizes() {
     for engine in ENGINES {
         let cluster = start(engine);
         for id in 0..3 {
@@ -44,7 +44,7 @@ fn each_engine_says_that_it_runs_and_brings_values_of_all_sizes_back() {
 }
 
 #[test]
-fn an_engine_that_does_not_exist_is_refused_with_the_names_of_those_that_do() {
+fn an_unknown_engine_is_rejected_with_the_names_of_the_known_ones() {
     for program in [programs::COORD, programs::SERVER] {
         let ended =
             programs::run(program, ["--net", "tcpstream"], "", crate::common::TIMEOUT).with_code(2);
@@ -55,7 +55,7 @@ fn an_engine_that_does_not_exist_is_refused_with_the_names_of_those_that_do() {
 }
 
 #[test]
-fn where_io_uring_is_denied_servers_take_epoll_and_say_in_one_line_why_and_what_allows_it() {
+fn without_io_uring_servers_use_epoll_and_log_the_reason_and_the_remedy_in_one_line() {
     let cluster = Cluster::builder().deny_io_uring().flag("--net").flag("auto").start();
     for id in 0..3 {
         let log = server_log(&cluster, id);
@@ -73,7 +73,7 @@ fn where_io_uring_is_denied_servers_take_epoll_and_say_in_one_line_why_and_what_
 }
 
 #[test]
-fn a_server_that_is_to_take_uring_and_may_not_ends_at_once_and_says_what_allows_it() {
+fn a_server_that_requires_io_uring_exits_at_once_and_names_the_remedy_when_it_is_denied() {
     let mut command = std::process::Command::new(programs::SERVER);
     command.args(["-h", "localhost", "-m", "1", "-S", "0", "-n", "3", "--net", "uring"]);
     seccomp::deny_io_uring(&mut command);
@@ -85,7 +85,7 @@ fn a_server_that_is_to_take_uring_and_may_not_ends_at_once_and_says_what_allows_
 }
 
 #[test]
-fn a_small_request_is_not_kept_waiting_by_the_largest_values_on_the_same_shard() {
+fn a_small_request_does_not_wait_for_the_largest_values_on_the_same_shard() {
     const LONGEST_WAIT: Duration = Duration::from_secs(1);
     for engine in ENGINES {
         let cluster = start(engine);

@@ -20,7 +20,7 @@ fn if_absent(seq: u64) -> WriteHeader {
 }
 
 #[test]
-fn the_library_retries_a_write_whose_answer_was_cut_off_and_it_is_executed_once() {
+fn the_library_retries_a_write_whose_response_was_lost_and_it_is_executed_once() {
     let cluster = Cluster::start();
     let proxy = Proxy::before(&cluster);
     let mut client = Client::open(&proxy.endpoint(), Options::default()).expect("open a client");
@@ -44,7 +44,7 @@ fn the_library_retries_a_write_whose_answer_was_cut_off_and_it_is_executed_once(
 }
 
 #[test]
-fn writes_in_flight_together_are_each_executed_once_however_often_their_connections_are_cut() {
+fn pipelined_writes_are_each_executed_once_however_often_their_connections_are_cut() {
     const WRITES: usize = 3_000;
     let cluster = Cluster::builder().shards(2).start();
     let proxy = Proxy::before(&cluster);
@@ -95,7 +95,7 @@ fn writes_in_flight_together_are_each_executed_once_however_often_their_connecti
 }
 
 #[test]
-fn a_delete_whose_answer_was_cut_off_is_answered_as_done_and_not_as_not_found() {
+fn a_retried_delete_whose_response_was_lost_is_reported_as_done_and_not_as_not_found() {
     let cluster = Cluster::start();
     let proxy = Proxy::before(&cluster);
     let mut client = Client::open(&proxy.endpoint(), Options::default()).expect("open a client");
@@ -107,7 +107,7 @@ fn a_delete_whose_answer_was_cut_off_is_answered_as_done_and_not_as_not_found() 
 }
 
 #[test]
-fn the_same_client_and_number_get_the_first_answer_over_a_new_connection() {
+fn a_repeated_client_id_and_number_get_the_first_response_over_a_new_connection() {
     let cluster = Cluster::start();
     let server = cluster.server(0).clients.expect("started").parse().expect("an address");
     let key = cluster.key_at(0, 0, "raw");
@@ -135,7 +135,7 @@ fn the_same_client_and_number_get_the_first_answer_over_a_new_connection() {
 }
 
 #[test]
-fn a_write_in_doubt_is_settled_from_its_record_or_never_done() {
+fn a_write_in_doubt_is_settled_from_its_record_or_is_never_done() {
     let cluster = Cluster::start();
     let server = cluster.server(0).clients.expect("started").parse().expect("an address");
     let key = cluster.key_at(0, 0, "raw");
@@ -159,7 +159,7 @@ fn a_write_in_doubt_is_settled_from_its_record_or_never_done() {
 }
 
 #[test]
-fn a_number_that_the_client_has_declared_finished_is_answered_as_expired_and_not_executed() {
+fn a_write_number_that_the_client_declared_finished_is_expired_and_not_executed() {
     let cluster = Cluster::start();
     let server = cluster.server(0).clients.expect("started").parse().expect("an address");
     let key = cluster.key_at(0, 0, "raw");

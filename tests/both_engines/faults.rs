@@ -38,7 +38,7 @@ fn group_of(cluster: &Cluster, key: &[u8]) -> usize {
 }
 
 #[test]
-fn a_killed_server_is_replaced_and_every_key_can_be_read_and_written_all_along() {
+fn a_killed_server_is_replaced_and_every_key_stays_readable_and_writable() {
     let cluster = Cluster::builder().servers(4).start();
     let pairs = pairs(2_000);
     let mut client = cluster.open();
@@ -68,7 +68,7 @@ fn a_killed_server_is_replaced_and_every_key_can_be_read_and_written_all_along()
 }
 
 #[test]
-fn the_command_line_hardly_notices_a_killed_server() {
+fn the_command_line_client_finishes_in_three_seconds_although_a_server_was_killed() {
     let cluster = Cluster::builder().servers(4).start();
     let (moved, kept) = (cluster.key_at(1, 0, "l"), cluster.key_at(2, 0, "k"));
     let (moved, kept) = (String::from_utf8(moved).unwrap(), String::from_utf8(kept).unwrap());
@@ -84,7 +84,7 @@ fn the_command_line_hardly_notices_a_killed_server() {
 }
 
 #[test]
-fn a_write_that_was_sent_to_a_server_before_it_died_is_answered_by_its_successor() {
+fn a_write_sent_to_a_server_that_then_dies_gets_its_response_from_the_successor() {
     let cluster = Cluster::start();
     let key = cluster.key_at(1, 0, "doubt");
     let mut client = cluster.open();
@@ -179,7 +179,7 @@ impl Drop for StopOnDrop<'_> {
 }
 
 #[test]
-fn a_server_that_hangs_is_followed_and_replaced_while_writes_go_on() {
+fn a_hung_server_is_failed_over_and_replaced_while_writes_continue() {
     const HANGS: Duration = Duration::from_secs(3);
     let longest = nothing_is_lost_through(0, |cluster| {
         let pid = cluster.server_pid(1);
@@ -197,7 +197,7 @@ fn a_server_that_hangs_is_followed_and_replaced_while_writes_go_on() {
 }
 
 #[test]
-fn a_machine_that_stands_again_and_again_makes_no_member_of_a_group_go() {
+fn a_machine_that_is_suspended_repeatedly_costs_no_group_a_member() {
     // The coordinator resumes shortly before it would have judged, or shortly or long after.
     const STANDS: [u64; 8] = [700, 440, 480, 520, 460, 700, 500, 450];
     const RUNS: Duration = Duration::from_millis(200);
@@ -229,12 +229,12 @@ fn a_machine_that_stands_again_and_again_makes_no_member_of_a_group_go() {
 }
 
 #[test]
-fn streams_between_servers_that_are_cut_again_and_again_lose_nothing() {
+fn streams_between_servers_that_are_cut_repeatedly_lose_no_write() {
     nothing_is_lost_through(0, cut_streams);
 }
 
 #[test]
-fn streams_that_are_cut_in_the_middle_of_large_values_lose_nothing() {
+fn streams_that_are_cut_within_large_values_lose_no_write() {
     nothing_is_lost_through(3 << 20, cut_streams);
 }
 
@@ -255,7 +255,7 @@ fn cut_streams(cluster: &Cluster) {
 }
 
 #[test]
-fn connections_of_servers_to_the_coordinator_that_are_cut_come_back_by_themselves() {
+fn servers_reconnect_to_the_coordinator_after_their_connections_are_cut() {
     nothing_is_lost_through(0, |cluster| {
         let status = cluster.status();
         if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
@@ -277,7 +277,7 @@ fn connections_of_servers_to_the_coordinator_that_are_cut_come_back_by_themselve
 }
 
 #[test]
-fn a_server_that_is_told_to_leave_hands_over_exits_within_five_seconds_and_is_replaced() {
+fn a_server_that_leaves_hands_over_exits_within_five_seconds_and_is_replaced() {
     let cluster = Cluster::start();
     let pairs = pairs(3_000);
     let mut client = cluster.open();
@@ -299,7 +299,7 @@ fn a_server_that_is_told_to_leave_hands_over_exits_within_five_seconds_and_is_re
 }
 
 #[test]
-fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
+fn every_write_acknowledged_while_a_server_leaves_is_in_a_dump() {
     let mut cluster = Cluster::builder().shards(2).start();
     let keys: Vec<Vec<u8>> = (0..3)
         .flat_map(|group| (0..2).map(move |shard| (group, shard)))
@@ -354,8 +354,7 @@ fn write_until_it_fails(mut client: Client, key: &[u8], deadline: Duration) -> u
 }
 
 #[test]
-fn when_two_neighbours_die_and_are_isolated_no_other_group_fails_once_and_theirs_says_that_it_is_lost()
- {
+fn when_two_neighbours_die_under_isolate_only_their_common_group_is_lost_and_no_other_fails() {
     const LOST: u16 = 1;
     let builder = Cluster::builder().servers(5);
     let mut cluster = builder.flag("--on-double-fault").flag("isolate").start();
@@ -439,7 +438,7 @@ fn when_two_neighbours_die_and_are_isolated_no_other_group_fails_once_and_theirs
 }
 
 #[test]
-fn servers_serve_on_without_their_coordinator_and_dump_by_themselves_when_told_to_stop() {
+fn servers_serve_without_their_coordinator_and_write_dumps_on_a_stop_signal() {
     let cluster = Cluster::start();
     let pairs = pairs(1_000);
     // Clients that have the map do not need the coordinator.
@@ -467,7 +466,7 @@ fn servers_serve_on_without_their_coordinator_and_dump_by_themselves_when_told_t
 }
 
 #[test]
-fn a_server_told_to_leave_while_coordinator_and_secondary_hang_dumps_within_five_seconds() {
+fn a_server_that_leaves_while_coordinator_and_secondary_hang_dumps_within_five_seconds() {
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
     let pairs = pairs(300);
@@ -495,7 +494,7 @@ fn a_server_told_to_leave_while_coordinator_and_secondary_hang_dumps_within_five
 }
 
 #[test]
-fn a_server_that_hangs_is_killed_and_named_when_the_cluster_stops() {
+fn a_hung_server_is_killed_and_named_when_the_cluster_stops() {
     let mut cluster = Cluster::start();
     let pairs = pairs(300);
     put_all(&mut cluster.open(), &pairs);
@@ -517,7 +516,7 @@ fn a_server_that_hangs_is_killed_and_named_when_the_cluster_stops() {
 }
 
 #[test]
-fn a_client_finds_its_way_back_after_its_own_connections_were_cut() {
+fn a_client_reconnects_after_its_own_connections_were_cut() {
     let cluster = Cluster::start();
     let pairs = pairs(200);
     let mut client = cluster.open_with(Options::default());

@@ -48,7 +48,7 @@ fn frame(kind: Kind, opcode: u8, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn lengths_that_no_frame_has_close_the_connection_on_every_port_before_memory_is_taken() {
+fn invalid_frame_lengths_close_the_connection_on_every_port_before_memory_is_allocated() {
     survives(|cluster, ports| {
         let before: Vec<u64> = cluster.server_pids().into_iter().map(process::data_bytes).collect();
         for length in [u32::MAX, u32::MAX - 8, 1 << 31, (32 << 20) + 1] {
@@ -70,7 +70,7 @@ fn lengths_that_no_frame_has_close_the_connection_on_every_port_before_memory_is
 }
 
 #[test]
-fn an_empty_key_and_a_value_above_the_limit_are_refused_and_the_connection_stays() {
+fn an_empty_key_and_a_value_above_the_limit_are_rejected_and_the_connection_stays_open() {
     survives(|cluster, ports| {
         let key = key(cluster, "limits");
         let mut raw = ports.welcomed(1);
@@ -87,7 +87,7 @@ fn an_empty_key_and_a_value_above_the_limit_are_refused_and_the_connection_stays
 }
 
 #[test]
-fn memory_grows_with_the_bytes_that_came_and_not_with_those_announced() {
+fn memory_grows_with_the_bytes_received_and_not_with_the_length_announced() {
     survives(|cluster, ports| {
         let pid = cluster.server_pid(VICTIM);
         let before = process::data_bytes(pid);
@@ -111,7 +111,7 @@ fn memory_grows_with_the_bytes_that_came_and_not_with_those_announced() {
 }
 
 #[test]
-fn a_batch_that_announces_too_many_messages_ends_the_stream_and_writes_go_on() {
+fn a_batch_that_announces_too_many_messages_ends_the_stream_and_writes_continue() {
     survives(|cluster, ports| {
         for count in [0, u16::try_from(MAX_BATCH_MESSAGES).expect("small") + 1, u16::MAX] {
             let batch = frame(Kind::Servers, peer_opcode::BATCH, &count.to_le_bytes());
@@ -122,7 +122,7 @@ fn a_batch_that_announces_too_many_messages_ends_the_stream_and_writes_go_on() {
 }
 
 #[test]
-fn a_bad_checksum_on_a_stream_closes_it_and_the_real_one_goes_on_where_it_was() {
+fn a_bad_checksum_closes_a_forged_stream_and_the_real_stream_resumes_where_it_was() {
     survives(|cluster, ports| {
         put_through_the_real_stream(cluster, ports);
         let mut beacon = Vec::new();
@@ -236,7 +236,7 @@ fn a_request_in_single_bytes_is_served_like_any_other() {
 }
 
 #[test]
-fn a_client_that_errs_without_end_is_answered_so_many_times_and_then_closed() {
+fn a_client_that_sends_endless_errors_gets_a_limited_number_of_responses_and_is_closed() {
     survives(|_, ports| {
         let mut raw = ports.welcomed(1);
         let bad = request(RequestId(5), b"", Operation::Get);
@@ -263,7 +263,7 @@ fn errors_between_good_requests_do_not_add_up() {
 }
 
 #[test]
-fn an_unknown_opcode_is_refused_in_words_that_name_those_that_are_served() {
+fn an_unknown_opcode_is_rejected_with_the_names_of_the_served_ones() {
     survives(|_, ports| {
         let mut raw = ports.welcomed(1);
         raw.send(&frame(Kind::Clients, 0x1f, b"?"));
@@ -281,7 +281,7 @@ fn an_unknown_opcode_is_refused_in_words_that_name_those_that_are_served() {
 }
 
 #[test]
-fn another_protocol_version_is_refused_in_words_that_name_the_supported_one() {
+fn another_protocol_version_is_rejected_with_the_supported_one_named() {
     survives(|_, ports| {
         for kind in [Kind::Clients, Kind::Map] {
             let mut raw = ports.connect(kind);
@@ -304,7 +304,7 @@ fn another_protocol_version_is_refused_in_words_that_name_the_supported_one() {
 }
 
 #[test]
-fn any_byte_may_stand_in_keys_and_values_and_dumps_are_plain_text_all_the_same() {
+fn keys_and_values_may_hold_any_byte_and_dumps_are_plain_text_all_the_same() {
     let cluster = Cluster::start();
     let mut client = cluster.open();
     let options = OpOptions::default();
@@ -367,7 +367,7 @@ fn opcodes_of_another_port_close_the_connection_on_every_port() {
 }
 
 #[test]
-fn a_client_of_another_cluster_is_refused() {
+fn a_client_of_another_cluster_is_rejected() {
     survives(|_, ports| {
         for kind in [Kind::Clients, Kind::Map] {
             let mut raw = ports.connect(kind);
@@ -380,7 +380,7 @@ fn a_client_of_another_cluster_is_refused() {
 }
 
 #[test]
-fn a_shard_that_does_not_exist_is_refused() {
+fn a_shard_that_does_not_exist_is_rejected() {
     survives(|_, ports| {
         let mut raw = ports.connect(Kind::Clients);
         raw.send(&hello(ports.status.cluster, ClientId(1), ShardId(1)));
@@ -391,7 +391,7 @@ fn a_shard_that_does_not_exist_is_refused() {
 }
 
 #[test]
-fn a_stranger_is_refused_at_the_servers_port_before_anything() {
+fn a_stranger_is_rejected_at_the_servers_port_before_any_other_check() {
     survives(|_, ports| {
         let good = ports.peer_hello();
         let mut later = good.view;
@@ -421,7 +421,7 @@ fn a_stranger_is_refused_at_the_servers_port_before_anything() {
 /// Checks that a program that knows the names in the status and the map (cluster, epoch,
 /// processes), but not the key, is rejected.
 #[test]
-fn a_program_that_knows_every_name_but_not_the_key_is_a_stranger() {
+fn a_program_that_knows_every_identity_but_not_the_key_is_rejected() {
     survives(|cluster, ports| {
         let guessed = ClusterKey(ports.key.0 ^ 1);
         let refused = |kind: Kind, hello: &dyn Fn(&Seal, &mut Vec<u8>)| {
@@ -475,7 +475,7 @@ fn a_program_that_knows_every_name_but_not_the_key_is_a_stranger() {
 }
 
 #[test]
-fn a_stranger_gives_no_orders() {
+fn orders_of_a_stranger_are_rejected() {
     survives(|cluster, ports| {
         let good = ports.orders_hello();
         let mut forged = [good; 4];
@@ -505,7 +505,7 @@ fn a_stranger_gives_no_orders() {
 }
 
 #[test]
-fn a_stranger_is_refused_by_the_coordinator_in_words() {
+fn the_coordinator_rejects_a_stranger_with_a_reason() {
     survives(|_, ports| {
         let good = ports.started();
         let mut forged = [good; 6];
@@ -536,7 +536,7 @@ fn a_stranger_is_refused_by_the_coordinator_in_words() {
 }
 
 #[test]
-fn a_heartbeat_without_a_started_teaches_the_coordinator_nothing() {
+fn a_heartbeat_before_any_started_message_changes_nothing_at_the_coordinator() {
     survives(|_, ports| {
         let heartbeat = Heartbeat {
             incarnation: ports.member(VICTIM).incarnation,
@@ -571,7 +571,7 @@ fn a_heartbeat_without_a_started_teaches_the_coordinator_nothing() {
 }
 
 #[test]
-fn nothing_is_learned_from_a_client_that_claims_a_later_view() {
+fn a_client_that_claims_a_later_view_does_not_change_the_servers_view() {
     survives(|cluster, ports| {
         let key = key(cluster, "view");
         let mut raw = ports.welcomed(1);
@@ -592,7 +592,7 @@ fn nothing_is_learned_from_a_client_that_claims_a_later_view() {
 }
 
 #[test]
-fn a_key_of_another_group_is_answered_wrong_view_and_written_nowhere() {
+fn a_key_of_another_group_gets_wrong_view_and_is_written_nowhere() {
     let cluster = Cluster::start();
     let ports = Ports::of(&cluster);
     let mut raw = ports.welcomed(1);
@@ -614,7 +614,7 @@ fn a_key_of_another_group_is_answered_wrong_view_and_written_nowhere() {
 }
 
 #[test]
-fn a_digest_that_is_not_the_keys_is_refused_and_the_write_is_not_done() {
+fn a_digest_that_does_not_match_the_key_is_rejected_and_the_write_is_not_done() {
     survives(|cluster, ports| {
         let (key, other) = (key(cluster, "one"), key(cluster, "other"));
         let mut raw = ports.welcomed(1);
@@ -636,7 +636,7 @@ fn a_digest_that_is_not_the_keys_is_refused_and_the_write_is_not_done() {
 }
 
 #[test]
-fn what_is_refused_is_counted_in_the_status() {
+fn rejected_requests_are_counted_in_the_status() {
     let cluster = Cluster::start();
     let ports = Ports::of(&cluster);
     let before = cluster.server(VICTIM).refused;
@@ -665,7 +665,7 @@ fn nonsense() -> impl Strategy<Value = (usize, Vec<u8>, bool)> {
 }
 
 #[test]
-fn random_bytes_into_every_port_harm_nobody() {
+fn random_bytes_into_every_port_harm_no_other_connection() {
     let cluster = Cluster::builder().shards(2).start();
     let pids = cluster.server_pids();
     let ports = Ports::of(&cluster);

@@ -25,7 +25,7 @@ const SLACK: Duration = Duration::from_secs(3);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 #[test]
-fn slow_silent_and_greedy_connections_are_closed_at_their_deadlines_and_nobody_else_notices() {
+fn slow_silent_and_greedy_connections_are_closed_at_their_deadlines_and_delay_no_other() {
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
     let ports = &Ports::of(&cluster);
@@ -122,7 +122,7 @@ fn longest_wait_of_a_good_client(cluster: &Cluster, over: &AtomicBool) -> Durati
 }
 
 #[test]
-fn connections_beyond_the_limit_are_refused_as_busy_and_the_clusters_own_links_stay() {
+fn connections_beyond_the_limit_are_rejected_as_busy_and_the_clusters_own_links_stay() {
     let limit = process::raise_own_descriptor_limit();
     let needed = MAX_CLIENT_CONNECTIONS as u64 + 1_000;
     assert!(limit >= needed, "this test opens {needed} sockets; raise the hard limit (ulimit -Hn)");
@@ -153,7 +153,7 @@ fn connections_beyond_the_limit_are_refused_as_busy_and_the_clusters_own_links_s
 }
 
 #[test]
-fn an_address_whose_idle_connections_take_all_places_gives_room_to_others() {
+fn idle_connections_of_an_address_that_fills_the_limit_make_room_for_other_addresses() {
     const OTHERS: u128 = 40;
     let cluster = Cluster::builder().open_files(256).start();
     let pids = cluster.server_pids();
@@ -201,7 +201,7 @@ fn an_address_whose_idle_connections_take_all_places_gives_room_to_others() {
 }
 
 #[test]
-fn a_crowd_that_asks_the_coordinator_nothing_gives_room_to_those_who_ask() {
+fn idle_connections_to_the_coordinator_make_room_for_clients_with_requests() {
     process::raise_own_descriptor_limit();
     let cluster = Cluster::start();
     let ports = Ports::of(&cluster);
@@ -233,7 +233,7 @@ fn a_crowd_that_asks_the_coordinator_nothing_gives_room_to_those_who_ask() {
 
 /// Checks that status requests do not delay a failover, however many there are.
 #[test]
-fn a_crowd_that_asks_for_the_status_does_not_delay_a_failover() {
+fn many_status_requests_do_not_delay_a_failover() {
     const CROWD: usize = 400;
     const LONGEST: Duration = Duration::from_millis(500);
     process::raise_own_descriptor_limit();
@@ -295,7 +295,7 @@ fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {
 }
 
 #[test]
-fn a_crowd_of_strangers_that_say_nothing_does_not_keep_the_clusters_own_links_from_coming_back() {
+fn silent_strangers_do_not_keep_the_clusters_own_links_from_reconnecting() {
     // More than each port lets wait for their hello, and no more than a listener's backlog.
     const STRANGERS: [(Kind, usize); 3] =
         [(Kind::Servers, 1_100), (Kind::Orders, 100), (Kind::Reports, 500)];
@@ -380,7 +380,7 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
 }
 
 #[test]
-fn a_server_full_of_connections_under_a_low_limit_of_open_files_is_stopped_with_complete_dumps() {
+fn a_server_at_its_limit_of_open_files_stops_with_complete_dumps() {
     let cluster = Cluster::builder().shards(2).open_files(256).start();
     let pids = cluster.server_pids();
     let pairs: Vec<_> = (0..200).map(|n| (format!("key {n}").into_bytes(), vec![n])).collect();
@@ -409,7 +409,7 @@ fn a_server_full_of_connections_under_a_low_limit_of_open_files_is_stopped_with_
 }
 
 #[test]
-fn at_the_memory_limit_writes_are_refused_and_reads_and_deletes_work_and_both_copies_agree() {
+fn at_the_memory_limit_writes_are_rejected_reads_and_deletes_work_and_both_copies_agree() {
     let cluster = Cluster::builder().flag("--memory-limit").flag("64M").start();
     let pids = cluster.server_pids();
     let mut client = cluster.open();
@@ -457,7 +457,7 @@ fn at_the_memory_limit_writes_are_refused_and_reads_and_deletes_work_and_both_co
 }
 
 #[test]
-fn a_dump_that_cannot_be_written_is_named_and_waited_for_until_it_can() {
+fn a_stop_names_a_dump_that_cannot_be_written_and_waits_until_it_can() {
     let builder = Cluster::builder();
     // A file cannot be created under the name of a directory.
     let obstacle = builder.dir().join("server_1.primary.tmp");
@@ -479,7 +479,7 @@ fn a_dump_that_cannot_be_written_is_named_and_waited_for_until_it_can() {
 }
 
 #[test]
-fn a_disk_that_is_full_for_a_moment_costs_no_dump() {
+fn a_disk_that_is_full_for_a_moment_does_not_lose_a_dump() {
     let builder = Cluster::builder();
     // Writes to this link go to a device that is always full; the server removes the link.
     symlink("/dev/full", builder.dir().join("server_1.primary.tmp")).expect("make a link");
@@ -496,7 +496,7 @@ fn a_disk_that_is_full_for_a_moment_costs_no_dump() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_does_not_keep_a_server_from_serving() {
+fn a_server_whose_log_cannot_be_written_keeps_serving() {
     let builder = Cluster::builder();
     symlink("/dev/full", builder.dir().join("server_1.log")).expect("make a link");
     let cluster = builder.start();
@@ -510,7 +510,7 @@ fn a_log_that_cannot_be_written_does_not_keep_a_server_from_serving() {
 }
 
 #[test]
-fn a_client_that_stops_in_the_middle_of_its_answers_costs_the_others_nothing() {
+fn a_client_that_disconnects_within_its_responses_does_not_affect_other_clients() {
     let cluster = Cluster::start();
     let ports = Ports::of(&cluster);
     let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "gone");

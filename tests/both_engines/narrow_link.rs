@@ -102,7 +102,7 @@ impl Drop for Stop<'_> {
 }
 
 #[test]
-fn long_values_on_a_narrow_link_move_no_view_and_keep_no_reader_waiting() {
+fn long_values_on_a_narrow_link_change_no_view_and_delay_no_reader() {
     let Some(cluster) = start() else { return };
     let short = cluster.key_at(0, 0, "short");
     cluster.open().put(&short, b"short", &OpOptions::default()).expect("a put");
@@ -124,7 +124,7 @@ fn long_values_on_a_narrow_link_move_no_view_and_keep_no_reader_waiting() {
 }
 
 #[test]
-fn a_copy_of_long_values_over_a_narrow_link_goes_on_while_another_is_written() {
+fn a_copy_of_long_values_over_a_narrow_link_continues_while_another_value_is_written() {
     let Some(cluster) = start() else { return };
     for name in ["one", "two"] {
         write_and_read(&cluster, name, MAX_VALUE_BYTES / 2, 0);

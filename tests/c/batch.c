@@ -30,7 +30,7 @@ static void remove_all(const kvc_slice *keys, size_t n)
 }
 
 /* Keys with every byte including NUL, up to the longest; values from empty upwards. */
-static void many_keys_go_and_come_in_one_call(void **state)
+static void many_keys_are_stored_and_read_in_one_call(void **state)
 {
     static char names[MANY][8], longest[65535];
     static kvc_slice keys[MANY], values[MANY];
@@ -68,7 +68,7 @@ static void many_keys_go_and_come_in_one_call(void **state)
     remove_all(keys, MANY);
 }
 
-static void what_cannot_be_read_is_empty_and_has_a_status(void **state)
+static void unreadable_keys_are_empty_and_have_a_status(void **state)
 {
     const kvc_slice keys[] = {text("there"), text("missing"), text("there"), text("missing too")};
     kvc_buf out[4];
@@ -154,7 +154,7 @@ static void an_empty_batch_is_done(void **state)
     assert_true(status == 7 && out.len == 7);
 }
 
-static void large_values_go_and_come_and_what_is_too_long_is_left_out(void **state)
+static void large_values_are_stored_and_read_and_overlong_ones_are_left_out(void **state)
 {
     static char names[LARGE][32], long_key[65536];
     unsigned char *value = malloc(16 * MIB + LARGE);
@@ -196,7 +196,7 @@ static void large_values_go_and_come_and_what_is_too_long_is_left_out(void **sta
 }
 
 /* Calls that are rejected as a whole: nothing is done or written, not even for the valid keys. */
-static void null_and_bad_sizes_are_refused(void **state)
+static void null_and_bad_sizes_are_rejected(void **state)
 {
     const kvc_slice good[] = {text("good"), text("good too")};
     const kvc_slice null[] = {text("good"), bytes(NULL, 1)};
@@ -240,7 +240,7 @@ static void null_and_bad_sizes_are_refused(void **state)
 }
 
 /* Errors that need no server are reported at once. */
-static void a_batch_of_which_nothing_can_be_sent_does_not_wait(void **state)
+static void a_batch_without_a_sendable_operation_does_not_wait(void **state)
 {
     static char long_key[65536];
     const kvc_slice keys[] = {bytes(long_key, sizeof long_key), bytes(long_key, sizeof long_key)};
@@ -256,7 +256,7 @@ static void a_batch_of_which_nothing_can_be_sent_does_not_wait(void **state)
     assert_true(now_ms() - start < 20 * 500);
 }
 
-static void where_nobody_listens_a_batch_is_unavailable_in_time(void **state)
+static void a_batch_without_a_listener_is_unavailable_at_its_deadline(void **state)
 {
     const kvc_op_options options = within(300);
     kvc_client *nobody = open_client("127.0.0.1:1", NULL);
@@ -308,7 +308,7 @@ static void threads_have_batches_of_their_own(void **state)
     in_threads(8, put_and_get);
 }
 
-static void a_child_is_refused(void **state)
+static void a_child_is_rejected(void **state)
 {
     const kvc_slice key = text("fork");
     kvc_buf out = {NULL, 7, 7};
@@ -358,7 +358,7 @@ static void texts_end_with_nul_and_belong_to_the_caller(void **state)
     assert_status(kvc_delete(client, text("text"), NULL, NULL), KVC_OK);
 }
 
-static void a_batch_of_operations_tells_all_of_each(void **state)
+static void a_batch_of_operations_returns_every_field_of_each_result(void **state)
 {
     kvc_op ops[4] = {put_op(text("one"), text("1")), put_op(text("two"), text("2")), get_op(text("one")),
                      delete_op(text("none"))};
@@ -399,18 +399,18 @@ static void a_batch_of_operations_tells_all_of_each(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(many_keys_go_and_come_in_one_call),
-        cmocka_unit_test(what_cannot_be_read_is_empty_and_has_a_status),
+        cmocka_unit_test(many_keys_are_stored_and_read_in_one_call),
+        cmocka_unit_test(unreadable_keys_are_empty_and_have_a_status),
         cmocka_unit_test(a_condition_holds_for_every_key),
         cmocka_unit_test(a_key_that_is_named_twice_gets_either_value),
         cmocka_unit_test(an_empty_batch_is_done),
-        cmocka_unit_test(large_values_go_and_come_and_what_is_too_long_is_left_out),
-        cmocka_unit_test(null_and_bad_sizes_are_refused),
-        cmocka_unit_test(a_batch_of_which_nothing_can_be_sent_does_not_wait),
-        cmocka_unit_test(where_nobody_listens_a_batch_is_unavailable_in_time),
+        cmocka_unit_test(large_values_are_stored_and_read_and_overlong_ones_are_left_out),
+        cmocka_unit_test(null_and_bad_sizes_are_rejected),
+        cmocka_unit_test(a_batch_without_a_sendable_operation_does_not_wait),
+        cmocka_unit_test(a_batch_without_a_listener_is_unavailable_at_its_deadline),
         cmocka_unit_test(threads_have_batches_of_their_own),
-        cmocka_unit_test(a_child_is_refused),
-        cmocka_unit_test(a_batch_of_operations_tells_all_of_each),
+        cmocka_unit_test(a_child_is_rejected),
+        cmocka_unit_test(a_batch_of_operations_returns_every_field_of_each_result),
         cmocka_unit_test(texts_end_with_nul_and_belong_to_the_caller),
     };
 

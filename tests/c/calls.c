@@ -110,7 +110,7 @@ static void bytes_of_every_kind_come_back(void **state)
     free(room);
 }
 
-static void a_value_that_does_not_fit_says_how_long_it_is(void **state)
+static void a_value_that_does_not_fit_returns_its_length(void **state)
 {
     char room[4] = "abc";
     size_t len = 0;
@@ -128,7 +128,7 @@ static void a_value_that_does_not_fit_says_how_long_it_is(void **state)
     assert_status(kvc_delete(client, text("four"), NULL, NULL), KVC_OK);
 }
 
-static void a_part_of_a_value_is_read_by_itself(void **state)
+static void a_part_of_a_value_can_be_read(void **state)
 {
     const struct {
         size_t offset, cap, bytes;
@@ -181,7 +181,7 @@ static void a_buffer_belongs_to_the_caller(void **state)
     kvc_free(NULL);
 }
 
-static void null_and_bad_sizes_are_refused(void **state)
+static void null_and_bad_sizes_are_rejected(void **state)
 {
     static char long_key[65536];
     const kvc_slice key = text("key"), null = bytes(NULL, 3), huge = bytes("k", SIZE_MAX);
@@ -240,7 +240,7 @@ static void null_and_bad_sizes_are_refused(void **state)
     assert_status(kvc_close(NULL), KVC_OK);
 }
 
-static void where_nobody_listens_a_call_is_unavailable_in_time(void **state)
+static void a_call_without_a_listener_is_unavailable_at_its_deadline(void **state)
 {
     const kvc_op_options options = within(300);
     kvc_client *nobody = open_client("127.0.0.1:1", NULL);
@@ -378,7 +378,7 @@ static void no_thread_is_started_and_no_signal_is_taken(void **state)
 }
 
 /* A SIGPIPE would end this program. */
-static void writes_to_what_is_closed_raise_no_signal(void **state)
+static void writes_to_closed_sockets_raise_no_signal(void **state)
 {
     enum { FDS = 256, ROUNDS = 20 };
     char was_open[FDS];
@@ -414,13 +414,13 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_value_lives_until_it_is_deleted),
         cmocka_unit_test(a_write_can_demand_a_version),
         cmocka_unit_test(bytes_of_every_kind_come_back),
-        cmocka_unit_test(a_value_that_does_not_fit_says_how_long_it_is),
-        cmocka_unit_test(a_part_of_a_value_is_read_by_itself),
+        cmocka_unit_test(a_value_that_does_not_fit_returns_its_length),
+        cmocka_unit_test(a_part_of_a_value_can_be_read),
         cmocka_unit_test(a_buffer_belongs_to_the_caller),
-        cmocka_unit_test(null_and_bad_sizes_are_refused),
-        cmocka_unit_test(where_nobody_listens_a_call_is_unavailable_in_time),
+        cmocka_unit_test(null_and_bad_sizes_are_rejected),
+        cmocka_unit_test(a_call_without_a_listener_is_unavailable_at_its_deadline),
         cmocka_unit_test(no_thread_is_started_and_no_signal_is_taken),
-        cmocka_unit_test(writes_to_what_is_closed_raise_no_signal),
+        cmocka_unit_test(writes_to_closed_sockets_raise_no_signal),
         cmocka_unit_test(a_full_cluster_is_out_of_space),
         cmocka_unit_test(sixty_four_threads_share_a_handle),
         cmocka_unit_test(a_child_opens_a_handle_of_its_own),

@@ -166,7 +166,7 @@ static void *poll_on(void *queue)
     return count == 1 ? NULL : queue;
 }
 
-static void a_queue_in_a_call_refuses_other_threads(void **state)
+static void a_queue_in_a_call_rejects_other_threads(void **state)
 {
     const int64_t start = now_ms();
     kvc_cq *queue = new_queue(client, 64);
@@ -203,7 +203,7 @@ static void *stand(void *narrow)
 }
 
 /* Abandoned writes of a call and of a queue while the cluster is stopped: the outcome once resolved is final. */
-static void what_is_said_of_a_write_in_doubt_stays_true(void **state)
+static void the_settled_outcome_of_a_write_in_doubt_is_final(void **state)
 {
     const kvc_op_options options = within(300);
     kvc_cq *queue = new_queue(client, 1);
@@ -253,7 +253,7 @@ static void what_is_said_of_a_write_in_doubt_stays_true(void **state)
 }
 
 /* All threads share the connections of a handle, and no call waits for another to end. */
-static void a_short_call_waits_for_no_long_one(void **state)
+static void a_short_call_does_not_wait_for_a_long_one(void **state)
 {
     const kvc_op_options brief = within(50);
     int64_t start;
@@ -289,9 +289,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_batch_ends_at_its_deadline),
         cmocka_unit_test(a_queue_ends_its_operations_at_their_deadlines),
         cmocka_unit_test(a_queue_whose_writes_were_sent_is_in_doubt),
-        cmocka_unit_test(a_queue_in_a_call_refuses_other_threads),
-        cmocka_unit_test(what_is_said_of_a_write_in_doubt_stays_true),
-        cmocka_unit_test(a_short_call_waits_for_no_long_one),
+        cmocka_unit_test(a_queue_in_a_call_rejects_other_threads),
+        cmocka_unit_test(the_settled_outcome_of_a_write_in_doubt_is_final),
+        cmocka_unit_test(a_short_call_does_not_wait_for_a_long_one),
     };
     int failed;
 

@@ -132,7 +132,7 @@ static kvc_client *open_with(struct told *told)
     return open_client(endpoint, &options);
 }
 
-static void a_handle_tells_of_its_map_and_its_connections(void **state)
+static void a_handle_reports_events_of_its_map_and_its_connections(void **state)
 {
     struct told *told = new_told();
     kvc_client *client = open_with(told);
@@ -161,7 +161,7 @@ static void a_handle_tells_of_its_map_and_its_connections(void **state)
     free(told);
 }
 
-static void a_queue_tells_of_its_own(void **state)
+static void a_queue_reports_events_of_its_own(void **state)
 {
     struct told *told = new_told();
     kvc_client *client = open_with(told);
@@ -202,7 +202,7 @@ static void a_write_in_doubt_is_an_event(void **state)
     free(told);
 }
 
-static void a_killed_server_is_told_of(void **state)
+static void a_killed_server_is_reported_as_events(void **state)
 {
     const kvc_op_options options = within(20000);
     const int64_t deadline = now_ms() + PATIENCE_MS;
@@ -240,11 +240,11 @@ static void a_killed_server_is_told_of(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest of_a_fault[] = {
-        cmocka_unit_test(a_killed_server_is_told_of),
+        cmocka_unit_test(a_killed_server_is_reported_as_events),
     };
     const struct CMUnitTest others[] = {
-        cmocka_unit_test(a_handle_tells_of_its_map_and_its_connections),
-        cmocka_unit_test(a_queue_tells_of_its_own),
+        cmocka_unit_test(a_handle_reports_events_of_its_map_and_its_connections),
+        cmocka_unit_test(a_queue_reports_events_of_its_own),
         cmocka_unit_test(a_write_in_doubt_is_an_event),
     };
 

@@ -32,7 +32,7 @@ static bool is_running(pid_t child)
     return info.si_pid == 0;
 }
 
-static void a_child_gives_descriptors_back_and_its_parent_goes_on(void **state)
+static void a_child_releases_descriptors_and_its_parent_continues(void **state)
 {
     enum { CHILDREN = 3 };
     const int before = count_descriptors();
@@ -129,7 +129,7 @@ static void *poll_on(void *queue)
 }
 
 /* The fork meets threads of the parent anywhere in their calls, with or without the lock of the handle. */
-static void a_child_gives_descriptors_back_whatever_its_parents_threads_did(void **state)
+static void a_child_releases_descriptors_whatever_its_parents_threads_did(void **state)
 {
     enum { THREADS = 4, CHILDREN = 60, SERVERS = 3 };
     const int before = count_descriptors();
@@ -180,8 +180,8 @@ static void a_child_gives_descriptors_back_whatever_its_parents_threads_did(void
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_child_gives_descriptors_back_and_its_parent_goes_on),
-        cmocka_unit_test(a_child_gives_descriptors_back_whatever_its_parents_threads_did),
+        cmocka_unit_test(a_child_releases_descriptors_and_its_parent_continues),
+        cmocka_unit_test(a_child_releases_descriptors_whatever_its_parents_threads_did),
     };
 
     endpoint = argc == 2 ? argv[1] : "";

@@ -96,7 +96,7 @@ static void *poll_it(void *argument)
     return note(argument, status);
 }
 
-static void an_interrupt_ends_every_wait_and_says_what_became_of_writes(void **state)
+static void an_interrupt_ends_every_wait_and_reports_the_outcome_of_writes(void **state)
 {
     enum { READ, WRITE, BATCH, PING, POLL, CALLERS };
     void *(*const bodies[CALLERS])(void *) = {read_it, write_it, write_three, ping_it, poll_it};
@@ -296,7 +296,7 @@ static void a_cancelled_write_that_was_sent_is_in_doubt_and_can_be_settled(void 
     stop_processes(pids, pid_count);
 }
 
-static void what_was_not_sent_is_cancelled_and_not_done(void **state)
+static void an_unsent_operation_is_cancelled_and_not_done(void **state)
 {
     unsigned char *kept = calloc(8, MIB);
     kvc_op op = put_op(text("kept"), text("cancelled"));
@@ -396,11 +396,11 @@ static void of_several_operations_those_with_the_tag_are_cancelled(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(an_interrupt_ends_every_wait_and_says_what_became_of_writes),
+        cmocka_unit_test(an_interrupt_ends_every_wait_and_reports_the_outcome_of_writes),
         cmocka_unit_test(an_interrupted_write_that_was_not_sent_was_not_done),
         cmocka_unit_test(threads_that_are_busy_all_end),
         cmocka_unit_test(a_cancelled_write_that_was_sent_is_in_doubt_and_can_be_settled),
-        cmocka_unit_test(what_was_not_sent_is_cancelled_and_not_done),
+        cmocka_unit_test(an_unsent_operation_is_cancelled_and_not_done),
         cmocka_unit_test(the_memory_of_a_cancelled_read_is_left_alone),
         cmocka_unit_test(of_several_operations_those_with_the_tag_are_cancelled),
     };

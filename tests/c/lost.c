@@ -34,7 +34,7 @@ static void a_batch_and_a_queue_say_the_same(int lost)
 }
 
 /* In the end every read gets a response: LOST for keys of the one group, the value for the others. */
-static void what_both_holders_had_is_lost_and_the_rest_is_served(void **state)
+static void the_common_group_of_both_holders_is_lost_and_the_rest_is_served(void **state)
 {
     const int64_t start = now_ms();
     int lost = 0, served = 0, n;
@@ -69,7 +69,7 @@ static void what_both_holders_had_is_lost_and_the_rest_is_served(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(what_both_holders_had_is_lost_and_the_rest_is_served),
+        cmocka_unit_test(the_common_group_of_both_holders_is_lost_and_the_rest_is_served),
     };
     int n, failed;
 

@@ -63,7 +63,7 @@ static void check_all_is_well(void)
     assert_int_equal(len, 5);
 }
 
-static void a_value_without_room_is_told_and_nothing_is_broken(void **state)
+static void a_value_without_memory_is_reported_and_the_handle_still_works(void **state)
 {
     const kvc_slice keys[] = {text("small"), text("large")};
     const int64_t start = now_ms();
@@ -173,7 +173,7 @@ static void continue_servers(void)
 
 /* The library keeps nothing of a partially sent request: there is no memory for it here. The kernel's buffers
    may take one or two of these writes, which are then in doubt, but not all. */
-static void a_put_that_is_given_up_half_way_was_not_done_and_nothing_is_broken(void **state)
+static void a_put_abandoned_half_way_was_not_done_and_the_handle_still_works(void **state)
 {
     enum { PUTS = 3 };
     kvc_cq *queue = new_queue(client, PUTS);
@@ -214,10 +214,10 @@ static int go_on(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(a_value_without_room_is_told_and_nothing_is_broken, give_back),
+        cmocka_unit_test_teardown(a_value_without_memory_is_reported_and_the_handle_still_works, give_back),
         cmocka_unit_test_teardown(a_value_is_received_once, give_back),
         cmocka_unit_test_teardown(a_put_needs_no_memory_for_its_value, give_back),
-        cmocka_unit_test_teardown(a_put_that_is_given_up_half_way_was_not_done_and_nothing_is_broken, go_on),
+        cmocka_unit_test_teardown(a_put_abandoned_half_way_was_not_done_and_the_handle_still_works, go_on),
     };
     int failed;
 

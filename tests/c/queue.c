@@ -110,7 +110,7 @@ static void keys_and_values_are_any_bytes(void **state)
     kvc_cq_free(queue);
 }
 
-static void the_largest_values_go_and_come_copied_and_kept(void **state)
+static void the_largest_values_are_stored_and_read_copied_and_kept(void **state)
 {
     kvc_cq *queue = new_queue(client, 4);
     unsigned char *room = malloc(LARGE), *sent = malloc(LARGE);
@@ -152,7 +152,7 @@ static void the_largest_values_go_and_come_copied_and_kept(void **state)
     free(sent);
 }
 
-static void a_value_that_does_not_fit_says_how_long_it_is(void **state)
+static void a_value_that_does_not_fit_returns_its_length(void **state)
 {
     kvc_cq *queue = new_queue(client, 4);
     char room[4] = "abc";
@@ -176,7 +176,7 @@ static void a_value_that_does_not_fit_says_how_long_it_is(void **state)
     kvc_cq_free(queue);
 }
 
-static void null_and_bad_sizes_are_refused(void **state)
+static void null_and_bad_sizes_are_rejected(void **state)
 {
     static char long_key[65536];
     struct { kvc_op op; uint64_t more; } newer = {get_op(text("k")), 0};
@@ -321,7 +321,7 @@ static void await_answers(kvc_cq *queue, int answers)
     kvc_buf_free(&done.value);
 }
 
-static void what_one_poll_does_not_take_the_next_ones_do(void **state)
+static void completions_left_by_one_poll_are_returned_by_the_next_ones(void **state)
 {
     enum { ANSWERS = 200 };
     kvc_cq *queue = new_queue(client, ANSWERS);
@@ -349,7 +349,7 @@ static void what_one_poll_does_not_take_the_next_ones_do(void **state)
     kvc_cq_free(queue);
 }
 
-static void the_descriptor_is_readable_when_there_is_something_to_do(void **state)
+static void the_descriptor_is_readable_when_there_is_work(void **state)
 {
     const kvc_op op = get_op(text("none"));
     kvc_cq *queue = new_queue(client, 8);
@@ -445,7 +445,7 @@ static void a_queue_that_is_freed_touches_nothing_any_more(void **state)
     assert_true(n == KVC_OK || n == KVC_NOT_FOUND);
 }
 
-static void values_that_nobody_took_are_freed_with_the_queue(void **state)
+static void values_of_unpolled_completions_are_freed_with_the_queue(void **state)
 {
     const kvc_op op = get_op(text("untaken"));
     kvc_cq *queue = new_queue(client, 64);
@@ -466,7 +466,7 @@ static void values_that_nobody_took_are_freed_with_the_queue(void **state)
 }
 
 /* Received but not polled: at most 64 MiB, a value and a read. One more is arriving from each server. */
-static void values_that_nobody_takes_are_not_read_without_end(void **state)
+static void values_of_unpolled_completions_are_received_only_up_to_a_limit(void **state)
 {
     enum { GETS = 1000, KEYS = 16, BYTES = MIB / 4 };
     kvc_cq *queue = new_queue(client, GETS);
@@ -514,7 +514,7 @@ static void the_handle_may_be_closed_before_its_queues(void **state)
     assert_status(kvc_cq_free(second), KVC_OK);
 }
 
-static void a_child_is_refused_and_its_parent_goes_on(void **state)
+static void a_child_is_rejected_and_its_parent_continues(void **state)
 {
     const kvc_op op = put_op(text("fork"), text("x"));
     kvc_cq *queue = new_queue(client, 4), *other = NULL;
@@ -564,7 +564,7 @@ static void *hammer(void *queue)
 }
 
 /* A programming error that is reported and does no harm. */
-static void threads_that_use_a_queue_at_once_are_refused(void **state)
+static void threads_that_use_a_queue_at_once_are_rejected(void **state)
 {
     kvc_cq *queue = new_queue(client, 64);
     pthread_t threads[2];
@@ -587,7 +587,7 @@ static void threads_that_use_a_queue_at_once_are_refused(void **state)
     kvc_cq_free(queue);
 }
 
-static void where_nobody_listens_operations_are_unavailable_in_time(void **state)
+static void operations_without_a_listener_are_unavailable_at_their_deadlines(void **state)
 {
     kvc_client *nobody = open_client("127.0.0.1:1", NULL);
     kvc_cq *queue = new_queue(nobody, 4);
@@ -653,21 +653,21 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_kind_of_operation_ends_as_its_call_would),
         cmocka_unit_test(keys_and_values_are_any_bytes),
-        cmocka_unit_test(the_largest_values_go_and_come_copied_and_kept),
-        cmocka_unit_test(a_value_that_does_not_fit_says_how_long_it_is),
-        cmocka_unit_test(null_and_bad_sizes_are_refused),
+        cmocka_unit_test(the_largest_values_are_stored_and_read_copied_and_kept),
+        cmocka_unit_test(a_value_that_does_not_fit_returns_its_length),
+        cmocka_unit_test(null_and_bad_sizes_are_rejected),
         cmocka_unit_test(a_full_queue_takes_more_once_it_was_polled),
         cmocka_unit_test(sixty_four_mebibytes_are_full_too),
-        cmocka_unit_test(what_one_poll_does_not_take_the_next_ones_do),
-        cmocka_unit_test(the_descriptor_is_readable_when_there_is_something_to_do),
+        cmocka_unit_test(completions_left_by_one_poll_are_returned_by_the_next_ones),
+        cmocka_unit_test(the_descriptor_is_readable_when_there_is_work),
         cmocka_unit_test(words_live_until_the_next_poll),
         cmocka_unit_test(a_queue_that_is_freed_touches_nothing_any_more),
-        cmocka_unit_test(values_that_nobody_took_are_freed_with_the_queue),
-        cmocka_unit_test(values_that_nobody_takes_are_not_read_without_end),
+        cmocka_unit_test(values_of_unpolled_completions_are_freed_with_the_queue),
+        cmocka_unit_test(values_of_unpolled_completions_are_received_only_up_to_a_limit),
         cmocka_unit_test(the_handle_may_be_closed_before_its_queues),
-        cmocka_unit_test(a_child_is_refused_and_its_parent_goes_on),
-        cmocka_unit_test(threads_that_use_a_queue_at_once_are_refused),
-        cmocka_unit_test(where_nobody_listens_operations_are_unavailable_in_time),
+        cmocka_unit_test(a_child_is_rejected_and_its_parent_continues),
+        cmocka_unit_test(threads_that_use_a_queue_at_once_are_rejected),
+        cmocka_unit_test(operations_without_a_listener_are_unavailable_at_their_deadlines),
         cmocka_unit_test(thousands_of_operations_end_once_each),
     };
 

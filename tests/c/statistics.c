@@ -150,7 +150,7 @@ static void every_connection_of_a_shard_counts(void **state)
     kvc_close(client);
 }
 
-static void structs_of_other_headers_are_understood_and_nonsense_is_refused(void **state)
+static void structs_of_other_headers_are_accepted_and_invalid_ones_are_rejected(void **state)
 {
     struct { kvc_counters counters; uint64_t more; } newer;
     kvc_client *client = open_client(endpoint, NULL);
@@ -179,7 +179,7 @@ static void structs_of_other_headers_are_understood_and_nonsense_is_refused(void
     kvc_close(client);
 }
 
-static void a_ping_asks_one_server_or_all(void **state)
+static void a_ping_goes_to_one_server_or_to_all(void **state)
 {
     kvc_client *client = open_client(endpoint, NULL), *nobody = open_client("127.0.0.1:1", NULL);
     struct numbers numbers;
@@ -215,8 +215,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_handle_counts_what_its_calls_do),
         cmocka_unit_test(a_queue_counts_for_itself),
         cmocka_unit_test(every_connection_of_a_shard_counts),
-        cmocka_unit_test(structs_of_other_headers_are_understood_and_nonsense_is_refused),
-        cmocka_unit_test(a_ping_asks_one_server_or_all),
+        cmocka_unit_test(structs_of_other_headers_are_accepted_and_invalid_ones_are_rejected),
+        cmocka_unit_test(a_ping_goes_to_one_server_or_to_all),
     };
 
     endpoint = argc == 2 ? argv[1] : "";

@@ -35,7 +35,7 @@ static void take_line(void *argument, int level, const char *words)
     pthread_mutex_unlock(&to->mutex);
 }
 
-static void a_queue_outlives_a_server_and_loses_nothing(void **state)
+static void a_queue_survives_the_loss_of_a_server_and_loses_no_write(void **state)
 {
     static int64_t begun[WRITES];
     static unsigned char ended[WRITES];
@@ -81,7 +81,7 @@ static void a_queue_outlives_a_server_and_loses_nothing(void **state)
     }
 }
 
-static void the_log_has_a_line_for_what_was_lost_and_for_each_map(void **state)
+static void the_log_of_a_failover_has_warnings_and_lower_levels_in_well_formed_lines(void **state)
 {
     (void)state;
     if (lines.wrong != NULL)
@@ -93,8 +93,8 @@ static void the_log_has_a_line_for_what_was_lost_and_for_each_map(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_queue_outlives_a_server_and_loses_nothing),
-        cmocka_unit_test(the_log_has_a_line_for_what_was_lost_and_for_each_map),
+        cmocka_unit_test(a_queue_survives_the_loss_of_a_server_and_loses_no_write),
+        cmocka_unit_test(the_log_of_a_failover_has_warnings_and_lower_levels_in_well_formed_lines),
     };
     kvc_options options;
     int failed;

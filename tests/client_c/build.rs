@@ -144,7 +144,7 @@ fn cmake(package: &Package, name: &str, place: &str) -> PathBuf {
 }
 
 #[test]
-fn cmake_finds_the_shared_and_the_static_library_wherever_they_were_moved() {
+fn cmake_finds_both_libraries_wherever_the_package_was_moved() {
     let package = Package::open();
     package.make("install");
     let built = cmake(&package, "cmake", "");
@@ -161,7 +161,7 @@ fn cmake_finds_the_shared_and_the_static_library_wherever_they_were_moved() {
 }
 
 #[test]
-fn cmake_is_told_in_words_that_a_file_is_missing() {
+fn cmake_reports_a_missing_file_of_the_package() {
     need("cmake", "cmake");
     let package = Package::open();
     package.make("install");
@@ -221,7 +221,7 @@ fn gcc(source: &Path, to: &Path, flags: &[String]) {
 }
 
 #[test]
-fn the_words_of_pkg_config_build_programs_with_either_library() {
+fn the_flags_of_pkg_config_build_programs_with_either_library() {
     need("pkg-config", "pkg-config");
     let package = Package::open();
     package.make("install");
@@ -240,7 +240,7 @@ fn the_words_of_pkg_config_build_programs_with_either_library() {
 }
 
 #[test]
-fn the_archive_shows_the_interface_and_a_library_that_it_is_in_shows_not_even_that() {
+fn the_archive_exports_only_the_interface_and_pkg_config_hides_even_that_in_a_plugin() {
     need("pkg-config", "pkg-config");
     let package = Package::open();
     package.make("install");
@@ -264,7 +264,7 @@ fn the_archive_shows_the_interface_and_a_library_that_it_is_in_shows_not_even_th
 /// Checks that the archive refers only to functions that it uses. The system on which a program is
 /// built may not have the others.
 #[test]
-fn the_archive_asks_the_system_for_nothing_that_no_function_of_it_uses() {
+fn the_archive_refers_to_no_system_function_that_it_does_not_use() {
     let package = Package::open();
     package.make("install");
     let archive = package.path("lib/libkvclient.a");

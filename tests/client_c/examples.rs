@@ -52,7 +52,7 @@ fn three_hundred_keys_take_two_calls() {
 }
 
 #[test]
-fn an_event_loop_answers_every_line_also_when_more_come_than_its_queue_takes() {
+fn an_event_loop_answers_every_line_even_if_more_arrive_than_its_queue_holds() {
     let (cluster, workshop) = (Cluster::start(), Workshop::open());
     let program = compile(&workshop, "async_epoll.c");
     let mut program = Command::new(&program)
@@ -134,7 +134,7 @@ impl Drop for Cache {
 }
 
 #[test]
-fn two_session_caches_know_the_same_sessions_and_outlive_a_server() {
+fn two_session_caches_share_sessions_and_survive_the_loss_of_a_server() {
     let (cluster, workshop) = (Cluster::start(), Workshop::open());
     let program = compile(&workshop, "session_cache.c");
     let [first, second] = [(), ()].map(|()| Cache::start(&workshop, &program, &cluster.endpoint()));
@@ -155,7 +155,7 @@ fn two_session_caches_know_the_same_sessions_and_outlive_a_server() {
 }
 
 #[test]
-fn who_logs_in_again_after_a_login_in_doubt_finds_his_own_session() {
+fn a_user_who_logs_in_again_after_a_login_in_doubt_gets_the_same_session() {
     let (cluster, workshop) = (Cluster::start(), Workshop::open());
     let program = compile(&workshop, "session_cache.c");
     let cache = Cache::start(&workshop, &program, &cluster.endpoint());
@@ -191,7 +191,7 @@ fn python_stores_any_bytes_without_a_compiler() {
 }
 
 #[test]
-fn an_example_is_short_enough_to_be_read_at_once() {
+fn each_example_is_short_enough_to_read_in_one_sitting() {
     for (dir, most) in [("examples/c", 120), ("examples/python", 60)] {
         for file in fs::read_dir(root().join(dir)).expect("the examples").flatten() {
             let lines = fs::read_to_string(file.path()).expect("a text").lines().count();

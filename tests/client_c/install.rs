@@ -10,7 +10,7 @@ use crate::common::workshop::root;
 use crate::common::{Cluster, TIMEOUT};
 
 #[test]
-fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
+fn programs_link_with_the_installed_files_and_uninstall_leaves_no_file() {
     let package = Package::open();
     package.make("install");
     let expected = [
@@ -79,7 +79,7 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
 }
 
 #[test]
-fn an_installation_over_another_leaves_running_programs_alone() {
+fn an_installation_over_another_does_not_disturb_running_programs() {
     let package = Package::open();
     package.make("install");
     let cluster = Cluster::builder().coordinator(package.path("bin/kv-coord")).start();
@@ -90,7 +90,7 @@ fn an_installation_over_another_leaves_running_programs_alone() {
 /// Installs as under sudo, whose PATH has no cargo: either everything that `make` built in bin/ is
 /// installed, or nothing.
 #[test]
-fn without_cargo_all_of_bin_is_installed_or_nothing() {
+fn without_cargo_either_all_of_bin_is_installed_or_nothing() {
     let package = Package::open();
     let checkout = package.dir().join("checkout");
     let to = checkout.display().to_string();
@@ -121,7 +121,7 @@ fn without_cargo_all_of_bin_is_installed_or_nothing() {
 /// Uses a stand-in for ldconfig that knows one directory and leaves a file when asked to renew the
 /// cache.
 #[test]
-fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
+fn install_registers_the_library_with_the_linker_or_prints_how_to_do_so() {
     let package = Package::open();
     let prefix = package.dir().join("prefix");
     let tools = package.dir().join("tools");
@@ -163,7 +163,7 @@ fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
 }
 
 #[test]
-fn libraries_and_manual_go_where_they_are_told_and_nothing_is_stripped_if_so_said() {
+fn install_honours_libdir_mandir_and_the_option_not_to_strip() {
     let package = Package::open();
     let words = ["LIBDIR=lib/machine", "MANDIR=man", "STRIP="];
     package.make_with("install", &words).with_code(0);
@@ -180,7 +180,7 @@ fn libraries_and_manual_go_where_they_are_told_and_nothing_is_stripped_if_so_sai
 }
 
 #[test]
-fn places_that_no_compiler_could_be_told_are_refused_in_words() {
+fn install_rejects_paths_that_compilers_cannot_use_with_the_reason() {
     let package = Package::open();
     for (word, said) in [
         ("PREFIX=opt/kv", "PREFIX must be an absolute path: opt/kv"),

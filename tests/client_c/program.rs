@@ -31,7 +31,7 @@ fn the_example_does_what_its_comments_say_with_the_shared_and_the_static_library
 }
 
 #[test]
-fn the_example_says_what_is_wrong_where_there_is_no_cluster() {
+fn the_example_reports_that_the_cluster_cannot_be_reached() {
     let workshop = Workshop::open();
     let program = workshop.compile_shared(&root().join("examples/c/hello.c"), &[]);
     let ended = workshop.run(&program, &["nonsense"]).with_code(1);
@@ -166,7 +166,7 @@ int main(int argc, char **argv)
 "#;
 
 #[test]
-fn statuses_binary_values_and_null_arguments_are_as_the_header_says() {
+fn statuses_binary_values_and_null_arguments_behave_as_the_header_documents() {
     let cluster = Cluster::builder().shards(2).start();
     let workshop = Workshop::open();
     let source = workshop.dir().join("statuses.c");

@@ -178,7 +178,7 @@ fn endpoint_and_processes(cluster: &Cluster) -> Vec<String> {
 }
 
 #[test]
-fn a_calendar_that_jumps_moves_no_deadline() {
+fn a_wall_clock_that_jumps_moves_no_deadline() {
     let cluster = Cluster::start();
     let workshop = Workshop::open();
     let source = root().join("tests/c/jumping_clock.c");

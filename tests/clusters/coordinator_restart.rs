@@ -40,7 +40,7 @@ impl Drop for StopOnDrop<'_> {
 }
 
 #[test]
-fn a_coordinator_that_is_killed_is_followed_by_another_and_clients_notice_nothing() {
+fn another_coordinator_follows_a_killed_one_and_no_client_request_fails() {
     let mut cluster = Cluster::builder().shards(2).start();
     let (before, pids) = (cluster.ready.clone(), cluster.server_pids());
     let keys: Vec<Vec<u8>> = (0..3).map(|group| cluster.key_at(group, 0, "w")).collect();
@@ -108,7 +108,7 @@ fn a_server_that_died_while_the_coordinator_was_away_is_recovered_afterwards() {
 }
 
 #[test]
-fn a_coordinator_in_another_pid_namespace_takes_no_living_server_for_dead() {
+fn a_coordinator_in_another_pid_namespace_judges_no_live_server_as_dead() {
     let mut cluster = Cluster::start();
     let pairs = pairs(100);
     put_all(&mut cluster.open(), &pairs);
@@ -161,7 +161,7 @@ fn assert_isolates(cluster: &Cluster) {
 }
 
 #[test]
-fn what_a_cluster_was_started_with_holds_under_a_coordinator_that_is_not_told_again() {
+fn settings_of_the_start_hold_under_a_later_coordinator_without_options() {
     let flags = ["--on-double-fault", "isolate", "--memory-limit", "96M", "--orphan-timeout", "77"];
     let builder = flags.into_iter().fold(Cluster::builder(), crate::common::cluster::Builder::flag);
     let mut cluster = builder.start();
@@ -175,7 +175,7 @@ fn what_a_cluster_was_started_with_holds_under_a_coordinator_that_is_not_told_ag
 }
 
 #[test]
-fn what_the_next_coordinator_is_told_counts_from_then_on_and_is_remembered() {
+fn options_of_a_later_coordinator_take_effect_and_are_stored() {
     let mut cluster = Cluster::builder().flag("--memory-limit").flag("96M").start();
     cluster.forget_flags();
     cluster.kill_coordinator();
@@ -195,7 +195,7 @@ fn what_the_next_coordinator_is_told_counts_from_then_on_and_is_remembered() {
 }
 
 #[test]
-fn what_a_cluster_was_started_with_holds_when_it_is_restored() {
+fn settings_of_the_start_hold_after_a_restore() {
     let flags = ["--on-double-fault", "isolate", "--memory-limit", "96M", "--orphan-timeout", "77"];
     let builder = flags.into_iter().fold(Cluster::builder(), crate::common::cluster::Builder::flag);
     let (_, dir) = builder.start().stop_and_keep();
@@ -210,7 +210,7 @@ fn what_a_cluster_was_started_with_holds_when_it_is_restored() {
 }
 
 #[test]
-fn a_coordinator_that_is_killed_in_any_step_of_a_recovery_is_followed_by_one_that_ends_it() {
+fn a_recovery_whose_coordinator_is_killed_in_any_step_is_completed_by_the_next_one() {
     let mut cluster = Cluster::start();
     let mut pairs = pairs(2_000);
     // Copying both tables of server 1 takes a while, the secondary one longer. Otherwise steps 3
@@ -248,7 +248,7 @@ fn a_coordinator_that_is_killed_in_any_step_of_a_recovery_is_followed_by_one_tha
 }
 
 #[test]
-fn a_damaged_state_is_refused_by_name_and_everything_is_left_as_it_is() {
+fn a_damaged_state_is_rejected_by_name_and_nothing_is_changed() {
     let mut cluster = Cluster::start();
     let pairs = pairs(300);
     put_all(&mut cluster.open(), &pairs);
@@ -273,7 +273,7 @@ fn a_damaged_state_is_refused_by_name_and_everything_is_left_as_it_is() {
 }
 
 #[test]
-fn a_state_that_is_older_than_its_cluster_is_refused_and_nothing_is_decided_from_it() {
+fn a_state_that_is_older_than_its_cluster_is_rejected_and_no_decision_is_based_on_it() {
     let mut cluster = Cluster::start();
     let pairs = pairs(300);
     put_all(&mut cluster.open(), &pairs);
@@ -302,7 +302,7 @@ fn a_state_that_is_older_than_its_cluster_is_refused_and_nothing_is_decided_from
 }
 
 #[test]
-fn a_coordinator_on_another_machine_takes_nobody_for_dead_who_ran_on_localhost() {
+fn a_coordinator_on_another_machine_judges_no_localhost_server_as_dead() {
     let mut cluster = Cluster::start();
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
@@ -319,7 +319,7 @@ fn a_coordinator_on_another_machine_takes_nobody_for_dead_who_ran_on_localhost()
 }
 
 #[test]
-fn of_two_coordinators_in_one_directory_the_second_is_refused() {
+fn a_second_coordinator_in_the_same_directory_is_rejected() {
     let mut cluster = Cluster::start();
     let pids = cluster.server_pids();
     for _ in 0..2 {
@@ -359,7 +359,7 @@ fn let_both_holders_of_group_0_leave(pids: &[u32]) {
 }
 
 #[test]
-fn a_coordinator_that_is_killed_in_a_stop_is_followed_by_one_that_ends_the_stop() {
+fn a_stop_whose_coordinator_is_killed_is_completed_by_the_next_one() {
     let mut cluster = Cluster::start();
     let pairs = pairs(1_000);
     put_all(&mut cluster.open(), &pairs);
@@ -374,7 +374,7 @@ fn a_coordinator_that_is_killed_in_a_stop_is_followed_by_one_that_ends_the_stop(
 }
 
 #[test]
-fn a_stop_that_another_coordinator_ends_is_a_good_one_if_all_dumps_lie_there_whoever_was_told() {
+fn a_stop_completed_by_another_coordinator_succeeds_if_all_dumps_are_there() {
     let mut cluster = Cluster::start();
     let pairs = pairs(1_000);
     put_all(&mut cluster.open(), &pairs);
@@ -389,7 +389,7 @@ fn a_stop_that_another_coordinator_ends_is_a_good_one_if_all_dumps_lie_there_who
 }
 
 #[test]
-fn a_stop_that_another_coordinator_ends_is_a_bad_one_if_no_dump_of_a_group_is_any_good() {
+fn a_stop_completed_by_another_coordinator_fails_if_a_group_has_no_valid_dump() {
     let mut cluster = Cluster::start();
     put_all(&mut cluster.open(), &pairs(1_000));
     let pids = kill_coordinator_in_a_stop(&mut cluster);
@@ -407,7 +407,7 @@ fn a_stop_that_another_coordinator_ends_is_a_bad_one_if_no_dump_of_a_group_is_an
 }
 
 #[test]
-fn after_a_stop_a_new_and_empty_cluster_is_founded_and_the_last_one_is_set_aside() {
+fn a_start_after_a_stop_founds_an_empty_cluster_and_renames_the_files_of_the_last_one() {
     let mut cluster = Cluster::start();
     put_all(&mut cluster.open(), &pairs(30));
     let first = cluster.ready.cluster.clone();
@@ -429,7 +429,7 @@ fn after_a_stop_a_new_and_empty_cluster_is_founded_and_the_last_one_is_set_aside
 }
 
 #[test]
-fn a_cluster_whose_processes_are_all_gone_is_not_replaced_by_an_empty_one_unasked() {
+fn a_cluster_whose_processes_have_all_ended_is_not_replaced_by_an_empty_one_by_default() {
     let mut cluster = Cluster::start();
     put_all(&mut cluster.open(), &pairs(30));
     let (first, pids) = (cluster.ready.cluster.clone(), cluster.server_pids());
@@ -452,7 +452,7 @@ fn a_cluster_whose_processes_are_all_gone_is_not_replaced_by_an_empty_one_unaske
 }
 
 #[test]
-fn a_port_that_somebody_else_has_taken_meanwhile_is_named() {
+fn a_port_that_another_program_has_taken_meanwhile_is_named() {
     let mut cluster = Cluster::start();
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
@@ -484,7 +484,7 @@ fn gated_server(dir: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_start_that_died_before_everybody_had_reported_is_gone_on_with() {
+fn a_start_whose_coordinator_died_before_all_servers_reported_is_completed() {
     let builder = Cluster::builder();
     let binary = gated_server(builder.dir());
     let mut cluster = builder.server_binary(binary).launch();

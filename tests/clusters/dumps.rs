@@ -62,7 +62,7 @@ struct Known {
 }
 
 #[test]
-fn every_write_that_was_answered_before_a_stop_is_in_both_dumps() {
+fn every_write_acknowledged_before_a_stop_is_in_both_dumps() {
     let cluster = Cluster::builder().shards(2).start();
     let endpoint = cluster.endpoint();
     let coord = cluster.coord_pid();

@@ -38,7 +38,7 @@ fn server_files(dir: &Path) -> Vec<String> {
 const SERVER: &str = "localhost 0 0 0\n";
 
 #[test]
-fn a_bad_cluster_file_is_refused_with_its_line_and_nothing_is_started() {
+fn a_bad_cluster_file_is_rejected_with_its_line_and_nothing_is_started() {
     let cases = [
         (String::new(), 1, "empty"),
         ("# only a comment\n".into(), 1, "empty"),
@@ -71,7 +71,7 @@ fn a_bad_cluster_file_is_refused_with_its_line_and_nothing_is_started() {
 }
 
 #[test]
-fn a_cluster_file_that_is_missing_or_no_text_is_refused_by_name() {
+fn a_cluster_file_that_is_missing_or_not_text_is_rejected_by_name() {
     let dir = tempfile::tempdir().expect("make a directory");
     let missing = dir.path().join("nowhere.txt");
     let binary = dir.path().join("binary.txt");
@@ -102,7 +102,7 @@ fn a_missing_server_binary_is_named_and_the_start_fails() {
 }
 
 #[test]
-fn a_server_binary_that_is_no_program_is_named_and_the_start_fails() {
+fn a_server_binary_that_is_not_a_program_is_named_and_the_start_fails() {
     let dir = tempfile::tempdir().expect("make a directory");
     let file = dir.path().join("server");
     std::fs::write(&file, "this is no program\n").expect("write a file");
@@ -119,7 +119,7 @@ fn a_server_binary_that_is_no_program_is_named_and_the_start_fails() {
 }
 
 #[test]
-fn a_port_in_use_is_named_with_its_server_and_those_that_were_started_are_stopped_again() {
+fn a_port_in_use_is_named_with_its_server_and_the_started_servers_are_stopped() {
     // As the clients port of server 1, its servers port, and its orders port.
     for place in 0..3 {
         let taken = TcpListener::bind("127.0.0.1:0").expect("listen");
@@ -138,7 +138,7 @@ fn a_port_in_use_is_named_with_its_server_and_those_that_were_started_are_stoppe
 }
 
 #[test]
-fn a_port_of_the_coordinator_in_use_is_named_and_nothing_is_started() {
+fn a_coordinator_port_in_use_is_named_and_nothing_is_started() {
     for flag in ["-c", "-s"] {
         let taken = TcpListener::bind("127.0.0.1:0").expect("listen");
         let port = taken.local_addr().expect("an address").port().to_string();
@@ -157,7 +157,7 @@ fn a_port_of_the_coordinator_in_use_is_named_and_nothing_is_started() {
 }
 
 #[test]
-fn a_second_coordinator_in_the_same_directory_is_refused_and_the_first_serves_on() {
+fn a_second_coordinator_in_the_same_directory_is_rejected_and_the_first_keeps_serving() {
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
     let file = cluster.dir().join("cluster.txt");
@@ -178,7 +178,7 @@ fn a_second_coordinator_in_the_same_directory_is_refused_and_the_first_serves_on
 }
 
 #[test]
-fn a_server_started_by_hand_is_refused_in_words_and_the_cluster_serves_on() {
+fn a_server_started_by_hand_is_rejected_with_a_reason_and_the_cluster_keeps_serving() {
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
     let port = cluster.ready.servers_port.to_string();

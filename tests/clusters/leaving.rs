@@ -31,7 +31,7 @@ fn assert_no_fault(log: &str) {
 }
 
 #[test]
-fn a_server_that_leaves_with_much_to_dump_hands_it_over_and_destroys_no_copy() {
+fn a_server_that_leaves_with_a_large_dump_hands_over_first_and_no_copy_is_lost() {
     let cluster = Cluster::start();
     let pairs = [large(&cluster, 1, 80), small(500)].concat();
     let mut client = cluster.open();
@@ -51,7 +51,7 @@ fn a_server_that_leaves_with_much_to_dump_hands_it_over_and_destroys_no_copy() {
 }
 
 #[test]
-fn all_servers_that_are_told_to_stop_within_moments_end_with_dumps_that_bring_everything_back() {
+fn servers_that_are_stopped_at_almost_the_same_time_write_dumps_that_restore_all_data() {
     for apart in [false, true] {
         let mut cluster = Cluster::start();
         let pairs = [large(&cluster, 0, 24), small(500)].concat();
@@ -77,7 +77,7 @@ fn all_servers_that_are_told_to_stop_within_moments_end_with_dumps_that_bring_ev
 }
 
 #[test]
-fn servers_that_end_without_a_coordinator_that_lives_are_restored() {
+fn servers_that_exit_while_their_coordinator_is_paused_can_be_restored() {
     // The coordinator is paused for longer than the orphan timeout.
     let mut cluster = Cluster::builder().flag("--orphan-timeout").flag("1").start();
     let pairs = small(2_000);
@@ -105,7 +105,7 @@ fn has_ended(pid: u32) -> bool {
 }
 
 #[test]
-fn dumps_of_earlier_runs_are_never_overwritten_and_a_start_says_what_it_leaves_aside() {
+fn dumps_of_earlier_runs_are_never_overwritten_and_a_start_names_the_files_it_renames() {
     let mut dir = None;
     for run in 0..3 {
         let builder = Cluster::builder();

@@ -13,7 +13,7 @@ use crate::common::{Cluster, TIMEOUT, wait_until};
 use kv_protocol::limits::GRACE;
 
 #[test]
-fn a_cluster_whose_logs_are_on_a_full_disk_serves_and_stops_in_order() {
+fn a_cluster_whose_logs_are_on_a_full_disk_serves_and_stops_cleanly() {
     let builder = Cluster::builder();
     for name in ["coord.log", "coord.err", "server_0.log", "server_0.err", "server_1.log"] {
         // Every write to it fails as on a full disk.
@@ -76,7 +76,7 @@ fn open_at_once(options: &mut OpenOptions, path: &Path) -> File {
 }
 
 #[test]
-fn log_devices_that_stall_end_no_server_and_delay_no_client() {
+fn stalled_log_devices_end_no_server_and_delay_no_client() {
     let builder = Cluster::builder().shards(2);
     let names = ["coord.log", "server_0.log", "server_1.log", "server_2.log"];
     let mut logs = names.map(|name| PipeLog::make(builder.dir().join(name)));
@@ -154,7 +154,7 @@ fn send_all(pid: u32) {
 }
 
 #[test]
-fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() {
+fn signals_without_a_meaning_are_ignored_and_sighup_reopens_the_logs() {
     let cluster = Cluster::builder().in_foreground().start();
     let pids = cluster.server_pids();
     let names = ["coord.log", "server_0.log", "server_1.log", "server_2.log"];
@@ -207,7 +207,7 @@ fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() 
 }
 
 #[test]
-fn logs_dumps_and_the_state_are_for_their_owner_alone() {
+fn logs_dumps_and_the_state_are_readable_by_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt as _;
     let cluster = Cluster::start();
     let (_dumps, dir) = cluster.stop_and_keep();

@@ -33,7 +33,7 @@ fn work(cluster: &Cluster, client: &mut Client, value: &[u8]) {
 }
 
 #[test]
-fn without_a_coordinator_old_clients_go_on_and_new_ones_get_the_map_from_any_server() {
+fn without_a_coordinator_old_clients_continue_and_new_ones_get_the_map_from_any_server() {
     let cluster = Cluster::builder().shards(2).start();
     let mut before = cluster.open();
     work(&cluster, &mut before, b"before");
@@ -60,7 +60,7 @@ fn without_a_coordinator_old_clients_go_on_and_new_ones_get_the_map_from_any_ser
 }
 
 #[test]
-fn every_server_hears_of_a_recovery_and_tells_of_it_when_the_coordinator_is_gone() {
+fn every_server_receives_the_map_of_a_recovery_and_serves_it_without_the_coordinator() {
     let cluster = Cluster::builder().servers(4).start();
     let mut client = cluster.open();
     work(&cluster, &mut client, b"before");
@@ -89,7 +89,7 @@ fn every_server_hears_of_a_recovery_and_tells_of_it_when_the_coordinator_is_gone
 }
 
 #[test]
-fn a_map_that_is_forged_stale_or_no_map_is_refused_and_counted_and_the_server_goes_on() {
+fn a_forged_stale_or_malformed_map_is_rejected_and_counted_and_the_server_keeps_serving() {
     let server = Lone::start(&[]);
     let mut link = server.admit();
     let clients = link.clients();
@@ -149,7 +149,7 @@ fn a_map_that_is_forged_stale_or_no_map_is_refused_and_counted_and_the_server_go
 }
 
 #[test]
-fn status_is_the_coordinators_alone() {
+fn only_the_coordinator_serves_the_status() {
     let cluster = Cluster::start();
     let ports = Ports::of(&cluster);
     let mut raw = ports.welcomed(9);

@@ -23,7 +23,7 @@ fn log_of(cluster: &Cluster, server: usize) -> String {
 }
 
 #[test]
-fn servers_without_a_coordinator_for_so_long_dump_everything_and_exit() {
+fn servers_dump_everything_and_exit_after_the_orphan_timeout() {
     let cluster = Cluster::builder().shards(2).flag("--orphan-timeout").flag("2").start();
     let pairs: Vec<_> = (0..500)
         .map(|n| (format!("key {n}").into_bytes(), format!("value {n}").into_bytes()))
@@ -41,7 +41,7 @@ fn servers_without_a_coordinator_for_so_long_dump_everything_and_exit() {
 }
 
 #[test]
-fn a_server_with_the_only_copy_of_a_group_stays_and_serves() {
+fn an_orphaned_server_with_the_only_copy_of_a_group_keeps_serving() {
     let cluster = Cluster::builder().servers(4).flag("--orphan-timeout").flag("2").start();
     let keys: Vec<Vec<u8>> = (0..4).map(|group| cluster.key_at(group, 0, "k")).collect();
     let mut client = cluster.open();
@@ -92,7 +92,7 @@ fn a_coordinator_that_comes_back_in_time_keeps_its_server() {
 }
 
 #[test]
-fn an_orphan_exits_with_a_code_of_its_own_and_one_that_may_stay_for_ever_does_not() {
+fn an_orphan_exits_with_its_own_code_and_one_without_an_orphan_timeout_keeps_running() {
     let mut orphan = Lone::start(&["--orphan-timeout", "1"]);
     let patient = Lone::start(&["--orphan-timeout", "0"]);
     for server in [&orphan, &patient] {

@@ -26,7 +26,7 @@ fn owner(dumps: &Dumps, key: &str) -> usize {
 }
 
 #[test]
-fn known_keys_are_found_in_the_dumps_of_known_servers_under_their_known_md5() {
+fn known_keys_are_in_the_dumps_of_the_expected_servers_under_their_known_md5() {
     let cluster = Cluster::builder().shards(2).start();
     let pairs: Vec<_> = VECTORS.iter().map(|v| (v.0.as_bytes().to_vec(), b"x".to_vec())).collect();
     put_all(&mut cluster.open(), &pairs);
@@ -43,7 +43,7 @@ fn known_keys_are_found_in_the_dumps_of_known_servers_under_their_known_md5() {
 }
 
 #[test]
-fn a_known_key_is_served_by_its_known_shard_alone() {
+fn a_known_key_is_served_by_the_expected_shard_alone() {
     let cluster = Cluster::builder().shards(2).start();
     for (key, _, group, shard) in VECTORS {
         let server = cluster.server(group).clients.expect("started").parse().expect("an address");
@@ -57,7 +57,7 @@ fn a_known_key_is_served_by_its_known_shard_alone() {
 }
 
 #[test]
-fn a_key_has_the_same_server_in_every_cluster_of_the_same_size() {
+fn a_key_is_on_the_same_server_in_every_cluster_of_the_same_size() {
     let keys: Vec<String> = (0..500).map(|n| format!("key number {n}")).collect();
     let places: Vec<HashMap<String, usize>> = [1, 2]
         .map(|shards| {

@@ -56,7 +56,7 @@ fn alarm(cluster: &Cluster, kind: AlarmKind) -> Option<String> {
 }
 
 #[test]
-fn a_host_that_is_dead_for_good_is_an_alarm_and_its_server_goes_to_another_one() {
+fn a_host_that_stays_dead_raises_an_alarm_and_its_server_can_be_moved_to_another() {
     let mut sshd = Sshd::start();
     let cluster = sshd.cluster().start();
     put_all(&cluster);
@@ -96,7 +96,7 @@ fn a_host_that_is_dead_for_good_is_an_alarm_and_its_server_goes_to_another_one()
 }
 
 #[test]
-fn a_server_that_serves_is_moved_without_a_dump_and_a_cluster_file_that_is_old_moves_nobody_back() {
+fn a_live_server_is_moved_without_a_dump_and_an_old_cluster_file_moves_no_server_back() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     put_all(&cluster);
@@ -128,7 +128,7 @@ fn a_server_that_serves_is_moved_without_a_dump_and_a_cluster_file_that_is_old_m
 }
 
 #[test]
-fn two_replacements_at_once_and_a_setting_are_all_done() {
+fn two_simultaneous_replacements_and_a_changed_setting_all_complete() {
     let sshd = Sshd::start();
     let cluster = sshd.cluster().start();
     put_all(&cluster);
@@ -156,7 +156,7 @@ fn two_replacements_at_once_and_a_setting_are_all_done() {
 }
 
 #[test]
-fn a_server_is_started_anew_where_it_is_and_the_command_waits_until_all_its_copies_are_back() {
+fn a_server_is_restarted_in_place_and_the_command_waits_until_all_its_copies_are_back() {
     let sshd = Sshd::start();
     let cluster = sshd.cluster().start();
     put_all(&cluster);
@@ -176,7 +176,7 @@ fn a_server_is_started_anew_where_it_is_and_the_command_waits_until_all_its_copi
 }
 
 #[test]
-fn a_cluster_file_that_was_changed_moves_a_server_at_the_take_over() {
+fn a_changed_cluster_file_moves_a_server_when_another_coordinator_takes_over() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     put_all(&cluster);
@@ -193,7 +193,7 @@ fn a_cluster_file_that_was_changed_moves_a_server_at_the_take_over() {
 }
 
 #[test]
-fn the_only_holder_of_a_group_and_a_cluster_without_a_coordinator_replace_nobody() {
+fn a_sole_holder_is_not_replaced_and_without_a_coordinator_no_server_is() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     let no = coord(&cluster, &["replace", "3", "localhost"]).with_code(1);
@@ -240,8 +240,7 @@ fn servers_follow_their_coordinator_to_another_port_and_address() {
 }
 
 #[test]
-fn where_the_coordinator_s_machine_is_gone_its_server_goes_to_the_host_that_the_cluster_file_names()
-{
+fn after_the_loss_of_the_coordinators_host_its_server_moves_to_the_host_in_the_cluster_file() {
     let sshd = Sshd::start();
     let there = format!("{} 0 0 0\n", sshd.host());
     let file = |first: &str| format!("3\n{first}{there}{there}");
@@ -269,7 +268,7 @@ fn where_the_coordinator_s_machine_is_gone_its_server_goes_to_the_host_that_the_
 }
 
 #[test]
-fn a_memory_limit_that_is_reached_is_an_alarm_and_is_raised_while_the_servers_run() {
+fn a_reached_memory_limit_raises_an_alarm_and_can_be_raised_while_the_servers_run() {
     let mut cluster = Cluster::builder().flag("--memory-limit").flag("16M").start();
     let pids = cluster.server_pids();
     let value = "x".repeat(30_000);

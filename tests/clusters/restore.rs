@@ -74,7 +74,7 @@ fn stopped(pairs: &[Pair]) -> TempDir {
 }
 
 #[test]
-fn after_a_stop_every_key_comes_back_with_value_and_version_again_and_again() {
+fn repeated_restores_bring_every_key_back_with_its_value_and_version() {
     let cluster = Cluster::builder().shards(3).start();
     let first_name = cluster.ready.cluster.clone();
     let port = cluster.ready.clients_port;
@@ -136,7 +136,7 @@ fn lose_state(dir: &Path) {
 }
 
 #[test]
-fn where_the_state_is_lost_the_dumps_of_both_holders_bring_every_key_back() {
+fn without_the_state_the_dumps_of_both_holders_bring_every_key_back() {
     let pairs = pairs(300);
     let dir = stopped(&pairs);
     let (said, dir) = refused(Cluster::builder().flag("--without-state").restore(dir));
@@ -153,7 +153,7 @@ fn where_the_state_is_lost_the_dumps_of_both_holders_bring_every_key_back() {
 }
 
 #[test]
-fn without_a_state_a_group_of_which_one_dump_is_left_comes_back_only_when_that_is_accepted() {
+fn without_the_state_a_group_with_one_dump_is_restored_only_with_explicit_consent() {
     let all = pairs(300);
     let dir = stopped(&all);
     lose_state(dir.path());
@@ -178,7 +178,7 @@ fn without_a_state_a_group_of_which_one_dump_is_left_comes_back_only_when_that_i
 }
 
 #[test]
-fn without_a_state_neither_dumps_of_a_run_before_nor_servers_that_run_are_passed_over() {
+fn without_the_state_dumps_of_earlier_runs_and_running_servers_prevent_a_restore() {
     let all = pairs(100);
     let mut cluster = Cluster::builder().restore(stopped(&all)).start();
     put_all(&mut cluster.open(), &[(b"later".to_vec(), b"acknowledged".to_vec())]);
@@ -198,7 +198,7 @@ fn without_a_state_neither_dumps_of_a_run_before_nor_servers_that_run_are_passed
 }
 
 #[test]
-fn without_a_state_a_dump_that_is_broken_is_a_doubt() {
+fn without_the_state_a_damaged_dump_prevents_a_restore() {
     let dir = stopped(&pairs(100));
     lose_state(dir.path());
     flip_a_byte(&dir.path().join("server_1.secondary"));
@@ -219,7 +219,7 @@ fn write(cluster: &Cluster, key: &[u8], value: &[u8]) -> crate::common::raw::Raw
 }
 
 #[test]
-fn a_write_that_is_sent_again_after_a_restore_gets_its_first_answer() {
+fn a_write_that_is_retried_after_a_restore_gets_its_first_response() {
     let cluster = Cluster::start();
     let key = cluster.key_at(0, 0, "once");
     let first = write(&cluster, &key, b"first");
@@ -233,7 +233,7 @@ fn a_write_that_is_sent_again_after_a_restore_gets_its_first_answer() {
 }
 
 #[test]
-fn an_open_handle_goes_on_with_the_restored_cluster_and_with_no_other() {
+fn an_open_handle_works_with_the_restored_cluster_and_with_no_other() {
     let cluster = Cluster::start();
     let port = cluster.ready.clients_port;
     let mut client = cluster.open();
@@ -273,7 +273,7 @@ fn an_open_handle_goes_on_with_the_restored_cluster_and_with_no_other() {
 }
 
 #[test]
-fn after_a_double_fault_the_command_that_is_told_restores_all_but_what_was_lost() {
+fn after_a_double_fault_the_printed_command_restores_all_groups_but_the_lost_one() {
     let mut cluster = Cluster::builder().servers(4).start();
     let pairs = pairs(400);
     put_all(&mut cluster.open(), &pairs);
@@ -313,7 +313,7 @@ fn after_a_double_fault_the_command_that_is_told_restores_all_but_what_was_lost(
 }
 
 #[test]
-fn starts_that_fail_take_nothing_from_what_can_be_restored() {
+fn failed_starts_leave_everything_that_can_be_restored() {
     let pairs = pairs(100);
     let mut dir = stopped(&pairs);
     for _ in 0..2 {
@@ -326,7 +326,7 @@ fn starts_that_fail_take_nothing_from_what_can_be_restored() {
 }
 
 #[test]
-fn a_broken_or_missing_dump_is_named_and_the_other_copy_is_used_while_there_is_one() {
+fn a_damaged_or_missing_dump_is_named_and_the_other_copy_is_used_if_there_is_one() {
     let pairs = pairs(300);
     let dir = stopped(&pairs);
     let path = |dir: &TempDir, name: &str| dir.path().join(name);
@@ -378,7 +378,7 @@ fn while_an_old_member_may_still_serve_only_force_restores() {
 }
 
 #[test]
-fn on_another_machine_nobody_can_be_asked_after_localhost_and_only_force_restores() {
+fn on_another_machine_localhost_servers_cannot_be_checked_and_only_force_restores() {
     let pairs = pairs(100);
     let dir = stopped(&pairs);
     move_to_another_machine(&dir.path().join("coordinator.state"));
@@ -393,7 +393,7 @@ fn on_another_machine_nobody_can_be_asked_after_localhost_and_only_force_restore
 }
 
 #[test]
-fn a_state_that_is_not_the_last_one_is_refused_and_so_is_none() {
+fn an_outdated_damaged_or_missing_state_prevents_a_restore() {
     let cluster = Cluster::start();
     let state = cluster.dir().join("coordinator.state");
     let old = fs::read(&state).expect("read the state");
@@ -419,7 +419,7 @@ fn a_state_that_is_not_the_last_one_is_refused_and_so_is_none() {
 }
 
 #[test]
-fn a_restore_that_fails_on_the_way_can_be_repeated_however_far_it_came() {
+fn a_failed_restore_can_be_repeated_however_far_it_came() {
     let pairs = pairs(300);
     let mut dir = stopped(&pairs);
     // One server exits at once; the others load, and rename the dumps that they find.
@@ -443,7 +443,7 @@ fn a_restore_that_fails_on_the_way_can_be_repeated_however_far_it_came() {
 }
 
 #[test]
-fn a_restore_whose_coordinator_is_killed_is_gone_on_with_by_another_restore_only() {
+fn a_restore_whose_coordinator_is_killed_is_completed_only_by_another_restore() {
     let pairs = pairs(200);
     let dir = stopped(&pairs);
     let program = dir.path().join("one-waits");
@@ -475,7 +475,7 @@ fn a_restore_whose_coordinator_is_killed_is_gone_on_with_by_another_restore_only
 }
 
 #[test]
-fn a_cluster_that_an_empty_one_has_followed_is_restored_from_its_old_files() {
+fn a_cluster_replaced_by_an_empty_one_is_restored_from_its_renamed_files() {
     let pairs = pairs(100);
     let dir = stopped(&pairs);
     let (_, dir) = Cluster::builder().in_dir(dir).start().stop_and_keep();
@@ -494,7 +494,7 @@ fn a_cluster_that_an_empty_one_has_followed_is_restored_from_its_old_files() {
 }
 
 #[test]
-fn a_server_that_cannot_load_ends_with_words_and_the_dumps_are_left() {
+fn a_server_that_cannot_load_exits_with_a_reason_and_leaves_the_dumps() {
     let pairs = pairs(100);
     let dir = stopped(&pairs);
     // The dump passes the check and disappears before it is loaded.
@@ -509,7 +509,7 @@ fn a_server_that_cannot_load_ends_with_words_and_the_dumps_are_left() {
 }
 
 #[test]
-fn another_ring_than_the_one_that_was_is_refused() {
+fn a_restore_with_another_number_of_servers_or_shards_is_rejected() {
     let dir = stopped(&pairs(10));
     let mut cluster = Cluster::builder().servers(4).restore(dir).launch();
     cluster.await_end(2);
@@ -524,7 +524,7 @@ fn another_ring_than_the_one_that_was_is_refused() {
 
 /// The single command of a service unit: whatever state the directory is in, no data is ignored.
 #[test]
-fn resume_founds_takes_over_and_restores_and_never_begins_empty_beside_dumps() {
+fn resume_founds_takes_over_and_restores_and_never_starts_empty_beside_dumps() {
     let pairs = pairs(100);
     let mut cluster = Cluster::builder().flag("--resume").start();
     put_all(&mut cluster.open(), &pairs);
@@ -549,7 +549,7 @@ fn resume_founds_takes_over_and_restores_and_never_begins_empty_beside_dumps() {
 }
 
 #[test]
-fn a_restore_beside_servers_that_live_says_first_how_to_take_them_over() {
+fn a_restore_beside_live_servers_first_explains_how_to_take_them_over() {
     let pairs = pairs(20);
     let mut cluster = Cluster::start();
     put_all(&mut cluster.open(), &pairs);

@@ -40,7 +40,7 @@ fn write_on(cluster: &Cluster, stop: &AtomicBool) -> u64 {
 }
 
 #[test]
-fn servers_whose_executors_stand_in_turn_are_no_second_fault_and_lose_nothing() {
+fn executors_that_pause_in_turn_are_no_second_fault_and_lose_no_write() {
     // By default a second fault stops the cluster.
     let cluster = Cluster::start();
     let stop = AtomicBool::new(false);
@@ -100,7 +100,7 @@ fn put(cluster: &Cluster, client: &mut Client, n: usize) -> u8 {
 }
 
 #[test]
-fn a_secondary_without_memory_is_removed_with_an_alarm_and_writes_go_on() {
+fn a_secondary_without_memory_is_removed_with_an_alarm_and_writes_continue() {
     let cluster = Cluster::start();
     let mut client = cluster.open();
     assert_eq!(put(&cluster, &mut client, 0), 2);

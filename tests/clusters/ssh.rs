@@ -74,7 +74,7 @@ fn a_server_behind_ssh_serves_and_leaves_its_dumps_in_the_remote_directory() {
 }
 
 #[test]
-fn a_cluster_with_a_remote_server_is_restored_from_the_dumps_that_were_gathered() {
+fn a_cluster_with_a_remote_server_is_restored_from_the_collected_dumps() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     cluster.client(&operations(500)).with_code(0);
@@ -95,7 +95,7 @@ fn a_cluster_with_a_remote_server_is_restored_from_the_dumps_that_were_gathered(
 }
 
 #[test]
-fn where_the_host_of_an_old_member_cannot_be_asked_only_force_restores() {
+fn when_the_host_of_an_old_member_cannot_be_checked_only_force_restores() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     let pid = cluster.server_pid(REMOTE);
@@ -122,7 +122,7 @@ fn where_the_host_of_an_old_member_cannot_be_asked_only_force_restores() {
 }
 
 #[test]
-fn a_remote_server_that_is_killed_is_replaced_and_the_log_tells_by_what_it_ended() {
+fn a_killed_remote_server_is_replaced_and_the_log_names_the_signal() {
     let sshd = Sshd::start();
     let cluster = sshd.cluster().start();
     let killed = cluster.server_pid(REMOTE);
@@ -189,7 +189,7 @@ fn coord(word: &str, dir: &Path, arguments: &[&str]) -> Ended {
 }
 
 #[test]
-fn what_a_coordinator_started_beside_a_remote_server_ends_when_it_is_killed() {
+fn helpers_that_a_coordinator_started_beside_a_remote_server_end_when_it_is_killed() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     let pids = cluster.server_pids();
@@ -212,7 +212,7 @@ fn what_a_coordinator_started_beside_a_remote_server_ends_when_it_is_killed() {
 }
 
 #[test]
-fn a_coordinator_that_is_detached_ends_and_its_servers_serve_on_until_another_takes_them_over() {
+fn after_a_detach_the_servers_keep_serving_until_another_coordinator_takes_over() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().flag("--orphan-timeout").flag("77").start();
     let pids = cluster.server_pids();
@@ -240,7 +240,7 @@ fn a_coordinator_that_is_detached_ends_and_its_servers_serve_on_until_another_ta
 }
 
 #[test]
-fn without_a_coordinator_it_is_listed_which_servers_live_here_and_there() {
+fn without_a_coordinator_the_live_local_and_remote_servers_are_listed() {
     let mut sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     let pids = cluster.server_pids();
@@ -278,7 +278,7 @@ fn without_a_coordinator_it_is_listed_which_servers_live_here_and_there() {
 }
 
 #[test]
-fn a_stop_without_a_coordinator_takes_the_servers_over_and_stops_them_in_order() {
+fn a_stop_without_a_coordinator_takes_the_servers_over_and_stops_them_cleanly() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     let pids = cluster.server_pids();
@@ -297,7 +297,7 @@ fn a_stop_without_a_coordinator_takes_the_servers_over_and_stops_them_in_order()
 }
 
 #[test]
-fn a_coordinator_that_is_given_no_flags_again_still_finds_the_ssh_host_and_replaces_its_server() {
+fn a_later_coordinator_without_options_still_reaches_the_ssh_host_and_replaces_its_server() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     let pids = cluster.server_pids();
@@ -332,7 +332,7 @@ fn a_coordinator_that_is_given_no_flags_again_still_finds_the_ssh_host_and_repla
 }
 
 #[test]
-fn another_directory_on_ssh_hosts_that_is_given_at_a_take_over_counts_from_then_on() {
+fn a_remote_directory_given_at_a_takeover_applies_from_then_on() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     let pids = cluster.server_pids();
@@ -359,7 +359,7 @@ fn another_directory_on_ssh_hosts_that_is_given_at_a_take_over_counts_from_then_
 }
 
 #[test]
-fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live() {
+fn an_unreachable_host_blocks_a_start_only_if_no_other_server_is_known_to_live() {
     let mut sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     let pids = cluster.server_pids();
@@ -390,7 +390,7 @@ fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live(
 }
 
 #[test]
-fn without_sshd_the_cluster_goes_on_and_when_it_is_back_the_server_is_watched_again() {
+fn without_sshd_the_cluster_continues_and_once_it_is_back_the_server_is_watched_again() {
     let mut sshd = Sshd::start();
     let cluster = sshd.cluster().start();
     let pids = cluster.server_pids();
@@ -420,7 +420,7 @@ fn without_sshd_the_cluster_goes_on_and_when_it_is_back_the_server_is_watched_ag
 }
 
 #[test]
-fn a_stop_while_sshd_is_gone_leaves_all_dumps_and_says_which_server_may_still_run() {
+fn a_stop_without_sshd_leaves_all_dumps_and_names_the_server_that_may_still_run() {
     let mut sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     cluster.client(&operations(100)).with_code(0);
@@ -441,7 +441,7 @@ fn a_stop_while_sshd_is_gone_leaves_all_dumps_and_says_which_server_may_still_ru
 }
 
 #[test]
-fn a_hung_server_is_killed_though_the_connection_that_watched_it_is_only_made_anew_later() {
+fn a_hung_server_is_killed_once_the_lost_ssh_connection_to_its_host_is_back() {
     let mut sshd = Sshd::start();
     let mut cluster = sshd.cluster().in_foreground().start();
     let pid = cluster.server_pid(REMOTE);
@@ -485,7 +485,7 @@ fn fail_to_start(sshd: &Sshd, config: &Path, remote_dir: &Path) -> String {
 }
 
 #[test]
-fn a_host_that_refuses_the_key_fails_the_start_at_once_and_asks_for_no_password() {
+fn a_host_that_rejects_the_key_fails_the_start_at_once_and_ssh_asks_for_no_password() {
     let sshd = Sshd::start();
     let said = fail_to_start(&sshd, &sshd.refused_config(), &sshd.remote_dir());
     let config = sshd.refused_config();
@@ -496,7 +496,7 @@ fn a_host_that_refuses_the_key_fails_the_start_at_once_and_asks_for_no_password(
 }
 
 #[test]
-fn a_host_that_nobody_knows_and_one_that_does_not_listen_fail_the_start_at_once() {
+fn an_unknown_host_key_or_a_host_that_does_not_listen_fails_the_start_at_once() {
     let mut sshd = Sshd::start();
     let (config, remote_dir) = (sshd.config(), sshd.remote_dir());
     let stranger = config.with_file_name("stranger_config");
@@ -512,7 +512,7 @@ fn a_host_that_nobody_knows_and_one_that_does_not_listen_fail_the_start_at_once(
 }
 
 #[test]
-fn a_remote_server_that_ends_at_its_start_is_quoted_and_the_others_are_stopped_again() {
+fn a_remote_server_that_exits_at_its_start_is_quoted_and_the_others_are_stopped() {
     let sshd = Sshd::start_without_server();
     let program = sshd.remote_dir().join("server");
     let script = "#!/bin/sh\necho \"the moon is in the wrong phase\" >&2\nexit 13\n";
@@ -558,7 +558,7 @@ fn findings<'a>(ended: &'a Ended, word: &str, sshd: &Sshd) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_check_finds_a_good_ssh_host_good() {
+fn a_check_passes_a_good_ssh_host() {
     let sshd = Sshd::start();
     let ended = check(&sshd, &sshd.config(), &sshd.remote_dir()).with_code(0);
     let good = findings(&ended, "ok ", &sshd).join("\n");
@@ -572,7 +572,7 @@ fn a_check_finds_a_good_ssh_host_good() {
 }
 
 #[test]
-fn a_check_names_what_is_wrong_at_an_ssh_host() {
+fn a_check_names_each_problem_of_an_ssh_host() {
     let sshd = Sshd::start_without_server();
     let (config, remote_dir) = (sshd.config(), sshd.remote_dir());
     let expect = |ended: Ended, words: &str| {

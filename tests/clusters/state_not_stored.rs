@@ -34,7 +34,7 @@ fn await_replaced(cluster: &Cluster, killed: u32) {
 }
 
 #[test]
-fn a_state_that_cannot_be_stored_is_an_alarm_and_failover_follows_as_soon_as_it_can() {
+fn a_state_that_cannot_be_stored_raises_an_alarm_and_failover_follows_once_it_can() {
     let cluster = Cluster::start();
     let mut client = cluster.open();
     let key = cluster.key_at(1, 0, "k");
@@ -65,7 +65,7 @@ fn a_state_that_cannot_be_stored_is_an_alarm_and_failover_follows_as_soon_as_it_
 }
 
 #[test]
-fn a_directory_that_is_moved_delays_no_failover_and_is_named() {
+fn a_moved_directory_delays_no_failover_and_is_named() {
     let cluster = Cluster::start();
     let moved = cluster.dir().with_extension("moved");
     fs::rename(cluster.dir(), &moved).expect("move the directory");
@@ -99,7 +99,7 @@ impl Drop for Tmpfs<'_> {
 }
 
 #[test]
-fn a_disk_that_is_full_delays_no_failover() {
+fn a_full_disk_delays_no_failover() {
     let builder = Cluster::builder();
     let dir = builder.dir().to_owned();
     let Some(_tmpfs) = Tmpfs::mount(&dir) else {

@@ -51,7 +51,7 @@ fn assert_complete(cluster: &Cluster) {
 }
 
 #[test]
-fn a_dump_that_fails_is_tried_again_until_it_is_complete_and_no_server_exits_before() {
+fn a_failed_dump_is_retried_until_it_is_complete_and_no_server_exits_before() {
     let mut cluster = cluster();
     let (pids, coord) = (cluster.server_pids(), cluster.coord_pid());
     // Files end early, as on a full disk; unlike with ENOSPC, the process also receives SIGXFSZ.
@@ -106,7 +106,7 @@ fn dumps_go_to_another_directory_and_are_restored_from_there() {
 }
 
 #[test]
-fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_was_told_to() {
+fn a_coordinator_that_completes_a_stop_keeps_the_dump_directory_that_was_given() {
     let mut cluster = Cluster::start();
     put_all(&mut cluster.open(), &pairs());
     let other = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
@@ -160,7 +160,7 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
 }
 
 #[test]
-fn a_stop_that_has_taken_the_servers_over_gives_up_no_table_when_it_is_interrupted() {
+fn an_interrupted_stop_that_took_the_servers_over_gives_up_no_table() {
     let mut cluster = cluster();
     let pids = cluster.server_pids();
     process::limit_file_size(pids[1], Some(4_096));
@@ -235,7 +235,7 @@ fn a_stop_on_a_full_disk_completes_when_there_is_room() {
 }
 
 #[test]
-fn an_operator_who_insists_is_told_which_groups_are_given_up() {
+fn a_forced_stop_names_the_groups_that_are_given_up() {
     let mut cluster = cluster();
     let pids = cluster.server_pids();
     // Both replicas of group 1 fail.
@@ -251,7 +251,7 @@ fn an_operator_who_insists_is_told_which_groups_are_given_up() {
 }
 
 #[test]
-fn a_second_interrupt_gives_up_what_cannot_be_dumped_and_nothing_else() {
+fn a_second_interrupt_gives_up_only_the_tables_that_cannot_be_dumped() {
     let mut cluster = cluster();
     process::limit_file_size(cluster.server_pids()[1], Some(4_096));
     process::signal(cluster.coord_pid(), Signal::INT);
@@ -272,7 +272,7 @@ fn a_second_interrupt_gives_up_what_cannot_be_dumped_and_nothing_else() {
 }
 
 #[test]
-fn a_directory_that_was_deleted_may_be_made_again() {
+fn a_deleted_dump_directory_can_be_created_again() {
     let mut cluster = cluster();
     let dir = cluster.dir().to_owned();
     let pids = cluster.server_pids();
@@ -302,7 +302,7 @@ fn lone_with_a_blocked_dump() -> Lone {
 }
 
 #[test]
-fn a_server_that_leaves_alone_tries_its_dumps_until_they_are_complete() {
+fn a_server_that_leaves_alone_retries_its_dumps_until_they_are_complete() {
     let mut server = lone_with_a_blocked_dump();
     fs::remove_dir(server.dir.path().join("server_1.primary.tmp")).expect("remove the directory");
     assert_eq!(server.await_end(), Some(ServerExit::Stopped.code().into()), "{}", server.log());
@@ -319,7 +319,7 @@ fn a_server_that_leaves_alone_gives_its_tables_up_at_a_second_signal() {
 }
 
 #[test]
-fn coord_stop_where_no_coordinator_runs_says_so() {
+fn coord_stop_reports_that_no_coordinator_runs() {
     let dir = tempfile::tempdir().expect("make a directory");
     let told = coord_stop(dir.path(), &[]).with_code(1);
     assert!(told.stderr.contains("no coordinator runs there"), "{}", told.stderr);

@@ -31,7 +31,7 @@ fn three_sigterms_in_a_row_still_leave_complete_dumps() {
 }
 
 #[test]
-fn sigterms_until_the_very_end_and_the_end_of_input_change_nothing() {
+fn repeated_sigterms_and_the_end_of_input_do_not_disturb_a_stop() {
     let mut cluster = cluster_with_entries();
     wait_until("the end of coord", TIMEOUT, || {
         process::signal(cluster.coord_pid(), Signal::TERM);
@@ -50,7 +50,7 @@ fn sigterms_until_the_very_end_and_the_end_of_input_change_nothing() {
 }
 
 #[test]
-fn an_interrupt_twice_within_a_moment_is_one() {
+fn two_interrupts_within_a_second_count_as_one() {
     let mut cluster = cluster_with_entries();
     process::signal(cluster.coord_pid(), Signal::INT);
     wait_until("the stop to begin", TIMEOUT, || cluster.coord_log().contains("stopping the"));
@@ -60,7 +60,7 @@ fn an_interrupt_twice_within_a_moment_is_one() {
 }
 
 #[test]
-fn a_server_that_hangs_is_killed_after_its_five_seconds_whatever_sigterms_come() {
+fn a_hung_server_is_killed_after_five_seconds_however_many_sigterms_arrive() {
     let mut cluster = cluster_with_entries();
     let hung = cluster.server_pid(1);
     process::signal(hung, Signal::STOP);

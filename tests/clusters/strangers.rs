@@ -25,7 +25,7 @@ fn said_to(listener: &TcpListener, respond: impl FnOnce(&mut Raw)) -> Vec<Receiv
 }
 
 #[test]
-fn a_program_on_the_port_of_a_dead_coordinator_learns_nothing_and_is_not_obeyed() {
+fn a_program_on_the_port_of_a_dead_coordinator_receives_nothing_and_is_not_obeyed() {
     let mut server = Lone::start(&["--orphan-timeout", "0"]);
     let mut link = server.admit();
     link.heartbeat();
@@ -57,7 +57,7 @@ fn a_program_on_the_port_of_a_dead_coordinator_learns_nothing_and_is_not_obeyed(
 }
 
 #[test]
-fn the_key_stands_in_no_environment_command_line_or_file_that_others_may_read() {
+fn the_key_is_in_no_environment_command_line_or_file_that_others_can_read() {
     let cluster = Cluster::start();
     let key = crate::common::ports::key_of(cluster.dir()).to_string();
     for pid in cluster.server_pids().into_iter().chain([cluster.coord_pid()]) {
@@ -91,7 +91,7 @@ fn may_read_memory(server: &Lone) -> u32 {
 }
 
 #[test]
-fn a_server_leaves_no_core_dump_that_has_the_key_unless_it_is_allowed_to() {
+fn a_server_writes_no_core_dump_with_the_key_unless_allowed() {
     let own = rustix::process::geteuid().as_raw();
     let start = |flags: &[&str]| match own {
         0 => Lone::start_as(OTHER_USER, flags),
@@ -109,7 +109,7 @@ fn a_server_leaves_no_core_dump_that_has_the_key_unless_it_is_allowed_to() {
 const OTHER_USER: u32 = 12_345;
 
 #[test]
-fn a_state_that_somebody_else_may_have_put_there_is_refused() {
+fn a_state_that_another_user_may_have_written_is_rejected() {
     let mut cluster = Cluster::start();
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
@@ -131,7 +131,7 @@ fn a_state_that_somebody_else_may_have_put_there_is_refused() {
 }
 
 #[test]
-fn a_coordinator_says_at_once_that_another_user_has_its_port() {
+fn a_coordinator_reports_at_once_that_another_user_has_its_port() {
     let mut cluster = Cluster::start();
     let address = Ports::of(&cluster).address(Kind::Reports);
     let pids = cluster.server_pids();

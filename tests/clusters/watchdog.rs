@@ -24,7 +24,7 @@ fn write_everywhere(cluster: &Cluster, client: &mut Client) {
 }
 
 /// Stops one thread of server 1 and checks that the process ends.
-fn a_thread_that_stands_ends_its_process(thread: &str, named: &str) {
+fn a_hung_thread_ends_its_process(thread: &str, named: &str) {
     // Its own watchdog ends the process, as the exit status below shows.
     let cluster = Cluster::builder().servers(4).shards(2).start();
     let mut client = cluster.open();
@@ -53,22 +53,22 @@ fn a_thread_that_stands_ends_its_process(thread: &str, named: &str) {
 }
 
 #[test]
-fn a_server_whose_executor_stands_ends_itself_and_is_replaced() {
-    a_thread_that_stands_ends_its_process("shard-1", "the executor of shard 1");
+fn a_server_with_a_hung_executor_ends_itself_and_is_replaced() {
+    a_hung_thread_ends_its_process("shard-1", "the executor of shard 1");
 }
 
 #[test]
-fn a_server_whose_link_to_the_coordinator_stands_ends_itself_and_is_replaced() {
-    a_thread_that_stands_ends_its_process("control", "the link to the coordinator");
+fn a_server_with_a_hung_coordinator_link_ends_itself_and_is_replaced() {
+    a_hung_thread_ends_its_process("control", "the link to the coordinator");
 }
 
 #[test]
-fn a_server_whose_port_for_orders_stands_ends_itself_and_is_replaced() {
-    a_thread_that_stands_ends_its_process("orders", "the port for the coordinator's orders");
+fn a_server_with_a_hung_orders_port_ends_itself_and_is_replaced() {
+    a_hung_thread_ends_its_process("orders", "the port for the coordinator's orders");
 }
 
 #[test]
-fn a_server_of_which_a_part_stands_lives_on_where_nobody_else_has_its_group() {
+fn a_sole_holder_with_a_hung_thread_keeps_running() {
     let builder = Cluster::builder().flag("--on-double-fault").flag("isolate");
     let binary = builder.dir().join("server");
     programs::copy_server(&binary);
@@ -102,7 +102,7 @@ fn a_server_of_which_a_part_stands_lives_on_where_nobody_else_has_its_group() {
 }
 
 #[test]
-fn a_server_that_was_stopped_as_a_whole_and_goes_on_is_not_ended_by_its_watchdog() {
+fn a_server_that_was_suspended_as_a_whole_is_not_ended_by_its_watchdog() {
     let cluster = Cluster::start();
     let mut client = cluster.open();
     write_everywhere(&cluster, &mut client);

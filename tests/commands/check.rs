@@ -41,7 +41,7 @@ fn an_address_of_another_machine_is_found_by_a_check_and_by_a_start() {
 }
 
 #[test]
-fn a_check_tells_of_ports_that_meet_of_memory_and_of_threads() {
+fn a_check_reports_port_conflicts_memory_and_threads() {
     let file = "3\nlocalhost 0 0 0\nlocalhost 45017 0 0\nlocalhost 0 0 0\n";
     let checked = coord_with(file, &["-c", "45017", "--check"]).with_code(1);
     let words = "FAILED  server 1 on localhost, port 45017: the coordinator's -c has the same port";
@@ -51,7 +51,7 @@ fn a_check_tells_of_ports_that_meet_of_memory_and_of_threads() {
 }
 
 #[test]
-fn where_io_uring_is_denied_a_check_notes_it_with_the_cure_and_fails_only_for_uring() {
+fn without_io_uring_a_check_notes_the_remedy_and_fails_only_if_uring_is_required() {
     let check = |net, code| {
         let flags = ["--check", "--net", net];
         let ended = coord_after(THREE, &flags, seccomp::deny_io_uring).with_code(code);
@@ -68,13 +68,13 @@ fn where_io_uring_is_denied_a_check_notes_it_with_the_cure_and_fails_only_for_ur
 }
 
 #[test]
-fn a_memory_limit_that_is_too_small_is_refused_at_once_with_the_least_there_is() {
+fn a_memory_limit_that_is_too_small_is_rejected_at_once_with_the_minimum() {
     let refused = coord_with(THREE, &["--memory-limit", "5"]).with_code(2);
     assert!(refused.stderr.contains("give at least 16M"), "{}", refused.stderr);
 }
 
 #[test]
-fn a_coordinator_on_dev_null_starts_nothing_and_says_what_to_do() {
+fn a_coordinator_on_dev_null_starts_nothing_and_names_the_remedy() {
     let dir = tempfile::tempdir().expect("make a directory");
     let path = dir.path().join("cluster.txt");
     fs::write(&path, THREE).expect("write a file");

@@ -10,7 +10,7 @@ use kv_protocol::status::{ClusterState, GroupCondition};
 use kv_testkit::silent::Silent;
 
 #[test]
-fn every_operation_answers_in_its_documented_words() {
+fn every_operation_prints_its_documented_output() {
     let cluster = Cluster::start();
     let operations = "\
         P \"a\" \"1\"\n\
@@ -54,7 +54,7 @@ fn identity(pid: u32) -> String {
 }
 
 #[test]
-fn a_server_that_is_told_to_watch_prints_nothing_until_the_process_is_gone() {
+fn a_watching_server_prints_nothing_until_the_process_has_ended() {
     let (mut child, process) = child_with_identity();
     let pid = child.id().to_string();
     let mut watcher = std::process::Command::new(SERVER)
@@ -82,7 +82,7 @@ fn a_server_that_is_told_to_watch_prints_nothing_until_the_process_is_gone() {
 }
 
 #[test]
-fn what_is_not_known_of_a_process_is_not_said() {
+fn a_process_that_cannot_be_identified_is_not_reported() {
     let (mut child, process) = child_with_identity();
     let pid = child.id();
     let parts: Vec<&str> = process.split(':').collect();
@@ -105,7 +105,7 @@ fn what_is_not_known_of_a_process_is_not_said() {
 }
 
 #[test]
-fn a_watcher_whom_nobody_hears_any_more_ends() {
+fn a_watcher_without_a_reader_ends() {
     let (mut child, process) = child_with_identity();
     let mut watcher = std::process::Command::new(SERVER)
         .args(["--watch", &process])
@@ -132,7 +132,7 @@ fn a_key_that_is_not_found_and_a_check_that_fails_make_the_exit_status_one() {
 }
 
 #[test]
-fn answers_stay_in_the_order_of_the_operations() {
+fn responses_are_printed_in_the_order_of_the_operations() {
     let cluster = Cluster::builder().shards(2).start();
     let mut operations = String::new();
     let mut expected = String::new();
@@ -149,7 +149,7 @@ fn answers_stay_in_the_order_of_the_operations() {
 }
 
 #[test]
-fn a_put_with_a_count_is_done_so_often() {
+fn a_put_with_a_count_is_done_that_many_times() {
     let cluster = Cluster::start();
     let ended = cluster.client("P \"k\" \"v\" 100\nG \"k\"\n").with_code(0);
     assert_eq!(ended.lines().last(), Some(&"value[\"k\"] == \"v\""));
@@ -159,7 +159,7 @@ fn a_put_with_a_count_is_done_so_often() {
 }
 
 #[test]
-fn quotes_backslashes_and_any_byte_can_be_written_and_are_shown_so_that_they_can_be_again() {
+fn any_byte_can_be_written_and_is_printed_in_a_form_that_can_be_typed_again() {
     let cluster = Cluster::start();
     let operations = r#"P "q\"b\\x\x00" "line\nfeed \xff é"
 G "q\"b\\x\x00"
@@ -226,7 +226,7 @@ fn help_names_every_operation() {
 }
 
 #[test]
-fn input_without_a_line_end_at_its_end_and_no_input_at_all_are_fine() {
+fn empty_input_and_input_without_a_final_line_end_are_accepted() {
     let cluster = Cluster::start();
     let ended = cluster.client("P \"a\" \"1\"").with_code(0);
     assert_eq!(ended.stdout, "value[\"a\"] <- \"1\"\n");
@@ -247,7 +247,7 @@ fn a_client_without_a_cluster_fails_at_its_deadline_and_names_the_address() {
 }
 
 #[test]
-fn bad_usage_ends_every_program_with_two() {
+fn invalid_usage_ends_every_program_with_status_two() {
     for (program, arguments) in [
         (COORD, &["--no-such-flag"][..]),
         (COORD, &["-C"]),
@@ -293,7 +293,7 @@ fn a_minus_as_the_operations_file_is_standard_input() {
 }
 
 #[test]
-fn a_value_of_one_blank_is_told_from_an_absent_key() {
+fn a_value_of_one_blank_is_distinguished_from_an_absent_key() {
     let cluster = Cluster::start();
     let blank = "P \"k\" \" \"\nV \"k\" \"\\x20\"\n";
     let ended = cluster.client(blank).with_code(0);
@@ -309,7 +309,7 @@ fn a_value_of_one_blank_is_told_from_an_absent_key() {
 }
 
 #[test]
-fn a_write_that_one_server_has_says_so_until_there_are_two_again() {
+fn a_write_with_one_copy_is_marked_until_there_are_two_again() {
     let builder = Cluster::builder();
     let binary = builder.dir().join("server");
     programs::copy_server(&binary);
@@ -334,7 +334,7 @@ fn a_write_that_one_server_has_says_so_until_there_are_two_again() {
 }
 
 #[test]
-fn a_batch_whose_cluster_goes_ends_about_one_timeout_later_and_names_what_was_not_tried() {
+fn a_batch_ends_about_one_timeout_after_its_cluster_and_names_the_lines_not_tried() {
     let mut cluster = Cluster::start();
     let port = cluster.ready.clients_port.to_string();
     let mut client = std::process::Command::new(CLIENT)
@@ -370,7 +370,7 @@ fn a_batch_whose_cluster_goes_ends_about_one_timeout_later_and_names_what_was_no
 }
 
 #[test]
-fn the_first_of_several_addresses_that_answers_is_taken() {
+fn the_first_of_several_addresses_that_responds_is_used() {
     let (cluster, silent) = (Cluster::start(), Silent::all_kinds());
     let port = cluster.ready.clients_port.to_string();
     let dead: Vec<String> = silent.iter().map(Silent::endpoint).collect();
@@ -386,7 +386,7 @@ fn the_first_of_several_addresses_that_answers_is_taken() {
 }
 
 #[test]
-fn the_status_and_the_client_take_an_ipv6_address_with_and_without_brackets() {
+fn the_status_and_the_client_accept_an_ipv6_address_with_and_without_brackets() {
     let cluster = Cluster::builder().flag("--bind").flag("::1").start();
     let port = cluster.ready.clients_port.to_string();
     for host in ["[::1]", "::1"] {
@@ -407,7 +407,7 @@ fn a_missing_operations_file_is_named() {
 }
 
 #[test]
-fn the_status_tells_servers_groups_copies_entries_and_memory() {
+fn the_status_shows_servers_groups_copies_entries_and_memory() {
     let cluster = Cluster::builder().shards(2).start();
     let operations: String = (0..300).map(|n| format!("P \"{n}\" \"v\"\n")).collect();
     cluster.client(&operations).with_code(0);
@@ -441,7 +441,7 @@ fn the_status_tells_servers_groups_copies_entries_and_memory() {
 }
 
 #[test]
-fn the_status_of_a_cluster_that_is_not_there_fails_and_names_the_address() {
+fn the_status_of_an_unreachable_cluster_fails_and_names_the_address() {
     let arguments = ["status", "-h", "127.0.0.1", "-p", "1"];
     let ended = programs::run(COORD, arguments, "", TIMEOUT).with_code(1);
     assert!(ended.stderr.contains("127.0.0.1"), "{}", ended.stderr);
@@ -449,7 +449,7 @@ fn the_status_of_a_cluster_that_is_not_there_fails_and_names_the_address() {
 }
 
 #[test]
-fn a_check_says_what_it_found_and_starts_nothing() {
+fn a_check_prints_its_findings_and_starts_nothing() {
     let builder = Cluster::builder().flag("--check");
     let command = builder.command();
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
@@ -491,7 +491,7 @@ fn a_check_of_the_file_alone_looks_at_nothing_else() {
 }
 
 #[test]
-fn the_end_of_standard_input_stops_the_cluster_in_order() {
+fn the_end_of_standard_input_stops_the_cluster_cleanly() {
     let mut cluster = Cluster::builder().in_foreground().start();
     cluster.client("P \"k\" \"v\"\n").with_code(0);
     let pids = cluster.server_pids();
@@ -507,7 +507,7 @@ fn the_end_of_standard_input_stops_the_cluster_in_order() {
 }
 
 #[test]
-fn an_interrupt_stops_the_cluster_in_order() {
+fn an_interrupt_stops_the_cluster_cleanly() {
     let mut cluster = Cluster::builder().in_foreground().start();
     process::signal(cluster.coord_pid(), process::Signal::INT);
     cluster.await_end(0);
@@ -515,7 +515,7 @@ fn an_interrupt_stops_the_cluster_in_order() {
 }
 
 #[test]
-fn an_interrupt_a_second_after_the_first_does_not_wait_for_a_server_that_hangs() {
+fn an_interrupt_a_second_after_the_first_does_not_wait_for_a_hung_server() {
     let mut cluster = Cluster::builder().in_foreground().start();
     let hung = cluster.server_pid(1);
     process::pause(hung);
@@ -532,7 +532,7 @@ fn an_interrupt_a_second_after_the_first_does_not_wait_for_a_server_that_hangs()
 }
 
 #[test]
-fn interrupts_in_quick_succession_stop_the_cluster_in_order_like_one() {
+fn interrupts_in_quick_succession_stop_the_cluster_cleanly_like_one() {
     let mut cluster = Cluster::builder().in_foreground().start();
     cluster.client("P \"k\" \"v\"\n").with_code(0);
     for signal in [process::Signal::INT, process::Signal::INT, process::Signal::TERM] {
@@ -554,7 +554,7 @@ fn a_daemon_ignores_the_end_of_standard_input() {
 }
 
 #[test]
-fn an_interrupt_during_the_start_leaves_nobody() {
+fn an_interrupt_during_the_start_leaves_no_process() {
     let mut cluster = Cluster::builder().in_foreground().launch();
     let dir = cluster.dir().to_owned();
     wait_until("the first server", TIMEOUT, || !process::running_in(&dir).is_empty());

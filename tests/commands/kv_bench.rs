@@ -24,7 +24,7 @@ fn json(ended: &Ended) -> Value {
 }
 
 #[test]
-fn every_answer_of_a_cluster_is_what_its_key_must_hold() {
+fn every_response_of_a_cluster_is_the_value_that_its_key_must_hold() {
     let cluster = Cluster::builder().shards(2).start();
     let pids = cluster.server_pids().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     for (scheme, connections) in [("kv", 4), ("kv+wire", 6)] {
@@ -49,7 +49,7 @@ fn every_answer_of_a_cluster_is_what_its_key_must_hold() {
 }
 
 #[test]
-fn a_group_alone_can_be_loaded() {
+fn a_single_group_can_be_loaded() {
     let cluster = Cluster::start();
     let target = format!("kv://{}", cluster.endpoint());
     let line = "--load --verify --keys 200 --group 1 --connections 2 --count 500 --warm-up 0 --csv";
@@ -123,7 +123,7 @@ fn a_lost_value_is_noticed_and_fails_the_run() {
 }
 
 #[test]
-fn what_is_no_answer_ends_the_run_with_a_reason() {
+fn an_invalid_response_ends_the_run_with_a_reason() {
     for nonsense in [&b"$99999999999\r\n"[..], b"hello\r\n", b"$1\r\nabcdef"] {
         let target = fake_redis(nonsense, Duration::ZERO);
         let ended = bench(&target, "--reads 100 --connections 1 --count 10").with_code(1);
@@ -132,7 +132,7 @@ fn what_is_no_answer_ends_the_run_with_a_reason() {
 }
 
 #[test]
-fn writes_wait_for_as_many_replicas_as_is_said() {
+fn writes_wait_for_the_requested_number_of_replicas() {
     let target = fake_redis(b"$-1\r\n", Duration::ZERO);
     let line = "--reads 0 --connections 2 --depth 4 --count 200 --warm-up 0 --json --wait";
     let report = json(&bench(&target, &format!("{line} 1")).with_code(0));
@@ -142,7 +142,7 @@ fn writes_wait_for_as_many_replicas_as_is_said() {
 }
 
 #[test]
-fn a_run_lasts_as_long_as_is_said() {
+fn a_run_lasts_for_the_requested_time() {
     let target = fake_redis(b"$-1\r\n", Duration::ZERO);
     let line = "--reads 100 --connections 1 --warm-up 0.2 --duration 0.5 --json";
     let start = std::time::Instant::now();
@@ -171,7 +171,7 @@ fn an_open_loop_shows_the_queue_that_a_closed_one_hides() {
 }
 
 #[test]
-fn wrong_usage_says_what_is_wrong_and_exits_with_2() {
+fn invalid_usage_names_the_error_and_exits_with_2() {
     for (target, line, named) in [
         ("localhost:7000", "", "kv://HOST:PORT"),
         ("kv://localhost:7000", "--threads 4", "--connections"),

@@ -106,7 +106,7 @@ fn rendered(name: &str, program: &str, what: &str) -> String {
 }
 
 #[test]
-fn the_pages_of_the_executables_are_what_help_says() {
+fn the_pages_of_the_executables_match_their_help_text() {
     for (name, program, what) in PAGES {
         let (path, page) = (page(&format!("{name}.1")), rendered(name, program, what));
         if std::env::var_os("RENEW_MANUAL").is_some() {
@@ -213,7 +213,7 @@ fn the_page_of_the_library_has_every_function_as_the_header_declares_it() {
 }
 
 #[test]
-fn the_page_of_the_library_says_of_every_function_once_which_threads_may_call_it() {
+fn the_page_of_the_library_states_once_for_every_function_which_threads_may_call_it() {
     let text = library_page();
     let table =
         text.split_once("\n.TS\n").expect("a table").1.split_once("\n.TE\n").expect("its end");
@@ -239,7 +239,7 @@ fn the_page_of_the_library_says_of_every_function_once_which_threads_may_call_it
 /// Rejects sentences in `.BR` lines. `.BR name ()` sets its words alternately in bold and roman
 /// without spaces, so a sentence there would be garbled.
 #[test]
-fn no_sentence_stands_in_a_line_of_bold_and_roman() {
+fn lines_of_alternating_bold_and_roman_contain_no_sentence() {
     for entry in fs::read_dir(page("")).expect("the pages").flatten() {
         let text = fs::read_to_string(entry.path()).expect("read a page");
         for line in text.lines().filter(|line| line.starts_with(".BR ")) {

@@ -14,7 +14,7 @@ fn has_marker(path: &Path) -> bool {
 }
 
 #[test]
-fn no_rule_can_be_left_out_in_a_program_that_ships() {
+fn no_shipped_program_can_disable_a_rule() {
     crate::common::turn::take();
     let server = PathBuf::from(env!("CARGO_BIN_EXE_server"));
     let library = server.with_file_name("libkvclient.so");

@@ -422,7 +422,7 @@ fn replace_dead_host(cast: &mut Cast) {
 }
 
 #[test]
-fn the_coordinator_moves_and_where_its_state_is_lost_the_servers_dumps_bring_everything_back() {
+fn the_coordinator_moves_and_without_its_state_the_dumps_bring_everything_back() {
     let Some(mut cast) = Cast::start() else { return };
     let load = Load::begin(&cast);
     let before = cast.pids();
@@ -449,7 +449,7 @@ fn the_coordinator_moves_and_where_its_state_is_lost_the_servers_dumps_bring_eve
 }
 
 #[test]
-fn a_limit_is_raised_and_a_cluster_is_stopped_with_room_and_without_and_keeps_everything() {
+fn a_limit_is_raised_and_stops_with_and_without_disk_space_keep_all_data() {
     let Some(cast) = Cast::start() else { return };
     let load = Load::begin(&cast);
     memory_limit(&cast);

@@ -170,7 +170,7 @@ impl Drop for Checkout {
 }
 
 #[test]
-fn make_run_answers_piped_operations_and_leaves_dumps_and_no_process_twice_in_a_row() {
+fn make_run_executes_piped_operations_and_leaves_dumps_and_no_process_twice_in_a_row() {
     let checkout = Checkout::make();
     for value in ["1", "2"] {
         let operations = format!("P \"a\" \"{value}\"\nG \"a\"\n");
@@ -189,7 +189,7 @@ fn make_run_answers_piped_operations_and_leaves_dumps_and_no_process_twice_in_a_
 }
 
 #[test]
-fn make_run_fails_with_the_client_and_stops_the_cluster_all_the_same() {
+fn make_run_fails_when_the_client_fails_and_still_stops_the_cluster() {
     let checkout = Checkout::make();
     let ended = checkout.run("G \"nowhere\"\n").with_code(1);
     assert_eq!(ended.stdout, "key \"nowhere\" not found\n");
@@ -223,7 +223,7 @@ fn make_run_on_a_terminal_prompts_until_ctrl_d_which_ends_client_and_cluster() {
 }
 
 #[test]
-fn make_run_that_is_terminated_stops_its_cluster_in_order() {
+fn a_terminated_make_run_stops_its_cluster_cleanly() {
     let checkout = Checkout::make();
     let mut script = checkout.spawn("run.sh", &[]);
     checkout.client("P \"a\" \"1\"\n").with_code(0);
@@ -236,7 +236,7 @@ fn make_run_that_is_terminated_stops_its_cluster_in_order() {
 }
 
 #[test]
-fn make_run_that_is_killed_leaves_a_cluster_that_stops_by_itself() {
+fn a_killed_make_run_leaves_a_cluster_that_stops_by_itself() {
     let checkout = Checkout::make();
     let mut script = checkout.spawn("run.sh", &[]);
     checkout.client("P \"a\" \"1\"\n").with_code(0);
@@ -252,7 +252,7 @@ fn make_run_that_is_killed_leaves_a_cluster_that_stops_by_itself() {
 }
 
 #[test]
-fn a_second_cluster_in_the_same_directory_is_refused_and_the_first_lives_on() {
+fn a_second_cluster_in_the_same_directory_is_rejected_and_the_first_continues() {
     let checkout = Checkout::make();
     let mut script = checkout.spawn("run.sh", &[]);
     checkout.await_port();
@@ -269,7 +269,7 @@ fn a_second_cluster_in_the_same_directory_is_refused_and_the_first_lives_on() {
 }
 
 #[test]
-fn launch_cluster_starts_a_daemon_tells_its_status_and_stops_it_twice_in_a_row() {
+fn launch_cluster_starts_a_daemon_shows_its_status_and_stops_it_twice_in_a_row() {
     let checkout = Checkout::make();
     let file = checkout.cluster_file(["localhost"; 3]);
     checkout.launch(&["status"]).with_code(NO_CLUSTER);
@@ -297,7 +297,7 @@ fn launch_cluster_starts_a_daemon_tells_its_status_and_stops_it_twice_in_a_row()
 }
 
 #[test]
-fn launch_cluster_finds_and_ends_servers_that_have_outlived_their_coordinator() {
+fn launch_cluster_finds_and_ends_servers_that_outlived_their_coordinator() {
     let checkout = Checkout::make();
     let file = checkout.cluster_file(["localhost"; 3]);
     checkout.launch(&["start", &file, "--daemon"]).with_code(0);
@@ -314,7 +314,7 @@ fn launch_cluster_finds_and_ends_servers_that_have_outlived_their_coordinator() 
 }
 
 #[test]
-fn launch_cluster_without_a_state_ends_the_servers_that_hold_its_lock_and_says_so() {
+fn launch_cluster_without_a_state_reports_and_ends_the_servers_that_hold_its_lock() {
     let checkout = Checkout::make();
     let file = checkout.cluster_file(["localhost"; 3]);
     checkout.launch(&["start", &file, "--daemon"]).with_code(0);
@@ -337,7 +337,7 @@ fn start_there<'a>(file: &'a str, sshd: &Sshd, remote: &'a str) -> Vec<String> {
 }
 
 #[test]
-fn launch_cluster_finds_servers_on_ssh_hosts_whose_coordinator_is_gone_and_serves_them_again() {
+fn launch_cluster_finds_servers_on_ssh_hosts_without_a_coordinator_and_takes_them_over() {
     let sshd = Sshd::start_without_server();
     let checkout = Checkout::make();
     let host = sshd.host();
@@ -429,7 +429,7 @@ fn launch_cluster_fetches_the_dumps_from_ssh_hosts_and_overwrites_nothing() {
 }
 
 #[test]
-fn launch_cluster_reads_the_file_as_the_coordinator_does_and_bears_users_ssh_configurations() {
+fn launch_cluster_parses_the_file_like_the_coordinator_and_copes_with_ssh_configurations() {
     let sshd = Sshd::start_without_server();
     let checkout = Checkout::make();
     let host = sshd.host();
@@ -476,7 +476,7 @@ fn launch_cluster_reads_the_file_as_the_coordinator_does_and_bears_users_ssh_con
 }
 
 #[test]
-fn launch_cluster_starts_nothing_while_hosts_of_its_cluster_cannot_be_asked() {
+fn launch_cluster_starts_nothing_while_hosts_of_its_cluster_cannot_be_checked() {
     let mut sshd = Sshd::start_without_server();
     let checkout = Checkout::make();
     let host = sshd.host();
@@ -546,7 +546,7 @@ fn launch_cluster_takes_over_servers_whose_coordinator_has_died_however_often() 
 }
 
 #[test]
-fn a_take_over_by_launch_cluster_that_fails_leaves_the_servers_and_make_run_tries_none() {
+fn a_failed_takeover_by_launch_cluster_leaves_the_servers_and_make_run_attempts_none() {
     let checkout = Checkout::make();
     let file = checkout.cluster_file(["localhost"; 3]);
     checkout.launch(&["start", &file, "--daemon"]).with_code(0);
@@ -567,7 +567,7 @@ fn a_take_over_by_launch_cluster_that_fails_leaves_the_servers_and_make_run_trie
 }
 
 #[test]
-fn launch_cluster_restores_a_cluster_and_hands_on_what_it_is_to_be_started_with() {
+fn launch_cluster_restores_a_cluster_and_passes_its_options_on() {
     let checkout = Checkout::make();
     let file = checkout.cluster_file(["localhost"; 3]);
     let start = ["start", &file, "--daemon", "--orphan-timeout", "77", "--on-double-fault"];
@@ -611,7 +611,7 @@ fn launch_cluster_in_the_foreground_ends_with_its_input() {
 }
 
 #[test]
-fn launch_cluster_brings_the_server_to_an_ssh_host_and_runs_it_there() {
+fn launch_cluster_copies_the_server_to_an_ssh_host_and_runs_it_there() {
     let sshd = Sshd::start_without_server();
     let checkout = Checkout::make();
     let host = sshd.host();
@@ -643,7 +643,7 @@ fn launch_cluster_brings_the_server_to_an_ssh_host_and_runs_it_there() {
 }
 
 #[test]
-fn launch_cluster_starts_nothing_where_an_ssh_host_is_out_of_reach() {
+fn launch_cluster_starts_nothing_if_an_ssh_host_is_unreachable() {
     let sshd = Sshd::start_without_server();
     let checkout = Checkout::make();
     let file = checkout.cluster_file(["localhost", &sshd.host(), "localhost"]);
@@ -660,7 +660,7 @@ fn launch_cluster_starts_nothing_where_an_ssh_host_is_out_of_reach() {
 }
 
 #[test]
-fn launch_cluster_copies_nothing_for_a_cluster_file_that_makes_no_sense() {
+fn launch_cluster_copies_nothing_for_an_invalid_cluster_file() {
     let checkout = Checkout::make();
     let file = checkout.cluster_file(["kv@nowhere.invalid", "kv@nowhere.invalid", "not/a/host"]);
     let ended = checkout.launch(&["start", &file, "--daemon"]).with_code(1);
@@ -670,7 +670,7 @@ fn launch_cluster_copies_nothing_for_a_cluster_file_that_makes_no_sense() {
 }
 
 #[test]
-fn wrong_usage_of_launch_cluster_ends_with_two_and_says_what_was_wrong() {
+fn invalid_usage_of_launch_cluster_exits_with_two_and_names_the_error() {
     let checkout = Checkout::make();
     for (arguments, named) in [
         (&["begin"][..], "begin"),

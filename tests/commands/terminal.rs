@@ -50,7 +50,7 @@ fn leave(mut terminal: Terminal) {
 }
 
 #[test]
-fn the_client_greets_prompts_answers_and_ends_with_zero_at_ctrl_d() {
+fn the_client_greets_prompts_responds_and_exits_with_zero_at_ctrl_d() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = Terminal::start(client_command(&cluster, state.path()));
     let greeting = terminal.wait_for(PROMPT);
@@ -70,7 +70,7 @@ fn the_client_greets_prompts_answers_and_ends_with_zero_at_ctrl_d() {
 }
 
 #[test]
-fn words_of_leave_end_the_client_with_zero() {
+fn quit_exit_and_q_end_the_client_with_zero() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     for word in ["quit", "exit", " q "] {
         let mut terminal = open_client(&cluster, state.path());
@@ -81,7 +81,7 @@ fn words_of_leave_end_the_client_with_zero() {
 }
 
 #[test]
-fn a_line_is_edited_before_it_is_done() {
+fn a_line_can_be_edited_before_it_is_executed() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = open_client(&cluster, state.path());
     let keys = format!("P \"a\" \"12\"{LEFT}{BACKSPACE}3");
@@ -103,7 +103,7 @@ fn ctrl_c_clears_the_line_and_does_not_end_the_client() {
 }
 
 #[test]
-fn lines_are_remembered_from_one_run_to_the_next() {
+fn the_line_history_is_kept_between_runs() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = open_client(&cluster, state.path());
     ask(&mut terminal, "P \"a\" \"1\"", "value[\"a\"] <- \"1\"");
@@ -125,7 +125,7 @@ fn pasted(text: &str) -> String {
 }
 
 #[test]
-fn nothing_of_a_paste_runs_before_enter_and_then_all_of_its_lines_in_order() {
+fn a_paste_runs_only_at_enter_and_then_all_of_its_lines_in_order() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = open_client(&cluster, state.path());
     assert!(terminal.screen().contains("\x1b[?2004h"), "brackets are asked for");
@@ -160,7 +160,7 @@ fn nothing_of_a_paste_runs_before_enter_and_then_all_of_its_lines_in_order() {
 }
 
 #[test]
-fn a_paste_can_be_thrown_away_and_a_word_of_leave_in_it_ends_the_client_there() {
+fn a_paste_can_be_discarded_and_a_quit_in_it_ends_the_client_there() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = open_client(&cluster, state.path());
     terminal.type_in(&pasted("P \"a\" \"1\"\nP \"b\" \"1\"\n# end"));
@@ -178,7 +178,7 @@ fn a_paste_can_be_thrown_away_and_a_word_of_leave_in_it_ends_the_client_there() 
 }
 
 #[test]
-fn a_paste_whose_cluster_is_gone_ends_after_one_timeout() {
+fn a_paste_without_a_cluster_ends_after_one_timeout() {
     let (mut cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut command = client_command(&cluster, state.path());
     command.args(["--timeout", "1"]);
@@ -200,7 +200,7 @@ fn a_paste_whose_cluster_is_gone_ends_after_one_timeout() {
 }
 
 #[test]
-fn lines_that_come_at_once_without_brackets_are_all_done() {
+fn lines_that_arrive_at_once_without_bracketed_paste_are_all_executed() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = open_client(&cluster, state.path());
     let lines: String = (0..20).map(|n| format!("P \"a\" \"{n}\"{ENTER}")).collect();
@@ -213,7 +213,7 @@ fn lines_that_come_at_once_without_brackets_are_all_done() {
 }
 
 #[test]
-fn a_terminal_that_is_closed_ends_the_client() {
+fn a_closed_terminal_ends_the_client() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = open_client(&cluster, state.path());
     terminal.close();
@@ -294,7 +294,7 @@ impl Drop for OnTerminal {
 }
 
 #[test]
-fn ctrl_d_at_the_coordinator_stops_the_cluster_in_order() {
+fn ctrl_d_at_the_coordinator_stops_the_cluster_cleanly() {
     for log_in_file in [true, false] {
         let mut cluster = OnTerminal::start(log_in_file);
         cluster.terminal.type_in("a line that nobody reads\n");
@@ -306,7 +306,7 @@ fn ctrl_d_at_the_coordinator_stops_the_cluster_in_order() {
 }
 
 #[test]
-fn ctrl_c_at_the_coordinator_stops_the_cluster_in_order_and_reaches_no_server() {
+fn ctrl_c_at_the_coordinator_stops_the_cluster_cleanly_and_reaches_no_server() {
     let mut cluster = OnTerminal::start(true);
     for server in cluster.servers() {
         assert_eq!(terminal_of(server), "0", "server {server} has a terminal");
@@ -329,7 +329,7 @@ fn terminal_of(pid: u32) -> String {
 }
 
 #[test]
-fn a_terminal_that_is_closed_stops_the_cluster_in_order() {
+fn a_closed_terminal_stops_the_cluster_cleanly() {
     for log_in_file in [true, false] {
         let mut cluster = OnTerminal::start(log_in_file);
         let servers = cluster.servers();
@@ -384,7 +384,7 @@ fn a_recovery_on_a_terminal_shows_its_steps_and_a_bar_with_bytes_and_keys() {
 }
 
 #[test]
-fn dumps_that_are_written_or_loaded_show_a_bar_with_servers_and_bytes_on_a_terminal() {
+fn writing_and_loading_dumps_shows_a_bar_with_servers_and_bytes_on_a_terminal() {
     let mut cluster = OnTerminal::start(true);
     let endpoint = format!("localhost:{}", cluster.port);
     put_all(&mut Client::open(&endpoint, Options::default()).expect("open"), &kibibytes(50 << 10));
@@ -412,7 +412,7 @@ fn dumps_that_are_written_or_loaded_show_a_bar_with_servers_and_bytes_on_a_termi
 }
 
 #[test]
-fn without_a_terminal_a_recovery_is_told_in_lines_and_the_status_keeps_its_history() {
+fn without_a_terminal_a_recovery_is_reported_in_lines_and_the_status_keeps_its_history() {
     let cluster = Cluster::start();
     put_all(&mut cluster.open(), &kibibytes(5 << 10));
     assert!(cluster.server(1).recoveries.is_empty());
@@ -438,7 +438,7 @@ fn without_a_terminal_a_recovery_is_told_in_lines_and_the_status_keeps_its_histo
 }
 
 #[test]
-fn a_watched_status_is_drawn_in_place_and_ctrl_c_gives_the_cursor_back() {
+fn a_watched_status_is_drawn_in_place_and_ctrl_c_restores_the_cursor() {
     let cluster = Cluster::start();
     let port = cluster.ready.clients_port.to_string();
     for ends_by_key in [true, false] {
@@ -504,7 +504,7 @@ impl Drop for Watching {
 }
 
 #[test]
-fn a_watched_status_elsewhere_is_one_table_after_the_other_or_a_line_of_json_each_time() {
+fn without_a_terminal_a_watched_status_prints_successive_tables_or_lines_of_json() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let tables = Watching::start(&cluster, dir.path(), &[]);
     wait_until("three tables", TIMEOUT, || tables.output().matches("serving").count() >= 3);
@@ -522,7 +522,7 @@ fn a_watched_status_elsewhere_is_one_table_after_the_other_or_a_line_of_json_eac
 }
 
 #[test]
-fn a_watch_goes_on_while_the_coordinator_does_not_answer() {
+fn a_watch_continues_while_the_coordinator_does_not_respond() {
     let (cluster, dir) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let port = cluster.ready.clients_port.to_string();
     let mut command = Command::new(COORD);

@@ -99,7 +99,7 @@ fn get(id: u64, key: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn sixty_four_readers_of_the_longest_value_are_served_and_nobody_else_waits_for_long() {
+fn sixty_four_readers_of_the_longest_value_are_served_and_other_clients_wait_briefly() {
     const READERS: u32 = 64;
     for engine in ENGINES {
         let attacked = Attacked::start(engine, &[("long", MAX_VALUE_BYTES), ("good", 1)]);
@@ -123,7 +123,7 @@ fn sixty_four_readers_of_the_longest_value_are_served_and_nobody_else_waits_for_
 }
 
 #[test]
-fn clients_that_ask_for_long_values_and_read_nothing_take_no_memory() {
+fn clients_that_request_long_values_and_read_nothing_take_no_memory() {
     const CONNECTIONS: u32 = 200;
     for engine in ENGINES {
         let values = [("long", MAX_VALUE_BYTES), ("large", 4 << 20), ("small", 4_000), ("good", 1)];
@@ -151,7 +151,7 @@ fn clients_that_ask_for_long_values_and_read_nothing_take_no_memory() {
 }
 
 #[test]
-fn requests_that_are_sent_in_part_wait_for_memory_and_make_room_for_one_that_is_sent_whole() {
+fn partial_requests_wait_for_memory_and_make_room_for_a_complete_one() {
     const CONNECTIONS: u32 = 200;
     const PART: usize = 10 << 20;
     for engine in ENGINES {
@@ -197,7 +197,7 @@ fn requests_that_are_sent_in_part_wait_for_memory_and_make_room_for_one_that_is_
 }
 
 #[test]
-fn the_memory_of_connections_goes_back_when_they_are_gone() {
+fn the_memory_of_connections_is_released_when_they_close() {
     for engine in ENGINES {
         let attacked = Attacked::start(engine, &[("good", 1)]);
         let key = attacked.key("long");

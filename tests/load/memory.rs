@@ -30,7 +30,7 @@ fn agree(one: u64, other: u64) -> bool {
 }
 
 #[test]
-fn the_status_says_what_the_tables_take_of_each_process_and_what_is_deleted_is_given_back() {
+fn the_status_reports_the_memory_of_tables_and_deleted_data_is_released() {
     for value_bytes in [64, 100_000] {
         let cluster = Cluster::start();
         let pids = cluster.server_pids();
@@ -64,7 +64,7 @@ fn the_status_says_what_the_tables_take_of_each_process_and_what_is_deleted_is_g
 }
 
 #[test]
-fn the_memory_limit_is_where_it_was_set_within_two_percent() {
+fn the_memory_limit_is_exact_within_two_percent() {
     const LIMIT: u64 = 128 << 20;
     const VALUE_BYTES: usize = 10_000;
     let cluster = Cluster::builder().flag("--memory-limit").flag("128M").start();
@@ -93,7 +93,7 @@ fn spread(number: usize) -> usize {
 }
 
 #[test]
-fn entries_that_are_gone_leave_room_for_larger_ones() {
+fn deleted_entries_leave_room_for_larger_ones() {
     const LIMIT: u64 = 140 << 20;
     const SMALL: usize = 300_000;
     const LARGE: usize = 125_000;

@@ -37,7 +37,7 @@ fn assert_dumped_exactly(dumps: &Dumps, pairs: &[(Vec<u8>, Vec<u8>)]) {
 }
 
 #[test]
-fn a_hundred_thousand_random_binary_keys_come_back_and_are_dumped_exactly() {
+fn a_hundred_thousand_random_binary_keys_are_read_back_and_dumped_exactly() {
     let _alone = alone();
     let mut random = Random::announced();
     let pairs = distinct((0..100_000).map(|_| {
@@ -52,7 +52,7 @@ fn a_hundred_thousand_random_binary_keys_come_back_and_are_dumped_exactly() {
 }
 
 #[test]
-fn two_hundred_keys_with_values_up_to_the_limits_come_back_and_are_dumped_exactly() {
+fn two_hundred_keys_with_values_up_to_the_limits_are_read_back_and_dumped_exactly() {
     let _alone = alone();
     let mut random = Random::announced();
     let mut left = LARGE_VALUE_BYTES;

@@ -37,7 +37,7 @@ fn reset(raw: Raw) {
 }
 
 #[test]
-fn requests_that_come_all_at_once_in_more_bytes_than_there_are_buffers_are_all_served() {
+fn simultaneous_requests_with_more_bytes_than_the_buffers_hold_are_all_served() {
     /// Together the connections send several times as many bytes as a shard has receive buffers
     /// for.
     const CONNECTIONS: u32 = 400;
@@ -83,7 +83,7 @@ fn requests_that_come_all_at_once_in_more_bytes_than_there_are_buffers_are_all_s
 }
 
 #[test]
-fn long_values_that_are_asked_for_together_come_whole_and_in_order_however_slowly_they_are_read() {
+fn long_values_requested_together_arrive_complete_and_in_order_however_slowly_they_are_read() {
     const LONG: usize = 16 << 10;
     const READS: u64 = 500;
     for engine in ENGINES {
@@ -113,7 +113,7 @@ fn long_values_that_are_asked_for_together_come_whole_and_in_order_however_slowl
 }
 
 #[test]
-fn connections_that_are_reset_in_any_state_of_a_request_or_an_answer_leave_nothing_behind() {
+fn connections_reset_in_any_state_of_a_request_or_response_leave_nothing_behind() {
     const LARGE: usize = 4 << 20;
     const LONG: usize = 16 << 10;
     const CLIENTS: u32 = 8;
@@ -189,7 +189,7 @@ fn connections_that_are_reset_in_any_state_of_a_request_or_an_answer_leave_nothi
 }
 
 #[test]
-fn of_ten_thousand_connections_each_is_served_and_an_idle_one_costs_at_most_4_kib() {
+fn ten_thousand_connections_are_served_and_an_idle_one_costs_at_most_4_kib() {
     const CONNECTIONS: u32 = 10_000;
     const BATCH: u32 = 1_000;
     const MOST_BYTES: u64 = 4 << 10;

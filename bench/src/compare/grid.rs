@@ -289,14 +289,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_part_is_refused() {
+    fn an_unknown_part_is_rejected() {
         assert!(parts(&["P9".to_owned()]).unwrap_err().to_string().contains("P1 to P7"));
         assert_eq!(parts(&["P3".to_owned(), "P1".to_owned()]).unwrap(), ["P1", "P3"]);
         assert_eq!(parts(&[]).unwrap().len(), 7);
     }
 
     #[test]
-    fn every_goal_is_against_a_side_of_its_cell() {
+    fn every_goal_names_a_side_of_its_cell() {
         use clap::Parser as _;
         for line in [&["kv-compare"][..], &["kv-compare", "--quick"]] {
             let effort = Effort::new(&Args::parse_from(line));

@@ -342,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spread_is_the_median_between_the_least_and_the_most() {
+    fn a_spread_has_the_median_the_minimum_and_the_maximum() {
         let spread = |numbers: &[f64]| Spread::of(numbers.iter().copied());
         let odd = Spread { median: 2.0, least: 1.0, most: 9.0 };
         assert_eq!(spread(&[9.0, 1.0, 2.0]), Some(odd));

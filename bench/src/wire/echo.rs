@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_and_replies_have_the_lengths_of_this_stores() {
+    fn requests_and_replies_have_the_lengths_of_the_stores_frames() {
         let (mut echo, mut output) = (Echo::new(64), Vec::new());
         echo.request(&Request { slot: 5, key: &[b'k'; 16], value: None }, &mut output);
         let head = Head::read(&output).unwrap().unwrap();
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_nobody_means_are_refused() {
+    fn lengths_out_of_bounds_are_rejected() {
         for (length, reply) in [(15u32, 8u32), (16, 7), (u32::MAX, 8), (16, u32::MAX)] {
             let head = [length.to_le_bytes(), reply.to_le_bytes()].concat();
             assert!(Head::read(&[&head[..], &[0; 8]].concat()).is_err());

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn no_write_begins_sixty_four_after_the_first_that_has_not_ended() {
+    fn no_write_begins_sixty_four_numbers_after_the_first_incomplete_one() {
         let (mut kv, mut output) = (Kv::new(ViewVersion(1), SequenceNumber::ZERO), Vec::new());
         for slot in 0..64 {
             assert!(kv.has_room());
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_one_table_holds_is_told_apart_and_a_refusal_ends_the_run() {
+    fn a_write_with_one_copy_is_distinguished_and_a_rejection_ends_the_run() {
         let mut kv = Kv::new(ViewVersion(1), SequenceNumber::ZERO);
         kv.request(&put(0), &mut Vec::new());
         let bytes = response(0, Status::Ok, 1);

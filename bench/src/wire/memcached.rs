@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replies_are_told_apart_by_what_was_asked() {
+    fn replies_are_interpreted_by_the_kind_of_their_request() {
         let (mut wire, mut output) = (Memcached::default(), Vec::new());
         wire.request(&Request { slot: 0, key: b"k", value: Some(b"vv") }, &mut output);
         wire.request(&Request { slot: 1, key: b"k", value: None }, &mut output);
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_replies_are_refused() {
+    fn hostile_replies_are_rejected() {
         for bad in [&b"STORED\r\n"[..], b"VALUE k 0 x\r\n", b"VALUE k 0 1\r\nabcdefgh", b"END\n"] {
             let mut wire = Memcached::default();
             wire.request(&Request { slot: 0, key: b"k", value: None }, &mut Vec::new());

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_ends_with_the_answer_to_its_wait() {
+    fn a_write_ends_with_the_reply_to_its_wait() {
         let (mut resp, mut output) = (Resp::new(1), Vec::new());
         for request in [set(0), get(1), set(2)] {
             resp.request(&request, &mut output);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_write_ends_at_once_and_the_others_with_their_wait() {
+    fn a_rejected_write_ends_at_once_and_the_others_with_their_wait() {
         let (mut resp, mut output) = (Resp::new(1), Vec::new());
         resp.request(&set(0), &mut output);
         resp.request(&set(1), &mut output);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_may_come_in_pieces() {
+    fn a_value_may_arrive_in_pieces() {
         let (mut resp, mut output) = (Resp::new(0), Vec::new());
         resp.request(&get(3), &mut output);
         let whole = b"$4\r\na\r\nb\r\n";
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_replies_are_refused() {
+    fn hostile_replies_are_rejected() {
         for bad in [
             &b"$99999999999999999999\r\n"[..],
             b"$-2\r\n",
