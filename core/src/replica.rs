@@ -79,7 +79,7 @@ use memory::LastSteps;
 use primary::{Candidacy, Primary, Sender};
 pub use restore::NoFullCopy;
 
-/// A client connection as its driver numbers it. Numbers are never reused.
+/// The number of a client connection, assigned by the driver. Numbers are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
@@ -92,21 +92,21 @@ pub trait Responses {
 /// The configuration of a replica.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplicaConfig {
-    /// The server process that runs it.
+    /// The server process that runs the replica.
     pub me: Member,
-    /// Its group.
+    /// The group of the replica.
     pub group: GroupId,
-    /// Its shard.
+    /// The shard of the replica.
     pub shard: ShardId,
     /// The shape of the cluster.
     pub placement: Placement,
-    /// The most bytes its table may reserve before writes are rejected; `None`: no limit.
+    /// The number of bytes that the table may reserve before writes are rejected; `None`: no limit.
     pub memory_limit: Option<u64>,
-    /// The time for which a session may write nothing before it expires. Only time in which this shard is awake counts.
+    /// The idle time after which a session expires. Time in which this shard was suspended does not count.
     pub session_idle: Duration,
-    /// The key of the hashes of its tables.
+    /// The key of the hash function of the tables.
     pub hash_secret: HashSecret,
-    /// The failure timeout of its cluster; the same in every process.
+    /// The failure timeout of the cluster; the same in every process.
     pub failure_timeout: FailureTimeout,
 }
 
@@ -122,15 +122,15 @@ pub struct Replica {
     heard: Time,
     /// The longest time between two messages of the other holder under the installed view; `None` before the first.
     longest_gap: Option<Duration>,
-    /// The clock of the time this shard has been awake, and its reading at `heard`.
+    /// A clock that excludes time in which this shard was suspended, and its reading at `heard`.
     awake: Awake,
     awake_when_heard: Duration,
     /// The last ack sent, in any role.
     acked: Option<Acked>,
     /// The process whose death was proven last.
     proven: Option<Member>,
-    /// The last write of the dump from which the content was loaded; a first view of any version may then name
-    /// this replica a holder.
+    /// The last write of the dump from which the content was loaded; if set, the first view may name this replica as a
+    /// holder at any version.
     restored: Option<SequenceNumber>,
     draining: bool,
     frozen: bool,
@@ -155,7 +155,7 @@ enum Role {
     TakingOver(Follower),
     /// Applies the primary's writes.
     Secondary(Follower),
-    /// As a secondary, but with an incomplete copy.
+    /// Applies the primary's writes like a secondary, but with an incomplete copy.
     Candidate(Follower, CopyIn),
 }
 
@@ -167,7 +167,7 @@ struct HandingOver {
     is_said: bool,
 }
 
-/// A reason for which a view is not installed.
+/// The reason why a view is not installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstallError {
@@ -181,7 +181,7 @@ pub enum InstallError {
         /// The version installed.
         installed: ViewVersion,
     },
-    /// The version is installed with other members: the coordinator contradicts itself.
+    /// A view of the same version but with other members is installed. A correct coordinator never causes this.
     #[error("view {version} of group {group} is installed with other members")]
     Contradiction {
         /// The group.
@@ -189,15 +189,16 @@ pub enum InstallError {
         /// The version.
         version: ViewVersion,
     },
-    /// This end is frozen for its dump, so the view under which the dump is final stays.
-    #[error("this server is being stopped; group {group} takes no view any more")]
+    /// This replica is frozen for its dump. The installed view stays, so that the dump remains final.
+    #[error("this server is being stopped; group {group} no longer installs views")]
     Frozen {
         /// The group.
         group: GroupId,
     },
-    /// The view does not name this replica, or not in a role that it can take.
+    /// The view does not name this replica, or names it in a role that it cannot take.
     #[error(
-        "view {version} of group {group} does not name member {me}, or not in a role it can take"
+        "view {version} of group {group} does not name member {me}, or names it in a role that it \
+         cannot take"
     )]
     NotForMe {
         /// The group.
@@ -209,13 +210,12 @@ pub enum InstallError {
     },
 }
 
-/// A reason for which a stream between the two holders must end. The next stream continues after the last write
-/// applied.
+/// The reason to end a stream between the two holders. The next stream continues after the last write applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StreamError {
     /// A message of a view other than the installed one.
-    #[error("a message of view {got} came under view {installed}")]
+    #[error("received a message of view {got}, but view {installed} is installed")]
     View {
         /// The view of the message.
         got: ViewVersion,
@@ -223,7 +223,7 @@ pub enum StreamError {
         installed: ViewVersion,
     },
     /// A write is missing.
-    #[error("write {got} came where write {expected} was due")]
+    #[error("received write {got}, but expected write {expected}")]
     Gap {
         /// The expected write.
         expected: SequenceNumber,
@@ -231,9 +231,11 @@ pub enum StreamError {
         got: SequenceNumber,
     },
     /// The other side claims a write that was never sent to it, or lacks one that it had acked.
-    #[error("the other holder is at write {claimed}; {committed} is committed and {sent} is sent")]
+    #[error(
+        "the other holder claims write {claimed}, but {committed} is committed and {sent} is sent"
+    )]
     Impossible {
-        /// The last write that it claims to have applied.
+        /// The last write that the other side claims to have applied.
         claimed: SequenceNumber,
         /// The last committed write.
         committed: SequenceNumber,
@@ -243,7 +245,7 @@ pub enum StreamError {
     /// A fragment that does not continue its value.
     #[error("a fragment of write {sn} does not continue its value")]
     Fragment {
-        /// The write it names.
+        /// The write that the fragment names.
         sn: SequenceNumber,
     },
     /// A key that does not belong to this group and shard.
@@ -252,19 +254,19 @@ pub enum StreamError {
         /// The write.
         sn: SequenceNumber,
     },
-    /// This end is frozen for its dump.
-    #[error("this server is being stopped and takes no more writes")]
+    /// This replica is frozen for its dump.
+    #[error("this server is being stopped and accepts no more writes")]
     Frozen,
     /// The candidate's copy differs from the primary's table, so it must be copied again.
     #[error("the copy of the candidate differs from the table of the primary at write {sn}")]
     Diverged {
-        /// The write at which they were compared.
+        /// The write as of which the two were compared.
         sn: SequenceNumber,
     },
     /// A message that this role does not accept.
-    #[error("this end of the stream does not take such a message")]
+    #[error("a replica in this role does not accept such a message")]
     WrongEnd,
-    /// An entry of the copy exceeds the memory limit of this end: the limits of the two servers differ.
+    /// An entry of the copy exceeds the memory limit of this replica, because the two servers have different limits.
     #[error(
         "cannot follow: memory: an entry of the copy (write {sn}) does not fit the limit of {limit} bytes for \
          this table; give all servers the same --memory-limit"
@@ -292,8 +294,8 @@ pub enum Pumped {
     More,
 }
 
-/// Adds to the silence in a replica's report the time since its executor published it. The executor may be hung,
-/// so the silence that this adds is capped at one lease.
+/// Adds the age of a replica's report to the silence in it. The executor may be hung, so the addition never raises the
+/// silence above one lease.
 pub fn aged(report: &ReplicaReport, age: Duration, times: FailureTimeout) -> ReplicaReport {
     let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let aged = report.silent_ms.saturating_add(millis(age)).min(millis(times.lease()));
@@ -301,7 +303,7 @@ pub fn aged(report: &ReplicaReport, age: Duration, times: FailureTimeout) -> Rep
 }
 
 impl Replica {
-    /// Creates a replica without a view. Its table takes its memory from `chunks`.
+    /// Creates a replica without a view. The table takes its memory from `chunks`.
     pub fn new(config: ReplicaConfig, chunks: Box<dyn ChunkSource>) -> Replica {
         Replica {
             config,
@@ -326,17 +328,17 @@ impl Replica {
         }
     }
 
-    /// Returns its group.
+    /// Returns the group of this replica.
     pub fn group(&self) -> GroupId {
         self.config.group
     }
 
-    /// Returns its shard.
+    /// Returns the shard of this replica.
     pub fn shard(&self) -> ShardId {
         self.config.shard
     }
 
-    /// Returns the shape of its cluster.
+    /// Returns the shape of the cluster.
     pub fn placement(&self) -> Placement {
         self.config.placement
     }
@@ -351,7 +353,7 @@ impl Replica {
         self.view.map_or(ViewVersion(0), |view| view.version)
     }
 
-    /// Returns its state under the installed view.
+    /// Returns the state of this replica under the installed view.
     pub fn state(&self) -> ReplicaState {
         match &self.role {
             Role::Out => ReplicaState::Out,
@@ -373,8 +375,8 @@ impl Replica {
     /// Applies a message of the stream, at either end.
     ///
     /// # Errors
-    /// [`StreamError`]: nothing of this message was applied. Close the stream after sending a refusal that carries
-    /// [`Replica::view`].
+    /// [`StreamError`]: nothing of this message was applied. The caller sends a refusal with [`Replica::view`], then
+    /// closes the stream.
     pub fn on_peer_message(
         &mut self,
         now: Time,
@@ -389,7 +391,7 @@ impl Replica {
         if got != installed {
             return self.on_message_of_another_view(message, got, installed);
         }
-        // Of acks, only those that show progress count as a sign of life.
+        // An ack counts as a sign of life only if it shows progress.
         if !matches!(message, PeerMessage::Ack(_)) {
             self.hear(now);
         }
@@ -413,7 +415,7 @@ impl Replica {
         self.draining = true;
     }
 
-    /// Returns whether it drains and no write is pending.
+    /// Returns whether this replica is draining and no write is pending.
     pub fn is_drained(&self) -> bool {
         self.draining && self.sender().is_none_or(|sender| sender.log.is_empty())
     }
@@ -444,7 +446,7 @@ impl Replica {
         self.table.unpin(pin);
     }
 
-    /// Returns the totals of what compaction of the table has moved and gained.
+    /// Returns the totals of the table's compaction.
     pub fn compaction_counts(&self) -> CompactionCounts {
         self.table.compaction_counts()
     }
@@ -464,19 +466,20 @@ impl Replica {
         self.sessions.has(client)
     }
 
-    /// Returns the completion records of committed writes of a range of sessions. The range indexes an order that is
-    /// stable as long as nothing is written.
+    /// Returns the completion records of committed writes of a range of sessions. The range refers to an order that is
+    /// stable until the next write.
     pub fn completion_records(&self, sessions: Range<usize>) -> impl Iterator<Item = LoggedRecord> {
         let (_, committed) = self.progress();
         self.sessions.records(sessions).filter(move |logged| logged.sn <= committed)
     }
 
-    /// Returns the bytes that its table has reserved.
+    /// Returns the number of bytes that the table has reserved.
     pub fn reserved_bytes(&self) -> u64 {
         self.table.reserved_bytes() as u64
     }
 
-    /// Returns a digest of its content; at a primary, of the committed table and of all records.
+    /// Returns a digest of the table and the completion records. At a primary the table is the committed one, and the
+    /// records include those of pending writes.
     pub fn content(&self) -> ContentDigest {
         ContentDigest { table: self.table.digest(), sessions: self.sessions.digest() }
     }
@@ -495,7 +498,7 @@ impl Replica {
     }
 
     /// Returns the longest time without a message from the other holder since its first one under the installed view,
-    /// including the current silence. Like leases, it is measured by the clock.
+    /// including the current silence. Time in which this shard was suspended counts, as in leases.
     fn longest_gap_at(&self, now: Time) -> Duration {
         let has_other = self.view.is_some_and(|view| view.other().is_some());
         match self.longest_gap {
@@ -504,14 +507,14 @@ impl Replica {
         }
     }
 
-    /// Records that this shard is awake. Call it at every wake-up, and at least every 100 ms. The time between two
-    /// calls adds no more than that to a reported silence.
+    /// Records that this shard is awake. The driver calls this at every wake-up, and at least every 100 ms. The time
+    /// between two calls adds at most 100 ms to a reported silence.
     pub fn look(&mut self, now: Time) {
         self.awake.look(now);
     }
 
-    /// Returns its line in the server's heartbeat; `None` before the first view. The other holder is judged by the
-    /// silence in it, so that excludes time in which this shard was suspended.
+    /// Returns the report of this replica for the server's heartbeat; `None` before the first view. The coordinator
+    /// judges the other holder by the reported silence, which excludes time in which this shard was suspended.
     pub fn report(&self, now: Time) -> Option<ReplicaReport> {
         self.view?;
         let (last, committed) = self.progress();
@@ -538,7 +541,7 @@ impl Replica {
         })
     }
 
-    /// Returns the last write assigned or applied, and the last committed.
+    /// Returns the last write assigned or applied, and the last write committed.
     fn progress(&self) -> (SequenceNumber, SequenceNumber) {
         match (self.sender(), self.follower()) {
             (Some(sender), _) => (sender.log.last(), sender.log.committed()),
@@ -563,7 +566,7 @@ impl Replica {
         }
     }
 
-    /// Returns how much of the table was sent to the candidate; the whole table once it has caught up.
+    /// Returns the part of the table that was sent to the candidate; the whole table once the candidate has caught up.
     fn copied(&self) -> Copied {
         match self.primary().map(|primary| &primary.candidacy) {
             Some(Candidacy::Copying(copy)) => copy.copied(),

@@ -44,9 +44,10 @@ use segment::HashBits;
 pub use staging::Staged;
 use staging::{Record, Staging};
 
-/// The most upcoming look-ups whose memory is prefetched at once.
+/// The maximum number of upcoming look-ups whose memory is prefetched at once.
 pub const LOOK_AHEAD: usize = 32;
-/// The most slots that a step of a walk examines, plus those of one segment, however few entries it finds.
+/// The number of slots after which a step of a walk ends, even if it has found few entries. A step may exceed it by the
+/// slots of one segment.
 const WALK_SLOTS_MAX: usize = 8192;
 
 /// The hash of a key: 64 well-mixed bits, stable for the lifetime of the table. The table uses the upper half.
@@ -59,7 +60,7 @@ impl TableHash {
     }
 }
 
-/// The error that the source of a table's memory has no more.
+/// The error of an allocation that the memory source of a table cannot serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "allocating {bytes} bytes in a table: the system refused more memory, or the table's reach \
@@ -71,26 +72,26 @@ pub struct OutOfMemory {
     pub bytes: usize,
 }
 
-/// The position at which a walk continues. It stays valid whatever happens to the table.
+/// The position at which a walk continues. It stays valid when the table changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WalkCursor(HashBits);
 
 impl WalkCursor {
-    /// The beginning of a walk.
+    /// The start of a walk.
     pub const START: WalkCursor = WalkCursor(0);
 }
 
-/// The limits of one step of a walk. A step visits at least one entry if there is one near. It never separates entries
-/// with equal hashes, so it may go slightly beyond.
+/// The limits of one step of a walk. A step visits at least one entry if one is near its start. It never separates
+/// entries with equal hashes, so it may slightly exceed the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalkBudget {
-    /// The most entries.
+    /// The maximum number of entries.
     pub entries: usize,
-    /// The most bytes of keys and values.
+    /// The maximum number of bytes of keys and values.
     pub bytes: usize,
 }
 
-/// The table of one shard. See the module's documentation.
+/// The table of one shard; see the module documentation.
 #[derive(Debug)]
 pub struct Table {
     arena: Arena,
@@ -252,15 +253,15 @@ impl Table {
         self.len = 0;
         self.content_bytes = 0;
         self.digest = 0;
-        // SAFETY: nothing names an allocation any more: the directory, the staged and the pinned records
-        // were just dropped, and no borrowed entry outlives this exclusive borrow.
+        // SAFETY: nothing refers to an allocation any more. The directory, the staged and the pinned records were just
+        // dropped, and no borrowed entry outlives this exclusive borrow.
         unsafe { self.arena.clear() };
     }
 
-    /// Visits entries in hash order from a cursor on, until the budget is used up. Returns the cursor at which to
+    /// Visits entries in hash order, starting at a cursor, until the budget is used up. Returns the cursor at which to
     /// continue, or `None` after the last entry.
     ///
-    /// An entry that is in the table from the first step to the last is visited exactly once, however the table changes
+    /// An entry that is in the table from the first step to the last is visited exactly once, even if the table changes
     /// between the steps. A step is bounded in time, and may visit nothing where the table is sparse.
     pub fn walk(
         &self,
@@ -291,21 +292,21 @@ impl Table {
         move |handle| unsafe { entry::key(&self.arena, handle) } == key
     }
 
-    /// Creates an entry without its value, in no slot yet.
+    /// Creates an entry without its value and outside the directory.
     fn create(
         &mut self,
         hash: HashBits,
         key: &[u8],
         value_len: usize,
     ) -> Result<(Handle, Vacancy), OutOfMemory> {
-        // Make room in the segment too, while the write can still be rejected.
+        // The segment gets its room now, while the write can still be rejected.
         let vacancy = self.directory.make_room(&mut self.arena, &self.staging, hash)?;
         let handle = entry::create(&mut self.arena, key, value_len)
             .ok_or(OutOfMemory { bytes: key.len() + value_len })?;
         Ok((handle, vacancy))
     }
 
-    /// Makes a created entry, whose value is complete, the entry of its key. Returns the version of the entry that it
+    /// Inserts an entry with a complete value as the entry of its key. Returns the version of the entry that it
     /// replaced, which is freed.
     fn link(
         &mut self,
@@ -333,7 +334,7 @@ impl Table {
         }
     }
 
-    /// Frees an entry that was part of the table until now, at once or with its last pin; returns its version.
+    /// Frees an entry that was just unlinked, or leaves that to its last pin; returns its version.
     fn free_removed(&mut self, handle: Handle) -> SequenceNumber {
         // SAFETY: the callers have just unlinked the entry, which was sealed when it was linked.
         let seal = unsafe { entry::sealed(&self.arena, handle) };
@@ -345,17 +346,17 @@ impl Table {
         seal.version
     }
 
-    /// Frees an entry that is in no slot and in no record, staged or pinned.
+    /// Frees an entry to which neither a slot nor a staged or pinned record refers.
     fn free_unlinked(&mut self, handle: Handle) {
         // SAFETY: the callers have just unlinked the entry, and no borrow of it can exist.
         unsafe { entry::free(&mut self.arena, handle) };
     }
 }
 
-/// Values that stay readable.
+/// Pinned values, which stay readable.
 impl Table {
-    /// Pins the entry of a key: until [`Table::unpin`], [`Table::pinned_value`] returns its present value, whether or
-    /// not the key is written or removed meanwhile. An entry can be pinned several times.
+    /// Pins the entry of a key. Until [`Table::unpin`], [`Table::pinned_value`] returns the entry's present value, even
+    /// if the key is overwritten or removed meanwhile. An entry can be pinned several times.
     ///
     /// While it is pinned, the memory of a replaced or removed entry counts as in use.
     pub fn pin(&mut self, hash: TableHash, key: &[u8]) -> Option<Pin> {
@@ -363,7 +364,7 @@ impl Table {
         Some(self.pins.add(handle))
     }
 
-    /// Returns the value of a pinned entry, or `None` if the table was cleared since.
+    /// Returns the value of a pinned entry, or `None` if the table was cleared since it was pinned.
     pub fn pinned_value(&self, pin: &Pin) -> Option<&[u8]> {
         let handle = self.pins.get(pin)?;
         // SAFETY: the entry was linked when it was pinned, so its value is complete, and a pinned entry
@@ -371,7 +372,7 @@ impl Table {
         Some(unsafe { entry::read(&self.arena, handle) }.value)
     }
 
-    /// Ends a pin, and frees the entry if the table has dropped it and this was its last pin.
+    /// Ends a pin. Frees the entry if the table has dropped it and this was its last pin.
     pub fn unpin(&mut self, pin: Pin) {
         if let Some(dropped) = self.pins.remove(pin) {
             self.free_unlinked(dropped);
@@ -379,13 +380,13 @@ impl Table {
     }
 }
 
-/// The two phases of a write.
+/// Staging and committing: the two phases of a write.
 impl Table {
     /// Allocates an entry for a key and a value of `value_len` bytes, which [`staged_append`](Table::staged_append)
     /// adds. Reads do not see the entry. The caller has checked that the key has at most [`KEY_BYTES_MAX`] bytes and
     /// the value at most [`VALUE_BYTES_MAX`].
     ///
-    /// The value's memory is reserved, but not touched before its bytes arrive.
+    /// The value's memory is reserved, but not accessed before its bytes arrive.
     pub fn stage(
         &mut self,
         hash: TableHash,
@@ -429,10 +430,11 @@ impl Table {
         }
     }
 
-    /// Makes a staged entry, whose value is complete, the entry of its key. Returns the version of the entry that it
+    /// Inserts a staged entry with a complete value as the entry of its key. Returns the version of the entry that it
     /// replaced, which is freed.
     ///
-    /// It needs no memory: the entry has its own, and its segment has had an empty slot for it since it was staged.
+    /// A commit needs no memory: the entry is allocated, and its segment has kept an empty slot for it since it was
+    /// staged.
     pub fn commit(&mut self, staged: Staged, version: SequenceNumber) -> Option<SequenceNumber> {
         let missing = self.staged_missing(&staged);
         assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
@@ -440,7 +442,7 @@ impl Table {
         self.link(hash, handle, version, vacancy)
     }
 
-    /// Removes the entry of a staged entry's key, and frees both; returns the version of the removed one.
+    /// Removes the entry of a staged entry's key and frees both entries. Returns the version of the removed one.
     pub fn commit_removal(&mut self, staged: Staged) -> Option<SequenceNumber> {
         let (Record { hash, handle, .. }, vacancy) = self.take_staged(staged);
         // SAFETY: the handle of an entry that was staged until now.

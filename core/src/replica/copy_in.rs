@@ -65,7 +65,7 @@ impl CopyIn {
         self.mark.take()
     }
 
-    /// Leaves a tombstone for a key that a live write deleted, so that no older entry of the copy restores it.
+    /// Leaves a tombstone for a key that a live write deleted. No older entry of the copy then restores the key.
     pub(super) fn bury(&mut self, hash: TableHash, key: &[u8], sn: SequenceNumber) {
         if self.stage == Stage::Begun && !mutations::is_open(Mutation::TombstonesForgotten) {
             self.tombstones.add(hash, key, sn);
@@ -114,7 +114,8 @@ impl Replica {
         let copy = self.take_copy_message()?;
         copy.tombstones.drop_up_to(entry.committed);
         let is_deleted = copy.tombstones.is_newer(hash, entry.key, sn);
-        // A partial entry was overwritten at the primary; its new version comes live.
+        // The entry was overwritten at the primary after its first part was sent; the new version arrives as a live
+        // write.
         if let Some(partial) = copy.partial.take() {
             self.table.discard(partial.staged);
         }
@@ -139,7 +140,7 @@ impl Replica {
         fragment: &CopyFragment<'_>,
     ) -> Result<(), StreamError> {
         let copy = self.take_copy_message()?;
-        // The rest of an entry that was skipped in favour of something newer.
+        // Without a partial entry this is the rest of an entry that was skipped because this end has a newer version.
         let Some(mut partial) = copy.partial.take() else { return Ok(()) };
         let received = self.table.staged_entry(&partial.staged).1.len();
         let wrong = fragment.offset as usize != received || fragment.bytes.len() > partial.missing;
@@ -204,11 +205,11 @@ impl Replica {
     }
 }
 
-/// The keys that live writes have deleted while the copy may still bring them.
+/// Tombstones of keys that live writes deleted and that the rest of the copy may still contain.
 #[derive(Debug, Default)]
 struct Tombstones {
-    /// By ascending sequence number. There are at most as many as the primary may have pending, because tombstones of
-    /// committed writes are dropped.
+    /// Sorted by ascending sequence number. Tombstones of committed writes are dropped, so there are at most as many as
+    /// the primary may have pending writes.
     in_order: VecDeque<(SequenceNumber, TableHash)>,
     by_key: HashTable<(TableHash, Box<[u8]>, SequenceNumber)>,
 }
@@ -227,8 +228,8 @@ impl Tombstones {
             .is_some_and(|(.., deleted)| *deleted > version)
     }
 
-    /// Drops tombstones of writes that the primary has committed: its table no longer has their keys, so the rest of
-    /// the copy does not bring them.
+    /// Drops tombstones of writes that the primary has committed. The primary's table no longer has their keys, so the
+    /// rest of the copy does not contain them.
     fn drop_up_to(&mut self, committed: SequenceNumber) {
         while let Some(&(sn, hash)) = self.in_order.front()
             && sn <= committed

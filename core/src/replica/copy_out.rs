@@ -39,17 +39,17 @@ pub(super) struct CopyOut {
     is_started: bool,
     /// The position of the walk; `None` once it is complete.
     walk: Option<WalkCursor>,
-    /// Entries that the walk has visited and that are not sent in full.
+    /// Entries that the walk has visited and that are not yet sent in full.
     waiting: VecDeque<Waiting>,
-    /// The clients whose records are to be copied. Sessions that begin later come live.
+    /// The clients whose records are to be copied. Sessions that begin later travel with their live writes.
     clients: Vec<ClientId>,
     window: Window,
     end: Option<End>,
     copied: Copied,
 }
 
-/// The sent part of the table, for display. No decision depends on it, so its `Debug` output, which is part of
-/// [`Replica::describe`](super::Replica::describe), omits it.
+/// The sent part of the table, for display only. Its `Debug` output is part of
+/// [`Replica::describe`](super::Replica::describe) and omits the counts, because no decision depends on them.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Copied {
     /// The number of entries sent in full.
@@ -78,7 +78,7 @@ struct Waiting {
     digest: Digest,
     key: Box<[u8]>,
     version: SequenceNumber,
-    /// The bytes sent of its value; `None` if nothing was sent.
+    /// The number of bytes of the value that were sent; `None` if nothing was sent.
     sent: Option<usize>,
 }
 
@@ -88,7 +88,7 @@ struct Window {
     sent: u64,
     acked: u64,
     bytes: usize,
-    /// The last message of each batch, and the bytes of that batch.
+    /// The number of the last message of each batch, and the size of the batch in bytes.
     batches: VecDeque<(u64, usize)>,
 }
 
@@ -123,7 +123,7 @@ impl Window {
 }
 
 impl CopyOut {
-    /// Creates a copy of everything up to `start`; later writes go over the stream.
+    /// Creates a copy of everything up to `start`. The stream carries later writes as they happen.
     pub(super) fn new(start: SequenceNumber, clients: Vec<ClientId>) -> CopyOut {
         CopyOut {
             start,
@@ -137,12 +137,12 @@ impl CopyOut {
         }
     }
 
-    /// Returns how much was sent so far.
+    /// Returns the part of the table that was sent so far.
     pub(super) fn copied(&self) -> Copied {
         self.copied
     }
 
-    /// Returns the last write that the copy brings; later ones go over the stream.
+    /// Returns the last write that the copy contains. The stream carries later writes as they happen.
     pub(super) fn start(&self) -> SequenceNumber {
         self.start
     }
@@ -183,8 +183,8 @@ impl CopyOut {
         Some(table == marked.content.table && end.sessions == marked.content.sessions)
     }
 
-    /// Sends COPY-START if it was not sent. It precedes every write of the stream, even a write that arrived in the
-    /// same wake-up as the candidate's WELCOME.
+    /// Sends COPY-START if it was not sent yet. COPY-START precedes every write of the stream, even a write that
+    /// arrived in the same wake-up as the candidate's WELCOME.
     pub(super) fn pump_start(
         &mut self,
         view: ViewVersion,
@@ -281,7 +281,7 @@ impl CopyOut {
         }
     }
 
-    /// Sends records of committed writes only; the others travel in their PREPAREs.
+    /// Sends the records of committed writes. The records of pending writes travel in their PREPAREs.
     fn pump_records(
         &mut self,
         view: ViewVersion,
@@ -304,7 +304,8 @@ impl CopyOut {
     }
 }
 
-/// Returns whether a batch takes no more of the copy. The limit is so low that one more session or entry always fits.
+/// Returns whether a batch is full enough for this wake-up. The limit is so low that one more session or entry always
+/// fits.
 fn has_enough(batch: &BatchWriter) -> bool {
     batch.len() >= BATCH_TARGET_BYTES / 4 || batch.count() >= MAX_BATCH_MESSAGES / 2
 }
@@ -332,7 +333,7 @@ impl Place<'_> {
         }));
     }
 
-    /// Sends a part of a waiting entry; returns `true` if no more of it is to be sent.
+    /// Sends a part of a waiting entry; returns `true` if nothing of the entry is left to send.
     fn send_waiting(
         &self,
         waiting: &mut Waiting,
@@ -341,7 +342,7 @@ impl Place<'_> {
         batch: &mut BatchWriter<'_>,
     ) -> bool {
         let hash = self.secret.of_key(waiting.digest, &waiting.key);
-        // An entry that was overwritten meanwhile comes live.
+        // An entry that was overwritten or deleted meanwhile is sent as a live write.
         let Some(entry) = self.table.get(hash, &waiting.key) else { return true };
         if entry.version != waiting.version {
             return true;

@@ -22,11 +22,11 @@ pub(super) struct Follower {
     pub(super) connected: bool,
     /// The write `last + 1` while its value is incomplete.
     partial: Option<Partial>,
-    /// The newest `t_send` that is not acked.
+    /// The newest `t_send` for which an ack is due.
     owed: Option<Time>,
     /// The newest `t_send` of the stream, which an ack of the copy or of a part of a value echoes.
     newest: Option<Time>,
-    /// The last write for which it had no memory.
+    /// The last write for which this replica had no memory.
     no_memory_for: Option<SequenceNumber>,
 }
 
@@ -46,7 +46,7 @@ impl Follower {
         Follower { last, ..Follower::default() }
     }
 
-    /// Resets the stream state for a new view: the acks that were due on the earlier stream are no longer due.
+    /// Resets the stream state for a new view: acks that were due on the earlier stream are dropped.
     pub(super) fn on_new_stream(mut self, table: &mut Table) -> Follower {
         self.drop_stream(table);
         Follower::starting_after(self.last)
@@ -59,7 +59,7 @@ impl Follower {
     }
 
     fn drop_stream(&mut self, table: &mut Table) {
-        // The stream that would bring the rest of a partial value is gone.
+        // The stream that carried the rest of a partial value has ended.
         if let Some(partial) = self.partial.take() {
             table.discard(partial.staged);
         }
@@ -72,13 +72,13 @@ impl Follower {
         self.newest = Some(self.newest.map_or(t_send, |newest| newest.max(t_send)));
     }
 
-    /// Returns the bytes received of the next write's value.
+    /// Returns the number of bytes received of the next write's value.
     pub(super) fn part(&self, table: &Table) -> u64 {
         let partial = self.partial.as_ref();
         partial.map_or(0, |partial| table.staged_entry(&partial.staged).1.len() as u64)
     }
 
-    /// Records that an ack is due for data without a `t_send`.
+    /// Records that an ack is due for data that carries no `t_send`, such as a part of a value.
     pub(super) fn owe_sign(&mut self) {
         self.owed = self.owed.or(self.newest);
     }
@@ -89,7 +89,7 @@ impl Follower {
         self.no_memory_for = Some(sn.max(self.last.next()));
     }
 
-    /// Returns whether it keeps up: it has applied every write for which it had no memory before.
+    /// Returns whether this replica keeps up: it has applied every write for which it had no memory earlier.
     pub(super) fn following(&self) -> Following {
         match self.no_memory_for {
             Some(sn) if sn > self.last => Following::OutOfMemory,
@@ -105,8 +105,8 @@ impl Follower {
 }
 
 impl Replica {
-    /// Rejects a message of another view. The sender of an older view gets the newer one from the refusal; a newer view
-    /// must be installed first.
+    /// Rejects a message of another view. If the message is older, its sender gets the newer view from the refusal. If
+    /// the message is newer, this replica must install that view first.
     pub(super) fn on_message_of_another_view(
         &mut self,
         message: &PeerMessage<'_>,
@@ -126,7 +126,7 @@ impl Replica {
         let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
         let sn = prepare.sn;
         if sn <= follower.last {
-            // Sent again after a reconnect: already applied, so it is only acked again.
+            // The write was sent again after a reconnect. It is already applied, so it is only acked again.
             follower.owe_ack(prepare.t_send);
             return Ok(());
         }
@@ -147,8 +147,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Checks that this role accepts writes. A candidate accepts them only once its copy has begun: before, it does not
-    /// know the first live write.
+    /// Checks that this role accepts writes. A candidate accepts them only once its copy has begun, because COPY-START
+    /// names the first live write.
     fn may_follow(&self) -> Result<(), StreamError> {
         match &self.role {
             Role::Candidate(_, copy) if !copy.has_started() => Err(StreamError::WrongEnd),
@@ -185,7 +185,7 @@ impl Replica {
         Ok(true)
     }
 
-    /// Stages the first part of a long value; the rest follows in fragments.
+    /// Stages the first part of a long value. Fragments carry the rest.
     fn begin_value(
         &mut self,
         hash: TableHash,
@@ -202,7 +202,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Records that this end has no memory for a write, and reports so until the write is applied.
+    /// Records that there is no memory for a write. This replica reports so until the write is applied.
     pub(super) fn out_of_memory(&mut self, sn: SequenceNumber) -> StreamError {
         if let Some(follower) = self.follower_mut() {
             follower.note_no_memory(sn);
@@ -215,7 +215,7 @@ impl Replica {
             return;
         }
         match self.role {
-            // The session may have begun long before, and its earlier records never arrive.
+            // The session may have begun long before the copy, and its earlier records may never arrive.
             Role::Candidate(..) => self.sessions.record_known(sn, record),
             _ => self.sessions.record(sn, record),
         }
@@ -273,7 +273,7 @@ impl Replica {
         }
     }
 
-    /// Returns whether the last ack is old enough to send another one that no beacon requests.
+    /// Returns whether the last ack is at least one beacon interval old, so that an unrequested one may be sent.
     fn may_sign(&self, now: Time) -> bool {
         let times = self.config.failure_timeout;
         self.acked.is_none_or(|acked| acked.until + times.beacon_interval() <= now + times.grace())

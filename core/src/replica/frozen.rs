@@ -18,18 +18,19 @@ use super::{Pumped, Replica, Role, StreamError};
 
 impl Replica {
     /// Stops all changes of content, so that a dump is final. From now on no write is accepted, applied, sent or
-    /// committed, and no view is installed. Pending writes get no response. Reads and beacons go on.
+    /// committed, and no view is installed. Pending writes get no response. Reads and beacons continue.
     pub fn freeze(&mut self) {
         self.draining = true;
         self.frozen = true;
     }
 
-    /// Returns whether its dump has begun: no member may be removed on its report.
+    /// Returns whether the dump of this replica has begun. The coordinator must not remove a member because of its
+    /// reports.
     pub fn is_frozen(&self) -> bool {
         self.frozen
     }
 
-    /// Takes from a message only the sign of life of the other holder.
+    /// Handles a message of the other holder as a sign of life only.
     pub(super) fn on_message_when_frozen(
         &mut self,
         now: Time,
@@ -54,8 +55,8 @@ impl Replica {
         }
     }
 
-    /// Fills a batch with beacons and acks of earlier messages. A candidate sends no acks, because its copy does not go
-    /// on.
+    /// Fills a batch with beacons and acks of earlier messages. A candidate sends no acks, because its copy does not
+    /// continue.
     pub(super) fn fill_frozen_batch(&mut self, now: Time, batch: &mut BatchWriter<'_>) -> Pumped {
         if self.state() != ReplicaState::Candidate {
             self.pump_acks(now, batch);
@@ -71,7 +72,7 @@ impl Replica {
         Pumped::Done
     }
 
-    /// Returns the time at which its next beacon is due.
+    /// Returns the time at which the next beacon is due.
     pub(super) fn next_frozen_timeout(&self) -> Option<Time> {
         let interval = self.config.failure_timeout.beacon_interval();
         self.sender().and_then(|sender| sender.beacon_due(interval))

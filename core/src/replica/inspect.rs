@@ -1,5 +1,4 @@
-//! The view that a simulator or an exhaustive search has of a replica's internal state. No shipped code
-//! decides by it.
+//! Access to a replica's internal state for the simulator and the exhaustive search. No shipped code depends on it.
 
 use std::fmt::Write as _;
 use std::hash::BuildHasher as _;
@@ -18,11 +17,11 @@ use crate::table::{WalkBudget, WalkCursor};
 /// The time until which a replica serves reads, by its own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serves {
-    /// Not in its current state.
+    /// No reads in the current state.
     Never,
-    /// At clock readings before this one.
+    /// Reads while the clock shows less than this.
     Before(Time),
-    /// At any time: it is the only holder.
+    /// Reads at any time: the replica is the only holder.
     Always,
 }
 
@@ -31,31 +30,31 @@ pub enum Serves {
 pub struct Inspection {
     /// The installed view.
     pub view: Option<View>,
-    /// Its state under that view.
+    /// The state under that view.
     pub state: ReplicaState,
     /// The last write assigned (primary) or applied.
     pub last: SequenceNumber,
     /// The last write committed; at a follower, the last applied.
     pub committed: SequenceNumber,
-    /// The time until which it serves reads.
+    /// The time until which the replica serves reads.
     pub serves: Serves,
     /// The end of a primary's lease.
     pub lease_until: Option<Time>,
-    /// The member that it acked last, and the end of the grace for that ack, by its own clock.
+    /// The member that this replica acked last, and the end of the grace for that ack, by the replica's clock.
     pub grace: Option<(Member, Time)>,
-    /// True if it is a primary whose commits wait for its candidate.
+    /// True for a primary whose commits wait for its candidate.
     pub in_union: bool,
     /// The last write before its union: the copy in progress brings all writes up to it. Zero once the candidate has
     /// caught up.
     pub copied_from: SequenceNumber,
-    /// True if it is a candidate whose copy is complete.
+    /// True for a candidate whose copy is complete.
     pub is_complete: bool,
-    /// The digest of its table and sessions.
+    /// The digest of table and sessions.
     pub content: ContentDigest,
 }
 
 impl Replica {
-    /// Returns its internal state.
+    /// Returns the internal state of this replica.
     pub fn inspect(&self) -> Inspection {
         let (last, committed) = self.progress();
         let (lease_until, in_union) = match &self.role {
@@ -84,13 +83,14 @@ impl Replica {
         }
     }
 
-    /// Recomputes the digest of its content, which must equal [`Replica::content`].
+    /// Recomputes the digest of the content, which must equal [`Replica::content`].
     pub fn recount(&self) -> ContentDigest {
         ContentDigest { table: self.table.recount(), sessions: self.sessions.recount() }
     }
 
-    /// Returns everything on which its behaviour depends, as text. Two replicas of the same configuration with equal
-    /// descriptions behave alike from there on. A state-space search uses this to recognize a visited state.
+    /// Returns everything on which the behaviour of this replica depends, as text. Two replicas of the same
+    /// configuration with equal descriptions behave alike from there on. A state-space search uses this to recognize a
+    /// visited state.
     ///
     /// Every field is named here, so that omitting a new one is a compiler error. All but the table appears as its
     /// `Debug` output: roles with their logs, streams, leases, copies and tombstones, and sessions with their records.
@@ -105,7 +105,7 @@ impl Replica {
             table,
             sessions,
             heard,
-            // Affects only reports, which the search derives from `heard`; it models no suspension.
+            // Affects only reports, which the search derives from `heard`. The search models no suspension.
             awake: _,
             awake_when_heard: _,
             // A statistic.

@@ -137,7 +137,7 @@ impl Replica {
         };
         self.role = match std::mem::replace(&mut self.role, Role::Out) {
             Role::Primary(mut primary) => {
-                // A candidate that becomes secondary was in the union: its lease goes on.
+                // A candidate that becomes secondary was in the union, so the lease that it grants continues.
                 if before.and_then(|before| before.other()) != view.other() {
                     primary.lease = Default::default();
                 }
@@ -204,7 +204,7 @@ impl Replica {
         };
     }
 
-    /// Drops everything but its view and its last ack.
+    /// Drops everything but the view and the last ack.
     fn wipe(&mut self, responses: &mut impl Responses) {
         if let Some(sender) = self.sender_mut() {
             let waiters = sender.log.take_waiters();
@@ -216,10 +216,10 @@ impl Replica {
         self.restored = None;
     }
 
-    /// Sends clients that wait for writes to the new primary.
+    /// Rejects the writes of waiting clients, so that they retry at the new primary.
     fn reject(&self, waiters: Vec<Asker>, responses: &mut impl Responses) {
         for asker in waiters {
-            let reason = "this server is no longer the primary; ask again with the same number";
+            let reason = "no longer the primary; fetch the map and retry with the same number";
             self.refuse(asker, Status::WrongView, reason, responses);
         }
     }
@@ -242,8 +242,8 @@ impl Replica {
         }
     }
 
-    /// Takes over in a hand-over view if the old primary is proven dead. Besides HANDOVER nothing else frees the new
-    /// primary. Its own grace does not: the old primary may hold writes that this one lacks.
+    /// Takes over in a hand-over view if the old primary is proven dead. Only this proof or HANDOVER lets the new
+    /// primary serve. The end of its grace does not: the old primary may hold writes that this one lacks.
     fn take_over_if_free(&mut self, now: Time) {
         let Some(old) = self.view.and_then(|view| view.secondary()) else { return };
         let graced = mutations::is_open(Mutation::GraceInHandover)
@@ -253,7 +253,7 @@ impl Replica {
         }
     }
 
-    /// Makes this replica the serving primary: everything of the old primary is here, or lost for good.
+    /// Makes this replica the serving primary. It has every write of the old primary, or the rest is lost for good.
     pub(super) fn finish_taking_over(&mut self) {
         self.role = match std::mem::replace(&mut self.role, Role::Out) {
             Role::TakingOver(follower) => {
@@ -266,7 +266,7 @@ impl Replica {
         };
     }
 
-    /// Commits what was handed over: the new primary has everything and serves.
+    /// Commits the pending writes and becomes secondary: the new primary has all writes and serves.
     pub(super) fn finish_handing_over(&mut self) {
         let role = std::mem::replace(&mut self.role, Role::Out);
         self.role = match role {

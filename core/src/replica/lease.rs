@@ -21,7 +21,7 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// Extends the lease on an ack. It counts from the clock reading that the ack echoes.
+    /// Extends the lease on an ack. The lease counts from the clock reading that the ack echoes.
     pub(super) fn renew(&mut self, t_send: Time, times: FailureTimeout) {
         let until = t_send + times.lease();
         self.until = Some(self.until.map_or(until, |earlier| earlier.max(until)));
@@ -37,8 +37,8 @@ impl Lease {
     }
 }
 
-/// The last ack that this replica sent, and the grace that it implies. As a successor this replica serves nothing
-/// until the grace ends or the receiver of the ack is proven dead.
+/// The last ack that this replica sent, and the grace that the ack implies. If this replica becomes primary, it serves
+/// nothing until the grace ends or the receiver of the ack is proven dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Acked {
     pub(super) to: Member,
@@ -55,9 +55,9 @@ impl Acked {
 /// The permission of a primary to serve at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// Permission to serve.
+    /// Serves.
     Active,
-    /// No permission before the end of its own grace.
+    /// Serves nothing before the end of its grace.
     InGrace(Acked),
 }
 
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_ends_before_the_grace_that_was_owed_for_it_whatever_the_clocks_drift() {
+    fn a_lease_ends_before_the_grace_of_its_ack_at_any_permitted_clock_drift() {
         for (primary, follower) in [(90, 110), (110, 90), (100, 100), (90, 90), (110, 110)] {
             // The worst case: no time passes between t_send, receipt and ack.
             let (sent, received) = (Time::from_nanos(7_000), Time::from_nanos(900));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_echo_takes_no_lease_back() {
+    fn an_older_echo_does_not_shorten_the_lease() {
         let mut lease = Lease::default();
         lease.renew(Time::from_nanos(100), TIMES);
         lease.renew(Time::from_nanos(50), TIMES);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_death_of_whoever_was_acked_last_ends_a_grace() {
+    fn only_the_death_of_the_member_acked_last_ends_a_grace() {
         let acked = Acked::new(member(1), Time::from_nanos(5), TIMES);
         assert_eq!(Standing::on_promotion(None, None), Standing::Active);
         assert_eq!(Standing::on_promotion(Some(acked), Some(member(1))), Standing::Active);

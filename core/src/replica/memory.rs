@@ -14,9 +14,9 @@ use crate::table::{CompactionBudget, Pressure, Room};
 
 /// The interval of background steps. A step takes a twentieth of it, or a fifth when memory exceeds the limit.
 const COMPACTION_INTERVAL: Duration = Duration::from_millis(1);
-/// The most steps per wake-up on behalf of waiting writes.
+/// The maximum number of compaction steps per wake-up for writes that find no room.
 const PRESSED_STEPS: usize = 4;
-/// The share of its limit, as a divisor, by which a copy may exceed it: two tables with the same entries differ in
+/// A copy may exceed the memory limit by this fraction (a divisor), because two tables with the same entries differ in
 /// fragmentation.
 const COPY_BEYOND_LIMIT: u64 = 8;
 
@@ -25,7 +25,7 @@ const COPY_BEYOND_LIMIT: u64 = 8;
 pub(super) struct LastSteps {
     /// The last background step.
     background: Time,
-    /// The last step for a write.
+    /// The last step for a write that found no room.
     pressed: Option<Time>,
 }
 
@@ -58,8 +58,8 @@ impl Replica {
         self.config.memory_limit = limit;
     }
 
-    /// Sets how much of the memory limit is lent to other tables now; writes leave that much free. A copy may use it,
-    /// because its primary may have used the part that is lent here at the moment.
+    /// Sets the part of the memory limit that is currently lent to other tables. Writes leave that much free. A copy
+    /// may use it, because the primary may have used that part of its own limit.
     pub fn lend_memory(&mut self, bytes: u64) {
         self.lent = bytes;
     }
@@ -83,8 +83,8 @@ impl Replica {
         room
     }
 
-    /// Checks that a candidate has room for one more entry of the copy. The primary stays within its own limit, so this
-    /// replica lacks room only if its limit is lower.
+    /// Checks that a candidate has room for one more entry of the copy. The primary stays within its own limit, so a
+    /// candidate lacks room only if its limit is lower.
     pub(super) fn check_copy_room(
         &self,
         sn: SequenceNumber,

@@ -30,15 +30,16 @@ pub(super) struct PendingWrite {
     /// Key and value, staged in the table's memory but not linked into the table. `None`: the write has no key.
     pub(super) staged: Option<Staged>,
     pub(super) waiters: Waiters,
-    /// The length of key and value in bytes.
+    /// The total length of key and value in bytes.
     pub(super) bytes: usize,
 }
 
-/// The most requests that wait for one write; beyond them the oldest after the first gets no response.
+/// The maximum number of requests that wait for one write. When another one arrives, the oldest after the first is
+/// dropped without a response.
 const MOST_WAITERS: usize = 8;
 
-/// The requests that wait for one write: its sending, and retries and RESOLVEs of it. Each gets a response, because a
-/// delayed sending on a lost connection may arrive after the retry whose response the client waits for.
+/// The requests that wait for one write: the original, and retries and RESOLVEs of it. Each gets a response: a delayed
+/// request from a lost connection may arrive after the retry whose response the client waits for.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     first: Option<Asker>,
@@ -163,7 +164,7 @@ impl PendingLog {
         Some((SequenceNumber(self.committed.0 + 1 + at as u64), self.writes[at].effect))
     }
 
-    /// Returns the newest pending PUT of a key, which no reader may see.
+    /// Returns the newest pending PUT of a key, which is not visible to readers.
     pub(super) fn newest_staged(
         &self,
         table: &Table,
@@ -184,8 +185,8 @@ impl PendingLog {
         staged.map(|staged| table.staged_entry(staged))
     }
 
-    /// Moves the cursor to the write after `applied`. Returns `None` if the other side claims a write that this log
-    /// does not have, or lacks one that is committed and no longer in the log.
+    /// Moves the cursor to the write after `applied`. Returns `None` if `applied` was never logged, or if a later write
+    /// is committed already.
     pub(super) fn rewind(&mut self, applied: SequenceNumber) -> Option<()> {
         let whole = usize::try_from(applied.0.checked_sub(self.committed.0)?).ok()?;
         if whole > self.writes.len() {

@@ -52,9 +52,9 @@ pub(super) struct Primary {
     pub(super) candidacy: Candidacy,
     /// The time of the next search for idle sessions.
     forget_at: Option<Time>,
-    /// Its newest write that expires sessions.
+    /// The newest write of this primary that expires sessions.
     forgot: SequenceNumber,
-    /// Earlier positions of the log within the session idle time; they yield the horizon.
+    /// Log positions at earlier moments within the session idle time. The horizon is the newest one that is old enough.
     marks: VecDeque<Mark>,
 }
 
@@ -74,7 +74,7 @@ pub(super) enum Candidacy {
     Awaited { since: Time },
     /// A candidate in the union whose copy is in progress.
     Copying(Box<CopyOut>),
-    /// A candidate that has everything; this is reported to the coordinator.
+    /// A candidate with a complete copy; reported to the coordinator.
     CaughtUp,
     /// A candidate that was dropped from the union; only a new view retries it.
     Failed,
@@ -89,9 +89,9 @@ pub(super) struct Sender {
     fruitless: u32,
     /// True if a write was acked on the current stream.
     has_progressed: bool,
-    /// The acked bytes of the oldest write's value on the current stream.
+    /// The number of bytes of the oldest pending value that were acked on the current stream.
     part: u64,
-    /// The reason for which the following end refused a stream, until it acks a write.
+    /// The reason why the follower last refused a stream; cleared when it acks a write.
     refused: Following,
 }
 
@@ -139,8 +139,8 @@ impl Sender {
         self.disconnect();
     }
 
-    /// Records an ack up to `sn`, with `part` bytes of the next write's value. Returns whether it counts as a sign of
-    /// life: it shows progress, nothing is pending, or the stream before did not end without progress.
+    /// Records an ack up to `sn`, with `part` bytes of the next write's value. Returns whether the ack counts as a sign
+    /// of life: it shows progress, or nothing is pending, or the previous stream did not end without progress.
     pub(super) fn note_ack(&mut self, sn: SequenceNumber, part: u64) -> bool {
         let is_progress = sn > self.log.committed() || self.log.is_empty();
         if is_progress {
@@ -203,12 +203,12 @@ impl Primary {
         }
     }
 
-    /// Returns whether it may serve, dial, and enter a union.
+    /// Returns whether this primary may serve, dial, and enter a union.
     pub(super) fn is_active(&self) -> bool {
         self.standing == Standing::Active
     }
 
-    /// Returns whether it has expired sessions that another primary may still have.
+    /// Returns whether this primary has expired sessions that another primary may still have.
     pub(super) fn is_forgetting(&self) -> bool {
         self.forgot > self.sender.log.committed()
     }
@@ -223,7 +223,7 @@ impl Primary {
     }
 }
 
-/// Commits.
+/// Commits of writes.
 impl Replica {
     /// Returns whether reads need a lease: some other member may be named primary without this one.
     pub(super) fn needs_lease(&self) -> bool {
@@ -316,7 +316,8 @@ impl Replica {
         );
     }
 
-    /// Passes the commit and the table's digest to the copy, whose end compares both tables as of one write.
+    /// Passes the commit and the table's digest to the copy. At the end of the copy both tables are compared as of one
+    /// write.
     fn note_committed(&mut self, committed: SequenceNumber) {
         let digest = self.table.digest();
         if let Some(Primary { candidacy: Candidacy::Copying(copy), .. }) = self.primary_mut() {
@@ -401,7 +402,7 @@ impl Replica {
         [self.next_duty(), self.next_compaction()].into_iter().flatten().min()
     }
 
-    /// Returns the next time at which its role requires that.
+    /// Returns the next time at which the role of this replica requires a timeout.
     fn next_duty(&self) -> Option<Time> {
         if let Role::HandingOver(old) = &self.role {
             return old.sender.beacon_due(self.config.failure_timeout.beacon_interval());
@@ -473,7 +474,8 @@ impl Replica {
         let pending = mutations::is_open(Mutation::PendingForgotten);
         let log = &primary.sender.log;
         let committed = if pending { log.last() } else { log.committed() };
-        // If the search is late after a suspension, the shard was not awake for much longer than at the last search.
+        // After a suspension the clock has advanced more than the awake time. A mark right behind the last one is
+        // skipped.
         if primary.marks.back().is_none_or(|mark| awake >= mark.awake + look_again / 2) {
             primary.marks.push_back(Mark { awake, committed });
         }

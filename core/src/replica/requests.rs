@@ -17,7 +17,7 @@ use crate::table::{Room, TableHash};
 struct Decision {
     effect: Effect,
     status: Status,
-    /// The version in the response; `None`: the write's own sequence number.
+    /// The version in the response; `None`: the sequence number of the write itself.
     version: Option<SequenceNumber>,
 }
 
@@ -38,8 +38,8 @@ pub(super) struct Asker {
 }
 
 impl Replica {
-    /// Serves a client request for a key in this group and shard. Reads get their response at once, writes when they
-    /// are committed.
+    /// Serves a client request for a key in this group and shard, whose hash is [`Replica::hash_of`]. Reads get their
+    /// response at once; writes get it when they are committed.
     pub fn on_request(
         &mut self,
         now: Time,
@@ -97,7 +97,7 @@ impl Replica {
         }
     }
 
-    /// Returns the newest value of a key, without any check; for a mutation.
+    /// Returns the newest value of a key without checking role or lease; used by a mutation.
     #[cfg(feature = "mutations")]
     pub fn newest_value(&self, digest: Digest, key: &[u8]) -> Option<&[u8]> {
         self.table.get(self.hash_of(digest, key), key).map(|entry| entry.value)
@@ -117,7 +117,7 @@ impl Replica {
         self.table.prefetch(hashes);
     }
 
-    /// Checks that this replica serves such a request at all.
+    /// Checks that this replica may serve the request under its view and role.
     #[inline]
     fn check_role(
         &mut self,
@@ -125,7 +125,10 @@ impl Replica {
         request: &Request<'_>,
     ) -> Result<(), (Status, &'static str)> {
         if request.view > self.view_version() {
-            return Err((Status::Unavailable, "the view of this request has not come here yet"));
+            return Err((
+                Status::Unavailable,
+                "this server has not installed the view of this request yet",
+            ));
         }
         let role_asked = match request.operation {
             Operation::Verify(role) => role,
@@ -137,23 +140,24 @@ impl Replica {
                 self.advance_standing(now);
                 match self.primary().is_some_and(|primary| primary.is_active()) {
                     true => Ok(()),
-                    false => {
-                        Err((Status::Unavailable, "this server takes over and waits out the lease"))
-                    }
+                    false => Err((
+                        Status::Unavailable,
+                        "taking over: waiting for the old primary's lease to end",
+                    )),
                 }
             }
             (Role::Secondary(_), ReplicaRole::Secondary) => Ok(()),
             (Role::TakingOver(_), ReplicaRole::Primary) => {
-                Err((Status::Unavailable, "this server waits for the rest of the group's writes"))
+                Err((Status::Unavailable, "taking over: waiting for the old primary's last writes"))
             }
             (Role::Out, _) if self.view.is_none() => {
                 Err((Status::Unavailable, "this server has no view of the group yet"))
             }
-            _ => Err((Status::WrongView, "another server serves this key")),
+            _ => Err((Status::WrongView, "another server serves this key; fetch the map")),
         }
     }
 
-    /// Reads the table: at a primary the committed state, under a valid lease if one is needed. Nothing suspends
+    /// Reads the table: at a primary the committed state, under a valid lease if one is needed. No other code runs
     /// between that check and the look-up. If the request names a part of the value, the response holds only that part.
     #[inline]
     fn read(
@@ -167,7 +171,7 @@ impl Replica {
             && !primary.lease.holds(now)
             && !mutations::is_open(Mutation::ReadWithoutLease)
         {
-            let reason = "the other holder of the group was not heard for too long";
+            let reason = "the other holder of the group has been silent for too long";
             return Err((Status::Unavailable, reason));
         }
         let hash = self.hash_of(request.digest, request.key);
@@ -196,7 +200,7 @@ impl Replica {
     }
 
     /// Logs or settles a write. A RESOLVE of an unknown write logs a write without effect, whose record has the number
-    /// and hash of the unknown one. If the unknown write arrives later, it is taken as a retry and not executed.
+    /// and hash of the unknown one. If the unknown write arrives later, it counts as a retry and is not executed.
     #[allow(clippy::too_many_arguments)] // The parts of one request.
     fn write(
         &mut self,
@@ -214,13 +218,13 @@ impl Replica {
             return;
         }
         if self.draining {
-            let reason = "this server is being stopped and takes no new writes";
+            let reason = "this server is being stopped and accepts no new writes";
             return self.refuse(asker, Status::Unavailable, reason, responses);
         }
         let bytes = request.key.len() + value.map_or(0, <[u8]>::len);
         let Some(primary) = self.primary() else { return };
         if !primary.sender.log.has_room(bytes) {
-            let reason = "too many writes wait for the other replica";
+            let reason = "too many writes wait for the other replica; retry later";
             return self.refuse(asker, Status::Busy, reason, responses);
         }
         let hash = self.hash_of(request.digest, request.key);
@@ -236,7 +240,7 @@ impl Replica {
             match self.make_room(now, request.key.len(), stored.len()) {
                 Room::Fits => {}
                 Room::Compacting => {
-                    let reason = "the table is being compacted to make room; try again";
+                    let reason = "the table is being compacted to make room; retry later";
                     return self.refuse(asker, Status::Busy, reason, responses);
                 }
                 Room::Full => {
@@ -246,7 +250,7 @@ impl Replica {
                 }
             }
         }
-        // Only a change of the key needs the key later. So a RESOLVE succeeds without memory.
+        // Only writes that change the key stage it in memory. So a RESOLVE succeeds without memory.
         let staged = match decision.effect {
             Effect::Put | Effect::Delete => {
                 self.table.stage(hash, request.key, stored.len()).map(Some)
@@ -254,7 +258,7 @@ impl Replica {
             Effect::Nothing | Effect::ForgetSessions => Ok(None),
         };
         let Ok(mut staged) = staged else {
-            let reason = "the server's machine has no memory left; delete entries";
+            let reason = "the machine of the server has no memory left; delete entries";
             return self.refuse(asker, Status::OutOfSpace, reason, responses);
         };
         if let Some(staged) = &mut staged {
@@ -294,8 +298,8 @@ impl Replica {
         );
     }
 
-    /// Returns whether the write needs no execution because it is known or must be rejected; it then has its response
-    /// or waits for it.
+    /// Returns whether the write needs no execution because it is known or rejected. The request then already has its
+    /// response or waits for one.
     fn is_known(
         &mut self,
         asker: Asker,
@@ -332,14 +336,14 @@ impl Replica {
             }
             Lookup::Mismatch => (
                 Status::SessionMismatch,
-                "another write had this client id and number; two processes use one client id",
+                "client id and number belong to another write; never share a client id",
             ),
             // Another primary may still have the session and execute the write.
             Lookup::Expired if self.primary().is_some_and(|primary| primary.is_forgetting()) => {
-                (Status::Busy, "sessions are being forgotten; try again")
+                (Status::Busy, "sessions are being expired; retry later")
             }
             Lookup::Expired => {
-                (Status::SessionExpired, "this write, or its session, is no longer known")
+                (Status::SessionExpired, "the record of this write or its session has expired")
             }
             Lookup::BeyondWindow => {
                 (Status::Invalid, "seq is too far ahead of the first incomplete one")
@@ -350,7 +354,7 @@ impl Replica {
         true
     }
 
-    /// Responds to a retry or a RESOLVE from the record once its write is committed.
+    /// Responds to a retry or a RESOLVE from the completion record, once the write is committed.
     fn respond_from_record(
         &mut self,
         asker: Asker,

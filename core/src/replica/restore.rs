@@ -10,7 +10,7 @@ use super::{Replica, Role};
 use crate::dump::{DumpedShard, HeldAs};
 use crate::table::OutOfMemory;
 
-/// The error for a replica that must not be dumped: an incomplete copy, or none, would pass for a full one.
+/// The error of dumping a replica without a full copy. A later restore would take the dump for a full one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this server holds no full copy of group {group} (shard {shard} is {state:?})")]
 pub struct NoFullCopy {
@@ -23,7 +23,7 @@ pub struct NoFullCopy {
 }
 
 impl Replica {
-    /// Returns its line for the dump. It stays valid once the replica is frozen.
+    /// Returns the description of this replica for the dump. It stays valid once the replica is frozen.
     ///
     /// # Errors
     /// [`NoFullCopy`] if this replica must not be dumped.
@@ -59,19 +59,19 @@ impl Replica {
         value: &[u8],
         version: SequenceNumber,
     ) -> Result<(), OutOfMemory> {
-        assert!(self.view.is_none(), "a replica that has a view is filled by its stream alone");
+        assert!(self.view.is_none(), "only a replica without a view can load a dump");
         let hash = self.hash_of(Digest::of(key), key);
         self.table.put(hash, key, value, version).map(drop)
     }
 
     /// Loads one completion record of a dump, whose write is committed.
     pub fn load_record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
-        assert!(self.view.is_none(), "a replica that has a view is filled by its stream alone");
+        assert!(self.view.is_none(), "only a replica without a view can load a dump");
         self.sessions.record_known(sn, record);
     }
 
-    /// Completes the load of a dump whose last write was `last`. The first view, of any version, may then make this
-    /// replica a holder. The dump lacks sessions that had written nothing since `forgotten`.
+    /// Completes the load of a dump whose last write was `last`. From now on the first view may make this replica a
+    /// holder at any version. The dump lacks sessions that had written nothing since `forgotten`.
     pub fn finish_load(&mut self, last: SequenceNumber, forgotten: SequenceNumber) {
         self.restored = Some(last);
         self.sessions.raise_horizon(forgotten);

@@ -25,10 +25,10 @@ use super::primary::{Candidacy, Primary};
 use super::{HandingOver, Pumped, Replica, Responses, Role, StreamError};
 use crate::mutations::{self, Mutation};
 
-/// Opening and closing.
+/// Opening and closing of streams.
 impl Replica {
     /// Returns the hello with which this replica opens a stream; `None` if it dials no peer. The driver keeps one
-    /// stream to `hello.to` as long as this value is unchanged, and none otherwise.
+    /// stream to `hello.to` as long as this value is unchanged, and closes the stream when it changes.
     pub fn peer_hello(&self, cluster: ClusterId) -> Option<PeerHello> {
         let view = self.view?;
         let to = match &self.role {
@@ -87,7 +87,7 @@ impl Replica {
     }
 
     /// Accepts a stream dialled by the other holder: checks its hello, installs its view if that is newer, and returns
-    /// where the stream continues. The driver has closed any earlier stream of this replica.
+    /// where the stream continues. The driver must have closed any earlier stream of this replica.
     ///
     /// # Errors
     /// The refusal to send before closing.
@@ -101,7 +101,7 @@ impl Replica {
         let stranger = PeerRefusal { reason: PeerRefusalReason::Stranger, view: self.view };
         self.install(now, hello.view, responses).map_err(|_| stranger)?;
         if let Role::HandingOver(_) = &self.role {
-            // The new primary serves, so it has everything.
+            // A dialling new primary serves already, so it has every write.
             self.finish_handing_over();
         }
         if mutations::is_open(Mutation::HandshakeIsHeard) {
@@ -124,7 +124,7 @@ impl Replica {
     }
 
     /// Handles the other holder's acceptance of the stream. Sending continues after the last write it has applied,
-    /// which counts as acked. From here on a candidate is in the union.
+    /// which counts as acked. From now on a candidate is in the union.
     ///
     /// # Errors
     /// [`StreamError::Impossible`] if its log contradicts this one.
@@ -169,7 +169,7 @@ impl Replica {
         if let Role::HandingOver(old) = &mut self.role {
             old.is_said = false;
         }
-        // A handshake alone is no sign of life: an end that cannot follow accepts stream after stream.
+        // A handshake alone is no sign of life: a follower that cannot apply writes still accepts stream after stream.
         if is_progress || mutations::is_open(Mutation::HandshakeIsHeard) {
             self.hear(now);
         }
@@ -227,7 +227,7 @@ impl Replica {
     }
 }
 
-/// Batches.
+/// Batches of the stream.
 impl Replica {
     /// Appends one batch for the stream to an output if anything is to be sent, in any role: writes and beacons, the
     /// copy, the hand-over, acks. Call it at the end of a wake-up, with the clock reading of that wake-up.
@@ -347,7 +347,7 @@ impl Replica {
     }
 }
 
-/// Sends HANDOVER once everything is sent. Only an active primary is ever ordered to hand over.
+/// Sends HANDOVER once everything is sent. The coordinator orders only an active primary to hand over.
 fn pump_handover(
     old: &mut HandingOver,
     view: Option<kv_protocol::view::View>,

@@ -143,7 +143,7 @@ impl Pair {
         self.connected = false;
     }
 
-    /// Takes one batch of the primary as bytes; empty if it has nothing to send.
+    /// Takes one batch of the primary as bytes; empty if the primary has nothing to send.
     fn pump(&mut self) -> (Vec<u8>, Pumped) {
         let mut bytes = Vec::new();
         let pumped = self.primary.pump(self.now, &mut bytes);
@@ -190,7 +190,7 @@ impl Pair {
         let mut messages = BatchReader::new(frame.body).unwrap();
         match messages.next().unwrap().unwrap() {
             PeerMessage::Ack(ack) => Some(ack),
-            other => panic!("a secondary says {other:?}"),
+            other => panic!("unexpected message from the secondary: {other:?}"),
         }
     }
 
@@ -242,7 +242,7 @@ impl Pair {
 
     fn get(&mut self, key: &[u8]) -> Given {
         let id = self.request(key, Operation::Get);
-        self.given(id).expect("reads are answered at once")
+        self.given(id).expect("reads get their response at once")
     }
 
     fn given(&self, id: u64) -> Option<Given> {

@@ -12,31 +12,31 @@
 //!
 //! A step is bounded by a [`CompactionBudget`]. A pass turns sparse chunks into fewer chunks, or into dense ones that
 //! no pass chooses again. If moves have gained no chunk for a while, compaction rests until enough was freed to gain
-//! one. So an unused table comes to rest. Slots stay in hash order, so a walk misses nothing and visits nothing twice.
-//! Version and check move with their entry, so the digest does not change. Pins and tickets of staged entries are
-//! updated. A pinned entry that the table has dropped is not moved.
+//! one. So the compaction of an unused table ends. Slots stay in hash order, so a walk misses nothing and visits
+//! nothing twice. Version and check move with their entry, so the digest does not change. Pins and tickets of staged
+//! entries are updated. A pinned entry that the table has dropped is not moved.
 
 use super::directory::{Relocated, RelocationEnd};
 use super::{HashBits, Table, entry};
 use crate::arena::{Evacuated, Preparation};
 
-/// The share of a limit, as a divisor, by which chunks may exceed it.
+/// Chunks may exceed a memory limit by this fraction of it (a divisor).
 const HELD_BEYOND_LIMIT: u64 = 50;
 
-/// The most bytes, in chunks, that are moved without a chunk gained: moving the content of seven chunks that are seven
-/// eighths full yields six full ones.
+/// The amount of data, in chunks, that may be moved without emptying a chunk. For example, moving the content of eight
+/// chunks that are seven eighths full yields seven full ones.
 const MOVED_IN_VAIN_CHUNKS: usize = 8;
 
 /// The limits of one step. A step ends when one of them is reached, so it moves at most one entry more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactionBudget {
-    /// The most entries to move.
+    /// The maximum number of entries to move.
     pub entries: usize,
-    /// The most bytes to move.
+    /// The maximum number of bytes to move.
     pub bytes: usize,
-    /// The most slots to examine, in whole segments.
+    /// The maximum number of slots to examine, in whole segments.
     pub slots: usize,
-    /// The most chunks to consider while a pass is prepared.
+    /// The maximum number of chunks to consider while a pass is prepared.
     pub chunks: usize,
 }
 
@@ -52,16 +52,16 @@ impl CompactionBudget {
 /// The need for compaction, which determines how much waste triggers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pressure {
-    /// There is enough memory: a third of what is held.
+    /// Enough memory: a third of the held memory as waste triggers compaction.
     None,
-    /// The limit is near: an eighth.
+    /// Close to the limit: an eighth triggers it.
     Near,
-    /// A write found no room: a sixteenth.
+    /// A write found no room: a sixteenth triggers it.
     Short,
 }
 
 impl Pressure {
-    /// Returns the waste that triggers compaction: as a divisor of what is held, and as a least number of chunks.
+    /// Returns the waste that triggers compaction: as a divisor of the held memory, and as a minimum number of chunks.
     fn bounds(self) -> (usize, usize) {
         match self {
             Pressure::None => (3, 4),
@@ -82,14 +82,14 @@ pub enum Room {
     Full,
 }
 
-/// The totals of what compaction has moved and gained.
+/// The totals of data moved and chunks gained by compaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CompactionCounts {
-    /// Bytes of the allocations that were moved.
+    /// The total size of the moved allocations.
     pub moved_bytes: u64,
-    /// Chunks that moves have emptied.
+    /// The number of chunks that were emptied.
     pub emptied_chunks: u64,
-    /// Empty chunks that moves have begun to fill.
+    /// The number of empty chunks that moved entries have begun to fill.
     pub fresh_chunks: u64,
 }
 
@@ -100,7 +100,7 @@ pub(super) struct Compaction {
     counts: CompactionCounts,
     /// The bytes moved since a pass emptied more chunks than it took.
     moved_in_vain: usize,
-    /// The total of freed bytes in the arena until which it rests.
+    /// The value of the arena's total of freed bytes at which compaction resumes.
     rest_until: u64,
 }
 
@@ -109,7 +109,7 @@ enum Stage {
     #[default]
     Idle,
     Preparing,
-    /// The place of the next staged record.
+    /// The index of the next staged record.
     Staged(usize),
     /// The hash of the next slot.
     Slots(HashBits),
@@ -122,7 +122,7 @@ impl Compaction {
     }
 }
 
-/// Limits.
+/// Memory limits.
 impl Table {
     /// Checks whether one more entry stays within a limit. The bytes of all entries must stay within it, and the chunks
     /// that hold them within two percent above it.
@@ -149,9 +149,9 @@ impl Table {
     }
 }
 
-/// Compaction.
+/// Steps of compaction.
 impl Table {
-    /// Returns whether [`Table::compact_step`] has something to do.
+    /// Returns whether [`Table::compact_step`] has work to do.
     pub fn wants_compaction(&self, pressure: Pressure) -> bool {
         if !matches!(self.compaction.stage, Stage::Idle) {
             return true;
@@ -163,7 +163,7 @@ impl Table {
             && self.arena.freed_bytes() >= self.compaction.rest_until
     }
 
-    /// Moves some entries closer together, within the budget; returns whether there is more to do.
+    /// Moves some entries closer together, within the budget; returns whether work is left.
     pub fn compact_step(&mut self, pressure: Pressure, budget: CompactionBudget) -> bool {
         match self.compaction.stage {
             Stage::Idle => {
@@ -191,7 +191,7 @@ impl Table {
         self.wants_compaction(pressure)
     }
 
-    /// Returns the totals of what was moved and gained.
+    /// Returns the totals of data moved and chunks gained.
     pub fn compaction_counts(&self) -> CompactionCounts {
         self.compaction.counts
     }
@@ -206,7 +206,8 @@ impl Table {
             if !arena.is_leaving(record.handle) {
                 continue;
             }
-            // SAFETY: the handle of a staged entry, whose value was written up to `filled`; only the record names it.
+            // SAFETY: the handle of a staged entry, whose value was written up to `filled`. Only the record refers to
+            // it.
             let moved = unsafe { entry::relocate(arena, record.handle, Some(record.filled)) };
             let Some((moved, size)) = moved else { return RelocationEnd::NoRoom };
             record.handle = moved;
@@ -223,8 +224,8 @@ impl Table {
     ) -> RelocationEnd<HashBits> {
         let Table { arena, directory, pins, .. } = self;
         directory.relocate(arena, from, budget, |arena, handle| {
-            // SAFETY: the handle of a linked entry, whose value is complete; only its slot and the record of
-            // its pins name it, and both get the new one.
+            // SAFETY: the handle of a linked entry, whose value is complete. Only its slot and the record of its pins
+            // refer to it, and both get the new handle.
             let moved = unsafe { entry::relocate(arena, handle, None) };
             let Some((moved, bytes)) = moved else { return Relocated::NoRoom };
             pins.follow(handle, moved);

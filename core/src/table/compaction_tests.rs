@@ -6,12 +6,12 @@ use super::tests::{hash_of, numbered_key, walk_all};
 use super::*;
 use crate::arena::HeapChunks;
 
-/// A chunk size so small that a table soon has many chunks.
+/// A chunk size so small that a table of a few entries has many chunks.
 const CHUNK_BYTES: usize = 256 << 10;
 /// The limit of these small tables, in chunks.
 const LIMIT_CHUNKS: usize = 48;
 const LIMIT: usize = LIMIT_CHUNKS * CHUNK_BYTES;
-/// The longest values in these tests.
+/// The maximum length of values in these tests.
 const VALUE_BYTES_MOST: usize = LIMIT / 2;
 
 /// A table under a limit, and its expected content.
@@ -21,7 +21,7 @@ struct Bounded {
     next_key: u64,
     version: u64,
     held_most: usize,
-    /// The least share of the limit, in percent, that would have been used with an entry that was rejected.
+    /// The lowest use of the limit, in percent and including the rejected entry, at which an entry was rejected.
     refused_at: usize,
 }
 
@@ -117,7 +117,7 @@ fn sizes() -> impl Strategy<Value = Sizes> {
     ]
 }
 
-/// Sizes from several ranges, with about as many bytes from each.
+/// Sizes from several ranges, each with about the same number of bytes.
 #[derive(Clone, Debug)]
 struct Sizes(Vec<std::ops::Range<usize>>);
 
@@ -161,7 +161,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn after_any_history_nearly_all_of_the_limit_is_usable_and_little_is_moved_for_it(
+    fn after_any_history_nearly_the_whole_limit_is_usable_with_few_moves(
         phases in prop::collection::vec(phase(), 1..6),
         last in sizes(),
     ) {
@@ -189,19 +189,19 @@ proptest! {
         }
         bounded.check();
         let refused_at = bounded.refused_at;
-        prop_assert!(refused_at >= 85, "an entry was refused at {refused_at} %");
+        prop_assert!(refused_at >= 85, "an entry was rejected at {refused_at} % of the limit");
         let most = LIMIT + LIMIT / 50 + 4 * CHUNK_BYTES;
         prop_assert!(bounded.held_most <= most, "{} chunks", bounded.held_most / CHUNK_BYTES);
         let counts = bounded.table.compaction_counts();
         let freed = bounded.table.arena.freed_bytes();
         prop_assert!(
             counts.moved_bytes <= 8 * freed + (8 * LIMIT) as u64,
-            "{} bytes were moved, {freed} freed", counts.moved_bytes
+            "{} bytes were moved although only {freed} were freed", counts.moved_bytes
         );
         let (moved, _) = bounded.come_to_rest(Pressure::Short);
         prop_assert!(moved <= (8 * LIMIT) as u64);
         let (moved, gained) = bounded.come_to_rest(Pressure::Short);
-        prop_assert_eq!((moved, gained), (0, 0), "what is at rest stays at rest");
+        prop_assert_eq!((moved, gained), (0, 0), "a table without waste is not compacted again");
         bounded.check();
     }
 }
@@ -218,7 +218,7 @@ fn entries_of_any_one_size_fill_nearly_all_of_the_limit() {
 }
 
 #[test]
-fn many_small_entries_that_are_gone_leave_room_for_larger_ones() {
+fn removed_small_entries_leave_room_for_larger_ones() {
     let mut bounded = Bounded::new();
     let mut number = 0;
     while bounded.put_new(200 + number * 37 % 800) {
@@ -238,7 +238,7 @@ fn many_small_entries_that_are_gone_leave_room_for_larger_ones() {
 }
 
 #[test]
-fn the_memory_of_a_table_that_was_thinned_out_goes_back_without_any_write() {
+fn the_memory_of_removed_entries_is_returned_without_any_write() {
     let mut bounded = Bounded::new();
     while bounded.put_new(300) {}
     for key in 1..bounded.next_key {
@@ -251,8 +251,8 @@ fn the_memory_of_a_table_that_was_thinned_out_goes_back_without_any_write() {
     assert!(held > 4 * used);
     let (moved, gained) = bounded.come_to_rest(Pressure::None);
     let held = bounded.table.reserved_bytes();
-    assert!(held < 2 * used, "{held} bytes are held for {used}");
-    assert!(moved < used as u64 * 2, "{moved} bytes were moved, {used} are there");
+    assert!(held < 2 * used, "{held} bytes are held for {used} bytes in use");
+    assert!(moved < used as u64 * 2, "{moved} bytes were moved, but only {used} are in use");
     assert!(gained > (LIMIT_CHUNKS / 2) as u64);
     bounded.check();
 }
@@ -282,7 +282,7 @@ fn a_step_moves_no_more_than_its_budget_and_one_entry() {
 }
 
 #[test]
-fn staged_entries_move_with_what_was_filled_of_them() {
+fn staged_entries_move_with_their_partial_values() {
     let mut bounded = Bounded::new();
     let mut staged = Vec::new();
     for number in 0..60_000u64 {

@@ -32,11 +32,11 @@ mod reshape;
 
 pub(super) use relocate::{Relocated, RelocationEnd};
 
-/// The most bits that a directory uses; beyond that segments grow instead.
+/// The maximum number of hash bits that a directory uses; beyond it segments grow instead.
 const DEPTH_MAX: u32 = 24;
-/// The least share of entries, as a divisor, that the smaller half must get for a split to help.
+/// The minimum share of entries (a divisor) that the smaller half must get for a split to help.
 const SPLIT_PART_DIVISOR: usize = 8;
-/// The most entries that two halves have together when they merge.
+/// The maximum number of entries that two halves may have together when they merge.
 const MERGE_LEN_MAX: usize = CAPACITY_MAX / 4;
 
 /// A slot of a segment. Any change of the directory invalidates it.
@@ -61,7 +61,7 @@ pub(super) struct Directory {
     /// One place for each value of the first `depth` bits; empty before the first insertion.
     segments: Vec<Segment>,
     depth: u32,
-    /// The number of segments that use all `depth` bits; at zero the directory can be halved.
+    /// The number of segments that use all `depth` bits; if it is zero, the directory can be halved.
     at_full_depth: usize,
     /// The slots of segments under reconstruction.
     scratch: Vec<Slot>,
@@ -71,7 +71,7 @@ pub(super) struct Directory {
 
 impl Directory {
     fn place_of(&self, hash: HashBits) -> usize {
-        // Two shifts, since one by 32 (depth 0) would overflow.
+        // Two shifts, because a single shift by 32 (depth 0) would overflow.
         ((hash >> 1) >> (31 - self.depth)) as usize
     }
 
@@ -121,7 +121,7 @@ impl Directory {
         self.find_in(arena, Vacancy { segment: self.first_place(place) }, hash, is_it)
     }
 
-    /// Returns the same, given a vacancy of the hash's segment.
+    /// Returns the place of the entry with this hash that `is_it` accepts, given a vacancy of its segment.
     pub(super) fn find_in(
         &self,
         arena: &Arena,
@@ -147,7 +147,7 @@ impl Directory {
     }
 
     /// Makes room for one more entry of this hash: its segment has an empty slot that is not reserved. `staging` has
-    /// the entries for which slots are reserved. Only an insertion or a reservation takes that slot.
+    /// the entries for which slots are reserved. The slot stays empty until an insertion or a reservation.
     pub(super) fn make_room(
         &mut self,
         arena: &mut Arena,
@@ -166,7 +166,8 @@ impl Directory {
         Ok(Vacancy { segment: first })
     }
 
-    /// Enlarges a segment, or keeps it after an error if it is packed, which is slow, but has room.
+    /// Enlarges a segment. If that fails but the segment is packed and has room, keeps it, although look-ups in it are
+    /// slow.
     #[cold]
     fn enlarge_or_keep(
         &mut self,
@@ -197,8 +198,8 @@ impl Directory {
 
     /// Inserts an entry that is not present, given a vacancy of its segment.
     ///
-    /// It cannot fail: there is an empty slot, and if it is before the entry's place and memory for a larger segment is
-    /// refused, the segment is packed.
+    /// It cannot fail, because there is an empty slot. If that slot is before the entry's place and there is no memory
+    /// for a larger segment, the segment is packed.
     pub(super) fn insert(
         &mut self,
         arena: &mut Arena,
@@ -218,7 +219,7 @@ impl Directory {
             if segment.insert(slots, place, Slot::new(hash, handle)) {
                 return;
             }
-            assert!(!segment.is_packed(), "an entry is inserted without room for it");
+            assert!(!segment.is_packed(), "an entry was inserted without making room for it");
             match self.enlarge(arena, staging, first) {
                 Ok(()) => first = self.first_place(self.place_of(hash)),
                 Err(OutOfMemory { .. }) => self.pack(arena, first),
@@ -237,8 +238,8 @@ impl Directory {
         removed.handle().expect("a place that was found holds an entry")
     }
 
-    /// Visits all entries from a hash on, in ascending order of hash, until `visit` breaks. Entries of equal hash are
-    /// visited together. Stops by itself after a bounded number of slots. Returns the hash at which to continue, or
+    /// Visits all entries in ascending order of hash, starting at a hash, until `visit` breaks. Entries of equal hash
+    /// are visited together. The walk stops after a bounded number of slots. Returns the hash at which to continue, or
     /// `None` at the end.
     pub(super) fn walk(
         &self,

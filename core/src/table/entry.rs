@@ -13,12 +13,12 @@ use kv_protocol::ids::SequenceNumber;
 use crate::arena::{Arena, Handle};
 use crate::hash::mix;
 
-/// The longest key of an entry.
+/// The maximum length of a key.
 pub const KEY_BYTES_MAX: usize = u16::MAX as usize;
-/// The longest value of an entry: far above the protocol's limit, and low enough that no sum of lengths overflows.
+/// The maximum length of a value: far above the protocol's limit, and low enough that no sum of lengths overflows.
 pub const VALUE_BYTES_MAX: usize = 1 << 30;
 
-/// The bytes that precede each key.
+/// The header that precedes each key.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 struct Header {
@@ -34,7 +34,8 @@ const _: () = assert!(HEADER_BYTES == 16 && align_of::<Header>() <= crate::arena
 
 /// The size of a cache line.
 const LINE_BYTES: usize = 64;
-/// The cache lines to prefetch: header, key and value of a small entry. The processor itself prefetches a long value.
+/// The number of cache lines to prefetch: header, key and value of a small entry. The processor itself prefetches long
+/// values.
 const PREFETCH_LINES: usize = 2;
 
 /// A key, its value, and the sequence number of its last write.
@@ -103,8 +104,8 @@ pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
     SequenceNumber(unsafe { header(arena, handle) }.version)
 }
 
-/// Computes the check of an entry whose value has just become complete. The bytes of a value that arrived in one piece
-/// are in the processor's caches now, but no longer when the entry is linked.
+/// Computes the check of an entry whose value has just become complete. At this moment the value's bytes are probably
+/// in the processor's caches; when the entry is linked they may not be.
 ///
 /// # Safety
 ///
@@ -148,8 +149,8 @@ pub(super) struct Seal {
 }
 
 impl Seal {
-    /// Returns a well-mixed number. No two writes have the same sequence number, so no two entries of a (group, shard)
-    /// have the same number.
+    /// Returns a well-mixed number for the sum that is the table's digest. Sequence numbers are unique, so no two
+    /// entries of a (group, shard) have the same number.
     pub(super) fn digest(self) -> u64 {
         mix(self.version.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(self.check) << 48))
     }
@@ -183,7 +184,7 @@ pub(super) unsafe fn sealed_anew(arena: &Arena, handle: Handle) -> Seal {
     }
 }
 
-/// Returns the length of the value that an entry was created for.
+/// Returns the length of the complete value of an entry.
 ///
 /// # Safety
 ///
@@ -261,7 +262,7 @@ pub(super) fn prefetch(arena: &Arena, handle: Handle) {
 }
 
 /// Moves an entry out of its chunk, which is being emptied. Returns its new handle and the bytes of its allocation.
-/// `filled` bytes of its value were written, or all if `None`. Returns `None`, with nothing changed, if there is no
+/// `filled` bytes of its value were written; `None`: all of them. Returns `None`, with nothing changed, if there is no
 /// room.
 ///
 /// # Safety
@@ -287,7 +288,7 @@ pub(super) unsafe fn relocate(
 ///
 /// # Safety
 ///
-/// The requirements of [`header`] hold, and nothing refers to the entry any more.
+/// The requirements of [`header`] hold, and nothing refers to the entry.
 pub(super) unsafe fn free(arena: &mut Arena, handle: Handle) {
     // SAFETY: guaranteed by the caller; the size is the one that `create` requested.
     unsafe {

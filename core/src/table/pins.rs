@@ -16,9 +16,9 @@ use foldhash::fast::FixedState;
 use crate::arena::Handle;
 use crate::mutations::{self, Mutation};
 
-/// A claim on one entry's value, created by [`Table::pin`](super::Table::pin) and ended by
-/// [`Table::unpin`](super::Table::unpin). A pin that is merely dropped keeps the entry's memory until
-/// the table is cleared.
+/// A ticket that keeps one entry's value readable, created by [`Table::pin`](super::Table::pin) and ended by
+/// [`Table::unpin`](super::Table::unpin). A pin that is merely dropped keeps the entry's memory until the table is
+/// cleared.
 ///
 /// [`Table::clear`](super::Table::clear) invalidates it.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ struct Record {
     handle: Handle,
     /// The number of its pins.
     pins: u32,
-    /// True if the table has dropped the entry: its memory is freed with the last pin.
+    /// True if the table has dropped the entry; its memory is freed with the last pin.
     is_dropped: bool,
 }
 
@@ -90,7 +90,7 @@ impl Pins {
         is_dropped.then_some(handle)
     }
 
-    /// Records that the table drops an entry; returns whether it is pinned and so must not be freed now.
+    /// Records that the table drops an entry. Returns whether the entry is pinned and so must not be freed yet.
     pub(super) fn drop_entry(&mut self, handle: Handle) -> bool {
         if self.places.is_empty() {
             return false;

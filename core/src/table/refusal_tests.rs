@@ -1,4 +1,4 @@
-//! Tables whose memory is refused at any moment.
+//! Tables whose allocations may fail at any moment.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use super::tests::{Quality, hash_of, numbered_key, walk_all};
 use super::*;
 use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
 
-/// A table whose memory can be taken away, and its expected content.
+/// A table whose memory can be exhausted on purpose, and its expected content.
 struct Deprived {
     table: Table,
     is_exhausted: Arc<AtomicBool>,
-    /// Allocations that take what is left of the chunks.
+    /// Allocations that fill the rest of the chunks.
     fillers: Vec<(Handle, usize)>,
     quality: Quality,
     entries: HashMap<u64, u64>,
@@ -50,7 +50,7 @@ enum Step {
     Compact {
         steps: usize,
     },
-    /// From now on no allocation of so many bytes or more succeeds.
+    /// From now on no allocation of at least this many bytes succeeds.
     Exhaust {
         from_bytes: usize,
     },
@@ -181,7 +181,7 @@ impl Deprived {
         assert_eq!(old.map(|old| old.0), self.entries.remove(&key));
     }
 
-    /// Takes all memory for allocations of so many bytes or more.
+    /// Exhausts the memory for allocations of at least this many bytes.
     fn exhaust(&mut self, from_bytes: usize) {
         self.is_exhausted.store(true, Ordering::Relaxed);
         let sizes = (0..).map(|half| CHUNK_BYTES_MIN >> half);
@@ -221,7 +221,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
     #[test]
-    fn no_accepted_entry_is_lost_and_no_commit_fails_when_memory_is_refused_at_any_moment(
+    fn allocation_failures_at_any_moment_lose_no_accepted_entry_and_fail_no_commit(
         quality in prop::sample::select(&Quality::ALL[..]),
         keys in prop::sample::select(vec![20u64, 300, 3_000]),
         steps in prop::collection::vec(step(3_000), 1..400),

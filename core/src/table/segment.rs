@@ -25,17 +25,17 @@
 use crate::arena::{Arena, Handle};
 use crate::prefetch::prefetch;
 
-/// The most slots of a segment; a segment that would need more is split, if that helps.
+/// The maximum number of slots of a segment. A segment that would need more is split, if that helps.
 pub(super) const CAPACITY_MAX: usize = 4096;
 /// The capacity of the first segment of a small table.
 pub(super) const CAPACITY_MIN: usize = 16;
-/// The step of larger capacities: 4 KiB of slots.
+/// The granularity of larger capacities: 4 KiB of slots.
 const CAPACITY_STEP: usize = 512;
-/// The share of slots in use, in eighths, at which a segment has to grow.
+/// The share of slots in use, in eighths, at which a segment must grow.
 const LOAD_MAX_EIGHTHS: usize = 7;
-/// The share of a segment's slots, as a divisor, that no hash has as its home.
+/// The share of a segment's slots (a divisor) at its end that is room for overflow: no hash has its home there.
 const OVERFLOW_DIVISOR: usize = 32;
-/// The most staged entries of one segment; there are fewer pending writes.
+/// The maximum number of staged entries of one segment. The pending log allows fewer writes.
 const RESERVED_MAX: u16 = u16::MAX;
 /// The number of leading bits of a hash that do not determine its home in a packed segment: all of them.
 const PACKED: u8 = 32;
@@ -87,7 +87,7 @@ pub(super) struct Segment {
     ignored: u8,
 }
 
-// The directory has one or more copies of each.
+// The directory has one or more copies of each segment description, so it must stay small.
 const _: () = assert!(size_of::<Segment>() == 16);
 
 /// The result of a look-up by hash.
@@ -95,11 +95,11 @@ const _: () = assert!(size_of::<Segment>() == 16);
 pub(super) enum Found {
     /// The slot at this place matches.
     At(usize),
-    /// No slot matches; it would be inserted here.
+    /// No slot matches; a new one would be inserted here.
     BelongsAt(usize),
 }
 
-/// Returns the number of slots for `len` entries, which leaves room for growth by a good tenth.
+/// Returns the number of slots for `len` entries with room for more than a tenth of growth.
 pub(super) fn capacity_for(len: usize) -> usize {
     round_capacity((len * 9).div_ceil(LOAD_MAX_EIGHTHS))
 }
@@ -113,16 +113,17 @@ pub(super) fn round_capacity(wanted: usize) -> usize {
     }
 }
 
-/// Returns the place where the search for a hash begins, which its first `ignored` bits (32 at most) do not determine.
+/// Returns the place where the search for a hash begins. The first `ignored` bits of the hash (at most 32) have no
+/// influence on it.
 #[inline]
 fn home(hash: HashBits, ignored: u32, capacity: usize) -> usize {
     let homes = capacity - capacity / OVERFLOW_DIVISOR;
-    // As 64 bits, since a shift of 32 bits by 32 would overflow.
+    // In 64 bits, because a shift of 32 bits by 32 would overflow.
     let rest = (u64::from(hash) << ignored) & 0xFFFF_FFFF;
     ((rest * homes as u64) >> 32) as usize
 }
 
-/// Returns whether these slots, in ascending order, all find a place in a segment of this capacity.
+/// Returns whether these slots, which are in ascending order, all find a place in a segment of this capacity.
 pub(super) fn fits(slots: &[Slot], depth: u32, capacity: usize) -> bool {
     let next = slots.iter().fold(0, |next, slot| home(slot.hash(), depth, capacity).max(next) + 1);
     next <= capacity
@@ -241,12 +242,12 @@ impl Segment {
         self.len() + self.reserved()
     }
 
-    /// Returns whether so many slots are taken that another entry needs a larger segment.
+    /// Returns whether another entry needs a larger segment, because too many slots are taken.
     pub(super) fn is_full(&self) -> bool {
         self.taken() * 8 >= self.capacity() * LOAD_MAX_EIGHTHS
     }
 
-    /// Returns whether so few slots are taken that a smaller segment suffices.
+    /// Returns whether a smaller segment suffices, because few slots are taken.
     pub(super) fn is_sparse(&self) -> bool {
         self.capacity() > CAPACITY_MIN && self.taken() * 4 < self.capacity()
     }
@@ -256,7 +257,7 @@ impl Segment {
         self.reserved == RESERVED_MAX
     }
 
-    /// Keeps a slot free for a staged entry. The segment is not full.
+    /// Keeps a slot free for a staged entry. The segment must not be full.
     pub(super) fn reserve(&mut self) {
         debug_assert!(self.taken() < self.capacity());
         self.reserved += 1;
@@ -323,7 +324,7 @@ impl Segment {
         true
     }
 
-    /// Empties a place, and moves the slots after it that are past their home by one.
+    /// Empties a place, and moves the following slots that are past their home back by one.
     pub(super) fn remove(&mut self, slots: &mut [Slot], place: usize) -> Slot {
         let removed = slots[place];
         debug_assert!(!removed.is_empty());

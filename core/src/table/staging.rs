@@ -3,13 +3,12 @@
 use super::segment::HashBits;
 use crate::arena::Handle;
 
-/// An entry on its way into a table, created by [`Table::stage`](super::Table::stage). It is ended by
-/// [`Table::commit`](super::Table::commit) or [`Table::discard`](super::Table::discard); a ticket that is merely
-/// dropped keeps its memory until the table is cleared.
+/// A ticket for an entry that is not yet part of its table, created by [`Table::stage`](super::Table::stage). It is
+/// ended by [`Table::commit`](super::Table::commit) or [`Table::discard`](super::Table::discard); a ticket that is
+/// merely dropped keeps its memory until the table is cleared.
 ///
-/// It is a ticket, not a pointer: the table keeps the record, so the ticket stays valid whatever happens to the table
-/// meanwhile. Passing it to another table, or to its own after [`Table::clear`](super::Table::clear), is a programming
-/// error that panics.
+/// It is a ticket, not a pointer: the table keeps the record, so the ticket stays valid when the table changes. Passing
+/// it to another table, or to its own after [`Table::clear`](super::Table::clear), is a programming error that panics.
 #[derive(Debug)]
 #[must_use = "a staged entry keeps its memory until it is committed or discarded"]
 pub struct Staged {
@@ -29,7 +28,7 @@ pub(super) struct Record {
 /// The records of all staged entries.
 #[derive(Debug, Default)]
 pub(super) struct Staging {
-    /// Each with the number of its ticket; `None` for a vacant place.
+    /// The records, each with the number of its ticket; `None` for a vacant index.
     records: Vec<Option<(u64, Record)>>,
     vacant: Vec<u32>,
     /// The number of tickets ever created; never decreases, so that no old ticket becomes valid again.
@@ -62,7 +61,7 @@ impl Staging {
         }
     }
 
-    /// Returns the records from a place on, each with its place.
+    /// Returns the records from an index on, each with its index.
     pub(super) fn records_mut(
         &mut self,
         from: usize,

@@ -22,7 +22,7 @@ pub(super) fn hash_of(key: &[u8]) -> TableHash {
     TableHash(key.iter().fold(key.len() as u64, fold))
 }
 
-/// The quality of hashes that a table may meet, the bad ones by accident.
+/// The quality of the hashes in a test. Poor ones are improbable but possible in practice.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Quality {
     Good,
@@ -126,7 +126,7 @@ struct ModelStaged {
     version: u64,
 }
 
-/// The table under test, and the simplest structure with the same behaviour.
+/// The table under test, and a plain map with the expected content.
 struct Model {
     table: Table,
     quality: Quality,
@@ -276,7 +276,7 @@ pub(super) fn walk_all(table: &Table, entries: usize, mut visit: impl FnMut(Entr
     let mut cursor = Some(WalkCursor::START);
     while let Some(from) = cursor {
         cursor = table.walk(from, budget, &mut visit);
-        assert!(cursor.is_none_or(|next| next > from), "a step of a walk goes forward");
+        assert!(cursor.is_none_or(|next| next > from), "a step of a walk makes progress");
     }
 }
 
@@ -284,7 +284,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn a_table_behaves_like_a_map_whatever_the_hashes(
+    fn a_table_behaves_like_a_map_for_any_hashes(
         quality in prop::sample::select(&Quality::ALL[..]),
         steps in prop::collection::vec(step(300), 1..600),
     ) {
@@ -299,7 +299,7 @@ proptest! {
     }
 
     #[test]
-    fn a_walk_visits_what_stays_exactly_once_while_the_table_changes(
+    fn a_walk_visits_every_remaining_entry_exactly_once_while_the_table_changes(
         quality in prop::sample::select(vec![Quality::Good, Quality::FewValues]),
         staying in 0u64..3_000,
         step_entries in 1usize..200,
@@ -363,7 +363,7 @@ fn an_empty_table_holds_no_memory() {
 }
 
 #[test]
-fn asking_for_memory_ahead_changes_nothing_whatever_the_hashes() {
+fn prefetching_does_not_change_results_for_any_hashes() {
     let unknown: Vec<TableHash> = (0..100).map(|n| TableHash(mix(n))).collect();
     small_table().prefetch(&unknown);
     for quality in Quality::ALL {
@@ -468,7 +468,7 @@ fn a_million_small_entries_take_at_most_112_bytes_each_at_every_size() {
         if len % 5_000 != 0 {
             continue;
         }
-        // In a small table the chunk that was begun last weighs too much to be included.
+        // In a small table the last, partly used chunk would dominate the result, so it is left out.
         let reserved = table.reserved_bytes();
         assert!(reserved - CHUNK_BYTES_DEFAULT <= 112 * len as usize, "{reserved} for {len}");
         if len >= 500_000 {
@@ -502,7 +502,7 @@ fn no_write_moves_more_slots_than_one_segment_has() {
 }
 
 #[test]
-fn memory_goes_back_when_entries_are_removed() {
+fn memory_is_returned_when_entries_are_removed() {
     let mut table = Table::new(Box::new(HeapChunks::default()));
     for number in 0..200_000 {
         put(&mut table, &numbered_key(number), &[1; 64], number);
@@ -537,7 +537,7 @@ fn thousands_of_equal_hashes_are_kept_apart_by_their_keys() {
 }
 
 #[test]
-fn a_table_that_grows_and_shrinks_again_and_again_keeps_every_entry() {
+fn a_table_that_grows_and_shrinks_repeatedly_keeps_every_entry() {
     let cases = [(Quality::Good, 40_000), (Quality::SameLastBits, 20_000)];
     for (quality, keys) in cases.into_iter().chain([(Quality::SameFirstBits, 3_000)]) {
         let (mut table, mut model) = (small_table(), HashMap::new());
@@ -572,7 +572,7 @@ fn a_table_that_grows_and_shrinks_again_and_again_keeps_every_entry() {
     }
 }
 
-/// A source that becomes exhausted.
+/// A chunk source with a limited number of chunks.
 struct FewChunks(HeapChunks, usize);
 
 // SAFETY: `HeapChunks` fulfils the contract.
@@ -603,7 +603,7 @@ unsafe impl ChunkSource for FewChunks {
 }
 
 #[test]
-fn without_memory_staging_is_refused_and_everything_else_goes_on() {
+fn without_memory_only_staging_fails() {
     let mut table = Table::new(Box::new(FewChunks(HeapChunks::new(CHUNK_BYTES_MIN), 10)));
     let mut in_flight = std::collections::VecDeque::new();
     let mut number = 0;
@@ -632,7 +632,7 @@ fn without_memory_staging_is_refused_and_everything_else_goes_on() {
 }
 
 #[test]
-fn a_step_of_a_walk_is_bounded_whatever_its_budget() {
+fn a_step_of_a_walk_is_bounded_for_any_budget() {
     let mut table = small_table();
     for number in 0..200_000 {
         put(&mut table, &numbered_key(number), b"", number);
@@ -658,7 +658,7 @@ fn a_pinned_value_outlives_its_replacement_and_is_freed_by_the_last_unpin() {
     table.put(hash, &key, b"new", SequenceNumber(2)).unwrap();
     assert_eq!(table.get(hash, &key).unwrap().value, b"new");
     assert_eq!(table.pinned_value(&first).unwrap(), value);
-    assert!(table.used_bytes() > held, "what is pinned counts as used");
+    assert!(table.used_bytes() > held, "a pinned entry counts as used");
     assert_eq!(table.digest(), table.recount(), "and is no content");
 
     // The key of a pinned entry can be pinned again, which pins another entry.
@@ -675,7 +675,7 @@ fn a_pinned_value_outlives_its_replacement_and_is_freed_by_the_last_unpin() {
 }
 
 #[test]
-fn a_pin_of_an_entry_that_stays_frees_nothing() {
+fn unpinning_an_entry_of_the_table_frees_nothing() {
     let mut table = small_table();
     let key = numbered_key(1);
     let hash = hash_of(&key);
@@ -686,7 +686,7 @@ fn a_pin_of_an_entry_that_stays_frees_nothing() {
 }
 
 #[test]
-fn a_pin_of_a_cleared_table_names_nothing_even_when_another_takes_its_place() {
+fn a_pin_of_a_cleared_table_is_invalid_even_when_its_record_is_reused() {
     let mut table = small_table();
     let key = numbered_key(1);
     let hash = hash_of(&key);

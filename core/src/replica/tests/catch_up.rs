@@ -5,7 +5,7 @@ use kv_protocol::limits::CANDIDATE_TIMEOUT;
 use super::group::{Group, named, view_of};
 use super::*;
 
-/// Replica 1 alone, with `count` entries of 100 bytes.
+/// Creates a group in which replica 1 is the only holder, with `count` entries of 100 bytes.
 fn lone_group(count: u32) -> Group {
     let mut group = Group::new();
     for n in 0..count {
@@ -39,13 +39,13 @@ fn a_candidate_gets_entries_and_completion_records() {
 }
 
 #[test]
-fn a_session_that_began_long_ago_goes_on_at_a_candidate_that_knows_only_its_newest_write() {
+fn a_long_session_continues_at_a_candidate_that_has_only_its_newest_write() {
     let mut group = lone_group(3);
     // Other sessions expired since this client's session began; this client has written after that.
     group.replicas[1].sessions.raise_horizon(SequenceNumber(2));
     add_candidate(&mut group);
     group.keep_stream(1);
-    // The write confirms all earlier ones, so their records are dropped before they are copied.
+    // The newest write confirms all earlier ones, so their records are dropped before the copy.
     let newest =
         |seq| WriteHeader { first_incomplete: RequestSeq(seq), ..header(seq, Condition::Always) };
     let live = group.ask(1, b"k", Operation::Put(newest(4), b"v"));
@@ -69,7 +69,7 @@ fn an_empty_shard_catches_up_too() {
 }
 
 #[test]
-fn writes_wait_for_the_candidate_from_its_first_message_on_and_say_one_copy() {
+fn writes_wait_for_the_candidate_from_its_first_message_and_report_one_copy() {
     let mut group = lone_group(10);
     add_candidate(&mut group);
     group.settle();
@@ -83,7 +83,7 @@ fn writes_wait_for_the_candidate_from_its_first_message_on_and_say_one_copy() {
 }
 
 #[test]
-fn a_write_of_the_wake_up_in_which_the_candidate_said_welcome_comes_behind_the_start_of_the_copy() {
+fn a_write_in_the_same_wake_up_as_the_welcome_is_sent_after_copy_start() {
     let mut group = lone_group(10);
     add_candidate(&mut group);
     group.keep_stream(1);
@@ -95,7 +95,7 @@ fn a_write_of_the_wake_up_in_which_the_candidate_said_welcome_comes_behind_the_s
 }
 
 #[test]
-fn a_candidate_that_is_cut_off_before_it_has_caught_up_is_left_and_never_copied_to_again() {
+fn a_candidate_disconnected_before_it_caught_up_is_dropped_and_not_copied_to_again() {
     let mut group = lone_group(3_000);
     add_candidate(&mut group);
     group.step();
@@ -114,7 +114,7 @@ fn a_candidate_that_is_cut_off_before_it_has_caught_up_is_left_and_never_copied_
 }
 
 #[test]
-fn a_candidate_that_falls_silent_before_it_has_caught_up_is_left() {
+fn a_candidate_that_falls_silent_before_it_caught_up_is_dropped() {
     let mut group = lone_group(3_000);
     add_candidate(&mut group);
     group.step();
@@ -126,7 +126,7 @@ fn a_candidate_that_falls_silent_before_it_has_caught_up_is_left() {
 }
 
 #[test]
-fn one_that_has_caught_up_is_waited_for_whatever_happens_and_reads_need_its_lease() {
+fn a_caught_up_candidate_is_never_dropped_and_reads_need_its_lease() {
     let mut group = lone_group(10);
     add_candidate(&mut group);
     group.settle();
@@ -158,7 +158,7 @@ fn a_candidate_that_became_secondary_keeps_its_copy_and_its_lease() {
 }
 
 #[test]
-fn a_candidate_that_never_heard_of_its_promotion_to_secondary_can_take_over() {
+fn a_candidate_that_missed_its_promotion_to_secondary_can_take_over() {
     let mut group = lone_group(100);
     add_candidate(&mut group);
     group.settle();
@@ -171,7 +171,7 @@ fn a_candidate_that_never_heard_of_its_promotion_to_secondary_can_take_over() {
 }
 
 #[test]
-fn a_candidate_without_the_whole_copy_takes_over_in_no_view() {
+fn a_candidate_with_an_incomplete_copy_takes_over_in_no_view() {
     let mut group = lone_group(3_000);
     add_candidate(&mut group);
     group.step();
@@ -182,7 +182,7 @@ fn a_candidate_without_the_whole_copy_takes_over_in_no_view() {
 }
 
 #[test]
-fn whoever_is_named_candidate_again_begins_empty() {
+fn a_replica_named_candidate_again_starts_empty() {
     let mut group = Group::new();
     group.put(0, b"kept", b"v");
     let gone = group.put(0, b"gone", b"v");
@@ -223,7 +223,7 @@ fn large_values_are_copied_in_fragments_also_when_they_change_meanwhile() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// The two copies are equal at the end of a copy, whatever is written while it goes on.
+    /// Both tables are equal at the end of a copy, whatever is written during it.
     #[test]
     fn a_copy_under_any_load_ends_equal(
         before in prop::collection::vec((0u8..60, any::<bool>()), 0..200),
@@ -266,7 +266,7 @@ fn the_primary_reports_how_much_of_its_table_it_has_sent() {
     }
     assert!(was_on_its_way, "the copy took more than one batch");
     assert_eq!(group.state(1), ReplicaState::CaughtUp);
-    assert_eq!(last, (3_000, 3_000 * 104), "who has caught up was sent all");
+    assert_eq!(last, (3_000, 3_000 * 104), "a candidate that has caught up was sent all entries");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The ends of things: expiry of idle sessions, and the end of service before a dump.
+//! Expiry of idle sessions, and the end of service before a dump.
 
 use kv_protocol::limits::{HEARD_WITHIN, LEASE};
 
@@ -7,7 +7,7 @@ use super::*;
 use crate::dump::{DumpedShard, HeldAs};
 
 #[test]
-fn a_draining_primary_commits_what_is_pending_and_takes_no_more() {
+fn a_draining_primary_commits_pending_writes_and_accepts_no_new_ones() {
     let mut pair = Pair::new();
     let pending = pair.put(b"a", b"1");
     pair.primary.drain();
@@ -20,7 +20,7 @@ fn a_draining_primary_commits_what_is_pending_and_takes_no_more() {
     assert_eq!(pair.get(b"a").value, b"1", "reads go on");
 }
 
-/// Lets time pass for a primary that wakes as often as a driver wakes it.
+/// Lets time pass, with wake-ups of the primary as frequent as those of a driver.
 fn stay_awake(pair: &mut Pair, time: Duration) {
     let end = pair.now + time;
     while pair.now < end {
@@ -31,11 +31,12 @@ fn stay_awake(pair: &mut Pair, time: Duration) {
     }
 }
 
-/// The time after its last write by which a session has certainly expired: idle sessions are searched at intervals.
+/// The time after its last write by which a session has certainly expired. It exceeds the idle time because the search
+/// for idle sessions runs at intervals.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(SESSION_IDLE.as_secs() * 4 / 3);
 
 #[test]
-fn an_idle_session_is_forgotten_by_both_and_its_first_write_is_not_executed_again() {
+fn both_holders_expire_an_idle_session_and_its_first_write_is_not_executed_again() {
     let mut pair = Pair::new();
     let put = Operation::Put(header(1, Condition::IfAbsent), b"1");
     pair.request_as(1, b"a", put);
@@ -46,7 +47,7 @@ fn an_idle_session_is_forgotten_by_both_and_its_first_write_is_not_executed_agai
         assert_eq!(replica.report(pair.now).unwrap().last, SequenceNumber(2));
     }
     pair.request_as(2, b"a", put);
-    assert_eq!(pair.status(2), Some(Status::SessionExpired), "a retry, for all that is known");
+    assert_eq!(pair.status(2), Some(Status::SessionExpired), "indistinguishable from a retry");
     // A session that began later is new.
     let begun = pair.primary.session_start();
     let later = WriteHeader { begun, ..header(1, Condition::Always) };
@@ -56,7 +57,7 @@ fn an_idle_session_is_forgotten_by_both_and_its_first_write_is_not_executed_agai
 }
 
 #[test]
-fn the_sleep_of_a_machine_ages_no_session() {
+fn a_suspended_machine_expires_no_session() {
     let mut pair = Pair::new();
     let put = Operation::Put(header(1, Condition::IfAbsent), b"1");
     pair.request_as(1, b"a", put);
@@ -92,7 +93,7 @@ fn a_session_with_a_pending_write_is_not_forgotten() {
 }
 
 #[test]
-fn however_many_clients_come_none_is_refused_and_those_that_write_are_kept() {
+fn no_number_of_new_clients_is_rejected_and_sessions_that_write_are_kept() {
     let mut pair = Pair::new();
     let first = Operation::Put(header(1, Condition::IfAbsent), b"1");
     pair.request_as(1, b"a", first);
@@ -114,7 +115,7 @@ fn however_many_clients_come_none_is_refused_and_those_that_write_are_kept() {
         pair.primary.on_request(pair.now, CONNECTION, id, &request, &mut pair.inbox);
         if client % 2_000 == 0 {
             pair.settle();
-            // It writes now and then, so its records stay.
+            // This client writes from time to time, so its records stay.
             let again = header(1 + client / 2_000, Condition::Always);
             pair.request_as(1_000_000 + client, b"a", Operation::Put(again, b"again"));
         }
@@ -130,7 +131,7 @@ fn however_many_clients_come_none_is_refused_and_those_that_write_are_kept() {
 }
 
 #[test]
-fn a_draining_primary_logs_nothing_of_its_own_either() {
+fn a_draining_primary_logs_no_internal_writes() {
     let mut pair = Pair::new();
     pair.put(b"a", b"1");
     pair.settle();
@@ -141,7 +142,7 @@ fn a_draining_primary_logs_nothing_of_its_own_either() {
 }
 
 #[test]
-fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
+fn a_frozen_holder_acknowledges_no_write_after_its_dump_began() {
     for freeze_primary in [true, false] {
         let mut pair = Pair::new();
         let before = pair.put(b"a", b"1");
@@ -153,7 +154,7 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
             pair.primary.freeze();
             let ack = PeerMessage::Ack(pair.take_ack().unwrap());
             let got = pair.primary.on_peer_message(pair.now, &ack, &mut pair.inbox);
-            assert_eq!(got, Ok(()), "it is heard, and that is all");
+            assert_eq!(got, Ok(()), "only the sign of life counts");
             let late = pair.put(b"c", b"3");
             assert_eq!(pair.status(late), Some(Status::Unavailable));
             assert_eq!(pair.pump().0, Vec::<u8>::new());
@@ -179,7 +180,7 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
 }
 
 impl Pair {
-    /// Delivers everything both ways once, like a driver that continues while an end is frozen.
+    /// Delivers everything both ways once, like a driver that continues while one end is frozen.
     fn carry(&mut self) {
         for from_primary in [true, false] {
             let (from, to) = match from_primary {
@@ -201,7 +202,7 @@ impl Pair {
 }
 
 #[test]
-fn a_frozen_holder_is_heard_and_hears_and_changes_nothing_by_it() {
+fn a_frozen_holder_exchanges_signs_of_life_without_changing_its_content() {
     for freeze in [[true, false], [false, true], [true, true]] {
         let mut pair = Pair::new();
         pair.put(b"a", b"1");
@@ -214,7 +215,7 @@ fn a_frozen_holder_is_heard_and_hears_and_changes_nothing_by_it() {
         let start = pair.now;
         while pair.now < start + LEASE * 4 {
             let due = pair.primary.next_timeout().expect("its next beacon");
-            assert!(due > pair.now || pair.now == start, "its driver would never sleep");
+            assert!(due > pair.now || pair.now == start, "its driver would never become idle");
             pair.now = pair.now.max(due);
             pair.carry();
         }
@@ -223,7 +224,7 @@ fn a_frozen_holder_is_heard_and_hears_and_changes_nothing_by_it() {
             assert!(u128::from(silent) < HEARD_WITHIN.as_millis(), "{freeze:?}: {silent} ms");
             assert_eq!(contents(replica).len(), 1);
         }
-        assert_eq!(pair.given(pending), None, "{freeze:?}: acknowledged, and in no dump");
+        assert_eq!(pair.given(pending), None, "{freeze:?}: acknowledged, but in no dump");
         assert_eq!(pair.get(b"a").value, b"1", "its lease is renewed, so reads go on");
         // The sender of an ack observes a grace for it, frozen or not.
         assert!(pair.secondary.inspect().grace.is_some_and(|(_, until)| until > pair.now + LEASE));
@@ -231,7 +232,7 @@ fn a_frozen_holder_is_heard_and_hears_and_changes_nothing_by_it() {
 }
 
 #[test]
-fn a_frozen_holder_installs_no_view_so_nothing_is_acknowledged_or_wiped_under_its_dump() {
+fn a_frozen_holder_installs_no_view_so_its_dump_stays_final() {
     let alone = View { peer: Peer::None, ..view(2) };
     let out = View { primary: Some(member(7)), ..alone };
     for next in [alone, out] {
@@ -243,7 +244,7 @@ fn a_frozen_holder_installs_no_view_so_nothing_is_acknowledged_or_wiped_under_it
         let dumped = pair.primary.dumped().unwrap();
         let got = pair.primary.install(pair.now, next, &mut pair.inbox);
         assert_eq!(got, Err(InstallError::Frozen { group: GroupId(0) }));
-        assert_eq!(pair.given(pending), None, "acknowledged, and in no dump");
+        assert_eq!(pair.given(pending), None, "acknowledged, but in no dump");
         assert_eq!(contents(&pair.primary).len(), 1);
         assert_eq!(pair.primary.dumped(), Ok(dumped));
         // Installing the installed view again changes nothing.
@@ -265,17 +266,17 @@ fn a_frozen_primary_that_loses_its_candidate_commits_nothing_alone() {
     while !group.replicas[0].inspect().in_union {
         assert!(group.step(), "it never enters the union");
     }
-    assert_eq!(group.state(0), ReplicaState::Active, "its copy is not yet found to be equal");
+    assert_eq!(group.state(0), ReplicaState::Active, "its copy is not yet compared");
     let pending = group.put(0, b"a", b"1");
     assert_eq!(group.given(pending), None, "it waits for the candidate");
     group.replicas[0].freeze();
     group.cut(2);
-    assert_eq!(group.given(pending), None, "acknowledged, and in no dump");
+    assert_eq!(group.given(pending), None, "acknowledged, but in no dump");
     assert_eq!(group.replicas[0].dumped().unwrap().last, SequenceNumber(8));
 }
 
 #[test]
-fn a_dump_says_what_its_writer_was_to_the_shard_and_which_write_was_its_last() {
+fn a_dump_names_the_role_and_the_last_write_of_each_shard() {
     let mut pair = Pair::new();
     pair.put(b"a", b"1");
     pair.settle();
@@ -295,7 +296,7 @@ fn a_dump_says_what_its_writer_was_to_the_shard_and_which_write_was_its_last() {
 }
 
 #[test]
-fn a_candidate_is_dumped_only_with_a_complete_copy_and_whoever_holds_nothing_never() {
+fn a_candidate_is_dumped_only_with_a_complete_copy_and_an_empty_replica_never() {
     let mut group = Group::new();
     let state = |group: &Group, at: usize| group.replicas[at].dumped().map_err(|none| none.state);
     assert_eq!(state(&group, 2), Err(ReplicaState::Out));
@@ -307,5 +308,5 @@ fn a_candidate_is_dumped_only_with_a_complete_copy_and_whoever_holds_nothing_nev
     group.settle();
     assert_eq!(state(&group, 2).unwrap().held_as, HeldAs::Candidate);
     group.install(1, view_of(3, 0, candidate));
-    assert_eq!(state(&group, 1), Err(ReplicaState::Out), "it was removed, and wiped");
+    assert_eq!(state(&group, 1), Err(ReplicaState::Out), "it was removed and wiped");
 }

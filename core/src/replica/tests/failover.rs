@@ -6,7 +6,7 @@ use super::group::{Group, named, view_of};
 use super::*;
 
 #[test]
-fn a_primary_that_hears_no_acks_stops_reading_when_its_lease_ends() {
+fn a_primary_without_acks_stops_serving_reads_when_its_lease_ends() {
     let mut group = Group::new();
     group.put(0, b"k", b"v");
     group.settle();
@@ -84,7 +84,7 @@ fn sequence_numbers_go_on_after_a_promotion() {
 }
 
 #[test]
-fn whatever_was_applied_at_the_promoted_secondary_is_committed() {
+fn every_write_applied_at_the_promoted_secondary_is_committed() {
     let mut group = Group::new();
     let put = group.put(0, b"k", b"v");
     // Applied at the secondary; its ack never arrives.
@@ -100,7 +100,7 @@ fn whatever_was_applied_at_the_promoted_secondary_is_committed() {
 }
 
 #[test]
-fn a_primary_that_is_left_alone_commits_what_was_pending() {
+fn a_primary_that_becomes_the_sole_holder_commits_pending_writes() {
     let mut group = Group::new();
     group.silent.push(1);
     let put = group.put(0, b"k", b"v");
@@ -113,7 +113,7 @@ fn a_primary_that_is_left_alone_commits_what_was_pending() {
 }
 
 #[test]
-fn a_deposed_primary_learns_it_from_its_own_secondary_and_keeps_nothing() {
+fn a_deposed_primary_gets_the_new_view_from_its_secondary_and_is_wiped() {
     let mut group = Group::new();
     group.put(0, b"k", b"v");
     group.settle();
@@ -129,7 +129,7 @@ fn a_deposed_primary_learns_it_from_its_own_secondary_and_keeps_nothing() {
 }
 
 #[test]
-fn an_empty_replica_becomes_a_holder_by_the_founding_view_alone() {
+fn an_empty_replica_becomes_a_holder_only_by_the_founding_view() {
     let mut group = Group::new();
     for peer in [Peer::None, Peer::Secondary(named(1))] {
         let view = view_of(2, 2, peer);
@@ -143,7 +143,7 @@ fn an_empty_replica_becomes_a_holder_by_the_founding_view_alone() {
 }
 
 #[test]
-fn a_replica_loaded_from_a_dump_goes_on_where_the_dump_ends() {
+fn a_replica_loaded_from_a_dump_continues_where_the_dump_ends() {
     let mut group = Group::new();
     group.replicas[2].load_entry(b"k", b"v", SequenceNumber(7)).unwrap();
     group.replicas[2].finish_load(SequenceNumber(9), SequenceNumber::ZERO);

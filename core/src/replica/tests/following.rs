@@ -1,4 +1,4 @@
-//! A following end that cannot follow: its handshakes are no signs of life, and both ends report it.
+//! A follower that cannot apply writes: its handshakes are no signs of life, and both ends report it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
 /// A value larger than the free part of the chunk that a table already has.
 static LARGE: [u8; CHUNK_BYTES_MIN] = [7; CHUNK_BYTES_MIN];
 
-/// Creates a pair whose secondary has no memory while the switch is true.
+/// Creates a pair whose secondary has no memory while the returned flag is true.
 fn pair() -> (Pair, Arc<AtomicBool>) {
     let is_exhausted = Arc::new(AtomicBool::new(false));
     let mut pair = Pair::apart(None);
@@ -48,7 +48,7 @@ fn report(replica: &Replica, now: Time) -> ReplicaReport {
 }
 
 #[test]
-fn a_secondary_without_memory_is_not_heard_however_often_its_stream_stands() {
+fn a_secondary_without_memory_counts_as_silent_however_often_it_reconnects() {
     let (mut pair, is_exhausted) = pair();
     is_exhausted.store(true, Ordering::Relaxed);
     let write = pair.put(b"large", &LARGE);
@@ -62,11 +62,14 @@ fn a_secondary_without_memory_is_not_heard_however_often_its_stream_stands() {
         pair.secondary.look(pair.now);
     }
     let silent_ms = u128::from(report(&pair.primary, pair.now).silent_ms);
-    assert!(silent_ms > complains_after.as_millis(), "{silent_ms} ms: handshakes are heard");
+    assert!(
+        silent_ms > complains_after.as_millis(),
+        "{silent_ms} ms: handshakes counted as signs of life"
+    );
     assert_eq!(report(&pair.primary, pair.now).following, Following::NoProgress);
     assert_eq!(report(&pair.secondary, pair.now).following, Following::OutOfMemory);
     assert_eq!(pair.status(write), None);
-    // There is memory again: the pending write completes, and the earlier failure no longer counts.
+    // With memory available again, the pending write completes and the earlier failure no longer counts.
     is_exhausted.store(false, Ordering::Relaxed);
     while try_stream(&mut pair).is_ok() && pair.status(write).is_none() {}
     assert_eq!(pair.status(write), Some(Status::Ok));
@@ -77,7 +80,7 @@ fn a_secondary_without_memory_is_not_heard_however_often_its_stream_stands() {
 }
 
 #[test]
-fn a_refusal_for_want_of_memory_is_reported_until_a_write_is_acked_or_the_view_is_another() {
+fn a_refusal_for_lack_of_memory_is_reported_until_a_write_is_acked_or_the_view_changes() {
     let refusal = PeerRefusal { reason: PeerRefusalReason::NoMemory, view: None };
     for is_acked in [true, false] {
         let (mut pair, _) = pair();
@@ -97,7 +100,7 @@ fn a_refusal_for_want_of_memory_is_reported_until_a_write_is_acked_or_the_view_i
 }
 
 #[test]
-fn streams_that_end_without_a_write_to_bring_forward_are_no_failure() {
+fn streams_that_end_without_pending_writes_are_no_failure() {
     let (mut pair, _) = pair();
     for _ in 0..100 {
         pair.disconnect();

@@ -182,7 +182,7 @@ impl Group {
 
     pub(super) fn get(&mut self, at: usize, key: &[u8]) -> Given {
         let id = self.ask(at, key, Operation::Get);
-        self.given(id).expect("reads are answered at once")
+        self.given(id).expect("reads get their response at once")
     }
 
     pub(super) fn given(&self, id: u64) -> Option<Given> {
@@ -193,7 +193,7 @@ impl Group {
         self.given(id).map(|given| given.status)
     }
 
-    /// Puts the group in the state after a crash of replica 0: replica 1 alone, and active by proof.
+    /// Puts the group in the state after a crash of replica 0: replica 1 is the sole holder, active by proof of death.
     pub(super) fn lose_the_primary(&mut self) {
         self.silent.push(0);
         self.install(1, view_of(2, 1, Peer::None));

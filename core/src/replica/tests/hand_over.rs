@@ -25,7 +25,7 @@ fn handover() -> View {
 }
 
 #[test]
-fn whoever_hears_of_it_first_both_end_in_their_new_roles() {
+fn both_holders_take_their_new_roles_whichever_gets_the_view_first() {
     for first in [1, 2] {
         let mut group = ready_group();
         group.install(first, handover());
@@ -43,7 +43,7 @@ fn whoever_hears_of_it_first_both_end_in_their_new_roles() {
 }
 
 #[test]
-fn a_beacon_of_the_old_primary_that_has_not_heard_of_its_successor_breaks_no_stream() {
+fn a_late_beacon_of_the_old_primary_does_not_end_the_stream() {
     let mut group = ready_group();
     group.install(1, handover());
     group.install(2, handover());
@@ -57,7 +57,7 @@ fn a_beacon_of_the_old_primary_that_has_not_heard_of_its_successor_breaks_no_str
 }
 
 #[test]
-fn pending_writes_go_along_and_their_clients_find_the_first_answer_at_the_new_primary() {
+fn pending_writes_are_handed_over_and_retries_get_the_first_response_at_the_new_primary() {
     let mut group = ready_group();
     group.silent.push(2);
     let put = group.put(1, b"k", b"pending");
@@ -75,7 +75,7 @@ fn pending_writes_go_along_and_their_clients_find_the_first_answer_at_the_new_pr
 }
 
 #[test]
-fn nobody_serves_between_the_two() {
+fn neither_primary_serves_during_the_hand_over() {
     let mut group = ready_group();
     group.silent.push(2);
     group.install(1, handover());
@@ -108,7 +108,7 @@ fn when_the_old_primary_is_removed_the_new_one_waits_out_its_grace() {
 }
 
 #[test]
-fn a_death_that_was_proven_is_not_forgotten_when_another_is() {
+fn a_proven_death_stays_known_when_another_death_is_proven() {
     let mut group = ready_group();
     assert_eq!(group.replicas[1].inspect().grace, None, "replica 0, which it acked, is dead");
     // Its own candidate dies before both have received the hand-over view.
@@ -116,12 +116,16 @@ fn a_death_that_was_proven_is_not_forgotten_when_another_is() {
     group.replicas[1].on_exited(group.now, named(2));
     group.install(1, handover());
     group.install(1, view_of(6, 1, Peer::None));
-    assert_eq!(group.state(1), ReplicaState::Active, "nobody lives who could hold a lease of it");
+    assert_eq!(
+        group.state(1),
+        ReplicaState::Active,
+        "no live member can hold a lease that it granted"
+    );
     assert_eq!(group.get(1, &[7]).value, b"v");
 }
 
 #[test]
-fn when_the_new_primary_dies_the_old_one_takes_the_group_back_with_all_it_had() {
+fn when_the_new_primary_dies_the_old_one_takes_the_group_back_with_all_writes() {
     let mut group = ready_group();
     group.silent.push(2);
     group.put(1, b"k", b"pending");
@@ -131,7 +135,7 @@ fn when_the_new_primary_dies_the_old_one_takes_the_group_back_with_all_it_had() 
 }
 
 #[test]
-fn a_handover_that_is_cut_again_and_again_is_repeated_until_it_is_through() {
+fn a_handover_that_is_interrupted_repeatedly_completes() {
     let mut group = ready_group();
     for n in 0..20u8 {
         group.put(1, &[200, n], &vec![n; 50_000]);

@@ -91,7 +91,7 @@ fn record() -> PeerMessage<'static> {
 }
 
 #[test]
-fn a_copy_out_of_order_or_of_others_ends_the_stream_and_nothing_of_it_is_served() {
+fn a_copy_out_of_order_or_of_another_group_ends_the_stream_and_is_never_served() {
     let (key, foreign) = (key_of(0), key_of(1));
     let good = PeerMessage::CopyEntry(entry(&key, b"v", 7));
     let strange = PeerMessage::CopyEntry(entry(&foreign, b"v", 7));
@@ -122,9 +122,9 @@ fn a_copy_out_of_order_or_of_others_ends_the_stream_and_nothing_of_it_is_served(
     let (early, late) = (end(START.0 - 1), end(START.0 + 1));
     let complete = end(START.0);
     let cases: [(&str, Vec<&PeerMessage<'_>>, StreamError); 15] = [
-        ("an entry before the start", vec![&good], StreamError::WrongEnd),
-        ("a fragment before the start", vec![&first], StreamError::WrongEnd),
-        ("a record before the start", vec![&record], StreamError::WrongEnd),
+        ("an entry before COPY-START", vec![&good], StreamError::WrongEnd),
+        ("a fragment before COPY-START", vec![&first], StreamError::WrongEnd),
+        ("a record before COPY-START", vec![&record], StreamError::WrongEnd),
         ("an end before the start", vec![&complete], StreamError::WrongEnd),
         ("a second start", vec![&start, &good, &start], StreamError::WrongEnd),
         ("an entry after the end", vec![&start, &complete, &good], StreamError::WrongEnd),
@@ -137,17 +137,17 @@ fn a_copy_out_of_order_or_of_others_ends_the_stream_and_nothing_of_it_is_served(
             StreamError::ForeignKey { sn: SequenceNumber(7) },
         ),
         (
-            "an end before writes that came",
+            "a COPY-END before writes that arrived",
             vec![&start, &early],
             StreamError::Gap { expected: START, got: START },
         ),
         (
-            "an end that claims writes that did not come",
+            "a COPY-END that claims writes that did not arrive",
             vec![&start, &late],
             StreamError::Gap { expected: SequenceNumber(START.0 + 2), got: START },
         ),
         (
-            "a gap among the live writes",
+            "a gap in the live writes",
             vec![&start, &live],
             StreamError::Gap {
                 expected: SequenceNumber(START.0 + 1),
@@ -175,16 +175,16 @@ fn a_copy_out_of_order_or_of_others_ends_the_stream_and_nothing_of_it_is_served(
 }
 
 #[test]
-fn a_copy_that_ends_early_is_served_by_nobody() {
+fn a_copy_that_ends_early_is_never_served() {
     let key = key_of(0);
     let mut candidate = Candidate::new();
     candidate.take(&start()).unwrap();
     candidate.take(&PeerMessage::CopyEntry(entry(&key, b"v", 7))).unwrap();
-    candidate.assert_serves_nothing("a stream that ended before the end of the copy");
+    candidate.assert_serves_nothing("a stream that ended before COPY-END");
 }
 
 #[test]
-fn what_comes_twice_or_late_in_a_copy_never_replaces_what_is_newer() {
+fn repeated_or_late_copy_messages_never_replace_newer_entries() {
     let key = key_of(0);
     let mut candidate = Candidate::new();
     candidate.take(&start()).unwrap();

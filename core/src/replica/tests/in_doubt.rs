@@ -56,21 +56,21 @@ fn a_pending_write_is_settled_when_it_is_committed() {
 }
 
 #[test]
-fn a_delayed_sending_takes_the_response_of_no_retry() {
+fn a_delayed_request_does_not_take_the_response_of_a_retry() {
     let mut pair = Pair::new();
-    // The first is a retry on a new connection; sendings of lost connections arrive behind it.
+    // The first request is a retry on a new connection. Delayed requests from lost connections arrive after it.
     for id in 1..=20 {
         pair.request_as(id, b"k", PUT);
     }
     pair.settle();
     let given: Vec<u64> = (1..=20).filter(|id| pair.given(*id).is_some()).collect();
-    // The number of requests that wait is bounded.
+    // The number of waiting requests is bounded.
     assert_eq!(given, [1, 14, 15, 16, 17, 18, 19, 20]);
     assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber(1));
 }
 
 #[test]
-fn an_unknown_write_is_settled_as_not_done_once_both_holders_know_that() {
+fn an_unknown_write_is_settled_as_not_done_once_both_holders_have_recorded_it() {
     let mut pair = Pair::new();
     pair.request_as(1, b"k", resolve(b"k", PUT));
     pair.deliver();
@@ -119,7 +119,7 @@ fn a_settlement_outlives_its_primary_and_a_copy() {
 }
 
 #[test]
-fn a_settlement_that_was_lost_with_its_primary_decided_nothing() {
+fn a_settlement_lost_with_its_primary_has_no_effect() {
     let mut group = Group::new();
     group.silent.push(1);
     let asked = group.ask(0, b"k", resolve(b"k", PUT));
@@ -134,13 +134,13 @@ fn a_settlement_that_was_lost_with_its_primary_decided_nothing() {
 }
 
 #[test]
-fn a_question_about_another_write_of_the_number_is_a_mismatch() {
+fn a_resolve_of_another_write_with_the_same_number_is_a_mismatch() {
     let mut pair = Pair::new();
     pair.request_as(1, b"k", PUT);
     let other = Operation::Put(*PUT.write_header().unwrap(), b"w");
     pair.request_as(2, b"k", resolve(b"k", other));
     assert_eq!(pair.status(2), Some(Status::SessionMismatch));
-    // The other way round: the number is taken by the settled write.
+    // In the reverse order, the settlement has used the number first.
     let mut pair = Pair::new();
     pair.request_as(1, b"k", resolve(b"k", PUT));
     pair.request_as(2, b"k", other);
@@ -148,7 +148,7 @@ fn a_question_about_another_write_of_the_number_is_a_mismatch() {
 }
 
 #[test]
-fn a_number_that_is_complete_is_not_settled_any_more() {
+fn a_completed_number_is_no_longer_settled() {
     let mut pair = Pair::new();
     let later = WriteHeader { first_incomplete: RequestSeq(5), ..header(5, Condition::Always) };
     pair.request_as(1, b"k", Operation::Put(later, b"v"));
@@ -161,7 +161,7 @@ fn a_number_that_is_complete_is_not_settled_any_more() {
 }
 
 #[test]
-fn a_forgotten_session_is_not_settled_and_its_writes_are_never_executed() {
+fn an_expired_session_is_not_settled_and_its_writes_are_never_executed() {
     let mut pair = Pair::new();
     pair.put(b"other", b"1");
     pair.settle();
@@ -182,7 +182,7 @@ fn a_forgotten_session_is_not_settled_and_its_writes_are_never_executed() {
 }
 
 #[test]
-fn nobody_is_told_of_a_session_forgotten_before_both_holders_have_forgotten_it() {
+fn an_expired_session_is_reported_only_after_both_holders_have_expired_it() {
     let mut pair = Pair::new();
     pair.put(b"other", b"1");
     pair.settle();
@@ -213,7 +213,7 @@ fn at_the_memory_limit_writes_are_settled() {
     assert_eq!(pair.status(2), Some(Status::NotDone));
 }
 
-/// Not even the table's first chunk is there.
+/// The table does not even have its first chunk.
 #[test]
 fn a_server_without_any_memory_settles_writes() {
     let is_exhausted = Arc::new(AtomicBool::new(true));
@@ -232,7 +232,7 @@ fn a_server_without_any_memory_settles_writes() {
 }
 
 #[test]
-fn a_draining_primary_settles_what_it_knows_and_logs_no_settlement() {
+fn a_draining_primary_settles_known_writes_and_logs_no_settlement() {
     let mut pair = Pair::new();
     pair.request_as(1, b"k", PUT);
     pair.primary.drain();

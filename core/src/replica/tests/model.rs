@@ -33,7 +33,7 @@ proptest! {
     /// Writes take effect once, in order, at both holders, whatever is lost and sent again. The responses equal those
     /// of one table that executes the writes one after the other.
     #[test]
-    fn losses_and_retries_change_nothing(steps in prop::collection::vec(step(), 1..80)) {
+    fn losses_and_retries_do_not_change_the_outcome(steps in prop::collection::vec(step(), 1..80)) {
         let mut pair = Pair::new();
         let mut model: BTreeMap<Vec<u8>, (Vec<u8>, u64)> = BTreeMap::new();
         let mut expected = Vec::new();

@@ -1,4 +1,5 @@
-//! A slow link: writes, and the beacons behind them, are in flight for long. Both ends judge by the bytes that arrive.
+//! A slow link: writes, and the beacons behind them, are in flight for a long time. Both ends judge by the bytes that
+//! arrive.
 
 use kv_protocol::limits::LEASE;
 
@@ -41,7 +42,7 @@ fn lose_streams(pair: &mut Pair) {
 }
 
 #[test]
-fn what_comes_of_a_long_value_is_acked_once_an_interval_and_heard() {
+fn parts_of_a_long_value_are_acked_once_an_interval_and_count_as_signs_of_life() {
     let mut pair = Pair::new();
     let put = pair.put(b"long", &[7; 3 << 20]);
     let batches = send_long(&mut pair);
@@ -57,8 +58,11 @@ fn what_comes_of_a_long_value_is_acked_once_an_interval_and_heard() {
             let message = PeerMessage::Ack(ack);
             pair.primary.on_peer_message(pair.now, &message, &mut pair.inbox).unwrap();
         }
-        assert!(silent_ms(&pair.primary, pair.now) < 150, "the primary hears nothing");
-        assert!(silent_ms(&pair.secondary, pair.now) < 150, "the secondary hears nothing");
+        assert!(silent_ms(&pair.primary, pair.now) < 150, "the primary received no sign of life");
+        assert!(
+            silent_ms(&pair.secondary, pair.now) < 150,
+            "the secondary received no sign of life"
+        );
     }
     let elapsed = pair.now.since(start);
     assert!(elapsed > LEASE * 2, "the link was not narrow");
@@ -84,7 +88,7 @@ fn acks_of_parts_renew_no_lease() {
 }
 
 #[test]
-fn parts_of_a_long_value_are_heard_after_a_stream_that_brought_no_write_forward() {
+fn parts_of_a_long_value_count_as_signs_of_life_after_a_stream_without_progress() {
     let mut pair = Pair::new();
     let put = pair.put(b"long", &[7; 3 << 20]);
     lose_streams(&mut pair);
@@ -93,13 +97,13 @@ fn parts_of_a_long_value_are_heard_after_a_stream_that_brought_no_write_forward(
         pass(&mut pair, BATCH_TIME);
         pair.receive_at_secondary(bytes);
         pair.ack();
-        assert!(silent_ms(&pair.primary, pair.now) < 200, "the primary hears nothing");
+        assert!(silent_ms(&pair.primary, pair.now) < 200, "the primary received no sign of life");
     }
     assert_eq!(pair.status(put), Some(Status::Ok));
 }
 
 #[test]
-fn an_end_that_takes_no_part_of_a_value_is_not_heard_by_its_acks_after_such_a_stream() {
+fn acks_without_progress_are_no_signs_of_life_after_a_stream_without_progress() {
     let mut pair = Pair::new();
     pair.put(b"long", &[7; 3 << 20]);
     lose_streams(&mut pair);
@@ -114,11 +118,14 @@ fn an_end_that_takes_no_part_of_a_value_is_not_heard_by_its_acks_after_such_a_st
             .on_peer_message(pair.now, &PeerMessage::Ack(ack), &mut pair.inbox)
             .expect("an ack of what was sent");
     }
-    assert!(silent_ms(&pair.primary, pair.now) >= 900, "the same part is progress again and again");
+    assert!(
+        silent_ms(&pair.primary, pair.now) >= 900,
+        "an ack of the same part counted as progress again"
+    );
 }
 
 #[test]
-fn bytes_of_a_message_that_is_not_whole_are_heard_and_acked_once_an_interval() {
+fn bytes_of_an_incomplete_message_are_signs_of_life_and_acked_once_an_interval() {
     let mut pair = Pair::new();
     pass(&mut pair, BEACON_INTERVAL);
     let mut acks = 0;
@@ -129,7 +136,7 @@ fn bytes_of_a_message_that_is_not_whole_are_heard_and_acked_once_an_interval() {
         assert_eq!(silent_ms(&pair.secondary, pair.now), 0);
     }
     assert!((9..=11).contains(&acks), "{acks} acks in ten intervals");
-    // A broken stream brings nothing.
+    // A broken stream delivers nothing.
     pair.disconnect();
     let heard = pair.secondary.heard();
     pass(&mut pair, BEACON_INTERVAL);

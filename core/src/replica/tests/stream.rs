@@ -1,11 +1,11 @@
-//! The stream between the two holders: order, repetition, fragments, strangers.
+//! The stream between the two holders: order, repetition, fragments, hellos of unknown members.
 
 use kv_protocol::limits::{LEASE, MAX_VALUE_BYTES};
 
 use super::*;
 
 #[test]
-fn what_was_not_acked_is_sent_again_on_the_next_stream() {
+fn unacked_writes_are_sent_again_on_the_next_stream() {
     let mut pair = Pair::apart(None);
     let before = pair.put(b"a", b"1");
     pair.connect();
@@ -40,7 +40,7 @@ fn a_repeated_prepare_is_acked_and_not_applied() {
 }
 
 #[test]
-fn a_gap_in_the_stream_is_refused() {
+fn a_gap_in_the_stream_is_rejected() {
     let mut pair = Pair::new();
     pair.put(b"a", b"1");
     pair.pump(); // lost, although the stream stays up
@@ -55,7 +55,7 @@ fn a_gap_in_the_stream_is_refused() {
 }
 
 #[test]
-fn an_ack_of_what_was_never_sent_is_refused() {
+fn an_ack_of_a_write_that_was_never_sent_is_rejected() {
     let mut pair = Pair::new();
     let put = pair.put(b"a", b"1");
     let ack = kv_protocol::peer_message::Ack {
@@ -100,7 +100,7 @@ fn a_large_value_travels_in_fragments_with_beacons_between() {
                 PeerMessage::Prepare(prepare) => assert!(prepare.value.len() <= FRAGMENT_BYTES),
                 PeerMessage::Fragment(fragment) => assert!(fragment.bytes.len() <= FRAGMENT_BYTES),
                 PeerMessage::Beacon(_) => beacons += 1,
-                other => panic!("a primary does not say {other:?}"),
+                other => panic!("unexpected message from the primary: {other:?}"),
             }
             pair.secondary.on_peer_message(pair.now, &message, &mut pair.inbox).unwrap();
         }
@@ -133,11 +133,11 @@ fn a_large_value_cut_by_a_reconnect_arrives_whole() {
 }
 
 #[test]
-fn beacons_flow_when_idle_and_only_then() {
+fn beacons_are_sent_only_on_an_idle_stream() {
     let mut pair = Pair::apart(None);
     pair.connect();
     let first = pair.primary.next_timeout().unwrap();
-    assert!(first <= pair.now, "a new stream says something at once");
+    assert!(first <= pair.now, "a new stream sends a message at once");
     pair.settle();
     assert_eq!(pair.primary.next_timeout(), Some(pair.now + BEACON_INTERVAL));
     assert_eq!(pair.pump().0, Vec::<u8>::new());
@@ -176,17 +176,20 @@ fn a_fragment_beyond_its_value_is_refused() {
     let wrong = Err(StreamError::Fragment { sn: SequenceNumber(1) });
     assert_eq!(take(fragment(5, b"12345678")), wrong, "too long");
     assert_eq!(take(fragment(4, b"1234567")), wrong, "not where it should be");
-    // The next write before this one is complete is also a gap.
+    // A write that arrives before the previous one is complete is also a gap.
     let next = kv_protocol::peer_message::Prepare { sn: SequenceNumber(2), ..prepare };
     assert!(matches!(take(PeerMessage::Prepare(next)), Err(StreamError::Gap { .. })));
     let again = PeerMessage::Prepare(prepare);
-    assert!(matches!(take(again), Err(StreamError::Gap { .. })), "half of it is here already");
+    assert!(
+        matches!(take(again), Err(StreamError::Gap { .. })),
+        "half of the value has arrived already"
+    );
     take(fragment(5, b"1234567")).unwrap();
     assert_eq!(contents(&pair.secondary).len(), 1);
 }
 
 #[test]
-fn a_new_stream_owes_no_ack_of_the_old_one_and_takes_none_before_it_stands() {
+fn a_new_stream_sends_no_ack_of_the_old_one_and_accepts_none_before_its_handshake() {
     let mut pair = Pair::new();
     pair.put(b"a", b"1");
     pair.deliver();
@@ -219,7 +222,7 @@ fn an_older_view_and_another_view_of_the_same_version_are_refused() {
 }
 
 #[test]
-fn a_stranger_is_refused_before_anything() {
+fn a_hello_of_an_unknown_member_is_refused_first() {
     let mut pair = Pair::new();
     let hello = pair.primary.peer_hello(CLUSTER).unwrap();
     let forged = [
@@ -270,7 +273,7 @@ fn a_value_that_takes_longer_than_a_lease_to_send_does_not_silence_the_stream() 
 }
 
 #[test]
-fn the_longest_gap_is_that_between_two_messages_under_the_view_and_the_present_one_counts() {
+fn the_longest_gap_under_a_view_includes_the_current_silence() {
     let mut pair = Pair::new();
     pair.put(b"key", b"value");
     pair.settle();
@@ -281,7 +284,7 @@ fn the_longest_gap_is_that_between_two_messages_under_the_view_and_the_present_o
         pair.put(b"key", b"value");
         pair.settle();
     }
-    assert!(start < 170, "{start} ms before anything was late");
+    assert!(start < 170, "{start} ms, although no message was late");
     assert!((170..200).contains(&gap_of(&pair)), "{} ms", gap_of(&pair));
     pair.now = pair.now + Duration::from_millis(300);
     assert!(gap_of(&pair) >= 300, "the other holder is silent now");

@@ -7,7 +7,7 @@ use super::*;
 use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
 
 #[test]
-fn a_write_is_answered_only_when_both_tables_have_it() {
+fn a_write_gets_its_response_only_when_both_tables_have_it() {
     let mut pair = Pair::new();
     let put = pair.put(b"k", b"v");
     assert_eq!(pair.given(put), None);
@@ -34,7 +34,7 @@ fn reads_see_only_what_is_committed() {
 }
 
 #[test]
-fn a_part_of_a_value_is_sent_alone_with_the_length_of_the_whole() {
+fn a_part_of_a_value_is_sent_with_the_length_of_the_whole() {
     let mut pair = Pair::new();
     let put = pair.put(b"k", b"0123456789");
     pair.settle();
@@ -72,7 +72,7 @@ fn conditions_are_decided_against_pending_writes() {
     let present = pair.put_if(b"k", b"5", Condition::IfAbsent);
     pair.delete(b"k");
     let nothing_left = pair.delete(b"k");
-    assert_eq!(pair.inbox.0.len(), 0, "even a refused condition waits for the writes before it");
+    assert_eq!(pair.inbox.0.len(), 0, "even a failed condition waits for the writes before it");
     pair.settle();
     assert_eq!(pair.status(wins), Some(Status::Ok));
     let conflict = pair.given(loses).unwrap();
@@ -85,7 +85,7 @@ fn conditions_are_decided_against_pending_writes() {
 }
 
 #[test]
-fn a_retried_write_is_executed_once_and_gets_its_first_answer() {
+fn a_retried_write_is_executed_once_and_gets_its_first_response() {
     let mut pair = Pair::new();
     let write = Operation::Put(header(1, Condition::IfAbsent), b"v");
     pair.request_as(1, b"k", write);
@@ -114,7 +114,7 @@ fn an_expired_write_is_not_executed() {
 }
 
 #[test]
-fn another_write_under_the_number_of_an_earlier_one_is_refused_and_not_executed() {
+fn another_write_with_the_number_of_an_earlier_one_is_rejected_and_not_executed() {
     let mut pair = Pair::new();
     pair.request_as(1, b"k", Operation::Put(header(1, Condition::Always), b"v"));
     let others: [(&[u8], Operation<'_>); 4] = [
@@ -138,7 +138,7 @@ fn another_write_under_the_number_of_an_earlier_one_is_refused_and_not_executed(
 }
 
 #[test]
-fn a_primary_without_memory_commits_what_it_has_accepted_and_refuses_the_rest() {
+fn a_primary_without_memory_commits_accepted_writes_and_rejects_others() {
     let is_exhausted = Arc::new(AtomicBool::new(false));
     let chunks = SwitchedChunks::new(CHUNK_BYTES_MIN, Arc::clone(&is_exhausted));
     let mut pair = Pair::apart(None);
@@ -165,7 +165,7 @@ fn a_primary_without_memory_commits_what_it_has_accepted_and_refuses_the_rest() 
 }
 
 #[test]
-fn at_the_memory_limit_writes_are_refused_while_reads_and_deletes_work() {
+fn at_the_memory_limit_writes_are_rejected_while_reads_and_deletes_work() {
     let mut pair = Pair::apart(Some(200_000));
     pair.connect();
     let mut stored = 0;
@@ -191,7 +191,7 @@ fn at_the_memory_limit_writes_are_refused_while_reads_and_deletes_work() {
 }
 
 #[test]
-fn too_many_pending_writes_are_refused_as_busy() {
+fn too_many_pending_writes_are_rejected_as_busy() {
     let mut pair = Pair::apart(None);
     let mut refused = None;
     for n in 0..100 {
@@ -225,7 +225,7 @@ fn the_number_of_pending_writes_is_bounded() {
 }
 
 #[test]
-fn a_server_without_the_view_asks_to_wait_and_the_wrong_role_is_said() {
+fn a_replica_without_the_view_is_unavailable_and_a_wrong_role_is_reported() {
     let mut pair = Pair::apart(None);
     let early = pair.request(b"k", Operation::Verify(ReplicaRole::Secondary));
     assert_eq!(pair.status(early), Some(Status::Unavailable));

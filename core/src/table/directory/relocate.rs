@@ -8,24 +8,25 @@ use crate::table::compaction::CompactionBudget;
 pub(in crate::table) enum Relocated {
     /// A new handle, and the number of bytes moved.
     To(Handle, usize),
-    /// No room for it, nor for others.
+    /// No room for this entry or any other.
     NoRoom,
 }
 
-/// The reason for which a step of relocation ended.
+/// The reason why a step of relocation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::table) enum RelocationEnd<Place> {
     /// The budget is used up; the step continues at this place.
     Budget(Place),
     /// Everything is relocated.
     Done,
-    /// The chunks that stay have no room for the next allocation.
+    /// The remaining chunks have no room for the next allocation.
     NoRoom,
 }
 
 impl Directory {
-    /// Relocates slots and entries in chunks that are being emptied, from a hash on in ascending order, until the
-    /// budget is used up. Entries of equal hash are relocated together, so that each step makes progress.
+    /// Relocates slots and entries out of chunks that are being emptied. Starts at a hash and proceeds in ascending
+    /// order until the budget is used up. Entries of equal hash are relocated together, so that each step makes
+    /// progress.
     pub(in crate::table) fn relocate(
         &mut self,
         arena: &mut Arena,
@@ -60,7 +61,7 @@ impl Directory {
                 let slots = unsafe { segment.slots(arena) };
                 let Some((place, slot, handle)) = next_leaving(arena, slots, at) else { break };
                 at = place + 1;
-                // Slots before `from` that are past its home were examined in the previous step.
+                // Slots of hashes before `from` that overflowed past its home were examined in the previous step.
                 if slot.hash() < from {
                     continue;
                 }
@@ -93,7 +94,7 @@ impl Directory {
     }
 }
 
-/// Returns the next slot from a place on whose entry is in a chunk that is being emptied.
+/// Returns the next slot, starting at a place, whose entry is in a chunk that is being emptied.
 fn next_leaving(arena: &Arena, slots: &[Slot], from: usize) -> Option<(usize, Slot, Handle)> {
     let leaving = |slot: &Slot| slot.handle().filter(|&handle| arena.is_leaving(handle));
     let rest = slots[from..].iter().enumerate();

@@ -33,7 +33,7 @@ impl Directory {
         let wanted = if segment.is_full() {
             capacity_for(segment.taken()).max(segment.capacity() + 1)
         } else {
-            // Too many hashes are too close to the segment's end. Only more room helps.
+            // Too many hashes are too close to the segment's end. Only a larger capacity helps.
             segment.capacity() * 2
         };
         let halves = match wanted > CAPACITY_MAX && segment.depth() < DEPTH_MAX {
@@ -62,12 +62,12 @@ impl Directory {
         (smaller * SPLIT_PART_DIVISOR >= segment.taken()).then_some(LowerHalf { len, reserved })
     }
 
-    /// Packs a segment, which needs no memory.
+    /// Packs a segment in place, which needs no memory.
     pub(super) fn pack(&mut self, arena: &mut Arena, first: usize) {
         let mut segment = self.segments[first];
         // SAFETY: a segment of this directory.
         segment.pack(unsafe { segment.slots_mut(arena) });
-        // Look-ups use any of its places.
+        // Each place has a copy of the description, and look-ups use any of them.
         self.put(first, segment);
     }
 
@@ -87,7 +87,7 @@ impl Directory {
         let wanted = capacity_for(segment.taken());
         if wanted < segment.capacity() {
             let slots = self.gather(arena, &[segment]);
-            // After an error the larger segment stays, which serves as well.
+            // After an error the larger segment stays in use.
             let _ = self.rebuild(arena, first, &slots, wanted);
             self.scratch = slots;
         }
@@ -104,7 +104,7 @@ impl Directory {
         let new = build(arena, slots, old.reserved(), old.depth(), capacity)?;
         self.moved_slots += slots.len() as u64;
         self.put(first, new);
-        // SAFETY: no place of the directory names the old segment any more.
+        // SAFETY: no place of the directory refers to the old segment any more.
         unsafe { old.free(arena) };
         Ok(())
     }
@@ -143,7 +143,7 @@ impl Directory {
         }
         self.put(first, low);
         self.put(first + self.places_of(&low), high);
-        // SAFETY: both halves of its places name other segments now.
+        // SAFETY: both halves of its places refer to other segments now.
         unsafe { old.free(arena) };
         Ok(())
     }
@@ -172,7 +172,7 @@ impl Directory {
             self.at_full_depth -= 2;
         }
         self.put(low_at, merged);
-        // SAFETY: the places of both name the merged segment now.
+        // SAFETY: the places of both refer to the merged segment now.
         unsafe {
             low.free(arena);
             high.free(arena);
@@ -196,7 +196,7 @@ impl Directory {
 
     fn halve_while_possible(&mut self) {
         while self.at_full_depth == 0 && self.depth > 0 {
-            // The first of each two places has the correct number of entries.
+            // Of each pair of places the first has the correct number of entries.
             self.segments = self.segments.iter().copied().step_by(2).collect();
             self.depth -= 1;
             let at_full_depth = |segment: &&Segment| segment.depth() == self.depth;
@@ -235,8 +235,8 @@ fn build(
     capacity: usize,
 ) -> Result<Segment, OutOfMemory> {
     let mut capacity = round_capacity(capacity);
-    // Hashes that are close to each other and to the end of the segment need more room there. The
-    // room grows with the capacity, so this ends.
+    // Hashes that are close to each other and to the end of the segment need more overflow slots. The number of these
+    // grows with the capacity, so the loop ends.
     while !fits(slots, depth, capacity) {
         capacity *= 2;
     }
