@@ -77,7 +77,8 @@ impl Pair {
     fn ask(&mut self, key: &[u8], digest: Digest, operation: Operation<'_>) {
         let request = Request { id: RequestId(1), view: ViewVersion(1), digest, key, operation };
         let (connection, client) = (ConnectionId(1), ClientId(1));
-        self.primary.on_request(NOW, connection, client, &request, &mut self.responses);
+        let hash = self.primary.hash_of(request.digest, request.key);
+        self.primary.on_request(NOW, (connection, client), &request, hash, &mut self.responses);
     }
 
     fn put(&mut self, key: &[u8], digest: Digest, value: &[u8]) {

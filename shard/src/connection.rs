@@ -19,8 +19,8 @@ use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{
     Hello, Question, Refusal, Request, Response, Status, Welcome, opcode as client_opcode,
 };
-use kv_protocol::error::{DecodeError, FrameError};
-use kv_protocol::frame::{Frame, FrameBuffer, FrameRules, split_frame};
+use kv_protocol::error::FrameError;
+use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClientId, ClusterId, SequenceNumber, Time, ViewVersion};
 use kv_protocol::limits::{
     FRAME_DEADLINE, HELLO_DEADLINE, MAX_CLIENT_BODY, MAX_ERRORS_IN_A_ROW, MAX_HELLO_BODY,
@@ -29,7 +29,7 @@ use kv_protocol::limits::{
 
 use crate::address::Address;
 use crate::connection_memory::FrameMemory;
-use crate::service::{Ahead, Service};
+use crate::service::{Ahead, Hashed, ReadFrame, Service};
 
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
 /// The first of the opcodes of the cluster's own connections (docs/protocol.md).
@@ -133,18 +133,17 @@ impl Connection {
         let mut ahead = Ahead::default();
         while !rest.is_empty() && service.outputs.may_serve(self.session.id) {
             if ahead.is_over() {
-                ahead = service.look_ahead(rest, &REQUEST_RULES);
-            }
-            let is_proven = ahead.take();
-            match split_frame(rest, &REQUEST_RULES) {
-                Ok(Some(frame)) => {
-                    rest = &rest[frame.consumed..];
-                    if self.session.serve(now, service, frame, is_proven) == Next::Close {
-                        return;
-                    }
+                if let Err(error) = service.look_ahead(&mut ahead, rest, &REQUEST_RULES) {
+                    return self.session.lose_place(now, service, error);
                 }
-                Ok(None) => break,
-                Err(error) => return self.session.lose_place(now, service, error),
+                if ahead.is_over() {
+                    break;
+                }
+            }
+            let Some(read) = ahead.take() else { break };
+            rest = &rest[read.frame.consumed..];
+            if self.session.serve(now, service, &read) == Next::Close {
+                return;
             }
         }
         self.input.extend(rest);
@@ -289,7 +288,8 @@ impl Connection {
             match self.input.next_frame() {
                 Ok(Some(frame)) => {
                     served = true;
-                    if self.session.serve(now, service, frame, false) == Next::Close {
+                    let read = service.read_frame(frame);
+                    if self.session.serve(now, service, &read) == Next::Close {
                         return;
                     }
                 }
@@ -341,21 +341,17 @@ impl Connection {
 }
 
 impl Session {
-    /// Serves one frame; `is_proven` is true if its digest is verified already.
-    fn serve(
-        &mut self,
-        now: Time,
-        service: &mut Service,
-        frame: Frame<'_>,
-        is_proven: bool,
-    ) -> Next {
+    /// Serves one frame.
+    fn serve(&mut self, now: Time, service: &mut Service, read: &ReadFrame<'_>) -> Next {
+        let frame = read.frame;
         let Some(client) = self.client else {
             return self.greet(now, service, frame);
         };
         match frame.opcode {
-            opcode if client_opcode::is_request(opcode) => {
-                self.serve_request(now, service, client, frame, is_proven)
-            }
+            opcode if client_opcode::is_request(opcode) => match &read.request {
+                Some(request) => self.serve_request(now, service, client, request, read.is_proven),
+                None => self.refuse_layout(now, service, frame),
+            },
             client_opcode::MAP => match Question::read(frame.opcode, frame.body) {
                 Ok(_) => {
                     self.errors_in_a_row = 0;
@@ -429,35 +425,29 @@ impl Session {
         now: Time,
         service: &mut Service,
         client: ClientId,
-        frame: Frame<'_>,
+        hashed: &Hashed<'_>,
         is_proven: bool,
     ) -> Next {
-        let request = match Request::read(frame.opcode, frame.body) {
-            Ok(request) => request,
-            Err(error) => return self.refuse_layout(now, service, frame, error),
-        };
+        let request = &hashed.request;
         let judged = request.validate().and_then(|()| match is_proven {
             true => Ok(()),
-            false => service.check_digest(&request),
+            false => service.check_digest(request),
         });
         if let Err((status, reason)) = judged {
             service.respond_with_refusal(self.id, request.id, status, reason);
             return self.count_error(now, service, reason);
         }
         self.errors_in_a_row = 0;
-        service.on_request(now, self.id, (client, self.from), &request);
+        service.on_request(now, self.id, (client, self.from), hashed);
         Next::Frame
     }
 
     /// Responds to a request that does not have the layout of its opcode, if it contains at least an id.
-    fn refuse_layout(
-        &mut self,
-        now: Time,
-        service: &mut Service,
-        frame: Frame<'_>,
-        error: DecodeError,
-    ) -> Next {
-        let reason = error.to_string();
+    fn refuse_layout(&mut self, now: Time, service: &mut Service, frame: Frame<'_>) -> Next {
+        let reason = match Request::read(frame.opcode, frame.body) {
+            Err(error) => error.to_string(),
+            Ok(_) => unreachable!("a request with its layout is served"),
+        };
         let Some(id) = Request::read_id(frame.body) else {
             return self.refuse_frame(now, service, Status::Invalid, &reason);
         };

@@ -51,7 +51,7 @@ mod new_sessions;
 
 use new_sessions::NewSessions;
 
-pub(crate) use look_ahead::Ahead;
+pub(crate) use look_ahead::{Ahead, Hashed, ReadFrame};
 
 /// The number of unsent bytes at which a stream is no longer pumped, until the peer has received some. A beacon waits
 /// for at most these bytes, one batch, and the bytes that the kernel holds for the stream (`UNSENT_BYTES` in
@@ -142,6 +142,8 @@ pub struct Service {
     /// The newest map that this server has, for clients that cannot reach the coordinator.
     map: Option<Arc<Map>>,
     nonces: Nonces,
+    /// The key of the hashes of the replicas' tables.
+    hash_secret: HashSecret,
     events: Vec<Event>,
     /// The memory limit of each table, as last applied.
     table_limit: Option<u64>,
@@ -232,6 +234,7 @@ impl Service {
             outputs: Outputs::new(connection_memory),
             map: None,
             nonces,
+            hash_secret,
             events: Vec::new(),
             table_limit: memory_limit,
             counters: Counters::default(),
@@ -296,7 +299,7 @@ impl Service {
         now: Time,
         id: ConnectionId,
         (client, from): (ClientId, Address),
-        request: &Request<'_>,
+        Hashed { request, hash }: &Hashed<'_>,
     ) {
         self.counters.requests += 1;
         let (group, shard) = self.identity.placement.locate(request.digest);
@@ -311,7 +314,7 @@ impl Service {
         };
         let checked_at =
             if mutations::is_open(Mutation::RespondedBeforeLease) { Time::default() } else { now };
-        if let Some(response) = hosted.replica.response_to_read(checked_at, request) {
+        if let Some(response) = hosted.replica.response_to_read(checked_at, request, *hash) {
             if response.value.len() <= LONG_VALUE {
                 return self.outputs.append(id, |bytes| response.write(bytes));
             }
@@ -334,7 +337,7 @@ impl Service {
         if let Some(output) = self.outputs.get(id) {
             output.expect_response();
         }
-        hosted.replica.on_request(now, id, client, request, &mut self.outputs);
+        hosted.replica.on_request(now, (id, client), request, *hash, &mut self.outputs);
         if hosted.replica.session_count() > begins {
             self.new_sessions.note(now, from);
         }

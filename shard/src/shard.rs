@@ -61,9 +61,9 @@ pub struct Shard {
     /// The replicas.
     pub service: Service,
     bounds: HelloBounds,
-    inputs: Vec<Option<Input>>,
-    /// The address of each connection, by the same slots.
-    addresses: Vec<Address>,
+    /// The receiving side of every connection, in the slot of its id. The sending sides are in `service.outputs`, in the
+    /// same slots, because serving one connection appends to others.
+    receivers: Vec<Option<Receiver>>,
     /// Accepted connections that may not have completed their hello, oldest first, for each port.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
     /// Bytes of long values that this wake-up may still send.
@@ -79,14 +79,19 @@ pub struct Shard {
     received_at: Time,
 }
 
+/// The receiving side of a connection.
+struct Receiver {
+    input: Input,
+    address: Address,
+}
+
 impl Shard {
     /// Creates a shard without connections.
     pub fn new(service: Service, bounds: HelloBounds) -> Shard {
         Shard {
             service,
             bounds,
-            inputs: Vec::new(),
-            addresses: Vec::new(),
+            receivers: Vec::new(),
             awaiting_hello: Default::default(),
             readers_left: READERS_BYTES,
             transmitting: None,
@@ -120,8 +125,9 @@ impl Shard {
     /// Adopts a connection that was accepted on this executor and requested this shard.
     pub fn adopt_accepted(&mut self, now: Time, id: ConnectionId) {
         if let Some((port, received)) = self.take_handshake(id) {
+            let address = self.receiver(id).map_or(Address::UNKNOWN, |receiver| receiver.address);
             self.put(id, input_of(port, now, id));
-            self.set_address(id, self.addresses[slot_of(id)]);
+            self.set_address(id, address);
             self.on_bytes(now, id, &received);
         }
     }
@@ -156,8 +162,8 @@ impl Shard {
         if self.service.outputs.get(id).is_none_or(|output| output.is_closing()) {
             return;
         }
-        if let Some(Some(input)) = self.inputs.get_mut(slot_of(id)) {
-            input.on_bytes(now, &mut self.service, received);
+        if let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id)) {
+            receiver.input.on_bytes(now, &mut self.service, received);
         }
     }
 
@@ -181,9 +187,9 @@ impl Shard {
     pub fn take_input_back(&mut self, now: Time, id: ConnectionId, buffer: Vec<u8>) {
         self.note_received(now);
         if self.service.outputs.get(id).is_some()
-            && let Some(Some(input)) = self.inputs.get_mut(slot_of(id))
+            && let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id))
         {
-            input.take_input_back(now, &mut self.service, buffer);
+            receiver.input.take_input_back(now, &mut self.service, buffer);
         }
     }
 
@@ -274,13 +280,13 @@ impl Shard {
                 (false, false) => Fate::Read,
             };
         }
-        let Some(Some(input)) = self.inputs.get_mut(slot_of(id)) else { return Fate::Close };
-        if let Input::Handshake(handshake) = input
+        let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id)) else { return Fate::Close };
+        if let Input::Handshake(handshake) = &receiver.input
             && let Some(shard) = handshake.wanted()
         {
             return Fate::HandOver(shard);
         }
-        if input.wants_input(&mut self.service) { Fate::Read } else { Fate::Wait }
+        if receiver.input.wants_input(&mut self.service) { Fate::Read } else { Fate::Wait }
     }
 
     /// Removes a connection that the engine closes.
@@ -288,9 +294,9 @@ impl Shard {
         if self.service.outputs.get(id).is_none() {
             return;
         }
-        let input = self.inputs.get_mut(slot_of(id)).and_then(Option::take);
-        if let Some(mut input) = input {
-            input.on_closed(now, &mut self.service);
+        let receiver = self.receivers.get_mut(slot_of(id)).and_then(Option::take);
+        if let Some(mut receiver) = receiver {
+            receiver.input.on_closed(now, &mut self.service);
         }
         self.service.outputs.close(id);
         self.service.unpin_released();
@@ -342,8 +348,8 @@ impl Shard {
         while let Some(&id) = self.service.waiting_frames.front() {
             let is_there = self.service.outputs.get(id).is_some();
             if is_there
-                && let Some(Some(input)) = self.inputs.get_mut(slot_of(id))
-                && input.still_waits(now, &mut self.service)
+                && let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id))
+                && receiver.input.still_waits(now, &mut self.service)
             {
                 return;
             }
@@ -353,9 +359,9 @@ impl Shard {
 
     fn go_on_if_drained(&mut self, now: Time, id: ConnectionId) {
         if self.service.outputs.has_room_again(id)
-            && let Some(Some(input)) = self.inputs.get_mut(slot_of(id))
+            && let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id))
         {
-            input.on_output_drained(now, &mut self.service);
+            receiver.input.on_output_drained(now, &mut self.service);
         }
     }
 
@@ -426,7 +432,9 @@ impl Shard {
                 }
                 continue;
             }
-            let Some(Some(input)) = self.inputs.get_mut(slot_of(id)) else { continue };
+            let Some(Some(Receiver { input, .. })) = self.receivers.get_mut(slot_of(id)) else {
+                continue;
+            };
             if is_awaited && input.is_stalled_under_pressure(now) {
                 self.close_for_memory(now, id, "it sent nothing of a frame and others need memory");
                 continue;
@@ -441,23 +449,25 @@ impl Shard {
 
     /// Sets the client address of a connection.
     pub fn set_address(&mut self, id: ConnectionId, from: Address) {
-        self.addresses[slot_of(id)] = from;
-        if let Some(Input::Client(connection)) = &mut self.inputs[slot_of(id)] {
-            connection.set_address(from);
+        if let Some(receiver) = self.receiver(id) {
+            receiver.address = from;
+            if let Input::Client(connection) = &mut receiver.input {
+                connection.set_address(from);
+            }
         }
     }
 
     /// Closes up to `most` idle client connections from this address, those that have been idle for longest, and
     /// returns how many it closed.
     pub fn close_idle(&mut self, from: Address, most: usize) -> usize {
-        let Shard { service, inputs, addresses, .. } = self;
-        let mut idle: Vec<(Time, ConnectionId)> = inputs
+        let Shard { service, receivers, .. } = self;
+        let mut idle: Vec<(Time, ConnectionId)> = receivers
             .iter()
-            .zip(addresses)
-            .filter(|(_, address)| **address == from)
-            .filter_map(|(input, _)| match input {
-                Some(Input::Client(connection)) => connection.idle(),
-                _ => None,
+            .flatten()
+            .filter(|receiver| receiver.address == from)
+            .filter_map(|receiver| match &receiver.input {
+                Input::Client(connection) => connection.idle(),
+                Input::Handshake(_) | Input::Peer(_) => None,
             })
             .filter_map(|id| Some((service.outputs.get(id)?.idle_since()?, id)))
             .collect();
@@ -482,20 +492,23 @@ impl Shard {
     }
 
     fn input(&mut self, id: ConnectionId) -> Option<&mut Input> {
+        self.receiver(id).map(|receiver| &mut receiver.input)
+    }
+
+    fn receiver(&mut self, id: ConnectionId) -> Option<&mut Receiver> {
         self.service.outputs.get(id)?;
-        self.inputs.get_mut(slot_of(id))?.as_mut()
+        self.receivers.get_mut(slot_of(id))?.as_mut()
     }
 
     fn put(&mut self, id: ConnectionId, input: Input) {
         let slot = slot_of(id);
-        if slot >= self.inputs.len() {
-            self.inputs.resize_with(slot + 1, || None);
-            self.addresses.resize(slot + 1, Address::UNKNOWN);
+        if slot >= self.receivers.len() {
+            self.receivers.resize_with(slot + 1, || None);
         }
         if matches!(input, Input::Client(_)) {
             self.service.outputs.count_memory(id);
         }
-        self.inputs[slot] = Some(input);
+        self.receivers[slot] = Some(Receiver { input, address: Address::UNKNOWN });
     }
 
     /// Bounds the number of connections without a completed hello: beyond the limit the oldest is closed.

@@ -39,6 +39,7 @@ fn main() {
         operation: Operation::Get,
     };
     let now = Time::from_nanos(1);
-    replica.on_request(now, ConnectionId(1), ClientId(1), &request, &mut Nobody);
+    let hash = replica.hash_of(request.digest, request.key);
+    replica.on_request(now, (ConnectionId(1), ClientId(1)), &request, hash, &mut Nobody);
     replica.on_timeout(now, &mut Nobody);
 }

@@ -43,17 +43,18 @@ impl Replica {
     pub fn on_request(
         &mut self,
         now: Time,
-        connection: ConnectionId,
-        client: ClientId,
+        (connection, client): (ConnectionId, ClientId),
         request: &Request<'_>,
+        hash: TableHash,
         responses: &mut impl Responses,
     ) {
         debug_assert_eq!(
             self.config.placement.locate(request.digest),
             (self.config.group, self.config.shard)
         );
+        debug_assert_eq!(hash, self.hash_of(request.digest, request.key));
         self.readings.note(now);
-        if let Some(response) = self.response_to_read(now, request) {
+        if let Some(response) = self.response_to_read(now, request, hash) {
             return responses.respond(connection, &response);
         }
         let asker = Asker { connection, request: request.id };
@@ -62,17 +63,17 @@ impl Replica {
         }
         match request.operation {
             Operation::Get | Operation::GetPart(_) | Operation::Verify(_) => {
-                match self.read(now, request) {
+                match self.read(now, request, hash) {
                     Ok(response) => responses.respond(connection, &response),
                     Err((status, reason)) => self.refuse(asker, status, reason, responses),
                 }
             }
             Operation::Noop => self.refuse(asker, Status::Ok, "", responses),
             Operation::Put(header, value) => {
-                self.write(now, asker, client, request, header, Some(value), responses);
+                self.write(now, asker, client, (request, hash), header, Some(value), responses);
             }
             Operation::Delete(header) | Operation::Resolve(header, _) => {
-                self.write(now, asker, client, request, header, None, responses);
+                self.write(now, asker, client, (request, hash), header, None, responses);
             }
         }
     }
@@ -81,7 +82,12 @@ impl Replica {
     /// table. It equals the response of [`Replica::on_request`]. Returns `None` for writes, and for reads that need
     /// more work or are rejected.
     #[inline]
-    pub fn response_to_read(&self, now: Time, request: &Request<'_>) -> Option<Response<'_>> {
+    pub fn response_to_read(
+        &self,
+        now: Time,
+        request: &Request<'_>,
+        hash: TableHash,
+    ) -> Option<Response<'_>> {
         let is_active = || self.primary().is_some_and(|primary| primary.is_active());
         let is_served = match request.operation {
             Operation::Get | Operation::GetPart(_) | Operation::Verify(ReplicaRole::Primary) => {
@@ -91,7 +97,7 @@ impl Replica {
             _ => false,
         };
         if is_served && request.view <= self.view_version() {
-            self.read(now, request).ok()
+            self.read(now, request, hash).ok()
         } else {
             None
         }
@@ -164,6 +170,7 @@ impl Replica {
         &self,
         now: Time,
         request: &Request<'_>,
+        hash: TableHash,
     ) -> Result<Response<'_>, (Status, &'static str)> {
         let now = self.readings.read(Mutation::StaleClockInLeaseCheck, now);
         if let Some(primary) = self.primary()
@@ -174,7 +181,6 @@ impl Replica {
             let reason = "the other holder of the group has been silent for too long";
             return Err((Status::Unavailable, reason));
         }
-        let hash = self.hash_of(request.digest, request.key);
         let entry = self.table.get(hash, request.key);
         let (mut status, mut version, mut value) = match &entry {
             Some(entry) => (Status::Ok, entry.version, entry.value),
@@ -207,7 +213,7 @@ impl Replica {
         now: Time,
         asker: Asker,
         client: ClientId,
-        request: &Request<'_>,
+        (request, hash): (&Request<'_>, TableHash),
         header: WriteHeader,
         value: Option<&[u8]>,
         responses: &mut impl Responses,
@@ -227,7 +233,6 @@ impl Replica {
             let reason = "too many writes wait for the other replica; retry later";
             return self.refuse(asker, Status::Busy, reason, responses);
         }
-        let hash = self.hash_of(request.digest, request.key);
         let decision = match is_resolve {
             true if mutations::is_open(Mutation::NotDoneWithoutRecord) => {
                 return self.refuse(asker, Status::NotDone, "", responses);
@@ -345,10 +350,13 @@ impl Replica {
             Lookup::Expired => {
                 (Status::SessionExpired, "the record of this write or its session has expired")
             }
-            Lookup::BeyondWindow => {
-                (Status::Invalid, "seq is too far ahead of the first incomplete one")
+            Lookup::BeyondWindow => (
+                Status::Invalid,
+                "the write is too far ahead of the client's first incomplete write",
+            ),
+            Lookup::TooManySessions => {
+                (Status::Busy, "too many clients write to this shard; retry later")
             }
-            Lookup::TooManySessions => (Status::Busy, "too many clients write to this shard"),
         };
         self.refuse(asker, status, reason, responses);
         true

@@ -218,7 +218,8 @@ impl Pair {
             Operation::Verify(ReplicaRole::Secondary) => &mut self.secondary,
             _ => &mut self.primary,
         };
-        target.on_request(self.now, CONNECTION, ALICE, &request, &mut self.inbox);
+        let hash = target.hash_of(request.digest, request.key);
+        target.on_request(self.now, (CONNECTION, ALICE), &request, hash, &mut self.inbox);
     }
 
     fn header(&mut self, condition: Condition) -> WriteHeader {

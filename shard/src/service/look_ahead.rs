@@ -8,42 +8,62 @@
 //!                        3. a, b, c, ...            served from the cache
 //! ```
 //!
-//! Look-ahead is a hint. Errors in a request are found when it is served. Only a digest that was verified here is not
-//! computed again there.
+//! What is found here is kept for the serving: the frames, the parsed requests with their hashes, and which digests
+//! were verified. Errors in a request are reported when it is served.
 
 use kv_core::mutations::{self, Mutation};
 use kv_core::table::{LOOK_AHEAD, TableHash};
 use kv_protocol::client_message::Request;
-use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::error::FrameError;
+use kv_protocol::frame::{Frame, FrameRules, split_frame};
 use kv_protocol::ids::GroupId;
 use kv_protocol::peer_message::{BatchReader, PeerMessage};
 use kv_protocol::placement::Digest;
 
 use super::Service;
 
-/// Results of looking ahead at the next frames.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Ahead {
-    /// Frames that were examined and are not served yet.
-    frames: usize,
-    /// Bits of the frames whose digest was verified; the lowest bit belongs to the next frame.
+/// A parsed request with the hash of its key.
+#[derive(Clone, Copy)]
+pub(crate) struct Hashed<'a> {
+    pub(crate) request: Request<'a>,
+    pub(crate) hash: TableHash,
+}
+
+/// A frame of a client with the request in it, unless it is malformed or of another kind.
+#[derive(Clone, Copy)]
+pub(crate) struct ReadFrame<'a> {
+    pub(crate) frame: Frame<'a>,
+    pub(crate) request: Option<Hashed<'a>>,
+    /// True if the request's digest was verified.
+    pub(crate) is_proven: bool,
+}
+
+/// The next frames, read ahead.
+#[derive(Default)]
+pub(crate) struct Ahead<'a> {
+    frames: [Option<ReadFrame<'a>>; LOOK_AHEAD],
+    count: usize,
+    /// The number of frames that were taken.
+    taken: usize,
+    /// Bits of the frames whose digest was verified.
     proven: u32,
 }
 
 const _: () = assert!(LOOK_AHEAD <= u32::BITS as usize, "a bit each");
 
-impl Ahead {
+impl<'a> Ahead<'a> {
     /// Returns whether it is time to look ahead again.
     pub(crate) fn is_over(&self) -> bool {
-        self.frames == 0
+        self.taken == self.count
     }
 
-    /// Takes the next frame; returns whether its digest was verified.
-    pub(crate) fn take(&mut self) -> bool {
-        let is_proven = self.proven & 1 == 1;
-        let moves = u32::from(!mutations::is_open(Mutation::LookedAheadTooFar));
-        *self = Ahead { frames: self.frames.saturating_sub(1), proven: self.proven >> moves };
-        is_proven
+    /// Takes the next frame.
+    pub(crate) fn take(&mut self) -> Option<ReadFrame<'a>> {
+        let at = self.taken.min(self.count - 1);
+        self.taken += 1;
+        let bit = if mutations::is_open(Mutation::LookedAheadTooFar) { 0 } else { at };
+        let is_proven = self.proven >> bit & 1 == 1;
+        self.frames[at].map(|frame| ReadFrame { is_proven, ..frame })
     }
 }
 
@@ -81,43 +101,67 @@ impl<'a> Unproven<'a> {
 }
 
 impl Service {
-    /// Examines the complete requests at the beginning of `received`.
-    pub(crate) fn look_ahead(&self, received: &[u8], rules: &FrameRules) -> Ahead {
+    /// Parses a frame of a client, and hashes the key of its request.
+    #[inline]
+    pub(crate) fn read_frame<'a>(&self, frame: Frame<'a>) -> ReadFrame<'a> {
+        let request = Request::read(frame.opcode, frame.body).ok().map(|request| Hashed {
+            request,
+            hash: self.hash_secret.of_key(request.digest, request.key),
+        });
+        ReadFrame { frame, request, is_proven: false }
+    }
+
+    /// Reads the complete frames at the beginning of `received` into `ahead`, which is over. If there is none, it stays
+    /// over.
+    ///
+    /// # Errors
+    /// The first frame's.
+    pub(crate) fn look_ahead<'a>(
+        &self,
+        ahead: &mut Ahead<'a>,
+        received: &'a [u8],
+        rules: &FrameRules,
+    ) -> Result<(), FrameError> {
         let (mut unproven, mut proven) = (Unproven::default(), 0);
         let (mut hashes, mut known) = ([TableHash(0); LOOK_AHEAD], 0);
-        let (mut replica, mut frames, mut rest) = (None, 0, received);
-        while frames < LOOK_AHEAD
-            && let Ok(Some(frame)) = split_frame(rest, rules)
-        {
+        let (mut group, mut count, mut rest) = (None, 0, received);
+        while count < LOOK_AHEAD {
+            let frame = match split_frame(rest, rules) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) if count == 0 => return Err(error),
+                Err(_) => break,
+            };
             rest = &rest[frame.consumed..];
-            frames += 1;
-            // Prefetching for a single request gains nothing: the wait would only move here.
-            if frames == 1 && rest.is_empty() {
-                return Ahead { frames, proven };
-            }
-            if let Ok(request) = Request::read(frame.opcode, frame.body) {
+            let read = self.read_frame(frame);
+            if let Some(Hashed { request, hash }) = read.request {
                 // A client's requests to one server nearly always belong to one group.
-                if replica.is_none() {
-                    let (group, _) = self.identity.placement.locate(request.digest);
-                    replica = self.replica(group);
+                if group.is_none() {
+                    group = Some(self.identity.placement.locate(request.digest).0);
                 }
-                if let Some(replica) = replica {
-                    hashes[known] = replica.hash_of(request.digest, request.key);
-                    known += 1;
-                }
+                (hashes[known], known) = (hash, known + 1);
                 if request.operation.write_header().is_some() {
-                    proven |= unproven.add(frames - 1, request.key, request.digest);
+                    proven |= unproven.add(count, request.key, request.digest);
                 }
             }
+            ahead.frames[count] = Some(read);
+            count += 1;
+            // Neither prefetching nor batched digests gain anything for a single request.
+            if count == 1 && rest.is_empty() {
+                break;
+            }
         }
-        if let Some(replica) = replica {
-            replica.prefetch(&hashes[..known]);
+        if count > 1 {
+            if let Some(replica) = group.and_then(|group| self.replica(group)) {
+                replica.prefetch(&hashes[..known]);
+            }
+            // For a single digest the batched computation is no faster.
+            if unproven.count > 1 {
+                proven |= unproven.prove();
+            }
         }
-        // For a single digest the batched computation is no faster.
-        if unproven.count > 1 {
-            proven |= unproven.prove();
-        }
-        Ahead { frames: frames.max(1), proven }
+        (ahead.count, ahead.taken, ahead.proven) = (count, 0, proven);
+        Ok(())
     }
 
     /// Prefetches for the next messages of a batch; returns how many were examined, at least 1.

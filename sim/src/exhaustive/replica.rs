@@ -441,7 +441,8 @@ impl Driven {
         let client = ClientId(u128::from(client) + 1);
         let before = done.len();
         let connection = ConnectionId(1);
-        self.replica.on_request(self.now, connection, client, &request, &mut Collected(done));
+        let hash = self.replica.hash_of(request.digest, request.key);
+        self.replica.on_request(self.now, (connection, client), &request, hash, &mut Collected(done));
         let responded = done[before..].iter().find_map(|done| match done {
             Done::Response(given) if given.id == asked.id => Some(*given),
             _ => None,

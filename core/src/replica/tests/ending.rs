@@ -112,7 +112,8 @@ fn no_number_of_new_clients_is_rejected_and_sessions_that_write_are_kept() {
         let operation = Operation::Put(WriteHeader { begun, ..header(1, Condition::Always) }, b"v");
         let request = Request { operation, ..request };
         let id = ClientId(u128::from(client));
-        pair.primary.on_request(pair.now, CONNECTION, id, &request, &mut pair.inbox);
+        let hash = pair.primary.hash_of(request.digest, request.key);
+        pair.primary.on_request(pair.now, (CONNECTION, id), &request, hash, &mut pair.inbox);
         if client % 2_000 == 0 {
             pair.settle();
             // This client writes from time to time, so its records stay.

@@ -164,7 +164,8 @@ impl Group {
             key,
             operation,
         };
-        self.replicas[at].on_request(self.now, CONNECTION, ALICE, &request, &mut self.inbox);
+        let hash = self.replicas[at].hash_of(request.digest, request.key);
+        self.replicas[at].on_request(self.now, (CONNECTION, ALICE), &request, hash, &mut self.inbox);
         self.requests = self.requests.max(id);
     }
 

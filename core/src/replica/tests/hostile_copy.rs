@@ -44,7 +44,8 @@ impl Candidate {
         let key = key_of(0);
         let (id, view, digest) = (RequestId(1), VIEW, Digest::of(&key));
         let request = Request { id, view, digest, key: &key, operation: Operation::Get };
-        self.replica.on_request(self.now, CONNECTION, ALICE, &request, &mut self.inbox);
+        let hash = self.replica.hash_of(request.digest, request.key);
+        self.replica.on_request(self.now, (CONNECTION, ALICE), &request, hash, &mut self.inbox);
         assert_eq!(self.inbox.0[&1].status, Status::WrongView, "{what}");
         assert_eq!(self.replica.state(), ReplicaState::Candidate, "{what}");
     }

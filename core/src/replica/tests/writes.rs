@@ -218,7 +218,8 @@ fn the_number_of_pending_writes_is_bounded() {
             operation: write,
         };
         let client = ClientId(u128::from(n));
-        pair.primary.on_request(pair.now, CONNECTION, client, &request, &mut pair.inbox);
+        let hash = pair.primary.hash_of(request.digest, request.key);
+        pair.primary.on_request(pair.now, (CONNECTION, client), &request, hash, &mut pair.inbox);
         refused = refused.or(pair.status(n).map(|status| (n, status)));
     }
     assert_eq!(refused, Some((MAX_PENDING_WRITES as u64, Status::Busy)));
@@ -237,6 +238,7 @@ fn a_replica_without_the_view_is_unavailable_and_a_wrong_role_is_reported() {
         key: b"k",
         operation: Operation::Get,
     };
-    pair.secondary.on_request(pair.now, CONNECTION, ALICE, &request, &mut pair.inbox);
+    let hash = pair.secondary.hash_of(request.digest, request.key);
+    pair.secondary.on_request(pair.now, (CONNECTION, ALICE), &request, hash, &mut pair.inbox);
     assert_eq!(pair.status(77), Some(Status::WrongView));
 }
