@@ -50,8 +50,9 @@ impl Admission {
         &self.memory
     }
 
-    /// Counts a connection in, unless the limit is reached. A client over the limit is accepted while another address
-    /// has more connections than its own; then idle connections of that address are closed ([`Admission::crowding`]).
+    /// Admits a connection and counts it, unless the limit is reached. A client over the limit is accepted while
+    /// another address has more connections than its own; then idle connections of that address are closed
+    /// ([`Admission::crowding`]).
     pub(crate) fn admit(self: &Arc<Admission>, port: Port, from: Address) -> Option<Permit> {
         let is_admitted = match port {
             Port::Clients => self.admit_client(from),
@@ -101,7 +102,7 @@ impl Admission {
     }
 }
 
-/// The permission of one connection to be open; dropping it counts the connection out.
+/// The permission of one connection to be open; dropping it frees the slot of the connection.
 #[derive(Debug)]
 pub(crate) struct Permit {
     admission: Arc<Admission>,
@@ -144,7 +145,7 @@ mod tests {
         let mut crowd: Vec<Permit> =
             (0..10).map(|_| admission.admit(Port::Clients, HERE).unwrap()).collect();
         assert_eq!(admission.crowding(), None);
-        assert!(admission.admit(Port::Clients, HERE).is_none(), "it has all there are");
+        assert!(admission.admit(Port::Clients, HERE).is_none(), "the limit is reached");
         let _first = admission.admit(Port::Clients, other).unwrap();
         let _second = admission.admit(Port::Clients, other).unwrap();
         assert!(admission.admit(Port::Clients, other).is_none(), "the spare places are taken");

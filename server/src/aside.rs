@@ -1,5 +1,5 @@
-//! Dumps of earlier runs: a server that starts renames them, so that after a crash they are not mistaken for dumps of
-//! the run that crashed. None is overwritten ([`kv_protocol::aside`]), and their number is bounded.
+//! Dumps of earlier runs: a server renames them when it starts. So after a crash they are not mistaken for dumps of the
+//! run that crashed. No dump is overwritten ([`kv_protocol::aside`]), and their number is bounded.
 //!
 //! The newest dump of each cluster is kept as long as any other can be removed. The dumps of an orderly stop, in which
 //! every server has dumped, may be all that is left of their cluster.
@@ -20,7 +20,7 @@ use crate::dump::file_name;
 const ORIGIN_BYTES: u64 = 4 << 10;
 
 /// Renames the server's dumps of an earlier run. A dump that cannot be renamed is left with a warning, and the server
-/// starts all the same.
+/// still starts.
 pub(crate) fn set_aside(directory: &Path, server: ServerId) {
     let mut is_changed = false;
     for role in [ReplicaRole::Primary, ReplicaRole::Secondary] {
@@ -28,13 +28,13 @@ pub(crate) fn set_aside(directory: &Path, server: ServerId) {
         match set_one_aside(directory, &name) {
             Ok(is_there) => is_changed |= is_there,
             Err(error) => tracing::warn!(
-                "set {name}, of an earlier run, aside: {error}; do not take it for a dump of this run"
+                "cannot rename {name}, a dump of an earlier run: {error}; it is not a dump of this run"
             ),
         }
     }
     // The old names must not reappear after a power failure.
     if is_changed && let Err(error) = sync(directory) {
-        tracing::warn!("sync the directory {}: {error}", directory.display());
+        tracing::warn!("cannot sync the directory {}: {error}", directory.display());
     }
 }
 
@@ -51,7 +51,7 @@ fn set_one_aside(directory: &Path, name: &str) -> io::Result<bool> {
         make_room(directory, name, &mut numbers);
         let earlier = aside::numbered(name, aside::next_number(numbers.iter().copied()));
         fs::rename(directory.join(&newest), directory.join(&earlier))?;
-        tracing::warn!("{newest}, of a run before the last, is called {earlier} now");
+        tracing::warn!("renamed {newest}, a dump of an earlier run, to {earlier}");
     }
     let origin = origin(&path);
     fs::rename(&path, directory.join(&newest))?;
@@ -62,7 +62,7 @@ fn set_one_aside(directory: &Path, name: &str) -> io::Result<bool> {
         )
     });
     tracing::warn!(
-        "{name} is of an earlier run{of}; it is left aside as {newest}, and this server does not begin with it"
+        "renamed {name}, a dump of an earlier run{of}, to {newest}; this server does not load it"
     );
     Ok(true)
 }
@@ -103,7 +103,7 @@ fn make_room(directory: &Path, name: &str, numbers: &mut Vec<u32>) {
             Ok(()) => tracing::warn!(
                 "removed {oldest}: {MAX_ASIDE} dumps of one name are kept, and {why}"
             ),
-            Err(error) => tracing::warn!("remove {oldest}: {error}"),
+            Err(error) => tracing::warn!("cannot remove {oldest}: {error}"),
         }
     }
 }

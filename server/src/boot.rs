@@ -35,7 +35,7 @@ const TABLES: u64 = 2;
 
 /// Runs the whole program.
 pub fn main() -> ExitCode {
-    // First of all, so that no later signal ends a process with data.
+    // Before anything else, so that no stray signal ends a process with data.
     kv_daemon::signals::ignore();
     let args = match Invocation::read(std::env::args_os()) {
         Ok(Invocation::Serve(args)) => args,
@@ -70,7 +70,7 @@ struct Listeners {
 }
 
 fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
-    // Before any thread starts: a signal would end the process through a thread that does not block it.
+    // Before any thread starts: each new thread inherits the mask, and a signal to an unmasked thread ends the process.
     supervisor::block_signals()?;
     log::start(args.log.as_deref())?;
     fatal::end_process_on_panic();
@@ -110,7 +110,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     let shards = start_executors(args, engine, identity, &statistics, &map, listeners)?;
     // Before the server is announced: a server that is named in a view must have the data.
     load::run(&args.load, identity.placement, &shards)?;
-    // Only now: a server whose ports are in use, or that cannot load, has no claim to the files here.
+    // Last: a server whose ports are in use, or that cannot load, must not rename the dumps of another one.
     aside::set_aside(&directory, identity.me.server);
     let node = Node::new(identity, statistics, map, shards, directory);
     node.dumps
@@ -150,8 +150,8 @@ fn choose_engine(asked: NetEngine, shards: u16) -> Result<EngineKind, Fatal> {
         Ok(()) => Ok(EngineKind::Uring),
         Err(reason) if asked == NetEngine::Auto => {
             tracing::warn!(
-                "using the network engine epoll, as uring, which needs less CPU time for each request, is not available: \
-                 {reason}"
+                "using the network engine epoll, which needs more CPU time for each request, because uring is not \
+                 available: {reason}"
             );
             Ok(EngineKind::Epoll)
         }
@@ -177,7 +177,7 @@ fn memory_limit(args: &Args) -> Option<u64> {
             }
             None => {
                 tracing::warn!(
-                    "memory limit: none, as neither a cgroup nor /proc/meminfo says what there is; give \
+                    "memory limit: none, because neither a cgroup nor /proc/meminfo reports the available memory; give \
                      --memory-limit"
                 );
                 None
@@ -203,7 +203,7 @@ fn start_executors(
         inboxes.push(inbox);
     }
     let hash_secret = HashSecret::new(random()?);
-    // One executor accepts for all, with either engine: a connection names the shard that it requests.
+    // The first executor gets all listeners. It hands each connection over to the shard that the connection requests.
     for (shard, inbox) in (0..args.shards).zip(inboxes) {
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },
@@ -249,7 +249,8 @@ fn link_config(
         coord_port: port(&listeners.coord)?,
         identity: kv_daemon::identity::name(std::process::id()).unwrap_or_else(|error| {
             tracing::warn!(
-                "the end of this process can be proven to no coordinator that has not started it: {error}"
+                "cannot read the identity of this process: {error}; only the coordinator that started it can prove \
+                 its end"
             );
             Default::default()
         }),

@@ -185,7 +185,7 @@ impl Client {
             if let Some(frame) = self.input.next_frame().unwrap() {
                 return (frame.opcode, frame.body.to_vec());
             }
-            let received = self.stream.read(&mut bytes).expect("an answer");
+            let received = self.stream.read(&mut bytes).expect("a response");
             assert!(received > 0, "the server closed the connection");
             self.input.extend(&bytes[..received]);
         }
@@ -316,10 +316,10 @@ fn the_largest_value_is_stored_and_read_back_unchanged(engine: EngineKind) {
     let value: Vec<u8> = (0..16u32 << 20).map(|n| (n % 251) as u8).collect();
     assert_eq!(router.of(&key).put(&key, &value).status, Status::Ok);
     let given = router.of(&key).get(&key);
-    assert!(given.value == value, "the value came back altered");
+    assert!(given.value == value, "the value was altered");
     let secondary = router.of_secondary(&key);
     secondary.write(&key, Operation::Verify(ReplicaRole::Secondary));
-    assert!(secondary.response().value == value, "the secondary's copy is another");
+    assert!(secondary.response().value == value, "the secondary's copy differs");
 }
 
 fn every_write_in_flight_gets_one_response(engine: EngineKind) {
@@ -401,8 +401,10 @@ fn a_hello_for_a_nonexistent_shard_is_rejected_with_the_reason(engine: EngineKin
     let refusal = Refusal::read(frame.body).unwrap();
     assert!(refusal.reason.contains("shard 2 does not exist"), "{}", refusal.reason);
     drop(stream);
-    eventually("the connection is counted out", || server.node.statistics.admission.clients() == 0);
-    eventually("the refusal is counted", || server.node.statistics.counters().refused == 1);
+    eventually("the slot of the connection is free", || {
+        server.node.statistics.admission.clients() == 0
+    });
+    eventually("the rejection is counted", || server.node.statistics.counters().refused == 1);
 }
 
 fn a_frame_truncated_by_the_end_of_the_connection_changes_nothing(engine: EngineKind) {
@@ -440,7 +442,7 @@ fn no_write_commits_after_a_holder_began_its_dump_and_reads_continue(engine: Eng
     assert!(cluster.dump(1, ReplicaRole::Secondary).entries.is_empty());
     assert!(cluster.dump(0, ReplicaRole::Primary).entries.is_empty());
     let given = client.get(&key);
-    assert_eq!(given.status, Status::NotFound, "the pending write was answered");
+    assert_eq!(given.status, Status::NotFound, "the pending write was acknowledged");
     assert_eq!(client.put(&key, b"too late").status, Status::Unavailable);
 }
 
@@ -521,7 +523,7 @@ fn a_large_value_is_replicated_without_waiting_for_ticks(engine: EngineKind) {
     assert!(fastest < Duration::from_millis(250), "{fastest:?}");
 }
 
-/// Makes two tests of each promise, one for each engine.
+/// Defines two tests for each function, one for each engine.
 macro_rules! on_both_engines {
     ($($promise:ident,)*) => {
         mod on_uring {

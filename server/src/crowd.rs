@@ -90,7 +90,7 @@ mod tests {
     fn an_address_with_fewer_connections_is_smaller_until_it_has_as_many() {
         let (many, few) = (address("10.0.0.1"), address("10.0.0.2"));
         let mut crowd = Crowd::default();
-        assert!(!crowd.is_smaller(few), "there is nobody");
+        assert!(!crowd.is_smaller(few), "there is no connection");
         (0..5).for_each(|_| crowd.enter(many));
         for _ in 0..4 {
             assert!(crowd.is_smaller(few) && !crowd.is_smaller(many));

@@ -30,11 +30,13 @@ const RESERVED_PER_SHARD: u64 = 16;
 const PEERS_PER_SHARD: u64 = 2;
 /// The divisor of the remaining descriptors that gives the part of connections at the servers' port.
 const PEERS_SHARE: u64 = 8;
-/// The divisor of the clients' part that gives the spare part for addresses with few connections, and its maximum.
+/// The divisor of the clients' part that gives the spare part for addresses with few connections.
 const SPARE_SHARE: u64 = 16;
+/// The maximum of that spare part.
 const MOST_SPARE_CLIENTS: usize = 64;
-/// The fewest clients, and unauthenticated peers, with which a server starts.
+/// The minimum room for clients with which a server starts.
 const FEWEST_CLIENTS: u64 = 16;
+/// The minimum room for unauthenticated peers with which a server starts.
 const FEWEST_STRANGERS: u64 = 8;
 
 /// The limits on a server's connections.

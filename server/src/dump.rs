@@ -25,8 +25,9 @@ use crate::{clock, mailbox};
 
 /// Pieces of a dump that may wait for the file.
 const PIECES_WAITING: usize = 4;
-/// The time within which a shard must send its next piece, and the interval at which it is checked.
+/// The time within which a shard must send its next piece.
 const PIECE_DEADLINE: Duration = Duration::from_secs(10);
+/// The interval at which that deadline is checked.
 const PIECE_LOOK: Duration = Duration::from_millis(200);
 
 /// The reason why a dump was not written. A partial file is removed.
@@ -35,8 +36,8 @@ const PIECE_LOOK: Duration = Duration::from_millis(200);
 pub(crate) enum DumpFileError {
     /// An operation on the file failed.
     #[error(
-        "{doing} {path}: {error}; check the space left, the limits of the process and the directory's \
-         rights"
+        "cannot {doing} {path}: {error}; check the free space, the limits of the process and the permissions of \
+         the directory"
     )]
     File {
         /// The attempted operation.
@@ -47,7 +48,7 @@ pub(crate) enum DumpFileError {
         error: io::Error,
     },
     /// A shard's mailbox has no room for the order.
-    #[error("dump {path}: shard {shard} has too many orders waiting; does it run?")]
+    #[error("cannot dump {path}: too many orders wait for shard {shard}; its executor may be hung")]
     Orders {
         /// The shard.
         shard: usize,
@@ -58,7 +59,7 @@ pub(crate) enum DumpFileError {
     #[error(transparent)]
     NoFullCopy(NoFullCopy),
     /// A shard did not send its table in time.
-    #[error("dump {path}: shard {shard} did not answer within {PIECE_DEADLINE:?}")]
+    #[error("cannot dump {path}: shard {shard} did not respond within {PIECE_DEADLINE:?}")]
     Shard {
         /// The shard.
         shard: usize,

@@ -12,16 +12,16 @@ use kv_protocol::exit_code::ServerExit;
 use crate::log::{self, NoLog};
 use crate::watchdog::Stalled;
 
-/// The timeout of the log for the final line.
+/// The time in which the log must write the final line.
 pub(crate) const LAST_LINE: Duration = Duration::from_millis(100);
-/// The timeout of the log for a panic with a symbolised backtrace.
+/// The time in which the log must write a panic with a symbolised backtrace.
 const LAST_WORDS: Duration = Duration::from_millis(400);
 
 /// The reason why the network engine uring cannot be used, with advice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoUring {
-    /// The kernel refuses io_uring.
+    /// The kernel denies io_uring.
     #[error("cannot set up io_uring: {error}; {advice}")]
     Setup {
         /// The system's error.
@@ -57,7 +57,7 @@ impl NoUring {
     pub(crate) fn features(reason: String) -> NoUring {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
         let release =
-            release.map_or_else(|_| "one that does not say".into(), |it| it.trim().to_owned());
+            release.map_or_else(|_| "an unknown release".into(), |it| it.trim().to_owned());
         NoUring::Features { reason, release }
     }
 }
@@ -149,7 +149,7 @@ pub enum Fatal {
         reason: String,
     },
     /// The coordinator rejects this server.
-    #[error("the coordinator at {coordinator} refused this server: {reason}")]
+    #[error("the coordinator at {coordinator} rejected this server: {reason}")]
     Refused {
         /// The coordinator's address.
         coordinator: SocketAddr,
@@ -157,7 +157,7 @@ pub enum Fatal {
         reason: String,
     },
     /// No coordinator admitted this server in time.
-    #[error("no coordinator answered at {coordinator} for {seconds} s; check -h and -m")]
+    #[error("no coordinator responded at {coordinator} for {seconds} s; check -h and -m")]
     NoCoordinator {
         /// The coordinator's address.
         coordinator: SocketAddr,
@@ -213,15 +213,16 @@ fn end_at_once(exit: ServerExit) -> ! {
     unsafe { libc::_exit(exit.code().into()) }
 }
 
-/// Ends the process at once, because one of its threads is hung. It cleans nothing up: that thread may hold any lock.
-/// So even the log is written by a separate thread, whose end is not required.
+/// Ends the process at once, because one of its threads is hung. It cleans nothing up, because that thread may hold any
+/// lock. For the same reason a separate thread writes to the log, and this function waits for it only for a limited
+/// time.
 pub(crate) fn abort_stalled(stalled: &Stalled) -> ! {
     let stalled = *stalled;
     say_apart(LAST_LINE, move || {
         let seen = stalled.seen_by_the_system();
         tracing::error!(
-            "{stalled} ({seen}): the process ends, so that its other holders take over; was the machine \
-             short of memory or processors?"
+            "{stalled} ({seen}): the process ends, so that the other holders of its groups take over; check whether \
+             the machine is short of memory or processors"
         );
         log::flush(LAST_LINE);
     });
@@ -234,8 +235,8 @@ pub(crate) fn report_stalled(stalled: &Stalled) {
     say_apart(Duration::ZERO, move || {
         let seen = stalled.seen_by_the_system();
         tracing::error!(
-            "{stalled} ({seen}): this server holds the only copy of a group, so the process goes on; is \
-             the machine short of memory or processors?"
+            "{stalled} ({seen}): this server holds the only copy of a group, so the process continues; \
+             check whether the machine is short of memory or processors"
         );
     });
 }
@@ -262,7 +263,7 @@ pub(crate) fn end_process_on_panic() {
         // Symbolising reads the executable, and standard error may be a file too; both may block.
         say_apart(LAST_WORDS, move || {
             let _ = writeln!(io::stderr(), "{words}");
-            tracing::error!("it was called by:\n{trace}");
+            tracing::error!("backtrace of the panic:\n{trace}");
             log::flush(LAST_WORDS);
         });
         end_at_once(ServerExit::Panicked);

@@ -20,15 +20,13 @@ use crate::mutex::lock;
 pub(crate) enum MapRefused {
     #[error("it is of cluster {theirs}, this server belongs to {ours}")]
     OtherCluster { ours: ClusterId, theirs: ClusterId },
-    #[error(
-        "it tells of {servers} servers with {shards} shards, which is not the shape of this cluster"
-    )]
+    #[error("it has {servers} servers with {shards} shards, which does not match this cluster")]
     OtherShape { servers: u16, shards: u16 },
     #[error("it is of epoch {}, this server obeys epoch {}", .theirs.number, .ours.number)]
     OtherEpoch { ours: Epoch, theirs: Epoch },
-    #[error("its revision {theirs} is earlier than {ours}, which is known")]
+    #[error("its revision {theirs} is earlier than the stored revision {ours}")]
     Older { ours: MapRevision, theirs: MapRevision },
-    #[error("the view of group {0} is further ahead than any can be")]
+    #[error("the view version of group {0} is impossibly high")]
     ImpossibleView(kv_protocol::ids::GroupId),
 }
 
@@ -82,8 +80,8 @@ impl KnownMap {
         Ok(())
     }
 
-    /// Returns the newest map if the caller has not had it yet. `had` is the caller's count, initially 0. Without a newer
-    /// map it costs one read of a shared number.
+    /// Returns the newest map if the caller has not had it yet. `had` is the caller's count, initially 0. Without a
+    /// newer map the call costs one read of a shared number.
     pub(crate) fn newer_than(&self, had: &Cell<u64>) -> Option<Arc<Map>> {
         let kept = self.kept.load(Ordering::Acquire);
         if had.replace(kept) == kept {

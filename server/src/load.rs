@@ -27,8 +27,9 @@ use crate::message::ShardMessage;
 
 /// Pieces that may wait for one shard.
 const PIECES_WAITING: usize = 4;
-/// The bytes, and the entries or records, at which a piece is sent.
+/// The number of bytes at which a piece is sent.
 const PIECE_BYTES: usize = 256 << 10;
+/// The number of entries or records at which a piece is sent.
 const PIECE_ITEMS: usize = 4_096;
 /// The most bytes read from the file at once.
 const READ_BYTES: usize = 256 << 10;
@@ -148,7 +149,7 @@ struct Failed(String);
 
 impl From<DumpError> for Failed {
     fn from(error: DumpError) -> Failed {
-        Failed(format!("{error}; restore once more, from another copy"))
+        Failed(format!("{error}; retry the restore from another copy"))
     }
 }
 
@@ -258,7 +259,7 @@ impl Loader<'_> {
         let mailbox = &self.shards[usize::from(shard.0)];
         mailbox
             .push_order(message)
-            .map_err(|_| Failed(format!("shard {shard} takes no orders; does it run?")))?;
+            .map_err(|_| Failed(format!("too many orders wait for shard {shard}")))?;
         let (entries, records) = Default::default();
         Ok(Feed { line, pieces, done, entries, records })
     }
@@ -295,14 +296,14 @@ impl Feed {
         }
         // A shard that accepts no more pieces has reported the reason.
         self.outcome()?;
-        Err(Failed(format!("shard {} takes no more", self.line.shard)))
+        Err(Failed(format!("shard {} accepts no more pieces", self.line.shard)))
     }
 
     fn outcome(&self) -> Result<(), Failed> {
         let shard = self.line.shard;
         let outcome = self.done.recv_timeout(SHARD_TIMEOUT);
         outcome
-            .map_err(|_| Failed(format!("shard {shard} did not answer; does it run?")))?
+            .map_err(|_| Failed(format!("shard {shard} did not respond in time")))?
             .map_err(|reason| Failed(format!("shard {shard}: {reason}")))
     }
 }

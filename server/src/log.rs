@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 static LOG: OnceLock<Queue> = OnceLock::new();
 
-/// The reason why the process does not log as it was told to.
+/// The reason why logging cannot start.
 #[derive(Debug)]
 pub(crate) enum NoLog {
     /// The file cannot be opened.
@@ -61,7 +61,7 @@ fn own_descriptors() {
     // no descriptor of other threads.
     if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
         let error = io::Error::last_os_error();
-        tracing::debug!("give the log's thread descriptors of its own: {error}");
+        tracing::debug!("cannot give the log's thread a descriptor table of its own: {error}");
     }
 }
 

@@ -15,9 +15,9 @@ use std::ptr::{self, NonNull};
 use kv_core::arena::{CHUNK_BYTES_DEFAULT, ChunkSource};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// The size from which a buffer has a mapping of its own, which returns to the system when it is freed. For smaller
-/// buffers, [`KEPT_FREE`] is the free memory that may stay at the end of a heap.
+/// The size from which a buffer has a mapping of its own, which returns to the system when it is freed.
 const MAPPED_BUFFER: libc::c_int = 1 << 20;
+/// The free memory that may stay at the end of a heap.
 const KEPT_FREE: libc::c_int = 4 << 20;
 
 /// Makes the allocator return freed memory to the system. By default its thresholds rise with the largest buffer ever
@@ -167,7 +167,7 @@ mod tests {
             assert_eq!(resident(), 512 << 10);
             source.discard(window.add(512 << 10), 256 << 10);
             assert_eq!(resident(), 256 << 10);
-            assert_eq!(window.add(768 << 10).read(), 7, "what is in use stays");
+            assert_eq!(window.add(768 << 10).read(), 7, "pages in use are kept");
             window.add(512 << 10).write_bytes(8, 4 << 10);
             source.release(window, CHUNK_BYTES_DEFAULT);
         }

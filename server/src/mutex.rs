@@ -1,4 +1,4 @@
-//! Locks of mutexes in a process that a panic ends.
+//! Locking of mutexes in a process that any panic ends.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -46,8 +46,8 @@ fn io_uring() -> Result<(), NoUring> {
 fn io_uring_advice(error: &io::Error, switch: Option<&str>) -> String {
     match (error.raw_os_error(), switch) {
         (Some(libc::ENOSYS), _) => {
-            "this kernel has no io_uring (Linux 6.1 or newer is needed), or a seccomp profile hides it (for a \
-             try in Docker: --security-opt seccomp=unconfined)"
+            "this kernel has no io_uring (Linux 6.1 or newer is needed), or a seccomp profile blocks it (to \
+             try it in Docker: --security-opt seccomp=unconfined)"
                 .to_owned()
         }
         (_, Some(value @ ("1" | "2"))) => format!(
@@ -56,7 +56,7 @@ fn io_uring_advice(error: &io::Error, switch: Option<&str>) -> String {
         ),
         (Some(libc::EPERM | libc::EACCES), _) => {
             "a seccomp or security policy forbids it; in Docker run with a profile that allows \
-             io_uring (for a try, --security-opt seccomp=unconfined)"
+             io_uring (to try it: --security-opt seccomp=unconfined)"
                 .to_owned()
         }
         (Some(libc::ENOMEM), _) => "raise the memlock limit (`ulimit -l`)".to_owned(),
@@ -101,16 +101,16 @@ pub(crate) fn listen(ip: IpAddr, port: u16, purpose: &'static str) -> Result<Tcp
         let advice = match error.kind() {
             io::ErrorKind::AddrInUse => match port_owner::of_another_user(address) {
                 Some(user) => format!(
-                    "a process of another user (id {user}) listens there; end it, or choose another \
+                    "a process of another user (id {user}) listens there; stop it, or choose another \
                      port or 0"
                 ),
-                None => "another process has the port; choose another or 0".to_owned(),
+                None => "another process has the port; stop it, or choose another port or 0".to_owned(),
             },
             io::ErrorKind::AddrNotAvailable => {
                 "this machine has no such address; check --bind".to_owned()
             }
             io::ErrorKind::PermissionDenied => {
-                "ports below 1024 need a privilege; choose another".to_owned()
+                "ports below 1024 need privileges; choose another port".to_owned()
             }
             _ => "check --bind and the port".to_owned(),
         };

@@ -13,7 +13,7 @@ const SLICE: u64 = 300_000;
 /// Requests a short slice for the calling thread. Kernels before 6.12 ignore it.
 pub(crate) fn shorten() {
     if let Err(error) = try_shorten() {
-        tracing::debug!("ask for a short time slice: {error}");
+        tracing::debug!("cannot request a short time slice: {error}");
     }
 }
 

@@ -85,8 +85,8 @@ struct Published {
 }
 
 impl Published {
-    /// Returns the reports as of `now`: their age counts as silence of the partner. It raises the silence to at most
-    /// one lease, because the executor itself may be hung.
+    /// Returns the reports as of `now`: the age of a report counts as silence of the other holder. The age raises the
+    /// silence to at most one lease, because the executor itself may be hung.
     fn as_of(&self, now: Time, sleep: &LastSleep, times: FailureTimeout) -> Vec<ReplicaReport> {
         let age = sleep.age(self.at, now);
         self.replicas.iter().map(|replica| aged(replica, age, times)).collect()
@@ -314,7 +314,7 @@ mod tests {
             .map(|_| statistics.admit(Port::Servers, HERE).unwrap())
             .collect();
         assert!(statistics.admit(Port::Servers, HERE).is_none());
-        assert!(statistics.admit(Port::Clients, HERE).is_some(), "clients' slots are others");
+        assert!(statistics.admit(Port::Clients, HERE).is_some(), "clients have slots of their own");
         permits.pop();
         assert!(statistics.admit(Port::Servers, HERE).is_some());
         assert_eq!(statistics.counters().refused, 1);
@@ -360,7 +360,7 @@ mod tests {
         publish(false);
         assert!(!statistics.is_sole_holder());
         statistics.note_ordered(member(0), &view(1, Peer::None));
-        assert!(!statistics.is_sole_holder(), "somebody else is");
+        assert!(!statistics.is_sole_holder(), "another server is the only holder");
     }
 
     #[test]
@@ -378,8 +378,8 @@ mod tests {
             let ended = (1..=100).find(|n| {
                 watchdog.look(Time::default() + interval * *n, statistics.pulses()).is_some()
             });
-            let stood = interval * ended.expect("it stands for ever");
-            assert!(stood > limit && stood < limit + interval * 3, "{stood:?} for {limit:?}");
+            let stood = interval * ended.expect("the watchdog reports the thread");
+            assert!(stood > limit && stood < limit + interval * 3, "{stood:?}, not {limit:?}");
         }
     }
 

@@ -77,12 +77,14 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
         if signalled && !is_repeated {
             asked = Some(clock);
             node.stop();
-            tracing::info!("told to stop; asking the coordinator for an orderly stop");
+            tracing::info!(
+                "received a stop signal; requesting an orderly stop from the coordinator"
+            );
         }
         if let Some(asked) = asked.filter(|_| !is_leaving) {
             let (waited, quiet) = (clock - asked, clock - moved);
             let why = if is_repeated {
-                Some("a second signal came")
+                Some("a second signal arrived")
             } else if !node.is_linked() && quiet > LINK_PAUSE {
                 Some("there is no coordinator")
             } else {
@@ -142,7 +144,7 @@ mod tests {
     #[test]
     fn a_coordinator_that_has_given_an_order_has_a_longer_timeout() {
         let seconds = Duration::from_secs;
-        assert!(!is_ignored(seconds(1), seconds(1_000)), "asked a moment ago");
+        assert!(!is_ignored(seconds(1), seconds(1_000)), "the request is recent");
         assert!(is_ignored(seconds(2), seconds(1_000)), "it gave no order since");
         assert!(!is_ignored(seconds(4), seconds(3)), "others may still drain");
         assert!(!is_ignored(seconds(20), Duration::ZERO), "an order is being carried out");

@@ -9,8 +9,8 @@
 //! Other processes may have judged a lease by the silence of a hung executor. So a process must not continue in part
 //! while one of its threads is hung.
 //!
-//! A process that was paused as a whole (SIGSTOP, a suspended machine, no processor available) did nothing wrong during
-//! the pause. The processes that received nothing from it decide what follows. So the watchdog counts only its own
+//! A pause of the whole process (SIGSTOP, a suspended machine, no processor available) is no fault of one of its
+//! threads. The processes that received nothing meanwhile decide what follows. So the watchdog counts only its own
 //! running time: each check adds at most [`LOOK_COUNTS`]. A thread that was paused together with the watchdog gets the
 //! whole grace again.
 //!
@@ -61,7 +61,7 @@ pub(crate) enum Activity {
     Load = 5,
     /// The control thread: connecting, sending or receiving, each with a timeout.
     Link = 6,
-    /// The orders thread: receiving orders and news of the shards.
+    /// The orders thread: receiving orders, and replies of the shards.
     Orders = 7,
 }
 
@@ -79,14 +79,14 @@ impl Activity {
 impl fmt::Display for Activity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Activity::Connections => "serving or awaiting its connections",
-            Activity::Timers => "its timers",
-            Activity::Message => "a message of another thread",
+            Activity::Connections => "serving its connections or waiting for them",
+            Activity::Timers => "running its timers",
+            Activity::Message => "processing a message of another thread",
             Activity::Install => "installing a view",
-            Activity::Dump => "a step of a dump",
-            Activity::Load => "a step of a load",
+            Activity::Dump => "running a step of a dump",
+            Activity::Load => "running a step of a load",
             Activity::Link => "connecting, sending or receiving",
-            Activity::Orders => "taking orders and news of the shards",
+            Activity::Orders => "receiving orders, or replies of the shards",
         })
     }
 }
@@ -161,7 +161,7 @@ pub(crate) struct Stalled {
 impl fmt::Display for Stalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Stalled { who, stood, activity, .. } = self;
-        write!(f, "{who} has stood for {stood:?}, at: {activity}")
+        write!(f, "{who} has been hung for {stood:?}, activity: {activity}")
     }
 }
 
@@ -290,10 +290,10 @@ mod tests {
         assert_eq!(look_on(&mut watchdog, &pulses, START, 3, LOOK_INTERVAL, || {}), None);
         let hour = Duration::from_secs(3_600);
         let found = look_on(&mut watchdog, &pulses, START + hour, 2, LOOK_INTERVAL, || {});
-        assert_eq!(found, None, "it was stopped, and goes on");
+        assert_eq!(found, None, "the whole process was paused");
         let from = START + hour + LOOK_INTERVAL * 2;
         let found = look_on(&mut watchdog, &pulses, from, 20, LOOK_INTERVAL, || {});
-        assert!(found.is_some(), "who does not go on afterwards is found all the same");
+        assert!(found.is_some(), "a thread that does not resume is reported");
     }
 
     #[test]

@@ -297,7 +297,7 @@ fn lone_with_a_blocked_dump() -> Lone {
     // A file cannot be created under the name of a directory.
     fs::create_dir(server.dir.path().join("server_1.primary.tmp")).expect("make a directory");
     process::signal(server.pid(), Signal::TERM);
-    wait_until("a dump to fail", TIMEOUT, || server.log().contains("their dumps are tried again"));
+    wait_until("a dump to fail", TIMEOUT, || server.log().contains("their dumps are retried"));
     server
 }
 

@@ -41,10 +41,10 @@ fn a_hung_thread_ends_its_process(thread: &str, named: &str) {
         cluster.coord_log().contains(&format!("exit status {}: {}", exit.code(), exit.meaning()))
     });
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
-    let line = log.lines().find(|line| line.contains("has stood for")).expect("its last words");
+    let line = log.lines().find(|line| line.contains("has been hung for")).expect("its last words");
     assert!(line.contains(named), "{line}");
     assert!(
-        line.contains(", at: ") && line.contains("stopped, by a signal or a debugger"),
+        line.contains(", activity: ") && line.contains("stopped, by a signal or a debugger"),
         "{line}"
     );
     cluster.await_whole();
@@ -97,8 +97,8 @@ fn a_sole_holder_with_a_hung_thread_keeps_running() {
         cluster.status().alarms.iter().all(|alarm| alarm.kind != AlarmKind::Stuck)
     });
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
-    let line = log.lines().find(|line| line.contains("has stood for")).expect("a report");
-    assert!(line.contains("the only copy of a group, so the process goes on"), "{line}");
+    let line = log.lines().find(|line| line.contains("has been hung for")).expect("a report");
+    assert!(line.contains("the only copy of a group, so the process continues"), "{line}");
 }
 
 #[test]
@@ -125,5 +125,5 @@ fn a_server_that_was_suspended_as_a_whole_is_not_ended_by_its_watchdog() {
     });
     assert!(pids.iter().all(|&pid| process::is_alive(pid)));
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
-    assert!(!log.contains("has stood for"), "{log}");
+    assert!(!log.contains("has been hung for"), "{log}");
 }

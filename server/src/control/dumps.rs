@@ -21,14 +21,14 @@ use crate::mailbox;
 use crate::message::ShardMessage;
 use crate::mutex::lock;
 
-/// The dumps of both roles.
+/// The state of the dumps of both tables.
 #[derive(Debug)]
 pub(crate) struct Dumps {
-    /// The origins that the dumps of the roles primary and secondary record: of the groups at home here.
+    /// The origins that the dumps of the primary and the secondary table record.
     origins: [DumpOrigin; 2],
-    /// The directory of the dumps, unless [`Dumps::set_directory`] sets another, and its absolute path at the start. If
-    /// the directory was deleted, a new one may exist at that path.
+    /// The directory of the dumps, unless [`Dumps::set_directory`] sets another.
     pub(crate) directory: PathBuf,
+    /// The absolute path of that directory at the start. If the directory was deleted, a new one may exist there.
     absolute_directory: Option<PathBuf>,
     /// The directory that the coordinator has set for the dumps, and whether dumps of an earlier run were set aside
     /// there.
@@ -93,7 +93,7 @@ impl Dumps {
             }
             Err(error) if error.is_no_copy() => {
                 *failing = None;
-                tracing::info!("no {name}: {error}");
+                tracing::info!("{name} is not written: {error}");
             }
             Err(error) => {
                 failing.get_or_insert_with(clock::now);

@@ -70,7 +70,7 @@ impl Leaver {
 fn leave_alone(node: &Node, leave: &Leave) -> ! {
     tracing::warn!("stopping without the coordinator's orders: {}", leave.why);
     if let Err(reason) = node.drain(leave.timeout) {
-        tracing::warn!("drain: {reason}");
+        tracing::warn!("the drain is incomplete: {reason}");
     }
     let mut left = vec![ReplicaRole::Primary, ReplicaRole::Secondary];
     let mut pause = DUMP_RETRY_PAUSE;
@@ -81,8 +81,8 @@ fn leave_alone(node: &Node, leave: &Leave) -> ! {
             fatal::end(leave.exit);
         }
         tracing::error!(
-            "tables that are not dumped stay in memory, and their dumps are tried again in {pause:?}: free \
-             space or raise the limits; one more SIGTERM gives them up"
+            "the tables that are not dumped stay in memory, and their dumps are retried in {pause:?}: free space \
+             or raise the limits; one more SIGTERM gives them up"
         );
         std::thread::sleep(pause);
         pause = (pause * 2).min(LAST_DUMP_RETRY_PAUSE);

@@ -30,16 +30,17 @@ use crate::watchdog::{Activity, Pulse};
 
 /// The timeout of connecting, and of each response or send.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The initial back-off before the coordinator is dialled again; it doubles up to [`REDIAL_LAST`]. A restarted
-/// coordinator decides nothing before every live server has reported. If a server died with the coordinator, its
-/// clients wait this long.
+/// The initial back-off before the coordinator is dialled again; it doubles up to [`REDIAL_LAST`]. It is short because
+/// a restarted coordinator decides nothing before every live server has reported. If a server died with the
+/// coordinator, its clients wait for those reports.
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
+/// The longest back-off before the coordinator is dialled again.
 const REDIAL_LAST: Duration = Duration::from_millis(100);
 /// The most bytes received at once.
 const READ_BYTES: usize = 16 << 10;
 /// The interval between log lines of a server that is without a coordinator or rejected by it.
 const ALONE_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// The time after which a process that no coordinator has ever admitted ends.
+/// The time after which a process ends if no coordinator has ever admitted it.
 const NEVER_ADMITTED: Duration = Duration::from_secs(30);
 
 /// The parameters of the link.
@@ -102,19 +103,20 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
         }
         match ended {
             Ended::Lost(error) if admitted_now => {
-                tracing::warn!("the link to the coordinator at {coordinator} is lost: {error}");
+                tracing::warn!("lost the link to the coordinator at {coordinator}: {error}");
             }
             Ended::Impostor(error) if !was_admitted => {
-                let reason =
-                    format!("{error}; it is another cluster's coordinator, or see --key-file");
+                let reason = format!(
+                    "{error}; it may be another cluster's coordinator; check -h, -m and --key-file"
+                );
                 Fatal::Refused { coordinator, reason }.end_process();
             }
             Ended::Impostor(error) => {
                 if let Some(suppressed) = impostors.admit(clock::now()) {
                     tracing::error!(
                         suppressed,
-                        "the program at {coordinator} is not this cluster's coordinator: {error}; nothing was \
-                         told to it"
+                        "the program at {coordinator} is not this cluster's coordinator: {error}; no report \
+                         was sent to it"
                     );
                 }
             }
@@ -128,7 +130,7 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
                 if let Some(suppressed) = refusals.admit(clock::now()) {
                     tracing::error!(
                         suppressed,
-                        "the coordinator at {coordinator} refused this server: {reason}"
+                        "the coordinator at {coordinator} rejected this server: {reason}"
                     );
                 }
             }
@@ -165,7 +167,7 @@ impl Alone {
             tracing::warn!(
                 suppressed,
                 "no coordinator at {coordinator} for {alone:?}; this server holds the only copy of a group, so it \
-                 goes on"
+                 continues to serve"
             );
         }
     }
@@ -202,7 +204,9 @@ fn try_hold_link(
     let mut refusals = LogLimit::default();
     loop {
         if node.coordinator().is_some_and(|newest| newest != coordinator) {
-            return Err(Ended::Lost(io::Error::other("the coordinator is elsewhere now")));
+            return Err(Ended::Lost(io::Error::other(
+                "the coordinator has moved to another address",
+            )));
         }
         if node.is_stopping() && !asked_for_drain {
             asked_for_drain = true;
@@ -225,7 +229,7 @@ fn hear(node: &Node, opcode: u8, body: &[u8], refusals: &mut LogLimit) {
     if let Err(reason) = taken {
         node.statistics.reject();
         if let Some(suppressed) = refusals.admit(clock::now()) {
-            tracing::warn!(suppressed, "refused a map from the coordinator: {reason}");
+            tracing::warn!(suppressed, "rejected a map from the coordinator: {reason}");
         }
     }
 }

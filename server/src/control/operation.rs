@@ -115,13 +115,15 @@ impl Node {
         outcome
     }
 
-    /// Sends an order to every shard. A shard whose mailbox is full does not keep it from the others.
+    /// Sends an order to every shard. A full mailbox of one shard does not keep the order from the others.
     pub(crate) fn tell_all(&self, order: impl Fn() -> ShardMessage) -> Result<(), String> {
         let told = self.shards.iter().map(|mailbox| mailbox.push_order(order()).is_ok());
         let told: Vec<bool> = told.collect();
         match told.iter().position(|is_told| !is_told) {
             None => Ok(()),
-            Some(shard) => Err(format!("shard {shard} has too many orders waiting; does it run?")),
+            Some(shard) => {
+                Err(format!("too many orders wait for shard {shard}; its executor may be hung"))
+            }
         }
     }
 
@@ -134,8 +136,8 @@ impl Node {
         let replicas = self.statistics.replicas(self.failure_timeout);
         let pending: u64 = replicas.iter().map(|r| r.last.0.saturating_sub(r.committed.0)).sum();
         Err(format!(
-            "{pending} writes still wait for their second copy after {timeout:?}; is the \
-             other holder alive?"
+            "{pending} writes have no second copy after {timeout:?}; check whether the other \
+             holder runs"
         ))
     }
 
@@ -162,7 +164,7 @@ impl Node {
         });
         if let Some(bytes) = bytes.filter(|bytes| *bytes != memory.memory_limit()) {
             memory.set_memory_limit(bytes);
-            tracing::info!("memory limit: {memory_limit}, by the coordinator");
+            tracing::info!("memory limit: {memory_limit}, set by the coordinator");
         }
         Ok(())
     }
@@ -305,7 +307,7 @@ mod tests {
     #[test]
     fn orders_reach_every_shard_despite_a_mailbox_full_of_connections() {
         let (node, inboxes, _directory) = node();
-        // These messages arrive by the queue of connections.
+        // `push` uses the queue of connections, not that of orders.
         while node.shards[0].push(ShardMessage::Drain).is_ok() {}
         assert_eq!(node.drain(DRAIN_DEADLINE), Ok(0));
         assert_eq!(drains(&inboxes[0]), mailbox::MAILBOX_CAPACITY + 1);
@@ -322,7 +324,7 @@ mod tests {
         let partial = first.join("server_0.primary.tmp");
         let deadline = Instant::now() + Duration::from_secs(10);
         while !partial.exists() {
-            assert!(Instant::now() < deadline, "the dump begins");
+            assert!(Instant::now() < deadline, "the dump did not begin");
             std::thread::yield_now();
         }
         // Its shards do not reply, so the dump stays in progress.
@@ -337,7 +339,7 @@ mod tests {
         drop(inboxes);
         order.join().unwrap();
         assert!(!dump.join().unwrap());
-        assert!(is_taken, "whoever takes orders waits for the dump");
+        assert!(is_taken, "setting the directory waited for the dump");
     }
 
     #[test]

@@ -203,7 +203,7 @@ impl OrdersPort {
 
     fn note_failed_accept(&mut self, now: Time, error: &io::Error) {
         if let Some(suppressed) = self.accept_log.admit(now) {
-            tracing::error!(suppressed, "accept a connection for orders: {error}");
+            tracing::error!(suppressed, "cannot accept a connection for orders: {error}");
         }
     }
 
@@ -223,7 +223,7 @@ impl OrdersPort {
             self.node.statistics.reject();
             if let Some(suppressed) = self.refusal_log.admit(now) {
                 let reason = kv_protocol::escape::readable(reason.as_bytes());
-                tracing::warn!(suppressed, "refused a connection to the orders' port: {reason}");
+                tracing::warn!(suppressed, "rejected a connection to the orders' port: {reason}");
             }
         }
         if link.is_accepted && !was_accepted {
@@ -307,7 +307,7 @@ impl OrdersPort {
             }
         };
         if let Err(reason) = told {
-            tracing::error!("an order was not told to every shard: {reason}");
+            tracing::error!("an order did not reach every shard: {reason}");
         }
     }
 
@@ -318,7 +318,7 @@ impl OrdersPort {
             Work::Dump(_) => &self.dumps,
         };
         if jobs.try_send(Job { epoch: self.node.epoch(), id, work }).is_err() {
-            let reason = format!("{MAX_RUNNING} such orders wait already");
+            let reason = format!("{MAX_RUNNING} orders of this kind already wait");
             let outcome = Err(OrderFailure::from(reason));
             let effects = self.node.input(|node, sink| node.on_outcome(id, outcome, sink));
             self.carry_out_all(effects);
@@ -333,7 +333,7 @@ impl OrdersPort {
 
     /// Reports, then ends the process.
     fn shut_down(&mut self, id: OrderId) -> ! {
-        tracing::info!("SHUTDOWN (order {id}): good bye");
+        tracing::info!("SHUTDOWN (order {id}): exiting");
         self.report(&Report { id, view: ViewVersion(0), outcome: Ok(0) });
         for (stream, link) in &mut self.connections {
             // Best effort: the coordinator detects the end of the process anyway.

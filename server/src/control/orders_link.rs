@@ -98,7 +98,7 @@ impl OrdersLink {
 fn take_challenge(node: &Node, nonce: Nonce, frame: Frame<'_>) -> Result<Seal, String> {
     if frame.opcode != key::opcode::CHALLENGE {
         return Err(format!(
-            "the first frame at the orders' port is CHALLENGE, not opcode {:#04x}",
+            "the first frame at the orders' port must be CHALLENGE, not opcode {:#04x}",
             frame.opcode
         ));
     }
@@ -109,7 +109,7 @@ fn take_challenge(node: &Node, nonce: Nonce, frame: Frame<'_>) -> Result<Seal, S
 fn judge_hello(node: &Node, seal: &Seal, frame: Frame<'_>) -> Result<(), String> {
     if frame.opcode != opcode::ORDERS_HELLO {
         return Err(format!(
-            "after the challenge comes ORDERS-HELLO, not opcode {:#04x}",
+            "the frame after CHALLENGE must be ORDERS-HELLO, not opcode {:#04x}",
             frame.opcode
         ));
     }

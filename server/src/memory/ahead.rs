@@ -18,10 +18,12 @@ use super::{Pages, map, unmap};
 use crate::mutex::lock;
 use crate::slice;
 
-/// The most chunks that are kept ready, and the fewest while any is in use.
+/// The maximum number of chunks that are kept ready.
 const MOST: usize = 8;
+/// The minimum number of chunks that are kept ready while any is in use.
 const LEAST: usize = 2;
-/// The number of chunks in use for which one is kept ready: a small server does not hold twice the memory that it uses.
+/// The number of chunks in use for each chunk that is kept ready. So a small server does not hold twice the memory that
+/// it uses.
 const USED_FOR_ONE: usize = 20;
 /// The stride of the touches, which reaches every page of any size.
 const PAGE_BYTES: usize = 4 << 10;
@@ -59,7 +61,7 @@ impl Stock {
 static AHEAD: LazyLock<Ahead> = LazyLock::new(|| {
     let thread = std::thread::Builder::new().name("memory".to_owned());
     if let Err(error) = thread.spawn(|| AHEAD.work()) {
-        tracing::warn!("start the thread that touches memory ahead: {error}");
+        tracing::warn!("cannot start the thread that touches memory ahead: {error}");
     }
     Ahead::default()
 });
@@ -119,7 +121,7 @@ impl Ahead {
                     touch(at);
                     lock(&self.stock).ready.push(Touched(at));
                 }
-                // A table that needs memory finds out by itself; until its next chunk none is kept ready.
+                // The system is out of memory. A count of 0 stops this loop until a table takes its next chunk.
                 None => lock(&self.stock).in_use = 0,
             }
         }
@@ -154,7 +156,7 @@ mod tests {
                 stock.ready.len() < stock.wanted()
             };
             while is_short() {
-                assert!(Instant::now() < until, "nothing is touched ahead");
+                assert!(Instant::now() < until, "no chunk was touched ahead");
                 std::thread::yield_now();
             }
             if held.len() == 3 * USED_FOR_ONE {
@@ -170,7 +172,7 @@ mod tests {
             stock.ready.len() > stock.wanted()
         };
         while is_long() {
-            assert!(Instant::now() < until, "what is needed no more is not given back");
+            assert!(Instant::now() < until, "surplus chunks were not returned");
             std::thread::yield_now();
         }
     }

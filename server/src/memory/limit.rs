@@ -26,7 +26,7 @@ const PLANNED_FIFTHS: u64 = 4;
 pub(crate) const OWN_BYTES: u64 = 24 << 20;
 /// The least limit: a few chunks for each table. A machine with less memory is too small.
 pub(crate) const LIMIT_BYTES_LEAST: u64 = 16 << 20;
-/// The limit of a cgroup (v1) from which on it means none.
+/// The limit of a cgroup (v1) at and above which there is no limit.
 const UNLIMITED_BYTES: u64 = 1 << 60;
 
 /// The memory limit of both tables together.
@@ -76,7 +76,7 @@ impl fmt::Display for DefaultLimit {
         let mib = |bytes: u64| bytes >> 20;
         write!(
             f,
-            "{} MiB for the tables of one server: of the {} MiB by {} four fifths, shared by {} server{}, less {} MiB \
+            "{} MiB for the tables of one server: four fifths of {} MiB (from {}), shared by {} server{}, less {} MiB \
              for the process",
             mib(self.bytes),
             mib(self.capacity.bytes),
@@ -102,7 +102,7 @@ pub(crate) fn default_limit(root: &Path, share: u16) -> Option<DefaultLimit> {
 pub(crate) fn show(share: u16) -> ExitCode {
     let told = match default_limit(Path::new("/"), share) {
         Some(limit) => limit.to_string(),
-        None => "none: neither a cgroup nor /proc/meminfo says what there is".to_owned(),
+        None => "none: neither a cgroup nor /proc/meminfo reports the available memory".to_owned(),
     };
     match writeln!(std::io::stdout(), "{told}") {
         Ok(()) => ExitCode::SUCCESS,
@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(limit.bytes, 100 * MIB - OWN_BYTES);
         let told = limit.to_string();
         assert!(told.starts_with("76 MiB for the tables"), "{told}");
-        assert!(told.contains("250 MiB by /sys/fs/cgroup/a/memory.max"), "{told}");
+        assert!(told.contains("250 MiB (from /sys/fs/cgroup/a/memory.max)"), "{told}");
         assert!(told.contains("shared by 2 servers"), "{told}");
 
         let own = ("sys/fs/cgroup/a/b/memory.high", "131072000\n");

@@ -35,7 +35,7 @@ pub(crate) struct ShardContext {
     /// True if any byte was received since the last tick.
     is_active: Cell<bool>,
     map: Arc<KnownMap>,
-    /// The maps that the shard has had.
+    /// The count of [`KnownMap::newer_than`] for the map that the shard has.
     maps_had: Cell<u64>,
 }
 

@@ -18,8 +18,9 @@ use crate::clock;
 use crate::message::{ShardMessage, ShardReply};
 use crate::watchdog::Activity;
 
-/// The longest pauses between two ticks while bytes arrive, and while none do.
+/// The longest pause between two ticks while bytes arrive.
 const TICK_ACTIVE: Duration = Duration::from_millis(10);
+/// The longest pause between two ticks while no bytes arrive.
 const TICK_IDLE: Duration = Duration::from_millis(100);
 /// The interval between log lines about connections that are closed to make room.
 const CROWD_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -76,7 +77,7 @@ fn make_room(context: &ShardContext, now: Time, log: &mut LogLimit) {
         tracing::warn!(
             suppressed,
             "closed {closed} idle connections of {address}, which has more than any other address, to make room \
-             for others: this server may have {} client connections",
+             for others: this server accepts at most {} client connections",
             context.statistics.admission.bounds().clients
         );
     }

@@ -20,9 +20,9 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most bytes of one send: for a socket with room for megabytes, the kernel would copy all of them at once.
 pub(crate) const MOST_SENT: usize = 256 << 10;
-/// The missing length from which on a frame is received directly into its own buffer, and the most bytes of one such
-/// receive.
+/// The missing length at and above which a frame is received directly into its own buffer.
 pub(crate) const LONG_FRAME: usize = 64 << 10;
+/// The maximum number of bytes of one such receive.
 const MOST_RECEIVED: usize = 256 << 10;
 /// The most bytes received together with a hello.
 pub(crate) const HELLO_BYTES: usize = 1 << 10;
@@ -39,7 +39,7 @@ pub(crate) fn reject(socket: &impl AsFd, port: Port) {
     let mut words = Vec::new();
     match port {
         Port::Clients => {
-            let reason = "this server has as many connections as it may have; try again later";
+            let reason = "this server has reached its connection limit; retry later";
             Refusal { status: Status::Busy, reason }.write(&mut words);
         }
         Port::Servers => {
@@ -69,8 +69,8 @@ pub(crate) fn log_failed_accept(log: &mut LogLimit, now: Time, port: Port, error
     if let Some(suppressed) = log.admit(now) {
         tracing::error!(
             suppressed,
-            "accept a connection for {port:?}: {error}; accepting pauses for {ACCEPT_PAUSE:?} (too few \
-             descriptors? see `ulimit -n`)"
+            "cannot accept a connection to {port:?}: {error}; accepting pauses for {ACCEPT_PAUSE:?}; check \
+             `ulimit -n`"
         );
     }
 }

@@ -169,7 +169,7 @@ impl Net {
             if let Some(suppressed) = self.log.admit(now) {
                 tracing::error!(
                     suppressed,
-                    "watch a connection for {port:?}: {error}; it was turned away; check sysctl \
+                    "cannot watch a connection to {port:?}: {error}; the connection was rejected; check sysctl \
                      fs.epoll.max_user_watches"
                 );
             }

@@ -116,7 +116,7 @@ impl Descriptors {
     }
 }
 
-/// See the module.
+/// The epoll instance and its timer; see the module documentation.
 pub(super) struct Poller {
     epoll: OwnedFd,
     timer: OwnedFd,
@@ -132,7 +132,7 @@ impl Poller {
         Poller { epoll, timer, set_to: None, taken: Vec::with_capacity(EVENTS_AT_ONCE) }
     }
 
-    /// Registers a descriptor. What it is ready for already is reported once.
+    /// Registers a descriptor. Readiness that exists already is reported once.
     pub(super) fn add(&self, fd: &impl AsFd, source: Source) -> io::Result<()> {
         let flags = match source {
             Source::Bell | Source::Timer | Source::Listener(_) => EventFlags::IN,

@@ -76,7 +76,7 @@ impl Connection {
         }
     }
 
-    /// Returns whether it was accepted on the servers' port and carries no stream yet.
+    /// Returns whether the connection was accepted on the servers' port and carries no stream yet.
     pub(super) fn is_knocking(&self) -> bool {
         self.port == Port::Servers && !self.is_stream
     }

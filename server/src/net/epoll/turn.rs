@@ -354,7 +354,7 @@ impl Net {
             if let Some(suppressed) = self.log.admit(now) {
                 tracing::error!(
                     suppressed,
-                    "stop watching a connection for shard {wanted}: {error}"
+                    "cannot stop watching a connection for shard {wanted}: {error}"
                 );
             }
             return;

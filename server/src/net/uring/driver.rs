@@ -70,7 +70,7 @@ impl Engine {
     fn sleep_in_ring(&self, longest: Duration) {
         let slept = self.net.borrow_mut().ring.enter_and_sleep(longest);
         if let Err(error) = slept {
-            Fatal::System { doing: "sleep in the ring of the network engine", error }.end_process();
+            Fatal::System { doing: "wait in the ring of the network engine", error }.end_process();
         }
     }
 
@@ -100,7 +100,7 @@ struct Bell {
 
 impl Bell {
     fn new(bell: OwnedFd) -> Bell {
-        let rung = bell.try_clone().expect("one more descriptor; some are reserved for each shard");
+        let rung = bell.try_clone().expect("descriptors are reserved for each shard");
         // SAFETY: the descriptor is given away and the file is its only owner from here on.
         let file = Rc::new(unsafe { BufferedFile::from_raw_fd(bell.into_raw_fd()) });
         Bell { rung, file, read: None }

@@ -65,8 +65,8 @@ use crate::message::HandedOver;
 pub(crate) use probe::try_out;
 pub(crate) use runtime::start_thread;
 
-/// The sizes of a shard's ring. The receive buffers, one set for its streams and one for its clients, do not depend on
-/// the number of connections: 512 KiB each, which fits a processor's cache, or 2 MiB.
+/// The sizes of a shard's ring. It has one set of receive buffers for streams and one for clients, whatever the number
+/// of connections. A set takes 512 KiB, which fits a processor's cache, or 2 MiB on a kernel without `Filling::Pieces`.
 const SIZES: Sizes = Sizes {
     requests: 1_024,
     completions: 4_096,
@@ -93,12 +93,13 @@ struct Net {
     /// Completions that wait for their turn. They never exceed the requests, and the buffers bound those of receives.
     knocking: VecDeque<Completion>,
     clients: VecDeque<Completion>,
-    /// Clients for which no buffer was free: the last receive of `starved` ones returned no bytes, that of `hungry`
-    /// ones did.
+    /// Clients for which no buffer was free, and whose last receive returned no bytes.
     starved: VecDeque<(SlotId, ConnectionId)>,
+    /// Clients for which no buffer was free, and whose last receive returned bytes.
     hungry: VecDeque<(SlotId, ConnectionId)>,
-    /// The streams, and the time at which their sockets were last read without the ring.
+    /// The slots of the streams.
     streams: Vec<SlotId>,
+    /// The time at which the sockets of the streams were last read without the ring.
     looked_at: Time,
     scratch: Vec<u8>,
 }

@@ -44,7 +44,7 @@ fn receive(ring: &mut Uring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), Str
             (true, Event::Received(Ok(Some(lent)))) if ring.bytes(&lent) == word => {
                 ring.give_back(lent);
             }
-            other => return Err(format!("receive again and again into given buffers: {other:?}")),
+            other => return Err(format!("multishot receive into provided buffers: {other:?}")),
         }
     }
     ring.cancel(SLOT, Request::Receive);
@@ -53,7 +53,7 @@ fn receive(ring: &mut Uring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), Str
             (false, Event::Received(Err(error)))
                 if error.raw_os_error() == Some(libc::ECANCELED) => {}
             (false, Event::Cancelled) => {}
-            other => return Err(format!("cancel what is received: {other:?}")),
+            other => return Err(format!("cancel a receive: {other:?}")),
         }
     }
     Ok(())
@@ -76,7 +76,7 @@ fn next(ring: &mut Uring) -> Result<(bool, Event), String> {
         ring.enter_and_sleep(TIMEOUT).map_err(enter)?;
         ring.reap(&mut done, 1);
     }
-    let completion = done.pop().ok_or("no completion came")?;
+    let completion = done.pop().ok_or("no completion arrived in time")?;
     Ok((completion.has_more, completion.event))
 }
 

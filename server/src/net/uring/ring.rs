@@ -432,7 +432,7 @@ fn owner(token: u64) -> (SlotId, Request) {
         5 => Request::Send,
         6 => Request::Cancel,
         7 => Request::SharedTimer,
-        _ => unreachable!("a completion of nobody's request"),
+        _ => unreachable!("a completion of an unknown request"),
     };
     (SlotId(u32::from_be_bytes([a, b, c, d])), request)
 }

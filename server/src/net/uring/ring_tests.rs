@@ -133,7 +133,7 @@ fn a_shared_buffer_is_refilled_only_after_all_its_pieces_are_returned() {
             ring.give_back(lent.remove(turn % 2).0);
         }
         for (piece, came) in &lent {
-            assert!(came.ends_with(ring.bytes(piece)), "a piece that is ours was written to");
+            assert!(came.ends_with(ring.bytes(piece)), "a lent piece was overwritten");
         }
     }
 }
@@ -231,7 +231,7 @@ fn an_enabled_bell_signals_new_work_and_enabling_it_reports_pending_work() {
     ring.receive(SLOT, &ours, Group::Clients);
     ring.enter().unwrap();
     rustix::net::send(&theirs, b"1", SendFlags::NOSIGNAL).unwrap();
-    assert!(!is_rung(), "nobody listened");
+    assert!(!is_rung(), "the bell is disabled");
     assert!(!ring.listen_for_bell(), "there is work");
     ring.ignore_bell();
     for completion in next(&mut ring) {
@@ -276,7 +276,7 @@ fn a_send_ends_no_wait_and_a_blocked_send_hides_no_event() {
     rustix::net::send(&speaker, b"word", SendFlags::NOSIGNAL).unwrap();
     let start = std::time::Instant::now();
     ring.enter_and_sleep(TIMEOUT).unwrap();
-    assert!(start.elapsed() < TIMEOUT, "it slept on");
+    assert!(start.elapsed() < TIMEOUT, "the wait did not end");
     done.clear();
     ring.reap(&mut done, usize::MAX);
     assert!(
@@ -295,7 +295,7 @@ fn waits_share_one_alarm_that_ends_each_of_them() {
     let start = std::time::Instant::now();
     rustix::net::send(&theirs, b"word", SendFlags::NOSIGNAL).unwrap();
     ring.enter_and_sleep(LONGEST).unwrap();
-    assert!(start.elapsed() < LONGEST, "bytes end a sleep");
+    assert!(start.elapsed() < LONGEST, "bytes end a wait");
     let mut done = Vec::new();
     ring.reap(&mut done, usize::MAX);
     assert_eq!(done.len(), 1);
@@ -304,7 +304,7 @@ fn waits_share_one_alarm_that_ends_each_of_them() {
     assert!((LONGEST..TIMEOUT).contains(&start.elapsed()), "{:?}", start.elapsed());
     done.clear();
     ring.reap(&mut done, usize::MAX);
-    assert!(done.is_empty(), "an alarm is nobody's completion: {done:?}");
+    assert!(done.is_empty(), "an alarm posts no completion: {done:?}");
     // The next wait sets one.
     let again = std::time::Instant::now();
     ring.enter_and_sleep(LONGEST).unwrap();

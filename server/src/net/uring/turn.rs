@@ -32,8 +32,9 @@ use crate::net::socket::{
 const MOST_FED: usize = 16;
 /// The longest time without reading the streams' sockets while the kernel is behind.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// The most receives, and the bytes of each, from one stream each time.
+/// The maximum number of direct receives from one stream in one pass.
 const MOST_LOOKED_AT: usize = 4;
+/// The maximum number of bytes of one direct receive.
 const LOOKED_AT_BYTES: usize = 128 << 10;
 
 impl Engine {
