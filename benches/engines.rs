@@ -72,7 +72,7 @@ impl Connection {
         }
         let mut responses = 0;
         while let Some(frame) = self.input.next_frame().expect("a frame") {
-            let response = Response::read(frame.body).expect("an answer");
+            let response = Response::read(frame.body).expect("a response");
             assert_eq!(response.status, Status::Ok);
             assert!(is_put && response.copies == 2 || !is_put && response.value == VALUE);
             responses += 1;

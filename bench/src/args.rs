@@ -15,9 +15,9 @@ use crate::report::Format;
 use crate::target::{Scheme, Target};
 use crate::value::STAMP_BYTES;
 
-/// An upper bound on keys, above what current machines hold twice.
+/// The upper bound of `--keys`. Two copies of that many keys exceed the memory of current machines.
 const MAX_KEYS: u64 = 1_000_000_000;
-/// An upper bound on connections, above what a server accepts.
+/// The upper bound of `--connections`, above the limit of a server.
 const MAX_CONNECTIONS: u64 = 16_384;
 const MAX_THREADS: u64 = 256;
 /// The in-flight limit of a client of the library.
@@ -26,26 +26,28 @@ const MAX_REPLICAS: u32 = 16;
 
 const EXAMPLES: &str = "Examples:
   kv-bench --target kv://localhost:7000 --load --keys 100k
-          Fill 100,000 keys, then read 95 of 100 times for ten seconds
+          Write 100,000 keys, then run 95 % reads and 5 % writes for ten seconds
   kv-bench --target kv://localhost:7000 --load --reads 50 --distribution zipf --verify
-          Half writes, some keys far more often than others, every answer checked
+          Half reads and half writes of skewed keys, with every response checked
   kv-bench --target redis://localhost:6379 --reads 0 --wait 1 --depth 16
-          Writes to a Redis that one replica must have
+          Writes to Redis, each acknowledged by one replica
   kv-bench --target kv+wire://localhost:7000 --rate 20000 --reads 100 --json
-          Latency at a fixed rate, for a program to read";
+          Latency at a fixed rate, as JSON";
 
-/// Loads a store with reads and writes and tells how fast it answers.
+/// Loads a store with reads and writes and measures its throughput and latency.
 ///
-/// In a closed loop (without --rate) every connection keeps --depth operations under way, so the rate is
-/// what the server gives and a latency counts from the sending. With --rate operations begin at their
-/// times whatever the server does, and a latency counts from the time at which the operation was meant
-/// to begin: queueing is seen.
+/// In a closed loop (without --rate), every connection keeps --depth operations in flight. The server
+/// determines the rate, and the latency of an operation counts from its sending. In an open loop (with
+/// --rate), operations begin on schedule, however slow the server is. Their latency counts from the
+/// scheduled time, so it includes queueing.
 ///
-/// The targets: kv is a cluster of this store through its client library (the coordinator's address; one
-/// thread for each connection); kv+wire the same over plain sockets, each to one shard; redis is Redis or
-/// Valkey; memcached; echo is kv-echo, the bare floor.
+/// Targets: kv is a cluster of this store, accessed through the client library at the coordinator's
+/// address, with one thread for each connection. kv+wire is such a cluster over plain sockets, each to
+/// one shard. redis is Redis or Valkey. memcached is memcached. echo is kv-echo, a server that only
+/// returns bytes.
 ///
-/// Exit status: 0 if every operation was done and every answer was right, 1 if not, 2 for wrong usage.
+/// Exit status: 0 if every operation succeeded and every response was correct, 1 if not, 2 for invalid
+/// usage.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kv-bench", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -70,47 +72,47 @@ pub(crate) struct Args {
     /// Connections (kv: clients, each with a thread of its own).
     #[arg(short, long, value_name = "N", default_value = "50", value_parser = parse_count)]
     connections: u64,
-    /// Operations under way on each connection.
+    /// Operations in flight on each connection.
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_count)]
     depth: u64,
-    /// Threads among which the connections are dealt out (not for kv).
+    /// Threads that share the connections (not for kv).
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count)]
     threads: u64,
-    /// Open loop: so many operations a second, of all connections together.
+    /// Open loop: this many operations a second, over all connections.
     #[arg(long, value_name = "OPS", value_parser = parse_count)]
     rate: Option<u64>,
-    /// Measure for so long.
+    /// Duration of the measurement.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     duration: Duration,
-    /// Measure so many operations instead of a time; 0 after --load: only fill.
+    /// Measure this many operations instead of a duration; 0 with --load: only fill.
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
     count: Option<u64>,
-    /// Load the server for so long before anything is counted.
+    /// Duration of the load before the measurement.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     warm_up: Duration,
-    /// Chooses keys and operations; the same seed draws the same ones.
+    /// Seed of the choice of keys and operations; the same seed gives the same choice.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Write every key once before.
+    /// Write every key once before the measurement.
     #[arg(short, long)]
     load: bool,
-    /// Check every value read against what its key must hold: what this run wrote last, or, of a key that
-    /// it has not written, what any run may have left.
+    /// Check every value read against the writes of this run. A key that this run has not written may
+    /// hold a value of an earlier one.
     #[arg(long)]
     verify: bool,
-    /// redis: after the writes of a batch, wait until so many replicas have them.
+    /// redis: after each batch of writes, wait until this many replicas have them.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_REPLICAS as i64))]
     wait: Option<u32>,
-    /// kv: only keys of this group, so that one server (and its secondary) does all the work.
+    /// kv, kv+wire: use only keys of this group, so that one server and its secondary do all the work.
     #[arg(long, value_name = "N")]
     group: Option<u16>,
-    /// Tell what these processes use of processors for one operation.
+    /// Report the CPU time of these processes for one operation.
     #[arg(long, value_name = "PID", num_args = 1.., value_delimiter = ',')]
     server_pid: Vec<u32>,
-    /// The result as one JSON object.
+    /// Print the result as one JSON object.
     #[arg(long, conflicts_with = "csv")]
     json: bool,
-    /// The result as two lines of comma-separated values.
+    /// Print the result as two lines of comma-separated values.
     #[arg(long)]
     csv: bool,
 }
@@ -142,14 +144,14 @@ pub(crate) struct Plan {
 
 fn percent(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
-    share.ok_or_else(|| format!("`{text}` is no number from 0 to 100"))
+    share.ok_or_else(|| format!("`{text}` is not a number from 0 to 100"))
 }
 
 /// Returns `number` if it lies within `bounds`; otherwise fails with an error that names the flag.
 fn within(flag: &str, number: u64, bounds: RangeInclusive<u64>) -> anyhow::Result<u64> {
     match bounds.contains(&number) {
         true => Ok(number),
-        false => bail!("--{flag} {number}: it must be {} to {}", bounds.start(), bounds.end()),
+        false => bail!("--{flag} {number}: must be {} to {}", bounds.start(), bounds.end()),
     }
 }
 
@@ -180,19 +182,19 @@ impl Args {
         }
         let writes = self.load || self.reads < 100.0;
         if target.scheme == Scheme::KvWire && writes && depth > SESSION_WINDOW {
-            bail!("--depth {depth}: a connection of kv+wire keeps at most {SESSION_WINDOW} writes");
+            bail!("--depth {depth}: kv+wire keeps at most {SESSION_WINDOW} writes in flight");
         }
         if target.scheme == Scheme::Kv && threads > 1 {
-            bail!("--threads: each client of kv has a thread already; use --connections");
+            bail!("--threads does not apply to kv, which has one thread for each of --connections");
         }
         if self.wait.is_some() && target.scheme != Scheme::Redis {
-            bail!("--wait is for redis:// alone; {target} replicates by itself or not at all");
+            bail!("--wait applies only to redis://, not to {target}");
         }
         if self.group.is_some() && !target.is_kv() {
-            bail!("--group is for kv:// and kv+wire:// alone; {target} has no groups");
+            bail!("--group applies only to kv:// and kv+wire://, not to {target}");
         }
         if self.verify && target.scheme == Scheme::Echo {
-            bail!("--verify: {target} holds no values that could be checked");
+            bail!("--verify does not apply to {target}, which stores no values");
         }
         if self.verify && *self.value_size.start() < STAMP_BYTES as u64 {
             bail!("--verify needs a --value-size of {STAMP_BYTES} or more");

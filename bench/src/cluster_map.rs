@@ -15,13 +15,13 @@ use crate::wire::kv::RULES;
 /// The timeout of connecting, and of each response before the load.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pause before the map is requested again, if a group had no primary.
+/// The back-off before the map is requested again if a group has no primary.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Connects within [`TIMEOUT`].
 pub(crate) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     TcpStream::connect_timeout(&address, TIMEOUT)
-        .with_context(|| format!("connect to {address}; does the server run there?"))
+        .with_context(|| format!("connect to {address}; check that a server runs there"))
 }
 
 /// Requests the map from a coordinator or a server. Retries while a group has no primary, as a cluster that
@@ -39,7 +39,7 @@ pub(crate) fn fetch(address: SocketAddr) -> anyhow::Result<Map> {
 }
 
 fn fetch_once(address: SocketAddr) -> anyhow::Result<Map> {
-    let asked = || format!("ask {address} for the cluster's map");
+    let asked = || format!("request the cluster's map from {address}");
     let stream = connect(address)?;
     let mut bytes = Vec::new();
     hello(ClientId(0), ShardId(0), &mut bytes);
@@ -60,7 +60,7 @@ pub(crate) fn join(
     let mut bytes = Vec::new();
     hello(client, shard, &mut bytes);
     let mut input = FrameBuffer::new(RULES);
-    let greeted = || format!("begin a conversation with the server at {address}");
+    let greeted = || format!("complete the handshake with the server at {address}");
     let body = exchange(&stream, &bytes, &mut input, opcode::WELCOME).with_context(greeted)?;
     Ok((stream, Welcome::read(&body).with_context(greeted)?))
 }
@@ -83,15 +83,18 @@ fn exchange(
         if let Some(frame) = input.next_frame()? {
             if frame.opcode == opcode::ERROR {
                 let refusal = Refusal::read(frame.body)?;
-                bail!("it answers {:?}: {}", refusal.status, refusal.reason);
+                bail!("the response is {:?}: {}", refusal.status, refusal.reason);
             }
             if frame.opcode != expected {
-                bail!("it answers with opcode {}; is it a port for clients?", frame.opcode);
+                bail!(
+                    "the response has opcode {}; check that the port is for clients",
+                    frame.opcode
+                );
             }
             return Ok(frame.body.to_vec());
         }
         match stream.read(&mut scratch)? {
-            0 => bail!("it has closed the connection; is it a port for clients?"),
+            0 => bail!("the server closed the connection; check that the port is for clients"),
             count => input.extend(&scratch[..count]),
         }
     }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 /// The end of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// After this duration, the warm-up not counted.
+    /// After this duration, not counting the warm-up.
     Time(Duration),
-    /// After this many operations, the warm-up not counted.
+    /// After this many operations, not counting the warm-up.
     Count(u64),
-    /// Once every key was drawn.
+    /// After every key has been drawn.
     EveryKey,
 }
 

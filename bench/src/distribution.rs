@@ -26,8 +26,10 @@ impl Popularity {
                 .ok()
                 .filter(|theta| (0.01..=10.0).contains(theta))
                 .map(Popularity::Zipf)
-                .ok_or_else(|| format!("`{theta}` is no theta from 0.01 to 10")),
-            _ => Err(format!("`{text}` is neither uniform nor zipf nor zipf:THETA")),
+                .ok_or_else(|| format!("`{theta}` is not a theta from 0.01 to 10")),
+            _ => {
+                Err(format!("unknown distribution `{text}` (expected uniform, zipf or zipf:THETA)"))
+            }
         }
     }
 }

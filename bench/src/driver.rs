@@ -12,7 +12,7 @@ use crate::model::{Floor, Model};
 use crate::tally::Tally;
 use crate::value::{Stamp, Values};
 
-/// The most draws of another key for a write, if the drawn key has a write in flight.
+/// The number of other keys that are tried for a write if the drawn key has a write in flight.
 const REDRAWS: u32 = 8;
 
 /// The work of a phase.
@@ -88,9 +88,9 @@ pub(crate) struct Request<'a> {
 /// The result of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome<'a> {
-    /// The value that was read, or a write done.
+    /// A successful operation, with the value that was read; empty for a write.
     Done(&'a [u8]),
-    /// A write done, which only one server holds.
+    /// A successful write that only one server holds.
     SingleCopy,
     /// A read of a key that does not exist.
     Missing,
@@ -201,7 +201,7 @@ impl<'a> Driver<'a> {
         now_ns: u64,
     ) -> anyhow::Result<()> {
         let place = lane.slots.get_mut(slot as usize).filter(|place| place.is_open);
-        let place = place.with_context(|| format!("an answer to nothing (slot {slot})"))?;
+        let place = place.with_context(|| format!("a response for slot {slot}, which is empty"))?;
         place.is_open = false;
         let Slot { start_ns, key, stamp, floor, .. } = *place;
         lane.free.push(slot);

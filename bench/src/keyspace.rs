@@ -152,7 +152,7 @@ mod tests {
         let group = Some(GroupId(1));
         let keys = Keyspace::placed(500, 16, Popularity::Uniform, placement, group).unwrap();
         assert_eq!((keys.lists.len(), keys.len()), (1, 500));
-        assert!(keys.bound > 1_000, "two of three keys are others'");
+        assert!(keys.bound > 1_000, "two of three keys are in other groups");
     }
 
     #[test]

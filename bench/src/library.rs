@@ -61,7 +61,7 @@ pub(crate) fn run(
             std::thread::sleep(wait);
             continue;
         }
-        client.poll(wait, &mut done).context("wait for answers")?;
+        client.poll(wait, &mut done).context("wait for responses")?;
         let now_ns = driver.control.now_ns();
         for completion in done.drain(..) {
             let slot = u32::try_from(completion.tag).context("read a completion's tag")?;

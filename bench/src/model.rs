@@ -76,9 +76,7 @@ impl Model {
         let Some(value) = value else {
             return match floor {
                 Floor(0) => Ok(()),
-                Floor(number) => {
-                    Err(format!("nothing, though write {number} of it was acknowledged"))
-                }
+                Floor(number) => Err(format!("nothing, though write {number} was acknowledged")),
             };
         };
         let stamp = values.read(key, value)?;
@@ -88,7 +86,7 @@ impl Model {
                 // A value from an earlier run.
                 Floor(0) => Ok(()),
                 Floor(number) => Err(format!(
-                    "what another run has written, though write {number} of this one was acknowledged"
+                    "a value of another run, though write {number} of this run was acknowledged"
                 )),
             };
         }
@@ -96,7 +94,7 @@ impl Model {
             return Err(format!("write {}, though {} was acknowledged", stamp.number, floor.0));
         }
         if stamp.number > issued {
-            return Err(format!("write {}, of which {issued} are issued", stamp.number));
+            return Err(format!("write {}, though only {issued} were issued", stamp.number));
         }
         Ok(())
     }

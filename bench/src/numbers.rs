@@ -1,4 +1,4 @@
-//! Numbers in the notation of people.
+//! Human-readable numbers.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 pub(crate) fn parse_count(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
-    let wrong = || format!("`{text}` is no number; write 1000, 10k, 1M, 16KiB");
+    let wrong = || format!("`{text}` is not a number (examples: 1000, 10k, 1M, 16KiB)");
     let number: u64 = number.parse().map_err(|_| wrong())?;
     let factor = match unit {
         "" => 1,
@@ -19,7 +19,7 @@ pub(crate) fn parse_count(text: &str) -> Result<u64, String> {
         "GiB" => 1 << 30,
         _ => return Err(wrong()),
     };
-    number.checked_mul(factor).ok_or_else(|| format!("{text} is too much"))
+    number.checked_mul(factor).ok_or_else(|| format!("`{text}` is too large"))
 }
 
 /// Parses one number, or two separated by a dash.
@@ -28,7 +28,7 @@ pub(crate) fn parse_range(text: &str) -> Result<RangeInclusive<u64>, String> {
     let (low, high) = (parse_count(low)?, parse_count(high)?);
     match low <= high {
         true => Ok(low..=high),
-        false => Err(format!("`{text}` ends before it begins; write MIN-MAX")),
+        false => Err(format!("`{text}`: MIN exceeds MAX (expected MIN-MAX)")),
     }
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok()
         .filter(|seconds| (0.0..=DAY).contains(seconds))
         .map(Duration::from_secs_f64)
-        .ok_or_else(|| format!("`{text}` is no number of seconds from 0 to {DAY}"))
+        .ok_or_else(|| format!("`{text}` is not a number of seconds from 0 to {DAY}"))
 }
 
 /// Formats a count or rate with a unit and three or four digits.
@@ -91,7 +91,7 @@ mod tests {
     fn a_range_is_one_number_or_two() {
         assert_eq!(parse_range("64"), Ok(64..=64));
         assert_eq!(parse_range("64-1KiB"), Ok(64..=1_024));
-        assert!(parse_range("2-1").unwrap_err().contains("ends before it begins"));
+        assert!(parse_range("2-1").unwrap_err().contains("MIN exceeds MAX"));
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Takes over the measurements of all threads.
+    /// Sets the figures from the counts of all threads.
     pub(crate) fn take(&mut self, tally: Tally) {
         let mut all: Latencies = tally.reads.clone();
         all.add(&tally.writes);
@@ -136,11 +136,11 @@ impl Report {
             }
         }
         let troubles = [
-            (self.behind, "operations were due and had not begun at the end: the rate is too high"),
-            (self.missing, "reads found nothing (--load fills the keys first)"),
-            (self.single_copies, "writes are in one table alone: the cluster is degraded"),
+            (self.behind, "operations were due but not begun at the end: the rate is too high"),
+            (self.missing, "reads found no value (use --load to write all keys first)"),
+            (self.single_copies, "writes have one copy: the cluster is degraded"),
             (self.failed, "operations failed"),
-            (self.mismatched, "answers were wrong"),
+            (self.mismatched, "responses were wrong"),
         ];
         lines
             .extend(troubles.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
@@ -149,7 +149,7 @@ impl Report {
             firsts.iter().filter_map(|first| Some(format!("  the first: {}", (*first).as_ref()?))),
         );
         if self.verified && self.mismatched == 0 {
-            lines.push("every answer was checked and right".to_owned());
+            lines.push("every response was checked and is correct".to_owned());
         }
         lines.join("\n")
     }
@@ -208,7 +208,7 @@ mod tests {
         wrong.mismatched = 3;
         wrong.first_mismatch = Some("key 7 was read as nothing".to_owned());
         let text = wrong.render(Format::Table);
-        assert!(text.contains("3 answers were wrong") && text.contains("key 7"), "{text}");
+        assert!(text.contains("3 responses were wrong") && text.contains("key 7"), "{text}");
         assert!(!wrong.is_clean());
     }
 }

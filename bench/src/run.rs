@@ -124,7 +124,7 @@ fn open_kv(
     run: u32,
 ) -> anyhow::Result<Connection<Kv>> {
     if plan.connections < places {
-        bail!("--connections {}: there are {places} shards to reach", plan.connections);
+        bail!("--connections {}: use at least {places}, one for each shard", plan.connections);
     }
     let shards = usize::from(map.shards);
     let list = at % places;
@@ -200,7 +200,7 @@ fn carry_out<T: Send>(
     report.generator_cpu_us = ended.own.as_secs_f64() * 1e6 / operations;
     report.server_cpu_us = ended.servers.map(|used| used.as_secs_f64() * 1e6 / operations);
     if report.operations == 0 {
-        bail!("nothing was answered within {:?} after the warm-up", control_span(until));
+        bail!("no response arrived within {:?} after the warm-up", control_span(until));
     }
     Ok(report)
 }

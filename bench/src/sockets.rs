@@ -102,7 +102,7 @@ pub(crate) fn run<W: Wire>(
             }
             if now_ns > drain_until || state.driver.control.is_aborted() {
                 let left: usize = state.connections.iter().map(|c| c.lane.in_flight()).sum();
-                bail!("{left} operations were not answered within {} s", DRAIN_NS / 1_000_000_000);
+                bail!("{left} operations got no response in {} s", DRAIN_NS / 1_000_000_000);
             }
         }
         wait(&state.epoll, &mut ready)?;
@@ -214,7 +214,7 @@ impl<W: Wire> Loop<'_, '_, W> {
         let mut is_full = true;
         while is_full {
             let count = match (&connection.stream).read(&mut self.scratch) {
-                Ok(0) => bail!("the server has closed a connection"),
+                Ok(0) => bail!("the server closed a connection"),
                 Ok(count) => count,
                 Err(error) if is_momentary(&error) => break,
                 Err(error) => return Err(error).context("receive from the server"),

@@ -75,7 +75,7 @@ impl Target {
     /// Resolves the (first) address.
     pub(crate) fn resolve(&self) -> anyhow::Result<SocketAddr> {
         let first = self.endpoint.split(',').next().unwrap_or_default();
-        let looked_up = || format!("look up {first}; check the host name");
+        let looked_up = || format!("resolve {first}; check the host name");
         let mut found = first.to_socket_addrs().with_context(looked_up)?;
         found.next().with_context(looked_up)
     }

@@ -69,13 +69,17 @@ impl Values {
     pub(crate) fn read(&self, key: u32, value: &[u8]) -> Result<Stamp, String> {
         let (Some(head), rest) = (value.first_chunk::<STAMP_BYTES>(), value.get(STAMP_BYTES..))
         else {
-            return Err(format!("{} bytes, too short to be one of ours", value.len()));
+            return Err(format!("{} bytes, too short for a value of kv-bench", value.len()));
         };
         let word =
             |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let stamp = Stamp { run: word(0), number: word(4) };
         if word(8) as usize != value.len() {
-            return Err(format!("{} bytes, though it was written with {}", value.len(), word(8)));
+            return Err(format!(
+                "{} bytes instead of the {} that were written",
+                value.len(),
+                word(8)
+            ));
         }
         let mut rest = rest.unwrap_or_default();
         let mut from = start(place(key, stamp));
@@ -83,7 +87,7 @@ impl Values {
             let take = rest.len().min(NOISE_BYTES - from);
             let (part, left) = rest.split_at(take);
             if part != &self.noise[from..from + take] {
-                return Err("bytes that no write of this key has left".to_owned());
+                return Err("bytes that no write of this key produced".to_owned());
             }
             (rest, from) = (left, 0);
         }

@@ -118,7 +118,7 @@ static struct plan read_plan(const char *path)
     most = sizeof plan.head + sizeof(uint32_t) * plan.head.servers + plan.head.hello_bytes;
     if (plan.head.first_servers == 0 || plan.head.first_servers > plan.head.keys ||
         bytes != most + one * plan.head.keys)
-        die("%s has %zu bytes, not what its head says", path, bytes);
+        die("%s has %zu bytes, which its head contradicts", path, bytes);
     at += sizeof plan.head;
     plan.ports = (const uint32_t *)(const void *)at;
     plan.servers = plan.ports + plan.head.servers;
@@ -195,7 +195,7 @@ static void measure(struct start *starts, unsigned threads, unsigned long warm, 
     /* On a busy machine no operation may have completed in so short a time. */
     for (unsigned waited = 0; to.done == from.done; waited++) {
         if (waited == PATIENCE_MS)
-            die("nothing was done within %d ms", PATIENCE_MS);
+            die("no operation completed within %d ms", PATIENCE_MS);
         pause_ms(1);
         to = now(starts, threads);
     }
@@ -240,7 +240,7 @@ int main(int count, char **words)
     unsigned threads = 1;
 
     if (count != 10)
-        die("client_cost: see the head of its source");
+        die("invalid arguments; see the comment at the top of client_cost.c");
     side = side_named(words[1]);
     job.is_put = strcmp(words[2], "put") == 0;
     job.number = (unsigned)strtoul(words[5], NULL, 10);

@@ -66,7 +66,7 @@ static size_t receive_frame(int socket, unsigned char frame[MAX_BYTES])
         count += (size_t)got;
     }
     if (count != HEADER_BYTES + (size_t)length_of(frame))
-        die("more than one answer came");
+        die("more bytes than one response arrived");
     return count;
 }
 
@@ -121,11 +121,11 @@ static void call(void *state, struct entry entry)
     send_all(connection->socket, frame, bytes);
     got = receive_frame(connection->socket, frame);
     if (got < VALUE_AT || frame[STATUS_AT] != 0 || memcmp(frame + ID_AT, &bare->id, 8) != 0)
-        die("an answer of status %u", frame[STATUS_AT]);
+        die("a response with status %u or another id", frame[STATUS_AT]);
     if (is_put ? frame[COPIES_AT] != 2
                : got != VALUE_AT + head->value_bytes ||
                      memcmp(frame + VALUE_AT, entry.value, head->value_bytes) != 0)
-        die("an answer is not what was asked for");
+        die("the response to a request is wrong");
 }
 
 const struct side side_bare = {"bare", start, open_thread, call, NULL, NULL};

@@ -41,7 +41,7 @@ static void check(const struct context *context, redisReply *reply, struct entry
             ? reply->type != REDIS_REPLY_STATUS || strcmp(reply->str, "OK") != 0
             : reply->type != REDIS_REPLY_STRING || (size_t)reply->len != head->value_bytes ||
                   memcmp(reply->str, entry.value, head->value_bytes) != 0)
-        die("redis: not what was asked for");
+        die("redis: the reply to a request is wrong");
     freeReplyObject(reply);
 }
 

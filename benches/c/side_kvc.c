@@ -116,7 +116,7 @@ static void poll_once(struct queue *queue, struct worker *worker)
                         : end->value.len != bytes ||
                               memcmp(queue->values + end->tag * bytes,
                                      queue->entries[end->tag].value, bytes) != 0)
-            die("a completion is not what was asked for");
+            die("the completion of an operation is wrong");
         queue->free[queue->left++] = end->tag;
     }
     worker_count(worker, (unsigned)count);

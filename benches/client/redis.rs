@@ -24,7 +24,7 @@ impl Redis {
     /// Starts a server, or returns the reason why it cannot.
     pub(crate) fn start() -> Result<Redis, String> {
         if !Path::new(HEADER).exists() {
-            return Err("there is no hiredis (Debian package libhiredis-dev)".to_owned());
+            return Err("hiredis is not installed (Debian package libhiredis-dev)".to_owned());
         }
         let dir = tempfile::tempdir().map_err(|error| format!("make a directory: {error}"))?;
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -52,7 +52,7 @@ impl Redis {
         });
         match connected {
             Some(true) => Ok(redis),
-            _ => Err("redis-server has ended, or does not serve".to_owned()),
+            _ => Err("redis-server has exited or does not serve".to_owned()),
         }
     }
 

@@ -81,7 +81,7 @@ fn table(text: &mut String, measured: &[Measured], shape: Shape, keys: Keys) {
 fn head(text: &mut String, title: &str, number: &str) {
     let _ = writeln!(
         text,
-        "\n## {title}\n\n| work | {number} | side | thousand operations a second | client CPU, ns an operation | of it user | time: kvc / side | CPU: kvc / side |\n|---|---|---|---|---|---|---|---|",
+        "\n## {title}\n\n| work | {number} | side | thousand operations a second | client CPU, ns an operation | of which user | time: kvc / side | CPU: kvc / side |\n|---|---|---|---|---|---|---|---|",
     );
 }
 
@@ -90,7 +90,7 @@ fn targets(measured: &[Measured]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut say = |name: String, limit: f64, ratio: Option<Spread>| {
         let verdict = match ratio {
-            None => "not measured: there is no such side here".to_owned(),
+            None => "not measured: that side is not available".to_owned(),
             Some(ratio) if ratio.median <= limit => format!("reached: {}", ratio.digits(2)),
             Some(ratio) => format!("not reached: {}", ratio.digits(2)),
         };
@@ -182,20 +182,22 @@ fn today() -> String {
 pub(crate) fn text(settings: &Settings, measured: &[Measured]) -> String {
     let Settings { pairs, warm_up_ms, ms, .. } = settings;
     let mut text = format!(
-        "# What an operation costs a C program\n\n{}, version {}. {}.\n\n```\ncargo bench --bench client -- --report --pairs {pairs} --ms {ms} --warm-up-ms {warm_up_ms}\n```\n\n",
+        "# Cost of an operation in a C program\n\n{}, version {}. {}.\n\n```\ncargo bench --bench client -- --report --pairs {pairs} --ms {ms} --warm-up-ms {warm_up_ms}\n```\n\n",
         today(),
         env!("CARGO_PKG_VERSION"),
         machine()
     );
     let _ = writeln!(
         text,
-        "Three servers with one shard each, and redis-server, on loopback; all share the cores, nothing is \
-         pinned. {} keys of 16 bytes, values of 64 bytes, each key as likely; every answer is checked. \
-         {pairs} turns a side of {ms} ms after {warm_up_ms} ms of warm-up (and 8 ms for each thread), the sides of a cell in \
-         alternation (closed loops). Figures are medians, least and greatest in parentheses; ratios are \
-         taken between neighbours in time. A put of this store is on two servers when it is answered, one \
-         of redis-server on one. CPU is the client process's own, user and system, by getrusage. hiredis has one connection; so has the library where all keys are one server's, and else \
-         three, which carry a third of the operations each.\n\n{}",
+        "Three servers with one shard each, and redis-server, run on loopback. All share the cores; nothing is \
+         pinned. There are {} keys of 16 bytes with values of 64 bytes; all keys are equally likely, and \
+         every response is checked. Each side has {pairs} turns of {ms} ms after {warm_up_ms} ms of warm-up \
+         (and 8 ms for each thread); the sides of a cell alternate, each in a closed loop. Figures are \
+         medians with the minimum and the maximum in parentheses. Ratios compare turns that are neighbours \
+         in time. A put of this store is on two servers when it is acknowledged, a put of redis-server on \
+         one. CPU is user and system time of the client process, by getrusage. hiredis has one connection. \
+         The library has one connection if all keys are on one server, and otherwise three, each with a \
+         third of the operations.\n\n{}",
         plan::KEYS,
         shared_library()
     );
@@ -203,8 +205,8 @@ pub(crate) fn text(settings: &Settings, measured: &[Measured]) -> String {
     head(&mut text, "Blocking calls", "threads");
     table(&mut text, measured, Shape::Threads, Keys::All);
     let shapes = [
-        (Shape::Steady, "new operations sent as answers come"),
-        (Shape::Burst, "sent together, then all answers taken"),
+        (Shape::Steady, "new operations sent as responses arrive"),
+        (Shape::Burst, "sent together, then all responses received"),
     ];
     for (shape, how) in shapes {
         head(&mut text, &format!("One thread, {how}; keys of one server"), "in flight");

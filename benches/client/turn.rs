@@ -203,9 +203,9 @@ impl Program {
         let numbers: Vec<f64> =
             said.split_whitespace().map(|text| text.parse().expect("a number")).collect();
         let &[operations, wall_ns, user_ns, system_ns] = &numbers[..] else {
-            panic!("{side} {cell:?} said {said}")
+            panic!("{side} {cell:?} printed {said}")
         };
-        assert!(operations > 0.0, "{side} {cell:?} has done nothing");
+        assert!(operations > 0.0, "{side} {cell:?} completed no operation");
         Turn { operations, wall_ns, user_ns, system_ns }
     }
 

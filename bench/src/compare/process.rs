@@ -60,7 +60,7 @@ impl Kept {
             None => Ok(()),
             Some(status) => {
                 let said = fs::read_to_string(log).unwrap_or_default();
-                bail!("a server ended with {status}: {}", said.trim())
+                bail!("a server exited with {status}: {}", said.trim())
             }
         }
     }
@@ -115,7 +115,7 @@ pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     let status = status.with_context(|| format!("read the status of process {pid}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(kib.with_context(|| format!("process {pid} tells no VmRSS"))? << 10)
+    Ok(kib.with_context(|| format!("process {pid} reports no VmRSS"))? << 10)
 }
 
 /// Returns a port of this machine that is unused now.
@@ -134,7 +134,7 @@ pub(super) fn wait_for<T>(
             return Ok(found);
         }
         if Instant::now() >= deadline {
-            bail!("waited {TIMEOUT:?} in vain: {what}");
+            bail!("timed out after {TIMEOUT:?} waiting for {what}");
         }
         std::thread::sleep(LOOK_EVERY);
     }

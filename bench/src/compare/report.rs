@@ -180,7 +180,7 @@ impl Measured {
         verdicts
     }
 
-    /// Renders the report for people.
+    /// Renders the report in Markdown.
     pub(super) fn markdown(&self) -> String {
         let mut text = format!("# This store, its peers and its floors\n\n{}", today());
         let Hardware { processor, kernel, memory_gib, cores } = &self.machine;
@@ -191,20 +191,20 @@ impl Measured {
             self.command
         );
         if self.is_quick {
-            text += "A quick run, which shows that the comparison works and measures nothing.\n\n";
+            text += "A quick run: it only shows that the comparison works.\n\n";
         }
         for (who, version) in &self.sides {
             let _ = writeln!(text, "- {}: {version}", who.name());
         }
-        text += "\nEvery figure is the median of the turns, with the least and the most in brackets; the \
-                 sides take turns within each cell. Closed loop. Every value read was checked, except of \
-                 the bare floors, which hold none. Writes of all sides but memcached are in two processes \
-                 before they count (Redis and Valkey: WAIT 1 after each write, or after the writes of a \
-                 batch). This store is driven over plain sockets like the others (kv+wire), with keys of \
-                 one group: a primary and its secondary, as the others have one; its servers are \
-                 called silent after 5 s (`coord -t 5`), for idle ones may get no processor while another \
-                 side has its turn; a turn in which a write had one copy is repeated, and that is said. \
-                 Server CPU is that of both processes.\n";
+        text += "\nEach figure is the median of the turns, with the minimum and the maximum in parentheses. The \
+                 sides take turns within each cell. The loop is closed. Every value read was checked, \
+                 except of the bare ring and chain, which store none. A write counts once two processes \
+                 have it, except with memcached (Redis and Valkey: WAIT 1 after each write or batch of \
+                 writes). This store is accessed over plain sockets like the others (kv+wire), with keys \
+                 of one group: a primary and its secondary. Its failure timeout is 5 s (`coord -t 5`), \
+                 because idle servers may get no CPU time during the turn of another side. A turn in \
+                 which a write had one copy is repeated; the number of repeated turns is given. Server \
+                 CPU is the CPU time of both processes.\n";
         for result in &self.cells {
             Self::write_cell(result, &mut text);
         }
@@ -263,10 +263,10 @@ impl Measured {
             let _ = writeln!(text, "| {} | {entries} | {bytes_per_entry:.1} |", who.name());
         }
         if !self.growth.is_empty() {
-            *text += "\n## P7: growing tables\n\nGET at 1 connection, depth 1, before and after; the \
-                      writes between at 8 connections, depth 8, not waited for at the replicas of \
-                      Redis and Valkey. The machine itself stalls programs for milliseconds: see the \
-                      others' longest.\n\n\
+            *text += "\n## P7: growing tables\n\nGET with 1 connection at depth 1, before and after. The \
+                      writes between have 8 connections at depth 8 and do not wait for the replicas \
+                      of Redis and Valkey. The machine itself stalls programs for milliseconds, as \
+                      the longest writes of all sides show.\n\n\
                       | | keys | p50 µs before | after | longest write µs | p99.9 µs |\n\
                       |---|---|---|---|---|---|\n";
         }
@@ -285,7 +285,7 @@ impl Measured {
         }
     }
 
-    /// Renders the report for programs, with every turn.
+    /// Renders the report in JSON, with every turn.
     pub(super) fn json(&self) -> anyhow::Result<String> {
         let Hardware { processor, kernel, memory_gib, cores } = &self.machine;
         let cells: Vec<Value> = self

@@ -162,7 +162,7 @@ impl Ground<'_> {
             Err(error) => (error.to_string(), who),
         };
         let flag = format!("{flag:?}").to_lowercase();
-        Some(format!("{} does not run ({error}); install it, or give --{flag}", program.display()))
+        Some(format!("cannot run {} ({error}); install it or set --{flag}", program.display()))
     }
 
     /// Returns a side's version for the report.
@@ -171,7 +171,7 @@ impl Ground<'_> {
             Some(program) => {
                 Ok(first_line(&Command::new(program).arg("--version").output()?.stdout))
             }
-            None => Ok(format!("{}, of this very source", env!("CARGO_PKG_VERSION"))),
+            None => Ok(format!("{}, built from this source", env!("CARGO_PKG_VERSION"))),
         }
     }
 
@@ -199,7 +199,7 @@ impl Ground<'_> {
         let log = dir.join("coord.err");
         let mut command = self.command(&self.programs.coord, Signal::TERM);
         command.args(["--daemon", "--shards", "1", "-c", &port.to_string()]);
-        // While a peer has its turn, idle servers on the same core got no CPU time for up to 0.8 s.
+        // During the turns of peers, idle servers on the same core got no CPU time for up to 0.8 s.
         command.args(["-t", "5"]);
         command.arg("-C").arg(&file).arg("--dir").arg(&dir).arg("-l").arg(dir.join("coord.log"));
         let processes = vec![Kept::start(&mut command, &log)?];
@@ -226,7 +226,7 @@ impl Ground<'_> {
             }))
         })?;
         let pids: Option<Vec<u32>> = status.servers.iter().map(|server| server.pid).collect();
-        side.pids = pids.context("a server tells no pid")?;
+        side.pids = pids.context("a server reports no pid")?;
         side.others = side.pids.split_off(2);
         side.others.push(side.processes[0].0.id());
         Ok(side)
@@ -262,7 +262,7 @@ impl Ground<'_> {
                 command.args(["--replicaof", "127.0.0.1", &primary.to_string()]);
             }
             let mut kept = Kept::start(&mut command, &log)?;
-            wait_for("the server to answer and its replica to follow", || {
+            wait_for("the server to respond and its replica to follow", || {
                 kept.check(&log)?;
                 let said = ask_resp(port, "INFO replication").unwrap_or_default();
                 let sign = if port == replica { "master_link_status:up" } else { "role:master" };
@@ -283,7 +283,7 @@ impl Ground<'_> {
             command.args(["-u", "root"]);
         }
         let mut kept = Kept::start(&mut command, &log)?;
-        wait_for("memcached to take connections", || {
+        wait_for("memcached to accept connections", || {
             kept.check(&log)?;
             Ok(TcpStream::connect(("127.0.0.1", port)).ok().map(drop))
         })?;
@@ -309,7 +309,7 @@ impl Ground<'_> {
                 command.args(["--forward", next]);
             }
             let mut kept = Kept::start(&mut command, &log)?;
-            address = Some(wait_for("kv-echo to say its address", || {
+            address = Some(wait_for("kv-echo to print its address", || {
                 kept.check(&log)?;
                 let said = fs::read_to_string(&log)?;
                 Ok(said.strip_suffix('\n').map(ToOwned::to_owned))

@@ -142,7 +142,7 @@ pub(super) fn bench(
         (_, Some(report)) => {
             let first = report.first_mismatch.or(report.first_failure).unwrap_or_default();
             bail!(
-                "{}: {} operations failed, {} answers were wrong: {first}",
+                "{}: {} operations failed, {} responses were wrong: {first}",
                 side.who.name(),
                 report.failed,
                 report.mismatched

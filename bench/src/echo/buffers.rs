@@ -43,7 +43,7 @@ impl Buffers {
         // SAFETY: the entries are mapped, page-aligned and zeroed, hold COUNT entries, and are never
         // unmapped.
         unsafe { ring.submitter().register_buf_ring_with_flags(entries as u64, COUNT, GROUP, 0) }
-            .context("give io_uring its buffers (Linux 5.19 or newer is needed)")?;
+            .context("register buffers with io_uring (needs Linux 5.19 or newer)")?;
         let mut buffers = Buffers { entries: entries.cast(), memory, tail: 0 };
         (0..COUNT).for_each(|number| buffers.put_back(number));
         buffers.publish();

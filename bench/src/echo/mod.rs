@@ -23,9 +23,9 @@ use clap::Parser;
 
 use server::Server;
 
-/// The bare floor that a store on io_uring is held against: multishot accept and receive, a ring of
-/// provided buffers, one send in flight for each connection, and nothing else. kv-bench speaks to it as
-/// echo://HOST:PORT.
+/// A server that only returns bytes, as a lower bound for a store on io_uring: multishot accept and
+/// receive, a ring of provided buffers, one send in flight for each connection, and nothing else.
+/// kv-bench addresses it as echo://HOST:PORT.
 ///
 /// It prints one line with its address once it listens, and runs until it is killed.
 #[derive(Debug, Parser)]
@@ -34,13 +34,13 @@ struct Args {
     /// Address to listen on; port 0 selects a free one.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     listen: String,
-    /// The next of the chain: another kv-echo.
+    /// Address of another kv-echo, to which all requests are forwarded.
     #[arg(long, value_name = "HOST:PORT")]
     forward: Option<String>,
 }
 
 fn resolve(text: &str) -> anyhow::Result<SocketAddr> {
-    let looked_up = || format!("look up `{text}`; write HOST:PORT");
+    let looked_up = || format!("resolve `{text}` (expected HOST:PORT)");
     text.to_socket_addrs().with_context(looked_up)?.next().with_context(looked_up)
 }
 
@@ -50,7 +50,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let next = match &args.forward {
         Some(next) => {
             let stream = TcpStream::connect(resolve(next)?)
-                .with_context(|| format!("connect to {next}; does a kv-echo listen there?"))?;
+                .with_context(|| format!("connect to {next}; check that a kv-echo runs there"))?;
             stream.set_nodelay(true)?;
             Some(stream)
         }
@@ -58,7 +58,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     };
     let address = listener.local_addr()?;
     let mut server = Server::new(listener, next)?;
-    writeln!(std::io::stdout(), "{address}").context("say the address")?;
+    writeln!(std::io::stdout(), "{address}").context("print the address")?;
     server.run()
 }
 

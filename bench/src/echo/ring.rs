@@ -52,7 +52,7 @@ impl Uring {
             .setup_coop_taskrun()
             .setup_cqsize(COMPLETIONS)
             .build(ENTRIES)
-            .context("set io_uring up (Linux 6.1 or newer, and allowed here)")?;
+            .context("set up io_uring (needs permission and Linux 6.1 or newer)")?;
         let buffers = Buffers::register(&ring)?;
         Ok(Uring { ring, buffers })
     }

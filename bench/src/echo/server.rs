@@ -289,7 +289,7 @@ impl Server {
     /// Closes a connection as soon as it has no operation in flight.
     fn close(&mut self, number: u32) -> anyhow::Result<()> {
         if self.next.as_ref().is_some_and(|next| next.connection == number) {
-            bail!("the next in the chain has closed the connection");
+            bail!("the next kv-echo of the chain closed the connection");
         }
         let Some(connection) = &self.connections[number as usize] else { return Ok(()) };
         if connection.is_sending || connection.is_receiving {

@@ -57,7 +57,7 @@ impl Head {
             |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let (length, reply) = (word(0) as usize, word(4) as usize);
         if !(REQUEST_HEAD..=LONGEST).contains(&length) || !(REPLY_HEAD..=LONGEST).contains(&reply) {
-            return Err(format!("a request of {length} bytes for a reply of {reply}"));
+            return Err(format!("lengths out of bounds: request {length}, reply {reply}"));
         }
         let tag = u64::from(word(8)) | u64::from(word(12)) << 32;
         Ok(Some(Head { length, reply, tag }))
@@ -101,9 +101,9 @@ impl Wire for Echo {
 
     fn reply<'a>(&mut self, input: &'a [u8]) -> Result<Option<Reply<'a>>, String> {
         let Some(tag) = input.first_chunk::<REPLY_HEAD>() else { return Ok(None) };
-        let &(slot, consumed) = self.expected.front().ok_or("a reply to nothing")?;
+        let &(slot, consumed) = self.expected.front().ok_or("a reply without a request")?;
         if u64::from_le_bytes(*tag) != u64::from(slot) {
-            return Err(format!("the reply to {}, not to {slot}", u64::from_le_bytes(*tag)));
+            return Err(format!("a reply to slot {} instead of {slot}", u64::from_le_bytes(*tag)));
         }
         if input.len() < consumed {
             return Ok(None);

@@ -81,7 +81,8 @@ impl Wire for Kv {
             return Err(format!("a frame with opcode {}", frame.opcode));
         }
         let response = Response::read(frame.body).map_err(|error| error.to_string())?;
-        let slot = u32::try_from(response.id.0).map_err(|_| "an answer to nothing".to_owned())?;
+        let slot =
+            u32::try_from(response.id.0).map_err(|_| "a response without a request".to_owned())?;
         let write = self.open.iter().position(|(_, open)| *open == slot);
         if let Some(write) = write {
             self.open.remove(write);

@@ -41,7 +41,7 @@ impl Wire for Memcached {
             match input.get(end..end + b"\r\nEND\r\n".len()) {
                 None => return Ok(None),
                 Some(b"\r\nEND\r\n") => {}
-                Some(_) => return Err("a value of another length than announced".to_owned()),
+                Some(_) => return Err("a value whose length was announced wrongly".to_owned()),
             }
             (end + b"\r\nEND\r\n".len(), Outcome::Done(&input[consumed..end]))
         } else if is_write || head.starts_with(b"SERVER_ERROR") {

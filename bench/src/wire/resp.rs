@@ -120,7 +120,7 @@ impl Wire for Resp {
                 match input.get(end..end + 2) {
                     None => return Ok(None),
                     Some(b"\r\n") => {}
-                    Some(_) => return Err("a value of another length than announced".to_owned()),
+                    Some(_) => return Err("a value whose length was announced wrongly".to_owned()),
                 }
                 (end + 2, Some((slot, Outcome::Done(&input[consumed..end]))))
             }
