@@ -189,7 +189,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) daemon: bool,
 
-    // Not a flag: set by `coord stop`, which takes a cluster over only to stop it.
+    // True in `coord stop`, which takes a cluster over only to stop it; no flag sets it.
     #[arg(skip)]
     pub(crate) only_stops: bool,
 

@@ -19,8 +19,9 @@ use crate::spawn::ssh::Ssh;
 use crate::stop_port::{Call, Line, Replacement, Request, Setting, path_in};
 use crate::{driver, lock, store};
 
-/// The timeout for the exit of a coordinator that has sent its last message, and the polling interval.
+/// The timeout for the exit of a coordinator that has sent its last message.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// The interval at which that exit is polled.
 const END_LOOK: Duration = Duration::from_millis(10);
 
 /// The outcome of a request to a coordinator.

@@ -320,7 +320,10 @@ mod tests {
         let advice = |code| io_uring_advice(&std::io::Error::from_raw_os_error(code));
         assert!(advice(libc::ENOSYS).contains("seccomp"));
         assert!(advice(libc::EPERM).contains("seccomp"));
-        assert!(!advice(libc::ENOMEM).contains("seccomp"), "it is the limit of locked memory");
+        assert!(
+            !advice(libc::ENOMEM).contains("seccomp"),
+            "ENOMEM is about the limit of locked memory"
+        );
     }
 
     #[test]

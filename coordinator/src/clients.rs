@@ -111,7 +111,8 @@ struct Port {
 #[derive(Debug, Default)]
 struct Crowded {
     closed: u64,
-    /// The start of the crowding, its earliest end, and the address whose connection was the last cause.
+    /// The time of the first close of this crowding, the time until which the status reports it, and the address of the
+    /// last connection that caused a close.
     seen: Option<(Time, Time, IpAddr)>,
 }
 

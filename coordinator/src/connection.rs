@@ -49,8 +49,9 @@ pub(crate) struct Connection {
     waiting_since: Instant,
     /// Bytes that are sent while the next frame is awaited.
     output: Vec<u8>,
-    /// The number of those bytes already sent, and the time at which it last grew.
+    /// The number of those bytes already sent.
     sent: usize,
+    /// The time at which that number last grew.
     last_progress: Instant,
 }
 
@@ -263,7 +264,7 @@ mod tests {
             other.write_all(&frame(b"heard")).await.unwrap();
             let heard = connection.next_frame(None).await.unwrap().unwrap();
             assert_eq!(&heard.body[..], b"heard");
-            assert!(!connection.has_sent_all(), "nobody has taken it");
+            assert!(!connection.has_sent_all(), "the peer has read nothing yet");
             let taken = async {
                 let mut bytes = vec![0; QUEUED];
                 other.read_exact(&mut bytes).await.unwrap();
@@ -289,7 +290,7 @@ mod tests {
             };
             tokio::select! {
                 result = connection.next_frame(Some(timeout)) => assert!(result.is_err()),
-                () = trickle => panic!("the whole frame was waited for"),
+                () = trickle => panic!("the deadline did not expire"),
             }
         });
     }

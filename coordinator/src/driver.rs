@@ -52,7 +52,7 @@ use crate::ready::Ready;
 use crate::stop_port::Call;
 use crate::{clock, cluster_file, logs, own_limits, screen, stop};
 
-/// The maximum number of queued requests from the socket in the directory.
+/// The maximum number of queued requests from the socket in the directory of the cluster.
 const MAX_REQUESTS: usize = 8;
 
 /// Runs a cluster from start to stop.

@@ -19,9 +19,10 @@ use kv_protocol::client_message::Question;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-/// The request rates per second for all connections of one address together. After a pause, one second's worth is
-/// served at once.
+/// The maximum rate of MAP requests per second, for all connections of one address together. After a pause, the
+/// requests of one second are served at once.
 const MAPS_PER_SECOND: u32 = 20_000;
+/// The maximum rate of STATUS requests per second, counted in the same way.
 const STATUSES_PER_SECOND: u32 = 500;
 
 /// The connections of a port. An address has at most three quarters of them, so that no single address can take
@@ -48,7 +49,8 @@ struct Party {
 /// The rate limiter for one kind of request.
 #[derive(Debug, Default)]
 struct Meter {
-    /// The time up to which served requests are paid for; a time in the past is credit.
+    /// The time until which the served requests use up the rate. A time in the past is unused rate, which allows a
+    /// burst.
     paid_until: Option<Instant>,
 }
 
@@ -161,7 +163,7 @@ impl Guest {
 }
 
 impl Meter {
-    /// Pays for one request at this rate, and returns the time at which it may be served.
+    /// Counts one request at this rate, and returns the time at which it may be served.
     fn pay(&mut self, now: Instant, per_second: u32) -> Instant {
         const CREDIT: Duration = Duration::from_secs(1);
         let earliest = now.checked_sub(CREDIT).unwrap_or(now);
@@ -256,7 +258,7 @@ mod tests {
             assert!(crowd[0].place.has_left.get() && !crowd[1].place.has_left.get());
             assert_eq!(guests.closed_for_others(), 1);
             assert_eq!((guests.total.get(), guests.parties.borrow()[&CROWD].connections), (6, 6));
-            assert!(guests.admit(OTHER).is_some(), "there are places for others");
+            assert!(guests.admit(OTHER).is_some(), "other addresses still have places");
             drop((crowd, seventh));
             tokio::task::yield_now().await;
         });
@@ -297,8 +299,8 @@ mod tests {
         let second = (0..100).map(|_| meter.pay(now, 100)).last().unwrap();
         assert_eq!(second, now + Duration::from_secs(1));
         let later = second + Duration::from_secs(10);
-        assert!((0..100).all(|_| meter.pay(later, 100) <= later), "credit comes back");
-        assert!(meter.pay(later, 100) > later, "and is bounded");
+        assert!((0..100).all(|_| meter.pay(later, 100) <= later), "a burst is allowed again");
+        assert!(meter.pay(later, 100) > later, "the burst is bounded");
     }
 
     #[test]

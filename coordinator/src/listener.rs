@@ -252,6 +252,6 @@ mod tests {
         for stranger in &strangers {
             gone += usize::from(has_to_go(stranger).await);
         }
-        assert_eq!(gone, 18, "two places are left to them");
+        assert_eq!(gone, 18, "two connections of the address remain");
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Boot {
     boot: String,
 }
 
-/// The place to look up processes that a record calls local.
+/// The machine on which to look up the processes that a record calls local.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// This machine, since the same boot.

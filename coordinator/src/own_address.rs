@@ -9,6 +9,7 @@ use crate::random;
 
 /// The timeout for a connection to a foreign address to arrive at this machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// The interval at which the listener is polled for that connection.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Returns whether an address belongs to this machine.

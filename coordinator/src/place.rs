@@ -82,7 +82,7 @@ impl Moved {
         ServerLine { id, host, clients_port, servers_port, coord_port }
     }
 
-    /// Returns the same line without the server id, as an operator writes it.
+    /// Returns the host and the ports of that line, as an operator writes them.
     pub(crate) fn words(&self) -> String {
         let [clients, servers, coord] = self.ports;
         format!("{} {clients} {servers} {coord}", self.host)

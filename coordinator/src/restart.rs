@@ -347,7 +347,7 @@ mod tests {
     fn only_a_restore_continues_a_cluster_whose_founders_have_not_loaded() {
         use kv_core::cluster::Founding;
         let mut record = record(0);
-        assert!(!is_half_restored(&record), "it begins with nothing");
+        assert!(!is_half_restored(&record), "a new cluster has nothing to load");
         record.state.foundings = vec![Founding { above: ViewVersion(7), is_lost: false }; 3];
         assert!(is_half_restored(&record));
         record.state.views[0].version = ViewVersion(8);

@@ -13,7 +13,7 @@ use crate::args::{Args, NetEngine, OnDoubleFault};
 
 /// The default of `--orphan-timeout`.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(3_600);
-/// The default of `--remote-dir`; scripts/launch-cluster.sh does not set it.
+/// The default of `--remote-dir`; scripts/launch-cluster.sh relies on it.
 pub(crate) const REMOTE_DIR: &str = "ftkv";
 
 /// The settings, given or default. Settings that are missing in a stored state have these defaults.
@@ -73,8 +73,8 @@ impl Settings {
         }
     }
 
-    /// Returns the same for a cluster with running servers. They hold leases by its failure timeout, so that is
-    /// kept.
+    /// Returns these settings with the flags applied, for a cluster with running servers. The failure timeout is kept,
+    /// because the leases of these servers depend on it.
     pub(crate) fn with_running(&self, args: &Args) -> Settings {
         Settings { failure_timeout: self.failure_timeout, ..self.with(args) }
     }
@@ -168,7 +168,7 @@ mod tests {
                 "--memory-limit is 2G from now on, no longer 1G; running servers keep the old value",
             ]
         );
-        assert!(!after.changes_since(&before, false)[1].contains("keep"), "nobody runs");
+        assert!(!after.changes_since(&before, false)[1].contains("keep"), "no server runs");
     }
 
     #[test]

@@ -122,7 +122,7 @@ mod tests {
 
     /// Returns the message of the error for a rejected file.
     fn refusal(result: io::Result<File>) -> String {
-        let error = result.expect_err("it must be refused");
+        let error = result.expect_err("it must be rejected");
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         error.to_string()
     }

@@ -254,19 +254,22 @@ mod tests {
         let (mut child, process) = child();
         assert!(find(&process).unwrap().is_some());
         let later = Process { start_time: process.start_time + 1, ..process };
-        assert!(find(&later).unwrap().is_none(), "another start");
+        assert!(find(&later).unwrap().is_none(), "another start time");
         let unknown = Process { start_time: 0, ..process };
-        assert!(find(&unknown).unwrap().is_some(), "by its name");
+        assert!(find(&unknown).unwrap().is_some(), "found by its incarnation");
         let other = Process { incarnation: Incarnation(1), ..unknown };
-        assert!(find(&other).unwrap().is_none(), "another name has the number");
+        assert!(find(&other).unwrap().is_none(), "another incarnation has this id");
         child.kill().unwrap();
         while find(&process).unwrap().is_some() {
             std::thread::yield_now();
         }
-        assert!(fs::exists(format!("/proc/{}", process.pid)).unwrap(), "nobody has waited for it");
+        assert!(
+            fs::exists(format!("/proc/{}", process.pid)).unwrap(),
+            "it has not been reaped yet"
+        );
         assert!(find(&unknown).unwrap().is_none());
         child.wait().unwrap();
-        assert!(find(&process).unwrap().is_none(), "no such number");
+        assert!(find(&process).unwrap().is_none(), "no process has this id");
     }
 
     #[test]

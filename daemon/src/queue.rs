@@ -30,8 +30,9 @@ pub const MAX_LINES: usize = 4_096;
 pub const MAX_BYTES: usize = 1 << 20;
 /// The maximum length of a line; longer lines are truncated.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
-/// The parts of these limits that are reserved for urgent lines.
+/// The number of lines that is reserved for urgent lines.
 const RESERVED_LINES: usize = 64;
+/// The number of bytes that is reserved for urgent lines.
 const RESERVED_BYTES: usize = 128 << 10;
 /// The number of lines after which dropped lines are reported even though the queue is not empty.
 const REPORT_AFTER: u32 = 1_024;
@@ -66,8 +67,9 @@ pub struct Queue {
 struct Shared {
     /// Queued bytes.
     bytes: AtomicUsize,
-    /// Lines accepted since the start, and how many of them have been processed.
+    /// Lines and nudges accepted since the start.
     accepted: AtomicU64,
+    /// Accepted lines and nudges that have been processed.
     done: AtomicU64,
     /// Lines dropped and not yet reported.
     dropped: AtomicU64,
@@ -319,7 +321,7 @@ mod tests {
         for _ in 0..3 * MAX_LINES {
             queue.push(b"a line of a thread that must not wait\n", false);
         }
-        assert!(start.elapsed() < TIMEOUT, "nothing was taken, and nobody waited");
+        assert!(start.elapsed() < TIMEOUT, "a push waited for the sink");
         assert!(!queue.flush(Duration::from_millis(5)), "the sink stalls");
         let dropped = queue.shared.dropped.load(Ordering::Relaxed);
         assert!(dropped >= 2 * MAX_LINES as u64, "{dropped}");
@@ -329,7 +331,7 @@ mod tests {
         drop(open);
         assert!(queue.flush(TIMEOUT));
         let text = String::from_utf8(taken.lock().unwrap().clone()).unwrap();
-        assert!(text.ends_with("the last line\n"), "all that was accepted is there, in order");
+        assert!(text.ends_with("the last line\n"), "all accepted lines are written, in order");
         assert_eq!(queue.shared.bytes.load(Ordering::Relaxed), 0);
         drop(subscriber);
     }

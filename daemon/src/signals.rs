@@ -1,4 +1,4 @@
-//! Signals whose default action would end a server or a coordinator for no reason.
+//! Signals that mean nothing to a server or a coordinator, but end a process by default.
 //!
 //! A server that a stray SIGALRM kills loses its replicas without dumping them. SIGTERM and SIGINT request an
 //! orderly stop, and SIGHUP reopens the log. SIGQUIT and the fault signals keep their default action, so that they

@@ -8,8 +8,9 @@ use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_DUMP_DIRECTORY_BYTES, ORPHAN_SECONDS};
 use kv_protocol::size;
 
-/// The bounds of the interval between two requests of `coord status --watch`.
+/// The minimum interval between two requests of `coord status --watch`.
 const MIN_INTERVAL_SECONDS: f64 = 0.1;
+/// The maximum interval between two requests of `coord status --watch`.
 const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 
 /// The minimum of `--memory-limit` in bytes: less has no room for a value of the maximum size.
@@ -83,7 +84,7 @@ pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// Parses `--orphan-timeout`; zero is never.
+/// Parses `--orphan-timeout`; zero means never.
 pub(super) fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
     if seconds != 0.0 && !ORPHAN_SECONDS.contains(&seconds) {

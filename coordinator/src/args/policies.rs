@@ -42,7 +42,7 @@ pub(crate) enum NetEngine {
     /// io_uring; the server does not start without it.
     Uring,
     /// epoll, without any io_uring.
-    // Earlier states name the engine that it has replaced.
+    // Stored states of earlier versions have the name of the engine that this one has replaced.
     #[serde(alias = "tcpstream")]
     Epoll,
 }

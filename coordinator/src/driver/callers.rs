@@ -69,7 +69,7 @@ mod tests {
         for n in 0..2 * MAX_LINES {
             callers.say(&format!("line {n}"));
         }
-        assert_eq!(callers.0.borrow().len(), 1, "those that left are forgotten");
+        assert_eq!(callers.0.borrow().len(), 1, "callers that have disconnected are forgotten");
         // The last caller disconnects after it has received the result, for which `end` waits.
         let end = async move {
             let mut seen = 0;

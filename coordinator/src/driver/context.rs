@@ -1,5 +1,5 @@
 //! The state that all tasks share, and the way into the cluster's state machine. Each file of the driver adds the
-//! methods of its idea to [`Driver`].
+//! methods of its topic to [`Driver`].
 
 use std::cell::{Cell, Ref, RefCell};
 use std::path::PathBuf;

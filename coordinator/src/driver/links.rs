@@ -1,4 +1,4 @@
-//! Connections: servers report on one port, clients ask on another, and the coordinator sends orders.
+//! Connections: servers report on one port, clients send requests to another, and the coordinator sends orders.
 //!
 //! ```text
 //!   servers: STARTED, HEARTBEAT -> servers -> input

@@ -256,7 +256,7 @@ mod tests {
         );
         assert!(places.log_lines(at(5_500)).is_empty(), "its step is in the log already");
         places.look(at(6_000), &[]);
-        assert!(places.lines(at(6_000), 80).is_empty(), "what is back is shown no more");
+        assert!(places.lines(at(6_000), 80).is_empty(), "a recovered place is no longer shown");
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
             "server 1, step 3: 30 % is copied, 15.0 of 50.0 MiB, 15000 of 50000 keys, 5.0 MiB/s, 7 s left"
         );
         places.look(at(7_100), &[copying(4, 0)]);
-        assert_eq!(places.log_lines(at(7_100)).len(), 1, "another step is another copy");
+        assert_eq!(places.log_lines(at(7_100)).len(), 1, "another step starts another copy");
     }
 
     #[test]

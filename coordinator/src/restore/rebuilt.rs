@@ -1,8 +1,8 @@
 //! `--without-state`: the last state rebuilt from the dumps, if every copy of it is lost.
 //!
-//! Only dumps of the last run count, which have their plain names. After a restore, complete and consistent dumps
-//! of the previous cluster are there too. Without a state, its processes are unknown. Therefore any server that
-//! runs in one of the directories, here or on an ssh host, prevents the restore.
+//! Only dumps with their plain names count, because they are of the last run. Renamed dumps may be complete and
+//! consistent too, but they are of an earlier run. Without a state, the processes of the last run are unknown.
+//! Therefore any server that runs in one of the directories, here or on an ssh host, prevents the restore.
 
 use std::path::{Path, PathBuf};
 

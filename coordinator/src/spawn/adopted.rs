@@ -37,7 +37,9 @@ pub(crate) fn open(started: &Started) -> io::Result<Option<OwnedFd>> {
     }
     match is_it? {
         true => Ok(Some(pidfd)),
-        false => Err(io::Error::other("it started at the same time and has another name")),
+        false => Err(io::Error::other(
+            "its start time is the recorded one, but its incarnation is another",
+        )),
     }
 }
 
@@ -178,9 +180,12 @@ mod tests {
         while !matches!(open(&started), Ok(None)) {
             std::thread::yield_now();
         }
-        assert!(fs::exists(format!("/proc/{}", started.pid)).unwrap(), "nobody has waited for it");
+        assert!(
+            fs::exists(format!("/proc/{}", started.pid)).unwrap(),
+            "it has not been reaped yet"
+        );
         child.wait().unwrap();
-        assert!(open(&started).unwrap().is_none(), "no such number");
+        assert!(open(&started).unwrap().is_none(), "no process has this id");
         open(&Started { pid: 0, ..started }).unwrap_err();
     }
 

@@ -1,4 +1,4 @@
-//! The states of clusters that are over, which are kept under other names.
+//! The states of clusters that have ended, which are kept under other names.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,7 +10,7 @@ use super::error::{StoreError, failed};
 use super::format::{FILE_NAME, OLD_NAME, SPARE_NAME};
 use super::record::Record;
 
-/// Renames the state of a cluster that is over. A state that has never served is removed if it would replace an
+/// Renames the state of a cluster that has ended. A state that has never served is removed if it would replace an
 /// earlier one, because dumps may still be restored by that.
 pub(crate) fn set_aside(directory: &Path, record: &Record) -> Result<(), StoreError> {
     let (path, old) = (directory.join(FILE_NAME), directory.join(OLD_NAME));

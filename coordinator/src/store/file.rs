@@ -24,8 +24,9 @@ use super::format::{FILE_NAME, SPARE_NAME, encode_in};
 use super::record::Record;
 use crate::directory::{Directory, is_at, is_deleted, where_is};
 
-/// The space reserved for a state, apart from its servers, and for each server: far more than both need.
+/// The space reserved for a state without its servers: far more than it needs.
 const BASE_ROOM: usize = 8 << 10;
+/// The space reserved for each server of a state: far more than it needs.
 const SERVER_ROOM: usize = 2 << 10;
 /// The granularity of reserved space.
 const UNIT: usize = 4 << 10;
@@ -203,13 +204,13 @@ mod tests {
             let metadata = fs::metadata(parent.path().join(FILE_NAME)).unwrap();
             assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "the key is in it");
             let spare = fs::metadata(parent.path().join(SPARE_NAME)).unwrap();
-            assert_eq!(spare.len(), metadata.len(), "the next one has its room");
-            assert!(spare.blocks() * 512 >= spare.len(), "on the disk, too");
+            assert_eq!(spare.len(), metadata.len(), "the next store has the same room");
+            assert!(spare.blocks() * 512 >= spare.len(), "the room is reserved on the disk");
             inodes.push(metadata.ino());
         }
         inodes.sort_unstable();
         inodes.dedup();
-        assert!(inodes.len() <= 3, "the files are used again: {inodes:?}");
+        assert!(inodes.len() <= 3, "the files are reused: {inodes:?}");
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub(super) fn check(record: &Record) -> Result<(), &'static str> {
         }
         let id = ServerId(u16::try_from(n).map_err(|_| "its ring is too large")?);
         if server.started.is_some_and(|started| started.member != state.member(id)) {
-            return Err("the name of a process does not match its place");
+            return Err("the member of a process does not match its place");
         }
     }
     Ok(())

@@ -172,7 +172,7 @@ fn an_inconsistent_state_is_rejected_despite_its_valid_checksum() {
     for (n, spoil) in wrong.into_iter().enumerate() {
         let mut spoilt = record(1);
         spoil(&mut spoilt);
-        assert!(decode(&encode(&spoilt)).is_err(), "the {n}th");
+        assert!(decode(&encode(&spoilt)).is_err(), "case {n}");
     }
 }
 

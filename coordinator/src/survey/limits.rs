@@ -8,8 +8,9 @@ use rustix::process::{Resource, geteuid, getrlimit};
 /// The limits of the user that starts servers on a machine; `None` if there is no limit, or if it is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// The maximum number of threads of the user (`ulimit -u`) and the current number, as far as known.
+    /// The maximum number of threads of the user (`ulimit -u`).
     pub(crate) threads: Option<u64>,
+    /// The current number of threads of the user, as far as known.
     pub(crate) threads_used: u64,
     /// The maximum number of bytes that a process may lock (`ulimit -l`).
     pub(crate) locked: Option<u64>,

@@ -20,12 +20,12 @@ use crate::listener::{self, Slots, WaitingRoom};
 use crate::logs::Refusals;
 use crate::random;
 
-/// The number of connections that may not have reported yet, in excess of one for each server. They are unknown
-/// peers and servers that reconnect.
+/// The maximum number of connections that have not reported yet, in addition to one for each server. They are unknown
+/// peers, and servers that reconnect.
 const SPARE_CONNECTIONS: usize = 256;
 
-/// The maximum number of rejected connections that get a moment to read the reason; further ones are closed at
-/// once.
+/// The maximum number of rejected connections that are kept open briefly, so that the peers can read the reason.
+/// Further ones are closed at once.
 const MAX_FAREWELLS_AT_ONCE: usize = 64;
 
 /// The time of silence after which a link is closed. Its server counts as down long before, and reconnects.
@@ -34,7 +34,7 @@ const LINK_SILENCE: Duration = Duration::from_secs(30);
 /// Serves the port for ever.
 pub(super) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let refusals = Rc::new(Refusals::new("servers"));
-    // Unknown peers, whatever their number, displace neither admitted servers nor servers that report.
+    // No number of unknown peers displaces servers that are admitted or about to report.
     let room = WaitingRoom::new(SPARE_CONNECTIONS + usize::from(driver.cluster().count()));
     let farewells = Slots::new(MAX_FAREWELLS_AT_ONCE);
     let newest = Rc::new(NewestMap::default());
