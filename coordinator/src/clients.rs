@@ -42,7 +42,7 @@ const NICE: i32 = 5;
 /// The duration for which the status reports that connections were closed to make room for others.
 const CROWDED_SHOWN: Duration = Duration::from_secs(60);
 
-/// Starts the thread that serves the port for ever, with at most this many descriptors.
+/// Starts the thread that serves the port forever, with at most this many descriptors.
 ///
 /// # Errors
 /// The system cannot create a thread, or the descriptors of the runtime.

@@ -38,12 +38,12 @@ pub(crate) struct OwnedFrame {
     pub(crate) body: Vec<u8>,
 }
 
-/// A connection whose frames follow certain rules.
+/// A connection that exchanges frames, with deadlines in both directions.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
     buffer: FrameBuffer,
-    /// The time at which the incomplete frame began.
+    /// The time at which the incomplete frame began; `None` if there is no incomplete frame.
     frame_began: Option<Instant>,
     /// The time since which a frame is expected from the peer.
     waiting_since: Instant,
@@ -118,7 +118,7 @@ impl Connection {
     }
 
     /// Returns the next frame, or `None` if the peer has closed the connection between two frames. Waits at most
-    /// `timeout` (for ever if `None`) for the first byte, counted from the end of the last frame. Cancel-safe.
+    /// `timeout` (forever if `None`) for the first byte, counted from the end of the last frame. Cancel-safe.
     pub(crate) async fn next_frame(
         &mut self,
         timeout: Option<Duration>,

@@ -186,7 +186,7 @@ impl Drop for Place {
     }
 }
 
-/// Accepts connections for ever and passes each to `serve`, which must not block.
+/// Accepts connections forever and passes each to `serve`, which must not block.
 pub(crate) async fn accept(
     listener: TcpListener,
     refusals: Rc<Refusals>,

@@ -55,7 +55,7 @@ pub(crate) struct Seen {
     pub(crate) host: String,
     pub(crate) pid: Option<u32>,
     pub(crate) state: State,
-    /// The reason for which its state is unknown.
+    /// The reason why its state is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
 }

@@ -81,7 +81,7 @@ pub(crate) async fn look(
             args.dir.join(FILE_NAME).display()
         )));
     }
-    // After an orderly end every process is known to have exited, so none is looked up.
+    // After an orderly stop, every process is known to have exited, so none is looked up.
     if !record.has_ended_well && lives(&record, &ssh, &args.dir, file).await? {
         check_flags(&record, args, file)?;
         end_strays(&record, &ssh).await;

@@ -62,7 +62,7 @@ impl Stopping {
         self.since.is_some()
     }
 
-    /// Records that a stop begins, for whatever reason.
+    /// Records that a stop begins, for any reason.
     pub(crate) fn begin(&mut self, now: Time) {
         self.since.get_or_insert(now);
     }

@@ -5,9 +5,9 @@
 //!                       <JSON>
 //! ```
 //!
-//! After a crash at any moment the file is completely the previous or the new one. Beside the cluster's durable
-//! state it has the addresses of all processes. Servers connect to the port of their first coordinator for ever, so
-//! later coordinators listen there too.
+//! After a crash at any moment the file is completely the previous or the new one. It has the cluster's durable state
+//! and the addresses of all processes. Servers connect to the coordinator port that they know, so a later coordinator
+//! listens there too by default.
 
 mod aside;
 mod error;

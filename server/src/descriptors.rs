@@ -6,7 +6,7 @@
 //!                 + clients
 //! ```
 //!
-//! Whatever peers and clients do, an orderly stop must find descriptors for its dumps.
+//! An orderly stop must always find descriptors for its dumps, however many connections are open.
 
 use std::fs::File;
 use std::io;
@@ -16,9 +16,9 @@ use kv_shard::{HelloBounds, MAX_AWAITING_HELLO};
 
 use crate::fatal::Fatal;
 
-/// Connections of a port that are accepted concurrently.
+/// The maximum number of connections of a port that are accepted concurrently.
 pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
-/// The most connections to the orders' port.
+/// The maximum number of connections to the orders' port.
 pub(crate) const MAX_ORDERS_CONNECTIONS: usize = 16;
 /// Standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory, connections of both
 /// ports that were just accepted; the rest is slack.

@@ -23,7 +23,7 @@ use kv_protocol::ids::{ServerId, ShardId};
 use crate::message::{DumpPiece, ShardMessage};
 use crate::{clock, mailbox};
 
-/// Pieces of a dump that may wait for the file.
+/// The maximum number of pieces of a dump that wait for the file.
 const PIECES_WAITING: usize = 4;
 /// The time within which a shard must send its next piece.
 const PIECE_DEADLINE: Duration = Duration::from_secs(10);

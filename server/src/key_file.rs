@@ -9,7 +9,7 @@ use kv_protocol::ids::ClusterKey;
 
 use crate::fatal::Fatal;
 
-/// The most bytes of the first line: 32 hex digits and its end, with room for a carriage return.
+/// The maximum length of the first line: 32 hex digits and the line end, with room for a carriage return.
 const MAX_LINE: usize = 34;
 
 /// Reads the key; without a file it is zero.

@@ -15,7 +15,7 @@ use kv_protocol::placement::Placement;
 
 use crate::mutex::lock;
 
-/// The reason for which a map was rejected.
+/// The reason why a map was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MapRefused {
     #[error("it is of cluster {theirs}, this server belongs to {ours}")]

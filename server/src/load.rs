@@ -25,13 +25,13 @@ use crate::fatal::Fatal;
 use crate::mailbox;
 use crate::message::ShardMessage;
 
-/// Pieces that may wait for one shard.
+/// The maximum number of pieces that wait for one shard.
 const PIECES_WAITING: usize = 4;
 /// The number of bytes at which a piece is sent.
 const PIECE_BYTES: usize = 256 << 10;
 /// The number of entries or records at which a piece is sent.
 const PIECE_ITEMS: usize = 4_096;
-/// The most bytes read from the file at once.
+/// The maximum number of bytes read from the file at once.
 const READ_BYTES: usize = 256 << 10;
 /// The time within which a shard must make room for a piece, or report its result.
 const SHARD_TIMEOUT: Duration = Duration::from_secs(60);

@@ -16,9 +16,9 @@ use std::sync::Arc;
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Messages that may wait for one executor; beyond that the mailbox is full.
+/// The maximum number of messages that wait for one executor; beyond that the mailbox is full.
 pub(crate) const MAILBOX_CAPACITY: usize = 1_024;
-/// Orders that may wait for one executor: far more than run at the same time.
+/// The maximum number of orders that wait for one executor: far more than run at the same time.
 pub(crate) const ORDERS_CAPACITY: usize = 64;
 
 /// The sending end; cheap to clone, usable from any thread.
@@ -47,14 +47,14 @@ impl<T> Clone for Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Puts a message in, or returns it if the mailbox is full.
+    /// Queues a message, or returns it if the mailbox is full.
     pub(crate) fn push(&self, message: T) -> Result<(), T> {
         self.queues.others.push(message)?;
         self.ring();
         Ok(())
     }
 
-    /// Puts an order in, ahead of the messages of [`Sender::push`]; returns it if too many orders wait.
+    /// Queues an order, ahead of the messages of [`Sender::push`]. Returns it if too many orders wait.
     pub(crate) fn push_order(&self, order: T) -> Result<(), T> {
         self.queues.orders.push(order)?;
         self.ring();

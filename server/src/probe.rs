@@ -13,7 +13,7 @@ use crate::net::uring;
 
 /// The part of RLIMIT_MEMLOCK that glommio requires, even if the kernel does not.
 const MEMLOCK_BYTES_PER_EXECUTOR: u64 = 512 << 10;
-/// Connections that wait to be accepted.
+/// The maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 1_024;
 
 /// Checks that the network engine uring can be used: io_uring is allowed and has what the engine needs, and the memory

@@ -55,7 +55,7 @@ pub(crate) struct Statistics {
     bell: OnceLock<Arc<OwnedFd>>,
 }
 
-/// The place of one shard.
+/// The statistics of one shard.
 #[derive(Debug, Default)]
 struct ShardStatistics {
     pulse: Pulse,

@@ -38,7 +38,7 @@ pub enum Question {
     Name(u32),
 }
 
-/// The reason for which watching ended.
+/// The reason why watching ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Process,

@@ -26,7 +26,7 @@ use kv_protocol::limits::GRACE;
 
 /// The interval between checks.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// The most time that one check counts.
+/// The maximum time that one check counts.
 const LOOK_COUNTS: Duration = Duration::from_millis(125);
 
 /// The signs of life of one thread.

@@ -1,4 +1,4 @@
-//! The resources that a start needs on a machine beside programs and ports: a directory, threads and memory.
+//! The resources that a start needs on a machine in addition to programs and ports: a directory, threads and memory.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::args::NetEngine;
 use crate::survey::Limits;
 use crate::units;
 
-/// Threads of a server beside its executors, and threads of the coordinator; an upper estimate.
+/// Threads of a server in addition to its executors, and threads of the coordinator; an upper estimate.
 const THREADS_BESIDE: u64 = 24;
 /// Memory that each executor of a server must be able to lock.
 const MEMLOCK_BYTES: u64 = 512 << 10;

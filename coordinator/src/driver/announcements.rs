@@ -10,7 +10,7 @@ use crate::printable::printable;
 use crate::{clock, progress};
 
 impl Driver {
-    /// Reports an effect. One without a message for operators is only in the log.
+    /// Reports an effect. An effect without a message for operators is only logged.
     pub(super) fn announce(&self, effect: Effect) {
         match effect {
             Effect::ViewChanged { before, view } => self.tell_view(&before, &view),

@@ -33,8 +33,9 @@ pub(super) struct Driver {
     pub(super) changed: Notify,
 
     // Persistence.
-    /// The directory of the coordinator's files, and the state file in it.
+    /// The directory of the coordinator's files.
     pub(super) dir: PathBuf,
+    /// The state file in that directory.
     pub(super) state_file: Arc<StateFile>,
     /// Notified when a store has completed.
     pub(super) stored: Notify,
@@ -53,9 +54,11 @@ pub(super) struct Driver {
     pub(super) console: Console,
     /// The callers that wait for the end of the stop.
     pub(super) callers: Callers,
-    /// Failed orders, failed starts of a process, and failed stores that were reported.
+    /// The failed orders that were reported.
     pub(super) told_orders: Repeats<(ServerId, &'static str)>,
+    /// The failed starts of processes that were reported.
     pub(super) told_starts: Repeats<ServerId>,
+    /// The failed stores that were reported.
     pub(super) told_stores: Repeats<()>,
     /// Notified when a recovery reaches another step, or when all servers load or dump.
     pub(super) recovering: Notify,
@@ -78,7 +81,7 @@ pub(super) struct Driver {
     // The end.
     /// The first server that could not be started, and the reason.
     pub(super) failure: RefCell<Option<(ServerId, String)>>,
-    /// The reason for which this coordinator must end and leave the servers running.
+    /// The reason why this coordinator must end and leave the servers running.
     pub(super) outdated: RefCell<Option<String>>,
     pub(super) outcome: RefCell<Option<StopOutcome>>,
     /// The command that restores this cluster after its stop.

@@ -24,7 +24,7 @@ use super::context::Driver;
 use super::places::index;
 use crate::clients;
 
-/// Serves both ports for ever.
+/// Serves both ports forever.
 pub(super) async fn serve(driver: Rc<Driver>, clients: TcpListener, servers: TcpListener) {
     // The epoch must be durable before any server receives it. Otherwise the next coordinator after a crash
     // would use the same number, and the servers would reject it.

@@ -14,7 +14,7 @@ use crate::store::{self, Record};
 const STORE_LATE: Duration = Duration::from_secs(1);
 
 impl Driver {
-    /// Returns the record of a state, with all that the next coordinator needs beside it.
+    /// Returns the record of a state, with all other data that the next coordinator needs.
     pub(super) fn record(&self, state: DurableState) -> Record {
         Record {
             key: self.key,

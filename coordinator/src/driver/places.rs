@@ -1,5 +1,5 @@
-//! The places of the ring: the plan, the places that moved, and the processes that run on other hosts than their
-//! places.
+//! The places of the ring: the plan, the places that moved, and the processes that run on hosts other than those of
+//! their places.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -43,7 +43,7 @@ pub(super) fn remove(dir: &Path) {
     let _ = fs::remove_file(dir.join(NAME));
 }
 
-/// Serves the socket for ever.
+/// Serves the socket forever.
 pub(super) async fn serve(driver: Rc<Driver>, dir: PathBuf, requests: mpsc::Sender<Call>) {
     let mut has_failed = false;
     loop {

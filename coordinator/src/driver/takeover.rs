@@ -31,7 +31,7 @@ impl Driver {
     }
 
     /// Rejects a server of this cluster that has obeyed another coordinator of this epoch or a later one. The server
-    /// would reject this coordinator for ever, so this coordinator ends.
+    /// would always reject this coordinator, so this coordinator ends.
     pub(super) fn check_epoch(&self, started: &Started) -> Result<(), String> {
         let (ours, theirs) = (self.cluster().config().epoch, started.epoch);
         let known = self.is_known(started);

@@ -29,7 +29,7 @@ const READ_BYTES: usize = 256 << 10;
 pub(super) struct Found {
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
-    /// Its header, or the reason for which it cannot be used.
+    /// Its header, or the reason why it cannot be used.
     pub(super) dump: Result<DumpHeader, String>,
 }
 
@@ -141,7 +141,7 @@ pub(crate) fn is_dump_name(name: &str) -> bool {
     is_number && matches!(role, "primary" | "secondary")
 }
 
-/// The reason for which a dump is not read further.
+/// The reason why a dump is not read further.
 enum Stopped {
     Broken(DumpError),
     Misplaced,

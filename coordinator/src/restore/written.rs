@@ -36,8 +36,8 @@ async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<Gro
     missing.await.ok().flatten().unwrap_or_else(|| groups.to_owned())
 }
 
-/// Returns whether the directory has a complete dump, by this very process, of every group that it held a replica
-/// of. If so, the process has ended in order, whatever its exit status was.
+/// Returns whether the directory has a complete dump, written by this process, of every group of which it held a
+/// replica. If so, the process has ended in order, regardless of its exit status.
 pub(crate) async fn has_left(dir: &Path, state: &DurableState, member: Member) -> bool {
     let (dir, state) = (dir.to_owned(), state.clone());
     let is_whole = in_thread(move || {

@@ -272,8 +272,8 @@ impl RemoteServer {
     }
 }
 
-/// Returns the end of the session, or `None` if the server is to be killed. A session that has just begun gets a
-/// moment to report the process first.
+/// Returns the end of the session, or `None` if the server is to be killed. A session that has just begun is given
+/// [`START_MOMENT`] to report the process first.
 async fn session_or_kill(
     session: impl Future<Output = End>,
     kill: &mut mpsc::Receiver<()>,

@@ -54,7 +54,7 @@ pub(crate) struct Ssh {
     pub(crate) remote_dir: String,
 }
 
-/// The reason for which a remote script failed.
+/// The reason why a remote script failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SshError {
     #[error("cannot start ssh: {0}; check that the ssh client is installed")]

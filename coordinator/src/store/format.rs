@@ -25,7 +25,7 @@ pub(super) fn encode_in(record: &Record, room: usize) -> Vec<u8> {
     bytes
 }
 
-/// The defect of bytes that should be a state.
+/// The reason why bytes are not a valid state.
 #[derive(Debug)]
 pub(super) enum Bad {
     Version(String),

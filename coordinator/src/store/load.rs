@@ -11,7 +11,7 @@ use super::record::Record;
 /// The maximum size of a state file; a ring of 1,024 servers takes less than a megabyte.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The reason for which a state cannot be used.
+/// The reason why a state cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
     #[error("cannot read {path}: {error}; check its permissions")]

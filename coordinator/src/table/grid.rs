@@ -53,7 +53,7 @@ impl Grid {
     }
 }
 
-/// Returns a head and words, wrapped to the width.
+/// Returns a heading, followed by text that is wrapped to the width.
 pub(super) fn wrap(head: &str, words: &str, width: usize) -> String {
     let mut text = String::new();
     let mut line = head.to_owned();

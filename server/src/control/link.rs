@@ -36,7 +36,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
 /// The longest back-off before the coordinator is dialled again.
 const REDIAL_LAST: Duration = Duration::from_millis(100);
-/// The most bytes received at once.
+/// The maximum number of bytes received at once.
 const READ_BYTES: usize = 16 << 10;
 /// The interval between log lines of a server that is without a coordinator or rejected by it.
 const ALONE_LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -59,7 +59,7 @@ pub(crate) struct LinkConfig {
     pub(crate) identity: (u64, PidNamespace),
 }
 
-/// The reason for which a link ended.
+/// The reason why a link ended.
 enum Ended {
     Lost(io::Error),
     Refused(String),

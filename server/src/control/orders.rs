@@ -31,9 +31,9 @@ use crate::nonce;
 use crate::watchdog::Activity;
 use crate::{clock, fatal};
 
-/// The most replies of shards, and outcomes of threads, that may wait.
+/// The maximum number of queued replies of shards, and of queued outcomes of threads.
 const MAX_WAITING: usize = 1_024;
-/// The most unsent reports; a coordinator that receives none of them loses its connection.
+/// The maximum size of unsent reports. A coordinator that reads none of them loses its connection.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// Descriptors that are polled in addition to the connections: the listener and the bell.
 const ALWAYS_POLLED: usize = 2;

@@ -20,9 +20,9 @@ use super::context::ShardContext;
 use crate::message::DumpPiece;
 use crate::watchdog::Activity;
 
-/// The most entries and bytes that one step of a dump reads from the table.
+/// The maximum number of entries and bytes that one step of a dump reads from the table.
 const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
-/// Sessions whose completion records one step of a dump reads.
+/// The maximum number of sessions whose completion records one step of a dump reads.
 pub(crate) const DUMP_SESSIONS: usize = 256;
 /// The pause of a dump whose reader is behind.
 const DUMP_PAUSE: Duration = Duration::from_millis(1);

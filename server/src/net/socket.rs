@@ -18,13 +18,14 @@ use socket2::SockRef;
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The time within which a dialled server must accept the connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The most bytes of one send: for a socket with room for megabytes, the kernel would copy all of them at once.
+/// The maximum number of bytes of one send. Without it, the kernel would copy megabytes at once into a socket with that
+/// much room.
 pub(crate) const MOST_SENT: usize = 256 << 10;
 /// The missing length at and above which a frame is received directly into its own buffer.
 pub(crate) const LONG_FRAME: usize = 64 << 10;
 /// The maximum number of bytes of one such receive.
 const MOST_RECEIVED: usize = 256 << 10;
-/// The most bytes received together with a hello.
+/// The maximum number of bytes received together with a hello.
 pub(crate) const HELLO_BYTES: usize = 1 << 10;
 /// The age of unacknowledged bytes at which the peer's host counts as dead.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -33,7 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The maximum number of queued orders for one server. Each of its groups has only a few outstanding.
 const MAX_QUEUED: usize = 64;
 
-/// The reason for which a connection for orders ended or could not be established.
+/// The reason why a connection for orders ended or could not be established.
 #[derive(Debug, thiserror::Error)]
 enum OrdersError {
     #[error("cannot connect: {0}")]

@@ -31,7 +31,7 @@ const MAX_FAREWELLS_AT_ONCE: usize = 64;
 /// The time of silence after which a link is closed. Its server counts as down long before, and reconnects.
 const LINK_SILENCE: Duration = Duration::from_secs(30);
 
-/// Serves the port for ever.
+/// Serves the port forever.
 pub(super) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let refusals = Rc::new(Refusals::new("servers"));
     // No number of unknown peers displaces servers that are admitted or about to report.
@@ -106,7 +106,7 @@ async fn admit(
     }
 }
 
-/// The reason for which a connection sent no valid STARTED.
+/// The reason why a connection sent no valid STARTED.
 #[derive(Debug, thiserror::Error)]
 enum End {
     #[error("{0}")]

@@ -5,7 +5,7 @@
 //!      |    messages of other threads: a bounded number
 //!      |    jobs: one step of each that is due
 //!      |    turn: the ready sockets, and the output of all of these
-//!      +--- poll: sleep until something is ready or due, or return at once if there is more to do
+//!      +--- poll: wait until something is ready or due, or return at once if there is more to do
 //! ```
 
 use kv_protocol::ids::Time;

@@ -11,7 +11,7 @@ const SIZES: Sizes = Sizes { requests: 4, completions: 64, in_pieces: SHAPE, at_
 const SHAPE: Shape = Shape { count: 2, bytes_each: 64 };
 const SLOT: SlotId = SlotId(3);
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The most bytes that a send may have.
+/// The maximum number of bytes of a send.
 const MOST: usize = usize::MAX >> 33;
 
 fn ring() -> Uring {

@@ -28,7 +28,7 @@ use crate::net::socket::{
     reject, send_now,
 };
 
-/// The most connections per turn that receive again after no buffer was free for them.
+/// The maximum number of connections per turn that resume receiving after no buffer was free for them.
 const MOST_FED: usize = 16;
 /// The longest time without reading the streams' sockets while the kernel is behind.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -535,7 +535,7 @@ impl Net {
                 connection.cancels += 1;
                 self.ring.cancel(slot, Request::ReceiveInto);
             }
-            // A lent buffer is taken back when some bytes have arrived.
+            // A `Frame` receive returns its buffer when some bytes have arrived, so it is not cancelled.
             Receiving::Nothing
             | Receiving::Hungry
             | Receiving::Hello
