@@ -80,9 +80,9 @@ use views::Group;
 /// The configuration of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
-    /// Its name.
+    /// The id of the cluster.
     pub cluster: ClusterId,
-    /// The coordinator's epoch.
+    /// The epoch of this coordinator process.
     pub epoch: Epoch,
     /// The number of servers of the ring.
     pub servers: u16,
@@ -92,10 +92,10 @@ pub struct ClusterConfig {
     pub seed: u64,
     /// The reaction to a second fault.
     pub on_double_fault: DoubleFault,
-    /// The silence after which a server is suspected, from which the leases follow. Its servers were started with the
-    /// same value.
+    /// The silence after which a server is suspected. Leases and graces follow from it, so the servers must be started
+    /// with the same value.
     pub failure_timeout: FailureTimeout,
-    /// The timeout of the whole start.
+    /// The timeout for the whole start.
     pub start_timeout: Duration,
     /// The timeout for a response of each server during an orderly stop.
     pub stop_timeout: Duration,
@@ -106,11 +106,11 @@ pub struct ClusterConfig {
 pub struct Origin {
     /// The founding of each group.
     pub foundings: Vec<Founding>,
-    /// The clusters that it is restored from, the latest first.
+    /// The clusters from which this one is restored, the latest first.
     pub ancestors: Vec<ClusterId>,
 }
 
-/// The whole cluster. See the module's documentation.
+/// The whole cluster; see the module documentation.
 #[derive(Debug)]
 pub struct Cluster {
     config: ClusterConfig,
@@ -118,13 +118,13 @@ pub struct Cluster {
     groups: Vec<Group>,
     memory: Memory,
     detector: FailureDetector,
-    /// The clock of an orderly stop.
+    /// The clock of an orderly stop, which excludes time in which the coordinator was suspended.
     awake: StopClock,
     start: Start,
     stop: Option<Stop>,
     next_order: OrderId,
     revision: u64,
-    /// The latest time passed in.
+    /// The time of the latest input.
     now: Time,
     /// The time before which no member is removed without proof.
     judge_from: Time,
@@ -142,12 +142,12 @@ pub struct Cluster {
 
 /// Construction and durable state.
 impl Cluster {
-    /// Creates a new cluster of empty tables. Its servers are spawned when the first store is done.
+    /// Creates a new cluster with empty tables. The servers are spawned when the first store is durable.
     pub fn found(now: Time, config: ClusterConfig, sink: &mut Vec<Effect>) -> Cluster {
         Cluster::found_from(now, config, Origin::default(), sink)
     }
 
-    /// Creates a restored cluster, which has a new name. Processes that are spawned while it [is being
+    /// Creates a restored cluster, which has a new cluster id. Processes that are spawned while it [is being
     /// founded](Cluster::is_founding) load the sources given by [`Plan`] before they report. Both home servers of a
     /// group load the same sources. Views continue above the earlier ones, and LOST groups stay LOST.
     ///
@@ -159,7 +159,7 @@ impl Cluster {
         sink: &mut Vec<Effect>,
     ) -> Cluster {
         let groups = origin.foundings.len();
-        assert_eq!(groups, usize::from(config.servers), "a ring has a group a server");
+        assert_eq!(groups, usize::from(config.servers), "a ring has one group per server");
         Cluster::found_from(now, config, origin, sink)
     }
 
@@ -201,7 +201,7 @@ impl Cluster {
         durable: DurableState,
         sink: &mut Vec<Effect>,
     ) -> Cluster {
-        assert!(config.epoch.number > durable.epoch.number, "an epoch is above all before it");
+        assert!(config.epoch.number > durable.epoch.number, "a new epoch exceeds all earlier ones");
         let decided = DurableState { epoch: config.epoch, ..durable.clone() };
         let has_served = durable.has_served;
         let mut cluster = Cluster::of(now, config, Memory::new(decided, durable));
@@ -211,7 +211,8 @@ impl Cluster {
         for id in (0..cluster.count()).map(ServerId) {
             let known = cluster.memory.durable().servers[usize::from(id.0)];
             if known.started.is_none() {
-                // It may or may not have been spawned. It holds nothing, and is refused under its old incarnation.
+                // The process may or may not have been spawned. It holds no data, and is rejected under its old
+                // incarnation.
                 cluster.decide_process(id);
                 continue;
             }
@@ -276,8 +277,8 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// Takes over the processes of earlier coordinators once the first store of this epoch is done. They are watched
-    /// and dialled, and get their views again.
+    /// Takes over the processes of earlier coordinators once the first store of this epoch is done. Watches and dials
+    /// them, and sends them their views again.
     fn adopt(&mut self, now: Time, sink: &mut Vec<Effect>) {
         for server in &mut self.servers {
             if let Some(started) = server.started {
@@ -294,7 +295,7 @@ impl Cluster {
         self.order_all_views(sink);
     }
 
-    /// Takes every step that follows from the known facts. Called after each input.
+    /// Takes every step that follows from the known facts. Runs after each input.
     fn advance(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.now = self.now.max(now);
         self.awake.0.look(now);
@@ -318,7 +319,7 @@ impl Cluster {
         self.renew_alarms();
     }
 
-    /// Returns whether groups and processes are being brought back home.
+    /// Returns whether lost copies and processes are being restored: the cluster serves and is not being stopped.
     fn recovers(&self) -> bool {
         self.has_served() && self.stop.is_none() && self.has_asked_all()
     }
@@ -326,8 +327,8 @@ impl Cluster {
 
 /// Other inputs, and status.
 impl Cluster {
-    /// Handles the orderly end of a server's process: it was told to stop, or was without a coordinator for too long,
-    /// and everything it held is in complete dumps. This is a proven death, but not a fault.
+    /// Handles the orderly end of a server's process after a request to stop or the orphan timeout. Everything that it
+    /// held is in complete dumps. This is a proven death, but not a fault.
     pub fn on_left(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         let server = self.server_mut(member.server);
         if server.member == member && !server.exited {
@@ -383,7 +384,7 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// Returns the map by which clients route.
+    /// Returns the map that clients use to route requests.
     pub fn map(&self) -> Map {
         let servers = self.servers.iter().map(|server| MapServer {
             id: server.member.server,
@@ -408,8 +409,8 @@ impl Cluster {
         }
     }
 
-    /// Returns a number that increases whenever the map or a server's state changes, so that the caller can cache what
-    /// it derives from them.
+    /// Returns a number that increases whenever the map or a server's state changes. The caller can use it to validate
+    /// cached data.
     pub fn revision(&self) -> u64 {
         self.revision
     }
@@ -429,7 +430,7 @@ impl Cluster {
         self.memory.durable()
     }
 
-    /// Returns the configuration it was created with.
+    /// Returns the configuration of the cluster.
     pub fn config(&self) -> &ClusterConfig {
         &self.config
     }
@@ -449,7 +450,7 @@ impl Cluster {
         self.server(server).exited
     }
 
-    /// Returns whether this very process may still run.
+    /// Returns whether this process, with this incarnation, may still run.
     pub fn may_run(&self, member: Member) -> bool {
         !self.is_dead(member)
     }

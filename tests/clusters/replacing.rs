@@ -64,7 +64,7 @@ fn a_host_that_stays_dead_raises_an_alarm_and_its_server_can_be_moved_to_another
     let old = cluster.server_pid(REMOTE);
     process::pause(old);
     sshd.kill();
-    wait_until("an alarm with the words of ssh", TIMEOUT, || {
+    wait_until("an alarm with the message of ssh", TIMEOUT, || {
         alarm(&cluster, AlarmKind::HostUnreachable)
             .is_some_and(|text| text.contains("Connection refused"))
     });
@@ -83,7 +83,7 @@ fn a_host_that_stays_dead_raises_an_alarm_and_its_server_can_be_moved_to_another
     let new = cluster.server_pid(REMOTE);
     assert_ne!(new, old);
 
-    // The old process resumes, and later its host is back: neither has a role again.
+    // The old process resumes, and later its host returns. Neither gets a role again.
     process::signal(old, Signal::CONT);
     check_all(&cluster);
     sshd.restart();
@@ -92,7 +92,7 @@ fn a_host_that_stays_dead_raises_an_alarm_and_its_server_can_be_moved_to_another
     check_all(&cluster);
     let log = cluster.coord_log();
     let said = log.matches("Connection refused").count();
-    assert!(said <= 4, "{said} lines of the same:\n{log}");
+    assert!(said <= 4, "{said} identical lines:\n{log}");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_live_server_is_moved_without_a_dump_and_an_old_cluster_file_moves_no_server
     cluster.kill_coordinator();
     cluster.restart();
     cluster.await_whole();
-    assert_eq!(cluster.server(0).pid, moved.pid, "the state knows where it is");
+    assert_eq!(cluster.server(0).pid, moved.pid, "the state has the new host");
     let log = cluster.coord_log();
     assert!(log.contains("the cluster file still names localhost for server 0"), "{log}");
     check_all(&cluster);
@@ -277,7 +277,7 @@ fn a_reached_memory_limit_raises_an_alarm_and_can_be_raised_while_the_servers_ru
     };
     cluster.client(&puts(0)).with_code(1);
     let text = alarm(&cluster, AlarmKind::OutOfSpace).expect("an alarm");
-    for words in ["of a limit of 16 MiB", "writes refused", "coord set --memory-limit"] {
+    for words in ["of a limit of 16 MiB", "writes rejected", "coord set --memory-limit"] {
         assert!(text.contains(words), "no {words:?} in {text}");
     }
     assert!(cluster.status().servers.iter().any(|server| server.out_of_space > 0));

@@ -1,11 +1,11 @@
-//! Alarms: conditions that need a person's attention, each kept with its start time until it ends.
+//! Alarms: conditions that need an operator's attention, each kept with its start time until it ends.
 //!
 //! | alarm | begins | ends |
 //! |---|---|---|
 //! | LOST | a group has no holder | never by itself |
 //! | UNREACHABLE | the only holder of a group is silent | it reports, or is proven dead |
-//! | kept though silent | a server is silent here, not to the other holder of a group | it reports here, or is dead |
-//! | unanswered | the two holders of a group complain of each other, and neither responds here | they do |
+//! | kept though silent | a server is silent to the coordinator only, so it keeps its groups | it reports, or is dead |
+//! | unanswered | both holders of a group complain of each other, and neither responds to the coordinator | they do |
 //! | keeps failing | a place could not be filled three times in a row | its recovery is over |
 //! | stuck | a thread of a server that is the only holder of a group is hung | it continues, or the server is dead |
 //! | state not stored | the coordinator's state cannot be stored | it is stored, or there is nothing to store |
@@ -39,9 +39,9 @@ pub const DUMP_ADVICE: &str = "its data stays in memory and the dump is tried ag
 const OUT_OF_SPACE_LASTS: Duration = Duration::from_secs(10);
 /// The time after which a server that takes orders should have reported.
 const CANNOT_REPORT_AFTER: Duration = Duration::from_secs(3);
-/// The most characters kept of a server's own message.
+/// The maximum number of characters kept of a server's own message.
 const MAX_WORDS: usize = 200;
-/// The most characters kept of the reason why a state is not stored, which contains a path.
+/// The maximum number of characters kept of the reason why a state is not stored, which contains a path.
 const MAX_REASON: usize = 600;
 
 /// One condition.
@@ -70,7 +70,7 @@ pub(super) struct Alarms {
     raised: Vec<(Time, Alarm)>,
 }
 
-/// Alarms affect no decision, so descriptions of a cluster omit them.
+/// Alarms affect no decision, so the `Debug` output of a cluster omits them.
 impl fmt::Debug for Alarms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Alarms")
@@ -104,8 +104,8 @@ impl Alarm {
         match self {
             Alarm::Lost(group) => {
                 let text = format!(
-                    "group {group} is LOST: no holder is left, and its keys are answered LOST; all others are \
-                     served; to have its keys again, stop the cluster, and restore dumps that hold them"
+                    "group {group} is LOST: no holder is left, and requests for its keys get LOST; other keys are \
+                     served; to get its keys back, stop the cluster and restore dumps that contain them"
                 );
                 of(AlarmKind::Lost, None, Some(*group), text)
             }
@@ -125,8 +125,8 @@ impl Alarm {
             }
             Alarm::Unanswered(group) => {
                 let text = format!(
-                    "the two holders of group {group} do not hear each other, and neither answers \
-                     here; check the network between the hosts"
+                    "the two holders of group {group} receive nothing from each other, and neither responds to the \
+                     coordinator; check the network between the hosts"
                 );
                 of(AlarmKind::Unanswered, None, Some(*group), text)
             }
@@ -151,15 +151,15 @@ impl Alarm {
             }
             Alarm::HostUnreachable { server, reason, is_silent: false } => {
                 let text = format!(
-                    "server {server} serves, but its host cannot be asked about its process: {reason}; if it \
-                     failed now, it could not be replaced there; check ssh to that host"
+                    "server {server} serves, but its host does not report the state of its process: {reason}; if the \
+                     server fails, it cannot be replaced there; check ssh to that host"
                 );
                 of(AlarmKind::HostUnreachable, Some(*server), None, text)
             }
             Alarm::CannotReport(server) => {
                 let text = format!(
-                    "server {server} takes this coordinator's orders, but its heartbeats do not come: check \
-                     --advertise, and that its host may connect to the coordinator's servers port"
+                    "server {server} takes this coordinator's orders, but its heartbeats do not arrive; check \
+                     --advertise, and that its host can connect to the coordinator's servers port"
                 );
                 of(AlarmKind::CannotReport, Some(*server), None, text)
             }
@@ -171,7 +171,7 @@ impl Alarm {
                     ),
                     limit => (
                         format!(
-                            "its tables are full, {} of a limit of {} are used",
+                            "its tables are full: {} of a limit of {} are used",
                             mib(*used),
                             mib(*limit)
                         ),
@@ -179,36 +179,36 @@ impl Alarm {
                     ),
                 };
                 let text = format!(
-                    "server {server} refuses writes: {why} ({refused} writes refused since its start){advice}"
+                    "server {server} rejects writes: {why} ({refused} writes rejected since its start){advice}"
                 );
                 of(AlarmKind::OutOfSpace, Some(*server), None, text)
             }
             Alarm::Stuck(server) => {
                 let text = format!(
-                    "a part of server {server} is stuck; it lives on, because it is the only holder of \
-                     a group; see its log, and whether its machine is short of memory or processors"
+                    "a thread of server {server} is hung; it is not restarted, because it is the only holder of \
+                     a group; see its log, and check the memory and processor load of its machine"
                 );
                 of(AlarmKind::Stuck, Some(*server), None, text)
             }
             Alarm::StateNotStored { reason } => {
                 let text = format!(
-                    "the coordinator cannot store its state, so nobody is replaced and no group changes \
-                     its holders: {reason}; mend that: it is tried again every {} ms",
+                    "the coordinator cannot store its state, so no server is replaced and no group changes \
+                     its holders: {reason}; fix the cause; the store is retried every {} ms",
                     STORE_AGAIN.as_millis()
                 );
                 of(AlarmKind::StateNotStored, None, None, text)
             }
             Alarm::StateAtRisk { reason } => {
                 let text = format!(
-                    "the next store of the coordinator's state may fail, and without it nobody is replaced: \
-                     {reason}; mend that now"
+                    "the next store of the coordinator's state may fail, and without it no server is replaced: \
+                     {reason}; fix the cause now"
                 );
                 of(AlarmKind::StateAtRisk, None, None, text)
             }
             Alarm::CannotFollow { server, group, reason } => {
                 let text = format!(
-                    "server {server} was removed as secondary of group {group}: {reason}; it is tried again \
-                     after a pause; check the memory of its host, and its log"
+                    "server {server} was removed as secondary of group {group}: {reason}; it is retried \
+                     after a back-off; check the memory of its host, and its log"
                 );
                 of(AlarmKind::CannotFollow, Some(*server), Some(*group), text)
             }
@@ -225,7 +225,7 @@ impl Alarm {
                 let advice = match order.starts_with("DUMP") {
                     true => DUMP_ADVICE.to_owned(),
                     false => format!(
-                        "look at its log; if this does not end by itself, start it anew: coord replace {server}"
+                        "check its log; if the alarm persists, replace the process: coord replace {server}"
                     ),
                 };
                 let text =
@@ -449,13 +449,13 @@ mod tests {
     }
 
     #[test]
-    fn every_alarm_says_what_to_do_and_since_when() {
+    fn every_alarm_has_advice_and_an_age() {
         let mut kinds = Vec::new();
         for alarm in all() {
             let status = alarm.status(12);
             let mut clauses = status.text.split(['.', ';', ':', ',']).map(str::trim_start);
             let says = clauses.any(|clause| ADVICE.iter().any(|verb| clause.starts_with(verb)));
-            assert!(says, "nothing to do: {}", status.text);
+            assert!(says, "no advice: {}", status.text);
             assert_eq!(status.age_ms, 12);
             kinds.push(status.kind);
         }

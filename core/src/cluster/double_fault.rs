@@ -4,7 +4,7 @@
 //! groups on its partners' complaints, or because it did not keep up, is no fault.
 //!
 //! `shutdown`, the rule of the original system: every live server stops serving, dumps both tables, and exits.
-//! `isolate`: every group goes on by itself; requests to groups without a holder get the status LOST.
+//! `isolate`: every group continues on its own; requests to groups without a holder get the status LOST.
 
 use kv_protocol::{GroupId, Member, ServerId, Time};
 
@@ -16,13 +16,13 @@ pub enum DoubleFault {
     /// Stop the cluster, with dumps.
     #[default]
     Shutdown,
-    /// Go on; groups without a holder are LOST.
+    /// Continue; groups without a holder are LOST.
     Isolate,
 }
 
 impl Cluster {
-    /// Records a member that is proven dead or was removed for its silence. A live member that was removed is no fault:
-    /// nothing is lost with it, and it comes back by itself.
+    /// Records a member that is proven dead or was removed for its silence. A live member that was removed for another
+    /// reason is no fault: nothing is lost with it, and it comes back by itself.
     pub(super) fn note_fault(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         if self.leaves_in_order(member) {
             return;
@@ -36,8 +36,8 @@ impl Cluster {
         }
     }
 
-    /// Records that the last holder of a group was found dead. This is a second fault, whatever removed the other
-    /// holder, even an orderly leave.
+    /// Records that the last holder of a group was found dead. This is a second fault even if the other holder was
+    /// removed by an orderly leave.
     pub(super) fn note_loss(
         &mut self,
         now: Time,
@@ -84,7 +84,7 @@ impl Cluster {
         self.double_fault.is_some() && self.config.on_double_fault == DoubleFault::Shutdown
     }
 
-    /// Ends the recovery when everything that can come home is home; the next fault is then a first one.
+    /// Ends the recovery when every group that has a holder is home again. The next fault is then a first one.
     pub(super) fn note_settled(&mut self) {
         if self.memory.decided.recovering.is_some() && self.is_settled() {
             (self.memory.decided.recovering, self.double_fault) = (None, None);

@@ -6,9 +6,9 @@
 //!   (the next views)                                                            (sent to all)
 //! ```
 //!
-//! A process that receives a view may act on it for ever. So a view that a crash could revoke must not be sent.
-//! Incarnations and addresses that become known while a Store is in progress go into the next one; views are decided
-//! when it is done (views.rs).
+//! A process that receives a view may act on it at any later time. So a view that a crash could revoke must not be
+//! sent. Incarnations and addresses that become known while a Store is in progress go into the next one; views are
+//! decided when it is done (views.rs).
 //!
 //! A store may fail for as long as a disk is full. The views that it would have made durable are then withdrawn,
 //! together with the last holders that go with them. No process has received them, and facts change while the disk is
@@ -34,24 +34,24 @@ const TROUBLE_LASTS: Duration = Duration::from_secs(3);
 /// The durable state of a coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DurableState {
-    /// The cluster.
+    /// The id of the cluster.
     pub cluster: ClusterId,
-    /// The clusters that it was restored from, the latest first; at most [`MAX_ANCESTORS`].
+    /// The clusters from which this one was restored, the latest first; at most [`MAX_ANCESTORS`].
     ///
     /// [`MAX_ANCESTORS`]: kv_protocol::limits::MAX_ANCESTORS
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<ClusterId>,
-    /// The epoch in which this was written.
+    /// The epoch of the coordinator process that wrote this state.
     pub epoch: Epoch,
     /// The number of shards of every group.
     pub shards: u16,
     /// True once every holder has had its first view: from then on clients may have a map.
     pub has_served: bool,
-    /// By place in the ring.
+    /// The servers, by place in the ring.
     pub servers: Vec<DurableServer>,
     /// The view of every group; version 0 before the first.
     pub views: Vec<View>,
-    /// In a restored cluster, how each group began; empty in one that began with empty tables.
+    /// The beginning of each group in a restored cluster; empty in a cluster that began with empty tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foundings: Vec<Founding>,
     /// The last holders of two kinds of groups. One kind rests in dumps, and its view still names them. The view of the
@@ -70,12 +70,12 @@ pub struct DurableState {
     pub moving: Vec<ServerId>,
 }
 
-/// The beginning of a group in a restored cluster.
+/// The origin of a group in a restored cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Founding {
-    /// The highest version in the earlier cluster, above which its first view is.
+    /// The highest view version in the earlier cluster. The first view of the group has a higher one.
     pub above: ViewVersion,
-    /// True if nothing of it was left: its first view names no process.
+    /// True if the group was LOST: its first view names no process.
     pub is_lost: bool,
 }
 
@@ -84,18 +84,18 @@ pub struct Founding {
 pub struct LastHolders {
     /// The group.
     pub group: GroupId,
-    /// Its last primary.
+    /// The last primary.
     pub primary: Member,
-    /// Its last secondary, if it had one.
+    /// The last secondary, if there was one.
     pub secondary: Option<Member>,
 }
 
 /// The process at one place of the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DurableServer {
-    /// Its incarnation, drawn before it is spawned.
+    /// The incarnation, drawn before the process is spawned.
     pub incarnation: Incarnation,
-    /// Its STARTED report; `None` before that.
+    /// The STARTED report of the process; `None` before it arrives.
     pub started: Option<Started>,
 }
 
@@ -105,14 +105,14 @@ impl DurableState {
         Member { server, incarnation: self.servers[usize::from(server.0)].incarnation }
     }
 
-    /// Returns how a group begins, if its first view is not yet made.
+    /// Returns the origin of a group whose first view is not yet made.
     pub(super) fn founding(&self, group: GroupId) -> Founding {
         let known = self.foundings.get(usize::from(group.0)).copied();
         known.unwrap_or(Founding { above: ViewVersion(0), is_lost: false })
     }
 
-    /// Returns the holders of a group, or the last ones: each has every acknowledged write, in memory or in a complete
-    /// dump.
+    /// Returns the holders of a group, or its last holders. Each has every acknowledged write, in memory or in a
+    /// complete dump.
     pub fn holders(&self, group: GroupId) -> impl Iterator<Item = Member> {
         let view = self.views.get(usize::from(group.0)).filter(|view| view.primary.is_some());
         let last = self.last_holders.iter().find(|last| last.group == group);
@@ -121,8 +121,8 @@ impl DurableState {
         now.or(last).into_iter().flatten().flatten()
     }
 
-    /// Returns whether all that is left of a group is in complete dumps: its last holders have exited in order. Its
-    /// view stays, so it is not LOST, and no process serves it until the cluster is restored.
+    /// Returns whether a group rests in complete dumps: its last holders have exited in order. Its view stays, so it is
+    /// not LOST. No process serves it until the cluster is restored.
     pub fn rests(&self, group: GroupId) -> bool {
         let Some(view) = self.views.get(usize::from(group.0)) else { return false };
         let is_of_view = |last: &LastHolders| {
@@ -133,8 +133,8 @@ impl DurableState {
         self.last_holders.iter().any(is_of_view)
     }
 
-    /// Returns whether any view names this process, so that it is needed. The holders of a group that rests have
-    /// exited, so its view does not count.
+    /// Returns whether any view names this process, so that the process is needed. The holders of a group that rests
+    /// have exited, so that view does not count.
     pub fn names(&self, member: Member) -> bool {
         let of = |view: &View| view.primary == Some(member) || view.other() == Some(member);
         self.views.iter().filter(|view| of(view)).any(|view| !self.rests(view.group))
@@ -148,12 +148,12 @@ pub(super) struct Memory {
     durable: DurableState,
     storing: Option<(u64, DurableState)>,
     stored: u64,
-    /// The number of the store that must succeed, even without a change of the state, because the caller stores more
-    /// with it.
+    /// The number of a store that the caller has requested because it stores other data with the state. That store
+    /// happens even if the state has not changed.
     due: Option<u64>,
-    /// The time of the retry after a failed store; until then there is no other.
+    /// The time of the retry after a failed store; no store begins earlier.
     again_at: Option<Time>,
-    /// The reason why the last store has failed or takes long, and when that was noticed.
+    /// The time at which a failed or slow store was noticed, and the reason.
     trouble: Option<(Time, String)>,
 }
 
@@ -190,12 +190,12 @@ impl Memory {
         self.again_at.take_if(|again| *again <= now);
     }
 
-    /// Returns the reason why nothing can be stored.
+    /// Returns the reason why the state cannot be stored, if it cannot.
     pub(super) fn trouble(&self) -> Option<&str> {
         self.trouble.as_ref().map(|(_, reason)| reason.as_str())
     }
 
-    /// Ends the trouble if nothing was to be stored for a while.
+    /// Ends the trouble if there was nothing to store for some time.
     pub(super) fn end_trouble(&mut self, now: Time) {
         if !self.is_storing() && self.decided == self.durable {
             self.trouble.take_if(|(noticed, _)| now.since(*noticed) >= TROUBLE_LASTS);
@@ -246,13 +246,13 @@ impl Memory {
 impl Cluster {
     /// Requests another store of the state, because the data that the caller stores with it has changed.
     pub fn store_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
-        // A store in progress may have been written before the change.
+        // A store in progress may contain the data from before the change.
         self.memory.due = Some(self.memory.stored + 1);
         self.advance(now, sink);
     }
 
-    /// Records that the store with this number failed. It may be on the disk all the same, as after a crash; its
-    /// content is not announced.
+    /// Records that the store with this number failed. It may have reached the disk nevertheless. Its content is not
+    /// announced.
     pub fn on_store_failed(
         &mut self,
         now: Time,

@@ -1,4 +1,4 @@
-//! The output of the cluster state machine: effects for its caller, and reasons for refused inputs.
+//! The output of the cluster state machine: effects for its caller, and reasons for rejected inputs.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use kv_protocol::{ClusterId, GroupId, Incarnation, Member, ServerId, View, ViewV
 
 use super::{DurableState, StopOutcome, StopPhase, StopWait};
 
-/// An action for the caller, or an event to show to people.
+/// An action for the caller, or an event to show to the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Effect {
@@ -30,17 +30,17 @@ pub enum Effect {
     },
     /// Watch this process of an earlier coordinator, and report when it has exited.
     Adopt {
-        /// Its STARTED report.
+        /// The STARTED report of the process.
         started: Started,
     },
     /// A group has a new durable view.
     ViewChanged {
-        /// The view before.
+        /// The previous view.
         before: View,
-        /// The new one.
+        /// The new view.
         view: View,
     },
-    /// The recovery of a place of the ring is in this step, or over.
+    /// The recovery of a place of the ring has reached this step, or is over.
     Recovery {
         /// The place.
         server: ServerId,
@@ -63,7 +63,7 @@ pub enum Effect {
         server: ServerId,
         /// The group.
         group: GroupId,
-        /// The report about it.
+        /// The reported reason.
         reason: Following,
     },
     /// A second server has failed before the first was back.
@@ -77,7 +77,7 @@ pub enum Effect {
     Dial {
         /// The process to connect to.
         member: Member,
-        /// Its port for the coordinator.
+        /// The address of the port on which it accepts the coordinator.
         address: SocketAddr,
     },
     /// Send this order over the current connection.
@@ -87,11 +87,11 @@ pub enum Effect {
         /// The order.
         order: Order,
     },
-    /// Every group has both its copies: clients may be served.
+    /// Every group has both copies; clients may be served.
     Serving,
     /// The start has failed for good.
     StartFailed {
-        /// The server at fault.
+        /// The server that caused the failure.
         server: ServerId,
         /// The reason.
         reason: StartFailure,
@@ -100,7 +100,7 @@ pub enum Effect {
     Down {
         /// The server.
         member: Member,
-        /// The way in which it was detected.
+        /// The observation that showed it.
         cause: DownCause,
     },
     /// A server that was down reports again.
@@ -116,10 +116,10 @@ pub enum Effect {
         order: &'static str,
         /// The reason given by the server.
         reason: String,
-        /// True if the order is given once more.
+        /// True if the order is given again.
         again: bool,
     },
-    /// An orderly stop has waited for a server for longer than usual, and goes on waiting.
+    /// An orderly stop has waited for a server for longer than usual, and continues to wait.
     StopWaits {
         /// The server.
         member: Member,
@@ -128,21 +128,21 @@ pub enum Effect {
     },
     /// A dump of a replica has failed and is not retried: the operator has forced the stop.
     GivenUp {
-        /// The server whose table is given up.
+        /// The server whose dump is abandoned.
         member: Member,
         /// The group of the table.
         group: GroupId,
         /// True if another replica has dumped the same group.
         is_dumped: bool,
     },
-    /// One server is stopped in order, at its own request.
+    /// One server leaves in order, at its own request.
     Leaving {
         /// The server.
         member: Member,
     },
-    /// No holder of any group stays: all were told to stop, or have left. The cluster is stopped in order.
+    /// No holder of any group stays, because all were told to stop or have left. The cluster is stopped in order.
     AllLeave,
-    /// The orderly stop of the cluster enters this phase.
+    /// The orderly stop of the cluster has entered this phase.
     Stopping(StopPhase),
     /// End this process, and only this process.
     Kill {
@@ -153,8 +153,8 @@ pub enum Effect {
     },
     /// The orderly stop is over.
     Stopped(StopOutcome),
-    /// A server has a newer view than the state with which this coordinator began. The machine makes no more decisions
-    /// and gives no more orders: exit, and leave the servers as they are.
+    /// A server has a newer view than the state with which this coordinator began. The state machine stops deciding and
+    /// giving orders. The caller must exit and leave the servers running.
     Outdated {
         /// The server with the newer view.
         server: ServerId,
@@ -167,7 +167,7 @@ pub enum Effect {
     },
 }
 
-/// The way in which a server was found to be down.
+/// The observation that showed a server to be down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownCause {
     /// No heartbeat for the configured time.
@@ -178,24 +178,25 @@ pub enum DownCause {
     Exited,
 }
 
-/// A reason to kill a process.
+/// The reason to kill a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KillReason {
     /// A process that has not reported yet: it holds nothing, and its address is unknown.
     #[error("it had not reported yet")]
     NotStarted,
     /// A process that did not report these orders in time; no data is lost with it.
-    #[error("it did not answer {0} in time")]
+    #[error("it did not respond to {0} in time")]
     Unanswered(&'static str),
-    /// A process that no view names any more and that is silent or of no use.
-    #[error("it is to be replaced")]
+    /// A process that no view names any more and that is silent, late to report, or has failed repeatedly as a
+    /// candidate.
+    #[error("it is being replaced")]
     Replaced,
     /// A process for which the operator does not want the stop to wait.
-    #[error("the stop was not to wait for it")]
+    #[error("the operator has ended the stop without it")]
     Hurry,
 }
 
-/// A reason for which a cluster cannot start.
+/// The reason why a cluster cannot start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartFailure {
@@ -218,7 +219,7 @@ pub enum StartFailure {
     },
 }
 
-/// A reason for which a STARTED is refused.
+/// The reason why a STARTED is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartedRefused {
@@ -227,13 +228,13 @@ pub enum StartedRefused {
     OtherCluster {
         /// This cluster.
         ours: ClusterId,
-        /// The cluster the server was started for.
+        /// The cluster for which the server was started.
         theirs: ClusterId,
     },
     /// The ring has no such place.
     #[error("there is no server {server} in a ring of {servers}; check -S and -n")]
     NoSuchServer {
-        /// The place it claims.
+        /// The place that the sender claims.
         server: ServerId,
         /// Places of the ring.
         servers: u16,
@@ -244,67 +245,71 @@ pub enum StartedRefused {
          servers are started by coord alone, not by hand"
     )]
     UnknownIncarnation {
-        /// The place it claims.
+        /// The place that the sender claims.
         server: ServerId,
-        /// The process it claims to be.
+        /// The incarnation that the sender claims.
         incarnation: Incarnation,
     },
     /// The number of shards differs from the cluster's.
-    #[error("it runs with --shards {theirs}, the cluster with --shards {ours}")]
+    #[error(
+        "it runs with --shards {theirs}, the cluster with --shards {ours}; give both the same number"
+    )]
     OtherShards {
-        /// The number of the cluster.
+        /// The number of shards of the cluster.
         ours: u16,
-        /// The number of the server.
+        /// The number of shards of the server.
         theirs: u16,
     },
-    /// The server has obeyed a later coordinator.
-    #[error("it has obeyed epoch {theirs}, this coordinator's is {ours}")]
+    /// The server has followed a later coordinator.
+    #[error(
+        "it follows a coordinator of epoch {theirs}, but this coordinator has the earlier epoch {ours}"
+    )]
     LaterEpoch {
         /// The epoch of this coordinator.
         ours: u64,
-        /// The epoch that the server has obeyed.
+        /// The epoch that the server has followed.
         theirs: u64,
     },
     /// The same process has reported other ports before: one of the two reports is false.
     #[error("incarnation {incarnation} of server {server} has already reported other ports")]
     OtherPorts {
-        /// The place it claims.
+        /// The place that the sender claims.
         server: ServerId,
-        /// The process it claims to be.
+        /// The incarnation that the sender claims.
         incarnation: Incarnation,
     },
-    /// The process reports on another connection at the moment.
+    /// The process currently reports on another connection.
     #[error("incarnation {incarnation} of server {server} reports on another connection")]
     Linked {
-        /// The place it claims.
+        /// The place that the sender claims.
         server: ServerId,
-        /// The process it claims to be.
+        /// The incarnation that the sender claims.
         incarnation: Incarnation,
     },
     /// The process is proven dead.
     #[error("incarnation {incarnation} of server {server} is known to have exited")]
     Exited {
-        /// The place it claims.
+        /// The place that the sender claims.
         server: ServerId,
-        /// The process it claims to be.
+        /// The incarnation that the sender claims.
         incarnation: Incarnation,
     },
 }
 
-/// A reason for which a message changed nothing. The caller counts each; none is an error of the cluster.
+/// The reason why a message was ignored. The caller counts such messages; none is an error of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Ignored {
-    /// A message that names another process than the one that this connection was admitted for.
-    #[error("it speaks for another incarnation")]
+    /// A message that names another process than the one admitted on this connection.
+    #[error("the message names another incarnation")]
     OtherIncarnation,
     /// A message over a connection that a newer one has replaced.
-    #[error("it came over a connection that was replaced")]
+    #[error("the message arrived over a connection that was replaced")]
     OldLink,
     /// A message with impossible content.
-    #[error("it reports on {0} that the cluster does not have")]
+    #[error("the message reports on {0} that the cluster does not have")]
     Impossible(&'static str),
     /// A report of an order that is not outstanding: late or repeated.
-    #[error("it reports on an order that is not outstanding")]
+    #[error("the report is of an order that is not outstanding")]
     NotOutstanding,
 }

@@ -14,9 +14,10 @@ use std::fmt;
 use kv_protocol::Time;
 use kv_protocol::status::{RecoveryStatus, StepStatus};
 
-/// The most recoveries kept per place.
+/// The maximum number of recoveries kept per place.
 pub(super) const MAX_RECOVERIES: usize = 4;
-/// The most steps kept per recovery, the last ones: a recovery that fails repeatedly has no bound.
+/// The maximum number of steps kept per recovery; older ones are dropped, because a recovery that fails repeatedly has
+/// no bound.
 pub(super) const MAX_STEPS: usize = 16;
 
 /// The last recoveries of one place, the newest last.
@@ -37,7 +38,7 @@ struct Span {
     ended: Option<Time>,
 }
 
-/// The history affects no decision, so descriptions of a cluster omit it.
+/// The history affects no decision, so the `Debug` output of a cluster omits it.
 impl fmt::Debug for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("History")
@@ -53,7 +54,7 @@ impl Span {
         self.ended.get_or_insert(now);
     }
 
-    /// Returns how long ago it began, and its duration, in milliseconds.
+    /// Returns the time since its start and its duration, in milliseconds.
     fn as_of(self, now: Time) -> (u64, Option<u64>) {
         let millis =
             |from: Time, to: Time| u64::try_from(to.since(from).as_millis()).unwrap_or(u64::MAX);
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recovery_is_told_with_its_steps_when_they_began_and_how_long_they_took() {
+    fn a_recovery_has_steps_with_start_times_and_durations() {
         let mut history = History::default();
         history.note(at(5), None);
         assert!(history.status(at(6)).is_empty(), "nothing has happened");
@@ -131,7 +132,11 @@ mod tests {
         assert_eq!(history.status(at(1_000)), [first]);
         history.note(at(2_000), Some(0));
         let now = &history.status(at(2_010))[0];
-        assert_eq!((now.began_ms_ago, now.took_ms), (10, None), "the newest is first, and lasts");
+        assert_eq!(
+            (now.began_ms_ago, now.took_ms),
+            (10, None),
+            "the newest comes first and is in progress"
+        );
         assert_eq!(now.steps, [step(0, 10, None)]);
     }
 
@@ -150,7 +155,7 @@ mod tests {
         let told = history.status(at(millis));
         assert_eq!(told.len(), MAX_RECOVERIES);
         assert!(told.iter().all(|recovery| recovery.steps.len() == MAX_STEPS));
-        assert_eq!(told[0].took_ms, Some(30 * MAX_STEPS as u64), "its beginning is remembered");
+        assert_eq!(told[0].took_ms, Some(30 * MAX_STEPS as u64), "its start time is kept");
         assert_eq!(told[0].steps.last().map(|step| step.took_ms), Some(Some(10)));
     }
 }

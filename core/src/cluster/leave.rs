@@ -30,25 +30,25 @@ use super::stop::Stage;
 use super::{Cluster, Effect};
 use crate::mutations::{self, Mutation};
 
-/// The time within which requests to leave count as one: stopping all servers at once stops the cluster.
+/// The time within which requests to leave count as simultaneous. Stopping all servers at once then stops the cluster.
 const TOGETHER: Duration = Duration::from_millis(200);
 /// The timeout for a last holder's wait for a successor, in time that this coordinator is awake. Service managers give
 /// a process 30 s or more to stop, and the dump must fit in as well.
 pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The interval of notices to a waiting leaver that its request is in progress; without them it would leave alone.
+/// The interval of notices to a waiting leaver that its request is in progress. Without them it would leave on its own.
 const KEEP_WAITING: Duration = Duration::from_secs(1);
 /// The timeout for the probe of a holder that is to stay: its host may be far away.
 const VOUCH_TIMEOUT: Duration = LEASE.saturating_mul(2);
-/// The time for which its response counts.
+/// The time for which the response to that probe counts.
 const VOUCH_COUNTS: Duration = LEASE;
 
 /// The proof that the holder that is to stay is alive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Vouch {
-    /// No probe.
+    /// No probe was sent.
     #[default]
     None,
-    /// A probe under the view of this version.
+    /// A probe in progress under the view of this version.
     Asked { order: OrderId, version: ViewVersion, until: Time },
     /// A response under the view of this version.
     Given { version: ViewVersion, at: Time },
@@ -56,7 +56,7 @@ pub(super) enum Vouch {
 
 /// The effects of leaves on views and faults.
 impl Cluster {
-    /// Returns whether a process ends, or has ended, in order: that is no fault.
+    /// Returns whether a process ends, or has ended, in order. Such an end is no fault.
     pub(super) fn leaves_in_order(&self, member: Member) -> bool {
         let server = self.server(member.server);
         let is_leaving = !server.exited && server.stage != Stage::Running;
@@ -69,8 +69,8 @@ impl Cluster {
         server.member == member && server.left
     }
 
-    /// Returns whether a process may have ended in order: it has, or it was leaving when it ended. A coordinator cannot
-    /// read the exit status of a process that an earlier one has started.
+    /// Returns whether a process may have ended in order: it has, or it was leaving when it ended. The exit status may
+    /// be unknown, because a coordinator cannot read that of a process started by an earlier coordinator.
     fn may_have_left(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member == member && (server.left || server.stage != Stage::Running)
@@ -82,7 +82,7 @@ impl Cluster {
             || mutations::is_open(Mutation::LeaverWins)
     }
 
-    /// Returns whether the holder that remains without `gone` may be the only one.
+    /// Returns whether the holder that remains without `gone` may become the sole holder.
     pub(super) fn other_may_win(&self, view: &View, gone: Member) -> bool {
         let winner = if view.primary == Some(gone) { view.secondary() } else { view.primary };
         view.secondary().is_none() || winner.is_none_or(|winner| self.may_win(winner))
@@ -93,7 +93,7 @@ impl Cluster {
         self.server(id).stage == Stage::Running || mutations::is_open(Mutation::LeaverMadeHolder)
     }
 
-    /// Returns the time of a leaver's request once requests that count as one with it have had time to arrive.
+    /// Returns the time of a leaver's request, once all requests that count as simultaneous have had time to arrive.
     fn parts(&self, now: Time, member: Member) -> Option<Duration> {
         match self.server(member.server).stage {
             Stage::Parting(asked)
@@ -105,7 +105,7 @@ impl Cluster {
         }
     }
 
-    /// Returns whether a holder stays when a leaver goes: it was not told to stop, or was told later and waits.
+    /// Returns whether a holder stays when a leaver exits: it was not told to stop, or was told later and waits.
     fn stays_after(&self, other: Member, leaver: Member, asked: Duration) -> bool {
         if mutations::is_open(Mutation::LeaverMadeHolder) {
             return !self.is_dead(other);
@@ -230,7 +230,7 @@ impl Cluster {
         }
     }
 
-    /// Probes the holders that are to stay, and notifies leavers that their requests are in progress.
+    /// Probes the holders that must stay, and notifies leavers that their requests are in progress.
     pub(super) fn lead_out(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;
@@ -305,8 +305,8 @@ impl Cluster {
         }
     }
 
-    /// Advances a leaver: shuts it down once no view names it, and has it dump as a last holder if no server comes to
-    /// take its groups over.
+    /// Advances a leaver: shuts it down once no view names it. If no server can take its groups over, orders it to dump
+    /// as a last holder.
     pub(super) fn part(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let member = self.member(id);
         let Stage::Parting(asked) = self.server(id).stage else { return };
@@ -314,7 +314,7 @@ impl Cluster {
             return self.let_go(now, id, sink);
         }
         let is_tired = self.awake.0.at(now) >= asked + LEAVE_TIMEOUT || self.is_waiting_in_vain(id);
-        // A process that only moves has no deadline: it exits when it can.
+        // A process whose place only moves has no deadline: it exits when another holder has its groups.
         if is_tired && !self.only_moves(id) {
             self.server_mut(id).outstanding.clear();
             self.drain(now, id, sink);

@@ -1,7 +1,7 @@
 //! Links of servers to the coordinator: admission, heartbeats, and the end of a link.
 //!
-//! Everything received over a link is checked first. It may be of another cluster, another incarnation or another
-//! connection, or name something that this cluster does not have.
+//! Every message of a link is checked first. Its sender may belong to another cluster, incarnation or connection, or
+//! the message may name something that this cluster does not have.
 
 use std::net::SocketAddr;
 
@@ -18,10 +18,10 @@ use crate::mutations::{self, Mutation};
 pub struct LinkId(pub u64);
 
 impl Cluster {
-    /// Handles a STARTED report, which names a server's addresses, over a new connection.
+    /// Handles a STARTED report, which a server sends on a new connection and which names its addresses.
     ///
     /// # Errors
-    /// The reason for which it is not admitted, fit for a log.
+    /// [`StartedRefused`] if the process is not admitted.
     pub fn on_started(
         &mut self,
         now: Time,
@@ -37,7 +37,7 @@ impl Cluster {
         }
         server.started = Some(*started);
         server.link = Some(link);
-        // The epoch that it has obeyed increases; its addresses do not change.
+        // The epoch that a server follows may increase; its addresses do not change.
         let known = &mut self.memory.decided.servers[usize::from(started.member.server.0)];
         known.started.get_or_insert(*started);
         self.heard(now, started.member.server, sink);
@@ -72,18 +72,18 @@ impl Cluster {
         if known.started.is_some_and(|earlier| !same_process(&earlier, started)) {
             return Err(StartedRefused::OtherPorts { server, incarnation });
         }
-        // A server reconnects when its link is lost. If another connection reports at the moment, the sender is either
-        // not that server, or the old link will soon turn out to be silent.
+        // A server reconnects when its link is lost. If another connection still reports, either the sender is not that
+        // server, or the old link will soon count as silent.
         if known.link.is_some() && known.state == ServerState::Up {
             return Err(StartedRefused::Linked { server, incarnation });
         }
         Ok(())
     }
 
-    /// Records the heartbeat of a server over the connection it was admitted on.
+    /// Records the heartbeat of a server over the connection on which it was admitted.
     ///
     /// # Errors
-    /// The reason for which the heartbeat is ignored.
+    /// [`Ignored`] if the heartbeat is ignored.
     pub fn on_heartbeat(
         &mut self,
         now: Time,
@@ -147,9 +147,9 @@ impl Cluster {
         self.judge_from == Time::default()
     }
 
-    /// Checks the heartbeat of a server for a view newer than the stored state. In its first heartbeat such a view
-    /// shows that an earlier coordinator's state is outdated, for example from a backup. Events since then cannot be
-    /// guessed. In a later heartbeat such a view is impossible.
+    /// Checks the heartbeat of a server for a view newer than the stored state. In a server's first heartbeat such a
+    /// view shows that the state of this coordinator is outdated, for example restored from a backup. Events since then
+    /// cannot be inferred. In a later heartbeat such a view is impossible.
     fn check_memory(
         &mut self,
         heartbeat: &Heartbeat,
@@ -162,7 +162,7 @@ impl Cluster {
             (replica.view > known).then_some((replica.group, known, replica.view))
         });
         let Some((group, known, reported)) = newer else { return Ok(()) };
-        // A server whose first heartbeat matched has received everything since from this coordinator.
+        // A server whose first heartbeat matched has received every later view from this coordinator.
         let fitted = self.server(server).heartbeat.is_some();
         if !self.is_outdated && !fitted {
             self.is_outdated = true;

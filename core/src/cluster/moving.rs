@@ -9,8 +9,8 @@
 //!
 //! The host of a silent process may be gone for good, so its death may be impossible to prove. No proof is needed to
 //! fill its place: no durable view names it, and its successors as primary have waited for its lease. Its end stays
-//! unproven: it is refused wherever it reports, and no process is notified of its end. A sole holder stays where it is:
-//! without proof of its death it may have the only copy.
+//! unproven: if it reports again it is rejected, and no process is notified of its end. A sole holder stays where it
+//! is: without proof of its death it may have the only copy.
 //!
 //! A leaver never wins an inquiry. So if another holder of its groups falls silent, the move waits: the process was not
 //! told to stop yet, and takes over like any other.
@@ -21,14 +21,14 @@ use super::respawn::Backoff;
 use super::stop::Stage;
 use super::{Cluster, Effect};
 
-/// A reason for which a place is not moved to another host.
+/// The reason why a place is not moved to another host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplaceRefused {
     /// There is no such place.
     #[error("there is no server {0} in this cluster of {1}")]
     NoSuchServer(ServerId, u16),
     /// The cluster does not serve yet, or is being stopped.
-    #[error("the cluster is starting or stopping; ask again when it serves")]
+    #[error("the cluster is starting or stopping; retry when it serves")]
     NotServing,
     /// The process may hold the only copy of a group.
     #[error(
@@ -67,7 +67,7 @@ impl Cluster {
     /// Checks that a place can be moved to another host now, so that the move begins at once.
     ///
     /// # Errors
-    /// The reason why not.
+    /// [`ReplaceRefused`] if it cannot.
     pub fn may_replace(&self, id: ServerId) -> Result<(), ReplaceRefused> {
         self.may_move(id)?;
         match self.sole_group(id) {
@@ -86,8 +86,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Returns a group that only the process at this place may hold, unless that is proven dead. Its view names no
-    /// other holder, or one that is down, which the next view omits.
+    /// Returns a group that only the process at this place may hold, unless that process is proven dead. The view of
+    /// such a group names no other holder, or names one that is down and that the next view omits.
     fn sole_group(&self, id: ServerId) -> Option<GroupId> {
         let member = self.member(id);
         let is_sole = |view: &&View| {
@@ -107,7 +107,7 @@ impl Cluster {
         self.memory.durable().moving.contains(&id)
     }
 
-    /// Makes the reporting processes of moving places leave.
+    /// Lets the reporting processes of moving places leave.
     pub(super) fn move_out(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;
@@ -133,8 +133,8 @@ impl Cluster {
         server.is_up() && server.suspected.is_none() && !server.exited
     }
 
-    /// Returns whether every group that names the process at this place has another holder that reports, or, if it is
-    /// candidate, its primary.
+    /// Returns whether every group that names the process at this place has another holder that reports. For a
+    /// candidate that holder is the primary.
     fn is_followed(&self, id: ServerId) -> bool {
         let member = self.member(id);
         self.memory.durable().views.iter().all(|view| {
@@ -152,13 +152,13 @@ impl Cluster {
         })
     }
 
-    /// Returns whether the process at a place only moves, so that it never dumps as a last holder.
+    /// Returns whether a process leaves only because its place moves. Such a process never dumps as a last holder.
     pub(super) fn only_moves(&self, id: ServerId) -> bool {
         self.is_moving(id) && !self.server(id).wants_to_leave
     }
 
     /// Returns whether the process at a place need not be proven dead before another host gets the place. The caller
-    /// has checked that no view names it.
+    /// must have checked that no view names it.
     pub(super) fn is_given_up(&self, id: ServerId) -> bool {
         let server = self.server(id);
         self.is_moving(id) && (server.suspected.is_some() || server.started.is_none())

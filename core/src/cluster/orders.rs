@@ -1,4 +1,4 @@
-//! Orders: given, kept until they are reported, and sent again over every new connection.
+//! Orders to servers: each is kept until its report arrives, and sent again over every new connection.
 
 use kv_protocol::control_message::{Order, OrderFailure, OrderKind, Report};
 use kv_protocol::{GroupId, Member, OrderId, ServerId, Time};
@@ -9,7 +9,7 @@ use super::{Cluster, Effect, Ignored, StartFailure};
 use crate::mutations::{self, Mutation};
 
 impl Cluster {
-    /// Gives an order, which is sent at once if the connection is up, otherwise when it is.
+    /// Gives an order. Sends it now if the connection is up, otherwise once it is.
     pub(super) fn give(
         &mut self,
         to: ServerId,
@@ -97,7 +97,7 @@ impl Cluster {
 }
 
 impl Server {
-    /// Drops the orders of a group's older views.
+    /// Drops outstanding orders of a group's older views.
     pub(super) fn retire(&mut self, group: GroupId) {
         let is_of_group = |order: &Order| order.view().is_some_and(|view| view.group == group);
         #[cfg(feature = "mutations")]
@@ -105,7 +105,7 @@ impl Server {
         self.outstanding.retain(|order| !is_of_group(order));
     }
 
-    /// Returns the order of a stale report that a mutation accepts, for the simulator to detect.
+    /// Returns the order of an outdated report that a mutation accepts, which the simulator must detect.
     fn retired_order(&mut self, report: &Report) -> Option<Order> {
         #[cfg(feature = "mutations")]
         if mutations::is_open(Mutation::StaleUpdatedAccepted) {

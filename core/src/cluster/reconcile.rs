@@ -24,12 +24,12 @@ use crate::mutations::{self, Mutation};
 /// The fate of a member that a view names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fate {
-    /// Nothing speaks against it.
+    /// Present, as far as known.
     #[default]
     Present,
-    /// Judged to be gone, without proof of its death.
+    /// Judged gone without proof of death.
     Gone,
-    /// Its process is proven to have ended.
+    /// Proven dead: its process has ended.
     Dead,
 }
 
@@ -40,15 +40,16 @@ pub struct Facts {
     pub primary: Fate,
     /// The fate of the secondary or candidate.
     pub other: Fate,
-    /// True if the candidate was reported to have caught up under this very view.
+    /// True if the candidate was reported as caught up under exactly this view.
     pub caught_up: bool,
-    /// True if the candidate was reported to have failed under this very view.
+    /// True if the candidate was reported as failed under exactly this view.
     pub failed: bool,
     /// A home server of the group that is alive, is not the primary, and may become candidate.
     pub ready: Option<Member>,
-    /// True if the secondary or candidate is to leave, and nothing is lost without it.
+    /// True if the secondary or candidate must leave, and no data is lost without it.
     pub other_leaves: bool,
-    /// True if the members are in each other's home places and both are at rest, or if the primary is to leave.
+    /// True if the two members are at each other's home places with no other change in progress at either, or if the
+    /// primary must leave.
     pub may_swap: bool,
 }
 
@@ -65,11 +66,11 @@ pub enum Why {
     Lost,
     /// The secondary or candidate leaves in order.
     Left,
-    /// A home server begins to get its copy.
+    /// A home server becomes candidate.
     Candidate,
     /// The candidate has caught up.
     CaughtUp,
-    /// The group goes back to its home primary, or away from a primary that is to leave.
+    /// The group is handed back to its home primary, or over from a primary that must leave.
     Switched,
 }
 
@@ -160,20 +161,20 @@ mod tests {
             let facts = Facts { primary, ..Facts::default() };
             assert_eq!(next(&pair, facts), Some((Some(1), Peer::None, Why::TakeOver)));
         }
-        // The only holder that may be alive stays a holder, however silent it is.
+        // The only holder that may be alive stays a holder, even if it is silent.
         let facts = Facts { primary: Fate::Dead, other: Fate::Gone, ..Facts::default() };
         assert_eq!(next(&pair, facts), Some((Some(1), Peer::None, Why::TakeOver)));
     }
 
     #[test]
-    fn nobody_is_judged_when_both_are_silent() {
+    fn no_member_is_judged_when_both_are_silent() {
         let pair = view(Some(0), Peer::Secondary(member(1)));
         let facts = Facts { primary: Fate::Gone, other: Fate::Gone, ..Facts::default() };
         assert_eq!(next(&pair, facts), None);
     }
 
     #[test]
-    fn a_sole_holder_is_lost_by_proof_alone_and_a_lost_group_stays_lost() {
+    fn a_sole_holder_is_lost_only_by_proof_and_a_lost_group_stays_lost() {
         for peer in [Peer::None, Peer::Candidate(member(1))] {
             let sole = view(Some(0), peer);
             let silent = Facts { primary: Fate::Gone, ready: Some(member(1)), ..Facts::default() };
@@ -199,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_everything_is_made_secondary_before_the_primary_s_death_counts() {
+    fn a_caught_up_candidate_becomes_secondary_before_the_death_of_its_primary_counts() {
         let copying = view(Some(0), Peer::Candidate(member(1)));
         let facts = Facts { primary: Fate::Dead, caught_up: true, ..Facts::default() };
         assert_eq!(next(&copying, facts).unwrap().2, Why::CaughtUp);
     }
 
     #[test]
-    fn whoever_leaves_is_named_no_more_where_the_other_one_stays() {
+    fn a_leaver_is_dropped_from_views_in_which_the_other_member_stays() {
         let facts = Facts { other_leaves: true, may_swap: true, ..Facts::default() };
         for peer in [Peer::Secondary(member(1)), Peer::Candidate(member(1))] {
             let after = next(&view(Some(0), peer), facts);
@@ -214,11 +215,11 @@ mod tests {
         }
         let pair = view(Some(0), Peer::Secondary(member(1)));
         let dead = Facts { primary: Fate::Dead, ..facts };
-        assert_eq!(next(&pair, dead).unwrap().0, Some(1), "by proof it is the only one left");
+        assert_eq!(next(&pair, dead).unwrap().0, Some(1), "the proof leaves it as the only holder");
     }
 
     #[test]
-    fn a_group_goes_home_when_all_is_at_rest() {
+    fn a_group_goes_home_when_no_other_change_is_in_progress() {
         let away = view(Some(1), Peer::Secondary(member(0)));
         assert_eq!(next(&away, Facts::default()), None);
         let facts = Facts { may_swap: true, ..Facts::default() };

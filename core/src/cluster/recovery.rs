@@ -1,4 +1,4 @@
-//! The recovery of one server as displayed: step 0, and steps 1 to 5.
+//! The recovery of one server as displayed, in steps 0 to 5.
 //!
 //! | step | shown while |
 //! |---|---|
@@ -16,14 +16,14 @@ use kv_protocol::{Member, Peer, ServerId, View};
 use super::{Cluster, Effect};
 
 impl Cluster {
-    /// Returns the step of the recovery of a server's place; `None` when all is home.
+    /// Returns the recovery step of a server's place; `None` when its groups are home.
     pub fn recovery_step(&self, id: ServerId) -> Option<u8> {
         let durable = self.memory.durable();
         let member = self.member(id);
         let own = &durable.views[usize::from(id.0)];
         let before = (id.0 + self.count() - 1) % self.count();
         let predecessors = &durable.views[usize::from(before)];
-        // A group that is LOST, or rests in dumps, has no holder that could come home.
+        // A group that is LOST or rests in dumps has no holder from which it could be copied.
         let is_given_up =
             |view: &View| view.primary.is_none() || self.memory.decided.rests(view.group);
         // Members that are dead or that the next view no longer names.
@@ -94,7 +94,8 @@ impl Cluster {
         self.is_settled() && durable.views.iter().all(is_held)
     }
 
-    /// Returns the same, ignoring groups that are LOST or rest in dumps: they have no home to come to.
+    /// Returns the same as [`Cluster::is_whole`], ignoring groups that are LOST or rest in dumps: no process can bring
+    /// these home.
     pub fn is_settled(&self) -> bool {
         let servers = self.count();
         let durable = self.memory.durable();

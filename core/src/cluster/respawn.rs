@@ -17,17 +17,17 @@ use crate::mutations::{self, Mutation};
 
 /// The timeout for the first report of a replacement process.
 const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(20);
-/// The back-off after the first failure; it doubles up to the last.
+/// The back-off after the first failure. It doubles up to a limit.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
-/// The least back-off after a secondary did not keep up.
+/// The minimum back-off after a secondary did not keep up.
 const FOLLOWING_PAUSE: Duration = Duration::from_secs(1);
 /// The time without failures after which earlier ones no longer count as in a row.
 const FORGETS_FAILURES: Duration = Duration::from_secs(60);
 /// The number of failures in a row that raises an alarm.
 const ALARMING_FAILURES: u32 = 3;
-/// The back-off before a process that has not ended is killed again. It doubles up to the last: its host may be down
-/// for hours.
+/// The back-off before a process that has not ended is killed again. It doubles up to a limit, because the host may be
+/// down for hours.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 const LAST_KILL_PAUSE: Duration = Duration::from_secs(32);
 
@@ -144,14 +144,14 @@ impl Cluster {
         }
     }
 
-    /// Records the last output of a process that has ended or could not be started, for display only.
+    /// Records, for display only, the last output of a process that has ended or could not be started.
     pub fn note_last_words(&mut self, member: Member, words: &str) {
         if self.member(member.server) == member {
             self.server_mut(member.server).signs.failure = Some(words.to_owned());
         }
     }
 
-    /// Decides a new process for a place; it is spawned when the decision is durable.
+    /// Decides on a new process for a place. The process is spawned when the decision is durable.
     pub(super) fn decide_process(&mut self, id: ServerId) {
         self.drawn += 1;
         let incarnation = Incarnation(draw(self.config.seed, self.drawn));
@@ -209,8 +209,8 @@ impl Cluster {
         }
     }
 
-    /// Records the death of a process that no view names. Its removal while it lived was no fault, but its death is
-    /// one, unless it was killed here as useless.
+    /// Records the death of a process that no view names. Its removal while it was alive was no fault, but its death is
+    /// one, unless this coordinator killed it as useless.
     fn note_dead(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let server = self.server(id);
         let is_counted = server.is_condemned || server.stage.is_leaving();
@@ -220,7 +220,7 @@ impl Cluster {
         }
     }
 
-    /// Returns when a back-off, or the timeout of a process, ends.
+    /// Returns the next time at which a back-off or the timeout of a process ends.
     pub(super) fn next_respawn_timeout(&self) -> Option<Time> {
         let waiting = self.servers.iter().flat_map(|server| {
             let spawned = server.spawned.filter(|_| server.started.is_none() && !server.exited);
@@ -236,14 +236,14 @@ impl Cluster {
 }
 
 impl Server {
-    /// Returns when it is to be killed once more.
+    /// Returns when the process is killed again.
     fn kill_again_at(&self) -> Option<Time> {
         let doublings = self.kills.saturating_sub(1).min(16);
         self.killed.map(|at| at + (KILL_AGAIN * (1 << doublings)).min(LAST_KILL_PAUSE))
     }
 }
 
-/// Returns the n-th incarnation drawn from a seed. It is never zero, which is no incarnation.
+/// Returns the n-th incarnation drawn from a seed. It is never zero, because zero stands for no incarnation.
 pub(super) fn draw(seed: u64, n: u64) -> u64 {
     mix(seed ^ mix(n)).max(1)
 }

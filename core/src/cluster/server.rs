@@ -15,20 +15,20 @@ use super::{Cluster, DownCause, Effect, LinkId};
 /// be older than the report that the stream is up, which travels on another connection.
 pub(super) const BEATS_UNTIL_DISCONNECTED: u8 = 2;
 
-/// Facts from which only alarms are derived.
+/// Facts that are used only for alarms.
 #[derive(Default)]
 pub(super) struct Signs {
-    /// The reason why its host does not report whether its process has ended.
+    /// The reason why the host does not report whether the process has ended.
     pub(super) unreachable: Option<String>,
-    /// The last output of a process that could not be started in its place.
+    /// The last output of a process that could not be started at this place.
     pub(super) failure: Option<String>,
-    /// The time since which it has taken orders without having reported.
+    /// The time since which the server accepts orders without sending heartbeats.
     pub(super) orders_since: Option<Time>,
-    /// The time of its last report of more writes rejected for lack of space.
+    /// The time of the last heartbeat that reported further writes rejected for lack of space.
     pub(super) refused_at: Option<Time>,
 }
 
-/// Like alarms, signs affect no decision, so descriptions omit them.
+/// Like alarms, these facts affect no decision, so the `Debug` output omits them.
 impl fmt::Debug for Signs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Signs")
@@ -40,23 +40,23 @@ impl fmt::Debug for Signs {
 pub(super) struct Server {
     pub(super) member: Member,
     pub(super) state: ServerState,
-    /// The time at which its process was started, or taken over from an earlier coordinator.
+    /// The time at which the process was started, or taken over from an earlier coordinator.
     pub(super) spawned: Option<Time>,
     pub(super) exited: bool,
-    /// True if it has exited in order: everything it held is in complete dumps.
+    /// True if the process has exited in order: everything that it held is in complete dumps.
     pub(super) left: bool,
     /// The time of the last notice to a leaving server that its request is in progress.
     pub(super) kept_waiting: Option<Time>,
-    /// True if it has asked to leave by itself.
+    /// True if the server itself has requested to leave.
     pub(super) wants_to_leave: bool,
-    /// The time since which it is silent.
+    /// The time since which the server is silent.
     pub(super) suspected: Option<Time>,
-    /// True if it runs but is of no use: it is killed when no view names it.
+    /// True if the process runs but has failed repeatedly as a candidate. It is killed once no view names it.
     pub(super) is_condemned: bool,
-    /// True if it was removed from a group on its partners' complaints. Until its place is home again, it is the
-    /// likelier suspect of any further complaint.
+    /// True if the server was removed from a group on its partners' complaints. Until its groups are home again, it is
+    /// the likelier suspect of any further complaint.
     pub(super) was_judged: bool,
-    /// The time of its last kill, and the number of kills.
+    /// The time of the last kill, and the number of kills.
     pub(super) killed: Option<Time>,
     pub(super) kills: u32,
     pub(super) backoff: Backoff,
@@ -67,7 +67,7 @@ pub(super) struct Server {
     /// SHUTDOWN.
     pub(super) outstanding: Vec<Order>,
     pub(super) heartbeat: Option<(Time, Heartbeat)>,
-    /// The time of its last sign of life, by the stop's clock.
+    /// The time of the last sign of life, by the stop's clock.
     pub(super) beat: StopTime,
     /// The number of consecutive heartbeats that report its stream to the secondary as down.
     pub(super) beats_without_stream: u8,
@@ -158,7 +158,7 @@ impl Cluster {
         server.suspected.get_or_insert(now);
         let (member, leaves) = (server.member, server.stage.is_leaving());
         let was = std::mem::replace(&mut server.state, ServerState::Down);
-        // The exit of a silent server is reported too: it can no longer come back.
+        // The exit of a silent server is reported too, because it ends the chance that the server comes back.
         if !leaves && (was != ServerState::Down || cause == DownCause::Exited) {
             sink.push(Effect::Down { member, cause });
         }

@@ -1,4 +1,4 @@
-//! The start: from the first process until every holder has its first view.
+//! The start of a cluster: from the first process until every holder has its first view.
 //!
 //! ```text
 //!            every first view is confirmed: decided, stored, durable
@@ -20,7 +20,7 @@ pub(super) enum Start {
 }
 
 impl Cluster {
-    /// Returns whether no first view is decided yet: a process that is spawned now is a founder.
+    /// Returns whether no first view is decided yet. In a restored cluster a process that is spawned now loads dumps.
     pub fn is_founding(&self) -> bool {
         self.memory.decided.views.iter().all(|view| view.version == ViewVersion(0))
     }

@@ -74,8 +74,8 @@ impl Cluster {
         }
     }
 
-    /// Returns how much of its copy the candidate of a group has, by the latest heartbeat of the primary; nothing until
-    /// that reports on this view.
+    /// Returns the progress of the copy to the candidate of a group, by the latest heartbeat of the primary; `None`
+    /// until the primary reports on this view.
     pub fn copy_of(&self, group: GroupId) -> Option<CopyStatus> {
         self.views().get(usize::from(group.0)).and_then(|view| self.copy_status(view))
     }
@@ -118,7 +118,7 @@ impl Cluster {
     }
 
     /// Returns the number of copies on servers that are up. A secondary that its live primary cannot reach does not
-    /// count, because its copy may be stale.
+    /// count, because its copy may be outdated.
     fn copies(&self, view: &View) -> u8 {
         let primary_up = view.primary.is_some_and(|member| self.is_up(member));
         let stream_up = view.primary.is_some_and(|member| self.stream_stands(member));
@@ -126,7 +126,7 @@ impl Cluster {
         u8::from(primary_up) + u8::from(secondary_up && (stream_up || !primary_up))
     }
 
-    /// Returns whether this very process reports.
+    /// Returns whether this process, with this incarnation, reports.
     pub(super) fn is_up(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member == member && server.is_up()
@@ -141,7 +141,7 @@ fn reports(server: &Server) -> &[ReplicaReport] {
     server.heartbeat.as_ref().map_or(&[], |(_, heartbeat)| &heartbeat.replicas)
 }
 
-/// Adds numbers without overflow, because servers may report any numbers.
+/// Adds numbers without overflow; servers may report any numbers.
 fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }
@@ -150,12 +150,12 @@ fn entries(server: &Server, role: ReplicaRole) -> u64 {
     sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.entries))
 }
 
-/// Returns the bytes that its tables of one role reserve.
+/// Returns the number of bytes that a server's tables of one role reserve.
 fn bytes(server: &Server, role: ReplicaRole) -> u64 {
     sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.bytes))
 }
 
-/// Returns the bytes in use in its tables of one role.
+/// Returns the number of bytes in use in a server's tables of one role.
 fn used_bytes(server: &Server, role: ReplicaRole) -> u64 {
     sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.used_bytes))
 }

@@ -17,8 +17,8 @@
 //! nothing after its first dump begins, so every acknowledged write is in that dump.
 //!
 //! No server is told to exit while data that only it holds is not on a disk. A failed dump is ordered again, with
-//! back-off, until it is complete or the operator forces the stop ([`Cluster::on_force`]). A server that reports is
-//! waited for, however slow its disk is. A silent one is killed after the stop's timeout, but only if other replicas
+//! back-off, until it is complete or the operator forces the stop ([`Cluster::on_force`]). The stop waits for a server
+//! that reports, even if its disk is slow. A silent one is killed after the stop's timeout, but only if other replicas
 //! have dumped every group that it holds; otherwise the operator decides.
 //!
 //! The stop's clock is the time for which this coordinator was awake ([`Awake`]): while its machine is paused, no
@@ -53,8 +53,8 @@ pub const DUMP_BYTES_PER_SECOND: u64 = 8 << 20;
 /// The time without dump progress of a reporting server after which the operator is notified.
 pub const NO_PROGRESS: Duration = Duration::from_secs(30);
 
-/// A clock of the time for which this coordinator was awake. The `Debug` output of a cluster omits it, as it does the
-/// history: the exhaustive search treats equal descriptions as one state, and models no stop.
+/// A clock of the time for which this coordinator was awake. The `Debug` output of a cluster omits it like the history,
+/// because the exhaustive search treats equal outputs as one state and models no stop.
 #[derive(Clone, Copy)]
 pub(super) struct StopClock(pub(super) Awake);
 
@@ -70,7 +70,7 @@ impl fmt::Debug for StopClock {
     }
 }
 
-/// A reading of the [`StopClock`], omitted from `Debug` output like it.
+/// A reading of the [`StopClock`], also omitted from `Debug` output.
 #[derive(Clone, Copy, Default)]
 pub(super) struct StopTime(pub(super) Duration);
 
@@ -101,36 +101,36 @@ pub struct StopOutcome {
     pub undrained: Vec<ServerId>,
     /// Servers that were killed: they did not report in time, or the operator did not want to wait for them.
     pub killed: Vec<ServerId>,
-    /// Servers whose end could not be proven: they may still run.
+    /// Servers whose end could not be proven. They may still run.
     pub unproven: Vec<ServerId>,
-    /// Tables that were given up because their dumps failed, with their groups. Another replica may have dumped the
-    /// same group.
+    /// Tables that the operator gave up because their dumps failed, with their groups. Another replica may have dumped
+    /// the same group.
     pub given_up: Vec<(ServerId, GroupId)>,
     /// Groups of which no replica has reported a complete dump, although the cluster has served.
     pub undumped: Vec<GroupId>,
 }
 
-/// A reason for which a stop waits for a server for longer than usual.
+/// The reason why a stop waits for a server for longer than usual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopWait {
-    /// The silence of a server whose end is not proven, while no other replica has dumped this group.
+    /// The server is silent, its end is not proven, and no other replica has dumped this group.
     Silent(GroupId),
-    /// The lack of dump progress of a reporting server for [`NO_PROGRESS`].
+    /// The server reports, but its dumps have made no progress for [`NO_PROGRESS`].
     NoProgress,
 }
 
 /// The progress of one server's dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpProgress {
-    /// Its place.
+    /// The server.
     pub server: ServerId,
-    /// True if nothing more is waited for.
+    /// True if the stop waits for no further dump of the server.
     pub is_done: bool,
     /// True if a dump has failed and is being retried.
     pub is_failing: bool,
-    /// The bytes of keys and values written.
+    /// The number of bytes of keys and values written.
     pub bytes: u64,
-    /// The bytes of keys and values in its tables.
+    /// The number of bytes of keys and values in the server's tables.
     pub of_bytes: u64,
 }
 
@@ -151,28 +151,28 @@ pub(super) struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Running,
-    /// The hand-over of its groups, after it was told to stop at this reading of the stop's clock.
+    /// Handing its groups over, since a request to leave at this reading of the stop's clock.
     Parting(Duration),
     Draining(Progress),
     Dumping(Progress),
     Leaving(Progress),
     Killed(Progress),
-    /// A kill without proof of its end in time.
+    /// Killed, but without proof of its end in time.
     Unproven(Progress),
 }
 
 impl Stage {
-    /// Returns whether its end is expected.
+    /// Returns whether the end of the process is expected.
     pub(super) fn is_leaving(self) -> bool {
         matches!(self, Stage::Leaving(_) | Stage::Killed(_) | Stage::Unproven(_))
     }
 
-    /// Returns whether it can still install a view.
+    /// Returns whether the server can still install a view.
     pub(super) fn takes_views(self) -> bool {
         matches!(self, Stage::Running | Stage::Parting(_) | Stage::Draining(_))
     }
 
-    /// Returns whether it went through the whole stop and everything it held is in complete dumps.
+    /// Returns whether the server completed every stage of the stop, so that everything it held is in complete dumps.
     pub(super) fn has_complete_dumps(self) -> bool {
         let is_complete = |dump: Dump| matches!(dump, Dump::Complete | Dump::NoCopy);
         match self {
@@ -181,7 +181,7 @@ impl Stage {
         }
     }
 
-    /// Returns the last notification to the operator of a long wait that continues.
+    /// Returns the last notification to the operator, if that wait continues.
     pub(super) fn told(self) -> Option<StopWait> {
         match self {
             Stage::Dumping(progress) => progress.told,
@@ -189,7 +189,7 @@ impl Stage {
         }
     }
 
-    /// Returns the times at which its failed dumps are ordered again.
+    /// Returns the times at which failed dumps are ordered again.
     fn dumps_again_at(self) -> impl Iterator<Item = Duration> {
         let dumps = match self {
             Stage::Dumping(progress) => progress.dumps,
@@ -228,7 +228,7 @@ pub(super) struct Stop {
     served: bool,
     begun: bool,
     over: bool,
-    /// True if the operator has forced the stop: failing dumps are given up, and silent servers are not waited for.
+    /// True if the operator has forced the stop. It then gives up failing dumps and does not wait for silent servers.
     forced: bool,
 }
 
@@ -253,7 +253,7 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// Gives the first orders of the stop, which is durable now.
+    /// Gives the first orders of a stop that has become durable.
     fn begin_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
         let clock = self.stop_clock(now);
         for id in (0..self.count()).map(ServerId) {
@@ -262,7 +262,7 @@ impl Cluster {
                 continue;
             }
             if server.started.is_none() && server.spawned.is_none() {
-                // Only its incarnation was drawn: there is no process, and none will be spawned.
+                // Only the incarnation was drawn. There is no process, and none will be spawned.
                 self.server_mut(id).exited = true;
             } else if server.started.is_none() {
                 self.kill(now, id, KillReason::NotStarted, sink);
@@ -294,8 +294,8 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// Forces the end of the cluster. Tables whose dumps fail, now or later, are given up, and silent servers are
-    /// killed whatever they hold. Servers that are dumping are waited for.
+    /// Forces the end of the cluster. Gives up tables whose dumps fail, now or later, and kills silent servers even if
+    /// they hold the only copy of a group. Waits for servers that are dumping.
     pub fn on_force(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.on_stop(now, sink);
         self.set_forced();
@@ -335,7 +335,7 @@ impl Cluster {
         }
     }
 
-    /// Returns whether the stop waits for something that may never come.
+    /// Returns whether the stop waits for something that may never happen.
     fn is_held_up(&mut self, now: Time) -> bool {
         let clock = self.stop_clock(now);
         let mut left = self.servers.iter().filter(|server| !server.exited);
@@ -368,7 +368,7 @@ impl Cluster {
     /// Handles a server's request for an orderly end after it was told to stop.
     ///
     /// # Errors
-    /// If the connection is no longer the server's.
+    /// [`Ignored`] if the connection no longer belongs to the server.
     pub fn on_drain_request(
         &mut self,
         now: Time,
@@ -402,7 +402,7 @@ impl Cluster {
         }
     }
 
-    /// Records a report of DRAIN or of a dump. Returns whether the order is to be given once more.
+    /// Records a report of DRAIN or of a dump. Returns whether the order is given again.
     pub(super) fn note_stop_report(
         &mut self,
         now: Time,
@@ -432,7 +432,7 @@ impl Cluster {
         }
     }
 
-    /// Takes every step of a stop that is due. Called after each input.
+    /// Takes every step of a stop that is due. Runs after each input.
     pub(super) fn advance_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
         let clock = self.stop_clock(now);
         self.dump_again(clock, sink);
@@ -464,8 +464,8 @@ impl Cluster {
         self.stop = Some(stop);
     }
 
-    /// Advances servers that leave alone. None of them is killed here: something else told them to stop, and they end
-    /// by themselves if no response comes.
+    /// Advances servers that leave alone. The coordinator kills none of them: they received the request to stop from
+    /// elsewhere, and exit on their own if the coordinator does not respond.
     fn advance_lone(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;
@@ -517,20 +517,20 @@ impl Cluster {
             };
             deadline.into_iter().chain(server.stage.dumps_again_at())
         });
-        // Everything due earlier is done.
+        // Steps that were due earlier are done already.
         let next = due.filter(|due| *due > clock).min()?;
         Some(self.now + next.saturating_sub(clock).min(self.awake.0.interval()))
     }
 
     /// Returns the deadline for pending writes. A server that leaves alone waits for its SHUTDOWN no longer than the
-    /// stop's timeout, so less than half of that may go into waiting for the other replica.
+    /// stop's timeout, so it may spend less than half of that on waiting for the other replica.
     fn drain_deadline(&self, server: &Server) -> Duration {
         let timeout = self.config.stop_timeout;
         let timeout = if self.stop.is_none() { timeout * 2 / 5 } else { timeout };
         server.stage.progress().since + timeout
     }
 
-    /// Returns the time up to which a silent server is waited for in any case.
+    /// Returns the time before which the stop gives up no silent server.
     fn silence_deadline(&self, server: &Server) -> Duration {
         server.stage.progress().begun.max(server.beat.0) + self.config.stop_timeout
     }
@@ -564,7 +564,7 @@ impl Cluster {
         (stands && clock >= progress.moved + NO_PROGRESS).then_some(StopWait::NoProgress)
     }
 
-    /// Records dump progress, and notifies the operator of servers that hold the stop up.
+    /// Records dump progress, and notifies the operator of servers that delay the stop.
     fn note_progress(&mut self, clock: Duration, sink: &mut Vec<Effect>) {
         for id in (0..self.count()).map(ServerId) {
             let server = self.server_mut(id);
@@ -630,7 +630,8 @@ impl Cluster {
             let undrained = progress.undrained || !server.outstanding.is_empty();
             server.outstanding.clear();
             let mut progress = Progress { since: clock, moved: clock, undrained, ..progress };
-            // A server that leaves alone dumps the tables of which it is a holder; in a stop each dumps all it has.
+            // A server that leaves alone dumps the tables of which it is a holder. In a stop of the cluster each server
+            // dumps both tables.
             let (primary, secondary) = match self.stop {
                 None => self.held_tables(id),
                 Some(_) => (true, true),
@@ -665,7 +666,7 @@ impl Cluster {
         }
     }
 
-    /// Orders a server that holds nothing any more to shut down; it has nothing to dump.
+    /// Orders a server that no longer holds any group to shut down without dumps.
     pub(super) fn let_go(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let clock = self.stop_clock(now);
         let mut progress =
@@ -743,7 +744,7 @@ impl Cluster {
         StopOutcome {
             double_fault: self.double_fault.filter(|_| self.stops_for_double_fault()),
             undrained: named(|s| s.stage.progress().undrained),
-            // Servers that never started were killed too, but had no order to carry out.
+            // Servers that never started were killed too, but have ignored no order.
             killed: named(|s| {
                 matches!(s.stage, Stage::Killed(_) | Stage::Unproven(_)) && s.started.is_some()
             }),

@@ -18,11 +18,11 @@
 //!
 //! The member that is to stay must respond to a fresh probe. A heartbeat alone is no proof of life: it may have waited
 //! while the coordinator itself was paused, and its sender may be dead by now. To drop the other member on its report
-//! would lose the group. A response that arrives late, or is acted upon late, is as stale.
+//! would lose the group. A response that arrives or is handled late is just as outdated.
 //!
 //! The heartbeat after the response matters too. A member that was paused responds as soon as it resumes, and until its
-//! stream is up again the other one's last heartbeat still complains. To drop that other one then would leave the group
-//! with the weaker of the two.
+//! stream is up again the other one's last heartbeat still complains. If that other member were dropped then, the group
+//! would be left to the slower of the two.
 //!
 //! A leaver never wins: it is not probed, and a response from before its request has no effect (leave.rs).
 //!
@@ -42,11 +42,11 @@ use crate::mutations::{self, Mutation};
 pub(super) enum Inquiry {
     #[default]
     None,
-    /// One member is probed because of this doubt.
+    /// A probe of one member is in progress because of this doubt.
     Asked { doubt: Doubt, who: Member, order: OrderId, until: Time },
-    /// One member has responded; the inquiry checks whether the doubt about the other one lasts.
+    /// One member has responded; the next heartbeats show whether the doubt about the other one lasts.
     Answered { doubt: Doubt, gone: Member, at: Time },
-    /// A member that must go: the other one has responded.
+    /// This member must leave the group: the other one has responded.
     Judged { gone: Member, doubt: Doubt },
 }
 
@@ -60,14 +60,14 @@ pub(super) enum Doubt {
     Complaint,
     /// A complaint of which this member is the suspect: the other one is probed.
     Suspect(Member),
-    /// A complaint where the member probed first did not respond: the other one is probed.
+    /// A complaint in which the member probed first did not respond: the other one is probed.
     Mute,
     /// The secondary does not keep up: the primary is probed.
     CannotFollow,
 }
 
 impl Doubt {
-    /// Returns whether it began with a complaint.
+    /// Returns whether the doubt began with a complaint.
     fn is_complaint(self) -> bool {
         matches!(self, Doubt::Complaint | Doubt::Suspect(_) | Doubt::Mute)
     }
@@ -93,9 +93,8 @@ impl Cluster {
         }
     }
 
-    /// Returns whether its process has exited or another has its place. The latter happens after proof of its death. If
-    /// the place moved to another host, it happens once no view names the process, so that nothing follows from its
-    /// death.
+    /// Returns whether the process has exited, or another process has its place. The latter requires proof of death,
+    /// or, if the place moved to another host, that no view names the old process any more.
     pub(super) fn is_dead(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member != member || server.exited
@@ -120,7 +119,8 @@ impl Cluster {
     fn hears_other(&self, view: &View, voter: Member) -> bool {
         let Some((_, heartbeat)) = &self.server(voter.server).heartbeat else { return false };
         let shards = heartbeat.replicas.iter().filter(|replica| replica.group == view.group);
-        // A shard publishes its observations once per interval, so the message may be later than the report says.
+        // A shard publishes its observations once per interval, so the last message may be more recent than the report
+        // shows.
         let within = (self.config.failure_timeout.heard_within() + HEARTBEAT_INTERVAL).as_millis();
         let heard = |silent_ms: u32| u128::from(silent_ms) <= within;
         let heard = shards.filter(|replica| heard(replica.silent_ms)).count();
@@ -146,7 +146,7 @@ impl Cluster {
             let view = self.memory.durable().views[n];
             let is_decided = self.memory.decided.views[n] != view;
             match self.groups[n].inquiry {
-                // No view followed at once, and newer facts may contradict the judgement.
+                // No view followed immediately. Newer facts may contradict the judgement, so it is dropped.
                 Inquiry::Judged { .. } if !is_decided => self.end_inquiry(n),
                 Inquiry::None => self.begin_inquiry(now, n, &view, sink),
                 Inquiry::Asked { doubt: doubt @ Doubt::Silence(_), until, .. }
@@ -154,15 +154,15 @@ impl Cluster {
                 {
                     self.end_inquiry(n);
                 }
-                // The member that was complained of, or did not respond yet, is silent here too. Waiting for it
-                // teaches nothing, and its clients wait.
+                // The member that a complaint is about, or that has not responded, is now silent to the coordinator
+                // too. Waiting for it yields no information and delays its clients.
                 Inquiry::Asked { doubt, .. }
                     if !matches!(doubt, Doubt::Silence(_)) && self.is_silent(&view).is_some() =>
                 {
                     self.end_inquiry(n);
                     self.ask_about_silence(now, n, &view, sink);
                 }
-                // Reports since then tell the two apart, and the suspect is the one that was probed.
+                // Newer reports identify the probed member as the suspect, so the other one must be probed.
                 Inquiry::Asked { doubt: Doubt::Complaint | Doubt::Suspect(_), who, .. }
                     if self.suspect(&view) == Some(who) && self.is_complained_of(&view) =>
                 {
@@ -184,9 +184,9 @@ impl Cluster {
                     self.alarms.raise(now, Alarm::Unanswered(view.group));
                     sink.push(Effect::Unanswered { group: view.group });
                 }
-                // Its present heartbeat may have waited while this coordinator was paused.
+                // The response is too old to judge by: this coordinator may have been paused meanwhile.
                 Inquiry::Answered { at, .. } if now.since(at) > timeout => self.end_inquiry(n),
-                // Judge only when the next view can be stored at once.
+                // A judgement is made only when the next view can be stored at once.
                 Inquiry::Answered { doubt, gone, at }
                     if self.have_beaten_since(&view, told_since(doubt, at))
                         && !self.memory.is_storing() =>
@@ -227,7 +227,7 @@ impl Cluster {
                     .into_iter()
                     .chain(view.other())
                     .any(|voter| voter != gone && !self.hears_other(view, voter)),
-                // Meanwhile the probed member may have become the suspect, or the other one may have ceased to be it.
+                // Meanwhile the probed member may have become the suspect, or the other one may no longer be it.
                 Doubt::Complaint | Doubt::Suspect(_) => match self.suspect(view) {
                     Some(suspect) => suspect == gone,
                     None => view.primary != Some(gone),
@@ -256,7 +256,7 @@ impl Cluster {
     }
 
     /// Returns whether both members of a view have sent a heartbeat after `at`. A member that can no longer send one is
-    /// not waited for.
+    /// ignored.
     fn have_beaten_since(&self, view: &View, at: Time) -> bool {
         let members = [view.primary, view.other()];
         members.into_iter().flatten().all(|member| {
@@ -283,7 +283,7 @@ impl Cluster {
         doubt: Doubt,
         sink: &mut Vec<Effect>,
     ) {
-        // A primary that is to leave is not probed: its response must not remove the other one.
+        // A primary that must leave is not probed, because its response must not remove the other member.
         let (who, doubt) = match (who, doubt) {
             (Some(primary), Doubt::Complaint) if !self.may_win(primary) => {
                 (view.secondary(), Doubt::Mute)
@@ -297,7 +297,7 @@ impl Cluster {
         self.groups[group].inquiry = Inquiry::Asked { doubt, who, order, until };
     }
 
-    /// Ends the inquiry of a group. A response that still arrives must not count for a later inquiry.
+    /// Ends the inquiry of a group and drops its probe, so that a late response does not count for a later inquiry.
     pub(super) fn end_inquiry(&mut self, group: usize) {
         if let Inquiry::Asked { who, order, .. } = self.groups[group].inquiry {
             self.server_mut(who.server).outstanding.retain(|known| known.id != order);
@@ -305,14 +305,14 @@ impl Cluster {
         self.groups[group].inquiry = Inquiry::None;
     }
 
-    /// Records the response of a member to a probe: it is alive and receives, so it may stay.
+    /// Records the response of a member to a probe. The response shows that the member is alive and receives messages.
     pub(super) fn note_probe(&mut self, now: Time, order: &Order) {
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
             let Inquiry::Asked { doubt, who, order: asked, until } = self.groups[n].inquiry else {
                 continue;
             };
-            // A late response, as after a pause of this coordinator, is stale.
+            // A late response, for example after a pause of this coordinator, is outdated.
             if asked == order.id && now < until {
                 let gone = if view.primary == Some(who) { view.other() } else { view.primary };
                 self.groups[n].inquiry =

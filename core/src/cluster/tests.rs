@@ -1,4 +1,4 @@
-//! Whole lives of a cluster, as sequences of inputs and effects.
+//! Scenarios of a whole cluster, as sequences of inputs and effects.
 
 mod faults;
 mod leaving;
@@ -32,13 +32,13 @@ fn at(millis: u64) -> Time {
     Time::from_nanos(millis * 1_000_000)
 }
 
-/// A cluster, the time, and servers that act only as a test orders.
+/// A cluster, the time, and servers that act only on command of a test.
 struct World {
     cluster: Cluster,
     now: Time,
     effects: Vec<Effect>,
     orders: Vec<(Member, Order)>,
-    /// Stores that are not done yet.
+    /// Stores that are not complete yet.
     stores: VecDeque<(u64, DurableState)>,
     /// True if stores wait for the test to complete them.
     keeps_stores: bool,
@@ -50,9 +50,9 @@ struct World {
     seen: Vec<Effect>,
     /// Servers whose messages no other server receives.
     unheard: Vec<ServerId>,
-    /// The silences in milliseconds that differ from none, by (receiver, sender).
+    /// The non-zero silences in milliseconds, by (receiver, sender).
     silences: BTreeMap<(ServerId, ServerId), u32>,
-    /// Servers whose replicas report this of themselves.
+    /// The `following` value that the replicas of a server report.
     following: BTreeMap<ServerId, Following>,
 }
 
@@ -91,7 +91,7 @@ impl World {
         };
         world.collect();
         let spawned = world.effects.iter().filter(|e| matches!(e, Effect::Spawn { .. })).count();
-        assert_eq!(spawned, usize::from(servers), "spawned when their names are durable");
+        assert_eq!(spawned, usize::from(servers), "spawned once their incarnations are durable");
         world.effects.clear();
         world
     }
@@ -138,8 +138,8 @@ impl World {
         self.collect();
     }
 
-    /// Moves the orders among the effects to where a test reports on them, and completes the stores unless the test
-    /// keeps them. Effects for display only are dropped.
+    /// Moves orders from the effects to the queues of their servers, and completes stores unless the test keeps them.
+    /// Drops effects that are for display only.
     fn collect(&mut self) {
         loop {
             for effect in std::mem::take(&mut self.effects) {
@@ -211,7 +211,8 @@ impl World {
         }
     }
 
-    /// Returns the reports of a server by the durable views; it receives every server but those in `unheard`.
+    /// Returns the reports of a server by the durable views. It receives messages of every server except those in
+    /// `unheard`.
     fn replicas(&self, id: ServerId) -> Vec<ReplicaReport> {
         let me = Some(self.cluster.member(id));
         let mut replicas = Vec::new();
@@ -259,7 +260,7 @@ impl World {
             .unwrap();
     }
 
-    /// Lets time pass in which the coordinator is awake and receives nothing.
+    /// Lets time pass while the coordinator is awake and receives nothing.
     fn watch(&mut self, duration: Duration) {
         for _ in 0..duration.as_millis() / 10 {
             self.now = self.now + Duration::from_millis(10);
@@ -290,7 +291,7 @@ impl World {
             self.orders.extract_if(.., |order| is_answered(order)).collect::<Vec<_>>()
         {
             let report = Report { id: order.id, view: ViewVersion(0), outcome: Ok(0) };
-            // It may have been given up meanwhile.
+            // The order may have been given up meanwhile.
             let _ = self.cluster.on_report(self.now, to, report, &mut self.effects);
         }
         self.collect();
@@ -302,7 +303,7 @@ impl World {
         self.collect();
     }
 
-    /// Has the live servers carry out orders and send heartbeats until nothing more follows; new processes start.
+    /// Lets the live servers carry out orders and send heartbeats until no more effects follow. New processes start.
     /// Returns the names of the orders, in order.
     fn run(&mut self, alive: &[ServerId]) -> Vec<(ServerId, &'static str)> {
         let mut done = Vec::new();

@@ -1,4 +1,4 @@
-//! The suspect of a complaint: one verdict per server, from what all servers report of their partners
+//! The suspect of a complaint: one verdict per server, based on the reports of all servers about their partners
 //! (consistency.md §5).
 //!
 //! ```text
@@ -28,7 +28,8 @@ enum Hearing {
     Silent,
 }
 
-/// The weight of trouble in another group: late messages, and a complaint. An earlier verdict weighs like a complaint.
+/// The weights of trouble in another group: late messages, and a complaint. An earlier verdict weighs as much as a
+/// complaint.
 const FAINT: u32 = 1;
 const COMPLAINT: u32 = 2;
 /// The weight of a complaint that is contradicted.
@@ -60,7 +61,7 @@ impl Cluster {
         elsewhere + earlier + if is_contradicted { CONTRADICTED } else { 0 }
     }
 
-    /// Returns whether a member has another group, and its partner in each receives it well.
+    /// Returns whether a member has another group, and the partner in each such group receives it well.
     fn is_heard_elsewhere(&self, view: &View, member: Member) -> bool {
         let mut partners = self.other_pairs(view, member).filter_map(|other| {
             let partner =
@@ -93,8 +94,8 @@ impl Cluster {
         }
     }
 
-    /// Returns how well a member receives the other one of a view, by its latest heartbeat: the worst of its shards.
-    /// `None` if it does not report on this view.
+    /// Returns the freshness of the other member's messages at a member of a view, by its latest heartbeat and for its
+    /// worst shard. `None` if it does not report on this view.
     fn hearing(&self, view: &View, member: Member) -> Option<Hearing> {
         let server = self.server(member.server);
         if self.is_dead(member) || !server.is_up() {
@@ -120,8 +121,8 @@ impl Cluster {
         })
     }
 
-    /// Returns whether the latest heartbeat of a member complains of the other one's silence, although both report
-    /// here.
+    /// Returns whether the latest heartbeat of a member complains of the other one's silence, although both report to
+    /// the coordinator.
     pub(super) fn is_complained_of(&self, view: &View) -> bool {
         let (Some(primary), Some(secondary)) = (view.primary, view.secondary()) else {
             return false;

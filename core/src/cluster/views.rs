@@ -21,7 +21,7 @@ use crate::mutations::{self, Mutation};
 /// The back-off before an order that a server could not carry out is given again.
 const ORDER_PAUSE: Duration = Duration::from_millis(500);
 
-/// The known state of a group besides its view; all of it can be rediscovered.
+/// The known state of a group besides its view. It is not durable, because servers report all of it again.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Group {
     /// The versions of the views whose candidate has caught up, or has failed.
@@ -33,7 +33,7 @@ pub(super) struct Group {
     pub(super) vouch: Vouch,
     /// The time at which the orders of the view are given again.
     again_at: Option<Time>,
-    /// The reason for the next view, which is decided but not durable yet.
+    /// The reason for the next view if that is decided but not durable yet.
     why: Option<Why>,
 }
 
@@ -70,7 +70,7 @@ impl Cluster {
         }
     }
 
-    /// Applies two mutations that overlook a dead member, for the simulator to detect.
+    /// Applies two mutations that ignore a dead member, which the simulator must detect.
     fn unless_forgotten(&self, view: &View, member: Option<Member>, fate: Fate) -> Fate {
         let Some(server) = member.map(|member| member.server) else { return fate };
         let is_primary = view.primary == member;
@@ -129,8 +129,8 @@ impl Cluster {
             && self.memory.decided.views.iter().all(at_rest)
     }
 
-    /// Decides the next view of every group from the facts known at a time when it can be stored at once. A decision
-    /// that waited for the disk would be final even if newer facts contradict it.
+    /// Decides the next view of every group, but only when it can be stored at once. A decision that waited for an
+    /// earlier store could be contradicted by newer facts before it is durable.
     pub(super) fn decide_views(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() || self.memory.is_storing() {
             return;
@@ -180,7 +180,7 @@ impl Cluster {
                 if self.leaves_in_order(last) {
                     return;
                 }
-                // The removal of the last holder is a fault of the home server that did not hold the group as well.
+                // The group had one holder, so its other home server has failed too. That counts as the first fault.
                 let homes =
                     [before.group.home_primary(), before.group.home_secondary(self.count())];
                 let away = homes.into_iter().find(|home| *home != last.server);
@@ -244,7 +244,7 @@ impl Cluster {
             if !stays && !self.is_dead(member) && self.server(member.server).orders_connected {
                 self.order(member.server, ViewPurpose::Leave, view, None, sink);
             }
-            // Sent again with every view, so that a proof never waits for another.
+            // A proof is sent again with every view, so that it does not depend on an earlier order.
             self.tell_proof(view, member, sink);
         }
     }
@@ -301,7 +301,7 @@ impl Cluster {
         }
     }
 
-    /// Sends the proof of a process's death to every primary that may wait for it.
+    /// Sends the proof of a process's death to every primary that may be waiting for it.
     pub(super) fn tell_proofs(&mut self, member: Member, sink: &mut Vec<Effect>) {
         let servers = self.count();
         for n in 0..self.groups.len() {
@@ -320,7 +320,7 @@ impl Cluster {
         }
     }
 
-    /// Records the report of an order of a view.
+    /// Records the report of an order that puts a view into effect.
     pub(super) fn note_view_report(
         &mut self,
         now: Time,

@@ -19,9 +19,9 @@ use crate::cluster::server::Server;
 
 /// The back-off before the first retry of a failed dump; it doubles up to [`LAST_DUMP_RETRY_PAUSE`].
 pub const DUMP_RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// The longest back-off. It is shorter than the time for which a server that leaves waits for the next order.
+/// The maximum back-off. It is shorter than the time for which a leaving server waits for the next order.
 pub const LAST_DUMP_RETRY_PAUSE: Duration = Duration::from_secs(3);
-/// The number of failures after which a dump is given up if nothing is lost with it, or if the stop is forced.
+/// The number of failures after which a dump is given up if no data is lost with it, or if the stop is forced.
 const FAILURES_AT_MOST: u32 = 2;
 
 /// The state of one dump of a server. Times are readings of the stop's clock.
@@ -46,7 +46,7 @@ impl Default for Dump {
 }
 
 impl Dump {
-    /// Returns the state after a report. `is_needed` states that data may be lost without this dump.
+    /// Returns the state after a report. `is_needed`: data may be lost without this dump.
     fn reported(
         self,
         clock: Duration,
@@ -74,12 +74,12 @@ impl Dump {
         }
     }
 
-    /// Returns whether it has failed and is being retried.
+    /// Returns whether the dump has failed and is being retried.
     pub(super) fn is_failing(self) -> bool {
         self.failures() > 0
     }
 
-    /// Returns whether nothing more is waited for.
+    /// Returns whether the dump needs no more waiting.
     pub(super) fn is_over(self) -> bool {
         matches!(self, Dump::GivenUp | Dump::NoCopy | Dump::Complete)
     }
@@ -97,7 +97,7 @@ impl Dump {
 pub(super) struct Dumps {
     pub(super) primary: Dump,
     pub(super) secondary: Dump,
-    /// The bytes written of them at their last change.
+    /// The number of bytes written at the last change of this number.
     pub(super) written: DumpedBytes,
 }
 
@@ -123,7 +123,7 @@ impl Dumps {
         }
     }
 
-    /// Records the outcome of an order; returns whether it is to be given again, or is given up.
+    /// Records the outcome of an order; returns whether the order is given again, or is given up.
     pub(super) fn report(
         &mut self,
         clock: Duration,
@@ -151,7 +151,7 @@ impl Dumps {
         due
     }
 
-    /// Makes every retry due.
+    /// Makes every retry due now.
     pub(super) fn hurry(&mut self, clock: Duration) {
         for dump in [&mut self.primary, &mut self.secondary] {
             if let Dump::AgainAt { at, .. } = dump {
@@ -219,8 +219,8 @@ impl Cluster {
     }
 }
 
-/// Returns the bytes of keys and values that a server's dumps hold, and of the tables that it dumps, by its last
-/// heartbeat.
+/// Returns two numbers of bytes of keys and values by a server's last heartbeat: those written to its dumps, and those
+/// in the dumped tables.
 pub(super) fn written_of(server: &Server) -> (u64, u64) {
     let Some((_, heartbeat)) = &server.heartbeat else { return (0, 0) };
     let sum = |bytes: u64, replica: u64| bytes.saturating_add(replica);

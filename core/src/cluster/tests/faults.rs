@@ -17,7 +17,7 @@ fn kills(effects: &[Effect]) -> Vec<ServerId> {
 }
 
 #[test]
-fn a_silent_server_that_the_others_hear_keeps_its_place() {
+fn a_silent_server_that_others_receive_keeps_its_place() {
     let mut world = World::serving(3);
     world.pass(SILENCE * 10, &[B, C]);
     assert_eq!(world.view(1), (Some(1), Some(2), 1));
@@ -26,7 +26,7 @@ fn a_silent_server_that_the_others_hear_keeps_its_place() {
 }
 
 #[test]
-fn a_silent_server_that_nobody_hears_is_followed_and_then_killed() {
+fn a_server_silent_to_all_is_replaced_in_its_views_and_then_killed() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
     world.pass(SILENCE * 2, &[B, C]);
@@ -36,7 +36,7 @@ fn a_silent_server_that_nobody_hears_is_followed_and_then_killed() {
 }
 
 #[test]
-fn a_server_is_kept_on_reports_that_are_as_old_as_a_heartbeat_interval() {
+fn a_server_is_kept_by_reports_that_are_one_heartbeat_interval_old() {
     let mut world = World::serving(3);
     // All were suspended, and A resumes last. B and C report what their shards observed before.
     world.silences = BTreeMap::from([((B, A), 300), ((C, A), 300)]);
@@ -45,12 +45,12 @@ fn a_server_is_kept_on_reports_that_are_as_old_as_a_heartbeat_interval() {
 }
 
 #[test]
-fn a_primary_that_hangs_is_followed_as_fast_when_its_secondary_complains_first() {
+fn a_hung_primary_is_replaced_as_fast_when_its_secondary_complains_first() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
     let start = world.now;
-    // A lease is as long as the coordinator's failure timeout. So B may complain a moment before A counts as silent,
-    // and A, which cannot respond, is probed.
+    // A lease lasts as long as the coordinator's failure timeout. So B may complain just before A counts as silent, and
+    // A, which cannot respond, is probed.
     world.watch(SILENCE - Duration::from_millis(10));
     world.beat(B);
     world.beat(C);
@@ -63,11 +63,11 @@ fn a_primary_that_hangs_is_followed_as_fast_when_its_secondary_complains_first()
 }
 
 #[test]
-fn a_heartbeat_that_waited_is_no_vote_whoever_is_to_stay_answers_first() {
+fn a_delayed_heartbeat_is_no_vote_so_the_member_that_stays_must_respond_first() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
-    // A is nearly silent for too long when the coordinator is paused. When it resumes it takes A for silent, and reads
-    // heartbeats of B, which is dead by now.
+    // A is nearly silent for too long when the coordinator is paused. After the pause the coordinator considers A
+    // silent, and reads heartbeats of B, which is dead by now.
     world.watch(SILENCE / 2);
     world.beat(B);
     world.beat(C);
@@ -88,9 +88,9 @@ fn a_heartbeat_that_waited_is_no_vote_whoever_is_to_stay_answers_first() {
 }
 
 #[test]
-fn each_group_asks_its_own_members() {
+fn each_group_probes_its_own_members() {
     let mut world = World::serving(3);
-    // B does not receive A, C does.
+    // B does not receive messages of A; C does.
     world.unheard = vec![A];
     for _ in 0..20 {
         world.now = world.now + Duration::from_millis(50);
@@ -107,7 +107,7 @@ fn each_group_asks_its_own_members() {
 }
 
 #[test]
-fn when_both_members_are_silent_nobody_is_judged() {
+fn when_both_members_are_silent_neither_is_judged() {
     let mut world = World::serving(3);
     world.unheard = vec![A, B];
     world.pass(SILENCE * 10, &[C]);
@@ -137,9 +137,9 @@ fn a_sole_holder_is_unreachable_and_neither_killed_nor_lost_while_it_is_silent()
 }
 
 #[test]
-fn of_two_that_do_not_hear_each_other_the_primary_stays_if_it_answers() {
+fn of_two_members_that_do_not_receive_each_other_the_primary_stays_if_it_responds() {
     let mut world = World::serving(3);
-    // Nothing tells the two apart: C receives both.
+    // Nothing distinguishes the two: C receives messages of both.
     world.silences = BTreeMap::from([((A, B), 900), ((B, A), 900)]);
     for _ in 0..4 {
         for id in [A, B, C] {
@@ -153,16 +153,16 @@ fn of_two_that_do_not_hear_each_other_the_primary_stays_if_it_answers() {
     world.pass(Duration::from_millis(100), &[A, B, C]);
     assert_eq!(world.view(1), (Some(1), Some(2), 1), "the complaint may be over by now");
     world.pass(Duration::from_millis(50), &[A, B, C]);
-    // B is out, and because it is alive it may come back with an empty table.
+    // B was removed. Because it is alive, it may come back with an empty table.
     assert_eq!(world.view(1), (Some(1), Some(2), 3));
     assert_eq!(world.cluster.views()[1].secondary(), None);
     assert!(world.ordered().contains(&(B, "LEAVE")));
     assert_eq!(world.view(0), (Some(0), Some(1), 1));
-    assert!(kills(&world.take()).is_empty(), "whoever lives is not killed");
+    assert!(kills(&world.take()).is_empty(), "a live process is not killed");
 }
 
 #[test]
-fn a_member_that_was_asleep_and_answers_again_costs_the_other_nothing() {
+fn a_member_that_resumes_and_responds_does_not_displace_the_other() {
     let mut world = World::serving(3);
     world.silences = BTreeMap::from([((B, A), 900), ((A, B), 500)]);
     for _ in 0..4 {
@@ -181,7 +181,7 @@ fn a_member_that_was_asleep_and_answers_again_costs_the_other_nothing() {
 }
 
 #[test]
-fn a_primary_that_does_not_answer_gives_way_to_a_secondary_that_does() {
+fn a_primary_that_does_not_respond_is_replaced_by_a_secondary_that_does() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
     for _ in 0..60 {
@@ -204,7 +204,7 @@ fn a_primary_that_does_not_answer_gives_way_to_a_secondary_that_does() {
 }
 
 #[test]
-fn a_second_fault_stops_the_cluster_with_dumps_or_isolates_what_is_lost() {
+fn a_second_fault_stops_the_cluster_with_dumps_or_isolates_lost_groups() {
     for policy in [DoubleFault::Shutdown, DoubleFault::Isolate] {
         let mut world = World::serving(3);
         world.cluster.config.on_double_fault = policy;
@@ -220,7 +220,7 @@ fn a_second_fault_stops_the_cluster_with_dumps_or_isolates_what_is_lost() {
         }
         assert!(
             seen.contains(&Effect::Stopping(StopPhase::Dump)),
-            "nothing is waited for: {seen:?}"
+            "the dumps wait for nothing: {seen:?}"
         );
         let orders = world.ordered();
         for dump in ["DUMP-PRIMARY", "DUMP-SECONDARY"] {
@@ -250,7 +250,7 @@ fn the_same_server_dying_again_is_no_second_fault() {
 }
 
 #[test]
-fn stale_reports_of_an_update_count_for_no_later_view() {
+fn outdated_reports_of_an_update_do_not_count_for_a_later_view() {
     let mut world = World::serving(3);
     world.exit(A);
     world.collect();

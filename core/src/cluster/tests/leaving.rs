@@ -40,21 +40,29 @@ impl World {
 }
 
 #[test]
-fn a_server_that_asks_to_leave_hands_its_groups_over_and_is_then_replaced() {
+fn a_server_that_requests_to_leave_hands_its_groups_over_and_is_then_replaced() {
     let mut world = World::serving(3);
     let (id, ids) = (ServerId(1), world.ids());
     let member = world.cluster.member(id);
     world.ask_to_leave(id);
     world.ask_to_leave(id);
     let orders = world.run(&ids);
-    assert_eq!(places(&world, 0), (Some(0), None), "the one that stays has answered, and is alone");
-    assert_eq!(places(&world, 1), (Some(2), None), "handed over, and then dropped");
+    assert_eq!(
+        places(&world, 0),
+        (Some(0), None),
+        "the holder that stays has responded and is alone"
+    );
+    assert_eq!(places(&world, 1), (Some(2), None), "handed over, then dropped");
     assert_eq!(places(&world, 2), (Some(2), Some(0)));
     let hand_over = orders.iter().position(|order| *order == (id, "SWITCH-PRIMARY")).unwrap();
     let leave = orders.iter().rposition(|order| *order == (id, "LEAVE")).unwrap();
     let end = orders.iter().position(|order| *order == (id, "SHUTDOWN")).unwrap();
     assert!(hand_over < leave && leave < end, "{orders:?}");
-    assert_eq!(ends(&orders), [(id, "SHUTDOWN")], "what it held is elsewhere: nothing is dumped");
+    assert_eq!(
+        ends(&orders),
+        [(id, "SHUTDOWN")],
+        "its groups have other holders: nothing is dumped"
+    );
     world.leave(id);
     let effects = world.take();
     let next = world.cluster.member(id);
@@ -68,7 +76,7 @@ fn a_server_that_asks_to_leave_hands_its_groups_over_and_is_then_replaced() {
 }
 
 #[test]
-fn whoever_is_to_stay_answers_before_the_leaver_is_dropped() {
+fn the_member_that_stays_responds_before_the_leaver_is_dropped() {
     let mut world = World::serving(3);
     let (id, ids) = (ServerId(1), world.ids());
     world.ask_to_leave(id);
@@ -80,14 +88,15 @@ fn whoever_is_to_stay_answers_before_the_leaver_is_dropped() {
         world.cluster.on_timeout(world.now, &mut world.effects);
         world.collect();
     }
-    assert_eq!(places(&world, 0), (Some(0), Some(1)), "it may have died a moment ago");
+    assert_eq!(places(&world, 0), (Some(0), Some(1)), "it may have just died");
     world.pass(Duration::from_millis(200), &ids);
     assert_eq!(places(&world, 0), (Some(0), None));
 }
 
 #[test]
-fn a_leaver_wins_no_inquiry_and_is_given_nothing() {
-    // It responds to its probe and complains of the primary's silence, and the primary complains of its silence.
+fn a_leaver_wins_no_inquiry_and_gets_no_group() {
+    // The leaver responds to its probe and complains of the primary's silence; the primary complains of the leaver's
+    // silence.
     let mut world = World::serving(3);
     let (id, ids) = (ServerId(1), world.ids());
     world.unheard = vec![ServerId(0), id];
@@ -100,13 +109,13 @@ fn a_leaver_wins_no_inquiry_and_is_given_nothing() {
         world.collect();
     }
     assert_eq!(places(&world, 0), (Some(0), Some(1)), "the other one goes on");
-    // No server receives server 0, and only the leaver is left to vote.
+    // No server receives messages of server 0, and only the leaver is left to vote.
     let mut world = World::serving(3);
     world.unheard = vec![ServerId(0)];
     world.ask_to_leave(id);
     world.pass(Duration::from_secs(3), &ids[1..]);
-    assert_eq!(places(&world, 0), (Some(0), Some(1)), "nobody is removed on its word");
-    // After the proof it is the only holder of the data; it waits for another.
+    assert_eq!(places(&world, 0), (Some(0), Some(1)), "no member is removed on its report");
+    // After the proof it is the only holder of the data; it waits for a successor.
     world.exit(ServerId(0));
     world.pass(Duration::from_millis(100), &ids[1..]);
     assert_eq!(places(&world, 0), (Some(1), None));
@@ -114,7 +123,7 @@ fn a_leaver_wins_no_inquiry_and_is_given_nothing() {
 }
 
 #[test]
-fn a_last_holder_waits_for_another_and_its_time_runs_while_the_coordinator_is_awake() {
+fn a_last_holder_waits_for_a_successor_with_a_timeout_in_coordinator_awake_time() {
     let mut world = World::serving(3);
     let (id, alive) = (ServerId(1), [ServerId(1), ServerId(2)]);
     world.exit(ServerId(0));
@@ -124,8 +133,8 @@ fn a_last_holder_waits_for_another_and_its_time_runs_while_the_coordinator_is_aw
     world.run(&alive);
     world.now = world.now + LEAVE_TIMEOUT * 3;
     world.run(&alive);
-    assert_eq!(ends(&world.ordered()), [], "time that the coordinator slept through");
-    // Meanwhile its successor was given up; another one is started.
+    assert_eq!(ends(&world.ordered()), [], "time in which the coordinator was suspended");
+    // Its successor has exited meanwhile; another one is started.
     world.exit(ServerId(0));
     world.run(&alive);
     // A new process takes the place: it gets its copy, and the group is handed over to it.
@@ -175,7 +184,7 @@ fn a_group_whose_last_holder_has_left_in_order_rests_in_its_dump_and_is_not_lost
 }
 
 #[test]
-fn where_all_are_to_leave_within_moments_the_cluster_is_stopped_and_all_dump() {
+fn simultaneous_requests_of_all_servers_to_leave_stop_the_cluster_with_dumps() {
     for apart in [0, 20, 60, 150] {
         let mut world = World::serving(3);
         let ids = world.ids();
@@ -201,7 +210,7 @@ fn where_all_are_to_leave_within_moments_the_cluster_is_stopped_and_all_dump() {
 }
 
 #[test]
-fn of_two_neighbours_the_first_goes_and_the_other_waits_for_its_successor() {
+fn of_two_leaving_neighbours_the_second_waits_for_the_successor_of_the_first() {
     let mut world = World::serving(3);
     let (first, second, ids) = (ServerId(1), ServerId(2), world.ids());
     world.ask_to_leave(first);
@@ -238,23 +247,23 @@ fn exits_after_complete_dumps_without_orders_are_no_faults_and_end_the_cluster_i
             let home = [usize::from(group), usize::from((group + 1) % 3)].map(|n| members[n]);
             let holders = world.holders(group);
             assert!(holders.iter().all(|holder| home.contains(holder)), "{holders:?}");
-            assert!(!holders.is_empty(), "the dumps of somebody count");
+            assert!(!holders.is_empty(), "the dumps of at least one holder count");
         }
     }
 }
 
 #[test]
-fn a_holder_that_has_left_is_followed_by_one_that_is_there_and_both_count_until_then() {
+fn a_holder_that_has_left_is_replaced_by_a_live_one_and_both_count_until_then() {
     let mut world = World::serving(3);
     let (left, silent) = (ServerId(0), ServerId(1));
     let both = [left, silent].map(|id| world.cluster.member(id));
     world.pass(SILENCE * 2, &[ServerId(0), ServerId(2)]);
     let version = world.view(0).2;
-    // The silent primary was not judged gone by then, because the other holder received it.
+    // The silent primary was not judged gone before, because the other holder received its messages.
     assert_eq!(version, 1);
     world.leave(left);
     world.pass(Duration::from_millis(300), &[ServerId(2)]);
-    assert_eq!(world.holders(0), both, "the silent one may be gone, and its copy with it");
+    assert_eq!(world.holders(0), both, "the silent holder may be dead, and its copy lost");
     let mut lost = world;
     // It reports again and continues to serve.
     let mut world = lost_to(&mut lost, |world| world.beat(silent));
@@ -263,7 +272,7 @@ fn a_holder_that_has_left_is_followed_by_one_that_is_there_and_both_count_until_
 }
 
 #[test]
-fn a_leaver_whose_exit_nobody_can_read_may_have_the_only_copy_while_the_other_holder_is_silent() {
+fn a_leaver_with_an_unknown_exit_may_have_the_only_copy_while_the_other_holder_is_silent() {
     let mut world = World::serving(3);
     let (leaver, silent) = (ServerId(0), ServerId(1));
     let both = [leaver, silent].map(|id| world.cluster.member(id));
@@ -271,7 +280,7 @@ fn a_leaver_whose_exit_nobody_can_read_may_have_the_only_copy_while_the_other_ho
     world.ask_to_leave(leaver);
     world.exit(leaver);
     world.pass(Duration::from_millis(300), &[ServerId(2)]);
-    assert_eq!(world.holders(0), both, "the silent one may be dead, and the dump the only copy");
+    assert_eq!(world.holders(0), both, "the silent holder may be dead, and the dump the only copy");
     world.beat(silent);
     world.pass(Duration::from_millis(300), &[silent, ServerId(2)]);
     assert_eq!(places(&world, 0).0, Some(1));
@@ -285,7 +294,7 @@ fn lost_to(world: &mut World, act: impl FnOnce(&mut World)) -> World {
 }
 
 #[test]
-fn of_two_last_holders_that_are_gone_both_are_remembered() {
+fn both_of_two_lost_last_holders_are_stored() {
     let mut world = World::serving(3);
     let both = [ServerId(0), ServerId(1)].map(|id| world.cluster.member(id));
     world.watch(SILENCE * 2);
@@ -293,7 +302,11 @@ fn of_two_last_holders_that_are_gone_both_are_remembered() {
     world.leave(ServerId(0));
     world.exit(ServerId(1));
     world.pass(Duration::from_millis(50), &[ServerId(2)]);
-    assert_eq!(places(&world, 0), (Some(0), Some(1)), "the dump of the first has all: it rests");
+    assert_eq!(
+        places(&world, 0),
+        (Some(0), Some(1)),
+        "the dump of the first holder is complete: the group rests"
+    );
     assert_eq!(world.holders(0), both);
 }
 
@@ -312,7 +325,7 @@ fn a_death_of_a_last_holder_after_a_leave_is_a_second_fault() {
 }
 
 #[test]
-fn a_server_that_was_told_to_stop_before_a_restart_of_the_coordinator_asks_again() {
+fn a_server_told_to_stop_before_a_coordinator_restart_repeats_its_request() {
     let mut world = World::serving(3);
     let (id, ids) = (ServerId(1), world.ids());
     world.ask_to_leave(id);
@@ -327,7 +340,7 @@ fn a_server_that_was_told_to_stop_before_a_restart_of_the_coordinator_asks_again
 }
 
 #[test]
-fn last_holders_of_a_loss_that_could_not_be_stored_are_withdrawn_with_it() {
+fn last_holders_of_a_loss_that_was_not_stored_are_withdrawn_with_it() {
     let mut world = World::serving(3);
     world.cluster.config.on_double_fault = DoubleFault::Isolate;
     let alive = [ServerId(1), ServerId(2)];

@@ -37,10 +37,10 @@ impl World {
 }
 
 #[test]
-fn a_silent_process_is_followed_without_proof_when_its_place_is_given_to_another_host() {
+fn a_silent_process_is_replaced_without_proof_when_its_place_moves_to_another_host() {
     let (mut world, old) = World::without_a();
     world.pass(Duration::from_secs(60), &[B, C]);
-    assert_eq!(world.spawned(), [], "without proof nobody takes its place");
+    assert_eq!(world.spawned(), [], "without proof no process takes its place");
     world.replace(A).unwrap();
     let new = world.cluster.member(A);
     assert_ne!(new, old);
@@ -59,7 +59,7 @@ fn a_silent_process_is_followed_without_proof_when_its_place_is_given_to_another
 }
 
 #[test]
-fn a_process_that_serves_is_led_out_first_and_never_dumps() {
+fn a_serving_process_leaves_before_the_move_and_never_dumps() {
     let mut world = World::serving(3);
     let (old, ids) = (world.cluster.member(A), world.ids());
     world.replace(A).unwrap();
@@ -95,7 +95,7 @@ fn a_place_is_not_filled_while_a_view_names_its_process() {
 }
 
 #[test]
-fn the_only_holder_of_a_group_stays_where_it_is() {
+fn the_sole_holder_of_a_group_is_not_moved() {
     let mut world = World::serving(3);
     world.exit(A);
     let refused = world.cluster.may_replace(B);
@@ -104,7 +104,7 @@ fn the_only_holder_of_a_group_stays_where_it_is() {
     world.run(&[B, C]);
     let refused = world.cluster.may_replace(B);
     assert_eq!(refused, Err(ReplaceRefused::SoleHolder { server: B, group: GroupId(1) }));
-    // If requested all the same, it leaves once another process has a copy.
+    // If it is requested nevertheless, the process leaves once another one has a copy.
     let old = world.cluster.member(B);
     world.replace(B).unwrap();
     world.pass(Duration::from_secs(40), &[B, C]);
@@ -135,7 +135,7 @@ fn a_move_outlives_the_coordinator() {
 }
 
 #[test]
-fn whoever_could_not_be_killed_is_killed_again_after_growing_pauses_also_if_it_is_heard() {
+fn a_process_that_could_not_be_killed_is_killed_again_with_back_off_even_if_it_reports() {
     let (mut world, old) = World::without_a();
     let kills = |world: &mut World| {
         let kills = world.effects.extract_if(.., |effect| matches!(effect, Effect::Kill { .. }));
@@ -146,7 +146,8 @@ fn whoever_could_not_be_killed_is_killed_again_after_growing_pauses_also_if_it_i
     assert!((5..=10).contains(&in_vain), "{in_vain}");
     assert_eq!(world.cluster.recovery_step(A), Some(0), "its process must end first");
 
-    // Its host is back, and with it the process. It is of no use, and must go before another takes its place.
+    // Its host is back, and with it the process. That process was killed once, so it must end before another takes its
+    // place.
     world.unheard.clear();
     let started = world.started(A);
     world.cluster.on_started(world.now, World::link(A), &started, &mut world.effects).unwrap();
@@ -156,7 +157,7 @@ fn whoever_could_not_be_killed_is_killed_again_after_growing_pauses_also_if_it_i
 }
 
 #[test]
-fn a_host_that_does_not_answer_is_an_alarm_with_its_reason_until_it_does() {
+fn a_host_that_does_not_respond_is_an_alarm_with_its_reason_until_it_does() {
     let (mut world, old) = World::without_a();
     let alarm = |world: &World| {
         let status = world.cluster.status(world.now, &[]);
@@ -172,11 +173,11 @@ fn a_host_that_does_not_answer_is_an_alarm_with_its_reason_until_it_does() {
     assert_eq!(alarm(&world), None);
     world.cluster.note_host(world.now, old, Some("timed out"));
     world.exit(A);
-    assert_eq!(alarm(&world), None, "it has ended: that is proof");
+    assert_eq!(alarm(&world), None, "its exit is a proof of death");
 }
 
 #[test]
-fn a_move_waits_while_another_holder_is_silent_and_the_process_takes_over_as_any_other() {
+fn a_move_waits_while_another_holder_is_silent_and_the_process_takes_over_as_usual() {
     let mut world = World::serving(3);
     let ids = world.ids();
     let old = world.cluster.member(A);

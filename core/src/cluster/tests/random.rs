@@ -50,7 +50,7 @@ fn check(world: &mut World, highest: &mut [View]) {
                 }
             }
             Effect::Kill { member, .. } => {
-                assert!(!durable.names(*member), "{member} is killed though a view names it");
+                assert!(!durable.names(*member), "{member} is killed although a view names it");
             }
             _ => {}
         }
@@ -69,7 +69,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn views_only_grow_orders_are_durable_and_no_holder_is_killed(
+    fn view_versions_only_grow_orders_follow_durable_views_and_no_holder_is_killed(
         inputs in prop::collection::vec(input(), 1..300)
     ) {
         let mut world = World::serving(4);

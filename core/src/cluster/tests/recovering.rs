@@ -7,7 +7,7 @@ const B: ServerId = ServerId(2);
 const C: ServerId = ServerId(0);
 
 #[test]
-fn a_crash_is_over_when_every_group_is_home_again_and_takes_the_originals_orders() {
+fn a_recovery_ends_with_every_group_at_home_and_gives_the_orders_of_the_original_system() {
     let mut world = World::serving(3);
     let dead = world.cluster.member(A);
     world.exit(A);
@@ -83,7 +83,7 @@ fn the_steps_are_shown_in_order() {
 }
 
 #[test]
-fn nobody_is_told_of_a_view_before_it_is_durable() {
+fn no_view_is_sent_before_it_is_durable() {
     let mut world = World::serving(3);
     world.keeps_stores = true;
     world.exit(A);
@@ -96,7 +96,7 @@ fn nobody_is_told_of_a_view_before_it_is_durable() {
 
 #[test]
 fn a_replacement_that_dies_in_any_step_is_replaced_again() {
-    // Each order in turn whose report never comes because its server's process ends first.
+    // Tests each order whose report never arrives because the server's process ends first.
     for last in ["UPDATE-SECONDARY", "UPDATE-PRIMARY", "SET-SECONDARY", "SWITCH-PRIMARY"] {
         let mut world = World::serving(3);
         world.exit(A);
@@ -141,7 +141,7 @@ fn a_replacement_that_dies_in_any_step_is_replaced_again() {
 }
 
 #[test]
-fn replacements_that_keep_failing_are_tried_on_with_growing_pauses_and_an_alarm() {
+fn failing_replacements_are_retried_with_growing_back_off_and_an_alarm() {
     let mut world = World::serving(3);
     world.exit(A);
     let mut spawned = Vec::new();
@@ -171,7 +171,7 @@ fn replacements_that_keep_failing_are_tried_on_with_growing_pauses_and_an_alarm(
 }
 
 #[test]
-fn a_coordinator_that_dies_at_any_moment_is_followed_by_one_that_ends_the_recovery() {
+fn after_a_coordinator_crash_at_any_moment_its_successor_completes_the_recovery() {
     for stores_before_death in 0..8 {
         let mut world = World::serving(3);
         world.keeps_stores = true;
@@ -216,7 +216,7 @@ fn a_coordinator_that_dies_at_any_moment_is_followed_by_one_that_ends_the_recove
 }
 
 #[test]
-fn a_restarted_coordinator_judges_nobody_before_everybody_had_time_to_come_back() {
+fn a_restarted_coordinator_judges_no_server_before_all_had_time_to_come_back() {
     let mut world = World::serving(3);
     world.restart();
     world.unheard = vec![A];
@@ -238,7 +238,7 @@ fn a_restarted_coordinator_judges_nobody_before_everybody_had_time_to_come_back(
 }
 
 #[test]
-fn a_restarted_coordinator_decides_nothing_before_everybody_who_lives_was_asked() {
+fn a_restarted_coordinator_decides_nothing_before_every_live_server_has_reported() {
     let mut world = World::serving(3);
     world.restart();
     // Its death is proven at once, but the views at B and C are not known yet.
@@ -254,7 +254,7 @@ fn a_restarted_coordinator_decides_nothing_before_everybody_who_lives_was_asked(
 }
 
 #[test]
-fn a_restarted_coordinator_does_not_wait_for_ever_for_one_that_does_not_answer() {
+fn a_restarted_coordinator_does_not_wait_forever_for_a_silent_server() {
     let mut world = World::serving(4);
     world.restart();
     world.exit(A);
@@ -268,13 +268,13 @@ fn a_restarted_coordinator_does_not_wait_for_ever_for_one_that_does_not_answer()
 }
 
 #[test]
-fn a_restarted_coordinator_takes_no_process_that_an_earlier_one_may_have_killed() {
+fn a_restarted_coordinator_uses_no_process_that_an_earlier_one_may_have_killed() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
     world.pass(SILENCE * 2, &[B, C]);
     let old = world.cluster.member(A);
     let kill = Effect::Kill { member: old, reason: KillReason::Replaced };
-    assert!(world.take().contains(&kill), "nobody hears it, and no view names it");
+    assert!(world.take().contains(&kill), "no server receives its messages, and no view names it");
     // The coordinator crashes while its kill is pending, and A, which its successor has not condemned, is back.
     world.unheard.clear();
     world.restart();
@@ -282,7 +282,7 @@ fn a_restarted_coordinator_takes_no_process_that_an_earlier_one_may_have_killed(
         world.start_as(world.cluster.member(id));
     }
     world.run(&[A, B, C]);
-    assert!(!world.on_disk.as_ref().unwrap().names(old), "the kill may strike at any time");
+    assert!(!world.on_disk.as_ref().unwrap().names(old), "the kill may take effect at any time");
     assert!(world.seen.contains(&kill), "it is replaced");
     world.exit(A);
     world.run(&[A, B, C]);
@@ -292,7 +292,7 @@ fn a_restarted_coordinator_takes_no_process_that_an_earlier_one_may_have_killed(
 }
 
 #[test]
-fn a_memory_that_is_older_than_what_a_server_knows_ends_the_coordinator_and_changes_nothing() {
+fn a_stored_state_older_than_a_servers_view_ends_the_coordinator_and_changes_nothing() {
     let mut world = World::serving(3);
     let old = world.on_disk.clone();
     world.exit(A);
@@ -315,11 +315,11 @@ fn a_memory_that_is_older_than_what_a_server_knows_ends_the_coordinator_and_chan
     let told = world.seen.iter().chain(&world.effects);
     let outdated = told.filter(|effect| matches!(effect, Effect::Outdated { server: B, .. }));
     assert_eq!(outdated.count(), 1, "it is said once");
-    assert_eq!(world.view(1), known, "and nothing is decided any more");
+    assert_eq!(world.view(1), known, "no more decisions are made");
 }
 
 #[test]
-fn a_server_whose_first_word_fitted_does_not_end_a_restarted_coordinator_by_a_later_one() {
+fn only_the_first_heartbeat_of_a_server_can_end_a_restarted_coordinator() {
     let mut world = World::serving(3);
     world.restart();
     for id in world.ids() {
@@ -333,7 +333,7 @@ fn a_server_whose_first_word_fitted_does_not_end_a_restarted_coordinator_by_a_la
     assert_eq!(taken, Err(Ignored::Impossible("a view")));
     let told = world.seen.iter().chain(&world.effects);
     let outdated = told.filter(|effect| matches!(effect, Effect::Outdated { .. }));
-    assert_eq!(outdated.count(), 0, "what it knows since, it knows from this coordinator");
+    assert_eq!(outdated.count(), 0, "its newer views come from this coordinator");
     world.run(&[A, B, C]);
     world.exit(A);
     world.run(&[B, C]);
@@ -341,7 +341,7 @@ fn a_server_whose_first_word_fitted_does_not_end_a_restarted_coordinator_by_a_la
 }
 
 #[test]
-fn a_report_counts_for_the_view_that_was_ordered_alone() {
+fn a_report_counts_only_for_the_view_that_was_ordered() {
     let mut world = World::serving(3);
     world.exit(A);
     world.collect();
@@ -356,7 +356,7 @@ fn a_report_counts_for_the_view_that_was_ordered_alone() {
 }
 
 #[test]
-fn what_is_decided_follows_from_what_is_known_when_it_can_be_stored() {
+fn decisions_use_the_facts_known_when_they_can_be_stored() {
     let mut world = World::serving(3);
     world.cluster.config.on_double_fault = DoubleFault::Isolate;
     world.keeps_stores = true;
@@ -364,7 +364,7 @@ fn what_is_decided_follows_from_what_is_known_when_it_can_be_stored() {
     world.exit(C);
     world.unheard = vec![B];
     world.pass(SILENCE * 3, &[A]);
-    // On A's response B must go. But A dies before that is decided, and B has all data.
+    // On A's response B must be removed. But A dies before that is decided, and B has all data.
     world.exit(A);
     while world.store() {
         world.collect();
@@ -373,7 +373,7 @@ fn what_is_decided_follows_from_what_is_known_when_it_can_be_stored() {
 }
 
 #[test]
-fn a_verdict_does_not_wait_for_the_disk_while_its_member_comes_back() {
+fn a_verdict_is_not_kept_for_a_slow_disk_while_its_member_comes_back() {
     let mut world = World::serving(3);
     world.keeps_stores = true;
     // The store of the view after C's end is in progress while B falls silent and comes back.
@@ -391,11 +391,11 @@ fn a_verdict_does_not_wait_for_the_disk_while_its_member_comes_back() {
     }
     assert_eq!(world.view(1), (Some(1), Some(2), 1), "B is well");
     world.pass(SILENCE * 2, &[B]);
-    assert_eq!(world.view(1), (Some(2), None, 2), "and whoever is silent now must go");
+    assert_eq!(world.view(1), (Some(2), None, 2), "the server that is silent now is removed");
 }
 
 #[test]
-fn a_second_fault_is_one_for_a_restarted_coordinator_too() {
+fn a_restarted_coordinator_recognizes_a_second_fault() {
     for starts_again in [false, true] {
         let mut world = World::serving(3);
         world.exit(A);
@@ -422,7 +422,7 @@ fn a_second_fault_is_one_for_a_restarted_coordinator_too() {
 }
 
 #[test]
-fn a_fault_after_the_restart_of_a_cluster_that_was_whole_is_a_first_one() {
+fn a_fault_after_the_restart_of_a_whole_cluster_is_a_first_one() {
     let mut world = World::serving(3);
     world.exit(A);
     for _ in 0..3 {

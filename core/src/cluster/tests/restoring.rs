@@ -25,7 +25,7 @@ fn restored() -> World {
 fn serving() -> World {
     let mut world = restored();
     for id in world.ids() {
-        assert!(world.cluster.is_founding(), "whoever is spawned so far loads a dump");
+        assert!(world.cluster.is_founding(), "every process spawned so far loads a dump");
         world.start(id);
     }
     world.report_all();
@@ -33,7 +33,7 @@ fn serving() -> World {
 }
 
 #[test]
-fn a_restored_cluster_s_views_go_on_above_those_that_were_and_what_is_lost_stays_lost() {
+fn views_of_a_restored_cluster_continue_above_earlier_ones_and_lost_groups_stay_lost() {
     let mut world = serving();
     assert!(!world.cluster.is_founding());
     assert_eq!(world.take().last(), Some(&Effect::Serving));
@@ -46,7 +46,7 @@ fn a_restored_cluster_s_views_go_on_above_those_that_were_and_what_is_lost_stays
 }
 
 #[test]
-fn a_coordinator_that_dies_while_it_restores_is_followed_by_one_that_restores() {
+fn after_a_coordinator_crash_during_a_restore_its_successor_continues_it() {
     let mut world = restored();
     world.start(ServerId(0));
     world.restart();
@@ -60,7 +60,7 @@ fn a_coordinator_that_dies_while_it_restores_is_followed_by_one_that_restores() 
 }
 
 #[test]
-fn a_cluster_that_has_lost_everything_comes_up_and_says_so() {
+fn a_cluster_that_has_lost_every_group_starts_and_reports_it() {
     let mut world = World::new(3);
     let lost = Founding { above: ABOVE, is_lost: true };
     let mut effects = Vec::new();
@@ -75,7 +75,7 @@ fn a_cluster_that_has_lost_everything_comes_up_and_says_so() {
 }
 
 #[test]
-fn a_fault_long_after_another_is_no_double_fault_though_a_group_is_lost() {
+fn a_fault_long_after_another_is_no_double_fault_even_if_a_group_is_lost() {
     let mut world = serving();
     world.take();
     let all = world.ids();
@@ -90,13 +90,13 @@ fn a_fault_long_after_another_is_no_double_fault_though_a_group_is_lost() {
 }
 
 #[test]
-fn whoever_dumps_is_told_of_no_view_so_that_nobody_waits_for_what_it_cannot_do() {
+fn a_dumping_server_gets_no_view_orders() {
     let mut world = World::serving(4);
     let id = ServerId(2);
     let link = World::link(id);
     world.exit(ServerId(1));
     world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
-    // It is a last holder, and no server carries out the orders of views.
+    // The leaver is a last holder, and no server carries out the orders of views.
     let alive = [ServerId(0), id, ServerId(3)];
     world.pass(LEAVE_TIMEOUT + Duration::from_secs(1), &alive);
     world.orders.retain(|(_, order)| order.kind == OrderKind::Drain);
@@ -109,7 +109,7 @@ fn whoever_dumps_is_told_of_no_view_so_that_nobody_waits_for_what_it_cannot_do()
 }
 
 #[test]
-fn a_coordinator_that_dies_in_a_stop_is_followed_by_one_that_stops_on() {
+fn after_a_coordinator_crash_during_a_stop_its_successor_continues_the_stop() {
     let mut world = World::serving(3);
     world.stop();
     for _phase in 0..2 {
@@ -124,7 +124,7 @@ fn a_coordinator_that_dies_in_a_stop_is_followed_by_one_that_stops_on() {
     }
     world.pass(TIMEOUT * 2, &[]);
     assert!(stopped(&world.take()).is_some(), "it stops on");
-    assert_eq!(world.cluster.views(), views, "nothing is given away or up");
+    assert_eq!(world.cluster.views(), views, "no group changes its holders or is given up");
 }
 
 fn world_ids() -> impl Iterator<Item = ServerId> {

@@ -1,4 +1,4 @@
-//! The start of the ring, failure detection, and the orders and maps that follow.
+//! The start of the ring, failure detection, and the resulting orders and maps.
 
 use kv_protocol::control_message::ViewOrder;
 
@@ -46,7 +46,7 @@ fn the_map_names_servers_only_once_they_have_started() {
 }
 
 #[test]
-fn nobody_is_told_where_anything_is_before_every_holder_has_its_first_view() {
+fn clients_get_no_map_before_every_holder_has_its_first_view() {
     let mut world = World::new(3);
     for id in world.ids() {
         world.start(id);
@@ -64,14 +64,14 @@ fn nobody_is_told_where_anything_is_before_every_holder_has_its_first_view() {
     assert!(is_hidden(&world) && !world.cluster.has_served());
     world.keeps_stores = true;
     world.report_all();
-    assert!(is_hidden(&world), "that it has served must not be forgotten again");
+    assert!(is_hidden(&world), "`has_served` stays durable");
     world.store();
     assert!(world.take().contains(&Effect::Serving));
     assert!(!is_hidden(&world));
 }
 
 #[test]
-fn strangers_are_refused_and_told_why() {
+fn reports_of_unknown_processes_are_rejected_with_a_reason() {
     let mut world = World::serving(3);
     let started = world.started(ServerId(1));
     let no_one = Member { server: ServerId(3), ..started.member };
@@ -82,7 +82,10 @@ fn strangers_are_refused_and_told_why() {
         (Started { member: by_hand, ..started }, "not started by this coordinator"),
         (Started { shards: 4, ..started }, "runs with --shards 4, the cluster with --shards 2"),
         (Started { clients_port: 1, ..started }, "already reported other ports"),
-        (Started { epoch: Epoch { number: 2, boot: BootId(1) }, ..started }, "obeyed epoch 2"),
+        (
+            Started { epoch: Epoch { number: 2, boot: BootId(1) }, ..started },
+            "a coordinator of epoch 2",
+        ),
     ] {
         let before = format!("{:?}", world.cluster);
         let refused = world
@@ -105,7 +108,7 @@ fn a_silent_server_is_down_and_its_groups_have_one_copy() {
 }
 
 #[test]
-fn a_silent_server_is_up_again_when_it_is_heard() {
+fn a_silent_server_is_up_again_when_it_reports() {
     let mut world = World::serving(3);
     world.pass(SILENCE, &[ServerId(0), ServerId(2)]);
     world.take();
@@ -116,7 +119,7 @@ fn a_silent_server_is_up_again_when_it_is_heard() {
 }
 
 #[test]
-fn a_repeated_started_takes_no_link_over_from_a_server_that_reports() {
+fn a_repeated_started_does_not_replace_the_link_of_a_reporting_server() {
     let mut world = World::serving(3);
     let id = ServerId(2);
     let started = world.started(id);
@@ -127,7 +130,7 @@ fn a_repeated_started_takes_no_link_over_from_a_server_that_reports() {
 }
 
 #[test]
-fn the_end_of_a_link_is_noticed_at_once_but_not_that_of_a_replaced_one() {
+fn the_end_of_a_link_is_detected_at_once_and_that_of_a_replaced_link_is_ignored() {
     let mut world = World::serving(3);
     let id = ServerId(2);
     let started = world.started(id);
@@ -142,7 +145,7 @@ fn the_end_of_a_link_is_noticed_at_once_but_not_that_of_a_replaced_one() {
 }
 
 #[test]
-fn an_exited_process_stays_down_whatever_is_said_in_its_name() {
+fn an_exited_process_stays_down_whatever_messages_arrive_in_its_name() {
     let mut world = World::serving(3);
     world.keeps_stores = true; // No other process takes its place meanwhile.
     let id = ServerId(0);
@@ -162,7 +165,7 @@ fn an_exited_process_stays_down_whatever_is_said_in_its_name() {
 }
 
 #[test]
-fn nothing_is_learned_from_heartbeats_that_cannot_be() {
+fn impossible_heartbeats_change_nothing() {
     let mut world = World::serving(3);
     let replica = ReplicaReport {
         group: GroupId(0),
@@ -213,7 +216,7 @@ fn nothing_is_learned_from_heartbeats_that_cannot_be() {
 }
 
 #[test]
-fn a_stream_that_is_down_costs_a_copy_only_when_said_twice() {
+fn a_broken_stream_reduces_the_copies_only_when_reported_twice() {
     let mut world = World::serving(3);
     let mut beat = world.heartbeat(ServerId(0));
     beat.replicas.clear();
@@ -246,7 +249,7 @@ fn a_stream_that_is_down_costs_a_copy_only_when_said_twice() {
 }
 
 #[test]
-fn a_group_is_shown_as_the_first_of_its_holders_that_is_up_reports_it() {
+fn a_group_is_shown_as_reported_by_its_first_holder_that_is_up() {
     let mut world = World::serving(3);
     let report = |group, state, entries| ReplicaReport {
         group: GroupId(group),
@@ -287,7 +290,7 @@ fn a_group_is_shown_as_the_first_of_its_holders_that_is_up_reports_it() {
     beat(&mut world, 1, [9, 6]);
     assert_eq!(shown(&world), (6, 60), "then the secondary's");
     world.exit(ServerId(1));
-    assert_eq!(shown(&world), (0, 0), "nobody that is up holds it");
+    assert_eq!(shown(&world), (0, 0), "no live server holds it");
 }
 
 #[test]

@@ -17,7 +17,7 @@ impl World {
 }
 
 #[test]
-fn the_history_of_a_recovery_says_when_each_step_began_and_how_long_it_took() {
+fn the_history_of_a_recovery_has_the_start_and_duration_of_each_step() {
     let mut world = World::serving(3);
     world.run(&[A, B, C]);
     assert!(world.cluster.status(world.now, &[]).servers[1].recoveries.is_empty());
@@ -62,22 +62,26 @@ fn a_group_without_a_holder_is_an_alarm_with_its_age() {
     world.exit(B);
     world.pass(Duration::from_secs(2), &[C]);
     let lost: Vec<_> = world.alarms().into_iter().filter(|a| a.0 == AlarmKind::Lost).collect();
-    assert_eq!(lost, [(AlarmKind::Lost, 2_000)], "group A was at A and B alone");
+    assert_eq!(lost, [(AlarmKind::Lost, 2_000)], "only A and B held group A");
 }
 
 #[test]
-fn a_silent_server_that_others_hear_is_an_alarm_until_it_is_heard() {
+fn a_silent_server_that_others_receive_is_an_alarm_until_it_reports() {
     let mut world = World::serving(3);
     world.pass(Duration::from_secs(1), &[A, B, C]);
     world.pass(Duration::from_secs(3), &[B, C]);
     let kinds: Vec<_> = world.alarms().into_iter().map(|(kind, _)| kind).collect();
-    assert_eq!(kinds, [AlarmKind::KeptThoughSilent], "A is kept: both its neighbours hear it");
+    assert_eq!(
+        kinds,
+        [AlarmKind::KeptThoughSilent],
+        "A is kept: both its neighbours receive its messages"
+    );
     world.pass(Duration::from_secs(1), &[A, B, C]);
     assert!(world.alarms().is_empty());
 }
 
 #[test]
-fn a_server_of_which_a_part_is_stuck_is_an_alarm_until_it_goes_on() {
+fn a_server_with_a_hung_thread_is_an_alarm_until_the_thread_continues() {
     let mut world = World::serving(3);
     for (stood_ms, expected) in [(900, vec![AlarmKind::Stuck]), (0, vec![])] {
         let heartbeat = Heartbeat { stood_ms, ..world.heartbeat(A) };
@@ -90,7 +94,7 @@ fn a_server_of_which_a_part_is_stuck_is_an_alarm_until_it_goes_on() {
 }
 
 #[test]
-fn writes_refused_for_want_of_space_are_an_alarm_until_none_was_for_a_while() {
+fn writes_rejected_for_lack_of_space_are_an_alarm_until_none_is_rejected_for_some_time() {
     let mut world = World::serving(3);
     let beat = |world: &mut World, out_of_space| {
         world.now = world.now + Duration::from_millis(100);
@@ -99,7 +103,11 @@ fn writes_refused_for_want_of_space_are_an_alarm_until_none_was_for_a_while() {
         world.cluster.on_heartbeat(world.now, link, A, heartbeat, &mut world.effects).unwrap();
         world.alarms().into_iter().map(|(kind, _)| kind).collect::<Vec<_>>()
     };
-    assert_eq!(beat(&mut world, 5), [], "it may have been long ago: nobody was there to see it");
+    assert_eq!(
+        beat(&mut world, 5),
+        [],
+        "the writes may have been rejected long before this coordinator started"
+    );
     assert_eq!(beat(&mut world, 6), [AlarmKind::OutOfSpace]);
     let text = world.cluster.status(world.now, &[]).alarms.remove(0).text;
     assert!(text.contains("limit of 64 MiB") && text.contains("6 writes refused"), "{text}");
@@ -133,7 +141,7 @@ fn a_server_that_takes_orders_and_does_not_report_is_an_alarm() {
 }
 
 #[test]
-fn an_order_that_failed_is_an_alarm_until_all_is_home_again() {
+fn a_failed_order_is_an_alarm_until_every_group_is_home_again() {
     let mut world = World::serving(3);
     world.exit(A);
     world.collect();
@@ -146,7 +154,7 @@ fn an_order_that_failed_is_an_alarm_until_all_is_home_again() {
     let [alarm] = &status.alarms[..] else { panic!("{status:?}") };
     assert_eq!((alarm.kind, alarm.server), (AlarmKind::OrderFailed, Some(C)));
     assert!(alarm.text.contains("DROP-SECONDARY: no room"), "{}", alarm.text);
-    assert!(alarm.text.len() < 400, "a server's words are cut: {}", alarm.text);
+    assert!(alarm.text.len() < 400, "a server's message is truncated: {}", alarm.text);
     world.pass(Duration::from_secs(1), &[B, C]);
     world.run(&[A, B, C]);
     world.run(&[A, B, C]);
@@ -155,7 +163,7 @@ fn an_order_that_failed_is_an_alarm_until_all_is_home_again() {
 }
 
 #[test]
-fn a_copy_is_shown_as_the_sum_of_its_shards_and_never_above_what_there_is() {
+fn a_copy_is_shown_as_the_sum_of_its_shards_and_never_above_the_table_size() {
     let mut world = World::serving(3);
     world.exit(A);
     let decided = world.cluster.member(A);
@@ -170,7 +178,7 @@ fn a_copy_is_shown_as_the_sum_of_its_shards_and_never_above_what_there_is() {
     let mut heartbeat = world.heartbeat(B);
     for report in heartbeat.replicas.iter_mut().filter(|report| report.group == GroupId(1)) {
         (report.entries, report.content_bytes) = (10, 1_000);
-        // More than there is: keys were deleted behind the walk.
+        // More than the table contains, because keys were deleted behind the walk.
         (report.copied, report.copied_bytes) =
             if report.shard == ShardId(0) { (4, 400) } else { (12, 1_200) };
     }
@@ -182,7 +190,7 @@ fn a_copy_is_shown_as_the_sum_of_its_shards_and_never_above_what_there_is() {
 }
 
 #[test]
-fn a_silent_sole_holder_is_an_alarm_until_it_is_heard_or_proven_dead() {
+fn a_silent_sole_holder_is_an_alarm_until_it_reports_or_is_proven_dead() {
     let mut world = World::serving(3);
     world.exit(A);
     world.run(&[B, C]);
@@ -200,7 +208,7 @@ fn a_silent_sole_holder_is_an_alarm_until_it_is_heard_or_proven_dead() {
 }
 
 #[test]
-fn two_holders_that_hear_neither_each_other_nor_a_question_are_an_alarm_until_they_do() {
+fn two_holders_that_receive_neither_each_other_nor_a_probe_are_an_alarm_until_they_do() {
     let mut world = World::serving(3);
     let hear = |world: &mut World, duration: Duration| {
         let end = world.now + duration;
@@ -216,7 +224,7 @@ fn two_holders_that_hear_neither_each_other_nor_a_question_are_an_alarm_until_th
     let is_raised = |world: &World| world.alarms().iter().any(|a| a.0 == AlarmKind::Unanswered);
     world.unheard = vec![A, B];
     hear(&mut world, Duration::from_millis(200));
-    assert!(!is_raised(&world), "they are still being asked");
+    assert!(!is_raised(&world), "their probes are still in progress");
     hear(&mut world, Duration::from_secs(2));
     assert!(is_raised(&world), "{:?}", world.alarms());
     assert_eq!(world.view(1), (Some(1), Some(2), 1), "and nobody is judged");
@@ -248,7 +256,7 @@ fn a_place_that_cannot_be_filled_is_an_alarm_until_it_is() {
 }
 
 #[test]
-fn an_address_that_crowds_a_server_is_an_alarm_until_its_heartbeats_say_no_more() {
+fn an_address_that_crowds_a_server_is_an_alarm_until_heartbeats_no_longer_report_it() {
     let mut world = World::serving(3);
     let beat = |world: &mut World, crowd| {
         let heartbeat = Heartbeat { crowd, ..world.heartbeat(A) };

@@ -5,7 +5,7 @@ use kv_protocol::control_message::OrderFailure;
 use super::*;
 
 #[test]
-fn nobody_dumps_before_all_have_drained_and_nobody_leaves_before_all_have_dumped() {
+fn no_server_dumps_before_all_have_drained_or_exits_before_all_have_dumped() {
     let mut world = World::serving(4);
     world.stop();
     world.stop();
@@ -18,7 +18,7 @@ fn nobody_dumps_before_all_have_drained_and_nobody_leaves_before_all_have_dumped
     let dumps = world.ordered();
     assert_eq!(dumps.len(), 8);
     for (id, name) in dumps {
-        assert!(name.starts_with("DUMP"), "{name} before all have dumped");
+        assert!(name.starts_with("DUMP"), "{name} before all servers have dumped");
         world.report(id, Ok(3));
     }
     let leave = world.ids().iter().map(|&id| (id, "SHUTDOWN")).collect::<Vec<_>>();
@@ -32,7 +32,7 @@ fn nobody_dumps_before_all_have_drained_and_nobody_leaves_before_all_have_dumped
     let phases = [StopPhase::Drain, StopPhase::Dump, StopPhase::Shutdown].map(Effect::Stopping);
     let mut expected = phases.to_vec();
     expected.push(Effect::Stopped(StopOutcome::default()));
-    assert_eq!(world.take(), expected, "and the end of a server that leaves is no news");
+    assert_eq!(world.take(), expected, "the exit of a leaving server is not reported");
     assert_eq!(world.cluster.next_timeout(), None);
 }
 
@@ -41,7 +41,7 @@ fn kills(effects: &[Effect]) -> usize {
 }
 
 #[test]
-fn a_silent_server_is_killed_and_named_once_others_have_dumped_all_that_it_holds() {
+fn a_silent_server_is_killed_and_named_once_others_have_dumped_all_its_groups() {
     let mut world = World::serving(3);
     let (mute, alive) = (ServerId(1), [ServerId(0), ServerId(2)]);
     world.stop();
@@ -53,7 +53,7 @@ fn a_silent_server_is_killed_and_named_once_others_have_dumped_all_that_it_holds
     world.pass(Duration::from_millis(100), &alive);
     world.orders.retain(|(to, _)| to.server != mute);
     world.pass(TIMEOUT, &alive);
-    assert_eq!(kills(&world.take()), 0, "its data may be nowhere else");
+    assert_eq!(kills(&world.take()), 0, "it may hold the only copy of its data");
     world.report(ServerId(0), Ok(0));
     world.report(ServerId(0), Ok(0));
     assert_eq!(kills(&world.take()), 0, "group 1 is not dumped yet");
@@ -105,7 +105,7 @@ fn a_silent_server_that_may_hold_the_only_copy_is_left_to_the_operator() {
     assert!(alarms.iter().any(|alarm| alarm.text.contains("only copy of group 1")), "{alarms:?}");
     world.cluster.on_stop_now(world.now, &mut world.effects);
     let effects = world.take();
-    assert_eq!(kills(&effects), 1, "the operator insists: {effects:?}");
+    assert_eq!(kills(&effects), 1, "the operator forced the stop: {effects:?}");
     world.exit(mute);
     world.orders.retain(|(to, _)| to.server != mute);
     world.report_all();
@@ -114,7 +114,7 @@ fn a_silent_server_that_may_hold_the_only_copy_is_left_to_the_operator() {
 }
 
 #[test]
-fn a_machine_that_is_paused_in_a_stop_kills_no_server() {
+fn a_machine_paused_during_a_stop_kills_no_server() {
     // In each stage every process is paused for longer than any deadline, and the coordinator resumes first.
     for reports in 0..4 {
         let mut world = World::serving(3);
@@ -126,7 +126,7 @@ fn a_machine_that_is_paused_in_a_stop_kills_no_server() {
             world.now = world.now + Duration::from_secs(34);
             world.cluster.on_timeout(world.now, &mut world.effects);
             world.watch(Duration::from_millis(300));
-            assert_eq!(kills(&world.take()), 0, "after {reports} reports of each");
+            assert_eq!(kills(&world.take()), 0, "after {reports} reports of each server");
             world.pass(Duration::from_secs(1), &world.ids());
         }
         world.report_all();
@@ -135,7 +135,7 @@ fn a_machine_that_is_paused_in_a_stop_kills_no_server() {
 }
 
 #[test]
-fn a_living_server_that_cannot_drain_is_dumped_nevertheless() {
+fn a_live_server_that_cannot_drain_is_dumped_nevertheless() {
     let mut world = World::serving(3);
     let ids = world.ids();
     world.stop();
@@ -156,7 +156,7 @@ fn a_living_server_that_cannot_drain_is_dumped_nevertheless() {
 }
 
 #[test]
-fn a_failed_dump_is_ordered_once_more_before_anyone_is_told_to_exit() {
+fn a_failed_dump_is_ordered_again_before_any_server_is_told_to_exit() {
     let mut world = World::serving(3);
     let ids = world.ids();
     world.stop();
@@ -165,7 +165,11 @@ fn a_failed_dump_is_ordered_once_more_before_anyone_is_told_to_exit() {
     world.report_all();
     let failed = world.take().into_iter().find(|e| matches!(e, Effect::OrderFailed { .. }));
     assert!(matches!(failed, Some(Effect::OrderFailed { again: true, .. })), "{failed:?}");
-    assert_eq!(world.ordered(), [], "it is given a moment, and nobody exits meanwhile");
+    assert_eq!(
+        world.ordered(),
+        [],
+        "the retry waits for its back-off, and no server exits meanwhile"
+    );
     let due = world.now + DUMP_RETRY_PAUSE;
     assert!(world.cluster.next_timeout().is_some_and(|next| next <= due));
     world.pass(DUMP_RETRY_PAUSE, &ids);
@@ -193,7 +197,7 @@ fn world_with_a_full_disk() -> World {
 }
 
 #[test]
-fn a_dump_is_ordered_again_with_growing_pauses_until_it_is_complete() {
+fn a_dump_is_ordered_again_with_growing_back_off_until_it_is_complete() {
     let mut world = world_with_a_full_disk();
     let ids = world.ids();
     let mut pause = DUMP_RETRY_PAUSE;
@@ -201,7 +205,7 @@ fn a_dump_is_ordered_again_with_growing_pauses_until_it_is_complete() {
         let failed = world.take().into_iter().find(|e| matches!(e, Effect::OrderFailed { .. }));
         assert!(matches!(failed, Some(Effect::OrderFailed { again: true, .. })), "{failed:?}");
         world.pass(pause - Duration::from_millis(100), &ids);
-        assert_eq!(world.ordered(), [], "no server is told to exit, and the disk is left alone");
+        assert_eq!(world.ordered(), [], "no server gets SHUTDOWN, and the dump is not retried yet");
         world.pass(Duration::from_millis(150), &ids);
         assert_eq!(world.ordered(), [(ServerId(1), "DUMP-PRIMARY")]);
         let alarms = world.cluster.status(world.now, &[]).alarms;
@@ -216,7 +220,7 @@ fn a_dump_is_ordered_again_with_growing_pauses_until_it_is_complete() {
 }
 
 #[test]
-fn an_operator_who_insists_gives_up_what_fails_and_nothing_else() {
+fn a_forced_stop_gives_up_only_failing_dumps() {
     let mut world = World::serving(3);
     world.stop();
     world.report_all();
@@ -247,7 +251,7 @@ fn an_operator_who_insists_gives_up_what_fails_and_nothing_else() {
 }
 
 #[test]
-fn another_directory_is_tried_at_once() {
+fn another_dump_directory_is_used_at_once() {
     let mut world = world_with_a_full_disk();
     assert_eq!(world.ordered(), []);
     world.cluster.on_dump_again(world.now, &mut world.effects);
@@ -255,7 +259,7 @@ fn another_directory_is_tried_at_once() {
 }
 
 #[test]
-fn a_table_of_which_a_server_holds_no_full_copy_is_not_waited_for() {
+fn a_stop_does_not_wait_for_a_table_without_a_full_copy() {
     let mut world = World::serving(3);
     world.stop();
     world.report_all();
@@ -270,7 +274,7 @@ fn a_table_of_which_a_server_holds_no_full_copy_is_not_waited_for() {
 }
 
 #[test]
-fn a_dump_of_a_server_that_no_view_names_is_tried_twice_and_lets_the_others_go() {
+fn a_dump_of_a_server_that_no_view_names_is_tried_twice_and_then_skipped() {
     let mut world = World::serving(3);
     let ids = world.ids();
     let away = ServerId(1);
@@ -312,7 +316,7 @@ fn a_server_that_falls_silent_before_it_is_told_to_dump_again_does_not_hang_the_
     world.pass(TIMEOUT, &alive);
     let reason = KillReason::Unanswered("DUMP-PRIMARY");
     let kill = Effect::Kill { member: world.cluster.member(mute), reason };
-    assert!(world.take().contains(&kill), "and only what it did not answer is named");
+    assert!(world.take().contains(&kill), "the reason names only the orders without a response");
 }
 
 #[test]
@@ -320,7 +324,7 @@ fn groups_that_neither_replica_has_dumped_are_named() {
     let mut world = World::serving(3);
     world.stop();
     world.report_all();
-    // Group 0 is at servers 0 and 1: the first cannot dump its primary table, the second dies.
+    // Servers 0 and 1 hold group 0: server 0 cannot dump its primary table, and server 1 dies.
     world.report(ServerId(0), full());
     world.exit(ServerId(1));
     world.orders.retain(|(to, _)| to.server != ServerId(1));
@@ -339,7 +343,7 @@ fn groups_that_neither_replica_has_dumped_are_named() {
 }
 
 #[test]
-fn a_server_may_dump_for_as_long_as_it_reports_and_one_that_writes_nothing_is_told_of_once() {
+fn a_reporting_server_may_dump_without_a_limit_and_lack_of_progress_is_reported_once() {
     let mut world = World::serving(3);
     let ids = world.ids();
     let slow = ServerId(0);
@@ -365,7 +369,7 @@ fn a_server_may_dump_for_as_long_as_it_reports_and_one_that_writes_nothing_is_to
     };
     world.take();
     let effects = run(&mut world, 300, true);
-    assert!(effects.is_empty(), "it writes, however slowly: {effects:?}");
+    assert!(effects.is_empty(), "it makes progress, even if slowly: {effects:?}");
     let effects = run(&mut world, 300, false);
     let member = world.cluster.member(slow);
     assert_eq!(effects, [Effect::StopWaits { member, why: StopWait::NoProgress }]);
@@ -376,7 +380,7 @@ fn a_server_may_dump_for_as_long_as_it_reports_and_one_that_writes_nothing_is_to
     world.pass(TIMEOUT, &ids[1..]);
     let reason = KillReason::Unanswered("DUMP-PRIMARY and DUMP-SECONDARY");
     let kill = Effect::Kill { member, reason };
-    assert!(world.take().contains(&kill), "it is silent, and others have dumped all that it holds");
+    assert!(world.take().contains(&kill), "it is silent, and others have dumped all its groups");
 }
 
 #[test]
@@ -395,7 +399,7 @@ fn an_end_that_is_never_proven_does_not_hang_the_stop() {
 }
 
 #[test]
-fn a_stop_before_all_have_started_ends_and_misses_no_dump() {
+fn a_stop_before_all_servers_have_started_ends_and_misses_no_dump() {
     let mut world = World::new(3);
     world.start(ServerId(0));
     world.stop();
@@ -443,7 +447,7 @@ fn a_stop_waits_for_no_order_of_the_start() {
         assert_eq!(got, Err(Ignored::NotOutstanding));
     }
     world.report_all();
-    assert_eq!(world.ordered().len(), 6, "DRAIN was all that the dumps waited for");
+    assert_eq!(world.ordered().len(), 6, "the dumps waited only for DRAIN");
     // A re-established connection brings no SET-SECONDARY to a server that is dumping.
     let member = world.cluster.member(ServerId(0));
     world.cluster.on_orders_connected(member, &mut world.effects);
@@ -452,7 +456,7 @@ fn a_stop_waits_for_no_order_of_the_start() {
 }
 
 #[test]
-fn a_stop_that_is_gone_on_with_waits_for_nobody_whose_process_was_never_started() {
+fn a_continued_stop_does_not_wait_for_processes_that_were_never_started() {
     let mut world = World::new(3);
     let ids = world.ids();
     world.start(ids[0]);
@@ -466,19 +470,19 @@ fn a_stop_that_is_gone_on_with_waits_for_nobody_whose_process_was_never_started(
 }
 
 #[test]
-fn nobody_is_told_of_a_stop_before_it_is_durable() {
+fn no_stop_order_is_sent_before_the_stop_is_durable() {
     for is_stored in [false, true] {
         let mut world = World::serving(3);
         world.keeps_stores = true;
         world.stop();
-        assert_eq!(world.ordered(), [], "who drains or dumps cannot go back");
+        assert_eq!(world.ordered(), [], "a server that drains or dumps cannot resume serving");
         if is_stored {
             world.store();
             let orders = world.ordered();
             assert_eq!(orders.iter().filter(|(_, name)| *name == "DRAIN").count(), 3, "{orders:?}");
         }
-        // The coordinator crashes. Its successor continues the stop if it was stored; otherwise no process knows of
-        // it.
+        // The coordinator crashes. Its successor continues the stop if it was stored; otherwise no process has received
+        // an order of it.
         world.restart();
         assert_eq!(world.cluster.state() == ClusterState::Stopping, is_stored);
     }

@@ -23,7 +23,7 @@ impl World {
         status.alarms.iter().map(|alarm| alarm.kind).collect()
     }
 
-    /// Lets time pass, with a heartbeat of each live server.
+    /// Lets time pass, then delivers a heartbeat of each live server.
     fn tell_time(&mut self, passed: Duration, alive: &[ServerId]) {
         self.now = self.now + passed;
         alive.iter().for_each(|id| self.beat(*id));
@@ -33,7 +33,7 @@ impl World {
 }
 
 #[test]
-fn what_could_not_be_stored_is_told_to_nobody_and_tried_again_when_it_is_time() {
+fn a_failed_store_announces_nothing_and_is_retried_after_its_back_off() {
     let mut world = World::serving(3);
     world.keeps_stores = true;
     world.exit(A);
@@ -58,7 +58,7 @@ fn what_could_not_be_stored_is_told_to_nobody_and_tried_again_when_it_is_time() 
 }
 
 #[test]
-fn a_decision_that_could_not_be_stored_is_made_anew_by_what_is_known_by_then() {
+fn a_decision_that_was_not_stored_is_made_again_from_current_facts() {
     let mut world = World::serving(3);
     world.keeps_stores = true;
     world.exit(A);
@@ -69,11 +69,11 @@ fn a_decision_that_could_not_be_stored_is_made_anew_by_what_is_known_by_then() {
     };
     assert_eq!(decided(&mut world).primary, Some(world.cluster.member(B)), "B is to take over");
     world.fail_store();
-    // By the time the disk has room B is dead too.
+    // B dies before the disk has room again.
     world.exit(B);
     assert!(world.stores.is_empty());
     world.tell_time(STORE_AGAIN, &[C]);
-    assert_eq!(decided(&mut world).primary, None, "nobody takes over who is known to be dead");
+    assert_eq!(decided(&mut world).primary, None, "no dead process takes over");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_store_that_takes_long_is_an_alarm_until_it_is_done() {
 }
 
 #[test]
-fn what_goes_to_the_disk_beside_the_state_is_stored_though_nothing_was_decided() {
+fn data_stored_with_the_state_is_stored_even_without_a_decision() {
     let mut world = World::serving(3);
     world.keeps_stores = true;
     world.cluster.store_again(world.now, &mut world.effects);

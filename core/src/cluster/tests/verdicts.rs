@@ -17,7 +17,7 @@ fn has_killed(world: &World) -> bool {
     told.any(|effect| matches!(effect, Effect::Kill { .. }))
 }
 
-/// Returns a cluster that a second fault stops.
+/// Returns a serving cluster that stops at a second fault.
 fn serving(servers: u16) -> World {
     let mut world = World::serving(servers);
     world.cluster.config.on_double_fault = DoubleFault::Shutdown;
@@ -26,7 +26,7 @@ fn serving(servers: u16) -> World {
 }
 
 #[test]
-fn a_server_that_stands_is_the_one_suspect_and_its_partners_stay_whatever_it_answers() {
+fn a_hung_server_is_the_only_suspect_and_its_partners_stay_even_if_it_responds() {
     for responses in [false, true] {
         let mut world = serving(3);
         let before = world.cluster.member(A);
@@ -44,7 +44,7 @@ fn a_server_that_stands_is_the_one_suspect_and_its_partners_stay_whatever_it_ans
         assert_eq!(world.view(1).0, Some(2), "{responses}");
         assert_eq!(world.cluster.views()[0].secondary(), None, "{responses}");
         assert_eq!(world.view(2), (Some(2), Some(0), 1), "it is none of A's");
-        // It runs again, and comes back as the same process.
+        // The process resumes, and comes back as the same incarnation.
         world.unheard.clear();
         for _ in 0..4 {
             world.run(&ALL);
@@ -57,9 +57,10 @@ fn a_server_that_stands_is_the_one_suspect_and_its_partners_stay_whatever_it_ans
 }
 
 #[test]
-fn a_partner_that_hardly_hears_the_accused_is_evidence_before_it_complains() {
+fn late_messages_at_another_partner_are_evidence_before_it_complains() {
     let mut world = serving(3);
-    // B, the secondary of A's own group, complains first; C has not received A for as long as a vote tolerates.
+    // B, the secondary of A's own group, complains first. C has received nothing from A for longer than a vote
+    // tolerates.
     world.silences = BTreeMap::from([((B, A), 630), ((C, A), 400)]);
     [C, A, B].into_iter().for_each(|id| world.beat(id));
     assert_eq!(world.ordered(), [(B, "PROBE")], "the primary is the suspect");
@@ -75,7 +76,7 @@ fn a_server_that_was_judged_in_one_group_is_the_suspect_in_the_other() {
         world.respond_to_probes(&ALL);
     }
     assert_ne!(world.cluster.views()[0].secondary(), Some(world.cluster.member(A)));
-    // Group 0 has no two holders that could complain now.
+    // Group 0 now has only one holder, so no complaint can come from it.
     world.silences = BTreeMap::from([((B, A), 900)]);
     world.orders.clear();
     ALL.into_iter().for_each(|id| world.beat(id));
@@ -84,8 +85,8 @@ fn a_server_that_was_judged_in_one_group_is_the_suspect_in_the_other() {
 }
 
 #[test]
-fn who_complains_of_one_partner_that_the_other_hears_well_is_the_suspect() {
-    // A complains of B; C receives B, and B receives A.
+fn a_server_that_complains_of_a_partner_that_others_receive_well_is_the_suspect() {
+    // A complains of B. C receives messages of B, and B receives messages of A.
     let mut world = serving(3);
     world.silences = BTreeMap::from([((A, B), 900)]);
     [C, B, A].into_iter().for_each(|id| world.beat(id));
@@ -93,7 +94,7 @@ fn who_complains_of_one_partner_that_the_other_hears_well_is_the_suspect() {
     world.pass(Duration::from_millis(300), &ALL);
     assert_eq!(world.view(1).0, Some(2), "B takes over");
     assert_eq!(faults(&world), 0);
-    // The same complaint of its secondary: the primary stays.
+    // The same complaint by the secondary: the primary stays.
     let mut world = serving(3);
     world.silences = BTreeMap::from([((B, A), 900)]);
     world.pass(Duration::from_millis(300), &ALL);
@@ -101,7 +102,7 @@ fn who_complains_of_one_partner_that_the_other_hears_well_is_the_suspect() {
 }
 
 #[test]
-fn of_two_that_stand_at_the_same_time_neither_costs_a_third_its_place() {
+fn two_servers_hung_at_the_same_time_do_not_cost_a_third_its_place() {
     let mut world = serving(5);
     let (x, y) = (ServerId(1), ServerId(2));
     // Neither of the two reports a silent server; their partners complain.
@@ -116,7 +117,7 @@ fn of_two_that_stand_at_the_same_time_neither_costs_a_third_its_place() {
     }
     assert_eq!(world.view(0).0, Some(0));
     assert_eq!(world.view(2).0, Some(3));
-    assert_eq!(world.view(1), (Some(1), Some(2), 1), "whom could it be left to?");
+    assert_eq!(world.view(1), (Some(1), Some(2), 1), "no live member could take the group");
     assert_eq!(faults(&world), 0);
 }
 
@@ -136,7 +137,7 @@ fn a_slow_server_and_a_dead_one_are_one_fault_and_two_once_the_slow_one_dies() {
 }
 
 #[test]
-fn the_death_of_the_last_holder_is_a_second_fault_though_the_other_one_was_only_slow() {
+fn the_death_of_the_last_holder_is_a_second_fault_even_if_the_other_was_only_slow() {
     let mut world = serving(3);
     world.unheard = vec![A];
     world.pass(SILENCE, &ALL);
@@ -144,11 +145,15 @@ fn the_death_of_the_last_holder_is_a_second_fault_though_the_other_one_was_only_
     world.exit(B);
     assert_eq!(world.view(1).0, None, "it is LOST");
     let second = Effect::DoubleFault { first: A, second: B };
-    assert!(world.effects.contains(&second), "what is left must be saved: {:?}", world.effects);
+    assert!(
+        world.effects.contains(&second),
+        "the remaining data must be dumped: {:?}",
+        world.effects
+    );
 }
 
 #[test]
-fn a_secondary_that_cannot_follow_is_removed_though_it_is_heard_and_is_tried_again_after_a_pause() {
+fn a_secondary_that_cannot_follow_is_removed_while_it_reports_and_retried_after_a_back_off() {
     let mut world = serving(3);
     world.following = BTreeMap::from([(B, Following::OutOfMemory)]);
     let start = world.now;
@@ -175,7 +180,7 @@ fn a_secondary_that_cannot_follow_is_removed_though_it_is_heard_and_is_tried_aga
 }
 
 #[test]
-fn a_secondary_that_follows_again_before_its_primary_has_answered_stays() {
+fn a_secondary_that_follows_again_before_its_primary_responds_stays() {
     let mut world = serving(3);
     world.following = BTreeMap::from([(B, Following::OutOfMemory)]);
     ALL.into_iter().for_each(|id| world.beat(id));
