@@ -33,7 +33,7 @@ use super::{Cluster, NO_PROGRESS, STORE_AGAIN, StopWait};
 
 /// The advice for a dump that fails.
 pub const DUMP_ADVICE: &str = "its data stays in memory and the dump is tried again; free space or raise the \
-                               limit there, or use coord stop --dump-dir DIR; coord stop --force gives it up";
+                               limit there, or use coord stop --dump-dir DIR; coord stop --force abandons the dump";
 
 /// The time without rejected writes after which a server is no longer out of space.
 const OUT_OF_SPACE_LASTS: Duration = Duration::from_secs(10);
@@ -112,13 +112,13 @@ impl Alarm {
             Alarm::Unreachable(group) => {
                 let text = format!(
                     "group {group} is UNREACHABLE: its only holder is silent, or has left in order; bring its \
-                     host and the network back; if it has left, stop the cluster and restore it: its dump is complete"
+                     host and the network back; if it has left, stop the cluster and restore its complete dump"
                 );
                 of(AlarmKind::Unreachable, None, Some(*group), text)
             }
             Alarm::KeptThoughSilent(server) => {
                 let text = format!(
-                    "server {server} is silent here, but the other holders of its groups hear it: \
+                    "the coordinator receives nothing from server {server}, but the other holders of its groups do: \
                      it is kept; check the network between it and the coordinator"
                 );
                 of(AlarmKind::KeptThoughSilent, Some(*server), None, text)
@@ -133,7 +133,7 @@ impl Alarm {
             Alarm::KeepsFailing { server, reason } => {
                 let reason = reason.as_deref().map(|words| format!(": {words}"));
                 let text = format!(
-                    "server {server} could not be replaced three times in a row{}; it is tried on; \
+                    "server {server} could not be replaced three times in a row{}; attempts continue; \
                      see its log, or give its place to another host: {}",
                     reason.unwrap_or_default(),
                     replace_command(*server)
@@ -142,7 +142,7 @@ impl Alarm {
             }
             Alarm::HostUnreachable { server, reason, is_silent: true } => {
                 let text = format!(
-                    "server {server} is silent, and its host does not say whether its process has ended: \
+                    "server {server} is silent, and its host does not report whether its process has ended: \
                      {reason}; its keys are served from their other copy; bring the host back, or give its place \
                      to another one: {}",
                     replace_command(*server)
@@ -214,8 +214,8 @@ impl Alarm {
             }
             Alarm::Crowded { server, crowd } => {
                 let text = format!(
-                    "server {server} has as many client connections as it may: {} has {} of them; {} idle ones \
-                     were closed since its start, to make room for others; check that address for connections \
+                    "server {server} has reached its limit of client connections: {} has {} of them; {} idle ones \
+                     were closed since its start to make room for others; check that address for connections \
                      that are never closed",
                     crowd.address, crowd.connections, crowd.closed
                 );
@@ -235,13 +235,13 @@ impl Alarm {
             Alarm::StopWaits(server, StopWait::Silent(group)) => {
                 let text = format!(
                     "the stop waits for server {server}, which is silent and may hold the only copy of \
-                     group {group}; let it go on, or end the stop without it: coord stop --force"
+                     group {group}; bring it back, or end the stop without it: coord stop --force"
                 );
                 of(AlarmKind::StopWaits, Some(*server), Some(*group), text)
             }
             Alarm::StopWaits(server, StopWait::NoProgress) => {
                 let text = format!(
-                    "server {server} has written nothing to its dumps for {} s; it is waited for; look at \
+                    "server {server} has written nothing to its dumps for {} s; the stop waits for it; check \
                      the disk of its host",
                     NO_PROGRESS.as_secs()
                 );
@@ -417,9 +417,8 @@ mod tests {
 
     use super::*;
 
-    /// The first words that an advice may have.
-    const ADVICE: [&str; 9] =
-        ["bring", "check", "delete", "free", "let", "look", "mend", "see", "stop"];
+    /// The words with which a piece of advice may begin.
+    const ADVICE: [&str; 7] = ["bring", "check", "delete", "fix", "free", "see", "stop"];
 
     /// Returns an alarm of each kind and of each wording.
     fn all() -> Vec<Alarm> {
