@@ -72,7 +72,7 @@ fn pipelined_writes_are_each_executed_once_however_often_their_connections_are_c
             }
         }
     }
-    assert!(proxy.responses_cut() >= 10, "only {} answers were cut", proxy.responses_cut());
+    assert!(proxy.responses_cut() >= 10, "only {} responses were dropped", proxy.responses_cut());
     let placement = cluster.placement();
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
@@ -125,7 +125,7 @@ fn a_repeated_client_id_and_number_get_the_first_response_over_a_new_connection(
     assert_eq!((first.status, first.version), (Status::Ok, SequenceNumber(1)));
     for _ in 0..3 {
         again.send(&bytes);
-        assert_eq!(again.response(), first, "the answer of a retry");
+        assert_eq!(again.response(), first, "the response to a retry");
     }
     // A write of another client, or with another number, is a different write.
     let mut other = Raw::welcomed(server, ClientId(0xbeef), ShardId(0));

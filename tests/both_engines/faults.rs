@@ -97,13 +97,13 @@ fn a_write_sent_to_a_server_that_then_dies_gets_its_response_from_the_successor(
             (client.put(&key, b"after", &within(TIMEOUT)), start.elapsed())
         });
         // The write is in flight when the server's silence is detected.
-        wait_until("the silence to be noticed", TIMEOUT, || {
+        wait_until("the silence to be detected", TIMEOUT, || {
             cluster.coord_log().contains("server 1 is down")
         });
         process::signal(pid, Signal::KILL);
         write.join().expect("a writer")
     });
-    written.expect("a write that its successor takes");
+    written.expect("a write that the successor accepts");
     assert!(took < 3 * DEADLINE, "{took:?}");
     assert_eq!(client.get(&key, &OpOptions::default()).expect("a get").bytes, b"after");
 }
@@ -123,7 +123,7 @@ fn write_on(mut client: Client, key: &[u8], padding: usize, over: &AtomicBool) -
             return (number, longest);
         }
     }
-    unreachable!("nobody writes so often");
+    unreachable!("fewer writes than u64::MAX");
 }
 
 /// Returns a value that begins with a number and has `padding` further bytes.
@@ -190,15 +190,15 @@ fn a_hung_server_is_failed_over_and_replaced_while_writes_continue() {
             (server.state == ServerState::Up && server.pid != Some(pid)).then_some(since.elapsed())
         });
         process::signal(pid, Signal::CONT);
-        replaced.expect("another process in the place of the one that hangs");
+        replaced.expect("another process in place of the hung one");
     });
-    // The suspicion and the grace of the new primary, on a busy machine.
+    // A failover takes the suspicion and the grace of the new primary, on a busy machine.
     assert!(longest.iter().all(|longest| *longest < HANGS), "{longest:?}");
 }
 
 #[test]
 fn a_machine_that_is_suspended_repeatedly_costs_no_group_a_member() {
-    // The coordinator resumes shortly before it would have judged, or shortly or long after.
+    // Milliseconds: shortly below the failure timeout, shortly above it, and far above it.
     const STANDS: [u64; 8] = [700, 440, 480, 520, 460, 700, 500, 450];
     const RUNS: Duration = Duration::from_millis(200);
     let cluster = Cluster::start();
@@ -222,7 +222,7 @@ fn a_machine_that_is_suspended_repeatedly_costs_no_group_a_member() {
         passes(RUNS, &mut || put_all(&mut client, &pairs));
     }
     let log = cluster.coord_log();
-    assert!(!log.contains("view 1 -> 2"), "a server that only stood was judged to be gone: {log}");
+    assert!(!log.contains("view 1 -> 2"), "a suspended server was judged dead: {log}");
     assert_eq!(cluster.server_pids(), pids);
     check_all(&mut client, &pairs);
     cluster.stop().assert_copies_agree();
@@ -242,7 +242,7 @@ fn streams_that_are_cut_within_large_values_lose_no_write() {
 fn cut_streams(cluster: &Cluster) {
     let status = cluster.status();
     if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
-        eprintln!("this machine does not let pidfd_getfd(2) pass: no stream was cut");
+        eprintln!("SKIPPED: pidfd_getfd(2) is not permitted here, so no stream was cut");
         return;
     }
     for round in 0..20 {
@@ -259,7 +259,7 @@ fn servers_reconnect_to_the_coordinator_after_their_connections_are_cut() {
     nothing_is_lost_through(0, |cluster| {
         let status = cluster.status();
         if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
-            eprintln!("this machine does not let pidfd_getfd(2) pass: no link was cut");
+            eprintln!("SKIPPED: pidfd_getfd(2) is not permitted here, so no link was cut");
             return;
         }
         for server in &status.servers {
@@ -285,7 +285,7 @@ fn a_server_that_leaves_hands_over_exits_within_five_seconds_and_is_replaced() {
     let pid = cluster.server_pid(1);
     process::signal(pid, Signal::TERM);
     wait_until("the server to exit", Duration::from_secs(5), || !process::is_alive(pid));
-    wait_until("the coordinator to say so", TIMEOUT, || {
+    wait_until("the coordinator to log it", TIMEOUT, || {
         cluster.coord_log().contains("server 1 received a stop signal")
     });
     cluster.await_whole();
@@ -335,7 +335,7 @@ fn every_write_acknowledged_while_a_server_leaves_is_in_a_dump() {
         let newest = found.iter().max();
         assert!(
             newest >= Some(&responded),
-            "group {group}: {responded} was answered, not {found:?}"
+            "group {group}: {responded} was acknowledged, but {found:?} was dumped"
         );
     }
 }
@@ -479,12 +479,12 @@ fn a_server_that_leaves_while_coordinator_and_secondary_hang_dumps_within_five_s
     // A write that cannot be drained.
     raw.send(&request(RequestId(1), &key, Operation::Put(write_number(1), b"v")));
     raw.send(&request(RequestId(2), &key, Operation::Get));
-    assert_eq!(raw.response().id, RequestId(2), "the write waits, and has come");
+    assert_eq!(raw.response().id, RequestId(2), "the write to be received and pending");
     let start = Instant::now();
     process::signal(pids[VICTIM], Signal::TERM);
     wait_until("the server to exit", TIMEOUT, || !process::is_alive(pids[VICTIM]));
     assert!(start.elapsed() < Duration::from_millis(5_500), "{:?}", start.elapsed());
-    assert_eq!(raw.next_frame(), None, "the write was answered");
+    assert_eq!(raw.next_frame(), None, "the write got a response");
     for (role, group) in [("primary", VICTIM), ("secondary", VICTIM - 1)] {
         let expected = pairs.iter().filter(|(key, _)| group_of(&cluster, key) == group).count();
         assert_eq!(cluster.dump(VICTIM, role).entries.len(), expected, "{role}");

@@ -64,7 +64,7 @@ fn invalid_frame_lengths_close_the_connection_on_every_port_before_memory_is_all
         }
         for (pid, before) in cluster.server_pids().into_iter().zip(before) {
             let grown = process::data_bytes(pid).saturating_sub(before);
-            assert!(grown < 64 << 20, "{grown} bytes were taken for lengths alone");
+            assert!(grown < 64 << 20, "{grown} bytes were allocated for lengths alone");
         }
     });
 }
@@ -105,7 +105,7 @@ fn memory_grows_with_the_bytes_received_and_not_with_the_length_announced() {
         // A response to a later request shows that these bytes were received.
         assert_eq!(ports.welcomed(1_000).ask(&key, Operation::Get).status, Status::NotFound);
         let grown = process::data_bytes(pid).saturating_sub(before);
-        assert!(grown < 256 << 20, "{grown} bytes were taken for 100 bytes of values");
+        assert!(grown < 256 << 20, "{grown} bytes were allocated for 100 bytes of values");
         drop(connections);
     });
 }
@@ -156,7 +156,7 @@ fn assert_stream_broken_by(ports: &Ports, bytes: &[u8]) {
 #[track_caller]
 fn say_on_a_stream(ports: &Ports, bytes: &[u8], is_expected: impl Fn(&Received) -> bool) {
     crate::common::wait_until(
-        "the victim's answer on a forged stream",
+        "the victim's response on a forged stream",
         crate::common::TIMEOUT,
         || {
             let (mut raw, seal) = ports.challenged(Kind::Servers, ports.key);
@@ -246,7 +246,7 @@ fn a_client_that_sends_endless_errors_gets_a_limited_number_of_responses_and_is_
         let said = raw.await_close();
         let responses = said.iter().filter(|frame| frame.opcode == opcode::RESPONSE).count();
         let most = MAX_ERRORS_IN_A_ROW as usize;
-        assert!((most - 1..=most).contains(&responses), "{responses} answers to nonsense");
+        assert!((most - 1..=most).contains(&responses), "{responses} responses to errors");
     });
 }
 
@@ -412,7 +412,7 @@ fn a_stranger_is_rejected_at_the_servers_port_before_any_other_check() {
             let said = raw.await_close();
             assert!(
                 said.iter().all(|frame| frame.opcode == peer_opcode::PEER_REFUSAL),
-                "{hello:?} was answered {said:?}"
+                "the response to {hello:?} is {said:?}"
             );
         }
     });
@@ -493,7 +493,7 @@ fn orders_of_a_stranger_are_rejected() {
             raw.send(&bytes);
             let said = raw.await_close();
             let refused = said.iter().find(|frame| frame.opcode == control_opcode::REFUSED);
-            assert!(refused.is_some(), "{hello:?} was answered {said:?}");
+            assert!(refused.is_some(), "the response to {hello:?} is {said:?}");
             assert!(said.iter().all(|frame| frame.opcode != control_opcode::REPORT), "{said:?}");
         }
         // Orders without a hello.
@@ -644,7 +644,7 @@ fn rejected_requests_are_counted_in_the_status() {
     for _ in 0..10 {
         assert_eq!(raw.ask(b"", Operation::Get).status, Status::Invalid);
     }
-    crate::common::wait_until("ten refusals in the status", crate::common::TIMEOUT, || {
+    crate::common::wait_until("ten rejections in the status", crate::common::TIMEOUT, || {
         cluster.server(VICTIM).refused >= before + 10
     });
 }

@@ -105,7 +105,7 @@ fn ask_without_reading(ports: &Ports, key: &[u8], pid: u32) {
         }
     });
     assert!(start.elapsed() > STALL_DEADLINE - SLACK, "closed after {:?}", start.elapsed());
-    assert!(most < 64 << 20, "the server took {most} bytes for answers that nobody reads");
+    assert!(most < 64 << 20, "the server allocated {most} bytes for responses that are not read");
 }
 
 fn longest_wait_of_a_good_client(cluster: &Cluster, over: &AtomicBool) -> Duration {
@@ -171,7 +171,7 @@ fn idle_connections_of_an_address_that_fills_the_limit_make_room_for_other_addre
     }
     let mut others: Vec<Raw> = (0..OTHERS)
         .map(|_| {
-            wait_for("another address to get in", TIMEOUT, || {
+            wait_for("a connection from another address to be accepted", TIMEOUT, || {
                 let mut raw = Raw::from_another_address(ports.address(Kind::Clients));
                 raw.send_if_open(&handshake);
                 is_welcomed(&mut raw).then_some(raw)
@@ -277,7 +277,7 @@ fn many_status_requests_do_not_delay_a_failover() {
 fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {
     const AT_ONCE: usize = 256;
     let mut crowd: Vec<Raw> = Vec::new();
-    wait_until("every one of the crowd to be welcomed", TIMEOUT, || {
+    wait_until("a WELCOME for every connection", TIMEOUT, || {
         let greeted = crowd.len();
         for n in greeted..most.min(greeted + AT_ONCE) {
             let mut raw = ports.connect(kind);
@@ -296,13 +296,13 @@ fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {
 
 #[test]
 fn silent_strangers_do_not_keep_the_clusters_own_links_from_reconnecting() {
-    // More than each port lets wait for their hello, and no more than a listener's backlog.
+    // More connections than a port keeps without a hello, and at most a listener's backlog.
     const STRANGERS: [(Kind, usize); 3] =
         [(Kind::Servers, 1_100), (Kind::Orders, 100), (Kind::Reports, 500)];
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
     if !process::may_cut_connections(pids[VICTIM]) {
-        eprintln!("this machine does not let pidfd_getfd(2) pass: no link was cut");
+        eprintln!("SKIPPED: pidfd_getfd(2) is not permitted here, so no link was cut");
         return;
     }
     let ports = Ports::of(&cluster);
@@ -364,8 +364,8 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
         assert_eq!(cluster.server(VICTIM).state, ServerState::Up);
         start.elapsed() > Duration::from_secs(1)
     });
-    // The others wait, or were rejected: those that came in one burst with the last accepted ones.
-    // Connections that were closing when the limit was set have made room for a few more.
+    // The other connections wait. Those that arrived in one burst with the last accepted ones were
+    // rejected. Connections that closed after the limit was set made room for a few more.
     let is_answered_welcome = |raw: &mut Raw| raw.has_input() && is_welcomed(raw);
     let welcomed = crowd.iter_mut().map(is_answered_welcome).filter(|welcomed| *welcomed).count();
     assert!(welcomed < 20, "{welcomed} of 40 were welcomed where there was room for 10");
@@ -397,7 +397,7 @@ fn a_server_at_its_limit_of_open_files_stops_with_complete_dumps() {
     let mut welcomed: Vec<&mut Raw> = clients.filter_map(|r| is_welcomed(r).then_some(r)).collect();
     let count = welcomed.len();
     assert!((50..256).contains(&count), "{count} of 300 clients were welcomed");
-    // Strangers at the servers port stay until their hello is late; the stream works beside them.
+    // Strangers at the servers port stay until their hello is overdue; the stream works meanwhile.
     let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "full");
     let put = Operation::Put(write_number(1), b"v");
     assert_eq!(welcomed[0].ask(&key, put).status, Status::Ok);
@@ -524,7 +524,7 @@ fn a_client_that_disconnects_within_its_responses_does_not_affect_other_clients(
         }
         // The connections are dropped while responses are in flight.
     }
-    wait_for("all descriptors to be given back", TIMEOUT, || {
+    wait_for("all descriptors to be closed", TIMEOUT, || {
         (process::open_descriptors(pid) <= before).then_some(())
     });
     cluster.assert_serves(&cluster.server_pids());

@@ -1,4 +1,4 @@
-//! A narrow link, on which the longest values take longer than a lease: no server suffers for it.
+//! A narrow link, on which the longest values take longer than a lease: no server is removed for it.
 //!
 //! ```text
 //!   a network namespace of the test: all traffic of the cluster and its clients uses the loopback
@@ -54,7 +54,7 @@ fn narrow() -> Result<(), String> {
 fn start() -> Option<Cluster> {
     if let Err(reason) = enter_network() {
         // Not with a macro: its output is shown only if a test fails.
-        let words = format!("\nSKIPPED: no narrow link here (it takes root): {reason}\n");
+        let words = format!("\nSKIPPED: cannot create a narrow link (requires root): {reason}\n");
         let _ = std::io::stderr().write_all(words.as_bytes());
         return None;
     }
@@ -73,7 +73,7 @@ fn write_and_read(cluster: &Cluster, name: &str, bytes: usize, reads: usize) {
     client.put(&key, &value, &options(TIMEOUT)).expect("a put of a long value");
     for _ in 0..reads {
         let read = client.get(&key, &options(TIMEOUT)).expect("a get of a long value");
-        assert!(read.bytes == value, "another value of {} bytes", read.bytes.len());
+        assert!(read.bytes == value, "a changed value of {} bytes", read.bytes.len());
     }
 }
 

@@ -1,5 +1,5 @@
 /* Events of a handle and of a queue. While server 0 is killed: events ENDPOINT PID-OF-SERVER-0. While the cluster is
-   well, and stopped: events ENDPOINT PID..., the coordinator's pid before those of its servers. */
+   healthy, and while it is stopped: events ENDPOINT PID..., the coordinator's pid before those of its servers. */
 #include "suite.h"
 
 #define MOST_EVENTS 4096
@@ -9,7 +9,7 @@ static const char *endpoint;
 static pid_t pids[MOST_PIDS];
 static int pid_count;
 
-/* What was told, and what a call from within came to. */
+/* The events received, and the first error. */
 struct told {
     pthread_mutex_t lock;
     int count;
@@ -29,7 +29,8 @@ static void copy(char *to, size_t room, const char *from)
     snprintf(to, room, "%s", from == NULL ? "" : from);
 }
 
-/* Every call on a handle or a queue from within is refused, and none waits for ever. */
+/* Makes every call on a handle or a queue from within the callback: each must return at once, all but kvc_interrupt
+   and kvc_resume with an error. Returns the first defect. */
 static const char *call_from_within(struct told *told)
 {
     kvc_counters counters = {.size = sizeof counters};
@@ -44,16 +45,16 @@ static const char *call_from_within(struct told *told)
         if (kvc_get(told->client, key, NULL, &got) != KVC_INVALID ||
             kvc_put(told->client, key, key, NULL, NULL) != KVC_INVALID ||
             kvc_mget(told->client, &key, 1, &got, &status, NULL) != KVC_INVALID)
-            return "a call from within was not refused";
+            return "a call from within the callback was not rejected";
         if (strstr(kvc_last_error(), "events") == NULL)
-            return "the words do not say why";
+            return "the message does not name the reason";
         if (kvc_ping(told->client, key, 0, NULL) != KVC_INVALID ||
             kvc_statistics(told->client, &counters, NULL, 0) != KVC_INVALID ||
             kvc_cq_new(told->client, 1, &queue) != KVC_INVALID ||
             kvc_close(told->client) != KVC_INVALID)
-            return "a call from within was not refused";
+            return "a call from within the callback was not rejected";
         if (kvc_interrupt(told->client) != KVC_OK || kvc_resume(told->client) != KVC_OK)
-            return "an interrupt from within was refused";
+            return "an interrupt from within the callback was rejected";
     }
     if (told->queue != NULL &&
         (kvc_cq_submit(told->queue, &op, 1) != KVC_INVALID ||
@@ -61,7 +62,7 @@ static const char *call_from_within(struct told *told)
          kvc_cq_cancel(told->queue, 1) != KVC_INVALID || kvc_cq_fd(told->queue) != KVC_INVALID ||
          kvc_cq_statistics(told->queue, &counters, NULL, 0) != KVC_INVALID ||
          kvc_cq_free(told->queue) != KVC_INVALID))
-        return "a call on the queue from within was not refused";
+        return "a call on the queue from within the callback was not rejected";
     return NULL;
 }
 
@@ -72,7 +73,7 @@ static void take(void *context, const kvc_event *event)
 
     pthread_mutex_lock(&told->lock);
     if (event->size < sizeof *event || event->words == NULL || *event->words == '\0' || event->reserved != 0)
-        wrong = "an event is not filled";
+        wrong = "an event has empty fields";
     if (told->count < MOST_EVENTS) {
         told->events[told->count].kind = event->kind;
         told->events[told->count].server = event->server;
@@ -89,7 +90,7 @@ static void take(void *context, const kvc_event *event)
     pthread_mutex_unlock(&told->lock);
 }
 
-/* How many events of a kind there are, of one server or of all (KVC_NO_SERVER), from the `from`-th on. */
+/* Counts the events of a kind, of one server or of all (KVC_NO_SERVER), from the `from`-th on. */
 static int count(struct told *told, int from, uint32_t kind, uint32_t server)
 {
     int n, found = 0;
@@ -218,7 +219,7 @@ static void a_killed_server_is_reported_as_events(void **state)
     assert_status(kvc_ping(client, bytes(NULL, 0), 20000, NULL), KVC_OK);
     from = all_so_far(told);
     assert_int_equal(kill(pids[0], SIGKILL), 0);
-    /* The first map that comes afterwards may be so late that another process is up in its place. */
+    /* The next map may be so late that another process already runs in its place. */
     for (n = 0; count(told, from, KVC_EVENT_CONNECTION_LOST, 0) == 0 ||
                 count(told, from, KVC_EVENT_SERVER_DOWN, 0) + count(told, from, KVC_EVENT_SERVER_UP, 0) == 0;
          n++) {

@@ -112,9 +112,9 @@ static void *hurry(void *argument)
         if (now_ms() - start > options.timeout_ms + SLACK_MS)
             self->wrong = "a get outlasted its deadline";
         if (status == KVC_OK && (len != sizeof found || found < self->stored || found > self->tried))
-            self->wrong = "a value that was overwritten, or never written";
+            self->wrong = "a value that was overwritten or never written";
         if (status == KVC_NOT_FOUND && self->stored > 0)
-            self->wrong = "a value is gone";
+            self->wrong = "a value is missing";
     }
     return NULL;
 }

@@ -1,4 +1,4 @@
-/* What the child of a fork has inherited and gives back, while its parent goes on: forked ENDPOINT. */
+/* The child of a fork releases inherited descriptors while its parent continues: forked ENDPOINT. */
 #include "suite.h"
 
 #include <stdatomic.h>
@@ -7,7 +7,7 @@
 
 static const char *endpoint;
 
-/* How many descriptors this process has. Those of valgrind lie beyond the limit. */
+/* Counts the descriptors of this process. Those of valgrind are beyond the limit. */
 static int count_descriptors(void)
 {
     DIR *descriptors = opendir("/proc/self/fd");
@@ -47,7 +47,7 @@ static void a_child_releases_descriptors_and_its_parent_continues(void **state)
 
     (void)state;
     assert_status(kvc_ping(client, bytes(NULL, 0), 0, NULL), KVC_OK);
-    assert_true(kvc_cq_fd(queue) >= 0); /* and so a timer */
+    assert_true(kvc_cq_fd(queue) >= 0); /* creates a timer */
     assert_int_equal(run_op(queue, op).status, KVC_OK);
     assert_status(kvc_close_forked(client), KVC_INVALID);
     assert_status(kvc_cq_free_forked(queue), KVC_INVALID);
@@ -57,7 +57,7 @@ static void a_child_releases_descriptors_and_its_parent_continues(void **state)
         const int with_handle = count_descriptors();
 
         assert_true(with_handle >= before + 7);
-        /* Something under way of each kind: sent, not sent, ended and not polled. */
+        /* Operations in each state: sent, not sent, and completed but not polled. */
         assert_status(kvc_cq_submit(queue, &op, 1), KVC_OK);
         assert_int_equal(kvc_cq_poll(queue, &done, 1, PATIENCE_MS), 1);
         assert_status(kvc_cq_submit(queue, &op, 2), KVC_OK);
@@ -79,7 +79,7 @@ static void a_child_releases_descriptors_and_its_parent_continues(void **state)
                       kvc_close(own) == KVC_OK && count_descriptors() == before;
             end_child(is_good);
         }
-        /* While the child closes its copies. */
+        /* The parent works while the child closes its copies. */
         do
             assert_status(kvc_put(client, text("forked, busy"), text("v"), NULL, NULL), KVC_OK);
         while (is_running(child));
@@ -92,7 +92,7 @@ static void a_child_releases_descriptors_and_its_parent_continues(void **state)
         assert_string_equal(got.data, "child");
         kvc_buf_free(&got);
     }
-    /* Nothing of the parent's was closed, by nobody. */
+    /* No child has closed a connection of the parent. */
     assert_int_equal(counters_of(client).connections_lost, 0);
     assert_status(kvc_cq_statistics(queue, &counters, NULL, 0), KVC_OK);
     assert_int_equal(counters.connections_lost, 0);
@@ -128,7 +128,7 @@ static void *poll_on(void *queue)
     return NULL;
 }
 
-/* The fork meets threads of the parent anywhere in their calls, with or without the lock of the handle. */
+/* At the fork, threads of the parent are anywhere in their calls, with or without the lock of the handle. */
 static void a_child_releases_descriptors_whatever_its_parents_threads_did(void **state)
 {
     enum { THREADS = 4, CHILDREN = 60, SERVERS = 3 };
@@ -142,7 +142,7 @@ static void a_child_releases_descriptors_whatever_its_parents_threads_did(void *
     int n;
 
     (void)state;
-    /* So that few connections are opened meanwhile, and a handle or queue has more descriptors than may stay. */
+    /* Opens most connections before the forks. Then the handle and the queue have more descriptors than may remain. */
     assert_status(kvc_ping(client, bytes(NULL, 0), 0, NULL), KVC_OK);
     assert_true(kvc_cq_fd(queue) >= 0);
     for (n = 0; n < 50; n++) {
@@ -160,7 +160,7 @@ static void a_child_releases_descriptors_whatever_its_parents_threads_did(void *
             const int is_good = kvc_close_forked(client) == KVC_OK && kvc_cq_free_forked(queue) == KVC_OK;
             const int left = count_descriptors() - before;
 
-            /* One that a thread was opening, of the handle and of the queue. */
+            /* At most one that a thread was opening for the handle, and one for the queue. */
             if (!is_good || left < 0 || left > 2)
                 fprintf(stderr, "child %d: %d descriptors are left (%s)\n", n, left, kvc_last_error());
             end_child(is_good && left >= 0 && left <= 2);

@@ -1,10 +1,10 @@
-/* Ends before the deadline, by an interrupt or by a cancellation, while the whole cluster is stopped:
+/* Operations that an interrupt or a cancellation ends before their deadline, while the whole cluster is stopped:
    interrupt ENDPOINT PID..., the coordinator's pid before those of its servers. */
 #include "suite.h"
 
-/* Far more than an interrupted call takes. */
+/* A deadline far beyond the duration of an interrupted call. */
 #define DEADLINE_MS 50000
-/* What an interrupted call may take, on a machine that is busy. */
+/* The longest duration of an interrupted call on a busy machine. */
 #define AT_ONCE_MS 10000
 
 static const char *endpoint;
@@ -13,7 +13,7 @@ static int pid_count;
 static kvc_client *client;
 static kvc_cq *queue;
 
-/* So that connections, the map and the keys are there before the cluster stops. */
+/* Opens the connections, fetches the map and writes the keys before it stops the cluster. */
 static int stop_all(void **state)
 {
     (void)state;
@@ -37,7 +37,7 @@ static int continue_all(void **state)
     return 0;
 }
 
-/* A thread in a call, and what the call came to. */
+/* A thread in a call, and the result of the call. */
 struct caller {
     pthread_t thread;
     kvc_client *of;
@@ -89,7 +89,7 @@ static void *poll_it(void *argument)
     kvc_completion done;
     int status;
 
-    /* The other thread may be in a call itself, to find out whether this one is. */
+    /* The other thread may itself be in a call, checking for this one's. */
     do
         status = kvc_cq_poll(queue, &done, 1, -1);
     while (status == KVC_INVALID);
@@ -127,7 +127,7 @@ static void an_interrupt_ends_every_wait_and_reports_the_outcome_of_writes(void 
     assert_int_equal(callers[READ].status, KVC_INTERRUPTED);
     assert_int_equal(callers[PING].status, KVC_INTERRUPTED);
     assert_int_equal(callers[POLL].status, KVC_INTERRUPTED);
-    /* Sent, so nobody knows. */
+    /* The writes were sent, so their outcome is unknown. */
     assert_int_equal(callers[WRITE].status, KVC_IN_DOUBT);
     assert_non_null(strstr(callers[WRITE].words, "interrupted"));
     assert_true(callers[WRITE].result.doubt.opaque[0] != 0);
@@ -138,7 +138,7 @@ static void an_interrupt_ends_every_wait_and_reports_the_outcome_of_writes(void 
     assert_int_equal(counters_of(client).in_doubt, 4);
     assert_int_equal(counters_of(client).given_up, 2);
 
-    /* Nothing begins, and nothing waits. */
+    /* While the handle is interrupted, no operation begins and no call waits. */
     start = now_ms();
     assert_status(kvc_interrupt(client), KVC_OK);
     assert_status(kvc_get(client, text("read"), NULL, &got), KVC_INTERRUPTED);
@@ -149,7 +149,7 @@ static void an_interrupt_ends_every_wait_and_reports_the_outcome_of_writes(void 
     assert_status(kvc_cq_poll(queue, &done, 1, -1), KVC_INTERRUPTED);
     assert_true(now_ms() - start < AT_ONCE_MS);
 
-    /* What was submitted is still there. */
+    /* The submitted operation is still in flight. */
     assert_status(kvc_resume(client), KVC_OK);
     assert_int_equal(kvc_cq_poll(queue, &done, 1, 0), 0);
     continue_processes(pids, pid_count);
@@ -188,7 +188,7 @@ static void an_interrupted_write_that_was_not_sent_was_not_done(void **state)
     assert_int_equal(caller.status, KVC_INTERRUPTED);
     assert_non_null(strstr(caller.words, "not done"));
     assert_true(counters_of(caller.of).given_up == 1 && counters_of(caller.of).in_doubt == 0);
-    /* It is the handle's own: others go on. */
+    /* An interrupt ends the calls of its handle alone: another handle works. */
     continue_processes(pids, pid_count);
     assert_status(kvc_get(client, text("never sent"), NULL, &got), KVC_NOT_FOUND);
     stop_processes(pids, pid_count);
@@ -207,7 +207,7 @@ static void *read_on_and_on(void *argument)
     return self->status == KVC_INTERRUPTED ? NULL : argument;
 }
 
-/* Whichever thread takes what comes at that moment, and whatever the others wait for. */
+/* An interrupt ends the calls of all threads, whichever of them is receiving and whatever the others wait for. */
 static void threads_that_are_busy_all_end(void **state)
 {
     enum { CALLERS = 8, ROUNDS = 20 };
@@ -255,7 +255,7 @@ static kvc_completion cancelled(uint64_t tag)
     return done;
 }
 
-/* Has the queue send what it has, which nobody answers. */
+/* Makes the queue send its operations; no server responds. */
 static void send_all(void)
 {
     kvc_completion done;
@@ -289,7 +289,7 @@ static void a_cancelled_write_that_was_sent_is_in_doubt_and_can_be_settled(void 
     assert_status(kvc_get(client, text("queued"), NULL, &got), KVC_OK);
     assert_true((strcmp(got.data, "cancelled") == 0) == (status == KVC_OK));
     kvc_buf_free(&got);
-    /* The queue's next operation on the key settles it too, and goes on. */
+    /* The queue's next operation on the key also settles the write in doubt, and then completes. */
     assert_int_equal(run_op(queue, put_op(text("queued"), text("before"))).status, KVC_OK);
     assert_status(kvc_cq_statistics(queue, &counters, NULL, 0), KVC_OK);
     assert_true(counters.unsettled == 0);
@@ -308,7 +308,7 @@ static void an_unsent_operation_is_cancelled_and_not_done(void **state)
     done = cancelled(8);
     assert_int_equal(done.status, KVC_CANCELLED);
     assert_non_null(strstr(done.words, "not done"));
-    /* A value that fills the socket is sent in part, and so never done; its memory goes with the completion. */
+    /* A value that fills the socket is sent in part and never executed; its memory is free at the completion. */
     op.value = bytes(kept, 8 * MIB);
     op.flags = KVC_KEEP;
     assert_status(kvc_cq_submit(queue, &op, 9), KVC_OK);
@@ -339,11 +339,11 @@ static void the_memory_of_a_cancelled_read_is_left_alone(void **state)
     done = cancelled(10);
     assert_int_equal(done.status, KVC_CANCELLED);
     assert_true(done.value.data == NULL && done.value.len == 0);
-    free(room); /* so that a tool tells of a write */
+    free(room); /* a sanitizer would report a write to it */
     room = malloc(16);
     assert_non_null(room);
     memset(room, 'x', 16);
-    /* Its response comes before that of the next one. */
+    /* The response to the cancelled read arrives before that of the next one. */
     continue_processes(pids, pid_count);
     op.dst = other;
     done = run_op(queue, op);
@@ -375,7 +375,7 @@ static void of_several_operations_those_with_the_tag_are_cancelled(void **state)
     }
     assert_int_equal(kvc_cq_poll(queue, done, 4, -1), 0);
 
-    /* What has ended keeps its real end. */
+    /* An operation that completed before the cancellation keeps its result. */
     assert_status(kvc_cq_submit(queue, &op, 3), KVC_OK);
     assert_status(kvc_cq_submit(queue, &op, 4), KVC_OK);
     done[0] = next_completion(queue);

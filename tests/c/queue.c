@@ -372,7 +372,7 @@ static void the_descriptor_is_readable_when_there_is_work(void **state)
         assert_true(is_readable(fd, PATIENCE_MS));
         start = now_ms();
         do {
-            assert_true(is_readable(fd, PATIENCE_MS)); /* for answers */
+            assert_true(is_readable(fd, PATIENCE_MS)); /* for responses */
             count = kvc_cq_poll(queue, &done, 1, 0);
             assert_in_range(count, 0, 1);
             assert_true(now_ms() - start < PATIENCE_MS);

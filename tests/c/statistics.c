@@ -1,4 +1,4 @@
-/* The counters of a handle and of a queue, and pings, against a cluster that is well: statistics ENDPOINT. */
+/* The counters of a handle and of a queue, and pings, against a healthy cluster: statistics ENDPOINT. */
 #include "suite.h"
 
 #define MOST_SERVERS 8
@@ -66,7 +66,7 @@ static void a_handle_counts_what_its_calls_do(void **state)
     assert_int_equal(after.all.bytes_in_flight, 0);
     assert_true(after.all.maps >= 1 && after.all.map_revision > 0);
     assert_true(after.all.heard_ms < PATIENCE_MS);
-    /* A busy machine may have made it try an operation again. */
+    /* On a busy machine the handle may have retried operations. */
     assert_in_range(after.all.requests, 3 * KEYS, 3 * KEYS + after.all.retries);
     assert_in_range(after.all.responses, 3 * KEYS, after.all.requests);
     assert_in_range(after.all.bytes_sent, KEYS * BYTES, 2 * KEYS * BYTES * (1 + after.all.retries));
@@ -79,7 +79,7 @@ static void a_handle_counts_what_its_calls_do(void **state)
     assert_int_equal(SUM(&after, connections_open), after.all.connections_open);
     assert_int_equal(SUM(&after, connections_opened), after.all.connections_opened);
     assert_int_equal(SUM(&after, retries), after.all.retries);
-    /* The map comes over a connection of its own. */
+    /* The map arrives over a separate connection. */
     assert_true(SUM(&after, bytes_received) < after.all.bytes_received);
     for (server = 0; server < 3; server++) {
         const kvc_server_counters *of = &after.servers[server];
@@ -90,7 +90,7 @@ static void a_handle_counts_what_its_calls_do(void **state)
         assert_true(of->requests > 0 && of->connections_open > 0 && of->heard_ms < PATIENCE_MS);
         assert_non_null(strchr(of->address, ':'));
     }
-    /* No more is written than there is room for. */
+    /* Nothing is written beyond the array. */
     assert_int_equal(after.servers[3].size, 0x5a5a5a5a);
     assert_true(numbers_of(client).all.requests == after.all.requests);
     kvc_close(client);

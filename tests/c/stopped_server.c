@@ -45,7 +45,7 @@ static void writes_in_doubt_are_settled_after_the_failover(void **state)
     }
     /* Each of 24 keys is on two of three servers: about 16 are on the stopped one. */
     assert_in_range(in_doubt, 1, KEYS);
-    /* The coordinator has replaced the process, unless it did not look that long. */
+    /* Usually the coordinator has killed and replaced the process by now. */
     (void)kill(server, SIGCONT);
 }
 

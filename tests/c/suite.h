@@ -123,7 +123,7 @@ static inline void continue_processes(const pid_t *pids, int count)
 
 #define MOST_PIDS 8
 
-/* Reads the pids that are given behind the endpoint. Returns how many there are. */
+/* Reads the pids that follow the endpoint on the command line. Returns their number. */
 static inline int read_pids(int argc, char **argv, pid_t *pids)
 {
     int count;
@@ -241,7 +241,7 @@ static inline kvc_counters counters_of(kvc_client *client)
     return counters;
 }
 
-/* Waits until a handle has so many operations in flight. */
+/* Waits until a handle has this number of operations in flight. */
 static inline void await_in_flight(kvc_client *client, uint64_t count)
 {
     const int64_t deadline = now_ms() + PATIENCE_MS;

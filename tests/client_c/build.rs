@@ -21,7 +21,7 @@ const PROGRAM: &str = r#"
 #include <kvclient.h>
 
 #if (KVC_VERSION_MAJOR << 16 | KVC_VERSION_MINOR << 8 | KVC_VERSION_PATCH) != KVC_VERSION
-#error "the version in three numbers is not the version in one"
+#error "the version macros contradict each other"
 #endif
 
 int main(void)

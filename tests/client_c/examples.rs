@@ -85,7 +85,7 @@ fn an_event_loop_answers_every_line_even_if_more_arrive_than_its_queue_holds() {
     // A last line without a line end counts too.
     write!(input, "key-100").expect("write a line");
     drop(input);
-    let last = responses.next().expect("an answer").expect("a line");
+    let last = responses.next().expect("a response").expect("a line");
     assert_eq!(last, "key-100: the value of key-100");
     assert_eq!(program.wait().expect("its end").code(), Some(0));
 }
@@ -120,7 +120,7 @@ impl Cache {
         let mut responses = BufReader::new(&stream).lines();
         let mut ask = |line: &&str| {
             writeln!(&stream, "{line}").expect("write a line");
-            responses.next().expect("an answer").expect("a line")
+            responses.next().expect("a response").expect("a line")
         };
         lines.iter().map(&mut ask).collect()
     }
@@ -170,7 +170,7 @@ fn a_user_who_logs_in_again_after_a_login_in_doubt_gets_the_same_session() {
     assert!(responses[0].starts_with("SORRY "), "{responses:?}");
     // The login succeeds as soon as the cluster responds again. It never gets TAKEN, the response
     // to bob.
-    crate::common::wait_until("the login to be answered", TIMEOUT, || {
+    crate::common::wait_until("a response to the login", TIMEOUT, || {
         let responses = cache.ask(&["LOGIN 18 eve"]);
         assert!(responses[0] == "OK" || responses[0].starts_with("SORRY "), "{responses:?}");
         responses[0] == "OK"

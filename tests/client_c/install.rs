@@ -42,7 +42,7 @@ fn programs_link_with_the_installed_files_and_uninstall_leaves_no_file() {
         assert_eq!(text, ".so man3/kvclient.3\n", "{page}");
     }
 
-    // The installed coordinator uses the server that it finds beside itself.
+    // The installed coordinator starts the server executable of its own directory.
     let cluster = Cluster::builder().coordinator(package.path("bin/kv-coord")).start();
     let shared = package.compile("shared", &package.flags(&["kvclient"]));
     // If both libraries are in one directory, the linker takes the shared one. kvclient-static.pc,
@@ -174,7 +174,7 @@ fn install_honours_libdir_mandir_and_the_option_not_to_strip() {
     let pc = fs::read_to_string(package.path("lib/machine/pkgconfig/kvclient.pc"));
     assert!(pc.expect("read it").contains("\nlibdir=${prefix}/lib/machine\n"));
     let [installed, built] = [package.path("bin/kv"), PathBuf::from(CLIENT)].map(fs::read);
-    assert!(installed.expect("read it") == built.expect("read it"), "kv is not as it was built");
+    assert!(installed.expect("read it") == built.expect("read it"), "install changed kv");
     package.make_with("uninstall", &words).with_code(0);
     assert_eq!(package.files(), BTreeSet::new());
 }

@@ -73,7 +73,7 @@ fn another_coordinator_follows_a_killed_one_and_no_client_request_fails() {
     assert!(status.groups.iter().all(|group| group.view.0 == 1), "nothing was recovered");
     cluster.assert_serves(&pids);
 
-    // It watches processes that it has not started: a death is noticed, proven and recovered from.
+    // A death of a process that it did not start is detected, proven and recovered from.
     process::signal(pids[1], Signal::KILL);
     wait_until("another process", TIMEOUT, || {
         cluster.server(1).pid.is_some_and(|pid| pid != pids[1])
@@ -123,7 +123,7 @@ fn a_coordinator_in_another_pid_namespace_judges_no_live_server_as_dead() {
     };
     match cluster.run_coordinator_in_a_namespace() {
         Some(ended) => refuses(ended),
-        None => eprintln!("this machine does not let unshare(1) pass: only a forged one was tried"),
+        None => eprintln!("unshare(1) is not permitted here: only a forged namespace was tested"),
     }
     assert_eq!(fs::read(cluster.state_file()).expect("the state"), state, "nothing was changed");
     move_to_another_namespace(&cluster.state_file());
@@ -292,7 +292,7 @@ fn a_state_that_is_older_than_its_cluster_is_rejected_and_no_decision_is_based_o
     assert!(ended.stderr.contains("coordinator.state is older than the cluster"), "{ended:#?}");
     assert!(pids.iter().all(|pid| process::is_alive(*pid)));
     fs::write(cluster.state_file(), newest).expect("write a file");
-    // The servers obeyed the coordinator that knew too little; its successor needs a later epoch.
+    // The servers obeyed the coordinator with the old state, so its successor needs a later epoch.
     let ended = cluster.run_coordinator(&[]).with_code(1);
     assert!(ended.stderr.contains("has followed another coordinator, of epoch 2"), "{ended:#?}");
     cluster.restart();
@@ -434,7 +434,7 @@ fn a_cluster_whose_processes_have_all_ended_is_not_replaced_by_an_empty_one_by_d
     put_all(&mut cluster.open(), &pairs(30));
     let (first, pids) = (cluster.ready.cluster.clone(), cluster.server_pids());
     cluster.kill_coordinator();
-    // A server that is told to stop leaves its dumps even without a coordinator.
+    // A server writes its dumps on a stop signal even without a coordinator.
     for pid in &pids {
         process::signal(*pid, Signal::TERM);
     }
@@ -504,8 +504,8 @@ fn a_start_whose_coordinator_died_before_all_servers_reported_is_completed() {
     for n in [0, 1] {
         assert_eq!(json["servers"][n]["started"]["pid"], pids[n], "server {n} was there already");
     }
-    assert!(!waiting.contains(&pids[2]), "nobody knew its number");
-    wait_until("the end of the one that had not reported", TIMEOUT, || {
+    assert!(!waiting.contains(&pids[2]), "the state has no pid of it");
+    wait_until("the end of the server that had not reported", TIMEOUT, || {
         process::running_in(cluster.dir()).iter().all(|pid| pids.contains(pid))
     });
     cluster.assert_serves(&pids);

@@ -19,8 +19,8 @@ fn after_a_stop_the_dumps_hold_the_last_value_of_every_key_and_no_deleted_key() 
     let mut random = Random::announced();
     let mut client = cluster.open();
     let mut last: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
-    // Each key at most once a round, and one round after the other: nothing orders two writes of
-    // one key that are in flight together.
+    // Two writes of one key that are in flight at the same time have no order. So a round has each
+    // key at most once, and a round begins after the previous one.
     for round in 0..5u8 {
         let keys: Vec<Vec<u8>> =
             (0..2_000).map(|n| format!("key \0\"{n}\\").into_bytes()).collect();
@@ -96,7 +96,7 @@ fn every_write_acknowledged_before_a_stop_is_in_both_dumps() {
             entry.sn
         );
     }
-    assert_eq!(entries.len(), known.len(), "only what somebody wrote is dumped");
+    assert_eq!(entries.len(), known.len(), "only written keys are dumped");
 }
 
 /// Writes growing numbers to a few keys, one write after the other, until the cluster is gone.

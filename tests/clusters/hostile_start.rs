@@ -120,7 +120,7 @@ fn a_server_binary_that_is_not_a_program_is_named_and_the_start_fails() {
 
 #[test]
 fn a_port_in_use_is_named_with_its_server_and_the_started_servers_are_stopped() {
-    // As the clients port of server 1, its servers port, and its orders port.
+    // The port in use is the clients port, the servers port or the orders port of server 1.
     for place in 0..3 {
         let taken = TcpListener::bind("127.0.0.1:0").expect("listen");
         let port = taken.local_addr().expect("an address").port();

@@ -46,7 +46,7 @@ fn without_a_coordinator_old_clients_continue_and_new_ones_get_the_map_from_any_
         // A dead coordinator first in the list does no harm.
         let both = format!("{},{address}", cluster.endpoint());
         let mut client = Client::open(&both, Options::default()).expect("open");
-        work(&cluster, &mut client, b"by a server's map, in the second place");
+        work(&cluster, &mut client, b"by a server's map, second in the list");
         let port = address.port().to_string();
         let ended = programs::run(
             CLIENT,
@@ -142,8 +142,8 @@ fn a_forged_stale_or_malformed_map_is_rejected_and_counted_and_the_server_keeps_
     assert_eq!(ask(clients).as_ref(), Some(&good));
     let newer = coordinator::map(9, 4);
     link.raw.send(&written(&newer));
-    wait_until("the newer map to be taken", TIMEOUT, || ask(clients).as_ref() == Some(&newer));
-    // The announced bytes are not waited for: a frame that is too long ends the link at once.
+    wait_until("the newer map to be accepted", TIMEOUT, || ask(clients).as_ref() == Some(&newer));
+    // An overlong frame ends the link at once: the server does not wait for the announced bytes.
     link.raw.send(&[0xff, 0xff, 0xff, 0x7f, 1, control_opcode::CLUSTER_MAP, 0, 0]);
     server.admit().heartbeat();
 }

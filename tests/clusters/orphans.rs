@@ -53,17 +53,17 @@ fn an_orphaned_server_with_the_only_copy_of_a_group_keeps_serving() {
     process::signal(pids[1], Signal::KILL);
     // Groups 0 and 1 now have one copy each; the coordinator is killed before they have two again.
     for (sole, order) in [(0, "DROP-SECONDARY"), (2, "TAKE-OVER")] {
-        wait_until("the groups of the dead server to go on alone", TIMEOUT, || {
+        wait_until("the groups of the dead server to continue with one copy", TIMEOUT, || {
             log_of(&cluster, sole).contains(order)
         });
     }
     kill_coordinator(&cluster);
     for sole in [0, 2] {
-        wait_until("a sole holder to say that it stays", TIMEOUT, || {
+        wait_until("a sole holder to log that it stays", TIMEOUT, || {
             log_of(&cluster, sole).contains("the only copy of a group")
         });
     }
-    wait_until("the server that others can do without to exit", TIMEOUT, || {
+    wait_until("the server that is no sole holder to exit", TIMEOUT, || {
         !process::is_alive(pids[3])
     });
     assert!(process::is_alive(pids[0]) && process::is_alive(pids[2]));
@@ -83,7 +83,7 @@ fn an_orphaned_server_with_the_only_copy_of_a_group_keeps_serving() {
 fn a_coordinator_that_comes_back_in_time_keeps_its_server() {
     let server = Lone::start(&["--orphan-timeout", "2"]);
     let start = Instant::now();
-    wait_until("twice the time that it may be alone to pass", TIMEOUT, || {
+    wait_until("twice the orphan timeout to pass", TIMEOUT, || {
         // Each time, the coordinator is away for less than the orphan timeout.
         server.admit().heartbeat();
         start.elapsed() > Duration::from_secs(4)
@@ -102,7 +102,7 @@ fn an_orphan_exits_with_its_own_code_and_one_without_an_orphan_timeout_keeps_run
     assert_eq!(orphan.await_end(), Some(ServerExit::Orphaned.code().into()), "{}", orphan.log());
     assert!(orphan.log().contains("--orphan-timeout"), "{}", orphan.log());
     let start = Instant::now();
-    wait_until("the patient one to dial again after a while", TIMEOUT, || {
+    wait_until("the server without an orphan timeout to reconnect", TIMEOUT, || {
         patient.admit().heartbeat();
         start.elapsed() > Duration::from_secs(1)
     });

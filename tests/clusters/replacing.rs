@@ -172,7 +172,7 @@ fn a_server_is_restarted_in_place_and_the_command_waits_until_all_its_copies_are
         assert_eq!(health(&cluster), (Health::Whole, 0));
         check_all(&cluster);
     }
-    assert!(!cluster.coord_log().contains("cluster file still names"), "nobody has moved");
+    assert!(!cluster.coord_log().contains("cluster file still names"), "no server has moved");
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn servers_follow_their_coordinator_to_another_port_and_address() {
     cluster.change_servers_port(port);
     cluster.restart_with(&["--advertise", "127.0.0.2", "--bind", "0.0.0.0"]);
     cluster.await_whole();
-    assert_eq!(cluster.server_pids(), pids, "nobody was replaced");
+    assert_eq!(cluster.server_pids(), pids, "no server was replaced");
     check_all(&cluster);
     // Servers that start from now on find it too.
     process::signal(pids[REMOTE], Signal::KILL);
@@ -291,7 +291,7 @@ fn a_reached_memory_limit_raises_an_alarm_and_can_be_raised_while_the_servers_ru
     wait_until("the end of the alarm", TIMEOUT, || {
         alarm(&cluster, AlarmKind::OutOfSpace).is_none()
     });
-    assert_eq!(cluster.server_pids(), pids, "nobody was started again");
+    assert_eq!(cluster.server_pids(), pids, "no server was restarted");
     // Servers that start later use it, and so does the next coordinator.
     process::signal(pids[0], Signal::KILL);
     cluster.await_whole();

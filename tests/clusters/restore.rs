@@ -490,7 +490,7 @@ fn a_cluster_replaced_by_an_empty_one_is_restored_from_its_renamed_files() {
     let cluster = Cluster::builder().flag("--restore").flag(source).start();
     check_all(&mut cluster.open(), &pairs);
     cluster.stop().assert_copies_agree();
-    assert!(old.path().join("server_0.primary").exists(), "what was restored from is left");
+    assert!(old.path().join("server_0.primary").exists(), "the source of the restore is left");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Servers that are only slow: one executor pauses for a moment, or memory runs out. No other
-//! server is removed for it.
+//! Servers that are only slow or short of memory: an executor pauses for a moment, or an allocation
+//! fails. No process is replaced for it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -108,7 +108,7 @@ fn a_secondary_without_memory_is_removed_with_an_alarm_and_writes_continue() {
     let pid = cluster.server_pid(1);
     bound_memory(pid, Some(mapped_bytes(pid) + (1 << 20)));
     let copies = (1..4_000).map(|n| put(&cluster, &mut client, n));
-    assert!(copies.into_iter().any(|copies| copies == 1), "its table took no more memory");
+    assert!(copies.into_iter().any(|copies| copies == 1), "no allocation failed under the limit");
     // Both appear a moment after the removal.
     wait_until("a line of the log and an alarm", TIMEOUT, || {
         cluster.coord_log().contains("is removed as secondary of group 0")
@@ -116,7 +116,7 @@ fn a_secondary_without_memory_is_removed_with_an_alarm_and_writes_continue() {
     });
     bound_memory(pid, None);
     cluster.await_whole();
-    assert_eq!(cluster.server_pid(1), pid, "it comes back as the process that it is");
+    assert_eq!(cluster.server_pid(1), pid, "the process was replaced");
     assert!(process::is_alive(pid) && !cluster.coord_log().contains("a second fault"));
     cluster.stop().assert_copies_agree();
 }

@@ -25,7 +25,7 @@ const QUICK: Duration = Duration::from_secs(8);
 fn fetch_dumps(sshd: &Sshd, cluster: &Cluster) {
     for role in ["primary", "secondary"] {
         let name = format!("server_{REMOTE}.{role}");
-        assert!(!cluster.dir().join(&name).exists(), "{name} belongs into the remote directory");
+        assert!(!cluster.dir().join(&name).exists(), "{name} must be in the remote directory");
         fs::copy(sshd.remote_dir().join(&name), cluster.dir().join(&name))
             .unwrap_or_else(|error| panic!("{name} in the remote directory: {error}"));
     }
@@ -226,7 +226,7 @@ fn after_a_detach_the_servers_keep_serving_until_another_coordinator_takes_over(
     // The command waits for the coordinator's lock; the process itself ends a moment later.
     let ended = || !process::is_alive(cluster.coord_pid());
     wait_until("the end of the coordinator", TIMEOUT, ended);
-    wait_until("the end of what it has started there", TIMEOUT, || {
+    wait_until("the end of its helpers on the remote host", TIMEOUT, || {
         only_the_server_is_left(&sshd, pids[REMOTE])
     });
     client.put(&key, b"w", &kv_client::OpOptions::default()).expect("a put without coordinator");
@@ -401,7 +401,7 @@ fn without_sshd_the_cluster_continues_and_once_it_is_back_the_server_is_watched_
     cluster.client(&operations(200)).with_code(0);
     cluster.assert_serves(&pids);
 
-    // A host that cannot report whether the server lives has not reported its end.
+    // A host that cannot look for the server process has not proven its end.
     let (server, away) = (sshd.remote_dir().join("server"), sshd.remote_dir().join("away"));
     fs::rename(&server, &away).expect("move the program away");
     sshd.restart();
@@ -451,7 +451,7 @@ fn a_hung_server_is_killed_once_the_lost_ssh_connection_to_its_host_is_back() {
     let deaf = TcpListener::bind(("127.0.0.1", sshd.port())).expect("the port of sshd");
     deaf.set_nonblocking(true).expect("a listener that does not wait");
     let mut tries = 0;
-    wait_until("the fifth try to get there", TIMEOUT, || {
+    wait_until("the fifth attempt to connect", TIMEOUT, || {
         tries += usize::from(deaf.accept().is_ok());
         tries == 5
     });
@@ -480,7 +480,7 @@ fn fail_to_start(sshd: &Sshd, config: &Path, remote_dir: &Path) -> String {
     let said = terminal.screen();
     assert!(!said.to_lowercase().contains("password:"), "{said}");
     assert!(process::running_in(builder.dir()).is_empty(), "local servers were left");
-    wait_until("the end of what was started there", TIMEOUT, || nobody_is_left(sshd));
+    wait_until("the end of the processes on the remote host", TIMEOUT, || nobody_is_left(sshd));
     said
 }
 

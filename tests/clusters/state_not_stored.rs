@@ -48,10 +48,10 @@ fn a_state_that_cannot_be_stored_raises_an_alarm_and_failover_follows_once_it_ca
         assert!(text.contains(words), "no {words:?} in {text}");
     }
     let view = cluster.status().groups[1].view;
-    assert_eq!(view.0, 1, "nothing is told that is not durable");
+    assert_eq!(view.0, 1, "no view is sent before it is durable");
     let impatient =
         OpOptions { deadline: Some(Duration::from_millis(300)), ..OpOptions::default() };
-    client.get(&key, &impatient).expect_err("nobody serves it");
+    client.get(&key, &impatient).expect_err("its group has no primary");
     process::limit_file_size(cluster.coord_pid(), None);
     let start = Instant::now();
     assert_eq!(client.get(&key, &patient).expect("a get").bytes, b"before");
@@ -103,7 +103,7 @@ fn a_full_disk_delays_no_failover() {
     let builder = Cluster::builder();
     let dir = builder.dir().to_owned();
     let Some(_tmpfs) = Tmpfs::mount(&dir) else {
-        eprintln!("this machine does not let mount(8) pass: only the test with a limit has run");
+        eprintln!("SKIPPED: mount(8) is not permitted here");
         return;
     };
     let cluster = builder.start();
@@ -115,6 +115,6 @@ fn a_full_disk_delays_no_failover() {
         await_replaced(&cluster, killed);
     }
     assert_eq!(alarm(&cluster, AlarmKind::StateNotStored), None);
-    assert_eq!(alarm(&cluster, AlarmKind::StateAtRisk), None, "the next one has its room, too");
+    assert_eq!(alarm(&cluster, AlarmKind::StateAtRisk), None, "the next state has room too");
     drop(cluster);
 }

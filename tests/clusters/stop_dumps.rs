@@ -1,4 +1,4 @@
-//! A stop drops nothing that is not on a disk. Failed dumps are retried until they are complete or
+//! A stop discards no data that is not on a disk. Failed dumps are retried until they are complete or
 //! the operator insists, and may go to another directory.
 
 use std::fs;
@@ -174,7 +174,7 @@ fn an_interrupted_stop_that_took_the_servers_over_gives_up_no_table() {
         .expect("start coord stop");
     let said = || fs::read_to_string(errors.path()).expect("read a file");
     wait_until("a dump that fails", TIMEOUT, || said().contains("could not carry out DUMP-"));
-    wait_until("the word on an interrupt", TIMEOUT, || {
+    wait_until("the message about an interrupt", TIMEOUT, || {
         process::signal(stop.id(), Signal::INT);
         said().contains("the stop continues; coord stop --force")
     });
@@ -210,7 +210,7 @@ fn a_stop_on_a_full_disk_completes_when_there_is_room() {
     let mut cluster = cluster();
     let small = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
     if !mount(small.path(), "size=64k") {
-        eprintln!("NOT TESTED: only root may mount a small tmpfs here");
+        eprintln!("SKIPPED: only root may mount a small tmpfs");
         return;
     }
     let _tmpfs = Tmpfs(small.path());

@@ -51,7 +51,7 @@ fn a_program_on_the_port_of_a_dead_coordinator_receives_nothing_and_is_not_obeye
     Admission::Refused { reason: "go away".into() }.write(&mut refused);
     said_to(&listener, |raw| raw.send_if_open(&refused));
     assert!(process::is_alive(server.pid()), "{}", server.log());
-    wait_until("the server to say why it does not report there", TIMEOUT, || {
+    wait_until("the server to log why it does not report there", TIMEOUT, || {
         server.log().contains("is not this cluster's coordinator")
     });
 }
@@ -144,7 +144,7 @@ fn a_coordinator_reports_at_once_that_another_user_has_its_port() {
         Some(wait_for("the port", TIMEOUT, || TcpListener::bind(address).ok()))
     });
     let Some(usurper) = usurper.join().expect("the thread of the other user") else {
-        eprintln!("not root: no other user can be played");
+        eprintln!("SKIPPED: only root can act as another user");
         return;
     };
     let ended = cluster.run_coordinator(&[]).with_code(1);

@@ -37,7 +37,7 @@ fn a_hung_thread_ends_its_process(thread: &str, named: &str) {
     assert!(took > GRACE / 2 && took < GRACE + SLACK, "{took:?}");
     write_everywhere(&cluster, &mut client);
     let exit = ServerExit::Stalled;
-    wait_until("the coordinator to say how it ended", TIMEOUT, || {
+    wait_until("the coordinator to log how it ended", TIMEOUT, || {
         cluster.coord_log().contains(&format!("exit status {}: {}", exit.code(), exit.meaning()))
     });
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
@@ -79,7 +79,7 @@ fn a_sole_holder_with_a_hung_thread_keeps_running() {
     // Server 2 cannot be replaced, so server 1 is the only holder of its group from now on.
     std::fs::rename(&binary, binary.with_extension("away")).expect("move the server away");
     process::signal(pids[2], Signal::KILL);
-    wait_until("server 1 to be alone with its group", TIMEOUT, || {
+    wait_until("server 1 to be the sole holder of its group", TIMEOUT, || {
         cluster.status().groups[1].condition == GroupCondition::Degraded
     });
     let options = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };
@@ -114,10 +114,10 @@ fn a_server_that_was_suspended_as_a_whole_is_not_ended_by_its_watchdog() {
     process::pause(pids[1]);
     let deadline = GRACE * 4;
     let options = OpOptions { deadline: Some(deadline), ..OpOptions::default() };
-    client.get(&key, &options).expect_err("its server stands");
+    client.get(&key, &options).expect_err("its server is suspended");
     process::signal(pids[1], Signal::CONT);
     write_everywhere(&cluster, &mut client);
-    // The watchdog has checked it several times since.
+    // Long enough for the watchdog to check the server several times.
     let seen = Instant::now();
     wait_until("some time to pass in which it serves", TIMEOUT, || {
         client.get(&key, &OpOptions::default()).expect("a get");

@@ -12,7 +12,7 @@ fn coord_with(file: &str, flags: &[&str]) -> Ended {
     coord_after(file, flags, |_| {})
 }
 
-/// The same after a change of the command.
+/// Same as [`coord_with`], after a change of the command.
 #[track_caller]
 fn coord_after(file: &str, flags: &[&str], change: impl FnOnce(&mut Command)) -> Ended {
     let dir = tempfile::tempdir().expect("make a directory");

@@ -28,7 +28,7 @@ fn every_operation_prints_its_documented_output() {
     assert!(lines[3].contains("\"a\""), "{}", lines[3]);
     assert!(lines[4].contains("\"a\""), "{}", lines[4]);
     assert!(lines[5].starts_with("check passed"), "{}", lines[5]);
-    assert_eq!(ended.stderr, "", "nothing is said on standard error when all is well");
+    assert_eq!(ended.stderr, "", "standard error is empty without an error");
 }
 
 /// Starts a child that ends with its standard input. Returns it with its identity in the format of
@@ -143,9 +143,9 @@ fn responses_are_printed_in_the_order_of_the_operations() {
         expected.push_str(&format!("value[\"key {key}\"] == \"{n}\"\n"));
     }
     let ended = cluster.client_file("operations.txt", &operations).with_code(0);
-    assert!(ended.stdout == expected, "answers out of order or wrong");
+    assert!(ended.stdout == expected, "responses out of order or wrong");
     let piped = cluster.client(&operations).with_code(0);
-    assert!(piped.stdout == expected, "answers out of order or wrong through a pipe");
+    assert!(piped.stdout == expected, "responses out of order or wrong through a pipe");
 }
 
 #[test]
@@ -322,7 +322,7 @@ fn a_write_with_one_copy_is_marked_until_there_are_two_again() {
     let away = binary.with_extension("away");
     std::fs::rename(&binary, &away).expect("move the server away");
     process::signal(cluster.server_pid(2), process::Signal::KILL);
-    wait_until("server 1 to be alone with its group", TIMEOUT, || {
+    wait_until("server 1 to be the sole holder of its group", TIMEOUT, || {
         cluster.status().groups[1].condition == GroupCondition::Degraded
     });
     let ended = cluster.client(&format!("{put}{delete}{put}")).with_code(0);
@@ -348,7 +348,7 @@ fn a_batch_ends_about_one_timeout_after_its_cluster_and_names_the_lines_not_trie
     let mut responses = std::io::BufReader::new(client.stdout.take().expect("a pipe"));
     input.write_all(b"P \"k\" \"0\"\n").expect("write to the client");
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut responses, &mut line).expect("read an answer");
+    std::io::BufRead::read_line(&mut responses, &mut line).expect("read a response");
     assert_eq!(line, "value[\"k\"] <- \"0\"\n");
     cluster.kill_coordinator();
     process::end_all_in(cluster.dir());
@@ -381,7 +381,7 @@ fn the_first_of_several_addresses_that_responds_is_used() {
         let begun = Instant::now();
         let ended = programs::run(CLIENT, arguments, "P \"a\" \"1\"\n", TIMEOUT).with_code(0);
         assert_eq!(ended.stdout, "value[\"a\"] <- \"1\"\n");
-        println!("behind all kinds of silence it took {:?}", begun.elapsed());
+        println!("with unresponsive addresses first it took {:?}", begun.elapsed());
     }
 }
 
@@ -526,7 +526,7 @@ fn an_interrupt_a_second_after_the_first_does_not_wait_for_a_hung_server() {
     });
     // A signal within the first second counts as the same press of Ctrl+C.
     assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
-    // The first alone would have waited five seconds for each order.
+    // After a single signal, the stop would wait up to five seconds for each order.
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     cluster.await_any_end();
 }

@@ -100,7 +100,7 @@ impl Cast {
         if let Some(reason) = hosts::missing() {
             // Not with a macro: its output is shown only if a test fails.
             let words =
-                format!("\nSKIPPED: no network namespaces here (they take root): {reason}\n");
+                format!("\nSKIPPED: cannot create network namespaces (requires root): {reason}\n");
             let _ = std::io::stderr().write_all(words.as_bytes());
             return None;
         }
@@ -280,7 +280,7 @@ impl Seen {
             5 => match client.delete(key.as_bytes(), &now) {
                 Ok(_) if was.is_some() => Ok(None),
                 Err(Error::NotFound { .. }) if was.is_none() => Ok(None),
-                Ok(_) => return self.wrong.push(format!("{key} was deleted, and was not there")),
+                Ok(_) => return self.wrong.push(format!("{key} was deleted without existing")),
                 Err(error) => Err(error),
             },
             _ => match client.get(key.as_bytes(), &now) {
@@ -349,7 +349,7 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     cast.run("cp bin/server bin/server.new && mv bin/server.new bin/server").with_code(0);
     let before = cast.pids();
     cast.run(copy).with_code(0);
-    assert_eq!(cast.pids(), before, "whoever runs keeps the old file");
+    assert_eq!(cast.pids(), before, "running processes keep the old file");
     for commands in [one, others, coordinator] {
         cast.run(commands).with_code(0);
     }
@@ -364,7 +364,7 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     let load = Load::start(&cast, models);
     let [afterwards] = commands("Suspend");
     cast.hosts.at(SERVERS[1]).signal(Signal::STOP);
-    wait_until("the others to go on without it", TIMEOUT, || cast.status().1 == 3);
+    wait_until("the others to continue without it", TIMEOUT, || cast.status().1 == 3);
     cast.hosts.at(SERVERS[1]).signal(Signal::CONT);
     cast.run(afterwards).with_code(0);
     let models = load.end(LONGEST_WAIT + BUSY);
@@ -378,7 +378,7 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     std::thread::sleep(LONGEST_WAIT);
     sleepers.iter().for_each(|pid| process::signal(*pid, Signal::CONT));
     cast.run(afterwards).with_code(0);
-    assert_eq!(cast.pids(), before, "they go on where they were");
+    assert_eq!(cast.pids(), before, "they continue in their roles");
     let models = load.end(2 * LONGEST_WAIT);
 
     let load = Load::start(&cast, models);
@@ -430,7 +430,7 @@ fn the_coordinator_moves_and_without_its_state_the_dumps_bring_everything_back()
     cast.run(from).with_code(0);
     cast.coordinator = SPARE;
     cast.run(to).with_code(0);
-    assert_eq!(cast.pids(), before, "nobody was replaced");
+    assert_eq!(cast.pids(), before, "no server was replaced");
     // It watches the servers as the old one did.
     process::signal(before[2], Signal::KILL);
     cast.await_whole();

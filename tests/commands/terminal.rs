@@ -297,7 +297,7 @@ impl Drop for OnTerminal {
 fn ctrl_d_at_the_coordinator_stops_the_cluster_cleanly() {
     for log_in_file in [true, false] {
         let mut cluster = OnTerminal::start(log_in_file);
-        cluster.terminal.type_in("a line that nobody reads\n");
+        cluster.terminal.type_in("a line that is ignored\n");
         cluster.terminal.type_in(CTRL_D);
         cluster.terminal.wait_for("stopping the cluster");
         cluster.terminal.wait_for("stopped");

@@ -21,7 +21,7 @@ use super::{TIMEOUT, turn, wait_for};
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 pub(crate) const KEY: ClusterKey = ClusterKey(0x5ec);
 pub(crate) const EPOCH: Epoch = Epoch { number: 4, boot: BootId(44) };
-/// The member that the server is.
+/// The id and the incarnation of the server.
 pub(crate) const ME: Member = Member { server: ServerId(1), incarnation: Incarnation(0xabc) };
 const SERVERS: u16 = 3;
 
@@ -84,7 +84,7 @@ impl Lone {
     /// Admits the server when it connects next.
     #[track_caller]
     pub(crate) fn admit(&self) -> Link {
-        let listener = self.listener.as_ref().expect("a coordinator that is there");
+        let listener = self.listener.as_ref().expect("the coordinator's port to be open");
         let stream = wait_for("the server to dial", TIMEOUT, || listener.accept().ok()).0;
         stream.set_nonblocking(false).expect("clear O_NONBLOCK");
         let mut raw = Raw::on_cluster_port(stream);

@@ -10,7 +10,7 @@
 //!   /opt, /mnt   private to each host; everything else is shared, including process ids
 //! ```
 //!
-//! A shell holds each host. It waits for the end of a pipe that the test keeps open. Then it kills
+//! A shell keeps each host alive. It waits for the end of a pipe that the test keeps open. Then it kills
 //! all processes in its network namespace and exits. The namespaces, links and mounts disappear
 //! with the last process, however the test ends.
 
@@ -39,7 +39,7 @@ pub(crate) const SERVERS: [&str; 4] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0
 /// The path of the checkout on both coordinator hosts.
 pub(crate) const CHECKOUT: &str = "/opt/ftkv";
 
-/// The script that holds a host. $1 is the directory with its mounts.
+/// The script that keeps a host alive. $1 is the directory with its mounts.
 const HOLDER: &str = r#"
 mount --bind "$1/opt" /opt
 mount --bind "$1/mnt" /mnt
@@ -198,7 +198,7 @@ impl Host {
 
     fn shell(&self, commands: &str) -> Command {
         for dangerous in ["reboot", "poweroff", "shutdown", "suspend", "pkill", "killall"] {
-            assert!(!commands.contains(dangerous), "this would strike the machine: {commands}");
+            assert!(!commands.contains(dangerous), "would affect the machine: {commands}");
         }
         let mut shell = self.command("bash");
         shell.args(["-euo", "pipefail", "-c"]);

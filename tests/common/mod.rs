@@ -58,7 +58,7 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() ->
     wait_for(what, limit, || is_so().then_some(()));
 }
 
-/// Returns what the test kit has done; fails if it could not.
+/// Returns the value of a result of the test kit; panics with its error.
 #[track_caller]
 pub(crate) fn done<T, E: Into<kv_testkit::Error>>(result: Result<T, E>) -> T {
     result.map_err(Into::into).unwrap_or_else(|error| panic!("{error:#}"))

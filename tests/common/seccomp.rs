@@ -10,7 +10,7 @@ use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter
 const DENIED: [libc::c_long; 3] =
     [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
 
-/// Lets a program, and all that it starts, find every call of io_uring denied with EPERM.
+/// Makes every io_uring call of a program and its descendants fail with EPERM.
 pub(crate) fn deny_io_uring(command: &mut Command) {
     let filter = filter();
     let length = filter.len().try_into().expect("a short filter");

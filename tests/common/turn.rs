@@ -1,16 +1,16 @@
-//! The turns of a program's modules: their tests do not run beside those of another module, as if each module were a
-//! program of its own.
+//! Mutual exclusion of the modules of a test program: tests of different modules do not run at the same time, as if
+//! each module were a separate program.
 //!
-//! Some tests measure times or memory, and expect of other tests no more load than those of their own file make. The
-//! harness starts tests in the order of their names, and so mostly module after module. A test keeps its module's turn
-//! from its first fixture to the end of its thread. One without a fixture takes no turn.
+//! Some tests measure times or memory. They tolerate only the load of the other tests in their own file. The harness
+//! starts tests in the order of their names, so the modules follow each other. A test takes its module's turn at its
+//! first fixture and keeps it until its thread ends. A test without a fixture needs no turn.
 
 use std::cell::RefCell;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The module whose turn it is, and the number of its tests that are running.
 static TURN: Mutex<(String, usize)> = Mutex::new((String::new(), 0));
-/// Notified when the last of them has ended.
+/// Notified when the last running test of the module ends.
 static OVER: Condvar = Condvar::new();
 
 thread_local! {
@@ -23,7 +23,8 @@ struct Running;
 /// Waits until no test of another module is running. Every fixture calls it before it starts a process.
 pub(crate) fn take() {
     let thread = std::thread::current();
-    // The harness names a test's thread by the test. Other threads, and a single one for all tests, need no turn.
+    // The harness names the thread of a test after the test. Threads with other names, such as the only one of a run
+    // with one test thread, need no turn.
     let Some((module, _)) = thread.name().and_then(|name| name.split_once("::")) else { return };
     OWN.with_borrow_mut(|own| {
         own.get_or_insert_with(|| {

@@ -208,11 +208,11 @@ fn the_memory_of_connections_is_released_when_they_close() {
             raw.send(&whole[..2 << 20]);
         }
         let pid = attacked.pids[VICTIM];
-        wait_until("the server to take what was sent", TIMEOUT, || {
+        wait_until("the server to receive what was sent", TIMEOUT, || {
             process::resident_bytes(pid) > attacked.before + (12 << 20)
         });
         drop(connections);
-        wait_until("the server to give it back", TIMEOUT, || {
+        wait_until("the server to release it", TIMEOUT, || {
             process::resident_bytes(pid) < attacked.before + (8 << 20)
         });
         attacked.end(engine, BUDGET);

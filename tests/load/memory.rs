@@ -5,8 +5,8 @@ use crate::common::load::{put_all, run_all};
 use crate::common::{Cluster, TIMEOUT, process, wait_until};
 use kv_client::{Error, Op, OpOptions};
 
-/// Minimum bytes of entries for each server in either role: so many that a process's own few
-/// megabytes hardly matter.
+/// Minimum bytes of entries for each server in either role. Compared with them, the few megabytes
+/// of the process itself are negligible.
 const LOADED: usize = 64 << 20;
 
 /// Memory of a working process beside its tables: receive buffers, and chunks kept ready.
@@ -38,7 +38,7 @@ fn the_status_reports_the_memory_of_tables_and_deleted_data_is_released() {
         let pairs = pairs(3 * LOADED / (value_bytes + 40), value_bytes);
         put_all(&mut cluster.open(), &pairs);
         let mut taken = Vec::new();
-        wait_until("the status to say what the processes took", TIMEOUT, || {
+        wait_until("the status to report the memory of the processes", TIMEOUT, || {
             taken = pids
                 .iter()
                 .zip(&before)
@@ -50,7 +50,7 @@ fn the_status_reports_the_memory_of_tables_and_deleted_data_is_released() {
                 && taken.iter().zip(&said).all(|(taken, said)| agree(*taken, *said))
         });
         delete_all(&cluster, &pairs);
-        wait_until("nine tenths of it to be given back", TIMEOUT, || {
+        wait_until("nine tenths of it to be released", TIMEOUT, || {
             let status = cluster.status();
             let left = status.servers.iter().map(|server| server.table_bytes);
             let resident = pids.iter().map(|pid| process::resident_bytes(*pid));

@@ -75,7 +75,7 @@ fn simultaneous_requests_with_more_bytes_than_the_buffers_hold_are_all_served() 
                 assert_eq!((got.id, got.status), (GET, Status::Ok), "{engine}, {n}");
                 // A value becomes readable only when both copies have it.
                 let may_be = [value(n, round - 1), value(n, round)];
-                assert!(may_be.contains(&got.value), "{engine}: {n} got another's value");
+                assert!(may_be.contains(&got.value), "{engine}: {n} got the value of another key");
             }
         }
         cluster.stop().assert_copies_agree();
@@ -106,7 +106,7 @@ fn long_values_requested_together_arrive_complete_and_in_order_however_slowly_th
             let response = raw.response();
             assert_eq!((response.id, response.status), (RequestId(id), Status::Ok), "{engine}");
             let expected = if id % 20 == 19 { Vec::new() } else { value((id % 10) as usize) };
-            assert!(response.value == expected, "{engine}: answer {id} has another's value");
+            assert!(response.value == expected, "{engine}: response {id} has a wrong value");
         }
         cluster.stop().assert_copies_agree();
     }
@@ -137,35 +137,35 @@ fn connections_reset_in_any_state_of_a_request_or_response_leave_nothing_behind(
             ("welcomed", &|_| {}),
             ("a request in part", &|raw| raw.send(&get_small[..get_small.len() - 1])),
             ("a long request in part", &|raw| raw.send(&put_large[..LARGE / 2])),
-            ("a request, its answer not awaited", &|raw| raw.send(&get_small)),
-            ("a long answer that has no room", &|raw| raw.send(&get_large)),
-            ("several long answers that wait", &|raw| {
+            ("a request whose response is not awaited", &|raw| raw.send(&get_small)),
+            ("a long response that does not fit the socket", &|raw| raw.send(&get_large)),
+            ("several long responses that wait", &|raw| {
                 raw.send(&get_large);
                 raw.send(&get_large);
-                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
+                wait_until("a response to begin", TIMEOUT, || raw.has_input());
             }),
-            ("a long answer, partly read", &|raw| {
+            ("a long response, partly read", &|raw| {
                 raw.send(&get_large);
                 raw.send(&get_small);
-                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
+                wait_until("a response to begin", TIMEOUT, || raw.has_input());
                 raw.drop_bytes(LARGE / 3);
             }),
-            ("answers from the table that have no room", &|raw| raw.send(&get_long)),
-            ("answers from the table, partly read", &|raw| {
+            ("responses from the table that do not fit the socket", &|raw| raw.send(&get_long)),
+            ("responses from the table, partly read", &|raw| {
                 raw.send(&get_long);
-                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
+                wait_until("a response to begin", TIMEOUT, || raw.has_input());
                 raw.drop_bytes(3 * LONG);
                 raw.send(&get_long);
             }),
-            ("the end said, answers from the table awaited", &|raw| {
+            ("a half-closed connection that awaits responses from the table", &|raw| {
                 raw.send(&get_long);
                 raw.finish();
-                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
+                wait_until("a response to begin", TIMEOUT, || raw.has_input());
             }),
-            ("the end said, its answer awaited", &|raw| {
+            ("a half-closed connection that awaits a response", &|raw| {
                 raw.send(&get_large);
                 raw.finish();
-                wait_until("an answer to begin", TIMEOUT, || raw.has_input());
+                wait_until("a response to begin", TIMEOUT, || raw.has_input());
             }),
         ];
         let mut next = 100;
