@@ -1,4 +1,4 @@
-//! The cost of the wire format: placement, and the requests, responses and batches of the data path.
+//! Benchmarks of the wire format: placement, and the requests, responses and batches of the data path.
 #![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -1,4 +1,4 @@
-//! Names of files that a later run keeps aside and never overwrites.
+//! Names of the files that a later run renames, so that it never overwrites them.
 //!
 //! ```text
 //!   server_0.primary          of this run
@@ -7,22 +7,22 @@
 //!   server_0.primary.old.3
 //! ```
 
-/// The most files kept of one name.
+/// The most renamed files kept of one name.
 pub const MAX_ASIDE: usize = 8;
 
 const OLD: &str = ".old";
 
-/// Returns the name of the newest file kept aside of this name.
+/// Returns the name under which the newest earlier file of this name is kept.
 pub fn newest(name: &str) -> String {
     format!("{name}{OLD}")
 }
 
-/// Returns the name of an earlier one.
+/// Returns the name under which an earlier file of this name is kept; its number is at least 2.
 pub fn numbered(name: &str, number: u32) -> String {
     format!("{name}{OLD}.{number}")
 }
 
-/// Returns the number of an earlier file of this name from its present name.
+/// Returns the number in the name `aside` of an earlier file of this name; `None` if it has another form.
 pub fn number_of(name: &str, aside: &str) -> Option<u32> {
     let number = aside.strip_prefix(name)?.strip_prefix(OLD)?.strip_prefix('.')?;
     let number = number.parse::<u32>().ok().filter(|known| known.to_string() == number)?;
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_of_a_file_that_was_set_aside_leads_back_to_the_plain_one() {
+    fn the_plain_name_is_recovered_from_every_name_of_a_kept_file() {
         let name = "server_0.primary";
         for aside in [newest(name), numbered(name, 2), numbered(name, 17)] {
             assert_eq!(plain(&aside), name, "{aside}");

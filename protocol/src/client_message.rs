@@ -87,7 +87,7 @@ pub enum Status {
     Ok = 0,
     /// The key does not exist.
     NotFound = 1,
-    /// The entry's version is not the one demanded; nothing was changed.
+    /// The entry's version differs from the required one; nothing was changed.
     Conflict = 2,
     /// This server does not serve that key: fetch the map and retry.
     WrongView = 3,
@@ -179,7 +179,7 @@ impl Hello {
     }
 }
 
-/// The number of groups that a server holds at home, and so the number that a connection can write to.
+/// The number of groups that have a home on one server: at most so many can be written over one connection.
 pub const GROUPS_OF_A_SERVER: usize = 2;
 
 /// A log position of a group's shard at which a session may begin (consistency.md §8): the last committed write at the
@@ -299,10 +299,10 @@ impl Condition {
 pub struct WriteHeader {
     /// Its number in the session; a retry keeps it.
     pub seq: RequestSeq,
-    /// The first write of the session that is not complete at the client: all writes below it are.
+    /// The lowest number of a write of the session that is not complete at the client.
     pub first_incomplete: RequestSeq,
-    /// The start of the session: a [`SessionStart`] that the client received before it first sent the first write of
-    /// the session. It never changes.
+    /// The start of the session: the position in a [`SessionStart`] that the client received before it sent the
+    /// session's first write. It never changes.
     pub begun: SequenceNumber,
     /// The condition.
     pub condition: Condition,
@@ -315,7 +315,7 @@ pub struct Part {
     pub from: u32,
     /// The most bytes to return.
     pub most: u32,
-    /// True to return only the length, and no bytes, of a value with more than `most` bytes after `from`.
+    /// True to return only the length of the value, without bytes, if more than `most` bytes follow `from`.
     pub all_or_nothing: bool,
 }
 
@@ -332,7 +332,7 @@ impl Part {
 
     /// Encodes the part for `if_version` of a GET: first byte, then most bytes + 1. Zero is the whole value.
     fn to_wire(self) -> u64 {
-        // No value is so long that the decrement matters.
+        // `most + 1` must fit 32 bits. The cap changes nothing, because no value is that long.
         u64::from(self.from) | (u64::from(self.most.min(u32::MAX - 1)) + 1) << 32
     }
 
@@ -357,7 +357,7 @@ pub enum Operation<'a> {
     Delete(WriteHeader),
     /// Does nothing; shows that the key's server responds.
     Noop,
-    /// Returns the value of the key in the named replica; at the secondary it may not be committed.
+    /// Returns the value of the key in the named replica. The value at a secondary may be uncommitted.
     Verify(ReplicaRole),
     /// Settles the write with this number and this hash (consistency.md §8). If the write was executed, the response is
     /// that of the write. Otherwise it is [`Status::NotDone`], and the write is never executed. The condition is not
@@ -377,7 +377,7 @@ impl Operation<'_> {
         }
     }
 
-    /// Returns the range that is requested of a value of this length.
+    /// Returns the range of bytes that the operation requests from a value of this length.
     #[inline]
     pub fn range_of(&self, length: usize) -> Range<usize> {
         match self {
@@ -497,7 +497,7 @@ impl<'a> Request<'a> {
         Ok(Request { id, view, digest, key, operation })
     }
 
-    /// Reads the id of a request whose rest could not be read, which suffices for a response.
+    /// Reads only the id of a malformed request, so that the server can respond with an error.
     pub fn read_id(body: &[u8]) -> Option<RequestId> {
         Reader::new(body).u64("request id").ok().map(RequestId)
     }
@@ -512,7 +512,7 @@ impl<'a> Request<'a> {
             Operation::Put(_, value) if value.len() > MAX_VALUE_BYTES => {
                 return Err((Status::TooBig, "the value is longer than 16 MiB"));
             }
-            // No write has this hash, and its record would match every request.
+            // Zero means that the hash is unknown. A record with it would match every request.
             Operation::Resolve(_, RequestHash(0)) => {
                 return Err((
                     Status::Invalid,
@@ -624,7 +624,7 @@ impl<'a> Refusal<'a> {
         });
     }
 
-    /// Reads a refusal from its frame's body; a reason that is not UTF-8 is dropped.
+    /// Reads a refusal from its frame's body; a reason that is not UTF-8 is replaced.
     pub fn read(body: &'a [u8]) -> Result<Refusal<'a>, DecodeError> {
         let mut reader = Reader::new(body);
         let status = Status::read(&mut reader)?;
@@ -633,7 +633,7 @@ impl<'a> Refusal<'a> {
     }
 }
 
-/// A request without a body to the coordinator, or, for the map, to a server.
+/// A request without a body. The coordinator serves both; a server serves only MAP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
     /// A request for the [`Map`].

@@ -20,7 +20,7 @@ use crate::limits::{MAX_SERVERS, MIN_SERVERS};
 /// The host of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Host {
-    /// The coordinator's own machine, where the server is its child.
+    /// The coordinator's own machine; the server is a child process of the coordinator.
     Local,
     /// Another machine, reached by ssh.
     Ssh {
@@ -89,7 +89,7 @@ pub struct ClusterFile {
 pub struct ClusterFileError {
     /// The line, from 1.
     pub line: usize,
-    /// The error and its correction.
+    /// The error, and how to correct it.
     pub reason: String,
 }
 

@@ -126,7 +126,7 @@ impl<const N: usize> Writer for FixedWriter<N> {
     }
 }
 
-/// Narrows a length that a limit has already bounded; panics with the name of the field if the limit failed.
+/// Narrows a length that a limit has already bounded. Panics, naming the field, if the length does not fit.
 pub(crate) fn length_u16(length: usize, what: &str) -> u16 {
     u16::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))
 }

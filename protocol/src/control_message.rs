@@ -88,12 +88,12 @@ pub mod opcode {
 pub struct Started {
     /// The cluster it was started for.
     pub cluster: ClusterId,
-    /// The process; the coordinator gave it both numbers when it spawned it.
+    /// The process; the coordinator passed both numbers to it at the start.
     pub member: Member,
     /// Its process id on its host.
     pub pid: u32,
     /// The start time of that process, in clock ticks since its host's boot (`/proc/<pid>/stat`, field 22). Together
-    /// with the pid it identifies the process for good.
+    /// with the pid it identifies the process even after the pid is reused.
     pub start_time: u64,
     /// The PID namespace of that process id.
     #[serde(default)]
@@ -218,7 +218,7 @@ impl ReplicaState {
         matches!(self, Active | CaughtUp | CopyFailed)
     }
 
-    /// Returns the role of the table under which its entries are shown.
+    /// Returns the role under which the status counts its entries; `None` for an incomplete copy or none.
     pub fn role(self) -> Option<ReplicaRole> {
         match self {
             ReplicaState::Out | ReplicaState::Candidate => None,
@@ -228,7 +228,7 @@ impl ReplicaState {
     }
 }
 
-/// The assessment by a replica of whether the other holder of a group keeps up with its primary.
+/// The progress of a follower, which is the secondary or candidate of a primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 #[non_exhaustive]
@@ -236,9 +236,9 @@ pub enum Following {
     /// No known problem.
     #[default]
     KeepsUp = 0,
-    /// Streams that are established and end again without any progress.
+    /// Its streams are established, but each ends without any progress.
     NoProgress = 1,
-    /// A following end without memory for the next write.
+    /// It has no memory for the next write.
     OutOfMemory = 2,
 }
 
@@ -253,7 +253,7 @@ impl Following {
         })
     }
 
-    /// Returns whether the following end must be removed from its group.
+    /// Returns whether the follower must be removed from its group.
     pub fn has_failed(self) -> bool {
         self != Following::KeepsUp
     }
@@ -263,7 +263,7 @@ impl std::fmt::Display for Following {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Following::KeepsUp => "it keeps up",
-            Following::NoProgress => "its streams end again and again without any progress",
+            Following::NoProgress => "each of its streams ends without progress",
             Following::OutOfMemory => "it has no memory for the next write",
         })
     }
@@ -295,7 +295,7 @@ pub struct ReplicaReport {
     /// Milliseconds since the last message of the other holder of its view, or, before the first one, since it
     /// installed the view. A handshake alone does not count.
     pub silent_ms: u32,
-    /// The progress of the following end: at a primary that of its secondary or candidate, at those their own.
+    /// The progress of the follower: a primary reports its secondary or candidate, and those report themselves.
     pub following: Following,
     /// The longest time without a message of the other holder since the first under the view, in milliseconds.
     pub longest_gap_ms: u32,
@@ -308,7 +308,7 @@ pub struct ReplicaReport {
     pub copied_bytes: u64,
 }
 
-/// The address with more client connections to a server than any other, while they take room from others.
+/// The address with the most client connections to a server, reported while it leaves too little room for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CrowdReport {
     /// The address; for IPv6 its /64 network.
@@ -347,7 +347,7 @@ pub struct Heartbeat {
     pub stood_ms: u32,
     /// The progress of its dumps.
     pub dumped: DumpedBytes,
-    /// The address whose connections lock others out, or would if none of them were closed.
+    /// The address whose connections leave no room for others, or would if the server closed none of them.
     pub crowd: Option<CrowdReport>,
     /// The reports on its replicas.
     pub replicas: Vec<ReplicaReport>,
@@ -483,7 +483,7 @@ fn read_following(reader: &mut Reader<'_>) -> Result<Following, DecodeError> {
 pub enum ServerMessage {
     /// The server's state, every 100 ms.
     Heartbeat(Heartbeat),
-    /// A request for an orderly stop, after the server was told to stop.
+    /// A request for an orderly stop, after the server received a stop signal.
     DrainRequest,
 }
 
@@ -526,7 +526,7 @@ pub enum Admission {
     },
     /// The connection is refused; a close follows.
     Refused {
-        /// The reason, for people.
+        /// The reason as text.
         reason: String,
     },
 }
@@ -702,7 +702,7 @@ pub enum OrderKind {
     View(ViewOrder),
     /// Report at once, as proof of receipt.
     Probe,
-    /// Take note that this process is proven to have ended.
+    /// Record the proof that this process has ended.
     Exited(Member),
     /// Reject new writes; done when all pending ones are committed.
     Drain,
@@ -710,7 +710,7 @@ pub enum OrderKind {
     DumpPrimary,
     /// Write the secondary table to `server_<id>.secondary`.
     DumpSecondary,
-    /// Exit; reported just before.
+    /// Exit. The report is sent just before.
     Shutdown,
 }
 
@@ -838,9 +838,9 @@ pub struct Report {
 /// The failure of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderFailure {
-    /// The reason, for people.
+    /// The reason as text.
     pub reason: String,
-    /// True if a dump was ordered of a table of which this server holds no full copy: nothing is lost without that
+    /// True if the order was a dump of a table of which this server holds no full copy. No data is lost without that
     /// dump, and a retry is useless.
     pub is_no_copy: bool,
 }

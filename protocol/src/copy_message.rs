@@ -38,7 +38,7 @@ pub struct CopyStart {
     pub view: ViewVersion,
     /// The last write assigned when the stream was registered.
     pub sn: SequenceNumber,
-    /// The write since which every kept session has written; all others have expired (consistency.md §8).
+    /// The horizon: sessions that have written nothing since this write have expired (consistency.md §8).
     pub forgotten: SequenceNumber,
 }
 
@@ -47,7 +47,8 @@ pub struct CopyStart {
 pub struct CopyEntry<'a> {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The last write committed at the sender. The rest of this copy contains nothing that writes up to here removed.
+    /// The last write committed at the sender. The rest of this copy contains no entry that a write up to this one has
+    /// deleted.
     pub committed: SequenceNumber,
     /// The sequence number of the entry's last write.
     pub version: SequenceNumber,
@@ -221,7 +222,7 @@ impl Marked {
     }
 }
 
-/// Writes the common beginning of messages about a log position.
+/// Writes the view and the sequence number with which messages about a log position begin.
 pub(crate) fn write_place(body: &mut Vec<u8>, view: ViewVersion, sn: SequenceNumber) {
     body.put_u64(view.0);
     body.put_u64(sn.0);

@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum FrameError {
     /// The announced length exceeds the limit of this connection.
-    #[error("a frame that announces a body of {announced} bytes; at most {limit} are allowed here")]
+    #[error("a frame announces a body of {announced} bytes; at most {limit} are allowed here")]
     TooLong {
         /// The value of the length field.
         announced: u32,

@@ -1,4 +1,4 @@
-//! Arbitrary bytes as printable text and back: one notation for dumps, logs, terminals and operations.
+//! Conversion of arbitrary bytes to printable text and back: one notation for dumps, logs, terminals and operations.
 //!
 //! Printable ASCII stays as it is, except `\` and `"`, which are written `\\` and `\"`; every other byte is `\xHH`.
 //! The parser also accepts `\n`, `\r`, `\t` and `\0`. Valid UTF-8 may be kept readable for people
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_escape_is_placed() {
+    fn an_invalid_escape_is_reported_with_its_position() {
         for (text, at) in [("a\\q", 1), ("\\x2", 0), ("ab\\", 2), ("\\xg0", 0)] {
             assert_eq!(unescape(text.as_bytes()), Err(UnescapeError { at }), "{text}");
         }

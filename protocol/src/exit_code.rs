@@ -34,7 +34,7 @@ pub enum ServerExit {
     OpenFiles = 19,
     /// No coordinator for longer than `--orphan-timeout`.
     Orphaned = 20,
-    /// A dump to load at the start that cannot be loaded.
+    /// A dump that the server must load at the start, and cannot.
     Load = 21,
     /// A cluster key that cannot be read.
     Key = 25,
@@ -82,27 +82,27 @@ impl ServerExit {
         matches!(self, ServerExit::Stopped | ServerExit::Orphaned)
     }
 
-    /// Returns its meaning, in the words of messages and the manual.
+    /// Returns its meaning, as messages and the manual word it.
     pub fn meaning(self) -> &'static str {
         match self {
-            ServerExit::Stopped => "it was told to stop",
-            ServerExit::NotDumped => "it stopped and could not write a dump",
-            ServerExit::Usage => "its command line is wrong",
+            ServerExit::Stopped => "it received a stop order or signal",
+            ServerExit::NotDumped => "it stopped, but could not write a dump",
+            ServerExit::Usage => "its command line is invalid",
             ServerExit::Log => "its log cannot be opened",
             ServerExit::IoUring => "io_uring cannot be used",
-            ServerExit::Memlock => "it may not lock enough memory",
-            ServerExit::Listen => "a port cannot be listened on",
-            ServerExit::CoordinatorHost => "the coordinator's host has no address",
+            ServerExit::Memlock => "its limit on locked memory is too low",
+            ServerExit::Listen => "it cannot listen on a port",
+            ServerExit::CoordinatorHost => "the coordinator's host name does not resolve",
             ServerExit::Executor => "an executor did not start",
-            ServerExit::System => "a service of the system failed",
+            ServerExit::System => "a system call failed",
             ServerExit::Refused => "the coordinator refused it",
             ServerExit::NoCoordinator => "it found no coordinator",
-            ServerExit::OpenFiles => "it may not open enough files",
-            ServerExit::Orphaned => "it was without a coordinator for too long, and has dumped",
-            ServerExit::Load => "a dump that it was to begin with cannot be loaded",
-            ServerExit::Key => "the cluster's key cannot be read",
+            ServerExit::OpenFiles => "its limit on open files is too low",
+            ServerExit::Orphaned => "it had no coordinator for too long; its dumps are complete",
+            ServerExit::Load => "it cannot load a dump at the start",
+            ServerExit::Key => "the cluster key cannot be read",
             ServerExit::Panicked => "it panicked",
-            ServerExit::Stalled => "a part of it stood for too long (watchdog)",
+            ServerExit::Stalled => "a thread was hung for too long (watchdog)",
         }
     }
 }

@@ -35,7 +35,7 @@ impl FailureTimeout {
     /// The failure timeout of a cluster without an explicit one.
     pub const DEFAULT: FailureTimeout = FailureTimeout::new(LEASE);
 
-    /// Derives all times from a timeout. The caller keeps within [`FAILURE_TIMEOUT_SECONDS`].
+    /// Derives all times from a timeout. The caller checks that it is in [`FAILURE_TIMEOUT_SECONDS`].
     pub const fn new(timeout: Duration) -> FailureTimeout {
         let lease_nanos =
             if timeout.as_nanos() > LEASE.as_nanos() { nanos(timeout) } else { nanos(LEASE) };
@@ -48,7 +48,7 @@ impl FailureTimeout {
         }
     }
 
-    /// Returns the same leases with another silence until a server is suspected, for searches in which silence is an
+    /// Returns a copy with another silence until suspicion and the same leases, for searches in which silence is an
     /// input.
     pub const fn suspecting_after(self, silence: Duration) -> FailureTimeout {
         FailureTimeout { timeout: silence, ..self }
@@ -74,7 +74,7 @@ impl FailureTimeout {
         self.beacon_interval
     }
 
-    /// Returns the age up to which the other member's last message, for every shard, counts as recent.
+    /// Returns the age up to which a vote counts the other member's last message, for every shard, as recent.
     pub const fn heard_within(self) -> Duration {
         self.heard_within
     }
@@ -114,7 +114,7 @@ mod tests {
     use crate::limits::{BEACON_INTERVAL, CANDIDATE_TIMEOUT, GRACE, HEARD_WITHIN};
 
     #[test]
-    fn the_default_has_the_times_of_the_limits() {
+    fn the_default_has_the_times_in_the_limits_module() {
         let times = FailureTimeout::DEFAULT;
         assert_eq!((times.timeout(), times.lease()), (LEASE, LEASE));
         assert_eq!((times.grace(), times.beacon_interval()), (GRACE, BEACON_INTERVAL));

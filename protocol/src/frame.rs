@@ -206,7 +206,7 @@ impl FrameBuffer {
         let header = HEADER_BYTES.saturating_sub(self.bytes.len()).min(received.len());
         let (header, others) = received.split_at(header);
         self.bytes.extend_from_slice(header);
-        // The header states the length of the frame.
+        // With the whole header, the length of the frame is known.
         let rest = &others[..self.missing().min(others.len())];
         self.bytes.extend_from_slice(rest);
         header.len() + rest.len()
@@ -306,8 +306,8 @@ impl FrameBuffer {
         }
     }
 
-    /// Reserves room for the rest of the partial frame, but never for more than was received, or `least` bytes: a
-    /// header can announce any length. If the allocation fails, the buffer grows step by step.
+    /// Reserves room for the rest of the partial frame: at most as many bytes as were received, or `least`. A header
+    /// can announce any length, so it is not trusted. If the allocation fails, the buffer grows step by step.
     pub fn reserve_missing(&mut self, least: usize) {
         self.reclaim();
         let most = self.waiting().len().max(least);
@@ -316,7 +316,7 @@ impl FrameBuffer {
         }
     }
 
-    /// Returns the memory of the buffer in bytes.
+    /// Returns the allocated size of the buffer, in bytes.
     pub fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lent_buffer_knows_what_it_lacks_and_goes_on_with_what_was_received() {
+    fn a_lent_buffer_reports_its_missing_bytes_and_continues_with_the_received_ones() {
         let mut whole = Vec::new();
         write_frame(&mut whole, Checksum::Absent, 7, |b| b.put_bytes(&[9; 50]));
         let mut buffer = FrameBuffer::new(UNCHECKED);
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_that_has_run_empty_gives_its_memory_back() {
+    fn an_empty_buffer_frees_memory_beyond_the_kept_capacity() {
         let rules = FrameRules::unchecked(1 << 20);
         let mut buffer = FrameBuffer::new(rules);
         let mut whole = Vec::new();
@@ -421,12 +421,12 @@ mod tests {
         buffer.trim(0);
         assert!(buffer.next_frame().unwrap().is_some());
         buffer.trim(2 << 20);
-        assert!(buffer.bytes.capacity() >= 1 << 20, "not more than is to be kept");
+        assert!(buffer.bytes.capacity() >= 1 << 20, "freed a capacity below the kept one");
         buffer.trim(1 << 10);
         assert_eq!(buffer.bytes.capacity(), 0);
     }
 
-    /// Opcodes and bodies.
+    /// The opcodes and bodies of frames, in order.
     type Seen = Vec<(u8, Vec<u8>)>;
 
     /// Returns the frames that `take` finds in a stream of these bodies received in pieces of these lengths.
@@ -469,7 +469,7 @@ mod tests {
         }
 
         #[test]
-        fn frames_survive_being_taken_as_they_lie(
+        fn frames_survive_being_taken_from_the_received_bytes(
             bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 1..8),
             cuts in prop::collection::vec(1usize..200, 1..64),
             checked in any::<bool>(),
@@ -486,7 +486,7 @@ mod tests {
         }
 
         #[test]
-        fn frames_survive_being_read_in_place(
+        fn frames_survive_being_received_into_the_buffer(
             bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 1..8),
             cuts in prop::collection::vec(1usize..20, 1..64),
         ) {

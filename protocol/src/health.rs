@@ -1,4 +1,4 @@
-//! A cluster's health in one word and one line, derived from its status.
+//! The health of a cluster, derived from its status: one word, and the reasons in one line.
 
 use std::fmt::Display;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::map::ServerState;
 use crate::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus};
 
-/// The most items of a kind that are named; the others are only counted.
+/// The most items of a kind that are listed; the others are only counted.
 const MAX_NAMED: usize = 8;
 
 /// The health of a cluster.
@@ -49,8 +49,7 @@ impl ClusterStatus {
         let unheard = self.groups.iter().filter(|group| degraded(group) && group.copies == 0);
         let alone = self.groups.iter().filter(|group| degraded(group) && group.copies > 0);
         let down = self.servers.iter().filter(|server| server.state == ServerState::Down);
-        let (is_unheard, are_unheard) =
-            (" has no holder that is heard", " have no holder that is heard");
+        let (is_unheard, are_unheard) = (": all holders are silent", ": all holders are silent");
         let unserved = [
             counted("group", " is LOST", " are LOST", lost),
             counted("group", " is unreachable", " are unreachable", unreachable),
@@ -120,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_of_all_groups_counts_and_is_said_first() {
+    fn the_worst_group_decides_the_health_and_is_listed_first() {
         for (state, servers, groups, health, why) in [
             ("serving", ["up"; 3], ["whole"; 3], Health::Whole, ""),
             ("starting", ["up"; 3], ["starting"; 3], Health::Degraded, ""),
@@ -146,16 +145,16 @@ mod tests {
     }
 
     #[test]
-    fn a_group_of_which_nobody_is_heard_is_not_said_to_have_a_copy() {
+    fn a_group_whose_holders_are_all_silent_is_not_reported_with_a_copy() {
         let mut status = status("degraded", &["down", "down", "up"], &["degraded"; 3]);
         status.groups[0].copies = 0;
         let why =
-            "group 0 has no holder that is heard; servers 0, 1 are down; groups 1, 2 have one copy";
+            "group 0: all holders are silent; servers 0, 1 are down; groups 1, 2 have one copy";
         assert_eq!(status.assess(), (Health::Unserved, why.to_owned()));
     }
 
     #[test]
-    fn an_alarm_alone_is_told() {
+    fn an_alarm_alone_makes_the_cluster_degraded() {
         let mut status = status("serving", &["up"], &["whole"]);
         let alarm = AlarmStatus {
             kind: AlarmKind::StateNotStored,
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_only_some_are_named() {
+    fn a_long_list_is_cut_and_its_rest_is_counted() {
         let status = status("degraded", &["up"], &["degraded"; 20]);
         assert_eq!(status.assess().1, "groups 0, 1, 2, 3, 4, 5, 6, 7 and 12 more have one copy");
     }

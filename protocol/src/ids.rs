@@ -62,8 +62,8 @@ integer_id! {
 }
 integer_id! {
     /// The id of an order, unique among all coordinators that a cluster ever has; repeated in the server's report. The
-    /// upper half is the coordinator's epoch, so that a late effect of an earlier coordinator's order is never taken
-    /// for the outcome of a later one's.
+    /// upper half is the coordinator's epoch, so that the report on an earlier coordinator's order never passes for the
+    /// report on a later one's.
     OrderId(u64)
 }
 
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn time_never_runs_backwards_into_a_panic() {
+    fn the_time_since_a_later_reading_is_zero() {
         let early = Time::from_nanos(5);
         let late = Time::from_nanos(9);
         assert_eq!(late.since(early).as_nanos(), 4);

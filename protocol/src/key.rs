@@ -7,11 +7,11 @@
 //!   hello + tag of the dialler over it ->         the port's own protocol follows
 //! ```
 //!
-//! Ids (of the cluster, of processes, of epochs) are visible to every client, so they prove nothing. Only the
-//! cluster's own processes have the key: it is stored in the coordinator's state, and each server receives it
-//! through a pipe. Every connection between two of them begins with this handshake, and neither side acts on
-//! anything else before the other side's tag is verified. The dialler verifies first, so a stranger on a port that
-//! a coordinator has left learns nothing and can order nothing.
+//! Ids (of the cluster, of processes, of epochs) are visible to every client, so they prove nothing. Only the cluster's
+//! own processes have the key: it is stored in the coordinator's state, and each server receives it through a pipe.
+//! Every connection between two of them begins with this handshake, and neither side acts on anything else before the
+//! other side's tag is verified. The dialler verifies first, so a foreign process on the former port of a coordinator
+//! receives no secret and cannot send orders.
 //!
 //! A tag is HMAC-SHA-256 (RFC 2104, FIPS 180-4) under the key over: a label of the protocol, the role and
 //! the [`Link`], both nonces, and, from the dialler, the hello. Role and link prevent the use of a tag in
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_of_another_connection_or_with_other_words_is_refused() {
+    fn a_hello_of_another_connection_or_with_other_content_is_refused() {
         let good = Seal::new(KEY, Link::Stream, DIALLER, ACCEPTOR);
         for other in [
             Seal { key: ClusterKey(0x5ed), ..good },

@@ -65,7 +65,7 @@ pub const MAX_HEARTBEAT_REPLICAS: usize = 2_048;
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// The timeout for the rest of a frame after its first byte; after it the connection is closed.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
-/// Most unsent response bytes of a connection before it is served no further request until some are sent. The last
+/// The number of unsent response bytes from which a connection's next request waits until some are sent. The last
 /// response may begin just below this size and, however long, extend beyond it.
 pub const MAX_OUTPUT_BYTES: usize = 256 << 10;
 /// Least value of the limit on the memory of a server's client connections: half of it has room for the longest
@@ -87,10 +87,11 @@ pub const MAX_COORDINATOR_CONNECTIONS: usize = 4_096;
 
 /// Writes in flight of one session (client, group, shard), and the completion records kept for it.
 pub const SESSION_WINDOW: u64 = 64;
-/// The time for which a session may write nothing before it expires. Only time in which its shard is awake counts.
+/// The time for which a session may write nothing before it expires. Time in which its shard is not scheduled does not
+/// count.
 pub const SESSION_IDLE: Duration = Duration::from_secs(600);
-/// Most sessions of one (group, shard). A further one makes room for itself: the [`SESSIONS_FORGOTTEN_AT_ONCE`]
-/// sessions that have written nothing for longest expire.
+/// Most sessions of one (group, shard). When there would be more, the [`SESSIONS_FORGOTTEN_AT_ONCE`] sessions that have
+/// written nothing for longest expire.
 pub const MAX_SESSIONS: usize = 65_536;
 /// The number of sessions that expire at once when there are too many.
 pub const SESSIONS_FORGOTTEN_AT_ONCE: usize = MAX_SESSIONS / 16;
@@ -109,9 +110,8 @@ pub const COPY_WINDOW_BYTES: usize = 128 << 10;
 
 /// The interval of a server's heartbeats to the coordinator.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
-/// The lease of a primary (consistency.md §4) at the default failure timeout, and the shortest lease. Code that runs in
-/// a cluster takes this and the next four times from its
-/// [`FailureTimeout`](crate::failure_timeout::FailureTimeout).
+/// The lease of a primary (consistency.md §4) at the default failure timeout, and the shortest lease. Processes of a
+/// cluster take this and the next four times from their [`FailureTimeout`](crate::failure_timeout::FailureTimeout).
 pub const LEASE: Duration = Duration::from_millis(500);
 /// The grace that follows an ack at its sender; at least 1.25 leases.
 pub const GRACE: Duration = Duration::from_millis(625);

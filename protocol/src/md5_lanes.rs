@@ -243,7 +243,7 @@ mod x86_64 {
         use super::*;
 
         #[test]
-        fn eight_lanes_say_what_four_say() {
+        fn eight_lanes_and_four_lanes_give_the_same_digests() {
             if !is_x86_feature_detected!("avx2") {
                 return;
             }

@@ -49,7 +49,7 @@ pub mod opcode {
 /// The first frame of a connection between servers after the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerHello {
-    /// The cluster both belong to.
+    /// The cluster of both servers.
     pub cluster: ClusterId,
     /// The dialler: the view's primary, or in a hand-over the old primary, which is the view's secondary.
     pub from: Member,
@@ -102,7 +102,7 @@ impl PeerHello {
     }
 }
 
-/// The response to a [`PeerHello`], which states where the stream continues.
+/// The response to a [`PeerHello`], with the position at which the stream continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerWelcome {
     /// The view now installed at the responding side.
@@ -292,7 +292,7 @@ pub struct Ack {
     pub taken: u64,
 }
 
-/// A sign of life that keeps leases valid while there is nothing else to send.
+/// A message that renews the lease while there is nothing else to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beacon {
     /// The sender's view.
@@ -310,7 +310,7 @@ pub enum PeerMessage<'a> {
     Fragment(Fragment<'a>),
     /// The ack of writes.
     Ack(Ack),
-    /// A sign of life.
+    /// A beacon.
     Beacon(Beacon),
     /// The start of a copy.
     CopyStart(CopyStart),
@@ -324,7 +324,7 @@ pub enum PeerMessage<'a> {
     CopyEnd(CopyEnd),
     /// The candidate's response to the end of the copy.
     Marked(Marked),
-    /// The old primary's statement that it has sent everything.
+    /// The end of the old primary's log.
     Handover(Handover),
 }
 

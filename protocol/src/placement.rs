@@ -97,7 +97,7 @@ impl Placement {
     }
 }
 
-/// A number that repeatedly divides others, by multiplication with its reciprocal: a division takes a processor ten
+/// A number that repeatedly divides others, by multiplication with its reciprocal: a hardware division takes about ten
 /// times as long (Granlund and Montgomery, PLDI 1994).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Divisor {
@@ -158,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn digests_at_once_are_those_of_the_keys(
+        fn digests_computed_together_match_those_computed_alone(
             keys in prop::collection::vec(
                 prop::collection::vec(any::<u8>(), 0..=Digest::MAX_TOGETHER_BYTES),
                 0..=Digest::TOGETHER,
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_at_once_are_those_of_the_keys_at_every_length_and_number() {
+    fn digests_computed_together_match_at_every_length_and_number_of_keys() {
         let bytes: Vec<u8> = (0..80).collect();
         for length in 0..=Digest::MAX_TOGETHER_BYTES {
             for count in 0..=Digest::TOGETHER {
@@ -186,7 +186,7 @@ mod tests {
     /// Checks places computed independently: `python3 -c 'import hashlib; n=int(hashlib.md5(b"a").hexdigest(),16);
     /// print(n%3, n//3%2, n%7, n//7%4)'`, and so on.
     #[test]
-    fn known_keys_live_at_known_places() {
+    fn placement_agrees_with_an_independent_computation() {
         for (key, servers, shards, group, shard) in PLACES {
             let at = Placement::new(servers, shards).locate(Digest::of(key.as_bytes()));
             assert_eq!(at, (GroupId(group), ShardId(shard)), "{key} of {servers} x {shards}");
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_numbers_around_a_multiple_are_divided_like_any_other() {
+    fn numbers_next_to_a_multiple_of_the_divisor_are_divided_correctly() {
         for divisor in [1, 2, 3, 7, 1 << 16, (1 << 31) + 1, u32::MAX - 1, u32::MAX] {
             let (by, divisor) = (Divisor::new(divisor), u64::from(divisor));
             for quotient in [0, 1, 2, 1 << 31, u64::MAX / divisor] {
@@ -233,7 +233,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_division_by_multiplication_agrees_with_the_processors(
+        fn division_by_multiplication_agrees_with_hardware_division(
             number in any::<u64>(), divisor in 1u32..,
         ) {
             let got = Divisor::new(divisor).divide(number);

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The hash is part of the format of completion records: servers and dumps of all versions compute the same one. It is
-//! not keyed: a client that constructs two writes of equal hash deceives only itself.
+//! not keyed: a client that constructs two writes of equal hash harms only its own session.
 
 use crate::client_message::Operation;
 use crate::ids::RequestHash;

@@ -3,14 +3,16 @@
 /// Parses a size with an optional unit into bytes: powers of 1024 for K, KiB and so on, powers of 1000 for KB.
 ///
 /// # Errors
-/// A message if it is no size.
+/// A message if the text is not a size or does not fit 64 bits.
 pub fn parse(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = match number.parse() {
         Ok(number) => number,
-        Err(_) if digits > 0 => return Err(format!("{text} is more than 64 bits can count")),
-        Err(_) => return Err(format!("`{text}` is no size; write bytes, or 512M, 4GiB")),
+        Err(_) if digits > 0 => return Err(format!("{text} does not fit 64 bits")),
+        Err(_) => {
+            return Err(format!("`{text}` is not a size; write a number of bytes, 512M or 4GiB"));
+        }
     };
     let factor: u64 = match unit.trim() {
         "" | "B" => 1,
@@ -24,7 +26,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
         "TB" => 1_000_000_000_000,
         other => return Err(format!("unknown unit `{other}`; write K, M, G, T, KiB or KB")),
     };
-    number.checked_mul(factor).ok_or_else(|| format!("{text} is more than 64 bits can count"))
+    number.checked_mul(factor).ok_or_else(|| format!("{text} does not fit 64 bits"))
 }
 
 #[cfg(test)]

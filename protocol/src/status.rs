@@ -31,9 +31,9 @@ pub struct ClusterStatus {
     pub state: ClusterState,
     /// The number of shards of every group.
     pub shards: u16,
-    /// By place in the ring.
+    /// The servers, by place in the ring.
     pub servers: Vec<ServerStatus>,
-    /// By group.
+    /// The groups, by number.
     pub groups: Vec<GroupStatus>,
     /// The conditions that need a person's attention, the oldest first.
     #[serde(default)]
@@ -179,13 +179,13 @@ pub enum AlarmKind {
     KeptThoughSilent,
     /// The holders of a group do not receive each other, and neither responds to the coordinator.
     Unanswered,
-    /// A server could not be replaced several times in a row.
+    /// Several attempts in a row to replace a server have failed.
     KeepsFailing,
     /// A secondary was removed because it did not keep up with its primary.
     CannotFollow,
     /// A server could not carry out an order.
     OrderFailed,
-    /// One address has so many connections that others wait for room.
+    /// One address has so many connections that they take room from other clients.
     Crowded,
     /// The coordinator cannot store its state, so no failover takes effect.
     StateNotStored,
@@ -201,13 +201,13 @@ pub enum AlarmKind {
     CannotReport,
     /// A server rejects writes because its tables are full.
     OutOfSpace,
-    /// A kind that only a later version knows.
+    /// A kind that a later version has added.
     #[serde(other)]
     Other,
 }
 
 impl AlarmKind {
-    /// All kinds that this version knows.
+    /// All kinds of this version.
     pub const ALL: [AlarmKind; 15] = [
         AlarmKind::Lost,
         AlarmKind::Unreachable,

@@ -143,7 +143,7 @@ proptest! {
     }
 
     #[test]
-    fn answers_and_refusals_come_back(
+    fn responses_and_refusals_come_back(
         id: u64, status in status(), copies: u8, version: u64, sn: u64,
         value in prop::collection::vec(any::<u8>(), 0..300), reason: String,
     ) {
@@ -364,7 +364,7 @@ fn plain(address: SocketAddr) -> SocketAddr {
 }
 
 #[test]
-fn a_batch_is_the_same_in_an_empty_output_and_behind_what_another_holds() {
+fn a_batch_has_the_same_bytes_in_an_empty_and_in_a_filled_output() {
     let frames = |output: &mut Vec<u8>| {
         for n in 1..=3 {
             let (view, sn) = (ViewVersion(1), SequenceNumber(n));
@@ -375,11 +375,11 @@ fn a_batch_is_the_same_in_an_empty_output_and_behind_what_another_holds() {
             batch.finish();
             let held = output.len();
             BatchWriter::new(output).finish();
-            assert_eq!(output.len(), held, "nothing was said");
+            assert_eq!(output.len(), held, "an empty batch wrote bytes");
             let mut unfinished = BatchWriter::new(output);
             unfinished.push(&PeerMessage::Ack(Ack { view, sn, echo: Time::default(), taken: 0 }));
             drop(unfinished);
-            assert_eq!(output.len(), held, "half a frame stayed");
+            assert_eq!(output.len(), held, "half a frame remained");
         }
     };
     let mut alone = Vec::new();
@@ -431,7 +431,7 @@ fn a_put_has_the_documented_layout() {
 }
 
 #[test]
-fn a_get_of_a_part_has_it_in_place_of_the_condition_and_its_answer_has_the_length_first() {
+fn a_get_of_a_part_sends_it_as_the_condition_and_the_response_begins_with_the_length() {
     let part = Part { from: 0x11, most: 0x22, all_or_nothing: true };
     let request = Request {
         id: RequestId(1),
@@ -546,7 +546,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_batch_of_a_million_is_refused_from_its_count() {
+fn a_batch_that_announces_a_million_messages_is_refused() {
     for count in [0u16, u16::MAX] {
         let error = BatchReader::new(&count.to_le_bytes()).unwrap_err();
         assert_eq!(error, DecodeError::BadValue { field: "message count", value: count.into() });
@@ -668,7 +668,7 @@ fn the_largest_legal_messages_fit_their_frames() {
 }
 
 #[test]
-fn settings_name_an_address_that_can_be_dialled() {
+fn settings_contain_an_address_that_can_be_dialled() {
     let of = |coordinator: &str| Settings {
         coordinator: coordinator.parse().unwrap(),
         memory_limit: "4GiB".into(),
@@ -706,7 +706,7 @@ fn a_dump_directory_is_an_absolute_path_and_nothing_else() {
 }
 
 #[test]
-fn requests_that_contradict_themselves_are_refused_in_words() {
+fn requests_that_contradict_themselves_are_refused_with_a_status() {
     let header = |seq, first| WriteHeader {
         seq: RequestSeq(seq),
         first_incomplete: RequestSeq(first),
@@ -736,7 +736,7 @@ fn requests_that_contradict_themselves_are_refused_in_words() {
 }
 
 #[test]
-fn unknown_opcodes_are_answered_with_the_known_ones() {
+fn the_error_for_an_unknown_opcode_lists_the_known_ones() {
     let error = Request::read(0x77, &[]).unwrap_err().to_string();
     assert_eq!(
         error,

@@ -523,7 +523,7 @@ fn a_remote_server_that_exits_at_its_start_is_quoted_and_the_others_are_stopped(
         "server 1",
         &*format!("command: ssh {}", sshd.host()),
         "the moon is in the wrong phase",
-        "a port cannot be listened on",
+        "it cannot listen on a port",
         "every other server was stopped again",
     ] {
         assert!(said.contains(words), "no {words:?} in: {said}");

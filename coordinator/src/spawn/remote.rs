@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn signals_are_distinguished_from_exit_statuses() {
         assert_eq!(exit("137", b"").how, "killed by signal 9 (SIGKILL: kill -9, or out of memory)");
-        assert_eq!(exit("13", b"").how, "exit status 13: a port cannot be listened on");
+        assert_eq!(exit("13", b"").how, "exit status 13: it cannot listen on a port");
         assert_eq!(exit("unknown", b"bye\n").last_words.as_deref(), Some("bye"));
     }
 }
