@@ -47,7 +47,7 @@ pub(crate) fn possible_of(days: &[Day], left_out: &mut Vec<String>) -> Vec<Day> 
     days
 }
 
-/// Returns the reason why this machine does not let a thread of another process be stopped.
+/// Returns the reason why this machine does not permit to stop a thread of another process, if it does not.
 fn no_stalls() -> Option<String> {
     let tried = || -> anyhow::Result<bool> {
         let mut child = Command::new("sleep").arg("10").spawn()?;
@@ -59,7 +59,7 @@ fn no_stalls() -> Option<String> {
     };
     match tried() {
         Ok(true) => None,
-        Ok(false) => Some("this machine does not let ptrace(2) pass".into()),
+        Ok(false) => Some("this machine does not permit ptrace(2)".into()),
         Err(error) => Some(format!("{error:#}")),
     }
 }

@@ -9,35 +9,36 @@ use crate::measure::MeasureArgs;
 /// Runs clusters of real processes under load, injects faults, and checks every promise afterwards.
 ///
 /// Each round starts a cluster (`coord` and `server` beside this program), loads it from several client
-/// processes, injects faults one after the other, each once all is whole again, and stops it in order.
-/// Then the history of every key must be that of one register, every write must have taken effect once,
-/// and both dumps of every group must be equal and hold every acknowledged write. A corrupted copy of
-/// each history must be rejected. Exit status 0: all held; 1: something did not, and the round's
-/// directory (history, logs, dumps) is kept and named.
+/// processes, injects faults one after the other, each once the cluster is whole again, and stops it in order.
+/// Then the history of every key must be that of one register, every write must have taken effect once, and
+/// both dumps of every group must be equal and hold every acknowledged write. A corrupted copy of each history
+/// must be rejected. Exit status 0: all promises held; 1: one did not. The directory of such a round (history,
+/// logs, dumps) is kept, and its path is printed.
 #[derive(Debug, Parser)]
 #[command(name = "chaos", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// Chooses the faults; drawn at random without, and printed. Processes are never as repeatable as
-    /// the simulator: the same seed plans the same faults, not the same moments.
+    /// Seed that chooses the faults (default: random, and printed). The same seed plans the same faults, but
+    /// they strike at other moments: real processes are not deterministic.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
 
-    /// Faults to inject.
+    /// Number of faults to inject.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub(crate) faults: u32,
 
-    /// Ordinary days: events such as an orderly end, a suspend, a full disk or a flood, in clusters of their own.
+    /// Number of ordinary days: events such as an orderly end, a suspend, a full disk or a flood, in clusters
+    /// of their own.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub(crate) ordinary: u32,
 
-    /// Servers of each cluster; both sizes in turns without.
+    /// Number of servers of each cluster (default: 3 and 5 in turn).
     #[arg(long, value_parser = clap::value_parser!(u16).range(3..=32))]
     pub(crate) servers: Option<u16>,
 
-    /// No round begins after so many minutes, and no fault in the round that is under way.
+    /// Time limit in minutes: after it no round begins, and the current round injects no further fault.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) minutes: Option<u32>,
 
@@ -45,8 +46,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(crate) keep: Option<PathBuf>,
 
-    /// Cut no links. Cutting takes root, `ip` and `nft`; where one is missing it is left out anyway,
-    /// and said.
+    /// Cut no links. Cutting needs root, `ip` and `nft`. If one of them is missing, cuts are left out, and the
+    /// report names the reason.
     #[arg(long)]
     pub(crate) no_cuts: bool,
 
@@ -54,19 +55,20 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) no_double_faults: bool,
 
-    /// Only this kind of fault, by a part of its name in the table (for looking for something).
+    /// Inject only faults whose name in the table contains this text.
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Option<String>,
 
-    /// The run of `make test`: two minutes and a few ordinary days, seed 1, clusters of three and four, without cuts.
+    /// Run the short selection of `make test`: two minutes and a few ordinary days, seed 1, clusters of three
+    /// and four, without cuts.
     #[arg(long, conflicts_with_all = ["seed", "faults", "ordinary", "servers", "minutes", "only"])]
     pub(crate) slice: bool,
 
-    /// The result as one JSON object instead of tables.
+    /// Print the result as one JSON object instead of tables.
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Directory of the programs `coord` and `server`. By default that of this program.
+    /// Directory of the programs `coord` and `server` (default: that of this program).
     #[arg(long, value_name = "DIR", global = true)]
     pub(crate) programs: Option<PathBuf>,
 }
@@ -74,9 +76,9 @@ pub(crate) struct Args {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Measures the figures of docs/recovery.md instead, each on a cluster of its own.
+    /// Measures the figures of docs/recovery.md, each on a cluster of its own.
     Measure(MeasureArgs),
-    /// One client process of the load.
+    /// Runs one client process of the load.
     #[command(hide = true)]
     Worker(WorkerArgs),
 }
@@ -90,10 +92,10 @@ pub(crate) struct WorkerArgs {
     /// The number of this worker in the run.
     #[arg(long)]
     pub(crate) index: u32,
-    /// Operations at a time, each by a process number of its own.
+    /// Number of concurrent operations, each with a process number of its own.
     #[arg(long)]
     pub(crate) threads: u32,
-    /// Operations a second, of each thread, at most.
+    /// Maximum number of operations a second of each thread.
     #[arg(long)]
     pub(crate) rate: u32,
     /// File for the history.
@@ -102,13 +104,13 @@ pub(crate) struct WorkerArgs {
     /// File for the groups that have a write in flight.
     #[arg(long)]
     pub(crate) flight: PathBuf,
-    /// Servers of the ring.
+    /// Number of servers of the ring.
     #[arg(long)]
     pub(crate) servers: u16,
-    /// Shards of every group.
+    /// Number of shards of each group.
     #[arg(long)]
     pub(crate) shards: u16,
-    /// Chooses the operations.
+    /// Seed that chooses the operations.
     #[arg(long)]
     pub(crate) seed: u64,
 }

@@ -41,9 +41,9 @@ impl Bulk {
                     Err(error) => bail!("write {key}: {error}"),
                 }
             }
-            client.poll(Duration::from_secs(1), &mut ended).context("wait for answers")?;
+            client.poll(Duration::from_secs(1), &mut ended).context("wait for responses")?;
             for completion in ended.drain(..) {
-                completion.result.context("write the data that every round begins with")?;
+                completion.result.context("write the bulk data")?;
                 done += 1;
             }
             told(done);

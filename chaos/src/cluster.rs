@@ -36,7 +36,7 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) struct Programs {
     pub(crate) coord: PathBuf,
     pub(crate) server: PathBuf,
-    /// This program.
+    /// The program `chaos` itself.
     pub(crate) chaos: PathBuf,
 }
 
@@ -53,7 +53,7 @@ impl Programs {
         for program in [&programs.coord, &programs.server] {
             if !program.is_file() {
                 bail!(
-                    "there is no {}; build it (cargo build --bins, with the same profile), or give \
+                    "cannot find {}; build it (cargo build --bins, with the same profile), or set \
                      --programs",
                     program.display()
                 );
@@ -96,7 +96,7 @@ impl Setting {
 pub(crate) struct Cluster {
     pub(crate) dir: PathBuf,
     pub(crate) setting: Setting,
-    /// The host at which it is reached.
+    /// The host at which the cluster is reached.
     pub(crate) host: String,
     start: Coord,
     begun: Instant,
@@ -143,7 +143,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Returns the time since its start.
+    /// Returns the time since the cluster's start.
     pub(crate) fn age(&self) -> Duration {
         self.begun.elapsed()
     }
@@ -216,7 +216,7 @@ impl Cluster {
                     if since.elapsed() >= STEADY {
                         return Ok(since.duration_since(start));
                     }
-                    "as wanted, but not for long enough".into()
+                    "as required, but not for long enough".into()
                 }
                 Ok(status) => {
                     since = None;
@@ -253,7 +253,8 @@ impl Cluster {
         self.revive(&[])
     }
 
-    /// Starts the coordinator after all processes have exited, with further flags that name the source.
+    /// Starts the coordinator after all processes have exited, with further flags that name the data to
+    /// restore.
     pub(crate) fn revive(&mut self, flags: &[String]) -> anyhow::Result<()> {
         self.coord = start_again(&self.start, &self.dir, flags)?;
         Ok(())
@@ -276,7 +277,7 @@ impl Cluster {
         let ended = wait_for("coord to end", STOP_LIMIT, || coord.try_wait().ok().flatten())?;
         let left = self.servers();
         if !left.is_empty() {
-            bail!("servers {left:?} (pid, place) outlived their coordinator, which stopped them");
+            bail!("servers {left:?} (pid, place) still run after the stop of their coordinator");
         }
         Ok(ended)
     }

@@ -57,8 +57,8 @@ impl Doubles {
         }
         if self.isolate > 0 {
             text += &format!(
-                "two servers dead, isolate: {} rounds went on; {} groups lost both holders and answered \
-                 LOST, {} times; no operation of a group that neither held was left unserved\n",
+                "two servers dead, isolate: {} rounds continued; {} groups lost both holders and \
+                 responded LOST {} times; every operation on another group was served\n",
                 self.isolate, self.groups_lost_with_isolate, self.answered_lost
             );
         }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_tried_is_told() {
+    fn only_policies_that_were_tried_are_reported() {
         let mut doubles = Doubles::default();
         assert_eq!(doubles.words(), "");
         let shown = Shown { policy: Policy::Isolate, restored: 0, lost: 1, told: 7 };
@@ -79,7 +79,7 @@ mod tests {
         doubles.add(shown);
         let words = doubles.words();
         assert!(
-            words.contains("2 rounds went on; 2 groups") && words.contains("14 times"),
+            words.contains("2 rounds continued; 2 groups") && words.contains("14 times"),
             "{words}"
         );
         assert!(!words.contains("shutdown"));

@@ -1,4 +1,4 @@
-//! The minimum that a run must do: with less it proves nothing, and fails.
+//! The minimum that a run must do. A run that does less proves nothing, and fails.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 pub(crate) const FULL: u64 = 200;
 /// The number of ordinary days from which every kind must have occurred.
 pub(crate) const FULL_ORDINARY: u64 = 100;
-/// The number of faults below which the share of those with a write in flight is a matter of luck.
+/// The number of faults below which the share of those with a write in flight is not significant.
 const FEW: u64 = 10;
 
 /// The minimum that a run must have done.
@@ -32,7 +32,7 @@ impl Demand {
         let mut missed = Vec::new();
         if faults < self.faults {
             missed.push(format!(
-                "only {faults} {} were injected, at least {} are due",
+                "only {faults} {} were injected, at least {} are required",
                 self.what, self.faults
             ));
         }
@@ -43,7 +43,7 @@ impl Demand {
             .map(|kind| &kind[..])
             .collect();
         if !never.is_empty() {
-            missed.push(format!("of these kinds none has struck: {}", never.join("; ")));
+            missed.push(format!("kinds that never struck: {}", never.join("; ")));
         }
         if self.in_flight && faults >= FEW && in_flight * 2 < faults {
             missed.push(format!(

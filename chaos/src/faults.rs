@@ -65,7 +65,7 @@ impl fmt::Display for Fault {
                     Far::Next => "next server",
                     Far::Coordinator => "coordinator",
                     Far::Clients => "clients",
-                    Far::Everybody => "everybody",
+                    Far::Everybody => "all others",
                 };
                 match way {
                     Way::Both => write!(f, "link cut: server - {far}"),
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_gets_its_turn_and_has_a_name_of_its_own() {
+    fn every_kind_gets_its_turn_and_has_a_unique_name() {
         let possible = all(true);
         let (mut turns, mut random) = (Turns::default(), Random::new(1));
         for _ in 0..2 * possible.len() {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_was_missed_is_tried_again_and_does_not_take_all_turns() {
+    fn a_missed_step_is_retried_and_does_not_take_all_turns() {
         let (short, long) = (Fault::Replacement(4), Fault::Replacement(5));
         let (mut turns, mut random, mut tried) = (Turns::default(), Random::new(1), 0);
         for _ in 0..40 {
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn without_root_nothing_is_cut() {
+    fn without_root_no_link_is_cut() {
         let possible = all(false);
         assert!(!possible.iter().any(|fault| fault.to_string().contains("cut")));
         assert_eq!(possible.len(), 17);

@@ -43,7 +43,7 @@ mod tests {
     use crate::faults;
 
     #[test]
-    fn whoever_must_be_waited_for_has_the_longer_limit() {
+    fn a_fault_without_proof_of_death_has_the_longer_limit() {
         assert_eq!(of(Fault::Kill), AFTER_DEATH);
         assert!(of(Fault::Hang) >= AFTER_DEATH + GRACE + SILENCE);
         assert!(of(Fault::Two(Two::KillAndCoordinator)) >= AFTER_DEATH + GRACE + SILENCE);

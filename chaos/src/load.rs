@@ -84,7 +84,7 @@ impl Load {
                 worker.try_wait().ok().flatten()
             })?;
             if !ended.success() {
-                bail!("a client process ended with {ended}; what it said stands above");
+                bail!("a client process ended with {ended}; its output is above");
             }
             let text = fs::read_to_string(&*history)
                 .with_context(|| format!("read {}", history.display()))?;

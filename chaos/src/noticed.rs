@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_ends_with_the_first_success_of_anybody() {
+    fn a_stall_ends_with_the_first_success_of_any_client() {
         let records = [
             line(1, Kind::Invoke, 0),
             line(1, Kind::Ok, 10),
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_beyond_the_limit_of_its_fault_is_told() {
+    fn a_stall_beyond_the_limit_of_its_fault_is_reported() {
         let limit = Duration::from_millis(500);
         let faults = [1, 2].map(|at| Struck { limit, ..struck(at, 0, None) });
         let stalls = [limit, limit + Duration::from_millis(1)];
@@ -216,7 +216,7 @@ mod tests {
         assert!(!is_idle_after(Kind::Ok));
     }
 
-    /// Returns whether a write from 10 to 20 that was not served is held against the store.
+    /// Returns whether it is an error that a write from 10 to 20 was not served.
     fn is_blamed(kind: Kind, error: Reason, struck: Struck) -> bool {
         let mut end = line(1, kind, 20);
         end.error = Some(error);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_nobody_serves_while_one_server_is_struck_is_to_blame() {
+    fn a_write_that_is_not_served_while_one_server_is_struck_is_an_error() {
         let killed = || struck(5, own_group(), None);
         assert!(is_blamed(Kind::Fail, Reason::Unavailable, killed()));
         assert!(is_blamed(Kind::Fail, Reason::Refused, killed()));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_is_cut_off_from_the_server_itself_is_excused() {
+    fn only_clients_that_are_cut_off_from_the_victim_itself_are_exempt() {
         let blamed = |cut| is_blamed(Kind::Fail, Reason::Unavailable, cut);
         assert!(!blamed(struck(15, own_group(), Some(18))));
         assert!(!blamed(struck(5, own_group(), Some(11))));
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn operations_of_every_group_are_excused_while_the_cluster_is_away() {
+    fn operations_on_every_group_are_exempt_while_the_cluster_is_away() {
         let away =
             |until| Struck { away_until_ns: Some(until), ..struck(5, own_group() + 1, None) };
         assert!(!is_blamed(Kind::Fail, Reason::Unavailable, away(11)));

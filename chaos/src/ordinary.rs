@@ -68,10 +68,10 @@ pub(crate) enum Day {
 impl fmt::Display for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Day::Leave => "one server told to stop (SIGTERM)",
-            Day::LeaveTwice => "one server told to stop twice (SIGTERM)",
-            Day::LeaveTwo => "two neighbours told to stop (SIGTERM)",
-            Day::LeaveAll => "all servers told to stop (SIGTERM), then --resume",
+            Day::Leave => "one server stopped by a signal (SIGTERM)",
+            Day::LeaveTwice => "one server stopped by two signals (SIGTERM)",
+            Day::LeaveTwo => "two neighbours stopped by signals (SIGTERM)",
+            Day::LeaveAll => "all servers stopped by signals (SIGTERM), then --resume",
             Day::Suspend => "all processes suspended (SIGSTOP)",
             Day::SuspendRecovery => "all processes suspended during a recovery",
             Day::SuspendLeave => "all processes suspended while a server leaves",
@@ -79,11 +79,11 @@ impl fmt::Display for Day {
             Day::SuspendRestore => "all processes suspended during a --resume",
             Day::Stall => "one executor stalled (ptrace)",
             Day::Flood => "one server flooded",
-            Day::LongReaders => "long values read by many, or never read",
+            Day::LongReaders => "long values read by many clients, or never read",
             Day::Freeze => "file system frozen (fsfreeze)",
             Day::FreezeKill => "file system frozen, a server killed",
             Day::FreezeStop => "file system frozen, cluster stopped, then --resume",
-            Day::FullLeave => "file system full, one server told to stop",
+            Day::FullLeave => "file system full, one server stopped by a signal",
             Day::FullKill => "file system full, a server killed",
             Day::FullStop => "file system full, cluster stopped, then --resume",
             Day::FillLimit => "memory filled up to --memory-limit",
@@ -92,7 +92,7 @@ impl fmt::Display for Day {
     }
 }
 
-/// The kinds that the slice injects: cheap, and possible for every user.
+/// The kinds that the slice injects. They are cheap, and need no root.
 pub(crate) const SLICE: [Day; 4] = [Day::Leave, Day::Suspend, Day::Stall, Day::LongReaders];
 
 impl Ground {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_a_name_of_its_own_and_one_ground() {
+    fn every_kind_has_a_unique_name_and_one_ground() {
         let mut names: Vec<String> =
             everything().iter().flat_map(|(_, kinds)| kinds).map(Day::to_string).collect();
         assert_eq!(names.len(), 20);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_has_as_many_ordinary_days_as_asked_and_every_kind_of_them() {
+    fn a_run_has_as_many_ordinary_days_as_requested_and_every_kind_of_them() {
         let rounds = plan(&everything(), 100);
         assert_eq!(rounds.iter().map(|days| days.count).sum::<u32>(), 100);
         for ground in Ground::ALL {

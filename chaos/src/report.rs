@@ -124,7 +124,7 @@ impl Report {
     }
 
     pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("a report has only names for keys")
+        serde_json::to_string(self).expect("the keys of a report are strings")
     }
 
     /// Renders the report for people.

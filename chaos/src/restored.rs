@@ -44,7 +44,7 @@ pub(crate) fn read_all<'a>(
         let is_lost = lost.contains(&group);
         match client.get(key.as_bytes(), &OpOptions::default()) {
             Err(Error::Lost { .. }) if is_lost => Ok(None),
-            other if is_lost => bail!("group {group} was lost, and {key:?} is answered: {other:?}"),
+            other if is_lost => bail!("group {group} is lost, but {key:?} was read: {other:?}"),
             Ok(value) => Ok(Some(Some((value.bytes, value.version.0)))),
             Err(Error::NotFound { .. }) => Ok(Some(None)),
             Err(error) => Err(error).context("read from the restored cluster"),
@@ -60,10 +60,7 @@ pub(crate) fn read_all<'a>(
     for number in 0..bulk.count {
         if let Some(value) = read(&Bulk::key(number))? {
             let is_right = value.is_some_and(|(bytes, _)| bytes == bulk.value(number));
-            ensure!(
-                is_right,
-                "entry {number} of the first data is lost or wrong after the restore"
-            );
+            ensure!(is_right, "entry {number} of the bulk data is lost or wrong after the restore");
         }
     }
     cluster.stop()?;

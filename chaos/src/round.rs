@@ -33,7 +33,7 @@ pub(crate) const WARM: Duration = Duration::from_millis(800);
 /// The purpose of a round.
 #[derive(Clone, Debug)]
 pub(crate) enum Aim {
-    /// This many faults, one after the other, each of which must be survived.
+    /// Single faults, one after the other: their number. The cluster must survive each.
     One(u32),
     /// Two servers killed in one recovery.
     Two(Double),
@@ -161,7 +161,7 @@ impl Round<'_> {
         if let Some(record) = records.iter().find(lost) {
             outcome
                 .failures
-                .push(format!("a group was LOST although one server was struck: {record:?}"));
+                .push(format!("a group was LOST although only one server was struck: {record:?}"));
         }
         let placement = cluster.placement();
         let operations = Operations::pair(&records)?;
@@ -169,7 +169,7 @@ impl Round<'_> {
         outcome.not_carried_through = left.len() as u64;
         if let Some(first) = left.first() {
             outcome.failures.push(format!(
-                "{} operations were not carried through although one server was struck: {first:?}",
+                "{} operations were not served although only one server was struck: {first:?}",
                 left.len()
             ));
         }
@@ -263,7 +263,7 @@ impl Round<'_> {
             let home = [group.0, (group.0 + 1) % self.servers];
             if !home.iter().all(|server| both.contains(server)) {
                 outcome.failures.push(format!(
-                    "group {group} is lost, although servers {both:?} do not hold it both"
+                    "group {group} is lost, although servers {both:?} are not both of its holders"
                 ));
             }
         }
@@ -291,7 +291,7 @@ impl Round<'_> {
         let operations = Operations::pair(records)?;
         let unserved = noticed::unserved(&operations, placement, is_far);
         if !unserved.is_empty() {
-            outcome.failures.push(format!("groups of other servers noticed: {unserved:?}"));
+            outcome.failures.push(format!("groups of other servers were not served: {unserved:?}"));
         }
         let group_of = |record: &kv_history::Record| {
             placement.locate(kv_protocol::Digest::of(record.key.as_bytes())).0
@@ -303,12 +303,12 @@ impl Round<'_> {
             .collect();
         for group in &said {
             if !lost.contains(group) {
-                bail!("group {group} answered LOST, and is not lost");
+                bail!("group {group} responded LOST, but is not lost");
             }
         }
         for group in lost {
             if !said.contains(group) {
-                outcome.failures.push(format!("group {group} is lost, and never answered LOST"));
+                outcome.failures.push(format!("group {group} is lost, but never responded LOST"));
             }
         }
         Ok(())

@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let abilities = Abilities::of(&programs.coord)?;
     let mut left_out = Vec::new();
     if !abilities.restore {
-        left_out.push("restoring after a shutdown: `coord` has no --restore yet".into());
+        left_out.push("restores after a shutdown: this `coord` has no --restore".into());
     }
     let mut wanted = Wanted::of(args, start, &mut left_out);
     // This must run before any other thread exists.
@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         wanted.days.iter_mut().for_each(|(_, days)| days.retain(|day| is_wanted(day.to_string())));
         wanted.days.retain(|(_, days)| !days.is_empty());
         let is_any = !possible.1.is_empty() || !wanted.days.is_empty();
-        anyhow::ensure!(is_any, "no fault that is possible here is named `{only}`");
+        anyhow::ensure!(is_any, "no fault that is possible here has `{only}` in its name");
         if possible.1.is_empty() {
             wanted.faults = 0;
         }
@@ -296,7 +296,7 @@ mod tests {
     use clap::Parser as _;
 
     #[test]
-    fn a_run_has_as_many_faults_as_asked_in_clusters_of_both_sizes() {
+    fn a_run_has_as_many_faults_as_requested_in_clusters_of_both_sizes() {
         let wanted = Wanted {
             seed: 1,
             faults: 200,
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whoever_sets_a_time_or_looks_for_one_kind_takes_what_comes() {
+    fn only_runs_with_a_time_limit_or_one_kind_of_fault_have_a_smaller_minimum() {
         let demand = |words: &[&str]| {
             let args = Args::parse_from(["chaos", "--no-cuts"].iter().chain(words));
             let wanted = Wanted::of(&args, Instant::now(), &mut Vec::new());
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_the_ordinary_days_that_it_was_asked_for_is_not_enough() {
+    fn a_run_with_fewer_ordinary_days_than_requested_is_not_enough() {
         let missed = |words: &[&str], struck: &[(&str, u64)]| {
             let args = Args::parse_from(["chaos", "--no-cuts"].iter().chain(words));
             let mut wanted = Wanted::of(&args, Instant::now(), &mut Vec::new());
@@ -360,7 +360,7 @@ mod tests {
         let [leave, suspend] = [Day::Leave, Day::Suspend].map(|day| day.to_string());
         assert_eq!(missed(&[], &[]), 1);
         assert_eq!(missed(&[], &[(&leave, 99)]), 1);
-        assert_eq!(missed(&[], &[(&leave, 100)]), 1, "one kind has never been");
+        assert_eq!(missed(&[], &[(&leave, 100)]), 1, "one kind never struck");
         assert_eq!(missed(&[], &[(&leave, 50), (&suspend, 50)]), 0);
         assert_eq!(missed(&["--ordinary", "20"], &[(&leave, 20)]), 0, "too short to demand it");
         assert_eq!(missed(&["--slice"], &[(&leave, 4)]), 1);

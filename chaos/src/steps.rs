@@ -1,4 +1,4 @@
-//! The coordinator's log while it is written: the steps of recoveries, and new processes.
+//! The coordinator's log, read while it grows: the steps of recoveries, and new processes.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 pub(crate) enum Told {
     /// A process was started at its place.
     Started {
-        /// Its pid.
+        /// The pid.
         pid: u32,
     },
-    /// Its recovery has entered this step.
+    /// The server's recovery has entered this step.
     Step(u8),
-    /// It is down, or its process has exited.
+    /// The server is down, or its process has exited.
     Down,
-    /// Its recovery is complete.
+    /// The server's recovery is complete.
     Back,
 }
 
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lines_of_a_recovery_are_understood() {
+    fn the_log_lines_of_a_recovery_are_parsed() {
         let date = "2026-11-25T18:00:00Z  INFO ";
         for (line, told) in [
             ("server 1 is down: its process has ended", (1, Told::Down)),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_counts_when_it_is_whole() {
+    fn a_line_is_parsed_only_once_it_is_complete() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         std::fs::write(&path, "server 1, step 0: before\n").unwrap();

@@ -29,17 +29,17 @@ const LOOK_EVERY: Duration = Duration::from_micros(200);
 /// A fault that was injected.
 #[derive(Clone, Debug)]
 pub(crate) struct Struck {
-    /// Its line in the table.
+    /// The name of the fault in the table.
     pub(crate) name: String,
     pub(crate) victim: u16,
     /// The time of the fault, by the clock of the history; of two strikes, the one that the fault is named
     /// after.
     pub(crate) time_ns: i64,
-    /// The time of its beginning: the first of two strikes.
+    /// The time of the beginning; of two strikes, that of the first.
     pub(crate) began_ns: i64,
     /// The groups of the victim; all groups, if only the coordinator was struck.
     pub(crate) groups: Vec<u16>,
-    /// The longest stall that it may cause.
+    /// The longest stall that the fault may cause.
     pub(crate) limit: Duration,
     /// The time until which clients were cut off from the victim, while all others still reached it.
     pub(crate) apart_until_ns: Option<i64>,
@@ -218,7 +218,7 @@ impl<'a> Striker<'a> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        bail!("server {other} was killed, and is not down within {STEP_TIMEOUT:?}")
+        bail!("server {other} was killed, but is not down within {STEP_TIMEOUT:?}")
     }
 
     /// Kills a server, and the process that replaces it in this step. Returns the time of the kill, and the
@@ -239,7 +239,7 @@ impl<'a> Striker<'a> {
         while !is_due {
             if Instant::now() > until {
                 process::signal(pid, Signal::CONT);
-                bail!("step {step} of server {victim} has not come within {STEP_TIMEOUT:?}");
+                bail!("step {step} of server {victim} did not begin within {STEP_TIMEOUT:?}");
             }
             for (id, told) in self.steps.news() {
                 match told {
@@ -275,7 +275,7 @@ impl<'a> Striker<'a> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        bail!("the death of the process that replaces server {victim} was not noticed")
+        bail!("the death of the process that replaces server {victim} was not logged")
     }
 
     /// Waits for this step of a server's recovery, or a later one. Returns `None` if the recovery is over
@@ -296,7 +296,7 @@ impl<'a> Striker<'a> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        bail!("step {step} of server {victim} has not come within {STEP_TIMEOUT:?}")
+        bail!("step {step} of server {victim} did not begin within {STEP_TIMEOUT:?}")
     }
 
     fn groups_of(&self, server: u16) -> Vec<u16> {
@@ -327,7 +327,7 @@ impl<'a> Striker<'a> {
     }
 
     fn network(&self) -> anyhow::Result<&'a Network> {
-        self.network.context("a link is to be cut where there is no network")
+        self.network.context("cannot cut a link: this cluster has no network")
     }
 
     fn cut(&self, victim: u16, far: Far, way: Way) -> anyhow::Result<()> {

@@ -118,7 +118,7 @@ impl Remains {
                     true => found.push(dumps::read(&path)?),
                     false => ensure!(
                         !holds,
-                        "server {id} lives and holds a group, and left no {}",
+                        "server {id} is alive and holds a group, but left no {}",
                         path.display()
                     ),
                 }
@@ -135,7 +135,7 @@ impl Remains {
                     Some(source) => remains.take(&found[source.dump.0], shard, placement),
                     None => ensure!(
                         !lives,
-                        "a holder of group {} lives, and no complete dump of it counts: {view:?}",
+                        "a holder of group {} is alive, but it has no valid dump: {view:?}",
                         view.group
                     ),
                 }
@@ -309,8 +309,8 @@ fn check_numbers(
         let most = before + possible + effects.possible + forgotten;
         if remain.last < least.max(effects.highest) || remain.last > most {
             failures.push(format!(
-                "group {}, shard {}: its last write has number {}; {least} took one for certain (the \
-                 highest that was told is {}), {most} at most",
+                "group {}, shard {}: the last sequence number is {}; at least {least} writes \
+                 took one (the highest in a response is {}), at most {most}",
                 place.0, place.1, remain.last, effects.highest
             ));
         }
@@ -334,7 +334,7 @@ fn check_bulk(
     if let Some(first) = missing.first() {
         let count = missing.len();
         failures.push(format!(
-            "{count} of the entries that were there first are lost or wrong, {first} among them"
+            "{count} entries of the bulk data are lost or wrong, {first} among them"
         ));
     }
     missing.len() as u64
@@ -359,7 +359,7 @@ fn check_checker(
         |(found, verdict): &(&str, _)| *found == key && *verdict == kv_history::Verdict::Illegal;
     if !copy.judge().iter().any(is_rejected) {
         failures.push(format!(
-            "the checker accepts a history that cannot be: {}, key {key}",
+            "the checker accepts an impossible history: {}, key {key}",
             path.display()
         ));
     }
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_forgotten_once_in_each_idle_span() {
+    fn a_session_expires_at_most_once_in_each_idle_span() {
         let records =
             [line(1, Kind::Invoke, 0), line(2, Kind::Invoke, 0), line(100_001, Kind::Ok, 1)];
         let after = |seconds| forgotten_at_most(&records, Duration::from_secs(seconds));

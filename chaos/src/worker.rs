@@ -1,7 +1,7 @@
 //! One client process: a few closed loops over the keys in use, each with a client of its own. Every operation
 //! is recorded when it begins and when it ends.
 //!
-//! It works until its standard input ends, so it does not outlive the process that started it.
+//! The process works until its standard input ends, so it does not outlive the process that started it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -64,9 +64,9 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
 /// One thread.
 struct Hand<'a> {
     args: &'a WorkerArgs,
-    /// Its number among all threads of the run.
+    /// The number of the thread among all threads of the run.
     number: u32,
-    /// Its current process number.
+    /// The current process number of the thread.
     process: u32,
     placement: Placement,
     client: Client,
@@ -241,7 +241,7 @@ impl<'a> Hand<'a> {
             return done;
         }
         match self.client.resolve(doubt, &OpOptions::default()) {
-            // It could not be settled, so its result remains unknown.
+            // The write could not be settled, so its result remains unknown.
             Err(
                 Error::InDoubt { .. }
                 | Error::Timeout { .. }
@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_comes_back_and_a_torn_one_is_none() {
+    fn an_encoded_value_is_decoded_and_a_torn_one_is_invalid() {
         let mut random = Random::new(1);
         for value in [1, 77 << 36, (1 << 53) - 1] {
             let mut bytes = bytes_of(value, &mut random);

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_of_what_was_overwritten_is_rejected() {
+    fn a_read_of_an_overwritten_value_is_rejected() {
         let all = [
             pair(1, Function::Write, Some(1), 0),
             pair(1, Function::Write, Some(2), 10),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_of_what_was_never_written_is_rejected() {
+    fn a_read_of_a_value_that_was_never_written_is_rejected() {
         let all = [pair(1, Function::Write, Some(1), 0), pair(2, Function::Read, Some(1), 20)];
         assert_eq!(rejects(all.as_flattened()), NEVER_WRITTEN);
     }

@@ -32,7 +32,7 @@ pub struct Effects {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Twice {
     /// One value under two versions.
-    #[error("key {key:?}: the one write of {value} was seen as version {first} and as {second}")]
+    #[error("key {key:?}: value {value}, written once, has versions {first} and {second}")]
     Write {
         /// The key.
         key: String,
@@ -44,7 +44,7 @@ pub enum Twice {
         second: u64,
     },
     /// Two writes under one version.
-    #[error("version {version} is of a write of {first:?} and of one of {second:?}")]
+    #[error("version {version} belongs to two writes: {first:?} and {second:?}")]
     Version {
         /// The version.
         version: u64,
@@ -140,7 +140,7 @@ mod tests {
     use Function::{Cas, Delete, Read, Write};
 
     #[test]
-    fn writes_and_what_was_read_of_them_are_counted() {
+    fn writes_and_the_versions_read_of_them_are_counted() {
         let found = count(&[
             (Write, "a", Some(1), 1),
             (Read, "a", Some(1), 1),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_nobody_has_looked_at_takes_no_number() {
+    fn a_write_that_the_store_did_not_evaluate_takes_no_version() {
         for reason in [Reason::Lost, Reason::Unavailable, Reason::Refused] {
             for f in [Write, Cas, Delete] {
                 assert_eq!(one(f, Kind::Fail, Some(reason)), (0, 0), "{f:?} {reason:?}");
@@ -182,32 +182,32 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_condition_takes_a_number() {
+    fn a_failed_condition_takes_a_version() {
         assert_eq!(one(Cas, Kind::Fail, Some(Reason::Conflict)), (1, 1));
         assert_eq!(one(Delete, Kind::Fail, Some(Reason::NotFound)), (1, 1));
     }
 
     #[test]
-    fn a_write_that_was_settled_as_not_done_takes_the_number_of_the_record_that_says_so() {
+    fn a_write_settled_as_not_done_takes_a_version_for_its_record() {
         for f in [Write, Cas, Delete] {
             assert_eq!(one(f, Kind::Fail, Some(Reason::NotDone)), (1, 1), "{f:?}");
         }
     }
 
     #[test]
-    fn a_write_in_doubt_may_have_taken_a_number() {
+    fn a_write_in_doubt_may_have_taken_a_version() {
         assert_eq!(one(Write, Kind::Info, Some(Reason::InDoubt)), (0, 1));
     }
 
     #[test]
-    fn a_write_that_was_executed_again_is_found_by_its_version() {
+    fn a_write_executed_twice_is_detected_by_its_versions() {
         let found = count(&[(Write, "a", Some(1), 1), (Read, "a", Some(1), 2)]);
         let key = "a".to_owned();
         assert_eq!(found, Err(Twice::Write { key, value: 1, first: 1, second: 2 }));
     }
 
     #[test]
-    fn a_version_that_was_given_again_is_found() {
+    fn a_version_assigned_twice_is_detected() {
         assert!(count(&[(Write, "a", Some(1), 1), (Write, "b", Some(2), 1)]).is_err());
         assert!(count(&[(Write, "a", Some(1), 1), (Delete, "a", None, 1)]).is_err());
         assert!(count(&[(Delete, "a", None, 1), (Delete, "a", None, 1)]).is_err());

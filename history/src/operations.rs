@@ -33,7 +33,7 @@ pub struct Operations {
 
 /// An inconsistency that makes the lines no valid history.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("process {process} at {time_ns} ns: {reason}; whoever wrote the history is wrong")]
+#[error("process {process} at {time_ns} ns: {reason}; the recorder of the history is faulty")]
 pub struct HistoryError {
     /// The process of the inconsistent lines.
     pub process: u32,
@@ -57,7 +57,7 @@ impl Operations {
             let Record { process, time_ns, .. } = *record;
             let refuse = |reason| Err(HistoryError { process, time_ns, reason });
             if retired.contains(&process) {
-                return refuse("it goes on after an operation in doubt");
+                return refuse("it continues after an operation in doubt");
             }
             if record.kind == Kind::Invoke {
                 if open.insert(process, record).is_some() {
@@ -69,20 +69,20 @@ impl Operations {
                 return refuse("an operation ends that has not begun");
             };
             if (begin.f, &begin.key) != (record.f, &record.key) || time_ns < begin.time_ns {
-                return refuse("the end is not that of the operation which it has begun");
+                return refuse("the end does not match the operation that it began");
             }
             if record.kind == Kind::Info {
                 retired.insert(process);
             }
             let Some(operation) = join(begin, Some(record)) else {
-                return refuse("the values are not those that such an operation has");
+                return refuse("the values do not fit the operation");
             };
             operations.add(&begin.key, operation);
         }
         for begin in open.into_values() {
             let Some(operation) = join(begin, None) else {
                 let Record { process, time_ns, .. } = *begin;
-                let reason = "the values are not those that such an operation has";
+                let reason = "the values do not fit the operation";
                 return Err(HistoryError { process, time_ns, reason });
             };
             operations.add(&begin.key, operation);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ended_may_have_been_done_or_not() {
+    fn an_operation_that_never_ended_may_have_been_done_or_not() {
         for seen in [ONE, NONE] {
             let records = [
                 line(1, Kind::Invoke, Function::Write, ONE, 1),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_counts_only_if_the_store_has_looked() {
+    fn a_failed_operation_counts_only_if_the_store_evaluated_it() {
         let delete = |error| {
             let mut end = line(2, Kind::Fail, Function::Delete, NONE, 4);
             end.error = Some(error);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_goes_on_after_a_doubt_is_refused() {
+    fn a_process_that_continues_after_an_operation_in_doubt_is_rejected() {
         let records = [
             line(1, Kind::Invoke, Function::Write, ONE, 1),
             line(1, Kind::Info, Function::Write, ONE, 2),

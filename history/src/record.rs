@@ -122,7 +122,7 @@ impl Record {
 
     /// Serializes the record as one line, without the newline.
     pub fn to_line(&self) -> String {
-        serde_json::to_string(self).expect("a record has only names for keys")
+        serde_json::to_string(self).expect("the keys of a record are strings")
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_null() {
+    fn an_absent_value_is_null() {
         let line = r#"{"process":1,"type":"fail","f":"delete","key":"k","value":null,"time_ns":1,"error":"not-found"}"#;
         let found = Record::parse_all(line).unwrap();
         assert_eq!(found[0].value, Payload::One(None));
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_cut_is_named() {
+    fn a_truncated_line_is_reported_with_its_number() {
         let text = "{\"process\":1,\"type\":\"ok\",\"f\":\"read\",\"key\":\"k\",\"value\":3,\"time_ns\":1}\n{\"proc";
         assert_eq!(Record::parse_all(text).unwrap_err().line, 2);
     }

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_cannot_be_unread() {
+    fn a_value_that_was_read_cannot_be_absent_later() {
         let in_doubt = entry(1, 0, i64::MAX, Asked::Write(7), Returned::InDoubt);
         let history = [in_doubt, read(2, 1, 2, Some(7)), read(2, 3, 4, None)];
         assert_eq!(judge(&history), Verdict::Illegal);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_undecided_was_done_before_its_end_or_never() {
+    fn an_undecided_write_took_effect_before_its_end_or_never() {
         let undecided = entry(1, 0, 10, Asked::Write(7), Returned::Undecided);
         for seen in [None, Some(7)] {
             let at_once = [undecided, read(2, 11, 12, seen), read(2, 13, 14, seen)];
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_was_refused_or_lost_is_never_read() {
+    fn a_rejected_or_lost_write_is_never_read() {
         for returned in [Returned::Refused, Returned::Lost] {
             let refused = entry(1, 2, 3, Asked::Write(8), returned);
             assert_eq!(
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_swap_tells_that_the_value_was_another() {
+    fn a_failed_swap_shows_that_the_value_was_another_one() {
         let refused =
             entry(2, 2, 3, Asked::Swap { old: Some(7), new: 9 }, Returned::Done { changed: false });
         assert_eq!(judge(&[write(1, 0, 1, 7), refused]), Verdict::Illegal);

@@ -3,7 +3,7 @@
 //! ```text
 //!   at the event itself               promises that a single input or response can break
 //!   after every wake-up of a shard    promises about the replicas that woke
-//!   every thousand events             the digests of both replicas; now and then their whole contents
+//!   every thousand events             the digests of both replicas; every 40th time, one shard in full
 //!   at the end                        every table, and every key's history
 //! ```
 
@@ -39,7 +39,8 @@ pub struct Seen {
     pub served: bool,
 }
 
-/// Two replicas are compared in full after this many thousand events, in another shard each time.
+/// The interval between two full comparisons, in thousands of events. Each compares the replicas of another
+/// shard.
 const THOUSANDS_A_COMPARISON: u64 = 40;
 
 /// Counts of comparisons between replicas.

@@ -49,16 +49,16 @@ pub type Seen = Option<(SequenceNumber, Value)>;
 /// A client.
 #[derive(Debug)]
 pub struct Client {
-    /// Its name.
+    /// The name of the client.
     pub id: ClientId,
-    /// Its copy of the cluster's map.
+    /// The client's copy of the cluster's map.
     pub map: Option<Map>,
-    /// The newest view that it has seen, by group.
+    /// The newest known view, by group.
     views: Vec<View>,
     sessions: BTreeMap<(GroupId, ShardId), Session>,
     /// The log positions at which sessions may begin, from the newest WELCOMEs.
     starts: BTreeMap<(GroupId, ShardId), SequenceNumber>,
-    /// True if it was made as a clone of another client, whose name it keeps using.
+    /// True if this client was made as a clone of another one, whose name it keeps.
     pub is_clone: bool,
     /// Operations in flight, by request id.
     pub flights: BTreeMap<u64, Flight>,
@@ -67,16 +67,16 @@ pub struct Client {
     next_request: u64,
     /// Connections by the process's address, shard and client name.
     pub connections: BTreeMap<(SocketAddr, ShardId, ClientId), ConnectionNumber>,
-    /// The last value that it read of each key.
+    /// The last value read, by key.
     pub seen: BTreeMap<Vec<u8>, Seen>,
-    /// Its process number in the history; a new one after every operation in doubt.
+    /// The client's process number in the history; a new one after every operation in doubt.
     pub process: u32,
-    /// The time until which it waits for the response to its last map request.
+    /// The time until which the client waits for the response to its last map request.
     pub asks_map_until: u64,
-    /// True if it only reads, many keys at the same time, and requests the map only after a WRONG_VIEW. So a
-    /// stale primary that wrongly serves it is not exposed by writes of this client.
+    /// True if the client only reads, many keys at the same time, and requests the map only after a WRONG_VIEW.
+    /// Therefore it keeps reading from a stale primary that wrongly serves.
     pub is_reader: bool,
-    /// The time until which it begins no operation.
+    /// The time until which the client begins no operation.
     pub rests_until: u64,
     /// The number of sessions begun anew after the servers had expired the previous one.
     pub fresh_sessions: u64,
@@ -89,11 +89,11 @@ pub enum Wish {
     Send(SocketAddr, ShardId, ClientId, u64, Vec<u8>),
     /// Request the map.
     Map,
-    /// The servers do not have the session of this name any more, although one of its writes is in flight.
+    /// The servers have expired the session of this name, although one of its writes is in flight.
     Expired((GroupId, ShardId), ClientId),
-    /// A response from this group has bytes of different values.
+    /// A response from this group carries bytes that are not one written value.
     Mixed(GroupId),
-    /// A write, or the settling of one, was given up.
+    /// The client has given up a write, or an attempt to settle one.
     GivenUp(Box<Flight>),
     /// An operation has ended.
     Ended(Box<Flight>, Returned, Option<SequenceNumber>),
@@ -131,7 +131,8 @@ impl Client {
     pub fn begin(&mut self, now: u64, plan: Plan) {
         let Plan { slot, key, floor, mut asked, condition, value, timeout, settling } = plan;
         if self.is_clone && asked == Asked::Delete {
-            // Two deletes of one key under one sequence number are the same request.
+            // To the servers, two deletes of one key under one sequence number are one request. So a clone does
+            // not delete.
             asked = Asked::Read;
         }
         let Some(map) = &self.map else { return };
@@ -394,7 +395,7 @@ impl Client {
         self.sessions = other.sessions.clone();
         self.starts = other.starts.clone();
         self.is_clone = true;
-        // Session names that it creates itself, and its request ids, stay distinct.
+        // New session names and request ids differ from those of the original client.
         self.fresh_sessions = 1_000;
         self.next_request = 1 << 40;
         self.connections.clear();
@@ -407,13 +408,13 @@ impl Client {
         self.is_clone = false;
     }
 
-    /// Returns the names under which it writes.
+    /// Returns the names under which the client writes.
     pub fn names(&self) -> impl Iterator<Item = ClientId> {
         self.sessions.values().map(|session| session.client).chain([self.id])
     }
 
-    /// Handles the resume of its suspended machine. Its clock was stopped meanwhile, so its deadlines move as
-    /// well.
+    /// Handles the resume of the client's machine after a suspend. Its clock did not advance meanwhile, so its
+    /// deadlines move as well.
     pub fn on_slept(&mut self, slept: u64) {
         for flight in self.flights.values_mut().chain(self.doubts.values_mut()) {
             flight.slept += slept;
@@ -427,7 +428,7 @@ impl Client {
         }
     }
 
-    /// Returns whether it still uses this connection.
+    /// Returns whether the client still uses this connection.
     pub fn keeps(&self, number: ConnectionNumber) -> bool {
         let waits = |flight: &Flight| flight.connection == Some(number);
         self.connections.values().any(|known| *known == number) || self.flights.values().any(waits)
@@ -445,7 +446,7 @@ impl Client {
         }
     }
 
-    /// Handles the restore of its cluster under another name.
+    /// Handles the restore of the client's cluster under another name.
     pub fn follow(&mut self, now: u64) {
         self.views.clear();
         self.connections.clear();

@@ -4,7 +4,7 @@ use kv_protocol::Time;
 
 use kv_testkit::random::Random;
 
-/// The most by which a clock may run fast or slow, per mille.
+/// The maximum drift of a clock in either direction, per mille.
 const DRIFT_PER_MILLE: u64 = 100;
 
 /// A host's clock.
@@ -21,13 +21,13 @@ impl Clock {
         Clock { start: random.between(1_000_000_000, 1_000_000_000_000), per_mille }
     }
 
-    /// Returns its reading at a true time, given in nanoseconds.
+    /// Returns the clock's reading at a true time in nanoseconds.
     pub fn read(&self, now: u64) -> Time {
         let shown = u128::from(now) * u128::from(self.per_mille) / 1_000;
         Time::from_nanos(self.start + u64::try_from(shown).expect("a run lasts hours at most"))
     }
 
-    /// Returns the first true time at which it reads `reading` or later.
+    /// Returns the first true time at which the clock reads `reading` or later.
     pub fn true_time(&self, reading: Time) -> u64 {
         let elapsed = u128::from(reading.nanos.saturating_sub(self.start));
         let true_time = (elapsed * 1_000).div_ceil(u128::from(self.per_mille));

@@ -1,4 +1,4 @@
-//! The coordinator: its brain as it ships, its disk, and its connections.
+//! The coordinator: the shipped state machine (the brain), a disk, and connections.
 
 use std::collections::BTreeMap;
 
@@ -23,16 +23,16 @@ pub struct Coordinator {
     pub is_doomed: bool,
     /// The time until which its disk is full.
     pub disk_full_until: u64,
-    /// The time until which it is paused.
+    /// The time until which the process is paused.
     pub paused_until: u64,
-    /// The total time for which it was paused, the current pause included.
+    /// The total time for which the process was paused, the current pause included.
     pub slept: u64,
     /// Heartbeat connections, with the server that sends on each.
     pub links: BTreeMap<ConnectionNumber, (LinkId, Option<ServerId>)>,
     next_link: u64,
     /// Open order connections, by process.
     pub orders: BTreeMap<Member, ConnectionNumber>,
-    /// The time of its next timer wake-up.
+    /// The time of the next timer wake-up.
     pub wake_at: Option<u64>,
     shape: Shape,
     /// The origin of a restored cluster.
@@ -42,7 +42,7 @@ pub struct Coordinator {
 /// The shape of a run's cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Its name.
+    /// The id of the cluster.
     pub cluster: ClusterId,
     /// The number of servers.
     pub servers: u16,
@@ -50,7 +50,7 @@ pub struct Shape {
     pub shards: u16,
     /// The policy on a double fault.
     pub on_double_fault: DoubleFault,
-    /// The seed from which its names are drawn.
+    /// The seed from which the cluster's names are drawn.
     pub seed: u64,
 }
 
@@ -104,7 +104,7 @@ impl Coordinator {
         self.restart(now, effects);
     }
 
-    /// Returns the shape of its cluster.
+    /// Returns the shape of the cluster.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }

@@ -65,7 +65,7 @@ pub struct Counts {
     pub stop_suspends: u64,
     /// Suspends during the start of a restored cluster.
     pub restore_suspends: u64,
-    /// Times at which no server could reach the coordinator.
+    /// Periods in which no server could reach the coordinator.
     pub orphaned: u64,
     /// Chunks of tables emptied by compaction.
     pub emptied_chunks: u64,
@@ -77,7 +77,7 @@ pub struct Counts {
     pub forged: u64,
     /// Values read that are long enough to be sent from the table.
     pub long_values: u64,
-    /// Requests served to clients that were only load.
+    /// Requests served to clients that only produce load.
     pub load: u64,
     /// Faults that struck a group with a write in flight.
     pub with_write_in_flight: u64,
@@ -163,9 +163,9 @@ impl Counts {
         least("dumps that failed".to_owned(), self.failed_dumps, 1);
         least("suspends in a stop".to_owned(), self.stop_suspends, 1);
         least("suspends in a restore".to_owned(), self.restore_suspends, 1);
-        least("times without a coordinator".to_owned(), self.orphaned, 1);
+        least("periods without a coordinator".to_owned(), self.orphaned, 1);
         least("chunks emptied by compaction".to_owned(), self.emptied_chunks, 1);
-        least("requests that were only load".to_owned(), self.load, LOAD);
+        least("requests of load-only clients".to_owned(), self.load, LOAD);
         least("connections handed over".to_owned(), self.handed_over, CLIENTS_WAYS);
         least("connections reset".to_owned(), self.resets, CLIENTS_WAYS);
         least("writes with a wrong digest".to_owned(), self.forged, CLIENTS_WAYS);
@@ -175,7 +175,7 @@ impl Counts {
         for kind in KINDS {
             let counts = self.faults.get(kind.name()).copied().unwrap_or_default();
             for (step, count) in counts.into_iter().take(STEPS).enumerate() {
-                let words = format!("times {} in step {step}", kind.name());
+                let words = format!("faults of kind {} in step {step}", kind.name());
                 least(words, count, FAULTS_A_KIND_A_STEP);
             }
         }
@@ -183,7 +183,7 @@ impl Counts {
         least("pauses of all servers together".to_owned(), pauses, FAULTS_A_KIND_A_STEP);
         for kind in [SHORT_STALL, LONG_STALL, NO_MEMORY] {
             let count = self.faults.get(kind).map_or(0, |counts| counts.iter().sum());
-            least(format!("times {kind}"), count, SLOW_FAULTS_A_KIND);
+            least(format!("faults of kind {kind}"), count, SLOW_FAULTS_A_KIND);
         }
         missing
     }
@@ -204,16 +204,16 @@ impl Counts {
     pub fn table(&self) -> String {
         let hours = self.simulated as f64 / 3.6e12;
         let mut text = format!(
-            "{} runs, {hours:.2} simulated hours, {} events\n{} operations answered ({} writes \
+            "{} runs, {hours:.2} simulated hours, {} events\n{} operations completed ({} writes \
              acknowledged), {} in doubt\n",
             self.runs, self.events, self.operations, self.acked, self.in_doubt
         );
         text += &format!(
-            "settled: {} done, {} not done, {} of sessions that were forgotten\n",
+            "settled: {} done, {} not done, {} undecided because their session had expired\n",
             self.settled_done, self.settled_not_done, self.undecided
         );
         text += &format!(
-            "{} refused, {} of groups that are LOST; {} forgotten sessions begun anew\n",
+            "{} rejected, {} on LOST groups; {} sessions begun anew after an expiry\n",
             self.refused, self.lost, self.fresh_sessions
         );
         text += &format!(
@@ -225,8 +225,8 @@ impl Counts {
             self.restored, self.lost_by_restore, self.failed_dumps, self.stop_suspends
         );
         text += &format!(
-            "{} suspends in a restore, {} times without a coordinator, {} chunks emptied by compaction, \
-             {} requests that were only load\n",
+            "{} suspends in a restore, {} periods without a coordinator, {} chunks emptied by \
+             compaction, {} requests of load-only clients\n",
             self.restore_suspends, self.orphaned, self.emptied_chunks, self.load
         );
         text += &format!(
@@ -272,7 +272,7 @@ mod tests {
         (counts.forged, counts.long_values) = (CLIENTS_WAYS, CLIENTS_WAYS);
         assert_eq!(counts.missing(), [""; 0]);
         counts.faults.get_mut("crash").unwrap()[2] = 999;
-        assert_eq!(counts.missing(), ["999 times crash in step 2, 1000 are required"]);
+        assert_eq!(counts.missing(), ["999 faults of kind crash in step 2, 1000 are required"]);
         counts.with_write_in_flight = counts.all_faults() * 89 / 100;
         counts.operations -= 1;
         assert_eq!(counts.missing().len(), 3);

@@ -1,5 +1,5 @@
-//! The dump that a process leaves on its host's disk when it is stopped, in the format that ships, and its
-//! loading into a new process.
+//! The dump that a stopped process leaves on its host's disk, in the shipped format, and its loading into a new
+//! process.
 //!
 //! ```text
 //!   Input::Dump to shard 0 -> freezes -> Part -> Job: text -> shard 1 ... -> written -> DumpFile
@@ -61,7 +61,7 @@ impl Part {
 /// A dump in progress.
 #[derive(Debug)]
 pub struct Job {
-    /// The order that requested it; `None` if the process leaves by itself.
+    /// The order that requested the dump; `None` if the process leaves by itself.
     pub order: Option<OrderId>,
     /// The role, by home, of the replica that is dumped.
     pub role: ReplicaRole,
@@ -112,13 +112,14 @@ impl Job {
 /// A dump file on a host's disk.
 #[derive(Debug)]
 pub struct DumpFile {
-    /// Its bytes.
+    /// The bytes of the file.
     pub text: Vec<u8>,
     /// The digest of the replica's contents, if the file holds all of them, by shard.
     pub contents: Vec<Option<ContentDigest>>,
 }
 
-/// Fills the empty replica of a group with its shard of a dump, whose last write counts as `last`.
+/// Loads a shard of a dump into the empty replica of a group. The last sequence number of the replica becomes
+/// `last`.
 pub fn load(service: &mut Service, group: GroupId, last: SequenceNumber, dump: &Dump) {
     let (shard, placement) = (service.identity.shard, service.identity.placement);
     let mut entries = DumpedEntries::default();

@@ -34,7 +34,7 @@ pub enum Happening {
     DialFailed(Actor, Purpose),
     /// An executor wakes up: process, shard.
     WakeShard(usize, usize),
-    /// A process sends a heartbeat, or tries to connect its link again.
+    /// A process sends a heartbeat, or dials the coordinator again if it has no link.
     Beat(usize),
     /// The coordinator wakes up for a timer.
     WakeCoordinator(u64),
@@ -56,7 +56,7 @@ pub enum Happening {
     WakeClient(usize),
     /// A client's machine is suspended for this time.
     SleepClient(usize, u64),
-    /// A client's machine resumes after this time.
+    /// A client's machine resumes after a suspend of this length.
     ClientSlept(usize, u64),
     /// All machines are suspended for this time.
     SleepAll(u64),
@@ -83,11 +83,11 @@ pub enum Happening {
     Heal,
     /// The link between the process at this place and the coordinator breaks.
     BreakLink(usize),
-    /// A delayed hello of this term arrives at a process.
+    /// A delayed hello of an earlier coordinator with this epoch arrives at a process.
     Zombie(kv_protocol::Epoch, Member),
     /// The process at this place receives a stop signal.
     SignalAt(usize),
-    /// This many neighbours, from a random place on, receive stop signals within this many nanoseconds.
+    /// Neighbouring processes receive stop signals: their number, and the nanoseconds within which.
     SignalMany(usize, u64),
     /// A process receives a stop signal.
     Signal(usize),
@@ -101,7 +101,7 @@ pub enum Happening {
     LeaveAlone(usize),
     /// A process that received a stop signal receives another, and waits no longer.
     LeaveNow(usize),
-    /// Checks whether a process has drained since it was ordered to.
+    /// The progress of a process that was ordered to drain is checked.
     LookAtDrain(usize, OrderId, u64),
     /// A dump of this number is durable on the disk of its process's host.
     DumpWritten(usize, u64),
@@ -125,14 +125,14 @@ pub enum Happening {
     Crash(usize),
     /// The load of a run begins.
     Flood,
-    /// Decides whether the remaining replica of a group crashes now.
+    /// The remaining holder of a group crashes if it has acknowledged a write alone.
     Tempt(Temptation),
 }
 
 /// The target of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The coordinator, whichever process that is.
+    /// The current process of the coordinator.
     Coordinator,
     /// An executor of the process at this address.
     Process(SocketAddr),

@@ -12,7 +12,7 @@
 //! | 7 | a member that takes over has every acknowledged write | [`taker_has_all`] |
 //! | 8 | no read without a lease | [`lease_is_checked`] |
 //! | 9 | nothing is accepted from an old view or process | [`nothing_old`] |
-//! | 10 | the union is true | [`union_is_true`] |
+//! | 10 | a candidate in the union counts for every commit | [`union_is_true`] |
 //! | 11 | a copy equals its source | [`copy_is_equal`] |
 //! | 12 | a key's versions grow | [`newest_wins`] |
 //! | 13 | exactly-once execution | [`once_only`] |
@@ -30,12 +30,12 @@
 //! |  | a suspended server keeps its place | [`sleepers_stay`] |
 //! |  | a slow server costs no other its place | [`slow_are_spared`] |
 //! | 21 | no grace is owed to a dead process | [`dead_are_not_waited_for`] |
-//! | 22 | a stream is whole | [`streams_are_whole`] |
+//! | 22 | holders accept each other's messages | [`streams_are_whole`] |
 //! | 23 | sessions are kept | [`sessions_are_kept`] |
-//! | 26 | a stop ends nothing that is not dumped | [`dumped_before_end`] |
+//! | 26 | a stop ends no process before its data is dumped | [`dumped_before_end`] |
 //! | 27 | a value being sent does not change | [`pins_hold`] |
 //! | 28 | no load moves a view | [`load_moves_no_view`] |
-//! | 29 | every response was asked for on its connection | [`responses_are_asked_for`] |
+//! | 29 | every response has a request on its connection | [`responses_are_asked_for`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -94,7 +94,7 @@ pub fn may_serve(sight: &Inspection, now: Time) -> bool {
 pub struct Violation {
     /// The number of the invariant in the table of this module.
     pub invariant: u8,
-    /// The group, if it concerns one.
+    /// The group, if the violation concerns one.
     pub group: Option<GroupId>,
     /// The observation.
     pub words: String,

@@ -24,20 +24,19 @@ struct Args {
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
-    /// One seed only, with its whole trace.
+    /// Run only this seed, and print its whole trace.
     #[arg(long, conflicts_with_all = ["seeds", "first_seed", "minutes", "hours", "threads", "enough"])]
     seed: Option<u64>,
-    /// After the seeds, fresh ones until so many minutes have passed.
+    /// Run fresh seeds after the fixed ones, until this many minutes have passed.
     #[arg(long, default_value_t = 0.0)]
     minutes: f64,
-    /// The same in hours.
+    /// Hours to add to --minutes.
     #[arg(long, default_value_t = 0.0)]
     hours: f64,
-    /// Runs at the same time.
+    /// Number of parallel runs.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Fails, too, if the whole has not met as many faults, in as many ways, as ten minutes on two
-    /// cores must.
+    /// Also fail if a count of operations, checks or faults is below the minimum for ten minutes on two cores.
     #[arg(long)]
     enough: bool,
     /// Print the result as one JSON object instead of a table.

@@ -45,7 +45,7 @@ impl Nemesis {
 /// The probability, per mille, that the beginning of each step causes a fault. It is higher for steps that few
 /// recoveries reach, or stay in for long.
 const STRIKES_A_STEP: [u64; 6] = [580, 1_060, 1_000, 550, 1_000, 1_000];
-/// The number of times, and the interval in nanoseconds, for which a fault waits for a write in flight.
+/// The number of checks for a write in flight before a fault strikes anyway, and their interval in nanoseconds.
 const TIMEOUT: u8 = 250;
 const LOOK_AGAIN: u64 = 250_000;
 
@@ -57,15 +57,15 @@ const SHORT_TIMEOUT: u8 = 10;
 
 /// The share of step beginnings that suspend the whole machine instead, per mille.
 const SUSPENDS_A_STEP: u64 = 25;
-/// The name under which those suspends are counted.
+/// The name under which suspends of the whole machine are counted.
 pub const SUSPEND: &str = "suspend";
 
 /// The name under which pauses of all servers together are counted.
 pub const MACHINE_PAUSE: &str = "machine pause";
-/// The time within which all servers resume after one, in nanoseconds.
+/// The time within which all servers resume after such a pause, in nanoseconds.
 const WAKES_WITHIN: u64 = 10_000_000;
 
-/// Returns the duration of a store, in nanoseconds of true time. It is very long now and then.
+/// Returns the duration of a store, in nanoseconds of true time. Some stores take very long.
 pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     match random.below(100) {
         0..=5 if !is_healing => random.between(20_000_000, 700_000_000),
@@ -73,7 +73,7 @@ pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     }
 }
 
-/// Returns whether no ordinary fault may strike, or none any more.
+/// Returns whether ordinary faults are excluded, in this run or from now on.
 fn is_quiet(world: &World) -> bool {
     let Config { calm, slow, stands, orphans, floods, .. } = world.config;
     world.is_healing || calm || slow || stands || orphans || floods
@@ -95,8 +95,8 @@ pub fn strike_at_rest(world: &mut World) {
     world.after(pause, Happening::Nemesis);
     let Some(cluster) = &world.coordinator.cluster else { return };
     if !cluster.has_served() {
-        // A server that dies now fails the start, when there is nothing to lose. A coordinator may die once it
-        // knows all servers.
+        // A dead server would now only make the start fail, and there is no data to lose yet. The coordinator
+        // may crash once every group has a view.
         let is_founded = cluster.views().iter().all(|view| view.version.0 > 0);
         if is_founded && world.random.per_mille(300) {
             let place = world.random.index(usize::from(world.config.servers));
@@ -106,7 +106,7 @@ pub fn strike_at_rest(world: &mut World) {
     }
     let is_calm = world.nemesis.cut.is_none() && !anyone_is_paused(world);
     let is_whole = cluster.is_whole() && is_calm;
-    // Every group has two replicas, though not all are home: another place may be struck.
+    // Every group has two replicas, although not all are home: another place may be struck.
     let has_copies = is_calm && world.coordinator.storing.is_none() && {
         let holders = |view: &View| [view.primary, view.secondary()];
         let mut members = cluster.views().iter().flat_map(holders);
@@ -125,7 +125,7 @@ pub fn strike_at_rest(world: &mut World) {
     strike(world, target, kind, None, TIMEOUT);
 }
 
-/// Pauses all servers; in half of these runs the coordinator, too. They resume one after the other, and run for
+/// Pauses all servers; in half of these runs also the coordinator. They resume one after the other, and run for
 /// a moment.
 fn stand(world: &mut World) {
     let works = world.random.between(20_000_000, 300_000_000);
@@ -174,7 +174,7 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
         let delay = world.random.between(1_000, 300_000);
         return world.after(delay, Happening::SuspendInStep(usize::from(server.0), step));
     }
-    // The first step is over as soon as the views are stored.
+    // Step 0 ends as soon as the views are stored, so its faults strike early.
     let quick = if step == 0 { 9 } else { 6 };
     let delay = match world.random.below(10) {
         n if n < quick => world.random.between(1_000, 300_000),
@@ -266,7 +266,7 @@ pub fn strike_in_step(world: &mut World, place: usize, step: u8) {
         return;
     }
     let kind = rarest[world.random.index(rarest.len())];
-    // A hand-over would end before a fault that waits for long.
+    // A hand-over would be over before a fault with the long timeout strikes.
     let timeout = if step == 4 { SHORT_TIMEOUT } else { TIMEOUT };
     strike(world, place, kind, Some(step), timeout);
 }
@@ -310,7 +310,7 @@ fn step_of(world: &World, place: usize) -> Option<u8> {
 
 /// Returns whether a kind of fault may strike a place, by the rules of this file.
 fn is_possible(world: &World, place: usize, kind: Kind) -> bool {
-    // An absent coordinator is fault enough.
+    // While the coordinator is dead, no other fault strikes.
     let Some(_) = &world.coordinator.cluster else { return false };
     match kind {
         Kind::Crash => {
@@ -333,11 +333,11 @@ fn anyone_is_paused(world: &World) -> bool {
         || processes.any(|process| !process.is_at_work(world.now))
 }
 
-/// Returns whether a group would be lost with this place: by a view that is durable, or is being stored, no
-/// other full replica is alive and working.
+/// Returns whether the loss of this place would lose a group: its durable view, or the one being stored, names
+/// no other full replica that is alive and working.
 fn is_last_holder(world: &World, target: usize) -> bool {
     let Some(cluster) = &world.coordinator.cluster else { return true };
-    // A state that a full disk rejects is withdrawn, and decided anew.
+    // A state that a full disk rejects is withdrawn, so its views do not count.
     let storing = world.coordinator.storing.as_ref().filter(|_| !world.coordinator.is_doomed);
     let stored = storing.map(|(_, state)| state.views.as_slice());
     let mut views = cluster.views().iter().chain(stored.unwrap_or_default());

@@ -87,7 +87,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Creates a network of this many hosts, without connections. A local one has no long delays.
+    /// Creates a network of this many hosts, without connections. A local network has no long delays.
     pub fn new(hosts: usize, is_local: bool) -> Network {
         let cuts = vec![vec![false; hosts]; hosts];
         Network { connections: Vec::new(), cuts, live: Vec::new(), is_local }

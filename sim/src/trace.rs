@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_s_trace_has_what_concerns_it_and_nothing_else() {
+    fn the_trace_of_a_group_has_exactly_the_lines_that_concern_it() {
         let mut trace = Trace::default();
         trace.note(1, About::All, format_args!("all"));
         trace.note(2, About::Group(GroupId(2)), format_args!("group 2"));

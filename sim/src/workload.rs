@@ -67,7 +67,7 @@ fn whole_value(value: Value, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// The place of a value's length in its bytes, if it is long enough.
+/// The position of a value's length in its bytes, if the value is long enough.
 const LENGTH_AT: std::ops::Range<usize> = 8..8 + size_of::<usize>();
 
 /// Returns the number of a value; `None` if the bytes are not those of one value.
@@ -94,9 +94,9 @@ struct Slot {
 /// An operation to begin.
 #[derive(Debug)]
 pub struct Plan {
-    /// Its slot.
+    /// The slot of the key.
     pub slot: usize,
-    /// Its key.
+    /// The key.
     pub key: Vec<u8>,
     /// The newest version of the key in any response.
     pub floor: u64,
@@ -168,7 +168,8 @@ impl Workload {
         Plan { slot: at, key, floor, asked, condition, value, timeout, settling }
     }
 
-    /// Returns the time for which a client waits for a write, and the way it then settles it.
+    /// Returns the time for which a client waits for a write, and the way in which it settles the write
+    /// afterwards.
     fn timeout(random: &mut Random) -> (u64, Settling) {
         let timeout = match random.below(1_000) {
             0..=IMPATIENT_PER_MILLE => random.between(100_000, 1_500_000),

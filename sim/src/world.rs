@@ -107,8 +107,8 @@ const LITTLE_MEMORY: u64 = 2 << 20;
 /// The short idle time after which sessions expire in some runs. No request is in flight for so long.
 const SHORT_IDLE: Duration = Duration::from_secs(12);
 
-/// Returns whether a run has a scenario that limits its faults. Moves do not limit them, and floods have a time of their
-/// own.
+/// Returns whether a run has a scenario that limits its faults. Moves do not limit them, and runs with floods
+/// have a duration of their own.
 fn has_scenario(seed: u64) -> bool {
     !seed.is_multiple_of(2)
 }
@@ -119,11 +119,11 @@ impl Config {
         let mut random = Random::new(seed ^ 0xc0f1);
         let servers = u16::try_from(random.between(3, 5)).expect("it is small");
         let shards = u16::try_from(random.between(1, 2)).expect("it is small");
-        // Some of the clients rest in such runs; an additional one makes up for it.
+        // Some clients rest in such runs, and an additional one replaces their load.
         let forgets_soon = seed % 5 == 2;
-        // Few tables, so that each has many entries.
         let floods = seed % 16 == 14;
         let has_waves = !floods && (seed % 10 == 1 || seed % 20 == 4);
+        // Few tables, so that each has many entries.
         let (servers, shards) = if has_waves || floods { (3, 1) } else { (servers, shards) };
         Config {
             seed,
@@ -170,7 +170,7 @@ impl Config {
     }
 }
 
-/// The simulated world. See the module.
+/// The simulated world.
 pub struct World {
     /// The parameters of the run.
     pub config: Config,
@@ -210,7 +210,7 @@ pub struct World {
     pub operator: Operator,
     /// The time until which a host's disk is full, by place.
     pub full_until: Vec<u64>,
-    /// The time at which the coordinator last accepted a heartbeat, in nanoseconds of its waking time, by
+    /// The time at which the coordinator last accepted a heartbeat, in nanoseconds without its pauses, by
     /// process.
     pub heard_at: BTreeMap<Member, u64>,
     /// The faults.
@@ -225,7 +225,7 @@ pub struct World {
     pub is_healing: bool,
     /// True during the final check, when all is at rest.
     pub is_looking_back: bool,
-    /// The holders in the last view that had a primary, by group whose view has none.
+    /// The holders of each group without a primary, from its last view that had one.
     pub last_holders: BTreeMap<(ClusterId, GroupId), Vec<Member>>,
     /// The members whose requests to leave the current coordinator has accepted.
     pub asked: Vec<Member>,
@@ -379,12 +379,12 @@ impl World {
         self.heap.push(Event { at, number: self.made, happening });
     }
 
-    /// Returns the name of the current cluster.
+    /// Returns the id of the current cluster.
     pub fn cluster(&self) -> ClusterId {
         self.coordinator.shape().cluster
     }
 
-    /// Returns the time for which the coordinator has been awake, in nanoseconds of true time.
+    /// Returns the true time without the pauses of the coordinator, in nanoseconds.
     pub fn coordinator_awake(&self) -> u64 {
         let asleep = self.coordinator.paused_until.saturating_sub(self.now);
         (self.now + asleep).saturating_sub(self.coordinator.slept)

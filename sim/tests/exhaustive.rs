@@ -37,7 +37,7 @@ fn every_promise_holds_in_every_state_of_the_small_scopes() {
 }
 
 #[test]
-fn machines_that_describe_themselves_alike_do_the_same() {
+fn machines_with_equal_descriptions_behave_equally() {
     for name in ["writes", "copy and delete", "copy that breaks"] {
         let found = visited(name, Limits { is_audited: true, ..LIMITS });
         assert_eq!(found.broken, None, "{name}");
@@ -60,7 +60,7 @@ mod mutations {
     }
 
     #[test]
-    fn a_rule_that_is_left_out_is_found_by_its_shortest_trace() {
+    fn a_mutation_is_detected_by_its_shortest_trace() {
         assert_eq!(steps_to(Mutation::OlderEntryApplied, "copy"), (11, 10));
         assert_eq!(steps_to(Mutation::TombstonesForgotten, "copy and delete"), (11, 10));
         assert_eq!(steps_to(Mutation::PromoteWithoutGrace, "leases"), (1, 11));

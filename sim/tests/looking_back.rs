@@ -8,7 +8,7 @@ fn calm(seed: u64) -> World {
 }
 
 #[test]
-fn a_run_is_content_when_nothing_was_lost() {
+fn a_run_passes_if_nothing_was_lost() {
     let mut world = calm(1);
     assert_eq!(world.run(), Ok(()));
     let compared = world.checks.compared;
@@ -16,7 +16,7 @@ fn a_run_is_content_when_nothing_was_lost() {
 }
 
 #[test]
-fn an_acknowledged_write_of_a_key_that_nobody_asks_for_again_is_missed() {
+fn the_final_check_detects_the_loss_of_a_key_that_no_client_reads_again() {
     let mut world = calm(1);
     let returned = Returned::Done { changed: true };
     let write = Entry { client: 1, start: 1, end: 2, asked: Asked::Write(7), returned };

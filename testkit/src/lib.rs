@@ -39,13 +39,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Polls `look` until it returns a value.
 ///
 /// # Errors
-/// It returned none within `limit`.
+/// `look` returned no value within `limit`.
 pub fn wait_for<T>(
     what: &str,
     limit: Duration,
     look: impl FnMut() -> Option<T>,
 ) -> anyhow::Result<T> {
-    poll(limit, look).ok_or_else(|| anyhow::anyhow!("waited {limit:?} in vain: {what}"))
+    poll(limit, look).ok_or_else(|| anyhow::anyhow!("timeout after {limit:?}: {what}"))
 }
 
 /// Calls `look` repeatedly until it returns a value or the limit passes.

@@ -15,7 +15,7 @@ pub fn signal(pid: u32, signal: Signal) {
     let _ = kill_process(named(pid), signal);
 }
 
-/// Returns a pid as rustix takes it.
+/// Converts a pid to rustix's type.
 pub fn named(pid: u32) -> Pid {
     i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a pid is a positive number")
 }
@@ -46,8 +46,8 @@ pub fn all() -> impl Iterator<Item = u32> {
     processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// Returns all processes whose working directory is this one: a cluster's servers, whichever
-/// process is their parent now.
+/// Returns all processes whose working directory is this one: a cluster's servers, even after their parent
+/// process has changed.
 pub fn running_in(directory: &Path) -> Vec<u32> {
     let Ok(directory) = directory.canonicalize() else { return Vec::new() };
     all()
@@ -74,7 +74,7 @@ pub fn descendants(ancestor: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = all()
         .filter_map(|pid| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // Behind the name, which may contain anything, follow the state and the parent.
+            // The name may contain anything. The state and the parent follow it.
             let (_, rest) = stat.rsplit_once(") ")?;
             Some((pid, rest.split(' ').nth(1)?.parse().ok()?))
         })

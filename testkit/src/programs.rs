@@ -22,21 +22,21 @@ const SHOWN_LINES: usize = 25;
 pub struct Ended {
     /// The exit code. `None`: a signal ended the program.
     pub code: Option<i32>,
-    /// Its standard output.
+    /// The standard output.
     pub stdout: String,
-    /// Its standard error.
+    /// The standard error.
     pub stderr: String,
 }
 
 impl Ended {
-    /// Fails unless the program ended with this code.
+    /// Panics unless the program ended with this code.
     #[track_caller]
     pub fn with_code(self, code: i32) -> Ended {
         assert_eq!(self.code, Some(code), "{self:#?}");
         self
     }
 
-    /// Returns the lines of its standard output.
+    /// Returns the lines of the standard output.
     pub fn lines(&self) -> Vec<&str> {
         self.stdout.lines().collect()
     }
@@ -45,7 +45,7 @@ impl Ended {
 /// Runs a program with this standard input. Kills it if it exceeds the time limit.
 ///
 /// # Errors
-/// It did not start or exceeded the limit.
+/// The program did not start, or it exceeded the limit.
 pub fn run(command: &mut Command, input: &str, limit: Duration) -> anyhow::Result<Ended> {
     let program = format!("{command:?}");
     let mut child = command
@@ -77,7 +77,7 @@ pub fn run(command: &mut Command, input: &str, limit: Duration) -> anyhow::Resul
 /// Runs a short command with this standard input, and returns its output without the spaces around it.
 ///
 /// # Errors
-/// It ended with another exit code than 0.
+/// The command ended with an exit code other than 0.
 pub fn check(command: &mut Command, input: &str) -> anyhow::Result<String> {
     let ended = run(command, input, CHECK_LIMIT)?;
     ensure!(ended.code == Some(0), "{command:?}: {}", ended.stderr.trim());
@@ -107,7 +107,7 @@ pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     check(Command::new("cp").arg("-p").args([from, to]), "").map(drop)
 }
 
-/// Lets a program that is about to start receive this signal if this process is killed.
+/// Makes the system send this signal to the program, once started, if this process is killed.
 pub fn end_with_this(command: &mut Command, signal: Signal) {
     let set = move || Ok(rustix::process::set_parent_process_death_signal(Some(signal))?);
     // SAFETY: the closure makes one system call with an integer, which is safe between fork and exec.

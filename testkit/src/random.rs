@@ -23,7 +23,7 @@ impl Random {
         Random::new(seed)
     }
 
-    /// Returns any number.
+    /// Returns a number from the whole range.
     #[inline]
     pub fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// Limit of the connections that are tried to fill a queue. The standard library requests a backlog
+/// The maximum number of connections that are opened to fill a queue. The standard library requests a backlog
 /// of 128.
 const MOST: usize = 1_000;
 

@@ -1,10 +1,10 @@
-//! An ssh server for one test or run alone, on a loopback port, with temporary keys.
+//! An ssh server for a single test or run, on a loopback port, with temporary keys.
 //!
 //! ```text
 //!   host_key, good_key, bad_key       its own key, the only key that it accepts, a key that it rejects
 //!   sshd -D -f sshd_config            listens on 127.0.0.1, a free port
-//!   ssh -F ssh_config ...             knows only that host key and that key, nothing of the user's:
-//!                                     ssh asks the system for the home directory, not $HOME
+//!   ssh -F ssh_config ...             uses only that host key and that key, no file of the user:
+//!                                     ssh takes the home directory from the system, not from $HOME
 //!   remote/  the servers' remote directory; processes left in it at the end are killed
 //! ```
 
@@ -188,7 +188,7 @@ fn spawn(dir: &Path, port: u16) -> anyhow::Result<Option<Child>> {
     command.stderr(File::create(dir.join("sshd.err"))?);
     programs::end_with_this(&mut command, Signal::KILL);
     let mut child = command.spawn().context("start sshd")?;
-    let responses = wait_for("sshd to answer or to end", TIMEOUT, || match child.try_wait() {
+    let responses = wait_for("sshd to respond or to exit", TIMEOUT, || match child.try_wait() {
         Ok(None) => greets(port).then_some(true),
         _ => Some(false),
     });

@@ -25,7 +25,7 @@ impl StandingThread {
         }
         let thread = StandingThread { id };
         ensure!(trace(libc::PTRACE_INTERRUPT, id), "stop {what}");
-        wait_for(&format!("{what} to stand"), TIMEOUT, || {
+        wait_for(&format!("{what} to stop"), TIMEOUT, || {
             thread.wait().is_some_and(|s| libc::WIFSTOPPED(s)).then_some(())
         })?;
         Ok(Some(thread))
@@ -33,7 +33,7 @@ impl StandingThread {
 
     /// Waits until the thread's process has ended.
     pub fn await_end(self) -> anyhow::Result<()> {
-        wait_for("the process of a thread that stands to end", TIMEOUT, || {
+        wait_for("the process of a stopped thread to exit", TIMEOUT, || {
             let status = self.wait();
             status.is_none_or(|s| libc::WIFEXITED(s) || libc::WIFSIGNALED(s)).then_some(())
         })
@@ -53,7 +53,7 @@ impl StandingThread {
     }
 }
 
-/// A status that is neither a stop nor an end: that of a continued thread.
+/// The status of a continued thread, which is neither a stop nor an end.
 const RUNNING: i32 = 0xffff;
 
 impl Drop for StandingThread {
@@ -93,13 +93,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_stands_until_it_is_dropped() {
+    fn a_thread_is_stopped_until_its_guard_is_dropped() {
         let mut child = Command::new("sleep").arg("100").spawn().unwrap();
         let state = |pid: u32| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
         };
-        // Its thread has this program's name until it has called exec.
+        // Until exec, the child's thread has this program's name.
         let stalled = StandingThread::stop(child.id(), "sleep").unwrap();
         match stalled {
             Some(stalled) => {
@@ -107,7 +107,7 @@ mod tests {
                 drop(stalled);
                 assert_ne!(state(child.id()), 't');
             }
-            None => eprintln!("NOT TESTED: this machine does not let ptrace(2) pass"),
+            None => eprintln!("NOT TESTED: this machine does not permit ptrace(2)"),
         }
         child.kill().unwrap();
         child.wait().unwrap();

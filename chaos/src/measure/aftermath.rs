@@ -1,4 +1,4 @@
-//! The checks on a cluster that was struck again and again, and then stopped.
+//! The checks on a cluster that was struck repeatedly and then stopped.
 
 use std::path::Path;
 
@@ -29,10 +29,10 @@ pub(super) fn judge(
     let placement = cluster.placement();
     let operations = Operations::pair(&records)?;
     let left = noticed::not_carried_through(&operations, placement, &[]);
-    figures.none("operations that were not answered", left.len() as u64);
+    figures.none("operations without a response", left.len() as u64);
     if data > JUDGED_AT_MOST {
         let compared = dumps::compare_all(&cluster.dir, placement);
-        // They are large, and no longer needed.
+        // The dumps are large, and no longer needed.
         dumps::remove_all(&cluster.dir, placement);
         state_entries(compared?, figures);
         return Ok(());
@@ -43,8 +43,8 @@ pub(super) fn judge(
     let beside = Beside::default();
     let ends = Ends { remains: &remains, restored: &restored, bulk, beside: &beside, age };
     let counts = verdict::judge(dir, placement, records, ends, &[], &mut failures)?;
-    figures.none("entries of the first data lost or wrong", counts.damaged);
-    figures.none("keys that no register explains", counts.illegal + counts.unknown);
+    figures.none("entries of the bulk data lost or wrong", counts.damaged);
+    figures.none("keys whose history is not linearizable", counts.illegal + counts.unknown);
     figures.none("effects that came twice", counts.twice);
     let counted = counts.damaged + counts.illegal + counts.unknown + counts.twice;
     ensure!(counted > 0 || failures.is_empty(), "{}", failures.join("; "));

@@ -19,7 +19,7 @@ const ALL: [&str; 9] = [
     "overload --seconds 60",
     "floods --seconds 20",
 ];
-/// The same measurements at a size that only shows whether they work.
+/// The same measurements, at a size that only shows whether they work.
 const SMALL: [&str; 9] = [
     "failover --data 16M --kills 3",
     "failover --data 300M --kills 1",
@@ -35,7 +35,7 @@ const SMALL: [&str; 9] = [
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct AllArgs {
-    /// So little of each that the figures mean nothing: to see whether the measurements work.
+    /// Run each measurement at a size that only shows whether it works; the figures mean nothing.
     #[arg(long)]
     small: bool,
 }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_line_is_a_measurement_that_can_be_typed() {
+    fn each_line_parses_as_a_single_measurement() {
         for line in ALL.iter().chain(&SMALL) {
             assert!(!matches!(parse(line), Err(_) | Ok(What::All(_))), "{line}");
         }

@@ -17,10 +17,10 @@ const MOST_P99_RATIO: f64 = 1.5;
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CoordinatorArgs {
-    /// Seconds that it is dead, and that are looked at before.
+    /// Seconds without a coordinator, and seconds of measurement before that.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Servers of the ring.
+    /// Number of servers of the ring.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=32))]
     servers: u16,
 }
@@ -54,10 +54,8 @@ pub(super) fn run(
     #[allow(clippy::cast_precision_loss)] // For people.
     let operations = (without.reads.len() + without.writes.len()) as f64;
     figures.state("operations without it", operations, "");
-    figures.none(
-        "operations that were not answered",
-        usual.without_response + without.without_response,
-    );
+    figures
+        .none("operations without a response", usual.without_response + without.without_response);
     for (name, before, now) in [
         ("GET", &usual.reads, &without.reads),
         ("PUT, CAS, DELETE", &usual.writes, &without.writes),
@@ -67,7 +65,7 @@ pub(super) fn run(
         let p99 = ratio(now, before, 99);
         figures.at_most(format!("{name}, p99 without / before"), p99, "", MOST_P99_RATIO);
     }
-    figures.state("taken over by a new one after", ms(taken_over), "ms");
-    figures.state("two copies again after a kill under it", ms(recovered), "ms");
+    figures.state("until the new coordinator is in charge", ms(taken_over), "ms");
+    figures.state("until two copies, after a kill under the new one", ms(recovered), "ms");
     Ok(figures)
 }

@@ -20,19 +20,19 @@ const LEAST_SHARE: f64 = 70.0;
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CopyArgs {
-    /// Data in each server, both tables together: so much is copied.
+    /// Data in each server, both tables together; all of it is copied.
     #[arg(long, default_value = "1G", value_parser = kv_protocol::size::parse)]
     data: u64,
-    /// Bytes of a value.
+    /// Length of a value in bytes.
     #[arg(long, default_value_t = 1_024)]
     value_bytes: usize,
-    /// Seconds that are looked at before the kill.
+    /// Seconds of measurement before the kill.
     #[arg(long, default_value_t = 10)]
     before: u64,
-    /// Servers of the ring.
+    /// Number of servers of the ring.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=32))]
     servers: u16,
-    /// Shards of each group.
+    /// Number of shards of each group.
     #[arg(long, default_value_t = 1)]
     shards: u16,
 }
@@ -72,10 +72,7 @@ pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let through = Latencies::between(&records, kill, copied)?;
     let longest = through.reads.iter().chain(&through.writes).max().copied().unwrap_or_default();
     let seconds = Duration::from_nanos(u64::try_from(copied - begun).unwrap_or(1)).as_secs_f64();
-    anyhow::ensure!(
-        !during.reads.is_empty(),
-        "the copy was over before anybody read; take more data"
-    );
+    anyhow::ensure!(!during.reads.is_empty(), "no read completed during the copy; set more --data");
     #[allow(clippy::cast_precision_loss)] // For people.
     let rate = args.data as f64 / f64::from(1 << 20) / seconds;
     #[allow(clippy::cast_precision_loss)] // For people.
@@ -101,9 +98,7 @@ pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::R
         figures.should_be_at_most(format!("{name}, p99 during / before"), p99, MOST_P99_RATIO);
     }
     figures.state("longest operation since the kill", ms(longest), "ms");
-    figures.none(
-        "operations that were not answered",
-        usual.without_response + through.without_response,
-    );
+    figures
+        .none("operations without a response", usual.without_response + through.without_response);
     Ok(figures)
 }

@@ -30,25 +30,25 @@ pub(super) struct FailoverArgs {
     /// Data in each server, both tables together.
     #[arg(long, default_value = "64M", value_parser = kv_protocol::size::parse)]
     data: u64,
-    /// Bytes of a value.
+    /// Length of a value in bytes.
     #[arg(long, default_value_t = 1_024)]
     value_bytes: usize,
     /// Number of runs.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     kills: u32,
-    /// Stop the server (SIGSTOP) instead of killing it; it goes on when its keys answer again.
+    /// Stop the server (SIGSTOP) instead of killing it; it resumes once its keys are served again.
     #[arg(long)]
     hang: bool,
-    /// Server 1 runs behind an sshd that is started for it, and only it is struck.
+    /// Run server 1 behind an sshd that is started for it, and strike only this server.
     #[arg(long, conflicts_with = "hang")]
     ssh: bool,
-    /// Servers of the ring.
+    /// Number of servers of the ring.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=32))]
     servers: u16,
-    /// Shards of each group.
+    /// Number of shards of each group.
     #[arg(long, default_value_t = 1)]
     shards: u16,
-    /// Chooses the servers.
+    /// Seed that chooses the servers.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }

@@ -24,7 +24,7 @@ impl Target {
         }
     }
 
-    /// Returns whether a run that misses it has failed.
+    /// Returns whether a run that misses this target has failed.
     fn is_promise(self) -> bool {
         matches!(self, Target::AtMost(_) | Target::Below(_))
     }
@@ -196,7 +196,7 @@ pub(super) fn render(all: &[Figures]) -> String {
     let verdict = match (all.iter().all(Figures::is_reached), slow) {
         (true, 0) => "every target was reached".to_owned(),
         (true, slow) => {
-            format!("every promise was kept; {slow} figures are not what they should be")
+            format!("every promise was kept; {slow} figures miss their speed target")
         }
         (false, _) => "A TARGET WAS MISSED".to_owned(),
     };
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_missed_is_told() {
+    fn a_missed_target_is_reported() {
         let (good, bad) = (kill(250.0), kill(250.01));
         assert!(good.is_reached() && !bad.is_reached());
         assert!(render(std::slice::from_ref(&good)).ends_with("every target was reached"));
@@ -225,18 +225,18 @@ mod tests {
     }
 
     #[test]
-    fn a_speed_that_is_not_what_it_should_be_is_told_and_fails_nothing() {
+    fn a_missed_speed_target_is_reported_and_is_no_failure() {
         let mut figures = kill(1.0);
         figures.should_be_at_most("p99 during / before", 2.5, 2.0);
         figures.should_be_at_least("share", 69.9, "%", 70.0);
         assert!(figures.is_reached());
         let text = render(std::slice::from_ref(&figures));
         assert!(text.contains("NO"), "{text}");
-        assert!(text.ends_with("2 figures are not what they should be"), "{text}");
+        assert!(text.ends_with("2 figures miss their speed target"), "{text}");
     }
 
     #[test]
-    fn json_carries_the_same_as_the_table() {
+    fn json_has_the_same_figures_as_the_table() {
         let json = kill(300.0).to_json();
         assert_eq!(json["reached"], false);
         assert_eq!(json["figures"][0]["reached"], Value::Null);
@@ -245,14 +245,14 @@ mod tests {
     }
 
     #[test]
-    fn a_measurement_that_failed_reaches_nothing() {
+    fn a_failed_measurement_reaches_no_target() {
         let failed = Figures::failed("copy".into(), "no disk".into());
         assert!(!failed.is_reached());
         assert!(render(&[failed]).contains("FAILED: no disk"));
     }
 
     #[test]
-    fn a_bound_itself_is_not_below_it() {
+    fn an_exclusive_bound_excludes_the_bound_itself() {
         let mut figures = Figures::of("idle".into());
         figures.below("cpu", 1.0, "%", 1.0);
         assert!(!figures.is_reached());

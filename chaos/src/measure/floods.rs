@@ -37,13 +37,13 @@ const SERVERS: u16 = 3;
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct FloodsArgs {
-    /// Seconds of each flood.
+    /// Duration of each flood in seconds.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// Only the shapes that were worst once, all on one cluster.
+    /// Send only the shapes that did most harm in the past, all to one cluster.
     #[arg(long)]
     quick: bool,
-    /// Only shapes whose name contains this text.
+    /// Send only shapes whose name contains this text.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// The servers' network engine (`coord --net`).
@@ -92,7 +92,7 @@ pub(super) fn run(
         let flooded = flood(&cluster, shape, Duration::from_secs(args.seconds));
         let is_harmed = match flooded {
             Ok(flooded) => {
-                let name = format!("{shape} ({:.0} answers/s)", flooded.responses_per_second);
+                let name = format!("{shape} ({:.0} responses/s)", flooded.responses_per_second);
                 #[allow(clippy::cast_precision_loss)] // For people.
                 let gap = flooded.longest_gap_ms as f64;
                 figures.below(name, gap, "ms", ms(LONGEST_GAP));

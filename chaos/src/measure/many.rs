@@ -1,4 +1,4 @@
-//! A large ring: its start, its survival of kills, its stop, and its idle cost.
+//! A large ring: the start, the survival of kills, the stop, and the idle cost.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,13 +17,13 @@ const IDLE_PERCENT: f64 = 1.0;
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ManyArgs {
-    /// Servers of the ring.
+    /// Number of servers of the ring.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(3..=64))]
     servers: u16,
-    /// Kills, each once all is whole again.
+    /// Number of kills, each once the cluster is whole again.
     #[arg(long, default_value_t = 10)]
     kills: u32,
-    /// Seconds that the idle cluster is watched.
+    /// Seconds for which the idle cluster is measured.
     #[arg(long, default_value_t = 20)]
     idle: u64,
 }

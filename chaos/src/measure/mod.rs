@@ -46,7 +46,7 @@ const STRENGTH: Strength = Strength { workers: 2, threads: 2, rate: 250 };
 pub(crate) struct MeasureArgs {
     #[command(subcommand)]
     what: What,
-    /// The result as one JSON object.
+    /// Print the result as one JSON object.
     #[arg(long, global = true)]
     json: bool,
 }
@@ -66,7 +66,7 @@ enum What {
     Overload(overload::OverloadArgs),
     /// Floods of requests of many shapes: no view may change, and no beacon may be late.
     Floods(floods::FloodsArgs),
-    /// All of these one after the other, in the sizes that docs/recovery.md tells.
+    /// All of these, one after the other, with the sizes that docs/recovery.md lists.
     All(all::AllArgs),
 }
 
@@ -101,7 +101,7 @@ fn measure(what: &What, programs: &Programs, progress: &ProgressBar) -> anyhow::
         What::Many(args) => many::run(args, programs, &dir),
         What::Overload(args) => overload::run(args, programs, &dir),
         What::Floods(args) => floods::run(args, programs, &dir, progress),
-        What::All(_) => unreachable!("all of them are taken apart before"),
+        What::All(_) => unreachable!("`all` was split into single measurements before"),
     };
     let kept = || format!("the logs are in {}", dir.display());
     let figures = measured.with_context(kept)?;
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn each_server_holds_what_was_asked_in_both_its_tables() {
+    fn both_tables_of_each_server_together_hold_the_requested_bytes() {
         assert_eq!(bulk(3, 2 << 30, 1 << 10).count, 3 << 20);
     }
 }

@@ -20,7 +20,7 @@ use crate::cluster::{Cluster, Programs, Setting};
 
 /// The requested load as a multiple of the saturating one.
 const TIMES: f64 = 4.0;
-/// The load: enough to saturate any server on few cores.
+/// The arguments of the load, which saturates any server on few cores.
 const LOAD: &str =
     "--keys 100k --value-size 64 --connections 50 --depth 16 --reads 50 --json --verify";
 /// The most by which a server's memory may grow, compared to saturation, in MiB.
@@ -74,7 +74,7 @@ pub(super) fn run(args: &OverloadArgs, programs: &Programs, dir: &Path) -> anyho
     }
     figures.state("memory of the largest server, saturated", mib(usual_bytes), "MiB");
     let growth = mib(over_bytes.saturating_sub(usual_bytes));
-    figures.below("what it took beside that, overloaded", growth, "MiB", MOST_GROWTH_MIB);
+    figures.below("growth of that memory, overloaded", growth, "MiB", MOST_GROWTH_MIB);
     Ok(figures)
 }
 
@@ -89,7 +89,7 @@ fn bench(programs: &Programs, cluster: &Cluster, more: &[&str]) -> anyhow::Resul
         .with_context(|| format!("run {}", program.display()))?;
     let said = String::from_utf8_lossy(&ended.stderr);
     anyhow::ensure!(ended.status.success(), "kv-bench ended with {}: {said}", ended.status);
-    serde_json::from_slice(&ended.stdout).context("read what kv-bench says")
+    serde_json::from_slice(&ended.stdout).context("parse the output of kv-bench")
 }
 
 fn number(run: &Value, field: &str) -> anyhow::Result<f64> {
@@ -97,5 +97,5 @@ fn number(run: &Value, field: &str) -> anyhow::Result<f64> {
 }
 
 fn missing(field: &str) -> String {
-    format!("kv-bench says nothing of {field}")
+    format!("the output of kv-bench has no {field}")
 }

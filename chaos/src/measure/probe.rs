@@ -59,7 +59,7 @@ impl Probe {
             let shared = Arc::clone(&shared);
             probe.hands.push(thread::spawn(move || hand.work(&shared, which)));
         }
-        probe.wait().context("before anything was struck")?;
+        probe.wait().context("before the first fault")?;
         Ok(probe)
     }
 

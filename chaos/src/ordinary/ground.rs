@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_system_that_was_filled_takes_nothing_until_there_is_room() {
+    fn a_full_file_system_takes_no_byte_until_its_space_is_freed() {
         // The namespace belongs to this thread and to the processes that it starts.
         if let Err(why) = leave_mounts() {
             eprintln!("NOT TESTED: {why:#}");
@@ -304,9 +304,9 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_is_frozen_thaws_by_itself() {
+    fn a_frozen_disk_thaws_by_itself() {
         if leave_mounts().is_err() || Ground::Disk.missing(None).is_some() {
-            eprintln!("NOT TESTED: this machine does not let a disk be mounted or frozen");
+            eprintln!("NOT TESTED: this machine does not permit to mount or freeze a disk");
             return;
         }
         let round = tempfile::tempdir().unwrap();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn only_grounds_that_mount_need_the_right_to() {
+    fn only_grounds_that_mount_need_the_permission_to_mount() {
         for ground in [Ground::Plain, Ground::Limit] {
             assert_eq!(ground.missing(Some("no")), None);
         }

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whoever_a_view_leaves_out_has_lost_a_place() {
+    fn only_servers_that_a_view_omits_have_lost_a_place() {
         let recovery = "2026-11-25T18:00:00Z  INFO group 1: view 1 -> 2: server 2 alone\n\
             INFO group 1: view 2 -> 3: server 2 copying to 1\n\
             INFO server 1 is back\n\

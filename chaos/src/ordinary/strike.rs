@@ -34,8 +34,8 @@ const AIM: Duration = Duration::from_millis(100);
 /// Durations in milliseconds, both ends included.
 const SUSPEND_MS: (u64, u64) = (100, 4_000);
 const SUSPEND_LONG_MS: (u64, u64) = (700, 4_000);
-/// A pause longer than a stop waits for a silent server, and the share of suspends in a stop that use it, per
-/// mille.
+/// A suspend that is longer than a stop waits for a silent server, and the share of suspends in a stop that use
+/// it, per mille.
 const NIGHT_MS: (u64, u64) = (34_000, 36_000);
 const NIGHT_PER_MILLE: u64 = 125;
 const STALL_MS: (u64, u64) = (100, 700);
@@ -204,7 +204,7 @@ impl Striker<'_> {
             Day::Stall => {
                 let shard = self.random.below(u64::from(self.cluster.setting.shards));
                 let stalled = StandingThread::stop(pid, &format!("shard-{shard}"))?;
-                ensure!(stalled.is_some(), "this machine does not let ptrace(2) pass");
+                ensure!(stalled.is_some(), "this machine does not permit ptrace(2)");
                 self.sleep(STALL_MS);
                 drop(stalled);
                 Ok(Done::of(may(victim), start.elapsed() + limits::AFTER_SILENCE))
@@ -262,7 +262,7 @@ impl Striker<'_> {
                 let kills = self.made.oom_kills()?;
                 self.beside.fill_and_delete(self.cluster)?;
                 let killed = self.made.oom_kills()? - kills;
-                ensure!(killed == 0, "{killed} processes were killed for want of memory");
+                ensure!(killed == 0, "the kernel killed {killed} processes for lack of memory");
                 Ok(Done::away(May::Nothing, start.elapsed()))
             }
         }
@@ -322,7 +322,7 @@ impl Striker<'_> {
             self.sleep(INTO_RESTORE_MS);
             self.suspend(SUSPEND_MS);
         }
-        self.cluster.wait_whole(&format!("when it was brought back by {flag}"))?;
+        self.cluster.wait_whole(&format!("after the cluster was brought back by {flag}"))?;
         for entry in fs::read_dir(&self.cluster.dir).context("read the cluster's directory")? {
             let path = entry?.path();
             if path.to_string_lossy().contains(".old") {
@@ -371,7 +371,10 @@ impl Striker<'_> {
                 // The first response on each connection is the WELCOME.
                 let is_read = shape.manner == Manner::Closed;
                 let least = if is_read { shape.connections as u64 } else { 0 };
-                ensure!(responses > least || !shape.is_answered(), "{shape}: {responses} answers");
+                ensure!(
+                    responses > least || !shape.is_answered(),
+                    "{shape}: {responses} responses"
+                );
                 Ok(())
             })
         })?;
@@ -419,7 +422,7 @@ fn wrong(may: &May, before: &ClusterStatus, after: &ClusterStatus, log: &str) ->
     let mut wrong: Vec<String> = ["LOST", "a second fault"]
         .into_iter()
         .filter_map(|words| log.lines().find(|line| line.contains(words)))
-        .map(|line| format!("the coordinator says: {line}"))
+        .map(|line| format!("the coordinator logged: {line}"))
         .collect();
     let struck = match may {
         May::Everything => return wrong,
@@ -476,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_event_may_not_change_is_told() {
+    fn a_change_that_an_event_must_not_cause_is_reported() {
         let before = status([1, 2, 3], 1);
         let count =
             |may: &May, after: &ClusterStatus, log: &str| wrong(may, &before, after, log).len();

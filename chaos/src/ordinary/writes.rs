@@ -75,12 +75,14 @@ impl Beside {
         }
         ensure!(refused > 0, "{MOST_VALUES} values of {FILL_BYTES} bytes have not filled memory");
         for number in written {
-            client.delete(&key(number), &options).context("delete what filled memory")?;
+            client
+                .delete(&key(number), &options)
+                .context("delete the values that filled memory")?;
             self.count(placement, &key(number), true);
         }
-        client.put(&key(0), &value, &options).context("write when there is room again")?;
+        client.put(&key(0), &value, &options).context("write once there is room again")?;
         self.count(placement, &key(0), true);
-        client.delete(&key(0), &options).context("delete what was written last")?;
+        client.delete(&key(0), &options).context("delete the last value")?;
         self.count(placement, &key(0), true);
         Ok(())
     }

@@ -18,28 +18,30 @@ use kv_sim::exhaustive::search::{End, Found, Limits, search};
 use kv_sim::exhaustive::step::Judged;
 use kv_sim::exhaustive::trace;
 
-/// Visits every state of one group within bounds, and the nearest first.
+/// Visits every state of one group within bounds, nearest states first.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Only this scope, by its name.
+    /// Search only the scope with this name.
     #[arg(long, value_parser = PossibleValuesParser::new(scope::all().iter().map(|scope| scope.name)))]
     scope: Option<String>,
-    /// Actions after a scope's beginning, at most.
+    /// Maximum number of actions after a scope's initial state.
     #[arg(long, default_value_t = 200)]
     depth: u32,
-    /// States of a scope, at most; a million take about 1 GB.
+    /// Maximum number of states of a scope; a million take about 1 GB.
     #[arg(long, default_value_t = 1_500_000)]
     states: usize,
-    /// Minutes that one scope may take.
+    /// Time limit of one scope, in minutes.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
-    /// Only this mutation, by its number, with its shortest traces (needs the feature `mutations`); 0: none.
+    /// Apply only the mutation with this number, and print its shortest traces (needs the feature `mutations`);
+    /// 0: apply none.
     #[arg(long, value_parser = mutation_number)]
     mutation: Option<u8>,
-    /// Does each step from a machine's state that was reached in two ways after both, and compares.
+    /// Execute each step from a machine state that was reached by two paths after both, and compare the
+    /// results.
     #[arg(long)]
     audit: bool,
-    /// Searches at the same time.
+    /// Number of parallel searches.
     #[arg(long, default_value_t = 1)]
     threads: usize,
 }
@@ -66,7 +68,7 @@ fn mutation_number(text: &str) -> Result<u8, String> {
 fn mutation_number(text: &str) -> Result<u8, String> {
     match text {
         "0" => Ok(0),
-        _ => Err("it needs the cargo feature `mutations`; make sim-exhaustive has it".to_owned()),
+        _ => Err("this needs the cargo feature `mutations`; run `make sim-exhaustive`".to_owned()),
     }
 }
 
@@ -112,7 +114,7 @@ fn watched(
     let bar = bars.add(ProgressBar::new_spinner());
     let found = search(scope, judged, limits, |states, depth, waiting| {
         bar.set_message(format!(
-            "{what} {}: depth {depth}, {states} states, {waiting} of this depth to go",
+            "{what} {}: depth {depth}, {states} states, {waiting} left at this depth",
             scope.name
         ));
         bar.tick();
@@ -159,7 +161,7 @@ fn with_all_rules(args: &Args, bars: &MultiProgress) -> bool {
     });
     println!(
         "invariants checked: 1-14, 16, 17, 19 (no dead member stays named), 20; \
-         sim/src/exhaustive/properties.rs says when\n"
+         sim/src/exhaustive/properties.rs lists when each is checked\n"
     );
     whole.into_inner().unwrap_or_else(|e| e.into_inner())
 }
@@ -173,15 +175,15 @@ mod mutant {
 
     /// Mutations that have no effect within one group, with the reason.
     const OUTSIDE: [(Mutation, &str); 9] = [
-        (Mutation::RestoreFromRemoved, "restoring reads dumps of files"),
-        (Mutation::ShutdownAfterFailedDump, "a stop is of the whole cluster"),
-        (Mutation::StopByTheBareClock, "a stop is of the whole cluster"),
-        (Mutation::SoleKilledInStop, "a stop is of the whole cluster"),
+        (Mutation::RestoreFromRemoved, "a restore reads dump files"),
+        (Mutation::ShutdownAfterFailedDump, "a stop concerns the whole cluster"),
+        (Mutation::StopByTheBareClock, "a stop concerns the whole cluster"),
+        (Mutation::SoleKilledInStop, "a stop concerns the whole cluster"),
         (Mutation::FailedDecisionKept, "no store fails here"),
         (Mutation::FailedStoreBelieved, "no store fails here"),
-        (Mutation::NotDoneWithoutRecord, "no client gives a write up here"),
-        (Mutation::ResolveOverPending, "no client gives a write up here"),
-        (Mutation::LateWriteExecuted, "no client gives a write up here"),
+        (Mutation::NotDoneWithoutRecord, "no client abandons a write here"),
+        (Mutation::ResolveOverPending, "no client abandons a write here"),
+        (Mutation::LateWriteExecuted, "no client abandons a write here"),
     ];
 
     /// The shortest trace that detects a mutation.
@@ -234,7 +236,7 @@ mod mutant {
             });
         });
         let missed = missed.into_inner();
-        println!("\n{missed} mutations of one group were not found");
+        println!("\n{missed} mutations of one group were not detected");
         missed == 0
     }
 
@@ -259,7 +261,7 @@ mod mutant {
                 (_, Some((violation, way))) => {
                     outcome.shortest = Some(Shortest { scope, violation, way });
                 }
-                // Exhausted to the requested depth.
+                // Every path shorter than the known trace was searched.
                 (End::Depth, None) if limits.depth < args.depth => {}
                 (_, None) => outcome.cut.push(scope.name),
             }
@@ -280,7 +282,7 @@ mod mutant {
                 )
             }
             None => format!(
-                "NOT FOUND in {} states; {} scopes exhausted, cut: {:?}, of no use: {:?}",
+                "NOT FOUND in {} states; {} scopes exhausted, cut: {:?}, not applicable: {:?}",
                 outcome.states, outcome.exhausted, outcome.cut, outcome.useless
             ),
         }
@@ -288,7 +290,7 @@ mod mutant {
 
     fn tell(mutation: Mutation, judged: Judged, outcome: &Outcome) {
         let Some(Shortest { scope, way, .. }) = &outcome.shortest else { return };
-        println!("\n{judged:?}, from the beginning of {:?} ({}):", scope.name, scope.words);
+        println!("\n{judged:?}, from the initial state of {:?} ({}):", scope.name, scope.words);
         mutations::open(mutation);
         trace::tell(scope, judged, way).iter().for_each(|line| println!("{line}"));
         mutations::close();

@@ -15,25 +15,25 @@ use kv_sim::world::Config;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-/// Leaves out rules of the machines, one at a time, until seeds notice.
+/// Applies the mutations of the state machines, one at a time, and runs seeds until one detects it.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Only this mutation, by its number, with the trace of the first run that notices.
+    /// Apply only the mutation with this number, and print the trace of the first run that detects it.
     #[arg(long, value_parser = mutations::number_of)]
     mutation: Option<u8>,
-    /// Minutes of CPU that each finding may take.
+    /// CPU time limit of each detection, in minutes.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
-    /// The first seed of each.
+    /// First seed to run for each mutation.
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
-    /// Seeds that must notice each; the events told are their median.
+    /// Number of seeds that must detect each mutation; the reported number of events is their median.
     #[arg(long, default_value_t = 1)]
     seeds_per_mutation: usize,
-    /// Mutations at the same time.
+    /// Number of mutations to test in parallel.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// The findings as one JSON array instead of a table.
+    /// Print the findings as one JSON array instead of a table.
     #[arg(long)]
     json: bool,
 }
@@ -105,7 +105,7 @@ fn main() -> ExitCode {
             println!("{}", line(finding));
             trace.for_each(|line| println!("{line}"));
         }
-        println!("\n{} of {} mutations found", findings.len() - missed, findings.len());
+        println!("\n{} of {} mutations detected", findings.len() - missed, findings.len());
     }
     if missed == 0 && !findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -117,7 +117,7 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
     let (mut events, mut spent) = (Vec::new(), 0);
     let mut first = None;
     let mut since = start;
-    // A mutation is sought only in runs that can show it (docs/recovery.md).
+    // Some mutations have an effect only in runs of one scenario (docs/recovery.md).
     let is_of_use = |seed: &u64| match mutation {
         Mutation::RestoreFromRemoved
         | Mutation::ShutdownAfterFailedDump

@@ -64,7 +64,7 @@ impl Client {
     /// to settle the writes that it waits for.
     pub(super) fn waits_for_doubts(&mut self, now: u64, id: u64) -> bool {
         let Some(flight) = self.flights.get(&id) else { return false };
-        // Only the first request can be delayed: a retry is not a later operation.
+        // A retry never waits: the operation was sent before, so it is not later than the write in doubt.
         if flight.was_sent {
             return false;
         }

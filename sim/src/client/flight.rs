@@ -14,33 +14,33 @@ use kv_history::{Asked, Entry, Returned};
 /// An operation in flight.
 #[derive(Clone, Debug)]
 pub struct Flight {
-    /// Its key.
+    /// The key.
     pub key: Vec<u8>,
-    /// The slot of the workload that its key belongs to.
+    /// The slot of the workload that the key belongs to.
     pub slot: usize,
     pub(super) digest: Digest,
-    /// The group and shard of its key.
+    /// The group and shard of the key.
     pub place: (GroupId, ShardId),
     /// The requested operation.
     pub asked: Asked,
     pub(super) condition: Condition,
-    /// The whole value.
+    /// The bytes of the value to write.
     pub value: Vec<u8>,
-    /// The name of the session that its sequence number belongs to; for a read, the client's own name.
+    /// The name of the session that the sequence number belongs to; for a read, the client's own name.
     pub(super) client: ClientId,
     pub(super) seq: RequestSeq,
-    /// The first incomplete sequence number that it carries. After its session was abandoned, it keeps the last
-    /// one sent.
+    /// The first incomplete sequence number that the request carries. It stays the same once the session is
+    /// abandoned.
     pub(super) first_incomplete: RequestSeq,
-    /// The log position at which its session began.
+    /// The log position at which the session began.
     pub(super) begun: SequenceNumber,
-    /// The time at which it began.
+    /// The time at which the operation began.
     pub start: u64,
-    /// The time for which its client's machine was suspended since; its deadline moves by as much.
+    /// The time for which the client's machine was suspended since then. The deadline moves by as much.
     pub(super) slept: u64,
-    /// The newest version of its key in any response before it began.
+    /// The newest version of the key in any response before the operation began.
     pub floor: u64,
-    /// The number of copies that its response reports.
+    /// The number of copies that the response reports.
     pub copies: u8,
     /// The time of the last request, and the view that it was sent under.
     pub(super) sent: Option<(u64, View)>,
@@ -48,7 +48,7 @@ pub struct Flight {
     /// The number of requests that may have been executed, or may still be.
     pub(super) doubtful: u32,
     pub(super) connection: Option<ConnectionNumber>,
-    /// The time of the next action on it.
+    /// The time of the next action on the operation.
     pub due: u64,
     pub(super) pause: u64,
     pub(super) timeout: u64,
@@ -68,12 +68,12 @@ pub(super) enum Stage {
 }
 
 impl Flight {
-    /// Returns whether it may have reached a server.
+    /// Returns whether a request may have reached a server.
     pub fn was_sent(&self) -> bool {
         self.was_sent
     }
 
-    /// Returns the time at which it ends without a response.
+    /// Returns the time at which the operation ends if it gets no response.
     pub(super) fn deadline(&self) -> u64 {
         match self.stage {
             Stage::Asking(until) => until,
@@ -81,32 +81,32 @@ impl Flight {
         }
     }
 
-    /// Returns whether it is a write with a lower sequence number.
+    /// Returns whether this is a write with a sequence number below `seq`.
     pub(super) fn is_before(&self, seq: RequestSeq) -> bool {
         self.is_write() && self.seq < seq
     }
 
-    /// Returns whether it ended in doubt for its client.
+    /// Returns whether the client gave the write up, so that it ended in doubt.
     pub fn was_given_up(&self) -> bool {
         self.stage != Stage::Asked
     }
 
-    /// Returns the extra network delay of its first request.
+    /// Returns the extra network delay of the first request.
     pub fn lag(&self) -> u64 {
         if self.stage == Stage::Asked { self.settling.lag } else { 0 }
     }
 
-    /// Returns the connection on which it was sent last.
+    /// Returns the connection of the last request.
     pub fn connection(&self) -> Option<ConnectionNumber> {
         self.connection
     }
 
-    /// Returns the session name that it uses.
+    /// Returns the name of the session.
     pub fn name(&self) -> ClientId {
         self.client
     }
 
-    /// Returns whether it is a write.
+    /// Returns whether the operation is a write.
     pub fn is_write(&self) -> bool {
         self.asked != Asked::Read
     }
@@ -116,7 +116,7 @@ impl Flight {
         self.sent.is_some()
     }
 
-    /// Returns its entry in the key's history.
+    /// Returns the operation's entry in the history of its key.
     pub fn entry(&self, process: u32, end: u64, returned: Returned) -> Entry {
         let time = |nanos: u64| i64::try_from(nanos).unwrap_or(i64::MAX);
         let end = if returned == Returned::InDoubt { i64::MAX } else { time(end) };
@@ -128,7 +128,7 @@ impl Flight {
         if self.doubtful > 0 && self.asked != Asked::Read { Returned::InDoubt } else { responded }
     }
 
-    /// Encodes its request.
+    /// Encodes the request.
     pub(super) fn request(&self, id: u64, view: &View) -> Vec<u8> {
         let header = WriteHeader {
             seq: self.seq,

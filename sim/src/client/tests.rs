@@ -79,7 +79,7 @@ fn names(wishes: &[Wish]) -> Vec<ClientId> {
 }
 
 #[test]
-fn an_operation_of_a_group_that_nobody_holds_is_lost_at_once() {
+fn an_operation_on_a_group_without_a_holder_ends_at_once_with_lost() {
     let mut client = client(map(2, false));
     assert_eq!(ends(&begin(&mut client, 1, Asked::Write(7))), [Returned::Lost]);
     assert_eq!(ends(&begin(&mut client, 2, Asked::Read)), [Returned::Lost]);
@@ -98,7 +98,7 @@ fn a_write_that_was_sent_before_its_group_was_lost_is_in_doubt_and_a_read_is_los
 }
 
 #[test]
-fn a_write_whose_every_sending_was_refused_did_nothing() {
+fn a_write_that_is_rejected_at_every_attempt_has_no_effect() {
     let mut client = client(map(1, true));
     begin(&mut client, 1, Asked::Write(7));
     response(&mut client, 2, 1, Status::Unavailable);
@@ -111,7 +111,7 @@ fn a_write_whose_every_sending_was_refused_did_nothing() {
 }
 
 #[test]
-fn a_forgotten_session_is_begun_anew_under_another_name() {
+fn an_expired_session_is_replaced_by_one_under_another_name() {
     let mut client = client(map(1, true));
     let first = names(&begin(&mut client, 1, Asked::Write(7)));
     assert_eq!(ends(&response(&mut client, 2, 1, Status::SessionExpired)), []);
@@ -124,7 +124,7 @@ fn a_forgotten_session_is_begun_anew_under_another_name() {
 }
 
 #[test]
-fn a_write_that_was_sent_twice_is_undecided_when_its_session_is_forgotten() {
+fn a_write_that_was_sent_twice_is_undecided_when_its_session_has_expired() {
     let mut client = client(map(1, true));
     begin(&mut client, 1, Asked::Write(7));
     response(&mut client, 2, 1, Status::WrongView);
@@ -162,7 +162,7 @@ fn a_write_in_doubt_is_settled_before_the_next_operation_on_its_key_is_sent() {
 }
 
 #[test]
-fn a_write_of_a_group_that_nobody_holds_stays_in_doubt_and_its_key_is_lost() {
+fn a_sent_write_on_a_group_without_a_holder_stays_in_doubt_and_its_key_is_lost() {
     let mut client = client(map(1, true));
     begin(&mut client, 1, Asked::Write(7));
     client.on_map(2, map(2, false));

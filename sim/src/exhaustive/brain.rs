@@ -75,9 +75,9 @@ pub enum BrainDone {
     StubOrder(Member, u32),
     /// Kills a process; true if a durable view names it.
     Kill(Member, bool),
-    /// Has made a view of the group durable: the previous view, and this one.
+    /// Reports that a view of the group is durable: the previous view, and the new one.
     View(View, View),
-    /// Has attributed a heartbeat to this process.
+    /// Attributes a heartbeat to this process.
     Heard(Member),
 }
 
@@ -86,7 +86,7 @@ pub enum BrainDone {
 pub struct BrainSight {
     /// The durable view of the group.
     pub view: View,
-    /// The process at each place, and whether the brain considers it down, and exited.
+    /// The places of the ring, as the brain knows them.
     pub places: Vec<Place>,
     /// The coordinator's epoch.
     pub epoch: Epoch,
@@ -97,7 +97,7 @@ pub struct BrainSight {
 /// A place of the ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// Its process.
+    /// The process at the place.
     pub member: Member,
     /// True if the brain considers it down.
     pub is_down: bool,
@@ -122,8 +122,8 @@ fn config(shards: u16, number: u64) -> ClusterConfig {
         shards,
         seed: number,
         on_double_fault: DoubleFault::Isolate,
-        // Silence is an input of the search, possible at any time; the detector's own clock is not searched.
-        // After a restart only proofs count, because no process is suspected for as long as this.
+        // Silence is an input of the search, possible at any time, so the detector's own timeout must never
+        // expire. After a restart, therefore, only proofs of death count.
         failure_timeout: FailureTimeout::DEFAULT.suspecting_after(Duration::from_secs(3_600)),
         start_timeout: Duration::from_secs(60),
         stop_timeout: Duration::from_secs(60),

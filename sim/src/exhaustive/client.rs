@@ -15,7 +15,7 @@ use super::replica::{Asked, Kind, What};
 pub struct Write {
     /// The client.
     pub client: u8,
-    /// Its number in the client's session.
+    /// The sequence number in the client's session.
     pub seq: u8,
     /// The index of its key.
     pub key: u8,
@@ -118,7 +118,7 @@ impl Clients {
         let response = (status as u8, version);
         let at = usize::from(number);
         if let Some(first) = self.responses[at] {
-            let words = || format!("write {} was answered {first:?}, and now {response:?}", at + 1);
+            let words = || format!("write {} got {first:?} before, and {response:?} now", at + 1);
             return if first == response { Ok(()) } else { Err((13, words())) };
         }
         if status == Status::Ok {
@@ -127,7 +127,7 @@ impl Clients {
                 shard(n) == shard(at) && *known == Some(response)
             };
             if self.responses.iter().enumerate().any(same) {
-                return Err((4, format!("number {version} is two writes")));
+                return Err((4, format!("sequence number {version} belongs to two writes")));
             }
         }
         self.extend(script);
@@ -159,8 +159,8 @@ impl Clients {
         let name = script.keys[usize::from(key)].0;
         match (self.stories.is_empty(), writer) {
             (false, _) => Ok(()),
-            (true, None) => Err((16, format!("a read of {name} finds nothing, and may not"))),
-            (true, Some(n)) => Err((16, format!("a read of {name} finds write {n}, and may not"))),
+            (true, None) => Err((16, format!("a read of {name} wrongly finds no value"))),
+            (true, Some(n)) => Err((16, format!("a read of {name} wrongly finds write {n}"))),
         }
     }
 

@@ -27,18 +27,18 @@ pub trait Machine {
     type Input: Clone + Eq + Hash;
     /// The type of outputs.
     type Output: PartialEq + Debug;
-    /// The observable part of its state.
+    /// The observable part of the state.
     type Sight;
-    /// The objects that its inputs and outputs refer to by number.
+    /// The objects to which inputs and outputs refer by number.
     type Shared;
 
     /// Creates a machine.
     fn make(origin: &Self::Origin) -> Self;
     /// Applies an input, and returns the output.
     fn take(&mut self, shared: &mut Self::Shared, input: &Self::Input) -> Self::Output;
-    /// Describes everything that its behaviour depends on.
+    /// Describes everything that further behaviour depends on.
     fn describe(&self) -> String;
-    /// Returns the observable part of its state.
+    /// Returns the observable part of the state.
     fn sight(&self) -> Self::Sight;
 }
 
@@ -166,8 +166,8 @@ impl<M: Machine> Unfolding<M> {
         let Some((before, last)) = self.states[state as usize].other.clone() else { return };
         let mut other = self.lead_to(shared, before);
         other.take(shared, &last);
-        assert_eq!(&other.take(shared, input), output, "a description leaves something out");
-        assert_eq!(other.describe(), machine.describe(), "a description leaves something out");
+        assert_eq!(&other.take(shared, input), output, "a description is incomplete");
+        assert_eq!(other.describe(), machine.describe(), "a description is incomplete");
         self.audits += 1;
     }
 

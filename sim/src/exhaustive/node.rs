@@ -1,4 +1,4 @@
-//! A server process towards its coordinator, as a machine of the search.
+//! A server's state machine towards its coordinator (the node), as a machine of the search.
 
 use kv_core::node::{Node, NodeConfig, NodeEffect};
 use kv_protocol::control_message::{Order, OrdersHello, ReplicaReport, Report};

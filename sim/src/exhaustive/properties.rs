@@ -10,7 +10,7 @@
 //! | 6, 10 | an acknowledged write is held by all members, and by a candidate in the union | at every response |
 //! | 7 | a member that may serve has every acknowledged write | in every state |
 //! | 8, 9, 11, 14 | see [`crate::invariants`] | at every message and response |
-//! | 10 | no union in the grace, or left after the report | in every state |
+//! | 10 | a union begins after the grace; its candidate does not fail once reported as caught up | in every state |
 //! | 10 | a new secondary has a complete copy | at every view |
 //! | 12, 13, 16, 17 | a key is one register, a write is done at most once | at every response, on every possible read |
 //! | 17 | a group is LOST only when no holder is alive | at every view |
@@ -97,7 +97,7 @@ fn pair(member: Member, me: &Inspection, other: Member, its: &Inspection) -> Res
         && mine.version == yours.version
         && mine != yours
     {
-        return broken(5, format!("view {} is {mine:?} and {yours:?}", mine.version));
+        return broken(5, format!("view {} differs: {mine:?} and {yours:?}", mine.version));
     }
     let is_partner = me.view.is_some_and(|view| view.other() == Some(other));
     if let Some(lease) = me.lease_until.filter(|_| is_partner && me.serves != Serves::Never) {
@@ -142,7 +142,10 @@ fn union(explorer: &Explorer, world: &mut World, s: usize) -> Result<(), Violati
         } else if told.is_some_and(|told| told != version) {
             world.caught_up.retain(|told| !is_at(told));
         } else if told == Some(version) && me.state == ReplicaState::CopyFailed {
-            return broken(10, format!("the union of view {version} was left after the report"));
+            return broken(
+                10,
+                format!("a candidate of view {version} fails after it had caught up"),
+            );
         }
     }
     Ok(())
@@ -155,7 +158,7 @@ fn only_durable_views(explorer: &Explorer, world: &World) -> Result<(), Violatio
         for s in 0..usize::from(explorer.scope.shards) {
             let installed = inside(explorer, world, p, s).view.map(|view| view.version);
             if let Some(version) = installed.filter(|version| *version > durable) {
-                let words = format!("{member} is in view {version}, and only {durable} is durable");
+                let words = format!("{member} has view {version}, but only {durable} is durable");
                 return broken(5, words);
             }
         }
@@ -179,7 +182,7 @@ fn no_dead_member(explorer: &Explorer, world: &World) -> Result<(), Violation> {
     match stays.filter(|_| world.storing.is_none() && !waits) {
         Some(process) => {
             let member = process.member;
-            broken(19, format!("{member} is proven dead, and the group waits for it for ever"))
+            broken(19, format!("{member} is proven dead, but the view still names it"))
         }
         None => Ok(()),
     }
@@ -191,7 +194,7 @@ pub fn on_view(explorer: &mut Explorer, world: &World, before: &View, view: &Vie
         let holders = [before.primary, before.secondary()].into_iter().flatten();
         let alive: Vec<Member> = holders.filter(|m| running(world, *m).is_some()).collect();
         if let Some(member) = alive.first() {
-            let words = format!("the group is given up as LOST, though {member} lives");
+            let words = format!("the group is LOST although {member} is alive");
             explorer.note(broken(17, words));
         }
     }
@@ -203,7 +206,7 @@ pub fn on_view(explorer: &mut Explorer, world: &World, before: &View, view: &Vie
         let me = inside(explorer, world, p, s);
         let is_candidate = me.view.is_some_and(|installed| installed.version >= before.version);
         if !is_candidate || (me.state == ReplicaState::Candidate && !me.is_complete) {
-            let words = format!("shard {s}: {candidate} is made secondary without a whole copy");
+            let words = format!("shard {s}: {candidate} is made secondary without a complete copy");
             explorer.note(broken(10, words));
         }
     }
@@ -227,7 +230,7 @@ pub fn on_acked(explorer: &mut Explorer, world: &World, p: usize, s: usize, give
     let is_later = its.view.is_some_and(|installed| installed.version > view.version);
     if !is_later && its.last.0 < given.version {
         let words = format!(
-            "write {} of {GROUP} was answered with {} copies, but {member} is at write {}",
+            "write {} of {GROUP} was acknowledged with {} copies, but {member} is at write {}",
             given.version, given.copies, its.last
         );
         explorer.note(broken(invariant, words));

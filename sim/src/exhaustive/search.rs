@@ -16,11 +16,11 @@ use crate::invariants::Violation;
 /// Limits at which a search stops early.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The most actions after the scope's initial state.
+    /// The maximum number of actions after the scope's initial state.
     pub depth: u32,
-    /// The most states.
+    /// The maximum number of states.
     pub states: usize,
-    /// The most time.
+    /// The maximum duration.
     pub time: Duration,
     /// True if the descriptions of the machines' states are verified during the search, which is slow.
     pub is_audited: bool,
@@ -44,7 +44,7 @@ pub enum End {
 /// The result of a search.
 #[derive(Debug)]
 pub struct Found {
-    /// The reason why it ended.
+    /// The reason why the search ended.
     pub end: End,
     /// The number of distinct states.
     pub states: usize,

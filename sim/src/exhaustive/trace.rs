@@ -55,9 +55,9 @@ fn name_in(world: &World, p: u8) -> String {
     format!("{place}{}", "+".repeat(earlier))
 }
 
-/// Describes a view in short.
+/// Describes a view briefly.
 pub fn view_words(view: &View) -> String {
-    let member = |member: Option<Member>| member.map_or("nobody".to_owned(), name);
+    let member = |member: Option<Member>| member.map_or("no primary".to_owned(), name);
     let handover = if view.handover { ", hand-over" } else { "" };
     let other = match view.peer {
         Peer::None => String::new(),
@@ -67,11 +67,11 @@ pub fn view_words(view: &View) -> String {
     format!("view {} {{{}{other}}}{handover}", view.version, member(view.primary))
 }
 
-/// Describes a response in short.
+/// Describes a response briefly.
 pub fn response_words(who: Member, given: &Given) -> String {
     let Given { id, status, copies, version, writer } = *given;
     let what = match (id >= 100, writer) {
-        (true, Some(writer)) => format!("the read finds write {writer}"),
+        (true, Some(writer)) => format!("the read returns write {writer}"),
         (true, None) => format!("the read ends {status:?}"),
         (false, _) => format!("write {id} ends {status:?}, version {version}, {copies} copies"),
     };
@@ -84,11 +84,11 @@ fn describe(explorer: &Explorer, world: &World, action: Action) -> String {
     match action {
         Action::Order(p) => {
             let paper = world.processes[usize::from(p)].orders.front();
-            format!("{} takes {}", who(p), paper_words(explorer, paper))
+            format!("{} receives {}", who(p), paper_words(explorer, paper))
         }
         Action::LateOrder(p) => {
             let paper = world.processes[usize::from(p)].late.front();
-            format!("{} takes, late, {}", who(p), paper_words(explorer, paper))
+            format!("{} receives late: {}", who(p), paper_words(explorer, paper))
         }
         Action::Report(p) | Action::ReportTwice(p) => {
             let report = world.processes[usize::from(p)].reports.front();
@@ -97,7 +97,7 @@ fn describe(explorer: &Explorer, world: &World, action: Action) -> String {
                 format!("of view {}: {:?}", report.view, report.outcome)
             });
             let twice = if let Action::ReportTwice(_) = action { " (and again later)" } else { "" };
-            format!("the coordinator takes the report of {} {words}{twice}", who(p))
+            format!("the coordinator receives the report of {} {words}{twice}", who(p))
         }
         Action::Inbox(p, s) => {
             let told = world.processes[usize::from(p)].inboxes[usize::from(s)].front();
@@ -105,10 +105,10 @@ fn describe(explorer: &Explorer, world: &World, action: Action) -> String {
                 Some(Told::Install(number)) => {
                     view_words(&explorer.machines.installs.get(*number).1)
                 }
-                Some(Told::Exited(member)) => format!("the end of {}", name(*member)),
+                Some(Told::Exited(member)) => format!("the death of {}", name(*member)),
                 None => String::new(),
             };
-            format!("{}, shard {s}, is told of {words}", who(p))
+            format!("{}, shard {s}, receives {words}", who(p))
         }
         Action::Frame(c, side) => {
             let connection = &world.connections[usize::from(c)];
@@ -121,7 +121,7 @@ fn describe(explorer: &Explorer, world: &World, action: Action) -> String {
             };
             format!("{} <- {}{shard}: {}", who(to), who(from), frame_words(explorer, frame))
         }
-        Action::Wake(p, s) => format!("{}, shard {s}, wakes by time", who(p)),
+        Action::Wake(p, s) => format!("{}, shard {s}, wakes for a timer", who(p)),
         Action::Tick => format!("a tick passes: {} ms", (u32::from(world.tick) + 1) * 300),
         Action::Kill(p) => format!("{} dies", who(p)),
         Action::Proof(p) => format!("the coordinator has proof that {} is dead", who(p)),
@@ -142,14 +142,14 @@ fn describe(explorer: &Explorer, world: &World, action: Action) -> String {
                 Kind::Delete => "delete",
             };
             let again = if n < world.clients.asked { "again, " } else { "" };
-            format!("client {} asks {}: {again}write {}, {kind} {key}", write.client, who(p), n + 1)
+            format!("client {} to {}: {again}write {}, {kind} {key}", write.client, who(p), n + 1)
         }
         Action::Read(key, p) => {
             format!("{} is read at {}", script.keys[usize::from(key)].0, who(p))
         }
         Action::Spawned => "the replacement starts and reports".to_owned(),
-        Action::Stored => "what is being stored becomes durable".to_owned(),
-        Action::Restart => "the coordinator dies; another one goes on from its disk".to_owned(),
+        Action::Stored => "the store in progress becomes durable".to_owned(),
+        Action::Restart => "the coordinator dies; another one continues from its disk".to_owned(),
     }
 }
 

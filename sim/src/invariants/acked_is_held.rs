@@ -48,7 +48,7 @@ fn missing(
     last: u64,
 ) -> Violation {
     let words = format_args!(
-        "shard {shard}: write {} was answered with {} copies, but {member} is at write {last}",
+        "shard {shard}: write {} was acknowledged with {} copies, but {member} is at write {last}",
         responded.version, responded.copies
     );
     Violation::of(group, 6, words)

@@ -1,7 +1,7 @@
 //! 3: primary and secondary have equal contents where they have applied the same writes.
 //!
-//! The incremental digests of both are compared often. Now and then, and at the end, every entry and every
-//! record of both is compared. That also verifies that the digests match the contents.
+//! The incremental digests of both are compared often. Less often, and at the end, every entry and every record
+//! of both is compared. That also verifies that the digests match the contents.
 
 use std::collections::HashMap;
 
@@ -45,7 +45,7 @@ pub fn contents(world: &World, place: Place) -> Result<bool, Violation> {
         let (kept, found) = (replica.content(), replica.recount());
         if kept != found {
             let state = replica.state();
-            return broken(format!("{state:?} says {kept:?} of itself, and it holds {found:?}"));
+            return broken(format!("{state:?}: digest {kept:?}, but contents {found:?}"));
         }
     }
     let (mine, its) = (primary.inspect(), secondary.inspect());
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_that_are_level_hold_the_same_keys_values_and_versions() {
+    fn copies_with_the_same_writes_hold_the_same_keys_values_and_versions() {
         let primary = table(&[("a", 3, 1), ("b", 10, 2)]);
         assert!(!found(&primary, &primary, false));
         for other in [
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secondary_that_is_ahead_differs_only_by_what_is_newer() {
+    fn a_secondary_that_is_ahead_may_differ_only_in_newer_writes() {
         let primary = table(&[("a", 3, 1), ("b", 10, 2)]);
         for ahead in [table(&[("a", 11, 9), ("c", 12, 1)]), table(&[("a", 3, 1), ("b", 10, 2)])] {
             assert!(!found(&primary, &ahead, true), "{ahead:?}");

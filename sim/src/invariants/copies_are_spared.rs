@@ -38,7 +38,7 @@ pub fn check(
         return Ok(());
     }
     let words = format_args!(
-        "shard {shard}: process {process} wipes what nobody else holds; write {acked} was acknowledged"
+        "shard {shard}: process {process} wipes the only copy; write {acked} was acknowledged"
     );
     Err(Violation::of(group, 20, words))
 }

@@ -19,7 +19,7 @@ pub fn check(
     if sight.state == ReplicaState::InGrace && process.shards[shard].told_dead.contains(&owed_to) {
         let me = process.member;
         let words =
-            format_args!("shard {shard}: {me} waits for {owed_to}, and was told that it is dead");
+            format_args!("shard {shard}: {me} waits for {owed_to}, which is known to be dead");
         return Err(Violation::of(group, 21, words));
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! 26: in an orderly stop no process is ordered to exit, or exits by itself, before all its replicas are
-//! dumped. None is killed before another replica has dumped the same contents, or while it reports. A forced
-//! stop is exempt.
+//! dumped. No process is killed before another replica has dumped the same contents, or while its heartbeats
+//! arrive. A forced stop is exempt.
 
 use kv_protocol::Member;
 use kv_protocol::ids::{GroupId, ServerId};
@@ -38,7 +38,7 @@ pub fn is_shut_down(world: &World, member: Member) -> Result<(), Violation> {
     match held(world, member).into_iter().find(|view| !has_dumped(view.group)) {
         None => Ok(()),
         Some(view) => {
-            let words = format_args!("{member} is told to exit, and has no complete dump");
+            let words = format_args!("{member} is ordered to exit without a complete dump");
             Err(Violation::of(view.group, NUMBER, words))
         }
     }
@@ -55,7 +55,7 @@ pub fn leaves(world: &World, process: usize) -> Result<(), Violation> {
             process.replica(group, shard).is_some_and(|replica| replica.dumped().is_ok())
         });
         if is_full && !world.operator.has_complete(member, group) {
-            let words = format_args!("{member} leaves, and has no complete dump");
+            let words = format_args!("{member} leaves without a complete dump");
             return Err(Violation::of(group, NUMBER, words));
         }
     }
@@ -77,11 +77,11 @@ pub fn is_killed(world: &World, member: Member, order: &str) -> Result<(), Viola
     }
     let heard = world.heard_at.get(&member).copied().unwrap_or(0);
     let silent = world.coordinator_awake().saturating_sub(heard);
-    // Clocks drift by a tenth.
+    // Clocks drift by up to a tenth, so 85 % of the deadline must have passed.
     let least = u64::try_from(DRAIN_DEADLINE.as_nanos()).unwrap_or(u64::MAX) / 100 * 85;
     if order != "SHUTDOWN" && silent < least {
         let words = format!(
-            "{member} is killed for not answering {order}, and was heard {silent} ns of waking ago"
+            "{member} is killed during {order}, but its last heartbeat is only {silent} ns old"
         );
         return Err(Violation::new(NUMBER, words));
     }

@@ -11,7 +11,7 @@ pub fn check(world: &World) -> Result<(), Violation> {
     let views = world.coordinator.cluster.as_ref().map(|cluster| cluster.views().to_vec());
     let waiting: usize = world.clients.iter().map(|client| client.flights.len()).sum();
     let words = format!(
-        "{} s after the last fault not everything is home: {waiting} operations wait; {views:?}",
+        "{} s after the last fault, not every group is home: {waiting} operations wait; {views:?}",
         world.config.timeout / 1_000_000_000
     );
     Err(Violation::new(19, words))

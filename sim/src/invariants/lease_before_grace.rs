@@ -15,12 +15,12 @@ pub fn check(world: &World, (group, shard): Place) -> Result<(), Violation> {
         let Some(replica) = follower.replica(group, shard) else { continue };
         let lease = world.clocks[primary.place].true_time(lease);
         let Some((to, grace)) = replica.inspect().grace else {
-            // An unreachable primary keeps the lease that has ended. The follower has acked others since, and forgets
-            // its last ack once the process that got it is proven dead.
+            // An unreachable primary keeps a lease that has ended. The follower may have sent ACKs to other
+            // primaries since, and it forgets its last ACK once the receiver is proven dead.
             if lease <= world.now {
                 continue;
             }
-            let words = format_args!("shard {shard}: a lease without any grace");
+            let words = format_args!("shard {shard}: a lease without a grace of the follower");
             return Err(Violation::of(group, 2, words));
         };
         let grace = world.clocks[follower.place].true_time(grace);

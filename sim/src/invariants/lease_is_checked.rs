@@ -17,6 +17,6 @@ pub fn check(
     if may_serve(sight, now) || !matches!(status, Status::Ok | Status::NotFound) {
         return Ok(());
     }
-    let words = format_args!("a read is answered {status:?} at {now:?}, but {:?}", sight.serves);
+    let words = format_args!("a read gets {status:?} at {now:?}, but serves is {:?}", sight.serves);
     Err(Violation::of(group, 8, words))
 }

@@ -24,7 +24,7 @@ pub fn check(world: &World, next: &DurableState) -> Result<(), Violation> {
             return Ok(());
         }
         let words =
-            format_args!("{leaver} was told to stop, and {before:?} is followed by {view:?}");
+            format_args!("{leaver} received a stop signal, but {view:?} follows {before:?}");
         Err(Violation::of(view.group, 20, words))
     })
 }

@@ -10,7 +10,7 @@ use crate::world::World;
 /// The memory that a connection may hold beside its bounded output: the response that exceeded the bound, and input.
 const BESIDE_OUTPUT: usize = 256 << 10;
 
-/// The memory by which the shared sum of a process may be off, for each shard.
+/// The maximum error of a process's shared memory count, for each shard.
 const UNREPORTED: usize = 64 << 10;
 
 /// Checks a replica while the only fault is load.
@@ -26,13 +26,13 @@ pub fn check(world: &World, process: usize, replica: &Replica) -> Result<(), Vio
     let gap = replica.report(now).map_or(0, |report| u128::from(report.longest_gap_ms));
     let most = (FailureTimeout::DEFAULT.lease() / 2).as_millis();
     if gap >= most {
-        let words = format_args!("under load, nothing came from the other holder for {gap} ms");
+        let words = format_args!("under load, no message of the other holder for {gap} ms");
         return Err(Violation::of(group, 28, words));
     }
     Ok(())
 }
 
-/// Returns the violation of a client that reads its responses and is closed nevertheless.
+/// Returns the violation of a connection that was closed although its client reads all responses.
 pub fn closed() -> Violation {
     let words = "the connection of a client that reads was closed under load".to_owned();
     Violation::new(28, words)

@@ -19,7 +19,7 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
         return Err(Violation::of(
             view.group,
             17,
-            format_args!("it was LOST, and is not any more"),
+            format_args!("it was LOST, but has a primary again"),
         ));
     }
     // A restored cluster is founded without the groups that were LOST.
@@ -27,7 +27,7 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
         !matches!(cluster.state(), ClusterState::Starting | ClusterState::Stopping)
     });
     if view.primary.is_none() && world.config.shutdown && serves {
-        let words = format_args!("it is LOST, and the policy shutdown does not stop the cluster");
+        let words = format_args!("it is LOST, but the policy shutdown does not stop the cluster");
         return Err(Violation::of(view.group, 17, words));
     }
     let mut holders = [before.primary, before.secondary()].into_iter().flatten();
@@ -45,7 +45,7 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
     if view.primary.is_some() || (may_be && holders.all(is_dead)) {
         return Ok(());
     }
-    Err(Violation::of(view.group, 17, format_args!("it is LOST though it need not be")))
+    Err(Violation::of(view.group, 17, format_args!("LOST although it has a holder or a dump")))
 }
 
 /// Checks a second fault that the coordinator counts: an exit after complete dumps is none.
@@ -53,7 +53,7 @@ pub fn second_fault(world: &World, first: ServerId, second: ServerId) -> Result<
     if !(world.config.calm || world.config.orphans) {
         return Ok(());
     }
-    let words = format!("servers {first} and {second} are called two faults, and have only left");
+    let words = format!("servers {first} and {second} count as two faults, but both left in order");
     Err(Violation::new(17, words))
 }
 
@@ -61,7 +61,7 @@ pub fn second_fault(world: &World, first: ServerId, second: ServerId) -> Result<
 pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result<(), Violation> {
     match durable(world, cluster, group) {
         Some(view) if view.primary.is_some() => {
-            let words = format_args!("a client is told that it is LOST, and it is in {view:?}");
+            let words = format_args!("a client gets LOST, but the group is in {view:?}");
             Err(Violation::of(group, 17, words))
         }
         _ => Ok(()),
@@ -69,8 +69,8 @@ pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result
 }
 
 /// Checks a response of a process of this cluster. The process read its clock at `read_at`, at the start of the
-/// wake-up: work that it does late, after a pause, counts as done then. A response with two copies is exempt,
-/// because it may be much delayed: the ack may lie in the inbox of a paused primary, while the other members
+/// wake-up: work that is done late, after a pause, counts as done then. A response with two copies is exempt,
+/// because it may be much delayed: the ACK may wait in the inbox of a paused primary while the other members
 /// continue and then lose the group.
 pub fn responded(
     world: &World,
@@ -87,7 +87,7 @@ pub fn responded(
             if is_lost(&view)
                 && world.lost_at.get(&(cluster, group)).is_none_or(|since| read_at > *since) =>
         {
-            Err(Violation::of(group, 17, format_args!("it is LOST, and it answers {status:?}")))
+            Err(Violation::of(group, 17, format_args!("LOST, but a server sends {status:?}")))
         }
         _ => Ok(()),
     }

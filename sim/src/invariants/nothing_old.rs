@@ -10,7 +10,7 @@ pub fn message(group: GroupId, got: ViewVersion, installed: ViewVersion) -> Resu
     if got == installed {
         return Ok(());
     }
-    let words = format_args!("a message of view {got} was taken under view {installed}");
+    let words = format_args!("a message of view {got} was accepted under view {installed}");
     Err(Violation::of(group, 9, words))
 }
 
@@ -19,5 +19,5 @@ pub fn heartbeat(speaks: Incarnation, member: Member) -> Result<(), Violation> {
     if member.incarnation == speaks {
         return Ok(());
     }
-    Err(Violation::new(9, format!("a heartbeat of {speaks} was taken for {member}")))
+    Err(Violation::new(9, format!("a heartbeat of {speaks} was attributed to {member}")))
 }

@@ -20,7 +20,7 @@ pub fn check(
         return Ok(());
     }
     let words = format_args!(
-        "shard {}: number {version} is the write {known:?} and the write {question:?}",
+        "shard {}: sequence number {version} belongs to the writes {known:?} and {question:?}",
         place.1
     );
     Err(Violation::of(place.0, 4, words))

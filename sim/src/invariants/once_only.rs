@@ -23,6 +23,6 @@ pub fn check(
     if first == now {
         return Ok(());
     }
-    let words = format_args!("the write {question:?} was answered {first:?}, and now {now:?}");
+    let words = format_args!("write {question:?} got {first:?} before, and {now:?} now");
     Err(Violation::of(place.0, 13, words))
 }

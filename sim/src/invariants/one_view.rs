@@ -17,13 +17,13 @@ pub fn check(views: &mut Views, cluster: ClusterId, view: &View) -> Result<(), V
     if known == *view {
         return Ok(());
     }
-    let words = format_args!("view {} is {known:?}, and it is {view:?}", view.version);
+    let words = format_args!("view {} differs: {known:?} and {view:?}", view.version);
     Err(Violation::of(view.group, 5, words))
 }
 
 /// Returns the violation of an order that names other members under the installed version.
 pub fn contradiction(group: GroupId, version: ViewVersion) -> Violation {
-    let words = format_args!("view {version} was ordered with other members than it has");
+    let words = format_args!("view {version} was ordered with other members than before");
     Violation::of(group, 5, words)
 }
 
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn two_views_of_one_version_are_found_whoever_tells_them() {
+    fn two_views_with_one_version_are_detected_from_any_source() {
         let mut views = Views::default();
         let mut tell = |cluster, view| check(&mut views, ClusterId(cluster), &view);
         assert_eq!(tell(1, view(3, 7)), Ok(()));

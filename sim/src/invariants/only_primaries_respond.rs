@@ -13,6 +13,6 @@ pub fn check(group: GroupId, sight: &Inspection, status: Status) -> Result<(), V
     if sight.state.is_active() || !is_response {
         return Ok(());
     }
-    let words = format_args!("{status:?} is answered by a replica that is {:?}", sight.state);
+    let words = format_args!("{status:?} is sent by a replica in state {:?}", sight.state);
     Err(Violation::of(group, 14, words))
 }

@@ -12,5 +12,5 @@ pub fn gone(group: GroupId) -> Violation {
 
 /// Returns the violation of a response whose bytes are not those of one value.
 pub fn mixed(group: GroupId) -> Violation {
-    Violation::of(group, 27, format_args!("a value that was read is none that was ever written"))
+    Violation::of(group, 27, format_args!("the bytes that were read are not one written value"))
 }

@@ -8,7 +8,7 @@ use crate::network::ConnectionNumber;
 /// Returns the violation of a response without a request on its connection.
 pub fn unasked(to: ConnectionNumber, request: RequestId) -> Violation {
     let words = format!(
-        "a response to request {request} is sent on connection {}, which did not ask",
+        "a response to request {request} is sent on connection {}, which has no such request",
         to.0
     );
     Violation::new(29, words)

@@ -29,7 +29,7 @@ pub fn check(
             if source.last.0 < acked {
                 let writer = dumps[source.dump.0].header.origin.writer;
                 let words = format_args!(
-                    "shard {shard}: it is restored from the dump of {writer}, which ends at write {}, \
+                    "shard {shard}: restored from the dump of {writer}, which ends at write {}, \
                      though write {acked} was acknowledged",
                     source.last
                 );
@@ -53,11 +53,12 @@ fn lost(
         let last = world.last_holders.get(&(durable.cluster, group));
         holders.extend(last.into_iter().flatten().copied().map(Some));
     }
-    // The group was LOST before, the operator has given up its tables, or two servers have crashed.
+    // The group may be LOST if an earlier restore gave it up, the operator forced the stop, or two servers may
+    // crash.
     let was_given_up = world.operator.has_given_up(durable.cluster, group);
     let may_be = was_given_up || world.operator.insists() || world.config.double;
     if !may_be && view.version > ViewVersion(0) {
-        let words = format_args!("it is LOST, and every server that holds it has only left");
+        let words = format_args!("it is LOST although every holder left in order");
         return Err(Violation::of(group, 17, words));
     }
     let whole = dumps.iter().map(|dump| &dump.header.origin).find(|origin| {
@@ -65,7 +66,7 @@ fn lost(
         is_of_last && holders.contains(&Some(origin.writer))
     });
     let Some(whole) = whole else { return Ok(()) };
-    let words = format_args!("it is LOST though {} has left a whole dump", whole.writer);
+    let words = format_args!("it is LOST although {} has left a complete dump", whole.writer);
     Err(Violation::of(group, 17, words))
 }
 
@@ -74,7 +75,7 @@ pub fn is_equal(replica: &Replica, dumped: Option<ContentDigest>) -> Result<(), 
     let loaded = replica.content();
     match dumped {
         Some(dumped) if dumped != loaded => {
-            let words = format_args!("dumped was {dumped:?}, restored is {loaded:?}");
+            let words = format_args!("the dump has {dumped:?}, but {loaded:?} was loaded");
             Err(Violation::of(replica.group(), 17, words))
         }
         _ => Ok(()),

@@ -13,7 +13,7 @@ use crate::world::World;
 /// that gets the first response prolongs nothing.
 pub type Used = HashMap<(Place, ClientId), u64>;
 
-/// Returns the time for which the machines have been awake.
+/// Returns the time so far in which the machines were not suspended.
 fn awake(world: &World) -> u64 {
     world.now.saturating_sub(world.slept)
 }
@@ -31,11 +31,10 @@ pub fn check(used: &Used, world: &World, place: Place, client: ClientId) -> Resu
     let Some(last) = used.get(&(place, client)) else { return Ok(()) };
     let ago = awake(world).saturating_sub(*last);
     let idle = world.config.bounds.session_idle.as_nanos();
-    // The servers' clocks drift.
+    // The servers' clocks drift, so only four fifths of the idle time are required.
     if u128::from(ago) * 10 >= idle * 8 {
         return Ok(());
     }
-    let words =
-        format_args!("a session was forgotten that had written {} ms before", ago / 1_000_000);
+    let words = format_args!("a session expired although it wrote {} ms before", ago / 1_000_000);
     Err(Violation::of(place.0, 23, words))
 }

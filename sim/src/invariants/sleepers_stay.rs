@@ -13,8 +13,7 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
     if !world.config.stands || before.version.0 == 0 {
         return Ok(());
     }
-    let words =
-        format_args!("nobody has done more than sleep, and {before:?} is followed by {view:?}");
+    let words = format_args!("servers were only paused, but {view:?} follows {before:?}");
     Err(Violation::of(view.group, 20, words))
 }
 
@@ -25,6 +24,6 @@ pub fn is_down(world: &World, member: Member, cause: &DownCause) -> Result<(), V
     }
     Err(Violation::new(
         20,
-        format!("{member} is called silent by a coordinator that slept as well"),
+        format!("{member} is judged silent by a coordinator that was paused as well"),
     ))
 }

@@ -69,7 +69,7 @@ pub fn check(world: &mut World, before: &View, view: &View) -> Result<(), Violat
         let stays = view.primary == Some(holder) || view.secondary() == Some(holder);
         let fault = world.slowness.faults.get(&holder.server.0).copied();
         if !stays && fault.is_none_or(|until| world.now > until + FOLLOWS_WITHIN) {
-            let words = format_args!("{holder} was well, and {before:?} is followed by {view:?}");
+            let words = format_args!("{holder} had no fault, but {view:?} follows {before:?}");
             return Err(Violation::of(view.group, 20, words));
         }
     }
@@ -88,12 +88,12 @@ pub fn double_fault(world: &World) -> Result<(), Violation> {
 pub fn is_replaced(world: &World, member: Member) -> Result<(), Violation> {
     let failures = world.slowness.failures.get(&member).copied().unwrap_or(0);
     match world.config.slow && failures < FAILURES {
-        true => Err(Violation::new(20, format!("{member} lives and is replaced"))),
+        true => Err(Violation::new(20, format!("{member} is alive, but is replaced"))),
         false => Ok(()),
     }
 }
 
-/// Returns the violation of a candidate that was given up for a silence in which it was not silent.
+/// Returns the violation of a candidate that was given up as silent although its messages had arrived.
 pub fn unheard(group: GroupId) -> Violation {
     let words =
         format_args!("a candidate was given up whose messages had arrived and were not read");
@@ -108,6 +108,6 @@ pub fn ended(world: &World, flight: &Flight, responded: Returned) -> Result<(), 
     }
     let (group, shard) = flight.place;
     let words =
-        format_args!("an operation of shard {shard} was not served, and servers are only slow");
+        format_args!("an operation of shard {shard} was not served although servers are only slow");
     Err(Violation::of(group, 20, words))
 }

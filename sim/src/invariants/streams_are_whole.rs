@@ -9,7 +9,7 @@ use crate::network::ConnectionNumber;
 
 /// Checks a message that a replica rejected on its stream. Messages of a dead process may arrive after the
 /// proof of its death, when its successor has already taken over. With a mutation, a rejected message is an
-/// expected symptom of another broken promise, so nothing is judged here.
+/// expected symptom of another broken promise, so it is no violation.
 pub fn refused(group: GroupId, error: &StreamError, is_of_the_dead: bool) -> Result<(), Violation> {
     let is_known = matches!(
         error,
@@ -26,5 +26,5 @@ pub fn refused(group: GroupId, error: &StreamError, is_of_the_dead: bool) -> Res
 
 /// Returns the violation of a stream that is kept although the other end has closed it.
 pub fn kept(number: ConnectionNumber) -> Violation {
-    Violation::new(22, format!("the other end has closed stream {}, and it is kept", number.0))
+    Violation::new(22, format!("stream {} is kept although the other end has closed it", number.0))
 }

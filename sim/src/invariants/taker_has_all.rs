@@ -49,7 +49,7 @@ pub fn after_handover(
     let Some(old) = old.map(|old| &world.processes[old]).filter(|old| old.alive) else {
         return Ok(());
     };
-    // A member that has installed a later view no longer counts anything in this one.
+    // A member that has installed a later view no longer counts its writes as committed in this one.
     let logged = old.replica(group, shard).map(|replica| replica.inspect());
     let logged = logged.filter(|logged| logged.view == Some(view));
     let Some(last) = logged.map(|logged| logged.last).filter(|last| *last > sight.last) else {

@@ -27,7 +27,7 @@ pub fn check(
     let told = checks.caught_up.get(&(process, place)) == Some(&version);
     if told && sight.state == ReplicaState::CopyFailed {
         let words = format_args!(
-            "shard {}: the union of view {version} was left after the report",
+            "shard {}: a candidate of view {version} fails after it had caught up",
             place.1
         );
         return Err(Violation::of(place.0, 10, words));
@@ -69,7 +69,7 @@ pub fn on_view(world: &World, before: &View, view: &View) -> Result<(), Violatio
         let is_partial = sight.state == ReplicaState::Candidate && !sight.is_complete;
         if !is_candidate || is_partial {
             let words = format_args!(
-                "shard {shard}: {candidate} is made secondary in view {} without a whole copy",
+                "shard {shard}: {candidate} is made secondary in view {} without a complete copy",
                 view.version
             );
             return Err(Violation::of(view.group, 10, words));

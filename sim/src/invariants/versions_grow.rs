@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rival_of_the_same_number_is_found() {
+    fn a_coordinator_with_the_same_epoch_number_and_another_boot_id_is_detected() {
         let epoch = |number, boot| Epoch { number, boot: BootId(boot) };
         assert_eq!(epochs(epoch(1, 5), epoch(2, 4)), Ok(()));
         assert_eq!(epochs(epoch(2, 4), epoch(2, 4)), Ok(()));

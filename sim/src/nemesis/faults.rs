@@ -77,8 +77,8 @@ impl Cut {
     }
 }
 
-/// Returns the victim of a fault at a place: the place itself, or a neighbour, now and then or if no process
-/// runs there. `None`: no process to strike.
+/// Returns the victim of a fault at a place: mostly the place itself, else a random one of it and its
+/// neighbours. `None`: no process runs there.
 pub(super) fn victim(world: &mut World, place: usize, kind: Kind) -> Option<usize> {
     if !matches!(kind, Kind::Pause | Kind::Stall | Kind::Hiccup | Kind::BreakStreams) {
         return Some(place);
@@ -91,8 +91,8 @@ pub(super) fn victim(world: &mut World, place: usize, kind: Kind) -> Option<usiz
     world.running_at(victim).map(|_| victim)
 }
 
-/// Injects the fault at a place. Returns false if nothing was done that counts now. A stall strikes when there
-/// is something to serve; a coordinator crash is left to [`apply_late`].
+/// Injects the fault at a place. Returns false if no fault has struck yet: a stall strikes at the next wake-up
+/// with inputs. A coordinator crash is left to [`apply_late`].
 pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
     match (kind, world.running_at(place)) {
         (Kind::Crash, Some(process)) => world.kill(process),
@@ -114,7 +114,7 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
         (Kind::CutBothWays | Kind::CutOneWay, _) => cut(world, place, kind == Kind::CutOneWay),
         (Kind::CoordinatorCrash, _) => {}
         (Kind::DiskFull, _) => {
-            // Where sessions expire soon, a write may stay pending for longer than that.
+            // In runs in which sessions expire soon, some writes must stay pending for longer than that.
             let is_long = world.config.forgets_soon() && world.random.per_mille(300);
             let (full, stands) = match is_long {
                 true => ((14_000_000_000, 17_000_000_000), (12_500_000_000, 14_000_000_000)),
@@ -172,7 +172,7 @@ pub(super) fn apply_late(world: &mut World, kind: Kind) {
 }
 
 /// Cuts a place off from the other servers and the coordinator, or from the coordinator, or from one other
-/// server; now and then from a client as well.
+/// server; sometimes from a client as well.
 fn cut(world: &mut World, place: usize, one_way: bool) {
     let servers = usize::from(world.config.servers);
     let mut others: Vec<usize> = match world.random.below(4) {

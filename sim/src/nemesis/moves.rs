@@ -13,7 +13,7 @@ pub const MOVE: &str = "move";
 /// The share of faults at rest that are a move, per mille.
 const MOVES: u64 = 400;
 
-/// Begins a move now and then. Returns whether it did.
+/// Begins a move with some probability. Returns whether it did.
 pub(super) fn strike(world: &mut World) -> bool {
     if !world.config.moves || !world.random.per_mille(MOVES) {
         return false;
@@ -26,7 +26,7 @@ pub(super) fn strike(world: &mut World) -> bool {
             let pause = world.random.between(1_500_000_000, 8_000_000_000);
             world.pause(process, pause);
             world.keep_alive_until(process, world.now + pause);
-            // At any moment of its removal, or long after.
+            // The move begins at any moment of the removal of the silent process, or long after it.
             world.random.between(1_000_000, 3_000_000_000)
         }
         false => 1_000,

@@ -8,16 +8,16 @@ use crate::event::Happening;
 use crate::invariants::slow_are_spared::NO_FAULT;
 use crate::world::World;
 
-/// The name under which an executor's stall is counted that is a fault.
+/// The name under which stalls that are faults are counted.
 pub const LONG_STALL: &str = "long stall";
-/// The name under which an executor's stall is counted that is no fault.
+/// The name under which stalls that are no faults are counted.
 pub const SHORT_STALL: &str = "short stall";
-/// The most time, in nanoseconds, that a stall of a starved executor and its work until the next one take.
+/// The maximum duration of one stall of a starved executor and the work after it, in nanoseconds.
 const STARVED_WITHIN: u64 = 840_000_000;
 /// The name under which a lack of memory is counted.
 pub const NO_MEMORY: &str = "no memory";
 
-/// Slows one server; often the next one before every group is home again.
+/// Slows one server. The next one often follows before every group is home again.
 pub fn strike(world: &mut World) {
     let again = match world.random.per_mille(400) {
         true => world.random.between(300_000_000, 900_000_000),
@@ -51,7 +51,8 @@ pub fn strike(world: &mut World) {
             stand_again(world, process, shard, more);
             LONG_STALL
         }
-        // For much longer, it would also fail as a candidate, in both of its groups, and be rightly replaced.
+        // If the executor were deaf for much longer, its process would also fail as a candidate in both groups,
+        // and would rightly be replaced.
         6 if is_whole => {
             let lasts = world.random.between(700_000_000, 1_200_000_000);
             let shard = world.random.index(usize::from(world.config.shards));
@@ -65,7 +66,7 @@ pub fn strike(world: &mut World) {
             world.slowness.note_fault(id, world.now + stall);
             LONG_STALL
         }
-        // Two servers without memory could keep no group together.
+        // If two servers had no memory, a group could be left without a working replica.
         _ if is_whole && !anyone_is_exhausted(world) => {
             let lasts = world.random.between(500_000_000, 9_000_000_000);
             world.processes[process].is_exhausted.store(true, Ordering::Relaxed);
@@ -97,7 +98,7 @@ pub fn stand_again(world: &mut World, process: usize, shard: usize, more: u8) {
 fn stand(world: &mut World, process: usize, stall: u64) {
     let shard = world.random.index(usize::from(world.config.shards));
     let until = world.now + stall;
-    // Stalls in direct succession would add up to a longer one.
+    // Stalls in direct succession would add up to a longer stall, which is a fault.
     let is_standing =
         world.processes[process].shards[shard].stopped_until + 2 * NO_FAULT > world.now;
     if !is_standing {

@@ -31,13 +31,13 @@ struct Suspect {
     installed: ViewVersion,
 }
 
-/// The sockets, and what they have received that is not served yet.
+/// The sockets, and the received inputs that are not served yet.
 pub(super) struct Engine {
     pub(super) sockets: Sockets,
     streams: VecDeque<Input>,
     strangers: VecDeque<Input>,
     clients: VecDeque<Input>,
-    /// Bytes of connections that are not to be read now; they stay in the kernel's buffers.
+    /// Bytes of connections that must not be read now; they stay in the kernel's buffers.
     unread: BTreeMap<ConnectionNumber, VecDeque<Input>>,
     /// The number of wake-ups.
     pub(super) wakes: u64,
@@ -115,7 +115,7 @@ impl Engine {
         unread.extend(its as VecDeque<Input>);
     }
 
-    /// Reads a connection again.
+    /// Resumes reading a connection.
     fn read_again(&mut self, number: ConnectionNumber) {
         self.clients.extend(self.unread.remove(&number).unwrap_or_default());
     }
@@ -125,12 +125,12 @@ impl Engine {
         !self.strangers.is_empty() || !self.clients.is_empty()
     }
 
-    /// Returns whether streams have received something that is not served.
+    /// Returns whether streams have received inputs that are not served yet.
     pub(super) fn has_streams(&self) -> bool {
         !self.streams.is_empty()
     }
 
-    /// Takes the inputs of a connection that are not served.
+    /// Takes the inputs of a connection that are not served yet.
     fn take_inputs(&mut self, number: ConnectionNumber) -> Vec<Input> {
         let mut its = Vec::new();
         for queue in [&mut self.strangers, &mut self.clients] {
@@ -160,7 +160,7 @@ impl turn::Engine for Turn<'_> {
         self.clock.read(self.true_now + self.engine.work)
     }
 
-    /// All inputs are noted before the wake-up begins.
+    /// Does nothing: all inputs are queued before the wake-up begins.
     fn look_again(&mut self, _: &mut Shard) {}
 
     fn serve_streams(&mut self, shard: &mut Shard) -> bool {
@@ -285,7 +285,7 @@ impl Turn<'_> {
                 let Some(id) = self.engine.sockets.id(number) else { return };
                 let is_stream = shard.is_stream(id);
                 match !is_stream && number.0 % 2 == 1 {
-                    // Some clients reset their connections.
+                    // Every second of these connections ends with a reset instead of an end of input.
                     true => shard.on_failed(id),
                     false => shard.on_end_of_input(now, id),
                 }
@@ -335,7 +335,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Judges messages of another view, once their stream is closed or is not.
+    /// Judges messages of another view, once the fate of their stream is decided.
     fn judge_suspects(&mut self, id: ConnectionId, fate: Fate) {
         let Engine { suspects, output, .. } = &mut *self.engine;
         let suspects = suspects.extract_if(.., |suspect| suspect.id == id);
@@ -346,8 +346,8 @@ impl Turn<'_> {
         }
     }
 
-    /// Sends bytes of a connection. The responses among them to requests of this wake-up are judged at its end; any other
-    /// may be of a time at which the replica was another.
+    /// Sends bytes of a connection. The responses to requests of this wake-up are judged at its end. Other
+    /// responses may date from an earlier state of the replica.
     fn note_sent(&mut self, id: ConnectionId, bytes: Vec<u8>) {
         self.engine.work += bytes.len() as u64 * WORK_A_BYTE;
         let Some(socket) = self.engine.sockets.get(id) else { return };

@@ -31,7 +31,7 @@ use crate::network::ConnectionNumber;
 /// The interval at which a shard publishes its reports to the node, and enforces deadlines, in nanoseconds of true
 /// time. Changes are published at once.
 const PUBLISH_EVERY: u64 = 100_000_000;
-/// The time between the clock readings of two wake-ups in which the executor has stood.
+/// The time between the clock readings of two wake-ups above which the executor counts as stalled.
 const STOOD: Duration = Duration::from_millis(200);
 /// Small chunks, because a run creates many tables.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -39,7 +39,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// An input of a shard.
 #[derive(Debug)]
 pub enum Input {
-    /// A connection was accepted at this port; its other end reads like this.
+    /// A connection was accepted at this port; its other end reads in this way.
     Accepted(ConnectionNumber, Port, Reader),
     /// A connection that another executor accepted, with the bytes received so far.
     Adopted(ConnectionNumber, Port, Reader, Vec<u8>),
@@ -116,25 +116,25 @@ pub struct Executor {
     pub inbox: VecDeque<Input>,
     /// The clock reading and the inputs of a wake-up that a pause interrupted.
     pub stalled: Option<(Time, VecDeque<Input>)>,
-    /// The true time at which it read the clock for its last wake-up.
+    /// The true time at which the executor read the clock for its last wake-up.
     pub read_at: u64,
     /// The true time until which a fault stops this executor.
     pub stopped_until: u64,
     /// The true time until which this executor is busy with its last wake-up.
     pub busy_until: u64,
-    /// The true time until which it reads nothing from other servers; it still serves clients and responds to
-    /// probes.
+    /// The true time until which this executor reads nothing from other servers. It still serves clients and
+    /// responds to probes.
     pub deaf_until: u64,
     /// The true time of the next wake-up, if one is due.
     pub wake_at: Option<u64>,
-    /// The processes of whose deaths it was informed.
+    /// The processes of whose deaths this executor was informed.
     pub told_dead: BTreeSet<Member>,
     engine: Engine,
     published_at: u64,
     deadlines_at: u64,
     /// The clock reading of the last wake-up.
     woke_at: Time,
-    /// The last wake-up in which the table of each group was cleared, or could be.
+    /// The last wake-up in which a table was cleared, or may have been, by group.
     cleared: BTreeMap<GroupId, u64>,
     shown: BTreeMap<GroupId, (ReplicaState, ViewVersion, bool)>,
     noted: BTreeMap<GroupId, (ReplicaState, ViewVersion)>,
@@ -177,12 +177,12 @@ impl Executor {
         }
     }
 
-    /// Returns its replicas.
+    /// Returns the replicas.
     pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
         self.shard.service.replicas()
     }
 
-    /// Returns the number of its clients' connections.
+    /// Returns the number of client connections.
     pub fn clients(&self) -> usize {
         self.engine.sockets.clients()
     }
@@ -242,7 +242,7 @@ impl Executor {
         streams.collect()
     }
 
-    /// Checks that no candidate was given up of which messages had arrived while this executor stood.
+    /// Checks that no candidate was given up whose messages had arrived while this executor was stalled.
     fn check_judgement(
         &mut self,
         active: &[(GroupId, ConnectionNumber)],
@@ -280,7 +280,8 @@ impl Executor {
                 self.engine.output.push(Output::Refused(order, refused.to_string()));
             }
             Input::Probe(order) => {
-                // No server may be removed because of a process that is about to exit.
+                // A frozen process is about to exit. No server may be removed because of it, so it does not
+                // respond to a probe.
                 if !service.is_frozen() {
                     self.engine.output.push(Output::Probed(order));
                 }
@@ -381,13 +382,13 @@ impl Executor {
         roles.collect()
     }
 
-    /// Returns the true time at which it last published.
+    /// Returns the true time at which the executor last published.
     pub(crate) fn published_at(&self) -> u64 {
         self.published_at
     }
 
-    /// Returns the true time of its next wake-up, after one at `true_now`; `clock` converts a clock reading to true
-    /// time.
+    /// Returns the true time of the next wake-up, after one at `true_now`. `clock` converts a clock reading to
+    /// true time.
     pub fn next_wake(&self, true_now: u64, clock: impl Fn(Time) -> u64) -> u64 {
         let has_work = !self.inbox.is_empty()
             || self.engine.has_work()

@@ -20,7 +20,7 @@ use crate::network::ConnectionNumber;
 
 /// The key of the cluster.
 const KEY: ClusterKey = ClusterKey(0x51);
-/// Enough memory for everything that a run writes.
+/// A memory limit above everything that a run writes.
 pub const MEMORY: u64 = 64 << 20;
 
 /// The limits of a replica.
@@ -41,27 +41,27 @@ impl Bounds {
 
 /// One process.
 pub struct Process {
-    /// Its identity.
+    /// The identity of the process.
     pub member: Member,
-    /// Its cluster.
+    /// The cluster of the process.
     pub cluster: ClusterId,
-    /// Its place.
+    /// The place of the process.
     pub place: usize,
-    /// Its address; the port is unique.
+    /// The address; the port is unique.
     pub address: SocketAddr,
     /// True while it runs.
     pub alive: bool,
-    /// True if it has exited in order, with complete dumps of all its replicas.
+    /// True if the process has exited in order, with complete dumps of all its replicas.
     pub left: bool,
-    /// The term of the coordinator that started it, which can read its exit status.
+    /// The term of the coordinator that started the process; only this one can read the exit status.
     pub term: u64,
-    /// The true time at which it last received an order.
+    /// The true time at which the process last received an order.
     pub last_order: u64,
-    /// The true time since which it has received nothing from a coordinator.
+    /// The true time since which the process has received nothing from a coordinator.
     pub alone_since: Option<u64>,
-    /// The time until which it is paused.
+    /// The time until which the process is paused.
     pub paused_until: u64,
-    /// The time until which it can be neither killed nor seen to exit.
+    /// The time until which the process can be neither killed nor seen to exit.
     pub out_of_reach_until: u64,
     /// The record of suspends, for the age of its reports.
     sleep: LastSleep,
@@ -71,13 +71,13 @@ pub struct Process {
     pub node: Node,
     /// The memory that the connections of its clients may hold.
     pub memory: Arc<ConnectionMemory>,
-    /// Its executors.
+    /// The executors.
     pub shards: Vec<Executor>,
     /// While true, the process cannot allocate memory.
     pub is_exhausted: Arc<AtomicBool>,
     /// The heartbeat link, and whether it is admitted.
     pub link: Option<(ConnectionNumber, bool)>,
-    /// The number of its dials of the coordinator, which identifies late results.
+    /// The number of dials to the coordinator, which identifies late results.
     pub link_tries: u64,
 }
 
@@ -130,14 +130,14 @@ impl Process {
         }
     }
 
-    /// Returns whether neither it nor any of its executors is stopped.
+    /// Returns whether neither the process nor any of its executors is stopped.
     pub fn is_at_work(&self, now: u64) -> bool {
         self.paused_until <= now
             && self.stall_next.is_none()
             && self.shards.iter().all(|shard| shard.stopped_until <= now)
     }
 
-    /// Returns its reports on its replicas, aged by the time for which an executor has not published. Time in
+    /// Returns the reports on the replicas, aged by the time for which an executor has not published. Time in
     /// which the whole process was suspended does not count.
     pub fn reports(&mut self, now: u64) -> Vec<ReplicaReport> {
         let now = Time::from_nanos(now);

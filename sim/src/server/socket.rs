@@ -16,11 +16,11 @@ const DRAINED_AFTER: u64 = 20_000_000;
 /// The way in which the other end of a connection reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
-    /// It takes all bytes at once.
+    /// Takes all bytes at once.
     Fast,
-    /// It takes a few bytes at a time.
+    /// Takes a few bytes at a time.
     Slow,
-    /// It takes nothing after its buffer is full.
+    /// Takes nothing more once its buffer is full.
     Never,
 }
 
@@ -54,12 +54,13 @@ impl Socket {
         self.reader
     }
 
-    /// Returns whether it takes no bytes now.
+    /// Returns whether the socket takes no bytes now.
     pub(super) fn is_blocked(&self) -> bool {
         self.buffer.blocked_until.is_some()
     }
 
-    /// Offers bytes to the socket; returns how many it takes. After a short send it is blocked.
+    /// Offers bytes to the socket, and returns the number of bytes that it takes. After a short send it is
+    /// blocked.
     pub(super) fn offer(&mut self, true_now: u64, bytes: usize) -> usize {
         let buffer = &mut self.buffer;
         let drained = match self.reader {

@@ -128,7 +128,7 @@ impl Tap {
     /// Observes sent bytes; returns the responses that they complete, with their requests.
     ///
     /// # Errors
-    /// A response that was not asked for.
+    /// A response without a request.
     pub(super) fn sent(
         &mut self,
         to: ConnectionNumber,

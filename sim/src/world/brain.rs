@@ -125,7 +125,7 @@ impl World {
                 }
                 Effect::Outdated { server, group, known, reported } => {
                     let words = format!(
-                        "server {server} knows of view {} of group {group}, the disk of view {}",
+                        "server {server} has view {} of group {group}, but the disk has view {}",
                         reported.0, known.0
                     );
                     self.violation.get_or_insert(Violation::new(5, words));
@@ -145,7 +145,7 @@ impl World {
                 }
                 Effect::Leaving { member } => {
                     let place = usize::from(member.server.0);
-                    self.note_place(place, format_args!("{member} asks to leave"));
+                    self.note_place(place, format_args!("{member} requests to leave"));
                 }
                 Effect::Stopping(phase) => self.on_stopping(phase),
                 Effect::Stopped(_) => self.after(1_000, Happening::Stopped(term)),
@@ -272,7 +272,7 @@ impl World {
         self.trace.note(self.now, About::All, format_args!("the coordinator ends"));
         let stored = self.random.per_mille(500);
         let term = self.coordinator.term;
-        // It has contacted no server before its epoch was durable.
+        // A coordinator contacts no server before its epoch is durable.
         let cluster = self.coordinator.cluster.as_ref();
         let cluster = cluster.filter(|cluster| cluster.durable().epoch == cluster.config().epoch);
         if let Some(epoch) = cluster.map(|cluster| cluster.config().epoch)

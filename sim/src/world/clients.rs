@@ -54,7 +54,7 @@ impl World {
         wants && self.clients[client].flights.len() < self.clients[client].depth()
     }
 
-    /// Lets every second client rest now and then, if sessions expire soon. A rest lasts as long as a session
+    /// Lets every second client rest periodically, if sessions expire soon. A rest lasts as long as a session
     /// takes to expire by the slowest clock.
     fn let_rest(&mut self, client: usize) {
         let idle = self.config.bounds.session_idle;
@@ -103,7 +103,7 @@ impl World {
                 Wish::Mixed(group) => self.check(|_, _| Err(pins_hold::mixed(group))),
                 Wish::GivenUp(flight) => {
                     self.counts.in_doubt += u64::from(!flight.was_given_up());
-                    // Bytes in transit arrive nevertheless.
+                    // Bytes in transit still arrive after the connection is closed.
                     if let Some(number) = flight.connection()
                         && number != NO_CONNECTION
                         && !self.clients[client].keeps(number)
@@ -146,7 +146,7 @@ impl World {
         }
     }
 
-    /// Corrects an answer by what is certain. If two clients share a name, an expired session settles nothing.
+    /// Weakens a result that is not certain: if two clients share a name, an expired session settles nothing.
     fn as_known(&self, flight: &Flight, responded: Returned) -> Returned {
         let is_shared = self.checks.shared.contains(&flight.name());
         if is_shared && responded == Returned::Undecided { Returned::InDoubt } else { responded }
@@ -202,7 +202,7 @@ impl World {
         self.send(number, 0, bytes);
     }
 
-    /// Closes a connection of a client now and then, with whatever is in flight on it.
+    /// Closes a connection of a client with some probability, even with requests in flight.
     fn reset_at_times(&mut self, client: usize, to: (SocketAddr, ShardId, ClientId)) {
         let known = self.clients[client].connections.get(&to).copied();
         if let Some(number) = known.filter(|number| self.network.is_open(*number, 0))
@@ -216,8 +216,8 @@ impl World {
         }
     }
 
-    /// Appends, to few requests, a write whose digest is that of another key. It must be rejected: else the entry would
-    /// be in a table in which no read finds it.
+    /// Appends to a few requests a write whose digest is that of another key. Servers must reject it: otherwise
+    /// the entry would be in a table in which no read finds it.
     fn with_forgery(&mut self, client: usize, bytes: Vec<u8>) -> Vec<u8> {
         let placement = Placement::new(self.config.servers, self.config.shards);
         if self.is_healing || !self.random.per_mille(FORGED_PER_MILLE) {
@@ -252,7 +252,7 @@ impl World {
     }
 
     pub(super) fn on_ask_map(&mut self, client: usize) {
-        // Clients get no map before the whole cluster serves.
+        // Clients get no map before the whole cluster has served.
         let cluster = self.coordinator.cluster.as_ref().filter(|cluster| cluster.has_served());
         let Some(cluster) = cluster else { return };
         let map = Box::new(cluster.map());

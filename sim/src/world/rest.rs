@@ -41,7 +41,8 @@ impl World {
         views.get(usize::from(group.0)).is_some_and(|view| view.primary.is_none())
     }
 
-    /// Returns whether a group rests in dumps: its last holder has left in order. Operations on it wait in vain.
+    /// Returns whether a group rests in dumps: its last holder has left in order. Operations on it get no
+    /// response.
     fn rests(&self, group: GroupId) -> bool {
         self.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.durable().rests(group))
     }
@@ -49,7 +50,7 @@ impl World {
     /// Runs until the cluster is at rest.
     ///
     /// # Errors
-    /// It does not come to rest in time, or another promise is broken.
+    /// The cluster does not come to rest in time, or another promise is broken.
     pub(super) fn come_to_rest(&mut self) -> Result<(), Violation> {
         let end = self.now + self.config.timeout;
         let mut since = None;
@@ -98,7 +99,7 @@ impl World {
             self.run_until(self.now + LOOK)?;
         }
         match waits(self) {
-            true => Err(Violation::new(19, "all is home, and clients wait for ever".to_owned())),
+            true => Err(Violation::new(19, "all is home, but clients still wait".to_owned())),
             false => Ok(()),
         }
     }

@@ -37,9 +37,9 @@ pub struct Operator {
     waiting: Vec<(usize, ReplicaRole)>,
     /// Complete dumps, by writer and group.
     complete: BTreeSet<(Member, GroupId)>,
-    /// True if the stop was forced, whatever is lost.
+    /// True if the operator forced the stop, which may lose data.
     insists: bool,
-    /// The groups without a dump, without which a cluster was founded, by cluster.
+    /// The groups that a restored cluster was founded without, because they had no dump, by cluster.
     given_up: BTreeSet<(ClusterId, GroupId)>,
     /// The durable state of the cluster to be restored.
     durable: Option<DurableState>,
@@ -183,7 +183,7 @@ impl Operator {
             .any(|dump| is_it(&dump))
     }
 
-    /// Returns whether a valid dump of this cluster has a shard up to a write.
+    /// Returns whether a valid dump of this cluster has the writes of a shard up to this one.
     pub fn has_dump(&self, cluster: ClusterId, group: GroupId, shard: usize, last: u64) -> bool {
         let has_it = |dump: Dump| {
             let origin = &dump.header.origin;
@@ -243,7 +243,7 @@ impl World {
         let durable = self
             .operator
             .durable
-            .get_or_insert_with(|| disk.take().expect("a cluster that is stopped has stored that"));
+            .get_or_insert_with(|| disk.take().expect("a stopped cluster has stored its stop"));
         let durable = durable.clone();
         let dumps = self.operator.dumps();
         let headers: Vec<DumpHeader> = dumps.iter().map(|(dump, _)| dump.header.clone()).collect();

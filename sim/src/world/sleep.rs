@@ -1,5 +1,5 @@
-//! Machines that are suspended for longer than sessions are kept, and clients cloned from others. Only in runs
-//! in which sessions expire soon.
+//! Machines that are suspended for longer than sessions are kept, and clients cloned from others. They occur
+//! only in runs in which sessions expire soon.
 //!
 //! ```text
 //!   a client alone     its write is in flight, its response lost; it retries after the session has expired

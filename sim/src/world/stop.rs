@@ -65,7 +65,8 @@ impl World {
             let at = self.random.between(third * part + third / 2, third * (part + 1) + third / 2);
             self.at(at, Happening::Stop);
         }
-        // A process that leaves by itself may be a group's last holder.
+        // Single processes receive stop signals only in runs with double faults, because such a process may be
+        // a group's last holder.
         let mut at = 0;
         while self.config.double {
             at += self.random.between(1_500_000_000, 5_000_000_000);
@@ -101,7 +102,8 @@ impl World {
         self.at(self.config.faulty * 9 / 10, Happening::Stop);
     }
 
-    /// Sends a stop signal to the processes at these places. Some receive another, and then wait for no orders.
+    /// Sends stop signals to `many` neighbouring processes within this time. Some receive another signal, and
+    /// then wait for no orders.
     pub(super) fn signal_many(&mut self, many: usize, within: u64) {
         if !self.serves() {
             return;
@@ -115,7 +117,7 @@ impl World {
                 continue;
             }
             let delay = self.random.between(0, within);
-            self.note_place(place, format_args!("process {process} is told to stop"));
+            self.note_place(place, format_args!("process {process} receives a stop signal"));
             self.after(delay, Happening::Signal(process));
             if self.config.impatient && self.random.per_mille(400) {
                 let again = delay + self.random.between(1_000_000, 500_000_000);
@@ -138,7 +140,7 @@ impl World {
         let may_be = self.config.leaves && !self.is_healing && self.serves();
         if may_be && self.random.per_mille(200) {
             let place = self.processes[process].place;
-            self.note_place(place, format_args!("process {process} is told to stop at once"));
+            self.note_place(place, format_args!("process {process} is stopped at its start"));
             let delay = self.random.between(1_000_000, 60_000_000);
             self.after(delay, Happening::Signal(process));
         }
@@ -148,7 +150,7 @@ impl World {
     /// crashes soon after.
     pub(super) fn signal_at(&mut self, place: usize) {
         let Some(process) = self.running_at(place).filter(|_| self.serves()) else { return };
-        self.note_place(place, format_args!("process {process} is told to stop"));
+        self.note_place(place, format_args!("process {process} receives a stop signal"));
         self.after(1_000, Happening::Signal(process));
         if self.random.per_mille(200) {
             self.full_until[place] = self.now + self.random.between(1_000_000, LONGEST_SUSPEND);
@@ -232,8 +234,7 @@ impl World {
         self.leave_alone(process);
     }
 
-    /// Makes a process leave by itself, without orders that end it: it drains as far as possible at once,
-    /// dumps, and exits.
+    /// Makes a process leave by itself, without orders: it stops accepting writes, dumps at once, and exits.
     pub(super) fn leave_alone(&mut self, process: usize) {
         if self.operator.leaves(process) {
             return;
@@ -270,7 +271,7 @@ impl World {
     }
 
     pub(super) fn begin_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
-        // An order for the same dump does not replace the attempt of a process that leaves by itself.
+        // Only an attempt without an order uses up the planned retry of a process that leaves by itself.
         if order.is_none() {
             self.operator.wait_no_more(process, role);
         }
@@ -483,7 +484,7 @@ impl World {
 
     /// Pauses all servers and the coordinator.
     pub fn suspend_for(&mut self, pause: u64) {
-        self.trace.note(self.now, About::All, format_args!("everybody is suspended"));
+        self.trace.note(self.now, About::All, format_args!("all processes are suspended"));
         // Once the cluster has views, two servers that resume a failure timeout after the others are two
         // faults.
         let serves = self.coordinator.cluster.as_ref().is_some_and(|cluster| {

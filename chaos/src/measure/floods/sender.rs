@@ -24,7 +24,7 @@ const THREADS: usize = 2;
 const BLOCK_BYTES: usize = 128 << 10;
 /// The bytes read at once, and discarded.
 const READ_BYTES: usize = 256 << 10;
-/// The longest that a thread waits for room or responses at a time.
+/// The longest wait of a thread for room or responses.
 const WAIT: Duration = Duration::from_millis(10);
 /// The length of a header, which begins with the length of the body.
 const HEADER: usize = 8;

@@ -77,7 +77,7 @@ pub(crate) const SHAPES: &[Shape] = &[
     shape(Kind::GarbageToServers, Manner::Open, 8),
 ];
 
-/// The shapes that ended clusters before streams had buffers of their own, and one of each other kind.
+/// The shapes that used to break clusters before streams had buffers of their own, and one of each other kind.
 pub(crate) const QUICK: &[Shape] = &[
     shape(Kind::Noop, Manner::Open, 2),
     shape(Kind::GetMissing, Manner::Open, 6),
@@ -122,7 +122,7 @@ impl fmt::Display for Shape {
         let manner = match manner {
             Manner::Closed => "closed loop",
             Manner::Open => "open loop",
-            Manner::Unread => "answers unread",
+            Manner::Unread => "responses unread",
         };
         write!(
             f,
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_shape_has_a_name_of_its_own() {
+    fn every_shape_has_a_unique_name() {
         let mut names: Vec<String> = SHAPES.iter().map(Shape::to_string).collect();
         names.sort();
         names.dedup();

@@ -54,7 +54,7 @@ impl Explorer {
                     let read = clients.on_read(&self.scope.script, key, given.writer);
                     let who = world.processes[p].member;
                     let named = |(invariant, words)| {
-                        Violation::new(invariant, format!("{words} (asked of {who} now)"))
+                        Violation::new(invariant, format!("{words} (read at {who} now)"))
                     };
                     self.note(read.map_err(named));
                 }

@@ -56,7 +56,7 @@ impl Explorer {
                 let (order, view) = *self.machines.installs.get(number);
                 let refused = self.replica(world, at, Input::Install(ViewKey(view)), None);
                 if let Some(words) = refused {
-                    self.tell(|| format!("refused: {words}"));
+                    self.tell(|| format!("rejected: {words}"));
                     self.node(world, at.p, NodeInput::Refused(order, at.shard(), words));
                 }
             }
@@ -145,7 +145,7 @@ impl Explorer {
                 }
                 Done::Connect(frame) => {
                     let Some(Over::Dialled(other)) = over else {
-                        panic!("only who dials connects")
+                        panic!("only the dialling side connects")
                     };
                     streams::connect(world, at, other, *frame);
                 }
