@@ -1,4 +1,4 @@
-//! The cost of one operation in the pure machine, without network and system calls. A GET is a read; a PUT
+//! The cost of one operation in the pure state machine, without network and system calls. A GET is a read; a PUT
 //! includes its commit through both ends of the stream.
 //!
 //! ```text
@@ -23,7 +23,7 @@ use std::hint::black_box;
 const KEYS: u64 = 10_000;
 const NOW: Time = Time::from_nanos(1);
 
-/// A sink that counts responses and asserts that each is OK.
+/// A sink that counts responses and checks that each is OK.
 #[derive(Default)]
 struct Counter(u64);
 

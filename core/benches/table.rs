@@ -50,7 +50,7 @@ fn scattered(entries: u64) -> impl FnMut() -> u64 {
 
 fn sizes() -> Vec<u64> {
     let mut sizes = vec![10_000];
-    // Runs that only check that the bench works use a small table.
+    // A run with `--test` only checks that the bench works, so a small table is enough.
     if std::env::args().any(|arg| arg == "--test") {
         return sizes;
     }
@@ -58,7 +58,7 @@ fn sizes() -> Vec<u64> {
     if available_mib().is_some_and(|available| available >= 4_096) {
         sizes.push(10_000_000);
     } else {
-        // Without this line, missing figures would go unnoticed.
+        // This line explains why the figures are missing.
         let _ = writeln!(io::stderr(), "without 10 M entries: less than 4 GiB are free");
     }
     sizes

@@ -49,7 +49,7 @@ use slab::{NO_SLAB, Slab, SlabId};
 /// The unit of offsets in a [`Handle`], and the alignment of every allocation.
 pub const UNIT_BYTES: usize = 16;
 
-/// The most bytes of freed memory that debug builds overwrite to expose a use after free.
+/// The number of bytes of a freed allocation that debug builds overwrite, to expose a use after free.
 const POISON_BYTES_MAX: usize = 256;
 const POISON: u8 = 0xDD;
 
@@ -70,7 +70,7 @@ impl Handle {
     }
 }
 
-/// Memory for one table. See the module's documentation.
+/// Memory for one table; see the module documentation.
 pub struct Arena {
     source: Box<dyn ChunkSource>,
     sizes: Sizes,
@@ -83,20 +83,20 @@ pub struct Arena {
     vacant_numbers: Vec<u32>,
     runs: RunIndex,
     window_runs: RunIndex,
-    /// An empty chunk that is kept.
+    /// An empty chunk that is kept for the next allocation.
     spare: Option<u32>,
     slabs: Vec<Slab>,
     vacant_slabs: Vec<SlabId>,
-    /// For each class the first of its slabs that have a free object.
+    /// The first slab with a free object, for each class.
     open_slabs: [SlabId; CLASSES_MAX],
     paged_chunks: usize,
     windows: usize,
     block_pages: usize,
-    /// Pages of recently freed blocks, the newest last. In their windows they are not free yet.
+    /// Pages of recently freed blocks, the newest last. Their windows still count them as taken.
     warm: VecDeque<block::Run>,
     warm_pages: usize,
     used_bytes: usize,
-    /// The bytes of all allocations that were ever freed.
+    /// The total size of all allocations that were ever freed.
     freed_bytes: u64,
     evacuation: Option<Box<Evacuation>>,
 }
@@ -112,7 +112,7 @@ impl Arena {
         assert!(
             chunk_bytes.is_power_of_two()
                 && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&chunk_bytes),
-            "a chunk source promises chunks of a power of two bytes, not {chunk_bytes}"
+            "the chunk size must be a power of two, but is {chunk_bytes} bytes"
         );
         Arena {
             source,
@@ -180,8 +180,8 @@ impl Arena {
         }
     }
 
-    /// Returns the bytes that an allocation of `bytes` would take from the source; 0 if it fits the chunks that are
-    /// held.
+    /// Returns the number of bytes that an allocation of `bytes` would take from the source; 0 if it fits the held
+    /// chunks.
     pub fn fresh_bytes(&self, bytes: usize) -> usize {
         let pages = match self.sizes.fit(bytes) {
             Fit::Class(class) if self.open_slabs[class] != NO_SLAB => return 0,
@@ -206,12 +206,12 @@ impl Arena {
         self.bases[(bits >> self.place_bits) as usize].wrapping_add(place as usize * UNIT_BYTES)
     }
 
-    /// Returns the bytes of all live allocations, each rounded up to its actual size.
+    /// Returns the total size of all live allocations, each rounded up to its actual size.
     pub fn used_bytes(&self) -> usize {
         self.used_bytes
     }
 
-    /// Returns the bytes of all chunks and blocks held, and of the arena's own lists.
+    /// Returns the total size of all held chunks and blocks and of the arena's own lists.
     pub fn reserved_bytes(&self) -> usize {
         self.held_bytes()
             + self.paged_chunks * size_of::<PagedChunk>()
@@ -227,7 +227,7 @@ impl Arena {
             + self.evacuation_heap_bytes()
     }
 
-    /// Returns the bytes of all chunks and blocks held.
+    /// Returns the total size of all held chunks and blocks.
     fn held_bytes(&self) -> usize {
         self.paged_chunks * self.sizes.chunk_bytes()
             + (self.block_pages + self.warm_pages) * self.sizes.page_bytes()
@@ -282,9 +282,9 @@ impl std::fmt::Debug for Arena {
     }
 }
 
-/// Converts a count that an arena's reach keeps below 2^32.
+/// Converts a count that is below 2^32 because an arena's reach is limited.
 fn small(count: usize) -> u32 {
-    u32::try_from(count).expect("an arena counts fewer than 2^32 of anything")
+    u32::try_from(count).expect("all counts of an arena are below 2^32")
 }
 
 #[cfg(test)]

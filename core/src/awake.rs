@@ -1,4 +1,4 @@
-//! A clock that excludes time in which this process was paused, for timeouts on the silence of others.
+//! A clock that excludes time in which this process was paused. Timeouts for the silence of other processes use it.
 //!
 //! ```text
 //!   clock      |----|----|----------------------|----|
@@ -6,15 +6,15 @@
 //!   awake      |----|----|----|                 |----|      a later look counts as `interval`
 //! ```
 //!
-//! While a process is paused, messages from others wait unread in its sockets. If it counted that time as their
-//! silence, a pause of one machine would look like a failure of all its peers. Leases and graces are different: they
-//! use the plain clock.
+//! While a process is paused, messages from others wait unread in its sockets. If that time counted as their silence, a
+//! pause of one machine would look like a failure of all its peers. Leases and graces are different: they use the plain
+//! clock.
 
 use std::time::Duration;
 
 use kv_protocol::Time;
 
-/// A counter of the time for which its owner was awake.
+/// A counter of the time in which its owner was awake.
 #[derive(Clone, Copy, Debug)]
 pub struct Awake {
     interval: Duration,
@@ -33,26 +33,27 @@ impl Awake {
         self.interval
     }
 
-    /// Records that the owner is awake now; returns its total time awake.
+    /// Records that the owner is awake now; returns the total time awake.
     pub fn look(&mut self, now: Time) -> Duration {
         self.total = self.at(now);
         self.looked = self.looked.max(now);
         self.total
     }
 
-    /// Returns the result that [`Awake::look`] would return.
+    /// Returns the same as [`Awake::look`] without recording anything.
     pub fn at(&self, now: Time) -> Duration {
         self.total + now.since(self.looked).min(self.interval)
     }
 
-    /// Returns the time of the next look for an owner that waits until its time awake is `total`.
+    /// Returns the time of the next call of [`Awake::look`] for an owner that waits until the total time awake is
+    /// `total`.
     pub fn next_look(&self, total: Duration) -> Time {
         self.looked + total.saturating_sub(self.total).min(self.interval)
     }
 }
 
 /// The last pause of a process, as observed by the thread that publishes the reports of its other threads. The pause
-/// does not age a report made before it: until the reporting thread runs again, it received and missed nothing.
+/// does not age a report made before it, because the reporting thread was paused too and missed nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LastSleep {
     looked: Option<Time>,
@@ -61,7 +62,7 @@ pub struct LastSleep {
 }
 
 impl LastSleep {
-    /// Records that the thread is awake. It calls this every `interval` or sooner.
+    /// Records that the thread is awake. The thread calls this every `interval` or sooner.
     pub fn look(&mut self, now: Time, interval: Duration) {
         let gap = self.looked.map_or(Duration::ZERO, |looked| now.since(looked));
         if gap > interval {
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_said_before_a_sleep_is_no_older_for_it() {
+    fn a_pause_does_not_age_a_report_made_before_it() {
         let interval = Duration::from_millis(100);
         let mut sleep = LastSleep::default();
         for now in [0, 100, 200, 1_000] {
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_looks_when_told_to_loses_nothing() {
+    fn an_owner_that_looks_in_time_loses_no_time() {
         let mut awake = Awake::new(Duration::from_millis(100));
         let start = awake.look(at(70));
         let end = start + Duration::from_millis(250);

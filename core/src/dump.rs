@@ -1,4 +1,4 @@
-//! The text format of a dump: how a table is written to a file, and how such a file is checked and read.
+//! The text format of a dump: writing a table to a file, and checking and reading such a file.
 //!
 //! ```text
 //!   # kv-dump 3                                   the header: format, then one fact a line
@@ -19,10 +19,9 @@
 //!   # end <entries> <crc32c of all before this line>
 //! ```
 //!
-//! Everything is printable ASCII. A truncated or altered file is rejected as a whole: a restore must
-//! never take half a table for a whole one. A shard's line describes its state when it froze, not when
-//! the dump was ordered. Shards freeze one after the other, so each has its own line. [`crate::restore`]
-//! decides which dumps a restore may use.
+//! Everything is printable ASCII. A truncated or altered file is rejected as a whole: a restore must never accept part
+//! of a table as a whole one. A shard's line describes its state when it froze, not when the dump was ordered. Shards
+//! freeze one after the other, so each has its own line. [`crate::restore`] decides which dumps a restore may use.
 
 use std::io::Write as _;
 use std::str;
@@ -55,11 +54,11 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 /// The origin of a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpOrigin {
-    /// The cluster that the table belonged to.
+    /// The cluster to which the table belonged.
     pub cluster: ClusterId,
     /// The process that wrote the dump.
     pub writer: Member,
-    /// The group whose keys it holds.
+    /// The group whose keys the dump holds.
     pub group: GroupId,
     /// The number of shards of the group.
     pub shards: u16,
@@ -68,9 +67,9 @@ pub struct DumpOrigin {
 /// The role of a process in the newest view of a group that it had installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeldAs {
-    /// Its primary.
+    /// The primary.
     Primary,
-    /// Its secondary.
+    /// The secondary.
     Secondary,
     /// A candidate whose copy is complete. Its dump counts only if a later view made it a holder.
     Candidate,
@@ -83,7 +82,7 @@ pub struct DumpedShard {
     pub shard: ShardId,
     /// The role of the process in the group.
     pub held_as: HeldAs,
-    /// The newest view of the group that was installed there.
+    /// The newest view of the group that the process had installed.
     pub view: ViewVersion,
     /// The last write in the dump; at a primary, the last committed write.
     pub last: SequenceNumber,
@@ -135,15 +134,17 @@ pub struct Dump {
     pub records: Vec<DumpRecord>,
 }
 
-/// A reason for which a file is not accepted as a dump.
+/// The reason why a file is not accepted as a dump.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DumpError {
     /// The file has no trailer: its end is missing.
-    #[error("the dump has no `# end` line: it was cut short")]
+    #[error("the dump has no `# end` line: the file is cut short")]
     Cut,
     /// The checksum in the trailer differs from that of the lines.
-    #[error("the dump was altered: its lines give checksum {computed:08x}, its end says {got:08x}")]
+    #[error(
+        "the dump was altered: the checksum of its lines is {computed:08x}, but its `# end` line has {got:08x}"
+    )]
     Altered {
         /// The checksum in the trailer.
         got: u32,
@@ -151,7 +152,7 @@ pub enum DumpError {
         computed: u32,
     },
     /// The count in the trailer differs from the number of entries.
-    #[error("the dump holds {found} entries, its end says {got}")]
+    #[error("the dump has {found} entries, but its `# end` line has {got}")]
     Count {
         /// The count in the trailer.
         got: u64,
@@ -161,7 +162,7 @@ pub enum DumpError {
     /// A line violates the format.
     #[error("line {line} of the dump: {reason}")]
     Line {
-        /// Counted from 1.
+        /// The number of the line, counted from 1.
         line: usize,
         /// The error in the line.
         reason: &'static str,
@@ -246,7 +247,7 @@ impl DumpWriter {
 
     /// Appends the trailer; returns the number of entries in the dump.
     pub fn end(self, output: &mut Vec<u8>) -> u64 {
-        assert_eq!(self.shards_left, 0, "a dump without all its shards would be taken for a whole");
+        assert_eq!(self.shards_left, 0, "a dump must contain every shard");
         output.extend_from_slice(END);
         put(output, format_args!("{} {:08x}\n", self.entries, self.checksum));
         self.entries
@@ -280,7 +281,7 @@ fn escape_into(bytes: &[u8], output: &mut Vec<u8>) {
 }
 
 impl HeldAs {
-    /// Returns its name in the format.
+    /// Returns the name of the role in the format.
     fn name(self) -> &'static str {
         match self {
             HeldAs::Primary => "primary",
@@ -345,7 +346,7 @@ fn parse_shard(line: &str) -> Result<DumpedShard, &'static str> {
         [shard, held_as, "view", view, "last", last, "forgotten", forgotten] => {
             (shard, held_as, view, last, forgotten)
         }
-        // Format 2 does not state which sessions had expired.
+        // Format 2 has no `forgotten` field.
         [shard, held_as, "view", view, "last", last] => (shard, held_as, view, last, last),
         _ => return Err(SHAPE),
     };
@@ -365,14 +366,14 @@ fn parse_entry(line: &str) -> Result<DumpEntry, &'static str> {
     let rest = rest.strip_prefix(" \"").ok_or(SHAPE)?;
     let (value, rest) = quoted(rest).ok_or(SHAPE)?;
     let sn = rest.strip_prefix(' ').and_then(decimal).ok_or(SHAPE)?;
-    let key = unescape(key.as_bytes()).map_err(|_| "the key holds an unknown escape")?;
-    let value = unescape(value.as_bytes()).map_err(|_| "the value holds an unknown escape")?;
+    let key = unescape(key.as_bytes()).map_err(|_| "the key has an unknown escape")?;
+    let value = unescape(value.as_bytes()).map_err(|_| "the value has an unknown escape")?;
     if key.is_empty() || key.len() > MAX_KEY_BYTES || value.len() > MAX_VALUE_BYTES {
-        return Err("key or value has a length that no entry has");
+        return Err("the length of the key or value is out of range");
     }
     let computed = Digest::of(&key);
     if digest.len() != 32 || u128::from_str_radix(digest, 16) != Ok(computed.number()) {
-        return Err("the MD5 is not that of the key");
+        return Err("the digest is not the MD5 of the key");
     }
     Ok(DumpEntry { digest: computed, key, value, sn: SequenceNumber(sn) })
 }
@@ -506,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_cut_anywhere_is_refused() {
+    fn a_dump_truncated_anywhere_is_rejected() {
         let whole = sample();
         Dump::parse(&whole).unwrap();
         for end in 0..whole.len() {
@@ -515,17 +516,17 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_with_any_byte_altered_is_refused() {
+    fn a_dump_with_any_altered_byte_is_rejected() {
         let whole = sample();
         for at in 0..whole.len() {
             let mut altered = whole.clone();
             altered[at] ^= 1;
-            assert!(Dump::parse(&altered).is_err(), "byte {at} was altered unnoticed");
+            assert!(Dump::parse(&altered).is_err(), "the change of byte {at} was not detected");
         }
     }
 
     #[test]
-    fn a_missing_line_is_noticed_even_under_a_right_checksum() {
+    fn a_missing_line_is_detected_even_with_a_correct_checksum() {
         let without = |wanted: fn(&str) -> bool| {
             changed(|text| {
                 text.lines().filter(|line| !wanted(line)).map(|line| format!("{line}\n")).collect()
@@ -535,17 +536,17 @@ mod tests {
             without(|line| line.contains("\"a\"")),
             Err(DumpError::Count { got: 3, found: 2 })
         );
-        let reason = "the shards do not come in order";
+        let reason = "the shards are not in order";
         assert_eq!(
             without(|line| line.starts_with("# shard 0")),
             Err(DumpError::Line { line: 7, reason })
         );
-        let reason = "a record stands among those of another shard";
+        let reason = "the record belongs to another shard";
         assert_eq!(
             without(|line| line.starts_with("# shard 1")),
             Err(DumpError::Line { line: 11, reason })
         );
-        let reason = "the lines of some shards are missing";
+        let reason = "some shards are missing";
         assert_eq!(
             without(|line| line.starts_with("# shard 1") || line.starts_with("@ ")),
             Err(DumpError::Line { line: 10, reason })
@@ -553,14 +554,14 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_digest_is_named_with_its_line() {
-        let expected = DumpError::Line { line: 9, reason: "the MD5 is not that of the key" };
+    fn a_wrong_digest_is_reported_with_its_line() {
+        let expected = DumpError::Line { line: 9, reason: "the digest is not the MD5 of the key" };
         assert_eq!(changed(|text| text.replace("0cc175b9", "0cc175b8")), Err(expected));
     }
 
     #[test]
-    fn a_write_after_the_last_of_its_shard_is_refused() {
-        let reason = "a write is newer than the last of its shard";
+    fn a_write_after_the_last_of_its_shard_is_rejected() {
+        let reason = "the write is newer than the last write of its shard";
         let last = |last| format!("# shard 1 secondary view 10 last {last} ");
         let replaced = |n: u64| changed(|text| text.replace(&last(u64::MAX), &last(n)));
         assert_eq!(replaced(76), Err(DumpError::Line { line: 10, reason }));
@@ -568,14 +569,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_format_is_refused_because_it_names_no_process() {
+    fn the_first_format_is_rejected_because_it_names_no_process() {
         let reason = "expected `# kv-dump 3`, or `# kv-dump 2` of an earlier version";
         let got = changed(|text| text.replace("# kv-dump 3", "# kv-dump 1"));
         assert_eq!(got, Err(DumpError::Line { line: 1, reason }));
     }
 
     #[test]
-    fn a_dump_of_the_format_before_is_read_and_its_unknown_sessions_count_as_forgotten() {
+    fn a_dump_of_format_2_is_read_and_its_unknown_sessions_count_as_expired() {
         let before = changed(|text| {
             let lines = text.replace("# kv-dump 3", "# kv-dump 2").replace(" 65256", "");
             lines.replace(" forgotten 0", "").replace(" forgotten 1", "")

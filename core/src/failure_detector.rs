@@ -1,4 +1,4 @@
-//! Detection of servers that were silent for too long, from the times of their last heartbeats.
+//! Detection of servers that have been silent for too long, from the times of their last heartbeats.
 //!
 //! ```text
 //!   heard(now) ----> deadline = time awake + silence
@@ -21,7 +21,7 @@ use crate::awake::Awake;
 pub struct FailureDetector {
     silence: Duration,
     awake: Awake,
-    /// By server: the time awake at which its silence is too long.
+    /// The time awake at which the silence of each server is too long.
     deadlines: Vec<Option<Duration>>,
     /// A lower bound of all deadlines. A heartbeat only moves a deadline later, so the bound stays valid without a scan
     /// of all servers on every heartbeat.
@@ -31,7 +31,8 @@ pub struct FailureDetector {
 impl FailureDetector {
     /// Creates a detector for a ring of `servers` that watches no server yet. A server is silent after `silence`.
     pub fn new(servers: u16, silence: Duration) -> FailureDetector {
-        // A pause just before a heartbeat, plus the time to read it afterwards, must be shorter than the silence.
+        // Of a pause this clock counts at most one interval. That plus the time to read a heartbeat afterwards must be
+        // shorter than the silence.
         let awake = Awake::new(HEARTBEAT_INTERVAL.min(silence / 5));
         FailureDetector {
             silence,
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_silent_when_its_time_is_over_and_is_named_once() {
+    fn a_server_is_silent_after_its_deadline_and_is_reported_once() {
         let mut detector = FailureDetector::new(3, SILENCE);
         detector.heard(at(3), ServerId(1));
         assert_eq!(wait(&mut detector), (at(503), vec![ServerId(1)]));
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn every_sign_of_life_starts_the_time_anew() {
+    fn every_sign_of_life_restarts_the_deadline() {
         let mut detector = FailureDetector::new(3, SILENCE);
         for beat in 0..20 {
             detector.heard(at(beat * 100), ServerId(0));
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_that_overslept_judges_only_after_reading_what_it_missed() {
+    fn a_paused_observer_judges_only_after_reading_missed_heartbeats() {
         for silence in [150, 500, 3_000] {
             for asleep in [silence / 2, silence - 1, silence, silence + 1, 60_000] {
                 let mut detector = FailureDetector::new(3, Duration::from_millis(silence));
@@ -138,7 +139,10 @@ mod tests {
                 // The pause begins just before the next heartbeats; afterwards only one of them is read.
                 assert!(detector.silent(at(99)).is_empty());
                 let woke = 99 + asleep;
-                assert!(detector.silent(at(woke)).is_empty(), "{asleep} ms asleep prove nothing");
+                assert!(
+                    detector.silent(at(woke)).is_empty(),
+                    "a pause of {asleep} ms is no evidence"
+                );
                 detector.heard(at(woke + 5), ServerId(0));
                 assert!(detector.silent(at(woke + 10)).is_empty(), "{silence} {asleep}");
                 let (since, silent) = wait(&mut detector);
@@ -149,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_between_two_sleeps_counts() {
+    fn heartbeats_between_two_pauses_count() {
         let mut detector = FailureDetector::new(3, SILENCE);
         let mut now = 0;
         for asleep in [450, 900, 60, 499, 501, 450] {
@@ -161,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_gone_is_found_however_often_the_watcher_sleeps() {
+    fn a_crashed_server_is_detected_however_often_the_observer_pauses() {
         let mut detector = FailureDetector::new(3, SILENCE);
         detector.heard(at(0), ServerId(0));
         let naps = (1..).find(|nap| !detector.silent(at(nap * 700)).is_empty());
@@ -169,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_server_is_never_named() {
+    fn a_forgotten_server_is_never_reported() {
         let mut detector = FailureDetector::new(3, SILENCE);
         detector.heard(at(0), ServerId(0));
         detector.forget(ServerId(0));

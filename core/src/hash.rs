@@ -16,15 +16,15 @@ pub struct HashSecret {
 }
 
 impl HashSecret {
-    /// Spreads a 64-bit seed over both halves.
+    /// Creates a secret from a 64-bit seed, which is spread over both halves.
     pub fn new(seed: u64) -> HashSecret {
         // Two odd constants with about half their bits set (fractions of e and of the golden ratio).
         let low = fold(seed ^ 0xb7e1_5162_8aed_2a6b, 0x9e37_79b9_7f4a_7c15);
         HashSecret { low, high: fold(low ^ seed, 0xb7e1_5162_8aed_2a6b) }
     }
 
-    /// Returns the hash of a key. MD5 has spread the key already, but is public, and keys with equal digests can be
-    /// constructed. So the digest is mixed with the secret, and the result seeds a second hash of the key.
+    /// Returns the hash of a key. The MD5 digest is well distributed, but not secret, and keys with equal digests can
+    /// be constructed. So the digest is mixed with the secret, and the result seeds a second hash of the key.
     pub fn of_key(self, digest: Digest, key: &[u8]) -> TableHash {
         let mut hasher = FixedState::with_seed(self.mix(digest.number())).build_hasher();
         hasher.write(key);
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn another_secret_gives_another_hash_and_the_same_one_the_same() {
+    fn different_secrets_give_different_hashes_and_equal_secrets_equal_ones() {
         let digest = Digest::of(b"key");
         let hash = |seed| HashSecret::new(seed).of_key(digest, b"key").0;
         assert_eq!(hash(1), hash(1));

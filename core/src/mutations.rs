@@ -1,4 +1,5 @@
-//! Mutations: rules that can be disabled on purpose to check that the simulator detects it (docs/recovery.md).
+//! Mutations: rules that can be disabled on purpose, to check that the simulator detects their absence
+//! (docs/recovery.md).
 //!
 //! Each [`Mutation`] disables one rule of the machines. No shipped program can enable one, because it needs the cargo
 //! feature `mutations`, which no crate of the workspace enables by default. Without it `is_open` is the constant
@@ -105,7 +106,7 @@ impl Readings {
     #[inline(always)]
     pub(crate) fn note(&mut self, _: kv_protocol::ids::Time) {}
 
-    /// Returns the reading to decide by.
+    /// Returns the reading on which to decide.
     #[inline(always)]
     pub(crate) fn read(&self, _: Mutation, now: kv_protocol::ids::Time) -> kv_protocol::ids::Time {
         now
@@ -121,7 +122,7 @@ impl Readings {
         }
     }
 
-    /// Returns the reading to decide by: that of the previous wake-up if the rule is disabled, else `now`.
+    /// Returns the reading on which to decide: that of the previous wake-up if the rule is disabled, else `now`.
     pub(crate) fn read(
         &self,
         mutation: Mutation,
@@ -228,7 +229,7 @@ mod mutant {
         let number: u8 = text.parse().map_err(|_| "write its number".to_owned())?;
         match ALL.iter().any(|mutation| mutation.number() == number) {
             true => Ok(number),
-            false => Err("there is no such mutation; core/src/mutations.rs lists them".to_owned()),
+            false => Err("no such mutation; core/src/mutations.rs lists all of them".to_owned()),
         }
     }
 
@@ -253,12 +254,12 @@ mod mutant {
     }
 
     impl Mutation {
-        /// Returns its number in docs/recovery.md.
+        /// Returns the number of the mutation in docs/recovery.md.
         pub fn number(self) -> u8 {
             self as u8
         }
 
-        /// Returns the disabled rule in the words of docs/recovery.md.
+        /// Returns a short description of the behaviour without the rule.
         pub fn description(self) -> &'static str {
             match self {
                 Mutation::PromoteWithoutGrace => "promote without grace",
@@ -272,10 +273,12 @@ mod mutant {
                 Mutation::OldPrepareAccepted => "accept an old-version PREPARE",
                 Mutation::AckUnderOldView => "ack under the old view after installing the new",
                 Mutation::PendingStateRead => "read pending state",
-                Mutation::RefusalRespondedAtOnce => "failed compare-and-set answered at once",
-                Mutation::ResponseBeforeAck => "answer before the ack",
+                Mutation::RefusalRespondedAtOnce => "response to a failed compare-and-set at once",
+                Mutation::ResponseBeforeAck => "response before the ack",
                 Mutation::RetryExecutesTwice => "retry executes twice",
-                Mutation::RetryRespondedUncommitted => "retry answered from an uncommitted record",
+                Mutation::RetryRespondedUncommitted => {
+                    "response to a retry from an uncommitted record"
+                }
                 Mutation::RecordNotInPrepare => "record not in the PREPARE",
                 Mutation::RecordNotCopied => "record not copied",
                 Mutation::CopyBeforeStream => "copy before the stream is registered",
@@ -292,7 +295,7 @@ mod mutant {
                 Mutation::UnionByInactive => "union or report by an inactive primary",
                 Mutation::GroupCForgotten => "group C forgotten in step 0",
                 Mutation::ThirdGroupForgotten => "a third group of the dead server forgotten",
-                Mutation::SentBeforeFsync => "told before fsync",
+                Mutation::SentBeforeFsync => "view sent before fsync",
                 Mutation::OldEpochAccepted => "old epoch accepted",
                 Mutation::OldIncarnationHeartbeat => "old incarnation's heartbeat accepted",
                 Mutation::ProofOfAnotherIncarnation => "proof applied to another incarnation",
@@ -307,27 +310,27 @@ mod mutant {
                 Mutation::PinLeftBehind => "a pin does not follow its entry when that moves",
                 Mutation::VerdictByGroup => "each group judges by itself",
                 Mutation::AliveCountsAsFault => "a removed member that is alive counts as a fault",
-                Mutation::HandshakeIsHeard => "a handshake without progress is heard",
+                Mutation::HandshakeIsHeard => "a handshake without progress is a sign of life",
                 Mutation::ComplaintWithinLease => "complain before a lease and a beacon are over",
                 Mutation::AliveIsReplaced => "a removed member that is alive is replaced",
                 Mutation::FailedDecisionKept => "a decision kept whose store has failed",
-                Mutation::FailedStoreBelieved => "a failed store taken for done",
+                Mutation::FailedStoreBelieved => "a failed store treated as done",
                 Mutation::ShutdownAfterFailedDump => "SHUTDOWN after a failed dump",
-                Mutation::StopByTheBareClock => "deadlines of a stop by the bare clock",
+                Mutation::StopByTheBareClock => "deadlines of a stop run during a pause",
                 Mutation::SoleKilledInStop => "silent sole replica killed in a stop",
-                Mutation::SessionBegunByRetry => "a forgotten session begun again by a retry",
-                Mutation::IdleByTheClock => "sessions idle by the clock of a machine that slept",
-                Mutation::RecordWithoutRequest => "a record answers another request of its number",
-                Mutation::PendingForgotten => "sessions with pending writes forgotten",
+                Mutation::SessionBegunByRetry => "an expired session begun again by a retry",
+                Mutation::IdleByTheClock => "sessions expire during a pause of the machine",
+                Mutation::RecordWithoutRequest => "a record used for another request of its number",
+                Mutation::PendingForgotten => "sessions with pending writes expired",
                 Mutation::MovedWhileNamed => {
                     "a place refilled elsewhere before its views name another"
                 }
-                Mutation::NotDoneWithoutRecord => "NOT_DONE answered without a record",
-                Mutation::ResolveOverPending => "NOT_DONE answered for a pending write",
-                Mutation::LateWriteExecuted => "a late sending executed after NOT_DONE",
-                Mutation::JudgedBeforeRead => "a shard that stood judges others before it reads",
+                Mutation::NotDoneWithoutRecord => "NOT_DONE sent without a record",
+                Mutation::ResolveOverPending => "NOT_DONE sent for a pending write",
+                Mutation::LateWriteExecuted => "a late request executed after NOT_DONE",
+                Mutation::JudgedBeforeRead => "a shard that was paused judges before it reads",
                 Mutation::RespondedBeforeLease => "a response sent before the lease check",
-                Mutation::SentAfterWait => "a transmit that reads the table anew",
+                Mutation::SentAfterWait => "a transmit that reads the table again",
                 Mutation::LookedAheadTooFar => "a result of look-ahead used for a later request",
                 Mutation::HalfClosedStreamKept => "a stream kept after the end of its input",
                 Mutation::OutputOfClosedKept => "output of a closed connection sent on the next",

@@ -1,4 +1,5 @@
-//! One server process as seen by its coordinator: the coordinator it obeys, and the progress of each order.
+//! One server process from the coordinator's point of view: the coordinator that it follows, and the progress of each
+//! order.
 //!
 //! ```text
 //!   ORDERS-HELLO -> on_orders_hello: check cluster, member, epoch    refused, or
@@ -28,29 +29,29 @@ use crate::mutations::{self, Mutation};
 #[cfg(test)]
 mod tests;
 
-/// The most orders in progress at the same time; further ones are reported as failed.
+/// The maximum number of orders in progress at the same time; further ones are reported as failed.
 pub const MAX_RUNNING: usize = 64;
-/// The most orders whose outcome is kept.
+/// The maximum number of orders whose outcome is kept.
 pub const MAX_REMEMBERED: usize = 1_024;
 
 /// The identity of a server process.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeConfig {
-    /// The cluster it was started for.
+    /// The cluster for which the process was started.
     pub cluster: ClusterId,
-    /// The process itself.
+    /// The place and incarnation of the process.
     pub me: Member,
-    /// The number of shards it runs.
+    /// The number of shards that the process runs.
     pub shards: u16,
 }
 
-/// One server process. See the module's documentation.
+/// One server process; see the module documentation.
 #[derive(Debug)]
 pub struct Node {
     config: NodeConfig,
     epoch: Epoch,
     ledger: VecDeque<Entry>,
-    /// By shard: the last reports of its replicas.
+    /// The last reports of the replicas of each shard.
     shards: Vec<Vec<ReplicaReport>>,
 }
 
@@ -106,7 +107,7 @@ pub enum NodeEffect {
     Report(Report),
 }
 
-/// A reason for which a coordinator's hello is refused.
+/// The reason why a coordinator's hello is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HelloRefused {
@@ -126,46 +127,46 @@ pub enum HelloRefused {
         /// The process named in the hello.
         theirs: Member,
     },
-    /// This server obeys a later coordinator, or a rival of the same term.
+    /// This server follows a later coordinator, or another one of the same epoch number.
     #[error(
-        "coordinator epoch {} (boot {}) is older than, or a rival of, epoch {} (boot {}), which this \
-         server obeys", theirs.number, theirs.boot, ours.number, ours.boot
+        "coordinator epoch {} (boot {}) is older than, or conflicts with, epoch {} (boot {}), which this \
+         server follows", theirs.number, theirs.boot, ours.number, ours.boot
     )]
     OldEpoch {
-        /// The epoch obeyed.
+        /// The epoch that the server follows.
         ours: Epoch,
-        /// The epoch refused.
+        /// The rejected epoch.
         theirs: Epoch,
     },
-    /// The epoch is implausibly far above the one obeyed.
+    /// The epoch is implausibly far above the current one.
     #[error(
-        "coordinator epoch {} is too far above epoch {}, which this server obeys", theirs.number,
+        "coordinator epoch {} is too far above epoch {}, which this server follows", theirs.number,
         ours.number
     )]
     ImpossibleEpoch {
-        /// The epoch obeyed.
+        /// The epoch that the server follows.
         ours: Epoch,
-        /// The epoch refused.
+        /// The rejected epoch.
         theirs: Epoch,
     },
 }
 
 impl Node {
-    /// Creates a process that has obeyed no coordinator yet.
+    /// Creates a process that has not followed any coordinator yet.
     pub fn new(config: NodeConfig) -> Node {
         let shards = vec![Vec::new(); usize::from(config.shards)];
         Node { config, epoch: Epoch::default(), ledger: VecDeque::new(), shards }
     }
 
-    /// Returns the highest coordinator epoch obeyed.
+    /// Returns the highest coordinator epoch that the server has followed.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// Accepts or refuses a coordinator that has connected for orders. A new epoch drops the orders of earlier ones.
+    /// Accepts or rejects a coordinator that has connected for orders. A newer epoch drops the orders of earlier ones.
     ///
     /// # Errors
-    /// The reason for which its orders are not accepted.
+    /// [`HelloRefused`] if the orders of this coordinator are not accepted.
     pub fn on_orders_hello(&mut self, hello: &OrdersHello) -> Result<(), HelloRefused> {
         if hello.cluster != self.config.cluster {
             let ours = self.config.cluster;
@@ -214,7 +215,8 @@ impl Node {
             return;
         }
         if self.ledger.iter().filter(|entry| entry.outcome.is_none()).count() >= MAX_RUNNING {
-            let words = format!("{MAX_RUNNING} orders are being carried out; send it again later");
+            let words =
+                format!("{MAX_RUNNING} orders are in progress already; send the order again later");
             sink.push(report(&order, Err(words.into())));
             return;
         }
@@ -348,7 +350,8 @@ impl Node {
         if is_update(order.purpose)
             && let Some(shard) = reports.iter().position(failed)
         {
-            let words = format!("shard {shard}: the candidate was lost before it had all");
+            let words =
+                format!("shard {shard}: the candidate was lost before its copy was complete");
             return Some(Err(words.into()));
         }
         let done = |r: &Option<ReplicaReport>| r.is_some_and(|r| is_done(order.purpose, &r));
@@ -376,7 +379,7 @@ fn is_update(purpose: ViewPurpose) -> bool {
     matches!(purpose, ViewPurpose::UpdatePrimary | ViewPurpose::UpdateSecondary)
 }
 
-/// Returns whether a shard has done its part of an order.
+/// Returns whether a shard has carried out its part of an order.
 fn is_done(purpose: ViewPurpose, report: &ReplicaReport) -> bool {
     match purpose {
         ViewPurpose::SetSecondary => report.state.is_active() && report.connected,

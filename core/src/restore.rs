@@ -33,18 +33,18 @@ pub use rebuild::{Certainty, RebuildError, Rebuilt, rebuild};
 pub enum Verdict {
     /// At least one shard is restored from it.
     Used,
-    /// A dump that counts, but another one is as new or newer in every shard.
+    /// Another dump that counts is as new or newer in every shard.
     Surpassed,
-    /// A dump that does not count.
+    /// The dump does not count.
     Refused(Refusal),
 }
 
-/// A reason for which a dump does not count.
+/// The reason why a dump does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
     /// A dump of another cluster, or of this one before its last restore.
-    #[error("it is of cluster {theirs}, the state of cluster {ours}")]
+    #[error("it belongs to cluster {theirs}, but the coordinator's state to cluster {ours}")]
     OtherCluster {
         /// The cluster of the state.
         ours: ClusterId,
@@ -52,15 +52,15 @@ pub enum Refusal {
         theirs: ClusterId,
     },
     /// A dump with another number of shards than the cluster.
-    #[error("it has {theirs} shards, the cluster {ours}")]
+    #[error("it has {theirs} shards, but the cluster has {ours}")]
     OtherShards {
-        /// The number of the cluster.
+        /// The number of shards of the cluster.
         ours: u16,
-        /// The number of the dump.
+        /// The number of shards of the dump.
         theirs: u16,
     },
     /// A dump of a group that the cluster does not have.
-    #[error("it is of group {group}, which the cluster does not have")]
+    #[error("it belongs to group {group}, which the cluster does not have")]
     NoSuchGroup {
         /// The group.
         group: GroupId,
@@ -68,7 +68,7 @@ pub enum Refusal {
     /// The last view of the group no longer names its writer.
     #[error("its writer {writer} was removed from group {group} before view {last}")]
     Removed {
-        /// The process that wrote it.
+        /// The process that wrote the dump.
         writer: Member,
         /// The group.
         group: GroupId,
@@ -76,9 +76,9 @@ pub enum Refusal {
         last: ViewVersion,
     },
     /// The last view of the group names its writer as candidate.
-    #[error("its writer {writer} was only candidate of group {group} in the last view {last}")]
+    #[error("its writer {writer} was only the candidate of group {group} in the last view {last}")]
     Candidate {
-        /// The process that wrote it.
+        /// The process that wrote the dump.
         writer: Member,
         /// The group.
         group: GroupId,
@@ -87,11 +87,11 @@ pub enum Refusal {
     },
 }
 
-/// A reason for which no choice is possible.
+/// The reason why no choice is possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChooseError {
-    /// A dump has a view that the state does not: later views may name other holders.
+    /// A dump names a newer view than the state, so later views may name other holders.
     #[error(
         "the dump of {writer} knows view {theirs} of group {group}, the coordinator's state only view \
          {ours}: this is not its last state; restore with the last one"
@@ -143,7 +143,7 @@ pub struct DumpNumber(pub usize);
 pub struct Source {
     /// The dump.
     pub dump: DumpNumber,
-    /// The last write in it; the next write continues from there.
+    /// The last write in the dump; the next write continues from there.
     pub last: SequenceNumber,
 }
 
@@ -152,7 +152,7 @@ pub struct Source {
 pub struct GroupPlan {
     /// The group.
     pub group: GroupId,
-    /// The version above which its views continue.
+    /// The version above which the views of the group continue.
     pub above: ViewVersion,
     /// The source of each shard; `None` if the group is LOST.
     pub sources: Option<Vec<Source>>,
@@ -161,13 +161,13 @@ pub struct GroupPlan {
 /// The plan of a restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The cluster that is restored; the new cluster gets another name.
+    /// The cluster that is restored; the new cluster gets another id.
     pub cluster: ClusterId,
     /// The ancestors of the new cluster: the restored one, followed by its ancestors.
     pub ancestors: Vec<ClusterId>,
-    /// By group.
+    /// The plan of each group, by group.
     pub groups: Vec<GroupPlan>,
-    /// By dump, in the order they were passed.
+    /// The verdict on each dump, in the order of the list passed to [`choose`].
     pub verdicts: Vec<Verdict>,
 }
 
@@ -228,7 +228,7 @@ pub fn choose(durable: &DurableState, dumps: &[DumpHeader]) -> Result<Plan, Choo
     Ok(Plan { cluster, ancestors: known.take(MAX_ANCESTORS).collect(), groups, verdicts })
 }
 
-/// Returns the reason for which a dump does not count, if there is one.
+/// Returns the reason why a dump does not count, if it does not.
 fn judge(durable: &DurableState, dump: &DumpHeader) -> Result<Option<Refusal>, ChooseError> {
     let (ours, origin) = (durable.cluster, &dump.origin);
     let (writer, group) = (origin.writer, origin.group);

@@ -51,16 +51,16 @@ pub struct Sessions {
 struct Session {
     client: ClientId,
     first_incomplete: RequestSeq,
-    /// Its newest write.
+    /// The newest write of the session.
     last: SequenceNumber,
-    /// The horizon at the time it began here; zero if that is unknown, as in a copy. A write whose session began
-    /// below this belongs to an earlier session with the same id, which has expired.
+    /// The horizon when this session began at this replica; zero if unknown, as in a copy. A write whose session began
+    /// below it belongs to an earlier session with the same id, which has expired.
     since: SequenceNumber,
-    /// By ascending seq.
+    /// The records, by ascending seq.
     records: VecDeque<Kept>,
 }
 
-/// A record without the fields that its session holds.
+/// A completion record without the fields that are kept once per session.
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     sn: SequenceNumber,
@@ -70,15 +70,16 @@ struct Kept {
     status: Status,
 }
 
-/// README.md states the sum: a slot in the hash table and the record that every session keeps.
+/// README.md states the sum of these sizes: a slot in the hash table, and the one record that every session keeps.
 const _: () = assert!(size_of::<Session>() <= 80 && size_of::<Kept>() <= 40);
 
 impl Kept {
-    /// Returns its contribution to the digest.
+    /// Returns the contribution of this record to the digest.
     fn digest(&self, client: ClientId) -> u64 {
         #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
         let (high, low) = ((client.0 >> 64) as u64, client.0 as u64);
-        // Odd factors preserve differences in every field; their sum is mixed once.
+        // Multiplying by odd factors is injective, so a difference in any single field changes the sum. The sum is
+        // mixed once.
         let sum = low
             .wrapping_add(high.wrapping_mul(0x9e37_79b9_7f4a_7c15))
             .wrapping_add(self.seq.0.wrapping_mul(0xd6e8_feb8_6659_fd93))
@@ -117,17 +118,17 @@ pub enum Lookup {
 }
 
 impl Sessions {
-    /// Creates an empty set. `secret` keeps clients from choosing ids that collide.
+    /// Creates an empty set. The secret prevents clients from choosing ids with equal hashes.
     pub fn new(secret: HashSecret) -> Sessions {
         Sessions { sessions: HashTable::new(), secret, digest: 0, horizon: SequenceNumber::ZERO }
     }
 
-    /// Returns the secret it was created with.
+    /// Returns the secret of the hashes of client ids.
     pub fn secret(&self) -> HashSecret {
         self.secret
     }
 
-    /// Looks up a write of `client` with this header and this `request`.
+    /// Looks up a write of `client` with this header and request hash.
     pub fn look_up(&self, client: ClientId, write: &WriteHeader, request: RequestHash) -> Lookup {
         let WriteHeader { seq, first_incomplete, begun, .. } = *write;
         if seq.0 - first_incomplete.0.min(seq.0) >= SESSION_WINDOW {
@@ -153,7 +154,7 @@ impl Sessions {
         }
     }
 
-    /// Keeps a record, merges its watermark, and drops the records that the watermark has passed.
+    /// Keeps a record, advances the session's watermark to that of the record, and drops the records below it.
     pub fn record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         let hash = self.secret.of_client(record.client);
         let (secret, since) = (self.secret, self.horizon);
@@ -165,7 +166,7 @@ impl Sessions {
                 first_incomplete: record.first_incomplete,
                 last: sn,
                 since,
-                // A client that waits for each write never has two records here.
+                // The usual client waits for each write and never has two records.
                 records: VecDeque::with_capacity(1),
             })
             .into_mut();
@@ -178,7 +179,7 @@ impl Sessions {
             self.digest = self.digest.wrapping_sub(oldest.digest(client));
             session.records.pop_front();
         }
-        // A copy may bring records of a session after a live write has passed them.
+        // A copy may contain records that a live write has confirmed already.
         if seq < session.first_incomplete {
             return;
         }
@@ -194,7 +195,8 @@ impl Sessions {
         }
     }
 
-    /// Keeps a record that came by a copy, during one, or from a dump: its session may have begun long before.
+    /// Keeps a record from a copy, from a live write during a copy, or from a dump. The session may have begun long
+    /// before.
     pub fn record_known(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         self.record(sn, record);
         let session = self.sessions.find_mut(self.secret.of_client(record.client), |session| {
@@ -210,7 +212,7 @@ impl Sessions {
         self.horizon
     }
 
-    /// Raises the horizon: drops every session that has written nothing since. The replica logs this as a separate
+    /// Raises the horizon and drops every session that has written nothing since. The replica logs this as a separate
     /// write.
     pub fn forget(&mut self, horizon: SequenceNumber) {
         self.raise_horizon(horizon);
@@ -226,7 +228,7 @@ impl Sessions {
         });
     }
 
-    /// Adopts the horizon of the replica or dump that the sessions come from.
+    /// Adopts the horizon of the replica or dump from which the sessions are taken.
     pub fn raise_horizon(&mut self, horizon: SequenceNumber) {
         self.horizon = self.horizon.max(horizon);
     }
@@ -236,8 +238,8 @@ impl Sessions {
         self.sessions.iter().any(|session| session.last <= horizon)
     }
 
-    /// Returns the horizon that expires the `count` sessions that have written nothing for longest; `None` if fewer
-    /// sessions have a newest write of at most `committed`.
+    /// Returns the horizon that expires the `count` sessions with the oldest newest writes. `None` if the newest write
+    /// of fewer than `count` sessions is committed.
     pub fn horizon_of_oldest(
         &self,
         count: usize,
@@ -327,7 +329,8 @@ impl Session {
         LoggedRecord { sn, record }
     }
 
-    /// Returns the position of the record of `seq`, or where it would be inserted. Writes nearly always come in order.
+    /// Returns the position of the record of `seq`, or its insertion position. The last record is compared first,
+    /// because writes nearly always arrive in order.
     fn position(&self, seq: RequestSeq) -> Result<usize, usize> {
         match self.records.back() {
             Some(last) if last.seq < seq => Err(self.records.len()),
@@ -375,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_write_finds_its_first_answer() {
+    fn a_known_write_finds_its_first_response() {
         let mut sessions = sessions();
         for seq in [1, 3, 2] {
             sessions.record(SequenceNumber(seq + 100), record(ALICE, seq, 1));
@@ -389,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn another_write_under_a_known_number_is_no_retry() {
+    fn another_write_with_a_known_number_is_no_retry() {
         let mut sessions = sessions();
         sessions.record(SequenceNumber(1), record(ALICE, 1, 1));
         let other = sessions.look_up(ALICE, &header(1, 1, 0), RequestHash(99));
@@ -401,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_watermark_passed_is_expired_and_dropped() {
+    fn records_below_the_watermark_are_expired_and_dropped() {
         let mut sessions = sessions();
         for seq in 1..=5 {
             sessions.record(SequenceNumber(seq), record(ALICE, seq, 1));
@@ -417,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_of_a_forgotten_session_is_not_taken_for_one_of_its_successor() {
+    fn a_write_of_an_expired_session_does_not_count_for_a_later_session_of_the_same_id() {
         let mut sessions = sessions();
         sessions.record(SequenceNumber(11), record(ALICE, 1, 1));
         sessions.record(SequenceNumber(12), record(ALICE, 2, 1));
@@ -428,27 +431,27 @@ mod tests {
         };
         assert_eq!(of(&sessions, 1, 20), Lookup::New);
         sessions.record(SequenceNumber(21), record(ALICE, 1, 1));
-        // The write that the first client retries was executed before.
+        // The first client's retried write was executed before.
         assert_eq!(of(&sessions, 2, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 1, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 2, 20), Lookup::New);
-        // A copy does not state when its sessions began.
+        // A copy does not contain the start of its sessions.
         sessions.record_known(SequenceNumber(21), record(ALICE, 1, 1));
         assert!(matches!(of(&sessions, 1, 10), Lookup::Logged(_)));
         assert_eq!(sessions.digest(), sessions.recount());
     }
 
     #[test]
-    fn an_unknown_session_may_begin_after_the_horizon_and_not_before() {
+    fn an_unknown_session_may_begin_only_after_the_horizon() {
         let mut sessions = sessions();
-        assert_eq!(look_up(&sessions, 1, 1), Lookup::New, "nothing was ever forgotten");
-        assert_eq!(look_up(&sessions, 9, 2), Lookup::New, "what it sent before never came here");
+        assert_eq!(look_up(&sessions, 1, 1), Lookup::New, "no session has ever expired");
+        assert_eq!(look_up(&sessions, 9, 2), Lookup::New, "its earlier writes never arrived here");
         sessions.record(SequenceNumber(5), record(ALICE, 1, 1));
         sessions.record(SequenceNumber(8), record(BOB, 1, 1));
         assert!(sessions.has_idle(SequenceNumber(5)) && !sessions.has_idle(SequenceNumber(4)));
         sessions.forget(SequenceNumber(5));
         assert_eq!((sessions.clients(), sessions.horizon()), (vec![BOB], SequenceNumber(5)));
-        // A retry of the very first write: it may have been executed before.
+        // A retry of the first write, which may have been executed before.
         assert_eq!(look_up(&sessions, 1, 1), Lookup::Expired);
         for (begun, expected) in [(4, Lookup::Expired), (5, Lookup::New), (7, Lookup::New)] {
             let found = sessions.look_up(ALICE, &header(1, 1, begun), RequestHash(1));
@@ -471,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_more_sessions_than_allowed_and_the_oldest_make_room() {
+    fn the_number_of_sessions_is_bounded_and_the_oldest_make_room() {
         let mut sessions = sessions();
         for n in 0..MAX_SESSIONS as u64 {
             let client = ClientId(u128::from(n) + 10);
@@ -493,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn the_records_come_in_parts() {
+    fn records_can_be_read_in_parts() {
         let mut sessions = sessions();
         for n in 0..10 {
             sessions.record(SequenceNumber(1), record(ClientId(n), 1, 1));

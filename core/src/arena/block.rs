@@ -1,14 +1,14 @@
 //! Blocks: allocations above an eighth of a chunk, which have exactly the memory that they need.
 //!
-//! A chunk cut into such pieces would leave much of itself unused: only two values of 700 KiB fit one of 2 MiB. So a
-//! block is not in a chunk but in a window. A window has the address range of a chunk, and memory only for pages that
-//! are in a block. Its unused part is only addresses. A block above a chunk has its own mapping.
+//! A chunk cut into such pieces would be poorly used: only two values of 700 KiB fit one of 2 MiB. So a block is placed
+//! in a window instead of a chunk. A window has the address range of a chunk, and memory only for pages that are in a
+//! block. The unused part takes only address space. A block above a chunk has its own mapping.
 //!
-//! Evacuations do not move blocks, because that gains nothing.
+//! Evacuations do not move blocks, because a move would gain no memory.
 //!
 //! The first touch of a page costs far more than filling it. So the pages of the most recently freed blocks stay warm:
-//! they keep their memory, up to the bytes of a chunk in all, for later blocks. Every operation that takes memory from
-//! the source first returns as much of it.
+//! they keep their memory, up to the bytes of a chunk in all, for later blocks. An operation that takes memory from the
+//! source first returns the same amount of warm memory.
 
 use std::ptr::NonNull;
 
@@ -16,7 +16,7 @@ use super::chunk::{Chunk, small_u16};
 use super::page_map::{PAGES_PER_CHUNK, PageMap};
 use super::{Arena, small};
 
-/// The most pages that stay warm.
+/// The maximum number of pages that stay warm.
 const WARM_PAGES_MAX: usize = PAGES_PER_CHUNK;
 
 /// A run of pages of a window.
@@ -27,7 +27,7 @@ pub(super) struct Run {
     pages: usize,
 }
 
-/// Blocks.
+/// Allocation of blocks.
 impl Arena {
     pub(super) fn allocate_block(&mut self, pages: usize) -> Option<u32> {
         let handle = match self.warm_run(pages) {
@@ -56,7 +56,7 @@ impl Arena {
         self.cool(self.warm_pages.saturating_sub(WARM_PAGES_MAX));
     }
 
-    /// Returns the bytes that a block would take from the source, less the warm pages that would be returned for it.
+    /// Returns the number of bytes that a block would take from the source, less the warm pages returned for it.
     pub(super) fn fresh_block_bytes(&self, pages: usize) -> usize {
         match self.warm_run(pages) {
             Some(_) => 0,
@@ -64,7 +64,7 @@ impl Arena {
         }
     }
 
-    /// Returns at least this many warm pages to the source, or all: those that were freed first.
+    /// Returns at least this many warm pages, or all of them, to the source. The oldest are returned first.
     pub(super) fn cool(&mut self, pages: usize) {
         let pages_left = self.warm_pages.saturating_sub(pages);
         while self.warm_pages > pages_left {
@@ -88,7 +88,7 @@ impl Arena {
         }
     }
 
-    /// Returns the newest warm run that is long enough: more of it is in the processor's caches.
+    /// Returns the newest warm run that is long enough, because the processor's caches hold more of it.
     fn warm_run(&self, pages: usize) -> Option<usize> {
         self.warm.iter().rposition(|run| run.pages >= pages)
     }
@@ -113,7 +113,7 @@ impl Arena {
             None => self.add_window()?,
         };
         let map = self.window(number);
-        let (page, _) = map.find(pages).expect("the index knows the longest run");
+        let (page, _) = map.find(pages).expect("the index has the longest run");
         map.take(page, pages);
         let longest = map.longest_run();
         self.window_runs.set(number as usize, longest);

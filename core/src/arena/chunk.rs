@@ -13,7 +13,7 @@ pub(super) enum Chunk {
     Vacant,
     /// A chunk that is cut into pages.
     Paged(Box<PagedChunk>),
-    /// The address range of a chunk; its pages that are in blocks have memory.
+    /// An address range of the size of a chunk; only pages in blocks have memory.
     Window(Box<PageMap>),
     /// A block above a chunk, of this many bytes.
     Block(usize),
@@ -22,12 +22,12 @@ pub(super) enum Chunk {
 #[derive(Debug)]
 pub(super) struct PagedChunk {
     pub(super) map: PageMap,
-    /// The slab of each page that is in one.
+    /// The slab of each page that belongs to a slab.
     pub(super) slab_of_page: [SlabId; PAGES_PER_CHUNK],
 }
 
 impl Chunk {
-    /// Returns the bytes that it has from the source.
+    /// Returns the number of bytes that this piece has from the source.
     pub(super) fn source_bytes(&self, chunk_bytes: usize) -> usize {
         match self {
             Chunk::Vacant => 0,
@@ -37,7 +37,7 @@ impl Chunk {
     }
 }
 
-/// Pages and chunks.
+/// Allocation of pages and chunks.
 impl Arena {
     /// Takes pages from the first free run of at least `pages_min`; `pages_of` maps the length of the run to the number
     /// of pages to take. Returns the chunk, its first page and the number of pages. The spare chunk is used last, so
@@ -56,7 +56,7 @@ impl Arena {
             },
         };
         let map = &mut self.paged(chunk).map;
-        let (page, length) = map.find(pages_min).expect("the index knows the longest run");
+        let (page, length) = map.find(pages_min).expect("the index has the longest run");
         let pages = pages_of(length);
         map.take(page, pages);
         let longest = map.longest_run();
@@ -97,7 +97,7 @@ impl Arena {
         Some(number)
     }
 
-    /// Returns a number's memory to the source.
+    /// Returns the memory of this chunk number to the source.
     pub(super) fn release_number(&mut self, number: u32) {
         let base = std::mem::replace(&mut self.bases[number as usize], std::ptr::null_mut());
         let chunk = std::mem::replace(&mut self.chunks[number as usize], Chunk::Vacant);
@@ -109,7 +109,7 @@ impl Arena {
         unsafe { self.source.release(base, bytes) };
     }
 
-    /// Returns a number that no chunk has. It stays vacant until [`occupy`](Arena::occupy).
+    /// Returns an unused chunk number. The number stays vacant until [`occupy`](Arena::occupy).
     pub(super) fn vacant_number(&mut self) -> Option<u32> {
         if let Some(&number) = self.vacant_numbers.last() {
             return Some(number);

@@ -32,12 +32,12 @@ pub unsafe trait ChunkSource: Send {
     /// Returns the size of a chunk in bytes.
     fn chunk_bytes(&self) -> usize;
 
-    /// Allocates `bytes`, a chunk or more, in whole pages, all of which will be used. Returns `None` if there is no
-    /// more memory.
+    /// Allocates `bytes`, at least a chunk, in whole pages. The arena will use all of them. Returns `None` if there is
+    /// no more memory.
     fn allocate(&mut self, bytes: usize) -> Option<NonNull<u8>>;
 
-    /// Reserves a window: a chunk's bytes, of which a page takes memory only when it is first touched. Returns `None`
-    /// if there is no more memory.
+    /// Reserves a window: address space of the size of a chunk, in which a page takes memory only when it is first
+    /// accessed. Returns `None` if there is no more memory.
     fn reserve(&mut self) -> Option<NonNull<u8>>;
 
     /// Takes back the memory of some pages of a window, but not their addresses. Their content is undefined afterwards.
@@ -55,7 +55,7 @@ pub unsafe trait ChunkSource: Send {
     unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize);
 }
 
-/// A source of chunks from the process's heap: for tests, benches and the simulator.
+/// A source of chunks from the process's heap, for tests, benches and the simulator.
 #[derive(Debug)]
 pub struct HeapChunks {
     chunk_bytes: usize,
@@ -78,7 +78,7 @@ impl HeapChunks {
     }
 }
 
-/// A source of chunks from the heap that a switch can exhaust: for tests, and for lack of memory in the simulator.
+/// A source of chunks from the heap that a switch can exhaust. Tests and the simulator use it to inject lack of memory.
 #[derive(Debug)]
 pub struct SwitchedChunks {
     heap: HeapChunks,
@@ -134,7 +134,10 @@ unsafe impl ChunkSource for HeapChunks {
     }
 
     fn allocate(&mut self, bytes: usize) -> Option<NonNull<u8>> {
-        assert!(bytes >= self.chunk_bytes, "less than a chunk, {bytes} bytes, was asked for");
+        assert!(
+            bytes >= self.chunk_bytes,
+            "an allocation of {bytes} bytes is smaller than a chunk"
+        );
         let layout = self.layout(bytes)?;
         // SAFETY: the layout's size is not zero.
         NonNull::new(unsafe { alloc(layout) })

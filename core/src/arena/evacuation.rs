@@ -18,18 +18,19 @@ use super::size_class::{CLASSES_MAX, class_units};
 use super::slab::{NO_SLAB, Slab, SlabId};
 use super::{Arena, Handle, UNIT_BYTES};
 
-/// The largest share of a chunk's bytes in use, in eighths, for which moving its content is worthwhile.
+/// The maximum share of a chunk's bytes in use, in eighths, for which moving its content is worthwhile.
 const LOAD_MAX_EIGHTHS: usize = 7;
-/// The most chunks that are emptied together.
+/// The maximum number of chunks that are emptied together.
 const CHOSEN_MAX: usize = 128;
-/// The most chunks that are considered for that.
+/// The maximum number of chunks that are considered for one evacuation.
 const CANDIDATES_MAX: usize = 2 * CHOSEN_MAX;
-/// The shortest free run, in pages, that moved allocations are expected to use, and the eighths of it that they are
-/// expected to fill.
+/// The minimum length, in pages, of a free run that moved allocations are expected to use, and the share of it, in
+/// eighths, that they are expected to fill.
 const LONG_RUN_PAGES: usize = 64;
 const FILLED_EIGHTHS: usize = 7;
-/// The most chunks that moves are expected to take from the source: this number, or one per so many held. They may take
-/// one more: otherwise entries that find no room at the end of a pass would keep all of its chunks.
+/// The number of chunks that moves are expected to take from the source: at most this number, or a share (a divisor) of
+/// the held chunks. They may take one more. Otherwise entries that find no room at the end of a pass would keep all its
+/// chunks.
 const FRESH_MAX: usize = 2;
 const HELD_FOR_ONE_FRESH: usize = 32;
 
@@ -37,14 +38,14 @@ const HELD_FOR_ONE_FRESH: usize = 32;
 #[derive(Debug)]
 pub(super) struct Evacuation {
     stage: Stage,
-    /// The bytes in use of each surveyed chunk, and its number.
+    /// The number of bytes in use of each surveyed chunk, and the chunk's number.
     loads: Vec<(u32, u32)>,
     next: usize,
     room: Room,
     chosen: Vec<u32>,
-    /// By chunk number: true if that chunk is being emptied.
+    /// For each chunk number, true if that chunk is being emptied.
     leaving: Vec<bool>,
-    /// The number of chunks that moves have begun to fill, and the most that they may take from the source.
+    /// The number of chunks that moves have begun to fill, and the maximum that they may take from the source.
     fresh: usize,
     fresh_max: usize,
     emptied: usize,
@@ -61,10 +62,10 @@ enum Stage {
 /// The content of the chosen chunks, and the free room in the others.
 #[derive(Clone, Debug)]
 struct Room {
-    /// By class: the objects in use in chosen chunks, and the free objects in slabs of the others.
+    /// The number of objects in use in chosen chunks, and of free objects in slabs of the others, for each class.
     objects: [u32; CLASSES_MAX],
     free_objects: [u32; CLASSES_MAX],
-    /// The pages of page runs in chosen chunks, and the usable free pages of the others.
+    /// The number of pages of page runs in chosen chunks, and of usable free pages of the others.
     run_pages: usize,
     usable_pages: usize,
 }
@@ -72,7 +73,7 @@ struct Room {
 /// The progress of [`Arena::prepare_evacuation`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preparation {
-    /// There is more to prepare.
+    /// The preparation needs more steps.
     Unfinished,
     /// Chunks were chosen, and their allocations can be relocated.
     Ready,
@@ -83,16 +84,16 @@ pub enum Preparation {
 /// The result of an evacuation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evacuated {
-    /// Chunks that became empty.
+    /// The number of chunks that became empty.
     pub emptied: usize,
-    /// Empty chunks that moves have begun to fill.
+    /// The number of empty chunks that moves have begun to fill.
     pub fresh: usize,
-    /// Bytes of the moved allocations.
+    /// The total size of the moved allocations.
     pub moved_bytes: usize,
 }
 
 impl Room {
-    /// Returns the pages that the content of the chosen chunks needs beyond the room in the others.
+    /// Returns the number of pages that the content of the chosen chunks needs beyond the room in the others.
     fn shortfall_pages(&self, arena: &Arena) -> usize {
         let page_bytes = arena.sizes.page_bytes();
         let mut pages = self.run_pages;
@@ -129,20 +130,20 @@ impl Room {
     }
 }
 
-/// Evacuations.
+/// Steps of an evacuation.
 impl Arena {
-    /// Returns the bytes of chunks that are in no allocation.
+    /// Returns the number of bytes of chunks that are in no allocation.
     pub fn waste_bytes(&self) -> usize {
         let bytes_in_chunks = self.used_bytes - self.block_pages * self.sizes.page_bytes();
         self.paged_chunks * self.sizes.chunk_bytes() - bytes_in_chunks
     }
 
-    /// Returns the bytes of all allocations that were ever freed by the owner, not by a move.
+    /// Returns the total size of all allocations that the owner has ever freed. Moves do not count.
     pub fn freed_bytes(&self) -> u64 {
         self.freed_bytes
     }
 
-    /// Returns the bytes that the current evacuation has moved.
+    /// Returns the number of bytes that the current evacuation has moved.
     #[cfg(test)]
     pub fn moved_bytes(&self) -> usize {
         self.evacuation.as_ref().map_or(0, |evacuation| evacuation.moved_bytes)
@@ -220,7 +221,7 @@ impl Arena {
         let end = evacuation.loads.len().min(evacuation.next + chunks_max);
         for at in evacuation.next..end {
             let (_, chunk) = evacuation.loads[at];
-            // Between two steps it may have been returned, and its number reused.
+            // The chunk may have been returned between two steps, and its number reused.
             let is_candidate = matches!(&self.chunks[chunk as usize], Chunk::Paged(paged)
                 if !paged.map.is_empty());
             if !is_candidate || self.spare == Some(chunk) {
@@ -244,7 +245,7 @@ impl Arena {
             return Preparation::Unfinished;
         }
         let fresh = evacuation.room.shortfall_pages(self).div_ceil(room_in_fresh(1));
-        // A single chunk whose content fits no other would be as sparse in a fresh one.
+        // Moving the content of a single chunk to a fresh one would gain nothing.
         let chosen = evacuation.chosen.len();
         if chosen < fresh.max(1) || (chosen == 1 && fresh > 0) {
             return Preparation::Futile;
@@ -266,8 +267,8 @@ impl Arena {
         evacuation.is_some_and(|e| e.leaving.get(chunk as usize).copied().unwrap_or(false))
     }
 
-    /// Moves an allocation of `bytes`, of which the first `written` are in use, to a chunk that stays. Returns `None`,
-    /// with nothing changed, if there is no room for it.
+    /// Moves an allocation of `bytes`, of which the first `written` are in use, to a chunk that is not being emptied.
+    /// Returns `None`, with nothing changed, if there is no room for it.
     ///
     /// # Safety
     ///
@@ -383,7 +384,7 @@ impl Arena {
         }
     }
 
-    /// Returns the free pages of a chunk that moved allocations can be expected to fill.
+    /// Returns the number of free pages of a chunk that moved allocations can be expected to fill.
     fn usable_pages(&self, chunk: u32) -> usize {
         match &self.chunks[chunk as usize] {
             Chunk::Paged(paged) => match usize::from(paged.map.longest_run()) {
@@ -394,7 +395,7 @@ impl Arena {
         }
     }
 
-    /// Returns the bytes of a chunk that are in allocations.
+    /// Returns the number of bytes of a chunk that are in allocations.
     fn load_bytes(&self, chunk: u32) -> usize {
         let (mut bytes, mut slab_pages) = (0, 0);
         self.for_each_slab(chunk, |_, slab| {

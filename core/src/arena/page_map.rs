@@ -22,7 +22,7 @@ impl PageMap {
         self.runs().find(|&(_, length)| length >= pages)
     }
 
-    /// Takes `pages` from `start` on, all of which must be free.
+    /// Takes `pages` pages starting at `start`, all of which must be free.
     pub(super) fn take(&mut self, start: usize, pages: usize) {
         for_each_mask(start, pages, |word, mask| {
             debug_assert_eq!(self.free[word] & mask, mask, "a page was taken twice");
@@ -30,10 +30,10 @@ impl PageMap {
         });
     }
 
-    /// Frees `pages` from `start` on, none of which may be free.
+    /// Frees `pages` pages starting at `start`, none of which may be free.
     pub(super) fn give(&mut self, start: usize, pages: usize) {
         for_each_mask(start, pages, |word, mask| {
-            debug_assert_eq!(self.free[word] & mask, 0, "a page was given back twice");
+            debug_assert_eq!(self.free[word] & mask, 0, "a page was freed twice");
             self.free[word] |= mask;
         });
     }
@@ -79,7 +79,7 @@ impl PageMap {
     }
 }
 
-/// Calls `apply` with each word that holds some of the pages, and with the mask of their bits in it.
+/// Calls `apply` with the index of each word that holds some of the pages, and the mask of their bits.
 fn for_each_mask(start: usize, pages: usize, mut apply: impl FnMut(usize, u64)) {
     assert!(start + pages <= PAGES_PER_CHUNK, "pages {start}+{pages} are not in one chunk");
     let mut page = start;
@@ -91,8 +91,8 @@ fn for_each_mask(start: usize, pages: usize, mut apply: impl FnMut(usize, u64)) 
     }
 }
 
-/// An index that finds the first chunk with a long enough free run without a scan of every chunk: a second level holds
-/// the maximum of each 64.
+/// An index of chunks by their longest free run. A second level holds the maximum of each 64 chunks, so that a search
+/// does not scan every chunk.
 #[derive(Debug, Default)]
 pub(super) struct RunIndex {
     longest: Vec<u16>,
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_found_first_fit_and_merge_when_they_return() {
+    fn runs_are_found_first_fit_and_merge_when_freed() {
         let mut map = PageMap::new();
         assert_eq!((map.longest_run(), map.find(60)), (512, Some((0, 512))));
         map.take(0, 60);

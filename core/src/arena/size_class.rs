@@ -11,21 +11,21 @@
 use super::UNIT_BYTES;
 use super::page_map::PAGES_PER_CHUNK;
 
-/// The most pages of a size that has a class.
+/// The maximum size, in pages, that has a size class.
 const CLASS_PAGES_MAX: usize = 8;
-/// The most pages of a size that is placed in a chunk: an eighth of a chunk. As long as no free run of this length is
-/// left, moves can fill seven eighths of a chunk.
+/// The maximum size, in pages, of an allocation in a chunk: an eighth of a chunk. Pieces this small let moves fill a
+/// chunk to seven eighths.
 pub(super) const RUN_PAGES_MAX: usize = PAGES_PER_CHUNK / 8;
 /// Classes 0 to 7 are the multiples of 16 bytes up to 128.
 const LINEAR_CLASSES: usize = 8;
 /// The preferred number of pages of a slab, so that many objects share its bookkeeping.
 const SLAB_PAGES_PREFERRED: usize = 4;
-/// The most pages that any class needs for a slab with little waste.
+/// The maximum number of pages that any class needs for a slab with little waste.
 pub(super) const SLAB_PAGES_MAX: usize = 32;
-/// The largest share of a slab, as a divisor, that may be wasted at its end.
+/// The maximum share of a slab (a divisor) that may be wasted at its end.
 const SLAB_WASTE_DIVISOR: usize = 32;
 
-/// The number of classes with the largest allowed chunk.
+/// The number of classes with the largest permitted chunk.
 pub(super) const CLASSES_MAX: usize = 112;
 
 /// The placement of an allocation.
@@ -71,7 +71,7 @@ impl Sizes {
         }
     }
 
-    /// Returns the bytes that a placement takes.
+    /// Returns the number of bytes that a placement takes.
     pub(super) fn bytes_of(self, fit: Fit) -> usize {
         match fit {
             Fit::Class(class) => class_units(class) * UNIT_BYTES,
@@ -79,13 +79,13 @@ impl Sizes {
         }
     }
 
-    /// Returns the fewest pages that a slab of this class can have.
+    /// Returns the minimum number of pages of a slab of this class.
     pub(super) fn slab_pages_min(self, class: usize) -> usize {
         (1..SLAB_PAGES_MAX).find(|&pages| self.is_good_slab(class, pages)).unwrap_or(SLAB_PAGES_MAX)
     }
 
     /// Returns the number of pages that a slab of this class gets from a run of `available`, which is enough for the
-    /// smallest slab. Short runs are used too, because the gaps between larger allocations would otherwise stay empty.
+    /// smallest slab. Short runs are used too, so that the gaps between larger allocations do not stay empty.
     pub(super) fn slab_pages(self, class: usize, available: usize) -> usize {
         (1..=available.min(SLAB_PAGES_PREFERRED))
             .rev()

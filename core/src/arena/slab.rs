@@ -13,20 +13,20 @@ pub(super) const NO_SLAB: SlabId = SlabId::MAX;
 /// A run of pages that holds objects of one class.
 #[derive(Debug)]
 pub(super) struct Slab {
-    /// The handle of its first object.
+    /// The handle of the first object.
     first: u32,
-    /// The head of its free list: a free object holds the next one's handle in its first bytes; 0 for none.
+    /// The head of the free list; 0 if it is empty. A free object holds the next one's handle in its first bytes.
     free: u32,
     pub(super) capacity: u32,
-    /// The number of objects ever allocated; those after them are free too, but not in the free list.
+    /// The number of leading objects that were ever allocated. Later ones are free too, but not in the free list.
     carved: u32,
     pub(super) live: u32,
-    /// Its neighbours in the list of its class's slabs that have a free object.
+    /// The neighbours in the list of slabs of this class that have a free object.
     previous: SlabId,
     next: SlabId,
     pub(super) class: u16,
     pub(super) pages: u8,
-    /// True if its chunk is being emptied: it is in no list, although it may have free objects.
+    /// True if the chunk of this slab is being emptied. The slab is then in no list, although it may have free objects.
     pub(super) is_leaving: bool,
 }
 
@@ -38,7 +38,7 @@ impl Slab {
     }
 }
 
-/// Objects of a size class.
+/// Allocation of objects of a size class.
 impl Arena {
     pub(super) fn allocate_object(&mut self, class: usize) -> Option<u32> {
         let id = match self.open_slabs[class] {
@@ -98,7 +98,7 @@ impl Arena {
         }
     }
 
-    /// Creates a slab of this class, which becomes the first of the open ones.
+    /// Creates a slab of this class and puts it at the head of the list of open slabs.
     fn open_slab(&mut self, class: usize) -> Option<SlabId> {
         let sizes = self.sizes;
         let (chunk, page, pages) =

@@ -112,7 +112,7 @@ proptest! {
             filled.check_and_free(&mut arena);
         }
         prop_assert_eq!(arena.used_bytes(), 0);
-        prop_assert!(arena.paged_chunks <= 1, "only the spare chunk may stay");
+        prop_assert!(arena.paged_chunks <= 1, "at most the spare chunk is still held");
         prop_assert!(arena.held_bytes() <= 2 * CHUNK_BYTES_MIN, "and as much for blocks");
         drop(arena);
         prop_assert_eq!(chunks_out.load(Relaxed), 0);
@@ -137,13 +137,13 @@ fn freed_memory_is_used_again() {
     }
 }
 
-/// Returns allocations that fill a chunk.
+/// Creates allocations that fill a chunk.
 fn chunkful(arena: &mut Arena) -> Vec<Filled> {
     (0..8).map(|_| Filled::new(arena, CHUNK_BYTES_MIN / 8, 1)).collect()
 }
 
 #[test]
-fn one_spare_chunk_spares_the_source_at_the_border() {
+fn one_spare_chunk_avoids_repeated_requests_to_the_source() {
     let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, 2);
     let first = chunkful(&mut arena);
     for _ in 0..10 {
@@ -151,11 +151,11 @@ fn one_spare_chunk_spares_the_source_at_the_border() {
         assert_eq!(chunks_out.load(Relaxed), 2, "the emptied chunk stays as the spare");
     }
     first.into_iter().for_each(|filled| filled.check_and_free(&mut arena));
-    assert_eq!(chunks_out.load(Relaxed), 1, "the second empty chunk goes back");
+    assert_eq!(chunks_out.load(Relaxed), 1, "the second empty chunk is returned");
 }
 
 #[test]
-fn a_block_holds_the_pages_that_it_needs_and_no_others() {
+fn a_block_takes_exactly_the_pages_that_it_needs() {
     let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, usize::MAX);
     let page = CHUNK_BYTES_MIN / 512;
     let mut live = Vec::new();
@@ -171,13 +171,15 @@ fn a_block_holds_the_pages_that_it_needs_and_no_others() {
         expected -= filled.bytes + 1;
         filled.check_and_free(&mut arena);
         assert_eq!(arena.used_bytes(), expected);
-        assert!(arena.held_bytes() <= expected + CHUNK_BYTES_MIN, "at most a chunk's bytes stay");
+        assert!(
+            arena.held_bytes() <= expected + CHUNK_BYTES_MIN,
+            "at most a chunk's bytes stay warm"
+        );
     }
 }
 
 #[test]
-fn the_memory_of_blocks_that_were_freed_last_serves_the_next_ones_and_goes_back_before_other_is_taken()
- {
+fn recently_freed_block_memory_is_reused_and_returned_before_more_is_taken() {
     let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, usize::MAX);
     let bytes = CHUNK_BYTES_MIN / 4;
     let mut live: Vec<_> = (0..16).map(|_| Filled::new(&mut arena, bytes, 1)).collect();
@@ -186,7 +188,7 @@ fn the_memory_of_blocks_that_were_freed_last_serves_the_next_ones_and_goes_back_
         let place = arena.address(filled.handle);
         let old = std::mem::replace(filled, Filled::new(&mut arena, bytes - at, 2));
         old.check_and_free(&mut arena);
-        assert_eq!(arena.held_bytes(), 17 * bytes, "what was freed serves the next one");
+        assert_eq!(arena.held_bytes(), 17 * bytes, "the freed memory serves the next block");
         let next = Filled::new(&mut arena, bytes, 3);
         assert_eq!(arena.address(next.handle), place);
         next.check_and_free(&mut arena);
@@ -196,15 +198,19 @@ fn the_memory_of_blocks_that_were_freed_last_serves_the_next_ones_and_goes_back_
     live.push(Filled::new(&mut arena, CHUNK_BYTES_MIN / 2, 3));
     assert_eq!(arena.held_bytes(), 4 * bytes + CHUNK_BYTES_MIN, "two went back for it");
     live.push(Filled::new(&mut arena, 100, 3));
-    assert_eq!(arena.held_bytes(), 6 * bytes + CHUNK_BYTES_MIN, "all went back for a chunk");
+    assert_eq!(
+        arena.held_bytes(),
+        6 * bytes + CHUNK_BYTES_MIN,
+        "all warm memory was returned before a chunk was taken"
+    );
     live.into_iter().for_each(|filled| filled.check_and_free(&mut arena));
 }
 
 #[test]
-fn an_arena_reaches_as_far_as_it_has_numbers() {
+fn an_arena_is_exhausted_when_it_has_used_all_chunk_numbers() {
     let (mut arena, _) = counted(CHUNK_BYTES_MAX, usize::MAX);
     let blocks = (1u64 << 32) / (CHUNK_BYTES_MAX / UNIT_BYTES) as u64 - 1;
-    // None of this memory is touched.
+    // None of this memory is accessed.
     let bytes = CHUNK_BYTES_MAX / 2 + 1;
     let mut handles: Vec<_> = (0..32).map(|_| arena.allocate(bytes).expect("memory")).collect();
     for number in 33..blocks {
@@ -226,7 +232,7 @@ fn an_arena_reaches_as_far_as_it_has_numbers() {
 }
 
 #[test]
-fn a_refusal_of_the_source_changes_nothing() {
+fn a_failure_of_the_source_changes_nothing() {
     let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, 3);
     let kept = Filled::new(&mut arena, 40, 1);
     let before = (arena.used_bytes(), arena.held_bytes());
@@ -247,7 +253,7 @@ fn a_refusal_of_the_source_changes_nothing() {
 }
 
 #[test]
-fn clearing_gives_everything_back_and_the_arena_goes_on() {
+fn clearing_returns_all_memory_and_the_arena_stays_usable() {
     let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, usize::MAX);
     for bytes in [1, 100, 5_000, 70_000, 200_000, 3 * CHUNK_BYTES_MIN] {
         Filled::new(&mut arena, bytes, 1);

@@ -1,5 +1,5 @@
-//! A small program that is built with the feature `mutations` but disables no rule. A test searches for the
-//! marker in it, so that the absence of the marker in other programs is meaningful.
+//! A small program that is built with the feature `mutations` but disables no rule. A test finds the marker of
+//! mutations in it, which shows that the same search would find the marker in other programs too.
 
 use kv_core::arena::HeapChunks;
 use kv_core::hash::HashSecret;

@@ -18,7 +18,7 @@ use super::{
     FIRST_LINE_BEFORE, SHARD, parse_end, parse_entry, parse_record, parse_shard,
 };
 
-/// The longest line that a dump can have: every byte of key and value is escaped.
+/// The maximum length of a line of a dump, in which every byte of key and value is escaped.
 pub const MAX_DUMP_LINE_BYTES: usize = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 128;
 
 /// A part of a dump.
@@ -37,7 +37,7 @@ pub enum DumpItem {
 /// A reader of one dump.
 #[derive(Debug, Default)]
 pub struct DumpReader {
-    /// The beginning of a line whose end has not arrived.
+    /// The start of a line whose end has not arrived.
     partial: Vec<u8>,
     /// The number of lines read.
     lines: usize,
@@ -66,7 +66,7 @@ impl DumpReader {
     /// Reads the next bytes of the file and passes every part that is complete to `take`.
     ///
     /// # Errors
-    /// The reason for which this is no dump, or the error of `take`. The reader must not be used after an error.
+    /// [`DumpError`] if the file is no dump, or the error of `take`. The reader must not be used after an error.
     pub fn feed<E: From<DumpError>>(
         &mut self,
         mut bytes: &[u8],
@@ -135,7 +135,7 @@ impl DumpReader {
         DumpError::Line { line: self.lines, reason }
     }
 
-    /// Parses a line of the origin; the last of them completes it.
+    /// Parses a line of the origin; returns the origin at its last line.
     fn fact(&mut self, line: &str) -> Result<Option<DumpItem>, DumpError> {
         let facts = &mut self.facts;
         let taken = match self.lines {
@@ -174,12 +174,12 @@ impl DumpReader {
 
     /// Parses a line after the origin.
     fn body(&mut self, line: &str) -> Result<DumpItem, &'static str> {
-        let header = self.header.as_mut().ok_or("a shard before the origin")?;
+        let header = self.header.as_mut().ok_or("the shard comes before the origin")?;
         if let Some(shard) = line.strip_prefix(SHARD) {
             let shard = parse_shard(shard)?;
             let due = header.shards.len();
             if usize::from(shard.shard.0) != due || due >= usize::from(header.origin.shards) {
-                return Err("the shards do not come in order");
+                return Err("the shards are not in order");
             }
             header.shards.push(shard);
             return Ok(DumpItem::Shard(shard));
@@ -189,7 +189,7 @@ impl DumpReader {
             Some(record) => {
                 let record = parse_record(record)?;
                 if record.shard != current.shard {
-                    return Err("a record stands among those of another shard");
+                    return Err("the record belongs to another shard");
                 }
                 (DumpItem::Record(record), record.sn)
             }
@@ -201,7 +201,7 @@ impl DumpReader {
             }
         };
         if sn > current.last {
-            return Err("a write is newer than the last of its shard");
+            return Err("the write is newer than the last write of its shard");
         }
         Ok(item)
     }
@@ -218,7 +218,7 @@ impl DumpReader {
             .as_ref()
             .is_some_and(|header| header.shards.len() == usize::from(header.origin.shards));
         if !is_whole {
-            return Err(self.error("the lines of some shards are missing"));
+            return Err(self.error("some shards are missing"));
         }
         if self.entries != promised {
             return Err(DumpError::Count { got: promised, found: self.entries });
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_reads_alike_in_pieces_of_any_size() {
+    fn a_dump_reads_the_same_in_pieces_of_any_size() {
         let file = dump(&[(b"a", b"1"), (b"\n", b"\0\xff"), (b"c", b"")]);
         let whole = read(&file, file.len()).unwrap();
         assert_eq!(whole.1, 5);
@@ -290,13 +290,13 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_that_is_cut_or_altered_anywhere_is_refused_in_pieces_too() {
+    fn a_truncated_or_altered_dump_is_rejected_in_pieces_too() {
         let file = dump(&[(b"a", b"1"), (b"b", b"2")]);
         for at in 0..file.len() {
             assert!(read(&file[..at], 7).is_err(), "cut to {at} bytes");
             let mut altered = file.clone();
             altered[at] ^= 1;
-            assert!(read(&altered, 7).is_err(), "byte {at} was altered unnoticed");
+            assert!(read(&altered, 7).is_err(), "the change of byte {at} was not detected");
         }
         let mut longer = file.clone();
         longer.extend_from_slice(b"more\n");
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_not_kept_for_ever() {
+    fn an_endless_line_is_rejected() {
         let mut reader = DumpReader::new();
         let bytes = vec![b'#'; 1 << 20];
         let mut fed = 0;

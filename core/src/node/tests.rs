@@ -92,7 +92,7 @@ fn a_candidate_is_reported_as_updated_when_every_shard_has_caught_up_under_that_
 }
 
 #[test]
-fn a_candidate_lost_by_one_shard_is_lost() {
+fn a_candidate_lost_by_one_shard_fails_the_order() {
     let mut node = node();
     node.give(order(1, ViewPurpose::UpdateSecondary, 3));
     node.say(0, 3, ReplicaState::CaughtUp);
@@ -100,7 +100,7 @@ fn a_candidate_lost_by_one_shard_is_lost() {
 }
 
 #[test]
-fn an_order_that_was_carried_out_before_it_came_is_reported_at_once() {
+fn an_order_carried_out_before_it_arrived_is_reported_at_once() {
     let mut node = node();
     node.say(0, 3, ReplicaState::Active);
     node.say(1, 3, ReplicaState::Active);
@@ -118,7 +118,7 @@ fn a_repeated_order_gets_the_same_report() {
 }
 
 #[test]
-fn a_probe_is_answered_when_every_shard_has_echoed_it() {
+fn a_probe_is_reported_when_every_shard_has_echoed_it() {
     let mut node = node();
     node.give(Order { id: number(4), kind: OrderKind::Probe });
     let mut sink = Vec::new();
@@ -140,7 +140,7 @@ fn a_newer_view_ends_an_order() {
 }
 
 #[test]
-fn an_older_coordinator_and_a_rival_are_refused_and_a_newer_one_begins_anew() {
+fn an_older_or_conflicting_coordinator_is_rejected_and_a_newer_one_starts_afresh() {
     let mut node = node();
     let fifth = hello(5, 1);
     node.on_orders_hello(&fifth).unwrap();
@@ -155,7 +155,7 @@ fn an_older_coordinator_and_a_rival_are_refused_and_a_newer_one_begins_anew() {
     assert!(!node.has_running());
     let forged = node.on_orders_hello(&hello(u64::MAX, 1));
     assert!(matches!(forged, Err(HelloRefused::ImpossibleEpoch { .. })));
-    node.on_orders_hello(&hello(7, 1)).expect("the next coordinator is obeyed all the same");
+    node.on_orders_hello(&hello(7, 1)).expect("the server still follows the next coordinator");
     let stranger = OrdersHello { to: OTHER, ..hello(7, 1) };
     assert!(matches!(node.on_orders_hello(&stranger), Err(HelloRefused::OtherMember { .. })));
     let stranger = OrdersHello { cluster: ClusterId(8), ..hello(7, 1) };
@@ -163,7 +163,7 @@ fn an_older_coordinator_and_a_rival_are_refused_and_a_newer_one_begins_anew() {
 }
 
 #[test]
-fn what_an_earlier_coordinator_has_ordered_counts_for_nothing_once_a_later_one_is_obeyed() {
+fn orders_of_an_earlier_coordinator_are_void_once_a_later_one_is_followed() {
     let mut node = node();
     node.give(Order { id: number(1), kind: OrderKind::Probe });
     let later = hello(2, 2);
@@ -182,7 +182,7 @@ fn what_an_earlier_coordinator_has_ordered_counts_for_nothing_once_a_later_one_i
 }
 
 #[test]
-fn orders_that_are_carried_out_at_once_are_bounded() {
+fn orders_in_progress_are_bounded() {
     let mut node = node();
     for id in 0..MAX_RUNNING as u64 {
         node.give(Order { id: number(id), kind: OrderKind::Probe });

@@ -17,7 +17,7 @@ use crate::dump::{DumpHeader, HeldAs};
 pub enum Certainty {
     /// The dumps of both last holders exist.
     Sure,
-    /// Only one holder's dump exists: the other one may have acknowledged later writes.
+    /// Only one holder's dump exists; the other holder may have acknowledged later writes.
     Doubtful,
     /// No dump exists.
     Lost,
@@ -28,11 +28,11 @@ pub enum Certainty {
 pub struct Rebuilt {
     /// The state: correct in everything that [`super::choose`] uses, but its servers have no processes.
     pub state: DurableState,
-    /// By group.
+    /// The confidence per group.
     pub groups: Vec<Certainty>,
 }
 
-/// A reason for which no state can be reconstructed from these dumps.
+/// The reason why no state can be reconstructed from the dumps.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RebuildError {
@@ -40,16 +40,18 @@ pub enum RebuildError {
     #[error("there is no complete dump")]
     NoDump,
     /// The dumps are of several clusters.
-    #[error("there are dumps of several clusters ({}); put those of one cluster into a directory of their own",
+    #[error("there are dumps of several clusters ({}); move those of one cluster to a separate directory",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     SeveralClusters(Vec<ClusterId>),
     /// The dumps disagree on the number of shards.
-    #[error("there are dumps of {0} shards and of {1}")]
+    #[error("the dumps disagree: some have {0} shards, others {1}; use dumps of one cluster")]
     SeveralShardCounts(u16, u16),
     /// A dump is of a group that the target ring does not have.
-    #[error("the dump of {writer} is of group {group}; the cluster file names {servers} servers")]
+    #[error(
+        "the dump of {writer} belongs to group {group}, but the cluster file names only {servers} servers"
+    )]
     OtherRing {
-        /// The process that wrote it.
+        /// The process that wrote the dump.
         writer: Member,
         /// The group.
         group: GroupId,
@@ -66,7 +68,10 @@ pub enum RebuildError {
 /// # Panics
 /// If `servers` is not between 3 and 1,024.
 pub fn rebuild(dumps: &[DumpHeader], servers: u16) -> Result<Rebuilt, RebuildError> {
-    assert!((MIN_SERVERS..=MAX_SERVERS).contains(&servers), "a cluster file names so many");
+    assert!(
+        (MIN_SERVERS..=MAX_SERVERS).contains(&servers),
+        "the caller has checked the number of servers"
+    );
     let first = dumps.first().ok_or(RebuildError::NoDump)?.origin;
     let mut clusters: Vec<ClusterId> = dumps.iter().map(|dump| dump.origin.cluster).collect();
     clusters.sort_unstable();
@@ -149,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn a_group_of_which_both_holders_dumps_are_there_is_sure() {
+    fn a_group_with_the_dumps_of_both_holders_is_sure() {
         use HeldAs::{Primary, Secondary};
         let dumps = [
             dump(0, 0, Primary, 4, 10),
             dump(1, 0, Secondary, 4, 10),
             dump(2, 1, Primary, 6, 5),
-            // Its writer was removed before and has missed later writes.
+            // The writer of this dump was removed earlier and has missed later writes.
             dump(1, 1, Primary, 5, 9),
             dump(0, 2, HeldAs::Candidate, 3, 1),
         ];
@@ -167,11 +172,15 @@ mod tests {
         assert!(matches!(chosen.verdicts[1], Verdict::Surpassed));
         let lost: Vec<GroupId> = chosen.lost().collect();
         assert_eq!(lost, [GroupId(2)]);
-        assert_eq!(chosen.groups[2].above, ViewVersion(7), "above all that was ever told");
+        assert_eq!(
+            chosen.groups[2].above,
+            ViewVersion(7),
+            "above every version that was ever sent"
+        );
     }
 
     #[test]
-    fn dumps_that_do_not_fit_together_are_no_state() {
+    fn inconsistent_dumps_yield_no_state() {
         let good = dump(0, 0, HeldAs::Primary, 1, 1);
         assert_eq!(rebuild(&[], 3), Err(RebuildError::NoDump));
         let mut other = good.clone();

@@ -65,7 +65,7 @@ fn refusal(durable: &DurableState, dump: DumpHeader) -> Option<Refusal> {
     let plan = choose(durable, &[dump]).unwrap();
     match plan.verdicts[0] {
         Verdict::Refused(refusal) => {
-            assert_eq!(sources(&plan), None, "refused, and restored from all the same");
+            assert_eq!(sources(&plan), None, "a rejected dump must not be a source");
             Some(refusal)
         }
         Verdict::Used | Verdict::Surpassed => None,
@@ -73,7 +73,7 @@ fn refusal(durable: &DurableState, dump: DumpHeader) -> Option<Refusal> {
 }
 
 #[test]
-fn of_the_holders_dumps_the_highest_view_and_write_is_taken_for_each_shard() {
+fn for_each_shard_the_holders_dump_with_the_highest_view_and_write_is_used() {
     let dumps = [dump(member(0, 1), [(9, 5), (8, 90)]), dump(member(1, 1), [(9, 7), (9, 3)])];
     let plan = choose(&pair(), &dumps).unwrap();
     assert_eq!(sources(&plan), Some(vec![(1, 7), (1, 3)]));
@@ -93,7 +93,7 @@ fn the_dump_of_one_holder_is_enough() {
 }
 
 #[test]
-fn the_dump_of_whoever_was_removed_does_not_count_however_many_writes_it_has() {
+fn the_dump_of_a_removed_process_does_not_count_however_many_writes_it_has() {
     let alone = state(Some(member(1, 1)), Peer::None);
     let removed = dump(member(0, 1), [(9, 900), (9, 900)]);
     let expected = Refusal::Removed { writer: member(0, 1), group: GROUP, last: ViewVersion(9) };
@@ -104,7 +104,7 @@ fn the_dump_of_whoever_was_removed_does_not_count_however_many_writes_it_has() {
 }
 
 #[test]
-fn an_earlier_process_of_a_holder_s_place_does_not_count() {
+fn the_dump_of_an_earlier_process_at_a_holders_place_does_not_count() {
     let earlier = dump(member(0, 77), [(9, 5), (9, 5)]);
     assert!(matches!(refusal(&pair(), earlier), Some(Refusal::Removed { .. })));
 }
@@ -118,7 +118,7 @@ fn the_dump_of_the_candidate_never_counts() {
 }
 
 #[test]
-fn whoever_was_made_a_holder_without_being_told_counts() {
+fn the_dump_of_a_holder_that_missed_its_promotion_counts() {
     let mut untold = dump(member(1, 1), [(8, 5), (8, 5)]);
     untold.shards.iter_mut().for_each(|shard| shard.held_as = HeldAs::Candidate);
     assert_eq!(refusal(&pair(), untold), None);
@@ -139,7 +139,7 @@ fn dumps_of_another_cluster_or_shape_do_not_count() {
 }
 
 #[test]
-fn a_group_without_a_dump_that_counts_is_lost_and_needs_a_word_to_be_left_out() {
+fn a_group_without_a_valid_dump_is_lost_and_needs_permission_to_be_left_out() {
     let plan = choose(&pair(), &[]).unwrap();
     let groups = vec![GroupId(0), GroupId(1)];
     assert_eq!(plan.lost().collect::<Vec<_>>(), groups);
@@ -150,7 +150,7 @@ fn a_group_without_a_dump_that_counts_is_lost_and_needs_a_word_to_be_left_out() 
 }
 
 #[test]
-fn the_views_go_on_above_the_highest_that_was() {
+fn views_continue_above_the_highest_earlier_version() {
     let plan = choose(&pair(), &[dump(member(0, 1), [(4, 5), (4, 5)])]).unwrap();
     let foundings = plan.foundings(Loss::Accepted).unwrap();
     let above = ViewVersion(9);
@@ -159,7 +159,7 @@ fn the_views_go_on_above_the_highest_that_was() {
 }
 
 #[test]
-fn a_state_that_is_not_the_last_is_refused_instead_of_guessed_from() {
+fn a_state_that_is_not_the_last_is_rejected() {
     let newer = dump(member(0, 1), [(9, 5), (10, 5)]);
     let expected = ChooseError::OldState {
         writer: member(0, 1),
@@ -172,7 +172,7 @@ fn a_state_that_is_not_the_last_is_refused_instead_of_guessed_from() {
 
 #[cfg(feature = "mutations")]
 #[test]
-fn with_the_rule_left_out_the_dump_of_a_removed_member_counts() {
+fn with_the_rule_disabled_the_dump_of_a_removed_member_counts() {
     mutations::open(Mutation::RestoreFromRemoved);
     let alone = state(Some(member(1, 1)), Peer::None);
     let plan = choose(&alone, &[dump(member(0, 1), [(8, 900), (8, 900)])]).unwrap();
@@ -181,7 +181,7 @@ fn with_the_rule_left_out_the_dump_of_a_removed_member_counts() {
 }
 
 #[test]
-fn a_restored_cluster_names_the_one_that_was_and_the_latest_of_those_before_it() {
+fn a_restored_cluster_names_the_earlier_cluster_and_its_latest_ancestors() {
     let mut durable = pair();
     let before: Vec<ClusterId> = (1..=MAX_ANCESTORS as u128).map(ClusterId).collect();
     durable.ancestors.clone_from(&before);
