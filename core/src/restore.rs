@@ -93,7 +93,7 @@ pub enum Refusal {
 pub enum ChooseError {
     /// A dump names a newer view than the state, so later views may name other holders.
     #[error(
-        "the dump of {writer} knows view {theirs} of group {group}, the coordinator's state only view \
+        "the dump of {writer} names view {theirs} of group {group}, but the coordinator's state has only view \
          {ours}: this is not its last state; restore with the last one"
     )]
     OldState {
