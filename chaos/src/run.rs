@@ -277,7 +277,7 @@ fn tell(number: usize, outcome: &Outcome) {
     let counts = &outcome.counts;
     let end = match outcome.failures.first() {
         Some(failure) => format!("FAILED: {failure}; kept in {}", outcome.dir.display()),
-        None => "all held".into(),
+        None => "all promises held".into(),
     };
     eprintln!(
         "round {number}: {} servers, {} faults in {:.0} s, {} operations ({} in doubt), longest stall {} ms: {end}",
@@ -315,8 +315,11 @@ mod tests {
         };
         let counts = plan.iter().map(|(_, aim)| faults(aim));
         assert_eq!(counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)), (200, 100));
-        assert!(matches!(plan[0].1, Aim::Ordinary(_)), "a run that is cut short has seen them");
-        assert!(matches!(plan.last(), Some((_, Aim::One(_) | Aim::Two(_)))), "they come between");
+        assert!(matches!(plan[0].1, Aim::Ordinary(_)), "ordinary days come first");
+        assert!(
+            matches!(plan.last(), Some((_, Aim::One(_) | Aim::Two(_)))),
+            "the last round has faults"
+        );
         for size in [3, 5] {
             let of_size = || plan.iter().filter(|(servers, _)| *servers == size);
             assert!(of_size().any(|(_, aim)| matches!(aim, Aim::One(_))));
@@ -362,7 +365,11 @@ mod tests {
         assert_eq!(missed(&[], &[(&leave, 99)]), 1);
         assert_eq!(missed(&[], &[(&leave, 100)]), 1, "one kind never struck");
         assert_eq!(missed(&[], &[(&leave, 50), (&suspend, 50)]), 0);
-        assert_eq!(missed(&["--ordinary", "20"], &[(&leave, 20)]), 0, "too short to demand it");
+        assert_eq!(
+            missed(&["--ordinary", "20"], &[(&leave, 20)]),
+            0,
+            "too few days to require every kind"
+        );
         assert_eq!(missed(&["--slice"], &[(&leave, 4)]), 1);
         assert_eq!(missed(&["--slice"], &[(&leave, 2), (&suspend, 2)]), 0);
         assert_eq!(missed(&["--minutes", "1"], &[]), 0);

@@ -128,7 +128,7 @@ fn show(bar: &ProgressBar, counts: &Counts, length: Duration, elapsed: Duration)
 
 fn report(args: &Args, sum: &Sum, elapsed: Duration) -> ExitCode {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
-    #[allow(clippy::cast_precision_loss)] // Minutes for people.
+    #[allow(clippy::cast_precision_loss)] // Only for display.
     let cpu_minutes = (cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9) / 60.0;
     let missing = if args.enough { sum.counts.missing() } else { Vec::new() };
     let failure = sum.failure.as_ref().and_then(|run| run.failure.as_ref().map(|f| (run, f)));

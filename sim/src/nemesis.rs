@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   at rest        every group home with two replicas: any place, any kind
-//!   in recovery    at the beginning of a step, now and then: the kind with the fewest faults in this step,
+//!   in recovery    at the beginning of a step, sometimes: the kind with the fewest faults in this step,
 //!                  at the recovering place, its neighbours, or the coordinator
 //! ```
 //!
@@ -147,7 +147,8 @@ fn stand(world: &mut World) {
     world.after(pause + WAKES_WITHIN + works, Happening::Nemesis);
 }
 
-/// Strikes a copy in progress, when it is most vulnerable: it loses its stream, or more.
+/// Strikes a copy in progress with some probability: its stream breaks, or a fault of the recovery step
+/// strikes.
 fn strike_a_copy(world: &mut World) {
     let Some(cluster) = &world.coordinator.cluster else { return };
     let copying = cluster.views().iter().find_map(|view| match view.peer {

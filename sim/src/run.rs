@@ -27,7 +27,7 @@ pub fn run(config: Config) -> Outcome {
             .downcast_ref::<String>()
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|words| (*words).to_owned()));
-        let words = words.unwrap_or_else(|| "a panic without words".to_owned());
+        let words = words.unwrap_or_else(|| "a panic without a message".to_owned());
         Err(Violation::new(0, words))
     });
     world.counts.runs = 1;

@@ -45,13 +45,13 @@ pub(super) fn judge(
     let counts = verdict::judge(dir, placement, records, ends, &[], &mut failures)?;
     figures.none("entries of the bulk data lost or wrong", counts.damaged);
     figures.none("keys whose history is not linearizable", counts.illegal + counts.unknown);
-    figures.none("effects that came twice", counts.twice);
+    figures.none("effects that occurred twice", counts.twice);
     let counted = counts.damaged + counts.illegal + counts.unknown + counts.twice;
     ensure!(counted > 0 || failures.is_empty(), "{}", failures.join("; "));
     Ok(())
 }
 
-#[allow(clippy::cast_precision_loss)] // For people.
+#[allow(clippy::cast_precision_loss)] // Only for display.
 fn state_entries(entries: u64, figures: &mut Figures) {
     figures.state("entries equal in both dumps of every group", entries as f64, "");
 }

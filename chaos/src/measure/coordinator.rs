@@ -51,7 +51,7 @@ pub(super) fn run(
     let without = Latencies::between(&records, killed, after)?;
     let mut figures =
         Figures::of(format!("the coordinator is dead for {} s under load", args.seconds));
-    #[allow(clippy::cast_precision_loss)] // For people.
+    #[allow(clippy::cast_precision_loss)] // Only for display.
     let operations = (without.reads.len() + without.writes.len()) as f64;
     figures.state("operations without it", operations, "");
     figures

@@ -73,9 +73,9 @@ pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let longest = through.reads.iter().chain(&through.writes).max().copied().unwrap_or_default();
     let seconds = Duration::from_nanos(u64::try_from(copied - begun).unwrap_or(1)).as_secs_f64();
     anyhow::ensure!(!during.reads.is_empty(), "no read completed during the copy; set more --data");
-    #[allow(clippy::cast_precision_loss)] // For people.
+    #[allow(clippy::cast_precision_loss)] // Only for display.
     let rate = args.data as f64 / f64::from(1 << 20) / seconds;
-    #[allow(clippy::cast_precision_loss)] // For people.
+    #[allow(clippy::cast_precision_loss)] // Only for display.
     let raw = args.data as f64 / f64::from(1 << 20) / raw::stream(args.data)?.as_secs_f64();
     let mut figures = Figures::of(format!(
         "a killed server is filled again with {} MiB of {} byte values, under load",

@@ -124,7 +124,7 @@ impl Figures {
 
     /// Adds the count of an event that must never occur.
     pub(super) fn none(&mut self, name: impl Into<String>, count: u64) {
-        #[allow(clippy::cast_precision_loss)] // Counts are small, or of no consequence.
+        #[allow(clippy::cast_precision_loss)] // Large counts need not be exact.
         self.at_most(name, count as f64, "", 0.0);
     }
 

@@ -70,7 +70,7 @@ pub(super) fn run(
         args.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
     };
     let shapes: Vec<&Shape> = shapes.iter().filter(is_chosen).collect();
-    anyhow::ensure!(!shapes.is_empty(), "no shape has such a name");
+    anyhow::ensure!(!shapes.is_empty(), "no shape has this text in its name");
     let mut setting = Setting::plain(SERVERS, 1);
     if let Some(net) = &args.net {
         setting.flags.extend(["--net".to_owned(), net.clone()]);
@@ -93,7 +93,7 @@ pub(super) fn run(
         let is_harmed = match flooded {
             Ok(flooded) => {
                 let name = format!("{shape} ({:.0} responses/s)", flooded.responses_per_second);
-                #[allow(clippy::cast_precision_loss)] // For people.
+                #[allow(clippy::cast_precision_loss)] // Only for display.
                 let gap = flooded.longest_gap_ms as f64;
                 figures.below(name, gap, "ms", ms(LONGEST_GAP));
                 if flooded.changed_views > 0 {
@@ -134,7 +134,7 @@ fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Fl
     let after = cluster.status().context("after the flood")?;
     let groups = before.groups.iter().zip(&after.groups);
     let changed = groups.filter(|(old, new)| old.view != new.view).count();
-    #[allow(clippy::cast_precision_loss)] // For people.
+    #[allow(clippy::cast_precision_loss)] // Only for display.
     Ok(Flooded {
         responses_per_second: responses as f64 / lasts.as_secs_f64(),
         changed_views: changed as u64,

@@ -55,7 +55,7 @@ pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let ended = cluster.stop()?;
     anyhow::ensure!(ended.success(), "coord ended with {ended}");
     let stopped = start.elapsed();
-    #[allow(clippy::cast_precision_loss)] // For people.
+    #[allow(clippy::cast_precision_loss)] // Only for display.
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let mean = shares.iter().sum::<f64>() / f64::from(args.servers);
     let mut figures = Figures::of(format!("a ring of {} servers", args.servers));

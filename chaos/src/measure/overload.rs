@@ -59,7 +59,7 @@ pub(super) fn run(args: &OverloadArgs, programs: &Programs, dir: &Path) -> anyho
     let ended = cluster.stop()?;
     anyhow::ensure!(ended.success(), "coord ended with {ended}");
     let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
-    #[allow(clippy::cast_precision_loss)] // For people.
+    #[allow(clippy::cast_precision_loss)] // Only for display.
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let mut figures = Figures::of(format!("{TIMES} times saturation for {} s", args.seconds));
     figures.state("operations a second that saturate", saturated, "");

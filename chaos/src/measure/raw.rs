@@ -12,7 +12,8 @@ const PIECE: usize = 64 << 10;
 /// Writes this many bytes into one end of a TCP connection and reads them at the other. Returns the duration.
 pub(super) fn stream(bytes: u64) -> anyhow::Result<Duration> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on the loopback")?;
-    let mut sender = TcpStream::connect(listener.local_addr()?).context("connect to oneself")?;
+    let mut sender =
+        TcpStream::connect(listener.local_addr()?).context("connect over the loopback")?;
     let (mut receiver, _) = listener.accept()?;
     let start = Instant::now();
     let writer = std::thread::spawn(move || -> std::io::Result<()> {
@@ -27,12 +28,12 @@ pub(super) fn stream(bytes: u64) -> anyhow::Result<Duration> {
     });
     let (mut piece, mut read) = (vec![0; PIECE], 0);
     while read < bytes {
-        let now = receiver.read(&mut piece).context("read from oneself")?;
+        let now = receiver.read(&mut piece).context("read from the loopback")?;
         anyhow::ensure!(now > 0, "the loopback ended after {read} of {bytes} bytes");
         read += now as u64;
     }
     let took = start.elapsed();
-    writer.join().expect("a thread does not panic").context("write to oneself")?;
+    writer.join().expect("a thread does not panic").context("write to the loopback")?;
     Ok(took)
 }
 

@@ -179,7 +179,7 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
 /// Returns the CPU time of this thread in seconds.
 fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
-    #[allow(clippy::cast_precision_loss)] // Seconds for people.
+    #[allow(clippy::cast_precision_loss)] // Only for display.
     let seconds = time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
     seconds
 }

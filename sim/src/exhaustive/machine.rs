@@ -194,7 +194,7 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(words), _) => (*words).to_owned(),
         (_, Some(words)) => words.clone(),
-        _ => "a panic without words".to_owned(),
+        _ => "a panic without a message".to_owned(),
     }
 }
 

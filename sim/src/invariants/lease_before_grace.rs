@@ -20,7 +20,7 @@ pub fn check(world: &World, (group, shard): Place) -> Result<(), Violation> {
             if lease <= world.now {
                 continue;
             }
-            let words = format_args!("shard {shard}: a lease without a grace of the follower");
+            let words = format_args!("shard {shard}: the follower of a lease owes no grace");
             return Err(Violation::of(group, 2, words));
         };
         let grace = world.clocks[follower.place].true_time(grace);

@@ -17,6 +17,6 @@ pub fn check(
     if may_serve(sight, now) || !matches!(status, Status::Ok | Status::NotFound) {
         return Ok(());
     }
-    let words = format_args!("a read gets {status:?} at {now:?}, but serves is {:?}", sight.serves);
+    let words = format_args!("a read gets {status:?} at {now:?}; lease: {:?}", sight.serves);
     Err(Violation::of(group, 8, words))
 }

@@ -1,5 +1,5 @@
-//! 27: a value that is being sent does not change after its request, whatever is written, deleted or moved
-//! meanwhile.
+//! 27: a value that is being sent does not change after its request, even if its key is written or deleted, or
+//! its entry moves, meanwhile.
 
 use kv_protocol::ids::GroupId;
 

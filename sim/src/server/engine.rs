@@ -1,4 +1,4 @@
-//! The sockets of an executor, served in the order that ships ([`kv_shard::turn`]), with work that takes virtual time.
+//! The sockets of an executor, served in the shipped order ([`kv_shard::turn`]). Work takes virtual time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};

@@ -110,7 +110,7 @@ pub enum Output {
 
 /// One executor.
 pub struct Executor {
-    /// The shard that ships.
+    /// The shipped shard.
     pub shard: Shard,
     /// The inputs since the last wake-up.
     pub inbox: VecDeque<Input>,

@@ -91,12 +91,12 @@ impl Tap {
         match self {
             Tap::Client { input, asked, .. } => {
                 input.extend(bytes);
-                while let Some(frame) = input.next_frame().expect("it was written so") {
+                while let Some(frame) = input.next_frame().expect("it is well formed") {
                     if !client_opcode::is_request(frame.opcode) {
                         continue;
                     }
                     let request =
-                        Request::read(frame.opcode, frame.body).expect("it was written so");
+                        Request::read(frame.opcode, frame.body).expect("it is well formed");
                     let (group, _) = placement.locate(request.digest);
                     let is_read =
                         matches!(request.operation, Operation::Get | Operation::GetPart(_));
@@ -107,10 +107,10 @@ impl Tap {
             }
             Tap::Peer(input) => {
                 input.extend(bytes);
-                while let Some(frame) = input.next_frame().expect("it was written so") {
+                while let Some(frame) = input.next_frame().expect("it is well formed") {
                     if frame.opcode == peer_opcode::BATCH {
-                        let batch = BatchReader::new(frame.body).expect("it was written so");
-                        let messages = batch.map(|message| message.expect("it was written so"));
+                        let batch = BatchReader::new(frame.body).expect("it is well formed");
+                        let messages = batch.map(|message| message.expect("it is well formed"));
                         views.extend(messages.map(|message| message.view()));
                     }
                 }
@@ -137,12 +137,12 @@ impl Tap {
         let Tap::Client { output, asked, .. } = self else { return Ok(Vec::new()) };
         output.extend(bytes);
         let mut responses = Vec::new();
-        while let Some(frame) = output.next_frame().expect("it is written so") {
+        while let Some(frame) = output.next_frame().expect("it is well formed") {
             if frame.opcode != client_opcode::RESPONSE {
                 continue;
             }
             let Response { id: request, status, copies, version, .. } =
-                Response::read(frame.body).expect("it is written so");
+                Response::read(frame.body).expect("it is well formed");
             let Some(asked) = ask_less(asked, request) else {
                 return Err(responses_are_asked_for::unasked(to, request));
             };

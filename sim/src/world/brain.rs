@@ -197,7 +197,7 @@ impl World {
                     }
                 }
                 opcode::REPORT => {
-                    let report = Report::read(&body).expect("it was written so");
+                    let report = Report::read(&body).expect("it is well formed");
                     let member = self.coordinator.orders.iter().find(|(_, n)| **n == number);
                     if let Some(member) = member.map(|(member, _)| *member) {
                         self.brain(|cluster, now, sink| {
@@ -215,7 +215,8 @@ impl World {
         let link = self.coordinator.next_link();
         let result = self.brain(|cluster, now, sink| cluster.on_started(now, link, started, sink));
         let Some(result) = result else { return };
-        let epoch = self.coordinator.cluster.as_ref().expect("it lives").config().epoch;
+        let epoch =
+            self.coordinator.cluster.as_ref().expect("the coordinator is alive").config().epoch;
         let admission = match result {
             Ok(()) => {
                 let server = Some(started.member.server);
@@ -231,10 +232,10 @@ impl World {
 
     pub(super) fn on_server_message(&mut self, number: ConnectionNumber, opcode: u8, body: &[u8]) {
         if opcode == opcode::STARTED {
-            let started = Started::read(body, &SEAL).expect("it was written so");
+            let started = Started::read(body, &SEAL).expect("it is well formed");
             return self.on_started(number, &started);
         }
-        match ServerMessage::read(opcode, body).expect("it was written so") {
+        match ServerMessage::read(opcode, body).expect("it is well formed") {
             ServerMessage::Heartbeat(heartbeat) => {
                 let Some(&(link, Some(server))) = self.coordinator.links.get(&number) else {
                     return;

@@ -224,8 +224,8 @@ impl World {
             return bytes;
         }
         let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_CLIENT_BODY));
-        let frame = frame.ok().flatten().expect("it was written so");
-        let request = Request::read(frame.opcode, frame.body).expect("it was written so");
+        let frame = frame.ok().flatten().expect("it is well formed");
+        let request = Request::read(frame.opcode, frame.body).expect("it is well formed");
         let Operation::Put(header, _) = request.operation else { return bytes };
         let mut others = (0u32..).map(|n| format!("forged.{client}.{n}").into_bytes());
         let home = placement.locate(request.digest);
@@ -275,13 +275,13 @@ impl World {
         let rules = FrameRules::unchecked(MAX_RESPONSE_BODY);
         let input = self.inputs.entry((number, end)).or_insert_with(|| FrameBuffer::new(rules));
         input.extend(bytes);
-        while let Some(frame) = input.next_frame().expect("it was written so") {
+        while let Some(frame) = input.next_frame().expect("it is well formed") {
             if frame.opcode == client_opcode::WELCOME {
-                let welcome = Welcome::read(frame.body).expect("it was written so");
+                let welcome = Welcome::read(frame.body).expect("it is well formed");
                 self.clients[client].on_welcome(number, &welcome);
             }
             if frame.opcode == client_opcode::RESPONSE {
-                let response = Response::read(frame.body).expect("it was written so");
+                let response = Response::read(frame.body).expect("it is well formed");
                 self.counts.long_values += u64::from(response.value.len() > LONG_VALUE);
                 self.clients[client].on_response(now, jitter, &response, &mut wishes);
             }
@@ -301,7 +301,7 @@ impl World {
         let input = self.inputs.entry((number, end)).or_insert_with(|| FrameBuffer::new(rules));
         input.extend(bytes);
         let mut frames = Vec::new();
-        while let Some(frame) = input.next_frame().expect("it was written so") {
+        while let Some(frame) = input.next_frame().expect("it is well formed") {
             frames.push((frame.opcode, frame.body.to_vec()));
         }
         frames

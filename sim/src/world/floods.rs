@@ -115,7 +115,7 @@ impl World {
         let input = self.inputs.entry((number, 0)).or_insert_with(|| FrameBuffer::new(rules));
         input.extend(bytes);
         let mut responses = 0;
-        while let Some(frame) = input.next_frame().expect("it was written so") {
+        while let Some(frame) = input.next_frame().expect("it is well formed") {
             responses += usize::from(frame.opcode == client_opcode::RESPONSE);
         }
         self.counts.load += responses as u64;

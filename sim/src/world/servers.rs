@@ -244,7 +244,7 @@ impl World {
                     }
                 }
                 opcode::ORDERS_HELLO => {
-                    let hello = OrdersHello::read(&body, &SEAL).expect("it was written so");
+                    let hello = OrdersHello::read(&body, &SEAL).expect("it is well formed");
                     let before = self.processes[process].node.epoch();
                     match self.processes[process].node.on_orders_hello(&hello) {
                         Ok(()) => {
@@ -313,12 +313,12 @@ impl World {
         let place = usize::from(member.server.0);
         let before = self.running_at(place).map(|process| self.processes[process].member);
         if before.is_some_and(|before| !self.moved.contains(&before)) {
-            // Its ports are in use: it exits at once, and its coordinator observes that.
+            // The ports are in use, so the process exits at once, and its coordinator observes that.
             let term = self.coordinator.term;
             return self.after(1_000_000, Happening::Proof(term, member));
         }
         if let Some(before) = before {
-            // Its coordinator keeps trying to kill the old process.
+            // The coordinator keeps trying to kill the old process.
             let delay = self.random.between(1_000_000, 5_000_000_000);
             self.after(delay, Happening::Killed(before, KillReason::Replaced));
         }
