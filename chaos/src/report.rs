@@ -98,10 +98,10 @@ impl Report {
         }
         let place = outcome.dir.display();
         self.failures.extend(outcome.failures.iter().map(|what| format!("{what} [{place}]")));
-        self.verdict = if self.failures.is_empty() { "all held" } else { "FAILED" };
+        self.verdict = if self.failures.is_empty() { "all promises held" } else { "FAILED" };
     }
 
-    /// Completes the report. A run that did less than it had to has failed.
+    /// Completes the report. A run that did less than the required minimum has failed.
     pub(crate) fn end(&mut self, took: Duration, demand: &Demand, of_ordinary: &Demand) {
         self.seconds = took.as_secs_f64();
         // A run with failures has given its reason already.

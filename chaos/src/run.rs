@@ -26,7 +26,7 @@ const FAULTS_A_ROUND: u32 = 20;
 const DOUBLE_ONE_IN: u32 = 8;
 /// The number of failed rounds after which a run gives up.
 const MOST_FAILED: usize = 3;
-/// The slice that `make test` runs, and the least of it that a slow machine does in that time.
+/// The number of faults of the slice that `make test` runs, the minimum on a slow machine, and the time limit.
 const SLICE_FAULTS: u32 = 28;
 const SLICE_LEAST: u32 = SLICE_FAULTS / 2;
 const SLICE_MINUTES: f64 = 2.0;

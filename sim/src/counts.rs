@@ -25,9 +25,9 @@ const STEPS: usize = 6;
 /// The sums over one or more runs.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Counts {
-    /// Runs.
+    /// The number of runs.
     pub runs: u64,
-    /// Events.
+    /// The number of events.
     pub events: u64,
     /// Nanoseconds of simulated time.
     pub simulated: u64,

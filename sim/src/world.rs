@@ -59,11 +59,11 @@ pub use stop::Temptation;
 pub struct Config {
     /// The seed, which determines everything.
     pub seed: u64,
-    /// Servers.
+    /// The number of servers.
     pub servers: u16,
-    /// Shards of a group.
+    /// The number of shards of a group.
     pub shards: u16,
-    /// Clients.
+    /// The number of clients.
     pub clients: usize,
     /// The duration of the faults, in nanoseconds of true time.
     pub faulty: u64,

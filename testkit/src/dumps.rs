@@ -48,10 +48,10 @@ pub fn agree(
         [(primary, first, HeldAs::Primary), (secondary, second, HeldAs::Secondary)]
     {
         let header = &dump.header;
-        ensure!(header.origin.group == group, "a dump of another group than {group}: {header:?}");
-        ensure!(header.origin.writer.server == writer, "a dump of no {writer}: {header:?}");
+        ensure!(header.origin.group == group, "this dump is not of group {group}: {header:?}");
+        ensure!(header.origin.writer.server == writer, "this dump is not of {writer}: {header:?}");
         let is_held = header.shards.iter().all(|shard| shard.held_as == wanted);
-        ensure!(is_held, "group {group}: a dump of no {wanted:?}: {header:?}");
+        ensure!(is_held, "group {group}: this dump is not of a {wanted:?}: {header:?}");
     }
     let lasts = |dump: &Dump| -> Vec<_> {
         dump.header.shards.iter().map(|shard| (shard.view, shard.last)).collect()
@@ -64,7 +64,10 @@ pub fn agree(
     );
     let (ours, theirs) = (by_key(primary), by_key(secondary));
     for entry in &ours {
-        ensure!(placement.locate(entry.digest).0 == group, "group {group} holds {entry:?}");
+        ensure!(
+            placement.locate(entry.digest).0 == group,
+            "group {group} holds a foreign entry: {entry:?}"
+        );
     }
     if ours == theirs {
         return Ok(());

@@ -154,7 +154,7 @@ pub fn sshd_program() -> anyhow::Result<PathBuf> {
     found.context("sshd is missing: install openssh-server, or run scripts/setup.sh")
 }
 
-/// Makes a key without a passphrase.
+/// Creates a key without a passphrase.
 pub fn make_key(path: &Path) -> anyhow::Result<()> {
     let mut command = Command::new("ssh-keygen");
     command.args(["-q", "-t", "ed25519", "-N", "", "-C", "kv-test", "-f"]).arg(path);

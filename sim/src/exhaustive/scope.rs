@@ -30,14 +30,14 @@ pub enum Beginning {
     HomeAgain,
 }
 
-/// One search.
+/// One search: an initial state, and bounds on further events.
 #[derive(Clone, Debug)]
 pub struct Scope {
-    /// Its name.
+    /// The name of the scope.
     pub name: &'static str,
-    /// Its purpose.
+    /// The purpose of the scope, as text.
     pub words: &'static str,
-    /// Its initial state.
+    /// The initial state of the search.
     pub beginning: Beginning,
     /// Shards of the group.
     pub shards: u16,
@@ -118,14 +118,14 @@ fn at_home() -> Vec<Scope> {
         ),
         scope(
             "leases",
-            "the primary falls silent, is voted out, and goes on by its own clock",
+            "the primary falls silent, is voted out, and continues by its own clock",
             Beginning::Home,
             script(1, &[SMALL, AGAIN]),
             silence(3),
         ),
         scope(
             "deaths",
-            "both servers may die, and a stream break; nobody replaces them",
+            "both servers may die, and a stream may break; no server is replaced",
             Beginning::Home,
             script(1, &[SMALL, AGAIN]),
             Left { kills: 2, ticks: 1, breaks: 1, ..none },
@@ -154,7 +154,7 @@ fn voted_out() -> Vec<Scope> {
             slow_disk: true,
             ..scope(
                 "vote",
-                "a server is voted out, and heard again before that is durable",
+                "a server is voted out, and its heartbeats resume before that is durable",
                 Beginning::Home,
                 script(1, &[SMALL, DELETE]),
                 Left { returns: 1, ..silence(2) },
@@ -174,13 +174,13 @@ fn copies() -> Vec<Scope> {
     vec![
         over(
             "copy",
-            "a candidate is copied to while clients write over what is copied",
+            "a candidate receives a copy while clients overwrite copied keys",
             &[write(1, 2, 1, Kind::Put), write(2, 2, 1, Kind::Delete)],
             Left { ticks: 1, ..none },
         ),
         over(
             "copy and delete",
-            "a candidate is copied to while clients delete what is copied",
+            "a candidate receives a copy while clients delete copied keys",
             &[write(1, 2, 1, Kind::Delete), write(2, 2, 1, Kind::Put)],
             none,
         ),
@@ -199,14 +199,14 @@ fn copies() -> Vec<Scope> {
         ),
         scope(
             "copy, then a death",
-            "a candidate is copied to, becomes secondary, and the primary dies",
+            "a candidate receives a copy and becomes secondary; the primary dies",
             Beginning::Candidate,
             script(1, &[large(1, 1, 0), AGAIN]),
             Left { kills: 1, retries: 1, reads: 1, ..none },
         ),
         scope(
             "copy, then silence",
-            "a candidate is copied to; whoever is primary then falls silent",
+            "a candidate receives a copy; the primary of that moment falls silent",
             Beginning::Candidate,
             script(1, &[SMALL]),
             silence(2),
@@ -240,7 +240,7 @@ fn going_home() -> Vec<Scope> {
         ),
         scope(
             "away",
-            "the candidate is made secondary, and the group goes home; somebody dies",
+            "the candidate is made secondary, and the group goes home; a server dies",
             Beginning::Secondary,
             script(1, &[SMALL, AGAIN]),
             Left { ticks: 1, kills: 1, ..none },
@@ -267,14 +267,14 @@ fn replacements() -> Vec<Scope> {
         ),
         scope(
             "candidates",
-            "candidates die and follow each other, and reports come late; the primary may die",
+            "candidates die and are replaced, and reports arrive late; the primary may die",
             Beginning::Candidate,
             script(1, &[SMALL]),
             Left { kills: 2, spawns: 1, ticks: 1, late_reports: 1, ..none },
         ),
         scope(
             "ghosts",
-            "heartbeats of the dead arrive while a candidate is copied to",
+            "heartbeats of dead processes arrive while a candidate receives a copy",
             Beginning::Candidate,
             script(1, &[SMALL]),
             Left { ghosts: 1, kills: 1, ..none },
@@ -292,7 +292,7 @@ fn others() -> Vec<Scope> {
             slow_disk: true,
             ..scope(
                 "terms",
-                "the coordinator dies, with a view on its way to the disk",
+                "the coordinator dies while a view is being stored",
                 Beginning::Home,
                 script(1, &[SMALL, AGAIN]),
                 Left { restarts: 1, kills: 1, returns: 2, ..none },
@@ -303,7 +303,7 @@ fn others() -> Vec<Scope> {
             done_before: 2,
             ..scope(
                 "two shards",
-                "a candidate of two shards is copied to and becomes secondary; the primary dies",
+                "two shards are copied to a candidate, which becomes secondary; the primary dies",
                 Beginning::Candidate,
                 Script { writes, keys: two_keys },
                 Left { kills: 1, ..none },
@@ -313,7 +313,7 @@ fn others() -> Vec<Scope> {
 }
 
 impl Scope {
-    /// Leads to the initial state of the search.
+    /// Executes the steps that lead to the initial state of the search.
     ///
     /// # Errors
     /// A promise broken on the way.
@@ -403,5 +403,5 @@ fn settle(
         let Some(action) = actions.into_iter().find(is_delivery) else { return Ok(world) };
         world = explorer.step(&world, action)?;
     }
-    panic!("a beginning does not come to rest");
+    panic!("the cluster does not settle before the search");
 }
