@@ -40,11 +40,11 @@ pub struct World {
     pub connections: Vec<Connection>,
     /// The coordinator.
     pub brain: StateId,
-    /// The number of its store in progress.
+    /// The number of the coordinator's store in progress.
     pub storing: Option<u64>,
     /// Processes that the coordinator has started, and that have not reported.
     pub spawning: Vec<Member>,
-    /// The number of links to it so far.
+    /// The number of links to the coordinator so far.
     pub links: u64,
     /// The observations of clients.
     pub clients: Clients,
@@ -86,27 +86,27 @@ pub struct Left {
 /// One server process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Process {
-    /// Its identity.
+    /// The identity of the process.
     pub member: Member,
     /// True while it runs.
     pub alive: bool,
     /// True if the coordinator has ordered its kill, which takes effect later.
     pub is_condemned: bool,
-    /// True if the current coordinator has received the proof of its exit.
+    /// True if the current coordinator has received the proof of the process's exit.
     pub proven: bool,
-    /// Its node.
+    /// The state of the process's node.
     pub node: StateId,
-    /// Its replicas, by shard.
+    /// The states of the replicas, by shard.
     pub shards: Vec<StateId>,
     /// Messages from the node to a shard, by shard, if their delivery takes a step of its own.
     pub inboxes: Vec<VecDeque<Told>>,
-    /// Orders in transit to it.
+    /// Orders in transit to the process.
     pub orders: VecDeque<Paper>,
     /// Orders of a dead coordinator, on a connection of their own.
     pub late: VecDeque<Paper>,
-    /// Reports in transit from it.
+    /// Reports in transit from the process.
     pub reports: VecDeque<u32>,
-    /// Its link to the coordinator: its number, and whether it is up.
+    /// The link to the coordinator: its number, and whether it is up.
     pub link: (u64, bool),
 }
 
