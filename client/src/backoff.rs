@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_from_a_millisecond_to_a_bound_and_are_jittered() {
+    fn back_offs_double_from_a_millisecond_to_a_bound_with_jitter() {
         let mut random = Random::seeded(7);
         let mut backoff = Backoff::default();
         for full in [1u64, 2, 4, 8, 16, 32, 64, 100, 100, 100] {

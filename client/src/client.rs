@@ -57,8 +57,8 @@ pub struct Client {
     uncollected: VecDeque<Completion>,
 }
 
-/// The receiver of completions during a blocking call: takes the call's own, keeps those of submitted operations for
-/// later.
+/// The receiver of completions during a blocking call. It takes the call's own completion and keeps those of submitted
+/// operations for the next poll.
 struct CallEnds<'a, T, F> {
     take: Option<F>,
     result: Option<Result<T, Error>>,
@@ -386,7 +386,7 @@ impl Client {
 
     /// Makes the descriptor readable until the next poll.
     pub fn wake(&mut self) {
-        // This fails only without a descriptor for the program to wait on, or if the system has broken it.
+        // This fails only if the program has no descriptor to wait on, or if the timer itself fails.
         let _ = self.engine.wake(Instant::now());
     }
 
@@ -418,7 +418,8 @@ impl Client {
     }
 
     /// Returns the time at which bytes last arrived from any server or coordinator, whatever their content; `None` if
-    /// none ever did. After a timeout, this distinguishes an unreachable cluster from one that is slow in part.
+    /// none ever did. After a timeout, this distinguishes an unreachable cluster from one in which only some servers
+    /// are slow.
     pub fn heard_at(&self) -> Option<Instant> {
         self.engine.heard_at()
     }
@@ -529,7 +530,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_poll_of_nothing_does_not_wait() {
+    fn a_poll_with_nothing_in_flight_does_not_wait() {
         let mut client = Client::open("127.0.0.1:1", Options::default()).unwrap();
         let (begun, mut found) = (Instant::now(), Vec::new());
         assert_eq!(client.poll(MAX_DEADLINE, &mut found).unwrap(), 0);

@@ -18,7 +18,7 @@ pub struct Outcome {
     pub length: usize,
     /// The entry's version. For a delete: the sequence number of the delete itself.
     pub version: SequenceNumber,
-    /// The number of replicas that hold the write; zero for an operation that is no write.
+    /// The number of replicas that hold the write; zero for other operations.
     pub copies: u8,
 }
 
@@ -33,7 +33,7 @@ pub struct Reply<'a> {
     pub(crate) landed: Option<&'a Landed>,
     /// The entry's version. For a delete: the sequence number of the delete itself.
     pub version: SequenceNumber,
-    /// The number of replicas that hold the write; zero for an operation that is no write.
+    /// The number of replicas that hold the write; zero for other operations.
     pub copies: u8,
 }
 
@@ -84,7 +84,7 @@ impl<F: FnMut(u64, Result<Reply<'_>, Error>) -> ControlFlow<()>> OnEnd for F {}
 pub enum SubmitError {
     /// The maximum number of operations or bytes is in flight: collect completions first.
     #[error(
-        "{operations} operations with {bytes} bytes are in flight or not collected; poll, take completions, then submit it again"
+        "{operations} operations with {bytes} bytes are in flight or not collected; poll for completions, then submit the operation again"
     )]
     Full {
         /// Operations submitted and not collected.

@@ -86,7 +86,7 @@ pub(crate) enum Received {
 /// The reason why a socket cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReceiveError {
-    #[error("no memory for {bytes} bytes of an answer")]
+    #[error("no memory for {bytes} bytes of a response")]
     NoMemory { bytes: usize },
     #[error(transparent)]
     System(io::Error),
@@ -188,9 +188,9 @@ impl Connection {
         }
     }
 
-    /// Returns the name of the message that has to arrive within the connect timeout, if it is still missing. A
-    /// connection for the map serves one request, so WELCOME alone is not enough: a silent peer would block the next
-    /// request.
+    /// Returns the name of the message that has to arrive within the connect timeout, if it is still missing. For a
+    /// connection for the map this includes the map itself: it serves one request, and a silent peer would block the
+    /// next one.
     pub(crate) fn owes(&self) -> Option<&'static str> {
         match self.target {
             _ if !self.is_open => Some("welcome"),

@@ -398,8 +398,8 @@ impl Engine {
         let Some(operation) = self.operations.get(id) else { return };
         let is_down = operation.server.is_some_and(|server| self.router.is_down(server));
         let error = operation.expired(is_down, &self.map_source);
-        // A connection that has been silent for so long may be dead. Closing it spares the next operation the wait for
-        // the kernel to detect that.
+        // A connection that has been silent for so long may be dead. Close it, so that the next operation does not wait
+        // until the kernel detects that.
         let silent = match operation.stage {
             Stage::Assigned { connection, .. }
                 if now - operation.assigned_at >= self.options.connect_timeout =>
@@ -515,7 +515,9 @@ impl Engine {
                 operation.server = server;
                 let trouble = match server {
                     Some(server) => format!("the map has no address of server {server} yet"),
-                    None => format!("the map names no server for this in group {group} yet"),
+                    None => {
+                        format!("the map names no server for this operation in group {group} yet")
+                    }
                 };
                 self.back_off(id, &trouble.into(), now);
                 return self.want_map(None);
@@ -612,7 +614,7 @@ impl Engine {
         self.release(id);
         let Some(operation) = self.operations.get(id) else { return };
         let action = operation.action();
-        let cause = format!("the map says that group {group} is lost");
+        let cause = format!("the map reports group {group} as lost");
         // Only a completion record is definite once a write was sent (consistency.md §8).
         let error = if operation.doubtful > 0 {
             Error::InDoubt { action, cause, doubt: None }
@@ -638,7 +640,7 @@ impl Engine {
                 0 => Error::OtherCluster { action, known, got },
                 _ => {
                     let cause = format!(
-                        "cluster {known} is not there any more; cluster {got} is, and was not restored from it"
+                        "cluster {known} was replaced by cluster {got}, which was not restored from it"
                     );
                     Error::InDoubt { action, cause, doubt: None }
                 }

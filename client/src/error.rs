@@ -55,7 +55,7 @@ pub enum Error {
         version: SequenceNumber,
     },
     /// A read was sent, and no response arrived before the deadline.
-    #[error("{action}: no answer within {waited:?} ({cause}); a longer deadline may help")]
+    #[error("{action}: no response within {waited:?} ({cause}); a longer deadline may help")]
     Timeout {
         /// The operation.
         action: Action,
@@ -107,7 +107,7 @@ pub enum Error {
     /// Another process uses this client's id, such as the clone of a virtual machine. The write was not executed. The
     /// next write uses another id.
     #[error(
-        "{action}: another process writes under this client's id, and has used the number of this write: it was not done; open a new client in each copy of a process or machine"
+        "{action}: not done: another process uses this client's id and the number of this write; open a new client in each copy of a process or machine"
     )]
     SharedIdentity {
         /// The operation.
@@ -115,7 +115,7 @@ pub enum Error {
     },
     /// Another cluster, not restored from the client's cluster, has replaced it; nothing was changed.
     #[error(
-        "{action}: cluster {known}, for which this client was opened, is not there any more; cluster {got} is, and was not restored from it: open a new client"
+        "{action}: cluster {known}, for which this client was opened, was replaced by cluster {got}, which was not restored from it; open a new client"
     )]
     OtherCluster {
         /// The operation.
@@ -183,15 +183,15 @@ pub enum Error {
     },
     /// A call from within a callback of a client (its log or event function); nothing was changed.
     #[error(
-        "a function for the log or the events of a client calls a client; make the call when the function has returned"
+        "a log or event function of a client called a client; make the call after the function has returned"
     )]
     WithinCallback,
     /// An earlier call on a shared client panicked, so its state is unreliable.
-    #[error("an earlier call on this client met a defect; close it and open another")]
+    #[error("an earlier call on this client panicked; close the client and open another")]
     Defect,
     /// The server does not support this kind of request, or its response is invalid; nothing was changed.
     #[error(
-        "{action}: client and server do not understand each other: {reason}; are both of the same version?"
+        "{action}: client and server are incompatible: {reason}; check that both have the same version"
     )]
     Protocol {
         /// The operation.
@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_is_not_looked_up_for_want_of_descriptors_is_not_to_blame() {
+    fn a_look_up_without_descriptors_blames_the_limit_and_not_the_name() {
         let resolve = |errno: rustix::io::Errno| {
             let name = "example:7000".to_owned();
             OpenError::Resolve { name, reason: errno.into() }.to_string()
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_server_gives_its_advice_once() {
+    fn the_advice_of_a_full_server_is_shown_once() {
         let reason = "the memory limit is reached; delete entries or raise --memory-limit";
         let action = Action::new("put", b"k");
         let text = Error::OutOfSpace { action, reason: reason.to_owned() }.to_string();
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_system_says_is_printed_once_with_all_sources() {
+    fn the_error_of_the_system_is_printed_once_with_all_sources() {
         let reason = || std::io::Error::other("no such thing");
         for error in [
             OpenError::Resolve { name: "a:1".to_owned(), reason: reason() },

@@ -156,7 +156,7 @@ pub(crate) fn tell_changes(events: &Events, before: &[MapServer], now: &[MapServ
         } else if !is_up && was_up != Some(false) {
             let why = match server.state {
                 ServerState::Starting => "it starts",
-                ServerState::Up | ServerState::Down => "the coordinator says that it is down",
+                ServerState::Up | ServerState::Down => "the coordinator reports it as down",
             };
             events.tell(&Event::ServerDown { server: id, address, why });
         }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn each_server_is_told_once_and_then_only_its_changes() {
+    fn each_server_is_reported_once_and_then_only_when_it_changes() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let to = Arc::clone(&told);
         let events = Events::to(move |event| {

@@ -7,7 +7,7 @@ use crate::operation::Operation;
 
 /// The maximum bytes of request memory in the free list.
 const MAX_KEPT_BYTES: usize = 16 << 20;
-/// The size above which request memory returns to the allocator, which handles large blocks well.
+/// The size above which request memory returns to the allocator instead.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// The maximum number of operations in the free list.
 const MAX_KEPT_OPERATIONS: usize = crate::options::MAX_IN_FLIGHT;
@@ -51,7 +51,7 @@ impl FreeList {
         let frame = operation.clear();
         let bytes = frame.capacity();
         if bytes > MAX_REQUEST_BYTES {
-            // The box itself is still worth keeping.
+            // Only the request memory is freed: the box itself is reused.
             *frame = Vec::new();
         }
         let bytes = frame.capacity();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_is_taken_and_what_is_large_or_too_much_is_not_kept() {
+    fn returned_operations_are_reused_and_large_or_surplus_memory_is_freed() {
         let mut free_list = FreeList::default();
         let first = operation(&[b'v'; 1_000], &mut free_list);
         let memory = (&raw const *first, first.frame.as_ptr());
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_that_are_kept_are_bounded() {
+    fn the_kept_bytes_are_bounded() {
         let mut free_list = FreeList::default();
         let value = vec![b'v'; MAX_REQUEST_BYTES / 2];
         let many: Vec<_> = (0..1_000).map(|_| operation(&value, &mut free_list)).collect();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_that_is_used_again_knows_nothing_of_its_first_use() {
+    fn a_reused_operation_keeps_no_state_of_its_first_use() {
         let mut free_list = FreeList::default();
         let mut first = operation(b"v", &mut free_list);
         first.digest();

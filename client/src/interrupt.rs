@@ -59,7 +59,7 @@ impl Interrupt {
         let _changing = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.0.is_set.swap(true, Ordering::AcqRel) {
             rustix::io::write(&*self.0.event, &1_u64.to_ne_bytes()).inspect_err(|_| {
-                // So that another call tries again.
+                // Lets the next call signal the descriptor again.
                 self.0.is_set.store(false, Ordering::Release);
             })?;
         }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_readable_from_the_interrupt_to_the_resumption_however_often_each_is_said() {
+    fn it_is_readable_from_interrupt_to_resume_even_when_each_call_is_repeated() {
         let interrupt = Interrupt::new().unwrap();
         for _ in 0..3 {
             interrupt.resume().unwrap();

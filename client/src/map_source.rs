@@ -233,7 +233,7 @@ impl MapSource {
         if let Source::Endpoint(n) = source {
             let Endpoint { name, address } = &self.endpoints.list[n];
             let trouble = format!(
-                "asking {address} for the map: {why}; is the coordinator running at {name}, and is the port its clients port?"
+                "requesting the map from {address}: {why}; is the coordinator running at {name}, and is the port its clients port?"
             );
             self.trouble = Some(trouble.into());
             self.failed += 1;
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_silent_does_not_keep_the_next_one_from_its_turn() {
+    fn a_silent_address_does_not_delay_the_next_one_beyond_the_head_start() {
         let now = Instant::now();
         let mut source = source(&[1, 2, 3, 4, 5, 6], now);
         source.want(None);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_has_failed_when_the_last_of_those_that_are_asked_has() {
+    fn a_round_fails_when_the_last_of_its_requests_fails() {
         let now = Instant::now();
         let mut source = source(&[1, 2], now);
         source.want(None);
@@ -347,13 +347,13 @@ mod tests {
         source.asking(second, 2, now);
         let random = &mut Random::seeded(1);
         assert!(!source.failed(second, "refused", random, now));
-        assert_eq!(source.ask_at(), None, "the first may still answer");
+        assert_eq!(source.ask_at(), None, "the first may still respond");
         assert!(source.failed(first, "no welcome", random, now));
         assert!(source.ask_at().unwrap() > now, "a pause");
     }
 
     #[test]
-    fn a_server_that_is_also_an_endpoint_is_not_asked_twice_at_once() {
+    fn a_server_that_is_also_an_endpoint_gets_one_request_at_a_time() {
         let now = Instant::now();
         let mut source = source(&[SERVERS[0]], now);
         response(&mut source, now);
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_asked_when_every_endpoint_has_failed_and_never_before() {
+    fn servers_are_asked_only_after_every_endpoint_has_failed() {
         let now = Instant::now();
         let mut source = source(&[1, 2], now);
         assert_eq!(fail(&mut source, 3, now), [1, 2, 1], "no server is known yet");
@@ -382,21 +382,21 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_that_are_away_are_left_alone_for_a_while_and_servers_take_turns() {
+    fn failed_endpoints_are_skipped_for_a_while_and_servers_take_turns() {
         let now = Instant::now();
         let mut source = source(&[1], now);
         response(&mut source, now);
         assert_eq!(fail(&mut source, 1, now), [1]);
         let asked: Vec<u16> = (0..4).map(|_| response(&mut source, now)).collect();
         assert_eq!(asked, [7_000, 7_001, 7_002, 7_000]);
-        assert!(source.trouble().is_some(), "the coordinator is still away");
+        assert!(source.trouble().is_some(), "the coordinator is still skipped");
         assert_eq!(response(&mut source, now + AWAY_FIRST), 1, "it is back");
         assert!(source.trouble().is_none());
         assert_eq!(response(&mut source, now), 1);
     }
 
     #[test]
-    fn the_server_that_is_doubted_is_asked_last() {
+    fn the_doubted_server_is_asked_last() {
         let now = Instant::now();
         for doubted in 0..3 {
             let mut source = source(&[1], now);

@@ -536,7 +536,7 @@ impl Operation {
                 Some(trouble) => trouble.to_string(),
                 None => {
                     let names = map_source.names();
-                    format!("nobody has sent the map; is the coordinator running at {names}?")
+                    format!("no process has sent the map; is the coordinator running at {names}?")
                 }
             },
             (Some(trouble), _) => trouble.to_string(),
@@ -547,18 +547,18 @@ impl Operation {
                 "an earlier write to the key is in doubt, and could not be settled".to_owned()
             }
             (None, _) => match self.server {
-                Some(server) => format!("server {server} did not answer"),
+                Some(server) => format!("server {server} did not respond"),
                 None => "no server is known for it".to_owned(),
             },
         };
         if let (true, Some(server)) = (server_is_down, self.server) {
-            cause.push_str(&format!("; the coordinator says that server {server} is down"));
+            cause.push_str(&format!("; the coordinator reports server {server} as down"));
         }
         if let (true, Some(trouble)) = (has_map, map_trouble) {
             cause.push_str(&format!("; {trouble}"));
         }
         if self.doubtful > 0 {
-            let cause = format!("no answer within {waited:?} ({cause})");
+            let cause = format!("no response within {waited:?} ({cause})");
             return Error::InDoubt { action, cause, doubt: None };
         }
         if self.was_busy {
@@ -577,7 +577,7 @@ impl Operation {
     }
 }
 
-/// Rounds a duration to the millisecond for messages. A caller that has already waited leaves an odd remainder.
+/// Rounds a duration to the millisecond for messages. The remainder of a deadline after earlier waits has many digits.
 fn rounded(duration: Duration) -> Duration {
     let millis = (duration + Duration::from_micros(500)).as_millis();
     Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
@@ -610,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_is_recommended_only_where_a_coordinator_can_be_asked_for_it() {
+    fn coord_status_is_recommended_only_when_a_coordinator_is_reachable() {
         let now = Instant::now();
         let mut operation = get(Duration::from_secs(5), now);
         let mut source = source(now);

@@ -113,7 +113,7 @@ pub struct Endpoints {
 impl Endpoints {
     /// Resolves `host:port[,host:port…]`. No other function of the library resolves names, because the system's
     /// resolver has no deadline. A name that cannot be resolved is skipped with a warning in `log`, as long as another
-    /// one can be: one of several coordinators may be gone permanently.
+    /// one can be: one of several coordinators may have been removed permanently.
     ///
     /// # Errors
     /// [`OpenError`]: an endpoint is malformed, or none can be resolved.
@@ -138,7 +138,7 @@ fn check_form(name: &str) -> Result<(), OpenError> {
     }
     let what = match port.parse::<u16>() {
         Ok(1..) => return Ok(()),
-        Ok(0) => "0, which is no port",
+        Ok(0) => "0, which is not a port",
         // It consists only of digits, so it is too large.
         Err(_) => "above 65535, the highest port",
     };
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_endpoint_is_named() {
+    fn a_malformed_endpoint_is_named_in_the_error() {
         for bad in ["", "localhost", "localhost:", ":7000", "a:b", "a:+1", "127.0.0.1:7000,,b:1"] {
             let error = resolve(bad, &Log::default()).expect_err(bad);
             assert!(error.to_string().contains("host:port"), "{bad}: {error}");
@@ -198,12 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_cannot_be_is_told_from_a_malformed_endpoint() {
+    fn an_impossible_port_gets_another_error_than_a_malformed_endpoint() {
         for (bad, said) in [
             ("localhost:99999", "\"localhost:99999\" is above 65535"),
             ("b:1, a:65536", "\"a:65536\" is above 65535"),
             ("a:99999999999999999999999", "is above 65535"),
-            ("a:0", "\"a:0\" is 0, which is no port"),
+            ("a:0", "\"a:0\" is 0, which is not a port"),
         ] {
             let error = resolve(bad, &Log::default()).expect_err(bad);
             assert!(error.to_string().contains(said), "{bad}: {error}");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_unknown_is_left_out_while_another_is_known() {
+    fn an_unknown_name_is_skipped_while_another_resolves() {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let to = Arc::clone(&lines);
         let log = Log::to(move |level, words| to.lock().unwrap().push((level, words.to_owned())));

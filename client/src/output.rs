@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_sent_from_where_they_lie_and_in_order() {
+    fn requests_are_sent_in_order_from_their_own_memory() {
         let kept: &'static [u8] = vec![b'v'; LARGE].leak();
         let value = vec![b'v'; LARGE];
         let mut wire = Wire::new(&[
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_goes_alone_is_not_copied() {
+    fn a_single_request_is_not_copied() {
         let (alone, value) = (Op::Put { key: b"a", value: b"v" }, vec![b'v'; 100]);
         let mut wire = Wire::new(&[alone]);
         wire.flush();
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_that_ends_before_its_turn_leaves_whole_frames() {
+    fn an_operation_that_ends_before_it_is_sent_leaves_whole_frames() {
         let kept: &'static [u8] = vec![b'v'; LARGE].leak();
         for first in [Op::PutKept { key: b"a", value: kept }, Op::Put { key: b"a", value: kept }] {
             let mut wire = Wire::new(&[first, Op::Get { key: b"b" }, Op::Get { key: b"c" }]);
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_that_is_sent_anew_is_sent_under_its_last_number_alone() {
+    fn an_operation_that_is_queued_again_is_sent_only_under_its_last_request_id() {
         let mut wire = Wire::new(&[Op::Get { key: b"a" }, Op::Get { key: b"b" }]);
         let (id, number) = (wire.ids[0], RequestId(3));
         let operation = wire.operations.get_mut(id).unwrap();
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_not_read_keeps_no_more_segments_than_operations_and_a_few() {
+    fn an_unread_connection_keeps_only_a_few_more_segments_than_operations() {
         let kept: &'static [u8] = vec![b'v'; LARGE].leak();
         let mut ops = vec![Op::PutKept { key: b"a", value: kept }];
         ops.extend(std::iter::repeat_n(Op::Get { key: b"b" }, 10_000));
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn more_requests_than_one_send_takes_all_go_out() {
+    fn requests_beyond_the_capacity_of_one_send_are_all_sent() {
         let keys: Vec<[u8; 2]> = (0..1_000u16).map(u16::to_be_bytes).collect();
         let ops: Vec<Op<'_>> = keys.iter().map(|key| Op::Get { key }).collect();
         let found = Wire::new(&ops).requests();

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_made_once_and_each_has_a_session_of_its_own() {
+    fn each_place_is_created_once_with_its_own_session() {
         let mut places = RouteCache::default();
         assert!(places.get_mut(at(0, 0)).is_none());
         places.get_or_make(at(2, 1), ClientId(7)).session.begin();

@@ -29,11 +29,11 @@ pub(crate) enum Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MapRefusal {
     #[error(
-        "the map there is of cluster {got}, not {known}, which this client was opened for, and {got} was not restored from it; open a new client"
+        "the map is of cluster {got}, which was not restored from {known}, the cluster of this client; open a new client"
     )]
     OtherCluster { known: ClusterId, got: ClusterId },
     #[error(
-        "the map tells of {servers} servers with {shards} shards, and earlier ones of another shape, which cannot change"
+        "the map has {servers} servers with {shards} shards, but earlier maps had other numbers, which never change"
     )]
     OtherShape { servers: u16, shards: u16 },
     #[error("the map has a cluster id of zero")]
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_view_of_a_group_is_never_taken_again() {
+    fn an_older_view_of_a_group_is_never_applied() {
         let mut router = Router::default();
         router.learn(map(1, home(5))).unwrap();
         router.learn(map(1, [(4, Some(2)), (6, Some(2)), (5, Some(0))])).unwrap();
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_map_of_the_same_term_changes_no_address_and_its_views_count_all_the_same() {
+    fn an_earlier_map_of_the_same_term_changes_no_address_but_its_newer_views_apply() {
         let mut router = Router::default();
         let mut later = map(1, home(1));
         later.revision = MapRevision(7);
@@ -305,11 +305,11 @@ mod tests {
         earlier.servers[0].incarnation = Incarnation(77);
         router.learn(earlier).unwrap();
         assert_eq!(router.version(GroupId(0)), ViewVersion(2));
-        assert!(router.knows(member(0)), "its process is another by now");
+        assert!(router.knows(member(0)), "its process has been replaced");
     }
 
     #[test]
-    fn no_view_yet_is_not_lost_but_a_view_without_a_primary_is() {
+    fn a_group_without_a_view_is_not_lost_and_one_whose_view_has_no_primary_is() {
         let mut router = Router::default();
         router.learn(map(1, [(0, None), (3, None), (1, Some(2))])).unwrap();
         let nowhere = Route::Nowhere { server: None };
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_the_view_does_not_name_gets_nothing() {
+    fn a_process_outside_the_view_gets_no_requests() {
         let mut router = Router::default();
         let mut restarted = map(1, home(1));
         restarted.servers[0].incarnation = Incarnation(77);
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_was_restored_from_the_known_one_takes_its_place_and_no_other_does() {
+    fn only_a_cluster_restored_from_the_known_one_replaces_it() {
         let mut router = Router::default();
         router.learn(map(3, home(5))).unwrap();
         let restored = || {

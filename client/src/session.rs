@@ -39,8 +39,7 @@ impl Session {
     }
 
     /// Returns the position in the log at which the session began: the value of `now` at the first transmission of its
-    /// first write, then always the same. Only from this does the server recognise a write of an unknown session as
-    /// new.
+    /// first write, then always the same. By this position the server distinguishes a new session from an expired one.
     pub(crate) fn begun(&mut self, now: impl FnOnce() -> SequenceNumber) -> SequenceNumber {
         *self.begun.get_or_insert_with(now)
     }
@@ -136,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_window_is_what_a_set_of_open_writes_says(
+        fn the_window_agrees_with_a_set_of_open_writes(
             steps in prop::collection::vec(prop::option::of(any::<prop::sample::Index>()), 1..400),
         ) {
             let mut session = Session::new(ClientId(1));

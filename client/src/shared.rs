@@ -544,7 +544,7 @@ impl Lane {
                 state.with(turn, woken, |engine, ends| {
                     let now = engine.end_turn(&readiness, ends);
                     if let Err(error) = waited {
-                        // Neither servers nor networks can cause this.
+                        // Only a failing system call causes this: servers and networks cannot.
                         engine.abandon_all(&error, now, ends);
                     }
                     engine.begin_turn(now, ends);
@@ -586,7 +586,8 @@ impl State {
         }
         let left = call.deadline.saturating_duration_since(now);
         if left < Duration::from_millis(1) && at > 0 {
-            let cause = "the deadline passed before it was sent; use smaller batches".to_owned();
+            let cause =
+                "the deadline passed before the operation was sent; use smaller batches".to_owned();
             let action = Action::new(op.verb(), op.key());
             let error = Error::Unavailable { action, waited: call.allowed, cause };
             return call.each.run(at, Err(error));

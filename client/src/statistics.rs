@@ -1,4 +1,4 @@
-//! The counters of a client: plain integers, changed where the engine is locked anyway.
+//! The counters of a client: plain integers, which are changed only under the engine's lock.
 //!
 //! ```text
 //!   connection: Traffic  --closed-->  ServerCounts  --read-->  ServerStatistics
@@ -63,7 +63,7 @@ pub struct Statistics {
 pub struct ServerStatistics {
     /// The server's place in the ring.
     pub server: ServerId,
-    /// True if the newest map says that it is up.
+    /// True if the newest map reports it as up.
     pub is_up: bool,
     /// The address of its clients port, according to the newest map.
     pub address: Option<SocketAddr>,
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sum_of_two_engines_takes_the_servers_of_the_newer_map() {
+    fn the_sum_of_two_engines_has_the_servers_of_the_newer_map() {
         let address = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
         let of = |revision, port, is_up| Statistics {
             requests: 3,

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_of_one_that_is_gone_finds_nothing_though_its_place_is_used_again() {
+    fn the_id_of_a_removed_item_finds_nothing_after_its_slot_is_reused() {
         let mut table = Table::default();
         let first = table.insert("first");
         let other = table.insert("other");
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_made_takes_no_number() {
+    fn a_failed_insertion_uses_no_id() {
         let mut table = Table::<()>::default();
         let mut offered = 0;
         let made = table.try_insert_with(|id| {

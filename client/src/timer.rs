@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_off_when_it_is_due_and_is_silent_once_it_is_set_for_later() {
+    fn it_fires_when_due_and_not_after_it_is_set_to_a_later_time() {
         let mut timer = Timer::new().unwrap();
         let now = Instant::now();
         let later = now + Duration::from_secs(3_600);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_set_before_is_left() {
+    fn an_earlier_alarm_is_kept() {
         let mut timer = Timer::new().unwrap();
         let now = Instant::now();
         timer.set(now + Duration::from_secs(10), now).unwrap();

@@ -73,7 +73,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn timers_go_off_in_order_of_time_and_none_that_was_cleared() {
+    fn timers_fire_in_order_of_time_and_cleared_ones_never_do() {
         let mut timers = Timers::default();
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
@@ -85,7 +85,7 @@ mod tests {
         for (id, millis) in [(0, 30), (1, 10), (2, 20), (3, 15), (0, 12)] {
             set(&mut timers, id, millis);
         }
-        assert_eq!(set(&mut timers, 1, 40), Some(at(10)), "it goes off early and is set again");
+        assert_eq!(set(&mut timers, 1, 40), Some(at(10)), "it fires early and is set again");
         timers.clear(own.get_mut(&3).unwrap());
         assert_eq!(timers.take_due(at(9)), None);
         let mut due = Vec::new();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn timers_that_are_cleared_take_little_room() {
+    fn cleared_timers_use_little_memory() {
         let mut timers = Timers::default();
         let start = Instant::now();
         for id in 0..100_000 {

@@ -54,13 +54,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn writes_leave_in_order_and_those_that_have_ended_take_little_room() {
+    fn writes_leave_in_order_and_ended_ones_use_little_memory() {
         let mut waiting = Waiting::default();
         let mut alive = BTreeSet::new();
         for id in 0..10_000 {
             waiting.push(id);
             alive.insert(id);
-            // Nine of ten end before their turn.
+            // Nine of ten writes end while they wait.
             if id % 10 != 0 {
                 alive.remove(&id);
                 waiting.remove_one(|id| !alive.contains(&id));

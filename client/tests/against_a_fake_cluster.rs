@@ -18,7 +18,7 @@ use kv_protocol::view::Peer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 #[test]
-fn what_is_put_is_got_compared_and_deleted() {
+fn put_get_compare_and_set_and_delete_work_in_sequence() {
     let fake = Fake::start(3, 2);
     let mut client = open(&fake);
     for n in 0..50 {
@@ -46,7 +46,7 @@ fn nothing_is_connected_before_the_first_operation() {
 }
 
 #[test]
-fn a_value_of_sixteen_mebibytes_travels_and_one_byte_more_is_refused() {
+fn a_value_of_sixteen_mebibytes_is_stored_and_one_byte_more_is_rejected() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let value: Vec<u8> = (0..16 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
@@ -78,7 +78,7 @@ fn a_conditional_write_conflicts_with_the_version_found() {
 }
 
 #[test]
-fn a_write_whose_answer_is_cut_off_is_retried_under_the_same_number_and_done_once() {
+fn a_write_whose_response_is_cut_off_is_retried_under_its_number_and_executed_once() {
     for act in [Act::ServeThenCut, Act::Cut] {
         let fake = Fake::start(3, 1);
         let mut client = open(&fake);
@@ -93,7 +93,7 @@ fn a_write_whose_answer_is_cut_off_is_retried_under_the_same_number_and_done_onc
 }
 
 #[test]
-fn many_writes_survive_many_cuts_and_each_is_done_once() {
+fn many_writes_survive_many_cuts_and_each_is_executed_once() {
     let fake = Fake::start(3, 2);
     let mut client = open(&fake);
     let mut count = 0;
@@ -156,7 +156,7 @@ fn no_session_has_more_than_sixty_four_writes_in_flight() {
 }
 
 #[test]
-fn answers_in_any_order_find_their_operations() {
+fn responses_in_any_order_reach_their_operations() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -220,7 +220,7 @@ fn submit_is_bounded_by_the_bytes_in_flight() {
 }
 
 #[test]
-fn a_server_that_died_before_the_write_was_sent_makes_it_unavailable_not_in_doubt() {
+fn a_write_is_unavailable_and_not_in_doubt_if_its_server_died_before_it_was_sent() {
     let mut fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(1);
@@ -241,7 +241,7 @@ fn a_server_that_died_before_the_write_was_sent_makes_it_unavailable_not_in_doub
 }
 
 #[test]
-fn a_write_that_was_sent_to_a_server_that_then_died_is_in_doubt() {
+fn a_write_is_in_doubt_if_its_server_died_after_it_was_sent() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     fake.script(|_| Act::Cut);
@@ -260,11 +260,11 @@ fn a_silent_server_times_a_read_out_and_leaves_a_write_in_doubt() {
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     let error = client.put(b"k", b"v", &within(SOON)).unwrap_err();
     assert!(matches!(error, Error::InDoubt { .. }), "{error}");
-    assert!(fake.maps_served() >= 4, "it asks for the map after 150 ms, then every 100 ms");
+    assert!(fake.maps_served() >= 4, "the map is requested after 150 ms, then every 100 ms");
 }
 
 #[test]
-fn a_client_that_waits_goes_where_a_newer_view_sends_it_with_the_same_number() {
+fn a_waiting_write_follows_a_newer_view_under_the_same_number() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -288,7 +288,7 @@ fn a_client_that_waits_goes_where_a_newer_view_sends_it_with_the_same_number() {
 }
 
 #[test]
-fn wrong_view_makes_it_fetch_the_map_and_follow_it() {
+fn wrong_view_makes_the_client_fetch_the_map_and_follow_it() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -304,7 +304,7 @@ fn wrong_view_makes_it_fetch_the_map_and_follow_it() {
 }
 
 #[test]
-fn an_older_map_never_leads_it_back() {
+fn an_older_map_never_sends_the_client_back() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -323,7 +323,7 @@ fn an_older_map_never_leads_it_back() {
 }
 
 #[test]
-fn a_forgotten_session_is_begun_anew_if_the_write_cannot_have_been_done() {
+fn an_expired_session_is_replaced_if_the_write_cannot_have_been_executed() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", b"1", &anytime()).unwrap();
@@ -337,7 +337,7 @@ fn a_forgotten_session_is_begun_anew_if_the_write_cannot_have_been_done() {
 }
 
 #[test]
-fn a_retry_that_finds_its_session_forgotten_is_in_doubt() {
+fn a_retry_whose_session_has_expired_is_in_doubt() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", b"1", &anytime()).unwrap();
@@ -352,7 +352,7 @@ fn a_retry_that_finds_its_session_forgotten_is_in_doubt() {
 }
 
 #[test]
-fn statuses_that_are_ends_end_at_once() {
+fn final_statuses_end_the_operation_at_once() {
     for (status, is_right) in [
         (Status::OutOfSpace, (|e| matches!(e, Error::OutOfSpace { .. })) as fn(&Error) -> bool),
         (Status::TooBig, |e| matches!(e, Error::TooBig { .. })),
@@ -367,7 +367,7 @@ fn statuses_that_are_ends_end_at_once() {
         let error = client.put(b"k", b"v", &anytime()).unwrap_err();
         assert!(is_right(&error), "{status:?}: {error:?}");
         assert_eq!(fake.seen().len(), 1);
-        assert!(error.to_string().contains("on purpose"), "the server's words: {error}");
+        assert!(error.to_string().contains("on purpose"), "the server's reason: {error}");
     }
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
@@ -376,7 +376,7 @@ fn statuses_that_are_ends_end_at_once() {
 }
 
 #[test]
-fn a_group_that_the_map_calls_lost_is_lost_at_once() {
+fn an_operation_on_a_group_that_the_map_reports_lost_ends_at_once() {
     let fake = Fake::start(3, 1);
     fake.change_map(|map| {
         map.views[1].primary = None;
@@ -389,7 +389,7 @@ fn a_group_that_the_map_calls_lost_is_lost_at_once() {
 }
 
 #[test]
-fn a_busy_server_is_asked_again_and_named_at_the_deadline() {
+fn a_busy_server_is_retried_and_named_at_the_deadline() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     fake.script(first(Act::Response(Status::Busy)));
@@ -400,7 +400,7 @@ fn a_busy_server_is_asked_again_and_named_at_the_deadline() {
 }
 
 #[test]
-fn nonsense_from_a_server_neither_panics_nor_outlives_the_deadline() {
+fn invalid_bytes_from_a_server_cause_no_panic_and_no_call_past_its_deadline() {
     let header = |length: u32, opcode: u8| {
         let mut bytes = length.to_le_bytes().to_vec();
         bytes.extend([1, opcode, 0, 0]);
@@ -435,7 +435,7 @@ fn nonsense_from_a_server_neither_panics_nor_outlives_the_deadline() {
         // An incomplete frame counts as silence.
         let is_right = matches!(error, Error::Unavailable { .. } | Error::Timeout { .. });
         assert!(is_right, "{nonsense:02x?}: {error}");
-        // The client recovers as soon as the server does (a read finds out without any doubt).
+        // The client recovers as soon as the server does (a read detects this and leaves nothing in doubt).
         fake.script(|_| Act::Serve);
         client.get(b"k", &anytime()).unwrap_err();
         client.put(b"k", b"w", &anytime()).unwrap();
@@ -443,7 +443,7 @@ fn nonsense_from_a_server_neither_panics_nor_outlives_the_deadline() {
 }
 
 #[test]
-fn an_answer_that_does_not_fit_the_question_closes_the_connection() {
+fn a_response_that_does_not_fit_the_request_closes_the_connection() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     fake.script(first(Act::Response(Status::Conflict)));
@@ -453,7 +453,7 @@ fn an_answer_that_does_not_fit_the_question_closes_the_connection() {
 }
 
 #[test]
-fn a_stranger_at_a_servers_address_is_not_spoken_to() {
+fn a_foreign_process_at_a_servers_address_receives_no_requests() {
     let fake = Fake::start(3, 1);
     fake.change_map(|map| {
         map.servers[0].incarnation = Incarnation(5);
@@ -466,7 +466,7 @@ fn a_stranger_at_a_servers_address_is_not_spoken_to() {
 }
 
 #[test]
-fn another_cluster_at_the_coordinators_address_is_refused_in_words() {
+fn another_cluster_at_the_coordinators_address_is_rejected_with_a_reason() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(&key_of(0), b"v", &anytime()).unwrap();
@@ -478,7 +478,7 @@ fn another_cluster_at_the_coordinators_address_is_refused_in_words() {
 }
 
 #[test]
-fn an_unreachable_coordinator_is_named_with_what_to_check() {
+fn the_error_names_an_unreachable_coordinator_and_suggests_a_check() {
     let mut fake = Fake::start(3, 1);
     fake.kill_coordinator();
     let endpoint = fake.endpoint();
@@ -490,7 +490,7 @@ fn an_unreachable_coordinator_is_named_with_what_to_check() {
 }
 
 #[test]
-fn the_second_coordinator_is_asked_when_the_first_does_not_answer() {
+fn the_second_coordinator_is_asked_when_the_first_does_not_respond() {
     let mut dead = Fake::start(3, 1);
     dead.kill_coordinator();
     let fake = Fake::start(3, 1);
@@ -500,7 +500,7 @@ fn the_second_coordinator_is_asked_when_the_first_does_not_answer() {
 }
 
 #[test]
-fn a_server_named_as_endpoint_gives_the_map_too() {
+fn a_server_that_is_an_endpoint_provides_the_map_too() {
     let mut fake = Fake::start(3, 1);
     fake.kill_coordinator();
     let address = fake.server(1);
@@ -510,7 +510,7 @@ fn a_server_named_as_endpoint_gives_the_map_too() {
 }
 
 #[test]
-fn a_server_without_a_map_is_passed_over() {
+fn a_server_without_a_map_is_skipped() {
     let mut fake = Fake::start(3, 1);
     fake.kill_coordinator();
     fake.withhold_map(1);
@@ -521,12 +521,11 @@ fn a_server_without_a_map_is_passed_over() {
 }
 
 #[test]
-fn when_the_coordinator_is_away_the_map_is_asked_of_another_server_than_the_one_that_is_unavailable()
- {
+fn without_a_coordinator_the_map_comes_from_another_server_than_the_unavailable_one() {
     let mut fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(&key_of(0), b"before", &anytime()).unwrap();
-    assert!(fake.maps_of_servers().is_empty(), "the coordinator was there");
+    assert!(fake.maps_of_servers().is_empty(), "the coordinator was up");
     fake.kill_coordinator();
     // Server 0 is partitioned from the others and has not received its exclusion from the view.
     fake.script(|seen| match seen.server {
@@ -541,7 +540,7 @@ fn when_the_coordinator_is_away_the_map_is_asked_of_another_server_than_the_one_
 }
 
 #[test]
-fn a_silent_coordinator_is_waited_for_once_and_not_before_every_map() {
+fn a_silent_coordinator_delays_one_request_for_the_map_and_not_every_one() {
     let fake = Fake::start(3, 1);
     let options = Options { connect_timeout: Duration::from_millis(300), ..Options::default() };
     let mut client = Client::open(&fake.endpoint(), options).unwrap();
@@ -559,7 +558,7 @@ fn a_silent_coordinator_is_waited_for_once_and_not_before_every_map() {
 }
 
 #[test]
-fn a_cluster_that_is_starting_is_waited_for() {
+fn an_operation_waits_for_a_cluster_that_is_starting() {
     let fake = Fake::start(3, 1);
     let mut ready = None;
     fake.change_map(|map| {
@@ -590,7 +589,7 @@ fn is_readable(client: &mut Client) -> bool {
 }
 
 #[test]
-fn what_ends_while_a_call_waits_makes_the_descriptor_readable_until_it_is_collected() {
+fn a_completion_during_a_call_keeps_the_descriptor_readable_until_it_is_collected() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", b"v", &anytime()).unwrap();
@@ -598,7 +597,7 @@ fn what_ends_while_a_call_waits_makes_the_descriptor_readable_until_it_is_collec
     // Both use one connection, and the submitted one is sent first.
     client.submit(Op::Get { key: b"k" }, &anytime(), 7).unwrap();
     client.get(b"k", &anytime()).unwrap();
-    assert!(is_readable(&mut client), "nobody else will tell of it");
+    assert!(is_readable(&mut client), "no socket will signal it");
     let mut done = Vec::new();
     assert_eq!(client.poll(Duration::ZERO, &mut done).unwrap(), 1);
     assert_eq!(done[0].tag, 7);
@@ -611,7 +610,7 @@ fn what_ends_while_a_call_waits_makes_the_descriptor_readable_until_it_is_collec
 }
 
 #[test]
-fn a_write_whose_number_another_process_has_used_fails_and_the_next_goes_under_another_id() {
+fn a_write_whose_number_another_process_used_fails_and_the_next_uses_another_client_id() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", b"1", &anytime()).unwrap();
@@ -626,7 +625,7 @@ fn a_write_whose_number_another_process_has_used_fails_and_the_next_goes_under_a
 }
 
 #[test]
-fn where_another_cluster_has_taken_the_place_of_the_known_one_it_is_said_at_once() {
+fn an_operation_fails_at_once_if_another_cluster_has_replaced_the_known_one() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", b"1", &anytime()).unwrap();
@@ -641,7 +640,7 @@ fn where_another_cluster_has_taken_the_place_of_the_known_one_it_is_said_at_once
 }
 
 #[test]
-fn a_write_that_was_sent_before_another_cluster_took_the_place_is_in_doubt() {
+fn a_write_that_was_sent_before_another_cluster_replaced_its_own_is_in_doubt() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", b"1", &anytime()).unwrap();
@@ -653,7 +652,7 @@ fn a_write_that_was_sent_before_another_cluster_took_the_place_is_in_doubt() {
 }
 
 #[test]
-fn a_client_goes_on_in_a_cluster_that_was_restored_from_its_own_with_the_same_session() {
+fn a_client_continues_its_session_in_a_cluster_restored_from_its_own() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", b"1", &anytime()).unwrap();

@@ -25,7 +25,7 @@ fn await_connections(fake: &Fake, most: usize) {
 }
 
 #[test]
-fn a_coordinator_that_welcomes_and_then_says_nothing_is_asked_again_on_another_connection() {
+fn a_coordinator_that_sends_only_welcome_is_asked_again_on_another_connection() {
     let fake = Fake::start(3, 1);
     fake.mute_coordinator(true);
     let mut client = Client::open(&fake.endpoint(), impatient()).unwrap();
@@ -39,7 +39,7 @@ fn a_coordinator_that_welcomes_and_then_says_nothing_is_asked_again_on_another_c
 /// The first call leaves a connection behind, which times out during the second call, after only part of the timeout
 /// has passed in that call.
 #[test]
-fn a_failure_names_no_longer_time_than_its_call_had() {
+fn a_failure_names_no_longer_timeout_than_the_time_its_call_had() {
     let fake = Fake::start(3, 1);
     fake.mute_coordinator(true);
     let connect_timeout = SOON + SOON / 2;
@@ -52,7 +52,7 @@ fn a_failure_names_no_longer_time_than_its_call_had() {
 }
 
 #[test]
-fn the_second_coordinator_is_asked_when_the_first_only_welcomes() {
+fn the_second_coordinator_is_asked_when_the_first_sends_only_welcome() {
     let mute = Fake::start(3, 1);
     mute.mute_coordinator(true);
     let fake = Fake::start(3, 1);
@@ -62,7 +62,7 @@ fn the_second_coordinator_is_asked_when_the_first_only_welcomes() {
 }
 
 #[test]
-fn coordinators_that_do_not_answer_keep_nobody_from_the_one_that_does() {
+fn silent_coordinators_do_not_block_the_one_that_responds() {
     let (fake, silent) = (Fake::start(3, 1), Silent::all_kinds());
     let mut endpoints: Vec<String> = silent.iter().map(Silent::endpoint).collect();
     endpoints.push(fake.endpoint());
@@ -70,7 +70,7 @@ fn coordinators_that_do_not_answer_keep_nobody_from_the_one_that_does() {
     let mut client = Client::with_endpoints(&endpoints, Options::default()).unwrap();
     let begun = Instant::now();
     client.put(&key_of(0), b"v", &anytime()).unwrap();
-    println!("the first operation behind all kinds of silence took {:?}", begun.elapsed());
+    println!("the first operation after all kinds of silence took {:?}", begun.elapsed());
     // The endpoint that responded is asked first from now on, also by other clients of these endpoints.
     fake.promote(0, 1);
     client.put(&key_of(0), b"w", &within(SOON)).unwrap();
@@ -79,7 +79,7 @@ fn coordinators_that_do_not_answer_keep_nobody_from_the_one_that_does() {
 }
 
 #[test]
-fn sessions_forgotten_again_and_again_leave_no_connections_behind() {
+fn repeatedly_expired_sessions_leave_no_connections_behind() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     for _ in 0..30 {
@@ -93,7 +93,7 @@ fn sessions_forgotten_again_and_again_leave_no_connections_behind() {
 }
 
 #[test]
-fn the_connection_of_a_forgotten_session_carries_its_last_answers_and_then_closes() {
+fn the_connection_of_an_expired_session_carries_its_last_responses_and_then_closes() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -117,7 +117,7 @@ fn the_connection_of_a_forgotten_session_carries_its_last_answers_and_then_close
 }
 
 #[test]
-fn a_connection_opened_for_a_write_of_a_forgotten_session_closes_after_it() {
+fn a_connection_opened_for_a_write_of_an_expired_session_closes_after_it() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -145,7 +145,7 @@ fn a_connection_opened_for_a_write_of_a_forgotten_session_closes_after_it() {
 }
 
 #[test]
-fn a_connection_with_too_many_unanswered_requests_is_given_up() {
+fn a_connection_with_too_many_outstanding_requests_is_closed() {
     let fake = Fake::start(3, 1);
     // No timeout applies to silence here.
     let connect_timeout = Duration::from_secs(60);
@@ -170,7 +170,7 @@ fn a_connection_with_too_many_unanswered_requests_is_given_up() {
 }
 
 #[test]
-fn what_a_server_did_not_read_whole_before_its_deadline_is_not_in_doubt_and_never_executed() {
+fn a_write_not_sent_whole_by_its_deadline_is_not_in_doubt_and_never_executed() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -204,7 +204,7 @@ fn what_a_server_did_not_read_whole_before_its_deadline_is_not_in_doubt_and_neve
 }
 
 #[test]
-fn what_was_sent_whole_before_a_request_that_is_cut_off_is_tried_again_and_executed_once() {
+fn a_request_sent_whole_before_a_truncated_one_is_retried_and_executed_once() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -233,7 +233,7 @@ fn what_was_sent_whole_before_a_request_that_is_cut_off_is_tried_again_and_execu
 }
 
 #[test]
-fn an_operation_that_waits_for_a_welcome_is_sent_once_though_a_newer_view_came_meanwhile() {
+fn an_operation_that_waits_for_welcome_is_sent_once_even_if_a_newer_view_arrives() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.get(&key_of(1), &anytime()).unwrap_err();
@@ -245,7 +245,7 @@ fn an_operation_that_waits_for_a_welcome_is_sent_once_though_a_newer_view_came_m
     fake.change_map(|map| map.views[0].version.0 += 1);
     let deadline = Instant::now() + Duration::from_secs(5);
     while fake.maps_served() == maps {
-        assert!(Instant::now() < deadline, "who waits long looks for a newer view");
+        assert!(Instant::now() < deadline, "an overdue operation requests a newer view");
         client.poll(Duration::from_millis(10), &mut done).unwrap();
     }
     client.poll(Duration::from_millis(10), &mut done).unwrap();
@@ -258,7 +258,7 @@ fn an_operation_that_waits_for_a_welcome_is_sent_once_though_a_newer_view_came_m
 }
 
 #[test]
-fn a_backlog_whose_connection_ends_while_it_is_sent_goes_out_on_the_next_one() {
+fn a_backlog_whose_connection_ends_while_it_is_sent_is_sent_on_the_next_one() {
     const COUNT: u64 = 600;
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);

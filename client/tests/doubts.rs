@@ -29,7 +29,7 @@ fn opcodes(seen: &[Seen]) -> Vec<u8> {
 }
 
 #[test]
-fn a_write_that_was_not_done_is_settled_for_ever_and_asked_about_once() {
+fn a_write_that_was_not_executed_is_settled_for_ever_by_one_request() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     ignore_writes(&fake, false);
@@ -45,7 +45,7 @@ fn a_write_that_was_not_done_is_settled_for_ever_and_asked_about_once() {
     assert_eq!(resolve.first_incomplete, put.seq, "its number is open until it is settled");
     let error = client.resolve(&doubt, &anytime()).unwrap_err();
     assert!(matches!(error, Error::NotDone { .. }), "{error}");
-    assert_eq!(writes(&fake).len(), sent.len(), "the second one asks nobody");
+    assert_eq!(writes(&fake).len(), sent.len(), "the second one sends no request");
     fake.script(|_| Act::Serve);
     client.put(b"k", b"w", &anytime()).unwrap();
     let after = writes(&fake).pop().unwrap();
@@ -54,7 +54,7 @@ fn a_write_that_was_not_done_is_settled_for_ever_and_asked_about_once() {
 }
 
 #[test]
-fn a_write_that_was_done_is_settled_with_the_version_and_the_copies_of_its_response() {
+fn a_write_that_was_executed_is_settled_with_the_version_and_copies_of_its_response() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     // Executed, but never responded to, wherever it is sent.
@@ -71,7 +71,7 @@ fn a_write_that_was_done_is_settled_with_the_version_and_the_copies_of_its_respo
 }
 
 #[test]
-fn any_client_of_the_cluster_may_ask() {
+fn any_client_of_the_cluster_may_resolve_a_write() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     ignore_writes(&fake, false);
@@ -108,7 +108,7 @@ fn the_next_operation_on_the_key_is_sent_when_the_write_is_settled() {
 }
 
 #[test]
-fn an_operation_whose_write_before_it_cannot_be_settled_ends_at_its_deadline() {
+fn an_operation_behind_a_write_that_cannot_be_settled_ends_at_its_deadline() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     fake.script(|seen| if seen.seq > 0 { Act::Ignore } else { Act::Serve });
@@ -151,7 +151,7 @@ fn writes_in_doubt_that_fill_the_window_are_settled_by_the_next_write() {
 }
 
 #[test]
-fn a_write_that_the_servers_do_not_know_any_more_stays_in_doubt_and_is_not_asked_about_again() {
+fn a_write_of_an_expired_session_stays_in_doubt_and_is_not_resolved_again() {
     for response in [Status::SessionExpired, Status::SessionMismatch] {
         let fake = Fake::start(3, 1);
         let mut client = open(&fake);

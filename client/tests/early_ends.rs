@@ -142,7 +142,7 @@ fn an_interrupt_ends_calls_of_other_threads_and_rejects_those_that_begin() {
 }
 
 #[test]
-fn an_interrupt_ends_a_call_and_a_poll_and_leaves_what_was_submitted() {
+fn an_interrupt_ends_a_call_and_a_poll_and_keeps_submitted_operations() {
     let fake = Fake::start(3, 1);
     let interrupt = Interrupt::new().unwrap();
     let options = Options { interrupt: Some(interrupt.clone()), ..Options::default() };
@@ -192,7 +192,7 @@ fn recorded() -> (Events, Arc<Mutex<Vec<String>>>) {
 }
 
 #[test]
-fn a_session_that_was_forgotten_and_a_connection_that_was_lost_are_events_and_counted() {
+fn an_expired_session_and_a_lost_connection_are_reported_as_events_and_counted() {
     let fake = Fake::start(3, 1);
     let (events, told) = recorded();
     let options = Options { events, ..Options::default() };
@@ -219,7 +219,7 @@ fn a_session_that_was_forgotten_and_a_connection_that_was_lost_are_events_and_co
 }
 
 #[test]
-fn a_call_from_within_a_function_for_the_log_or_for_events_is_rejected() {
+fn a_call_from_within_a_log_or_event_function_is_rejected() {
     let fake = Fake::start(3, 1);
     let client = Arc::new(Mutex::new(None::<Arc<SharedClient>>));
     let outcomes = Arc::new(Mutex::new(Vec::new()));
@@ -251,7 +251,7 @@ fn a_call_from_within_a_function_for_the_log_or_for_events_is_rejected() {
 }
 
 #[test]
-fn a_ping_of_all_asks_each_server_once() {
+fn a_ping_of_all_groups_sends_each_server_one_request() {
     let fake = Fake::start(3, 2);
     let client = shared(&fake, &Options::default());
     let parts = Mutex::new(Vec::new());

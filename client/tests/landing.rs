@@ -35,7 +35,7 @@ fn read_into(
 }
 
 #[test]
-fn a_long_value_is_received_where_the_caller_wants_it() {
+fn a_long_value_is_received_in_the_memory_of_the_caller() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", &value(1), &anytime()).unwrap();
@@ -49,7 +49,7 @@ fn a_long_value_is_received_where_the_caller_wants_it() {
 }
 
 #[test]
-fn a_long_value_comes_in_memory_of_its_own_and_a_short_one_does_not() {
+fn a_long_value_arrives_in_separate_memory_and_a_short_one_does_not() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let take = |responded: Reply<'_>| {
@@ -70,7 +70,7 @@ fn a_long_value_comes_in_memory_of_its_own_and_a_short_one_does_not() {
 }
 
 #[test]
-fn a_part_of_a_value_is_all_that_is_sent_and_its_length_alone_is_known_too() {
+fn only_the_requested_part_of_a_value_is_sent_and_its_length_can_be_read_alone() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let whole = value(3);
@@ -96,10 +96,8 @@ fn a_part_of_a_value_is_all_that_is_sent_and_its_length_alone_is_known_too() {
     assert_ne!(version, SequenceNumber::ZERO);
 }
 
-/// A server stalls after half of a value, and the group moves. The value comes from the new primary. The rest of the
-/// old response must not overwrite it.
 #[test]
-fn a_server_that_sends_more_than_was_asked_for_loses_its_connection_and_writes_nothing() {
+fn a_server_that_sends_more_than_requested_loses_its_connection_and_writes_nothing() {
     for length in [100, LONG] {
         let fake = Fake::start(3, 1);
         let mut client = open(&fake);
@@ -121,7 +119,7 @@ fn a_server_that_sends_more_than_was_asked_for_loses_its_connection_and_writes_n
 }
 
 #[test]
-fn a_later_part_is_right_where_a_server_sends_the_whole_value() {
+fn a_later_part_is_correct_when_a_server_sends_the_whole_value() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     client.put(b"k", &value(8), &anytime()).unwrap();
@@ -141,6 +139,8 @@ fn a_later_part_is_right_where_a_server_sends_the_whole_value() {
     assert_eq!(room[0], 0);
 }
 
+/// A server stalls after half of a value, and the group moves. The value comes from the new primary. The rest of the
+/// old response must not overwrite it.
 #[test]
 fn one_connection_at_a_time_writes_into_the_callers_memory() {
     let fake = Fake::start(3, 1);
@@ -176,7 +176,7 @@ fn one_connection_at_a_time_writes_into_the_callers_memory() {
 }
 
 #[test]
-fn memory_is_not_written_to_once_the_operation_has_ended() {
+fn memory_is_not_written_after_the_operation_has_ended() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);

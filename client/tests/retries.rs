@@ -34,7 +34,7 @@ fn release_response_of_server_0(client: &mut Client) {
 }
 
 #[test]
-fn a_write_that_every_server_asked_refused_as_unavailable_was_not_done() {
+fn a_write_that_every_server_rejected_as_unavailable_was_not_executed() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -48,7 +48,7 @@ fn a_write_that_every_server_asked_refused_as_unavailable_was_not_done() {
 }
 
 #[test]
-fn a_refusal_as_unavailable_proves_nothing_about_an_earlier_sending() {
+fn an_unavailable_response_proves_nothing_about_an_earlier_transmission() {
     for earlier in [Act::Cut, Act::ServeThenCut, Act::Response(Status::WrongView)] {
         let fake = Fake::start(3, 1);
         let mut client = open(&fake);
@@ -64,7 +64,7 @@ fn a_refusal_as_unavailable_proves_nothing_about_an_earlier_sending() {
 }
 
 #[test]
-fn a_late_refusal_clears_the_sending_it_answers() {
+fn a_late_rejection_clears_the_transmission_that_it_belongs_to() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -84,7 +84,7 @@ fn a_late_refusal_clears_the_sending_it_answers() {
 }
 
 #[test]
-fn a_late_answer_that_is_no_end_does_not_disturb_a_later_sending() {
+fn a_late_temporary_response_does_not_disturb_a_later_transmission() {
     for status in
         [Status::WrongView, Status::Unavailable, Status::Busy, Status::Lost, Status::OutOfSpace]
     {
@@ -110,7 +110,7 @@ fn a_late_answer_that_is_no_end_does_not_disturb_a_later_sending() {
 }
 
 #[test]
-fn a_late_answer_that_is_an_end_counts() {
+fn a_late_final_response_counts() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     fake.script(for_writes(|seen| if seen.server == 0 { Act::ResponseLater } else { Act::Ignore }));
@@ -140,7 +140,7 @@ fn a_write_in_doubt_is_settled_before_the_next_one_to_its_key() {
 }
 
 #[test]
-fn a_write_of_a_session_that_was_given_up_keeps_its_number_and_its_mark() {
+fn a_write_of_an_abandoned_session_keeps_its_session_fields() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -161,12 +161,12 @@ fn a_write_of_a_session_that_was_given_up_keeps_its_number_and_its_mark() {
     assert!(done.iter().all(|completion| completion.result.is_ok()), "{done:?}");
     let sent = writes(&fake);
     let (lost, again) = (&sent[1], sent.last().unwrap());
-    assert_eq!(again, lost, "the same client id, number and mark");
+    assert_eq!(again, lost, "the same client id, number and first incomplete number");
     assert_eq!((again.seq, again.first_incomplete), (2, 2));
 }
 
 #[test]
-fn an_operation_that_waits_follows_a_newer_view_that_came_before_it_was_overdue() {
+fn a_waiting_operation_follows_a_newer_view_that_arrived_before_it_was_overdue() {
     let mut fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -192,12 +192,12 @@ fn an_operation_that_waits_follows_a_newer_view_that_came_before_it_was_overdue(
     fake.kill_coordinator();
     poll_until(&mut client, &mut done, |done| !done.is_empty());
     assert!(done[0].result.is_ok(), "{done:?}");
-    assert!(start.elapsed() >= Duration::from_millis(150), "it is given time to be answered");
+    assert!(start.elapsed() >= Duration::from_millis(150), "it is given time for its response");
     assert_eq!(writes(&fake).len(), 2);
 }
 
 #[test]
-fn an_overdue_operation_is_sent_again_as_soon_as_a_newer_view_comes() {
+fn an_overdue_operation_is_sent_again_as_soon_as_a_newer_view_arrives() {
     // Otherwise it would wait for its next check, 250 ms after it was sent. A busy machine can be slow, so one fast
     // attempt of several is enough.
     let is_swift = || {

@@ -73,7 +73,7 @@ fn the_operations_of_a_batch_end_once_each_whatever_their_number() {
 }
 
 #[test]
-fn a_panic_in_a_call_ends_the_client_and_other_threads_are_told() {
+fn a_panic_in_a_call_ends_the_client_and_fails_calls_of_other_threads() {
     let fake = Fake::start(3, 1);
     let client = shared(&fake);
     client.put(b"k", b"v", &anytime()).unwrap();
@@ -86,7 +86,7 @@ fn a_panic_in_a_call_ends_the_client_and_other_threads_are_told() {
 }
 
 #[test]
-fn a_program_that_calls_while_it_unwinds_harms_no_client() {
+fn a_call_from_a_destructor_during_unwinding_works() {
     struct Destructor<'a>(&'a SharedClient);
     impl Drop for Destructor<'_> {
         fn drop(&mut self) {

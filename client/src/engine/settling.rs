@@ -30,7 +30,7 @@ impl Engine {
                     return Meeting::Settled(result.clone());
                 }
                 match self.doubts.get_mut(doubt) {
-                    // A write of another client: only a server of its cluster has the result.
+                    // The write is of another client. Only a server of its cluster has the result.
                     None if self.router.is_heir_of(doubt.write.cluster) => return Meeting::GoOn,
                     None if !self.router.has_map() => {
                         operation.stage = Stage::AwaitingMap;

@@ -43,10 +43,10 @@ struct Before {
     servers: Vec<MapServer>,
 }
 
-/// The fate of a connection after a frame.
+/// The handling of a connection after a frame.
 enum Flow {
     GoOn,
-    /// The connection has served its purpose.
+    /// Close the connection, which is no longer needed.
     Close,
 }
 
@@ -213,7 +213,7 @@ impl Engine {
         operation.queued = Some((token, request));
         let is_first = connection.output.push_request(id, request);
         if connection.outstanding.len() > MAX_OUTSTANDING {
-            return self.lose(token, "it leaves too many requests without an answer", now);
+            return self.lose(token, "too many of its requests have no response", now);
         }
         if connection.output.is_much()
             && let Err(error) = connection.flush(&mut self.operations, &self.poller)
@@ -234,7 +234,7 @@ impl Engine {
         // No response to it will arrive.
         connection.outstanding.remove(request.0);
         if connection.output.release(id, &self.operations) == Released::Cut {
-            self.lose(token, "a request was given up while it was sent", Instant::now());
+            self.lose(token, "a request ended after only a part of it was sent", Instant::now());
         }
     }
 
@@ -256,7 +256,7 @@ impl Engine {
         match self.exchange(event, now, ends) {
             Ok(Flow::Close) => {
                 if let Some(connection) = self.connections.remove(token) {
-                    self.close(&connection, "it has done what it was for");
+                    self.close(&connection, "it is no longer needed");
                 }
             }
             Ok(Flow::GoOn) => {
@@ -305,7 +305,7 @@ impl Engine {
             }
             let received = match connection.receive(now) {
                 Ok(Received::End) if connection.has_partial_input() => {
-                    return Err("it closed the connection in the middle of an answer".to_owned());
+                    return Err("it closed the connection in the middle of a response".to_owned());
                 }
                 Ok(Received::End) => return Err("it closed the connection".to_owned()),
                 Ok(received) => received,
@@ -426,7 +426,8 @@ impl Engine {
     ) -> Result<Flow, String> {
         let Some(connection) = self.connections.get_mut(token) else { return Ok(Flow::GoOn) };
         let is_open = connection.is_open;
-        let nonsense = |error: kv_protocol::DecodeError| format!("it sent nonsense: {error}");
+        let nonsense =
+            |error: kv_protocol::DecodeError| format!("it sent an invalid frame: {error}");
         let is_for_map = matches!(connection.target, Target::Map { .. });
         if opcode == opcode::RESPONSE && is_open && !is_for_map {
             // The common case.
@@ -439,7 +440,10 @@ impl Engine {
         match opcode {
             opcode::ERROR => {
                 let Refusal { status, reason } = Refusal::read(body).map_err(nonsense)?;
-                Err(format!("it refused ({status:?}): {}", words(reason.as_bytes())))
+                Err(format!(
+                    "it rejected the connection ({status:?}): {}",
+                    words(reason.as_bytes())
+                ))
             }
             opcode::WELCOME if !is_open => {
                 connection.is_open = true;
@@ -466,13 +470,13 @@ impl Engine {
                 // Responses to the other requests for the map are no longer needed.
                 for other in self.map_source.on_map(token, self.router.servers(), now) {
                     if let Some(connection) = self.connections.remove(other) {
-                        self.close(&connection, "another one brought the map");
+                        self.close(&connection, "another connection received the map first");
                     }
                 }
                 self.on_new_map(now);
                 Ok(Flow::Close)
             }
-            other => Err(format!("it sent opcode {other:#04x} out of turn")),
+            other => Err(format!("it sent an unexpected opcode, {other:#04x}")),
         }
     }
 
@@ -508,8 +512,8 @@ impl Engine {
             (Target::Map { .. }, _) => Ok(()),
             (Target::Shard { member, .. }, Some(server)) if server == member => Ok(()),
             (Target::Shard { member, .. }, server) => Err(match server {
-                Some(server) => format!("process {server} answers there, not {member}"),
-                None => format!("a coordinator answers there, not server {member}"),
+                Some(server) => format!("process {server} responds at this address, not {member}"),
+                None => format!("a coordinator responds at this address, not server {member}"),
             }),
         }
     }
@@ -525,7 +529,7 @@ impl Engine {
     ) -> Result<(), String> {
         let Some(connection) = self.connections.get_mut(token) else { return Ok(()) };
         let Some(&id) = connection.outstanding.get(response.id.0) else {
-            return Err(format!("it answered request {}, which was not asked", response.id));
+            return Err(format!("it responded to request {}, which was not sent", response.id));
         };
         // The operation may have ended.
         let Some(operation) = self.operations.get_mut(id) else {
@@ -535,7 +539,9 @@ impl Engine {
         // In both cases the request stays outstanding, so that the loss of the connection finds the operation.
         if !may_respond(operation, response.status) {
             let (status, verb) = (response.status, operation.kind.verb());
-            return Err(format!("it answered {status:?} to a {verb}"));
+            return Err(format!(
+                "it responded {status:?} to a {verb}, which is not a valid response"
+            ));
         }
         if let (Status::Part, Some(part)) = (response.status, operation.part)
             && part.of(response.whole as usize).len() != response.value.len()
@@ -586,8 +592,8 @@ impl Engine {
                     self.finish(id, Err(error), ends);
                 }
             }
-            // Sent by a server that has not logged this transmission and will not: a logged write gets its response or
-            // keeps waiting. Earlier transmissions, to this server or others, stay in doubt.
+            // The server has not logged this transmission and will not: a logged write gets its response or keeps
+            // waiting. Earlier transmissions, to this server or others, stay in doubt.
             Status::Unavailable | Status::Busy => {
                 operation.doubtful = operation.doubtful.saturating_sub(1);
                 if is_current {
@@ -652,9 +658,9 @@ impl Engine {
         let (Some(place), Some((client, _)), 1) =
             (operation.place, operation.session, operation.doubtful)
         else {
-            // Either the write was sent more than once, or the operation is no write and the server is defective.
+            // Either the write was sent more than once, or the operation is not a write and the server is defective.
             let action = operation.action();
-            let cause = "the servers have forgotten this client's session".to_owned();
+            let cause = "the servers have expired this client's session".to_owned();
             operation.is_forgotten = true;
             let error = if operation.kind.is_write() || operation.kind == Kind::Resolve {
                 Error::InDoubt { action, cause, doubt: None }
@@ -665,8 +671,8 @@ impl Engine {
         };
         operation.session = None;
         operation.doubtful = 0;
-        self.begin_session_anew(place, client, "the servers had forgotten this client's session");
-        self.back_off(id, &"the servers had forgotten this client's session".into(), now);
+        self.begin_session_anew(place, client, "the servers had expired this client's session");
+        self.back_off(id, &"the servers had expired this client's session".into(), now);
         self.leave_session(place, None);
     }
 
@@ -677,11 +683,12 @@ impl Engine {
         let Some(operation) = self.operations.get(id) else { return };
         let (action, place, session) = (operation.action(), operation.place, operation.session);
         let (Some(place), Some((client, _))) = (place, session) else {
-            let reason = "a session's answer to what is no write".to_owned();
+            let reason =
+                "SESSION_MISMATCH in response to an operation that is not a write".to_owned();
             return self.finish(id, Err(Error::Protocol { action, reason }), ends);
         };
         let error = if operation.kind == Kind::Resolve {
-            // The number may have been reused after its session expired, so this says nothing about this write.
+            // The number may have been reused after its session expired, so the outcome of this write stays unknown.
             let cause = "another process uses this client's id".to_owned();
             Error::InDoubt { action, cause, doubt: None }
         } else {
@@ -701,7 +708,7 @@ impl Engine {
         *session = Session::new(self.fresh_ids.next(self.client));
         self.retire(client);
         self.counts.sessions_begun_anew += 1;
-        self.options.log.write(Level::Info, || format!("{why}; another session is begun"));
+        self.options.log.write(Level::Info, || format!("{why}; a new session begins"));
         self.options.events.tell(&Event::SessionBegunAnew { why });
     }
 
@@ -770,8 +777,10 @@ fn reply<'a>(
 fn spoken(operation: &Operation, response: &Response<'_>) -> String {
     let status = response.status;
     match (operation.server, response.value) {
-        (Some(server), []) => format!("server {server} answered {status:?}"),
-        (Some(server), reason) => format!("server {server} answered {status:?}: {}", words(reason)),
+        (Some(server), []) => format!("server {server} responded {status:?}"),
+        (Some(server), reason) => {
+            format!("server {server} responded {status:?}: {}", words(reason))
+        }
         (None, reason) => format!("{status:?}: {}", words(reason)),
     }
 }
