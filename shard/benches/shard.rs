@@ -1,5 +1,5 @@
 //! The cost of one operation in a whole shard, without sockets and system calls: from received bytes to bytes to send.
-//! A GET is a read; a PUT includes its way through both holders.
+//! A GET is a read; a PUT includes its replication through both holders.
 //!
 //! ```text
 //!   cargo bench -p kv-shard --bench shard
@@ -54,7 +54,7 @@ fn shard(server: u16) -> Shard {
     )
 }
 
-/// The two holders of group 0, the ends of their stream, and a client of the primary.
+/// The two holders of group 0, both ends of their stream, and a client of the primary.
 struct Pair {
     primary: Shard,
     secondary: Shard,

@@ -1,4 +1,4 @@
-//! The origin of a connection, as far as limits for each origin need it.
+//! The origin of a connection, to which limits per origin apply.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub struct Address(IpAddr);
 
 impl Address {
-    /// The address of a connection whose other end is unknown.
+    /// The address of a connection whose remote end is unknown.
     pub const UNKNOWN: Address = Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
     /// The address of this machine.

@@ -9,7 +9,7 @@
 //!
 //! A state machine over bytes: it depends on no socket, clock or runtime.
 //!
-//! Memory: before the next bytes of a partial long frame are received, memory for them is reserved
+//! Memory: memory for the next bytes of a partial long frame is reserved before they are received
 //! ([`crate::connection_memory`]). All other buffered bytes are counted.
 
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use crate::connection_memory::FrameMemory;
 use crate::service::{Ahead, Hashed, ReadFrame, Service};
 
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
-/// The first of the opcodes of the cluster's own connections (docs/protocol.md).
+/// The lowest opcode of the cluster's internal connections (docs/protocol.md).
 const FIRST_FOREIGN_OPCODE: u8 = 0x40;
 /// The capacity to which the input buffer of a connection is trimmed: thousands of connections may be idle.
 const IDLE_INPUT: usize = 1 << 10;
@@ -44,7 +44,7 @@ const RESERVED_AHEAD: usize = 256 << 10;
 /// The time after which a frame without memory for its next bytes is given up, because the frames before it in the
 /// queue may never be completed. Its client retries.
 const MEMORY_DEADLINE: Duration = Duration::from_secs(3);
-/// The time without input after which a connection with a long frame is closed, if another waits for memory.
+/// The time without input after which a connection with a long frame is closed, if another connection waits for memory.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_millis(250);
 
 /// The input side of a client's connection; its output is in the [`Service`].
@@ -58,14 +58,15 @@ pub(crate) struct Connection {
     is_lent: bool,
     /// The reserved memory of a partial long frame.
     memory: Option<FrameMemory>,
-    /// The time since which the connection waits for memory; until it gets some, it is not read.
+    /// The time since which the connection waits for memory. The engine does not read the connection until it gets
+    /// some.
     waits_since: Option<Time>,
     /// Bytes that the input buffer counts as connection memory, in addition to the reserved bytes.
     counted: usize,
     last_input: Time,
 }
 
-/// The state that the frames received so far determine.
+/// The state that depends on the frames received so far.
 #[derive(Debug)]
 struct Session {
     id: ConnectionId,
@@ -117,7 +118,7 @@ impl Connection {
         if is_greeted && is_cut {
             rest = &rest[self.input.complete(rest)..];
         }
-        // A complete frame in the buffer waits for room in the output.
+        // The buffer starts with a complete frame that waits for room in the output.
         let is_kept_back = is_cut && rest.len() == received.len();
         if !is_greeted || is_kept_back {
             self.input.extend(received);
@@ -150,13 +151,13 @@ impl Connection {
         self.deadline = self.input.is_partial().then(|| now + FRAME_DEADLINE);
     }
 
-    /// Returns the connection's id if it is between two requests.
+    /// Returns the connection's id if no request is being received.
     pub(crate) fn idle(&self) -> Option<ConnectionId> {
         let is_idle = self.session.client.is_some() && !self.is_lent && !self.input.is_partial();
         is_idle.then_some(self.session.id)
     }
 
-    /// Returns how many bytes the partial frame lacks.
+    /// Returns the number of missing bytes of the partial frame.
     pub(crate) fn missing(&self) -> usize {
         self.input.missing()
     }
@@ -183,7 +184,7 @@ impl Connection {
     }
 
     /// Continues with the frames that were held back while the output was full. A partial frame gets a new deadline,
-    /// because the rest of it could not be read before.
+    /// because the rest of it could not be read meanwhile.
     pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
         if self.is_lent {
             return;
@@ -228,7 +229,7 @@ impl Connection {
         is_reserved
     }
 
-    /// Leaves the queue for memory: bytes that still arrived have completed the frame.
+    /// Leaves the queue for memory after bytes that were still received have completed the frame.
     fn stop_waiting(&mut self, service: &mut Service) {
         if self.waits_since.take().is_some() {
             let id = self.session.id;
@@ -262,20 +263,20 @@ impl Connection {
         let before = std::mem::replace(&mut self.counted, held);
         service.outputs.tally().change(before, held);
         if held > before && service.outputs.tally().memory().is_used_up() {
-            service.count_refused(now, "connection", "the memory of connections is used up");
+            service.count_refused(now, "connection", "the memory budget of connections is used up");
             service.outputs.kill(self.session.id);
         }
     }
 
-    /// Returns whether the connection holds reserved memory and makes no progress: it sends nothing, or receives no
-    /// responses so that its request waits. It is closed if another waits for memory.
+    /// Returns whether the connection holds reserved memory and makes no progress: it sends nothing, or its request
+    /// waits because it receives no responses. Such a connection is closed if another one waits for memory.
     pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
         self.memory.is_some()
             && self.waits_since.is_none()
             && self.last_input + STALL_UNDER_PRESSURE <= now
     }
 
-    /// Stops counting the memory of the connection, which ends.
+    /// Stops counting the memory of the connection, which is being closed.
     pub(crate) fn on_closed(&mut self, service: &mut Service) {
         service.outputs.tally().change(std::mem::take(&mut self.counted), 0);
     }
@@ -302,7 +303,7 @@ impl Connection {
         }
         self.input.trim(IDLE_INPUT);
         if served {
-            // Any frame that waits now is a new one.
+            // A frame that waits now is a new one, which has no memory yet.
             self.memory = None;
             self.stop_waiting(service);
         }
@@ -360,15 +361,18 @@ impl Session {
                 }
                 Err(error) => self.refuse_frame(now, service, Status::Invalid, &error.to_string()),
             },
-            client_opcode::HELLO => {
-                self.part(now, service, Status::Invalid, "a connection has one HELLO, its first")
-            }
+            client_opcode::HELLO => self.part(
+                now,
+                service,
+                Status::Invalid,
+                "HELLO is permitted only as the first frame of a connection",
+            ),
             // The opcode belongs to another port; close the connection.
             FIRST_FOREIGN_OPCODE.. => self.part(
                 now,
                 service,
                 Status::Unsupported,
-                "this is the clients' port; peers and coordinators have ports of their own",
+                "this is the port for clients; connect to the port for servers",
             ),
             _ => match Request::read(frame.opcode, frame.body) {
                 Err(error) => {
@@ -382,7 +386,7 @@ impl Session {
     fn greet(&mut self, now: Time, service: &mut Service, frame: Frame<'_>) -> Next {
         if frame.opcode != client_opcode::HELLO {
             let reason = format!(
-                "the first frame of a client's connection is HELLO, not opcode {:#04x}",
+                "the first frame of a client's connection must be HELLO, but has opcode {:#04x}",
                 frame.opcode
             );
             return self.part(now, service, Status::Unsupported, &reason);
@@ -483,7 +487,7 @@ impl Session {
             return Next::Frame;
         }
         let reason =
-            format!("{MAX_ERRORS_IN_A_ROW} malformed requests in a row, the last: {reason}");
+            format!("{MAX_ERRORS_IN_A_ROW} malformed requests in a row; the last one: {reason}");
         self.part(now, service, Status::Invalid, &reason)
     }
 
@@ -496,7 +500,7 @@ impl Session {
         self.part(now, service, status, &error.to_string());
     }
 
-    /// Sends the reason, then closes the connection.
+    /// Sends the reason as an ERROR, then closes the connection.
     fn part(&mut self, now: Time, service: &mut Service, status: Status, reason: &str) -> Next {
         service.count_refused(now, "client connection", reason);
         service.outputs.append(self.id, |bytes| Refusal { status, reason }.write(bytes));

@@ -10,9 +10,9 @@
 //!
 //! A long frame has the memory for its next bytes reserved before they are received. A connection without a reservation
 //! is not read and waits in a queue that all shards share. The first in the queue gets memory that others release, or
-//! the room that is kept for it. With that room it never waits again, so partial frames cannot deadlock.
+//! the room that is kept for it. A frame with that room never waits again, so partial frames cannot deadlock.
 //!
-//! Values that are sent from the table take no memory here (`output.rs`).
+//! Values that are sent directly from the table take no memory of this budget (`output.rs`).
 //!
 //! This module also holds the tables' own limit, because tables leave free the memory that connections hold. That limit
 //! may change while the process runs.
@@ -23,14 +23,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_CLIENT_BODY};
 
-/// The budget if there is no memory limit.
+/// The budget without a memory limit.
 const DEFAULT_BYTES: u64 = 256 << 20;
 /// The divisor of the memory limit that gives the default budget.
 const PART_OF_LIMIT: u64 = 4;
-/// The change at which a shard updates the shared sum, which the other shards read often.
+/// The change of a shard's tally at which it updates the shared sum. The sum is updated rarely, because all shards read
+/// it often.
 const REPORTED_BYTES: usize = 64 << 10;
 
-/// The room for the longest frame.
+/// The room for a frame of the maximum length.
 const ROOM_BYTES: u64 = MAX_CLIENT_BODY as u64 + (64 << 10);
 
 const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
@@ -39,7 +40,7 @@ const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
 #[derive(Debug)]
 pub struct ConnectionMemory {
     limit: u64,
-    /// The limit of all tables together; 0: none.
+    /// The memory limit of all tables together; 0: none.
     memory_limit: AtomicU64,
     /// The number of tables of the process, which leave free the memory that connections hold.
     tables: u64,
@@ -49,11 +50,11 @@ pub struct ConnectionMemory {
 
 #[derive(Debug, Default)]
 struct Frames {
-    /// Bytes reserved from the part for all frames.
+    /// The number of bytes reserved from the part for all frames.
     common: u64,
-    /// Bytes reserved from the room by the frame that has it.
+    /// The number of bytes that the frame in the room has reserved from it.
     in_room: Option<u64>,
-    /// Waiting frames, in the order of their requests.
+    /// The waiting frames, in order of arrival.
     waiting: VecDeque<Ticket>,
     tickets: u64,
 }
@@ -71,8 +72,8 @@ pub(crate) struct FrameMemory {
 }
 
 impl ConnectionMemory {
-    /// Creates a budget of `asked` bytes, or else of a quarter of the memory limit, or else of 256 MiB. The process has
-    /// `tables` tables.
+    /// Creates a budget of `asked` bytes; by default a quarter of the memory limit, or 256 MiB without a limit. The
+    /// process has `tables` tables.
     pub fn new(
         asked: Option<u64>,
         memory_limit: Option<u64>,
@@ -85,7 +86,7 @@ impl ConnectionMemory {
         Arc::new(ConnectionMemory { limit, memory_limit, tables, frames, others })
     }
 
-    /// Returns the budget.
+    /// Returns the size of the budget in bytes.
     pub fn limit(&self) -> u64 {
         self.limit
     }
@@ -95,8 +96,8 @@ impl ConnectionMemory {
         Some(self.memory_limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 
-    /// Changes the limit of all tables together; executors apply it at their next tick. The budget of connections stays
-    /// the same.
+    /// Changes the limit of all tables together; executors apply it at their next wake-up. The budget of connections
+    /// stays the same.
     pub fn set_memory_limit(&self, limit: Option<u64>) {
         self.memory_limit.store(limit.unwrap_or(0), Ordering::Relaxed);
     }
@@ -111,7 +112,7 @@ impl ConnectionMemory {
         self.tables
     }
 
-    /// Returns the bytes held now.
+    /// Returns the number of bytes that connections hold.
     pub fn held(&self) -> u64 {
         let frames = lock(&self.frames);
         frames.common + frames.in_room.unwrap_or(0) + self.others.load(Ordering::Relaxed)
@@ -146,7 +147,7 @@ impl FrameMemory {
     }
 
     /// Increases the reservation to `bytes` in all; returns whether it succeeded. If no memory is available, the frame
-    /// takes or keeps its place in the queue, and the caller must try again.
+    /// takes or keeps its place in the queue, and the caller must retry.
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes()) as u64;
         let mut frames = lock(&self.memory.frames);
@@ -191,12 +192,12 @@ impl Drop for FrameMemory {
     }
 }
 
-/// Locks the frames' part. A thread that panics in it leaves counts that are still valid.
+/// Locks the frames' part. Poisoning is ignored, because the counts stay valid if a thread panics.
 fn lock(frames: &Mutex<Frames>) -> MutexGuard<'_, Frames> {
     frames.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Bytes that one shard's connections hold, apart from long frames.
+/// The number of bytes that one shard's connections hold, apart from long frames.
 #[derive(Debug)]
 pub(crate) struct Tally {
     memory: Arc<ConnectionMemory>,
@@ -240,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_budget_is_a_quarter_of_the_limit_and_holds_a_longest_frame_at_least() {
+    fn the_budget_is_a_quarter_of_the_limit_and_at_least_one_frame_of_maximum_length() {
         assert_eq!(ConnectionMemory::new(None, None, 2).limit(), DEFAULT_BYTES);
         assert_eq!(ConnectionMemory::new(None, Some(4 << 30), 2).limit(), 1 << 30);
         assert_eq!(ConnectionMemory::new(None, Some(1 << 20), 2).limit(), CONNECTION_MEMORY_MIN);
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_in_line_has_room_for_a_longest_frame_and_the_others_wait_in_order() {
+    fn the_first_in_the_queue_has_room_for_a_maximum_frame_and_others_wait_in_order() {
         let memory = least();
         let mut frames: Vec<_> = (0..4).map(|_| FrameMemory::new(Arc::clone(&memory))).collect();
         let filled = greedy(&memory);
@@ -269,7 +270,10 @@ mod tests {
         assert!(!frames[1].reserve(1_000) && !frames[2].reserve(1) && !frames[3].reserve(1));
         assert!(memory.is_awaited());
         drop(filled);
-        assert!(!frames[2].reserve(1), "there is memory, but another asked before");
+        assert!(
+            !frames[2].reserve(1),
+            "memory is available, but another frame is first in the queue"
+        );
         assert!(frames[1].reserve(1_000) && frames[2].reserve(1) && frames[3].reserve(1));
         assert!(!memory.is_awaited());
         assert_eq!(memory.held(), (MAX_CLIENT_BODY + 1_002) as u64);
@@ -278,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_room_for_the_first_in_line_goes_from_one_to_the_next() {
+    fn the_room_for_the_first_in_the_queue_passes_to_the_next() {
         let memory = least();
         let _filled = greedy(&memory);
         let mut frames: Vec<_> = (0..9).map(|_| FrameMemory::new(Arc::clone(&memory))).collect();
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_ends_while_it_waits_leaves_the_line() {
+    fn a_connection_that_is_closed_while_it_waits_leaves_the_queue() {
         let memory = least();
         let _filled = greedy(&memory);
         let mut frames: Vec<_> = (0..3).map(|_| FrameMemory::new(Arc::clone(&memory))).collect();
@@ -304,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_beside_frames_is_counted_over_all_shards() {
+    fn memory_apart_from_frames_is_counted_over_all_shards() {
         let memory = ConnectionMemory::new(Some(CONNECTION_MEMORY_MIN), None, 2);
         let quarter = usize::try_from(CONNECTION_MEMORY_MIN / 4).unwrap();
         let (mut one, mut other) = (Tally::new(memory.clone()), Tally::new(memory.clone()));

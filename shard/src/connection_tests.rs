@@ -52,7 +52,7 @@ fn ended(shard: &mut Shard, id: kv_core::replica::ConnectionId) -> bool {
 }
 
 #[test]
-fn requests_cut_at_every_byte_get_the_same_answers() {
+fn requests_split_at_every_byte_get_the_same_responses() {
     let mut stream = Vec::new();
     stream.extend(request(1, key(), Operation::Get));
     stream.extend(request(2, b"another", Operation::Noop));
@@ -83,13 +83,13 @@ fn a_hello_in_single_bytes_is_welcomed() {
 }
 
 #[test]
-fn a_write_is_answered_only_when_the_other_holder_has_it() {
+fn a_write_gets_its_response_only_when_the_other_holder_has_it() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
     pair.primary.on_bytes(NOW, id, &put(1, key(), b"v"));
-    assert!(pair.primary.unsent(id).is_empty(), "answered before it was sent");
+    assert!(pair.primary.unsent(id).is_empty(), "response before the write was sent");
     let there = pair.said_by_primary();
-    assert!(pair.primary.unsent(id).is_empty(), "answered before it was acked");
+    assert!(pair.primary.unsent(id).is_empty(), "response before the write was acked");
     pair.secondary.on_bytes(NOW, pair.accepted, &there);
     let back = pair.said_by_secondary();
     pair.primary.on_bytes(NOW, pair.dialled, &back);
@@ -97,11 +97,11 @@ fn a_write_is_answered_only_when_the_other_holder_has_it() {
 }
 
 #[test]
-fn a_resolve_is_answered_only_when_the_other_holder_has_its_record() {
+fn a_resolve_gets_its_response_only_when_the_other_holder_has_its_record() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
     let number = |id| Operation::Resolve(HEADER, RequestHash(id));
-    // The request follows another one, so that look-ahead examines it too.
+    // The RESOLVE follows another request, so that look-ahead examines it too.
     let mut stream = request(1, key(), Operation::Noop);
     stream.extend(request(2, key(), number(7)));
     pair.primary.on_bytes(NOW, id, &stream);
@@ -122,7 +122,7 @@ fn a_resolve_is_answered_only_when_the_other_holder_has_its_record() {
 }
 
 #[test]
-fn an_unknown_opcode_is_answered_with_the_supported_ones_and_the_connection_stays() {
+fn an_unknown_opcode_gets_the_supported_ones_as_response_and_the_connection_stays() {
     let mut shard = shard(0);
     let id = client(&mut shard);
     let mut question = Vec::new();
@@ -138,7 +138,7 @@ fn an_unknown_opcode_is_answered_with_the_supported_ones_and_the_connection_stay
 }
 
 #[test]
-fn the_map_is_answered_once_there_is_one_with_the_views_that_this_server_knows_better() {
+fn a_map_response_includes_the_newer_views_of_this_server() {
     let mut shard = shard(0);
     let id = client(&mut shard);
     let mut question = Vec::new();
@@ -206,7 +206,7 @@ fn map_of_version(version: u64) -> Map {
 }
 
 #[test]
-fn opcodes_of_other_ports_close_the_connection_in_words() {
+fn opcodes_of_other_ports_close_the_connection_with_a_reason() {
     for opcode in [peer_opcode::PEER_HELLO, peer_opcode::BATCH, 0x80, 0x92] {
         let mut shard = shard(0);
         let id = client(&mut shard);
@@ -218,7 +218,7 @@ fn opcodes_of_other_ports_close_the_connection_in_words() {
 }
 
 #[test]
-fn a_foreign_version_or_an_impossible_length_is_named_and_closes() {
+fn an_unknown_version_or_an_impossible_length_is_reported_and_closes_the_connection() {
     let mut version = request(1, key(), Operation::Get);
     version[4] = 9;
     let mut length = request(1, key(), Operation::Get);
@@ -232,14 +232,14 @@ fn a_foreign_version_or_an_impossible_length_is_named_and_closes() {
         shard.on_bytes(NOW, id, &bytes);
         shard.on_bytes(NOW, id, &request(2, key(), Operation::Get));
         let told = told(&take_output(&mut shard, id));
-        assert_eq!(told.len(), 1, "nothing is served after that: {told:?}");
+        assert_eq!(told.len(), 1, "no request is served after that: {told:?}");
         assert!(told[0].2.contains(words) && told[0].1 == status, "{told:?}");
         assert!(ended(&mut shard, id));
     }
 }
 
 #[test]
-fn another_cluster_is_refused_before_anything() {
+fn a_hello_of_another_cluster_is_rejected_first() {
     let mut shard = shard(0);
     let mut bytes = Vec::new();
     kv_protocol::client_message::Hello {
@@ -255,7 +255,7 @@ fn another_cluster_is_refused_before_anything() {
 }
 
 #[test]
-fn errors_in_a_row_close_and_a_good_request_starts_the_count_anew() {
+fn errors_in_a_row_close_the_connection_and_a_valid_request_resets_the_count() {
     let mut shard = shard(0);
     let id = client(&mut shard);
     for _ in 0..3 {
@@ -277,7 +277,7 @@ fn errors_in_a_row_close_and_a_good_request_starts_the_count_anew() {
 }
 
 #[test]
-fn a_write_with_a_wrong_digest_is_refused_and_a_foreign_key_is_wrong_view() {
+fn a_write_with_a_wrong_digest_is_rejected_and_a_key_of_another_group_is_wrong_view() {
     let (mut pair, id) = serving(b"v");
     let mut forged = put(2, key(), b"other");
     // The digest follows the header, the request id and the view.
@@ -296,7 +296,7 @@ fn a_write_with_a_wrong_digest_is_refused_and_a_foreign_key_is_wrong_view() {
 }
 
 #[test]
-fn of_many_writes_that_come_together_those_with_a_wrong_digest_are_refused_wherever_they_stand() {
+fn of_many_writes_in_one_receive_exactly_those_with_a_wrong_digest_are_rejected() {
     // Digests are checked several at once, in windows of up to 32 requests, and the remainder one by one.
     let places = [
         (2, 0),
@@ -339,7 +339,7 @@ fn of_many_writes_that_come_together_those_with_a_wrong_digest_are_refused_where
 }
 
 #[test]
-fn a_full_output_stops_reading_and_nothing_is_lost_when_it_drains() {
+fn a_full_output_stops_reading_and_no_request_is_lost_when_it_drains() {
     let value = vec![b'x'; 1 << 20];
     let (mut pair, id) = serving(&value);
     let shard = &mut pair.primary;
@@ -359,7 +359,7 @@ fn a_full_output_stops_reading_and_nothing_is_lost_when_it_drains() {
 }
 
 #[test]
-fn deadlines_end_the_silent_the_slow_and_those_who_take_no_answers() {
+fn deadlines_close_silent_and_slow_connections_and_those_that_receive_no_responses() {
     let just_before = |limit: Duration| NOW + (limit - Duration::from_millis(1));
     let mut silent = shard(0);
     let id = silent.adopt(NOW, Port::Clients, &[]);
@@ -388,7 +388,7 @@ fn deadlines_end_the_silent_the_slow_and_those_who_take_no_answers() {
 }
 
 #[test]
-fn a_request_cut_while_the_output_was_full_has_all_its_time_once_reading_goes_on() {
+fn a_partial_request_gets_its_full_deadline_again_when_reading_resumes() {
     let value = vec![b'x'; 64 << 10];
     let (mut pair, id) = serving(&value);
     let shard = &mut pair.primary;
@@ -403,7 +403,7 @@ fn a_request_cut_while_the_output_was_full_has_all_its_time_once_reading_goes_on
     serve_readers(shard, soon, |_, _| 0);
     shard.on_sent(soon, id, 1);
     shard.enforce_deadlines(NOW + FRAME_DEADLINE, [id].into_iter());
-    assert_eq!(shard.fate(id), Fate::Wait, "nothing was read that could complete the request");
+    assert_eq!(shard.fate(id), Fate::Wait, "the rest of the request was not read meanwhile");
     let later = NOW + FRAME_DEADLINE + Duration::from_secs(1);
     take_output_at(later, shard, id);
     let just_before = later + (FRAME_DEADLINE - Duration::from_millis(1));
@@ -422,7 +422,7 @@ fn an_idle_client_is_left_alone() {
 }
 
 #[test]
-fn a_value_on_its_way_is_nowhere_until_its_last_byte() {
+fn a_partial_value_is_not_visible_before_its_last_byte() {
     let (mut pair, id) = serving(b"old");
     let bytes = put(2, key(), &vec![b'n'; 300_000]);
     pair.primary.on_bytes(NOW, id, &bytes[..bytes.len() - 1]);
@@ -436,7 +436,7 @@ fn a_value_on_its_way_is_nowhere_until_its_last_byte() {
 }
 
 #[test]
-fn the_words_of_a_refusal_are_sent_even_to_those_who_have_ended_their_side() {
+fn the_reason_of_a_rejection_is_sent_even_to_a_half_closed_connection() {
     let mut shard = shard(0);
     let id = shard.adopt(NOW, Port::Clients, &raw(client_opcode::GET, b""));
     shard.on_end_of_input(NOW, id);
@@ -502,7 +502,7 @@ fn serving_over(value: &[u8], room: usize) -> (Pair, kv_core::replica::Connectio
 const LONG: [u8; 16 << 10] = [7; 16 << 10];
 
 #[test]
-fn long_values_go_straight_to_the_socket_and_what_it_does_not_take_follows_in_order() {
+fn long_values_go_directly_to_the_socket_and_the_rest_follows_in_order() {
     let mut stream = Vec::new();
     (10..13).for_each(|id| stream.extend(request(id, key(), Operation::Get)));
     stream.extend(request(13, key(), Operation::Noop));
@@ -538,7 +538,7 @@ fn long_values_go_straight_to_the_socket_and_what_it_does_not_take_follows_in_or
 }
 
 #[test]
-fn a_long_part_of_a_value_goes_straight_to_the_socket_too() {
+fn a_long_part_of_a_value_goes_directly_to_the_socket_too() {
     let value: Vec<u8> = (0..40_000u32).map(|at| u8::try_from(at / 3 % 251).unwrap()).collect();
     for room in [0, 39, 20_000, usize::MAX] {
         for (from, most) in [(0u32, 5_000u32), (1, 30_000), (35_000, 90_000)] {
@@ -565,22 +565,22 @@ fn a_long_part_of_a_value_goes_straight_to_the_socket_too() {
 }
 
 #[test]
-fn nothing_goes_straight_to_the_socket_before_other_bytes() {
+fn no_value_goes_directly_to_the_socket_before_earlier_bytes() {
     let gets: Vec<u8> = (10..20).flat_map(|id| request(id, key(), Operation::Get)).collect();
     let (mut pair, id, socket) = serving_over(&LONG, usize::MAX);
     pair.primary.on_bytes(NOW, id, &request(9, key(), Operation::Noop));
     let (on_their_way, _) = pair.primary.service.outputs.get(id).unwrap().take().unwrap();
     pair.primary.on_bytes(NOW, id, &gets);
     serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
-    assert!(socket.took.borrow().is_empty(), "it would overtake {on_their_way:?}");
+    assert!(socket.took.borrow().is_empty(), "the value would overtake {on_their_way:?}");
     pair.primary.on_sent(NOW, id, on_their_way.len());
-    // One wake-up sends a bounded part.
+    // One wake-up sends only a bounded part.
     while serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts)) {}
     assert_eq!(told(&socket.took.borrow()).len(), 10);
 }
 
 #[test]
-fn without_a_lease_nothing_goes_straight_to_the_socket() {
+fn without_a_lease_no_value_goes_directly_to_the_socket() {
     let (mut pair, id, socket) = serving_over(&LONG, usize::MAX);
     let gets: Vec<u8> = (10..20).flat_map(|id| request(id, key(), Operation::Get)).collect();
     pair.primary.on_bytes(NOW + Duration::from_secs(1), id, &gets);
@@ -591,7 +591,7 @@ fn without_a_lease_nothing_goes_straight_to_the_socket() {
 }
 
 #[test]
-fn a_long_value_is_the_one_that_was_read_however_late_it_is_sent() {
+fn a_long_value_stays_the_one_that_was_read_however_late_it_is_sent() {
     let (mut pair, id) = serving(&[1; 1 << 20]);
     let pinned = |pair: &Pair| pair.primary.service.replica(GROUP).unwrap().pinned_len();
     pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
@@ -603,7 +603,7 @@ fn a_long_value_is_the_one_that_was_read_however_late_it_is_sent() {
     let said = take_output(&mut pair.primary, id);
     let text = String::from_utf8(vec![1; 1 << 20]).unwrap();
     assert_eq!(told(&said), [(Some(2), Status::Ok, text)]);
-    assert_eq!(pinned(&pair), 0, "it is given back when all is sent");
+    assert_eq!(pinned(&pair), 0, "the pin is returned when all is sent");
 
     // The pin also ends when its reader closes.
     pair.primary.on_bytes(NOW, other, &put(3, key(), &[3; 5_000]));
@@ -627,7 +627,10 @@ fn readers_of_long_values_take_turns_and_a_wake_up_sends_a_bounded_part() {
     for id in [first, second] {
         pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
     }
-    assert!(serve_readers(&mut pair.primary, NOW, &mut send), "both wait for their next turns");
+    assert!(
+        serve_readers(&mut pair.primary, NOW, &mut send),
+        "both readers wait for their next turns"
+    );
     let (one, two) = (socket.took.borrow().len(), other.took.borrow().len());
     assert_eq!(one, two);
     assert!(one > 0 && one + two <= 1 << 20, "{one} bytes each in one wake-up");
@@ -637,12 +640,12 @@ fn readers_of_long_values_take_turns_and_a_wake_up_sends_a_bounded_part() {
 }
 
 #[test]
-fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_for_its_turn_is_not() {
+fn a_reader_that_receives_nothing_is_closed_and_one_that_waits_for_its_turn_is_not() {
     let (mut pair, id) = serving(&[1; 1 << 20]);
     pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
     let late = NOW + STALL_DEADLINE;
     pair.primary.enforce_deadlines(late, [id].into_iter());
-    assert_eq!(pair.primary.fate(id), Fate::Wait, "it was offered nothing yet");
+    assert_eq!(pair.primary.fate(id), Fate::Wait, "the engine has not offered it any bytes yet");
     serve_readers(&mut pair.primary, late, |_, _| 0);
     pair.primary.enforce_deadlines(late + STALL_DEADLINE, [id].into_iter());
     assert_eq!(pair.primary.fate(id), Fate::Close);
@@ -656,7 +659,7 @@ fn part_of_a_put() -> Vec<u8> {
 }
 
 #[test]
-fn long_requests_beyond_the_budget_wait_in_order_and_those_that_stall_make_room() {
+fn long_requests_beyond_the_budget_wait_in_order_and_stalled_ones_make_room() {
     let memory = ConnectionMemory::new(Some(CONNECTION_MEMORY_MIN), None, 2);
     let mut shard = shard_with_memory(0, Arc::clone(&memory));
     let ids: Vec<_> = (0..60).map(|_| client(&mut shard)).collect();
@@ -696,15 +699,22 @@ fn long_requests_beyond_the_budget_wait_in_order_and_those_that_stall_make_room(
     }
     let now = now + Duration::from_secs(1);
     shard.enforce_deadlines(now, ids.iter().copied());
-    assert!(ids.iter().any(|id| shard.fate(*id) == Fate::Read), "nobody else needs its memory");
+    assert!(
+        ids.iter().any(|id| shard.fate(*id) == Fate::Read),
+        "no other connection needs its memory"
+    );
     for id in ids.into_iter().chain([short]) {
         shard.close(now, id);
     }
-    assert!(memory.held() < 64 << 10, "a shard reports small changes later: {}", memory.held());
+    assert!(
+        memory.held() < 64 << 10,
+        "a shard reports small changes only later: {}",
+        memory.held()
+    );
 }
 
 #[test]
-fn requests_of_clients_that_read_nothing_take_a_bounded_memory() {
+fn requests_of_clients_that_receive_no_responses_take_bounded_memory() {
     let memory = ConnectionMemory::new(Some(CONNECTION_MEMORY_MIN), None, 2);
     let mut shard = shard_with_memory(0, Arc::clone(&memory));
     let noops: Vec<u8> = (1..3_000).flat_map(|id| request(id, key(), Operation::Noop)).collect();
@@ -722,7 +732,7 @@ fn requests_of_clients_that_read_nothing_take_a_bounded_memory() {
     assert!(memory.held() <= CONNECTION_MEMORY_MIN, "{} bytes", memory.held());
     let one_more = shard.adopt(NOW, Port::Clients, &hello());
     assert_eq!(shard.fate(one_more), Fate::Close);
-    // Connections that receive nothing are closed.
+    // Connections that receive no responses are closed.
     let later = NOW + Duration::from_secs(1);
     shard.enforce_deadlines(later, ids.iter().copied());
     for id in ids {
@@ -733,7 +743,7 @@ fn requests_of_clients_that_read_nothing_take_a_bounded_memory() {
 }
 
 #[test]
-fn a_raised_memory_limit_counts_from_the_next_wake_up() {
+fn a_raised_memory_limit_applies_from_the_next_wake_up() {
     let memory = ConnectionMemory::new(None, Some(256 << 10), 2);
     let mut shard = shard_with_memory(0, Arc::clone(&memory));
     shard.service.install(NOW, View { peer: Peer::None, ..view() }, None).unwrap();
@@ -742,7 +752,7 @@ fn a_raised_memory_limit_counts_from_the_next_wake_up() {
     shard.on_bytes(NOW, id, &large);
     assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::OutOfSpace);
     memory.set_memory_limit(Some(64 << 20));
-    // No tick comes in between.
+    // There is no tick in between.
     shard.begin_wake_up(NOW);
     shard.on_bytes(NOW, id, &large);
     assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::Ok);

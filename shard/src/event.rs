@@ -20,9 +20,9 @@ pub struct Event {
 pub enum EventKind {
     /// A malformed frame, or a connection that was rejected or closed.
     Refused {
-        /// The refused thing, such as "request".
+        /// The kind of rejected input, such as "request".
         what: &'static str,
-        /// The reason, as readable text.
+        /// The reason, as text for the log.
         reason: String,
     },
     /// The stream of a group is established.
@@ -43,7 +43,7 @@ pub enum EventKind {
         /// The reason.
         error: StreamError,
     },
-    /// A connection is closed because a replica has lost its table with a value that was being sent.
+    /// A connection is closed because the replica's table was cleared while one of its values was being sent.
     ValueLost {
         /// The group.
         group: GroupId,
@@ -67,7 +67,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// Returns whether the event deserves an operator's attention; if not, it is merely informative.
+    /// Returns whether the event is logged as a warning; otherwise it is informative.
     pub fn is_warning(&self) -> bool {
         !matches!(self, EventKind::StreamEstablished { .. } | EventKind::ValueLost { .. })
     }
@@ -76,7 +76,7 @@ impl EventKind {
 impl fmt::Display for EventKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            EventKind::Refused { what, reason } => write!(f, "refused a {what}: {reason}"),
+            EventKind::Refused { what, reason } => write!(f, "rejected a {what}: {reason}"),
             EventKind::StreamEstablished { group, from: Some(from), view, last } => write!(
                 f,
                 "the stream of group {group} from {from} stands under view {view}; it goes on \
@@ -84,19 +84,22 @@ impl fmt::Display for EventKind {
             ),
             EventKind::StreamEstablished { group, from: None, view, last } => write!(
                 f,
-                "the stream of group {group} to its other holder stands under view {view}; it \
-                 goes on after write {last}"
+                "the stream of group {group} to its other holder is established under view {view}; it \
+                 continues after write {last}"
             ),
             EventKind::StreamBroken { group, error } => {
                 write!(f, "the stream of group {group} is closed: {error}")
             }
             EventKind::ValueLost { group, .. } => {
-                write!(f, "closed a reader of group {group}, whose table was cleared")
+                write!(
+                    f,
+                    "closed a connection that was receiving a value of group {group}: the table was cleared"
+                )
             }
             EventKind::StreamDown { group } => write!(f, "the stream of group {group} is down"),
             EventKind::DialFailed { group, address, error } => write!(
                 f,
-                "connect to the other holder of group {group} at {address}: {error}; trying on"
+                "cannot connect to the other holder of group {group} at {address}: {error}; will retry"
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! The first stage of an accepted connection, which determines the requested shard.
+//! The first stage of an accepted connection, which finds out the requested shard.
 //!
 //! ```text
 //!   accept -> Greeting: received bytes -> the hello, or a server's challenge, names a shard
@@ -15,11 +15,11 @@ use kv_protocol::ids::{ShardId, Time};
 use kv_protocol::key::{self, Challenge};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_HELLO_BODY};
 
-/// Connections of one port that may not have sent their hello. With one more, the oldest is closed, so that silent
-/// connections never lock others out.
+/// The maximum number of connections of one port without a hello. When another one arrives, the oldest is closed, so
+/// that silent connections cannot lock others out.
 pub const MAX_AWAITING_HELLO: usize = 1_024;
 
-/// The most connections of each port that may be without a hello.
+/// The maximum number of connections without a hello, for each port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HelloBounds {
     /// Connections accepted at the clients' port.
@@ -29,7 +29,7 @@ pub struct HelloBounds {
 }
 
 impl HelloBounds {
-    /// The bounds if descriptors are plentiful.
+    /// The bounds of a process with enough file descriptors.
     pub const WIDEST: HelloBounds =
         HelloBounds { clients: MAX_AWAITING_HELLO, servers: MAX_AWAITING_HELLO };
 }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_in_single_bytes_finds_its_shard_and_loses_nothing() {
+    fn a_hello_in_single_bytes_finds_its_shard_and_keeps_all_bytes() {
         let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients);
         let mut bytes = hello(3);
         let length = bytes.len();
@@ -146,14 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_does_not_exist_is_refused_here() {
+    fn a_hello_for_an_unknown_shard_stays_here_to_be_rejected() {
         let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients);
         handshake.on_bytes(&hello(4), HERE, 4);
         assert_eq!(handshake.wanted(), Some(HERE));
     }
 
     #[test]
-    fn a_client_at_the_servers_port_is_refused_here() {
+    fn a_client_at_the_servers_port_stays_here_to_be_rejected() {
         let mut handshake = Handshake::new(Time::from_nanos(1), Port::Servers);
         handshake.on_bytes(&hello(1), HERE, 4);
         assert_eq!(handshake.wanted(), Some(HERE));
@@ -167,7 +167,7 @@ mod tests {
             for port in [Port::Clients, Port::Servers] {
                 let mut handshake = Handshake::new(Time::from_nanos(1), port);
                 handshake.on_bytes(&bytes, HERE, 1);
-                // A hello longer than the maximum is not awaited.
+                // The handshake does not wait for a hello longer than the maximum.
                 prop_assert!(handshake.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);
             }
         }

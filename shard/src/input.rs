@@ -1,4 +1,4 @@
-//! The input side of one connection, whichever protocol it speaks.
+//! The input side of one connection, for every protocol.
 
 use kv_protocol::ids::Time;
 
@@ -99,7 +99,8 @@ impl Input {
         }
     }
 
-    /// Returns whether the connection was accepted, and is neither a client with a hello nor an authenticated server.
+    /// Returns whether the connection was accepted but has neither completed a client's hello nor authenticated as a
+    /// server.
     pub(crate) fn is_stranger(&self) -> bool {
         match self {
             Input::Handshake(_) => true,
@@ -108,8 +109,8 @@ impl Input {
         }
     }
 
-    /// Returns whether responses are still sent after the end of input. A frame that the end cuts off is dropped, and
-    /// no part of it is applied.
+    /// Returns whether responses are still sent after the end of input. A frame that the end of input truncates is
+    /// dropped, and no part of it is applied.
     pub(crate) fn is_served_after_end_of_input(&self) -> bool {
         matches!(self, Input::Client(_))
     }

@@ -1,4 +1,4 @@
-//! Parts of a dump in memory, as they are loaded into a table or were read from one.
+//! Parts of a dump in memory, between a table and a file.
 
 use kv_core::dump::DumpedShard;
 use kv_core::session::LoggedRecord;
@@ -11,11 +11,12 @@ pub enum LoadPiece {
     Entries(DumpedEntries),
     /// Completion records.
     Records(Vec<LoggedRecord>),
-    /// The last piece: the dump was found complete, and this is the shard's state in it.
+    /// The last part: the dump is complete, and this is the shard's line in it.
     End(DumpedShard),
 }
 
-/// Entries in one buffer. They are copied unformatted, because formatting them as text would block the executor.
+/// Entries in one buffer. They are copied in binary form, because formatting them as text would block the executor for
+/// too long.
 #[derive(Debug, Default)]
 pub struct DumpedEntries {
     bytes: Vec<u8>,

@@ -1,4 +1,4 @@
-//! A rate limit on log lines about events that occur at any rate: one line a second, or in a chosen interval.
+//! A rate limit for log lines about frequent events: one line per second, or per chosen interval.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use kv_protocol::ids::Time;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A filter of equal events, which selects those to log.
+/// A filter for similar events, which selects those to log.
 #[derive(Debug)]
 pub struct LogLimit {
     interval: Duration,
@@ -21,12 +21,12 @@ impl Default for LogLimit {
 }
 
 impl LogLimit {
-    /// Creates a limit of one event in each `interval`.
+    /// Creates a limit of one event per `interval`.
     pub fn every(interval: Duration) -> LogLimit {
         LogLimit { interval, last: None, suppressed: 0 }
     }
 
-    /// Returns `Some` if an event is to be logged now, with the number of events suppressed since the last.
+    /// Returns `Some` if this event is to be logged, with the number of events suppressed since the last logged one.
     pub fn admit(&mut self, now: Time) -> Option<u64> {
         if self.last.is_some_and(|last| now.since(last) < self.interval) {
             self.suppressed += 1;
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_of_choice_is_kept() {
+    fn a_chosen_interval_is_respected() {
         let mut limit = LogLimit::every(INTERVAL * 10);
         let start = Time::from_nanos(5);
         let admitted: Vec<Option<u64>> =

@@ -37,7 +37,7 @@ pub(crate) const LONG_VALUE: usize = 4 << 10;
 /// The capacity above which an empty buffer is returned to the allocator. A smaller buffer, grown to the size that a
 /// pipeline of requests needs, is kept for the next pipeline.
 const KEPT_CAPACITY: usize = 1 << 20;
-/// The most empty buffers on the free list, and the most bytes of capacity that they hold together.
+/// The maximum number of empty buffers on the free list, and the maximum of their total capacity in bytes.
 const KEPT_BUFFERS: usize = 64;
 const KEPT_BYTES: usize = 4 << 20;
 
@@ -49,15 +49,15 @@ pub(crate) struct Outputs {
     dirty_streams: VecDeque<ConnectionId>,
     /// Connections whose next bytes belong to a long value, in the order in which they are served.
     readers: VecDeque<ConnectionId>,
-    /// Pins to return to their tables.
+    /// Pins that are no longer needed and must be returned to their tables.
     released: Vec<PinnedValue>,
     tally: Tally,
     now: Time,
     /// The free list of buffers; a connection with nothing to send has no buffer.
     free_list: Vec<Vec<u8>>,
-    /// The capacity of all buffers on the free list.
+    /// The total capacity of all buffers on the free list.
     free_bytes: usize,
-    /// Writes with the response OUT_OF_SPACE.
+    /// The number of writes with the response OUT_OF_SPACE.
     out_of_space: u64,
 }
 
@@ -77,7 +77,7 @@ fn generation_of(id: ConnectionId) -> u32 {
 }
 
 impl Outputs {
-    /// Creates an empty table, whose outputs count in `memory`.
+    /// Creates an empty set, whose outputs count in `memory`.
     pub(crate) fn new(memory: Arc<ConnectionMemory>) -> Outputs {
         Outputs {
             slots: Vec::new(),
@@ -98,7 +98,8 @@ impl Outputs {
     pub(crate) fn open(&mut self, now: Time) -> ConnectionId {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
-            u32::try_from(self.slots.len() - 1).expect("connections are bounded far below")
+            u32::try_from(self.slots.len() - 1)
+                .expect("the number of connections is bounded far below")
         });
         let slot = &mut self.slots[index as usize];
         slot.output = Some(Output { last_progress: now, ..Output::default() });
@@ -131,7 +132,7 @@ impl Outputs {
         &mut self.tally
     }
 
-    /// Counts the memory of a connection's output from now on.
+    /// Starts to count the memory of a connection's output.
     pub(crate) fn count_memory(&mut self, id: ConnectionId) {
         if let Some(output) = self.get(id) {
             output.is_counted = true;
@@ -262,15 +263,16 @@ impl Outputs {
         std::mem::take(&mut self.released)
     }
 
-    /// Returns the values that a reader waits for.
+    /// Returns the values for which a reader waits.
     pub(crate) fn pinned(&self, id: ConnectionId) -> impl Iterator<Item = &PinnedValue> {
         let slot = self.slots.get(slot_of(id)).filter(|slot| slot.generation == generation_of(id));
         let output = slot.and_then(|slot| slot.output.as_ref());
         output.into_iter().flat_map(|output| output.long.iter().map(|long| &long.value))
     }
 
-    /// Returns the next bytes for a reader, at most `most`, with values where they are in the table. Returns `None` if
-    /// the connection is closed, or if `value_of` does not find a value because the replica has lost its table.
+    /// Returns the next bytes for a reader, at most `most`, as slices of the output and of values in the table. Returns
+    /// `None` if the connection is closed, or if `value_of` does not find a value because the replica has lost its
+    /// table.
     pub(crate) fn parts<'a, 't: 'a>(
         &'a self,
         id: ConnectionId,
@@ -349,7 +351,7 @@ impl Outputs {
         }
     }
 
-    /// Closes a connection at once; any state machine may call this.
+    /// Closes a connection without sending its remaining bytes.
     pub(crate) fn kill(&mut self, id: ConnectionId) {
         if let Some(output) = self.get(id) {
             output.kill();
@@ -439,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_a_closed_connection_reaches_nobody() {
+    fn the_id_of_a_closed_connection_matches_no_other() {
         let mut outputs = outputs();
         let first = outputs.open(NOW);
         outputs.close(first);
@@ -452,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_dirty_once_however_much_is_appended() {
+    fn a_connection_is_dirty_only_once_however_much_is_appended() {
         let mut outputs = outputs();
         let id = outputs.open(NOW);
         for n in 0..3 {
@@ -467,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_looked_at_first_and_the_others_in_their_order() {
+    fn dirty_streams_come_first_and_the_others_in_order() {
         let mut outputs = outputs();
         let ids = [(); 4].map(|()| outputs.open(NOW));
         outputs.set_stream(ids[2]);
@@ -482,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_nobody_takes_end_the_connection_at_the_stall_deadline() {
+    fn unsent_bytes_close_the_connection_at_the_stall_deadline() {
         let mut outputs = outputs();
         outputs.set_now(NOW);
         let id = outputs.open(NOW);
@@ -497,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_killed_is_looked_at_once_and_has_nothing_to_send_any_more() {
+    fn a_killed_connection_is_checked_once_and_has_nothing_to_send() {
         let mut outputs = outputs();
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([0; 10]));
@@ -511,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_were_taken_out_count_as_unsent_and_go_before_what_comes_later() {
+    fn bytes_taken_out_count_as_unsent_and_precede_later_ones() {
         let mut outputs = outputs();
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([1, 2, 3]));
@@ -521,7 +523,7 @@ mod tests {
         outputs.append(id, |bytes| bytes.push(4));
         let output = outputs.get(id).unwrap();
         assert_eq!(output.unsent_bytes(), 3);
-        assert_eq!(output.take(), None, "there is one send at a time");
+        assert_eq!(output.take(), None, "there is only one send at a time");
         assert!(output.deadline().is_some());
         output.close_after_responses(NOW);
         outputs.on_sent(NOW, id, 2);
@@ -545,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn a_half_closed_connection_is_cut_only_while_it_takes_nothing_or_is_owed_an_answer() {
+    fn a_half_closed_connection_has_a_deadline_only_for_unsent_or_outstanding_responses() {
         let mut outputs = outputs();
         outputs.set_now(NOW);
         let id = outputs.open(NOW);
@@ -558,13 +560,13 @@ mod tests {
             let output = outputs.get(id).unwrap();
             assert_eq!(output.deadline(), Some(at + STALL_DEADLINE));
         }
-        // A response that never arrives does not keep the connection open forever.
+        // A missing response does not keep the connection open forever.
         outputs.get(id).unwrap().expect_response();
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(NOW + STALL_DEADLINE));
     }
 
     #[test]
-    fn a_half_closed_connection_ends_when_its_answers_are_sent() {
+    fn a_half_closed_connection_ends_when_its_responses_are_sent() {
         let mut outputs = outputs();
         let id = outputs.open(NOW);
         let output = outputs.get(id).unwrap();

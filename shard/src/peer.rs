@@ -8,8 +8,8 @@
 //! Neither end acts on a frame of the other before the other has proved that it has the cluster's key
 //! ([`kv_protocol::key`]).
 //!
-//! A state machine over bytes. It does not produce the messages after the welcome: the shard pumps its replicas once in
-//! every wake-up ([`Service::pump`]).
+//! A state machine over bytes. It does not produce the messages after the welcome, because the shard pumps its replicas
+//! once in every wake-up ([`Service::pump`]).
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
@@ -39,15 +39,15 @@ pub(crate) struct Peer {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Accepted; CHALLENGE is due.
+    /// An accepted stream that waits for CHALLENGE.
     AwaitsChallenge,
-    /// Accepted and challenged; PEER-HELLO is due.
+    /// An accepted stream that has sent its proof and waits for PEER-HELLO.
     AwaitsHello(Seal),
-    /// Dialled for this group with this nonce; PROOF is due.
+    /// A stream dialled for this group with this nonce, which waits for PROOF.
     AwaitsProof(GroupId, Nonce),
-    /// Dialled for this group; PEER-WELCOME is due.
+    /// A stream dialled for this group, which waits for PEER-WELCOME.
     AwaitsWelcome(GroupId),
-    /// The stream of this group is established.
+    /// The established stream of this group.
     Streams(GroupId),
 }
 
@@ -169,7 +169,7 @@ impl Peer {
     }
 }
 
-/// The reason for which a stream ends.
+/// The reason why a stream ends.
 struct End {
     /// The rejection to send, if it does not follow from the stage.
     refusal: Option<PeerRefusal>,
@@ -183,7 +183,7 @@ impl From<String> for End {
     }
 }
 
-/// Processes one frame; returns the next stage, or the reason for which the stream ends.
+/// Processes one frame; returns the next stage, or the reason why the stream ends.
 fn take_frame(
     now: Time,
     id: ConnectionId,
@@ -209,7 +209,7 @@ fn take_frame(
             }
             Ok(Stage::AwaitsWelcome(group))
         }
-        // Before its proof, no claim of the acceptor counts, least of all a newer view.
+        // Before its proof, no claim of the acceptor counts. In particular, a newer view is not installed.
         (Stage::AwaitsProof(group, _), peer_opcode::PEER_REFUSAL) => {
             let refusal = PeerRefusal::read(frame.body).map_err(|error| error.to_string())?;
             Err(format!("the stream of group {group} was refused: {}", refusal.reason).into())

@@ -1,4 +1,4 @@
-//! Tests of streams between two shards without sockets: resuming, replacing, unknown servers, damage.
+//! Tests of streams between two shards without sockets: resumption, replacement, unknown servers, damage.
 
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ fn writes_of_one_wake_up_travel_in_one_batch_and_are_acked_in_one() {
 }
 
 #[test]
-fn a_write_whose_stream_breaks_is_sent_again_and_answered_once() {
+fn a_write_whose_stream_breaks_is_sent_again_and_gets_one_response() {
     for acked_on_the_way in [false, true] {
         let mut pair = Pair::joined();
         let id = client(&mut pair.primary);
@@ -148,13 +148,13 @@ fn a_new_stream_replaces_the_old_one() {
     assert_eq!(pair.secondary.fate(newer), Fate::Read);
     pair.secondary.close(NOW, pair.accepted);
     let connected = |shard: &Shard| shard.service.reports(NOW).any(|report| report.connected);
-    assert!(connected(&pair.secondary), "the end of the old one took the new one down");
+    assert!(connected(&pair.secondary), "the end of the old stream took the new one down");
     pair.secondary.close(NOW, newer);
     assert!(!connected(&pair.secondary));
 }
 
 #[test]
-fn strangers_are_refused_and_disturb_no_stream_that_stands() {
+fn unknown_servers_are_rejected_without_effect_on_an_established_stream() {
     let good = peer_hello();
     let mut imposter = good;
     imposter.from.incarnation = Incarnation(666);
@@ -177,7 +177,7 @@ fn strangers_are_refused_and_disturb_no_stream_that_stands() {
         let reason = refusal(&said).reason;
         assert!(
             matches!(reason, PeerRefusalReason::Stranger | PeerRefusalReason::OldView),
-            "{stranger:?} was refused as {reason:?}"
+            "{stranger:?} was rejected as {reason:?}"
         );
         assert_eq!(pair.secondary.fate(id), Fate::Shut);
         assert_eq!(pair.secondary.fate(pair.accepted), Fate::Read, "{stranger:?}");
@@ -189,7 +189,7 @@ fn strangers_are_refused_and_disturb_no_stream_that_stands() {
 }
 
 #[test]
-fn a_hello_under_another_key_is_a_strangers_and_leaves_the_stream_alone() {
+fn a_hello_under_another_key_is_rejected_without_effect_on_the_stream() {
     let mut pair = Pair::joined();
     let id = dial(&mut pair.secondary, ClusterKey(KEY.0 ^ 1), &peer_hello());
     let said = take_output(&mut pair.secondary, id);
@@ -199,7 +199,7 @@ fn a_hello_under_another_key_is_a_strangers_and_leaves_the_stream_alone() {
 
 /// Another program may listen on the port of a server that has died.
 #[test]
-fn an_acceptor_without_the_key_is_told_nothing_and_its_newer_view_does_not_count() {
+fn an_acceptor_without_the_key_gets_no_hello_and_its_newer_view_does_not_count() {
     let newer = View { version: ViewVersion(9), primary: Some(member(1)), ..view() };
     let refuses = PeerRefusal { reason: PeerRefusalReason::OldView, view: Some(newer) };
     let mut refusal = Vec::new();
@@ -232,7 +232,7 @@ fn a_client_at_the_servers_port_is_closed() {
 }
 
 #[test]
-fn a_stream_that_takes_nothing_is_given_a_bounded_amount() {
+fn a_stream_that_receives_nothing_has_bounded_output() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
     let value = vec![0; 1 << 20];
@@ -241,14 +241,14 @@ fn a_stream_that_takes_nothing_is_given_a_bounded_amount() {
         pair.primary.finish_wake_up(NOW);
     }
     let unsent = pair.primary.unsent(pair.dialled).len();
-    assert!(unsent < 256 << 10, "{unsent} bytes wait for a peer that takes none");
+    assert!(unsent < 256 << 10, "{unsent} bytes wait for a peer that receives none");
     pair.exchange();
     assert_eq!(told(&take_output(&mut pair.primary, id)).len(), 20);
     assert_eq!(pair.primary.service.replica(GROUP).unwrap().view_version(), ViewVersion(1));
 }
 
 #[test]
-fn a_batch_that_comes_slowly_is_heard_at_both_ends_before_it_is_whole() {
+fn a_slow_batch_is_a_sign_of_life_at_both_ends_before_it_is_complete() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
     pair.primary.on_bytes(NOW, id, &put(1, key(), &[7; 64 << 10]));

@@ -54,26 +54,26 @@ use new_sessions::NewSessions;
 pub(crate) use look_ahead::{Ahead, Hashed, ReadFrame};
 
 /// The number of unsent bytes at which a stream is no longer pumped, until the peer has received some. A beacon waits
-/// for at most these bytes, one batch, and the bytes that the kernel holds for the stream (`UNSENT_BYTES` in
+/// behind at most these bytes, one batch, and the bytes that the kernel holds for the stream (`UNSENT_BYTES` in
 /// `server/src/net/socket.rs`).
 const STREAM_OUTPUT_BYTES: usize = 64 << 10;
 /// The initial back-off before a lost stream is dialled again; it doubles up to [`REDIAL_LAST`].
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
-/// The minimum interval between log lines about an unreachable partner, which may never come back.
+/// The minimum interval between log lines about an unreachable partner.
 const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A source of random nonces for handshakes. It fails if the system has no random numbers.
 pub type Nonces = Box<dyn FnMut() -> Result<Nonce, String>>;
 
-/// The identity of a shard; constant for the life of the process.
+/// The identity of a shard, which is constant for the life of the process.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity {
     /// The cluster to which the process belongs.
     pub cluster: ClusterId,
     /// The key by which processes of the cluster authenticate each other.
     pub key: ClusterKey,
-    /// The process.
+    /// The place and incarnation of the process.
     pub me: Member,
     /// The shard.
     pub shard: ShardId,
@@ -106,7 +106,7 @@ impl Identity {
     }
 }
 
-/// The reason for which a view cannot be installed.
+/// The reason why a view cannot be installed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InstallRefused {
     /// This server holds no replica of the group.
@@ -125,10 +125,10 @@ pub enum InstallRefused {
 /// Counters of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Requests that reached this shard.
+    /// The number of requests that reached this shard.
     pub requests: u64,
-    /// Malformed frames and connections that were rejected, and connections that missed a deadline or were closed to
-    /// free memory.
+    /// The number of malformed frames and connections that were rejected, and of connections that missed a deadline or
+    /// were closed to free memory.
     pub refused: u64,
     /// Writes with the response OUT_OF_SPACE.
     pub out_of_space: u64,
@@ -153,7 +153,7 @@ pub struct Service {
     pub(crate) waiting_frames: VecDeque<ConnectionId>,
     refusal_log: LogLimit,
     new_sessions: NewSessions,
-    /// True if the state that other threads observe has changed.
+    /// True if state that other threads observe has changed.
     has_news: bool,
     was_drained: bool,
 }
@@ -304,12 +304,12 @@ impl Service {
         self.counters.requests += 1;
         let (group, shard) = self.identity.placement.locate(request.digest);
         if shard != self.identity.shard {
-            let reason = "the key belongs to another shard; connect to that one";
+            let reason = "the key belongs to another shard; connect to that shard";
             return self.respond_with_refusal(id, request.id, Status::WrongView, reason);
         }
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
         let Some(hosted) = hosted else {
-            let reason = "the key belongs to a group that this server does not hold";
+            let reason = "this server holds no replica of the group of the key; fetch the map";
             return self.respond_with_refusal(id, request.id, Status::WrongView, reason);
         };
         let checked_at =
@@ -331,7 +331,7 @@ impl Service {
             && request.operation.write_header().is_some()
             && !hosted.replica.has_session(client)
         {
-            let reason = "too many new clients write from this address; try again";
+            let reason = "too many new clients write from this address; retry later";
             return self.respond_with_refusal(id, request.id, Status::Busy, reason);
         }
         if let Some(output) = self.outputs.get(id) {
@@ -373,14 +373,14 @@ impl Service {
         match self.map_with_views() {
             Some(map) => self.outputs.append(id, |bytes| write_map_response(bytes, &map)),
             None => {
-                let (status, reason) = (Status::Unavailable, "this server has not got the map yet");
+                let (status, reason) = (Status::Unavailable, "this server has no map yet; retry later");
                 self.outputs.append(id, |bytes| Refusal { status, reason }.write(bytes));
             }
         }
     }
 
-    /// Returns the map, with those of the replicas' views that are newer than its own. A holder installs a view before
-    /// it receives the map with it, and the coordinator may die in between.
+    /// Returns the map, updated with newer views of the replicas. A holder installs a view before it receives the map
+    /// with that view, and the coordinator may crash in between.
     fn map_with_views(&self) -> Option<Arc<Map>> {
         let mut map = Arc::clone(self.map.as_ref()?);
         for view in self.hosted.iter().filter_map(|hosted| hosted.replica.view()) {
@@ -404,8 +404,8 @@ impl Service {
         }
     }
 
-    /// Takes the events since the last call. There are few: those that a stranger can cause are rate-limited, and those
-    /// of streams follow the back-off of dials.
+    /// Takes the events since the last call. There are few: events that any client can cause are rate-limited, and
+    /// those of streams follow the back-off of dials.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
@@ -477,7 +477,7 @@ impl Service {
             return Err("this stream was replaced by another".to_owned());
         };
         if hosted.dialled != hosted.replica.peer_hello(cluster) {
-            // The replica has given the stream up since its hello, for instance because the welcome was late.
+            // The replica no longer wants this stream, for instance because the welcome was late.
             self.outputs.kill(id);
             return Ok(());
         }
@@ -530,7 +530,8 @@ impl Service {
         let state = hosted.replica.state();
         match hosted.replica.on_peer_message(now, message, &mut self.outputs) {
             Ok(()) => {}
-            // The other end will be frozen too; its beacons are no reason to close the stream.
+            // A frozen replica ignores writes of the other end, which will be frozen too. The stream stays open for
+            // beacons.
             Err(StreamError::Frozen) => return Ok(()),
             Err(error) => {
                 let reason = match error {
@@ -706,13 +707,13 @@ impl Service {
     /// Loads a part of a dump into the empty table of a group that has no view yet.
     ///
     /// # Errors
-    /// Returns the reason as text; this process cannot serve then.
+    /// The reason as text. This process cannot serve then.
     pub fn load(&mut self, group: GroupId, piece: LoadPiece) -> Result<(), String> {
         let me = self.identity.me;
         let hosted = self.hosted(group);
         let replica = &mut hosted.ok_or_else(|| format!("{me} does not hold it"))?.replica;
         if replica.view().is_some() {
-            return Err("it has a view, and is filled by its stream alone".to_owned());
+            return Err("only a replica without a view can load a dump".to_owned());
         }
         match piece {
             LoadPiece::Entries(entries) => {
@@ -722,7 +723,7 @@ impl Service {
                         loaded = replica.load_entry(key, value, version);
                     }
                 });
-                loaded.map_err(|error| format!("{error}; raise --memory-limit, or add memory"))?;
+                loaded.map_err(|error| format!("{error}; raise --memory-limit or add memory"))?;
             }
             LoadPiece::Records(records) => {
                 for LoggedRecord { sn, record } in records {
@@ -752,7 +753,7 @@ impl Service {
         self.has_news = true;
     }
 
-    /// Freezes all replicas: they accept, send and acknowledge no writes; reads and beacons continue.
+    /// Freezes all replicas. They accept, send and acknowledge no writes; reads and beacons continue.
     pub fn freeze(&mut self) {
         for hosted in &mut self.hosted {
             hosted.replica.freeze();
@@ -813,7 +814,7 @@ impl Service {
         dials.min()
     }
 
-    /// Returns the replicas' lines of the heartbeat.
+    /// Returns the replicas' reports for the heartbeat.
     pub fn reports(&self, now: Time) -> impl Iterator<Item = ReplicaReport> {
         self.hosted.iter().filter_map(move |hosted| hosted.replica.report(now))
     }
@@ -823,7 +824,7 @@ impl Service {
         Counters { out_of_space: self.outputs.out_of_space(), ..self.counters }
     }
 
-    /// Makes the engine publish the state for other threads, and check the dials.
+    /// Requests the engine to publish the state for other threads, and to check the dials.
     pub fn note_news(&mut self) {
         self.has_news = true;
     }

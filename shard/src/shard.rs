@@ -20,39 +20,40 @@ use crate::output::slot_of;
 use crate::peer::Peer;
 use crate::service::Service;
 
-/// Bytes of long values that one wake-up sends to all readers together, one piece each in turn. The kernel copies this
-/// many in about 50 µs, which is how long a short request waits behind them.
+/// The number of bytes of long values that one wake-up sends to all readers together, one piece each in turn. The
+/// kernel copies this many in about 50 µs; a short request may wait that long behind them.
 const READERS_BYTES: usize = 128 << 10;
-/// The most bytes of one piece.
+/// The maximum number of bytes of one piece.
 const READER_PIECE: usize = 64 << 10;
-/// The time between two calls of the shard after which it has stood: more than the longest pause between two ticks.
+/// The time between two calls of the shard above which it was evidently not scheduled. It exceeds the longest interval
+/// between two ticks.
 const LONGEST_TICK: Duration = Duration::from_millis(150);
-/// The most ticks in a row that leave their work to the next one because the shard has stood.
+/// The maximum number of consecutive ticks that postpone their work because the shard was not scheduled.
 const MOST_DEFERRED: u32 = 8;
-/// The minimum that a piece counts against [`READERS_BYTES`]: a send that fails takes time too.
+/// The minimum that a piece counts against [`READERS_BYTES`], because a send that fails takes time too.
 const READER_COST: usize = 16 << 10;
 
 /// The next step for a connection, which the engine carries out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Read from it.
+    /// Read from the connection.
     Read,
-    /// Do not read from it until its output has drained.
+    /// Do not read from the connection until its output has drained.
     Wait,
     /// All output is sent: shut down the sending direction, then read and discard input until the other side closes.
     Shut,
     /// Hand the socket, with [`Shard::take_handshake`], to the executor of this shard.
     HandOver(ShardId),
-    /// Close it.
+    /// Close the connection.
     Close,
 }
 
-/// Bytes to send to one connection at once, which the engine must not keep. They borrow the shard, so no entry of a table
+/// Bytes to send to one connection now, which the engine must not keep. They borrow the shard, so no entry of a table
 /// changes before the send returns.
 pub struct Transmit<'a> {
     /// The connection.
     pub id: ConnectionId,
-    /// The bytes, in order.
+    /// The bytes, in the order to send.
     pub parts: Vec<IoSlice<'a>>,
 }
 
@@ -66,14 +67,15 @@ pub struct Shard {
     receivers: Vec<Option<Receiver>>,
     /// Accepted connections that may not have completed their hello, oldest first, for each port.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
-    /// Bytes of long values that this wake-up may still send.
+    /// The number of bytes of long values that this wake-up may still send.
     readers_left: usize,
     /// The reader of the last transmit, and the number of offered bytes.
     transmitting: Option<(ConnectionId, usize)>,
     called_at: Time,
-    /// True if the shard was not called for long, and has not yet served what arrived meanwhile.
+    /// True if the shard was not called for longer than [`LONGEST_TICK`], and has not yet processed the input of that
+    /// time.
     has_stood: bool,
-    /// The number of ticks in a row that left their work to the next one for that reason.
+    /// The number of consecutive ticks that have postponed their work for that reason.
     deferred: u32,
     /// The time of the last receive, for an assertion.
     received_at: Time,
@@ -377,14 +379,14 @@ impl Shard {
         self.service.pump(now);
     }
 
-    /// Performs the timed work of the replicas; must be called every 100 ms or sooner. A shard that was not called for
-    /// longer has stood, so it first reads what arrived meanwhile: else it would take its own silence for that of
-    /// others.
+    /// Performs the timed work of the replicas. The engine must call it every 100 ms or sooner. After a longer interval
+    /// the shard first processes the input of that time. Otherwise it would mistake its own pause for silence of other
+    /// servers.
     pub fn on_tick(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.note_call(now);
         self.service.look(now);
-        // If every turn takes long, timers must run nevertheless.
+        // Timers must run even if every turn takes long.
         let waits = self.has_stood && self.deferred < MOST_DEFERRED;
         self.deferred = if waits { self.deferred + 1 } else { 0 };
         if !waits || mutations::is_open(Mutation::JudgedBeforeRead) {
@@ -392,7 +394,7 @@ impl Shard {
         }
     }
 
-    /// Returns whether the shard was not called for long, and has not yet served what arrived meanwhile.
+    /// Returns whether the shard was not called for too long, and has not yet processed the input of that time.
     pub fn has_stood(&self) -> bool {
         self.has_stood
     }
@@ -409,8 +411,8 @@ impl Shard {
         self.called_at = now;
     }
 
-    /// Closes the connections that missed a deadline, or that stall while others wait for memory. It must be called a
-    /// few times a second.
+    /// Closes the connections that missed a deadline, or that stall while others wait for memory. The engine must call
+    /// this a few times a second.
     pub fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
         if self.deferred > 0 {
             return;
@@ -420,14 +422,14 @@ impl Shard {
         for id in ids {
             let Some(output) = self.service.outputs.get(id) else { continue };
             if is_tight && output.is_stalled_under_pressure(now) {
-                self.close_for_memory(now, id, "its answers were not taken and others need memory");
+                self.close_for_memory(now, id, "it received no responses and memory is short");
                 continue;
             }
             if output.deadline().is_some_and(|due| due <= now) {
                 let was_closing = output.is_closing() || output.is_half_closed();
                 self.service.outputs.kill(id);
                 if !was_closing {
-                    let reason = "its answers were not taken";
+                    let reason = "it received no responses before the deadline";
                     self.service.count_refused(now, "connection", reason);
                 }
                 continue;
@@ -436,12 +438,12 @@ impl Shard {
                 continue;
             };
             if is_awaited && input.is_stalled_under_pressure(now) {
-                self.close_for_memory(now, id, "it sent nothing of a frame and others need memory");
+                self.close_for_memory(now, id, "it sent no bytes of a frame and memory is short");
                 continue;
             }
             if input.deadline(&mut self.service).is_some_and(|due| due <= now) {
                 self.service.outputs.kill(id);
-                let reason = "it did not complete its hello or a frame in time";
+                let reason = "it did not complete its hello or a frame before the deadline";
                 self.service.count_refused(now, "connection", reason);
             }
         }

@@ -13,14 +13,14 @@ use crate::testing::{
 };
 
 #[test]
-fn strangers_who_say_nothing_make_room_for_newer_ones() {
+fn silent_connections_make_room_for_newer_ones() {
     let mut shard = shard(0);
     let silent: Vec<ConnectionId> =
         (0..MAX_AWAITING_HELLO).map(|_| shard.open_accepted(NOW, Port::Clients)).collect();
     shard.on_bytes(NOW, silent[0], &hello());
     shard.adopt_accepted(NOW, silent[0]);
     let newest = shard.open_accepted(NOW, Port::Clients);
-    assert_eq!(shard.fate(silent[1]), Fate::Read, "the one that spoke has left its place");
+    assert_eq!(shard.fate(silent[1]), Fate::Read, "the connection with a hello no longer counts");
     let one_more = shard.open_accepted(NOW, Port::Clients);
     assert_eq!(shard.fate(silent[1]), Fate::Close, "the oldest silent one");
     for id in [silent[0], silent[2], newest, one_more] {
@@ -29,7 +29,7 @@ fn strangers_who_say_nothing_make_room_for_newer_ones() {
 }
 
 #[test]
-fn a_connection_goes_to_the_shard_it_asks_for_with_all_it_said() {
+fn a_connection_goes_to_its_requested_shard_with_all_received_bytes() {
     let mut shard = shard(0);
     let id = shard.open_accepted(NOW, Port::Clients);
     let mut bytes = hello();
@@ -44,7 +44,7 @@ fn a_connection_goes_to_the_shard_it_asks_for_with_all_it_said() {
 }
 
 #[test]
-fn a_lost_stream_is_dialled_again_after_growing_pauses() {
+fn a_lost_stream_is_dialled_again_with_growing_back_off() {
     let mut shard = shard(0);
     let address = "127.0.0.1:1".parse().unwrap();
     shard.service.install(NOW, view(), Some(address)).unwrap();
@@ -64,7 +64,7 @@ fn a_lost_stream_is_dialled_again_after_growing_pauses() {
 }
 
 #[test]
-fn the_same_order_again_leaves_a_standing_stream_alone() {
+fn a_repeated_order_keeps_the_established_stream() {
     let mut pair = Pair::joined();
     let address = "127.0.0.1:1".parse().unwrap();
     pair.primary.service.install(NOW, view(), Some(address)).unwrap();
@@ -74,7 +74,7 @@ fn the_same_order_again_leaves_a_standing_stream_alone() {
 }
 
 #[test]
-fn a_stream_that_is_welcomed_and_lost_again_is_dialled_after_growing_pauses_until_one_acks() {
+fn a_stream_that_is_repeatedly_lost_is_dialled_with_growing_back_off_until_an_ack() {
     let mut pair = Pair::joined();
     let mut now = NOW;
     let lose_and_dial = |now: &mut Time, pair: &mut Pair| {
@@ -108,7 +108,7 @@ fn a_stream_that_is_welcomed_and_lost_again_is_dialled_after_growing_pauses_unti
 }
 
 #[test]
-fn the_end_of_a_drain_is_news_at_once() {
+fn the_end_of_a_drain_is_published_at_once() {
     let mut idle = shard(0);
     idle.service.take_news();
     idle.service.drain();
@@ -124,7 +124,7 @@ fn the_end_of_a_drain_is_news_at_once() {
 }
 
 #[test]
-fn silence_counts_only_while_the_shard_itself_does_not_stand() {
+fn silence_counts_only_while_the_shard_itself_runs() {
     let mut pair = Pair::joined();
     let silent_ms = |pair: &mut Pair, now| {
         pair.secondary.on_tick(now);
@@ -132,13 +132,16 @@ fn silence_counts_only_while_the_shard_itself_does_not_stand() {
     };
     let heard = silent_ms(&mut pair, NOW);
     assert_eq!(heard, 0);
-    // The whole machine was paused; the messages that the primary sent during the pause are not read yet.
+    // The whole machine was paused. Messages that the primary sent during the pause are not read yet.
     let woke = NOW + Duration::from_secs(2);
     let report = pair.secondary.service.reports(woke).next().expect("a view");
-    assert!(report.silent_ms <= 100, "what is said before the next look counts too");
-    assert!(silent_ms(&mut pair, woke) <= 100, "it would vote against the primary");
+    assert!(report.silent_ms <= 100, "messages received before the next look count too");
+    assert!(silent_ms(&mut pair, woke) <= 100, "the report would be a vote against the primary");
     let mut silences = (1..=6).map(|n| silent_ms(&mut pair, woke + Duration::from_millis(n * 100)));
-    assert!(silences.any(|silent_ms| silent_ms > 500), "the primary is silent, and nobody says so");
+    assert!(
+        silences.any(|silent_ms| silent_ms > 500),
+        "the primary is silent, but the report does not show it"
+    );
     // Messages arrive, then stop again: the whole silence counts.
     let later = woke + Duration::from_secs(1);
     pair.primary.finish_wake_up(later);
@@ -155,7 +158,7 @@ fn silence_counts_only_while_the_shard_itself_does_not_stand() {
 }
 
 #[test]
-fn the_connections_of_an_address_that_were_idle_for_longest_are_closed_and_no_busy_one() {
+fn the_longest_idle_connections_of_an_address_are_closed_and_no_busy_ones() {
     let (crowd, other) = (Address::LOOPBACK, Address::UNKNOWN);
     let mut shard = shard(0);
     let mut open = |millis: u64, from: Address| {
@@ -177,11 +180,11 @@ fn the_connections_of_an_address_that_were_idle_for_longest_are_closed_and_no_bu
     for kept in [of_other, asks, newest] {
         assert_eq!(shard.fate(kept), Fate::Read);
     }
-    assert_eq!(shard.close_idle(crowd, 9), 1, "the newest is the only idle one left");
+    assert_eq!(shard.close_idle(crowd, 9), 1, "the newest connection is the only idle one left");
 }
 
 #[test]
-fn an_address_that_begins_sessions_without_end_delays_its_own_and_no_other() {
+fn an_address_that_begins_sessions_without_end_delays_only_its_own_clients() {
     let mut pair = Pair::joined();
     let (crowd, other) = (Address::LOOPBACK, Address::numbered(7));
     let ask = |pair: &mut Pair, client: u128, seq: u64, from: Address| {

@@ -34,7 +34,7 @@ pub(crate) fn member(server: u16) -> Member {
     Member { server: ServerId(server), incarnation: Incarnation(100 + u64::from(server)) }
 }
 
-/// Returns the only shard of one of three servers.
+/// Creates the only shard of one of three servers.
 pub(crate) fn shard(server: u16) -> Shard {
     shard_with_memory(server, ConnectionMemory::new(None, None, 2))
 }
@@ -171,7 +171,7 @@ pub(crate) fn frames(mut bytes: &[u8]) -> Vec<u8> {
     opcodes
 }
 
-/// Returns the id (`None` if no request's), status and text of every frame sent to a client.
+/// Returns the request id (`None` for an ERROR), status and text of every frame sent to a client.
 pub(crate) fn told(mut bytes: &[u8]) -> Vec<(Option<u64>, Status, String)> {
     let mut told = Vec::new();
     while !bytes.is_empty() {
@@ -186,7 +186,7 @@ pub(crate) fn told(mut bytes: &[u8]) -> Vec<(Option<u64>, Status, String)> {
                 let Refusal { status, reason } = Refusal::read(frame.body).unwrap();
                 (None, status, reason.to_owned())
             }
-            other => panic!("a client is not sent opcode {other:#04x}"),
+            other => panic!("unexpected opcode {other:#04x} for a client"),
         });
         bytes = &bytes[frame.consumed..];
     }
@@ -202,7 +202,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Creates both with the view installed and the stream established.
+    /// Creates both shards with the view installed and the stream established.
     pub(crate) fn joined() -> Pair {
         let mut primary = shard(0);
         let address = "127.0.0.1:1".parse().unwrap();

@@ -8,8 +8,8 @@
 //!   long values: a bounded part, a piece for each reader
 //! ```
 //!
-//! So an ACK never waits for the requests of this server's clients, all PREPAREs and all ACKs of a wake-up leave in one
-//! batch each, and whatever clients do, the streams are served again within a few milliseconds.
+//! So an ACK never waits for the requests of this server's clients. All PREPAREs and all ACKs of a wake-up leave in one
+//! batch each. The streams are served again within a few milliseconds under any load of clients.
 
 use std::time::Duration;
 
@@ -21,11 +21,11 @@ use crate::{Shard, Transmit};
 
 /// The time for which a turn serves clients, and the time for which it then sends to them.
 const CLIENTS_TIME: Duration = Duration::from_millis(1);
-/// The most bytes that one turn sends to clients. The kernel copies all of them before the send returns.
+/// The maximum number of bytes that one turn sends to clients. The kernel copies all of them before the send returns.
 const MOST_SENT: usize = 1 << 20;
-/// Connections handled between two readings of the clock.
+/// The number of connections handled between two readings of the clock.
 const STEPS_UNTIMED: u32 = 8;
-/// The most pieces of work of connections at the servers' port without a stream that one turn serves.
+/// The maximum number of pieces of work that one turn serves of connections at the servers' port without a stream.
 const MOST_STRANGERS: usize = 64;
 
 /// The sockets of a shard, as a turn needs them.
@@ -36,14 +36,14 @@ pub trait Engine {
     /// Reads the shard's clock.
     fn now(&mut self) -> Time;
 
-    /// Notes what has arrived since the engine last looked, without waiting.
+    /// Records, without waiting, which sockets have become ready since the last look.
     fn look_again(&mut self, shard: &mut Shard);
 
     /// Serves all that other servers' streams have received, and the dials that have ended. Returns whether there was
     /// any.
     fn serve_streams(&mut self, shard: &mut Shard) -> bool;
 
-    /// Returns the number of pieces of work that wait: of connections at the servers' port without a stream, and of
+    /// Returns the number of waiting pieces of work: of connections at the servers' port without a stream, and of
     /// clients.
     fn waiting(&mut self) -> Waiting;
 
@@ -69,9 +69,9 @@ pub trait Engine {
 /// The number of pieces of work that wait for their turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// Those of connections at the servers' port without a stream, and connections to accept.
+    /// Work of connections at the servers' port without a stream, and connections to accept.
     pub strangers: usize,
-    /// Those of clients.
+    /// Work of clients.
     pub clients: usize,
 }
 
@@ -120,8 +120,8 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
 /// Ends a wake-up, or the streams' part of it: pumps the streams and handles dirty ones. Then it handles the other dirty
 /// connections in order, as far as the budget allows, which gets its full time again.
 ///
-/// It reads the clock itself, because an ACK begins a grace: a reading from before the acknowledged bytes were received
-/// would end it too early. Returns that reading.
+/// Reads the clock itself and returns the reading. An ACK begins a grace, which would end too early by a reading from
+/// before the acknowledged bytes were received.
 fn settle<E: Engine>(engine: &mut E, shard: &mut Shard, budget: &mut Budget) -> Time {
     let now = engine.now();
     budget.renew_time(now);

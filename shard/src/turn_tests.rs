@@ -8,12 +8,12 @@ use crate::testing::{GROUP, NOW, Pair, member};
 /// The time that passes before the bytes of a stream are received.
 const LATE: Duration = Duration::from_millis(400);
 
-/// An engine with one stream, and one client that waits.
+/// An engine with one stream, and one client with waiting work.
 struct Slow {
     stream: ConnectionId,
-    /// The bytes of the stream, those of each look.
+    /// The bytes of the stream, in the portions of each look.
     bytes: Vec<Vec<u8>>,
-    /// The looks at the stream that have been noted.
+    /// The number of portions that were recorded as ready.
     noted: usize,
     now: Time,
     sent: Vec<u8>,
@@ -78,7 +78,7 @@ fn the_grace_of_an_ack_begins_after_the_acknowledged_bytes_were_received() {
 }
 
 #[test]
-fn a_shard_that_stood_looks_again_at_its_sockets_before_it_runs_its_timers() {
+fn a_shard_that_was_not_scheduled_checks_its_sockets_before_it_runs_its_timers() {
     let mut pair = Pair::joined();
     let later = NOW + Duration::from_millis(100);
     pair.primary.on_tick(later);
@@ -91,6 +91,6 @@ fn a_shard_that_stood_looks_again_at_its_sockets_before_it_runs_its_timers() {
     pair.secondary.on_tick(stood);
     pair.secondary.begin_wake_up(stood);
     run(&mut engine, &mut pair.secondary, stood, true);
-    assert!(engine.bytes.is_empty(), "the bytes were left in the socket");
+    assert!(engine.bytes.is_empty(), "the bytes were not read from the socket");
     assert!(!pair.secondary.has_stood());
 }

@@ -1,4 +1,4 @@
-//! The output of one connection, and the way in which the connection ends.
+//! The output of one connection, and the end of the connection.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -10,13 +10,13 @@ use kv_protocol::client_message::{Request, ResponseHead};
 use kv_protocol::ids::{GroupId, Time};
 use kv_protocol::limits::{MAX_DEADLINE, STALL_DEADLINE};
 
-/// Bytes of a long value that are copied, so that the engine can wait for room in the socket.
+/// The number of bytes of a long value that are copied when the engine waits for room in the socket.
 const PAGE: usize = 4 << 10;
-/// The most parts of one send of long values; each value has up to three.
+/// The maximum number of parts of one send of long values; each value has up to three.
 const MOST_PARTS: usize = 192;
-/// Sent bytes at the front of a buffer that cause it to be compacted.
+/// The number of sent bytes at the front of a buffer at which it is compacted.
 const COMPACT_BYTES: usize = 128 << 10;
-/// The time for which a closing connection waits until the peer has received the final bytes and closed.
+/// The time that a closing connection waits for the peer to receive the final bytes and close.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
 /// The time without progress after which a connection is closed if others need the memory of its output.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub(crate) struct PinnedValue {
     pub(crate) group: GroupId,
     pub(crate) pin: Pin,
     pub(crate) range: Range<usize>,
-    /// The key, for the mutation that looks it up anew.
+    /// The key, for the mutation that looks it up again.
     #[cfg(feature = "mutations")]
     pub(crate) key: Box<[u8]>,
 }
@@ -56,7 +56,7 @@ impl PinnedValue {
 pub(super) struct LongResponse {
     pub(super) head: ResponseHead,
     pub(super) value: PinnedValue,
-    /// Bytes of head and value that are sent.
+    /// The number of bytes of head and value that are sent.
     pub(super) sent: usize,
     pub(super) pinned_at: Time,
     /// The bytes to send after this response.
@@ -77,17 +77,17 @@ impl LongResponse {
     }
 }
 
-/// The unsent bytes of one connection, and the way in which it ends.
+/// The unsent bytes of one connection, and how far the connection has ended.
 #[derive(Default)]
 pub(crate) struct Output {
     pub(super) bytes: Vec<u8>,
     pub(super) sent: usize,
-    /// Bytes that the engine has taken out and has not reported as sent; they go before `bytes`.
+    /// The number of bytes that the engine has taken out and has not reported as sent; they precede `bytes`.
     pub(super) taken: usize,
     pub(super) taken_capacity: usize,
     /// Responses with long values, to be sent after `bytes`.
     pub(super) long: VecDeque<LongResponse>,
-    /// Unsent bytes of `long`, including those behind each response.
+    /// The number of unsent bytes of `long`, including those behind each response.
     pub(super) long_bytes: usize,
     /// The time at which bytes were last sent, or appended to an empty output.
     pub(super) last_progress: Time,
@@ -97,30 +97,30 @@ pub(crate) struct Output {
     pub(super) is_stream: bool,
     /// True while the connection is in the queue of readers.
     pub(super) is_in_line: bool,
-    /// True after the socket accepted less than offered, until the engine has sent all bytes that it has to send.
+    /// True after the socket has accepted less than offered, until the engine has sent all bytes in `bytes`.
     pub(super) is_blocked: bool,
-    /// Requests passed to a replica whose responses are not appended yet.
+    /// The number of requests that were passed to a replica and whose responses are not appended yet.
     pub(super) in_flight: u32,
-    /// True if the output counts as connection memory, as a client's does.
+    /// True if the output counts as connection memory, as for a client.
     pub(super) is_counted: bool,
     pub(super) counted: usize,
     /// True if requests are held back until some of the output is sent.
     pub(super) has_kept_back: bool,
 }
 
-/// The way in which a connection ends.
+/// The progress of the end of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum End {
     /// The connection does not end yet.
     #[default]
     Open,
-    /// Ends when its responses are sent, because the input has ended. Outstanding responses are awaited until this
-    /// time.
+    /// The input has ended, so the connection ends when its responses are sent. It waits for outstanding responses
+    /// until this time.
     HalfClosed(Time),
-    /// Ends when the final bytes are sent and the other side has closed too, or at this time. The final bytes are in
-    /// the buffer.
+    /// The final bytes are in the buffer. The connection ends when they are sent and the other side has closed too, or
+    /// at this time.
     LastWords { at: Time, has_other_closed: bool },
-    /// Ends at once.
+    /// The connection ends at once.
     Dead,
 }
 
@@ -222,7 +222,7 @@ impl Output {
         }
     }
 
-    /// Removes the first long response, which is sent; the bytes behind it go next.
+    /// Removes the first long response, which was sent in full; the bytes behind it come next.
     fn pop_long(&mut self, released: &mut Vec<PinnedValue>) {
         let Some(LongResponse { value, behind, .. }) = self.long.pop_front() else { return };
         released.push(value);
@@ -250,12 +250,12 @@ impl Output {
         self.bytes.capacity() + self.taken_capacity + long.sum::<usize>()
     }
 
-    /// Returns when to close the connection because of its output; its input has a deadline of its own.
+    /// Returns when to close the connection because of its output. The input has a separate deadline.
     pub(crate) fn deadline(&self) -> Option<Time> {
         // A reader in the queue waits for this server, not for its client.
         let is_stalled = self.unsent_bytes() > 0 && !self.is_in_line;
         let stalled = is_stalled.then(|| self.last_progress + STALL_DEADLINE);
-        // No caller waits longer for a response.
+        // No client waits longer for a response.
         let pinned = self.long.front().map(|long| long.pinned_at + MAX_DEADLINE);
         let ending = match self.end {
             End::Open | End::Dead => None,
@@ -316,13 +316,13 @@ impl Output {
         }
     }
 
-    /// Returns since when the connection is idle: no response is outstanding or unsent.
+    /// Returns the time since which the connection is idle: no response is outstanding or unsent.
     pub(crate) fn idle_since(&self) -> Option<Time> {
         let is_idle = self.end == End::Open && self.in_flight == 0 && self.unsent_bytes() == 0;
         is_idle.then_some(self.last_progress)
     }
 
-    /// Closes at once.
+    /// Closes the connection at once.
     pub(crate) fn kill(&mut self) {
         self.end = End::Dead;
     }

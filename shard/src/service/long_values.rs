@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Values are sent from the table's memory, so a response of any length takes no further memory, and many readers of
-//! one value share it. The value is that of the time of the lease check: a pinned entry stays unchanged while its key
-//! is overwritten. The engine's transmit borrows the shard, so no entry moves or is freed before the send returns.
+//! one value share it. The response has the value at the time of the lease check, because a pinned entry stays
+//! unchanged when its key is overwritten. The engine's transmit borrows the shard, so no entry moves or is freed before
+//! the send returns.
 
 use std::io::IoSlice;
 

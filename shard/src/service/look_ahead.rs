@@ -111,8 +111,8 @@ impl Service {
         ReadFrame { frame, request, is_proven: false }
     }
 
-    /// Reads the complete frames at the beginning of `received` into `ahead`, which is over. If there is none, it stays
-    /// over.
+    /// Reads the complete frames at the beginning of `received` into `ahead`, which is over. If there is none, `ahead`
+    /// stays over.
     ///
     /// # Errors
     /// The first frame's.

@@ -1,13 +1,13 @@
 //! A limit on the sessions that clients of one address begin. It is needed because a shard with too many sessions
-//! evicts the oldest.
+//! expires the oldest.
 //!
 //! ```text
 //!   credit of an address   16,384 sessions at once, 512 more a second
 //!   without credit         a client without a session gets BUSY and retries; the others are served
 //! ```
 //!
-//! So the responses to the writes of other addresses are kept for at least a minute, whatever one address does. A
-//! minute is the longest deadline of a retry.
+//! So one address cannot cause the completion records of other addresses to be dropped within a minute, which is the
+//! longest deadline of a retry.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use kv_protocol::limits::{MAX_SESSIONS, SESSIONS_FORGOTTEN_AT_ONCE};
 
 use crate::address::Address;
 
-/// Sessions that an address may begin at once, and in each further second.
+/// The number of sessions that an address may begin at once, and in each further second.
 const AT_ONCE: u32 = 16_384;
 const A_SECOND: u32 = 512;
 /// The longest deadline of an operation of the client library, in seconds.
@@ -26,7 +26,7 @@ const _: () = assert!(
     (AT_ONCE + LONGEST_RETRY * A_SECOND) as usize <= MAX_SESSIONS - SESSIONS_FORGOTTEN_AT_ONCE
 );
 
-/// Addresses with a credit of their own; all further addresses share one credit.
+/// The number of addresses with a separate credit; all further addresses share one credit.
 const MAX_ADDRESSES: usize = 4_096;
 
 const PAYS: Duration = Duration::from_nanos(1_000_000_000 / A_SECOND as u64);
@@ -35,7 +35,7 @@ const CREDIT: Duration = PAYS.checked_mul(AT_ONCE).expect("half a minute");
 /// The session credits of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct NewSessions {
-    /// For each address, the time at which its debt is paid off: each begun session adds [`PAYS`] to it.
+    /// The time at which the debt of each address is paid off. Each begun session adds [`PAYS`] to it.
     paid_at: HashMap<Address, Time>,
     /// The time until which some address may be without credit. Later writes need no check.
     looks_until: Time,
@@ -79,7 +79,7 @@ mod tests {
     const NOW: Time = Time::from_nanos(77_000_000_000);
 
     #[test]
-    fn an_address_has_its_credit_and_gets_it_back_with_time() {
+    fn an_address_has_a_credit_that_is_restored_over_time() {
         let mut sessions = NewSessions::default();
         let (crowd, other) = (Address::LOOPBACK, Address::numbered(7));
         let begin = |sessions: &mut NewSessions, now, from| {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_bounded_and_those_that_owe_nothing_make_room() {
+    fn addresses_are_bounded_and_those_without_debt_make_room() {
         let mut sessions = NewSessions::default();
         for n in 0..3 * MAX_ADDRESSES {
             sessions.note(NOW, Address::numbered(u32::try_from(n).unwrap() + 1));
