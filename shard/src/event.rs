@@ -79,7 +79,7 @@ impl fmt::Display for EventKind {
             EventKind::Refused { what, reason } => write!(f, "rejected a {what}: {reason}"),
             EventKind::StreamEstablished { group, from: Some(from), view, last } => write!(
                 f,
-                "the stream of group {group} from {from} stands under view {view}; it goes on \
+                "the stream of group {group} from {from} is established under view {view}; it continues \
                  after write {last}"
             ),
             EventKind::StreamEstablished { group, from: None, view, last } => write!(
