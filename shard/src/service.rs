@@ -373,7 +373,8 @@ impl Service {
         match self.map_with_views() {
             Some(map) => self.outputs.append(id, |bytes| write_map_response(bytes, &map)),
             None => {
-                let (status, reason) = (Status::Unavailable, "this server has no map yet; retry later");
+                let (status, reason) =
+                    (Status::Unavailable, "this server has no map yet; retry later");
                 self.outputs.append(id, |bytes| Refusal { status, reason }.write(bytes));
             }
         }
