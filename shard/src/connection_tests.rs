@@ -212,7 +212,7 @@ fn opcodes_of_other_ports_close_the_connection_with_a_reason() {
         let id = client(&mut shard);
         shard.on_bytes(NOW, id, &raw(opcode, b""));
         let told = told(&take_output(&mut shard, id));
-        assert!(told[0].2.contains("the clients' port"), "{}", told[0].2);
+        assert!(told[0].2.contains("the port for clients"), "{}", told[0].2);
         assert!(ended(&mut shard, id));
     }
 }

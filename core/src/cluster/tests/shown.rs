@@ -110,7 +110,7 @@ fn writes_rejected_for_lack_of_space_are_an_alarm_until_none_is_rejected_for_som
     );
     assert_eq!(beat(&mut world, 6), [AlarmKind::OutOfSpace]);
     let text = world.cluster.status(world.now, &[]).alarms.remove(0).text;
-    assert!(text.contains("limit of 64 MiB") && text.contains("6 writes refused"), "{text}");
+    assert!(text.contains("limit of 64 MiB") && text.contains("6 writes rejected"), "{text}");
     assert!(text.contains("coord set --memory-limit"), "{text}");
     for _ in 0..99 {
         assert_eq!(beat(&mut world, 6), [AlarmKind::OutOfSpace]);
