@@ -1,6 +1,6 @@
 /*
- * async_epoll.c: the store in an event loop. One thread waits for standard input and a completion queue
- * at once: a line "key=value" puts, a line "key" gets. Answers are printed as they come, in any order.
+ * async_epoll.c: the store in an event loop. One thread waits for standard input and for a completion
+ * queue. A line "key=value" puts, a line "key" gets. Results are printed as they arrive, in any order.
  *
  *   cc -std=c99 async_epoll.c $(pkg-config --cflags --libs kvclient) -o async_epoll
  *   seq 1000 | sed 's/.*&=&/' | ./async_epoll localhost:PORT     (a pipe or a terminal, not a file)
@@ -13,15 +13,15 @@
 
 #include <kvclient.h>
 
-#define DEPTH 16 /* most operations under way; so small that KVC_FULL is seen here */
+#define DEPTH 16 /* operations in flight at most; small, so that KVC_FULL occurs here */
 #define MOST 256
 
-struct request { /* a line until it is answered; its address is the tag */
+struct request { /* one line in progress; its address is the tag */
     char key[MOST], value[MOST];
 };
 
 static kvc_cq *queue;
-static char input[16 * MOST + 1]; /* with room for the end of a last line that has none */
+static char input[16 * MOST + 1]; /* with room to end an unterminated last line */
 static size_t input_len, under_way;
 
 static int submit(const char *line, size_t len)
@@ -51,7 +51,7 @@ static int submit(const char *line, size_t len)
     return status;
 }
 
-/* Submits lines until the queue is full; the rest stays in `input`, so that whoever writes it waits. */
+/* Submits lines until the queue is full. The rest stays in `input`, so that the sender has to wait. */
 static int submit_lines(void)
 {
     char *line = input, *end;
@@ -67,7 +67,7 @@ static int submit_lines(void)
     return status;
 }
 
-/* Sends what was submitted, and takes what has come, without waiting for it. */
+/* Sends the submitted operations and prints the available completions, without waiting. */
 static void collect(void)
 {
     kvc_completion done[DEPTH];
@@ -101,11 +101,11 @@ int main(int argc, char **argv)
         return 2;
     }
     watch(epoll, EPOLL_CTL_ADD, STDIN_FILENO);
-    watch(epoll, EPOLL_CTL_ADD, kvc_cq_fd(queue)); /* readable after a submit, too: collect() sends it */
+    watch(epoll, EPOLL_CTL_ADD, kvc_cq_fd(queue)); /* also readable after a submit: collect() sends it */
     while (!at_end || is_full || under_way > 0) {
         if (epoll_wait(epoll, &event, 1, -1) == 1 && event.data.fd == STDIN_FILENO) {
             ssize_t len = read(STDIN_FILENO, input + input_len, sizeof input - 1 - input_len);
-            at_end = len <= 0; /* or a line that is too long */
+            at_end = len <= 0; /* the end of the input, or a line longer than the buffer */
             input_len += !at_end ? (size_t)len : input_len > 0 && (input[input_len] = '\n');
         }
         collect();

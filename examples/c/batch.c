@@ -1,6 +1,6 @@
 /*
- * batch.c: three hundred keys in two calls. A batch asks all servers at once, so that it takes about as
- * long as its slowest server and not as three hundred calls; and each key has a status of its own.
+ * batch.c: three hundred keys in two calls. A batch sends to all servers at once, so it takes about as
+ * long as the slowest server, not as long as three hundred calls. Each key has its own status.
  *
  *   cc -std=c99 batch.c $(pkg-config --cflags --libs kvclient) -o batch
  *   ./batch localhost:PORT
@@ -13,7 +13,7 @@
 #define KEYS 300
 
 static char names[KEYS][32], prices[KEYS][32];
-static kvc_slice keys[KEYS], values[KEYS]; /* where the texts above are: a batch borrows them */
+static kvc_slice keys[KEYS], values[KEYS]; /* they point to the texts above, which a batch borrows */
 static int statuses[KEYS];
 static kvc_buf found[KEYS];
 
@@ -25,7 +25,7 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* How many of the first n keys ended with this status. */
+/* Returns the number of the first n keys that ended with this status. */
 static int count(int status, int n)
 {
     int i, many = 0;
@@ -35,9 +35,9 @@ static int count(int status, int n)
     return many;
 }
 
-/* A batch is no transaction: each key is a write of its own, and some may be done when others are not. So
-   what it returns is for a quick look (KVC_OK: all were done), and the statuses are for the rest. Those
-   that were not done, or are in doubt, may be put again here, because a price put twice is the same. */
+/* Puts all keys. A batch is not a transaction: each key is a separate write, and some may be executed
+   while others are not. KVC_OK means that all were executed; otherwise each key has its own status. Here
+   a write that failed or is in doubt could be repeated, because a price put twice stays the same. */
 static int put_all(kvc_client *client)
 {
     kvc_op_options options;
@@ -48,7 +48,7 @@ static int put_all(kvc_client *client)
     options.timeout_ms = 10000; /* for the whole batch */
     status = kvc_mput(client, keys, values, KEYS, statuses, &options);
     if (status != KVC_OK) {
-        fprintf(stderr, "putting: %s\n", kvc_last_error()); /* how many, and why the first */
+        fprintf(stderr, "putting: %s\n", kvc_last_error()); /* their number, and one reason */
         for (i = 0; i < KEYS; i++)
             if (statuses[i] != KVC_OK)
                 fprintf(stderr, "  %s: %s\n", names[i], kvc_status_name(statuses[i]));
@@ -58,8 +58,8 @@ static int put_all(kvc_client *client)
     return 0;
 }
 
-/* Here a key that does not exist is nothing bad, and so the returned KVC_NOT_FOUND is not: whether
-   anything is wrong, the statuses say. All of `found` may be freed, whatever they are. */
+/* Reads all keys. A missing key is not an error here, so the returned KVC_NOT_FOUND is ignored: the
+   statuses show the errors. Every element of `found` may be freed, whatever its status. */
 static int get_all(kvc_client *client)
 {
     unsigned long total = 0;
@@ -104,7 +104,7 @@ int main(int argc, char **argv)
     result = put_all(client);
     if (result == 0)
         result = get_all(client);
-    /* One that was sold out, so that there is something to see. */
+    /* Deletes one key, so that the next read does not find it. */
     if (result == 0 && kvc_delete(client, keys[KEYS - 1], NULL, NULL) == KVC_OK)
         result = get_all(client);
     kvc_close(client);

@@ -1,6 +1,6 @@
 /*
- * cas_counter.c: a counter that many programs increment at once and that is exact all the same. A
- * write that names the version it was made from is done only if nobody has written since.
+ * cas_counter.c: a counter that stays exact although many programs increment it at once. A write that
+ * names the version that was read is executed only if no other write has followed since.
  *
  *   cc -std=c99 cas_counter.c $(pkg-config --cflags --libs kvclient) -o cas_counter
  *   ./cas_counter localhost:PORT 100       (run it several times at once)
@@ -21,8 +21,7 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* Reads the counter and the version that it has; one that does not exist is 0, and has the version
-   KVC_ABSENT. */
+/* Reads the counter and its version. A counter that does not exist is 0, with the version KVC_ABSENT. */
 static int read_counter(kvc_client *client, unsigned long *count, uint64_t *version)
 {
     char digits[32];
@@ -44,9 +43,9 @@ static int read_counter(kvc_client *client, unsigned long *count, uint64_t *vers
     return KVC_OK;
 }
 
-/* Adds one. KVC_CONFLICT means that somebody else was quicker: read what they wrote, and try again.
-   KVC_IN_DOUBT means that the deadline came before the answer. Whether this one was counted can then
-   not be told from the number, so it is not tried again. */
+/* Adds one. KVC_CONFLICT means that another program has written first: read the new value and retry.
+   KVC_IN_DOUBT means that the deadline passed before the response arrived. The counter does not show
+   whether this increment was executed, so it is not retried; kvc_resolve() would return the outcome. */
 static int increment(kvc_client *client, unsigned long *conflicts)
 {
     kvc_op_options options;
@@ -71,7 +70,7 @@ static int increment(kvc_client *client, unsigned long *conflicts)
 
 int main(int argc, char **argv)
 {
-    kvc_client *client = NULL; /* stays so if it cannot be opened */
+    kvc_client *client = NULL; /* stays NULL if it cannot be opened */
     unsigned long count = 0, conflicts = 0;
     uint64_t version;
     int status, n;
@@ -88,7 +87,7 @@ int main(int argc, char **argv)
     if (status != KVC_OK)
         fprintf(stderr, "counting: %s: %s\n", kvc_status_name(status), kvc_last_error());
     else
-        printf("the counter is %lu now; others were quicker %lu times\n", count, conflicts);
-    kvc_close(client); /* NULL is fine */
+        printf("the counter is %lu now, after %lu conflicts\n", count, conflicts);
+    kvc_close(client); /* NULL is allowed */
     return status == KVC_OK ? 0 : 1;
 }

@@ -1,6 +1,6 @@
 /*
- * hello.c: the first program with libkvclient. It stores a value, reads it back, changes it only if
- * nobody else has, and deletes it.
+ * hello.c: the first program with libkvclient. It stores a value, reads it back, changes it if no other
+ * client has changed it, and deletes it.
  *
  *   make run                                    (or any cluster; note the coordinator's port)
  *   make install                                (or PREFIX=... and PKG_CONFIG_PATH=.../lib/pkgconfig)
@@ -12,7 +12,7 @@
 
 #include <kvclient.h>
 
-/* Keys and values are any bytes with a length; this makes them of a C string, without copying. */
+/* Returns a C string as a key or value, without copying. Keys and values are any bytes with a length. */
 static kvc_slice text(const char *string)
 {
     kvc_slice slice;
@@ -21,7 +21,7 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* A status is a number for the program; kvc_last_error() has the words for people. */
+/* Prints a failure. The program acts on the status; kvc_last_error() has the message for the user. */
 static int failed(const char *doing, int status)
 {
     fprintf(stderr, "%s: %s: %s\n", doing, kvc_status_name(status), kvc_last_error());
@@ -41,16 +41,16 @@ static int greet(kvc_client *client)
         return failed("putting the greeting", status);
     printf("stored on %u servers\n", (unsigned)written.copies);
 
-    /* A value that was read belongs to the program, which frees it. It may hold any bytes, so its
-       length counts; for text, a NUL that does not count follows it. */
+    /* The program owns a value that it has read, and frees it. A value may contain any bytes. A NUL
+       that is not part of the length follows it, so that text can be used as a C string. */
     status = kvc_get(client, text("greeting"), NULL, &value);
     if (status != KVC_OK)
         return failed("getting the greeting", status);
     printf("read: %s (%u bytes)\n", (const char *)value.data, (unsigned)value.len);
 
-    /* Every entry has a version. A write can demand the one that was read: if another client was
-       quicker, nothing is changed and the status is KVC_CONFLICT. Within its deadline (here one
-       second; five if nothing is said) a call does all retrying itself, and no write is done twice. */
+    /* Every entry has a version. A write can require the version that was read: if another client has
+       written since, nothing is changed and the status is KVC_CONFLICT. A call retries by itself until
+       its deadline (here one second, by default five), and never executes a write twice. */
     memset(&options, 0, sizeof options);
     options.size = sizeof options;
     options.timeout_ms = 1000;
@@ -58,9 +58,9 @@ static int greet(kvc_client *client)
     kvc_buf_free(&value);
     status = kvc_put(client, text("greeting"), text("hello again"), &options, NULL);
     if (status == KVC_CONFLICT)
-        printf("somebody else was quicker\n");
+        printf("another client has changed it first\n");
     else if (status == KVC_IN_DOUBT)
-        printf("the connection broke, and whether it was written is not known: read again\n");
+        printf("no response arrived, so the write may or may not have been executed: read again\n");
     else if (status != KVC_OK)
         return failed("changing the greeting", status);
     else
@@ -70,11 +70,11 @@ static int greet(kvc_client *client)
     if (status != KVC_OK && status != KVC_NOT_FOUND)
         return failed("deleting the greeting", status);
 
-    /* That a key does not exist is a status like any other. */
+    /* A key that does not exist has the status KVC_NOT_FOUND. */
     status = kvc_get(client, text("greeting"), NULL, &value);
     if (status == KVC_OK) {
         kvc_buf_free(&value);
-        printf("it is there again\n");
+        printf("another client has stored it again\n");
     } else if (status == KVC_NOT_FOUND) {
         printf("deleted\n");
     } else {
@@ -93,7 +93,7 @@ int main(int argc, char **argv)
         return 2;
     }
 
-    /* One handle serves the whole program, all its threads included. */
+    /* One handle is enough for the whole program and all its threads. */
     status = kvc_open(argv[1], NULL, &client);
     if (status != KVC_OK)
         return failed("opening the cluster", status);

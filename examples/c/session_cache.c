@@ -1,9 +1,9 @@
 /*
- * session_cache.c: a small server with a line protocol that keeps its sessions in the store. Any number
- * of them may run side by side and none remembers anything itself, so each knows everybody's sessions,
- * and one that is killed is simply started again.
+ * session_cache.c: a small server with a line protocol that keeps its sessions in the store. The server
+ * itself has no state. So any number of them may run side by side with the same sessions, and a killed
+ * one is simply restarted.
  *
- *   LOGIN <id> <name>   ->  OK, also if it was <name>'s already; or TAKEN
+ *   LOGIN <id> <name>   ->  OK, also if <name> has the session already; or TAKEN
  *   WHO <id>            ->  OK <name>, or NOBODY
  *   LOGOUT <id>         ->  OK, or NOBODY
  *
@@ -29,8 +29,8 @@ static kvc_slice text(const char *string)
     return (kvc_slice){string, strlen(string)};
 }
 
-/* Answers one line. A request of a user must not wait for ever: half a second, and then it is told so.
-   Only an outage is an error here; the other statuses are answers. */
+/* Responds to one line. A user's request fails after half a second without a response from the store.
+   Only that is an error here; the other statuses are regular results. */
 static void answer(FILE *to, const char *command, const char *id, const char *name)
 {
     kvc_op_options options = {sizeof(kvc_op_options), 500, 0};
@@ -40,16 +40,16 @@ static void answer(FILE *to, const char *command, const char *id, const char *na
 
     snprintf(key, sizeof key, "session/%s", id);
     if (strcmp(command, "LOGIN") == 0 && *name != '\0') {
-        options.if_version = KVC_ABSENT; /* never takes over somebody's session */
+        options.if_version = KVC_ABSENT; /* never replaces an existing session */
         status = kvc_put(store, text(key), text(name), &options, NULL);
-        /* In doubt, or done by a try that was: whose session it is now says which. */
+        /* An earlier LOGIN with this name may have been executed: the stored name decides. */
         if (status == KVC_IN_DOUBT || status == KVC_CONFLICT) {
             status = kvc_get(store, text(key), &options, &found);
             if (status == KVC_OK) {
                 status = strcmp(found.data, name) == 0 ? KVC_OK : KVC_CONFLICT;
                 kvc_buf_free(&found);
             } else if (status == KVC_NOT_FOUND)
-                status = KVC_IN_DOUBT; /* not yet, or ended meanwhile: SORRY */
+                status = KVC_IN_DOUBT; /* not executed, or logged out since: SORRY */
         }
     } else if (strcmp(command, "WHO") == 0) {
         status = kvc_get(store, text(key), &options, &found);
@@ -72,7 +72,7 @@ static void answer(FILE *to, const char *command, const char *id, const char *na
     }
 }
 
-/* A thread for each connection; the library has none of its own. */
+/* Serves one connection, in a thread of its own; the library starts no threads. */
 static void *serve(void *argument)
 {
     FILE *stream = argument;
@@ -81,7 +81,7 @@ static void *serve(void *argument)
     while (fgets(line, sizeof line, stream) != NULL) {
         *command = *id = *name = '\0';
         sscanf(line, "%15s %63s %127s", command, id, name);
-        fseek(stream, 0, SEEK_CUR); /* from reading to writing */
+        fseek(stream, 0, SEEK_CUR); /* required by C between reading and writing */
         answer(stream, command, id, name);
         fflush(stream);
     }
@@ -100,7 +100,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s HOST:PORT; %s\n", argv[0], kvc_last_error());
         return 2;
     }
-    signal(SIGPIPE, SIG_IGN); /* for our own sockets; the library raises none */
+    signal(SIGPIPE, SIG_IGN); /* for the sockets of this program; the library never raises SIGPIPE */
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 64) != 0 ||

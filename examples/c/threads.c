@@ -1,6 +1,6 @@
 /*
- * threads.c: eight threads and one handle. Each writes its own keys and reads them back; none waits
- * for another, because a call uses a connection of its own.
+ * threads.c: eight threads and one handle. Each thread writes its own keys and reads them back. The
+ * threads share the connections of the handle, and no call waits for the end of another.
  *
  *   cc -std=c99 threads.c $(pkg-config --cflags --libs kvclient) -lpthread -o threads
  *   ./threads localhost:PORT
@@ -17,7 +17,7 @@
 
 struct worker {
     pthread_t thread;
-    kvc_client *client; /* the same for all */
+    kvc_client *client; /* the same for all threads */
     int number;
     int done; /* keys written and read back */
 };
@@ -30,7 +30,7 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* What went wrong is told of the calling thread's last call, so each thread reports its own. */
+/* Prints a failure. kvc_last_error() has the message of the calling thread, so each reports its own. */
 static int failed(const struct worker *worker, const char *doing, int status)
 {
     fprintf(stderr, "thread %d, %s: %s: %s\n", worker->number, doing, kvc_status_name(status),
@@ -38,7 +38,7 @@ static int failed(const struct worker *worker, const char *doing, int status)
     return -1;
 }
 
-/* Writes a key, reads it into memory of our own (nothing to free), and removes it. */
+/* Writes a key, reads it into a local buffer (nothing to free), and removes it. */
 static int one_key(const struct worker *worker, const char *key)
 {
     char value[64];
@@ -52,7 +52,7 @@ static int one_key(const struct worker *worker, const char *key)
     if (status != KVC_OK)
         return failed(worker, "getting", status);
     if (len != strlen(key) || memcmp(value, key, len) != 0) {
-        fprintf(stderr, "%s: another value than was written\n", key);
+        fprintf(stderr, "%s: the value read differs from the value written\n", key);
         return -1;
     }
     status = kvc_delete(worker->client, text(key), NULL, NULL);
@@ -103,7 +103,7 @@ int main(int argc, char **argv)
         pthread_join(workers[n].thread, NULL);
         done += workers[n].done;
     }
-    /* Closed once nobody uses it any more. */
+    /* All threads have ended, so no call is in progress. */
     kvc_close(client);
     printf("%d of %d keys\n", done, THREADS * KEYS);
     return done == THREADS * KEYS ? 0 : 1;
