@@ -19,10 +19,10 @@
 //! nothing was freed, every window but the last is more than half full, so the arena reaches 32 GiB. With any
 //! pattern of frees it reaches 8 GiB. Beyond its reach an arena is out of memory.
 //!
-//! A slab whose last object is freed returns its pages to its chunk. A chunk whose last page is freed is
-//! returned to the source, except for one spare. So an allocation that comes and goes at a boundary
-//! costs no system call. The arena moves nothing by itself: a chunk with one small object left stays until
-//! its owner empties it by an evacuation (`evacuation`).
+//! A slab whose last object is freed returns its pages to its chunk. A chunk whose last page is freed is returned to
+//! the source, except for one spare. So an allocation that comes and goes at a boundary costs no system call. The arena
+//! moves nothing by itself: a chunk with one small object left stays until its owner empties it by an evacuation
+//! (`evacuation`).
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;

@@ -110,9 +110,17 @@ mod tests {
         let start = awake.look(at(5_000));
         assert_eq!(awake.look(at(5_100)) - start, Duration::from_millis(100));
         assert_eq!(awake.look(at(5_130)) - start, Duration::from_millis(130));
-        assert_eq!(awake.at(at(9_000)) - start, Duration::from_millis(230), "it slept");
+        assert_eq!(
+            awake.at(at(9_000)) - start,
+            Duration::from_millis(230),
+            "a late look counts as one interval"
+        );
         assert_eq!(awake.look(at(9_000)) - start, Duration::from_millis(230));
-        assert_eq!(awake.look(at(8_000)) - start, Duration::from_millis(230), "an old reading");
+        assert_eq!(
+            awake.look(at(8_000)) - start,
+            Duration::from_millis(230),
+            "an old reading counts nothing"
+        );
         assert_eq!(awake.look(at(9_010)) - start, Duration::from_millis(240));
     }
 

@@ -10,17 +10,16 @@
 //!            -> stored -> serving                                                     (start.rs)
 //!   recover  facts -> reconcile: the next view of a group -> stored -> orders         (views.rs)
 //!            a process that no view names: kill, proof, a new process in its place  (respawn.rs)
-//!   leave    views without the server that is to stop -> SHUTDOWN                       (leave.rs)
-//!   replace  the same for a place that moves to another host, without proof if need be (moving.rs)
+//!   leave    views without the server that must stop -> SHUTDOWN                        (leave.rs)
+//!   replace  the same for a place that moves to another host, without proof if needed  (moving.rs)
 //!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> all have exited         (stop.rs)
 //! ```
 //!
-//! The caller drives it: it passes the time and every input, and carries out the effects of one input
-//! before it passes the next. Reports of servers are checked (links.rs). Orders are kept until they are
-//! reported, and sent again whenever the connection for orders is re-established (orders.rs). No order and
-//! no map contains anything that is not durable (durable.rs). A silent server is suspected until its next
-//! heartbeat, or until an inquiry with the other member of a group decides (suspicion.rs). A server whose
-//! process has exited is dead for good.
+//! The caller drives it: it passes the time and every input, and carries out the effects of one input before it passes
+//! the next. Reports of servers are checked (links.rs). Orders are kept until they are reported, and sent again
+//! whenever the connection for orders is re-established (orders.rs). No order and no map contains anything that is not
+//! durable (durable.rs). A silent server is suspected until its next heartbeat, or until an inquiry with the other
+//! member of a group decides (suspicion.rs). A server process that has exited never counts as alive again.
 
 use std::net::SocketAddr;
 use std::time::Duration;

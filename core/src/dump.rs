@@ -1,7 +1,7 @@
 //! The text format of a dump: writing a table to a file, and checking and reading such a file.
 //!
 //! ```text
-//!   # kv-dump 3                                   the header: format, then one fact a line
+//!   # kv-dump 3                                   the header: the format, then one fact per line
 //!   # cluster 5c0f…
 //!   # server 0
 //!   # incarnation 91d2…                           the process that wrote it

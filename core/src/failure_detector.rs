@@ -98,7 +98,7 @@ mod tests {
             }
             due = detector.next_timeout();
         }
-        panic!("nobody is watched");
+        panic!("no server is watched");
     }
 
     #[test]

@@ -12,17 +12,16 @@
 //!                      expired     |   every session with a write here is kept
 //! ```
 //!
-//! The primary keeps a record from the moment it logs the write. The replica, which knows what is
-//! committed, decides whether a record may be used for a response. Records travel in the PREPARE, so they
-//! are wherever the write is.
+//! The primary keeps a record from the moment it logs the write. The replica tracks commits, so it decides whether a
+//! record may be used for a response. Records travel in the PREPARE, so they are kept wherever the write is.
 //!
 //! Sessions expire by position in the log: the horizon is raised, and every session that has written nothing since is
 //! dropped. A write carries the log position at which its session began. The client received that position before it
 //! sent any request of the session. So a write of an unknown session is certainly new if the session began at or above
 //! the horizon. If the session began below it, the write is not executed.
 //!
-//! A record may also state that its write was not and never will be executed: a RESOLVE found no such write and took
-//! its number.
+//! A record may also state that its write was not executed and never will be, because a RESOLVE found no such write and
+//! used its number.
 
 use std::collections::VecDeque;
 use std::ops::Range;

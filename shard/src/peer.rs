@@ -212,7 +212,7 @@ fn take_frame(
         // Before its proof, no claim of the acceptor counts. In particular, a newer view is not installed.
         (Stage::AwaitsProof(group, _), peer_opcode::PEER_REFUSAL) => {
             let refusal = PeerRefusal::read(frame.body).map_err(|error| error.to_string())?;
-            Err(format!("the stream of group {group} was refused: {}", refusal.reason).into())
+            Err(format!("the stream of group {group} was rejected: {}", refusal.reason).into())
         }
         (Stage::AwaitsHello(seal), peer_opcode::PEER_HELLO) => {
             let hello = PeerHello::read(frame.body, &seal).map_err(|error| error.to_string())?;
@@ -249,7 +249,7 @@ fn take_frame(
                 format!("; it has view {} of the group", view.version)
             });
             let words =
-                format!("the stream of group {group} was refused: {}{newer}", refusal.reason);
+                format!("the stream of group {group} was rejected: {}{newer}", refusal.reason);
             Err(End { refusal: None, words: (!is_known).then_some(words) })
         }
         (Stage::Streams(group), peer_opcode::BATCH) => {

@@ -203,5 +203,5 @@ fn an_address_that_begins_sessions_without_end_delays_only_its_own_clients() {
     assert_eq!(begun, 16_384);
     assert_eq!(ask(&mut pair, clients.next().unwrap(), 1, crowd), Status::Busy);
     assert_eq!(ask(&mut pair, 100, 2, crowd), Status::Ok, "it has a session");
-    assert_eq!(ask(&mut pair, 7, 1, other), Status::Ok, "it comes from elsewhere");
+    assert_eq!(ask(&mut pair, 7, 1, other), Status::Ok, "it comes from another address");
 }

@@ -84,7 +84,7 @@ fn a_shard_that_was_not_scheduled_checks_its_sockets_before_it_runs_its_timers()
     pair.primary.on_tick(later);
     pair.primary.finish_wake_up(later);
     let beacon = pair.primary.unsent(pair.dialled).to_vec();
-    // It stands, and what has arrived meanwhile is not noted yet.
+    // The shard is not called for a while. The bytes that arrived meanwhile are not recorded yet.
     let stood = later + Duration::from_secs(2);
     let (stream, now) = (pair.accepted, stood);
     let mut engine = Slow { stream, bytes: vec![beacon], noted: 0, now, sent: Vec::new() };

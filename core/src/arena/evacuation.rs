@@ -151,7 +151,7 @@ impl Arena {
 
     /// Begins an evacuation. The previous one must have ended.
     pub fn begin_evacuation(&mut self) {
-        debug_assert!(self.evacuation.is_none(), "two evacuations at once");
+        debug_assert!(self.evacuation.is_none(), "the previous evacuation has not ended");
         let fresh_max = FRESH_MAX.max(self.paged_chunks / HELD_FOR_ONE_FRESH);
         self.evacuation = Some(Box::new(Evacuation {
             stage: Stage::Survey,

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A source that counts the chunks, windows and blocks above a chunk in use, and refuses more than `chunks_max`.
+/// A source that counts the chunks, windows and blocks in use, and fails beyond `chunks_max`.
 struct CountedChunks {
     heap: HeapChunks,
     chunks_out: Arc<AtomicUsize>,
@@ -64,7 +64,11 @@ impl Filled {
     fn new(arena: &mut Arena, bytes: usize, pattern: u8) -> Filled {
         let (fresh, held) = (arena.fresh_bytes(bytes), arena.held_bytes());
         let handle = arena.allocate(bytes).expect("the test stays below the limit");
-        assert_eq!(arena.held_bytes().saturating_sub(held), fresh, "as it was foretold");
+        assert_eq!(
+            arena.held_bytes().saturating_sub(held),
+            fresh,
+            "fresh_bytes predicts the held bytes"
+        );
         // SAFETY: freshly allocated with this size.
         unsafe { arena.address(handle).write_bytes(pattern, bytes) };
         Filled { handle, bytes, pattern }
@@ -113,7 +117,7 @@ proptest! {
         }
         prop_assert_eq!(arena.used_bytes(), 0);
         prop_assert!(arena.paged_chunks <= 1, "at most the spare chunk is still held");
-        prop_assert!(arena.held_bytes() <= 2 * CHUNK_BYTES_MIN, "and as much for blocks");
+        prop_assert!(arena.held_bytes() <= 2 * CHUNK_BYTES_MIN, "and a chunk's bytes stay for blocks");
         drop(arena);
         prop_assert_eq!(chunks_out.load(Relaxed), 0);
     }
@@ -196,7 +200,11 @@ fn recently_freed_block_memory_is_reused_and_returned_before_more_is_taken() {
     live.drain(4..).for_each(|filled| filled.check_and_free(&mut arena));
     assert_eq!(arena.held_bytes(), 4 * bytes + CHUNK_BYTES_MIN, "a chunk's bytes stay");
     live.push(Filled::new(&mut arena, CHUNK_BYTES_MIN / 2, 3));
-    assert_eq!(arena.held_bytes(), 4 * bytes + CHUNK_BYTES_MIN, "two went back for it");
+    assert_eq!(
+        arena.held_bytes(),
+        4 * bytes + CHUNK_BYTES_MIN,
+        "two warm blocks were returned first"
+    );
     live.push(Filled::new(&mut arena, 100, 3));
     assert_eq!(
         arena.held_bytes(),

@@ -16,7 +16,7 @@
 //! | host unreachable | a process must end, or be watched, and its host does not respond | it responds |
 //! | crowded | an address has so many connections to a server that others wait for room | it has not for 10 s |
 //! | order failed | a server could not carry out an order | it could, or all is home again |
-//! | stop waits | an orderly stop waits for a server that is silent or writes nothing | it goes on, or has ended |
+//! | stop waits | an orderly stop waits for a server that is silent or writes nothing | it continues, or has ended |
 //!
 //! No decision depends on alarms. The list is bounded: at most one alarm of a kind for each server or group, and for
 //! failed orders one for each kind of order.

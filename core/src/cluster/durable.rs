@@ -12,7 +12,7 @@
 //!
 //! A store may fail for as long as a disk is full. The views that it would have made durable are then withdrawn,
 //! together with the last holders that go with them. No process has received them, and facts change while the disk is
-//! full. When the retry is due, they are decided anew.
+//! full. When the retry is due, they are decided again.
 
 use std::time::Duration;
 

@@ -89,7 +89,7 @@ pub enum Effect {
     },
     /// Every group has both copies; clients may be served.
     Serving,
-    /// The start has failed for good.
+    /// The start has failed and is not retried.
     StartFailed {
         /// The server that caused the failure.
         server: ServerId,

@@ -1,4 +1,4 @@
-//! The leave of a server that is told to stop while others go on. Its groups are handed to their other holders by views
+//! The leave of a server that must stop while others continue. Its groups are handed to their other holders by views
 //! while it still serves, and only then does it exit (consistency.md §11).
 //!
 //! ```text
@@ -13,10 +13,10 @@
 //! ```
 //!
 //! From its request on a leaver never wins an inquiry, and never becomes sole holder, candidate or target of a
-//! hand-over. Otherwise it would exit with the only copy of what the other holder had to wipe. Of two leavers that
-//! hold the same group, the one that asked first leaves first. The other waits until the first one's place is filled
-//! again. Before a view drops the leaver, the holder that stays must respond to a fresh probe: a view must not leave
-//! a group to a server whose death went unnoticed.
+//! hand-over. Otherwise it would exit with the only copy of what the other holder had to wipe. Of two leavers that hold
+//! the same group, the one with the earlier request leaves first. The other waits until the first one's place is filled
+//! again. Before a view drops the leaver, the holder that stays must respond to a fresh probe: a view must not leave a
+//! group to a server whose death went unnoticed.
 
 use std::time::Duration;
 

@@ -7,10 +7,10 @@
 //!                 no view names it any more --> a new process on the new host
 //! ```
 //!
-//! The host of a silent process may be gone for good, so its death may be impossible to prove. No proof is needed to
-//! fill its place: no durable view names it, and its successors as primary have waited for its lease. Its end stays
-//! unproven: if it reports again it is rejected, and no process is notified of its end. A sole holder stays where it
-//! is: without proof of its death it may have the only copy.
+//! The host of a silent process may never return, so the death of the process may be impossible to prove. No proof is
+//! needed to fill its place: no durable view names it, and its successors as primary have waited for its lease. Its end
+//! stays unproven: if it reports again it is rejected, and no process is notified of its end. A sole holder stays where
+//! it is: without proof of its death it may have the only copy.
 //!
 //! A leaver never wins an inquiry. So if another holder of its groups falls silent, the move waits: the process was not
 //! told to stop yet, and takes over like any other.

@@ -13,8 +13,8 @@
 //!   the secondary does not keep up       the primary            it still does not -> Gone
 //! ```
 //!
-//! The suspect follows from the reports of all servers (verdict.rs). If nothing tells the two apart, the primary
-//! is probed first, and stays if it responds.
+//! The suspect follows from the reports of all servers (verdict.rs). If the reports do not distinguish the two members,
+//! the primary is probed first, and stays if it responds.
 //!
 //! The member that is to stay must respond to a fresh probe. A heartbeat alone is no proof of life: it may have waited
 //! while the coordinator itself was paused, and its sender may be dead by now. To drop the other member on its report
@@ -55,8 +55,8 @@ pub(super) enum Inquiry {
 pub(super) enum Doubt {
     /// This member is silent to the coordinator.
     Silence(Member),
-    /// Both report to the coordinator, but one complains of the other's silence, and nothing tells them apart: the
-    /// primary is probed.
+    /// Both report to the coordinator, but one complains of the other's silence, and the reports do not show which one
+    /// is at fault: the primary is probed.
     Complaint,
     /// A complaint of which this member is the suspect: the other one is probed.
     Suspect(Member),

@@ -36,8 +36,8 @@ const COMPLAINT: u32 = 2;
 const CONTRADICTED: u32 = 1;
 
 impl Cluster {
-    /// Returns the member of a view that is the suspect of its complaint; `None` if the reports do not tell the two
-    /// apart.
+    /// Returns the member of a view that is the suspect of its complaint; `None` if the reports do not distinguish the
+    /// two.
     pub(super) fn suspect(&self, view: &View) -> Option<Member> {
         let (primary, secondary) = (view.primary?, view.secondary()?);
         if mutations::is_open(Mutation::VerdictByGroup) {

@@ -85,7 +85,7 @@ fn a_candidate_is_reported_as_updated_when_every_shard_has_caught_up_under_that_
     let effects = node.give(order(1, ViewPurpose::UpdatePrimary, 3));
     assert!(matches!(effects[..], [NodeEffect::Install { .. }]));
     assert!(node.say(0, 3, ReplicaState::CaughtUp).is_empty());
-    assert!(node.say(1, 2, ReplicaState::CaughtUp).is_empty(), "of the view before");
+    assert!(node.say(1, 2, ReplicaState::CaughtUp).is_empty(), "a report of the previous view");
     assert!(node.say(1, 3, ReplicaState::Active).is_empty());
     assert_eq!(node.say(1, 3, ReplicaState::CaughtUp), [done(1, 3, 20)]);
     assert!(node.say(1, 3, ReplicaState::CaughtUp).is_empty(), "once");

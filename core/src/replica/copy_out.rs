@@ -175,7 +175,7 @@ impl CopyOut {
         }
     }
 
-    /// Returns whether the candidate's copy equals this one. `None` if no COPY-END asked for this report, or the write
+    /// Returns whether the candidate's copy equals this one. `None` if this report belongs to no COPY-END, or the write
     /// of the COPY-END is not committed.
     pub(super) fn compare(&self, marked: &Marked) -> Option<bool> {
         let end = self.end.as_ref().filter(|end| end.sn == marked.sn)?;
@@ -328,7 +328,7 @@ impl Place<'_> {
             version: entry.version,
             digest,
             key: entry.key,
-            value_length: u32::try_from(entry.value.len()).expect("values end at 16 MiB"),
+            value_length: u32::try_from(entry.value.len()).expect("a value has at most 16 MiB"),
             value: &entry.value[..first],
         }));
     }
@@ -357,7 +357,7 @@ impl Place<'_> {
                 let end = entry.value.len().min(offset + FRAGMENT_BYTES);
                 batch.push(&PeerMessage::CopyFragment(CopyFragment {
                     view: self.view,
-                    offset: u32::try_from(offset).expect("values end at 16 MiB"),
+                    offset: u32::try_from(offset).expect("a value has at most 16 MiB"),
                     bytes: &entry.value[offset..end],
                 }));
                 end

@@ -253,7 +253,7 @@ impl Replica {
         }
     }
 
-    /// Makes this replica the serving primary. It has every write of the old primary, or the rest is lost for good.
+    /// Makes this replica the serving primary. It has every write of the old primary that can still be recovered.
     pub(super) fn finish_taking_over(&mut self) {
         self.role = match std::mem::replace(&mut self.role, Role::Out) {
             Role::TakingOver(follower) => {

@@ -236,7 +236,7 @@ impl PendingLog {
                     record: write.record,
                     digest: write.digest,
                     key,
-                    value_length: u32::try_from(value.len()).expect("values end at 16 MiB"),
+                    value_length: u32::try_from(value.len()).expect("a value has at most 16 MiB"),
                     value: &value[..first],
                 }));
                 first
@@ -246,7 +246,7 @@ impl PendingLog {
                 send(&PeerMessage::Fragment(Fragment {
                     view,
                     sn,
-                    offset: u32::try_from(offset).expect("values end at 16 MiB"),
+                    offset: u32::try_from(offset).expect("a value has at most 16 MiB"),
                     bytes: &value[offset..end],
                 }));
                 end

@@ -198,7 +198,7 @@ impl Replica {
         let whole = match part.len() < whole {
             true => {
                 (status, value) = (Status::Part, &value[part]);
-                u32::try_from(whole).expect("a value has 16 MiB at most")
+                u32::try_from(whole).expect("a value has at most 16 MiB")
             }
             false => 0,
         };

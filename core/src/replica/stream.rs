@@ -7,8 +7,8 @@
 //!   over view)
 //! ```
 //!
-//! Every view has its own streams. The hello carries the whole view, so a receiver that missed the view
-//! installs it first. A hello of an older view is refused with the newer view.
+//! Every view has its own streams. The hello carries the whole view, so a receiver that missed the view installs it
+//! first. A hello of an older view is rejected with a refusal that carries the newer view.
 
 use std::cmp::Ordering;
 
@@ -278,7 +278,7 @@ impl Replica {
             }
             let mut asks_for_ack = false;
             sender.log.send_next(table, view, now, |message| {
-                // The rest of a long value does not ask for an ack: beacons go on between its fragments.
+                // The rest of a long value requests no ack, because beacons continue between its fragments.
                 asks_for_ack = matches!(message, PeerMessage::Prepare(_));
                 batch.push(message);
             });

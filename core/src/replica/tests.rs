@@ -62,7 +62,7 @@ impl Responses for Inbox {
             value: response.value.to_vec(),
             whole: response.whole,
         };
-        assert_eq!(self.0.insert(response.id.0, given), None, "answered twice: {:?}", response.id);
+        assert_eq!(self.0.insert(response.id.0, given), None, "two responses to {:?}", response.id);
     }
 }
 

@@ -80,7 +80,7 @@ fn a_delayed_heartbeat_is_no_vote_so_the_member_that_stays_must_respond_first() 
         world.beat(B);
         world.beat(C);
     }
-    assert_eq!(world.view(1), (Some(1), Some(2), 1), "B has not answered");
+    assert_eq!(world.view(1), (Some(1), Some(2), 1), "B has not responded");
     world.unheard.clear();
     world.beat(A);
     world.exit(B);

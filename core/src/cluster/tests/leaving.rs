@@ -1,4 +1,4 @@
-//! Servers that are told to stop while others go on.
+//! Servers that leave while others continue.
 
 use kv_protocol::status::GroupCondition;
 
@@ -108,7 +108,7 @@ fn a_leaver_wins_no_inquiry_and_gets_no_group() {
         world.cluster.on_timeout(world.now, &mut world.effects);
         world.collect();
     }
-    assert_eq!(places(&world, 0), (Some(0), Some(1)), "the other one goes on");
+    assert_eq!(places(&world, 0), (Some(0), Some(1)), "the other holder continues");
     // No server receives messages of server 0, and only the leaver is left to vote.
     let mut world = World::serving(3);
     world.unheard = vec![ServerId(0)];
@@ -350,7 +350,7 @@ fn last_holders_of_a_loss_that_was_not_stored_are_withdrawn_with_it() {
     world.exit(ServerId(1));
     let (number, _) = world.stores.pop_front().expect("the loss of group 0 is stored");
     world.cluster.on_store_failed(world.now, number, "no space", &mut world.effects);
-    assert!(!world.cluster.memory.decided.rests(GroupId(0)), "nobody has left in order");
+    assert!(!world.cluster.memory.decided.rests(GroupId(0)), "no server has left in order");
     world.keeps_stores = false;
     world.pass(Duration::from_secs(1), &alive[1..]);
     assert_eq!(places(&world, 0), (None, None));

@@ -22,7 +22,7 @@ impl World {
         world.unheard = vec![A];
         world.pass(SILENCE * 4, &[B, C]);
         world.run(&[B, C]);
-        assert_eq!((world.view(0).1, world.view(1).0), (None, Some(2)), "its groups go on");
+        assert_eq!((world.view(0).1, world.view(1).0), (None, Some(2)), "its groups continue");
         (world, old)
     }
 
@@ -52,7 +52,7 @@ fn a_silent_process_is_replaced_without_proof_when_its_place_moves_to_another_ho
     world.run(&[A, B, C]);
     world.run(&[A, B, C]);
     assert!(world.cluster.is_whole());
-    // The old process reports again and is refused.
+    // The old process reports again and is rejected.
     let started = Started { member: old, pid: 7, ..world.started(A) };
     let refused = world.cluster.on_started(world.now, LinkId(99), &started, &mut world.effects);
     assert!(matches!(refused, Err(StartedRefused::UnknownIncarnation { .. })), "{refused:?}");

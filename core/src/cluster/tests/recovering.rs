@@ -27,7 +27,7 @@ fn a_recovery_ends_with_every_group_at_home_and_gives_the_orders_of_the_original
     ];
     let steps: Vec<_> = orders.iter().filter(|(_, name)| *name != "EXITED").copied().collect();
     assert_eq!(steps, expected);
-    assert!(orders.contains(&(B, "EXITED")), "B is told that A is dead");
+    assert!(orders.contains(&(B, "EXITED")), "B gets the proof of A's death");
     assert!(world.cluster.is_whole());
     assert_eq!(world.copies(), [2, 2, 2]);
     assert_ne!(world.cluster.member(A), dead);
@@ -314,7 +314,7 @@ fn a_stored_state_older_than_a_servers_view_ends_the_coordinator_and_changes_not
     world.pass(3 * SILENCE, &[]);
     let told = world.seen.iter().chain(&world.effects);
     let outdated = told.filter(|effect| matches!(effect, Effect::Outdated { server: B, .. }));
-    assert_eq!(outdated.count(), 1, "it is said once");
+    assert_eq!(outdated.count(), 1, "it is reported once");
     assert_eq!(world.view(1), known, "no more decisions are made");
 }
 
@@ -337,7 +337,7 @@ fn only_the_first_heartbeat_of_a_server_can_end_a_restarted_coordinator() {
     world.run(&[A, B, C]);
     world.exit(A);
     world.run(&[B, C]);
-    assert_eq!(world.view(1).0, Some(2), "it decides on");
+    assert_eq!(world.view(1).0, Some(2), "it continues to decide");
 }
 
 #[test]
@@ -389,7 +389,7 @@ fn a_verdict_is_not_kept_for_a_slow_disk_while_its_member_comes_back() {
     while world.store() {
         world.collect();
     }
-    assert_eq!(world.view(1), (Some(1), Some(2), 1), "B is well");
+    assert_eq!(world.view(1), (Some(1), Some(2), 1), "B reports again");
     world.pass(SILENCE * 2, &[B]);
     assert_eq!(world.view(1), (Some(2), None, 2), "the server that is silent now is removed");
 }

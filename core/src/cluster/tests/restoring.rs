@@ -42,7 +42,7 @@ fn views_of_a_restored_cluster_continue_above_earlier_ones_and_lost_groups_stay_
     assert_eq!(world.view(1), (None, None, 41));
     assert_eq!(world.view(2), (Some(2), Some(0), 41));
     world.run(&[ServerId(0), ServerId(1), ServerId(2)]);
-    assert_eq!(world.view(1), (None, None, 41), "nobody is given it empty");
+    assert_eq!(world.view(1), (None, None, 41), "no server gets the group empty");
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_dumping_server_gets_no_view_orders() {
     let orders: Vec<_> =
         world.ordered().into_iter().filter(|(to, name)| *to == id && *name != "EXITED").collect();
     assert_eq!(orders, [(id, "DUMP-PRIMARY"), (id, "DUMP-SECONDARY")]);
-    assert_eq!(world.view(2), (Some(2), None, 3), "though it is durable");
+    assert_eq!(world.view(2), (Some(2), None, 3), "although the view is durable");
 }
 
 #[test]

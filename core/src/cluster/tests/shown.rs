@@ -227,7 +227,7 @@ fn two_holders_that_receive_neither_each_other_nor_a_probe_are_an_alarm_until_th
     assert!(!is_raised(&world), "their probes are still in progress");
     hear(&mut world, Duration::from_secs(2));
     assert!(is_raised(&world), "{:?}", world.alarms());
-    assert_eq!(world.view(1), (Some(1), Some(2), 1), "and nobody is judged");
+    assert_eq!(world.view(1), (Some(1), Some(2), 1), "no member is judged");
     world.unheard.clear();
     hear(&mut world, Duration::from_millis(100));
     assert!(!is_raised(&world));

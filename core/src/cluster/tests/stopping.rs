@@ -49,7 +49,7 @@ fn a_silent_server_is_killed_and_named_once_others_have_dumped_all_its_groups() 
         world.report(id, Ok(0));
     }
     world.pass(Duration::from_millis(4_900), &alive);
-    assert_eq!(world.ordered(), [(mute, "DRAIN")], "it is given its time");
+    assert_eq!(world.ordered(), [(mute, "DRAIN")], "its timeout has not passed");
     world.pass(Duration::from_millis(100), &alive);
     world.orders.retain(|(to, _)| to.server != mute);
     world.pass(TIMEOUT, &alive);
@@ -465,7 +465,7 @@ fn a_continued_stop_does_not_wait_for_processes_that_were_never_started() {
     // The other two had never reported: their places have new incarnations and no processes.
     world.exit(ids[0]);
     let effects = world.take();
-    let outcome = stopped(&effects).expect("nobody is waited for");
+    let outcome = stopped(&effects).expect("the stop waits for no server");
     assert_eq!(outcome.unproven, []);
 }
 

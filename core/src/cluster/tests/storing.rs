@@ -45,7 +45,7 @@ fn a_failed_store_announces_nothing_and_is_retried_after_its_back_off() {
     assert!(world.stores.is_empty(), "it is too early");
     for _ in 0..3 {
         world.tell_time(STORE_AGAIN, &[B, C]);
-        assert_eq!(world.stores.len(), 1, "it is tried again");
+        assert_eq!(world.stores.len(), 1, "the store is retried");
         world.fail_store();
     }
     world.tell_time(STORE_AGAIN, &[B, C]);
@@ -106,7 +106,7 @@ fn data_stored_with_the_state_is_stored_even_without_a_decision() {
     world.fail_store();
     assert!(world.stores.is_empty());
     world.tell_time(STORE_AGAIN, &[A, B, C]);
-    assert_eq!(world.stores.len(), 1, "it is tried again");
+    assert_eq!(world.stores.len(), 1, "the store is retried");
     // The store in progress may have been written before this change.
     world.cluster.store_again(world.now, &mut world.effects);
     world.store();

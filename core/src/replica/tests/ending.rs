@@ -17,7 +17,7 @@ fn a_draining_primary_commits_pending_writes_and_accepts_no_new_ones() {
     pair.settle();
     assert!(pair.primary.is_drained());
     assert_eq!(pair.status(pending), Some(Status::Ok));
-    assert_eq!(pair.get(b"a").value, b"1", "reads go on");
+    assert_eq!(pair.get(b"a").value, b"1", "reads continue");
 }
 
 /// Lets time pass, with wake-ups of the primary as frequent as those of a driver.
@@ -175,7 +175,7 @@ fn a_frozen_holder_acknowledges_no_write_after_its_dump_began() {
         assert_eq!(contents(&pair.primary).len(), 1);
         let done = pair.primary.completion_records(0..usize::MAX).count();
         assert_eq!(done, 1, "a record of a write that is not in the table");
-        assert_eq!(pair.get(b"a").value, b"1", "reads go on");
+        assert_eq!(pair.get(b"a").value, b"1", "reads continue");
         assert_eq!(pair.status(before), Some(Status::Ok));
     }
 }
@@ -226,7 +226,7 @@ fn a_frozen_holder_exchanges_signs_of_life_without_changing_its_content() {
             assert_eq!(contents(replica).len(), 1);
         }
         assert_eq!(pair.given(pending), None, "{freeze:?}: acknowledged, but in no dump");
-        assert_eq!(pair.get(b"a").value, b"1", "its lease is renewed, so reads go on");
+        assert_eq!(pair.get(b"a").value, b"1", "its lease is renewed, so reads continue");
         // The sender of an ack observes a grace for it, frozen or not.
         assert!(pair.secondary.inspect().grace.is_some_and(|(_, until)| until > pair.now + LEASE));
     }

@@ -37,7 +37,7 @@ fn both_holders_take_their_new_roles_whichever_gets_the_view_first() {
         group.settle();
         let given = group.given(put).map(|given| (given.status, given.copies));
         assert_eq!(given, Some((Status::Ok, 2)));
-        assert_eq!(group.get(2, b"k").value, b"w", "no lease is waited for");
+        assert_eq!(group.get(2, b"k").value, b"w", "the new primary waits for no lease");
         assert_eq!(contents(&group.replicas[1]), contents(&group.replicas[2]));
     }
 }

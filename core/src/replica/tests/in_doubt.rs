@@ -74,7 +74,7 @@ fn an_unknown_write_is_settled_as_not_done_once_both_holders_have_recorded_it() 
     let mut pair = Pair::new();
     pair.request_as(1, b"k", resolve(b"k", PUT));
     pair.deliver();
-    assert_eq!(pair.given(1), None, "answered before the ack");
+    assert_eq!(pair.given(1), None, "response before the ack");
     pair.ack();
     let given = pair.given(1).unwrap();
     assert_eq!((given.status, given.copies, given.version.0), (Status::NotDone, 2, 0));

@@ -13,7 +13,7 @@ fn a_write_gets_its_response_only_when_both_tables_have_it() {
     assert_eq!(pair.given(put), None);
     pair.deliver();
     assert_eq!(contents(&pair.secondary).len(), 1);
-    assert_eq!(pair.given(put), None, "answered before the ack");
+    assert_eq!(pair.given(put), None, "response before the ack");
     pair.ack();
     let given = pair.given(put).unwrap();
     assert_eq!((given.status, given.copies, given.version.0), (Status::Ok, 2, 1));
