@@ -165,7 +165,13 @@ impl Group {
             operation,
         };
         let hash = self.replicas[at].hash_of(request.digest, request.key);
-        self.replicas[at].on_request(self.now, (CONNECTION, ALICE), &request, hash, &mut self.inbox);
+        self.replicas[at].on_request(
+            self.now,
+            (CONNECTION, ALICE),
+            &request,
+            hash,
+            &mut self.inbox,
+        );
         self.requests = self.requests.max(id);
     }
 
