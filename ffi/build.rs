@@ -18,8 +18,8 @@ fn main() {
 
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml"))
         .unwrap_or_else(|error| panic!("ffi/cbindgen.toml: {error}"));
-    // From the source rather than the crate, which would run cargo inside cargo. The order of the header is that of the
-    // modules in lib.rs.
+    // cbindgen reads the source files, because for a crate it would run cargo inside cargo. The order of the header is
+    // that of the modules in lib.rs.
     cbindgen::Builder::new()
         .with_config(config)
         .with_src(root.join("src/lib.rs"))

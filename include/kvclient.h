@@ -119,7 +119,7 @@
 
 /**
  * A protocol error between client and server. An endpoint of another kind of server (HTTP, SSH) counts as unavailable:
- * KVC_UNAVAILABLE at the deadline, and the message has what it sent.
+ * KVC_UNAVAILABLE at the deadline. The message describes the invalid bytes.
  */
 #define KVC_PROTOCOL -14
 
@@ -351,7 +351,7 @@ typedef struct {
      */
     kvc_log_fn log;
     /**
-     * The argument that is passed to `log` with every message; it has to stay valid for as long.
+     * The argument that is passed to `log` with every message. It must stay valid while `log` may be called.
      */
     void *log_arg;
     /**
@@ -360,7 +360,7 @@ typedef struct {
      */
     kvc_event_fn on_event;
     /**
-     * The argument that is passed to `on_event` with every event; it has to stay valid for as long.
+     * The argument that is passed to `on_event` with every event. It must stay valid while `on_event` may be called.
      */
     void *event_context;
 } kvc_options;
@@ -441,8 +441,8 @@ typedef struct {
      */
     uint64_t version;
     /**
-     * The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for an operation
-     * that is no write, or that was not executed.
+     * The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for a read, and for
+     * a write that was not executed.
      */
     uint32_t copies;
     /**
@@ -620,7 +620,7 @@ typedef struct {
      */
     uint64_t map_revision;
     /**
-     * Sessions begun anew, because the servers had expired the earlier one or another process uses its client id.
+     * Sessions that replaced an earlier one, which had expired or whose client id another process uses.
      */
     uint64_t sessions_begun;
     /**
@@ -859,7 +859,7 @@ int kvc_mdelete(kvc_client *client,
  * Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. `ops` are as for
  * kvc_cq_submit(), each with its own condition. Their timeout_ms must be zero. Values of puts are not copied, with or
  * without KVC_KEEP. `out[i]` is set to the completion of the i-th operation, as by kvc_cq_poll() with tag `i`: status,
- * version, copies, doubt and value, to be freed with kvc_buf_free(). Its words are NULL. The return value and
+ * version, copies, doubt and value, to be freed with kvc_buf_free(). Its `words` is NULL. The return value and
  * kvc_last_error() are as for kvc_mput(). If an argument is invalid (KVC_INVALID) or the handle is inherited
  * (KVC_FORKED), nothing is executed and nothing is written.
  */

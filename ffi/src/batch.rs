@@ -120,7 +120,7 @@ pub unsafe extern "C" fn kvc_mdelete(
 /// Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. `ops` are as for
 /// kvc_cq_submit(), each with its own condition. Their timeout_ms must be zero. Values of puts are not copied, with or
 /// without KVC_KEEP. `out[i]` is set to the completion of the i-th operation, as by kvc_cq_poll() with tag `i`: status,
-/// version, copies, doubt and value, to be freed with kvc_buf_free(). Its words are NULL. The return value and
+/// version, copies, doubt and value, to be freed with kvc_buf_free(). Its `words` is NULL. The return value and
 /// kvc_last_error() are as for kvc_mput(). If an argument is invalid (KVC_INVALID) or the handle is inherited
 /// (KVC_FORKED), nothing is executed and nothing is written.
 #[unsafe(no_mangle)]

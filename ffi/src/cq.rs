@@ -228,7 +228,7 @@ impl Queue {
         }
         if self.taken() >= depth as usize {
             let words = format!(
-                "{depth} operations are in the queue; poll, take completions, then submit it again"
+                "{depth} operations are in the queue; poll for completions, then submit the operation again"
             );
             return Err(Failure::new(KVC_FULL, words));
         }
@@ -419,15 +419,13 @@ pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
         return Err(Failure::invalid(format!("kvc_op.flags is {:#x}", op.flags)));
     }
     if op.flags & KVC_RANGE == 0 && op.offset != 0 {
-        return Err(Failure::invalid(
-            "kvc_op.offset is not 0, and its flags are without KVC_RANGE",
-        ));
+        return Err(Failure::invalid("kvc_op.offset is not 0, but kvc_op.flags has no KVC_RANGE"));
     }
     if op.flags & KVC_RANGE != 0 && (op.kind != KVC_OP_GET || op.dst.is_null()) {
         return Err(Failure::invalid("kvc_op.flags has KVC_RANGE, which needs a get with dst"));
     }
     if op.dst.is_null() && op.cap > 0 {
-        return Err(Failure::invalid("kvc_op.dst is NULL and its cap not 0"));
+        return Err(Failure::invalid("kvc_op.dst is NULL, but kvc_op.cap is not 0"));
     }
     // SAFETY: passed on.
     let key = unsafe { op.key.bytes("kvc_op.key") }?;
@@ -439,7 +437,9 @@ pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
             let value: &'static [u8] = unsafe { op.value.bytes("kvc_op.value") }?;
             Ok(Op::put(key, value, op.flags & KVC_KEEP != 0))
         }
-        kind => Err(Failure::invalid(format!("kvc_op.kind is {kind}; see KVC_OP_GET and others"))),
+        kind => Err(Failure::invalid(format!(
+            "kvc_op.kind is {kind}; use KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE"
+        ))),
     }
 }
 
@@ -612,7 +612,8 @@ impl kvc_cq {
     /// Claims the queue for this thread until `is_in_use` is reset.
     fn enter(&self) -> Result<(), Failure> {
         if self.is_in_use.swap(true, Ordering::Acquire) {
-            let words = "another thread is in a call on this queue; one at a time may be";
+            let words =
+                "another thread is in a call on this queue; use it from one thread at a time";
             return Err(Failure::new(KVC_INVALID, words));
         }
         Ok(())
@@ -648,7 +649,7 @@ pub(crate) unsafe fn with_queue<T>(
     cq.enter()?;
     let mut in_use = InUse { cq, is_over: false };
     let result = if cq.is_poisoned.load(Ordering::SeqCst) {
-        let words = "an earlier call on this queue met a defect; free it and open another";
+        let words = "an earlier call on this queue panicked; free the queue and open another";
         Err(Failure::new(KVC_PANIC, words))
     } else {
         // SAFETY: the thread that has set `is_in_use` has exclusive access to the queue.
@@ -689,13 +690,13 @@ mod tests {
         // SAFETY: the queue is open until it is freed.
         unsafe {
             assert_eq!(kvc_cq_fd(cq), KVC_PANIC);
-            assert_eq!(kvc_cq_fd(cq), KVC_PANIC, "and not KVC_INVALID, as if it were in use");
+            assert_eq!(kvc_cq_fd(cq), KVC_PANIC, "not KVC_INVALID, as for a queue in use");
             assert_eq!(kvc_cq_free(cq), KVC_OK);
         }
     }
 
     #[test]
-    fn a_program_that_calls_while_it_unwinds_harms_no_queue() {
+    fn a_call_from_a_destructor_during_unwinding_leaves_the_queue_usable() {
         let cq = queue();
         // SAFETY: the queue is open.
         unwinding(|| assert!(unsafe { kvc_cq_fd(cq) } >= 0));

@@ -80,9 +80,9 @@ impl Doubts {
         let [number, book] = name.opaque;
         let words = match (number, book == self.book()) {
             (0, _) => {
-                "kvc_resolve: the doubt names no write: the servers have forgotten it, or nothing was in doubt"
+                "kvc_resolve: the doubt names no write: the session of the write has expired, or nothing was in doubt"
             }
-            (_, false) => "kvc_resolve: the doubt is of another handle",
+            (_, false) => "kvc_resolve: the doubt belongs to another handle",
             _ => {
                 let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
                 let at =
@@ -90,7 +90,7 @@ impl Doubts {
                 if let Some(doubt) = at.and_then(|at| kept.doubts.get(at)) {
                     return Ok(doubt.clone());
                 }
-                "kvc_resolve: it is too old: 65,536 writes or 16 MiB of keys were in doubt since then"
+                "kvc_resolve: the doubt is too old: 65,536 writes or 16 MiB of keys have ended in doubt since"
             }
         };
         Err(Failure::new(KVC_INVALID, words))
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_of_nothing_or_of_another_handle_finds_nothing() {
+    fn an_empty_doubt_and_one_of_another_handle_are_rejected() {
         let (own, other) = (Doubts::default(), Doubts::default());
         assert_eq!(own.name(None), kvc_doubt::default());
         let words = |name| own.find(name).unwrap_err().words;

@@ -38,7 +38,7 @@ pub const KVC_INVALID: c_int = -12;
 /// This process has no memory for the request or the value; a write was not executed.
 pub const KVC_NO_MEMORY: c_int = -13;
 /// A protocol error between client and server. An endpoint of another kind of server (HTTP, SSH) counts as unavailable:
-/// KVC_UNAVAILABLE at the deadline, and the message has what it sent.
+/// KVC_UNAVAILABLE at the deadline. The message describes the invalid bytes.
 pub const KVC_PROTOCOL: c_int = -14;
 /// A defect in the library; the handle or queue can only be closed. Its message and source location are also printed to
 /// standard error.
@@ -154,7 +154,7 @@ thread_local! {
 /// Stores the message of a failure for [`kvc_last_error`] and returns its status.
 pub(crate) fn fail(failure: Failure) -> c_int {
     let words = c_text(failure.words);
-    // The thread-local storage of an ending thread may be gone.
+    // In an ending thread, the thread-local storage may already be destroyed.
     let _ = LAST_ERROR.try_with(|last| last.replace(Some(words)));
     failure.status
 }
@@ -168,7 +168,7 @@ pub(crate) fn c_text(words: impl Into<Vec<u8>>) -> CString {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {
-        Failure::new(KVC_UNAVAILABLE, format!("asking the system: {error}"))
+        Failure::new(KVC_UNAVAILABLE, format!("system call failed: {error}"))
     }
 }
 
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_never_change_their_numbers() {
+    fn the_numbers_of_statuses_never_change() {
         let names: Vec<&str> = (0..=20).map(|n| name(-n)).collect();
         assert_eq!(
             names,
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn words_with_nul_bytes_are_still_told() {
+    fn a_message_with_nul_bytes_is_reported_without_them() {
         assert_eq!(fail(Failure::invalid("a\0b")), KVC_INVALID);
         // SAFETY: this thread has not failed since.
         assert_eq!(unsafe { CStr::from_ptr(kvc_last_error()) }, c"ab");

@@ -129,7 +129,7 @@ fn parts(event: &Event<'_>) -> Option<Parts> {
         }
         Event::InDoubt { server, error } => of(KVC_EVENT_IN_DOUBT, server, None, error.to_string()),
         Event::SessionBegunAnew { why } => {
-            of(KVC_EVENT_SESSION_BEGUN, None, None, format!("{why}; another session is begun"))
+            of(KVC_EVENT_SESSION_BEGUN, None, None, format!("{why}; a new session begins"))
         }
         _ => return None,
     })

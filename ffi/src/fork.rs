@@ -32,7 +32,7 @@ impl Process {
         let mut number = page.load(Ordering::Relaxed);
         if number == 0 {
             let fresh = NEXT.fetch_add(1, Ordering::Relaxed);
-            // If another thread was first, its number is used.
+            // If another thread has stored its number first, that one counts.
             let was = page.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed);
             number = was.map_or_else(|first| first, |_| fresh);
         }
@@ -106,9 +106,9 @@ mod tests {
     }
 
     #[test]
-    fn a_child_is_another_process_and_so_is_its_child_and_the_parent_stays_itself() {
+    fn a_child_and_a_grandchild_are_other_processes_and_the_parent_keeps_its_identity() {
         let parent = Process::current();
-        assert!(matches!(parent, Process::Page(_)), "this kernel has such pages");
+        assert!(matches!(parent, Process::Page(_)), "this kernel supports MADV_WIPEONFORK");
         assert!(in_child(|| {
             let before = !parent.is_current();
             let child = Process::current();

@@ -55,7 +55,7 @@ impl kvc_client {
     }
 }
 
-/// A pointer of the program for the thread that receives the responses. The call that got the pointer waits meanwhile.
+/// A pointer of the program, for use by the thread that receives the responses. The call that got it waits meanwhile.
 pub(crate) struct Pointer<T>(*mut T);
 
 // SAFETY: the program allows the library to write there during the call, on any thread.
@@ -83,8 +83,8 @@ pub struct kvc_result {
     /// The current version of the entry, for if_version. For a delete, the number of the delete itself. After
     /// KVC_CONFLICT, zero if there is no entry.
     pub version: u64,
-    /// The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for an operation
-    /// that is no write, or that was not executed.
+    /// The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for a read, and for
+    /// a write that was not executed.
     pub copies: u32,
     /// Zero.
     pub reserved: u32,
@@ -366,7 +366,7 @@ pub(crate) fn refuse_callback() -> Result<(), Failure> {
     if is_in_callback() { Err(kv_client::Error::WithinCallback.into()) } else { Ok(()) }
 }
 
-/// Writes the result of a call, which a conflict and a write in doubt have too, and returns the status.
+/// Writes the result of a call, also after a conflict and for a write in doubt, and returns the status.
 ///
 /// # Safety
 /// `result` is NULL or may be written to.

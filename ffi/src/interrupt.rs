@@ -43,7 +43,7 @@ pub unsafe extern "C" fn kvc_resume(client: *mut kvc_client) -> c_int {
 /// Returns the failure of a poll or a submission on an interrupted queue.
 pub(crate) fn interrupted(what: &str) -> Failure {
     let words =
-        format!("{what}: interrupted by the program (kvc_interrupt); kvc_resume() ends that");
+        format!("{what}: interrupted by the program (kvc_interrupt); call kvc_resume() first");
     Failure::new(KVC_INTERRUPTED, words)
 }
 

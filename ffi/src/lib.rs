@@ -14,7 +14,7 @@
 #![allow(non_camel_case_types)] // The names are those of the C header.
 #![allow(clippy::missing_safety_doc)] // The header states the contract of each function.
 
-// Blank lines keep this order, which is that of the header.
+// The header has the order of these modules. The blank lines keep rustfmt from sorting them.
 mod error;
 mod fork;
 

@@ -49,12 +49,12 @@ pub struct kvc_options {
     /// The function that receives log messages; NULL: none. It may be called until the handle is closed and its queues
     /// are freed.
     pub log: kvc_log_fn,
-    /// The argument that is passed to `log` with every message; it has to stay valid for as long.
+    /// The argument that is passed to `log` with every message. It must stay valid while `log` may be called.
     pub log_arg: *mut c_void,
     /// The function that receives events (connections, the map, writes in doubt); NULL: none. It may be called until
     /// the handle is closed and its queues are freed.
     pub on_event: kvc_event_fn,
-    /// The argument that is passed to `on_event` with every event; it has to stay valid for as long.
+    /// The argument that is passed to `on_event` with every event. It must stay valid while `on_event` may be called.
     pub event_context: *mut c_void,
 }
 
@@ -108,7 +108,7 @@ pub unsafe extern "C" fn kvc_options_init(
         }
         if !(size_of::<u32>()..=MAX_STRUCT_BYTES).contains(&sizeof_options) {
             return Err(Failure::invalid(format!(
-                "kvc_options_init: {sizeof_options} bytes are no kvc_options; pass sizeof(kvc_options)"
+                "kvc_options_init: sizeof_options is {sizeof_options}; pass sizeof(kvc_options)"
             )));
         }
         let size = u32::try_from(sizeof_options).unwrap_or(u32::MAX);
@@ -166,7 +166,7 @@ unsafe fn of_other_size<T: Copy + Default>(
         // SAFETY: as above.
         if unsafe { from.cast::<u8>().add(offset).read() } != 0 {
             return Err(Failure::invalid(format!(
-                "{what} sets a field at byte {offset} that this library does not know; it is older than the header"
+                "{what} sets a field at byte {offset} that this library does not know; the library is older than the header"
             )));
         }
     }
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn structs_of_older_and_newer_headers_are_understood() {
+    fn structs_of_older_and_newer_headers_are_accepted() {
         let options = kvc_op_options { size: 24, timeout_ms: 7, if_version: KVC_ABSENT };
         let mut newer = Newer { options, more: 0 };
         let options = read(&newer).unwrap();
@@ -281,12 +281,12 @@ mod tests {
     }
 
     #[test]
-    fn each_setting_of_a_handle_is_taken_over() {
+    fn each_setting_of_a_handle_is_applied() {
         let size = u32::try_from(size_of::<kvc_options>()).unwrap();
         let given =
             kvc_options { size, timeout_ms: 7, connect_timeout_ms: 8, ..kvc_options::default() };
         let given = kvc_options { connections_per_shard: 9, ..given };
-        // SAFETY: the struct is as large as it says.
+        // SAFETY: the struct is as large as its size states.
         let (options, connections) = unsafe { read_options(&raw const given) }.unwrap();
         assert_eq!(options.deadline, Duration::from_millis(7));
         assert_eq!(options.connect_timeout, Duration::from_millis(8));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn no_options_are_the_defaults() {
+    fn null_options_give_the_defaults() {
         // SAFETY: NULL is allowed.
         let (options, connections) = unsafe { read_options(ptr::null()) }.unwrap();
         assert_eq!((options.deadline, connections), (Duration::from_secs(5), 1));

@@ -54,7 +54,7 @@ mod tests {
     use std::ffi::CStr;
 
     #[test]
-    fn a_panic_becomes_a_status_with_its_words() {
+    fn a_panic_becomes_a_status_with_its_message() {
         assert_eq!(guard(|| panic!("seven of {}", 9)), KVC_PANIC);
         // SAFETY: this thread has not failed since.
         let words = unsafe { CStr::from_ptr(kvc_last_error()) }.to_str().unwrap();

@@ -61,7 +61,7 @@ pub struct kvc_counters {
     pub maps: u64,
     /// The revision of the newest map; zero before the first.
     pub map_revision: u64,
-    /// Sessions begun anew, because the servers had expired the earlier one or another process uses its client id.
+    /// Sessions that replaced an earlier one, which had expired or whose client id another process uses.
     pub sessions_begun: u64,
     /// Milliseconds since bytes last arrived from any server or coordinator, or KVC_NEVER.
     pub heard_ms: u64,
@@ -287,12 +287,12 @@ mod tests {
     }
 
     #[test]
-    fn programs_of_older_and_newer_headers_get_what_they_know() {
+    fn programs_of_older_and_newer_headers_get_the_fields_that_they_know() {
         let size = size_of::<kvc_counters>();
         for claimed in [8, 16, size, size + 16] {
             let mut room = vec![0x5a_u8; size + 32];
             room[..4].copy_from_slice(&u32::try_from(claimed).unwrap().to_ne_bytes());
-            // SAFETY: there is more room than any size says.
+            // SAFETY: there is more room than any size states.
             let told = unsafe { tell(&statistics(), room.as_mut_ptr().cast(), ptr::null_mut(), 0) };
             assert_eq!(told.unwrap(), KVC_OK);
             assert_eq!(room[..4], u32::try_from(claimed).unwrap().to_ne_bytes());
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn each_server_has_its_place_and_no_more_are_written_than_there_is_room_for() {
+    fn servers_are_written_in_order_and_only_as_many_as_there_is_room_for() {
         let mut out = counters(&Statistics::default(), Instant::now());
         out.size = u32::try_from(size_of::<kvc_counters>()).unwrap();
         let blank = server_counters(
@@ -322,7 +322,7 @@ mod tests {
         );
         let mut servers = [blank; 4];
         servers[0].size = u32::try_from(size_of::<kvc_server_counters>()).unwrap();
-        // SAFETY: the structs are as large as they say.
+        // SAFETY: the structs are as large as their sizes state.
         unsafe { tell(&statistics(), &raw mut out, servers.as_mut_ptr(), 2) }.unwrap();
         assert_eq!((out.servers, out.map_revision, out.heard_ms), (3, 71, KVC_NEVER));
         for (at, server) in servers.iter().enumerate() {

@@ -29,7 +29,7 @@ impl Target {
         Target { dst, cap, part: part(cap, offset) }
     }
 
-    /// Returns whether there is memory for what it may take.
+    /// Returns whether there is memory, which a capacity above zero requires.
     pub(crate) fn has_memory(&self) -> bool {
         !self.dst.is_null() || self.cap == 0
     }
@@ -48,7 +48,7 @@ impl Target {
     /// # Safety
     /// The memory has room for the requested bytes.
     pub(crate) unsafe fn take(&self, responded: Reply<'_>) {
-        // A last check: the client returns no more bytes than requested.
+        // A safeguard: the client returns no more bytes than requested.
         let value = &responded.value[..responded.value.len().min(self.cap)];
         // SAFETY: it fits, and the caller guarantees the room.
         unsafe { copy_unless_there(value, self.dst.cast()) };

@@ -1,5 +1,5 @@
-//! Tests that in the steady state, a call that reads into memory of the program and an operation of a queue allocate
-//! nothing. The allocator counts on the calling thread.
+//! Tests that the steady state allocates nothing: neither a call that reads into memory of the program, nor an
+//! operation of a queue. The allocator counts on the calling thread.
 
 #[path = "../../client/tests/common/mod.rs"]
 mod common;

@@ -100,7 +100,7 @@ fn options(timeout_ms: u32, if_version: u64) -> Option<kvc_op_options> {
 }
 
 #[test]
-fn endpoints_that_do_not_answer_keep_no_call_from_the_one_that_does() {
+fn silent_endpoints_do_not_block_the_one_that_responds() {
     let (fake, silent) = (Fake::start(3, 1), Silent::all_kinds());
     let mut endpoints: Vec<String> = silent.iter().map(Silent::endpoint).collect();
     endpoints.push(fake.endpoint());
@@ -117,7 +117,10 @@ fn endpoints_that_do_not_answer_keep_no_call_from_the_one_that_does() {
 fn the_committed_header_is_the_generated_one() {
     let generated = std::fs::read_to_string(concat!(env!("OUT_DIR"), "/kvclient.h")).unwrap();
     let committed = std::fs::read_to_string(root().join("include/kvclient.h")).unwrap();
-    assert!(generated == committed, "include/kvclient.h is not what ffi/ says: run make header");
+    assert!(
+        generated == committed,
+        "include/kvclient.h differs from the header generated from ffi/: run make header"
+    );
 }
 
 #[test]
@@ -254,7 +257,7 @@ fn a_value_is_read_into_memory_of_the_program_if_it_fits() {
 }
 
 #[test]
-fn wrong_arguments_are_refused_in_words() {
+fn invalid_arguments_are_rejected_with_a_message() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);
     let nothing = kvc_slice { data: null(), len: 3 };
@@ -345,7 +348,7 @@ fn many_threads_use_one_handle_at_once() {
 }
 
 #[test]
-fn a_thread_does_not_wait_for_another_ones_slow_call() {
+fn a_thread_does_not_wait_for_the_slow_call_of_another() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);
     fake.script(|seen| if seen.key == b"slow" { Act::Ignore } else { Act::Serve });
@@ -366,7 +369,7 @@ fn a_thread_does_not_wait_for_another_ones_slow_call() {
 }
 
 #[test]
-fn an_inherited_handle_is_refused_after_a_fork_and_the_parents_lives_on() {
+fn an_inherited_handle_is_rejected_after_a_fork_and_the_parents_stays_usable() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);
     assert_eq!(handle.put(b"k", b"v", None), KVC_OK);

@@ -19,7 +19,7 @@ fn stdout(program: &str, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_exports_are_those_of_the_list_and_no_other() {
+fn the_exports_match_the_list_exactly() {
     let list =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("abi/exports.txt"));
     let list = list.unwrap();
@@ -27,11 +27,11 @@ fn the_exports_are_those_of_the_list_and_no_other() {
     let mut exported: Vec<&str> =
         symbols.lines().filter_map(|line| line.split(' ').nth(2)).collect();
     exported.sort_unstable();
-    assert_eq!(exported, list.lines().collect::<Vec<_>>(), "`make abi` writes the list anew");
+    assert_eq!(exported, list.lines().collect::<Vec<_>>(), "`make abi` regenerates the list");
 }
 
 #[test]
-fn it_needs_the_c_library_and_the_unwinder_and_no_other() {
+fn it_depends_only_on_the_c_library_and_the_unwinder() {
     let dynamic = stdout("readelf", &["-d"]);
     let mut needed: Vec<&str> = dynamic
         .lines()
@@ -58,7 +58,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 #[test]
-fn it_needs_no_later_glibc_than_the_guide_and_the_readme_say() {
+fn it_needs_no_later_glibc_than_the_guide_and_the_readme_state() {
     let symbols = stdout("objdump", &["-T"]);
     let needed: BTreeSet<(u32, u32)> = symbols
         .split(['(', ')', ' '])
@@ -68,7 +68,7 @@ fn it_needs_no_later_glibc_than_the_guide_and_the_readme_say() {
     for file in ["docs/c-guide.md", "README.md"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
         let claims = claimed(&std::fs::read_to_string(path).unwrap());
-        let [claim] = claims[..] else { panic!("{file} says what glibc is needed: {claims:?}") };
-        assert!(most <= claim, "{file} says {claim:?}, and the library needs {most:?}");
+        let [claim] = claims[..] else { panic!("{file} states the required glibc: {claims:?}") };
+        assert!(most <= claim, "{file} states {claim:?}, but the library needs {most:?}");
     }
 }
