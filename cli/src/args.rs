@@ -1,4 +1,4 @@
-//! The flags.
+//! The command line flags.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ const STANDARD_INPUT: &str = "-";
 /// Enter is pressed.
 ///
 /// A line that gets no response fails after --timeout. If it is a write that may have been done, the client then
-/// settles it, for up to half of the timeout, and reports whether it was done. Lines that waited behind it as long
-/// fail with it and are reported as not tried; later lines are tried.
+/// settles it, for up to half of the timeout, and reports whether it was done. Lines that have waited behind it for as
+/// long fail too and are reported as not tried. Later lines are tried.
 ///
 /// Exit status: 0 if every operation succeeded (at the prompt: always), 1 if one failed (G of a missing key
 /// fails), 2 for wrong usage.
@@ -79,7 +79,7 @@ impl Args {
         Ok(args)
     }
 
-    /// The endpoints in the form of the library.
+    /// Returns the endpoints in the form that the library parses.
     ///
     /// # Errors
     /// A host has no port or an invalid one.
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_may_be_several_with_ports_of_their_own_and_ipv6() {
+    fn several_hosts_may_have_their_own_ports_and_be_ipv6() {
         for (line, endpoints) in [
             ("-p 7000", "localhost:7000"),
             ("--host ::1 --port 7000", "[::1]:7000"),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_flags_are_wrong_usage() {
+    fn invalid_flags_are_a_usage_error() {
         for bad in [
             "client",
             "client -p 0",

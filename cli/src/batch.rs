@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn operations_on_one_key_keep_their_order_and_answers_that_of_the_lines() {
+    fn operations_on_one_key_keep_their_order_and_results_that_of_the_lines() {
         let fake = Fake::start(3, 2);
         // The response to every other request is delayed until the next request of the connection.
         let mut count = 0;
@@ -212,7 +212,8 @@ mod tests {
         }
         let options =
             Options { connect_timeout: std::time::Duration::from_secs(5), ..Options::default() };
-        // A delayed response with no request behind it would never come, so the connections are cut again and again.
+        // A delayed response is sent only after a further request. Cut the connections repeatedly, so that none waits
+        // for ever.
         let done = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_line_is_answered_and_a_bad_one_stops_nothing() {
+    fn every_kind_of_line_has_a_result_and_an_invalid_one_stops_nothing() {
         let fake = Fake::start(3, 1);
         let input = concat!(
             "P \"a\" \"1\"\n",
@@ -258,7 +259,7 @@ mod tests {
                 "check passed: value[\"a\"] == \"1\"",
                 "check passed: key \"b\" not found",
                 "check FAILED: key \"a\": expected \"2\", the primary has \"1\", the secondary has \"1\"",
-                "server of key \"a\" answers",
+                "server of key \"a\" responds",
                 "key \"a\" deleted",
                 "key \"a\" not found",
             ]
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_file_in_which_nothing_failed_succeeds() {
+    fn a_file_succeeds_only_if_no_line_failed() {
         for (line, succeeds) in [
             ("P \"k\" \"v\"", true),
             ("G \"k\"", false),
@@ -306,8 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_wait_when_the_cluster_goes_end_together_and_none_that_was_sent_is_called_not_tried()
-     {
+    fn waiting_lines_end_together_when_the_cluster_fails_and_sent_ones_are_not_called_not_tried() {
         let mut fake = Fake::start(3, 1);
         // The first 20 requests are served, later ones get no response.
         let mut served = 0;
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_in_doubt_is_settled_and_its_line_says_what_became_of_it() {
+    fn a_write_in_doubt_is_settled_and_its_line_reports_the_outcome() {
         let fake = Fake::start(3, 1);
         let [done, not_done, open] = [key_of(0), key_of(1), key_of(2)];
         let (done, not_done, open) = (text(done), text(not_done), text(open));
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_come_when_the_cluster_is_back_are_tried() {
+    fn lines_that_arrive_after_the_cluster_has_recovered_are_tried() {
         let fake = Fake::start(3, 1);
         let answers_again = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let is_back = Arc::clone(&answers_again);
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_puts_so_many_times() {
+    fn a_put_with_a_count_is_repeated() {
         let fake = Fake::start(3, 1);
         let (_, responses, _) = run_on(&fake, file("P \"k\" \"v\" 5"), Options::default());
         assert_eq!(responses, "value[\"k\"] <- \"v\"\n");
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn who_writes_into_a_pipe_and_waits_gets_the_answer_before_the_next_line() {
+    fn a_writer_that_waits_gets_each_result_before_it_writes_the_next_line() {
         let fake = Fake::start(3, 1);
         let (input, mut to_client) = io::pipe().unwrap();
         let (mut from_client, responses) = io::pipe().unwrap();
@@ -439,7 +439,7 @@ mod tests {
                 to_client.write_all(line.as_bytes()).unwrap();
                 let mut byte = [0];
                 while byte != *b"\n" {
-                    from_client.read_exact(&mut byte).expect("an answer to each line");
+                    from_client.read_exact(&mut byte).expect("a result for each line");
                 }
             }
             drop(to_client);
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_goes_away_ends_it_quietly() {
+    fn it_ends_silently_when_its_output_is_closed() {
         let fake = Fake::start(3, 1);
         let client = Client::open(&fake.endpoint(), Options::default()).unwrap();
         let (reader, responses) = io::pipe().unwrap();

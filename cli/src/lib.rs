@@ -78,7 +78,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
             let file = File::open(path)
                 .with_context(|| format!("opening the operations file {}", path.display()))?;
             batch::run(&mut pipeline, OwnedFd::from(file), &mut Output::standard())
-                .with_context(|| format!("with the operations file {}", path.display()))
+                .with_context(|| format!("running the operations file {}", path.display()))
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Lines from a descriptor, without blocking for more input than there is: a program that waits for a result before it
-//! writes its next line must get that result.
+//! Lines from a descriptor, read without blocking for more input: a program may wait for a result before it writes its
+//! next line.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,7 +29,7 @@ pub(super) enum Next {
     End,
 }
 
-/// See the module.
+/// A reader of lines; see the module documentation.
 #[derive(Debug)]
 pub(super) struct Lines {
     source: OwnedFd,
@@ -60,7 +60,7 @@ impl Lines {
         }
     }
 
-    /// The number of bytes read from the source.
+    /// Returns the number of bytes read from the source.
     pub(super) fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
@@ -92,7 +92,7 @@ impl Lines {
                     if self.searched <= MAX_LINE_BYTES {
                         return None;
                     }
-                    // Skipped as it arrives, so that it takes no memory.
+                    // Discards the line while it arrives, so that it takes no memory.
                     self.take(self.searched);
                     let is_new = !std::mem::replace(&mut self.is_skipping, true);
                     if is_new {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_numbered_and_the_last_needs_no_end() {
+    fn lines_are_numbered_and_the_last_needs_no_line_end() {
         let line = |n, text: &str| Next::Line(n, text.into());
         assert_eq!(all(b"a\n\nb\n"), [line(1, "a"), line(2, ""), line(3, "b")]);
         assert_eq!(all(b"a\nb"), [line(1, "a"), line(2, "b")]);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_passed_over_and_counted() {
+    fn a_line_that_is_too_long_is_skipped_and_counted() {
         let mut bytes = vec![b'x'; 2 * MAX_LINE_BYTES];
         bytes.extend_from_slice(b"\nG \"a\"\n");
         let found = all(&bytes);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_wait_for_a_line_that_has_not_come() {
+    fn it_does_not_wait_for_a_line_that_has_not_arrived() {
         let (read, write) = std::io::pipe().unwrap();
         let mut lines = Lines::new(read.into());
         assert_eq!(lines.next(false).unwrap(), Next::NotYet);

@@ -9,7 +9,7 @@ use super::task::{End, Response};
 
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// See the module.
+/// The output of the program; see the module documentation.
 pub(super) struct Output {
     responses: BufWriter<Box<dyn Write>>,
     errors: Box<dyn Write>,
@@ -66,6 +66,8 @@ impl Output {
         self.has_failed
     }
 
+    /// Writes the output of a line, or joins it to the report of lines that were not tried.
+    ///
     /// # Errors
     /// Standard output cannot be written. Errors of standard error are ignored.
     pub(super) fn give(&mut self, response: &Response) -> io::Result<()> {

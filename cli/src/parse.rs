@@ -38,7 +38,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// The key of the operation.
+    /// Returns the key of the operation; `None` for `help`.
     pub(crate) fn key(&self) -> Option<&[u8]> {
         match self {
             Command::Put { key, .. }
@@ -50,7 +50,7 @@ impl Command {
         }
     }
 
-    /// The memory that key and value take, in bytes.
+    /// Returns the memory that key and value take, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Command::Put { key, value, .. } => key.len() + value.len(),
@@ -84,7 +84,7 @@ pub(crate) enum ParseError {
     #[error("unexpected \"{text}\" at column {column}; write {form}")]
     Trailing { text: String, column: usize, form: &'static str },
     #[error(
-        "the line has more than {MAX_LINE_BYTES} bytes, the longest that a key and a value can need"
+        "the line has more than {MAX_LINE_BYTES} bytes, the most that a key and a value can need"
     )]
     LineTooLong,
 }
@@ -264,7 +264,7 @@ fn check_length(what: &'static str, bytes: &[u8], most: usize) -> Result<(), Par
     Ok(())
 }
 
-/// The beginning of a text, escaped for a message.
+/// Returns the beginning of a text, escaped for a message.
 fn shown(text: &[u8]) -> String {
     escape::readable(&text[..text.len().min(40)]).to_string()
 }
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn absence_has_a_word_and_one_blank_means_it_only_where_it_is_written_as_such() {
+    fn absent_is_a_keyword_and_only_an_unescaped_single_blank_means_the_same() {
         let verify = |expected: Option<&[u8]>| Command::Verify {
             key: b"k".to_vec(),
             expected: expected.map(Vec::from),
@@ -337,14 +337,14 @@ mod tests {
     }
 
     #[test]
-    fn empty_lines_and_comments_ask_nothing() {
+    fn empty_lines_and_comments_are_no_operations() {
         for line in ["", "   ", "\t\r", "# P \"a\"", "  #"] {
             assert_eq!(parse(line.as_bytes()), Ok(None), "{line:?}");
         }
     }
 
     #[test]
-    fn every_bad_line_is_refused_with_what_to_write() {
+    fn every_invalid_line_is_rejected_with_the_correct_form() {
         for (line, words) in [
             ("X", "unknown operation \"X\" (expected P, G, D, V, 0 or help)"),
             ("p \"a\" \"b\"", "unknown operation \"p\""),
@@ -385,7 +385,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_line_is_understood_or_refused_and_never_panics(
+        fn any_line_is_parsed_or_rejected_without_a_panic(
             line in prop::collection::vec(
                 prop_oneof![Just(b'"'), Just(b'\\'), Just(b' '), Just(b'P'), Just(b'x'), any::<u8>()],
                 0..64,
@@ -395,7 +395,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_printed_can_be_fed_back(
+        fn printed_keys_and_values_can_be_parsed_again(
             key in prop::collection::vec(any::<u8>(), 1..32),
             value in prop::collection::vec(any::<u8>(), 0..32),
         ) {

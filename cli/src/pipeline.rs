@@ -40,11 +40,11 @@ enum Slot {
 struct Queue {
     /// Their places, the one in flight first.
     places: VecDeque<u64>,
-    /// True if the last of them that ended got no response in time.
+    /// True if the line of this key that ended last got no response in time.
     is_without_response: bool,
 }
 
-/// See the module.
+/// The window of lines; see the module documentation.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     client: Client,
@@ -189,7 +189,7 @@ impl Pipeline {
             let is_without_response =
                 self.by_key.get(key).is_some_and(|queue| queue.is_without_response);
             let deadline = match is_without_response {
-                // The write of this very line is in doubt; it is settled even after its timeout.
+                // The write of this line is in doubt. It is settled even if the timeout of the line has passed.
                 _ if task.is_in_doubt() => (self.timeout / 2).max(LEAST_TIMEOUT),
                 true => self.timeout.saturating_sub(task.read_at().elapsed()),
                 false => self.timeout,
@@ -217,7 +217,7 @@ impl Pipeline {
         let place = completion.tag;
         self.is_cut_off |= completion.result.is_err() && !self.client.has_map();
         let value_bytes = completion.result.as_ref().map_or(0, |outcome| outcome.value.len());
-        // Twice, because the output is at least as long as the value.
+        // The factor two counts the value and its output, which is at least as long.
         let most = MAX_BYTES / (2 * value_bytes + 1);
         self.lines = (self.lines * 2).min(MAX_LINES).min(most).max(1);
         let Some(index) = self.index(place) else { return };

@@ -52,11 +52,11 @@ pub(super) enum End {
 pub(super) enum Step {
     /// Another operation.
     Next,
-    /// None; the task has ended.
+    /// None: the task has ended with this output.
     End(Response),
 }
 
-/// See the module.
+/// A line in progress; see the module documentation.
 #[derive(Debug)]
 pub(super) struct Task {
     line: u64,
@@ -77,7 +77,7 @@ impl Task {
         Task { line, read_at, command, due: None, done: 0, primary: None, doubt: None }
     }
 
-    /// The time at which the line was read.
+    /// Returns the time at which the line was read.
     pub(super) fn read_at(&self) -> Instant {
         self.read_at
     }
@@ -149,7 +149,7 @@ impl Task {
                 self.response(End::Done, not_found(key))
             }
             (Command::Noop { key }, Ok(_)) => {
-                self.response(End::Done, format!("server of key \"{}\" answers", readable(key)))
+                self.response(End::Done, format!("server of key \"{}\" responds", readable(key)))
             }
             (Command::Verify { .. }, result) => return self.on_copy(result),
             (_, Err(error)) => self.response(End::Error, error.to_string()),
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_have_the_form_of_the_manual() {
+    fn results_have_the_form_of_the_manual() {
         let text = |line: &str, results| end(line, results);
         let done = |text: &str| (End::Done, text.to_owned());
         let negative = |text: &str| (End::Negative, text.to_owned());
@@ -302,11 +302,11 @@ mod tests {
         assert_eq!(text(r#"G "k""#, vec![absent()]), negative(r#"key "k" not found"#));
         assert_eq!(text(r#"D "k""#, vec![ok("")]), done(r#"key "k" deleted"#));
         assert_eq!(text(r#"D "k""#, vec![absent()]), done(r#"key "k" not found"#));
-        assert_eq!(text(r#"0 "k""#, vec![ok("")]), done(r#"server of key "k" answers"#));
+        assert_eq!(text(r#"0 "k""#, vec![ok("")]), done(r#"server of key "k" responds"#));
     }
 
     #[test]
-    fn a_write_with_one_copy_says_so_and_one_with_two_does_not() {
+    fn only_a_write_with_one_copy_reports_the_number_of_copies() {
         let with = |copies| vec![Ok(Outcome { copies, ..Outcome::default() })];
         let text = |line: &str, copies| end(line, with(copies)).1;
         assert_eq!(text(r#"P "k" "v""#, 1), r#"value["k"] <- "v" (1 copy)"#);
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_blank_is_checked_and_shown_as_it_has_to_be_written() {
+    fn a_single_blank_is_checked_and_shown_in_its_escaped_form() {
         let line = r#"V "k" "\x20""#;
         let passed = (End::Done, r#"check passed: value["k"] == "\x20""#.to_owned());
         assert_eq!(end(line, vec![ok(" "), ok(" ")]), passed);

@@ -77,7 +77,7 @@ fn do_lines(
         let parsed = parse(line.as_bytes());
         let timeout = pipeline.timeout();
         if pipeline.is_out_of_touch() && entered_at.elapsed() >= timeout && parsed != Ok(None) {
-            // It has waited as long as the lines that were tried.
+            // The line has waited as long as the lines that were tried, so it fails without being sent.
             let response = Response::not_tried(number..=number, timeout);
             output.give(&response).context("writing the answer")?;
             continue;
@@ -87,7 +87,7 @@ fn do_lines(
             let mut written: io::Result<()> = Ok(());
             pipeline
                 .turn(RESPONSE_INTERVAL, |response| written = output.give(&response))
-                .context("waiting for an answer")?;
+                .context("waiting for a response")?;
             written.and_then(|()| output.flush()).context("writing the answer")?;
         }
     }
