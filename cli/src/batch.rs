@@ -52,7 +52,7 @@ fn exchange(
         let mut is_starved = false;
         while pipeline.has_room() && !is_at_end && !is_starved && !pipeline.is_cut_off() {
             if pipeline.is_empty() {
-                output.flush().context("writing answers")?;
+                output.flush().context("writing the results")?;
             }
             match lines.next(pipeline.is_empty()).context("reading operations")? {
                 Next::Line(number, line) => pipeline.push(number, Instant::now(), parse(&line)),
@@ -67,7 +67,7 @@ fn exchange(
             bar.set_position(lines.bytes_read());
         }
         if pipeline.is_empty() && (is_at_end || pipeline.is_cut_off()) {
-            output.flush().context("writing answers")?;
+            output.flush().context("writing the results")?;
             anyhow::ensure!(
                 is_at_end,
                 "no coordinator responds; the remaining lines were not tried"
@@ -84,14 +84,14 @@ fn exchange(
                     written = output.give(&response);
                 }
             })
-            .context("waiting for answers")?;
-        written.context("writing answers")?;
+            .context("waiting for responses")?;
+        written.context("writing the results")?;
         let is_held_up = !is_starved && !is_at_end;
         if is_held_up && pipeline.is_out_of_touch() {
             is_at_end = pass_over(&mut lines, pipeline).context("reading operations")?;
         }
         if is_starved || count == 0 {
-            output.flush().context("writing answers")?;
+            output.flush().context("writing the results")?;
         }
     }
 }

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn every_operation_is_understood() {
+    fn every_operation_is_parsed() {
         let (key, value) = (b"a b".to_vec(), b"1".to_vec());
         let put = Command::Put { key: key.clone(), value: value.clone(), count: 1 };
         assert_eq!(parsed(r#"P "a b" "1""#), put);

@@ -281,7 +281,7 @@ mod tests {
                     assert_eq!((n, response.line), (last, 7), "{line}");
                     return (response.end, response.text);
                 }
-                Step::Next => assert!(n < last, "{line} goes on"),
+                Step::Next => assert!(n < last, "{line} has a further operation"),
             }
         }
         unreachable!()

@@ -71,7 +71,7 @@ fn do_lines(
     output.set_numbers(entered.lines().count() > 1);
     for (number, line) in (1..).zip(entered.lines()) {
         if LAST_WORDS.contains(&line.trim()) {
-            output.flush().context("writing the answer")?;
+            output.flush().context("writing the result")?;
             return Ok(ControlFlow::Break(()));
         }
         let parsed = parse(line.as_bytes());
@@ -79,7 +79,7 @@ fn do_lines(
         if pipeline.is_out_of_touch() && entered_at.elapsed() >= timeout && parsed != Ok(None) {
             // The line has waited as long as the lines that were tried, so it fails without being sent.
             let response = Response::not_tried(number..=number, timeout);
-            output.give(&response).context("writing the answer")?;
+            output.give(&response).context("writing the result")?;
             continue;
         }
         pipeline.push(number, entered_at, parsed);
@@ -88,10 +88,10 @@ fn do_lines(
             pipeline
                 .turn(RESPONSE_INTERVAL, |response| written = output.give(&response))
                 .context("waiting for a response")?;
-            written.and_then(|()| output.flush()).context("writing the answer")?;
+            written.and_then(|()| output.flush()).context("writing the result")?;
         }
     }
-    output.flush().context("writing the answer")?;
+    output.flush().context("writing the result")?;
     Ok(ControlFlow::Continue(()))
 }
 

@@ -414,7 +414,7 @@ impl Engine {
         };
         self.finish(id, Err(error), ends);
         if let Some(token) = silent {
-            self.lose(token, "it has gone silent", now);
+            self.lose(token, "it has been silent for too long", now);
         }
     }
 

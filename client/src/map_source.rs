@@ -38,7 +38,7 @@ const MAX_ASKED: usize = 4;
 const AWAY_FIRST: Duration = Duration::from_secs(1);
 const AWAY_LAST: Duration = Duration::from_secs(8);
 
-/// A process that is asked for the map in a round.
+/// The recipient of a request for the map in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The endpoint at this index.
@@ -305,7 +305,7 @@ mod tests {
         source.want(None);
         let (whom, address) = source.next(now);
         source.asking(whom, 0, now);
-        assert_eq!(source.on_map(0, servers(), now), [], "nobody else was asked");
+        assert_eq!(source.on_map(0, servers(), now), [], "no other request was in progress");
         address.port()
     }
 
@@ -322,7 +322,7 @@ mod tests {
             source.asking(whom, u64::from(port), time);
             time += HEAD_START;
         }
-        assert_eq!(source.ask_at(), None, "enough are asked at once");
+        assert_eq!(source.ask_at(), None, "enough requests are in progress");
         // One request fails, and the next is due at once.
         let first = source.source_of(1).unwrap();
         assert!(!source.failed(first, "no welcome", &mut Random::seeded(1), time));
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(fail(&mut source, 3, now), [1, 2, 1], "no server is known yet");
         assert_eq!(response(&mut source, now), 2);
         let start = source.ask_at();
-        assert_eq!(start, None, "nobody needs it");
+        assert_eq!(start, None, "no map is needed");
         assert_eq!(fail(&mut source, 5, now), [2, 1, 7_000, 7_001, 7_002]);
         assert!(source.ask_at().unwrap() > now, "a pause after a round in which all failed");
         assert_eq!(fail(&mut source, 2, now), [2, 1]);

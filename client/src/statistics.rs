@@ -49,8 +49,7 @@ pub struct Statistics {
     pub maps: u64,
     /// The revision of the newest map; `None` before the first.
     pub map_revision: Option<MapRevision>,
-    /// Sessions begun anew because the servers had expired the earlier one, or because another process uses its client
-    /// id.
+    /// Sessions that replaced an earlier one, which had expired or whose client id another process uses.
     pub sessions_begun_anew: u64,
     /// The time at which bytes last arrived from any server or coordinator.
     pub heard_at: Option<Instant>,

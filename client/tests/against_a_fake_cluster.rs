@@ -448,7 +448,7 @@ fn a_response_that_does_not_fit_the_request_closes_the_connection() {
     let mut client = open(&fake);
     fake.script(first(Act::Response(Status::Conflict)));
     let error = client.get(b"k", &anytime()).unwrap_err();
-    assert!(matches!(error, Error::NotFound { .. }), "asked again: {error}");
+    assert!(matches!(error, Error::NotFound { .. }), "requested again: {error}");
     assert_eq!((fake.seen().len(), client.statistics().connections_lost), (2, 1));
 }
 

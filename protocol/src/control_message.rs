@@ -182,7 +182,7 @@ pub enum ReplicaState {
     TakingOver = 4,
     /// Primary; serves.
     Active = 5,
-    /// Primary; serves, and the candidate of its view has caught up for good.
+    /// Primary; serves, and the candidate of its view holds a complete copy.
     CaughtUp = 6,
     /// Primary; serves, and the candidate of its view has failed.
     CopyFailed = 7,
@@ -414,7 +414,7 @@ impl Heartbeat {
         let requests = reader.u64("request count")?;
         let refused = reader.u64("refused count")?;
         let out_of_space = reader.u64("count of writes without room")?;
-        let stood_ms = reader.u32("time stood")?;
+        let stood_ms = reader.u32("time hung")?;
         let dumped = DumpedBytes {
             primary: reader.u64("bytes dumped of the primary table")?,
             secondary: reader.u64("bytes dumped of the secondary table")?,
@@ -629,7 +629,7 @@ pub fn write_orders_welcome(output: &mut Vec<u8>) {
 pub enum ViewPurpose {
     /// To a primary: use the secondary of this view from now on. Done when every shard serves and its stream is up.
     SetSecondary = opcode::SET_SECONDARY,
-    /// To a secondary: take the place of its primary, which is gone. Done when every shard serves.
+    /// To a secondary: become primary in place of the old one. Done when every shard serves.
     TakeOver = opcode::TAKE_OVER,
     /// To a primary: continue alone. Done when every shard has installed the view.
     DropSecondary = opcode::DROP_SECONDARY,

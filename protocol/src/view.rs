@@ -17,7 +17,7 @@ pub enum Peer {
     None,
     /// A holder with a full copy; every write waits for it.
     Secondary(Member),
-    /// A member with an incomplete copy; it is no holder until it has caught up.
+    /// A member with an incomplete copy; it is not a holder until it has caught up.
     Candidate(Member),
 }
 

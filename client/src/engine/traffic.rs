@@ -46,7 +46,7 @@ struct Before {
 /// The handling of a connection after a frame.
 enum Flow {
     GoOn,
-    /// Close the connection, which is no longer needed.
+    /// The connection is no longer needed and is closed.
     Close,
 }
 
