@@ -108,7 +108,7 @@ fn a_write_sent_to_a_server_that_then_dies_gets_its_response_from_the_successor(
     assert_eq!(client.get(&key, &OpOptions::default()).expect("a get").bytes, b"after");
 }
 
-/// Writes growing numbers under one key until told to stop; every write must get the response OK.
+/// Writes growing numbers under one key until `over` is set; every write must get the response OK.
 /// Returns the last number and the longest time that a write took.
 fn write_on(mut client: Client, key: &[u8], padding: usize, over: &AtomicBool) -> (u64, Duration) {
     let mut longest = Duration::ZERO;

@@ -418,7 +418,7 @@ fn a_stranger_is_rejected_at_the_servers_port_before_any_other_check() {
     });
 }
 
-/// Checks that a program that knows the names in the status and the map (cluster, epoch,
+/// Checks that a program that has the names in the status and the map (cluster, epoch,
 /// processes), but not the key, is rejected.
 #[test]
 fn a_program_that_knows_every_identity_but_not_the_key_is_rejected() {

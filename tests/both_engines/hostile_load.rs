@@ -424,7 +424,7 @@ fn at_the_memory_limit_writes_are_rejected_reads_and_deletes_work_and_both_copie
         Err(Error::OutOfSpace { .. }) => refused += 1,
         Err(error) => panic!("put {place}: {error}"),
     });
-    assert!(refused > 1_000, "{refused} of 4,000 writes of 64 KiB were refused");
+    assert!(refused > 1_000, "{refused} of 4,000 writes of 64 KiB were rejected");
     let kept: Vec<_> = keys
         .iter()
         .zip(&done)

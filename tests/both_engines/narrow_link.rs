@@ -77,7 +77,7 @@ fn write_and_read(cluster: &Cluster, name: &str, bytes: usize, reads: usize) {
     }
 }
 
-/// Reads a short value of the first group repeatedly until told to stop. Returns the number of
+/// Reads a short value of the first group repeatedly until `stop` is set. Returns the number of
 /// reads.
 #[track_caller]
 fn read_on(cluster: &Cluster, key: &[u8], stop: &AtomicBool) -> usize {

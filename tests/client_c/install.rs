@@ -118,7 +118,7 @@ fn without_cargo_either_all_of_bin_is_installed_or_nothing() {
     assert!(package.path("bin/kv").exists() && package.path("lib/libkvclient.so.1").exists());
 }
 
-/// Uses a stand-in for ldconfig that knows one directory and leaves a file when asked to renew the
+/// Uses a stand-in for ldconfig that lists one directory and leaves a file when asked to renew the
 /// cache.
 #[test]
 fn install_registers_the_library_with_the_linker_or_prints_how_to_do_so() {

@@ -20,7 +20,7 @@ fn pairs(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
         .collect()
 }
 
-/// Writes and reads one key until told to stop, and counts. Every operation must succeed.
+/// Writes and reads one key until `over` is set, and counts. Every operation must succeed.
 fn work(mut client: Client, key: &[u8], done: &AtomicU64, over: &AtomicBool) {
     while !over.load(Ordering::SeqCst) {
         let number = done.load(Ordering::SeqCst) + 1;

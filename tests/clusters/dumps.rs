@@ -52,7 +52,7 @@ fn after_a_stop_the_dumps_hold_the_last_value_of_every_key_and_no_deleted_key() 
     }
 }
 
-/// The state of one key as its writer knows it when the cluster has stopped.
+/// The state of one key as recorded by its writer when the cluster has stopped.
 #[derive(Clone, Debug, Default)]
 struct Known {
     /// The last write with the response OK: its number (also its value) and its version.
@@ -99,7 +99,7 @@ fn every_write_acknowledged_before_a_stop_is_in_both_dumps() {
     assert_eq!(entries.len(), known.len(), "only written keys are dumped");
 }
 
-/// Writes growing numbers to a few keys, one write after the other, until the cluster is gone.
+/// Writes growing numbers to a few keys, one write after the other, until the cluster has stopped.
 fn write_until_refused(endpoint: &str, writer: usize, coord: u32) -> Vec<(Vec<u8>, Known)> {
     let options = Options { deadline: Duration::from_secs(2), ..Options::default() };
     let mut client = kv_client::Client::open(endpoint, options).expect("open a client");
@@ -108,7 +108,7 @@ fn write_until_refused(endpoint: &str, writer: usize, coord: u32) -> Vec<(Vec<u8
         .collect();
     let give_up = Instant::now() + 2 * crate::common::TIMEOUT;
     for (number, place) in (1..).zip((0..KEYS_OF_A_WRITER).cycle()) {
-        assert!(Instant::now() < give_up, "the cluster never refused a write");
+        assert!(Instant::now() < give_up, "the cluster never rejected a write");
         let (key, known) = &mut keys[place];
         let tried_before = std::mem::replace(&mut known.tried, number);
         match client.put(key, &u64::to_le_bytes(number), &OpOptions::default()) {

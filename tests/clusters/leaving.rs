@@ -1,5 +1,5 @@
-//! Servers that are told to stop, one or all of them: nothing is lost, and an exit after complete
-//! dumps is not a fault.
+//! Servers that receive a stop signal, one or all of them: no data is lost, and an exit after
+//! complete dumps is not a fault.
 
 use std::fs;
 
@@ -60,10 +60,10 @@ fn servers_that_are_stopped_at_almost_the_same_time_write_dumps_that_restore_all
         for &pid in &pids {
             process::signal(pid, Signal::TERM);
             if apart {
-                // The next server is told to stop while this one is leaving.
+                // The next server receives the signal while this one is leaving.
                 let told =
                     format!("server {}", pids.iter().position(|p| *p == pid).expect("its place"));
-                wait_until("the coordinator to be asked", TIMEOUT, || {
+                wait_until("the coordinator to receive the request", TIMEOUT, || {
                     cluster.coord_log().contains(&format!("{told} received a stop signal"))
                 });
             }

@@ -468,7 +468,7 @@ fn a_restore_whose_coordinator_is_killed_is_completed_only_by_another_restore() 
     let cluster = Cluster::builder().restore(plain.into_dir()).start();
     check_all(&mut cluster.open(), &pairs);
     // The waiting process is a shell, whose `sleep` outlives it for a moment.
-    wait_until("all of the first try to be gone", TIMEOUT, || {
+    wait_until("all processes of the first attempt to end", TIMEOUT, || {
         left.iter().all(|pid| !process::is_alive(*pid))
     });
     cluster.stop().assert_copies_agree();

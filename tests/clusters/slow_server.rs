@@ -22,7 +22,7 @@ impl Drop for StopWriter<'_> {
     }
 }
 
-/// Writes numbers to one key of each group until told to stop. Returns the last acknowledged one.
+/// Writes numbers to one key of each group until it is stopped. Returns the last acknowledged one.
 fn write_on(cluster: &Cluster, stop: &AtomicBool) -> u64 {
     let mut client = cluster.open();
     let options = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };

@@ -428,7 +428,7 @@ fn a_stop_without_sshd_leaves_all_dumps_and_names_the_server_that_may_still_run(
     sshd.kill();
     let start = Instant::now();
     process::signal(cluster.coord_pid(), Signal::TERM);
-    // The server has ended, but its end cannot be proven; the log says so.
+    // The server has ended, but its end cannot be proven; the log reports this.
     cluster.await_end(1);
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     let log = cluster.coord_log();

@@ -288,7 +288,7 @@ fn a_deleted_dump_directory_can_be_created_again() {
     assert_eq!(dumps.entries().len(), ENTRIES);
 }
 
-/// Starts a server without a coordinator, tells it to stop, and makes the dump of its primary table
+/// Starts a server without a coordinator, sends it a stop signal, and makes the dump of its primary table
 /// fail.
 fn lone_with_a_blocked_dump() -> Lone {
     let mut server = Lone::start(&[]);

@@ -46,7 +46,7 @@ fn a_program_on_the_port_of_a_dead_coordinator_receives_nothing_and_is_not_obeye
         raw.send_if_open(&admitted);
     });
     assert!(said.iter().all(|frame| frame.opcode != opcode::STARTED), "{said:?}");
-    // It sends a refusal, which from the coordinator would end a server that was never admitted.
+    // It sends REFUSED: from the coordinator, this would end a server that was never admitted.
     let mut refused = Vec::new();
     Admission::Refused { reason: "go away".into() }.write(&mut refused);
     said_to(&listener, |raw| raw.send_if_open(&refused));

@@ -1,4 +1,4 @@
-//! `coord --check` finds what is wrong before a start and says what to do.
+//! `coord --check` finds problems before a start and names the remedies.
 
 use std::fs;
 use std::process::Command;

@@ -64,7 +64,7 @@ fn a_watching_server_prints_nothing_until_the_process_has_ended() {
         .spawn()
         .expect("start a watcher");
     let line = format!("exited {pid} unknown\n");
-    // This pid belongs to a process with another start time, so the requested process is gone.
+    // This pid belongs to a process with another start time, so the requested process has ended.
     let (_, rest) = process.split_once(':').expect("a pid");
     let (_, rest) = rest.split_once(':').expect("a start time");
     let earlier = format!("{pid}:1:{rest}");
@@ -72,7 +72,7 @@ fn a_watching_server_prints_nothing_until_the_process_has_ended() {
     assert_eq!((ended.stdout, ended.stderr), (line.clone(), String::new()));
     assert!(watcher.try_wait().expect("wait").is_none(), "the child lives");
     drop(child.stdin.take());
-    // A process that has ended counts as gone, even if its parent has not waited for it.
+    // A zombie counts as ended: its parent has not waited for it.
     assert_eq!(programs::wait(&mut watcher, TIMEOUT), Some(Some(0)));
     let mut said = String::new();
     std::io::Read::read_to_string(&mut watcher.stdout.take().expect("a pipe"), &mut said)

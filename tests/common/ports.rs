@@ -248,7 +248,7 @@ pub(crate) fn await_map_everywhere(cluster: &Cluster) -> Map {
     })
 }
 
-/// Returns a member that the cluster does not know.
+/// Returns a member whose incarnation belongs to no process of the cluster.
 pub(crate) fn stranger(server: u16) -> Member {
     Member { server: ServerId(server), incarnation: kv_protocol::Incarnation(0xbad) }
 }

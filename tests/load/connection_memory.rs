@@ -80,7 +80,7 @@ impl Attacked {
     /// Fails unless processes and views are unchanged and the server took at most `most` bytes.
     fn end(self, engine: &str, most: u64) {
         let took = self.most.load(Ordering::Relaxed);
-        assert!(took <= most, "{engine}: the server took {} MiB more", took >> 20);
+        assert!(took <= most, "{engine}: the server allocated {} MiB more", took >> 20);
         self.cluster.assert_serves(&self.pids);
         let views = |map: &kv_protocol::map::Map| map.views.clone();
         let now = fetch_map(self.ports.address(Kind::Map));

@@ -1,5 +1,5 @@
-//! Memory: the status matches the processes' memory, the limit holds, and deleted data is given
-//! back.
+//! Memory: the status matches the processes' memory, the limit holds, and the memory of deleted data
+//! is released.
 
 use crate::common::load::{put_all, run_all};
 use crate::common::{Cluster, TIMEOUT, process, wait_until};
@@ -77,7 +77,7 @@ fn the_memory_limit_is_exact_within_two_percent() {
         Err(Error::OutOfSpace { .. }) => refused += 1,
         Err(error) => panic!("put {place}: {error}"),
     });
-    assert!(refused > pairs.len() / 20, "{refused} of {} writes were refused", pairs.len());
+    assert!(refused > pairs.len() / 20, "{refused} of {} writes were rejected", pairs.len());
     wait_until("tables as large as the limit, and not larger", TIMEOUT, || {
         let status = cluster.status();
         let said = status.servers.iter().map(|server| server.table_bytes);
