@@ -121,7 +121,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IP")]
     pub(crate) bind: Option<IpAddr>,
 
-    /// Allow core dumps, and debuggers of the same user, for the coordinator and forevery server started from now on.
+    /// Allow core dumps, and debuggers of the same user, for the coordinator and for every server started from now on.
     /// Both can show the cluster's key and all data.
     #[arg(long)]
     pub(crate) core_dumps: bool,

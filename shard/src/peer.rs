@@ -133,6 +133,11 @@ impl Peer {
         matches!(self.stage, Stage::AwaitsChallenge | Stage::AwaitsHello(_))
     }
 
+    /// Returns the stage of the handshake as text.
+    pub(crate) fn describe(&self) -> String {
+        format!("{:?}", self.stage)
+    }
+
     /// Returns when to close the stream because its input is incomplete.
     pub(crate) fn deadline(&self) -> Option<Time> {
         self.deadline

@@ -45,6 +45,7 @@ use crate::load::LoadPiece;
 use crate::log_limit::LogLimit;
 use crate::output::{LONG_VALUE, Outputs, PinnedValue};
 
+mod inspect;
 mod long_values;
 mod look_ahead;
 mod new_sessions;

@@ -493,6 +493,19 @@ impl Shard {
         self.service.due_dials(now)
     }
 
+    /// Returns everything about a group on which the behaviour of this shard depends, as text, provided that all output
+    /// is sent and no frame is incomplete. Times and log limits of dials, and connections other than the group's stream,
+    /// are not included.
+    pub fn describe(&self, group: GroupId) -> String {
+        let receiver = self.service.stream(group).and_then(|id| self.receivers.get(slot_of(id)));
+        let stage = match receiver {
+            Some(Some(Receiver { input: Input::Peer(peer), .. })) => peer.describe(),
+            _ => String::new(),
+        };
+        let (called_at, deferred) = (self.called_at, self.deferred);
+        format!("{stage} {called_at:?} {deferred} {}", self.service.describe(group))
+    }
+
     fn input(&mut self, id: ConnectionId) -> Option<&mut Input> {
         self.receiver(id).map(|receiver| &mut receiver.input)
     }

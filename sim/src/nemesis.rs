@@ -44,7 +44,7 @@ impl Nemesis {
 
 /// The probability, per mille, that the beginning of each step causes a fault. It is higher for steps that few
 /// recoveries reach, or stay in for long.
-const STRIKES_A_STEP: [u64; 6] = [580, 1_060, 1_000, 550, 1_000, 1_000];
+const STRIKES_A_STEP: [u64; 6] = [580, 1_000, 1_000, 550, 1_000, 1_000];
 /// The number of checks for a write in flight before a fault strikes anyway, and their interval in nanoseconds.
 const TIMEOUT: u8 = 250;
 const LOOK_AGAIN: u64 = 250_000;

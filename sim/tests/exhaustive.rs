@@ -22,12 +22,12 @@ fn visited(name: &str, limits: Limits) -> Found {
 #[test]
 fn every_promise_holds_in_every_state_of_the_small_scopes() {
     for (name, states) in [
-        ("writes", 2_000),
+        ("writes", 6_000),
         ("deaths", 15_000),
         ("copy and delete", 2_500),
         ("copy that breaks", 9_000),
-        ("copy, then a death", 50_000),
-        ("terms", 90_000),
+        ("copy, then a death", 60_000),
+        ("terms", 100_000),
     ] {
         let found = visited(name, LIMITS);
         assert_eq!(found.broken, None, "{name}");

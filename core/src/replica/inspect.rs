@@ -99,7 +99,7 @@ impl Replica {
     /// earlier ones. A search then visits more states than necessary, never fewer.
     pub fn describe(&self) -> String {
         let Replica {
-            config: _,
+            config,
             view,
             role,
             table,
@@ -123,7 +123,9 @@ impl Replica {
             mutant,
         } = self;
         let mut text = format!("{view:?} {role:?} {sessions:?} {heard:?} {acked:?} {proven:?} ");
-        let _ = write!(text, "{restored:?} {draining} {frozen} {lent} ");
+        // Without a memory limit, bytes of it that are lent have no effect.
+        let lent = config.memory_limit.map(|_| lent);
+        let _ = write!(text, "{restored:?} {draining} {frozen} {lent:?} ");
         let mut cursor = Some(WalkCursor::START);
         while let Some(at) = cursor {
             cursor = table.walk(at, WalkBudget { entries: 64, bytes: 1 << 20 }, |entry| {

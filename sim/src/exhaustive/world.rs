@@ -7,15 +7,16 @@ use kv_protocol::view::View;
 
 use super::brain::Coordinating;
 use super::client::{Clients, Script};
+use super::driven::Driven;
 use super::machine::{Numbered, StateId, Unfolding};
 use super::node::{Papers, Served};
-use super::replica::{Driven, FrameId, Frames};
+use super::replica::{FrameId, Frames};
 use super::scope::Scope;
 
 /// The machines of all states, and the objects that their inputs and outputs refer to by number.
 #[derive(Default)]
 pub struct Machines {
-    /// Replicas with their drivers.
+    /// Shards with their drivers.
     pub replicas: Unfolding<Driven>,
     /// Servers towards the coordinator.
     pub nodes: Unfolding<Served>,
