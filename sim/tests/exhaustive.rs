@@ -25,7 +25,7 @@ fn every_promise_holds_in_every_state_of_the_small_scopes() {
         ("writes", 6_000),
         ("deaths", 15_000),
         ("copy and delete", 2_500),
-        ("copy that breaks", 9_000),
+        ("copy that breaks", 8_000),
         ("copy, then a death", 60_000),
         ("terms", 100_000),
     ] {
