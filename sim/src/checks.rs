@@ -14,10 +14,7 @@ use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::{ClientId, ClusterId, GroupId, ShardId};
 
 use crate::invariants::{
-    Violation, acked_is_held, copies_agree, copies_are_spared, dead_are_not_waited_for,
-    keys_are_at_home, lease_before_grace, linearizable, load_moves_no_view, may_serve,
-    memory_is_bounded, numbers_are_unique, once_only, one_server, one_view, sessions_are_kept,
-    taker_has_all, union_is_true, versions_grow,
+    Violation, commits, copies, leases, may_serve, roles, slowness, views, writes,
 };
 use crate::server::SentResponse;
 use crate::world::World;
@@ -64,10 +61,10 @@ pub struct Checks {
     /// Comparisons actually made.
     pub compared: Compared,
     thousands: u64,
-    views: one_view::Views,
-    numbers: numbers_are_unique::Numbers,
-    responses: once_only::Responses,
-    used: sessions_are_kept::Used,
+    views: views::Views,
+    numbers: writes::Numbers,
+    responses: writes::Responses,
+    used: writes::Used,
     /// Session names under which two clients write.
     pub shared: BTreeSet<ClientId>,
 }
@@ -87,17 +84,17 @@ impl Checks {
         for replica in world.processes[process].shards[shard].replicas() {
             let place = (replica.group(), shard);
             let sight = replica.inspect();
-            versions_grow::check(self, process, place, &sight)?;
+            views::versions_grow(self, process, place, &sight)?;
             let serves = may_serve(&sight, now);
-            taker_has_all::check(self, process, place, &sight, serves)?;
-            taker_has_all::after_handover(self, world, process, place, &sight)?;
-            union_is_true::check(self, process, place, &sight)?;
-            copies_are_spared::check(self, world, process, place, &sight)?;
-            memory_is_bounded::check(replica, world.config.bounds.memory)?;
-            load_moves_no_view::check(world, process, replica)?;
-            one_server::check(world, place)?;
-            lease_before_grace::check(world, place)?;
-            dead_are_not_waited_for::check(world, process, place, &sight)?;
+            commits::taker_has_all(self, process, place, &sight, serves)?;
+            commits::taker_has_all_after_handover(self, world, process, place, &sight)?;
+            commits::union_is_true(self, process, place, &sight)?;
+            roles::copies_are_spared(self, world, process, place, &sight)?;
+            copies::memory_is_bounded(replica, world.config.bounds.memory)?;
+            slowness::load_moves_no_view(world, process, replica)?;
+            leases::one_server(world, place)?;
+            leases::lease_before_grace(world, place)?;
+            leases::dead_are_not_waited_for(world, process, place, &sight)?;
             let version = sight.view.map_or(0, |view| view.version.0);
             if sight.state == ReplicaState::CaughtUp {
                 self.caught_up.insert((process, place), version);
@@ -105,10 +102,14 @@ impl Checks {
             let seen = Seen { version, state: sight.state, served: serves };
             let before = self.seen.insert((process, place), seen).map(|before| before.version);
             if let Some(view) = sight.view.filter(|_| before != Some(version)) {
-                one_view::check(&mut self.views, world.processes[process].cluster, &view)?;
+                views::version_names_one_view(
+                    &mut self.views,
+                    world.processes[process].cluster,
+                    &view,
+                )?;
             }
         }
-        load_moves_no_view::check_memory(world, process)
+        slowness::connections_are_bounded(world, process)
     }
 
     /// Checks a view that the coordinator sends in an order or in a map.
@@ -116,7 +117,7 @@ impl Checks {
     /// # Errors
     /// The broken promise.
     pub fn on_view_told(&mut self, cluster: ClusterId, view: &View) -> Result<(), Violation> {
-        one_view::check(&mut self.views, cluster, view)
+        views::version_names_one_view(&mut self.views, cluster, view)
     }
 
     /// Checks and records a replica's final response to a client's write, under the name of its session. The
@@ -134,17 +135,17 @@ impl Checks {
         responded: &SentResponse,
     ) -> Result<(), Violation> {
         let (place, question) = ((responded.group, shard), (client, responded.request.0));
-        once_only::check(&mut self.responses, place, question, responded)?;
-        sessions_are_kept::note(&mut self.used, world, place, name, asked_at);
+        writes::once_only(&mut self.responses, place, question, responded)?;
+        writes::note_use(&mut self.used, world, place, name, asked_at);
         if !responded.is_acked() {
             return Ok(());
         }
         let version = responded.version.0;
         let highest = self.acked.entry(place).or_default();
         *highest = (*highest).max(version);
-        numbers_are_unique::check(&mut self.numbers, place, version, question)?;
-        acked_is_held::check(world, process, place, responded)?;
-        union_is_true::on_acked(world, process, place, responded)
+        writes::numbers_are_unique(&mut self.numbers, place, version, question)?;
+        commits::acked_is_held(world, process, place, responded)?;
+        commits::candidate_holds_acked(world, process, place, responded)
     }
 
     /// Checks a SESSION_EXPIRED response to a client with this session name.
@@ -160,7 +161,7 @@ impl Checks {
         if self.shared.contains(&client) {
             return Ok(());
         }
-        sessions_are_kept::check(&self.used, world, (group, usize::from(shard.0)), client)
+        writes::sessions_are_kept(&self.used, world, (group, usize::from(shard.0)), client)
     }
 
     /// Compares replicas; called every thousand events.
@@ -168,14 +169,14 @@ impl Checks {
     /// # Errors
     /// The broken promise.
     pub fn every_thousand(&mut self, world: &World) -> Result<(), Violation> {
-        self.compared.digests += copies_agree::digests(world)?;
+        self.compared.digests += copies::digests_agree(world)?;
         self.thousands += 1;
         if !self.thousands.is_multiple_of(THOUSANDS_A_COMPARISON) {
             return Ok(());
         }
-        let places: Vec<Place> = copies_agree::places(world).collect();
+        let places: Vec<Place> = copies::places(world).collect();
         let turn = usize::try_from(self.thousands / THOUSANDS_A_COMPARISON).expect("it is small");
-        let is_made = copies_agree::contents(world, places[turn % places.len()])?;
+        let is_made = copies::contents_agree(world, places[turn % places.len()])?;
         self.compared.contents += u64::from(is_made);
         Ok(())
     }
@@ -185,11 +186,11 @@ impl Checks {
     /// # Errors
     /// The broken promise.
     pub fn at_end(&mut self, world: &World) -> Result<(), Violation> {
-        self.compared.digests += copies_agree::digests(world)?;
-        for place in copies_agree::places(world) {
-            self.compared.contents += u64::from(copies_agree::contents(world, place)?);
+        self.compared.digests += copies::digests_agree(world)?;
+        for place in copies::places(world) {
+            self.compared.contents += u64::from(copies::contents_agree(world, place)?);
         }
-        keys_are_at_home::check(world)?;
-        linearizable::check(world)
+        copies::keys_are_at_home(world)?;
+        writes::linearizable(world)
     }
 }

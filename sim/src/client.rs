@@ -26,13 +26,11 @@ use kv_history::{Asked, Returned, Value};
 
 mod doubt;
 mod flight;
-mod session;
 #[cfg(test)]
 mod tests;
 
 pub use flight::Flight;
-use flight::Stage;
-use session::Session;
+use flight::{Session, Stage};
 
 /// The deadline of an operation, in nanoseconds.
 pub const DEADLINE: u64 = 5_000_000_000;

@@ -3,6 +3,7 @@
 //! processes follow a seed.
 //!
 //! ```text
+//!   run          one seed, to its end
 //!   world        true time, a heap of events, dispatch
 //!     server       a process: a node, and executors that drive shards as an engine does
 //!     dump         dumps on a host's disk, and their loading into a new process
@@ -10,11 +11,17 @@
 //!     client       operations, sessions, retries       workload: their choice
 //!     network      ordered bytes, cuts, breaks         clock: drift
 //!     nemesis      faults
-//!   checks       invariants (one a file); kv_history: is each key one register?
+//!   checks       invariants (by theme); kv_history: is each key one register?
 //!   counts, trace
 //! ```
 //!
 //! The same seed gives the same run, so a seed reproduces a failure.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use counts::Counts;
+use invariants::Violation;
+use world::{Config, World};
 
 pub mod checks;
 pub mod client;
@@ -27,8 +34,45 @@ pub mod exhaustive;
 pub mod invariants;
 pub mod nemesis;
 pub mod network;
-pub mod run;
 pub mod server;
 pub mod trace;
 pub mod workload;
 pub mod world;
+
+/// The result of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// The statistics.
+    pub counts: Counts,
+    /// The broken promise, if any.
+    pub failure: Option<Violation>,
+    /// The last lines of the trace, only those of the failure's group if there is one.
+    pub trace: Vec<String>,
+}
+
+/// Runs a seed. A panic of a machine counts as a broken promise: number 0.
+pub fn run(config: Config) -> Outcome {
+    let mut world = World::new(config);
+    let result = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
+        let words = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|words| (*words).to_owned()));
+        let words = words.unwrap_or_else(|| "a panic without a message".to_owned());
+        Err(Violation::new(0, words))
+    });
+    world.counts.runs = 1;
+    world.counts.simulated = world.now;
+    world.counts.fresh_sessions = world.clients.iter().map(|client| client.fresh_sessions).sum();
+    world.counts.digests_compared = world.checks.compared.digests;
+    world.counts.copies_compared = world.checks.compared.contents;
+    let shards = world.processes.iter().flat_map(|process| &process.shards);
+    let replicas = shards.flat_map(|executor| executor.replicas());
+    world.counts.emptied_chunks =
+        replicas.map(|replica| replica.compaction_counts().emptied_chunks).sum();
+    let group = result.as_ref().err().and_then(|violation| violation.group);
+    let trace = world.trace.lines(group).map(str::to_owned).collect();
+    Outcome { seed: config.seed, counts: world.counts.clone(), failure: result.err(), trace }
+}

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use kv_sim::counts::Counts;
-use kv_sim::run::{Outcome, run};
 use kv_sim::world::Config;
+use kv_sim::{Outcome, run};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 

@@ -12,7 +12,6 @@
 //! other is slow, or cannot allocate memory.
 
 mod faults;
-pub mod moves;
 pub mod slow;
 
 use std::sync::atomic::Ordering;
@@ -24,7 +23,7 @@ use crate::world::{Config, World};
 use kv_history::Asked;
 use kv_testkit::random::Random;
 
-pub use faults::{KINDS, Kind, break_link, pause_coordinator};
+pub use faults::{KINDS, Kind, break_link, give_place, pause_coordinator};
 
 /// The faults in progress.
 #[derive(Debug, Default)]
@@ -116,7 +115,7 @@ pub fn strike_at_rest(world: &mut World) {
     if !(is_whole || has_copies && world.random.per_mille(200) || may_double) {
         return strike_a_copy(world);
     }
-    if moves::strike(world) {
+    if faults::begin_move(world) {
         return;
     }
     let target = world.random.index(usize::from(world.config.servers));

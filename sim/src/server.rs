@@ -9,13 +9,166 @@
 //!       -> clients, for a limited time -> all output -> long values -> dials -> reports
 //! ```
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use kv_core::awake::LastSleep;
+use kv_core::node::{Node, NodeConfig};
+use kv_core::replica::{Replica, aged};
+use kv_protocol::FailureTimeout;
+use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::ids::{ClusterId, ClusterKey, GroupId, Member, ShardId, Time};
+use kv_protocol::limits::HEARTBEAT_INTERVAL;
+use kv_protocol::placement::Placement;
+use kv_shard::{ConnectionMemory, Identity};
+
+use crate::network::ConnectionNumber;
+
 mod engine;
 mod executor;
-mod process;
 mod socket;
 mod tap;
 
 pub use executor::{Executor, Input, Output};
-pub use process::{Bounds, MEMORY, Process};
 pub use socket::Reader;
 pub use tap::SentResponse;
+
+/// The key of the cluster.
+const KEY: ClusterKey = ClusterKey(0x51);
+/// A memory limit above everything that a run writes.
+pub const MEMORY: u64 = 64 << 20;
+
+/// The limits of a replica.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The bytes that a table may occupy before writes are rejected.
+    pub memory: u64,
+    /// The idle time after which a session expires.
+    pub session_idle: Duration,
+}
+
+impl Bounds {
+    /// Returns whether writes may be rejected for lack of memory.
+    pub fn has_little_memory(&self) -> bool {
+        self.memory < MEMORY
+    }
+}
+
+/// One process.
+pub struct Process {
+    /// The identity of the process.
+    pub member: Member,
+    /// The cluster of the process.
+    pub cluster: ClusterId,
+    /// The place of the process.
+    pub place: usize,
+    /// The address; the port is unique.
+    pub address: SocketAddr,
+    /// True while it runs.
+    pub alive: bool,
+    /// True if the process has exited in order, with complete dumps of all its replicas.
+    pub left: bool,
+    /// The term of the coordinator that started the process; only this one can read the exit status.
+    pub term: u64,
+    /// The true time at which the process last received an order.
+    pub last_order: u64,
+    /// The true time since which the process has received nothing from a coordinator.
+    pub alone_since: Option<u64>,
+    /// The time until which the process is paused.
+    pub paused_until: u64,
+    /// The time until which the process can be neither killed nor seen to exit.
+    pub out_of_reach_until: u64,
+    /// The record of suspends, for the age of its reports.
+    sleep: LastSleep,
+    /// The length of a pause that strikes a shard's next wake-up, after the clock was read.
+    pub stall_next: Option<u64>,
+    /// The state machine towards the coordinator.
+    pub node: Node,
+    /// The memory that the connections of its clients may hold.
+    pub memory: Arc<ConnectionMemory>,
+    /// The executors.
+    pub shards: Vec<Executor>,
+    /// While true, the process cannot allocate memory.
+    pub is_exhausted: Arc<AtomicBool>,
+    /// The heartbeat link, and whether it is admitted.
+    pub link: Option<(ConnectionNumber, bool)>,
+    /// The number of dials to the coordinator, which identifies late results.
+    pub link_tries: u64,
+}
+
+impl Process {
+    /// Creates a process that has just been started, with empty tables.
+    pub fn new(
+        cluster: ClusterId,
+        member: Member,
+        address: SocketAddr,
+        placement: Placement,
+        bounds: Bounds,
+        seed: u64,
+    ) -> Process {
+        let is_exhausted = Arc::new(AtomicBool::new(false));
+        let tables = 2 * u64::from(placement.shards());
+        let memory = ConnectionMemory::new(None, Some(bounds.memory * tables), tables);
+        let shards = (0..placement.shards()).map(|shard| {
+            let identity = Identity {
+                cluster,
+                key: KEY,
+                me: member,
+                shard: ShardId(shard),
+                placement,
+                failure_timeout: FailureTimeout::DEFAULT,
+                session_idle: bounds.session_idle,
+            };
+            Executor::new(identity, &memory, seed, &is_exhausted)
+        });
+        let shards = shards.collect();
+        Process {
+            member,
+            cluster,
+            place: usize::from(member.server.0),
+            address,
+            alive: true,
+            left: false,
+            term: 0,
+            last_order: 0,
+            alone_since: None,
+            paused_until: 0,
+            sleep: LastSleep::default(),
+            out_of_reach_until: 0,
+            stall_next: None,
+            node: Node::new(NodeConfig { cluster, me: member, shards: placement.shards() }),
+            memory,
+            shards,
+            is_exhausted,
+            link: None,
+            link_tries: 0,
+        }
+    }
+
+    /// Returns whether neither the process nor any of its executors is stopped.
+    pub fn is_at_work(&self, now: u64) -> bool {
+        self.paused_until <= now
+            && self.stall_next.is_none()
+            && self.shards.iter().all(|shard| shard.stopped_until <= now)
+    }
+
+    /// Returns the reports on the replicas, aged by the time for which an executor has not published. Time in
+    /// which the whole process was suspended does not count.
+    pub fn reports(&mut self, now: u64) -> Vec<ReplicaReport> {
+        let now = Time::from_nanos(now);
+        self.sleep.look(now, HEARTBEAT_INTERVAL);
+        let aged_report = |report: &ReplicaReport| {
+            let published_at = self.shards[usize::from(report.shard.0)].published_at();
+            let age = self.sleep.age(Time::from_nanos(published_at), now);
+            aged(report, age, FailureTimeout::DEFAULT)
+        };
+        self.node.reports().map(aged_report).collect()
+    }
+
+    /// Returns the replica of a group's shard.
+    pub fn replica(&self, group: GroupId, shard: usize) -> Option<&Replica> {
+        self.shards[shard].shard.service.replica(group)
+    }
+}

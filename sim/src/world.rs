@@ -32,7 +32,7 @@ use crate::clock::Clock;
 use crate::coordinator::{Coordinator, Shape};
 use crate::counts::Counts;
 use crate::event::{Event, Happening, Purpose, Target};
-use crate::invariants::{Violation, slow_are_spared};
+use crate::invariants::{Violation, slowness};
 use crate::nemesis::Nemesis;
 use crate::network::{Actor, ConnectionNumber, Host, Network};
 use crate::server::{Bounds, Input, MEMORY, Output, Process};
@@ -232,7 +232,7 @@ pub struct World {
     /// The time since which a group is LOST, by cluster and group.
     pub lost_at: BTreeMap<(ClusterId, GroupId), u64>,
     /// The injected slowness, in runs in which servers are only slow.
-    pub slowness: slow_are_spared::Slowness,
+    pub slowness: slowness::Slowness,
     /// The load in progress.
     pub floods: floods::Floods,
     /// The number of writes with a wrong digest so far.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use kv_core::mutations::{self, Mutation};
-use kv_sim::run::run;
+use kv_sim::run;
 use kv_sim::world::Config;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::has_write_in_flight;
 use crate::event::Happening;
-use crate::invariants::slow_are_spared::NO_FAULT;
+use crate::invariants::slowness::NO_FAULT;
 use crate::world::World;
 
 /// The name under which stalls that are faults are counted.

@@ -12,7 +12,7 @@ use super::executor::{Input, Output};
 use super::socket::{Reader, Sockets};
 use super::tap::{Asked, SentResponse};
 use crate::clock::Clock;
-use crate::invariants::nothing_old;
+use crate::invariants::messages;
 use crate::network::ConnectionNumber;
 
 /// The work of a wake-up, of an input, of a request, and of each byte received or sent, in nanoseconds.
@@ -341,7 +341,7 @@ impl Turn<'_> {
         let suspects = suspects.extract_if(.., |suspect| suspect.id == id);
         let is_kept = matches!(fate, Fate::Read | Fate::Wait);
         for Suspect { group, view, installed, .. } in suspects {
-            let checked = nothing_old::message(group, view, installed);
+            let checked = messages::message_is_of_this_view(group, view, installed);
             output.extend(checked.err().filter(|_| is_kept).map(Output::Broken));
         }
     }

@@ -22,10 +22,7 @@ use super::socket::Reader;
 use super::tap::{Asked, SentResponse};
 use crate::clock::Clock;
 use crate::dump::Part;
-use crate::invariants::{
-    Violation, copy_is_equal, lease_is_checked, one_view, only_primaries_respond, pins_hold,
-    slow_are_spared, streams_are_whole,
-};
+use crate::invariants::{Violation, copies, leases, messages, slowness, views};
 use crate::network::ConnectionNumber;
 
 /// The interval at which a shard publishes its reports to the node, and enforces deadlines, in nanoseconds of true
@@ -254,7 +251,7 @@ impl Executor {
             let has_said =
                 |input: &Input| matches!(input, Input::Bytes(number, _) if number == stream);
             if has_failed && inputs.iter().any(has_said) {
-                self.engine.output.push(Output::Broken(slow_are_spared::unheard(*group)));
+                self.engine.output.push(Output::Broken(slowness::candidate_went_unread(*group)));
             }
         }
     }
@@ -275,7 +272,7 @@ impl Executor {
                 {
                     self.engine
                         .output
-                        .push(Output::Broken(one_view::contradiction(group, version)));
+                        .push(Output::Broken(views::order_contradicts(group, version)));
                 }
                 self.engine.output.push(Output::Refused(order, refused.to_string()));
             }
@@ -308,7 +305,7 @@ impl Executor {
         }
         for number in std::mem::take(&mut self.engine.ended) {
             if self.engine.sockets.id(number).is_some() {
-                self.engine.output.push(Output::Broken(streams_are_whole::kept(number)));
+                self.engine.output.push(Output::Broken(messages::stream_is_kept(number)));
             }
         }
         for replica in self.shard.service.replicas() {
@@ -322,9 +319,9 @@ impl Executor {
     fn check_response(&self, responded: &SentResponse, asked: &Asked) -> Result<(), Violation> {
         let Some(replica) = self.shard.service.replica(responded.group) else { return Ok(()) };
         let sight = replica.inspect();
-        only_primaries_respond::check(responded.group, &sight, responded.status)?;
+        messages::only_primaries_respond(responded.group, &sight, responded.status)?;
         if asked.is_read {
-            lease_is_checked::check(responded.group, &sight, asked.at, responded.status)?;
+            leases::lease_is_checked(responded.group, &sight, asked.at, responded.status)?;
         }
         Ok(())
     }
@@ -339,7 +336,9 @@ impl Executor {
                     let asked = socket.and_then(|socket| socket.tap.oldest(group));
                     let cleared = self.cleared.get(&group).copied().unwrap_or(0);
                     if asked.is_some_and(|asked| asked > cleared) {
-                        self.engine.output.push(Output::Broken(pins_hold::gone(group)));
+                        self.engine
+                            .output
+                            .push(Output::Broken(messages::pinned_value_is_gone(group)));
                     }
                     continue;
                 }
@@ -351,10 +350,10 @@ impl Executor {
                 let holders = [view.primary, view.other()];
                 holders.iter().flatten().any(|holder| self.told_dead.contains(holder))
             });
-            let checked = streams_are_whole::refused(group, &error, is_of_the_dead);
+            let checked = messages::streams_are_whole(group, &error, is_of_the_dead);
             self.engine.output.extend(checked.err().map(Output::Broken));
             if let StreamError::Diverged { sn } = error {
-                self.engine.output.push(Output::Broken(copy_is_equal::differs(group, sn)));
+                self.engine.output.push(Output::Broken(copies::copy_differs(group, sn)));
             }
         }
     }

@@ -10,7 +10,7 @@ use kv_protocol::peer_message::{BatchReader, opcode as peer_opcode};
 use kv_protocol::placement::Placement;
 use kv_shard::Port;
 
-use crate::invariants::{Violation, responses_are_asked_for};
+use crate::invariants::{Violation, messages};
 use crate::network::ConnectionNumber;
 
 /// A response to a client.
@@ -144,7 +144,7 @@ impl Tap {
             let Response { id: request, status, copies, version, .. } =
                 Response::read(frame.body).expect("it is well formed");
             let Some(asked) = ask_less(asked, request) else {
-                return Err(responses_are_asked_for::unasked(to, request));
+                return Err(messages::response_without_request(to, request));
             };
             let responded =
                 SentResponse { group: asked.group, to, request, status, copies, version };

@@ -4,10 +4,7 @@ use super::SEAL;
 use kv_protocol::control_message::{OrderKind, ViewOrder};
 
 use super::*;
-use crate::invariants::{
-    dumped_before_end, holders_are_spared, leavers_get_nothing, lost_is_lost, nothing_old,
-    sleepers_stay, slow_are_spared, union_is_true,
-};
+use crate::invariants::{commits, groups, messages, roles, slowness, stops};
 
 impl World {
     /// Applies an input to the brain, and executes its effects.
@@ -40,7 +37,7 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Store { number, state } => {
-                    self.check(|_, world| leavers_get_nothing::check(world, &state));
+                    self.check(|_, world| roles::leavers_get_nothing(world, &state));
                     self.coordinator.storing = Some((number, *state));
                     self.coordinator.is_doomed = self.now < self.coordinator.disk_full_until;
                     let delay = crate::nemesis::store_delay(&mut self.random, self.is_healing);
@@ -64,7 +61,7 @@ impl World {
                         self.check(|checks, world| checks.on_view_told(world.cluster(), view));
                     }
                     if order.kind == OrderKind::Shutdown {
-                        self.check(|_, world| dumped_before_end::is_shut_down(world, to));
+                        self.check(|_, world| stops::dumped_before_shutdown(world, to));
                     }
                     if let Some(number) = self.coordinator.orders.get(&to).copied() {
                         let mut bytes = Vec::new();
@@ -75,11 +72,11 @@ impl World {
                 Effect::Kill { member, reason } => {
                     // A stop may kill processes that do not respond.
                     if reason == KillReason::Replaced {
-                        self.check(|_, world| holders_are_spared::check(world, member));
-                        self.check(|_, world| slow_are_spared::is_replaced(world, member));
+                        self.check(|_, world| roles::holders_are_spared(world, member));
+                        self.check(|_, world| slowness::slow_are_not_replaced(world, member));
                     }
                     if let KillReason::Unanswered(order) = reason {
-                        self.check(|_, world| dumped_before_end::is_killed(world, member, order));
+                        self.check(|_, world| stops::dumped_before_kill(world, member, order));
                     }
                     // A host may be hard to reach, so a process may run for a while after the decision to kill
                     // it.
@@ -92,15 +89,17 @@ impl World {
                     self.after(delay, Happening::Killed(member, reason));
                 }
                 Effect::Down { member, cause } => {
-                    self.check(|_, world| sleepers_stay::is_down(world, member, &cause));
+                    self.check(|_, world| slowness::sleepers_suspect_none(world, member, &cause));
                 }
                 Effect::ViewChanged { before, view } => {
                     let about = About::Group(view.group);
                     self.trace.note(self.now, about, format_args!("{view:?}"));
-                    self.check(|_, world| union_is_true::on_view(world, &before, &view));
-                    self.check(|_, world| lost_is_lost::check(world, &before, &view));
-                    self.check(|_, world| sleepers_stay::check(world, &before, &view));
-                    if let Err(violation) = slow_are_spared::check(self, &before, &view) {
+                    self.check(|_, world| {
+                        commits::new_secondary_is_complete(world, &before, &view)
+                    });
+                    self.check(|_, world| groups::lost_is_lost(world, &before, &view));
+                    self.check(|_, world| slowness::sleepers_stay(world, &before, &view));
+                    if let Err(violation) = slowness::slow_are_spared(self, &before, &view) {
                         self.violation.get_or_insert(violation);
                     }
                     if view.primary.is_none() {
@@ -136,8 +135,8 @@ impl World {
                     crate::nemesis::on_step(self, server, step);
                 }
                 Effect::DoubleFault { first, second } => {
-                    self.check(|_, world| lost_is_lost::second_fault(world, first, second));
-                    self.check(|_, world| slow_are_spared::double_fault(world));
+                    self.check(|_, world| groups::orderly_exit_is_no_fault(world, first, second));
+                    self.check(|_, world| slowness::slow_are_no_second_fault(world));
                 }
                 Effect::CannotFollow { server, .. } => {
                     let member = self.coordinator.cluster.as_ref().map(|c| c.member(server));
@@ -248,7 +247,7 @@ impl World {
                 if let Some((true, member)) = taken {
                     let awake = self.coordinator_awake();
                     self.heard_at.insert(member, awake);
-                    self.check(|_, _| nothing_old::heartbeat(speaks, member));
+                    self.check(|_, _| messages::heartbeat_is_of_this_process(speaks, member));
                 }
             }
             ServerMessage::DrainRequest => {

@@ -9,7 +9,7 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_shard::Port;
 
 use super::*;
-use crate::invariants::{lost_is_lost, newest_wins, pins_hold, served_at_rest, slow_are_spared};
+use crate::invariants::{groups, messages, slowness, writes};
 use kv_history::Returned;
 
 /// The share of a client's writes that are followed by one with the digest of another key, per mille.
@@ -100,7 +100,7 @@ impl World {
                 Wish::Send(address, shard, name, id, bytes) => {
                     self.send_request(client, (address, shard, name), id, bytes);
                 }
-                Wish::Mixed(group) => self.check(|_, _| Err(pins_hold::mixed(group))),
+                Wish::Mixed(group) => self.check(|_, _| Err(messages::value_is_mixed(group))),
                 Wish::GivenUp(flight) => {
                     self.counts.in_doubt += u64::from(!flight.was_given_up());
                     // Bytes in transit still arrive after the connection is closed.
@@ -111,9 +111,9 @@ impl World {
                         self.close(number, 0);
                     }
                     let responded = Returned::InDoubt;
-                    self.check(|_, world| slow_are_spared::ended(world, &flight, responded));
+                    self.check(|_, world| slowness::slow_still_serve(world, &flight, responded));
                     if self.is_looking_back {
-                        self.check(|_, world| served_at_rest::check(world, &flight, responded));
+                        self.check(|_, world| groups::served_at_rest(world, &flight, responded));
                     }
                 }
                 Wish::Ended(flight, responded, version) => {
@@ -121,16 +121,20 @@ impl World {
                     self.counts.note_operation(&flight, responded);
                     if responded == Returned::Lost {
                         let knows = self.clients[client].map.as_ref().map(|map| map.cluster);
-                        self.check(|_, world| lost_is_lost::said(world, knows, flight.place.0));
+                        self.check(|_, world| {
+                            groups::response_of_lost_is_true(world, knows, flight.place.0)
+                        });
                     }
                     if !flight.was_given_up() {
-                        self.check(|_, world| slow_are_spared::ended(world, &flight, responded));
+                        self.check(|_, world| {
+                            slowness::slow_still_serve(world, &flight, responded)
+                        });
                     }
                     if self.is_looking_back && !flight.was_given_up() {
-                        self.check(|_, world| served_at_rest::check(world, &flight, responded));
+                        self.check(|_, world| groups::served_at_rest(world, &flight, responded));
                     }
                     if let Some(version) = version {
-                        self.check(|_, _| newest_wins::check(&flight, version.0));
+                        self.check(|_, _| writes::newest_wins(&flight, version.0));
                         self.workload.note_version(&flight.key, version.0);
                     }
                     let process = self.clients[client].process;

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::invariants::holders_are_spared;
+use crate::invariants::roles;
 
 impl World {
     pub(super) fn dispatch(&mut self, happening: Happening) {
@@ -52,7 +52,7 @@ impl World {
                 }
                 if let Some(process) = self.process_of(member) {
                     if reason == KillReason::Replaced && self.processes[process].alive {
-                        self.check(|_, world| holders_are_spared::strikes(world, member));
+                        self.check(|_, world| roles::kill_spares_holders(world, member));
                     }
                     self.kill(process);
                 }
@@ -103,7 +103,7 @@ impl World {
             Happening::Part(place, other, timeout) => {
                 crate::nemesis::part(self, place, other, timeout);
             }
-            Happening::Move(place) => crate::nemesis::moves::give_place(self, place),
+            Happening::Move(place) => crate::nemesis::give_place(self, place),
             Happening::Heal => self.heal(),
             Happening::BreakLink(place) => crate::nemesis::break_link(self, place),
             Happening::Zombie(epoch, member) => self.on_zombie(epoch, member),

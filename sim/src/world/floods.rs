@@ -13,7 +13,7 @@ use kv_protocol::placement::Digest;
 use kv_shard::Port;
 
 use super::*;
-use crate::invariants::load_moves_no_view;
+use crate::invariants::slowness;
 use crate::server::Reader;
 
 /// The time at which the load begins, and the interval between attempts while the cluster is not whole, in
@@ -130,7 +130,7 @@ impl World {
     pub(super) fn on_flooder_end(&mut self, flooder: usize) {
         let reads = self.floods.flooders.get(flooder).is_some_and(|state| state.kind < FLOODERS);
         if reads && !self.is_healing {
-            self.check(|_, _| Err(load_moves_no_view::closed()));
+            self.check(|_, _| Err(slowness::reader_is_closed()));
         }
     }
 

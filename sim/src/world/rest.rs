@@ -9,7 +9,7 @@
 use kv_protocol::View;
 
 use super::*;
-use crate::invariants::{home_again, served_at_rest};
+use crate::invariants::groups;
 
 /// The time for which the cluster must be at rest, in nanoseconds: a stream that has just broken may not be
 /// noticed yet.
@@ -58,7 +58,7 @@ impl World {
             self.run_until((self.now + LOOK).min(end))?;
             since = since.or(Some(self.now)).filter(|_| self.is_at_rest());
         }
-        home_again::check(self)
+        groups::home_again(self)
     }
 
     /// Runs the final check: clients read every key ever used, and write to every shard, except for groups that rest in
@@ -71,7 +71,7 @@ impl World {
         let views = self.coordinator.cluster.as_ref().map_or(&[][..], |cluster| cluster.views());
         let is_resting = |view: &&View| self.rests(view.group);
         let resting: Vec<View> = views.iter().filter(is_resting).copied().collect();
-        resting.iter().try_for_each(|view| served_at_rest::rests(self, view))?;
+        resting.iter().try_for_each(|view| groups::resting_has_a_dump(self, view))?;
         let rests = |group| resting.iter().any(|view| view.group == group);
         self.workload.look_back(placement, |group| !rests(group));
         self.is_looking_back = true;

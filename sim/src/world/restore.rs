@@ -20,7 +20,7 @@ use kv_protocol::map::Map;
 
 use super::*;
 use crate::dump::{DumpFile, Job, load};
-use crate::invariants::restored_has_all;
+use crate::invariants::stops;
 
 /// The operator, which stops and restores the cluster.
 #[derive(Debug, Default)]
@@ -257,7 +257,7 @@ impl World {
         self.note_plan(&plan, &headers);
         let parsed: Vec<Dump> = dumps.iter().map(|(dump, _)| dump.clone()).collect();
         self.check(|checks, world| {
-            restored_has_all::check(checks, world, &durable, &parsed, &plan)
+            stops::restored_has_all(checks, world, &durable, &parsed, &plan)
         });
         self.counts.restored += 1;
         self.counts.lost_by_restore += plan.lost().count() as u64;
@@ -303,7 +303,7 @@ impl World {
                 load(service, group, from.last, dump);
                 let dumped = contents.get(number).copied().flatten();
                 let replica = service.replica(group).expect("it was loaded");
-                result = result.and_then(|()| restored_has_all::is_equal(replica, dumped));
+                result = result.and_then(|()| stops::restored_equals_dump(replica, dumped));
             }
         }
         self.check(|_, _| result);

@@ -5,7 +5,7 @@ use kv_protocol::client_message::Status;
 use kv_protocol::ids::ClientId;
 
 use super::*;
-use crate::invariants::{lost_is_lost, versions_grow};
+use crate::invariants::{groups, views};
 use crate::server::SentResponse;
 use kv_history::Asked;
 
@@ -65,7 +65,7 @@ impl World {
         self.counts.acked += u64::from(responded.is_acked());
         let cluster = self.processes[process].cluster;
         let read_at = self.processes[process].shards[shard].read_at;
-        let lost = lost_is_lost::responded(self, cluster, read_at, responded);
+        let lost = groups::lost_is_not_served(self, cluster, read_at, responded);
         if let Err(violation) = lost {
             self.violation.get_or_insert(violation);
         }
@@ -249,7 +249,7 @@ impl World {
                     match self.processes[process].node.on_orders_hello(&hello) {
                         Ok(()) => {
                             let after = self.processes[process].node.epoch();
-                            self.check(|_, _| versions_grow::epochs(before, after));
+                            self.check(|_, _| views::epochs_grow(before, after));
                             let mut bytes = Vec::new();
                             write_orders_welcome(&mut bytes);
                             self.send(number, 1, bytes);

@@ -16,7 +16,7 @@ use kv_protocol::status::ClusterState;
 
 use super::*;
 use crate::dump::{Job, Part};
-use crate::invariants::dumped_before_end;
+use crate::invariants::stops;
 
 /// The probabilities, per mille, that the other holder of a leaving process's keys crashes too: once it has
 /// acknowledged a write alone, or at any time.
@@ -378,7 +378,7 @@ impl World {
         match order {
             Some(order) => self.node(process, |node, sink| node.on_outcome(order, outcome, sink)),
             None if self.operator.has_left(process) => {
-                self.check(|_, world| dumped_before_end::leaves(world, process));
+                self.check(|_, world| stops::dumped_before_leaving(world, process));
                 self.processes[process].left = true;
                 self.kill(process);
             }

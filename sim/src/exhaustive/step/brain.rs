@@ -8,7 +8,7 @@ use crate::exhaustive::machine::Step;
 use crate::exhaustive::replica::reading;
 use crate::exhaustive::world::{Machines, Paper, Process, World};
 use crate::exhaustive::{properties, trace};
-use crate::invariants::{Violation, nothing_old};
+use crate::invariants::{Violation, messages};
 
 impl Explorer {
     /// Connects a process to the coordinator and sends its STARTED.
@@ -176,7 +176,7 @@ impl Explorer {
             }
             BrainDone::Heard(whose) => {
                 if let BrainInput::Heartbeat(_, speaker, _) = input {
-                    self.note(nothing_old::heartbeat(speaker.incarnation, *whose));
+                    self.note(messages::heartbeat_is_of_this_process(speaker.incarnation, *whose));
                 }
             }
         }

@@ -9,7 +9,7 @@ use super::Explorer;
 use super::replica::Place;
 use crate::exhaustive::node::{NodeDone, NodeInput};
 use crate::exhaustive::world::{Machines, Paper, Process, Told, World};
-use crate::invariants::versions_grow;
+use crate::invariants::views;
 
 impl Explorer {
     /// Delivers the next message of an order connection to a node, which may end that connection.
@@ -36,7 +36,7 @@ impl Explorer {
                 let before = *self.machines.nodes.sight(world.processes[p].node).as_ref();
                 self.node(world, p, NodeInput::Hello(epoch));
                 let after = *self.machines.nodes.sight(world.processes[p].node).as_ref();
-                self.note(versions_grow::epochs(before, after));
+                self.note(views::epochs_grow(before, after));
                 after == epoch
             }
         }

@@ -7,7 +7,7 @@ use crate::exhaustive::machine::StateId;
 use crate::exhaustive::node::NodeInput;
 use crate::exhaustive::replica::{Done, GROUP, Input, Sight, ViewKey};
 use crate::exhaustive::world::{CLOSED, End, Machines, Told, World};
-use crate::invariants::streams_are_whole;
+use crate::invariants::messages;
 
 /// A shard of a process, by their indices.
 #[derive(Clone, Copy)]
@@ -154,7 +154,7 @@ impl Explorer {
                 Done::Misunderstood(error) => {
                     let other = streams::other_end(world, at);
                     let is_of_the_dead = other.is_none_or(|p| !world.processes[p].alive);
-                    self.note(streams_are_whole::refused(GROUP, error, is_of_the_dead));
+                    self.note(messages::streams_are_whole(GROUP, error, is_of_the_dead));
                 }
                 Done::Broken(violation) => self.note(Err(violation.clone())),
             }

@@ -1,7 +1,7 @@
-//! 3: primary and secondary have equal contents where they have applied the same writes.
+//! Copies: the replicas of a shard have equal contents, only keys of their own, and bounded memory.
 //!
-//! The incremental digests of both are compared often. Less often, and at the end, every entry and every record
-//! of both is compared. That also verifies that the digests match the contents.
+//! The incremental digests of primary and secondary are compared often. Less often, and at the end, every entry and
+//! every record of both is compared. That also verifies that the digests match the contents.
 
 use std::collections::HashMap;
 
@@ -9,14 +9,21 @@ use kv_core::replica::Replica;
 use kv_core::session::LoggedRecord;
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::control_message::ReplicaState;
-use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber};
+use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId};
+use kv_protocol::placement::{Digest, Placement};
 
 use crate::checks::Place;
 use crate::invariants::Violation;
 use crate::world::World;
 
+/// The excess allowed for followers that must accept their primary's writes, for copies in progress, and for
+/// reserved but unused memory: some values of maximum length, and some chunks.
+const SLACK: u64 = 512 << 10;
+
+/// Invariant 3: primary and secondary have equal contents where they have applied the same writes.
+///
 /// Compares the digests of both replicas of every shard. Returns the number of comparisons made.
-pub fn digests(world: &World) -> Result<u64, Violation> {
+pub fn digests_agree(world: &World) -> Result<u64, Violation> {
     let mut compared = 0;
     for place in places(world) {
         let Some((primary, secondary)) = copies(world, place) else { continue };
@@ -36,8 +43,8 @@ pub fn digests(world: &World) -> Result<u64, Violation> {
     Ok(compared)
 }
 
-/// Compares the whole contents of both replicas of a shard. Returns whether there were two.
-pub fn contents(world: &World, place: Place) -> Result<bool, Violation> {
+/// Invariant 3, in full: compares the whole contents of both replicas of a shard. Returns whether there were two.
+pub fn contents_agree(world: &World, place: Place) -> Result<bool, Violation> {
     let Some((primary, secondary)) = copies(world, place) else { return Ok(false) };
     let broken =
         |words: String| Err(Violation::of(place.0, 3, format_args!("shard {}: {words}", place.1)));
@@ -69,6 +76,56 @@ pub fn contents(world: &World, place: Place) -> Result<bool, Violation> {
         return broken(format!("the sessions differ at write {level}"));
     }
     Ok(true)
+}
+
+/// Invariant 11: at the marker, the digests of source and copy are equal.
+///
+/// Returns the violation of a candidate's copy that differs from its primary.
+pub fn copy_differs(group: GroupId, sn: SequenceNumber) -> Violation {
+    Violation::of(group, 11, format_args!("the copy differs from its source at write {sn}"))
+}
+
+/// Invariant 15: a table holds only keys of its group and shard.
+///
+/// Checks every table of every live process.
+pub fn keys_are_at_home(world: &World) -> Result<(), Violation> {
+    let placement = Placement::new(world.config.servers, world.config.shards);
+    for process in world.processes.iter().filter(|process| process.alive) {
+        for (shard, executor) in process.shards.iter().enumerate() {
+            let shard = ShardId(u16::try_from(shard).expect("shards are few"));
+            for replica in executor.replicas() {
+                let home = (replica.group(), shard);
+                let mut stray = None;
+                let mut cursor = Some(WalkCursor::START);
+                while let Some(at) = cursor {
+                    let budget = WalkBudget { entries: 1_024, bytes: 1 << 20 };
+                    cursor = replica.walk(at, budget, |entry| {
+                        if placement.locate(Digest::of(entry.key)) != home {
+                            stray = Some(String::from_utf8_lossy(entry.key).into_owned());
+                        }
+                    });
+                }
+                if let Some(key) = stray {
+                    let member = process.member;
+                    let words = format_args!("{member}, shard {shard} holds the stray key {key}");
+                    return Err(Violation::of(home.0, 15, words));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Invariant 18: a table stays within its memory limit.
+///
+/// Checks one replica.
+pub fn memory_is_bounded(replica: &Replica, limit: u64) -> Result<(), Violation> {
+    let bytes = replica.reserved_bytes();
+    if bytes <= limit + SLACK {
+        return Ok(());
+    }
+    let words = format_args!("a table of {bytes} B, though the limit is {limit} B");
+    Err(Violation::of(replica.group(), 18, words))
 }
 
 /// Iterates over every shard of every group.

@@ -1,17 +1,21 @@
-//! 17: a group is LOST only when all its holders are dead. Clients receive LOST only then, and a LOST group is
-//! never served again. Under the policy `shutdown` the cluster then stops.
+//! Groups: a group is LOST only without a holder (invariant 17), and every other group comes home and serves (19).
 
+use kv_history::{Asked, Returned};
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{ClusterId, GroupId};
 use kv_protocol::status::ClusterState;
 use kv_protocol::{Member, ServerId, View, ViewVersion};
 
+use crate::client::Flight;
 use crate::invariants::Violation;
 use crate::server::SentResponse;
 use crate::world::World;
 
+/// Invariant 17: a group is LOST only when all its holders are dead, and a LOST group is never served again. Under the
+/// policy `shutdown` the cluster then stops.
+///
 /// Checks a view that has become durable.
-pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation> {
+pub fn lost_is_lost(world: &World, before: &View, view: &View) -> Result<(), Violation> {
     let is_dead = |member: Member| {
         world.process_of(member).is_none_or(|process| !world.processes[process].alive)
     };
@@ -48,8 +52,13 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
     Err(Violation::of(view.group, 17, format_args!("LOST although it has a holder or a dump")))
 }
 
-/// Checks a second fault that the coordinator counts: an exit after complete dumps is none.
-pub fn second_fault(world: &World, first: ServerId, second: ServerId) -> Result<(), Violation> {
+/// Invariant 17, for a second fault that the coordinator counts: checks that neither server left in order. An exit
+/// after complete dumps is no fault.
+pub fn orderly_exit_is_no_fault(
+    world: &World,
+    first: ServerId,
+    second: ServerId,
+) -> Result<(), Violation> {
     if !(world.config.calm || world.config.orphans) {
         return Ok(());
     }
@@ -57,8 +66,14 @@ pub fn second_fault(world: &World, first: ServerId, second: ServerId) -> Result<
     Err(Violation::new(17, words))
 }
 
+/// Invariant 17, for a client: it receives LOST only when the group is LOST.
+///
 /// Checks an operation that ended for its client with LOST.
-pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result<(), Violation> {
+pub fn response_of_lost_is_true(
+    world: &World,
+    cluster: Option<ClusterId>,
+    group: GroupId,
+) -> Result<(), Violation> {
     match durable(world, cluster, group) {
         Some(view) if view.primary.is_some() => {
             let words = format_args!("a client gets LOST, but the group is in {view:?}");
@@ -68,11 +83,13 @@ pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result
     }
 }
 
+/// Invariant 17, for a server: it serves no LOST group.
+///
 /// Checks a response of a process of this cluster. The process read its clock at `read_at`, at the start of the
 /// wake-up: work that is done late, after a pause, counts as done then. A response with two copies is exempt,
 /// because it may be much delayed: the ACK may wait in the inbox of a paused primary while the other members
 /// continue and then lose the group.
-pub fn responded(
+pub fn lost_is_not_served(
     world: &World,
     cluster: ClusterId,
     read_at: u64,
@@ -91,6 +108,59 @@ pub fn responded(
         }
         _ => Ok(()),
     }
+}
+
+/// Invariant 19: once faults stop, every group that is not LOST is back home with two replicas within a bounded time.
+///
+/// Checks the cluster when the bound has passed.
+pub fn home_again(world: &World) -> Result<(), Violation> {
+    if world.is_at_rest() {
+        return Ok(());
+    }
+    let views = world.coordinator.cluster.as_ref().map(|cluster| cluster.views().to_vec());
+    let waiting: usize = world.clients.iter().map(|client| client.flights.len()).sum();
+    let words = format!(
+        "{} s after the last fault, not every group is home: {waiting} operations wait; {views:?}",
+        world.config.timeout / 1_000_000_000
+    );
+    Err(Violation::new(19, words))
+}
+
+/// Invariant 19: once every group is home, every group that is neither LOST nor at rest in dumps serves, and has two
+/// replicas.
+///
+/// Checks an operation that began at rest and has ended. The checks of invariant 17 decide whether LOST is
+/// justified.
+pub fn served_at_rest(
+    world: &World,
+    flight: &Flight,
+    responded: Returned,
+) -> Result<(), Violation> {
+    let (group, _): (GroupId, _) = flight.place;
+    let has_little_memory = world.config.bounds.has_little_memory();
+    let words = match (responded, flight.asked) {
+        (Returned::Lost, _) | (Returned::Value(_), _) => return Ok(()),
+        (Returned::Refused, Asked::Write(_)) if has_little_memory => return Ok(()),
+        (Returned::Done { .. }, _) if flight.copies == 2 => return Ok(()),
+        (Returned::Done { .. }, _) => format!("copies: {}, not 2", flight.copies),
+        (Returned::Refused | Returned::InDoubt | Returned::Undecided, _) => {
+            format!("not done: {responded:?}")
+        }
+    };
+    let key = String::from_utf8_lossy(&flight.key);
+    let words = format_args!("every group is home, but {:?} of key {key:?}: {words}", flight.asked);
+    Err(Violation::of(group, 19, words))
+}
+
+/// Invariant 19, for a group that rests in dumps: checks that a holder has left a complete dump.
+pub fn resting_has_a_dump(world: &World, view: &View) -> Result<(), Violation> {
+    let mut holders = [view.primary, view.secondary()].into_iter().flatten();
+    let has_dumped = |holder| world.operator.has_complete(holder, view.group);
+    if holders.any(has_dumped) {
+        return Ok(());
+    }
+    let words = format_args!("it rests in dumps, but no holder has a complete one: {view:?}");
+    Err(Violation::of(view.group, 19, words))
 }
 
 fn is_lost(view: &View) -> bool {

@@ -1,0 +1,107 @@
+//! Messages: replicas and the coordinator accept them only from the current view and process, and each response has
+//! its request, its primary and its unchanged value.
+
+use kv_core::replica::{Inspection, StreamError};
+use kv_protocol::client_message::Status;
+use kv_protocol::ids::{GroupId, RequestId, ViewVersion};
+use kv_protocol::{Incarnation, Member};
+
+use crate::invariants::Violation;
+use crate::network::ConnectionNumber;
+
+/// Invariant 9: nothing is accepted from an old view.
+///
+/// Checks a message that a replica has accepted.
+pub fn message_is_of_this_view(
+    group: GroupId,
+    got: ViewVersion,
+    installed: ViewVersion,
+) -> Result<(), Violation> {
+    if got == installed {
+        return Ok(());
+    }
+    let words = format_args!("a message of view {got} was accepted under view {installed}");
+    Err(Violation::of(group, 9, words))
+}
+
+/// Invariant 9: nothing is accepted from an old process.
+///
+/// Checks a heartbeat that the coordinator has attributed to a member.
+pub fn heartbeat_is_of_this_process(speaks: Incarnation, member: Member) -> Result<(), Violation> {
+    if member.incarnation == speaks {
+        return Ok(());
+    }
+    Err(Violation::new(9, format!("a heartbeat of {speaks} was attributed to {member}")))
+}
+
+/// Invariant 22: the two holders accept each other's messages. A stream ends because of a view, a stop, a lack of
+/// memory or a death, never because of a message that the other end rejects.
+///
+/// Checks a message that a replica rejected on its stream. Messages of a dead process may arrive after the
+/// proof of its death, when its successor has already taken over. With a mutation, a rejected message is an
+/// expected symptom of another broken promise, so it is no violation.
+pub fn streams_are_whole(
+    group: GroupId,
+    error: &StreamError,
+    is_of_the_dead: bool,
+) -> Result<(), Violation> {
+    let is_known = matches!(
+        error,
+        StreamError::View { .. }
+            | StreamError::Frozen
+            | StreamError::OutOfMemory { .. }
+            | StreamError::Diverged { .. } // invariant 11
+    );
+    if is_known || is_of_the_dead || cfg!(feature = "mutations") {
+        return Ok(());
+    }
+    Err(Violation::of(group, 22, format_args!("a stream broke: {error}")))
+}
+
+/// Invariant 22: a stream does end when the other end has closed it.
+///
+/// Returns the violation of a stream that is kept although the other end has closed it.
+pub fn stream_is_kept(number: ConnectionNumber) -> Violation {
+    Violation::new(22, format!("stream {} is kept although the other end has closed it", number.0))
+}
+
+/// Invariant 14: a replica that is not the primary of its installed view accepts no write and serves no read.
+///
+/// Checks a response that a replica has just sent.
+pub fn only_primaries_respond(
+    group: GroupId,
+    sight: &Inspection,
+    status: Status,
+) -> Result<(), Violation> {
+    let is_response =
+        matches!(status, Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone);
+    if sight.state.is_active() || !is_response {
+        return Ok(());
+    }
+    let words = format_args!("{status:?} is sent by a replica in state {:?}", sight.state);
+    Err(Violation::of(group, 14, words))
+}
+
+/// Invariant 29: every response answers a request that came on its connection, and each request gets at most one.
+///
+/// Returns the violation of a response without a request on its connection.
+pub fn response_without_request(to: ConnectionNumber, request: RequestId) -> Violation {
+    let words = format!(
+        "a response to request {request} is sent on connection {}, which has no such request",
+        to.0
+    );
+    Violation::new(29, words)
+}
+
+/// Invariant 27: a value that is being sent does not change after its request, even if its key is written or
+/// deleted, or its entry moves, meanwhile.
+///
+/// Returns the violation of a value that was lost although its replica has kept its table.
+pub fn pinned_value_is_gone(group: GroupId) -> Violation {
+    Violation::of(group, 27, format_args!("a value that is being sent is gone"))
+}
+
+/// Invariant 27: returns the violation of a response whose bytes are not those of one value.
+pub fn value_is_mixed(group: GroupId) -> Violation {
+    Violation::of(group, 27, format_args!("the bytes that were read are not one written value"))
+}

@@ -1,0 +1,134 @@
+//! Writes as their clients see them: each executes once, in one order, under the session that it belongs to.
+
+use std::collections::HashMap;
+
+use kv_history::{Verdict, judge};
+use kv_protocol::client_message::Status;
+use kv_protocol::ids::{ClientId, GroupId};
+use kv_protocol::placement::{Digest, Placement};
+
+use crate::checks::{Place, Question};
+use crate::client::Flight;
+use crate::invariants::Violation;
+use crate::server::SentResponse;
+use crate::world::World;
+
+/// The write that has a sequence number, by place and sequence number.
+pub type Numbers = HashMap<(Place, u64), Question>;
+
+/// The definite response to a write, by write.
+pub type Responses = HashMap<Question, (Status, u64)>;
+
+/// The latest start of a write that is known to be done, by session. The write was done then or later. A retry
+/// that gets the first response prolongs nothing.
+pub type Used = HashMap<(Place, ClientId), u64>;
+
+/// Invariant 4: a sequence number belongs to one write forever.
+///
+/// Checks a write that was acknowledged with OK under this sequence number.
+pub fn numbers_are_unique(
+    numbers: &mut Numbers,
+    place: Place,
+    version: u64,
+    question: Question,
+) -> Result<(), Violation> {
+    let known = *numbers.entry((place, version)).or_insert(question);
+    if known == question {
+        return Ok(());
+    }
+    let words = format_args!(
+        "shard {}: sequence number {version} belongs to the writes {known:?} and {question:?}",
+        place.1
+    );
+    Err(Violation::of(place.0, 4, words))
+}
+
+/// Invariant 12: the version of a key only grows, over all clients together.
+///
+/// Checks an operation that ended with a version. `flight.floor` is the newest version in any response before
+/// it began.
+pub fn newest_wins(flight: &Flight, version: u64) -> Result<(), Violation> {
+    let (group, _): (GroupId, _) = flight.place;
+    if version >= flight.floor {
+        return Ok(());
+    }
+    let words = format_args!(
+        "key {:?} is at version {version} after it was at {}",
+        String::from_utf8_lossy(&flight.key),
+        flight.floor
+    );
+    Err(Violation::of(group, 12, words))
+}
+
+/// Invariant 13: each write of a session executes at most once, and all responses to it are equal.
+///
+/// Checks a definite response to a write.
+pub fn once_only(
+    responses: &mut Responses,
+    place: Place,
+    question: Question,
+    responded: &SentResponse,
+) -> Result<(), Violation> {
+    let now = (responded.status, responded.version.0);
+    let first = *responses.entry(question).or_insert(now);
+    if first == now {
+        return Ok(());
+    }
+    let words = format_args!("write {question:?} got {first:?} before, and {now:?} now");
+    Err(Violation::of(place.0, 13, words))
+}
+
+/// Invariant 16 (and with it 13 and 17): every key behaves as one register for all clients together.
+///
+/// Checks the history of every key.
+pub fn linearizable(world: &World) -> Result<(), Violation> {
+    let placement = Placement::new(world.config.servers, world.config.shards);
+    for (key, history) in &world.workload.histories {
+        let verdict = judge(history);
+        if verdict != Verdict::Linearizable {
+            let mut words = format!("key {:?} is {verdict:?}:", String::from_utf8_lossy(key));
+            let mut history = history.clone();
+            history.sort_by_key(|entry| entry.start);
+            for entry in &history {
+                words += &format!("\n    {entry:?}");
+            }
+            let (group, _) = placement.locate(Digest::of(key));
+            return Err(Violation::of(group, 16, format_args!("{words}")));
+        }
+    }
+    Ok(())
+}
+
+/// Records the final response to a write.
+pub fn note_use(used: &mut Used, world: &World, place: Place, client: ClientId, asked_at: u64) {
+    // Machines may have been suspended since then. That makes the result earlier, never later.
+    let at = asked_at.saturating_sub(world.slept);
+    let last = used.entry((place, client)).or_default();
+    *last = (*last).max(at);
+}
+
+/// Invariant 23: a recently used session is known wherever its group is served: no write of it gets SESSION_EXPIRED.
+/// Time in which all machines were suspended does not count.
+///
+/// Checks a SESSION_EXPIRED response to a client's write in flight.
+pub fn sessions_are_kept(
+    used: &Used,
+    world: &World,
+    place: Place,
+    client: ClientId,
+) -> Result<(), Violation> {
+    let Some(last) = used.get(&(place, client)) else { return Ok(()) };
+    let ago = awake(world).saturating_sub(*last);
+    let idle = world.config.bounds.session_idle.as_nanos();
+    // The servers' clocks drift, so only four fifths of the idle time are required.
+    if u128::from(ago) * 10 >= idle * 8 {
+        return Ok(());
+    }
+    let words = format_args!("a session expired although it wrote {} ms before", ago / 1_000_000);
+    Err(Violation::of(place.0, 23, words))
+}
+
+/// Returns the time so far in which the machines were not suspended.
+fn awake(world: &World) -> u64 {
+    world.now.saturating_sub(world.slept)
+}
