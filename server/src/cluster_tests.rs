@@ -29,7 +29,7 @@ use crate::executor::{self, ExecutorConfig};
 use crate::mailbox;
 use crate::message::{DumpPiece, Replies, ShardMessage};
 use crate::net::engine::EngineKind;
-use crate::net::jobs::DUMP_SESSIONS;
+use crate::net::jobs::{DUMP_SESSIONS, DUMP_STEP};
 use crate::probe;
 use crate::statistics::Statistics;
 
@@ -464,24 +464,38 @@ fn a_dump_has_the_completion_records_of_all_clients_in_bounded_pieces(engine: En
     let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
     let server = &cluster.servers[0];
     let clients = 2 * DUMP_SESSIONS + 1;
-    for client in 0..clients {
-        let mut client = Client::connect(server.clients, client as u128 + 1, 0);
-        assert_eq!(client.put(&key, b"v").status, Status::Ok);
+    let long = vec![7; 3 * DUMP_STEP.bytes + 1];
+    for number in 1..=clients {
+        let mut client = Client::connect(server.clients, number as u128, 0);
+        let value = if number == clients { &long[..] } else { b"v" };
+        assert_eq!(client.put(&key, value).status, Status::Ok);
     }
     let (pieces, incoming) = crossbeam::channel::bounded(1);
     let order = ShardMessage::Dump { role: ReplicaRole::Primary, pieces };
     server.node.shards[0].push_order(order).unwrap();
-    let mut counts = Vec::new();
+    let (mut counts, mut parts) = (Vec::new(), Vec::new());
     loop {
         match incoming.recv_timeout(TIMEOUT).expect("a piece") {
             DumpPiece::Shard(dumped) => assert!(dumped.is_ok() && counts.is_empty()),
-            DumpPiece::Entries(_) => assert!(counts.is_empty(), "the records come last"),
+            DumpPiece::Entries(entries) => {
+                assert!(counts.is_empty(), "the records come last");
+                assert_eq!(entries.count(), 0, "the only value is long");
+            }
+            DumpPiece::Value(part) => {
+                assert!(counts.is_empty(), "the records come last");
+                assert_eq!((&part.key, part.is_last), (&key, parts.len() == 3));
+                parts.push(part.bytes);
+            }
             DumpPiece::Records(records) => counts.push(records.len()),
             DumpPiece::End => break,
         }
     }
     assert_eq!(counts, [DUMP_SESSIONS, DUMP_SESSIONS, 1]);
-    assert_eq!(cluster.dump(0, ReplicaRole::Primary).records.len(), clients);
+    assert!(parts.iter().all(|part| part.len() <= DUMP_STEP.bytes));
+    assert_eq!(parts.concat(), long);
+    let dumped = cluster.dump(0, ReplicaRole::Primary);
+    assert_eq!(dumped.records.len(), clients);
+    assert_eq!((dumped.entries.len(), &dumped.entries[0].value), (1, &long));
 }
 
 fn a_connection_is_read_again_after_its_full_output_is_sent(engine: EngineKind) {

@@ -180,6 +180,7 @@ fn write_shard(
     silent: impl Fn() -> DumpFileError,
 ) -> Result<io::Result<()>, DumpFileError> {
     let Output { writer, text, file, written } = output;
+    let mut value = Vec::new();
     loop {
         let piece = receive(incoming).ok_or_else(&silent)?;
         let mut bytes = 0;
@@ -191,6 +192,16 @@ fn write_shard(
             DumpPiece::Entries(entries) => {
                 entries.for_each(|key, value, sn| writer.entry(key, value, sn, text));
                 bytes = entries.bytes();
+                false
+            }
+            DumpPiece::Value(part) => {
+                value.extend_from_slice(&part.bytes);
+                bytes = part.bytes.len();
+                if part.is_last {
+                    writer.entry(&part.key, &value, part.version, text);
+                    bytes += part.key.len();
+                    value = Vec::new();
+                }
                 false
             }
             DumpPiece::Records(records) => {

@@ -9,7 +9,7 @@ use kv_core::dump::DumpedShard;
 use kv_core::replica::NoFullCopy;
 use kv_core::session::LoggedRecord;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::{GroupId, Member, OrderId, ShardId};
+use kv_protocol::ids::{GroupId, Member, OrderId, SequenceNumber, ShardId};
 use kv_protocol::view::View;
 use kv_shard::{DumpedEntries, LoadPiece, Port};
 
@@ -76,6 +76,17 @@ pub(crate) struct HandedOver {
     pub(crate) permit: Permit,
 }
 
+/// A part of a long value, for a dump.
+#[derive(Debug)]
+pub(crate) struct DumpedPart {
+    pub(crate) key: Vec<u8>,
+    pub(crate) version: SequenceNumber,
+    /// The bytes, directly after those of the part before.
+    pub(crate) bytes: Vec<u8>,
+    /// True if the value ends with them.
+    pub(crate) is_last: bool,
+}
+
 /// A part of a shard's table, for a dump.
 #[derive(Debug)]
 pub(crate) enum DumpPiece {
@@ -83,6 +94,8 @@ pub(crate) enum DumpPiece {
     Shard(Result<DumpedShard, NoFullCopy>),
     /// Some entries.
     Entries(DumpedEntries),
+    /// A part of an entry whose value is too long for one piece. All parts of a value follow each other.
+    Value(DumpedPart),
     /// Completion records; they follow the entries.
     Records(Vec<LoggedRecord>),
     /// The last piece.

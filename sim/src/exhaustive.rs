@@ -17,8 +17,8 @@
 //! The simulator runs long executions of whole clusters; this search runs every short one of one group. These
 //! events interleave freely: each frame on each stream, order, report, wake-up, tick of time (300 ms), request,
 //! death, silence, proof and break. These happen in one step: an order reaches a node and (with one shard) its
-//! executor; a wake-up handles one input; the two ends of a stream prove the cluster's key; a store completes, except in a scope
-//! with a slow disk.
+//! executor; a wake-up handles one input; the two ends of a stream prove the cluster's key; a store completes, except in
+//! a scope with a slow disk.
 //!
 //! A pause of a process is modelled by steps of it that do not occur. Clocks do not drift here. The ring has
 //! two servers, and a stub executes the orders of its other group at once.

@@ -59,20 +59,6 @@ pub mod stops;
 pub mod views;
 pub mod writes;
 
-// The paths under which `exhaustive::driven` calls four of the checks.
-pub(crate) mod copy_is_equal {
-    pub(crate) use super::copies::copy_differs as differs;
-}
-pub(crate) mod lease_is_checked {
-    pub(crate) use super::leases::lease_is_checked as check;
-}
-pub(crate) mod nothing_old {
-    pub(crate) use super::messages::message_is_of_this_view as message;
-}
-pub(crate) mod only_primaries_respond {
-    pub(crate) use super::messages::only_primaries_respond as check;
-}
-
 /// Returns whether a replica may serve reads at this reading of its clock.
 pub fn may_serve(sight: &Inspection, now: Time) -> bool {
     match sight.serves {

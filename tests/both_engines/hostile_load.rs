@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::common::load::{check_all, put_all, run_all};
@@ -121,8 +122,12 @@ fn longest_wait_of_a_good_client(cluster: &Cluster, over: &AtomicBool) -> Durati
     longest
 }
 
+/// Held by a test that opens so many sockets that the descriptors of one process are not enough for two such tests.
+static MANY_SOCKETS: Mutex<()> = Mutex::new(());
+
 #[test]
 fn connections_beyond_the_limit_are_rejected_as_busy_and_the_clusters_own_links_stay() {
+    let _alone = MANY_SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
     let limit = process::raise_own_descriptor_limit();
     let needed = MAX_CLIENT_CONNECTIONS as u64 + 1_000;
     assert!(limit >= needed, "this test opens {needed} sockets; raise the hard limit (ulimit -Hn)");
@@ -202,6 +207,7 @@ fn idle_connections_of_an_address_that_fills_the_limit_make_room_for_other_addre
 
 #[test]
 fn idle_connections_to_the_coordinator_make_room_for_clients_with_requests() {
+    let _alone = MANY_SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
     process::raise_own_descriptor_limit();
     let cluster = Cluster::start();
     let ports = Ports::of(&cluster);

@@ -46,7 +46,7 @@ static const char *call_from_within(struct told *told)
             kvc_put(told->client, key, key, NULL, NULL) != KVC_INVALID ||
             kvc_mget(told->client, &key, 1, &got, &status, NULL) != KVC_INVALID)
             return "a call from within the callback was not rejected";
-        if (strstr(kvc_last_error(), "events") == NULL)
+        if (strstr(kvc_last_error(), "event function") == NULL)
             return "the message does not name the reason";
         if (kvc_ping(told->client, key, 0, NULL) != KVC_INVALID ||
             kvc_statistics(told->client, &counters, NULL, 0) != KVC_INVALID ||

@@ -71,7 +71,9 @@ fn a_host_that_stays_dead_raises_an_alarm_and_its_server_can_be_moved_to_another
     let text = alarm(&cluster, AlarmKind::HostUnreachable).expect("an alarm");
     assert!(text.contains("coord replace 1 HOST"), "{text}");
     assert_eq!(health(&cluster), (Health::Degraded, 3));
-    assert_eq!(cluster.server(REMOTE).recovery_step, Some(0), "its process must end first");
+    wait_until("its process must end first", TIMEOUT, || {
+        cluster.server(REMOTE).recovery_step == Some(0)
+    });
     let refused = coord(&cluster, &["replace", "1", "nobody@127.0.0.1"]).with_code(1);
     assert!(refused.stderr.contains("cannot connect by ssh"), "{}", refused.stderr);
 

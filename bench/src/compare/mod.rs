@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   machine     processor, kernel, cores
-//!   sides       the compared systems: this store, Redis, Valkey, memcached, the bare ring, the bare chain
+//!   sides       the compared systems: this store with each engine, its peers, the bare ring, the bare chain
 //!     process     children: pinned, killed by pid, reaped even if the run fails
 //!   grid        the cells (P1 to P5) and the goals
 //!   turns       A B A B …: every cell, with kv-bench as a child on cores of its own

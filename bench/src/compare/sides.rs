@@ -20,6 +20,8 @@ use super::{Args, Programs};
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Who {
     Kv,
+    /// This store with `--net epoll`, as where io_uring is not available.
+    Epoll,
     Redis,
     Valkey,
     Memcached,
@@ -33,6 +35,7 @@ impl Who {
     pub(super) fn name(self) -> &'static str {
         match self {
             Who::Kv => "this store",
+            Who::Epoll => "this store, epoll",
             Who::Redis => "Redis",
             Who::Valkey => "Valkey",
             Who::Memcached => "memcached",
@@ -93,7 +96,9 @@ impl Sides {
     ) -> anyhow::Result<Sides> {
         let ground = Ground { args, programs, machine, dir };
         let mut sides = Sides { running: Vec::new(), absent: Vec::new() };
-        for who in [Who::Kv, Who::Redis, Who::Valkey, Who::Memcached, Who::Ring, Who::Chain] {
+        for who in
+            [Who::Kv, Who::Epoll, Who::Redis, Who::Valkey, Who::Memcached, Who::Ring, Who::Chain]
+        {
             match ground.missing(who) {
                 Some(why) => {
                     // Standard error may be closed; the report carries the same information.
@@ -148,7 +153,7 @@ impl Ground<'_> {
             Who::Redis => Some(&self.args.redis),
             Who::Valkey => Some(&self.args.valkey),
             Who::Memcached => Some(&self.args.memcached),
-            Who::Kv | Who::Ring | Who::Chain => None,
+            Who::Kv | Who::Epoll | Who::Ring | Who::Chain => None,
         }
     }
 
@@ -182,7 +187,7 @@ impl Ground<'_> {
     /// Starts a side and waits until it serves.
     pub(super) fn start(&self, who: Who) -> anyhow::Result<Side> {
         let side = match who {
-            Who::Kv => self.start_cluster(),
+            Who::Kv | Who::Epoll => self.start_cluster(who),
             Who::Redis | Who::Valkey => self.start_resp(who),
             Who::Memcached => self.start_memcached(),
             Who::Ring => self.start_echoes(1),
@@ -191,7 +196,7 @@ impl Ground<'_> {
         side.with_context(|| format!("start {}", who.name()))
     }
 
-    fn start_cluster(&self) -> anyhow::Result<Side> {
+    fn start_cluster(&self, who: Who) -> anyhow::Result<Side> {
         let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(self.dir)?.keep();
         let file = dir.join("cluster.txt");
         fs::write(&file, format!("3\n{}", "localhost 0 0 0\n".repeat(3)))?;
@@ -201,12 +206,15 @@ impl Ground<'_> {
         command.args(["--daemon", "--shards", "1", "-c", &port.to_string()]);
         // During the turns of peers, idle servers on the same core got no CPU time for up to 0.8 s.
         command.args(["-t", "5"]);
+        if who == Who::Epoll {
+            command.args(["--net", "epoll"]);
+        }
         command.arg("-C").arg(&file).arg("--dir").arg(&dir).arg("-l").arg(dir.join("coord.log"));
         let processes = vec![Kept::start(&mut command, &log)?];
         // From here on, the processes in the directory are killed when this value is dropped.
         let mut side = Side {
-            who: Who::Kv,
-            version: self.version(Who::Kv)?,
+            who,
+            version: self.version(who)?,
             url: format!("kv+wire://127.0.0.1:{port}"),
             pids: Vec::new(),
             others: Vec::new(),

@@ -128,7 +128,7 @@ pub(super) fn bench(
     if holds_values(side.who) {
         command.arg("--verify");
     }
-    if side.who == Who::Kv {
+    if matches!(side.who, Who::Kv | Who::Epoll) {
         command.args(["--group", "0"]);
     }
     let pids: Vec<String> = side.pids.iter().map(ToString::to_string).collect();

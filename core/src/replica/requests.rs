@@ -11,7 +11,7 @@ use super::pending::{PendingWrite, Waiters};
 use super::{ConnectionId, Replica, Responses, Role};
 use crate::mutations::{self, Mutation};
 use crate::session::{LoggedRecord, Lookup};
-use crate::table::{Room, TableHash};
+use crate::table::{Entry, Room, TableHash};
 
 /// The outcome of a write, decided against the newest pending state.
 struct Decision {
@@ -103,10 +103,9 @@ impl Replica {
         }
     }
 
-    /// Returns the newest value of a key without checking role or lease; used by a mutation.
-    #[cfg(feature = "mutations")]
-    pub fn newest_value(&self, digest: Digest, key: &[u8]) -> Option<&[u8]> {
-        self.table.get(self.hash_of(digest, key), key).map(|entry| entry.value)
+    /// Returns the entry of a key without checking role or lease. A dump uses it, since its replica is frozen.
+    pub fn entry(&self, digest: Digest, key: &[u8]) -> Option<Entry<'_>> {
+        self.table.get(self.hash_of(digest, key), key)
     }
 
     /// Returns the hash of a key in the table; for [`Replica::prefetch`].

@@ -8,20 +8,24 @@
 //!
 //! A job never blocks and does not depend on its runtime: each engine calls [`Job::step`] in its own way.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
+use kv_core::replica::Replica;
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::GroupId;
+use kv_protocol::placement::Digest;
 use kv_shard::{DumpedEntries, LoadPiece};
 
 use super::context::ShardContext;
-use crate::message::DumpPiece;
+use crate::message::{DumpPiece, DumpedPart};
 use crate::watchdog::Activity;
 
-/// The maximum number of entries and bytes that one step of a dump reads from the table.
-const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
+/// The maximum number of entries and bytes that one step of a dump reads from the table. A longer value takes several
+/// steps.
+pub(crate) const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
 /// The maximum number of sessions whose completion records one step of a dump reads.
 pub(crate) const DUMP_SESSIONS: usize = 256;
 /// The pause of a dump whose reader is behind.
@@ -51,7 +55,7 @@ pub(crate) enum Job {
 impl Job {
     /// Creates a dump of the table of this role. The replica must be frozen.
     pub(crate) fn dump(role: ReplicaRole, pieces: Sender<DumpPiece>) -> Job {
-        Job::Dump(Dump { role, pieces, next: Part::Shard, unsent: None })
+        Job::Dump(Dump { role, pieces, next: Part::Shard, long: VecDeque::new(), unsent: None })
     }
 
     /// Creates a load into the table of this group. The result goes to `done`, unless the sender of the pieces is
@@ -78,6 +82,8 @@ pub(crate) struct Dump {
     role: ReplicaRole,
     pieces: Sender<DumpPiece>,
     next: Part,
+    /// Keys of long values that the walk has passed, with the number of bytes sent of each.
+    long: VecDeque<(Vec<u8>, usize)>,
     /// The piece for which the channel had no room.
     unsent: Option<DumpPiece>,
 }
@@ -115,6 +121,9 @@ impl Dump {
         let shard = context.shard.borrow();
         let service = &shard.service;
         let replica = service.replica(service.identity.group_of(self.role))?;
+        if let Some(part) = next_part(replica, &mut self.long) {
+            return Some(DumpPiece::Value(part));
+        }
         let (piece, next) = match self.next {
             Part::Shard => {
                 let dumped = replica.dumped();
@@ -126,8 +135,10 @@ impl Dump {
             }
             Part::Entries(from) => {
                 let mut entries = DumpedEntries::default();
-                let walked = replica.walk(from, DUMP_STEP, |entry| {
-                    entries.push(entry.key, entry.value, entry.version);
+                let long = &mut self.long;
+                let walked = replica.walk(from, DUMP_STEP, |entry| match entry.value.len() {
+                    length if length > DUMP_STEP.bytes => long.push_back((entry.key.to_vec(), 0)),
+                    _ => entries.push(entry.key, entry.value, entry.version),
                 });
                 (DumpPiece::Entries(entries), walked.map_or(Part::Records(0), Part::Entries))
             }
@@ -143,6 +154,19 @@ impl Dump {
         self.next = next;
         Some(piece)
     }
+}
+
+/// Returns the next part of the first of these long values. The replica is frozen, so none of them changes.
+fn next_part(replica: &Replica, long: &mut VecDeque<(Vec<u8>, usize)>) -> Option<DumpedPart> {
+    let (key, from) = long.pop_front()?;
+    let entry = replica.entry(Digest::of(&key), &key)?;
+    let to = entry.value.len().min(from + DUMP_STEP.bytes);
+    let is_last = to == entry.value.len();
+    let (version, bytes) = (entry.version, entry.value[from..to].to_vec());
+    if !is_last {
+        long.push_front((key.clone(), to));
+    }
+    Some(DumpedPart { key, version, bytes, is_last })
 }
 
 /// The state of a [`Job::Load`].

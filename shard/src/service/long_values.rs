@@ -95,7 +95,7 @@ fn value_in<'t>(hosted: &'t [Hosted], value: &PinnedValue) -> Option<&'t [u8]> {
     #[cfg(feature = "mutations")]
     if mutations::is_open(Mutation::SentAfterWait) {
         let digest = Digest::of(&value.key);
-        return hosted.replica.newest_value(digest, &value.key)?.get(value.range.clone());
+        return hosted.replica.entry(digest, &value.key)?.value.get(value.range.clone());
     }
     hosted.replica.pinned_value(&value.pin)?.get(value.range.clone())
 }

@@ -40,9 +40,7 @@ use super::replica::{
     Asked, CLUSTER, Done, FrameId, Frames, GROUP, Given, Input, Kind, Sight, TICK, What, body_of,
     reading,
 };
-use crate::invariants::{
-    Violation, copy_is_equal, lease_is_checked, nothing_old, only_primaries_respond,
-};
+use crate::invariants::{Violation, copies, leases, messages};
 use crate::world::SEAL;
 
 /// The key of the cluster, and the nonces of the two ends of every stream, as in [`SEAL`].
@@ -277,7 +275,7 @@ impl Driven {
         });
         if let Some(error) = error {
             if let StreamError::Diverged { sn } = error {
-                done.push(Done::Broken(copy_is_equal::differs(GROUP, sn)));
+                done.push(Done::Broken(copies::copy_differs(GROUP, sn)));
             }
             done.push(Done::Misunderstood(error));
         }
@@ -285,9 +283,9 @@ impl Driven {
         if self.stream != Some(id) {
             return;
         }
-        for message in BatchReader::new(body).expect("it was written so") {
-            let message = message.expect("it was written so");
-            let result = nothing_old::message(GROUP, message.view(), installed);
+        for message in BatchReader::new(body).expect("it is well formed") {
+            let message = message.expect("it is well formed");
+            let result = messages::message_is_of_this_view(GROUP, message.view(), installed);
             done.extend(result.err().map(Done::Broken));
         }
     }
@@ -344,12 +342,13 @@ impl Driven {
         done.extend(given.iter().copied().map(Done::Response));
         let Some(given) = given.into_iter().find(|given| given.id == asked.id) else { return };
         let sight = self.replica().inspect();
-        let result = only_primaries_respond::check(GROUP, &sight, given.status).and_then(|()| {
-            match asked.what {
-                What::Get => lease_is_checked::check(GROUP, &sight, self.now, given.status),
-                What::Write { .. } => Ok(()),
-            }
-        });
+        let result =
+            messages::only_primaries_respond(GROUP, &sight, given.status).and_then(
+                |()| match asked.what {
+                    What::Get => leases::lease_is_checked(GROUP, &sight, self.now, given.status),
+                    What::Write { .. } => Ok(()),
+                },
+            );
         done.extend(result.err().map(Done::Broken));
         if asked.what == What::Get && given.version > sight.committed.0 {
             let words = format_args!(
@@ -406,7 +405,7 @@ fn request_of(asked: &Asked) -> (u8, Vec<u8>) {
 fn frames_of<'a>(mut bytes: &'a [u8], rules: &FrameRules) -> Vec<Frame<'a>> {
     let mut frames = Vec::new();
     while !bytes.is_empty() {
-        let frame = split_frame(bytes, rules).expect("it was written so").expect("it is whole");
+        let frame = split_frame(bytes, rules).expect("it is well formed").expect("it is whole");
         bytes = &bytes[frame.consumed..];
         frames.push(frame);
     }
@@ -427,7 +426,7 @@ fn numbered(frames: &mut Frames, said: &[u8]) -> Vec<FrameId> {
 fn responses_of(bytes: &[u8]) -> Vec<Given> {
     let given = |frame: Frame<'_>| {
         assert_eq!(frame.opcode, client_opcode::RESPONSE, "nothing but responses");
-        let response = Response::read(frame.body).expect("it was written so");
+        let response = Response::read(frame.body).expect("it is well formed");
         let is_value = response.status == Status::Ok && !response.value.is_empty();
         Given {
             id: response.id.0,

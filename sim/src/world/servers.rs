@@ -353,7 +353,10 @@ impl World {
         self.processes[process].alive = false;
         self.cut_dumps(process);
         self.backlogs.remove(&process);
-        let is_its = |actor: Actor| matches!(actor, Actor::Shard { process: p, .. } | Actor::Node { process: p } if p == process);
+        let is_its = |actor: Actor| match actor {
+            Actor::Shard { process: its, .. } | Actor::Node { process: its } => its == process,
+            _ => false,
+        };
         for number in self.network.live(|c| is_its(c.ends[0]) || is_its(c.ends[1])) {
             for end in 0..2 {
                 if is_its(self.network.get(number).ends[end]) {
