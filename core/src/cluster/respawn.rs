@@ -26,6 +26,8 @@ const FOLLOWING_PAUSE: Duration = Duration::from_secs(1);
 const FORGETS_FAILURES: Duration = Duration::from_secs(60);
 /// The number of failures in a row that raises an alarm.
 const ALARMING_FAILURES: u32 = 3;
+/// The number of failures of one process after which it is replaced.
+const USELESS_FAILURES: u32 = 3;
 /// The back-off before a process that has not ended is killed again. It doubles up to a limit, because the host may be
 /// down for hours.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
@@ -59,10 +61,6 @@ impl Backoff {
         if self.failures > 0 && now.since(self.failed_at) >= FORGETS_FAILURES {
             *self = Backoff::default();
         }
-    }
-
-    fn keeps_failing(&self) -> bool {
-        self.failures >= ALARMING_FAILURES
     }
 
     /// Returns whether another attempt is due.
@@ -185,7 +183,9 @@ impl Cluster {
 
     /// Records that a replacement has failed, as a candidate or before.
     pub(super) fn note_failure(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
-        if self.server_mut(id).backoff.fail(now) {
+        let server = self.server_mut(id);
+        server.failures = server.failures.saturating_add(1);
+        if server.backoff.fail(now) {
             sink.push(Effect::KeepsFailing { server: id });
         }
         if self.server(id).backoff.is_alarming() {
@@ -200,11 +200,12 @@ impl Cluster {
         self.server_mut(id).backoff.wait_until(now + FOLLOWING_PAUSE);
     }
 
-    /// Marks a process for replacement if it fails as candidate repeatedly and no view names it.
+    /// Marks a process for replacement if it has failed as candidate repeatedly and no view names it. Failures of earlier
+    /// processes of its place do not count: the cause, such as a host without memory, may be over.
     pub(super) fn condemn_useless(&mut self, candidate: Member) {
         let is_named = self.memory.decided.names(candidate);
         let server = self.server_mut(candidate.server);
-        if server.member == candidate && !is_named && server.backoff.keeps_failing() {
+        if server.member == candidate && !is_named && server.failures >= USELESS_FAILURES {
             server.is_condemned = true;
         }
     }

@@ -59,6 +59,8 @@ pub(super) struct Server {
     /// The time of the last kill, and the number of kills.
     pub(super) killed: Option<Time>,
     pub(super) kills: u32,
+    /// The number of failures of this process as a candidate or as a secondary that did not keep up.
+    pub(super) failures: u32,
     pub(super) backoff: Backoff,
     pub(super) started: Option<Started>,
     pub(super) link: Option<LinkId>,
@@ -95,6 +97,7 @@ impl Server {
             was_judged: false,
             killed: None,
             kills: 0,
+            failures: 0,
             backoff: Backoff::default(),
             started: None,
             link: None,

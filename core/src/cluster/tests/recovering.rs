@@ -1,5 +1,7 @@
 //! The crash of one server, from step 0 to step 5.
 
+use kv_protocol::control_message::OrderFailure;
+
 use super::*;
 
 const A: ServerId = ServerId(1);
@@ -168,6 +170,53 @@ fn failing_replacements_are_retried_with_growing_back_off_and_an_alarm() {
     assert!(pauses.is_sorted(), "{pauses:?}");
     assert!(pauses.len() > 6 && pauses[pauses.len() - 1] <= Duration::from_millis(10_100));
     assert_eq!(alarms, 1);
+}
+
+#[test]
+fn a_process_is_not_replaced_for_the_failures_of_the_processes_before_it() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    for _ in 0..3 {
+        let is_spawned = |effect: &Effect| matches!(effect, Effect::Spawn { .. });
+        while !world.take().iter().any(is_spawned) {
+            world.pass(Duration::from_millis(50), &[B, C]);
+        }
+        world.exit(A);
+    }
+    let mut failures = 0;
+    for _ in 0..1_000 {
+        world.now = world.now + Duration::from_millis(20);
+        world.collect();
+        for effect in std::mem::take(&mut world.effects) {
+            match effect {
+                Effect::Spawn { member } => world.start_as(member),
+                Effect::Kill { member, .. } => panic!("{member} is killed"),
+                _ => {}
+            }
+        }
+        for id in [A, B, C] {
+            if world.cluster.started(id).is_some() && !world.cluster.has_exited(id) {
+                world.beat(id);
+            }
+        }
+        world.collect();
+        for (to, order) in std::mem::take(&mut world.orders) {
+            let is_update = order.name().starts_with("UPDATE-");
+            let outcome = match is_update && failures < 2 {
+                true => Err(OrderFailure {
+                    reason: "the candidate was lost".to_owned(),
+                    is_no_copy: false,
+                }),
+                false => Ok(1),
+            };
+            failures += u32::from(outcome.is_err());
+            let report = Report { id: order.id, view: order.view_version(), outcome };
+            let _ = world.cluster.on_report(world.now, to, report, &mut world.effects);
+        }
+        world.cluster.on_timeout(world.now, &mut world.effects);
+    }
+    assert_eq!(failures, 2, "one in each group");
+    assert!(world.cluster.is_whole(), "{:?}", world.cluster.views());
 }
 
 #[test]
