@@ -1,13 +1,13 @@
-//! Names of the files that a later run renames, so that it never overwrites them.
+//! The names that a run gives to the files of earlier runs, so that it never overwrites them.
 //!
 //! ```text
-//!   server_0.primary          of this run
+//!   server_0.primary          written by this run
 //!   server_0.primary.old      the newest file kept aside
 //!   server_0.primary.old.2    earlier ones: the higher the number, the newer
 //!   server_0.primary.old.3
 //! ```
 
-/// The most renamed files kept of one name.
+/// The maximum number of renamed files that are kept for one name.
 pub const MAX_ASIDE: usize = 8;
 
 const OLD: &str = ".old";
@@ -17,12 +17,12 @@ pub fn newest(name: &str) -> String {
     format!("{name}{OLD}")
 }
 
-/// Returns the name under which an earlier file of this name is kept; its number is at least 2.
+/// Returns the name under which the earlier file with this number is kept. `number` is at least 2.
 pub fn numbered(name: &str, number: u32) -> String {
     format!("{name}{OLD}.{number}")
 }
 
-/// Returns the number in the name `aside` of an earlier file of this name; `None` if it has another form.
+/// Returns the number in `aside`, the name of an earlier file `name`; `None` if `aside` has another form.
 pub fn number_of(name: &str, aside: &str) -> Option<u32> {
     let number = aside.strip_prefix(name)?.strip_prefix(OLD)?.strip_prefix('.')?;
     let number = number.parse::<u32>().ok().filter(|known| known.to_string() == number)?;
@@ -34,7 +34,7 @@ pub fn next_number(known: impl Iterator<Item = u32>) -> u32 {
     known.max().unwrap_or(1).saturating_add(1)
 }
 
-/// Returns the name that a file had in its own run.
+/// Returns the name that a file had in the run that wrote it.
 pub fn plain(aside: &str) -> &str {
     if let Some(name) = aside.strip_suffix(OLD) {
         return name;

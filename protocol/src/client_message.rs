@@ -5,7 +5,7 @@
 //!           <- WELCOME
 //!   GET PUT DELETE NOOP VERIFY RESOLVE ->  to a server, any number in flight
 //!           <- RESPONSE                      in any order, matched by the request id
-//!   MAP     -> <- MAP-RESPONSE               to the coordinator, or to a server while it is unreachable
+//!   MAP     -> <- MAP-RESPONSE               to the coordinator; to a server while the coordinator is unreachable
 //!   STATUS  -> <- STATUS-RESPONSE (JSON)     to the coordinator
 //!           <- ERROR                       to anything that cannot be served; a close may follow
 //! ```
@@ -24,15 +24,15 @@ use crate::map::{Map, bounded};
 use crate::placement::Digest;
 use crate::view::{read_member, write_member};
 
-/// Bytes of a request before its key.
+/// The number of bytes of a request before the key.
 pub const REQUEST_FIXED_BYTES: usize = 8 + 8 + 16 + 8 + 8 + 8 + 8 + 2 + 1 + 1;
-/// Bytes of a request's frame before its key.
+/// The number of bytes of a request's frame before the key.
 pub const REQUEST_HEAD_BYTES: usize = HEADER_BYTES + REQUEST_FIXED_BYTES;
-/// Bytes of a response before its value.
+/// The number of bytes of a response before the value.
 pub const RESPONSE_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
-/// Bytes of a response's frame before its value.
+/// The number of bytes of a response's frame before the value.
 pub const RESPONSE_HEAD_BYTES: usize = HEADER_BYTES + RESPONSE_FIXED_BYTES;
-/// Bytes of a response's frame before the part of a value; see [`Status::Part`].
+/// The number of bytes of a response's frame before the part of a value; see [`Status::Part`].
 pub const PART_HEAD_BYTES: usize = RESPONSE_HEAD_BYTES + 4;
 
 const _: () = assert!(REQUEST_FIXED_BYTES <= MAX_FIXED_BYTES);
@@ -44,7 +44,7 @@ pub mod opcode {
     pub const HELLO: u8 = 0x01;
     /// The response to HELLO.
     pub const WELCOME: u8 = 0x02;
-    /// The refusal of a frame or connection: a status and a reason.
+    /// The rejection of a frame or connection: a status and a reason.
     pub const ERROR: u8 = 0x03;
     /// Read a key.
     pub const GET: u8 = 0x10;
@@ -52,11 +52,11 @@ pub mod opcode {
     pub const PUT: u8 = 0x11;
     /// Remove a key.
     pub const DELETE: u8 = 0x12;
-    /// No operation, at the key's server.
+    /// Do nothing; shows that the key's server responds.
     pub const NOOP: u8 = 0x13;
     /// Read a key from the named replica.
     pub const VERIFY: u8 = 0x14;
-    /// The response to the five above, and to RESOLVE.
+    /// The response to GET, PUT, DELETE, NOOP, VERIFY and RESOLVE.
     pub const RESPONSE: u8 = 0x15;
     /// Settle a write that ended in doubt.
     pub const RESOLVE: u8 = 0x16;
@@ -89,7 +89,7 @@ pub enum Status {
     NotFound = 1,
     /// The entry's version differs from the required one; nothing was changed.
     Conflict = 2,
-    /// This server does not serve that key: fetch the map and retry.
+    /// This server does not serve the key: fetch the map and retry.
     WrongView = 3,
     /// The group cannot be served at the moment: retry.
     Unavailable = 4,
@@ -103,15 +103,17 @@ pub enum Status {
     Busy = 8,
     /// The server no longer knows whether this write was executed.
     SessionExpired = 9,
-    /// The request contradicts itself; nothing was executed.
+    /// The fields of the request contradict each other; nothing was executed.
     Invalid = 10,
-    /// Opcode or protocol version not served here.
+    /// The opcode or the protocol version is not supported on this connection.
     Unsupported = 11,
-    /// Another write of the same session had this number: two processes use one client id. Nothing was executed.
+    /// Another write of the session already has this number, because two processes use one client id. Nothing
+    /// was executed.
     SessionMismatch = 12,
-    /// This write was not and never will be executed: a RESOLVE has settled it.
+    /// A RESOLVE has settled this write: it was not executed and never will be.
     NotDone = 13,
-    /// Success with a part of the value, or none of it, as requested. The length of the whole value comes first.
+    /// Success, with the requested part of the value, which may be empty. The length of the whole value precedes
+    /// the part.
     Part = 14,
 }
 
@@ -150,7 +152,7 @@ impl Status {
 pub struct Hello {
     /// The cluster that the client expects; zero if it does not know the cluster yet.
     pub cluster: ClusterId,
-    /// The client.
+    /// The id of the client.
     pub client: ClientId,
     /// The shard whose executor is to serve the connection; ignored by the coordinator.
     pub shard: ShardId,
@@ -179,11 +181,12 @@ impl Hello {
     }
 }
 
-/// The number of groups that have a home on one server: at most so many can be written over one connection.
+/// The number of groups that have their home on one server. One connection can carry writes to at most this
+/// many groups.
 pub const GROUPS_OF_A_SERVER: usize = 2;
 
-/// A log position of a group's shard at which a session may begin (consistency.md §8): the last committed write at the
-/// time of the connection's handshake. Zero if the server is not the group's primary.
+/// A log position of a group's shard at which a session may begin (consistency.md §8). It is the last committed write
+/// at the time of the connection's handshake, or zero if the server is not the group's primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionStart {
     /// The group.
@@ -203,7 +206,7 @@ pub struct Welcome {
     pub servers: u16,
     /// The number of shards of a group.
     pub shards: u16,
-    /// Longest value accepted, in bytes.
+    /// The length of the longest value accepted, in bytes.
     pub max_value: u32,
     /// The log positions at which new sessions of this connection's client may begin.
     pub starts: [SessionStart; GROUPS_OF_A_SERVER],
@@ -270,7 +273,7 @@ pub enum Condition {
     IfAbsent,
 }
 
-/// The value of `if_version` on the wire without a condition.
+/// The value of `if_version` on the wire if there is no condition.
 const IF_ALWAYS: u64 = 0;
 /// The value of `if_version` on the wire for "only if the key does not exist".
 const IF_ABSENT: u64 = u64::MAX;
@@ -294,12 +297,13 @@ impl Condition {
     }
 }
 
-/// The fields by which a write executes exactly once (consistency.md §8), and its condition.
+/// The fields that make a write execute exactly once (consistency.md §8), and the condition of the
+/// write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteHeader {
-    /// Its number in the session; a retry keeps it.
+    /// The number of the write in its session; a retry keeps it.
     pub seq: RequestSeq,
-    /// The lowest number of a write of the session that is not complete at the client.
+    /// The lowest number of a write of this session that the client has not completed.
     pub first_incomplete: RequestSeq,
     /// The start of the session: the position in a [`SessionStart`] that the client received before it sent the
     /// session's first write. It never changes.
@@ -315,7 +319,8 @@ pub struct Part {
     pub from: u32,
     /// The most bytes to return.
     pub most: u32,
-    /// True to return only the length of the value, without bytes, if more than `most` bytes follow `from`.
+    /// True if no bytes are requested when more than `most` bytes follow `from`. The response then has only
+    /// the length of the value.
     pub all_or_nothing: bool,
 }
 
@@ -330,9 +335,11 @@ impl Part {
         }
     }
 
-    /// Encodes the part for `if_version` of a GET: first byte, then most bytes + 1. Zero is the whole value.
+    /// Encodes the part for the field `if_version` of a GET: `from` in the low 32 bits, `most` + 1 in the
+    /// high ones. Zero requests the whole value.
     fn to_wire(self) -> u64 {
-        // `most + 1` must fit 32 bits. The cap changes nothing, because no value is that long.
+        // `most + 1` must fit 32 bits. The cap does not change the result, because no value is that
+        // long.
         u64::from(self.from) | (u64::from(self.most.min(u32::MAX - 1)) + 1) << 32
     }
 
@@ -366,7 +373,8 @@ pub enum Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// Returns the header of an operation that takes effect through the log; `None` for reads and NOOP.
+    /// Returns the header of a write or RESOLVE, which takes effect through the log; `None` for reads
+    /// and NOOP.
     #[inline]
     pub fn write_header(&self) -> Option<&WriteHeader> {
         match self {
@@ -390,9 +398,9 @@ impl Operation<'_> {
 /// A request to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// The id, which the response repeats.
+    /// The id, chosen by the client; the response repeats it.
     pub id: RequestId,
-    /// The version of the view of the key's group by which the client routed the request.
+    /// The version of the view by which the client routed the request: the view of the key's group.
     pub view: ViewVersion,
     /// MD5 of the key.
     pub digest: Digest,
@@ -497,7 +505,8 @@ impl<'a> Request<'a> {
         Ok(Request { id, view, digest, key, operation })
     }
 
-    /// Reads only the id of a malformed request, so that the server can respond with an error.
+    /// Reads only the id of a request, so that the server can respond to a malformed one with an
+    /// error.
     pub fn read_id(body: &[u8]) -> Option<RequestId> {
         Reader::new(body).u64("request id").ok().map(RequestId)
     }
@@ -538,13 +547,14 @@ pub struct Response<'a> {
     pub id: RequestId,
     /// The outcome.
     pub status: Status,
-    /// For an OK response to a write: the number of replicas that hold it.
+    /// The number of replicas that hold the write, in an OK response to a write.
     pub copies: u8,
-    /// The version of the newest view of the key's group that the server has; 0 if none.
+    /// The version of the newest view of the key's group at the server; 0 if the server has no view
+    /// of it.
     pub view: ViewVersion,
-    /// OK: the entry's version. CONFLICT: the version found, 0 for none.
+    /// OK: the entry's version. CONFLICT: the version found, or 0 if the key does not exist.
     pub version: SequenceNumber,
-    /// The value read; for a refusal, the reason as text.
+    /// The value that was read. If the request was rejected: the reason as text.
     pub value: &'a [u8],
     /// PART: the length of the whole value. Otherwise zero.
     pub whole: u32,
@@ -606,7 +616,7 @@ impl<'a> Response<'a> {
     }
 }
 
-/// A refusal that belongs to no request, but to a hello, a frame, or the whole connection.
+/// The rejection of a hello, a frame or the whole connection, rather than of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal<'a> {
     /// The reason as a status.
@@ -624,7 +634,8 @@ impl<'a> Refusal<'a> {
         });
     }
 
-    /// Reads a refusal from its frame's body; a reason that is not UTF-8 is replaced.
+    /// Reads a rejection from its frame's body. If the reason is not UTF-8, a fixed text replaces
+    /// it.
     pub fn read(body: &'a [u8]) -> Result<Refusal<'a>, DecodeError> {
         let mut reader = Reader::new(body);
         let status = Status::read(&mut reader)?;
@@ -633,7 +644,7 @@ impl<'a> Refusal<'a> {
     }
 }
 
-/// A request without a body. The coordinator serves both; a server serves only MAP.
+/// A request without a body. The coordinator serves MAP and STATUS; a server serves only MAP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
     /// A request for the [`Map`].

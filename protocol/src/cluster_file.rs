@@ -64,11 +64,11 @@ impl fmt::Display for Host {
 /// The line of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerLine {
-    /// Its place in the ring: the order of the lines.
+    /// The server's place in the ring: the index of its line, from 0.
     pub id: ServerId,
     /// Its host.
     pub host: Host,
-    /// Its port for clients; 0 = any free one.
+    /// Its port for clients; 0 = any free port.
     pub clients_port: u16,
     /// Its port for other servers.
     pub servers_port: u16,
@@ -87,7 +87,7 @@ pub struct ClusterFile {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct ClusterFileError {
-    /// The line, from 1.
+    /// The number of the line, from 1.
     pub line: usize,
     /// The error, and how to correct it.
     pub reason: String,
@@ -217,7 +217,7 @@ fn parse_host(line: usize, word: &str) -> Result<Host, ClusterFileError> {
         None => return Err(bad()),
     };
     let (host, port) = match rest.rsplit_once(':') {
-        // An IPv6 address in brackets has colons of its own.
+        // The colons of an IPv6 address in brackets do not separate a port.
         Some((host, port)) if is_url && !port.ends_with(']') => {
             let port: u16 = port.parse().map_err(|_| bad())?;
             if port == 0 {
@@ -227,7 +227,8 @@ fn parse_host(line: usize, word: &str) -> Result<Host, ClusterFileError> {
         }
         _ => (rest, None),
     };
-    // Text passed to ssh must not look like an option, nor contain anything that a shell interprets.
+    // Text passed to ssh must not look like an option, and must not contain characters that a shell
+    // interprets.
     let is_name = |name: &str, extra: &str| {
         !name.is_empty()
             && !name.starts_with('-')
@@ -241,7 +242,7 @@ fn parse_host(line: usize, word: &str) -> Result<Host, ClusterFileError> {
     Ok(Host::Ssh { user: user.map(str::to_owned), host: host.to_owned(), port })
 }
 
-/// Rejects two listeners on the same port of a machine.
+/// Rejects a cluster file in which two listeners have the same port of a machine.
 fn refuse_duplicate_ports(
     taken: &mut HashMap<(String, u16), usize>,
     line: usize,

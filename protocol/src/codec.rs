@@ -2,7 +2,8 @@
 
 use crate::error::DecodeError;
 
-/// A reader that takes fields off the front of a message body, borrowing byte strings from it.
+/// A reader that takes fields from the front of a message body. Byte strings are borrowed from the
+/// body.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
@@ -111,7 +112,7 @@ impl<const N: usize> FixedWriter<N> {
         FixedWriter { bytes: [0; N], written: 0 }
     }
 
-    /// Returns the bytes, all of which must have been written.
+    /// Returns the bytes. All `N` must have been written.
     pub(crate) fn finish(self) -> [u8; N] {
         assert_eq!(self.written, N, "fields fill their bytes");
         self.bytes
@@ -126,12 +127,13 @@ impl<const N: usize> Writer for FixedWriter<N> {
     }
 }
 
-/// Narrows a length that a limit has already bounded. Panics, naming the field, if the length does not fit.
+/// Converts a length that the caller has checked against a limit to 16 bits. Panics with the name of the
+/// field if the length does not fit.
 pub(crate) fn length_u16(length: usize, what: &str) -> u16 {
     u16::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))
 }
 
-/// Narrows a length like [`length_u16`], to 32 bits.
+/// Converts a length to 32 bits, like [`length_u16`].
 pub(crate) fn length_u32(length: usize, what: &str) -> u32 {
     u32::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))
 }

@@ -1,4 +1,4 @@
-//! Messages between coordinator and servers, on two connections, one dialled from each side.
+//! Messages between the coordinator and a server. There are two connections: each side dials one.
 //!
 //! ```text
 //!   server -> coordinator's servers port        coordinator -> server's coord_port
@@ -41,7 +41,7 @@ pub mod opcode {
     pub const REFUSED: u8 = 0x82;
     /// A server's state.
     pub const HEARTBEAT: u8 = 0x83;
-    /// A server's request to be stopped in order.
+    /// A server's request for an orderly stop.
     pub const DRAIN_REQUEST: u8 = 0x84;
     /// The coordinator's newest map, for clients that cannot reach the coordinator.
     pub const CLUSTER_MAP: u8 = 0x85;
@@ -59,13 +59,13 @@ pub mod opcode {
     pub const DUMP_SECONDARY: u8 = 0x95;
     /// Exit.
     pub const SHUTDOWN: u8 = 0x96;
-    /// Become primary in place of the old one, whose secondary the receiver was.
+    /// Become the primary in place of the old primary. The receiver was the secondary.
     pub const TAKE_OVER: u8 = 0x97;
     /// Continue as primary without the other holder.
     pub const DROP_SECONDARY: u8 = 0x98;
-    /// Copy the table to the server whose primary table it will be.
+    /// Copy the table to the group's home primary, as its primary table.
     pub const UPDATE_PRIMARY: u8 = 0x99;
-    /// Copy the table to the server whose secondary table it will be.
+    /// Copy the table to the group's home secondary, as its secondary table.
     pub const UPDATE_SECONDARY: u8 = 0x9a;
     /// Hand the group over to its home primary and become its secondary.
     pub const SWITCH_PRIMARY: u8 = 0x9b;
@@ -86,14 +86,15 @@ pub mod opcode {
 /// A server's report of its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
-    /// The cluster it was started for.
+    /// The cluster for which the server was started.
     pub cluster: ClusterId,
-    /// The process; the coordinator passed both numbers to it at the start.
+    /// The server's place and incarnation, which the coordinator passed to the process at its
+    /// start.
     pub member: Member,
     /// Its process id on its host.
     pub pid: u32,
-    /// The start time of that process, in clock ticks since its host's boot (`/proc/<pid>/stat`, field 22). Together
-    /// with the pid it identifies the process even after the pid is reused.
+    /// The start time of that process, in clock ticks since the boot of its host (`/proc/<pid>/stat`, field 22). The
+    /// pid and the start time identify the process even after the pid is reused.
     pub start_time: u64,
     /// The PID namespace of that process id.
     #[serde(default)]
@@ -108,7 +109,7 @@ pub struct Started {
     pub servers_port: u16,
     /// Its port for the coordinator's orders.
     pub coord_port: u16,
-    /// The highest coordinator epoch it has obeyed.
+    /// The highest epoch of a coordinator that the server has accepted.
     pub epoch: Epoch,
 }
 
@@ -176,9 +177,10 @@ pub enum ReplicaState {
     Secondary = 1,
     /// Has an incomplete copy.
     Candidate = 2,
-    /// Primary; serves once its own grace has ended or the old primary is proven dead.
+    /// Primary; serves once its own grace has ended or there is a proof of death of the old
+    /// primary.
     InGrace = 3,
-    /// Primary of a hand-over view; serves once the old primary has sent everything.
+    /// Primary of a hand-over view; serves once the old primary has sent all its writes.
     TakingOver = 4,
     /// Primary; serves.
     Active = 5,
@@ -207,18 +209,19 @@ impl ReplicaState {
         })
     }
 
-    /// Returns whether it is the primary of its view, serving or not.
+    /// Returns whether the replica is the primary of its view, serving or not.
     pub fn is_primary(self) -> bool {
         self.is_active() || matches!(self, ReplicaState::InGrace | ReplicaState::TakingOver)
     }
 
-    /// Returns whether it is the primary of its view and serves.
+    /// Returns whether the replica is the primary of its view and serves.
     pub fn is_active(self) -> bool {
         use ReplicaState::{Active, CaughtUp, CopyFailed};
         matches!(self, Active | CaughtUp | CopyFailed)
     }
 
-    /// Returns the role under which the status counts its entries; `None` for an incomplete copy or none.
+    /// Returns the role under which the status counts the replica's entries; `None` if it has no complete
+    /// copy.
     pub fn role(self) -> Option<ReplicaRole> {
         match self {
             ReplicaState::Out | ReplicaState::Candidate => None,
@@ -236,7 +239,7 @@ pub enum Following {
     /// No known problem.
     #[default]
     KeepsUp = 0,
-    /// Its streams are established, but each ends without any progress.
+    /// The streams to it are established, but each ends without any progress.
     NoProgress = 1,
     /// It has no memory for the next write.
     OutOfMemory = 2,
@@ -282,40 +285,44 @@ pub struct ReplicaReport {
     pub view: ViewVersion,
     /// The last write assigned (primary) or applied (secondary, candidate).
     pub last: SequenceNumber,
-    /// The last write committed; at a secondary, the last applied.
+    /// The last write committed. At a secondary: the last write applied.
     pub committed: SequenceNumber,
     /// The number of entries in its table.
     pub entries: u64,
-    /// The bytes that its table holds: whole chunks.
+    /// The memory of its table, in bytes: whole chunks.
     pub bytes: u64,
-    /// The bytes of them that entries and slots use.
+    /// The part of `bytes` that entries and slots use.
     pub used_bytes: u64,
-    /// True if its stream to or from the other holder is up.
+    /// True if the stream between this replica and the other holder is up.
     pub connected: bool,
-    /// Milliseconds since the last message of the other holder of its view, or, before the first one, since it
-    /// installed the view. A handshake alone does not count.
+    /// Milliseconds since the last message from the other holder of its view; before the first message: since
+    /// it installed the view. A handshake is not counted as a message.
     pub silent_ms: u32,
-    /// The progress of the follower: a primary reports its secondary or candidate, and those report themselves.
+    /// The progress of the follower. A primary reports that of its secondary or candidate; a secondary or
+    /// candidate reports its own.
     pub following: Following,
-    /// The longest time without a message of the other holder since the first under the view, in milliseconds.
+    /// The longest time between two messages from the other holder under this view, in milliseconds.
     pub longest_gap_ms: u32,
     /// The bytes of the keys and values in its table.
     pub content_bytes: u64,
-    /// At a primary with a candidate: entries sent to it so far, of about [`ReplicaReport::entries`].
+    /// At a primary with a candidate: the number of entries sent to the candidate so far. The total
+    /// is about [`ReplicaReport::entries`].
     pub copied: u64,
-    /// At a primary with a candidate: bytes of keys and values sent to it so far, of about
-    /// [`ReplicaReport::content_bytes`].
+    /// At a primary with a candidate: the bytes of keys and values sent to the candidate so far.
+    /// The total is about [`ReplicaReport::content_bytes`].
     pub copied_bytes: u64,
 }
 
-/// The address with the most client connections to a server, reported while it leaves too little room for others.
+/// The address with the most client connections to a server. A server reports it while too few connections are
+/// left for other addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CrowdReport {
     /// The address; for IPv6 its /64 network.
     pub address: IpAddr,
     /// The number of its connections.
     pub connections: u32,
-    /// The number of idle connections of any address closed since the server's start to make room for others.
+    /// The number of idle connections, of all addresses, that the server has closed since its start to make
+    /// room for others.
     pub closed: u64,
 }
 
@@ -324,37 +331,38 @@ pub struct CrowdReport {
 pub struct Heartbeat {
     /// The reporting process.
     pub incarnation: Incarnation,
-    /// The highest coordinator epoch it has obeyed.
+    /// The highest epoch of a coordinator that the server has accepted.
     pub epoch: Epoch,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
     /// The limit of its tables, in bytes; 0 means no limit.
     pub memory_limit: u64,
-    /// The memory that its client connections hold, in bytes.
+    /// The memory of its client connections, in bytes.
     pub connection_bytes: u64,
-    /// The most memory that they may hold.
+    /// The limit on the memory of its client connections, in bytes.
     pub connection_limit: u64,
     /// The number of open client connections.
     pub clients: u32,
     /// The number of requests served since its start.
     pub requests: u64,
-    /// The number of frames and connections refused as malformed since its start.
+    /// The number of frames and connections rejected as malformed since its start.
     pub refused: u64,
     /// The number of writes rejected with OUT_OF_SPACE since its start.
     pub out_of_space: u64,
-    /// The time for which one of its threads has been hung, in milliseconds; 0 if none is. Only a process that is the
-    /// only holder of a group reports this; any other exits.
+    /// The time for which one of its threads has been hung, in milliseconds; 0 if no thread is hung. Only the sole
+    /// holder of a group reports this; any other server exits.
     pub stood_ms: u32,
     /// The progress of its dumps.
     pub dumped: DumpedBytes,
-    /// The address whose connections leave no room for others, or would if the server closed none of them.
+    /// The address whose connections leave no room for others, or would leave none if the server did not
+    /// close some of them.
     pub crowd: Option<CrowdReport>,
     /// The reports on its replicas.
     pub replicas: Vec<ReplicaReport>,
 }
 
-/// The bytes of keys and values in the two dumps of a server, for the current attempt or the last one. Reset to zero
-/// when an attempt begins.
+/// The bytes of keys and values in the two dumps of a server, for the current attempt or, if there is none, the last
+/// one. They are reset to zero when an attempt begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DumpedBytes {
     /// The bytes of the primary table's dump.
@@ -516,7 +524,7 @@ impl ServerMessage {
     }
 }
 
-/// The coordinator's response to [`Started`], and either side's refusal.
+/// The coordinator's response to [`Started`], and the rejection of a connection by either side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// The server is admitted.
@@ -565,8 +573,8 @@ impl Admission {
     }
 }
 
-/// Appends a CLUSTER-MAP: the coordinator's response to a heartbeat when it has a newer map than the one it sent on
-/// this connection.
+/// Appends a CLUSTER-MAP. The coordinator responds to a heartbeat with it if its map is newer than the last one it
+/// sent on this connection.
 pub fn write_cluster_map(output: &mut Vec<u8>, map: &Map) {
     write_frame(output, Checksum::Crc32c, opcode::CLUSTER_MAP, |body| map.write(body));
 }
@@ -584,7 +592,8 @@ pub fn read_cluster_map(opcode: u8, body: &[u8]) -> Result<Map, DecodeError> {
 pub struct OrdersHello {
     /// The cluster.
     pub cluster: ClusterId,
-    /// The coordinator's epoch; servers refuse a lower one than they have obeyed.
+    /// The coordinator's epoch. A server rejects an epoch lower than the highest one that it has
+    /// accepted.
     pub epoch: Epoch,
     /// The process to which the orders are addressed.
     pub to: Member,
@@ -623,25 +632,25 @@ pub fn write_orders_welcome(output: &mut Vec<u8>) {
     write_frame(output, Checksum::Crc32c, opcode::ORDERS_WELCOME, |_| {});
 }
 
-/// The purpose of a new view: the names of the orders that carry views.
+/// The purpose of a new view. Each purpose is also the name of the order that carries the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ViewPurpose {
     /// To a primary: use the secondary of this view from now on. Done when every shard serves and its stream is up.
     SetSecondary = opcode::SET_SECONDARY,
-    /// To a secondary: become primary in place of the old one. Done when every shard serves.
+    /// To a secondary: become the primary in place of the old one. Done when every shard serves.
     TakeOver = opcode::TAKE_OVER,
     /// To a primary: continue alone. Done when every shard has installed the view.
     DropSecondary = opcode::DROP_SECONDARY,
-    /// To a primary: copy to the group's home primary, which is this view's candidate. Done when that has caught up on
-    /// every shard.
+    /// To a primary: copy to the group's home primary, which is this view's candidate. Done when the candidate has
+    /// caught up on every shard.
     UpdatePrimary = opcode::UPDATE_PRIMARY,
-    /// To a primary: copy to the group's home secondary, which is this view's candidate. Done when that has caught up
-    /// on every shard.
+    /// To a primary: copy to the group's home secondary, which is this view's candidate. Done when the candidate has
+    /// caught up on every shard.
     UpdateSecondary = opcode::UPDATE_SECONDARY,
-    /// To a primary: hand over to the primary of this view. Done when every shard has.
+    /// To a primary: hand over to the primary of this view. Done when every shard has handed over.
     SwitchPrimary = opcode::SWITCH_PRIMARY,
-    /// To a holder that was removed: drop the copy. Done when every shard has.
+    /// To a holder that was removed: drop the copy. Done when every shard has dropped it.
     Leave = opcode::LEAVE,
 }
 
@@ -670,7 +679,7 @@ impl ViewPurpose {
         }
     }
 
-    /// Returns the names of its reports: of success, and of failure.
+    /// Returns the names of the order's two reports: of success, and of failure.
     fn report_names(self) -> (&'static str, &'static str) {
         match self {
             ViewPurpose::SetSecondary => ("SECONDARY-SET", "SET-SECONDARY-FAILED"),
@@ -691,7 +700,8 @@ pub struct ViewOrder {
     pub purpose: ViewPurpose,
     /// The view, durable at the coordinator.
     pub view: View,
-    /// The address at which the other holder accepts streams, if there is another and the receiver may have to dial it.
+    /// The address at which the other holder accepts streams; `None` if there is no other holder or the receiver never
+    /// dials it.
     pub other: Option<SocketAddr>,
 }
 
@@ -710,11 +720,11 @@ pub enum OrderKind {
     DumpPrimary,
     /// Write the secondary table to `server_<id>.secondary`.
     DumpSecondary,
-    /// Exit. The report is sent just before.
+    /// Exit. The server sends the report just before it exits.
     Shutdown,
 }
 
-/// An order, with the id by which it is reported.
+/// An order, with the id that its report repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
     /// The id, which the report repeats.
@@ -737,7 +747,7 @@ impl Order {
         }
     }
 
-    /// Returns the name of its report of success or failure.
+    /// Returns the name of the order's report of success or failure.
     pub fn report_name(&self, is_done: bool) -> &'static str {
         let (done, failed) = match &self.kind {
             OrderKind::View(order) => order.purpose.report_names(),
@@ -751,7 +761,7 @@ impl Order {
         if is_done { done } else { failed }
     }
 
-    /// Returns the view that it carries.
+    /// Returns the view that the order carries.
     pub fn view(&self) -> Option<&View> {
         match &self.kind {
             OrderKind::View(order) => Some(&order.view),
@@ -759,7 +769,8 @@ impl Order {
         }
     }
 
-    /// Returns the version in its report: that of the view that it carries, or 0.
+    /// Returns the view version in the order's report: that of the view that the order carries, or
+    /// 0.
     pub fn view_version(&self) -> ViewVersion {
         self.view().map_or(ViewVersion(0), |view| view.version)
     }
@@ -831,7 +842,8 @@ pub struct Report {
     pub id: OrderId,
     /// The version of the view that the order carried; 0 for other orders.
     pub view: ViewVersion,
-    /// The number of entries concerned (dumps), or the failure.
+    /// For a successful dump, the number of entries written; for another successful order, 0.
+    /// Otherwise the failure.
     pub outcome: Result<u64, OrderFailure>,
 }
 
@@ -840,8 +852,8 @@ pub struct Report {
 pub struct OrderFailure {
     /// The reason as text.
     pub reason: String,
-    /// True if the order was a dump of a table of which this server holds no full copy. No data is lost without that
-    /// dump, and a retry is useless.
+    /// True if the order was a dump of a table of which this server holds no full copy. Without the dump no data is
+    /// lost, and a retry would fail again.
     pub is_no_copy: bool,
 }
 
@@ -851,7 +863,8 @@ impl From<String> for OrderFailure {
     }
 }
 
-/// Appends a DUMP-TO: dumps that are ordered after it go to this directory on the server's host.
+/// Appends a DUMP-TO. Dumps that are ordered afterwards are written to this directory on the
+/// server's host.
 pub fn write_dump_directory(output: &mut Vec<u8>, directory: &str) {
     write_frame(output, Checksum::Crc32c, opcode::DUMP_TO, |body| {
         body.put_bytes(directory.as_bytes());
@@ -877,13 +890,14 @@ pub fn read_dump_directory(body: &[u8]) -> Result<String, DecodeError> {
     Ok(text.to_owned())
 }
 
-/// The settings that may change while a server runs. They are sent when the connection for orders is up, and again on
-/// every change. No report follows; heartbeats show the values in effect.
+/// The settings that may change while a server runs. The coordinator sends them when the connection for orders is up,
+/// and again on every change. No report follows; heartbeats show the memory limit in effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The coordinator's address from now on.
     pub coordinator: SocketAddr,
-    /// The memory limit of its tables in the notation of `--memory-limit`; empty to keep the present one.
+    /// The memory limit of the server's tables in the notation of `--memory-limit`; empty to keep the
+    /// present limit.
     pub memory_limit: String,
 }
 

@@ -1,5 +1,5 @@
-//! The copy of a shard to a candidate, and the hand-over: messages of the same stream that carries
-//! the live writes (consistency.md §6 and §7).
+//! Messages for the copy of a shard to a candidate and for the hand-over (consistency.md §6 and
+//! §7). They travel on the stream that carries the live writes.
 //!
 //! ```text
 //!   primary                                            candidate
@@ -30,15 +30,15 @@ pub struct ContentDigest {
     pub sessions: u64,
 }
 
-/// The start of a copy. The live stream is registered: every write after `sn` comes as a PREPARE, everything up to it
-/// by this copy.
+/// The start of a copy. From now on the candidate receives every write after `sn` as a PREPARE; the copy contains all
+/// earlier writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyStart {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The last write assigned when the stream was registered.
+    /// The last write assigned when the copy began.
     pub sn: SequenceNumber,
-    /// The horizon: sessions that have written nothing since this write have expired (consistency.md §8).
+    /// The horizon: sessions whose last write is before this write have expired (consistency.md §8).
     pub forgotten: SequenceNumber,
 }
 
@@ -47,8 +47,7 @@ pub struct CopyStart {
 pub struct CopyEntry<'a> {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The last write committed at the sender. The rest of this copy contains no entry that a write up to this one has
-    /// deleted.
+    /// The last write committed at the sender. No entry that this or an earlier write deleted follows in this copy.
     pub committed: SequenceNumber,
     /// The sequence number of the entry's last write.
     pub version: SequenceNumber,
@@ -58,8 +57,8 @@ pub struct CopyEntry<'a> {
     pub key: &'a [u8],
     /// The length of the whole value.
     pub value_length: u32,
-    /// The first bytes of the value; the rest follows in [`CopyFragment`]s. If another entry comes first, this one was
-    /// overwritten, and its new version comes live.
+    /// The first bytes of the value; the rest follows in [`CopyFragment`]s. If another entry follows before the value
+    /// is complete, this entry was overwritten or removed; the newer write arrives as a PREPARE.
     pub value: &'a [u8],
 }
 
@@ -85,7 +84,7 @@ pub struct CopyRecord {
     pub record: CompletionRecord,
 }
 
-/// The end of the copy, at which `sn` is the last write sent.
+/// The end of the copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyEnd {
     /// The sender's view.
@@ -94,7 +93,7 @@ pub struct CopyEnd {
     pub sn: SequenceNumber,
 }
 
-/// The content of the candidate when it received the [`CopyEnd`].
+/// The candidate's response to the [`CopyEnd`], with the digest of its content at that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marked {
     /// The sender's view.
@@ -105,7 +104,8 @@ pub struct Marked {
     pub content: ContentDigest,
 }
 
-/// The old primary's statement that it has sent everything up to `sn`: a successor that has applied it may serve.
+/// The old primary's statement that it has sent every write up to `sn`. A successor that has applied all of them
+/// may serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// The sender's view.
@@ -222,7 +222,8 @@ impl Marked {
     }
 }
 
-/// Writes the view and the sequence number with which messages about a log position begin.
+/// Writes a view version and a sequence number, the first fields of every message about a log
+/// position.
 pub(crate) fn write_place(body: &mut Vec<u8>, view: ViewVersion, sn: SequenceNumber) {
     body.put_u64(view.0);
     body.put_u64(sn.0);

@@ -9,9 +9,9 @@ use std::fmt::{self, Write as _};
 /// The set of bytes that are escaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// Everything but printable ASCII: for files.
+    /// Everything except printable ASCII; for files.
     Ascii,
-    /// Everything but printable ASCII and printable non-ASCII characters in valid UTF-8: for terminals.
+    /// Everything except printable characters in valid UTF-8; for terminals.
     Readable,
 }
 
@@ -22,7 +22,7 @@ pub struct Escaped<'a> {
     style: Style,
 }
 
-/// Escapes everything but printable ASCII.
+/// Escapes everything except printable ASCII.
 pub fn ascii(bytes: &[u8]) -> Escaped<'_> {
     Escaped { bytes, style: Style::Ascii }
 }
@@ -90,7 +90,8 @@ pub struct UnescapeError {
     pub at: usize,
 }
 
-/// Reverses [`Escaped`]; bytes that need no escape are taken as they are.
+/// Parses escaped text into the bytes that it stands for. Bytes that are not part of an escape are
+/// copied unchanged.
 pub fn unescape(text: &[u8]) -> Result<Vec<u8>, UnescapeError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut at = 0;

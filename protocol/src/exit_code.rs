@@ -1,5 +1,5 @@
-//! The exit codes of a server. The server exits with them, its help and `docs/exit-codes.md` list them, and the
-//! coordinator translates them into text.
+//! The exit codes of a server. The help text of the server and `docs/exit-codes.md` list them. The coordinator
+//! translates them into text.
 
 /// The reason for a server's exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,7 +26,7 @@ pub enum ServerExit {
     Executor = 15,
     /// A failure of another system service at the start.
     System = 16,
-    /// A refusal by the coordinator.
+    /// A rejection by the coordinator.
     Refused = 17,
     /// No response from any coordinator since the start.
     NoCoordinator = 18,
@@ -40,7 +40,7 @@ pub enum ServerExit {
     Key = 25,
     /// A broken invariant.
     Panicked = 70,
-    /// An exit by the watchdog because a thread was hung.
+    /// An exit forced by the watchdog because a thread was hung.
     Stalled = 71,
 }
 
@@ -77,12 +77,13 @@ impl ServerExit {
         ServerExit::ALL.into_iter().find(|exit| i32::from(exit.code()) == code)
     }
 
-    /// Returns whether no data is lost with the process: everything it held is in complete dumps.
+    /// Returns whether the exit is orderly: no data is lost, because complete dumps hold everything
+    /// that the process held.
     pub fn is_in_order(self) -> bool {
         matches!(self, ServerExit::Stopped | ServerExit::Orphaned)
     }
 
-    /// Returns its meaning, as messages and the manual word it.
+    /// Returns the meaning of the exit, as in messages and in the manual.
     pub fn meaning(self) -> &'static str {
         match self {
             ServerExit::Stopped => "it received a stop order or signal",
@@ -123,7 +124,7 @@ mod tests {
         for exit in ServerExit::ALL {
             assert_eq!(ServerExit::from_code(exit.code().into()), Some(exit));
         }
-        // Shells and signals use the codes from 126 on.
+        // The codes from 126 on are reserved for shells and signals.
         assert!(codes.iter().all(|&code| code < 126));
         assert_eq!(ServerExit::from_code(300), None);
     }

@@ -2,9 +2,9 @@
 //!
 //! | time | from the timeout t | default |
 //! |---|---|---|
-//! | silence to the coordinator until a server is suspected | t | 0.5 s |
+//! | silence towards the coordinator until a server is suspected | t | 0.5 s |
 //! | lease L of a primary | t, at least 0.5 s | 0.5 s |
-//! | grace G; silence until a holder complains of the other; a hung thread ends its process | 1.25 L | 0.625 s |
+//! | grace G; silence until a complaint; time until a hung thread ends its process | 1.25 L | 0.625 s |
 //! | interval of beacons | L / 5 | 0.1 s |
 //! | silence that a vote tolerates; timeout of a candidate | L / 2 | 0.25 s |
 //! | timeout of a probe | L | 0.5 s |
@@ -18,10 +18,10 @@ use std::time::Duration;
 use crate::limits::LEASE;
 
 /// The valid failure timeouts of a cluster, in seconds. Below the minimum, a working server would be suspected between
-/// two heartbeats; above the maximum, a failed one would stay unnoticed.
+/// two heartbeats. Above the maximum, failures would remain undetected for more than an hour.
 pub const FAILURE_TIMEOUT_SECONDS: RangeInclusive<f64> = 0.15..=3_600.0;
 
-/// The failure timeout of a cluster. See the module's documentation.
+/// The failure timeout of a cluster, and the times derived from it. See the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailureTimeout {
     timeout: Duration,
@@ -32,10 +32,11 @@ pub struct FailureTimeout {
 }
 
 impl FailureTimeout {
-    /// The failure timeout of a cluster without an explicit one.
+    /// The default failure timeout of a cluster.
     pub const DEFAULT: FailureTimeout = FailureTimeout::new(LEASE);
 
-    /// Derives all times from a timeout. The caller checks that it is in [`FAILURE_TIMEOUT_SECONDS`].
+    /// Derives all times from a timeout. The caller checks that the timeout is in
+    /// [`FAILURE_TIMEOUT_SECONDS`].
     pub const fn new(timeout: Duration) -> FailureTimeout {
         let lease_nanos =
             if timeout.as_nanos() > LEASE.as_nanos() { nanos(timeout) } else { nanos(LEASE) };
@@ -48,8 +49,8 @@ impl FailureTimeout {
         }
     }
 
-    /// Returns a copy with another silence until suspicion and the same leases, for searches in which silence is an
-    /// input.
+    /// Returns a copy in which only the silence until suspicion differs. Exhaustive searches use it, because there
+    /// silence is an input.
     pub const fn suspecting_after(self, silence: Duration) -> FailureTimeout {
         FailureTimeout { timeout: silence, ..self }
     }
@@ -74,13 +75,14 @@ impl FailureTimeout {
         self.beacon_interval
     }
 
-    /// Returns the age up to which a vote counts the other member's last message, for every shard, as recent.
+    /// Returns the maximum age at which a vote counts the last message from the other member as recent. Every
+    /// shard must have such a message.
     pub const fn heard_within(self) -> Duration {
         self.heard_within
     }
 
-    /// Returns the silence after which a member complains of the other one: a lease and the possible delay of a beacon.
-    /// So a pause shorter than the lease causes no complaint.
+    /// Returns the silence after which a member reports a complaint about the other one: a lease and the maximum delay
+    /// of a beacon. So a pause shorter than the lease causes no complaint.
     pub const fn complains_after(self) -> Duration {
         self.grace
     }

@@ -9,9 +9,9 @@
 //!                                         |<---- length bytes ----------->|
 //! ```
 //!
-//! `length` counts the bytes after the header. On checked connections (between servers, and between
-//! coordinator and servers) the last four of them are the CRC-32C of everything before, header
-//! included. Clients' connections are not checked.
+//! `length` is the number of bytes after the header. On checked connections (between servers, and
+//! between coordinator and servers) the last four of these bytes are a CRC-32C. It covers the
+//! header and the message. Frames on clients' connections have no checksum.
 
 use std::collections::TryReserveError;
 
@@ -19,11 +19,11 @@ use crate::codec::Writer;
 use crate::error::FrameError;
 use crate::limits::PROTOCOL_VERSION;
 
-/// Bytes of a frame's header.
+/// The number of bytes of a frame's header.
 pub const HEADER_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
 
-/// The presence of a CRC-32C at the end of a connection's frames.
+/// The kind of checksum at the end of a connection's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
     /// Clients' connections: no checksum.
@@ -153,7 +153,7 @@ pub(crate) fn begin_frame(output: &mut Vec<u8>, opcode: u8) {
     output.put_bytes(&[0, 0, 0, 0, PROTOCOL_VERSION, opcode, 0, 0]);
 }
 
-/// Ends the frame that begins at `start`; its message is everything after the header.
+/// Ends the frame that begins at `start`: fills in the length and appends the checksum.
 pub(crate) fn end_frame(output: &mut Vec<u8>, start: usize, checksum: Checksum) {
     let trailer = match checksum {
         Checksum::Absent => 0,
@@ -168,8 +168,8 @@ pub(crate) fn end_frame(output: &mut Vec<u8>, start: usize, checksum: Checksum) 
     }
 }
 
-/// A buffer of received bytes that do not form a whole frame yet. Its memory is bounded by what was received, never by
-/// what a header announces.
+/// A buffer of received bytes that do not form a whole frame yet. Its size depends on the number of bytes received,
+/// never on the length in a header.
 ///
 /// ```text
 ///   received bytes -> extend() -> [ consumed | frame frame par ] -> next_frame()
@@ -177,7 +177,7 @@ pub(crate) fn end_frame(output: &mut Vec<u8>, start: usize, checksum: Checksum) 
 #[derive(Debug)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
-    /// The number of bytes at the front that earlier frames took.
+    /// The number of bytes at the front that belong to frames already taken.
     taken: usize,
     rules: FrameRules,
 }
@@ -188,7 +188,7 @@ impl FrameBuffer {
         FrameBuffer { bytes: Vec::new(), taken: 0, rules }
     }
 
-    /// Changes the rules, as after a hello.
+    /// Changes the rules, for example after a hello.
     pub fn set_rules(&mut self, rules: FrameRules) {
         self.rules = rules;
     }
@@ -199,22 +199,22 @@ impl FrameBuffer {
         self.bytes.extend_from_slice(received);
     }
 
-    /// Appends as many of the received bytes as the partial frame lacks, and no more; returns their number. The other
-    /// bytes can be used in place.
+    /// Appends at most as many received bytes as the partial frame lacks, and returns their number. The caller can
+    /// process the other bytes in place.
     pub fn complete(&mut self, received: &[u8]) -> usize {
         self.reclaim();
         let header = HEADER_BYTES.saturating_sub(self.bytes.len()).min(received.len());
         let (header, others) = received.split_at(header);
         self.bytes.extend_from_slice(header);
-        // With the whole header, the length of the frame is known.
+        // The header is complete now, so the length of the frame is known.
         let rest = &others[..self.missing().min(others.len())];
         self.bytes.extend_from_slice(rest);
         header.len() + rest.len()
     }
 
-    /// Takes the next whole frame from the buffered and then the received bytes. Only received bytes that complete a
-    /// partial frame are copied; `received` becomes the rest of them. After `None` the caller must append that rest
-    /// ([`FrameBuffer::extend`]).
+    /// Takes the next whole frame, first from the buffered bytes, then from the received ones. Only received bytes
+    /// that complete a partial frame are copied. Afterwards `received` contains the bytes not taken. After `None`
+    /// the caller must append these bytes ([`FrameBuffer::extend`]).
     ///
     /// # Errors
     /// The errors of [`split_frame`]; the buffer must not be used afterwards.
@@ -234,10 +234,11 @@ impl FrameBuffer {
         Ok(frame)
     }
 
-    /// Lets `read` append received bytes directly to the buffer, with room for `room` of them.
+    /// Reserves `room` bytes in the buffer and calls `read`, which appends received bytes directly
+    /// to it.
     ///
     /// # Errors
-    /// If there is no memory for that many; nothing was read then.
+    /// If there is no memory for `room` more bytes. `read` is not called then.
     pub fn fill<T>(
         &mut self,
         room: usize,
@@ -271,7 +272,8 @@ impl FrameBuffer {
         Ok(frame)
     }
 
-    /// Skips this many buffered bytes: whole frames that were taken otherwise.
+    /// Skips this many buffered bytes: whole frames that the caller took directly from
+    /// [`FrameBuffer::waiting`].
     pub fn skip(&mut self, bytes: usize) {
         self.taken = (self.taken + bytes).min(self.bytes.len());
     }
@@ -286,7 +288,7 @@ impl FrameBuffer {
         &self.bytes[self.taken..]
     }
 
-    /// Returns the number of bytes that the partial frame lacks; 0 if that is unknown or its header is invalid.
+    /// Returns the number of bytes that the partial frame lacks; 0 if its header is incomplete or invalid.
     pub fn missing(&self) -> usize {
         let waiting = self.waiting();
         let Some((header, _)) = waiting.split_first_chunk::<HEADER_BYTES>() else { return 0 };
@@ -297,8 +299,8 @@ impl FrameBuffer {
         (HEADER_BYTES + length).saturating_sub(waiting.len())
     }
 
-    /// Returns the full length of the partial frame, header included; 0 if that is unknown, its header is invalid, or
-    /// the frame is complete.
+    /// Returns the full length of the partial frame, including the header; 0 if its header is incomplete or invalid,
+    /// or if the frame is complete.
     pub fn length_of_partial(&self) -> usize {
         match self.missing() {
             0 => 0,
@@ -306,8 +308,9 @@ impl FrameBuffer {
         }
     }
 
-    /// Reserves room for the rest of the partial frame: at most as many bytes as were received, or `least`. A header
-    /// can announce any length, so it is not trusted. If the allocation fails, the buffer grows step by step.
+    /// Reserves room for the rest of the partial frame, but at most as many bytes as were received, or `least` if
+    /// that is more. The length in the header is not trusted, because a peer can announce any length. If the
+    /// allocation fails, the buffer grows step by step.
     pub fn reserve_missing(&mut self, least: usize) {
         self.reclaim();
         let most = self.waiting().len().max(least);
@@ -321,8 +324,8 @@ impl FrameBuffer {
         self.bytes.capacity()
     }
 
-    /// Lends the buffer to a receiver that appends to it. Return it by [`FrameBuffer::take_back`] before any other
-    /// call.
+    /// Lends the buffer to a receiver that appends to it. The caller must return it with
+    /// [`FrameBuffer::take_back`] before any other call.
     pub fn lend(&mut self) -> Vec<u8> {
         self.reclaim();
         std::mem::take(&mut self.bytes)
@@ -330,17 +333,17 @@ impl FrameBuffer {
 
     /// Takes the buffer back, with the received bytes.
     pub fn take_back(&mut self, bytes: Vec<u8>) {
-        debug_assert!(self.bytes.is_empty(), "bytes came in while the buffer was lent");
+        debug_assert!(self.bytes.is_empty(), "bytes were appended while the buffer was lent");
         self.bytes = bytes;
     }
 
-    /// Returns the buffered bytes, as when a connection is handed to another executor.
+    /// Returns the buffered bytes, for a connection that is handed to another executor.
     pub fn into_waiting(mut self) -> Vec<u8> {
         self.bytes.drain(..self.taken);
         self.bytes
     }
 
-    /// Moves the buffered bytes to the front, so that the buffer does not grow with bytes already taken.
+    /// Moves the buffered bytes to the front, so that the space of taken bytes is reused.
     fn reclaim(&mut self) {
         if self.taken == self.bytes.len() {
             self.bytes.clear();

@@ -1,4 +1,4 @@
-//! The health of a cluster, derived from its status: one word, and the reasons in one line.
+//! The health of a cluster, derived from its status, and the reasons for it as one line of text.
 
 use std::fmt::Display;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::map::ServerState;
 use crate::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus};
 
-/// The most items of a kind that are listed; the others are only counted.
+/// The maximum number of items of a kind that are listed. The others are only counted.
 const MAX_NAMED: usize = 8;
 
 /// The health of a cluster.
@@ -36,8 +36,8 @@ impl Health {
 }
 
 impl ClusterStatus {
-    /// Returns the health of the cluster and the reasons in one line, the worst first; the line is empty if it is
-    /// whole.
+    /// Returns the health of the cluster and a line with the reasons, the worst first. The line is empty if the
+    /// cluster is whole.
     pub fn assess(&self) -> (Health, String) {
         let groups = |is_so: fn(&GroupStatus) -> bool| {
             let groups = self.groups.iter().filter(move |group| is_so(group));

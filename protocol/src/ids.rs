@@ -1,7 +1,7 @@
 //! Newtypes for everything that would otherwise be a bare integer.
 //!
-//! No two of these can be confused in a signature; each documents its meaning, its range and its issuer. The terms are
-//! those of `docs/consistency.md`.
+//! The compiler rejects one id in place of another. The comment on each type gives its meaning, its range and its
+//! issuer. `docs/consistency.md` explains the terms.
 
 use std::fmt;
 
@@ -29,8 +29,8 @@ integer_id! {
     ServerId(u16)
 }
 integer_id! {
-    /// A group of keys: those with `MD5(key) mod N` equal to it. Group g is at home on server g
-    /// (primary) and server (g+1) mod N (secondary).
+    /// A group g of keys: those with `MD5(key) mod N` = g. Group g is at home on server g (primary)
+    /// and server (g+1) mod N (secondary).
     GroupId(u16)
 }
 integer_id! {
@@ -43,8 +43,8 @@ integer_id! {
     ViewVersion(u64)
 }
 integer_id! {
-    /// The position of a write in the log of its (group, shard): contiguous, from 1, assigned by the primary, never
-    /// reused. It is also the version of the entry that the write left.
+    /// The position of a write in the log of its (group, shard): from 1, without gaps, assigned by the primary,
+    /// never reused. It is also the version of the entry that the write leaves.
     SequenceNumber(u64)
 }
 integer_id! {
@@ -61,14 +61,15 @@ integer_id! {
     RequestId(u64)
 }
 integer_id! {
-    /// The id of an order, unique among all coordinators that a cluster ever has; repeated in the server's report. The
-    /// upper half is the coordinator's epoch, so that the report on an earlier coordinator's order never passes for the
-    /// report on a later one's.
+    /// The id of an order, unique in the life of a cluster. The server's report repeats it. The upper half is the
+    /// coordinator's epoch, so a coordinator never takes a report on an order of an earlier coordinator for one on its
+    /// own.
     OrderId(u64)
 }
 
 integer_id! {
-    /// A PID namespace, valid until its machine reboots. A process reports its own; zero means "not known".
+    /// The id of a PID namespace, valid until the machine reboots. A process reports its own; zero means
+    /// "not known".
     PidNamespace(u64)
 }
 
@@ -78,7 +79,7 @@ impl OrderId {
         OrderId((epoch.number << 32) | 1)
     }
 
-    /// Returns whether the coordinator of this epoch has given the order.
+    /// Returns whether the coordinator of this epoch issued the order.
     pub fn is_of(self, epoch: Epoch) -> bool {
         self.0 >> 32 == epoch.number & u64::from(u32::MAX)
     }
@@ -97,7 +98,7 @@ impl GroupId {
 }
 
 impl ServerId {
-    /// Returns the next server of the ring: the home of this server's secondary.
+    /// Returns the next server of the ring: the home of the secondary of this server's home group.
     pub fn successor(self, servers: u16) -> ServerId {
         assert!(self.0 < servers, "server {self} is not in a ring of {servers}");
         ServerId(if self.0 + 1 == servers { 0 } else { self.0 + 1 })
@@ -172,8 +173,8 @@ random_id! {
     ClusterId(u128, "32")
 }
 random_id! {
-    /// The secret shared by the processes of one cluster; see [`key`](crate::key). Random, drawn by the coordinator at
-    /// its first start. Zero in a server that was started by hand.
+    /// The secret shared by the processes of one cluster; see [`key`](crate::key). It is random, drawn by the
+    /// coordinator at its first start. A server that was started by hand uses zero.
     ClusterKey(u128, "32")
 }
 random_id! {
@@ -206,8 +207,8 @@ impl fmt::Display for Member {
     }
 }
 
-/// The term of a coordinator. The number increases by one at every start of a coordinator, and servers refuse orders of
-/// a lower one.
+/// The term of a coordinator. The number increases by one at every start of a coordinator. Servers reject orders of a
+/// lower epoch.
 #[derive(
     Clone,
     Copy,
@@ -229,7 +230,7 @@ pub struct Epoch {
 }
 
 /// A reading of a node's own monotonic clock (CLOCK_BOOTTIME), in nanoseconds since that node's boot. Readings of two
-/// nodes are never compared: a reading that travels (`t_send`) is only echoed to the node that took it.
+/// nodes are never compared. A reading in a message (`t_send`) is only echoed to the node that took it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time {
     /// Nanoseconds since the node's boot.
@@ -242,7 +243,7 @@ impl Time {
         Time { nanos }
     }
 
-    /// Returns the time between `earlier` and this reading; zero if this one is not later.
+    /// Returns the time from `earlier` to this reading; zero if this reading is not later.
     pub fn since(self, earlier: Time) -> std::time::Duration {
         std::time::Duration::from_nanos(self.nanos.saturating_sub(earlier.nanos))
     }

@@ -1,4 +1,5 @@
-//! Mutual proof of the cluster's key, without sending it.
+//! The handshake in which both ends of a connection prove that they have the cluster's key, without
+//! sending the key.
 //!
 //! ```text
 //!   dialler                                       acceptor
@@ -9,13 +10,14 @@
 //!
 //! Ids (of the cluster, of processes, of epochs) are visible to every client, so they prove nothing. Only the cluster's
 //! own processes have the key: it is stored in the coordinator's state, and each server receives it through a pipe.
-//! Every connection between two of them begins with this handshake, and neither side acts on anything else before the
-//! other side's tag is verified. The dialler verifies first, so a foreign process on the former port of a coordinator
-//! receives no secret and cannot send orders.
+//! Every connection between two processes of the cluster begins with this handshake. Neither side processes any other
+//! message before it has verified the other side's tag. The dialler verifies first, so a foreign process on the former
+//! port of a coordinator receives no secret and cannot send orders.
 //!
-//! A tag is HMAC-SHA-256 (RFC 2104, FIPS 180-4) under the key over: a label of the protocol, the role and
-//! the [`Link`], both nonces, and, from the dialler, the hello. Role and link prevent the use of a tag in
-//! the other direction or at another port; the nonces prevent the replay of an old one.
+//! A tag is an HMAC-SHA-256 (RFC 2104, FIPS 180-4) with the cluster's key. It covers a label of the
+//! protocol, the role, the [`Link`] and both nonces. The dialler's tag also covers the hello. Role and
+//! link prevent the use of a tag in the other direction or at another port; the nonces prevent the replay
+//! of an old one.
 //!
 //! The handshake authenticates the two ends. It does not encrypt what follows, nor protect it against
 //! an attacker that can alter packets in transit.
@@ -38,7 +40,7 @@ pub mod opcode {
 
 /// Bytes of a tag.
 const TAG_BYTES: usize = 32;
-/// The name and version of this protocol, contained in every tag.
+/// The name and version of this protocol. Every tag covers them.
 const LABEL: &[u8] = b"kv cluster handshake 1";
 
 /// A random number that is used for one connection only.
@@ -96,7 +98,8 @@ impl Challenge {
     }
 }
 
-/// The handshake of one connection: it seals the dialler's hello, and opens it at the acceptor.
+/// The handshake of one connection. The dialler seals its hello with it; the acceptor opens the
+/// hello with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
     key: ClusterKey,
@@ -111,7 +114,8 @@ impl Seal {
         Seal { key, link, dialler, acceptor }
     }
 
-    /// Reads a PROOF from its frame's body, at the dialler, which sent `dialler` in its challenge.
+    /// Reads a PROOF from its frame's body and creates the dialler's handshake. `dialler` is the
+    /// nonce that the dialler sent in its challenge.
     ///
     /// # Errors
     /// If the acceptor does not have this key, or the frame is malformed.
@@ -153,7 +157,8 @@ impl Seal {
     }
 
     fn verify(&self, side: Side, hello: &[u8], tag: &[u8]) -> Result<(), DecodeError> {
-        // In constant time: a comparison that stops early would reveal how much of a tag is correct.
+        // The comparison takes constant time: one that stops early would reveal how much of a tag is
+        // correct.
         self.mac(side, hello).verify_slice(tag).map_err(|_| DecodeError::WrongKey)
     }
 
@@ -226,7 +231,7 @@ mod tests {
         let mut altered = proof(&good);
         altered[0] ^= 1;
         let read = Seal::from_proof(KEY, Link::Reports, DIALLER, &altered);
-        assert_eq!(read, Err(DecodeError::WrongKey), "the nonce is part of what is proved");
+        assert_eq!(read, Err(DecodeError::WrongKey), "the tag covers the nonce");
     }
 
     #[test]

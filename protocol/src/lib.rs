@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Everything here is a function of its arguments: no I/O, no clock, no randomness. Keys and values are
-//! borrowed from the received bytes, never copied. `docs/protocol.md` specifies the layout; tests there
-//! and here keep the two consistent.
+//! borrowed from the received bytes, never copied. `docs/protocol.md` specifies the layout; the tests
+//! of this crate check that the code conforms to it.
 
 pub mod aside;
 pub mod client_message;

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// The version of the wire protocol; the only one so far.
+/// The version of the wire protocol. It is the only version so far.
 pub const PROTOCOL_VERSION: u8 = 1;
 
 // --- Keys and values -----------------------------------------------------------------------------
@@ -21,7 +21,7 @@ pub const MAX_FIXED_BYTES: usize = 80;
 pub const MAX_CLIENT_BODY: usize = MAX_FIXED_BYTES + MAX_KEY_BYTES + MAX_VALUE_BYTES;
 /// Longest body of a response: the value, or the map or status of the largest cluster.
 pub const MAX_RESPONSE_BODY: usize = MAX_FIXED_BYTES + MAX_VALUE_BYTES;
-/// Longest body of a hello, on any port: all that an unauthenticated peer may send.
+/// Longest body of a hello, on any port. An unauthenticated peer may send nothing longer.
 pub const MAX_HELLO_BODY: usize = 512;
 /// Most bytes of a value in one peer message; longer values travel in fragments.
 pub const FRAGMENT_BYTES: usize = 64 << 10;
@@ -49,34 +49,36 @@ pub const MAX_SERVERS: u16 = 1_024;
 pub const MAX_ANCESTORS: usize = 16;
 /// Most shards of a group.
 pub const MAX_SHARDS: u16 = 256;
-/// Most versions by which a view offered by a peer may exceed the installed one. No group reaches so many. Without this
-/// limit a forged version near the end of the range would exclude every genuine view.
+/// The maximum by which the version of a view offered by a peer may exceed the installed version. No group makes this
+/// many views. Without the limit, a forged version near the end of the range would exclude every genuine view.
 pub const MAX_VIEW_STEP: u64 = 1 << 32;
-/// Most epochs by which a coordinator may exceed the one obeyed. Coordinators never restart so often while a server
-/// misses all of them. Without this limit a forged epoch near the end of the range would exclude every genuine
-/// coordinator.
+/// The maximum by which a coordinator's epoch may exceed the highest one that a server has accepted. A server never
+/// fails to connect to this many coordinators in a row. Without the limit, a forged epoch near the end of the range
+/// would exclude every genuine coordinator.
 pub const MAX_EPOCH_STEP: u64 = 1 << 20;
 /// Most replicas (a shard of a group each) in one heartbeat: four times what a server hosts.
 pub const MAX_HEARTBEAT_REPLICAS: usize = 2_048;
 
 // --- Connections ---------------------------------------------------------------------------------
 
-/// The timeout for a connection's hello; after it the connection is closed.
+/// The time within which a connection must send its hello. Then it is closed.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(10);
-/// The timeout for the rest of a frame after its first byte; after it the connection is closed.
+/// The time within which the rest of a frame must arrive after its first byte. Then the connection
+/// is closed.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
-/// The number of unsent response bytes from which a connection's next request waits until some are sent. The last
-/// response may begin just below this size and, however long, extend beyond it.
+/// The limit on unsent response bytes of a connection. At the limit, its next request waits until some of them
+/// are sent. The last response may begin just below the limit and extend beyond it by its whole length.
 pub const MAX_OUTPUT_BYTES: usize = 256 << 10;
-/// Least value of the limit on the memory of a server's client connections: half of it has room for the longest
-/// request.
+/// The minimum limit on the memory of a server's client connections. Half of this memory has room for the
+/// longest request.
 pub const CONNECTION_MEMORY_MIN: u64 = 40 << 20;
-/// The time without progress of its unsent bytes after which a connection is closed.
+/// The time after which a connection is closed if it has unsent bytes and none of them could be
+/// sent.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(10);
 /// The number of consecutive malformed requests after which a connection is closed.
 pub const MAX_ERRORS_IN_A_ROW: u32 = 64;
-/// Most client connections of one server process; further ones are rejected with BUSY. The cluster's own links do not
-/// count.
+/// Most client connections of one server process; further ones are rejected with BUSY. Connections inside the cluster
+/// are not counted.
 pub const MAX_CLIENT_CONNECTIONS: usize = 16_384;
 /// Most peer connections that one server process accepts.
 pub const MAX_PEER_CONNECTIONS: usize = 4_096;
@@ -85,13 +87,14 @@ pub const MAX_COORDINATOR_CONNECTIONS: usize = 4_096;
 
 // --- Writes in flight ----------------------------------------------------------------------------
 
-/// Writes in flight of one session (client, group, shard), and the completion records kept for it.
+/// The maximum number of writes in flight of one session (client, group, shard). As many completion
+/// records are kept for it.
 pub const SESSION_WINDOW: u64 = 64;
 /// The time for which a session may write nothing before it expires. Time in which its shard is not scheduled does not
 /// count.
 pub const SESSION_IDLE: Duration = Duration::from_secs(600);
-/// Most sessions of one (group, shard). When there would be more, the [`SESSIONS_FORGOTTEN_AT_ONCE`] sessions that have
-/// written nothing for longest expire.
+/// Most sessions of one (group, shard). Before another one begins, the [`SESSIONS_FORGOTTEN_AT_ONCE`] sessions with the
+/// oldest last writes expire.
 pub const MAX_SESSIONS: usize = 65_536;
 /// The number of sessions that expire at once when there are too many.
 pub const SESSIONS_FORGOTTEN_AT_ONCE: usize = MAX_SESSIONS / 16;
@@ -100,8 +103,8 @@ pub const MAX_PENDING_WRITES: usize = 16_384;
 /// Most bytes of keys and values of one (group, shard) that wait for the other replica.
 pub const MAX_PENDING_BYTES: usize = 64 << 20;
 
-/// Most messages of a copy in flight to a candidate: enough to keep it busy, few enough that a live write never waits
-/// long behind them.
+/// Most messages of a copy in flight to a candidate. This is enough to keep the candidate busy, and so few that a
+/// live write never waits long behind them.
 pub const COPY_WINDOW_MESSAGES: u64 = 1_024;
 /// Most bytes of keys and values of a copy in flight to a candidate.
 pub const COPY_WINDOW_BYTES: usize = 128 << 10;
@@ -117,11 +120,11 @@ pub const LEASE: Duration = Duration::from_millis(500);
 pub const GRACE: Duration = Duration::from_millis(625);
 /// The interval of beacons of an idle primary.
 pub const BEACON_INTERVAL: Duration = Duration::from_millis(100);
-/// The age up to which the last message of the other member counts as recent, for every shard. A member votes by it
-/// when the coordinator suspects the other one (consistency.md §5).
+/// The maximum age at which a vote counts the last message from the other member as recent, for every shard. A
+/// member votes when the coordinator suspects the other one (consistency.md §5).
 pub const HEARD_WITHIN: Duration = Duration::from_millis(250);
-/// The time without acknowledgement after which a candidate has failed, if it has something to acknowledge and was not
-/// reported as caught up.
+/// The time without an ACK after which a candidate has failed. It applies if there are messages to acknowledge and the
+/// candidate was not reported as caught up.
 pub const CANDIDATE_TIMEOUT: Duration = Duration::from_millis(250);
 /// The deadline of a client operation if the caller sets none.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);

@@ -1,5 +1,5 @@
-//! The map: the holders of each group and their addresses, by which clients route. The coordinator creates it and sends
-//! it to the servers too, which serve it while the coordinator is unreachable.
+//! The map: the holders of each group and their addresses. Clients route requests by it. The coordinator creates it and
+//! also sends it to the servers, which give it to clients while the coordinator is unreachable.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -16,11 +16,11 @@ use crate::view::{View, read_view, write_view};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServerState {
-    /// Spawned, but not reported yet.
+    /// The process was spawned, but has not reported yet.
     Starting,
-    /// Reporting.
+    /// The server reports to the coordinator.
     Up,
-    /// No longer reporting, or known to be dead.
+    /// The server no longer reports, or its process is known to be dead.
     Down,
 }
 
@@ -42,8 +42,8 @@ pub struct MapServer {
 pub struct Map {
     /// The cluster.
     pub cluster: ClusterId,
-    /// The clusters that it was restored from, the latest first; at most [`MAX_ANCESTORS`]. It has their data and
-    /// sessions, so their clients are its clients.
+    /// The ancestor clusters, the latest first; at most [`MAX_ANCESTORS`]. This cluster has their data and
+    /// sessions, so it accepts their clients.
     pub ancestors: Vec<ClusterId>,
     /// The coordinator's epoch when it created this map.
     pub epoch: Epoch,
@@ -58,12 +58,12 @@ pub struct Map {
 }
 
 impl Map {
-    /// Returns the shape of the cluster.
+    /// Returns the placement of keys in the cluster: its numbers of servers and shards.
     pub fn placement(&self) -> Placement {
         Placement::new(length_u16(self.servers.len(), "ring"), self.shards)
     }
 
-    /// Returns whether this map of the cluster is later than `other`.
+    /// Returns whether this map is newer than `other`, a map of the same cluster.
     pub fn is_newer_than(&self, other: &Map) -> bool {
         (self.epoch.number, self.revision) > (other.epoch.number, other.revision)
     }
@@ -102,7 +102,7 @@ impl Map {
         Ok(map)
     }
 
-    /// Reads a map, which has as many views as servers.
+    /// Reads a map and checks its consistency: it has one view for each server's home group.
     pub fn read(reader: &mut Reader<'_>) -> Result<Map, DecodeError> {
         let cluster = ClusterId(reader.u128("cluster id")?);
         let ancestors = read_ancestors(reader)?;

@@ -5,13 +5,13 @@
 //!   word i  [ key 0's | key 1's | key 2's | key 3's | ... ]     64 steps for all of them
 //! ```
 //!
-//! Each step of MD5 depends on the one before, so a single digest leaves most of a processor idle; several keys take
-//! little longer than one. Four lanes need SSE2, which is part of every x86-64; eight need AVX2, which is detected at
-//! run time. On other processors each key is digested separately.
+//! Each step of MD5 depends on the one before, so a single digest leaves most execution units of a processor idle.
+//! Several keys together take little longer than one. Four lanes need SSE2, which is part of every x86-64 processor.
+//! Eight lanes need AVX2, which is detected at run time. On other processors each key is digested separately.
 
 /// The longest key that fits one block.
 pub(crate) const MAX_BYTES: usize = 55;
-/// The most keys at once.
+/// The maximum number of keys that are digested at once.
 pub(crate) const LANES: usize = 8;
 
 /// Returns the MD5 of up to [`LANES`] keys of up to [`MAX_BYTES`] each.
@@ -45,13 +45,14 @@ mod x86_64 {
         let mut digests = [[0; 16]; LANES];
         let (blocks, _) = blocks.as_chunks::<4>();
         for (four, blocks) in digests.chunks_exact_mut(4).zip(blocks).take(keys.len().div_ceil(4)) {
-            // SAFETY: SSE2, the only feature that it needs, is part of every x86-64.
+            // SAFETY: the function needs only SSE2, which is part of every x86-64 processor.
             four.copy_from_slice(&unsafe { sse2::digests(blocks) });
         }
         digests
     }
 
-    /// Writes a key and its padding into a block of zeros: a one bit, and the key's length in bits.
+    /// Writes a key and its padding into a block of zeros. The padding is a one bit, and the key's
+    /// length in bits at the end.
     fn pad(block: &mut [u8; 64], key: &[u8]) {
         debug_assert!(key.len() <= MAX_BYTES, "the key takes more than one block");
         block[..key.len()].copy_from_slice(key);
@@ -256,7 +257,7 @@ mod x86_64 {
                 pad(block, &key[..usize::from(7 * length)]);
             }
             let (fours, _) = eight.as_chunks::<4>();
-            // SAFETY: SSE2 is part of every x86-64, and this processor has AVX2.
+            // SAFETY: SSE2 is part of every x86-64 processor, and this processor has AVX2.
             let (at_once, four_and_four) = unsafe {
                 (avx2::digests(&eight), [sse2::digests(&fours[0]), sse2::digests(&fours[1])])
             };

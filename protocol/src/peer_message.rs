@@ -102,12 +102,12 @@ impl PeerHello {
     }
 }
 
-/// The response to a [`PeerHello`], with the position at which the stream continues.
+/// The response to a [`PeerHello`]. It contains the position at which the stream continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerWelcome {
     /// The view now installed at the responding side.
     pub view: ViewVersion,
-    /// The last write applied there; the stream continues with the next.
+    /// The last write applied at the responding side. The stream continues with the next write.
     pub last: SequenceNumber,
 }
 
@@ -132,22 +132,23 @@ impl PeerWelcome {
     }
 }
 
-/// The reason for which a server refuses a stream.
+/// The reason for which a server rejects or ends a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum PeerRefusalReason {
-    /// The cluster or incarnation differs, or the view does not give the two the roles that they claim.
+    /// The cluster or incarnation differs, or the view does not give the two servers the roles that the
+    /// hello claims.
     Stranger = 0,
     /// The stream is of an older view; the refusal carries the newer one.
     OldView = 1,
-    /// The stream skipped a write or contradicted itself.
+    /// The stream skipped a write, or its messages contradict each other.
     BrokenStream = 2,
     /// There is no room for another connection.
     Busy = 3,
     /// The refusing server is being stopped and takes no more writes.
     Stopping = 4,
-    /// The hand-over that the stream is for is complete.
+    /// The hand-over for which the stream was opened is complete.
     HandedOver = 5,
     /// The refusing server has no memory for the next write of the stream.
     NoMemory = 6,
@@ -214,25 +215,27 @@ impl PeerRefusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Effect {
-    /// No change: a failed compare-and-set, or a DELETE of an absent key. It is logged all the same, because its
+    /// No change: a failed compare-and-set, or a DELETE of an absent key. The write is still logged, because its
     /// response depends on the writes before it.
     Nothing = 0,
     /// Sets the key.
     Put = 1,
     /// Removes the key.
     Delete = 2,
-    /// Expires every session that has written nothing since the write that is the version in the record.
+    /// Expires every session whose last write is before the sequence number in the record's `version`.
     ForgetSessions = 3,
 }
 
-/// The record by which the retry of a write gets the first response (consistency.md §8).
+/// The completion record of a write. A retry of the write gets its response from this record
+/// (consistency.md §8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompletionRecord {
     /// The client that sent the write.
     pub client: ClientId,
     /// Its number in the session; 0 for the primary's own writes.
     pub seq: RequestSeq,
-    /// Records of this session below it may be dropped.
+    /// The lowest number of a write that the client has not completed. Records of this session with
+    /// lower numbers may be dropped.
     pub first_incomplete: RequestSeq,
     /// The status of the response.
     pub status: Status,
@@ -242,7 +245,7 @@ pub struct CompletionRecord {
     pub request: RequestHash,
 }
 
-/// A write in flight to the other holder.
+/// A write that the primary replicates to the other member of the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prepare<'a> {
     /// The sender's view.
@@ -278,7 +281,7 @@ pub struct Fragment<'a> {
     pub bytes: &'a [u8],
 }
 
-/// An ack of every write up to `sn`, which its sender has applied.
+/// The confirmation that its sender has applied every write up to `sn`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
     /// The sender's view.
@@ -287,8 +290,8 @@ pub struct Ack {
     pub sn: SequenceNumber,
     /// The newest `t_send` received.
     pub echo: Time,
-    /// From a candidate: the number of copy messages received since the copy began. Otherwise: the bytes received of
-    /// the value of write `sn` + 1.
+    /// From a candidate: the number of copy messages received since the copy began. From a secondary: the number of
+    /// bytes received so far of the value of write `sn` + 1.
     pub taken: u64,
 }
 
@@ -537,7 +540,7 @@ pub struct BatchWriter<'a> {
 const BATCH_PREFIX_BYTES: usize = HEADER_BYTES + size_of::<u16>();
 
 impl<'a> BatchWriter<'a> {
-    /// Creates a batch without messages, which leaves the output as it is.
+    /// Creates an empty batch. The output does not change until the first message is added.
     pub fn new(output: &'a mut Vec<u8>) -> BatchWriter<'a> {
         let start = output.len();
         BatchWriter { output, start, count: 0 }
@@ -564,7 +567,7 @@ impl<'a> BatchWriter<'a> {
         self.count
     }
 
-    /// Returns the bytes that they take.
+    /// Returns the size of the messages, in bytes.
     pub fn len(&self) -> usize {
         (self.output.len() - self.start).saturating_sub(BATCH_PREFIX_BYTES)
     }
@@ -587,7 +590,7 @@ impl<'a> BatchWriter<'a> {
     }
 }
 
-/// Removes an unfinished batch: half a frame would corrupt all that follow.
+/// Removes an unfinished batch, because an incomplete frame would corrupt all frames after it.
 impl Drop for BatchWriter<'_> {
     fn drop(&mut self) {
         self.output.truncate(self.start);

@@ -20,8 +20,8 @@ impl Digest {
         Digest(Md5::digest(key).into())
     }
 
-    /// Computes the digests of up to [`Digest::TOGETHER`] keys of at most [`Digest::MAX_TOGETHER_BYTES`], which takes
-    /// little longer than one. Elements after the last key's are meaningless.
+    /// Computes the digests of up to [`Digest::TOGETHER`] keys of at most [`Digest::MAX_TOGETHER_BYTES`] each. This
+    /// takes little longer than one digest. Elements after that of the last key are meaningless.
     ///
     /// # Panics
     /// If there are more keys, or longer ones.
@@ -52,7 +52,8 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The shape of the cluster, on which placement depends.
+/// The rule that gives each key its group and shard. It depends on the numbers of servers and
+/// shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     servers: u16,
@@ -74,7 +75,7 @@ impl Placement {
         Placement { servers, shards, by_servers, by_places, wrap }
     }
 
-    /// Returns the number of servers, and so of groups.
+    /// Returns the number of servers, which is also the number of groups.
     pub fn servers(self) -> u16 {
         self.servers
     }
@@ -87,8 +88,8 @@ impl Placement {
     /// Returns the group and shard of a digest: `number mod N` and `(number / N) mod S`.
     #[inline]
     pub fn locate(self, digest: Digest) -> (GroupId, ShardId) {
-        // Both follow from `number mod (N S)`, which fits 32 bits. So every step fits 64 bits, which avoids 128-bit
-        // divisions (library calls of some twenty nanoseconds).
+        // Group and shard follow from `number mod (N S)`, which fits 32 bits. So every step fits 64 bits. This
+        // avoids 128-bit divisions, which are library calls of about 20 ns.
         let number = digest.number();
         let modulo = |number| self.by_places.divide(number).1;
         let (high, low) = (modulo(low_64(number >> 64)), modulo(low_64(number)));
@@ -112,7 +113,7 @@ impl Divisor {
         Divisor { divisor, reciprocal: u64::MAX / divisor }
     }
 
-    /// Returns quotient and remainder.
+    /// Returns the quotient and the remainder of `number`.
     #[inline]
     fn divide(self, number: u64) -> (u64, u64) {
         // The reciprocal is too small by less than 1 + 1/divisor, so this quotient is too small by at most 2.

@@ -6,8 +6,8 @@
 //!   value, 64 bytes per step in four lanes, then 16 per step  -> hash, never zero
 //! ```
 //!
-//! The hash is part of the format of completion records: servers and dumps of all versions compute the same one. It is
-//! not keyed: a client that constructs two writes of equal hash harms only its own session.
+//! The hash is part of the format of completion records, so all versions of the server must compute the same hash. It
+//! is not keyed: a client that constructs two writes with the same hash harms only its own session.
 
 use crate::client_message::Operation;
 use crate::ids::RequestHash;
@@ -24,7 +24,7 @@ const STEP: usize = 16;
 const STRIDE: usize = 4 * STEP;
 
 impl RequestHash {
-    /// Returns the hash of a write, or the one in a RESOLVE; `None` for other operations.
+    /// Returns the hash of a write, or the hash in a RESOLVE; `None` for other operations.
     pub fn of(digest: Digest, operation: &Operation<'_>) -> Option<RequestHash> {
         let (kind, header, value): (u64, _, &[u8]) = match operation {
             Operation::Put(header, value) => (PUT, header, value),
@@ -86,7 +86,7 @@ fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
 }
 
-/// Multiplies to 128 bits and folds the halves.
+/// Multiplies two numbers to 128 bits and combines the halves of the product with XOR.
 #[inline]
 #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
 fn fold(a: u64, b: u64) -> u64 {
@@ -144,7 +144,8 @@ mod tests {
         assert_eq!(RequestHash::of(Digest::of(b"k"), &resolve), Some(asked));
     }
 
-    /// Pins the hashes, because records of earlier versions were written with them.
+    /// Checks the hashes against fixed values, because stored records of earlier versions contain
+    /// such hashes.
     #[test]
     fn the_hash_never_changes() {
         let value: Vec<u8> = (0..=200).collect();

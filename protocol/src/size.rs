@@ -1,6 +1,7 @@
 //! Human-readable sizes: `512M`, `4GiB`.
 
-/// Parses a size with an optional unit into bytes: powers of 1024 for K, KiB and so on, powers of 1000 for KB.
+/// Parses a size with an optional unit and returns it in bytes. K, KiB and so on are powers of 1024; KB and so
+/// on are powers of 1000.
 ///
 /// # Errors
 /// A message if the text is not a size or does not fit 64 bits.

@@ -1,4 +1,5 @@
-//! The response to STATUS: a JSON document for tools, so that it can grow without a new layout.
+//! The response to STATUS: a JSON document for tools. New fields do not change the layout for
+//! existing readers.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,7 @@ pub struct ClusterStatus {
     pub cluster: ClusterId,
     /// The coordinator's epoch.
     pub epoch: Epoch,
-    /// `starting`, `serving`, `degraded` (some server is down) or `stopping`.
+    /// `starting`, `serving`, `degraded` (at least one server is down) or `stopping`.
     pub state: ClusterState,
     /// The number of shards of every group.
     pub shards: u16,
@@ -50,7 +51,7 @@ pub struct ClusterStatus {
 pub enum ClusterState {
     /// Some server has not reported or is not connected yet.
     Starting,
-    /// Every group has both its copies.
+    /// Every group has both copies.
     Serving,
     /// A server is down; the groups that it held lack a copy.
     Degraded,
@@ -83,46 +84,46 @@ pub struct ServerStatus {
     pub primary_entries: u64,
     /// The number of entries in its secondary table.
     pub secondary_entries: u64,
-    /// The bytes that all its tables hold, including one that is being filled or dropped.
+    /// The memory of all its tables, in bytes, including a table that is being filled or dropped.
     pub table_bytes: u64,
-    /// The bytes of them that its primary table holds.
+    /// The part of `table_bytes` that belongs to its primary table.
     #[serde(default)]
     pub primary_bytes: u64,
-    /// The bytes of them that its secondary table holds.
+    /// The part of `table_bytes` that belongs to its secondary table.
     #[serde(default)]
     pub secondary_bytes: u64,
-    /// The bytes in use by entries of the primary table. The rest of what the table holds is available for other
-    /// entries, after compaction if it is fragmented.
+    /// The bytes that entries of the primary table use. The rest of the table's memory is available for other
+    /// entries. If it is fragmented, it is available after compaction.
     #[serde(default)]
     pub primary_used_bytes: u64,
-    /// The bytes in use by entries of the secondary table.
+    /// The bytes that entries of the secondary table use.
     #[serde(default)]
     pub secondary_used_bytes: u64,
     /// The limit of its tables, in bytes (`--memory-limit`, or the default for its machine). 0 if there is no limit, or
-    /// if it is not known yet.
+    /// if the limit is not known yet.
     #[serde(default)]
     pub memory_limit: u64,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
-    /// The memory that its client connections hold, in bytes.
+    /// The memory of its client connections, in bytes.
     #[serde(default)]
     pub connection_bytes: u64,
-    /// The most memory that they may hold; 0 while it is not known.
+    /// The limit on the memory of its client connections, in bytes; 0 while it is not known.
     #[serde(default)]
     pub connection_limit: u64,
     /// The number of open client connections.
     pub client_connections: u32,
     /// The number of requests served since its start.
     pub requests: u64,
-    /// The number of frames and connections refused as malformed since its start.
+    /// The number of frames and connections rejected as malformed since its start.
     pub refused: u64,
     /// The number of writes rejected since its start because its tables were full.
     #[serde(default)]
     pub out_of_space: u64,
     /// Milliseconds since its last heartbeat; `None` before the first.
     pub heartbeat_age_ms: Option<u64>,
-    /// The longest time for which one of its shards received no message from the other holder under the group's present
-    /// view, in milliseconds. A view changes when it exceeds a lease.
+    /// The longest time in milliseconds for which one of its shards received no message from the other holder, under
+    /// the group's present view.
     #[serde(default)]
     pub longest_gap_ms: u64,
     /// The last recoveries of its place in the ring, the newest first.
@@ -130,7 +131,8 @@ pub struct ServerStatus {
     pub recoveries: Vec<RecoveryStatus>,
 }
 
-/// The recovery of a place of the ring, from the loss of its server until everything is home again.
+/// The recovery of a place of the ring. It begins with the loss of its server, and ends when all
+/// its groups are back at their home servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryStatus {
     /// Milliseconds since it began.
@@ -152,7 +154,7 @@ pub struct StepStatus {
     pub took_ms: Option<u64>,
 }
 
-/// A condition that needs a person's attention, for as long as it lasts.
+/// A condition that needs a person's attention. It is listed as long as it lasts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AlarmStatus {
     /// The kind of the condition.
@@ -175,17 +177,19 @@ pub enum AlarmKind {
     Lost,
     /// The only holder of a group is silent.
     Unreachable,
-    /// A server is silent to the coordinator, but kept because other servers receive it.
+    /// A server is silent towards the coordinator. It stays in its groups because other servers
+    /// receive its messages.
     KeptThoughSilent,
-    /// The holders of a group do not receive each other, and neither responds to the coordinator.
+    /// The holders of a group do not receive messages from each other, and neither responds to the
+    /// coordinator.
     Unanswered,
     /// Several attempts in a row to replace a server have failed.
     KeepsFailing,
-    /// A secondary was removed because it did not keep up with its primary.
+    /// A secondary or candidate was removed because it did not keep up with its primary.
     CannotFollow,
     /// A server could not carry out an order.
     OrderFailed,
-    /// One address has so many connections that they take room from other clients.
+    /// One address has so many connections that too few are left for other clients.
     Crowded,
     /// The coordinator cannot store its state, so no failover takes effect.
     StateNotStored,
@@ -197,11 +201,11 @@ pub enum AlarmKind {
     StopWaits,
     /// The host of a server does not report whether its process has ended.
     HostUnreachable,
-    /// A server takes orders, but its heartbeats do not arrive.
+    /// A server executes orders, but the coordinator does not receive its heartbeats.
     CannotReport,
     /// A server rejects writes because its tables are full.
     OutOfSpace,
-    /// A kind that a later version has added.
+    /// A kind that a later version added.
     #[serde(other)]
     Other,
 }
@@ -237,7 +241,7 @@ pub enum GroupCondition {
     Whole,
     /// One copy, or a second one that may be stale.
     Degraded,
-    /// Its only holder is silent; clients wait.
+    /// Its only holder is silent, or has exited in order with a complete dump. Clients wait.
     Unreachable,
     /// Every holder is dead.
     Lost,
@@ -283,7 +287,8 @@ pub struct CopyStatus {
 }
 
 impl CopyStatus {
-    /// Adds the progress of another shard, without overflow whatever servers report.
+    /// Adds the progress of another shard. The sums saturate, because a server may report any
+    /// number.
     pub fn add(&mut self, other: &CopyStatus) {
         self.entries = self.entries.saturating_add(other.entries);
         self.bytes = self.bytes.saturating_add(other.bytes);
@@ -321,8 +326,8 @@ mod tests {
         assert_eq!(status.alarms[0].kind, AlarmKind::Other);
     }
 
-    /// Returns the name of a kind. It fails to compile when a kind is added, which then belongs in `ALL` and in the
-    /// manual.
+    /// Returns the name of a kind. If a kind is added, this function does not compile; add the kind here, to `ALL`
+    /// and to the manual.
     fn name(kind: AlarmKind) -> &'static str {
         match kind {
             AlarmKind::Lost => "lost",

@@ -15,9 +15,10 @@ pub const VIEW_BYTES: usize = 2 + 1 + 1 + 8 + 2 * 10;
 pub enum Peer {
     /// None: the primary is the only holder.
     None,
-    /// A holder with a full copy; every write waits for it.
+    /// A holder with a full copy. Every write waits for its ACK.
     Secondary(Member),
-    /// A member with an incomplete copy; it is not a holder until it has caught up.
+    /// A member with an incomplete copy. It becomes a holder when it has caught up and the next
+    /// view names it as secondary.
     Candidate(Member),
 }
 
@@ -28,12 +29,13 @@ pub struct View {
     pub group: GroupId,
     /// The version, which increases with every view of this group, from 1.
     pub version: ViewVersion,
-    /// The member that serves reads and orders writes. `None`: every holder is dead, the group is LOST.
+    /// The member that serves reads and orders writes. `None` if every holder is dead: the group is
+    /// LOST.
     pub primary: Option<Member>,
     /// The other member.
     pub peer: Peer,
-    /// True if the primary takes over from the live secondary of this view, and serves only after that one's HANDOVER
-    /// (consistency.md §6, step 5).
+    /// True if the primary takes over from the live secondary of this view. It serves only after the secondary's
+    /// HANDOVER (consistency.md §6, step 5).
     pub handover: bool,
 }
 
@@ -54,7 +56,7 @@ impl View {
         }
     }
 
-    /// Returns the number of copies of an acknowledged write under this view; 0 when the group is LOST.
+    /// Returns the number of copies of an acknowledged write under this view; 0 if the group is LOST.
     pub fn copies(&self) -> u8 {
         u8::from(self.primary.is_some()) + u8::from(self.secondary().is_some())
     }
