@@ -44,10 +44,10 @@ fn it_depends_only_on_the_c_library_and_the_unwinder() {
     assert_eq!(needed, ["libc.so.6", "libgcc_s.so.1"]);
 }
 
-/// Returns the version after each "glibc " that is followed by "or later, if": the versions that a text claims to need.
+/// Returns each version of a text between "glibc " and " or later": the versions that the library needs at least.
 fn claimed(text: &str) -> Vec<(u32, u32)> {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let claims = text.match_indices(" or later, if ").map(|(at, _)| &text[..at]);
+    let claims = text.match_indices(" or later").map(|(at, _)| &text[..at]);
     claims.filter_map(|before| version(before.rsplit_once("glibc ")?.1)).collect()
 }
 
