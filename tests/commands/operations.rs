@@ -30,7 +30,7 @@ const PAGE: &str = include_str!("../../docs/operations.md");
 /// The sections with commands. A test below follows each of them.
 const FOLLOWED: [&str; 13] = [
     "Start",
-    "Is it well?",
+    "Check the health",
     "Restart a server",
     "Restart all servers",
     "Reboot a host",
@@ -107,7 +107,7 @@ impl Cast {
         let cast = Cast { hosts: Hosts::make(), coordinator: COORDINATOR };
         let [start] = commands("Start");
         cast.run(start).with_code(0);
-        let [status, _] = commands("Is it well?");
+        let [status, _] = commands("Check the health");
         cast.run(status).with_code(0);
         Some(cast)
     }
@@ -126,10 +126,10 @@ impl Cast {
         ended
     }
 
-    /// Runs the loop of *Is it well?*.
+    /// Runs the loop of *Check the health*.
     #[track_caller]
     fn await_whole(&self) {
-        let [_, until_whole] = commands("Is it well?");
+        let [_, until_whole] = commands("Check the health");
         self.run(until_whole).with_code(0);
     }
 
@@ -146,7 +146,7 @@ impl Cast {
     /// `words`.
     #[track_caller]
     fn assert_status(&self, code: i32, words: &str) -> String {
-        let [status, _] = commands("Is it well?");
+        let [status, _] = commands("Check the health");
         let ended = self.run(status).with_code(code);
         assert!(ended.lines()[0].contains(words), "no {words:?} in {}", ended.stdout);
         ended.stdout
