@@ -1,6 +1,7 @@
 /*
- * async_epoll.c: the store in an event loop. One thread waits for standard input and for a completion
- * queue. A line "key=value" puts, a line "key" gets. Results are printed as they arrive, in any order.
+ * async_epoll.c: uses the store in an event loop. One thread waits for standard input and for a completion
+ * queue. A line "key=value" puts a value, and a line "key" gets it. Results are printed as they arrive, in
+ * any order.
  *
  *   cc -std=c99 async_epoll.c $(pkg-config --cflags --libs kvclient) -o async_epoll
  *   seq 1000 | sed 's/.*&=&/' | ./async_epoll localhost:PORT     (a pipe or a terminal, not a file)
@@ -13,16 +14,16 @@
 
 #include <kvclient.h>
 
-#define DEPTH 16 /* operations in flight at most; small, so that KVC_FULL occurs here */
-#define MOST 256
+#define DEPTH 16 /* the maximum number of operations in flight; small, so that KVC_FULL occurs here */
+#define MOST 256 /* lines must be shorter */
 
-struct request { /* one line in progress; its address is the tag */
+struct request { /* one line in progress; its address is the tag of the operation */
     char key[MOST], value[MOST];
 };
 
 static kvc_cq *queue;
-static char input[16 * MOST + 1]; /* with room to end an unterminated last line */
-static size_t input_len, under_way;
+static char input[16 * MOST + 1]; /* one byte more, to end a last line without '\n' */
+static size_t input_len, in_flight;
 
 static int submit(const char *line, size_t len)
 {
@@ -37,21 +38,22 @@ static int submit(const char *line, size_t len)
     memcpy(request->key, line, key_len);
     if (equals != NULL) {
         op.kind = KVC_OP_PUT;
-        op.flags = KVC_KEEP; /* the value is not copied: it stays here until the completion */
+        op.flags = KVC_KEEP; /* the value is not copied, so it stays in the request */
         op.value.len = len - key_len - 1;
         op.value.data = memcpy(request->value, equals + 1, op.value.len);
     } else {
-        op.dst = request->value; /* the value is written here: nothing to free */
+        op.dst = request->value; /* the library writes the value here, so there is no buffer to free */
         op.cap = sizeof request->value - 1;
     }
     status = kvc_cq_submit(queue, &op, (uintptr_t)request);
-    under_way += status == KVC_OK;
+    in_flight += status == KVC_OK;
     if (status != KVC_OK)
         free(request);
     return status;
 }
 
-/* Submits lines until the queue is full. The rest stays in `input`, so that the sender has to wait. */
+/* Submits lines until the queue is full. The rest stays in `input`, and the program reads no more lines
+   until there is room in the queue. */
 static int submit_lines(void)
 {
     char *line = input, *end;
@@ -77,7 +79,7 @@ static void collect(void)
         struct request *request = (struct request *)(uintptr_t)done[i].tag;
         printf("%s: %s\n", request->key, done[i].status == KVC_OK ? request->value : done[i].words);
         free(request);
-        under_way--;
+        in_flight--;
     }
     if (count < 0)
         fprintf(stderr, "polling: %s\n", kvc_last_error()), exit(1);
@@ -101,8 +103,8 @@ int main(int argc, char **argv)
         return 2;
     }
     watch(epoll, EPOLL_CTL_ADD, STDIN_FILENO);
-    watch(epoll, EPOLL_CTL_ADD, kvc_cq_fd(queue)); /* also readable after a submit: collect() sends it */
-    while (!at_end || is_full || under_way > 0) {
+    watch(epoll, EPOLL_CTL_ADD, kvc_cq_fd(queue)); /* also readable after a submit */
+    while (!at_end || is_full || in_flight > 0) {
         if (epoll_wait(epoll, &event, 1, -1) == 1 && event.data.fd == STDIN_FILENO) {
             ssize_t len = read(STDIN_FILENO, input + input_len, sizeof input - 1 - input_len);
             at_end = len <= 0; /* the end of the input, or a line longer than the buffer */

@@ -1,6 +1,6 @@
 /*
- * batch.c: three hundred keys in two calls. A batch sends to all servers at once, so it takes about as
- * long as the slowest server, not as long as three hundred calls. Each key has its own status.
+ * batch.c: puts 300 keys with one call and gets them with another. A batch sends its requests to all
+ * servers at once, so it takes about as long as the slowest server needs. Each key has its own status.
  *
  *   cc -std=c99 batch.c $(pkg-config --cflags --libs kvclient) -o batch
  *   ./batch localhost:PORT
@@ -13,7 +13,7 @@
 #define KEYS 300
 
 static char names[KEYS][32], prices[KEYS][32];
-static kvc_slice keys[KEYS], values[KEYS]; /* they point to the texts above, which a batch borrows */
+static kvc_slice keys[KEYS], values[KEYS]; /* pointers to the texts above */
 static int statuses[KEYS];
 static kvc_buf found[KEYS];
 
@@ -25,19 +25,19 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* Returns the number of the first n keys that ended with this status. */
+/* Returns how many of the first n keys have this status. */
 static int count(int status, int n)
 {
-    int i, many = 0;
+    int i, found_count = 0;
 
     for (i = 0; i < n; i++)
-        many += statuses[i] == status;
-    return many;
+        found_count += statuses[i] == status;
+    return found_count;
 }
 
 /* Puts all keys. A batch is not a transaction: each key is a separate write, and some may be executed
-   while others are not. KVC_OK means that all were executed; otherwise each key has its own status. Here
-   a write that failed or is in doubt could be repeated, because a price put twice stays the same. */
+   while others are not. KVC_OK means that all were executed; otherwise each key has its own status. This
+   program could repeat writes that failed or are in doubt: to put the same price twice does no harm. */
 static int put_all(kvc_client *client)
 {
     kvc_op_options options;
@@ -48,7 +48,7 @@ static int put_all(kvc_client *client)
     options.timeout_ms = 10000; /* for the whole batch */
     status = kvc_mput(client, keys, values, KEYS, statuses, &options);
     if (status != KVC_OK) {
-        fprintf(stderr, "putting: %s\n", kvc_last_error()); /* their number, and one reason */
+        fprintf(stderr, "putting: %s\n", kvc_last_error()); /* how many failed, and one reason */
         for (i = 0; i < KEYS; i++)
             if (statuses[i] != KVC_OK)
                 fprintf(stderr, "  %s: %s\n", names[i], kvc_status_name(statuses[i]));
@@ -59,7 +59,7 @@ static int put_all(kvc_client *client)
 }
 
 /* Reads all keys. A missing key is not an error here, so the returned KVC_NOT_FOUND is ignored: the
-   statuses show the errors. Every element of `found` may be freed, whatever its status. */
+   statuses show the errors. Every element of `found` must be freed; without a value, this has no effect. */
 static int get_all(kvc_client *client)
 {
     unsigned long total = 0;
@@ -70,14 +70,14 @@ static int get_all(kvc_client *client)
     if (wrong > 0)
         fprintf(stderr, "getting: %s: %s\n", kvc_status_name(status), kvc_last_error());
     else
-        printf("%d got, %d not there\n", count(KVC_OK, KEYS), count(KVC_NOT_FOUND, KEYS));
+        printf("%d got, %d not found\n", count(KVC_OK, KEYS), count(KVC_NOT_FOUND, KEYS));
     for (i = 0; i < KEYS; i++) {
         unsigned long price;
         if (statuses[i] == KVC_OK && sscanf(found[i].data, "%lu", &price) == 1)
             total += price;
         kvc_buf_free(&found[i]);
     }
-    printf("together they cost %lu\n", total);
+    printf("total price: %lu\n", total);
     return wrong > 0 ? -1 : 0;
 }
 

@@ -1,6 +1,6 @@
 /*
- * cas_counter.c: a counter that stays exact although many programs increment it at once. A write that
- * names the version that was read is executed only if no other write has followed since.
+ * cas_counter.c: a counter that stays exact although many programs increment it at once. Each write requires
+ * the version that was read before. It is executed only if the counter still has this version.
  *
  *   cc -std=c99 cas_counter.c $(pkg-config --cflags --libs kvclient) -o cas_counter
  *   ./cas_counter localhost:PORT 100       (run it several times at once)
@@ -44,8 +44,8 @@ static int read_counter(kvc_client *client, unsigned long *count, uint64_t *vers
 }
 
 /* Adds one. KVC_CONFLICT means that another program has written first: read the new value and retry.
-   KVC_IN_DOUBT means that the deadline passed before the response arrived. The counter does not show
-   whether this increment was executed, so it is not retried; kvc_resolve() would return the outcome. */
+   KVC_IN_DOUBT means that the deadline passed before the response arrived. A retry could then add one a
+   second time, so this program stops; kvc_resolve() would return the outcome. */
 static int increment(kvc_client *client, unsigned long *conflicts)
 {
     kvc_op_options options;
@@ -70,7 +70,7 @@ static int increment(kvc_client *client, unsigned long *conflicts)
 
 int main(int argc, char **argv)
 {
-    kvc_client *client = NULL; /* stays NULL if it cannot be opened */
+    kvc_client *client = NULL; /* stays NULL if kvc_open() fails */
     unsigned long count = 0, conflicts = 0;
     uint64_t version;
     int status, n;

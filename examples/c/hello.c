@@ -2,8 +2,8 @@
  * hello.c: the first program with libkvclient. It stores a value, reads it back, changes it if no other
  * client has changed it, and deletes it.
  *
- *   make run                                    (or any cluster; note the coordinator's port)
- *   make install                                (or PREFIX=... and PKG_CONFIG_PATH=.../lib/pkgconfig)
+ *   make run                    (or start a cluster otherwise; note the coordinator's port)
+ *   make install                (with PREFIX=..., also set PKG_CONFIG_PATH=.../lib/pkgconfig)
  *   cc -std=c99 hello.c $(pkg-config --cflags --libs kvclient) -o hello
  *   ./hello localhost:PORT
  */
@@ -12,7 +12,7 @@
 
 #include <kvclient.h>
 
-/* Returns a C string as a key or value, without copying. Keys and values are any bytes with a length. */
+/* Returns a C string as a key or value, without a copy. Keys and values may contain any bytes. */
 static kvc_slice text(const char *string)
 {
     kvc_slice slice;
@@ -21,7 +21,7 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* Prints a failure. The program acts on the status; kvc_last_error() has the message for the user. */
+/* Prints a failure: the name of its status, and the library's message for the user. */
 static int failed(const char *doing, int status)
 {
     fprintf(stderr, "%s: %s: %s\n", doing, kvc_status_name(status), kvc_last_error());
@@ -41,8 +41,8 @@ static int greet(kvc_client *client)
         return failed("putting the greeting", status);
     printf("stored on %u servers\n", (unsigned)written.copies);
 
-    /* The program owns a value that it has read, and frees it. A value may contain any bytes. A NUL
-       that is not part of the length follows it, so that text can be used as a C string. */
+    /* The program must free a value that it has read. A value may contain any bytes. The library puts a NUL
+       after them, which `len` does not count, so that text can be used as a C string. */
     status = kvc_get(client, text("greeting"), NULL, &value);
     if (status != KVC_OK)
         return failed("getting the greeting", status);

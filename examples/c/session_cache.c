@@ -1,11 +1,12 @@
 /*
  * session_cache.c: a small server with a line protocol that keeps its sessions in the store. The server
- * itself has no state. So any number of them may run side by side with the same sessions, and a killed
- * one is simply restarted.
+ * itself has no state. So several of these servers can share the same sessions, and a server that was
+ * killed can simply be restarted.
  *
- *   LOGIN <id> <name>   ->  OK, also if <name> has the session already; or TAKEN
+ *   LOGIN <id> <name>   ->  OK, also if <name> already has the session; or TAKEN
  *   WHO <id>            ->  OK <name>, or NOBODY
  *   LOGOUT <id>         ->  OK, or NOBODY
+ *   if a line fails     ->  ERROR <reason>
  *
  *   cc -std=c99 session_cache.c $(pkg-config --cflags --libs kvclient) -lpthread -o session_cache
  *   ./session_cache localhost:PORT        (it prints the port that it listens on)
@@ -29,8 +30,8 @@ static kvc_slice text(const char *string)
     return (kvc_slice){string, strlen(string)};
 }
 
-/* Responds to one line. A user's request fails after half a second without a response from the store.
-   Only that is an error here; the other statuses are regular results. */
+/* Responds to one line. A request to the store fails if there is no response within half a second. A
+   missing key and a conflict are regular results here. */
 static void answer(FILE *to, const char *command, const char *id, const char *name)
 {
     kvc_op_options options = {sizeof(kvc_op_options), 500, 0};
@@ -49,7 +50,7 @@ static void answer(FILE *to, const char *command, const char *id, const char *na
                 status = strcmp(found.data, name) == 0 ? KVC_OK : KVC_CONFLICT;
                 kvc_buf_free(&found);
             } else if (status == KVC_NOT_FOUND)
-                status = KVC_IN_DOUBT; /* not executed, or logged out since: SORRY */
+                status = KVC_IN_DOUBT; /* not executed, or logged out since: ERROR */
         }
     } else if (strcmp(command, "WHO") == 0) {
         status = kvc_get(store, text(key), &options, &found);
@@ -61,18 +62,18 @@ static void answer(FILE *to, const char *command, const char *id, const char *na
     } else if (strcmp(command, "LOGOUT") == 0) {
         status = kvc_delete(store, text(key), &options, NULL);
     } else {
-        fprintf(to, "WHAT?\n");
+        fprintf(to, "ERROR unknown command\n");
         return;
     }
     switch (status) {
     case KVC_OK: fprintf(to, "OK\n"); break;
     case KVC_CONFLICT: fprintf(to, "TAKEN\n"); break;
     case KVC_NOT_FOUND: fprintf(to, "NOBODY\n"); break;
-    default: fprintf(to, "SORRY %s\n", kvc_last_error()); break;
+    default: fprintf(to, "ERROR %s\n", kvc_last_error()); break;
     }
 }
 
-/* Serves one connection, in a thread of its own; the library starts no threads. */
+/* Serves one connection, in a separate thread that main() starts. */
 static void *serve(void *argument)
 {
     FILE *stream = argument;

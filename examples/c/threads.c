@@ -1,6 +1,6 @@
 /*
- * threads.c: eight threads and one handle. Each thread writes its own keys and reads them back. The
- * threads share the connections of the handle, and no call waits for the end of another.
+ * threads.c: eight threads share one handle. Each thread writes its own keys and reads them back. The
+ * threads share the connections of the handle, but no call waits until another call ends.
  *
  *   cc -std=c99 threads.c $(pkg-config --cflags --libs kvclient) -lpthread -o threads
  *   ./threads localhost:PORT
@@ -30,7 +30,7 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* Prints a failure. kvc_last_error() has the message of the calling thread, so each reports its own. */
+/* Prints a failure. kvc_last_error() returns the message of the calling thread's last failed call. */
 static int failed(const struct worker *worker, const char *doing, int status)
 {
     fprintf(stderr, "thread %d, %s: %s: %s\n", worker->number, doing, kvc_status_name(status),

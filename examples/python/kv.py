@@ -1,6 +1,8 @@
-"""kv.py: the store from Python, by ctypes and nothing else.
+"""kv.py: uses the store from Python, with ctypes only.
 
-python3 kv.py localhost:PORT          (KVCLIENT names another library than libkvclient.so.1)
+python3 kv.py localhost:PORT
+
+The library is libkvclient.so.1, unless the environment variable KVCLIENT names another file.
 """
 import ctypes
 import os
