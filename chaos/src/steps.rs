@@ -87,7 +87,10 @@ mod tests {
             ("server 1 is down: its process has ended", (1, Told::Down)),
             ("server 1, step 3: its primary table is copied", (1, Told::Step(3))),
             ("server 12 started on localhost, pid 4711", (12, Told::Started { pid: 4_711 })),
-            ("server 0 is back: its groups have two copies, at home", (0, Told::Back)),
+            (
+                "server 0 is back: its groups have two copies again, on their home servers",
+                (0, Told::Back),
+            ),
         ] {
             assert_eq!(parse(&format!("{date}{line}")), Some(told), "{line}");
         }

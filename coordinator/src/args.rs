@@ -24,18 +24,19 @@ use parse::{
 /// Starts the servers of a cluster, watches them, and stops them in order.
 ///
 /// The cluster runs until Ctrl+D (the end of standard input), Ctrl+C or SIGTERM. Then every server drains, dumps both
-/// its tables and exits. A dump that fails is retried until it succeeds, and no server exits before; `coord stop
-/// --dump-dir` writes the dumps elsewhere. A second Ctrl+C, a second or more after the first, gives up what cannot be
-/// dumped. If nothing has failed, or on another Ctrl+C after that, the servers are killed without dumps. Any further
-/// SIGTERM has no effect. SIGHUP makes a coordinator or a server reopen its log file; both ignore SIGUSR1, SIGUSR2, SIGALRM
-/// and the like.
+/// its tables and exits. A dump that fails is retried until it succeeds, and no server exits before that; `coord stop
+/// --dump-dir` writes the dumps elsewhere. A second Ctrl+C, a second or more after the first, abandons the tables that
+/// cannot be dumped. If no dump has failed, or on another Ctrl+C after that, the servers are killed without dumps. Any
+/// further SIGTERM has no effect. SIGHUP makes a coordinator or a server reopen its log file; both ignore SIGUSR1,
+/// SIGUSR2, SIGALRM and similar signals.
 ///
 /// The exit status is 0 on success, 1 on a failure (for example: a group of which no server reported a complete dump),
 /// 2 if the command line or the cluster file is invalid.
 ///
 /// `--on-double-fault`, `--memory-limit`, `--connection-memory`, `--orphan-timeout`, `--net`, `--failure-timeout`,
 /// `--remote-dir`, `--ssh-config` and `--advertise` are stored with the cluster's state. A coordinator that takes the
-/// cluster over or restores it uses the stored settings, unless it is given others. `coord status` shows them.
+/// cluster over or restores it uses the stored settings, unless its flags give other values. `coord status` shows the
+/// settings.
 #[derive(Debug, Parser)]
 #[command(
     name = "coord",
@@ -66,14 +67,14 @@ pub(crate) struct Args {
     pub(crate) log: Option<PathBuf>,
 
     /// Failure timeout in seconds (fractions allowed): a server that sends no heartbeat for this long counts as down.
-    /// Leases are as long, at least 0.5 s; a server with a thread that hangs for 1.25 leases ends. Raise it if servers
-    /// do not get enough processor time: failures are then detected later, and reads and writes of the affected groups
-    /// wait longer. Default: the stored setting, else 0.5. A running cluster keeps its own.
+    /// Leases last as long, but at least 0.5 s; a server ends if one of its threads hangs for 1.25 leases. Raise it if
+    /// servers do not get enough processor time: failures are then detected later, and reads and writes of the affected
+    /// groups wait longer. Default: the stored setting, else 0.5. A running cluster keeps its own.
     #[arg(short = 't', long, alias = "timeout", value_name = "SECONDS", value_parser = parse_failure_timeout)]
     pub(crate) failure_timeout: Option<Duration>,
 
-    /// Policy for a second server that fails before the first is back: `shutdown` stops the cluster with dumps,
-    /// `isolate` continues without what is lost. Default: the stored setting, else `shutdown`.
+    /// Policy for a second server that fails before the first one is replaced: `shutdown` stops the cluster with dumps,
+    /// `isolate` continues without the lost groups. Default: the stored setting, else `shutdown`.
     #[arg(long, value_name = "POLICY", value_enum)]
     pub(crate) on_double_fault: Option<OnDoubleFault>,
 
@@ -136,8 +137,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub(crate) memory_limit: Option<String>,
 
-    /// Memory limit for the clients' connections of one server, such as 128M; at least 40M. The tables leave free what
-    /// connections hold. Default: the stored setting, else a quarter of the memory limit, else 256M.
+    /// Memory limit for the clients' connections of one server, such as 128M; at least 40M. The tables do not use the
+    /// memory that connections hold. Default: the stored setting, else a quarter of the memory limit, else 256M.
     #[arg(long, value_name = "BYTES", value_parser = parse_connection_memory)]
     pub(crate) connection_memory: Option<String>,
 
@@ -163,13 +164,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", num_args = 1..)]
     pub(crate) restore: Vec<PathBuf>,
 
-    /// Do what the files in --dir call for: take the cluster over if it runs, restore it if it was stopped, and found a
-    /// new one only if there is neither a state nor a dump. It never starts an empty cluster beside existing data. For
-    /// service units.
+    /// Choose the kind of start by the files in --dir: take the cluster over if it runs, restore it if it was stopped,
+    /// and found a new one only if there is neither a state nor a dump. It never starts an empty cluster beside
+    /// existing data. For service units.
     #[arg(long, conflicts_with = "restore")]
     pub(crate) resume: bool,
 
-    /// Restore although some groups are LOST because no dump of them counts. Their keys are answered LOST.
+    /// Restore although some groups are LOST because no dump of them counts. Requests for their keys get LOST.
     #[arg(long, requires = "restore")]
     pub(crate) accept_loss: bool,
 
@@ -180,8 +181,8 @@ pub(crate) struct Args {
     #[arg(long, requires = "restore")]
     pub(crate) without_state: bool,
 
-    /// Restore although a member of the old cluster may still serve. Use it only if you know that none does: otherwise
-    /// two clusters would serve the same keys.
+    /// Restore although a member of the old cluster may still serve. Use it only if you know that no such member
+    /// serves: otherwise two clusters would serve the same keys.
     #[arg(long, requires = "restore")]
     pub(crate) force: bool,
 

@@ -92,7 +92,7 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
         match stream.read(&mut received) {
             Ok(0) => {
                 return Err(
-                    "it closed the connection; check that this is its port for clients".into()
+                    "the coordinator closed the connection; check that this is its port for clients".into()
                 );
             }
             Ok(count) => buffer.extend(&received[..count]),
@@ -106,7 +106,7 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
 }
 
 fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
-    // An IPv6 address may be in brackets, as in a URL and with `client`; the resolver accepts none.
+    // An IPv6 address may be in brackets, as in a URL and with `client`, but the resolver does not accept brackets.
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host = bare.unwrap_or(host);
     let addresses = (host, port).to_socket_addrs().map_err(|error| error.to_string())?;

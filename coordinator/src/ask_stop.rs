@@ -21,18 +21,18 @@ use crate::{driver, lock, store};
 
 /// The timeout for the exit of a coordinator that has sent its last message.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// The interval at which that exit is polled.
+/// The interval at which the exit of that coordinator is polled.
 const END_LOOK: Duration = Duration::from_millis(10);
 
 /// The outcome of a request to a coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     Done,
-    /// No coordinator is running there.
+    /// No coordinator is running in the directory.
     Nobody,
 }
 
-/// Requests a stop, and waits for its end.
+/// Requests a stop, and waits for the end of the stop.
 ///
 /// # Errors
 /// The stop failed, or the coordinator cannot be reached.
@@ -130,7 +130,7 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
     )))
 }
 
-/// Waits until a coordinator that has sent its last message has exited, so that another one can start in its
+/// Waits until a coordinator that has sent its last message has exited, so that another coordinator can start in its
 /// directory.
 fn await_end(dir: &Path) {
     let deadline = Instant::now() + END_TIMEOUT;
@@ -161,7 +161,7 @@ pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
         )))
     };
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
-    let Some(record) = loaded else { return nobody("there is no state of a cluster") };
+    let Some(record) = loaded else { return nobody("the directory has no state of a cluster") };
     let servers = ls::look(&record, &Ssh::new(&record.settings)).await;
     let living = servers.iter().filter(|server| server.state == State::Lives).count();
     if living == 0 {

@@ -114,7 +114,7 @@ fn hosts(file: &ClusterFile) -> BTreeMap<String, (&Host, FixedPorts)> {
     hosts
 }
 
-/// Finds ports in the file and in the flags that collide on one machine, even if the machine has several names.
+/// Finds equal ports of one machine in the cluster file and the flags, even if the machine has several names.
 fn shared_ports(
     args: &Args,
     file: &ClusterFile,
@@ -192,7 +192,7 @@ fn check_remote(
 ) {
     let reached = match (survey.its_address, survey.our_address) {
         (Some(its), Some(ours)) => {
-            Ok(format!("reached at {its}; it reaches this machine at {ours}"))
+            Ok(format!("reached at {its}; that host reaches this machine at {ours}"))
         }
         (Some(its), None) => Ok(format!("reached at {its}; give --advertise")),
         (None, _) => Err("its address is not known; write the address instead of the name".into()),
@@ -207,11 +207,11 @@ fn check_remote(
         )),
         _ if !survey.has_binary => Err(format!("there is no executable {dir}/server")),
         None => Err(format!(
-            "{dir}/server does not run there; check that it was built for that machine"
+            "{dir}/server cannot be executed on that host; check that it was built for that machine"
         )),
-        Some(version) if version != own => {
-            Err(format!("{dir}/server is version {version}, this is {own}; copy it there again"))
-        }
+        Some(version) if version != own => Err(format!(
+            "the version of {dir}/server is {version}, not {own}; copy this version to that host"
+        )),
         Some(version) => Ok(format!("{dir}/server, version {version}")),
     };
     findings.push((format!("{name}, server binary"), binary));
@@ -235,7 +235,7 @@ fn default_limit(binary: &Path, servers: usize) -> Result<String, String> {
     match output.status.success() {
         true => Ok(printable(String::from_utf8_lossy(&output.stdout).trim())),
         false => Err(format!(
-            "{} reports no default limit; check that its version is the one of this program",
+            "{} reports no default limit; check that it has the version of this program",
             binary.display()
         )),
     }
@@ -274,9 +274,9 @@ fn kernel_is_at_least(release: &str, wanted: (u32, u32)) -> bool {
 /// The first kernel whose io_uring has what the network engine uring needs.
 const URING_KERNEL: (u32, u32) = (6, 1);
 
-/// Creates the smallest possible ring. Only this test detects that a container forbids io_uring.
+/// Creates the smallest possible ring. No other test detects that a container forbids io_uring.
 fn io_uring_works() -> Result<String, String> {
-    // struct io_uring_params (io_uring_setup(2)) has 120 bytes, all zero for the defaults.
+    // The size of struct io_uring_params (io_uring_setup(2)) is 120 bytes; zeros select the defaults.
     let mut parameters = [0u64; 15];
     // SAFETY: the kernel reads and writes only the 120 bytes of the array.
     let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };

@@ -1,5 +1,5 @@
-//! The clients' port: HELLO, then any number of MAP and STATUS requests. It has its own thread, with a lower
-//! priority than the driver's thread, so that no number of clients delays a failover.
+//! The clients' port: HELLO, then any number of MAP and STATUS requests. A separate thread serves it with a lower
+//! priority than the driver's thread. So even very many clients do not delay a failover.
 
 use std::cell::RefCell;
 use std::io;
@@ -111,8 +111,8 @@ struct Port {
 #[derive(Debug, Default)]
 struct Crowded {
     closed: u64,
-    /// The time of the first close of this crowding, the time until which the status reports it, and the address of the
-    /// last connection that caused a close.
+    /// The current crowding: the time of its first close, the time until which the status reports it, and the address
+    /// of the last connection that caused a close.
     seen: Option<(Time, Time, IpAddr)>,
 }
 
@@ -267,8 +267,7 @@ async fn respond_to_all(
     Ok(())
 }
 
-/// Returns the next frame. Returns `None` at the end of the stream, and if this connection must make room for
-/// another.
+/// Returns the next frame, or `None` at the end of the stream or if this connection must make room for another.
 async fn next_frame(
     connection: &mut Connection,
     guest: &Guest,

@@ -1,4 +1,5 @@
-//! The clock of the cluster's state machine: CLOCK_BOOTTIME, which includes suspended time.
+//! The clock of the cluster's state machine: CLOCK_BOOTTIME, which also counts the time in which the machine is
+//! suspended.
 
 use kv_protocol::Time;
 use rustix::time::{ClockId, clock_gettime};

@@ -88,7 +88,8 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
             }
         };
         for name in &names {
-            // The first directory with the dump counts: if a stop redirected the dumps, that stop was the last one.
+            // The first directory with the dump counts. It is the directory of `coord stop --dump-dir`, if the last
+            // stop had one.
             let fetched = match found.iter().find(|dump| dump.name == *name) {
                 Some(dump) => fetch(&ssh, host, dump, into).await,
                 None => Err(format!("not found in {}", directories.join(" or "))),
@@ -129,7 +130,7 @@ fn hosts(record: &Record) -> Vec<(&Host, Vec<ServerId>)> {
     hosts
 }
 
-/// Fails if the cluster is running: its dumps would be of an earlier run, or incomplete.
+/// Fails if the cluster is running, because any dumps would be incomplete or from an earlier run.
 async fn refuse_if_it_runs(record: &Record, ssh: &Ssh, dir: &Path) -> Result<(), Failure> {
     let is_watched = lock::holder_of(dir).is_some();
     let lives =
@@ -168,7 +169,7 @@ fn parse(said: &str, directories: &[String], names: &[String]) -> Vec<Dump> {
     said.lines().filter_map(dump).collect()
 }
 
-/// Fetches a dump, unless the same file is here already. Returns a description of the result.
+/// Fetches a dump, unless the same file is already in the directory. Returns a description of the result.
 async fn fetch(ssh: &Ssh, host: &Host, dump: &Dump, into: &Path) -> Result<String, String> {
     let target = into.join(&dump.name);
     if let Ok(metadata) = fs::symlink_metadata(&target) {
@@ -241,7 +242,7 @@ async fn receive(
     file.sync_all().map_err(failed)
 }
 
-/// A temporary file that is removed when dropped, unless it was renamed.
+/// A temporary file. Dropping this value removes the file, unless it was renamed.
 struct Part(PathBuf);
 
 impl Drop for Part {

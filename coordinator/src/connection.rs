@@ -51,7 +51,7 @@ pub(crate) struct Connection {
     output: Vec<u8>,
     /// The number of those bytes already sent.
     sent: usize,
-    /// The time at which that number last grew.
+    /// The time at which the number of sent bytes last grew.
     last_progress: Instant,
 }
 
@@ -63,7 +63,7 @@ enum Moved {
 
 impl Connection {
     pub(crate) fn new(stream: TcpStream, rules: FrameRules) -> Connection {
-        // Otherwise a small response may wait for the acknowledgement of an earlier one.
+        // Without this option, a small response may wait for the acknowledgement of an earlier one.
         let _ = stream.set_nodelay(true);
         Connection {
             stream,
@@ -86,8 +86,8 @@ impl Connection {
             .map_or_else(|_| "?".into(), |address: SocketAddr| address.to_string())
     }
 
-    /// Queues bytes that are sent while the next frames are awaited. Frames of a peer that reads slowly are thus
-    /// still received.
+    /// Queues bytes that are sent while the next frames are awaited. So frames are received even from a peer that reads
+    /// slowly.
     pub(crate) fn queue(&mut self, bytes: &[u8]) {
         if self.has_sent_all() {
             self.output.clear();
@@ -102,8 +102,8 @@ impl Connection {
         self.sent == self.output.len()
     }
 
-    /// Receives bytes or sends queued bytes, whichever is possible first. Cancel-safe: no bytes are lost if this is
-    /// dropped.
+    /// Receives bytes or sends queued bytes, whichever is possible first. Cancel-safe: dropping the future loses no
+    /// bytes.
     async fn transfer(
         stream: &mut TcpStream,
         received: &mut [u8],
@@ -117,8 +117,8 @@ impl Connection {
         }
     }
 
-    /// Returns the next frame, or `None` if the peer has closed the connection between two frames. Waits at most
-    /// `timeout` (forever if `None`) for the first byte, counted from the end of the last frame. Cancel-safe.
+    /// Returns the next frame, or `None` if the peer has closed the connection between two frames. The first byte must
+    /// arrive within `timeout` after the end of the last frame; `None` means no timeout. Cancel-safe.
     pub(crate) async fn next_frame(
         &mut self,
         timeout: Option<Duration>,
@@ -166,7 +166,8 @@ impl Connection {
         }
     }
 
-    /// Sends bytes. Reads nothing meanwhile, so a peer that does not read its responses cannot send more requests.
+    /// Sends bytes. It receives nothing meanwhile, so a peer that does not read its responses cannot send more
+    /// requests.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
         match timeout(STALL_DEADLINE, self.stream.write_all(bytes)).await {
             Ok(result) => Ok(result?),

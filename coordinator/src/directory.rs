@@ -1,4 +1,4 @@
-//! The coordinator's directory, held open: its files are found again after it was moved.
+//! The coordinator's directory, held open so that its files are found even after the directory was moved.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -37,12 +37,12 @@ impl Directory {
         }
     }
 
-    /// Returns the open directory. The lock is not held while it is used, which may take long.
+    /// Returns the open directory. The caller may use it for a long time, because the lock is not held meanwhile.
     pub(crate) fn held(&self) -> Arc<File> {
         Arc::clone(&self.open.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Opens the directory that is now at the path of the start, and keeps that one open from now on.
+    /// Opens the directory that is now at the path of the start, and keeps it open instead of the earlier one.
     pub(crate) fn open_again(&self) -> io::Result<Arc<File>> {
         let other = Arc::new(open(&self.path)?);
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&other);
@@ -55,7 +55,7 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
-/// Returns whether the path still leads to the directory.
+/// Returns whether `path` still leads to `directory`.
 pub(crate) fn is_at(directory: &File, path: &Path) -> bool {
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     let there = std::fs::metadata(path).map(identity).ok();

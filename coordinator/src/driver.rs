@@ -11,8 +11,9 @@
 //!                               -> announcements: the log, the terminal, callers
 //! ```
 //!
-//! `beginning` decides what to start from, and `founding` makes the driver. Then this file loops. `ending`, `detach`
-//! or, for an outdated coordinator, `takeover` ends it. `context` has the state that all of them share.
+//! `beginning` determines the kind of the start, and `founding` creates the driver. The main loop is in this file.
+//! `ending`, `detach` or, for an outdated coordinator, `takeover` ends the loop. `context` has the state that all of
+//! these modules share.
 
 mod announcements;
 mod beginning;
@@ -68,8 +69,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     serve(args, file, None).await
 }
 
-/// Runs a cluster like [`run`], from a parsed cluster file. A `call` is carried out on a cluster that is taken
-/// over; otherwise it is an error.
+/// Runs a cluster like [`run`], from a parsed cluster file. A `call` is carried out on a cluster that is taken over. It
+/// is an error if the start is of another kind.
 pub(crate) async fn serve(
     args: Args,
     file: ClusterFile,
@@ -88,7 +89,7 @@ pub(crate) async fn serve(
     let _lock = DirectoryLock::take(&args.dir)?;
     let mut reasons = stop::listen(args.daemon)?;
     let (plan, beginning) = tokio::select! {
-        // A failure of the plan is reported even if a reason to stop has already arrived.
+        // If the plan has failed, that is reported even if a reason to stop has already arrived.
         biased;
         plan = make_plan(&args, file, console) => plan.inspect_err(log)?,
         reason = reasons.recv() => {
@@ -154,7 +155,7 @@ async fn main_loop(
             () = driver.changed.notified() => {}
             Some(call) = requests.recv() => match call {
                 Call::Stop(request) => driver.stop_as_asked(&request, &mut stopping),
-                // The socket's task carries these out itself.
+                // The task of the connection carries these requests out.
                 Call::Replace(_) | Call::Set(_) => {}
                 Call::Detach { .. } => match driver.may_detach() {
                     Ok(()) => {

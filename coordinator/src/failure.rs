@@ -5,6 +5,6 @@
 pub(crate) enum Failure {
     /// The command line or the cluster file is invalid; nothing was started.
     Usage(String),
-    /// An operation failed. If a start failed, the servers that it started were stopped again.
+    /// An operation failed. If a start failed, the servers that were already started were stopped again.
     Failed(String),
 }

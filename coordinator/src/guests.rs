@@ -1,4 +1,4 @@
-//! The connections to the clients port, counted by address, so that no address can displace others.
+//! The connections to the clients port. They are counted by address, so that no address can displace others.
 //!
 //! ```text
 //!   accept -> admit -> Guest: idle (may have to leave) <-> request (limited rate per address)
@@ -25,7 +25,7 @@ const MAPS_PER_SECOND: u32 = 20_000;
 /// The maximum rate of STATUS requests per second, counted in the same way.
 const STATUSES_PER_SECOND: u32 = 500;
 
-/// The connections of a port. An address has at most three quarters of them, so that no single address can take
+/// The connections of a port. An address may open at most three quarters of them, so that no single address can take
 /// all.
 #[derive(Debug)]
 pub(crate) struct Guests {
@@ -70,7 +70,7 @@ pub(crate) struct Guest {
 }
 
 impl Guests {
-    /// Creates an empty set for at most `most` connections.
+    /// Creates the state of a port for at most `most` connections.
     pub(crate) fn new(most: usize) -> Rc<Guests> {
         Rc::new(Guests {
             most,
@@ -114,7 +114,7 @@ impl Guests {
         let oldest = self.parties.borrow_mut().get_mut(&address)?.idle.pop_front()?;
         self.closed_for_others.set(self.closed_for_others.get() + 1);
         oldest.must_leave.notify_one();
-        // The place is free from now on, although closing the connection takes a moment.
+        // The place is free from now on, although the connection is closed a moment later.
         self.leave(&oldest);
         Some(())
     }
@@ -203,8 +203,8 @@ impl Drop for Idle<'_> {
     }
 }
 
-/// Returns the address under which a connection is counted: for IPv6 the first 64 bits, which one host has to
-/// itself.
+/// Returns the address under which a connection is counted: for IPv6 only the first 64 bits, because one host may use
+/// all addresses that share them.
 fn party_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) if !v6.is_loopback() => {

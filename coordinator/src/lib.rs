@@ -13,9 +13,9 @@
 //!                           exits, kill --+      +-- driver/links -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
 //! ```
 //!
-//! The driver, with its links, runs on one thread with one async runtime. Another thread serves clients from
-//! snapshots. The coordinator is not on the data path. All decisions are made in [`kv_core::cluster`]; this crate
-//! carries them out.
+//! The driver, with its links, runs on one thread with one async runtime. Another thread serves clients from snapshots.
+//! Data does not pass through the coordinator. All decisions are made in [`kv_core::cluster`]; this crate carries them
+//! out.
 
 mod args;
 mod ask;
@@ -114,7 +114,7 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
 
 /// Runs a task, and the tasks that it spawns, on this thread.
 fn in_runtime<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    // First of all, because a stray signal must not end the coordinator.
+    // This comes first, because a stray signal must not end the coordinator.
     kv_daemon::signals::pass_over();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -123,7 +123,7 @@ fn in_runtime<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
     let tasks = tokio::task::LocalSet::new();
     let ended = tasks.block_on(&runtime, task);
     drop(tasks);
-    // Does not wait for threads that a stalled device blocks.
+    // The shutdown does not wait for threads that a stalled device blocks.
     runtime.shutdown_background();
     ended
 }

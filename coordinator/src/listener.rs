@@ -16,8 +16,8 @@ use crate::logs::Refusals;
 
 /// The pause before the next accept if the system has no free descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The timeout for binding a port of an earlier coordinator. A server that tried to connect to this port may
-/// briefly use it as the local port of its own socket.
+/// The timeout for binding a port of an earlier coordinator. A server that tries to connect to this port may briefly
+/// occupy it as the local port of its own socket.
 const PORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The interval between two attempts.
 const PORT_PAUSE: Duration = Duration::from_millis(100);
@@ -58,7 +58,7 @@ fn other_user(error: &std::io::Error, address: IpAddr, port: u16) -> Option<u32>
         .then(|| port_owner::of_another_user(SocketAddr::new(address, port)))?
 }
 
-/// Listens again on a port that an earlier coordinator of this cluster had.
+/// Listens again on a port on which an earlier coordinator of this cluster listened.
 ///
 /// # Errors
 /// Another process keeps the port until the timeout. A process of another user is an error at once.
@@ -127,8 +127,8 @@ impl Slots {
     }
 }
 
-/// A bounded set of connections from which input is expected. If the set is full, the address with the most
-/// connections loses its longest-waiting one. So silent peers cannot displace active ones, and no address can
+/// A bounded set of connections from which input is expected. If the set is full, the longest-waiting connection of the
+/// address with the most connections is closed. So silent peers cannot displace active ones, and no address can
 /// displace another.
 #[derive(Debug)]
 pub(crate) struct WaitingRoom {
@@ -149,7 +149,7 @@ impl WaitingRoom {
         Rc::new(WaitingRoom { waiting: RefCell::default(), most })
     }
 
-    /// Admits another connection, and closes one if there are now too many.
+    /// Admits a connection, and closes another one if the room is full.
     pub(crate) fn enter(self: &Rc<WaitingRoom>, address: IpAddr) -> Place {
         let must_go = Rc::new(Notify::new());
         let mut waiting = self.waiting.borrow_mut();
@@ -196,7 +196,8 @@ pub(crate) async fn accept(
         match listener.accept().await {
             Ok((stream, address)) => serve(stream, address),
             Err(error) => {
-                // Usually no descriptor is left. Open links continue, and links that end free their descriptors.
+                // Usually the process has no descriptor left. Open links continue, and each link that ends frees its
+                // descriptor.
                 refusals.note("any address", format_args!("cannot accept a connection: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

@@ -76,7 +76,7 @@ pub(crate) fn refuse_if_held(dir: &Path, own: &Path) -> Result<(), Failure> {
             dir.display(),
             holder(&mut file)
         ))),
-        // A file that cannot be locked proves nothing; the servers are looked up anyway.
+        // A lock file that cannot be locked proves nothing, and the servers are looked up in any case.
         _ => Ok(()),
     }
 }

@@ -1,5 +1,5 @@
-//! The log, and the messages on the operator's terminal. Neither blocks the driver: each has a queue and a thread
-//! of its own ([`kv_daemon::queue`]).
+//! The log, and the messages on the operator's terminal. Neither blocks the driver, because each has its own queue and
+//! writer thread ([`kv_daemon::queue`]).
 
 use std::cell::RefCell;
 use std::io::IsTerminal as _;
@@ -22,7 +22,7 @@ const LONGEST_REFUSAL_PAUSE: Duration = Duration::from_secs(600);
 /// The timeout for writing all messages at the end of the process.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The queue of the log, unless the screen is the log.
+/// The queue of the log file; not set if the log goes to standard error.
 static LOG: OnceLock<Queue> = OnceLock::new();
 
 /// Starts logging: to the file of `-l`, or to standard error. On a terminal, the lines have no timestamps.
@@ -104,7 +104,8 @@ impl Console {
         self.show(text);
     }
 
-    /// Logs the failure with which the program ends, if the log is a file. On standard error it is printed anyway.
+    /// Logs the failure with which the program ends, if the log is a file. If the log goes to standard error, the
+    /// failure is printed there anyway.
     pub(crate) fn log(self, failure: &Failure) {
         let (Failure::Usage(message) | Failure::Failed(message)) = failure;
         if self.is_file {
@@ -124,8 +125,8 @@ impl Console {
     }
 }
 
-/// A log of the rejections on a port, with at most one line a second. The same reason is logged at intervals that
-/// double up to ten minutes while it continues.
+/// A log of the rejections on a port, with at most one line a second. While the same reason repeats, it is logged at
+/// intervals that double up to ten minutes.
 #[derive(Debug)]
 pub(crate) struct Refusals {
     port: &'static str,
@@ -143,7 +144,7 @@ struct Refused {
 }
 
 impl Refusals {
-    /// Returns the log of the port called `port`.
+    /// Creates the log of the port called `port`.
     pub(crate) fn new(port: &'static str) -> Refusals {
         let state = Refused { unsaid: 0, last: None, pause: REFUSAL_LOG_INTERVAL };
         Refusals { port, state: RefCell::new(state) }
@@ -175,7 +176,7 @@ impl Refused {
             return None;
         }
         let is_repeated = self.last.as_ref().is_some_and(|(_, last)| last == reason);
-        // A reason that has paused for long enough starts with short intervals again.
+        // A reason that did not occur for long enough starts with short intervals again.
         self.pause = match is_repeated && since < pause * 2 {
             true => (self.pause * 2).min(LONGEST_REFUSAL_PAUSE),
             false => REFUSAL_LOG_INTERVAL,

@@ -42,7 +42,7 @@ const UNKNOWN: u8 = 4;
 pub(crate) enum State {
     Lives,
     Gone,
-    /// Its host does not report it.
+    /// The host of the server does not report its state.
     Unknown,
     /// No process has reported so far.
     Unstarted,
@@ -182,8 +182,8 @@ pub(crate) async fn look(record: &Record, ssh: &Ssh) -> Vec<Seen> {
     seen(record, &responses, false)
 }
 
-/// Returns the state of each server according to the results. If `all_gone`, every process is known to have ended
-/// and there are no results.
+/// Returns the state of each server according to the results of the look-ups. If `all_gone` is true, every process is
+/// known to have ended, and there are no results.
 fn seen(
     record: &Record,
     responses: &[(Started, Result<bool, String>)],

@@ -14,12 +14,12 @@ pub(crate) struct Boot {
     boot: String,
 }
 
-/// The machine on which to look up the processes that a record calls local.
+/// The machine on which the processes that a record calls local can be looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// This machine, since the same boot.
+    /// This machine, not rebooted since the record was written.
     Here,
-    /// Nowhere: the machine has rebooted since.
+    /// This machine, rebooted since the record was written: the processes have ended.
     Past,
     /// Another machine, which cannot be queried from here.
     Elsewhere,
@@ -32,8 +32,8 @@ impl Boot {
         Boot { id: read("/etc/machine-id"), boot: read("/proc/sys/kernel/random/boot_id") }
     }
 
-    /// Returns the place of the local processes of a record that was written on a machine. A record without a
-    /// machine counts as written here.
+    /// Returns where the local processes of a record can be looked up. A record without a machine counts as written on
+    /// this machine.
     pub(crate) fn place(written_on: Option<&Boot>) -> Place {
         written_on.map_or(Place::Here, |machine| machine.seen_from(&Boot::this()))
     }

@@ -1,5 +1,5 @@
-//! Places of the ring that moved to other hosts: by `coord replace`, or by a cluster file that was edited while no
-//! coordinator ran.
+//! Places of the ring that moved to other hosts. The cause is `coord replace`, or a cluster file that was edited while
+//! no coordinator ran.
 //!
 //! | host of a place in the cluster file | result |
 //! |---|---|
@@ -66,7 +66,7 @@ mod tests {
         let changed = file(["localhost", "kv@new", "localhost"]);
         assert_eq!(read(changed.clone(), &place).moves, [ServerId(1)]);
 
-        // The same move by `coord replace`: the file still names the previous host.
+        // The same move was made by `coord replace`, and the file still names the previous host.
         let new = changed.servers[1].host.clone();
         let from = std::mem::replace(&mut place.hosts[1], new.clone());
         place.moved =
@@ -75,7 +75,7 @@ mod tests {
         assert_eq!((old.moves.len(), old.moved.len()), (0, 1));
         assert_eq!((&old.file.servers[1].host, old.file.servers[1].coord_port), (&new, 9));
         assert_eq!(old.moved[0].words(), "kv@new 7 8 9");
-        // The file has been updated, then names a third host.
+        // The file is first up to date, and then names a third host.
         let current = read(changed, &place);
         assert_eq!((current.moves.len(), current.moved.len()), (0, 0));
         let third = read(file(["localhost", "kv@third", "localhost"]), &place);

@@ -1,5 +1,5 @@
-//! A check that an address leads to this machine, by connecting to it. Every other host uses the address of
-//! `--advertise`.
+//! A check that the address of `--advertise` leads to this machine, by connecting to it. Every other host uses this
+//! address.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::random;
 
-/// The timeout for a connection to a foreign address to arrive at this machine.
+/// The timeout for the arrival of a connection to an address that this machine does not have.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// The interval at which the listener is polled for that connection.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -17,8 +17,8 @@ pub(crate) fn is_own(address: IpAddr) -> bool {
     TcpListener::bind((address, 0)).is_ok()
 }
 
-/// Checks that connections to an address arrive at this machine, and returns a description of how. `port` is the
-/// forwarded port; 0 for any.
+/// Checks that connections to an address arrive at this machine, and returns a description of the way. `port` is the
+/// port that another machine forwards; 0 selects any port.
 ///
 /// # Errors
 /// They do not arrive; the message has what to do.
@@ -27,7 +27,7 @@ pub(crate) fn check(address: IpAddr, port: u16) -> Result<&'static str, String> 
         return Ok("an address of this machine");
     }
     match comes_back(address, port) {
-        Ok(()) => Ok("reaches this machine through another one"),
+        Ok(()) => Ok("reaches this machine through another machine"),
         Err(reason) => Err(format!(
             "{address} is not an address of this machine, and does not reach it ({reason}); give one at which \
              the other hosts reach this machine (`ip address` lists its own)"

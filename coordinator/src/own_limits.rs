@@ -1,4 +1,4 @@
-//! The limits of this process: core dumps and open descriptors.
+//! The resource limits of this process: core dumps and open descriptors.
 
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
@@ -6,7 +6,7 @@ use rustix::process::{
 
 use crate::failure::Failure;
 
-/// Descriptors reserved for other uses than connections.
+/// Descriptors that are reserved for purposes other than connections.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
 /// Keeps the cluster's key out of core dumps, and prevents debuggers of the same user from attaching.

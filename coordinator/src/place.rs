@@ -24,7 +24,7 @@ pub(crate) struct Place {
     pub(crate) hosts: Vec<Host>,
     /// The addresses between each server and the other processes.
     pub(crate) routes: Vec<Route>,
-    /// The places that moved to other hosts than the cluster file names.
+    /// The places that moved to hosts other than those in the cluster file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) moved: Vec<Moved>,
     /// The processes that run, or may run, on hosts other than those of their places.

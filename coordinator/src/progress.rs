@@ -30,7 +30,7 @@ pub(crate) use places::step_words;
 /// The interval at which callers of `coord stop` receive the progress of the dumps.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// The display of a coordinator: its recoveries, and the work that all servers do.
+/// The display of a coordinator: the progress of recoveries, and of work that all servers do.
 #[derive(Debug, Default)]
 pub(crate) struct Display {
     places: Places,
@@ -48,7 +48,8 @@ impl Display {
         self.places.is_empty() && self.all.is_none()
     }
 
-    /// Updates the display. `loading` has, by server, whether it has loaded its dumps, and their size in bytes.
+    /// Updates the display. `loading` states for each server whether it has loaded its dumps, and the size of the dumps
+    /// in bytes.
     pub(crate) fn look(&mut self, now: Time, cluster: &Cluster, loading: Option<Vec<(bool, u64)>>) {
         self.places.look(now, &places::facts(cluster));
         self.all = All::now(cluster, loading);
@@ -75,7 +76,7 @@ impl Display {
     /// Returns the lines that are due in the log.
     pub(crate) fn log_lines(&mut self, now: Time) -> Vec<String> {
         let mut lines = self.places.log_lines(now);
-        // The beginning is in the log already.
+        // The start of the work is in the log already, so the first progress line is due later.
         let logged = *self.logged_at.get_or_insert(now);
         if now.since(logged) >= LOG_EVERY || self.all.is_none() {
             lines.extend(self.all.iter().map(All::log_line));

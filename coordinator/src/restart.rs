@@ -32,10 +32,10 @@ use crate::spawn::ssh::Ssh;
 use crate::store::{self, FILE_NAME, OLD_NAME, Record};
 use crate::{moves, quote};
 
-/// The maximum number of dumps listed by name; the others are only counted.
+/// The maximum number of dumps listed by name. Further dumps are only counted.
 const MAX_NAMED: usize = 12;
 
-/// The action that the contents of the directory call for.
+/// The kind of start that the contents of the directory require.
 #[derive(Debug)]
 pub(crate) enum Found {
     /// A new cluster is to be founded.
@@ -112,8 +112,8 @@ pub(crate) async fn look(
     Ok(Found::Nothing)
 }
 
-/// Returns the stored settings that a start with these flags continues with, or those of a new cluster if there is
-/// no readable state. The start itself reports a defective state.
+/// Returns the stored settings with which a start with these flags continues, or the settings of a new cluster if there
+/// is no readable state. The start itself reports a damaged state.
 pub(crate) fn stored_settings(args: &Args) -> Settings {
     let in_dir = || store::load(&args.dir).ok().flatten();
     let dirs = match args.restore.as_slice() {
@@ -170,8 +170,8 @@ fn tell_left_aside(dir: &Path, console: Console) {
     console.warn(&text);
 }
 
-/// Returns whether the founders of a restored cluster have yet to load. Only a coordinator that reads the dumps can
-/// assign dumps to them.
+/// Returns whether the founders of a restored cluster have not loaded their dumps yet. Only a coordinator that reads
+/// the dumps can assign dumps to them.
 fn is_half_restored(record: &Record) -> bool {
     let is_founding = record.state.views.iter().all(|view| view.version == ViewVersion(0));
     is_founding && !record.state.foundings.is_empty()
@@ -188,7 +188,7 @@ async fn lives(
     let here = hosts.iter().find(|(host, _)| **host == Host::Local);
     let mut here = here.map_or_else(Vec::new, |(_, processes)| processes.clone());
     if Boot::place(record.place.machine.as_ref()) == Place::Elsewhere {
-        // Servers that the cluster file moves to other hosts are not looked up here, running or not.
+        // A server that the cluster file moves to another host is not looked up here, whether it is running or not.
         let moves = moves::read(file.clone(), &record.place).moves;
         here.retain(|started| !moves.contains(&started.member.server));
     }
@@ -271,8 +271,8 @@ fn check_flags(record: &Record, args: &Args, file: &ClusterFile) -> Result<(), F
     Ok(())
 }
 
-/// Ends processes that were started and have not reported. They would be rejected anyway, but may hold the ports of
-/// their successors.
+/// Kills processes that were started and have not reported. This coordinator would reject their reports anyway, but
+/// they may hold the ports of their successors.
 async fn end_strays(record: &Record, ssh: &Ssh) {
     let state = &record.state;
     let unknown = |host: &Host| -> Vec<Member> {
@@ -282,8 +282,13 @@ async fn end_strays(record: &Record, ssh: &Ssh) {
     };
     match adopted::end_strays(&unknown(&Host::Local)) {
         Ok(0) => {}
-        Ok(ended) => tracing::info!("{ended} processes that had not reported were ended"),
-        Err(error) => tracing::warn!("cannot end processes that had not reported: {error}"),
+        Ok(ended) => {
+            tracing::info!("killed {ended} server processes that had not reported their start");
+        }
+        Err(error) => tracing::warn!(
+            "cannot kill server processes that had not reported their start: {error}; they may hold the ports of \
+             new servers"
+        ),
     }
     for (n, host) in record.place.hosts.iter().enumerate() {
         let names: Vec<Incarnation> =
@@ -293,7 +298,10 @@ async fn end_strays(record: &Record, ssh: &Ssh) {
             continue;
         }
         if let Err(error) = ssh.end_strays(host, &names).await {
-            tracing::warn!("cannot end processes on {host} that had not reported: {error}");
+            tracing::warn!(
+                "cannot kill server processes on {host} that had not reported their start: {error}; they may \
+                 hold the ports of new servers"
+            );
         }
     }
 }
@@ -302,12 +310,11 @@ fn refusal(record: &Record, dir: &Path) -> String {
     let path = dir.join(FILE_NAME);
     let shown = path.display();
     let restore = match has_dumps(record.place.hosts.len(), dir) {
-        true => format!(
-            " There are dumps in {}: --restore DIR restores what is in them.",
-            dir.display()
-        ),
+        true => {
+            format!(" There are dumps in {}: --restore DIR restores their data.", dir.display())
+        }
         false if has_remote(record) => {
-            " If its servers have left dumps on their hosts, --restore DIR restores what is in them."
+            " If its servers have left dumps on their hosts, --restore DIR restores their data."
                 .to_owned()
         }
         false => String::new(),

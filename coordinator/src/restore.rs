@@ -9,9 +9,10 @@
 //!                                 -> Restoration: the dumps that each server loads
 //! ```
 //!
-//! Servers rename the dumps that they find in their directory, and a failed start may be repeated many times.
-//! Therefore all source files are linked into `restore/` in the coordinator's directory before any server is
-//! started. They stay there until every group has two replicas again. The next attempt examines that directory too.
+//! Servers rename the dumps that they find in their directory, and a failed start may be repeated many times. Therefore
+//! all source files are linked into `restore/` in the coordinator's directory before any server is started. The links
+//! stay in `restore/` until every group has two replicas again. If the start fails, the next attempt examines that
+//! directory too.
 
 pub(crate) mod alive;
 pub(crate) mod gather;
@@ -39,14 +40,14 @@ use crate::plan::Plan;
 use crate::store::Record;
 use crate::{lock, quote};
 
-/// The inputs of a restored cluster.
+/// The inputs from which a cluster is restored.
 #[derive(Debug)]
 pub(crate) struct Restoration {
     /// The id of the previous cluster.
     pub(crate) cluster: ClusterId,
     /// The origin of the restored cluster: its foundings by group, and the clusters before it.
     pub(crate) origin: Origin,
-    /// The clients port of its last coordinator; 0 if it is unknown.
+    /// The clients port of the previous cluster's last coordinator; 0 if the port is unknown.
     pub(crate) clients_port: u16,
     /// The places for which the cluster file names a previous host.
     pub(crate) moved: Vec<Moved>,
@@ -76,8 +77,8 @@ impl Load {
     }
 }
 
-/// Finds, checks and chooses the dumps. Nothing is started, and apart from a rebuilt state nothing is written, before
-/// every check has passed.
+/// Finds, checks and chooses the dumps. Before every check has passed, nothing is started, and nothing but a rebuilt
+/// state is written.
 pub(crate) async fn prepare(
     args: &Args,
     dirs: &[PathBuf],
@@ -214,14 +215,15 @@ async fn refuse_running(
     )))
 }
 
-/// Rebuilds the last state from the dumps. Doubts about it are reported and require `--accept-loss`.
+/// Rebuilds the last state from the dumps. If parts of the state are uncertain, that is reported, and `--accept-loss`
+/// is required.
 async fn rebuild_state(
     args: &Args,
     dirs: &[PathBuf],
     plan: &Plan,
     console: Console,
 ) -> Result<state::Last, Failure> {
-    // The cluster is unknown before the dumps are read; any server in these directories prevents the restore.
+    // The cluster id is unknown before the dumps are read, so any server in these directories prevents the restore.
     refuse_running(args, dirs, plan, ClusterId::default()).await?;
     let read = in_thread({
         let (dirs, plan) = (dirs.to_vec(), plan.clone());
@@ -257,8 +259,8 @@ pub(crate) fn last_record(dirs: &[PathBuf], own: &Path) -> Option<Record> {
     state::last(dirs, own).map(|last| last.record).ok()
 }
 
-/// Returns the message about members of the old cluster that may be running. They may hold newer data than any
-/// dump, so the option that keeps their data comes first.
+/// Returns the message about members of the old cluster that may be running. They may hold newer data than any dump, so
+/// the message begins with the option that keeps their data.
 fn may_serve(lines: &[String], state: &Path) -> String {
     let dir = quote::word(&state.parent().unwrap_or(Path::new(".")).to_string_lossy());
     format!(
@@ -282,7 +284,7 @@ impl Restoration {
     }
 }
 
-/// Runs blocking work on a thread of its own, which does not prevent the process from ending.
+/// Runs blocking work on a separate thread, which does not prevent the process from ending.
 async fn in_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failure> {
@@ -295,8 +297,8 @@ async fn in_thread<T: Send + 'static>(
     receiver.await.map_err(|_| Failure::Failed("the thread that reads the dumps panicked".into()))
 }
 
-/// Returns the command that restores this coordinator's cluster, ready to be pasted into a shell: its own command
-/// line without one-time flags. The command line of `coord stop` has no cluster file, so a placeholder is added.
+/// Returns the command that restores this coordinator's cluster, for a shell: the command line of this process without
+/// one-time flags. The command line of `coord stop` names no cluster file, so the result has a placeholder for it.
 pub(crate) fn command(own: impl Iterator<Item = String>, dir: &Path) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut skips_values = false;

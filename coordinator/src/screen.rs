@@ -48,14 +48,14 @@ pub(crate) fn write(bytes: &[u8]) {
     }
 }
 
-/// Waits until everything queued is written, at most for `limit`.
+/// Waits until all queued output is written, but at most for `limit`.
 pub(crate) fn flush(limit: Duration) {
     if let Some(queue) = QUEUE.get() {
         queue.flush(limit);
     }
 }
 
-/// The terminal. It has one bar with several lines: unlike several bars, it tolerates a terminal that has been
+/// The terminal. All status lines form one bar, because several bars would not tolerate a terminal that has been
 /// closed.
 struct Screen {
     bar: Option<ProgressBar>,

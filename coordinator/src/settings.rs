@@ -1,5 +1,5 @@
-//! Settings that hold for the life of the cluster. They are stored with its state, so that a later coordinator
-//! needs no flags for them. A flag that is given again overrides the stored setting.
+//! Settings that apply for the life of the cluster. They are stored with its state, so that a later coordinator needs
+//! no flags for them. A flag that is given again overrides the stored setting.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ const ORPHAN_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// The default of `--remote-dir`; scripts/launch-cluster.sh relies on it.
 pub(crate) const REMOTE_DIR: &str = "ftkv";
 
-/// The settings, given or default. Settings that are missing in a stored state have these defaults.
+/// The settings, given or default. A setting that is missing in a stored state gets its default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Settings {
@@ -28,7 +28,8 @@ pub(crate) struct Settings {
     /// The time without a coordinator after which a server dumps and exits; zero for never.
     pub(crate) orphan_timeout: Duration,
     pub(crate) net: NetEngine,
-    /// The silence after which a server is suspected. Leases depend on it, so all processes must agree on it.
+    /// The silence after which a server is suspected. The duration of leases depends on this setting, so all processes
+    /// must use the same value.
     pub(crate) failure_timeout: Duration,
     /// The servers' directory on ssh hosts, relative to the login's home directory.
     pub(crate) remote_dir: String,

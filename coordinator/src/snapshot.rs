@@ -6,7 +6,7 @@
 //!   on request, at most every 50 ms: status <--> status()
 //! ```
 //!
-//! Requests of clients therefore cost the driver's thread almost nothing, regardless of their number.
+//! So requests of clients cost the driver's thread almost nothing, regardless of their number.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,7 +108,7 @@ impl Snapshots {
                 Some(shown) if self.is_fresh(&shown) => return shown,
                 _ => self.status_is_wanted.notify_one(),
             }
-            // The sender lives as long as this value, so this cannot fail.
+            // The sender exists as long as this value, so waiting cannot fail.
             let _ = newest.changed().await;
         }
     }

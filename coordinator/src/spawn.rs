@@ -1,4 +1,4 @@
-//! Starting servers, and proving that they have ended.
+//! The start of servers, and the proof that they have ended.
 //!
 //! ```text
 //!   plan -> arguments --+-> local: a child of this process, waited for

@@ -1,8 +1,8 @@
 //! The triggers of a stop: the end of standard input, SIGINT and SIGTERM. SIGHUP reopens the log.
 //!
-//! The first trigger stops the cluster in order, with dumps. Later triggers usually do not mean more: supervisors
-//! and `timeout` send SIGTERM repeatedly, and users repeat Ctrl+C. Only a SIGINT at least a second later means that
-//! the operator does not want to wait; it costs dumps.
+//! The first trigger stops the cluster in order, with dumps. Later triggers usually have no further meaning:
+//! supervisors and `timeout` send SIGTERM repeatedly, and users repeat Ctrl+C. Only a SIGINT at least a second later
+//! means that the operator does not want to wait. It abandons dumps.
 
 use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -44,9 +44,9 @@ impl std::fmt::Display for Reason {
 pub(crate) enum Wish {
     /// Stop the cluster in order.
     Stop,
-    /// Stop waiting for the orderly stop.
+    /// Do not wait for the orderly stop any longer.
     DoNotWait,
-    /// Continue the stop.
+    /// Continue the stop in progress.
     GoOn,
 }
 
@@ -67,7 +67,7 @@ impl Stopping {
         self.since.get_or_insert(now);
     }
 
-    /// Applies another trigger.
+    /// Handles a trigger, and returns the action that it calls for.
     pub(crate) fn wish(&mut self, reason: Reason, now: Time) -> Wish {
         match self.since {
             None => {
@@ -129,8 +129,8 @@ pub(crate) fn input_is_null() -> bool {
     })
 }
 
-/// Waits for the end of standard input on a thread of its own. A blocking read cannot be cancelled, and a thread
-/// does not prevent the process from ending.
+/// Waits for the end of standard input on a separate thread. A blocking read cannot be cancelled, but a thread does not
+/// prevent the process from ending.
 fn read_input(sender: mpsc::Sender<Reason>) -> Result<(), Failure> {
     let read = move || {
         let mut input = std::io::stdin().lock();

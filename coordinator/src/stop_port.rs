@@ -94,8 +94,8 @@ pub(crate) struct Line {
     pub(crate) ended: Option<bool>,
 }
 
-/// Returns the path for binding or connecting to a socket in a directory. The path of a socket has at most 108
-/// bytes (unix(7)), but the path of the directory may be longer. The result is valid while `directory` is open.
+/// Returns the path for binding or connecting to a socket in a directory. The path of a socket has at most 108 bytes
+/// (unix(7)), but the path of the directory may be longer. The returned path is valid while `directory` is open.
 pub(crate) fn path_in(directory: &File) -> PathBuf {
     format!("/proc/self/fd/{}/{NAME}", directory.as_raw_fd()).into()
 }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! After a crash at any moment the file is completely the previous or the new one. It has the cluster's durable state
-//! and the addresses of all processes. Servers connect to the coordinator port that they know, so a later coordinator
-//! listens there too by default.
+//! and the addresses of all processes. Servers reconnect to the same port of the coordinator, so a later coordinator
+//! uses that port by default.
 
 mod aside;
 mod error;

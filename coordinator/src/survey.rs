@@ -1,4 +1,4 @@
-//! Facts about a host, gathered before anything is started, and by `--check`.
+//! Facts about a host. They are gathered before a start, and by `--check`.
 
 mod limits;
 
@@ -28,7 +28,7 @@ pub(crate) struct Survey {
     pub(crate) our_address: Option<IpAddr>,
     /// The address of the machine as seen by the coordinator.
     pub(crate) its_address: Option<IpAddr>,
-    /// The same address, if the host itself reported it; `None` if the name was resolved here.
+    /// The address of the machine if the machine itself reported it; `None` if its name was resolved here.
     pub(crate) own_address: Option<IpAddr>,
     /// True if the servers' directory exists.
     pub(crate) has_dir: bool,
@@ -50,7 +50,7 @@ pub(crate) struct Survey {
     pub(crate) listening: BTreeSet<u16>,
 }
 
-/// Surveys each ssh host of a cluster file once, a few hosts at a time.
+/// Gathers the facts about each ssh host of a cluster file once, a few hosts at a time.
 pub(crate) async fn of_hosts(
     file: &ClusterFile,
     ssh: &Ssh,

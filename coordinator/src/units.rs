@@ -17,7 +17,7 @@ pub(crate) fn bytes_of(count: u64, all: u64) -> String {
 }
 
 fn unit_of(count: u64) -> usize {
-    // Rounding down in tenths never turns a smaller number into 1024.0.
+    // Rounding down to tenths never shows a number below 1024 as 1024.0.
     (usize::try_from(count.max(1).ilog2()).unwrap_or(0) / 10).min(UNITS.len() - 1)
 }
 
@@ -25,7 +25,7 @@ fn in_unit(count: u64, unit: usize) -> String {
     if unit == 0 {
         return count.to_string();
     }
-    // In tenths of the unit; u128 holds ten times any count.
+    // The number in tenths of the unit. A u128 can hold ten times any count.
     let tenths = (u128::from(count) * 10) >> (10 * unit);
     format!("{}.{}", tenths / 10, tenths % 10)
 }

@@ -41,7 +41,7 @@ pub(crate) fn run(args: StatusArgs) -> Result<(), Failure> {
     if in_place {
         let _ = print(SHOW_CURSOR);
     }
-    // Does not wait for a pending response.
+    // The shutdown does not wait for a pending response.
     runtime.shutdown_background();
     ended
 }
@@ -119,7 +119,7 @@ fn frame(text: &str, rows: usize, columns: usize, is_first: bool) -> String {
     }
     frame += HOME;
     let lines: Vec<&str> = text.lines().collect();
-    // The cursor rests in the row below the last line.
+    // The cursor stays in the row below the last line, so one row is left empty.
     let room = rows.saturating_sub(1).max(1);
     let is_cut = lines.len() > room;
     let shown = if is_cut { room - 1 } else { lines.len() };

@@ -167,7 +167,10 @@ fn a_server_is_restarted_in_place_and_the_command_waits_until_all_its_copies_are
         let told = coord(&cluster, &["replace", &server.to_string()]).with_code(0);
         let first = format!("restarting server {server} on {}", before.host);
         assert!(told.lines()[0].starts_with(&first), "{}", told.stdout);
-        assert_eq!(told.lines()[1..], [format!("server {server} is back, with all its copies")]);
+        assert_eq!(
+            told.lines()[1..],
+            [format!("server {server} is back, with copies of all its groups")]
+        );
         let now = cluster.server(server);
         assert_ne!(now.pid, before.pid);
         assert_eq!((now.host, now.recovery_step), (before.host, None));

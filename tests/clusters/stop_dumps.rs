@@ -244,7 +244,11 @@ fn a_forced_stop_names_the_groups_that_are_given_up() {
     let told = coord_stop(cluster.dir(), &["--force"]).with_code(1);
     let lost = "no server reported a complete dump of group 1";
     assert!(told.stderr.contains(lost), "{}", told.stderr);
-    assert!(told.stdout.contains("given up: the copy of group 1 at server 1"), "{}", told.stdout);
+    assert!(
+        told.stdout.contains("the copy of group 1 at server 1 is abandoned"),
+        "{}",
+        told.stdout
+    );
     cluster.await_end(1);
     assert!(cluster.dir().join("server_0.primary").exists());
     assert!(cluster.dir().join("server_0.secondary").exists());
@@ -263,7 +267,8 @@ fn a_second_interrupt_gives_up_only_the_tables_that_cannot_be_dumped() {
     cluster.await_end(0);
     let log = cluster.coord_log();
     for group in [0, 1] {
-        let words = format!("given up: the copy of group {group} at server 1; another server has");
+        let words =
+            format!("the copy of group {group} at server 1 is abandoned; another server has");
         assert!(log.contains(&words), "{log}");
     }
     for (server, role) in [(0, "primary"), (0, "secondary"), (2, "primary"), (2, "secondary")] {

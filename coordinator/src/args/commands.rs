@@ -27,14 +27,15 @@ pub(crate) enum Command {
     /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may use it.
     Detach(DetachArgs),
     /// Restart a server while the cluster serves: on its own host, to run a new executable, or on another host, to move
-    /// it or because its host is dead for good. A server that serves hands its groups over first. A silent server is
+    /// it or because its host is lost for good. A server that serves hands its groups over first. A silent server is
     /// replaced without proof of its death. The only holder of a group stays where it is. The command waits until the
-    /// new process holds all that the old one held; Ctrl+C ends only the wait.
+    /// new process holds all replicas that the old one held; Ctrl+C ends only the wait.
     Replace(ReplaceArgs),
-    /// Change settings of a running cluster, at its servers too.
+    /// Change settings of a running cluster and of its running servers.
     Set(SetArgs),
-    /// List the servers of the cluster in a directory, and which of them run, with or without a coordinator. The
-    /// command reads the state there, and asks this machine and the ssh hosts for their processes. It changes nothing.
+    /// List the servers of the cluster in a directory and show which of them run, with or without a coordinator. The
+    /// command reads the state in the directory, and queries this machine and the ssh hosts for the processes. It
+    /// changes nothing.
     ///
     /// The exit status is 0 if a coordinator or a server runs, 3 if nothing runs, 4 if no server is known to run and
     /// the state of some is not known, 1 if the state cannot be read.
@@ -112,8 +113,8 @@ pub(crate) struct StopArgs {
     #[arg(long, value_name = "DIR", value_parser = parse_dump_dir)]
     pub(crate) dump_dir: Option<String>,
 
-    /// Give up the tables that cannot be dumped, and kill silent servers, whatever they hold. The coordinator reports
-    /// which groups are lost with them.
+    /// Abandon the tables that cannot be dumped, and kill silent servers, whatever they hold. The coordinator reports
+    /// which groups are lost.
     #[arg(long)]
     pub(crate) force: bool,
 

@@ -13,7 +13,7 @@ const MIN_INTERVAL_SECONDS: f64 = 0.1;
 /// The maximum interval between two requests of `coord status --watch`.
 const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 
-/// The minimum of `--memory-limit` in bytes: less has no room for a value of the maximum size.
+/// The minimum of `--memory-limit` in bytes. A smaller limit has no room for a value of the maximum size.
 const MEMORY_LIMIT_MIN: u64 = 16 << 20;
 
 /// Checks a host, and returns its text.
@@ -31,7 +31,7 @@ pub(super) fn parse_dump_dir(text: &str) -> Result<String, String> {
     }
     if text.len() > MAX_DUMP_DIRECTORY_BYTES {
         return Err(format!(
-            "the path has {} bytes; give one of at most {MAX_DUMP_DIRECTORY_BYTES}",
+            "the length of the path is {} bytes; give a path of at most {MAX_DUMP_DIRECTORY_BYTES}",
             text.len()
         ));
     }
@@ -89,7 +89,9 @@ pub(super) fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
     if seconds != 0.0 && !ORPHAN_SECONDS.contains(&seconds) {
         let (least, most) = (ORPHAN_SECONDS.start(), ORPHAN_SECONDS.end());
-        return Err(format!("{text} s is out of range; write 0 for never, or {least} to {most}"));
+        return Err(format!(
+            "{text} s is out of range; write 0 for no timeout, or {least} to {most}"
+        ));
     }
     Ok(Duration::from_secs_f64(seconds))
 }
@@ -104,10 +106,10 @@ pub(super) fn parse_memory_limit(text: &str) -> Result<String, String> {
 
 /// Checks a limit of the connections and returns its text.
 pub(super) fn parse_connection_memory(text: &str) -> Result<String, String> {
-    parse_size(text, CONNECTION_MEMORY_MIN, "40M, which is room for two of the longest requests")
+    parse_size(text, CONNECTION_MEMORY_MIN, "40M, the size of two of the longest requests")
 }
 
-/// Checks that a size has at least so many bytes, and returns its text.
+/// Checks that a size is at least `least` bytes, and returns its text.
 fn parse_size(text: &str, least: u64, at_least: &str) -> Result<String, String> {
     match size::parse(text)? {
         bytes if bytes < least => {

@@ -41,8 +41,7 @@ pub(crate) enum NetEngine {
     Auto,
     /// io_uring; the server does not start without it.
     Uring,
-    /// epoll, without any io_uring.
-    // Stored states of earlier versions have the name of the engine that this one has replaced.
+    /// epoll, without any io_uring. Stored states of earlier versions name the engine that epoll has replaced.
     #[serde(alias = "tcpstream")]
     Epoll,
 }

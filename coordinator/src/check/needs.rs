@@ -13,14 +13,15 @@ use crate::units;
 const THREADS_BESIDE: u64 = 24;
 /// Memory that each executor of a server must be able to lock.
 const MEMLOCK_BYTES: u64 = 512 << 10;
-/// Memory that an empty server takes; a lower estimate, because a start fails without it.
+/// Memory that an empty server needs. It is a lower estimate, because a start is rejected if less is available.
 const SERVER_BYTES: u64 = 24 << 20;
 /// Space in the directory for the state and the logs of a start.
 const ROOM_BYTES: u64 = 4 << 20;
 
 type Found = Result<String, String>;
 
-/// Judges a missing requirement by the network engine: uring does not start without it, `auto` uses epoll instead.
+/// Returns the finding for a requirement of io_uring. If it is missing, `uring` cannot start, but `auto` uses epoll
+/// instead.
 pub(super) fn only_for_uring(net: NetEngine, found: Found) -> Found {
     match (net, found) {
         (NetEngine::Epoll, _) => Ok("not needed with --net epoll".into()),
@@ -36,7 +37,7 @@ pub(super) fn dir(dir: &Path) -> Found {
     let found = match fs::metadata(dir) {
         Ok(metadata) if metadata.is_dir() => "a writable directory",
         Ok(_) => {
-            return Err("it is not a directory; give another --dir, or move the file away".into());
+            return Err("a file has this name; give another --dir, or move the file away".into());
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => "will be created",
         Err(error) => return Err(format!("{error}; check --dir")),
@@ -51,14 +52,15 @@ pub(super) fn dir(dir: &Path) -> Found {
         )
     })?;
     match rustix::fs::statvfs(there) {
-        Ok(space) if space.f_bavail.saturating_mul(space.f_frsize) < ROOM_BYTES => {
-            Err(format!("less than {} are free there; free some space", units::bytes(ROOM_BYTES)))
-        }
+        Ok(space) if space.f_bavail.saturating_mul(space.f_frsize) < ROOM_BYTES => Err(format!(
+            "less than {} of disk space are free; free some space",
+            units::bytes(ROOM_BYTES)
+        )),
         _ => Ok(found.into()),
     }
 }
 
-/// The needs of a start, compared with the limits.
+/// The resources that a start needs, compared with the limits.
 impl Limits {
     /// Returns the findings for this many servers and shards and this network engine, each with its name.
     pub(super) fn findings(

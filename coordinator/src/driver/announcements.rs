@@ -31,7 +31,7 @@ impl Driver {
                  coordinator; nothing is changed; check the network between the hosts"
             )),
             Effect::DoubleFault { first, second } => self.console.warn(&format!(
-                "server {second} failed before server {first} was back: a second fault"
+                "server {second} failed before server {first} was replaced: a second fault"
             )),
             Effect::Down { member, cause } => self.tell_down(member, cause),
             Effect::Back { member } => {
@@ -75,7 +75,7 @@ impl Driver {
         self.callers.say(text);
     }
 
-    /// Reports a failed order. A failure that repeats for the same reason is reported at intervals, and logged each
+    /// Reports a failed order. A failure that repeats for the same reason is reported at intervals, but logged each
     /// time.
     fn tell_failed(&self, member: Member, order: &'static str, reason: &str, again: bool) {
         if !self.told_orders.is_due((member.server, order), reason, clock::now()) {
@@ -104,10 +104,10 @@ impl Driver {
     fn tell_given_up(&self, member: Member, group: GroupId, is_dumped: bool) {
         let elsewhere = match is_dumped {
             true => "another server has dumped the group",
-            false => "no other dump of the group is complete so far",
+            false => "no other complete dump of the group exists so far",
         };
         let id = member.server;
-        self.warn(&format!("given up: the copy of group {group} at server {id}; {elsewhere}"));
+        self.warn(&format!("the copy of group {group} at server {id} is abandoned; {elsewhere}"));
     }
 
     /// Warns about a store. A warning with the same reason is repeated at intervals.
@@ -150,8 +150,9 @@ impl Driver {
 
     fn tell_step(&self, server: ServerId, step: Option<u8>) {
         let Some(step) = step else {
-            self.console
-                .say(&format!("server {server} is back: its groups have two copies, at home"));
+            self.console.say(&format!(
+                "server {server} is back: its groups have two copies again, on their home servers"
+            ));
             return;
         };
         let what = progress::step_words(step);
@@ -160,7 +161,7 @@ impl Driver {
 
     fn tell_down(&self, member: Member, cause: DownCause) {
         if self.failure.borrow().is_some() {
-            // The failure is reported at the end, with its reason.
+            // The failure is reported with its reason when the coordinator ends.
             return;
         }
         let id = member.server;

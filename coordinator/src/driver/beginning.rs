@@ -22,7 +22,7 @@ use crate::store::Record;
 
 /// The state that a coordinator begins with.
 pub(super) enum Beginning {
-    /// None: the cluster is new.
+    /// No earlier state: the cluster is new.
     New,
     /// The state that an earlier coordinator has stored.
     Earlier(Box<Record>),
@@ -123,8 +123,8 @@ async fn restored(
     Ok((plan, Beginning::Restored(restoration)))
 }
 
-/// Binds both ports: those of the flags, else those of the earlier coordinator. A restored cluster keeps its
-/// previous clients port if that port is free, because clients connect to it there.
+/// Binds both ports: those of the flags, else those of the earlier coordinator. A restored cluster keeps its previous
+/// clients port if that port is free, because clients still connect to that port.
 pub(super) async fn listen(
     args: &Args,
     plan: &Plan,

@@ -10,7 +10,7 @@ use crate::stop_port::Line;
 
 /// The maximum number of callers that receive messages; further callers are rejected.
 pub(super) const MAX_CALLERS: usize = 16;
-/// The maximum number of lines queued for a caller. A caller that does not read them misses lines.
+/// The maximum number of lines queued for a caller. If the caller does not read them, further lines are dropped.
 const MAX_LINES: usize = 64;
 /// The timeout for delivering the last line.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,7 +24,7 @@ impl Callers {
     pub(super) fn say(&self, text: &str) {
         let line = Line { say: text.to_owned(), ended: None };
         self.0.borrow_mut().retain(|caller| {
-            // A caller with a full queue misses the line.
+            // If the queue of a caller is full, the line is dropped for that caller.
             !matches!(caller.try_send(line.clone()), Err(mpsc::error::TrySendError::Closed(_)))
         });
     }
@@ -42,7 +42,7 @@ impl Callers {
         }
     }
 
-    /// Admits a caller, and returns the channel of its lines, unless too many wait already.
+    /// Admits a caller, and returns the channel of its lines. Returns `None` if too many callers wait already.
     pub(super) fn enter(&self) -> Option<mpsc::Receiver<Line>> {
         let mut callers = self.0.borrow_mut();
         callers.retain(|caller| !caller.is_closed());

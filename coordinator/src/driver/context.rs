@@ -1,5 +1,5 @@
-//! The state that all tasks share, and the way into the cluster's state machine. Each file of the driver adds the
-//! methods of its topic to [`Driver`].
+//! The state that all tasks share, with the method that passes inputs to the cluster's state machine. Each file of the
+//! driver adds the methods of its topic to [`Driver`].
 
 use std::cell::{Cell, Ref, RefCell};
 use std::path::PathBuf;
@@ -71,7 +71,7 @@ pub(super) struct Driver {
     /// The number of descriptors available for connections.
     pub(super) descriptors: usize,
     pub(super) next_link: Cell<u64>,
-    /// By server: the channel for its orders while its connection is open.
+    /// The channel for the orders to each server, by server id; `None` while it has no connection.
     pub(super) orders: RefCell<Vec<Option<mpsc::Sender<Order>>>>,
     /// Counts the changes of the settings that running servers receive, and notifies their connections.
     pub(super) settings_told: watch::Sender<u64>,
@@ -107,7 +107,7 @@ impl Driver {
         self.cluster.borrow()
     }
 
-    /// Returns the plan. It changes when a place moves to another host, and with `coord set`.
+    /// Returns the current plan. The plan changes when a place moves to another host, and with `coord set`.
     pub(super) fn plan(&self) -> Rc<Plan> {
         self.places.plan()
     }

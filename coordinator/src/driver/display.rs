@@ -1,4 +1,4 @@
-//! The progress display, redrawn while a place is recovered, or while all servers load or dump.
+//! The progress display. It is redrawn while a place is recovered, or while all servers load or dump.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::progress::Display;
 /// The interval between two redraws, which is the servers' reporting interval.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Shows every recovery for as long as the cluster runs.
+/// Shows the progress of recoveries, loads and dumps until the cluster ends.
 pub(super) async fn keep(driver: Rc<Driver>) {
     let mut display = Display::default();
     loop {
@@ -33,7 +33,7 @@ pub(super) async fn keep(driver: Rc<Driver>) {
         }
         let is_seen = display.draw(now);
         for line in display.log_lines(now) {
-            // A log file gets every line; on a terminal the bar replaces them.
+            // A log file gets every line. On a terminal, the bar replaces the lines.
             if !is_seen || driver.console.is_file() {
                 tracing::info!("{line}");
             }
@@ -42,8 +42,8 @@ pub(super) async fn keep(driver: Rc<Driver>) {
 }
 
 impl Driver {
-    /// Returns, by server, whether it has loaded its dumps, and their size in bytes. Returns `None` unless the
-    /// servers of a restored cluster are loading.
+    /// Returns for each server whether it has loaded its dumps, and the size of the dumps in bytes. Returns `None`
+    /// unless the servers of a restored cluster are loading.
     fn loading(&self) -> Option<Vec<(bool, u64)>> {
         let cluster = self.cluster();
         let lasts = cluster.is_founding() && cluster.state() != ClusterState::Stopping;

@@ -1,4 +1,4 @@
-//! The stop of the cluster: how it begins, its last state, its exit status, and the operator's next step.
+//! The stop of the cluster: its beginning, its last state, the exit status, and advice for the next step.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -35,7 +35,7 @@ impl Driver {
             self.input(|cluster, now, sink| cluster.on_dump_again(now, sink));
         }
         if request.force {
-            self.warn("coord stop --force: giving up what cannot be dumped");
+            self.warn("coord stop --force: abandoning the tables that cannot be dumped");
             self.input(|cluster, now, sink| cluster.on_force(now, sink));
         }
     }
@@ -53,7 +53,7 @@ impl Driver {
                 self.input(|cluster, now, sink| cluster.on_stop(now, sink));
             }
             stop::Wish::DoNotWait if only_stops => self.say(&format!(
-                "{reason}: the stop continues; coord stop --force gives up what cannot be dumped"
+                "{reason}: the stop continues; coord stop --force abandons the tables that cannot be dumped"
             )),
             stop::Wish::DoNotWait => {
                 self.warn(&format!("{reason} again: not waiting any longer"));
@@ -77,9 +77,9 @@ impl Driver {
         concluded
     }
 
-    /// Records that the cluster has ended well, so that another cluster may follow it. If that fails, the next
-    /// start only requires a confirmation. If the dumps went to another directory, stores the state there too, for
-    /// a restore.
+    /// Records that the cluster has ended well, so that another cluster may follow it. If this record cannot be stored,
+    /// the next start only requires a confirmation. If the dumps went to another directory, this stores the state there
+    /// too, for a restore.
     fn note_end(&self, state: DurableState, has_ended_well: bool) {
         let record = Record { has_ended_well, ..self.record(state) };
         if has_ended_well && let Err(error) = self.state_file.store(&record) {
@@ -96,7 +96,7 @@ impl Driver {
         let own = quote::word(&self.dir.to_string_lossy());
         let there = quote::word(&directory);
         self.say(&match stored {
-            // Servers that left before the stop have dumped here.
+            // Servers that left before the stop have dumped into their own directories.
             true if has_resting => format!("dumps and the last state are in {own} and {there}: coord --restore {own} {there}"),
             true => format!("dumps and the last state are in {there}: coord --restore {there}"),
             false => format!(
@@ -184,7 +184,7 @@ impl Driver {
         }
         text += &format!("\n  command: {}", self.processes.command(server));
         text += match outcome.unproven.is_empty() {
-            true => "\n  every other server was stopped again",
+            true => "\n  the start was canceled, and every other server was stopped",
             false => "\n  some of the other servers may still run; see the log",
         };
         text

@@ -32,11 +32,11 @@ use crate::{clock, own_limits, quote, random};
 
 /// The timeout of the whole start, from the first process to the last stream.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// The interval at which a failed order with the same reason is reported again.
+/// The interval at which an order that fails for the same reason is reported again.
 const FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
 /// The interval at which a failure to start a process for the same reason is reported again.
 const START_TOLD_EVERY: Duration = Duration::from_secs(600);
-/// The interval at which a failed store with the same reason is logged again.
+/// The interval at which a store that fails for the same reason is logged again.
 const STORE_WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Driver {
@@ -57,7 +57,7 @@ impl Driver {
             Beginning::Earlier(earlier) => {
                 key = earlier.key;
                 (moved, elsewhere) = (earlier.place.moved, earlier.place.elsewhere);
-                // Applies only to a stop in progress; otherwise servers dump into their own directories.
+                // The setting applies only to a stop in progress. Otherwise servers dump into their own directories.
                 dump_dir = earlier.dump_dir.filter(|_| earlier.state.is_stopping);
                 (Some(earlier.state), None)
             }
@@ -155,7 +155,7 @@ impl Driver {
         self.recovering.notify_one();
     }
 
-    /// Announces that clients are served. A restore ends here.
+    /// Announces that clients are served. This is also the end of a restore.
     pub(super) fn serve(&self) {
         let host = match self.plan().listen {
             address if address.is_loopback() => "localhost".to_owned(),
@@ -171,7 +171,7 @@ impl Driver {
         }
     }
 
-    /// Reports the end of a restore, and removes the dumps that were sent to hosts. They are no longer needed,
+    /// Reports the end of a restore, and removes the dumps that were sent to hosts. The dumps are no longer needed,
     /// because every group that is not LOST has two replicas.
     fn tell_restored(&self, restored: &Restoration) {
         let (old, new) = (restored.cluster, self.cluster().config().cluster);

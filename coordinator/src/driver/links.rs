@@ -56,7 +56,7 @@ impl Driver {
         LinkId(self.next_link.replace(self.next_link.get() + 1))
     }
 
-    /// Sets the channel for the orders to a server, unless the process has lost its place.
+    /// Sets the channel for the orders to a server, unless another process has taken the place of this member.
     pub(super) fn set_orders(&self, member: Member, sender: Option<mpsc::Sender<Order>>) {
         if self.cluster().member(member.server) != member {
             return;

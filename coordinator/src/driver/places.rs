@@ -32,7 +32,7 @@ impl Places {
         }
     }
 
-    /// Returns the plan. It changes when a place moves to another host, and with `coord set`.
+    /// Returns the current plan. The plan changes when a place moves to another host, and with `coord set`.
     pub(super) fn plan(&self) -> Rc<Plan> {
         Rc::clone(&self.plan.borrow())
     }

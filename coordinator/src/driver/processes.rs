@@ -33,12 +33,13 @@ impl Driver {
         self.processes.kill(id);
     }
 
-    /// Records for the status whether the host of a server can be queried about its process.
+    /// Records for the status whether the host of a server can be queried about the server's process.
     pub(super) fn note_host(&self, member: Member, trouble: Option<&str>) {
         self.cluster.borrow_mut().note_host(clock::now(), member, trouble);
     }
 
-    /// Checks the directory for complete dumps if the exit of a local process does not show whether it left them.
+    /// Returns the exit of a local process, completed by a search for its dumps if the exit status does not show
+    /// whether they are complete.
     pub(super) async fn look_for_dumps(&self, member: Member, exit: Exit) -> Exit {
         if exit.in_order.is_some() {
             return exit;

@@ -1,4 +1,4 @@
-//! Reports that repeat: the same failure for the same reason is reported at intervals.
+//! Limits on repeated reports: the same failure for the same reason is reported only at intervals.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ pub(super) struct Repeats<Kind> {
 }
 
 impl<Kind: Eq + Hash> Repeats<Kind> {
-    /// Returns reports that repeat at this interval.
+    /// Creates the limits, with the interval at which a report is repeated.
     pub(super) fn every(every: Duration) -> Repeats<Kind> {
         Repeats { every, last: RefCell::default() }
     }

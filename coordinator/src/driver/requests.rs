@@ -1,7 +1,6 @@
 //! The coordinator's end of the socket: requests of `coord stop`, `detach`, `replace` and `set`.
 //!
-//! The main loop begins a stop, and ends the coordinator for a detach. The task of a connection carries out the other
-//! requests itself.
+//! The main loop carries out requests to stop or to detach. The task of the connection carries out the other requests.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -21,7 +20,7 @@ use crate::stop_port::{Call, Line, MAX_REQUEST_BYTES, NAME, path_in};
 
 /// The timeout for receiving a request.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The interval at which the socket is checked, because the directory may be deleted and created again.
+/// The interval at which the socket's existence is checked, because the directory may be deleted and created again.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 fn bind(dir: &Path) -> io::Result<UnixListener> {
@@ -109,7 +108,7 @@ async fn converse(
     let own = rustix::process::geteuid().as_raw();
     if peer != own && peer != 0 {
         return Err(io::Error::other(format!(
-            "rejected user {peer}; this is user {own}'s cluster"
+            "rejected user {peer}; the cluster belongs to user {own}"
         )));
     }
     let (read, mut write) = stream.split();

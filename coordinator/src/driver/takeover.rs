@@ -30,7 +30,7 @@ impl Driver {
         }
     }
 
-    /// Rejects a server of this cluster that has obeyed another coordinator of this epoch or a later one. The server
+    /// Rejects a server of this cluster that has accepted another coordinator of this epoch or a later one. The server
     /// would always reject this coordinator, so this coordinator ends.
     pub(super) fn check_epoch(&self, started: &Started) -> Result<(), String> {
         let (ours, theirs) = (self.cluster().config().epoch, started.epoch);
@@ -47,10 +47,10 @@ impl Driver {
              start takes the next epoch",
             self.dir.join(FILE_NAME).display()
         ));
-        Err(format!("it has followed another coordinator, of epoch {theirs}"))
+        Err(format!("it has accepted another coordinator, of epoch {theirs}"))
     }
 
-    /// Returns whether this is the known process of its server.
+    /// Returns whether this report comes from the known process of its server.
     fn is_known(&self, started: &Started) -> bool {
         let cluster = self.cluster();
         let is_in_ring = started.member.server.0 < cluster.count();

@@ -1,5 +1,5 @@
-//! Work that all servers do at the same time: loading the dumps of a restore, or writing the dumps of a stop. The
-//! progress is measured by the finished servers and by bytes.
+//! The progress of work that all servers do at the same time: loading the dumps of a restore, or writing the dumps of a
+//! stop. It is measured in finished servers and in bytes.
 
 use kv_core::cluster::{Cluster, DumpProgress};
 

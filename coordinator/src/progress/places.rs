@@ -23,7 +23,7 @@ pub(crate) fn step_words(step: u8) -> &'static str {
     match step {
         0 => "its groups continue without it",
         1 => "a new process takes its place",
-        2 => "it becomes candidate in its groups",
+        2 => "it becomes a candidate in its groups",
         3 => "its primary table is copied to it (UPDATE-PRIMARY)",
         4 => "its secondary table is copied to it (UPDATE-SECONDARY)",
         _ => "its group is handed back (SET-SECONDARY, SWITCH-PRIMARY)",
@@ -160,7 +160,7 @@ struct Rate {
 
 impl Rate {
     fn note(&mut self, now: Time, bytes: u64) {
-        // Another copy has started from the beginning.
+        // Fewer bytes than before mean that another copy has started from the beginning.
         if self.samples.back().is_some_and(|(_, before)| bytes < *before) {
             self.samples.clear();
         }

@@ -1,7 +1,7 @@
-//! Processes of the old cluster that may still serve: two clusters must not serve the same keys.
+//! A search for processes of the old cluster that may still serve, because two clusters must not serve the same keys.
 //!
 //! Each process in the last state is looked up on its host. If the host cannot be queried, the process counts as
-//! possibly serving. `localhost` is the machine on which the state was written.
+//! possibly serving. In a state, `localhost` means the machine on which the state was written.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -60,10 +60,10 @@ pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
 /// Servers that run where a cluster with a lost state ran.
 #[derive(Debug, Default)]
 pub(super) struct Running {
-    /// Servers of this cluster or in its directories, and hosts that cannot be queried.
+    /// Servers that prevent the restore (of this cluster or in its directories), and hosts that cannot be queried.
     pub(super) in_the_way: Vec<String>,
-    /// Servers of other clusters whose directories cannot be read. A server forbids core dumps, after which only
-    /// root can read its directory.
+    /// Servers of other clusters whose directories cannot be read. A server forbids core dumps, so only root can read
+    /// its working directory.
     pub(super) elsewhere_perhaps: Vec<String>,
 }
 
@@ -130,8 +130,8 @@ fn name(started: &Started) -> String {
     format!("server {} (pid {})", started.member.server, started.pid)
 }
 
-/// Kills the processes left by a failed restore that never served. They hold only data that they have loaded, but
-/// may hold ports.
+/// Kills the processes left by a failed restore that never served. They hold only data that they have loaded from
+/// dumps, but they may hold ports.
 pub(super) async fn end_all(record: &Record, ssh: &Ssh) {
     let of_host = |host: &Host| -> Vec<Member> {
         let places = record.place.hosts.iter().zip(0..).filter(|(its, _)| *its == host);

@@ -76,7 +76,7 @@ pub(super) fn dumps_of_any(
     servers: u16,
     console: Console,
 ) -> Result<Vec<Found>, String> {
-    // Dumps that were set aside are of earlier runs; the last run may have accepted writes since.
+    // Dumps that were set aside come from earlier runs, and the last run may have accepted newer writes.
     let is_of_last = |(path, _): &(PathBuf, u64)| {
         path.file_name()
             .and_then(|name| name.to_str())
@@ -99,7 +99,7 @@ pub(super) fn dumps_of_any(
     Ok(files.into_iter().map(read).collect())
 }
 
-/// Returns the files with the names of dumps, with their sizes.
+/// Returns the files whose names are those of dumps, with their sizes.
 fn list(dirs: &[PathBuf]) -> Result<Vec<(PathBuf, u64)>, String> {
     let (mut files, mut seen) = (Vec::new(), BTreeSet::new());
     for dir in dirs {

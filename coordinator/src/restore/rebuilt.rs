@@ -1,8 +1,8 @@
 //! `--without-state`: the last state rebuilt from the dumps, if every copy of it is lost.
 //!
-//! Only dumps with their plain names count, because they are of the last run. Renamed dumps may be complete and
-//! consistent too, but they are of an earlier run. Without a state, the processes of the last run are unknown.
-//! Therefore any server that runs in one of the directories, here or on an ssh host, prevents the restore.
+//! Only dumps with their plain names count, because they were written by the last run. Renamed dumps may be complete
+//! and consistent too, but they were written by an earlier run. Without a state, the processes of the last run are
+//! unknown. Therefore any server that runs in one of the directories, here or on an ssh host, prevents the restore.
 
 use std::path::{Path, PathBuf};
 
@@ -29,10 +29,10 @@ pub(super) struct FromDumps {
     pub(super) doubts: Vec<String>,
 }
 
-/// Reads every dump in the directories, and rebuilds the state.
+/// Rebuilds the state from all dumps in the directories.
 ///
 /// # Errors
-/// There is a state, or the dumps are not of one cluster; the message has the reason.
+/// There is a state, or the dumps do not belong to one cluster; the message has the reason.
 pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<FromDumps, String> {
     for dir in dirs.iter().chain([&plan.dir]) {
         let path = dir.join(store::FILE_NAME);

@@ -10,7 +10,7 @@ use kv_protocol::{GroupId, Member, ShardId};
 use super::gather::Found;
 use crate::units::bytes;
 
-/// Returns a table without borders, which would be garbled in a narrow terminal.
+/// Creates a table without borders, because a narrow terminal would wrap them.
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(header.to_vec());
@@ -20,7 +20,7 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-/// Returns a table with a row for each file. The verdicts are those of the intact dumps, in the same order.
+/// Returns a table with a row for each file. `verdicts` has the use of each intact dump, in the order of `found`.
 pub(super) fn dumps(found: &[Found], verdicts: &[Verdict]) -> String {
     let mut table = table(&["dump", "size", "group", "written by", "use"]);
     let mut verdicts = verdicts.iter();
@@ -30,7 +30,7 @@ pub(super) fn dumps(found: &[Found], verdicts: &[Verdict]) -> String {
             Ok(header) => {
                 let fate = match verdicts.next() {
                     Some(Verdict::Used) => "used".to_owned(),
-                    Some(Verdict::Surpassed) => "not needed: another one is as new".to_owned(),
+                    Some(Verdict::Surpassed) => "not needed: another dump is as new".to_owned(),
                     Some(Verdict::Refused(refusal)) => format!("rejected: {refusal}"),
                     None => "-".to_owned(),
                 };
@@ -75,7 +75,7 @@ pub(super) fn missing(state: &DurableState, headers: &[DumpHeader]) -> Vec<Strin
         let group = view.group;
         let holders = [(view.primary, "primary"), (view.secondary(), "secondary")];
         if holders.iter().all(|(holder, _)| holder.is_none()) {
-            lines.push(format!("group {group} had no holder any more when the cluster stopped"));
+            lines.push(format!("group {group} had no holder when the cluster stopped"));
         }
         for (holder, was) in holders.into_iter().filter_map(|(holder, was)| Some((holder?, was))) {
             let is_its =

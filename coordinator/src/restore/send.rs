@@ -1,7 +1,7 @@
 //! Transfer of the chosen dumps to a server on another machine, before it is started.
 //!
-//! ssh reads the file itself; a remote script receives it and counts its bytes. The server checks the whole file
-//! while it loads it.
+//! The local ssh process reads the file. A remote script receives the bytes and counts them. The server checks the
+//! whole file while it loads the file.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -81,7 +81,7 @@ fn script(dir: &str, name: &str, bytes: u64) -> String {
     )
 }
 
-/// Removes the transferred files of a server. Leftover files only occupy space there.
+/// Removes the transferred files of a server from its host. Files that cannot be removed only occupy space.
 pub(crate) async fn remove(ssh: &Ssh, host: &Host, server: ServerId, count: usize) {
     let names: Vec<String> = (0..count).map(|n| name(server, n)).collect();
     let script = format!("cd {} && rm -f {}\n", quote::word(&ssh.remote_dir), names.join(" "));
@@ -112,7 +112,7 @@ mod tests {
         assert!(!short.status.success());
         assert!(String::from_utf8_lossy(&short.stderr).contains("5 of 6 bytes"));
         assert!(!dir.path().join("x").exists());
-        // A file or link that another user has put in its place is not followed, and the new file is private.
+        // A link that another user has put in the place of the file is not followed, and the new file is private.
         std::fs::write(dir.path().join("victim"), "precious").unwrap();
         let _ = std::fs::remove_file(dir.path().join("x.tmp"));
         std::os::unix::fs::symlink("victim", dir.path().join("x.tmp")).unwrap();

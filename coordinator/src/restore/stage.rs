@@ -52,7 +52,7 @@ pub(super) fn stage(
     Ok(files)
 }
 
-/// Returns the staged name of a dump. Two dumps that are used never have the same name.
+/// Returns the staged name of a dump. Two chosen dumps never have the same name.
 fn file_name(origin: &DumpOrigin) -> String {
     let server = origin.writer.server;
     let role = if server.home_group() == origin.group { "primary" } else { "secondary" };
@@ -86,8 +86,8 @@ fn keep(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Renames the state of a cluster that has served to its old name. The state of a failed restore must not replace
-/// that.
+/// Renames the state of a cluster that has served to its old name. The state of a failed restore is not renamed, so
+/// that it cannot replace the old one.
 fn set_aside(dir: &Path) -> io::Result<()> {
     let path = dir.join(store::FILE_NAME);
     if !is_of_a_cluster_that_served(&path) {

@@ -1,4 +1,4 @@
-//! The last state of the cluster to be restored: found, and checked as a whole.
+//! The search for the last state of the cluster to be restored. Each state is checked as a whole.
 //!
 //! ```text
 //!   coordinator.state          of the cluster that ran there last
@@ -6,8 +6,8 @@
 //!   coordinator.state.old      of the cluster before
 //! ```
 //!
-//! They are examined in this order. A state whose cluster has never served is skipped: no client ever connected to
-//! that cluster, so it holds no data. A failed restore leaves such a state.
+//! The states are examined in this order. A state whose cluster has never served is skipped, because no client ever
+//! connected to that cluster. A failed restore leaves such a state.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ pub(super) struct Last {
     pub(super) record: Record,
 }
 
-/// Returns the last state in some directories. A state in the coordinator's own directory must not be of another
+/// Returns the last state in some directories. A state in the coordinator's own directory must belong to the same
 /// cluster.
 pub(super) fn last(dirs: &[PathBuf], own: &Path) -> Result<Last, String> {
     let place = |names: &[&str]| -> Vec<PathBuf> {

@@ -1,5 +1,5 @@
-//! A search for dumps that no server has reported: a server that dumps and exits without a coordinator cannot report
-//! them. Only dumps that a restore would use count.
+//! A search for dumps that no server has reported, because a server that dumps and exits without a coordinator cannot
+//! report them. Only dumps that a restore would use count.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use kv_protocol::{GroupId, Member, aside};
 
 use super::{gather, in_thread};
 
-/// Returns those of these groups for which none of the directories has a dump that a restore would use.
+/// Returns the groups among `groups` for which none of the directories has a dump that a restore would use.
 pub(crate) async fn not_in_any(
     dirs: &[&Path],
     state: &DurableState,
@@ -23,7 +23,7 @@ pub(crate) async fn not_in_any(
     missing
 }
 
-/// Returns those of these groups for which the directory has no dump that a restore would use.
+/// Returns the groups among `groups` for which the directory has no dump that a restore would use.
 async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<GroupId> {
     if groups.is_empty() {
         return Vec::new();
@@ -37,7 +37,7 @@ async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<Gro
 }
 
 /// Returns whether the directory has a complete dump, written by this process, of every group of which it held a
-/// replica. If so, the process has ended in order, regardless of its exit status.
+/// replica. If so, the exit of the process was orderly, regardless of its exit status.
 pub(crate) async fn has_left(dir: &Path, state: &DurableState, member: Member) -> bool {
     let (dir, state) = (dir.to_owned(), state.clone());
     let is_whole = in_thread(move || {
@@ -57,13 +57,13 @@ pub(crate) async fn has_left(dir: &Path, state: &DurableState, member: Member) -
     is_whole.await.ok().flatten().unwrap_or(false)
 }
 
-/// Returns the groups without a usable dump, given only the dumps of `asked`. Returns `None` if that is unknown.
+/// Returns the groups among `asked` without a usable dump, or `None` if that is unknown.
 fn lost(dir: &Path, state: &DurableState, asked: &[GroupId]) -> Option<Vec<GroupId>> {
     let servers = u16::try_from(state.servers.len()).ok()?;
     let homes = asked.iter().flat_map(|group| {
         let (first, second) = (group.home_primary(), group.home_secondary(servers));
         let names = [format!("server_{first}.primary"), format!("server_{second}.secondary")];
-        // A successor of the process that dumped has set its dump aside.
+        // A later process of the server may have set the dump aside.
         let aside = names.each_ref().map(|name| aside::newest(name));
         names.into_iter().chain(aside)
     });

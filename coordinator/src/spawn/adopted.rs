@@ -1,7 +1,7 @@
 //! Servers on this machine that an earlier coordinator has started, held by a pidfd.
 //!
-//! [`kv_daemon::identity`] finds a process. From then on the descriptor refers to that process alone, even if its
-//! id is reused. An unknown state does not prove that the process has ended.
+//! [`kv_daemon::identity`] finds a process. The pidfd refers only to that process, even if the process id is reused. An
+//! unknown state does not prove that the process has ended.
 
 use std::fs;
 use std::io;
@@ -43,8 +43,8 @@ pub(crate) fn open(started: &Started) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Kills every process on this machine that was started as one of these members. They have not reported, so their
-/// ids are unknown. They hold no data, but may hold ports.
+/// Kills every process on this machine that was started as one of these members. They have not reported, so their ids
+/// are unknown. They hold no data, but they may hold ports.
 pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
     if members.is_empty() {
         return Ok(0);
@@ -64,7 +64,7 @@ pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
             Err(Errno::SRCH) => continue,
             Err(error) => return Err(error.into()),
         };
-        // The descriptor refers to one process from now on; before, the id may have been reused.
+        // From now on, the descriptor refers to one process. The id may have been reused before it was opened.
         if is_one(pid) {
             identity::kill(&pidfd)?;
             identity::ends_within(&pidfd, END_TIMEOUT)?;
@@ -80,7 +80,7 @@ pub(crate) async fn wait(started: Started, errors: PathBuf, mut kill: mpsc::Rece
     loop {
         match watch(&started, &mut kill).await {
             Ok(was_killed) => return exit(was_killed, errors).await,
-            // An unknown state proves nothing. A reason that does not change is logged once.
+            // An unknown state proves nothing, so the watch is retried. A reason that does not change is logged once.
             Err(error) => {
                 let reason = error.to_string();
                 if said != reason {

@@ -1,4 +1,4 @@
-//! The end of a server's process: how it ended, its last words, and whether its dumps are complete.
+//! The end of a server's process: its cause, the last output, and whether the dumps are complete.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -26,12 +26,12 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    /// Returns the exit of a process that was killed or never ran.
+    /// Creates the exit of a process that was killed or never ran, for which no dump is reported.
     pub(crate) fn without_dumps(how: String, last_words: Option<String>) -> Exit {
         Exit { how, last_words, in_order: Some(false) }
     }
 
-    /// Returns how the process ended and the last line of its output, in one line.
+    /// Returns the cause of the end and the last line of the output, in one line.
     pub(crate) fn summary(&self) -> String {
         match self.last_words.as_deref().and_then(|words| words.lines().last()) {
             Some(words) => format!("{}: {words}", self.how),
@@ -39,7 +39,7 @@ impl Exit {
         }
     }
 
-    /// Returns how the process ended and its last words, in several lines.
+    /// Returns the cause of the end and the last output, in several lines.
     pub(crate) fn with_last_words(&self) -> String {
         match &self.last_words {
             Some(words) => {
@@ -55,7 +55,7 @@ pub(super) fn is_in_order(status: i32) -> bool {
     ServerExit::from_code(status).is_some_and(ServerExit::is_in_order)
 }
 
-/// Describes an exit status of a server, or of the shell that was to start it.
+/// Describes an exit status of a server, or of the shell that failed to start the server.
 pub(super) fn describe_status(status: i32) -> String {
     let meaning = match (ServerExit::from_code(status), status) {
         (Some(exit), _) => exit.meaning(),

@@ -17,8 +17,8 @@ use super::exit::{Exit, describe_signal, describe_status, is_in_order, tail_apar
 use super::names::{KEY_FROM_STANDARD_INPUT, error_name, log_name};
 use crate::directory::Directory;
 
-/// The parameters for starting a server. Its files may be on a stalled device, so it is started on a separate
-/// thread that the shutdown does not wait for.
+/// The parameters for starting a server. The server's files may be on a stalled device. So it is started on a separate
+/// thread, for which the shutdown does not wait.
 #[derive(Debug)]
 pub(crate) struct Launch {
     binary: PathBuf,
@@ -59,8 +59,8 @@ impl Launch {
         }
     }
 
-    /// Starts the server. It reads the cluster's key from a pipe that is written and closed before the server
-    /// starts. It writes to no pipe of this process, so it can outlive this process.
+    /// Starts the server. The server reads the cluster's key from a pipe that is written and closed before the server
+    /// starts. The server writes to no pipe of this process, so it can outlive this process.
     ///
     /// # Errors
     /// A step failed; the message has the step and the error of the system.
@@ -91,7 +91,7 @@ impl Launch {
         // async-signal-safe and touch no memory of this process.
         unsafe {
             command.pre_exec(|| {
-                // The server ignores these signals itself, but a signal may arrive earlier.
+                // The server later ignores these signals itself, but a signal may arrive before that.
                 kv_daemon::signals::ignore();
                 rustix::process::setsid().map(drop).map_err(Into::into)
             });
@@ -107,8 +107,8 @@ impl LocalServer {
         self.child.id()
     }
 
-    /// Waits for its end, and kills it on a message on `kill`. Its id cannot have been reused, because it is a
-    /// child that has not been reaped.
+    /// Waits for the end of the server, and kills it on a message on `kill`. The process id cannot have been reused,
+    /// because the child has not been reaped.
     pub(crate) async fn wait(mut self, mut kill: mpsc::Receiver<()>) -> Exit {
         let mut may_kill = true;
         let status = loop {
@@ -122,7 +122,7 @@ impl LocalServer {
                 }
             }
         };
-        // A killed process has logged no reason, so the end of its log would mislead.
+        // A process that was killed has logged no reason, so the end of its log would be misleading.
         let was_killed = status.as_ref().is_ok_and(|status| status.code().is_none());
         let mut last_words = tail_apart(self.errors, 0).await;
         if last_words.is_none() && !was_killed {
@@ -137,7 +137,7 @@ impl LocalServer {
     }
 }
 
-/// Returns whether the exit status reports complete dumps. A signal leaves that unknown, because it may have
+/// Returns whether the exit status reports complete dumps. After a signal this is unknown, because the signal may have
 /// arrived after the dumps.
 fn says_in_order(status: &io::Result<ExitStatus>) -> Option<bool> {
     status.as_ref().ok()?.code().map(is_in_order)

@@ -1,4 +1,4 @@
-//! The names of a server's files in its working directory, and the arguments by which it reads its key.
+//! The names of a server's files in its working directory, and the arguments that make it read the key.
 
 use kv_protocol::cluster_file::ServerLine;
 

@@ -23,7 +23,7 @@ use crate::printable::last_lines;
 const MAX_LINE_BYTES: u64 = 256;
 /// The first back-off before a broken connection is established again; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// The time that a server to be killed gets for reporting its process id.
+/// The time within which a server that is to be killed must report its process id.
 const START_MOMENT: Duration = Duration::from_secs(3);
 /// The interval at which the same failure is logged again.
 const SAID_EVERY: Duration = Duration::from_secs(600);
@@ -74,14 +74,14 @@ impl Pid {
     }
 }
 
-/// The last logged message, so that a repeated message is not logged again for a while.
+/// The last logged message and its time, so that a repeated message is not logged again for a while.
 #[derive(Debug, Default)]
 struct Repeated {
     last: Option<(String, Instant)>,
 }
 
 impl Repeated {
-    /// Returns whether this message was not logged recently, and records it in that case.
+    /// Returns whether this message is due to be logged. If so, records it.
     fn is_news(&mut self, words: &str) -> bool {
         let is_old =
             self.last.as_ref().is_some_and(|(last, at)| last == words && at.elapsed() < SAID_EVERY);
@@ -98,7 +98,7 @@ enum End {
         status: String,
         said: Vec<u8>,
     },
-    /// The connection has broken, so the state of the server is unknown.
+    /// The connection broke, so the state of the server is unknown.
     Lost {
         said: Vec<u8>,
     },
@@ -226,11 +226,11 @@ impl RemoteServer {
                 return End::Lost { said: SshError::Start(error).to_string().into_bytes() };
             }
         };
-        // Open for as long as this coordinator follows the server. The script ends when it is closed.
+        // This input stays open while this coordinator watches the server. The script ends when it is closed.
         let mut input = child.stdin.take();
         if let Some(input) = &mut input {
-            // A line fits into any pipe. A watching script reads nothing; if the other end is closed, the output
-            // ends too.
+            // A line fits into any pipe, so the write does not block. A script that only watches reads nothing. If the
+            // other end is closed, the output ends too.
             let _ = input.write_all(format!("{}\n", self.key).as_bytes()).await;
         }
         let (output, errors) = pipes(&mut child);
@@ -257,7 +257,7 @@ impl RemoteServer {
                     status = Some(code.to_owned());
                     break;
                 }
-                // Output of the login itself.
+                // The line is output of the login, not of the script.
                 _ => {}
             }
         }
@@ -272,8 +272,8 @@ impl RemoteServer {
     }
 }
 
-/// Returns the end of the session, or `None` if the server is to be killed. A session that has just begun is given
-/// [`START_MOMENT`] to report the process first.
+/// Returns the end of the session, or `None` if the server is to be killed. A session that has just begun gets
+/// [`START_MOMENT`] to report its process before that.
 async fn session_or_kill(
     session: impl Future<Output = End>,
     kill: &mut mpsc::Receiver<()>,
@@ -294,8 +294,8 @@ async fn session_or_kill(
     None
 }
 
-/// Returns the exit of a server without a known process. If a process starts at this moment, it finds no
-/// coordinator and exits.
+/// Returns the exit of a server whose process is not known. If such a process starts now, no coordinator admits it and
+/// it exits.
 fn given_up() -> Exit {
     Exit::without_dumps("canceled before it had started".into(), None)
 }

@@ -6,9 +6,9 @@
 //! by `./server --watch <process>`. The start time distinguishes a process from later ones with its id; the PID
 //! namespace distinguishes it from concurrent ones.
 //!
-//! Whatever runs there for a coordinator ends with the coordinator, even if that is killed. The coordinator holds
-//! the other end of the script's standard input, and the script and `--watch` end when it is closed. The server
-//! keeps running.
+//! The remote processes that work for a coordinator end with the coordinator, even if it is killed. The coordinator
+//! holds the other end of the script's standard input. When that end is closed, the script and `--watch` end. The
+//! server keeps running.
 //!
 //! Only results of the server's executable are accepted. A failure of a shell, `grep` or `cat` proves nothing;
 //! without the executable, the state of the process is unknown.
@@ -71,7 +71,7 @@ impl Ssh {
         Ssh { config: settings.ssh_config.clone(), remote_dir: settings.remote_dir.clone() }
     }
 
-    /// Returns those of these processes that are running on their host.
+    /// Returns the processes among `processes` that are running on their host.
     ///
     /// # Errors
     /// No process is known to be running, and the state of at least one is unknown.
@@ -150,8 +150,8 @@ impl Ssh {
         self.run(host, &strays_script(names)).await.map(drop)
     }
 
-    /// Returns the arguments that make ssh run a script in a POSIX shell, whatever the login shell is, without ever
-    /// prompting.
+    /// Returns the arguments with which ssh runs a script in a POSIX shell, whatever the login shell is, and never
+    /// prompts.
     pub(crate) fn arguments(&self, host: &Host, script: &str) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         if let Some(config) = &self.config {
@@ -162,7 +162,7 @@ impl Ssh {
             format!("ConnectTimeout={CONNECT_SECONDS}"),
             "ServerAliveInterval=5".to_owned(),
             "ServerAliveCountMax=3".to_owned(),
-            // A connection shared with other sessions would end, or stay open, because of them.
+            // A connection that is shared with other sessions would end, or stay open, because of those sessions.
             "ControlMaster=no".to_owned(),
             // A user's interactive configuration must not replace the script.
             "RemoteCommand=none".to_owned(),
@@ -192,7 +192,7 @@ impl Ssh {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl+C must reach only the coordinator, which still needs its connections then.
+            // Ctrl+C must reach only the coordinator, because the stop still needs the ssh connections.
             .process_group(0)
             .kill_on_drop(true);
         command
@@ -226,7 +226,7 @@ impl Ssh {
         timeout(SCRIPT_TIMEOUT, whole).await.map_err(|_| SshError::TooSlow)?
     }
 
-    /// Kills a server, and proves that it has ended.
+    /// Kills a server, and waits for the proof that it has ended.
     pub(super) async fn kill(&self, host: &Host, process: &Process) -> Result<(), SshError> {
         let said = self.run_to_any_end(host, &end_script(&self.remote_dir, process)).await?;
         match lines(&said.output).any(|line| is_end_of(line, process)) {

@@ -10,15 +10,15 @@ use super::error::{StoreError, failed};
 use super::format::{FILE_NAME, OLD_NAME, SPARE_NAME};
 use super::record::Record;
 
-/// Renames the state of a cluster that has ended. A state that has never served is removed if it would replace an
-/// earlier one, because dumps may still be restored by that.
+/// Renames the state of a cluster that has ended. If the cluster has never served and an earlier state has the old
+/// name, the state is removed instead: the earlier state may be needed to restore dumps.
 pub(crate) fn set_aside(directory: &Path, record: &Record) -> Result<(), StoreError> {
     let (path, old) = (directory.join(FILE_NAME), directory.join(OLD_NAME));
     match !record.state.has_served && old.exists() {
         true => fs::remove_file(&path).map_err(failed("remove", &path))?,
         false => rename_aside(directory).map_err(failed("rename to", &old))?,
     }
-    // The spare file contains a key that is no longer needed.
+    // The spare file contains the cluster's key, which is no longer needed.
     match fs::remove_file(directory.join(SPARE_NAME)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("remove", &directory.join(SPARE_NAME))(error));

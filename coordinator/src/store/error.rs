@@ -27,7 +27,7 @@ impl StoreError {
         StoreError { doing, path, error, advice }
     }
 
-    /// Returns the error with other advice.
+    /// Replaces the advice of the error.
     pub(crate) fn because(self, advice: &'static str) -> StoreError {
         StoreError { advice, ..self }
     }

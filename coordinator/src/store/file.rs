@@ -24,9 +24,9 @@ use super::format::{FILE_NAME, SPARE_NAME, encode_in};
 use super::record::Record;
 use crate::directory::{Directory, is_at, is_deleted, where_is};
 
-/// The space reserved for a state without its servers: far more than it needs.
+/// The space reserved for the parts of a state that do not grow with the servers: far more than needed.
 const BASE_ROOM: usize = 8 << 10;
-/// The space reserved for each server of a state: far more than it needs.
+/// The space reserved for each server of a state: far more than needed.
 const SERVER_ROOM: usize = 2 << 10;
 /// The granularity of reserved space.
 const UNIT: usize = 4 << 10;
@@ -49,8 +49,7 @@ impl StateFile {
         Arc::clone(&self.directory)
     }
 
-    /// Makes a state durable. Blocks until it is on the disk. Returns a condition that endangers the next store, if
-    /// any.
+    /// Makes a state durable. Blocks until it is on the disk. Returns a warning if the next store may fail.
     ///
     /// # Errors
     /// The store failed; as after a crash, the state may be on the disk nevertheless.
@@ -58,7 +57,8 @@ impl StateFile {
         let held = self.directory.held();
         let stored = self.store_in(&held, record);
         if stored.is_err() && is_deleted(&held) {
-            // A new directory at the same path is used instead: no other coordinator has the state of this cluster.
+            // If a new directory exists at the same path, it is used instead, because no other coordinator has the
+            // state of this cluster.
             let Ok(other) = self.directory.open_again() else {
                 return stored
                     .map_err(|error| error.because("the directory was deleted; create it again"));

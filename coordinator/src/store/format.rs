@@ -14,7 +14,7 @@ pub(super) const VERSION: &str = "3";
 /// The maximum length of the header line.
 const HEADER_ROOM: usize = 64;
 
-/// Returns the bytes of a state, padded with spaces to `room` bytes including the space of the header line.
+/// Returns the bytes of a state, with the header line, padded with spaces to `room` bytes.
 pub(super) fn encode_in(record: &Record, room: usize) -> Vec<u8> {
     let mut json = serde_json::to_vec_pretty(record).expect("a state has only strings for keys");
     json.resize(json.len().max(room.saturating_sub(HEADER_ROOM)), b' ');
@@ -47,11 +47,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Record, Bad> {
         [MAGIC, other, ..] if other.parse::<u32>().is_ok() => {
             return Err(Bad::Version(format!("version {other}")));
         }
-        _ => return Err(bad("its first line is not that of a coordinator's state")),
+        _ => return Err(bad("its first line does not mark it as a coordinator's state")),
     };
     let json = json.strip_suffix(b"\n").unwrap_or(json);
     if length.parse() != Ok(json.len()) {
-        return Err(bad(format!("{length} bytes were written, {} are left", json.len())));
+        return Err(bad(format!("the header says {length} bytes, but there are {}", json.len())));
     }
     let found = crc32c::crc32c(json);
     if u32::from_str_radix(crc, 16) != Ok(found) {

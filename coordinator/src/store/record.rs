@@ -33,7 +33,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Returns every process that has its place and has reported, with its host.
+    /// Returns the current process of each place, with its host, if the process has reported.
     pub(crate) fn processes(&self) -> impl Iterator<Item = (&Host, Started)> {
         let started = self.state.servers.iter().map(|server| server.started);
         self.place.hosts.iter().zip(started).filter_map(|(host, started)| {

@@ -5,14 +5,15 @@ use std::os::unix::fs::MetadataExt as _;
 
 use rustix::process::{Resource, geteuid, getrlimit};
 
-/// The limits of the user that starts servers on a machine; `None` if there is no limit, or if it is unknown.
+/// The limits of the user that starts servers on a machine. A value is `None` if there is no limit, or if the limit is
+/// unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// The maximum number of threads of the user (`ulimit -u`).
     pub(crate) threads: Option<u64>,
     /// The current number of threads of the user, as far as known.
     pub(crate) threads_used: u64,
-    /// The maximum number of bytes that a process may lock (`ulimit -l`).
+    /// The maximum memory that a process may lock, in bytes (`ulimit -l`).
     pub(crate) locked: Option<u64>,
     /// Free memory in bytes.
     pub(crate) free: Option<u64>,

@@ -34,7 +34,7 @@ pub(super) fn servers(servers: &[ServerStatus]) -> Grid {
     ];
     let row = |server: &ServerStatus| {
         let text = |text: &Option<String>| text.as_deref().map_or("-".into(), printable);
-        // The last report of a lost server does not describe its current state.
+        // The last report of a server that is down does not describe its current state.
         let is_down = server.state == ServerState::Down;
         let counted = |number: String| if is_down { "-".to_owned() } else { number };
         vec![

@@ -17,7 +17,7 @@ impl Grid {
     pub(super) fn text(&self, width: Option<usize>) -> String {
         let mut shown: Vec<usize> = (0..self.columns.len()).collect();
         loop {
-            // Every column is padded on its right; the padding of the last one is not shown.
+            // Every column is padded on its right. The padding of the last column is removed.
             let lines: Vec<String> =
                 self.table(&shown).lines().map(|line| line.trim_end().to_owned()).collect();
             let widest = lines.iter().map(|line| measure_text_width(line)).max().unwrap_or(0);
@@ -33,7 +33,7 @@ impl Grid {
         }
     }
 
-    /// Returns a table without borders, which would be garbled in a narrow terminal.
+    /// Creates a table without borders, because a narrow terminal would wrap them.
     fn table(&self, shown: &[usize]) -> Table {
         let pick = |cells: &dyn Fn(usize) -> String| shown.iter().map(|at| cells(*at)).collect();
         let mut table = Table::new();

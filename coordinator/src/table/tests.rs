@@ -214,7 +214,7 @@ fn on_a_small_terminal_the_unhealthy_come_first_and_the_others_are_counted() {
 
     let text = render(&status, Screen { width: Some(40), lines: Some(23) });
     assert!(text.lines().count() <= 23, "{text}");
-    // The cluster's id alone is longer.
+    // The first line is skipped, because the cluster's id alone is longer.
     assert!(text.lines().skip(1).all(|line| measure_text_width(line) <= 40), "{text}");
     for needed in ["29", "DOWN", "28", "degraded", "31 servers more: up", "31 groups more: whole"] {
         assert!(text.contains(needed), "{needed}:\n{text}");

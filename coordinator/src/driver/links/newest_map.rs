@@ -1,6 +1,6 @@
-//! The newest map for the servers, which serve it to clients while no coordinator does. A server receives the map
-//! in response to a heartbeat. Changes within one heartbeat interval are therefore sent as one, and a silent server
-//! is sent nothing.
+//! The newest map for the servers, which serve it to clients while no coordinator does. A server receives the map in
+//! response to a heartbeat. Changes within one heartbeat interval are therefore sent as one map, and a silent server
+//! receives nothing.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -51,8 +51,8 @@ impl NewestMap {
 }
 
 impl Kept {
-    /// Updates the frame only if the map has changed apart from its revision. Many of the cluster's revisions do
-    /// not affect clients, whose map then stays the newest.
+    /// Updates the frame only if the map has changed apart from its revision. Many revisions of the cluster do not
+    /// affect clients. Then the cached map stays the newest.
     fn renew(kept: &mut Option<Kept>, cluster: &Cluster) {
         let map = cluster.map();
         if let Some(kept) = kept

@@ -1,7 +1,7 @@
-//! The connection for orders to each server's coordinator port, established again whenever it breaks.
+//! The connection for orders to each server's coordinator port. It is established again whenever it breaks.
 //!
-//! The cluster's state machine keeps outstanding orders and repeats them on each new connection. The queue here
-//! holds only orders about to be sent.
+//! The cluster's state machine keeps outstanding orders and repeats them on each new connection. The queue of a
+//! connection holds only orders that are about to be sent.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest back-off.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// The maximum number of queued orders for one server. Each of its groups has only a few outstanding.
+/// The maximum number of queued orders for one server. Each of the server's groups has only a few outstanding orders.
 const MAX_QUEUED: usize = 64;
 
 /// The reason why a connection for orders ended or could not be established.
@@ -50,7 +50,7 @@ enum OrdersError {
     NoProof(u8),
     #[error("{0}")]
     Random(String),
-    #[error("it rejected the connection: {0}")]
+    #[error("the server rejected the connection: {0}")]
     Refused(String),
 }
 
@@ -109,7 +109,7 @@ async fn connect(
     }
 }
 
-/// Makes the server prove that it has the cluster's key, because another program may have reused its port.
+/// Makes the server prove that it has the cluster's key. Another program may have reused the server's port.
 async fn shake_hands(driver: &Driver, connection: &mut Connection) -> Result<Seal, OrdersError> {
     let nonce = random::nonce().map_err(OrdersError::Random)?;
     let mut bytes = Vec::new();

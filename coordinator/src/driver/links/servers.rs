@@ -20,21 +20,21 @@ use crate::listener::{self, Slots, WaitingRoom};
 use crate::logs::Refusals;
 use crate::random;
 
-/// The maximum number of connections that have not reported yet, in addition to one for each server. They are unknown
-/// peers, and servers that reconnect.
+/// The maximum number of connections without a STARTED report, in addition to one for each server. Such connections
+/// come from unknown peers and from servers that reconnect.
 const SPARE_CONNECTIONS: usize = 256;
 
 /// The maximum number of rejected connections that are kept open briefly, so that the peers can read the reason.
 /// Further ones are closed at once.
 const MAX_FAREWELLS_AT_ONCE: usize = 64;
 
-/// The time of silence after which a link is closed. Its server counts as down long before, and reconnects.
+/// The time of silence after which a link is closed. Its server counts as down long before that, and then reconnects.
 const LINK_SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves the port forever.
 pub(super) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let refusals = Rc::new(Refusals::new("servers"));
-    // No number of unknown peers displaces servers that are admitted or about to report.
+    // Unknown peers, however many, do not displace servers that are admitted or about to report.
     let room = WaitingRoom::new(SPARE_CONNECTIONS + usize::from(driver.cluster().count()));
     let farewells = Slots::new(MAX_FAREWELLS_AT_ONCE);
     let newest = Rc::new(NewestMap::default());
@@ -48,7 +48,7 @@ pub(super) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
             let first = tokio::select! {
                 first = first_frames(&driver, &mut connection) => first,
                 () = place.must_go() => {
-                    let reason = "it has not reported, and too many connections wait to report";
+                    let reason = "it has sent no STARTED report, and too many connections wait to send one";
                     return refusals.note(connection.peer(), reason);
                 }
             };
@@ -93,7 +93,7 @@ async fn admit(
             connection.set_rules(FrameRules::checked(MAX_CONTROL_BODY));
             let epoch = driver.cluster().config().epoch;
             Admission::Admitted { epoch }.write(&mut bytes);
-            // A failure to send shows in the reads that follow.
+            // If the send fails, the reads that follow fail too.
             let _ = connection.send(&bytes).await;
             Some((link, started.member.server))
         }

@@ -1,4 +1,4 @@
-//! Processes that an earlier coordinator has started: they are watched like the others.
+//! Processes that an earlier coordinator has started. They are watched like all other processes.
 
 use std::rc::Rc;
 

@@ -37,7 +37,8 @@ impl Driver {
         let before = self.places.line(id);
         let to = wanted.line(&before)?;
         let route = self.plan().ask_for_route(&to).await?;
-        // Another request may have changed the plan meanwhile. The rest uses the current plan and does not await.
+        // Another request may have changed the plan meanwhile. From here on, the function uses the current plan and
+        // does not await.
         self.cluster().may_replace(id).map_err(refused)?;
         if self.places.line(id) != before {
             return Err(
@@ -64,8 +65,8 @@ impl Driver {
         Ok((format!("{said}; coord status shows the progress{advice}"), old))
     }
 
-    /// Waits until another process has the place of this one and holds all its replicas. Returns the message about
-    /// it.
+    /// Waits until another process has the place of `old` and holds all its replicas. Returns the message about the
+    /// replacement.
     pub(in crate::driver) async fn await_replaced(&self, old: Member) -> String {
         let id = old.server;
         let is_home = || {
@@ -75,7 +76,7 @@ impl Driver {
         while !is_home() {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        format!("server {id} is back, with all its copies")
+        format!("server {id} is back, with copies of all its groups")
     }
 
     /// Records the host on which the process of a place runs or may run.
@@ -95,7 +96,7 @@ impl Driver {
             let id = member.server;
             if self.cluster().member(id) != member {
                 if is_out_of_reach {
-                    // It cannot be killed from here; it is rejected wherever it reports.
+                    // The process cannot be killed from here, but it is rejected if it reports.
                     self.forget_elsewhere(member);
                     continue;
                 }

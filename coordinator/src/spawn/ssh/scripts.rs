@@ -14,9 +14,9 @@ pub(crate) fn plain_command(remote_dir: &str, arguments: &[String]) -> String {
     format!("cd {} && ./server {}", quote::word(remote_dir), quote::words(arguments))
 }
 
-/// Starts a server in a session of its own, waits for it, and prints its start and its exit. The cluster's key is
-/// the first line of standard input and is passed on through a pipe, because command lines are visible to every
-/// user. When standard input is closed, the script ends and the server keeps running.
+/// Returns the script that starts a server in a separate session, waits for its end, and prints its start and its exit.
+/// The cluster's key is the first line of standard input and is passed on through a pipe, because command lines are
+/// visible to every user. When standard input is closed, the script ends and the server keeps running.
 pub(in crate::spawn) fn start_script(
     remote_dir: &str,
     line: &ServerLine,
@@ -49,7 +49,7 @@ pub(in crate::spawn) fn start_script(
     )
 }
 
-/// Runs a query about processes with the server's executable there. It reads no input.
+/// Returns the script that queries processes with the server's executable on the host. The query reads no input.
 pub(in crate::spawn) fn ask_script(
     remote_dir: &str,
     question: &str,
@@ -74,26 +74,27 @@ pub(in crate::spawn) fn ask_command(
     )
 }
 
-/// Waits for the end of a server that another connection started, or for the end of its own connection.
+/// Returns the script that waits for the end of a server that another connection started. The script ends earlier if
+/// its own connection ends.
 pub(in crate::spawn) fn watch_script(remote_dir: &str, process: &Process) -> String {
     let Process { pid, start_time, namespace, .. } = process;
     let ask = ask_command(remote_dir, "--watch", &[*process]);
     format!("echo started {pid} {start_time} {namespace}\n{ask}\n")
 }
 
-/// Reports for each of these processes whether it is running there.
+/// Returns the script that reports for each of these processes whether it is running.
 pub(in crate::spawn) fn look_script(remote_dir: &str, processes: &[Started]) -> String {
     let processes: Vec<Process> = processes.iter().map(Process::from).collect();
     ask_script(remote_dir, "--look", &processes)
 }
 
-/// Kills a process there.
+/// Returns the script that kills a process.
 pub(in crate::spawn) fn end_script(remote_dir: &str, process: &Process) -> String {
     ask_script(remote_dir, "--end", &[*process])
 }
 
-/// Lists the servers of a cluster, or in the directory, that run there. The brackets keep the script from matching
-/// itself.
+/// Returns the script that lists the servers that belong to a cluster or run in the directory. Because of the brackets,
+/// the script does not match itself.
 pub(in crate::spawn) fn servers_script(remote_dir: &str, cluster: ClusterId) -> String {
     let (dir, name) = (quote::word(remote_dir), cluster.to_string());
     let (first, rest) = name.split_at(1);
@@ -108,8 +109,8 @@ pub(in crate::spawn) fn servers_script(remote_dir: &str, cluster: ClusterId) -> 
     )
 }
 
-/// Kills the processes that were started there with these incarnations. The brackets keep the script from matching
-/// itself.
+/// Returns the script that kills the processes with these incarnations. Because of the brackets, the script does not
+/// match itself.
 pub(in crate::spawn) fn strays_script(names: &[Incarnation]) -> String {
     let patterns = names.iter().map(|name| {
         let name = name.to_string();

@@ -69,7 +69,7 @@ fn shell(script: &str) -> std::process::Output {
 fn a_script_ends_with_its_coordinator_and_leaves_the_server_running() {
     use std::io::{Read as _, Write as _};
     let dir = tempfile::tempdir().unwrap();
-    // It runs until the file is removed.
+    // The fake server runs until the file is removed.
     fake_server(dir.path(), "[ $1 = --name ] || while [ -e stay ]; do sleep 0.01; done");
     std::fs::write(dir.path().join("stay"), "").unwrap();
     let script = start_script(&dir.path().to_string_lossy(), &line(), &["-x".into()]);
@@ -126,7 +126,7 @@ fn the_script_reports_the_start_the_exit_and_the_output_of_the_server() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let words: Vec<&str> = text.split_whitespace().collect();
     let [_, pid, ..] = words[..] else { panic!("{text}") };
-    // This one cannot report its start time.
+    // This fake server cannot report its start time.
     assert_eq!(words, ["started", pid, "exited", pid, "13"]);
     assert_eq!(String::from_utf8_lossy(&output.stderr), "last words of a 'b'\n");
     let body = "[ $1 = --name ] && { echo started $2 5 6; exit 0; }; exit 13";
@@ -170,7 +170,7 @@ const FAILURES: [&str; 9] = [
     "exit 1",
     "kill -9 $$",
     "echo '-sh: fork: retry: Resource temporarily unavailable' >&2; exit 254",
-    // Truncated, of another process, or of another start.
+    // Lines that are truncated, or that belong to another process or to another start.
     "printf 'exited 4000000'; printf 'gone 4000000'",
     "printf 'exited 4000000 unknown'; printf 'gone 4000000 77'",
     "echo exited 400000 unknown; echo gone 400000 77; echo gone 4000000 78",
