@@ -473,6 +473,14 @@ impl Replica {
         self.sessions.records(sessions).filter(move |logged| logged.sn <= committed)
     }
 
+    /// Returns the same for a dump. A session whose records all belong to pending writes has a record of the last
+    /// write that its client has completed: without it, a replica that loads the dump would not know the session, and
+    /// would reject the pending writes when they are sent again.
+    pub fn records_for_dump(&self, sessions: Range<usize>) -> impl Iterator<Item = LoggedRecord> {
+        let (_, committed) = self.progress();
+        self.sessions.records_up_to(sessions, committed)
+    }
+
     /// Returns the number of bytes that the table has reserved.
     pub fn reserved_bytes(&self) -> u64 {
         self.table.reserved_bytes() as u64

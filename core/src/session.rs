@@ -306,6 +306,25 @@ impl Sessions {
             .flat_map(|session| session.records.iter().map(|kept| session.logged(kept)))
     }
 
+    /// Returns the records of writes up to `committed` of a range of sessions, in the same order. A session without
+    /// such a record has one that only states its watermark.
+    pub fn records_up_to(
+        &self,
+        sessions: Range<usize>,
+        committed: SequenceNumber,
+    ) -> impl Iterator<Item = LoggedRecord> {
+        let of_session = move |session: &Session| {
+            let is_committed = |logged: &LoggedRecord| logged.sn <= committed;
+            let records = session.records.iter().map(|kept| session.logged(kept));
+            let mut records: Vec<LoggedRecord> = records.filter(is_committed).collect();
+            if records.is_empty() {
+                records.extend(session.watermark(committed));
+            }
+            records
+        };
+        self.sessions.iter().skip(sessions.start).take(sessions.len()).flat_map(of_session)
+    }
+
     fn find(&self, client: ClientId) -> Option<&Session> {
         self.sessions.find(self.secret.of_client(client), |s| s.client == client)
     }
@@ -321,6 +340,21 @@ impl Kept {
 }
 
 impl Session {
+    /// Returns a record of the last write that the client has completed, without its response, which the client does not
+    /// need any more. `None` if the client has completed no write.
+    fn watermark(&self, committed: SequenceNumber) -> Option<LoggedRecord> {
+        let seq = RequestSeq(self.first_incomplete.0.checked_sub(1).filter(|seq| *seq > 0)?);
+        let record = CompletionRecord {
+            client: self.client,
+            seq,
+            first_incomplete: self.first_incomplete,
+            status: Status::Ok,
+            version: SequenceNumber::ZERO,
+            request: RequestHash::default(),
+        };
+        Some(LoggedRecord { sn: committed, record })
+    }
+
     fn logged(&self, kept: &Kept) -> LoggedRecord {
         let Kept { sn, seq, version, request, status } = *kept;
         let (client, first_incomplete) = (self.client, self.first_incomplete);

@@ -41,7 +41,7 @@ impl Part {
                 entries.push((entry.key.to_vec(), entry.value.to_vec(), entry.version));
             });
         }
-        let records = replica.completion_records(0..replica.session_count());
+        let records = replica.records_for_dump(0..replica.session_count());
         let shard = line.shard;
         let records =
             records.map(|logged| DumpRecord { shard, sn: logged.sn, record: logged.record });

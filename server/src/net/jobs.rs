@@ -145,7 +145,7 @@ impl Dump {
             // The replica is frozen, so the sessions keep their indexes from step to step.
             Part::Records(from) if from < replica.session_count() => {
                 let to = from + DUMP_SESSIONS;
-                let records = replica.completion_records(from..to).collect();
+                let records = replica.records_for_dump(from..to).collect();
                 (DumpPiece::Records(records), Part::Records(to))
             }
             Part::Records(_) => (DumpPiece::End, Part::Nothing),

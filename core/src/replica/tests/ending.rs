@@ -311,3 +311,28 @@ fn a_candidate_is_dumped_only_with_a_complete_copy_and_an_empty_replica_never() 
     group.install(1, view_of(3, 0, candidate));
     assert_eq!(state(&group, 1), Err(ReplicaState::Out), "it was removed and wiped");
 }
+
+#[test]
+fn a_dump_has_the_session_of_a_client_whose_only_records_belong_to_pending_writes() {
+    let mut pair = Pair::new();
+    pair.put(b"a", b"1");
+    pair.settle();
+    // The second write is pending when the dump begins. It states that the first has completed.
+    let second = WriteHeader { first_incomplete: RequestSeq(2), ..header(2, Condition::Always) };
+    pair.request(b"a", Operation::Put(second, b"2"));
+    pair.primary.freeze();
+    let dumped: Vec<LoggedRecord> = pair.primary.records_for_dump(0..usize::MAX).collect();
+    assert_eq!(dumped.len(), 1, "{dumped:?}");
+    let mut group = Group::new();
+    for LoggedRecord { sn, record } in dumped {
+        group.replicas[2].load_record(sn, record);
+    }
+    // Sessions that had written nothing for long are not in the dump.
+    group.replicas[2].finish_load(SequenceNumber(9), SequenceNumber(5));
+    group.install(2, view_of(5, 2, Peer::None));
+    group.ask_as(2, 7, b"a", Operation::Put(second, b"2"));
+    assert_eq!(group.status(7), Some(Status::Ok), "it was not executed before");
+    let first = header(1, Condition::Always);
+    group.ask_as(2, 8, b"a", Operation::Put(first, b"1"));
+    assert_eq!(group.status(8), Some(Status::SessionExpired), "it was executed");
+}
