@@ -29,8 +29,9 @@ use turn::{Cell, Keys, Measured, Program, Shape, Work};
 struct Settings {
     /// The number of turns of each side in each cell.
     pairs: usize,
-    /// The duration of one turn: warm-up and measurement.
+    /// The duration of the warm-up of a turn, in milliseconds.
     warm_up_ms: u32,
+    /// The duration of the measurement of a turn, in milliseconds.
     ms: u32,
     /// Only checks that every side runs.
     is_test: bool,

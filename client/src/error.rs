@@ -255,7 +255,7 @@ pub enum OpenError {
         reason: std::io::Error,
     },
     /// The resolver returned no address for the names.
-    #[error("\"{endpoints}\" has no address; host:port is needed")]
+    #[error("looking up \"{endpoints}\": the resolver returned no address; check the host name")]
     NoAddress {
         /// The endpoint or endpoints, as given.
         endpoints: String,

@@ -46,8 +46,8 @@ pub(crate) fn width() -> Option<usize> {
 /// Returns the failure for a status that could not be fetched.
 pub(crate) fn failure(args: &StatusArgs, reason: &str) -> Failure {
     Failure::Failed(format!(
-        "cannot get the status from the coordinator at {}, port {}: {reason}; check -h and -p, and that it \
-         runs",
+        "cannot get the status from the coordinator at {}, port {}: {reason}; check -h and -p, and that the \
+         coordinator runs",
         printable(&args.host),
         args.port
     ))

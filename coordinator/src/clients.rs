@@ -144,7 +144,7 @@ impl Port {
         let text = format!(
             "the clients port of the coordinator has reached its connection limit: {closed} idle connections \
              were closed to admit others so far, the last for one from {address}; find the program that opens \
-             connections and keeps them"
+             too many connections"
         );
         let age_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
         Some(AlarmStatus { kind: AlarmKind::Crowded, server: None, group: None, text, age_ms })

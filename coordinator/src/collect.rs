@@ -50,8 +50,8 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
     let Some(record) = loaded else {
         return Err(Failure::Failed(format!(
-            "there is no {} in {dir}, which records where the dumps are; give the directory of the cluster \
-             with --dir",
+            "{dir} has no file {}, which records where the dumps are; give the directory of the cluster with \
+             --dir",
             store::FILE_NAME
         )));
     };
@@ -137,8 +137,8 @@ async fn refuse_if_it_runs(record: &Record, ssh: &Ssh, dir: &Path) -> Result<(),
         is_watched || ls::look(record, ssh).await.iter().any(|server| server.state == State::Lives);
     match lives {
         true => Err(Failure::Failed(format!(
-            "cannot fetch dumps: the cluster in {} runs, and its data is in memory; stop it first (coord stop \
-             --dir {})",
+            "cannot fetch dumps: the cluster in {} is running, and its data is in memory; stop the cluster \
+             first (coord stop --dir {})",
             dir.display(),
             quoted(dir)
         ))),
@@ -177,8 +177,8 @@ async fn fetch(ssh: &Ssh, host: &Host, dump: &Dump, into: &Path) -> Result<Strin
         return match bytes == dump.bytes {
             true => Ok(format!("is here already, {}", units::bytes(bytes))),
             false => Err(format!(
-                "a different file of {bytes} bytes has this name here, and nothing is overwritten; move {} \
-                 away, or collect into another directory",
+                "a different file of {bytes} bytes has this name, and no file is overwritten; move {} away, \
+                 or collect into another directory",
                 target.display()
             )),
         };

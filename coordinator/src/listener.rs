@@ -76,16 +76,16 @@ pub(crate) async fn bind_again(
         if let Some(user) = other_user(&error, address, port) {
             return Err(Failure::Failed(format!(
                 "cannot bind {purpose} port {address}:{port}: a process of another user (id {user}) listens \
-                 there, where the servers of this cluster look for their coordinator; nothing was started or \
-                 changed, and servers send it no key. Find it (ss -ltnp 'sport = :{port}'), stop it, and start \
-                 again"
+                 on it, and the servers of this cluster connect to this port; nothing was started or changed, \
+                 and the servers do not send the key to that process. Find it (ss -ltnp 'sport = :{port}'), \
+                 stop it, and start again"
             )));
         }
         if Instant::now() >= deadline {
             return Err(Failure::Failed(format!(
-                "cannot bind {purpose} port {address}:{port}, which the last coordinator of this cluster had: \
-                 {error}; nothing was started or changed. Find the process that uses it (ss -ltnp 'sport = \
-                 :{port}'), stop it, and start again"
+                "cannot bind {purpose} port {address}:{port}, on which the last coordinator of this cluster \
+                 listened: {error}; nothing was started or changed. Find the process that uses it (ss -ltnp \
+                 'sport = :{port}'), stop it, and start again"
             )));
         }
         sleep(PORT_PAUSE).await;

@@ -29,8 +29,9 @@ pub(crate) fn check(address: IpAddr, port: u16) -> Result<&'static str, String> 
     match comes_back(address, port) {
         Ok(()) => Ok("reaches this machine through another machine"),
         Err(reason) => Err(format!(
-            "{address} is not an address of this machine, and does not reach it ({reason}); give one at which \
-             the other hosts reach this machine (`ip address` lists its own)"
+            "{address} is not an address of this machine, and connections to it do not arrive here \
+             ({reason}); give an address at which the other hosts reach this machine (`ip address` lists its \
+             own addresses)"
         )),
     }
 }

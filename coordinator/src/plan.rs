@@ -157,8 +157,9 @@ impl Plan {
         let route = route(line, own, self.settings.advertise, bind, survey)?;
         if !self.listen.is_unspecified() && self.listen != route.coordinator {
             return Err(format!(
-                "the coordinator listens only on {}, where {} cannot reach it; end it with coord detach, and \
-                 start it again with --advertise IP, the address of this machine in their network",
+                "the coordinator listens only on {}, and {} cannot connect to that address; end the \
+                 coordinator with coord detach, and start it again with --advertise IP, the address of this \
+                 machine in the hosts' network",
                 self.listen, line.host
             ));
         }
@@ -210,12 +211,12 @@ fn check_survey(
                 .unwrap_or_default()
         )),
         Ok(survey) if !survey.has_dir => Err(format!(
-            "server {id} on {host}: there is no directory {dir}; nothing was started (check \
+            "server {id} on {host}: the directory {dir} does not exist; nothing was started (check \
              --remote-dir)"
         )),
         Ok(survey) if !survey.has_binary => Err(format!(
-            "server {id} on {host}: there is no executable {dir}/server; nothing was started \
-             (copy it there, as scripts/launch-cluster.sh does)"
+            "server {id} on {host}: the executable {dir}/server does not exist; nothing was started (copy it \
+             there, as scripts/launch-cluster.sh does)"
         )),
         Ok(_) => Ok(()),
     }

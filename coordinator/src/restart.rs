@@ -97,7 +97,7 @@ pub(crate) async fn look(
     store::set_aside(&args.dir, &record).map_err(|error| Failure::Failed(error.to_string()))?;
     let dir = args.dir.display();
     console.say(&format!(
-        "the cluster {} of the last run is over: its {FILE_NAME} in {dir} is kept as {OLD_NAME}, and a \
+        "the cluster {} of the last run has ended: its {FILE_NAME} in {dir} is renamed to {OLD_NAME}, and a \
          new, empty cluster is founded",
         record.state.cluster
     ));
@@ -131,10 +131,10 @@ fn no_state(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "there are dumps of servers in {dir}, but no {FILE_NAME}, which records which of them count; nothing \
-         was started. Put the state back: without it, servers that may still run are not found. If every copy \
-         of it is lost, end every server of that cluster, and give --restore DIR --without-state, which \
-         rebuilds the state from the dumps. Only if its data is not needed, move the dumps away to found a \
-         new, empty cluster"
+         was started. Put the state back: without the state, servers that may still run are not found. If \
+         every copy of the state is lost, end every server of that cluster, and give --restore DIR \
+         --without-state, which rebuilds the state from the dumps. Only if the data is not needed, move the \
+         dumps away to found a new, empty cluster"
     )
 }
 
@@ -199,9 +199,10 @@ async fn lives(
         Place::Elsewhere => {
             let path = dir.join(FILE_NAME);
             return Err(Failure::Failed(format!(
-                "{} was written on another machine, and server {} of the last run may still run there; nothing \
-                 was started. Start coord there: it takes over the servers that run. If that machine is gone \
-                 for good, name another host for that server in the cluster file, and it is started there. {}",
+                "{} was written on another machine, and server {} of the last run may still run there; \
+                 nothing was started. Start coord on that machine: it takes over the servers that run. If \
+                 that machine is lost for good, name another host for that server in the cluster file; then \
+                 the server is started on that host. {}",
                 path.display(),
                 here[0].member.server,
                 if_all_are_gone(&path)
@@ -217,7 +218,8 @@ async fn lives(
                 let (id, pid) = (started.member.server, started.pid);
                 unknown.get_or_insert(format!(
                     "server {id} (pid {pid}) of the last run may still run: {error}; nothing was started. \
-                     Start coord where it was started before: it takes over the servers that run. {}",
+                     Start coord on the machine, in the container and as the user of the last start: it takes \
+                     over the servers that run. {}",
                     if_all_are_gone(&dir.join(FILE_NAME))
                 ));
             }
@@ -249,8 +251,8 @@ async fn lives(
 /// state is the only way back to running servers.
 fn if_all_are_gone(state: &Path) -> String {
     format!(
-        "Leave {} where it is: running servers hold all data, and coord finds them by this file. Only if it is \
-         certain that every one of them has ended, --restore DIR --force restores what is in dumps",
+        "Leave {} where it is: running servers hold all data, and coord finds them by this file. Only if it \
+         is certain that all servers have ended, --restore DIR --force restores the data of the dumps",
         state.display()
     )
 }
@@ -325,8 +327,8 @@ fn refusal(record: &Record, dir: &Path) -> String {
     };
     format!(
         "{shown} belongs to cluster {}, {end}, and none of its processes runs: its data is no longer in \
-         memory; nothing was started.{restore} To continue with an empty cluster, without what is in dumps, \
-         move the file away: mv {} {}",
+         memory; nothing was started.{restore} To continue with an empty cluster, without the data of the \
+         dumps, move the file away: mv {} {}",
         record.state.cluster,
         quote::word(&path.to_string_lossy()),
         quote::word(&format!("{}.lost", path.to_string_lossy()))

@@ -148,8 +148,8 @@ pub(crate) async fn prepare(
         let lost: Vec<String> = refused.groups.iter().map(ToString::to_string).collect();
         let lost = lost.join(", ");
         let mut text = format!(
-            "no dump that counts is left of these groups: {lost}. Find what is missing, or give \
-             --accept-loss: then their keys are answered LOST"
+            "no usable dump of these groups is left: {lost}. Find the missing dumps, or give --accept-loss: \
+             then requests for keys of these groups get LOST"
         );
         let broken = found.iter().filter_map(|found| Some((found, found.dump.as_ref().err()?)));
         let broken = broken.map(|(found, why)| format!("{}: {why}", found.path.display()));
@@ -208,9 +208,9 @@ async fn refuse_running(
         return Ok(running);
     }
     Err(Failure::Failed(format!(
-        "servers run, or may run, where this cluster ran; without the state it is not known what they hold:\n  \
-         {}\n  End each with SIGTERM: without a coordinator it writes its dumps first. Give --force only if \
-         you know that none belongs to this cluster",
+        "servers run, or may run, where this cluster ran; without the state it is not known which data they \
+         hold:\n {}\n  End each with SIGTERM: without a coordinator it writes its dumps first. Give --force \
+         only if you know that none belongs to this cluster",
         running.in_the_way.join("\n  ")
     )))
 }
@@ -240,13 +240,13 @@ async fn rebuild_state(
     }
     console.warn(
         "the state is rebuilt from dumps alone (--without-state): it is not known whether servers of that \
-         cluster still run. If one does, two clusters serve the same keys",
+         cluster still run. If a server does, two clusters serve the same keys",
     );
     if !doubts.is_empty() && !args.accept_loss {
         rebuilt::remove(&plan.dir);
         return Err(Failure::Failed(format!(
             "the dumps do not show for certain what the last state of these groups was:\n  {}\n  Find the \
-             dumps of the other holders, or give --accept-loss to continue with what is there",
+             dumps of the other holders, or give --accept-loss to continue with the existing dumps",
             doubts.join("\n  ")
         )));
     }

@@ -96,7 +96,7 @@ impl ServerExit {
             ServerExit::CoordinatorHost => "the coordinator's host name does not resolve",
             ServerExit::Executor => "an executor did not start",
             ServerExit::System => "a system call failed",
-            ServerExit::Refused => "the coordinator refused it",
+            ServerExit::Refused => "the coordinator rejected it, or did not prove the cluster key",
             ServerExit::NoCoordinator => "it found no coordinator",
             ServerExit::OpenFiles => "its limit on open files is too low",
             ServerExit::Orphaned => "it had no coordinator for too long; its dumps are complete",

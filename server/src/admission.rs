@@ -51,8 +51,8 @@ impl Admission {
     }
 
     /// Admits a connection and counts it, unless the limit is reached. A client over the limit is accepted while
-    /// another address has more connections than its own; then idle connections of that address are closed
-    /// ([`Admission::crowding`]).
+    /// another address has more connections than the client's address. Then idle connections of that other address are
+    /// closed ([`Admission::crowding`]).
     pub(crate) fn admit(self: &Arc<Admission>, port: Port, from: Address) -> Option<Permit> {
         let is_admitted = match port {
             Port::Clients => self.admit_client(from),
@@ -82,8 +82,8 @@ impl Admission {
         true
     }
 
-    /// Returns the address whose idle connections are to be closed, and how many, if there are more clients than the
-    /// limit.
+    /// Returns the address whose idle connections are to be closed, and their number, if there are more clients than
+    /// the limit.
     pub(crate) fn crowding(&self) -> Option<(Address, usize)> {
         let excess =
             self.clients().checked_sub(self.bounds.clients).filter(|excess| *excess > 0)?;
@@ -102,7 +102,7 @@ impl Admission {
     }
 }
 
-/// The permission of one connection to be open; dropping it frees the slot of the connection.
+/// The permit of one open connection. Dropping it frees the slot of the connection.
 #[derive(Debug)]
 pub(crate) struct Permit {
     admission: Arc<Admission>,
@@ -111,7 +111,7 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// Returns the address that the connection comes from.
+    /// Returns the address from which the connection comes.
     pub(crate) fn from(&self) -> Address {
         self.from
     }

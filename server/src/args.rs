@@ -83,8 +83,8 @@ pub struct Args {
     #[arg(long, value_name = "IP")]
     pub bind: Option<IpAddr>,
 
-    /// Address under which clients and servers reach this server. Default: the address listened on or, if that is all
-    /// addresses, the local address of the connection to the coordinator.
+    /// Address at which clients and servers reach this server. Default: the address of --bind or its default; if that
+    /// means all addresses, the local address of the connection to the coordinator.
     #[arg(long, value_name = "IP")]
     pub advertise: Option<IpAddr>,
 
@@ -93,7 +93,7 @@ pub struct Args {
     pub cluster_id: ClusterId,
 
     /// File with the key of the cluster, 32 hex digits on its first line; `-` for standard input. The coordinator
-    /// passes it through a pipe. Default: the key 0, which no coordinator has.
+    /// passes it through a pipe. Default: the key 0, which no coordinator uses.
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
 
@@ -105,8 +105,8 @@ pub struct Args {
     #[arg(long, value_name = "HEX")]
     pub incarnation: Option<Incarnation>,
 
-    /// Seconds (fractions allowed) without a coordinator, after which this server tries once more, dumps both tables and
-    /// exits, unless it holds the only copy of a group; 0 for never.
+    /// Seconds (fractions allowed) without a coordinator. After this time, the server tries to connect once more, dumps
+    /// both tables and exits, unless it holds the only copy of a group; 0 for never.
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_orphan_timeout)]
     pub orphan_timeout: Duration,
 
@@ -126,8 +126,8 @@ pub struct Args {
     #[arg(long, value_name = "PROCESS", exclusive = true)]
     watch: Option<Process>,
 
-    /// Print `lives PID START_TIME` or `gone PID START_TIME` of each of these processes instead of serving. Where
-    /// neither is proven, no line is printed and the exit status is 1.
+    /// Print `lives PID START_TIME` or `gone PID START_TIME` for each of these processes instead of serving. If neither
+    /// is proven for a process, no line is printed for it, and the exit status is 1.
     #[arg(long, value_name = "PROCESS", num_args = 1.., exclusive = true)]
     look: Vec<Process>,
 
@@ -135,7 +135,7 @@ pub struct Args {
     #[arg(long, value_name = "PROCESS", exclusive = true)]
     end: Option<Process>,
 
-    /// Print `started PID START_TIME NAMESPACE` of the process with this id instead of serving.
+    /// Print `started PID START_TIME NAMESPACE` for the process with this id instead of serving.
     #[arg(long, value_name = "PID", exclusive = true)]
     name: Option<u32>,
 
@@ -206,7 +206,7 @@ impl Invocation {
 }
 
 impl Args {
-    /// Checks what clap cannot: relations between the arguments.
+    /// Checks the relations between the arguments, which clap cannot check.
     ///
     /// # Errors
     /// The usage error to print.
@@ -227,7 +227,7 @@ impl Args {
         Ok(self)
     }
 
-    /// The address to listen on.
+    /// Returns the address to listen on.
     pub fn listen_address(&self) -> IpAddr {
         let host = self.coordinator_host.as_str();
         let is_here = host == "localhost"
@@ -239,7 +239,7 @@ impl Args {
     }
 }
 
-/// The end of the help: how the process ends.
+/// Returns the end of the help text: the exit codes.
 fn exit_codes() -> String {
     let lines = ServerExit::ALL.map(|exit| format!("\n  {:>3}  {}", exit.code(), exit.meaning()));
     format!("Exit codes (docs/exit-codes.md):{}", lines.concat())
@@ -266,9 +266,9 @@ fn parse_failure_timeout(text: &str) -> Result<FailureTimeout, String> {
 fn parse_connection_memory(text: &str) -> Result<u64, String> {
     match parse_bytes(text)? {
         bytes @ CONNECTION_MEMORY_MIN.. => Ok(bytes),
-        _ => {
-            Err(format!("`{text}` has no room for two of the longest requests; give at least 40M"))
-        }
+        _ => Err(format!(
+            "`{text}` is less than the size of two of the longest requests; give at least 40M"
+        )),
     }
 }
 

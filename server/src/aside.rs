@@ -1,7 +1,7 @@
-//! Dumps of earlier runs: a server renames them when it starts. So after a crash they are not mistaken for dumps of the
-//! run that crashed. No dump is overwritten ([`kv_protocol::aside`]), and their number is bounded.
+//! Dumps of earlier runs. A server renames them when it starts, so that after a crash they are not mistaken for dumps
+//! of the crashed run. No dump is overwritten ([`kv_protocol::aside`]), and the number of dumps is bounded.
 //!
-//! The newest dump of each cluster is kept as long as any other can be removed. The dumps of an orderly stop, in which
+//! The newest dump of a cluster is removed only if no other dump can be removed. The dumps of an orderly stop, in which
 //! every server has dumped, may be all that is left of their cluster.
 
 use std::fs::{self, File};
@@ -62,7 +62,7 @@ fn set_one_aside(directory: &Path, name: &str) -> io::Result<bool> {
         )
     });
     tracing::warn!(
-        "renamed {name}, a dump of an earlier run{of}, to {newest}; this server does not load it"
+        "renamed {name}, a dump of an earlier run{of}, to {newest}; this server does not load that dump"
     );
     Ok(true)
 }
@@ -78,10 +78,10 @@ fn numbers(directory: &Path, name: &str) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Removes dumps until there is room for one more: the oldest that a newer dump of its cluster supersedes, else the
-/// oldest of all.
+/// Removes dumps until another one may be kept: first the oldest dump whose cluster has a newer dump, else the oldest
+/// of all.
 fn make_room(directory: &Path, name: &str, numbers: &mut Vec<u32>) {
-    // The dump with the plain name and the newest renamed one are kept in addition.
+    // Two dumps are not in `numbers`: the one with the plain name and the newest renamed one.
     while numbers.len() + 2 > MAX_ASIDE {
         let of = |file: String| -> Option<ClusterId> {
             origin(&directory.join(file)).map(|origin| origin.cluster)
@@ -96,7 +96,7 @@ fn make_room(directory: &Path, name: &str, numbers: &mut Vec<u32>) {
         let surpassed = (0..numbers.len()).find(is_surpassed);
         let oldest = aside::numbered(name, numbers.remove(surpassed.unwrap_or(0)));
         let why = match surpassed {
-            Some(_) => "a newer dump of its cluster is kept",
+            Some(_) => "a newer dump of the same cluster is kept",
             None => "it was the oldest",
         };
         match fs::remove_file(directory.join(&oldest)) {
@@ -108,7 +108,7 @@ fn make_room(directory: &Path, name: &str, numbers: &mut Vec<u32>) {
     }
 }
 
-/// Stops the reading once the origin is known.
+/// The reason to stop reading a dump.
 enum Stopped {
     Known(DumpOrigin),
     Broken,

@@ -1,4 +1,4 @@
-//! The start: from the command line to a running server.
+//! The start of a server, from the command line to the running process.
 
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
@@ -35,7 +35,7 @@ const TABLES: u64 = 2;
 
 /// Runs the whole program.
 pub fn main() -> ExitCode {
-    // Before anything else, so that no stray signal ends a process with data.
+    // This comes first, so that no stray signal ends a process with data.
     kv_daemon::signals::ignore();
     let args = match Invocation::read(std::env::args_os()) {
         Ok(Invocation::Serve(args)) => args,
@@ -53,7 +53,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             tracing::error!("{error}");
             if args.log.is_some() {
-                // The process that started this one reads its standard error if it ends at once.
+                // If this process ends at once, the process that started it reads the reason from standard error.
                 let _ = writeln!(io::stderr(), "server {}: {error}", args.id);
             }
             log::flush(fatal::LAST_LINE);
@@ -70,7 +70,8 @@ struct Listeners {
 }
 
 fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
-    // Before any thread starts: each new thread inherits the mask, and a signal to an unmasked thread ends the process.
+    // This comes before any thread is started: each new thread inherits the mask, and a signal to an unmasked thread
+    // ends the process.
     supervisor::block_signals()?;
     log::start(args.log.as_deref())?;
     fatal::end_process_on_panic();
@@ -108,9 +109,9 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     let Listeners { clients, servers, coord } = listeners;
     let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
     let shards = start_executors(args, engine, identity, &statistics, &map, listeners)?;
-    // Before the server is announced: a server that is named in a view must have the data.
+    // This comes before the server reports its start: a server that a view names must have the data.
     load::run(&args.load, identity.placement, &shards)?;
-    // Last: a server whose ports are in use, or that cannot load, must not rename the dumps of another one.
+    // This comes last: a server that cannot use its ports or cannot load must not rename the dumps of another server.
     aside::set_aside(&directory, identity.me.server);
     let node = Node::new(identity, statistics, map, shards, directory);
     node.dumps
@@ -203,7 +204,8 @@ fn start_executors(
         inboxes.push(inbox);
     }
     let hash_secret = HashSecret::new(random()?);
-    // The first executor gets all listeners. It hands each connection over to the shard that the connection requests.
+    // The first executor gets all listeners, and hands each connection over to the executor of the shard that the
+    // connection requests.
     for (shard, inbox) in (0..args.shards).zip(inboxes) {
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },
@@ -249,16 +251,16 @@ fn link_config(
         coord_port: port(&listeners.coord)?,
         identity: kv_daemon::identity::name(std::process::id()).unwrap_or_else(|error| {
             tracing::warn!(
-                "cannot read the identity of this process: {error}; only the coordinator that started it can prove \
-                 its end"
+                "cannot read the identity of this process: {error}; only the coordinator that started the \
+                 process can prove its end"
             );
             Default::default()
         }),
     })
 }
 
-/// Resolves the coordinator's host once. An IPv4 address is preferred to IPv6, because the default address to listen on
-/// is IPv4.
+/// Resolves the coordinator's host once. An IPv4 address is preferred to an IPv6 address, because the default address
+/// to listen on is IPv4.
 fn resolve(host: &str, port: u16) -> Result<SocketAddr, Fatal> {
     let failed = |error| Fatal::CoordinatorHost { host: host.to_owned(), error };
     let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
@@ -280,7 +282,8 @@ fn random() -> Result<u64, Fatal> {
 }
 
 fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fatal> {
-    // Heartbeats and orders must be processed however many executors are busy.
+    // The thread gets a short time slice, because heartbeats and orders must be processed even if all processors are
+    // busy.
     let body = move || {
         slice::shorten();
         body();

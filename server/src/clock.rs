@@ -1,4 +1,5 @@
-//! The clock of the leases: CLOCK_BOOTTIME, which includes suspended time (consistency.md §1).
+//! The clock of the leases: CLOCK_BOOTTIME, which also counts the time in which the machine is suspended
+//! (consistency.md §1).
 
 use kv_protocol::ids::Time;
 use rustix::time::{ClockId, clock_gettime};

@@ -453,7 +453,7 @@ fn an_idle_server_drains_without_waiting_for_a_tick(engine: EngineKind) {
         assert_eq!(server.node.carry_out(Work::Drain), Ok(0));
         start.elapsed()
     });
-    // The slowest may have waited for a processor.
+    // The slower drains may have waited for a processor.
     let fastest = drains.min().unwrap();
     assert!(fastest < Duration::from_millis(50), "{fastest:?}");
 }
@@ -506,7 +506,7 @@ fn a_connection_is_read_again_after_its_full_output_is_sent(engine: EngineKind) 
     let value = vec![1u8; 1 << 20];
     let client = router.of(key);
     assert_eq!(client.put(key, &value).status, Status::Ok);
-    // Depending on the machine, the socket accepts all of them at once in some rounds.
+    // On some machines and in some rounds, the socket accepts all responses at once.
     for round in 0..60 {
         let mut asked = Vec::new();
         for n in 0..AT_ONCE {
@@ -532,7 +532,8 @@ fn a_large_value_is_replicated_without_waiting_for_ticks(engine: EngineKind) {
         assert_eq!(client.put(key, &value).status, Status::Ok);
         start.elapsed()
     });
-    // The slower ones may have waited for a processor. By ticks alone each takes half a second.
+    // The slower PUTs may have waited for a processor. If only ticks moved the bytes, each PUT would take half a
+    // second.
     let fastest = puts.min().unwrap();
     assert!(fastest < Duration::from_millis(250), "{fastest:?}");
 }

@@ -1,4 +1,5 @@
-//! The number of client connections of each address, so that the connections of one address never lock others out.
+//! The number of client connections of each address. With these counts, one address can never prevent connections from
+//! others.
 //!
 //! ```text
 //!   0 ............ bounds.clients ............ bounds.clients + bounds.spare_clients
@@ -15,11 +16,11 @@ use kv_shard::Address;
 /// The time for which a crowd is reported after it last caused a rejection or a close.
 const REPORTED_FOR: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The counts by address; none in the map is zero.
+/// The counts by address. An address without connections is not in the map.
 #[derive(Debug, Default)]
 pub(crate) struct Crowd {
     counts: HashMap<Address, usize>,
-    /// The last report: of an address that caused a rejection, or lost connections to make room.
+    /// The last report, about an address that caused a rejection or whose connections were closed to make room.
     told: Option<(Time, CrowdReport)>,
     /// Connections closed to make room.
     closed: u64,

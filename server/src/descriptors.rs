@@ -1,4 +1,4 @@
-//! The number of connections for which the limit of open files leaves room.
+//! The numbers of connections that the limit of open files allows.
 //!
 //! ```text
 //!   RLIMIT_NOFILE = reserve: logs, listeners, links, dumps, rings, the shards' own streams
@@ -6,7 +6,7 @@
 //!                 + clients
 //! ```
 //!
-//! An orderly stop must always find descriptors for its dumps, however many connections are open.
+//! An orderly stop must always get descriptors for its dumps, however many connections are open.
 
 use std::fs::File;
 use std::io;
@@ -28,15 +28,15 @@ const RESERVED: u64 = 48 + 2 * ACCEPTS_AT_ONCE as u64 + MAX_ORDERS_CONNECTIONS a
 const RESERVED_PER_SHARD: u64 = 16;
 /// A shard's stream from the predecessor, and that stream's replacement.
 const PEERS_PER_SHARD: u64 = 2;
-/// The divisor of the remaining descriptors that gives the part of connections at the servers' port.
+/// The part of the remaining descriptors that is for connections at the servers' port: one in this number.
 const PEERS_SHARE: u64 = 8;
-/// The divisor of the clients' part that gives the spare part for addresses with few connections.
+/// The part of the clients' descriptors that is reserved for addresses with few connections: one in this number.
 const SPARE_SHARE: u64 = 16;
-/// The maximum of that spare part.
+/// The maximum number of reserved connections for addresses with few connections.
 const MOST_SPARE_CLIENTS: usize = 64;
-/// The minimum room for clients with which a server starts.
+/// The minimum number of client connections; a server that cannot allow them does not start.
 const FEWEST_CLIENTS: u64 = 16;
-/// The minimum room for unauthenticated peers with which a server starts.
+/// The minimum number of unauthenticated peers; a server that cannot allow them does not start.
 const FEWEST_STRANGERS: u64 = 8;
 
 /// The limits on a server's connections.
@@ -48,7 +48,7 @@ pub(crate) struct ConnectionBounds {
     pub(crate) spare_clients: usize,
     /// Connections accepted at the servers' port.
     pub(crate) peers: usize,
-    /// The parts of both that may be without a completed hello.
+    /// The maximum numbers of connections without a completed hello, at both ports.
     pub(crate) hello: HelloBounds,
 }
 
@@ -89,7 +89,7 @@ impl ConnectionBounds {
     }
 }
 
-/// Descriptors that one dump needs at a time: its file, and its directory.
+/// The number of descriptors that a dump needs at a time: one for its file, one for its directory.
 const DUMP_DESCRIPTORS: usize = 2;
 
 /// Descriptors that are kept open for a dump, even if other processes use up all those of the system.

@@ -27,7 +27,7 @@ use crate::{clock, mailbox};
 const PIECES_WAITING: usize = 4;
 /// The time within which a shard must send its next piece.
 const PIECE_DEADLINE: Duration = Duration::from_secs(10);
-/// The interval at which that deadline is checked.
+/// The interval at which the deadline for the next piece is checked.
 const PIECE_LOOK: Duration = Duration::from_millis(200);
 
 /// The reason why a dump was not written. A partial file is removed.
@@ -69,7 +69,7 @@ pub(crate) enum DumpFileError {
 }
 
 impl DumpFileError {
-    /// Returns whether there is nothing to dump, so that omitting the dump loses nothing.
+    /// Returns whether the server holds no full copy, so that no data is lost without the dump.
     pub(crate) fn is_no_copy(&self) -> bool {
         matches!(self, DumpFileError::NoFullCopy(_))
     }
@@ -89,7 +89,7 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), DumpFileError> {
     })
 }
 
-/// Returns the name of a server's dump of one role: of the group whose primary, or secondary, is at home there. The
+/// Returns the name of a server's dump of one role. The role is that of the server as the home of the group. The
 /// content records the role that the server had when it dumped.
 pub(crate) fn file_name(server: ServerId, role: ReplicaRole) -> String {
     match role {
@@ -107,12 +107,12 @@ fn sync(directory: &Path) -> io::Result<()> {
 pub(crate) struct Wanted {
     /// The origin that the dump records.
     pub(crate) origin: DumpOrigin,
-    /// The role whose table is dumped, by home.
+    /// The role of the dumped table, as given by the group's home.
     pub(crate) role: ReplicaRole,
 }
 
-/// Writes a dump into `directory`; returns how many entries it holds. `written` shows the bytes of keys and values in
-/// it so far.
+/// Writes a dump into `directory`; returns the number of entries in the dump. `written` counts the bytes of keys and
+/// values written so far.
 pub(crate) fn write(
     directory: &Path,
     wanted: &Wanted,
@@ -168,7 +168,7 @@ struct Output<'a> {
     writer: &'a mut DumpWriter,
     text: &'a mut Vec<u8>,
     file: &'a mut File,
-    /// Bytes of keys and values so far.
+    /// The bytes of keys and values written so far.
     written: &'a AtomicU64,
 }
 
@@ -222,8 +222,8 @@ fn write_shard(
     }
 }
 
-/// Returns the next piece of a shard; `None` if it does not arrive in time. The deadline counts only the time for which
-/// this thread is awake: a shard that was paused with it is not late.
+/// Returns the next piece of a shard; `None` if it does not arrive in time. The deadline excludes the time in which
+/// this thread was not scheduled, because the shard may have been paused with it.
 fn receive(incoming: &Receiver<DumpPiece>) -> Option<DumpPiece> {
     let mut awake = Awake::new(PIECE_LOOK);
     let deadline = awake.look(clock::now()) + PIECE_DEADLINE;

@@ -1,4 +1,4 @@
-//! One executor: a thread and its shard. Its engine serves the shard forever (net/).
+//! One executor: a thread and its shard. The network engine (net/) serves the shard until the process ends.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub(crate) struct ExecutorConfig {
     pub(crate) listeners: Vec<(TcpListener, Port)>,
 }
 
-/// Starts the thread of a shard; it ends with the process.
+/// Starts the thread of a shard. The thread runs until the process ends.
 pub(crate) fn start(config: ExecutorConfig) -> Result<(), Fatal> {
     let shard = config.identity.shard.0;
     let name = format!("shard-{shard}");

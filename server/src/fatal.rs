@@ -1,6 +1,7 @@
-//! Reasons to stop the whole process, each with its own exit code.
+//! The reasons to end the whole process. Each has its own exit code.
 //!
-//! A server with a broken invariant must not continue in part: the coordinator starts a new one.
+//! A server in which one thread has failed must not continue with the others. It ends, and the coordinator starts a new
+//! process.
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -12,9 +13,9 @@ use kv_protocol::exit_code::ServerExit;
 use crate::log::{self, NoLog};
 use crate::watchdog::Stalled;
 
-/// The time in which the log must write the final line.
+/// The maximum time to wait until the last log line is written.
 pub(crate) const LAST_LINE: Duration = Duration::from_millis(100);
-/// The time in which the log must write a panic with a symbolised backtrace.
+/// The maximum time to wait until a panic, with its symbolised backtrace, is written to the log.
 const LAST_WORDS: Duration = Duration::from_millis(400);
 
 /// The reason why the network engine uring cannot be used, with advice.
@@ -116,7 +117,7 @@ pub enum Fatal {
         /// The advice.
         advice: String,
     },
-    /// The coordinator's host has no address.
+    /// The name of the coordinator's host cannot be resolved.
     #[error("cannot look up the coordinator's host {host}: {error}; check -h")]
     CoordinatorHost {
         /// The host name.
@@ -148,12 +149,12 @@ pub enum Fatal {
         /// The error, with advice.
         reason: String,
     },
-    /// The coordinator rejects this server.
-    #[error("the coordinator at {coordinator} rejected this server: {reason}")]
+    /// The coordinator rejected this server, or the program at its address did not prove that it has the cluster's key.
+    #[error("cannot join the cluster of the coordinator at {coordinator}: {reason}")]
     Refused {
         /// The coordinator's address.
         coordinator: SocketAddr,
-        /// The coordinator's reason.
+        /// The coordinator's reason, or the missing proof.
         reason: String,
     },
     /// No coordinator admitted this server in time.
@@ -201,7 +202,7 @@ impl Fatal {
     }
 }
 
-/// Ends the process in order: flushes the log first.
+/// Ends the process after its log is written.
 pub(crate) fn end(exit: ServerExit) -> ! {
     log::flush(LAST_LINE);
     std::process::exit(exit.code().into())
@@ -213,8 +214,8 @@ fn end_at_once(exit: ServerExit) -> ! {
     unsafe { libc::_exit(exit.code().into()) }
 }
 
-/// Ends the process at once, because one of its threads is hung. It cleans nothing up, because that thread may hold any
-/// lock. For the same reason a separate thread writes to the log, and this function waits for it only for a limited
+/// Ends the process at once, because one of its threads is hung. No cleanup is done, because the hung thread may hold
+/// any lock. For the same reason, a separate thread writes the log line, and this function waits only for a limited
 /// time.
 pub(crate) fn abort_stalled(stalled: &Stalled) -> ! {
     let stalled = *stalled;
@@ -253,14 +254,15 @@ fn say_apart(limit: Duration, say: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Makes a panic on any thread log and end the process: one shard must not die while the others continue to serve.
+/// Installs the panic hook: a panic on any thread is logged and ends the process. Otherwise one shard could end while
+/// the others continue to serve.
 pub(crate) fn end_process_on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
         let words = format!("thread {:?} {panic}", thread.name().unwrap_or("without a name"));
         tracing::error!("{words}");
         let trace = std::backtrace::Backtrace::force_capture();
-        // Symbolising reads the executable, and standard error may be a file too; both may block.
+        // Symbolising reads the executable, and standard error may be a file; both may block.
         say_apart(LAST_WORDS, move || {
             let _ = writeln!(io::stderr(), "{words}");
             tracing::error!("backtrace of the panic:\n{trace}");
@@ -299,7 +301,7 @@ mod tests {
         assert!(exits.iter().all(|exit| (10..70).contains(&exit.code())));
     }
 
-    /// Runs itself once more, as the process that panics.
+    /// The test runs itself once more, as the process that panics.
     #[test]
     fn a_panic_on_any_thread_ends_the_process_with_its_own_code() {
         const CHILD: &str = "KV_SERVER_TEST_PANICS";

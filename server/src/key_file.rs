@@ -22,7 +22,8 @@ pub(crate) fn read(file: Option<&Path>) -> Result<ClusterKey, Fatal> {
     let line = match path.to_str() {
         Some("-") => {
             let line = first_line(&mut io::stdin().lock()).map_err(failed)?;
-            // The other end of the pipe may be an ssh connection, which waits until every process has closed this end.
+            // The pipe may belong to an ssh connection, which stays open until every process has closed its end of the
+            // pipe.
             let null = File::open("/dev/null").map_err(failed)?;
             rustix::stdio::dup2_stdin(&null).map_err(|error| failed(error.into()))?;
             line
@@ -37,7 +38,7 @@ pub(crate) fn read(file: Option<&Path>) -> Result<ClusterKey, Fatal> {
     }
 }
 
-/// Reads up to the first line feed, and no byte after it.
+/// Reads up to the first line feed, but no byte beyond it.
 fn first_line(input: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     let mut byte = [0];

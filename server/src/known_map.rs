@@ -18,11 +18,16 @@ use crate::mutex::lock;
 /// The reason why a map was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MapRefused {
-    #[error("it is of cluster {theirs}, this server belongs to {ours}")]
+    #[error("it belongs to cluster {theirs}, but this server belongs to cluster {ours}")]
     OtherCluster { ours: ClusterId, theirs: ClusterId },
-    #[error("it has {servers} servers with {shards} shards, which does not match this cluster")]
+    #[error(
+        "it describes {servers} servers with {shards} shards, but this cluster has other numbers"
+    )]
     OtherShape { servers: u16, shards: u16 },
-    #[error("it is of epoch {}, this server obeys epoch {}", .theirs.number, .ours.number)]
+    #[error(
+        "it comes from epoch {}, but this server has accepted epoch {}",
+        .theirs.number, .ours.number
+    )]
     OtherEpoch { ours: Epoch, theirs: Epoch },
     #[error("its revision {theirs} is earlier than the stored revision {ours}")]
     Older { ours: MapRevision, theirs: MapRevision },
@@ -34,7 +39,7 @@ pub(crate) enum MapRefused {
 #[derive(Debug, Default)]
 pub(crate) struct KnownMap {
     newest: Mutex<Option<Arc<Map>>>,
-    /// The number of maps that were kept.
+    /// The number of maps that were accepted so far.
     kept: AtomicU64,
 }
 
@@ -64,7 +69,7 @@ impl KnownMap {
                 return Err(MapRefused::Older { ours, theirs });
             }
             if !map.is_newer_than(known) {
-                // The coordinator sends its map on every new link.
+                // The map is known already: the coordinator sends its map on every new link.
                 return Ok(());
             }
             for (view, before) in map.views.iter().zip(&known.views) {
@@ -80,8 +85,8 @@ impl KnownMap {
         Ok(())
     }
 
-    /// Returns the newest map if the caller has not had it yet. `had` is the caller's count, initially 0. Without a
-    /// newer map the call costs one read of a shared number.
+    /// Returns the newest map if the caller does not have it yet. `had` is the caller's counter of maps, initially 0.
+    /// If there is no newer map, the call costs one read of a shared number.
     pub(crate) fn newer_than(&self, had: &Cell<u64>) -> Option<Arc<Map>> {
         let kept = self.kept.load(Ordering::Acquire);
         if had.replace(kept) == kept {
@@ -123,7 +128,7 @@ mod tests {
         map_of(CLUSTER, shape(), number, revision, version)
     }
 
-    /// Returns a map whose views are all of one version, at home.
+    /// Returns a map in which every group is at home and all views have one version.
     fn map_of(
         cluster: ClusterId,
         placement: Placement,

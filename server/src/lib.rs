@@ -10,8 +10,8 @@
 //!      ^ clients' and peers' sockets, handed over to the executor of the requested shard
 //! ```
 //!
-//! The executors never block: files, name look-ups and the links to the coordinator belong to plain threads. Log lines
-//! too are written by a thread of their own (log.rs). Nothing here uses tokio.
+//! The executors never block: plain threads handle files, name look-ups and the links to the coordinator. A separate
+//! thread writes log lines (log.rs). Nothing here uses tokio.
 
 mod admission;
 mod args;

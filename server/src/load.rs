@@ -1,12 +1,12 @@
-//! Loading of dumps: fills the tables before the server reports that it has started.
+//! Loading of dumps. The tables are filled before the server reports that it has started.
 //!
 //! ```text
 //!   file -> DumpReader -> pieces -> [bounded channel] -> executor of the shard -> its table
 //!   (one thread for each file)                           reports at the end that all is loaded
 //! ```
 //!
-//! A file of any size passes through a few pieces. The tables are marked complete only when the end of the file has
-//! confirmed all that precedes it. Any error before that ends the process and leaves the file unchanged.
+//! A file of any size passes through a few pieces of bounded size. The tables are marked complete only after the end of
+//! the file has shown that the file is complete. Any error before that ends the process and leaves the file unchanged.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// A dump, and the part of it that is to be loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadSource {
-    /// The group of which the dump must be.
+    /// The group to which the dump must belong.
     pub group: GroupId,
     /// The shards to load from it.
     pub shards: Vec<ShardId>,
@@ -68,8 +68,8 @@ impl FromStr for LoadSource {
     }
 }
 
-/// Checks that each group at home on this server is loaded completely or not at all: a shard left out would be served
-/// empty.
+/// Checks that each group at home on this server is loaded completely or not at all, because a shard that is left out
+/// would be served empty.
 pub(crate) fn check_sources(
     sources: &[LoadSource],
     id: u16,
@@ -82,7 +82,7 @@ pub(crate) fn check_sources(
         return Err(format!("group {} is not at home at server {id}", other.group));
     }
     if let Some(shard) = sources.iter().flat_map(|source| &source.shards).find(|s| s.0 >= shards) {
-        return Err(format!("there is no shard {shard} of {shards}"));
+        return Err(format!("shard {shard} does not exist; there are {shards}"));
     }
     for group in homes {
         let of_group: Vec<&LoadSource> = sources.iter().filter(|s| s.group == group).collect();
@@ -215,7 +215,9 @@ impl Loader<'_> {
             DumpItem::Origin(origin) => {
                 let (group, shards) = (origin.group, origin.shards);
                 if group != self.source.group || shards != self.placement.shards() {
-                    return Err(Failed(format!("it is of group {group} with {shards} shards")));
+                    return Err(Failed(format!(
+                        "it belongs to group {group} with {shards} shards"
+                    )));
                 }
             }
             DumpItem::Shard(line) => {

@@ -1,4 +1,4 @@
-//! The process's log: one queue, one thread that writes, and no other thread that waits for the file.
+//! The process's log: one queue, and one thread that writes it. No other thread waits for the file.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ fn init(queue: Queue) {
 }
 
 /// Gives the log's thread a descriptor table of its own, without any socket. A thread that waits for a frozen file
-/// system outlives even SIGKILL; the connections of its process must not.
+/// system survives even SIGKILL, but the connections of its process must be closed.
 fn own_descriptors() {
     // SAFETY: the flag is valid, and a thread may always leave its shared descriptor table. The call opens and closes
     // no descriptor of other threads.
@@ -72,7 +72,7 @@ pub(crate) fn reopen() {
     }
 }
 
-/// Waits until all queued lines are written, at most for `limit`.
+/// Waits until all queued lines are written, but at most for `limit`.
 pub(crate) fn flush(limit: Duration) {
     if let Some(queue) = LOG.get() {
         queue.flush(limit);

@@ -6,8 +6,8 @@
 //!   executor:     its engine waits for the bell -> pop, orders first
 //! ```
 //!
-//! Orders have room of their own, however many connections wait to be adopted. Each engine waits for the eventfd in its
-//! own way.
+//! Orders have a separate queue, so connections that wait to be adopted cannot displace them. Each engine waits for the
+//! eventfd in its own way.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
-/// The maximum number of messages that wait for one executor; beyond that the mailbox is full.
+/// The maximum number of messages that wait for one executor, apart from orders.
 pub(crate) const MAILBOX_CAPACITY: usize = 1_024;
 /// The maximum number of orders that wait for one executor: far more than run at the same time.
 pub(crate) const ORDERS_CAPACITY: usize = 64;
@@ -76,7 +76,7 @@ pub(crate) struct Receiver<T> {
 
 /// Creates a mailbox of [`MAILBOX_CAPACITY`] messages and [`ORDERS_CAPACITY`] orders.
 pub(crate) fn mailbox<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
-    // Not EFD_NONBLOCK: for a non-blocking file io_uring returns EAGAIN instead of waiting.
+    // The flag EFD_NONBLOCK is not set, because io_uring returns EAGAIN for a non-blocking file instead of waiting.
     let bell = eventfd(0, EventfdFlags::CLOEXEC)?;
     let orders = ArrayQueue::new(ORDERS_CAPACITY);
     let queues = Arc::new(Queues { orders, others: ArrayQueue::new(MAILBOX_CAPACITY) });

@@ -1,10 +1,10 @@
 //! Memory of the tables: mapped, aligned to huge pages, and advised to use them.
 //!
-//! With 4 KiB pages a process takes a tenth of a second per gigabyte to exit, and its successor must wait for that.
-//! With huge pages the exit takes a thirtieth of that time.
+//! With 4 KiB pages, the exit of a process takes a tenth of a second per gigabyte, and its successor must wait for the
+//! exit. With huge pages, the exit takes a thirtieth of that time.
 //!
-//! Windows consist of small pages, each of which can be returned by itself. The kernel merges adjacent windows where it
-//! can, and returning a part of one keeps its addresses mapped. So a process has far fewer mappings than values
+//! Windows consist of small pages, each of which can be returned by itself. The kernel merges adjacent windows if
+//! possible, and the addresses of returned pages stay mapped. So a process has far fewer mappings than values
 //! (vm.max_map_count allows 65,530).
 
 mod ahead;
@@ -15,7 +15,7 @@ use std::ptr::{self, NonNull};
 use kv_core::arena::{CHUNK_BYTES_DEFAULT, ChunkSource};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// The size from which a buffer has a mapping of its own, which returns to the system when it is freed.
+/// The size at and above which a buffer gets a separate mapping, which returns to the system when the buffer is freed.
 const MAPPED_BUFFER: libc::c_int = 1 << 20;
 /// The free memory that may stay at the end of a heap.
 const KEPT_FREE: libc::c_int = 4 << 20;
@@ -54,7 +54,7 @@ unsafe impl ChunkSource for HugePages {
     }
 
     unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize) {
-        // If the system's pages are larger, pages shared with a neighbour stay.
+        // If the system's pages are larger, a page that is shared with a neighbour is not returned.
         let page = rustix::param::page_size();
         let start = at.addr().get().next_multiple_of(page) - at.addr().get();
         let end = bytes.saturating_sub((at.addr().get() + bytes) % page);
@@ -89,7 +89,7 @@ unsafe fn unmap(at: NonNull<u8>, bytes: usize) {
 /// The kind of pages of a mapping.
 #[derive(Clone, Copy)]
 enum Pages {
-    /// Huge pages, as far as whole ones fit: the rest of the last one's addresses is never used.
+    /// Huge pages. The addresses behind the last whole huge page are never used.
     Huge,
     Small,
 }

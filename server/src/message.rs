@@ -20,7 +20,8 @@ use crate::admission::Permit;
 pub(crate) enum ShardMessage {
     /// A connection that requested this shard.
     Connection(HandedOver),
-    /// Install a view; `other` is the address at which the other holder accepts streams. Only a failure gets a reply.
+    /// Install a view; `other` is the address at which the other holder accepts streams. The shard replies only to
+    /// report a failure.
     Install { order: OrderId, view: View, other: Option<SocketAddr>, replies: Replies },
     /// Reply to this probe.
     Probe { order: OrderId, replies: Replies },
@@ -28,7 +29,7 @@ pub(crate) enum ShardMessage {
     Exited { member: Member },
     /// Accept no new writes.
     Drain,
-    /// Freeze, then send the table of this role, piece by piece.
+    /// Freeze the shard, then send the table of this role, piece by piece.
     Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
     /// Fill the empty table of this group, piece by piece, and report the outcome to `done`.
     Load { group: GroupId, pieces: Receiver<LoadPiece>, done: Sender<Result<(), String>> },
@@ -56,11 +57,11 @@ impl Replies {
         Replies { sender, bell }
     }
 
-    /// Sends a reply. An executor never blocks: if there is no room, the reply is dropped, and the coordinator repeats
+    /// Sends a reply. An executor never blocks. If the queue is full, the reply is dropped, and the coordinator repeats
     /// the order.
     pub(crate) fn send(&self, reply: ShardReply) {
         if self.sender.try_send(reply).is_ok() {
-            // A write fails only if the eventfd is signalled already.
+            // The write fails only if the eventfd is signalled already.
             let _ = rustix::io::write(&*self.bell, &1u64.to_ne_bytes());
         }
     }
@@ -81,22 +82,22 @@ pub(crate) struct HandedOver {
 pub(crate) struct DumpedPart {
     pub(crate) key: Vec<u8>,
     pub(crate) version: SequenceNumber,
-    /// The bytes, directly after those of the part before.
+    /// The bytes, which directly follow those of the previous part.
     pub(crate) bytes: Vec<u8>,
-    /// True if the value ends with them.
+    /// True if the value ends with these bytes.
     pub(crate) is_last: bool,
 }
 
 /// A part of a shard's table, for a dump.
 #[derive(Debug)]
 pub(crate) enum DumpPiece {
-    /// The first piece: the state of the shard when it was frozen, or the reason why there must be no dump of it.
+    /// The first piece: the state of the frozen shard, or the reason why the shard must not be dumped.
     Shard(Result<DumpedShard, NoFullCopy>),
     /// Some entries.
     Entries(DumpedEntries),
     /// A part of an entry whose value is too long for one piece. All parts of a value follow each other.
     Value(DumpedPart),
-    /// Completion records; they follow the entries.
+    /// Completion records, which follow the entries.
     Records(Vec<LoggedRecord>),
     /// The last piece.
     End,

@@ -1,5 +1,5 @@
-//! Checks before anything starts, so that a missing permission is explained in one line instead of causing a failure
-//! inside the runtime.
+//! Checks before the start. So a missing permission is reported in one line, instead of causing a failure inside the
+//! runtime.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -16,8 +16,8 @@ const MEMLOCK_BYTES_PER_EXECUTOR: u64 = 512 << 10;
 /// The maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 1_024;
 
-/// Checks that the network engine uring can be used: io_uring is allowed and has what the engine needs, and the memory
-/// that glommio requires may be locked.
+/// Checks that the network engine uring can be used: io_uring is allowed and has the features that the engine needs,
+/// and the memory that glommio requires may be locked.
 pub(crate) fn uring(shards: u16) -> Result<(), NoUring> {
     io_uring()?;
     uring::try_out().map_err(NoUring::features)?;
@@ -67,7 +67,7 @@ fn io_uring_advice(error: &io::Error, switch: Option<&str>) -> String {
     }
 }
 
-/// Raises the limit of locked memory, if necessary, to what glommio checks for.
+/// Raises the limit of locked memory, if necessary, to the value that glommio requires.
 fn memlock(shards: u16) -> Result<(), NoUring> {
     let need = MEMLOCK_BYTES_PER_EXECUTOR * u64::from(shards);
     let limit = getrlimit(Resource::Memlock);
@@ -101,10 +101,10 @@ pub(crate) fn listen(ip: IpAddr, port: u16, purpose: &'static str) -> Result<Tcp
         let advice = match error.kind() {
             io::ErrorKind::AddrInUse => match port_owner::of_another_user(address) {
                 Some(user) => format!(
-                    "a process of another user (id {user}) listens there; stop it, or choose another \
+                    "a process of another user (id {user}) listens on the port; stop it, or choose another \
                      port or 0"
                 ),
-                None => "another process has the port; stop it, or choose another port or 0".to_owned(),
+                None => "another process listens on the port; stop it, or choose another port or 0".to_owned(),
             },
             io::ErrorKind::AddrNotAvailable => {
                 "this machine has no such address; check --bind".to_owned()
@@ -120,7 +120,7 @@ pub(crate) fn listen(ip: IpAddr, port: u16, purpose: &'static str) -> Result<Tcp
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A server that restarts on its port must not wait for connections in TIME_WAIT.
+    // A server that restarts on the same port must not wait for connections in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -1,8 +1,9 @@
 //! A short time slice for the threads that respond to requests.
 //!
-//! If there are more runnable threads than processors, each waits for the slices of the others. The scheduler's default
-//! slice is about 3 ms, a hundred times as long as a request. A thread may request a shorter one (Linux 6.12 and later,
-//! SCHED_OTHER, without privileges; sched_setattr(2)). It then runs sooner and more often, but not longer in total.
+//! If there are more runnable threads than processors, each thread waits for the time slices of other threads. The
+//! scheduler's default slice is about 3 ms, a hundred times as long as a request takes. A thread may request a shorter
+//! one (Linux 6.12 and later, SCHED_OTHER, without privileges; sched_setattr(2)). It then runs sooner and more often,
+//! but not longer in total.
 
 use std::io;
 use std::mem;

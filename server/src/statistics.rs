@@ -1,7 +1,7 @@
-//! Statistics: the state that executors publish for other threads.
+//! The statistics: state that executors publish for other threads.
 //!
-//! Each executor beats its pulse at every tick, and publishes its state every 100 ms and when it changes. The
-//! heartbeats, the orders thread and the watchdog read them.
+//! Each executor signals its pulse at every tick, and publishes its state every 100 ms and after each change. The
+//! control thread, the orders thread and the watchdog read this state.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -28,7 +28,7 @@ const RECHECK: Duration = Duration::from_millis(50);
 /// The interval at which the process's resident memory is read.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// All state that the process's threads publish for each other.
+/// The state that the threads of the process publish for each other.
 #[derive(Debug)]
 pub(crate) struct Statistics {
     shards: Vec<ShardStatistics>,
@@ -40,16 +40,17 @@ pub(crate) struct Statistics {
     pub(crate) admission: Arc<Admission>,
     /// Connections rejected before they reached a shard, and invalid maps.
     rejected: AtomicU64,
-    /// True, by group, if a view was ordered by which this server is its only holder.
+    /// For each group: true if the coordinator has ordered a view that names this server as the only holder.
     ordered_sole: Box<[AtomicBool]>,
-    /// The time for which a thread that the watchdog leaves running has been hung, in milliseconds; 0: none.
+    /// The time for which a thread has been hung that the watchdog tolerates, in milliseconds; 0 if there is none.
     stood_ms: AtomicU32,
     resident_bytes: AtomicU64,
-    /// The last pause of this process, as far as the heartbeats' clock readings show.
+    /// The last pause of this process that the clock readings of heartbeats have shown.
     sleep: Mutex<LastSleep>,
     changes: Mutex<u64>,
     changed: Condvar,
-    /// The time beyond the shortest grace for which executors may be hung, from the cluster's failure timeout.
+    /// The time beyond the shortest grace for which executors may be hung. It follows from the cluster's failure
+    /// timeout.
     beyond_grace: OnceLock<Duration>,
     /// The eventfd that every announcement signals, for a thread that polls.
     bell: OnceLock<Arc<OwnedFd>>,
@@ -85,7 +86,7 @@ struct Published {
 }
 
 impl Published {
-    /// Returns the reports as of `now`: the age of a report counts as silence of the other holder. The age raises the
+    /// Returns the reports as of `now`. The age of a report is added to the silence of the other holder. It raises the
     /// silence to at most one lease, because the executor itself may be hung.
     fn as_of(&self, now: Time, sleep: &LastSleep, times: FailureTimeout) -> Vec<ReplicaReport> {
         let age = sleep.age(self.at, now);
@@ -124,7 +125,8 @@ impl Statistics {
         self.shards[shard].pulse.beat_before(beyond_grace);
     }
 
-    /// Lets executors be hung for as long as the grace of this failure timeout. Called once, before they run.
+    /// Sets the time for which executors may be hung to the grace of this failure timeout. Called once, before the
+    /// executors run.
     pub(crate) fn set_failure_timeout(&self, times: FailureTimeout) {
         let _ = self.beyond_grace.set(times.grace().saturating_sub(GRACE));
     }
@@ -168,17 +170,17 @@ impl Statistics {
         place.is_drained.store(condition.is_drained, Ordering::Release);
     }
 
-    /// Wakes the threads that wait for a change.
+    /// Wakes the threads that wait for a change of the state.
     pub(crate) fn announce(&self) {
         *lock(&self.changes) += 1;
         self.changed.notify_all();
         if let Some(bell) = self.bell.get() {
-            // A write fails only if the eventfd is signalled already.
+            // The write fails only if the eventfd is signalled already.
             let _ = rustix::io::write(&**bell, &1u64.to_ne_bytes());
         }
     }
 
-    /// Sets the one bell that every announcement signals too.
+    /// Sets the eventfd that every announcement signals too.
     pub(crate) fn set_bell(&self, bell: Arc<OwnedFd>) {
         let _ = self.bell.set(bell);
     }
@@ -242,13 +244,13 @@ impl Statistics {
         self.is_sole_primary() || self.ordered_sole.iter().any(|sole| sole.load(Ordering::Acquire))
     }
 
-    /// Records for how long a thread that is left running has been hung; zero: none is.
+    /// Records for how long a tolerated thread has been hung; zero if there is none.
     pub(crate) fn note_stood(&self, stood: Duration) {
         let millis = u32::try_from(stood.as_millis()).unwrap_or(u32::MAX);
         self.stood_ms.store(millis, Ordering::Relaxed);
     }
 
-    /// Returns for how long a thread that is left running has been hung, in milliseconds.
+    /// Returns for how long a tolerated thread has been hung, in milliseconds.
     pub(crate) fn stood_ms(&self) -> u32 {
         self.stood_ms.load(Ordering::Relaxed)
     }
@@ -270,7 +272,7 @@ impl Statistics {
         }
     }
 
-    /// Admits a connection, unless the limit is reached; then it counts as rejected.
+    /// Admits a connection, or counts it as rejected if the limit is reached.
     pub(crate) fn admit(&self, port: Port, from: Address) -> Option<Permit> {
         let permit = self.admission.admit(port, from);
         if permit.is_none() {
@@ -285,7 +287,8 @@ impl Statistics {
     }
 }
 
-/// Samples, for the life of the process, values that only a file of /proc shows: no serving thread opens one.
+/// Samples values from files of /proc until the process ends, on a separate thread: a thread that serves must not open
+/// such files.
 pub(crate) fn sample(statistics: &Statistics) -> ! {
     loop {
         statistics.resident_bytes.store(read_resident_bytes(), Ordering::Relaxed);

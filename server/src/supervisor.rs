@@ -1,8 +1,9 @@
-//! The main thread after the start: signals and the watchdog.
+//! The main thread after the start. It handles signals and runs the watchdog.
 //!
-//! On SIGTERM or SIGINT it requests an orderly stop from the coordinator. Views hand this server's groups to others,
-//! then SHUTDOWN follows; for a last holder, DRAIN and dumps precede it. The server waits as long as orders arrive (at
-//! least a PROBE every second). If the coordinator sends none, this server drains and dumps by itself:
+//! On SIGTERM or SIGINT it requests an orderly stop from the coordinator. The coordinator hands this server's groups
+//! over to other servers, and then sends SHUTDOWN. For a last holder, it orders DRAIN and the dumps before that. The
+//! server waits while orders arrive (at least a PROBE every second). If the coordinator sends no orders, this server
+//! drains and dumps by itself:
 //!
 //! ```text
 //!   signal --- COORDINATOR_TIMEOUT ---> no order: drain --- LEAVE_BY ---> dumps, exit (control/leaving.rs)
@@ -30,8 +31,8 @@ use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
 
 /// The time without a link after which the coordinator counts as unavailable.
 const LINK_PAUSE: Duration = Duration::from_millis(250);
-/// The time within which a coordinator must send its first order. Each later order has as long as a drain of the whole
-/// cluster.
+/// The time within which a coordinator must send its first order. The timeout of each later order is that of a drain of
+/// the whole cluster.
 const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time, counted from the signal, until which a server that stops alone waits for pending writes. The rest of the
 /// time that a stop may take is for the dumps.
@@ -55,7 +56,7 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
     let mut is_leaving = false;
     let mut watchdog = Watchdog::default();
     let mut stalled_log = LogLimit::every(STALLED_LOG_INTERVAL);
-    // While this process, or its machine, is paused, no timeout expires.
+    // No timeout expires while this process or its machine is paused.
     let mut awake = Awake::new(LOOK_INTERVAL * 2);
     let (mut last_order, mut moved) = (Some(Time::default()), Duration::ZERO);
     loop {
@@ -105,8 +106,8 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
     }
 }
 
-/// Ends a process with a stalled thread, unless it is the only holder of a group: such a primary needs no lease, and no
-/// other server could take over.
+/// Ends this process if a thread is hung, unless the server is the only holder of a group: such a primary needs no
+/// lease, and no other server could take over.
 fn judge(node: &Node, now: Time, stalled: Option<&Stalled>, log: &mut LogLimit) {
     let stood = stalled.map_or(Duration::ZERO, |stalled| stalled.stood);
     node.statistics.note_stood(stood);

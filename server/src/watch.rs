@@ -1,4 +1,4 @@
-//! Queries about processes that a coordinator runs on another machine, with this executable in place of a server.
+//! Queries about processes. A coordinator runs them on another machine, with this executable in place of a server.
 //!
 //! | argument | does | prints |
 //! |---|---|---|
@@ -9,7 +9,7 @@
 //!
 //! Each line is a proof, by the rules of [`kv_daemon::identity`]. If nothing can be proved, no line is printed, the
 //! reason goes to standard error, and the exit code is 1. `--watch` also ends when the reader of its output closes, or
-//! when its standard input is a pipe or a connection that is closed. So no watcher outlives its coordinator.
+//! when its standard input is a pipe or a connection that is closed. So no such process outlives its coordinator.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
@@ -20,7 +20,7 @@ use kv_daemon::identity::{self, Process};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// The exit code if it is unknown whether the process has ended.
+/// The exit code if the state of a process is unknown.
 const UNKNOWN: u8 = 1;
 /// The time within which a killed process must end.
 const END_TIMEOUT: Duration = Duration::from_secs(10);

@@ -6,16 +6,16 @@
 //!   orders:
 //! ```
 //!
-//! Other processes may have judged a lease by the silence of a hung executor. So a process must not continue in part
-//! while one of its threads is hung.
+//! Other processes may have concluded from the silence of a hung executor that its lease has expired. So a process must
+//! not continue partly while one of its threads is hung.
 //!
-//! A pause of the whole process (SIGSTOP, a suspended machine, no processor available) is no fault of one of its
-//! threads. The processes that received nothing meanwhile decide what follows. So the watchdog counts only its own
-//! running time: each check adds at most [`LOOK_COUNTS`]. A thread that was paused together with the watchdog gets the
-//! whole grace again.
+//! A pause of the whole process (SIGSTOP, a suspended machine, no processor available) is not the failure of a thread.
+//! The processes that received nothing meanwhile decide about the consequences. So the watchdog counts only the time in
+//! which it was running itself: each check adds at most [`LOOK_COUNTS`]. A thread that was paused together with the
+//! watchdog gets the whole grace again.
 //!
 //! A process that is the only holder of a group is never ended for a hung thread (supervisor.rs): no lease depends on
-//! its activity, and its end would lose the group.
+//! this process, and the group would be lost with it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -29,12 +29,12 @@ pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// The maximum time that one check counts.
 const LOOK_COUNTS: Duration = Duration::from_millis(125);
 
-/// The signs of life of one thread.
+/// The signs of life of one thread, which the watchdog checks.
 #[derive(Debug, Default)]
 pub(crate) struct Pulse {
     /// The number of beats; a thread is watched from its first beat on.
     beats: AtomicU64,
-    /// The time beyond the grace within which the next beat must come, in milliseconds.
+    /// The additional time, beyond the grace, that the next beat may take, in milliseconds.
     allowed: AtomicU32,
     /// The thread's current [`Activity`], as a number.
     activity: AtomicU8,
@@ -49,15 +49,15 @@ pub(crate) enum Activity {
     /// An executor: serving connections, or waiting for them.
     #[default]
     Connections = 0,
-    /// An executor: its timers.
+    /// An executor: processing its timers.
     Timers = 1,
-    /// An executor: a message of another thread that has no variant of its own.
+    /// An executor: processing a message of another thread that has no separate variant.
     Message = 2,
     /// An executor: installing a view.
     Install = 3,
-    /// An executor: a step of a dump.
+    /// An executor: performing a step of a dump.
     Dump = 4,
-    /// An executor: a step of a load.
+    /// An executor: performing a step of a load.
     Load = 5,
     /// The control thread: connecting, sending or receiving, each with a timeout.
     Link = 6,
@@ -92,7 +92,7 @@ impl fmt::Display for Activity {
 }
 
 impl Pulse {
-    /// Records that the thread runs.
+    /// Records that the thread is running.
     pub(crate) fn beat(&self) {
         self.beat_before(Duration::ZERO);
     }
@@ -108,7 +108,8 @@ impl Pulse {
         self.thread.store(unsafe { libc::gettid() }, Ordering::Relaxed);
     }
 
-    /// Records that the thread runs, and is about to wait for another thread or process for at most `wait`.
+    /// Records that the thread is running, and that it is about to wait for another thread or process for at most
+    /// `wait`.
     pub(crate) fn beat_before(&self, wait: Duration) {
         let millis = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         self.allowed.store(millis, Ordering::Relaxed);
@@ -147,7 +148,7 @@ impl fmt::Display for Watched {
     }
 }
 
-/// A hung thread, and for how long it has been hung.
+/// A hung thread, and the time for which it has been hung.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stalled {
     pub(crate) who: Watched,
@@ -171,7 +172,7 @@ impl Stalled {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.thread));
         let stat = stat.unwrap_or_default();
         match stat.rsplit_once(") ").map_or("", |(_, rest)| rest).get(..1) {
-            Some("R") => "it runs, or waits for a processor",
+            Some("R") => "it is running, or waits for a processor",
             Some("S") => "it sleeps",
             Some("D") => "it waits for a device, uninterruptibly",
             Some("T" | "t") => "it was stopped, by a signal or a debugger",
@@ -265,7 +266,7 @@ mod tests {
         let pulse = Pulse::default();
         pulse.own();
         let stalled = pulse.stalled(Watched::Control, GRACE);
-        assert_eq!(stalled.seen_by_the_system(), "it runs, or waits for a processor");
+        assert_eq!(stalled.seen_by_the_system(), "it is running, or waits for a processor");
         let gone = Stalled { thread: i32::MAX, ..stalled };
         assert_eq!(gone.seen_by_the_system(), "its state is not known");
         for (number, activity) in (0..).zip(Activity::ALL) {

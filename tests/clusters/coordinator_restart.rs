@@ -294,7 +294,7 @@ fn a_state_that_is_older_than_its_cluster_is_rejected_and_no_decision_is_based_o
     fs::write(cluster.state_file(), newest).expect("write a file");
     // The servers obeyed the coordinator with the old state, so its successor needs a later epoch.
     let ended = cluster.run_coordinator(&[]).with_code(1);
-    assert!(ended.stderr.contains("has followed another coordinator, of epoch 2"), "{ended:#?}");
+    assert!(ended.stderr.contains("has accepted another coordinator, of epoch 2"), "{ended:#?}");
     cluster.restart();
     cluster.await_whole();
     cluster.assert_serves(&pids);

@@ -164,7 +164,7 @@ fn without_the_state_a_group_with_one_dump_is_restored_only_with_explicit_consen
     let without = |dir| Cluster::builder().flag("--without-state").restore(dir);
     let (said, dir) = refused(without(dir));
     let doubts =
-        ["group 0: there is the dump of only one holder", "group 1: there is no dump of a holder"];
+        ["group 0: the dump of only one holder was found", "group 1: there is no dump of a holder"];
     assert_says(&said, &[doubts[0], doubts[1], "--accept-loss"]);
     assert!(!said.contains("group 2:"), "{said}");
     let cluster = without(dir).flag("--accept-loss").start();
@@ -284,7 +284,7 @@ fn after_a_double_fault_the_printed_command_restores_all_groups_but_the_lost_one
     cluster.await_end(1);
     let said = cluster.coord_errors();
     let path = cluster.dir().to_str().expect("a path").to_owned();
-    assert_says(&said, &["was back", "restore it with: ", "--accept-loss"]);
+    assert_says(&said, &["was replaced", "restore it with: ", "--accept-loss"]);
     let command = said.split_once("restore it with: ").expect("a command").1;
     let command = command.lines().next().expect("a line").to_owned();
     assert!(command.starts_with(COORD) && command.ends_with(&format!("--restore {path}")));
@@ -408,7 +408,7 @@ fn an_outdated_damaged_or_missing_state_prevents_a_restore() {
 
     fs::write(&state, &last[..last.len() - 9]).expect("write the state");
     let (said, dir) = refused(Cluster::builder().restore(dir));
-    assert_says(&said, &["coordinator.state is damaged", "are left"]);
+    assert_says(&said, &["coordinator.state is damaged", "but there are"]);
     fs::remove_file(&state).expect("remove the state");
     let (said, dir) = refused(Cluster::builder().restore(dir));
     assert_says(&said, &["there is no coordinator.state"]);

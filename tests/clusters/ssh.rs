@@ -588,5 +588,5 @@ fn a_check_names_each_problem_of_an_ssh_host() {
     fs::write(remote_dir.join("server"), "not a program").expect("write a file");
     fs::set_permissions(remote_dir.join("server"), fs::Permissions::from_mode(0o755))
         .expect("set the mode");
-    expect(check(&sshd, &config, &remote_dir), "does not run there");
+    expect(check(&sshd, &config, &remote_dir), "cannot be executed on that host");
 }

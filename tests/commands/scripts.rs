@@ -393,7 +393,7 @@ fn launch_cluster_fetches_the_dumps_from_ssh_hosts_and_overwrites_nothing() {
     let operations: String = (0..100).map(|n| format!("P \"{n}\" \"v\"\n")).collect();
     checkout.client(&operations).with_code(0);
     let early = checkout.launch(&["collect"]).with_code(1);
-    assert!(early.stderr.contains("runs, and its data is in memory"), "{}", early.stderr);
+    assert!(early.stderr.contains("is running, and its data is in memory"), "{}", early.stderr);
     let stopped = checkout.launch(&["stop"]).with_code(0);
     for words in [&*host, remote, "collect --dir"] {
         assert!(stopped.stderr.contains(words), "no {words:?} in {}", stopped.stderr);
@@ -401,7 +401,7 @@ fn launch_cluster_fetches_the_dumps_from_ssh_hosts_and_overwrites_nothing() {
     let run = checkout.run_dir();
     fs::write(run.join("server_1.primary"), "another file").expect("write a file");
     let refused = checkout.launch(&["collect"]).with_code(1);
-    assert!(refused.stderr.contains("nothing is overwritten"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("no file is overwritten"), "{}", refused.stderr);
     assert_eq!(fs::read(run.join("server_1.primary")).expect("read a file"), b"another file");
     fs::remove_file(run.join("server_1.primary")).expect("remove a file");
     // A second time: files that are here already stay.

@@ -84,8 +84,8 @@ impl Limits {
         let used = self.threads_used;
         match limit.saturating_sub(used) {
             free if free < need => Err(format!(
-                "this user may have {limit} and has {used}, but about {need} more are needed; raise the limit \
-                 (ulimit -u, TasksMax=), or give fewer --shards"
+                "this user has {used} threads of at most {limit}, but about {need} more are needed; raise \
+                 the limit (ulimit -u, TasksMax=), or give fewer --shards"
             )),
             free => Ok(format!("{free} more are allowed, about {need} are needed")),
         }
@@ -95,7 +95,7 @@ impl Limits {
         let need = MEMLOCK_BYTES * u64::from(shards);
         match self.locked {
             Some(most) if most < need && !self.is_root => Err(format!(
-                "{} are allowed, but a server with --shards {shards} needs {}; raise the limit (ulimit -l, \
+                "the limit is {}, but a server with --shards {shards} needs {}; raise the limit (ulimit -l, \
                  LimitMEMLOCK=), or give fewer --shards",
                 units::bytes(most),
                 units::bytes(need)
@@ -113,8 +113,8 @@ impl Limits {
         };
         match free < need {
             true => Err(format!(
-                "{} are free, but {servers} empty servers need about {}; stop other programs, or use fewer \
-                 servers",
+                "only {} are free, but {servers} empty servers need about {}; stop other programs, or use \
+                 fewer servers",
                 units::bytes(free),
                 units::bytes(need)
             )),

@@ -23,12 +23,12 @@ impl Driver {
                  apart; see its log"
             )),
             Effect::CannotFollow { server, group, reason } => self.console.warn(&format!(
-                "server {server} is removed as secondary of group {group}: {reason}; it is retried after a \
-                 back-off; check the memory of its host, and its log"
+                "server {server} is removed as secondary of group {group}: {reason}; it becomes a candidate \
+                 again after a back-off; check its log, and the memory of its host"
             )),
             Effect::Unanswered { group } => self.console.warn(&format!(
-                "the two holders of group {group} receive nothing from each other, and neither responds to the \
-                 coordinator; nothing is changed; check the network between the hosts"
+                "the two holders of group {group} receive nothing from each other, and neither responds to \
+                 the coordinator; the views stay as they are; check the network between the hosts"
             )),
             Effect::DoubleFault { first, second } => self.console.warn(&format!(
                 "server {second} failed before server {first} was replaced: a second fault"
@@ -90,8 +90,8 @@ impl Driver {
         let id = member.server;
         self.warn(&match why {
             StopWait::Silent(group) => format!(
-                "the stop waits for server {id}, which is silent and may hold the only copy of group {group}; \
-                 coord stop --force, or Ctrl+C again, ends the stop without it"
+                "the stop waits for server {id}, which is silent and may hold the only copy of group \
+                 {group}; coord stop --force, or Ctrl+C again, kills it"
             ),
             StopWait::NoProgress => format!(
                 "the stop waits for server {id}, which reports but has written nothing to its dumps for {} s; \
@@ -140,8 +140,8 @@ impl Driver {
             let last: Vec<String> =
                 last.map(|member| format!("server {}", member.server)).collect();
             self.console.warn(&format!(
-                "group {} is LOST: no holder is left; its keys are answered LOST. Only a complete dump of {} \
-                 counts at a restore",
+                "group {} is LOST: no holder is left, and requests for its keys get LOST. A restore can use \
+                 only a complete dump of {}",
                 view.group,
                 last.join(" or ")
             ));

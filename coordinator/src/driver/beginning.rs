@@ -96,8 +96,8 @@ fn take_moves(
 fn tell_moved(moved: &[Moved], console: Console) {
     for moved in moved {
         console.warn(&format!(
-            "the cluster file still names {} for server {}, which coord replace moved to another host; replace \
-             its line by: {}",
+            "the cluster file still names {} for server {}, which coord replace moved to another host; \
+             replace the line by: {}",
             moved.from,
             moved.server,
             moved.words()

@@ -15,13 +15,12 @@ impl Driver {
     pub(super) fn may_detach(&self) -> Result<(), String> {
         match self.cluster().state() {
             ClusterState::Starting => {
-                Err("the cluster does not serve yet; wait until it does, or stop \
-                                           it (coord stop)"
+                Err("the cluster does not serve yet; wait until it serves, or stop it (coord stop)"
                     .to_owned())
             }
             ClusterState::Stopping => {
-                Err("the cluster is stopping, and only its coordinator can complete the stop; wait until it \
-                     has ended"
+                Err("the cluster is stopping, and only its coordinator can complete the stop; wait until the \
+                     stop has ended"
                     .to_owned())
             }
             ClusterState::Serving | ClusterState::Degraded => Ok(()),
@@ -33,8 +32,7 @@ impl Driver {
         let count = self.cluster().count();
         let orphaned = match self.plan().settings.orphan_timeout {
             Duration::ZERO => {
-                "without a coordinator, they continue without a time limit (--orphan-timeout \
-                               0)"
+                "without a coordinator, the servers continue without a time limit (--orphan-timeout 0)"
                 .to_owned()
             }
             time => format!(

@@ -132,8 +132,8 @@ impl Driver {
         let mut lost = Vec::new();
         if let Some((first, second)) = outcome.double_fault {
             lost.push(format!(
-                "because server {second} failed before server {first} was back; the dumps of the remaining \
-                 servers are in their directories"
+                "because server {second} failed before server {first} was replaced; the dumps of the \
+                 remaining servers are in their directories"
             ));
         }
         let mut advice = String::new();

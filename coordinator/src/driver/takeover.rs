@@ -41,10 +41,10 @@ impl Driver {
         }
         let (id, ours, theirs) = (started.member.server, ours.number, theirs.number);
         self.end(format!(
-            "cannot take over the cluster: server {id} has followed another coordinator, of epoch {theirs}; \
-             this one has epoch {ours}. Nothing was changed, and the servers were left as they are. If no \
-             other coordinator of this cluster runs anywhere and {} is its newest state, start again: each \
-             start takes the next epoch",
+            "cannot take over the cluster: server {id} has accepted another coordinator, of epoch {theirs}; \
+             the epoch of this coordinator is {ours}. Nothing was changed, and the servers were left as they \
+             are. If no other coordinator of this cluster runs anywhere and {} is the newest state, start \
+             again: each start uses the next epoch",
             self.dir.join(FILE_NAME).display()
         ));
         Err(format!("it has accepted another coordinator, of epoch {theirs}"))

@@ -38,7 +38,7 @@ pub(crate) fn check_addresses(
     if has(true) && has(false) && advertise.is_none() {
         return Err(Failure::Usage(format!(
             "cluster file {} mixes localhost with other hosts: give --advertise IP, the address at which the \
-             others reach this machine",
+             other hosts reach this machine",
             args.cluster_file.as_deref().unwrap_or(Path::new("")).display()
         )));
     }

@@ -85,8 +85,8 @@ pub(super) fn dumps_of_any(
     let (files, older): (Vec<_>, Vec<_>) = list(dirs)?.into_iter().partition(is_of_last);
     if files.is_empty() && !older.is_empty() {
         return Err(format!(
-            "there are only dumps of earlier runs (such as {}), without anything written since. To restore \
-             them anyway, copy them elsewhere under their plain names, and restore from there",
+            "there are only dumps of earlier runs (such as {}), and they do not contain later writes. To \
+             restore them anyway, copy them elsewhere under their plain names, and restore from there",
             older[0].0.display()
         ));
     }

@@ -55,8 +55,8 @@ pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<F
     let doubt = |(group, certainty): (usize, &Certainty)| match certainty {
         Certainty::Sure => None,
         Certainty::Doubtful => Some(format!(
-            "group {group}: there is the dump of only one holder; the other holder may have acknowledged later \
-             writes"
+            "group {group}: the dump of only one holder was found; the other holder may have acknowledged \
+             later writes"
         )),
         Certainty::Lost => Some(format!("group {group}: there is no dump of a holder")),
     };

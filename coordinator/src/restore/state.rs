@@ -50,7 +50,8 @@ pub(super) fn last(dirs: &[PathBuf], own: &Path) -> Result<Last, String> {
     let dirs: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
     let mut text = format!(
         "there is no {} in {}, so it is not known which dumps count; give the directory of the coordinator \
-         (its --dir) too. If every copy of it is lost, --without-state rebuilds it from the dumps",
+         (its --dir) too. If every copy of the state is lost, --without-state rebuilds the state from the \
+         dumps",
         store::FILE_NAME,
         dirs.join(", ")
     );
@@ -66,8 +67,8 @@ fn later(one: Option<Last>, other: Last) -> Result<Last, String> {
     let (ours, theirs) = (one.record.state.cluster, other.record.state.cluster);
     if ours != theirs {
         return Err(format!(
-            "{} is of cluster {ours}, {} of cluster {theirs}; restore one of them, in a directory of its \
-             own (--dir)",
+            "{} belongs to cluster {ours}, but {} belongs to cluster {theirs}; restore one of the two \
+             clusters, in a separate directory (--dir)",
             one.path.display(),
             other.path.display()
         ));

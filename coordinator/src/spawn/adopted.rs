@@ -128,8 +128,7 @@ async fn watch(started: &Started, kill: &mut mpsc::Receiver<()>) -> io::Result<b
 async fn exit(was_killed: bool, errors: PathBuf) -> Exit {
     let how = match was_killed {
         true => describe_signal(libc::SIGKILL),
-        false => "it has ended; an earlier coordinator had started it, so its exit status is not \
-                  known"
+        false => "it has ended; its exit status is not known, because an earlier coordinator had started it"
             .into(),
     };
     let last_words = if was_killed { None } else { tail_apart(errors, 0).await };

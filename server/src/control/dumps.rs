@@ -1,5 +1,5 @@
-//! The dumps of this process: their directory, the attempts that failed, and the descriptors kept for them. A dump runs
-//! by order or by signal ([`super::operation`]).
+//! The dumps of this process: their directory, the failed attempts, and the descriptors that are reserved for dumps. An
+//! order or a signal starts a dump ([`super::operation`]).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,14 +28,15 @@ pub(crate) struct Dumps {
     origins: [DumpOrigin; 2],
     /// The directory of the dumps, unless [`Dumps::set_directory`] sets another.
     pub(crate) directory: PathBuf,
-    /// The absolute path of that directory at the start. If the directory was deleted, a new one may exist there.
+    /// The absolute path of that directory at the start. If the directory was deleted, a new directory may exist at
+    /// this path.
     absolute_directory: Option<PathBuf>,
     /// The directory that the coordinator has set for the dumps, and whether dumps of an earlier run were set aside
     /// there.
     dump_to: Mutex<Option<DumpTo>>,
-    /// Bytes of keys and values in the dump of each role: of the current attempt, or of the last one.
+    /// The bytes of keys and values in the dump of each role, in the current or last attempt.
     written: [AtomicU64; 2],
-    /// The time since which the dump of each role fails.
+    /// For each role, the time of the first failure of its dump since the last success.
     failing: Mutex<[Option<Time>; 2]>,
     /// Held while a dump is written: two dumps of one table must not write to one file at the same time.
     reserve: Mutex<DumpReserve>,
@@ -70,7 +71,7 @@ impl Dumps {
         lock(&self.reserve).fill()
     }
 
-    /// Writes the dump of a role; returns how many entries it holds.
+    /// Writes the dump of a role; returns the number of entries in it.
     pub(crate) fn write(
         &self,
         role: ReplicaRole,
@@ -100,12 +101,12 @@ impl Dumps {
                 tracing::error!("{error}; the table stays in memory");
             }
         }
-        // A descriptor that cannot be reserved again now may be available when it is needed.
+        // If a descriptor cannot be reserved again now, one may still be available for the next dump.
         let _ = reserve.fill();
         result.map(|(_, entries)| entries)
     }
 
-    /// Writes a dump to the current directory for dumps; returns that directory and how many entries the dump holds.
+    /// Writes a dump to the current directory for dumps; returns that directory and the number of entries in the dump.
     fn write_file(
         &self,
         wanted: &Wanted,
@@ -151,14 +152,14 @@ impl Dumps {
         }
     }
 
-    /// Returns the roles whose dumps have failed and are not complete, and since when.
+    /// Returns the roles whose last dump has failed, each with the time of the first failure.
     pub(crate) fn failing(&self) -> Vec<(ReplicaRole, Time)> {
         let failing = *lock(&self.failing);
         let roles = [ReplicaRole::Primary, ReplicaRole::Secondary];
         roles.into_iter().zip(failing).filter_map(|(role, since)| Some((role, since?))).collect()
     }
 
-    /// Returns the group whose table of this role is at home here.
+    /// Returns the group for which this server is the home of this role.
     pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
         self.origins[place_of(role)].group
     }

@@ -1,4 +1,4 @@
-//! A server that leaves without a coordinator's orders: it drains, dumps and exits by itself.
+//! An orderly exit without a coordinator's orders: the server drains, dumps and exits by itself.
 //!
 //! ```text
 //!   drain --> dumps --complete--> exit
@@ -8,7 +8,7 @@
 //!               a signal later than the first, while a dump fails: the tables are given up, exit
 //! ```
 //!
-//! The thread is started at boot: when the process is to end, the system may be unable to start one.
+//! The thread is created when the server starts, because the system may be unable to create a thread later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub(crate) struct Leave {
     pub(crate) exit: ServerExit,
 }
 
-/// The thread that leaves on request.
+/// The thread that waits for the request to leave.
 #[derive(Debug)]
 pub(crate) struct Leaver {
     leave: Sender<Leave>,
@@ -61,7 +61,7 @@ impl Leaver {
 
     /// Starts leaving; must be called once.
     pub(crate) fn leave(&self, leave: Leave) {
-        // There is room for the only request ever sent.
+        // The channel has room for the only request that is ever sent.
         let _ = self.leave.try_send(leave);
     }
 }
@@ -75,14 +75,14 @@ fn leave_alone(node: &Node, leave: &Leave) -> ! {
     let mut left = vec![ReplicaRole::Primary, ReplicaRole::Secondary];
     let mut pause = DUMP_RETRY_PAUSE;
     loop {
-        // If this server has no full copy of a table, omitting its dump loses nothing.
+        // If this server has no full copy of a table, no data is lost without its dump.
         left.retain(|role| node.dump(*role).is_err_and(|error| !error.is_no_copy()));
         if left.is_empty() {
             fatal::end(leave.exit);
         }
         tracing::error!(
-            "the tables that are not dumped stay in memory, and their dumps are retried in {pause:?}: free space \
-             or raise the limits; one more SIGTERM gives them up"
+            "the tables that are not dumped stay in memory, and their dumps are retried in {pause:?}: free \
+             space or raise the limits; one more SIGTERM abandons these tables"
         );
         std::thread::sleep(pause);
         pause = (pause * 2).min(LAST_DUMP_RETRY_PAUSE);
@@ -95,13 +95,13 @@ pub(crate) fn may_give_up(node: &Node, now: Time) -> bool {
     failing.iter().any(|(_, since)| now.since(*since) >= SECOND_THOUGHT)
 }
 
-/// Ends the process although dumps fail.
+/// Ends the process although some tables are not dumped.
 pub(crate) fn give_up(node: &Node) -> ! {
     for (role, _) in node.dumps.failing() {
         let name = dump::file_name(node.me.server, role);
         let group = node.dumps.group_of(role);
         tracing::error!(
-            "a second signal: {name} is given up, and with it this copy of group {group}"
+            "a second signal: {name} is abandoned, and with it this copy of group {group}"
         );
     }
     fatal::end(ServerExit::NotDumped)

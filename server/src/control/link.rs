@@ -1,4 +1,5 @@
-//! The link to the coordinator: this server dials it, identifies itself, and sends a heartbeat every 100 ms.
+//! The link to the coordinator: this server connects to the coordinator, identifies itself, and sends a heartbeat every
+//! 100 ms.
 //!
 //! ```text
 //!   connect -> CHALLENGE, PROOF -> STARTED -> ADMITTED -> HEARTBEAT, HEARTBEAT, ... (DRAIN-REQUEST once, on SIGTERM)
@@ -31,8 +32,8 @@ use crate::watchdog::{Activity, Pulse};
 /// The timeout of connecting, and of each response or send.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// The initial back-off before the coordinator is dialled again; it doubles up to [`REDIAL_LAST`]. It is short because
-/// a restarted coordinator decides nothing before every live server has reported. If a server died with the
-/// coordinator, its clients wait for those reports.
+/// a restarted coordinator makes no decisions until every live server has reported. If a server died with the
+/// coordinator, the clients of its groups wait for these reports.
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
 /// The longest back-off before the coordinator is dialled again.
 const REDIAL_LAST: Duration = Duration::from_millis(100);
@@ -124,6 +125,7 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
                 tracing::debug!("link to the coordinator at {coordinator}: {error}");
             }
             Ended::Refused(reason) if !was_admitted => {
+                let reason = format!("it rejected this server: {reason}");
                 Fatal::Refused { coordinator, reason }.end_process();
             }
             Ended::Refused(reason) => {
@@ -145,15 +147,16 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
     }
 }
 
-/// The time without a coordinator. Its clock includes suspended time, as that of the leases does.
+/// The time without a coordinator. Like the clock of the leases, this time includes the time in which the machine is
+/// suspended.
 struct Alone {
     since: Time,
     log: LogLimit,
 }
 
 impl Alone {
-    /// Handles a failed attempt that began at `began`. If the orphan timeout had expired by then, the server becomes an
-    /// orphan, unless it is a sole primary.
+    /// Handles a failed attempt that began at `began`. If the orphan timeout had expired before `began`, the server
+    /// becomes an orphan, unless it is a sole primary.
     fn look(&mut self, node: &Node, config: &LinkConfig, coordinator: SocketAddr, began: Time) {
         let alone = began.since(self.since);
         if config.orphan_timeout.is_none_or(|most| alone < most) || node.is_orphaned() {
@@ -250,8 +253,8 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
     })
 }
 
-/// Makes the other end prove that it has the cluster's key. Until then nothing but the challenge is sent to it, and
-/// none of its frames is acted on: another program may listen on the port of a coordinator that has died.
+/// Makes the other end prove that it has the cluster's key. Before that, this server sends only the challenge, and
+/// ignores all other frames: another program may listen on the port of a coordinator that has died.
 fn shake_hands(node: &Node, link: &mut Link<'_>) -> Result<Seal, Ended> {
     let nonce = nonce::draw()?;
     link.send(|output| Challenge { nonce, shard: ShardId(0) }.write(output))?;
@@ -259,7 +262,7 @@ fn shake_hands(node: &Node, link: &mut Link<'_>) -> Result<Seal, Ended> {
         return Err(Ended::Lost(io::ErrorKind::TimedOut.into()));
     };
     if opcode != key::opcode::PROOF {
-        let words = format!("it responded to CHALLENGE with opcode {opcode:#04x}, not PROOF");
+        let words = format!("its response to CHALLENGE had opcode {opcode:#04x}, not PROOF");
         return Err(Ended::Impostor(words));
     }
     Seal::from_proof(node.key, key::Link::Reports, nonce, &body)
@@ -338,7 +341,7 @@ impl Link<'_> {
     fn next_frame(&mut self, due: Instant) -> io::Result<Option<(u8, Vec<u8>)>> {
         loop {
             self.pulse.beat();
-            // Pending input does not delay the work that is due.
+            // Work that is due is not delayed, even if input is pending.
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);

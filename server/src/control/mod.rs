@@ -1,5 +1,5 @@
-//! The relation to the coordinator: the link for reports, the port for orders, and the operations of the process as a
-//! whole. All of it runs on plain threads and reaches the executors by mailbox.
+//! The communication with the coordinator (the link for reports, the port for orders), and the operations of the
+//! process as a whole. This code runs on plain threads, and sends messages to the mailboxes of the executors.
 //!
 //! ```text
 //!   control thread    link: STARTED, HEARTBEAT -------> coordinator

@@ -1,5 +1,6 @@
-//! The process as a whole: the coordinator that it accepts, and the long operations (drain and dump) that run by order
-//! or by signal. It runs on plain threads and reaches the executors by mailbox.
+//! The state and the operations of the process as a whole: the coordinator that it accepts, and the long operations
+//! (drain and dump) that an order or a signal starts. They run on plain threads, and send messages to the mailboxes of
+//! the executors.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ pub(crate) enum Work {
     Dump(ReplicaRole),
 }
 
-/// The process: its identity, its executors, and the state of its relation to the coordinator.
+/// The process: its identity, its executors, and its state towards the coordinator.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) cluster: ClusterId,
@@ -51,7 +52,7 @@ pub(crate) struct Node {
     /// The newest map that the coordinator sent.
     pub(crate) map: Arc<KnownMap>,
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
-    /// The dumps of the tables at home here.
+    /// The dumps of the tables of this server.
     pub(crate) dumps: Dumps,
     /// The state machine that decides which coordinator to accept and tracks every order.
     machine: Mutex<kv_core::node::Node>,
@@ -99,7 +100,7 @@ impl Node {
         })
     }
 
-    /// Carries out a long order to its end; returns the number of entries dumped (0 for a drain), or the failure.
+    /// Carries out a long operation to its end; returns the number of entries dumped (0 for a drain), or the failure.
     pub(crate) fn carry_out(&self, work: Work) -> Result<u64, OrderFailure> {
         self.running.fetch_add(1, Ordering::Relaxed);
         self.note_order();
@@ -115,7 +116,7 @@ impl Node {
         outcome
     }
 
-    /// Sends an order to every shard. A full mailbox of one shard does not keep the order from the others.
+    /// Sends an order to every shard. If the mailbox of one shard is full, the other shards still receive the order.
     pub(crate) fn tell_all(&self, order: impl Fn() -> ShardMessage) -> Result<(), String> {
         let told = self.shards.iter().map(|mailbox| mailbox.push_order(order()).is_ok());
         let told: Vec<bool> = told.collect();
@@ -136,12 +137,12 @@ impl Node {
         let replicas = self.statistics.replicas(self.failure_timeout);
         let pending: u64 = replicas.iter().map(|r| r.last.0.saturating_sub(r.committed.0)).sum();
         Err(format!(
-            "{pending} writes have no second copy after {timeout:?}; check whether the other \
-             holder runs"
+            "{pending} writes still have no second copy after {timeout:?}; check whether the other holder \
+             runs"
         ))
     }
 
-    /// Writes the dump of a role; returns how many entries it holds.
+    /// Writes the dump of a role; returns the number of entries in it.
     pub(crate) fn dump(&self, role: ReplicaRole) -> Result<u64, DumpFileError> {
         self.dumps.write(role, &self.shards)
     }
@@ -174,7 +175,7 @@ impl Node {
         *lock(&self.coordinator)
     }
 
-    /// Returns the exit status of a stop, which shows whether a table was not dumped.
+    /// Returns the exit status after a stop. It shows whether a table was not dumped.
     pub(crate) fn exit(&self) -> ServerExit {
         match self.dumps.failing().is_empty() {
             true => ServerExit::Stopped,
@@ -189,7 +190,7 @@ impl Node {
         lock(&self.machine).epoch()
     }
 
-    /// Accepts the coordinator of this hello from now on.
+    /// Accepts orders from the coordinator that sent this hello, unless a later coordinator was accepted before.
     pub(crate) fn obey(&self, hello: &OrdersHello) -> Result<(), HelloRefused> {
         lock(&self.machine).on_orders_hello(hello)
     }
@@ -209,7 +210,7 @@ impl Node {
         sink
     }
 
-    /// Returns the name that the manual gives the report of an order.
+    /// Returns the documented name of the report of an order.
     pub(crate) fn report_name(&self, report: &Report) -> &'static str {
         let machine = lock(&self.machine);
         machine.order(report.id).map_or("REPORT", |order| order.report_name(report.outcome.is_ok()))
@@ -235,7 +236,7 @@ impl Node {
         self.is_linked.load(Ordering::Relaxed)
     }
 
-    /// Records that there has been no coordinator for the orphan timeout.
+    /// Records that no coordinator was reachable for the orphan timeout.
     pub(crate) fn orphan(&self) {
         self.is_orphaned.store(true, Ordering::Relaxed);
     }
@@ -249,7 +250,7 @@ impl Node {
         self.last_order.store(clock::now().nanos, Ordering::Relaxed);
     }
 
-    /// Returns when an order last began or ended; `None` while one is carried out.
+    /// Returns the time at which an order last began or ended; `None` while one is in progress.
     pub(crate) fn last_order(&self) -> Option<Time> {
         let is_running = self.running.load(Ordering::Relaxed) > 0;
         (!is_running).then(|| Time::from_nanos(self.last_order.load(Ordering::Relaxed)))
@@ -307,7 +308,7 @@ mod tests {
     #[test]
     fn orders_reach_every_shard_despite_a_mailbox_full_of_connections() {
         let (node, inboxes, _directory) = node();
-        // `push` uses the queue of connections, not that of orders.
+        // `push` uses the queue of connections, not the queue of orders.
         while node.shards[0].push(ShardMessage::Drain).is_ok() {}
         assert_eq!(node.drain(DRAIN_DEADLINE), Ok(0));
         assert_eq!(drains(&inboxes[0]), mailbox::MAILBOX_CAPACITY + 1);

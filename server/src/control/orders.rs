@@ -58,8 +58,8 @@ struct Job {
     work: Work,
 }
 
-/// Starts a thread that carries out orders one after the other. It is started at boot: when the cluster is stopped, the
-/// system may be unable to start a thread.
+/// Starts a thread that carries out orders one after the other. The thread is created when the server starts, because
+/// the system may be unable to create a thread when the cluster is stopped.
 fn start_worker(
     name: &'static str,
     node: &Arc<Node>,
@@ -71,7 +71,7 @@ fn start_worker(
     let work = move || {
         while let Ok(Job { epoch, id, work }) = jobs.recv() {
             let outcome = node.carry_out(work);
-            // The channel has room for far more orders than may run.
+            // The channel has room for far more outcomes than there can be orders.
             let _ = done_to.send(Done { epoch, id, outcome });
             let _ = rustix::io::write(&bell, &1u64.to_ne_bytes());
         }
@@ -120,7 +120,7 @@ struct OrdersPort {
     node: Arc<Node>,
     listener: TcpListener,
     connections: Vec<(TcpStream, OrdersLink)>,
-    /// The eventfd that is signalled when an order is done, or a shard has news.
+    /// The eventfd that is signalled when an order is done, or when a shard has published a change.
     bell: Arc<OwnedFd>,
     replies: Replies,
     replies_from: Receiver<ShardReply>,
@@ -184,7 +184,8 @@ impl OrdersPort {
                     return;
                 }
                 if self.connections.len() >= MAX_ORDERS_CONNECTIONS {
-                    // The oldest without a hello makes room, or else the oldest of all.
+                    // The oldest connection without a hello is closed, or the oldest of all if every connection has
+                    // sent one.
                     let silent = self.connections.iter().position(|(_, link)| !link.is_accepted);
                     self.connections.remove(silent.unwrap_or(0));
                 }
@@ -311,7 +312,8 @@ impl OrdersPort {
         }
     }
 
-    /// Passes a long order to the thread for it. A drain does not delay a dump.
+    /// Passes a long order to the thread for it. Drains and dumps have separate threads, so a drain does not delay a
+    /// dump.
     fn start(&mut self, id: OrderId, work: Work) {
         let jobs = match work {
             Work::Drain => &self.drains,
@@ -331,7 +333,7 @@ impl OrdersPort {
         }
     }
 
-    /// Reports, then ends the process.
+    /// Reports that the order is done, then ends the process.
     fn shut_down(&mut self, id: OrderId) -> ! {
         tracing::info!("SHUTDOWN (order {id}): exiting");
         self.report(&Report { id, view: ViewVersion(0), outcome: Ok(0) });

@@ -26,7 +26,7 @@ pub(super) struct OrdersLink {
     pub(super) is_closing: bool,
     /// The reason why it is closing, until that is logged.
     pub(super) refused: Option<String>,
-    /// The time by which the rest of a frame, or of the handshake, must come or the last output be sent.
+    /// The time by which the rest of a frame or of the handshake must arrive, or the last output must be sent.
     pub(super) deadline: Option<Time>,
 }
 

@@ -38,7 +38,7 @@ fn node() -> Arc<Node> {
 const DIALLER: Nonce = Nonce(21);
 const ACCEPTOR: Nonce = Nonce(22);
 
-/// Returns the two frames of a coordinator that has the server's nonce.
+/// Returns the two frames that a coordinator sends after it has received the server's nonce.
 fn bytes_of(hello: &OrdersHello) -> Vec<u8> {
     let mut bytes = Vec::new();
     Challenge { nonce: DIALLER, shard: ShardId(0) }.write(&mut bytes);
@@ -108,7 +108,7 @@ fn strangers_and_former_coordinators_are_rejected() {
     assert_eq!(node.epoch(), newer);
 }
 
-/// A recorded handshake that is replayed, or a guessed key, gives no orders.
+/// Neither a replayed handshake nor a guessed key allows a peer to give orders.
 #[test]
 fn a_hello_sealed_for_another_connection_or_with_another_key_is_rejected() {
     for seal in [

@@ -1,8 +1,9 @@
-//! Chunks that are touched before a table needs them.
+//! Chunks whose pages are touched before a table needs them.
 //!
-//! The first touch of a huge page clears it, and on a virtual machine may wait until the host provides the memory: 0.3
-//! to about 4 ms for which an executor would serve no requests. So a separate thread keeps a few touched chunks ready:
-//! a twentieth of the chunks in use, but at least [`LEAST`] and at most [`MOST`].
+//! The first touch of a huge page makes the kernel clear it. On a virtual machine it may also wait until the host
+//! provides the memory. This takes 0.3 to about 4 ms, during which an executor would serve no requests. So a separate
+//! thread keeps a few touched chunks ready: a twentieth of the chunks in use, but at least [`LEAST`] and at most
+//! [`MOST`].
 //!
 //! ```text
 //!   executor -- take --> ready <-- map, touch, unmap -- thread "memory"
@@ -22,10 +23,10 @@ use crate::slice;
 const MOST: usize = 8;
 /// The minimum number of chunks that are kept ready while any is in use.
 const LEAST: usize = 2;
-/// The number of chunks in use for each chunk that is kept ready. So a small server does not hold twice the memory that
-/// it uses.
+/// The number of chunks in use for each chunk that is kept ready. The ratio is small so that a small server does not
+/// hold twice the memory that it uses.
 const USED_FOR_ONE: usize = 20;
-/// The stride of the touches, which reaches every page of any size.
+/// The distance between two touches: the smallest page size, so that every page is touched.
 const PAGE_BYTES: usize = 4 << 10;
 
 /// An unused mapping.
@@ -121,7 +122,8 @@ impl Ahead {
                     touch(at);
                     lock(&self.stock).ready.push(Touched(at));
                 }
-                // The system is out of memory. A count of 0 stops this loop until a table takes its next chunk.
+                // The system is out of memory. The count is set to 0, which stops this loop until a table takes its
+                // next chunk.
                 None => lock(&self.stock).in_use = 0,
             }
         }
@@ -130,7 +132,7 @@ impl Ahead {
 
 fn touch(at: NonNull<u8>) {
     for offset in (0..CHUNK_BYTES_DEFAULT).step_by(PAGE_BYTES) {
-        // SAFETY: the chunk is mapped and unaliased. Volatile, so that the write is not optimised away.
+        // SAFETY: the chunk is mapped and unaliased. The write is volatile, so that it is not optimised away.
         unsafe { at.add(offset).write_volatile(0) };
     }
 }
@@ -147,7 +149,7 @@ mod tests {
     fn touched_chunks_are_kept_ready_in_proportion_to_those_in_use() {
         let mut source = HugePages;
         let mut held = Vec::new();
-        // Other tests of this process hold chunks too, so the wanted number changes at any time.
+        // Other tests of this process hold chunks too, so the wanted number may change at any time.
         let until = Instant::now() + Duration::from_secs(60);
         loop {
             held.push(source.allocate(CHUNK_BYTES_DEFAULT).expect("memory"));

@@ -1,4 +1,4 @@
-//! The memory limit of a server. Its default:
+//! The memory limit of a server. The default is:
 //!
 //! ```text
 //!   memory.max, memory.high         of the process's cgroup and its ancestors (v2)
@@ -8,8 +8,9 @@
 //!   the least of these * 4/5 / servers here - the process's own
 //! ```
 //!
-//! The memory of other servers counts as available. So a server that replaces another gets the same limit, however much
-//! the tables of its neighbours have grown. For the same reason the usage of a cgroup is not subtracted from its limit.
+//! The memory of other servers counts as available. So a server that replaces another one gets the same limit, even if
+//! the tables of other servers on the machine have grown. For the same reason, the usage of a cgroup is not subtracted
+//! from its limit.
 
 use std::fmt;
 use std::fs;
@@ -19,20 +20,20 @@ use std::process::ExitCode;
 
 use kv_protocol::size;
 
-/// The share of memory that servers plan with, in fifths. The rest is for the system, for chunks kept ready, and for
-/// the memory beyond their limit that tables hold during compaction.
+/// The share of memory that the default limits of the servers use, in fifths. The rest is for the system, for chunks
+/// kept ready, and for the memory beyond their limit that tables hold during compaction.
 const PLANNED_FIFTHS: u64 = 4;
 /// The memory that a server process needs in addition to its tables.
 pub(crate) const OWN_BYTES: u64 = 24 << 20;
-/// The least limit: a few chunks for each table. A machine with less memory is too small.
+/// The minimum limit: a few chunks for each table.
 pub(crate) const LIMIT_BYTES_LEAST: u64 = 16 << 20;
-/// The limit of a cgroup (v1) at and above which there is no limit.
+/// The value of a cgroup limit (v1) at and above which it means no limit.
 const UNLIMITED_BYTES: u64 = 1 << 60;
 
 /// The memory limit of both tables together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryLimit {
-    /// This number of bytes.
+    /// A limit of this number of bytes.
     Bytes(u64),
     /// No limit.
     None,
@@ -63,7 +64,7 @@ pub(crate) struct DefaultLimit {
     share: u16,
 }
 
-/// The memory that all servers of this machine can have together.
+/// The memory that all servers of this machine can use together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Capacity {
     bytes: u64,
@@ -93,7 +94,8 @@ impl fmt::Display for DefaultLimit {
 pub(crate) fn default_limit(root: &Path, share: u16) -> Option<DefaultLimit> {
     let capacity = cgroup_limits(root).chain(available(root)).min_by_key(|found| found.bytes)?;
     let planned = capacity.bytes / (PLANNED_FIFTHS + 1) * PLANNED_FIFTHS / u64::from(share.max(1));
-    // Whole MiB, so that servers that compute it at slightly different times get the same limit.
+    // The limit is rounded to whole MiB, so that servers that compute it at slightly different times get the same
+    // limit.
     let bytes = planned.saturating_sub(OWN_BYTES).max(LIMIT_BYTES_LEAST) >> 20 << 20;
     Some(DefaultLimit { bytes, capacity, share })
 }
@@ -240,7 +242,7 @@ mod tests {
 
         let own = ("sys/fs/cgroup/a/b/memory.high", "131072000\n");
         assert_eq!(bytes(&[PLENTY, group, own, parent], 1), 100 * MIB - OWN_BYTES);
-        // Inside a container its own group appears as the root.
+        // Inside a container, the container's own group appears as the root.
         let inside = ("proc/self/cgroup", "0::/\n");
         let root = ("sys/fs/cgroup/memory.max", "262144000");
         assert_eq!(bytes(&[PLENTY, inside, root], 2), 100 * MIB - OWN_BYTES);

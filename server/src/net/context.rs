@@ -24,7 +24,7 @@ use crate::message::{HandedOver, ShardMessage};
 use crate::statistics::{Condition, Statistics};
 use crate::watchdog::Activity;
 
-/// One shard and its connections to other threads.
+/// One shard, with the channels and the shared state that connect it to other threads.
 pub(crate) struct ShardContext {
     pub(crate) shard: RefCell<Shard>,
     pub(crate) statistics: Arc<Statistics>,
@@ -35,7 +35,7 @@ pub(crate) struct ShardContext {
     /// True if any byte was received since the last tick.
     is_active: Cell<bool>,
     map: Arc<KnownMap>,
-    /// The count of [`KnownMap::newer_than`] for the map that the shard has.
+    /// The counter for [`KnownMap::newer_than`] of the map that the shard has.
     maps_had: Cell<u64>,
 }
 
@@ -69,7 +69,7 @@ impl ShardContext {
         }
     }
 
-    /// Polls whether a flush is requested, for an engine that runs as a task; the request stays.
+    /// Polls whether a flush is requested, for an engine that runs as a task. The request is not cleared.
     pub(crate) fn poll_wish(&self, task: &mut Context<'_>) -> Poll<()> {
         if self.has_wish() {
             return Poll::Ready(());
@@ -78,7 +78,7 @@ impl ShardContext {
         Poll::Pending
     }
 
-    /// Returns whether a flush is requested; the request stays.
+    /// Returns whether a flush is requested. The request is not cleared.
     pub(crate) fn has_wish(&self) -> bool {
         self.is_flush_wanted.get()
     }
@@ -98,7 +98,7 @@ impl ShardContext {
         self.is_active.replace(false)
     }
 
-    /// Performs a step as an activity that the watchdog can report.
+    /// Runs a step, and records its activity so that the watchdog can report it.
     pub(crate) fn during<R>(&self, activity: Activity, step: impl FnOnce() -> R) -> R {
         let place = usize::from(self.here.0);
         let before = self.statistics.begin(place, activity);
@@ -144,7 +144,7 @@ impl ShardContext {
         self.statistics.announce();
     }
 
-    /// Registers a connection that was just accepted, if there is room for it, and rejects it otherwise.
+    /// Registers a connection that was just accepted, or rejects it if the connection limit is reached.
     pub(crate) fn admit(
         &self,
         shard: &mut Shard,

@@ -1,4 +1,4 @@
-//! The duties of an executor in addition to moving bytes, which are the same with both engines.
+//! The work of an executor in addition to moving bytes. It is the same with both engines.
 //!
 //! ```text
 //!   engine: calls Duties::tick    when it is due
@@ -36,7 +36,7 @@ pub(crate) struct Duties {
 }
 
 impl Duties {
-    /// Creates the duties; housekeeping is due at once.
+    /// Creates the state of the periodic work; housekeeping is due at once.
     pub(crate) fn new() -> Duties {
         Duties { housekeeping_at: Time::default(), crowd_log: LogLimit::every(CROWD_LOG_INTERVAL) }
     }
@@ -76,14 +76,14 @@ fn make_room(context: &ShardContext, now: Time, log: &mut LogLimit) {
     if let Some(suppressed) = log.admit(now) {
         tracing::warn!(
             suppressed,
-            "closed {closed} idle connections of {address}, which has more than any other address, to make room \
-             for others: this server accepts at most {} client connections",
+            "closed {closed} idle connections of {address}, the address with the most connections, to make \
+             room for other addresses: this server accepts at most {} client connections",
             context.statistics.admission.bounds().clients
         );
     }
 }
 
-/// Processes a message of another thread.
+/// Processes a message from another thread.
 pub(crate) fn take(engine: &impl Engine, message: ShardMessage) {
     let activity = match message {
         ShardMessage::Install { .. } => Activity::Install,
@@ -109,7 +109,8 @@ fn carry_out(engine: &impl Engine, message: ShardMessage) {
         }
         ShardMessage::Probe { order, replies } => {
             let shard = context.here;
-            // No server may be removed on the evidence of a server that is about to exit.
+            // A frozen shard does not reply: a server that is about to exit must not provide evidence for the removal
+            // of another server.
             if !context.shard.borrow().service.is_frozen() {
                 replies.send(ShardReply::Probed { order, shard });
             }
@@ -125,7 +126,8 @@ fn carry_out(engine: &impl Engine, message: ShardMessage) {
             context.want_flush();
         }
         ShardMessage::Dump { role, pieces } => {
-            // A write acknowledged after its table was walked would be in no dump.
+            // The shard is frozen first, because a write that is acknowledged after its table was walked would be in no
+            // dump.
             context.shard.borrow_mut().service.freeze();
             engine.begin(Job::dump(role, pieces));
         }

@@ -1,4 +1,4 @@
-//! The network engines, and their common interface.
+//! The choice of the network engine, and the interface that both engines implement.
 
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use crate::message::{HandedOver, ShardMessage};
 /// The engine of a process; all its executors use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EngineKind {
-    /// A ring of its own inside a glommio executor, for Linux 6.1 and later.
+    /// A separate io_uring inside a glommio executor, for Linux 6.1 and later.
     Uring,
     /// A plain thread over epoll, for older kernels and systems that deny io_uring.
     Epoll,
@@ -37,7 +37,7 @@ pub(crate) struct Prepared {
     pub(crate) listeners: Vec<(TcpListener, Port)>,
 }
 
-/// The interface between an executor's duties (duties.rs) and its engine.
+/// The interface through which the periodic work of an executor (duties.rs) uses its engine.
 pub(crate) trait Engine {
     /// Returns the context of the shard that it serves.
     fn context(&self) -> &Rc<ShardContext>;
@@ -45,11 +45,11 @@ pub(crate) trait Engine {
     /// Adopts a socket that another executor accepted.
     fn adopt(&self, handed: HandedOver);
 
-    /// Dials the streams that are due.
+    /// Connects the streams that are due.
     fn dial_due(&self, now: Time);
 
-    /// Closes the connections and dials that missed a deadline, and resumes accepting after a pause. It is called a few
-    /// times a second.
+    /// Closes the connections and dials whose deadline has passed, and resumes accepting after a pause. It is called a
+    /// few times a second.
     fn enforce_deadlines(&self, now: Time);
 
     /// Begins a job, whose steps alternate with everything else.

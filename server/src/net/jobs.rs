@@ -23,20 +23,20 @@ use super::context::ShardContext;
 use crate::message::{DumpPiece, DumpedPart};
 use crate::watchdog::Activity;
 
-/// The maximum number of entries and bytes that one step of a dump reads from the table. A longer value takes several
-/// steps.
+/// The maximum number of entries and bytes that one step of a dump reads from the table. A longer value is read in
+/// several steps.
 pub(crate) const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
 /// The maximum number of sessions whose completion records one step of a dump reads.
 pub(crate) const DUMP_SESSIONS: usize = 256;
-/// The pause of a dump whose reader is behind.
+/// The pause of a dump if the thread that receives its pieces is behind.
 const DUMP_PAUSE: Duration = Duration::from_millis(1);
-/// The pause of a load whose source is behind.
+/// The pause of a load if the thread that sends its pieces is behind.
 const LOAD_PAUSE: Duration = Duration::from_millis(1);
 
 /// The time of a job's next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// The next step is due when all other work has had its turn.
+    /// The next step is due as soon as all other pending work has been done once.
     Again,
     /// The next step is due after a pause.
     After(Duration),
@@ -82,7 +82,7 @@ pub(crate) struct Dump {
     role: ReplicaRole,
     pieces: Sender<DumpPiece>,
     next: Part,
-    /// Keys of long values that the walk has passed, with the number of bytes sent of each.
+    /// The keys of long values that the walk has passed, each with the number of its bytes already sent.
     long: VecDeque<(Vec<u8>, usize)>,
     /// The piece for which the channel had no room.
     unsent: Option<DumpPiece>,

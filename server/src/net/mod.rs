@@ -1,4 +1,4 @@
-//! The engines, which move bytes between sockets and the shard, and the other work of an executor's thread.
+//! The network engines, which move bytes between sockets and the shard, and the other work of an executor's thread.
 //!
 //! ```text
 //!   engine (uring, epoll) --- bytes, ends, time ---> kv_shard::Shard

@@ -18,19 +18,19 @@ use socket2::SockRef;
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The time within which a dialled server must accept the connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The maximum number of bytes of one send. Without it, the kernel would copy megabytes at once into a socket with that
-/// much room.
+/// The maximum number of bytes of one send. Without this limit, the kernel could copy megabytes at once into a socket
+/// with enough free space.
 pub(crate) const MOST_SENT: usize = 256 << 10;
-/// The missing length at and above which a frame is received directly into its own buffer.
+/// If at least this number of bytes of a frame is missing, the rest is received directly into the frame's own buffer.
 pub(crate) const LONG_FRAME: usize = 64 << 10;
-/// The maximum number of bytes of one such receive.
+/// The maximum number of bytes of one receive into the buffer of a frame.
 const MOST_RECEIVED: usize = 256 << 10;
 /// The maximum number of bytes received together with a hello.
 pub(crate) const HELLO_BYTES: usize = 1 << 10;
 /// The age of unacknowledged bytes at which the peer's host counts as dead.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The unsent bytes that the kernel buffers for a stream. They precede every later beacon; without this limit they
-/// reach megabytes, which a slow link carries for longer than a lease.
+/// The unsent bytes that the kernel buffers for a stream. Every later beacon has to wait for these bytes. Without this
+/// limit they could reach megabytes, and a slow link would need longer than a lease to carry them.
 const UNSENT_BYTES: u32 = 128 << 10;
 /// The idle time after which the kernel begins to probe whether a client's host is alive.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -51,7 +51,7 @@ pub(crate) fn reject(socket: &impl AsFd, port: Port) {
     let _ = shutdown(socket, Shutdown::Write);
 }
 
-/// Sets options that only improve on the defaults; a socket that rejects one works without it.
+/// Sets socket options that are not essential: a socket that rejects an option works without it.
 pub(crate) fn set_options(socket: &impl AsFd, port: Port) {
     let socket = SockRef::from(socket);
     let _ = socket.set_tcp_nodelay(true);
@@ -65,7 +65,7 @@ pub(crate) fn set_options(socket: &impl AsFd, port: Port) {
     };
 }
 
-/// Logs that accepting failed and pauses.
+/// Logs that accepting a connection has failed, and that accepting pauses.
 pub(crate) fn log_failed_accept(log: &mut LogLimit, now: Time, port: Port, error: &io::Error) {
     if let Some(suppressed) = log.admit(now) {
         tracing::error!(
@@ -76,8 +76,8 @@ pub(crate) fn log_failed_accept(log: &mut LogLimit, now: Time, port: Port, error
     }
 }
 
-/// Returns how many bytes of a long frame to receive next. The buffer at most doubles, or grows by [`LONG_FRAME`],
-/// because the length in the header is not trustworthy.
+/// Returns how many bytes of a long frame to receive next. The buffer at most doubles or grows by [`LONG_FRAME`] at a
+/// time, because the length in the header is not trustworthy.
 pub(crate) fn next_of_long_frame(came: usize, missing: usize) -> usize {
     missing.min(came.max(LONG_FRAME)).min(MOST_RECEIVED)
 }
@@ -99,13 +99,13 @@ pub(crate) fn receive_behind(
 }
 
 /// Sends as many bytes of `parts`, in order, as the socket has room for, and returns their number. An error counts as 0
-/// bytes: the next ordinary send returns it again.
+/// bytes, because the next ordinary send returns the error again.
 pub(crate) fn send_now(socket: &impl AsFd, parts: &[IoSlice<'_>]) -> usize {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags).unwrap_or(0)
 }
 
-/// Returns the origin of a connection.
+/// Returns the address of a connection's peer.
 pub(crate) fn address_of_peer(socket: &impl AsFd) -> Address {
     let peer = getpeername(socket).ok().flatten();
     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());

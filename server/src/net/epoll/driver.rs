@@ -23,7 +23,7 @@ use crate::net::jobs::Step;
 /// The maximum number of messages of other threads that are processed before the next turn.
 const MESSAGES_AT_ONCE: usize = 64;
 
-/// Starts the thread of a shard; it ends with the process.
+/// Starts the thread of a shard. The thread runs until the process ends.
 ///
 /// # Errors
 /// The thread cannot be started, with the reason.
@@ -31,7 +31,7 @@ pub(crate) fn start_thread(
     name: String,
     prepare: impl FnOnce() -> Prepared + Send + 'static,
 ) -> Result<(), String> {
-    // Opened before the thread, so that a failure is an error of the start.
+    // The descriptors are opened before the thread is created, so that a failure is reported as an error of the start.
     let opened = Descriptors::open();
     let descriptors = opened.map_err(|error| format!("make an epoll and a timer: {error}"))?;
     let thread = std::thread::Builder::new().name(name);
@@ -52,7 +52,7 @@ fn run(poller: Poller, prepared: Prepared) -> ! {
         net.listen(listener, port).unwrap_or_else(|error| failed(error));
     }
     drop(net);
-    // The bell stays open, because this does not return.
+    // The bell stays open, because `drive` does not return.
     engine.drive(&messages)
 }
 
@@ -111,7 +111,7 @@ impl Engine {
         jobs.iter().map(|(due, _)| *due).min()
     }
 
-    /// Collects events. If there is nothing to do, it waits for them until `due`.
+    /// Collects events. If there is no other work, it waits for events until `due`.
     fn poll(&self, due: Time, has_more: bool) {
         let mut net = self.net.borrow_mut();
         let mut may_sleep = !has_more && !self.context.has_wish() && !net.sockets.have_work();

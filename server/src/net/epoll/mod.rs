@@ -15,8 +15,8 @@
 //! `poller` wraps epoll, `sockets` holds the sockets and the queues of ready ones, `turn` serves one wake-up, and
 //! `driver` is the loop of the thread.
 //!
-//! The engine uses neither io_uring nor glommio, so it runs where those are denied, and no system call newer than Linux
-//! 4.14. It serves in the same order, and within the same bounds, as [`super::uring`].
+//! The engine uses neither io_uring nor glommio, so it also runs on systems that deny io_uring. It uses no system call
+//! newer than Linux 4.14. It serves in the same order, and within the same bounds, as [`super::uring`].
 
 mod driver;
 mod poller;
@@ -126,7 +126,7 @@ impl engine::Engine for Engine {
 
 impl Net {
     fn listen(&mut self, listener: TcpListener, port: Port) -> io::Result<()> {
-        // The peer may close a connection between its report and its acceptance.
+        // The peer may close a connection after epoll has reported it and before it is accepted.
         listener.set_nonblocking(true)?;
         let place = self.sockets.next_listener();
         self.poller.add(&listener, Source::Listener(place))?;
@@ -148,7 +148,7 @@ impl Net {
         }
         set_options(&fd, port);
         self.sockets.insert(Connection::new(id, fd, port, permit));
-        // The next turn handles its state.
+        // The next turn handles the state of the connection.
         shard.mark_dirty(id);
         Ok(())
     }
@@ -185,7 +185,7 @@ impl Net {
             Err(error) => return Err(error.into()),
         }
         let number = self.sockets.next_dial();
-        // Registered only now, because a socket that was never connected reports a hang-up.
+        // The socket is registered only now, because a socket that was never connected reports a hang-up.
         self.poller.add(&fd, Source::Dial(number))?;
         let deadline = now + CONNECT_TIMEOUT;
         self.sockets.add_dial(Dialling { number, fd, group, deadline, is_ready: false });

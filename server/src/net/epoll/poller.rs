@@ -97,7 +97,7 @@ impl Event {
     }
 }
 
-/// The descriptors of a poller. Another thread than the one that polls may open them.
+/// The descriptors of a poller. They may be opened by a thread other than the one that polls.
 pub(super) struct Descriptors {
     epoll: OwnedFd,
     timer: OwnedFd,
@@ -109,7 +109,7 @@ impl Descriptors {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        // Edge-triggered like everything else, so it need not be read after it has expired.
+        // The timer is edge-triggered like all other sources, so it need not be read after it has expired.
         let data = EventData::new_u64(Source::Timer.token());
         epoll::add(&epoll, &timer, data, EventFlags::IN | EventFlags::ET)?;
         Ok(Descriptors { epoll, timer })
@@ -132,7 +132,7 @@ impl Poller {
         Poller { epoll, timer, set_to: None, taken: Vec::with_capacity(EVENTS_AT_ONCE) }
     }
 
-    /// Registers a descriptor. Readiness that exists already is reported once.
+    /// Registers a descriptor. If the descriptor is already ready, that is reported once.
     pub(super) fn add(&self, fd: &impl AsFd, source: Source) -> io::Result<()> {
         let flags = match source {
             Source::Bell | Source::Timer | Source::Listener(_) => EventFlags::IN,
@@ -148,8 +148,8 @@ impl Poller {
         Ok(epoll::delete(&self.epoll, fd)?)
     }
 
-    /// Sets the timer so that a wait ends at this time or earlier. A timer that expires sooner is left alone: on a
-    /// virtual machine, setting a timer may be a call of the hypervisor.
+    /// Sets the timer so that a wait ends at this time or earlier. A timer that expires sooner is not changed: on a
+    /// virtual machine, setting a timer may need a call to the hypervisor.
     pub(super) fn wake_at(&mut self, now: Time, due: Time) -> io::Result<()> {
         if self.set_to.is_some_and(|set_to| now < set_to && set_to <= due) {
             return Ok(());

@@ -15,7 +15,7 @@ pub(super) struct Listener {
     pub(super) port: Port,
     /// True if there may be connections to accept.
     pub(super) is_ready: bool,
-    /// The time at which accepting resumes after a failure.
+    /// The time at which accepting connections resumes after a failure.
     pub(super) resume_at: Option<Time>,
     pub(super) log: LogLimit,
 }
@@ -46,7 +46,7 @@ pub(super) struct Connection {
     pub(super) is_stream: bool,
     /// True if there may be bytes, or an end, to receive.
     pub(super) is_readable: bool,
-    /// True if an end or an error follows the bytes: it is read until that.
+    /// True if an end or an error follows the bytes. The socket is then read until that end.
     pub(super) has_ended: bool,
     /// True while it is in a receive queue.
     pub(super) is_queued: bool,
@@ -82,7 +82,7 @@ impl Connection {
     }
 }
 
-/// All sockets, and the queues of connections with bytes to receive.
+/// All sockets of an engine, and the queues of connections with bytes to receive.
 #[derive(Default)]
 pub(super) struct Sockets {
     /// Indexed by the slots of their ids.

@@ -115,12 +115,12 @@ impl Net {
         self.note_events(shard);
     }
 
-    /// Records the events.
+    /// Records the collected events in the sockets.
     fn note_events(&mut self, shard: &mut Shard) {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
             match event.source {
-                // Both are checked after every wake-up.
+                // The mailbox and the timers are checked after every wake-up in any case.
                 Source::Bell | Source::Timer => {}
                 Source::Listener(place) => self.sockets.note_knock(place),
                 Source::Dial(number) => self.sockets.note_dialled(number),
@@ -142,7 +142,7 @@ impl Net {
         self.events = events;
     }
 
-    /// Receives from the streams, and handles the dials that have ended. Returns whether there was any.
+    /// Receives from the streams, and handles the dials that have ended. Returns whether there was any such work.
     fn serve_streams(&mut self, shard: &mut Shard, context: &ShardContext) -> bool {
         let mut had_any = false;
         for _ in 0..RECEIVES_OF_A_STREAM {
@@ -163,7 +163,7 @@ impl Net {
         let now = clock::now();
         let connected = socket_error(&fd).and_then(|error| error);
         let opened = connected.map_err(Into::into).and_then(|()| {
-            // It is registered under its connection id next.
+            // The socket is registered again under its connection id.
             self.poller.remove(&fd)?;
             let id = shard.open_stream(now, group);
             self.open(shard, id, fd, Port::Servers, None).map_err(|(error, _)| {
@@ -194,7 +194,7 @@ impl Net {
                         }
                     }
                     Err(Errno::AGAIN) => listener.is_ready = false,
-                    // The peer closed it before it was accepted.
+                    // The peer closed the connection before it was accepted.
                     Err(Errno::INTR | Errno::CONNABORTED) => {}
                     Err(error) => {
                         listener.resume_at = Some(now + ACCEPT_PAUSE);
@@ -221,7 +221,7 @@ impl Net {
         }
         match shard.fate(id) {
             Fate::Read | Fate::Shut => {}
-            // It is queued again when it is to be read.
+            // The connection is queued again when it is to be read.
             Fate::Wait => return None,
             Fate::Close | Fate::HandOver(_) => {
                 shard.mark_dirty(id);
@@ -311,7 +311,7 @@ impl Net {
                 return sent;
             }
             Fate::HandOver(wanted) if wanted == context.here => {
-                // It becomes a client or a peer.
+                // The connection becomes a client or a peer.
                 shard.adopt_accepted(now, id);
                 shard.mark_dirty(id);
                 return sent;
@@ -334,7 +334,7 @@ impl Net {
 
     fn close(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) {
         shard.close(now, id);
-        // Dropping the descriptor closes it and ends its registration.
+        // Dropping the socket closes its descriptor and ends its registration.
         self.sockets.remove(id);
     }
 
@@ -350,7 +350,7 @@ impl Net {
         shard.close(now, id);
         let Some(Connection { fd, permit, .. }) = self.sockets.remove(id) else { return };
         if let Err(error) = self.poller.remove(&fd) {
-            // It is closed, because its events would continue to wake this thread.
+            // The socket is closed instead of handed over, because its events would continue to wake this thread.
             if let Some(suppressed) = self.log.admit(now) {
                 tracing::error!(
                     suppressed,

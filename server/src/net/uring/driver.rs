@@ -10,8 +10,8 @@
 //!          +-- at least once a visit interval: through glommio, which handles its timers and files
 //! ```
 //!
-//! A pass through glommio costs several system calls, a wait in our ring one; so a busy shard waits there. Nothing that
-//! glommio does is late by more than the interval.
+//! A pass through glommio costs several system calls, but a wait in the engine's ring costs only one. So a busy shard
+//! waits in that ring. The work of glommio is delayed by the visit interval at most.
 
 use std::future::{Future, poll_fn};
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -28,7 +28,7 @@ use super::Engine;
 use crate::clock;
 use crate::fatal::Fatal;
 
-/// The longest time without a pass through glommio.
+/// The visit interval: the longest time without a pass through glommio.
 const VISIT_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Drives the engine for the life of the process.
@@ -41,13 +41,13 @@ pub(super) async fn drive(engine: Rc<Engine>, bell: OwnedFd) {
         let has_worked = engine.turn();
         let now = clock::now();
         if is_dense && now < visit_at && engine.background.get() == 0 {
-            // Queued requests are submitted by the call that waits in the ring.
+            // The call that waits in the ring also submits the queued requests.
             if !engine.context.has_wish() {
                 engine.sleep_in_ring(visit_at.since(now));
             }
             continue;
         }
-        // Tasks that became ready by this turn, or have steps to run, go first.
+        // Tasks that this turn made ready, or that have steps to run, go first.
         yield_now().await;
         let has_more = has_worked || engine.context.has_wish();
         let now = clock::now();
@@ -94,7 +94,7 @@ impl Engine {
 struct Bell {
     rung: OwnedFd,
     file: Rc<BufferedFile>,
-    /// The read in progress; it outlives waits that end for another reason.
+    /// The read in progress. It continues if a wait ends for another reason.
     read: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
@@ -106,7 +106,7 @@ impl Bell {
         Bell { rung, file, read: None }
     }
 
-    /// Lets glommio handle its timers and files, and returns as soon as it has.
+    /// Lets glommio handle its timers and files, and then returns at once.
     async fn pass_through_glommio(&mut self) {
         let rung = rustix::io::write(self.rung.as_fd(), &1u64.to_ne_bytes());
         debug_assert!(rung.is_ok(), "an eventfd takes 2^64 - 2 rings before it blocks");

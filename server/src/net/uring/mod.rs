@@ -78,7 +78,7 @@ const SIZES: Sizes = Sizes {
 pub(crate) struct Engine {
     context: Rc<ShardContext>,
     net: RefCell<Net>,
-    /// The number of jobs that run a step whenever the executor is otherwise idle.
+    /// The number of jobs with a step to run whenever the executor is otherwise idle.
     background: Rc<Cell<usize>>,
 }
 
@@ -88,9 +88,10 @@ struct Net {
     sockets: Sockets,
     /// The sockets' slots, by the connections' slots in the shard.
     slots: Vec<Option<SlotId>>,
-    /// Completions that were just reaped.
+    /// Completions that were just taken from the ring.
     done: Vec<Completion>,
-    /// Completions that wait for their turn. They never exceed the requests, and the buffers bound those of receives.
+    /// Completions that wait for their turn. Their number is bounded by the requests in progress; completions of
+    /// receives are also bounded by the buffers.
     knocking: VecDeque<Completion>,
     clients: VecDeque<Completion>,
     /// Clients for which no buffer was free, and whose last receive returned no bytes.
@@ -110,7 +111,7 @@ impl Engine {
         let failed = |error: std::io::Error| -> ! {
             Fatal::Uring(NoUring::features(error.to_string())).end_process()
         };
-        // Not EFD_NONBLOCK: for a non-blocking file io_uring returns EAGAIN instead of waiting.
+        // The flag EFD_NONBLOCK is not set, because io_uring returns EAGAIN for a non-blocking file instead of waiting.
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap_or_else(|error| failed(error.into()));
         let mut net = Net {
             ring: Uring::new(SIZES, bell.as_fd()).unwrap_or_else(|error| failed(error)),
@@ -172,7 +173,8 @@ impl engine::Engine for Engine {
 }
 
 impl Net {
-    /// Accepts by several requests of one connection each, which bounds the connections that one turn accepts.
+    /// Starts to accept connections, with several requests for one connection each. This bounds the connections that
+    /// one turn accepts.
     fn listen(&mut self, fd: OwnedFd, port: Port) {
         let (fd, log) = (Rc::new(fd), Rc::new(RefCell::new(LogLimit::default())));
         for _ in 0..ACCEPTS_AT_ONCE {
@@ -209,7 +211,7 @@ impl Net {
             self.slots.resize(slot_of(id) + 1, None);
         }
         self.slots[slot_of(id)] = Some(slot);
-        // The engine's check of the dirty connection starts all that it needs.
+        // The turn then starts the requests that the dirty connection needs.
         shard.mark_dirty(id);
     }
 

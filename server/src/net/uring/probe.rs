@@ -1,4 +1,4 @@
-//! A test whether this kernel supports all that the engine needs, on a pair of sockets.
+//! A test on a pair of sockets whether this kernel supports all features that the engine needs.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ const SLOT: SlotId = SlotId(0);
 /// Tries every feature.
 ///
 /// # Errors
-/// Returns the feature that does not work, as text.
+/// The feature that does not work, as text.
 pub(crate) fn try_out() -> Result<(), String> {
     let failed = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
     let bell = eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from);
@@ -34,7 +34,7 @@ pub(crate) fn try_out() -> Result<(), String> {
     send(&mut ring, &ours)
 }
 
-/// Receives twice by one request, each into its own buffer, then cancels it.
+/// Receives twice with one request, each time into another buffer, then cancels the request.
 fn receive(ring: &mut Uring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), String> {
     ring.receive(SLOT, ours, Group::Clients);
     for word in [b"one", b"two"] {

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! The ring belongs to one thread (SINGLE_ISSUER), and the kernel runs its deferred work only when that thread enters
-//! (DEFER_TASKRUN). So nothing interrupts the thread, and one system call serves all connections. A buffer that the
-//! kernel sends or receives into is kept here until its completion returns it, so no other code can access it before.
-//! (io_uring(7), io_uring_setup(2); Linux 6.1.)
+//! (DEFER_TASKRUN). So the kernel does not interrupt the thread, and one system call serves all connections. A buffer
+//! that the kernel sends or receives into is kept here until its completion returns it, so no other code can access it
+//! before. (io_uring(7), io_uring_setup(2); Linux 6.1.)
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,9 +29,9 @@ const NO_SLOT: SlotId = SlotId(u32::MAX);
 /// The sizes of a ring.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
-    /// Entries of the submission queue; requests beyond them are submitted early.
+    /// The number of entries of the submission queue. If it is full, requests are submitted early.
     pub(super) requests: u32,
-    /// Entries of the completion queue; completions beyond them wait in the kernel.
+    /// The number of entries of the completion queue. If it is full, completions wait in the kernel.
     pub(super) completions: u32,
     /// Receive buffers of each group if the kernel fills buffers piece by piece, and if it does not (`at_once`).
     pub(super) in_pieces: Shape,
@@ -66,7 +66,7 @@ pub(super) enum Request {
 /// The behaviour of a send when its socket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WhenFull {
-    /// Fails, so it always completes during submission.
+    /// The send fails, so it always completes during submission.
     Fail,
     Wait,
 }
@@ -105,8 +105,8 @@ pub(super) struct Uring {
     timer: SharedTimer,
 }
 
-/// A single timer that all waits share. On a virtual machine, setting and cancelling the timer that expires next costs
-/// hypervisor calls.
+/// A single timer that all waits share, because setting and cancelling the timer that expires next costs hypervisor
+/// calls on a virtual machine.
 #[derive(Default)]
 struct SharedTimer {
     is_set: bool,
@@ -180,10 +180,10 @@ impl Uring {
         unsafe { self.push(slot, Request::Connect, entry) };
     }
 
-    /// Receives into the ring's buffers of a group, until an error or the end of the input.
+    /// Receives into the buffers of a group, until an error or the end of the input.
     ///
-    /// No other kind of request takes buffers of the group. Kernels before 6.15 may post the completion of a receive
-    /// that ends with its first bytes late, after completions of later bytes of the same buffer. If other requests took
+    /// No other kind of request takes buffers of the group. If a receive ends with its first bytes, kernels before 6.15
+    /// may post that completion late: after completions of later bytes of the same buffer. If other requests took
     /// buffers of the group, the pieces of a buffer could then not be distinguished.
     pub(super) fn receive(&mut self, slot: SlotId, socket: &OwnedFd, group: Group) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), group as u16).build();
@@ -242,7 +242,7 @@ impl Uring {
         unsafe { self.push(slot, Request::Cancel, entry) };
     }
 
-    /// Submits queued requests and runs deferred work. Makes the system call only if there is work.
+    /// Submits queued requests and runs deferred work. It makes the system call only if there is work.
     pub(super) fn enter(&mut self) -> io::Result<()> {
         let queue = self.ring.submission();
         let requests = u32::try_from(queue.len()).expect("the queue has 32 bits");
@@ -260,8 +260,8 @@ impl Uring {
     }
 
     /// Submits and runs deferred work like [`Uring::enter`], then waits for an event. Requests that complete during
-    /// submission do not end the wait. It ends after `longest` at the latest, or when the alarm of an earlier wait
-    /// expires.
+    /// submission do not end the wait. The wait ends after `longest` at the latest, or when the timer of an earlier
+    /// wait expires.
     pub(super) fn enter_and_sleep(&mut self, longest: Duration) -> io::Result<()> {
         if !self.ring.completion().is_empty() {
             return self.enter();
@@ -302,7 +302,7 @@ impl Uring {
         self.ring.completion().disable_eventfd();
     }
 
-    /// Takes completions, the oldest first.
+    /// Takes up to `most` completions from the ring, the oldest first.
     pub(super) fn reap(&mut self, into: &mut Vec<Completion>, most: usize) {
         let Uring { ring, buffers, lent, timer, .. } = self;
         for entry in ring.completion().take(most) {
@@ -333,7 +333,7 @@ impl Uring {
                             Event::Received(Ok(Some(buffers.lend(buffer, length))))
                         }
                         (result, buffer) => {
-                            // The buffer was taken and is unused.
+                            // The request took a buffer but did not use it.
                             if let Some(buffer) = buffer {
                                 let unused = buffers.lend(buffer, 0);
                                 buffers.give_back(unused);

@@ -77,7 +77,7 @@ fn nothing_is_lost(filling: Filling) {
             match event {
                 Event::Received(Ok(Some(lent))) => {
                     received.extend_from_slice(ring.bytes(&lent));
-                    // Kept, as in a wake-up that serves many connections.
+                    // The piece is kept, as in a wake-up that serves many connections.
                     lent_out.push(lent);
                 }
                 Event::Received(Err(error)) => {
@@ -117,7 +117,7 @@ fn a_shared_buffer_is_refilled_only_after_all_its_pieces_are_returned() {
     }
     let mut lent = Vec::new();
     for turn in 0..200usize {
-        // Seven bytes: the end of a buffer splits one of the words.
+        // Each word has seven bytes, so the end of a buffer splits one of the words.
         let word: Vec<u8> = (0..7).map(|n| (turn * 7 + n).to_le_bytes()[0]).collect();
         rustix::net::send(&sockets[turn % 2].1, &word, SendFlags::NOSIGNAL).unwrap();
         let mut came = Vec::new();
@@ -128,7 +128,7 @@ fn a_shared_buffer_is_refilled_only_after_all_its_pieces_are_returned() {
             }
         }
         assert_eq!(came, word, "turn {turn}");
-        // Returned out of order; up to three stay lent.
+        // Pieces are returned out of order, and up to three stay lent.
         while lent.len() > 3 {
             ring.give_back(lent.remove(turn % 2).0);
         }
@@ -186,7 +186,7 @@ fn a_receive_appends_to_its_buffer_and_returns_it() {
 fn a_send_returns_its_buffer_after_a_cancellation_and_after_a_failure() {
     let mut ring = ring();
     let (ours, theirs) = pair();
-    // More than the socket has room for: it is sent in part, then not at all until the other end reads.
+    // The message exceeds the free space of the socket: a part is sent, and then nothing until the other end reads.
     let long = vec![7; 8 << 20];
     ring.send(SLOT, &ours, long.clone(), 0, long.len(), WhenFull::Fail);
     let Some(Completion { event: Event::Sent(Ok(count), long, 0), .. }) = next(&mut ring).pop()

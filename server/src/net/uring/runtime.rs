@@ -1,4 +1,4 @@
-//! The glommio executor that the engine runs in: its tasks, mailbox, timers and jobs.
+//! The glommio executor in which the engine runs: its tasks, mailbox, timers and jobs.
 
 use std::cell::Cell;
 use std::io;
@@ -20,14 +20,14 @@ use crate::net::jobs::{Job, Step};
 /// Memory that glommio registers for files; it is not used.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 /// The time that tasks run before glommio preempts them. An executor that is preempted before its first task has run
-/// parks forever, because no timer is armed yet. So this is longer than a new thread waits for a processor; from then
-/// on the timer of the next tick is always armed.
+/// would wait forever, because no timer is armed yet. So this time is longer than a new thread waits for a processor.
+/// After the first task, the timer of the next tick is always armed.
 const PREEMPT_TASKS: Duration = Duration::from_millis(100);
 
-/// Starts the thread of a shard; it ends with the process.
+/// Starts the thread of a shard. The thread runs until the process ends.
 ///
 /// # Errors
-/// Returns the reason why it cannot be started.
+/// The reason why the thread cannot be started, as text.
 pub(crate) fn start_thread(
     name: &str,
     prepare: impl FnOnce() -> Prepared + Send + 'static,
@@ -56,7 +56,7 @@ async fn run(prepared: Prepared) {
     }
 }
 
-/// Passes every message of a mailbox to `take`, for the life of the process.
+/// Passes every message of a mailbox to `take`, until the process ends.
 async fn serve<T>(inbox: mailbox::Receiver<T>, mut take: impl FnMut(T)) -> io::Result<()> {
     let (bell, messages) = inbox.into_parts();
     // SAFETY: the descriptor is given away and the file is its only owner from here on.
@@ -70,7 +70,7 @@ async fn serve<T>(inbox: mailbox::Receiver<T>, mut take: impl FnMut(T)) -> io::R
 }
 
 impl Engine {
-    /// Runs the steps of a job in a task of its own.
+    /// Runs the steps of a job in a separate task.
     pub(super) fn spawn_job(&self, mut job: Job) {
         let (context, steps) = (Rc::clone(&self.context), Background::begin(&self.background));
         glommio::spawn_local(async move {

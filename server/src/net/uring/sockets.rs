@@ -1,7 +1,7 @@
 //! The sockets of an engine, each with its requests in the kernel.
 //!
-//! A slot is reused only when all its requests have completed. So a completion always belongs to the socket that is in
-//! the slot, and a descriptor is closed after its last request.
+//! A slot is reused only when all its requests have completed. So a completion always belongs to the socket in the
+//! slot, and a descriptor is closed after its last request has completed.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ pub(super) enum Socket {
 pub(super) struct Listener {
     pub(super) fd: Rc<OwnedFd>,
     pub(super) port: Port,
-    /// The time at which accepting resumes after a failure.
+    /// The time at which accepting connections resumes after a failure.
     pub(super) resume_at: Option<Time>,
     /// The rate limit of log lines, shared by all listeners of the port.
     pub(super) log: Rc<RefCell<LogLimit>>,
@@ -50,7 +50,7 @@ pub(super) enum Stage {
     Ending,
 }
 
-/// A socket with a connection, or its remainder while its requests end.
+/// A socket with a connection, or a closed connection whose last requests are still ending.
 pub(super) struct Connection {
     pub(super) fd: OwnedFd,
     pub(super) port: Port,
@@ -86,7 +86,7 @@ pub(super) enum Receiving {
     Ending,
 }
 
-/// The class of a piece of work, in the order in which classes are served.
+/// The class of a completion. Classes are served in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// Streams between servers and dials: all of it, in every turn.
@@ -98,7 +98,7 @@ pub(super) enum Class {
 }
 
 impl Connection {
-    /// Returns whether the kernel has no request of the connection.
+    /// Returns whether no request of the connection is in the kernel.
     pub(super) fn is_quiet(&self) -> bool {
         let is_receiving = !matches!(self.receiving, Receiving::Nothing | Receiving::Hungry);
         !is_receiving && !self.is_sending && self.cancels == 0

@@ -1,7 +1,7 @@
 //! One wake-up: serves completions, in the order of [`kv_shard::turn`], and queues the resulting requests in the ring.
 //!
-//! Streams have receive buffers of their own. If the kernel is behind with the completions of many clients, the sockets
-//! of the streams are read without the ring.
+//! Streams have receive buffers of their own. If the kernel is behind with the completions of many clients, the engine
+//! reads the sockets of the streams directly, without the ring.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -30,7 +30,7 @@ use crate::net::socket::{
 
 /// The maximum number of connections per turn that resume receiving after no buffer was free for them.
 const MOST_FED: usize = 16;
-/// The longest time without reading the streams' sockets while the kernel is behind.
+/// The longest time between two direct reads of the streams' sockets while the kernel is behind.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// The maximum number of direct receives from one stream in one pass.
 const MOST_LOOKED_AT: usize = 4;
@@ -51,7 +51,7 @@ impl Engine {
             return false;
         }
         let mut shard = self.context.shard.borrow_mut();
-        // Read after the bytes were received: a lease check may rely on it.
+        // The clock is read after the bytes were received, because a lease check may rely on that order.
         let now = clock::now();
         self.context.begin_wake_up(&mut shard, now);
         let mut turn = Turn { net: &mut net, context: &self.context, now };
@@ -62,7 +62,7 @@ impl Engine {
         self.context.log_events(&mut shard);
         let has_news = shard.service.take_news();
         if has_news {
-            // A thread that observes the news may end the process, so send all responses first.
+            // All responses are submitted first, because a thread that reads the published state may end the process.
             net.enter();
         }
         drop((net, shard));
@@ -147,7 +147,7 @@ impl Net {
         }
     }
 
-    /// Takes all completions: the last may belong to a stream.
+    /// Takes all completions, because even the last one may belong to a stream.
     fn reap(&mut self) {
         self.ring.reap(&mut self.done, usize::MAX);
     }
@@ -180,8 +180,9 @@ impl Net {
         had_bytes
     }
 
-    /// Reads the streams' sockets directly. All bytes that the ring has received from them must be served; bytes that
-    /// it receives later follow. Returns the time at which the last bytes were read.
+    /// Reads the streams' sockets directly. All bytes that the ring has received from these sockets must be served
+    /// already; bytes that the ring receives later follow in the stream. Returns the time at which the last bytes were
+    /// read.
     fn look_at_streams(&mut self, shard: &mut Shard, context: &ShardContext) -> Time {
         let mut now = clock::now();
         self.looked_at = now;
@@ -191,7 +192,7 @@ impl Net {
             let Some(connection) = sockets.connection(slot) else { continue };
             let Some(id) = connection.id else { continue };
             for _ in 0..MOST_LOOKED_AT {
-                // The armed receive reports an end or an error.
+                // The armed receive reports the end or the error.
                 let Ok((count @ 1.., _)) =
                     recv(&connection.fd, &mut scratch[..], RecvFlags::DONTWAIT)
                 else {
@@ -305,8 +306,8 @@ impl Net {
         }
     }
 
-    /// Marks a connection dirty if its request has ended or it is not to be read. A closed connection is released with
-    /// its last request.
+    /// Marks a connection dirty if its request has ended, or if the connection is not to be read. A closed connection
+    /// is released with its last request.
     fn look_after(
         &mut self,
         shard: &mut Shard,
@@ -428,7 +429,7 @@ impl Net {
             Some(Socket::Connection(connection)) => {
                 connection.cancels -= 1;
                 if connection.id.is_none() && connection.cancels == 0 && !connection.is_quiet() {
-                    // Requests that the cancellation did not find end by the shutdown.
+                    // The shutdown ends the requests that the cancellation did not find.
                     let _ = rustix::net::shutdown(&connection.fd, Shutdown::Both);
                 }
                 self.release_if_quiet(slot);
@@ -473,7 +474,7 @@ impl Net {
                 return sent;
             }
             Fate::HandOver(wanted) if wanted == context.here => {
-                // It becomes a client or a peer, and is handled as such when it is next.
+                // The connection becomes a client or a peer, and is handled as such in its next turn.
                 shard.adopt_accepted(now, id);
                 shard.mark_dirty(id);
                 return sent;
@@ -504,7 +505,7 @@ impl Net {
         });
     }
 
-    /// Starts or ends receiving, as the connection's state requires.
+    /// Starts or stops receiving, as the connection's state requires.
     fn keep_receiving(&mut self, shard: &mut Shard, slot: SlotId, id: ConnectionId, is_read: bool) {
         let Some(connection) = self.sockets.connection(slot) else { return };
         match connection.receiving {
@@ -594,8 +595,8 @@ impl Net {
     }
 }
 
-/// Returns whether the socket's descriptor is within the current limit. A pending accept uses the limit in force when
-/// it was armed.
+/// Returns whether the socket's descriptor is within the current limit. A pending accept still uses the limit that
+/// applied when it was armed.
 fn is_within_limit(socket: &OwnedFd) -> bool {
     let limit = getrlimit(Resource::Nofile).current;
     limit.is_none_or(|limit| {
