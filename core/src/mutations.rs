@@ -1,9 +1,9 @@
-//! Mutations: rules that can be disabled on purpose, to check that the simulator detects their absence
+//! Mutations: each disables one rule on purpose, to check that the simulator detects the absence of the rule
 //! (docs/recovery.md).
 //!
-//! Each [`Mutation`] disables one rule of the machines. No shipped program can enable one, because it needs the cargo
-//! feature `mutations`, which no crate of the workspace enables by default. Without it `is_open` is the constant
-//! `false`, and the marker is in no executable.
+//! No shipped program can enable a [`Mutation`]: mutations need the cargo feature `mutations`, which no crate of the
+//! workspace enables by default. Without the feature, `is_open` is the constant `false`, and executables do not
+//! contain the marker.
 
 /// A rule that can be disabled. The numbers are those of docs/recovery.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +35,7 @@ pub enum Mutation {
     StaleUpdatedAccepted = 23,
     CandidateNotWiped = 24,
     ServeBeforeHandover = 25,
-    // 26, a hand-over by an inactive primary, is impossible: see docs/decisions/.
+    // Number 26, a hand-over by an inactive primary, is not used because this cannot happen: see docs/decisions/.
     GraceInHandover = 27,
     UnionByInactive = 28,
     GroupCForgotten = 29,
@@ -91,7 +91,7 @@ pub const fn is_open(_: Mutation) -> bool {
 
 #[cfg(feature = "mutations")]
 pub use mutant::is_open;
-/// The clock readings of this and the previous wake-up, for mutations of the rules that forbid stale readings.
+/// The clock readings of this and the previous wake-up. Mutations that use stale readings take the earlier one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Readings {
     #[cfg(feature = "mutations")]
@@ -106,7 +106,7 @@ impl Readings {
     #[inline(always)]
     pub(crate) fn note(&mut self, _: kv_protocol::ids::Time) {}
 
-    /// Returns the reading on which to decide.
+    /// Returns the reading to use for a decision.
     #[inline(always)]
     pub(crate) fn read(&self, _: Mutation, now: kv_protocol::ids::Time) -> kv_protocol::ids::Time {
         now
@@ -122,7 +122,7 @@ impl Readings {
         }
     }
 
-    /// Returns the reading on which to decide: that of the previous wake-up if the rule is disabled, else `now`.
+    /// Returns the reading to use for a decision: that of the previous wake-up if the rule is disabled, else `now`.
     pub(crate) fn read(
         &self,
         mutation: Mutation,
@@ -142,7 +142,7 @@ mod mutant {
 
     use super::Mutation;
 
-    /// A string that is in every executable in which a rule can be disabled, so that a test can search for it.
+    /// A string that every executable in which a rule can be disabled contains. A test searches executables for it.
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
@@ -247,8 +247,8 @@ mod mutant {
         OPEN.set(None);
     }
 
-    /// Returns whether this rule is disabled in the running thread. The use of [`MARKER`] keeps the marker in every
-    /// executable that contains such checks, even if nothing in it disables a rule.
+    /// Returns whether this rule is disabled in the running thread. The use of [`MARKER`] here keeps the marker in
+    /// every executable with such checks, even if the program disables no rule.
     pub fn is_open(mutation: Mutation) -> bool {
         OPEN.get() == Some(mutation) && !black_box(MARKER).is_empty()
     }
@@ -303,32 +303,32 @@ mod mutant {
                 Mutation::LostServedEmpty => "LOST group served empty",
                 Mutation::SnRestarted => "sn restarted at promotion",
                 Mutation::RestoreFromRemoved => "restore from a removed member's dump",
-                Mutation::LeaverWins => "a leaver wins an inquiry",
-                Mutation::LeaverMadeHolder => "a leaver is made candidate or sole holder",
+                Mutation::LeaverWins => "a leaving server wins an inquiry",
+                Mutation::LeaverMadeHolder => "a leaving server is made candidate or sole holder",
                 Mutation::LastHoldersForgotten => "last holders of a group forgotten",
                 Mutation::OrderlyExitIsDeath => "an exit after complete dumps counts as a death",
-                Mutation::PinLeftBehind => "a pin does not follow its entry when that moves",
-                Mutation::VerdictByGroup => "each group judges by itself",
+                Mutation::PinLeftBehind => "a pin does not follow its moved entry",
+                Mutation::VerdictByGroup => "one verdict per group instead of per server",
                 Mutation::AliveCountsAsFault => "a removed member that is alive counts as a fault",
                 Mutation::HandshakeIsHeard => "a handshake without progress is a sign of life",
-                Mutation::ComplaintWithinLease => "complain before a lease and a beacon are over",
+                Mutation::ComplaintWithinLease => {
+                    "complaint before a lease and a beacon interval end"
+                }
                 Mutation::AliveIsReplaced => "a removed member that is alive is replaced",
-                Mutation::FailedDecisionKept => "a decision kept whose store has failed",
+                Mutation::FailedDecisionKept => "a decision kept after its store has failed",
                 Mutation::FailedStoreBelieved => "a failed store treated as done",
                 Mutation::ShutdownAfterFailedDump => "SHUTDOWN after a failed dump",
-                Mutation::StopByTheBareClock => "deadlines of a stop run during a pause",
+                Mutation::StopByTheBareClock => "deadlines of a stop include a suspend",
                 Mutation::SoleKilledInStop => "silent sole replica killed in a stop",
-                Mutation::SessionBegunByRetry => "an expired session begun again by a retry",
+                Mutation::SessionBegunByRetry => "an expired session started again by a retry",
                 Mutation::IdleByTheClock => "sessions expire during a pause of the machine",
                 Mutation::RecordWithoutRequest => "a record used for another request of its number",
                 Mutation::PendingForgotten => "sessions with pending writes expired",
-                Mutation::MovedWhileNamed => {
-                    "a place refilled elsewhere before its views name another"
-                }
+                Mutation::MovedWhileNamed => "a place moved while a view names its process",
                 Mutation::NotDoneWithoutRecord => "NOT_DONE sent without a record",
                 Mutation::ResolveOverPending => "NOT_DONE sent for a pending write",
                 Mutation::LateWriteExecuted => "a late request executed after NOT_DONE",
-                Mutation::JudgedBeforeRead => "a shard that was paused judges before it reads",
+                Mutation::JudgedBeforeRead => "timeouts evaluated before pending input is read",
                 Mutation::RespondedBeforeLease => "a response sent before the lease check",
                 Mutation::SentAfterWait => "a transmit that reads the table again",
                 Mutation::LookedAheadTooFar => "a result of look-ahead used for a later request",
@@ -336,7 +336,7 @@ mod mutant {
                 Mutation::OutputOfClosedKept => "output of a closed connection sent on the next",
                 Mutation::StreamsLast => "streams served only when no client waits",
                 Mutation::TurnUnbounded => "clients served without a limit of time",
-                Mutation::OutputUnbounded => "unsent responses without a bound",
+                Mutation::OutputUnbounded => "unsent responses without a limit",
             }
         }
     }
