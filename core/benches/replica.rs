@@ -1,5 +1,5 @@
-//! The cost of one operation in the pure state machine, without network and system calls. A GET is a read; a PUT
-//! includes its commit through both ends of the stream.
+//! The cost of one operation in the pure state machine, without network and system calls. The measured time of a
+//! PUT includes its replication and commit, at both ends of the stream.
 //!
 //! ```text
 //!   cargo bench -p kv-core --bench replica
@@ -92,7 +92,7 @@ impl Pair {
         self.ask(key, digest, Operation::Put(header, value));
     }
 
-    /// Runs one wake-up at each side.
+    /// Runs one wake-up of the primary and of the secondary.
     fn replicate(&mut self) {
         carry(&mut self.bytes, &mut self.primary, &mut self.secondary, &mut self.responses);
         carry(&mut self.bytes, &mut self.secondary, &mut self.primary, &mut self.responses);

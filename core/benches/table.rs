@@ -1,7 +1,8 @@
 //! The cost of a table's operations at several sizes: entries of 16-byte keys and 64-byte values.
 //!
-//! The sizes are 10 k, 1 M, and, if 4 GiB are free, 10 M entries (which take 1.5 GiB). The memory comes from the heap
-//! in 4 KiB pages. So large tables pay for address translation that a server with huge pages does not pay.
+//! The sizes are 10 k and 1 M entries, and 10 M entries if 4 GiB are free (they take 1.5 GiB). The memory comes from
+//! the heap in 4 KiB pages. So operations on large tables include the cost of TLB misses, which a server with huge
+//! pages avoids.
 
 use std::hint::black_box;
 use std::io::{self, Write as _};
@@ -14,7 +15,7 @@ use kv_protocol::ids::SequenceNumber;
 
 const VALUE: [u8; 64] = [7; 64];
 
-/// SplitMix64's finalizer, in place of the keyed hash of a digest.
+/// Mixes a number with the finalizer of SplitMix64; stands in for the keyed hash of a digest.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -50,7 +51,7 @@ fn scattered(entries: u64) -> impl FnMut() -> u64 {
 
 fn sizes() -> Vec<u64> {
     let mut sizes = vec![10_000];
-    // A run with `--test` only checks that the bench works, so a small table is enough.
+    // With `--test` the run only checks that the bench works, so a small table is enough.
     if std::env::args().any(|arg| arg == "--test") {
         return sizes;
     }
@@ -58,8 +59,8 @@ fn sizes() -> Vec<u64> {
     if available_mib().is_some_and(|available| available >= 4_096) {
         sizes.push(10_000_000);
     } else {
-        // This line explains why the figures are missing.
-        let _ = writeln!(io::stderr(), "without 10 M entries: less than 4 GiB are free");
+        // The message explains why the report has no figures for this size.
+        let _ = writeln!(io::stderr(), "skipping 10 M entries: less than 4 GiB are available");
     }
     sizes
 }
@@ -72,7 +73,7 @@ fn available_mib() -> Option<u64> {
     Some(kib / 1_024)
 }
 
-/// Benchmarks operations on a table of constant size.
+/// Benchmarks operations that keep the number of entries constant.
 fn steady(c: &mut Criterion) {
     let mut group = c.benchmark_group("table");
     group.measurement_time(Duration::from_secs(3));

@@ -10,19 +10,17 @@
 //!        +-- block       one allocation above a chunk
 //! ```
 //!
-//! So nearly all memory is usable for any mix of sizes. The pieces of a chunk are small enough to fill it to
-//! seven eighths. A block has exactly the pages that it needs (`block`).
+//! So nearly all memory is usable for any mix of sizes. An allocation in a chunk is at most an eighth of the chunk,
+//! so chunks can be filled to at least seven eighths. A block takes exactly the pages that it needs (`block`).
 //!
-//! An allocation is named by a 32-bit [`Handle`]: the number of its chunk, window or block, and its offset there
-//! in units of 16 bytes. With chunks of 2 MiB there are 32,767 numbers: an arena reaches 64 GiB with
-//! allocations up to 256 KiB or above a chunk. Between these sizes a window may hold a single block, or many. If
-//! nothing was freed, every window but the last is more than half full, so the arena reaches 32 GiB. With any
-//! pattern of frees it reaches 8 GiB. Beyond its reach an arena is out of memory.
+//! An allocation is named by a 32-bit [`Handle`]: the number of its chunk, window or block, and its offset in it in
+//! units of 16 bytes. With chunks of 2 MiB there are 32,767 numbers. They limit the size of an arena:
 //!
-//! A slab whose last object is freed returns its pages to its chunk. A chunk whose last page is freed is returned to
-//! the source, except for one spare. So an allocation that comes and goes at a boundary costs no system call. The arena
-//! moves nothing by itself: a chunk with one small object left stays until its owner empties it by an evacuation
-//! (`evacuation`).
+//! - 64 GiB with allocations up to 256 KiB or above a chunk;
+//! - 32 GiB with sizes in between if nothing was freed, because every window except the last is more than half full;
+//! - 8 GiB with sizes in between and any pattern of frees, because a window may then hold a single block.
+//!
+//! When no number is left, allocations fail as if there were no memory.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -49,12 +47,12 @@ use slab::{NO_SLAB, Slab, SlabId};
 /// The unit of offsets in a [`Handle`], and the alignment of every allocation.
 pub const UNIT_BYTES: usize = 16;
 
-/// The number of bytes of a freed allocation that debug builds overwrite, to expose a use after free.
+/// The maximum number of bytes of a freed allocation that debug builds overwrite, to detect a use after free.
 const POISON_BYTES_MAX: usize = 256;
 const POISON: u8 = 0xDD;
 
-/// The name of an allocation of one arena: the number of its chunk, window or block, and its offset there in units of
-/// 16 bytes. Never zero, so that zero can mean "none" where handles are stored.
+/// The name of an allocation in its arena: the number of its chunk, window or block, and its offset in it in units of
+/// 16 bytes. A handle is never zero, so zero can stand for "none" where handles are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle(NonZeroU32);
 
@@ -74,10 +72,11 @@ impl Handle {
 pub struct Arena {
     source: Box<dyn ChunkSource>,
     sizes: Sizes,
-    /// The number of low bits of a handle that are the offset; the bits above are the chunk's number.
+    /// The number of low bits of a handle that hold the offset. The higher bits hold the number of the chunk,
+    /// window or block.
     place_bits: u32,
-    /// The base address of each chunk, window or block; null for a number that is not in use, and for number 0, which
-    /// never is.
+    /// The base address of each chunk, window or block, by number. It is null for a number that is not in use, and
+    /// always for number 0.
     bases: Vec<*mut u8>,
     chunks: Vec<Chunk>,
     vacant_numbers: Vec<u32>,
@@ -92,7 +91,8 @@ pub struct Arena {
     paged_chunks: usize,
     windows: usize,
     block_pages: usize,
-    /// Pages of recently freed blocks, the newest last. Their windows still count them as taken.
+    /// The warm pages: pages of recently freed blocks, the newest last. The page maps of their windows still mark
+    /// them as taken.
     warm: VecDeque<block::Run>,
     warm_pages: usize,
     used_bytes: usize,
@@ -101,8 +101,8 @@ pub struct Arena {
     evacuation: Option<Box<Evacuation>>,
 }
 
-// SAFETY: the memory behind `bases` belongs to this arena alone, `ChunkSource` guarantees that it may be used from any
-// thread, and the source itself is `Send`.
+// SAFETY: the memory behind `bases` belongs to this arena alone. `ChunkSource` guarantees that any thread may use the
+// memory, and the source itself is `Send`.
 unsafe impl Send for Arena {}
 
 impl Arena {
@@ -138,8 +138,8 @@ impl Arena {
         }
     }
 
-    /// Allocates `bytes` (at least 1), aligned to 16, with undefined content. Returns `None`, with nothing changed, if
-    /// the source has no more memory or the arena's reach is used up.
+    /// Allocates `bytes` (at least 1), aligned to 16, with undefined content. Returns `None` without any change if the
+    /// source has no more memory, or if all numbers of chunks are in use.
     pub fn allocate(&mut self, bytes: usize) -> Option<Handle> {
         assert!(bytes > 0, "an allocation has at least one byte");
         let fit = self.sizes.fit(bytes);
@@ -159,8 +159,8 @@ impl Arena {
     ///
     /// # Safety
     ///
-    /// `handle` came from [`allocate`](Arena::allocate) of this arena with exactly this number of bytes, was not freed
-    /// since, and its memory is no longer used.
+    /// `handle` must come from [`allocate`](Arena::allocate) of this arena with exactly this number of bytes. It was
+    /// not freed since, and its memory is no longer used.
     pub unsafe fn free(&mut self, handle: Handle, bytes: usize) {
         let fit = self.sizes.fit(bytes);
         let taken = self.sizes.bytes_of(fit);
@@ -180,8 +180,8 @@ impl Arena {
         }
     }
 
-    /// Returns the number of bytes that an allocation of `bytes` would take from the source; 0 if it fits the held
-    /// chunks.
+    /// Returns the number of bytes that an allocation of `bytes` would take from the source; 0 if the memory that
+    /// the arena has is enough.
     pub fn fresh_bytes(&self, bytes: usize) -> usize {
         let pages = match self.sizes.fit(bytes) {
             Fit::Class(class) if self.open_slabs[class] != NO_SLAB => return 0,
@@ -282,7 +282,7 @@ impl std::fmt::Debug for Arena {
     }
 }
 
-/// Converts a count that is below 2^32 because an arena's reach is limited.
+/// Converts a count to 32 bits. Every count of an arena fits, because the size of an arena is limited.
 fn small(count: usize) -> u32 {
     u32::try_from(count).expect("all counts of an arena are below 2^32")
 }

@@ -1,4 +1,5 @@
-//! A clock that excludes time in which this process was paused. Timeouts for the silence of other processes use it.
+//! A clock that excludes time in which this process was paused. It is used for timeouts on the silence of other
+//! processes.
 //!
 //! ```text
 //!   clock      |----|----|----------------------|----|
@@ -6,9 +7,8 @@
 //!   awake      |----|----|----|                 |----|      a later look counts as `interval`
 //! ```
 //!
-//! While a process is paused, messages from others wait unread in its sockets. If that time counted as their silence, a
-//! pause of one machine would look like a failure of all its peers. Leases and graces are different: they use the plain
-//! clock.
+//! While a process is paused, messages from others wait unread in its sockets. If this time counted as their silence, a
+//! pause of one machine would look like a failure of all its peers. Leases and graces use the ordinary clock.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ impl Awake {
 }
 
 /// The last pause of a process, as observed by the thread that publishes the reports of its other threads. The pause
-/// does not age a report made before it, because the reporting thread was paused too and missed nothing.
+/// does not add to the age of a report made before it, because the reporting thread was paused too.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LastSleep {
     looked: Option<Time>,
@@ -71,7 +71,7 @@ impl LastSleep {
         self.looked = Some(now);
     }
 
-    /// Returns the age of a report made at `said`, without the pause.
+    /// Returns the age of a report made at `said`, excluding the pause.
     pub fn age(&self, said: Time, now: Time) -> Duration {
         let age = now.since(said);
         if said < self.woke { age.saturating_sub(self.slept) } else { age }
@@ -93,7 +93,7 @@ mod tests {
         sleep.look(at(1_100), interval);
         assert_eq!(sleep.age(at(190), at(1_100)), Duration::from_millis(210));
         assert_eq!(sleep.age(at(1_010), at(1_100)), Duration::from_millis(90));
-        // The reports of a hung executor age.
+        // The age of the reports of a hung executor grows.
         for now in (1_200..2_000).step_by(100) {
             sleep.look(at(now), interval);
         }

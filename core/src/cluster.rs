@@ -1,5 +1,5 @@
-//! The coordinator's state machine: which servers are up, which hold each group, and how the cluster
-//! starts, recovers and stops.
+//! The coordinator's state machine. It tracks which servers are up and which of them hold each group, and it
+//! controls the start, recovery and stop of the cluster.
 //!
 //! ```text
 //!   STARTED, HEARTBEAT, REPORT,      +---------+      store, spawn, dial, order, kill,
@@ -15,11 +15,11 @@
 //!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> all have exited         (stop.rs)
 //! ```
 //!
-//! The caller drives it: it passes the time and every input, and carries out the effects of one input before it passes
-//! the next. Reports of servers are checked (links.rs). Orders are kept until they are reported, and sent again
-//! whenever the connection for orders is re-established (orders.rs). No order and no map contains anything that is not
-//! durable (durable.rs). A silent server is suspected until its next heartbeat, or until an inquiry with the other
-//! member of a group decides (suspicion.rs). A server process that has exited never counts as alive again.
+//! The caller passes the time and every input, and carries out the effects of one input before it passes the next.
+//! Reports of servers are checked (links.rs). Orders are kept until they are reported, and sent again whenever the
+//! connection for orders is re-established (orders.rs). No order and no map contains anything that is not durable
+//! (durable.rs). A silent server is suspected until its next heartbeat, or until an inquiry with the other member of a
+//! group decides (suspicion.rs). A server process that has exited never counts as alive again.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -117,7 +117,7 @@ pub struct Cluster {
     groups: Vec<Group>,
     memory: Memory,
     detector: FailureDetector,
-    /// The clock of an orderly stop, which excludes time in which the coordinator was suspended.
+    /// The clock for deadlines of an orderly stop. It excludes time in which the coordinator was suspended.
     awake: StopClock,
     start: Start,
     stop: Option<Stop>,
@@ -133,8 +133,9 @@ pub struct Cluster {
     double_fault: Option<(ServerId, ServerId)>,
     /// True if a server has a newer view than the stored state; no more decisions are made then.
     is_outdated: bool,
-    /// The recoveries of each place and the alarms, for display only.
+    /// The last recoveries of each place, for display only.
     histories: Vec<History>,
+    /// The current alarms, for display only.
     alarms: Alarms,
     store_risk: Option<String>,
 }
@@ -146,9 +147,10 @@ impl Cluster {
         Cluster::found_from(now, config, Origin::default(), sink)
     }
 
-    /// Creates a restored cluster, which has a new cluster id. Processes that are spawned while it [is being
-    /// founded](Cluster::is_founding) load the sources given by [`Plan`] before they report. Both home servers of a
-    /// group load the same sources. Views continue above the earlier ones, and LOST groups stay LOST.
+    /// Creates a restored cluster, which has a new cluster id. Processes that are spawned while the cluster [is
+    /// being founded](Cluster::is_founding) load the sources given by [`Plan`] before they report. Both home
+    /// servers of a group load the same sources. View versions continue above those of the earlier cluster. LOST
+    /// groups stay LOST.
     ///
     /// [`Plan`]: crate::restore::Plan
     pub fn found_restored(
@@ -192,8 +194,8 @@ impl Cluster {
         cluster
     }
 
-    /// Takes over a cluster from an earlier coordinator. Its epoch becomes `config.epoch`, which is above the stored
-    /// one. No server is contacted before that is durable.
+    /// Takes over a cluster from an earlier coordinator. The epoch becomes `config.epoch`, which is above the stored
+    /// one. No server is contacted before the new epoch is durable.
     pub fn restart(
         now: Time,
         config: ClusterConfig,
@@ -210,13 +212,13 @@ impl Cluster {
         for id in (0..cluster.count()).map(ServerId) {
             let known = cluster.memory.durable().servers[usize::from(id.0)];
             if known.started.is_none() {
-                // The process may or may not have been spawned. It holds no data, and is rejected under its old
-                // incarnation.
+                // It is unknown whether the process was spawned. It holds no data, and is rejected if it reports
+                // under its old incarnation.
                 cluster.decide_process(id);
                 continue;
             }
             // An earlier coordinator may have ordered the kill of a process that no view names, and that kill may
-            // still be pending. The process must not get a copy before that.
+            // still be pending. The process must not get a copy while a kill may be pending.
             let is_unnamed =
                 has_served && !cluster.memory.durable().names(cluster.server(id).member);
             let server = cluster.server_mut(id);
@@ -276,8 +278,8 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// Takes over the processes of earlier coordinators once the first store of this epoch is done. Watches and dials
-    /// them, and sends them their views again.
+    /// Takes over the processes of earlier coordinators once the first store of this epoch is done: watches and dials
+    /// each process, and sends its views again.
     fn adopt(&mut self, now: Time, sink: &mut Vec<Effect>) {
         for server in &mut self.servers {
             if let Some(started) = server.started {
@@ -326,8 +328,8 @@ impl Cluster {
 
 /// Other inputs, and status.
 impl Cluster {
-    /// Handles the orderly end of a server's process after a request to stop or the orphan timeout. Everything that it
-    /// held is in complete dumps. This is a proven death, but not a fault.
+    /// Handles the orderly exit of a server's process after a request to stop or the orphan timeout. Complete dumps
+    /// hold all its data. The exit is a proof of death, but not a fault.
     pub fn on_left(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         let server = self.server_mut(member.server);
         if server.member == member && !server.exited {
@@ -449,7 +451,7 @@ impl Cluster {
         self.server(server).exited
     }
 
-    /// Returns whether this process, with this incarnation, may still run.
+    /// Returns whether the process with this incarnation may still be running.
     pub fn may_run(&self, member: Member) -> bool {
         !self.is_dead(member)
     }

@@ -40,9 +40,9 @@ mod reader;
 
 pub use reader::{DumpItem, DumpReader, MAX_DUMP_LINE_BYTES};
 
-/// The version of this format. Format 1 named neither the writing process nor the last write, so no restore can use it.
-/// Format 2 has no request hashes but is still read. Its records match every request with their number, and a session
-/// that is not in it counts as expired.
+/// The version of this format. Format 1 named neither the writing process nor the last write, so a restore cannot use
+/// it. Format 2 has no request hashes, but can still be read: its records match every request with the same number, and
+/// sessions without a record count as expired.
 pub const DUMP_FORMAT: u32 = 3;
 
 const FIRST_LINE: &str = "# kv-dump 3";
@@ -71,11 +71,11 @@ pub enum HeldAs {
     Primary,
     /// The secondary.
     Secondary,
-    /// A candidate whose copy is complete. Its dump counts only if a later view made it a holder.
+    /// A candidate with a complete copy. Its dump counts only if a later view made the candidate a holder.
     Candidate,
 }
 
-/// One shard of a dump, as of its freezing. Only full copies are dumped.
+/// One shard of a dump, in the state in which it was frozen. Only full copies are dumped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpedShard {
     /// The shard.
@@ -86,7 +86,7 @@ pub struct DumpedShard {
     pub view: ViewVersion,
     /// The last write in the dump; at a primary, the last committed write.
     pub last: SequenceNumber,
-    /// The write since which every kept session has written; all other sessions had expired.
+    /// The horizon: every session in the dump has written since this write; all others had expired.
     pub forgotten: SequenceNumber,
 }
 
@@ -123,7 +123,7 @@ pub struct DumpRecord {
     pub record: CompletionRecord,
 }
 
-/// A whole dump that was verified as complete and unaltered.
+/// A dump that was verified as complete and unaltered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dump {
     /// The origin and the shards.
@@ -138,7 +138,7 @@ pub struct Dump {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DumpError {
-    /// The file has no trailer: its end is missing.
+    /// The file has no trailer, so its end is missing.
     #[error("the dump has no `# end` line: the file is cut short")]
     Cut,
     /// The checksum in the trailer differs from that of the lines.
@@ -264,8 +264,8 @@ fn put(output: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     output.write_fmt(text).expect("a buffer takes all bytes");
 }
 
-/// Appends escaped bytes like [`kv_protocol::escape::ascii`], but without `fmt`, which would take seconds for tables of
-/// typical size.
+/// Appends escaped bytes like [`kv_protocol::escape::ascii`], but without `fmt`, which would add seconds to the dump of
+/// a table of typical size.
 fn escape_into(bytes: &[u8], output: &mut Vec<u8>) {
     output.reserve(bytes.len());
     for &byte in bytes {
@@ -281,7 +281,7 @@ fn escape_into(bytes: &[u8], output: &mut Vec<u8>) {
 }
 
 impl HeldAs {
-    /// Returns the name of the role in the format.
+    /// Returns the word for the role in a dump.
     fn name(self) -> &'static str {
         match self {
             HeldAs::Primary => "primary",
@@ -378,7 +378,7 @@ fn parse_entry(line: &str) -> Result<DumpEntry, &'static str> {
     Ok(DumpEntry { digest: computed, key, value, sn: SequenceNumber(sn) })
 }
 
-/// Splits escaped text from the rest after its closing quote.
+/// Splits a text into the escaped text before the first closing quote and the rest after the quote.
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -418,7 +418,7 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
     Ok(DumpRecord { shard: ShardId(shard), sn, record })
 }
 
-/// Parses digits only; `parse` would accept a plus sign too.
+/// Parses a number that consists only of digits; `parse` would also accept a plus sign.
 fn decimal(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
@@ -460,7 +460,7 @@ mod tests {
         file
     }
 
-    /// Parses the sample with its lines changed and a matching checksum.
+    /// Changes the lines of the sample, gives it a matching checksum, and parses it.
     fn changed(change: impl FnOnce(&str) -> String) -> Result<Dump, DumpError> {
         let whole = sample();
         let text = str::from_utf8(&whole).unwrap();

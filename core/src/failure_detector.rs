@@ -6,8 +6,8 @@
 //!   silent(now) <--------+  deadline passed: reported once, until the next heartbeat
 //! ```
 //!
-//! Silence counts only while the observer is awake ([`Awake`]): messages that arrive during a pause wait unread in
-//! its sockets.
+//! Silence counts only while the observer is awake ([`Awake`]), because messages that arrive during its pause wait
+//! unread in its sockets.
 
 use std::time::Duration;
 
@@ -31,8 +31,8 @@ pub struct FailureDetector {
 impl FailureDetector {
     /// Creates a detector for a ring of `servers` that watches no server yet. A server is silent after `silence`.
     pub fn new(servers: u16, silence: Duration) -> FailureDetector {
-        // Of a pause this clock counts at most one interval. That plus the time to read a heartbeat afterwards must be
-        // shorter than the silence.
+        // This clock counts at most one interval of a pause. The interval plus the time to read a heartbeat after the
+        // pause must be shorter than the silence.
         let awake = Awake::new(HEARTBEAT_INTERVAL.min(silence / 5));
         FailureDetector {
             silence,

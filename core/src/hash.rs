@@ -1,4 +1,4 @@
-//! Keyed hashing of input that clients choose, so that no client can choose collisions.
+//! Keyed hashing of input that clients choose. Without the key no client can construct collisions.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -23,8 +23,8 @@ impl HashSecret {
         HashSecret { low, high: fold(low ^ seed, 0xb7e1_5162_8aed_2a6b) }
     }
 
-    /// Returns the hash of a key. The MD5 digest is well distributed, but not secret, and keys with equal digests can
-    /// be constructed. So the digest is mixed with the secret, and the result seeds a second hash of the key.
+    /// Returns the hash of a key. The MD5 digest alone is not enough: it is not secret, and keys with equal digests
+    /// can be constructed. So the digest is mixed with the secret, and the result seeds a second hash of the key.
     pub fn of_key(self, digest: Digest, key: &[u8]) -> TableHash {
         let mut hasher = FixedState::with_seed(self.mix(digest.number())).build_hasher();
         hasher.write(key);
@@ -48,15 +48,16 @@ impl std::fmt::Debug for HashSecret {
     }
 }
 
-/// Multiplies to 128 bits and folds the halves: every input bit affects every output bit.
+/// Multiplies two numbers to 128 bits and combines the halves with XOR, so that every input bit affects every
+/// output bit.
 #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
 }
 
-/// Mixes 64 bits so that each output bit depends on all input bits: the finalizer of SplitMix64 (Steele, Lea and Flood,
-/// OOPSLA 2014). Not keyed: for digests that two servers compare, not for tables.
+/// Mixes 64 bits so that each output bit depends on all input bits, with the finalizer of SplitMix64 (Steele, Lea and
+/// Flood, OOPSLA 2014). It is not keyed, so it suits digests that two servers compare, but not tables.
 pub(crate) fn mix(bits: u64) -> u64 {
     let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

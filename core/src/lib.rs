@@ -8,7 +8,7 @@
 //!       arena      one allocation per entry
 //!   cluster    the coordinator's state machine: views, failure detection, orderly stop
 //!     failure_detector   heartbeats and silence
-//!   node       one server process as the coordinator sees it: orders and their completion
+//!   node       one server process towards the coordinator: orders and their completion
 //!   awake      a clock that excludes time in which this process was suspended
 //!   dump       text format of both tables: writer and reader
 //!   restore    choice of the dumps from which a cluster is rebuilt

@@ -1,4 +1,4 @@
-//! One server process from the coordinator's point of view: the coordinator that it follows, and the progress of each
+//! The part of a server process that serves the coordinator: the epoch that it has accepted, and the progress of each
 //! order.
 //!
 //! ```text
@@ -9,8 +9,9 @@
 //!                                                               -> Report
 //! ```
 //!
-//! Each shard completes an order on its own, the server only when every shard has. The coordinator acts
-//! on the state of the whole group, so a report covers all shards, empty ones too (consistency.md §4).
+//! Each shard completes its part of an order independently. The server reports the order as done when every shard
+//! has done its part. The coordinator acts on the state of the whole group, so a report covers all shards,
+//! including empty ones (consistency.md §4).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -29,7 +30,7 @@ use crate::mutations::{self, Mutation};
 #[cfg(test)]
 mod tests;
 
-/// The maximum number of orders in progress at the same time; further ones are reported as failed.
+/// The maximum number of orders in progress at the same time. Further orders are reported as failed.
 pub const MAX_RUNNING: usize = 64;
 /// The maximum number of orders whose outcome is kept.
 pub const MAX_REMEMBERED: usize = 1_024;
@@ -67,16 +68,16 @@ struct Entry {
 /// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeEffect {
-    /// Have every shard install this view, after which it may dial the other holder.
+    /// Make every shard install this view. Then the shard may dial the other holder.
     Install {
-        /// The order; a shard that cannot install the view reports it by [`Node::on_refused`].
+        /// The order. If a shard cannot install the view, the driver calls [`Node::on_refused`].
         order: OrderId,
         /// The view.
         view: View,
         /// The address at which the other holder accepts streams.
         other: Option<SocketAddr>,
     },
-    /// Have every shard echo this by [`Node::on_probed`].
+    /// Make every shard echo the probe with [`Node::on_probed`].
     Probe {
         /// The order.
         order: OrderId,
@@ -86,12 +87,12 @@ pub enum NodeEffect {
         /// The process.
         member: Member,
     },
-    /// Have every shard reject new writes; completed by [`Node::on_outcome`].
+    /// Make every shard reject new writes. The driver reports the end with [`Node::on_outcome`].
     Drain {
         /// The order.
         order: OrderId,
     },
-    /// Dump a table; completed by [`Node::on_outcome`].
+    /// Dump a table. The driver reports the end with [`Node::on_outcome`].
     Dump {
         /// The order.
         order: OrderId,
@@ -127,13 +128,13 @@ pub enum HelloRefused {
         /// The process named in the hello.
         theirs: Member,
     },
-    /// This server follows a later coordinator, or another one of the same epoch number.
+    /// This server has accepted a later coordinator, or another one with the same epoch number.
     #[error(
         "coordinator epoch {} (boot {}) is older than, or conflicts with, epoch {} (boot {}), which this \
          server follows", theirs.number, theirs.boot, ours.number, ours.boot
     )]
     OldEpoch {
-        /// The epoch that the server follows.
+        /// The epoch that the server has accepted.
         ours: Epoch,
         /// The rejected epoch.
         theirs: Epoch,
@@ -144,7 +145,7 @@ pub enum HelloRefused {
         ours.number
     )]
     ImpossibleEpoch {
-        /// The epoch that the server follows.
+        /// The epoch that the server has accepted.
         ours: Epoch,
         /// The rejected epoch.
         theirs: Epoch,
@@ -152,13 +153,13 @@ pub enum HelloRefused {
 }
 
 impl Node {
-    /// Creates a process that has not followed any coordinator yet.
+    /// Creates a process that has not accepted any coordinator yet.
     pub fn new(config: NodeConfig) -> Node {
         let shards = vec![Vec::new(); usize::from(config.shards)];
         Node { config, epoch: Epoch::default(), ledger: VecDeque::new(), shards }
     }
 
-    /// Returns the highest coordinator epoch that the server has followed.
+    /// Returns the highest epoch of a coordinator that the server has accepted.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -196,8 +197,7 @@ impl Node {
         self.ledger.iter().map(|entry| &entry.order).find(|order| order.id == id)
     }
 
-    /// Handles an order of the current coordinator. Orders of its predecessors may still arrive on their own
-    /// connections; they are dropped.
+    /// Handles an order. Orders of earlier coordinators may still arrive over their connections; they are dropped.
     pub fn on_order(&mut self, order: Order, sink: &mut Vec<NodeEffect>) {
         if !order.id.is_of(self.epoch) {
             return;
@@ -205,7 +205,7 @@ impl Node {
         if let Some(known) = self.ledger.iter().find(|entry| entry.order.id == order.id) {
             match &known.outcome {
                 Some(outcome) => sink.push(report(&known.order, outcome.clone())),
-                // Passing the order again has no effect on shards that have received it.
+                // The order is passed again. This has no effect on shards that have received it already.
                 None if known.order.view().is_some() => {
                     let known = known.order;
                     self.tell(&known, sink);

@@ -98,9 +98,9 @@ pub struct ReplicaConfig {
     pub group: GroupId,
     /// The shard of the replica.
     pub shard: ShardId,
-    /// The shape of the cluster.
+    /// The numbers of servers and shards, which place each key.
     pub placement: Placement,
-    /// The number of bytes that the table may reserve before writes are rejected; `None`: no limit.
+    /// The memory limit of the table, in bytes. Above it writes are rejected. `None` means no limit.
     pub memory_limit: Option<u64>,
     /// The idle time after which a session expires. Time in which this shard was suspended does not count.
     pub session_idle: Duration,
@@ -118,24 +118,26 @@ pub struct Replica {
     role: Role,
     table: Table,
     sessions: Sessions,
-    /// The time of the last message from the other holder under the installed view, or of that view's installation.
+    /// The time of the last message from the other holder under the installed view; before the first message, the
+    /// time of the view's installation.
     heard: Time,
     /// The longest time between two messages of the other holder under the installed view; `None` before the first.
     longest_gap: Option<Duration>,
-    /// A clock that excludes time in which this shard was suspended, and its reading at `heard`.
+    /// A clock that excludes time in which this shard was suspended; `awake_when_heard` is its reading at the time
+    /// `heard`.
     awake: Awake,
     awake_when_heard: Duration,
     /// The last ack sent, in any role.
     acked: Option<Acked>,
     /// The process whose death was proven last.
     proven: Option<Member>,
-    /// The last write of the dump from which the content was loaded; if set, the first view may name this replica as a
-    /// holder at any version.
+    /// The last write of the dump from which the content was loaded. If it is set, this replica may become a holder by
+    /// a first view of any version.
     restored: Option<SequenceNumber>,
     draining: bool,
     frozen: bool,
     readings: Readings,
-    /// Bytes of the memory limit that writes must leave free.
+    /// The bytes of the memory limit that writes must leave free.
     lent: u64,
     last_steps: LastSteps,
     #[cfg(feature = "mutations")]
@@ -145,13 +147,13 @@ pub struct Replica {
 /// The role of this replica under the installed view.
 #[derive(Debug)]
 enum Role {
-    /// No view yet, or a view that names others: it holds no data.
+    /// The replica holds no data: it has no view yet, or its view names only others.
     Out,
     /// Orders writes and serves reads, except during its grace.
     Primary(Box<Primary>),
-    /// The former primary of a hand-over: sends the rest of its log to the new primary and serves nothing.
+    /// The former primary in a hand-over. It sends the rest of its log to the new primary and serves no requests.
     HandingOver(HandingOver),
-    /// The primary of a hand-over view: receives until the old primary has sent everything.
+    /// The primary of a hand-over view. It receives writes until the old primary has sent everything.
     TakingOver(Follower),
     /// Applies the primary's writes.
     Secondary(Follower),
@@ -230,7 +232,7 @@ pub enum StreamError {
         /// The received write.
         got: SequenceNumber,
     },
-    /// The other side claims a write that was never sent to it, or lacks one that it had acked.
+    /// The other side claims a write that was never sent to it, or lacks a write that it has acked.
     #[error(
         "the other holder claims write {claimed}, but {committed} is committed and {sent} is sent"
     )]
@@ -242,13 +244,13 @@ pub enum StreamError {
         /// The last write sent.
         sent: SequenceNumber,
     },
-    /// A fragment that does not continue its value.
+    /// A fragment does not continue its value.
     #[error("a fragment of write {sn} does not continue its value")]
     Fragment {
         /// The write that the fragment names.
         sn: SequenceNumber,
     },
-    /// A key that does not belong to this group and shard.
+    /// A key does not belong to this group and shard.
     #[error("write {sn} has a key of another group or shard")]
     ForeignKey {
         /// The write.
@@ -263,7 +265,7 @@ pub enum StreamError {
         /// The write as of which the two were compared.
         sn: SequenceNumber,
     },
-    /// A message that this role does not accept.
+    /// This role does not accept such a message.
     #[error("a replica in this role does not accept such a message")]
     WrongEnd,
     /// An entry of the copy exceeds the memory limit of this replica, because the two servers have different limits.
@@ -277,7 +279,7 @@ pub enum StreamError {
         /// The limit of one table.
         limit: u64,
     },
-    /// The machine has no memory left for an entry.
+    /// The machine has no memory left for the write.
     #[error("no memory for write {sn}")]
     OutOfMemory {
         /// The write.
@@ -294,8 +296,8 @@ pub enum Pumped {
     More,
 }
 
-/// Adds the age of a replica's report to the silence in it. The executor may be hung, so the addition never raises the
-/// silence above one lease.
+/// Adds the age of a replica's report to the reported silence. If the executor is hung, its report gets old although
+/// the other holder sends. So the addition never raises the silence above one lease.
 pub fn aged(report: &ReplicaReport, age: Duration, times: FailureTimeout) -> ReplicaReport {
     let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let aged = report.silent_ms.saturating_add(millis(age)).min(millis(times.lease()));
@@ -303,7 +305,7 @@ pub fn aged(report: &ReplicaReport, age: Duration, times: FailureTimeout) -> Rep
 }
 
 impl Replica {
-    /// Creates a replica without a view. The table takes its memory from `chunks`.
+    /// Creates a replica without a view. `chunks` supplies the memory of the table.
     pub fn new(config: ReplicaConfig, chunks: Box<dyn ChunkSource>) -> Replica {
         Replica {
             config,
@@ -338,7 +340,7 @@ impl Replica {
         self.config.shard
     }
 
-    /// Returns the shape of the cluster.
+    /// Returns the numbers of servers and shards, which place each key.
     pub fn placement(&self) -> Placement {
         self.config.placement
     }
@@ -391,7 +393,7 @@ impl Replica {
         if got != installed {
             return self.on_message_of_another_view(message, got, installed);
         }
-        // An ack counts as a sign of life only if it shows progress.
+        // An ack counts as a sign of life only if it shows progress, which is checked where it is handled.
         if !matches!(message, PeerMessage::Ack(_)) {
             self.hear(now);
         }
@@ -505,8 +507,8 @@ impl Replica {
         self.awake_when_heard = self.awake.look(now);
     }
 
-    /// Returns the longest time without a message from the other holder since its first one under the installed view,
-    /// including the current silence. Time in which this shard was suspended counts, as in leases.
+    /// Returns the longest time without a message from the other holder, since its first message under the installed
+    /// view and including the current silence. As in leases, time in which this shard was suspended counts.
     fn longest_gap_at(&self, now: Time) -> Duration {
         let has_other = self.view.is_some_and(|view| view.other().is_some());
         match self.longest_gap {
@@ -515,14 +517,15 @@ impl Replica {
         }
     }
 
-    /// Records that this shard is awake. The driver calls this at every wake-up, and at least every 100 ms. The time
-    /// between two calls adds at most 100 ms to a reported silence.
+    /// Records that this shard is awake. The driver calls this function at every wake-up, and at least every 100 ms.
+    /// The time between two calls adds at most 100 ms to a reported silence.
     pub fn look(&mut self, now: Time) {
         self.awake.look(now);
     }
 
     /// Returns the report of this replica for the server's heartbeat; `None` before the first view. The coordinator
-    /// judges the other holder by the reported silence, which excludes time in which this shard was suspended.
+    /// uses the reported silence to detect a failure of the other holder. It excludes time in which this shard was
+    /// suspended.
     pub fn report(&self, now: Time) -> Option<ReplicaReport> {
         self.view?;
         let (last, committed) = self.progress();

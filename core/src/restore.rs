@@ -7,11 +7,12 @@
 //!                                                          -> foundings (unless a loss is not accepted)
 //! ```
 //!
-//! A dump counts if the last durable view of its group names the very process that wrote it as primary or secondary.
-//! If that view names no process any more, the view before it decides. A process that was removed earlier missed writes
-//! acknowledged since, and a candidate's copy is incomplete. Among the dumps that count, the one with the highest
-//! (view, write) is used, for each shard separately; every acknowledged write is in all of them. If none counts the
-//! group is LOST, even if another dump of it exists: stale values that pass for current ones are worse than none.
+//! A dump counts if the last durable view of its group names the process that wrote the dump as primary or secondary.
+//! If that view names no process any more, the view before it decides. A process that was removed earlier lacks the
+//! writes acknowledged since, and a candidate's copy is incomplete. Among the dumps that count, the one with the
+//! highest (view, write) is used, for each shard separately. Every acknowledged write is in all of them. If no dump of
+//! a group counts, the group is LOST, even if an older dump exists: outdated values presented as current ones are worse
+//! than none.
 
 use std::iter;
 
@@ -33,7 +34,7 @@ pub use rebuild::{Certainty, RebuildError, Rebuilt, rebuild};
 pub enum Verdict {
     /// At least one shard is restored from it.
     Used,
-    /// Another dump that counts is as new or newer in every shard.
+    /// The dump counts, but for every shard another dump that counts is as new or newer.
     Surpassed,
     /// The dump does not count.
     Refused(Refusal),
@@ -43,15 +44,17 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// A dump of another cluster, or of this one before its last restore.
-    #[error("it belongs to cluster {theirs}, but the coordinator's state to cluster {ours}")]
+    /// The dump belongs to another cluster, or to this one before its last restore.
+    #[error(
+        "it belongs to cluster {theirs}, but the coordinator's state belongs to cluster {ours}"
+    )]
     OtherCluster {
         /// The cluster of the state.
         ours: ClusterId,
         /// The cluster of the dump.
         theirs: ClusterId,
     },
-    /// A dump with another number of shards than the cluster.
+    /// The number of shards of the dump differs from that of the cluster.
     #[error("it has {theirs} shards, but the cluster has {ours}")]
     OtherShards {
         /// The number of shards of the cluster.
@@ -59,13 +62,13 @@ pub enum Refusal {
         /// The number of shards of the dump.
         theirs: u16,
     },
-    /// A dump of a group that the cluster does not have.
+    /// The cluster does not have the group of the dump.
     #[error("it belongs to group {group}, which the cluster does not have")]
     NoSuchGroup {
         /// The group.
         group: GroupId,
     },
-    /// The last view of the group no longer names its writer.
+    /// The last view of the group does not name the writer of the dump.
     #[error("its writer {writer} was removed from group {group} before view {last}")]
     Removed {
         /// The process that wrote the dump.
@@ -75,7 +78,7 @@ pub enum Refusal {
         /// The last view.
         last: ViewVersion,
     },
-    /// The last view of the group names its writer as candidate.
+    /// The last view of the group names the writer of the dump as candidate.
     #[error("its writer {writer} was only the candidate of group {group} in the last view {last}")]
     Candidate {
         /// The process that wrote the dump.
@@ -91,7 +94,7 @@ pub enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChooseError {
-    /// A dump names a newer view than the state, so later views may name other holders.
+    /// A dump names a newer view than the state, so the state is outdated and later views may name other holders.
     #[error(
         "the dump of {writer} names view {theirs} of group {group}, but the coordinator's state has only view \
          {ours}: this is not its last state; restore with the last one"
@@ -108,7 +111,7 @@ pub enum ChooseError {
     },
 }
 
-/// The error that groups are LOST and the operator has not accepted that.
+/// The error if groups are LOST and the operator has not accepted their loss.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no dump of a holder is left of {} (the first: {}); find the missing dumps, or accept the loss",
@@ -183,10 +186,10 @@ impl Plan {
         sources.get(usize::from(shard.0)).copied()
     }
 
-    /// Returns the foundings of the groups of the new cluster.
+    /// Returns the founding of each group of the new cluster.
     ///
     /// # Errors
-    /// [`LossRefused`] if groups are LOST and that is not accepted.
+    /// [`LossRefused`] if groups are LOST and their loss is not accepted.
     pub fn foundings(&self, loss: Loss) -> Result<Vec<Founding>, LossRefused> {
         let lost: Vec<GroupId> = self.lost().collect();
         if loss == Loss::Refused && !lost.is_empty() {
@@ -198,7 +201,7 @@ impl Plan {
     }
 }
 
-/// Chooses among complete and unaltered dumps by the last state that the coordinator stored.
+/// Chooses the dumps to use among complete and unaltered dumps, by the last state that the coordinator stored.
 ///
 /// # Errors
 /// [`ChooseError`] if the state is not the last one.
@@ -228,7 +231,7 @@ pub fn choose(durable: &DurableState, dumps: &[DumpHeader]) -> Result<Plan, Choo
     Ok(Plan { cluster, ancestors: known.take(MAX_ANCESTORS).collect(), groups, verdicts })
 }
 
-/// Returns the reason why a dump does not count, if it does not.
+/// Returns the reason why a dump does not count; `None` if it counts.
 fn judge(durable: &DurableState, dump: &DumpHeader) -> Result<Option<Refusal>, ChooseError> {
     let (ours, origin) = (durable.cluster, &dump.origin);
     let (writer, group) = (origin.writer, origin.group);
@@ -251,8 +254,8 @@ fn judge(durable: &DurableState, dump: &DumpHeader) -> Result<Option<Refusal>, C
 }
 
 /// Returns a refusal unless the last view that names any process names the writer as primary or secondary. Only such a
-/// process has every acknowledged write. It may have installed only an older view in which it was candidate. It
-/// became a holder because its copy was complete, and only complete copies are dumped.
+/// process has every acknowledged write. The newest view that the process had installed may be an older one in which
+/// it was a candidate. Its dump counts nevertheless, because only complete copies are dumped.
 fn refusal_by_view(durable: &DurableState, view: &View, writer: Member) -> Option<Refusal> {
     let (group, last) = (view.group, view.version);
     let is_holder = durable.holders(group).any(|holder| holder == writer);
@@ -267,7 +270,7 @@ fn refusal_by_view(durable: &DurableState, view: &View, writer: Member) -> Optio
     })
 }
 
-/// Returns the newest dump of a shard among dumps of its group; of equal ones the first.
+/// Returns the newest dump of a shard among the dumps of its group; the first one if several are equally new.
 fn newest(dumps: &[DumpHeader], counting: &[usize], shard: ShardId) -> Option<Source> {
     let line = |at: usize| -> Option<(usize, DumpedShard)> {
         let line = dumps[at].shards.iter().find(|line| line.shard == shard)?;

@@ -15,10 +15,10 @@
 //! The primary keeps a record from the moment it logs the write. The replica tracks commits, so it decides whether a
 //! record may be used for a response. Records travel in the PREPARE, so they are kept wherever the write is.
 //!
-//! Sessions expire by position in the log: the horizon is raised, and every session that has written nothing since is
-//! dropped. A write carries the log position at which its session began. The client received that position before it
-//! sent any request of the session. So a write of an unknown session is certainly new if the session began at or above
-//! the horizon. If the session began below it, the write is not executed.
+//! Sessions expire by position in the log: when the horizon is raised, every session that has written nothing since
+//! the new horizon is dropped. A write carries the log position at which its session began. The client received that
+//! position before it sent any request of the session. So a write of an unknown session is certainly new if the
+//! session began at or above the horizon. If the session began below it, the write is not executed.
 //!
 //! A record may also state that its write was not executed and never will be, because a RESOLVE found no such write and
 //! used its number.
@@ -42,7 +42,7 @@ pub struct Sessions {
     secret: HashSecret,
     /// The sum of the digests of all records.
     digest: u64,
-    /// The write since which every kept session has written; all others have expired.
+    /// The horizon: every kept session has written since this write; all others have expired.
     horizon: SequenceNumber,
 }
 
@@ -52,8 +52,8 @@ struct Session {
     first_incomplete: RequestSeq,
     /// The newest write of the session.
     last: SequenceNumber,
-    /// The horizon when this session began at this replica; zero if unknown, as in a copy. A write whose session began
-    /// below it belongs to an earlier session with the same id, which has expired.
+    /// The horizon when this session began at this replica; zero if it is unknown, as for a session from a copy. A
+    /// write whose session began below this horizon belongs to an earlier, expired session with the same id.
     since: SequenceNumber,
     /// The records, by ascending seq.
     records: VecDeque<Kept>,
@@ -69,7 +69,8 @@ struct Kept {
     status: Status,
 }
 
-/// README.md states the sum of these sizes: a slot in the hash table, and the one record that every session keeps.
+/// README.md states the memory for a session: the sum of a slot in the hash table and of the one record that every
+/// session keeps.
 const _: () = assert!(size_of::<Session>() <= 80 && size_of::<Kept>() <= 40);
 
 impl Kept {
@@ -77,8 +78,8 @@ impl Kept {
     fn digest(&self, client: ClientId) -> u64 {
         #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
         let (high, low) = ((client.0 >> 64) as u64, client.0 as u64);
-        // Multiplying by odd factors is injective, so a difference in any single field changes the sum. The sum is
-        // mixed once.
+        // Multiplication by an odd factor is injective, so a difference in any single field changes the sum. The
+        // sum is mixed once.
         let sum = low
             .wrapping_add(high.wrapping_mul(0x9e37_79b9_7f4a_7c15))
             .wrapping_add(self.seq.0.wrapping_mul(0xd6e8_feb8_6659_fd93))
@@ -108,16 +109,17 @@ pub enum Lookup {
     Logged(LoggedRecord),
     /// Another write was logged under this number.
     Mismatch,
-    /// A write received before whose record is dropped, or a write of an unknown session that may have expired.
+    /// A write that was received before and whose record is dropped, or a write of an unknown session that may have
+    /// expired.
     Expired,
-    /// A write further ahead of the first incomplete one than the window allows.
+    /// A write that is further ahead of the first incomplete one than the window allows.
     BeyondWindow,
     /// A write of a new session while the number of sessions is at its limit.
     TooManySessions,
 }
 
 impl Sessions {
-    /// Creates an empty set. The secret prevents clients from choosing ids with equal hashes.
+    /// Creates an empty set of sessions. With the secret, clients cannot choose ids with equal hashes.
     pub fn new(secret: HashSecret) -> Sessions {
         Sessions { sessions: HashTable::new(), secret, digest: 0, horizon: SequenceNumber::ZERO }
     }
@@ -153,7 +155,8 @@ impl Sessions {
         }
     }
 
-    /// Keeps a record, advances the session's watermark to that of the record, and drops the records below it.
+    /// Keeps a record, advances the session's `first_incomplete` to that of the record, and drops the records below
+    /// it.
     pub fn record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         let hash = self.secret.of_client(record.client);
         let (secret, since) = (self.secret, self.horizon);
@@ -165,7 +168,7 @@ impl Sessions {
                 first_incomplete: record.first_incomplete,
                 last: sn,
                 since,
-                // The usual client waits for each write and never has two records.
+                // Most clients wait for each write, so their sessions never have two records.
                 records: VecDeque::with_capacity(1),
             })
             .into_mut();
@@ -178,7 +181,7 @@ impl Sessions {
             self.digest = self.digest.wrapping_sub(oldest.digest(client));
             session.records.pop_front();
         }
-        // A copy may contain records that a live write has confirmed already.
+        // A copy may contain records that the client has already confirmed by a later live write.
         if seq < session.first_incomplete {
             return;
         }
@@ -206,13 +209,13 @@ impl Sessions {
         }
     }
 
-    /// Returns the write since which every kept session has written; all others have expired.
+    /// Returns the horizon: every kept session has written since this write; all others have expired.
     pub fn horizon(&self) -> SequenceNumber {
         self.horizon
     }
 
-    /// Raises the horizon and drops every session that has written nothing since. The replica logs this as a separate
-    /// write.
+    /// Raises the horizon and drops every session that has written nothing since the new horizon. The replica logs
+    /// the expiry as a separate write.
     pub fn forget(&mut self, horizon: SequenceNumber) {
         self.raise_horizon(horizon);
         let digest = &mut self.digest;
@@ -232,13 +235,13 @@ impl Sessions {
         self.horizon = self.horizon.max(horizon);
     }
 
-    /// Returns whether a session has written nothing since this write.
+    /// Returns whether there is a session that has written nothing since this write.
     pub fn has_idle(&self, horizon: SequenceNumber) -> bool {
         self.sessions.iter().any(|session| session.last <= horizon)
     }
 
-    /// Returns the horizon that expires the `count` sessions with the oldest newest writes. `None` if the newest write
-    /// of fewer than `count` sessions is committed.
+    /// Returns the horizon that expires the `count` sessions with the oldest last writes. `None` if fewer than `count`
+    /// sessions have a committed last write.
     pub fn horizon_of_oldest(
         &self,
         count: usize,
@@ -296,8 +299,8 @@ impl Sessions {
         self.sessions.is_empty()
     }
 
-    /// Returns the records of a range of sessions, indexed in an order that is stable while nothing changes. Their
-    /// watermark is that of the session.
+    /// Returns the records of a range of sessions. The range refers to an order that is stable while nothing
+    /// changes. The records have the `first_incomplete` of their session.
     pub fn records(&self, sessions: Range<usize>) -> impl Iterator<Item = LoggedRecord> {
         self.sessions
             .iter()
@@ -331,7 +334,7 @@ impl Sessions {
 }
 
 impl Kept {
-    /// Returns whether this is the record of this request. Records from dumps of an earlier format match any request.
+    /// Returns whether the record belongs to this request. Records from dumps of an earlier format match any request.
     fn is_of(&self, request: RequestHash) -> bool {
         self.request == request
             || self.request == RequestHash::default()
@@ -446,7 +449,7 @@ mod tests {
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
         assert!(matches!(look_up(&sessions, 5, 5), Lookup::Logged(_)));
         assert_eq!(sessions.records(0..usize::MAX).count(), 2);
-        // An older watermark that arrives late has no effect.
+        // A lower `first_incomplete` that arrives late has no effect.
         sessions.record(SequenceNumber(7), record(ALICE, 7, 2));
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
         assert_eq!(sessions.digest(), sessions.recount());
@@ -458,7 +461,7 @@ mod tests {
         sessions.record(SequenceNumber(11), record(ALICE, 1, 1));
         sessions.record(SequenceNumber(12), record(ALICE, 2, 1));
         sessions.forget(SequenceNumber(12));
-        // The clone of the client begins a session with the same id later.
+        // Later a clone of the client begins a session with the same id.
         let of = |sessions: &Sessions, seq, begun| {
             sessions.look_up(ALICE, &header(seq, 1, begun), RequestHash(seq))
         };
@@ -468,7 +471,7 @@ mod tests {
         assert_eq!(of(&sessions, 2, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 1, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 2, 20), Lookup::New);
-        // A copy does not contain the start of its sessions.
+        // A copy does not contain the starts of sessions.
         sessions.record_known(SequenceNumber(21), record(ALICE, 1, 1));
         assert!(matches!(of(&sessions, 1, 10), Lookup::Logged(_)));
         assert_eq!(sessions.digest(), sessions.recount());

@@ -46,11 +46,12 @@ use staging::{Record, Staging};
 
 /// The maximum number of upcoming look-ups whose memory is prefetched at once.
 pub const LOOK_AHEAD: usize = 32;
-/// The number of slots after which a step of a walk ends, even if it has found few entries. A step may exceed it by the
-/// slots of one segment.
+/// The number of slots after which a step of a walk ends, even if the step has found few entries. A step may examine up
+/// to one segment more.
 const WALK_SLOTS_MAX: usize = 8192;
 
-/// The hash of a key: 64 well-mixed bits, stable for the lifetime of the table. The table uses the upper half.
+/// The hash of a key: 64 well-mixed bits that do not change during the lifetime of the table. The table uses the
+/// upper half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableHash(pub u64);
 
@@ -60,7 +61,7 @@ impl TableHash {
     }
 }
 
-/// The error of an allocation that the memory source of a table cannot serve.
+/// The error if the memory source of a table has no memory for an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "allocating {bytes} bytes in a table: the system refused more memory, or the table's reach \
@@ -81,8 +82,8 @@ impl WalkCursor {
     pub const START: WalkCursor = WalkCursor(0);
 }
 
-/// The limits of one step of a walk. A step visits at least one entry if one is near its start. It never separates
-/// entries with equal hashes, so it may slightly exceed the limits.
+/// The limits of one step of a walk. A step visits at least one entry if there is one near its start. It never
+/// separates entries with equal hashes, so it may slightly exceed the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalkBudget {
     /// The maximum number of entries.
@@ -130,9 +131,9 @@ impl Table {
         self.len == 0
     }
 
-    /// Returns a digest of every entry's key, value and version that is independent of their order. Two tables of one
-    /// (group, shard) with equal content have equal digests. It covers each version with 64 bits, key and value with 16
-    /// bits of a hash.
+    /// Returns a digest of the keys, values and versions of all entries. It does not depend on their order. Two tables
+    /// of one (group, shard) with equal content have equal digests. The digest includes all 64 bits of each version,
+    /// and 16 bits of a hash of the key and value.
     pub fn digest(&self) -> u64 {
         self.digest
     }
@@ -166,13 +167,14 @@ impl Table {
         self.pins.len()
     }
 
-    /// Returns the bytes in use by entries and slots, each rounded up to its allocation. Staged entries count, and so
-    /// do pinned ones that were replaced.
+    /// Returns the number of bytes that entries and slots use, including the rounding of allocations. Staged entries
+    /// are included, and so are replaced entries that are still pinned.
     pub fn used_bytes(&self) -> usize {
         self.arena.used_bytes()
     }
 
-    /// Returns the bytes held: all chunks of the arena, and the table's own structures.
+    /// Returns the memory of the table, in bytes: all chunks and blocks of the arena, and the table's own
+    /// structures.
     pub fn reserved_bytes(&self) -> usize {
         self.arena.reserved_bytes()
             + self.directory.heap_bytes()
@@ -180,12 +182,12 @@ impl Table {
             + self.pins.heap_bytes()
     }
 
-    /// Returns the bytes that would be held with one more entry of these lengths.
+    /// Returns the memory of the table, in bytes, after the addition of an entry of these lengths.
     pub fn reserved_bytes_with(&self, key_len: usize, value_len: usize) -> usize {
         self.reserved_bytes() + self.arena.fresh_bytes(entry::entry_bytes(key_len, value_len))
     }
 
-    /// Returns the size of a chunk, the least that a table with an entry holds.
+    /// Returns the size of a chunk, which is the minimum memory of a table that is not empty.
     pub fn chunk_bytes(&self) -> usize {
         self.arena.chunk_bytes()
     }
@@ -198,9 +200,9 @@ impl Table {
         Some(unsafe { entry::read(&self.arena, handle) })
     }
 
-    /// Prefetches the memory that look-ups of these hashes will need, for all of them together, so that their cache
-    /// misses overlap. This is only a hint. Pass at most [`LOOK_AHEAD`] hashes: their memory then stays in the nearest
-    /// cache until it is used.
+    /// Prefetches the memory that look-ups of these hashes will access, so that their cache misses overlap. This is
+    /// only a hint. Pass at most [`LOOK_AHEAD`] hashes, so that the memory is still in the first-level cache when it
+    /// is used.
     #[inline]
     pub fn prefetch(&self, hashes: &[TableHash]) {
         for hash in hashes {
@@ -253,8 +255,8 @@ impl Table {
         self.len = 0;
         self.content_bytes = 0;
         self.digest = 0;
-        // SAFETY: nothing refers to an allocation any more. The directory, the staged and the pinned records were just
-        // dropped, and no borrowed entry outlives this exclusive borrow.
+        // SAFETY: nothing refers to an allocation any more. The directory and the records of staged and pinned entries
+        // were just dropped, and no borrowed entry outlives this exclusive borrow.
         unsafe { self.arena.clear() };
     }
 
@@ -262,7 +264,7 @@ impl Table {
     /// continue, or `None` after the last entry.
     ///
     /// An entry that is in the table from the first step to the last is visited exactly once, even if the table changes
-    /// between the steps. A step is bounded in time, and may visit nothing where the table is sparse.
+    /// between the steps. The time of a step is bounded, so a step may visit nothing if the table is sparse.
     pub fn walk(
         &self,
         cursor: WalkCursor,
@@ -292,14 +294,14 @@ impl Table {
         move |handle| unsafe { entry::key(&self.arena, handle) } == key
     }
 
-    /// Creates an entry without its value and outside the directory.
+    /// Creates an entry without its value. The entry is not in the directory yet.
     fn create(
         &mut self,
         hash: HashBits,
         key: &[u8],
         value_len: usize,
     ) -> Result<(Handle, Vacancy), OutOfMemory> {
-        // The segment gets its room now, while the write can still be rejected.
+        // The segment gets room for the entry now, while the write can still be rejected.
         let vacancy = self.directory.make_room(&mut self.arena, &self.staging, hash)?;
         let handle = entry::create(&mut self.arena, key, value_len)
             .ok_or(OutOfMemory { bytes: key.len() + value_len })?;
@@ -334,7 +336,8 @@ impl Table {
         }
     }
 
-    /// Frees an entry that was just unlinked, or leaves that to its last pin; returns its version.
+    /// Frees an entry that was just unlinked, unless it is pinned: then its last pin frees it. Returns the version
+    /// of the entry.
     fn free_removed(&mut self, handle: Handle) -> SequenceNumber {
         // SAFETY: the callers have just unlinked the entry, which was sealed when it was linked.
         let seal = unsafe { entry::sealed(&self.arena, handle) };
@@ -355,10 +358,10 @@ impl Table {
 
 /// Pinned values, which stay readable.
 impl Table {
-    /// Pins the entry of a key. Until [`Table::unpin`], [`Table::pinned_value`] returns the entry's present value, even
-    /// if the key is overwritten or removed meanwhile. An entry can be pinned several times.
+    /// Pins the entry of a key. Until [`Table::unpin`], [`Table::pinned_value`] returns the value that the entry has
+    /// now, even if the key is overwritten or removed meanwhile. An entry can be pinned several times.
     ///
-    /// While it is pinned, the memory of a replaced or removed entry counts as in use.
+    /// The memory of a replaced or removed entry counts as in use while the entry is pinned.
     pub fn pin(&mut self, hash: TableHash, key: &[u8]) -> Option<Pin> {
         let handle = self.directory.get(&self.arena, hash.bits(), self.has_key(key))?;
         Some(self.pins.add(handle))
@@ -382,11 +385,11 @@ impl Table {
 
 /// Staging and committing: the two phases of a write.
 impl Table {
-    /// Allocates an entry for a key and a value of `value_len` bytes, which [`staged_append`](Table::staged_append)
-    /// adds. Reads do not see the entry. The caller has checked that the key has at most [`KEY_BYTES_MAX`] bytes and
-    /// the value at most [`VALUE_BYTES_MAX`].
+    /// Allocates an entry for a key and a value of `value_len` bytes. [`staged_append`](Table::staged_append) adds
+    /// the value. Reads do not return the entry. The caller has checked that the key has at most [`KEY_BYTES_MAX`]
+    /// bytes and the value at most [`VALUE_BYTES_MAX`].
     ///
-    /// The value's memory is reserved, but not accessed before its bytes arrive.
+    /// The memory of the value is reserved, but not accessed before the bytes of the value arrive.
     pub fn stage(
         &mut self,
         hash: TableHash,
@@ -399,7 +402,8 @@ impl Table {
         Ok(self.staging.add(Record { hash, handle, filled: 0 }))
     }
 
-    /// Takes the record of an entry that is no longer staged. Its slot is no longer reserved, but still empty.
+    /// Removes the record of a staged entry and returns it, with the slot that was reserved for the entry and is
+    /// still empty.
     fn take_staged(&mut self, staged: Staged) -> (Record, Vacancy) {
         let record = self.staging.take(staged);
         (record, self.directory.release(record.hash))
@@ -433,8 +437,8 @@ impl Table {
     /// Inserts a staged entry with a complete value as the entry of its key. Returns the version of the entry that it
     /// replaced, which is freed.
     ///
-    /// A commit needs no memory: the entry is allocated, and its segment has kept an empty slot for it since it was
-    /// staged.
+    /// A commit needs no memory: the entry is allocated already, and its segment has kept an empty slot for it
+    /// since the staging.
     pub fn commit(&mut self, staged: Staged, version: SequenceNumber) -> Option<SequenceNumber> {
         let missing = self.staged_missing(&staged);
         assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
@@ -442,7 +446,8 @@ impl Table {
         self.link(hash, handle, version, vacancy)
     }
 
-    /// Removes the entry of a staged entry's key and frees both entries. Returns the version of the removed one.
+    /// Removes the table's entry for the key of a staged entry, and frees both entries. Returns the version of the
+    /// removed entry.
     pub fn commit_removal(&mut self, staged: Staged) -> Option<SequenceNumber> {
         let (Record { hash, handle, .. }, vacancy) = self.take_staged(staged);
         // SAFETY: the handle of an entry that was staged until now.

@@ -1,14 +1,14 @@
-//! Blocks: allocations above an eighth of a chunk, which have exactly the memory that they need.
+//! Blocks: allocations above an eighth of a chunk. Each takes exactly the pages that it needs.
 //!
-//! A chunk cut into such pieces would be poorly used: only two values of 700 KiB fit one of 2 MiB. So a block is placed
-//! in a window instead of a chunk. A window has the address range of a chunk, and memory only for pages that are in a
-//! block. The unused part takes only address space. A block above a chunk has its own mapping.
+//! Chunks would waste memory with such sizes: only two values of 700 KiB fit in a chunk of 2 MiB. So a block is placed
+//! in a window. A window is an address range of the size of a chunk; only the pages that belong to blocks have memory.
+//! A block above the size of a chunk has its own mapping.
 //!
 //! Evacuations do not move blocks, because a move would gain no memory.
 //!
-//! The first touch of a page costs far more than filling it. So the pages of the most recently freed blocks stay warm:
-//! they keep their memory, up to the bytes of a chunk in all, for later blocks. An operation that takes memory from the
-//! source first returns the same amount of warm memory.
+//! The page fault at the first access to a page costs far more than filling the page. So the pages of the most recently
+//! freed blocks stay warm: they keep their memory for later blocks, up to the size of a chunk in total. An operation
+//! that takes memory from the source first returns the same amount of warm memory.
 
 use std::ptr::NonNull;
 
@@ -56,7 +56,8 @@ impl Arena {
         self.cool(self.warm_pages.saturating_sub(WARM_PAGES_MAX));
     }
 
-    /// Returns the number of bytes that a block would take from the source, less the warm pages returned for it.
+    /// Returns the number of bytes that a block would take from the source, minus the warm pages that would be
+    /// returned first.
     pub(super) fn fresh_block_bytes(&self, pages: usize) -> usize {
         match self.warm_run(pages) {
             Some(_) => 0,
@@ -83,12 +84,13 @@ impl Arena {
             let page_bytes = self.sizes.page_bytes();
             let at = self.bases[window as usize].wrapping_add(page * page_bytes);
             let at = NonNull::new(at).expect("a window has an address");
-            // SAFETY: these pages are of a window of this source, and in no block.
+            // SAFETY: these pages belong to a window of this source, and no block uses them.
             unsafe { self.source.discard(at, pages * page_bytes) };
         }
     }
 
-    /// Returns the newest warm run that is long enough, because the processor's caches hold more of it.
+    /// Returns the newest warm run that is long enough. The newest one is the most likely to be in the processor's
+    /// caches.
     fn warm_run(&self, pages: usize) -> Option<usize> {
         self.warm.iter().rposition(|run| run.pages >= pages)
     }

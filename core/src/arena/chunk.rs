@@ -13,9 +13,9 @@ pub(super) enum Chunk {
     Vacant,
     /// A chunk that is cut into pages.
     Paged(Box<PagedChunk>),
-    /// An address range of the size of a chunk; only pages in blocks have memory.
+    /// A window: an address range of the size of a chunk. Only pages in blocks have memory.
     Window(Box<PageMap>),
-    /// A block above a chunk, of this many bytes.
+    /// A block above the size of a chunk, with its size in bytes.
     Block(usize),
 }
 
@@ -27,7 +27,7 @@ pub(super) struct PagedChunk {
 }
 
 impl Chunk {
-    /// Returns the number of bytes that this piece has from the source.
+    /// Returns the number of bytes that this piece takes from the source.
     pub(super) fn source_bytes(&self, chunk_bytes: usize) -> usize {
         match self {
             Chunk::Vacant => 0,
@@ -104,8 +104,8 @@ impl Arena {
         self.vacant_numbers.push(number);
         let bytes = chunk.source_bytes(self.sizes.chunk_bytes());
         let base = NonNull::new(base).expect("a chunk in use has an address");
-        // SAFETY: this memory came from the source, was recorded as not released until now, and holds no live
-        // allocation, which the callers have checked.
+        // SAFETY: this memory came from the source and has not been released yet. The callers have checked that it
+        // holds no live allocation.
         unsafe { self.source.release(base, bytes) };
     }
 

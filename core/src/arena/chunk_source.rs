@@ -1,7 +1,7 @@
 //! The source of an arena's memory.
 //!
-//! This crate does no I/O and makes no system call; the owner of a table supplies large blocks of memory.
-//! The server maps them and requests huge pages; tests and the simulator take them from the heap.
+//! This crate does no I/O and makes no system calls, so the owner of a table supplies large pieces of memory. The
+//! server maps the memory and requests huge pages. Tests and the simulator use the heap.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
@@ -15,8 +15,8 @@ pub const CHUNK_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The chunk size for servers: one huge page of x86-64, and of AArch64 with 4 KiB granules.
 pub const CHUNK_BYTES_DEFAULT: usize = 2 * 1024 * 1024;
 
-/// A supplier of large pieces of memory: chunks of one fixed size, windows of the same size, and blocks above it. A
-/// chunk has 512 pages; windows and blocks are used page by page.
+/// A supplier of large pieces of memory: chunks of one fixed size, windows of the same size, and larger blocks. A
+/// chunk has 512 pages.
 ///
 /// # Safety
 ///
@@ -40,18 +40,19 @@ pub unsafe trait ChunkSource: Send {
     /// accessed. Returns `None` if there is no more memory.
     fn reserve(&mut self) -> Option<NonNull<u8>>;
 
-    /// Takes back the memory of some pages of a window, but not their addresses. Their content is undefined afterwards.
+    /// Takes back the memory of some pages of a window. The addresses stay reserved. The content of the pages is
+    /// undefined afterwards.
     ///
     /// # Safety
     ///
-    /// They are pages of a window of this source that was not released, and their content is no longer used.
+    /// The pages must belong to a window of this source that was not released. Their content is no longer used.
     unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize);
 
-    /// Takes back memory that was allocated or reserved in one piece; a window has a chunk's bytes.
+    /// Takes back memory that was allocated or reserved in one piece. For a window, `bytes` is the size of a chunk.
     ///
     /// # Safety
     ///
-    /// It came from this source with this size, was not released before, and is no longer used.
+    /// The memory must come from this source with this size. It was not released before and is no longer used.
     unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize);
 }
 
@@ -78,7 +79,8 @@ impl HeapChunks {
     }
 }
 
-/// A source of chunks from the heap that a switch can exhaust. Tests and the simulator use it to inject lack of memory.
+/// A source of chunks from the heap with a switch that makes allocations fail. Tests and the simulator use it to inject
+/// a lack of memory.
 #[derive(Debug)]
 pub struct SwitchedChunks {
     heap: HeapChunks,

@@ -1,7 +1,7 @@
 //! Evacuation of the sparsest chunks, so that they can be returned and serve allocations of any size.
 //!
 //! ```text
-//!   begin     nothing is known yet
+//!   begin     starts the survey
 //!   prepare   survey: the load of each chunk, and the free room in all of them; in steps
 //!             choice: the sparsest chunks first, as long as their content fits elsewhere and into a few chunks
 //!                     from the source; in steps. A chosen chunk takes no more allocations.
@@ -9,8 +9,8 @@
 //!   end       chunks that are not empty are opened again
 //! ```
 //!
-//! Only the owner knows where handles are stored, so it calls [`Arena::relocate`] for each allocation that
-//! [`Arena::is_leaving`]. Blocks have no unused memory, so they are not moved.
+//! Only the owner knows where handles are stored. So the owner calls [`Arena::relocate`] for each allocation for
+//! which [`Arena::is_leaving`] returns true. Blocks have no unused memory, so they are not moved.
 
 use super::chunk::Chunk;
 use super::page_map::PAGES_PER_CHUNK;
@@ -24,14 +24,14 @@ const LOAD_MAX_EIGHTHS: usize = 7;
 const CHOSEN_MAX: usize = 128;
 /// The maximum number of chunks that are considered for one evacuation.
 const CANDIDATES_MAX: usize = 2 * CHOSEN_MAX;
-/// The minimum length, in pages, of a free run that moved allocations are expected to use, and the share of it, in
-/// eighths, that they are expected to fill.
+/// The minimum length, in pages, of a free run that moved allocations are expected to use.
 const LONG_RUN_PAGES: usize = 64;
+/// The share of such a run, in eighths, that moved allocations are expected to fill.
 const FILLED_EIGHTHS: usize = 7;
-/// The number of chunks that moves are expected to take from the source: at most this number, or a share (a divisor) of
-/// the held chunks. They may take one more. Otherwise entries that find no room at the end of a pass would keep all its
-/// chunks.
+/// The maximum number of chunks that moves are planned to take from the source, unless the share below is larger. In
+/// practice moves may take one more: otherwise entries that find no room at the end would keep their chunks.
 const FRESH_MAX: usize = 2;
+/// The number of held chunks for each chunk that moves are planned to take from the source.
 const HELD_FOR_ONE_FRESH: usize = 32;
 
 /// The chunks that are being emptied, and the state of their choice.
@@ -132,7 +132,7 @@ impl Room {
 
 /// Steps of an evacuation.
 impl Arena {
-    /// Returns the number of bytes of chunks that are in no allocation.
+    /// Returns the number of bytes in chunks that belong to no allocation.
     pub fn waste_bytes(&self) -> usize {
         let bytes_in_chunks = self.used_bytes - self.block_pages * self.sizes.page_bytes();
         self.paged_chunks * self.sizes.chunk_bytes() - bytes_in_chunks
@@ -172,7 +172,7 @@ impl Arena {
         }));
     }
 
-    /// Runs one step of the survey and the choice, over at most `chunks_max` chunks, each of which costs about a
+    /// Runs one step of the survey or the choice, for at most `chunks_max` chunks. Each chunk costs about a
     /// microsecond.
     pub fn prepare_evacuation(&mut self, chunks_max: usize) -> Preparation {
         let Some(mut evacuation) = self.evacuation.take() else { return Preparation::Futile };
@@ -245,7 +245,7 @@ impl Arena {
             return Preparation::Unfinished;
         }
         let fresh = evacuation.room.shortfall_pages(self).div_ceil(room_in_fresh(1));
-        // Moving the content of a single chunk to a fresh one would gain nothing.
+        // Moving the content of one chunk to a fresh one would free no memory.
         let chosen = evacuation.chosen.len();
         if chosen < fresh.max(1) || (chosen == 1 && fresh > 0) {
             return Preparation::Futile;
@@ -267,8 +267,8 @@ impl Arena {
         evacuation.is_some_and(|e| e.leaving.get(chunk as usize).copied().unwrap_or(false))
     }
 
-    /// Moves an allocation of `bytes`, of which the first `written` are in use, to a chunk that is not being emptied.
-    /// Returns `None`, with nothing changed, if there is no room for it.
+    /// Moves an allocation of `bytes` to a chunk that is not being emptied. Only the first `written` bytes are
+    /// copied. Returns `None` without any change if there is no room.
     ///
     /// # Safety
     ///
@@ -287,8 +287,8 @@ impl Arena {
         let occupied = self.occupied_chunks();
         let moved = self.allocate(bytes)?;
         let fresh = self.occupied_chunks() - occupied;
-        // SAFETY: both are allocations of at least `written` bytes that do not overlap; the caller guarantees that
-        // those of the old one were written.
+        // SAFETY: the old and the new allocation have at least `written` bytes and do not overlap. The caller
+        // guarantees that these bytes of the old one were written.
         unsafe {
             self.address(moved).copy_from_nonoverlapping(self.address(handle), written);
         }
@@ -304,7 +304,7 @@ impl Arena {
         Some(moved)
     }
 
-    /// Ends the evacuation, if one is in progress. Chunks that still hold allocations are used as before.
+    /// Ends the evacuation, if one is in progress. Chunks that still hold allocations are open for new ones again.
     pub fn end_evacuation(&mut self) -> Evacuated {
         let Some(evacuation) = self.evacuation.take() else { return Evacuated::default() };
         let Evacuation { chosen, leaving, fresh, emptied, moved_bytes, .. } = *evacuation;
@@ -314,7 +314,7 @@ impl Arena {
         Evacuated { emptied, fresh, moved_bytes }
     }
 
-    /// Records that a chunk has become empty, which ends its evacuation.
+    /// Records that a chunk has become empty, so it is no longer being emptied.
     pub(super) fn note_emptied(&mut self, chunk: u32) {
         if let Some(evacuation) = &mut self.evacuation
             && let Some(leaving) = evacuation.leaving.get_mut(chunk as usize)

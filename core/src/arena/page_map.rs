@@ -63,7 +63,7 @@ impl PageMap {
         })
     }
 
-    /// Returns the first page at or after `from` that is free, or that is taken.
+    /// Returns the first page at or after `from` that is free (if `free` is true) or taken (if it is false).
     fn next_page(&self, from: usize, free: bool) -> Option<usize> {
         let mut word = from / WORD_BITS;
         let mut bits_wanted = u64::MAX << (from % WORD_BITS);
@@ -79,7 +79,8 @@ impl PageMap {
     }
 }
 
-/// Calls `apply` with the index of each word that holds some of the pages, and the mask of their bits.
+/// Calls `apply` for each word of the bit map that has bits of these pages, with the index of the word and a mask
+/// of these bits.
 fn for_each_mask(start: usize, pages: usize, mut apply: impl FnMut(usize, u64)) {
     assert!(start + pages <= PAGES_PER_CHUNK, "pages {start}+{pages} are not in one chunk");
     let mut page = start;
@@ -91,8 +92,8 @@ fn for_each_mask(start: usize, pages: usize, mut apply: impl FnMut(usize, u64)) 
     }
 }
 
-/// An index of chunks by their longest free run. A second level holds the maximum of each 64 chunks, so that a search
-/// does not scan every chunk.
+/// An index of chunks by their longest free runs. A second level holds the maximum over every 64 chunks, so that a
+/// search does not scan every chunk.
 #[derive(Debug, Default)]
 pub(super) struct RunIndex {
     longest: Vec<u16>,

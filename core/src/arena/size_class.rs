@@ -6,26 +6,26 @@
 //!   above              a block: whole pages, outside of the chunks
 //! ```
 //!
-//! So rounding wastes less than one ninth, except below 128 bytes, where a step is 16 bytes.
+//! Rounding wastes less than one ninth of an allocation, or at most 15 bytes if it is below 128 bytes.
 
 use super::UNIT_BYTES;
 use super::page_map::PAGES_PER_CHUNK;
 
 /// The maximum size, in pages, that has a size class.
 const CLASS_PAGES_MAX: usize = 8;
-/// The maximum size, in pages, of an allocation in a chunk: an eighth of a chunk. Pieces this small let moves fill a
-/// chunk to seven eighths.
+/// The maximum size, in pages, of an allocation in a chunk: an eighth of the chunk. With this limit, moves can fill
+/// chunks to seven eighths.
 pub(super) const RUN_PAGES_MAX: usize = PAGES_PER_CHUNK / 8;
-/// Classes 0 to 7 are the multiples of 16 bytes up to 128.
+/// The number of classes in steps of 16 bytes: classes 0 to 7 are the multiples of 16 up to 128.
 const LINEAR_CLASSES: usize = 8;
-/// The preferred number of pages of a slab, so that many objects share its bookkeeping.
+/// The preferred number of pages of a slab. Larger slabs spread the cost of bookkeeping over more objects.
 const SLAB_PAGES_PREFERRED: usize = 4;
 /// The maximum number of pages that any class needs for a slab with little waste.
 pub(super) const SLAB_PAGES_MAX: usize = 32;
 /// The maximum share of a slab (a divisor) that may be wasted at its end.
 const SLAB_WASTE_DIVISOR: usize = 32;
 
-/// The number of classes with the largest permitted chunk.
+/// The number of size classes if the chunk has the maximum size.
 pub(super) const CLASSES_MAX: usize = 112;
 
 /// The placement of an allocation.
@@ -84,8 +84,9 @@ impl Sizes {
         (1..SLAB_PAGES_MAX).find(|&pages| self.is_good_slab(class, pages)).unwrap_or(SLAB_PAGES_MAX)
     }
 
-    /// Returns the number of pages that a slab of this class gets from a run of `available`, which is enough for the
-    /// smallest slab. Short runs are used too, so that the gaps between larger allocations do not stay empty.
+    /// Returns the number of pages that a slab of this class gets from a free run of `available` pages. The run is
+    /// long enough for the smallest slab. Short runs are used too, so that the gaps between larger allocations do
+    /// not stay empty.
     pub(super) fn slab_pages(self, class: usize, available: usize) -> usize {
         (1..=available.min(SLAB_PAGES_PREFERRED))
             .rev()
@@ -99,7 +100,7 @@ impl Sizes {
     }
 }
 
-/// Returns the smallest class that holds `units` (at least 1) of 16 bytes.
+/// Returns the smallest class whose objects have at least `units` units of 16 bytes; `units` is at least 1.
 fn class_of(units: usize) -> usize {
     if units <= LINEAR_CLASSES {
         return units - 1;

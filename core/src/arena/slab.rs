@@ -1,7 +1,7 @@
 //! Slabs: runs of pages that hold objects of one size class.
 //!
-//! Each slab has a free list that is threaded through its free objects. The slabs of a class with a free object form a
-//! list; a full slab is in no list, and an empty one is returned to its chunk.
+//! Each slab has a free list, whose links are stored in the free objects. The slabs of a class that have a free object
+//! form a list. A full slab is in no list. The pages of an empty slab are returned to its chunk.
 
 use super::size_class::{SLAB_PAGES_MAX, class_units};
 use super::{Arena, Handle, UNIT_BYTES, small};
@@ -18,7 +18,8 @@ pub(super) struct Slab {
     /// The head of the free list; 0 if it is empty. A free object holds the next one's handle in its first bytes.
     free: u32,
     pub(super) capacity: u32,
-    /// The number of leading objects that were ever allocated. Later ones are free too, but not in the free list.
+    /// The number of objects at the front that were allocated at least once. The objects after them are free too,
+    /// but not in the free list.
     carved: u32,
     pub(super) live: u32,
     /// The neighbours in the list of slabs of this class that have a free object.
@@ -48,8 +49,8 @@ impl Arena {
         let slab = &self.slabs[id as usize];
         let listed = Handle::from_bits(slab.free).map(|handle| {
             let link = self.address(handle).cast::<u32>();
-            // SAFETY: an object in a free list belongs to this arena, is at least 16 bytes long, aligned, and holds
-            // the next free object's handle since `free_object` wrote it.
+            // SAFETY: an object in a free list belongs to this arena. It is aligned, at least 16 bytes long, and
+            // contains the handle of the next free object, which `free_object` wrote.
             (handle.to_bits(), unsafe { link.read() })
         });
         let slab = &mut self.slabs[id as usize];

@@ -5,14 +5,14 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A source that counts the chunks, windows and blocks in use, and fails beyond `chunks_max`.
+/// A source that counts the chunks, windows and blocks in use. Allocations fail when `chunks_max` are in use.
 struct CountedChunks {
     heap: HeapChunks,
     chunks_out: Arc<AtomicUsize>,
     chunks_max: usize,
 }
 
-// SAFETY: `HeapChunks` fulfils the contract, and this only counts.
+// SAFETY: `HeapChunks` fulfils the contract; this source only counts its calls.
 unsafe impl ChunkSource for CountedChunks {
     fn chunk_bytes(&self) -> usize {
         self.heap.chunk_bytes()
@@ -117,7 +117,7 @@ proptest! {
         }
         prop_assert_eq!(arena.used_bytes(), 0);
         prop_assert!(arena.paged_chunks <= 1, "at most the spare chunk is still held");
-        prop_assert!(arena.held_bytes() <= 2 * CHUNK_BYTES_MIN, "and a chunk's bytes stay for blocks");
+        prop_assert!(arena.held_bytes() <= 2 * CHUNK_BYTES_MIN, "and warm pages up to the size of a chunk");
         drop(arena);
         prop_assert_eq!(chunks_out.load(Relaxed), 0);
     }
@@ -218,7 +218,7 @@ fn recently_freed_block_memory_is_reused_and_returned_before_more_is_taken() {
 fn an_arena_is_exhausted_when_it_has_used_all_chunk_numbers() {
     let (mut arena, _) = counted(CHUNK_BYTES_MAX, usize::MAX);
     let blocks = (1u64 << 32) / (CHUNK_BYTES_MAX / UNIT_BYTES) as u64 - 1;
-    // None of this memory is accessed.
+    // The test never accesses this memory, so it takes only address space.
     let bytes = CHUNK_BYTES_MAX / 2 + 1;
     let mut handles: Vec<_> = (0..32).map(|_| arena.allocate(bytes).expect("memory")).collect();
     for number in 33..blocks {

@@ -4,22 +4,22 @@
 //! |---|---|---|
 //! | LOST | a group has no holder | never by itself |
 //! | UNREACHABLE | the only holder of a group is silent | it reports, or is proven dead |
-//! | kept though silent | a server is silent to the coordinator only, so it keeps its groups | it reports, or is dead |
-//! | unanswered | both holders of a group complain of each other, and neither responds to the coordinator | they do |
+//! | kept though silent | a server is silent to the coordinator only: it keeps its groups | it reports, or is dead |
+//! | unanswered | both holders of a group report complaints, and neither responds to the coordinator | they respond |
 //! | keeps failing | a place could not be filled three times in a row | its recovery is over |
 //! | stuck | a thread of a server that is the only holder of a group is hung | it continues, or the server is dead |
-//! | state not stored | the coordinator's state cannot be stored | it is stored, or there is nothing to store |
-//! | state at risk | it was stored, but the next store may fail | the next store finds no problem |
+//! | state not stored | the coordinator's state cannot be stored | the state is stored, or there is nothing to store |
+//! | state at risk | the state was stored, but the next store may fail | the next store finds no problem |
 //! | cannot follow | a secondary was removed because it did not keep up | its recovery is over |
 //! | out of space | a server rejects writes because its tables are full | it has rejected none for 10 s |
-//! | cannot report | a server takes orders, but its heartbeats do not arrive | one arrives, or it is dead |
-//! | host unreachable | a process must end, or be watched, and its host does not respond | it responds |
-//! | crowded | an address has so many connections to a server that others wait for room | it has not for 10 s |
-//! | order failed | a server could not carry out an order | it could, or all is home again |
-//! | stop waits | an orderly stop waits for a server that is silent or writes nothing | it continues, or has ended |
+//! | cannot report | a server accepts orders, but its heartbeats do not arrive | one arrives, or the server is dead |
+//! | host unreachable | a process must be killed or watched, and its host does not respond | the host responds |
+//! | crowded | an address has so many connections to a server that others wait for room | not observed for 10 s |
+//! | order failed | a server could not carry out an order | the order is done, or every group is home again |
+//! | stop waits | a stop waits for a server that is silent or writes nothing | the server continues, or has ended |
 //!
-//! No decision depends on alarms. The list is bounded: at most one alarm of a kind for each server or group, and for
-//! failed orders one for each kind of order.
+//! No decision depends on alarms. The list is bounded: there is at most one alarm of a kind for each server or
+//! group. For failed orders there is one for each kind of order.
 
 use std::fmt;
 use std::mem::{Discriminant, discriminant};
@@ -31,17 +31,18 @@ use kv_protocol::{GroupId, ServerId, Time};
 
 use super::{Cluster, NO_PROGRESS, STORE_AGAIN, StopWait};
 
-/// The advice for a dump that fails.
+/// The advice in messages about a dump that has failed.
 pub const DUMP_ADVICE: &str = "its data stays in memory and the dump is tried again; free space or raise the \
                                limit there, or use coord stop --dump-dir DIR; coord stop --force abandons the dump";
 
 /// The time without rejected writes after which a server is no longer out of space.
 const OUT_OF_SPACE_LASTS: Duration = Duration::from_secs(10);
-/// The time after which a server that takes orders should have reported.
+/// The time within which a server that accepts orders should have sent a heartbeat.
 const CANNOT_REPORT_AFTER: Duration = Duration::from_secs(3);
-/// The maximum number of characters kept of a server's own message.
+/// The maximum number of characters kept of a message from a server.
 const MAX_WORDS: usize = 200;
-/// The maximum number of characters kept of the reason why a state is not stored, which contains a path.
+/// The maximum number of characters kept of the reason why the state is not stored. It is larger because the reason
+/// contains a path.
 const MAX_REASON: usize = 600;
 
 /// One condition.
@@ -78,7 +79,8 @@ impl fmt::Debug for Alarms {
 }
 
 impl Alarm {
-    /// Returns the identity of the alarm. Two with the same identity are the same alarm, perhaps with a newer text.
+    /// Returns the identity of the alarm. Two alarms with equal identities are the same alarm; only the text may be
+    /// newer.
     fn name(&self) -> (Discriminant<Alarm>, Option<ServerId>, Option<GroupId>, &'static str) {
         let (server, group, order) = match self {
             Alarm::StateNotStored { .. } | Alarm::StateAtRisk { .. } => (None, None, ""),
@@ -118,8 +120,8 @@ impl Alarm {
             }
             Alarm::KeptThoughSilent(server) => {
                 let text = format!(
-                    "the coordinator receives nothing from server {server}, but the other holders of its groups do: \
-                     it is kept; check the network between it and the coordinator"
+                    "the coordinator receives nothing from server {server}, but the other holders of its groups do, so \
+                     it keeps its groups; check the network between its host and the coordinator"
                 );
                 of(AlarmKind::KeptThoughSilent, Some(*server), None, text)
             }
@@ -158,7 +160,7 @@ impl Alarm {
             }
             Alarm::CannotReport(server) => {
                 let text = format!(
-                    "server {server} takes this coordinator's orders, but its heartbeats do not arrive; check \
+                    "server {server} accepts this coordinator's orders, but its heartbeats do not arrive; check \
                      --advertise, and that its host can connect to the coordinator's servers port"
                 );
                 of(AlarmKind::CannotReport, Some(*server), None, text)
@@ -310,7 +312,7 @@ impl Cluster {
         if let Some(reason) = &self.store_risk {
             alarms.raise(now, Alarm::StateAtRisk { reason: words(reason) });
         }
-        // During an orderly stop servers leave their groups as intended.
+        // During an orderly stop servers leave their groups as intended, which is no reason for alarms.
         if self.recovers() {
             for view in self.views() {
                 match self.condition(view) {
@@ -362,15 +364,15 @@ impl Cluster {
         server.signs.unreachable.as_deref().filter(|_| !server.exited)
     }
 
-    /// Returns whether a server has taken orders for a while without having reported.
+    /// Returns whether a server has accepted orders for [`CANNOT_REPORT_AFTER`] without a heartbeat.
     fn cannot_report(&self, id: ServerId) -> bool {
         let server = self.server(id);
         let since = server.signs.orders_since.filter(|_| server.link.is_none() && !server.exited);
         since.is_some_and(|since| self.now.since(since) >= CANNOT_REPORT_AFTER)
     }
 
-    /// Returns the number of writes that a server has rejected for lack of space, and its last heartbeat, if it did so
-    /// recently.
+    /// Returns the number of writes that a server has rejected for lack of space, and its last heartbeat. Returns
+    /// `None` if it rejected none recently.
     fn out_of_space(&self, id: ServerId) -> Option<(u64, &Heartbeat)> {
         let server = self.server(id);
         let (_, heartbeat) = server.heartbeat.as_ref().filter(|_| !server.exited)?;
@@ -417,7 +419,7 @@ mod tests {
 
     use super::*;
 
-    /// The words with which a piece of advice may begin.
+    /// The first words of the advice in alarms.
     const ADVICE: [&str; 7] = ["bring", "check", "delete", "fix", "free", "see", "stop"];
 
     /// Returns an alarm of each kind and of each wording.

@@ -1,7 +1,7 @@
 //! A second fault: a server that is found dead while the first one is not yet back (consistency.md §6).
 //!
-//! A fault is a process that is proven dead, or was removed for its silence. A live process that was removed from its
-//! groups on its partners' complaints, or because it did not keep up, is no fault.
+//! A fault is a process that is proven dead, or was removed for its silence. A live process is no fault if it was
+//! removed from its groups because of its partners' complaints, or because it did not keep up.
 //!
 //! `shutdown`, the rule of the original system: every live server stops serving, dumps both tables, and exits.
 //! `isolate`: every group continues on its own; requests to groups without a holder get the status LOST.
@@ -22,7 +22,7 @@ pub enum DoubleFault {
 
 impl Cluster {
     /// Records a member that is proven dead or was removed for its silence. A live member that was removed for another
-    /// reason is no fault: nothing is lost with it, and it comes back by itself.
+    /// reason is no fault: no data is lost, and the member returns without a restart.
     pub(super) fn note_fault(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         if self.leaves_in_order(member) {
             return;
@@ -69,8 +69,8 @@ impl Cluster {
         }
     }
 
-    /// Resumes the recovery of an earlier coordinator: of the place whose fault it has counted, or of one whose process
-    /// no view names, which is replaced now.
+    /// Resumes the recovery that an earlier coordinator began. It is the recovery of the place whose fault that
+    /// coordinator counted, or of a place whose process no view names and is replaced now.
     pub(super) fn resume_recovery(&mut self) {
         let is_replaced = |id: &ServerId| !self.memory.durable().names(self.member(*id));
         let replaced = (0..self.count()).map(ServerId).find(is_replaced);

@@ -7,12 +7,12 @@
 //! ```
 //!
 //! A process that receives a view may act on it at any later time. So a view that a crash could revoke must not be
-//! sent. Incarnations and addresses that become known while a Store is in progress go into the next one; views are
-//! decided when it is done (views.rs).
+//! sent. Incarnations and addresses that become known while a Store is in progress are part of the next Store. The
+//! next views are decided when the Store in progress is done (views.rs).
 //!
-//! A store may fail for as long as a disk is full. The views that it would have made durable are then withdrawn,
-//! together with the last holders that go with them. No process has received them, and facts change while the disk is
-//! full. When the retry is due, they are decided again.
+//! A store fails, for example, while the disk is full. The views and last holders that it would have made durable are
+//! then withdrawn: no process has received them, and the facts may change until the disk has room. When the retry is
+//! due, the views are decided again.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ use crate::mutations::{self, Mutation};
 /// The back-off after a failed store.
 pub const STORE_AGAIN: Duration = Duration::from_millis(200);
 
-/// The time for which an alarm about a failed store lasts if nothing is left to store: a withdrawn decision may be
-/// made again.
+/// The time for which an alarm about a failed store lasts if nothing is left to store. It lasts that long because a
+/// withdrawn decision may be made again.
 const TROUBLE_LASTS: Duration = Duration::from_secs(3);
 
 /// The durable state of a coordinator.
@@ -45,7 +45,7 @@ pub struct DurableState {
     pub epoch: Epoch,
     /// The number of shards of every group.
     pub shards: u16,
-    /// True once every holder has had its first view: from then on clients may have a map.
+    /// True once every holder has received its first view. From then on clients may get a map.
     pub has_served: bool,
     /// The servers, by place in the ring.
     pub servers: Vec<DurableServer>,
@@ -54,18 +54,19 @@ pub struct DurableState {
     /// The beginning of each group in a restored cluster; empty in a cluster that began with empty tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foundings: Vec<Founding>,
-    /// The last holders of two kinds of groups. One kind rests in dumps, and its view still names them. The view of the
-    /// other kind names no process any more; the view before named them. Their dumps count at a restore.
+    /// The last holders of groups without a live holder. Their dumps count at a restore. If a group rests in dumps, its
+    /// view still names them. Otherwise the view before the present one named them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_holders: Vec<LastHolders>,
-    /// True if the cluster is being stopped, or is stopped: its views are final, whatever exits. A coordinator that
-    /// takes over continues the stop.
+    /// True if the cluster is being stopped, or is stopped. Its views are final then: exits no longer change them.
+    /// A coordinator that takes over continues the stop.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_stopping: bool,
-    /// The place whose fault was counted and whose recovery is in progress: a fault of another place is a second one.
+    /// The place whose fault was counted and whose recovery is in progress. A fault of another place is a second
+    /// fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovering: Option<ServerId>,
-    /// The places that move to other hosts and whose processes there are not spawned yet.
+    /// The places that move to other hosts, until the decision to spawn their new processes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moving: Vec<ServerId>,
 }
@@ -111,8 +112,8 @@ impl DurableState {
         known.unwrap_or(Founding { above: ViewVersion(0), is_lost: false })
     }
 
-    /// Returns the holders of a group, or its last holders. Each has every acknowledged write, in memory or in a
-    /// complete dump.
+    /// Returns the holders of a group; if it has none, its last holders. Each has every acknowledged write, in
+    /// memory or in a complete dump.
     pub fn holders(&self, group: GroupId) -> impl Iterator<Item = Member> {
         let view = self.views.get(usize::from(group.0)).filter(|view| view.primary.is_some());
         let last = self.last_holders.iter().find(|last| last.group == group);
@@ -133,8 +134,8 @@ impl DurableState {
         self.last_holders.iter().any(is_of_view)
     }
 
-    /// Returns whether any view names this process, so that the process is needed. The holders of a group that rests
-    /// have exited, so that view does not count.
+    /// Returns whether any view names this process, so that the process is needed. The view of a group that rests is
+    /// ignored, because its holders have exited.
     pub fn names(&self, member: Member) -> bool {
         let of = |view: &View| view.primary == Some(member) || view.other() == Some(member);
         self.views.iter().filter(|view| of(view)).any(|view| !self.rests(view.group))
@@ -148,8 +149,8 @@ pub(super) struct Memory {
     durable: DurableState,
     storing: Option<(u64, DurableState)>,
     stored: u64,
-    /// The number of a store that the caller has requested because it stores other data with the state. That store
-    /// happens even if the state has not changed.
+    /// The number of a store that the caller has requested because other data that it stores with the state has
+    /// changed. This store is made even if the state has not changed.
     due: Option<u64>,
     /// The time of the retry after a failed store; no store begins earlier.
     again_at: Option<Time>,
@@ -158,7 +159,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Creates a memory whose durable state is `durable`.
+    /// Creates a memory with the decided state `decided` and the durable state `durable`.
     pub(super) fn new(decided: DurableState, durable: DurableState) -> Memory {
         Memory {
             decided,
@@ -185,7 +186,7 @@ impl Memory {
         self.again_at
     }
 
-    /// Ends the back-off if its time has passed.
+    /// Ends the back-off after a failed store if it is over.
     pub(super) fn on_time(&mut self, now: Time) {
         self.again_at.take_if(|again| *again <= now);
     }
@@ -195,22 +196,22 @@ impl Memory {
         self.trouble.as_ref().map(|(_, reason)| reason.as_str())
     }
 
-    /// Ends the trouble if there was nothing to store for some time.
+    /// Clears the record of a failed store if there was nothing to store for [`TROUBLE_LASTS`].
     pub(super) fn end_trouble(&mut self, now: Time) {
         if !self.is_storing() && self.decided == self.durable {
             self.trouble.take_if(|(noticed, _)| now.since(*noticed) >= TROUBLE_LASTS);
         }
     }
 
-    /// Records that a store takes long.
+    /// Records that the store in progress takes long.
     fn on_late(&mut self, now: Time, number: u64, reason: &str) {
         if self.storing.as_ref().is_some_and(|(storing, _)| *storing == number) {
             self.trouble = Some((now, reason.to_owned()));
         }
     }
 
-    /// Handles a failed store, if it was the one in progress: withdraws the views that it would have made durable, and
-    /// the last holders that go with them.
+    /// Handles a failed store, if it was the one in progress. Withdraws the views and last holders that the store
+    /// would have made durable.
     fn on_failed(&mut self, now: Time, number: u64, reason: &str) {
         let failed = self.storing.take_if(|(storing, _)| *storing == number);
         if failed.is_none() {
@@ -251,8 +252,8 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// Records that the store with this number failed. It may have reached the disk nevertheless. Its content is not
-    /// announced.
+    /// Records that the store with this number failed. Its content is not announced, although it may have reached
+    /// the disk.
     pub fn on_store_failed(
         &mut self,
         now: Time,

@@ -22,7 +22,7 @@ pub enum Effect {
         /// The state to store.
         state: Box<DurableState>,
     },
-    /// Start a process with this incarnation at its place of the ring, and report when it has exited or could not be
+    /// Start a process with this incarnation at its place of the ring. Report when it has exited or could not be
     /// started.
     Spawn {
         /// The process.
@@ -40,14 +40,14 @@ pub enum Effect {
         /// The new view.
         view: View,
     },
-    /// The recovery of a place of the ring has reached this step, or is over.
+    /// The recovery of a place of the ring has reached a step, or is over.
     Recovery {
         /// The place.
         server: ServerId,
         /// The step, 0 to 5; `None` if the recovery is over.
         step: Option<u8>,
     },
-    /// A place of the ring could not be filled repeatedly; attempts continue.
+    /// Several attempts in a row to fill a place of the ring have failed; attempts continue.
     KeepsFailing {
         /// The place.
         server: ServerId,
@@ -57,7 +57,7 @@ pub enum Effect {
         /// The group.
         group: GroupId,
     },
-    /// The secondary of a group was removed because it did not keep up; it is retried after a back-off.
+    /// The secondary of a group was removed because it did not keep up. After a back-off it gets a new copy.
     CannotFollow {
         /// The secondary.
         server: ServerId,
@@ -66,7 +66,7 @@ pub enum Effect {
         /// The reported reason.
         reason: Following,
     },
-    /// A second server has failed before the first was back.
+    /// A second server has failed before the recovery of the first one was over.
     DoubleFault {
         /// The first.
         first: ServerId,
@@ -77,7 +77,7 @@ pub enum Effect {
     Dial {
         /// The process to connect to.
         member: Member,
-        /// The address of the port on which it accepts the coordinator.
+        /// The address at which the process accepts the coordinator's connection.
         address: SocketAddr,
     },
     /// Send this order over the current connection.
@@ -100,7 +100,7 @@ pub enum Effect {
     Down {
         /// The server.
         member: Member,
-        /// The observation that showed it.
+        /// The observation that showed that it is down.
         cause: DownCause,
     },
     /// A server that was down reports again.
@@ -140,7 +140,7 @@ pub enum Effect {
         /// The server.
         member: Member,
     },
-    /// No holder of any group stays, because all were told to stop or have left. The cluster is stopped in order.
+    /// Every holder of every group was told to stop or has left. So the cluster is stopped in order.
     AllLeave,
     /// The orderly stop of the cluster has entered this phase.
     Stopping(StopPhase),
@@ -181,18 +181,18 @@ pub enum DownCause {
 /// The reason to kill a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KillReason {
-    /// A process that has not reported yet: it holds nothing, and its address is unknown.
+    /// The process has not reported yet: it holds no data, and its address is unknown.
     #[error("it had not reported yet")]
     NotStarted,
-    /// A process that did not report these orders in time; no data is lost with it.
+    /// The process did not report on these orders in time. No data is lost with it.
     #[error("it did not respond to {0} in time")]
     Unanswered(&'static str),
-    /// A process that no view names any more and that is silent, late to report, or has failed repeatedly as a
-    /// candidate.
+    /// No view names the process any more, and it is silent, has not reported in time, or has failed repeatedly as
+    /// a candidate.
     #[error("it is being replaced")]
     Replaced,
-    /// A process for which the operator does not want the stop to wait.
-    #[error("the operator has ended the stop without it")]
+    /// The operator requested a stop that does not wait for this process.
+    #[error("the operator requested an immediate stop")]
     Hurry,
 }
 
@@ -224,7 +224,9 @@ pub enum StartFailure {
 #[non_exhaustive]
 pub enum StartedRefused {
     /// The server belongs to another cluster.
-    #[error("this is cluster {ours}, not {theirs}; check -h and -m")]
+    #[error(
+        "the server was started for cluster {theirs}, but this is cluster {ours}; check -h and -m"
+    )]
     OtherCluster {
         /// This cluster.
         ours: ClusterId,
@@ -236,7 +238,7 @@ pub enum StartedRefused {
     NoSuchServer {
         /// The place that the sender claims.
         server: ServerId,
-        /// Places of the ring.
+        /// The number of places in the ring.
         servers: u16,
     },
     /// This coordinator did not start the process.
@@ -260,17 +262,17 @@ pub enum StartedRefused {
         /// The number of shards of the server.
         theirs: u16,
     },
-    /// The server has followed a later coordinator.
+    /// The server has accepted orders of a later coordinator.
     #[error(
         "it follows a coordinator of epoch {theirs}, but this coordinator has the earlier epoch {ours}"
     )]
     LaterEpoch {
         /// The epoch of this coordinator.
         ours: u64,
-        /// The epoch that the server has followed.
+        /// The highest epoch that the server has accepted.
         theirs: u64,
     },
-    /// The same process has reported other ports before: one of the two reports is false.
+    /// The same process has reported other ports before, so one of the two reports is false.
     #[error("incarnation {incarnation} of server {server} has already reported other ports")]
     OtherPorts {
         /// The place that the sender claims.
@@ -300,16 +302,16 @@ pub enum StartedRefused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Ignored {
-    /// A message that names another process than the one admitted on this connection.
+    /// The message names a process other than the one admitted on this connection.
     #[error("the message names another incarnation")]
     OtherIncarnation,
-    /// A message over a connection that a newer one has replaced.
+    /// The message arrived over a connection that a newer one has replaced.
     #[error("the message arrived over a connection that was replaced")]
     OldLink,
-    /// A message with impossible content.
-    #[error("the message reports on {0} that the cluster does not have")]
+    /// The message names something that the cluster does not have.
+    #[error("the message names {0} that the cluster does not have")]
     Impossible(&'static str),
-    /// A report of an order that is not outstanding: late or repeated.
-    #[error("the report is of an order that is not outstanding")]
+    /// The report is on an order that is no longer outstanding: it is late or repeated.
+    #[error("the report is on an order that is not outstanding")]
     NotOutstanding,
 }

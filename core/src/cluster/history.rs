@@ -1,4 +1,4 @@
-//! The history of recoveries of one place of the ring: the last ones, each with its steps.
+//! The last recoveries of one place of the ring, each with its steps.
 //!
 //! ```text
 //!   step derived from views:   None  0  0  1  2  3  3  5  None
@@ -16,8 +16,8 @@ use kv_protocol::status::{RecoveryStatus, StepStatus};
 
 /// The maximum number of recoveries kept per place.
 pub(super) const MAX_RECOVERIES: usize = 4;
-/// The maximum number of steps kept per recovery; older ones are dropped, because a recovery that fails repeatedly has
-/// no bound.
+/// The maximum number of steps kept per recovery. Older steps are dropped, because a recovery that fails repeatedly
+/// has an unlimited number of steps.
 pub(super) const MAX_STEPS: usize = 16;
 
 /// The last recoveries of one place, the newest last.
@@ -31,7 +31,7 @@ struct Recovery {
     steps: VecDeque<(u8, Span)>,
 }
 
-/// A span of time; without an end it is in progress.
+/// A span of time. `end` is `None` while it is in progress.
 #[derive(Clone, Copy)]
 struct Span {
     began: Time,
@@ -54,7 +54,7 @@ impl Span {
         self.ended.get_or_insert(now);
     }
 
-    /// Returns the time since its start and its duration, in milliseconds.
+    /// Returns the time since the start of the span and the length of the span, in milliseconds.
     fn as_of(self, now: Time) -> (u64, Option<u64>) {
         let millis =
             |from: Time, to: Time| u64::try_from(to.since(from).as_millis()).unwrap_or(u64::MAX);

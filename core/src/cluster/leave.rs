@@ -1,5 +1,5 @@
-//! The leave of a server that must stop while others continue. Its groups are handed to their other holders by views
-//! while it still serves, and only then does it exit (consistency.md §11).
+//! The leave of a server that must stop while others continue. New views hand its groups to their other holders
+//! while it still serves. Then the server exits (consistency.md §11).
 //!
 //! ```text
 //!   request --> Parting ------ no view names it any more ------------> SHUTDOWN, exits, is replaced
@@ -12,11 +12,11 @@
 //!                +--- no holder of any group stays ------------------> the cluster is stopped (stop.rs)
 //! ```
 //!
-//! From its request on a leaver never wins an inquiry, and never becomes sole holder, candidate or target of a
-//! hand-over. Otherwise it would exit with the only copy of what the other holder had to wipe. Of two leavers that hold
-//! the same group, the one with the earlier request leaves first. The other waits until the first one's place is filled
-//! again. Before a view drops the leaver, the holder that stays must respond to a fresh probe: a view must not leave a
-//! group to a server whose death went unnoticed.
+//! From its request on a leaver never wins an inquiry, and never becomes a sole holder, a candidate or the target of a
+//! hand-over. Otherwise the other holder would wipe its copy, and the leaver would exit with the only one. If two
+//! leavers hold the same group, the one with the earlier request leaves first. The other one waits until the place of
+//! the first is filled again. Before a view drops the leaver, the holder that stays must respond to a fresh probe.
+//! Otherwise the group could be left to a server that is dead but not yet detected as dead.
 
 use std::time::Duration;
 
@@ -30,14 +30,14 @@ use super::stop::Stage;
 use super::{Cluster, Effect};
 use crate::mutations::{self, Mutation};
 
-/// The time within which requests to leave count as simultaneous. Stopping all servers at once then stops the cluster.
+/// The time within which requests to leave count as simultaneous. So a stop of all servers at once stops the cluster.
 const TOGETHER: Duration = Duration::from_millis(200);
-/// The timeout for a last holder's wait for a successor, in time that this coordinator is awake. Service managers give
-/// a process 30 s or more to stop, and the dump must fit in as well.
+/// The time for which a last holder waits for a successor, measured while this coordinator is awake. Service managers
+/// give a process 30 s or more to stop, and the dump must be written within that time too.
 pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The interval of notices to a waiting leaver that its request is in progress. Without them it would leave on its own.
+/// The interval of notices to a waiting leaver that its request is in progress. Without them it would exit on its own.
 const KEEP_WAITING: Duration = Duration::from_secs(1);
-/// The timeout for the probe of a holder that is to stay: its host may be far away.
+/// The timeout for the probe of a holder that is to stay. It allows for a distant host.
 const VOUCH_TIMEOUT: Duration = LEASE.saturating_mul(2);
 /// The time for which the response to that probe counts.
 const VOUCH_COUNTS: Duration = LEASE;
@@ -56,27 +56,27 @@ pub(super) enum Vouch {
 
 /// The effects of leaves on views and faults.
 impl Cluster {
-    /// Returns whether a process ends, or has ended, in order. Such an end is no fault.
+    /// Returns whether the exit of a process is or will be orderly. An orderly exit is no fault.
     pub(super) fn leaves_in_order(&self, member: Member) -> bool {
         let server = self.server(member.server);
         let is_leaving = !server.exited && server.stage != Stage::Running;
         server.member == member && (server.left || is_leaving)
     }
 
-    /// Returns whether a process has ended in order, with everything it held in complete dumps.
+    /// Returns whether a process has exited in order, with all its data in complete dumps.
     pub(super) fn has_left(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member == member && server.left
     }
 
-    /// Returns whether a process may have ended in order: it has, or it was leaving when it ended. The exit status may
-    /// be unknown, because a coordinator cannot read that of a process started by an earlier coordinator.
+    /// Returns whether the exit of a process may have been orderly: it was, or the process was leaving and its exit
+    /// status is unknown. A coordinator cannot read the exit status of a process started by an earlier coordinator.
     fn may_have_left(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member == member && (server.left || server.stage != Stage::Running)
     }
 
-    /// Returns whether the other member of a view may be removed on the response of this one.
+    /// Returns whether a response of this member may remove the other member of a view.
     pub(super) fn may_win(&self, member: Member) -> bool {
         self.server(member.server).stage == Stage::Running
             || mutations::is_open(Mutation::LeaverWins)
@@ -93,7 +93,8 @@ impl Cluster {
         self.server(id).stage == Stage::Running || mutations::is_open(Mutation::LeaverMadeHolder)
     }
 
-    /// Returns the time of a leaver's request, once all requests that count as simultaneous have had time to arrive.
+    /// Returns the time of a leaver's request; `None` while further requests that count as simultaneous may still
+    /// arrive.
     fn parts(&self, now: Time, member: Member) -> Option<Duration> {
         match self.server(member.server).stage {
             Stage::Parting(asked)
@@ -105,7 +106,8 @@ impl Cluster {
         }
     }
 
-    /// Returns whether a holder stays when a leaver exits: it was not told to stop, or was told later and waits.
+    /// Returns whether a holder stays when a leaver exits: the holder was not told to stop, or was told later and
+    /// waits.
     fn stays_after(&self, other: Member, leaver: Member, asked: Duration) -> bool {
         if mutations::is_open(Mutation::LeaverMadeHolder) {
             return !self.is_dead(other);
@@ -140,9 +142,9 @@ impl Cluster {
             && self.stays_after(secondary, leaver, asked)
     }
 
-    /// Adjusts the fates of two holders of which one has left in order. A view drops it only if the other is up or
-    /// proven dead. While the other is merely silent, both stay named: the dump of the leaver may turn out to be the
-    /// only one.
+    /// Adjusts the fates of two holders if one of them has left in order. The next view drops the leaver only if the
+    /// other holder is up or proven dead. If the other holder is only silent, the view names both, because the
+    /// leaver's dump may be the only remaining copy.
     pub(super) fn unless_nobody_follows(
         &self,
         view: &View,
@@ -163,7 +165,7 @@ impl Cluster {
         (primary, other)
     }
 
-    /// Records the last holders of a group that the next view leaves without one.
+    /// Records the last holders of a group if the next view names no holder.
     pub(super) fn remember_last_holders(&mut self, before: &View, next: &View) {
         let Some(primary) = before.primary.filter(|_| next.primary.is_none()) else { return };
         if mutations::is_open(Mutation::LastHoldersForgotten) {
@@ -177,9 +179,10 @@ impl Cluster {
         self.memory.decided.last_holders.push(holders);
     }
 
-    /// Handles the end of a group's last holders. If one of them has left in order, the group is not LOST: all
-    /// acknowledged writes are in its complete dump. A candidate is dropped first; after that the group rests, and its
-    /// view stays. Returns whether this is so, and the view that follows first, if any.
+    /// Handles the end of a group's last holders. If one of them has left in order, the group is not LOST, because the
+    /// complete dump of this holder has all acknowledged writes. A view that names a candidate is first followed by
+    /// one without it; then the group rests and keeps its view. Returns whether the group rests, and the view to make
+    /// first, if any.
     pub(super) fn rest_instead_of_loss(&mut self, before: &View) -> (bool, Option<View>) {
         let (Some(primary), secondary) = (before.primary, before.secondary()) else {
             return (false, None);
@@ -199,8 +202,8 @@ impl Cluster {
 
 /// Execution of leaves.
 impl Cluster {
-    /// Handles a server's request to leave. A cluster that has not served holds nothing to hand over, so the server
-    /// drains at once.
+    /// Handles a server's request to leave. If the cluster has not served, there is no data to hand over, so the
+    /// server drains at once.
     pub(super) fn begin_leave(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         if !self.has_served() {
             return self.drain(now, id, sink);
@@ -208,7 +211,7 @@ impl Cluster {
         self.server_mut(id).stage = Stage::Parting(self.awake.0.look(now));
     }
 
-    /// Returns whether no holder of any group stays and some have left, or are about to leave, in order.
+    /// Returns whether no holder of any group stays and at least one has left, or is about to leave, in order.
     fn all_leave(&self) -> bool {
         let is_orderly = |server: &super::Server| {
             server.left || (!server.exited && server.stage != Stage::Running)
@@ -221,8 +224,8 @@ impl Cluster {
         self.recovers() && self.servers.iter().any(is_orderly) && !held.flatten().any(stays)
     }
 
-    /// Stops the cluster if all holders are to leave: there is no server to hand over to, and a stop makes the two
-    /// dumps of each group agree.
+    /// Stops the cluster if all holders are to leave. No server is left to hand over to, and only a stop makes the
+    /// two dumps of each group agree.
     pub(super) fn stop_if_all_leave(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.all_leave() {
             sink.push(Effect::AllLeave);
@@ -314,7 +317,8 @@ impl Cluster {
             return self.let_go(now, id, sink);
         }
         let is_tired = self.awake.0.at(now) >= asked + LEAVE_TIMEOUT || self.is_waiting_in_vain(id);
-        // A process whose place only moves has no deadline: it exits when another holder has its groups.
+        // If only the place of a process moves, there is no deadline: the process exits when another holder has its
+        // groups.
         if is_tired && !self.only_moves(id) {
             self.server_mut(id).outstanding.clear();
             self.drain(now, id, sink);

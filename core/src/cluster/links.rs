@@ -1,7 +1,7 @@
 //! Links of servers to the coordinator: admission, heartbeats, and the end of a link.
 //!
-//! Every message of a link is checked first. Its sender may belong to another cluster, incarnation or connection, or
-//! the message may name something that this cluster does not have.
+//! Every message of a link is checked first: its sender may belong to another cluster, or be another process or an
+//! old connection of the server. The message may also name something that this cluster does not have.
 
 use std::net::SocketAddr;
 
@@ -12,8 +12,8 @@ use kv_protocol::{Member, ServerId, Time};
 use super::{Cluster, DownCause, Effect, Ignored, StartedRefused};
 use crate::mutations::{self, Mutation};
 
-/// The id of one connection of a server to the coordinator, so that the end of an old connection is not mistaken for
-/// the end of its successor. The caller assigns the ids.
+/// The id of one connection of a server to the coordinator, assigned by the caller. It distinguishes the end of an
+/// old connection from the end of its successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u64);
 
@@ -37,7 +37,7 @@ impl Cluster {
         }
         server.started = Some(*started);
         server.link = Some(link);
-        // The epoch that a server follows may increase; its addresses do not change.
+        // The epoch that a server has accepted may increase; its addresses do not change.
         let known = &mut self.memory.decided.servers[usize::from(started.member.server.0)];
         known.started.get_or_insert(*started);
         self.heard(now, started.member.server, sink);
@@ -72,8 +72,8 @@ impl Cluster {
         if known.started.is_some_and(|earlier| !same_process(&earlier, started)) {
             return Err(StartedRefused::OtherPorts { server, incarnation });
         }
-        // A server reconnects when its link is lost. If another connection still reports, either the sender is not that
-        // server, or the old link will soon count as silent.
+        // A server reconnects only when its link is lost. If heartbeats still arrive over another connection, the
+        // sender may be a foreign process. If it is the server, the old link will soon count as silent.
         if known.link.is_some() && known.state == ServerState::Up {
             return Err(StartedRefused::Linked { server, incarnation });
         }
@@ -148,8 +148,8 @@ impl Cluster {
     }
 
     /// Checks the heartbeat of a server for a view newer than the stored state. In a server's first heartbeat such a
-    /// view shows that the state of this coordinator is outdated, for example restored from a backup. Events since then
-    /// cannot be inferred. In a later heartbeat such a view is impossible.
+    /// view shows that the state of this coordinator is outdated, for example restored from a backup. The coordinator
+    /// cannot reconstruct the events since then. In a later heartbeat such a view is impossible.
     fn check_memory(
         &mut self,
         heartbeat: &Heartbeat,
@@ -172,7 +172,7 @@ impl Cluster {
     }
 
     /// Returns whether the state of all servers is known: each process of an earlier coordinator has reported, is
-    /// proven dead, or has not reported in time. Before that nothing is decided.
+    /// proven dead, or has not reported in time. Before that no view is decided.
     pub(super) fn has_asked_all(&self) -> bool {
         self.now >= self.judge_from
             || self.servers.iter().all(|server| {

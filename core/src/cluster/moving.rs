@@ -8,12 +8,12 @@
 //! ```
 //!
 //! The host of a silent process may never return, so the death of the process may be impossible to prove. No proof is
-//! needed to fill its place: no durable view names it, and its successors as primary have waited for its lease. Its end
-//! stays unproven: if it reports again it is rejected, and no process is notified of its end. A sole holder stays where
-//! it is: without proof of its death it may have the only copy.
+//! needed to fill its place: no durable view names it, and its successors as primary have waited for its lease. The
+//! death stays unproven: the process is rejected if it reports again, and no other process receives a proof of its
+//! death. A sole holder is not moved without proof of its death, because it may have the only copy.
 //!
 //! A leaver never wins an inquiry. So if another holder of its groups falls silent, the move waits: the process was not
-//! told to stop yet, and takes over like any other.
+//! told to stop yet, so it can take over like any other holder.
 
 use kv_protocol::{GroupId, Peer, ServerId, Time, View};
 
@@ -24,7 +24,7 @@ use super::{Cluster, Effect};
 /// The reason why a place is not moved to another host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplaceRefused {
-    /// There is no such place.
+    /// The cluster has no such place.
     #[error("there is no server {0} in this cluster of {1}")]
     NoSuchServer(ServerId, u16),
     /// The cluster does not serve yet, or is being stopped.
@@ -44,8 +44,9 @@ pub enum ReplaceRefused {
 }
 
 impl Cluster {
-    /// Moves a place of the ring to another host; the only holder of a group waits for a second one. The caller has
-    /// recorded the new host, so that the next stored state names it. The next process of the place is spawned there.
+    /// Moves a place of the ring to another host. The sole holder of a group leaves only when there is a second
+    /// holder. The caller has recorded the new host, so that the next stored state names it. The next process of the
+    /// place is spawned on the new host.
     ///
     /// # Errors
     /// [`ReplaceRefused`]; nothing is changed.
@@ -86,8 +87,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// Returns a group that only the process at this place may hold, unless that process is proven dead. The view of
-    /// such a group names no other holder, or names one that is down and that the next view omits.
+    /// Returns a group that only the process at this place may hold; `None` if the process is proven dead or there
+    /// is no such group. The view of such a group names no other holder, or one that is down and that the next view
+    /// omits.
     fn sole_group(&self, id: ServerId) -> Option<GroupId> {
         let member = self.member(id);
         let is_sole = |view: &&View| {
@@ -133,8 +135,8 @@ impl Cluster {
         server.is_up() && server.suspected.is_none() && !server.exited
     }
 
-    /// Returns whether every group that names the process at this place has another holder that reports. For a
-    /// candidate that holder is the primary.
+    /// Returns whether every group whose view names the process at this place has another holder that reports. If
+    /// the process is a candidate, the other holder is the primary.
     fn is_followed(&self, id: ServerId) -> bool {
         let member = self.member(id);
         self.memory.durable().views.iter().all(|view| {
@@ -157,8 +159,8 @@ impl Cluster {
         self.is_moving(id) && !self.server(id).wants_to_leave
     }
 
-    /// Returns whether the process at a place need not be proven dead before another host gets the place. The caller
-    /// must have checked that no view names it.
+    /// Returns whether another host may get the place without a proof of death of its process. The caller must have
+    /// checked that no view names the process.
     pub(super) fn is_given_up(&self, id: ServerId) -> bool {
         let server = self.server(id);
         self.is_moving(id) && (server.suspected.is_some() || server.started.is_none())

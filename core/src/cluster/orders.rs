@@ -1,4 +1,4 @@
-//! Orders to servers: each is kept until its report arrives, and sent again over every new connection.
+//! Orders to servers. Each order is kept until its report arrives, and is sent again over every new connection.
 
 use kv_protocol::control_message::{Order, OrderFailure, OrderKind, Report};
 use kv_protocol::{GroupId, Member, OrderId, ServerId, Time};
@@ -9,7 +9,7 @@ use super::{Cluster, Effect, Ignored, StartFailure};
 use crate::mutations::{self, Mutation};
 
 impl Cluster {
-    /// Gives an order. Sends it now if the connection is up, otherwise once it is.
+    /// Gives an order. It is sent at once if the connection is up, otherwise when the connection is established.
     pub(super) fn give(
         &mut self,
         to: ServerId,
@@ -40,7 +40,7 @@ impl Cluster {
         sink.extend(server.outstanding.iter().map(|&order| Effect::Order { to: member, order }));
     }
 
-    /// Records that the connection for orders broke; outstanding orders wait for the next.
+    /// Records that the connection for orders is lost. Outstanding orders wait for the next connection.
     pub fn on_orders_lost(&mut self, member: Member) {
         let server = self.server_mut(member.server);
         if server.member == member {
@@ -97,7 +97,7 @@ impl Cluster {
 }
 
 impl Server {
-    /// Drops outstanding orders of a group's older views.
+    /// Drops outstanding orders that carry older views of a group.
     pub(super) fn retire(&mut self, group: GroupId) {
         let is_of_group = |order: &Order| order.view().is_some_and(|view| view.group == group);
         #[cfg(feature = "mutations")]
@@ -105,7 +105,8 @@ impl Server {
         self.outstanding.retain(|order| !is_of_group(order));
     }
 
-    /// Returns the order of an outdated report that a mutation accepts, which the simulator must detect.
+    /// Returns the order of an outdated report if a mutation accepts such reports. The simulator must detect this
+    /// mutation.
     fn retired_order(&mut self, report: &Report) -> Option<Order> {
         #[cfg(feature = "mutations")]
         if mutations::is_open(Mutation::StaleUpdatedAccepted) {

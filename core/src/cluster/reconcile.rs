@@ -3,17 +3,17 @@
 //!
 //! | the view names | and | the next view |
 //! |---|---|---|
-//! | P, S | P gone, S not | S alone (promoted) |
-//! | P, S | S gone, P not | P alone |
+//! | P, S | P is gone, S is not | S alone (promoted) |
+//! | P, S | S is gone, P is not | P alone |
 //! | P, S | both proven dead | no member: LOST |
 //! | P, candidate C | C has caught up | P, S = C |
 //! | P, candidate C | C gone or failed | P alone |
 //! | P, alone or with a candidate | P proven dead | no member: LOST |
 //! | P alone | the other home server is ready | P, candidate |
-//! | P, S or candidate | it is to leave, P has just responded | P alone |
+//! | P, S or candidate | S or the candidate is to leave, P has just responded | P alone |
 //! | P, S | P is to leave, S has just responded | S, P: hand-over |
 //! | P, S | S at home as primary, P as secondary, no change in progress | S, P: hand-over |
-//! | no member | | no member: only an operator ends that |
+//! | no member | | no member, until an operator restores the group |
 //!
 //! If the table yields LOST but a holder has left in order, the group rests in its dumps instead (leave.rs).
 
@@ -27,7 +27,7 @@ pub enum Fate {
     /// Present, as far as known.
     #[default]
     Present,
-    /// Judged gone without proof of death.
+    /// Decided to be gone, without proof of death.
     Gone,
     /// Proven dead: its process has ended.
     Dead,
@@ -40,16 +40,16 @@ pub struct Facts {
     pub primary: Fate,
     /// The fate of the secondary or candidate.
     pub other: Fate,
-    /// True if the candidate was reported as caught up under exactly this view.
+    /// True if the candidate was reported as caught up, under exactly this view.
     pub caught_up: bool,
-    /// True if the candidate was reported as failed under exactly this view.
+    /// True if the candidate was reported as failed, under exactly this view.
     pub failed: bool,
     /// A home server of the group that is alive, is not the primary, and may become candidate.
     pub ready: Option<Member>,
     /// True if the secondary or candidate must leave, and no data is lost without it.
     pub other_leaves: bool,
-    /// True if the two members are at each other's home places with no other change in progress at either, or if the
-    /// primary must leave.
+    /// True if each member is at the home place of the other's role and no other change is in progress at either
+    /// server. Also true if the primary must leave.
     pub may_swap: bool,
 }
 
@@ -70,7 +70,7 @@ pub enum Why {
     Candidate,
     /// The candidate has caught up.
     CaughtUp,
-    /// The group is handed back to its home primary, or over from a primary that must leave.
+    /// The group is handed over: back to its home primary, or from a primary that must leave.
     Switched,
 }
 

@@ -1,10 +1,10 @@
-//! The recovery of one server as displayed, in steps 0 to 5.
+//! The steps 0 to 5 of the recovery of one server, for display.
 //!
 //! | step | shown while |
 //! |---|---|
-//! | 0 | views still name the process that is dead, or must go |
+//! | 0 | views still name a process that is dead or must be replaced |
 //! | 1 | its successor has not reported |
-//! | 2 | the successor is not yet candidate in both its groups |
+//! | 2 | the successor is not yet a candidate in both its groups |
 //! | 3 | its primary table is copied to it (UPDATE-PRIMARY) |
 //! | 4 | its secondary table is copied to it (UPDATE-SECONDARY) |
 //! | 5 | its group is handed back to it (SET-SECONDARY, SWITCH-PRIMARY) |
@@ -65,8 +65,8 @@ impl Cluster {
         (!is_home && !is_given_up(own)).then_some(5)
     }
 
-    /// Emits the changes in the recovery of each place. In an orderly stop servers end one after the other, and nothing
-    /// is recovered.
+    /// Emits the changes in the recovery of each place. During an orderly stop there is none, because the exits of the
+    /// servers are intended.
     pub(super) fn show_recovery(&mut self, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;
@@ -94,8 +94,8 @@ impl Cluster {
         self.is_settled() && durable.views.iter().all(is_held)
     }
 
-    /// Returns the same as [`Cluster::is_whole`], ignoring groups that are LOST or rest in dumps: no process can bring
-    /// these home.
+    /// Returns the same as [`Cluster::is_whole`], ignoring groups that are LOST or rest in dumps: no process can
+    /// restore these.
     pub fn is_settled(&self) -> bool {
         let servers = self.count();
         let durable = self.memory.durable();

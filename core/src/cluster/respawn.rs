@@ -1,9 +1,9 @@
-//! Steps 0 and 1 for processes: a process that no view names is killed, and on proof of its death a new one is started
-//! in its place.
+//! The replacement of processes (steps 0 and 1 of a recovery). A process that no view names and that is needed no more
+//! is killed. When its death is proven, a new one is started in its place.
 //!
 //! A process that any durable view names, in particular a primary, is never killed here (consistency.md §5). A process
-//! that was removed from its views while it lives and reports is not killed either: it becomes candidate again. Only
-//! a process that has failed as candidate three times in a row is replaced.
+//! that was removed from its views but still reports is not killed either: it becomes a candidate again. It is
+//! replaced only after three failures as a candidate or as a secondary that did not keep up.
 
 use std::time::Duration;
 
@@ -17,23 +17,24 @@ use crate::mutations::{self, Mutation};
 
 /// The timeout for the first report of a replacement process.
 const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(20);
-/// The back-off after the first failure. It doubles up to a limit.
+/// The back-off after the first failure. It doubles with every further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The maximum back-off after failures.
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// The minimum back-off after a secondary did not keep up.
 const FOLLOWING_PAUSE: Duration = Duration::from_secs(1);
-/// The time without failures after which earlier ones no longer count as in a row.
+/// The time without a failure after which the count of failures in a row begins again.
 const FORGETS_FAILURES: Duration = Duration::from_secs(60);
 /// The number of failures in a row that raises an alarm.
 const ALARMING_FAILURES: u32 = 3;
 /// The number of failures of one process after which it is replaced.
 const USELESS_FAILURES: u32 = 3;
-/// The back-off before a process that has not ended is killed again. It doubles up to a limit, because the host may be
-/// down for hours.
+/// The back-off before the first retry of a kill. It doubles with every retry, because the host may be down for hours.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
+/// The maximum back-off between kills of one process.
 const LAST_KILL_PAUSE: Duration = Duration::from_secs(32);
 
-/// The number of failures of a place's replacement, and the time of the next attempt.
+/// The number of failures in a row at one place of the ring, and the time of the next attempt to fill it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Backoff {
     failures: u32,
@@ -79,7 +80,8 @@ impl Backoff {
 }
 
 impl Cluster {
-    /// Kills processes that are to be replaced, and decides on new ones for places whose old process is proven dead.
+    /// Kills processes that are to be replaced. Decides on a new process for each place whose old process is proven
+    /// dead or may be given up.
     pub(super) fn replace_processes(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;
@@ -115,11 +117,12 @@ impl Cluster {
         let is_late = server
             .spawned
             .is_some_and(|at| server.started.is_none() && now.since(at) >= REPLACEMENT_TIMEOUT);
-        // A process that was told to exit closes its connections first.
+        // A process that was told to exit closes its connections first, so its silence alone is no reason to kill
+        // it.
         let may_still_end =
             |since: Time| server.stage.is_leaving() && now.since(since) < KILL_AGAIN;
         let is_silent = server.suspected.is_some_and(|since| !may_still_end(since));
-        // A process that was killed never gets a copy again.
+        // A process that was killed once must end, so the kill is repeated even if the process reports again.
         let is_useless = server.killed.is_some()
             || is_silent
             || (server.is_condemned && !server.stage.is_leaving())
@@ -132,8 +135,8 @@ impl Cluster {
         }
     }
 
-    /// Records whether the host of a server can report the end of its process; `trouble` is the reason if not. This
-    /// affects only alarms: only proof counts.
+    /// Records whether the host of a server can report the end of its process. If it cannot, `trouble` is the
+    /// reason. This affects only alarms, because decisions need a proof of death.
     pub fn note_host(&mut self, now: Time, member: Member, trouble: Option<&str>) {
         if self.member(member.server) == member {
             self.server_mut(member.server).signs.unreachable = trouble.map(str::to_owned);
@@ -181,7 +184,8 @@ impl Cluster {
         }
     }
 
-    /// Records that a replacement has failed, as a candidate or before.
+    /// Records that the process at a place has failed as a candidate, as a secondary that did not keep up, or
+    /// before it reported.
     pub(super) fn note_failure(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let server = self.server_mut(id);
         server.failures = server.failures.saturating_add(1);
@@ -194,14 +198,15 @@ impl Cluster {
         }
     }
 
-    /// Records that a secondary was removed because it did not keep up; it is not retried at once.
+    /// Records that a secondary was removed because it did not keep up. It becomes a candidate again only after a
+    /// back-off.
     pub(super) fn note_cannot_follow(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         self.note_failure(now, id, sink);
         self.server_mut(id).backoff.wait_until(now + FOLLOWING_PAUSE);
     }
 
-    /// Marks a process for replacement if it has failed as candidate repeatedly and no view names it. Failures of earlier
-    /// processes of its place do not count: the cause, such as a host without memory, may be over.
+    /// Marks a process for replacement if it has failed [`USELESS_FAILURES`] times and no view names it. Failures of
+    /// earlier processes of its place are not counted, because their cause, such as a host without memory, may be over.
     pub(super) fn condemn_useless(&mut self, candidate: Member) {
         let is_named = self.memory.decided.names(candidate);
         let server = self.server_mut(candidate.server);
@@ -210,8 +215,8 @@ impl Cluster {
         }
     }
 
-    /// Records the death of a process that no view names. Its removal while it was alive was no fault, but its death is
-    /// one, unless this coordinator killed it as useless.
+    /// Records the death of a process that no view names. Its removal while it was alive was no fault. Its death is a
+    /// fault, unless the process was marked for replacement or was leaving.
     fn note_dead(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let server = self.server(id);
         let is_counted = server.is_condemned || server.stage.is_leaving();
@@ -221,7 +226,7 @@ impl Cluster {
         }
     }
 
-    /// Returns the next time at which a back-off or the timeout of a process ends.
+    /// Returns the next time at which the back-off of a place or a timeout of a process ends.
     pub(super) fn next_respawn_timeout(&self) -> Option<Time> {
         let waiting = self.servers.iter().flat_map(|server| {
             let spawned = server.spawned.filter(|_| server.started.is_none() && !server.exited);
@@ -237,7 +242,7 @@ impl Cluster {
 }
 
 impl Server {
-    /// Returns when the process is killed again.
+    /// Returns the time of the next kill if the process was killed before.
     fn kill_again_at(&self) -> Option<Time> {
         let doublings = self.kills.saturating_sub(1).min(16);
         self.killed.map(|at| at + (KILL_AGAIN * (1 << doublings)).min(LAST_KILL_PAUSE))

@@ -1,4 +1,4 @@
-//! The known state of one server: its process, its last sign of life, and its outstanding orders.
+//! The coordinator's knowledge of one server: its process, its last sign of life, and its outstanding orders.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,8 +11,8 @@ use super::respawn::Backoff;
 use super::stop::{Stage, StopTime};
 use super::{Cluster, DownCause, Effect, LinkId};
 
-/// The number of heartbeats without a stream after which the stream counts as down. A single one proves nothing: it may
-/// be older than the report that the stream is up, which travels on another connection.
+/// The number of heartbeats without a stream after which the stream counts as down. One is not enough: it may be older
+/// than the report that the stream is up, which travels on another connection.
 pub(super) const BEATS_UNTIL_DISCONNECTED: u8 = 2;
 
 /// Facts that are used only for alarms.
@@ -43,7 +43,7 @@ pub(super) struct Server {
     /// The time at which the process was started, or taken over from an earlier coordinator.
     pub(super) spawned: Option<Time>,
     pub(super) exited: bool,
-    /// True if the process has exited in order: everything that it held is in complete dumps.
+    /// True if the process has exited in order: complete dumps hold all its data.
     pub(super) left: bool,
     /// The time of the last notice to a leaving server that its request is in progress.
     pub(super) kept_waiting: Option<Time>,
@@ -53,10 +53,10 @@ pub(super) struct Server {
     pub(super) suspected: Option<Time>,
     /// True if the process runs but has failed repeatedly as a candidate. It is killed once no view names it.
     pub(super) is_condemned: bool,
-    /// True if the server was removed from a group on its partners' complaints. Until its groups are home again, it is
-    /// the likelier suspect of any further complaint.
+    /// True if the server was removed from a group because of its partners' complaints. Until its groups are home
+    /// again, this counts against it in any further complaint.
     pub(super) was_judged: bool,
-    /// The time of the last kill, and the number of kills.
+    /// The time of the last kill; `kills` is the number of kills.
     pub(super) killed: Option<Time>,
     pub(super) kills: u32,
     /// The number of failures of this process as a candidate or as a secondary that did not keep up.
@@ -65,8 +65,8 @@ pub(super) struct Server {
     pub(super) started: Option<Started>,
     pub(super) link: Option<LinkId>,
     pub(super) orders_connected: bool,
-    /// Outstanding orders: per group one order of a view, a proof and a probe; or one DRAIN, two dumps and one
-    /// SHUTDOWN.
+    /// Outstanding orders. For each group there is at most one order with a view, one proof of death and one probe.
+    /// In a stop there are at most one DRAIN, two dumps and one SHUTDOWN.
     pub(super) outstanding: Vec<Order>,
     pub(super) heartbeat: Option<(Time, Heartbeat)>,
     /// The time of the last sign of life, by the stop's clock.
@@ -77,7 +77,7 @@ pub(super) struct Server {
     pub(super) signs: Signs,
     /// The last recovery step shown.
     pub(super) shown: Option<u8>,
-    /// Orders of updates that newer views have replaced.
+    /// Outdated orders of updates, which newer views have replaced.
     #[cfg(feature = "mutations")]
     pub(super) retired: std::collections::VecDeque<Order>,
 }
@@ -161,7 +161,7 @@ impl Cluster {
         server.suspected.get_or_insert(now);
         let (member, leaves) = (server.member, server.stage.is_leaving());
         let was = std::mem::replace(&mut server.state, ServerState::Down);
-        // The exit of a silent server is reported too, because it ends the chance that the server comes back.
+        // The exit of a silent server is reported too, because it shows that the process cannot report again.
         if !leaves && (was != ServerState::Down || cause == DownCause::Exited) {
             sink.push(Effect::Down { member, cause });
         }

@@ -1,4 +1,4 @@
-//! The start of a cluster: from the first process until every holder has its first view.
+//! The start of a cluster, from the first process until every holder has its first view.
 //!
 //! ```text
 //!            every first view is confirmed: decided, stored, durable
@@ -25,8 +25,8 @@ impl Cluster {
         self.memory.decided.views.iter().all(|view| view.version == ViewVersion(0))
     }
 
-    /// Returns whether the start is over, so that every holder has had its first view. Before that clients get no map,
-    /// so a start that fails loses nothing.
+    /// Returns whether the start is over: every holder has received its first view. Clients get no map before, so a
+    /// start that fails loses no data.
     pub fn has_served(&self) -> bool {
         self.start == Start::Done
     }
@@ -57,8 +57,8 @@ impl Cluster {
         }
     }
 
-    /// Records that every first view is confirmed, so that every holder has it. Clients are served once that is
-    /// durable.
+    /// Records that every first view is confirmed, so every holder has its first view. Clients are served once this
+    /// record is durable.
     pub(super) fn finish_start(&mut self) {
         let connected = self
             .views()

@@ -1,4 +1,4 @@
-//! The cluster as displayed: the response to STATUS.
+//! The status of the cluster: the response to STATUS.
 
 use std::collections::BTreeMap;
 
@@ -108,8 +108,8 @@ impl Cluster {
         }
     }
 
-    /// Returns the reports on a group from its primary, or from its secondary if the primary is down. The last report
-    /// of a server that is down is outdated.
+    /// Returns the reports on a group from its primary, or from its secondary if the primary is down. Reports of a
+    /// server that is down are outdated.
     fn reports_of(&self, view: &View) -> Vec<&ReplicaReport> {
         let mut holders = [view.primary, view.secondary()].into_iter().flatten();
         let Some(member) = holders.find(|member| self.is_up(*member)) else { return Vec::new() };
@@ -117,8 +117,8 @@ impl Cluster {
         reports(server).iter().filter(|r| r.group == view.group).collect()
     }
 
-    /// Returns the number of copies on servers that are up. A secondary that its live primary cannot reach does not
-    /// count, because its copy may be outdated.
+    /// Returns the number of copies on servers that are up. A secondary that its live primary cannot reach is not
+    /// counted, because its copy may be outdated.
     fn copies(&self, view: &View) -> u8 {
         let primary_up = view.primary.is_some_and(|member| self.is_up(member));
         let stream_up = view.primary.is_some_and(|member| self.stream_stands(member));
@@ -126,7 +126,7 @@ impl Cluster {
         u8::from(primary_up) + u8::from(secondary_up && (stream_up || !primary_up))
     }
 
-    /// Returns whether this process, with this incarnation, reports.
+    /// Returns whether this member is the current process of its server, and the server is up.
     pub(super) fn is_up(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member == member && server.is_up()
@@ -141,7 +141,7 @@ fn reports(server: &Server) -> &[ReplicaReport] {
     server.heartbeat.as_ref().map_or(&[], |(_, heartbeat)| &heartbeat.replicas)
 }
 
-/// Adds numbers without overflow; servers may report any numbers.
+/// Adds numbers. The sum saturates, because servers may report any numbers.
 fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }

@@ -5,7 +5,7 @@
 //!   Running --------> Draining ----------------------------> Dumping --------> Leaving --> exited
 //!                        (in a stop of the cluster all servers         ^          |
 //!                         enter a stage together; a single leaver      |          | no end in time
-//!                         goes at its own pace)        failed: again --+          v
+//!                         goes at its own pace)        failed: retry --+          v
 //!                                                                              Killed
 //! ```
 //!
@@ -13,21 +13,21 @@
 //! a group. If all servers are to leave, the cluster is stopped.
 //!
 //! All servers drain before any dumps, so that the two dumps of a group agree. A server may fail to drain in time
-//! because its other replica is gone and pending writes cannot commit. It is dumped nevertheless: it acknowledges
-//! nothing after its first dump begins, so every acknowledged write is in that dump.
+//! because the other holder of a group is gone and pending writes cannot commit. It is told to dump nevertheless.
+//! It acknowledges no write after its first dump begins, so every acknowledged write is in a dump.
 //!
 //! No server is told to exit while data that only it holds is not on a disk. A failed dump is ordered again, with
 //! back-off, until it is complete or the operator forces the stop ([`Cluster::on_force`]). The stop waits for a server
-//! that reports, even if its disk is slow. A silent one is killed after the stop's timeout, but only if other replicas
-//! have dumped every group that it holds; otherwise the operator decides.
+//! that reports, even if its disk is slow. A silent server is killed after the stop's timeout, but only if other
+//! replicas have dumped every group that it holds. Otherwise the operator decides.
 //!
-//! The stop's clock is the time for which this coordinator was awake ([`Awake`]): while its machine is paused, no
-//! deadline runs.
+//! The deadlines of a stop use a clock that counts only the time for which this coordinator was awake ([`Awake`]).
+//! So they do not expire while its machine is paused.
 //!
 //! No server receives an order of a cluster stop before the stop is durable. A draining server rejects writes, and a
 //! dumping one installs no view. If the coordinator crashed during a stop that is not durable, its successor would
-//! wait for such servers for ever. Or it would take exited servers for dead and reassign or give up their groups. The
-//! last views would then name no server, and no dump would count.
+//! not know of the stop. It would wait for such servers for ever, or treat servers that have exited as dead and
+//! reassign or give up their groups. The last views would then name no server, and no dump would count at a restore.
 
 use std::fmt;
 use std::time::Duration;
@@ -47,14 +47,14 @@ mod dumps;
 pub use dumps::{DUMP_RETRY_PAUSE, LAST_DUMP_RETRY_PAUSE};
 use dumps::{Dump, Dumps, written_of};
 
-/// The dump rate assumed for restore timeouts: slow even for a disk that several servers share.
+/// The dump rate assumed for restore timeouts. It is low even for a disk that several servers share.
 pub const DUMP_BYTES_PER_SECOND: u64 = 8 << 20;
 
-/// The time without dump progress of a reporting server after which the operator is notified.
+/// The time after which the operator is notified if a server that reports makes no progress with its dumps.
 pub const NO_PROGRESS: Duration = Duration::from_secs(30);
 
-/// A clock of the time for which this coordinator was awake. The `Debug` output of a cluster omits it like the history,
-/// because the exhaustive search treats equal outputs as one state and models no stop.
+/// A clock of the time for which this coordinator was awake. The `Debug` output of a cluster omits it, because the
+/// exhaustive search treats states with equal output as one and does not model stops.
 #[derive(Clone, Copy)]
 pub(super) struct StopClock(pub(super) Awake);
 
@@ -94,17 +94,18 @@ pub enum StopPhase {
 /// The result of an orderly stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopOutcome {
-    /// The two servers whose faults coincided, if that caused the stop.
+    /// The two servers of a double fault, if it caused the stop.
     pub double_fault: Option<(ServerId, ServerId)>,
-    /// Servers that were told to dump before all their pending writes had committed. Writes that had not committed were
-    /// not acknowledged and never will be.
+    /// Servers that were told to dump before all their pending writes had committed. The uncommitted writes were not
+    /// acknowledged and never will be.
     pub undrained: Vec<ServerId>,
-    /// Servers that were killed: they did not report in time, or the operator did not want to wait for them.
+    /// Servers that were killed because they did not report in time, or because the operator requested an immediate
+    /// stop.
     pub killed: Vec<ServerId>,
     /// Servers whose end could not be proven. They may still run.
     pub unproven: Vec<ServerId>,
-    /// Tables that the operator gave up because their dumps failed, with their groups. Another replica may have dumped
-    /// the same group.
+    /// The servers and groups of tables whose failing dumps a forced stop gave up. Another replica may have dumped the
+    /// same group.
     pub given_up: Vec<(ServerId, GroupId)>,
     /// Groups of which no replica has reported a complete dump, although the cluster has served.
     pub undumped: Vec<GroupId>,
@@ -137,10 +138,10 @@ pub struct DumpProgress {
 /// The progress of one server's stop. Times are readings of the stop's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
-    /// The times at which its first stage and its current stage began.
+    /// The time at which the first stage began; `since` is that of the current stage.
     begun: Duration,
     since: Duration,
-    /// The time of its last report of an order or progress of its dumps.
+    /// The time of the server's last report on an order, or of the last progress of its dumps.
     moved: Duration,
     undrained: bool,
     dumps: Dumps,
@@ -151,13 +152,13 @@ pub(super) struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Running,
-    /// Handing its groups over, since a request to leave at this reading of the stop's clock.
+    /// The server hands its groups over. It requested to leave at this reading of the stop's clock.
     Parting(Duration),
     Draining(Progress),
     Dumping(Progress),
     Leaving(Progress),
     Killed(Progress),
-    /// Killed, but without proof of its end in time.
+    /// The process was killed, but its death was not proven in time.
     Unproven(Progress),
 }
 
@@ -172,7 +173,7 @@ impl Stage {
         matches!(self, Stage::Running | Stage::Parting(_) | Stage::Draining(_))
     }
 
-    /// Returns whether the server completed every stage of the stop, so that everything it held is in complete dumps.
+    /// Returns whether the server completed every stage of the stop, so complete dumps hold all its data.
     pub(super) fn has_complete_dumps(self) -> bool {
         let is_complete = |dump: Dump| matches!(dump, Dump::Complete | Dump::NoCopy);
         match self {
@@ -181,7 +182,7 @@ impl Stage {
         }
     }
 
-    /// Returns the last notification to the operator, if that wait continues.
+    /// Returns the last notification to the operator, if the stop still waits for the server.
     pub(super) fn told(self) -> Option<StopWait> {
         match self {
             Stage::Dumping(progress) => progress.told,
@@ -253,7 +254,7 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// Gives the first orders of a stop that has become durable.
+    /// Gives the first orders of a stop once the stop is durable.
     fn begin_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
         let clock = self.stop_clock(now);
         for id in (0..self.count()).map(ServerId) {
@@ -262,7 +263,7 @@ impl Cluster {
                 continue;
             }
             if server.started.is_none() && server.spawned.is_none() {
-                // Only the incarnation was drawn. There is no process, and none will be spawned.
+                // Only the incarnation was drawn. The process was not spawned and will not be.
                 self.server_mut(id).exited = true;
             } else if server.started.is_none() {
                 self.kill(now, id, KillReason::NotStarted, sink);
@@ -270,14 +271,14 @@ impl Cluster {
                 self.server_mut(id).outstanding.clear();
                 self.drain(now, id, sink);
             } else if let Stage::Draining(progress) = &mut self.server_mut(id).stage {
-                // It was leaving alone; from now on it has the same deadlines as the others.
+                // The server was leaving alone. From now on it has the same deadlines as the others.
                 (progress.begun, progress.since) = (clock, clock);
             }
         }
     }
 
-    /// Stops the cluster without waiting. If a failed dump or a silent server holds up a stop that is not forced yet,
-    /// this acts as [`Cluster::on_force`]. Otherwise it kills every remaining process.
+    /// Handles a further request to stop. If a failed dump or a silent server holds up a stop that is not forced yet,
+    /// acts like [`Cluster::on_force`]. Otherwise kills every remaining process.
     pub fn on_stop_now(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.on_stop(now, sink);
         let is_forced = self.stop.is_some_and(|stop| stop.forced);
@@ -294,8 +295,8 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// Forces the end of the cluster. Gives up tables whose dumps fail, now or later, and kills silent servers even if
-    /// they hold the only copy of a group. Waits for servers that are dumping.
+    /// Forces the stop of the cluster. Gives up tables whose dumps fail, now or later. Kills silent servers even if
+    /// they hold the only copy of a group. Still waits for servers that are dumping.
     pub fn on_force(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.on_stop(now, sink);
         self.set_forced();
@@ -335,7 +336,7 @@ impl Cluster {
         }
     }
 
-    /// Returns whether the stop waits for something that may never happen.
+    /// Returns whether the stop waits for a failing dump or a silent server, which it may do for ever.
     fn is_held_up(&mut self, now: Time) -> bool {
         let clock = self.stop_clock(now);
         let mut left = self.servers.iter().filter(|server| !server.exited);
@@ -365,7 +366,7 @@ impl Cluster {
         Some(progress.collect())
     }
 
-    /// Handles a server's request for an orderly end after it was told to stop.
+    /// Handles the request of a server for an orderly stop, after the server received a stop signal.
     ///
     /// # Errors
     /// [`Ignored`] if the connection no longer belongs to the server.
@@ -464,8 +465,8 @@ impl Cluster {
         self.stop = Some(stop);
     }
 
-    /// Advances servers that leave alone. The coordinator kills none of them: they received the request to stop from
-    /// elsewhere, and exit on their own if the coordinator does not respond.
+    /// Advances servers that leave alone. The coordinator kills none of them: their stop was requested by a signal,
+    /// and they exit on their own if the coordinator does not respond.
     fn advance_lone(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;
@@ -523,14 +524,14 @@ impl Cluster {
     }
 
     /// Returns the deadline for pending writes. A server that leaves alone waits for its SHUTDOWN no longer than the
-    /// stop's timeout, so it may spend less than half of that on waiting for the other replica.
+    /// stop's timeout. So it may wait less than half of that time for the other holder.
     fn drain_deadline(&self, server: &Server) -> Duration {
         let timeout = self.config.stop_timeout;
         let timeout = if self.stop.is_none() { timeout * 2 / 5 } else { timeout };
         server.stage.progress().since + timeout
     }
 
-    /// Returns the time before which the stop gives up no silent server.
+    /// Returns the time before which the stop does not give up a silent server.
     fn silence_deadline(&self, server: &Server) -> Duration {
         server.stage.progress().begun.max(server.beat.0) + self.config.stop_timeout
     }
@@ -541,7 +542,7 @@ impl Cluster {
         is_dumping && server.state == ServerState::Down && clock >= self.silence_deadline(server)
     }
 
-    /// Returns the reason to notify the operator of a server that the stop waits for.
+    /// Returns the reason to notify the operator that the stop waits for this server, if there is one.
     pub(super) fn stop_waits(&self, clock: Duration, server: &Server) -> Option<StopWait> {
         if server.exited || self.stop.is_none() || Self::has_dumped(server) {
             return None;
@@ -744,7 +745,7 @@ impl Cluster {
         StopOutcome {
             double_fault: self.double_fault.filter(|_| self.stops_for_double_fault()),
             undrained: named(|s| s.stage.progress().undrained),
-            // Servers that never started were killed too, but have ignored no order.
+            // Processes that never reported were killed too, but are not listed, because they ignored no order.
             killed: named(|s| {
                 matches!(s.stage, Stage::Killed(_) | Stage::Unproven(_)) && s.started.is_some()
             }),

@@ -1,12 +1,12 @@
-//! Inquiries: the judgement that a member is gone without proof of its death (consistency.md §5).
+//! Inquiries: the procedure that decides that a member is gone without proof of its death (consistency.md §5).
 //!
 //! ```text
 //!   doubt                                probed member (PROBE)   the next heartbeat of the member that responded
 //!   a member is silent to the            the other member       reports it present -> nothing, probe again
 //!   coordinator, or its link is lost                            reports it silent -> Gone
 //!
-//!   a member complains of the other's    the one that is not    both report the same as before
-//!   silence, but both report here        the suspect; if it     -> the one not probed is Gone
+//!   a member reports a complaint about   the one that is not    both report the same as before
+//!   the other; both report here          the suspect; if it     -> the one not probed is Gone
 //!                                        does not respond,
 //!                                        the suspect
 //!
@@ -17,16 +17,18 @@
 //! the primary is probed first, and stays if it responds.
 //!
 //! The member that is to stay must respond to a fresh probe. A heartbeat alone is no proof of life: it may have waited
-//! while the coordinator itself was paused, and its sender may be dead by now. To drop the other member on its report
-//! would lose the group. A response that arrives or is handled late is just as outdated.
+//! while the coordinator itself was paused, and its sender may be dead by now. If the coordinator dropped the other
+//! member on the report of a dead sender, the group would be lost. A response that arrives or is handled late is
+//! ignored for the same reason.
 //!
-//! The heartbeat after the response matters too. A member that was paused responds as soon as it resumes, and until its
-//! stream is up again the other one's last heartbeat still complains. If that other member were dropped then, the group
-//! would be left to the slower of the two.
+//! The heartbeat after the response is needed too. A member that was paused responds as soon as it resumes. Until the
+//! stream is up again, the last heartbeat of the other member still contains a complaint. If the other member were
+//! dropped for it, the group would be left to the member that was paused.
 //!
-//! A leaver never wins: it is not probed, and a response from before its request has no effect (leave.rs).
+//! A leaver never wins an inquiry: it is not probed, and a response from before its request has no effect
+//! (leave.rs).
 //!
-//! A sole holder is never judged: it is UNREACHABLE until it reports, or is proven dead.
+//! A sole holder is never removed: it is UNREACHABLE until it reports, or is proven dead.
 
 use kv_protocol::control_message::{Order, OrderKind};
 use kv_protocol::limits::HEARTBEAT_INTERVAL;
@@ -42,11 +44,11 @@ use crate::mutations::{self, Mutation};
 pub(super) enum Inquiry {
     #[default]
     None,
-    /// A probe of one member is in progress because of this doubt.
+    /// A probe of member `who` is in progress because of this doubt.
     Asked { doubt: Doubt, who: Member, order: OrderId, until: Time },
     /// One member has responded; the next heartbeats show whether the doubt about the other one lasts.
     Answered { doubt: Doubt, gone: Member, at: Time },
-    /// This member must leave the group: the other one has responded.
+    /// The other member has responded, so this member must leave the group.
     Judged { gone: Member, doubt: Doubt },
 }
 
@@ -55,12 +57,12 @@ pub(super) enum Inquiry {
 pub(super) enum Doubt {
     /// This member is silent to the coordinator.
     Silence(Member),
-    /// Both report to the coordinator, but one complains of the other's silence, and the reports do not show which one
-    /// is at fault: the primary is probed.
+    /// Both members report to the coordinator, and one reports a complaint about the other. The reports do not show
+    /// which one is at fault, so the primary is probed.
     Complaint,
-    /// A complaint of which this member is the suspect: the other one is probed.
+    /// There is a complaint, and this member is the suspect. The other one is probed.
     Suspect(Member),
-    /// A complaint in which the member probed first did not respond: the other one is probed.
+    /// There is a complaint, and the member probed first did not respond. The other one is probed.
     Mute,
     /// The secondary does not keep up: the primary is probed.
     CannotFollow,
@@ -100,8 +102,8 @@ impl Cluster {
         server.member != member || server.exited
     }
 
-    /// Returns the member of a view that is silent to the coordinator while the other one is not. The silence of a
-    /// primary with a mere candidate does not count, because no view could follow.
+    /// Returns the member of a view that is silent towards the coordinator while the other one is not. A silent
+    /// primary with a candidate is not returned, because a candidate cannot take over.
     fn is_silent(&self, view: &View) -> Option<Member> {
         let (primary, other) = (view.primary?, view.other()?);
         let is_suspected = |member: Member| {
@@ -146,7 +148,7 @@ impl Cluster {
             let view = self.memory.durable().views[n];
             let is_decided = self.memory.decided.views[n] != view;
             match self.groups[n].inquiry {
-                // No view followed immediately. Newer facts may contradict the judgement, so it is dropped.
+                // The decision did not lead to a view immediately. Newer facts may contradict it, so it is dropped.
                 Inquiry::Judged { .. } if !is_decided => self.end_inquiry(n),
                 Inquiry::None => self.begin_inquiry(now, n, &view, sink),
                 Inquiry::Asked { doubt: doubt @ Doubt::Silence(_), until, .. }
@@ -154,8 +156,8 @@ impl Cluster {
                 {
                     self.end_inquiry(n);
                 }
-                // The member that a complaint is about, or that has not responded, is now silent to the coordinator
-                // too. Waiting for it yields no information and delays its clients.
+                // The member that a complaint is about, or that has not responded, is now silent towards the
+                // coordinator too. To wait for its response would yield no information and delay the clients.
                 Inquiry::Asked { doubt, .. }
                     if !matches!(doubt, Doubt::Silence(_)) && self.is_silent(&view).is_some() =>
                 {
@@ -184,9 +186,9 @@ impl Cluster {
                     self.alarms.raise(now, Alarm::Unanswered(view.group));
                     sink.push(Effect::Unanswered { group: view.group });
                 }
-                // The response is too old to judge by: this coordinator may have been paused meanwhile.
+                // The response is too old for a decision: this coordinator may have been paused meanwhile.
                 Inquiry::Answered { at, .. } if now.since(at) > timeout => self.end_inquiry(n),
-                // A judgement is made only when the next view can be stored at once.
+                // The decision is made only when the next view can be stored at once.
                 Inquiry::Answered { doubt, gone, at }
                     if self.have_beaten_since(&view, told_since(doubt, at))
                         && !self.memory.is_storing() =>
@@ -217,7 +219,7 @@ impl Cluster {
         }
     }
 
-    /// Judges the other member, after one has responded and both have reported since.
+    /// Decides about the other member, after one has responded and both have reported since.
     fn judge(&mut self, now: Time, group: usize, view: &View, doubt: Doubt, gone: Member) {
         let is_doubted = self.is_doubted(view, doubt);
         let is_gone = is_doubted
@@ -227,7 +229,8 @@ impl Cluster {
                     .into_iter()
                     .chain(view.other())
                     .any(|voter| voter != gone && !self.hears_other(view, voter)),
-                // Meanwhile the probed member may have become the suspect, or the other one may no longer be it.
+                // Meanwhile the probed member may have become the suspect, or the other one may no longer be the
+                // suspect.
                 Doubt::Complaint | Doubt::Suspect(_) => match self.suspect(view) {
                     Some(suspect) => suspect == gone,
                     None => view.primary != Some(gone),
@@ -247,7 +250,7 @@ impl Cluster {
             if is_gone { Inquiry::Judged { gone, doubt } } else { Inquiry::None };
     }
 
-    /// Returns the doubt for which a member of a view was judged, if it was.
+    /// Returns the doubt for which a member of a view must leave; `None` if there is no such decision.
     pub(super) fn judged_for(&self, view: &View, member: Member) -> Option<Doubt> {
         match self.groups[usize::from(view.group.0)].inquiry {
             Inquiry::Judged { gone, doubt } if gone == member => Some(doubt),
@@ -255,7 +258,7 @@ impl Cluster {
         }
     }
 
-    /// Returns whether both members of a view have sent a heartbeat after `at`. A member that can no longer send one is
+    /// Returns whether both members of a view have sent a heartbeat after `at`. A member that is dead or silent is
     /// ignored.
     fn have_beaten_since(&self, view: &View, at: Time) -> bool {
         let members = [view.primary, view.other()];
@@ -305,7 +308,7 @@ impl Cluster {
         self.groups[group].inquiry = Inquiry::None;
     }
 
-    /// Records the response of a member to a probe. The response shows that the member is alive and receives messages.
+    /// Records the response of a member to a probe. It shows that the member is alive and receives messages.
     pub(super) fn note_probe(&mut self, now: Time, order: &Order) {
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
@@ -331,8 +334,9 @@ impl Cluster {
     }
 }
 
-/// Returns the time after which both members of a group must have reported for a doubt to last. Each shard publishes
-/// its observations once per interval, so a complaint in the first heartbeat after a response may be older than it.
+/// Returns the time after which both members of a group must have reported before a doubt is confirmed. Each shard
+/// publishes its observations once per interval, so a complaint in the first heartbeat after a response may be older
+/// than the response.
 fn told_since(doubt: Doubt, responded: Time) -> Time {
     match doubt {
         Doubt::Silence(_) => responded,

@@ -32,7 +32,7 @@ fn at(millis: u64) -> Time {
     Time::from_nanos(millis * 1_000_000)
 }
 
-/// A cluster, the time, and servers that act only on command of a test.
+/// A cluster, the time, and servers that act only when a test tells them to.
 struct World {
     cluster: Cluster,
     now: Time,
@@ -44,11 +44,11 @@ struct World {
     keeps_stores: bool,
     on_disk: Option<DurableState>,
     kept: Vec<Effect>,
-    /// The first process at place 1.
+    /// The first process at place 1 (server A).
     first_a: Option<Member>,
     /// Effects that a run has processed.
     seen: Vec<Effect>,
-    /// Servers whose messages no other server receives.
+    /// The servers whose messages no other server receives.
     unheard: Vec<ServerId>,
     /// The non-zero silences in milliseconds, by (receiver, sender).
     silences: BTreeMap<(ServerId, ServerId), u32>,
@@ -185,7 +185,7 @@ impl World {
         self.collect();
     }
 
-    /// Has every server report success for each order given so far.
+    /// Makes every server report success for each order given so far.
     fn report_all(&mut self) {
         for (to, _) in std::mem::take(&mut self.ordered()) {
             self.report(to, Ok(0));
@@ -260,7 +260,7 @@ impl World {
             .unwrap();
     }
 
-    /// Lets time pass while the coordinator is awake and receives nothing.
+    /// Lets time pass while the coordinator runs and receives nothing.
     fn watch(&mut self, duration: Duration) {
         for _ in 0..duration.as_millis() / 10 {
             self.now = self.now + Duration::from_millis(10);
@@ -291,7 +291,7 @@ impl World {
             self.orders.extract_if(.., |order| is_answered(order)).collect::<Vec<_>>()
         {
             let report = Report { id: order.id, view: ViewVersion(0), outcome: Ok(0) };
-            // The order may have been given up meanwhile.
+            // Meanwhile the coordinator may have given up the order.
             let _ = self.cluster.on_report(self.now, to, report, &mut self.effects);
         }
         self.collect();
@@ -330,7 +330,7 @@ impl World {
                     done.push((to.server, order.name()));
                     let report =
                         Report { id: order.id, view: order.view_version(), outcome: Ok(1) };
-                    // A newer view may have voided the order meanwhile.
+                    // Meanwhile a newer view may have replaced the order.
                     let _ = self.cluster.on_report(self.now, to, report, &mut self.effects);
                 }
             }

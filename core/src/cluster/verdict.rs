@@ -1,5 +1,5 @@
-//! The suspect of a complaint: one verdict per server, based on the reports of all servers about their partners
-//! (consistency.md §5).
+//! The suspect of a complaint (consistency.md §5). There is one verdict per server, based on the reports of all
+//! servers about their partners.
 //!
 //! ```text
 //!      A ---- group A ---- B ---- group B ---- C          an edge: the two holders of a group
@@ -7,9 +7,10 @@
 //! ```
 //!
 //! The suspect of a complaint is the end of its edge that explains more of the reports. Trouble in every other group of
-//! that end counts, and so does a contradiction of its complaint by the accused end's other partner. Verdicts per group
-//! would be worse: a server that hangs briefly is the primary in one group and responds to the probe as soon as it
-//! resumes. Its partner would then lose the place that the hung server should lose.
+//! an end counts against it. If an end has reported the complaint itself, it also counts against this end when the
+//! partners in all other groups of the other end receive that end's messages in time. Separate verdicts for each group
+//! would be worse. A server that hangs briefly is the primary in one of its groups, and responds to the probe as soon
+//! as it resumes. Its partner would then lose its place instead of the hung server.
 
 use kv_protocol::control_message::Following;
 use kv_protocol::{Member, Peer, View};
@@ -17,27 +18,27 @@ use kv_protocol::{Member, Peer, View};
 use super::Cluster;
 use crate::mutations::{self, Mutation};
 
-/// The freshness of the other member's messages at one member of a group.
+/// The age of the other member's last message at one member of a group, in classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Hearing {
     /// Received recently.
     Well,
     /// Not received for longer than a vote tolerates.
     Faint,
-    /// Not received for so long that the member complains.
+    /// Not received for so long that the member reports a complaint.
     Silent,
 }
 
-/// The weights of trouble in another group: late messages, and a complaint. An earlier verdict weighs as much as a
-/// complaint.
+/// The weight of late messages in another group.
 const FAINT: u32 = 1;
+/// The weight of a complaint in another group. An earlier verdict against the server weighs the same.
 const COMPLAINT: u32 = 2;
-/// The weight of a complaint that is contradicted.
+/// The weight of an end's own complaint if other partners of the other end contradict it.
 const CONTRADICTED: u32 = 1;
 
 impl Cluster {
-    /// Returns the member of a view that is the suspect of its complaint; `None` if the reports do not distinguish the
-    /// two.
+    /// Returns the suspect of a complaint between the two members of a view; `None` if the reports do not distinguish
+    /// them.
     pub(super) fn suspect(&self, view: &View) -> Option<Member> {
         let (primary, secondary) = (view.primary?, view.secondary()?);
         if mutations::is_open(Mutation::VerdictByGroup) {
@@ -52,7 +53,7 @@ impl Cluster {
         }
     }
 
-    /// Returns the weight of the evidence against one end of a view with a complaint.
+    /// Returns the weight of the evidence against one member of a view with a complaint.
     fn suspicion(&self, view: &View, of: Member, partner: Member) -> u32 {
         let elsewhere: u32 = self.other_pairs(view, of).map(|other| self.trouble(other)).sum();
         let earlier = if self.server(of.server).was_judged { COMPLAINT } else { 0 };
@@ -61,7 +62,7 @@ impl Cluster {
         elsewhere + earlier + if is_contradicted { CONTRADICTED } else { 0 }
     }
 
-    /// Returns whether a member has another group, and the partner in each such group receives it well.
+    /// Returns whether a member has other groups, and its partner in each of them receives its messages in time.
     fn is_heard_elsewhere(&self, view: &View, member: Member) -> bool {
         let mut partners = self.other_pairs(view, member).filter_map(|other| {
             let partner =
@@ -94,8 +95,8 @@ impl Cluster {
         }
     }
 
-    /// Returns the freshness of the other member's messages at a member of a view, by its latest heartbeat and for its
-    /// worst shard. `None` if it does not report on this view.
+    /// Returns how recently a member of a view received messages from the other one, by its latest heartbeat and for
+    /// its worst shard. `None` if the heartbeat does not report on this view.
     fn hearing(&self, view: &View, member: Member) -> Option<Hearing> {
         let server = self.server(member.server);
         if self.is_dead(member) || !server.is_up() {
@@ -121,8 +122,8 @@ impl Cluster {
         })
     }
 
-    /// Returns whether the latest heartbeat of a member complains of the other one's silence, although both report to
-    /// the coordinator.
+    /// Returns whether the latest heartbeat of a member contains a complaint about the other one, although both
+    /// report to the coordinator.
     pub(super) fn is_complained_of(&self, view: &View) -> bool {
         let (Some(primary), Some(secondary)) = (view.primary, view.secondary()) else {
             return false;

@@ -1,4 +1,4 @@
-//! The way from facts to views, and from durable views to orders.
+//! The derivation of views from facts, and of orders from durable views.
 //!
 //! ```text
 //!   facts of every group -> reconcile::next_view -> decided -> Store -> durable -> orders, map
@@ -21,10 +21,12 @@ use crate::mutations::{self, Mutation};
 /// The back-off before an order that a server could not carry out is given again.
 const ORDER_PAUSE: Duration = Duration::from_millis(500);
 
-/// The known state of a group besides its view. It is not durable, because servers report all of it again.
+/// The state of a group besides its view. It is not durable, because the servers report it again to a new
+/// coordinator.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Group {
-    /// The versions of the views whose candidate has caught up, or has failed.
+    /// The version of the view whose candidate has caught up; `failed` is that of the view whose candidate has
+    /// failed.
     pub(super) caught_up: ViewVersion,
     pub(super) failed: ViewVersion,
     /// The version of the view whose order the primary has reported as done.
@@ -33,7 +35,7 @@ pub(super) struct Group {
     pub(super) vouch: Vouch,
     /// The time at which the orders of the view are given again.
     again_at: Option<Time>,
-    /// The reason for the next view if that is decided but not durable yet.
+    /// The reason for the next view, if that view is decided but not durable yet.
     why: Option<Why>,
 }
 
@@ -70,7 +72,7 @@ impl Cluster {
         }
     }
 
-    /// Applies two mutations that ignore a dead member, which the simulator must detect.
+    /// Applies two mutations that ignore a dead member. The simulator must detect them.
     fn unless_forgotten(&self, view: &View, member: Option<Member>, fate: Fate) -> Fate {
         let Some(server) = member.map(|member| member.server) else { return fate };
         let is_primary = view.primary == member;
@@ -101,7 +103,8 @@ impl Cluster {
         (is_ready && primary_up).then_some(server.member)
     }
 
-    /// Returns whether a group may go home: no other change is in progress at either server.
+    /// Returns whether a group may be handed over to its home primary: no other change is in progress at either
+    /// server.
     fn may_swap(&self, view: &View) -> bool {
         let (Some(primary), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
             return false;
@@ -129,8 +132,8 @@ impl Cluster {
             && self.memory.decided.views.iter().all(at_rest)
     }
 
-    /// Decides the next view of every group, but only when it can be stored at once. A decision that waited for an
-    /// earlier store could be contradicted by newer facts before it is durable.
+    /// Decides the next view of every group, but only when the decisions can be stored at once. If a decision
+    /// waited for an earlier store, newer facts could contradict it before it is durable.
     pub(super) fn decide_views(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() || self.memory.is_storing() {
             return;
@@ -158,9 +161,9 @@ impl Cluster {
         }
     }
 
-    /// Applies the consequences of a view change once it is durable; until then it may be withdrawn. A candidate that
-    /// is dropped has failed, and so has a secondary that does not keep up. A holder that is removed is a fault if it
-    /// is dead or was judged for its silence.
+    /// Applies the consequences of a view change once the view is durable, because it may be withdrawn until then. A
+    /// dropped candidate counts as a failure of its process, and so does a secondary that does not keep up. The
+    /// removal of a holder counts as a fault if the holder is dead or was removed for its silence.
     fn note_decision(&mut self, now: Time, before: &View, why: Why, sink: &mut Vec<Effect>) {
         match (why, before.peer) {
             (Why::Dropped, Peer::Candidate(candidate)) if !self.leaves_in_order(candidate) => {
@@ -180,7 +183,7 @@ impl Cluster {
                 if self.leaves_in_order(last) {
                     return;
                 }
-                // The group had one holder, so its other home server has failed too. That counts as the first fault.
+                // The group had only one holder, so its other home server failed earlier. That was the first fault.
                 let homes =
                     [before.group.home_primary(), before.group.home_secondary(self.count())];
                 let away = homes.into_iter().find(|home| *home != last.server);

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   bytes of the file -> feed -> origin, then (shard, entries, records) for each shard   DumpItem
-//!   its end           -> finish -> the header, or an error: nothing of the file may be used
+//!   end of the file   -> finish -> the header, or an error: nothing of the file may be used
 //! ```
 //!
-//! The items emitted before the end are valid only if [`DumpReader::finish`] succeeds: only then is the
-//! checksum verified.
+//! The items emitted before the end are valid only if [`DumpReader::finish`] succeeds, because the checksum is
+//! verified at the end.
 
 use std::str::{self, FromStr};
 
@@ -18,7 +18,7 @@ use super::{
     FIRST_LINE_BEFORE, SHARD, parse_end, parse_entry, parse_record, parse_shard,
 };
 
-/// The maximum length of a line of a dump, in which every byte of key and value is escaped.
+/// The maximum length of a line of a dump: every byte of the longest key and value is escaped.
 pub const MAX_DUMP_LINE_BYTES: usize = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 128;
 
 /// A part of a dump.
@@ -37,7 +37,7 @@ pub enum DumpItem {
 /// A reader of one dump.
 #[derive(Debug, Default)]
 pub struct DumpReader {
-    /// The start of a line whose end has not arrived.
+    /// The beginning of a line whose end has not arrived.
     partial: Vec<u8>,
     /// The number of lines read.
     lines: usize,

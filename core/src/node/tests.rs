@@ -155,7 +155,7 @@ fn an_older_or_conflicting_coordinator_is_rejected_and_a_newer_one_starts_afresh
     assert!(!node.has_running());
     let forged = node.on_orders_hello(&hello(u64::MAX, 1));
     assert!(matches!(forged, Err(HelloRefused::ImpossibleEpoch { .. })));
-    node.on_orders_hello(&hello(7, 1)).expect("the server still follows the next coordinator");
+    node.on_orders_hello(&hello(7, 1)).expect("the server still accepts the next coordinator");
     let stranger = OrdersHello { to: OTHER, ..hello(7, 1) };
     assert!(matches!(node.on_orders_hello(&stranger), Err(HelloRefused::OtherMember { .. })));
     let stranger = OrdersHello { cluster: ClusterId(8), ..hello(7, 1) };
@@ -168,7 +168,7 @@ fn orders_of_an_earlier_coordinator_are_void_once_a_later_one_is_followed() {
     node.give(Order { id: number(1), kind: OrderKind::Probe });
     let later = hello(2, 2);
     node.on_orders_hello(&later).unwrap();
-    // A delayed order of the first coordinator.
+    // A delayed order of the first coordinator arrives.
     assert!(node.give(order(1, ViewPurpose::UpdatePrimary, 3)).is_empty());
     // The echo of its probe does not count for the probe of the later coordinator.
     let probe = OrderId::first_of(later.epoch);

@@ -1,9 +1,9 @@
 //! The receiving end of a copy (consistency.md §7).
 //!
 //! ```text
-//!   COPY-START (sn)    last = sn: live writes are newer, the content of the copy is older
+//!   COPY-START (sn)    last = sn: live writes are newer, the content of the copy is not
 //!   COPY-ENTRY         applied unless this end has something newer: an entry or a tombstone
-//!   PREPARE (delete)   leaves a tombstone until no older entry of its key can come
+//!   PREPARE (delete)   leaves a tombstone until no older entry of its key can arrive
 //!   COPY-END           the digest of the received content is sent back
 //! ```
 
@@ -65,7 +65,8 @@ impl CopyIn {
         self.mark.take()
     }
 
-    /// Leaves a tombstone for a key that a live write deleted. No older entry of the copy then restores the key.
+    /// Leaves a tombstone for a key that a live write deleted, so that an older entry of the copy does not restore
+    /// the key.
     pub(super) fn bury(&mut self, hash: TableHash, key: &[u8], sn: SequenceNumber) {
         if self.stage == Stage::Begun && !mutations::is_open(Mutation::TombstonesForgotten) {
             self.tombstones.add(hash, key, sn);
@@ -140,7 +141,8 @@ impl Replica {
         fragment: &CopyFragment<'_>,
     ) -> Result<(), StreamError> {
         let copy = self.take_copy_message()?;
-        // Without a partial entry this is the rest of an entry that was skipped because this end has a newer version.
+        // If there is no partial entry, the fragment belongs to an entry that was skipped because this end has a
+        // newer version.
         let Some(mut partial) = copy.partial.take() else { return Ok(()) };
         let received = self.table.staged_entry(&partial.staged).1.len();
         let wrong = fragment.offset as usize != received || fragment.bytes.len() > partial.missing;
@@ -208,8 +210,8 @@ impl Replica {
 /// Tombstones of keys that live writes deleted and that the rest of the copy may still contain.
 #[derive(Debug, Default)]
 struct Tombstones {
-    /// Sorted by ascending sequence number. Tombstones of committed writes are dropped, so there are at most as many as
-    /// the primary may have pending writes.
+    /// The tombstones by ascending sequence number. Those of committed writes are dropped, so there are at most as many
+    /// as the primary may have pending writes.
     in_order: VecDeque<(SequenceNumber, TableHash)>,
     by_key: HashTable<(TableHash, Box<[u8]>, SequenceNumber)>,
 }

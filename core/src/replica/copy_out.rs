@@ -1,17 +1,17 @@
 //! The sending end of a copy (consistency.md §7).
 //!
 //! ```text
-//!   CopyOut::new   at the candidate's WELCOME: every later write goes to it live
+//!   CopyOut::new   at the candidate's WELCOME: every later write is sent to it live
 //!     pump         COPY-START, then entries in hash order, then completion records, one batch per
 //!                  wake-up and at most one window in flight
-//!     pump         everything is sent, live writes included: COPY-END(last), sessions' digest recorded
+//!     pump         everything is sent, including live writes: COPY-END(last), sessions' digest recorded
 //!     on_committed write `last` is committed: the table's digest recorded
 //!     compare      with the candidate's digests
 //! ```
 //!
-//! The walk reads the committed table while it changes. An entry that changes behind the walk is sent
-//! live. An entry that changes ahead of it is read in its new version and also sent live; the candidate
-//! keeps the newer version.
+//! The walk reads the committed table while the table changes. The change of an entry that the walk has passed is
+//! sent live. If an entry changes before the walk reaches it, its new version is sent both live and by the copy.
+//! The candidate keeps the newer version.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -41,15 +41,16 @@ pub(super) struct CopyOut {
     walk: Option<WalkCursor>,
     /// Entries that the walk has visited and that are not yet sent in full.
     waiting: VecDeque<Waiting>,
-    /// The clients whose records are to be copied. Sessions that begin later travel with their live writes.
+    /// The clients whose records are to be copied. The candidate gets sessions that begin later from their live
+    /// writes.
     clients: Vec<ClientId>,
     window: Window,
     end: Option<End>,
     copied: Copied,
 }
 
-/// The sent part of the table, for display only. Its `Debug` output is part of
-/// [`Replica::describe`](super::Replica::describe) and omits the counts, because no decision depends on them.
+/// The size of the sent part of the table, for display only. The `Debug` output, which is part of
+/// [`Replica::describe`](super::Replica::describe), omits the counts, because no decision depends on them.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Copied {
     /// The number of entries sent in full.
@@ -123,7 +124,7 @@ impl Window {
 }
 
 impl CopyOut {
-    /// Creates a copy of everything up to `start`. The stream carries later writes as they happen.
+    /// Creates a copy of everything up to write `start`. The stream carries later writes live.
     pub(super) fn new(start: SequenceNumber, clients: Vec<ClientId>) -> CopyOut {
         CopyOut {
             start,
@@ -142,12 +143,12 @@ impl CopyOut {
         self.copied
     }
 
-    /// Returns the last write that the copy contains. The stream carries later writes as they happen.
+    /// Returns the last write that the copy contains. The stream carries later writes live.
     pub(super) fn start(&self) -> SequenceNumber {
         self.start
     }
 
-    /// Returns whether the candidate gets every write, and so must ack every commit.
+    /// Returns whether the candidate gets every write, so every commit needs its ack.
     pub(super) fn is_registered(&self) -> bool {
         !mutations::is_open(Mutation::CopyBeforeStream) || self.end.is_some()
     }
@@ -175,8 +176,8 @@ impl CopyOut {
         }
     }
 
-    /// Returns whether the candidate's copy equals this one. `None` if this report belongs to no COPY-END, or the write
-    /// of the COPY-END is not committed.
+    /// Returns whether the candidate's copy equals the table and sessions of this end. `None` if the report belongs to
+    /// no COPY-END, or if the write of the COPY-END is not committed yet.
     pub(super) fn compare(&self, marked: &Marked) -> Option<bool> {
         let end = self.end.as_ref().filter(|end| end.sn == marked.sn)?;
         let table = end.table?;
@@ -198,7 +199,7 @@ impl CopyOut {
         }
     }
 
-    /// Adds copy content to a batch as far as it fits. Every write up to `last` was sent before.
+    /// Adds as much copy content to a batch as it has room for. Every write up to `last` was sent before.
     pub(super) fn pump(
         &mut self,
         view: ViewVersion,
@@ -310,7 +311,7 @@ fn has_enough(batch: &BatchWriter) -> bool {
     batch.len() >= BATCH_TARGET_BYTES / 4 || batch.count() >= MAX_BATCH_MESSAGES / 2
 }
 
-/// The table and view that a copy is made of.
+/// The source of a copy: the table and the view.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     view: ViewVersion,

@@ -1,6 +1,7 @@
-//! The receiving end of the stream: applies writes in order, at once, and acks what is applied.
+//! The receiving end of the stream. It applies each write as soon as it arrives, in order, and acks it.
 //!
-//! On a slow link a long value takes longer than a lease. So its received part is also acked, once per beacon interval.
+//! On a slow link the transfer of a long value can take longer than a lease. So the part received so far is acked too,
+//! once per beacon interval.
 
 use kv_protocol::control_message::Following;
 use kv_protocol::copy_message::Handover;
@@ -78,7 +79,7 @@ impl Follower {
         partial.map_or(0, |partial| table.staged_entry(&partial.staged).1.len() as u64)
     }
 
-    /// Records that an ack is due for data that carries no `t_send`, such as a part of a value.
+    /// Records that an ack is due for data without a `t_send`, such as a part of a value.
     pub(super) fn owe_sign(&mut self) {
         self.owed = self.owed.or(self.newest);
     }
@@ -89,7 +90,8 @@ impl Follower {
         self.no_memory_for = Some(sn.max(self.last.next()));
     }
 
-    /// Returns whether this replica keeps up: it has applied every write for which it had no memory earlier.
+    /// Returns the progress of this replica. It keeps up if it has applied every write for which it had no memory
+    /// earlier.
     pub(super) fn following(&self) -> Following {
         match self.no_memory_for {
             Some(sn) if sn > self.last => Following::OutOfMemory,
@@ -157,7 +159,7 @@ impl Replica {
         }
     }
 
-    /// Applies a write; returns `false` while the rest of its value is missing.
+    /// Applies a write. Returns `false` if a part of its value is still missing.
     fn apply(&mut self, prepare: &Prepare<'_>) -> Result<bool, StreamError> {
         let sn = prepare.sn;
         let hash = self.hash_of(prepare.digest, prepare.key);
@@ -260,8 +262,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Handles an incomplete message. If the rest takes long, the link is slow but its sender is alive. So the bytes
-    /// count as a sign of life and are acked.
+    /// Handles the arrival of a part of a message. If the rest takes long, the link is slow but the sender is alive.
+    /// So the part counts as a sign of life and is acked.
     pub fn on_part_of_message(&mut self, now: Time) {
         self.readings.note(now);
         let may_sign = self.may_sign(now);
@@ -279,7 +281,7 @@ impl Replica {
         self.acked.is_none_or(|acked| acked.until + times.beacon_interval() <= now + times.grace())
     }
 
-    /// Handles a beacon, the other holder's sign of life.
+    /// Handles a beacon, a sign of life of the other holder.
     pub(super) fn on_beacon(&mut self, beacon: &Beacon) -> Result<(), StreamError> {
         if let Some(follower) = self.follower_mut() {
             follower.owe_ack(beacon.t_send);

@@ -1,14 +1,15 @@
-//! A replica whose dump has begun: its content no longer changes, but it stays reachable for its peer and clients.
+//! A replica whose dump has begun. Its content no longer changes, but it still responds to the other holder and to
+//! clients.
 //!
 //! ```text
-//!   accepts    no write, view or hello; of a message, only the sign of life of the other holder
+//!   accepts    no write, view or hello; a message counts only as a sign of life of the other holder
 //!   sends      beacons, and acks of beacons: both holders keep receiving signs of life
-//!   serves     reads, under its lease like any primary; no probe, so no member is removed on its report
+//!   serves     reads, under its lease like any primary; no probe, so its reports remove no member
 //! ```
 //!
-//! An ack sent from here names only writes applied before the dump, which the dump contains. An ack received here
-//! commits nothing: that write would be acknowledged but missing from every dump. It does renew the lease, because
-//! its sender, frozen or not, observes a grace for it.
+//! An ack that a frozen replica sends names only writes applied before the dump, which the dump contains. An ack
+//! that it receives commits no write: such a write would be acknowledged, but missing in every dump. The ack renews
+//! the lease, because its sender, frozen or not, observes a grace for it.
 
 use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::Time;
@@ -17,15 +18,15 @@ use kv_protocol::peer_message::{BatchWriter, Beacon, PeerMessage};
 use super::{Pumped, Replica, Role, StreamError};
 
 impl Replica {
-    /// Stops all changes of content, so that a dump is final. From now on no write is accepted, applied, sent or
+    /// Stops all changes of content, so that the dump is final. From now on no write is accepted, applied, sent or
     /// committed, and no view is installed. Pending writes get no response. Reads and beacons continue.
     pub fn freeze(&mut self) {
         self.draining = true;
         self.frozen = true;
     }
 
-    /// Returns whether the dump of this replica has begun. The coordinator must not remove a member because of its
-    /// reports.
+    /// Returns whether the dump of this replica has begun. The coordinator must then not remove a member because of
+    /// this replica's reports.
     pub fn is_frozen(&self) -> bool {
         self.frozen
     }

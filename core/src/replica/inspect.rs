@@ -44,8 +44,8 @@ pub struct Inspection {
     pub grace: Option<(Member, Time)>,
     /// True for a primary whose commits wait for its candidate.
     pub in_union: bool,
-    /// The last write before its union: the copy in progress brings all writes up to it. Zero once the candidate has
-    /// caught up.
+    /// The last write before the union with the candidate began: the copy in progress contains all writes up to this
+    /// one. Zero once the candidate has caught up.
     pub copied_from: SequenceNumber,
     /// True for a candidate whose copy is complete.
     pub is_complete: bool,
@@ -88,15 +88,15 @@ impl Replica {
         ContentDigest { table: self.table.recount(), sessions: self.sessions.recount() }
     }
 
-    /// Returns everything on which the behaviour of this replica depends, as text. Two replicas of the same
-    /// configuration with equal descriptions behave alike from there on. A state-space search uses this to recognize a
+    /// Returns everything on which the behaviour of this replica depends, as text. Two replicas with the same
+    /// configuration and equal descriptions behave alike. A state-space search uses the description to recognize a
     /// visited state.
     ///
-    /// Every field is named here, so that omitting a new one is a compiler error. All but the table appears as its
-    /// `Debug` output: roles with their logs, streams, leases, copies and tombstones, and sessions with their records.
-    /// The table appears as its entries, including those staged for pending writes, without their addresses. Two
-    /// replicas that behave alike may have different descriptions, because the ticket of a staged entry counts all
-    /// earlier ones. A search then visits more states than necessary, never fewer.
+    /// Every field is named here, so that the omission of a new one is a compiler error. All fields except the table
+    /// appear as their `Debug` output: roles with their logs, streams, leases, copies and tombstones, and sessions
+    /// with their records. The table appears as its entries, including those staged for pending writes, without their
+    /// addresses. Two replicas that behave alike may have different descriptions, because the number of a staged
+    /// entry's ticket depends on all earlier ones. A search then visits more states than necessary, never fewer.
     pub fn describe(&self) -> String {
         let Replica {
             config,
@@ -105,7 +105,7 @@ impl Replica {
             table,
             sessions,
             heard,
-            // Affects only reports, which the search derives from `heard`. The search models no suspension.
+            // Affects only reports, which the search derives from `heard`. The search does not model suspension.
             awake: _,
             awake_when_heard: _,
             // A statistic.
@@ -117,13 +117,13 @@ impl Replica {
             frozen,
             readings,
             lent,
-            // Affects the addresses of entries only.
+            // Affects only the addresses of entries.
             last_steps: _,
             #[cfg(feature = "mutations")]
             mutant,
         } = self;
         let mut text = format!("{view:?} {role:?} {sessions:?} {heard:?} {acked:?} {proven:?} ");
-        // Without a memory limit, bytes of it that are lent have no effect.
+        // Without a memory limit, lent bytes have no effect.
         let lent = config.memory_limit.map(|_| lent);
         let _ = write!(text, "{restored:?} {draining} {frozen} {lent:?} ");
         let mut cursor = Some(WalkCursor::START);
@@ -135,7 +135,7 @@ impl Replica {
         for (key, value) in self.sender().into_iter().flat_map(|sender| sender.log.staged(table)) {
             let _ = write!(text, "{key:?} {:x} ", sum(value));
         }
-        // The reading of the previous wake-up matters only while one of these rules is disabled.
+        // The clock reading of the previous wake-up matters only while one of these rules is disabled.
         if mutations::is_open(Mutation::StaleClockInLeaseCheck)
             || mutations::is_open(Mutation::GraceFromStaleReading)
         {

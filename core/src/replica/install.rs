@@ -9,8 +9,8 @@
 //! | secondary | takes over, or waits for HANDOVER | under the same primary: keeps its copy | wiped |
 //! | candidate | as a secondary, if its copy is complete | if its copy is complete | wiped |
 //!
-//! A coordinator that follows the rules creates no view that the table marks *never* or that treats an incomplete
-//! copy as complete. Such a view is rejected. Installing the installed view again changes nothing.
+//! A correct coordinator creates no view that the table marks *never*, and none that treats an incomplete copy as
+//! complete. Such a view is rejected. Installing the installed view again changes nothing.
 
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{Member, SequenceNumber, Time, ViewVersion};
@@ -25,7 +25,7 @@ use super::requests::Asker;
 use super::{HandingOver, InstallError, Replica, Responses, Role};
 use crate::mutations::{self, Mutation};
 
-/// The version of a group's first view: the only one that makes empty replicas holders.
+/// The version of a group's first view, the only view that makes empty replicas holders.
 const FOUNDING: ViewVersion = ViewVersion(1);
 
 /// The role in which a view names a member.
@@ -105,7 +105,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Returns whether a replica in this role can take the role that the view names: the table above.
+    /// Returns whether this replica can take the role that the view gives it, by the table in the module
+    /// documentation.
     fn may_become(&self, named: Named, view: &View) -> bool {
         match (named, &self.role) {
             (Named::Candidate | Named::Nothing, _) => true,
@@ -162,7 +163,7 @@ impl Replica {
             | Role::Secondary(follower)
             | Role::Candidate(follower, _) => {
                 let follower = follower.on_new_stream(&mut self.table);
-                // What was applied is committed, and sequence numbers continue.
+                // All applied writes are committed now, and sequence numbers continue.
                 let restarted = mutations::is_open(Mutation::SnRestarted);
                 let last = if restarted { SequenceNumber::ZERO } else { follower.last };
                 let log = PendingLog::starting_after(last);
@@ -204,7 +205,7 @@ impl Replica {
         };
     }
 
-    /// Drops everything but the view and the last ack.
+    /// Drops all data and state except the view and the last ack.
     fn wipe(&mut self, responses: &mut impl Responses) {
         if let Some(sender) = self.sender_mut() {
             let waiters = sender.log.take_waiters();
@@ -224,11 +225,12 @@ impl Replica {
         }
     }
 
-    /// Handles the proven death of a process. It ends a grace only if this replica acked that process last.
+    /// Handles the proven death of a process. The death ends a grace only if this replica sent its last ack to that
+    /// process.
     pub fn on_exited(&mut self, now: Time, member: Member) {
         self.readings.note(now);
         self.proven = Some(member);
-        // No grace is due to a dead process. A later proof of another death does not bring the grace back.
+        // There is no grace for a dead process. A later proof of another death does not restore the grace.
         self.acked.take_if(|acked| acked.to == member);
         match &mut self.role {
             Role::Primary(primary) => {
@@ -242,8 +244,9 @@ impl Replica {
         }
     }
 
-    /// Takes over in a hand-over view if the old primary is proven dead. Only this proof or HANDOVER lets the new
-    /// primary serve. The end of its grace does not: the old primary may hold writes that this one lacks.
+    /// Takes over in a hand-over view if the old primary is proven dead. The new primary serves only after this
+    /// proof or a HANDOVER. The end of its grace is not enough, because the old primary may hold writes that this
+    /// replica lacks.
     fn take_over_if_free(&mut self, now: Time) {
         let Some(old) = self.view.and_then(|view| view.secondary()) else { return };
         let graced = mutations::is_open(Mutation::GraceInHandover)
@@ -253,7 +256,8 @@ impl Replica {
         }
     }
 
-    /// Makes this replica the serving primary. It has every write of the old primary that can still be recovered.
+    /// Makes this replica the serving primary. No other live replica has writes of the old primary that this one
+    /// lacks.
     pub(super) fn finish_taking_over(&mut self) {
         self.role = match std::mem::replace(&mut self.role, Role::Out) {
             Role::TakingOver(follower) => {
@@ -266,7 +270,7 @@ impl Replica {
         };
     }
 
-    /// Commits the pending writes and becomes secondary: the new primary has all writes and serves.
+    /// Commits the pending writes and becomes the secondary, because the new primary has all writes and serves.
     pub(super) fn finish_handing_over(&mut self) {
         let role = std::mem::replace(&mut self.role, Role::Out);
         self.role = match role {
@@ -282,7 +286,7 @@ impl Replica {
         };
     }
 
-    /// Ends a grace whose time has passed.
+    /// Ends the grace of this replica if its time has passed.
     pub(super) fn advance_standing(&mut self, now: Time) {
         match &mut self.role {
             Role::Primary(primary) => primary.standing.advance(now),

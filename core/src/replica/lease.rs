@@ -1,4 +1,4 @@
-//! Leases and graces: fencing a primary without killing it (consistency.md §4).
+//! Leases and graces: they stop a primary from serving without killing it (consistency.md §4).
 //!
 //! ```text
 //!   primary   |t_send| ------------- LEASE -------------> |until
@@ -7,9 +7,9 @@
 //!   follower     receives, reads its clock, acks |now| ------------ GRACE ---------------> |until
 //! ```
 //!
-//! Each end counts from a reading of its own clock. The primary reads its clock before it sends, the
-//! follower after it receives, so in true time the lease begins no later than the grace. The grace is
-//! long enough that it also ends later than the lease for every permitted clock drift.
+//! Each end measures from a reading of its own clock. The primary reads its clock before it sends, the follower
+//! after it has received. So in true time the lease begins no later than the grace. The grace is longer by so much
+//! that it also ends later than the lease for every permitted clock drift.
 
 use kv_protocol::FailureTimeout;
 use kv_protocol::ids::{Member, Time};
@@ -52,7 +52,7 @@ impl Acked {
     }
 }
 
-/// The permission of a primary to serve at all.
+/// The permission of a primary to serve requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     /// Serves.
@@ -62,7 +62,7 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// Returns the standing of a member that becomes primary, given its last ack and the death proven last.
+    /// Returns the standing of a member that becomes a primary, given its last ack and the last proven death.
     pub(super) fn on_promotion(acked: Option<Acked>, proven: Option<Member>) -> Standing {
         match acked {
             Some(acked) if proven != Some(acked.to) => Standing::InGrace(acked),
@@ -101,7 +101,7 @@ mod tests {
         Member { server: ServerId(0), incarnation: Incarnation(incarnation) }
     }
 
-    /// Converts a duration of true time for a clock that runs at `percent` of true speed.
+    /// Returns the time that a clock running at `percent` of true speed shows for a duration of true time.
     fn on_a_clock_of(percent: u64, true_time: Duration) -> Duration {
         Duration::from_nanos(u64::try_from(true_time.as_nanos()).unwrap() * percent / 100)
     }

@@ -1,9 +1,9 @@
 //! The memory of a replica's table: its limit, and the compaction that keeps it usable.
 //!
-//! A write that finds no room triggers compaction at once, bounded per wake-up. If that is not enough, the write is
-//! rejected with BUSY and the client retries it. OUT-OF-SPACE means that only deleting entries helps. All other
-//! steps run in the background, one each [`COMPACTION_INTERVAL`], in every role: a secondary has the same entries
-//! but a different fragmentation.
+//! A write that finds no room triggers compaction at once, with a bounded number of steps per wake-up. If these
+//! steps do not make room, the write is rejected with BUSY and the client retries it. OUT-OF-SPACE means that only
+//! the deletion of entries makes room. All other steps run in the background, one per [`COMPACTION_INTERVAL`]. They
+//! run in every role, because a secondary has the same entries but a different fragmentation.
 
 use std::time::Duration;
 
@@ -12,12 +12,13 @@ use kv_protocol::ids::{SequenceNumber, Time};
 use super::{Replica, StreamError};
 use crate::table::{CompactionBudget, Pressure, Room};
 
-/// The interval of background steps. A step takes a twentieth of it, or a fifth when memory exceeds the limit.
+/// The interval of background steps. A step takes a twentieth of the interval, or a fifth when memory exceeds the
+/// limit.
 const COMPACTION_INTERVAL: Duration = Duration::from_millis(1);
 /// The maximum number of compaction steps per wake-up for writes that find no room.
 const PRESSED_STEPS: usize = 4;
-/// A copy may exceed the memory limit by this fraction (a divisor), because two tables with the same entries differ in
-/// fragmentation.
+/// The fraction of the memory limit (as a divisor) by which a copy may exceed it: two tables with the same entries
+/// differ in fragmentation.
 const COPY_BEYOND_LIMIT: u64 = 8;
 
 /// The times of the last compaction steps.
@@ -52,19 +53,20 @@ impl Replica {
         }
     }
 
-    /// Changes the memory limit of this table; `None`: no limit. A lower limit drops nothing: writes are rejected until
-    /// entries are deleted.
+    /// Changes the memory limit of this table; `None` means no limit. If the limit is lower than the memory in use, no
+    /// entry is dropped, but writes are rejected until entries are deleted.
     pub fn set_memory_limit(&mut self, limit: Option<u64>) {
         self.config.memory_limit = limit;
     }
 
-    /// Sets the part of the memory limit that is currently lent to other tables. Writes leave that much free. A copy
-    /// may use it, because the primary may have used that part of its own limit.
+    /// Sets the part of the memory limit that is currently lent to other tables. Writes leave this part free. A copy
+    /// may use it, because the primary may have used the same part of its own limit.
     pub fn lend_memory(&mut self, bytes: u64) {
         self.lent = bytes;
     }
 
-    /// Returns whether an entry stays within the limit, after some compaction if that helps.
+    /// Returns whether there is room for an entry within the limit. Runs compaction steps first if they may make
+    /// room.
     pub(super) fn make_room(&mut self, now: Time, key_len: usize, value_len: usize) -> Room {
         let Some(limit) = self.config.memory_limit else { return Room::Fits };
         let limit = limit.saturating_sub(self.lent);
@@ -83,8 +85,8 @@ impl Replica {
         room
     }
 
-    /// Checks that a candidate has room for one more entry of the copy. The primary stays within its own limit, so a
-    /// candidate lacks room only if its limit is lower.
+    /// Checks that a candidate has room for one more entry of the copy. The primary stays within its limit, so the
+    /// candidate lacks room only if its own limit is lower.
     pub(super) fn check_copy_room(
         &self,
         sn: SequenceNumber,

@@ -1,5 +1,5 @@
-//! The effect of messages of an older view on a replica that does not reject them. Compiled only with the
-//! feature `mutations`, and active only while such a mutation is enabled.
+//! Mutations in which a replica does not reject messages of an older view. This module is compiled only with the
+//! feature `mutations`, and is active only while such a mutation is enabled.
 
 use kv_protocol::ids::{SequenceNumber, ViewVersion};
 use kv_protocol::peer_message::{Ack, Effect, PeerMessage, Prepare};
@@ -44,7 +44,7 @@ impl Replica {
 
     fn apply_old(&mut self, prepare: &Prepare<'_>) {
         if self.follower().is_some() {
-            // The ack is sent even if the write does not fit.
+            // The ack is sent even if the write cannot be applied.
             let _ = self.on_prepare(prepare);
             return;
         }

@@ -6,9 +6,9 @@
 //!       |            ^ cursor           |
 //! ```
 //!
-//! The stream also sends from this log: a cursor marks which write, and which byte of its value, is
-//! sent next. A new stream moves the cursor back to the first write that the other side lacks; resending
-//! needs nothing else.
+//! The stream sends from this log: a cursor marks the write, and the byte of its value, that is sent next. For a
+//! new stream the cursor moves back to the first write that the other side lacks. Nothing else is needed for a
+//! retransmission.
 
 use std::collections::VecDeque;
 
@@ -27,7 +27,7 @@ pub(super) struct PendingWrite {
     pub(super) digest: Digest,
     pub(super) hash: TableHash,
     pub(super) record: CompletionRecord,
-    /// Key and value, staged in the table's memory but not linked into the table. `None`: the write has no key.
+    /// Key and value, staged in the table's memory but not linked into the table; `None` if the write has no key.
     pub(super) staged: Option<Staged>,
     pub(super) waiters: Waiters,
     /// The total length of key and value in bytes.
@@ -38,8 +38,9 @@ pub(super) struct PendingWrite {
 /// dropped without a response.
 const MOST_WAITERS: usize = 8;
 
-/// The requests that wait for one write: the original, and retries and RESOLVEs of it. Each gets a response: a delayed
-/// request from a lost connection may arrive after the retry whose response the client waits for.
+/// The requests that wait for one write: the original request, its retries and its RESOLVEs. Each gets a response,
+/// because the client may wait for the response to any of them. For example, a delayed request from a lost connection
+/// may arrive after the retry.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     first: Option<Asker>,
@@ -124,12 +125,13 @@ impl PendingLog {
         self.last()
     }
 
-    /// Takes the oldest write, which commits it.
+    /// Removes and returns the oldest write, which is committed now.
     pub(super) fn commit_oldest(&mut self) -> Option<PendingWrite> {
         let write = self.writes.pop_front()?;
         self.bytes -= write.bytes;
         self.committed = self.committed.next();
-        // A write is acked only after it was sent in full; a sole primary sends nothing.
+        // A write is acked only after it was sent in full. A sole primary sends nothing, so its cursor stays at the
+        // start.
         match self.cursor.whole.checked_sub(1) {
             Some(whole) => self.cursor.whole = whole,
             None => self.cursor.part = None,
@@ -148,8 +150,8 @@ impl PendingLog {
         self.writes.get_mut(index)
     }
 
-    /// Returns the newest write that changes the key. The linear search is acceptable: the log is short, and only
-    /// writes with a condition need it.
+    /// Returns the newest write that changes the key. A linear search is acceptable, because the log is short and
+    /// only writes with a condition search it.
     pub(super) fn newest_change(
         &self,
         table: &Table,
@@ -176,7 +178,7 @@ impl PendingLog {
         Some((sn, self.writes[at].staged.as_ref()?))
     }
 
-    /// Returns key and value of every write that has them.
+    /// Returns the key and value of every write that has a key.
     pub(super) fn staged<'a>(
         &'a self,
         table: &'a Table,
@@ -201,12 +203,12 @@ impl PendingLog {
         SequenceNumber(self.committed.0 + self.cursor.whole as u64)
     }
 
-    /// Returns whether the next message continues a value.
+    /// Returns whether the next message to send continues a value.
     pub(super) fn is_amid_value(&self) -> bool {
         self.cursor.part.is_some()
     }
 
-    /// Returns whether a write is not sent in full.
+    /// Returns whether some write is not sent in full.
     pub(super) fn has_unsent(&self) -> bool {
         self.cursor.whole < self.writes.len()
     }

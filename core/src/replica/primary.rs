@@ -1,4 +1,4 @@
-//! The sending end: which acks a commit needs, commits, and the progress of a candidate.
+//! The sending end of the stream: the acks that a commit needs, the commits, and the progress of a candidate.
 //!
 //! ```text
 //!   view names       Candidacy        commits wait for     reads need
@@ -10,10 +10,10 @@
 //!   a secondary      None             its ack              its lease
 //! ```
 //!
-//! The primary enters the union as soon as the candidate's stream is up, before the copy begins. So no
-//! committed write is missed by both the stream and the copy. The primary may leave the union for
-//! `Failed` until it reports the candidate as caught up. From then on only a view ends the union: at any
-//! moment the coordinator may make the candidate a secondary and then name it primary.
+//! The union begins as soon as the candidate's stream is up, before the copy begins. So every committed write is in
+//! the copy or on the stream. Until the primary reports the candidate as caught up, it may end the union by itself
+//! (`Failed`). After the report only a view ends the union, because the coordinator may make the candidate a
+//! secondary, and then the primary, at any time.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -33,11 +33,11 @@ use super::{Replica, Responses, Role, StreamError};
 use crate::mutations::{self, Mutation};
 use crate::table::{LOOK_AHEAD, Staged, TableHash};
 
-/// The number of searches for idle sessions per session idle time.
+/// The number of searches for idle sessions within one session idle time.
 const LOOKS_FOR_IDLE: u32 = 10;
 
 /// The number of consecutive streams without progress after which the other end counts as not keeping up. With the
-/// back-off between dials this takes a quarter of a second.
+/// back-off between dials, this many streams take a quarter of a second.
 const FRUITLESS_STREAMS: u32 = 8;
 
 /// The timeout for a candidate's first stream.
@@ -54,11 +54,12 @@ pub(super) struct Primary {
     forget_at: Option<Time>,
     /// The newest write of this primary that expires sessions.
     forgot: SequenceNumber,
-    /// Log positions at earlier moments within the session idle time. The horizon is the newest one that is old enough.
+    /// Log positions at earlier times within the session idle time. The horizon is the newest position that is old
+    /// enough.
     marks: VecDeque<Mark>,
 }
 
-/// The last committed write at the moment when this shard had been awake for the given time.
+/// The last committed write when the awake time of this shard had reached a given value.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     awake: Duration,
@@ -76,11 +77,11 @@ pub(super) enum Candidacy {
     Copying(Box<CopyOut>),
     /// A candidate with a complete copy; reported to the coordinator.
     CaughtUp,
-    /// A candidate that was dropped from the union; only a new view retries it.
+    /// A candidate that was dropped from the union. Only a new view begins another copy to it.
     Failed,
 }
 
-/// The log and the stream that it is sent on.
+/// The log, and the stream that carries it.
 #[derive(Debug, Default)]
 pub(super) struct Sender {
     pub(super) log: PendingLog,
@@ -89,7 +90,7 @@ pub(super) struct Sender {
     fruitless: u32,
     /// True if a write was acked on the current stream.
     has_progressed: bool,
-    /// The number of bytes of the oldest pending value that were acked on the current stream.
+    /// The number of bytes of the oldest pending write's value that were acked on the current stream.
     part: u64,
     /// The reason why the follower last refused a stream; cleared when it acks a write.
     refused: Following,
@@ -101,7 +102,7 @@ enum Stream {
     #[default]
     Down,
     Up {
-        /// The newest `t_send` sent on it; a beacon is due one interval later.
+        /// The newest `t_send` sent on the stream. The next beacon is due one interval later.
         t_send: Option<Time>,
     },
 }
@@ -125,7 +126,7 @@ impl Sender {
         self.stream = Stream::Down;
     }
 
-    /// Resets the stream state for a new view, under which the other end has not failed.
+    /// Resets the stream state for a new view. Failures under the previous view are forgotten.
     pub(super) fn on_new_view(&mut self) {
         self.disconnect();
         (self.fruitless, self.refused) = (0, Following::KeepsUp);
@@ -140,7 +141,7 @@ impl Sender {
     }
 
     /// Records an ack up to `sn`, with `part` bytes of the next write's value. Returns whether the ack counts as a sign
-    /// of life: it shows progress, or nothing is pending, or the previous stream did not end without progress.
+    /// of life. It does if it shows progress, if nothing is pending, or if the previous stream made progress.
     pub(super) fn note_ack(&mut self, sn: SequenceNumber, part: u64) -> bool {
         let is_progress = sn > self.log.committed() || self.log.is_empty();
         if is_progress {
@@ -158,7 +159,7 @@ impl Sender {
         self.refused = Following::OutOfMemory;
     }
 
-    /// Returns whether the other end keeps up.
+    /// Returns whether the other end keeps up, and the reason if it does not.
     pub(super) fn following(&self) -> Following {
         match self.refused {
             Following::KeepsUp if self.fruitless >= FRUITLESS_STREAMS => Following::NoProgress,
@@ -208,7 +209,8 @@ impl Primary {
         self.standing == Standing::Active
     }
 
-    /// Returns whether this primary has expired sessions that another primary may still have.
+    /// Returns whether an expiry of sessions by this primary is not committed yet. Until then, another primary
+    /// could still have these sessions.
     pub(super) fn is_forgetting(&self) -> bool {
         self.forgot > self.sender.log.committed()
     }
@@ -225,14 +227,15 @@ impl Primary {
 
 /// Commits of writes.
 impl Replica {
-    /// Returns whether reads need a lease: some other member may be named primary without this one.
+    /// Returns whether reads need a lease, because the next view may name another primary without this one's
+    /// knowledge.
     pub(super) fn needs_lease(&self) -> bool {
         let caught_up = |p: &super::Primary| matches!(p.candidacy, Candidacy::CaughtUp);
         self.view.is_some_and(|view| view.secondary().is_some())
             || self.primary().is_some_and(caught_up)
     }
 
-    /// Returns whether no other member must ack before a write is committed.
+    /// Returns whether writes are committed without an ack of another member.
     fn is_alone(&self) -> bool {
         self.view.is_some_and(|view| view.secondary().is_none())
             && self.primary().is_some_and(|primary| !primary.is_in_union())
@@ -271,7 +274,7 @@ impl Replica {
         }
     }
 
-    /// Prefetches the table memory of the next writes up to `sn`.
+    /// Prefetches the table memory that the commits of the next writes up to `sn` will access.
     fn prefetch_commits(&self, sn: SequenceNumber) {
         let Some(primary) = self.primary() else { return };
         let log = &primary.sender.log;
@@ -316,8 +319,8 @@ impl Replica {
         );
     }
 
-    /// Passes the commit and the table's digest to the copy. At the end of the copy both tables are compared as of one
-    /// write.
+    /// Passes the commit and the table's digest to the copy. At its end the digests of both tables as of the same
+    /// write are compared.
     fn note_committed(&mut self, committed: SequenceNumber) {
         let digest = self.table.digest();
         if let Some(Primary { candidacy: Candidacy::Copying(copy), .. }) = self.primary_mut() {
@@ -352,7 +355,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Handles the report of a complete copy: if it equals this table, the candidate has caught up.
+    /// Handles the candidate's report of a complete copy. If the copy equals this table, the candidate has caught
+    /// up.
     pub(super) fn on_marked(
         &mut self,
         marked: &Marked,
@@ -432,7 +436,8 @@ impl Replica {
         [grace, candidate, beacon, primary.forget_at].into_iter().flatten().min()
     }
 
-    /// Does the work that is due: end of a grace, timeout of a silent candidate, idle sessions, compaction.
+    /// Handles everything that is due: the end of a grace, the timeout of a candidate, the expiry of idle sessions,
+    /// and compaction.
     pub fn on_timeout(&mut self, now: Time, responses: &mut impl Responses) {
         self.readings.note(now);
         self.advance_standing(now);
@@ -456,8 +461,9 @@ impl Replica {
         }
     }
 
-    /// Expires sessions that have written nothing for long. This is a write of its own, so both holders expire the same
-    /// sessions. Time in which this shard was suspended does not count: a client on the same machine was suspended too.
+    /// Expires sessions that have written nothing for the session idle time. The expiry is a separate write, so both
+    /// holders expire the same sessions. Time in which this shard was suspended does not count, because a client on the
+    /// same machine was suspended too.
     fn forget_idle_sessions(&mut self, now: Time, responses: &mut impl Responses) {
         let idle_after = self.config.session_idle;
         let look_again = idle_after / LOOKS_FOR_IDLE;
@@ -474,7 +480,7 @@ impl Replica {
         let pending = mutations::is_open(Mutation::PendingForgotten);
         let log = &primary.sender.log;
         let committed = if pending { log.last() } else { log.committed() };
-        // After a suspension the clock has advanced more than the awake time. A mark right behind the last one is
+        // After a suspension the clock has advanced more than the awake time. A mark too close to the last one is
         // skipped.
         if primary.marks.back().is_none_or(|mark| awake >= mark.awake + look_again / 2) {
             primary.marks.push_back(Mark { awake, committed });
@@ -493,7 +499,7 @@ impl Replica {
         }
     }
 
-    /// Makes room for another session by expiring those that have written nothing for longest.
+    /// Makes room for another session: expires the sessions with the oldest last writes.
     pub(super) fn forget_oldest_sessions(&mut self, responses: &mut impl Responses) {
         let Some(primary) = self.primary() else { return };
         let committed = primary.sender.log.committed();
@@ -535,8 +541,8 @@ impl Replica {
     /// Returns the log position at which the session of a client that connects now begins; zero if this replica is not
     /// the primary.
     ///
-    /// The position is committed, and a write that is sent later gets a higher number under any primary. So every write
-    /// of such a session is above it.
+    /// The position is committed, so every write that is sent later gets a higher number under any primary. So all
+    /// writes of such a session are above its start.
     pub fn session_start(&self) -> SequenceNumber {
         self.primary().map_or(SequenceNumber::ZERO, |primary| primary.sender.log.committed())
     }

@@ -1,4 +1,4 @@
-//! Client requests at a replica: reads are served at once, writes when they are committed.
+//! Client requests at a replica. Reads get their response at once, writes when they are committed.
 
 use kv_protocol::client_message::{
     Condition, Operation, ReplicaRole, Request, Response, Status, WriteHeader,
@@ -13,16 +13,16 @@ use crate::mutations::{self, Mutation};
 use crate::session::{LoggedRecord, Lookup};
 use crate::table::{Entry, Room, TableHash};
 
-/// The outcome of a write, decided against the newest pending state.
+/// The outcome of a write, decided from the newest pending state.
 struct Decision {
     effect: Effect,
     status: Status,
-    /// The version in the response; `None`: the sequence number of the write itself.
+    /// The version in the response; `None` stands for the sequence number of the write itself.
     version: Option<SequenceNumber>,
 }
 
 impl Decision {
-    /// The settlement of an unknown write: it is not executed.
+    /// The outcome that settles an unknown write as not executed.
     const NOT_DONE: Decision = Decision {
         effect: Effect::Nothing,
         status: Status::NotDone,
@@ -79,8 +79,8 @@ impl Replica {
     }
 
     /// Returns the response to a GET or VERIFY of a key in this group and shard, with the value borrowed from the
-    /// table. It equals the response of [`Replica::on_request`]. Returns `None` for writes, and for reads that need
-    /// more work or are rejected.
+    /// table. The response is the one that [`Replica::on_request`] gives. Returns `None` for writes, and for reads
+    /// that need more work or are rejected.
     #[inline]
     pub fn response_to_read(
         &self,
@@ -103,7 +103,8 @@ impl Replica {
         }
     }
 
-    /// Returns the entry of a key without checking role or lease. A dump uses it, since its replica is frozen.
+    /// Returns the entry of a key without checking role or lease. Dumps use it, because a frozen replica needs
+    /// neither.
     pub fn entry(&self, digest: Digest, key: &[u8]) -> Option<Entry<'_>> {
         self.table.get(self.hash_of(digest, key), key)
     }
@@ -114,7 +115,8 @@ impl Replica {
         self.config.hash_secret.of_key(digest, key)
     }
 
-    /// Prefetches the table memory of requests and writes that come next; a hint, see [`Table::prefetch`].
+    /// Prefetches the table memory that the next requests and writes will access. This is only a hint; see
+    /// [`Table::prefetch`].
     ///
     /// [`Table::prefetch`]: crate::table::Table::prefetch
     #[inline]
@@ -162,8 +164,9 @@ impl Replica {
         }
     }
 
-    /// Reads the table: at a primary the committed state, under a valid lease if one is needed. No other code runs
-    /// between that check and the look-up. If the request names a part of the value, the response holds only that part.
+    /// Reads the table. At a primary this is the committed state, and the read needs a valid lease if another member
+    /// could become primary. No other code runs between the check of the lease and the look-up. If the request names a
+    /// part of the value, the response has only that part.
     #[inline]
     fn read(
         &self,
@@ -204,8 +207,9 @@ impl Replica {
         Ok(Response { id: request.id, status, copies: 0, view, version, value, whole })
     }
 
-    /// Logs or settles a write. A RESOLVE of an unknown write logs a write without effect, whose record has the number
-    /// and hash of the unknown one. If the unknown write arrives later, it counts as a retry and is not executed.
+    /// Logs or settles a write. A RESOLVE of an unknown write logs a write without effect. Its record has the number
+    /// and the hash of the unknown write. If the unknown write arrives later, it counts as a retry and is not
+    /// executed.
     #[allow(clippy::too_many_arguments)] // The parts of one request.
     fn write(
         &mut self,
@@ -254,7 +258,7 @@ impl Replica {
                 }
             }
         }
-        // Only writes that change the key stage it in memory. So a RESOLVE succeeds without memory.
+        // Only writes that change the key are staged in memory. So a RESOLVE succeeds even without free memory.
         let staged = match decision.effect {
             Effect::Put | Effect::Delete => {
                 self.table.stage(hash, request.key, stored.len()).map(Some)
@@ -302,8 +306,8 @@ impl Replica {
         );
     }
 
-    /// Returns whether the write needs no execution because it is known or rejected. The request then already has its
-    /// response or waits for one.
+    /// Returns whether the write needs no execution because it is known or rejected. The request then has its
+    /// response, or waits for that of the known write.
     fn is_known(
         &mut self,
         asker: Asker,
@@ -342,7 +346,8 @@ impl Replica {
                 Status::SessionMismatch,
                 "client id and number belong to another write; never share a client id",
             ),
-            // Another primary may still have the session and execute the write.
+            // The expiry is not committed yet, so another primary could still have the session and execute the
+            // write.
             Lookup::Expired if self.primary().is_some_and(|primary| primary.is_forgetting()) => {
                 (Status::Busy, "sessions are being expired; retry later")
             }
@@ -379,7 +384,7 @@ impl Replica {
         self.respond_to_write(asker, &logged.record, responses);
     }
 
-    /// Decides the effect of the write on the newest pending state.
+    /// Decides the outcome of a write from the newest pending state.
     fn decide(&self, hash: TableHash, key: &[u8], condition: Condition, is_put: bool) -> Decision {
         if is_put && condition == Condition::Always {
             return Decision { effect: Effect::Put, status: Status::Ok, version: None };

@@ -1,4 +1,4 @@
-//! The description of a replica in a dump, and loading an empty replica from a dump before it has a view.
+//! The description of a replica for its dump, and the loading of a dump into an empty replica that has no view yet.
 
 use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::{GroupId, SequenceNumber, ShardId};
@@ -10,7 +10,7 @@ use super::{Replica, Role};
 use crate::dump::{DumpedShard, HeldAs};
 use crate::table::OutOfMemory;
 
-/// The error of dumping a replica without a full copy. A later restore would take the dump for a full one.
+/// The error if a replica without a full copy is to be dumped. A later restore would treat the dump as a full copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this server holds no full copy of group {group} (shard {shard} is {state:?})")]
 pub struct NoFullCopy {
@@ -70,8 +70,8 @@ impl Replica {
         self.sessions.record_known(sn, record);
     }
 
-    /// Completes the load of a dump whose last write was `last`. From now on the first view may make this replica a
-    /// holder at any version. The dump lacks sessions that had written nothing since `forgotten`.
+    /// Completes the load of a dump whose last write was `last`. From now on a first view of any version may make
+    /// this replica a holder. The dump has no sessions that had written nothing since `forgotten`.
     pub fn finish_load(&mut self, last: SequenceNumber, forgotten: SequenceNumber) {
         self.restored = Some(last);
         self.sessions.raise_horizon(forgotten);

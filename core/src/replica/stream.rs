@@ -1,4 +1,4 @@
-//! The stream between the two holders: which end dials, the response to a hello, and the content of batches.
+//! The stream between the two holders: the end that dials, the response to a hello, and the content of batches.
 //!
 //! ```text
 //!   dials                      accepts
@@ -7,8 +7,8 @@
 //!   over view)
 //! ```
 //!
-//! Every view has its own streams. The hello carries the whole view, so a receiver that missed the view installs it
-//! first. A hello of an older view is rejected with a refusal that carries the newer view.
+//! Every view has separate streams. The hello carries the whole view, so a receiver that has not received the view
+//! yet installs it first. A hello of an older view is rejected; the rejection carries the newer view.
 
 use std::cmp::Ordering;
 
@@ -27,8 +27,9 @@ use crate::mutations::{self, Mutation};
 
 /// Opening and closing of streams.
 impl Replica {
-    /// Returns the hello with which this replica opens a stream; `None` if it dials no peer. The driver keeps one
-    /// stream to `hello.to` as long as this value is unchanged, and closes the stream when it changes.
+    /// Returns the hello with which this replica opens a stream; `None` if it dials no other replica. The driver
+    /// keeps one stream to `hello.to` as long as this value is unchanged, and closes the stream when the value
+    /// changes.
     pub fn peer_hello(&self, cluster: ClusterId) -> Option<PeerHello> {
         let view = self.view?;
         let to = match &self.role {
@@ -53,8 +54,8 @@ impl Replica {
         self.view?.other().filter(|_| may_dial && !failed)
     }
 
-    /// Checks that a hello can come from the other holder. The driver calls this before it closes a current stream in
-    /// favour of the new one.
+    /// Checks that the sender of a hello can be the other holder. The driver calls this function before it replaces a
+    /// current stream by the new one.
     ///
     /// # Errors
     /// The refusal to send before closing.
@@ -86,8 +87,8 @@ impl Replica {
         }
     }
 
-    /// Accepts a stream dialled by the other holder: checks its hello, installs its view if that is newer, and returns
-    /// where the stream continues. The driver must have closed any earlier stream of this replica.
+    /// Accepts a stream dialled by the other holder: checks the hello, installs its view if that is newer, and returns
+    /// the position at which the stream continues. The driver must have closed any earlier stream of this replica.
     ///
     /// # Errors
     /// The refusal to send before closing.
@@ -101,7 +102,7 @@ impl Replica {
         let stranger = PeerRefusal { reason: PeerRefusalReason::Stranger, view: self.view };
         self.install(now, hello.view, responses).map_err(|_| stranger)?;
         if let Role::HandingOver(_) = &self.role {
-            // A dialling new primary serves already, so it has every write.
+            // The new primary dials only when it serves, so it has every write.
             self.finish_handing_over();
         }
         if mutations::is_open(Mutation::HandshakeIsHeard) {
@@ -123,11 +124,11 @@ impl Replica {
         Ok(PeerWelcome { view: hello.view.version, last })
     }
 
-    /// Handles the other holder's acceptance of the stream. Sending continues after the last write it has applied,
-    /// which counts as acked. From now on a candidate is in the union.
+    /// Handles the other holder's acceptance of the stream. Sending continues after the last write that the other
+    /// holder has applied; that write counts as acked. From now on a candidate is in the union.
     ///
     /// # Errors
-    /// [`StreamError::Impossible`] if its log contradicts this one.
+    /// [`StreamError::Impossible`] if the position in the welcome contradicts this log.
     pub fn on_peer_welcome(
         &mut self,
         now: Time,
@@ -177,8 +178,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Handles the refusal of a dialled stream. Installs a newer view from the refusal, because the coordinator may
-    /// have reached only one of the two holders.
+    /// Handles the rejection of a dialled stream. If the rejection carries a newer view, installs it, because the
+    /// coordinator may have reached only one of the two holders.
     pub fn on_peer_refusal(
         &mut self,
         now: Time,
@@ -197,7 +198,7 @@ impl Replica {
             Some(view)
                 if view.version > installed && view.version.0 - installed.0 <= MAX_VIEW_STEP =>
             {
-                // A view that cannot be installed changes nothing.
+                // If the view cannot be installed, it is ignored.
                 let _ = self.install(now, view, responses);
             }
             Some(view)
@@ -230,7 +231,8 @@ impl Replica {
 /// Batches of the stream.
 impl Replica {
     /// Appends one batch for the stream to an output if anything is to be sent, in any role: writes and beacons, the
-    /// copy, the hand-over, acks. Call it at the end of a wake-up, with the clock reading of that wake-up.
+    /// copy, the hand-over, or acks. The driver calls it at the end of a wake-up, with the clock reading of that
+    /// wake-up.
     pub fn pump(&mut self, now: Time, output: &mut Vec<u8>) -> Pumped {
         self.readings.note(now);
         let mut batch = BatchWriter::new(output);
@@ -271,14 +273,14 @@ impl Replica {
             sender.note_sent(now);
         }
         while sender.log.has_unsent() {
-            // One piece of a long value per batch, so that a beacon can come before the next.
+            // A batch has one piece of a long value, so that a beacon can precede the next piece.
             let has_piece = batch.len() >= FRAGMENT_BYTES && sender.log.is_amid_value();
             if batch.is_full() || has_piece {
                 return Pumped::More;
             }
             let mut asks_for_ack = false;
             sender.log.send_next(table, view, now, |message| {
-                // The rest of a long value requests no ack, because beacons continue between its fragments.
+                // The fragments of a long value request no ack, because beacons are sent between them.
                 asks_for_ack = matches!(message, PeerMessage::Prepare(_));
                 batch.push(message);
             });
@@ -347,7 +349,8 @@ impl Replica {
     }
 }
 
-/// Sends HANDOVER once everything is sent. The coordinator orders only an active primary to hand over.
+/// Sends HANDOVER once every write is sent. Only an active primary can get here: the coordinator orders no other to
+/// hand over.
 fn pump_handover(
     old: &mut HandingOver,
     view: Option<kv_protocol::view::View>,

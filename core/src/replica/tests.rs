@@ -1,4 +1,4 @@
-//! Both ends of one shard, connected by the bytes that would travel between them.
+//! Tests of both ends of one shard, which exchange encoded bytes.
 
 mod catch_up;
 mod ending;
@@ -96,7 +96,7 @@ fn replica(server: u16, memory_limit: Option<u64>) -> Replica {
         me: member(server),
         group: GroupId(0),
         shard: ShardId(0),
-        // One server and one shard: every key belongs here.
+        // There is one server and one shard, so every key belongs to this replica.
         placement: Placement::new(1, 1),
         memory_limit,
         session_idle: SESSION_IDLE,
@@ -150,7 +150,7 @@ impl Pair {
         (bytes, pumped)
     }
 
-    /// Delivers everything that the primary has to send; the secondary's ack is not delivered.
+    /// Delivers everything that the primary has to send. The secondary's ack is not delivered.
     fn deliver(&mut self) {
         loop {
             let (bytes, pumped) = self.pump();
@@ -194,7 +194,7 @@ impl Pair {
         }
     }
 
-    /// Delivers everything both ways.
+    /// Delivers everything in both directions.
     fn settle(&mut self) {
         self.deliver();
         self.ack();

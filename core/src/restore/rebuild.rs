@@ -1,10 +1,10 @@
 //! Reconstruction of a lost coordinator state from the dumps.
 //!
-//! Each dump names its writer, the newest view that it had installed, and its role in that view. For each group the
-//! writers of the newest view count. The primary of a later view would be one of the two holders of that view, and
-//! would have installed the later one. So if the dumps of both exist and neither names a later view, nothing is
-//! missing. If there is only one dump, the other holder may have continued without its writer: the group is
-//! [`Certainty::Doubtful`].
+//! Each dump names its writer, the newest view that the writer had installed, and the writer's role in that view.
+//! For each group, the dumps with the newest view count. The primary of a later view would have been one of the two
+//! holders of this view, and would have installed the later one. So if the dumps of both holders exist and neither
+//! names a later view, no write is missing. If there is only one dump, the other holder may have continued without
+//! its writer. The group is then [`Certainty::Doubtful`].
 
 use kv_protocol::limits::{MAX_SERVERS, MIN_SERVERS};
 use kv_protocol::{ClusterId, Epoch, GroupId, Incarnation, Member, Peer, View, ViewVersion};
@@ -12,7 +12,7 @@ use kv_protocol::{ClusterId, Epoch, GroupId, Incarnation, Member, Peer, View, Vi
 use crate::cluster::{DurableServer, DurableState};
 use crate::dump::{DumpHeader, HeldAs};
 
-/// The confidence that a group was not written to after its dumps.
+/// The certainty that no write of a group is missing in its dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Certainty {
     /// The dumps of both last holders exist.
@@ -23,12 +23,12 @@ pub enum Certainty {
     Lost,
 }
 
-/// A reconstructed state, and the confidence in it per group.
+/// A reconstructed state, and the certainty for each group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rebuilt {
-    /// The state: correct in everything that [`super::choose`] uses, but its servers have no processes.
+    /// The state. It is correct in everything that [`super::choose`] uses, but names no processes of servers.
     pub state: DurableState,
-    /// The confidence per group.
+    /// The certainty for each group, by group.
     pub groups: Vec<Certainty>,
 }
 
@@ -39,14 +39,14 @@ pub enum RebuildError {
     /// There is no complete dump.
     #[error("there is no complete dump")]
     NoDump,
-    /// The dumps are of several clusters.
+    /// The dumps belong to several clusters.
     #[error("there are dumps of several clusters ({}); move those of one cluster to a separate directory",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     SeveralClusters(Vec<ClusterId>),
     /// The dumps disagree on the number of shards.
     #[error("the dumps disagree: some have {0} shards, others {1}; use dumps of one cluster")]
     SeveralShardCounts(u16, u16),
-    /// A dump is of a group that the target ring does not have.
+    /// A dump belongs to a group that the target ring does not have.
     #[error(
         "the dump of {writer} belongs to group {group}, but the cluster file names only {servers} servers"
     )]
@@ -88,7 +88,7 @@ pub fn rebuild(dumps: &[DumpHeader], servers: u16) -> Result<Rebuilt, RebuildErr
     }
     let (views, groups): (Vec<View>, Vec<Certainty>) =
         (0..servers).map(|group| view_of(dumps, GroupId(group))).unzip();
-    // The views of a LOST group continue above all views that any process can have received.
+    // The views of a LOST group continue above every view that a process can have received.
     let highest = views.iter().map(|view| view.version).max().unwrap_or_default();
     let above = |view: &View| match view.primary {
         Some(_) => *view,
@@ -160,7 +160,7 @@ mod tests {
             dump(0, 0, Primary, 4, 10),
             dump(1, 0, Secondary, 4, 10),
             dump(2, 1, Primary, 6, 5),
-            // The writer of this dump was removed earlier and has missed later writes.
+            // The writer of this dump was removed earlier and lacks later writes.
             dump(1, 1, Primary, 5, 9),
             dump(0, 2, HeldAs::Candidate, 3, 1),
         ];

@@ -14,7 +14,7 @@ fn member(server: u16, incarnation: u64) -> Member {
     Member { server: ServerId(server), incarnation: Incarnation(incarnation) }
 }
 
-/// Returns the state of a ring of two whose group 0 is in this view and whose group 1 has no holder left.
+/// Returns the state of a ring of two. Group 0 has this primary and peer; group 1 has no holder left.
 fn state(primary: Option<Member>, peer: Peer) -> DurableState {
     let view = |group, primary, peer| View {
         group: GroupId(group),
@@ -43,7 +43,7 @@ fn pair() -> DurableState {
     state(Some(member(0, 1)), Peer::Secondary(member(1, 1)))
 }
 
-/// Returns a dump of group 0 with the view and the last write of each shard.
+/// Returns a dump of group 0; `shards` are the view and the last write of each shard.
 fn dump(writer: Member, shards: [(u64, u64); 2]) -> DumpHeader {
     let origin = DumpOrigin { cluster: CLUSTER, writer, group: GROUP, shards: SHARDS };
     let lines = shards.into_iter().zip(0..).map(|((view, last), shard)| DumpedShard {

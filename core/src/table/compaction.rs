@@ -1,7 +1,7 @@
-//! Compaction: entries and slots move out of sparsely used chunks, which are returned to the source.
+//! Compaction: moves entries and slots out of sparsely used chunks and returns these chunks to the source.
 //!
-//! Freed entries leave gaps that serve only entries of about their size. So a table that once had many small
-//! entries and now has few would keep its chunks and reject larger entries.
+//! A gap that a freed entry leaves has room only for an entry of about the same size. Without compaction, a table
+//! that once had many small entries and now has few would keep its chunks and reject larger entries.
 //!
 //! ```text
 //!   idle -- enough waste --> prepare: the arena chooses its sparsest chunks, in steps
@@ -11,20 +11,20 @@
 //! ```
 //!
 //! A step is bounded by a [`CompactionBudget`]. A pass turns sparse chunks into fewer chunks, or into dense ones that
-//! no pass chooses again. If moves have gained no chunk for a while, compaction rests until enough was freed to gain
-//! one. So the compaction of an unused table ends. Slots stay in hash order, so a walk misses nothing and visits
-//! nothing twice. Version and check move with their entry, so the digest does not change. Pins and tickets of staged
+//! no pass chooses again. If recent moves have gained no chunk, compaction rests until enough memory was freed to
+//! gain one. So the compaction of an idle table ends. Slots stay in hash order, so a walk still visits every entry
+//! once. Version and check move with their entry, so the digest does not change. The records of pins and staged
 //! entries are updated. A pinned entry that the table has dropped is not moved.
 
 use super::directory::{Relocated, RelocationEnd};
 use super::{HashBits, Table, entry};
 use crate::arena::{Evacuated, Preparation};
 
-/// Chunks may exceed a memory limit by this fraction of it (a divisor).
+/// The fraction of a memory limit (as a divisor) by which the memory of the chunks may exceed the limit.
 const HELD_BEYOND_LIMIT: u64 = 50;
 
-/// The amount of data, in chunks, that may be moved without emptying a chunk. For example, moving the content of eight
-/// chunks that are seven eighths full yields seven full ones.
+/// The amount of data, in chunks, that may be moved without the gain of a chunk. For example, the content of eight
+/// chunks that are seven eighths full fits in seven full ones.
 const MOVED_IN_VAIN_CHUNKS: usize = 8;
 
 /// The limits of one step. A step ends when one of them is reached, so it moves at most one entry more.
@@ -52,11 +52,11 @@ impl CompactionBudget {
 /// The need for compaction, which determines how much waste triggers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pressure {
-    /// Enough memory: a third of the held memory as waste triggers compaction.
+    /// There is enough memory. Compaction begins when a third of the held memory is waste.
     None,
-    /// Close to the limit: an eighth triggers it.
+    /// The memory is close to the limit. Compaction begins when an eighth is waste.
     Near,
-    /// A write found no room: a sixteenth triggers it.
+    /// A write found no room. Compaction begins when a sixteenth is waste.
     Short,
 }
 
@@ -76,7 +76,7 @@ impl Pressure {
 pub enum Room {
     /// The entry fits.
     Fits,
-    /// The entry does not fit yet; compaction makes room.
+    /// The entry does not fit yet, but compaction can make room.
     Compacting,
     /// The entry fits only if other entries are removed.
     Full,
@@ -98,7 +98,7 @@ pub struct CompactionCounts {
 pub(super) struct Compaction {
     stage: Stage,
     counts: CompactionCounts,
-    /// The bytes moved since a pass emptied more chunks than it took.
+    /// The bytes moved since the last pass that emptied more chunks than it took.
     moved_in_vain: usize,
     /// The value of the arena's total of freed bytes at which compaction resumes.
     rest_until: u64,
@@ -124,8 +124,8 @@ impl Compaction {
 
 /// Memory limits.
 impl Table {
-    /// Checks whether one more entry stays within a limit. The bytes of all entries must stay within it, and the chunks
-    /// that hold them within two percent above it.
+    /// Checks whether one more entry fits within a limit. The bytes of all entries must stay within the limit. The
+    /// memory of the chunks may exceed it by at most two percent.
     pub fn room(&self, limit: u64, key_len: usize, value_len: usize) -> Room {
         let used = self.used_bytes() + key_len + value_len;
         if used as u64 > limit {
@@ -242,8 +242,9 @@ impl Table {
         compaction.counts.fresh_chunks += fresh as u64;
         let in_vain = if emptied > fresh { 0 } else { compaction.moved_in_vain };
         compaction.moved_in_vain = if emptied > fresh { 0 } else { in_vain + moved_bytes };
-        // Another pass after one that moved nothing would move nothing either. A pass that found no room for the last
-        // entries has left little in many chunks, which the next pass gains: so its own moves do not count yet.
+        // After a pass that moved nothing, another pass would move nothing either. A pass that found no room for the
+        // last entries leaves little data in many chunks. The next pass gains these chunks, so the moves of this one
+        // are not counted as moved in vain yet.
         if moved_bytes == 0 || in_vain > MOVED_IN_VAIN_CHUNKS * self.arena.chunk_bytes() {
             compaction.moved_in_vain = 0;
             let more = (self.arena.waste_bytes() / 4).max(self.arena.chunk_bytes());

@@ -6,9 +6,9 @@ use super::tests::{hash_of, numbered_key, walk_all};
 use super::*;
 use crate::arena::HeapChunks;
 
-/// A chunk size so small that a table of a few entries has many chunks.
+/// A small chunk size, so that a table with few entries has many chunks.
 const CHUNK_BYTES: usize = 256 << 10;
-/// The limit of these small tables, in chunks.
+/// The memory limit of these small tables, in chunks.
 const LIMIT_CHUNKS: usize = 48;
 const LIMIT: usize = LIMIT_CHUNKS * CHUNK_BYTES;
 /// The maximum length of values in these tests.
@@ -21,7 +21,7 @@ struct Bounded {
     next_key: u64,
     version: u64,
     held_most: usize,
-    /// The lowest use of the limit, in percent and including the rejected entry, at which an entry was rejected.
+    /// The lowest usage at which an entry was rejected, in percent of the limit and including the rejected entry.
     refused_at: usize,
 }
 
@@ -99,8 +99,8 @@ impl Bounded {
     }
 }
 
-/// Generates sizes of entries up to several chunks: of classes up to 4 KiB here (32 KiB with chunks of 2 MiB), of runs
-/// of pages up to 32 KiB (256 KiB), and of blocks.
+/// Generates sizes of entries up to several chunks. With these chunks, size classes end at 4 KiB (32 KiB with chunks
+/// of 2 MiB) and runs of pages at 32 KiB (256 KiB). Larger entries are blocks.
 fn sizes() -> impl Strategy<Value = Sizes> {
     let range = prop_oneof![
         3 => (0usize..200, 1usize..400).prop_map(|(from, more)| from..from + more),
@@ -133,7 +133,7 @@ impl Sizes {
                 None => return range.start + spread % range.len(),
             }
         }
-        unreachable!("it is less than the sum of the weights")
+        unreachable!("the number is less than the sum of the weights")
     }
 }
 
@@ -276,7 +276,7 @@ fn a_step_moves_no_more_than_its_budget_and_one_entry() {
         }
         most = most.max(table.arena.moved_bytes().saturating_sub(before));
     }
-    // One entry, or the slots of one segment.
+    // The largest excess is one entry, or the slots of one segment.
     assert!((1..=3_000 + 4_096 * 8).contains(&most), "{most} bytes in one step");
     bounded.check();
 }
@@ -326,7 +326,7 @@ fn a_pinned_value_stays_readable_wherever_its_entry_moves() {
             (key, bounded.entries[&key], bounded.table.pin(hash_of(&bytes), &bytes).unwrap())
         })
         .collect();
-    // Every other pinned entry is removed, and stays readable.
+    // Every second pinned entry is removed, and stays readable.
     for key in 1..bounded.next_key {
         if key % 8 != 0 {
             bounded.remove(key);

@@ -9,16 +9,17 @@
 //!        1xx  ── ── ── ── ── ── ── ── ──>  D   depth 1: four places, one segment
 //! ```
 //!
-//! Each place holds a copy of its segment's description, so that a look-up reads one place of the directory and then
-//! the slots. Only the segment's first place has the correct number of entries.
+//! Each place has a copy of its segment's description. So a look-up reads one place of the directory and then the
+//! slots. Only the copy in the segment's first place has the correct number of entries.
 //!
-//! A segment always has an empty slot for each staged entry of its hashes. So linking an accepted entry needs no memory:
-//! segments grow before an entry is staged, while the write can still be rejected. Merges, splits and shrinking
-//! keep the reserved slots.
+//! A segment always has an empty slot for each staged entry that belongs to it. So linking an accepted entry needs no
+//! memory: a segment grows before an entry is staged, while the write can still be rejected. Reserved slots are kept
+//! when segments merge, split or shrink.
 //!
-//! A full segment grows alone, up to a limit, and is then split alone: no write ever moves more slots than one segment
-//! has. If a segment already uses all bits of the directory, the directory is doubled first, which copies 16 bytes per
-//! place. Segments that empty shrink, and merge with their other half.
+//! A full segment grows up to a limit and is then split, independently of the others. So no write ever moves more
+//! slots than one segment has. If the segment already uses all bits of the directory, the directory is doubled first,
+//! which copies 16 bytes per place. When entries are removed, segments shrink, and merge with the other half of a
+//! split.
 
 use super::OutOfMemory;
 use super::segment::{
@@ -32,7 +33,7 @@ mod reshape;
 
 pub(super) use relocate::{Relocated, RelocationEnd};
 
-/// The maximum number of hash bits that a directory uses; beyond it segments grow instead.
+/// The maximum number of hash bits that a directory uses. At this depth segments grow instead of being split.
 const DEPTH_MAX: u32 = 24;
 /// The minimum share of entries (a divisor) that the smaller half must get for a split to help.
 const SPLIT_PART_DIVISOR: usize = 8;
@@ -54,8 +55,8 @@ pub(super) struct Vacancy {
     segment: usize,
 }
 
-/// All segments of a table. Every method that takes an arena must get the arena of this table. Every segment in
-/// `segments` is live there; the `SAFETY` comments here rely on both.
+/// All segments of a table. Every method that takes an arena must get the arena of this table, in which every
+/// segment in `segments` is live. The `SAFETY` comments in this file rely on both.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     /// One place for each value of the first `depth` bits; empty before the first insertion.
@@ -71,7 +72,7 @@ pub(super) struct Directory {
 
 impl Directory {
     fn place_of(&self, hash: HashBits) -> usize {
-        // Two shifts, because a single shift by 32 (depth 0) would overflow.
+        // There are two shifts, because a single shift by 32 (at depth 0) would overflow.
         ((hash >> 1) >> (31 - self.depth)) as usize
     }
 
@@ -146,8 +147,9 @@ impl Directory {
         old.handle().expect("a place that was found holds an entry")
     }
 
-    /// Makes room for one more entry of this hash: its segment has an empty slot that is not reserved. `staging` has
-    /// the entries for which slots are reserved. The slot stays empty until an insertion or a reservation.
+    /// Makes room for one more entry of this hash, so that its segment has an empty slot that is not reserved.
+    /// `staging` has the entries for which slots are reserved. The returned slot stays empty until an insertion or a
+    /// reservation.
     pub(super) fn make_room(
         &mut self,
         arena: &mut Arena,
@@ -166,8 +168,8 @@ impl Directory {
         Ok(Vacancy { segment: first })
     }
 
-    /// Enlarges a segment. If that fails but the segment is packed and has room, keeps it, although look-ups in it are
-    /// slow.
+    /// Enlarges a segment. If there is no memory, a packed segment that still has room is kept, although look-ups in
+    /// it are slow.
     #[cold]
     fn enlarge_or_keep(
         &mut self,
@@ -198,8 +200,8 @@ impl Directory {
 
     /// Inserts an entry that is not present, given a vacancy of its segment.
     ///
-    /// It cannot fail, because there is an empty slot. If that slot is before the entry's place and there is no memory
-    /// for a larger segment, the segment is packed.
+    /// An insertion cannot fail, because the segment has an empty slot. If this slot is before the entry's place and
+    /// there is no memory for a larger segment, the segment is packed.
     pub(super) fn insert(
         &mut self,
         arena: &mut Arena,
@@ -281,7 +283,7 @@ impl Directory {
         }
     }
 
-    /// Drops all segments. The caller frees their memory with the rest of the arena.
+    /// Drops all segments. The caller frees their memory when it clears the arena.
     pub(super) fn clear(&mut self) {
         *self = Directory::default();
     }

@@ -15,7 +15,8 @@ use crate::hash::mix;
 
 /// The maximum length of a key.
 pub const KEY_BYTES_MAX: usize = u16::MAX as usize;
-/// The maximum length of a value: far above the protocol's limit, and low enough that no sum of lengths overflows.
+/// The maximum length of a value. It is far above the protocol's limit, and so low that no sum of lengths
+/// overflows.
 pub const VALUE_BYTES_MAX: usize = 1 << 30;
 
 /// The header that precedes each key.
@@ -34,8 +35,8 @@ const _: () = assert!(HEADER_BYTES == 16 && align_of::<Header>() <= crate::arena
 
 /// The size of a cache line.
 const LINE_BYTES: usize = 64;
-/// The number of cache lines to prefetch: header, key and value of a small entry. The processor itself prefetches long
-/// values.
+/// The number of cache lines to prefetch: they contain the header, key and value of a small entry. For long values the
+/// processor's hardware prefetcher fetches the rest.
 const PREFETCH_LINES: usize = 2;
 
 /// A key, its value, and the sequence number of its last write.
@@ -54,7 +55,7 @@ pub(super) fn entry_bytes(key_len: usize, value_len: usize) -> usize {
     HEADER_BYTES + key_len + value_len
 }
 
-/// Allocates an entry and writes all of it but its value. Returns `None` if there is no memory.
+/// Allocates an entry and writes its header and key. Returns `None` if there is no memory.
 pub(super) fn create(arena: &mut Arena, key: &[u8], value_len: usize) -> Option<Handle> {
     let key_len = u16::try_from(key.len()).expect("a key has at most 65,535 bytes");
     assert!(value_len <= VALUE_BYTES_MAX, "a value of {value_len} bytes is above any limit");
@@ -104,8 +105,8 @@ pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
     SequenceNumber(unsafe { header(arena, handle) }.version)
 }
 
-/// Computes the check of an entry whose value has just become complete. At this moment the value's bytes are probably
-/// in the processor's caches; when the entry is linked they may not be.
+/// Computes the check of an entry when its value becomes complete, because the bytes of the value are then in the
+/// processor's caches. When the entry is linked, they may no longer be.
 ///
 /// # Safety
 ///
@@ -232,7 +233,7 @@ pub(super) unsafe fn value_so_far(arena: &Arena, handle: Handle, filled: usize) 
     }
 }
 
-/// Returns the entry for reading.
+/// Returns the key, value and version of an entry.
 ///
 /// # Safety
 ///
@@ -261,14 +262,14 @@ pub(super) fn prefetch(arena: &Arena, handle: Handle) {
     }
 }
 
-/// Moves an entry out of its chunk, which is being emptied. Returns its new handle and the bytes of its allocation.
-/// `filled` bytes of its value were written; `None`: all of them. Returns `None`, with nothing changed, if there is no
-/// room.
+/// Moves an entry out of its chunk, which is being emptied. `filled` is the number of bytes of the value that were
+/// written; `None` means all of them. Returns the new handle and the size of the allocation, or `None` without any
+/// change if there is no room.
 ///
 /// # Safety
 ///
-/// The requirements of [`header`] hold, that part of the value was written, and the old handle is no longer used once
-/// there is a new one.
+/// The requirements of [`header`] hold, and the given part of the value was written. If a new handle is returned, the
+/// old one is no longer used.
 pub(super) unsafe fn relocate(
     arena: &mut Arena,
     handle: Handle,

@@ -6,8 +6,8 @@
 //!                 +----> unpin: the last one frees an entry that the table has dropped
 //! ```
 //!
-//! A [`Pin`] is a ticket, not a pointer. Its holder requests the bytes again for every piece that it sends, so an entry
-//! may move in memory as long as its record here is updated.
+//! A [`Pin`] is a ticket, not a pointer. The sender requests the bytes again for every piece of the value. So the entry
+//! may move in memory, as long as its record in [`Pins`] is updated.
 
 use std::collections::HashMap;
 
@@ -17,8 +17,8 @@ use crate::arena::Handle;
 use crate::mutations::{self, Mutation};
 
 /// A ticket that keeps one entry's value readable, created by [`Table::pin`](super::Table::pin) and ended by
-/// [`Table::unpin`](super::Table::unpin). A pin that is merely dropped keeps the entry's memory until the table is
-/// cleared.
+/// [`Table::unpin`](super::Table::unpin). If a pin is dropped without `unpin`, the entry keeps its memory until the
+/// table is cleared.
 ///
 /// [`Table::clear`](super::Table::clear) invalidates it.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(super) struct Pins {
     records: Vec<Option<Record>>,
     vacant: Vec<u32>,
     places: HashMap<Handle, u32, FixedState>,
-    /// The number of records ever created; never decreases, so that no old pin matches a new record.
+    /// The number of records ever created. It never decreases, so an old pin never matches a new record.
     numbers: u64,
 }
 
@@ -124,7 +124,7 @@ impl Pins {
         self.places.len()
     }
 
-    /// Drops all records. Earlier pins match no later record.
+    /// Drops all records. Earlier pins do not match later records.
     pub(super) fn clear(&mut self) {
         self.records = Vec::new();
         self.vacant = Vec::new();

@@ -10,7 +10,7 @@ use super::tests::{Quality, hash_of, numbered_key, walk_all};
 use super::*;
 use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
 
-/// A table whose memory can be exhausted on purpose, and its expected content.
+/// A table and its expected content. The test can exhaust the memory of the table.
 struct Deprived {
     table: Table,
     is_exhausted: Arc<AtomicBool>,
@@ -195,7 +195,7 @@ impl Deprived {
     fn supply(&mut self) {
         self.is_exhausted.store(false, Ordering::Relaxed);
         for (handle, bytes) in self.fillers.drain(..) {
-            // SAFETY: it was allocated with this size, and nothing used it.
+            // SAFETY: the filler was allocated with this size, and nothing refers to it.
             unsafe { self.table.arena.free(handle, bytes) };
         }
     }

@@ -8,13 +8,14 @@
 //!   slots         . 17 18 . . 31 35 36 . 52 . . 70 71 71 80 . . . 98 | room for overflow
 //! ```
 //!
-//! A hash has a home, a position that increases with the hash. A slot is at its home or after it, with no
-//! empty slot in between. So a look-up starts at the home and ends at the first slot that is empty or has a
-//! greater hash, on average after a few slots (linear probing in Robin Hood order: Celis, 1986).
+//! Each hash has a home, a position that increases with the hash. A slot is at its home or after it, with no empty
+//! slot in between. So a look-up starts at the home and ends at the first slot that is empty or has a greater hash,
+//! on average after a few slots (linear probing in Robin Hood order: Celis, 1986).
 //!
-//! If there is no empty slot at or after a hash's place, a larger segment is needed. If memory for it is refused, the
-//! segment is packed: its slots move together to its start, and every hash has its home there. Look-ups are slow
-//! then, but an insertion needs only one empty slot anywhere. The next write that finds memory unpacks the segment.
+//! If there is no empty slot at or after the place of a new hash, a larger segment is needed. If there is no memory
+//! for a larger segment, the segment is packed: its slots move together to its start, and its start is the home of
+//! every hash. Look-ups in a packed segment are slow, but an insertion only needs an empty slot anywhere. The next
+//! write that gets memory unpacks the segment.
 //!
 //! A segment has an empty slot for each staged entry that belongs there (`reserved`).
 //!
@@ -33,11 +34,12 @@ pub(super) const CAPACITY_MIN: usize = 16;
 const CAPACITY_STEP: usize = 512;
 /// The share of slots in use, in eighths, at which a segment must grow.
 const LOAD_MAX_EIGHTHS: usize = 7;
-/// The share of a segment's slots (a divisor) at its end that is room for overflow: no hash has its home there.
+/// The share of a segment's slots (as a divisor) that is reserved for overflow at its end. No hash has its home in
+/// this part.
 const OVERFLOW_DIVISOR: usize = 32;
 /// The maximum number of staged entries of one segment. The pending log allows fewer writes.
 const RESERVED_MAX: u16 = u16::MAX;
-/// The number of leading bits of a hash that do not determine its home in a packed segment: all of them.
+/// The value of `ignored` in a packed segment: no bit of a hash determines its home.
 const PACKED: u8 = 32;
 
 /// The 32 bits of a hash that the table uses.
@@ -81,13 +83,13 @@ pub(super) struct Segment {
     len: u32,
     /// The number of empty slots that are kept for staged entries.
     reserved: u16,
-    /// The number of leading bits that all hashes here have in common.
+    /// The number of leading bits that all hashes of the segment have in common.
     depth: u8,
     /// The number of leading bits that do not determine a hash's home: `depth`, or [`PACKED`].
     ignored: u8,
 }
 
-// The directory has one or more copies of each segment description, so it must stay small.
+// The directory has one or more copies of each segment's description, so the description must stay small.
 const _: () = assert!(size_of::<Segment>() == 16);
 
 /// The result of a look-up by hash.
@@ -99,7 +101,7 @@ pub(super) enum Found {
     BelongsAt(usize),
 }
 
-/// Returns the number of slots for `len` entries with room for more than a tenth of growth.
+/// Returns a capacity for `len` entries with room to grow by more than a tenth.
 pub(super) fn capacity_for(len: usize) -> usize {
     round_capacity((len * 9).div_ceil(LOAD_MAX_EIGHTHS))
 }
@@ -118,20 +120,20 @@ pub(super) fn round_capacity(wanted: usize) -> usize {
 #[inline]
 fn home(hash: HashBits, ignored: u32, capacity: usize) -> usize {
     let homes = capacity - capacity / OVERFLOW_DIVISOR;
-    // In 64 bits, because a shift of 32 bits by 32 would overflow.
+    // The shift is done in 64 bits, because a shift of a 32-bit number by 32 would overflow.
     let rest = (u64::from(hash) << ignored) & 0xFFFF_FFFF;
     ((rest * homes as u64) >> 32) as usize
 }
 
-/// Returns whether these slots, which are in ascending order, all find a place in a segment of this capacity.
+/// Returns whether a segment of this capacity has a place for each of these slots, which are in ascending order.
 pub(super) fn fits(slots: &[Slot], depth: u32, capacity: usize) -> bool {
     let next = slots.iter().fold(0, |next, slot| home(slot.hash(), depth, capacity).max(next) + 1);
     next <= capacity
 }
 
 impl Segment {
-    /// Builds a segment with these slots, which are in ascending order and [`fits`], and with `reserved` others kept
-    /// free. Returns `None` if there is no memory.
+    /// Builds a segment with these slots and `reserved` free ones. The slots must be in ascending order, and
+    /// [`fits`] must return true for them. Returns `None` if there is no memory.
     pub(super) fn build(
         arena: &mut Arena,
         slots: &[Slot],
@@ -174,8 +176,8 @@ impl Segment {
         unsafe { arena.free(self.slots, self.capacity() * size_of::<Slot>()) };
     }
 
-    /// Moves the slots to a chunk that stays. Returns the new segment and the bytes of the slots, or `None`, with
-    /// nothing changed, if there is no room for them.
+    /// Moves the slots to a chunk that is not being emptied. Returns the new segment and the size of the slots, or
+    /// `None` without any change if there is no room for them.
     ///
     /// # Safety
     ///
@@ -212,8 +214,8 @@ impl Segment {
         unsafe { std::slice::from_raw_parts_mut(at, self.capacity()) }
     }
 
-    /// Prefetches the memory of a hash's home. The segment need not be live, because the address is used for nothing
-    /// else.
+    /// Prefetches the memory of a hash's home. The segment need not be live, because the address is only used for
+    /// the prefetch.
     #[inline]
     pub(super) fn prefetch(&self, arena: &Arena, hash: HashBits) {
         let home = self.home(hash) * size_of::<Slot>();
@@ -272,7 +274,7 @@ impl Segment {
         self.ignored == PACKED
     }
 
-    /// Packs the slots: an insertion succeeds now if any slot is empty.
+    /// Packs the slots. Afterwards an insertion succeeds if any slot is empty.
     pub(super) fn pack(&mut self, slots: &mut [Slot]) {
         let mut next = 0;
         for at in 0..slots.len() {
@@ -311,7 +313,7 @@ impl Segment {
         Found::BelongsAt(place)
     }
 
-    /// Inserts a slot at the place that a look-up returned. Returns `false`, with nothing changed, if there is no empty
+    /// Inserts a slot at the place that a look-up returned. Returns `false` without any change if there is no empty
     /// slot at or after that place.
     #[must_use]
     pub(super) fn insert(&mut self, slots: &mut [Slot], place: usize, slot: Slot) -> bool {

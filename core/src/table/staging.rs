@@ -3,12 +3,13 @@
 use super::segment::HashBits;
 use crate::arena::Handle;
 
-/// A ticket for an entry that is not yet part of its table, created by [`Table::stage`](super::Table::stage). It is
-/// ended by [`Table::commit`](super::Table::commit) or [`Table::discard`](super::Table::discard); a ticket that is
-/// merely dropped keeps its memory until the table is cleared.
+/// A ticket for an entry that is not yet part of its table, created by [`Table::stage`](super::Table::stage).
+/// [`Table::commit`](super::Table::commit) or [`Table::discard`](super::Table::discard) ends it. If it is dropped
+/// instead, the entry keeps its memory until the table is cleared.
 ///
-/// It is a ticket, not a pointer: the table keeps the record, so the ticket stays valid when the table changes. Passing
-/// it to another table, or to its own after [`Table::clear`](super::Table::clear), is a programming error that panics.
+/// A ticket is not a pointer: the table has the record of the entry, so the ticket stays valid when the table changes.
+/// It is a programming error to pass a ticket to another table, or to use it after
+/// [`Table::clear`](super::Table::clear). Both panic.
 #[derive(Debug)]
 #[must_use = "a staged entry keeps its memory until it is committed or discarded"]
 pub struct Staged {
@@ -31,7 +32,7 @@ pub(super) struct Staging {
     /// The records, each with the number of its ticket; `None` for a vacant index.
     records: Vec<Option<(u64, Record)>>,
     vacant: Vec<u32>,
-    /// The number of tickets ever created; never decreases, so that no old ticket becomes valid again.
+    /// The number of tickets ever created. It never decreases, so no old ticket becomes valid again.
     tickets: u64,
 }
 
@@ -86,7 +87,7 @@ impl Staging {
         self.records.len() - self.vacant.len()
     }
 
-    /// Drops all records. Earlier tickets match no later record.
+    /// Drops all records. Earlier tickets do not match later records.
     pub(super) fn clear(&mut self) {
         self.records = Vec::new();
         self.vacant = Vec::new();

@@ -10,7 +10,7 @@ pub(super) fn small_table() -> Table {
     Table::new(Box::new(HeapChunks::new(CHUNK_BYTES_MIN)))
 }
 
-/// SplitMix64's finalizer, good enough as a hash.
+/// Mixes a number with the finalizer of SplitMix64, which is good enough as a hash in tests.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -22,7 +22,7 @@ pub(super) fn hash_of(key: &[u8]) -> TableHash {
     TableHash(key.iter().fold(key.len() as u64, fold))
 }
 
-/// The quality of the hashes in a test. Poor ones are improbable but possible in practice.
+/// The quality of the hashes in a test. Poor hashes are improbable in practice, but possible.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Quality {
     Good,
@@ -67,7 +67,7 @@ fn put(table: &mut Table, key: &[u8], value: &[u8], version: u64) -> Option<u64>
     old.expect("the heap has memory").map(|version| version.0)
 }
 
-/// A budget so small that a pass takes many steps, with other operations in between.
+/// A small budget, so that a pass takes many steps with other operations between them.
 const SMALL_STEP: CompactionBudget =
     CompactionBudget { entries: 8, bytes: 4 << 10, slots: 64, chunks: 3 };
 
@@ -126,7 +126,7 @@ struct ModelStaged {
     version: u64,
 }
 
-/// The table under test, and a plain map with the expected content.
+/// The table under test, and an ordinary map with the expected content.
 struct Model {
     table: Table,
     quality: Quality,
@@ -468,7 +468,8 @@ fn a_million_small_entries_take_at_most_112_bytes_each_at_every_size() {
         if len % 5_000 != 0 {
             continue;
         }
-        // In a small table the last, partly used chunk would dominate the result, so it is left out.
+        // A small table may use only a part of its last chunk, so one chunk is subtracted here. Large tables are
+        // measured below without this allowance.
         let reserved = table.reserved_bytes();
         assert!(reserved - CHUNK_BYTES_DEFAULT <= 112 * len as usize, "{reserved} for {len}");
         if len >= 500_000 {
@@ -661,7 +662,7 @@ fn a_pinned_value_outlives_its_replacement_and_is_freed_by_the_last_unpin() {
     assert!(table.used_bytes() > held, "a pinned entry counts as used");
     assert_eq!(table.digest(), table.recount(), "and is no content");
 
-    // The key of a pinned entry can be pinned again, which pins another entry.
+    // The key of a pinned entry was overwritten. Pinning the key again pins the newer entry.
     let newer = table.pin(hash, &key).unwrap();
     assert_eq!(table.remove(hash, &key), Some(SequenceNumber(2)));
     assert_eq!(table.pinned_value(&newer).unwrap(), b"new");

@@ -1,4 +1,5 @@
-//! The dumps that a stop orders of one server: the progress of each, and the dumps of the same groups elsewhere.
+//! The dumps that a stop orders from one server: the progress of each, and the dumps of the same groups at other
+//! servers.
 //!
 //! ```text
 //!   Ordered ---> Complete
@@ -21,7 +22,7 @@ use crate::cluster::server::Server;
 pub const DUMP_RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// The maximum back-off. It is shorter than the time for which a leaving server waits for the next order.
 pub const LAST_DUMP_RETRY_PAUSE: Duration = Duration::from_secs(3);
-/// The number of failures after which a dump is given up if no data is lost with it, or if the stop is forced.
+/// The number of failures after which a dump is given up if its loss loses no data, or if the stop is forced.
 const FAILURES_AT_MOST: u32 = 2;
 
 /// The state of one dump of a server. Times are readings of the stop's clock.
@@ -33,7 +34,7 @@ pub(super) enum Dump {
     AgainAt { failures: u32, at: Duration },
     /// A failed dump that is not ordered again.
     GivenUp,
-    /// Nothing to dump.
+    /// The server holds no full copy, so there is nothing to dump.
     NoCopy,
     /// A complete dump on the disk.
     Complete,
@@ -46,7 +47,7 @@ impl Default for Dump {
 }
 
 impl Dump {
-    /// Returns the state after a report. `is_needed`: data may be lost without this dump.
+    /// Returns the state after a report. `is_needed` is true if data may be lost without this dump.
     fn reported(
         self,
         clock: Duration,
@@ -79,7 +80,7 @@ impl Dump {
         self.failures() > 0
     }
 
-    /// Returns whether the dump needs no more waiting.
+    /// Returns whether the stop waits for this dump no longer.
     pub(super) fn is_over(self) -> bool {
         matches!(self, Dump::GivenUp | Dump::NoCopy | Dump::Complete)
     }
@@ -136,7 +137,7 @@ impl Dumps {
         Some(*dump)
     }
 
-    /// Takes the orders that are due again and marks them as given.
+    /// Returns the orders that are due again and marks them as given.
     pub(super) fn take_due(&mut self, clock: Duration) -> Vec<OrderKind> {
         let mut due = Vec::new();
         for kind in [OrderKind::DumpPrimary, OrderKind::DumpSecondary] {
@@ -151,7 +152,7 @@ impl Dumps {
         due
     }
 
-    /// Makes every retry due now.
+    /// Makes every waiting retry due now.
     pub(super) fn hurry(&mut self, clock: Duration) {
         for dump in [&mut self.primary, &mut self.secondary] {
             if let Dump::AgainAt { at, .. } = dump {
@@ -210,8 +211,8 @@ impl Cluster {
         others.any(|id| self.is_replica(view, id) && self.has_dump(id, view.group))
     }
 
-    /// Returns the groups that would be lost if this server ended now: it is a replica of each, and no replica has
-    /// dumped it.
+    /// Returns the views of the groups that would be lost if this server ended now: it is a replica of the group,
+    /// and no replica has dumped the group.
     pub(super) fn undumped_groups_of(&self, id: ServerId) -> impl Iterator<Item = &View> {
         let is_only_here =
             move |view: &&View| self.is_replica(view, id) && !self.is_dumped(view, None);
@@ -219,8 +220,8 @@ impl Cluster {
     }
 }
 
-/// Returns two numbers of bytes of keys and values by a server's last heartbeat: those written to its dumps, and those
-/// in the dumped tables.
+/// Returns two numbers of bytes of keys and values, from a server's last heartbeat: the bytes written to its dumps,
+/// and the bytes in the dumped tables.
 pub(super) fn written_of(server: &Server) -> (u64, u64) {
     let Some((_, heartbeat)) = &server.heartbeat else { return (0, 0) };
     let sum = |bytes: u64, replica: u64| bytes.saturating_add(replica);

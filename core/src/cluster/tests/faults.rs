@@ -38,7 +38,8 @@ fn a_server_silent_to_all_is_replaced_in_its_views_and_then_killed() {
 #[test]
 fn a_server_is_kept_by_reports_that_are_one_heartbeat_interval_old() {
     let mut world = World::serving(3);
-    // All were suspended, and A resumes last. B and C report what their shards observed before.
+    // All processes were suspended, and A resumes last. B and C report what their shards observed before the
+    // suspension.
     world.silences = BTreeMap::from([((B, A), 300), ((C, A), 300)]);
     world.pass(SILENCE * 2, &[B, C]);
     assert_eq!(world.view(1), (Some(1), Some(2), 1));
@@ -49,8 +50,8 @@ fn a_hung_primary_is_replaced_as_fast_when_its_secondary_complains_first() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
     let start = world.now;
-    // A lease lasts as long as the coordinator's failure timeout. So B may complain just before A counts as silent, and
-    // A, which cannot respond, is probed.
+    // A lease lasts as long as the coordinator's failure timeout. So B may report a complaint just before A counts as
+    // silent. Then A is probed, although it cannot respond.
     world.watch(SILENCE - Duration::from_millis(10));
     world.beat(B);
     world.beat(C);
@@ -66,7 +67,7 @@ fn a_hung_primary_is_replaced_as_fast_when_its_secondary_complains_first() {
 fn a_delayed_heartbeat_is_no_vote_so_the_member_that_stays_must_respond_first() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
-    // A is nearly silent for too long when the coordinator is paused. After the pause the coordinator considers A
+    // The coordinator is paused just before the silence of A becomes too long. After the pause it considers A
     // silent, and reads heartbeats of B, which is dead by now.
     world.watch(SILENCE / 2);
     world.beat(B);
@@ -153,7 +154,7 @@ fn of_two_members_that_do_not_receive_each_other_the_primary_stays_if_it_respond
     world.pass(Duration::from_millis(100), &[A, B, C]);
     assert_eq!(world.view(1), (Some(1), Some(2), 1), "the complaint may be over by now");
     world.pass(Duration::from_millis(50), &[A, B, C]);
-    // B was removed. Because it is alive, it may come back with an empty table.
+    // B was removed. Because it is alive, it may become a candidate with an empty table.
     assert_eq!(world.view(1), (Some(1), Some(2), 3));
     assert_eq!(world.cluster.views()[1].secondary(), None);
     assert!(world.ordered().contains(&(B, "LEAVE")));
@@ -213,14 +214,14 @@ fn a_second_fault_stops_the_cluster_with_dumps_or_isolates_lost_groups() {
         let seen = world.take();
         assert!(seen.contains(&Effect::DoubleFault { first: A, second: B }), "{seen:?}");
         if policy == DoubleFault::Isolate {
-            assert_eq!(world.view(1), (None, None, 3), "both its holders are dead");
+            assert_eq!(world.view(1), (None, None, 3), "both holders of the group are dead");
             assert_eq!(world.view(0), (Some(0), None, 2));
             assert_eq!(world.view(2), (Some(0), None, 2));
             continue;
         }
         assert!(
             seen.contains(&Effect::Stopping(StopPhase::Dump)),
-            "the dumps wait for nothing: {seen:?}"
+            "the dumps do not wait for a drain: {seen:?}"
         );
         let orders = world.ordered();
         for dump in ["DUMP-PRIMARY", "DUMP-SECONDARY"] {

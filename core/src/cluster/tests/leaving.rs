@@ -23,7 +23,7 @@ impl World {
         self.collect();
     }
 
-    /// Ends its process in order, with everything it held in complete dumps.
+    /// Ends the process of a server in order, with all its data in complete dumps.
     fn leave(&mut self, id: ServerId) {
         let member = self.cluster.member(id);
         self.cluster.on_left(self.now, member, &mut self.effects);
@@ -95,8 +95,8 @@ fn the_member_that_stays_responds_before_the_leaver_is_dropped() {
 
 #[test]
 fn a_leaver_wins_no_inquiry_and_gets_no_group() {
-    // The leaver responds to its probe and complains of the primary's silence; the primary complains of the leaver's
-    // silence.
+    // The leaver responds to its probe and reports a complaint about the primary. The primary reports one about the
+    // leaver.
     let mut world = World::serving(3);
     let (id, ids) = (ServerId(1), world.ids());
     world.unheard = vec![ServerId(0), id];
@@ -115,7 +115,7 @@ fn a_leaver_wins_no_inquiry_and_gets_no_group() {
     world.ask_to_leave(id);
     world.pass(Duration::from_secs(3), &ids[1..]);
     assert_eq!(places(&world, 0), (Some(0), Some(1)), "no member is removed on its report");
-    // After the proof it is the only holder of the data; it waits for a successor.
+    // After the proof of death it is the only holder of the data. It waits for a successor.
     world.exit(ServerId(0));
     world.pass(Duration::from_millis(100), &ids[1..]);
     assert_eq!(places(&world, 0), (Some(1), None));
@@ -134,7 +134,7 @@ fn a_last_holder_waits_for_a_successor_with_a_timeout_in_coordinator_awake_time(
     world.now = world.now + LEAVE_TIMEOUT * 3;
     world.run(&alive);
     assert_eq!(ends(&world.ordered()), [], "time in which the coordinator was suspended");
-    // Its successor has exited meanwhile; another one is started.
+    // Meanwhile its successor has exited, and another one is started.
     world.exit(ServerId(0));
     world.run(&alive);
     // A new process takes the place: it gets its copy, and the group is handed over to it.
@@ -231,7 +231,7 @@ fn exits_after_complete_dumps_without_orders_are_no_faults_and_end_the_cluster_i
         let mut world = World::serving(3);
         world.cluster.config.on_double_fault = DoubleFault::Shutdown;
         let members: Vec<Member> = world.ids().iter().map(|&id| world.cluster.member(id)).collect();
-        // They are silent, and one after the other is found to have ended.
+        // The servers are silent, and one exit after the other is detected.
         world.watch(SILENCE * 2);
         for id in world.ids() {
             if id == ServerId(2) && last_by_proof {
@@ -265,7 +265,7 @@ fn a_holder_that_has_left_is_replaced_by_a_live_one_and_both_count_until_then() 
     world.pass(Duration::from_millis(300), &[ServerId(2)]);
     assert_eq!(world.holders(0), both, "the silent holder may be dead, and its copy lost");
     let mut lost = world;
-    // It reports again and continues to serve.
+    // The silent holder reports again and continues to serve.
     let mut world = lost_to(&mut lost, |world| world.beat(silent));
     assert_eq!(places(&world, 0), (Some(1), None));
     assert!(world.take().iter().all(|e| !matches!(e, Effect::DoubleFault { .. })));
@@ -286,7 +286,7 @@ fn a_leaver_with_an_unknown_exit_may_have_the_only_copy_while_the_other_holder_i
     assert_eq!(places(&world, 0).0, Some(1));
 }
 
-/// Runs an action and everything that follows from it; returns the world.
+/// Creates a world and runs an action and everything that follows from it; returns the world.
 fn lost_to(world: &mut World, act: impl FnOnce(&mut World)) -> World {
     act(world);
     world.pass(Duration::from_millis(100), &[ServerId(1), ServerId(2)]);

@@ -15,7 +15,7 @@ impl World {
         given
     }
 
-    /// Cuts A off, so that it is unknown whether its process has ended.
+    /// Creates a cluster that receives nothing from A, so it is unknown whether the process of A has ended.
     fn without_a() -> (World, Member) {
         let mut world = World::serving(3);
         let old = world.cluster.member(A);
@@ -104,7 +104,7 @@ fn the_sole_holder_of_a_group_is_not_moved() {
     world.run(&[B, C]);
     let refused = world.cluster.may_replace(B);
     assert_eq!(refused, Err(ReplaceRefused::SoleHolder { server: B, group: GroupId(1) }));
-    // If it is requested nevertheless, the process leaves once another one has a copy.
+    // If the move is requested nevertheless, the process leaves once another one has a copy.
     let old = world.cluster.member(B);
     world.replace(B).unwrap();
     world.pass(Duration::from_secs(40), &[B, C]);
@@ -146,8 +146,8 @@ fn a_process_that_could_not_be_killed_is_killed_again_with_back_off_even_if_it_r
     assert!((5..=10).contains(&in_vain), "{in_vain}");
     assert_eq!(world.cluster.recovery_step(A), Some(0), "its process must end first");
 
-    // Its host is back, and with it the process. That process was killed once, so it must end before another takes its
-    // place.
+    // The host of A is back, and so is the process. The process was killed once, so it must end before another one
+    // takes its place.
     world.unheard.clear();
     let started = world.started(A);
     world.cluster.on_started(world.now, World::link(A), &started, &mut world.effects).unwrap();

@@ -98,7 +98,7 @@ fn no_view_is_sent_before_it_is_durable() {
 
 #[test]
 fn a_replacement_that_dies_in_any_step_is_replaced_again() {
-    // Tests each order whose report never arrives because the server's process ends first.
+    // Tests each step: the process of the server ends before the report of this order arrives.
     for last in ["UPDATE-SECONDARY", "UPDATE-PRIMARY", "SET-SECONDARY", "SWITCH-PRIMARY"] {
         let mut world = World::serving(3);
         world.exit(A);
@@ -246,7 +246,7 @@ fn after_a_coordinator_crash_at_any_moment_its_successor_completes_the_recovery(
             world.collect();
         }
         world.restart();
-        // Live processes come back; the exit of the others is proven again.
+        // Live processes reconnect; the exit of the others is proven again.
         let members: Vec<_> = [A, B, C].map(|id| world.cluster.member(id)).into();
         for member in members {
             let alive = world.cluster.durable().servers[usize::from(member.server.0)].started;
@@ -324,7 +324,8 @@ fn a_restarted_coordinator_uses_no_process_that_an_earlier_one_may_have_killed()
     let old = world.cluster.member(A);
     let kill = Effect::Kill { member: old, reason: KillReason::Replaced };
     assert!(world.take().contains(&kill), "no server receives its messages, and no view names it");
-    // The coordinator crashes while its kill is pending, and A, which its successor has not condemned, is back.
+    // The coordinator crashes while its kill of A is pending, and A reconnects. The next coordinator has not
+    // condemned A.
     world.unheard.clear();
     world.restart();
     for id in [A, B, C] {
@@ -413,7 +414,7 @@ fn decisions_use_the_facts_known_when_they_can_be_stored() {
     world.exit(C);
     world.unheard = vec![B];
     world.pass(SILENCE * 3, &[A]);
-    // On A's response B must be removed. But A dies before that is decided, and B has all data.
+    // After A's response B must be removed. But A dies before this is decided, and B has all data.
     world.exit(A);
     while world.store() {
         world.collect();

@@ -1,4 +1,4 @@
-//! A restored cluster, and the data that a stop must not lose.
+//! Restored clusters, and stops that must not lose data.
 
 use super::*;
 
@@ -96,7 +96,7 @@ fn a_dumping_server_gets_no_view_orders() {
     let link = World::link(id);
     world.exit(ServerId(1));
     world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
-    // The leaver is a last holder, and no server carries out the orders of views.
+    // The leaver is a last holder. No server carries out orders that carry views.
     let alive = [ServerId(0), id, ServerId(3)];
     world.pass(LEAVE_TIMEOUT + Duration::from_secs(1), &alive);
     world.orders.retain(|(_, order)| order.kind == OrderKind::Drain);

@@ -55,8 +55,8 @@ fn clients_get_no_map_before_every_holder_has_its_first_view() {
         |world: &World| world.cluster.map().views.iter().all(|view| view.version == ViewVersion(0));
     world.report(ServerId(0), Ok(0));
     world.report(ServerId(1), Ok(0));
-    // A coordinator that takes over now continues the start, and a server that dies still fails it: no data can be
-    // lost yet.
+    // A coordinator that takes over now continues the start. The death of a server still fails the start, because
+    // there is no data to lose yet.
     world.restart();
     for id in world.ids() {
         world.start(id);

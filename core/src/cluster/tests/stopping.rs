@@ -115,7 +115,7 @@ fn a_silent_server_that_may_hold_the_only_copy_is_left_to_the_operator() {
 
 #[test]
 fn a_machine_paused_during_a_stop_kills_no_server() {
-    // In each stage every process is paused for longer than any deadline, and the coordinator resumes first.
+    // In each stage all processes are paused for longer than any deadline, and the coordinator resumes first.
     for reports in 0..4 {
         let mut world = World::serving(3);
         world.stop();
@@ -186,7 +186,7 @@ fn full() -> Result<u64, String> {
     Err("no space left".to_owned())
 }
 
-/// Begins a stop in which server 1 cannot dump its primary table and all else is dumped.
+/// Begins a stop in which every table is dumped except the primary table of server 1.
 fn world_with_a_full_disk() -> World {
     let mut world = World::serving(3);
     world.stop();
@@ -481,8 +481,8 @@ fn no_stop_order_is_sent_before_the_stop_is_durable() {
             let orders = world.ordered();
             assert_eq!(orders.iter().filter(|(_, name)| *name == "DRAIN").count(), 3, "{orders:?}");
         }
-        // The coordinator crashes. Its successor continues the stop if it was stored; otherwise no process has received
-        // an order of it.
+        // The coordinator crashes. If the stop was stored, its successor continues it. Otherwise no process has
+        // received an order of the stop.
         world.restart();
         assert_eq!(world.cluster.state() == ClusterState::Stopping, is_stored);
     }

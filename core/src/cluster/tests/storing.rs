@@ -1,4 +1,4 @@
-//! A failed store and its effects.
+//! Failed and late stores, and their effects.
 
 use kv_protocol::status::AlarmKind;
 
@@ -69,7 +69,7 @@ fn a_decision_that_was_not_stored_is_made_again_from_current_facts() {
     };
     assert_eq!(decided(&mut world).primary, Some(world.cluster.member(B)), "B is to take over");
     world.fail_store();
-    // B dies before the disk has room again.
+    // B dies before the retry of the store.
     world.exit(B);
     assert!(world.stores.is_empty());
     world.tell_time(STORE_AGAIN, &[C]);

@@ -59,8 +59,8 @@ fn a_hung_server_is_the_only_suspect_and_its_partners_stay_even_if_it_responds()
 #[test]
 fn late_messages_at_another_partner_are_evidence_before_it_complains() {
     let mut world = serving(3);
-    // B, the secondary of A's own group, complains first. C has received nothing from A for longer than a vote
-    // tolerates.
+    // B, the secondary of A's own group, is the first to report a complaint. C has received nothing from A for
+    // longer than a vote tolerates.
     world.silences = BTreeMap::from([((B, A), 630), ((C, A), 400)]);
     [C, A, B].into_iter().for_each(|id| world.beat(id));
     assert_eq!(world.ordered(), [(B, "PROBE")], "the primary is the suspect");
@@ -86,7 +86,7 @@ fn a_server_that_was_judged_in_one_group_is_the_suspect_in_the_other() {
 
 #[test]
 fn a_server_that_complains_of_a_partner_that_others_receive_well_is_the_suspect() {
-    // A complains of B. C receives messages of B, and B receives messages of A.
+    // A reports a complaint about B. C receives messages from B, and B receives messages from A.
     let mut world = serving(3);
     world.silences = BTreeMap::from([((A, B), 900)]);
     [C, B, A].into_iter().for_each(|id| world.beat(id));
@@ -94,7 +94,7 @@ fn a_server_that_complains_of_a_partner_that_others_receive_well_is_the_suspect(
     world.pass(Duration::from_millis(300), &ALL);
     assert_eq!(world.view(1).0, Some(2), "B takes over");
     assert_eq!(faults(&world), 0);
-    // The same complaint by the secondary: the primary stays.
+    // The secondary reports the same complaint: the primary stays.
     let mut world = serving(3);
     world.silences = BTreeMap::from([((B, A), 900)]);
     world.pass(Duration::from_millis(300), &ALL);
@@ -105,7 +105,7 @@ fn a_server_that_complains_of_a_partner_that_others_receive_well_is_the_suspect(
 fn two_servers_hung_at_the_same_time_do_not_cost_a_third_its_place() {
     let mut world = serving(5);
     let (x, y) = (ServerId(1), ServerId(2));
-    // Neither of the two reports a silent server; their partners complain.
+    // Neither of the two hung servers reports a complaint; their partners do.
     let hears_not = |who: u16, whom: u16| ((ServerId(who), ServerId(whom)), 900);
     world.silences = BTreeMap::from([hears_not(0, 1), hears_not(3, 2)]);
     world.silences.extend([((x, y), 500), ((y, x), 500)]);

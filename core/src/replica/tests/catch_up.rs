@@ -1,4 +1,4 @@
-//! The copy to a candidate, while writes go on.
+//! The copy to a candidate while writes continue.
 
 use kv_protocol::limits::CANDIDATE_TIMEOUT;
 
@@ -41,11 +41,12 @@ fn a_candidate_gets_entries_and_completion_records() {
 #[test]
 fn a_long_session_continues_at_a_candidate_that_has_only_its_newest_write() {
     let mut group = lone_group(3);
-    // Other sessions expired since this client's session began; this client has written after that.
+    // Since this client's session began, other sessions have expired. This client has written after the expiry.
     group.replicas[1].sessions.raise_horizon(SequenceNumber(2));
     add_candidate(&mut group);
     group.keep_stream(1);
-    // The newest write confirms all earlier ones, so their records are dropped before the copy.
+    // The newest write confirms that the client has completed all earlier ones, so their records are dropped before
+    // the copy.
     let newest =
         |seq| WriteHeader { first_incomplete: RequestSeq(seq), ..header(seq, Condition::Always) };
     let live = group.ask(1, b"k", Operation::Put(newest(4), b"v"));
@@ -106,7 +107,7 @@ fn a_candidate_disconnected_before_it_caught_up_is_dropped_and_not_copied_to_aga
     assert_eq!(group.status(put), Some(Status::Ok), "the union is left");
     group.settle();
     assert_eq!(group.state(1), ReplicaState::CopyFailed);
-    // A new view retries the candidate; the copy begins with an empty table.
+    // A new view names the candidate again. The copy begins with an empty table.
     group.install(1, view_of(4, 1, Peer::Candidate(named(2))));
     group.settle();
     assert_eq!(group.state(1), ReplicaState::CaughtUp);
@@ -223,7 +224,7 @@ fn large_values_are_copied_in_fragments_also_when_they_change_meanwhile() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Both tables are equal at the end of a copy, whatever is written during it.
+    /// Checks that both tables are equal at the end of a copy, whatever is written meanwhile.
     #[test]
     fn a_copy_under_any_load_ends_equal(
         before in prop::collection::vec((0u8..60, any::<bool>()), 0..200),

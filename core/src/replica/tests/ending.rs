@@ -20,7 +20,7 @@ fn a_draining_primary_commits_pending_writes_and_accepts_no_new_ones() {
     assert_eq!(pair.get(b"a").value, b"1", "reads continue");
 }
 
-/// Lets time pass, with wake-ups of the primary as frequent as those of a driver.
+/// Lets time pass, with wake-ups of the primary as frequent as in a server.
 fn stay_awake(pair: &mut Pair, time: Duration) {
     let end = pair.now + time;
     while pair.now < end {
@@ -31,8 +31,8 @@ fn stay_awake(pair: &mut Pair, time: Duration) {
     }
 }
 
-/// The time after its last write by which a session has certainly expired. It exceeds the idle time because the search
-/// for idle sessions runs at intervals.
+/// A time after the last write of a session at which the session has certainly expired. It exceeds the idle time
+/// because the search for idle sessions runs at intervals.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(SESSION_IDLE.as_secs() * 4 / 3);
 
 #[test]
@@ -48,7 +48,7 @@ fn both_holders_expire_an_idle_session_and_its_first_write_is_not_executed_again
     }
     pair.request_as(2, b"a", put);
     assert_eq!(pair.status(2), Some(Status::SessionExpired), "indistinguishable from a retry");
-    // A session that began later is new.
+    // A session that begins later counts as new.
     let begun = pair.primary.session_start();
     let later = WriteHeader { begun, ..header(1, Condition::Always) };
     pair.request_as(3, b"a", Operation::Put(later, b"2"));
@@ -181,7 +181,7 @@ fn a_frozen_holder_acknowledges_no_write_after_its_dump_began() {
 }
 
 impl Pair {
-    /// Delivers everything both ways once, like a driver that continues while one end is frozen.
+    /// Delivers everything in both directions once, like a driver that continues while one end is frozen.
     fn carry(&mut self) {
         for from_primary in [true, false] {
             let (from, to) = match from_primary {

@@ -87,7 +87,7 @@ fn sequence_numbers_go_on_after_a_promotion() {
 fn every_write_applied_at_the_promoted_secondary_is_committed() {
     let mut group = Group::new();
     let put = group.put(0, b"k", b"v");
-    // Applied at the secondary; its ack never arrives.
+    // The secondary applies the write, but its ack never arrives.
     group.step();
     group.silent.push(0);
     group.lose_the_primary();

@@ -1,4 +1,4 @@
-//! A follower that cannot apply writes: its handshakes are no signs of life, and both ends report it.
+//! A follower that cannot apply writes. Its handshakes are not signs of life, and both ends report the problem.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use kv_protocol::peer_message::PeerRefusal;
 use super::*;
 use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
 
-/// A value larger than the free part of the chunk that a table already has.
+/// A value that is larger than the free part of the chunk that the table already has.
 static LARGE: [u8; CHUNK_BYTES_MIN] = [7; CHUNK_BYTES_MIN];
 
 /// Creates a pair whose secondary has no memory while the returned flag is true.
@@ -25,7 +25,7 @@ fn pair() -> (Pair, Arc<AtomicBool>) {
     (pair, is_exhausted)
 }
 
-/// Runs one stream: connects, sends everything, and ends with the first message that is rejected.
+/// Runs one stream: connects, sends everything, and ends at the first message that is rejected.
 fn try_stream(pair: &mut Pair) -> Result<(), StreamError> {
     if !pair.connected {
         pair.connect();

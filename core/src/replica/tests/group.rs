@@ -1,4 +1,4 @@
-//! Several replicas of one shard, with a driver that keeps every stream that a replica wants.
+//! Several replicas of one shard, with a driver that keeps every stream that a replica requests.
 
 use super::*;
 
@@ -7,7 +7,7 @@ pub(super) struct Group {
     pub(super) replicas: Vec<Replica>,
     pub(super) inbox: Inbox,
     pub(super) now: Time,
-    /// Replicas that send and receive nothing.
+    /// The replicas that send and receive nothing.
     pub(super) silent: Vec<usize>,
     /// The hello of the current stream of each replica.
     streams: Vec<Option<PeerHello>>,
@@ -62,7 +62,7 @@ impl Group {
         self.settle();
     }
 
-    /// Lets time pass in steps so short that leases are renewed.
+    /// Lets time pass in short steps, so that leases are renewed.
     pub(super) fn idle(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -106,7 +106,7 @@ impl Group {
         said
     }
 
-    /// Dials if a stream is wanted and none is up.
+    /// Dials if the replica requests a stream and none is up.
     pub(super) fn keep_stream(&mut self, at: usize) -> bool {
         let wanted = self.replicas[at].peer_hello(CLUSTER);
         if self.streams[at] == wanted {
@@ -131,7 +131,7 @@ impl Group {
         true
     }
 
-    /// Delivers one batch; returns whether there was anything to send.
+    /// Delivers one batch; returns whether there was a batch to send.
     pub(super) fn carry(&mut self, from: usize, to: usize) -> bool {
         let mut bytes = Vec::new();
         self.replicas[from].pump(self.now, &mut bytes);

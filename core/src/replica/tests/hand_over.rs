@@ -29,7 +29,7 @@ fn both_holders_take_their_new_roles_whichever_gets_the_view_first() {
     for first in [1, 2] {
         let mut group = ready_group();
         group.install(first, handover());
-        // The replica that missed the view gets it when it sends something under the older view.
+        // The replica that has not received the view gets it when it sends a message under the older view.
         group.pass(BEACON_INTERVAL);
         assert_eq!(group.state(1), ReplicaState::Secondary);
         assert_eq!(group.state(2), ReplicaState::Active);
@@ -111,7 +111,7 @@ fn when_the_old_primary_is_removed_the_new_one_waits_out_its_grace() {
 fn a_proven_death_stays_known_when_another_death_is_proven() {
     let mut group = ready_group();
     assert_eq!(group.replicas[1].inspect().grace, None, "replica 0, which it acked, is dead");
-    // Its own candidate dies before both have received the hand-over view.
+    // The candidate of replica 1 dies before both have received the hand-over view.
     group.silent.push(2);
     group.replicas[1].on_exited(group.now, named(2));
     group.install(1, handover());

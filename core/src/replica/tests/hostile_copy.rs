@@ -1,4 +1,4 @@
-//! Copies that break the protocol: the candidate ends the stream and never serves any of their content.
+//! Copies that violate the protocol. The candidate ends the stream and never serves the received content.
 
 use kv_protocol::copy_message::{CopyEnd, CopyEntry, CopyFragment, CopyRecord, CopyStart};
 use kv_protocol::peer_message::{CompletionRecord, Effect, PeerMessage, Prepare};
@@ -9,7 +9,7 @@ use super::*;
 const VIEW: ViewVersion = ViewVersion(1);
 const START: SequenceNumber = SequenceNumber(50);
 
-/// A candidate of group 0 in a ring of three, with the stream of its primary.
+/// A candidate of group 0 in a ring of three, connected to its primary.
 struct Candidate {
     replica: Replica,
     now: Time,
@@ -34,7 +34,7 @@ impl Candidate {
         self.replica.on_peer_message(self.now, message, &mut self.inbox)
     }
 
-    /// Asserts that it serves no client and can become a holder in no view.
+    /// Asserts that the candidate serves no client and that no view can make it a holder.
     fn assert_serves_nothing(&mut self, what: &str) {
         self.replica.on_stream_down(self.now, &mut self.inbox);
         for view in [view_of(2, 2, Peer::None), view_of(2, 1, Peer::Secondary(named(2)))] {

@@ -140,7 +140,7 @@ fn a_resolve_of_another_write_with_the_same_number_is_a_mismatch() {
     let other = Operation::Put(*PUT.write_header().unwrap(), b"w");
     pair.request_as(2, b"k", resolve(b"k", other));
     assert_eq!(pair.status(2), Some(Status::SessionMismatch));
-    // In the reverse order, the settlement has used the number first.
+    // The same in the reverse order: the settlement uses the number first.
     let mut pair = Pair::new();
     pair.request_as(1, b"k", resolve(b"k", PUT));
     pair.request_as(2, b"k", other);
@@ -170,7 +170,7 @@ fn an_expired_session_is_not_settled_and_its_writes_are_never_executed() {
         pair.request_as(id, b"k", request);
         assert_eq!(pair.status(id), Some(Status::SessionExpired));
     }
-    // The same holds if the client writes in another session of the same name.
+    // The result is the same if the client writes in another session with the same id.
     let begun = pair.primary.session_start();
     let fresh = WriteHeader { begun, ..header(1, Condition::Always) };
     pair.request_as(13, b"k", Operation::Put(fresh, b"2"));
@@ -213,7 +213,7 @@ fn at_the_memory_limit_writes_are_settled() {
     assert_eq!(pair.status(2), Some(Status::NotDone));
 }
 
-/// The table does not even have its first chunk.
+/// Checks that a server settles writes even if its table cannot get its first chunk.
 #[test]
 fn a_server_without_any_memory_settles_writes() {
     let is_exhausted = Arc::new(AtomicBool::new(true));

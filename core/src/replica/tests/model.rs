@@ -1,4 +1,4 @@
-//! Random writes, losses and retries against a plain map.
+//! Random writes, losses and retries, compared with an ordinary map.
 
 use super::*;
 
@@ -30,8 +30,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Writes take effect once, in order, at both holders, whatever is lost and sent again. The responses equal those
-    /// of one table that executes the writes one after the other.
+    /// Checks that writes take effect once, in order, at both holders, whatever is lost and sent again. The responses
+    /// must equal those of a single table that executes the writes one after the other.
     #[test]
     fn losses_and_retries_do_not_change_the_outcome(steps in prop::collection::vec(step(), 1..80)) {
         let mut pair = Pair::new();
@@ -78,7 +78,7 @@ proptest! {
                             Some(value) => Operation::Put(*header, value),
                             None => Operation::Delete(*header),
                         };
-                        // The retry takes over the waiting request.
+                        // The retry waits for the same write as the original request.
                         let id = pair.request(key, operation);
                         let (old, status) = *expected.last().unwrap();
                         if pair.given(old).is_none() {

@@ -1,5 +1,5 @@
-//! A slow link: writes, and the beacons behind them, are in flight for a long time. Both ends judge by the bytes that
-//! arrive.
+//! A slow link, on which writes and the beacons behind them are in flight for a long time. Both ends detect failures
+//! from the bytes that arrive.
 
 use kv_protocol::limits::LEASE;
 
@@ -31,7 +31,7 @@ fn pass(pair: &mut Pair, time: Duration) {
     pair.secondary.look(pair.now);
 }
 
-/// Ends two streams in the middle of a value; no write was acked on the second one.
+/// Ends two streams in the middle of a value. No write is acked on the second stream.
 fn lose_streams(pair: &mut Pair) {
     for _ in 0..2 {
         let (bytes, _) = pair.pump();
@@ -83,7 +83,7 @@ fn acks_of_parts_renew_no_lease() {
         pair.receive_at_secondary(bytes);
         pair.ack();
     }
-    // These acks echo the reading that came with the PREPARE.
+    // These acks echo the clock reading in the PREPARE.
     assert_eq!(pair.get(b"short").status, Status::Unavailable);
 }
 

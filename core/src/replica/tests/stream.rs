@@ -1,4 +1,4 @@
-//! The stream between the two holders: order, repetition, fragments, hellos of unknown members.
+//! The stream between the two holders: order, retransmission, fragments, and hellos of unknown members.
 
 use kv_protocol::limits::{LEASE, MAX_VALUE_BYTES};
 
@@ -176,7 +176,7 @@ fn a_fragment_beyond_its_value_is_refused() {
     let wrong = Err(StreamError::Fragment { sn: SequenceNumber(1) });
     assert_eq!(take(fragment(5, b"12345678")), wrong, "too long");
     assert_eq!(take(fragment(4, b"1234567")), wrong, "not where it should be");
-    // A write that arrives before the previous one is complete is also a gap.
+    // A write that arrives before the previous one is complete counts as a gap too.
     let next = kv_protocol::peer_message::Prepare { sn: SequenceNumber(2), ..prepare };
     assert!(matches!(take(PeerMessage::Prepare(next)), Err(StreamError::Gap { .. })));
     let again = PeerMessage::Prepare(prepare);
@@ -256,7 +256,7 @@ fn a_value_that_takes_longer_than_a_lease_to_send_does_not_silence_the_stream() 
     let put = pair.put(b"large", &large);
     let start = pair.now;
     loop {
-        // A slow link, or a slow machine.
+        // The link or the machine is slow.
         pair.now = pair.now + Duration::from_millis(50);
         let (bytes, pumped) = pair.pump();
         pair.receive_at_secondary(&bytes);

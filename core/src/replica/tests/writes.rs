@@ -1,4 +1,5 @@
-//! Guarantees to clients: when a write gets its response, which state reads see, which requests are rejected.
+//! Guarantees to clients: the time of the response to a write, the state that reads return, and the requests that
+//! are rejected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! The directory's part of compaction: moving slots, and entries through their slots.
+//! The part of compaction that the directory does: it moves slots, and updates slots whose entries move.
 
 use super::*;
 use crate::table::compaction::CompactionBudget;
@@ -6,9 +6,9 @@ use crate::table::compaction::CompactionBudget;
 /// The result of moving an entry out of a chunk that is being emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::table) enum Relocated {
-    /// A new handle, and the number of bytes moved.
+    /// The entry was moved: its new handle, and the number of bytes moved.
     To(Handle, usize),
-    /// No room for this entry or any other.
+    /// There is no room for this entry or any other.
     NoRoom,
 }
 
@@ -45,7 +45,7 @@ impl Directory {
             let first = self.first_place(place);
             let mut segment = self.segments[first];
             if segment.is_leaving(arena) {
-                // SAFETY: a segment of this directory, all of whose places get the new one.
+                // SAFETY: a segment of this directory. The new segment replaces it in all its places.
                 let Some((moved, size)) = (unsafe { segment.relocate(arena) }) else {
                     return RelocationEnd::NoRoom;
                 };
@@ -61,7 +61,8 @@ impl Directory {
                 let slots = unsafe { segment.slots(arena) };
                 let Some((place, slot, handle)) = next_leaving(arena, slots, at) else { break };
                 at = place + 1;
-                // Slots of hashes before `from` that overflowed past its home were examined in the previous step.
+                // The slots of lower hashes than `from` that lie after the home of `from` were examined in the
+                // previous step.
                 if slot.hash() < from {
                     continue;
                 }

@@ -1,4 +1,4 @@
-//! Growth, splits, shrinking and merges of segments, and of the directory with them.
+//! Changes in the size of segments and the directory: growth, splits, shrinking and merges.
 
 use super::*;
 
@@ -20,8 +20,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Gives the segment with this first place a larger capacity, or splits it. Every segment that results has an empty
-    /// slot that is not reserved. Nothing is changed after an error.
+    /// Gives the segment with this first place a larger capacity, or splits it. Every resulting segment has an empty
+    /// slot that is not reserved. After an error nothing is changed.
     pub(super) fn enlarge(
         &mut self,
         arena: &mut Arena,
@@ -33,7 +33,8 @@ impl Directory {
         let wanted = if segment.is_full() {
             capacity_for(segment.taken()).max(segment.capacity() + 1)
         } else {
-            // Too many hashes are too close to the segment's end. Only a larger capacity helps.
+            // Too many hashes have their homes close to the segment's end. Only a larger capacity gives them more
+            // room.
             segment.capacity() * 2
         };
         let halves = match wanted > CAPACITY_MAX && segment.depth() < DEPTH_MAX {
@@ -48,7 +49,8 @@ impl Directory {
         done
     }
 
-    /// Counts the slots of a segment that belong to its lower half. Returns `None` if a split does not help.
+    /// Counts the slots of a segment that belong to its lower half. Returns `None` if a split would make too little
+    /// room.
     fn halves(&self, staging: &Staging, first: usize, slots: &[Slot]) -> Option<LowerHalf> {
         let segment = &self.segments[first];
         let len = first_of_upper_half(slots, segment.depth());
@@ -67,7 +69,7 @@ impl Directory {
         let mut segment = self.segments[first];
         // SAFETY: a segment of this directory.
         segment.pack(unsafe { segment.slots_mut(arena) });
-        // Each place has a copy of the description, and look-ups use any of them.
+        // Each place has a copy of the description, and a look-up may use any of them.
         self.put(first, segment);
     }
 
@@ -127,7 +129,7 @@ impl Directory {
         let high = match half(high, old.reserved() - reserved) {
             Ok(high) => high,
             Err(refused) => {
-                // SAFETY: it was never put into the directory.
+                // SAFETY: this segment was never put into the directory.
                 unsafe { low.free(arena) };
                 return Err(refused);
             }
@@ -154,7 +156,7 @@ impl Directory {
         if segment.depth() == 0 {
             return None;
         }
-        // The other half has as many places, but perhaps more than one segment.
+        // The other half has the same number of places, but may consist of more than one segment.
         let places = self.places_of(&segment);
         let (low_at, high_at) = (first & !places, first | places);
         let (low, high) = (self.segments[low_at], self.segments[high_at]);
@@ -172,7 +174,7 @@ impl Directory {
             self.at_full_depth -= 2;
         }
         self.put(low_at, merged);
-        // SAFETY: the places of both refer to the merged segment now.
+        // SAFETY: the places of both old segments refer to the merged segment now.
         unsafe {
             low.free(arena);
             high.free(arena);
@@ -235,8 +237,8 @@ fn build(
     capacity: usize,
 ) -> Result<Segment, OutOfMemory> {
     let mut capacity = round_capacity(capacity);
-    // Hashes that are close to each other and to the end of the segment need more overflow slots. The number of these
-    // grows with the capacity, so the loop ends.
+    // Hashes whose homes are close to each other and to the end of the segment need more slots for overflow. The
+    // number of these slots grows with the capacity, so the loop ends.
     while !fits(slots, depth, capacity) {
         capacity *= 2;
     }
