@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(1);
-/// The longest back-off between two attempts of an operation, or two rounds of requests for the map.
+/// The longest back-off between two attempts of an operation, or between two rounds of requests for the map.
 const LONGEST: Duration = Duration::from_millis(100);
 
 /// The back-off state of one operation, or of the map.
@@ -13,7 +13,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Returns the next back-off: a random time between half and all of 1, 2, 4, … 100 ms.
+    /// Returns the next back-off. It is a random time between 50 % and 100 % of 1, 2, 4, … 100 ms.
     pub(crate) fn next(&mut self, random: &mut Random) -> Duration {
         // 2^7 ms already exceeds the bound.
         let full = (FIRST * (1 << self.tries.min(7))).min(LONGEST);

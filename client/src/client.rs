@@ -84,7 +84,7 @@ impl<T, F: FnOnce(Reply<'_>) -> T> Ends for CallEnds<'_, T, F> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(OpId);
 
-/// A receiver that keeps the completions of submitted operations for the next poll.
+/// The receiver of completions outside of a call and a poll. It keeps them for the next poll.
 struct KeptEnds<'a>(&'a mut VecDeque<Completion>);
 
 impl Ends for KeptEnds<'_> {
@@ -222,7 +222,7 @@ impl Client {
         })
     }
 
-    /// Sets a key to a value that is sent from its own memory, without a copy; see [`Op::PutKept`].
+    /// Sets a key to a value that is sent from the caller's memory, without a copy; see [`Op::PutKept`].
     ///
     /// # Errors
     /// The errors of [`Client::put`].
@@ -252,7 +252,7 @@ impl Client {
         })
     }
 
-    /// Sends a request that only returns a response to the primary of a key.
+    /// Sends a no-op request to the primary of a key, and waits for the response.
     ///
     /// # Errors
     /// The errors of [`Client::get`], except [`Error::NotFound`].
@@ -261,7 +261,7 @@ impl Client {
     }
 
     /// Reads a key from the table of one replica, for checks. Returns `None` if the table does not contain the key. The
-    /// secondary's table may be ahead of the data that readers get.
+    /// secondary's table may already hold writes that are not committed yet.
     ///
     /// # Errors
     /// The errors of [`Client::get`], except [`Error::NotFound`]. [`Error::Unavailable`] if the group has no such
@@ -279,9 +279,9 @@ impl Client {
         }
     }
 
-    /// Submits an operation and returns at once. [`Client::poll`] returns its completion with `tag`. Key and value are
-    /// copied. Two operations in flight on one key may execute in either order; where the order matters, wait for the
-    /// first.
+    /// Submits an operation and returns at once. A later [`Client::poll`] returns the completion with `tag`. Key and
+    /// value are copied. Two operations in flight on one key may execute in either order; where the order matters, wait
+    /// for the first.
     ///
     /// # Errors
     /// [`SubmitError::Full`]: collect completions first. [`SubmitError::Refused`]: the operation is invalid, or the
@@ -301,12 +301,12 @@ impl Client {
         tag: u64,
     ) -> Result<Ticket, SubmitError> {
         self.check_interrupt(&op)?;
-        // Checked before anything is copied.
+        // The limits are checked before key and value are copied.
         self.engine.check_room(op.bytes(), self.uncollected.len())?;
         let now = Instant::now();
         let operation = self.operation(op, options, Notify::Queue(tag), now)?;
         let id = self.engine.start(operation);
-        // The next poll sends it; the alarm makes the descriptor readable, so that the program polls.
+        // The next poll sends the operation. The timer makes the descriptor readable, so that the program polls.
         let _ = self.engine.set_timer(now);
         Ok(Ticket(id))
     }
@@ -373,7 +373,7 @@ impl Client {
         sent
     }
 
-    /// Returns a descriptor that is readable when [`Client::poll`] has work to do, for event loops. The client owns the
+    /// Returns a descriptor for event loops. It is readable when [`Client::poll`] has work to do. The client owns the
     /// descriptor, which is the same in every call.
     ///
     /// # Errors
@@ -386,7 +386,7 @@ impl Client {
 
     /// Makes the descriptor readable until the next poll.
     pub fn wake(&mut self) {
-        // This fails only if the program has no descriptor to wait on, or if the timer itself fails.
+        // An error means that the timer cannot be set. A poll that waits does not need the timer.
         let _ = self.engine.wake(Instant::now());
     }
 
@@ -397,7 +397,7 @@ impl Client {
         }
     }
 
-    /// Returns the number of operations submitted and not collected.
+    /// Returns the number of operations that were submitted and whose completions were not collected.
     pub fn in_flight(&self) -> usize {
         self.engine.in_flight() + self.uncollected.len()
     }
@@ -434,7 +434,7 @@ impl Client {
         self.engine.coordinators()
     }
 
-    /// Sends a request that only returns a response to the primary of a key. Returns the time it took, including
+    /// Sends a no-op request to the primary of a key, and waits for the response. Returns the time it took, including
     /// connecting and retries.
     ///
     /// # Errors

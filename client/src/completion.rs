@@ -29,7 +29,7 @@ pub struct Reply<'a> {
     pub value: &'a [u8],
     /// The length of the whole value.
     pub length: usize,
-    /// The separate memory of the value, if it has one.
+    /// The separate memory that holds the value, or `None` if the value is in the receive buffer.
     pub(crate) landed: Option<&'a Landed>,
     /// The entry's version. For a delete: the sequence number of the delete itself.
     pub version: SequenceNumber,
@@ -82,14 +82,14 @@ impl<F: FnMut(u64, Result<Reply<'_>, Error>) -> ControlFlow<()>> OnEnd for F {}
 /// The error of [`crate::Client::submit`]; the operation was not submitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
-    /// The maximum number of operations or bytes is in flight: collect completions first.
+    /// The maximum number of operations or bytes is in flight. The caller has to collect completions first.
     #[error(
         "{operations} operations with {bytes} bytes are in flight or not collected; poll for completions, then submit the operation again"
     )]
     Full {
-        /// Operations submitted and not collected.
+        /// The number of operations submitted and not collected.
         operations: usize,
-        /// Bytes of keys and values in flight.
+        /// The number of bytes of keys and values in flight.
         bytes: usize,
     },
     /// The operation is invalid, there is no memory for it, or the program has interrupted the client.

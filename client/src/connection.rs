@@ -26,14 +26,14 @@ use crate::poller::Poller;
 use crate::statistics::Traffic;
 use crate::table::Table;
 
-/// The bounds of the receive buffer's free space for one read. It is above the minimum only while a long response is
-/// partly received.
+/// The minimum of the receive buffer's free space for one read.
 const MIN_ROOM: usize = 16 << 10;
+/// The maximum of that space. More than the minimum is provided only while a long response is partly received.
 const MAX_ROOM: usize = 1 << 20;
 /// The maximum number of reads from one socket in a turn, so that one server cannot starve the others.
 pub(crate) const MAX_READS: usize = 32;
-/// The maximum number of outstanding requests on one connection, including those whose operations have ended. Beyond
-/// it, the connection is closed.
+/// The maximum number of outstanding requests on one connection, including those whose operations have ended. If a
+/// connection exceeds it, the connection is closed.
 pub(crate) const MAX_OUTSTANDING: usize = 2 * crate::options::MAX_IN_FLIGHT;
 
 /// The purpose of a connection. Requests of different client ids need different connections: the client id in the hello
@@ -46,8 +46,8 @@ pub(crate) enum Target {
     Map { address: SocketAddr },
 }
 
-/// Hashes a target, which is looked up for operations without a cached route. Process and shard distinguish almost all
-/// targets: there are rarely two client ids.
+/// Hashes only the process and the shard of a target. They distinguish almost all targets, because there are rarely two
+/// client ids. The hash is used for operations without a cached route.
 impl Hash for Target {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match *self {
@@ -66,7 +66,7 @@ impl Target {
         }
     }
 
-    /// Returns whether it carries the requests of this client id.
+    /// Returns whether the connection carries the requests of this client id.
     pub(crate) fn is_of(&self, id: ClientId) -> bool {
         matches!(*self, Target::Shard { client, .. } if client == id)
     }
@@ -75,9 +75,9 @@ impl Target {
 /// The result of a successful read from a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// Bytes were received; there may be more.
+    /// Bytes were received, and more may be available.
     Some,
-    /// Everything available was received.
+    /// All available bytes were received.
     Last,
     /// The peer has closed the connection.
     End,
@@ -99,10 +99,10 @@ pub(crate) struct Connection {
     token: u64,
     socket: OwnedFd,
     input: FrameBuffer,
-    /// The long value being received directly to its destination, past the frame buffer.
+    /// The long value that is being received directly into its destination, bypassing the frame buffer.
     pub(crate) inflow: Option<Inflow>,
     pub(crate) output: Output,
-    /// True if the poller reports when it can be written.
+    /// True if the poller reports when the socket can be written.
     wants_write: bool,
     /// True if the peer has sent WELCOME.
     pub(crate) is_open: bool,
@@ -111,14 +111,15 @@ pub(crate) struct Connection {
     pub(crate) opened_at: Instant,
     /// The time at which bytes last arrived.
     pub(crate) heard_at: Instant,
-    /// The bytes received, and the responses among them.
+    /// The number of bytes received.
     pub(crate) bytes_received: u64,
+    /// The number of responses received.
     pub(crate) responses: u64,
-    /// The operations to send once it is open.
+    /// The operations to send once the connection is open.
     pub(crate) backlog: VecDeque<OpId>,
     /// The requests without a response, by request id.
     pub(crate) outstanding: Table<OpId>,
-    /// True if its client id has no session any more, so that nothing new is assigned to it.
+    /// True if no session uses the connection's client id, so that no new operation is assigned to the connection.
     pub(crate) is_retired: bool,
 }
 
@@ -188,9 +189,9 @@ impl Connection {
         }
     }
 
-    /// Returns the name of the message that has to arrive within the connect timeout, if it is still missing. For a
-    /// connection for the map this includes the map itself: it serves one request, and a silent peer would block the
-    /// next one.
+    /// Returns the name of the message that must arrive within the connect timeout, if it is still missing. A
+    /// connection for the map also owes the map itself, because it serves only one request, and a silent peer would
+    /// block the next one.
     pub(crate) fn owes(&self) -> Option<&'static str> {
         match self.target {
             _ if !self.is_open => Some("welcome"),
@@ -199,13 +200,13 @@ impl Connection {
         }
     }
 
-    /// Returns whether a connection for requests has none outstanding or in its backlog.
+    /// Returns whether this is a connection for requests without an outstanding request and with an empty backlog.
     pub(crate) fn is_idle(&self) -> bool {
         let is_for_shard = matches!(self.target, Target::Shard { .. });
         is_for_shard && self.backlog.is_empty() && self.outstanding.len() == 0
     }
 
-    /// Returns whether it is retired and idle.
+    /// Returns whether the connection is retired and idle, so that it can be closed.
     pub(crate) fn is_done(&self) -> bool {
         self.is_retired && self.is_idle()
     }
@@ -263,7 +264,8 @@ impl Connection {
         self.received(received, now)
     }
 
-    /// Evaluates a read from the number of bytes received and the space that was available.
+    /// Converts the result of a read into [`Received`]. A read that does not fill the space has received all available
+    /// bytes.
     fn received(
         &mut self,
         received: Result<(usize, usize), Errno>,
@@ -293,7 +295,7 @@ impl Connection {
         }
     }
 
-    /// Returns the token under which it is registered with the poller.
+    /// Returns the token under which the connection is registered with the poller.
     pub(crate) fn token(&self) -> u64 {
         self.token
     }
@@ -303,7 +305,7 @@ impl Connection {
         self.input.is_partial() || self.inflow.is_some()
     }
 
-    /// Takes the frame buffer out, so that frames can be read while the connection changes.
+    /// Takes the frame buffer out of the connection, so that frames can be read while the connection changes.
     pub(crate) fn take_input(&mut self) -> FrameBuffer {
         let empty = FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY));
         std::mem::replace(&mut self.input, empty)
@@ -314,7 +316,7 @@ impl Connection {
         self.input = input;
     }
 
-    /// Removes it from the poller. Dropping the connection closes the descriptor.
+    /// Removes the connection from the poller. Dropping the connection closes its descriptor.
     pub(crate) fn unregister(&self, poller: &Poller) {
         poller.remove(self.socket.as_fd());
     }

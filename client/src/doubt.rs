@@ -30,7 +30,7 @@ pub struct Doubt {
 }
 
 impl Doubt {
-    /// Returns the approximate memory that it uses, in bytes.
+    /// Returns the approximate size of this value in memory, in bytes.
     pub fn bytes(&self) -> usize {
         size_of::<DoubtfulWrite>() + self.write.key.len()
     }
@@ -56,7 +56,7 @@ pub(crate) struct DoubtfulWrite {
     pub(crate) first_incomplete: RequestSeq,
     pub(crate) begun: SequenceNumber,
     pub(crate) request: RequestHash,
-    /// The result, once settled. [`Error::InDoubt`]: the servers have expired its session.
+    /// The result, once the write is settled. [`Error::InDoubt`] means that the servers have expired its session.
     pub(crate) settled: OnceLock<Result<Settled, Error>>,
 }
 
@@ -77,9 +77,9 @@ impl DoubtfulWrite {
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(crate) doubt: Doubt,
-    /// The RESOLVE in progress, if any.
+    /// The RESOLVE in progress, or `None`.
     pub(crate) resolver: Option<OpId>,
-    /// The operations on its key that wait for it to be settled.
+    /// The operations on the same key that wait until this write is settled.
     pub(crate) waiting: VecDeque<OpId>,
 }
 

@@ -48,10 +48,10 @@ use crate::statistics::Counts;
 use crate::table::Table;
 use crate::timers::Timers;
 
-/// The maximum number of bytes of keys and values in flight. With nothing in flight, any operation may be submitted.
+/// The maximum number of bytes of keys and values in flight. If no operation is in flight, one of any size may be
+/// submitted.
 const MAX_BYTES_IN_FLIGHT: usize = 64 << 20;
-/// The time without a response or a connection after which an operation checks whether the view has changed
-/// (consistency.md §10).
+/// The time without a response or a connection after which an operation checks for a newer view (consistency.md §10).
 const OVERDUE_AFTER: Duration = Duration::from_millis(150);
 /// The interval of further checks.
 const OVERDUE_AGAIN: Duration = Duration::from_millis(100);
@@ -71,7 +71,8 @@ pub(crate) struct Engine {
     map_source: MapSource,
     /// The id of another cluster that responded at the address of this client's cluster.
     other_cluster: Option<ClusterId>,
-    /// True if a whole round of endpoints and servers since then has provided no map of this client's cluster.
+    /// True if no endpoint and no server has provided a map of this client's cluster in a whole round since that
+    /// response.
     is_stranded: bool,
     places: RouteCache,
     /// The writes in doubt whose numbers are still open.
@@ -167,7 +168,8 @@ impl Engine {
         self.operations.len() - self.resolvers
     }
 
-    /// Checks that `bytes` more of key and value may be submitted while `uncollected` completions wait to be collected.
+    /// Checks whether an operation with `bytes` bytes of key and value may be submitted while `uncollected` completions
+    /// wait to be collected.
     pub(crate) fn check_room(&self, bytes: usize, uncollected: usize) -> Result<(), SubmitError> {
         let operations = self.in_flight() + uncollected;
         let is_full = operations >= self.options.window
@@ -186,7 +188,7 @@ impl Engine {
         id
     }
 
-    /// Sends what is ready, without waiting.
+    /// Sends all requests that are ready, without waiting.
     fn push_out(&mut self, now: Instant, ends: &mut dyn Ends) {
         if std::mem::take(&mut self.is_stranded) {
             self.fail_stranded(ends);
@@ -228,7 +230,7 @@ impl Engine {
         }
     }
 
-    /// Runs the parts of a turn that need no responses: timers and sends.
+    /// Runs the parts of a turn that receive nothing: timers and sends.
     ///
     /// # Errors
     /// If the alarm cannot be set.
@@ -260,7 +262,8 @@ impl Engine {
         waited.and_then(|()| self.set_timer(now))
     }
 
-    /// Receives from the ready connections, and sends what follows from it. Returns the current time.
+    /// Receives from the ready connections, and sends the requests that result from the responses. Returns the current
+    /// time.
     pub(crate) fn end_turn(&mut self, readiness: &[Readiness], ends: &mut dyn Ends) -> Instant {
         let now = Instant::now();
         for &event in readiness {
@@ -346,12 +349,12 @@ impl Engine {
 
     // --- Timers ----------------------------------------------------------------------------------
 
-    /// Closes connections whose welcome or map is overdue, and requests the map if that is due.
+    /// Closes connections whose WELCOME or map is overdue, and requests the map if a request is due.
     fn scan(&mut self, now: Instant) {
         self.next_scan = now + IDLE;
         let timeout = self.options.connect_timeout;
-        // The message omits the length of the timeout: it may exceed the deadline of an operation that waited for part
-        // of it.
+        // The message omits the length of the timeout, because it may be longer than the deadline of an operation that
+        // waited for only a part of it.
         let stuck: Vec<(u64, &str)> = self
             .connections
             .iter()
@@ -398,8 +401,8 @@ impl Engine {
         let Some(operation) = self.operations.get(id) else { return };
         let is_down = operation.server.is_some_and(|server| self.router.is_down(server));
         let error = operation.expired(is_down, &self.map_source);
-        // A connection that has been silent for so long may be dead. Close it, so that the next operation does not wait
-        // until the kernel detects that.
+        // A connection that has been silent for this time may be dead. It is closed, so that the next operation does
+        // not wait until the kernel detects that.
         let silent = match operation.stage {
             Stage::Assigned { connection, .. }
                 if now - operation.assigned_at >= self.options.connect_timeout =>
@@ -414,7 +417,7 @@ impl Engine {
         };
         self.finish(id, Err(error), ends);
         if let Some(token) = silent {
-            self.lose(token, "it has been silent for too long", now);
+            self.lose(token, "the server was silent for too long", now);
         }
     }
 
@@ -606,7 +609,7 @@ impl Engine {
             .map(|(token, _)| token)
             .collect();
         for token in gone {
-            self.lose(token, "the map names another process in its place", now);
+            self.lose(token, "according to the map, another process has replaced it", now);
         }
     }
 
@@ -692,8 +695,8 @@ impl Engine {
         ends.end(id, notify, result);
     }
 
-    /// Records that a write has ended for the caller. Writes that wait for room in the window get the next numbers in
-    /// order of submission, so a later write cannot overtake them.
+    /// Records that a write has ended for the caller. The writes that wait for room in the window get the next numbers
+    /// in order of submission, so a later write cannot overtake them.
     fn leave_session(&mut self, place: (GroupId, ShardId), number: Option<(ClientId, RequestSeq)>) {
         let Some(Place { session, waiting, .. }) = self.places.get_mut(place) else { return };
         if let Some((client, seq)) = number
@@ -704,7 +707,7 @@ impl Engine {
         while session.room() > 0
             && let Some(id) = waiting.next()
         {
-            // A write past its deadline has been removed.
+            // A write whose deadline has passed is not in the table any more.
             if let Some(operation) = self.operations.get_mut(id) {
                 operation.session = session.begin().map(|seq| (session.client(), seq));
                 operation.stage = Stage::Ready;

@@ -94,9 +94,9 @@ pub enum Error {
         /// The last obstacle, and what to check.
         cause: String,
     },
-    /// Every holder of the key's group is dead. Retries do not help until an operator acts.
+    /// Every holder of the key's group is dead. Retries do not help until an operator restores the group.
     #[error(
-        "{action}: no server holds this key's group any more ({cause}); it has to be restored from dumps"
+        "{action}: no server holds this key's group any more ({cause}); restore the cluster from dumps"
     )]
     Lost {
         /// The operation.
@@ -149,9 +149,10 @@ pub enum Error {
         /// The server's text, with advice.
         reason: String,
     },
-    /// The server rejected the operation for overload until the deadline; a write was not executed.
+    /// The server rejected the operation because of overload until the deadline; a write was not executed.
     #[error(
-        "{action}: the server was too busy for {waited:?}: {cause}; send less at once, or later"
+        "{action}: the server was too busy for {waited:?}: {cause}; send fewer requests at once, or retry \
+         later"
     )]
     Busy {
         /// The operation.
@@ -211,7 +212,7 @@ fn found(version: SequenceNumber) -> String {
 impl Error {
     pub(crate) fn key_too_long(action: Action) -> Error {
         let reason = format!(
-            "a key of {} bytes; it may have up to {}",
+            "the length of the key is {} bytes; at most {} are allowed",
             action.key_bytes,
             limits::MAX_KEY_BYTES
         );
@@ -219,8 +220,10 @@ impl Error {
     }
 
     pub(crate) fn value_too_long(action: Action, bytes: usize) -> Error {
-        let reason =
-            format!("a value of {bytes} bytes; it may have up to {}", limits::MAX_VALUE_BYTES);
+        let reason = format!(
+            "the length of the value is {bytes} bytes; at most {} are allowed",
+            limits::MAX_VALUE_BYTES
+        );
         Error::TooBig { action, reason }
     }
 }
@@ -250,8 +253,8 @@ pub enum OpenError {
     Resolve {
         /// The endpoint or endpoints, as given.
         name: String,
-        /// The error of the system's resolver. It is not the source of this error, because a caller that prints sources
-        /// would print it twice.
+        /// The error of the system's resolver. It is part of the message and not the source of this error; otherwise a
+        /// caller that prints all sources would print it twice.
         reason: std::io::Error,
     },
     /// The resolver returned no address for the names.

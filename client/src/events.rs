@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The function runs in the middle of a call, under the client's lock. A thread-local counter marks a thread that runs
-//! such a function. A call on the client from that thread is rejected, as it would deadlock.
+//! such a function. A call on the client from that thread is rejected, because it would deadlock.
 
 use std::cell::Cell;
 use std::fmt;
@@ -54,7 +54,8 @@ pub enum Event<'a> {
         /// The address from which the map was received.
         source: SocketAddr,
     },
-    /// According to a newer map, a server is up, or a new process of it is. The first map reports every server.
+    /// According to a newer map, a server is up, or a new process has replaced its previous one. The first map reports
+    /// every server.
     ServerUp {
         /// The server.
         server: ServerId,
@@ -86,9 +87,9 @@ pub enum Event<'a> {
 
 type Take = dyn Fn(&Event<'_>) + Send + Sync;
 
-/// The function that receives a client's events; none by default. It runs within calls of the client, on their threads,
-/// possibly on several at once, and under the client's lock. It must be quick and must not call the client. A shared
-/// client rejects such a call ([`Error::WithinCallback`]).
+/// The function that receives a client's events; none by default. The function runs within calls of the client, under
+/// the client's lock, on the threads of the calls, and possibly on several threads at once. It must be quick and must
+/// not call the client. A shared client rejects such a call ([`Error::WithinCallback`]).
 #[derive(Clone, Default)]
 pub struct Events(Option<Arc<Take>>);
 
@@ -156,7 +157,7 @@ pub(crate) fn tell_changes(events: &Events, before: &[MapServer], now: &[MapServ
         } else if !is_up && was_up != Some(false) {
             let why = match server.state {
                 ServerState::Starting => "it starts",
-                ServerState::Up | ServerState::Down => "the coordinator reports it as down",
+                ServerState::Up | ServerState::Down => "the coordinator reports the server as down",
             };
             events.tell(&Event::ServerDown { server: id, address, why });
         }

@@ -51,7 +51,7 @@ impl FreeList {
         let frame = operation.clear();
         let bytes = frame.capacity();
         if bytes > MAX_REQUEST_BYTES {
-            // Only the request memory is freed: the box itself is reused.
+            // Only the request memory is freed. The box of the operation is reused.
             *frame = Vec::new();
         }
         let bytes = frame.capacity();
@@ -70,7 +70,7 @@ mod tests {
     use std::sync::LazyLock;
     use std::time::Duration;
 
-    /// Creates an operation; all have the same start time, so that they can be compared.
+    /// Creates an operation. All operations have the same start time, so that they can be compared.
     fn operation(value: &[u8], free_list: &mut FreeList) -> Box<Operation> {
         static NOW: LazyLock<Instant> = LazyLock::new(Instant::now);
         let (options, deadline) = (OpOptions::default(), Duration::from_secs(1));

@@ -1,9 +1,9 @@
-//! The list of the descriptors of one engine, with which the child of a fork closes its copies.
+//! The list of an engine's descriptors. The child of a fork uses it to close its copies.
 //!
 //! The child has copies of all descriptors. Closing them does not affect the parent: a socket and its epoll
-//! registration live as long as the parent holds them. The child drops the engine itself where that is sound. It is
-//! unsound if another thread of the parent was changing the engine at the moment of the fork. In that case the child
-//! closes only the descriptors in this list and leaks the memory.
+//! registration live as long as the parent holds them. The child drops the whole engine if that is sound. It is unsound
+//! if another thread of the parent was changing the engine at the moment of the fork. In that case the child closes
+//! only the descriptors in this list and leaks the memory.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,8 +31,8 @@ impl Descriptors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes this process's copies and returns true. If another thread was changing this list at the moment of the
-    /// fork, leaves them open and returns false.
+    /// Closes this process's copies of the descriptors and returns true. If another thread was changing this list at
+    /// the moment of the fork, the function leaves them open and returns false.
     ///
     /// # Safety
     /// The caller must neither use nor drop the owner of the descriptors afterwards.

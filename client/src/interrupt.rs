@@ -28,7 +28,7 @@ pub struct Interrupt(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     is_set: AtomicBool,
-    /// A lock that is held while the flag and the eventfd change, so that they agree.
+    /// The lock for changes of the flag and the eventfd, so that both always agree.
     change: Mutex<()>,
     /// The eventfd, readable while the flag is set.
     event: ManuallyDrop<OwnedFd>,
@@ -74,7 +74,7 @@ impl Interrupt {
         let _changing = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
         if self.0.is_set.load(Ordering::Acquire) {
             match rustix::io::read(&*self.0.event, &mut [0_u8; 8]) {
-                // AGAIN: the write by `interrupt` had failed.
+                // AGAIN means that the write by `interrupt` had failed.
                 Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
                 Err(error) => return Err(error.into()),
             }

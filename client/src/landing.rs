@@ -1,4 +1,4 @@
-//! Long values, received from the socket straight into the destination that the caller chose.
+//! Long values. They are received from the socket directly into the destination that the caller chose.
 //!
 //! ```text
 //!   socket --> frame buffer   [ head | first bytes of the value ]     the start of every response
@@ -26,7 +26,7 @@ const DISCARDED_AT_A_TIME: usize = 64 << 10;
 /// The destination of a long value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Landing {
-    /// The client's receive buffer, from which the caller copies it.
+    /// The client's receive buffer, from which the caller copies the value.
     #[default]
     Buffer,
     /// Separate memory, which the caller takes ([`crate::Reply::take_memory`]).
@@ -114,13 +114,13 @@ pub(crate) struct Inflow {
 enum Destination {
     Memory(LongValue),
     Room(Room),
-    /// None: the operation has ended, or receives the value from another connection.
+    /// No destination: the operation has ended, or it receives the value from another connection.
     Nowhere,
 }
 
 impl Inflow {
-    /// Starts a transfer. `response` has the head and the first bytes of the value, and `missing` more bytes follow.
-    /// Returns `None` if the value stays in the receive buffer.
+    /// Starts a transfer. `response` contains the head and the first bytes of the value, and `missing` more bytes
+    /// follow. Returns `None` if the value stays in the receive buffer.
     pub(crate) fn begin(
         operation: OpId,
         landing: Landing,
@@ -198,7 +198,7 @@ impl Inflow {
     }
 
     /// Completes the transfer after all bytes have been received, and passes the whole response to `take`. Returns
-    /// `None` without calling it if the value was discarded.
+    /// `None` without calling `take` if the value was discarded.
     pub(crate) fn end<T>(self, take: impl FnOnce(&Response<'_>, &Landed) -> T) -> Option<T> {
         let at = self.at()?;
         // SAFETY: all `length` bytes were written, and are not written again while `take` runs.

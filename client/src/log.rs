@@ -18,8 +18,8 @@ pub enum Level {
 
 type Take = dyn Fn(Level, &str) + Send + Sync;
 
-/// The function that receives a client's messages, one line each; none by default. It runs within calls of the client,
-/// on their threads, and must not call the client.
+/// The function that receives a client's messages, one line each; none by default. The function runs within calls of
+/// the client, on the threads of the calls, and must not call the client.
 #[derive(Clone, Default)]
 pub struct Log(Option<Arc<Take>>);
 

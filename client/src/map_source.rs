@@ -1,4 +1,5 @@
-//! The schedule of requests for the map: one endpoint after the other, and always a pause between two rounds.
+//! The schedule of requests for the map. The endpoints are tried one after the other, and there is always a pause
+//! between two rounds.
 //!
 //! ```text
 //!   wanted --(pause over)--> asking --map--> idle
@@ -27,18 +28,20 @@ use kv_protocol::ids::ServerId;
 use crate::backoff::{Backoff, Random};
 use crate::options::{Endpoint, Endpoints};
 
-/// The shortest pause between the end of one request and the next, so that many failing operations cause one request.
+/// The shortest pause between the end of one request and the start of the next, so that many failing operations cause
+/// only one request.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 /// The silence after which the next address is tried too: the "connection attempt delay" that RFC 8305 recommends.
 const HEAD_START: Duration = Duration::from_millis(250);
 /// The maximum number of concurrent requests for the map.
 const MAX_ASKED: usize = 4;
-/// The time for which endpoints that have all failed are skipped while servers are known. It doubles up to the maximum
-/// below. Servers receive every change from the coordinator, so no change is missed meanwhile.
+/// The first time for which endpoints that have all failed are skipped while servers are known. It doubles up to
+/// [`AWAY_LAST`]. Servers receive every change from the coordinator, so the client receives every change meanwhile.
 const AWAY_FIRST: Duration = Duration::from_secs(1);
+/// The longest time for which such endpoints are skipped.
 const AWAY_LAST: Duration = Duration::from_secs(8);
 
-/// The recipient of a request for the map in a round.
+/// The source to which a request for the map is sent in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The endpoint at this index.
@@ -61,7 +64,7 @@ struct Asked {
 #[derive(Debug)]
 pub(crate) struct MapSource {
     endpoints: Endpoints,
-    /// The servers of the last map that may be asked, in ring order.
+    /// The servers of the last map from which the map can be requested, in ring order.
     servers: Vec<(ServerId, SocketAddr)>,
     /// The next source of the current round; `None` between two rounds, and once all sources have been tried.
     upcoming: Option<Source>,
@@ -72,11 +75,13 @@ pub(crate) struct MapSource {
     failed: usize,
     /// The server that responded last.
     last_server: Option<ServerId>,
-    /// The time until which endpoints are skipped, and the length of the next such period.
+    /// The time until which endpoints are skipped.
     away_until: Option<Instant>,
+    /// The length of the next period in which endpoints are skipped.
     away: Duration,
-    /// The server that is the reason for the next request, and the one that the current round tries last.
+    /// The server that is the reason for the next request.
     doubted: Option<ServerId>,
+    /// The server that the current round tries last.
     put_off: Option<ServerId>,
     is_wanted: bool,
     not_before: Instant,
@@ -121,14 +126,16 @@ impl MapSource {
         (self.is_wanted && may_ask).then_some(self.not_before)
     }
 
-    /// Returns the source to ask now. The caller reports the outcome by [`MapSource::asking`] or [`MapSource::failed`].
+    /// Returns the source to which the next request is sent now. The caller reports the outcome with
+    /// [`MapSource::asking`] or [`MapSource::failed`].
     pub(crate) fn next(&mut self, now: Instant) -> (Source, SocketAddr) {
         let source = self.upcoming.unwrap_or_else(|| {
             (self.tried, self.failed) = (0, 0);
             let is_away = self.away_until.is_some_and(|until| now < until);
             match is_away && !self.servers.is_empty() {
                 true => Source::Server(0),
-                // The endpoint that responded last, to this client or to another one with the same endpoints.
+                // A round begins with the endpoint that responded last, to this client or to another client with the
+                // same endpoints.
                 false => Source::Endpoint(self.endpoints.favourite.load(Relaxed)),
             }
         });
@@ -172,7 +179,7 @@ impl MapSource {
     /// Records the connection that carries the request to a source.
     pub(crate) fn asking(&mut self, source: Source, connection: u64, now: Instant) {
         self.not_before = now + HEAD_START;
-        // A server can also be an endpoint, to which a request is already in progress.
+        // The server may also be an endpoint to which a request is already in progress.
         let is_asked = self.source_of(connection).is_some();
         if is_asked {
             self.not_before = now;
@@ -183,14 +190,14 @@ impl MapSource {
         }
     }
 
-    /// Returns the source that this connection asks.
+    /// Returns the source to which the request of this connection was sent.
     pub(crate) fn source_of(&self, connection: u64) -> Option<Source> {
         let asked = self.asked.iter().find(|asked| asked.connection == Some(connection));
         asked.map(|asked| asked.source)
     }
 
-    /// Handles a map received over this connection; `servers` are its servers that provide the map, in ring order.
-    /// Returns the other connections with requests in progress, which are no longer needed.
+    /// Handles a map received over this connection. `servers` are the servers of this map that provide the map, in ring
+    /// order. Returns the other connections with requests in progress, which are no longer needed.
     pub(crate) fn on_map(
         &mut self,
         connection: u64,
@@ -245,7 +252,7 @@ impl MapSource {
         let have_all_failed = self.upcoming.is_none() && self.asked.is_empty();
         if have_all_failed {
             self.not_before = now + self.backoff.next(random).max(SHORTEST_PAUSE);
-            // The next round starts with the endpoints, however recently they failed.
+            // The next round starts with the endpoints, even if they failed only recently.
             self.away_until = None;
             self.last_server = None;
         }
@@ -323,14 +330,14 @@ mod tests {
             time += HEAD_START;
         }
         assert_eq!(source.ask_at(), None, "enough requests are in progress");
-        // One request fails, and the next is due at once.
+        // When one request fails, the next one is due at once.
         let first = source.source_of(1).unwrap();
         assert!(!source.failed(first, "no welcome", &mut Random::seeded(1), time));
         assert_eq!(source.ask_at(), Some(time));
         let (whom, address) = source.next(time);
         assert_eq!(address.port(), 5);
         source.asking(whom, 5, time);
-        // The first to respond is asked first from now on; the other responses are not needed.
+        // The endpoint that responded first is the first of the next round; the other requests are not needed.
         assert_eq!(source.on_map(3, Vec::new(), time), [2, 4, 5]);
         assert_eq!(source.ask_at(), None);
         assert_eq!(response(&mut source, time), 3);

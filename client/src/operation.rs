@@ -195,20 +195,20 @@ pub(crate) enum Stage {
     BackingOff { until: Instant },
 }
 
-/// Operations by id, boxed: each is large and stays where it was allocated.
+/// The operations by id. They are boxed, because an operation is large and must keep its address.
 pub(crate) type Operations = Table<Box<Operation>>;
 
 /// One operation in progress; see the module documentation.
 #[derive(Debug)]
 pub(crate) struct Operation {
     pub(crate) kind: Kind,
-    /// The encoded request: head and key, and the value unless the caller keeps it.
+    /// The encoded request: head and key, and the value unless it is sent from the caller's memory.
     pub(crate) frame: Vec<u8>,
     key_bytes: usize,
-    /// The value, if the caller keeps it.
+    /// The value, if it is sent from the caller's memory.
     kept: &'static [u8],
     condition: Condition,
-    /// The digest of the key; computed on demand, or earlier together with those of other keys.
+    /// The digest of the key. It is computed on demand, or earlier together with the digests of other keys.
     digest: Option<Digest>,
     pub(crate) notify: Notify,
     /// The time allowed for the operation.
@@ -218,7 +218,7 @@ pub(crate) struct Operation {
     pub(crate) stage: Stage,
     /// The connection in whose output the request is queued, in whole or in part, and its request id there.
     pub(crate) queued: Option<(u64, RequestId)>,
-    /// The time at which it was assigned to its current connection.
+    /// The time at which the operation was assigned to its current connection.
     pub(crate) assigned_at: Instant,
     /// The time at which to check whether the view has changed; for [`Stage::Assigned`].
     pub(crate) attention_at: Instant,
@@ -231,7 +231,7 @@ pub(crate) struct Operation {
     pub(crate) session: Option<(ClientId, RequestSeq)>,
     /// The session's first incomplete number at the last transmission.
     pub(crate) first_incomplete: RequestSeq,
-    /// The position in the log at which its session began.
+    /// The position in the log at which the write's session began.
     pub(crate) begun: SequenceNumber,
     /// The number of transmissions of a write that are not known to have had no effect. While it is above zero, the
     /// write may have been executed.
@@ -241,7 +241,7 @@ pub(crate) struct Operation {
     pub(crate) trouble: Option<Arc<str>>,
     /// True if that obstacle was overload.
     pub(crate) was_busy: bool,
-    /// The time at which its timer fires, if one is set.
+    /// The time at which the timer of the operation fires, if a timer is set.
     pub(crate) timer: Option<Instant>,
     /// The part of the value to read; `None` for the whole value.
     pub(crate) part: Option<Part>,
@@ -251,7 +251,7 @@ pub(crate) struct Operation {
     pub(crate) lands_from: Option<(u64, RequestId)>,
     /// The write to settle; for [`Kind::Resolve`].
     pub(crate) doubt: Option<Doubt>,
-    /// True if the servers have expired its session.
+    /// True if the servers have expired the session of that write.
     pub(crate) is_forgotten: bool,
 }
 
@@ -288,7 +288,7 @@ impl Operation {
         }
         let allowed = options.deadline.unwrap_or(default_deadline);
         if !is_deadline(allowed) {
-            let reason = format!("a deadline of {allowed:?}; it must be 1 ms to 60 s");
+            let reason = format!("the deadline is {allowed:?}; it must be 1 ms to 60 s");
             return Err(Error::Invalid { action: action(), reason });
         }
         let bytes = REQUEST_HEAD_BYTES + key.len() + value.len();
@@ -514,7 +514,7 @@ impl Operation {
         Some(Doubt { write: Arc::new(write) })
     }
 
-    /// Returns the time by which it needs attention.
+    /// Returns the time at which the operation's timer must fire.
     pub(crate) fn wake_at(&self) -> Instant {
         match self.stage {
             Stage::Assigned { .. } => self.attention_at.min(self.deadline),
@@ -525,7 +525,8 @@ impl Operation {
         }
     }
 
-    /// Returns its error at the deadline. `server_is_down`: the map reports the server of the last routing as down.
+    /// Returns the operation's error at the deadline. `server_is_down` is true if the map reports the server of the
+    /// last routing as down.
     pub(crate) fn expired(&self, server_is_down: bool, map_source: &MapSource) -> Error {
         let (action, waited) = (self.action(), rounded(self.allowed));
         let is_waiting = matches!(self.stage, Stage::Assigned { request: Some(_), .. });
@@ -548,7 +549,7 @@ impl Operation {
             }
             (None, _) => match self.server {
                 Some(server) => format!("server {server} did not respond"),
-                None => "no server is known for it".to_owned(),
+                None => "no server is known for the key".to_owned(),
             },
         };
         if let (true, Some(server)) = (server_is_down, self.server) {
@@ -564,11 +565,11 @@ impl Operation {
         if self.was_busy {
             return Error::Busy { action, waited, cause };
         }
-        // If the coordinator cannot be reached, its status is unavailable too.
+        // The advice is omitted if the coordinator cannot be reached, because `coord status` would fail too.
         if has_map && map_trouble.is_none() && self.stage != Stage::AwaitingWindow {
             cause.push_str("; `coord status` shows which servers are up");
         }
-        // A write that is not in doubt was never sent whole.
+        // A write that is not in doubt was never sent completely, so only reads can time out.
         if is_waiting && !self.kind.is_write() && !server_is_down {
             Error::Timeout { action, waited, cause }
         } else {
@@ -577,7 +578,7 @@ impl Operation {
     }
 }
 
-/// Rounds a duration to the millisecond for messages. The remainder of a deadline after earlier waits has many digits.
+/// Rounds a duration to the millisecond for messages. The time that remains after earlier waits has many digits.
 fn rounded(duration: Duration) -> Duration {
     let millis = (duration + Duration::from_micros(500)).as_millis();
     Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))

@@ -28,8 +28,8 @@ pub struct Options {
     /// The default deadline of an operation, including connecting, retries and waits. Default 5 s, at most 60 s.
     pub deadline: Duration,
     /// The timeout for the handshake of a connection to a server, and for the map from an endpoint. On expiry, the
-    /// connection is closed. (The next endpoint is asked for the map sooner: after 250 ms of silence, while the first
-    /// request stays open.) Default 1 s.
+    /// connection is closed. After only 250 ms of silence, the map is also requested from the next endpoint, while the
+    /// first request stays open. Default 1 s.
     pub connect_timeout: Duration,
     /// The maximum number of operations that [`crate::Client::submit`] accepts before completions are collected.
     /// Default 1,024, at most [`MAX_IN_FLIGHT`].
@@ -106,14 +106,14 @@ pub(crate) struct Endpoint {
 pub struct Endpoints {
     /// The endpoints in the caller's order; at least one.
     pub(crate) list: Vec<Endpoint>,
-    /// The index of the endpoint that responded last.
+    /// The index of the endpoint that responded last, shared by all clients of these endpoints.
     pub(crate) favourite: Arc<AtomicUsize>,
 }
 
 impl Endpoints {
     /// Resolves `host:port[,host:port…]`. No other function of the library resolves names, because the system's
-    /// resolver has no deadline. A name that cannot be resolved is skipped with a warning in `log`, as long as another
-    /// one can be: one of several coordinators may have been removed permanently.
+    /// resolver has no deadline. A name that cannot be resolved is skipped with a warning in `log` if another name can
+    /// be resolved: one of several coordinators may have been removed permanently.
     ///
     /// # Errors
     /// [`OpenError`]: an endpoint is malformed, or none can be resolved.
@@ -139,7 +139,7 @@ fn check_form(name: &str) -> Result<(), OpenError> {
     let what = match port.parse::<u16>() {
         Ok(1..) => return Ok(()),
         Ok(0) => "0, which is not a port",
-        // It consists only of digits, so it is too large.
+        // The text consists only of digits, so the number is too large.
         Err(_) => "above 65535, the highest port",
     };
     Err(OpenError::Port { name: name.to_owned(), what })

@@ -7,8 +7,8 @@
 //!                  +-- its frame, in the operation
 //! ```
 //!
-//! Several short frames at the front are first copied together: for the kernel, fetching one long piece is cheaper than
-//! fetching many short ones. A single frame is sent from its own memory.
+//! Several short frames at the front are first copied into one buffer, because the kernel fetches one long piece faster
+//! than many short ones. A single frame is sent from its own memory.
 //!
 //! An operation may end or be rerouted before its request is sent. Its segment then stays in the queue with zero bytes.
 //! If a part of the request was sent, the connection has to be closed ([`Output::release`]): the rest could arrive
@@ -27,11 +27,11 @@ use crate::operation::{OpId, Operation, Operations};
 
 /// The maximum number of pieces in one send.
 const MAX_PIECES: usize = 128;
-/// The length below which a piece may be copied; longer ones are sent from their own memory.
+/// The length below which a piece may be copied. Longer pieces are sent from their own memory.
 const SHORT_BYTES: usize = 1 << 10;
-/// The number of zero-byte segments that is always tolerated.
+/// The number of released segments up to which the queue is not cleaned.
 const FEW_RELEASED: usize = 64;
-/// The number of copied bytes at which a send stops copying; the last copied piece may exceed it.
+/// The number of copied bytes at which a send stops copying. The last copied piece may exceed it.
 const MAX_COPIED_BYTES: usize = 32 << 10;
 
 /// The output queue of one connection; see the module documentation.
@@ -80,7 +80,7 @@ fn is_queued(operation: &Operation, connection: u64, request: RequestId) -> bool
 pub(crate) enum Released {
     /// Nothing of the request was sent, and nothing will be.
     Unsent,
-    /// A part of the request was sent. No whole frame can follow, so the connection has to be closed.
+    /// A part of the request was sent. No other frame can follow it, so the connection has to be closed.
     Cut,
 }
 
@@ -128,7 +128,7 @@ impl Output {
             match self.send(socket, operations) {
                 Ok(count) => self.advance(count, operations),
                 Err(Errno::INTR) => {}
-                // NOTCONN: the connect is still in progress; the poller reports its end.
+                // NOTCONN means that the connect is still in progress. The poller reports its end.
                 Err(Errno::AGAIN | Errno::NOTCONN) => break,
                 Err(error) => return Err(error.into()),
             }
@@ -199,8 +199,8 @@ impl Output {
         }
     }
 
-    /// Records that an operation has released its request, queued here in whole or in part: it is no longer queued, or
-    /// is queued elsewhere.
+    /// Records that an operation has withdrawn its request from this queue, because it has ended or is queued
+    /// elsewhere.
     pub(crate) fn release(&mut self, id: OpId, operations: &Operations) -> Released {
         if self.sent > 0
             && matches!(self.segments.front(), Some(Segment::Request(first, _)) if *first == id)
@@ -238,7 +238,7 @@ mod tests {
 
     const LARGE: usize = 4 << 20;
 
-    /// A connection with queued requests of several operations, each under its own request id.
+    /// A test connection with queued requests of several operations, each under its own request id.
     struct Wire {
         output: Output,
         operations: Operations,

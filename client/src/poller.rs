@@ -25,8 +25,9 @@ pub(crate) struct Readiness {
     pub(crate) readable: bool,
 }
 
-/// The tokens of the alarm and the interrupt; connections have others.
+/// The token of the alarm. Connections have other tokens.
 const ALARM: u64 = 0;
+/// The token of the interrupt.
 const INTERRUPT: u64 = 1;
 
 /// The epoll set of one engine; see the module documentation.
@@ -64,8 +65,8 @@ impl Poller {
         Ok(())
     }
 
-    /// Adds the descriptor of an interrupt to the epoll set. It ends waits, and stays readable until the program
-    /// resumes.
+    /// Adds the descriptor of an interrupt to the epoll set. It ends waits, and stays readable until
+    /// [`Interrupt::resume`].
     pub(crate) fn add_interrupt(&self, interrupt: &Interrupt) -> io::Result<()> {
         let data = EventData::new_u64(INTERRUPT);
         Ok(epoll::add(&self.epoll, interrupt.descriptor(), data, EventFlags::IN)?)
@@ -107,8 +108,8 @@ impl Poller {
         Ok(epoll::modify(&self.epoll, socket, EventData::new_u64(token), flags(wants_write))?)
     }
 
-    /// Removes a connection. This is necessary although its descriptor is about to be closed: if a forked child holds a
-    /// copy, the kernel would continue to report it.
+    /// Removes a connection. This is necessary although the descriptor is about to be closed: if a forked child holds a
+    /// copy, the kernel would continue to report the connection.
     pub(crate) fn remove(&self, socket: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, socket);
         self.descriptors.remove(socket);
@@ -143,9 +144,9 @@ fn wait(epoll: &OwnedFd, timeout: Duration, found: &mut Vec<Readiness>) -> io::R
     let millis = timeout.as_nanos().div_ceil(1_000_000);
     let millis = libc::c_int::try_from(millis).unwrap_or(libc::c_int::MAX);
     let mut room = [libc::epoll_event { events: 0, u64: 0 }; MAX_EVENTS as usize];
-    // rustix's function leaves the size of the signal set undefined, so valgrind would warn in every program that uses
-    // the library.
-    // SAFETY: the descriptor is open, and `room` has space for MAX_EVENTS events.
+    // The function of libc is used, because that of rustix leaves the size of the signal set undefined, and valgrind
+    // would warn in every program that uses the library. SAFETY: the descriptor is open, and `room` has space for
+    // MAX_EVENTS events.
     let count =
         unsafe { libc::epoll_wait(epoll.as_raw_fd(), room.as_mut_ptr(), MAX_EVENTS, millis) };
     let Ok(count) = usize::try_from(count) else {

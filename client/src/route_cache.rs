@@ -1,5 +1,5 @@
-//! The client's state for each place (a shard of a group): its session there, and its cached route. With a cached
-//! route, an operation needs no routing and no connection look-up.
+//! The client's state for each place (a shard of a group): the session with that shard, and the cached route. With a
+//! cached route, an operation needs no routing and no connection look-up.
 //!
 //! ```text
 //!   (group, shard) -> Place { session, waiting, way }        by index, created by the first operation
@@ -26,11 +26,11 @@ pub(crate) struct CachedRoute {
     pub(crate) maps: u64,
     pub(crate) view: ViewVersion,
     pub(crate) server: ServerId,
-    /// The id of the connection. If the connection is closed, the look-up by this id finds none.
+    /// The id of the connection. If the connection is closed, a look-up by this id finds nothing.
     pub(crate) connection: u64,
 }
 
-/// All places that were ever used: at most as many as the cluster has.
+/// All places that were ever used, at most the number of places of the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct RouteCache {
     #[allow(clippy::vec_box)] // Most are empty, and a place is large.

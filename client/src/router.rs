@@ -1,4 +1,4 @@
-//! Routing from a key to the server that serves it. No I/O: maps in, routes out.
+//! Routing from a key to the server that serves it. This module does no I/O: it takes maps and returns routes.
 //!
 //! Views only move forward: for each group the router keeps the view with the highest version of any map. An older map
 //! (of an earlier term of the coordinator, or an earlier one of the same term) changes no address. Servers return the
@@ -29,7 +29,8 @@ pub(crate) enum Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MapRefusal {
     #[error(
-        "the map is of cluster {got}, which was not restored from {known}, the cluster of this client; open a new client"
+        "the map belongs to cluster {got}, which was not restored from {known}, the cluster of this client; \
+         open a new client"
     )]
     OtherCluster { known: ClusterId, got: ClusterId },
     #[error(
@@ -40,8 +41,8 @@ pub(crate) enum MapRefusal {
     NoCluster,
 }
 
-/// The maximum number of keys tried to find one of each group. With the largest ring, the probability of missing a
-/// group after so many is 1e-400.
+/// The maximum number of keys tried to find one of each group. With the largest ring, the probability that a group has
+/// no key among them is 1e-400.
 const MAX_TRIALS: usize = 1 << 20;
 
 /// The router of one client; see the module documentation.
@@ -143,7 +144,7 @@ impl Router {
             ReplicaRole::Secondary => view.secondary(),
         };
         let Some(member) = member else {
-            // Version zero is no view yet: the cluster is starting, and nothing can be lost.
+            // Version zero means that there is no view yet: the cluster is starting, and no group can be lost.
             let lost = view.primary.is_none() && view.version > ViewVersion(0);
             return if lost { Route::Lost } else { Route::Nowhere { server: None } };
         };

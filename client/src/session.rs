@@ -38,8 +38,9 @@ impl Session {
         self.client
     }
 
-    /// Returns the position in the log at which the session began: the value of `now` at the first transmission of its
-    /// first write, then always the same. By this position the server distinguishes a new session from an expired one.
+    /// Returns the position in the log at which the session began. It is the value of `now` at the first transmission
+    /// of the session's first write, and never changes. With this position, the server distinguishes a new session from
+    /// an expired one.
     pub(crate) fn begun(&mut self, now: impl FnOnce() -> SequenceNumber) -> SequenceNumber {
         *self.begun.get_or_insert_with(now)
     }
@@ -82,7 +83,7 @@ pub(crate) struct FreshIds {
 
 impl FreshIds {
     /// Returns an id that was never used. Each id is random, because a counter would give the same ids in a clone of
-    /// this process. If the system has no random number at the moment, it falls back to counting.
+    /// this process. If the system provides no random number, the function counts instead.
     pub(crate) fn next(&mut self, client: ClientId) -> ClientId {
         self.given += 1;
         let mut drawn = [0; 16];

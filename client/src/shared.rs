@@ -8,9 +8,10 @@
 //!   A's call ends --> B leads
 //! ```
 //!
-//! The library starts no thread: of the threads in calls, one at a time *leads*. Each thread sends its own request at
-//! once. The leader receives the responses, runs the other calls' functions on their values, and wakes those threads. A
-//! follower runs the timers itself if the leader is late, so every call ends at its deadline.
+//! The library starts no thread. Instead, one of the threads in calls *leads* at a time. Each thread sends its own
+//! request at once. The leader receives the responses, passes their values to the functions of the other calls, and
+//! wakes the threads of these calls. A follower runs the timers itself if the leader is late, so every call ends at its
+//! deadline.
 //!
 //! A key always maps to the same lane, so the operations of all threads on one key use one session.
 
@@ -36,8 +37,7 @@ use crate::options::{Endpoints, OpOptions, Options};
 use crate::poller::{Readiness, Waiter};
 use crate::statistics::Statistics;
 
-/// The bytes of values received in one turn after which the rest waits for the next turn, so that other threads get the
-/// lane.
+/// The number of bytes of values after which a turn ends, so that other threads get the lane.
 const BYTES_A_TURN: usize = 512 << 10;
 /// The delay of the leader after which a follower runs the timers.
 const LEADER_IS_LATE: Duration = Duration::from_millis(2);
@@ -52,7 +52,7 @@ const TURNS_KEPT: usize = 64;
 /// The function that receives the result of each operation, by its index in the call. Any thread may run it.
 type OnEach<'a> = dyn FnMut(usize, Result<Reply<'_>, Error>) + Send + 'a;
 
-/// A pointer to that function while the call, which owns it, is in progress.
+/// A pointer to an [`OnEach`] function. It is valid while the call that owns the function is in progress.
 #[derive(Clone, Copy)]
 struct EachOfCall(NonNull<OnEach<'static>>);
 
@@ -173,7 +173,7 @@ impl SharedClient {
         Ok(())
     }
 
-    /// Sends a request that only returns a response to the primary of a key. Returns the time it took, including
+    /// Sends a no-op request to the primary of a key, and waits for the response. Returns the time it took, including
     /// connecting and retries.
     ///
     /// # Errors
@@ -183,8 +183,8 @@ impl SharedClient {
         self.call(Op::Noop { key }, options, |_| begun.elapsed())
     }
 
-    /// Pings the current primary of every group in parallel. `each` receives the time of each response by the number of
-    /// the group. In an undisturbed cluster this is also the id of the server that responded.
+    /// Pings the current primary of every group in parallel. `each` receives the number of each group and the time of
+    /// its response. If every group is at home, this number is also the id of the server that responded.
     ///
     /// # Errors
     /// The errors of the first request, which also fetches the map; then no other request was sent. The errors of the
@@ -246,8 +246,8 @@ impl SharedClient {
     }
 }
 
-/// Returns the lane of a key. It is independent of the key's group and shard, which are remainders of the digest: the
-/// keys of each server use all lanes, whatever the numbers of servers, shards and lanes.
+/// Returns the lane of a key. The lane is independent of the key's group and shard, which are remainders of the digest.
+/// So the keys of each server use all lanes, for any numbers of servers, shards and lanes.
 fn lane_of(digest: Digest, lanes: usize) -> usize {
     // Fibonacci hashing: the upper bits of the product depend on all bits of its factor.
     const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -294,7 +294,7 @@ struct Turn {
 struct Gate {
     /// The number of operations of the call that have not ended.
     pending: usize,
-    /// The thread continues once `pending` is at most this number.
+    /// The thread may continue once `pending` is at most this number.
     enough: usize,
     /// True if the thread has to lead.
     leads: bool,
@@ -503,7 +503,7 @@ impl Lane {
             let is_last = ops.peek().is_none();
             turn.gate().enough = match is_last {
                 true => 0,
-                // A batch that is limited by its bytes waits for all of its operations.
+                // A batch that has reached the limit of bytes waits until all of its operations have ended.
                 false if bytes > BATCH_BYTES_IN_FLIGHT / 2 => 0,
                 false => turn.pending() / 2,
             };
@@ -519,7 +519,8 @@ impl Lane {
         }
     }
 
-    /// Waits until enough operations of a thread have ended; leads if no other thread does. The caller wakes `woken`.
+    /// Waits until enough operations of the call have ended. The thread leads if no other thread does. The caller wakes
+    /// the threads of `woken`.
     fn wait<'a>(
         &'a self,
         turn: &Arc<Turn>,
@@ -544,7 +545,7 @@ impl Lane {
                 state.with(turn, woken, |engine, ends| {
                     let now = engine.end_turn(&readiness, ends);
                     if let Err(error) = waited {
-                        // Only a failing system call causes this: servers and networks cannot.
+                        // Only a failing system call can cause this error. Servers and networks cannot.
                         engine.abandon_all(&error, now, ends);
                     }
                     engine.begin_turn(now, ends);
@@ -566,7 +567,7 @@ impl Lane {
             }
         }
         if is_in_line {
-            // The line holds threads that wait, and so no more than there are threads.
+            // The thread leaves the line, so the line holds only threads that wait.
             state.line.retain(|other| !Arc::ptr_eq(other, turn));
         }
         if std::mem::take(&mut turn.gate().leads) || leads {

@@ -5,7 +5,7 @@
 //!   engine: Counts                                  --read-->  Statistics
 //! ```
 //!
-//! Thus an operation costs only a few additions, and the sums are computed when the statistics are read.
+//! So the counters cost an operation only a few additions. The sums are computed when the statistics are read.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -31,7 +31,7 @@ pub struct Statistics {
     pub given_up: u64,
     /// Retries of operations.
     pub retries: u64,
-    /// Requests queued on connections; a retried operation has several.
+    /// Requests queued on connections; a retry adds another request.
     pub requests: u64,
     /// Responses to requests.
     pub responses: u64,
@@ -208,7 +208,7 @@ pub(crate) struct Counts {
     pub(crate) sessions_begun_anew: u64,
     /// Counters of closed connections for the map.
     pub(crate) for_maps: Traffic,
-    /// Counters by server id: at most as many as a map names.
+    /// The counters by server id, at most one for each server of the map.
     servers: Vec<ServerCounts>,
 }
 

@@ -1,5 +1,5 @@
-//! A table of items by id, where ids are never reused. An id names a slot and a generation, so a look-up needs no hash,
-//! and the id of a removed item finds nothing.
+//! A table of items by id, in which ids are never reused. An id contains a slot and the number of the insertion. So a
+//! look-up needs no hash, and the id of a removed item finds nothing.
 //!
 //! ```text
 //!   id = [ number of the insertion | slot ]        slots: a slab, reused
@@ -7,7 +7,7 @@
 
 use slab::Slab;
 
-/// The bits of an id that name the slot: far more slots than any table here needs.
+/// The number of bits of an id that contain the slot. It allows far more slots than any table of the client needs.
 const PLACE_BITS: u32 = 24;
 
 /// A table of items by id; see the module documentation.

@@ -1,5 +1,5 @@
-//! A timer in the epoll set, for programs that wait on the client's descriptor in their own event loop. It makes the
-//! descriptor readable when there is work that no socket signals.
+//! A timer in the epoll set, for programs that wait on the client's descriptor in their own event loop. The timer makes
+//! the descriptor readable when there is work that no socket signals.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +14,7 @@ use rustix::time::{
 #[derive(Debug)]
 pub(crate) struct Timer {
     timer: OwnedFd,
-    /// The time at which it fires or has fired.
+    /// The time at which the timer fires or has fired.
     at: Option<Instant>,
 }
 
@@ -28,8 +28,8 @@ impl Timer {
         self.timer.as_fd()
     }
 
-    /// Sets the alarm to `due`; if that has passed, it fires at once. An alarm that would fire earlier, and has not
-    /// yet, stays as it is: the caller that wakes finds nothing to do and sets it again.
+    /// Sets the timer to `due`. If that time has passed, the timer fires at once. A timer that is set to an earlier
+    /// time and has not fired is not changed: when it fires, the caller finds no work and sets the timer again.
     pub(crate) fn set(&mut self, due: Instant, now: Instant) -> io::Result<()> {
         if self.at.is_some_and(|at| at <= due && (at > now || due <= now)) {
             return Ok(());

@@ -1,8 +1,9 @@
 //! The timers of operations, one each, in order of time.
 //!
-//! An operation stores the time of its own timer. A timer that would fire early stays in place: it fires and is set
-//! again. A cleared timer leaves a stale entry behind. Stale entries are removed when they are more than half. Thus an
-//! operation costs constant amortised removals, and the steady state allocates nothing.
+//! An operation stores the time of its own timer. A timer that is set too early is not changed: when it fires, it is
+//! set again. A cleared timer leaves a stale entry behind. Stale entries are removed when they are more than half of
+//! all entries. So an operation causes a constant number of removals on average, and the steady state allocates
+//! nothing.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -52,7 +53,8 @@ impl Timers {
         self.stale = self.stale.saturating_sub(1);
     }
 
-    /// Removes stale entries if they are many. `is_set` returns whether an operation has a timer at a given time.
+    /// Removes stale entries if they are more than half of all entries. `is_set` returns whether an operation has a
+    /// timer at a given time.
     pub(crate) fn tidy(&mut self, is_set: impl Fn(OpId, Instant) -> bool) {
         if self.stale * 2 > self.entries.len() && self.entries.len() >= MIN_ENTRIES {
             self.entries.retain(|&Reverse((at, id))| is_set(id, at));

@@ -1,7 +1,8 @@
 //! The writes that wait for room in the window of their session, in order of submission.
 //!
-//! A write that ends while waiting leaves a stale entry behind. Stale entries are removed when they are more than half.
-//! Thus each write costs constant amortised time, and memory is proportional to the waiting writes.
+//! A write that ends while waiting leaves a stale entry behind. Stale entries are removed when they are more than half
+//! of all entries. So each write takes constant time on average, and the memory is proportional to the number of
+//! waiting writes.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! The guarantees of the library, tested against a cluster with injected faults.
+//! Tests of the library's guarantees, on a cluster with injected faults.
 
 mod common;
 
@@ -127,12 +127,12 @@ fn no_session_has_more_than_sixty_four_writes_in_flight() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
-    // With the map already received, operations are sent in their order.
+    // The map is fetched first, so that the operations are sent in their order.
     client.noop(&key, &anytime()).unwrap();
-    // The first sixty-four are ignored, so a sixty-fifth transmission would be visible.
+    // The first sixty-four writes get no response, so a sixty-fifth transmission would be visible.
     fake.script(|_| Act::Ignore);
     for tag in 0..200 {
-        // The waiting writes expire first, so none takes the number of one that ended.
+        // The waiting writes have the shorter deadline, so none of them gets the number of a write that has ended.
         let deadline = if tag < 64 { 2 * SOON } else { SOON };
         client.submit(Op::Put { key: &key, value: b"" }, &within(deadline), tag).unwrap();
     }
@@ -149,7 +149,7 @@ fn no_session_has_more_than_sixty_four_writes_in_flight() {
     let unsent = |c: &&Completion| matches!(c.result, Err(Error::Unavailable { .. }));
     assert_eq!(done.iter().filter(doubtful).count(), 64);
     assert_eq!(done.iter().filter(unsent).count(), 136, "{:?}", done.last());
-    // The writes in doubt have ended for the session, which the next write's first incomplete number shows.
+    // The first incomplete number of the next write shows that the writes in doubt have ended for the session.
     fake.script(|_| Act::Serve);
     client.put(&key, b"v", &anytime()).unwrap();
     assert!(writes(&fake).iter().any(|seen| seen.seq == 65 && seen.first_incomplete == 65));
@@ -204,7 +204,7 @@ fn submit_is_bounded_by_the_bytes_in_flight() {
     for tag in 0..3 {
         client.submit(put, &anytime(), tag).unwrap();
     }
-    // The fourth would exceed the limit: 64 MiB of values plus the keys.
+    // The fourth operation would exceed the limit, because the keys count in addition to 64 MiB of values.
     let full = client.submit(put, &anytime(), 3);
     let held = 3 * (value.len() + 1);
     assert!(
@@ -296,7 +296,7 @@ fn wrong_view_makes_the_client_fetch_the_map_and_follow_it() {
     fake.promote(0, 2);
     client.put(&key, b"w", &anytime()).unwrap();
     let sent = writes(&fake);
-    // The number of attempts at the old server before the map arrives depends on timing.
+    // How often the old server is tried before the map arrives depends on timing.
     let mut servers: Vec<u16> = sent.iter().map(|seen| seen.server).collect();
     servers.dedup();
     assert_eq!(servers, [0, 2]);
@@ -310,7 +310,7 @@ fn an_older_map_never_sends_the_client_back() {
     let key = key_of(0);
     fake.promote(0, 2);
     client.put(&key, b"v", &anytime()).unwrap();
-    // The map returns to view 1 on server 0; a failure in another group causes it to be fetched.
+    // The map has view 1 on server 0 again, and a failure in another group makes the client fetch it.
     fake.change_map(|map| map.views[0].version = ViewVersion(1));
     fake.script(first(Act::Response(Status::WrongView)));
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -435,7 +435,7 @@ fn invalid_bytes_from_a_server_cause_no_panic_and_no_call_past_its_deadline() {
         // An incomplete frame counts as silence.
         let is_right = matches!(error, Error::Unavailable { .. } | Error::Timeout { .. });
         assert!(is_right, "{nonsense:02x?}: {error}");
-        // The client recovers as soon as the server does (a read detects this and leaves nothing in doubt).
+        // The client recovers as soon as the server does. A read detects this and leaves no write in doubt.
         fake.script(|_| Act::Serve);
         client.get(b"k", &anytime()).unwrap_err();
         client.put(b"k", b"w", &anytime()).unwrap();
@@ -594,7 +594,7 @@ fn a_completion_during_a_call_keeps_the_descriptor_readable_until_it_is_collecte
     let mut client = open(&fake);
     client.put(b"k", b"v", &anytime()).unwrap();
     assert!(!is_readable(&mut client));
-    // Both use one connection, and the submitted one is sent first.
+    // Both operations use one connection, and the submitted one is sent first.
     client.submit(Op::Get { key: b"k" }, &anytime(), 7).unwrap();
     client.get(b"k", &anytime()).unwrap();
     assert!(is_readable(&mut client), "no socket will signal it");
@@ -602,7 +602,7 @@ fn a_completion_during_a_call_keeps_the_descriptor_readable_until_it_is_collecte
     assert_eq!(client.poll(Duration::ZERO, &mut done).unwrap(), 1);
     assert_eq!(done[0].tag, 7);
     assert!(!is_readable(&mut client));
-    // The same if the descriptor is requested only now.
+    // The result is the same if the descriptor is requested only now.
     let mut other = open(&fake);
     other.submit(Op::Get { key: b"k" }, &anytime(), 8).unwrap();
     other.get(b"k", &anytime()).unwrap();

@@ -1,4 +1,4 @@
-//! The lifetime of a connection, and the limits on its requests.
+//! Tests of the lifetime of a connection, and of the limits on its requests.
 
 mod common;
 
@@ -133,7 +133,7 @@ fn a_connection_opened_for_a_write_of_an_expired_session_closes_after_it() {
     while client.in_flight() > 1 {
         client.poll(Duration::from_secs(1), &mut done).unwrap();
     }
-    // The first is sent again, under its old client id.
+    // The first write is sent again, under its old client id.
     fake.cut(0);
     while client.in_flight() > 0 {
         client.poll(Duration::from_secs(1), &mut done).unwrap();
@@ -147,14 +147,15 @@ fn a_connection_opened_for_a_write_of_an_expired_session_closes_after_it() {
 #[test]
 fn a_connection_with_too_many_outstanding_requests_is_closed() {
     let fake = Fake::start(3, 1);
-    // No timeout applies to silence here.
+    // The connect timeout is so long that it does not apply in this test.
     let connect_timeout = Duration::from_secs(60);
     let options = Options { window: MAX_IN_FLIGHT, connect_timeout, ..Options::default() };
     let mut client = Client::open(&fake.endpoint(), options).unwrap();
     client.noop(b"k", &anytime()).unwrap();
     fake.script(|_| Act::Ignore);
     let mut done = Vec::new();
-    // Twice as many requests as can be in flight: the operations end, but their responses may still arrive.
+    // The loop sends twice as many requests as can be in flight: the operations end, but their responses may still
+    // arrive.
     for _ in 0..2 {
         for tag in 0..MAX_IN_FLIGHT as u64 {
             client.submit(Op::Noop { key: b"k" }, &within(2 * SOON), tag).unwrap();

@@ -1,4 +1,4 @@
-//! Writes that end in doubt: their settlement, and that they take no effect afterwards.
+//! Tests of writes that end in doubt: they are settled, and take no effect afterwards.
 
 mod common;
 
@@ -57,7 +57,7 @@ fn a_write_that_was_not_executed_is_settled_for_ever_by_one_request() {
 fn a_write_that_was_executed_is_settled_with_the_version_and_copies_of_its_response() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
-    // Executed, but never responded to, wherever it is sent.
+    // The write is executed, but no server ever responds to it.
     let mut is_first = true;
     fake.script(move |seen| match seen.opcode {
         opcode::PUT if std::mem::take(&mut is_first) => Act::ServeThenCut,
@@ -86,7 +86,7 @@ fn any_client_of_the_cluster_may_resolve_a_write() {
     assert!(matches!(error, Error::Invalid { .. }), "{error}");
 }
 
-/// Otherwise the write could take effect after the read.
+/// Without this rule, the write could take effect after the read.
 #[test]
 fn the_next_operation_on_the_key_is_sent_when_the_write_is_settled() {
     let fake = Fake::start(3, 1);

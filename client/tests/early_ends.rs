@@ -1,4 +1,4 @@
-//! Operations that the program ends before the deadline, and the events that it receives.
+//! Tests of operations that the program ends before the deadline, and of the events that it receives.
 
 mod common;
 
@@ -77,7 +77,7 @@ fn a_cancelled_write_is_in_doubt_if_it_was_sent_and_settled_as_any_other() {
 fn a_cancelled_resolution_fails_no_operation_that_waits_for_it() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
-    // The first PUT and the first RESOLVE are lost, whenever the next ones come.
+    // The first PUT and the first RESOLVE get no response. All later requests are served.
     let mut lost = vec![opcode::PUT, opcode::RESOLVE];
     fake.script(move |seen| match lost.iter().position(|opcode| *opcode == seen.opcode) {
         Some(found) => {

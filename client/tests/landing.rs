@@ -1,4 +1,4 @@
-//! The destination of a value's bytes: the caller's memory, separate memory, or none.
+//! Tests of the destination of a value's bytes: the caller's memory, separate memory, or none.
 
 mod common;
 
@@ -161,11 +161,11 @@ fn one_connection_at_a_time_writes_into_the_callers_memory() {
             (got, client)
         });
         common::wait_until(|| fake.seen().iter().any(|seen| seen.server == 0 && seen.seq == 0));
-        // A different value, so that a mixture of both would be visible.
+        // The value is different, so that a mixture of both would be visible.
         fake.replace(&key, &value(5));
         fake.promote(0, 1);
         common::wait_until(|| fake.seen().iter().any(|seen| seen.server == 1));
-        // Both have sent half. The old server continues first.
+        // Both servers have sent half of their responses. The old server continues first.
         is_open.store(true, Ordering::SeqCst);
         common::wait_until(|| fake.finished_halves() == 1);
         newer.store(true, Ordering::SeqCst);

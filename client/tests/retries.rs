@@ -1,4 +1,4 @@
-//! The outcome of several transmissions of one write: which response counts, and when the outcome is unknown.
+//! Tests of several transmissions of one write: which response counts, and when the outcome is unknown.
 
 mod common;
 
@@ -39,7 +39,7 @@ fn a_write_that_every_server_rejected_as_unavailable_was_not_executed() {
     let mut client = open(&fake);
     let key = key_of(0);
     client.noop(&key, &anytime()).unwrap();
-    // Once the map is fetched, no server is left to send to, so only the rejections have happened.
+    // After the map is fetched, no server is left to which the write can be sent, so only the rejections have happened.
     fake.change_map(|map| map.servers[0].clients = None);
     fake.script(|_| Act::Response(Status::Unavailable));
     let error = client.put(&key, b"v", &within(SOON)).unwrap_err();
@@ -176,7 +176,7 @@ fn a_waiting_operation_follows_a_newer_view_that_arrived_before_it_was_overdue()
     client.submit(Op::Put { key: &key, value: b"v" }, &anytime(), 1).unwrap();
     let mut done = Vec::new();
     poll_until(&mut client, &mut done, |_| !writes(&fake).is_empty());
-    // A rejection by a neighbour causes the map to be fetched; after that, no source of the map is left.
+    // A rejection by another server makes the client fetch the map. After that, no source of the map is left.
     fake.promote(0, 1);
     let maps = client.statistics().maps;
     let mut refuse = first(Act::Response(Status::WrongView));
@@ -198,8 +198,8 @@ fn a_waiting_operation_follows_a_newer_view_that_arrived_before_it_was_overdue()
 
 #[test]
 fn an_overdue_operation_is_sent_again_as_soon_as_a_newer_view_arrives() {
-    // Otherwise it would wait for its next check, 250 ms after it was sent. A busy machine can be slow, so one fast
-    // attempt of several is enough.
+    // Without this rule, the operation would wait for its next check, 250 ms after it was sent. A busy machine can be
+    // slow, so one fast attempt of several is enough.
     let is_swift = || {
         let fake = Fake::start(3, 1);
         let mut client = open(&fake);

@@ -1,4 +1,4 @@
-//! A client shared by many threads: leading and following, and the state after a panic.
+//! Tests of a client that many threads share: leading and following, and the state after a panic.
 
 mod common;
 

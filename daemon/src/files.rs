@@ -1,8 +1,8 @@
-//! Files in a directory that other users may be able to write to: opened only if they belong to this user or to
-//! root.
+//! Access to files in a directory to which other users may be able to write. A file is opened only if it belongs to
+//! this user or to root.
 //!
-//! In a program that runs as root, a link made by another user could redirect it to any file of the machine. A file
-//! of another user could supply a state, a key or data that the program never wrote.
+//! A link that another user has made could redirect a program that runs as root to any file of the machine. A file of
+//! another user could supply a state, a key or data that the program never wrote.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -77,7 +77,7 @@ pub fn append(path: &Path) -> io::Result<File> {
     options.open(path.parent().unwrap_or(Path::new("")).join(target))
 }
 
-/// Opens a file like [`append`], but drops the contents of an earlier run.
+/// Opens a file like [`append`], but discards the contents of an earlier run.
 ///
 /// # Errors
 /// The errors of [`append`].

@@ -1,4 +1,4 @@
-//! The identity of a process, and the proof that it has ended.
+//! The identity of a process, and the proof that the process has ended.
 //!
 //! A process id alone identifies nothing: the process may have ended and its id may be reused. Together with its
 //! start time and its PID namespace, the id is unique until the machine reboots. Only a positive result of the
@@ -40,7 +40,7 @@ impl From<&Started> for Process {
     }
 }
 
-/// The form used as an argument: `<pid>:<start time>:<namespace>:<incarnation>`.
+/// Formats the identity as an argument: `<pid>:<start time>:<namespace>:<incarnation>`.
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Process { pid, start_time, namespace, incarnation } = self;
@@ -125,8 +125,8 @@ fn start_time_in(proc: &Path, process: &str) -> io::Result<u64> {
     let failed = |what: String| io::Error::other(format!("{}: {what}", path.display()));
     let stat = fs::read(&path).map_err(|error| failed(error.to_string()))?;
     let stat = String::from_utf8_lossy(&stat);
-    // The second field is the program's name in parentheses; the name may contain parentheses and spaces. A
-    // truncated line might end in a truncated number.
+    // The second field is the program's name in parentheses; the name may contain parentheses and spaces. A line
+    // without its line end may end with a truncated number.
     let whole = stat.strip_suffix('\n').and_then(|stat| stat.rsplit_once(')'));
     let field = whole.and_then(|(_, rest)| rest.split_ascii_whitespace().nth(22 - 3));
     let ticks = field.and_then(|ticks| ticks.parse().ok()).filter(|ticks| *ticks > 0);
@@ -231,7 +231,7 @@ mod tests {
             .unwrap();
         let (start_time, namespace) = name(child.id()).unwrap();
         let process = Process { pid: child.id(), start_time, namespace, incarnation: NAME };
-        // Before the exec of sh, the child has the command line of this process.
+        // Until the child executes sh, it has the command line of this process.
         while !has_name(process.pid, NAME).unwrap_or(false) {
             std::thread::yield_now();
         }

@@ -1,4 +1,4 @@
-//! Output that blocks only its own thread: a bounded queue of lines, and one thread that writes them.
+//! Output that blocks only the thread that writes it. It consists of a bounded queue of lines and one writer thread.
 //!
 //! ```text
 //!   any thread --- push, never waits ---> queue (4,096 lines, 1 MiB) ---> writer thread ---> sink
@@ -36,7 +36,7 @@ const RESERVED_LINES: usize = 64;
 const RESERVED_BYTES: usize = 128 << 10;
 /// The number of lines after which dropped lines are reported even though the queue is not empty.
 const REPORT_AFTER: u32 = 1_024;
-/// The polling interval of [`Queue::flush`].
+/// The interval at which [`Queue::flush`] checks the queue.
 const FLUSH_LOOKS: Duration = Duration::from_millis(1);
 
 /// The destination of the lines. Only the writer thread calls it, so it may block.
@@ -110,7 +110,7 @@ impl Queue {
         let length = line.len();
         let before = self.shared.bytes.fetch_add(length, Ordering::Relaxed);
         let has_room = before + length <= most_bytes && self.lines.len() < most_lines;
-        // Counted before it is queued, so that a flush cannot miss it.
+        // The line is counted before it is queued, so that a flush always waits for it.
         self.shared.accepted.fetch_add(1, Ordering::Relaxed);
         if !has_room || self.lines.try_send(line).is_err() {
             self.shared.accepted.fetch_sub(1, Ordering::Relaxed);
@@ -122,14 +122,14 @@ impl Queue {
     /// Schedules a call of [`Sink::nudged`], which reopens a log file or redraws a screen.
     pub fn nudge(&self) {
         self.shared.is_nudged.store(true, Ordering::Release);
-        // If the queue is full, the writer checks the flag before its next line anyway.
+        // If the queue is full, no message is needed: the writer checks the flag before its next line.
         self.shared.accepted.fetch_add(1, Ordering::Relaxed);
         if self.lines.try_send(Vec::new()).is_err() {
             self.shared.accepted.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Waits until all accepted lines are processed, at most for `limit`, and returns whether they are.
+    /// Waits until all accepted lines are processed, but at most for `limit`. Returns whether they are processed.
     pub fn flush(&self, limit: Duration) -> bool {
         let start = Instant::now();
         loop {
@@ -174,7 +174,7 @@ fn write_lines(waiting: &Receiver<Vec<u8>>, shared: &Shared, mut sink: impl Sink
             since_report = 0;
             let dropped = shared.dropped.swap(0, Ordering::Relaxed) + std::mem::take(&mut lost);
             if dropped > 0 {
-                // Logged through the queue, so that it has the format of every other line.
+                // The report is logged through the queue, so that it has the format of all other lines.
                 tracing::warn!(
                     "{dropped} log lines were dropped: the log could not be written fast enough"
                 );
@@ -214,7 +214,7 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
-/// A file that lines are appended to; a nudge reopens it by its path.
+/// A file to which lines are appended. A nudge reopens the file by its path.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
@@ -224,7 +224,7 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens or creates the file that the operator has named. The path may be a link or a terminal.
+    /// Opens or creates the file that the operator has named. Its path may be a link or a terminal.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -325,7 +325,7 @@ mod tests {
         assert!(!queue.flush(Duration::from_millis(5)), "the sink stalls");
         let dropped = queue.shared.dropped.load(Ordering::Relaxed);
         assert!(dropped >= 2 * MAX_LINES as u64, "{dropped}");
-        // The reserve is for urgent lines.
+        // Urgent lines may use the reserve.
         queue.push(b"the last line\n", true);
         assert_eq!(queue.shared.dropped.load(Ordering::Relaxed), dropped);
         drop(open);
@@ -372,7 +372,7 @@ mod tests {
         assert!(queue.flush(TIMEOUT));
         assert_eq!(std::fs::read_to_string(&old).unwrap(), "one\ntwo\n");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
-        // A missing directory does not lose log lines.
+        // Without the directory, reopening fails, but no log lines are lost.
         std::fs::remove_dir_all(dir.path()).unwrap();
         queue.nudge();
         queue.push(b"four\n", false);

@@ -1,8 +1,8 @@
-//! Signals that mean nothing to a server or a coordinator, but end a process by default.
+//! Signals that have no meaning for a server or a coordinator, but end a process by default.
 //!
-//! A server that a stray SIGALRM kills loses its replicas without dumping them. SIGTERM and SIGINT request an
-//! orderly stop, and SIGHUP reopens the log. SIGQUIT and the fault signals keep their default action, so that they
-//! leave a core dump.
+//! If a stray SIGALRM killed a server, its replicas would be lost without dumps. SIGTERM and SIGINT request an orderly
+//! stop, and SIGHUP reopens the log. SIGQUIT and the fault signals keep their default action, so that they leave a core
+//! dump.
 
 use std::mem::MaybeUninit;
 
@@ -18,7 +18,8 @@ const MEANINGLESS: [c_int; 11] = [
     libc::SIGIO,
     libc::SIGPWR,
     libc::SIGSTKFLT,
-    // The failing call returns EPIPE or EFBIG anyway, and a hard limit of processor time kills anyway.
+    // Without these signals, the failing call still returns EPIPE or EFBIG, and the hard limit of processor time still
+    // kills the process.
     libc::SIGPIPE,
     libc::SIGXFSZ,
     libc::SIGXCPU,
@@ -28,14 +29,15 @@ fn meaningless() -> impl Iterator<Item = c_int> {
     MEANINGLESS.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
 }
 
-/// Ignores these signals, and SIGHUP until [`block`] blocks it. Async-signal-safe: may run between fork and exec.
+/// Ignores the signals without a meaning, and also SIGHUP until [`block`] blocks it. Async-signal-safe: may run between
+/// fork and exec.
 pub fn ignore() {
     meaningless().chain([libc::SIGHUP]).for_each(|signal| set(signal, SIG_IGN, 0));
 }
 
-/// Installs a handler that does nothing for these signals, and for SIGHUP until it gets a handler of its own.
-/// Unlike ignored signals, handled ones are reset to their default action when this process executes another
-/// program.
+/// Installs a handler that does nothing for the signals without a meaning, and for SIGHUP until the program installs
+/// another handler for it. Unlike ignored signals, handled ones are reset to their default action when this process
+/// executes another program.
 pub fn pass_over() {
     extern "C" fn nothing(_: c_int) {}
     let handler = nothing as extern "C" fn(c_int) as libc::sighandler_t;

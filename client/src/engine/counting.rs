@@ -1,4 +1,4 @@
-//! The engine's counters, summed up on request, and the events that accompany them.
+//! The engine's counters, which are summed up on request, and the events that are reported with them.
 
 use kv_protocol::ids::ServerId;
 use kv_protocol::map::ServerState;
@@ -28,7 +28,8 @@ impl Engine {
             match connection.target {
                 Target::Map { .. } => for_maps.add(&traffic),
                 Target::Shard { member, .. } => {
-                    // A connection opened by one map has its server in every map: the shape of a cluster never changes.
+                    // The server of a connection is in every later map too, because the number of servers never
+                    // changes.
                     let Some(server) = servers.get_mut(usize::from(member.server.0)) else {
                         continue;
                     };

@@ -30,7 +30,7 @@ impl Engine {
                     return Meeting::Settled(result.clone());
                 }
                 match self.doubts.get_mut(doubt) {
-                    // The write is of another client. Only a server of its cluster has the result.
+                    // The write belongs to another client. Only a server of its cluster has the result.
                     None if self.router.is_heir_of(doubt.write.cluster) => return Meeting::GoOn,
                     None if !self.router.has_map() => {
                         operation.stage = Stage::AwaitingMap;
@@ -42,7 +42,7 @@ impl Engine {
                     None => {
                         let cluster = doubt.write.cluster;
                         let reason = format!(
-                            "the write is of cluster {cluster}, which this client does not know"
+                            "the write belongs to cluster {cluster}, but this client knows no such cluster"
                         );
                         return Meeting::Settled(Err(Error::Invalid {
                             action: operation.action(),
@@ -89,7 +89,7 @@ impl Engine {
         let (op, options) = (Op::Resolve { doubt }, OpOptions::default());
         let allowed = self.options.deadline;
         let made = Operation::new(op, &options, allowed, Notify::Nobody, now, &mut self.free_list);
-        // If memory is short, the next operation retries.
+        // If no memory is available, the next operation retries.
         let Ok(mut operation) = made else { return };
         operation.deadline = deadline.max(now);
         self.resolvers += 1;
@@ -121,7 +121,7 @@ impl Engine {
     ) {
         let settled = match result {
             Ok(Reply { version, copies, .. }) => Ok(Settled { version: *version, copies: *copies }),
-            // For an expired session: the write will not be executed any more, but its outcome stays unknown.
+            // The session has expired: the write will not be executed any more, but its outcome stays unknown.
             Err(
                 error @ (Error::NotFound { .. }
                 | Error::Conflict { .. }

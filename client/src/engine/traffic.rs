@@ -1,7 +1,7 @@
 //! The engine's traffic: connections opened and lost, requests sent, responses received.
 //!
-//! Whatever a server sends, the worst effect is that its connection is closed and its operations are retried until
-//! their deadlines.
+//! Whatever bytes a server sends, the worst effect is that its connection is closed and the operations on it are
+//! retried until their deadlines.
 
 use std::io;
 use std::net::SocketAddr;
@@ -32,7 +32,7 @@ use crate::session::Session;
 /// The longest response whose buffer an idle connection keeps.
 const MAX_KEPT_INPUT: usize = 256 << 10;
 
-/// The maximum number of bytes of a server's text that go into a message.
+/// The maximum number of bytes of a server's text that a message contains.
 const MAX_REASON_BYTES: usize = 300;
 
 /// The offset of the opcode in a frame's header.
@@ -43,7 +43,7 @@ struct Before {
     servers: Vec<MapServer>,
 }
 
-/// The handling of a connection after a frame.
+/// The next step for a connection after a frame.
 enum Flow {
     GoOn,
     /// The connection is no longer needed and is closed.
@@ -177,7 +177,7 @@ impl Engine {
     /// Sends an operation of a connection's backlog.
     fn transmit_backlog(&mut self, id: OpId, token: u64, now: Instant) {
         let wanted = Stage::Assigned { connection: token, request: None };
-        // Otherwise it was in the backlog twice, or has been routed elsewhere meanwhile.
+        // If the stage differs, the operation was in the backlog twice, or has been routed elsewhere meanwhile.
         if self.operations.get(id).is_some_and(|operation| operation.stage == wanted) {
             self.transmit(id, token, now);
         }
@@ -202,7 +202,7 @@ impl Engine {
                 operation.begun = session.begun(|| connection.session_start(place.0));
                 operation.first_incomplete = session.first_incomplete();
             } else if operation.doubtful == 0 {
-                // A new session has begun meanwhile; it has its own connection.
+                // A new session, with its own connection, has begun meanwhile.
                 return self.make_ready(id);
             }
             operation.doubtful += 1;
@@ -292,7 +292,7 @@ impl Engine {
         }
         for _ in 0..MAX_READS {
             if ends.is_enough() {
-                // The poller reports the rest again.
+                // The poller will report the remaining bytes again.
                 break;
             }
             let Some(connection) = self.connections.get_mut(token) else { break };
@@ -305,7 +305,9 @@ impl Engine {
             }
             let received = match connection.receive(now) {
                 Ok(Received::End) if connection.has_partial_input() => {
-                    return Err("it closed the connection in the middle of a response".to_owned());
+                    return Err(
+                        "the peer closed the connection in the middle of a response".to_owned()
+                    );
                 }
                 Ok(Received::End) => return Err("it closed the connection".to_owned()),
                 Ok(received) => received,
@@ -375,14 +377,14 @@ impl Engine {
         }
         self.begin_inflow(token, &mut input);
         if let Some(connection) = self.connections.get_mut(token) {
-            // A buffer that grew for a response of that size may have up to twice the capacity.
+            // The capacity of a buffer that grew for a response of that size may be up to twice as large.
             input.trim(2 * (MAX_KEPT_INPUT + 4_096));
             connection.restore_input(input);
         }
         Ok(Flow::GoOn)
     }
 
-    /// Redirects the rest of a partly received long value straight to the destination that its caller chose.
+    /// Redirects the rest of a partly received long value to the destination that the caller chose.
     fn begin_inflow(&mut self, token: u64, input: &mut FrameBuffer) {
         let missing = input.missing();
         let waiting = input.waiting();
@@ -402,7 +404,8 @@ impl Engine {
             _ => operation.landing,
         };
         let Some(inflow) = Inflow::begin(id, landing, &response, missing) else { return };
-        // A transfer of the value over another connection for the same operation is abandoned: only one may write.
+        // A transfer of the value over another connection for the same operation is abandoned, because only one
+        // transfer may write.
         operation.lands_from = Some((token, response.id));
         connection.inflow = Some(inflow);
         let taken = waiting.len();
@@ -430,7 +433,7 @@ impl Engine {
             |error: kv_protocol::DecodeError| format!("it sent an invalid frame: {error}");
         let is_for_map = matches!(connection.target, Target::Map { .. });
         if opcode == opcode::RESPONSE && is_open && !is_for_map {
-            // The common case.
+            // This is the most frequent opcode, so it is checked first.
             connection.responses += 1;
             let response = Response::read(body).map_err(nonsense)?;
             self.on_response(token, &response, None, now, ends)?;
@@ -536,11 +539,11 @@ impl Engine {
             connection.outstanding.remove(response.id.0);
             return Ok(());
         };
-        // In both cases the request stays outstanding, so that the loss of the connection finds the operation.
+        // In both cases the request stays outstanding, so that the operation is retried when the connection is closed.
         if !may_respond(operation, response.status) {
             let (status, verb) = (response.status, operation.kind.verb());
             return Err(format!(
-                "it responded {status:?} to a {verb}, which is not a valid response"
+                "its response to a {verb} was {status:?}, which is not a valid response"
             ));
         }
         if let (Status::Part, Some(part)) = (response.status, operation.part)
@@ -574,7 +577,7 @@ impl Engine {
             }
             Status::SessionExpired => self.on_session_expired(id, now, ends),
             Status::SessionMismatch => self.on_session_mismatch(id, ends),
-            // A pending write gets this too when its server loses the view.
+            // A pending write also gets this response when its server loses its role.
             Status::WrongView if is_current => {
                 let (trouble, server) = (spoken(operation, response), operation.server);
                 self.back_off(id, &trouble.into(), now);
@@ -592,8 +595,8 @@ impl Engine {
                     self.finish(id, Err(error), ends);
                 }
             }
-            // The server has not logged this transmission and will not: a logged write gets its response or keeps
-            // waiting. Earlier transmissions, to this server or others, stay in doubt.
+            // The server has not logged this transmission and never will, because a logged write gets its own response.
+            // Earlier transmissions, to this server or others, stay in doubt.
             Status::Unavailable | Status::Busy => {
                 operation.doubtful = operation.doubtful.saturating_sub(1);
                 if is_current {
@@ -607,7 +610,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Handles a temporary rejection beyond the back-off.
+    /// Handles the effects of a temporary rejection, apart from the back-off.
     fn after_refusal(&mut self, id: OpId, status: Status) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         if status == Status::Busy {
@@ -635,7 +638,7 @@ impl Engine {
         }
         let (action, reason) = (operation.action(), spoken(operation, response));
         let error = if operation.doubtful > 0 {
-            let cause = format!("a retry was refused: {reason}");
+            let cause = format!("a retry was rejected: {reason}");
             Error::InDoubt { action, cause, doubt: None }
         } else {
             match response.status {
@@ -650,9 +653,9 @@ impl Engine {
 
     /// Handles SESSION_EXPIRED: the server does not know the write's session, so it has not executed this transmission.
     ///
-    /// If no other transmission can have been executed, the session merely expired while idle, or its first writes
-    /// never arrived. A new session then begins under another client id, and the write gets a number of that session.
-    /// Otherwise the caller gets an unknown outcome.
+    /// If no other transmission can have been executed, the session expired while it was idle, or its first writes
+    /// never arrived. Then a new session begins under another client id, and the write gets a number of that session.
+    /// Otherwise the outcome of the write is unknown to the caller.
     fn on_session_expired(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let (Some(place), Some((client, _)), 1) =
@@ -699,7 +702,7 @@ impl Engine {
         self.leave_session(place, None);
     }
 
-    /// Begins a session under another client id for a place, unless the place already has one.
+    /// Begins a session under another client id for a place, unless that has been done already.
     fn begin_session_anew(&mut self, place: (GroupId, ShardId), client: ClientId, why: &str) {
         let Some(Place { session, .. }) = self.places.get_mut(place) else { return };
         if session.client() != client {
@@ -712,7 +715,7 @@ impl Engine {
         self.options.events.tell(&Event::SessionBegunAnew { why });
     }
 
-    /// Returns whether a client id belongs to a session or is the one used for reads.
+    /// Returns whether a client id belongs to a session or is used for reads.
     fn is_in_use(&self, client: ClientId) -> bool {
         client == self.client || self.places.iter().any(|place| place.session.client() == client)
     }
@@ -735,7 +738,7 @@ impl Engine {
     }
 }
 
-/// Returns whether the process or the system has no descriptor left.
+/// Returns whether the error means that the process or the system has no free descriptor.
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
@@ -773,7 +776,7 @@ fn reply<'a>(
     }
 }
 
-/// Describes a server's response for a message.
+/// Returns a description of a server's response, for a message.
 fn spoken(operation: &Operation, response: &Response<'_>) -> String {
     let status = response.status;
     match (operation.server, response.value) {

@@ -124,7 +124,7 @@ struct State {
     table: HashMap<Vec<u8>, (Vec<u8>, u64)>,
     sessions: HashMap<(ClientId, GroupId, ShardId), Session>,
     last_sn: u64,
-    /// The position below which sessions began that servers report as expired if they do not know them.
+    /// The servers report an unknown session as expired if it began below this position.
     forgotten: u64,
     /// The writes that took effect, in order: key and value.
     executed: Vec<(Vec<u8>, Vec<u8>)>,
@@ -133,8 +133,9 @@ struct State {
     finished_halves: usize,
     script: Script,
     maps_served: u64,
-    /// The servers that sent the map, and those that have none.
+    /// The servers that sent the map, in order.
     maps_of_servers: Vec<u16>,
+    /// The servers that respond that they have no map.
     without_map: Vec<u16>,
     is_coordinator_mute: bool,
     /// The servers that currently withhold WELCOME.
