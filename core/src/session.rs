@@ -343,8 +343,8 @@ impl Kept {
 }
 
 impl Session {
-    /// Returns a record of the last write that the client has completed, without its response, which the client does not
-    /// need any more. `None` if the client has completed no write.
+    /// Returns a record of the last write that the client has completed; `None` if it has completed none. The record has
+    /// no response, because the client does not need it any more.
     fn watermark(&self, committed: SequenceNumber) -> Option<LoggedRecord> {
         let seq = RequestSeq(self.first_incomplete.0.checked_sub(1).filter(|seq| *seq > 0)?);
         let record = CompletionRecord {

@@ -1,4 +1,4 @@
-//! A copy of a history with one impossible response, which tests the checker: a checker that accepts it is
+//! A copy of a history with one impossible response. It tests the checker: a checker that accepts the copy is
 //! broken.
 //!
 //! ```text
@@ -7,8 +7,8 @@
 //!   read                           |---|   w or newer; in the copy: u, which was overwritten before
 //! ```
 //!
-//! Values are unique, so u cannot have been written again. If no read is suitable, one read gets a value that
-//! was never written.
+//! Values are unique, so u cannot have been written again. If no read is suitable, the copy has a read with a value
+//! that was never written.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ const NEVER_WRITTEN: Value = Value::MAX;
 pub fn corrupted(records: &[Record], operations: &Operations) -> Option<(Vec<Record>, String)> {
     let mut began: HashMap<u32, i64> = HashMap::new();
     let mut fallback = None;
-    // The latest suitable read has the longest history before it.
+    // The latest suitable read is chosen, because the history before it is the longest.
     let mut best = None;
     for (at, record) in records.iter().enumerate() {
         if record.kind == Kind::Invoke {

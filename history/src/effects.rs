@@ -1,13 +1,13 @@
-//! Counts of effects: each write takes effect once, and each version belongs to one write.
+//! The check that each write takes effect once and that each version belongs to one write.
 //!
-//! A register check alone misses some faults: a write that is executed twice in a row leaves the expected
-//! value. The versions reveal it. A value seen under two versions was written twice. A version in the responses
-//! to two writes of a place was assigned twice.
+//! The check of a register does not detect every fault: a write that is executed twice in a row leaves the expected
+//! value. The versions show the fault. If a value has two versions, it was written twice. If two writes of a place
+//! have the same version in their responses, the version was assigned twice.
 //!
-//! The highest version of a place lies between the number of writes that certainly took one and the number that
-//! may have. A write takes a version if the store evaluated it, even if its condition failed or there was
-//! nothing to delete: the response is kept under that version for a retry. A write settled as not done takes
-//! one for the record of that settlement. A write that never reached the store takes none.
+//! The highest version of a place lies between the number of writes that certainly took a version and the number of
+//! writes that may have taken one. A write takes a version if the store evaluated it, even if its condition failed
+//! or there was nothing to delete, because the response is recorded under this version for retries. A write settled
+//! as not done takes a version for the record of the settlement. A write that never reached the store takes none.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -19,10 +19,10 @@ use crate::register::{Asked, Returned, Value};
 /// Counts of the effects in one place (a group's shard).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Writes that certainly took a version: those with a definite response, failed conditions and settled
-    /// doubts included.
+    /// The number of writes that certainly took a version: those with a definite response, including failed
+    /// conditions and writes settled as not done.
     pub returned: u64,
-    /// The writes in `returned` plus those in doubt: no other write can have taken a version.
+    /// The number of writes that may have taken a version: those in `returned` and those in doubt.
     pub possible: u64,
     /// The highest version in any response.
     pub highest: u64,
@@ -95,7 +95,8 @@ pub fn effects<P: Hash + Eq + Copy>(
             }
             let now = (&key[..], value);
             let before = *versions.entry((place, version)).or_insert(now);
-            // Each write takes its own version; without this check, two deletes of one key look identical.
+            // Each write takes a version of its own. Without this check, two deletes of one key with the same
+            // version would not be distinguished.
             let is_taken = is_write && !written.insert((place, version));
             if before != now || is_taken {
                 let owned = |(key, value): (&str, Option<Value>)| (key.to_owned(), value);
@@ -111,8 +112,8 @@ mod tests {
     use super::*;
     use crate::record::{Function, Payload, Record};
 
-    /// Builds a history of consecutive operations, each given as function, key, value and version of the
-    /// response.
+    /// Builds a history of consecutive operations. Each is given as its function, key, value, and the version in
+    /// the response.
     fn history(list: &[(Function, &str, Option<Value>, u64)]) -> Operations {
         let mut records = Vec::new();
         for (at, (f, key, value, version)) in list.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Operations, assembled from the lines of a history: each beginning is paired with its end, grouped by key.
+//! The operations of a history, by key: the line of each beginning is paired with that of its end.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -8,7 +8,7 @@ use crate::register::{Asked, Entry, Returned, Verdict, judge};
 /// One operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
-    /// The operation as the checker receives it; `None` if it certainly changed nothing and observed nothing.
+    /// The operation in the form for the checker; `None` if it certainly changed nothing and observed nothing.
     pub entry: Option<Entry>,
     /// The requested operation.
     pub asked: Asked,
@@ -18,7 +18,7 @@ pub struct Operation {
     pub end: i64,
     /// The kind of its end.
     pub kind: Kind,
-    /// The reason if it was not done or its result is unknown.
+    /// The reason why the operation was not done or its result is unknown; `None` if it was done.
     pub error: Option<Reason>,
     /// The version in its response.
     pub version: Option<u64>,
@@ -31,7 +31,7 @@ pub struct Operations {
     pub by_key: BTreeMap<String, Vec<Operation>>,
 }
 
-/// An inconsistency that makes the lines no valid history.
+/// The error if lines do not form a valid history.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("process {process} at {time_ns} ns: {reason}; the recorder of the history is faulty")]
 pub struct HistoryError {

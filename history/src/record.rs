@@ -5,9 +5,9 @@
 //!   {"process":7,"type":"ok","f":"cas","key":"h3.91","value":[41,57],"time_ns":140,"version":9}
 //! ```
 //!
-//! All processes share one clock. `ok`: done; `fail`: not done; `info`: unknown, and the process number is
-//! never used again. The value of a delete, and of an absent key, is null. Two fields are optional and not part
-//! of the format that other checkers read: the version in the response, and the reason of a failure.
+//! All processes share one clock. `ok` means done, `fail` not done, and `info` unknown; after `info` the process
+//! number is never used again. The value of a delete, and of an absent key, is null. Two fields are optional and
+//! not part of the format that other checkers read: the version in the response, and the reason for a failure.
 
 use serde::{Deserialize, Serialize};
 
@@ -55,18 +55,18 @@ pub enum Payload {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The key did not have the value that the `cas` expected. The store evaluated it, so this is an
+    /// The key did not have the value that the `cas` expected. The store evaluated the condition, so this is an
     /// observation.
     Conflict,
-    /// A delete found no such key. This too is an observation.
+    /// The key of a delete does not exist. This is an observation too.
     NotFound,
     /// No replica of the key's group is left.
     Lost,
-    /// Nothing was done before the deadline.
+    /// No replica could serve the operation before the deadline; nothing was done.
     Unavailable,
     /// No response before the deadline.
     Timeout,
-    /// Sent, without a definite response.
+    /// The operation was sent, but has no definite response.
     InDoubt,
     /// The operation ended in doubt and was then settled: it was not done and never will be.
     NotDone,
@@ -77,7 +77,7 @@ pub enum Reason {
 /// One line of a history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// The process, which performs one operation after the other.
+    /// The process that performs the operation. A process has one operation in flight at a time.
     pub process: u32,
     /// The kind of this line.
     #[serde(rename = "type")]
@@ -93,7 +93,7 @@ pub struct Record {
     /// The version in the response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
-    /// The reason of a failure.
+    /// The reason for a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Reason>,
 }

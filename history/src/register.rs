@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use porcupine_rs::{CheckResult, Model, Operation, check_operations, check_operations_timeout};
 
-/// A unique value: no two writes of a run write the same one.
+/// A value. It is unique: no two writes of a run write the same value.
 pub type Value = u64;
 
 /// The requested operation on a key.
@@ -30,25 +30,25 @@ pub enum Asked {
 pub enum Returned {
     /// The value; `None` if the key is absent.
     Value(Option<Value>),
-    /// The write was done, or its condition failed (for a delete: there was nothing).
+    /// The write was done, or its condition failed, or there was nothing to delete.
     Done {
-        /// True if it changed the value.
+        /// True if the operation changed the value.
         changed: bool,
     },
-    /// Nothing was done: there was no room, or no server to do it.
+    /// Nothing was done, because the store had no room or no server could execute it.
     Refused,
-    /// Nothing was done: the key's group has no replica left.
+    /// Nothing was done, because the key's group has no replica left.
     Lost,
-    /// Unknown; it may still take effect at any later time.
+    /// Unknown. The operation may still take effect at any later time.
     InDoubt,
-    /// Unknown, but the write took effect before its end or never.
+    /// Unknown. The write took effect before its end, or it never will.
     Undecided,
 }
 
 /// One operation of one client.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
-    /// The process number; never reused after an operation in doubt.
+    /// The process number. It is never reused after an operation in doubt.
     pub client: u32,
     /// The time of the beginning, in nanoseconds.
     pub start: i64,
@@ -92,9 +92,9 @@ impl Model for Register {
 /// The result of checking one key's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Linearizable.
+    /// The history is linearizable.
     Linearizable,
-    /// Not linearizable.
+    /// The history is not linearizable.
     Illegal,
     /// The search timed out; this counts as a failure too.
     Unknown,
@@ -109,7 +109,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 pub fn judge(history: &[Entry]) -> Verdict {
     let undecided = |entry: &Entry| entry.returned == Returned::Undecided;
     let Some(at) = history.iter().position(undecided) else { return judge_decided(history) };
-    // Try both cases: not done, and done.
+    // Both cases are tried: that the write was not done, and that it was done.
     let mut decided = history.to_vec();
     let entry = decided.remove(at);
     let verdict = judge(&decided);
@@ -135,7 +135,7 @@ fn judge_decided(history: &[Entry]) -> Verdict {
             metadata: None,
         })
         .collect();
-    // A search with a time limit runs on a thread of its own, which is too costly for a short history.
+    // A search with a time limit needs a separate thread, which is too costly for a short history.
     let result = match operations.len() <= FEW {
         true if check_operations(&operations) => CheckResult::Ok,
         true => CheckResult::Illegal,

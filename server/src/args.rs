@@ -139,6 +139,11 @@ pub struct Args {
     #[arg(long, value_name = "PID", exclusive = true)]
     name: Option<u32>,
 
+    /// Print `dumped CLUSTER GROUP SERVER` for each of these dumps that the process with this incarnation has completed,
+    /// instead of serving. The exit status is 1 if one of its dumps is incomplete.
+    #[arg(long, value_names = ["INCARNATION", "FILE"], num_args = 2.., exclusive = true)]
+    dumped: Vec<String>,
+
     /// Print the default of --memory-limit for one of COUNT servers on this machine, and its reason, instead of serving.
     #[arg(long, value_name = "COUNT", exclusive = true,
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SERVERS)))]
@@ -194,6 +199,16 @@ impl Invocation {
             (.., Some(pid)) => Some(Question::Name(*pid)),
             _ => Some(Question::Look(looked_at)).filter(|look| *look != Question::Look(Vec::new())),
         };
+        let words: Vec<String> =
+            matches.get_many("dumped").into_iter().flatten().cloned().collect();
+        if let [writer, files @ ..] = &words[..] {
+            let writer = writer.parse().map_err(|_| {
+                let words = format!("{writer:?} is no incarnation (16 hex digits)");
+                Args::command().error(clap::error::ErrorKind::ValueValidation, words)
+            })?;
+            let files = files.iter().map(PathBuf::from).collect();
+            return Ok(Invocation::Ask(Question::Dumped(writer, files)));
+        }
         if let Some(question) = question {
             return Ok(Invocation::Ask(question));
         }

@@ -22,6 +22,7 @@ mod control;
 mod crowd;
 mod descriptors;
 mod dump;
+mod dumped;
 mod executor;
 mod fatal;
 mod key_file;

@@ -6,6 +6,7 @@
 //! | `--look PROCESS` (repeated) | checks whether it is alive | `lives PID START_TIME` or `gone PID START_TIME` |
 //! | `--end PROCESS` | kills it and waits for its end | `gone PID START_TIME` |
 //! | `--name PID` | finds its start time and pid namespace | `started PID START_TIME NAMESPACE` |
+//! | `--dumped INCARNATION FILE...` | checks which dumps a process has completed | `dumped CLUSTER GROUP SERVER` |
 //!
 //! Each line is a proof, by the rules of [`kv_daemon::identity`]. If nothing can be proved, no line is printed, the
 //! reason goes to standard error, and the exit code is 1. `--watch` also ends when the reader of its output closes, or
@@ -13,12 +14,17 @@
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use kv_core::dump::DumpOrigin;
 use kv_daemon::identity::{self, Process};
+use kv_protocol::ids::Incarnation;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+
+use crate::dumped;
 
 /// The exit code if the state of a process is unknown.
 const UNKNOWN: u8 = 1;
@@ -36,6 +42,8 @@ pub enum Question {
     End(Process),
     /// Names the process with this id.
     Name(u32),
+    /// Names those of these dumps that the process with this incarnation has completed.
+    Dumped(Incarnation, Vec<PathBuf>),
 }
 
 /// The reason why watching ended.
@@ -52,6 +60,7 @@ pub(crate) fn main(question: Question) -> ExitCode {
         Question::Watch(process) => respond_to_watch(&process),
         Question::Look(processes) => look(&processes),
         Question::End(process) => end(&process),
+        Question::Dumped(writer, files) => dumped(writer, &files),
         Question::Name(pid) => identity::name(pid).and_then(|(start_time, namespace)| {
             say(&format!("started {pid} {start_time} {namespace}"))
         }),
@@ -85,6 +94,20 @@ fn look(processes: &[Process]) -> io::Result<()> {
         match identity::find(process) {
             Ok(Some(_)) => say(&format!("lives {pid} {start_time}"))?,
             Ok(None) => say(&format!("gone {pid} {start_time}"))?,
+            Err(error) => unknown = unknown.or(Some(error)),
+        }
+    }
+    unknown.map_or(Ok(()), Err)
+}
+
+fn dumped(writer: Incarnation, files: &[PathBuf]) -> io::Result<()> {
+    let mut unknown = None;
+    for file in files {
+        match dumped::by(writer, file) {
+            Ok(Some(DumpOrigin { cluster, group, writer, .. })) => {
+                say(&format!("dumped {cluster} {group} {}", writer.server))?;
+            }
+            Ok(None) => {}
             Err(error) => unknown = unknown.or(Some(error)),
         }
     }

@@ -1,5 +1,5 @@
-//! The cost of one operation in a whole shard, without sockets and system calls: from received bytes to bytes to send.
-//! A GET is a read; a PUT includes its replication through both holders.
+//! The cost of one operation in a whole shard, from the received bytes to the output bytes, without sockets and system
+//! calls. The measured time of a PUT includes its replication at both holders.
 //!
 //! ```text
 //!   cargo bench -p kv-shard --bench shard
@@ -54,7 +54,7 @@ fn shard(server: u16) -> Shard {
     )
 }
 
-/// The two holders of group 0, both ends of their stream, and a client of the primary.
+/// The two holders of group 0, the two ends of their stream, and a client of the primary.
 struct Pair {
     primary: Shard,
     secondary: Shard,
@@ -116,7 +116,7 @@ impl Pair {
     }
 }
 
-/// Ends a wake-up, and delivers the bytes of one end of the stream to the other.
+/// Ends a wake-up, and delivers the output of one end of the stream to the other.
 fn carry(bytes: &mut Vec<u8>, from: (&mut Shard, ConnectionId), to: (&mut Shard, ConnectionId)) {
     from.0.finish_wake_up(NOW);
     bytes.clear();

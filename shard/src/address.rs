@@ -1,4 +1,4 @@
-//! The origin of a connection, to which limits per origin apply.
+//! The origin of a connection. Some limits apply to each origin separately.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

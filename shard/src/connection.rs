@@ -7,9 +7,9 @@
 //!                                             and a close if the frame boundaries are lost
 //! ```
 //!
-//! A state machine over bytes: it depends on no socket, clock or runtime.
+//! It is a state machine over bytes that does not depend on a socket, clock or runtime.
 //!
-//! Memory: memory for the next bytes of a partial long frame is reserved before they are received
+//! The memory for the next bytes of a partial long frame is reserved before they are received
 //! ([`crate::connection_memory`]). All other buffered bytes are counted.
 
 use std::sync::Arc;
@@ -34,15 +34,16 @@ use crate::service::{Ahead, Hashed, ReadFrame, Service};
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
 /// The lowest opcode of the cluster's internal connections (docs/protocol.md).
 const FIRST_FOREIGN_OPCODE: u8 = 0x40;
-/// The capacity to which the input buffer of a connection is trimmed: thousands of connections may be idle.
+/// The capacity to which the input buffer of a connection is trimmed. It is small because thousands of connections
+/// may be idle.
 const IDLE_INPUT: usize = 1 << 10;
 const REQUEST_RULES: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
-/// The length above which a partial frame has memory reserved for its next bytes, and the number of bytes reserved
-/// ahead.
+/// The length above which memory is reserved for the next bytes of a partial frame, and the number of bytes
+/// reserved at a time.
 const RESERVED_FRAME: usize = 16 << 10;
 const RESERVED_AHEAD: usize = 256 << 10;
-/// The time after which a frame without memory for its next bytes is given up, because the frames before it in the
-/// queue may never be completed. Its client retries.
+/// The time after which a frame that gets no memory for its next bytes is rejected: the frames before it in the
+/// queue may never be completed. The client retries.
 const MEMORY_DEADLINE: Duration = Duration::from_secs(3);
 /// The time without input after which a connection with a long frame is closed, if another connection waits for memory.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_millis(250);
@@ -58,10 +59,10 @@ pub(crate) struct Connection {
     is_lent: bool,
     /// The reserved memory of a partial long frame.
     memory: Option<FrameMemory>,
-    /// The time since which the connection waits for memory. The engine does not read the connection until it gets
-    /// some.
+    /// The time since which the connection waits for memory. Until the connection gets memory, the engine does not
+    /// read it.
     waits_since: Option<Time>,
-    /// Bytes that the input buffer counts as connection memory, in addition to the reserved bytes.
+    /// The bytes of the input buffer that are counted as connection memory, in addition to the reserved bytes.
     counted: usize,
     last_input: Time,
 }
@@ -75,7 +76,7 @@ struct Session {
     errors_in_a_row: u32,
 }
 
-/// The decision whether to serve the frames after this one.
+/// The decision whether to serve the frames after the current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Frame,
@@ -88,7 +89,7 @@ impl Connection {
         self.session.from = from;
     }
 
-    /// Creates a connection that was accepted at `now` and has not sent its hello.
+    /// Creates the state of a connection that was accepted at `now`.
     pub(crate) fn new(now: Time, id: ConnectionId) -> Connection {
         Connection {
             input: FrameBuffer::new(HELLO_RULES),
@@ -130,7 +131,7 @@ impl Connection {
                 return self.input.extend(rest);
             }
         }
-        // The usual case: complete frames, served directly from the received bytes.
+        // In the usual case the received bytes contain complete frames, which are served without a copy.
         let mut ahead = Ahead::default();
         while !rest.is_empty() && service.outputs.may_serve(self.session.id) {
             if ahead.is_over() {
@@ -229,7 +230,7 @@ impl Connection {
         is_reserved
     }
 
-    /// Leaves the queue for memory after bytes that were still received have completed the frame.
+    /// Leaves the queue for memory, after the frame was completed by bytes that arrived nevertheless.
     fn stop_waiting(&mut self, service: &mut Service) {
         if self.waits_since.take().is_some() {
             let id = self.session.id;
@@ -268,15 +269,16 @@ impl Connection {
         }
     }
 
-    /// Returns whether the connection holds reserved memory and makes no progress: it sends nothing, or its request
-    /// waits because it receives no responses. Such a connection is closed if another one waits for memory.
+    /// Returns whether the connection has reserved memory but makes no progress: its client sends nothing, or its
+    /// request waits because the client receives no responses. Such a connection is closed if another one waits for
+    /// memory.
     pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
         self.memory.is_some()
             && self.waits_since.is_none()
             && self.last_input + STALL_UNDER_PRESSURE <= now
     }
 
-    /// Stops counting the memory of the connection, which is being closed.
+    /// Stops counting the memory of this connection, which is being closed.
     pub(crate) fn on_closed(&mut self, service: &mut Service) {
         service.outputs.tally().change(std::mem::take(&mut self.counted), 0);
     }
@@ -303,7 +305,7 @@ impl Connection {
         }
         self.input.trim(IDLE_INPUT);
         if served {
-            // A frame that waits now is a new one, which has no memory yet.
+            // If a frame waits now, it is a new one, for which no memory is reserved yet.
             self.memory = None;
             self.stop_waiting(service);
         }
@@ -332,7 +334,8 @@ impl Connection {
         if let Some(since) = self.waits_since {
             return Some(since + MEMORY_DEADLINE);
         }
-        // While the output is full the connection is not read, so its frame cannot be completed.
+        // While the output is full the connection is not read, so the partial frame cannot be completed and has no
+        // deadline.
         self.deadline.filter(|_| self.session.client.is_none() || self.wants_input(service))
     }
 

@@ -1,20 +1,21 @@
-//! The memory that clients' connections of a process may hold: one budget for all shards.
+//! The budget for the memory of a process's client connections, shared by all shards.
 //!
 //! ```text
 //!   limit  +- half: partial long frames
 //!          |        +- room for one frame of the largest size, for the first in the queue
 //!          |        +- the rest, for all others
 //!          +- half: everything else (responses, waiting requests, partial short frames);
-//!                   a connection that would exceed it is closed
+//!                   a connection that would exceed this half is closed
 //! ```
 //!
-//! A long frame has the memory for its next bytes reserved before they are received. A connection without a reservation
-//! is not read and waits in a queue that all shards share. The first in the queue gets memory that others release, or
-//! the room that is kept for it. A frame with that room never waits again, so partial frames cannot deadlock.
+//! The memory for the next bytes of a long frame is reserved before they are received. If there is no memory, the
+//! connection is not read and waits in a queue that all shards share. The first connection in the queue gets memory
+//! that others release, or the room that is kept for the first. The room fits any frame, so a frame in the room never
+//! waits again. So partial frames cannot deadlock.
 //!
 //! Values that are sent directly from the table take no memory of this budget (`output.rs`).
 //!
-//! This module also holds the tables' own limit, because tables leave free the memory that connections hold. That limit
+//! This module also has the memory limit of the tables, because they leave the memory of connections free. This limit
 //! may change while the process runs.
 
 use std::collections::VecDeque;
@@ -27,8 +28,8 @@ use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_CLIENT_BODY};
 const DEFAULT_BYTES: u64 = 256 << 20;
 /// The divisor of the memory limit that gives the default budget.
 const PART_OF_LIMIT: u64 = 4;
-/// The change of a shard's tally at which it updates the shared sum. The sum is updated rarely, because all shards read
-/// it often.
+/// The minimum change of a shard's tally before the shard updates the shared sum. Updates are rare because all shards
+/// read the sum often.
 const REPORTED_BYTES: usize = 64 << 10;
 
 /// The room for a frame of the maximum length.
@@ -40,9 +41,9 @@ const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
 #[derive(Debug)]
 pub struct ConnectionMemory {
     limit: u64,
-    /// The memory limit of all tables together; 0: none.
+    /// The memory limit of all tables together; 0 means no limit.
     memory_limit: AtomicU64,
-    /// The number of tables of the process, which leave free the memory that connections hold.
+    /// The number of tables of the process. Each leaves its share of the connections' memory free.
     tables: u64,
     frames: Mutex<Frames>,
     others: AtomicU64,
@@ -52,7 +53,7 @@ pub struct ConnectionMemory {
 struct Frames {
     /// The number of bytes reserved from the part for all frames.
     common: u64,
-    /// The number of bytes that the frame in the room has reserved from it.
+    /// The number of bytes of the room that its frame has reserved; `None` if no frame is in the room.
     in_room: Option<u64>,
     /// The waiting frames, in order of arrival.
     waiting: VecDeque<Ticket>,
@@ -62,7 +63,7 @@ struct Frames {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ticket(u64);
 
-/// The memory of one long frame, and its place in the queue; dropping it releases both.
+/// The memory of one long frame, and the frame's place in the queue. Both are released on drop.
 #[derive(Debug)]
 pub(crate) struct FrameMemory {
     memory: Arc<ConnectionMemory>,
@@ -72,8 +73,8 @@ pub(crate) struct FrameMemory {
 }
 
 impl ConnectionMemory {
-    /// Creates a budget of `asked` bytes; by default a quarter of the memory limit, or 256 MiB without a limit. The
-    /// process has `tables` tables.
+    /// Creates a budget of `asked` bytes. The default is a quarter of the memory limit, or 256 MiB without a limit.
+    /// The process has `tables` tables.
     pub fn new(
         asked: Option<u64>,
         memory_limit: Option<u64>,
@@ -123,13 +124,13 @@ impl ConnectionMemory {
         !lock(&self.frames).waiting.is_empty()
     }
 
-    /// Returns whether connections hold so much memory, apart from long frames, that each must send its output before
-    /// its next request is served.
+    /// Returns whether connection memory, without long frames, is scarce. Then a connection must send all its output
+    /// before its next request is served.
     pub(crate) fn is_tight(&self) -> bool {
         self.others.load(Ordering::Relaxed) >= self.limit / 4
     }
 
-    /// Returns whether connections may hold no more memory, apart from long frames.
+    /// Returns whether the memory of connections, without long frames, has reached its limit.
     pub(crate) fn is_used_up(&self) -> bool {
         self.others.load(Ordering::Relaxed) >= self.limit / 2
     }
@@ -146,8 +147,8 @@ impl FrameMemory {
         usize::try_from(self.common + self.in_room.unwrap_or(0)).unwrap_or(usize::MAX)
     }
 
-    /// Increases the reservation to `bytes` in all; returns whether it succeeded. If no memory is available, the frame
-    /// takes or keeps its place in the queue, and the caller must retry.
+    /// Increases the reservation to a total of `bytes`; returns whether it succeeded. If no memory is available, the
+    /// frame takes or keeps its place in the queue, and the caller must retry.
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes()) as u64;
         let mut frames = lock(&self.memory.frames);
@@ -192,12 +193,12 @@ impl Drop for FrameMemory {
     }
 }
 
-/// Locks the frames' part. Poisoning is ignored, because the counts stay valid if a thread panics.
+/// Locks the state of the frames' half. Poisoning is ignored, because the counts stay valid if a thread panics.
 fn lock(frames: &Mutex<Frames>) -> MutexGuard<'_, Frames> {
     frames.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The number of bytes that one shard's connections hold, apart from long frames.
+/// The memory of one shard's connections in bytes, without long frames.
 #[derive(Debug)]
 pub(crate) struct Tally {
     memory: Arc<ConnectionMemory>,
@@ -216,7 +217,7 @@ impl Tally {
         &self.memory
     }
 
-    /// Records that a connection holds `now` bytes, where it held `before`.
+    /// Records that the memory of a connection has changed from `before` to `now` bytes.
     #[inline]
     pub(crate) fn change(&mut self, before: usize, now: usize) {
         self.held = self.held + now - before;
@@ -252,7 +253,7 @@ mod tests {
         ConnectionMemory::new(Some(CONNECTION_MEMORY_MIN), None, 2)
     }
 
-    /// Creates a frame that has reserved the whole part for all frames.
+    /// Creates a frame that has reserved all memory that is shared by all frames.
     fn greedy(memory: &Arc<ConnectionMemory>) -> FrameMemory {
         let mut frame = FrameMemory::new(Arc::clone(memory));
         let all = CONNECTION_MEMORY_MIN / 2 - ROOM_BYTES;

@@ -101,7 +101,7 @@ fn a_resolve_gets_its_response_only_when_the_other_holder_has_its_record() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
     let number = |id| Operation::Resolve(HEADER, RequestHash(id));
-    // The RESOLVE follows another request, so that look-ahead examines it too.
+    // Another request precedes the RESOLVE, so that look-ahead examines the RESOLVE too.
     let mut stream = request(1, key(), Operation::Noop);
     stream.extend(request(2, key(), number(7)));
     pair.primary.on_bytes(NOW, id, &stream);
@@ -297,7 +297,7 @@ fn a_write_with_a_wrong_digest_is_rejected_and_a_key_of_another_group_is_wrong_v
 
 #[test]
 fn of_many_writes_in_one_receive_exactly_those_with_a_wrong_digest_are_rejected() {
-    // Digests are checked several at once, in windows of up to 32 requests, and the remainder one by one.
+    // Digests are checked in batches within windows of up to 32 requests, and the remaining ones individually.
     let places = [
         (2, 0),
         (2, 1),
@@ -372,7 +372,7 @@ fn deadlines_close_silent_and_slow_connections_and_those_that_receive_no_respons
     let id = client(&mut slow);
     let bytes = request(1, key(), Operation::Get);
     slow.on_bytes(NOW, id, &bytes[..1]);
-    // Further bytes of the same frame do not extend the deadline.
+    // More bytes of the same frame do not extend the deadline.
     slow.on_bytes(just_before(FRAME_DEADLINE), id, &bytes[1..2]);
     slow.enforce_deadlines(just_before(FRAME_DEADLINE), [id].into_iter());
     assert_eq!(slow.fate(id), Fate::Read);
@@ -398,7 +398,7 @@ fn a_partial_request_gets_its_full_deadline_again_when_reading_resumes() {
     stream.extend(&last[..1]);
     shard.on_bytes(NOW, id, &stream);
     assert_eq!(shard.fate(id), Fate::Wait);
-    // The client receives some bytes, so it does not stall; the output stays full.
+    // The client receives some bytes, so the connection does not stall, but the output stays full.
     let soon = NOW + Duration::from_secs(5);
     serve_readers(shard, soon, |_, _| 0);
     shard.on_sent(soon, id, 1);
@@ -474,7 +474,7 @@ proptest! {
     }
 }
 
-/// A socket with room for a limited number of bytes.
+/// A socket that accepts a limited number of bytes.
 #[derive(Default)]
 struct Narrow {
     room: Cell<usize>,
@@ -515,7 +515,7 @@ fn long_values_go_directly_to_the_socket_and_the_rest_follows_in_order() {
     let expected = take_output(&mut pair.primary, id);
     assert_eq!(told(&expected).len(), 31);
     for room in [0, 1, 36, 37, 20_000, 49_000, 50_000, usize::MAX] {
-        // Whole, and in two parts: buffered requests are served from the buffer.
+        // The requests arrive in one piece and in two, because buffered requests are served from the buffer.
         for cut in [0, 100, stream.len() - 50] {
             let (mut pair, id, socket) = serving_over(&LONG, room);
             pair.primary.on_bytes(NOW, id, &stream[..cut]);
@@ -574,7 +574,7 @@ fn no_value_goes_directly_to_the_socket_before_earlier_bytes() {
     serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
     assert!(socket.took.borrow().is_empty(), "the value would overtake {on_their_way:?}");
     pair.primary.on_sent(NOW, id, on_their_way.len());
-    // One wake-up sends only a bounded part.
+    // One wake-up sends only a limited part.
     while serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts)) {}
     assert_eq!(told(&socket.took.borrow()).len(), 10);
 }
@@ -605,7 +605,7 @@ fn a_long_value_stays_the_one_that_was_read_however_late_it_is_sent() {
     assert_eq!(told(&said), [(Some(2), Status::Ok, text)]);
     assert_eq!(pinned(&pair), 0, "the pin is returned when all is sent");
 
-    // The pin also ends when its reader closes.
+    // The pin also ends when the connection of its reader is closed.
     pair.primary.on_bytes(NOW, other, &put(3, key(), &[3; 5_000]));
     pair.exchange();
     pair.primary.on_bytes(NOW, id, &request(4, key(), Operation::Get));
@@ -752,7 +752,7 @@ fn a_raised_memory_limit_applies_from_the_next_wake_up() {
     shard.on_bytes(NOW, id, &large);
     assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::OutOfSpace);
     memory.set_memory_limit(Some(64 << 20));
-    // There is no tick in between.
+    // No tick happens in between.
     shard.begin_wake_up(NOW);
     shard.on_bytes(NOW, id, &large);
     assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::Ok);

@@ -1,4 +1,4 @@
-//! Events of a shard that an operator may want to read in the log.
+//! Events of a shard that are reported to the log.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,7 +11,8 @@ use kv_protocol::ids::{GroupId, Member, SequenceNumber, ViewVersion};
 pub struct Event {
     /// The event, with its details.
     pub kind: EventKind,
-    /// The number of similar events since the last one for the log; `None` if this one exceeds the log's rate.
+    /// The number of similar events that were not logged since the last logged one; `None` if this event is not to
+    /// be logged because of the rate limit.
     pub to_log: Option<u64>,
 }
 
@@ -29,9 +30,9 @@ pub enum EventKind {
     StreamEstablished {
         /// The group.
         group: GroupId,
-        /// The server that dialled, if this one accepted.
+        /// The server that dialled; `None` if this server dialled.
         from: Option<Member>,
-        /// The view under which it is established.
+        /// The view under which the stream is established.
         view: ViewVersion,
         /// The last write that the secondary has.
         last: SequenceNumber,
@@ -43,7 +44,8 @@ pub enum EventKind {
         /// The reason.
         error: StreamError,
     },
-    /// A connection is closed because the replica's table was cleared while one of its values was being sent.
+    /// A connection is closed because the replica's table was cleared while the connection was receiving one of its
+    /// values.
     ValueLost {
         /// The group.
         group: GroupId,
@@ -61,13 +63,13 @@ pub enum EventKind {
         group: GroupId,
         /// The address that was dialled.
         address: SocketAddr,
-        /// The error of the system.
+        /// The error that the operating system reported.
         error: String,
     },
 }
 
 impl EventKind {
-    /// Returns whether the event is logged as a warning; otherwise it is informative.
+    /// Returns whether the event is logged as a warning; the other events are logged as information.
     pub fn is_warning(&self) -> bool {
         !matches!(self, EventKind::StreamEstablished { .. } | EventKind::ValueLost { .. })
     }

@@ -1,4 +1,4 @@
-//! The first stage of an accepted connection, which finds out the requested shard.
+//! The first stage of an accepted connection, which determines the requested shard.
 //!
 //! ```text
 //!   accept -> Greeting: received bytes -> the hello, or a server's challenge, names a shard
@@ -6,8 +6,8 @@
 //!                           +- another shard: socket and bytes go to that shard's executor
 //! ```
 //!
-//! This stage checks nothing but the shard. The executor that takes the connection reads the hello again and rejects it
-//! if it is invalid.
+//! This stage checks only the shard. The executor that takes the connection reads the hello again, and rejects the
+//! connection if the hello is invalid.
 
 use kv_protocol::client_message::{Hello, opcode as client_opcode};
 use kv_protocol::frame::{FrameRules, split_frame};
@@ -15,8 +15,8 @@ use kv_protocol::ids::{ShardId, Time};
 use kv_protocol::key::{self, Challenge};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_HELLO_BODY};
 
-/// The maximum number of connections of one port without a hello. When another one arrives, the oldest is closed, so
-/// that silent connections cannot lock others out.
+/// The maximum number of connections of one port that have not sent a hello. When another one arrives, the oldest is
+/// closed, so that silent connections cannot block others.
 pub const MAX_AWAITING_HELLO: usize = 1_024;
 
 /// The maximum number of connections without a hello, for each port.
@@ -29,7 +29,7 @@ pub struct HelloBounds {
 }
 
 impl HelloBounds {
-    /// The bounds of a process with enough file descriptors.
+    /// The limits for a process with enough file descriptors.
     pub const WIDEST: HelloBounds =
         HelloBounds { clients: MAX_AWAITING_HELLO, servers: MAX_AWAITING_HELLO };
 }
@@ -59,7 +59,8 @@ impl Handshake {
         Handshake { port, received: Vec::new(), deadline, wanted: None }
     }
 
-    /// Processes received bytes. If they name no existing shard, the shard `here` takes the connection and rejects it.
+    /// Processes received bytes. If they do not name an existing shard, the shard `here` takes the connection and
+    /// rejects it.
     pub(crate) fn on_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
         self.received.extend_from_slice(received);
         self.wanted = match wanted_shard(self.port, &self.received) {
@@ -167,7 +168,7 @@ mod tests {
             for port in [Port::Clients, Port::Servers] {
                 let mut handshake = Handshake::new(Time::from_nanos(1), port);
                 handshake.on_bytes(&bytes, HERE, 1);
-                // The handshake does not wait for a hello longer than the maximum.
+                // The handshake does not wait for more bytes than the longest hello.
                 prop_assert!(handshake.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);
             }
         }

@@ -51,8 +51,8 @@ impl Input {
         }
     }
 
-    /// Reserves memory for the connection's frame, if it waits for memory and some is available. Returns whether it
-    /// still waits.
+    /// Reserves memory for the connection's frame if the connection waits for memory and some is available. Returns
+    /// whether the connection still waits.
     pub(crate) fn still_waits(&mut self, now: Time, service: &mut Service) -> bool {
         match self {
             Input::Client(connection) => connection.still_waits(now, service),
@@ -109,8 +109,8 @@ impl Input {
         }
     }
 
-    /// Returns whether responses are still sent after the end of input. A frame that the end of input truncates is
-    /// dropped, and no part of it is applied.
+    /// Returns whether responses are still sent after the end of input. If the end of input truncates a frame, the
+    /// frame is dropped and no part of it is applied.
     pub(crate) fn is_served_after_end_of_input(&self) -> bool {
         matches!(self, Input::Client(_))
     }

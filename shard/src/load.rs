@@ -11,11 +11,11 @@ pub enum LoadPiece {
     Entries(DumpedEntries),
     /// Completion records.
     Records(Vec<LoggedRecord>),
-    /// The last part: the dump is complete, and this is the shard's line in it.
+    /// The last part, with the shard's line of the dump: the dump is complete.
     End(DumpedShard),
 }
 
-/// Entries in one buffer. They are copied in binary form, because formatting them as text would block the executor for
+/// Entries in one buffer, in binary form. The executor does not format them as text, because that would block it for
 /// too long.
 #[derive(Debug, Default)]
 pub struct DumpedEntries {

@@ -6,7 +6,7 @@ use kv_protocol::ids::Time;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A filter for similar events, which selects those to log.
+/// A filter that selects the events to log among similar ones.
 #[derive(Debug)]
 pub struct LogLimit {
     interval: Duration,
@@ -26,7 +26,8 @@ impl LogLimit {
         LogLimit { interval, last: None, suppressed: 0 }
     }
 
-    /// Returns `Some` if this event is to be logged, with the number of events suppressed since the last logged one.
+    /// Returns `Some` if this event is to be logged. The number is that of the events suppressed since the last
+    /// logged one.
     pub fn admit(&mut self, now: Time) -> Option<u64> {
         if self.last.is_some_and(|last| now.since(last) < self.interval) {
             self.suppressed += 1;

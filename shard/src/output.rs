@@ -1,14 +1,14 @@
 //! Output that waits to be sent, for every connection of a shard.
 //!
 //! ```text
-//!   bytes | head, value in the table, bytes behind it | head, value in the table, ...
+//!   bytes | head, value in the table, later bytes     | head, value in the table, ...
 //!     ^           ^
 //!     |           +-- sent by the engine as transmits, piece by piece, in turn with the other readers
 //!     +-- sent by the engine, one send a wake-up
 //! ```
 //!
-//! Responses to the writes of one connection result from the bytes of another (the peer's ACKs). So the outputs are in
-//! one table, separate from the connections' input machines. Appending bytes marks the connection dirty; the engine
+//! Bytes that arrive on one connection (ACKs on a stream) cause responses on others. So the outputs are in one table,
+//! separate from the input state machines of the connections. Appending bytes marks the connection dirty; the engine
 //! sends once for each dirty connection at the end of a wake-up.
 //!
 //! A long value is not copied: the output holds a pin of its entry, and the connection joins the queue of readers
@@ -34,11 +34,12 @@ pub(crate) use single::{Output, PinnedValue};
 
 /// The length above which a value is sent directly from the table.
 pub(crate) const LONG_VALUE: usize = 4 << 10;
-/// The capacity above which an empty buffer is returned to the allocator. A smaller buffer, grown to the size that a
-/// pipeline of requests needs, is kept for the next pipeline.
+/// The capacity above which an empty buffer is returned to the allocator. Smaller buffers are kept for reuse,
+/// because they have grown to the size that a pipeline of requests needs.
 const KEPT_CAPACITY: usize = 1 << 20;
-/// The maximum number of empty buffers on the free list, and the maximum of their total capacity in bytes.
+/// The maximum number of empty buffers on the free list.
 const KEPT_BUFFERS: usize = 64;
+/// The maximum total capacity of the buffers on the free list, in bytes.
 const KEPT_BYTES: usize = 4 << 20;
 
 /// The outputs of all connections of a shard, by [`ConnectionId`] (slot and generation).
@@ -47,7 +48,7 @@ pub(crate) struct Outputs {
     free: Vec<u32>,
     dirty: VecDeque<ConnectionId>,
     dirty_streams: VecDeque<ConnectionId>,
-    /// Connections whose next bytes belong to a long value, in the order in which they are served.
+    /// The readers: connections whose next bytes belong to a long value, in the order in which they are served.
     readers: VecDeque<ConnectionId>,
     /// Pins that are no longer needed and must be returned to their tables.
     released: Vec<PinnedValue>,
@@ -77,7 +78,7 @@ fn generation_of(id: ConnectionId) -> u32 {
 }
 
 impl Outputs {
-    /// Creates an empty set, whose outputs count in `memory`.
+    /// Creates an empty set. The memory of its outputs is counted in `memory`.
     pub(crate) fn new(memory: Arc<ConnectionMemory>) -> Outputs {
         Outputs {
             slots: Vec::new(),
@@ -114,7 +115,7 @@ impl Outputs {
         {
             self.tally.change(output.counted, 0);
             self.released.extend(output.long.into_iter().map(|long| long.value));
-            // A slot whose generations are used up is not reused.
+            // When the generations of a slot are used up, the slot is not reused.
             if let Some(next) = slot.generation.checked_add(1) {
                 slot.generation = next;
                 self.free.push(u32::try_from(slot_of(id)).expect("it was 32 bits wide"));
@@ -127,7 +128,7 @@ impl Outputs {
         find(&mut self.slots, id)
     }
 
-    /// Returns the tally of the memory that this shard's connections hold, apart from long frames.
+    /// Returns the tally of the memory of this shard's connections, without long frames.
     pub(crate) fn tally(&mut self) -> &mut Tally {
         &mut self.tally
     }
@@ -163,8 +164,8 @@ impl Outputs {
         is_full && !mutations::is_open(Mutation::OutputUnbounded)
     }
 
-    /// Returns whether the connection's next request may be served. If not, [`Outputs::has_room_again`] reports when it
-    /// may.
+    /// Returns whether the connection's next request may be served. If it may not, [`Outputs::has_room_again`] returns
+    /// true once it may.
     pub(crate) fn may_serve(&mut self, id: ConnectionId) -> bool {
         let is_full = self.is_full(id);
         match self.get(id) {
@@ -176,7 +177,7 @@ impl Outputs {
         }
     }
 
-    /// Returns, once, whether a connection whose requests were held back may be served again.
+    /// Returns whether a connection whose requests were held back may be served again. Returns true only once.
     pub(crate) fn has_room_again(&mut self, id: ConnectionId) -> bool {
         let is_full = self.is_full(id);
         self.get(id).is_some_and(|output| !is_full && std::mem::take(&mut output.has_kept_back))
@@ -284,8 +285,8 @@ impl Outputs {
         parts(output, most, &value_of)
     }
 
-    /// Records that the socket of a reader has accepted `sent` of `offered` bytes. If it accepted fewer, the engine
-    /// continues when there is room. The reader rejoins the queue if it can accept more now.
+    /// Records that the socket of a reader has accepted `sent` of `offered` bytes. If `sent` is less, the engine
+    /// continues when the socket has room. Otherwise the reader rejoins the queue if it has more to send.
     pub(crate) fn on_transmitted<'t>(
         &mut self,
         id: ConnectionId,
@@ -371,7 +372,7 @@ impl Outputs {
         self.get(id).is_some_and(|output| output.is_stream)
     }
 
-    /// Takes one dirty connection: a stream if there is one, else the connection that has waited longest.
+    /// Takes one dirty connection: a stream if one is dirty, else the connection that has been dirty for longest.
     pub(crate) fn next_dirty(&mut self) -> Option<ConnectionId> {
         self.next_dirty_stream().or_else(|| {
             let id = self.dirty.pop_front()?;
@@ -402,7 +403,7 @@ impl Outputs {
         self.out_of_space
     }
 
-    /// Sets the time of this wake-up, which applies to all appends in it.
+    /// Sets the time of this wake-up, for all appends in it.
     pub(crate) fn set_now(&mut self, now: Time) {
         self.now = now;
     }
@@ -504,7 +505,8 @@ mod tests {
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([0; 10]));
         assert_eq!(outputs.next_dirty(), Some(id));
-        // The same happens after a failed send: the engine checks again to close it, and must not send again.
+        // The same happens after a failed send: the engine checks the connection again and closes it, but must not
+        // send again.
         outputs.kill(id);
         assert_eq!(outputs.next_dirty(), Some(id));
         assert!(outputs.get(id).unwrap().unsent().is_empty());
@@ -560,7 +562,7 @@ mod tests {
             let output = outputs.get(id).unwrap();
             assert_eq!(output.deadline(), Some(at + STALL_DEADLINE));
         }
-        // A missing response does not keep the connection open forever.
+        // A missing response does not keep the connection open for ever.
         outputs.get(id).unwrap().expect_response();
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(NOW + STALL_DEADLINE));
     }

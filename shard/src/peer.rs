@@ -1,15 +1,15 @@
-//! A stream between two servers, for one shard of one group: both of its ends.
+//! The state machines for both ends of a stream between two servers, for one shard of one group.
 //!
 //! ```text
 //!   Dialled (primary, or handing over):   CHALLENGE out, PROOF in,  PEER-HELLO out, PEER-WELCOME in,  batches
 //!   Accepted (secondary, candidate, ...): CHALLENGE in,  PROOF out, PEER-HELLO in,  PEER-WELCOME out, batches
 //! ```
 //!
-//! Neither end acts on a frame of the other before the other has proved that it has the cluster's key
+//! Neither end acts on a frame of the other end before the other end has proved that it has the cluster's key
 //! ([`kv_protocol::key`]).
 //!
-//! A state machine over bytes. It does not produce the messages after the welcome, because the shard pumps its replicas
-//! once in every wake-up ([`Service::pump`]).
+//! This module does not produce the messages after the welcome: the shard pumps its replicas once per wake-up
+//! ([`Service::pump`]).
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
@@ -41,11 +41,11 @@ pub(crate) struct Peer {
 enum Stage {
     /// An accepted stream that waits for CHALLENGE.
     AwaitsChallenge,
-    /// An accepted stream that has sent its proof and waits for PEER-HELLO.
+    /// An accepted stream that has sent its PROOF and waits for PEER-HELLO.
     AwaitsHello(Seal),
-    /// A stream dialled for this group with this nonce, which waits for PROOF.
+    /// A stream that was dialled for this group with this nonce and waits for PROOF.
     AwaitsProof(GroupId, Nonce),
-    /// A stream dialled for this group, which waits for PEER-WELCOME.
+    /// A stream that was dialled for this group and waits for PEER-WELCOME.
     AwaitsWelcome(GroupId),
     /// The established stream of this group.
     Streams(GroupId),
@@ -69,7 +69,7 @@ impl Peer {
         group: GroupId,
         service: &mut Service,
     ) -> Peer {
-        // Without a nonce the connection ends at once and is dialled again.
+        // If there is no nonce, the connection ends at once and is dialled again.
         let nonce = service.draw_nonce().unwrap_or_else(|error| {
             service.count_refused(now, "peer stream", &error);
             service.outputs.kill(id);
@@ -153,7 +153,7 @@ impl Peer {
         }
     }
 
-    /// Ends a stream after an invalid frame, and sends a rejection if this end accepted it or the handshake is
+    /// Ends a stream after an invalid frame. Sends a rejection if this end accepted the stream or the handshake is
     /// complete.
     fn fail(&mut self, now: Time, service: &mut Service, end: &End) {
         if let Some(words) = &end.words {
@@ -176,7 +176,7 @@ impl Peer {
 
 /// The reason why a stream ends.
 struct End {
-    /// The rejection to send, if it does not follow from the stage.
+    /// The rejection to send; `None` for the default of the stage.
     refusal: Option<PeerRefusal>,
     /// The text to log and count as malformed; `None` for a stream of an older view.
     words: Option<String>,
@@ -214,7 +214,7 @@ fn take_frame(
             }
             Ok(Stage::AwaitsWelcome(group))
         }
-        // Before its proof, no claim of the acceptor counts. In particular, a newer view is not installed.
+        // Before the acceptor's proof nothing that it claims counts. In particular, a newer view is not installed.
         (Stage::AwaitsProof(group, _), peer_opcode::PEER_REFUSAL) => {
             let refusal = PeerRefusal::read(frame.body).map_err(|error| error.to_string())?;
             Err(format!("the stream of group {group} was rejected: {}", refusal.reason).into())

@@ -197,7 +197,7 @@ fn a_hello_under_another_key_is_rejected_without_effect_on_the_stream() {
     assert_eq!(pair.secondary.fate(pair.accepted), Fate::Read);
 }
 
-/// Another program may listen on the port of a server that has died.
+/// Checks the dialler against an acceptor without the key: another program may listen on the port of a dead server.
 #[test]
 fn an_acceptor_without_the_key_gets_no_hello_and_its_newer_view_does_not_count() {
     let newer = View { version: ViewVersion(9), primary: Some(member(1)), ..view() };

@@ -7,8 +7,8 @@
 //!                                       replicas
 //! ```
 //!
-//! This module reads no clock and depends on no runtime. Output waits in `outputs` until the engine sends it. Long
-//! values are sent from the tables (`long_values`).
+//! This module does not read a clock and does not depend on a runtime. Output waits in `outputs` until the engine
+//! sends it. Long values are sent from the tables (`long_values`).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -55,10 +55,10 @@ use new_sessions::NewSessions;
 pub(crate) use look_ahead::{Ahead, Hashed, ReadFrame};
 
 /// The number of unsent bytes at which a stream is no longer pumped, until the peer has received some. A beacon waits
-/// behind at most these bytes, one batch, and the bytes that the kernel holds for the stream (`UNSENT_BYTES` in
+/// behind at most these bytes, one batch, and the bytes that the kernel buffers for the stream (`UNSENT_BYTES` in
 /// `server/src/net/socket.rs`).
 const STREAM_OUTPUT_BYTES: usize = 64 << 10;
-/// The initial back-off before a lost stream is dialled again; it doubles up to [`REDIAL_LAST`].
+/// The initial back-off before a lost stream is dialled again. It doubles up to [`REDIAL_LAST`].
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
 /// The minimum interval between log lines about an unreachable partner.
@@ -72,13 +72,13 @@ pub type Nonces = Box<dyn FnMut() -> Result<Nonce, String>>;
 pub struct Identity {
     /// The cluster to which the process belongs.
     pub cluster: ClusterId,
-    /// The key by which processes of the cluster authenticate each other.
+    /// The key with which processes of the cluster authenticate each other.
     pub key: ClusterKey,
     /// The place and incarnation of the process.
     pub me: Member,
     /// The shard.
     pub shard: ShardId,
-    /// The mapping of keys to groups and shards.
+    /// The numbers of servers and shards, which place each key.
     pub placement: Placement,
     /// The cluster's failure timeout, from which lease durations follow.
     pub failure_timeout: FailureTimeout,
@@ -98,7 +98,8 @@ impl Identity {
         ServerId((self.me.server.0 + servers - 1) % servers).home_group()
     }
 
-    /// Returns the group whose home role on this server is `role`; a dump of that role contains it.
+    /// Returns the group for which this server is the home server in this role. A dump of the role contains this
+    /// group.
     pub fn group_of(&self, role: ReplicaRole) -> GroupId {
         match role {
             ReplicaRole::Primary => self.primary_group(),
@@ -128,10 +129,10 @@ pub enum InstallRefused {
 pub struct Counters {
     /// The number of requests that reached this shard.
     pub requests: u64,
-    /// The number of malformed frames and connections that were rejected, and of connections that missed a deadline or
+    /// The number of rejections: malformed frames, rejected connections, and connections that exceeded a deadline or
     /// were closed to free memory.
     pub refused: u64,
-    /// Writes with the response OUT_OF_SPACE.
+    /// The number of writes with the response OUT_OF_SPACE.
     pub out_of_space: u64,
 }
 
@@ -143,10 +144,10 @@ pub struct Service {
     /// The newest map that this server has, for clients that cannot reach the coordinator.
     map: Option<Arc<Map>>,
     nonces: Nonces,
-    /// The key of the hashes of the replicas' tables.
+    /// The secret of the hash functions of the tables.
     hash_secret: HashSecret,
     events: Vec<Event>,
-    /// The memory limit of each table, as last applied.
+    /// The memory limit of each table that was applied last.
     table_limit: Option<u64>,
     counters: Counters,
     hosted: Vec<Hosted>,
@@ -154,7 +155,7 @@ pub struct Service {
     pub(crate) waiting_frames: VecDeque<ConnectionId>,
     refusal_log: LogLimit,
     new_sessions: NewSessions,
-    /// True if state that other threads observe has changed.
+    /// True if state that other threads read has changed.
     has_news: bool,
     was_drained: bool,
 }
@@ -164,15 +165,15 @@ struct Hosted {
     replica: Replica,
     /// The connection that carries the stream, at either end.
     stream: Option<ConnectionId>,
-    /// The hello with which this server opened the stream, if it dialled. The stream is kept while the replica would
-    /// send the same hello.
+    /// The hello with which this server opened the stream; `None` if the other server dialled. The stream is kept
+    /// while the replica would send the same hello.
     dialled: Option<PeerHello>,
-    /// The address at which the other holder accepts streams, from orders, and the version of the view that came with
-    /// it.
+    /// The address at which the other holder accepts streams, and the version of the view in the order that contained
+    /// the address.
     partner: Option<(ViewVersion, SocketAddr)>,
     /// The state of dialling, if this server is the dialling end.
     dial: Option<Dial>,
-    /// True once a dump has begun; this replica no longer dials.
+    /// True once a dump has begun. Then this replica no longer dials.
     is_frozen: bool,
     /// The rate limit of the log lines about an established stream; `down_log` is that of lost streams.
     stands_log: LogLimit,
@@ -266,7 +267,7 @@ impl Service {
         self.hosted.iter().map(|hosted| &hosted.replica)
     }
 
-    /// Returns the connection that carries a group's stream, at either end.
+    /// Returns the connection that carries a group's stream, whichever end dialled it.
     pub fn stream(&self, group: GroupId) -> Option<ConnectionId> {
         self.hosted.iter().find(|hosted| hosted.replica.group() == group)?.stream
     }
@@ -283,8 +284,8 @@ impl Service {
         starts
     }
 
-    /// Checks that the digest of a write is that of its key, because both holders find the entry by the digest. Reads
-    /// need no check: a read with a wrong digest finds nothing.
+    /// Checks that the digest in a write is that of the key, because both holders find the entry by the digest. Reads
+    /// are not checked: a read with a wrong digest finds no entry.
     pub(crate) fn check_digest(&self, request: &Request<'_>) -> Result<(), (Status, &'static str)> {
         match request.operation.write_header() {
             Some(_) if request.digest != Digest::of(request.key) => {
@@ -369,7 +370,7 @@ impl Service {
         self.map = Some(map);
     }
 
-    /// Responds to MAP with the newest map that this server has.
+    /// Responds to a MAP with the newest map that this server has.
     pub(crate) fn respond_to_map(&mut self, id: ConnectionId) {
         match self.map_with_views() {
             Some(map) => self.outputs.append(id, |bytes| write_map_response(bytes, &map)),
@@ -382,13 +383,13 @@ impl Service {
     }
 
     /// Returns the map, updated with newer views of the replicas. A holder installs a view before it receives the map
-    /// with that view, and the coordinator may crash in between.
+    /// with this view, and the coordinator may crash in between.
     fn map_with_views(&self) -> Option<Arc<Map>> {
         let mut map = Arc::clone(self.map.as_ref()?);
         for view in self.hosted.iter().filter_map(|hosted| hosted.replica.view()) {
             let group = usize::from(view.group.0);
             let known = map.views.get(group).map(|known| known.version);
-            // Before the cluster has served, clients receive no views.
+            // Clients receive no views before the cluster serves for the first time.
             if known.is_some_and(|known| known > ViewVersion(0) && known < view.version) {
                 Arc::make_mut(&mut map).views[group] = *view;
             }
@@ -406,8 +407,8 @@ impl Service {
         }
     }
 
-    /// Takes the events since the last call. There are few: events that any client can cause are rate-limited, and
-    /// those of streams follow the back-off of dials.
+    /// Takes the events since the last call. Their number is small: events that clients can cause are rate-limited,
+    /// and the rate of stream events is limited by the back-off of dials.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
@@ -430,8 +431,8 @@ impl Service {
         self.hosted(group)?.replica.peer_hello(cluster)
     }
 
-    /// Processes the hello of a primary that dialled this server. An earlier stream of the group is closed: the other
-    /// end has lost it already or soon will.
+    /// Processes the hello of a primary that dialled this server. An earlier stream of the group is closed, because
+    /// the other end no longer uses it.
     pub(crate) fn on_peer_hello(
         &mut self,
         now: Time,
@@ -446,7 +447,7 @@ impl Service {
         let group = hello.group();
         let Some(at) = self.place_of(group) else { return Err(stranger) };
         let hosted = &mut self.hosted[at];
-        // Validate the hello before giving up the existing stream for it.
+        // The hello is checked before the existing stream is closed.
         hosted.replica.judge_hello(hello)?;
         if let Some(old) = hosted.stream.take() {
             hosted.replica.on_stream_down(now, &mut self.outputs);
@@ -465,7 +466,7 @@ impl Service {
         Ok(welcome)
     }
 
-    /// Processes the welcome by which the other holder accepts this server's stream.
+    /// Processes the welcome with which the other holder accepts this server's stream.
     pub(crate) fn on_peer_welcome(
         &mut self,
         now: Time,
@@ -479,7 +480,7 @@ impl Service {
             return Err("this stream was replaced by another".to_owned());
         };
         if hosted.dialled != hosted.replica.peer_hello(cluster) {
-            // The replica no longer wants this stream, for instance because the welcome was late.
+            // The replica no longer uses this stream, for example because the welcome was late.
             self.outputs.kill(id);
             return Ok(());
         }
@@ -498,7 +499,7 @@ impl Service {
         Ok(())
     }
 
-    /// Processes the other end's rejection of this server's stream; it may carry a newer view.
+    /// Processes the other end's rejection of this server's stream. The rejection may carry a newer view.
     pub(crate) fn on_peer_refusal(
         &mut self,
         now: Time,
@@ -532,8 +533,8 @@ impl Service {
         let state = hosted.replica.state();
         match hosted.replica.on_peer_message(now, message, &mut self.outputs) {
             Ok(()) => {}
-            // A frozen replica ignores writes of the other end, which will be frozen too. The stream stays open for
-            // beacons.
+            // A frozen replica ignores writes of the other end, which will be frozen soon too. The stream stays
+            // open for beacons.
             Err(StreamError::Frozen) => return Ok(()),
             Err(error) => {
                 let reason = match error {
@@ -551,8 +552,8 @@ impl Service {
             }
         }
         self.has_news |= hosted.replica.state() != state;
-        // A welcome does not reset the back-off, only an ACK does: a stream that repeatedly breaks right after its
-        // welcome must be dialled at growing intervals.
+        // Only an ACK resets the back-off. A welcome does not, because a stream that repeatedly breaks right after
+        // its welcome must be dialled at growing intervals.
         if let (PeerMessage::Ack(_), Some(dial)) = (message, &mut hosted.dial) {
             dial.pause = REDIAL_FIRST;
         }
@@ -583,7 +584,8 @@ impl Service {
         self.has_news = true;
     }
 
-    /// Closes streams that no longer match the replica's state, and schedules dials of those that it requires.
+    /// Closes streams that no longer match their replica's state, and schedules dials of the streams that replicas
+    /// require.
     fn keep_streams(&mut self, now: Time) {
         let cluster = self.identity.cluster;
         for at in 0..self.hosted.len() {
@@ -613,7 +615,7 @@ impl Service {
         }
     }
 
-    /// Returns the streams to dial now. The engine reports each result by [`Service::on_dialled`] or
+    /// Returns the streams to dial now. The engine reports each result with [`Service::on_dialled`] or
     /// [`Service::on_dial_failed`].
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.keep_streams(now);
@@ -709,7 +711,7 @@ impl Service {
     /// Loads a part of a dump into the empty table of a group that has no view yet.
     ///
     /// # Errors
-    /// The reason as text. This process cannot serve then.
+    /// The reason as text. After an error this process cannot serve.
     pub fn load(&mut self, group: GroupId, piece: LoadPiece) -> Result<(), String> {
         let me = self.identity.me;
         let hosted = self.hosted(group);
@@ -783,7 +785,7 @@ impl Service {
         })
     }
 
-    /// Records that the shard is awake; must be called every 100 ms or sooner ([`Replica::look`]).
+    /// Records that the shard is awake ([`Replica::look`]). The caller calls it every 100 ms or sooner.
     pub(crate) fn look(&mut self, now: Time) {
         for hosted in &mut self.hosted {
             hosted.replica.look(now);
@@ -826,13 +828,13 @@ impl Service {
         Counters { out_of_space: self.outputs.out_of_space(), ..self.counters }
     }
 
-    /// Requests the engine to publish the state for other threads, and to check the dials.
+    /// Makes the engine publish the state for other threads and check the dials.
     pub fn note_news(&mut self) {
         self.has_news = true;
     }
 
-    /// Returns whether, since the last call, the state changed that other threads observe: a stream, a view, or the end
-    /// of a drain.
+    /// Returns whether state that other threads read has changed since the last call: a stream, a view, or the end of a
+    /// drain.
     pub fn take_news(&mut self) -> bool {
         let is_drained = self.is_drained();
         let news = self.has_news || is_drained != self.was_drained;

@@ -1,4 +1,5 @@
-//! The connections of one shard, as the engine drives them (see the crate's documentation).
+//! The connections of one shard, and the functions with which the engine drives them (see the crate's
+//! documentation).
 //!
 //! After every operation on a connection, the engine checks its [`Fate`], which determines the next step.
 
@@ -20,17 +21,17 @@ use crate::output::slot_of;
 use crate::peer::Peer;
 use crate::service::Service;
 
-/// The number of bytes of long values that one wake-up sends to all readers together, one piece each in turn. The
-/// kernel copies this many in about 50 µs; a short request may wait that long behind them.
+/// The total number of bytes of long values that one wake-up sends to all readers, one piece each in turn. The
+/// kernel copies this amount in about 50 µs, which a short request may have to wait.
 const READERS_BYTES: usize = 128 << 10;
 /// The maximum number of bytes of one piece.
 const READER_PIECE: usize = 64 << 10;
-/// The time between two calls of the shard above which it was evidently not scheduled. It exceeds the longest interval
+/// The time between two calls above which the shard must have been not scheduled. It exceeds the longest interval
 /// between two ticks.
 const LONGEST_TICK: Duration = Duration::from_millis(150);
 /// The maximum number of consecutive ticks that postpone their work because the shard was not scheduled.
 const MOST_DEFERRED: u32 = 8;
-/// The minimum that a piece counts against [`READERS_BYTES`], because a send that fails takes time too.
+/// The minimum cost of a piece, in bytes of [`READERS_BYTES`], because a send that fails takes time too.
 const READER_COST: usize = 16 << 10;
 
 /// The next step for a connection, which the engine carries out.
@@ -40,7 +41,7 @@ pub enum Fate {
     Read,
     /// Do not read from the connection until its output has drained.
     Wait,
-    /// All output is sent: shut down the sending direction, then read and discard input until the other side closes.
+    /// All output is sent. Shut down the sending direction, then read and discard input until the other side closes.
     Shut,
     /// Hand the socket, with [`Shard::take_handshake`], to the executor of this shard.
     HandOver(ShardId),
@@ -48,8 +49,8 @@ pub enum Fate {
     Close,
 }
 
-/// Bytes to send to one connection now, which the engine must not keep. They borrow the shard, so no entry of a table
-/// changes before the send returns.
+/// Bytes to send to one connection immediately. They borrow the shard, so no entry of a table moves or is freed
+/// before the send returns.
 pub struct Transmit<'a> {
     /// The connection.
     pub id: ConnectionId,
@@ -62,8 +63,8 @@ pub struct Shard {
     /// The replicas.
     pub service: Service,
     bounds: HelloBounds,
-    /// The receiving side of every connection, in the slot of its id. The sending sides are in `service.outputs`, in the
-    /// same slots, because serving one connection appends to others.
+    /// The receiving side of every connection, in the slot of its id. The sending sides are in the same slots of
+    /// `service.outputs`, because serving one connection may append to the output of others.
     receivers: Vec<Option<Receiver>>,
     /// Accepted connections that may not have completed their hello, oldest first, for each port.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
@@ -72,10 +73,10 @@ pub struct Shard {
     /// The reader of the last transmit, and the number of offered bytes.
     transmitting: Option<(ConnectionId, usize)>,
     called_at: Time,
-    /// True if the shard was not called for longer than [`LONGEST_TICK`], and has not yet processed the input of that
-    /// time.
+    /// True if the shard was not called for longer than [`LONGEST_TICK`] and has not yet processed the input that
+    /// arrived meanwhile.
     has_stood: bool,
-    /// The number of consecutive ticks that have postponed their work for that reason.
+    /// The number of consecutive ticks that have postponed their work because of `has_stood`.
     deferred: u32,
     /// The time of the last receive, for an assertion.
     received_at: Time,
@@ -179,8 +180,9 @@ impl Shard {
         self.input(id).is_some_and(|input| input.lacks(least))
     }
 
-    /// Lends the input buffer of such a connection, with the number of missing bytes, so that the engine receives
-    /// directly behind its contents. Until [`Shard::take_input_back`] the connection must be given no other bytes.
+    /// Lends the input buffer of such a connection, with the number of missing bytes. The engine appends received
+    /// bytes directly to it. The engine must not pass other bytes of the connection before
+    /// [`Shard::take_input_back`].
     pub fn lend_input(&mut self, id: ConnectionId, least: usize) -> Option<(Vec<u8>, usize)> {
         self.input(id)?.lend_input(least)
     }
@@ -195,7 +197,7 @@ impl Shard {
         }
     }
 
-    /// Handles the end of input: the other side has shut down its sending direction.
+    /// Handles the end of input, after the other side has shut down its sending direction.
     pub fn on_end_of_input(&mut self, now: Time, id: ConnectionId) {
         if mutations::is_open(Mutation::HalfClosedStreamKept) && self.is_stream(id) {
             return;
@@ -211,7 +213,8 @@ impl Shard {
         }
     }
 
-    /// Removes a connection's first `count` unsent bytes, and continues work that waited for room in the output.
+    /// Records that a connection's first `count` unsent bytes were sent, and continues work that waited for room in
+    /// the output.
     pub fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
         self.service.outputs.set_now(now);
         self.service.outputs.on_sent(now, id, count);
@@ -223,8 +226,9 @@ impl Shard {
         self.service.outputs.get(id).map_or(&[], |output| output.unsent())
     }
 
-    /// Takes all bytes that a connection has to send, and returns the buffer with the offset of the first. They count as
-    /// unsent until [`Shard::on_sent`]. Returns `None` if there are none, or if others are still taken out.
+    /// Takes all bytes that a connection has to send. Returns the buffer and the offset of the first byte. The bytes
+    /// count as unsent until [`Shard::on_sent`]. Returns `None` if there are none, or if the engine still has earlier
+    /// ones.
     pub fn take_unsent(&mut self, id: ConnectionId) -> Option<(Vec<u8>, usize)> {
         self.service.outputs.get(id)?.take()
     }
@@ -239,7 +243,7 @@ impl Shard {
         self.service.outputs.mark_dirty(id);
     }
 
-    /// Takes one dirty connection: a stream if there is one, else the connection that has waited longest.
+    /// Takes one dirty connection: a stream if one is dirty, else the connection that has been dirty for longest.
     pub fn next_dirty(&mut self) -> Option<ConnectionId> {
         self.service.outputs.next_dirty()
     }
@@ -259,7 +263,7 @@ impl Shard {
         self.service.outputs.is_stream(id)
     }
 
-    /// Handles a connection whose socket has failed: it is to be closed.
+    /// Marks a connection for closing, because its socket has failed.
     pub fn on_failed(&mut self, id: ConnectionId) {
         self.service.outputs.kill(id);
     }
@@ -304,9 +308,10 @@ impl Shard {
         self.service.unpin_released();
     }
 
-    /// Returns the next bytes to send to a reader of long values, a piece for each reader in turn. After the send, the
-    /// engine must call [`Shard::on_transmitted`]. Returns `None` once the wake-up has sent enough: if
-    /// [`Shard::has_readers`] then, the engine must wake up again at once, and serve all other work first.
+    /// Returns the next bytes to send to a reader of long values, one piece for each reader in turn. After the send,
+    /// the engine must call [`Shard::on_transmitted`]. Returns `None` when there is no reader or the wake-up has sent
+    /// enough. If [`Shard::has_readers`] is true then, the engine must wake up again at once and serve all other work
+    /// first.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit<'_>> {
         self.service.outputs.set_now(now);
         let most = READER_PIECE.min(self.readers_left);
@@ -320,7 +325,7 @@ impl Shard {
         Some(Transmit { id, parts })
     }
 
-    /// Takes the next reader from the queue. Readers whose replica has lost its table are closed.
+    /// Takes the next reader from the queue. Readers whose replica has cleared its table are closed.
     fn next_reader(&mut self) -> Option<ConnectionId> {
         while let Some(id) = self.service.outputs.next_reader() {
             if !self.service.close_if_lost(id) {
@@ -330,8 +335,8 @@ impl Shard {
         None
     }
 
-    /// Records how many bytes of the last transmit the socket has accepted; 0 if the send failed, because the next
-    /// ordinary send returns the error again.
+    /// Records the number of bytes of the last transmit that the socket has accepted. It is 0 if the send failed:
+    /// the next ordinary send returns the error again.
     pub fn on_transmitted(&mut self, now: Time, sent: usize) {
         let Some((id, offered)) = self.transmitting.take() else { return };
         let sent = sent.min(offered);
@@ -345,7 +350,7 @@ impl Shard {
         self.service.outputs.has_readers()
     }
 
-    /// Grants memory to waiting connections, in order, as far as it is available.
+    /// Grants available memory to waiting connections, in order.
     fn grant_memory(&mut self, now: Time) {
         while let Some(&id) = self.service.waiting_frames.front() {
             let is_there = self.service.outputs.get(id).is_some();
@@ -370,7 +375,7 @@ impl Shard {
     /// Ends a wake-up: grants memory to waiting connections, and appends the replicas' messages to their streams in
     /// batches.
     ///
-    /// `now` must be read after the bytes of the wake-up were received, because ACKs begin graces.
+    /// `now` must be read after the bytes of the wake-up were received, because an ACK begins a grace.
     pub fn finish_wake_up(&mut self, now: Time) {
         debug_assert!(now >= self.received_at, "a clock reading from before a receive");
         self.service.outputs.set_now(now);
@@ -380,13 +385,13 @@ impl Shard {
     }
 
     /// Performs the timed work of the replicas. The engine must call it every 100 ms or sooner. After a longer interval
-    /// the shard first processes the input of that time. Otherwise it would mistake its own pause for silence of other
-    /// servers.
+    /// the work is postponed until the input that arrived meanwhile is processed. Otherwise the shard would treat its
+    /// own pause as silence of other servers.
     pub fn on_tick(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.note_call(now);
         self.service.look(now);
-        // Timers must run even if every turn takes long.
+        // The number of postponed ticks is limited, so that timers run even if every turn takes long.
         let waits = self.has_stood && self.deferred < MOST_DEFERRED;
         self.deferred = if waits { self.deferred + 1 } else { 0 };
         if !waits || mutations::is_open(Mutation::JudgedBeforeRead) {
@@ -394,7 +399,8 @@ impl Shard {
         }
     }
 
-    /// Returns whether the shard was not called for too long, and has not yet processed the input of that time.
+    /// Returns whether the shard was not called for too long and has not yet processed the input that arrived
+    /// meanwhile.
     pub fn has_stood(&self) -> bool {
         self.has_stood
     }
@@ -411,8 +417,8 @@ impl Shard {
         self.called_at = now;
     }
 
-    /// Closes the connections that missed a deadline, or that stall while others wait for memory. The engine must call
-    /// this a few times a second.
+    /// Closes the connections that have exceeded a deadline, or that stall while others wait for memory. The engine
+    /// must call this function a few times a second.
     pub fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
         if self.deferred > 0 {
             return;
@@ -459,8 +465,8 @@ impl Shard {
         }
     }
 
-    /// Closes up to `most` idle client connections from this address, those that have been idle for longest, and
-    /// returns how many it closed.
+    /// Closes up to `most` client connections from this address, beginning with those that have been idle for
+    /// longest. Returns the number of connections that it closed.
     pub fn close_idle(&mut self, from: Address, most: usize) -> usize {
         let Shard { service, receivers, .. } = self;
         let mut idle: Vec<(Time, ConnectionId)> = receivers
@@ -493,9 +499,9 @@ impl Shard {
         self.service.due_dials(now)
     }
 
-    /// Returns everything about a group on which the behaviour of this shard depends, as text, provided that all output
-    /// is sent and no frame is incomplete. Times and log limits of dials, and connections other than the group's stream,
-    /// are not included.
+    /// Returns everything about a group on which the behaviour of this shard depends, as text. All output must be sent
+    /// and no frame may be incomplete. Times and log limits of dials, and connections other than the group's stream, are
+    /// not included.
     pub fn describe(&self, group: GroupId) -> String {
         let receiver = self.service.stream(group).and_then(|id| self.receivers.get(slot_of(id)));
         let stage = match receiver {
@@ -526,7 +532,7 @@ impl Shard {
         self.receivers[slot] = Some(Receiver { input, address: Address::UNKNOWN });
     }
 
-    /// Bounds the number of connections without a completed hello: beyond the limit the oldest is closed.
+    /// Closes the oldest connection without a completed hello if there are too many of them.
     fn bound_awaiting_hello(&mut self, port: Port, newest: ConnectionId) {
         let queue = port as usize;
         let mut silent = std::mem::take(&mut self.awaiting_hello[queue]);

@@ -87,7 +87,7 @@ fn a_stream_that_is_repeatedly_lost_is_dialled_with_growing_back_off_until_an_ac
         assert_eq!(pair.primary.due_dials(now).len(), 1);
         pair.dialled = pair.primary.open_stream(now, GROUP);
         pair.accepted = pair.secondary.adopt(now, Port::Servers, &[]);
-        // The challenge and the proof, then the hello and the welcome.
+        // The first round carries the challenge and the proof, the second one the hello and the welcome.
         for _ in 0..2 {
             let there = take_output(&mut pair.primary, pair.dialled);
             pair.secondary.on_bytes(now, pair.accepted, &there);
@@ -142,7 +142,7 @@ fn silence_counts_only_while_the_shard_itself_runs() {
         silences.any(|silent_ms| silent_ms > 500),
         "the primary is silent, but the report does not show it"
     );
-    // Messages arrive, then stop again: the whole silence counts.
+    // Messages arrive and then stop again. Now the whole silence counts.
     let later = woke + Duration::from_secs(1);
     pair.primary.finish_wake_up(later);
     let said = take_output(&mut pair.primary, pair.dialled);
@@ -171,7 +171,7 @@ fn the_longest_idle_connections_of_an_address_are_closed_and_no_busy_ones() {
     };
     let (oldest, of_other, asks) = (open(0, crowd), open(0, other), open(0, crowd));
     let (second, newest) = (open(10, crowd), open(20, crowd));
-    // A partial request.
+    // This connection has sent a part of a request.
     shard.on_bytes(NOW, asks, &[1, 0, 0]);
     assert_eq!(shard.close_idle(crowd, 2), 2);
     for closed in [oldest, second] {

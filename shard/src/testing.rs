@@ -1,4 +1,4 @@
-//! Shared fixtures of the state machines' tests: two shards without sockets, joined byte by byte.
+//! Shared fixtures for tests of the state machines: two shards without sockets that exchange bytes.
 
 use kv_protocol::ClusterKey;
 use std::io::IoSlice;
@@ -34,7 +34,7 @@ pub(crate) fn member(server: u16) -> Member {
     Member { server: ServerId(server), incarnation: Incarnation(100 + u64::from(server)) }
 }
 
-/// Creates the only shard of one of three servers.
+/// Creates the shard of one of three servers with one shard each.
 pub(crate) fn shard(server: u16) -> Shard {
     shard_with_memory(server, ConnectionMemory::new(None, None, 2))
 }
@@ -123,7 +123,7 @@ pub(crate) fn take_output(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     take_output_at(NOW, shard, id)
 }
 
-/// Ends a wake-up, and takes the bytes that the engine would send next on a connection; readers are not served.
+/// Ends a wake-up, and takes the bytes that the engine would send next on a connection. Readers are not served.
 fn said(now: Time, shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     shard.finish_wake_up(now);
     let bytes = shard.unsent(id).to_vec();
@@ -131,8 +131,8 @@ fn said(now: Time, shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     bytes
 }
 
-/// Sends long values to their readers as one wake-up does; `send` returns how many bytes the socket of a connection
-/// accepts. Returns whether readers are left.
+/// Sends long values to their readers, like one wake-up. `send` returns the number of bytes that the socket of a
+/// connection accepts. Returns whether readers are left.
 pub(crate) fn serve_readers(
     shard: &mut Shard,
     now: Time,
@@ -235,7 +235,7 @@ impl Pair {
         said(NOW, &mut self.secondary, self.accepted)
     }
 
-    /// Moves bytes both ways until neither side sends more.
+    /// Moves bytes in both directions until neither side sends more.
     pub(crate) fn exchange(&mut self) {
         self.exchange_at(NOW);
     }

@@ -1,15 +1,15 @@
-//! One turn of an engine: the order in which a wake-up serves its sockets, and the bounds of the work for clients.
+//! One turn of an engine: the order in which a wake-up serves its sockets, and the limits of the work for clients.
 //!
 //! ```text
-//!   streams of other servers: all of it, and their output
+//!   streams of other servers: everything received, and their output
 //!   strangers at the servers' port: a few
 //!   clients: for a limited time
 //!   all output: for a limited time and a limited number of bytes to clients
 //!   long values: a bounded part, a piece for each reader
 //! ```
 //!
-//! So an ACK never waits for the requests of this server's clients. All PREPAREs and all ACKs of a wake-up leave in one
-//! batch each. The streams are served again within a few milliseconds under any load of clients.
+//! So an ACK never waits for the requests of this server's clients. All PREPAREs of a wake-up are sent in one batch,
+//! and so are all its ACKs. The streams are served again within a few milliseconds under any load of clients.
 
 use std::time::Duration;
 
@@ -19,64 +19,67 @@ use kv_protocol::ids::Time;
 
 use crate::{Shard, Transmit};
 
-/// The time for which a turn serves clients, and the time for which it then sends to them.
+/// The time for which a turn serves clients. Then it sends to them for the same time.
 const CLIENTS_TIME: Duration = Duration::from_millis(1);
-/// The maximum number of bytes that one turn sends to clients. The kernel copies all of them before the send returns.
+/// The maximum number of bytes that one turn sends to clients. It is limited because the kernel copies all of them
+/// before the send returns.
 const MOST_SENT: usize = 1 << 20;
 /// The number of connections handled between two readings of the clock.
 const STEPS_UNTIMED: u32 = 8;
-/// The maximum number of pieces of work that one turn serves of connections at the servers' port without a stream.
+/// The maximum number of pieces of work of one turn for strangers: connections at the servers' port without a
+/// stream.
 const MOST_STRANGERS: usize = 64;
 
-/// The sockets of a shard, as a turn needs them.
+/// The access of a turn to the sockets of a shard.
 pub trait Engine {
-    /// True if a send is complete when [`Engine::see_to`] returns, so that it may have made room for more of a stream.
+    /// True if a send is complete when [`Engine::see_to`] returns. Then the send may have made room for more output of
+    /// a stream.
     const SENDS_AT_ONCE: bool;
 
     /// Reads the shard's clock.
     fn now(&mut self) -> Time;
 
-    /// Records, without waiting, which sockets have become ready since the last look.
+    /// Records which sockets have become ready since the last call, without waiting.
     fn look_again(&mut self, shard: &mut Shard);
 
-    /// Serves all that other servers' streams have received, and the dials that have ended. Returns whether there was
-    /// any.
+    /// Serves everything that arrived on streams of other servers, and the dials that have ended. Returns whether
+    /// there was any such work.
     fn serve_streams(&mut self, shard: &mut Shard) -> bool;
 
-    /// Returns the number of waiting pieces of work: of connections at the servers' port without a stream, and of
-    /// clients.
+    /// Returns the numbers of waiting pieces of work, for strangers and for clients.
     fn waiting(&mut self) -> Waiting;
 
-    /// Serves the next piece of work of a connection at the servers' port without a stream.
+    /// Serves the next piece of work of a stranger.
     fn serve_stranger(&mut self, shard: &mut Shard);
 
-    /// Serves the next piece of work of a client. Returns the time after it, if it took any.
+    /// Serves the next piece of work of a client. Returns the time after it; `None` if it took no measurable time.
     fn serve_client(&mut self, shard: &mut Shard) -> Option<Time>;
 
     /// Ends the clients' part of the turn.
     fn end_clients(&mut self, _shard: &mut Shard) {}
 
-    /// Sends a dirty connection's bytes, and carries out its fate. Returns the number of bytes sent to a client.
+    /// Sends the bytes of a dirty connection, and carries out its [`Fate`](crate::Fate). Returns the number of
+    /// bytes sent to a client.
     fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize;
 
-    /// Passes all sends so far to the kernel.
+    /// Passes all sends that were prepared so far to the kernel.
     fn submit(&mut self) {}
 
-    /// Sends at once as many of these bytes as the socket has room for; returns their number.
+    /// Sends as many of these bytes as the socket has room for, without waiting; returns their number.
     fn send(&mut self, transmit: &Transmit<'_>) -> usize;
 }
 
 /// The number of pieces of work that wait for their turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// Work of connections at the servers' port without a stream, and connections to accept.
+    /// Work for strangers, and connections to accept.
     pub strangers: usize,
     /// Work of clients.
     pub clients: usize,
 }
 
-/// Runs one turn, which began at `now`, after [`Shard::begin_wake_up`]. `is_wanted` is true if output may wait. The turn
-/// may leave work: waiting clients, dirty connections, readers.
+/// Runs one turn, which began at `now`, after [`Shard::begin_wake_up`]. `is_wanted` is true if output may be waiting.
+/// After the turn some work may remain: waiting clients, dirty connections and readers.
 pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: bool) {
     if shard.has_stood() {
         engine.look_again(shard);
@@ -107,7 +110,7 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
     engine.end_clients(shard);
     let now = settle(engine, shard, &mut budget);
     if shard.has_readers() {
-        // Send all short responses before long values.
+        // All short responses are sent before long values.
         engine.submit();
         while let Some(transmit) = shard.poll_transmit(now) {
             let sent = engine.send(&transmit);
@@ -117,11 +120,11 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
     }
 }
 
-/// Ends a wake-up, or the streams' part of it: pumps the streams and handles dirty ones. Then it handles the other dirty
-/// connections in order, as far as the budget allows, which gets its full time again.
+/// Ends a wake-up, or its part for streams: pumps the streams and handles the dirty ones. Then handles the other dirty
+/// connections in order, as far as the budget allows. The budget gets its full time again before.
 ///
-/// Reads the clock itself and returns the reading. An ACK begins a grace, which would end too early by a reading from
-/// before the acknowledged bytes were received.
+/// The function reads the clock itself and returns the reading. The grace of an ACK would end too early if the
+/// reading were older than the receipt of the acknowledged bytes.
 fn settle<E: Engine>(engine: &mut E, shard: &mut Shard, budget: &mut Budget) -> Time {
     let now = engine.now();
     budget.renew_time(now);
@@ -138,7 +141,7 @@ fn settle<E: Engine>(engine: &mut E, shard: &mut Shard, budget: &mut Budget) -> 
         budget.spend(sent);
     }
     if had_streams && E::SENDS_AT_ONCE {
-        // The sends may have made room for more of a stream, which is sent in the next turn.
+        // The sends may have made room for more output of a stream. It is appended now and sent in the next turn.
         shard.finish_wake_up(now);
     }
     now
@@ -167,7 +170,7 @@ impl Budget {
         self.bytes > 0 && now < self.until
     }
 
-    /// Returns whether budget for one short step is left; reads the clock only once in several steps.
+    /// Returns whether the budget allows one more short step. Reads the clock only once in several steps.
     fn admits_step(&mut self, now: impl FnOnce() -> Time) -> bool {
         self.steps = (self.steps + 1) % STEPS_UNTIMED;
         if self.steps == 0 { self.has_more(now()) } else { self.bytes > 0 }

@@ -1,17 +1,17 @@
-//! Tests of a turn over sockets whose receives take time.
+//! Tests of a turn in which receiving takes time.
 
 use kv_protocol::FailureTimeout;
 
 use super::*;
 use crate::testing::{GROUP, NOW, Pair, member};
 
-/// The time that passes before the bytes of a stream are received.
+/// The time that a receive from a stream takes.
 const LATE: Duration = Duration::from_millis(400);
 
 /// An engine with one stream, and one client with waiting work.
 struct Slow {
     stream: ConnectionId,
-    /// The bytes of the stream, in the portions of each look.
+    /// The bytes of the stream, in portions. Each look finds one more portion.
     bytes: Vec<Vec<u8>>,
     /// The number of portions that were recorded as ready.
     noted: usize,
@@ -84,7 +84,7 @@ fn a_shard_that_was_not_scheduled_checks_its_sockets_before_it_runs_its_timers()
     pair.primary.on_tick(later);
     pair.primary.finish_wake_up(later);
     let beacon = pair.primary.unsent(pair.dialled).to_vec();
-    // The shard is not called for a while. The bytes that arrived meanwhile are not recorded yet.
+    // The shard is not called for a while. The engine has not recorded the bytes that arrived meanwhile yet.
     let stood = later + Duration::from_secs(2);
     let (stream, now) = (pair.accepted, stood);
     let mut engine = Slow { stream, bytes: vec![beacon], noted: 0, now, sent: Vec::new() };

@@ -89,19 +89,13 @@ fn servers_that_exit_while_their_coordinator_is_paused_can_be_restored() {
         process::cut_connections(pid, port);
     }
     // They have ended, and the paused coordinator has not waited for them yet.
-    wait_until("every server to exit", TIMEOUT, || pids.iter().all(|pid| has_ended(*pid)));
+    wait_until("every server to exit", TIMEOUT, || pids.iter().all(|pid| process::has_ended(*pid)));
     process::signal(cluster.coord_pid(), Signal::CONT);
     cluster.await_end(0);
     let log = cluster.coord_log();
     assert!(!log.contains("a second fault"), "{log}");
     let restored = Cluster::builder().restore(cluster.into_dir()).start();
     check_all(&mut restored.open(), &pairs);
-}
-
-/// Returns true if a process has ended, whether or not its parent has waited for it.
-fn has_ended(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 #[test]

@@ -181,6 +181,35 @@ fn connections_to(sshd: &Sshd) -> Vec<u32> {
         .collect()
 }
 
+/// Checks that an exit after complete dumps is not taken for a crash if the connection that would have reported its exit
+/// status was lost.
+#[test]
+fn servers_that_exit_while_the_coordinator_is_paused_and_ssh_is_cut_are_no_fault() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().flag("--orphan-timeout").flag("1").start();
+    cluster.client(&operations(500)).with_code(0);
+    let pids = cluster.server_pids();
+    process::signal(cluster.coord_pid(), Signal::STOP);
+    for &pid in &pids {
+        process::cut_connections(pid, cluster.ready.servers_port);
+    }
+    // The connections are lost before the server behind them exits.
+    for ssh in connections_to(&sshd) {
+        process::signal(ssh, Signal::KILL);
+    }
+    wait_until("every server to exit", TIMEOUT, || {
+        pids.iter().all(|pid| process::has_ended(*pid)) && nobody_is_left(&sshd)
+    });
+    process::signal(cluster.coord_pid(), Signal::CONT);
+    cluster.await_end(0);
+    let log = cluster.coord_log();
+    assert!(!log.contains("a second fault"), "{log}");
+    fetch_dumps(&sshd, &cluster);
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), 500);
+}
+
 /// Runs a subcommand of `coord` for the cluster in a directory.
 #[track_caller]
 fn coord(word: &str, dir: &Path, arguments: &[&str]) -> Ended {

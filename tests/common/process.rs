@@ -131,3 +131,9 @@ pub(crate) fn raise_own_descriptor_limit() -> u64 {
     setrlimit(Resource::Nofile, limit).expect("raise the soft limit to the hard one");
     limit.current.unwrap_or(u64::MAX)
 }
+
+/// Returns true if a process has ended, whether or not its parent has waited for it.
+pub(crate) fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
+}

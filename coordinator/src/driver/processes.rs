@@ -12,7 +12,8 @@ mod spawn;
 use std::rc::Rc;
 
 use kv_core::cluster::KillReason;
-use kv_protocol::Member;
+use kv_protocol::cluster_file::ServerLine;
+use kv_protocol::{GroupId, Member};
 
 use super::context::Driver;
 use crate::clock;
@@ -47,6 +48,36 @@ impl Driver {
         let state = self.cluster().durable().clone();
         let has_left = written::has_left(&self.dir, &state, member).await;
         Exit { in_order: Some(has_left), ..exit }
+    }
+
+    /// Does the same on the host of a process behind ssh.
+    pub(super) async fn look_for_dumps_on_host(
+        &self,
+        line: &ServerLine,
+        member: Member,
+        exit: Exit,
+    ) -> Exit {
+        if exit.in_order.is_some() {
+            return exit;
+        }
+        let state = self.cluster().durable().clone();
+        let (groups, names): (Vec<GroupId>, Vec<String>) =
+            written::dumps_of(&state, member).into_iter().unzip();
+        let ssh = self.plan().ssh.clone();
+        match ssh.dumped(&line.host, (state.cluster, member), &names).await {
+            Ok(dumped) => {
+                let is_dumped = groups.iter().all(|group| dumped.contains(group));
+                Exit { in_order: Some(!groups.is_empty() && is_dumped), ..exit }
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "cannot look for dumps of server {} on {}: {error}; its exit counts as a crash",
+                    line.id,
+                    line.host
+                );
+                exit
+            }
+        }
     }
 
     /// Passes the exit of a process to the cluster.

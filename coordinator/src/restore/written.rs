@@ -36,22 +36,30 @@ async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<Gro
     missing.await.ok().flatten().unwrap_or_else(|| groups.to_owned())
 }
 
+/// Returns the groups of which this process held a replica, each with the name of its dump.
+pub(crate) fn dumps_of(state: &DurableState, member: Member) -> Vec<(GroupId, String)> {
+    let servers = u16::try_from(state.servers.len()).unwrap_or(u16::MAX);
+    let held = (0..servers)
+        .map(GroupId)
+        .filter(|group| state.holders(*group).any(|holder| holder == member));
+    let named = |group: GroupId| {
+        let role = if group.home_primary() == member.server { "primary" } else { "secondary" };
+        (group, format!("server_{}.{role}", member.server))
+    };
+    held.map(named).collect()
+}
+
 /// Returns whether the directory has a complete dump, written by this process, of every group of which it held a
 /// replica. If so, the exit of the process was orderly, regardless of its exit status.
 pub(crate) async fn has_left(dir: &Path, state: &DurableState, member: Member) -> bool {
     let (dir, state) = (dir.to_owned(), state.clone());
     let is_whole = in_thread(move || {
-        let servers = u16::try_from(state.servers.len()).ok()?;
-        let all = (0..servers).map(GroupId);
-        let held = all.filter(|group| state.holders(*group).any(|holder| holder == member));
-        let is_dumped = |group: GroupId| {
-            let role = if group.home_primary() == member.server { "primary" } else { "secondary" };
-            let path = dir.join(format!("server_{}.{role}", member.server));
-            let header = gather::check(&path, &state);
+        let is_dumped = |(group, name): (GroupId, String)| {
+            let header = gather::check(&dir.join(name), &state);
             header
                 .is_ok_and(|header| header.origin.writer == member && header.origin.group == group)
         };
-        let held: Vec<GroupId> = held.collect();
+        let held = dumps_of(&state, member);
         Some(!held.is_empty() && held.into_iter().all(is_dumped))
     });
     is_whole.await.ok().flatten().unwrap_or(false)

@@ -20,7 +20,7 @@ use std::time::Duration;
 use kv_daemon::identity::Process;
 use kv_protocol::cluster_file::Host;
 use kv_protocol::control_message::Started;
-use kv_protocol::{ClusterId, Incarnation};
+use kv_protocol::{ClusterId, GroupId, Incarnation, Member};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::timeout;
@@ -34,7 +34,7 @@ pub(super) mod scripts;
 mod tests;
 
 pub(crate) use scripts::plain_command;
-use scripts::{end_script, look_script, servers_script, strays_script};
+use scripts::{dumped_script, end_script, look_script, servers_script, strays_script};
 
 use super::exit::MAX_QUOTED_BYTES;
 
@@ -42,6 +42,8 @@ use super::exit::MAX_QUOTED_BYTES;
 const CONNECT_SECONDS: u16 = 10;
 /// The timeout of a script that only queries or kills, including the connection.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The timeout of the check of a process's dumps, which reads all of them.
+const DUMPS_TIMEOUT: Duration = Duration::from_secs(600);
 /// The maximum size of a script's output.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
 
@@ -116,6 +118,29 @@ impl Ssh {
             })
         };
         Ok(processes.iter().map(of).collect())
+    }
+
+    /// Returns the groups of a cluster of which this process has completed one of these dumps on its host.
+    ///
+    /// # Errors
+    /// The host was not reached, or a dump of the process is incomplete.
+    pub(crate) async fn dumped(
+        &self,
+        host: &Host,
+        (cluster, writer): (ClusterId, Member),
+        names: &[String],
+    ) -> Result<Vec<GroupId>, SshError> {
+        let script = dumped_script(&self.remote_dir, writer.incarnation, names);
+        let said = self.run_within(host, &script, DUMPS_TIMEOUT).await?;
+        if !said.status.success() {
+            return Err(SshError::Failed(said.why()));
+        }
+        let group = |line: &str| {
+            let rest = line.strip_prefix(&format!("dumped {cluster} "))?;
+            let number = rest.strip_suffix(&format!(" {}", writer.server))?;
+            number.parse().ok().map(GroupId)
+        };
+        Ok(lines(&said.output).filter_map(group).collect())
     }
 
     /// Returns the process ids of the servers there that belong to this cluster or run in the servers' directory.
@@ -212,6 +237,15 @@ impl Ssh {
 
     /// Runs a script like [`Ssh::run`], but also returns the output of a script that failed.
     async fn run_to_any_end(&self, host: &Host, script: &str) -> Result<Said, SshError> {
+        self.run_within(host, script, SCRIPT_TIMEOUT).await
+    }
+
+    async fn run_within(
+        &self,
+        host: &Host,
+        script: &str,
+        limit: Duration,
+    ) -> Result<Said, SshError> {
         let mut child = self.command(host, script).spawn().map_err(SshError::Start)?;
         let (output, errors) = pipes(&mut child);
         let whole = async {
@@ -223,7 +257,7 @@ impl Ssh {
             let status = child.wait().await.map_err(SshError::Start)?;
             Ok(Said { output: String::from_utf8_lossy(&text).into_owned(), errors, status })
         };
-        timeout(SCRIPT_TIMEOUT, whole).await.map_err(|_| SshError::TooSlow)?
+        timeout(limit, whole).await.map_err(|_| SshError::TooSlow)?
     }
 
     /// Kills a server, and waits for the proof that it has ended.

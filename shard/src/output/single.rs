@@ -1,4 +1,4 @@
-//! The output of one connection, and the end of the connection.
+//! The output of one connection, and how far the connection has ended.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -10,15 +10,15 @@ use kv_protocol::client_message::{Request, ResponseHead};
 use kv_protocol::ids::{GroupId, Time};
 use kv_protocol::limits::{MAX_DEADLINE, STALL_DEADLINE};
 
-/// The number of bytes of a long value that are copied when the engine waits for room in the socket.
+/// The number of bytes of a long value that are copied into the output if the socket has no room.
 const PAGE: usize = 4 << 10;
 /// The maximum number of parts of one send of long values; each value has up to three.
 const MOST_PARTS: usize = 192;
 /// The number of sent bytes at the front of a buffer at which it is compacted.
 const COMPACT_BYTES: usize = 128 << 10;
-/// The time that a closing connection waits for the peer to receive the final bytes and close.
+/// The time for which a closing connection waits until the peer has received the final bytes and closes.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
-/// The time without progress after which a connection is closed if others need the memory of its output.
+/// The time without progress after which a connection is closed if other connections need the memory of its output.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(1);
 
 /// The range of a pinned value that a response contains.
@@ -27,7 +27,7 @@ pub(crate) struct PinnedValue {
     pub(crate) group: GroupId,
     pub(crate) pin: Pin,
     pub(crate) range: Range<usize>,
-    /// The key, for the mutation that looks it up again.
+    /// The key, for the mutation that looks the value up again.
     #[cfg(feature = "mutations")]
     pub(crate) key: Box<[u8]>,
 }
@@ -56,7 +56,7 @@ impl PinnedValue {
 pub(super) struct LongResponse {
     pub(super) head: ResponseHead,
     pub(super) value: PinnedValue,
-    /// The number of bytes of head and value that are sent.
+    /// The number of bytes of head and value that were sent.
     pub(super) sent: usize,
     pub(super) pinned_at: Time,
     /// The bytes to send after this response.
@@ -97,7 +97,7 @@ pub(crate) struct Output {
     pub(super) is_stream: bool,
     /// True while the connection is in the queue of readers.
     pub(super) is_in_line: bool,
-    /// True after the socket has accepted less than offered, until the engine has sent all bytes in `bytes`.
+    /// True after the socket has accepted fewer bytes than offered, until the engine has sent all of `bytes`.
     pub(super) is_blocked: bool,
     /// The number of requests that were passed to a replica and whose responses are not appended yet.
     pub(super) in_flight: u32,
@@ -142,8 +142,9 @@ impl Output {
         }
     }
 
-    /// Takes out all bytes that the engine is to send, and returns the buffer with the offset of the first. They count
-    /// as unsent until [`super::Outputs::on_sent`]. Returns `None` if there are none, or if others are still taken out.
+    /// Takes out all bytes that the engine is to send. Returns the buffer and the offset of the first byte. The bytes
+    /// count as unsent until [`super::Outputs::on_sent`]. Returns `None` if there are none, or if the engine still has
+    /// earlier ones.
     pub(crate) fn take(&mut self) -> Option<(Vec<u8>, usize)> {
         if self.taken > 0 || self.unsent().is_empty() {
             return None;
@@ -173,8 +174,8 @@ impl Output {
         }
     }
 
-    /// Removes the first `count` bytes that are not taken out, long values included, after they were sent. Appends pins
-    /// that are no longer needed to `released`.
+    /// Removes the first `count` bytes that are not taken out, including long values, after they were sent. Appends
+    /// pins that are no longer needed to `released`.
     pub(super) fn on_sent_now(&mut self, now: Time, count: usize, released: &mut Vec<PinnedValue>) {
         let first = count.min(self.bytes.len() - self.sent);
         if count > 0 {
@@ -222,7 +223,7 @@ impl Output {
         }
     }
 
-    /// Removes the first long response, which was sent in full; the bytes behind it come next.
+    /// Removes the first long response, which was sent in full. The bytes after it are sent next.
     fn pop_long(&mut self, released: &mut Vec<PinnedValue>) {
         let Some(LongResponse { value, behind, .. }) = self.long.pop_front() else { return };
         released.push(value);
@@ -244,7 +245,7 @@ impl Output {
             && self.end != End::Dead
     }
 
-    /// Returns the memory that the buffers hold, in bytes.
+    /// Returns the memory of the buffers, in bytes.
     pub(super) fn held(&self) -> usize {
         let long = self.long.iter().map(|long| long.behind.capacity() + size_of::<LongResponse>());
         self.bytes.capacity() + self.taken_capacity + long.sum::<usize>()
@@ -255,7 +256,7 @@ impl Output {
         // A reader in the queue waits for this server, not for its client.
         let is_stalled = self.unsent_bytes() > 0 && !self.is_in_line;
         let stalled = is_stalled.then(|| self.last_progress + STALL_DEADLINE);
-        // No client waits longer for a response.
+        // Clients do not wait longer than this for a response.
         let pinned = self.long.front().map(|long| long.pinned_at + MAX_DEADLINE);
         let ending = match self.end {
             End::Open | End::Dead => None,
@@ -265,8 +266,8 @@ impl Output {
         stalled.into_iter().chain(pinned).chain(ending).min()
     }
 
-    /// Returns whether the output holds memory and has made no progress for so long that the connection is closed if
-    /// others need the memory.
+    /// Returns whether the output uses memory and has made no progress for [`STALL_UNDER_PRESSURE`]. Then the
+    /// connection is closed if others need the memory.
     pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
         self.counted > 0
             && self.unsent_bytes() > 0
@@ -307,7 +308,7 @@ impl Output {
         }
     }
 
-    /// Closes the connection, whose input has ended, after the responses to its requests are sent.
+    /// Closes the connection after the responses to its requests are sent, because its input has ended.
     pub(crate) fn close_after_responses(&mut self, now: Time) {
         match self.end {
             End::Open => self.end = End::HalfClosed(now + STALL_DEADLINE),

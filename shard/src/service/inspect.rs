@@ -5,8 +5,8 @@ use kv_protocol::ids::GroupId;
 use super::{DialState, Hosted, Service};
 
 impl Service {
-    /// Returns everything about a group on which the behaviour of this service depends, as text, apart from times and
-    /// log limits of dials. The names of all fields make the omission of a new one a compiler error.
+    /// Returns everything about a group on which the behaviour of this service depends, as text, except times and log
+    /// limits of dials. All fields are named, so that the omission of a new one is a compiler error.
     pub(crate) fn describe(&self, group: GroupId) -> String {
         let Some(hosted) = self.hosted.iter().find(|hosted| hosted.replica.group() == group) else {
             return String::new();

@@ -7,10 +7,10 @@
 //!   the reader joins the queue again behind the others            the rest waits for the next one
 //! ```
 //!
-//! Values are sent from the table's memory, so a response of any length takes no further memory, and many readers of
-//! one value share it. The response has the value at the time of the lease check, because a pinned entry stays
-//! unchanged when its key is overwritten. The engine's transmit borrows the shard, so no entry moves or is freed before
-//! the send returns.
+//! Values are sent from the table's memory. So a response of any length takes no additional memory, and all readers of
+//! one value share its memory. The response contains the value at the time of the lease check, because a pinned entry
+//! does not change when its key is overwritten. A transmit borrows the shard, so no entry moves or is freed before the
+//! send returns.
 
 use std::io::IoSlice;
 
@@ -25,7 +25,8 @@ use crate::event::{Event, EventKind};
 use crate::output::PinnedValue;
 
 impl Service {
-    /// Closes a reader if a replica has lost its table with a value for it; returns whether it did.
+    /// Closes a reader if a replica has cleared the table with one of the reader's values. Returns whether it was
+    /// closed.
     pub(crate) fn close_if_lost(&mut self, id: ConnectionId) -> bool {
         let mut pinned = self.outputs.pinned(id);
         let Some(lost) = pinned.find(|value| value_in(&self.hosted, value).is_none()) else {
@@ -38,7 +39,7 @@ impl Service {
         true
     }
 
-    /// Returns the next bytes for a reader, at most `most`; `None` if a replica has lost its table.
+    /// Returns the next bytes for a reader, at most `most`; `None` if a replica has cleared its table.
     pub(crate) fn parts_for_reader(
         &self,
         id: ConnectionId,
@@ -76,8 +77,8 @@ impl Service {
         }
     }
 
-    /// Applies the current memory limit to the tables, and reserves the part of it that the connections of the process
-    /// hold.
+    /// Applies the current memory limit to the tables, and lends the part that the connections of the process use to
+    /// the connections.
     pub(super) fn leave_memory_to_connections(&mut self) {
         let memory = self.outputs.tally().memory();
         let (limit, part) = (memory.table_limit(), memory.held() / memory.tables());
@@ -89,7 +90,7 @@ impl Service {
     }
 }
 
-/// Returns the bytes of a pinned value in the table; `None` if the replica has lost its table.
+/// Returns the bytes of a pinned value in the table; `None` if the replica has cleared its table.
 fn value_in<'t>(hosted: &'t [Hosted], value: &PinnedValue) -> Option<&'t [u8]> {
     let hosted = hosted.iter().find(|hosted| hosted.replica.group() == value.group)?;
     #[cfg(feature = "mutations")]

@@ -1,5 +1,5 @@
-//! Look-ahead: prefetches the table memory for a connection's next requests before serving the first of them, and
-//! checks the digests of its writes several at once.
+//! Look-ahead: before the first of a connection's next requests is served, the table memory for all of them is
+//! prefetched. The digests of writes are checked several at once.
 //!
 //! ```text
 //!   received bytes   [ GET a | GET b | GET c | ... ]
@@ -8,8 +8,8 @@
 //!                        3. a, b, c, ...            served from the cache
 //! ```
 //!
-//! What is found here is kept for the serving: the frames, the parsed requests with their hashes, and which digests
-//! were verified. Errors in a request are reported when it is served.
+//! The results are kept until the requests are served: the frames, the parsed requests with their hashes, and the
+//! verified digests. Errors in a request are reported when it is served.
 
 use kv_core::mutations::{self, Mutation};
 use kv_core::table::{LOOK_AHEAD, TableHash};
@@ -29,7 +29,7 @@ pub(crate) struct Hashed<'a> {
     pub(crate) hash: TableHash,
 }
 
-/// A frame of a client with the request in it, unless it is malformed or of another kind.
+/// A frame of a client, with the request in it if the frame contains a valid one.
 #[derive(Clone, Copy)]
 pub(crate) struct ReadFrame<'a> {
     pub(crate) frame: Frame<'a>,
@@ -38,21 +38,21 @@ pub(crate) struct ReadFrame<'a> {
     pub(crate) is_proven: bool,
 }
 
-/// The next frames, read ahead.
+/// The next frames of a connection, which were read ahead.
 #[derive(Default)]
 pub(crate) struct Ahead<'a> {
     frames: [Option<ReadFrame<'a>>; LOOK_AHEAD],
     count: usize,
     /// The number of frames that were taken.
     taken: usize,
-    /// Bits of the frames whose digest was verified.
+    /// A bit for each frame: set if the digest of its request was verified.
     proven: u32,
 }
 
 const _: () = assert!(LOOK_AHEAD <= u32::BITS as usize, "a bit each");
 
 impl<'a> Ahead<'a> {
-    /// Returns whether it is time to look ahead again.
+    /// Returns whether all frames were taken, so that the next ones must be read.
     pub(crate) fn is_over(&self) -> bool {
         self.taken == self.count
     }
@@ -67,7 +67,7 @@ impl<'a> Ahead<'a> {
     }
 }
 
-/// Writes whose digests are still to be checked.
+/// Writes whose digests are not checked yet.
 #[derive(Default)]
 struct Unproven<'a> {
     keys: [&'a [u8]; Digest::TOGETHER],
@@ -78,8 +78,8 @@ struct Unproven<'a> {
 }
 
 impl<'a> Unproven<'a> {
-    /// Adds a write. Once as many are collected as are checked at once, checks them and returns the bits of the correct
-    /// ones.
+    /// Adds a write. When enough writes for a batch are collected, checks them and returns the bits of those with a
+    /// correct digest.
     fn add(&mut self, frame: usize, key: &'a [u8], digest: Digest) -> u32 {
         if key.len() > Digest::MAX_TOGETHER_BYTES {
             return 0;
@@ -111,11 +111,11 @@ impl Service {
         ReadFrame { frame, request, is_proven: false }
     }
 
-    /// Reads the complete frames at the beginning of `received` into `ahead`, which is over. If there is none, `ahead`
-    /// stays over.
+    /// Reads the complete frames at the beginning of `received` into `ahead`, whose earlier frames were all taken. If
+    /// there is no complete frame, `ahead` stays empty.
     ///
     /// # Errors
-    /// The first frame's.
+    /// [`FrameError`] of the first frame.
     pub(crate) fn look_ahead<'a>(
         &self,
         ahead: &mut Ahead<'a>,
@@ -146,7 +146,7 @@ impl Service {
             }
             ahead.frames[count] = Some(read);
             count += 1;
-            // Neither prefetching nor batched digests gain anything for a single request.
+            // For a single request, neither prefetching nor a batch of digests is faster.
             if count == 1 && rest.is_empty() {
                 break;
             }
@@ -164,7 +164,8 @@ impl Service {
         Ok(())
     }
 
-    /// Prefetches for the next messages of a batch; returns how many were examined, at least 1.
+    /// Prefetches the table memory for the next messages of a batch. Returns the number of messages examined, at
+    /// least 1.
     pub(crate) fn look_ahead_in_batch(&self, group: GroupId, batch: BatchReader<'_>) -> usize {
         let (mut hashes, mut known, mut messages) = ([TableHash(0); LOOK_AHEAD], 0, 0);
         let Some(replica) = self.replica(group) else { return LOOK_AHEAD };

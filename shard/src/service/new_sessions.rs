@@ -1,13 +1,13 @@
-//! A limit on the sessions that clients of one address begin. It is needed because a shard with too many sessions
-//! expires the oldest.
+//! A limit on the number of sessions that clients of one address begin. It is needed because a shard with too many
+//! sessions expires the oldest ones.
 //!
 //! ```text
 //!   credit of an address   16,384 sessions at once, 512 more a second
 //!   without credit         a client without a session gets BUSY and retries; the others are served
 //! ```
 //!
-//! So one address cannot cause the completion records of other addresses to be dropped within a minute, which is the
-//! longest deadline of a retry.
+//! So an address cannot make the shard drop completion records of other addresses within a minute, the longest time
+//! for which a client retries a write.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,8 +17,9 @@ use kv_protocol::limits::{MAX_SESSIONS, SESSIONS_FORGOTTEN_AT_ONCE};
 
 use crate::address::Address;
 
-/// The number of sessions that an address may begin at once, and in each further second.
+/// The number of sessions that an address may begin at once.
 const AT_ONCE: u32 = 16_384;
+/// The number of further sessions that an address may begin per second.
 const A_SECOND: u32 = 512;
 /// The longest deadline of an operation of the client library, in seconds.
 const LONGEST_RETRY: u32 = 60;
@@ -35,9 +36,9 @@ const CREDIT: Duration = PAYS.checked_mul(AT_ONCE).expect("half a minute");
 /// The session credits of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct NewSessions {
-    /// The time at which the debt of each address is paid off. Each begun session adds [`PAYS`] to it.
+    /// The time at which the debt of each address is paid off. Each session that begins adds [`PAYS`].
     paid_at: HashMap<Address, Time>,
-    /// The time until which some address may be without credit. Later writes need no check.
+    /// The time until which an address may be without credit. Later writes need no check.
     looks_until: Time,
 }
 

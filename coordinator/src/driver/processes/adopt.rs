@@ -43,9 +43,10 @@ impl Driver {
                     driver.look_for_dumps(member, exit).await
                 }
                 Host::Ssh { .. } => {
-                    let server = RemoteServer::adopted(ssh, line, &started);
+                    let server = RemoteServer::adopted(ssh, line.clone(), &started);
                     let host = |trouble: Option<&str>| driver.note_host(member, trouble);
-                    server.run(turn, kill, |_| {}, || None, host).await
+                    let exit = server.run(turn, kill, |_| {}, || None, host).await;
+                    driver.look_for_dumps_on_host(&line, member, exit).await
                 }
             };
             driver.exited(member, exit);

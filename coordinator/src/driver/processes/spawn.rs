@@ -89,6 +89,7 @@ impl Driver {
             let tell = |pid| driver.tell_spawned(&line, Some(pid));
             let host = |trouble: Option<&str>| driver.note_host(member, trouble);
             let exit = server.run(turn, kill, tell, || driver.reported(member), host).await;
+            let exit = driver.look_for_dumps_on_host(&line, member, exit).await;
             driver.exited(member, exit);
         });
     }

@@ -64,14 +64,30 @@ pub(in crate::spawn) fn ask_command(
     processes: &[Process],
 ) -> String {
     let dir = quote::word(remote_dir);
-    let processes: Vec<String> = processes.iter().map(ToString::to_string).collect();
+    let words: Vec<String> = processes.iter().map(ToString::to_string).collect();
+    server_command(&dir, question, &words)
+}
+
+/// Returns the command that runs the server's executable in its directory with a query.
+fn server_command(dir: &str, question: &str, words: &[String]) -> String {
     format!(
         "cd {dir} || exit 1\n\
          [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD, which is needed to find the \
          processes that run\" >&2; exit 1; }}\n\
          exec ./server {question} {}",
-        processes.join(" ")
+        words.join(" ")
     )
+}
+
+/// Returns the script that names those of these dumps that a process has completed.
+pub(in crate::spawn) fn dumped_script(
+    remote_dir: &str,
+    writer: Incarnation,
+    names: &[String],
+) -> String {
+    let mut words = vec![writer.to_string()];
+    words.extend(names.iter().cloned());
+    format!("{}\n", server_command(&quote::word(remote_dir), "--dumped", &words))
 }
 
 /// Returns the script that waits for the end of a server that another connection started. The script ends earlier if
