@@ -13,13 +13,13 @@ fn main() {
 
     // The major number changes with every incompatible change of the interface.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libkvclient.so.1");
-    // Without this, the destructor of a thread-local could run after a dlclose.
+    // Without this flag, the destructor of a thread-local could run after a dlclose.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml"))
         .unwrap_or_else(|error| panic!("ffi/cbindgen.toml: {error}"));
-    // cbindgen reads the source files, because for a crate it would run cargo inside cargo. The order of the header is
-    // that of the modules in lib.rs.
+    // cbindgen gets the source files and not the crate, because for a crate it would run cargo inside cargo. The header
+    // has the order of the modules in lib.rs.
     cbindgen::Builder::new()
         .with_config(config)
         .with_src(root.join("src/lib.rs"))

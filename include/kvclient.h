@@ -54,8 +54,8 @@
 #define KVC_NOT_FOUND -1
 
 /**
- * A read was sent and got no response before its deadline. Treat it like KVC_UNAVAILABLE: the value was not read, and
- * whether the request reached a server makes no difference to the program.
+ * A read was sent and got no response before its deadline. Treat this status like KVC_UNAVAILABLE: the value was not
+ * read, and it makes no difference whether the request reached a server.
  */
 #define KVC_TIMEOUT -2
 
@@ -65,8 +65,8 @@
 #define KVC_IN_DOUBT -3
 
 /**
- * The operation was not served before the deadline; a write was not executed. For a read, treat it like KVC_TIMEOUT.
- * From kvc_open() and kvc_cq_new(): a name cannot be resolved, or the system provides no descriptor.
+ * The operation was not served before the deadline; a write was not executed. For a read, treat this status like
+ * KVC_TIMEOUT. From kvc_open() and kvc_cq_new(): a name cannot be resolved, or the system provides no descriptor.
  */
 #define KVC_UNAVAILABLE -4
 
@@ -118,14 +118,14 @@
 #define KVC_NO_MEMORY -13
 
 /**
- * A protocol error between client and server. An endpoint of another kind of server (HTTP, SSH) counts as unavailable:
- * KVC_UNAVAILABLE at the deadline. The message describes the invalid bytes.
+ * A protocol error between client and server. If an endpoint belongs to another kind of server (HTTP, SSH), the status
+ * is KVC_UNAVAILABLE at the deadline, and the message describes the invalid bytes.
  */
 #define KVC_PROTOCOL -14
 
 /**
- * A defect in the library; the handle or queue can only be closed. Its message and source location are also printed to
- * standard error.
+ * A defect in the library. The only useful call on the handle or queue is to close it. The message and the source
+ * location of the defect are also printed to standard error.
  */
 #define KVC_PANIC -15
 
@@ -197,7 +197,7 @@
 #define KVC_EVENT_SESSION_BEGUN 8
 
 /**
- * kvc_event.server: the event concerns no particular server.
+ * kvc_event.server: the event does not concern one server.
  */
 #define KVC_NO_SERVER 4294967295
 
@@ -237,8 +237,8 @@
 #define KVC_OP_DELETE 3
 
 /**
- * kvc_op.flags: the value of a put is not copied. The program must not change or free it until it has the completion,
- * or has freed the queue.
+ * kvc_op.flags: the value of a put is not copied. The program must not change or free the value until it has received
+ * the completion or has freed the queue.
  */
 #define KVC_KEEP 1
 
@@ -253,29 +253,29 @@
 #define KVC_NEVER 18446744073709551615ull
 
 /**
- * A client of one cluster; opaque. Many threads may use it at once. Open one for the whole program, not one for each
- * call.
+ * A client of one cluster; opaque. Many threads may use it at once. Open one handle for the whole program, not one for
+ * each call.
  */
 typedef struct kvc_client kvc_client;
 
 /**
- * A completion queue; opaque. Only one thread at a time may use it. A call from another thread returns KVC_INVALID,
- * even while the first thread waits in kvc_cq_poll().
+ * A completion queue; opaque. Only one thread at a time may use it. While a thread is in a call on the queue, even if
+ * it waits in kvc_cq_poll(), calls from other threads return KVC_INVALID.
  */
 typedef struct kvc_cq kvc_cq;
 
 /**
  * Receives the log messages of a handle (lost connections, new maps), one line each, without a line end. The library
- * calls it within calls on the handle and its queues, on their threads, possibly on several at once. It must return
- * normally: no longjmp, no C++ exception, and no second return in the child of a fork. It must not call the library:
- * such a call on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume() are allowed. `words`
- * is valid until it returns.
+ * calls this function within calls on the handle and its queues, on the threads of these calls, possibly on several
+ * threads at once. The function must return normally: no longjmp, no C++ exception, and no second return in the child
+ * of a fork. It must not call the library: such a call on a handle or a queue returns KVC_INVALID. Only
+ * kvc_interrupt() and kvc_resume() are allowed. `words` is valid until the function returns.
  */
 typedef void (*kvc_log_fn)(void *log_arg, int level, const char *words);
 
 /**
- * An event of a handle or a queue, filled in by the library. A later library may have more fields and more kinds. A
- * program reads the fields that its header has, and ignores unknown kinds.
+ * An event of a handle or a queue, filled in by the library. A later library may add fields and kinds. A program reads
+ * the fields that its header has, and ignores unknown kinds.
  */
 typedef struct {
     /**
@@ -312,11 +312,11 @@ typedef struct {
  * Receives the events of a handle and its queues. Each of the handle's connections_per_shard and each queue has its
  * own connections and its own map, and reports its own events.
  *
- * The library calls it only within calls on the handle and its queues, on the thread that is in the call, possibly on
- * several threads at once. The handle's lock is held, so other calls wait until it returns. It must return normally:
- * no longjmp, no C++ exception, and no second return in the child of a fork. It must not call the library: such a call
- * on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume() are allowed. `event` and its texts
- * are valid until it returns.
+ * The library calls this function only within calls on the handle and its queues, on the thread that is in the call,
+ * possibly on several threads at once. The handle's lock is held, so other calls wait until the function returns. The
+ * function must return normally: no longjmp, no C++ exception, and no second return in the child of a fork. It must
+ * not call the library: such a call on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume()
+ * are allowed. `event` and its texts are valid until the function returns.
  */
 typedef void (*kvc_event_fn)(void *event_context, const kvc_event *event);
 
@@ -334,20 +334,20 @@ typedef struct {
      */
     uint32_t timeout_ms;
     /**
-     * The timeout of one connection attempt in milliseconds. (The next of several endpoints is tried sooner: after 250
-     * ms of silence.) Default 1,000, at most 60,000.
+     * The timeout of one connection attempt in milliseconds. After only 250 ms of silence, the next endpoint is tried
+     * as well. Default 1,000, at most 60,000.
      */
     uint32_t connect_timeout_ms;
     /**
-     * The maximum number of connections of the handle to each shard of a server; one more to a shard that has expired
-     * the handle's session. All threads share them; no call waits for the end of another. More connections may help if
-     * many large values are in transfer at once. Queues have their own connections, which do not count. Default 1, at
-     * most 64.
+     * The maximum number of connections of the handle to each shard of a server. There is one more to a shard that has
+     * expired the handle's session. All threads share the connections, and no call waits for the end of another. More
+     * connections may help if many large values are in transfer at once. Queues have their own connections, which do
+     * not count. Default 1, at most 64.
      */
     uint32_t connections_per_shard;
     /**
-     * The function that receives log messages; NULL: none. It may be called until the handle is closed and its queues
-     * are freed.
+     * The function that receives log messages, or NULL. It may be called until the handle is closed and its queues are
+     * freed.
      */
     kvc_log_fn log;
     /**
@@ -355,8 +355,8 @@ typedef struct {
      */
     void *log_arg;
     /**
-     * The function that receives events (connections, the map, writes in doubt); NULL: none. It may be called until
-     * the handle is closed and its queues are freed.
+     * The function that receives events (connections, the map, writes in doubt), or NULL. It may be called until the
+     * handle is closed and its queues are freed.
      */
     kvc_event_fn on_event;
     /**
@@ -366,12 +366,12 @@ typedef struct {
 } kvc_options;
 
 /**
- * Bytes that the caller owns and frees with kvc_buf_free(). It never gets another field.
+ * Bytes that the caller owns and frees with kvc_buf_free(). This struct never gets another field.
  */
 typedef struct {
     /**
-     * The first byte. Never NULL after a successful read that returns a kvc_buf, even if the value is empty: a NUL
-     * byte, not counted in len, follows the value.
+     * The first byte. A NUL byte, which is not counted in len, follows the value. So data is never NULL after a
+     * successful read that returns a kvc_buf, even if the value is empty.
      */
     void *data;
     /**
@@ -385,7 +385,7 @@ typedef struct {
 } kvc_buf;
 
 /**
- * Borrowed bytes; data may be NULL if len is 0. It never gets another field.
+ * Borrowed bytes; data may be NULL if len is 0. This struct never gets another field.
  */
 typedef struct {
     /**
@@ -408,20 +408,20 @@ typedef struct {
      */
     uint32_t size;
     /**
-     * The deadline of the call in milliseconds; 0: that of the handle. At most 60,000.
+     * The deadline of the call in milliseconds, at most 60,000. Zero means the deadline of the handle.
      */
     uint32_t timeout_ms;
     /**
-     * The condition of a write. 0: none; KVC_ABSENT: the key must not exist; any other value: the entry must have this
-     * version. Reads ignore it.
+     * The condition of a write. Zero: no condition; KVC_ABSENT: the key must not exist; any other value: the entry
+     * must have this version. Reads ignore the condition.
      */
     uint64_t if_version;
 } kvc_op_options;
 
 /**
  * The name of a write that ended with KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; it may be
- * copied, and is valid while the handle is open and no more than 65,536 writes, with 16 MiB of keys, have ended in doubt
- * since (else KVC_INVALID). It never gets another field.
+ * copied. It is valid while the handle is open, until 65,536 more writes, or writes with 16 MiB of keys, have ended in
+ * doubt (then KVC_INVALID). This struct never gets another field.
  */
 typedef struct {
     /**
@@ -468,17 +468,17 @@ typedef struct {
      */
     uint32_t kind;
     /**
-     * The key: 1 to 65,535 bytes; copied.
+     * The key: 1 to 65,535 bytes. It is copied.
      */
     kvc_slice key;
     /**
-     * The value of a put: up to 16 MiB; copied unless flags has KVC_KEEP. With KVC_KEEP, a value below 1 KiB may still
-     * be copied for sending it together with others.
+     * The value of a put: up to 16 MiB. It is copied unless flags has KVC_KEEP. With KVC_KEEP, a value below 1 KiB may
+     * still be copied to be sent together with others.
      */
     kvc_slice value;
     /**
      * The buffer of a get: `cap` bytes for the value, written before the completion is available. After a failure its
-     * content is unspecified. NULL: the completion owns the value.
+     * content is unspecified. If dst is NULL, the completion owns the value.
      */
     void *dst;
     /**
@@ -490,7 +490,7 @@ typedef struct {
      */
     uint64_t if_version;
     /**
-     * The deadline of the operation in milliseconds; 0: that of the handle. At most 60,000.
+     * The deadline of the operation in milliseconds, at most 60,000. Zero means the deadline of the handle.
      */
     uint32_t timeout_ms;
     /**
@@ -523,13 +523,13 @@ typedef struct {
     /**
      * The value of a successful get without dst, to be freed with kvc_buf_free(). In all other cases data is NULL. For
      * a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version is
-     * that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero. For
-     * a delete it is the number of the delete itself.
+     * that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero.
+     * After a delete it is the number of the delete itself.
      */
     kvc_buf value;
     /**
-     * The error message; NULL after a success. The queue owns it; it is valid until the next kvc_cq_poll() or
-     * kvc_cq_free().
+     * The error message; NULL after a success. The queue owns the string, which is valid until the next kvc_cq_poll()
+     * or kvc_cq_free().
      */
     const char *words;
     /**
@@ -540,7 +540,7 @@ typedef struct {
 
 /**
  * The counters of a handle or of a queue since it was opened. Values described as "current" may decrease; all others
- * only grow. Set size to sizeof(kvc_counters); the library writes the other fields that fit.
+ * only grow. Set size to sizeof(kvc_counters); the library writes as many of the other fields as fit.
  */
 typedef struct {
     /**
@@ -584,7 +584,7 @@ typedef struct {
      */
     uint64_t retries;
     /**
-     * Requests to servers; a retried operation has several.
+     * Requests to servers; a retry adds another request.
      */
     uint64_t requests;
     /**
@@ -690,7 +690,7 @@ typedef struct {
      */
     uint64_t heard_ms;
     /**
-     * The address of the server's clients port, as "host:port"; "" while the map has none.
+     * The address of the server's clients port, as "host:port"; "" while the map has no address of the server.
      */
     char address[64];
 } kvc_server_counters;
@@ -710,7 +710,7 @@ uint32_t kvc_version(void);
 const char *kvc_status_name(int status);
 
 /**
- * Returns the message of this thread's last failed call; "" if none has failed. The library owns the string; it is
+ * Returns the message of this thread's last failed call; "" if none has failed. The library owns the string, which is
  * valid until the thread's next failure.
  */
 const char *kvc_last_error(void);
@@ -733,11 +733,11 @@ void kvc_free(void *memory);
 
 /**
  * Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]"). An endpoint may
- * also be the clients port of a server, which provides the map when the coordinator is unavailable. Dead endpoints
- * delay no call by more than 250 ms each: after that time of silence, the next one is tried as well. Names are
- * resolved by this call, for which the system's resolver has no deadline. A name that cannot be resolved is skipped
- * with a warning in the log, unless none can be. The first call opens the first connection. `options` may be NULL. On
- * success, *out is a handle that the caller closes with kvc_close().
+ * also be the clients port of a server, which provides the map when the coordinator is unavailable. Each dead endpoint
+ * delays a call by at most 250 ms: after that time of silence, the next endpoint is tried as well. This call resolves
+ * the names; the system's resolver has no deadline. A name that cannot be resolved is skipped with a warning in the
+ * log, unless no name can be resolved. The first call opens the first connection. `options` may be NULL. On success,
+ * *out is a handle that the caller closes with kvc_close().
  */
 int kvc_open(const char *endpoints,
              const kvc_options *options,
@@ -766,9 +766,9 @@ int kvc_get(kvc_client *client, kvc_slice key, const kvc_op_options *options, kv
 
 /**
  * Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and sets *len to its length.
- * If the value is longer than `cap`, returns KVC_TOO_BIG: the value is not fetched, and *len is the size that it
- * needs. A long value is received straight into dst, so the content of dst after a failure is unspecified. `options`
- * and `result` may be NULL. On success, *result is set to the version.
+ * If the value is longer than `cap`, returns KVC_TOO_BIG: the value is not fetched, and *len is the required size. A
+ * long value is received directly into dst, so the content of dst after a failure is unspecified. `options` and
+ * `result` may be NULL. On success, *result is set to the version.
  */
 int kvc_get_into(kvc_client *client,
                  kvc_slice key,
@@ -781,7 +781,7 @@ int kvc_get_into(kvc_client *client,
 /**
  * Reads a part of a value into `dst` (NULL if `cap` is 0): up to `cap` bytes, starting at byte `offset`. *len is set
  * to the length of the whole value. The number of bytes read is the smaller of `cap` and *len - `offset`, or zero if
- * `offset` is beyond the end. Nothing else is fetched. Parts of one value have the same version. The content of dst
+ * `offset` is beyond the end. Only this part is fetched. Parts of one value have the same version. The content of dst
  * after a failure is unspecified. `options` and `result` may be NULL. On success, *result is set to the version.
  */
 int kvc_get_range(kvc_client *client,
@@ -804,8 +804,8 @@ int kvc_length(kvc_client *client,
                kvc_result *result);
 
 /**
- * Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is written on
- * success, after KVC_CONFLICT and after KVC_IN_DOUBT.
+ * Removes a key. Returns KVC_NOT_FOUND if the key does not exist. `options` and `result` may be NULL. *result is
+ * written on success, after KVC_CONFLICT and after KVC_IN_DOUBT.
  */
 int kvc_delete(kvc_client *client,
                kvc_slice key,
@@ -814,8 +814,8 @@ int kvc_delete(kvc_client *client,
 
 /**
  * Sets `n` keys to `n` values, on all servers in parallel. Each key is a separate write: some may be executed and
- * others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, whatever the call
- * returns. The call returns KVC_OK if all writes were executed, else the most serious status, in this order:
+ * others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, whatever status the
+ * call returns. The call returns KVC_OK if all writes were executed, else the most serious status, in this order:
  * KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY,
  * KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT,
  * KVC_NOT_FOUND. kvc_last_error() then includes the number of failed writes. A condition in `options` applies to every
@@ -833,10 +833,10 @@ int kvc_mput(kvc_client *client,
 /**
  * Reads `n` keys, on all servers in parallel. `out[i]` is set to the i-th value, to be freed with kvc_buf_free(). If
  * the key could not be read, `out[i]` is empty (data NULL) and may be freed too. If `statuses` is not NULL,
- * `statuses[i]` is set to the status of the i-th read. Both are written whatever the call returns. The call returns
- * KVC_OK if all keys were read, else the most serious status, in the order of kvc_mput(). kvc_last_error() then
- * includes the number of failed reads. If an argument is invalid (KVC_INVALID) or the handle is inherited
- * (KVC_FORKED), neither is written.
+ * `statuses[i]` is set to the status of the i-th read. Both arrays are written whatever status the call returns. The
+ * call returns KVC_OK if all keys were read, else the most serious status, in the order of kvc_mput().
+ * kvc_last_error() then includes the number of failed reads. If an argument is invalid (KVC_INVALID) or the handle is
+ * inherited (KVC_FORKED), neither array is written.
  */
 int kvc_mget(kvc_client *client,
              const kvc_slice *keys,
@@ -856,11 +856,11 @@ int kvc_mdelete(kvc_client *client,
                 const kvc_op_options *options);
 
 /**
- * Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. `ops` are as for
- * kvc_cq_submit(), each with its own condition. Their timeout_ms must be zero. Values of puts are not copied, with or
- * without KVC_KEEP. `out[i]` is set to the completion of the i-th operation, as by kvc_cq_poll() with tag `i`: status,
- * version, copies, doubt and value, to be freed with kvc_buf_free(). Its `words` is NULL. The return value and
- * kvc_last_error() are as for kvc_mput(). If an argument is invalid (KVC_INVALID) or the handle is inherited
+ * Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. Each element of `ops`
+ * is an operation as for kvc_cq_submit(), with its own condition. Its timeout_ms must be zero. Values of puts are not
+ * copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th operation, with tag `i` and the
+ * fields that kvc_cq_poll() sets. Its value is to be freed with kvc_buf_free(). Its `words` is NULL. The return value
+ * and kvc_last_error() are as for kvc_mput(). If an argument is invalid (KVC_INVALID) or the handle is inherited
  * (KVC_FORKED), nothing is executed and nothing is written.
  */
 int kvc_batch(kvc_client *client,
@@ -883,14 +883,14 @@ int kvc_get_str(kvc_client *client,
                 char **value);
 
 /**
- * Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and not polled. It has its own
- * connections; the handle may be closed before the queue. On success, *out is a queue that the caller frees with
+ * Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and not polled. The queue has its own
+ * connections, and the handle may be closed before the queue. On success, *out is a queue that the caller frees with
  * kvc_cq_free().
  *
- * Memory limits: 64 MiB of keys and values to be sent (values with KVC_KEEP stay in the program's memory). 64 MiB of
- * values that were read without dst and not polled; the queue then stops reading, after up to 17 MiB more from the
- * last read. For each connection to a shard of a server, a receive buffer of up to twice the longest value. 16 MiB of
- * reused request buffers, and about 500 bytes for each operation.
+ * The memory of a queue is limited. It holds at most 64 MiB of keys and values to be sent (values with KVC_KEEP stay
+ * in the program's memory). If 64 MiB of values were read without dst and not polled, the queue stops reading, after
+ * up to 17 MiB more from the last read. Each connection to a shard of a server has a receive buffer of up to twice the
+ * longest value. In addition, the queue has 16 MiB of reused request buffers, and about 500 bytes for each operation.
  */
 int kvc_cq_new(kvc_client *client,
                uint32_t depth,
@@ -898,8 +898,8 @@ int kvc_cq_new(kvc_client *client,
 
 /**
  * Returns the descriptor of a queue, or a negative status. The descriptor is readable when kvc_cq_poll() has work to
- * do, even if that is only to send submitted operations or to run a timer of the library. Use it with poll, epoll and
- * event libraries, level-triggered. The queue owns it.
+ * do. The work may be only to send submitted operations or to run a timer of the library. The descriptor can be used
+ * with poll, epoll and event libraries, level-triggered. The queue owns the descriptor.
  */
 int kvc_cq_fd(kvc_cq *cq);
 
@@ -908,8 +908,9 @@ int kvc_cq_fd(kvc_cq *cq);
  * other status, nothing was submitted, the program's memory is not accessed any more, and no completion follows.
  * KVC_FULL: depth operations, or 64 MiB of keys and values, are in the queue; call kvc_cq_poll() until it returns a
  * completion, then submit the operation again. KVC_INVALID: an argument is invalid, or another thread is in a call on
- * the queue. KVC_TOO_BIG, KVC_NO_MEMORY: for the key and the value. Also KVC_INTERRUPTED, KVC_FORKED, KVC_PANIC. `op`
- * is read during the call only. Operations on one key that are in the queue together may execute in any order.
+ * the queue. KVC_TOO_BIG, KVC_NO_MEMORY: the key or the value is too long, or there is no memory for them.
+ * KVC_INTERRUPTED, KVC_FORKED and KVC_PANIC are also possible. `op` is read during the call only. Operations on one
+ * key that are in the queue at the same time may be executed in any order.
  */
 int kvc_cq_submit(kvc_cq *cq,
                   const kvc_op *op,
@@ -917,14 +918,14 @@ int kvc_cq_submit(kvc_cq *cq,
 
 /**
  * Sends submitted operations, waits up to `timeout_ms` milliseconds for a completion (0: no wait; negative: until
- * there is one), and writes up to `max` completions to `out`, which need not be initialised. Returns their number: 0
- * at the timeout, or at once if the queue is empty. A negative result is a status: then nothing was written, and no
- * completion is lost except by KVC_PANIC. KVC_INTERRUPTED: there is no completion, and the program has called
- * kvc_interrupt().
+ * there is one), and writes up to `max` completions to `out`, which need not be initialised. Returns the number of
+ * completions. It is 0 at the timeout, and at once if the queue is empty. A negative result is a status. Then no
+ * completion was written, and none is lost unless the status is KVC_PANIC. KVC_INTERRUPTED: there is no completion,
+ * and the program has called kvc_interrupt().
  *
- * Every operation ends by its own deadline, so a wait lasts at most as long as the longest deadline in the queue, at
- * most 60 seconds. From another thread, only kvc_interrupt() ends a wait early; signals do not. A program that waits
- * for other events too should wait on kvc_cq_fd().
+ * Every operation ends by its own deadline, so a wait lasts at most as long as the longest deadline in the queue,
+ * which is at most 60 seconds. From another thread, only kvc_interrupt() ends a wait early; signals do not. A program
+ * that waits for other events too should wait on kvc_cq_fd().
  */
 int kvc_cq_poll(kvc_cq *cq,
                 kvc_completion *out,
@@ -933,9 +934,9 @@ int kvc_cq_poll(kvc_cq *cq,
 
 /**
  * Frees a queue, its connections and the values of completions that were not polled. NULL is allowed. Operations in
- * flight are abandoned: the outcome of their writes is unknown. Memory of the program that operations refer to is not
- * accessed any more. While another thread is in a call on the queue, it returns KVC_INVALID and does not free it. In
- * the child of a fork, an inherited queue is not freed (KVC_FORKED): see kvc_cq_free_forked().
+ * flight are abandoned, and the outcome of their writes is unknown. Memory of the program to which operations refer is
+ * not accessed any more. While another thread is in a call on the queue, the function returns KVC_INVALID and does not
+ * free the queue. In the child of a fork, an inherited queue is not freed (KVC_FORKED): see kvc_cq_free_forked().
  */
 int kvc_cq_free(kvc_cq *cq);
 
@@ -944,8 +945,8 @@ int kvc_cq_free(kvc_cq *cq);
  * executed; *result is set to the version and the copies of its own response. KVC_NOT_DONE: the write was not executed
  * and never will be. For a conditional write or a delete, it may also return the write's own KVC_CONFLICT or
  * KVC_NOT_FOUND. The result is the same for every call. KVC_IN_DOUBT: the servers have expired the write's session;
- * the write will not be executed any more, but its outcome stays unknown. KVC_TIMEOUT, KVC_UNAVAILABLE: its server did
- * not respond; call again later.
+ * the write will not be executed any more, but its outcome stays unknown. KVC_TIMEOUT, KVC_UNAVAILABLE: the server of
+ * its key did not respond; call again later.
  *
  * If the program does not settle a write, the library does so before it sends the next operation on the same key. So
  * an earlier write in doubt never takes effect after the response to a later operation. `timeout_ms`: as in
@@ -957,13 +958,13 @@ int kvc_resolve(kvc_client *client,
                 kvc_result *result);
 
 /**
- * Sends a request that only returns a response to the server that now serves a key. With an empty key (len 0), it
- * sends one to the current server of every group of keys, in parallel. A cluster has as many groups as servers. It
- * connects where there is no connection yet, so a program can use it to connect before its first call.
+ * Sends a no-op request to the server that now serves a key, and waits for the response. With an empty key (len 0), it
+ * sends one to the current server of every group of keys, in parallel. A cluster has as many groups as servers. The
+ * function opens missing connections, so a program can use it to connect before its first call.
  *
  * `timeout_ms`: as in kvc_op_options. On success, *nanoseconds (unless `nanoseconds` is NULL) is set to the time of
- * the slowest response, including connecting and retries. To measure a round trip alone, ping twice. Returns KVC_OK if
- * all servers responded, else the most serious status, in the order of kvc_mput().
+ * the slowest response, including connecting and retries. To measure only a round trip, call it twice. Returns KVC_OK
+ * if all servers responded, else the most serious status, in the order of kvc_mput().
  */
 int kvc_ping(kvc_client *client,
              kvc_slice key,
@@ -972,11 +973,12 @@ int kvc_ping(kvc_client *client,
 
 /**
  * Ends the waits of all threads in calls on the handle and in kvc_cq_poll() on its queues, for shutdown. Any thread
- * may call it, even within a log or event function, but not in a signal handler. It does not wait for the calls to
- * end. Until kvc_resume():
+ * may call this function, even within a log or event function, but not in a signal handler. The function does not wait
+ * for the calls to end. Its effects until kvc_resume():
  *
  * - Calls in progress return KVC_INTERRUPTED. For a write that was sent, and so may have been executed, they return
- *   KVC_IN_DOUBT with its doubt. A response that has already arrived counts. In a batch this applies to each key.
+ *   KVC_IN_DOUBT with its doubt. If the response has already arrived, they return its result. In a batch this applies
+ *   to each key.
  * - New calls return KVC_INTERRUPTED and have no effect. So does kvc_cq_submit().
  * - kvc_cq_poll() does not wait. It returns the available completions, or KVC_INTERRUPTED if there is none. Submitted
  *   operations stay in the queue: kvc_cq_cancel() ends them, and kvc_cq_free() abandons them. kvc_cq_fd() stays
@@ -1020,19 +1022,19 @@ int kvc_cq_statistics(kvc_cq *cq, kvc_counters *out, kvc_server_counters *server
 
 /**
  * Releases, in the child of a fork, the descriptors and the memory of a handle that its parent opened. NULL is
- * allowed. The parent's handle and its connections are not affected. In the process that opened the handle, it returns
- * KVC_INVALID and does nothing; use kvc_close() there. If another thread of the parent was in a call at the moment of
- * the fork, part of the memory may leak. A descriptor that the thread was opening may leak too. Queues are released
- * separately, before or after, with kvc_cq_free_forked().
+ * allowed. The parent's handle and its connections are not affected. In the process that opened the handle, the
+ * function returns KVC_INVALID and does nothing; use kvc_close() in that process. If another thread of the parent was
+ * in a call at the moment of the fork, part of the memory may leak. A descriptor that the thread was opening may leak
+ * too. Queues are released separately, before or after, with kvc_cq_free_forked().
  */
 int kvc_close_forked(kvc_client *client);
 
 /**
  * Releases, in the child of a fork, the descriptors and the memory of a queue that its parent opened. NULL is allowed.
  * The parent's queue is not affected. Values of completions that were not polled are freed too. In the process that
- * opened the queue, it returns KVC_INVALID; use kvc_cq_free() there. If another thread of the parent was in a call on
- * the queue at the moment of the fork, the memory leaks. A descriptor that the thread was opening leaks too; all
- * others are released.
+ * opened the queue, the function returns KVC_INVALID; use kvc_cq_free() in that process. If another thread of the
+ * parent was in a call on the queue at the moment of the fork, the memory leaks. A descriptor that the thread was
+ * opening leaks too; all others are released.
  */
 int kvc_cq_free_forked(kvc_cq *cq);
 

@@ -1,4 +1,4 @@
-//! Many keys in one call: all operations run concurrently, on all servers at once.
+//! Calls with many keys. All operations of a call run concurrently, on all servers.
 //!
 //! ```text
 //!   check all keys -> start as many as may be in flight <-> their results -> statuses[i], out[i]
@@ -18,8 +18,8 @@ use crate::options::{condition, kvc_op_options, read_op_options, sized};
 use crate::panic::guard;
 
 /// Sets `n` keys to `n` values, on all servers in parallel. Each key is a separate write: some may be executed and
-/// others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, whatever the call
-/// returns. The call returns KVC_OK if all writes were executed, else the most serious status, in this order:
+/// others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, whatever status the
+/// call returns. The call returns KVC_OK if all writes were executed, else the most serious status, in this order:
 /// KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY,
 /// KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT,
 /// KVC_NOT_FOUND. kvc_last_error() then includes the number of failed writes. A condition in `options` applies to every
@@ -53,10 +53,10 @@ pub unsafe extern "C" fn kvc_mput(
 
 /// Reads `n` keys, on all servers in parallel. `out[i]` is set to the i-th value, to be freed with kvc_buf_free(). If
 /// the key could not be read, `out[i]` is empty (data NULL) and may be freed too. If `statuses` is not NULL,
-/// `statuses[i]` is set to the status of the i-th read. Both are written whatever the call returns. The call returns
-/// KVC_OK if all keys were read, else the most serious status, in the order of kvc_mput(). kvc_last_error() then
-/// includes the number of failed reads. If an argument is invalid (KVC_INVALID) or the handle is inherited
-/// (KVC_FORKED), neither is written.
+/// `statuses[i]` is set to the status of the i-th read. Both arrays are written whatever status the call returns. The
+/// call returns KVC_OK if all keys were read, else the most serious status, in the order of kvc_mput().
+/// kvc_last_error() then includes the number of failed reads. If an argument is invalid (KVC_INVALID) or the handle is
+/// inherited (KVC_FORKED), neither array is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mget(
     client: *mut kvc_client,
@@ -117,11 +117,11 @@ pub unsafe extern "C" fn kvc_mdelete(
     })
 }
 
-/// Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. `ops` are as for
-/// kvc_cq_submit(), each with its own condition. Their timeout_ms must be zero. Values of puts are not copied, with or
-/// without KVC_KEEP. `out[i]` is set to the completion of the i-th operation, as by kvc_cq_poll() with tag `i`: status,
-/// version, copies, doubt and value, to be freed with kvc_buf_free(). Its `words` is NULL. The return value and
-/// kvc_last_error() are as for kvc_mput(). If an argument is invalid (KVC_INVALID) or the handle is inherited
+/// Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. Each element of `ops`
+/// is an operation as for kvc_cq_submit(), with its own condition. Its timeout_ms must be zero. Values of puts are not
+/// copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th operation, with tag `i` and the
+/// fields that kvc_cq_poll() sets. Its value is to be freed with kvc_buf_free(). Its `words` is NULL. The return value
+/// and kvc_last_error() are as for kvc_mput(). If an argument is invalid (KVC_INVALID) or the handle is inherited
 /// (KVC_FORKED), nothing is executed and nothing is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_batch(
@@ -209,7 +209,7 @@ impl Ends {
     /// `statuses` is NULL or has room for `n`, as long as this lives.
     unsafe fn new(statuses: *mut c_int, n: usize) -> Ends {
         let mut ends = Ends { statuses: Pointer::new(statuses), n, worst: Worst::default() };
-        // Every status is overwritten unless the library has a defect.
+        // Every status is overwritten later, unless the library has a defect.
         ends.write(0..n, KVC_PANIC);
         ends
     }

@@ -1,4 +1,4 @@
-//! Bytes that cross the C boundary: borrowed slices in, owned buffers out.
+//! Bytes that cross the C boundary: borrowed slices as arguments, owned buffers as results.
 
 use std::ffi::c_void;
 use std::{ptr, slice};
@@ -7,7 +7,7 @@ use kv_client::Reply;
 
 use crate::error::{Failure, KVC_NO_MEMORY};
 
-/// Borrowed bytes; data may be NULL if len is 0. It never gets another field.
+/// Borrowed bytes; data may be NULL if len is 0. This struct never gets another field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_slice {
@@ -17,12 +17,12 @@ pub struct kvc_slice {
     pub len: usize,
 }
 
-/// Bytes that the caller owns and frees with kvc_buf_free(). It never gets another field.
+/// Bytes that the caller owns and frees with kvc_buf_free(). This struct never gets another field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_buf {
-    /// The first byte. Never NULL after a successful read that returns a kvc_buf, even if the value is empty: a NUL
-    /// byte, not counted in len, follows the value.
+    /// The first byte. A NUL byte, which is not counted in len, follows the value. So data is never NULL after a
+    /// successful read that returns a kvc_buf, even if the value is empty.
     pub data: *mut c_void,
     /// The number of bytes.
     pub len: usize,

@@ -46,19 +46,19 @@ pub const KVC_OP_PUT: u32 = 2;
 /// kvc_op.kind: remove a key.
 pub const KVC_OP_DELETE: u32 = 3;
 
-/// kvc_op.flags: the value of a put is not copied. The program must not change or free it until it has the completion,
-/// or has freed the queue.
+/// kvc_op.flags: the value of a put is not copied. The program must not change or free the value until it has received
+/// the completion or has freed the queue.
 pub const KVC_KEEP: u32 = 1;
 
 /// kvc_op.flags: a get with dst reads the part of the value that begins at offset, like kvc_get_range().
 pub const KVC_RANGE: u32 = 2;
 
-/// The bytes of unpolled values at which no more responses are read. Data read by then comes on top: at most one value
-/// of 16 MiB and a read of 1 MiB.
+/// The number of bytes of unpolled values at which no more responses are read. Data that is already read is added to
+/// this: at most one value of 16 MiB and one read of 1 MiB.
 const MAX_UNPOLLED_BYTES: usize = 64 << 20;
 
-/// A completion queue; opaque. Only one thread at a time may use it. A call from another thread returns KVC_INVALID,
-/// even while the first thread waits in kvc_cq_poll().
+/// A completion queue; opaque. Only one thread at a time may use it. While a thread is in a call on the queue, even if
+/// it waits in kvc_cq_poll(), calls from other threads return KVC_INVALID.
 pub struct kvc_cq {
     /// The process that opened it.
     process: Process,
@@ -68,7 +68,7 @@ pub struct kvc_cq {
     is_poisoned: AtomicBool,
     /// True if a log or event function is set; calls from within it are rejected.
     calls_back: bool,
-    /// The descriptors to close in the child of a fork.
+    /// The descriptors that are closed in the child of a fork.
     descriptors: Descriptors,
     interrupt: Interrupt,
     queue: UnsafeCell<Queue>,
@@ -88,19 +88,19 @@ pub struct kvc_op {
     pub size: u32,
     /// KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE.
     pub kind: u32,
-    /// The key: 1 to 65,535 bytes; copied.
+    /// The key: 1 to 65,535 bytes. It is copied.
     pub key: kvc_slice,
-    /// The value of a put: up to 16 MiB; copied unless flags has KVC_KEEP. With KVC_KEEP, a value below 1 KiB may still
-    /// be copied for sending it together with others.
+    /// The value of a put: up to 16 MiB. It is copied unless flags has KVC_KEEP. With KVC_KEEP, a value below 1 KiB may
+    /// still be copied to be sent together with others.
     pub value: kvc_slice,
     /// The buffer of a get: `cap` bytes for the value, written before the completion is available. After a failure its
-    /// content is unspecified. NULL: the completion owns the value.
+    /// content is unspecified. If dst is NULL, the completion owns the value.
     pub dst: *mut c_void,
     /// The size of dst in bytes.
     pub cap: usize,
     /// The condition of a write, as in kvc_op_options.
     pub if_version: u64,
-    /// The deadline of the operation in milliseconds; 0: that of the handle. At most 60,000.
+    /// The deadline of the operation in milliseconds, at most 60,000. Zero means the deadline of the handle.
     pub timeout_ms: u32,
     /// KVC_KEEP, KVC_RANGE, or zero.
     pub flags: u32,
@@ -139,11 +139,11 @@ pub struct kvc_completion {
     pub copies: u32,
     /// The value of a successful get without dst, to be freed with kvc_buf_free(). In all other cases data is NULL. For
     /// a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version is
-    /// that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero. For
-    /// a delete it is the number of the delete itself.
+    /// that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero.
+    /// After a delete it is the number of the delete itself.
     pub value: kvc_buf,
-    /// The error message; NULL after a success. The queue owns it; it is valid until the next kvc_cq_poll() or
-    /// kvc_cq_free().
+    /// The error message; NULL after a success. The queue owns the string, which is valid until the next kvc_cq_poll()
+    /// or kvc_cq_free().
     pub words: *const c_char,
     /// The write after KVC_IN_DOUBT, for kvc_resolve(). Else all zero.
     pub doubt: kvc_doubt,
@@ -182,12 +182,12 @@ pub(crate) struct Done {
     tag: u64,
     copies: u32,
     value: kvc_buf,
-    /// Boxed, because most completions have none.
+    /// The failure, boxed because most completions have none.
     failure: Option<Box<Failure>>,
 }
 
 impl Done {
-    /// Returns the number of bytes of the value that it owns.
+    /// Returns the number of bytes of the value that the completion owns.
     fn bytes(&self) -> usize {
         if self.value.data.is_null() { 0 } else { self.value.len }
     }
@@ -204,7 +204,7 @@ impl Done {
 
 pub(crate) struct Queue {
     client: Client,
-    /// The names of writes in doubt, shared with the handle.
+    /// The list of writes in doubt, which the handle shares.
     doubts: Doubts,
     slots: Vec<Slot>,
     /// The free list of slots.
@@ -240,7 +240,7 @@ impl Queue {
         let slot = Slot::of(op, tag);
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(slot);
-            // All operations may end at once, and nothing may be allocated then.
+            // All operations may end at the same time, when nothing may be allocated.
             self.done.reserve(self.slots.len() - self.done.len());
             self.slots.len() - 1
         });
@@ -356,7 +356,7 @@ impl Queue {
         Ok(descriptor)
     }
 
-    /// Makes the descriptor readable if there are unpolled completions, which no socket signals.
+    /// Makes the descriptor readable if there are unpolled completions, because no socket signals them.
     fn wake_if_done(&mut self) {
         if !self.done.is_empty() {
             self.client.wake();
@@ -419,10 +419,14 @@ pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
         return Err(Failure::invalid(format!("kvc_op.flags is {:#x}", op.flags)));
     }
     if op.flags & KVC_RANGE == 0 && op.offset != 0 {
-        return Err(Failure::invalid("kvc_op.offset is not 0, but kvc_op.flags has no KVC_RANGE"));
+        return Err(Failure::invalid(
+            "kvc_op.offset is not 0, but kvc_op.flags does not include KVC_RANGE",
+        ));
     }
     if op.flags & KVC_RANGE != 0 && (op.kind != KVC_OP_GET || op.dst.is_null()) {
-        return Err(Failure::invalid("kvc_op.flags has KVC_RANGE, which needs a get with dst"));
+        return Err(Failure::invalid(
+            "kvc_op.flags includes KVC_RANGE, which is only for a get with dst",
+        ));
     }
     if op.dst.is_null() && op.cap > 0 {
         return Err(Failure::invalid("kvc_op.dst is NULL, but kvc_op.cap is not 0"));
@@ -443,14 +447,14 @@ pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
     }
 }
 
-/// Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and not polled. It has its own
-/// connections; the handle may be closed before the queue. On success, *out is a queue that the caller frees with
+/// Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and not polled. The queue has its own
+/// connections, and the handle may be closed before the queue. On success, *out is a queue that the caller frees with
 /// kvc_cq_free().
 ///
-/// Memory limits: 64 MiB of keys and values to be sent (values with KVC_KEEP stay in the program's memory). 64 MiB of
-/// values that were read without dst and not polled; the queue then stops reading, after up to 17 MiB more from the
-/// last read. For each connection to a shard of a server, a receive buffer of up to twice the longest value. 16 MiB of
-/// reused request buffers, and about 500 bytes for each operation.
+/// The memory of a queue is limited. It holds at most 64 MiB of keys and values to be sent (values with KVC_KEEP stay
+/// in the program's memory). If 64 MiB of values were read without dst and not polled, the queue stops reading, after
+/// up to 17 MiB more from the last read. Each connection to a shard of a server has a receive buffer of up to twice the
+/// longest value. In addition, the queue has 16 MiB of reused request buffers, and about 500 bytes for each operation.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_new(
     client: *mut kvc_client,
@@ -496,8 +500,8 @@ pub unsafe extern "C" fn kvc_cq_new(
 }
 
 /// Returns the descriptor of a queue, or a negative status. The descriptor is readable when kvc_cq_poll() has work to
-/// do, even if that is only to send submitted operations or to run a timer of the library. Use it with poll, epoll and
-/// event libraries, level-triggered. The queue owns it.
+/// do. The work may be only to send submitted operations or to run a timer of the library. The descriptor can be used
+/// with poll, epoll and event libraries, level-triggered. The queue owns the descriptor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
     guard(|| {
@@ -510,8 +514,9 @@ pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
 /// other status, nothing was submitted, the program's memory is not accessed any more, and no completion follows.
 /// KVC_FULL: depth operations, or 64 MiB of keys and values, are in the queue; call kvc_cq_poll() until it returns a
 /// completion, then submit the operation again. KVC_INVALID: an argument is invalid, or another thread is in a call on
-/// the queue. KVC_TOO_BIG, KVC_NO_MEMORY: for the key and the value. Also KVC_INTERRUPTED, KVC_FORKED, KVC_PANIC. `op`
-/// is read during the call only. Operations on one key that are in the queue together may execute in any order.
+/// the queue. KVC_TOO_BIG, KVC_NO_MEMORY: the key or the value is too long, or there is no memory for them.
+/// KVC_INTERRUPTED, KVC_FORKED and KVC_PANIC are also possible. `op` is read during the call only. Operations on one
+/// key that are in the queue at the same time may be executed in any order.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: u64) -> c_int {
     guard(|| {
@@ -528,14 +533,14 @@ pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: 
 }
 
 /// Sends submitted operations, waits up to `timeout_ms` milliseconds for a completion (0: no wait; negative: until
-/// there is one), and writes up to `max` completions to `out`, which need not be initialised. Returns their number: 0
-/// at the timeout, or at once if the queue is empty. A negative result is a status: then nothing was written, and no
-/// completion is lost except by KVC_PANIC. KVC_INTERRUPTED: there is no completion, and the program has called
-/// kvc_interrupt().
+/// there is one), and writes up to `max` completions to `out`, which need not be initialised. Returns the number of
+/// completions. It is 0 at the timeout, and at once if the queue is empty. A negative result is a status. Then no
+/// completion was written, and none is lost unless the status is KVC_PANIC. KVC_INTERRUPTED: there is no completion,
+/// and the program has called kvc_interrupt().
 ///
-/// Every operation ends by its own deadline, so a wait lasts at most as long as the longest deadline in the queue, at
-/// most 60 seconds. From another thread, only kvc_interrupt() ends a wait early; signals do not. A program that waits
-/// for other events too should wait on kvc_cq_fd().
+/// Every operation ends by its own deadline, so a wait lasts at most as long as the longest deadline in the queue,
+/// which is at most 60 seconds. From another thread, only kvc_interrupt() ends a wait early; signals do not. A program
+/// that waits for other events too should wait on kvc_cq_fd().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_poll(
     cq: *mut kvc_cq,
@@ -561,9 +566,9 @@ pub unsafe extern "C" fn kvc_cq_poll(
 }
 
 /// Frees a queue, its connections and the values of completions that were not polled. NULL is allowed. Operations in
-/// flight are abandoned: the outcome of their writes is unknown. Memory of the program that operations refer to is not
-/// accessed any more. While another thread is in a call on the queue, it returns KVC_INVALID and does not free it. In
-/// the child of a fork, an inherited queue is not freed (KVC_FORKED): see kvc_cq_free_forked().
+/// flight are abandoned, and the outcome of their writes is unknown. Memory of the program to which operations refer is
+/// not accessed any more. While another thread is in a call on the queue, the function returns KVC_INVALID and does not
+/// free the queue. In the child of a fork, an inherited queue is not freed (KVC_FORKED): see kvc_cq_free_forked().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
     guard(|| {

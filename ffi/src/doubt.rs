@@ -1,7 +1,7 @@
-//! Writes in doubt, by the names that a program has for them.
+//! The list of writes in doubt, by the names that a program gets for them.
 //!
-//! A handle and its queues share one list. It keeps the most recent writes. An older one is still settled by the
-//! library when its key is used again.
+//! A handle and its queues share one list. The list keeps the most recent writes. The library still settles an older
+//! write when its key is used again.
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -19,8 +19,8 @@ const MAX_KEPT: usize = 65_536;
 const MAX_KEPT_BYTES: usize = 16 << 20;
 
 /// The name of a write that ended with KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; it may be
-/// copied, and is valid while the handle is open and no more than 65,536 writes, with 16 MiB of keys, have ended in doubt
-/// since (else KVC_INVALID). It never gets another field.
+/// copied. It is valid while the handle is open, until 65,536 more writes, or writes with 16 MiB of keys, have ended in
+/// doubt (then KVC_INVALID). This struct never gets another field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct kvc_doubt {
@@ -80,7 +80,8 @@ impl Doubts {
         let [number, book] = name.opaque;
         let words = match (number, book == self.book()) {
             (0, _) => {
-                "kvc_resolve: the doubt names no write: the session of the write has expired, or nothing was in doubt"
+                "kvc_resolve: the doubt names no write: the session of the write has expired, or no write \
+                 was in doubt"
             }
             (_, false) => "kvc_resolve: the doubt belongs to another handle",
             _ => {
@@ -101,8 +102,8 @@ impl Doubts {
 /// executed; *result is set to the version and the copies of its own response. KVC_NOT_DONE: the write was not executed
 /// and never will be. For a conditional write or a delete, it may also return the write's own KVC_CONFLICT or
 /// KVC_NOT_FOUND. The result is the same for every call. KVC_IN_DOUBT: the servers have expired the write's session;
-/// the write will not be executed any more, but its outcome stays unknown. KVC_TIMEOUT, KVC_UNAVAILABLE: its server did
-/// not respond; call again later.
+/// the write will not be executed any more, but its outcome stays unknown. KVC_TIMEOUT, KVC_UNAVAILABLE: the server of
+/// its key did not respond; call again later.
 ///
 /// If the program does not settle a write, the library does so before it sends the next operation on the same key. So
 /// an earlier write in doubt never takes effect after the response to a later operation. `timeout_ms`: as in

@@ -9,13 +9,13 @@ use kv_client::{Doubt, Error, OpenError};
 pub const KVC_OK: c_int = 0;
 /// The key does not exist.
 pub const KVC_NOT_FOUND: c_int = -1;
-/// A read was sent and got no response before its deadline. Treat it like KVC_UNAVAILABLE: the value was not read, and
-/// whether the request reached a server makes no difference to the program.
+/// A read was sent and got no response before its deadline. Treat this status like KVC_UNAVAILABLE: the value was not
+/// read, and it makes no difference whether the request reached a server.
 pub const KVC_TIMEOUT: c_int = -2;
 /// A write was sent and may or may not have been executed; kvc_resolve() returns the outcome.
 pub const KVC_IN_DOUBT: c_int = -3;
-/// The operation was not served before the deadline; a write was not executed. For a read, treat it like KVC_TIMEOUT.
-/// From kvc_open() and kvc_cq_new(): a name cannot be resolved, or the system provides no descriptor.
+/// The operation was not served before the deadline; a write was not executed. For a read, treat this status like
+/// KVC_TIMEOUT. From kvc_open() and kvc_cq_new(): a name cannot be resolved, or the system provides no descriptor.
 pub const KVC_UNAVAILABLE: c_int = -4;
 /// No server holds the key's group any more; an operator has to restore it.
 pub const KVC_LOST: c_int = -5;
@@ -37,11 +37,11 @@ pub const KVC_FORKED: c_int = -11;
 pub const KVC_INVALID: c_int = -12;
 /// This process has no memory for the request or the value; a write was not executed.
 pub const KVC_NO_MEMORY: c_int = -13;
-/// A protocol error between client and server. An endpoint of another kind of server (HTTP, SSH) counts as unavailable:
-/// KVC_UNAVAILABLE at the deadline. The message describes the invalid bytes.
+/// A protocol error between client and server. If an endpoint belongs to another kind of server (HTTP, SSH), the status
+/// is KVC_UNAVAILABLE at the deadline, and the message describes the invalid bytes.
 pub const KVC_PROTOCOL: c_int = -14;
-/// A defect in the library; the handle or queue can only be closed. Its message and source location are also printed to
-/// standard error.
+/// A defect in the library. The only useful call on the handle or queue is to close it. The message and the source
+/// location of the defect are also printed to standard error.
 pub const KVC_PANIC: c_int = -15;
 /// Another process, such as the clone of a virtual machine, uses this handle's client id and has used the number of
 /// this write. The write was not executed. The next write uses another id.
@@ -68,7 +68,7 @@ pub(crate) struct Failure {
     pub(crate) doubt: Option<Doubt>,
 }
 
-/// Returns the rank of a status, for a call that has several: the higher, the more serious.
+/// Returns the rank of a status, for a call with several results. A higher rank is more serious.
 pub(crate) fn severity(status: c_int) -> usize {
     const ORDER: [c_int; 16] = [
         KVC_NOT_FOUND,
@@ -154,7 +154,7 @@ thread_local! {
 /// Stores the message of a failure for [`kvc_last_error`] and returns its status.
 pub(crate) fn fail(failure: Failure) -> c_int {
     let words = c_text(failure.words);
-    // In an ending thread, the thread-local storage may already be destroyed.
+    // If the thread is ending, its thread-local storage may already be destroyed.
     let _ = LAST_ERROR.try_with(|last| last.replace(Some(words)));
     failure.status
 }
@@ -202,7 +202,7 @@ pub extern "C" fn kvc_status_name(status: c_int) -> *const c_char {
     name.as_ptr()
 }
 
-/// Returns the message of this thread's last failed call; "" if none has failed. The library owns the string; it is
+/// Returns the message of this thread's last failed call; "" if none has failed. The library owns the string, which is
 /// valid until the thread's next failure.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvc_last_error() -> *const c_char {

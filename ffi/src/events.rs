@@ -27,11 +27,11 @@ pub const KVC_EVENT_IN_DOUBT: u32 = 7;
 /// process uses its client id.
 pub const KVC_EVENT_SESSION_BEGUN: u32 = 8;
 
-/// kvc_event.server: the event concerns no particular server.
+/// kvc_event.server: the event does not concern one server.
 pub const KVC_NO_SERVER: u32 = 0xffff_ffff;
 
-/// An event of a handle or a queue, filled in by the library. A later library may have more fields and more kinds. A
-/// program reads the fields that its header has, and ignores unknown kinds.
+/// An event of a handle or a queue, filled in by the library. A later library may add fields and kinds. A program reads
+/// the fields that its header has, and ignores unknown kinds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_event {
@@ -54,11 +54,11 @@ pub struct kvc_event {
 /// Receives the events of a handle and its queues. Each of the handle's connections_per_shard and each queue has its
 /// own connections and its own map, and reports its own events.
 ///
-/// The library calls it only within calls on the handle and its queues, on the thread that is in the call, possibly on
-/// several threads at once. The handle's lock is held, so other calls wait until it returns. It must return normally:
-/// no longjmp, no C++ exception, and no second return in the child of a fork. It must not call the library: such a call
-/// on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume() are allowed. `event` and its texts
-/// are valid until it returns.
+/// The library calls this function only within calls on the handle and its queues, on the thread that is in the call,
+/// possibly on several threads at once. The handle's lock is held, so other calls wait until the function returns. The
+/// function must return normally: no longjmp, no C++ exception, and no second return in the child of a fork. It must
+/// not call the library: such a call on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume()
+/// are allowed. `event` and its texts are valid until the function returns.
 pub type kvc_event_fn =
     Option<unsafe extern "C" fn(event_context: *mut c_void, event: *const kvc_event)>;
 
@@ -94,7 +94,7 @@ pub(crate) fn events(to: kvc_event_fn, context: *mut c_void) -> Events {
     })
 }
 
-/// Returns the parts of an event; `None` for a kind that this interface does not have.
+/// Returns the parts of an event, or `None` if this interface has no such kind of event.
 fn parts(event: &Event<'_>) -> Option<Parts> {
     let of = |kind, server, address, words| Parts { kind, server, revision: 0, address, words };
     let at = |address: Option<SocketAddr>| match address {

@@ -1,4 +1,4 @@
-//! Detection of a fork: a check, without a system call, that this is still the process that opened a handle.
+//! Detection of a fork: a check, without a system call, whether this is still the process that opened a handle.
 //!
 //! ```text
 //!   a page that the kernel empties in the child of a fork (madvise, MADV_WIPEONFORK: Linux 4.14)
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// The page; NULL until it is mapped, and permanently if it cannot be.
 static PAGE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
-/// The number of the next process; a child continues with its parent's counter.
+/// The number of the next process. A child continues with its parent's counter.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// The identity of a process across forks.
@@ -21,7 +21,7 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 pub(crate) enum Process {
     /// The number in the page.
     Page(u64),
-    /// The process id, where no page is available.
+    /// The process id, if no page is available.
     Id(u32),
 }
 
@@ -32,14 +32,14 @@ impl Process {
         let mut number = page.load(Ordering::Relaxed);
         if number == 0 {
             let fresh = NEXT.fetch_add(1, Ordering::Relaxed);
-            // If another thread has stored its number first, that one counts.
+            // If another thread has stored a number first, that number counts.
             let was = page.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed);
             number = was.map_or_else(|first| first, |_| fresh);
         }
         Process::Page(number)
     }
 
-    /// Returns whether it identifies this process.
+    /// Returns whether this identity is that of the current process.
     #[inline]
     pub(crate) fn is_current(self) -> bool {
         match self {

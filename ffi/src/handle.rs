@@ -16,12 +16,12 @@ use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options}
 use crate::panic::guard;
 use crate::target::Target;
 
-/// A client of one cluster; opaque. Many threads may use it at once. Open one for the whole program, not one for each
-/// call.
+/// A client of one cluster; opaque. Many threads may use it at once. Open one handle for the whole program, not one for
+/// each call.
 #[derive(Debug)]
 pub struct kvc_client {
-    /// The process that opened it. After a fork, the child shares the descriptors with its parent and must not use
-    /// them.
+    /// The process that opened the handle. After a fork, the child shares the descriptors with its parent and must not
+    /// use them.
     pub(crate) process: Process,
     pub(crate) shared: SharedClient,
     /// The names of writes in doubt.
@@ -55,7 +55,8 @@ impl kvc_client {
     }
 }
 
-/// A pointer of the program, for use by the thread that receives the responses. The call that got it waits meanwhile.
+/// A pointer of the program, for use by the thread that receives the responses. The call to which the program passed it
+/// waits meanwhile.
 pub(crate) struct Pointer<T>(*mut T);
 
 // SAFETY: the program allows the library to write there during the call, on any thread.
@@ -71,8 +72,8 @@ impl<T> Pointer<T> {
     }
 }
 
-/// The length from which a value is sent from the program's memory. A shorter one is cheaper to copy and send in one
-/// piece with its key.
+/// The length at and above which a value is sent from the program's memory. It is faster to copy a shorter value and to
+/// send it in one piece with its key.
 const KEPT_BYTES: usize = 4 << 10;
 
 /// The result of a write that was executed, that failed by its condition (KVC_CONFLICT) or that is in doubt
@@ -93,11 +94,11 @@ pub struct kvc_result {
 }
 
 /// Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]"). An endpoint may
-/// also be the clients port of a server, which provides the map when the coordinator is unavailable. Dead endpoints
-/// delay no call by more than 250 ms each: after that time of silence, the next one is tried as well. Names are
-/// resolved by this call, for which the system's resolver has no deadline. A name that cannot be resolved is skipped
-/// with a warning in the log, unless none can be. The first call opens the first connection. `options` may be NULL. On
-/// success, *out is a handle that the caller closes with kvc_close().
+/// also be the clients port of a server, which provides the map when the coordinator is unavailable. Each dead endpoint
+/// delays a call by at most 250 ms: after that time of silence, the next endpoint is tried as well. This call resolves
+/// the names; the system's resolver has no deadline. A name that cannot be resolved is skipped with a warning in the
+/// log, unless no name can be resolved. The first call opens the first connection. `options` may be NULL. On success,
+/// *out is a handle that the caller closes with kvc_close().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_open(
     endpoints: *const c_char,
@@ -158,7 +159,7 @@ pub unsafe extern "C" fn kvc_put(
     guard(|| {
         // SAFETY: the caller guarantees the requirements of `call` and `bytes`.
         let written = unsafe {
-            // It is not accessed after the call has returned.
+            // The value is not accessed after the call has returned.
             let value: &'static [u8] = value.bytes("value")?;
             call(
                 client,
@@ -196,9 +197,9 @@ pub unsafe extern "C" fn kvc_get(
 }
 
 /// Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and sets *len to its length.
-/// If the value is longer than `cap`, returns KVC_TOO_BIG: the value is not fetched, and *len is the size that it
-/// needs. A long value is received straight into dst, so the content of dst after a failure is unspecified. `options`
-/// and `result` may be NULL. On success, *result is set to the version.
+/// If the value is longer than `cap`, returns KVC_TOO_BIG: the value is not fetched, and *len is the required size. A
+/// long value is received directly into dst, so the content of dst after a failure is unspecified. `options` and
+/// `result` may be NULL. On success, *result is set to the version.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_get_into(
     client: *mut kvc_client,
@@ -217,7 +218,7 @@ pub unsafe extern "C" fn kvc_get_into(
 
 /// Reads a part of a value into `dst` (NULL if `cap` is 0): up to `cap` bytes, starting at byte `offset`. *len is set
 /// to the length of the whole value. The number of bytes read is the smaller of `cap` and *len - `offset`, or zero if
-/// `offset` is beyond the end. Nothing else is fetched. Parts of one value have the same version. The content of dst
+/// `offset` is beyond the end. Only this part is fetched. Parts of one value have the same version. The content of dst
 /// after a failure is unspecified. `options` and `result` may be NULL. On success, *result is set to the version.
 #[unsafe(no_mangle)]
 #[allow(clippy::too_many_arguments)] // The C interface needs all of them.
@@ -251,8 +252,8 @@ pub unsafe extern "C" fn kvc_length(
     unsafe { kvc_get_range(client, key, 0, ptr::null_mut(), 0, len, options, result) }
 }
 
-/// Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is written on
-/// success, after KVC_CONFLICT and after KVC_IN_DOUBT.
+/// Removes a key. Returns KVC_NOT_FOUND if the key does not exist. `options` and `result` may be NULL. *result is
+/// written on success, after KVC_CONFLICT and after KVC_IN_DOUBT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_delete(
     client: *mut kvc_client,
@@ -268,7 +269,7 @@ pub unsafe extern "C" fn kvc_delete(
     })
 }
 
-/// Reads into memory of the program, and reports the length of the whole value and its version.
+/// Reads a value into memory of the program, and reports the length of the whole value and its version.
 ///
 /// # Safety
 /// The requirements of [`call`]; the memory of `target` may be written, and `len` and `result` are NULL or may be.
@@ -299,7 +300,7 @@ unsafe fn read_into(
     }
 }
 
-/// A buffer on its way to the thread that requested it.
+/// A buffer that is passed to the thread that requested it.
 pub(crate) struct Owned(pub(crate) kvc_buf);
 
 // SAFETY: it owns its bytes.

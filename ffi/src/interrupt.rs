@@ -1,4 +1,4 @@
-//! Ends of operations before the deadline: all calls by an interrupt, one operation of a queue by its tag.
+//! Ends of operations before the deadline. An interrupt ends all calls; a tag selects one operation of a queue.
 
 use std::ffi::c_int;
 
@@ -8,11 +8,12 @@ use crate::handle::{kvc_client, open_here};
 use crate::panic::guard;
 
 /// Ends the waits of all threads in calls on the handle and in kvc_cq_poll() on its queues, for shutdown. Any thread
-/// may call it, even within a log or event function, but not in a signal handler. It does not wait for the calls to
-/// end. Until kvc_resume():
+/// may call this function, even within a log or event function, but not in a signal handler. The function does not wait
+/// for the calls to end. Its effects until kvc_resume():
 ///
 /// - Calls in progress return KVC_INTERRUPTED. For a write that was sent, and so may have been executed, they return
-///   KVC_IN_DOUBT with its doubt. A response that has already arrived counts. In a batch this applies to each key.
+///   KVC_IN_DOUBT with its doubt. If the response has already arrived, they return its result. In a batch this applies
+///   to each key.
 /// - New calls return KVC_INTERRUPTED and have no effect. So does kvc_cq_submit().
 /// - kvc_cq_poll() does not wait. It returns the available completions, or KVC_INTERRUPTED if there is none. Submitted
 ///   operations stay in the queue: kvc_cq_cancel() ends them, and kvc_cq_free() abandons them. kvc_cq_fd() stays

@@ -14,7 +14,7 @@
 #![allow(non_camel_case_types)] // The names are those of the C header.
 #![allow(clippy::missing_safety_doc)] // The header states the contract of each function.
 
-// The header has the order of these modules. The blank lines keep rustfmt from sorting them.
+// The header has the order of these modules. The blank lines between them prevent rustfmt from sorting them.
 mod error;
 mod fork;
 

@@ -1,4 +1,4 @@
-//! Settings in their C form: structs that begin with their size, so that they can grow.
+//! Settings in their C form: structs that begin with their size, so that later versions can add fields.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::size_of;
@@ -22,10 +22,10 @@ pub const KVC_LOG_INFO: c_int = 2;
 pub const KVC_LOG_DEBUG: c_int = 3;
 
 /// Receives the log messages of a handle (lost connections, new maps), one line each, without a line end. The library
-/// calls it within calls on the handle and its queues, on their threads, possibly on several at once. It must return
-/// normally: no longjmp, no C++ exception, and no second return in the child of a fork. It must not call the library:
-/// such a call on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume() are allowed. `words`
-/// is valid until it returns.
+/// calls this function within calls on the handle and its queues, on the threads of these calls, possibly on several
+/// threads at once. The function must return normally: no longjmp, no C++ exception, and no second return in the child
+/// of a fork. It must not call the library: such a call on a handle or a queue returns KVC_INVALID. Only
+/// kvc_interrupt() and kvc_resume() are allowed. `words` is valid until the function returns.
 pub type kvc_log_fn =
     Option<unsafe extern "C" fn(log_arg: *mut c_void, level: c_int, words: *const c_char)>;
 
@@ -38,21 +38,21 @@ pub struct kvc_options {
     pub size: u32,
     /// The deadline of a call in milliseconds, including connecting and retries. Default 5,000, at most 60,000.
     pub timeout_ms: u32,
-    /// The timeout of one connection attempt in milliseconds. (The next of several endpoints is tried sooner: after 250
-    /// ms of silence.) Default 1,000, at most 60,000.
+    /// The timeout of one connection attempt in milliseconds. After only 250 ms of silence, the next endpoint is tried
+    /// as well. Default 1,000, at most 60,000.
     pub connect_timeout_ms: u32,
-    /// The maximum number of connections of the handle to each shard of a server; one more to a shard that has expired
-    /// the handle's session. All threads share them; no call waits for the end of another. More connections may help if
-    /// many large values are in transfer at once. Queues have their own connections, which do not count. Default 1, at
-    /// most 64.
+    /// The maximum number of connections of the handle to each shard of a server. There is one more to a shard that has
+    /// expired the handle's session. All threads share the connections, and no call waits for the end of another. More
+    /// connections may help if many large values are in transfer at once. Queues have their own connections, which do
+    /// not count. Default 1, at most 64.
     pub connections_per_shard: u32,
-    /// The function that receives log messages; NULL: none. It may be called until the handle is closed and its queues
-    /// are freed.
+    /// The function that receives log messages, or NULL. It may be called until the handle is closed and its queues are
+    /// freed.
     pub log: kvc_log_fn,
     /// The argument that is passed to `log` with every message. It must stay valid while `log` may be called.
     pub log_arg: *mut c_void,
-    /// The function that receives events (connections, the map, writes in doubt); NULL: none. It may be called until
-    /// the handle is closed and its queues are freed.
+    /// The function that receives events (connections, the map, writes in doubt), or NULL. It may be called until the
+    /// handle is closed and its queues are freed.
     pub on_event: kvc_event_fn,
     /// The argument that is passed to `on_event` with every event. It must stay valid while `on_event` may be called.
     pub event_context: *mut c_void,
@@ -80,10 +80,10 @@ impl Default for kvc_options {
 pub struct kvc_op_options {
     /// sizeof(kvc_op_options)
     pub size: u32,
-    /// The deadline of the call in milliseconds; 0: that of the handle. At most 60,000.
+    /// The deadline of the call in milliseconds, at most 60,000. Zero means the deadline of the handle.
     pub timeout_ms: u32,
-    /// The condition of a write. 0: none; KVC_ABSENT: the key must not exist; any other value: the entry must have this
-    /// version. Reads ignore it.
+    /// The condition of a write. Zero: no condition; KVC_ABSENT: the key must not exist; any other value: the entry
+    /// must have this version. Reads ignore the condition.
     pub if_version: u64,
 }
 
@@ -121,8 +121,8 @@ pub unsafe extern "C" fn kvc_options_init(
     })
 }
 
-/// Copies a struct that begins with its size. Fields missing in a smaller one are zero. A larger one, from a newer
-/// header, is accepted if the fields that this library does not know are zero.
+/// Copies a struct that begins with its size. Fields that are missing in a smaller struct are set to zero. A larger
+/// struct, from a newer header, is accepted if the fields that this library does not know are zero.
 ///
 /// # Safety
 /// `from` is NULL or points to as many readable bytes as its first four state.
@@ -155,7 +155,7 @@ unsafe fn of_other_size<T: Copy + Default>(
     let mut copy = T::default();
     if !(size_of::<u32>()..=MAX_STRUCT_BYTES).contains(&size) {
         return Err(Failure::invalid(format!(
-            "{what}.size is {size}; set it to sizeof({what}) and the rest to zero"
+            "{what}.size is {size}; set it to sizeof({what}) and the other fields to zero"
         )));
     }
     let known = size.min(size_of::<T>());

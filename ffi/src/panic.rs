@@ -20,7 +20,7 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
             let words =
                 format!("a defect in libkvclient ({words}); close the handle and report it");
             let status = fail(Failure::new(KVC_PANIC, words));
-            // The payload is leaked, because its drop may panic too.
+            // The panic's payload is leaked, because its drop may panic too.
             std::mem::forget(payload);
             status
         }

@@ -15,11 +15,11 @@ use crate::panic::guard;
 /// heard_ms: nothing was ever received.
 pub const KVC_NEVER: u64 = 0xffff_ffff_ffff_ffff;
 
-/// The size of an address as text, with its NUL: the longest is IPv6 with a scope and a port.
+/// The size of an address as text, with its NUL. The longest address is IPv6 with a scope and a port.
 const ADDRESS_BYTES: usize = 64; // The struct repeats the number, because the header would not show the constant.
 
 /// The counters of a handle or of a queue since it was opened. Values described as "current" may decrease; all others
-/// only grow. Set size to sizeof(kvc_counters); the library writes the other fields that fit.
+/// only grow. Set size to sizeof(kvc_counters); the library writes as many of the other fields as fit.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_counters {
@@ -43,7 +43,7 @@ pub struct kvc_counters {
     pub given_up: u64,
     /// Retries of operations.
     pub retries: u64,
-    /// Requests to servers; a retried operation has several.
+    /// Requests to servers; a retry adds another request.
     pub requests: u64,
     /// Responses to requests.
     pub responses: u64,
@@ -99,7 +99,7 @@ pub struct kvc_server_counters {
     pub connections_open: u64,
     /// Milliseconds since bytes last arrived over a connection to the server, or KVC_NEVER.
     pub heard_ms: u64,
-    /// The address of the server's clients port, as "host:port"; "" while the map has none.
+    /// The address of the server's clients port, as "host:port"; "" while the map has no address of the server.
     pub address: [c_char; 64],
 }
 
@@ -138,7 +138,7 @@ pub unsafe extern "C" fn kvc_cq_statistics(
     })
 }
 
-/// Writes as many counters as fit.
+/// Writes as many counters as fit into the structs of the program.
 ///
 /// # Safety
 /// `out` and the first of `servers` are NULL or as large as their sizes state, and there are `max` of the latter.

@@ -29,12 +29,12 @@ impl Target {
         Target { dst, cap, part: part(cap, offset) }
     }
 
-    /// Returns whether there is memory, which a capacity above zero requires.
+    /// Returns whether the target has memory, or needs none because its capacity is zero.
     pub(crate) fn has_memory(&self) -> bool {
         !self.dst.is_null() || self.cap == 0
     }
 
-    /// Returns the operation that reads a key into it.
+    /// Returns the operation that reads a key into this target.
     pub(crate) fn op<'a>(&self, key: &'a [u8]) -> Op<'a> {
         let landing = NonNull::new(self.dst.cast::<u8>()).map_or(Landing::Buffer, |at| {
             // SAFETY: the creator of the target has lent the memory.
@@ -43,27 +43,30 @@ impl Target {
         Op::Read { key, part: Some(self.part), landing }
     }
 
-    /// Copies the received bytes, unless they were received in place.
+    /// Copies the received bytes into the memory, unless they were received directly into it.
     ///
     /// # Safety
     /// The memory has room for the requested bytes.
     pub(crate) unsafe fn take(&self, responded: Reply<'_>) {
-        // A safeguard: the client returns no more bytes than requested.
+        // This limit is a safeguard, because the client never returns more bytes than requested.
         let value = &responded.value[..responded.value.len().min(self.cap)];
         // SAFETY: it fits, and the caller guarantees the room.
         unsafe { copy_unless_there(value, self.dst.cast()) };
     }
 
-    /// Returns the failure if a whole value of this length does not fit.
+    /// Returns the failure KVC_TOO_BIG if a whole value of this length does not fit.
     pub(crate) fn too_small(&self, length: usize) -> Option<Failure> {
         (self.part.all_or_nothing && length > self.cap).then(|| {
-            let words = format!("the value has {length} bytes, dst has room for {}", self.cap);
+            let words = format!(
+                "the length of the value is {length} bytes, but the size of dst is {}",
+                self.cap
+            );
             Failure::new(KVC_TOO_BIG, words)
         })
     }
 }
 
-/// Returns the part of at most `most` bytes from `from` on. Numbers above 32 bits are clamped, as no value is that
+/// Returns the part of at most `most` bytes from `from` on. Numbers above 32 bits are clamped, because no value is that
 /// long.
 fn part(most: usize, from: usize) -> Part {
     let narrow = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);

@@ -1,5 +1,5 @@
-//! Tests that the steady state allocates nothing: neither a call that reads into memory of the program, nor an
-//! operation of a queue. The allocator counts on the calling thread.
+//! Tests that calls and queue operations allocate nothing in the steady state. The allocator counts the allocations of
+//! the calling thread.
 
 #[path = "../../client/tests/common/mod.rs"]
 mod common;
@@ -46,7 +46,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Returns how often this thread allocates while it runs `work`.
+/// Returns the number of allocations of this thread while it runs `work`.
 fn allocations(work: impl FnOnce()) -> u64 {
     COUNT.set(Some(0));
     work();
@@ -54,7 +54,8 @@ fn allocations(work: impl FnOnce()) -> u64 {
 }
 
 /// Returns the minimum of five runs. A receive buffer grows permanently when a read fills it and ends within a frame,
-/// which may happen late on a busy machine. Allocations by the call or the operation itself would occur in every run.
+/// which may happen late on a busy machine. Allocations that the call or the operation itself makes would occur in
+/// every run.
 fn least(mut work: impl FnMut()) -> u64 {
     (0..5).map(|_| allocations(&mut work)).min().expect("five times")
 }

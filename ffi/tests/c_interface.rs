@@ -30,7 +30,7 @@ fn stdout(command: &mut Command) -> String {
     String::from_utf8(run(command).stdout).unwrap()
 }
 
-/// Returns the path of the library that belongs to this test: beside it.
+/// Returns the path of a library that was built with this test, in the directory of the test's executable.
 fn library(file: &str) -> PathBuf {
     let beside = std::env::current_exe().unwrap().with_file_name(file);
     assert!(beside.is_file(), "{} was not built", beside.display());
@@ -317,7 +317,7 @@ fn statuses_of_servers_have_their_numbers() {
 fn a_map_that_never_converges_ends_a_call_at_its_deadline() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);
-    // Every server responds that another one serves the key, whatever map is fetched.
+    // Every server responds that another server serves the key, whatever map is fetched.
     fake.script(|_| Act::Response(Status::WrongView));
     let (deadline, slack) = (Duration::from_millis(300), Duration::from_secs(2));
     let start = Instant::now();

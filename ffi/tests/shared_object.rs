@@ -1,10 +1,10 @@
-//! Tests of the shared library as the linker sees it: its exports, and the libraries that it needs.
+//! Tests of the shared library's dynamic section: its exports, and the libraries that it needs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Returns the path of the library that belongs to this test: beside it.
+/// Returns the path of a library that was built with this test, in the directory of the test's executable.
 fn library() -> PathBuf {
     let beside = std::env::current_exe().unwrap().with_file_name("libkvclient.so");
     assert!(beside.is_file(), "{} was not built", beside.display());
@@ -37,7 +37,7 @@ fn it_depends_only_on_the_c_library_and_the_unwinder() {
         .lines()
         .filter(|line| line.contains("(NEEDED)"))
         .filter_map(|line| line.split(['[', ']']).nth(1))
-        // The dynamic loader, which every program has.
+        // Every program needs the dynamic loader, so it does not count.
         .filter(|name| !name.starts_with("ld-linux-"))
         .collect();
     needed.sort_unstable();
