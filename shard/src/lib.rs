@@ -7,17 +7,20 @@
 //! ```text
 //!   driver                          Shard
 //!   inputs
-//!     accepted a socket        ->   open_greeting, set_address
+//!     accepted a socket        ->   open_accepted, set_address
 //!     got a socket handed over ->   adopt, set_address, on_bytes
 //!     connected to a peer      ->   open_stream; or service.on_dial_failed
 //!     received bytes, an end   ->   on_bytes (or lend_input, take_input_back), on_end_of_input
+//!     a socket has failed      ->   on_failed
 //!     an order                 ->   service.install, on_exited, drain, freeze, load, set_map
 //!     a tick                   ->   on_tick; a few times a second: enforce_deadlines
+//!     descriptors are short    ->   close_idle
 //!   outputs, at the end of every wake-up, in this order
 //!     finish_wake_up                the replicas' messages are appended to their streams
-//!     next_dirty_stream        ->   send its unsent bytes, on_sent; carry out its fate
+//!     next_dirty_stream        ->   send unsent (or take_unsent, recycle), on_sent; carry out its fate
 //!     next_dirty               ->   the same for all other connections
 //!     poll_transmit            ->   send the parts at once, on_transmitted; until None
+//!     has_readers              ->   if so, wake up again at once, and serve all other work first
 //!     due_dials                ->   connect
 //!     service.take_news        ->   publish reports and conditions
 //!     service.take_events      ->   log
@@ -26,7 +29,10 @@
 //! - [`turn::run`] carries out a turn in this order, up to `poll_transmit`; dials, news and events follow.
 //! - Call `begin_wake_up` first, with a time that was read after the bytes of the wake-up were received, because lease
 //!   checks rely on it.
-//! - After any call that concerns a connection, its [`Fate`] may have changed; the connection is then dirty.
+//! - After any call that concerns a connection, its [`Fate`] may have changed; the connection is then dirty. The driver
+//!   asks for `fate` and carries it out: read, do not read, shut down, close the socket (then `close`), or hand the socket
+//!   over. For this shard it calls `adopt_accepted`; for another, it passes the bytes of `take_handshake` along.
+//! - Inputs that can affect a lease, a deadline or a back-off take `now`. The others only set a value.
 //! - `service.next_timeout` and `service.next_dial` return the times at which `on_tick` and `due_dials` are due.
 //! - [`Transmit`] borrows the shard: the bytes must be sent before any other call.
 //!

@@ -322,7 +322,7 @@ impl Service {
             }
             let (head, length) =
                 (response.head(), response.value.len().max(response.whole as usize));
-            if let Some(pin) = hosted.replica.pin(request.digest, request.key) {
+            if let Some(pin) = hosted.replica.pin(*hash, request.key) {
                 let range = request.operation.range_of(length);
                 let value = PinnedValue::new(group, pin, range, request);
                 return self.outputs.append_long(id, head, value);

@@ -500,8 +500,8 @@ impl Shard {
     }
 
     /// Returns everything about a group on which the behaviour of this shard depends, as text. All output must be sent
-    /// and no frame may be incomplete. Times and log limits of dials, and connections other than the group's stream, are
-    /// not included.
+    /// and no frame may be incomplete. The text omits times and log limits of dials, and connections other than the
+    /// group's stream.
     pub fn describe(&self, group: GroupId) -> String {
         let receiver = self.service.stream(group).and_then(|id| self.receivers.get(slot_of(id)));
         let stage = match receiver {

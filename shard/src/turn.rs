@@ -52,7 +52,8 @@ pub trait Engine {
     /// Serves the next piece of work of a stranger.
     fn serve_stranger(&mut self, shard: &mut Shard);
 
-    /// Serves the next piece of work of a client. Returns the time after it; `None` if it took no measurable time.
+    /// Serves the next piece of work of a client. Returns a clock reading taken afterwards or at the receive;
+    /// `None` if the engine took none.
     fn serve_client(&mut self, shard: &mut Shard) -> Option<Time>;
 
     /// Ends the clients' part of the turn.

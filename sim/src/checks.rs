@@ -1,9 +1,9 @@
 //! The schedule of the invariant checks, and the state that they keep between calls.
 //!
 //! ```text
-//!   at the event itself               promises that a single input or response can break
+//!   at an event                       promises that a single input or response can break
 //!   after every wake-up of a shard    promises about the replicas that woke
-//!   every thousand events             the digests of both replicas; every 40th time, one shard in full
+//!   every thousand events             the digests of all replicas; every 40th time, one shard in full
 //!   at the end                        every table, and every key's history
 //! ```
 
@@ -22,7 +22,7 @@ use crate::world::World;
 /// A group's shard.
 pub type Place = (GroupId, usize);
 
-/// The identity of a client's operation; its retries share it.
+/// The identity of a client's operation. It is the same in all retries.
 pub type Question = (ClientId, u64);
 
 /// A replica's state at the last check.
@@ -32,20 +32,20 @@ pub struct Seen {
     pub version: u64,
     /// The replica's state.
     pub state: ReplicaState,
-    /// True if it served reads.
+    /// True if the replica could serve reads.
     pub served: bool,
 }
 
-/// The interval between two full comparisons, in thousands of events. Each compares the replicas of another
-/// shard.
+/// The interval between two full comparisons, in thousands of events. Each compares the replicas of one shard; the
+/// shards take turns.
 const THOUSANDS_A_COMPARISON: u64 = 40;
 
 /// Counts of comparisons between replicas.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Compared {
-    /// Comparisons by digest.
+    /// The number of comparisons by digest.
     pub digests: u64,
-    /// Comparisons in full.
+    /// The number of full comparisons.
     pub contents: u64,
 }
 
@@ -58,14 +58,14 @@ pub struct Checks {
     pub seen: BTreeMap<(usize, Place), Seen>,
     /// The view version under which a primary reported that its candidate had caught up, by process and place.
     pub caught_up: BTreeMap<(usize, Place), u64>,
-    /// Comparisons actually made.
+    /// The numbers of comparisons made.
     pub compared: Compared,
     thousands: u64,
     views: views::Views,
     numbers: writes::Numbers,
     responses: writes::Responses,
     used: writes::Used,
-    /// Session names under which two clients write.
+    /// The session names under which two clients write.
     pub shared: BTreeSet<ClientId>,
 }
 
@@ -120,8 +120,8 @@ impl Checks {
         views::version_names_one_view(&mut self.views, cluster, view)
     }
 
-    /// Checks and records a replica's final response to a client's write, under the name of its session. The
-    /// client began the write at `asked_at`.
+    /// Checks and records a replica's final response to a client's write. `asked_at` is the time at which the
+    /// client began the write.
     ///
     /// # Errors
     /// The broken promise.
@@ -164,7 +164,7 @@ impl Checks {
         writes::sessions_are_kept(&self.used, world, (group, usize::from(shard.0)), client)
     }
 
-    /// Compares replicas; called every thousand events.
+    /// Compares replicas. It is called every thousand events.
     ///
     /// # Errors
     /// The broken promise.

@@ -56,14 +56,14 @@ pub struct Client {
     sessions: BTreeMap<(GroupId, ShardId), Session>,
     /// The log positions at which sessions may begin, from the newest WELCOMEs.
     starts: BTreeMap<(GroupId, ShardId), SequenceNumber>,
-    /// True if this client was made as a clone of another one, whose name it keeps.
+    /// True if this client is a clone of another one and uses its name.
     pub is_clone: bool,
     /// Operations in flight, by request id.
     pub flights: BTreeMap<u64, Flight>,
     /// Writes in doubt that are not being settled yet, by request id.
     doubts: BTreeMap<u64, Flight>,
     next_request: u64,
-    /// Connections by the process's address, shard and client name.
+    /// Connections by the address of the process, the shard, and the client name.
     pub connections: BTreeMap<(SocketAddr, ShardId, ClientId), ConnectionNumber>,
     /// The last value read, by key.
     pub seen: BTreeMap<Vec<u8>, Seen>,
@@ -71,25 +71,25 @@ pub struct Client {
     pub process: u32,
     /// The time until which the client waits for the response to its last map request.
     pub asks_map_until: u64,
-    /// True if the client only reads, many keys at the same time, and requests the map only after a WRONG_VIEW.
-    /// Therefore it keeps reading from a stale primary that wrongly serves.
+    /// True if the client only reads, many keys at the same time, and requests the map only after a WRONG_VIEW. So
+    /// it would continue to read from an old primary that serves by mistake.
     pub is_reader: bool,
-    /// The time until which the client begins no operation.
+    /// The time before which the client begins no operation.
     pub rests_until: u64,
-    /// The number of sessions begun anew after the servers had expired the previous one.
+    /// The number of new sessions that replaced sessions expired by the servers.
     pub fresh_sessions: u64,
 }
 
 /// An effect that a client requests.
 #[derive(Debug)]
 pub enum Wish {
-    /// Send this request to the shard at this address, under this name.
+    /// Send this request to the shard at this address, under this client name.
     Send(SocketAddr, ShardId, ClientId, u64, Vec<u8>),
     /// Request the map.
     Map,
-    /// The servers have expired the session of this name, although one of its writes is in flight.
+    /// The servers have expired the session with this name, although one of its writes is in flight.
     Expired((GroupId, ShardId), ClientId),
-    /// A response from this group carries bytes that are not one written value.
+    /// A response from this group contains bytes that are not those of one written value.
     Mixed(GroupId),
     /// The client has given up a write, or an attempt to settle one.
     GivenUp(Box<Flight>),
@@ -129,8 +129,8 @@ impl Client {
     pub fn begin(&mut self, now: u64, plan: Plan) {
         let Plan { slot, key, floor, mut asked, condition, value, timeout, settling } = plan;
         if self.is_clone && asked == Asked::Delete {
-            // To the servers, two deletes of one key under one sequence number are one request. So a clone does
-            // not delete.
+            // A clone does not delete, because two deletes of one key with the same sequence number are the same
+            // request for the servers.
             asked = Asked::Read;
         }
         let Some(map) = &self.map else { return };
@@ -194,7 +194,7 @@ impl Client {
         }
     }
 
-    /// Sends an operation, or retries it, at the primary of its group according to the newest view.
+    /// Sends an operation, or retries it, to the primary of its group in the newest view.
     fn send(&mut self, now: u64, id: u64, wishes: &mut Vec<Wish>) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
         let (group, shard) = flight.place;
@@ -260,7 +260,7 @@ impl Client {
         if flight.was_given_up() {
             return self.on_settled(now, jitter, response, wishes);
         }
-        // These statuses mean that the server has not logged this request, and will not.
+        // With these statuses the server has not logged this request and never will.
         if let Status::Unavailable | Status::Busy | Status::OutOfSpace = response.status {
             flight.doubtful = flight.doubtful.saturating_sub(1);
         }
@@ -348,8 +348,8 @@ impl Client {
         wishes.push(Wish::Ended(Box::new(flight), responded, version));
     }
 
-    /// Moves a write to a new session of another name. The servers had expired its session, and it was sent
-    /// only once, so it was not executed.
+    /// Moves a write to a new session with another name. The servers had expired its session, and the write was
+    /// sent only once, so it was not executed.
     fn begin_session_anew(&mut self, now: u64, id: u64) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
         let (place, name) = (flight.place, flight.client);
@@ -385,8 +385,8 @@ impl Client {
         }
     }
 
-    /// Becomes a copy of another client in its current state, like the clone of a virtual machine: it has the
-    /// same names, and uses the same sequence numbers next.
+    /// Makes this client a copy of another one in its current state, like the clone of a virtual machine. Both then
+    /// have the same names and continue with the same sequence numbers.
     pub fn become_clone_of(&mut self, other: &Client, wishes: &mut Vec<Wish>) {
         self.end_all(wishes);
         self.id = other.id;
@@ -399,7 +399,7 @@ impl Client {
         self.connections.clear();
     }
 
-    /// Takes a name that no other client has, with new sessions.
+    /// Gives the client a new name that no other client has, and new sessions.
     pub fn take_new_name(&mut self) {
         self.id.0 += 1 << if self.is_clone { 97 } else { 98 };
         self.sessions.clear();
@@ -411,8 +411,8 @@ impl Client {
         self.sessions.values().map(|session| session.client).chain([self.id])
     }
 
-    /// Handles the resume of the client's machine after a suspend. Its clock did not advance meanwhile, so its
-    /// deadlines move as well.
+    /// Handles the resume of the client's machine after a suspend. The clock of the machine did not advance
+    /// meanwhile, so all deadlines are postponed.
     pub fn on_slept(&mut self, slept: u64) {
         for flight in self.flights.values_mut().chain(self.doubts.values_mut()) {
             flight.slept += slept;
@@ -444,7 +444,7 @@ impl Client {
         }
     }
 
-    /// Handles the restore of the client's cluster under another name.
+    /// Handles a restore of the client's cluster, which has a new cluster id.
     pub fn follow(&mut self, now: u64) {
         self.views.clear();
         self.connections.clear();
@@ -454,7 +454,7 @@ impl Client {
         }
     }
 
-    /// Handles a new cluster that has none of the old state: every operation in flight ends in doubt, and all
+    /// Handles a new cluster without the data of the old one: every operation in flight ends in doubt, and all
     /// sessions are new.
     pub fn enter(&mut self, wishes: &mut Vec<Wish>) {
         self.end_all(wishes);

@@ -1,4 +1,4 @@
-//! Each host's own clock, with its own offset and a rate up to a tenth off true time.
+//! The clocks of the hosts. Each has an offset, and a rate that differs from true time by up to a tenth.
 
 use kv_protocol::Time;
 

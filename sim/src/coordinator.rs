@@ -1,4 +1,4 @@
-//! The coordinator: the shipped state machine (the brain), a disk, and connections.
+//! The coordinator of a simulated cluster: the shipped state machine (the brain), a disk, and connections.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::network::ConnectionNumber;
 pub struct Coordinator {
     /// The brain; `None` while the process is dead.
     pub cluster: Option<Cluster>,
-    /// The number of the coordinator's process. Events meant for one term do not reach the next.
+    /// The number of the coordinator's process. Events for one term do not reach the process of the next term.
     pub term: u64,
     /// The state on its disk.
     pub disk: Option<DurableState>,
@@ -25,7 +25,7 @@ pub struct Coordinator {
     pub disk_full_until: u64,
     /// The time until which the process is paused.
     pub paused_until: u64,
-    /// The total time for which the process was paused, the current pause included.
+    /// The total time for which the process was paused, including the current pause.
     pub slept: u64,
     /// Heartbeat connections, with the server that sends on each.
     pub links: BTreeMap<ConnectionNumber, (LinkId, Option<ServerId>)>,
@@ -39,7 +39,7 @@ pub struct Coordinator {
     origin: Origin,
 }
 
-/// The shape of a run's cluster.
+/// The parameters of a run's cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// The id of the cluster.
@@ -50,7 +50,7 @@ pub struct Shape {
     pub shards: u16,
     /// The policy on a double fault.
     pub on_double_fault: DoubleFault,
-    /// The seed from which the cluster's names are drawn.
+    /// The seed from which the names of the cluster's processes are drawn.
     pub seed: u64,
 }
 
@@ -91,7 +91,7 @@ impl Coordinator {
         }
     }
 
-    /// Founds another cluster from the dumps of the previous one. Its disk starts empty.
+    /// Creates a coordinator with an empty disk that founds another cluster from the dumps of the previous one.
     pub fn restore(
         &mut self,
         cluster: ClusterId,
@@ -104,7 +104,7 @@ impl Coordinator {
         self.restart(now, effects);
     }
 
-    /// Returns the shape of the cluster.
+    /// Returns the parameters of the cluster.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }

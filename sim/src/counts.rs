@@ -1,4 +1,4 @@
-//! Statistics of runs. Without them, a run without a failure proves nothing.
+//! Statistics of runs. They show what was exercised: a run without a failure proves little without them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::nemesis::slow::{LONG_STALL, NO_MEMORY, SHORT_STALL};
 use crate::nemesis::{KINDS, MACHINE_PAUSE};
 use kv_history::Returned;
 
-/// The minimum counts of ten minutes on two cores.
+/// The minimum number of operations in ten minutes on two cores.
 const OPERATIONS: u64 = 10_000_000;
 const FAULTS: u64 = 100_000;
 const SETTLED: u64 = 1_000;
@@ -19,7 +19,7 @@ const FAULTS_A_KIND_A_STEP: u64 = 1_000;
 const SLOW_FAULTS_A_KIND: u64 = 50;
 const LOAD: u64 = 1_000_000;
 const CLIENTS_WAYS: u64 = 1_000;
-/// The number of recovery steps; faults counted after them struck at rest.
+/// The number of recovery steps, and the index of the faults that struck at rest.
 const STEPS: usize = 6;
 
 /// The sums over one or more runs.
@@ -29,27 +29,27 @@ pub struct Counts {
     pub runs: u64,
     /// The number of events.
     pub events: u64,
-    /// Nanoseconds of simulated time.
+    /// The simulated time, in nanoseconds.
     pub simulated: u64,
-    /// Writes acknowledged with OK.
+    /// The number of writes acknowledged with OK.
     pub acked: u64,
-    /// Operations that ended with a definite response, settled ones excluded.
+    /// The number of operations that ended with a definite response, without settled writes.
     pub operations: u64,
-    /// Operations that ended in doubt.
+    /// The number of operations that ended in doubt.
     pub in_doubt: u64,
-    /// Writes in doubt that were settled as done.
+    /// The number of writes in doubt that were settled as done.
     pub settled_done: u64,
-    /// Writes in doubt that were settled as not done.
+    /// The number of writes in doubt that were settled as not done.
     pub settled_not_done: u64,
-    /// Writes that could not be settled, because the servers had expired their session.
+    /// The number of writes that could not be settled because the servers had expired their session.
     pub undecided: u64,
-    /// Operations without effect: every request was rejected, or none was sent before the deadline.
+    /// The number of operations without effect: every request was rejected, or none was sent before the deadline.
     pub refused: u64,
-    /// Operations without effect, because the group was LOST.
+    /// The number of operations without effect because the group was LOST.
     pub lost: u64,
-    /// Sessions begun anew after the servers had expired the previous one.
+    /// The number of new sessions that replaced sessions expired by the servers.
     pub fresh_sessions: u64,
-    /// Faults by kind, and by the recovery step that they struck (6: no recovery in progress).
+    /// The number of faults, by kind and by the recovery step in which they struck (6: no recovery in progress).
     pub faults: BTreeMap<&'static str, [u64; 7]>,
     /// Comparisons by digest of two replicas with the same writes.
     pub digests_compared: u64,
@@ -57,29 +57,29 @@ pub struct Counts {
     pub copies_compared: u64,
     /// Restores of the whole cluster.
     pub restored: u64,
-    /// Groups that were LOST by a restore.
+    /// The number of groups that became LOST by a restore.
     pub lost_by_restore: u64,
     /// Failed dumps.
     pub failed_dumps: u64,
-    /// Suspends during a stop.
+    /// The number of suspends during a stop.
     pub stop_suspends: u64,
-    /// Suspends during the start of a restored cluster.
+    /// The number of suspends during the start of a restored cluster.
     pub restore_suspends: u64,
-    /// Periods in which no server could reach the coordinator.
+    /// The number of periods in which no server could reach the coordinator.
     pub orphaned: u64,
-    /// Chunks of tables emptied by compaction.
+    /// The number of chunks of tables emptied by compaction.
     pub emptied_chunks: u64,
-    /// Connections that an executor handed over to another one.
+    /// The number of connections that an executor handed over to another one.
     pub handed_over: u64,
-    /// Connections that a client reset with requests in flight.
+    /// The number of connections that a client reset with requests in flight.
     pub resets: u64,
-    /// Writes with a wrong digest.
+    /// The number of writes with a wrong digest.
     pub forged: u64,
-    /// Values read that are long enough to be sent from the table.
+    /// The number of values read that are long enough to be sent directly from the table.
     pub long_values: u64,
-    /// Requests served to clients that only produce load.
+    /// The number of requests served for clients that only produce load.
     pub load: u64,
-    /// Faults that struck a group with a write in flight.
+    /// The number of faults that struck a group with a write in flight.
     pub with_write_in_flight: u64,
 }
 
@@ -146,7 +146,7 @@ impl Counts {
         }
     }
 
-    /// Describes each count that is below the minimum of ten minutes on two cores.
+    /// Describes each count that is below the minimum for ten minutes on two cores.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         let mut least = |words: String, count: u64, least: u64| {

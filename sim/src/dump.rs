@@ -1,5 +1,4 @@
-//! The dump that a stopped process leaves on its host's disk, in the shipped format, and its loading into a new
-//! process.
+//! Dumps in the shipped format: a stopped process writes one to its host's disk, and a new process loads it.
 //!
 //! ```text
 //!   Input::Dump to shard 0 -> freezes -> Part -> Job: text -> shard 1 ... -> written -> DumpFile
@@ -47,7 +46,8 @@ impl Part {
             records.map(|logged| DumpRecord { shard, sn: logged.sn, record: logged.record });
         let records = records.collect();
         let sight = replica.inspect();
-        // The digest includes records of pending writes, which no dump contains.
+        // The digest includes records of pending writes, which a dump does not contain. So it is kept only if no
+        // write is pending.
         let content = (sight.last == sight.committed).then_some(sight.content);
         Ok(Box::new(Part { line, entries, records, content }))
     }
@@ -63,7 +63,7 @@ impl Part {
 pub struct Job {
     /// The order that requested the dump; `None` if the process leaves by itself.
     pub order: Option<OrderId>,
-    /// The role, by home, of the replica that is dumped.
+    /// The role that the process has at home for the group that is dumped.
     pub role: ReplicaRole,
     origin: DumpOrigin,
     writer: DumpWriter,
@@ -103,7 +103,7 @@ impl Job {
         (DumpFile { text: self.text, contents: self.contents }, entries)
     }
 
-    /// Returns the incomplete file that remains on disk if the process ends before the dump does.
+    /// Returns the incomplete file that remains on disk if the process ends during the dump.
     pub fn cut(self) -> DumpFile {
         DumpFile { text: self.text, contents: Vec::new() }
     }

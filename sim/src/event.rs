@@ -17,11 +17,11 @@ use crate::world::Temptation;
 pub enum Happening {
     /// Bytes arrive at an end of a connection.
     Arrive(ConnectionNumber, usize, Vec<u8>),
-    /// Bytes held back by a cut arrive at an end of a connection.
+    /// Bytes that a cut held back arrive at an end of a connection.
     Release(ConnectionNumber, usize),
     /// An end of a connection observes that the connection is closed.
     End(ConnectionNumber, usize),
-    /// A dial arrives at its target address, where no process may listen.
+    /// A dial arrives at its target address. Possibly no process listens at this address.
     Dial {
         /// The dialling process.
         from: Actor,
@@ -50,7 +50,7 @@ pub enum Happening {
     DialOrders(u64, Member, SocketAddr),
     /// A new coordinator process starts after the previous one has died.
     RestartCoordinator,
-    /// A paused process resumes; `None`: the paused coordinator.
+    /// A paused process resumes; `None` stands for the paused coordinator.
     Resume(Option<usize>),
     /// A client wakes up.
     WakeClient(usize),
@@ -87,23 +87,23 @@ pub enum Happening {
     Zombie(kv_protocol::Epoch, Member),
     /// The process at this place receives a stop signal.
     SignalAt(usize),
-    /// Neighbouring processes receive stop signals: their number, and the nanoseconds within which.
+    /// Neighbouring processes receive stop signals: the number of processes, and the time span in nanoseconds.
     SignalMany(usize, u64),
     /// A process receives a stop signal.
     Signal(usize),
-    /// The process at this place is paused, because a neighbour of it received a stop signal.
+    /// The process at this place is paused, because one of its neighbours received a stop signal.
     StrikeNeighbour(usize),
-    /// An executor of a starved process stalls again, and then this many more times.
+    /// An executor of a starved process stalls again, and later as many more times as the number gives.
     StandAgain(usize, usize, u8),
     /// No server can reach the coordinator any longer.
     Orphan,
-    /// A process that received a stop signal reaches the timeout of waiting for its coordinator.
+    /// A process that received a stop signal has waited for its coordinator until the timeout.
     LeaveAlone(usize),
-    /// A process that received a stop signal receives another, and waits no longer.
+    /// A process that received a stop signal receives a second one and waits no longer.
     LeaveNow(usize),
     /// The progress of a process that was ordered to drain is checked.
     LookAtDrain(usize, OrderId, u64),
-    /// A dump of this number is durable on the disk of its process's host.
+    /// The dump with this number is durable on the disk of its process's host.
     DumpWritten(usize, u64),
     /// The coordinator's dump order has failed at a process.
     DumpFailed(usize, OrderId),
@@ -151,12 +151,12 @@ pub enum Purpose {
     Orders(Member),
 }
 
-/// An event with its time. Events of equal times are ordered by creation.
+/// An event with its time. Events with equal times are ordered by their creation.
 #[derive(Debug)]
 pub struct Event {
     /// True time, in nanoseconds.
     pub at: u64,
-    /// The creation number, which makes the order total.
+    /// The creation number, which orders events with equal times.
     pub number: u64,
     /// The event.
     pub happening: Happening,

@@ -1,4 +1,4 @@
-//! An exhaustive search over one group, built from the machines that ship.
+//! An exhaustive search over the states of one group, which runs the shipped state machines.
 //!
 //! ```text
 //!   scope        the initial state, and the bounds on further events
@@ -14,14 +14,15 @@
 //!   trace        a path as text
 //! ```
 //!
-//! The simulator runs long executions of whole clusters; this search runs every short one of one group. These
-//! events interleave freely: each frame on each stream, order, report, wake-up, tick of time (300 ms), request,
-//! death, silence, proof and break. These happen in one step: an order reaches a node and (with one shard) its
-//! executor; a wake-up handles one input; the two ends of a stream prove the cluster's key; a store completes, except in
-//! a scope with a slow disk.
+//! The simulator runs long executions of whole clusters. This search runs every short execution of one group. These
+//! events are separate steps, and the search explores every order of them: the arrival of a frame on a stream, an
+//! order, a report, a wake-up, a tick of time (300 ms), a request, a death, a silence, a proof, and the break of a
+//! connection. Some sequences are a single step: an order reaches a node and, with one shard, its executor; a wake-up
+//! handles one input; the two ends of a stream prove the cluster's key; a store completes, except in a scope with a
+//! slow disk.
 //!
-//! A pause of a process is modelled by steps of it that do not occur. Clocks do not drift here. The ring has
-//! two servers, and a stub executes the orders of its other group at once.
+//! A paused process is modelled as one whose steps do not occur for a while. Clocks do not drift in this search.
+//! The ring has two servers, and a stub immediately executes the orders for the other group.
 
 pub mod brain;
 pub mod client;

@@ -1,7 +1,8 @@
 //! The invariants, and the type of their violations.
 //!
-//! A function checks a promise, or returns its violation where the caller has detected it. Its doc comment names the
-//! number. An invariant with several functions is listed under the first; they are neighbours.
+//! Each function checks a promise, or returns the violation that its caller has detected. The doc comment of the
+//! function gives the number of the invariant. If an invariant has several functions, the table lists the first one;
+//! the others follow it in the file.
 //!
 //! | | promise | function |
 //! |---|---|---|

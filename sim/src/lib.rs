@@ -1,6 +1,6 @@
-//! A deterministic simulator of a whole cluster. It runs the shards and state machines that ship ([`kv_shard`],
-//! [`kv_core`]) over bytes of the real wire format ([`kv_protocol`]), in a world whose time, network, disks and
-//! processes follow a seed.
+//! A deterministic simulator of a whole cluster. It runs the shipped shards and state machines ([`kv_shard`],
+//! [`kv_core`]), which exchange bytes in the real wire format ([`kv_protocol`]). One seed determines time, network,
+//! disks and processes.
 //!
 //! ```text
 //!   run          one seed, to its end
@@ -46,13 +46,13 @@ pub struct Outcome {
     pub seed: u64,
     /// The statistics.
     pub counts: Counts,
-    /// The broken promise, if any.
+    /// The broken promise; `None` if the run passed.
     pub failure: Option<Violation>,
-    /// The last lines of the trace, only those of the failure's group if there is one.
+    /// The last lines of the trace. If the failure concerns one group, only the lines of this group.
     pub trace: Vec<String>,
 }
 
-/// Runs a seed. A panic of a machine counts as a broken promise: number 0.
+/// Runs a seed. A panic of a state machine counts as a broken promise with number 0.
 pub fn run(config: Config) -> Outcome {
     let mut world = World::new(config);
     let result = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {

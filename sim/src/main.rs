@@ -1,4 +1,4 @@
-//! `sim`: runs seeds, prints statistics and, for a failure, the command that repeats it.
+//! `sim`: runs seeds and prints statistics. After a failure it prints the command that repeats the run.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -15,7 +15,7 @@ use kv_sim::{Outcome, run};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
-/// Runs whole clusters under faults, deterministically, and checks every promise.
+/// Runs simulated clusters under faults, deterministically, and checks every promise.
 #[derive(Debug, Parser)]
 struct Args {
     /// Number of fixed seeds; without --minutes or --hours, the run ends after them.
@@ -70,7 +70,8 @@ fn main() -> ExitCode {
 }
 
 impl Sum {
-    /// Adds the result of a run. Only a failure keeps its trace: others would fill the memory within an hour.
+    /// Adds the result of a run. Only the trace of a failure is kept, because all traces would fill the memory
+    /// within an hour.
     fn add(&mut self, outcome: Outcome) {
         self.counts.add(&outcome.counts);
         if outcome.failure.is_some() && self.failure.is_none() {
@@ -81,10 +82,10 @@ impl Sum {
 
 /// Runs the fixed seeds and then fresh ones, until the time is over or one has failed.
 fn run_seeds(args: &Args, start: Instant) -> Sum {
-    // The message of a panicking machine is part of the failure that is printed.
+    // The panic message of a machine is printed with the failure, so the default hook is disabled.
     std::panic::set_hook(Box::new(|_| {}));
     let length = Duration::from_secs_f64(args.minutes * 60.0 + args.hours * 3_600.0);
-    // Fresh seeds differ in every process.
+    // The fresh seeds differ between processes.
     let fresh = RandomState::new().hash_one(0) << 16;
     let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
     let bar = progress(args, length);
@@ -112,7 +113,7 @@ fn run_seeds(args: &Args, start: Instant) -> Sum {
     sum.into_inner().unwrap_or_else(|error| error.into_inner())
 }
 
-/// Creates a progress bar over the time, or over the seeds.
+/// Creates a progress bar for the time, or for the seeds.
 fn progress(args: &Args, length: Duration) -> ProgressBar {
     let total = if length.is_zero() { args.seeds } else { length.as_secs() };
     let bar = ProgressBar::new(total);

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   at rest        every group home with two replicas: any place, any kind
-//!   in recovery    at the beginning of a step, sometimes: the kind with the fewest faults in this step,
+//!   in recovery    sometimes, at the beginning of a step: the kind with the fewest faults in this step,
 //!                  at the recovering place, its neighbours, or the coordinator
 //! ```
 //!
-//! A cluster of two replicas must survive any fault except the kill of a group's last working holder, which
-//! therefore never happens; every other fault may strike any process. Runs with double faults have no such
-//! exception. In some runs the only faults are pauses of all servers together. In others one server after the
-//! other is slow, or cannot allocate memory.
+//! With two replicas, a cluster must survive any fault except the kill of a group's last working holder. So the
+//! nemesis never injects this fault, except in runs with double faults; every other fault may strike any process.
+//! In some runs the only faults are pauses of all servers together. In others one server after the other is slow,
+//! or cannot allocate memory.
 
 mod faults;
 pub mod slow;
@@ -41,20 +41,22 @@ impl Nemesis {
     }
 }
 
-/// The probability, per mille, that the beginning of each step causes a fault. It is higher for steps that few
-/// recoveries reach, or stay in for long.
+/// The probability, per mille, that the beginning of a step causes a fault, by step. It is higher for steps that
+/// few recoveries reach or that take little time.
 const STRIKES_A_STEP: [u64; 6] = [580, 1_000, 1_000, 550, 1_000, 1_000];
-/// The number of checks for a write in flight before a fault strikes anyway, and their interval in nanoseconds.
+/// The number of checks for a write in flight before a fault strikes anyway.
 const TIMEOUT: u8 = 250;
+/// The interval between two of these checks, in nanoseconds.
 const LOOK_AGAIN: u64 = 250_000;
 
-/// The probabilities, per mille, that a copy and a hand-over cause a fault of their own. Such a fault waits for
-/// a write only a few times, because its target state is soon over.
+/// The probability, per mille, that a copy causes an additional fault.
 const STRIKES_A_COPY: u64 = 100;
+/// The probability, per mille, that a hand-over causes an additional fault.
 const STRIKES_A_HANDOVER: u64 = 300;
+/// The number of checks before such a fault, which is small because a copy or hand-over is over soon.
 const SHORT_TIMEOUT: u8 = 10;
 
-/// The share of step beginnings that suspend the whole machine instead, per mille.
+/// The probability, per mille, that the beginning of a step suspends the whole machine instead.
 const SUSPENDS_A_STEP: u64 = 25;
 /// The name under which suspends of the whole machine are counted.
 pub const SUSPEND: &str = "suspend";
@@ -64,7 +66,7 @@ pub const MACHINE_PAUSE: &str = "machine pause";
 /// The time within which all servers resume after such a pause, in nanoseconds.
 const WAKES_WITHIN: u64 = 10_000_000;
 
-/// Returns the duration of a store, in nanoseconds of true time. Some stores take very long.
+/// Returns a random duration of a store, in nanoseconds of true time. Some stores take very long.
 pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     match random.below(100) {
         0..=5 if !is_healing => random.between(20_000_000, 700_000_000),
@@ -72,7 +74,7 @@ pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     }
 }
 
-/// Returns whether ordinary faults are excluded, in this run or from now on.
+/// Returns whether ordinary faults are disabled, in this run or from now on.
 fn is_quiet(world: &World) -> bool {
     let Config { calm, slow, stands, orphans, floods, .. } = world.config;
     world.is_healing || calm || slow || stands || orphans || floods
@@ -94,8 +96,8 @@ pub fn strike_at_rest(world: &mut World) {
     world.after(pause, Happening::Nemesis);
     let Some(cluster) = &world.coordinator.cluster else { return };
     if !cluster.has_served() {
-        // A dead server would now only make the start fail, and there is no data to lose yet. The coordinator
-        // may crash once every group has a view.
+        // During the start the death of a server would only make the start fail, and there is no data to lose yet.
+        // So only the coordinator may crash, once every group has a view.
         let is_founded = cluster.views().iter().all(|view| view.version.0 > 0);
         if is_founded && world.random.per_mille(300) {
             let place = world.random.index(usize::from(world.config.servers));
@@ -105,7 +107,7 @@ pub fn strike_at_rest(world: &mut World) {
     }
     let is_calm = world.nemesis.cut.is_none() && !anyone_is_paused(world);
     let is_whole = cluster.is_whole() && is_calm;
-    // Every group has two replicas, although not all are home: another place may be struck.
+    // Every group has two replicas, although not all are at home, so another place may be struck.
     let has_copies = is_calm && world.coordinator.storing.is_none() && {
         let holders = |view: &View| [view.primary, view.secondary()];
         let mut members = cluster.views().iter().flat_map(holders);
@@ -124,8 +126,8 @@ pub fn strike_at_rest(world: &mut World) {
     strike(world, target, kind, None, TIMEOUT);
 }
 
-/// Pauses all servers; in half of these runs also the coordinator. They resume one after the other, and run for
-/// a moment.
+/// Pauses all servers and, in half of these runs, the coordinator. They resume one after the other and run for a
+/// moment.
 fn stand(world: &mut World) {
     let works = world.random.between(20_000_000, 300_000_000);
     let is_served = world.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.has_served());
@@ -146,8 +148,7 @@ fn stand(world: &mut World) {
     world.after(pause + WAKES_WITHIN + works, Happening::Nemesis);
 }
 
-/// Strikes a copy in progress with some probability: its stream breaks, or a fault of the recovery step
-/// strikes.
+/// Strikes a copy in progress with some probability: the stream breaks, or a fault of the recovery step strikes.
 fn strike_a_copy(world: &mut World) {
     let Some(cluster) = &world.coordinator.cluster else { return };
     let copying = cluster.views().iter().find_map(|view| match view.peer {
@@ -174,7 +175,7 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
         let delay = world.random.between(1_000, 300_000);
         return world.after(delay, Happening::SuspendInStep(usize::from(server.0), step));
     }
-    // Step 0 ends as soon as the views are stored, so its faults strike early.
+    // Step 0 ends as soon as the views are stored, so faults in this step strike early.
     let quick = if step == 0 { 9 } else { 6 };
     let delay = match world.random.below(10) {
         n if n < quick => world.random.between(1_000, 300_000),
@@ -184,8 +185,8 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     world.after(delay, Happening::Strike(usize::from(server.0), step));
 }
 
-/// Pauses the process at a place whose neighbour received a stop signal, for about as long as an inquiry takes.
-/// So the leaving process is the one that responds. Spares a process whose loss would be permanent.
+/// Pauses the process at a place whose neighbour received a stop signal, for about the duration of an inquiry. So
+/// only the leaving process responds. Does not pause a process whose loss would lose a group.
 pub fn strike_neighbour(world: &mut World, place: usize) {
     let Some(process) = world.running_at(place).filter(|_| !world.is_healing) else { return };
     let with_write = has_write_in_flight(world, place);
@@ -205,8 +206,8 @@ pub fn suspend_in_step(world: &mut World, place: usize, step: u8) {
     world.counts.note_fault(SUSPEND, Some(step), with_write);
 }
 
-/// Handles a new view. In a hand-over, the two members may lose their connection. A candidate may stall, so
-/// that reports on an earlier copy arrive during this one.
+/// Handles a new view. In a hand-over, the connection of the two members may break. A candidate may stall, so that
+/// reports on an earlier copy arrive during the new copy.
 pub fn on_view(world: &mut World, view: &View) {
     if is_quiet(world) {
         return;
@@ -227,7 +228,7 @@ pub fn on_view(world: &mut World, view: &View) {
     }
 }
 
-/// Cuts the connection between two places, once one of their writes is in flight.
+/// Cuts two places off from each other once one of their writes is in flight.
 pub fn part(world: &mut World, place: usize, other: usize, timeout: u8) {
     let step = step_of(world, place);
     if world.is_healing || step.is_none() || !is_possible(world, place, Kind::CutBothWays) {
@@ -250,7 +251,7 @@ pub fn on_spawned(world: &mut World, place: usize) {
     }
 }
 
-/// Strikes in a step of a recovery, with the kind of fault that has struck this step least.
+/// Injects a fault in a step of a recovery: the kind that has struck this step least often.
 pub fn strike_in_step(world: &mut World, place: usize, step: u8) {
     if world.is_healing || step_of(world, place) != Some(step) {
         return;
@@ -266,12 +267,12 @@ pub fn strike_in_step(world: &mut World, place: usize, step: u8) {
         return;
     }
     let kind = rarest[world.random.index(rarest.len())];
-    // A hand-over would be over before a fault with the long timeout strikes.
+    // With the long timeout the fault would strike after the hand-over.
     let timeout = if step == 4 { SHORT_TIMEOUT } else { TIMEOUT };
     strike(world, place, kind, Some(step), timeout);
 }
 
-/// Strikes once a write is in flight in an affected group, or `timeout` is used up.
+/// Injects a fault once a write is in flight in an affected group, or after `timeout` more checks.
 pub fn strike(world: &mut World, place: usize, kind: Kind, step: Option<u8>, timeout: u8) {
     if world.is_healing || !is_possible(world, place, kind) || step_of(world, place) != step {
         return;
@@ -288,7 +289,7 @@ pub fn strike(world: &mut World, place: usize, kind: Kind, step: Option<u8>, tim
     }
 }
 
-/// Counts a prepared stall that has struck, in the recovery of this place or of a neighbour.
+/// Counts a prepared stall when it strikes, in the recovery of this place or of a neighbour.
 pub fn on_stalled(world: &mut World, place: usize) {
     let servers = usize::from(world.config.servers);
     let around = [place, (place + 1) % servers, (place + servers - 1) % servers];
@@ -308,7 +309,7 @@ fn step_of(world: &World, place: usize) -> Option<u8> {
     world.coordinator.cluster.as_ref().and_then(|cluster| cluster.recovery_step(id))
 }
 
-/// Returns whether a kind of fault may strike a place, by the rules of this file.
+/// Returns whether a kind of fault may strike a place now; see the module documentation.
 fn is_possible(world: &World, place: usize, kind: Kind) -> bool {
     // While the coordinator is dead, no other fault strikes.
     let Some(_) = &world.coordinator.cluster else { return false };
@@ -333,11 +334,11 @@ fn anyone_is_paused(world: &World) -> bool {
         || processes.any(|process| !process.is_at_work(world.now))
 }
 
-/// Returns whether the loss of this place would lose a group: its durable view, or the one being stored, names
-/// no other full replica that is alive and working.
+/// Returns whether the loss of this place would lose a group: the group's durable view, or the view being stored,
+/// names no other full replica that is alive and working.
 fn is_last_holder(world: &World, target: usize) -> bool {
     let Some(cluster) = &world.coordinator.cluster else { return true };
-    // A state that a full disk rejects is withdrawn, so its views do not count.
+    // If the disk is full, the state being stored will be withdrawn, so its views do not count.
     let storing = world.coordinator.storing.as_ref().filter(|_| !world.coordinator.is_doomed);
     let stored = storing.map(|(_, state)| state.views.as_slice());
     let mut views = cluster.views().iter().chain(stored.unwrap_or_default());
@@ -358,7 +359,7 @@ fn works(world: &World, member: Member) -> bool {
     })
 }
 
-/// Returns whether a write is in flight in a group that this place holds, by the views or at home.
+/// Returns whether a write is in flight in a group that this place holds by a view, or whose home it is.
 fn has_write_in_flight(world: &World, target: usize) -> bool {
     let servers = usize::from(world.config.servers);
     let is_here =
@@ -374,7 +375,7 @@ fn has_write_in_flight(world: &World, target: usize) -> bool {
     })
 }
 
-/// Ends all faults: cuts heal, and dead processes are replaced.
+/// Ends all faults: cuts are healed, and a dead coordinator is restarted.
 pub fn stop(world: &mut World) {
     world.heal();
     world.coordinator.disk_full_until = 0;

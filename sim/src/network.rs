@@ -6,7 +6,7 @@
 //!   break -> each end observes it at its own time; bytes in transit are lost
 //! ```
 //!
-//! Nothing is reordered within a connection; anything may be between two.
+//! Bytes of one connection are never reordered. Bytes of different connections may arrive in any order.
 
 use std::collections::VecDeque;
 
@@ -41,9 +41,9 @@ pub enum Actor {
         /// The client's index.
         client: usize,
     },
-    /// A client that is only load.
+    /// A client that only produces load.
     Flooder {
-        /// The client's index among them.
+        /// The client's index among the load clients.
         flooder: usize,
     },
 }
@@ -66,11 +66,11 @@ pub struct Connection {
     /// The owners of the ends.
     pub ends: [Actor; 2],
     hosts: [Host; 2],
-    /// The extra delay of everything on it, in nanoseconds.
+    /// The extra delay of all bytes on this connection, in nanoseconds.
     lag: u64,
     /// True for each end that is open.
     pub open: [bool; 2],
-    /// True for an end that receives nothing more, except the end of the connection.
+    /// True for each end that receives nothing more, except the end of the connection.
     deaf: [bool; 2],
     directions: [Direction; 2],
 }
@@ -87,7 +87,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Creates a network of this many hosts, without connections. A local network has no long delays.
+    /// Creates a network of this many hosts, without connections. If `is_local` is true, there are no long delays.
     pub fn new(hosts: usize, is_local: bool) -> Network {
         let cuts = vec![vec![false; hosts]; hosts];
         Network { connections: Vec::new(), cuts, live: Vec::new(), is_local }
@@ -183,8 +183,8 @@ impl Network {
         Some(bytes)
     }
 
-    /// Heals every cut. Returns the directions with bytes held back, by connection and receiving end. Those
-    /// bytes stay until they are taken, and later ones queue behind them.
+    /// Heals every cut. Returns the directions with bytes held back, by connection and receiving end. These bytes
+    /// stay until they are taken, and later bytes queue behind them.
     pub fn heal(&mut self) -> Vec<(ConnectionNumber, usize)> {
         for row in &mut self.cuts {
             row.fill(false);
@@ -196,7 +196,8 @@ impl Network {
         ends.filter(|(number, to)| held(*number, *to)).collect()
     }
 
-    /// Takes the bytes held back from an end, in the order they were sent, unless a cut holds them again.
+    /// Takes the bytes held back from an end, in the order in which they were sent. Returns none if there is a cut
+    /// again.
     pub fn take_held(&mut self, number: ConnectionNumber, to: usize) -> Vec<u8> {
         let connection = &mut self.connections[number.0];
         let [from, host] = [1 - to, to].map(|end| connection.hosts[end]);
@@ -206,7 +207,7 @@ impl Network {
         connection.directions[1 - to].held.drain(..).flatten().collect()
     }
 
-    /// Delivers nothing more to an end, except the end of the connection.
+    /// Makes an end deaf: it receives nothing more, except the end of the connection.
     pub fn deafen(&mut self, number: ConnectionNumber, end: usize) {
         self.connections[number.0].deaf[end] = true;
     }

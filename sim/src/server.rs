@@ -1,7 +1,7 @@
 //! One server process: its link to the coordinator, and an executor for each shard.
 //!
-//! The executor drives the shard that ships ([`kv_shard::Shard`]) as an engine does: sockets are connections of the
-//! simulated network, time is virtual, and work takes time.
+//! The executor drives the shipped shard ([`kv_shard::Shard`]) like an engine. Sockets are connections of the
+//! simulated network, and time is virtual. Work takes time.
 //!
 //! ```text
 //!   a wake-up of a shard:  take all inputs -> read the clock -> (a pause may strike here)
@@ -37,13 +37,13 @@ pub use tap::SentResponse;
 
 /// The key of the cluster.
 const KEY: ClusterKey = ClusterKey(0x51);
-/// A memory limit above everything that a run writes.
+/// A memory limit in bytes that exceeds the data of any run.
 pub const MEMORY: u64 = 64 << 20;
 
 /// The limits of a replica.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// The bytes that a table may occupy before writes are rejected.
+    /// The memory limit of a table in bytes, above which writes are rejected.
     pub memory: u64,
     /// The idle time after which a session expires.
     pub session_idle: Duration,
@@ -66,11 +66,11 @@ pub struct Process {
     pub place: usize,
     /// The address; the port is unique.
     pub address: SocketAddr,
-    /// True while it runs.
+    /// True while the process runs.
     pub alive: bool,
     /// True if the process has exited in order, with complete dumps of all its replicas.
     pub left: bool,
-    /// The term of the coordinator that started the process; only this one can read the exit status.
+    /// The term of the coordinator that started the process. Only this coordinator can read the exit status.
     pub term: u64,
     /// The true time at which the process last received an order.
     pub last_order: u64,
@@ -78,9 +78,9 @@ pub struct Process {
     pub alone_since: Option<u64>,
     /// The time until which the process is paused.
     pub paused_until: u64,
-    /// The time until which the process can be neither killed nor seen to exit.
+    /// The time until which the process cannot be killed and its exit cannot be observed.
     pub out_of_reach_until: u64,
-    /// The record of suspends, for the age of its reports.
+    /// The last suspend of the process, for the age of its reports.
     sleep: LastSleep,
     /// The length of a pause that strikes a shard's next wake-up, after the clock was read.
     pub stall_next: Option<u64>,
@@ -90,7 +90,7 @@ pub struct Process {
     pub memory: Arc<ConnectionMemory>,
     /// The executors.
     pub shards: Vec<Executor>,
-    /// While true, the process cannot allocate memory.
+    /// True while the process cannot allocate memory.
     pub is_exhausted: Arc<AtomicBool>,
     /// The heartbeat link, and whether it is admitted.
     pub link: Option<(ConnectionNumber, bool)>,
@@ -99,7 +99,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Creates a process that has just been started, with empty tables.
+    /// Creates a new process with empty tables.
     pub fn new(
         cluster: ClusterId,
         member: Member,

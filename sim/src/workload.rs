@@ -11,26 +11,28 @@ use crate::client::{DEADLINE, Seen};
 use kv_history::{Asked, Entry, Returned, Value};
 use kv_testkit::random::Random;
 
-/// The number of slots that half of all operations go to.
+/// The number of hot slots, to which half of all operations go.
 const HOT_SLOTS: usize = 6;
 /// The number of all other slots.
 const COLD_SLOTS: usize = 6_000;
 /// The number of operations after which a slot takes another key.
 const OPERATIONS_A_KEY: usize = 220;
-/// The most operations in flight on a key, and the weight of an operation in doubt. Concurrent operations may
-/// have executed in any order, and the checker has to try every order.
+/// The maximum number of operations in flight on a key. Concurrent operations may have executed in any order, and
+/// the checker must try every order.
 const IN_FLIGHT_A_KEY: usize = 9;
+/// The number of operations as which an operation in doubt counts, because it may be executed at any later time.
 const OPERATIONS_A_DOUBT: usize = 40;
-/// One value out of this many is long enough to be sent in fragments.
+/// One in this many values is long enough to be sent in fragments.
 const LARGE_ONE_IN: u64 = 1_500;
+/// The length of these values.
 const LARGE_BYTES: usize = 150 << 10;
-/// The share of writes that are given up within a moment, per mille.
+/// The probability, per mille, that a write is given up after a very short time.
 const IMPATIENT_PER_MILLE: u64 = 20;
-/// The time within which a write in doubt is settled, in nanoseconds, unless a fault prevents that.
+/// The time within which a client begins to settle a write in doubt, in nanoseconds.
 const SETTLED_WITHIN: u64 = 2_000_000_000;
 /// The longest delay of a write's request, in nanoseconds.
 const LATE_MOST: u64 = 4_000_000_000;
-/// The number of operations in a wave. Half of them go to cold keys, and reach most of those.
+/// The number of operations in a wave. Half of them go to cold keys, and most cold keys get at least one.
 const OPERATIONS_A_WAVE: usize = 9_000;
 
 /// The prevailing operation of a wave.
@@ -57,7 +59,7 @@ pub struct Workload {
     last: VecDeque<(Vec<u8>, Asked)>,
 }
 
-/// Returns the bytes of a value: its number, its length if there is room, and a filling that depends on the number.
+/// Returns the bytes of a value: its number, its length if there is room, and padding that depends on the number.
 fn whole_value(value: Value, length: usize) -> Vec<u8> {
     let mut bytes = value.to_le_bytes().to_vec();
     bytes.resize(length, filling_of(value));
@@ -83,7 +85,7 @@ fn filling_of(value: Value) -> u8 {
 /// A slot, with the key in use.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
-    /// The number of keys before it.
+    /// The number of earlier keys of this slot.
     generation: u64,
     /// The number of operations on the key so far.
     used: usize,
@@ -106,17 +108,17 @@ pub struct Plan {
     pub condition: Condition,
     /// The whole value to write.
     pub value: Vec<u8>,
-    /// The time after which its client gives it up, in nanoseconds.
+    /// The time after which the client gives the operation up, in nanoseconds.
     pub timeout: u64,
-    /// The settling of the write, if it ends in doubt.
+    /// The way in which the client settles the write if it ends in doubt.
     pub settling: Settling,
 }
 
 /// The way in which a client settles a write in doubt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settling {
-    /// The delay of the first RESOLVE, in nanoseconds; it is sent earlier if the client's next operation needs
-    /// that.
+    /// The delay of the first RESOLVE, in nanoseconds. It is sent earlier if a later operation of the client waits
+    /// for it.
     pub after: u64,
     /// True if the RESOLVE uses another connection, so that it may overtake the write.
     pub overtakes: bool,
@@ -193,7 +195,7 @@ impl Workload {
         Some(if fills { Wave::Fills } else { Wave::Empties })
     }
 
-    /// Chooses an operation on a key, given the last version and value that the client has seen of it.
+    /// Chooses an operation on a key, given the last version and value of the key that the client has seen.
     fn ask(
         &mut self,
         random: &mut Random,
@@ -217,7 +219,7 @@ impl Workload {
         self.next_value += 1;
         let length = match random.below(LARGE_ONE_IN) {
             0 => LARGE_BYTES,
-            // Long enough to be sent straight from the table.
+            // The value is long enough to be sent directly from the table.
             _ if wave.is_some() && is_hot && random.per_mille(150) => {
                 usize::try_from(random.between(4_200, 9_000)).expect("it is small")
             }
@@ -237,8 +239,8 @@ impl Workload {
         }
     }
 
-    /// Plans the final check: in every used shard of the groups that `is_served` accepts, a key is deleted and a new
-    /// one written, and every key ever used is read.
+    /// Plans the final check for the groups that `is_served` accepts: in every used shard a key is deleted and a new
+    /// one is written, and every key ever used is read.
     pub fn look_back(&mut self, placement: Placement, is_served: impl Fn(GroupId) -> bool) {
         let place = |key: &[u8]| placement.locate(Digest::of(key));
         let used = || self.histories.keys().filter(|key| is_served(place(key).0));

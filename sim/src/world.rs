@@ -67,7 +67,7 @@ pub struct Config {
     pub clients: usize,
     /// The duration of the faults, in nanoseconds of true time.
     pub faulty: u64,
-    /// The time within which every group must then be home again, in nanoseconds.
+    /// The time within which every group must be home again after the faults, in nanoseconds.
     pub timeout: u64,
     /// The time between two operations of a client, in nanoseconds.
     pub think: u64,
@@ -75,21 +75,21 @@ pub struct Config {
     pub double: bool,
     /// True if a second fault or the operator stops the cluster, which is then restored.
     pub shutdown: bool,
-    /// True if one, some or all servers receive stop signals while others continue.
+    /// True if one, some or all servers receive stop signals. Servers without a signal continue.
     pub leaves: bool,
-    /// True if, with `leaves`, some servers receive a second signal, and then wait for no orders.
+    /// True if, with `leaves`, some servers receive a second signal. Then they do not wait for orders.
     pub impatient: bool,
     /// True if, with `leaves`, there are no other faults.
     pub calm: bool,
     /// True if the coordinator is cut off or paused for so long that servers leave without it. There are no
     /// other faults.
     pub orphans: bool,
-    /// True if the only faults are pauses of all servers together, which must have no lasting effect.
+    /// True if the only faults are pauses of all servers together. They must not change a view.
     pub stands: bool,
     /// True if, with `stands`, the coordinator is paused too.
     pub coordinator_stands: bool,
-    /// True if the only faults are slowness: executors stall for a moment and memory runs out, at one server
-    /// after the other. No other server may suffer.
+    /// True if servers are only slow: executors stall for a moment or cannot allocate memory, at one server after
+    /// the other. No other server may lose its place.
     pub slow: bool,
     /// True if the only fault is load: more requests than the executors can serve. No view may change.
     pub floods: bool,
@@ -102,13 +102,13 @@ pub struct Config {
     pub bounds: Bounds,
 }
 
-/// A memory limit, for one copy of everything, under which writes are rejected in some runs.
+/// A memory limit in bytes, for one copy of all data, that is so low that writes are rejected in some runs.
 const LITTLE_MEMORY: u64 = 2 << 20;
-/// The short idle time after which sessions expire in some runs. No request is in flight for so long.
+/// The short idle time after which sessions expire in some runs. It is longer than any request is in flight.
 const SHORT_IDLE: Duration = Duration::from_secs(12);
 
-/// Returns whether a run has a scenario that limits its faults. Moves do not limit them, and runs with floods
-/// have a duration of their own.
+/// Returns whether a run has a scenario that limits its faults. Moves do not limit the faults. Runs with floods are
+/// not included, because they have a separate duration.
 fn has_scenario(seed: u64) -> bool {
     !seed.is_multiple_of(2)
 }
@@ -119,11 +119,11 @@ impl Config {
         let mut random = Random::new(seed ^ 0xc0f1);
         let servers = u16::try_from(random.between(3, 5)).expect("it is small");
         let shards = u16::try_from(random.between(1, 2)).expect("it is small");
-        // Some clients rest in such runs, and an additional one replaces their load.
+        // In runs in which sessions expire soon some clients rest, so there is an additional client.
         let forgets_soon = seed % 5 == 2;
         let floods = seed % 16 == 14;
         let has_waves = !floods && (seed % 10 == 1 || seed % 20 == 4);
-        // Few tables, so that each has many entries.
+        // There are only few tables, so that each has many entries.
         let (servers, shards) = if has_waves || floods { (3, 1) } else { (servers, shards) };
         Config {
             seed,
@@ -132,7 +132,7 @@ impl Config {
             clients: random.index(4) + 3 + usize::from(forgets_soon),
             faulty: match floods {
                 true => 4_000_000_000,
-                // Runs without a scenario of their own are longer: their faults are the ones that are counted by step.
+                // Runs without a scenario are longer, because most faults by recovery step are counted in them.
                 false if has_scenario(seed) => 40_000_000_000,
                 false => 100_000_000_000,
             },
@@ -162,8 +162,8 @@ impl Config {
 }
 
 impl Config {
-    /// Returns whether sessions expire during the run: machines are suspended for longer then, and clients are
-    /// cloned.
+    /// Returns whether sessions expire during the run. In such runs machines are suspended for longer than sessions
+    /// are kept, and clients are cloned.
     pub fn forgets_soon(&self) -> bool {
         let is_suspended = !(self.stands || self.slow || self.floods);
         self.bounds.session_idle < SESSION_IDLE && is_suspended
@@ -223,7 +223,7 @@ pub struct World {
     pub counts: Counts,
     /// True once faults have stopped.
     pub is_healing: bool,
-    /// True during the final check, when all is at rest.
+    /// True during the final check, when the cluster is at rest.
     pub is_looking_back: bool,
     /// The holders of each group without a primary, from its last view that had one.
     pub last_holders: BTreeMap<(ClusterId, GroupId), Vec<Member>>,
@@ -241,19 +241,21 @@ pub struct World {
 }
 
 const FIRST_CLUSTER: ClusterId = ClusterId(0x51);
-/// The seal of every link of the coordinator. Every process has the cluster's key, so a failed proof of it is not
+/// The seal of every link of the coordinator. Every process has the cluster's key, so a failed handshake is not
 /// simulated.
 pub(crate) const SEAL: Seal = Seal::new(ClusterKey(0x51), Link::Stream, Nonce(1), Nonce(2));
 const BEAT: u64 = 100_000_000;
-/// The time between two operations: of an ordinary client, of one in a busy run, of the reader, and of all
-/// during the final check.
+/// The time between two operations of an ordinary client, in nanoseconds.
 const THINK: u64 = 8_000_000;
+/// The time between two operations of a client in a busy run, in nanoseconds.
 const BUSY_THINK: u64 = 2_000_000;
+/// The time between two operations of the reader, in nanoseconds.
 const READER_THINKS: u64 = 8_000_000;
+/// The time between two operations of a client during the final check, in nanoseconds.
 const LOOKING_BACK_THINK: u64 = 50_000;
 
 impl World {
-    /// Creates a world with a cluster just being founded.
+    /// Creates a world whose cluster is being founded.
     pub fn new(config: Config) -> World {
         let mut random = Random::new(config.seed);
         let hosts = usize::from(config.servers) + 1 + config.clients;
@@ -320,7 +322,7 @@ impl World {
         world
     }
 
-    /// Runs to the end: the faults, the healing, the final check.
+    /// Runs the whole run: the faults, the healing, and the final check.
     ///
     /// # Errors
     /// The first promise that was broken.

@@ -1,5 +1,4 @@
-//! A slice of the exhaustive search (docs/recovery.md): every event that one group can meet within small
-//! bounds.
+//! A part of the exhaustive search (docs/recovery.md): all sequences of events of one group within small bounds.
 
 use std::time::Duration;
 
@@ -18,7 +17,8 @@ fn visited(name: &str, limits: Limits) -> Found {
     search(&named(name), Judged::Everything, limits, |_, _, _| {})
 }
 
-/// The state counts are lower bounds: with fewer states, some event no longer occurs.
+/// Checks every promise in small scopes. The state counts are lower bounds: with fewer states, some event no longer
+/// occurs.
 #[test]
 fn every_promise_holds_in_every_state_of_the_small_scopes() {
     for (name, states) in [

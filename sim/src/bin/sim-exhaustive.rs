@@ -1,9 +1,10 @@
-//! `sim-exhaustive`: visits every state of one group within stated bounds.
+//! `sim-exhaustive`: visits every state of one group within the bounds of each scope.
 //!
-//! Prints for each scope its states, transitions and depth, and whether it was exhausted or the limit at which
-//! it was cut. With the feature `mutations` it then applies one mutation after the other. For each it prints the
-//! shortest trace to a broken promise, and the shortest to one that a client could observe. The exit status is
-//! 1 if a promise is broken without a mutation, or if a mutation that concerns one group was not detected.
+//! For each scope the program prints the numbers of states and transitions, the depth, and the end of the search:
+//! exhausted, or cut at a limit. With the feature `mutations` it then applies one mutation after the other. For
+//! each mutation it prints the shortest trace to a broken promise, and the shortest trace to one that a client
+//! could observe. The exit status is 1 if a promise is broken without a mutation, or if a mutation that concerns
+//! one group was not detected.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -18,13 +19,13 @@ use kv_sim::exhaustive::search::{End, Found, Limits, search};
 use kv_sim::exhaustive::step::Judged;
 use kv_sim::exhaustive::trace;
 
-/// Visits every state of one group within bounds, nearest states first.
+/// Visits every state of one group within bounds, breadth-first.
 #[derive(Debug, Parser)]
 struct Args {
     /// Search only the scope with this name.
     #[arg(long, value_parser = PossibleValuesParser::new(scope::all().iter().map(|scope| scope.name)))]
     scope: Option<String>,
-    /// Maximum number of actions after a scope's initial state.
+    /// Maximum number of actions after the initial state of a scope.
     #[arg(long, default_value_t = 200)]
     depth: u32,
     /// Maximum number of states of a scope; a million take about 1 GB.
@@ -33,11 +34,11 @@ struct Args {
     /// Time limit of one scope, in minutes.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
-    /// Apply only the mutation with this number, and print its shortest traces (needs the feature `mutations`);
-    /// 0: apply none.
+    /// Apply only the mutation with this number and print its shortest traces, or apply none if the number is 0.
+    /// Needs the cargo feature `mutations`.
     #[arg(long, value_parser = mutation_number)]
     mutation: Option<u8>,
-    /// Execute each step from a machine state that was reached by two paths after both, and compare the
+    /// If two paths lead to one machine state, execute each step from this state after both paths, and compare the
     /// results.
     #[arg(long)]
     audit: bool,
@@ -173,7 +174,7 @@ mod mutant {
 
     use super::*;
 
-    /// Mutations that have no effect within one group, with the reason.
+    /// The mutations that have no effect within one group, each with the reason.
     const OUTSIDE: [(Mutation, &str); 9] = [
         (Mutation::RestoreFromRemoved, "a restore reads dump files"),
         (Mutation::ShutdownAfterFailedDump, "a stop concerns the whole cluster"),
@@ -216,7 +217,8 @@ mod mutant {
                 return bars.suspend(|| println!("{name} outside one group: {why}"));
             }
             let any = outcome(mutation, Judged::Everything, args, bars);
-            // The shortest trace visible to clients is at least as long.
+            // A trace that clients can observe also breaks a promise, so without any broken promise there is no
+            // second search.
             let seen = match &any.shortest {
                 Some(_) => outcome(mutation, Judged::ByClients, args, bars),
                 None => Outcome::default(),
@@ -255,8 +257,8 @@ mod mutant {
             outcome.states += found.states;
             match (found.end, found.broken) {
                 (End::Exhausted, _) => outcome.exhausted += 1,
-                // The scope's initial state itself is broken or unreachable: the scope is useless for this
-                // mutation.
+                // With this mutation the initial state of the scope breaks a promise or cannot be reached, so the
+                // scope does not apply.
                 (_, Some((_, way))) if way.is_empty() => outcome.useless.push(scope.name),
                 (_, Some((violation, way))) => {
                     outcome.shortest = Some(Shortest { scope, violation, way });

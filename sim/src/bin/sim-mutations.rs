@@ -1,7 +1,7 @@
 //! `sim-mutations`: applies one mutation after the other, and checks that the simulator detects it.
 //!
-//! Prints a table: the mutation, the seed that detected it, the violated invariant and the number of events; or
-//! NOT FOUND. The exit status is 1 if a mutation was not detected.
+//! The program prints a table with one line per mutation: the seed that detected it, the violated invariant and the
+//! number of events, or NOT FOUND. The exit status is 1 if a mutation was not detected.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -15,7 +15,7 @@ use kv_sim::world::Config;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-/// Applies the mutations of the state machines, one at a time, and runs seeds until one detects it.
+/// Applies the mutations of the state machines, one at a time, and runs seeds until each mutation is detected.
 #[derive(Debug, Parser)]
 struct Args {
     /// Apply only the mutation with this number, and print the trace of the first run that detects it.
@@ -43,24 +43,25 @@ struct Args {
 struct Finding {
     mutation: u8,
     rule_left_out: &'static str,
-    /// `None`: not detected.
+    /// The detection; `None` if the mutation was not detected.
     found: Option<Found>,
 }
 
-/// The first detection of a mutation, and the statistics of all.
+/// The first detection of a mutation, and the statistics of all detections.
 #[derive(Serialize)]
 struct Found {
-    /// The first seed that detected it, the violated invariant (0: an assertion of a machine), and its
-    /// description.
+    /// The first seed that detected the mutation.
     seed: u64,
+    /// The violated invariant; 0 for an assertion of a machine.
     invariant: u8,
+    /// The description of the violation.
     words: String,
-    /// The median number of events to a detection, undetected runs included.
+    /// The median number of events until a detection, including the events of runs without a detection.
     events: u64,
     findings: usize,
-    /// Seconds of CPU to the first detection.
+    /// The CPU time until the first detection, in seconds.
     seconds: f64,
-    /// The trace of the first run that detected it; recorded only if a single mutation is tested.
+    /// The trace of the first run that detected the mutation. It is recorded only if a single mutation is tested.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     trace: Vec<String>,
 }
@@ -123,6 +124,7 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
         | Mutation::ShutdownAfterFailedDump
         | Mutation::StopByTheBareClock
         | Mutation::SoleKilledInStop => Config::of(*seed).shutdown,
+        Mutation::FrozenSilent => Config::of(*seed).shutdown || Config::of(*seed).leaves,
         Mutation::VerdictByGroup
         | Mutation::AliveCountsAsFault
         | Mutation::HandshakeIsHeard
@@ -140,6 +142,7 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
         Mutation::SessionBegunByRetry
         | Mutation::IdleByTheClock
         | Mutation::RecordWithoutRequest
+        | Mutation::PendingNotDumped
         | Mutation::PendingForgotten => Config::of(*seed).forgets_soon(),
         _ => true,
     };
@@ -152,7 +155,7 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
         mutations::close();
         spent += outcome.counts.events;
         let Some(violation) = outcome.failure else { continue };
-        // The same seed must pass without the mutation: otherwise it detected something else.
+        // The same seed must pass without the mutation. Otherwise the run has detected another fault.
         if run(Config::of(seed)).failure.is_some() {
             continue;
         }

@@ -1,13 +1,13 @@
 //! Writes that ended in doubt, until they are settled (consistency.md §8).
 //!
 //! ```text
-//!   given up -> waiting -> settling: done with its first response, or not done and never will be
+//!   given up -> waiting -> settling: done, with its first response; or not done, and never will be
 //!                 ^            | no response until a deadline
 //!                 +------------+
 //! ```
 //!
-//! The sequence number of such a write stays open. Its client settles it before it sends a later operation on
-//! the same key, when it fills the session's window, or else after a delay.
+//! The sequence number of a write in doubt stays incomplete. The client settles the write before it sends a later
+//! operation on the same key, when the session's window is full, or else after a delay.
 
 use kv_protocol::client_message::{Response, Status};
 use kv_protocol::ids::{GroupId, RequestSeq};
@@ -21,7 +21,7 @@ use kv_history::{Asked, Returned};
 const LOOK_AGAIN: u64 = 5_000_000;
 
 impl Client {
-    /// Ends an operation. A write in doubt is recorded, to be settled later.
+    /// Ends an operation. If it is a write in doubt, records it to be settled later.
     pub(super) fn end_or_give_up(
         &mut self,
         now: u64,
@@ -45,7 +45,7 @@ impl Client {
         self.doubts.insert(id, flight);
     }
 
-    /// Starts to settle those writes in doubt that `which` selects.
+    /// Starts to settle the writes in doubt that `which` selects.
     pub(super) fn settle(&mut self, now: u64, which: impl Fn(&Flight) -> bool) {
         let due = |(id, doubt): (&u64, &Flight)| which(doubt).then_some(*id);
         let due: Vec<u64> = self.doubts.iter().filter_map(due).collect();
@@ -60,11 +60,11 @@ impl Client {
         }
     }
 
-    /// Returns whether an operation must not be sent yet, because of a write in doubt or a full window. Starts
-    /// to settle the writes that it waits for.
+    /// Returns whether an operation must not be sent yet because of a write in doubt or a full window. Starts to
+    /// settle the writes for which the operation waits.
     pub(super) fn waits_for_doubts(&mut self, now: u64, id: u64) -> bool {
         let Some(flight) = self.flights.get(&id) else { return false };
-        // A retry never waits: the operation was sent before, so it is not later than the write in doubt.
+        // A retry never waits: the operation was first sent before the write ended in doubt.
         if flight.was_sent {
             return false;
         }
@@ -106,8 +106,8 @@ impl Client {
                 wishes.push(Wish::Expired(flight.place, flight.client));
                 Returned::Undecided
             }
-            // If two clients share a name, nothing is known about the write: the number may belong to another
-            // write, or lie beyond one that only the other client can settle.
+            // If two clients share a name, the outcome of the write stays unknown. The number may belong to a write
+            // of the other client, or be too far ahead of a write that only the other client can settle.
             (Status::SessionMismatch | Status::Invalid, _) => {
                 let (place, name) = (flight.place, flight.client);
                 self.leave_session(place, name);
@@ -128,7 +128,7 @@ impl Client {
         }
     }
 
-    /// Ends all operations in flight or in doubt as in doubt: they will never be settled.
+    /// Ends all operations in flight or in doubt with the result "in doubt". They will never be settled.
     pub fn end_all(&mut self, wishes: &mut Vec<Wish>) {
         self.flights.append(&mut self.doubts);
         let flights: Vec<u64> = self.flights.keys().copied().collect();
@@ -137,8 +137,8 @@ impl Client {
         }
     }
 
-    /// Returns whether any operation is in flight, or in doubt in a group that has a holder. In a group without one, a
-    /// write in doubt cannot be settled, although its client tries.
+    /// Returns whether any operation is in flight, or is in doubt in a group that has a holder. If a group has no
+    /// holder, its writes in doubt cannot be settled, although the client tries.
     pub fn waits(&self, has_none: impl Fn(GroupId) -> bool) -> bool {
         let is_hopeless = |flight: &Flight| flight.was_given_up() && has_none(flight.place.0);
         self.flights.values().chain(self.doubts.values()).any(|flight| !is_hopeless(flight))

@@ -16,7 +16,7 @@ use kv_history::{Asked, Entry, Returned};
 pub struct Flight {
     /// The key.
     pub key: Vec<u8>,
-    /// The slot of the workload that the key belongs to.
+    /// The slot of the workload to which the key belongs.
     pub slot: usize,
     pub(super) digest: Digest,
     /// The group and shard of the key.
@@ -26,26 +26,26 @@ pub struct Flight {
     pub(super) condition: Condition,
     /// The bytes of the value to write.
     pub value: Vec<u8>,
-    /// The name of the session that the sequence number belongs to; for a read, the client's own name.
+    /// The name of the session to which the sequence number belongs; for a read, the client's own name.
     pub(super) client: ClientId,
     pub(super) seq: RequestSeq,
-    /// The first incomplete sequence number that the request carries. It stays the same once the session is
-    /// abandoned.
+    /// The first incomplete sequence number in the request. It no longer changes once the session is abandoned.
     pub(super) first_incomplete: RequestSeq,
     /// The log position at which the session began.
     pub(super) begun: SequenceNumber,
     /// The time at which the operation began.
     pub start: u64,
-    /// The time for which the client's machine was suspended since then. The deadline moves by as much.
+    /// The time for which the client's machine has been suspended since then. The deadline is postponed by this
+    /// time.
     pub(super) slept: u64,
     /// The newest version of the key in any response before the operation began.
     pub floor: u64,
     /// The number of copies that the response reports.
     pub copies: u8,
-    /// The time of the last request, and the view that it was sent under.
+    /// The time of the last request, and the view by which it was routed.
     pub(super) sent: Option<(u64, View)>,
     pub(super) was_sent: bool,
-    /// The number of requests that may have been executed, or may still be.
+    /// The number of requests that may have been executed or may still be executed.
     pub(super) doubtful: u32,
     pub(super) connection: Option<ConnectionNumber>,
     /// The time of the next action on the operation.
@@ -61,9 +61,9 @@ pub struct Flight {
 pub(super) enum Stage {
     /// In flight, not in doubt.
     Asked,
-    /// Given up, and not being settled.
+    /// Given up, and not being settled yet.
     GivenUp,
-    /// Being settled, until this time.
+    /// Being settled; the attempt ends at this time.
     Asking(u64),
 }
 
@@ -111,7 +111,7 @@ impl Flight {
         self.asked != Asked::Read
     }
 
-    /// Returns whether a request is sent and its response not received yet.
+    /// Returns whether a request was sent and its response has not been received yet.
     pub fn is_waiting(&self) -> bool {
         self.sent.is_some()
     }
@@ -160,13 +160,13 @@ impl Flight {
     }
 }
 
-/// A client's session in one shard of one group: the sequence numbers of its writes there. Once the servers have
-/// expired one, the next uses a new client id.
+/// A client's session in one shard of one group: the sequence numbers of the client's writes in this shard. When
+/// the servers have expired a session, the next one uses a new client id.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
     /// The name of the session.
     pub(super) client: ClientId,
-    /// The log position of its shard at which it began, known before its first request.
+    /// The log position of its shard at which the session began, known before its first request.
     pub(super) begun: SequenceNumber,
     last: u64,
     incomplete: Vec<u64>,
@@ -189,7 +189,7 @@ impl Session {
         self.incomplete.retain(|incomplete| *incomplete != seq.0);
     }
 
-    /// Returns the lowest sequence number that has not ended: all below have.
+    /// Returns the lowest sequence number whose write has not ended.
     pub(super) fn first_incomplete(&self) -> RequestSeq {
         RequestSeq(self.incomplete.iter().min().copied().unwrap_or(self.last + 1))
     }

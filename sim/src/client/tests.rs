@@ -148,7 +148,7 @@ fn opcodes(wishes: &[Wish]) -> Vec<u8> {
 fn a_write_in_doubt_is_settled_before_the_next_operation_on_its_key_is_sent() {
     let mut client = client(map(1, true));
     begin(&mut client, 1, Asked::Write(7));
-    // The write in doubt is settled at once, and its RESOLVE gets no response.
+    // The client begins to settle the write in doubt at once, and the RESOLVE gets no response.
     let mut wishes = Vec::new();
     client.wake(DEADLINE + 1, &mut wishes);
     assert!(matches!(wishes[..], [Wish::GivenUp(_)]));

@@ -1,4 +1,4 @@
-//! The coordinator's brain with its disk, as a machine of the search.
+//! The coordinator's state machine (the brain) with its disk, as a machine of the search.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -14,10 +14,10 @@ use super::machine::Machine;
 use super::node::Papers;
 use super::replica::{CLUSTER, GROUP, SERVERS, reading};
 
-/// An input of the brain, beside the time.
+/// An input of the brain, besides the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrainInput {
-    /// A process has connected and sent STARTED, over the link of this number.
+    /// A process has connected over the link with this number and sent STARTED.
     Started(Member, u64),
     /// The order connection is open.
     OrdersConnected(Member),
@@ -25,7 +25,7 @@ pub enum BrainInput {
     Stored(u64),
     /// A report of a server.
     Report(Member, u32),
-    /// A server has executed an order for the group that is not searched.
+    /// The stub has executed an order for the group that is not searched.
     ByTheStub(Member, u32),
     /// A proof of death.
     Exited(Member),
@@ -33,7 +33,7 @@ pub enum BrainInput {
     LinkLost(u64, ServerId),
     /// A heartbeat: the link's number, the sender, and the reports on its replicas.
     Heartbeat(u64, Member, Vec<ReplicaReport>),
-    /// A wake-up by time alone.
+    /// A wake-up for a timer.
     Wake,
     /// The coordinator is killed, and another one continues from the durable state.
     Restart,
@@ -71,11 +71,11 @@ pub enum BrainDone {
     Adopt(Member),
     /// Sends an order.
     Order(Member, u32),
-    /// Sends an order that concerns the stub's group.
+    /// Sends an order that concerns the group that is not searched.
     StubOrder(Member, u32),
-    /// Kills a process; true if a durable view names it.
+    /// Kills a process. The flag is true if a durable view names the process.
     Kill(Member, bool),
-    /// Reports that a view of the group is durable: the previous view, and the new one.
+    /// Reports that a view of the group is durable, with the previous view and the new one.
     View(View, View),
     /// Attributes a heartbeat to this process.
     Heard(Member),
@@ -86,11 +86,11 @@ pub enum BrainDone {
 pub struct BrainSight {
     /// The durable view of the group.
     pub view: View,
-    /// The places of the ring, as the brain knows them.
+    /// The state of each place of the ring at the brain.
     pub places: Vec<Place>,
     /// The coordinator's epoch.
     pub epoch: Epoch,
-    /// The time of its next timer.
+    /// The time of the next timer.
     pub due: Option<Time>,
 }
 
@@ -122,8 +122,8 @@ fn config(shards: u16, number: u64) -> ClusterConfig {
         shards,
         seed: number,
         on_double_fault: DoubleFault::Isolate,
-        // Silence is an input of the search, possible at any time, so the detector's own timeout must never
-        // expire. After a restart, therefore, only proofs of death count.
+        // Silence is an input of the search and possible at any time, so the timeout of the failure detector must
+        // never expire. So after a restart only proofs of death count.
         failure_timeout: FailureTimeout::DEFAULT.suspecting_after(Duration::from_secs(3_600)),
         start_timeout: Duration::from_secs(60),
         stop_timeout: Duration::from_secs(60),
@@ -205,7 +205,7 @@ impl Coordinating {
             BrainInput::Started(member, link) => {
                 let epoch = cluster.config().epoch;
                 let started = started(*member, self.shards, epoch);
-                // A rejected STARTED has no effect.
+                // If the STARTED is rejected, it has no effect.
                 let _ = cluster.on_started(now, LinkId(*link), &started, sink);
             }
             BrainInput::OrdersConnected(member) => cluster.on_orders_connected(*member, sink),
@@ -241,7 +241,7 @@ impl Coordinating {
                     crowd: None,
                     replicas: replicas.clone(),
                 };
-                // Slightly later than the event that makes this heartbeat a vote.
+                // The heartbeat arrives slightly after the event that makes it a vote.
                 let now = now + Duration::from_nanos(1);
                 let whose = cluster.member(speaker.server);
                 let taken =

@@ -1,10 +1,10 @@
-//! The clients' part of a state: requests, responses, and every history in which an atomic store could have
-//! executed them.
+//! The clients' part of a state: requests, responses, and all orders in which an atomic store could have executed
+//! the requests.
 //!
-//! A *story* is one order in which an atomic store could have executed the writes so far. All stories that
-//! agree with every response are kept; a response that fits none of them is a broken promise. This is the
-//! decision procedure of Wing and Gong (1993), performed incrementally. A write may take effect at any moment
-//! between its first request and its response: once, or, while it has no response, never.
+//! A *story* is one order in which an atomic store could have executed the writes so far. All stories that agree
+//! with every response are kept. If a response agrees with none of them, a promise is broken. This is the decision
+//! procedure of Wing and Gong (1993), performed incrementally. A write takes effect once, at any time between its
+//! first request and its response. A write without a response may also have no effect.
 
 use kv_protocol::client_message::Status;
 
@@ -21,7 +21,7 @@ pub struct Write {
     pub key: u8,
     /// The operation.
     pub kind: Kind,
-    /// True if its value fills a batch.
+    /// True if the value is so large that it fills a batch.
     pub large: bool,
 }
 
@@ -47,9 +47,9 @@ pub enum Went {
     /// Not done.
     #[default]
     Not,
-    /// Done, with this status, and not responded to yet.
+    /// Done with this status; the client has no response yet.
     As(u8),
-    /// Done, and responded to.
+    /// Done; the client has received the response.
     Told,
 }
 
@@ -71,7 +71,7 @@ pub struct Clients {
     stories: Vec<Story>,
 }
 
-/// Returns whether a status ends a write, independent of later failures.
+/// Returns whether a response with this status is final for a write, whatever fails later.
 pub fn is_definite(status: Status) -> bool {
     matches!(status, Status::Ok | Status::NotFound | Status::Conflict)
 }
@@ -143,7 +143,7 @@ impl Clients {
         }
     }
 
-    /// Handles a response to a read of a key; `writer` is the write whose value it returned.
+    /// Handles a response to a read of a key. `writer` is the write whose value the read returned.
     ///
     /// # Errors
     /// The invariant number, and the reason why no atomic store can have responded so.
@@ -206,8 +206,8 @@ impl Clients {
         }
     }
 
-    /// Sorts and deduplicates the stories, so that equal sets compare equal. A story stays even if its
-    /// extensions are present, because the writes that it lacks may never be done.
+    /// Sorts and deduplicates the stories, so that equal sets compare equal. A story is kept even if its extensions
+    /// are in the set, because its missing writes may never be done.
     fn tidy(&mut self) {
         self.stories.sort_unstable();
         self.stories.dedup();

@@ -1,5 +1,5 @@
-//! The shard that ships, with a driver in place of an engine. Each wake-up has one input, sockets accept everything, and
-//! every frame arrives whole.
+//! The shipped shard with a driver in place of an engine, as a machine of the search. Each wake-up has one input,
+//! sockets accept all output, and every frame arrives whole.
 //!
 //! ```text
 //!   Input::Dialled   due_dials, open_stream, CHALLENGE out, PROOF in   -> Done::Connect(PEER-HELLO)
@@ -8,8 +8,8 @@
 //!   Input::Ask       bytes of a client's connection                    -> Done::Response
 //! ```
 //!
-//! The proof of the key takes no step of the search: until the hello, neither end of a stream affects a replica. The
-//! driver plays the other end of it.
+//! The handshake with the cluster's key is not a step of the search, because neither end of a stream affects a
+//! replica before the hello. The driver performs the other end's part of the handshake.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -43,11 +43,13 @@ use super::replica::{
 use crate::invariants::{Violation, copies, leases, messages};
 use crate::world::SEAL;
 
-/// The key of the cluster, and the nonces of the two ends of every stream, as in [`SEAL`].
+/// The key of the cluster, the same as in [`SEAL`].
 const KEY: ClusterKey = ClusterKey(0x51);
+/// The nonce of the dialling end of every stream, the same as in [`SEAL`].
 const DIALLER: Nonce = Nonce(1);
+/// The nonce of the accepting end of every stream, the same as in [`SEAL`].
 const ACCEPTOR: Nonce = Nonce(2);
-/// Clients of a search; number 0 only reads.
+/// The number of clients of a search. Client 0 only reads.
 const CLIENTS: u8 = 3;
 
 const CLIENT_RULES: FrameRules = FrameRules::unchecked(MAX_RESPONSE_BODY);
@@ -57,7 +59,7 @@ pub struct Driven {
     shard: Shard,
     /// The nonce that the shard draws next.
     nonce: Rc<Cell<Nonce>>,
-    /// The connection that the search considers the stream.
+    /// The connection that carries the replica's stream in the search.
     stream: Option<ConnectionId>,
     /// True if the shard has requested a stream that is not connected yet.
     is_dialling: bool,
@@ -156,7 +158,7 @@ impl Driven {
         self.shard.service.replica(GROUP).expect("both servers hold the group")
     }
 
-    /// Opens the connection of a client, which lasts as long as the shard.
+    /// Opens the connection of a client. It stays open as long as the shard exists.
     fn open_client(&mut self, client: u8) -> ConnectionId {
         let (now, shard) = (self.now, self.shard.service.identity.shard);
         let id = self.shard.open_accepted(now, Port::Clients);
@@ -208,7 +210,8 @@ impl Driven {
         self.take_stream_output(frames, done);
     }
 
-    /// Returns the address that an order names for the other member of a view. The search connects to the member.
+    /// Returns an address for the other member of a view, as an order contains it. The search ignores it and
+    /// connects to the member.
     fn address_of_the_other(&self, view: &View) -> Option<std::net::SocketAddr> {
         let me = self.shard.service.identity.me;
         let is_other =
@@ -219,7 +222,7 @@ impl Driven {
     fn on_dialled(&mut self, frames: &mut Frames, done: &mut Vec<Done>) {
         let now = self.now;
         if !std::mem::take(&mut self.is_dialling) {
-            // The search explores dials at any time, so it does not wait for the end of a back-off.
+            // The search explores dials at any time, so it skips the back-off.
             let due = self.shard.due_dials(now + TICK);
             assert!(due.iter().any(|(group, _)| *group == GROUP), "a stream is required");
         }
@@ -259,7 +262,7 @@ impl Driven {
         done.extend(numbered(frames, &said).into_iter().map(Done::Send));
     }
 
-    /// Passes a frame of the stream to the shard, and checks what it did with the messages.
+    /// Passes a frame of the stream to the shard, and checks how the shard has handled the messages.
     fn on_frame(&mut self, frames: &mut Frames, bytes: &[u8], done: &mut Vec<Done>) {
         let Some(id) = self.stream else { return };
         let installed = self.replica().view_version();
@@ -290,7 +293,7 @@ impl Driven {
         }
     }
 
-    /// Sends the output of the stream, and closes it if the shard has given it up.
+    /// Takes the output of the stream, and closes the stream if the shard ends it.
     fn take_stream_output(&mut self, frames: &mut Frames, done: &mut Vec<Done>) {
         let Some(id) = self.stream else { return };
         let said = self.take_output(id);
@@ -302,12 +305,12 @@ impl Driven {
         }
     }
 
-    /// Returns whether the shard closes a connection whose output is sent.
+    /// Returns whether the shard closes a connection after its output is sent.
     fn is_ending(&mut self, id: ConnectionId) -> bool {
         matches!(self.shard.fate(id), Fate::Close | Fate::Shut)
     }
 
-    /// Takes all output of a connection; its socket has room for everything.
+    /// Takes all output of a connection, as if the socket had room for everything.
     fn take_output(&mut self, id: ConnectionId) -> Vec<u8> {
         let mut all = Vec::new();
         loop {

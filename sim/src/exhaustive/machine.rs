@@ -7,8 +7,8 @@
 //!                                              a known description is that state, else a new one
 //! ```
 //!
-//! The machines that ship cannot be cloned, and need not be: a search over a whole group meets few states of
-//! one machine, and each of them very often.
+//! The shipped machines cannot be cloned. The table makes this unnecessary: a search over a whole group finds only
+//! few states of one machine, and each of them very often.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -36,7 +36,7 @@ pub trait Machine {
     fn make(origin: &Self::Origin) -> Self;
     /// Applies an input, and returns the output.
     fn take(&mut self, shared: &mut Self::Shared, input: &Self::Input) -> Self::Output;
-    /// Describes everything that further behaviour depends on.
+    /// Describes everything on which further behaviour depends.
     fn describe(&self) -> String;
     /// Returns the observable part of the state.
     fn sight(&self) -> Self::Sight;
@@ -56,10 +56,10 @@ pub struct Unfolding<M: Machine> {
     states: Vec<Known<M>>,
     by_description: HashMap<u64, StateId>,
     steps: HashMap<(StateId, M::Input), Taken<M>>,
-    /// True if each step from a state that was reached by two paths is executed after both and compared. This
+    /// True if the steps from a state that two paths reach are executed after both paths and compared. This
     /// verifies that the description is complete.
     pub is_audited: bool,
-    /// The number of steps so compared.
+    /// The number of steps that were compared.
     pub audits: u64,
 }
 
@@ -68,7 +68,7 @@ type Taken<M> = Result<Rc<Step<<M as Machine>::Output>>, Rc<str>>;
 
 struct Known<M: Machine> {
     way: Way<M>,
-    /// The last step of another path to this state.
+    /// The last step of another path to this state, for the comparison.
     other: Option<(StateId, M::Input)>,
     sight: Rc<M::Sight>,
 }
@@ -154,7 +154,7 @@ impl<M: Machine> Unfolding<M> {
         state
     }
 
-    /// Asserts that the same input in the same state, reached by another path, gives the same step.
+    /// Asserts that the same input gives the same step if the state is reached by another path.
     fn audit(
         &mut self,
         shared: &mut M::Shared,
@@ -198,7 +198,7 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     }
 }
 
-/// An interning table: assigns numbers to objects, and equal numbers to equal keys.
+/// An interning table: assigns numbers to objects. Objects with equal keys have the same number.
 #[derive(Debug)]
 pub struct Numbered<T> {
     things: Vec<T>,

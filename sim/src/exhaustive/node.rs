@@ -1,4 +1,4 @@
-//! A server's state machine towards its coordinator (the node), as a machine of the search.
+//! The part of a server that serves the coordinator (the node), as a machine of the search.
 
 use kv_core::node::{Node, NodeConfig, NodeEffect};
 use kv_protocol::control_message::{Order, OrdersHello, ReplicaReport, Report};
@@ -59,7 +59,7 @@ pub enum NodeDone {
     Report(u32),
     /// Rejects the coordinator.
     HelloRefused,
-    /// Accepts the coordinator; the epoch before its hello.
+    /// Accepts the coordinator. The value is the epoch before the hello.
     Obeyed(Epoch),
 }
 

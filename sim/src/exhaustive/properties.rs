@@ -66,7 +66,7 @@ fn alive(world: &World) -> impl Iterator<Item = (usize, Member)> {
     all.filter(|(_, process)| process.alive).map(|(p, process)| (p, process.member))
 }
 
-/// Checks pairs of replicas of a shard against each other.
+/// Checks every pair of replicas of a shard.
 fn replicas(explorer: &Explorer, world: &World, s: usize) -> Result<(), Violation> {
     let now = reading(world.tick);
     let mut serving = None;
@@ -123,8 +123,8 @@ fn pair(member: Member, me: &Inspection, other: Member, its: &Inspection) -> Res
     Ok(())
 }
 
-/// Checks that no union is entered before the grace is over. A candidate that was reported to have caught up
-/// must not fail its copy under the same view.
+/// Checks that no union is entered before the grace is over. Also checks that a candidate that was reported as
+/// caught up does not fail under the same view.
 fn union(explorer: &Explorer, world: &mut World, s: usize) -> Result<(), Violation> {
     let processes: Vec<usize> = alive(world).map(|(p, _)| p).collect();
     for p in processes {
@@ -172,7 +172,7 @@ fn no_dead_member(explorer: &Explorer, world: &World) -> Result<(), Violation> {
     let named =
         |member: Member| sight.view.primary == Some(member) || sight.view.other() == Some(member);
     let stays = world.processes.iter().find(|process| process.proven && named(process.member));
-    // A restarted coordinator first waits for a report of every process that is not proven dead.
+    // A restarted coordinator makes no view before every process that is not proven dead has reported.
     let is_awaited = |process: &Process| {
         let is_current = sight.places.iter().any(|place| place.member == process.member);
         is_current && !process.proven && !process.link.1
@@ -218,7 +218,7 @@ pub fn on_acked(explorer: &mut Explorer, world: &World, p: usize, s: usize, give
     let Some(view) = me.view else { return };
     let must_hold = match view.peer {
         Peer::Secondary(member) if given.copies == 2 => Some((member, 6)),
-        // A write older than the union, acknowledged again now, may not have been copied yet.
+        // If a write from before the union is acknowledged again now, it may not have been copied yet.
         Peer::Candidate(member) if me.in_union && given.version > me.copied_from.0 => {
             Some((member, 10))
         }

@@ -18,15 +18,15 @@ use crate::invariants::Violation;
 pub const CLUSTER: ClusterId = ClusterId(9);
 /// The searched group.
 pub const GROUP: GroupId = GroupId(0);
-/// The number of servers in the ring; a stub plays the other group.
+/// The number of servers in the ring. A stub stands in for the other group.
 pub const SERVERS: u16 = 2;
 
-/// The length of a tick. One tick is longer than the candidate timeout and than "heard within" (250 ms each).
-/// Two are longer than a lease (500 ms) and shorter than a grace (625 ms); three are longer than a grace. So
-/// ticks can produce every possible order of the deadlines.
+/// The length of a tick. One tick is longer than the candidate timeout and than the silence that a vote tolerates
+/// (250 ms each). Two ticks are longer than a lease (500 ms) and shorter than a grace (625 ms). Three ticks are
+/// longer than a grace. So ticks can produce every possible order of the deadlines.
 pub const TICK: Duration = Duration::from_millis(300);
 
-/// Returns the reading of every clock at a tick.
+/// Returns the reading of all clocks at a tick.
 pub fn reading(tick: u8) -> Time {
     Time::from_nanos(1_000_000_000) + TICK * u32::from(tick)
 }
@@ -51,7 +51,7 @@ pub enum Input {
     Frame(FrameId),
     /// The end of the current stream.
     Closed,
-    /// A wake-up by time alone.
+    /// A wake-up for a timer.
     Wake,
 }
 
@@ -91,7 +91,7 @@ pub enum What {
         first_incomplete: u8,
         /// The kind of write.
         kind: Kind,
-        /// True if the value fills a batch of a copy. The value identifies its write.
+        /// True if the value is so large that it fills a batch of a copy. Every value identifies its write.
         large: bool,
     },
 }
@@ -124,7 +124,7 @@ pub enum Done {
     Response(Given),
     /// Rejects a view.
     NotInstalled(String),
-    /// Rejects a message of its stream.
+    /// Rejects a message of the stream.
     Misunderstood(StreamError),
     /// Breaks a promise.
     Broken(Violation),
@@ -137,9 +137,9 @@ pub struct Given {
     pub id: u64,
     /// The status.
     pub status: Status,
-    /// The number of copies that it reports.
+    /// The number of copies that the response reports.
     pub copies: u8,
-    /// The version that it carries.
+    /// The version in the response.
     pub version: u64,
     /// The write whose value a read returned.
     pub writer: Option<u8>,
@@ -150,11 +150,11 @@ pub struct Given {
 pub struct Sight {
     /// The replica's inspection.
     pub inside: Inspection,
-    /// The hello of the stream that the replica needs and does not have.
+    /// The hello of a stream that the replica requires and that is not connected.
     pub wants: Option<PeerHello>,
-    /// The time of its next timer.
+    /// The time of the replica's next timer.
     pub due: Option<Time>,
-    /// The report that a heartbeat carries, without counters that only grow.
+    /// The report for a heartbeat, without counters that only grow.
     pub report: Option<ReplicaReport>,
     /// The time at which the replica last received a message from the other holder.
     pub heard: Option<Time>,

@@ -15,8 +15,8 @@ use crate::invariants::Violation;
 pub enum Beginning {
     /// View {A, B}, both at home.
     Home,
-    /// View {B, candidate A} is durable, and no server has received it. A was voted out after a tick of
-    /// silence, and its heartbeats resumed before that vote was durable. A holds its copy and its old view.
+    /// View {B, candidate A} is durable, and no server has received it. A was removed after a tick of silence, and
+    /// its heartbeats resumed before the removal was durable. A still has its copy and its old view.
     Outcast,
     /// View {B}: A was killed, and its death is proven. A+ is started and has not reported.
     Alone,
@@ -39,9 +39,9 @@ pub struct Scope {
     pub words: &'static str,
     /// The initial state of the search.
     pub beginning: Beginning,
-    /// Shards of the group.
+    /// The number of shards of the group.
     pub shards: u16,
-    /// True if storing a view takes a step of its own; otherwise it completes at once.
+    /// True if the completion of a store is a separate step; otherwise stores complete at once.
     pub slow_disk: bool,
     /// The writes that clients may request.
     pub script: Script,
@@ -73,7 +73,8 @@ const fn large(client: u8, seq: u8, key: u8) -> Write {
     Write { client, seq, key, kind: Kind::Put, large: true }
 }
 
-// One client puts a key, and then puts it again or deletes it; another client puts it too.
+// The first put of client 1. In the following writes it puts the key again or deletes it, and client 2 puts the
+// same key.
 const SMALL: Write = write(1, 1, 0, Kind::Put);
 const AGAIN: Write = write(1, 2, 0, Kind::Put);
 const DELETE: Write = write(1, 2, 0, Kind::Delete);
@@ -96,7 +97,7 @@ fn scope(
     Scope { name, words, beginning, shards, slow_disk, script, done_before, left }
 }
 
-/// Returns bounds within which a server may fall silent and be voted out, in this many ticks.
+/// Returns bounds within which a server may fall silent and be removed, in this many ticks.
 fn silence(ticks: u8) -> Left {
     Left { ticks, suspicions: 1, votes: 1, ..Left::default() }
 }
@@ -165,7 +166,7 @@ fn voted_out() -> Vec<Scope> {
 
 fn copies() -> Vec<Scope> {
     let none = Left::default();
-    // Two large values are stored; clients overwrite one of them.
+    // Two large values are stored, and clients overwrite one of them.
     let over = |name, words, writes: &[Write], left| {
         let writes = [&[large(1, 1, 0), large(2, 1, 1)], writes].concat();
         let scope = scope(name, words, Beginning::Candidate, script(2, &writes), left);
@@ -379,7 +380,7 @@ impl Scope {
     }
 }
 
-/// Delivers all messages and runs all due wake-ups, until none is left or `is_there` holds.
+/// Delivers all messages and runs all due wake-ups, until none is left or `is_there` returns true.
 fn settle(
     explorer: &mut Explorer,
     mut world: World,

@@ -1,5 +1,5 @@
-//! Breadth-first search: visits every state within the bounds in order of distance, so the first broken promise
-//! has a shortest trace.
+//! Breadth-first search: visits every state within the bounds in order of distance. So the first broken promise has
+//! a shortest trace.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -33,11 +33,11 @@ pub enum End {
     Exhausted,
     /// A promise is broken.
     Broken,
-    /// The limit on depth.
+    /// The limit on the number of actions was reached.
     Depth,
-    /// The limit on states.
+    /// The limit on the number of states was reached.
     States,
-    /// The limit on time.
+    /// The limit on the duration was reached.
     Time,
 }
 
@@ -52,9 +52,9 @@ pub struct Found {
     pub transitions: u64,
     /// The number of actions from the initial state to the farthest visited state.
     pub depth: u32,
-    /// The number of states of single replicas.
+    /// The number of distinct states of replicas.
     pub replica_states: usize,
-    /// The number of states of the coordinator's brain.
+    /// The number of distinct states of the coordinator's brain.
     pub brain_states: usize,
     /// The number of steps of machines that were executed twice, after different paths to the same state.
     pub audits: u64,
@@ -171,7 +171,8 @@ fn way_to(ways: &[Reached], last: Reached) -> Vec<Action> {
     actions
 }
 
-/// Returns 64 bits of SipHash. Among a hundred million states, a collision has a probability of 1 in 3,600.
+/// Returns a 64-bit SipHash of a state. Among a hundred million states, the probability of a collision is 1 in
+/// 3,600.
 fn fingerprint(world: &World) -> u64 {
     let mut hasher = DefaultHasher::new();
     world.hash(&mut hasher);
@@ -249,7 +250,7 @@ impl Explorer {
             if !process.inboxes[usize::from(s)].is_empty() {
                 actions.push(Action::Inbox(n, s));
             }
-            // A replica that is not primary rejects requests, and changes nothing.
+            // A replica that is not a primary rejects requests without a change of state, so they are not explored.
             if !sight.inside.state.is_primary() {
                 continue;
             }

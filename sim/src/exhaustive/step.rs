@@ -1,4 +1,4 @@
-//! The effect of an action on a state: the drivers of all machines, one step at a time.
+//! The effect of an action on a state: the drivers of all machines.
 //!
 //! - This file: dispatches actions, and collects broken promises.
 //! - `brain`, `node`, `replica`: the inputs of a machine, and its effects.
@@ -28,8 +28,7 @@ pub enum Judged {
     /// All, including those that only the machines' internals reveal.
     #[default]
     Everything,
-    /// Only those that clients can observe: a wrong value, a lost write, a write done twice, an abandoned
-    /// group.
+    /// Only those that clients can observe: a wrong value, a lost write, a write done twice, or an abandoned group.
     ByClients,
 }
 
@@ -41,10 +40,10 @@ pub struct Explorer {
     pub scope: Scope,
     /// The broken promises that count.
     pub judged: Judged,
-    /// A description of the events, if requested.
+    /// The descriptions of the events; `None` if they are not requested.
     pub words: Option<Vec<String>>,
-    /// True while a mutated run is led to its initial state: nothing is judged then. A promise broken there is
-    /// broken again by a later step of the search, or is irrelevant to it.
+    /// True while a search with a mutation executes the steps to the initial state. No promise is checked then: a
+    /// promise broken on this way is broken again in the search, or is irrelevant for the search.
     pub(super) is_unjudged: bool,
     broken: Option<Violation>,
 }

@@ -1,4 +1,4 @@
-//! A path through the states, as text.
+//! The description of a path through the states, as text.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,5 @@
-//! One state of the whole group: machines by number, messages in transit, observations of clients.
+//! One state of the whole group: the numbers of the machines' states, the messages in transit, and the observations
+//! of clients.
 
 use std::collections::VecDeque;
 
@@ -13,7 +14,7 @@ use super::node::{Papers, Served};
 use super::replica::{FrameId, Frames};
 use super::scope::Scope;
 
-/// The machines of all states, and the objects that their inputs and outputs refer to by number.
+/// The known states of all machines, and the objects to which inputs and outputs refer by number.
 #[derive(Default)]
 pub struct Machines {
     /// Shards with their drivers.
@@ -26,7 +27,7 @@ pub struct Machines {
     pub frames: Frames,
     /// Orders and reports.
     pub papers: Papers,
-    /// Views that shards are ordered to install, with the ids of the orders.
+    /// The views that shards are ordered to install, with the ids of the orders.
     pub installs: Numbered<(OrderId, View)>,
 }
 
@@ -37,13 +38,13 @@ pub struct World {
     pub tick: u8,
     /// The processes in the order of their start.
     pub processes: Vec<Process>,
-    /// The streams between them.
+    /// The streams between the processes.
     pub connections: Vec<Connection>,
     /// The coordinator.
     pub brain: StateId,
     /// The number of the coordinator's store in progress.
     pub storing: Option<u64>,
-    /// Processes that the coordinator has started, and that have not reported.
+    /// The processes that the coordinator has started and that have not reported yet.
     pub spawning: Vec<Member>,
     /// The number of links to the coordinator so far.
     pub links: u64,
@@ -55,7 +56,7 @@ pub struct World {
     pub caught_up: Vec<(u8, u8, u64)>,
 }
 
-/// The number of times that each event may still occur.
+/// The bounds on further events: the number of times that each may still occur.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Left {
     /// Ticks of time.
@@ -70,17 +71,17 @@ pub struct Left {
     pub spawns: u8,
     /// Breaks of connections.
     pub breaks: u8,
-    /// Links to the coordinator that end without a death.
+    /// Links to the coordinator that end without the death of the process.
     pub suspicions: u8,
     /// Heartbeats that count as votes.
     pub votes: u8,
-    /// Reconnections of servers whose links to the coordinator had ended.
+    /// Reconnections of servers after the end of their links to the coordinator.
     pub returns: u8,
     /// Restarts of the coordinator.
     pub restarts: u8,
     /// Heartbeats from dead processes.
     pub ghosts: u8,
-    /// Duplicates of reports that arrive late.
+    /// Late duplicates of reports.
     pub late_reports: u8,
 }
 
@@ -89,9 +90,9 @@ pub struct Left {
 pub struct Process {
     /// The identity of the process.
     pub member: Member,
-    /// True while it runs.
+    /// True while the process runs.
     pub alive: bool,
-    /// True if the coordinator has ordered its kill, which takes effect later.
+    /// True if the coordinator has ordered the kill of the process. The kill takes effect later.
     pub is_condemned: bool,
     /// True if the current coordinator has received the proof of the process's exit.
     pub proven: bool,
@@ -99,11 +100,11 @@ pub struct Process {
     pub node: StateId,
     /// The states of the replicas, by shard.
     pub shards: Vec<StateId>,
-    /// Messages from the node to a shard, by shard, if their delivery takes a step of its own.
+    /// Messages from the node to each shard, by shard, if their delivery is a separate step.
     pub inboxes: Vec<VecDeque<Told>>,
     /// Orders in transit to the process.
     pub orders: VecDeque<Paper>,
-    /// Orders of a dead coordinator, on a connection of their own.
+    /// Orders of a dead coordinator, which arrive on a separate connection.
     pub late: VecDeque<Paper>,
     /// Reports in transit from the process.
     pub reports: VecDeque<u32>,
@@ -134,7 +135,7 @@ pub enum Told {
 pub struct Connection {
     /// The shard.
     pub shard: u8,
-    /// The dialling and the dialled process, with the state of each side.
+    /// The dialling process and the dialled one, with the state of each side.
     pub ends: [(u8, End); 2],
     /// Frames in transit to each end.
     pub to: [VecDeque<FrameId>; 2],
@@ -146,9 +147,9 @@ pub const CLOSED: FrameId = 0;
 /// The state of one side of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum End {
-    /// Dialled; the hello has not arrived.
+    /// The connection was dialled, and the hello has not arrived yet.
     Pending,
-    /// Attached as the replica's stream.
+    /// The side is attached as its replica's stream.
     Attached,
     /// Closed.
     Gone,
@@ -163,7 +164,7 @@ pub enum Action {
     LateOrder(u8),
     /// The coordinator receives a server's next report.
     Report(u8),
-    /// The coordinator receives a server's next report, and the same report once more later.
+    /// The coordinator receives a server's next report. The same report will arrive once more later.
     ReportTwice(u8),
     /// A shard receives the next message of its node.
     Inbox(u8, u8),

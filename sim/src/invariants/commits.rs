@@ -1,4 +1,4 @@
-//! Commits: each acknowledged write is held by the members that it counts on, and by every member that takes over.
+//! Commits: each acknowledged write is held by all members of its view, and by every member that takes over.
 
 use kv_core::replica::Inspection;
 use kv_protocol::Member;
@@ -11,9 +11,11 @@ use crate::invariants::Violation;
 use crate::server::SentResponse;
 use crate::world::World;
 
-/// Invariant 6: an acknowledged write is held by all members of the view that acknowledged it.
+/// Checks that an acknowledged write is held by all members of the view under which it was acknowledged (invariant
+/// 6).
 ///
-/// Checks the secondary of a replica that has just acknowledged a write with two copies.
+/// The function is called for a replica that has just acknowledged a write with two copies, and checks the
+/// secondary.
 pub fn acked_is_held(
     world: &World,
     process: usize,
@@ -28,9 +30,9 @@ pub fn acked_is_held(
     }
 }
 
-/// Invariant 7: a member that starts to serve has every acknowledged write.
+/// Checks that a member that starts to serve has every acknowledged write (invariant 7).
 ///
-/// Checks a replica that has just begun to serve.
+/// The function is called for a replica that has just begun to serve.
 pub fn taker_has_all(
     checks: &Checks,
     process: usize,
@@ -51,8 +53,8 @@ pub fn taker_has_all(
     Ok(())
 }
 
-/// Invariant 7, after a hand-over: checks the primary of a hand-over view that has just taken over. If the old primary
-/// is alive, every write that it logged has arrived, because it counts all of them as committed.
+/// Checks the primary of a hand-over view that has just taken over (invariant 7). If the old primary is alive, the new
+/// one must have every write that the old primary logged, because the old primary counts all of them as committed.
 pub fn taker_has_all_after_handover(
     checks: &Checks,
     world: &World,
@@ -72,7 +74,7 @@ pub fn taker_has_all_after_handover(
     let Some(old) = old.map(|old| &world.processes[old]).filter(|old| old.alive) else {
         return Ok(());
     };
-    // A member that has installed a later view no longer counts its writes as committed in this one.
+    // If the old primary has installed a later view, its log no longer counts for this hand-over.
     let logged = old.replica(group, shard).map(|replica| replica.inspect());
     let logged = logged.filter(|logged| logged.view == Some(view));
     let Some(last) = logged.map(|logged| logged.last).filter(|last| *last > sight.last) else {
@@ -86,11 +88,11 @@ pub fn taker_has_all_after_handover(
     Err(Violation::of(group, 7, words))
 }
 
-/// Invariant 10: a candidate counts for every commit from the moment it joins the union, during the copy and after it.
-/// It is reported to have caught up only when it has.
+/// Checks the union and its candidate (invariant 10): every commit in the union needs the candidate's ACK, and the
+/// candidate is reported as caught up only when it is.
 ///
-/// Checks that a primary enters no union before it may serve. A candidate that it has reported as caught up
-/// does not fail under the same view.
+/// This function checks that a primary enters no union before it may serve, and that a candidate that was reported
+/// as caught up does not fail under the same view.
 pub fn union_is_true(
     checks: &Checks,
     process: usize,
@@ -114,8 +116,8 @@ pub fn union_is_true(
     Ok(())
 }
 
-/// Invariant 10, for a write that a primary in a union acknowledged with OK: checks that the candidate holds it. A
-/// write older than the union, acknowledged again now, may not have been copied yet.
+/// Checks that the candidate holds a write that a primary in a union acknowledged with OK (invariant 10). If a
+/// write from before the union is acknowledged again now, it may not have been copied yet.
 pub fn candidate_holds_acked(
     world: &World,
     process: usize,
@@ -134,7 +136,7 @@ pub fn candidate_holds_acked(
     }
 }
 
-/// Invariant 10, for a new view: checks that a candidate that becomes secondary has a complete copy of every shard.
+/// Checks that a candidate that a new view makes the secondary has a complete copy of every shard (invariant 10).
 pub fn new_secondary_is_complete(
     world: &World,
     before: &View,
@@ -161,7 +163,7 @@ pub fn new_secondary_is_complete(
     Ok(())
 }
 
-/// Checks that a member holds a write, or has installed a later view, in which it may have been wiped.
+/// Checks that a member holds a write, or has installed a later view under which it may have been wiped.
 fn holds(
     world: &World,
     member: Member,

@@ -1,7 +1,7 @@
-//! Copies: the replicas of a shard have equal contents, only keys of their own, and bounded memory.
+//! Copies: the replicas of a shard have equal contents, only keys of their group and shard, and bounded memory.
 //!
 //! The incremental digests of primary and secondary are compared often. Less often, and at the end, every entry and
-//! every record of both is compared. That also verifies that the digests match the contents.
+//! every record of both are compared. The full comparison also verifies that the digests match the contents.
 
 use std::collections::HashMap;
 
@@ -16,13 +16,13 @@ use crate::checks::Place;
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// The excess allowed for followers that must accept their primary's writes, for copies in progress, and for
-/// reserved but unused memory: some values of maximum length, and some chunks.
+/// The allowed excess over the memory limit. It covers writes of the primary that a follower must accept, copies in
+/// progress, and reserved but unused memory: some values of maximum length, and some chunks.
 const SLACK: u64 = 512 << 10;
 
-/// Invariant 3: primary and secondary have equal contents where they have applied the same writes.
+/// Checks that primary and secondary have equal contents if they have applied the same writes (invariant 3).
 ///
-/// Compares the digests of both replicas of every shard. Returns the number of comparisons made.
+/// The function compares the digests of both replicas of every shard. Returns the number of comparisons made.
 pub fn digests_agree(world: &World) -> Result<u64, Violation> {
     let mut compared = 0;
     for place in places(world) {
@@ -43,7 +43,7 @@ pub fn digests_agree(world: &World) -> Result<u64, Violation> {
     Ok(compared)
 }
 
-/// Invariant 3, in full: compares the whole contents of both replicas of a shard. Returns whether there were two.
+/// Compares the whole contents of both replicas of a shard (invariant 3). Returns whether there were two replicas.
 pub fn contents_agree(world: &World, place: Place) -> Result<bool, Violation> {
     let Some((primary, secondary)) = copies(world, place) else { return Ok(false) };
     let broken =
@@ -78,16 +78,16 @@ pub fn contents_agree(world: &World, place: Place) -> Result<bool, Violation> {
     Ok(true)
 }
 
-/// Invariant 11: at the marker, the digests of source and copy are equal.
-///
 /// Returns the violation of a candidate's copy that differs from its primary.
+///
+/// Invariant 11: at the end of a copy the digests of source and copy are equal.
 pub fn copy_differs(group: GroupId, sn: SequenceNumber) -> Violation {
     Violation::of(group, 11, format_args!("the copy differs from its source at write {sn}"))
 }
 
-/// Invariant 15: a table holds only keys of its group and shard.
+/// Checks that every table holds only keys of its group and shard (invariant 15).
 ///
-/// Checks every table of every live process.
+/// The function examines every table of every live process.
 pub fn keys_are_at_home(world: &World) -> Result<(), Violation> {
     let placement = Placement::new(world.config.servers, world.config.shards);
     for process in world.processes.iter().filter(|process| process.alive) {
@@ -116,9 +116,7 @@ pub fn keys_are_at_home(world: &World) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Invariant 18: a table stays within its memory limit.
-///
-/// Checks one replica.
+/// Checks that the table of a replica stays within its memory limit (invariant 18).
 pub fn memory_is_bounded(replica: &Replica, limit: u64) -> Result<(), Violation> {
     let bytes = replica.reserved_bytes();
     if bytes <= limit + SLACK {
@@ -162,7 +160,7 @@ fn entries(replica: &Replica) -> Entries {
     entries
 }
 
-/// Returns a key whose entry, with a version up to `level`, is missing or different on the other side. If the
+/// Returns a key whose entry has a version up to `level` and is missing or different on the other side. If the
 /// other side is ahead, it may have written or deleted the key since.
 fn difference<'a>(
     here: &'a Entries,

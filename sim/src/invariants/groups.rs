@@ -1,4 +1,5 @@
-//! Groups: a group is LOST only without a holder (invariant 17), and every other group comes home and serves (19).
+//! Groups: a group is LOST only if it has no holder (invariant 17). Every other group comes home and serves
+//! (invariant 19).
 
 use kv_history::{Asked, Returned};
 use kv_protocol::client_message::Status;
@@ -11,10 +12,10 @@ use crate::invariants::Violation;
 use crate::server::SentResponse;
 use crate::world::World;
 
-/// Invariant 17: a group is LOST only when all its holders are dead, and a LOST group is never served again. Under the
-/// policy `shutdown` the cluster then stops.
+/// Checks that a group is LOST only when all its holders are dead, and stays LOST (invariant 17). Under the policy
+/// `shutdown` the cluster must stop then.
 ///
-/// Checks a view that has become durable.
+/// The function is called for a view that has become durable.
 pub fn lost_is_lost(world: &World, before: &View, view: &View) -> Result<(), Violation> {
     let is_dead = |member: Member| {
         world.process_of(member).is_none_or(|process| !world.processes[process].alive)
@@ -35,25 +36,17 @@ pub fn lost_is_lost(world: &World, before: &View, view: &View) -> Result<(), Vio
         return Err(Violation::of(view.group, 17, words));
     }
     let mut holders = [before.primary, before.secondary()].into_iter().flatten();
-    // An orderly exit makes no group LOST. But a coordinator cannot read the exit status of a process that it
-    // did not start. After a coordinator's crash, its successor therefore counts an orderly exit as a death.
-    let is_unknown = |holder: Member| {
-        let process = world.process_of(holder).map(|process| &world.processes[process]);
-        process.is_some_and(|process| process.term != world.coordinator.term)
-    };
-    let mut last = [before.primary, before.secondary()].into_iter().flatten();
-    let looks_dead = world.config.leaves && last.any(is_unknown);
     let is_given_up =
         before.primary.is_none() && world.operator.has_given_up(world.cluster(), view.group);
-    let may_be = world.config.double || is_given_up || looks_dead;
+    let may_be = world.config.double || is_given_up;
     if view.primary.is_some() || (may_be && holders.all(is_dead)) {
         return Ok(());
     }
     Err(Violation::of(view.group, 17, format_args!("LOST although it has a holder or a dump")))
 }
 
-/// Invariant 17, for a second fault that the coordinator counts: checks that neither server left in order. An exit
-/// after complete dumps is no fault.
+/// Checks that orderly exits do not count as faults (invariant 17). The function is called when the coordinator
+/// counts a second fault. If every exit of the run is orderly, this is a violation.
 pub fn orderly_exit_is_no_fault(
     world: &World,
     first: ServerId,
@@ -66,9 +59,9 @@ pub fn orderly_exit_is_no_fault(
     Err(Violation::new(17, words))
 }
 
-/// Invariant 17, for a client: it receives LOST only when the group is LOST.
+/// Checks that a client receives LOST only if the group is LOST (invariant 17).
 ///
-/// Checks an operation that ended for its client with LOST.
+/// The function is called for an operation that ended with LOST.
 pub fn response_of_lost_is_true(
     world: &World,
     cluster: Option<ClusterId>,
@@ -83,12 +76,12 @@ pub fn response_of_lost_is_true(
     }
 }
 
-/// Invariant 17, for a server: it serves no LOST group.
+/// Checks that a server does not serve a LOST group (invariant 17).
 ///
-/// Checks a response of a process of this cluster. The process read its clock at `read_at`, at the start of the
-/// wake-up: work that is done late, after a pause, counts as done then. A response with two copies is exempt,
-/// because it may be much delayed: the ACK may wait in the inbox of a paused primary while the other members
-/// continue and then lose the group.
+/// The function is called for a response of a process of this cluster. `read_at` is the time at which the process
+/// read its clock, at the start of the wake-up; work that is done late, after a pause, counts as done at this time.
+/// A response with two copies is exempt, because it may be much delayed: its ACK may wait in the inbox of a paused
+/// primary while the other members continue and the group becomes LOST.
 pub fn lost_is_not_served(
     world: &World,
     cluster: ClusterId,
@@ -110,9 +103,10 @@ pub fn lost_is_not_served(
     }
 }
 
-/// Invariant 19: once faults stop, every group that is not LOST is back home with two replicas within a bounded time.
+/// Checks that every group that is not LOST is back home with two replicas within a bounded time after the last fault
+/// (invariant 19).
 ///
-/// Checks the cluster when the bound has passed.
+/// The function is called when this time is over.
 pub fn home_again(world: &World) -> Result<(), Violation> {
     if world.is_at_rest() {
         return Ok(());
@@ -126,11 +120,11 @@ pub fn home_again(world: &World) -> Result<(), Violation> {
     Err(Violation::new(19, words))
 }
 
-/// Invariant 19: once every group is home, every group that is neither LOST nor at rest in dumps serves, and has two
-/// replicas.
+/// Checks that once every group is home, every group that is neither LOST nor at rest in dumps serves with two
+/// replicas (invariant 19).
 ///
-/// Checks an operation that began at rest and has ended. The checks of invariant 17 decide whether LOST is
-/// justified.
+/// The function is called for an operation that began at rest and has ended. The checks of invariant 17 decide
+/// whether LOST is justified.
 pub fn served_at_rest(
     world: &World,
     flight: &Flight,
@@ -152,7 +146,7 @@ pub fn served_at_rest(
     Err(Violation::of(group, 19, words))
 }
 
-/// Invariant 19, for a group that rests in dumps: checks that a holder has left a complete dump.
+/// Checks that a holder of a group that rests in dumps has left a complete dump (invariant 19).
 pub fn resting_has_a_dump(world: &World, view: &View) -> Result<(), Violation> {
     let mut holders = [view.primary, view.secondary()].into_iter().flatten();
     let has_dumped = |holder| world.operator.has_complete(holder, view.group);

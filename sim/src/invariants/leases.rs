@@ -1,4 +1,4 @@
-//! Leases and graces: one member at a time serves reads, and a successor waits exactly as long as it must.
+//! Leases and graces: one member at a time serves reads, and a successor waits no longer than necessary.
 //!
 //! ```text
 //!   primary       |------ lease: it serves reads ------|
@@ -15,9 +15,9 @@ use crate::checks::Place;
 use crate::invariants::{Violation, may_serve};
 use crate::world::World;
 
-/// Invariant 1: at most one member may serve reads of a group's shard at any instant.
+/// Checks that at most one member may serve reads of a group's shard at any time (invariant 1).
 ///
-/// Checks all processes with a replica of the place.
+/// The function examines all processes with a replica of the place.
 pub fn one_server(world: &World, (group, shard): Place) -> Result<(), Violation> {
     let mut serving = None;
     for process in world.processes.iter().filter(|process| process.alive) {
@@ -34,9 +34,9 @@ pub fn one_server(world: &World, (group, shard): Place) -> Result<(), Violation>
     Ok(())
 }
 
-/// Invariant 2: a primary's lease ends before the grace of the member that granted it.
+/// Checks that a primary's lease ends before the grace of the member that granted it (invariant 2).
 ///
-/// Compares lease and grace of the two members of a place, in true time.
+/// The function compares the lease and the grace of the two members of a place, in true time.
 pub fn lease_before_grace(world: &World, (group, shard): Place) -> Result<(), Violation> {
     let holders = || world.processes.iter().filter(|process| process.alive);
     for primary in holders() {
@@ -47,8 +47,8 @@ pub fn lease_before_grace(world: &World, (group, shard): Place) -> Result<(), Vi
         let Some(replica) = follower.replica(group, shard) else { continue };
         let lease = world.clocks[primary.place].true_time(lease);
         let Some((to, grace)) = replica.inspect().grace else {
-            // An unreachable primary keeps a lease that has ended. The follower may have sent ACKs to other
-            // primaries since, and it forgets its last ACK once the receiver is proven dead.
+            // An unreachable primary may still have the record of a lease that has ended. The follower may have
+            // sent ACKs to other primaries since, and it forgets its last ACK once the receiver is proven dead.
             if lease <= world.now {
                 continue;
             }
@@ -67,9 +67,9 @@ pub fn lease_before_grace(world: &World, (group, shard): Place) -> Result<(), Vi
     Ok(())
 }
 
-/// Invariant 8: no read succeeds after a failed lease check.
+/// Checks that no read succeeds without a valid lease (invariant 8).
 ///
-/// Checks a response to a read that a replica has sent at this reading of its clock.
+/// The function is called for a response to a read that a replica has sent at this reading of its clock.
 pub fn lease_is_checked(
     group: GroupId,
     sight: &Inspection,
@@ -83,9 +83,10 @@ pub fn lease_is_checked(
     Err(Violation::of(group, 8, words))
 }
 
-/// Invariant 21: a process that was informed of a death waits for no grace that it owes to the dead process.
+/// Checks that a process that was informed of a death does not wait for a grace towards the dead process (invariant
+/// 21).
 ///
-/// Checks a replica after a wake-up of its process.
+/// The function is called for a replica after a wake-up of its process.
 pub fn dead_are_not_waited_for(
     world: &World,
     process: usize,

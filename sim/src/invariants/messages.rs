@@ -1,5 +1,5 @@
-//! Messages: replicas and the coordinator accept them only from the current view and process, and each response has
-//! its request, its primary and its unchanged value.
+//! Messages: replicas and the coordinator accept only those of the current view and process. Each response belongs
+//! to a request, is sent by the primary, and has an unchanged value.
 
 use kv_core::replica::{Inspection, StreamError};
 use kv_protocol::client_message::Status;
@@ -9,9 +9,7 @@ use kv_protocol::{Incarnation, Member};
 use crate::invariants::Violation;
 use crate::network::ConnectionNumber;
 
-/// Invariant 9: nothing is accepted from an old view.
-///
-/// Checks a message that a replica has accepted.
+/// Checks that a message that a replica has accepted belongs to the installed view (invariant 9).
 pub fn message_is_of_this_view(
     group: GroupId,
     got: ViewVersion,
@@ -24,9 +22,7 @@ pub fn message_is_of_this_view(
     Err(Violation::of(group, 9, words))
 }
 
-/// Invariant 9: nothing is accepted from an old process.
-///
-/// Checks a heartbeat that the coordinator has attributed to a member.
+/// Checks that a heartbeat that the coordinator has attributed to a member was sent by this process (invariant 9).
 pub fn heartbeat_is_of_this_process(speaks: Incarnation, member: Member) -> Result<(), Violation> {
     if member.incarnation == speaks {
         return Ok(());
@@ -34,12 +30,12 @@ pub fn heartbeat_is_of_this_process(speaks: Incarnation, member: Member) -> Resu
     Err(Violation::new(9, format!("a heartbeat of {speaks} was attributed to {member}")))
 }
 
-/// Invariant 22: the two holders accept each other's messages. A stream ends because of a view, a stop, a lack of
-/// memory or a death, never because of a message that the other end rejects.
+/// Checks that the two holders accept each other's messages (invariant 22). A stream ends because of a view, a
+/// stop, a lack of memory or a death, never because of a message that the other end rejects.
 ///
-/// Checks a message that a replica rejected on its stream. Messages of a dead process may arrive after the
-/// proof of its death, when its successor has already taken over. With a mutation, a rejected message is an
-/// expected symptom of another broken promise, so it is no violation.
+/// The function is called for a message that a replica has rejected on its stream. Messages of a dead process may
+/// arrive after the proof of its death, when its successor has already taken over. If a mutation is applied, a
+/// rejected message may be a symptom of another broken promise, so it is not reported.
 pub fn streams_are_whole(
     group: GroupId,
     error: &StreamError,
@@ -58,16 +54,16 @@ pub fn streams_are_whole(
     Err(Violation::of(group, 22, format_args!("a stream broke: {error}")))
 }
 
-/// Invariant 22: a stream does end when the other end has closed it.
-///
 /// Returns the violation of a stream that is kept although the other end has closed it.
+///
+/// Invariant 22: a stream ends when the other end has closed it.
 pub fn stream_is_kept(number: ConnectionNumber) -> Violation {
     Violation::new(22, format!("stream {} is kept although the other end has closed it", number.0))
 }
 
-/// Invariant 14: a replica that is not the primary of its installed view accepts no write and serves no read.
+/// Checks that only the primary of the installed view accepts writes and serves reads (invariant 14).
 ///
-/// Checks a response that a replica has just sent.
+/// The function is called for a response that a replica has just sent.
 pub fn only_primaries_respond(
     group: GroupId,
     sight: &Inspection,
@@ -82,9 +78,10 @@ pub fn only_primaries_respond(
     Err(Violation::of(group, 14, words))
 }
 
-/// Invariant 29: every response answers a request that came on its connection, and each request gets at most one.
-///
 /// Returns the violation of a response without a request on its connection.
+///
+/// Invariant 29: every response belongs to a request that arrived on the same connection, and each request gets at
+/// most one response.
 pub fn response_without_request(to: ConnectionNumber, request: RequestId) -> Violation {
     let words = format!(
         "a response to request {request} is sent on connection {}, which has no such request",
@@ -93,15 +90,15 @@ pub fn response_without_request(to: ConnectionNumber, request: RequestId) -> Vio
     Violation::new(29, words)
 }
 
-/// Invariant 27: a value that is being sent does not change after its request, even if its key is written or
-/// deleted, or its entry moves, meanwhile.
-///
 /// Returns the violation of a value that was lost although its replica has kept its table.
+///
+/// Invariant 27: a value that is being sent does not change after its request, even if its key is written or deleted,
+/// or its entry moves, meanwhile.
 pub fn pinned_value_is_gone(group: GroupId) -> Violation {
     Violation::of(group, 27, format_args!("a value that is being sent is gone"))
 }
 
-/// Invariant 27: returns the violation of a response whose bytes are not those of one value.
+/// Returns the violation of a response whose bytes are not those of one value (invariant 27).
 pub fn value_is_mixed(group: GroupId) -> Violation {
     Violation::of(group, 27, format_args!("the bytes that were read are not one written value"))
 }

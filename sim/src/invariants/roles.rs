@@ -10,9 +10,9 @@ use crate::checks::{Checks, Place};
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// Invariant 20: recovery kills no process that a durable view names, least of all a primary.
+/// Checks that recovery does not kill a process that a durable view names, in particular a primary (invariant 20).
 ///
-/// Checks the coordinator's decision to kill a process.
+/// The function is called when the coordinator decides to kill a process.
 pub fn holders_are_spared(world: &World, member: Member) -> Result<(), Violation> {
     let cluster = world.coordinator.cluster.as_ref();
     let named = cluster.is_some_and(|cluster| cluster.durable().names(member));
@@ -22,7 +22,8 @@ pub fn holders_are_spared(world: &World, member: Member) -> Result<(), Violation
     Err(Violation::new(20, format!("{member} is to be killed though a durable view names it")))
 }
 
-/// Invariant 20, for a kill that takes effect, perhaps much later and under another coordinator.
+/// Checks the same promise when a kill takes effect, which may be much later and under another coordinator
+/// (invariant 20).
 pub fn kill_spares_holders(world: &World, member: Member) -> Result<(), Violation> {
     match &world.coordinator.disk {
         Some(disk) if disk.names(member) => {
@@ -33,10 +34,10 @@ pub fn kill_spares_holders(world: &World, member: Member) -> Result<(), Violatio
     }
 }
 
-/// Invariant 20: a server that received a stop signal becomes neither candidate nor sole holder nor the target of a
-/// hand-over. Exempt are groups whose other holder is proven dead or is leaving too.
+/// Checks that a server that received a stop signal does not become a candidate, a sole holder or the target of a
+/// hand-over (invariant 20). Groups whose other holder is proven dead or is leaving too are exempt.
 ///
-/// Checks the coordinator's next state against the current views.
+/// The function compares the coordinator's next state with the current views.
 pub fn leavers_get_nothing(world: &World, next: &DurableState) -> Result<(), Violation> {
     let Some(cluster) = &world.coordinator.cluster else { return Ok(()) };
     let views = cluster.views().iter().zip(&next.views);
@@ -57,10 +58,11 @@ pub fn leavers_get_nothing(world: &World, next: &DurableState) -> Result<(), Vio
     })
 }
 
-/// Invariant 20: no complete copy is wiped unless another exists, in memory or in a dump that counts.
+/// Checks that no complete copy is wiped unless another one exists, in memory or in a dump that counts (invariant
+/// 20).
 ///
-/// Checks a replica that has just woken. Runs in which two servers may crash are exempt, because the other copy
-/// may have died a moment ago.
+/// The function is called for a replica after its wake-up. Runs in which two servers may crash are exempt, because
+/// the other copy may just have been lost.
 pub fn copies_are_spared(
     checks: &Checks,
     world: &World,
@@ -95,7 +97,7 @@ pub fn copies_are_spared(
     Err(Violation::of(group, 20, words))
 }
 
-/// Returns the member that a view gives a role that it did not have.
+/// Returns the member to which a view gives a role that the member did not have before.
 fn given(before: &View, view: &View) -> Option<Member> {
     match (view.primary, view.peer) {
         (_, Peer::Candidate(candidate)) => Some(candidate),

@@ -1,6 +1,6 @@
-//! Slowness: pauses, stalls and load alone cost no server its place (invariants 20 and 28).
+//! Slowness: no server loses its place because of pauses, stalls or load alone (invariants 20 and 28).
 //!
-//! | all that happens | promise |
+//! | only faults of the run | promise |
 //! |---|---|
 //! | all servers are paused together | [`sleepers_stay`] |
 //! | one server after the other stalls, or cannot allocate memory | [`slow_are_spared`] |
@@ -19,18 +19,20 @@ use crate::client::{DEADLINE, Flight};
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// The longest stall that is no fault on any drifting clock, in nanoseconds.
+/// The longest stall that is no fault, whatever the clock drift, in nanoseconds.
 #[allow(clippy::cast_possible_truncation)] // Half a second.
 pub const NO_FAULT: u64 = 4 * (LEASE.as_millis() / 5) as u64 * 1_000_000;
-/// The most time between the end of a fault and a view that follows from it: complaint, probes, two stores.
+/// The maximum time from the end of a fault to a view that is its consequence, in nanoseconds: a complaint, probes,
+/// and two stores.
 const FOLLOWS_WITHIN: u64 = 3_000_000_000;
-/// The longest inquiry after a fault: a complaint, and the timeout of its probes, twice.
+/// The maximum duration of an inquiry after a fault, in nanoseconds: a complaint, and twice the timeout of a probe.
 const JUDGED_WITHIN: u64 = 800_000_000;
 /// The number of failures after which a process may be replaced.
 const FAILURES: u32 = 3;
-/// The memory that a connection may hold beside its bounded output: the response that exceeded the bound, and input.
+/// The memory of a connection besides its bounded output, in bytes: the response that exceeded the bound, and the
+/// input.
 const BESIDE_OUTPUT: usize = 256 << 10;
-/// The maximum error of a process's shared memory count, for each shard.
+/// The maximum error of a process's shared memory count per shard, in bytes.
 const UNREPORTED: usize = 64 << 10;
 
 /// Injected slowness, and its consequences.
@@ -38,7 +40,7 @@ const UNREPORTED: usize = 64 << 10;
 pub struct Slowness {
     /// The end of a place's last fault, by place.
     faults: BTreeMap<u16, u64>,
-    /// The number of times that a process was dropped as a candidate or as a secondary that could not follow.
+    /// The number of times that a process was dropped as a candidate, or as a secondary that did not keep up.
     failures: BTreeMap<Member, u32>,
 }
 
@@ -49,7 +51,7 @@ impl Slowness {
         *end = (*end).max(until);
     }
 
-    /// Returns whether another place suffers a fault, or did a moment ago.
+    /// Returns whether another place has a fault, or had one a moment ago.
     pub fn is_judged(&self, place: u16, now: u64) -> bool {
         let mut others = self.faults.iter().filter(|(other, _)| **other != place);
         others.any(|(_, until)| now < until + JUDGED_WITHIN)
@@ -61,10 +63,10 @@ impl Slowness {
     }
 }
 
-/// Invariant 20: if all servers are paused together, however often, none of them is replaced. A server that was paused
-/// received nothing from the others meanwhile, which proves nothing against them.
+/// Checks that no server is replaced if all servers are only paused together, however often (invariant 20). A paused
+/// server receives nothing from the others, but this does not show that they have failed.
 ///
-/// Checks the view that follows another.
+/// The function is called for each new view, with the view before it.
 pub fn sleepers_stay(world: &World, before: &View, view: &View) -> Result<(), Violation> {
     if !world.config.stands || before.version.0 == 0 {
         return Ok(());
@@ -73,9 +75,9 @@ pub fn sleepers_stay(world: &World, before: &View, view: &View) -> Result<(), Vi
     Err(Violation::of(view.group, 20, words))
 }
 
-/// Invariant 20: a coordinator that is paused together with all servers suspects none.
+/// Checks that a coordinator that is paused together with all servers suspects none of them (invariant 20).
 ///
-/// Checks the coordinator's decision that a server is down.
+/// The function is called when the coordinator decides that a server is down.
 pub fn sleepers_suspect_none(
     world: &World,
     member: Member,
@@ -90,15 +92,14 @@ pub fn sleepers_suspect_none(
     ))
 }
 
-/// Invariant 20: if servers are only slow, one after the other, no view changes without a fault, and no server loses
-/// its place because of another.
+/// Checks that if servers are only slow, one after the other, no view changes without a fault, and no server loses
+/// its place because of another one (invariant 20).
 ///
-/// A fault is an executor that stalls for longer than the failure timeout, or exhausted memory. Because of
-/// clock drift, four fifths of that timeout in true time count. No process dies in such runs. So there is no
-/// second fault, a process is replaced only after several failures, and every operation ends within its
-/// deadline.
+/// A fault is exhausted memory, or the stall of an executor for longer than four fifths of the failure timeout;
+/// because of clock drift, such a stall may exceed the timeout. No process dies in such runs. So there is no second
+/// fault, a process is replaced only after several failures, and every operation ends within its deadline.
 ///
-/// Checks the view that follows another.
+/// The function is called for each new view, with the view before it.
 pub fn slow_are_spared(world: &mut World, before: &View, view: &View) -> Result<(), Violation> {
     if !world.config.slow {
         return Ok(());
@@ -119,7 +120,8 @@ pub fn slow_are_spared(world: &mut World, before: &View, view: &View) -> Result<
     Ok(())
 }
 
-/// Invariant 20, for a second fault that the coordinator counts: slow servers are none.
+/// Returns the violation if the coordinator counts a second fault in a run in which servers are only slow
+/// (invariant 20).
 pub fn slow_are_no_second_fault(world: &World) -> Result<(), Violation> {
     match world.config.slow {
         true => Err(Violation::new(20, "slow servers are taken for a second fault".to_owned())),
@@ -127,7 +129,8 @@ pub fn slow_are_no_second_fault(world: &World) -> Result<(), Violation> {
     }
 }
 
-/// Invariant 20, for the replacement of a process: checks that it follows several failures.
+/// Checks that a process is replaced only after several failures, in a run in which servers are only slow
+/// (invariant 20).
 pub fn slow_are_not_replaced(world: &World, member: Member) -> Result<(), Violation> {
     let failures = world.slowness.failures.get(&member).copied().unwrap_or(0);
     match world.config.slow && failures < FAILURES {
@@ -136,14 +139,15 @@ pub fn slow_are_not_replaced(world: &World, member: Member) -> Result<(), Violat
     }
 }
 
-/// Invariant 20: returns the violation of a candidate that was given up as silent although its messages had arrived.
+/// Returns the violation of a candidate that was given up as silent although its messages had arrived (invariant
+/// 20).
 pub fn candidate_went_unread(group: GroupId) -> Violation {
     let words =
         format_args!("a candidate was given up whose messages had arrived and were not read");
     Violation::of(group, 20, words)
 }
 
-/// Invariant 20, for an operation that has ended for its client: checks that it ended within its deadline.
+/// Checks that an operation ended within its deadline, in a run in which servers are only slow (invariant 20).
 pub fn slow_still_serve(
     world: &World,
     flight: &Flight,
@@ -159,9 +163,9 @@ pub fn slow_still_serve(
     Err(Violation::of(group, 20, words))
 }
 
-/// Invariant 28: no load of clients moves a view or delays a beacon for long.
+/// Checks that the load of clients does not change a view or delay beacons for long (invariant 28).
 ///
-/// Checks a replica while the only fault is load.
+/// The function is called for a replica while load is the only fault.
 pub fn load_moves_no_view(
     world: &World,
     process: usize,
@@ -184,13 +188,13 @@ pub fn load_moves_no_view(
     Ok(())
 }
 
-/// Invariant 28: returns the violation of a connection that was closed although its client reads all responses.
+/// Returns the violation of a connection that was closed although its client reads all responses (invariant 28).
 pub fn reader_is_closed() -> Violation {
     let words = "the connection of a client that reads was closed under load".to_owned();
     Violation::new(28, words)
 }
 
-/// Invariant 28: under load too, the memory of a process's connections is bounded.
+/// Checks that the memory of a process's connections is bounded under load (invariant 28).
 pub fn connections_are_bounded(world: &World, process: usize) -> Result<(), Violation> {
     let process = &world.processes[process];
     let connections: usize = process.shards.iter().map(|executor| executor.clients()).sum();

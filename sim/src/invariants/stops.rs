@@ -1,5 +1,5 @@
 //! Stops and restores: no process ends before its data is dumped (invariant 26), and a restore loses nothing that the
-//! dumps hold (17).
+//! dumps contain (invariant 17).
 
 use kv_core::cluster::DurableState;
 use kv_core::dump::Dump;
@@ -15,10 +15,10 @@ use crate::checks::Checks;
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// Invariant 26: in an orderly stop no process is ordered to exit before all its replicas are dumped. A forced stop is
-/// exempt.
+/// Checks that in an orderly stop no process is ordered to exit before all its replicas are dumped (invariant 26). A
+/// forced stop is exempt.
 ///
-/// Checks that a process that is ordered to exit has complete dumps.
+/// The function is called for a process that is ordered to exit.
 pub fn dumped_before_shutdown(world: &World, member: Member) -> Result<(), Violation> {
     if world.operator.insists() {
         return Ok(());
@@ -33,9 +33,9 @@ pub fn dumped_before_shutdown(world: &World, member: Member) -> Result<(), Viola
     }
 }
 
-/// Invariant 26: no process exits by itself before all its replicas are dumped.
+/// Checks that no process exits by itself before all its replicas are dumped (invariant 26).
 ///
-/// Checks that a process that exits without orders has complete dumps.
+/// The function is called for a process that exits without orders.
 pub fn dumped_before_leaving(world: &World, process: usize) -> Result<(), Violation> {
     let process = &world.processes[process];
     let (member, servers) = (process.member, world.config.servers);
@@ -53,10 +53,10 @@ pub fn dumped_before_leaving(world: &World, process: usize) -> Result<(), Violat
     Ok(())
 }
 
-/// Invariant 26: no process is killed before another replica has dumped the same contents, or while its heartbeats
-/// arrive. A forced stop is exempt.
+/// Checks that no process is killed before another replica has dumped the same contents, or while its heartbeats
+/// arrive (invariant 26). A forced stop is exempt.
 ///
-/// Checks the kill of a process that has not responded to this order.
+/// The function is called for the kill of a process that has not responded to this order.
 pub fn dumped_before_kill(world: &World, member: Member, order: &str) -> Result<(), Violation> {
     if world.operator.insists() {
         return Ok(());
@@ -82,10 +82,10 @@ pub fn dumped_before_kill(world: &World, member: Member, order: &str) -> Result<
     Ok(())
 }
 
-/// Invariant 17, for a restore: the restored data has every acknowledged write. A group is LOST only if none of its
+/// Checks that the restored data has every acknowledged write (invariant 17). A group is LOST only if none of its
 /// last holders has left a complete dump. If every server ended in order, no group is LOST.
 ///
-/// Checks a restore plan.
+/// The function is called for a restore plan.
 pub fn restored_has_all(
     checks: &Checks,
     world: &World,
@@ -112,9 +112,9 @@ pub fn restored_has_all(
     plan.lost().try_for_each(|group| lost(world, durable, dumps, group))
 }
 
-/// Invariant 17, for a restore: the restored data equals what was dumped.
+/// Checks that restored data equals the dumped data (invariant 17).
 ///
-/// Checks that a replica has loaded the contents that the writer of the dump held.
+/// The function compares the contents that a replica has loaded with those of the writer of the dump.
 pub fn restored_equals_dump(
     replica: &Replica,
     dumped: Option<ContentDigest>,

@@ -9,13 +9,13 @@ use kv_protocol::{Epoch, View};
 use crate::checks::{Checks, Place};
 use crate::invariants::Violation;
 
-/// All views that were ever sent or installed. Each restored cluster has versions of its own: its start may
-/// fail, and another cluster be founded from the same dumps.
+/// All views that were ever sent or installed. The cluster id is part of the key: if the start of a restored
+/// cluster fails, another cluster is founded from the same dumps and uses the same versions.
 pub type Views = HashMap<(ClusterId, GroupId, ViewVersion), View>;
 
-/// Invariant 5: the versions that a replica installs only grow.
+/// Checks that the versions that a replica installs only grow (invariant 5).
 ///
-/// Checks the installed version against that of the previous check.
+/// The function compares the installed version with that of the previous check.
 pub fn versions_grow(
     checks: &Checks,
     process: usize,
@@ -35,9 +35,9 @@ pub fn versions_grow(
     }
 }
 
-/// Invariant 5: the epochs that a server obeys only grow.
+/// Checks that the epochs that a server accepts only grow (invariant 5).
 ///
-/// Checks that a server obeys either the same coordinator as before, or one with a higher epoch.
+/// A server accepts either the same coordinator as before, or one with a higher epoch.
 pub fn epochs_grow(before: Epoch, after: Epoch) -> Result<(), Violation> {
     if after.number > before.number || after == before {
         return Ok(());
@@ -45,9 +45,9 @@ pub fn epochs_grow(before: Epoch, after: Epoch) -> Result<(), Violation> {
     Err(Violation::new(5, format!("epoch {before:?} was followed by {after:?}")))
 }
 
-/// Invariant 5: a version of a group names one view, for all coordinators and replicas of a cluster.
+/// Checks that a version of a group names one view, for all coordinators and replicas of a cluster (invariant 5).
 ///
-/// Checks a view that is sent, or has been installed.
+/// The function is called for each view that is sent or installed.
 pub fn version_names_one_view(
     views: &mut Views,
     cluster: ClusterId,
@@ -61,7 +61,7 @@ pub fn version_names_one_view(
     Err(Violation::of(view.group, 5, words))
 }
 
-/// Invariant 5: returns the violation of an order that names other members under the installed version.
+/// Returns the violation of an order that names other members under the installed version (invariant 5).
 pub fn order_contradicts(group: GroupId, version: ViewVersion) -> Violation {
     let words = format_args!("view {version} was ordered with other members than before");
     Violation::of(group, 5, words)

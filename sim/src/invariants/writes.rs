@@ -1,4 +1,4 @@
-//! Writes as their clients see them: each executes once, in one order, under the session that it belongs to.
+//! Writes from the point of view of clients: each executes once, in one order, in its session.
 
 use std::collections::HashMap;
 
@@ -19,13 +19,13 @@ pub type Numbers = HashMap<(Place, u64), Question>;
 /// The definite response to a write, by write.
 pub type Responses = HashMap<Question, (Status, u64)>;
 
-/// The latest start of a write that is known to be done, by session. The write was done then or later. A retry
-/// that gets the first response prolongs nothing.
+/// The latest start of a write that is known to be done, by session. The write was done at this time or later. A
+/// retry that gets the first response does not count.
 pub type Used = HashMap<(Place, ClientId), u64>;
 
-/// Invariant 4: a sequence number belongs to one write forever.
+/// Checks that a sequence number belongs to one write for ever (invariant 4).
 ///
-/// Checks a write that was acknowledged with OK under this sequence number.
+/// The function is called for a write that was acknowledged with OK under this sequence number.
 pub fn numbers_are_unique(
     numbers: &mut Numbers,
     place: Place,
@@ -43,10 +43,10 @@ pub fn numbers_are_unique(
     Err(Violation::of(place.0, 4, words))
 }
 
-/// Invariant 12: the version of a key only grows, over all clients together.
+/// Checks that the version of a key only grows, over all clients together (invariant 12).
 ///
-/// Checks an operation that ended with a version. `flight.floor` is the newest version in any response before
-/// it began.
+/// The function is called for an operation that ended with a version. `flight.floor` is the newest version in any
+/// response before the operation began.
 pub fn newest_wins(flight: &Flight, version: u64) -> Result<(), Violation> {
     let (group, _): (GroupId, _) = flight.place;
     if version >= flight.floor {
@@ -60,9 +60,10 @@ pub fn newest_wins(flight: &Flight, version: u64) -> Result<(), Violation> {
     Err(Violation::of(group, 12, words))
 }
 
-/// Invariant 13: each write of a session executes at most once, and all responses to it are equal.
+/// Checks that each write of a session executes at most once, and that all responses to it are equal (invariant
+/// 13).
 ///
-/// Checks a definite response to a write.
+/// The function is called for a definite response to a write.
 pub fn once_only(
     responses: &mut Responses,
     place: Place,
@@ -78,9 +79,9 @@ pub fn once_only(
     Err(Violation::of(place.0, 13, words))
 }
 
-/// Invariant 16 (and with it 13 and 17): every key behaves as one register for all clients together.
+/// Checks that every key behaves as one register for all clients together (invariant 16, and with it 13 and 17).
 ///
-/// Checks the history of every key.
+/// The function checks the history of every key.
 pub fn linearizable(world: &World) -> Result<(), Violation> {
     let placement = Placement::new(world.config.servers, world.config.shards);
     for (key, history) in &world.workload.histories {
@@ -101,16 +102,16 @@ pub fn linearizable(world: &World) -> Result<(), Violation> {
 
 /// Records the final response to a write.
 pub fn note_use(used: &mut Used, world: &World, place: Place, client: ClientId, asked_at: u64) {
-    // Machines may have been suspended since then. That makes the result earlier, never later.
+    // If machines were suspended since then, the recorded time is too early, never too late.
     let at = asked_at.saturating_sub(world.slept);
     let last = used.entry((place, client)).or_default();
     *last = (*last).max(at);
 }
 
-/// Invariant 23: a recently used session is known wherever its group is served: no write of it gets SESSION_EXPIRED.
-/// Time in which all machines were suspended does not count.
+/// Checks that a recently used session is kept wherever its group is served: none of its writes gets SESSION_EXPIRED
+/// (invariant 23). Time in which all machines were suspended does not count.
 ///
-/// Checks a SESSION_EXPIRED response to a client's write in flight.
+/// The function is called for a SESSION_EXPIRED response to a client's write in flight.
 pub fn sessions_are_kept(
     used: &Used,
     world: &World,
@@ -120,7 +121,7 @@ pub fn sessions_are_kept(
     let Some(last) = used.get(&(place, client)) else { return Ok(()) };
     let ago = awake(world).saturating_sub(*last);
     let idle = world.config.bounds.session_idle.as_nanos();
-    // The servers' clocks drift, so only four fifths of the idle time are required.
+    // The clocks of the servers drift, so only four fifths of the idle time are required.
     if u128::from(ago) * 10 >= idle * 8 {
         return Ok(());
     }
@@ -128,7 +129,7 @@ pub fn sessions_are_kept(
     Err(Violation::of(place.0, 23, words))
 }
 
-/// Returns the time so far in which the machines were not suspended.
+/// Returns the total time in which the machines were not suspended.
 fn awake(world: &World) -> u64 {
     world.now.saturating_sub(world.slept)
 }

@@ -1,4 +1,4 @@
-//! The kinds of faults, and their effects; moves of places to other hosts.
+//! The kinds of faults and their effects, and moves of places to other hosts.
 
 use kv_protocol::ServerId;
 use kv_testkit::random::Random;
@@ -9,7 +9,7 @@ use crate::world::World;
 
 /// The name under which a move is counted.
 const MOVE: &str = "move";
-/// The share of faults at rest that are a move, per mille.
+/// The probability, per mille, that a fault at rest is a move.
 const MOVES: u64 = 400;
 
 /// A kind of fault.
@@ -21,7 +21,7 @@ pub enum Kind {
     Pause,
     /// A process is paused between reading the clock and acting on it.
     Stall,
-    /// One executor is paused; the others of its process continue.
+    /// One executor is paused; the other executors of its process continue.
     Hiccup,
     /// Connections break.
     BreakStreams,
@@ -72,7 +72,7 @@ impl Kind {
 /// A cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
-    /// The place that is cut off from everything or from the coordinator; `None`: a cut between two servers.
+    /// The place that is cut off from all hosts or from the coordinator; `None` for a cut between two servers.
     off: Option<usize>,
 }
 
@@ -83,8 +83,8 @@ impl Cut {
     }
 }
 
-/// Returns the victim of a fault at a place: mostly the place itself, else a random one of it and its
-/// neighbours. `None`: no process runs there.
+/// Returns the victim of a fault at a place: mostly the place itself, else a random one of the place and its
+/// neighbours. `None` if no process runs at the chosen place.
 pub(super) fn victim(world: &mut World, place: usize, kind: Kind) -> Option<usize> {
     if !matches!(kind, Kind::Pause | Kind::Stall | Kind::Hiccup | Kind::BreakStreams) {
         return Some(place);
@@ -120,7 +120,7 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
         (Kind::CutBothWays | Kind::CutOneWay, _) => cut(world, place, kind == Kind::CutOneWay),
         (Kind::CoordinatorCrash, _) => {}
         (Kind::DiskFull, _) => {
-            // In runs in which sessions expire soon, some writes must stay pending for longer than that.
+            // In runs in which sessions expire soon, some writes must stay pending for longer than the idle time.
             let is_long = world.config.forgets_soon() && world.random.per_mille(300);
             let (full, stands) = match is_long {
                 true => ((14_000_000_000, 17_000_000_000), (12_500_000_000, 14_000_000_000)),
@@ -128,8 +128,8 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
             };
             let lasts = world.random.between(full.0, full.1);
             world.coordinator.disk_full_until = world.now + lasts;
-            // A full disk matters only if there is something to store. A paused process causes that, and
-            // resumes afterwards.
+            // A full disk has an effect only if there is something to store. So a process is paused, which changes
+            // views, and resumes afterwards.
             if let Some(process) = world.running_at(place) {
                 let pause = world.random.between(stands.0, stands.1);
                 world.pause(process, pause);
@@ -165,7 +165,8 @@ fn break_streams(world: &mut World, process: usize) -> bool {
     is_any
 }
 
-/// Crashes the coordinator after the fault is counted, because the crash discards the recovery step.
+/// Crashes the coordinator. It is called after the fault is counted, because the recovery step is unknown after the
+/// crash.
 pub(super) fn apply_late(world: &mut World, kind: Kind) {
     if kind == Kind::CoordinatorCrash {
         world.kill_coordinator();
@@ -177,8 +178,8 @@ pub(super) fn apply_late(world: &mut World, kind: Kind) {
     }
 }
 
-/// Cuts a place off from the other servers and the coordinator, or from the coordinator, or from one other
-/// server; sometimes from a client as well.
+/// Cuts a place off from the other servers and the coordinator, or from the coordinator, or from one other server.
+/// Sometimes also cuts it off from a client.
 fn cut(world: &mut World, place: usize, one_way: bool) {
     let servers = usize::from(world.config.servers);
     let mut others: Vec<usize> = match world.random.below(4) {
@@ -206,7 +207,7 @@ fn cut(world: &mut World, place: usize, one_way: bool) {
         _ => world.random.between(1_000_000_000, 3_000_000_000),
     };
     world.after(heal, Happening::Heal);
-    // The coordinator, too, loses its link to the place for a moment, while the lease still holds.
+    // The link to the coordinator breaks for a moment too, while the lease is still valid.
     if world.random.per_mille(500) {
         let delay = world.random.between(250_000_000, 500_000_000);
         world.after(delay, Happening::BreakLink(place));
@@ -248,11 +249,11 @@ pub fn break_link(world: &mut World, place: usize) {
     }
 }
 
-/// Begins a move of a place to another host with some probability, from a process that serves or from an unreachable
-/// one. Returns whether it did.
+/// Begins, with some probability, a move of a place to another host. The process at the place serves or is
+/// unreachable. Returns whether a move was begun.
 ///
-/// A process on an unreachable host pauses for seconds, and is killed late, if ever. It resumes with its old
-/// views long after its successor has started on another host, and tries to serve.
+/// A process on an unreachable host is paused for seconds, and is killed late or never. When it resumes, its
+/// successor has long since started on another host, and the old process tries to serve with its old views.
 pub(super) fn begin_move(world: &mut World) -> bool {
     if !world.config.moves || !world.random.per_mille(MOVES) {
         return false;
@@ -265,7 +266,7 @@ pub(super) fn begin_move(world: &mut World) -> bool {
             let pause = world.random.between(1_500_000_000, 8_000_000_000);
             world.pause(process, pause);
             world.keep_alive_until(process, world.now + pause);
-            // The move begins at any moment of the removal of the silent process, or long after it.
+            // The move begins at any time during the removal of the silent process, or long after it.
             world.random.between(1_000_000, 3_000_000_000)
         }
         false => 1_000,

@@ -1,5 +1,5 @@
-//! Runs in which servers are only slow: an executor stalls, or receives nothing from other servers, or memory
-//! runs out.
+//! Runs in which servers are only slow: an executor stalls, receives nothing from other servers, or cannot allocate
+//! memory.
 
 use std::sync::atomic::Ordering;
 
@@ -12,12 +12,12 @@ use crate::world::World;
 pub const LONG_STALL: &str = "long stall";
 /// The name under which stalls that are no faults are counted.
 pub const SHORT_STALL: &str = "short stall";
-/// The maximum duration of one stall of a starved executor and the work after it, in nanoseconds.
+/// The maximum duration of one stall of a starved executor, including the work after it, in nanoseconds.
 const STARVED_WITHIN: u64 = 840_000_000;
 /// The name under which a lack of memory is counted.
 pub const NO_MEMORY: &str = "no memory";
 
-/// Slows one server. The next one often follows before every group is home again.
+/// Slows one server down. Often the next server is slowed down before every group is home again.
 pub fn strike(world: &mut World) {
     let again = match world.random.per_mille(400) {
         true => world.random.between(300_000_000, 900_000_000),
@@ -34,9 +34,9 @@ pub fn strike(world: &mut World) {
         0..=4 => {
             let stall = world.random.between(100_000_000, NO_FAULT);
             stand(world, process, stall);
-            // A process that stalls while another's fault is being judged sends no response, as if it were the
-            // slow one. Then two are slow at once, and a healthy one between them can be taken for the cause of
-            // both.
+            // If a process stalls during the inquiry after another's fault, it does not respond, so it looks like
+            // the faulty one. Then two processes are slow at once, and a healthy one between them may become the
+            // suspect.
             if world.slowness.is_judged(id, world.now) {
                 for place in 0..world.config.servers {
                     world.slowness.note_fault(place, world.now + stall);
@@ -51,8 +51,8 @@ pub fn strike(world: &mut World) {
             stand_again(world, process, shard, more);
             LONG_STALL
         }
-        // If the executor were deaf for much longer, its process would also fail as a candidate in both groups,
-        // and would rightly be replaced.
+        // If the executor were deaf for much longer, its process would also fail as a candidate in both groups, and
+        // its replacement would be correct.
         6 if is_whole => {
             let lasts = world.random.between(700_000_000, 1_200_000_000);
             let shard = world.random.index(usize::from(world.config.shards));
@@ -80,8 +80,8 @@ pub fn strike(world: &mut World) {
     world.note_place(place, format_args!("fault: {kind} at place {place}"));
 }
 
-/// Starves an executor: it stalls for about as long as a complaint takes, runs for a moment, and stalls again.
-/// So it responds to the probe, but still does not receive from the others.
+/// Starves an executor: it stalls for about the time until a complaint, runs for a moment, and stalls again. So it
+/// responds to the probe, but does not receive the messages of the others.
 pub fn stand_again(world: &mut World, process: usize, shard: usize, more: u8) {
     if world.is_healing || !world.processes[process].alive || more == 0 {
         return;
@@ -98,7 +98,7 @@ pub fn stand_again(world: &mut World, process: usize, shard: usize, more: u8) {
 fn stand(world: &mut World, process: usize, stall: u64) {
     let shard = world.random.index(usize::from(world.config.shards));
     let until = world.now + stall;
-    // Stalls in direct succession would add up to a longer stall, which is a fault.
+    // Two stalls without a pause between them would add up to a longer stall, which is a fault.
     let is_standing =
         world.processes[process].shards[shard].stopped_until + 2 * NO_FAULT > world.now;
     if !is_standing {

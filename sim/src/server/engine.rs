@@ -15,15 +15,18 @@ use crate::clock::Clock;
 use crate::invariants::messages;
 use crate::network::ConnectionNumber;
 
-/// The work of a wake-up, of an input, of a request, and of each byte received or sent, in nanoseconds.
+/// The work of a wake-up, in nanoseconds.
 pub(super) const WORK_A_WAKE: u64 = 1_000;
+/// The work of an input, in nanoseconds.
 const WORK_AN_INPUT: u64 = 500;
+/// The work of a request, in nanoseconds.
 const WORK_A_REQUEST: u64 = 10_000;
+/// The work of each byte received or sent, in nanoseconds.
 const WORK_A_BYTE: u64 = 3;
-/// The bytes of one receive from a client, as in the engine over io_uring.
+/// The maximum number of bytes of one receive from a client, as in the engine over io_uring.
 const RECEIVED_AT_ONCE: usize = 8 << 10;
 
-/// A message of a stream that the shard must not accept: it must close the stream.
+/// A message of a stream that the shard must reject by closing the stream.
 struct Suspect {
     id: ConnectionId,
     group: GroupId,
@@ -37,7 +40,7 @@ pub(super) struct Engine {
     streams: VecDeque<Input>,
     strangers: VecDeque<Input>,
     clients: VecDeque<Input>,
-    /// Bytes of connections that must not be read now; they stay in the kernel's buffers.
+    /// Inputs of connections that must not be read now. They model bytes in the kernel's buffers.
     unread: BTreeMap<ConnectionNumber, VecDeque<Input>>,
     /// The number of wake-ups.
     pub(super) wakes: u64,
@@ -91,7 +94,7 @@ impl Engine {
         }
     }
 
-    /// Queues an input of a client, in pieces as the engine receives them.
+    /// Queues an input of a client, in pieces of the size of one receive.
     fn queue_of_client(&mut self, input: Input) {
         let number = input.connection();
         let unread = number.and_then(|number| self.unread.get_mut(&number));
@@ -105,7 +108,7 @@ impl Engine {
         }
     }
 
-    /// Leaves an input of a client unread, and all that follow it.
+    /// Leaves an input of a client unread, and all later ones.
     fn leave_unread(&mut self, number: ConnectionNumber, input: Input) {
         let inputs = std::mem::take(&mut self.clients).into_iter();
         let (its, others) = inputs.partition(|other| other.connection() == Some(number));
@@ -120,7 +123,7 @@ impl Engine {
         self.clients.extend(self.unread.remove(&number).unwrap_or_default());
     }
 
-    /// Returns whether work is left for the next wake-up, apart from that of streams.
+    /// Returns whether work is left for the next wake-up, without the work of streams.
     pub(super) fn has_work(&self) -> bool {
         !self.strangers.is_empty() || !self.clients.is_empty()
     }
@@ -256,7 +259,7 @@ impl Turn<'_> {
     /// Serves an input of a connection.
     fn receive(&mut self, shard: &mut Shard, input: Input) {
         self.engine.work += WORK_AN_INPUT;
-        // Read after the receive, as the engine over epoll does.
+        // The clock is read after the receive, as in the engine over epoll.
         let now = self.now();
         match input {
             Input::Accepted(number, port, reader) => {
@@ -285,7 +288,7 @@ impl Turn<'_> {
                 let Some(id) = self.engine.sockets.id(number) else { return };
                 let is_stream = shard.is_stream(id);
                 match !is_stream && number.0 % 2 == 1 {
-                    // Every second of these connections ends with a reset instead of an end of input.
+                    // Half of these connections end with a reset instead of an end of input.
                     true => shard.on_failed(id),
                     false => shard.on_end_of_input(now, id),
                 }
@@ -335,7 +338,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Judges messages of another view, once the fate of their stream is decided.
+    /// Checks that a stream with a message of another view is closed, once the fate of the stream is known.
     fn judge_suspects(&mut self, id: ConnectionId, fate: Fate) {
         let Engine { suspects, output, .. } = &mut *self.engine;
         let suspects = suspects.extract_if(.., |suspect| suspect.id == id);
@@ -346,8 +349,8 @@ impl Turn<'_> {
         }
     }
 
-    /// Sends bytes of a connection. The responses to requests of this wake-up are judged at its end. Other
-    /// responses may date from an earlier state of the replica.
+    /// Records bytes that a connection sends. The responses to requests of this wake-up are checked at the end of
+    /// the wake-up. Other responses may belong to an earlier state of the replica.
     fn note_sent(&mut self, id: ConnectionId, bytes: Vec<u8>) {
         self.engine.work += bytes.len() as u64 * WORK_A_BYTE;
         let Some(socket) = self.engine.sockets.get(id) else { return };

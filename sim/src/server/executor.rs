@@ -1,4 +1,5 @@
-//! One executor: a shard, its sockets, and the order of the work in a wake-up, as in the engines of the server.
+//! One executor: a shard, its sockets, and the order of the work in a wake-up, which is the same as in the engines
+//! of the server.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -30,13 +31,13 @@ use crate::network::ConnectionNumber;
 const PUBLISH_EVERY: u64 = 100_000_000;
 /// The time between the clock readings of two wake-ups above which the executor counts as stalled.
 const STOOD: Duration = Duration::from_millis(200);
-/// Small chunks, because a run creates many tables.
+/// The chunk size of the tables. It is small because a run creates many tables.
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// An input of a shard.
 #[derive(Debug)]
 pub enum Input {
-    /// A connection was accepted at this port; its other end reads in this way.
+    /// A connection was accepted at this port. `Reader` is the way in which the other end reads.
     Accepted(ConnectionNumber, Port, Reader),
     /// A connection that another executor accepted, with the bytes received so far.
     Adopted(ConnectionNumber, Port, Reader, Vec<u8>),
@@ -56,18 +57,18 @@ pub enum Input {
     Exited(Member),
     /// An order to accept no new writes; pending ones still commit.
     Drain,
-    /// The dump of this number begins, or continues at this shard. The replicas freeze: they take, apply, send
-    /// and commit no write any more.
+    /// The dump with this number begins, or continues at this shard. The replicas freeze: they no longer accept,
+    /// apply, send or commit writes.
     Dump(GroupId, u64),
 }
 
 impl Input {
-    /// Returns whether it is an order of the process's node.
+    /// Returns whether the input is an order of the process's node.
     fn is_order(&self) -> bool {
         self.connection().is_none() && !matches!(self, Input::DialFailed(_))
     }
 
-    /// Returns the connection to which it belongs.
+    /// Returns the connection to which the input belongs.
     pub fn connection(&self) -> Option<ConnectionNumber> {
         match self {
             Input::Accepted(number, ..)
@@ -83,7 +84,7 @@ impl Input {
 /// An effect of a shard's wake-up.
 #[derive(Debug)]
 pub enum Output {
-    /// Send these bytes after so many nanoseconds of work.
+    /// Send these bytes after the given work, in nanoseconds.
     Send(ConnectionNumber, Vec<u8>, u64),
     /// Close this connection.
     Close(ConnectionNumber),
@@ -93,13 +94,13 @@ pub enum Output {
     Dial(GroupId, SocketAddr),
     /// The view of this order could not be installed.
     Refused(OrderId, String),
-    /// A probe was responded to.
+    /// The shard has responded to a probe.
     Probed(OrderId),
     /// The current reports on the replicas, for the node.
     Published(Vec<ReplicaReport>),
     /// A request got its response.
     SentResponse(SentResponse),
-    /// A shard's part of the dump of this number, or the reason why there must be none.
+    /// A shard's part of the dump with this number, or the reason why the shard must not be dumped.
     Dumped(u64, Result<Box<Part>, NoFullCopy>),
     /// A promise was broken.
     Broken(Violation),
@@ -124,14 +125,14 @@ pub struct Executor {
     pub deaf_until: u64,
     /// The true time of the next wake-up, if one is due.
     pub wake_at: Option<u64>,
-    /// The processes of whose deaths this executor was informed.
+    /// The processes that this executor was informed to be dead.
     pub told_dead: BTreeSet<Member>,
     engine: Engine,
     published_at: u64,
     deadlines_at: u64,
     /// The clock reading of the last wake-up.
     woke_at: Time,
-    /// The last wake-up in which a table was cleared, or may have been, by group.
+    /// The last wake-up in which a table was cleared or may have been cleared, by group.
     cleared: BTreeMap<GroupId, u64>,
     shown: BTreeMap<GroupId, (ReplicaState, ViewVersion, bool)>,
     noted: BTreeMap<GroupId, (ReplicaState, ViewVersion)>,
@@ -228,7 +229,7 @@ impl Executor {
         (std::mem::take(&mut self.engine.output), self.engine.work)
     }
 
-    /// Returns the groups that are active here, with the connections of their streams.
+    /// Returns the groups for which this executor has an active primary, with the connections of their streams.
     fn active_streams(&self) -> Vec<(GroupId, ConnectionNumber)> {
         let service = &self.shard.service;
         let active = service.replicas().filter(|replica| replica.state() == ReplicaState::Active);
@@ -277,8 +278,8 @@ impl Executor {
                 self.engine.output.push(Output::Refused(order, refused.to_string()));
             }
             Input::Probe(order) => {
-                // A frozen process is about to exit. No server may be removed because of it, so it does not
-                // respond to a probe.
+                // A frozen process is about to exit. It does not respond to a probe, because no server may be
+                // removed on its report.
                 if !service.is_frozen() {
                     self.engine.output.push(Output::Probed(order));
                 }
@@ -297,7 +298,7 @@ impl Executor {
         }
     }
 
-    /// Judges the end of a wake-up: its responses, and the streams that the other ends have closed.
+    /// Checks the end of a wake-up: the responses, and the streams that the other ends have closed.
     fn judge(&mut self) {
         for (responded, asked) in std::mem::take(&mut self.engine.fresh) {
             let checked = self.check_response(&responded, &asked);
@@ -326,7 +327,7 @@ impl Executor {
         Ok(())
     }
 
-    /// Judges the events of a wake-up.
+    /// Checks the events of a wake-up.
     fn take_events(&mut self) {
         for event in self.shard.service.take_events() {
             let (group, error) = match event.kind {

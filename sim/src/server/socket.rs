@@ -8,8 +8,9 @@ use kv_shard::Port;
 use super::tap::Tap;
 use crate::network::ConnectionNumber;
 
-/// The bytes per millisecond that a slow reader takes, and the most that its socket buffers.
+/// The number of bytes per millisecond that a slow reader takes.
 const SLOW_BYTES_A_MS: u64 = 200;
+/// The maximum number of bytes in the socket buffer of a slow reader.
 const BUFFER_BYTES: u64 = 3 << 10;
 /// The time after which the socket of a slow reader has room again, in nanoseconds.
 const DRAINED_AFTER: u64 = 20_000_000;
@@ -20,7 +21,7 @@ pub enum Reader {
     Fast,
     /// Takes a few bytes at a time.
     Slow,
-    /// Takes nothing more once its buffer is full.
+    /// Takes nothing; only the socket's buffer accepts bytes until it is full.
     Never,
 }
 
@@ -54,13 +55,13 @@ impl Socket {
         self.reader
     }
 
-    /// Returns whether the socket takes no bytes now.
+    /// Returns whether the socket accepts no bytes now.
     pub(super) fn is_blocked(&self) -> bool {
         self.buffer.blocked_until.is_some()
     }
 
-    /// Offers bytes to the socket, and returns the number of bytes that it takes. After a short send it is
-    /// blocked.
+    /// Offers bytes to the socket, and returns the number of bytes that it accepts. If it does not accept all, it
+    /// is blocked.
     pub(super) fn offer(&mut self, true_now: u64, bytes: usize) -> usize {
         let buffer = &mut self.buffer;
         let drained = match self.reader {
@@ -76,7 +77,7 @@ impl Socket {
             let is_slow = self.reader == Reader::Slow;
             buffer.blocked_until = Some(if is_slow { true_now + DRAINED_AFTER } else { u64::MAX });
         }
-        usize::try_from(taken).expect("it is no more than was offered")
+        usize::try_from(taken).expect("the socket accepts at most the offered bytes")
     }
 }
 

@@ -1,4 +1,4 @@
-//! The traffic of a shard's connections as seen from outside: requests and responses, for the checks.
+//! Observers of the traffic on a shard's connections: they record requests and responses for the checks.
 
 use std::collections::BTreeMap;
 
@@ -24,14 +24,14 @@ pub struct SentResponse {
     pub request: RequestId,
     /// The status.
     pub status: Status,
-    /// The number of copies that it reports.
+    /// The number of copies that the response reports.
     pub copies: u8,
     /// The log position, for a write that was done.
     pub version: SequenceNumber,
 }
 
 impl SentResponse {
-    /// Returns whether it acknowledges a write. Only responses to writes report copies.
+    /// Returns whether the response acknowledges a write. Only responses to writes report copies.
     pub fn is_acked(&self) -> bool {
         self.copies > 0 && self.status == Status::Ok
     }
@@ -43,11 +43,11 @@ pub(super) struct Asked {
     group: GroupId,
     /// True for a read.
     pub(super) is_read: bool,
-    /// The wake-up in which it was received last.
+    /// The wake-up in which the request was last received.
     pub(super) wake: u64,
     /// The clock reading of that receive.
     pub(super) at: Time,
-    /// The number of times that it was received and not responded to.
+    /// The number of times that the request was received without a response so far.
     times: u32,
 }
 
@@ -61,7 +61,7 @@ pub(super) enum Tap {
         /// The requests without a response.
         asked: BTreeMap<RequestId, Asked>,
     },
-    /// A connection between two servers: the bytes that this one receives.
+    /// A connection between two servers, with the bytes that this server receives.
     Peer(FrameBuffer),
 }
 
@@ -78,8 +78,8 @@ impl Tap {
         }
     }
 
-    /// Observes received bytes in this wake-up. Returns the number of requests, and the views of the messages of a
-    /// stream, that they complete.
+    /// Observes bytes received in this wake-up. Returns the number of requests that they complete, and the views of
+    /// the stream messages that they complete.
     pub(super) fn received(
         &mut self,
         wake: u64,

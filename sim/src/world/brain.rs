@@ -78,8 +78,7 @@ impl World {
                     if let KillReason::Unanswered(order) = reason {
                         self.check(|_, world| stops::dumped_before_kill(world, member, order));
                     }
-                    // A host may be hard to reach, so a process may run for a while after the decision to kill
-                    // it.
+                    // A host may be unreachable, so a process may run for a while after the decision to kill it.
                     let delay = match self.random.below(100) {
                         0..=24 if !self.is_healing => {
                             self.random.between(100_000_000, 3_000_000_000)
@@ -200,7 +199,7 @@ impl World {
                     let member = self.coordinator.orders.iter().find(|(_, n)| **n == number);
                     if let Some(member) = member.map(|(member, _)| *member) {
                         self.brain(|cluster, now, sink| {
-                            // A late or repeated report changes nothing.
+                            // A late or repeated report is ignored.
                             let _ = cluster.on_report(now, member, report, sink);
                         });
                     }
@@ -255,7 +254,7 @@ impl World {
                     return;
                 };
                 let taken = self.brain(|cluster, now, sink| {
-                    // A request over an old link does not come from a current process.
+                    // A request over an old link is ignored: its sender is not the current process.
                     let taken = cluster.on_drain_request(now, link, server, sink);
                     taken.is_ok().then(|| cluster.member(server))
                 });
@@ -293,7 +292,7 @@ impl World {
         }
     }
 
-    /// Delivers a long-delayed hello of a coordinator that is dead by now.
+    /// Delivers a long-delayed hello of a coordinator that has died since.
     pub(super) fn on_zombie(&mut self, epoch: Epoch, member: Member) {
         let Some(process) = self.process_of(member).filter(|p| self.processes[*p].alive) else {
             return;

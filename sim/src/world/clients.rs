@@ -12,9 +12,9 @@ use super::*;
 use crate::invariants::{groups, messages, slowness, writes};
 use kv_history::Returned;
 
-/// The share of a client's writes that are followed by one with the digest of another key, per mille.
+/// The probability, per mille, that a client's write is followed by one with the digest of another key.
 const FORGED_PER_MILLE: u64 = 5;
-/// The share of a client's requests before which it closes its connection, per mille.
+/// The probability, per mille, that a client closes its connection before a request.
 const RESET_PER_MILLE: u64 = 2;
 /// The length above which a value is sent from the table.
 const LONG_VALUE: usize = 4 << 10;
@@ -54,8 +54,8 @@ impl World {
         wants && self.clients[client].flights.len() < self.clients[client].depth()
     }
 
-    /// Lets every second client rest periodically, if sessions expire soon. A rest lasts as long as a session
-    /// takes to expire by the slowest clock.
+    /// Makes every second client rest periodically, in runs in which sessions expire soon. A rest lasts until a
+    /// session has expired even by the slowest clock.
     fn let_rest(&mut self, client: usize) {
         let idle = self.config.bounds.session_idle;
         if idle == SESSION_IDLE || self.is_looking_back || client.is_multiple_of(2) {
@@ -69,7 +69,7 @@ impl World {
         }
     }
 
-    /// Schedules a client's next wake-up: for its own timers, or to begin its next operation.
+    /// Schedules a client's next wake-up, for a timer or for the start of its next operation.
     pub(super) fn wake_client(&mut self, client: usize) {
         let due = self.clients[client].next_wake();
         let begin = self.may_begin(client).then(|| {
@@ -138,7 +138,7 @@ impl World {
                         self.workload.note_version(&flight.key, version.0);
                     }
                     let process = self.clients[client].process;
-                    // An operation that was never sent did not happen.
+                    // An operation that was never sent has no entry in the history.
                     let entry =
                         flight.was_sent().then(|| flight.entry(process, self.now, responded));
                     self.workload.note(flight.slot, flight.key, entry);
@@ -150,7 +150,7 @@ impl World {
         }
     }
 
-    /// Weakens a result that is not certain: if two clients share a name, an expired session settles nothing.
+    /// Returns the result that is certain: if two clients share a name, an expired session does not settle a write.
     fn as_known(&self, flight: &Flight, responded: Returned) -> Returned {
         let is_shared = self.checks.shared.contains(&flight.name());
         if is_shared && responded == Returned::Undecided { Returned::InDoubt } else { responded }
@@ -174,7 +174,7 @@ impl World {
             None => {
                 let process = self.processes.iter().rposition(|p| p.alive && p.address == address);
                 let Some(process) = process else {
-                    // No process listens there: the client retries soon.
+                    // No process listens at the address, so the client retries soon.
                     let now = self.now;
                     self.clients[client].note_connection(id, NO_CONNECTION);
                     return self.clients[client].on_closed(now, NO_CONNECTION);
@@ -182,7 +182,7 @@ impl World {
                 let ends = [Actor::Client { client }, self.any_executor(process)];
                 let hosts = ends.map(|end| self.host_of(end));
                 let number = self.network.connect(&mut self.random, ends, hosts);
-                // Waves have long values, some of which are read slowly.
+                // Runs with waves have long values, and some clients read them slowly.
                 let is_slow = self.config.has_waves && number.0.is_multiple_of(3);
                 let reader = if is_slow { Reader::Slow } else { Reader::Fast };
                 if let Actor::Shard { process, shard } = ends[1] {
@@ -220,8 +220,8 @@ impl World {
         }
     }
 
-    /// Appends to a few requests a write whose digest is that of another key. Servers must reject it: otherwise
-    /// the entry would be in a table in which no read finds it.
+    /// Appends to a few requests a write with the digest of another key. Servers must reject it, because a read
+    /// would not find the entry in the table of the wrong place.
     fn with_forgery(&mut self, client: usize, bytes: Vec<u8>) -> Vec<u8> {
         let placement = Placement::new(self.config.servers, self.config.shards);
         if self.is_healing || !self.random.per_mille(FORGED_PER_MILLE) {
@@ -246,7 +246,7 @@ impl World {
     }
 
     pub(super) fn ask_map(&mut self, client: usize) {
-        // One map request is in flight at a time; it is repeated if there is no response.
+        // One map request is in flight at a time. It is repeated if there is no response.
         if self.now < self.clients[client].asks_map_until {
             return;
         }
@@ -256,7 +256,7 @@ impl World {
     }
 
     pub(super) fn on_ask_map(&mut self, client: usize) {
-        // Clients get no map before the whole cluster has served.
+        // Clients get no map before the cluster serves for the first time.
         let cluster = self.coordinator.cluster.as_ref().filter(|cluster| cluster.has_served());
         let Some(cluster) = cluster else { return };
         let map = Box::new(cluster.map());

@@ -1,4 +1,4 @@
-//! Dispatch of events to the actors concerned, and their treatment by paused and dead actors.
+//! Dispatch of events to the actors concerned, including paused and dead actors.
 
 use std::sync::atomic::Ordering;
 
@@ -11,7 +11,7 @@ impl World {
         if self.now < self.all_asleep_until {
             return self.at(self.all_asleep_until, happening);
         }
-        // Messages to a client on a suspended machine wait in their order.
+        // Messages to a client on a suspended machine wait, in order.
         if let Some(client) = self.client_concerned(&happening)
             && self.now < self.asleep_until[client]
         {
@@ -62,11 +62,9 @@ impl World {
                     return self.after(50_000_000, Happening::Proof(term, member));
                 }
                 if term == self.coordinator.term {
-                    // Only the coordinator that started a process can read its exit status.
-                    let in_order = self.process_of(member).is_some_and(|process| {
-                        let process = &self.processes[process];
-                        process.left && process.term == term
-                    });
+                    // If the exit status is unknown, the coordinator checks the dumps of the process instead.
+                    let in_order =
+                        self.process_of(member).is_some_and(|process| self.processes[process].left);
                     self.brain(|cluster, now, sink| match in_order {
                         true => cluster.on_left(now, member, sink),
                         false => cluster.on_exited(now, member, sink),
@@ -137,7 +135,7 @@ impl World {
         }
     }
 
-    /// Returns whether the coordinator can neither kill a process nor observe its exit.
+    /// Returns whether a process is out of reach: the coordinator can neither kill it nor observe its exit.
     pub(super) fn is_out_of_reach(&self, member: Member) -> bool {
         let (here, there) = (self.coordinator_host(), Host(usize::from(member.server.0)));
         let is_away = self.process_of(member).is_some_and(|process| {

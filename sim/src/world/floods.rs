@@ -1,7 +1,7 @@
 //! Runs whose only fault is load: more requests than the executors can serve, and clients that read no response.
 //!
 //! ```text
-//!   each executor:  clients that keep thousands of requests outstanding, which is more than half a lease of work
+//!   each executor:  clients with thousands of outstanding requests, which take longer than half a lease to serve
 //!                   clients that send without reading a response
 //! ```
 
@@ -16,15 +16,17 @@ use super::*;
 use crate::invariants::slowness;
 use crate::server::Reader;
 
-/// The time at which the load begins, and the interval between attempts while the cluster is not whole, in
-/// nanoseconds.
+/// The time of the first attempt to begin the load, in nanoseconds.
 const BEGINS: u64 = 500_000_000;
+/// The interval between attempts while the cluster is not whole, in nanoseconds.
 const LOOK_AGAIN: u64 = 50_000_000;
-/// The flooding clients of each executor, and the requests that each keeps outstanding.
+/// The number of flooding clients of each executor.
 const FLOODERS: usize = 3;
+/// The number of requests that each of them keeps outstanding.
 const OUTSTANDING: usize = 9_000;
-/// The clients of each executor that read nothing, and the requests that each sends.
+/// The number of clients of each executor that read no response.
 const NEVER_READERS: usize = 2;
+/// The number of requests that each of them sends.
 const UNREAD: usize = 60_000;
 
 /// The load in progress.
@@ -87,13 +89,13 @@ impl World {
         self.flood(flooder, if reads { OUTSTANDING } else { UNREAD });
     }
 
-    /// Sends requests until so many are outstanding.
+    /// Sends requests until `most` are outstanding.
     fn flood(&mut self, flooder: usize, most: usize) {
         let state = &mut self.floods.flooders[flooder];
         let mut bytes = Vec::new();
         while state.outstanding < most {
             let key = b"no such key";
-            // GETs of one client get WRONG_VIEW at the servers that do not hold the group of the key.
+            // The GETs of this client get WRONG_VIEW from servers that do not hold the group of the key.
             let operation = if state.kind == 1 { Operation::Get } else { Operation::Noop };
             let (id, view, digest) = (RequestId(state.next), ViewVersion(0), Digest::of(key));
             Request { id, view, digest, key, operation }.write(&mut bytes);
@@ -104,7 +106,7 @@ impl World {
         self.send(number, 0, bytes);
     }
 
-    /// Handles responses: the client sends as many requests again.
+    /// Handles responses: the client sends the same number of new requests.
     pub(super) fn on_flooder_bytes(
         &mut self,
         flooder: usize,
@@ -126,7 +128,7 @@ impl World {
         }
     }
 
-    /// Handles the end of a connection. A client that reads is not closed.
+    /// Handles the end of a connection. It is a violation if the client reads responses.
     pub(super) fn on_flooder_end(&mut self, flooder: usize) {
         let reads = self.floods.flooders.get(flooder).is_some_and(|state| state.kind < FLOODERS);
         if reads && !self.is_healing {

@@ -1,5 +1,5 @@
-//! An orphaned cluster: the coordinator is alive, but no server receives from it for so long that servers leave
-//! without it.
+//! An orphaned cluster: the coordinator is alive, but servers receive nothing from it until they reach the orphan
+//! timeout and leave.
 //!
 //! ```text
 //!   the coordinator is cut off from all servers, or paused -> back before the timeout: no effect
@@ -7,7 +7,7 @@
 //!                                                             that hold the only copy of a group
 //! ```
 //!
-//! After its return the coordinator finds some or all servers exited in order. That is no fault, and no group
+//! When the coordinator returns, some or all servers have exited in order. These exits are no faults, and no group
 //! is LOST.
 
 use super::*;
@@ -16,7 +16,8 @@ use super::*;
 const ORPHAN_TIMEOUT: u64 = 2_000_000_000;
 
 impl World {
-    /// Plans the absences of the coordinator. At the end the operator stops the servers that are left.
+    /// Plans the times at which the coordinator is unreachable. At the end the operator stops the remaining
+    /// servers.
     pub(super) fn plan_orphans(&mut self) {
         let mut at = 0;
         loop {
@@ -50,8 +51,8 @@ impl World {
         self.after(lasts, Happening::Heal);
     }
 
-    /// Handles the heartbeat timer of a process: it leaves if it has received nothing from a coordinator for
-    /// too long, unless it is the only holder of a group.
+    /// Handles the heartbeat timer of a process. If the process has received nothing from a coordinator for the
+    /// orphan timeout, it leaves, unless it is the only holder of a group.
     pub(super) fn look_for_coordinator(&mut self, process: usize) {
         if !self.config.orphans || self.operator.told(process) {
             return;

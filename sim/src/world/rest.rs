@@ -11,8 +11,8 @@ use kv_protocol::View;
 use super::*;
 use crate::invariants::groups;
 
-/// The time for which the cluster must be at rest, in nanoseconds: a stream that has just broken may not be
-/// noticed yet.
+/// The time for which the cluster must stay at rest, in nanoseconds. It allows for a stream that has just broken
+/// and whose loss is not detected yet.
 const LASTS: u64 = 1_500_000_000;
 /// The interval between two checks for rest, in nanoseconds.
 const LOOK: u64 = 50_000_000;
@@ -22,7 +22,7 @@ const LOOK_BACK_TIMEOUT: u64 = 20_000_000_000;
 impl World {
     /// Returns whether every group is home, and no operation waits.
     pub fn is_at_rest(&self) -> bool {
-        // A group that is LOST, or rests in dumps, has no home; all others have.
+        // Groups that are LOST or rest in dumps are ignored.
         let is_home = self.coordinator.cluster.as_ref().is_some_and(|c| c.is_settled());
         let mut alive = self.processes.iter().enumerate().filter(|(_, process)| process.alive);
         is_home
@@ -35,7 +35,7 @@ impl World {
                 .all(|client| !client.waits(|group| self.is_lost(group) || self.rests(group)))
     }
 
-    /// Returns whether a group has no holder any more.
+    /// Returns whether a group has no holder left.
     fn is_lost(&self, group: GroupId) -> bool {
         let views = self.coordinator.cluster.as_ref().map_or(&[][..], |cluster| cluster.views());
         views.get(usize::from(group.0)).is_some_and(|view| view.primary.is_none())
@@ -75,12 +75,12 @@ impl World {
         let rests = |group| resting.iter().any(|view| view.group == group);
         self.workload.look_back(placement, |group| !rests(group));
         self.is_looking_back = true;
-        // A client without the map of a restored cluster receives it now: its first operation there would end
-        // in doubt under the old map.
+        // A client that has not received the map of a restored cluster receives it now. With the old map, its first
+        // operation would end in doubt.
         let map = self.coordinator.cluster.as_ref().map(|cluster| cluster.map());
         let map = map.expect("all is at rest, the coordinator lives");
         self.end_clones();
-        // An operation in doubt now stays so: its group has no holder.
+        // An operation that is in doubt now stays in doubt, because its group has no holder.
         for client in 0..self.clients.len() {
             let mut wishes = Vec::new();
             self.clients[client].end_all(&mut wishes);

@@ -1,4 +1,4 @@
-//! The restore of a stopped cluster: a new name, new processes, and the data of the dumps.
+//! The restore of a stopped cluster, with a new cluster id, new processes, and the data of the dumps.
 //!
 //! ```text
 //!   Idle -> Stopping -> Down: none of its processes runs -> Restoring: founders load -> Idle
@@ -6,8 +6,8 @@
 //!                        +-------------------------------------+
 //! ```
 //!
-//! Every dump that any process ever left is a candidate: those of processes removed later, of earlier clusters,
-//! and those that a crash has cut short.
+//! Every dump that a process ever left is considered, including the dumps of processes that were removed later, of
+//! earlier clusters, and dumps that a crash has cut short.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,16 +30,17 @@ pub struct Operator {
     /// The dumps in progress, by process and number.
     jobs: BTreeMap<(usize, u64), Job>,
     numbered: u64,
-    /// Processes that received a stop signal, and those of them that leave by themselves.
+    /// The processes that received a stop signal.
     told: Vec<usize>,
+    /// Those of them that leave by themselves.
     leaving: Vec<usize>,
-    /// Dumps of those processes that wait for a retry.
+    /// The dumps of leaving processes that wait for a retry.
     waiting: Vec<(usize, ReplicaRole)>,
     /// Complete dumps, by writer and group.
     complete: BTreeSet<(Member, GroupId)>,
     /// True if the operator forced the stop, which may lose data.
     insists: bool,
-    /// The groups that a restored cluster was founded without, because they had no dump, by cluster.
+    /// The groups without a dump, without which a restored cluster was founded, by cluster.
     given_up: BTreeSet<(ClusterId, GroupId)>,
     /// The durable state of the cluster to be restored.
     durable: Option<DurableState>,
@@ -183,7 +184,7 @@ impl Operator {
             .any(|dump| is_it(&dump))
     }
 
-    /// Returns whether a valid dump of this cluster has the writes of a shard up to this one.
+    /// Returns whether a valid dump of this cluster has all writes of a shard up to `last`.
     pub fn has_dump(&self, cluster: ClusterId, group: GroupId, shard: usize, last: u64) -> bool {
         let has_it = |dump: Dump| {
             let origin = &dump.header.origin;
@@ -203,7 +204,7 @@ impl Operator {
 }
 
 impl World {
-    /// Handles the end of a stop, or a failed start: the coordinator exits.
+    /// Handles the exit of the coordinator after a stop or a failed start.
     pub(super) fn on_stopped(&mut self, term: u64) {
         if term != self.coordinator.term || self.operator.is_idle() || self.operator.is_down() {
             return;
@@ -214,8 +215,8 @@ impl World {
         self.after(delay, Happening::Restore);
     }
 
-    /// Handles the start of another coordinator. The operator repeats its stop request, which the coordinator
-    /// may have lost.
+    /// Handles the start of another coordinator. The operator repeats its stop request, because the previous
+    /// coordinator may have crashed before it stored the stop.
     pub(super) fn on_coordinator_restarted(&mut self) {
         match self.operator.phase {
             Phase::Stopping => self.after(200_000_000, Happening::Stop),
@@ -224,7 +225,7 @@ impl World {
         }
     }
 
-    /// Handles the first service of a restored cluster.
+    /// Handles the moment at which a restored cluster begins to serve.
     pub(super) fn on_serving(&mut self) {
         let serves = self.coordinator.cluster.as_ref().is_some_and(|c| c.has_served());
         if self.operator.is_restoring() && serves {
@@ -234,7 +235,7 @@ impl World {
         }
     }
 
-    /// Kills all remaining processes, chooses among the dumps, and founds the restored cluster.
+    /// Kills all remaining processes, chooses the dumps to use, and founds the restored cluster.
     pub(super) fn restore(&mut self) {
         for process in 0..self.processes.len() {
             self.kill(process);
@@ -313,8 +314,8 @@ impl World {
     pub(super) fn on_map(&mut self, client: usize, map: Map) {
         let known = self.clients[client].map.as_ref().map(|map| map.cluster);
         if known.is_some_and(|known| map.ancestors.contains(&known)) {
-            // The new cluster has the data and the sessions of the previous one, so operations in flight
-            // continue there.
+            // The new cluster has the data and the sessions of the previous one, so operations in flight continue
+            // in it.
             self.clients[client].follow(self.now);
         } else if known.is_some_and(|known| known != map.cluster) {
             let mut wishes = Vec::new();

@@ -1,4 +1,4 @@
-//! Processes: their wake-ups, their nodes, their heartbeats, their exits.
+//! Server processes: their wake-ups, nodes, heartbeats and exits.
 
 use crate::world::SEAL;
 use kv_protocol::client_message::Status;
@@ -41,7 +41,7 @@ impl World {
             Some(stalled) => stalled,
             None => (reading, std::mem::take(&mut place.shards[shard].inbox)),
         };
-        // A pause between the reading of the clock and the serving.
+        // The process is paused after it has read the clock and before it serves the inputs.
         if let Some(pause) = place.stall_next.take_if(|_| !inputs.is_empty()) {
             let at = place.place;
             place.shards[shard].stalled = Some((reading, inputs));
@@ -71,8 +71,8 @@ impl World {
         }
         let Actor::Client { client } = self.network.get(responded.to).ends[0] else { return };
         let flight = self.clients[client].flights.get(&responded.request.0);
-        // Only responses to writes report copies. An operation that has ended may get another response: to its
-        // delayed request, or to its RESOLVE.
+        // Only responses to writes report copies. An operation that has ended may get another response, to a
+        // delayed request or to its RESOLVE.
         let is_shared = self.checks.shared.contains(&self.clients[client].id);
         let is_write = match flight {
             Some(flight) => flight.asked != Asked::Read,
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    /// Records changed roles of the replicas that woke.
+    /// Records changes of the roles of replicas after a wake-up.
     fn note_roles(&mut self, process: usize, shard: usize) {
         for (group, state, version) in self.processes[process].shards[shard].new_roles() {
             let place = &self.processes[process];
@@ -238,7 +238,8 @@ impl World {
                     self.close(number, 0);
                     self.processes[process].link = None;
                     self.processes[process].link_tries += 1;
-                    // A process that no coordinator owns exits.
+                    // A process that the coordinator rejects because it was not started by it, or because it counts
+                    // as exited, exits.
                     if reason.contains("not started") || reason.contains("exited") {
                         return self.kill(process);
                     }
@@ -313,7 +314,7 @@ impl World {
         let place = usize::from(member.server.0);
         let before = self.running_at(place).map(|process| self.processes[process].member);
         if before.is_some_and(|before| !self.moved.contains(&before)) {
-            // The ports are in use, so the process exits at once, and its coordinator observes that.
+            // The ports are in use, so the process exits at once, and the coordinator observes the exit.
             let term = self.coordinator.term;
             return self.after(1_000_000, Happening::Proof(term, member));
         }
@@ -375,7 +376,7 @@ impl World {
         self.at(until, Happening::Resume(Some(process)));
     }
 
-    /// Makes the process unreachable until this time: it can be neither killed nor seen to exit.
+    /// Makes the process unreachable until this time: it cannot be killed, and its exit cannot be observed.
     pub fn keep_alive_until(&mut self, process: usize, until: u64) {
         self.processes[process].out_of_reach_until = until;
     }

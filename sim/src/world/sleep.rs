@@ -1,5 +1,5 @@
-//! Machines that are suspended for longer than sessions are kept, and clients cloned from others. They occur
-//! only in runs in which sessions expire soon.
+//! Suspends of machines for longer than sessions are kept, and clones of clients. Both occur only in runs in which
+//! sessions expire soon.
 //!
 //! ```text
 //!   a client alone     its write is in flight, its response lost; it retries after the session has expired
@@ -59,7 +59,7 @@ impl World {
             let is_its = |actor: Actor| actor == Actor::Client { client };
             for number in self.network.live(|connection| connection.ends.into_iter().any(is_its)) {
                 self.break_connection(number);
-                // Messages in transit to it are not received.
+                // The client does not receive messages that are in transit.
                 let end = self.network.get(number).end_of(Actor::Client { client });
                 self.network.deafen(number, end);
             }
@@ -89,7 +89,7 @@ impl World {
         self.all_asleep_until = self.now + sleep;
     }
 
-    /// Gives every client that shares a name with another a name of its own.
+    /// Gives every client that shares a name with another one a new name.
     pub(super) fn end_clones(&mut self) {
         let shared = &self.checks.shared;
         for client in &mut self.clients {

@@ -1,4 +1,4 @@
-//! Stops: of the whole cluster, by its operator or after a double fault, and of one process by a signal.
+//! Stops: of the whole cluster by the operator or after a double fault, and of single processes by a signal.
 //!
 //! ```text
 //!   the operator, and single processes: at times planned at the beginning
@@ -18,27 +18,31 @@ use super::*;
 use crate::dump::{Job, Part};
 use crate::invariants::stops;
 
-/// The probabilities, per mille, that the other holder of a leaving process's keys crashes too: once it has
-/// acknowledged a write alone, or at any time.
+/// The probability, per mille, that the other holder of a leaving process's keys crashes once it has acknowledged a
+/// write alone.
 const TEMPTATIONS: u64 = 300;
+/// The probability, per mille, that the other holder crashes at any time.
 const CRASHES: u64 = 300;
-/// The interval at which this is checked, and the longest wait, in nanoseconds.
+/// The interval of the checks whether the other holder has acknowledged a write alone, in nanoseconds.
 const LOOK_FOR_ACKS: u64 = 3_000_000;
+/// The longest time for which these checks continue, in nanoseconds.
 const TEMPTATION_LASTS: u64 = 1_500_000_000;
 
 /// The time for which a process waits for its coordinator's orders after a stop signal, in nanoseconds.
 const TIMEOUT: u64 = 5_000_000_000;
-/// The longest duration of a dump, in nanoseconds: longer than a stop waits for a silent server.
+/// The longest duration of a dump, in nanoseconds. It exceeds the time for which a stop waits for a silent server.
 const SLOWEST_DUMP: u64 = 8_000_000_000;
-/// The range of pauses in a stop, in nanoseconds: longer than it waits for a silent server.
+/// The shortest pause in a stop, in nanoseconds. It exceeds the time for which a stop waits for a silent server.
 const LONGER_THAN_TIMEOUT: u64 = 5_600_000_000;
+/// The longest pause in a stop, in nanoseconds.
 const LONGEST_SUSPEND: u64 = 9_000_000_000;
-/// The interval at which draining is checked, and its timeout, in nanoseconds.
+/// The interval at which the progress of a drain is checked, in nanoseconds.
 const LOOK_AGAIN: u64 = 2_000_000;
+/// The timeout of a drain, in nanoseconds.
 const DRAIN_TIMEOUT: u64 = 4_500_000_000;
 
-/// A trap for a restore: a group's holder leaves with a dump, and the other holder continues alone. If that one
-/// crashes, only the dump is left of the group, without the writes acknowledged since.
+/// A test case for restores: a holder of a group leaves with a dump, and the other holder continues alone. If the
+/// other holder crashes, only the dump is left of the group, without the writes acknowledged since.
 #[derive(Clone, Copy, Debug)]
 pub struct Temptation {
     group: GroupId,
@@ -65,8 +69,8 @@ impl World {
             let at = self.random.between(third * part + third / 2, third * (part + 1) + third / 2);
             self.at(at, Happening::Stop);
         }
-        // Single processes receive stop signals only in runs with double faults, because such a process may be
-        // a group's last holder.
+        // Single processes receive stop signals only in runs with double faults, because the process may be a
+        // group's last holder.
         let mut at = 0;
         while self.config.double {
             at += self.random.between(1_500_000_000, 5_000_000_000);
@@ -102,8 +106,8 @@ impl World {
         self.at(self.config.faulty * 9 / 10, Happening::Stop);
     }
 
-    /// Sends stop signals to `many` neighbouring processes within this time. Some receive another signal, and
-    /// then wait for no orders.
+    /// Sends stop signals to `many` neighbouring processes within this time. Some receive a second signal and then
+    /// do not wait for orders.
     pub(super) fn signal_many(&mut self, many: usize, within: u64) {
         if !self.serves() {
             return;
@@ -135,7 +139,7 @@ impl World {
         }
     }
 
-    /// Sends a stop signal, with some probability, to a process that has just started and holds nothing yet.
+    /// Sends a stop signal, with some probability, to a process that has just started and has no data yet.
     pub(super) fn signal_newcomer(&mut self, process: usize) {
         let may_be = self.config.leaves && !self.is_healing && self.serves();
         if may_be && self.random.per_mille(200) {
@@ -186,7 +190,7 @@ impl World {
         serves && self.operator.is_idle()
     }
 
-    /// Crashes the remaining holder, if it is alone and has acknowledged a write since.
+    /// Crashes the remaining holder if it is alone and has acknowledged a write since the other one left.
     pub(super) fn tempt(&mut self, mut temptation: Temptation) {
         let Temptation { group, other, until, .. } = temptation;
         let Some(cluster) = self.coordinator.cluster.as_ref().filter(|_| self.now < until) else {
@@ -254,7 +258,7 @@ impl World {
         }
     }
 
-    /// Reports the DRAIN order as done when nothing is pending, or as failed after the timeout.
+    /// Reports the DRAIN order as done when no write is pending, or as failed after the timeout.
     pub(super) fn look_at_drain(&mut self, process: usize, order: OrderId, since: u64) {
         let mut executors = self.processes[process].shards.iter();
         let outcome = match executors.all(|executor| executor.shard.service.is_drained()) {
@@ -271,7 +275,7 @@ impl World {
     }
 
     pub(super) fn begin_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
-        // Only an attempt without an order uses up the planned retry of a process that leaves by itself.
+        // Without an order this attempt is the planned retry of a process that leaves by itself.
         if order.is_none() {
             self.operator.wait_no_more(process, role);
         }
@@ -306,7 +310,7 @@ impl World {
             Ok((shard, false)) => self.give(process, shard + 1, Input::Dump(group, number)),
             Ok((_, true)) => {
                 let delay = match self.random.below(100) {
-                    // Dumping large tables takes longer than the timeout of a silent server.
+                    // The dump of a large table takes longer than a stop waits for a silent server.
                     _ if self.config.leaves || self.config.orphans => {
                         self.random.between(500_000, 1_200_000_000)
                     }
@@ -328,7 +332,7 @@ impl World {
         self.full_until[self.processes[process].place] > self.now
     }
 
-    /// Fails a dump in progress, and removes what was written of it.
+    /// Fails a dump in progress and removes its partial file.
     fn drop_dump(&mut self, process: usize, number: u64) {
         if let Some(job) = self.operator.take_job(process, number) {
             self.fail_dump(process, job.role, job.order);
@@ -386,15 +390,15 @@ impl World {
         }
     }
 
-    /// Cuts the dumps in progress of a process that ends.
+    /// Ends the dumps in progress of a process that ends; their partial files stay on the disk.
     pub(super) fn cut_dumps(&mut self, process: usize) {
         for job in self.operator.take_jobs(process) {
             self.operator.keep(job.cut());
         }
     }
 
-    /// Stops the cluster, on behalf of the operator. Without a coordinator the operator retries. A stop that
-    /// has begun continues even while the cluster heals.
+    /// Stops the cluster on behalf of the operator. If no coordinator runs, the operator retries. A stop that has
+    /// begun continues even after faults have ended.
     pub(super) fn stop_cluster(&mut self) {
         let has_begun = self.operator.is_stopping();
         if !has_begun && (self.is_healing || !self.operator.is_idle()) {
@@ -471,8 +475,8 @@ impl World {
         }
     }
 
-    /// Pauses all servers and the coordinator, for longer than a stop waits for any server. Servers resume with
-    /// the coordinator, or somewhat later.
+    /// Pauses all servers and the coordinator for longer than a stop waits for any server. Servers resume together
+    /// with the coordinator, or somewhat later.
     pub(super) fn suspend(&mut self) {
         let pause = self.random.between(LONGER_THAN_TIMEOUT, LONGEST_SUSPEND);
         self.suspend_for(pause);
@@ -485,7 +489,7 @@ impl World {
     /// Pauses all servers and the coordinator.
     pub fn suspend_for(&mut self, pause: u64) {
         self.trace.note(self.now, About::All, format_args!("all processes are suspended"));
-        // Once the cluster has views, two servers that resume a failure timeout after the others are two
+        // Once the cluster has views, two servers that resume later than the others by a failure timeout are two
         // faults.
         let serves = self.coordinator.cluster.as_ref().is_some_and(|cluster| {
             let has_views = cluster.views().iter().any(|view| view.version > ViewVersion(0));

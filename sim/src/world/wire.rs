@@ -11,7 +11,7 @@ impl World {
         self.send_after(number, from, bytes, 0);
     }
 
-    /// Sends bytes from an end of a connection after so many nanoseconds.
+    /// Sends bytes from an end of a connection after a delay in nanoseconds.
     pub(super) fn send_after(
         &mut self,
         number: ConnectionNumber,
@@ -34,7 +34,7 @@ impl World {
         }
     }
 
-    /// Closes an end. The other end observes it after all bytes sent before.
+    /// Closes an end of a connection. The other end observes the close after all bytes sent before.
     pub(super) fn close(&mut self, number: ConnectionNumber, end: usize) {
         if !self.network.is_open(number, end) {
             return;
@@ -177,7 +177,7 @@ impl World {
         self.on_connected(from, number, purpose);
     }
 
-    /// Returns the executor of a process that accepts a connection: any of them.
+    /// Returns a random executor of a process, which accepts a connection.
     pub(super) fn any_executor(&mut self, process: usize) -> Actor {
         Actor::Shard { process, shard: self.random.index(usize::from(self.config.shards)) }
     }

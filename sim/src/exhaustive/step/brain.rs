@@ -18,7 +18,8 @@ impl Explorer {
         process.link = (world.links, true);
         let input = BrainInput::Started(process.member, world.links);
         self.brain(world, input);
-        // A restarted coordinator decides nothing before every process has sent a heartbeat.
+        // A restarted coordinator decides nothing before every process has sent a heartbeat, so heartbeats follow
+        // here.
         if self.scope.left.restarts > 0 {
             self.heartbeat(world, p);
         }
@@ -54,7 +55,7 @@ impl Explorer {
         self.brain(world, BrainInput::Exited(member));
     }
 
-    /// Ends the link of a process, because the process is dead or without a reason.
+    /// Ends the link of a process: the process is dead, or the link breaks without a reason.
     pub(super) fn suspect(&mut self, world: &mut World, p: usize) {
         let process = &mut world.processes[p];
         if process.alive {
@@ -105,7 +106,7 @@ impl Explorer {
         for process in &mut world.processes {
             (process.link.1, process.proven, process.is_condemned) = (false, false, false);
             process.reports.clear();
-            // Messages already sent by the dead coordinator, and perhaps its hello, may arrive at any time.
+            // Messages that the dead coordinator has sent, including its hello, may arrive at any time.
             if process.alive {
                 process.late = std::mem::take(&mut process.orders);
                 process.late.push_front(Paper::Hello(before));
@@ -114,7 +115,7 @@ impl Explorer {
         self.brain(world, BrainInput::Restart);
     }
 
-    /// Applies an input to the brain, and every input that follows from it at once.
+    /// Applies an input to the brain, with every input that follows from it immediately.
     pub(in crate::exhaustive) fn brain(&mut self, world: &mut World, input: BrainInput) {
         let mut todo = VecDeque::from([input]);
         while let Some(input) = todo.pop_front() {

@@ -10,7 +10,7 @@ use crate::exhaustive::world::{Machines, World};
 use crate::exhaustive::{properties, trace};
 use crate::invariants::Violation;
 
-/// The offset of a read's number; its key's index is added.
+/// The offset of the numbers of reads. The number of a read is this offset plus the index of its key.
 const READ_ID: u64 = 100;
 
 impl Explorer {
@@ -38,7 +38,7 @@ impl Explorer {
         (asked, usize::from(shard))
     }
 
-    /// Checks the value that a read of a key at a process would return now, without changing the state.
+    /// Checks the value that a read of a key at a process would return now. The state does not change.
     pub(in crate::exhaustive) fn probe(&mut self, world: &World, key: u8, p: usize) {
         let (asked, s) = self.read_of(key);
         let state = Place { p, s }.state(world);

@@ -12,7 +12,7 @@ use crate::exhaustive::world::{Machines, Paper, Process, Told, World};
 use crate::invariants::views;
 
 impl Explorer {
-    /// Delivers the next message of an order connection to a node, which may end that connection.
+    /// Delivers the next message of an order connection to a node. The node may end the connection.
     pub(super) fn next_paper(
         &mut self,
         world: &mut World,
@@ -25,7 +25,7 @@ impl Explorer {
         }
     }
 
-    /// Delivers a message of an order connection to a node. Returns false if it ends the connection.
+    /// Delivers a message of an order connection to a node. Returns false if the node ends the connection.
     fn paper(&mut self, world: &mut World, p: usize, paper: Paper) -> bool {
         match paper {
             Paper::Order(order) => {
@@ -42,7 +42,7 @@ impl Explorer {
         }
     }
 
-    /// Applies an input to a node, with everything that follows from it at once.
+    /// Applies an input to a node, with everything that follows from it immediately.
     pub(super) fn node(&mut self, world: &mut World, p: usize, input: NodeInput) {
         let Machines { nodes, papers, .. } = &mut self.machines;
         let step = match nodes.take(papers, world.processes[p].node, input) {
@@ -69,7 +69,7 @@ impl Explorer {
         }
     }
 
-    /// Forwards to every shard. With one shard, the node and its executor take the step together.
+    /// Forwards a message to every shard. With one shard, the step of the node includes that of its executor.
     fn tell_shards(&mut self, world: &mut World, p: usize, told: impl Fn(&mut Explorer) -> Told) {
         let told = told(self);
         match self.scope.shards {

@@ -9,7 +9,7 @@ use crate::exhaustive::replica::{Done, GROUP, Input, Sight, ViewKey};
 use crate::exhaustive::world::{CLOSED, End, Machines, Told, World};
 use crate::invariants::messages;
 
-/// A shard of a process, by their indices.
+/// A shard of a process: the indices of the process and the shard.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) p: usize,
@@ -30,7 +30,7 @@ impl Place {
     }
 }
 
-/// The connection of an input that did not arrive on the replica's stream.
+/// The connection to which an input refers if it is not the replica's stream.
 #[derive(Clone, Copy)]
 pub(super) enum Over {
     /// A connection on which a hello has arrived.

@@ -21,7 +21,7 @@ pub(super) fn accept(connection: &mut Connection) {
     connection.ends[1].1 = End::Attached;
 }
 
-/// Sends a refusal from the dialled side, and closes the connection.
+/// Sends a rejection from the dialled side, and closes the connection.
 pub(super) fn refuse(connection: &mut Connection, frame: FrameId) {
     if connection.ends[0].1 != End::Gone {
         connection.to[0].push_back(frame);
@@ -29,7 +29,7 @@ pub(super) fn refuse(connection: &mut Connection, frame: FrameId) {
     end(connection, 1);
 }
 
-/// Sends on the current stream. After a break nothing arrives, even if this side has not observed it.
+/// Sends on the current stream. After a break nothing arrives, even if this side has not observed the break yet.
 pub(super) fn send(world: &mut World, at: Place, frame: FrameId) {
     if let Some((connection, side)) = attached(world, at)
         && connection.ends[1 - side].1 != End::Gone
@@ -73,7 +73,7 @@ pub(super) fn cut(connection: &mut Connection) {
     }
 }
 
-/// Closes one side. The other observes it after all frames sent before.
+/// Closes one side of a connection. The other side observes the end after all frames sent before.
 fn end(connection: &mut Connection, side: usize) {
     connection.ends[side].1 = End::Gone;
     connection.to[side].clear();
