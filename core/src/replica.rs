@@ -61,7 +61,7 @@ use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{ClientId, GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
 use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::peer_message::PeerMessage;
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 use kv_protocol::view::View;
 
 use crate::arena::ChunkSource;
@@ -69,7 +69,7 @@ use crate::awake::Awake;
 use crate::hash::HashSecret;
 use crate::mutations::Readings;
 use crate::session::{LoggedRecord, Sessions};
-use crate::table::{CompactionCounts, Entry, Pin, Table, WalkBudget, WalkCursor};
+use crate::table::{CompactionCounts, Entry, Pin, Table, TableHash, WalkBudget, WalkCursor};
 use copy_in::CopyIn;
 use copy_out::Copied;
 use follower::Follower;
@@ -433,8 +433,7 @@ impl Replica {
     }
 
     /// Pins the entry of a key in this group and shard; see [`Table::pin`].
-    pub fn pin(&mut self, digest: Digest, key: &[u8]) -> Option<Pin> {
-        let hash = self.hash_of(digest, key);
+    pub fn pin(&mut self, hash: TableHash, key: &[u8]) -> Option<Pin> {
         self.table.pin(hash, key)
     }
 

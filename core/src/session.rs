@@ -320,7 +320,7 @@ impl Sessions {
             let is_committed = |logged: &LoggedRecord| logged.sn <= committed;
             let records = session.records.iter().map(|kept| session.logged(kept));
             let mut records: Vec<LoggedRecord> = records.filter(is_committed).collect();
-            if records.is_empty() {
+            if records.is_empty() && !mutations::is_open(Mutation::PendingNotDumped) {
                 records.extend(session.watermark(committed));
             }
             records
@@ -343,8 +343,8 @@ impl Kept {
 }
 
 impl Session {
-    /// Returns a record of the last write that the client has completed; `None` if it has completed none. The record has
-    /// no response, because the client does not need it any more.
+    /// Returns a record of the last write that the client has completed; `None` if it has completed none. The client
+    /// does not need the response any more, so the record has none.
     fn watermark(&self, committed: SequenceNumber) -> Option<LoggedRecord> {
         let seq = RequestSeq(self.first_incomplete.0.checked_sub(1).filter(|seq| *seq > 0)?);
         let record = CompletionRecord {

@@ -31,7 +31,7 @@ enum Hearing {
 
 /// The weight of late messages in another group.
 const FAINT: u32 = 1;
-/// The weight of a complaint in another group. An earlier verdict against the server weighs the same.
+/// The weight of a complaint in another group. An earlier verdict against the server has the same weight.
 const COMPLAINT: u32 = 2;
 /// The weight of an end's own complaint if other partners of the other end contradict it.
 const CONTRADICTED: u32 = 1;
