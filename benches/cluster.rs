@@ -1,7 +1,6 @@
-//! Puts and gets of one client against three servers on this machine, at depth 1 and 64: of all
-//! keys, and of the keys of one server (whose puts are replicated to its secondary). Client,
-//! servers and coordinator share the machine's cores. The figures show what the whole costs here,
-//! not the capacity of a server.
+//! A benchmark of puts and gets of one client with three servers on this machine, at depth 1 and 64. It uses all keys,
+//! or only the keys of one server, whose puts are replicated to its secondary. Client, servers and coordinator share
+//! the machine's cores. The figures show the cost of the whole system on this machine, not the capacity of a server.
 #![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 
 #[path = "../tests/common/mod.rs"]

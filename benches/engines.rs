@@ -1,6 +1,6 @@
-//! Processor time of a server for one operation, with either network engine: 50 connections, one
-//! pipelined client on one thread, every response checked. The engines take turns; medians and the
-//! spread are printed.
+//! A benchmark of the processor time of a server for one operation, with either network engine. One pipelined client on
+//! one thread has 50 connections, and every response is checked. The engines take turns; medians and the spread are
+//! printed.
 //!
 //! ```text
 //!   cargo bench --bench engines             five turns of 2 s for each engine and kind of load
@@ -141,8 +141,8 @@ fn run(cluster: &Cluster, client: u128, depth: u64, is_put: bool, time: Duration
 /// Returns the processor time of all threads of a process (proc(5)), in steps of 10 ms.
 fn processor_time(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("read /proc/PID/stat");
-    // Behind the name, which may contain anything: the state is field 3, utime and stime are 14 and
-    // 15.
+    // The name may contain any characters, so the fields after it are used: the state is field 3, utime and stime are
+    // fields 14 and 15.
     let (_, rest) = stat.rsplit_once(") ").expect("a name in parentheses");
     let fields = rest.split(' ').skip(11).take(2);
     let ticks: u64 = fields.map(|field| field.parse::<u64>().expect("a number of ticks")).sum();
@@ -159,7 +159,7 @@ fn main() {
     for (name, is_put) in [("GET 64 B", false), ("replicated PUT 64 B", true)] {
         for depth in DEPTHS {
             let mut measured = [const { Vec::new() }; 2];
-            // One turn more than is counted: the first warms up.
+            // The first turn is the warm-up and is not counted.
             for turn in 0..=turns {
                 for (cluster, measured) in clusters.iter().zip(&mut measured) {
                     client += CONNECTIONS as u128;

@@ -1,6 +1,6 @@
-//! Throughput over the whole grid: one server and three, one shard and two, values of 16 B to 64
-//! KiB, depth 1 to 256 (writes: 64), 1 to 256 connections. Each cell is a run of `kv-bench`, which
-//! checks every value that it reads.
+//! A benchmark of the throughput over a grid: keys of one or three servers, one or two shards, values of 16 B to 64
+//! KiB, depth 1 to 256 (writes: 64), 1 to 256 connections. Each cell is a run of `kv-bench`, which checks every value
+//! that it reads.
 //!
 //! ```text
 //!   cargo bench --bench throughput             every cell for half a second (some minutes)
@@ -21,14 +21,14 @@ use serde_json::Value;
 const SHARDS: [u16; 2] = [1, 2];
 const VALUES: [u64; 4] = [16, 1 << 10, 16 << 10, 64 << 10];
 const DEPTHS: [u64; 4] = [1, 16, 64, 256];
-/// Limit of writes in flight on one connection: the size of a session's window.
+/// The maximum number of writes in flight on one connection: the size of a session's window.
 const MOST_WRITES: u64 = 64;
 const CONNECTIONS: [u64; 3] = [1, 16, 256];
-/// Limit of bytes in flight: beyond it, a cell measures memory.
+/// The maximum number of bytes in flight. With more, a cell would measure the speed of memory.
 const MOST_UNDER_WAY: u64 = 64 << 20;
-/// Limit of operations in flight: a replica limits the writes that wait for the other copy.
+/// The maximum number of operations in flight, because a replica limits the writes that wait for the other copy.
 const MOST_AT_ONCE: u64 = 8_192;
-/// Limit of the value bytes of a cell's keys.
+/// The maximum number of bytes of values that a cell stores.
 const DATA_BYTES: u64 = 64 << 20;
 
 /// One cell of the grid.
@@ -44,7 +44,7 @@ struct Cell {
 impl Cell {
     /// Runs the cell and returns kv-bench's JSON result.
     fn run(&self, cluster: &Cluster, shards: u16, seconds: &str) -> Value {
-        // The writes that fill the table have a depth of their own.
+        // The writes that fill the table have a separate depth.
         if self.reads > 0 {
             self.bench(cluster, shards, 16, &["--load", "--count", "0"]);
         }
@@ -56,7 +56,7 @@ impl Cell {
     fn bench(&self, cluster: &Cluster, shards: u16, depth: u64, more: &[&str]) -> Vec<u8> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kv-bench"));
         command.args(["--target", &format!("kv+wire://127.0.0.1:{}", cluster.ready.clients_port)]);
-        // A connection belongs to one shard of one server.
+        // A connection belongs to one shard of one server, so there must be at least one for each shard.
         let places = u64::from(shards) * if self.one_server { 1 } else { 3 };
         for (flag, number) in [
             ("--value-size", self.value),
@@ -105,7 +105,7 @@ fn cells(is_trial: bool) -> Vec<Cell> {
 
 fn main() {
     let is_trial = std::env::args().any(|argument| argument == "--test");
-    // On a busy machine, a shorter time may pass without a response.
+    // On a busy machine, no response may arrive in a shorter time.
     let seconds = "0.5";
     println!(
         "shards  servers  value B  connections  depth  work    operations/s   p50 µs   p99 µs"

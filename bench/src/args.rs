@@ -36,10 +36,9 @@ const EXAMPLES: &str = "Examples:
 
 /// Loads a store with reads and writes and measures its throughput and latency.
 ///
-/// In a closed loop (without --rate), every connection keeps --depth operations in flight. The server
-/// determines the rate, and the latency of an operation counts from its sending. In an open loop (with
-/// --rate), operations begin on schedule, however slow the server is. Their latency counts from the
-/// scheduled time, so it includes queueing.
+/// In a closed loop (without --rate), every connection keeps --depth operations in flight. The server determines the
+/// rate, and the latency of an operation counts from its sending. In an open loop (with --rate), operations begin on
+/// schedule, even if the server is slow. Their latency counts from the scheduled time, so it includes queueing.
 ///
 /// Targets: kv is a cluster of this store, accessed through the client library at the coordinator's
 /// address, with one thread for each connection. kv+wire is such a cluster over plain sockets, each to
@@ -96,11 +95,11 @@ pub(crate) struct Args {
     /// Write every key once before the measurement.
     #[arg(short, long)]
     load: bool,
-    /// Check every value read against the writes of this run. A key that this run has not written may
-    /// hold a value of an earlier one.
+    /// Check every value read against the writes of this run. A key that this run has not written may hold a value of
+    /// an earlier run.
     #[arg(long)]
     verify: bool,
-    /// redis: after each batch of writes, wait until this many replicas have them.
+    /// redis: after each batch of writes, wait until this many replicas have the writes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_REPLICAS as i64))]
     wait: Option<u32>,
     /// kv, kv+wire: use only keys of this group, so that one server and its secondary do all the work.
@@ -132,7 +131,7 @@ pub(crate) struct Plan {
     pub(crate) threads: usize,
     pub(crate) rate: Option<u64>,
     pub(crate) warm_up: Duration,
-    /// The end of the measurement; `None`: only fill.
+    /// The end of the measurement; `None` if the run only fills.
     pub(crate) until: Option<Until>,
     pub(crate) seed: u64,
     pub(crate) fills: bool,
@@ -169,7 +168,7 @@ impl Args {
     pub(crate) fn plan(&self) -> anyhow::Result<Plan> {
         let Args { target, .. } = self;
         let keys = within("keys", self.keys, 1..=MAX_KEYS)?;
-        // A group's keys are chosen among the keys of all groups.
+        // The keys of a group are chosen among the keys of all groups, so the numbers are larger.
         let numbers = if self.group.is_some() { u64::from(u32::MAX) } else { keys - 1 };
         let digits = numbers.to_string().len() as u64;
         let key_bytes = within("key-size", self.key_size, digits..=MAX_KEY_BYTES as u64)?;

@@ -1,5 +1,5 @@
-//! The start times of operations: as soon as one has ended (closed loop), or on schedule, whatever the server
-//! does (open loop).
+//! The start times of operations. In a closed loop, an operation starts as soon as another one has ended. In an open
+//! loop, operations start on schedule, whatever the server does.
 //!
 //! In an open loop, a latency counts from the scheduled start, so it includes the time for which a slow server
 //! delays the operation.
@@ -7,15 +7,15 @@
 /// The start times of one thread's operations, in nanoseconds of the run.
 #[derive(Clone, Debug)]
 pub(crate) enum ArrivalRate {
-    /// As soon as there is room.
+    /// An operation starts as soon as there is room.
     Closed,
-    /// At a fixed rate.
+    /// Operations start at a fixed rate.
     Open {
         /// The scheduled time of the first operation.
         from_ns: u64,
         /// The interval between two operations.
         every_ns: f64,
-        /// The number of operations begun.
+        /// The number of operations that have begun.
         begun: u64,
     },
 }
@@ -26,7 +26,7 @@ impl ArrivalRate {
         ArrivalRate::Open { from_ns, every_ns: 1e9 / per_second, begun: 0 }
     }
 
-    /// Returns the scheduled time of the next operation; `None`: at any time.
+    /// Returns the scheduled time of the next operation, or `None` if it may start at any time.
     pub(crate) fn next_ns(&self) -> Option<u64> {
         match self {
             ArrivalRate::Closed => None,
@@ -74,7 +74,8 @@ mod tests {
         assert_eq!(arrival_rate.begin(999), None);
         assert_eq!(arrival_rate.begin(1_000), Some(1_000));
         assert_eq!(arrival_rate.begin(1_500), None);
-        // The server pauses for 10 µs: the ten operations that were due count from their scheduled times.
+        // The server pauses for 10 µs. The latencies of the ten operations that were due count from their scheduled
+        // times.
         let begun: Vec<u64> = std::iter::from_fn(|| arrival_rate.begin(11_000)).collect();
         assert_eq!(begun, (2..=11).map(|n| n * 1_000).collect::<Vec<u64>>());
         assert_eq!(arrival_rate.next_ns(), Some(12_000));

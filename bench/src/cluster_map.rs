@@ -24,8 +24,8 @@ pub(crate) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
         .with_context(|| format!("connect to {address}; check that a server runs there"))
 }
 
-/// Requests the map from a coordinator or a server. Retries while a group has no primary, as a cluster that
-/// starts or recovers soon has one. After [`TIMEOUT`] it returns the map as it is.
+/// Requests the map from a coordinator or a server. Retries while a group has no primary, because a cluster that starts
+/// or recovers soon has one. After [`TIMEOUT`], returns the map as it is.
 pub(crate) fn fetch(address: SocketAddr) -> anyhow::Result<Map> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -87,7 +87,7 @@ fn exchange(
             }
             if frame.opcode != expected {
                 bail!(
-                    "the response has opcode {}; check that the port is for clients",
+                    "unexpected opcode {} in the response; check that the port is for clients",
                     frame.opcode
                 );
             }

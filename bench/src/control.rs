@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 /// The end of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// After this duration, not counting the warm-up.
+    /// The phase ends after this duration, without the warm-up.
     Time(Duration),
-    /// After this many operations, not counting the warm-up.
+    /// The phase ends after this many operations, without the warm-up.
     Count(u64),
-    /// After every key has been drawn.
+    /// The phase ends after every key has been drawn.
     EveryKey,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct Control {
     done: Box<[Done]>,
 }
 
-/// A counter on a cache line of its own.
+/// A counter on a separate cache line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct Done(AtomicU64);

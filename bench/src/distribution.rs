@@ -38,7 +38,7 @@ impl Popularity {
 #[derive(Clone, Debug)]
 pub(crate) enum KeyDistribution {
     Uniform(u64),
-    /// Rejection-inversion (Hörmann and Derflinger, 1996): needs no table, whatever the length.
+    /// Zipf's law, sampled by rejection-inversion (Hörmann and Derflinger, 1996), which needs no table.
     Zipf(Zipf<f64>),
 }
 
@@ -88,7 +88,7 @@ mod tests {
         for rank in [1, 2, 3, 10, 100, 1_000] {
             let expected = draws as f64 * weight(rank) / total;
             let got = f64::from(counts[rank - 1]);
-            // Six standard deviations of a count.
+            // The tolerance is six standard deviations of a count.
             assert!((got - expected).abs() < 6.0 * expected.sqrt(), "{rank}: {got}, {expected}");
         }
     }

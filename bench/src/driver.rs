@@ -29,7 +29,7 @@ pub(crate) enum Work {
 pub(crate) struct Shared {
     pub(crate) keys: Keyspace,
     pub(crate) values: Values,
-    /// Present with `--verify`.
+    /// The model of all writes, with `--verify`.
     pub(crate) model: Option<Model>,
     pub(crate) run: u32,
 }
@@ -78,7 +78,7 @@ impl Lane {
 /// An operation to be sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request<'a> {
-    /// Its slot in the lane.
+    /// The operation's slot in the lane.
     pub(crate) slot: u32,
     pub(crate) key: &'a [u8],
     /// The value, if the operation is a write.
@@ -189,7 +189,7 @@ impl<'a> Driver<'a> {
         Some(Stamp { run: self.shared.run, number: self.writes })
     }
 
-    /// Records the end of an operation.
+    /// Records the end of an operation, and checks its result.
     ///
     /// # Errors
     /// The response is to a slot without an operation in flight.
@@ -201,7 +201,9 @@ impl<'a> Driver<'a> {
         now_ns: u64,
     ) -> anyhow::Result<()> {
         let place = lane.slots.get_mut(slot as usize).filter(|place| place.is_open);
-        let place = place.with_context(|| format!("a response for slot {slot}, which is empty"))?;
+        let place = place.with_context(|| {
+            format!("a response arrived for slot {slot}, which has no operation in flight")
+        })?;
         place.is_open = false;
         let Slot { start_ns, key, stamp, floor, .. } = *place;
         lane.free.push(slot);

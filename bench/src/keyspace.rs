@@ -14,7 +14,7 @@ pub(crate) struct List {
 
 #[derive(Debug)]
 enum Numbers {
-    /// All numbers from zero up to this count.
+    /// All numbers from zero up to, but not including, this count.
     All(u32),
     Some(Box<[u32]>),
 }
@@ -55,8 +55,8 @@ impl Keyspace {
         Keyspace { lists: vec![list], bound: count, width }
     }
 
-    /// Creates `count` keys in one list for each shard, all of one group if `group` names one. Returns the
-    /// first shard without a key as the error.
+    /// Creates `count` keys in one list for each shard. If `group` is given, all keys belong to that group. The error
+    /// is the first shard without a key.
     pub(crate) fn placed(
         count: u32,
         width: usize,

@@ -1,4 +1,4 @@
-//! The load generator `kv-bench`, the bare floors `kv-echo`, and the comparison `kv-compare`.
+//! The load generator `kv-bench`, the lower bounds `kv-echo`, and the comparison `kv-compare`.
 //!
 //! ```text
 //!   args           the command line                    target: address of the store under load

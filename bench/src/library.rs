@@ -57,7 +57,7 @@ pub(crate) fn run(
         };
         let wait = until_due.min(LOOK_EVERY);
         if lane.is_idle() {
-            // With nothing in flight, a poll returns at once.
+            // If nothing is in flight, a poll returns at once, so the thread sleeps.
             std::thread::sleep(wait);
             continue;
         }

@@ -1,4 +1,4 @@
-//! A progress line on a terminal. Elsewhere nothing is shown.
+//! A progress line on a terminal. If standard error is not a terminal, no line is shown.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ impl Live {
         Live { bar, counted: 0 }
     }
 
-    /// Shows the number of operations done, [`EVERY`] after the last update.
+    /// Shows the number of operations done, if [`EVERY`] has passed since the last update.
     pub(crate) fn show(&mut self, done: u64, phase: &str) {
         self.bar.set_position(done);
         #[allow(clippy::cast_precision_loss)]

@@ -5,8 +5,8 @@
 //!        ^ when the read was sent                 ^ when its response arrived
 //! ```
 //!
-//! Each key has at most one write in flight, so its writes have an order. After a write with an unknown result,
-//! this run writes the key no more, and reads may return that write or not.
+//! Each key has at most one write in flight, so its writes have an order. After a write with an unknown result, this
+//! run does not write the key again, and reads may return that write or the previous one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,7 +39,8 @@ impl Model {
         Model { keys: (0..keys).map(|_| AtomicU64::new(0)).collect(), run }
     }
 
-    /// Begins a write. Returns `None` while another is in flight, and forever after one with an unknown result.
+    /// Begins a write. Returns `None` while another write of the key is in flight, and always after a write with an
+    /// unknown result.
     pub(crate) fn begin_write(&self, key: u32) -> Option<Stamp> {
         let entry = &self.keys[key as usize];
         let now = entry.load(Ordering::Relaxed);
@@ -83,7 +84,7 @@ impl Model {
         let (_, issued) = halves(self.keys[key as usize].load(Ordering::Acquire));
         if stamp.run != self.run {
             return match floor {
-                // A value from an earlier run.
+                // The value was written by an earlier run, which is allowed before the first write of this run.
                 Floor(0) => Ok(()),
                 Floor(number) => Err(format!(
                     "a value of another run, though write {number} of this run was acknowledged"

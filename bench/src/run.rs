@@ -50,7 +50,7 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
                 let client = Client::with_endpoints(&endpoints, options.clone())?;
                 clients.push((client, Lane::new(0, plan.depth)));
             }
-            // A wrong address causes one error here, instead of one for each operation.
+            // This request fails if the address is wrong, so that there is one error and not one for each operation.
             let (first, _) = &mut clients[0];
             first.noop(b"kv-bench", &OpOptions::default())?;
             carry_out(plan, &shared, &mut clients, |driver, (client, lane), arrival_rate| {
@@ -90,7 +90,7 @@ fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
             }
             let mut placement = map.placement();
             if plan.target.scheme == Scheme::Kv {
-                // The library finds the shards itself: one list is enough.
+                // The library finds the shards itself, so one list is enough.
                 placement = kv_protocol::placement::Placement::new(placement.servers(), 1);
             }
             let placed = Keyspace::placed(keys, key_bytes, popularity, placement, group);
@@ -158,7 +158,7 @@ fn over_sockets<W: Wire + Send>(
     })
 }
 
-/// Fills and measures, each element of `threads` on a thread of its own.
+/// Fills and measures. Each element of `threads` runs on a separate thread.
 fn carry_out<T: Send>(
     plan: &Plan,
     shared: &Shared,
@@ -260,7 +260,7 @@ impl Phase<'_> {
                     if ended.is_err() {
                         control.abort();
                     }
-                    // The receiver lives until all threads have ended.
+                    // The receiver exists until all threads have ended, so the send succeeds.
                     let _ = sender.send(());
                     ended.map(|arrival_rate| (driver.tally, arrival_rate.behind(control.end_ns)))
                 }));
@@ -275,7 +275,7 @@ impl Phase<'_> {
                         ended.tally.add(tally);
                         ended.behind += if self.control.end_ns == u64::MAX { 0 } else { behind };
                     }
-                    // The others fail as a consequence of the first, so the first error is reported.
+                    // The first error is reported, because the others are its consequences.
                     Ok(Err(error)) => failure = failure.or(Some(error)),
                     Err(panic) => std::panic::resume_unwind(panic),
                 }

@@ -21,11 +21,11 @@ use crate::arrival_rate::ArrivalRate;
 use crate::driver::{Driver, Lane};
 use crate::wire::Wire;
 
-/// The most events taken from the kernel at once.
+/// The maximum number of events taken from the kernel at once.
 const MAX_EVENTS: usize = 64;
-/// The most bytes taken from a socket at once.
+/// The maximum number of bytes received from a socket at once.
 const RECEIVE_BYTES: usize = 64 << 10;
-/// The most bytes of unsent output with which a connection takes further requests.
+/// The number of bytes of unsent output at and above which a connection takes no further requests.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// The time for which responses are awaited after the end.
 const DRAIN_NS: u64 = 10_000_000_000;
@@ -110,7 +110,7 @@ pub(crate) fn run<W: Wire>(
             let Ok(at) = usize::try_from(token) else { continue };
             if at >= state.connections.len() {
                 let mut expirations = [0; 8];
-                // The count is irrelevant; reading it disarms the timer's readiness.
+                // The count itself is not used. Reading it clears the timer's readiness.
                 let _ = rustix::io::read(&timer, &mut expirations);
                 continue;
             }
@@ -188,7 +188,7 @@ impl<W: Wire> Loop<'_, '_, W> {
                     && connection.wire.has_room()
                     && connection.output.len() < MAX_OUTPUT_BYTES
             });
-            // Without room the operation waits, and its latency grows.
+            // If no connection has room, the operation waits, and its latency grows.
             let Some(at) = free else { break };
             *turn = at + 1;
             let Some(start_ns) = arrival_rate.begin(now_ns) else { break };

@@ -2,7 +2,7 @@
 
 use hdrhistogram::Histogram;
 
-/// The highest recorded latency, two minutes: longer than any deadline here.
+/// The highest recorded latency: two minutes, which is longer than any deadline of this program.
 const LONGEST_NS: u64 = 120_000_000_000;
 const DIGITS: u8 = 3;
 
@@ -55,7 +55,7 @@ impl Latencies {
     }
 }
 
-/// The counts of one thread while it was measured.
+/// The counts of one thread during the measurement.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     pub(crate) reads: Latencies,

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 pub(crate) enum Scheme {
     /// A cluster of this store, through the client library.
     Kv,
-    /// The same over plain sockets: as cheap for the generator as the other schemes.
+    /// A cluster of this store over plain sockets, which costs the generator as little as the other schemes.
     KvWire,
     /// Redis, Valkey and other servers that speak RESP.
     Redis,

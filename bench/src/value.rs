@@ -1,5 +1,5 @@
-//! Self-describing values: the bytes follow from the key, the run and a stamp. So a reader can check whether a
-//! key can ever have held a value.
+//! Self-describing values: the bytes are determined by the key, the run and a stamp. So a reader can check whether a
+//! write of the key can have stored a value.
 //!
 //! ```text
 //!   0       4       8        12
@@ -10,13 +10,13 @@ use std::ops::RangeInclusive;
 
 /// The bytes before the noise: the shortest value that can be checked.
 pub(crate) const STAMP_BYTES: usize = 12;
-/// The bytes of the noise, which repeats. Small enough to stay in the processor's cache.
+/// The size of the noise in bytes. The noise repeats, and is small enough to stay in the processor's cache.
 const NOISE_BYTES: usize = 64 << 10;
 
-/// The identity of the write that a value comes from.
+/// The identity of the write that stored a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// The run of the generator that wrote it.
+    /// The run of the generator that made the write.
     pub(crate) run: u32,
     /// The number of the write among the key's writes in that run, from 1.
     pub(crate) number: u32,
@@ -62,21 +62,24 @@ impl Values {
         }
     }
 
-    /// Returns the write of this key that a value comes from.
+    /// Returns the write of this key that stored a value.
     ///
     /// # Errors
     /// The reason why no write of this key can have left it.
     pub(crate) fn read(&self, key: u32, value: &[u8]) -> Result<Stamp, String> {
         let (Some(head), rest) = (value.first_chunk::<STAMP_BYTES>(), value.get(STAMP_BYTES..))
         else {
-            return Err(format!("{} bytes, too short for a value of kv-bench", value.len()));
+            return Err(format!(
+                "the length is {} bytes, too short for a value of kv-bench",
+                value.len()
+            ));
         };
         let word =
             |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let stamp = Stamp { run: word(0), number: word(4) };
         if word(8) as usize != value.len() {
             return Err(format!(
-                "{} bytes instead of the {} that were written",
+                "the length is {} bytes, but {} bytes were written",
                 value.len(),
                 word(8)
             ));

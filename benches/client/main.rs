@@ -1,5 +1,5 @@
-//! The cost of one operation in a program that uses the C library, compared with a bare blocking
-//! socket loop that sends the same bytes, and with hiredis against redis-server.
+//! A benchmark of the cost of one operation in a program that uses the C library. It is compared with a bare blocking
+//! socket loop that sends the same bytes, and with hiredis and redis-server.
 //!
 //! ```text
 //!   three servers, redis-server    real processes, each on its own loopback ports
@@ -9,9 +9,8 @@
 //!         report.rs                tables and targets; with --report, a file in benches/results/
 //! ```
 //!
-//! `cargo bench --bench client -- [--report] [--pairs N] [--ms N]`. With `--test`, every side runs
-//! for a moment, so that the benchmark stays working. Client, servers and peers share the machine's
-//! cores.
+//! `cargo bench --bench client -- [--report] [--pairs N] [--ms N]`. With `--test`, every side runs only for a moment,
+//! to check that the benchmark works. Client, servers and peers share the machine's cores.
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
@@ -33,9 +32,9 @@ struct Settings {
     warm_up_ms: u32,
     /// The duration of the measurement of a turn, in milliseconds.
     ms: u32,
-    /// Only checks that every side runs.
+    /// True to only check that every side runs.
     is_test: bool,
-    /// Writes a report.
+    /// True to write a report.
     report: bool,
 }
 

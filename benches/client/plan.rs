@@ -1,17 +1,16 @@
-//! The input file of the C program: keys, values, and the frames that the library sends for them.
-//! The client's id, request ids and write numbers are filled in later. `benches/c/client_cost.h`
-//! has its format.
+//! The input file of the C program: keys, values, and the frames that the library sends for them. The client's id,
+//! request ids and write numbers are filled in later. `benches/c/client_cost.h` describes the format.
 
 use kv_protocol::client_message::{Condition, Hello, Operation, Request, WriteHeader};
 use kv_protocol::ids::{ClientId, RequestId, RequestSeq, ShardId};
 use kv_protocol::map::Map;
 use kv_protocol::placement::Digest;
 
-/// The number of keys: so few that they stay in the processor's caches, since the benchmark
-/// measures the client.
+/// The number of keys. They are few enough to stay in the processor's caches, because the benchmark measures the
+/// client.
 pub(crate) const KEYS: u32 = 1_200;
 const VALUE_BYTES: usize = 64;
-/// A client id that is searched for in a hello to find its offset.
+/// A client id that is unlikely to occur by chance. It is searched for in a hello to find its offset.
 const MARK: u128 = 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10;
 
 /// Returns the plan for the cluster of this map, whose groups have one shard.

@@ -1,4 +1,4 @@
-//! The peer: redis-server on its own loopback port, in a temporary directory, without persistence.
+//! The compared peer: redis-server on its own loopback port, in a temporary directory, without persistence.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;

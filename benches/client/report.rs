@@ -10,7 +10,7 @@ use crate::common::workshop::{library, root};
 use crate::turn::{Cell, Keys, Measured, Shape, Side, Turn, Work};
 use crate::{Settings, plan};
 
-/// A median with the least and greatest value.
+/// A median, with the minimum and the maximum.
 #[derive(Clone, Copy, Debug)]
 struct Spread {
     least: f64,

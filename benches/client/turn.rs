@@ -16,14 +16,14 @@ pub(crate) enum Work {
     Put,
 }
 
-/// The way in which operations follow each other.
+/// The concurrency of the operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// Blocking calls in this number of threads.
+    /// Blocking calls, with one thread for each of the cell's number.
     Threads,
-    /// This number of operations in flight from one thread; new ones are sent as responses arrive.
+    /// The cell's number of operations in flight from one thread. New ones are sent as responses arrive.
     Steady,
-    /// This number of operations sent together from one thread; then all responses are received.
+    /// The cell's number of operations, sent together from one thread. Then all responses are received.
     Burst,
 }
 

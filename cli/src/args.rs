@@ -13,15 +13,15 @@ const STANDARD_INPUT: &str = "-";
 
 /// Puts keys into a cluster and gets them back.
 ///
-/// Reads operations from a terminal, a pipe or a file, one per line: P "key" "value", G "key", D "key",
-/// V "key" "expected" (or V "key" absent), 0 "key", help. Results go to standard output, one line per operation, in
-/// the order of the lines. Errors go to standard error, with the line number unless the line was just typed. The
-/// result of a write ends with "(1 copy)" if only one server holds it. Lines pasted at the prompt run, in order, when
-/// Enter is pressed.
+/// Reads operations from a terminal, a pipe or a file, one per line: P "key" "value", G "key", D "key", V "key"
+/// "expected" (or V "key" absent), 0 "key", help. Results go to standard output, one line per operation, in the order
+/// of the lines. Errors go to standard error, with the line number unless the line was just typed. The result of a
+/// write ends with "(1 copy)" if only one server holds it. Lines that are pasted at the prompt run in order when Enter
+/// is pressed.
 ///
-/// A line that gets no response fails after --timeout. If it is a write that may have been done, the client then
-/// settles it, for up to half of the timeout, and reports whether it was done. Lines that have waited behind it for as
-/// long fail too and are reported as not tried. Later lines are tried.
+/// A line that gets no response fails after --timeout. If the line is a write that may have been done, the client then
+/// settles the write, for up to half of the timeout, and reports whether it was done. Lines that have waited for this
+/// line for the whole timeout fail too, and are reported as not tried. Later lines are tried.
 ///
 /// Exit status: 0 if every operation succeeded (at the prompt: always), 1 if one failed (G of a missing key
 /// fails), 2 for wrong usage.
@@ -59,7 +59,7 @@ pub(super) struct Args {
 /// The source of the operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source<'a> {
-    /// The terminal with a prompt, if there is one; else standard input.
+    /// The terminal with a prompt, if standard input is a terminal; else standard input.
     Unnamed,
     StandardInput,
     File(&'a Path),

@@ -14,9 +14,9 @@ use super::output::Output;
 use super::parse::{ParseError, parse};
 use super::pipeline::Pipeline;
 
-/// The wait for a response before the input is polled again.
+/// The maximum wait for a response before the input is polled again.
 const INPUT_INTERVAL: Duration = Duration::from_millis(10);
-/// The wait for a response while the window is full or the input has ended.
+/// The maximum wait for a response while the window is full or the input has ended.
 const RESPONSE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs all lines of `input`. Returns whether all succeeded.
@@ -35,7 +35,7 @@ pub(super) fn run(
     }
     match ended {
         Ok(()) => Ok(!output.has_failed()),
-        // The reader of the output has closed it, so some results were not delivered.
+        // The reader of the output has closed its end, so some results were not delivered.
         Err(error) if is_broken_pipe(&error) => Ok(false),
         Err(error) => Err(error),
     }
@@ -96,8 +96,8 @@ fn exchange(
     }
 }
 
-/// Drops the lines that can be read now: they waited for room in the window while earlier lines used up their timeout.
-/// The writer may still be writing, so lines that follow closely are dropped too, for up to one more timeout. Returns
+/// Drops the lines that can be read now, because they waited for room in the window until their timeout had passed. The
+/// writer may still be writing, so lines that follow closely are dropped too, for up to one more timeout. Returns
 /// whether the input has ended.
 fn pass_over(lines: &mut Lines, pipeline: &mut Pipeline) -> io::Result<bool> {
     let start = Instant::now();
@@ -126,8 +126,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Creates a progress bar if standard error is a terminal, standard output is not (the output itself would show the
-/// progress), and the input is a regular file.
+/// Creates a progress bar if standard error is a terminal, the input is a regular file, and standard output is not a
+/// terminal. On a terminal, the output itself shows the progress.
 fn progress_bar(input: &OwnedFd) -> Option<ProgressBar> {
     if !io::stderr().is_terminal() || io::stdout().is_terminal() {
         return None;
@@ -154,7 +154,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::sync::{Arc, Mutex};
 
-    /// A writer that keeps its bytes.
+    /// A writer that stores the written bytes.
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<u8>>>);
 
@@ -212,8 +212,8 @@ mod tests {
         }
         let options =
             Options { connect_timeout: std::time::Duration::from_secs(5), ..Options::default() };
-        // A delayed response is sent only after a further request. Cut the connections repeatedly, so that none waits
-        // for ever.
+        // A delayed response is sent only after a further request. The connections are cut repeatedly, so that no
+        // response waits for ever.
         let done = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn waiting_lines_end_together_when_the_cluster_fails_and_sent_ones_are_not_called_not_tried() {
         let mut fake = Fake::start(3, 1);
-        // The first 20 requests are served, later ones get no response.
+        // The first 20 requests are served, and later ones get no response.
         let mut served = 0;
         fake.script(move |_| {
             served += 1;
@@ -332,7 +332,7 @@ mod tests {
         fake.kill_coordinator();
         (0..3).for_each(|server| fake.kill(server));
         assert!(!ran.join().unwrap());
-        // In sequence they would take 90 s.
+        // One after the other, the lines would take 90 s.
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         let (responses, errors) = (responses.text(), errors.text());
         assert_eq!(responses.lines().count(), 20);
@@ -392,7 +392,7 @@ mod tests {
                 let mut output = Output::new(Box::new(to), Box::new(errors));
                 run(&mut Pipeline::new(client, deadline), input.into(), &mut output).unwrap()
             });
-            // Two lines with one key: the second waits for the first and was read at the same time.
+            // The two lines have one key: the second line waits for the first, and both were read at the same time.
             to_client.write_all(b"G \"a\"\nG \"a\"\n").unwrap();
             let mut lines = Vec::new();
             while lines.iter().filter(|&&byte| byte == b'\n').count() < 2 {

@@ -94,7 +94,7 @@ fn start_log(path: &std::path::Path) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        // tracing would report a log that cannot be written on standard error, and panic if that fails too.
+        // By default, tracing would report a failed write to the log on standard error, and panic if that fails too.
         .log_internal_errors(false)
         .with_writer(std::sync::Mutex::new(file))
         .init();

@@ -1,5 +1,5 @@
-//! Lines from a descriptor, read without blocking for more input: a program may wait for a result before it writes its
-//! next line.
+//! A reader of lines from a descriptor. It does not block for more input, because a program may wait for a result
+//! before it writes its next line.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::parse::MAX_LINE_BYTES;
 
-/// Bytes read at once.
+/// The number of bytes read at once.
 const READ_BYTES: usize = 64 << 10;
 
 /// A byte order mark in UTF-8, which some editors write at the start of a file.
@@ -21,7 +21,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 pub(super) enum Next {
     /// A line and its number, from 1; without its line end.
     Line(u64, Vec<u8>),
-    /// A line longer than any valid operation; its bytes are skipped.
+    /// A line that is longer than any valid operation. Its bytes are skipped.
     TooLong(u64),
     /// No whole line has arrived.
     NotYet,
@@ -34,9 +34,9 @@ pub(super) enum Next {
 pub(super) struct Lines {
     source: OwnedFd,
     buffer: Vec<u8>,
-    /// Bytes at the front that were returned.
+    /// The number of bytes at the front that were returned.
     taken: usize,
-    /// Bytes after those that contain no line end.
+    /// The number of bytes after these that contain no line end.
     searched: usize,
     /// The number of the line at the front.
     number: u64,
@@ -65,7 +65,7 @@ impl Lines {
         self.bytes_read
     }
 
-    /// Returns the next event; with `wait`, never [`Next::NotYet`].
+    /// Returns the next event. If `wait` is true, it is never [`Next::NotYet`].
     pub(super) fn next(&mut self, wait: bool) -> io::Result<Next> {
         loop {
             if let Some(next) = self.buffered() {
@@ -92,7 +92,7 @@ impl Lines {
                     if self.searched <= MAX_LINE_BYTES {
                         return None;
                     }
-                    // Discards the line while it arrives, so that it takes no memory.
+                    // The line is discarded while it arrives, so that it needs no memory.
                     self.take(self.searched);
                     let is_new = !std::mem::replace(&mut self.is_skipping, true);
                     if is_new {

@@ -1,4 +1,5 @@
-//! Results to standard output and errors to standard error, in the order of the lines where both are one terminal.
+//! Output of results to standard output and of errors to standard error. If both are one terminal, they appear in the
+//! order of the lines.
 
 use std::io::{self, BufWriter, Write};
 use std::time::Duration;
@@ -34,7 +35,7 @@ impl Output {
         Output::new(Box::new(io::stdout()), Box::new(io::stderr()))
     }
 
-    /// Creates the output of a prompt, where errors need no line number.
+    /// Creates the output of a prompt, at which errors need no line number.
     pub(super) fn terminal() -> Output {
         Output { has_numbers: false, ..Output::standard() }
     }

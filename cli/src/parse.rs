@@ -5,7 +5,7 @@
 //!   V "<key>" "<expected>"         V "<key>" absent
 //! ```
 //!
-//! Strings are the notation of [`kv_protocol::escape`], so what the client prints can be fed back.
+//! Strings have the notation of [`kv_protocol::escape`], so the client can parse its own output.
 
 use kv_protocol::escape::{self, UnescapeError};
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
@@ -50,7 +50,7 @@ impl Command {
         }
     }
 
-    /// Returns the memory that key and value take, in bytes.
+    /// Returns the number of bytes of key and value.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Command::Put { key, value, .. } => key.len() + value.len(),
@@ -77,15 +77,13 @@ pub(crate) enum ParseError {
     Escape { what: &'static str, column: usize, source: UnescapeError },
     #[error("the key is empty; it needs 1 to 65,535 bytes")]
     EmptyKey,
-    #[error("{what} has {bytes} bytes; {most} are allowed")]
+    #[error("the length of {what} is {bytes} bytes; at most {most} are allowed")]
     TooLong { what: &'static str, bytes: usize, most: usize },
     #[error("invalid count \"{text}\" (expected a number from 1 to {MAX_COUNT})")]
     BadCount { text: String },
     #[error("unexpected \"{text}\" at column {column}; write {form}")]
     Trailing { text: String, column: usize, form: &'static str },
-    #[error(
-        "the line has more than {MAX_LINE_BYTES} bytes, the most that a key and a value can need"
-    )]
+    #[error("the line is longer than {MAX_LINE_BYTES} bytes, the maximum for a key and a value")]
     LineTooLong,
 }
 

@@ -1,13 +1,15 @@
-//! Many lines in flight, output in the order of the lines, and operations on one key in order.
+//! The pipeline of lines: many are in flight, their output keeps the order of the lines, and operations on one key run
+//! in order.
 //!
 //! ```text
 //!   window:   3:ended  4:in flight  5:ended  6:waits for 4 (same key)  7:in flight …
 //!             └ output next
 //! ```
 //!
-//! The timeout of an operation begins when it is sent. A write that ends in doubt is then settled, for up to half of the
-//! timeout. If an operation times out, the timeouts of the lines that wait for its key count from when they were read:
-//! a line whose timeout has passed fails without being tried. So all waiting lines end together when the cluster fails.
+//! The timeout of an operation begins when it is sent. A write that ends in doubt is then settled, for up to half of
+//! the timeout. If an operation times out, the timeouts of the lines that wait for the same key count from the time at
+//! which they were read. A line whose timeout has passed fails without being tried. So all waiting lines end together
+//! when the cluster fails.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -19,13 +21,13 @@ use kv_client::{Client, Completion, Error, OpOptions, SubmitError, is_deadline};
 use super::parse::{Command, HELP_TEXT, ParseError};
 use super::task::{End, Response, Step, Task};
 
-/// The shortest time that an operation may be given.
+/// The shortest timeout of an operation.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
 /// The maximum number of lines in the window.
 const MAX_LINES: usize = 512;
 /// The initial number of lines in the window; it grows as the size of results becomes known.
 const FIRST_LINES: usize = 16;
-/// The bytes of lines and results in the window beyond which no line is added.
+/// The number of bytes of lines and results in the window above which no line is added.
 const MAX_BYTES: usize = 64 << 20;
 
 /// A line in the window.
@@ -38,9 +40,9 @@ enum Slot {
 /// The lines of one key in the window, in order.
 #[derive(Debug, Default)]
 struct Queue {
-    /// Their places, the one in flight first.
+    /// The places of these lines; the first line is in flight.
     places: VecDeque<u64>,
-    /// True if the line of this key that ended last got no response in time.
+    /// True if the last line of this key that ended got no response in time.
     is_without_response: bool,
 }
 
@@ -96,7 +98,7 @@ impl Pipeline {
         self.is_without_response && self.client.heard_at().is_none_or(is_silent)
     }
 
-    /// Returns whether further lines cannot succeed: one has timed out, and no map was ever received.
+    /// Returns whether further lines cannot succeed, because a line has timed out and no map was ever received.
     pub(super) fn is_cut_off(&self) -> bool {
         self.is_cut_off
     }
@@ -142,8 +144,8 @@ impl Pipeline {
         self.window.push_back(Slot::Ended(Response::not_tried(lines, self.timeout)));
     }
 
-    /// Sends what can be sent, waits up to `timeout` for a response if any is due, and passes the results that are next in
-    /// order to `give`.
+    /// Sends all operations that can be sent. If a response is pending, waits for it up to `timeout`. Passes the
+    /// results that are next in order to `give`.
     ///
     /// # Errors
     /// The library cannot wait on epoll.
@@ -217,7 +219,7 @@ impl Pipeline {
         let place = completion.tag;
         self.is_cut_off |= completion.result.is_err() && !self.client.has_map();
         let value_bytes = completion.result.as_ref().map_or(0, |outcome| outcome.value.len());
-        // The factor two counts the value and its output, which is at least as long.
+        // The factor of two counts the value and its output, which is at least as long.
         let most = MAX_BYTES / (2 * value_bytes + 1);
         self.lines = (self.lines * 2).min(MAX_LINES).min(most).max(1);
         let Some(index) = self.index(place) else { return };

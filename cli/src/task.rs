@@ -32,13 +32,13 @@ impl Response {
 /// The outcome of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It succeeded.
+    /// The line succeeded.
     Done,
-    /// A negative result: a key not found, a check that failed.
+    /// The result is negative: a key was not found, or a check failed.
     Negative,
-    /// It failed.
+    /// The line failed.
     Error,
-    /// Not sent, because earlier lines got no response; the same for the lines from `first` to this one.
+    /// The lines from `first` to this one were not sent, because earlier lines got no response.
     NotTried {
         /// The number of the first of these lines.
         first: u64,
@@ -50,9 +50,9 @@ pub(super) enum End {
 /// The next step of a task after one of its operations.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Another operation.
+    /// The task needs another operation.
     Next,
-    /// None: the task has ended with this output.
+    /// The task has ended with this output.
     End(Response),
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Task {
     done: u32,
     /// The primary's value, once `V` has read it.
     primary: Option<Vec<u8>>,
-    /// The write in doubt that is being settled, and the error if it cannot be.
+    /// The write in doubt that is being settled, and the error to report if it cannot be settled.
     doubt: Option<(Doubt, String)>,
 }
 
@@ -96,7 +96,7 @@ impl Task {
         &self.command
     }
 
-    /// Returns the next operation; `None` if the line needs no server.
+    /// Returns the next operation, or `None` if the line needs no server.
     pub(super) fn op(&self) -> Option<Op<'_>> {
         if let Some((doubt, _)) = &self.doubt {
             return Some(Op::Resolve { doubt });
@@ -115,7 +115,7 @@ impl Task {
         })
     }
 
-    /// Handles the result of that operation.
+    /// Handles the result of the current operation.
     pub(super) fn on_result(&mut self, result: Result<Outcome, Error>) -> Step {
         let result = match (self.doubt.take(), result) {
             (None, Err(Error::InDoubt { action, cause, doubt: Some(doubt) })) => {
@@ -212,7 +212,7 @@ fn is_settled(error: &Error) -> bool {
     matches!(error, Error::NotDone { .. } | Error::NotFound { .. } | Error::Conflict { .. })
 }
 
-/// Formats `value["k"] == "v"` and the like into one string, as values can be long.
+/// Returns a text such as `value["k"] == "v"`. It is formatted into one string, because values can be long.
 fn says(key: &[u8], relation: &str, value: &[u8]) -> String {
     let mut text = String::with_capacity(key.len() + value.len() + 16);
     write!(text, "value[\"{}\"] {relation} \"{}\"", readable(key), readable(value))
@@ -313,7 +313,7 @@ mod tests {
         assert_eq!(text(r#"P "k" "v""#, 2), r#"value["k"] <- "v""#);
         assert_eq!(text(r#"D "k""#, 1), r#"key "k" deleted (1 copy)"#);
         assert_eq!(text(r#"D "k""#, 2), r#"key "k" deleted"#);
-        // The last write counts, as it replaces the others.
+        // The last write counts, because it replaces the others.
         let both = [with(1), with(2)].into_iter().flatten().collect();
         assert_eq!(end(r#"P "k" "v" 2"#, both).1, r#"value["k"] <- "v""#);
     }

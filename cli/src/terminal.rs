@@ -1,7 +1,7 @@
 //! The interactive prompt, with line editing and history.
 //!
-//! Pasted text is shown and can be edited, line ends included. It runs when Enter is pressed, line by line (bracketed
-//! paste, if the terminal supports it).
+//! Pasted text is shown and can be edited, line ends included. The text runs line by line when Enter is pressed, if the
+//! terminal supports bracketed paste.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -18,11 +18,11 @@ use super::pipeline::Pipeline;
 use super::task::Response;
 
 const PROMPT: &str = "kv> ";
-/// Words that end the prompt like Ctrl+D. In a file they are unknown operations.
+/// Words that end the prompt, like Ctrl+D. In a file, they are unknown operations.
 const LAST_WORDS: [&str; 3] = ["quit", "exit", "q"];
 /// The number of lines in the history.
 const HISTORY_LINES: usize = 1_000;
-/// The length of one wait for a response; the operation's deadline ends it.
+/// The maximum length of one wait for a response. The operation ends at its deadline.
 const RESPONSE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Prompts until Ctrl+D or one of [`LAST_WORDS`].
@@ -77,7 +77,7 @@ fn do_lines(
         let parsed = parse(line.as_bytes());
         let timeout = pipeline.timeout();
         if pipeline.is_out_of_touch() && entered_at.elapsed() >= timeout && parsed != Ok(None) {
-            // The line has waited as long as the lines that were tried, so it fails without being sent.
+            // The line has waited for the whole timeout, so it fails without being sent.
             let response = Response::not_tried(number..=number, timeout);
             output.give(&response).context("writing the result")?;
             continue;

@@ -18,7 +18,7 @@ use crate::programs;
 pub struct Coord {
     /// The coordinator executable.
     pub program: PathBuf,
-    /// The server executable. `None`: the one beside the coordinator.
+    /// The server executable. `None` means the one beside the coordinator.
     pub server: Option<PathBuf>,
     /// The port for clients.
     pub clients_port: u16,
@@ -52,7 +52,7 @@ impl Coord {
         command
     }
 
-    /// Returns the status that `coord status --json` reports of the coordinator at this address.
+    /// Returns the status that `coord status --json` reports for the coordinator at this address.
     pub fn status(&self, host: &str, clients_port: u16) -> anyhow::Result<ClusterStatus> {
         let mut command = Command::new(&self.program);
         command.args(["status", "-h", host, "-p", &clients_port.to_string(), "--json"]);
@@ -72,7 +72,7 @@ pub fn spawn(mut command: Command, dir: &Path) -> anyhow::Result<Child> {
     command.spawn().with_context(|| format!("start {}", command.get_program().display()))
 }
 
-/// Returns whether every server is up with nothing to recover and every group is at home with two copies.
+/// Returns whether no server is down or being recovered, and every group is at home with two copies.
 pub fn is_whole(status: &ClusterStatus) -> bool {
     status.state == ClusterState::Serving
         && status

@@ -1,4 +1,4 @@
-//! The dumps of a stopped cluster: read, compare.
+//! Functions that read and compare the dumps of a stopped cluster.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -9,10 +9,11 @@ use kv_core::dump::{Dump, DumpEntry, DumpError, DumpItem, DumpReader, HeldAs};
 use kv_protocol::GroupId;
 use kv_protocol::placement::Placement;
 
-/// The bytes of a dump that are read at a time.
+/// The number of bytes of a dump that are read at a time.
 const PIECE: usize = 1 << 20;
 
-/// Reads a dump piece by piece and verifies that it is complete and unaltered: its text may be several times as long as its entries.
+/// Reads a dump and verifies that it is complete and unaltered. It is read piece by piece, because the text may be
+/// several times as long as the entries.
 pub fn read(path: &Path) -> anyhow::Result<Dump> {
     let shown = || format!("the dump {}", path.display());
     let mut file = File::open(path).with_context(shown)?;
@@ -36,7 +37,7 @@ pub fn read(path: &Path) -> anyhow::Result<Dump> {
     Ok(Dump { header: reader.finish().with_context(shown)?, entries, records })
 }
 
-/// Checks that the two dumps of a group that is home hold the same entries, all of this group.
+/// Checks that the two dumps of a group at home hold the same entries, and that all entries belong to this group.
 pub fn agree(
     group: GroupId,
     placement: Placement,
@@ -48,10 +49,16 @@ pub fn agree(
         [(primary, first, HeldAs::Primary), (secondary, second, HeldAs::Secondary)]
     {
         let header = &dump.header;
-        ensure!(header.origin.group == group, "this dump is not of group {group}: {header:?}");
-        ensure!(header.origin.writer.server == writer, "this dump is not of {writer}: {header:?}");
+        ensure!(
+            header.origin.group == group,
+            "this dump does not belong to group {group}: {header:?}"
+        );
+        ensure!(
+            header.origin.writer.server == writer,
+            "this dump was not written by {writer}: {header:?}"
+        );
         let is_held = header.shards.iter().all(|shard| shard.held_as == wanted);
-        ensure!(is_held, "group {group}: this dump is not of a {wanted:?}: {header:?}");
+        ensure!(is_held, "group {group}: this dump was not written by a {wanted:?}: {header:?}");
     }
     let lasts = |dump: &Dump| -> Vec<_> {
         dump.header.shards.iter().map(|shard| (shard.view, shard.last)).collect()

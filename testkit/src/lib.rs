@@ -12,8 +12,8 @@
 //!   random     seeded random numbers
 //! ```
 //!
-//! The paths of executables are passed in: tests have those that cargo built for them, and the chaos runner those
-//! beside itself.
+//! The callers pass the paths of executables: tests use those that cargo built for them, and the chaos runner uses
+//! those in its own directory.
 
 pub mod coord;
 pub mod dumps;

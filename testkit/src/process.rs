@@ -1,4 +1,4 @@
-//! Processes by pid: find, signal.
+//! Functions that find and signal processes by pid.
 
 use std::fs;
 use std::path::Path;

@@ -20,7 +20,7 @@ const SHOWN_LINES: usize = 25;
 /// A program's exit code and output.
 #[derive(Debug)]
 pub struct Ended {
-    /// The exit code. `None`: a signal ended the program.
+    /// The exit code, or `None` if a signal ended the program.
     pub code: Option<i32>,
     /// The standard output.
     pub stdout: String,
@@ -90,7 +90,7 @@ fn text(mut stream: impl Read) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Waits for a child to end. `None`: it exceeded the limit and was killed.
+/// Waits for a child to end and returns its exit code. Returns `None` if the child exceeded the limit and was killed.
 pub fn wait(child: &mut Child, limit: Duration) -> Option<Option<i32>> {
     let ended = poll(limit, || child.try_wait().expect("wait for a child"));
     if ended.is_none() {
@@ -107,7 +107,7 @@ pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     check(Command::new("cp").arg("-p").args([from, to]), "").map(drop)
 }
 
-/// Makes the system send this signal to the program, once started, if this process is killed.
+/// Makes the system send this signal to the started program if this process is killed.
 pub fn end_with_this(command: &mut Command, signal: Signal) {
     let set = move || Ok(rustix::process::set_parent_process_death_signal(Some(signal))?);
     // SAFETY: the closure makes one system call with an integer, which is safe between fork and exec.

@@ -7,12 +7,12 @@ use std::hash::{BuildHasher as _, Hasher as _};
 pub struct Random(u64);
 
 impl Random {
-    /// Creates the generator of a seed.
+    /// Creates a generator with a seed.
     pub fn new(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
     }
 
-    /// Creates the generator of a fresh seed, or of the one in `KV_TEST_SEED`. The seed is printed so that a failure
+    /// Creates a generator with a fresh seed, or with the seed in `KV_TEST_SEED`. The seed is printed so that a failure
     /// can be reproduced.
     pub fn announced() -> Random {
         let seed = match std::env::var("KV_TEST_SEED") {
@@ -23,7 +23,7 @@ impl Random {
         Random::new(seed)
     }
 
-    /// Returns a number from the whole range.
+    /// Returns a number from the whole range of u64.
     #[inline]
     pub fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

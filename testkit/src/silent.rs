@@ -11,9 +11,9 @@ const MOST: usize = 1_000;
 #[derive(Debug)]
 pub struct Silent {
     address: SocketAddr,
-    /// Kept open so that no other program gets the port.
+    /// The listener stays open so that no other program gets the port.
     _listener: TcpListener,
-    /// Connections that fill the listener's queue, so that it has no room for another.
+    /// Connections that fill the listener's queue, so that no other connection is accepted.
     queue: Vec<TcpStream>,
 }
 
@@ -25,8 +25,7 @@ impl Silent {
         Silent { address, _listener: listener, queue: Vec::new() }
     }
 
-    /// Returns an address that refuses connections: the port of a connection's near end, without a
-    /// listener.
+    /// Returns an address that refuses connections. It is the local port of a connection, on which no program listens.
     pub fn refusing() -> Silent {
         let mut silent = Silent::mute();
         let stream = TcpStream::connect(silent.address).expect("connect");
@@ -46,9 +45,9 @@ impl Silent {
         silent
     }
 
-    /// Returns one address that refuses connections, followed by six that keep a client waiting in
-    /// both other ways. Tried in sequence, with a connect timeout of one second each, they would
-    /// exceed the default deadline of an operation.
+    /// Returns one address that refuses connections, one that is unreachable, and five that send nothing. Tried in
+    /// sequence, with a connect timeout of one second each, the last six would exceed the default deadline of an
+    /// operation.
     pub fn all_kinds() -> Vec<Silent> {
         let mut kinds = vec![Silent::refusing(), Silent::unreachable()];
         kinds.extend((0..5).map(|_| Silent::mute()));

@@ -45,8 +45,7 @@ impl Sshd {
         fs::create_dir_all(dir.join("remote"))
             .with_context(|| format!("make {}", dir.display()))?;
         if rustix::process::geteuid().is_root() {
-            // The directory to which sshd confines its unprivileged process. Usually a service
-            // manager makes it.
+            // sshd confines its unprivileged process to this directory, which usually a service manager creates.
             fs::create_dir_all("/run/sshd").context("make /run/sshd")?;
         }
         let user = programs::check(Command::new("id").arg("-un"), "")?;
@@ -65,7 +64,7 @@ impl Sshd {
         format!("ssh://{}@127.0.0.1:{}", self.user, self.port)
     }
 
-    /// Returns the port on which it listens.
+    /// Returns the port on which sshd listens.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -102,7 +101,7 @@ impl Sshd {
     /// Kills sshd and all its connections. Processes started over them keep running.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         let listener = self.child.id();
-        // While it is stopped, it forks no children and stays the parent of its existing ones.
+        // While sshd is stopped, it forks no children and stays the parent of its existing children.
         process::signal(listener, Signal::STOP);
         let ended = wait_for("the end of sshd's connections", TIMEOUT, || {
             let family = process::descendants(listener);
@@ -147,7 +146,7 @@ impl Drop for Sshd {
     }
 }
 
-/// Finds sshd, whose directory is only on root's PATH. sshd must be started by its absolute path.
+/// Returns the absolute path of sshd, with which it must be started. Its directory may be only on root's PATH.
 pub fn sshd_program() -> anyhow::Result<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
     let found = std::env::split_paths(&path).map(|dir| dir.join("sshd")).find(|p| p.is_file());
@@ -180,7 +179,7 @@ fn start_somewhere(dir: &Path, more: &str) -> anyhow::Result<(Child, u16)> {
     bail!("sshd does not start: {}", said.trim())
 }
 
-/// Starts sshd and waits until it responds on this port of its configuration. `None`: it has ended.
+/// Starts sshd and waits until it responds on the port of its configuration. Returns `None` if it has ended.
 fn spawn(dir: &Path, port: u16) -> anyhow::Result<Option<Child>> {
     let mut command = Command::new(sshd_program()?);
     command.args(["-D", "-e", "-f"]).arg(dir.join("sshd_config"));

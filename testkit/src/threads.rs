@@ -1,5 +1,5 @@
-//! One thread of another process, stopped by ptrace(2) while the other threads continue. When the
-//! process ends, Linux releases a traced thread only after its tracer has waited for it.
+//! A stop of one thread of another process by ptrace(2), while the other threads continue. When the process ends, Linux
+//! releases a traced thread only after its tracer has waited for it.
 
 use std::fs;
 
@@ -15,8 +15,8 @@ pub struct StandingThread {
 }
 
 impl StandingThread {
-    /// Stops the thread with this name, or with this name followed by a number; without a name, any thread. `None`
-    /// where the system forbids it.
+    /// Stops the thread with this name, or with this name followed by a number. An empty name selects any thread.
+    /// Returns `None` if the system forbids it.
     pub fn stop(pid: u32, name: &str) -> anyhow::Result<Option<StandingThread>> {
         let what = format!("the thread {name} of process {pid}");
         let id = wait_for(&what, TIMEOUT, || find(pid, name))?;
@@ -39,8 +39,8 @@ impl StandingThread {
         })
     }
 
-    /// Returns the change of the thread's state since the last call: `RUNNING` for none, `None`
-    /// when the thread is gone.
+    /// Returns the change of the thread's state since the last call: `RUNNING` if there was none, `None` if the thread
+    /// does not exist any more.
     fn wait(&self) -> Option<i32> {
         let mut status = 0;
         // SAFETY: waitpid writes one integer, which outlives the call.
@@ -59,8 +59,7 @@ const RUNNING: i32 = 0xffff;
 impl Drop for StandingThread {
     fn drop(&mut self) {
         if !trace(libc::PTRACE_DETACH, self.id) {
-            // Its process has ended meanwhile. The thread is released only after its tracer has
-            // waited for it.
+            // The process has ended meanwhile. The thread is released only after its tracer has waited for it.
             self.wait();
         }
     }
@@ -99,7 +98,7 @@ mod tests {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
         };
-        // Until exec, the child's thread has this program's name.
+        // Until exec, the child's thread has the name of this program.
         let stalled = StandingThread::stop(child.id(), "sleep").unwrap();
         match stalled {
             Some(stalled) => {

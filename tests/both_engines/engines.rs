@@ -1,6 +1,6 @@
-//! Both network engines of the servers: the requested engine runs, and it serves large and small values over many and few
-//! connections. Where io_uring is denied, epoll serves. Most other tests also run with either engine: `KV_TEST_NET`
-//! selects it (`make test`).
+//! Tests of both network engines of the servers. The requested engine runs, and serves large and small values over many
+//! and few connections. If io_uring is denied, epoll serves. Most other tests also run with either engine, which
+//! `KV_TEST_NET` selects (`make test`).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! A write whose response was lost is executed once, however often it is sent.
+//! Tests that a write whose response was lost is executed once, however often it is sent.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn the_library_retries_a_write_whose_response_was_lost_and_it_is_executed_once()
     let once = OpOptions { condition: Condition::IfAbsent, ..OpOptions::default() };
     let mut versions = Vec::new();
     for n in 0..20u8 {
-        // Drops the response once, twice or three times in a row.
+        // The response is dropped once, twice or three times in a row.
         proxy.cut_next_responses(1 + usize::from(n % 3));
         let key = cluster.key_at(0, 0, &format!("once {n}"));
         // A second execution would find the key and respond CONFLICT.
@@ -38,7 +38,7 @@ fn the_library_retries_a_write_whose_response_was_lost_and_it_is_executed_once()
         assert_eq!((value.bytes, value.version), (vec![n], written.version));
     }
     assert_eq!(proxy.responses_cut(), (0..20).map(|n| 1 + n % 3).sum::<usize>());
-    // Each write took one place in the log, however often it was sent.
+    // Each write has one sequence number, however often it was sent.
     let expected: Vec<_> = (1..=20).map(SequenceNumber).collect();
     assert_eq!(versions, expected);
 }
@@ -77,7 +77,7 @@ fn pipelined_writes_are_each_executed_once_however_often_their_connections_are_c
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
     assert_eq!(dumps.entries().len(), WRITES);
-    // The log has as many places as there were writes, so no write took two.
+    // There are as many sequence numbers as writes, so no write was logged twice.
     let places: u64 = dumps
         .primary
         .iter()
@@ -153,7 +153,7 @@ fn a_write_in_doubt_is_settled_from_its_record_or_is_never_done() {
     assert_eq!(second.ask(&key, resolve(done)), response);
     let settled = second.ask(&key, resolve(late));
     assert_eq!((settled.status, settled.copies), (Status::NotDone, 2));
-    // The write itself arrives only after that.
+    // The write itself arrives only after its RESOLVE.
     assert_eq!(first.ask(&key, late), settled);
     assert_eq!(first.ask(&key, Operation::Get).value, b"v");
 }

@@ -1,4 +1,4 @@
-//! Processes die, hang, lose connections or leave while others work.
+//! Tests in which processes die, hang, lose connections or leave while others work.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,8 +108,8 @@ fn a_write_sent_to_a_server_that_then_dies_gets_its_response_from_the_successor(
     assert_eq!(client.get(&key, &OpOptions::default()).expect("a get").bytes, b"after");
 }
 
-/// Writes growing numbers under one key until `over` is set; every write must get the response OK.
-/// Returns the last number and the longest time that a write took.
+/// Writes growing numbers under one key until `over` is set. Every write must get the response OK. Returns the last
+/// number and the longest time that a write took.
 fn write_on(mut client: Client, key: &[u8], padding: usize, over: &AtomicBool) -> (u64, Duration) {
     let mut longest = Duration::ZERO;
     for number in 1.. {
@@ -198,7 +198,7 @@ fn a_hung_server_is_failed_over_and_replaced_while_writes_continue() {
 
 #[test]
 fn a_machine_that_is_suspended_repeatedly_costs_no_group_a_member() {
-    // Milliseconds: shortly below the failure timeout, shortly above it, and far above it.
+    // The lengths of the pauses in milliseconds: shortly below the failure timeout, shortly above it, and far above it.
     const STANDS: [u64; 8] = [700, 440, 480, 520, 460, 700, 500, 450];
     const RUNS: Duration = Duration::from_millis(200);
     let cluster = Cluster::start();
@@ -222,7 +222,7 @@ fn a_machine_that_is_suspended_repeatedly_costs_no_group_a_member() {
         passes(RUNS, &mut || put_all(&mut client, &pairs));
     }
     let log = cluster.coord_log();
-    assert!(!log.contains("view 1 -> 2"), "a suspended server was judged dead: {log}");
+    assert!(!log.contains("view 1 -> 2"), "a suspended server was declared dead: {log}");
     assert_eq!(cluster.server_pids(), pids);
     check_all(&mut client, &pairs);
     cluster.stop().assert_copies_agree();
@@ -290,7 +290,7 @@ fn a_server_that_leaves_hands_over_exits_within_five_seconds_and_is_replaced() {
     });
     cluster.await_whole();
     for role in ["primary", "secondary"] {
-        // Other servers have this data in a newer state: an old dump would only mislead.
+        // The server has left no dump: other servers have newer data, and an old dump would be misleading.
         let path = cluster.dir().join(format!("server_1.{role}.old"));
         assert!(!path.exists(), "{}", path.display());
     }
@@ -340,7 +340,7 @@ fn every_write_acknowledged_while_a_server_leaves_is_in_a_dump() {
     }
 }
 
-/// Writes growing numbers under one key; returns the last one with the response OK.
+/// Writes growing numbers under one key until a write fails. Returns the last number with the response OK.
 fn write_until_it_fails(mut client: Client, key: &[u8], deadline: Duration) -> u64 {
     let mut responded = 0;
     loop {
@@ -476,7 +476,7 @@ fn a_server_that_leaves_while_coordinator_and_secondary_hang_dumps_within_five_s
     let mut raw = ports.welcomed(1);
     process::pause(cluster.coord_pid());
     process::pause(pids[VICTIM + 1]);
-    // A write that cannot be drained.
+    // This write stays pending, so the server cannot drain.
     raw.send(&request(RequestId(1), &key, Operation::Put(write_number(1), b"v")));
     raw.send(&request(RequestId(2), &key, Operation::Get));
     assert_eq!(raw.response().id, RequestId(2), "the write to be received and pending");
@@ -507,7 +507,7 @@ fn a_hung_server_is_killed_and_named_when_the_cluster_stops() {
     assert!(!process::is_alive(pid));
     let log = cluster.coord_log();
     assert!(log.lines().any(|l| l.contains("server 1") && l.contains("kill")), "{log}");
-    // Every group still has a dump.
+    // Every group still has at least one dump.
     let mut found = HashMap::new();
     for (server, role) in [(0, "primary"), (2, "secondary"), (2, "primary")] {
         found.extend(cluster.dump(server, role).entries.into_iter().map(|e| (e.key, e.value)));
@@ -524,7 +524,7 @@ fn a_client_reconnects_after_its_own_connections_were_cut() {
     for server in &cluster.status().servers {
         let port = server.clients.as_ref().expect("started");
         let port = port.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
-        // The client is this process.
+        // The client runs in this process.
         assert!(process::cut_connections(std::process::id(), port) > 0);
     }
     check_all(&mut client, &pairs);

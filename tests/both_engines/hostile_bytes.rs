@@ -1,5 +1,5 @@
-//! Malformed and forged bytes: each costs its sender the request or the connection, and affects no
-//! other connection.
+//! Tests of malformed and forged bytes. The sender loses the request or the connection, and no other connection is
+//! affected.
 
 use crate::common::ports::{Kind, Ports, VICTIM, stranger};
 use crate::common::raw::{Raw, Received, hello, request, write_number};
@@ -97,7 +97,7 @@ fn memory_grows_with_the_bytes_received_and_not_with_the_length_announced() {
         let connections: Vec<Raw> = (0..100)
             .map(|client| {
                 let mut raw = ports.welcomed(client);
-                // Everything before the value, and one byte of it.
+                // All bytes before the value are sent, and one byte of the value.
                 raw.send(&whole[..whole.len() - value.len() + 1]);
                 raw
             })
@@ -160,7 +160,7 @@ fn say_on_a_stream(ports: &Ports, bytes: &[u8], is_expected: impl Fn(&Received) 
         crate::common::TIMEOUT,
         || {
             let (mut raw, seal) = ports.challenged(Kind::Servers, ports.key);
-            // In one piece, so that the real predecessor cannot connect in between.
+            // All bytes are sent in one piece, so that the real predecessor cannot connect in between.
             raw.send(&[&ports.hello(Kind::Servers, &seal), bytes].concat());
             let welcome = raw.next_frame();
             assert!(welcome.is_none_or(|frame| frame.opcode == peer_opcode::PEER_WELCOME));
@@ -496,7 +496,7 @@ fn orders_of_a_stranger_are_rejected() {
             assert!(refused.is_some(), "the response to {hello:?} is {said:?}");
             assert!(said.iter().all(|frame| frame.opcode != control_opcode::REPORT), "{said:?}");
         }
-        // Orders without a hello.
+        // The orders are sent without a hello.
         let mut raw = ports.connect(Kind::Orders);
         raw.send(&shutdown);
         raw.await_close();
@@ -514,7 +514,7 @@ fn the_coordinator_rejects_a_stranger_with_a_reason() {
         forged[2].member.server = ServerId(77);
         forged[3].shards = 9;
         forged[4].epoch.number = u64::MAX;
-        // The victim's own identity with other ports: clients must not be directed there.
+        // The frame has the victim's own identity with other ports. Clients must not be directed to these ports.
         forged[5] = good;
         for started in forged {
             let (mut raw, seal) = ports.challenged(Kind::Reports, ports.key);
@@ -649,8 +649,8 @@ fn rejected_requests_are_counted_in_the_status() {
     });
 }
 
-/// Generates bytes that reach further than uniformly random ones: often a correct header, an
-/// existing opcode, or a whole frame with a correct checksum.
+/// Generates bytes that pass more checks than uniformly random ones: often a correct header, an existing opcode, or a
+/// whole frame with a correct checksum.
 fn nonsense() -> impl Strategy<Value = (usize, Vec<u8>, bool)> {
     let bytes = prop::collection::vec(any::<u8>(), 0..300);
     let opcodes = prop::sample::select(vec![

@@ -1,4 +1,4 @@
-//! Slow, silent, greedy and numerous clients: limits and deadlines keep them from harming others.
+//! Tests of slow, silent, greedy and numerous clients. Limits and deadlines protect other clients.
 
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -20,7 +20,7 @@ use kv_protocol::limits::{
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{AlarmKind, AlarmStatus};
 
-/// The longest delay of a close past its deadline on a busy machine.
+/// The longest delay of a close after its deadline on a busy machine.
 const SLACK: Duration = Duration::from_secs(3);
 /// The longest time that a well-behaved client may wait meanwhile on a busy machine.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -122,7 +122,8 @@ fn longest_wait_of_a_good_client(cluster: &Cluster, over: &AtomicBool) -> Durati
     longest
 }
 
-/// Held by a test that opens so many sockets that the descriptors of one process are not enough for two such tests.
+/// A lock for tests that open very many sockets: the descriptors of one process are not enough for two such tests at
+/// once.
 static MANY_SOCKETS: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -223,7 +224,7 @@ fn idle_connections_to_the_coordinator_make_room_for_clients_with_requests() {
     for _ in 0..MAX_COORDINATOR_CONNECTIONS {
         crowd.push(greet());
         if crowd.len() % 512 == 0 {
-            // A connection with occasional requests is not among those idle for longest.
+            // A connection with occasional requests is never the longest-idle one.
             let mut question = Vec::new();
             Question::Map.write(&mut question);
             asks.send(&question);
@@ -231,7 +232,7 @@ fn idle_connections_to_the_coordinator_make_room_for_clients_with_requests() {
         }
     }
     assert_eq!(oldest.await_close(), []);
-    // The crowd is at its limit; a client and the status command still get in.
+    // The connections of the crowd have reached the limit, but a client and the status command are still served.
     cluster.client("P \"k\" \"v\"\n").with_code(0);
     assert!(cluster.status().groups.iter().all(|group| group.copies == 2));
     drop(crowd);
@@ -326,7 +327,7 @@ fn silent_strangers_do_not_keep_the_clusters_own_links_from_reconnecting() {
         assert_eq!(process::cut_connections(dialler, port), 1, "{kind:?}");
         cluster.assert_serves(&pids);
         wait_until("the link to be back", TIMEOUT, || process::connections(dialler, port) == 1);
-        // No stranger's deadline had passed by then.
+        // The deadlines of the strangers had not passed by then.
         assert!(start.elapsed() < HELLO_DEADLINE / 2, "{kind:?}: {:?}", start.elapsed());
         cluster.assert_serves(&pids);
         drop(crowd);
@@ -349,7 +350,7 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
     let room = process::open_descriptors(pid) + 10;
     process::limit_descriptors(pid, room);
 
-    // More connections than there is room for. Most must not be welcomed.
+    // There are more connections than the server has descriptors for. Most of them must not be welcomed.
     let mut crowd: Vec<Raw> = (0..40)
         .map(|n| {
             let mut raw = ports.connect(Kind::Clients);
@@ -358,8 +359,8 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
         })
         .collect();
     wait_until("all descriptors to be used", TIMEOUT, || process::open_descriptors(pid) >= room);
-    // The links work: heartbeats continue for longer than the failure timeout. Existing clients and
-    // the stream to the secondary work too.
+    // The links still work: heartbeats continue for longer than the failure timeout. Existing clients and the stream to
+    // the secondary also work.
     let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "full");
     let start = Instant::now();
     let mut seq = 0;
@@ -370,8 +371,8 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
         assert_eq!(cluster.server(VICTIM).state, ServerState::Up);
         start.elapsed() > Duration::from_secs(1)
     });
-    // The other connections wait. Those that arrived in one burst with the last accepted ones were
-    // rejected. Connections that closed after the limit was set made room for a few more.
+    // The other connections wait. Connections that arrived in one burst with the last accepted ones were rejected. A
+    // few more were accepted, because others closed after the limit was set.
     let is_answered_welcome = |raw: &mut Raw| raw.has_input() && is_welcomed(raw);
     let welcomed = crowd.iter_mut().map(is_answered_welcome).filter(|welcomed| *welcomed).count();
     assert!(welcomed < 20, "{welcomed} of 40 were welcomed where there was room for 10");
@@ -403,7 +404,7 @@ fn a_server_at_its_limit_of_open_files_stops_with_complete_dumps() {
     let mut welcomed: Vec<&mut Raw> = clients.filter_map(|r| is_welcomed(r).then_some(r)).collect();
     let count = welcomed.len();
     assert!((50..256).contains(&count), "{count} of 300 clients were welcomed");
-    // Strangers at the servers port stay until their hello is overdue; the stream works meanwhile.
+    // Strangers at the servers port stay until their hello is overdue. The stream works meanwhile.
     let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "full");
     let put = Operation::Put(write_number(1), b"v");
     assert_eq!(welcomed[0].ask(&key, put).status, Status::Ok);

@@ -1,4 +1,5 @@
-//! Behaviour that must not depend on the network engine: `make test` runs this program a second time over epoll.
+//! Tests of behaviour that must not depend on the network engine. `make test` runs this program a second time over
+//! epoll.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! A narrow link, on which the longest values take longer than a lease: no server is removed for it.
+//! Tests on a narrow link, on which the longest values take longer than a lease. No server is removed because of that.
 //!
 //! ```text
 //!   a network namespace of the test: all traffic of the cluster and its clients uses the loopback
@@ -50,10 +50,10 @@ fn narrow() -> Result<(), String> {
     run(&format!("tc qdisc replace dev lo root tbf {NARROW}"))
 }
 
-/// Starts a cluster in such a namespace. `None`, with a message, where that is not possible.
+/// Starts a cluster in such a namespace. If that is not possible, prints a message and returns `None`.
 fn start() -> Option<Cluster> {
     if let Err(reason) = enter_network() {
-        // Not with a macro: its output is shown only if a test fails.
+        // No macro is used, because the output of `println!` is shown only if a test fails.
         let words = format!("\nSKIPPED: cannot create a narrow link (requires root): {reason}\n");
         let _ = std::io::stderr().write_all(words.as_bytes());
         return None;
@@ -131,7 +131,7 @@ fn a_copy_of_long_values_over_a_narrow_link_continues_while_another_value_is_wri
     }
     narrow().expect("make the link narrow");
     process::signal(cluster.server_pid(1), Signal::KILL);
-    // On a busy link the first packets may be lost more often than a candidate's timeout allows.
+    // On a busy link, the first packets may be lost too often for a candidate's timeout, so the copy may begin again.
     let view = wait_for("a part of the copy", TIMEOUT, || {
         let group = cluster.status().groups.swap_remove(0);
         group.copy.filter(|copy| copy.bytes >= 1 << 20).map(|_| group.view)

@@ -1,4 +1,4 @@
-//! C programs built against an installation of `make install` with CMake, Meson and pkg-config.
+//! Tests of C programs that are built against an installation of `make install` with CMake, Meson and pkg-config.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::common::workshop::root;
 const LIMIT: Duration = Duration::from_secs(120);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// A program that needs no cluster: a handle connects only at its first call.
+/// A program that needs no cluster, because a handle connects only at its first call.
 const PROGRAM: &str = r#"
 #include <stdio.h>
 
@@ -99,7 +99,7 @@ fn interface(more: &[&str]) -> BTreeSet<String> {
     functions.chain(more.iter().copied()).map(ToOwned::to_owned).collect()
 }
 
-/// Returns the series (`major.minor`) that is higher by these numbers than the current one.
+/// Returns the version series (`major.minor`) that is higher by these numbers than the current one.
 fn other(major: u32, minor: u32) -> String {
     let mut numbers = VERSION.split('.').map(|n| n.parse::<u32>().expect("a number"));
     let mut next = || numbers.next().expect("three numbers");
@@ -232,7 +232,7 @@ fn the_flags_of_pkg_config_build_programs_with_either_library() {
         ("all", &["--static", "kvclient-static"], false),
     ] {
         let flags = package.flags(words);
-        // Not every linker supports it.
+        // Not every linker supports `-l:`.
         assert!(flags.iter().all(|word| !word.starts_with("-l:")), "{flags:?}");
         gcc(&dir.join("program.c"), &dir.join(name), &flags);
         check_program(&package, &dir.join(name), is_shared);
@@ -261,8 +261,8 @@ fn the_archive_exports_only_the_interface_and_pkg_config_hides_even_that_in_a_pl
     assert_eq!(with(plain.to_vec()), interface(&["plugin_open"]));
 }
 
-/// Checks that the archive refers only to functions that it uses. The system on which a program is
-/// built may not have the others.
+/// Checks that the archive refers only to functions that it uses. The system on which a program is built may not
+/// provide others.
 #[test]
 fn the_archive_refers_to_no_system_function_that_it_does_not_use() {
     let package = Package::open();
@@ -272,7 +272,7 @@ fn the_archive_refers_to_no_system_function_that_it_does_not_use() {
     let asked: Vec<&str> =
         listed.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert!(asked.contains(&"malloc"), "{asked:?}");
-    // The standard library starts processes with these, the second from glibc 2.39 on.
+    // The standard library starts processes with these functions; it uses the second one from glibc 2.39 on.
     for name in ["posix_spawnp", "pidfd_spawnp", "fork"] {
         assert!(!asked.contains(&name), "{name} of {asked:?}");
     }

@@ -64,7 +64,7 @@ fn an_event_loop_answers_every_line_even_if_more_arrive_than_its_queue_holds() {
         .expect("start the event loop");
     let mut input = program.stdin.take().expect("stdin is a pipe");
     let mut responses = BufReader::new(program.stdout.take().expect("stdout is a pipe")).lines();
-    // All lines at once, many more than the queue holds. Sorted, because responses come in any
+    // All lines are sent at once, many more than the queue holds. The responses are sorted, because they arrive in any
     // order.
     let mut ask = |lines: Vec<String>| {
         writeln!(input, "{}", lines.join("\n")).expect("write lines");
@@ -82,7 +82,7 @@ fn an_event_loop_answers_every_line_even_if_more_arrive_than_its_queue_holds() {
     assert_eq!(refused[0], "=x: KVC_INVALID");
     assert_eq!(refused[1], format!("{}: KVC_TOO_BIG", "k".repeat(300)));
     assert!(refused[2].starts_with("unknown: ") && refused[2].contains("not exist"), "{refused:?}");
-    // A last line without a line end counts too.
+    // The last line counts even without a line end.
     write!(input, "key-100").expect("write a line");
     drop(input);
     let last = responses.next().expect("a response").expect("a line");
@@ -160,7 +160,7 @@ fn a_user_who_logs_in_again_after_a_login_in_doubt_gets_the_same_session() {
     let (cluster, workshop) = (Cluster::start(), Workshop::open());
     let program = compile(&workshop, "session_cache.c");
     let cache = Cache::start(&workshop, &program, &cluster.endpoint());
-    // Opens connections first, so that the login goes to a server that does not respond.
+    // The first logins open the connections, so that the next login is sent to a server that does not respond.
     assert_eq!(cache.ask(&["LOGIN 17 ada", "LOGIN 17 ada"]), ["OK", "OK"]);
     let mut pids = cluster.server_pids();
     pids.push(cluster.coord_pid());

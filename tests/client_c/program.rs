@@ -24,7 +24,7 @@ fn the_example_does_what_its_comments_say_with_the_shared_and_the_static_library
             + "\n";
         assert_eq!((ended.stdout, ended.stderr), (lines, String::new()), "shared: {shared}");
     }
-    // Both copies are empty.
+    // The dumps show that both copies are empty.
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
     assert!(dumps.entries().is_empty());

@@ -13,15 +13,16 @@ struct Manner {
     tool: &'static [&'static str],
 }
 
-/// Disables libc's caches of freed memory, which would count as memory in use.
+/// A plain build, without libc's caches of freed memory, which would count as memory in use.
 const PLAIN: Manner =
     Manner { flags: &["-O2"], tool: &["GLIBC_TUNABLES=glibc.malloc.tcache_count=0"] };
-/// A report of either sanitizer fails the program. Leaks are checked at its exit.
+/// A build with the address and the undefined-behaviour sanitizer. A report of either fails the program, and leaks are
+/// checked at its exit.
 const SANITIZED: Manner = Manner {
     flags: &["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     tool: &["ASAN_OPTIONS=detect_stack_use_after_return=1"],
 };
-/// A data race fails the program, unless the installed suppressions file covers it.
+/// A build with the thread sanitizer. A data race fails the program, unless the installed suppressions file covers it.
 const THREADS: Manner = Manner {
     flags: &["-g", "-O1", "-fsanitize=thread"],
     tool: &[concat!("TSAN_OPTIONS=suppressions=", env!("CARGO_MANIFEST_DIR"), "/ffi/tsan.supp")],
@@ -35,8 +36,7 @@ const VALGRIND: Manner = Manner {
         "--leak-check=full",
         "--show-leak-kinds=definite,indirect,possible",
         "--errors-for-leak-kinds=definite,indirect,possible",
-        // Under valgrind one thread runs at a time; without fair scheduling one could starve the
-        // others.
+        // Under valgrind, one thread runs at a time. Without fair scheduling, one thread could starve the others.
         "--fair-sched=yes",
     ],
 };
@@ -47,7 +47,7 @@ fn check(name: &str, manner: &Manner, arguments: &[String]) {
     check_in(&Workshop::open(), name, manner, &[], arguments);
 }
 
-/// Same as [`check`] with another environment variable for the program.
+/// Same as [`check`], with another environment variable for the program.
 #[track_caller]
 fn check_in(
     workshop: &Workshop,
@@ -67,7 +67,7 @@ fn check_in(
     assert_eq!(ended.code, Some(0), "{shown}");
 }
 
-/// Tests every function and what it rejects, on a cluster whose memory can be filled.
+/// Tests every function and the arguments that it rejects, on a cluster whose memory can be filled.
 #[track_caller]
 fn calls(manner: &Manner) {
     let cluster = Cluster::builder().flag("--memory-limit").flag("128MiB").start();
@@ -97,8 +97,7 @@ fn queue(manner: &Manner) {
     check("queue.c", manner, &[cluster.endpoint()]);
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
-    // A put that was abandoned with its queue after it was sent completely may be done after
-    // everything else.
+    // A put that was sent completely before its queue was freed may be done after all other operations.
     dumps.entries().keys().for_each(|key| assert_eq!(*key, b"given up"));
 }
 
@@ -109,7 +108,7 @@ fn shared(manner: &Manner) {
     cluster.stop().assert_copies_agree();
 }
 
-/// Runs only as a plain build: it measures time.
+/// This test runs only as a plain build, because it measures time.
 #[track_caller]
 fn deep_queue(manner: &Manner) {
     let cluster = Cluster::start();
@@ -117,7 +116,7 @@ fn deep_queue(manner: &Manner) {
     cluster.stop().assert_copies_agree();
 }
 
-/// Runs only as a plain build: the tools need memory of their own.
+/// This test runs only as a plain build, because the tools need additional memory.
 #[track_caller]
 fn memory(manner: &Manner) {
     let cluster = Cluster::start();

@@ -1,4 +1,4 @@
-//! A coordinator dies at any moment of a cluster's life, and another one continues.
+//! Tests in which a coordinator dies at any moment of a cluster's life and another one continues.
 
 use std::fs;
 use std::net::TcpListener;
@@ -73,7 +73,7 @@ fn another_coordinator_follows_a_killed_one_and_no_client_request_fails() {
     assert!(status.groups.iter().all(|group| group.view.0 == 1), "nothing was recovered");
     cluster.assert_serves(&pids);
 
-    // A death of a process that it did not start is detected, proven and recovered from.
+    // The new coordinator detects and proves the death of a process that it did not start, and recovers.
     process::signal(pids[1], Signal::KILL);
     wait_until("another process", TIMEOUT, || {
         cluster.server(1).pid.is_some_and(|pid| pid != pids[1])
@@ -213,8 +213,8 @@ fn settings_of_the_start_hold_after_a_restore() {
 fn a_recovery_whose_coordinator_is_killed_in_any_step_is_completed_by_the_next_one() {
     let mut cluster = Cluster::start();
     let mut pairs = pairs(2_000);
-    // Copying both tables of server 1 takes a while, the secondary one longer. Otherwise steps 3
-    // and 4 might end before the test sees them.
+    // Server 1 gets enough data that the copies of both tables take a while. Otherwise the test might not see steps 3
+    // and 4.
     for (group, count) in [(1, 16), (0, 48)] {
         let large = |n| (cluster.key_at(group, 0, &format!("large {n}")), vec![7; 1 << 20]);
         pairs.extend((0..count).map(large));
@@ -292,7 +292,7 @@ fn a_state_that_is_older_than_its_cluster_is_rejected_and_no_decision_is_based_o
     assert!(ended.stderr.contains("coordinator.state is older than the cluster"), "{ended:#?}");
     assert!(pids.iter().all(|pid| process::is_alive(*pid)));
     fs::write(cluster.state_file(), newest).expect("write a file");
-    // The servers obeyed the coordinator with the old state, so its successor needs a later epoch.
+    // The servers accepted the coordinator with the old state, so its successor needs a later epoch.
     let ended = cluster.run_coordinator(&[]).with_code(1);
     assert!(ended.stderr.contains("has accepted another coordinator, of epoch 2"), "{ended:#?}");
     cluster.restart();
@@ -349,7 +349,7 @@ fn kill_coordinator_in_a_stop(cluster: &mut Cluster) -> Vec<u32> {
     pids
 }
 
-/// Makes both holders dump and exit while no coordinator runs.
+/// Makes both holders of group 0 dump and exit while no coordinator runs.
 #[track_caller]
 fn let_both_holders_of_group_0_leave(pids: &[u32]) {
     for pid in &pids[..2] {

@@ -19,8 +19,8 @@ fn after_a_stop_the_dumps_hold_the_last_value_of_every_key_and_no_deleted_key() 
     let mut random = Random::announced();
     let mut client = cluster.open();
     let mut last: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
-    // Two writes of one key that are in flight at the same time have no order. So a round has each
-    // key at most once, and a round begins after the previous one.
+    // Two writes of one key that are in flight at the same time have no order. So each key occurs at most once in a
+    // round, and a round begins after the previous one has ended.
     for round in 0..5u8 {
         let keys: Vec<Vec<u8>> =
             (0..2_000).map(|n| format!("key \0\"{n}\\").into_bytes()).collect();
@@ -115,7 +115,7 @@ fn write_until_refused(endpoint: &str, writer: usize, coord: u32) -> Vec<(Vec<u8
             Ok(written) => known.responded = Some((number, written.version)),
             Err(Error::InDoubt { .. }) => break,
             Err(Error::Unavailable { .. }) => {
-                // The library reports that this write was not done.
+                // The library has reported that this write was not done.
                 known.tried = tried_before;
                 break;
             }

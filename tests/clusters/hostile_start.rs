@@ -1,4 +1,4 @@
-//! A cluster that cannot start reports why, starts nothing or stops what it started, and leaves no
+//! Tests of clusters that cannot start. Each reports the reason, stops the servers that it has started, and leaves no
 //! process.
 
 use std::net::TcpListener;

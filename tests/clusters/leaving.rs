@@ -1,5 +1,5 @@
-//! Servers that receive a stop signal, one or all of them: no data is lost, and an exit after
-//! complete dumps is not a fault.
+//! Tests in which one or all servers receive a stop signal. No data is lost, and an exit after complete dumps is not a
+//! fault.
 
 use std::fs;
 
@@ -39,7 +39,7 @@ fn a_server_that_leaves_with_a_large_dump_hands_over_first_and_no_copy_is_lost()
     let pids = cluster.server_pids();
     process::signal(pids[1], Signal::TERM);
     wait_until("the server to exit", TIMEOUT, || !process::is_alive(pids[1]));
-    // The other holders of the same keys have kept them and serve them.
+    // The other holders of the same keys have kept the keys and serve them.
     check_all(&mut client, &pairs);
     cluster.await_whole();
     assert_eq!(cluster.server_pid(0), pids[0], "no other process was replaced");
@@ -88,7 +88,7 @@ fn servers_that_exit_while_their_coordinator_is_paused_can_be_restored() {
     for &pid in &pids {
         process::cut_connections(pid, port);
     }
-    // They have ended, and the paused coordinator has not waited for them yet.
+    // The servers have ended, but the paused coordinator has not waited for them yet.
     wait_until("every server to exit", TIMEOUT, || pids.iter().all(|pid| process::has_ended(*pid)));
     process::signal(cluster.coord_pid(), Signal::CONT);
     cluster.await_end(0);

@@ -1,4 +1,4 @@
-//! A log that cannot be written, or blocks its writer, affects only the log.
+//! Tests that a log that cannot be written, or that blocks its writer, affects only the log.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -16,7 +16,7 @@ use kv_protocol::limits::GRACE;
 fn a_cluster_whose_logs_are_on_a_full_disk_serves_and_stops_cleanly() {
     let builder = Cluster::builder();
     for name in ["coord.log", "coord.err", "server_0.log", "server_0.err", "server_1.log"] {
-        // Every write to it fails as on a full disk.
+        // Every write to this log fails as on a full disk.
         symlink("/dev/full", builder.dir().join(name)).expect("make a link");
     }
     let cluster = builder.start();
@@ -83,7 +83,7 @@ fn stalled_log_devices_end_no_server_and_delay_no_client() {
     let cluster = builder.start();
     let pids = cluster.server_pids();
     logs.iter().for_each(PipeLog::fill);
-    // A malformed line to each port makes each serving thread log a message.
+    // Malformed bytes to each port make each serving thread log a message.
     let ports: Vec<u16> = pids.iter().flat_map(|pid| process::listening_ports(*pid)).collect();
     assert_eq!(ports.len(), 9, "three a server");
     let coordinator = [cluster.ready.clients_port, cluster.ready.servers_port];
@@ -95,7 +95,7 @@ fn stalled_log_devices_end_no_server_and_delay_no_client() {
     let start = Instant::now();
     let mut client = cluster.open();
     let options = kv_client::OpOptions::default();
-    // Longer than any watchdog or failure timeout.
+    // The loop lasts longer than any watchdog or failure timeout.
     while start.elapsed() < 3 * GRACE {
         for group in 0..3 {
             client.put(&cluster.key_at(group, 0, "k"), b"v", &options).expect("a put");
@@ -192,7 +192,7 @@ fn signals_without_a_meaning_are_ignored_and_sighup_reopens_the_logs() {
     dumps.assert_copies_agree();
     assert!(fs::read_to_string(dir.path().join("coord.log")).expect("a log").contains("stopped"));
 
-    // A restoring coordinator, and its servers from their start.
+    // A coordinator that restores, and its servers from their start on, are tested too.
     let mut restored = Cluster::builder().restore(dir).launch();
     wait_until("the restored cluster to serve", TIMEOUT, || {
         if restored.coord_log().contains("checking") {
@@ -214,7 +214,7 @@ fn logs_dumps_and_the_state_are_readable_by_their_owner_alone() {
     let mut seen = 0;
     for entry in fs::read_dir(dir.path()).expect("read a directory").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        // The cluster file and the files that the test itself redirected.
+        // These are the cluster file and the files that the test itself has redirected.
         if ["cluster.txt", "coord.err", "coord.lock"].contains(&&*name) {
             continue;
         }

@@ -1,4 +1,5 @@
-//! Clusters from their start to their end: placement, restarts, replacements, restores, orderly ends and their dumps.
+//! Tests of clusters from their start to their end: placement, restarts, replacements, restores, orderly ends and their
+//! dumps.
 
 #[path = "../common/mod.rs"]
 mod common;

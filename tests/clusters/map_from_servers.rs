@@ -1,5 +1,5 @@
-//! The map while the coordinator is away: every server has the newest one and gives it to clients.
-//! No server accepts a map from a program other than its coordinator.
+//! The map while the coordinator is down: every server has the newest one and sends it to clients. No server accepts a
+//! map from a program other than its coordinator.
 
 use crate::common::coordinator::{self, CLUSTER, Lone};
 use crate::common::ports::{Ports, addresses, await_map_everywhere, map_of_server as ask};
@@ -43,7 +43,7 @@ fn without_a_coordinator_old_clients_continue_and_new_ones_get_the_map_from_any_
     for address in addresses(&map) {
         let mut client = Client::open(&address.to_string(), Options::default()).expect("open");
         work(&cluster, &mut client, b"by a server's map");
-        // A dead coordinator first in the list does no harm.
+        // A dead coordinator at the start of the list only delays the first call.
         let both = format!("{},{address}", cluster.endpoint());
         let mut client = Client::open(&both, Options::default()).expect("open");
         work(&cluster, &mut client, b"by a server's map, second in the list");
@@ -80,7 +80,7 @@ fn every_server_receives_the_map_of_a_recovery_and_serves_it_without_the_coordin
     assert!(second.is_newer_than(&first));
     assert_ne!(second.servers[1].incarnation, first.servers[1].incarnation);
     kill_coordinator(&cluster);
-    // Its own map dates from its last operation.
+    // The client's map is the one of its last operation.
     work(&cluster, &mut client, b"after");
     // The replacement of the dead process also serves the map.
     let address = second.servers[1].clients.expect("started");
@@ -133,7 +133,7 @@ fn a_forged_stale_or_malformed_map_is_rejected_and_counted_and_the_server_keeps_
     wait_until("all of them to be counted", TIMEOUT, || link.heartbeat().refused == refused);
     assert_eq!(ask(clients).as_ref(), Some(&good), "nothing of them was kept");
 
-    // A damaged frame ends the link, and the server reconnects. Nothing else happens.
+    // A damaged frame only ends the link, and the server reconnects.
     let mut broken = written(&coordinator::map(9, 9));
     let last = broken.len() - 1;
     broken[last] ^= 1;

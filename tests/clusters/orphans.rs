@@ -1,5 +1,5 @@
-//! Servers without a coordinator: after --orphan-timeout they dump and exit, unless they hold the
-//! only copy of a group.
+//! Tests of servers without a coordinator. After --orphan-timeout they dump and exit, unless they hold the only copy of
+//! a group.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -73,7 +73,7 @@ fn an_orphaned_server_with_the_only_copy_of_a_group_keeps_serving() {
         .collect();
     assert!(names.contains("server_3.primary") && names.contains("server_3.secondary"));
     assert!(!names.contains("server_0.primary") && !names.contains("server_2.primary"));
-    // Groups whose holder is alone continue to serve; the map comes from a server.
+    // Groups with a sole holder continue to serve, and a server provides the map.
     for key in &keys[..2] {
         assert_eq!(client.get(key, &OpOptions::default()).expect("a get").bytes, b"v");
     }
@@ -84,7 +84,7 @@ fn a_coordinator_that_comes_back_in_time_keeps_its_server() {
     let server = Lone::start(&["--orphan-timeout", "2"]);
     let start = Instant::now();
     wait_until("twice the orphan timeout to pass", TIMEOUT, || {
-        // Each time, the coordinator is away for less than the orphan timeout.
+        // Each time, the coordinator is down for less than the orphan timeout.
         server.admit().heartbeat();
         start.elapsed() > Duration::from_secs(4)
     });

@@ -1,4 +1,4 @@
-//! Placement of keys as the dumps show it.
+//! Tests of the placement of keys, as the dumps show it.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! Moves of servers, and of the coordinator, to other hosts while the cluster serves. One of three
-//! servers runs behind a real sshd.
+//! Tests of moves of servers, and of the coordinator, to other hosts while the cluster serves. One of three servers
+//! runs behind a real sshd.
 
 use std::fs;
 
@@ -20,8 +20,8 @@ fn coord(cluster: &Cluster, words: &[&str]) -> Ended {
     programs::run(COORD, [words, &["--dir", dir]].concat(), "", TIMEOUT)
 }
 
-/// Moves a server. While another one is moving, this one may hold the only copy of a group; then
-/// the command is repeated.
+/// Moves a server. The command is repeated while it is rejected, because the server holds the only copy of a group
+/// until another move is complete.
 fn replace_when_allowed(cluster: &Cluster, id: usize, host: &str) {
     wait_until("the server may move", TIMEOUT, || {
         let ended = coord(cluster, &["replace", &id.to_string(), host]);
@@ -42,7 +42,7 @@ fn put_all(cluster: &Cluster) {
     cluster.client(&puts).with_code(0);
 }
 
-/// Checks every key at both its holders.
+/// Checks the value of every key at both its holders.
 #[track_caller]
 fn check_all(cluster: &Cluster) {
     let checks: String = (0..KEYS).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
@@ -120,7 +120,7 @@ fn a_live_server_is_moved_without_a_dump_and_an_old_cluster_file_moves_no_server
     assert!(log.contains("the cluster file still names localhost for server 0"), "{log}");
     check_all(&cluster);
 
-    // The next coordinator may kill the current process, although another one had its place before.
+    // The next coordinator can kill the current process, although another process had the place before.
     process::pause(moved.pid.expect("a pid"));
     wait_until("another process in its place", TIMEOUT, || {
         cluster.server(0).pid.is_some_and(|pid| Some(pid) != moved.pid)
@@ -235,7 +235,7 @@ fn servers_follow_their_coordinator_to_another_port_and_address() {
     cluster.await_whole();
     assert_eq!(cluster.server_pids(), pids, "no server was replaced");
     check_all(&cluster);
-    // Servers that start from now on find it too.
+    // Servers that start from now on find the coordinator too.
     process::signal(pids[REMOTE], Signal::KILL);
     wait_until("another process in its place", TIMEOUT, || {
         cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
@@ -266,7 +266,7 @@ fn after_the_loss_of_the_coordinators_host_its_server_moves_to_the_host_in_the_c
     assert_eq!(health(&cluster), (Health::Whole, 0));
     check_all(&cluster);
     assert_eq!([cluster.server_pid(1), cluster.server_pid(2)], [pids[1], pids[2]]);
-    // That machine was only unreachable: its process has no role and must not serve.
+    // The old machine was only unreachable. Its process has no role and must not serve.
     process::signal(pids[0], Signal::CONT);
     check_all(&cluster);
     process::signal(pids[0], Signal::KILL);
@@ -297,7 +297,7 @@ fn a_reached_memory_limit_raises_an_alarm_and_can_be_raised_while_the_servers_ru
         alarm(&cluster, AlarmKind::OutOfSpace).is_none()
     });
     assert_eq!(cluster.server_pids(), pids, "no server was restarted");
-    // Servers that start later use it, and so does the next coordinator.
+    // Servers that start later use the new limit, and so does the next coordinator.
     process::signal(pids[0], Signal::KILL);
     cluster.await_whole();
     cluster.kill_coordinator();

@@ -1,5 +1,5 @@
-//! A stopped cluster is restored from its dumps with every acknowledged write, or the restore
-//! reports what is missing.
+//! Tests of the restore of a stopped cluster. It brings back every acknowledged write, or reports which data is
+//! missing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -42,7 +42,7 @@ fn values(client: &mut Client, pairs: &[Pair]) -> Vec<Value> {
     pairs.iter().map(|(key, _)| client.get(key, &now()).expect("a get")).collect()
 }
 
-/// Starts a cluster that must fail; returns the new text on standard error.
+/// Starts a cluster whose start must fail. Returns the new text on standard error.
 #[track_caller]
 fn refused(builder: Builder) -> (String, TempDir) {
     let before = fs::read(builder.dir().join("coord.err")).unwrap_or_default().len();
@@ -111,7 +111,7 @@ fn repeated_restores_bring_every_key_back_with_its_value_and_version() {
     assert_eq!(written.copies, 2);
     all[0].1 = b"after".to_vec();
 
-    // A later replacement of a server begins empty and receives a copy.
+    // A process that later replaces a server begins without data and receives a copy.
     let killed = cluster.server_pid(1);
     process::signal(killed, Signal::KILL);
     wait_until("another process", TIMEOUT, || {
@@ -157,7 +157,7 @@ fn without_the_state_a_group_with_one_dump_is_restored_only_with_explicit_consen
     let all = pairs(300);
     let dir = stopped(&all);
     lose_state(dir.path());
-    // Group 0 has lost one holder's dump, group 1 both.
+    // Group 0 has lost the dump of one holder, and group 1 the dumps of both.
     for name in ["server_1.secondary", "server_1.primary", "server_2.secondary"] {
         fs::remove_file(dir.path().join(name)).expect("remove a dump");
     }
@@ -422,7 +422,7 @@ fn an_outdated_damaged_or_missing_state_prevents_a_restore() {
 fn a_failed_restore_can_be_repeated_however_far_it_came() {
     let pairs = pairs(300);
     let mut dir = stopped(&pairs);
-    // One server exits at once; the others load, and rename the dumps that they find.
+    // One server exits at once. The others load their dumps, and rename the dumps that they find.
     let program = dir.path().join("one-fails");
     let script = format!(
         "#!/bin/sh\ncase \" $* \" in *' -S 2 '*)\n  until [ -e server_0.primary.old ]; do sleep 0.05; done\n  exit 13;;\nesac\nexec '{SERVER}' \"$@\"\n"
@@ -467,7 +467,7 @@ fn a_restore_whose_coordinator_is_killed_is_completed_only_by_another_restore() 
     assert_says(&plain.coord_errors(), &["whose restore did not finish", "--restore"]);
     let cluster = Cluster::builder().restore(plain.into_dir()).start();
     check_all(&mut cluster.open(), &pairs);
-    // The waiting process is a shell, whose `sleep` outlives it for a moment.
+    // The waiting process is a shell. Its child `sleep` may run for a moment longer.
     wait_until("all processes of the first attempt to end", TIMEOUT, || {
         left.iter().all(|pid| !process::is_alive(*pid))
     });
@@ -522,7 +522,7 @@ fn a_restore_with_another_number_of_servers_or_shards_is_rejected() {
     check_all(&mut restored.open(), &pairs(10));
 }
 
-/// The single command of a service unit: whatever state the directory is in, no data is ignored.
+/// Tests the command of a service unit. In whatever state the directory is, no data is ignored.
 #[test]
 fn resume_founds_takes_over_and_restores_and_never_starts_empty_beside_dumps() {
     let pairs = pairs(100);

@@ -1,4 +1,4 @@
-//! A ring of seven servers.
+//! A test of a ring of seven servers.
 
 use crate::common::load::{check_all, put_all};
 use crate::common::{Cluster, process};

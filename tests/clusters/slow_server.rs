@@ -1,5 +1,5 @@
-//! Servers that are only slow or short of memory: an executor pauses for a moment, or an allocation
-//! fails. No process is replaced for it.
+//! Tests of servers that are only slow or short of memory: an executor pauses for a moment, or an allocation fails. No
+//! process is replaced because of that.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -104,12 +104,12 @@ fn a_secondary_without_memory_is_removed_with_an_alarm_and_writes_continue() {
     let cluster = Cluster::start();
     let mut client = cluster.open();
     assert_eq!(put(&cluster, &mut client, 0), 2);
-    // Less room than the next chunk of a table needs.
+    // The limit is smaller than the next chunk of a table needs.
     let pid = cluster.server_pid(1);
     bound_memory(pid, Some(mapped_bytes(pid) + (1 << 20)));
     let copies = (1..4_000).map(|n| put(&cluster, &mut client, n));
     assert!(copies.into_iter().any(|copies| copies == 1), "no allocation failed under the limit");
-    // Both appear a moment after the removal.
+    // The line and the alarm appear a moment after the removal.
     wait_until("a line of the log and an alarm", TIMEOUT, || {
         cluster.coord_log().contains("is removed as secondary of group 0")
             && cluster.status().alarms.iter().any(|alarm| alarm.kind == AlarmKind::CannotFollow)

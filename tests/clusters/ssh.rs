@@ -1,4 +1,4 @@
-//! Servers on another machine: one of three runs behind a real sshd on a loopback port.
+//! Tests of servers on another machine: one of three runs behind a real sshd on a loopback port.
 
 use std::fs;
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use kv_protocol::status::ClusterState;
 
 /// The server that runs behind sshd.
 const REMOTE: usize = 1;
-/// Time limit for a start that must fail: it must not wait for a password.
+/// Time limit for a start that must fail. It shows that the start does not wait for a password.
 const QUICK: Duration = Duration::from_secs(8);
 
 /// Copies the dumps of the remote server into the cluster's directory.
@@ -181,8 +181,8 @@ fn connections_to(sshd: &Sshd) -> Vec<u32> {
         .collect()
 }
 
-/// Checks that an exit after complete dumps is not taken for a crash if the connection that would have reported its exit
-/// status was lost.
+/// Checks that an exit after complete dumps does not count as a crash if the connection that would have reported the
+/// exit status was lost.
 #[test]
 fn servers_that_exit_while_the_coordinator_is_paused_and_ssh_is_cut_are_no_fault() {
     let sshd = Sshd::start();
@@ -394,7 +394,7 @@ fn an_unreachable_host_blocks_a_start_only_if_no_other_server_is_known_to_live()
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     sshd.kill();
-    // Two servers live here: that is enough to continue, whatever the third does.
+    // Two servers run on this machine, which is enough for a takeover, whatever the state of the third.
     cluster.restart();
     wait_until("all to be up again", TIMEOUT, || {
         let status = cluster.status();
@@ -430,7 +430,7 @@ fn without_sshd_the_cluster_continues_and_once_it_is_back_the_server_is_watched_
     cluster.client(&operations(200)).with_code(0);
     cluster.assert_serves(&pids);
 
-    // A host that cannot look for the server process has not proven its end.
+    // If a host cannot look up the server process, the end of that process is not proven.
     let (server, away) = (sshd.remote_dir().join("server"), sshd.remote_dir().join("away"));
     fs::rename(&server, &away).expect("move the program away");
     sshd.restart();
@@ -476,7 +476,7 @@ fn a_hung_server_is_killed_once_the_lost_ssh_connection_to_its_host_is_back() {
     let pid = cluster.server_pid(REMOTE);
     process::pause(pid);
     sshd.kill();
-    // At the fifth attempt the back-off is eight seconds, longer than the wait for a killed server.
+    // At the fifth attempt, the back-off is eight seconds, which is longer than the wait for a killed server.
     let deaf = TcpListener::bind(("127.0.0.1", sshd.port())).expect("the port of sshd");
     deaf.set_nonblocking(true).expect("a listener that does not wait");
     let mut tries = 0;
@@ -497,8 +497,8 @@ fn a_hung_server_is_killed_once_the_lost_ssh_connection_to_its_host_is_back() {
     assert!(!log.contains("may still run"), "{log}");
 }
 
-/// Starts a cluster that cannot start, on a terminal where ssh could ask for a password. Fails if
-/// ssh asked, if it took long, or if a server is left. Returns the output.
+/// Starts a cluster that cannot start, on a terminal on which ssh could ask for a password. Fails if ssh asks, if the
+/// attempt takes long, or if a server is left. Returns the output.
 #[track_caller]
 fn fail_to_start(sshd: &Sshd, config: &Path, remote_dir: &Path) -> String {
     let builder = sshd.cluster_with(config, remote_dir);

@@ -1,5 +1,5 @@
-//! A coordinator that cannot store its state raises an alarm and continues as soon as it can. A
-//! full disk does not prevent storing, because the room is reserved.
+//! Tests of a coordinator that cannot store its state. It raises an alarm, and continues as soon as a store succeeds. A
+//! full disk does not prevent stores, because the space is reserved.
 
 use std::fs;
 use std::io::Write as _;
@@ -12,8 +12,8 @@ use crate::common::{Cluster, TIMEOUT, wait_for, wait_until};
 use kv_client::OpOptions;
 use kv_protocol::status::AlarmKind;
 
-/// Time limit from the moment the state can be stored again until a group without a primary is
-/// served: a retry every 200 ms, and the failover, on a busy machine.
+/// Time limit from the moment at which the state can be stored again until a group without a primary is served. It
+/// covers a retry every 200 ms and the failover, on a busy machine.
 const SOON: Duration = Duration::from_secs(3);
 
 fn alarm(cluster: &Cluster, kind: AlarmKind) -> Option<String> {
@@ -84,7 +84,7 @@ fn a_moved_directory_delays_no_failover_and_is_named() {
 struct Tmpfs<'a>(&'a Path);
 
 impl<'a> Tmpfs<'a> {
-    /// Mounts a tmpfs. `None` where the system forbids it.
+    /// Mounts a tmpfs. Returns `None` if the system forbids it.
     fn mount(at: &'a Path) -> Option<Tmpfs<'a>> {
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=2m", "kv-test"]).arg(at);

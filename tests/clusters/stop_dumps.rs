@@ -1,5 +1,5 @@
-//! A stop discards no data that is not on a disk. Failed dumps are retried until they are complete or
-//! the operator insists, and may go to another directory.
+//! Tests that a stop discards no data that is not on a disk. Failed dumps are retried until they are complete or the
+//! operator abandons them. They may also be redirected to another directory.
 
 use std::fs;
 use std::path::Path;
@@ -54,7 +54,7 @@ fn assert_complete(cluster: &Cluster) {
 fn a_failed_dump_is_retried_until_it_is_complete_and_no_server_exits_before() {
     let mut cluster = cluster();
     let (pids, coord) = (cluster.server_pids(), cluster.coord_pid());
-    // Files end early, as on a full disk; unlike with ENOSPC, the process also receives SIGXFSZ.
+    // Writes fail at this file size, as on a full disk. In addition, the process receives SIGXFSZ.
     process::limit_file_size(pids[1], Some(4_096));
     process::signal(coord, Signal::TERM);
     await_log(&cluster, "server 1 could not carry out DUMP-PRIMARY");
@@ -259,7 +259,7 @@ fn a_second_interrupt_gives_up_only_the_tables_that_cannot_be_dumped() {
     let mut cluster = cluster();
     process::limit_file_size(cluster.server_pids()[1], Some(4_096));
     process::signal(cluster.coord_pid(), Signal::INT);
-    // By then the stop has lasted for more than a second, so the next signal is a second press.
+    // By then the stop has lasted for more than a second, so the next signal counts as a second Ctrl+C.
     wait_until("a second and a third try", TIMEOUT, || {
         cluster.coord_log().matches("server 1: DUMP-").count() >= 4
     });

@@ -1,4 +1,4 @@
-//! Repeated stop signals do not lose the dumps.
+//! Tests that no dump is lost by repeated stop signals.
 
 use crate::common::process::{self, Signal};
 use crate::common::{Cluster, TIMEOUT, wait_until};

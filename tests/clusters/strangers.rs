@@ -1,4 +1,4 @@
-//! Programs that take over a port or a file of the cluster without having its key.
+//! Tests of programs that take over a port or a file of the cluster without its key.
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -40,13 +40,13 @@ fn a_program_on_the_port_of_a_dead_coordinator_receives_nothing_and_is_not_obeye
     });
     let opcodes: Vec<u8> = said.iter().map(|frame| frame.opcode).collect();
     assert_eq!(opcodes, [key_opcode::CHALLENGE], "nothing else is sent before a proof");
-    // It responds to the challenge with a made-up key.
+    // The stranger responds to the challenge with a made-up key.
     let said = said_to(&listener, |raw| {
         respond_to_challenge(raw, ClusterKey(KEY.0 ^ 1));
         raw.send_if_open(&admitted);
     });
     assert!(said.iter().all(|frame| frame.opcode != opcode::STARTED), "{said:?}");
-    // It sends REFUSED: from the coordinator, this would end a server that was never admitted.
+    // The stranger sends REFUSED. If the coordinator sent it, a server that was never admitted would end.
     let mut refused = Vec::new();
     Admission::Refused { reason: "go away".into() }.write(&mut refused);
     said_to(&listener, |raw| raw.send_if_open(&refused));
@@ -136,8 +136,7 @@ fn a_coordinator_reports_at_once_that_another_user_has_its_port() {
     let address = Ports::of(&cluster).address(Kind::Reports);
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
-    // A socket belongs to the user id of the thread that creates it, and only root can take another
-    // one.
+    // A socket belongs to the user id of the thread that creates it, and only root can change the user id of a thread.
     let usurper = std::thread::spawn(move || {
         let other = Uid::from_raw(OTHER_USER);
         set_thread_res_uid(other, other, other).ok()?;

@@ -1,5 +1,5 @@
-//! A server with one hung thread ends itself, and the cluster continues. A server that was paused
-//! as a whole survives.
+//! Tests of the watchdog. A server with one hung thread ends itself, and the cluster continues. A server that was
+//! paused as a whole continues.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use kv_protocol::exit_code::ServerExit;
 use kv_protocol::limits::GRACE;
 use kv_protocol::status::{AlarmKind, GroupCondition};
 
-/// Time limit, beyond its grace, for a hung process to end on a busy machine.
+/// Time limit, in addition to the grace, for the end of a hung process on a busy machine.
 const SLACK: Duration = Duration::from_secs(4);
 
 /// Writes to a key of every group.
@@ -25,7 +25,7 @@ fn write_everywhere(cluster: &Cluster, client: &mut Client) {
 
 /// Stops one thread of server 1 and checks that the process ends.
 fn a_hung_thread_ends_its_process(thread: &str, named: &str) {
-    // Its own watchdog ends the process, as the exit status below shows.
+    // The exit status below shows that the server's own watchdog ends the process.
     let cluster = Cluster::builder().servers(4).shards(2).start();
     let mut client = cluster.open();
     write_everywhere(&cluster, &mut client);
@@ -107,7 +107,7 @@ fn a_server_that_was_suspended_as_a_whole_is_not_ended_by_its_watchdog() {
     let mut client = cluster.open();
     write_everywhere(&cluster, &mut client);
     let pids = cluster.server_pids();
-    // Without a coordinator, no other process judges the server.
+    // The coordinator is killed, so that no other process declares the server dead.
     process::signal(cluster.coord_pid(), Signal::KILL);
     wait_until("the coordinator's end", TIMEOUT, || !process::is_alive(cluster.coord_pid()));
     let key = cluster.key_at(1, 0, "w");
@@ -117,7 +117,7 @@ fn a_server_that_was_suspended_as_a_whole_is_not_ended_by_its_watchdog() {
     client.get(&key, &options).expect_err("its server is suspended");
     process::signal(pids[1], Signal::CONT);
     write_everywhere(&cluster, &mut client);
-    // Long enough for the watchdog to check the server several times.
+    // The loop lasts long enough for the watchdog to check the server several times.
     let seen = Instant::now();
     wait_until("some time to pass in which it serves", TIMEOUT, || {
         client.get(&key, &OpOptions::default()).expect("a get");

@@ -1,4 +1,4 @@
-//! `coord --check` finds problems before a start and names the remedies.
+//! Tests that `coord --check` finds problems before a start and names the remedies.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::common::programs::{self, COORD, Ended};
 use crate::common::{TIMEOUT, seccomp};
 
-/// Runs `coord` for a cluster file in a directory of its own.
+/// Runs `coord` for a cluster file in a separate directory.
 #[track_caller]
 fn coord_with(file: &str, flags: &[&str]) -> Ended {
     coord_after(file, flags, |_| {})

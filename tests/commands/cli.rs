@@ -1,4 +1,4 @@
-//! The command lines: exact output, streams and exit codes.
+//! Tests of the command lines: the exact output, the streams and the exit codes.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ fn a_watching_server_prints_nothing_until_the_process_has_ended() {
     assert_eq!((ended.stdout, ended.stderr), (line.clone(), String::new()));
     assert!(watcher.try_wait().expect("wait").is_none(), "the child lives");
     drop(child.stdin.take());
-    // A zombie counts as ended: its parent has not waited for it.
+    // The process is a zombie, because its parent has not waited for it. It counts as ended.
     assert_eq!(programs::wait(&mut watcher, TIMEOUT), Some(Some(0)));
     let mut said = String::new();
     std::io::Read::read_to_string(&mut watcher.stdout.take().expect("a pipe"), &mut said)
@@ -96,7 +96,7 @@ fn a_process_that_cannot_be_identified_is_not_reported() {
     let looked = ["--look", &process, &missing, &elsewhere];
     let ended = programs::run(SERVER, looked, "", TIMEOUT).with_code(1);
     assert_eq!(ended.stdout, format!("lives {pid} {}\ngone 4000000 1\n", parts[1]));
-    // Its command line does not name the server to be killed.
+    // The command line of the process does not name the server that is to be killed.
     let ended = programs::run(SERVER, ["--end", &process], "", TIMEOUT).with_code(1);
     assert_eq!(ended.stdout, "");
     assert_eq!(child.try_wait().expect("wait for sh"), None);
@@ -353,7 +353,7 @@ fn a_batch_ends_about_one_timeout_after_its_cluster_and_names_the_lines_not_trie
     cluster.kill_coordinator();
     process::end_all_in(cluster.dir());
     let gone = Instant::now();
-    // One after the other, they would take more than three minutes.
+    // One after the other, the lines would take more than three minutes.
     input.write_all("P \"k\" \"1\"\n".repeat(200).as_bytes()).expect("write to the client");
     drop(input);
     assert_eq!(programs::wait(&mut client, Duration::from_secs(20)), Some(Some(1)));
@@ -470,7 +470,7 @@ fn a_check_prints_its_findings_and_starts_nothing() {
 
 #[test]
 fn a_check_of_the_file_alone_looks_at_nothing_else() {
-    // The hosts do not exist and no port is opened: a valid file is enough.
+    // The hosts do not exist, and no port is opened, because the check needs only a valid file.
     for (text, code, named) in [
         (
             "3\nkv@nowhere.invalid 0 0 0\nkv@nowhere.invalid 1 2 3\nkv@nowhere.invalid 0 0 0\n",
@@ -496,7 +496,7 @@ fn the_end_of_standard_input_stops_the_cluster_cleanly() {
     cluster.client("P \"k\" \"v\"\n").with_code(0);
     let pids = cluster.server_pids();
     let mut input = cluster.take_input();
-    // Input does not end the coordinator; the end of input does.
+    // Only the end of input ends the coordinator, not the input itself.
     input.write_all(b"some input\n").expect("write to coord");
     cluster.assert_serves(&pids);
     drop(input);

@@ -1,4 +1,4 @@
-//! The load generator against a real cluster, and against a server that returns wrong data.
+//! Tests of the load generator with a real cluster, and with a server that returns wrong data.
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -89,7 +89,7 @@ fn serve(stream: &TcpStream, value: &[u8], delay: Duration) -> Option<()> {
         let mut output = stream;
         let response = match words.first()?.as_slice() {
             b"GET\r\n" => value,
-            // Reports one replica with all writes.
+            // The server reports one replica with all writes.
             b"WAIT\r\n" => b":1\r\n",
             _ => b"+OK\r\n",
         };
@@ -154,8 +154,7 @@ fn a_run_lasts_for_the_requested_time() {
 
 #[test]
 fn an_open_loop_shows_the_queue_that_a_closed_one_hides() {
-    // Each response takes 5 ms. A closed loop measures about that; at 400 a second, requests pile
-    // up.
+    // Each response takes 5 ms, which is what a closed loop measures. At 400 requests a second, a queue grows.
     let target = fake_redis(b"$-1\r\n", Duration::from_millis(5));
     let p99 = |line: &str| {
         let line = format!("--reads 100 --connections 1 --warm-up 0 --duration 0.5 --json {line}");

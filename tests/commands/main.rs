@@ -1,4 +1,4 @@
-//! The command lines, the scripts, the manual pages and the commands of docs/operations.md.
+//! Tests of the command lines, the scripts, the manual pages and the commands of docs/operations.md.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,6 +1,6 @@
-//! The manual pages in `docs/man/`. Those of the executables are the `--help` output converted to
-//! man(7); `make man` regenerates them. The library's page is written by hand and has every
-//! function, struct and status of the header.
+//! Tests of the manual pages in `docs/man/`. The pages of the executables are the `--help` output converted to man(7),
+//! and `make man` regenerates them. The library's page is written by hand and has every function, struct and status of
+//! the header.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,7 +10,7 @@ use std::process::Command;
 
 use crate::common::programs::{CLIENT, COORD, KV_BENCH, SERVER};
 
-/// Installed name, executable and description of each page.
+/// The installed name, the executable and the description of each page.
 const PAGES: [(&str, &str, &str); 4] = [
     ("kv-coord", COORD, "start, watch and stop a cluster of the key-value store"),
     ("kv-server", SERVER, "one storage server of the key-value store"),
@@ -47,9 +47,8 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// Converts a help text to man(7). Its lines are headings ("Options:" at the margin), terms (an
-/// option or a number, indented by at most eight) with their text after two spaces or below, and
-/// text.
+/// Converts a help text to man(7). A line is a heading ("Options:" without indentation), a term (an option or a number,
+/// indented by at most eight), or text. The text of a term follows after two spaces or on the next lines.
 fn render(help: &str) -> String {
     let mut page = String::from(".SH DESCRIPTION\n");
     let mut in_list = false;

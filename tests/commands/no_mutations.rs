@@ -1,4 +1,4 @@
-//! No shipped executable contains the code that can disable rules for mutation testing.
+//! A test that no shipped executable contains the code that can disable rules for mutation testing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,8 +23,8 @@ fn no_shipped_program_can_disable_a_rule() {
     for path in shipped {
         assert!(!has_marker(&path), "{} can leave rules out", path.display());
     }
-    // Counter-check: the marker is found in a program that is linked with the feature, even if it
-    // disables no rule.
+    // A check of the test itself: the marker is found in a program that is linked with the feature, even if it disables
+    // no rule.
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = root.join("target/mutations");
     let built = Command::new(env!("CARGO"))

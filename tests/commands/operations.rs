@@ -48,13 +48,13 @@ const FOLLOWED: [&str; 13] = [
 const PORT: u16 = 7000;
 const THREADS: usize = 2;
 const KEYS: usize = 40;
-/// Minimum number of operations of a thread.
+/// The minimum number of operations of a load thread.
 const FEWEST: usize = 100;
-/// Interval between two operations of a thread: the machine is shared.
+/// The interval between two operations of a load thread. It leaves time for the other processes of the machine.
 const PACE: Duration = Duration::from_millis(2);
 /// The longest wait of an operation that the page promises while one host is lost.
 const LONGEST_WAIT: Duration = Duration::from_millis(2_400);
-/// Additional time on a machine with two busy processors.
+/// The time that is added to the promised wait on a machine with two busy processors.
 const BUSY: Duration = Duration::from_millis(1_000);
 
 /// Returns the sections of the page with their names.
@@ -94,11 +94,11 @@ struct Cast {
 }
 
 impl Cast {
-    /// Makes the hosts and follows *Start*. `None`, with a message, where that is not possible.
+    /// Makes the hosts and follows *Start*. If that is not possible, prints a message and returns `None`.
     #[track_caller]
     fn start() -> Option<Cast> {
         if let Some(reason) = hosts::missing() {
-            // Not with a macro: its output is shown only if a test fails.
+            // No macro is used, because the output of `println!` is shown only if a test fails.
             let words =
                 format!("\nSKIPPED: cannot create network namespaces (requires root): {reason}\n");
             let _ = std::io::stderr().write_all(words.as_bytes());
@@ -126,7 +126,7 @@ impl Cast {
         ended
     }
 
-    /// Runs the loop of *Check the health*.
+    /// Runs the command loop of the section *Check the health*.
     #[track_caller]
     fn await_whole(&self) {
         let [_, until_whole] = commands("Check the health");
@@ -182,7 +182,7 @@ type Model = HashMap<String, Option<String>>;
 /// The results of one load thread.
 #[derive(Debug)]
 struct Seen {
-    /// The value of each key that was acknowledged last; `None`: deleted.
+    /// The last acknowledged value of each key, or `None` if the key was deleted.
     model: Model,
     operations: u64,
     longest: Duration,
@@ -234,8 +234,8 @@ impl Load {
         models
     }
 
-    /// Same as [`Load::end`] where memory was full for a while. Also returns the number of writes
-    /// rejected for that.
+    /// Same as [`Load::end`] if the memory limit was reached for a while. Also returns the number of writes that were
+    /// rejected because of that.
     #[track_caller]
     fn end_with_refused(self, longest: Duration) -> (Vec<Model>, u64) {
         let (stops, threads): (Vec<_>, Vec<_>) = self.threads.into_iter().unzip();
@@ -256,7 +256,7 @@ impl Load {
 fn client(network: &File, address: &str) -> Client {
     move_into_link_name_space(std::os::fd::AsFd::as_fd(network), Some(LinkNameSpaceType::Network))
         .expect("enter a namespace");
-    // The coordinator, and a server for times without one, as the page advises.
+    // The endpoints are the coordinator, and a server for times without a coordinator, as the page advises.
     let endpoints = format!("{address}:{PORT},{}:{PORT}", SERVERS[0]);
     Client::open(&endpoints, Options::default()).expect("open a client")
 }
@@ -393,7 +393,7 @@ fn reboot(cast: &mut Cast) {
     let [command] = commands("Reboot a host");
     assert_eq!(command, "ssh kv@10.0.0.2 sudo systemctl reboot\n");
     let before = cast.pids();
-    // The effect of that command: every process receives SIGTERM, then is killed.
+    // The command has this effect: every process receives SIGTERM, and is killed later.
     process::signal(before[1], Signal::TERM);
     cast.hosts.at_mut(SERVERS[1]).power_off();
     let text = cast.await_alarm(AlarmKind::HostUnreachable);
@@ -431,7 +431,7 @@ fn the_coordinator_moves_and_without_its_state_the_dumps_bring_everything_back()
     cast.coordinator = SPARE;
     cast.run(to).with_code(0);
     assert_eq!(cast.pids(), before, "no server was replaced");
-    // It watches the servers as the old one did.
+    // The new coordinator watches the servers as the old one did.
     process::signal(before[2], Signal::KILL);
     cast.await_whole();
     let models = load.end(BUSY);
@@ -490,8 +490,7 @@ fn a_limit_is_raised_and_stops_with_and_without_disk_space_keep_all_data() {
     Load::start(&cast, models).end(BUSY);
 }
 
-/// Follows *Memory limit*: fills memory with values of its own until the limit is reached, then
-/// raises it.
+/// Follows *Memory limit*: fills the memory with additional values until the limit is reached, then raises the limit.
 #[track_caller]
 fn memory_limit(cast: &Cast) {
     let [raise] = commands("Memory limit");
@@ -507,7 +506,7 @@ fn memory_limit(cast: &Cast) {
         };
         (0..40).filter_map(put).collect::<Vec<Error>>()
     };
-    // In a new thread, which stays in the network namespace that the client enters.
+    // The client runs in a new thread, because the thread stays in the network namespace that the client enters.
     let fill =
         |limit| std::thread::scope(|scope| scope.spawn(|| fill(limit)).join().expect("a list"));
     assert!(!fill(Duration::from_millis(500)).is_empty());

@@ -1,4 +1,4 @@
-//! The scripts, run as users run them, in a copy of the checkout whose path is hard to quote.
+//! Tests of the scripts. They run as for a user, in a copy of the checkout whose path is hard to quote.
 //!
 //! ```text
 //!   <temp>/it's a checkout/  scripts/ config.txt         copied
@@ -22,7 +22,7 @@ use kv_protocol::status::{ClusterState, ClusterStatus};
 
 /// Time limit for one run of a script.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
-/// Time limit for a process to end after its parent.
+/// Time limit for the end of a process after the end of its parent.
 const GOING: Duration = Duration::from_secs(5);
 /// Exit code: no cluster runs in the directory.
 const NO_CLUSTER: i32 = 5;
@@ -49,7 +49,7 @@ impl Checkout {
         for program in [COORD, SERVER, CLIENT] {
             let name = Path::new(program).file_name().expect("a program's name");
             let linked = root.join("bin").join(name);
-            // A hard link where possible, as scripts/build.sh makes.
+            // If possible, the program is a hard link, as scripts/build.sh creates it.
             if fs::hard_link(program, &linked).is_err() {
                 programs::copy(Path::new(program), &linked);
             }
@@ -243,11 +243,11 @@ fn a_killed_make_run_leaves_a_cluster_that_stops_by_itself() {
     let input = script.stdin.take();
     process::signal(script.id(), Signal::KILL);
     assert_eq!(programs::wait(&mut script, TIMEOUT), Some(None));
-    // Its client ends with its input, whose other end this test holds.
+    // The client ends at the end of its input, whose other end this test holds.
     drop(input);
     wait_until("the end of client and cluster", TIMEOUT, || checkout.processes().is_empty());
     assert_eq!(checkout.dumped_entries(), 1);
-    // Its leftovers do not prevent another start.
+    // The files of the killed cluster do not prevent another start.
     checkout.run("").with_code(0);
 }
 
@@ -306,7 +306,7 @@ fn launch_cluster_finds_and_ends_servers_that_outlived_their_coordinator() {
     assert_eq!(checkout.processes().len(), 3);
     let told = checkout.launch(&["status"]).with_code(1);
     assert!(told.stderr.contains("has ended"), "{}", told.stderr);
-    // Another coordinator takes them over for an orderly stop.
+    // Another coordinator takes the servers over for an orderly stop.
     checkout.launch(&["stop"]).with_code(0);
     checkout.assert_nobody_left();
     assert_eq!(checkout.dumped_entries(), 1);
@@ -360,7 +360,7 @@ fn launch_cluster_finds_servers_on_ssh_hosts_without_a_coordinator_and_takes_the
     assert!(again.stderr.contains("taking over"), "{}", again.stderr);
     assert!(!again.stderr.contains("copying"), "{}", again.stderr);
     assert_eq!(pids(&checkout.status()), first);
-    // The same after a detached coordinator.
+    // The same works after a coordinator was detached.
     checkout.launch(&["detach"]).with_code(0);
     checkout.assert_nobody_left();
     checkout.launch(&["detach"]).with_code(1);
@@ -404,7 +404,7 @@ fn launch_cluster_fetches_the_dumps_from_ssh_hosts_and_overwrites_nothing() {
     assert!(refused.stderr.contains("no file is overwritten"), "{}", refused.stderr);
     assert_eq!(fs::read(run.join("server_1.primary")).expect("read a file"), b"another file");
     fs::remove_file(run.join("server_1.primary")).expect("remove a file");
-    // A second time: files that are here already stay.
+    // At the second time, files that already exist are kept.
     for _ in 0..2 {
         checkout.launch(&["collect"]).with_code(0);
     }
@@ -420,7 +420,7 @@ fn launch_cluster_fetches_the_dumps_from_ssh_hosts_and_overwrites_nothing() {
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let hidden: Vec<String> = names.filter(|name| name.starts_with('.')).collect();
     assert!(hidden.is_empty(), "{hidden:?} were left");
-    // The dumps restore the cluster without another description of its hosts.
+    // The dumps restore the cluster without further options for reaching its hosts.
     let run = run.to_str().expect("a path in UTF-8");
     checkout.launch(&["start", &file, "--daemon", "--restore", run]).with_code(0);
     let checks: String = (0..100).map(|n| format!("V \"{n}\" \"v\"\n")).collect();
@@ -434,7 +434,7 @@ fn launch_cluster_parses_the_file_like_the_coordinator_and_copes_with_ssh_config
     let checkout = Checkout::make();
     let host = sshd.host();
     let file = checkout.root.join("dos.txt");
-    // With a byte order mark, a blank line, a comment and CRLF line ends.
+    // The text has a byte order mark, a blank line, a comment and CRLF line ends.
     let text =
         format!("\u{feff}3\r\n\r\n{host} 0 0 0 # here\r\n{host}\t0 0 0\r\nlocalhost 0 0 0\r\n");
     fs::write(&file, text).expect("write a file");
@@ -621,7 +621,7 @@ fn launch_cluster_copies_the_server_to_an_ssh_host_and_runs_it_there() {
     let config = config.to_str().expect("a path in UTF-8");
     let start = ["start", &file, "--daemon", "--ssh-config", config, "--remote-dir", remote];
     let start: Vec<&str> = start.into_iter().chain(["--advertise", "127.0.0.1"]).collect();
-    // The second time, the server is already there.
+    // At the second time, the server executable is already on the host.
     for _ in 0..2 {
         checkout.launch(&start).with_code(0);
         let status = checkout.status();

@@ -1,4 +1,4 @@
-//! The programs on a pseudo-terminal, as a user sees them.
+//! Tests of the programs on a pseudo-terminal, as a user sees them.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -62,9 +62,10 @@ fn the_client_greets_prompts_responds_and_exits_with_zero_at_ctrl_d() {
     ask(&mut terminal, "G \"a\"", "value[\"a\"] == \"1\"");
     ask(&mut terminal, "V \"a\" \"1\"", "check passed");
     ask(&mut terminal, "nonsense", "unknown operation \"nonsense\"");
-    // Line numbers are for files: a user sees the typed line.
+    // The message has no line number, because a user sees the typed line.
     assert!(!terminal.screen().contains("line 4"), "{}", terminal.screen());
-    // A failed line ends neither the program nor its exit status in failure: the user has seen it.
+    // A failed line does not end the program and does not affect its exit status, because the user has seen the
+    // message.
     ask(&mut terminal, "G \"b\"", "key \"b\" not found");
     leave(terminal);
 }
@@ -131,7 +132,7 @@ fn a_paste_runs_only_at_enter_and_then_all_of_its_lines_in_order() {
     assert!(terminal.screen().contains("\x1b[?2004h"), "brackets are asked for");
     let mut other = cluster.open();
     let key = b"a".as_slice();
-    // With and without a line end after the last line. Empty lines and comments are ignored.
+    // The last line works with and without a line end. Empty lines and comments are ignored.
     for text in [
         "P \"a\" \"1\"\nG \"a\"\n\n# no more\nP \"a\" \"2\"\nnonsense\nG \"a\"\n# end",
         "P \"a\" \"1\"\nG \"a\"\n\n# no more\nP \"a\" \"2\"\nnonsense\nG \"a\"\n",
@@ -193,7 +194,7 @@ fn a_paste_without_a_cluster_ends_after_one_timeout() {
     terminal.wait_for("key 100");
     terminal.type_in(ENTER);
     terminal.wait_for("line 1: put \"key 1\"");
-    // A server that takes a moment to end may still respond while the first line waits.
+    // The first line may still get a response, because a server may take a moment to end.
     terminal.wait_for("to 100: not tried");
     terminal.wait_for(PROMPT);
     leave(terminal);
@@ -220,7 +221,7 @@ fn a_closed_terminal_ends_the_client() {
     terminal.await_end(TIMEOUT);
 }
 
-/// A coordinator with three servers on a terminal. Dropping it ends what it started.
+/// A coordinator with three servers on a terminal. Dropping it ends all these processes.
 struct OnTerminal {
     terminal: Terminal,
     dir: tempfile::TempDir,
@@ -315,7 +316,7 @@ fn ctrl_c_at_the_coordinator_stops_the_cluster_cleanly_and_reaches_no_server() {
     cluster.terminal.wait_for("SIGINT: stopping the cluster");
     cluster.assert_ends_in_order();
     let log = cluster.log();
-    // The message of a server that received the signal itself.
+    // A server that receives the signal itself would cause this message.
     assert!(!log.contains("received a stop signal"), "{log}");
     assert!(!log.contains("is down"), "{log}");
 }
@@ -372,12 +373,12 @@ fn a_recovery_on_a_terminal_shows_its_steps_and_a_bar_with_bytes_and_keys() {
     assert!(bar.len() >= 8 && bar.bytes().all(|b| b == b'#' || b == b'-'), "{bar:?}");
     let numbers = cluster.terminal.wait_for(" keys");
     assert!(numbers.contains(" MiB, ") && numbers.contains(" of "), "{numbers:?}");
-    // Step 4 may not appear: that depends on which of the two copies ends first.
+    // Step 4 may not appear, because either of the two copies may end first.
     cluster.terminal.wait_for("server 1 is back");
     cluster.terminal.type_in(CTRL_D);
     cluster.terminal.wait_for("stopped");
     assert_eq!(cluster.terminal.await_end(TIMEOUT), Some(0));
-    // The log file has no bar.
+    // The log file contains no progress bar.
     let log = cluster.log();
     assert!(log.contains("server 1, step 3: "), "{log}");
     assert!(!log.contains('[') || !log.contains("##"), "{log}");
@@ -427,7 +428,7 @@ fn without_a_terminal_a_recovery_is_reported_in_lines_and_the_status_keeps_its_h
     let whole = recovery.took_ms.expect("over");
     assert!(took <= whole && whole - took < 10, "in whole milliseconds: {recovery:?}");
     let log = cluster.coord_log();
-    // Steps 3 and 4 may be missing: that depends on which of the two copies ends first.
+    // Steps 3 and 4 may be missing, because either of the two copies may end first.
     for step in steps {
         assert!(log.contains(&format!("server 1, step {step}: ")), "step {step}:\n{log}");
     }

@@ -1,4 +1,4 @@
-//! Every word of a dictionary is written and read back through the command line.
+//! Tests in which every word of a dictionary is written and read back through the command line.
 
 use std::fmt::Write as _;
 

@@ -112,7 +112,7 @@ impl Builder {
         self
     }
 
-    /// Omits `--daemon`: the coordinator watches its standard input, a pipe, for its end.
+    /// Omits `--daemon`. The coordinator stops the cluster at the end of its standard input, which is a pipe.
     pub(crate) fn in_foreground(mut self) -> Builder {
         self.shape.in_foreground = true;
         self
@@ -136,7 +136,7 @@ impl Builder {
         self
     }
 
-    /// Sets the coordinator executable; it uses the server that it finds itself.
+    /// Sets the coordinator executable. The coordinator then uses the server executable that it finds itself.
     pub(crate) fn coordinator(mut self, path: PathBuf) -> Builder {
         (self.shape.coord.program, self.shape.coord.server) = (path, None);
         self
@@ -182,7 +182,7 @@ impl Builder {
     fn launch_with_pipe(self) -> (Cluster, PipeReader) {
         let (coord, reader) = self.shape.spawn(self.dir.path(), &[]);
         let ready = Ready { clients_port: 0, servers_port: 0, cluster: String::new(), pid: 0 };
-        // From here on, dropping the cluster on a panic ends what was started.
+        // From here on, dropping the cluster on a panic ends the started processes.
         (Cluster { coord, ready, shape: self.shape, dir: self.dir }, reader)
     }
 }
@@ -367,8 +367,7 @@ impl Cluster {
         programs::run(COORD, arguments.chain(flags), "", TIMEOUT)
     }
 
-    /// Same as [`Cluster::run_coordinator`], in a new PID namespace. `None` where the system
-    /// forbids it.
+    /// Same as [`Cluster::run_coordinator`], in a new PID namespace. Returns `None` if the system forbids it.
     #[track_caller]
     pub(crate) fn run_coordinator_in_a_namespace(&self) -> Option<Ended> {
         let command = self.shape.command(self.dir.path());
@@ -468,8 +467,7 @@ impl Cluster {
         self.client_with(&["-f", path.to_str().expect("a path in UTF-8")], "")
     }
 
-    /// Waits until every server is up with nothing to recover and every group is at home with two
-    /// copies.
+    /// Waits until no server is down or being recovered, and every group is at home with two copies.
     #[track_caller]
     pub(crate) fn await_whole(&self) {
         wait_until("every server up and every group at home", TIMEOUT, || is_whole(&self.status()));
@@ -630,7 +628,7 @@ pub(crate) fn read_dump(path: &Path) -> Dump {
 }
 
 impl Dumps {
-    /// Fails unless the two dumps of every group hold the same entries, each at its place.
+    /// Fails unless the two dumps of every group hold the same entries, all of them of that group.
     #[track_caller]
     pub(crate) fn assert_copies_agree(&self) {
         let servers = self.primary.len();

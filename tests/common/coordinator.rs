@@ -1,4 +1,4 @@
-//! A scripted coordinator in front of one real server.
+//! A scripted coordinator for one real server.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -25,7 +25,7 @@ pub(crate) const EPOCH: Epoch = Epoch { number: 4, boot: BootId(44) };
 pub(crate) const ME: Member = Member { server: ServerId(1), incarnation: Incarnation(0xabc) };
 const SERVERS: u16 = 3;
 
-/// A server started for this coordinator. Dropping this ends the server.
+/// A server that was started for the scripted coordinator. Dropping this value ends the server.
 #[derive(Debug)]
 pub(crate) struct Lone {
     child: Child,
@@ -47,8 +47,7 @@ impl Lone {
         Lone::start_by(Command::new(SERVER), Lone::make_directory(), flags)
     }
 
-    /// Same as [`Lone::start`] with another user id. That user can read only what it needs.
-    /// Requires root.
+    /// Same as [`Lone::start`] with another user id. That user can read only the required files. Requires root.
     #[track_caller]
     pub(crate) fn start_as(user: u32, flags: &[&str]) -> Lone {
         let dir = Lone::make_directory();
@@ -81,7 +80,7 @@ impl Lone {
         Lone { child, listener: Some(listener), dir }
     }
 
-    /// Admits the server when it connects next.
+    /// Admits the server at its next connection.
     #[track_caller]
     pub(crate) fn admit(&self) -> Link {
         let listener = self.listener.as_ref().expect("the coordinator's port to be open");
@@ -102,7 +101,7 @@ impl Lone {
     #[track_caller]
     pub(crate) fn usurp(&mut self) -> TcpListener {
         let address = self.listener.take().expect("a coordinator").local_addr().expect("a port");
-        // At this moment the server may be trying to connect to that port.
+        // The server may just be connecting to that port.
         wait_for("the port to be free", TIMEOUT, || TcpListener::bind(address).ok())
     }
 

@@ -1,4 +1,4 @@
-//! Hosts on this machine: network and mount namespaces joined by a bridge, each with an sshd. They
+//! Hosts on this machine. Each is a pair of network and mount namespaces with an sshd, and a bridge connects them. They
 //! have the addresses, users and directories of docs/operations.md.
 //!
 //! ```text
@@ -10,9 +10,9 @@
 //!   /opt, /mnt   private to each host; everything else is shared, including process ids
 //! ```
 //!
-//! A shell keeps each host alive. It waits for the end of a pipe that the test keeps open. Then it kills
-//! all processes in its network namespace and exits. The namespaces, links and mounts disappear
-//! with the last process, however the test ends.
+//! A shell keeps each host alive. The shell waits for the end of a pipe that the test keeps open. Then it kills all
+//! processes in its network namespace and exits. The namespaces, links and mounts disappear with the last process,
+//! however the test ends.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -74,7 +74,7 @@ pub(crate) struct Hosts {
     dir: TempDir,
 }
 
-/// Returns the reason why hosts cannot be made here, or `None` if they can.
+/// Returns the reason why this machine does not permit such hosts, or `None` if it does.
 pub(crate) fn missing() -> Option<String> {
     let mut trial = Command::new("unshare");
     trial.args(["--net", "--mount", "sh", "-c"]);
@@ -179,7 +179,7 @@ impl Host {
         command
     }
 
-    /// Runs shell commands in the host's checkout, or in `/opt`. They end at the first failure.
+    /// Runs shell commands in the host's checkout, or in `/opt`. The first failure ends them.
     #[track_caller]
     pub(crate) fn run(&self, commands: &str) -> Ended {
         programs::finish(self.shell(commands), "", COMMANDS_LIMIT)

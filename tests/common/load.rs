@@ -6,8 +6,8 @@ use kv_client::{Client, Completion, Error, Op, OpOptions, Outcome, SubmitError};
 
 use super::TIMEOUT;
 
-/// Submits all operations, as many at once as the client accepts. Passes each result to `ended`
-/// with the operation's place in the sequence.
+/// Submits all operations, as many at once as the client accepts. Passes each result to `ended`, with the operation's
+/// position in the sequence.
 #[track_caller]
 pub(crate) fn run_all<'a>(
     client: &mut Client,
@@ -42,7 +42,7 @@ fn collect(
     }
 }
 
-/// Puts all pairs; each must reach both tables.
+/// Puts all pairs. Each must be stored in both tables.
 #[track_caller]
 pub(crate) fn put_all(client: &mut Client, pairs: &[(Vec<u8>, Vec<u8>)]) {
     let puts = pairs.iter().map(|(key, value)| Op::Put { key, value });

@@ -9,7 +9,7 @@ use super::TIMEOUT;
 use super::programs::{self, CLIENT, COORD, Ended, KV_BENCH, SERVER};
 use super::workshop::{library, root};
 
-/// A directory for an installed package, made from what cargo built for this test.
+/// A directory with an installed package, which consists of the files that cargo built for this test.
 #[derive(Debug)]
 pub(crate) struct Package(tempfile::TempDir);
 

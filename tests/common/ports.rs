@@ -1,4 +1,4 @@
-//! The five kinds of port that a cluster listens on, and the first frame that each expects.
+//! The five kinds of port on which a cluster listens, and the first frame that each expects.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};

@@ -1,4 +1,4 @@
-//! Processes by pid: measure, limit, cut their connections.
+//! Functions that measure and limit processes by pid, and cut their connections.
 
 use std::fs;
 use std::net::{Shutdown, TcpStream};

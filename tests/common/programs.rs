@@ -33,14 +33,14 @@ pub(crate) fn run<A: AsRef<OsStr>>(
     finish(command, input, limit)
 }
 
-/// Same as [`run`] for a command that has more than arguments set.
+/// Same as [`run`], for a command that is already built, for example with environment variables.
 #[track_caller]
 pub(crate) fn finish(mut command: Command, input: &str, limit: Duration) -> Ended {
     turn::take();
     done(kv_testkit::programs::run(&mut command, input, limit))
 }
 
-/// Copies an executable, which can be started at once.
+/// Copies an executable in such a way that the copy can be started at once.
 #[track_caller]
 pub(crate) fn copy(from: &Path, to: &Path) {
     done(kv_testkit::programs::copy(from, to));

@@ -34,7 +34,7 @@ struct Shared {
     over: AtomicBool,
 }
 
-/// The treatment of one frame on its way to the client.
+/// The handling of one frame from a server to the client.
 enum Passage {
     Pass,
     Replace(Vec<u8>),

@@ -1,4 +1,4 @@
-//! A filter of system calls as containers have one, under which io_uring is denied.
+//! A filter of system calls that denies io_uring, like the filters of containers.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;

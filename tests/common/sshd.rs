@@ -1,4 +1,4 @@
-//! An ssh server of the test's own, and a cluster with one server behind it.
+//! An ssh server for one test, and a cluster with one server behind it.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::{Cluster, done, turn};
 /// A running sshd, its keys, and a directory for servers.
 #[derive(Debug)]
 pub(crate) struct Sshd {
-    // Ends before its directory is removed.
+    // The sshd. It is dropped, and so ends, before its directory is removed.
     sshd: sshd::Sshd,
     dir: TempDir,
 }

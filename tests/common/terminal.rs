@@ -67,8 +67,8 @@ impl Terminal {
         controller.write_all(keys.as_bytes()).expect("type");
     }
 
-    /// Waits until this text appears on the screen behind the text of the previous wait. Returns
-    /// the text between the two.
+    /// Waits until this text appears on the screen after the text of the previous wait. Returns the text between the
+    /// two.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
         let found = poll(TIMEOUT, || {
@@ -111,7 +111,7 @@ impl Terminal {
         let mut bytes = [0; 4096];
         loop {
             match controller.read(&mut bytes) {
-                // EIO: no program has the terminal open any more.
+                // EIO means that no program has the terminal open any more.
                 Ok(0) => return,
                 Ok(count) => self.screen.extend_from_slice(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -126,7 +126,7 @@ impl Drop for Terminal {
         if std::thread::panicking() {
             eprintln!("--- the terminal's screen\n{}", self.screen());
         }
-        // SIGTERM first: a coordinator then ends its servers, and a script ends its cluster.
+        // SIGTERM is sent first, so that a coordinator ends its servers and a script ends its cluster.
         super::process::signal(self.child.id(), super::process::Signal::TERM);
         programs::wait(&mut self.child, TIMEOUT);
     }

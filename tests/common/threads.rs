@@ -4,7 +4,7 @@ pub(crate) use kv_testkit::threads::StandingThread;
 
 use super::done;
 
-/// Stops the thread of this name. `None` where the system forbids it.
+/// Stops the thread of this name. Returns `None` if the system forbids it.
 #[track_caller]
 pub(crate) fn stop(pid: u32, name: &str) -> Option<StandingThread> {
     let standing = done(StandingThread::stop(pid, name));

@@ -18,7 +18,8 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Returns the path of a library that cargo built as a dependency of this test, beside the test.
+/// Returns the path of a library that cargo built as a dependency of this test, in the directory of the test's
+/// executable.
 #[track_caller]
 pub(crate) fn library(file: &str) -> PathBuf {
     let beside = std::env::current_exe().expect("this program's path").with_file_name(file);
@@ -74,11 +75,10 @@ impl Workshop {
         self.run_under(&[], program, arguments)
     }
 
-    /// Same as [`Workshop::run`] with words before the program: environment variables, or a tool
-    /// that runs it.
+    /// Same as [`Workshop::run`] with words before the program: environment variables, or a tool that runs the program.
     #[track_caller]
     pub(crate) fn run_under(&self, tool: &[&str], program: &Path, arguments: &[&str]) -> Ended {
-        // Runs through env, which sets the variable only for that program.
+        // The program is run by env, which sets the variable only for that program.
         let library_path = format!("LD_LIBRARY_PATH={}", self.dir().display());
         let program = program.to_str().expect("a path in UTF-8");
         let words = std::iter::once(library_path.as_str()).chain(tool.iter().copied());

@@ -1,6 +1,5 @@
-//! Many connections that read long values, do not read their responses, or send partial requests,
-//! with both network engines. No server ends, no view changes, memory stays bounded, and other
-//! clients are served.
+//! Tests of many connections that read long values, do not read their responses, or send partial requests, with both
+//! network engines. No server ends, no view changes, memory stays bounded, and other clients are served.
 
 use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +15,7 @@ use kv_protocol::limits::MAX_VALUE_BYTES;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
 const ENGINES: [&str; 2] = ["uring", "epoll"];
-/// Memory that a server may take beyond the connection budget: kept buffers, and memory that the
+/// The memory that a server may use in addition to the budget of connections: kept buffers, and memory that the
 /// allocator retains.
 const OWN: u64 = 48 << 20;
 /// The connection memory budget of each server here.
@@ -24,8 +23,8 @@ const BUDGET: u64 = 64 << 20;
 /// The longest time that a well-behaved client may wait meanwhile on a busy machine.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// A cluster under attack, with what is checked afterwards: its processes, its views, and the
-/// memory of the attacked server.
+/// A cluster under attack, with the state that is compared afterwards: its processes, its views, and the memory of the
+/// attacked server.
 struct Attacked {
     cluster: Cluster,
     pids: Vec<u32>,
@@ -136,7 +135,7 @@ fn clients_that_request_long_values_and_read_nothing_take_no_memory() {
                 match number {
                     0..100 => raw.send(&get(1, &keys[0])),
                     100..150 => raw.send(&[1, 2, 3].map(|id| get(id, &keys[1])).concat()),
-                    // At least 12 KB of small requests.
+                    // These small requests have at least 12 KB.
                     _ => raw.send(&(0..500).flat_map(|id| get(id, &keys[2])).collect::<Vec<u8>>()),
                 }
                 raw

@@ -1,4 +1,4 @@
-//! Many connections and much data: memory, storms of connections, random entries.
+//! Tests with many connections and much data: memory, storms of connections, random entries.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,15 +1,15 @@
-//! Memory: the status matches the processes' memory, the limit holds, and the memory of deleted data
-//! is released.
+//! Tests of memory. The status matches the processes' memory, the limit is kept, and the memory of deleted data is
+//! released.
 
 use crate::common::load::{put_all, run_all};
 use crate::common::{Cluster, TIMEOUT, process, wait_until};
 use kv_client::{Error, Op, OpOptions};
 
-/// Minimum bytes of entries for each server in either role. Compared with them, the few megabytes
-/// of the process itself are negligible.
+/// The minimum number of bytes of entries for each server in either role. The few megabytes of the process itself are
+/// negligible compared with that.
 const LOADED: usize = 64 << 20;
 
-/// Memory of a working process beside its tables: receive buffers, and chunks kept ready.
+/// The memory of a process under load in addition to its tables: receive buffers, and chunks that are kept ready.
 const OWN: u64 = 8 << 20;
 
 fn pairs(count: usize, value_bytes: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -78,7 +78,7 @@ fn the_memory_limit_is_exact_within_two_percent() {
         Err(error) => panic!("put {place}: {error}"),
     });
     assert!(refused > pairs.len() / 20, "{refused} of {} writes were rejected", pairs.len());
-    wait_until("tables as large as the limit, and not larger", TIMEOUT, || {
+    wait_until("tables as large as the limit, but not larger", TIMEOUT, || {
         let status = cluster.status();
         let said = status.servers.iter().map(|server| server.table_bytes);
         said.into_iter().all(|said| said.abs_diff(LIMIT) <= LIMIT / 50)
@@ -120,13 +120,17 @@ fn deleted_entries_leave_room_for_larger_ones() {
         Err(error) => panic!("put {n}: {error}"),
     });
     assert!(done.contains(&false), "the limit was not reached");
-    wait_until("tables that are used to 85 % of the limit, and no larger than it", TIMEOUT, || {
-        let status = cluster.status();
-        status.servers.iter().all(|server| {
-            server.primary_used_bytes >= LIMIT / 2 / 100 * 85
-                && server.table_bytes <= LIMIT + LIMIT / 20
-        })
-    });
+    wait_until(
+        "tables that are used to 85 % of the limit, but not larger than it",
+        TIMEOUT,
+        || {
+            let status = cluster.status();
+            status.servers.iter().all(|server| {
+                server.primary_used_bytes >= LIMIT / 2 / 100 * 85
+                    && server.table_bytes <= LIMIT + LIMIT / 20
+            })
+        },
+    );
     let kept = (0..SMALL).filter(stays).map(|n| (n, small(n)));
     let new = (0..LARGE).filter(|n| done[*n] && n % 8 == 0).map(|n| (SMALL + n, large(n)));
     let expected: Vec<(usize, &[u8])> = kept.chain(new).collect();

@@ -1,4 +1,4 @@
-//! Random bytes written through the library are read back, and the dumps hold exactly them.
+//! Tests in which random bytes are written and read back through the library, and the dumps hold exactly these entries.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,10 @@ use crate::common::load::{check_all, put_all};
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_testkit::random::Random;
 
-/// A lock that runs these tests one at a time. Each fills memory as fast as it can. Where the host
-/// of a virtual machine has yet to back that memory, the first touch of 2 MiB takes 4.4 ms instead
-/// of 0.3 on the allocating executor. With both tests at once on two processors, a stream was
-/// silent for longer than a lease, and a holder was removed for that.
+/// Takes the lock that makes these tests run one at a time. Each fills memory as fast as it can. If the host of a
+/// virtual machine does not back that memory yet, the first touch of 2 MiB takes 4.4 ms instead of 0.3 ms on the
+/// executor. With both tests at once on two processors, a stream was silent for longer than a lease, and a holder was
+/// removed.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -57,7 +57,7 @@ fn two_hundred_keys_with_values_up_to_the_limits_are_read_back_and_dumped_exactl
     let mut random = Random::announced();
     let mut left = LARGE_VALUE_BYTES;
     let pairs = distinct((0..200).map(|n| {
-        // The limits themselves first, then random lengths with every order of magnitude equally
+        // The first lengths are the limits themselves. The others are random, with every order of magnitude equally
         // likely.
         let (key, value) = match n {
             0 => (MAX_KEY_BYTES, MAX_VALUE_BYTES),

@@ -1,5 +1,5 @@
-//! Many connections at once, and connections that break off in the middle, with both network
-//! engines. No response is lost or mixed up, and closed connections leave nothing behind.
+//! Tests of many connections at once, and of connections that end in the middle of a request or response, with both
+//! network engines. No response is lost or swapped, and all resources of closed connections are released.
 
 use std::time::Duration;
 
@@ -38,8 +38,7 @@ fn reset(raw: Raw) {
 
 #[test]
 fn simultaneous_requests_with_more_bytes_than_the_buffers_hold_are_all_served() {
-    /// Together the connections send several times as many bytes as a shard has receive buffers
-    /// for.
+    /// Together, the connections send several times as many bytes as the receive buffers of a shard hold.
     const CONNECTIONS: u32 = 400;
     const ROUNDS: u64 = 3;
     const VALUE_BYTES: usize = 30_000;
@@ -73,7 +72,7 @@ fn simultaneous_requests_with_more_bytes_than_the_buffers_hold_are_all_served() 
                 let (put, got) = if one.id == PUT { (one, other) } else { (other, one) };
                 assert_eq!((put.id, put.status, put.copies), (PUT, Status::Ok, 2), "{engine}, {n}");
                 assert_eq!((got.id, got.status), (GET, Status::Ok), "{engine}, {n}");
-                // A value becomes readable only when both copies have it.
+                // A value becomes readable only after both copies have it, so the previous value may be returned too.
                 let may_be = [value(n, round - 1), value(n, round)];
                 assert!(may_be.contains(&got.value), "{engine}: {n} got the value of another key");
             }
@@ -205,7 +204,7 @@ fn ten_thousand_connections_are_served_and_an_idle_one_costs_at_most_4_kib() {
             let response = raw.ask(&key, Operation::Get);
             assert!(response.status == Status::Ok && response.value == [1; 1_000], "{engine}");
         };
-        // Memory that a server takes once, for its first connections, is not counted.
+        // Memory that a server allocates only once, for its first connections, is not counted.
         let mut first = connect(&cluster, 0..BATCH);
         first.iter_mut().for_each(serve);
         let before = process::resident_bytes(pid);

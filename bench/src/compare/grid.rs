@@ -1,4 +1,4 @@
-//! The cells of the comparison: one load for several sides each, with its goals.
+//! The cells of the comparison. Each is one load that is applied to several sides, with its goals.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::sides::Who;
 const PARTS: [&str; 7] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7"];
 /// The parts that consist of cells.
 pub(super) const CELL_PARTS: [&str; 5] = ["P1", "P2", "P3", "P4", "P5"];
-/// The most bytes of values that P5 stores at one side: large values mean fewer keys.
+/// The maximum number of bytes of values that P5 stores at one side. So large values mean fewer keys.
 const DATA_BYTES: u64 = 512 << 20;
 
 /// Returns the requested parts, or all parts if none is requested.
@@ -33,7 +33,7 @@ pub(super) struct Effort {
     pub(super) warm_up: Duration,
     /// Keys of P1 to P4.
     pub(super) keys: u64,
-    /// Keys of P5, while values are small.
+    /// Keys of P5 if the values are small.
     mixed_keys: u64,
     /// Keys of P6.
     pub(super) entries: u64,
@@ -91,7 +91,7 @@ pub(super) struct Cell {
 pub(super) enum Metric {
     /// Operations a second.
     Throughput,
-    /// Operations for one second of the servers' CPU time.
+    /// Operations per second of the servers' CPU time.
     PerServerCpu,
     /// CPU time of the servers for one operation.
     ServerCpu,
@@ -231,7 +231,7 @@ fn get(part: &'static str, depth: u32, effort: &Effort, goals: Vec<Goal>) -> Cel
     }
 }
 
-/// Adds the cells of replicated writes in both placements; the quick run has one.
+/// Adds the cells of replicated writes in both placements. The quick run has only one placement.
 fn puts(
     part: &'static str,
     connections: u32,

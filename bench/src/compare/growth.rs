@@ -1,4 +1,4 @@
-//! P6: memory per entry. P7: latencies while tables grow and after.
+//! The parts P6 (memory per entry) and P7 (latencies while tables grow, and afterwards).
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub(super) fn run(
     measured: &mut Measured,
 ) -> anyhow::Result<()> {
     let ground = Ground { args, programs, machine, dir };
-    // The quick run only shows that the measurement works, for which one side is enough.
+    // The quick run only shows that the measurement works, so one side is enough.
     let all = [Who::Kv, Who::Redis, Who::Valkey];
     for &who in &all[..if effort.is_quick { 1 } else { all.len() }] {
         if !parts.contains(&"P6") && !parts.contains(&"P7") {

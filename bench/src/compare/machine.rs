@@ -1,4 +1,4 @@
-//! The machine's description, and the cores that servers and generator run on.
+//! The description of the machine, and the cores on which the servers and the generator run.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,5 +1,5 @@
-//! `kv-compare`: measures this store, its peers (Redis, Valkey, memcached) and its floors (`kv-echo`) in turns on one
-//! machine.
+//! `kv-compare`: measures this store, its peers (Redis, Valkey, memcached) and its lower bounds (`kv-echo`) in turns on
+//! one machine.
 //!
 //! ```text
 //!   machine     processor, kernel, cores
@@ -30,8 +30,8 @@ use clap::Parser;
 use crate::numbers::parse_seconds;
 use machine::Hardware;
 
-/// Compares this store with Redis, Valkey, memcached and kv-echo, a server that only returns bytes. All
-/// get the same load in turns, on the same cores, and every response is checked.
+/// Compares this store with Redis, Valkey, memcached and kv-echo, a server that only returns bytes. All systems get the
+/// same load in turns, on the same cores, and every response is checked.
 ///
 /// A peer that is not installed is left out, and the report notes this. Exit status: 0 if everything was
 /// measured, 1 if something failed, 2 for invalid usage. A missed goal is not a failure.

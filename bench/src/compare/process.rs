@@ -1,4 +1,4 @@
-//! Child processes: pinned to cores, killed by pid and reaped, even if this program fails.
+//! Child processes. They are pinned to cores, and are killed by pid and reaped even if this program fails.
 
 use std::fs;
 use std::io;
@@ -38,7 +38,7 @@ pub(super) struct Kept(pub(super) Child);
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        // It may have exited already.
+        // The child may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -75,7 +75,7 @@ pub(super) fn end_all_in(directory: &Path) {
             return;
         }
         for pid in left {
-            // It may have exited meanwhile.
+            // The process may have exited meanwhile.
             let _ = kill_process(pid, Signal::KILL);
         }
         std::thread::sleep(LOOK_EVERY);

@@ -13,20 +13,20 @@ use crate::numbers::{micros, short};
 use crate::report::Report;
 use crate::tally::Figures;
 
-/// P6: the most bytes for one entry of 16 B and 64 B.
+/// The goal of P6: the maximum number of bytes of memory for an entry with a key of 16 B and a value of 64 B.
 const MOST_BYTES: f64 = 112.0;
-/// P7: the maximum factor by which a read may slow down.
+/// The goal of P7 for reads: the maximum factor by which a read may slow down.
 const MOST_GROWTH: f64 = 1.3;
-/// P7: the longest write while tables grow, in microseconds.
+/// The goal of P7 for writes: the longest write while tables grow, in microseconds.
 const LONGEST_STALL_US: f64 = 2_000.0;
 
 /// One cell with all its turns.
 #[derive(Debug)]
 pub(super) struct CellResult {
     pub(super) cell: Cell,
-    /// The reports of a side, one a turn, by side.
+    /// The reports of each side, one for each turn.
     pub(super) turns: BTreeMap<Who, Vec<Report>>,
-    /// Turns that were repeated because a write was held by only one server.
+    /// The number of turns that were repeated because only one server held a write.
     pub(super) repeated: usize,
     pub(super) arguments: String,
 }
@@ -43,10 +43,10 @@ pub(super) struct Memory {
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub(super) struct Growth {
     pub(super) who: Who,
-    /// The keys before and after.
+    /// The number of keys before and after the growth.
     pub(super) keys: (u64, u64),
     pub(super) p50_us: (f64, f64),
-    /// Latencies of the writes between.
+    /// Latencies of the writes between the two measurements.
     pub(super) filling: Figures,
 }
 
@@ -107,7 +107,7 @@ impl CellResult {
 /// One line of the verdict.
 struct Verdict {
     goal: String,
-    /// True if the goal is reached; `None`: not measured.
+    /// True if the goal is reached; `None` if it was not measured.
     is_reached: Option<bool>,
     told: String,
 }

@@ -20,7 +20,7 @@ use super::{Args, Programs};
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Who {
     Kv,
-    /// This store with `--net epoll`, as where io_uring is not available.
+    /// This store with `--net epoll`, which it uses on systems without io_uring.
     Epoll,
     Redis,
     Valkey,
@@ -57,7 +57,7 @@ pub(super) struct Side {
     others: Vec<u32>,
     /// A cluster's directory.
     dir: Option<PathBuf>,
-    // Dropped before the directory is searched for remaining processes.
+    // The processes of the side. They are dropped before the directory is searched for remaining processes.
     processes: Vec<Kept>,
 }
 
@@ -211,7 +211,7 @@ impl Ground<'_> {
         }
         command.arg("-C").arg(&file).arg("--dir").arg(&dir).arg("-l").arg(dir.join("coord.log"));
         let processes = vec![Kept::start(&mut command, &log)?];
-        // From here on, the processes in the directory are killed when this value is dropped.
+        // From here on, dropping this value kills the processes in the directory.
         let mut side = Side {
             who,
             version: self.version(who)?,

@@ -1,4 +1,4 @@
-//! The turns: A B C A B C …, each a kv-bench process of its own.
+//! The turns of the sides: A B C A B C …. Each turn is a separate kv-bench process.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ use super::report::{CellResult, Measured};
 use super::sides::{Side, Sides, Who};
 use crate::report::Report;
 
-/// The most turns of a cell that are repeated because a write was held by only one server.
+/// The maximum number of turns of a cell that are repeated because only one server held a write.
 const MOST_REPEATED: usize = 5;
 
 /// Measures all cells.
@@ -66,8 +66,8 @@ pub(super) fn run(
                         report.missing,
                         report.single_copies
                     );
-                    // A secondary that got no CPU time for too long was dropped from its group, and is copied
-                    // to again. Missing values have no such explanation.
+                    // A secondary that got no CPU time for too long was removed from its group, and receives a new
+                    // copy. Missing values have no such explanation.
                     if report.missing > 0 || repeated == MOST_REPEATED {
                         bail!("{wrong}");
                     }

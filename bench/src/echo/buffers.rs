@@ -15,7 +15,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
 /// The number of buffers, a power of two.
 const COUNT: u16 = 1_024;
-/// The bytes of each buffer.
+/// The size of each buffer in bytes.
 const BYTES: u32 = 8 << 10;
 /// The only buffer group.
 pub(super) const GROUP: u16 = 0;

@@ -1,5 +1,5 @@
-//! `kv-echo`: the minimum that a server on io_uring can do with the bytes of this store's requests and
-//! responses. Any further cost is the store's own.
+//! `kv-echo`: a server on io_uring that does only the necessary work for the bytes of this store's requests and
+//! responses. All further cost is that of the store.
 //!
 //! ```text
 //!   kv-echo                       one ring: responds to every request at once

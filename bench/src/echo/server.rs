@@ -15,11 +15,11 @@ use anyhow::bail;
 use super::ring::{Done, Kind, Uring};
 use crate::wire::echo::{Head, LONGEST, REPLY_HEAD, REQUEST_HEAD};
 
-/// The most connections.
+/// The maximum number of connections.
 const MAX_CONNECTIONS: usize = 16_384;
-/// The most pending output of a connection: a peer with more has stopped reading, and is disconnected.
+/// The maximum pending output of a connection. A peer that exceeds it has stopped reading, and is disconnected.
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
-/// The bytes of the reply to a batch.
+/// The size of the reply to a batch in bytes.
 const BATCH_REPLY: usize = 16;
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ struct Connection {
     input: Vec<u8>,
     /// Bytes to be sent next.
     output: Vec<u8>,
-    /// Bytes being sent; not touched until the send completes.
+    /// Bytes that are being sent. They are not changed until the send completes.
     sending: Vec<u8>,
     sent: usize,
     is_sending: bool,
@@ -127,7 +127,7 @@ impl Server {
             // SAFETY: the kernel has just handed over this descriptor, which nothing else owns.
             let socket = unsafe { OwnedFd::from_raw_fd(done.result) };
             let stream = TcpStream::from(socket);
-            // Without it, responses are only slower.
+            // Without this option, responses are only slower.
             let _ = stream.set_nodelay(true);
             if self.connections.len() - self.free.len() < MAX_CONNECTIONS {
                 self.add(stream.into())?;
@@ -298,7 +298,7 @@ impl Server {
             return Ok(());
         }
         self.connections[number as usize] = None;
-        // A batch in the chain may still name it: the number is reused only without a chain.
+        // In a chain, a batch may still contain the number. So the number is reused only without a chain.
         if self.next.is_none() {
             self.free.push(number);
         }

@@ -1,5 +1,5 @@
-//! The protocol of `kv-echo`: frames that carry their own length and that of the reply, with as many bytes as
-//! this store's requests and responses have.
+//! The protocol of `kv-echo`: frames that contain their own length and that of the reply. They are as long as this
+//! store's requests and responses.
 //!
 //! ```text
 //!   0        4         8       16
@@ -16,20 +16,20 @@ use kv_protocol::limits::{MAX_CLIENT_BODY, MAX_RESPONSE_BODY};
 use super::{Reply, Wire};
 use crate::driver::{Outcome, Request};
 
-/// The bytes before the filler of a request.
+/// The number of bytes before the filler of a request.
 pub(crate) const REQUEST_HEAD: usize = 16;
-/// The bytes before the filler of a reply.
+/// The number of bytes before the filler of a reply.
 pub(crate) const REPLY_HEAD: usize = 8;
-/// The most bytes of a request, and of a reply.
+/// The maximum size of a request, and of a reply, in bytes.
 pub(crate) const LONGEST: usize = HEADER_BYTES
     + if MAX_CLIENT_BODY > MAX_RESPONSE_BODY { MAX_CLIENT_BODY } else { MAX_RESPONSE_BODY };
 
 /// The head of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// The bytes of the request.
+    /// The size of the request in bytes.
     pub(crate) length: usize,
-    /// The bytes of its reply.
+    /// The size of the reply in bytes.
     pub(crate) reply: usize,
     /// A tag that the reply repeats.
     pub(crate) tag: u64,
@@ -47,7 +47,7 @@ impl Head {
         output.resize(start + self.length, 0);
     }
 
-    /// Reads the head of the request at the front of the input; `None`: more bytes are needed.
+    /// Reads the head of the request at the front of the input. Returns `None` if more bytes are needed.
     ///
     /// # Errors
     /// A length is out of bounds.

@@ -1,6 +1,6 @@
-//! This store's own protocol on a plain socket to one shard of one group. It is as cheap for the generator as
-//! the other protocols, and lacks a client's handling of failures: any change of the cluster ends the run.
-//! Programs use the client library instead.
+//! This store's own protocol on a plain socket to one shard of one group. It costs the generator as little as the other
+//! protocols. It does not handle failures as a client does, so any change of the cluster ends the run. Programs use the
+//! client library instead.
 
 use std::collections::VecDeque;
 
@@ -27,7 +27,7 @@ pub(crate) struct Kv {
     begun: SequenceNumber,
     /// The number of the next write of this connection's session (consistency.md §8).
     next: u64,
-    /// Writes in flight, by number, with their slots.
+    /// The writes in flight: their numbers and their slots.
     open: VecDeque<(u64, u32)>,
 }
 

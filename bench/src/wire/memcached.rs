@@ -9,7 +9,7 @@ use crate::driver::{Outcome, Request};
 /// One connection to memcached. See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Memcached {
-    /// Slots in the order of their requests; true: a write.
+    /// Slots in the order of their requests, each with true for a write.
     expected: VecDeque<(u32, bool)>,
 }
 
@@ -41,7 +41,7 @@ impl Wire for Memcached {
             match input.get(end..end + b"\r\nEND\r\n".len()) {
                 None => return Ok(None),
                 Some(b"\r\nEND\r\n") => {}
-                Some(_) => return Err("a value whose length was announced wrongly".to_owned()),
+                Some(_) => return Err("a value that does not have the announced length".to_owned()),
             }
             (end + b"\r\nEND\r\n".len(), Outcome::Done(&input[consumed..end]))
         } else if is_write || head.starts_with(b"SERVER_ERROR") {

@@ -22,7 +22,7 @@ pub(crate) trait Wire {
         let _ = output;
     }
 
-    /// Takes the next reply from the front of the input; `None`: more bytes are needed.
+    /// Takes the next reply from the front of the input. Returns `None` if more bytes are needed.
     ///
     /// # Errors
     /// The reason why the connection is unusable.
@@ -32,16 +32,16 @@ pub(crate) trait Wire {
 /// A reply at the front of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reply<'a> {
-    /// The bytes of the input that it takes; zero for each further request that an earlier reply ended.
+    /// The number of bytes of the input that the reply uses; zero for each further request that an earlier reply ended.
     pub(crate) consumed: usize,
-    /// The slot and result of the request that it ends, if any.
+    /// The slot and the result of the request that the reply ends, or `None`.
     pub(crate) ended: Option<(u32, Outcome<'a>)>,
 }
 
-/// Returns the first line of the input without its CR LF, and its length with it; `None`: more bytes are
-/// needed.
+/// Returns the first line of the input without its CR LF, and its length including CR LF. Returns `None` if more bytes
+/// are needed.
 fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
-    /// Longer than any line of a server's response.
+    /// The maximum length of a line, longer than any line of a server's response.
     const LONGEST_LINE: usize = 64 << 10;
     match input.iter().position(|byte| *byte == b'\n') {
         Some(end) if end > 0 && input[end - 1] == b'\r' => Ok(Some((&input[..end - 1], end + 1))),

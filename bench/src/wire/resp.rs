@@ -1,4 +1,4 @@
-//! RESP, as Redis and Valkey speak it: SET and GET, and WAIT after the writes of a batch.
+//! The protocol RESP of Redis and Valkey: SET and GET, and WAIT after the writes of a batch.
 //!
 //! ```text
 //!   SET k v, SET k v, GET k, WAIT 1 0  ->
@@ -15,7 +15,7 @@ use crate::driver::{Outcome, Request};
 enum Expected {
     Get(u32),
     Set(u32),
-    /// The reply to a WAIT after this many writes.
+    /// The reply to a WAIT after this number of writes is expected.
     Wait(usize),
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Resp {
     /// The number of replicas that must have every write before it ends.
     replicas: u32,
     expected: VecDeque<Expected>,
-    /// Writes since the last WAIT.
+    /// The number of writes since the last WAIT.
     unwaited: usize,
     /// Writes done at the primary that wait for the replicas.
     held: VecDeque<u32>,
@@ -89,7 +89,7 @@ impl Wire for Resp {
         let (consumed, ended) = match (kind, expected) {
             (b'-', Expected::Wait(_)) => return Err(String::from_utf8_lossy(rest).into_owned()),
             (b'-', Expected::Get(slot) | Expected::Set(slot)) => {
-                // A rejected write does not count among those that its WAIT ends.
+                // A rejected write is not among the writes that its WAIT ends.
                 if let Some(Expected::Wait(writes)) = matches!(expected, Expected::Set(_))
                     .then(|| self.expected.iter_mut().find(|e| matches!(e, Expected::Wait(_))))
                     .flatten()
@@ -120,7 +120,9 @@ impl Wire for Resp {
                 match input.get(end..end + 2) {
                     None => return Ok(None),
                     Some(b"\r\n") => {}
-                    Some(_) => return Err("a value whose length was announced wrongly".to_owned()),
+                    Some(_) => {
+                        return Err("a value that does not have the announced length".to_owned());
+                    }
                 }
                 (end + 2, Some((slot, Outcome::Done(&input[consumed..end]))))
             }
