@@ -115,7 +115,8 @@ pub struct ServerStatus {
     pub client_connections: u32,
     /// The number of requests served since its start.
     pub requests: u64,
-    /// The number of frames and connections rejected as malformed since its start.
+    /// The number of frames, connections and maps that it has rejected since its start, because they were invalid or a
+    /// limit was reached.
     pub refused: u64,
     /// The number of writes rejected since its start because its tables were full.
     #[serde(default)]
