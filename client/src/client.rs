@@ -57,8 +57,8 @@ pub struct Client {
     uncollected: VecDeque<Completion>,
 }
 
-/// The receiver of completions during a blocking call. It takes the call's own completion and keeps those of submitted
-/// operations for the next poll.
+/// The receiver of completions during a blocking call. It takes the call's own completion, and keeps the completions of
+/// submitted operations for the next poll.
 struct CallEnds<'a, T, F> {
     take: Option<F>,
     result: Option<Result<T, Error>>,

@@ -211,7 +211,7 @@ impl Inflow {
     }
 }
 
-/// Copies a value into the caller's memory, unless it was received there.
+/// Copies a value into the caller's memory, unless it was received into that memory.
 ///
 /// # Safety
 /// `to` is valid for writes of `value.len()` bytes.

@@ -72,7 +72,7 @@ pub enum Op<'a> {
         /// The replica to read.
         replica: ReplicaRole,
     },
-    /// Settles a write that ended in doubt. The result is that of the write itself, or [`Error::NotDone`].
+    /// Settles a write that ended in doubt. The result is the result of the write itself, or [`Error::NotDone`].
     Resolve {
         /// The write, as reported in [`Error::InDoubt`].
         doubt: &'a Doubt,
@@ -189,7 +189,7 @@ pub(crate) enum Stage {
     AwaitingWindow,
     /// Waiting until an earlier write in doubt to its key is settled.
     AwaitingDoubt,
-    /// Assigned to a connection; `request` is set once it is queued there.
+    /// Assigned to a connection; `request` is set once the request is queued on that connection.
     Assigned { connection: u64, request: Option<RequestId> },
     /// Waiting for a retry at this time.
     BackingOff { until: Instant },
@@ -216,7 +216,7 @@ pub(crate) struct Operation {
     pub(crate) deadline: Instant,
     pub(crate) place: Option<(GroupId, ShardId)>,
     pub(crate) stage: Stage,
-    /// The connection in whose output the request is queued, in whole or in part, and its request id there.
+    /// The connection on which the request is queued, in whole or in part, and its request id on that connection.
     pub(crate) queued: Option<(u64, RequestId)>,
     /// The time at which the operation was assigned to its current connection.
     pub(crate) assigned_at: Instant,
@@ -247,7 +247,7 @@ pub(crate) struct Operation {
     pub(crate) part: Option<Part>,
     /// The destination of a long value.
     pub(crate) landing: Landing,
-    /// The connection from which a long value is being received, and its request id there.
+    /// The connection from which a long value is being received, and the request id on that connection.
     pub(crate) lands_from: Option<(u64, RequestId)>,
     /// The write to settle; for [`Kind::Resolve`].
     pub(crate) doubt: Option<Doubt>,

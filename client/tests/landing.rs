@@ -18,7 +18,7 @@ fn value(seed: u8) -> Vec<u8> {
         .collect()
 }
 
-/// Reads a whole value into `room`. Returns its length, and whether it was received there.
+/// Reads a whole value into `room`. Returns its length, and whether it was received directly into `room`.
 fn read_into(
     client: &mut Client,
     key: &[u8],

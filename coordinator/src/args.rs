@@ -79,7 +79,7 @@ pub(crate) struct Args {
     pub(crate) on_double_fault: Option<OnDoubleFault>,
 
     /// Directory for the files of the coordinator and of the servers on this machine: logs, dumps, the lock, the state.
-    /// It is created if it does not exist. A coordinator that finds the state of a running cluster there takes the
+    /// It is created if it does not exist. A coordinator that finds the state of a running cluster in it takes the
     /// cluster over.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
@@ -98,8 +98,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) check_file: bool,
 
-    /// Only print a line for each ssh host of the cluster file, and exit: the host as ssh takes it, the servers'
-    /// directory there, and the ssh configuration file, separated by tabs. For scripts.
+    /// Only print a line for each ssh host of the cluster file, and exit: the host in the form for ssh, the servers'
+    /// directory on it, and the ssh configuration file, separated by tabs. For scripts.
     #[arg(long)]
     pub(crate) list_hosts: bool,
 

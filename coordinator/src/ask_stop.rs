@@ -47,7 +47,7 @@ fn call_of(args: &StopArgs) -> Call {
 /// Requests that a coordinator exits and leaves its servers running.
 ///
 /// # Errors
-/// The coordinator rejects the request, or none is running there.
+/// The coordinator rejects the request, or none is running in the directory.
 pub(crate) fn detach(args: &DetachArgs) -> Result<(), Failure> {
     ask_running(&args.dir, &Call::Detach { detach: () }, "to detach")
 }
@@ -55,7 +55,7 @@ pub(crate) fn detach(args: &DetachArgs) -> Result<(), Failure> {
 /// Requests that a coordinator moves a place to a new process.
 ///
 /// # Errors
-/// The coordinator rejects the request, or none is running there.
+/// The coordinator rejects the request, or none is running in the directory.
 pub(crate) fn replace(args: &ReplaceArgs) -> Result<(), Failure> {
     let ports = args.ports.as_slice().try_into().unwrap_or([0; 3]);
     let wanted = Replacement { server: args.server, host: args.host.clone(), ports };
@@ -65,7 +65,7 @@ pub(crate) fn replace(args: &ReplaceArgs) -> Result<(), Failure> {
 /// Requests a change of settings.
 ///
 /// # Errors
-/// The coordinator rejects the request, or none is running there.
+/// The coordinator rejects the request, or none is running in the directory.
 pub(crate) fn set(args: &SetArgs) -> Result<(), Failure> {
     let setting = Setting { memory_limit: args.memory_limit.clone() };
     ask_running(&args.dir, &Call::Set(setting), "to change its settings")
@@ -148,7 +148,7 @@ fn await_end(dir: &Path) {
     }
 }
 
-/// Stops a cluster whose coordinator has died: takes its servers over and has them drain, dump and exit.
+/// Stops a cluster whose coordinator has died: takes its servers over and orders them to drain, dump and exit.
 ///
 /// # Errors
 /// No server is known to be running, or the stop failed.

@@ -271,7 +271,7 @@ fn kernel_is_at_least(release: &str, wanted: (u32, u32)) -> bool {
     }
 }
 
-/// The first kernel whose io_uring has what the network engine uring needs.
+/// The first kernel with all io_uring features that the network engine uring needs.
 const URING_KERNEL: (u32, u32) = (6, 1);
 
 /// Creates the smallest possible ring. No other test detects that a container forbids io_uring.

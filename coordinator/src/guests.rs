@@ -229,7 +229,7 @@ mod tests {
         matches!(timeout(MOMENT, guest.await_request(std::future::pending::<()>())).await, Ok(None))
     }
 
-    /// Returns guests that wait for a request, each in a task of its own.
+    /// Returns guests that wait for a request, each in a separate task.
     async fn idle(guests: &Rc<Guests>, address: IpAddr, count: usize) -> Vec<Rc<Guest>> {
         let mut all = Vec::new();
         for _ in 0..count {

@@ -105,7 +105,7 @@ impl Console {
     }
 
     /// Logs the failure with which the program ends, if the log is a file. If the log goes to standard error, the
-    /// failure is printed there anyway.
+    /// failure is printed to it anyway.
     pub(crate) fn log(self, failure: &Failure) {
         let (Failure::Usage(message) | Failure::Failed(message)) = failure;
         if self.is_file {

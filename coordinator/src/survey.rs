@@ -36,7 +36,7 @@ pub(crate) struct Survey {
     pub(crate) is_writable: bool,
     /// True if the server's executable exists and can be executed.
     pub(crate) has_binary: bool,
-    /// The version that `server --version` reports there.
+    /// The version that `server --version` reports on the machine.
     pub(crate) version: Option<String>,
     /// The value of `/proc/sys/kernel/io_uring_disabled`; kernels before 6.6 do not have it.
     pub(crate) io_uring_disabled: Option<u8>,

@@ -287,7 +287,7 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(20);
 
-    /// A sink whose every write waits for a permit, which also decides whether the write fails.
+    /// A sink in which every write waits for a permit. The permit also decides whether the write fails.
     struct Gate {
         open: mpsc::Receiver<bool>,
         taken: Arc<Mutex<Vec<u8>>>,

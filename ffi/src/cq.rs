@@ -217,7 +217,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Returns the number of operations whose completions were not polled.
+    /// Returns the number of operations in the queue whose completions were not polled yet.
     fn taken(&self) -> usize {
         self.slots.len() - self.free.len() + self.done.len()
     }

@@ -59,7 +59,7 @@ impl kvc_client {
 /// waits meanwhile.
 pub(crate) struct Pointer<T>(*mut T);
 
-// SAFETY: the program allows the library to write there during the call, on any thread.
+// SAFETY: the program allows the library to write to the memory during the call, on any thread.
 unsafe impl<T> Send for Pointer<T> {}
 
 impl<T> Pointer<T> {

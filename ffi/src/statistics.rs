@@ -292,7 +292,7 @@ mod tests {
         for claimed in [8, 16, size, size + 16] {
             let mut room = vec![0x5a_u8; size + 32];
             room[..4].copy_from_slice(&u32::try_from(claimed).unwrap().to_ne_bytes());
-            // SAFETY: there is more room than any size states.
+            // SAFETY: the memory is larger than any size that the struct states.
             let told = unsafe { tell(&statistics(), room.as_mut_ptr().cast(), ptr::null_mut(), 0) };
             assert_eq!(told.unwrap(), KVC_OK);
             assert_eq!(room[..4], u32::try_from(claimed).unwrap().to_ne_bytes());

@@ -15,7 +15,7 @@ pub(crate) struct Target {
     part: Part,
 }
 
-// SAFETY: the program allows the library to write there until the operation has ended, on any thread.
+// SAFETY: the program allows the library to write to the memory until the operation has ended, on any thread.
 unsafe impl Send for Target {}
 
 impl Target {

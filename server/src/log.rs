@@ -54,8 +54,8 @@ fn init(queue: Queue) {
     let _ = LOG.set(queue);
 }
 
-/// Gives the log's thread a descriptor table of its own, without any socket. A thread that waits for a frozen file
-/// system survives even SIGKILL, but the connections of its process must be closed.
+/// Gives the log's thread a separate descriptor table, without any socket. A thread that waits for a frozen file system
+/// survives even SIGKILL, but the connections of its process must be closed.
 fn own_descriptors() {
     // SAFETY: the flag is valid, and a thread may always leave its shared descriptor table. The call opens and closes
     // no descriptor of other threads.

@@ -64,7 +64,7 @@ struct ShardStatistics {
     refused: AtomicU64,
     out_of_space: AtomicU64,
     is_drained: AtomicBool,
-    /// True if the shard is primary of a group whose view names no secondary.
+    /// True if the shard is the primary of a group without a secondary.
     is_sole: AtomicBool,
     replicas: Mutex<Published>,
 }
@@ -74,7 +74,7 @@ struct ShardStatistics {
 pub(crate) struct Condition {
     /// True if no write is pending after a drain.
     pub(crate) is_drained: bool,
-    /// True if the shard is primary of a group whose view names no secondary.
+    /// True if the shard is the primary of a group without a secondary.
     pub(crate) is_sole: bool,
 }
 
@@ -224,8 +224,8 @@ impl Statistics {
         self.shards.iter().all(|shard| shard.is_drained.load(Ordering::Acquire))
     }
 
-    /// Returns whether this server is primary of a group whose view names no secondary, so that no other server may
-    /// have all of its keys.
+    /// Returns whether this server is the primary of a group without a secondary. Then no other server may have all
+    /// keys of the group.
     pub(crate) fn is_sole_primary(&self) -> bool {
         self.shards.iter().any(|shard| shard.is_sole.load(Ordering::Acquire))
     }

@@ -89,7 +89,7 @@ impl Sshd {
         fs::read_to_string(self.dir.join("sshd.err")).unwrap_or_default()
     }
 
-    /// Returns the arguments with which `coord` reaches a host by this ssh configuration and uses this directory there.
+    /// Returns the arguments with which `coord` reaches a host by this ssh configuration and uses this directory on it.
     pub fn flags(config: &Path, remote_dir: &Path) -> Vec<String> {
         let shown = |path: &Path| path.display().to_string();
         let (config, remote) = (shown(config), shown(remote_dir));

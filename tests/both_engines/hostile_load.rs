@@ -450,7 +450,7 @@ fn at_the_memory_limit_writes_are_rejected_reads_and_deletes_work_and_both_copie
             assert!(matches!(error, Error::NotFound { .. }), "{error}");
         }
     }
-    // Deletes make room.
+    // Deletes free memory for further writes.
     let (gone, rest) = kept.split_at(kept.len() / 2);
     let deletes = gone.iter().map(|(key, _)| Op::Delete { key });
     run_all(&mut client, deletes, |place, result| {

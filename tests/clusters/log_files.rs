@@ -102,7 +102,7 @@ fn stalled_log_devices_end_no_server_and_delay_no_client() {
         }
     }
     cluster.assert_serves(&pids);
-    // Messages logged meanwhile are there as soon as the pipe is read.
+    // Messages that were logged meanwhile appear as soon as the pipe is read.
     for (log, name) in logs.iter_mut().zip(names) {
         let mut said = String::new();
         wait_until("the refusal in the log", TIMEOUT, || {

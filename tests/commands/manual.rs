@@ -235,8 +235,8 @@ fn the_page_of_the_library_states_once_for_every_function_which_threads_may_call
     assert!(page.starts_with("'\\\" t\n"), "the first line");
 }
 
-/// Rejects sentences in `.BR` lines. `.BR name ()` sets its words alternately in bold and roman
-/// without spaces, so a sentence there would be garbled.
+/// Rejects sentences in `.BR` lines. `.BR name ()` sets its words alternately in bold and roman without spaces, so a
+/// sentence in such a line would be garbled.
 #[test]
 fn lines_of_alternating_bold_and_roman_contain_no_sentence() {
     for entry in fs::read_dir(page("")).expect("the pages").flatten() {

@@ -109,7 +109,7 @@ pub(crate) struct StopArgs {
     pub(crate) dir: PathBuf,
 
     /// Write the dumps to this directory on each server's host instead of the server's own directory; it is created if
-    /// it does not exist. It may also be given during a stop whose dumps fail: they are retried there at once.
+    /// it does not exist. It may also be given during a stop: failed dumps are then retried in this directory at once.
     #[arg(long, value_name = "DIR", value_parser = parse_dump_dir)]
     pub(crate) dump_dir: Option<String>,
 
@@ -171,7 +171,7 @@ pub(crate) struct ReplaceArgs {
     pub(crate) server: u16,
 
     /// New host, as in the cluster file: localhost, user@host or ssh://user@host[:port]. The server executable must be
-    /// there, in the directory of --remote-dir. Default: the current host and ports.
+    /// on that host, in the directory of --remote-dir. Default: the current host and ports.
     #[arg(value_name = "HOST", value_parser = parse_host)]
     pub(crate) host: Option<String>,
 

@@ -136,7 +136,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         dir(&file).unwrap_err();
         dir(&file.join("below")).unwrap_err();
-        // No user can write there.
+        // No user can write to this directory.
         let error = dir(Path::new("/proc/self/fdinfo")).unwrap_err();
         assert!(error.contains("cannot write to") || error.contains("free"), "{error}");
     }

@@ -80,8 +80,8 @@ impl Processes {
         }
     }
 
-    /// Creates the kill channel of a process of an earlier coordinator that has lost its place and is killed. Its
-    /// place may have another process, with a kill channel of its own.
+    /// Creates the kill channel of a process of an earlier coordinator that has lost its place and is killed. Its place
+    /// may have another process, with another kill channel.
     pub(super) fn killer_of_given_up(&self, member: Member) -> mpsc::Receiver<()> {
         let (killer, kill) = mpsc::channel(1);
         let _ = killer.try_send(());

@@ -16,7 +16,7 @@ use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
 use crate::store::Record;
 
-/// Returns each host of a cluster once, with the processes that have reported from there.
+/// Returns each host of a cluster once, with the processes that have reported from that host.
 pub(crate) fn hosts(record: &Record) -> Vec<(&Host, Vec<Started>)> {
     let mut hosts: Vec<(&Host, Vec<Started>)> = Vec::new();
     for (host, started) in record.processes() {

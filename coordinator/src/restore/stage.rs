@@ -59,7 +59,7 @@ fn file_name(origin: &DumpOrigin) -> String {
     format!("server_{server}.{role}")
 }
 
-/// Gives a file a second name, or copies it.
+/// Links a file to a second name, or copies it if that is not possible.
 fn keep(from: &Path, to: &Path) -> io::Result<()> {
     if fs::canonicalize(from)? == fs::canonicalize(to).unwrap_or_default() {
         return Ok(());

@@ -83,7 +83,7 @@ pub(super) fn describe_signal(signal: i32) -> String {
     format!("killed by signal {signal}{name}")
 }
 
-/// Returns [`tail`] of a file, read on a thread of its own. Returns `None` also if that takes too long.
+/// Returns [`tail`] of a file, read on a separate thread. Also returns `None` if reading takes too long.
 pub(super) async fn tail_apart(path: PathBuf, start: u64) -> Option<String> {
     let read = tokio::task::spawn_blocking(move || tail(&path, start));
     tokio::time::timeout(TAIL_TIMEOUT, read).await.ok()?.ok()?

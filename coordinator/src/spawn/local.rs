@@ -1,4 +1,4 @@
-//! Servers on this machine: children of the coordinator, each in a session of its own.
+//! Servers on this machine: children of the coordinator, each in a separate session.
 
 use std::io::{self, PipeReader, Write as _};
 use std::os::unix::process::ExitStatusExt as _;

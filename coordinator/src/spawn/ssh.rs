@@ -1,4 +1,4 @@
-//! Servers on other machines: the `ssh` command, and the small scripts that it runs there.
+//! Servers on other machines: the `ssh` command, and the small scripts that it runs on them.
 //!
 //! The exit status of ssh proves nothing about a server, because the connection may break while the server runs.
 //! Instead, the remote script waits for the server and prints `exited <pid> <status>`; only that line is accepted
@@ -143,7 +143,7 @@ impl Ssh {
         Ok(lines(&said.output).filter_map(group).collect())
     }
 
-    /// Returns the process ids of the servers there that belong to this cluster or run in the servers' directory.
+    /// Returns the process ids of the servers on a host that belong to this cluster or run in the servers' directory.
     /// The second list has servers whose working directory cannot be read.
     ///
     /// # Errors
@@ -163,7 +163,7 @@ impl Ssh {
         Ok((named("server "), named("hidden ")))
     }
 
-    /// Kills the processes that were started there with these incarnations.
+    /// Kills the processes that were started on a host with these incarnations.
     ///
     /// # Errors
     /// The host was not reached, or the script failed.

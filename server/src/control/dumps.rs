@@ -31,8 +31,8 @@ pub(crate) struct Dumps {
     /// The absolute path of that directory at the start. If the directory was deleted, a new directory may exist at
     /// this path.
     absolute_directory: Option<PathBuf>,
-    /// The directory that the coordinator has set for the dumps, and whether dumps of an earlier run were set aside
-    /// there.
+    /// The directory that the coordinator has set for the dumps, and whether dumps of an earlier run in it were set
+    /// aside.
     dump_to: Mutex<Option<DumpTo>>,
     /// The bytes of keys and values in the dump of each role, in the current or last attempt.
     written: [AtomicU64; 2],

@@ -89,7 +89,7 @@ fn leave_alone(node: &Node, leave: &Leave) -> ! {
     }
 }
 
-/// Returns whether a further signal means that the operator gives up the tables that cannot be dumped.
+/// Returns whether a further signal means that the operator abandons the tables that cannot be dumped.
 pub(crate) fn may_give_up(node: &Node, now: Time) -> bool {
     let failing = node.dumps.failing();
     failing.iter().any(|(_, since)| now.since(*since) >= SECOND_THOUGHT)

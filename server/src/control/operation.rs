@@ -29,10 +29,10 @@ use crate::message::ShardMessage;
 use crate::mutex::lock;
 use crate::statistics::Statistics;
 
-/// A long operation, carried out on a thread of its own.
+/// A long operation, which is carried out on a separate thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Accept no new writes, and wait until none is pending.
+    /// Accept no new writes, and wait until no write is pending.
     Drain,
     /// Write the dump of a role.
     Dump(ReplicaRole),
@@ -54,7 +54,7 @@ pub(crate) struct Node {
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
     /// The dumps of the tables of this server.
     pub(crate) dumps: Dumps,
-    /// The state machine that decides which coordinator to accept and tracks every order.
+    /// The state machine that decides which coordinator is accepted and tracks every order.
     machine: Mutex<kv_core::node::Node>,
     running: AtomicUsize,
     /// The time at which an order last began or ended, in nanoseconds of the boot clock.

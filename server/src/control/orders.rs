@@ -1,4 +1,4 @@
-//! The port for the coordinator's orders, on a thread of its own.
+//! The port for the coordinator's orders, which has its own thread.
 //!
 //! ```text
 //!   listener -> connections (a few without a hello) -> CHALLENGE, PROOF: both have the cluster's key

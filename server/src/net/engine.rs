@@ -52,6 +52,6 @@ pub(crate) trait Engine {
     /// few times a second.
     fn enforce_deadlines(&self, now: Time);
 
-    /// Begins a job, whose steps alternate with everything else.
+    /// Begins a job. Its steps alternate with all other work.
     fn begin(&self, job: Job);
 }

@@ -1,5 +1,5 @@
-//! The newest map for the servers, which serve it to clients while no coordinator does. A server receives the map in
-//! response to a heartbeat. Changes within one heartbeat interval are therefore sent as one map, and a silent server
+//! The newest map for the servers. They send it to clients while no coordinator is running. A server receives the map
+//! in response to a heartbeat. Changes within one heartbeat interval are therefore sent as one map, and a silent server
 //! receives nothing.
 
 use std::cell::RefCell;
@@ -25,7 +25,7 @@ pub(super) struct NewestMap {
 
 #[derive(Debug)]
 struct Kept {
-    /// The newest cluster revision whose map equals `map` apart from its revision.
+    /// The newest revision of the cluster that was compared with `map` and found equal apart from the revision.
     checked: u64,
     map: Map,
     frame: MapFrame,

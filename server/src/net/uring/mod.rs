@@ -1,4 +1,4 @@
-//! The engine over an io_uring of its own, driven by a task of the shard's glommio executor.
+//! The engine over a separate io_uring, driven by a task of the shard's glommio executor.
 //!
 //! ```text
 //!             kernel

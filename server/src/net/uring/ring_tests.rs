@@ -299,7 +299,7 @@ fn waits_share_one_alarm_that_ends_each_of_them() {
     let mut done = Vec::new();
     ring.reap(&mut done, usize::MAX);
     assert_eq!(done.len(), 1);
-    // This wait sets no alarm of its own.
+    // This wait does not set the timer, because it is set already.
     ring.enter_and_sleep(TIMEOUT).unwrap();
     assert!((LONGEST..TIMEOUT).contains(&start.elapsed()), "{:?}", start.elapsed());
     done.clear();
