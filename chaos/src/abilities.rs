@@ -1,4 +1,4 @@
-//! The abilities of `coord` and of this machine that decide which faults are possible.
+//! The features of `coord` and the permissions on this machine that determine the possible faults.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,15 +9,15 @@ use kv_testkit::threads::StandingThread;
 use crate::ordinary::Day;
 use crate::ordinary::ground::{self, Ground};
 
-/// The abilities of `coord`.
+/// The optional features of `coord`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Abilities {
-    /// True if `coord --restore DIR…` exists, according to its help.
+    /// True if `coord` has the option `--restore`, according to its help text.
     pub(crate) restore: bool,
 }
 
-/// Returns the ordinary days that are possible here, by ground, and adds the others to `left_out`. The main
-/// thread must call it before it starts other threads.
+/// Returns the ordinary days that are possible on this machine, by ground, and adds the others to `left_out`. The
+/// main thread must call it before it starts other threads.
 pub(crate) fn ordinary_days(left_out: &mut Vec<String>) -> Vec<(Ground, Vec<Day>)> {
     let no_mounts = match rustix::process::geteuid().is_root() {
         false => Some("mounting needs root (run `sudo make chaos`)".into()),
@@ -47,7 +47,7 @@ pub(crate) fn possible_of(days: &[Day], left_out: &mut Vec<String>) -> Vec<Day> 
     days
 }
 
-/// Returns the reason why this machine does not permit to stop a thread of another process, if it does not.
+/// Returns the reason why this program must not stop a thread of another process on this machine; `None` if it may.
 fn no_stalls() -> Option<String> {
     let tried = || -> anyhow::Result<bool> {
         let mut child = Command::new("sleep").arg("10").spawn()?;
@@ -65,7 +65,7 @@ fn no_stalls() -> Option<String> {
 }
 
 impl Abilities {
-    /// Determines the abilities of `coord` from its help.
+    /// Determines the features of `coord` from its help text.
     pub(crate) fn of(coord: &Path) -> anyhow::Result<Abilities> {
         let output = Command::new(coord)
             .arg("--help")

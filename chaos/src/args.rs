@@ -8,20 +8,20 @@ use crate::measure::MeasureArgs;
 
 /// Runs clusters of real processes under load, injects faults, and checks every promise afterwards.
 ///
-/// Each round starts a cluster (`coord` and `server` beside this program), loads it from several client
-/// processes, injects faults one after the other, each once the cluster is whole again, and stops it in order.
-/// Then the history of every key must be that of one register, every write must have taken effect once, and
-/// both dumps of every group must be equal and hold every acknowledged write. A corrupted copy of each history
-/// must be rejected. Exit status 0: all promises held; 1: one did not. The directory of such a round (history,
-/// logs, dumps) is kept, and its path is printed.
+/// Each round starts a cluster with `coord` and `server` from the directory of this program, and loads it from
+/// several client processes. It injects one fault after the other, each when the cluster is whole again, and stops
+/// the cluster in order. Then the round is checked: the history of every key must be that of one register, and
+/// every write must have taken effect once. Both dumps of every group must be equal and contain every acknowledged
+/// write. A corrupted copy of each history must be rejected. The exit status is 0 if all promises held, and 1 if
+/// one was broken. The directory of a failed round (history, logs, dumps) is kept, and its path is printed.
 #[derive(Debug, Parser)]
 #[command(name = "chaos", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// Seed that chooses the faults (default: random, and printed). The same seed plans the same faults, but
-    /// they strike at other moments: real processes are not deterministic.
+    /// Seed that determines the faults (default: random, and printed). The same seed plans the same faults, but
+    /// they strike at other times, because real processes are not deterministic.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
 
@@ -29,8 +29,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub(crate) faults: u32,
 
-    /// Number of ordinary days: events such as an orderly end, a suspend, a full disk or a flood, in clusters
-    /// of their own.
+    /// Number of ordinary days: events such as an orderly exit, a suspend, a full disk or a flood, in separate
+    /// clusters.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub(crate) ordinary: u32,
 
@@ -38,16 +38,16 @@ pub(crate) struct Args {
     #[arg(long, value_parser = clap::value_parser!(u16).range(3..=32))]
     pub(crate) servers: Option<u16>,
 
-    /// Time limit in minutes: after it no round begins, and the current round injects no further fault.
+    /// Time limit in minutes. After this time no round begins, and the current round injects no further fault.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) minutes: Option<u32>,
 
-    /// Keep the directories of all rounds here, not only those that failed.
+    /// Keep the directories of all rounds in this directory, not only those of failed rounds.
     #[arg(long, value_name = "DIR")]
     pub(crate) keep: Option<PathBuf>,
 
-    /// Cut no links. Cutting needs root, `ip` and `nft`. If one of them is missing, cuts are left out, and the
-    /// report names the reason.
+    /// Cut no links. Cuts need root, `ip` and `nft`. If one of them is missing, cuts are left out, and the report
+    /// names the reason.
     #[arg(long)]
     pub(crate) no_cuts: bool,
 
@@ -59,8 +59,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Option<String>,
 
-    /// Run the short selection of `make test`: two minutes and a few ordinary days, seed 1, clusters of three
-    /// and four, without cuts.
+    /// Run the short selection of `make test`: two minutes and a few ordinary days, seed 1, clusters of three and
+    /// four servers, no cuts.
     #[arg(long, conflicts_with_all = ["seed", "faults", "ordinary", "servers", "minutes", "only"])]
     pub(crate) slice: bool,
 
@@ -68,7 +68,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Directory of the programs `coord` and `server` (default: that of this program).
+    /// Directory of the programs `coord` and `server` (default: the directory of this program).
     #[arg(long, value_name = "DIR", global = true)]
     pub(crate) programs: Option<PathBuf>,
 }
@@ -76,7 +76,7 @@ pub(crate) struct Args {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Measures the figures of docs/recovery.md, each on a cluster of its own.
+    /// Measures the figures of docs/recovery.md, each on a separate cluster.
     Measure(MeasureArgs),
     /// Runs one client process of the load.
     #[command(hide = true)]
@@ -92,16 +92,16 @@ pub(crate) struct WorkerArgs {
     /// The number of this worker in the run.
     #[arg(long)]
     pub(crate) index: u32,
-    /// Number of concurrent operations, each with a process number of its own.
+    /// Number of concurrent operations. Each has a separate process number in the history.
     #[arg(long)]
     pub(crate) threads: u32,
-    /// Maximum number of operations a second of each thread.
+    /// Maximum number of operations per second of each thread.
     #[arg(long)]
     pub(crate) rate: u32,
     /// File for the history.
     #[arg(long)]
     pub(crate) history: PathBuf,
-    /// File for the groups that have a write in flight.
+    /// File for the groups with a write in flight.
     #[arg(long)]
     pub(crate) flight: PathBuf,
     /// Number of servers of the ring.
@@ -110,7 +110,7 @@ pub(crate) struct WorkerArgs {
     /// Number of shards of each group.
     #[arg(long)]
     pub(crate) shards: u16,
-    /// Seed that chooses the operations.
+    /// Seed that determines the operations.
     #[arg(long)]
     pub(crate) seed: u64,
 }

@@ -1,11 +1,11 @@
-//! Bulk data, which makes copies take time and must be present in the dumps.
+//! Bulk data. It makes copies take longer, and must be present in the dumps.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kv_client::{Client, Op, OpOptions, Options, SubmitError};
 
-/// A number of values of one length, under keys of their own.
+/// A number of entries with values of one length. Their keys differ from those of the clients' operations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bulk {
     pub(crate) count: u64,
@@ -25,7 +25,7 @@ impl Bulk {
         value
     }
 
-    /// Writes all entries. `told` is called with the number written so far.
+    /// Writes all entries, and calls `told` with the number of entries written so far.
     pub(crate) fn write(self, endpoint: &str, mut told: impl FnMut(u64)) -> anyhow::Result<()> {
         let options =
             Options { window: 256, deadline: Duration::from_secs(60), ..Options::default() };

@@ -2,7 +2,7 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Returns the time in nanoseconds since an arbitrary moment before the machine's start.
+/// Returns the reading of the clock in nanoseconds. Its zero is arbitrary.
 pub(crate) fn now_ns() -> i64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec * 1_000_000_000 + now.tv_nsec

@@ -1,10 +1,10 @@
-//! A coordinator and its servers in a directory of their own.
+//! A cluster of a coordinator and servers in a separate directory.
 //!
 //! ```text
 //!   start          coord -C file --dir DIR --daemon, until every group is whole
 //!   wait_whole     polls `coord status --json`
 //!   stop           SIGTERM, exit code 0, no process left
-//!   drop           every process left in the directory is killed
+//!   drop           every remaining process of the directory is killed
 //! ```
 
 use std::fs;
@@ -22,11 +22,12 @@ use kv_testkit::wait_for;
 
 use crate::network::Network;
 
-/// The timeout of a start, and of the recovery after a fault. A machine with two busy cores takes seconds.
+/// The timeout of a start, and of the recovery after a fault. A machine with two busy cores needs seconds for them.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// The timeout of an orderly stop, dumps included.
+/// The timeout of an orderly stop, including its dumps.
 const STOP_LIMIT: Duration = Duration::from_secs(180);
-/// The time for which every group must have been whole: a recent fault may not have been detected yet.
+/// The time for which every group must be whole before the cluster counts as whole, because a recent fault may not
+/// be detected yet.
 const STEADY: Duration = Duration::from_secs(1);
 /// The interval between two status requests.
 const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -43,7 +44,7 @@ pub(crate) struct Programs {
 impl Programs {
     /// Finds the executables in this directory, or beside this program.
     pub(crate) fn find(directory: Option<&Path>) -> anyhow::Result<Programs> {
-        let chaos = std::env::current_exe().context("find this program's own directory")?;
+        let chaos = std::env::current_exe().context("find the directory of this program")?;
         let beside = match directory {
             Some(directory) => std::path::absolute(directory)?,
             None => chaos.parent().unwrap_or(Path::new(".")).to_owned(),
@@ -70,12 +71,12 @@ pub(crate) struct Setting {
     pub(crate) shards: u16,
     /// Further arguments of `coord`.
     pub(crate) flags: Vec<String>,
-    /// A server on another host, with the host as a cluster file names it.
+    /// A server on another host, with the host in the notation of a cluster file.
     pub(crate) remote: Option<(u16, String)>,
 }
 
 impl Setting {
-    /// Creates a setting with servers on this machine, and no flags.
+    /// Creates a setting with all servers on this machine and without flags.
     pub(crate) fn plain(servers: u16, shards: u16) -> Setting {
         Setting { servers, shards, flags: Vec::new(), remote: None }
     }
@@ -96,7 +97,7 @@ impl Setting {
 pub(crate) struct Cluster {
     pub(crate) dir: PathBuf,
     pub(crate) setting: Setting,
-    /// The host at which the cluster is reached.
+    /// The host at which clients reach the cluster.
     pub(crate) host: String,
     start: Coord,
     begun: Instant,
@@ -114,7 +115,7 @@ impl Cluster {
         let dir = std::path::absolute(dir)?;
         fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
         Coord::write_file(&dir, &setting.file())?;
-        // A restarted coordinator must have the same ports.
+        // The ports are chosen here, because a restarted coordinator must have the same ports.
         let [clients_port, servers_port] = free_ports().context("find a free port")?;
         let mut flags = setting.flags.clone();
         let (server, host) = match network {
@@ -174,7 +175,7 @@ impl Cluster {
         server.pid.with_context(|| format!("server {id} has not started"))
     }
 
-    /// Returns the pids of all servers, whether the coordinator runs or not, with their places in the ring.
+    /// Returns the pids of all servers, with their places in the ring. The coordinator need not run.
     pub(crate) fn servers(&self) -> Vec<(u32, u16)> {
         let place = |pid| {
             let arguments = process::arguments(pid);
@@ -184,7 +185,7 @@ impl Cluster {
         process::running_in(&self.dir).into_iter().filter_map(place).collect()
     }
 
-    /// Returns the process at a place of the ring, as views name it.
+    /// Returns the process at a place of the ring as a member, which is its name in views.
     pub(crate) fn member(&self, id: u16) -> anyhow::Result<Member> {
         let status = self.status()?;
         let server = status.servers.get(usize::from(id)).context("there is no such server")?;
@@ -192,13 +193,14 @@ impl Cluster {
         Ok(Member { server: server.id, incarnation })
     }
 
-    /// Waits until every group has been home with two replicas, without any recovery, for a while. Returns the
-    /// time until that began.
+    /// Waits until every group has been home with two replicas and without a recovery for [`STEADY`]. Returns the
+    /// time until this period began.
     pub(crate) fn wait_whole(&mut self, when: &str) -> anyhow::Result<Duration> {
         self.wait_status(when, is_whole)
     }
 
-    /// Waits until the status satisfies `wanted` without interruption for [`STEADY`]. Returns the time until that began.
+    /// Waits until the status has satisfied `wanted` without interruption for [`STEADY`]. Returns the time until this
+    /// period began.
     pub(crate) fn wait_status(
         &mut self,
         when: &str,
@@ -229,7 +231,7 @@ impl Cluster {
             };
             if start.elapsed() > TIMEOUT {
                 bail!(
-                    "{when} the cluster did not come back within {TIMEOUT:?}; the last status: {last}"
+                    "{when} the cluster did not reach the required state within {TIMEOUT:?}; last: {last}"
                 );
             }
             std::thread::sleep(ASK_EVERY);
@@ -253,7 +255,7 @@ impl Cluster {
         self.revive(&[])
     }
 
-    /// Starts the coordinator after all processes have exited, with further flags that name the data to
+    /// Starts the coordinator again after all processes have exited, with additional flags that name the data to
     /// restore.
     pub(crate) fn revive(&mut self, flags: &[String]) -> anyhow::Result<()> {
         self.coord = start_again(&self.start, &self.dir, flags)?;
@@ -271,7 +273,7 @@ impl Cluster {
         self.await_end()
     }
 
-    /// Waits for the coordinator to exit by itself, and checks that no server is left.
+    /// Waits until the coordinator has exited by itself, and checks that no server is left.
     pub(crate) fn await_end(&mut self) -> anyhow::Result<ExitStatus> {
         let coord = &mut self.coord;
         let ended = wait_for("coord to end", STOP_LIMIT, || coord.try_wait().ok().flatten())?;
@@ -292,7 +294,7 @@ pub(crate) fn is_settled(status: &ClusterStatus) -> bool {
             .all(|group| group.condition == GroupCondition::Lost || is_home(group))
 }
 
-/// Starts a coordinator, with further arguments.
+/// Starts a coordinator with additional arguments.
 fn start_again(start: &Coord, dir: &Path, flags: &[String]) -> anyhow::Result<Child> {
     let mut command = start.command(dir);
     command.arg("--daemon").args(flags).stdin(Stdio::null());

@@ -1,4 +1,4 @@
-//! The results of rounds in which two servers died together, as text.
+//! The results of rounds in which two servers died together, and their description as text.
 
 use serde::Serialize;
 
@@ -8,11 +8,11 @@ use crate::faults::Policy;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shown {
     pub(crate) policy: Policy,
-    /// Keys that clients read from the restored cluster.
+    /// The number of keys that clients read from the restored cluster.
     pub(crate) restored: u64,
-    /// Groups that both servers had held.
+    /// The number of groups that both servers had held.
     pub(crate) lost: u64,
-    /// Operations that ended with LOST.
+    /// The number of operations that ended with LOST.
     pub(crate) told: u64,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Doubles {
 }
 
 impl Doubles {
-    /// Adds a round without failures.
+    /// Adds the result of a round without failures.
     pub(crate) fn add(&mut self, shown: Shown) {
         match shown.policy {
             Policy::Shutdown => {

@@ -1,4 +1,4 @@
-//! The dumps of a stopped cluster: those of one group, and of all.
+//! The dumps of a stopped cluster: reading, comparing and removing them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use kv_protocol::placement::Placement;
 use kv_testkit::dumps::agree;
 pub(crate) use kv_testkit::dumps::read;
 
-/// Returns the dump of a group that is home: its primary's, after a comparison with its secondary's.
+/// Returns the dump of the primary of a group that is home. Checks first that the dump of the secondary is equal.
 pub(crate) fn of_group(dir: &Path, placement: Placement, group: GroupId) -> anyhow::Result<Dump> {
     let [primary, secondary] = paths(dir, placement, group);
     let (primary, secondary) = (read(&primary)?, read(&secondary)?);
@@ -33,7 +33,7 @@ pub(crate) fn remove_all(dir: &Path, placement: Placement) {
     });
 }
 
-/// Returns the paths of the dumps of primary and secondary of a group that is home.
+/// Returns the paths of the two dumps of a group that is home: of its primary and its secondary.
 fn paths(dir: &Path, placement: Placement, group: GroupId) -> [PathBuf; 2] {
     let after = group.home_secondary(placement.servers());
     [
@@ -42,7 +42,7 @@ fn paths(dir: &Path, placement: Placement, group: GroupId) -> [PathBuf; 2] {
     ]
 }
 
-/// Reads the coordinator's state: a line about the file, and JSON.
+/// Reads the coordinator's state file: a header line, then JSON.
 pub(crate) fn read_state(path: &Path) -> anyhow::Result<DurableState> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let json = text.split_once('\n').map_or("", |(_, json)| json);

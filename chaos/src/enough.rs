@@ -1,21 +1,21 @@
-//! The minimum that a run must do. A run that does less proves nothing, and fails.
+//! The minimum that a run must do. A run that does less fails, because it does not show enough.
 
 use std::collections::BTreeMap;
 
-/// The number of faults from which every kind must have occurred.
+/// The number of faults in a full run. In a full run every kind must have occurred.
 pub(crate) const FULL: u64 = 200;
-/// The number of ordinary days from which every kind must have occurred.
+/// The number of ordinary days in a full run. In a full run every kind must have occurred.
 pub(crate) const FULL_ORDINARY: u64 = 100;
 /// The number of faults below which the share of those with a write in flight is not significant.
 const FEW: u64 = 10;
 
-/// The minimum that a run must have done.
+/// The minimum number and kinds of events of a run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Demand {
-    /// The word for the events that are counted.
+    /// The word for the counted events, such as "faults".
     pub(crate) what: &'static str,
     pub(crate) faults: u64,
-    /// The number of events from which a run counts as a full one.
+    /// The number of events of a full run.
     pub(crate) full: u64,
     /// The kinds that must each have occurred in a full run.
     pub(crate) kinds: Vec<String>,
@@ -24,8 +24,8 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
-    /// Describes each demand that a run has missed. `struck`: by kind the number of events, and of those with a
-    /// write in flight.
+    /// Describes each requirement that a run has not met. `struck` has, for each kind, the number of events and the
+    /// number of those with a write in flight.
     pub(crate) fn missed(&self, struck: &BTreeMap<String, (u64, u64)>) -> Vec<String> {
         let faults: u64 = struck.values().map(|(count, _)| count).sum();
         let in_flight: u64 = struck.values().map(|(_, count)| count).sum();

@@ -1,11 +1,11 @@
-//! The faults by name, and the choice of the next one.
+//! The kinds of faults, and the choice of the next one.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use kv_testkit::random::Random;
 
-/// The direction of dropped packets, seen from the victim.
+/// The direction of the dropped packets, relative to the victim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Way {
     Both,
@@ -15,7 +15,7 @@ pub(crate) enum Way {
     In,
 }
 
-/// The peers that the victim is cut from.
+/// The processes from which the victim is cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Far {
     /// The next server, which is the secondary of its group.
@@ -26,7 +26,7 @@ pub(crate) enum Far {
     Everybody,
 }
 
-/// Two faults at once, at one server.
+/// Two simultaneous faults of one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Two {
     HangAndKill,
@@ -35,16 +35,16 @@ pub(crate) enum Two {
     KillAndCoordinator,
 }
 
-/// A fault of one server, of the coordinator, or of both, that the cluster must survive without loss.
+/// A fault of one server, of the coordinator, or of both, which the cluster must survive without loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
     Kill,
     /// A pause longer than the grace.
     Hang,
-    /// A kill of the process that replaces a killed server, in this step of the recovery; in step 0, of the
-    /// hung old process.
+    /// A kill in this step of a recovery: of the process that replaces a killed server, or, in step 0, of the old
+    /// process, which is hung.
     Replacement(u8),
-    /// A kill of the coordinator, at rest or in this step of a recovery.
+    /// A kill of the coordinator: in this step of a recovery, or at rest (`None`).
     Coordinator(Option<u8>),
     Cut(Far, Way),
     Two(Two),
@@ -87,7 +87,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Returns all faults that are possible, with or without cut links.
+/// Returns all possible faults; those that cut links only if `cuts` is true.
 pub(crate) fn all(cuts: bool) -> Vec<Fault> {
     let mut all = vec![Fault::Kill, Fault::Hang, Fault::Two(Two::HangAndKill)];
     all.extend((0..=5).map(Fault::Replacement));
@@ -103,16 +103,16 @@ pub(crate) fn all(cuts: bool) -> Vec<Fault> {
     all
 }
 
-/// The weight of a fault that struck, relative to one that was planned and came too late for its step.
+/// The weight of a fault that struck as planned. A planned fault that came too late for its step has weight 1.
 const STRUCK: u32 = 3;
 
-/// The turns of each kind, by name, so that all kinds get equal turns. A planned fault that came too late for
-/// its step counts a little too; otherwise a short step would take all turns.
+/// The weighted number of faults of each kind, by name, so that all kinds occur equally often. A planned fault that
+/// came too late for its step counts a little too. Otherwise a short step would be planned again and again.
 #[derive(Debug, Default)]
 pub(crate) struct Turns(BTreeMap<String, u32>);
 
 impl Turns {
-    /// Returns one of the kinds with the fewest turns.
+    /// Returns a random one of the kinds that have occurred least often.
     pub(crate) fn next<F: Copy + fmt::Display>(&self, possible: &[F], random: &mut Random) -> F {
         let had = |fault: &F| self.0.get(&fault.to_string()).copied().unwrap_or(0);
         let fewest = possible.iter().map(had).min().unwrap_or(0);
@@ -120,7 +120,7 @@ impl Turns {
         due[random.index(due.len())]
     }
 
-    /// Counts a fault by what was planned and what has struck.
+    /// Counts a fault, given the planned kind and the kind that has struck.
     pub(crate) fn count(&mut self, planned: impl fmt::Display, struck: &str) {
         let planned = planned.to_string();
         if planned != struck {
@@ -138,7 +138,7 @@ pub(crate) enum Policy {
 }
 
 impl Policy {
-    /// Returns the value for `coord --on-double-fault`.
+    /// Returns the value of `--on-double-fault` for `coord`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Policy::Shutdown => "shutdown",

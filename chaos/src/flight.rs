@@ -1,6 +1,6 @@
-//! The groups with a write in flight at this moment: a file with one byte for each client. All client processes
-//! write it, and the fault injector reads it. It only serves to aim a fault; the writes in flight when it
-//! struck are counted from the history.
+//! A file with the groups that have a write in flight: one byte for each client. All client processes write the
+//! file, and the fault injector reads it to choose the time of a fault. The writes in flight at the time of the
+//! fault are counted from the history.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-/// The most clients.
+/// The maximum number of clients.
 const MOST: usize = 256;
 
 /// The file.
@@ -17,7 +17,7 @@ const MOST: usize = 256;
 pub(crate) struct Flight(File);
 
 impl Flight {
-    /// Creates an empty file.
+    /// Creates the file with no write in flight.
     pub(crate) fn create(path: &Path) -> anyhow::Result<Flight> {
         std::fs::write(path, [0; MOST]).with_context(|| format!("write {}", path.display()))?;
         Flight::open(path)
@@ -32,7 +32,7 @@ impl Flight {
     /// Records that a client has a write in flight to this group, or none.
     pub(crate) fn set(&self, client: u32, group: Option<u16>) {
         let byte = group.map_or(0, |group| u8::try_from(group % 255).expect("below 255") + 1);
-        // A failed update makes the aim worse, and has no other effect.
+        // If the update fails, the time of a fault may be less suitable. There is no other effect.
         let _ = self.0.write_at(&[byte], u64::from(client) % MOST as u64);
     }
 

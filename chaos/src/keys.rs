@@ -1,7 +1,7 @@
-//! The keys in use: hot keys that change every few seconds, and cold keys that live longer.
+//! The keys in use: hot keys, which are replaced every few seconds, and cold keys, which are used longer.
 //!
-//! All client processes read the same clock, so they agree on the keys without communication. A key is retired
-//! before its history gets too long to check.
+//! The keys depend on the time, and all client processes read the same clock. So they use the same keys without
+//! communication. A key is retired before its history gets too long to check.
 
 use kv_testkit::random::Random;
 
@@ -21,7 +21,7 @@ pub(crate) enum KeyAge {
     Past,
 }
 
-/// Chooses a key at this moment.
+/// Chooses a key among those in use, or no longer in use, at this time.
 pub(crate) fn choose(random: &mut Random, now_ns: i64, choice: KeyAge) -> String {
     match choice {
         KeyAge::Current if random.per_mille(150) => {

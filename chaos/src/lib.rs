@@ -1,4 +1,4 @@
-//! Real clusters under load and faults of their processes and links. Afterwards every promise is checked.
+//! Runs of real clusters under load, with faults of processes and links. After each run every promise is checked.
 //!
 //! ```text
 //!   run           rounds: number of clusters, servers and faults
@@ -52,7 +52,7 @@ use clap::Parser as _;
 
 use args::{Args, Command};
 
-/// Exit code: a promise was broken, or the run itself failed.
+/// The exit code if a promise was broken or the run itself failed.
 const FAILED: u8 = 1;
 
 /// Runs the program `chaos`.
@@ -68,7 +68,7 @@ pub fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
-            // A closed standard error must not turn a message into a panic.
+            // If standard error is closed, the message is dropped; it must not cause a panic.
             let _ = writeln!(std::io::stderr(), "chaos: {error:#}");
             ExitCode::from(FAILED)
         }

@@ -1,4 +1,4 @@
-//! The longest stalls of clients that a fault of one server or of the coordinator may cause.
+//! The limits on the stalls of clients that a fault of one server or of the coordinator may cause.
 //!
 //! ```text
 //!   proof of death      the other holder takes over at once
@@ -6,8 +6,8 @@
 //!   a new coordinator   625 ms grace and 500 ms silence until every live process has reported
 //! ```
 //!
-//! The machine's own delays come on top. Time in which the coordinator is dead or clients are cut off, so that
-//! no recovery is possible, is measured and added.
+//! The delays of a busy machine are added. If the coordinator is dead or clients are cut off, no recovery is
+//! possible; this time is measured and added too.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use kv_protocol::limits::{GRACE, HEARD_WITHIN};
 
 use crate::faults::{Fault, Two};
 
-/// The delays of a machine with two busy cores, beyond the times of the design.
+/// The additional delays of a machine with two busy cores.
 const SLACK: Duration = Duration::from_secs(1);
 /// The failure timeout, `coord -t`.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -26,8 +26,8 @@ pub(crate) const AFTER_DEATH: Duration = SLACK;
 pub(crate) const AFTER_SILENCE: Duration =
     SLACK.saturating_add(SILENCE).saturating_add(HEARD_WITHIN).saturating_add(GRACE);
 
-/// Returns the longest stall that a fault may cause, beside the time for which the coordinator or the clients'
-/// link is away.
+/// Returns the longest stall that a fault may cause, without the time for which the coordinator is dead or clients
+/// are cut off.
 pub(crate) fn of(fault: Fault) -> Duration {
     match fault {
         Fault::Kill | Fault::Replacement(1..) => AFTER_DEATH,

@@ -1,4 +1,4 @@
-//! The client processes of a round: their start, their stop, and the merge of their histories.
+//! The client processes of a round: start and stop of the processes, and the merge of their histories.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,17 +13,18 @@ use crate::cluster::{Cluster, Programs};
 use crate::flight::Flight;
 use crate::network::Network;
 
-/// The timeout of the last operations: the deadline of an operation, plus the delays of a slow machine.
+/// The timeout for the last operations. It allows for the deadline of an operation and the delays of a slow
+/// machine.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
-/// The strength of the load.
+/// The amount of load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Strength {
     /// The number of processes.
     pub(crate) workers: u32,
-    /// The number of closed loops of each process.
+    /// The number of closed loops (threads) of each process.
     pub(crate) threads: u32,
-    /// The most operations a second of each loop.
+    /// The maximum number of operations per second of each loop.
     pub(crate) rate: u32,
 }
 
@@ -72,8 +73,8 @@ impl Load {
         Ok(load)
     }
 
-    /// Lets the processes complete their operations. Returns the merged history in order of time, and writes it
-    /// to `history.jsonl`.
+    /// Waits until the processes have completed their operations. Writes the merged history to `history.jsonl` and
+    /// returns it, in order of time.
     pub(crate) fn stop(mut self, dir: &Path) -> anyhow::Result<Vec<Record>> {
         for (worker, _) in &mut self.workers {
             drop(worker.stdin.take());
@@ -91,7 +92,7 @@ impl Load {
             records.extend(Record::parse_all(&text)?);
             let _ = fs::remove_file(&*history);
         }
-        // The sort is stable: the lines of one process stay in order.
+        // The sort is stable, so the lines of one process stay in order.
         records.sort_by_key(|record| record.time_ns);
         write_history(&dir.join("history.jsonl"), &records)?;
         Ok(records)

@@ -1,15 +1,14 @@
-//! A network of namespaces on this machine, whose links can be cut one way or both.
+//! A network of namespaces on this machine. Its links can be cut in one direction or both.
 //!
 //! ```text
-//!   hub 10.77.0.1    this program and coord: a namespace of their own, with a bridge
+//!   hub 10.77.0.1    this program and coord: a common namespace, with a bridge
 //!     |-- 10.77.0.2    the client processes
 //!     |-- 10.77.0.10   server 0: coord starts a small script as --server-binary, which enters the
 //!     |-- 10.77.0.11   server 1  namespace of its -S and passes that address as --advertise
 //! ```
 //!
-//! A cut drops all packets from the sender in the receiver's namespace, silently and without a reset, as in a
-//! broken network. Namespaces have no names: when this program and the servers have ended, in whatever way,
-//! nothing is left on the machine.
+//! A cut silently drops all packets from the sender in the receiver's namespace, without a reset, as in a broken
+//! network. The namespaces have no names, so the kernel removes them when this program and the servers have ended.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
@@ -49,21 +48,21 @@ impl End {
     }
 }
 
-/// The namespaces; each lives as long as its file is open.
+/// The namespaces. Each exists as long as its file is open.
 #[derive(Debug)]
 pub(crate) struct Network {
     clients: File,
     servers: Vec<File>,
 }
 
-/// Returns the reason why no network can be made, if there is one.
+/// Returns the reason why no network can be created; `None` if it can.
 pub(crate) fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("cutting links needs root (run `sudo make chaos`)".into());
     }
     for (tool, package) in [("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")] {
         let found = Command::new(tool).arg("--version").output();
-        // `ip` only supports -V, and responds to --version with an error.
+        // The tool `ip` has only -V, and exits with an error if it gets --version.
         if found.is_err() {
             return Some(format!("cutting links needs {tool} (Debian package {package})"));
         }
@@ -72,8 +71,8 @@ pub(crate) fn missing() -> Option<String> {
 }
 
 impl Network {
-    /// Moves this program into a namespace of its own, and creates one for the clients and one for each server.
-    /// The main thread must call it before it starts other threads.
+    /// Moves this program into a new namespace, and creates one for the clients and one for each server. The main
+    /// thread must call it before it starts other threads.
     pub(crate) fn make(servers: u16) -> anyhow::Result<Network> {
         leave_network().context("make a network namespace for this program")?;
         run("ip", &["link", "set", "lo", "up"])?;
@@ -131,7 +130,7 @@ impl Network {
         command
     }
 
-    /// Drops, from now on, all packets from `from` to `to`.
+    /// Drops all packets from `from` to `to` from now on.
     pub(crate) fn cut(&self, from: End, to: End) -> anyhow::Result<()> {
         let element = format!("{{ {} }}", from.address());
         self.nft(to, &["add", "element", "inet", "cut", "from", &element])
@@ -161,7 +160,7 @@ impl Network {
 
 /// Creates a namespace with one link to the hub.
 fn namespace(end: End, name: &str) -> anyhow::Result<File> {
-    // A thread moves into a new namespace, and the open file keeps that alive.
+    // A thread moves into a new namespace. The open file keeps the namespace alive.
     let made = std::thread::spawn(|| -> anyhow::Result<File> {
         leave_network()?;
         Ok(File::open("/proc/thread-self/ns/net")?)
@@ -190,7 +189,7 @@ fn path_of(file: &File) -> String {
 }
 
 fn leave_network() -> rustix::io::Result<()> {
-    // SAFETY: a network namespace holds no memory and no descriptors; open files stay open.
+    // SAFETY: a change of the network namespace does not affect memory or open files.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
 }
 

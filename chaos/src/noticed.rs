@@ -22,7 +22,7 @@ pub(crate) fn was_in_flight(operations: &Operations, placement: Placement, fault
     })
 }
 
-/// Returns, for every operation, its beginning and the time from there until any operation of its place
+/// Returns for every operation the time of its beginning, and the time from then until any operation of its place
 /// succeeded.
 pub(crate) fn stalls<P: Ord + Copy>(
     operations: &Operations,
@@ -44,7 +44,7 @@ pub(crate) fn stalls<P: Ord + Copy>(
         ends.sort_unstable();
         for start in starts {
             let next = ends.partition_point(|end| end < start);
-            // Operations after the last success were cut off by the end of the round.
+            // Operations after the last success are ignored, because the end of the round interrupted them.
             stalls.extend(ends.get(next).map(|end| (*start, end - *start)));
         }
     }
@@ -84,9 +84,9 @@ pub(crate) fn unserved(
     all.filter(|(key, one)| !is_served(one) && is_watched(group_of(placement, key))).collect()
 }
 
-/// Returns the operations that were not served although at most one server was struck. An operation's deadline
-/// of five seconds exceeds every recovery. Exempt are operations of clients that are cut off from the victim
-/// itself while all others still reach it, and operations while the cluster is away.
+/// Returns the operations that were not served although at most one server was struck. The deadline of an
+/// operation, five seconds, is longer than every recovery. Operations of clients that are cut off from the victim
+/// while all others still reach it are exempt, and so are operations while the cluster is stopped.
 pub(crate) fn not_carried_through<'a>(
     operations: &'a Operations,
     placement: Placement,
@@ -101,7 +101,7 @@ pub(crate) fn not_carried_through<'a>(
                     operation.start < until && fault.began_ns < end_of(operation)
                 })
             };
-            // Faults begin when every group is at home.
+            // Faults begin when every group is at home, so the victim is the primary of the group with its number.
             group.0 == fault.victim && is_between(fault.apart_until_ns)
                 || is_between(fault.away_until_ns)
         })
@@ -109,18 +109,18 @@ pub(crate) fn not_carried_through<'a>(
     bad
 }
 
-/// Returns whether no operation succeeded, so that nothing was tested.
+/// Returns whether no operation succeeded, so the round tested nothing.
 pub(crate) fn is_idle(operations: &Operations) -> bool {
     !operations.all().any(|(_, operation)| operation.kind == Kind::Ok)
 }
 
-/// Returns whether an operation got a definite response; a failed condition or an absent key is one.
+/// Returns whether an operation got a definite response, which may be a failed condition or an absent key.
 pub(crate) fn is_served(operation: &Operation) -> bool {
     let is_response = matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
     is_response && operation.kind != Kind::Info
 }
 
-/// Returns the time at which the caller got the result; for an operation in doubt, the latest possible time.
+/// Returns the time at which the caller got the result. For an operation in doubt it is the latest possible time.
 fn end_of(operation: &Operation) -> i64 {
     operation.end.min(operation.start.saturating_add(DEADLINE_NS))
 }

@@ -1,4 +1,4 @@
-//! Ordinary days: orderly ends, suspends, stalls, full and frozen disks, floods, long readers, tight memory.
+//! Ordinary days: orderly exits, suspends, stalls, full and frozen disks, floods, long reads, and little memory.
 //!
 //! ```text
 //!   Day       the kinds, by name
@@ -19,16 +19,16 @@ use std::fmt;
 
 use ground::Ground;
 
-/// A kind of event of an ordinary day. It must not lose any acknowledged write.
+/// A kind of event of an ordinary day. No event may lose an acknowledged write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Day {
     /// SIGTERM to one server.
     Leave,
-    /// Two signals to one server, so that it leaves without the coordinator's orders.
+    /// Two SIGTERM to one server, so that it leaves without the coordinator's orders.
     LeaveTwice,
-    /// SIGTERM to two neighbours within moments.
+    /// SIGTERM to two neighbours in quick succession.
     LeaveTwo,
-    /// SIGTERM to all servers within moments; the cluster is brought back by `--resume`.
+    /// SIGTERM to all servers in quick succession. Then the cluster is restarted with `--resume`.
     LeaveAll,
     /// SIGSTOP to all servers and the coordinator, for up to several failure timeouts.
     Suspend,
@@ -36,32 +36,33 @@ pub(crate) enum Day {
     SuspendRecovery,
     /// SIGSTOP to all servers and the coordinator, while a server that received SIGTERM is leaving.
     SuspendLeave,
-    /// SIGSTOP to all servers and the coordinator, during a stop; the cluster is brought back by `--restore`.
+    /// SIGSTOP to all servers and the coordinator, during a stop. Then the cluster is restarted with `--restore`.
     SuspendStop,
-    /// SIGSTOP to all servers and the coordinator, while the cluster is brought back by `--resume`.
+    /// SIGSTOP to all servers and the coordinator, while the cluster is being restarted with `--resume`.
     SuspendRestore,
-    /// One executor of one server stopped by ptrace(2).
+    /// One executor of one server is stopped with ptrace(2).
     Stall,
-    /// Requests to one server as fast as it accepts them.
+    /// Clients send requests to one server as fast as it accepts them.
     Flood,
-    /// Readers of values of 16 MiB, and readers that never read.
+    /// Clients read values of 16 MiB, and others request them without reading the responses.
     LongReaders,
-    /// A frozen file system (fsfreeze).
+    /// The file system is frozen (fsfreeze).
     Freeze,
-    /// A frozen file system, and a server killed meanwhile.
+    /// The file system is frozen, and a server is killed meanwhile.
     FreezeKill,
-    /// A frozen file system, and the cluster stopped meanwhile; it is brought back by `--resume`.
-    FreezeStop,
-    /// A full file system, and SIGTERM to a server.
-    FullLeave,
-    /// A full file system, and a server killed.
-    FullKill,
-    /// A full file system, and the cluster stopped; it stops when there is room, and is brought back by
+    /// The file system is frozen, and the cluster is stopped meanwhile. Then the cluster is restarted with
     /// `--resume`.
+    FreezeStop,
+    /// The file system is full, and a server receives SIGTERM.
+    FullLeave,
+    /// The file system is full, and a server is killed.
+    FullKill,
+    /// The file system is full, and the cluster is stopped. The stop ends when there is room. Then the cluster is
+    /// restarted with `--resume`.
     FullStop,
-    /// Memory filled up to `--memory-limit`.
+    /// Memory is filled up to `--memory-limit`.
     FillLimit,
-    /// Memory filled up to the limit that the servers derive from their cgroup.
+    /// Memory is filled up to the limit that the servers derive from their cgroup.
     FillCgroup,
 }
 
@@ -92,11 +93,11 @@ impl fmt::Display for Day {
     }
 }
 
-/// The kinds that the slice injects. They are cheap, and need no root.
+/// The kinds in the slice (`--slice`). They take little time and do not need root.
 pub(crate) const SLICE: [Day; 4] = [Day::Leave, Day::Suspend, Day::Stall, Day::LongReaders];
 
 impl Ground {
-    /// Returns the kinds that run on a cluster on this ground.
+    /// Returns the kinds of events for a cluster on this ground.
     pub(crate) fn days(self) -> &'static [Day] {
         match self {
             Ground::Plain => &[
@@ -129,10 +130,10 @@ pub(crate) struct Days {
     pub(crate) count: u32,
 }
 
-/// The number of turns of each kind in one round.
+/// The number of events of each kind in one round.
 const TURNS_A_ROUND: usize = 2;
 
-/// Plans rounds with `count` ordinary days in all, over all grounds in turn.
+/// Plans rounds with a total of `count` ordinary days. The grounds take turns.
 pub(crate) fn plan(possible: &[(Ground, Vec<Day>)], count: u32) -> Vec<Days> {
     let mut left = count;
     let mut grounds = possible.iter().filter(|(_, kinds)| !kinds.is_empty()).cycle();

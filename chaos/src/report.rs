@@ -15,9 +15,9 @@ use crate::round::Outcome;
 struct Row {
     count: u64,
     with_write_in_flight: u64,
-    /// The stall of the fault that came closest to its limit.
+    /// The longest stall of one fault, in milliseconds: of the fault that came closest to its limit.
     stall_ms: f64,
-    /// The limit of that fault's stall.
+    /// The limit on the stall of this fault, in milliseconds.
     limit_ms: f64,
 }
 
@@ -26,28 +26,29 @@ struct Row {
 pub(crate) struct Report {
     seed: u64,
     rounds: u64,
-    /// Faults by name.
+    /// The faults, by name.
     kinds: BTreeMap<String, Row>,
-    /// Ordinary days by name.
+    /// The ordinary days, by name.
     ordinary_kinds: BTreeMap<String, Row>,
     faults: u64,
-    /// Ordinary days, which do not count as faults.
+    /// The number of ordinary days, which do not count as faults.
     ordinary: u64,
     with_write_in_flight: u64,
-    /// Operations that were done.
+    /// The number of operations that were done.
     ok: u64,
-    /// Operations that were not done.
+    /// The number of operations that were not done.
     fail: u64,
-    /// Operations of `fail` that were not served before the deadline, or whose group was LOST.
+    /// The part of `fail` that was not served before the deadline, or whose group was LOST.
     unserved: u64,
-    /// Operations that were not served, or whose result is unknown, although at most one server was struck.
+    /// The number of operations that were not served, or whose result is unknown, although at most one server was
+    /// struck.
     not_carried_through: u64,
-    /// Operations whose result is unknown.
+    /// The number of operations whose result is unknown.
     info: u64,
     keys: u64,
-    /// Keys for which the check timed out.
+    /// The number of keys for which the check timed out.
     unknown: u64,
-    /// Keys whose history is not linearizable.
+    /// The number of keys whose history is not linearizable.
     illegal: u64,
     longest_stall_ms: f64,
     two_servers_at_once: Doubles,
@@ -101,10 +102,10 @@ impl Report {
         self.verdict = if self.failures.is_empty() { "all promises held" } else { "FAILED" };
     }
 
-    /// Completes the report. A run that did less than the required minimum has failed.
+    /// Completes the report. A run that did less than the required minimum counts as failed.
     pub(crate) fn end(&mut self, took: Duration, demand: &Demand, of_ordinary: &Demand) {
         self.seconds = took.as_secs_f64();
-        // A run with failures has given its reason already.
+        // A run with failures reports these reasons, not the missed minimum.
         if !self.failures.is_empty() {
             return;
         }

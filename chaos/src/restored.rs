@@ -1,4 +1,4 @@
-//! A cluster restored from the dumps of a stopped one: clients read everything again.
+//! The restore of a stopped cluster from its dumps. Clients then read all data again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,11 +16,11 @@ use crate::worker::value_of;
 /// The result of each read, by key: value and version, or `None` for an absent key.
 pub(crate) type Found = BTreeMap<String, Option<(Value, u64)>>;
 
-/// Bytes and version of an entry; `None`: it is absent.
+/// The value and version of an entry; `None` if the key is absent.
 type Entry = Option<(Vec<u8>, u64)>;
 
-/// Restores a cluster from the files of a directory into a directory below it, and reads these keys. Reads of
-/// groups without a dump must end with LOST, and all others must not.
+/// Restores a cluster from the files of a directory, in a new directory below it, and reads these keys. Reads in
+/// groups without a dump must end with LOST; all other reads must succeed.
 pub(crate) fn read_all<'a>(
     programs: &Programs,
     network: Option<&Network>,

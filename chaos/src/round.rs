@@ -25,15 +25,15 @@ use crate::verdict::{self, Counts, Ends, Remains};
 
 /// The load of every round.
 pub(crate) const STRENGTH: Strength = Strength { workers: 4, threads: 2, rate: 50 };
-/// The data of every round: enough for a copy to take a while.
+/// The data of every round. It is large enough that a copy takes a while.
 pub(crate) const BULK: Bulk = Bulk { count: 6_000, value_bytes: 4 << 10 };
-/// The time for which the load runs before the first fault, and after the last.
+/// The time for which the load runs before the first fault and after the last one.
 pub(crate) const WARM: Duration = Duration::from_millis(800);
 
 /// The purpose of a round.
 #[derive(Clone, Debug)]
 pub(crate) enum Aim {
-    /// Single faults, one after the other: their number. The cluster must survive each.
+    /// This number of single faults, one after the other. The cluster must survive each.
     One(u32),
     /// Two servers killed in one recovery.
     Two(Double),
@@ -53,7 +53,7 @@ pub(crate) struct Round<'a> {
     pub(crate) abilities: Abilities,
     pub(crate) network: Option<&'a Network>,
     pub(crate) seed: u64,
-    /// The time after which no fault begins.
+    /// The time after which no further fault is injected.
     pub(crate) until: Option<Instant>,
 }
 
@@ -66,16 +66,16 @@ pub(crate) struct Outcome {
     pub(crate) counts: Counts,
     /// Operations that were not served, or whose result is unknown, although they should have been served.
     pub(crate) not_carried_through: u64,
-    /// True if its events were those of ordinary days.
+    /// True if the events of the round were ordinary days.
     pub(crate) is_ordinary: bool,
-    /// The results, if two servers died together.
+    /// The results of the double fault; `None` for other rounds.
     pub(crate) shown: Option<Shown>,
     pub(crate) failures: Vec<String>,
     pub(crate) took: Duration,
 }
 
 impl Round<'_> {
-    /// Runs the round. `told` is called after each fault.
+    /// Runs the round, and calls `told` after each fault.
     pub(crate) fn run(&self, turns: &mut Turns, told: &mut dyn FnMut(&Struck)) -> Outcome {
         let start = Instant::now();
         let mut outcome =
@@ -117,7 +117,7 @@ impl Round<'_> {
         }
     }
 
-    /// Injects faults, each once the cluster is whole again, and finally stops the cluster in order.
+    /// Injects one fault after the other, each when the cluster is whole again. Then stops the cluster in order.
     fn one_by_one(
         &self,
         faults: u32,
@@ -146,7 +146,7 @@ impl Round<'_> {
         self.conclude(cluster, load, &Beside::default(), outcome)
     }
 
-    /// Stops load and cluster in order, and checks the results.
+    /// Stops the load, stops the cluster in order, and checks the results.
     pub(crate) fn conclude(
         &self,
         mut cluster: Cluster,
@@ -181,7 +181,7 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Kills a server, and its neighbour before the first is back.
+    /// Kills a server, and then its neighbour before the recovery of the first is over.
     fn two(
         &self,
         double: Double,
@@ -202,7 +202,7 @@ impl Round<'_> {
         let placement = cluster.placement();
         let mut restored = Found::new();
         let (records, remains) = match double.policy {
-            // The second kill came too late: two single faults, one after the other.
+            // The second kill came too late, so there were two single faults, one after the other.
             _ if !in_time => {
                 cluster.wait_whole("after a second server was killed when the first was back")?;
                 let records = load.stop(&self.dir)?;
@@ -241,10 +241,10 @@ impl Round<'_> {
                     .filter(|group| group.condition == kv_protocol::status::GroupCondition::Lost)
                     .map(|group| group.group)
                     .collect();
-                // Long enough for clients to request the lost group, too.
+                // The time is long enough for clients to request keys of the lost group too.
                 std::thread::sleep(3 * WARM);
                 let records = load.stop(&self.dir)?;
-                // The stop fails, because no dump of the lost group is complete.
+                // The exit status of this stop is a failure, because no dump of the lost group is complete.
                 cluster.stop()?;
                 self.check_isolation(&records, placement, [victim, other], &lost, outcome)?;
                 (records, Remains::of_whole(&self.dir, placement, &lost)?)
@@ -275,8 +275,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Checks that groups that neither victim held were served throughout, and that exactly the lost groups
-    /// responded with LOST.
+    /// Checks that groups that neither victim held were served all the time, and that only requests to lost groups
+    /// got LOST.
     fn check_isolation(
         &self,
         records: &[kv_history::Record],

@@ -1,4 +1,4 @@
-//! A whole run: its rounds, and their order.
+//! A run: the planning and execution of its rounds.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -20,17 +20,19 @@ use crate::ordinary::{self, Day};
 use crate::report::Report;
 use crate::round::{Aim, Outcome, Round};
 
-/// The number of faults of a round, before a new cluster is started.
+/// The number of faults in a round. Each round has a new cluster.
 const FAULTS_A_ROUND: u32 = 20;
-/// One fault out of this many is two servers at once, which ends its round.
+/// One in this many faults is a double fault, which ends its round.
 const DOUBLE_ONE_IN: u32 = 8;
 /// The number of failed rounds after which a run gives up.
 const MOST_FAILED: usize = 3;
-/// The number of faults of the slice that `make test` runs, the minimum on a slow machine, and the time limit.
+/// The number of faults in the slice that `make test` runs.
 const SLICE_FAULTS: u32 = 28;
+/// The minimum number of faults in the slice on a slow machine.
 const SLICE_LEAST: u32 = SLICE_FAULTS / 2;
+/// The time limit of the slice, in minutes.
 const SLICE_MINUTES: f64 = 2.0;
-/// The additional time for the slice's ordinary days.
+/// The additional time limit for the ordinary days of the slice, in minutes.
 const SLICE_ORDINARY_MINUTES: f64 = 1.0 / 3.0;
 
 /// The parameters of a run.
@@ -56,13 +58,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         left_out.push("restores after a shutdown: this `coord` has no --restore".into());
     }
     let mut wanted = Wanted::of(args, start, &mut left_out);
-    // This must run before any other thread exists.
+    // This call must precede the start of any other thread.
     wanted.days = match args.slice {
         true => vec![(Ground::Plain, abilities::possible_of(&ordinary::SLICE, &mut left_out))],
         false if wanted.ordinary > 0 => abilities::ordinary_days(&mut left_out),
         false => Vec::new(),
     };
-    // This too must run before any other thread exists.
+    // This call too must precede the start of any other thread.
     let network = match wanted.cuts {
         true => Some(Network::make(wanted.sizes.iter().copied().max().unwrap_or(3))?),
         false => None,
@@ -92,7 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         if wanted.until.is_some_and(|until| Instant::now() > until) {
             break;
         }
-        // Two rounds of three use the network; a cluster without it is the usual case.
+        // Two of three rounds use the network. The others run without it, which is the usual way to run a cluster.
         let network = network.as_ref().filter(|_| number % 3 != 2 || possible.0.is_empty());
         let round = Round {
             programs: &programs,
@@ -135,7 +137,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         let _ = std::fs::remove_dir_all(&base);
     }
     let text = if args.json { report.to_json() } else { report.render() };
-    // A closed standard output is no failure; the exit status carries the result.
+    // A closed standard output is not a failure, because the exit status shows the result.
     let _ = writeln!(std::io::stdout(), "{text}");
     Ok(report.is_good())
 }
@@ -150,7 +152,7 @@ impl Wanted {
                 faults: SLICE_FAULTS,
                 ordinary: u32::try_from(ordinary::SLICE.len()).expect("it is small"),
                 days: Vec::new(),
-                // Four servers, so that some group is not held by either of two neighbours that die.
+                // With four servers there is a group that neither of two dead neighbours holds.
                 sizes: vec![3, 4],
                 cuts: false,
                 doubles: true,
@@ -179,7 +181,7 @@ impl Wanted {
 }
 
 impl Wanted {
-    /// Returns the minimum of faults. A run with `--only` or `--minutes` has a smaller one.
+    /// Returns the required minimum of faults. It is smaller for a run with `--only` or `--minutes`.
     fn demand(&self, args: &Args, possible: &[Fault]) -> Demand {
         let is_whole = args.only.is_none() && args.minutes.is_none();
         let mut kinds: Vec<String> = possible.iter().map(Fault::to_string).collect();
@@ -196,7 +198,7 @@ impl Wanted {
         Demand { what: "faults", faults: faults.into(), full: enough::FULL, kinds, in_flight }
     }
 
-    /// Returns the minimum of ordinary days. The few days of the slice must all have been carried out.
+    /// Returns the required minimum of ordinary days. A slice must carry out all its few days.
     fn demand_of_ordinary(&self, args: &Args) -> Demand {
         let is_whole = args.only.is_none() && args.minutes.is_none();
         let kinds = self.days.iter().filter(|_| is_whole).flat_map(|(_, days)| days);
@@ -211,8 +213,8 @@ impl Wanted {
     }
 }
 
-/// Plans all rounds. Rounds of two servers at once lie between those of single faults, so that a run that is
-/// cut short includes both.
+/// Plans all rounds. Rounds with double faults are distributed among those with single faults, so that an
+/// interrupted run includes both.
 fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
     let doubles = if wanted.doubles { wanted.faults / DOUBLE_ONE_IN } else { 0 };
     let mut ones = wanted.faults - doubles;
@@ -231,7 +233,8 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
             seconds += 1;
         }
     }
-    // Ordinary days are spread evenly, and one comes first, so that a run that is cut short includes some.
+    // Rounds of ordinary days are spread evenly and one of them comes first, so that an interrupted run includes
+    // some.
     let days = ordinary::plan(&wanted.days, wanted.ordinary);
     let (rounds, among) = (plan.len().max(1), days.len());
     for (number, days) in days.into_iter().enumerate() {
@@ -243,14 +246,15 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
     plan
 }
 
-/// Returns a double fault: policies and neighbours alternate, and for each pair of those the steps.
+/// Returns the double fault with this number. Policies and neighbours alternate, and for each combination the steps
+/// take turns.
 fn double(number: u32) -> Double {
     let policy = [Policy::Shutdown, Policy::Isolate][usize::from(number % 2 == 1)];
     let step = u8::try_from(number / 4 % 5).expect("below 5");
     Double { policy, next: number / 2 % 2 != 1, step }
 }
 
-/// Returns the base directory of the rounds, and whether it is kept.
+/// Returns the base directory of the rounds, and whether it is kept after the run.
 fn base_directory(args: &Args) -> anyhow::Result<(PathBuf, bool)> {
     match &args.keep {
         Some(directory) => {

@@ -1,4 +1,5 @@
-//! The coordinator's log, read while it grows: the steps of recoveries, and new processes.
+//! A reader of the coordinator's log while it grows. It extracts the steps of recoveries and the starts and ends of
+//! processes.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -37,7 +38,7 @@ impl Steps {
         steps
     }
 
-    /// Returns the events in the lines since the last call, with their servers.
+    /// Returns the events in the log lines since the last call, each with its server.
     pub(crate) fn news(&mut self) -> Vec<(u16, Told)> {
         self.read();
         let end = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);

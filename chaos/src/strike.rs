@@ -1,4 +1,4 @@
-//! Fault injection, aimed at moments at which a write is in flight.
+//! Fault injection, preferably while a write is in flight.
 
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,14 @@ use crate::load::Load;
 use crate::network::{End, Network};
 use crate::steps::{Steps, Told};
 
-/// The longest wait for a write in flight.
+/// The maximum time for which the injector waits for a write in flight.
 const AIM: Duration = Duration::from_millis(100);
-/// The duration of a hang: longer than the grace (625 ms), often long enough for the server to be replaced.
+/// The range of the duration of a hang, in milliseconds. It is longer than the grace (625 ms), and often so long
+/// that the server is replaced.
 const HANG_MS: (u64, u64) = (700, 2_500);
-/// The duration of a cut.
+/// The range of the duration of a cut, in milliseconds.
 const CUT_MS: (u64, u64) = (800, 4_000);
-/// The timeout of waiting for a step of a recovery.
+/// The timeout for a step of a recovery to begin.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval between two reads of the log.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
@@ -32,18 +33,18 @@ pub(crate) struct Struck {
     /// The name of the fault in the table.
     pub(crate) name: String,
     pub(crate) victim: u16,
-    /// The time of the fault, by the clock of the history; of two strikes, the one that the fault is named
-    /// after.
+    /// The time of the fault, by the clock of the history. If the fault consists of two strikes, it is the time of
+    /// the one after which the fault is named.
     pub(crate) time_ns: i64,
-    /// The time of the beginning; of two strikes, that of the first.
+    /// The time at which the fault began. If the fault consists of two strikes, it is the time of the first.
     pub(crate) began_ns: i64,
-    /// The groups of the victim; all groups, if only the coordinator was struck.
+    /// The groups of the victim, or all groups if only the coordinator was struck.
     pub(crate) groups: Vec<u16>,
     /// The longest stall that the fault may cause.
     pub(crate) limit: Duration,
     /// The time until which clients were cut off from the victim, while all others still reached it.
     pub(crate) apart_until_ns: Option<i64>,
-    /// The time at which a cluster that was stopped serves again, or has room again.
+    /// The time until which requests may fail because the cluster was stopped or had no room.
     pub(crate) away_until_ns: Option<i64>,
 }
 
@@ -54,7 +55,7 @@ pub(crate) struct Striker<'a> {
     pub(crate) network: Option<&'a Network>,
     pub(crate) random: &'a mut Random,
     steps: Steps,
-    /// The time for which no recovery was possible in this fault.
+    /// The time for which no recovery was possible during this fault.
     helpless: Duration,
 }
 
@@ -69,8 +70,8 @@ impl<'a> Striker<'a> {
         Striker { cluster, load, network, random, steps, helpless: Duration::ZERO }
     }
 
-    /// Injects one fault into a cluster that is whole. On return no fault is active any more, but the cluster
-    /// may not be whole yet.
+    /// Injects one fault into a cluster that is whole. When the function returns, the fault is over, but the
+    /// cluster may not be whole yet.
     pub(crate) fn strike(&mut self, fault: Fault) -> anyhow::Result<Struck> {
         let count = self.cluster.setting.servers;
         let victim = u16::try_from(self.random.below(u64::from(count))).expect("a server");
@@ -119,8 +120,9 @@ impl<'a> Striker<'a> {
                 self.network()?.heal()?;
                 if far == Far::Clients {
                     apart_until_ns = Some(now_ns());
-                    // The kernel retransmits after pauses that double, so dropped packets may be in transit for
-                    // as long again. The next fault must not be held responsible for them.
+                    // The kernel doubles the time before each retransmission. So after the cut, the retransmission
+                    // of dropped packets may take as long again. The next fault begins only afterwards, so that
+                    // such delays are not attributed to it.
                     std::thread::sleep(cut.elapsed());
                     self.helpless = cut.elapsed();
                 }
@@ -170,7 +172,7 @@ impl<'a> Striker<'a> {
         })
     }
 
-    /// Kills a server, and a neighbour of it in a step of the recovery. Returns both processes, and whether the
+    /// Kills a server, and one of its neighbours in a step of the recovery. Returns both processes, and whether the
     /// recovery was still in progress.
     pub(crate) fn strike_two(
         &mut self,
@@ -203,7 +205,7 @@ impl<'a> Striker<'a> {
         Ok((struck, killed, in_time))
     }
 
-    /// Returns whether a server was back before the coordinator detected the death of the other. A small
+    /// Returns whether a server was back before the coordinator detected the death of the other one. A short
     /// recovery may end before the kill takes effect.
     fn was_back_before_down(&mut self, victim: u16, other: u16) -> anyhow::Result<bool> {
         let until = Instant::now() + STEP_TIMEOUT;
@@ -221,8 +223,8 @@ impl<'a> Striker<'a> {
         bail!("server {other} was killed, but is not down within {STEP_TIMEOUT:?}")
     }
 
-    /// Kills a server, and the process that replaces it in this step. Returns the time of the kill, and the
-    /// step according to the log.
+    /// Kills a server, and in this step of the recovery the process that replaces it. Returns the time of the
+    /// second kill, and the step according to the log.
     fn replacement(
         &mut self,
         victim: u16,
@@ -230,7 +232,7 @@ impl<'a> Striker<'a> {
         step: u8,
     ) -> anyhow::Result<(i64, Option<u8>)> {
         let groups = self.groups_of(victim);
-        // In step 0 the old process exists as long as it hangs.
+        // In step 0 the old process must still exist, so it is stopped instead of killed.
         let first = if step == 0 { Signal::STOP } else { Signal::KILL };
         let mut time = self.hit(&groups, pid, first);
         let (mut target, mut met) = (pid, None);
@@ -262,7 +264,7 @@ impl<'a> Striker<'a> {
             time = now_ns();
             process::signal(target, Signal::KILL);
         }
-        // The step of its death is the last one logged before its end.
+        // The step in which the process died is the last one that was logged before its end.
         let until = Instant::now() + STEP_TIMEOUT;
         while Instant::now() < until {
             for (id, told) in self.steps.news() {

@@ -1,4 +1,4 @@
-//! The verdict on a round: its history, its dumps, and both together.
+//! The verdict on a round: the checks of its history and its dumps.
 //!
 //! ```text
 //!   history + the contents of the dumps, as final reads -> one register for each key; each write once
@@ -8,8 +8,8 @@
 //!   the bulk data of the round                          -> present
 //! ```
 //!
-//! No separate check that the dumps hold every acknowledged write is needed: a key's last read is its entry in
-//! the dump, and no register explains a lost write.
+//! There is no separate check that the dumps contain every acknowledged write: the entries of the dumps are added
+//! to the history as last reads, and a history with a lost write is not linearizable.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -45,24 +45,24 @@ pub(crate) struct Counts {
     pub(crate) ok: u64,
     pub(crate) fail: u64,
     pub(crate) info: u64,
-    /// Failed operations, except for reasons that the caller gave (a condition, an absent key).
+    /// The number of failed operations, except failed conditions and deletes of absent keys.
     pub(crate) unserved: u64,
     pub(crate) keys: u64,
     pub(crate) unknown: u64,
     pub(crate) illegal: u64,
-    /// Entries of the bulk data that are lost or wrong.
+    /// The number of entries of the bulk data that are lost or wrong.
     pub(crate) damaged: u64,
-    /// Effects that occurred twice.
+    /// The number of effects that occurred twice.
     pub(crate) twice: u64,
-    /// The longest time for which no operation of some place succeeded although one was requested.
+    /// The longest time, over all places, for which no operation of a place succeeded although one was requested.
     pub(crate) longest_stall: Duration,
-    /// True for each fault, in order, that struck while a write to its groups was in flight.
+    /// For each fault, in order, true if it struck while a write to its groups was in flight.
     pub(crate) in_flight: Vec<bool>,
-    /// The longest stall that ended after each fault and before the next, in the order of the faults.
+    /// For each fault, in order, the longest stall that ended after the fault and before the next one.
     pub(crate) stalls: Vec<Duration>,
 }
 
-/// The entries at the end, by place; places that are LOST have none.
+/// The entries at the end of a round, by place. LOST places have none.
 #[derive(Debug, Default)]
 pub(crate) struct Remains {
     shards: HashMap<Place, Remain>,
@@ -75,7 +75,7 @@ struct Remain {
 }
 
 impl Remains {
-    /// Collects the dumps of a cluster that was whole when it was stopped: those of a group must agree.
+    /// Collects the dumps of a cluster that was whole when it was stopped. The two dumps of a group must be equal.
     pub(crate) fn of_whole(
         dir: &Path,
         placement: Placement,
@@ -90,9 +90,9 @@ impl Remains {
         Ok(remains)
     }
 
-    /// Collects what a restore would use: the newest valid dump of every place. `dead` are the processes that
-    /// were killed. Every group with another process in the last views must have a dump, even if that process
-    /// is a replacement.
+    /// Collects the dumps that a restore would use: the newest valid dump of every place. `dead` are the killed
+    /// processes. Every group whose last view names another process must have a dump, even if this process is a
+    /// replacement.
     pub(crate) fn of_survivors(
         dir: &Path,
         placement: Placement,
@@ -170,9 +170,9 @@ impl Remains {
 pub(crate) struct Ends<'a> {
     /// The dumps that count.
     pub(crate) remains: &'a Remains,
-    /// The values that clients read from a cluster restored from them.
+    /// The values that clients read from a cluster that was restored from these dumps.
     pub(crate) restored: &'a Found,
-    /// The bulk data that the round began with.
+    /// The bulk data that was written at the beginning of the round.
     pub(crate) bulk: Bulk,
     /// The additional writes of this program itself.
     pub(crate) beside: &'a Beside,
@@ -278,16 +278,16 @@ fn read_last(records: &mut Vec<Record>, process: u32, found: &Found) {
     }
 }
 
-/// Returns the most sessions of a place that can have expired, each by a write of its own. Each client has one
-/// there, which must have been idle for [`SESSION_IDLE`] each time.
+/// Returns the maximum number of sessions of a place that can have expired, each with a separate write. Each client
+/// has one session in a place, which must be idle for [`SESSION_IDLE`] before each expiry.
 fn forgotten_at_most(records: &[Record], age: Duration) -> u64 {
     let clients: BTreeSet<u32> = records.iter().map(|record| client_of(record.process)).collect();
-    // Another client wrote the bulk data.
+    // One more client wrote the bulk data.
     (clients.len() as u64 + 1) * (age.as_secs() / SESSION_IDLE.as_secs())
 }
 
-/// Checks the last sequence number of every place. Each write that the store evaluated takes one, and so does
-/// the expiry of a session; nothing else does.
+/// Checks the last sequence number of every place. Each write that the store evaluated takes one, and so does the
+/// expiry of sessions. Nothing else takes one.
 fn check_numbers(
     found: &HashMap<Place, Effects>,
     placement: Placement,
@@ -340,7 +340,8 @@ fn check_bulk(
     missing.len() as u64
 }
 
-/// Checks that the checker rejects the copy with one impossible response, read from its file as any history.
+/// Checks that the checker rejects the copy with one impossible response. The copy is read from its file, like any
+/// history.
 fn check_checker(
     dir: &Path,
     records: &[Record],

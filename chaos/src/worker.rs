@@ -1,7 +1,7 @@
-//! One client process: a few closed loops over the keys in use, each with a client of its own. Every operation
-//! is recorded when it begins and when it ends.
+//! One client process of the load: a few closed loops over the keys in use, each with a separate client. Every
+//! operation is recorded when it begins and when it ends.
 //!
-//! The process works until its standard input ends, so it does not outlive the process that started it.
+//! The process ends when its standard input ends, so it does not outlive the process that started it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,11 +22,11 @@ use crate::clock::now_ns;
 use crate::flight::Flight;
 use crate::keys::{self, KeyAge};
 
-/// The number of process numbers of one thread; each operation in doubt uses one up.
+/// The number of process numbers of one thread. Each operation in doubt uses up one.
 pub(crate) const NUMBERS_A_THREAD: u32 = 100_000;
 /// The number of keys whose last value is kept for a compare-and-swap.
 const MOST_SEEN: usize = 256;
-/// One value out of this many is long enough to be sent in fragments.
+/// One in this many values is long enough to be sent in fragments.
 const LARGE_ONE_IN: u64 = 800;
 const LARGE_BYTES: usize = 150 << 10;
 
@@ -38,7 +38,7 @@ pub(crate) fn client_of(process: u32) -> u32 {
 /// The last observation of a key by a thread: version and value, or `None` for an absent key.
 type Seen = Option<(SequenceNumber, Value)>;
 
-/// Works until standard input ends.
+/// Runs the load until standard input ends.
 pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let file = File::create(&args.history)
         .with_context(|| format!("create {}", args.history.display()))?;
@@ -110,7 +110,7 @@ impl<'a> Hand<'a> {
             client: Client::open(&args.endpoint, Options::default())?,
             random: Random::new(args.seed ^ (u64::from(number) << 32)),
             seen: HashMap::new(),
-            // Unique over all threads, and exactly representable in JSON's numbers.
+            // The values are unique over all threads, and JSON numbers represent them exactly.
             next_value: (u64::from(number) + 1) << 36,
             history,
             flight,
@@ -233,8 +233,8 @@ impl<'a> Hand<'a> {
         }
     }
 
-    /// Settles most of the writes that end in doubt. Others stay in doubt, as in a program that does not settle
-    /// them.
+    /// Settles most of the writes that end in doubt. The others stay in doubt, as in a program that does not settle
+    /// its writes.
     fn settle(&mut self, done: Result<Written, Error>) -> Result<Written, Error> {
         let Err(Error::InDoubt { doubt: Some(doubt), .. }) = &done else { return done };
         if self.random.below(4) == 0 {
@@ -277,7 +277,7 @@ pub(crate) fn ending(error: &Error) -> (Kind, Reason) {
     }
 }
 
-/// Encodes a value: its number, then a filler of random length that repeats the number's first byte.
+/// Encodes a value as its number, followed by padding of random length that repeats the number's first byte.
 fn bytes_of(value: Value, random: &mut Random) -> Vec<u8> {
     let mut bytes = value.to_le_bytes().to_vec();
     let length = match random.below(LARGE_ONE_IN) {
@@ -289,7 +289,7 @@ fn bytes_of(value: Value, random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Decodes a value. Torn bytes give a value that no client writes.
+/// Decodes a value. If the bytes are not those of one value, returns a value that no client writes.
 pub(crate) fn value_of(bytes: &[u8]) -> Value {
     match bytes.split_first_chunk() {
         Some((number, filler)) if filler.iter().all(|byte| *byte == number[0]) => {

@@ -1,4 +1,4 @@
-//! The checks on a cluster that was struck repeatedly and then stopped.
+//! The checks of a cluster after a measurement with faults.
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use crate::restored::Found;
 use crate::verdict::{self, Ends, Remains};
 use crate::{dumps, noticed};
 
-/// The most data in each server with which its history is checked, because the check keeps all data in memory.
-/// With more, only the dumps are compared.
+/// The maximum amount of data in each server for which the history is checked, because this check keeps all data in
+/// memory. With more data only the dumps are compared.
 const JUDGED_AT_MOST: u64 = 256 << 20;
 
 /// Compares the dumps, checks the history if the data is small enough, and adds the counts of errors.
@@ -32,7 +32,7 @@ pub(super) fn judge(
     figures.none("operations without a response", left.len() as u64);
     if data > JUDGED_AT_MOST {
         let compared = dumps::compare_all(&cluster.dir, placement);
-        // The dumps are large, and no longer needed.
+        // The dumps are large and no longer needed.
         dumps::remove_all(&cluster.dir, placement);
         state_entries(compared?, figures);
         return Ok(());

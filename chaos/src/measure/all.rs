@@ -1,4 +1,4 @@
-//! Every measurement, one after the other.
+//! The subcommand that runs every measurement, one after the other.
 
 use clap::Parser;
 use indicatif::ProgressBar;
@@ -19,7 +19,7 @@ const ALL: [&str; 9] = [
     "overload --seconds 60",
     "floods --seconds 20",
 ];
-/// The same measurements, at a size that only shows whether they work.
+/// The same measurements, at sizes that only test whether they work.
 const SMALL: [&str; 9] = [
     "failover --data 16M --kills 3",
     "failover --data 300M --kills 1",
@@ -35,7 +35,7 @@ const SMALL: [&str; 9] = [
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct AllArgs {
-    /// Run each measurement at a size that only shows whether it works; the figures mean nothing.
+    /// Run each measurement at a size that only tests whether it works. The figures are not meaningful.
     #[arg(long)]
     small: bool,
 }
@@ -47,7 +47,7 @@ struct Line {
     what: What,
 }
 
-/// Runs all measurements. One that fails counts as a missed target; the others still run.
+/// Runs all measurements. A measurement that fails counts as a missed target, and the others still run.
 pub(super) fn run(args: &AllArgs, programs: &Programs, progress: &ProgressBar) -> Vec<Figures> {
     let lines = if args.small { SMALL } else { ALL };
     let measured = (1..).zip(lines).map(|(number, line)| {

@@ -1,4 +1,4 @@
-//! The effects on clients of a coordinator that is dead for a while.
+//! The effects on clients while the coordinator is down.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
 
-/// The most by which operations may slow down without a coordinator, as a factor.
+/// The maximum ratio of the p99 latency without a coordinator to the p99 latency before.
 const MOST_P99_RATIO: f64 = 1.5;
 
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CoordinatorArgs {
-    /// Seconds without a coordinator, and seconds of measurement before that.
+    /// Seconds without a coordinator. Before, latencies are measured for the same time.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// Number of servers of the ring.

@@ -1,4 +1,5 @@
-//! The rate at which a killed server is refilled while all others serve, and the effects on clients.
+//! The rate at which the replacement of a killed server receives its data while the others serve, and the effects
+//! on clients.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,15 +13,15 @@ use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
 use crate::steps::{Steps, Told};
 
-/// Target P9: the most by which operations may slow down during the copy, as a factor.
+/// Target P9: the maximum ratio of the p99 latency during the copy to the p99 latency before.
 const MOST_P99_RATIO: f64 = 2.0;
-/// The share of a raw stream's rate that the copy should reach, in percent.
+/// The share of the rate of a raw TCP stream that the copy should reach, in percent.
 const LEAST_SHARE: f64 = 70.0;
 
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CopyArgs {
-    /// Data in each server, both tables together; all of it is copied.
+    /// Total data in the two tables of each server. All of it is copied.
     #[arg(long, default_value = "1G", value_parser = kv_protocol::size::parse)]
     data: u64,
     /// Length of a value in bytes.

@@ -17,7 +17,7 @@ use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
 
-/// The server that runs behind ssh.
+/// The server that is started through ssh.
 const REMOTE: u16 = 1;
 /// The targets.
 const KILL_MIDDLE_MS: f64 = 50.0;
@@ -27,7 +27,7 @@ const HANG_WORST_MS: f64 = 1_000.0;
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct FailoverArgs {
-    /// Data in each server, both tables together.
+    /// Total data in the two tables of each server.
     #[arg(long, default_value = "64M", value_parser = kv_protocol::size::parse)]
     data: u64,
     /// Length of a value in bytes.
@@ -36,10 +36,10 @@ pub(super) struct FailoverArgs {
     /// Number of runs.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     kills: u32,
-    /// Stop the server (SIGSTOP) instead of killing it; it resumes once its keys are served again.
+    /// Stop the server (SIGSTOP) instead of killing it. It resumes when its keys are served again.
     #[arg(long)]
     hang: bool,
-    /// Run server 1 behind an sshd that is started for it, and strike only this server.
+    /// Run server 1 through ssh, with an sshd started for this purpose, and strike only this server.
     #[arg(long, conflicts_with = "hang")]
     ssh: bool,
     /// Number of servers of the ring.
@@ -48,7 +48,7 @@ pub(super) struct FailoverArgs {
     /// Number of shards of each group.
     #[arg(long, default_value_t = 1)]
     shards: u16,
-    /// Seed that chooses the servers.
+    /// Seed that determines the servers to strike.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -157,7 +157,7 @@ fn fetch_dumps(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns a key whose home is this server, different for each number.
+/// Returns a key of the home group of this server. Each number gives another key.
 fn key_of(cluster: &Cluster, server: u16, number: u32) -> String {
     let placement = cluster.placement();
     (0u32..)

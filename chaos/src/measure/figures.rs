@@ -1,4 +1,4 @@
-//! Figures with their targets: a table for people, JSON for programs.
+//! Measured figures and their targets, as a table for people and as JSON for programs.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 enum Target {
     AtMost(f64),
     Below(f64),
-    /// A target of speed, which depends on the machine; missing it breaks no promise.
+    /// A target for speed. Whether it is reached depends on the machine, so a miss is not a failure.
     ShouldBeAtMost(f64),
     ShouldBeAtLeast(f64),
 }
@@ -24,7 +24,7 @@ impl Target {
         }
     }
 
-    /// Returns whether a run that misses this target has failed.
+    /// Returns whether a miss of this target is a failure of the run.
     fn is_promise(self) -> bool {
         matches!(self, Target::AtMost(_) | Target::Below(_))
     }
@@ -106,12 +106,12 @@ impl Figures {
         self.add(name.into(), measured, unit, Some(Target::Below(bound)));
     }
 
-    /// Adds a speed with a recommended upper bound.
+    /// Adds a figure of speed with a recommended upper bound.
     pub(super) fn should_be_at_most(&mut self, name: impl Into<String>, measured: f64, most: f64) {
         self.add(name.into(), measured, "", Some(Target::ShouldBeAtMost(most)));
     }
 
-    /// Adds a speed with a recommended lower bound.
+    /// Adds a figure of speed with a recommended lower bound.
     pub(super) fn should_be_at_least(
         &mut self,
         name: impl Into<String>,
@@ -133,7 +133,7 @@ impl Figures {
         self.list.push(Figure { name, measured, unit, target });
     }
 
-    /// Returns whether every target was reached whose miss is a failure.
+    /// Returns whether every target was reached, except for targets for speed.
     pub(super) fn is_reached(&self) -> bool {
         self.error.is_none() && self.missed().all(|target| !target.is_promise())
     }

@@ -1,4 +1,4 @@
-//! Floods: a load of any shape must not change a view.
+//! The measurement of floods: no shape of load may change a view.
 //!
 //! ```text
 //!   for each shape: a cluster -> flood one server for a while -> status: views, longest gap between beacons
@@ -40,13 +40,13 @@ pub(super) struct FloodsArgs {
     /// Duration of each flood in seconds.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// Send only the shapes that did most harm in the past, all to one cluster.
+    /// Send only the shapes that caused the worst failures in the past, all to one cluster.
     #[arg(long)]
     quick: bool,
     /// Send only shapes whose name contains this text.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
-    /// The servers' network engine (`coord --net`).
+    /// Network engine of the servers (`coord --net`).
     #[arg(long, value_name = "ENGINE")]
     net: Option<String>,
 }
@@ -110,7 +110,7 @@ pub(super) fn run(
         if args.quick && !is_harmed {
             running = Some(cluster);
         } else {
-            // After a failure, its remaining processes are killed.
+            // If the stop fails, dropping the cluster kills its remaining processes.
             let _ = cluster.stop();
         }
     }
@@ -121,7 +121,7 @@ pub(super) fn run(
     Ok(figures)
 }
 
-/// Floods the victim of a cluster that is whole.
+/// Floods one server of a cluster that is whole.
 fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Flooded> {
     let before = cluster.status()?;
     anyhow::ensure!(is_whole(&before), "not every group has two copies before the flood");
@@ -142,7 +142,7 @@ fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Fl
     })
 }
 
-/// Returns the ports of a server, and a key of its home group.
+/// Returns the target of a flood: the ports of a server, with a key of its home group.
 pub(crate) fn aim(status: &ClusterStatus, victim: ServerId, key: Vec<u8>) -> anyhow::Result<Aim> {
     let server = &status.servers[usize::from(victim.0)];
     let address = |text: &Option<String>| -> anyhow::Result<_> {

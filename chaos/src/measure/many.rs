@@ -1,4 +1,4 @@
-//! A large ring: the start, the survival of kills, the stop, and the idle cost.
+//! The measurement of a large ring: start, recoveries after kills, stop, and idle cost.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::figures::Figures;
 use super::{cluster_dir, ms, percentile};
 use crate::cluster::{Cluster, Programs, Setting};
 
-/// The share of a core that an idle server must stay below.
+/// The exclusive upper bound of an idle server's CPU usage, in percent of a core.
 const IDLE_PERCENT: f64 = 1.0;
 
 /// The command line.
@@ -20,7 +20,7 @@ pub(super) struct ManyArgs {
     /// Number of servers of the ring.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(3..=64))]
     servers: u16,
-    /// Number of kills, each once the cluster is whole again.
+    /// Number of kills. Each follows when the cluster is whole again.
     #[arg(long, default_value_t = 10)]
     kills: u32,
     /// Seconds for which the idle cluster is measured.
@@ -82,7 +82,7 @@ pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::R
 fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("server process {pid} has ended"))?;
-    // After the name, which may contain anything: state is field 3, utime 14, stime 15.
+    // The fields are counted after the name, which may contain any character: state is field 3, utime 14, stime 15.
     let fields: Vec<&str> =
         stat.rsplit_once(") ").map_or(Vec::new(), |(_, rest)| rest.split(' ').collect());
     let ticks =

@@ -1,4 +1,4 @@
-//! The figures of docs/recovery.md, each measured on a cluster of its own under load.
+//! The measurements of the figures in docs/recovery.md, each on a separate cluster under load.
 //!
 //! ```text
 //!   failover      a server is killed, or hangs: the time until its keys are served again    probe, aftermath
@@ -56,17 +56,17 @@ pub(crate) struct MeasureArgs {
 enum What {
     /// Time from the kill (or stop) of a server until a PUT and a GET of its keys first succeed.
     Failover(failover::FailoverArgs),
-    /// Rate at which a replaced server is filled, and the effect on clients of the others.
+    /// Rate at which the replacement of a server receives its data, and the effect on clients of the other servers.
     Copy(copy::CopyArgs),
     /// Effect on clients of a coordinator that is down for a while.
     Coordinator(coordinator::CoordinatorArgs),
-    /// Start, kills and stops of a large ring, and its idle cost.
+    /// Start, kills and stop of a large ring, and its idle cost.
     Many(many::ManyArgs),
     /// Effect of four times the load that saturates a cluster.
     Overload(overload::OverloadArgs),
     /// Floods of requests of many shapes: no view may change, and no beacon may be late.
     Floods(floods::FloodsArgs),
-    /// All of these, one after the other, with the sizes that docs/recovery.md lists.
+    /// All measurements, one after the other, with the sizes that docs/recovery.md lists.
     All(all::AllArgs),
 }
 
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &MeasureArgs, programs: &Programs) -> anyhow::Result<boo
     Ok(is_reached)
 }
 
-/// Runs one measurement in a directory of its own, which is kept if anything failed.
+/// Runs one measurement in a new directory, which is kept if the measurement fails.
 fn measure(what: &What, programs: &Programs, progress: &ProgressBar) -> anyhow::Result<Figures> {
     let dir = tempfile::Builder::new().prefix("kv-measure-").tempdir();
     let dir = dir.context("make a directory for the cluster")?.keep();
@@ -121,12 +121,12 @@ fn progress() -> ProgressBar {
     bar
 }
 
-/// Returns the bulk data with which each server of a ring holds `bytes` in its two tables.
+/// Returns the amount of bulk data with which each server of a ring has `bytes` in its two tables.
 fn bulk(servers: u16, bytes: u64, value_bytes: usize) -> Bulk {
     Bulk { count: bytes / 2 * u64::from(servers) / value_bytes as u64, value_bytes }
 }
 
-/// Converts to milliseconds, rounded to a hundredth.
+/// Converts a duration to milliseconds, rounded to a hundredth.
 fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }
@@ -137,7 +137,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted.get((sorted.len() * percent / 100).min(last)).copied().unwrap_or_default()
 }
 
-/// Returns the ratio of two lists at this percentile.
+/// Returns the ratio of the percentiles of two sorted lists.
 fn ratio(sorted: &[Duration], others: &[Duration], percent: usize) -> f64 {
     let (ours, theirs) = (percentile(sorted, percent), percentile(others, percent));
     ours.as_secs_f64() / theirs.as_secs_f64().max(1e-9)

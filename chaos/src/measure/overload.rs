@@ -1,9 +1,9 @@
-//! Four times as many requests as the servers can handle: the effects on memory, on the cluster's own links,
+//! The effects of four times as many requests as the servers can handle on memory, on the links inside the cluster,
 //! and on waiting clients.
 //!
 //! ```text
 //!   kv-bench, closed loop   --> operations a second that saturate the cluster
-//!   kv-bench --rate 4 times --> the rest waits at the client; suspicions? memory?
+//!   kv-bench --rate 4 times --> the excess waits at the client; suspicions? memory?
 //! ```
 
 use std::path::Path;
@@ -20,10 +20,10 @@ use crate::cluster::{Cluster, Programs, Setting};
 
 /// The requested load as a multiple of the saturating one.
 const TIMES: f64 = 4.0;
-/// The arguments of the load, which saturates any server on few cores.
+/// The arguments of kv-bench for the load, which saturates servers on a few cores.
 const LOAD: &str =
     "--keys 100k --value-size 64 --connections 50 --depth 16 --reads 50 --json --verify";
-/// The most by which a server's memory may grow, compared to saturation, in MiB.
+/// The maximum growth of a server's memory compared with saturation, in MiB.
 const MOST_GROWTH_MIB: f64 = 64.0;
 
 /// The command line.
@@ -54,7 +54,7 @@ pub(super) fn run(args: &OverloadArgs, programs: &Programs, dir: &Path) -> anyho
     let seconds = args.seconds.to_string();
     let over = bench(programs, &cluster, &["--rate", &rate, "--duration", &seconds])?;
     let over_bytes = largest()?;
-    // A wrong suspicion would have cost the suspected server its views.
+    // After a wrong suspicion the views of the suspected server would have changed.
     let after = views(&cluster).context("after the overload")?;
     let ended = cluster.stop()?;
     anyhow::ensure!(ended.success(), "coord ended with {ended}");

@@ -1,6 +1,5 @@
-//! Two clients of one key, a writer and a reader, each with an operation in flight at almost every moment. They
-//! report the first success after a given moment. Their operations are part of the history that is checked at
-//! the end.
+//! Two clients of one key, a writer and a reader. Each has an operation in flight almost all the time. They report
+//! the first success after a given time. Their operations are part of the history that is checked at the end.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
@@ -17,19 +16,19 @@ use crate::worker::{NUMBERS_A_THREAD, ending, value_of};
 
 /// The pause between two operations.
 const PAUSE: Duration = Duration::from_millis(1);
-/// The timeout of waiting for a success.
+/// The timeout for a success.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// The first client's number; those of the load are lower.
+/// The number of the first client. The clients of the load have lower numbers.
 const FIRST_CLIENT: u32 = 1_000;
-/// The marker for no success so far.
+/// The value that stands for "no success so far".
 const NONE: i64 = i64::MAX;
 
 #[derive(Debug, Default)]
 struct Shared {
     over: AtomicBool,
-    /// The time from which on operations count by their beginning.
+    /// The time after which an operation must begin to count.
     since: AtomicI64,
-    /// The end of the first successful PUT and GET.
+    /// The times at which the first successful PUT and GET ended.
     first: [AtomicI64; 2],
 }
 
@@ -41,7 +40,7 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    /// Starts to write and read a key, as probe number `number`. Returns when both have succeeded once.
+    /// Starts probe number `number`, which writes and reads a key. Returns when a write and a read have succeeded.
     pub(super) fn start(endpoint: &str, key: &str, number: u32) -> anyhow::Result<Probe> {
         let shared = Arc::new(Shared::default());
         let mut probe = Probe { shared: Arc::clone(&shared), hands: Vec::new() };
@@ -63,7 +62,7 @@ impl Probe {
         Ok(probe)
     }
 
-    /// Discards earlier successes: only operations that begin at this moment or later count.
+    /// Discards earlier successes. From now on only operations that begin at this time or later count.
     pub(super) fn look_from(&self, moment_ns: i64) {
         self.shared.since.store(moment_ns, Ordering::SeqCst);
         self.shared.first.iter().for_each(|first| first.store(NONE, Ordering::SeqCst));

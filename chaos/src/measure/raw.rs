@@ -1,4 +1,4 @@
-//! The raw throughput of this machine's loopback, as a reference for a copy.
+//! The throughput of a TCP stream over this machine's loopback, as a reference for the rate of a copy.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-/// The bytes written at a time.
+/// The number of bytes of one write.
 const PIECE: usize = 64 << 10;
 
-/// Writes this many bytes into one end of a TCP connection and reads them at the other. Returns the duration.
+/// Sends this many bytes over a TCP connection on the loopback. Returns the duration.
 pub(super) fn stream(bytes: u64) -> anyhow::Result<Duration> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on the loopback")?;
     let mut sender =

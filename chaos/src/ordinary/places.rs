@@ -1,9 +1,9 @@
-//! The servers that lost their place in a group, according to the views that the coordinator logs.
+//! The servers that lost their place in a group, according to the views in the coordinator's log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Returns the servers that a view omits although the view before it named them as replicas. When `text`
-/// begins, every group is at home.
+/// Returns the servers that a view omits although the view before it named them as replicas. At the beginning of
+/// `text`, every group must be at home.
 pub(crate) fn lost(text: &str, servers: u16) -> BTreeSet<u16> {
     let home = |group: u16| BTreeSet::from([group, (group + 1) % servers]);
     let mut replicas: BTreeMap<u16, BTreeSet<u16>> =

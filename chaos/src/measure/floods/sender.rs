@@ -1,4 +1,4 @@
-//! The sender of one flood: a few threads, each with a share of the connections and poll(2).
+//! The sender of one flood: a few threads, each of which serves a part of the connections with poll(2).
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -20,13 +20,13 @@ use super::shape::{Kind, Manner, Shape};
 
 /// The number of sending threads.
 const THREADS: usize = 2;
-/// The bytes at which a block of requests is complete.
+/// The size in bytes at which a block of requests is complete.
 const BLOCK_BYTES: usize = 128 << 10;
-/// The bytes read at once, and discarded.
+/// The maximum number of bytes of one read. The bytes are discarded.
 const READ_BYTES: usize = 256 << 10;
-/// The longest wait of a thread for room or responses.
+/// The maximum time for which a thread waits for room in a socket or for responses.
 const WAIT: Duration = Duration::from_millis(10);
-/// The length of a header, which begins with the length of the body.
+/// The length of a frame's header in bytes. The header begins with the length of the body.
 const HEADER: usize = 8;
 
 /// The target of the flood.
@@ -63,12 +63,12 @@ pub(crate) fn flood(aim: &Aim, shape: &Shape, lasts: Duration) -> anyhow::Result
     })
 }
 
-/// Connects and resets, always with some connections open.
+/// Opens and resets connections, with some connections open at any time.
 fn knock(aim: &Aim, shape: &Shape, until: Instant) -> anyhow::Result<u64> {
     let mut open = std::collections::VecDeque::new();
     let mut count = 0;
     while Instant::now() < until {
-        // A rejected connection is part of the flood as well.
+        // A rejected connection is a part of the flood too.
         let Ok(mut stream) = TcpStream::connect_timeout(&aim.clients, WAIT) else { continue };
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).context("set SO_LINGER")?;
         if shape.kind == Kind::Hellos {
@@ -97,7 +97,7 @@ fn converse(aim: &Aim, shape: &Shape, thread: u64, until: Instant) -> anyhow::Re
         for (talker, ready) in talkers.iter_mut().zip(ready) {
             if !ready.is_empty() && !talker.work(aim, ready, &mut scratch) && Instant::now() < until
             {
-                // The server has closed the connection, as it may: another one takes its place.
+                // The server may close the connection. Then another one takes its place.
                 talker.reconnect(aim)?;
             }
         }
@@ -111,11 +111,12 @@ struct Talker {
     shape: Shape,
     number: u64,
     random: Random,
-    /// The bytes being sent, and the number of them that are already sent.
+    /// The block of bytes that is being sent.
     block: Vec<u8>,
+    /// The number of bytes of the block that are already sent.
     sent: usize,
     asked: u64,
-    /// Requests of this connection without a response.
+    /// The number of requests of this connection without a response.
     in_flight: u64,
     responses: u64,
     /// The header of the frame that is being received.
@@ -237,7 +238,7 @@ impl Talker {
     fn fill(&mut self, aim: &Aim) {
         let is_repeated = !matches!(self.shape.kind, Kind::Put(_) | Kind::Garbage);
         if is_repeated && self.shape.manner != Manner::Closed && self.asked > 1 {
-            // The same block is sent again.
+            // The requests need not differ, so the same block is sent again.
             return;
         }
         self.block.clear();
@@ -258,7 +259,7 @@ impl Talker {
             Kind::Get(_) => (&aim.key, Operation::Get),
             Kind::Put(bytes) => {
                 value = vec![7; bytes];
-                // The hello is in flight too, until the WELCOME.
+                // Until the WELCOME arrives, the hello is in flight too.
                 let first = (self.asked + 1).saturating_sub(self.in_flight).max(1);
                 let header = WriteHeader {
                     seq: RequestSeq(self.asked),
@@ -275,7 +276,8 @@ impl Talker {
                 return self.block.extend(bytes);
             }
         };
-        // The server locates a missing key by its digest, which is that of a key in the flooded shard.
+        // The key does not exist. Its digest is that of a key in the flooded shard, so the server looks for it in
+        // this shard.
         let digest = Digest::of(&aim.key);
         let id = RequestId(self.asked);
         Request { id, view: aim.view, digest, key, operation }.write(&mut self.block);

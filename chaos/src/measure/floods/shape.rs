@@ -11,7 +11,7 @@ pub(crate) enum Kind {
     Get(usize),
     Put(usize),
     Map,
-    /// Connections that send a hello and are reset.
+    /// Connections that send a hello and are then reset.
     Hellos,
     /// Connections that send nothing and are reset.
     Silent,
@@ -21,14 +21,14 @@ pub(crate) enum Kind {
     GarbageToServers,
 }
 
-/// The manner of sending.
+/// The way in which requests are sent and responses are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// The next request after the response to the last one.
+    /// The next request is sent after the response to the last one.
     Closed,
-    /// Requests as fast as the socket accepts them.
+    /// Requests are sent as fast as the socket accepts them.
     Open,
-    /// Requests as fast as the socket accepts them, without reading any response.
+    /// Requests are sent as fast as the socket accepts them, and no response is read.
     Unread,
 }
 
@@ -77,7 +77,7 @@ pub(crate) const SHAPES: &[Shape] = &[
     shape(Kind::GarbageToServers, Manner::Open, 8),
 ];
 
-/// The shapes that used to break clusters before streams had buffers of their own, and one of each other kind.
+/// The shapes that broke clusters before streams had separate buffers, and one shape of each other kind.
 pub(crate) const QUICK: &[Shape] = &[
     shape(Kind::Noop, Manner::Open, 2),
     shape(Kind::GetMissing, Manner::Open, 6),
@@ -94,7 +94,7 @@ impl Shape {
         self.manner != Manner::Unread && !is_garbage
     }
 
-    /// Returns the length of the value that must exist.
+    /// Returns the length of the value that the flood reads; `None` if it reads no value.
     pub(crate) fn value_bytes(&self) -> Option<usize> {
         match self.kind {
             Kind::Get(bytes) => Some(bytes),
