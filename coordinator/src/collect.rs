@@ -58,25 +58,44 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
     let mut ssh = Ssh::new(&record.settings);
     ssh.config = args.ssh_config.clone().or(ssh.config);
     ssh.remote_dir = args.remote_dir.clone().unwrap_or(ssh.remote_dir);
-    let hosts = hosts(&record);
-    let directories: Vec<String> =
-        record.dump_dir.clone().into_iter().chain([ssh.remote_dir.clone()]).collect();
     if args.list {
-        for (host, _) in &hosts {
-            let _ = writeln!(std::io::stdout(), "{host}\t{}", directories[0]);
+        for (host, _) in hosts(&record) {
+            let _ = writeln!(std::io::stdout(), "{host}\t{}", directories(&record, &ssh)[0]);
         }
         return Ok(());
     }
     refuse_if_it_runs(&record, &ssh, &args.dir).await?;
     let into = args.into.as_ref().unwrap_or(&args.dir);
+    let wrong = fetch_all(&record, &ssh, into, say).await?;
+    if wrong.is_empty() {
+        let (dir, into) = (quoted(&args.dir), quoted(into));
+        let dirs = if dir == into { dir.clone() } else { format!("{dir} {into}") };
+        say(&format!("all dumps are here; to restore: coord -C FILE --dir {dir} --restore {dirs}"));
+        return Ok(());
+    }
+    Err(Failure::Failed(format!("not every dump was fetched:\n  {}", wrong.join("\n  "))))
+}
+
+/// Fetches the dumps of a stopped cluster from all its ssh hosts into a directory. Returns the reasons for those that
+/// were not fetched.
+///
+/// # Errors
+/// The directory cannot be created.
+pub(crate) async fn fetch_all(
+    record: &Record,
+    ssh: &Ssh,
+    into: &Path,
+    say: impl Fn(&str),
+) -> Result<Vec<String>, Failure> {
     fs::create_dir_all(into).map_err(|error| {
         Failure::Failed(format!(
             "cannot create the directory {}: {error}; check its path and permissions",
             into.display()
         ))
     })?;
+    let directories = directories(record, ssh);
     let mut wrong = Vec::new();
-    for (host, servers) in hosts {
+    for (host, servers) in hosts(record) {
         let names =
             servers.iter().flat_map(|server| ROLES.map(|role| format!("server_{server}.{role}")));
         let names: Vec<String> = names.collect();
@@ -100,13 +119,17 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
             }
         }
     }
-    if wrong.is_empty() {
-        let (dir, into) = (quoted(&args.dir), quoted(into));
-        let dirs = if dir == into { dir.clone() } else { format!("{dir} {into}") };
-        say(&format!("all dumps are here; to restore: coord -C FILE --dir {dir} --restore {dirs}"));
-        return Ok(());
-    }
-    Err(Failure::Failed(format!("not every dump was fetched:\n  {}", wrong.join("\n  "))))
+    Ok(wrong)
+}
+
+/// Returns the directories of the dumps on every host, the preferred one first.
+fn directories(record: &Record, ssh: &Ssh) -> Vec<String> {
+    record.dump_dir.clone().into_iter().chain([ssh.remote_dir.clone()]).collect()
+}
+
+/// Returns whether the dumps of some servers are on ssh hosts.
+pub(crate) fn has_hosts(record: &Record) -> bool {
+    record.place.hosts.iter().any(|host| *host != Host::Local)
 }
 
 fn quoted(path: &Path) -> String {

@@ -61,7 +61,6 @@ pub enum Mutation {
     ShutdownAfterFailedDump = 50,
     StopByTheBareClock = 51,
     SoleKilledInStop = 52,
-    FrozenSilent = 53,
     PendingNotDumped = 54,
     FailedDecisionKept = 55,
     FailedStoreBelieved = 56,
@@ -148,7 +147,7 @@ mod mutant {
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
-    pub const ALL: [Mutation; 71] = {
+    pub const ALL: [Mutation; 70] = {
         use Mutation::*;
         [
             PromoteWithoutGrace,
@@ -201,7 +200,6 @@ mod mutant {
             ShutdownAfterFailedDump,
             StopByTheBareClock,
             SoleKilledInStop,
-            FrozenSilent,
             PendingNotDumped,
             FailedDecisionKept,
             FailedStoreBelieved,
@@ -324,7 +322,6 @@ mod mutant {
                 Mutation::ShutdownAfterFailedDump => "SHUTDOWN after a failed dump",
                 Mutation::StopByTheBareClock => "deadlines of a stop include a suspend",
                 Mutation::SoleKilledInStop => "silent sole replica killed in a stop",
-                Mutation::FrozenSilent => "a frozen replica sends no beacons and acks",
                 Mutation::PendingNotDumped => "sessions of pending writes alone are not dumped",
                 Mutation::SessionBegunByRetry => "an expired session started again by a retry",
                 Mutation::IdleByTheClock => "sessions expire during a pause of the machine",

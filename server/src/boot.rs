@@ -16,7 +16,7 @@ use rustix::process::DumpableBehavior;
 
 use crate::args::{Args, Invocation, NetEngine};
 use crate::control::link::{self, LinkConfig};
-use crate::control::operation::Node;
+use crate::control::operation::ServerProcess;
 use crate::control::orders;
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
@@ -69,7 +69,7 @@ struct Listeners {
     coord: TcpListener,
 }
 
-fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
+fn start(args: &Args) -> Result<Arc<ServerProcess>, Fatal> {
     // This comes before any thread is started: each new thread inherits the mask, and a signal to an unmasked thread
     // ends the process.
     supervisor::block_signals()?;
@@ -113,7 +113,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     load::run(&args.load, identity.placement, &shards)?;
     // This comes last: a server that cannot use its ports or cannot load must not rename the dumps of another server.
     aside::set_aside(&directory, identity.me.server);
-    let node = Node::new(identity, statistics, map, shards, directory);
+    let node = ServerProcess::new(identity, statistics, map, shards, directory);
     node.dumps
         .fill_reserve()
         .map_err(|error| Fatal::System { doing: "reserve descriptors for dumps", error })?;

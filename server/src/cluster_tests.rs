@@ -23,7 +23,7 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 use kv_shard::{ConnectionMemory, Identity, Port};
 
-use crate::control::operation::{Node, Work};
+use crate::control::operation::{ServerProcess, Work};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::mailbox;
@@ -38,7 +38,7 @@ const SERVERS: u16 = 3;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Server {
-    node: Arc<Node>,
+    node: Arc<ServerProcess>,
     clients: SocketAddr,
     servers: SocketAddr,
 }
@@ -89,12 +89,13 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
         })
         .unwrap();
     }
-    let node = Node::new(identity, statistics, Arc::default(), mailboxes, directory.to_owned());
+    let node =
+        ServerProcess::new(identity, statistics, Arc::default(), mailboxes, directory.to_owned());
     Server { node, clients: addresses.0, servers: addresses.1 }
 }
 
 /// Installs a view in every shard, as an order would.
-fn install(node: &Node, view: View, other: Option<SocketAddr>) {
+fn install(node: &ServerProcess, view: View, other: Option<SocketAddr>) {
     let (sender, refusals) = crossbeam::channel::bounded(16);
     let bell = Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
     let replies = Replies::new(sender, bell);

@@ -24,7 +24,7 @@ use kv_shard::LogLimit;
 
 use crate::clock;
 use crate::control::leaving::{self, Leave, Leaver};
-use crate::control::operation::Node;
+use crate::control::operation::ServerProcess;
 use crate::fatal::{self, Fatal};
 use crate::log;
 use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
@@ -50,7 +50,7 @@ pub(crate) fn block_signals() -> Result<(), Fatal> {
 }
 
 /// Handles signals and the watchdog for the life of the process.
-pub(crate) fn run(node: &Arc<Node>) -> ! {
+pub(crate) fn run(node: &Arc<ServerProcess>) -> ! {
     let leaver = Leaver::start(node).unwrap_or_else(|fatal| fatal.end_process());
     let mut asked: Option<Duration> = None;
     let mut is_leaving = false;
@@ -108,7 +108,7 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
 
 /// Ends this process if a thread is hung, unless the server is the only holder of a group: such a primary needs no
 /// lease, and no other server could take over.
-fn judge(node: &Node, now: Time, stalled: Option<&Stalled>, log: &mut LogLimit) {
+fn judge(node: &ServerProcess, now: Time, stalled: Option<&Stalled>, log: &mut LogLimit) {
     let stood = stalled.map_or(Duration::ZERO, |stalled| stalled.stood);
     node.statistics.note_stood(stood);
     let Some(stalled) = stalled else { return };

@@ -29,9 +29,9 @@
 //! - [`turn::run`] carries out a turn in this order, up to `poll_transmit`; dials, news and events follow.
 //! - Call `begin_wake_up` first, with a time that was read after the bytes of the wake-up were received, because lease
 //!   checks rely on it.
-//! - After any call that concerns a connection, its [`Fate`] may have changed; the connection is then dirty. The driver
-//!   asks for `fate` and carries it out: read, do not read, shut down, close the socket (then `close`), or hand the socket
-//!   over. For this shard it calls `adopt_accepted`; for another, it passes the bytes of `take_handshake` along.
+//! - Any call that concerns a connection may change its [`Fate`]. The connection is then dirty. The driver asks for
+//!   `fate` and carries it out: read, do not read, shut down, close the socket (then `close`), or hand the socket over.
+//!   For this shard it calls `adopt_accepted`; for another, it passes the bytes of `take_handshake` along.
 //! - Inputs that can affect a lease, a deadline or a back-off take `now`. The others only set a value.
 //! - `service.next_timeout` and `service.next_dial` return the times at which `on_tick` and `due_dials` are due.
 //! - [`Transmit`] borrows the shard: the bytes must be sent before any other call.

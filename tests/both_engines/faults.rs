@@ -242,7 +242,7 @@ fn streams_that_are_cut_within_large_values_lose_no_write() {
 fn cut_streams(cluster: &Cluster) {
     let status = cluster.status();
     if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
-        eprintln!("SKIPPED: pidfd_getfd(2) is not permitted here, so no stream was cut");
+        crate::common::skipped("pidfd_getfd(2) is not permitted here, so no stream was cut");
         return;
     }
     for round in 0..20 {
@@ -259,7 +259,7 @@ fn servers_reconnect_to_the_coordinator_after_their_connections_are_cut() {
     nothing_is_lost_through(0, |cluster| {
         let status = cluster.status();
         if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
-            eprintln!("SKIPPED: pidfd_getfd(2) is not permitted here, so no link was cut");
+            crate::common::skipped("pidfd_getfd(2) is not permitted here, so no link was cut");
             return;
         }
         for server in &status.servers {

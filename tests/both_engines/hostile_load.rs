@@ -309,7 +309,7 @@ fn silent_strangers_do_not_keep_the_clusters_own_links_from_reconnecting() {
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
     if !process::may_cut_connections(pids[VICTIM]) {
-        eprintln!("SKIPPED: pidfd_getfd(2) is not permitted here, so no link was cut");
+        crate::common::skipped("pidfd_getfd(2) is not permitted here, so no link was cut");
         return;
     }
     let ports = Ports::of(&cluster);

@@ -7,13 +7,12 @@
 //!
 //! Requires root; without it, each test reports that it was skipped.
 
-use std::io::Write as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::process::{self, Signal};
-use crate::common::{Cluster, TIMEOUT, wait_for};
+use crate::common::{Cluster, TIMEOUT, skipped, wait_for};
 use kv_client::OpOptions;
 use kv_protocol::limits::MAX_VALUE_BYTES;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -53,9 +52,7 @@ fn narrow() -> Result<(), String> {
 /// Starts a cluster in such a namespace. If that is not possible, prints a message and returns `None`.
 fn start() -> Option<Cluster> {
     if let Err(reason) = enter_network() {
-        // No macro is used, because the output of `println!` is shown only if a test fails.
-        let words = format!("\nSKIPPED: cannot create a narrow link (requires root): {reason}\n");
-        let _ = std::io::stderr().write_all(words.as_bytes());
+        skipped(&format!("cannot create a narrow link (requires root): {reason}"));
         return None;
     }
     Some(Cluster::start())

@@ -95,6 +95,21 @@ fn a_cluster_with_a_remote_server_is_restored_from_the_collected_dumps() {
 }
 
 #[test]
+fn resume_fetches_the_dumps_from_ssh_hosts_and_restores_the_cluster() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().flag("--resume").start();
+    cluster.client(&operations(500)).with_code(0);
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    let mut resumed = sshd.cluster().in_dir(cluster.into_dir()).flag("--resume").start();
+    let checks: String = (0..500).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
+    let checked = resumed.client(&checks).with_code(0);
+    assert_eq!(checked.lines().iter().filter(|l| l.starts_with("check passed")).count(), 500);
+    process::signal(resumed.coord_pid(), Signal::TERM);
+    resumed.await_end(0);
+}
+
+#[test]
 fn when_the_host_of_an_old_member_cannot_be_checked_only_force_restores() {
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();

@@ -103,7 +103,7 @@ fn a_full_disk_delays_no_failover() {
     let builder = Cluster::builder();
     let dir = builder.dir().to_owned();
     let Some(_tmpfs) = Tmpfs::mount(&dir) else {
-        eprintln!("SKIPPED: mount(8) is not permitted here");
+        crate::common::skipped("mount(8) is not permitted here");
         return;
     };
     let cluster = builder.start();

@@ -210,7 +210,7 @@ fn a_stop_on_a_full_disk_completes_when_there_is_room() {
     let mut cluster = cluster();
     let small = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
     if !mount(small.path(), "size=64k") {
-        eprintln!("SKIPPED: only root may mount a small tmpfs");
+        crate::common::skipped("only root may mount a small tmpfs");
         return;
     }
     let _tmpfs = Tmpfs(small.path());

@@ -143,7 +143,7 @@ fn a_coordinator_reports_at_once_that_another_user_has_its_port() {
         Some(wait_for("the port", TIMEOUT, || TcpListener::bind(address).ok()))
     });
     let Some(usurper) = usurper.join().expect("the thread of the other user") else {
-        eprintln!("SKIPPED: only root can act as another user");
+        crate::common::skipped("only root can act as another user");
         return;
     };
     let ended = cluster.run_coordinator(&[]).with_code(1);

@@ -12,7 +12,6 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use std::time::{Duration, Instant};
 use crate::common::hosts::{self, COORDINATOR, Host, Hosts, SERVERS, SPARE};
 use crate::common::process::{self, Signal};
 use crate::common::programs::{self, Ended};
+use crate::common::skipped;
 use crate::common::{TIMEOUT, wait_for, wait_until};
 use kv_client::{Client, Error, OpOptions, Options, ReplicaRole};
 use kv_protocol::health::Health;
@@ -98,10 +98,7 @@ impl Cast {
     #[track_caller]
     fn start() -> Option<Cast> {
         if let Some(reason) = hosts::missing() {
-            // No macro is used, because the output of `println!` is shown only if a test fails.
-            let words =
-                format!("\nSKIPPED: cannot create network namespaces (requires root): {reason}\n");
-            let _ = std::io::stderr().write_all(words.as_bytes());
+            skipped(&format!("cannot create network namespaces (requires root): {reason}"));
             return None;
         }
         let cast = Cast { hosts: Hosts::make(), coordinator: COORDINATOR };

@@ -63,3 +63,9 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() ->
 pub(crate) fn done<T, E: Into<kv_testkit::Error>>(result: Result<T, E>) -> T {
     result.map_err(Into::into).unwrap_or_else(|error| panic!("{error:#}"))
 }
+
+/// Reports that a test, or a part of it, is skipped. The output of a macro would be shown only if the test fails.
+pub(crate) fn skipped(reason: &str) {
+    let words = format!("\nSKIPPED: {reason}\n");
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
+}

@@ -9,7 +9,7 @@ use super::done;
 pub(crate) fn stop(pid: u32, name: &str) -> Option<StandingThread> {
     let standing = done(StandingThread::stop(pid, name));
     if standing.is_none() {
-        eprintln!("SKIPPED: ptrace(2) is not permitted here, so no thread was stopped");
+        super::skipped("ptrace(2) is not permitted here, so no thread was stopped");
     }
     standing
 }

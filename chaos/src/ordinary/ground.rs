@@ -5,10 +5,10 @@
 //!   Disk      ext4 on a loop device: can be frozen
 //!   Tmpfs     small: can be filled
 //!   Limit     the directory of the round, and `--memory-limit`
-//!   Cgroup    the directory of the round, and each server in a cgroup (v2) of its own
+//!   Cgroup    the directory of the round, and each server in a separate cgroup (v2)
 //! ```
 //!
-//! Mounts are made in a mount namespace of this program, so that none outlives it.
+//! Mounts are made in a mount namespace of this program, so they end with the program.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
@@ -22,14 +22,14 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// The bytes of the disk. Its file is sparse, so it occupies only the bytes written.
+/// The size of the disk in bytes. The image file is sparse, so it occupies only the written bytes.
 const DISK_BYTES: u64 = 1 << 30;
 /// The options of the small tmpfs.
 const TMPFS: &str = "size=384m";
 /// The memory limit of a server.
 const MEMORY_LIMIT: &str = "96M";
-/// The memory limit of one server's cgroup. A server uses a share of it, as if it held all servers of the
-/// machine.
+/// The memory limit of the cgroup of one server. A server derives its limit as if the cgroup were shared by all
+/// servers of the machine.
 const CGROUP_BYTES: u64 = 512 << 20;
 
 /// The environment in which a cluster runs.
@@ -46,7 +46,8 @@ impl Ground {
     pub(crate) const ALL: [Ground; 5] =
         [Ground::Plain, Ground::Disk, Ground::Tmpfs, Ground::Limit, Ground::Cgroup];
 
-    /// Returns the reason why this ground is unavailable here, given the reason why mounting is impossible.
+    /// Returns the reason why this ground is not available on this machine; `None` if it is. `no_mounts` is the
+    /// reason why mounting is impossible, if it is.
     pub(crate) fn missing(self, no_mounts: Option<&str>) -> Option<String> {
         let tried = match self {
             Ground::Plain | Ground::Limit => return None,
@@ -68,14 +69,14 @@ fn try_in_temporary(attempt: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow
     attempt(tempfile::tempdir().context("make a directory")?.path())
 }
 
-/// Moves this program into a mount namespace of its own. The main thread must call it before it starts other threads.
+/// Moves this program into a new mount namespace. The main thread must call it before it starts other threads.
 pub(crate) fn leave_mounts() -> anyhow::Result<()> {
-    // SAFETY: a mount namespace holds no memory and no descriptors; open files stay open.
+    // SAFETY: a change of the mount namespace does not affect memory or open files.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.context("make a mount namespace")?;
     check(Command::new("mount").args(["--make-rprivate", "/"]), "").map(drop)
 }
 
-/// A ground that was made for one round. Dropping it unmounts its file system.
+/// A ground that was made for one round. Its file system is unmounted on drop.
 #[derive(Debug)]
 pub(crate) struct Made {
     ground: Ground,
@@ -122,7 +123,7 @@ impl Made {
         if self.is_mounted { self.root().join("cluster") } else { self.round.clone() }
     }
 
-    /// Returns further arguments of `coord`, given the server's executable.
+    /// Returns additional arguments of `coord` for this ground, given the server's executable.
     pub(crate) fn flags(&self, server: &Path) -> anyhow::Result<Vec<String>> {
         Ok(match &self.cgroups {
             Some(cgroups) => {
@@ -136,7 +137,8 @@ impl Made {
         })
     }
 
-    /// Freezes the disk for the given time. The child thaws it even if this program is interrupted or killed.
+    /// Freezes the disk for the given time. A child process thaws the disk even if this program is interrupted or
+    /// killed.
     pub(crate) fn freeze(&self, lasts: Duration) -> anyhow::Result<Child> {
         let script = format!(
             "trap '' HUP INT TERM; fsfreeze --freeze \"$1\" && sleep {} && fsfreeze --unfreeze \"$1\"",
@@ -147,7 +149,7 @@ impl Made {
         command.spawn().context("run fsfreeze")
     }
 
-    /// Fills the file system until no byte fits; [`Made::empty`] frees the space again.
+    /// Fills the file system until there is no free byte. [`Made::empty`] frees the space again.
     pub(crate) fn fill(&self) -> anyhow::Result<()> {
         let file = File::create(self.root().join("filler")).context("make a filler")?;
         let (mut at, mut piece) = (0, 64 << 20);
@@ -167,12 +169,12 @@ impl Made {
         fs::remove_file(self.root().join("filler")).context("remove a filler")
     }
 
-    /// Returns the number of processes in the cgroups that the kernel killed for lack of memory.
+    /// Returns the number of processes in the cgroups that the kernel has killed because of a lack of memory.
     pub(crate) fn oom_kills(&self) -> anyhow::Result<u64> {
         self.cgroups.as_ref().map_or(Ok(0), Cgroups::oom_kills)
     }
 
-    /// Copies logs, states and dumps to a directory that outlives the file system.
+    /// Copies logs, states and dumps to the directory of the round, because the file system will be unmounted.
     pub(crate) fn keep_files(&self) -> anyhow::Result<()> {
         if !self.is_mounted {
             return Ok(());
@@ -195,18 +197,44 @@ impl Drop for Made {
         {
             eprintln!("{error:#}");
         }
-        // The disk's image looks large and is no longer needed.
+        // The image of the disk has a large nominal size and is no longer needed.
         let _ = fs::remove_file(self.round.join("disk.img"));
     }
 }
 
 /// A cgroup with one child for each server.
 #[derive(Debug)]
-struct Cgroups(PathBuf);
+struct Cgroups {
+    path: PathBuf,
+    version: CgroupVersion,
+}
+
+/// The version of a cgroup hierarchy, which determines the names of its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CgroupVersion {
+    V1,
+    V2,
+}
+
+impl CgroupVersion {
+    fn limit(self) -> &'static str {
+        match self {
+            CgroupVersion::V1 => "memory.limit_in_bytes",
+            CgroupVersion::V2 => "memory.max",
+        }
+    }
+
+    fn events(self) -> &'static str {
+        match self {
+            CgroupVersion::V1 => "memory.oom_control",
+            CgroupVersion::V2 => "memory.events",
+        }
+    }
+}
 
 impl Cgroups {
-    /// Creates the cgroup at the root of the hierarchy that this program sees. Only there can controllers be
-    /// enabled while the parent has processes.
+    /// Creates the cgroup at the root of the hierarchy that is visible to this program. In version 2, controllers can
+    /// be enabled only at the root while the parent has processes.
     fn make() -> anyhow::Result<Cgroups> {
         ensure!(rustix::process::geteuid().is_root(), "cgroups need root (run `sudo make chaos`)");
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
@@ -214,18 +242,25 @@ impl Cgroups {
             fs::read_to_string(root.join("cgroup.controllers"))
                 .is_ok_and(|names| names.split_whitespace().any(|name| name == "memory"))
         };
-        let Some(root) = roots.into_iter().find(has_memory) else {
-            bail!("there is no cgroup v2 with the memory controller")
+        let first = PathBuf::from("/sys/fs/cgroup/memory");
+        let (root, version) = match roots.into_iter().find(has_memory) {
+            Some(root) => (root, CgroupVersion::V2),
+            None if first.join(CgroupVersion::V1.limit()).exists() => (first, CgroupVersion::V1),
+            None => bail!("there is no cgroup with the memory controller"),
         };
         let enable = |directory: &Path| {
+            if version == CgroupVersion::V1 {
+                return Ok(());
+            }
             fs::write(directory.join("cgroup.subtree_control"), "+memory").with_context(|| {
                 format!("enable the memory controller below {}", directory.display())
             })
         };
         enable(&root)?;
-        let made = Cgroups(root.join(format!("kv-chaos-{}", std::process::id())));
-        fs::create_dir(&made.0).with_context(|| format!("make {}", made.0.display()))?;
-        enable(&made.0)?;
+        let path = root.join(format!("kv-chaos-{}", std::process::id()));
+        let made = Cgroups { path, version };
+        fs::create_dir(&made.path).with_context(|| format!("make {}", made.path.display()))?;
+        enable(&made.path)?;
         Ok(made)
     }
 
@@ -237,10 +272,11 @@ impl Cgroups {
              set -eu\n\
              group={group}/$$\n\
              mkdir \"$group\"\n\
-             echo {CGROUP_BYTES} >\"$group/memory.max\"\n\
+             echo {CGROUP_BYTES} >\"$group/{limit}\"\n\
              echo $$ >\"$group/cgroup.procs\"\n\
              exec '{server}' \"$@\"\n",
-            group = self.0.display(),
+            group = self.path.display(),
+            limit = self.version.limit(),
             server = server.display()
         );
         let path = dir.join("server-in-its-cgroup");
@@ -251,14 +287,14 @@ impl Cgroups {
 
     fn children(&self) -> anyhow::Result<Vec<PathBuf>> {
         let entries =
-            fs::read_dir(&self.0).with_context(|| format!("read {}", self.0.display()))?;
+            fs::read_dir(&self.path).with_context(|| format!("read {}", self.path.display()))?;
         Ok(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
     }
 
     fn oom_kills(&self) -> anyhow::Result<u64> {
         let mut kills = 0;
         for child in self.children()? {
-            let path = child.join("memory.events");
+            let path = child.join(self.version.events());
             let events =
                 fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
             let line = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
@@ -270,11 +306,12 @@ impl Cgroups {
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        // Servers killed a moment ago may still exist; a directory left behind does no harm.
+        // Servers that were just killed may still exist, so the removal may fail. A remaining directory does no
+        // harm.
         for child in self.children().unwrap_or_default() {
             let _ = fs::remove_dir(child);
         }
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_dir(&self.path);
     }
 }
 

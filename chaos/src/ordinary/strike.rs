@@ -1,5 +1,4 @@
-//! Injects one event of an ordinary day, waits until the cluster is whole, and checks what must not have
-//! changed.
+//! The injection of one event of an ordinary day, and the checks of what must not have changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,36 +28,41 @@ use crate::measure::floods::sender;
 use crate::measure::floods::shape::{Kind, Manner, QUICK, Shape};
 use crate::strike::Struck;
 
-/// The longest wait for a write in flight.
+/// The maximum time for which the injector waits for a write in flight.
 const AIM: Duration = Duration::from_millis(100);
-/// Durations in milliseconds, both ends included.
+/// The range of the durations of suspends, in milliseconds.
 const SUSPEND_MS: (u64, u64) = (100, 4_000);
+/// The range of the durations of suspends that must exceed the grace, in milliseconds.
 const SUSPEND_LONG_MS: (u64, u64) = (700, 4_000);
-/// A suspend that is longer than a stop waits for a silent server, and the share of suspends in a stop that use
-/// it, per mille.
+/// The range of suspends that are longer than a stop waits for a silent server, in milliseconds.
 const NIGHT_MS: (u64, u64) = (34_000, 36_000);
+/// The share of suspends in a stop that have such a duration, per mille.
 const NIGHT_PER_MILLE: u64 = 125;
+/// The range of the durations of stalls, in milliseconds.
 const STALL_MS: (u64, u64) = (100, 700);
+/// The range of the durations for which the disk is frozen, in milliseconds.
 const FREEZE_MS: (u64, u64) = (1_000, 2_500);
-/// The time between the signals to two servers in quick succession.
+/// The range of times between two signals in quick succession, in milliseconds.
 const APART_MS: (u64, u64) = (0, 60);
-/// The time between the beginning of a stop or a recovery and the suspend that strikes it.
+/// The range of times from the beginning of a stop or a recovery to the suspend, in milliseconds.
 const INTO_MS: (u64, u64) = (0, 300);
-/// The time between the beginning of a restore, with the start of processes, and the suspend that strikes it.
+/// The range of times from the beginning of a restore to the suspend, in milliseconds. It includes the start of
+/// processes.
 const INTO_RESTORE_MS: (u64, u64) = (0, 800);
 const FLOOD: Duration = Duration::from_millis(1_500);
-/// The interval between two searches for servers without a stop signal so far.
+/// The interval between two searches for servers that have not received a stop signal yet.
 const TELL_EVERY: Duration = Duration::from_millis(500);
-/// The timeout of a stop to report that no dump fits.
+/// The time within which a stop must report that no dump fits.
 const NOTICE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Connections that read values of 16 MiB, and connections that request them and never read.
+/// The flood that reads values of 16 MiB.
 const READERS: Shape =
     Shape { kind: Kind::Get(MAX_VALUE_BYTES), manner: Manner::Closed, connections: 32 };
+/// The flood that requests values of 16 MiB and never reads the responses.
 const NEVER_READ: Shape =
     Shape { kind: Kind::Get(MAX_VALUE_BYTES), manner: Manner::Unread, connections: 64 };
 
-/// The changes that an event may cause.
+/// The changes in the cluster that an event may cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum May {
     /// Neither a view nor a process.
@@ -72,7 +76,7 @@ enum May {
 /// The effects of one injected event.
 struct Done {
     may: May,
-    /// The longest stall of clients that it may cause.
+    /// The longest stall of clients that the event may cause.
     limit: Duration,
     /// True if operations may fail while the event lasts.
     is_away: bool,
@@ -150,8 +154,8 @@ impl Striker<'_> {
                 self.sleep(INTO_MS);
                 process::signal(pid, Signal::TERM);
                 await_end_of(pid)?;
-                // Its shards are frozen while it dumps them, and no other server takes over before it has
-                // exited.
+                // The shards of the server are frozen during its dump, and no other server takes over before the
+                // server has exited.
                 Ok(Done::of(may(victim), start.elapsed() + limits::AFTER_DEATH))
             }
             Day::LeaveTwo => {
@@ -223,7 +227,7 @@ impl Striker<'_> {
             Day::Freeze => {
                 let frozen = self.freeze()?;
                 self.sleep(INTO_MS);
-                // Each connection writes a line to the log, which is on the frozen file system.
+                // Each connection causes a line in the log, which is on the frozen file system.
                 send_garbage(before);
                 await_thaw(frozen)?;
                 Ok(Done::of(May::Nothing, limits::AFTER_DEATH))
@@ -260,15 +264,28 @@ impl Striker<'_> {
             }
             Day::FillLimit | Day::FillCgroup => {
                 let kills = self.made.oom_kills()?;
-                self.beside.fill_and_delete(self.cluster)?;
+                let written = self.beside.fill(self.cluster)?;
+                if day == Day::FillCgroup {
+                    self.kill_while_full(victim, before)?;
+                }
+                self.beside.empty(self.cluster, written)?;
                 let killed = self.made.oom_kills()? - kills;
                 ensure!(killed == 0, "the kernel killed {killed} processes for lack of memory");
-                Ok(Done::away(May::Nothing, start.elapsed()))
+                let may = if day == Day::FillCgroup { May::Everything } else { May::Nothing };
+                Ok(Done::away(may, start.elapsed()))
             }
         }
     }
 
-    /// Sends a stop signal to all servers, also to those that start meanwhile, until the coordinator has exited
+    /// Kills a server whose memory is full. The copies to its successor must exceed no server's memory.
+    fn kill_while_full(&mut self, victim: u16, before: &ClusterStatus) -> anyhow::Result<()> {
+        let pid = before.servers[usize::from(victim)].pid.context("the server has a pid")?;
+        process::signal(pid, Signal::KILL);
+        self.cluster.wait_whole("after a server was killed while memory was full")?;
+        Ok(())
+    }
+
+    /// Sends a stop signal to all servers, including those that start meanwhile, until the coordinator has exited
     /// too.
     fn tell_all_to_stop(&mut self) -> anyhow::Result<()> {
         let mut told = BTreeSet::new();
@@ -311,7 +328,7 @@ impl Striker<'_> {
         self.await_end()
     }
 
-    /// Brings the cluster back, and removes the renamed dumps that it was restored from.
+    /// Restarts the stopped cluster with this flag, and removes the renamed dumps from which it was restored.
     fn revive(&mut self, flag: &str, is_suspended: bool) -> anyhow::Result<()> {
         let mut flags = vec![flag.to_owned()];
         if flag == "--restore" {
@@ -346,7 +363,7 @@ impl Striker<'_> {
         start.elapsed()
     }
 
-    /// Sends floods of these shapes at once. Shapes that read get a value to read.
+    /// Sends floods of these shapes at the same time. Writes a value first if a shape reads one.
     fn flood(
         &mut self,
         victim: u16,
@@ -394,7 +411,8 @@ impl Striker<'_> {
     }
 }
 
-/// Waits for a server's exit without another signal, because a second one makes it leave without orders.
+/// Waits for a server's exit without sending another signal, because a server that receives two signals leaves
+/// without orders.
 fn await_end_of(pid: u32) -> anyhow::Result<()> {
     wait_for("the end of a server", NOTICE_LIMIT, || (!process::is_alive(pid)).then_some(()))
 }
@@ -416,8 +434,8 @@ fn send_garbage(status: &ClusterStatus) {
     }
 }
 
-/// Lists the changes that the event must not cause. `log` is the part of the coordinator's log written
-/// meanwhile.
+/// Lists the changes that the event must not have caused. `log` is the part of the coordinator's log that was
+/// written during the event.
 fn wrong(may: &May, before: &ClusterStatus, after: &ClusterStatus, log: &str) -> Vec<String> {
     let mut wrong: Vec<String> = ["LOST", "a second fault"]
         .into_iter()

@@ -1,4 +1,4 @@
-//! Writes by this program itself: the long value, and the filling of memory.
+//! Writes by this program itself: of long values, and to fill memory.
 
 use std::collections::HashMap;
 
@@ -13,13 +13,13 @@ use crate::cluster::Cluster;
 const FILL_BYTES: usize = 64 << 10;
 /// The number of rejected writes of each server after which memory counts as full.
 const REFUSALS_A_SERVER: u32 = 8;
-/// A number of values that must be enough to fill the smallest memory limits.
+/// The maximum number of values written: more than the memory limits of these clusters can hold.
 const MOST_VALUES: u32 = 100_000;
 
-/// Counts of writes that are not in the clients' history, by the place in which they took a sequence number.
+/// Counts of writes that are not in the clients' history, by place (a group's shard).
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
-    /// The number of writes that certainly took one, and of those that may have.
+    /// The number of writes that certainly took a sequence number, and of those that may have taken one.
     numbers: HashMap<(GroupId, ShardId), (u64, u64)>,
 }
 
@@ -56,11 +56,10 @@ impl Beside {
         Ok(())
     }
 
-    /// Writes values until the servers have no room for more, then deletes them and writes one again.
-    pub(crate) fn fill_and_delete(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
+    /// Writes values until the servers have no room for more. Returns the numbers of the values written.
+    pub(crate) fn fill(&mut self, cluster: &Cluster) -> anyhow::Result<Vec<u32>> {
         let (placement, options) = (cluster.placement(), OpOptions::default());
         let mut client = Client::open(&cluster.endpoint(), Options::default())?;
-        let key = |number: u32| format!("fill-{number}").into_bytes();
         let (value, mut written, mut refused) = (vec![5; FILL_BYTES], Vec::new(), 0);
         for number in 0..MOST_VALUES {
             match client.put(&key(number), &value, &options) {
@@ -74,16 +73,30 @@ impl Beside {
             }
         }
         ensure!(refused > 0, "{MOST_VALUES} values of {FILL_BYTES} bytes have not filled memory");
+        Ok(written)
+    }
+
+    /// Deletes these values, and writes one again.
+    pub(crate) fn empty(&mut self, cluster: &Cluster, written: Vec<u32>) -> anyhow::Result<()> {
+        let (placement, options) = (cluster.placement(), OpOptions::default());
+        let mut client = Client::open(&cluster.endpoint(), Options::default())?;
         for number in written {
             client
                 .delete(&key(number), &options)
                 .context("delete the values that filled memory")?;
             self.count(placement, &key(number), true);
         }
-        client.put(&key(0), &value, &options).context("write once there is room again")?;
+        client
+            .put(&key(0), &[5; FILL_BYTES], &options)
+            .context("write once there is room again")?;
         self.count(placement, &key(0), true);
         client.delete(&key(0), &options).context("delete the last value")?;
         self.count(placement, &key(0), true);
         Ok(())
     }
+}
+
+/// Returns the key of a value that fills memory.
+fn key(number: u32) -> Vec<u8> {
+    format!("fill-{number}").into_bytes()
 }

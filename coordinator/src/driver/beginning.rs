@@ -8,6 +8,7 @@ use kv_protocol::control_message::Started;
 use tokio::net::TcpListener;
 
 use crate::args::Args;
+use crate::collect;
 use crate::failure::Failure;
 use crate::listener;
 use crate::logs::Console;
@@ -18,6 +19,7 @@ use crate::plan::Plan;
 use crate::restart::{self, Found};
 use crate::restore::{self, Restoration};
 use crate::settings::Settings;
+use crate::spawn::ssh::Ssh;
 use crate::store::Record;
 
 /// The state that a coordinator begins with.
@@ -57,9 +59,26 @@ pub(super) async fn make_plan(
             plan.settings.kept_timeout(args).iter().for_each(|line| console.warn(line));
             Ok((plan, Beginning::Earlier(earlier)))
         }
-        Found::Stopped => restored(args, std::slice::from_ref(&args.dir), file, console).await,
+        Found::Stopped => {
+            let mut dirs = vec![args.dir.clone()];
+            dirs.extend(fetched(args, console).await?);
+            restored(args, &dirs, file, console).await
+        }
         Found::Nothing => Ok((Plan::make(args, file, &Settings::default()).await?, Beginning::New)),
     }
+}
+
+/// Fetches the dumps that a stop has left on ssh hosts, and returns their directory. A dump that cannot be fetched is
+/// reported; the restore decides whether the others suffice.
+async fn fetched(args: &Args, console: Console) -> Result<Option<PathBuf>, Failure> {
+    let last = restore::last_record(std::slice::from_ref(&args.dir), &args.dir);
+    let Some(record) = last.filter(collect::has_hosts) else { return Ok(None) };
+    let into = args.dir.join(format!("dumps-of-{}", record.state.cluster));
+    let ssh = Ssh::new(&record.settings.with(args));
+    console.say(&format!("fetching the dumps on the ssh hosts into {}", into.display()));
+    let wrong = collect::fetch_all(&record, &ssh, &into, |line| console.say(line)).await?;
+    wrong.iter().for_each(|reason| console.warn(&format!("not fetched: {reason}")));
+    Ok(Some(into))
 }
 
 /// Compares the cluster file with the state and records the moves. Returns the effective file and the places that

@@ -76,10 +76,12 @@ async fn accept(
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = tokio::time::sleep(CHECK_EVERY) => {
-                if path.exists() {
-                    continue;
+                // A directory that hangs must not block this thread, which makes the decisions.
+                let path = path.clone();
+                match tokio::task::spawn_blocking(move || path.exists()).await {
+                    Ok(false) => return,
+                    Ok(true) | Err(_) => continue,
                 }
-                return;
             }
         };
         match accepted {

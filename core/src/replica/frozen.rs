@@ -16,7 +16,6 @@ use kv_protocol::ids::Time;
 use kv_protocol::peer_message::{BatchWriter, Beacon, PeerMessage};
 
 use super::{Pumped, Replica, Role, StreamError};
-use crate::mutations::{self, Mutation};
 
 impl Replica {
     /// Stops all changes of content, so that the dump is final. From now on no write is accepted, applied, sent or
@@ -60,9 +59,6 @@ impl Replica {
     /// Fills a batch with beacons and acks of earlier messages. A candidate sends no acks, because its copy does not
     /// continue.
     pub(super) fn fill_frozen_batch(&mut self, now: Time, batch: &mut BatchWriter<'_>) -> Pumped {
-        if mutations::is_open(Mutation::FrozenSilent) {
-            return Pumped::Done;
-        }
         if self.state() != ReplicaState::Candidate {
             self.pump_acks(now, batch);
         }

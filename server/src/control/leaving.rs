@@ -19,7 +19,7 @@ use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::Time;
 
-use super::operation::Node;
+use super::operation::ServerProcess;
 use crate::dump;
 use crate::fatal::{self, Fatal};
 
@@ -46,7 +46,7 @@ pub(crate) struct Leaver {
 
 impl Leaver {
     /// Starts the thread.
-    pub(crate) fn start(node: &Arc<Node>) -> Result<Leaver, Fatal> {
+    pub(crate) fn start(node: &Arc<ServerProcess>) -> Result<Leaver, Fatal> {
         let (leave, told) = bounded::<Leave>(1);
         let node = Arc::clone(node);
         let wait = move || {
@@ -67,7 +67,7 @@ impl Leaver {
 }
 
 /// Drains within the timeout, retries the dumps until they succeed, and ends the process.
-fn leave_alone(node: &Node, leave: &Leave) -> ! {
+fn leave_alone(node: &ServerProcess, leave: &Leave) -> ! {
     tracing::warn!("stopping without the coordinator's orders: {}", leave.why);
     if let Err(reason) = node.drain(leave.timeout) {
         tracing::warn!("the drain is incomplete: {reason}");
@@ -90,13 +90,13 @@ fn leave_alone(node: &Node, leave: &Leave) -> ! {
 }
 
 /// Returns whether a further signal means that the operator abandons the tables that cannot be dumped.
-pub(crate) fn may_give_up(node: &Node, now: Time) -> bool {
+pub(crate) fn may_give_up(node: &ServerProcess, now: Time) -> bool {
     let failing = node.dumps.failing();
     failing.iter().any(|(_, since)| now.since(*since) >= SECOND_THOUGHT)
 }
 
 /// Ends the process although some tables are not dumped.
-pub(crate) fn give_up(node: &Node) -> ! {
+pub(crate) fn give_up(node: &ServerProcess) -> ! {
     for (role, _) in node.dumps.failing() {
         let name = dump::file_name(node.me.server, role);
         let group = node.dumps.group_of(role);

@@ -23,7 +23,7 @@ use kv_protocol::key::{self, Challenge, Seal};
 use kv_protocol::limits::{HEARTBEAT_INTERVAL, MAX_CONTROL_BODY, MAX_HEARTBEAT_REPLICAS};
 use kv_shard::LogLimit;
 
-use super::operation::Node;
+use super::operation::ServerProcess;
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::nonce;
@@ -75,7 +75,7 @@ impl From<io::Error> for Ended {
 }
 
 /// Keeps the link for the life of the process.
-pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
+pub(crate) fn run(node: &Arc<ServerProcess>, config: &LinkConfig) -> ! {
     let start = Instant::now();
     let pulse = &node.statistics.control;
     pulse.own();
@@ -157,7 +157,13 @@ struct Alone {
 impl Alone {
     /// Handles a failed attempt that began at `began`. If the orphan timeout had expired before `began`, the server
     /// becomes an orphan, unless it is a sole primary.
-    fn look(&mut self, node: &Node, config: &LinkConfig, coordinator: SocketAddr, began: Time) {
+    fn look(
+        &mut self,
+        node: &ServerProcess,
+        config: &LinkConfig,
+        coordinator: SocketAddr,
+        began: Time,
+    ) {
         let alone = began.since(self.since);
         if config.orphan_timeout.is_none_or(|most| alone < most) || node.is_orphaned() {
             return;
@@ -177,7 +183,7 @@ impl Alone {
 }
 
 fn hold_link(
-    node: &Arc<Node>,
+    node: &Arc<ServerProcess>,
     config: &LinkConfig,
     coordinator: SocketAddr,
     is_admitted: &mut bool,
@@ -189,7 +195,7 @@ fn hold_link(
 }
 
 fn try_hold_link(
-    node: &Arc<Node>,
+    node: &Arc<ServerProcess>,
     config: &LinkConfig,
     coordinator: SocketAddr,
     is_admitted: &mut bool,
@@ -226,7 +232,7 @@ fn try_hold_link(
 
 /// Processes a frame that the coordinator sends to an admitted server: a map. An invalid frame is counted and changes
 /// nothing.
-fn hear(node: &Node, opcode: u8, body: &[u8], refusals: &mut LogLimit) {
+fn hear(node: &ServerProcess, opcode: u8, body: &[u8], refusals: &mut LogLimit) {
     let taken = read_cluster_map(opcode, body).map_err(|error| error.to_string());
     let taken = taken.and_then(|map| node.take_map(map).map_err(|error| error.to_string()));
     if let Err(reason) = taken {
@@ -237,7 +243,7 @@ fn hear(node: &Node, opcode: u8, body: &[u8], refusals: &mut LogLimit) {
     }
 }
 
-fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Started> {
+fn started(node: &ServerProcess, config: &LinkConfig, local: IpAddr) -> io::Result<Started> {
     Ok(Started {
         cluster: node.cluster,
         member: node.me,
@@ -255,7 +261,7 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
 
 /// Makes the other end prove that it has the cluster's key. Before that, this server sends only the challenge, and
 /// ignores all other frames: another program may listen on the port of a coordinator that has died.
-fn shake_hands(node: &Node, link: &mut Link<'_>) -> Result<Seal, Ended> {
+fn shake_hands(node: &ServerProcess, link: &mut Link<'_>) -> Result<Seal, Ended> {
     let nonce = nonce::draw()?;
     link.send(|output| Challenge { nonce, shard: ShardId(0) }.write(output))?;
     let Some((opcode, body)) = link.next_frame(Instant::now() + TIMEOUT)? else {
@@ -269,7 +275,7 @@ fn shake_hands(node: &Node, link: &mut Link<'_>) -> Result<Seal, Ended> {
         .map_err(|error| Ended::Impostor(error.to_string()))
 }
 
-fn await_admission(node: &Node, link: &mut Link<'_>) -> Result<(), Ended> {
+fn await_admission(node: &ServerProcess, link: &mut Link<'_>) -> Result<(), Ended> {
     let Some((opcode, body)) = link.next_frame(Instant::now() + TIMEOUT)? else {
         return Err(Ended::Lost(io::ErrorKind::TimedOut.into()));
     };
@@ -282,7 +288,7 @@ fn await_admission(node: &Node, link: &mut Link<'_>) -> Result<(), Ended> {
     }
 }
 
-fn heartbeat(node: &Node) -> Heartbeat {
+fn heartbeat(node: &ServerProcess) -> Heartbeat {
     let counters = node.statistics.counters();
     let mut replicas = node.statistics.replicas(node.failure_timeout);
     replicas.truncate(MAX_HEARTBEAT_REPLICAS);

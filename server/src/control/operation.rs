@@ -40,7 +40,7 @@ pub(crate) enum Work {
 
 /// The process: its identity, its executors, and its state towards the coordinator.
 #[derive(Debug)]
-pub(crate) struct Node {
+pub(crate) struct ServerProcess {
     pub(crate) cluster: ClusterId,
     /// The key by which processes of the cluster authenticate each other.
     pub(crate) key: ClusterKey,
@@ -66,7 +66,7 @@ pub(crate) struct Node {
     is_orphaned: AtomicBool,
 }
 
-impl Node {
+impl ServerProcess {
     /// Creates the state of a process whose executors are started.
     pub(crate) fn new(
         identity: Identity,
@@ -74,13 +74,13 @@ impl Node {
         map: Arc<KnownMap>,
         shards: Vec<mailbox::Sender<ShardMessage>>,
         directory: PathBuf,
-    ) -> Arc<Node> {
+    ) -> Arc<ServerProcess> {
         let machine = kv_core::node::Node::new(NodeConfig {
             cluster: identity.cluster,
             me: identity.me,
             shards: identity.placement.shards(),
         });
-        Arc::new(Node {
+        Arc::new(ServerProcess {
             cluster: identity.cluster,
             key: identity.key,
             me: identity.me,
@@ -273,7 +273,7 @@ mod tests {
     type Inboxes = Vec<mailbox::Receiver<ShardMessage>>;
 
     /// Creates a node whose executors read nothing from their mailboxes, and have drained.
-    fn node() -> (Arc<Node>, Inboxes, tempfile::TempDir) {
+    fn node() -> (Arc<ServerProcess>, Inboxes, tempfile::TempDir) {
         let statistics =
             Statistics::new(SHARDS, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
         for shard in 0..usize::from(SHARDS) {
@@ -295,7 +295,13 @@ mod tests {
         };
         let directory = tempfile::tempdir().unwrap();
         (
-            Node::new(identity, statistics, Arc::default(), mailboxes, directory.path().to_owned()),
+            ServerProcess::new(
+                identity,
+                statistics,
+                Arc::default(),
+                mailboxes,
+                directory.path().to_owned(),
+            ),
             inboxes,
             directory,
         )

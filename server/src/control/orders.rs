@@ -22,7 +22,7 @@ use kv_protocol::ids::{Epoch, OrderId, ShardId, Time, ViewVersion};
 use kv_shard::LogLimit;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::operation::{Node, Work};
+use super::operation::{ServerProcess, Work};
 use super::orders_link::OrdersLink;
 use crate::descriptors::MAX_ORDERS_CONNECTIONS;
 use crate::fatal::Fatal;
@@ -62,7 +62,7 @@ struct Job {
 /// the system may be unable to create a thread when the cluster is stopped.
 fn start_worker(
     name: &'static str,
-    node: &Arc<Node>,
+    node: &Arc<ServerProcess>,
     done_to: &Sender<Done>,
     bell: &Arc<OwnedFd>,
 ) -> Result<Sender<Job>, Fatal> {
@@ -81,7 +81,7 @@ fn start_worker(
 }
 
 /// Serves the orders' port for the life of the process.
-pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
+pub(crate) fn run(node: &Arc<ServerProcess>, listener: TcpListener) -> ! {
     let (done_to, done_from) = bounded(MAX_WAITING);
     let (replies_to, replies_from) = bounded(MAX_WAITING);
     let bell = listener
@@ -117,7 +117,7 @@ pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
 }
 
 struct OrdersPort {
-    node: Arc<Node>,
+    node: Arc<ServerProcess>,
     listener: TcpListener,
     connections: Vec<(TcpStream, OrdersLink)>,
     /// The eventfd that is signalled when an order is done, or when a shard has published a change.

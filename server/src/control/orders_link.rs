@@ -8,7 +8,7 @@ use kv_protocol::ids::Time;
 use kv_protocol::key::{self, Challenge, Link, Nonce, Seal};
 use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
 
-use super::operation::Node;
+use super::operation::ServerProcess;
 
 /// One connection to the orders' port: a state machine over bytes.
 #[derive(Debug)]
@@ -46,7 +46,12 @@ impl OrdersLink {
     }
 
     /// Processes received bytes; returns the orders among them.
-    pub(super) fn on_bytes(&mut self, now: Time, node: &Node, received: &[u8]) -> Vec<Order> {
+    pub(super) fn on_bytes(
+        &mut self,
+        now: Time,
+        node: &ServerProcess,
+        received: &[u8],
+    ) -> Vec<Order> {
         let mut orders = Vec::new();
         self.input.extend(received);
         while !self.is_closing {
@@ -95,7 +100,7 @@ impl OrdersLink {
     }
 }
 
-fn take_challenge(node: &Node, nonce: Nonce, frame: Frame<'_>) -> Result<Seal, String> {
+fn take_challenge(node: &ServerProcess, nonce: Nonce, frame: Frame<'_>) -> Result<Seal, String> {
     if frame.opcode != key::opcode::CHALLENGE {
         return Err(format!(
             "the first frame at the orders' port must be CHALLENGE, not opcode {:#04x}",
@@ -106,7 +111,7 @@ fn take_challenge(node: &Node, nonce: Nonce, frame: Frame<'_>) -> Result<Seal, S
     Ok(Seal::new(node.key, Link::Orders, challenge.nonce, nonce))
 }
 
-fn judge_hello(node: &Node, seal: &Seal, frame: Frame<'_>) -> Result<(), String> {
+fn judge_hello(node: &ServerProcess, seal: &Seal, frame: Frame<'_>) -> Result<(), String> {
     if frame.opcode != opcode::ORDERS_HELLO {
         return Err(format!(
             "the frame after CHALLENGE must be ORDERS-HELLO, not opcode {:#04x}",

@@ -19,7 +19,7 @@ const KEY: ClusterKey = ClusterKey(6);
 const EPOCH: Epoch = Epoch { number: 3, boot: BootId(33) };
 const HELLO: OrdersHello = OrdersHello { cluster: ClusterId(5), epoch: EPOCH, to: ME };
 
-fn node() -> Arc<Node> {
+fn node() -> Arc<ServerProcess> {
     let placement = Placement::new(3, 1);
     let identity = Identity {
         cluster: ClusterId(5),
@@ -32,7 +32,7 @@ fn node() -> Arc<Node> {
     };
     let statistics =
         Statistics::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
-    Node::new(identity, statistics, Arc::default(), Vec::new(), ".".into())
+    ServerProcess::new(identity, statistics, Arc::default(), Vec::new(), ".".into())
 }
 
 const DIALLER: Nonce = Nonce(21);

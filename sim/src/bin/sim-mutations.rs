@@ -124,7 +124,6 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
         | Mutation::ShutdownAfterFailedDump
         | Mutation::StopByTheBareClock
         | Mutation::SoleKilledInStop => Config::of(*seed).shutdown,
-        Mutation::FrozenSilent => Config::of(*seed).shutdown || Config::of(*seed).leaves,
         Mutation::VerdictByGroup
         | Mutation::AliveCountsAsFault
         | Mutation::HandshakeIsHeard
@@ -142,8 +141,8 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
         Mutation::SessionBegunByRetry
         | Mutation::IdleByTheClock
         | Mutation::RecordWithoutRequest
-        | Mutation::PendingNotDumped
         | Mutation::PendingForgotten => Config::of(*seed).forgets_soon(),
+        Mutation::PendingNotDumped => Config::of(*seed).forgets_soon() && Config::of(*seed).leaves,
         _ => true,
     };
     for seed in (args.first_seed..).filter(is_of_use) {
