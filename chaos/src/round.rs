@@ -113,7 +113,7 @@ impl Round<'_> {
         match &self.aim {
             Aim::One(faults) => self.one_by_one(*faults, turns, cluster, load, told, outcome),
             Aim::Two(double) => self.two(*double, &mut cluster, load, told, outcome),
-            Aim::Ordinary(_) => unreachable!("ordinary days have clusters of their own"),
+            Aim::Ordinary(_) => unreachable!("ordinary days run in separate clusters"),
         }
     }
 
