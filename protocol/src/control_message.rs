@@ -301,7 +301,8 @@ pub struct ReplicaReport {
     /// The progress of the follower. A primary reports that of its secondary or candidate; a secondary or
     /// candidate reports its own.
     pub following: Following,
-    /// The longest time between two messages from the other holder under this view, in milliseconds.
+    /// The longest time without a message from the other holder since its first message under this view, in
+    /// milliseconds. It includes the current silence.
     pub longest_gap_ms: u32,
     /// The bytes of the keys and values in its table.
     pub content_bytes: u64,

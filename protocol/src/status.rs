@@ -186,7 +186,7 @@ pub enum AlarmKind {
     Unanswered,
     /// Several attempts in a row to replace a server have failed.
     KeepsFailing,
-    /// A secondary or candidate was removed because it did not keep up with its primary.
+    /// A secondary was removed because it did not keep up with its primary.
     CannotFollow,
     /// A server could not carry out an order.
     OrderFailed,
