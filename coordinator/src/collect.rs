@@ -110,7 +110,7 @@ pub(crate) async fn fetch_all(
             // The first directory with the dump counts. It is the directory of `coord stop --dump-dir`, if the last
             // stop had one.
             let fetched = match found.iter().find(|dump| dump.name == *name) {
-                Some(dump) => fetch(&ssh, host, dump, into).await,
+                Some(dump) => fetch(ssh, host, dump, into).await,
                 None => Err(format!("not found in {}", directories.join(" or "))),
             };
             match fetched {
