@@ -757,3 +757,41 @@ fn a_raised_memory_limit_applies_from_the_next_wake_up() {
     shard.on_bytes(NOW, id, &large);
     assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::Ok);
 }
+
+#[test]
+fn memory_that_connections_hold_is_not_available_to_tables() {
+    const VALUE: usize = 1 << 20;
+    let memory = ConnectionMemory::new(None, Some(128 << 20), 2);
+    let mut shard = shard_with_memory(0, Arc::clone(&memory));
+    shard.service.install(NOW, View { peer: Peer::None, ..view() }, None).unwrap();
+    let id = client(&mut shard);
+    let placement = Placement::new(3, 1);
+    let mut keys = (0u32..).map(u32::to_be_bytes).filter(|key| {
+        placement.locate(Digest::of(key)).0 == GROUP
+    });
+    let mut seq = 0;
+    let mut fill = |shard: &mut Shard| {
+        shard.begin_wake_up(NOW);
+        shard.finish_wake_up(NOW);
+        shard.on_tick(NOW);
+        for written in 0.. {
+            seq += 1;
+            let bytes = put(seq, &keys.next().expect("a key"), &[5; VALUE]);
+            shard.on_bytes(NOW, id, &bytes);
+            match told(&take_output(shard, id))[0].1 {
+                Status::Ok => {}
+                Status::OutOfSpace => return written,
+                status => panic!("{status:?}"),
+            }
+        }
+        unreachable!("memory is limited")
+    };
+    // A partly received frame of 60 MiB: 30 of the 64 MiB of each table.
+    let mut frame = FrameMemory::new(Arc::clone(&memory));
+    assert!(frame.reserve(60 << 20));
+    let beside = fill(&mut shard);
+    assert!((24..=34).contains(&beside), "{beside} values");
+    drop(frame);
+    let alone = beside + fill(&mut shard);
+    assert!((54..=64).contains(&alone), "{alone} values");
+}
