@@ -33,7 +33,7 @@ test: lint ## everything that continuous integration runs
 # Floods of requests: no view may change.
 	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- measure floods --quick --seconds 2
 	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- measure floods --quick --seconds 2 --net epoll --only "open loop"
-# Once through the benchmarks and the comparison without measuring, so that none rots: with what is built
+# Once through the benchmarks and the comparison without measuring, so that all of them keep working: with what is built
 # already. Without a name cargo would also run every unit test again.
 	$(CARGO) bench --profile dev --workspace $(LOCKED) --bench '*' -- --test
 	target/debug/kv-compare --quick

@@ -33,10 +33,10 @@ start() {
     "$bin/coord" --daemon --shards 1 -C "$dir/cluster.txt" \
         --dir "$dir/cluster" -l "$dir/coord.log" --ready-fd 3 3>"$ready" &
     coord_pid=$!
-    local patience=600
+    local attempts=600
     until [[ -s $ready ]]; do
         kill -0 "$coord_pid" 2>/dev/null || { say "the cluster did not start; see $dir/coord.log" && exit 1; }
-        ((patience-- > 0)) || { say "the cluster did not become ready; see $dir/coord.log" && exit 1; }
+        ((attempts-- > 0)) || { say "the cluster did not become ready; see $dir/coord.log" && exit 1; }
         sleep 0.1
     done
     port=$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["clients_port"])' "$ready")

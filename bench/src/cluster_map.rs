@@ -60,9 +60,9 @@ pub(crate) fn join(
     let mut bytes = Vec::new();
     hello(client, shard, &mut bytes);
     let mut input = FrameBuffer::new(RULES);
-    let greeted = || format!("complete the handshake with the server at {address}");
-    let body = exchange(&stream, &bytes, &mut input, opcode::WELCOME).with_context(greeted)?;
-    Ok((stream, Welcome::read(&body).with_context(greeted)?))
+    let handshake = || format!("complete the handshake with the server at {address}");
+    let body = exchange(&stream, &bytes, &mut input, opcode::WELCOME).with_context(handshake)?;
+    Ok((stream, Welcome::read(&body).with_context(handshake)?))
 }
 
 fn hello(client: ClientId, shard: ShardId, into: &mut Vec<u8>) {

@@ -20,7 +20,7 @@
 
 #include "client_cost.h"
 
-enum { MAX_THREADS = 256, PATIENCE_MS = 30000 };
+enum { MAX_THREADS = 256, TIMEOUT_MS = 30000 };
 
 static atomic_bool is_over;
 static pthread_barrier_t connected;
@@ -194,8 +194,8 @@ static void measure(struct start *starts, unsigned threads, unsigned long warm, 
     to = now(starts, threads);
     /* On a busy machine no operation may have completed in so short a time. */
     for (unsigned waited = 0; to.done == from.done; waited++) {
-        if (waited == PATIENCE_MS)
-            die("no operation completed within %d ms", PATIENCE_MS);
+        if (waited == TIMEOUT_MS)
+            die("no operation completed within %d ms", TIMEOUT_MS);
         pause_ms(1);
         to = now(starts, threads);
     }

@@ -379,7 +379,7 @@ impl Client {
     /// # Errors
     /// If the system provides no timer.
     pub fn descriptor(&mut self) -> io::Result<BorrowedFd<'_>> {
-        self.engine.add_alarm()?;
+        self.engine.add_timer()?;
         self.wake_if_uncollected();
         Ok(self.engine.descriptor())
     }

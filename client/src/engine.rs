@@ -74,7 +74,7 @@ pub(crate) struct Engine {
     /// True if no endpoint and no server has provided a map of this client's cluster in a whole round since that
     /// response.
     is_stranded: bool,
-    places: RouteCache,
+    routes: RouteCache,
     /// The writes in doubt whose numbers are still open.
     doubts: OpenDoubts,
     /// The number of RESOLVEs that the engine itself has in flight.
@@ -130,7 +130,7 @@ impl Engine {
             map_source: MapSource::new(endpoints, now),
             other_cluster: None,
             is_stranded: false,
-            places: RouteCache::default(),
+            routes: RouteCache::default(),
             doubts: OpenDoubts::default(),
             resolvers: 0,
             operations: Operations::default(),
@@ -233,7 +233,7 @@ impl Engine {
     /// Runs the parts of a turn that receive nothing: timers and sends.
     ///
     /// # Errors
-    /// If the alarm cannot be set.
+    /// If the timer cannot be set.
     pub(crate) fn send(&mut self, ends: &mut dyn Ends) -> io::Result<()> {
         let now = Instant::now();
         self.begin_turn(now, ends);
@@ -244,7 +244,7 @@ impl Engine {
     /// ended in this turn, there is no wait.
     ///
     /// # Errors
-    /// If epoll itself or the alarm fails, which neither servers nor networks can cause.
+    /// If epoll itself or the timer fails, which neither servers nor networks can cause.
     pub(crate) fn turn(&mut self, until: Instant, ends: &mut dyn Ends) -> io::Result<()> {
         let now = Instant::now();
         let ended = self.ended;
@@ -288,21 +288,21 @@ impl Engine {
         self.poller.waiter()
     }
 
-    /// Adds the alarm to the descriptor, so that timers make it readable too.
+    /// Adds the timer to the descriptor, so that timers make it readable too.
     ///
     /// # Errors
     /// If the system provides no timer.
-    pub(crate) fn add_alarm(&mut self) -> io::Result<()> {
-        self.poller.add_alarm()?;
+    pub(crate) fn add_timer(&mut self) -> io::Result<()> {
+        self.poller.add_timer()?;
         self.set_timer(Instant::now())
     }
 
-    /// Returns the epoll descriptor. With an alarm, it is readable when a turn has work to do.
+    /// Returns the epoll descriptor. With a timer, it is readable when a turn has work to do.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.poller.descriptor()
     }
 
-    /// Sets the alarm, if there is one, to the time of the next turn that no socket signals.
+    /// Sets the timer, if there is one, to the time of the next turn that no socket signals.
     pub(crate) fn set_timer(&mut self, now: Instant) -> io::Result<()> {
         let due = if self.ready.is_empty() { self.next_timer() } else { now };
         self.poller.set_timer(due, now)
@@ -485,7 +485,7 @@ impl Engine {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let mut client = self.client;
         if operation.kind.is_write() {
-            let Place { session, waiting, .. } = self.places.get_or_make(place, client);
+            let Place { session, waiting, .. } = self.routes.get_or_make(place, client);
             let given_up = |(client, _)| operation.doubtful == 0 && client != session.client();
             if operation.session.is_none_or(given_up) {
                 operation.session = session.begin().map(|seq| (session.client(), seq));
@@ -503,7 +503,7 @@ impl Engine {
         }
         let is_usual = client == self.client && operation.kind.role() == ReplicaRole::Primary;
         if is_usual
-            && let Some(route) = self.places.get_mut(place).and_then(|place| place.route)
+            && let Some(route) = self.routes.get_mut(place).and_then(|place| place.route)
             && route.maps == self.counts.maps
             && self.connections.get(route.connection).is_some()
         {
@@ -532,7 +532,7 @@ impl Engine {
             Ok(connection) => {
                 let route = CachedRoute { maps: self.counts.maps, view, server, connection };
                 if is_usual {
-                    self.places.get_or_make(place, self.client).route = Some(route);
+                    self.routes.get_or_make(place, self.client).route = Some(route);
                 }
                 self.assign(id, route, now);
             }
@@ -675,7 +675,7 @@ impl Engine {
         }
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place) {
             if operation.stage == Stage::AwaitingWindow
-                && let Some(place) = self.places.get_mut(place)
+                && let Some(place) = self.routes.get_mut(place)
             {
                 let operations = &self.operations;
                 place.waiting.remove_one(|id| operations.get(id).is_none());
@@ -698,7 +698,7 @@ impl Engine {
     /// Records that a write has ended for the caller. The writes that wait for room in the window get the next numbers
     /// in order of submission, so a later write cannot overtake them.
     fn leave_session(&mut self, place: (GroupId, ShardId), number: Option<(ClientId, RequestSeq)>) {
-        let Some(Place { session, waiting, .. }) = self.places.get_mut(place) else { return };
+        let Some(Place { session, waiting, .. }) = self.routes.get_mut(place) else { return };
         if let Some((client, seq)) = number
             && client == session.client()
         {

@@ -25,8 +25,8 @@ pub(crate) struct Readiness {
     pub(crate) readable: bool,
 }
 
-/// The token of the alarm. Connections have other tokens.
-const ALARM: u64 = 0;
+/// The token of the timer. Connections have other tokens.
+const TIMER: u64 = 0;
 /// The token of the interrupt.
 const INTERRUPT: u64 = 1;
 
@@ -53,11 +53,11 @@ impl Poller {
         Ok(Poller { epoll: Arc::new(epoll), timer: None, descriptors })
     }
 
-    /// Adds an alarm to the epoll set, unless it has one.
-    pub(crate) fn add_alarm(&mut self) -> io::Result<()> {
+    /// Adds a timer to the epoll set, unless it has one.
+    pub(crate) fn add_timer(&mut self) -> io::Result<()> {
         if self.timer.is_none() {
             let timer = Timer::new()?;
-            let data = EventData::new_u64(ALARM);
+            let data = EventData::new_u64(TIMER);
             epoll::add(&self.epoll, timer.descriptor(), data, EventFlags::IN)?;
             self.descriptors.add(timer.descriptor());
             self.timer = Some(timer);
@@ -77,12 +77,12 @@ impl Poller {
         &self.descriptors
     }
 
-    /// Sets the alarm, if there is one.
+    /// Sets the timer, if there is one.
     pub(crate) fn set_timer(&mut self, due: Instant, now: Instant) -> io::Result<()> {
         self.timer.as_mut().map_or(Ok(()), |timer| timer.set(due, now))
     }
 
-    /// Returns the epoll descriptor. It is readable when a connection is ready, the alarm has fired or the program has
+    /// Returns the epoll descriptor. It is readable when a connection is ready, the timer has fired or the program has
     /// interrupted the client.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
@@ -156,7 +156,7 @@ fn wait(epoll: &OwnedFd, timeout: Duration, found: &mut Vec<Readiness>) -> io::R
     for event in &room[..count] {
         // The struct is packed, so its fields are copied out before use.
         let (flags, token) = (EventFlags::from_bits_retain(event.events), event.u64);
-        if token == ALARM || token == INTERRUPT {
+        if token == TIMER || token == INTERRUPT {
             continue;
         }
         let ended = EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR;

@@ -240,7 +240,7 @@ async fn respond_to_all(
 ) -> Result<(), End> {
     let hello = next_frame(connection, guest, Some(HELLO_DEADLINE)).await?;
     let Some(frame) = hello else { return Ok(()) };
-    let welcome = greet(port.snapshots.shape, &frame)
+    let welcome = welcome_to(port.snapshots.shape, &frame)
         .map_err(|(status, reason)| End::Refused(status, reason))?;
     connection.send(&welcome).await?;
     let mut errors = 0;
@@ -286,7 +286,7 @@ fn status_of(error: &DecodeError) -> Status {
     }
 }
 
-fn greet(shape: Shape, frame: &OwnedFrame) -> Result<Vec<u8>, (Status, String)> {
+fn welcome_to(shape: Shape, frame: &OwnedFrame) -> Result<Vec<u8>, (Status, String)> {
     if frame.opcode != opcode::HELLO {
         let reason = format!("opcode {:#04x} before HELLO", frame.opcode);
         return Err((Status::Unsupported, reason));

@@ -114,14 +114,14 @@ impl Connection {
     }
 
     fn take_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
-        let (is_greeted, is_cut) = (self.session.client.is_some(), self.input.is_partial());
+        let (has_hello, is_cut) = (self.session.client.is_some(), self.input.is_partial());
         let mut rest = received;
-        if is_greeted && is_cut {
+        if has_hello && is_cut {
             rest = &rest[self.input.complete(rest)..];
         }
         // The buffer starts with a complete frame that waits for room in the output.
         let is_kept_back = is_cut && rest.len() == received.len();
-        if !is_greeted || is_kept_back {
+        if !has_hello || is_kept_back {
             self.input.extend(received);
             return self.resume(now, service);
         }
@@ -287,7 +287,7 @@ impl Connection {
     fn resume(&mut self, now: Time, service: &mut Service) {
         let mut served = false;
         while service.outputs.may_serve(self.session.id) {
-            let was_greeted = self.session.client.is_some();
+            let had_hello = self.session.client.is_some();
             match self.input.next_frame() {
                 Ok(Some(frame)) => {
                     served = true;
@@ -299,7 +299,7 @@ impl Connection {
                 Ok(None) => break,
                 Err(error) => return self.session.lose_place(now, service, error),
             }
-            if !was_greeted && self.session.client.is_some() {
+            if !had_hello && self.session.client.is_some() {
                 self.input.set_rules(REQUEST_RULES);
             }
         }
@@ -349,7 +349,7 @@ impl Session {
     fn serve(&mut self, now: Time, service: &mut Service, read: &ReadFrame<'_>) -> Next {
         let frame = read.frame;
         let Some(client) = self.client else {
-            return self.greet(now, service, frame);
+            return self.take_hello(now, service, frame);
         };
         match frame.opcode {
             opcode if client_opcode::is_request(opcode) => match &read.request {
@@ -386,7 +386,7 @@ impl Session {
         }
     }
 
-    fn greet(&mut self, now: Time, service: &mut Service, frame: Frame<'_>) -> Next {
+    fn take_hello(&mut self, now: Time, service: &mut Service, frame: Frame<'_>) -> Next {
         if frame.opcode != client_opcode::HELLO {
             let reason = format!(
                 "the first frame of a client's connection must be HELLO, but has opcode {:#04x}",

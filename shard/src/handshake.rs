@@ -1,7 +1,7 @@
 //! The first stage of an accepted connection, which determines the requested shard.
 //!
 //! ```text
-//!   accept -> Greeting: received bytes -> the hello, or a server's challenge, names a shard
+//!   accept -> Handshake: received bytes -> the hello, or a server's challenge, names a shard
 //!                           | this shard:    the connection continues here
 //!                           +- another shard: socket and bytes go to that shard's executor
 //! ```

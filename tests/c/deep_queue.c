@@ -40,7 +40,7 @@ static void writes_of_one_key_end_in_the_order_of_their_submission(void **state)
     while (ended < WRITES) {
         while (submitted < WRITES && submitted - ended < DEEPEST)
             assert_status(kvc_cq_submit(queue, &op, submitted++), KVC_OK);
-        count = kvc_cq_poll(queue, done, BATCH, PATIENCE_MS);
+        count = kvc_cq_poll(queue, done, BATCH, TIMEOUT_MS);
         assert_true(count > 0);
         for (n = 0; n < count; n++) {
             if (done[n].status != KVC_OK)
@@ -87,7 +87,7 @@ static double cpu_of_writes(uint32_t depth, uint64_t writes)
             op = put_op(text(name), bytes(value, sizeof value));
             assert_status(kvc_cq_submit(queue, &op, submitted++), KVC_OK);
         }
-        count = kvc_cq_poll(queue, done, BATCH, PATIENCE_MS);
+        count = kvc_cq_poll(queue, done, BATCH, TIMEOUT_MS);
         assert_true(count > 0);
         for (n = 0; n < count; n++)
             if (done[n].status != KVC_OK)

@@ -95,7 +95,7 @@ static void a_queue_ends_its_operations_at_their_deadlines(void **state)
         assert_status(kvc_cq_submit(queue, &op, tag), KVC_OK);
     }
     while (ended < 6) {
-        assert_true(is_readable(fd, PATIENCE_MS));
+        assert_true(is_readable(fd, TIMEOUT_MS));
         if (kvc_cq_poll(queue, &done, 1, 0) == 1) {
             assert_true(done.tag == ended++); /* in the order of their deadlines */
             /* The connections of the new queue may never have received a WELCOME; then nothing was sent. */
@@ -161,7 +161,7 @@ static void *poll_on(void *queue)
 
     /* The other thread may itself be in a call, checking for this one's. */
     do
-        count = kvc_cq_poll(queue, &done, 1, PATIENCE_MS);
+        count = kvc_cq_poll(queue, &done, 1, TIMEOUT_MS);
     while (count == KVC_INVALID);
     return count == 1 ? NULL : queue;
 }

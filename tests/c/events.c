@@ -206,7 +206,7 @@ static void a_write_in_doubt_is_an_event(void **state)
 static void a_killed_server_is_reported_as_events(void **state)
 {
     const kvc_op_options options = within(20000);
-    const int64_t deadline = now_ms() + PATIENCE_MS;
+    const int64_t deadline = now_ms() + TIMEOUT_MS;
     struct told *told = new_told();
     kvc_client *client = open_with(told);
     kvc_server_counters servers[SERVERS] = {{.size = sizeof servers[0]}};

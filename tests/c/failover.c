@@ -127,7 +127,7 @@ static void await_writes(const int *had, int more)
 
     for (n = 0; n < WRITERS; n++) {
         while (writers[n].written < had[n] + more && writers[n].wrong == NULL) {
-            assert_true(now_ms() - start < PATIENCE_MS);
+            assert_true(now_ms() - start < TIMEOUT_MS);
             look_again_soon();
         }
         if (writers[n].wrong != NULL)

@@ -59,7 +59,7 @@ static void a_child_releases_descriptors_and_its_parent_continues(void **state)
         assert_true(with_handle >= before + 7);
         /* Operations in each state: sent, not sent, and completed but not polled. */
         assert_status(kvc_cq_submit(queue, &op, 1), KVC_OK);
-        assert_int_equal(kvc_cq_poll(queue, &done, 1, PATIENCE_MS), 1);
+        assert_int_equal(kvc_cq_poll(queue, &done, 1, TIMEOUT_MS), 1);
         assert_status(kvc_cq_submit(queue, &op, 2), KVC_OK);
         child = fork();
         if (child == 0) {

@@ -262,7 +262,7 @@ static void a_full_queue_takes_more_once_it_was_polled(void **state)
     assert_non_null(strstr(kvc_last_error(), "3 operations"));
     /* Completed operations that were not polled count too. */
     for (n = 0; n < 3; n += count) {
-        count = kvc_cq_poll(queue, done, 1, PATIENCE_MS);
+        count = kvc_cq_poll(queue, done, 1, TIMEOUT_MS);
         assert_int_equal(count, 1);
         tags |= 1u << done->tag;
         assert_status(kvc_cq_submit(queue, &op, 3 + n), KVC_OK);
@@ -270,7 +270,7 @@ static void a_full_queue_takes_more_once_it_was_polled(void **state)
     }
     for (n = 0; n < 3; n += count) {
         int i;
-        count = kvc_cq_poll(queue, done, 8, PATIENCE_MS);
+        count = kvc_cq_poll(queue, done, 8, TIMEOUT_MS);
         assert_in_range(count, 1, 3);
         for (i = 0; i < count; i++)
             tags |= 1u << done[i].tag;
@@ -335,7 +335,7 @@ static void completions_left_by_one_poll_are_returned_by_the_next_ones(void **st
         /* Gets the descriptor each time, as some loops do. */
         fd = kvc_cq_fd(queue);
         assert_true(fd >= 0);
-        assert_true(is_readable(fd, PATIENCE_MS));
+        assert_true(is_readable(fd, TIMEOUT_MS));
         count = kvc_cq_poll(queue, done, 3, 0);
         assert_in_range(count, 0, 3);
         for (n = 0; n < count; n++) {
@@ -367,15 +367,15 @@ static void the_descriptor_is_readable_when_there_is_work(void **state)
     assert_true(now_ms() - start < SLACK_MS);
     for (n = 0; n < 5; n++) {
         assert_status(kvc_cq_submit(queue, &op, n), KVC_OK);
-        assert_true(is_readable(fd, PATIENCE_MS)); /* to send it */
+        assert_true(is_readable(fd, TIMEOUT_MS)); /* to send it */
         assert_int_equal(kvc_cq_fd(queue), fd);
-        assert_true(is_readable(fd, PATIENCE_MS));
+        assert_true(is_readable(fd, TIMEOUT_MS));
         start = now_ms();
         do {
-            assert_true(is_readable(fd, PATIENCE_MS)); /* for responses */
+            assert_true(is_readable(fd, TIMEOUT_MS)); /* for responses */
             count = kvc_cq_poll(queue, &done, 1, 0);
             assert_in_range(count, 0, 1);
-            assert_true(now_ms() - start < PATIENCE_MS);
+            assert_true(now_ms() - start < TIMEOUT_MS);
         } while (count == 0);
         assert_true(done.tag == (uint64_t)n && done.status == KVC_NOT_FOUND);
         assert_false(is_readable(fd, 0));
@@ -398,7 +398,7 @@ static void words_live_until_the_next_poll(void **state)
         assert_status(kvc_cq_submit(queue, &op, n), KVC_OK);
     }
     for (n = 0; n < 8; n += count) {
-        count = kvc_cq_poll(queue, done, 8, PATIENCE_MS);
+        count = kvc_cq_poll(queue, done, 8, TIMEOUT_MS);
         assert_in_range(count, 1, 8);
         for (i = 0; i < count; i++) {
             snprintf(key, sizeof key, "nobody-%d", (int)done[i].tag);
@@ -633,7 +633,7 @@ static void thousands_of_operations_end_once_each(void **state)
             assert_status(kvc_cq_submit(queue, &op, n), KVC_OK);
         }
         for (n = 0; n < MANY; n += count) {
-            count = kvc_cq_poll(queue, done, 100, PATIENCE_MS);
+            count = kvc_cq_poll(queue, done, 100, TIMEOUT_MS);
             assert_in_range(count, 1, 100);
             for (i = 0; i < count; i++) {
                 assert_int_equal(done[i].status, KVC_OK);

@@ -61,7 +61,7 @@ static void use_once(void)
     assert_int_equal(submit(queue, &op, 1), KVC_OK);
     assert_int_equal(submit(queue, &op, 2), KVC_OK);
     /* The other value is not polled: the queue frees it. */
-    assert_int_equal(poll_queue(queue, &done, 1, PATIENCE_MS), 1);
+    assert_int_equal(poll_queue(queue, &done, 1, TIMEOUT_MS), 1);
     assert_int_equal(done.value.len, 5);
     free_value(&done.value);
     assert_int_equal(free_queue(queue), KVC_OK);

@@ -29,7 +29,7 @@ static void wait_for(const char *what)
 
     path_of(path, sizeof path, what);
     while (access(path, F_OK) != 0) {
-        assert_true(now_ms() - start < PATIENCE_MS);
+        assert_true(now_ms() - start < TIMEOUT_MS);
         usleep(1000);
     }
 }

@@ -27,7 +27,7 @@
 /* The longest time that a call may take beyond its deadline on a busy machine. */
 #define SLACK_MS 1000
 /* Time limit for any awaited event. */
-#define PATIENCE_MS 60000
+#define TIMEOUT_MS 60000
 
 static inline kvc_slice bytes(const void *data, size_t len)
 {
@@ -101,7 +101,7 @@ static inline int has_stopped(pid_t pid)
    function waits until none of them runs. */
 static inline void stop_processes(const pid_t *pids, int count)
 {
-    const int64_t deadline = now_ms() + PATIENCE_MS;
+    const int64_t deadline = now_ms() + TIMEOUT_MS;
     int n;
 
     for (n = 0; n < count; n++)
@@ -212,11 +212,11 @@ static inline size_t allocated(void)
     return info.uordblks + info.hblkhd;
 }
 
-/* Returns the next completion; fails if there is none within PATIENCE_MS. */
+/* Returns the next completion; fails if there is none within TIMEOUT_MS. */
 static inline kvc_completion next_completion(kvc_cq *queue)
 {
     kvc_completion done;
-    const int count = kvc_cq_poll(queue, &done, 1, PATIENCE_MS);
+    const int count = kvc_cq_poll(queue, &done, 1, TIMEOUT_MS);
     if (count != 1)
         fail_msg("kvc_cq_poll: %d (%s)", count, kvc_last_error());
     return done;
@@ -244,7 +244,7 @@ static inline kvc_counters counters_of(kvc_client *client)
 /* Waits until a handle has this number of operations in flight. */
 static inline void await_in_flight(kvc_client *client, uint64_t count)
 {
-    const int64_t deadline = now_ms() + PATIENCE_MS;
+    const int64_t deadline = now_ms() + TIMEOUT_MS;
 
     while (counters_of(client).in_flight != count) {
         assert_true(now_ms() < deadline);

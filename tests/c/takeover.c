@@ -59,7 +59,7 @@ static void a_queue_survives_the_loss_of_a_server_and_loses_no_write(void **stat
             submitted += status == KVC_OK;
         }
         assert_true(status == KVC_OK || status == KVC_FULL);
-        assert_true(is_readable(fd, PATIENCE_MS));
+        assert_true(is_readable(fd, TIMEOUT_MS));
         count = kvc_cq_poll(queue, done, DEPTH, 0);
         assert_in_range(count, 0, DEPTH);
         for (n = 0; n < count; n++) {

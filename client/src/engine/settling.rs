@@ -172,7 +172,7 @@ impl Engine {
             self.finish(id, Err(error), ends);
         }
         let place = doubt.write.place;
-        let has_waiting = self.places.get_mut(place).is_some_and(|place| place.waiting.has_any());
+        let has_waiting = self.routes.get_mut(place).is_some_and(|place| place.waiting.has_any());
         if has_waiting && !is_final {
             self.settle_place(place, Instant::now());
         }

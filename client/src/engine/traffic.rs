@@ -195,7 +195,7 @@ impl Engine {
             return self.make_ready(id);
         };
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
-            && let Some(Place { session, .. }) = self.places.get_mut(place)
+            && let Some(Place { session, .. }) = self.routes.get_mut(place)
         {
             // A number of an abandoned session keeps the session fields of its first transmission.
             if operation.session.is_some_and(|(client, _)| client == session.client()) {
@@ -704,7 +704,7 @@ impl Engine {
 
     /// Begins a session under another client id for a place, unless that has been done already.
     fn begin_session_anew(&mut self, place: (GroupId, ShardId), client: ClientId, why: &str) {
-        let Some(Place { session, .. }) = self.places.get_mut(place) else { return };
+        let Some(Place { session, .. }) = self.routes.get_mut(place) else { return };
         if session.client() != client {
             return;
         }
@@ -717,7 +717,7 @@ impl Engine {
 
     /// Returns whether a client id belongs to a session or is used for reads.
     fn is_in_use(&self, client: ClientId) -> bool {
-        client == self.client || self.places.iter().any(|place| place.session.client() == client)
+        client == self.client || self.routes.iter().any(|place| place.session.client() == client)
     }
 
     /// Retires a client id that no session uses: each of its connections closes when it is idle.

@@ -141,7 +141,7 @@ impl Talker {
             has: 0,
             skip: 0,
         };
-        talker.greet();
+        talker.send_hello();
         Ok(talker)
     }
 
@@ -149,11 +149,11 @@ impl Talker {
         self.stream = open(aim, &self.shape)?;
         self.number += 1 << 20;
         (self.asked, self.has, self.skip) = (0, 0, 0);
-        self.greet();
+        self.send_hello();
         Ok(())
     }
 
-    fn greet(&mut self) {
+    fn send_hello(&mut self) {
         (self.block, self.sent, self.in_flight) = (Vec::new(), 0, 0);
         if self.shape.kind != Kind::GarbageToServers {
             self.block = hello(self.number);

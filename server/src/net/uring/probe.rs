@@ -27,7 +27,7 @@ pub(crate) fn try_out() -> Result<(), String> {
     let bell = bell.map_err(failed("make an eventfd"))?;
     let ring = Uring::new(SIZES, bell.as_fd());
     let mut ring =
-        ring.map_err(failed("set up a ring with deferred work and a ring of buffers"))?;
+        ring.map_err(failed("set up an io_uring with deferred work and a ring of buffers"))?;
     let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.map_err(io::Error::from).map_err(failed("make a pair of sockets"))?;
     receive(&mut ring, &ours, &theirs)?;
@@ -69,7 +69,7 @@ fn send(ring: &mut Uring, ours: &OwnedFd) -> Result<(), String> {
 
 fn next(ring: &mut Uring) -> Result<(bool, Event), String> {
     let mut done = Vec::new();
-    let enter = |error| format!("enter the ring: {error}");
+    let enter = |error| format!("enter the io_uring: {error}");
     ring.enter().map_err(enter)?;
     ring.reap(&mut done, 1);
     if done.is_empty() {
