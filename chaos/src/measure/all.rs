@@ -8,7 +8,7 @@ use super::{What, measure};
 use crate::cluster::Programs;
 
 /// The measurements, as arguments of `chaos measure`.
-const ALL: [&str; 9] = [
+const ALL: [&str; 10] = [
     "failover --data 64M --kills 20",
     "failover --data 2G --kills 20",
     "failover --hang --data 64M --kills 20",
@@ -18,9 +18,10 @@ const ALL: [&str; 9] = [
     "many --servers 32 --kills 10",
     "overload --seconds 60",
     "floods --seconds 20",
+    "floods --seconds 20 --net epoll",
 ];
 /// The same measurements, at sizes that only test whether they work.
-const SMALL: [&str; 9] = [
+const SMALL: [&str; 10] = [
     "failover --data 16M --kills 3",
     "failover --data 300M --kills 1",
     "failover --hang --data 16M --kills 2",
@@ -30,6 +31,7 @@ const SMALL: [&str; 9] = [
     "many --servers 8 --kills 2 --idle 5",
     "overload --seconds 3",
     "floods --quick --seconds 2",
+    "floods --quick --seconds 2 --net epoll",
 ];
 
 /// The command line.
