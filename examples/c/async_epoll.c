@@ -1,7 +1,6 @@
 /*
- * async_epoll.c: uses the store in an event loop. One thread waits for standard input and for a completion
- * queue. A line "key=value" puts a value, and a line "key" gets it. Results are printed as they arrive, in
- * any order.
+ * async_epoll.c: uses the store in an event loop that waits for standard input and a completion queue. A
+ * line "key=value" puts a value, and a line "key" gets it. Results are printed in the order of arrival.
  *
  *   cc -std=c99 async_epoll.c $(pkg-config --cflags --libs kvclient) -o async_epoll
  *   seq 1000 | sed 's/.*&=&/' | ./async_epoll localhost:PORT     (a pipe or a terminal, not a file)
@@ -52,8 +51,7 @@ static int submit(const char *line, size_t len)
     return status;
 }
 
-/* Submits lines until the queue is full. The rest stays in `input`, and the program reads no more lines
-   until there is room in the queue. */
+/* Submits lines until the queue is full. The rest stays in `input` until there is room in the queue. */
 static int submit_lines(void)
 {
     char *line = input, *end;

@@ -1,7 +1,6 @@
 /*
- * session_cache.c: a small server with a line protocol that keeps its sessions in the store. The server
- * itself has no state. So several of these servers can share the same sessions, and a server that was
- * killed can simply be restarted.
+ * session_cache.c: a small server with a line protocol that keeps its sessions in the store. It has no
+ * state of its own, so several such servers can share the sessions, and a killed one can be restarted.
  *
  *   LOGIN <id> <name>   ->  OK, also if <name> already has the session; or TAKEN
  *   WHO <id>            ->  OK <name>, or NOBODY

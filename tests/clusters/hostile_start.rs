@@ -192,7 +192,7 @@ fn a_server_started_by_hand_is_rejected_with_a_reason_and_the_cluster_keeps_serv
     );
     assert!(ended.code.is_some_and(|code| code != 0), "{ended:?}");
     let words = format!("{}{}", ended.stderr, std::fs::read_to_string(log).unwrap_or_default());
-    assert!(words.contains("rejected this server"), "{words}");
+    assert!(words.contains("does not have the key of this cluster"), "{words}");
     cluster.assert_serves(&pids);
     cluster.stop();
 }

@@ -292,7 +292,7 @@ fn after_a_double_fault_the_printed_command_restores_all_groups_but_the_lost_one
     let ended = Command::new("sh").args(["-c", &command]).output().expect("run sh");
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{said}");
-    assert_says(&said, &["these groups: 1.", "--accept-loss"]);
+    assert_says(&said, &["these groups is left: 1.", "--accept-loss"]);
 
     let mut plain = Cluster::builder().servers(4).in_dir(cluster.into_dir()).launch();
     plain.await_any_code(1);
@@ -338,7 +338,7 @@ fn a_damaged_or_missing_dump_is_named_and_the_other_copy_is_used_if_there_is_one
     fs::remove_file(path(&dir, "server_2.primary")).expect("remove a dump");
 
     let (said, dir) = refused(Cluster::builder().restore(dir));
-    let lost = ["these groups: 0.", "missing: server_0.primary", "missing: server_1.secondary"];
+    let lost = ["these groups is left: 0.", "missing: server_0.primary", "missing: server_1.secondary"];
     assert_says(&said, &lost);
     assert_says(&said, &["missing: server_2.primary", "server_0.primary: ", "cut short"]);
 

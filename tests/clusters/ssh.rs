@@ -578,9 +578,9 @@ fn a_remote_server_that_exits_at_its_start_is_quoted_and_the_others_are_stopped(
 fn a_missing_binary_and_a_missing_directory_are_named() {
     let sshd = Sshd::start_without_server();
     let said = fail_to_start(&sshd, &sshd.config(), &sshd.remote_dir());
-    assert!(said.contains("server 1") && said.contains("there is no executable"), "{said}");
+    assert!(said.contains("server 1") && said.contains("server does not exist"), "{said}");
     let said = fail_to_start(&sshd, &sshd.config(), &sshd.remote_dir().join("nowhere"));
-    assert!(said.contains("server 1") && said.contains("there is no directory"), "{said}");
+    assert!(said.contains("server 1") && said.contains("nowhere does not exist"), "{said}");
 }
 
 /// Runs `coord --check` for the cluster with this ssh configuration and this remote directory.
