@@ -139,7 +139,7 @@ mod tests {
         let error = listen(ip, port, "clients").unwrap_err();
         let text = error.to_string();
         assert!(text.contains(&format!("127.0.0.1:{port}")), "{text}");
-        assert!(text.contains("another process has the port"), "{text}");
+        assert!(text.contains("another process listens on the port"), "{text}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 use proptest::prelude::*;
 
-use crate::connection_memory::ConnectionMemory;
+use crate::connection_memory::{ConnectionMemory, FrameMemory};
 use crate::handshake::Port;
 use crate::shard::{Fate, Shard};
 use crate::testing::{
@@ -766,9 +766,8 @@ fn memory_that_connections_hold_is_not_available_to_tables() {
     shard.service.install(NOW, View { peer: Peer::None, ..view() }, None).unwrap();
     let id = client(&mut shard);
     let placement = Placement::new(3, 1);
-    let mut keys = (0u32..).map(u32::to_be_bytes).filter(|key| {
-        placement.locate(Digest::of(key)).0 == GROUP
-    });
+    let mut keys =
+        (0u32..).map(u32::to_be_bytes).filter(|key| placement.locate(Digest::of(key)).0 == GROUP);
     let mut seq = 0;
     let mut fill = |shard: &mut Shard| {
         shard.begin_wake_up(NOW);

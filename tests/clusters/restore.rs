@@ -338,7 +338,8 @@ fn a_damaged_or_missing_dump_is_named_and_the_other_copy_is_used_if_there_is_one
     fs::remove_file(path(&dir, "server_2.primary")).expect("remove a dump");
 
     let (said, dir) = refused(Cluster::builder().restore(dir));
-    let lost = ["these groups is left: 0.", "missing: server_0.primary", "missing: server_1.secondary"];
+    let lost =
+        ["these groups is left: 0.", "missing: server_0.primary", "missing: server_1.secondary"];
     assert_says(&said, &lost);
     assert_says(&said, &["missing: server_2.primary", "server_0.primary: ", "cut short"]);
 

@@ -137,7 +137,7 @@ mod tests {
         }
         write(other.path(), store::FILE_NAME, &state(2, 5, true));
         let refused = last(&[one.path().to_owned()], other.path()).unwrap_err();
-        assert!(refused.contains("of its own"), "{refused}");
+        assert!(refused.contains("in a separate directory"), "{refused}");
     }
 
     #[test]

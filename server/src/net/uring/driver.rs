@@ -70,7 +70,8 @@ impl Engine {
     fn sleep_in_ring(&self, longest: Duration) {
         let slept = self.net.borrow_mut().ring.enter_and_sleep(longest);
         if let Err(error) = slept {
-            Fatal::System { doing: "wait in the io_uring of the network engine", error }.end_process();
+            Fatal::System { doing: "wait in the io_uring of the network engine", error }
+                .end_process();
         }
     }
 

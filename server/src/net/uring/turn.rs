@@ -143,7 +143,8 @@ impl turn::Engine for Turn<'_> {
 impl Net {
     fn enter(&mut self) {
         if let Err(error) = self.ring.enter() {
-            Fatal::System { doing: "enter the io_uring of the network engine", error }.end_process();
+            Fatal::System { doing: "enter the io_uring of the network engine", error }
+                .end_process();
         }
     }
 
