@@ -1,8 +1,6 @@
 """kv.py: uses the store from Python, with ctypes only.
 
-python3 kv.py localhost:PORT
-
-The library is libkvclient.so.1, unless the environment variable KVCLIENT names another file.
+python3 kv.py localhost:PORT          (KVCLIENT names another file than libkvclient.so.1)
 """
 import ctypes
 import os
