@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub(crate) faults: u32,
 
-    /// Number of ordinary days: events such as an orderly exit, a suspend, a full disk or a flood, in separate
+    /// Number of ordinary days: events such as an orderly exit, a suspension, a full disk or a flood, in separate
     /// clusters.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub(crate) ordinary: u32,

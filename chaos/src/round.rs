@@ -117,7 +117,7 @@ impl Round<'_> {
         }
     }
 
-    /// Injects one fault after the other, each when the cluster is whole again. Then stops the cluster in order.
+    /// Injects one fault after the other, each when the cluster is whole again. Then stops the cluster in an orderly way.
     fn one_by_one(
         &self,
         faults: u32,
@@ -146,7 +146,7 @@ impl Round<'_> {
         self.conclude(cluster, load, &Beside::default(), outcome)
     }
 
-    /// Stops the load, stops the cluster in order, and checks the results.
+    /// Stops the load, stops the cluster in an orderly way, and checks the results.
     pub(crate) fn conclude(
         &self,
         mut cluster: Cluster,

@@ -171,13 +171,13 @@ pub enum Error {
         reason: String,
     },
     /// The program has interrupted the client ([`crate::Interrupt`]); a write was not executed.
-    #[error("{action}: interrupted by the program; it was not done")]
+    #[error("{action}: interrupted by the program; the operation was not executed")]
     Interrupted {
         /// The operation.
         action: Action,
     },
     /// The program has cancelled the operation ([`crate::Client::cancel`]); a write was not executed.
-    #[error("{action}: cancelled by the program; it was not done")]
+    #[error("{action}: cancelled by the program; the operation was not executed")]
     Cancelled {
         /// The operation.
         action: Action,

@@ -21,7 +21,7 @@ use parse::{
     parse_remote_dir, parse_ssh_config,
 };
 
-/// Starts the servers of a cluster, watches them, and stops them in order.
+/// Starts the servers of a cluster, watches them, and stops them in an orderly way.
 ///
 /// The cluster runs until Ctrl+D (the end of standard input), Ctrl+C or SIGTERM. Then every server drains, dumps both
 /// its tables and exits. A dump that fails is retried until it succeeds, and no server exits before that; `coord stop

@@ -1,6 +1,6 @@
 //! The triggers of a stop: the end of standard input, SIGINT and SIGTERM. SIGHUP reopens the log.
 //!
-//! The first trigger stops the cluster in order, with dumps. Later triggers usually have no further meaning:
+//! The first trigger stops the cluster in an orderly way, with dumps. Later triggers usually have no further meaning:
 //! supervisors and `timeout` send SIGTERM repeatedly, and users repeat Ctrl+C. Only a SIGINT at least a second later
 //! means that the operator does not want to wait. It abandons dumps.
 
@@ -42,7 +42,7 @@ impl std::fmt::Display for Reason {
 /// The action that a trigger calls for, depending on earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
-    /// Stop the cluster in order.
+    /// Stop the cluster in an orderly way.
     Stop,
     /// Do not wait for the orderly stop any longer.
     DoNotWait,

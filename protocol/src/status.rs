@@ -242,7 +242,7 @@ pub enum GroupCondition {
     Whole,
     /// One copy, or a second one that may be stale.
     Degraded,
-    /// Its only holder is silent, or has exited in order with a complete dump. Clients wait.
+    /// Its only holder is silent, or has made an orderly exit with a complete dump. Clients wait.
     Unreachable,
     /// Every holder is dead.
     Lost,

@@ -89,7 +89,7 @@ pub enum Fatal {
     },
     /// The network engine uring was requested and cannot be used.
     #[error(
-        "the network engine uring does not work here: {0}; or start with --net auto or --net epoll"
+        "cannot use the network engine uring: {0}; alternatively, start with --net auto or --net epoll"
     )]
     Uring(NoUring),
     /// The limit of open files is too low.

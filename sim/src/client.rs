@@ -411,7 +411,7 @@ impl Client {
         self.sessions.values().map(|session| session.client).chain([self.id])
     }
 
-    /// Handles the resume of the client's machine after a suspend. The clock of the machine did not advance
+    /// Handles the resume of the client's machine after a suspension. The clock of the machine did not advance
     /// meanwhile, so all deadlines are postponed.
     pub fn on_slept(&mut self, slept: u64) {
         for flight in self.flights.values_mut().chain(self.doubts.values_mut()) {

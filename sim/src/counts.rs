@@ -61,9 +61,9 @@ pub struct Counts {
     pub lost_by_restore: u64,
     /// Failed dumps.
     pub failed_dumps: u64,
-    /// The number of suspends during a stop.
+    /// The number of suspensions during a stop.
     pub stop_suspends: u64,
-    /// The number of suspends during the start of a restored cluster.
+    /// The number of suspensions during the start of a restored cluster.
     pub restore_suspends: u64,
     /// The number of periods in which no server could reach the coordinator.
     pub orphaned: u64,

@@ -56,7 +56,7 @@ pub enum Happening {
     WakeClient(usize),
     /// A client's machine is suspended for this time.
     SleepClient(usize, u64),
-    /// A client's machine resumes after a suspend of this length.
+    /// A client's machine resumes after a suspension of this length.
     ClientSlept(usize, u64),
     /// All machines are suspended for this time.
     SleepAll(u64),

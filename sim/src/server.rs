@@ -68,7 +68,7 @@ pub struct Process {
     pub address: SocketAddr,
     /// True while the process runs.
     pub alive: bool,
-    /// True if the process has exited in order, with complete dumps of all its replicas.
+    /// True if the process has made an orderly exit, with complete dumps of all its replicas.
     pub left: bool,
     /// The term of the coordinator that started the process. Only this coordinator can read the exit status.
     pub term: u64,

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Faults of a whole machine are simulated. A reboot kills all processes of a host and takes its
-//! link down; a suspend stops all of them with SIGSTOP. Requires root; without it, each test
+//! link down; a suspension stops all of them with SIGSTOP. Requires root; without it, each test
 //! reports that it was skipped.
 
 use std::collections::HashMap;
@@ -371,7 +371,7 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     let sleepers: Vec<u32> =
         [COORDINATOR].iter().chain(&SERVERS).flat_map(|a| cast.hosts.at(a).processes()).collect();
     sleepers.iter().for_each(|pid| process::signal(*pid, Signal::STOP));
-    // The length of the suspend.
+    // The length of the suspension.
     std::thread::sleep(LONGEST_WAIT);
     sleepers.iter().for_each(|pid| process::signal(*pid, Signal::CONT));
     cast.run(afterwards).with_code(0);

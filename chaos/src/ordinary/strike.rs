@@ -30,13 +30,13 @@ use crate::strike::Struck;
 
 /// The maximum time for which the injector waits for a write in flight.
 const AIM: Duration = Duration::from_millis(100);
-/// The range of the durations of suspends, in milliseconds.
+/// The range of the durations of suspensions, in milliseconds.
 const SUSPEND_MS: (u64, u64) = (100, 4_000);
-/// The range of the durations of suspends that must exceed the grace, in milliseconds.
+/// The range of the durations of suspensions that must exceed the grace, in milliseconds.
 const SUSPEND_LONG_MS: (u64, u64) = (700, 4_000);
-/// The range of suspends that are longer than a stop waits for a silent server, in milliseconds.
+/// The range of suspensions that are longer than a stop waits for a silent server, in milliseconds.
 const NIGHT_MS: (u64, u64) = (34_000, 36_000);
-/// The share of suspends in a stop that have such a duration, per mille.
+/// The share of suspensions in a stop that have such a duration, per mille.
 const NIGHT_PER_MILLE: u64 = 125;
 /// The range of the durations of stalls, in milliseconds.
 const STALL_MS: (u64, u64) = (100, 700);
@@ -44,9 +44,9 @@ const STALL_MS: (u64, u64) = (100, 700);
 const FREEZE_MS: (u64, u64) = (1_000, 2_500);
 /// The range of times between two signals in quick succession, in milliseconds.
 const APART_MS: (u64, u64) = (0, 60);
-/// The range of times from the beginning of a stop or a recovery to the suspend, in milliseconds.
+/// The range of times from the beginning of a stop or a recovery to the suspension, in milliseconds.
 const INTO_MS: (u64, u64) = (0, 300);
-/// The range of times from the beginning of a restore to the suspend, in milliseconds. It includes the start of
+/// The range of times from the beginning of a restore to the suspension, in milliseconds. It includes the start of
 /// processes.
 const INTO_RESTORE_MS: (u64, u64) = (0, 800);
 const FLOOD: Duration = Duration::from_millis(1_500);
@@ -349,7 +349,7 @@ impl Striker<'_> {
         Ok(())
     }
 
-    /// Suspends every server and the coordinator. Returns the length of the suspend.
+    /// Suspends every server and the coordinator. Returns the length of the suspension.
     fn suspend(&mut self, lasts: (u64, u64)) -> Duration {
         let start = Instant::now();
         let mut pids: Vec<u32> = self.cluster.servers().into_iter().map(|(pid, _)| pid).collect();

@@ -20,8 +20,8 @@ pub(crate) enum Command {
     /// coordinator does not respond. The first line gives the reason.
     Status(StatusArgs),
     /// Stop a running cluster in order, and wait until it has ended. If its coordinator has died, this command takes
-    /// the servers over, here and on ssh hosts, and stops them in order. Only the user that runs the coordinator, and
-    /// root, may use it. The exit status is that of the coordinator.
+    /// the servers over, here and on ssh hosts, and stops them in an orderly way. Only the user that runs the
+    /// coordinator, and root, may use it. The exit status is that of the coordinator.
     Stop(StopArgs),
     /// End the coordinator and leave the servers serving. No server is replaced until another coordinator takes them
     /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may use it.

@@ -70,7 +70,11 @@ impl Driver {
         let sent = orders[index(to.server)].as_ref().map(|sender| sender.try_send(order));
         if !matches!(sent, Some(Ok(()))) {
             // The cluster keeps the order and issues it again on the next connection.
-            tracing::warn!("{} to server {} waits for its connection", order.name(), to.server);
+            tracing::warn!(
+                "cannot send {} to server {} now; it is sent again on the next connection for orders",
+                order.name(),
+                to.server
+            );
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Record {
     /// The directory of `coord stop --dump-dir` for a stop in progress.
     #[serde(default)]
     pub(crate) dump_dir: Option<String>,
-    /// True if the cluster was stopped in order and every table is in a dump. Then another cluster may follow
+    /// True if the cluster was stopped in an orderly way and every table is in a dump. Then another cluster may follow
     /// without loss.
     #[serde(default)]
     pub(crate) has_ended_well: bool,

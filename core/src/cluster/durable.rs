@@ -122,8 +122,8 @@ impl DurableState {
         now.or(last).into_iter().flatten().flatten()
     }
 
-    /// Returns whether a group rests in complete dumps: its last holders have exited in order. Its view stays, so it is
-    /// not LOST. No process serves it until the cluster is restored.
+    /// Returns whether a group rests in complete dumps: its last holders have made an orderly exit. Its view stays, so
+    /// it is not LOST. No process serves it until the cluster is restored.
     pub fn rests(&self, group: GroupId) -> bool {
         let Some(view) = self.views.get(usize::from(group.0)) else { return false };
         let is_of_view = |last: &LastHolders| {

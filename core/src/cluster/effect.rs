@@ -135,12 +135,12 @@ pub enum Effect {
         /// True if another replica has dumped the same group.
         is_dumped: bool,
     },
-    /// One server leaves in order, at its own request.
+    /// One server leaves in an orderly way, at its own request.
     Leaving {
         /// The server.
         member: Member,
     },
-    /// Every holder of every group was told to stop or has left. So the cluster is stopped in order.
+    /// Every holder of every group was told to stop or has left. So the cluster is stopped in an orderly way.
     AllLeave,
     /// The orderly stop of the cluster has entered this phase.
     Stopping(StopPhase),

@@ -63,7 +63,7 @@ impl Cluster {
         server.member == member && (server.left || is_leaving)
     }
 
-    /// Returns whether a process has exited in order, with all its data in complete dumps.
+    /// Returns whether a process has made an orderly exit, with all its data in complete dumps.
     pub(super) fn has_left(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member == member && server.left
@@ -142,8 +142,8 @@ impl Cluster {
             && self.stays_after(secondary, leaver, asked)
     }
 
-    /// Adjusts the fates of two holders if one of them has left in order. The next view drops the leaver only if the
-    /// other holder is up or proven dead. If the other holder is only silent, the view names both, because the
+    /// Adjusts the fates of two holders if one of them has made an orderly exit. The next view drops the leaver only if
+    /// the other holder is up or proven dead. If the other holder is only silent, the view names both, because the
     /// leaver's dump may be the only remaining copy.
     pub(super) fn unless_nobody_follows(
         &self,
@@ -179,10 +179,10 @@ impl Cluster {
         self.memory.decided.last_holders.push(holders);
     }
 
-    /// Handles the end of a group's last holders. If one of them has left in order, the group is not LOST, because the
-    /// complete dump of this holder has all acknowledged writes. A view that names a candidate is first followed by
-    /// one without it; then the group rests and keeps its view. Returns whether the group rests, and the view to make
-    /// first, if any.
+    /// Handles the end of a group's last holders. If one of them has made an orderly exit, the group is not LOST,
+    /// because the complete dump of this holder has all acknowledged writes. A view that names a candidate is first
+    /// followed by one without it; then the group rests and keeps its view. Returns whether the group rests, and the
+    /// view to make first, if any.
     pub(super) fn rest_instead_of_loss(&mut self, before: &View) -> (bool, Option<View>) {
         let (Some(primary), secondary) = (before.primary, before.secondary()) else {
             return (false, None);

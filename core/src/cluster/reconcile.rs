@@ -15,7 +15,7 @@
 //! | P, S | S at home as primary, P as secondary, no change in progress | S, P: hand-over |
 //! | no member | | no member, until an operator restores the group |
 //!
-//! If the table yields LOST but a holder has left in order, the group rests in its dumps instead (leave.rs).
+//! If the table yields LOST but a holder has made an orderly exit, the group rests in its dumps instead (leave.rs).
 
 use kv_protocol::{Member, Peer, View, ViewVersion};
 
@@ -64,7 +64,7 @@ pub enum Why {
     Dropped,
     /// No holder is left.
     Lost,
-    /// The secondary or candidate leaves in order.
+    /// The secondary or candidate leaves in an orderly way.
     Left,
     /// A home server becomes candidate.
     Candidate,

@@ -43,7 +43,7 @@ pub(super) struct Server {
     /// The time at which the process was started, or taken over from an earlier coordinator.
     pub(super) spawned: Option<Time>,
     pub(super) exited: bool,
-    /// True if the process has exited in order: complete dumps hold all its data.
+    /// True if the process has made an orderly exit: complete dumps hold all its data.
     pub(super) left: bool,
     /// The time of the last notice to a leaving server that its request is in progress.
     pub(super) kept_waiting: Option<Time>,

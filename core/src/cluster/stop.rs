@@ -234,7 +234,7 @@ pub(super) struct Stop {
 }
 
 impl Cluster {
-    /// Stops the whole cluster in order. Calling it again changes nothing.
+    /// Stops the whole cluster in an orderly way. Calling it again changes nothing.
     pub fn on_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;

@@ -352,7 +352,7 @@ impl Cluster {
         self.revision += 1;
     }
 
-    /// Gives orders again that a server could not carry out.
+    /// Repeats the orders that a server could not carry out.
     pub(super) fn order_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
         for n in 0..self.groups.len() {
             if self.groups[n].again_at.is_some_and(|again| again <= now) {

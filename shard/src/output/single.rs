@@ -1,4 +1,4 @@
-//! The output of one connection, and how far the connection has ended.
+//! The output of one connection, and the progress of its close.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -77,7 +77,7 @@ impl LongResponse {
     }
 }
 
-/// The unsent bytes of one connection, and how far the connection has ended.
+/// The unsent bytes of one connection, and the progress of its close.
 #[derive(Default)]
 pub(crate) struct Output {
     pub(super) bytes: Vec<u8>,

@@ -83,7 +83,7 @@ pub fn dumped_before_kill(world: &World, member: Member, order: &str) -> Result<
 }
 
 /// Checks that the restored data has every acknowledged write (invariant 17). A group is LOST only if none of its
-/// last holders has left a complete dump. If every server ended in order, no group is LOST.
+/// last holders has left a complete dump. If every server made an orderly exit, no group is LOST.
 ///
 /// The function is called for a restore plan.
 pub fn restored_has_all(

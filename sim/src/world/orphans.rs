@@ -7,7 +7,7 @@
 //!                                                             that hold the only copy of a group
 //! ```
 //!
-//! When the coordinator returns, some or all servers have exited in order. These exits are no faults, and no group
+//! When the coordinator returns, some or all servers have made an orderly exit. These exits are no faults, and no group
 //! is LOST.
 
 use super::*;

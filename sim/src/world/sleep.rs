@@ -12,7 +12,7 @@ use kv_protocol::ids::ClientId;
 use super::*;
 use crate::nemesis::pause_coordinator;
 
-/// The number of suspends of clients' machines in such a run.
+/// The number of suspensions of clients' machines in such a run.
 const SLEEPS: u64 = 4;
 /// The time within which all suspended machines resume, in nanoseconds.
 const WAKES_WITHIN: u64 = 10_000_000;

@@ -8,7 +8,7 @@ use crate::table::compaction::CompactionBudget;
 pub(in crate::table) enum Relocated {
     /// The entry was moved: its new handle, and the number of bytes moved.
     To(Handle, usize),
-    /// There is no room for this entry or any other.
+    /// There is no room for this entry, so the pass ends.
     NoRoom,
 }
 
