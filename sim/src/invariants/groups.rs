@@ -81,7 +81,8 @@ pub fn response_of_lost_is_true(
 /// The function is called for a response of a process of this cluster. `read_at` is the time at which the process
 /// read its clock, at the start of the wake-up; work that is done late, after a pause, counts as done at this time.
 /// A response with two copies is exempt, because it may be much delayed: its ACK may wait in the inbox of a paused
-/// primary while the other members continue and the group becomes LOST.
+/// primary while the other members continue and the group becomes LOST. A response whose request came in an earlier
+/// wake-up is exempt too: its client may have read slowly, so that it waited in the output.
 pub fn lost_is_not_served(
     world: &World,
     cluster: ClusterId,
@@ -91,7 +92,7 @@ pub fn lost_is_not_served(
     let (group, status) = (responded.group, responded.status);
     let is_response =
         matches!(status, Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone);
-    let is_service = is_response && responded.copies < 2;
+    let is_service = is_response && responded.copies < 2 && responded.is_fresh;
     match durable(world, Some(cluster), group).filter(|_| is_service) {
         Some(view)
             if is_lost(&view)

@@ -355,12 +355,12 @@ impl Turn<'_> {
         self.engine.work += bytes.len() as u64 * WORK_A_BYTE;
         let Some(socket) = self.engine.sockets.get(id) else { return };
         let number = socket.number;
-        let sent = socket.tap.sent(number, &bytes).unwrap_or_else(|violation| {
+        let sent = socket.tap.sent(self.engine.wakes, number, &bytes).unwrap_or_else(|violation| {
             self.engine.output.push(Output::Broken(violation));
             Vec::new()
         });
         for (responded, asked) in sent {
-            if asked.wake == self.engine.wakes {
+            if responded.is_fresh {
                 self.engine.fresh.push((responded, asked));
             }
             self.engine.output.push(Output::SentResponse(responded));

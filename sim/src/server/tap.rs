@@ -28,6 +28,8 @@ pub struct SentResponse {
     pub copies: u8,
     /// The log position, for a write that was done.
     pub version: SequenceNumber,
+    /// True if its request was received in the same wake-up. Other responses may have waited for a slow reader.
+    pub is_fresh: bool,
 }
 
 impl SentResponse {
@@ -125,12 +127,13 @@ impl Tap {
         asked.values().filter(|asked| asked.group == group).map(|asked| asked.wake).min()
     }
 
-    /// Observes sent bytes; returns the responses that they complete, with their requests.
+    /// Observes bytes sent in this wake-up; returns the responses that they complete, with their requests.
     ///
     /// # Errors
     /// A response without a request.
     pub(super) fn sent(
         &mut self,
+        wake: u64,
         to: ConnectionNumber,
         bytes: &[u8],
     ) -> Result<Vec<(SentResponse, Asked)>, Violation> {
@@ -146,8 +149,8 @@ impl Tap {
             let Some(asked) = ask_less(asked, request) else {
                 return Err(messages::response_without_request(to, request));
             };
-            let responded =
-                SentResponse { group: asked.group, to, request, status, copies, version };
+            let (group, is_fresh) = (asked.group, asked.wake == wake);
+            let responded = SentResponse { group, to, request, status, copies, version, is_fresh };
             responses.push((responded, asked));
         }
         Ok(responses)
