@@ -33,6 +33,7 @@ use kv_protocol::{ClusterId, GroupId, ServerId, ShardId};
 use tokio::sync::oneshot;
 
 use crate::args::Args;
+use crate::collect;
 use crate::failure::Failure;
 use crate::logs::Console;
 use crate::place::Moved;
@@ -276,6 +277,7 @@ impl Restoration {
     pub(crate) fn finish(&self) {
         stage::remove(&self.dir);
         rebuilt::remove(&self.dir);
+        collect::remove_older(&self.dir);
     }
 
     /// Returns the dumps that a server loads.

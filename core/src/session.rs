@@ -346,7 +346,7 @@ impl Session {
     /// Returns a record of the last write that the client has completed; `None` if it has completed none. The client
     /// does not need the response any more, so the record has none.
     fn watermark(&self, committed: SequenceNumber) -> Option<LoggedRecord> {
-        let seq = RequestSeq(self.first_incomplete.0.checked_sub(1).filter(|seq| *seq > 0)?);
+        let seq = RequestSeq(self.first_incomplete.0.checked_sub(1)?);
         let record = CompletionRecord {
             client: self.client,
             seq,

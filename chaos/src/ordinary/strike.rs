@@ -271,7 +271,7 @@ impl Striker<'_> {
                 self.beside.empty(self.cluster, written)?;
                 let killed = self.made.oom_kills()? - kills;
                 ensure!(killed == 0, "the kernel killed {killed} processes for lack of memory");
-                let may = if day == Day::FillCgroup { May::Everything } else { May::Nothing };
+                let may = if day == Day::FillCgroup { may(victim) } else { May::Nothing };
                 Ok(Done::away(may, start.elapsed()))
             }
         }

@@ -19,6 +19,10 @@ use super::context::Driver;
 use crate::clock;
 use crate::restore::written;
 use crate::spawn::Exit;
+use crate::spawn::ssh::SshError;
+
+/// The number of attempts to look for dumps on an ssh host.
+const LOOKS_FOR_DUMPS: u32 = 3;
 
 impl Driver {
     /// Kills the current process of a place.
@@ -42,7 +46,7 @@ impl Driver {
     /// Returns the exit of a local process, completed by a search for its dumps if the exit status does not show
     /// whether they are complete.
     pub(super) async fn look_for_dumps(&self, member: Member, exit: Exit) -> Exit {
-        if exit.in_order.is_some() {
+        if exit.in_order.is_some() || self.cluster().expects_exit(member) {
             return exit;
         }
         let state = self.cluster().durable().clone();
@@ -57,25 +61,38 @@ impl Driver {
         member: Member,
         exit: Exit,
     ) -> Exit {
-        if exit.in_order.is_some() {
+        if exit.in_order.is_some() || self.cluster().expects_exit(member) {
             return exit;
         }
         let state = self.cluster().durable().clone();
         let (groups, names): (Vec<GroupId>, Vec<String>) =
             written::dumps_of(&state, member).into_iter().unzip();
+        if groups.is_empty() {
+            return exit;
+        }
         let ssh = self.plan().ssh.clone();
-        match ssh.dumped(&line.host, (state.cluster, member), &names).await {
-            Ok(dumped) => {
-                let is_dumped = groups.iter().all(|group| dumped.contains(group));
-                Exit { in_order: Some(!groups.is_empty() && is_dumped), ..exit }
-            }
-            Err(error) => {
-                tracing::warn!(
-                    "cannot look for dumps of server {} on {}: {error}; its exit counts as a crash",
-                    line.id,
-                    line.host
-                );
-                exit
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            // Not more connections at once than sshd accepts.
+            let permit = self.turn.acquire().await.ok();
+            let dumped = ssh.dumped(&line.host, (state.cluster, member), &names).await;
+            drop(permit);
+            match dumped {
+                Ok(dumped) => {
+                    let is_dumped = groups.iter().all(|group| dumped.contains(group));
+                    return Exit { in_order: Some(is_dumped), ..exit };
+                }
+                Err(error)
+                    if attempts < LOOKS_FOR_DUMPS && !matches!(error, SshError::TooSlow(_)) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        "cannot look for dumps of server {} on {}: {error}; its exit counts as a crash",
+                        line.id,
+                        line.host
+                    );
+                    return exit;
+                }
             }
         }
     }

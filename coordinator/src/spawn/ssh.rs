@@ -43,7 +43,7 @@ const CONNECT_SECONDS: u16 = 10;
 /// The timeout of a script that only queries or kills, including the connection.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The timeout of the check of a process's dumps, which reads all of them.
-const DUMPS_TIMEOUT: Duration = Duration::from_secs(600);
+const DUMPS_TIMEOUT: Duration = Duration::from_secs(60);
 /// The maximum size of a script's output.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
 
@@ -61,8 +61,8 @@ pub(crate) struct Ssh {
 pub(crate) enum SshError {
     #[error("cannot start ssh: {0}; check that the ssh client is installed")]
     Start(std::io::Error),
-    #[error("ssh did not exit within {} s", SCRIPT_TIMEOUT.as_secs())]
-    TooSlow,
+    #[error("ssh did not exit within {0} s")]
+    TooSlow(u64),
     #[error("{0}")]
     Failed(String),
 }
@@ -257,7 +257,7 @@ impl Ssh {
             let status = child.wait().await.map_err(SshError::Start)?;
             Ok(Said { output: String::from_utf8_lossy(&text).into_owned(), errors, status })
         };
-        timeout(limit, whole).await.map_err(|_| SshError::TooSlow)?
+        timeout(limit, whole).await.map_err(|_| SshError::TooSlow(limit.as_secs()))?
     }
 
     /// Kills a server, and waits for the proof that it has ended.

@@ -69,6 +69,13 @@ impl Cluster {
         server.member == member && server.left
     }
 
+    /// Returns whether this coordinator has ordered the process to exit, or has killed it in a stop. Then its reports
+    /// show whether its dumps are complete.
+    pub fn expects_exit(&self, member: Member) -> bool {
+        let server = self.server(member.server);
+        server.member == member && server.stage.is_leaving()
+    }
+
     /// Returns whether the exit of a process may have been orderly: it was, or the process was leaving and its exit
     /// status is unknown. A coordinator cannot read the exit status of a process started by an earlier coordinator.
     fn may_have_left(&self, member: Member) -> bool {

@@ -81,7 +81,9 @@ impl Cluster {
             if step.is_none() {
                 let now = self.now;
                 let server = self.server_mut(id);
-                server.backoff.settle(now);
+                if server.backoff.settle(now) {
+                    server.failures = 0;
+                }
                 server.was_judged = false;
             }
         }

@@ -58,10 +58,13 @@ impl Backoff {
     }
 
     /// Clears earlier failures of a place that is filled, unless they are recent.
-    pub(super) fn settle(&mut self, now: Time) {
+    ///
+    /// Returns whether no failure is left.
+    pub(super) fn settle(&mut self, now: Time) -> bool {
         if self.failures > 0 && now.since(self.failed_at) >= FORGETS_FAILURES {
             *self = Backoff::default();
         }
+        self.failures == 0
     }
 
     /// Returns whether another attempt is due.
