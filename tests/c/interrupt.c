@@ -186,7 +186,7 @@ static void an_interrupted_write_that_was_not_sent_was_not_done(void **state)
     assert_status(kvc_interrupt(caller.of), KVC_OK);
     assert_int_equal(pthread_join(caller.thread, NULL), 0);
     assert_int_equal(caller.status, KVC_INTERRUPTED);
-    assert_non_null(strstr(caller.words, "not done"));
+    assert_non_null(strstr(caller.words, "not executed"));
     assert_true(counters_of(caller.of).given_up == 1 && counters_of(caller.of).in_doubt == 0);
     /* An interrupt ends the calls of its handle alone: another handle works. */
     continue_processes(pids, pid_count);
@@ -307,7 +307,7 @@ static void an_unsent_operation_is_cancelled_and_not_done(void **state)
     assert_status(kvc_cq_submit(queue, &op, 8), KVC_OK);
     done = cancelled(8);
     assert_int_equal(done.status, KVC_CANCELLED);
-    assert_non_null(strstr(done.words, "not done"));
+    assert_non_null(strstr(done.words, "not executed"));
     /* A value that fills the socket is sent in part and never executed; its memory is free at the completion. */
     op.value = bytes(kept, 8 * MIB);
     op.flags = KVC_KEEP;
