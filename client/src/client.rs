@@ -70,7 +70,7 @@ impl<T, F: FnOnce(Reply<'_>) -> T> Ends for CallEnds<'_, T, F> {
         match (notify, self.take.take()) {
             (Notify::Caller, Some(take)) => self.result = Some(result.map(take)),
             (Notify::Caller, None) => {}
-            (Notify::Nobody, take) => self.take = take,
+            (Notify::None, take) => self.take = take,
             (Notify::Queue(tag), take) => {
                 self.take = take;
                 let result = result.map(Into::into);

@@ -690,7 +690,7 @@ impl Engine {
         if let Err(error) = &result {
             self.note_failure(&operation, error);
         }
-        self.resolvers -= usize::from(notify == Notify::Nobody);
+        self.resolvers -= usize::from(notify == Notify::None);
         self.free_list.give(operation);
         ends.end(id, notify, result);
     }

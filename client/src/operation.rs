@@ -175,7 +175,7 @@ pub(crate) enum Notify {
     /// The blocking call that waits for it.
     Caller,
     /// No caller: the engine itself settles a write in doubt.
-    Nobody,
+    None,
 }
 
 /// The stage of an operation.

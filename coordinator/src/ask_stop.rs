@@ -29,7 +29,7 @@ const END_LOOK: Duration = Duration::from_millis(10);
 pub(crate) enum Asked {
     Done,
     /// No coordinator is running in the directory.
-    Nobody,
+    NoCoordinator,
 }
 
 /// Requests a stop, and waits for the end of the stop.
@@ -75,7 +75,7 @@ pub(crate) fn set(args: &SetArgs) -> Result<(), Failure> {
 fn ask_running(dir: &Path, call: &Call, what: &str) -> Result<(), Failure> {
     match ask(dir, call, what)? {
         Asked::Done => Ok(()),
-        Asked::Nobody => Err(Failure::Failed(format!(
+        Asked::NoCoordinator => Err(Failure::Failed(format!(
             "no coordinator runs in {}; give the directory of the cluster with --dir (coord ls lists the \
              servers that run)",
             dir.display()
@@ -99,7 +99,7 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
             if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind())
                 && lock::holder_of(dir).is_none() =>
         {
-            return Ok(Asked::Nobody);
+            return Ok(Asked::NoCoordinator);
         }
         Err(error) => return Err(failed(error)),
     };
@@ -154,21 +154,23 @@ fn await_end(dir: &Path) {
 /// No server is known to be running, or the stop failed.
 pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     let dir = args.dir.display();
-    let nobody = |what: &str| {
+    let nothing_to_stop = |what: &str| {
         Err(Failure::Failed(format!(
             "cannot ask the coordinator in {dir} to stop: no coordinator runs there, and {what}; give the \
              directory of the cluster with --dir"
         )))
     };
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
-    let Some(record) = loaded else { return nobody("the directory has no state of a cluster") };
+    let Some(record) = loaded else {
+        return nothing_to_stop("the directory has no state of a cluster");
+    };
     let servers = ls::look(&record, &Ssh::new(&record.settings)).await;
     let living = servers.iter().filter(|server| server.state == State::Lives).count();
     if living == 0 {
         let unknown = servers.iter().find(|server| server.state == State::Unknown);
         return match unknown {
-            None => nobody("no server of its cluster runs"),
-            Some(server) => nobody(&format!(
+            None => nothing_to_stop("no server of its cluster runs"),
+            Some(server) => nothing_to_stop(&format!(
                 "it is not known whether server {} on {} runs: {}; bring that host back",
                 server.id,
                 server.host,

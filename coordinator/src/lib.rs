@@ -104,7 +104,7 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
         Some(Command::Ls(listing)) => return in_runtime(ls::run(listing)),
         Some(Command::Stop(stop)) => match ask_stop::stop(stop)? {
             Asked::Done => Ok(()),
-            Asked::Nobody => in_runtime(ask_stop::stop_alone(stop)),
+            Asked::NoCoordinator => in_runtime(ask_stop::stop_alone(stop)),
         },
         None if args.check || args.check_file || args.list_hosts => in_runtime(check::run(&args)),
         None => in_runtime(driver::run(args)),

@@ -15,6 +15,7 @@
 //! directory too.
 
 pub(crate) mod alive;
+pub(crate) mod fetched;
 pub(crate) mod gather;
 mod rebuilt;
 mod report;
@@ -33,7 +34,6 @@ use kv_protocol::{ClusterId, GroupId, ServerId, ShardId};
 use tokio::sync::oneshot;
 
 use crate::args::Args;
-use crate::collect;
 use crate::failure::Failure;
 use crate::logs::Console;
 use crate::place::Moved;
@@ -277,7 +277,7 @@ impl Restoration {
     pub(crate) fn finish(&self) {
         stage::remove(&self.dir);
         rebuilt::remove(&self.dir);
-        collect::remove_older(&self.dir);
+        fetched::remove_older(&self.dir);
     }
 
     /// Returns the dumps that a server loads.

@@ -113,6 +113,19 @@ fn refused(words: String) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, words)
 }
 
+/// Reads some bytes, as [`io::Read::read`], and retries if a signal interrupts the call.
+///
+/// # Errors
+/// The system's reason.
+pub fn read_some(file: &mut impl io::Read, bytes: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

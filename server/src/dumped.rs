@@ -1,6 +1,6 @@
 //! The search for the dumps of a process that has ended with an unknown exit status (`--dumped`).
 
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use kv_core::dump::{DumpError, DumpItem, DumpOrigin, DumpReader};
@@ -36,12 +36,10 @@ pub(crate) fn by(writer: Incarnation, path: &Path) -> io::Result<Option<DumpOrig
     let mut bytes = vec![0; READ_BYTES];
     let mut reader = DumpReader::new();
     loop {
-        let count = match file.read(&mut bytes) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
+        let count = files::read_some(&mut file, &mut bytes)?;
+        if count == 0 {
+            break;
+        }
         let fed = reader.feed(&bytes[..count], |item| match item {
             DumpItem::Origin(origin) if origin.writer.incarnation != writer => {
                 Err(Stopped::OfAnother)

@@ -8,7 +8,6 @@
 //! A file of any size passes through a few pieces of bounded size. The tables are marked complete only after the end of
 //! the file has shown that the file is complete. Any error before that ends the process and leaves the file unchanged.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -184,12 +183,10 @@ impl Loader<'_> {
         let mut bytes = vec![0; READ_BYTES];
         let mut reader = DumpReader::new();
         loop {
-            let count = match file.read(&mut bytes) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(failed(error)),
-            };
+            let count = files::read_some(&mut file, &mut bytes).map_err(failed)?;
+            if count == 0 {
+                break;
+            }
             let mut items = Vec::new();
             reader.feed(&bytes[..count], |item| {
                 items.push(item);

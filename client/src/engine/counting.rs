@@ -95,7 +95,7 @@ impl Engine {
 
     /// Counts a failure of an operation of the program, and reports a write in doubt.
     pub(super) fn note_failure(&mut self, operation: &Operation, error: &Error) {
-        if operation.notify == Notify::Nobody {
+        if operation.notify == Notify::None {
             return;
         }
         match error {

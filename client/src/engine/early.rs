@@ -57,7 +57,7 @@ impl Engine {
         if !self.is_interrupted() {
             return;
         }
-        let of_program = |notify| notify != Notify::Nobody;
+        let of_program = |notify| notify != Notify::None;
         let all = self.operations.iter().filter(|(_, operation)| of_program(operation.notify));
         let all: Vec<OpId> = all.map(|(id, _)| id).collect();
         for id in all {

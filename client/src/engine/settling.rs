@@ -88,7 +88,7 @@ impl Engine {
     fn start_resolver(&mut self, doubt: &Doubt, deadline: Instant, now: Instant) {
         let (op, options) = (Op::Resolve { doubt }, OpOptions::default());
         let allowed = self.options.deadline;
-        let made = Operation::new(op, &options, allowed, Notify::Nobody, now, &mut self.free_list);
+        let made = Operation::new(op, &options, allowed, Notify::None, now, &mut self.free_list);
         // If no memory is available, the next operation retries.
         let Ok(mut operation) = made else { return };
         operation.deadline = deadline.max(now);

@@ -73,7 +73,7 @@ pub(super) async fn make_plan(
 async fn fetched(args: &Args, console: Console) -> Result<Option<PathBuf>, Failure> {
     let last = restore::last_record(std::slice::from_ref(&args.dir), &args.dir);
     let Some(record) = last.filter(collect::has_hosts) else { return Ok(None) };
-    let into = args.dir.join(format!("{}{}", collect::DIRECTORY, record.state.cluster));
+    let into = restore::fetched::directory(&args.dir, record.state.cluster);
     let ssh = Ssh::new(&record.settings.with(args));
     console.say(&format!("fetching the dumps on the ssh hosts into {}", into.display()));
     let wrong = collect::fetch_all(&record, &ssh, &into, |line| console.say(line)).await?;

@@ -46,7 +46,7 @@ impl Driver {
     /// Returns the exit of a local process, completed by a search for its dumps if the exit status does not show
     /// whether they are complete.
     pub(super) async fn look_for_dumps(&self, member: Member, exit: Exit) -> Exit {
-        if exit.in_order.is_some() || self.cluster().expects_exit(member) {
+        if exit.in_order.is_some() || self.cluster().has_reported_dumps(member) {
             return exit;
         }
         let state = self.cluster().durable().clone();
@@ -61,7 +61,7 @@ impl Driver {
         member: Member,
         exit: Exit,
     ) -> Exit {
-        if exit.in_order.is_some() || self.cluster().expects_exit(member) {
+        if exit.in_order.is_some() || self.cluster().has_reported_dumps(member) {
             return exit;
         }
         let state = self.cluster().durable().clone();

@@ -4,7 +4,7 @@
 //! once.
 
 use std::collections::BTreeSet;
-use std::io::{ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::num::NonZero;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -173,12 +173,10 @@ fn check_any(
     let mut reader = DumpReader::new();
     let mut place = (GroupId(0), ShardId(0));
     loop {
-        let count = match file.read(&mut bytes) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error.to_string()),
-        };
+        let count = files::read_some(&mut file, &mut bytes).map_err(|error| error.to_string())?;
+        if count == 0 {
+            break;
+        }
         let fed = reader.feed(&bytes[..count], |item| {
             match item {
                 DumpItem::Origin(origin) if !is_ours(&origin) => {

@@ -12,9 +12,9 @@ use kv_protocol::{
 };
 
 /// A sink that ignores all responses.
-struct Nobody;
+struct Discard;
 
-impl Responses for Nobody {
+impl Responses for Discard {
     fn respond(&mut self, _: ConnectionId, _: &Response<'_>) {}
 }
 
@@ -40,6 +40,6 @@ fn main() {
     };
     let now = Time::from_nanos(1);
     let hash = replica.hash_of(request.digest, request.key);
-    replica.on_request(now, (ConnectionId(1), ClientId(1)), &request, hash, &mut Nobody);
-    replica.on_timeout(now, &mut Nobody);
+    replica.on_request(now, (ConnectionId(1), ClientId(1)), &request, hash, &mut Discard);
+    replica.on_timeout(now, &mut Discard);
 }

@@ -69,11 +69,10 @@ impl Cluster {
         server.member == member && server.left
     }
 
-    /// Returns whether this coordinator has ordered the process to exit, or has killed it in a stop. Then its reports
-    /// show whether its dumps are complete.
-    pub fn expects_exit(&self, member: Member) -> bool {
+    /// Returns whether the process has reported complete dumps of everything that it holds, in a stop.
+    pub fn has_reported_dumps(&self, member: Member) -> bool {
         let server = self.server(member.server);
-        server.member == member && server.stage.is_leaving()
+        server.member == member && server.stage.has_complete_dumps()
     }
 
     /// Returns whether the exit of a process may have been orderly: it was, or the process was leaving and its exit
