@@ -82,23 +82,23 @@ counted() { # <program> <work> <operations>
     sed -n 's/^totals: //p' "$file"
 }
 
-count() { # <crate> <benchmark> <what it is>
+count() { # <crate> <benchmark> <what it is> <works...>
     local program work few many
     local -r n=20000
     program=$(cargo bench --locked -p "$1" --bench "$2" --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
     [[ -x $program ]] || { say "cannot build the benchmark $2 (cargo bench -p $1)" && exit 1; }
-    for work in get put; do
+    for work in "${@:4}"; do
         few=$(counted "$program" "$work" "$n") || exit 1
         many=$(counted "$program" "$work" "$((3 * n))") || exit 1
-        say "$work: $(((many - few) / (2 * n))) instructions an operation in $3 (of a PUT: at both holders," \
-            "batches of 16), by callgrind: $((3 * n)) less $n operations; functions: $dir/$2.$work.calls"
+        say "$work: $(((many - few) / (2 * n))) instructions an operation in $3 (of a PUT: at both holders;" \
+            "batches of 16 unless single), by callgrind: $((3 * n)) less $n operations; functions: $dir/$2.$work.calls"
     done
 }
 
 mkdir -p "$dir"
 if command -v perf >/dev/null; then sample; else say "perf is missing, nothing was sampled; install the Debian package linux-perf"; fi
 if command -v valgrind >/dev/null; then
-    count kv-core replica "the pure machine of a replica"
-    count kv-shard shard "a whole shard, from bytes to bytes"
+    count kv-core replica "the pure machine of a replica" get put
+    count kv-shard shard "a whole shard, from bytes to bytes" get put single-get single-put
 else say "valgrind is missing, no instructions were counted; install the Debian package valgrind"
 fi

@@ -5,6 +5,8 @@
 //!   cargo bench -p kv-shard --bench shard
 //!   cargo bench -p kv-shard --bench shard -- --steps get 20000   a fixed number without measurement, for callgrind
 //! ```
+//!
+//! `get` and `put` arrive 16 at a time, `single-get` and `single-put` one at a time.
 #![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 
 use std::hint::black_box;
@@ -24,7 +26,7 @@ use kv_shard::{ConnectionMemory, HelloBounds, Identity, Port, Service, Shard};
 const KEYS: usize = 10_000;
 const NOW: Time = Time::from_nanos(1_000_000_000);
 const CLUSTER: ClusterId = ClusterId(1);
-/// The number of requests that arrive together.
+/// The number of requests that arrive together, unless the work is `single-...`.
 const DEPTH: usize = 16;
 
 fn member(server: u16) -> Member {
@@ -140,15 +142,21 @@ fn keys() -> Vec<(Vec<u8>, Digest)> {
     of_group.take(KEYS).collect()
 }
 
-/// Writes a batch of PUTs from key `from` on, and replicates it.
-fn put(pair: &mut Pair, keys: &[(Vec<u8>, Digest)], from: usize, requests: &mut Vec<u8>) {
+/// Writes a batch of `depth` PUTs from key `from` on, and replicates it.
+fn put(
+    pair: &mut Pair,
+    keys: &[(Vec<u8>, Digest)],
+    from: usize,
+    depth: usize,
+    requests: &mut Vec<u8>,
+) {
     requests.clear();
-    for n in 0..DEPTH {
+    for n in 0..depth {
         let (key, digest) = &keys[(from + n) % keys.len()];
         pair.seq += 1;
         let header = WriteHeader {
             seq: RequestSeq(pair.seq),
-            first_incomplete: RequestSeq(pair.seq.saturating_sub(DEPTH as u64).max(1)),
+            first_incomplete: RequestSeq(pair.seq.saturating_sub(depth as u64).max(1)),
             begun: SequenceNumber::ZERO,
             condition: Condition::Always,
         };
@@ -156,61 +164,66 @@ fn put(pair: &mut Pair, keys: &[(Vec<u8>, Digest)], from: usize, requests: &mut 
     }
     pair.serve(requests);
     pair.replicate();
-    assert!(pair.take_responses() >= DEPTH * 30);
+    assert!(pair.take_responses() >= depth * 30);
 }
 
-fn gets(keys: &[(Vec<u8>, Digest)]) -> Vec<Vec<u8>> {
+fn gets(keys: &[(Vec<u8>, Digest)], depth: usize) -> Vec<Vec<u8>> {
     let batch = |keys: &[(Vec<u8>, Digest)]| {
         let mut requests = Vec::new();
         keys.iter().for_each(|(key, digest)| write(&mut requests, key, *digest, Operation::Get));
         requests
     };
-    keys.chunks_exact(DEPTH).map(batch).collect()
+    keys.chunks_exact(depth).map(batch).collect()
 }
 
 fn filled() -> (Pair, Vec<(Vec<u8>, Digest)>) {
     let (mut pair, keys, mut requests) = (Pair::new(), keys(), Vec::new());
     for from in (0..keys.len()).step_by(DEPTH) {
-        put(&mut pair, &keys, from, &mut requests);
+        put(&mut pair, &keys, from, DEPTH, &mut requests);
     }
     (pair, keys)
 }
 
 fn operations(criterion: &mut Criterion) {
     let (mut pair, keys) = filled();
-    let gets = gets(&keys);
     let mut group = criterion.benchmark_group("shard");
-    group.throughput(Throughput::Elements(DEPTH as u64));
-    let mut n = 0;
-    group.bench_function("get", |bencher| {
-        bencher.iter(|| {
-            n += 1;
-            pair.serve(&gets[n % gets.len()]);
-            assert!(pair.take_responses() >= DEPTH * 64);
+    let (mut n, mut from, mut requests) = (0, 0, Vec::new());
+    for (prefix, depth) in [("", DEPTH), ("single-", 1)] {
+        let gets = gets(&keys, depth);
+        group.throughput(Throughput::Elements(depth as u64));
+        group.bench_function(format!("{prefix}get"), |bencher| {
+            bencher.iter(|| {
+                n += 1;
+                pair.serve(&gets[n % gets.len()]);
+                assert!(pair.take_responses() >= depth * 64);
+            });
         });
-    });
-    let (mut from, mut requests) = (0, Vec::new());
-    group.bench_function("put", |bencher| {
-        bencher.iter(|| {
-            from += DEPTH;
-            put(&mut pair, &keys, from, &mut requests);
+        group.bench_function(format!("{prefix}put"), |bencher| {
+            bencher.iter(|| {
+                from += depth;
+                put(&mut pair, &keys, from, depth, &mut requests);
+            });
         });
-    });
+    }
     group.finish();
 }
 
 /// Performs a fixed number of operations without measurement.
 fn steps(work: &str, count: usize) {
+    let (work, depth) = match work.strip_prefix("single-") {
+        Some(work) => (work, 1),
+        None => (work, DEPTH),
+    };
     let (mut pair, keys) = filled();
-    let (gets, mut requests) = (gets(&keys), Vec::new());
-    for n in 0..count / DEPTH {
+    let (gets, mut requests) = (gets(&keys, depth), Vec::new());
+    for n in 0..count / depth {
         match work {
             "get" => {
                 pair.serve(&gets[n % gets.len()]);
-                assert!(pair.take_responses() >= DEPTH * 64);
+                assert!(pair.take_responses() >= depth * 64);
             }
-            "put" => put(&mut pair, &keys, n * DEPTH, &mut requests),
-            other => panic!("--steps {other}: get or put"),
+            "put" => put(&mut pair, &keys, n * depth, depth, &mut requests),
+            other => panic!("--steps {other}: [single-]get or [single-]put"),
         }
     }
 }

@@ -20,7 +20,7 @@ use kv_protocol::client_message::{
     Hello, Question, Refusal, Request, Response, Status, Welcome, opcode as client_opcode,
 };
 use kv_protocol::error::FrameError;
-use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
+use kv_protocol::frame::{Frame, FrameBuffer, FrameRules, split_frame};
 use kv_protocol::ids::{ClientId, ClusterId, SequenceNumber, Time, ViewVersion};
 use kv_protocol::limits::{
     FRAME_DEADLINE, HELLO_DEADLINE, MAX_CLIENT_BODY, MAX_ERRORS_IN_A_ROW, MAX_HELLO_BODY,
@@ -132,24 +132,10 @@ impl Connection {
             }
         }
         // In the usual case the received bytes contain complete frames, which are served without a copy.
-        let mut ahead = Ahead::default();
-        while !rest.is_empty() && service.outputs.may_serve(self.session.id) {
-            if ahead.is_over() {
-                if let Err(error) = service.look_ahead(&mut ahead, rest, &REQUEST_RULES) {
-                    return self.session.lose_place(now, service, error);
-                }
-                if ahead.is_over() {
-                    break;
-                }
-            }
-            let Some(read) = ahead.take() else { break };
-            rest = &rest[read.frame.consumed..];
-            if self.session.serve(now, service, &read) == Next::Close {
-                return;
-            }
+        if let Some(rest) = self.session.serve_all(now, service, rest) {
+            self.input.extend(rest);
+            self.deadline = self.input.is_partial().then(|| now + FRAME_DEADLINE);
         }
-        self.input.extend(rest);
-        self.deadline = self.input.is_partial().then(|| now + FRAME_DEADLINE);
     }
 
     /// Returns the connection's id if no request is being received.
@@ -345,6 +331,54 @@ impl Connection {
 }
 
 impl Session {
+    /// Serves the complete frames at the beginning of `received`, as long as the output has room. Returns the other
+    /// bytes, or `None` if the connection closes.
+    fn serve_all<'a>(
+        &mut self,
+        now: Time,
+        service: &mut Service,
+        received: &'a [u8],
+    ) -> Option<&'a [u8]> {
+        if !service.outputs.may_serve(self.id) {
+            return Some(received);
+        }
+        // Look-ahead gains nothing for a single request.
+        match split_frame(received, &REQUEST_RULES) {
+            Ok(Some(frame)) if frame.consumed == received.len() => {
+                let read = service.read_frame(frame);
+                (self.serve(now, service, &read) == Next::Frame).then_some(&[])
+            }
+            _ => self.serve_ahead(now, service, received),
+        }
+    }
+
+    /// Like [`Session::serve_all`], with look-ahead.
+    fn serve_ahead<'a>(
+        &mut self,
+        now: Time,
+        service: &mut Service,
+        received: &'a [u8],
+    ) -> Option<&'a [u8]> {
+        let (mut ahead, mut rest) = (Ahead::default(), received);
+        while !rest.is_empty() && service.outputs.may_serve(self.id) {
+            if ahead.is_over() {
+                if let Err(error) = service.look_ahead(&mut ahead, rest, &REQUEST_RULES) {
+                    self.lose_place(now, service, error);
+                    return None;
+                }
+                if ahead.is_over() {
+                    break;
+                }
+            }
+            let Some(read) = ahead.take() else { break };
+            rest = &rest[read.frame.consumed..];
+            if self.serve(now, service, &read) == Next::Close {
+                return None;
+            }
+        }
+        Some(rest)
+    }
+
     /// Serves one frame.
     fn serve(&mut self, now: Time, service: &mut Service, read: &ReadFrame<'_>) -> Next {
         let frame = read.frame;

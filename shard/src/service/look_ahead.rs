@@ -146,10 +146,6 @@ impl Service {
             }
             ahead.frames[count] = Some(read);
             count += 1;
-            // For a single request, neither prefetching nor a batch of digests is faster.
-            if count == 1 && rest.is_empty() {
-                break;
-            }
         }
         if count > 1 {
             if let Some(replica) = group.and_then(|group| self.replica(group)) {
