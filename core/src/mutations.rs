@@ -2,10 +2,10 @@
 //! (docs/recovery.md).
 //!
 //! No shipped program can enable a [`Mutation`]: mutations need the cargo feature `mutations`, which no crate of the
-//! workspace enables by default. Without the feature, `is_open` is the constant `false`, and executables do not
-//! contain the marker.
+//! workspace enables by default. Without the feature, `is_open` is the constant `false`, and executables do not contain
+//! the string `MARKER`.
 
-/// A rule that can be disabled. The numbers are those of docs/recovery.md.
+/// A mutation: the omission of one rule. The numbers are those of docs/recovery.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 #[allow(missing_docs)] // `Mutation::description` documents each.
@@ -35,7 +35,8 @@ pub enum Mutation {
     StaleUpdatedAccepted = 23,
     CandidateNotWiped = 24,
     ServeBeforeHandover = 25,
-    // Number 26, a hand-over by an inactive primary, is not used because this cannot happen: see docs/decisions/.
+    // Number 26, a hand-over by an inactive primary, is not used because this cannot happen: see
+    // docs/decisions/2026-11-25-an-inactive-primary-is-never-told-to-hand-over.md.
     GraceInHandover = 27,
     UnionByInactive = 28,
     GroupCForgotten = 29,
@@ -81,9 +82,10 @@ pub enum Mutation {
     StreamsLast = 72,
     TurnUnbounded = 73,
     OutputUnbounded = 74,
+    HalfClosedClientDropped = 75,
 }
 
-/// Returns whether this rule is disabled in the running thread.
+/// Returns false: without the feature `mutations` no rule can be disabled.
 #[cfg(not(feature = "mutations"))]
 #[inline(always)]
 pub const fn is_open(_: Mutation) -> bool {
@@ -103,11 +105,11 @@ pub(crate) struct Readings {
 
 #[cfg(not(feature = "mutations"))]
 impl Readings {
-    /// Records the reading of this wake-up.
+    /// Does nothing, because only mutations use earlier readings.
     #[inline(always)]
     pub(crate) fn note(&mut self, _: kv_protocol::ids::Time) {}
 
-    /// Returns the reading to use for a decision.
+    /// Returns the reading to use for a decision: always `now`.
     #[inline(always)]
     pub(crate) fn read(&self, _: Mutation, now: kv_protocol::ids::Time) -> kv_protocol::ids::Time {
         now
@@ -143,11 +145,11 @@ mod mutant {
 
     use super::Mutation;
 
-    /// A string that every executable in which a rule can be disabled contains. A test searches executables for it.
+    /// A string in every executable in which a rule can be disabled. A test searches executables for it.
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
-    pub const ALL: [Mutation; 70] = {
+    pub const ALL: [Mutation; 71] = {
         use Mutation::*;
         [
             PromoteWithoutGrace,
@@ -220,18 +222,19 @@ mod mutant {
             StreamsLast,
             TurnUnbounded,
             OutputUnbounded,
+            HalfClosedClientDropped,
         ]
     };
 
     /// Parses the number of an existing mutation from a command line.
     ///
     /// # Errors
-    /// A message if the text is not a number or no mutation has that number.
+    /// A message if the text is not a number, or no mutation has that number.
     pub fn number_of(text: &str) -> Result<u8, String> {
-        let number: u8 = text.parse().map_err(|_| "write its number".to_owned())?;
+        let number: u8 = text.parse().map_err(|_| "expected a mutation number".to_owned())?;
         match ALL.iter().any(|mutation| mutation.number() == number) {
             true => Ok(number),
-            false => Err("no such mutation; core/src/mutations.rs lists all of them".to_owned()),
+            false => Err("no mutation has this number; see core/src/mutations.rs".to_owned()),
         }
     }
 
@@ -239,7 +242,7 @@ mod mutant {
         static OPEN: Cell<Option<Mutation>> = const { Cell::new(None) };
     }
 
-    /// Disables this rule in the current thread.
+    /// Disables this rule, and no other, in the current thread.
     pub fn open(mutation: Mutation) {
         OPEN.set(Some(mutation));
     }
@@ -249,7 +252,7 @@ mod mutant {
         OPEN.set(None);
     }
 
-    /// Returns whether this rule is disabled in the running thread. The use of [`MARKER`] here keeps the marker in
+    /// Returns whether this rule is disabled in the current thread. The use of [`MARKER`] here keeps the marker in
     /// every executable with such checks, even if the program disables no rule.
     pub fn is_open(mutation: Mutation) -> bool {
         OPEN.get() == Some(mutation) && !black_box(MARKER).is_empty()
@@ -340,6 +343,7 @@ mod mutant {
                 Mutation::StreamsLast => "streams served only when no client waits",
                 Mutation::TurnUnbounded => "clients served without a limit of time",
                 Mutation::OutputUnbounded => "unsent responses without a limit",
+                Mutation::HalfClosedClientDropped => "a client dropped at the end of its input",
             }
         }
     }

@@ -107,14 +107,14 @@ impl Pair {
     fn take_responses(&mut self) -> usize {
         self.primary.finish_wake_up(NOW);
         let sent = black_box(self.primary.unsent(self.client)).len();
-        self.primary.on_sent(NOW, self.client, sent);
+        self.primary.handle_sent(NOW, self.client, sent);
         while self.primary.next_dirty().is_some() {}
         sent
     }
 
     fn serve(&mut self, requests: &[u8]) {
         self.primary.begin_wake_up(NOW);
-        self.primary.on_bytes(NOW, self.client, requests);
+        self.primary.handle_bytes(NOW, self.client, requests);
     }
 }
 
@@ -123,10 +123,10 @@ fn carry(bytes: &mut Vec<u8>, from: (&mut Shard, ConnectionId), to: (&mut Shard,
     from.0.finish_wake_up(NOW);
     bytes.clear();
     bytes.extend_from_slice(from.0.unsent(from.1));
-    from.0.on_sent(NOW, from.1, bytes.len());
+    from.0.handle_sent(NOW, from.1, bytes.len());
     while from.0.next_dirty_stream().is_some() {}
     to.0.begin_wake_up(NOW);
-    to.0.on_bytes(NOW, to.1, bytes);
+    to.0.handle_bytes(NOW, to.1, bytes);
 }
 
 fn write(bytes: &mut Vec<u8>, key: &[u8], digest: Digest, operation: Operation<'_>) {

@@ -1,7 +1,7 @@
 //! A client's connection: received bytes in, requests to the shard's replicas, responses out.
 //!
 //! ```text
-//!   bytes -> frames -> HELLO once -> requests -> Service::on_request -> responses
+//!   bytes -> frames -> HELLO once -> requests -> Service::handle_request -> responses
 //!                          |             |
 //!                          +-------------+--> errors: ERROR or RESPONSE with the reason,
 //!                                             and a close if the frame boundaries are lost
@@ -104,7 +104,7 @@ impl Connection {
     }
 
     /// Processes received bytes and serves the complete frames among them.
-    pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
+    pub(crate) fn handle_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
         if self.is_closing(service) {
             return;
         }
@@ -172,7 +172,7 @@ impl Connection {
 
     /// Continues with the frames that were held back while the output was full. A partial frame gets a new deadline,
     /// because the rest of it could not be read meanwhile.
-    pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
+    pub(crate) fn handle_output_drained(&mut self, now: Time, service: &mut Service) {
         if self.is_lent {
             return;
         }
@@ -265,7 +265,7 @@ impl Connection {
     }
 
     /// Stops counting the memory of this connection, which is being closed.
-    pub(crate) fn on_closed(&mut self, service: &mut Service) {
+    pub(crate) fn handle_closed(&mut self, service: &mut Service) {
         service.outputs.tally().change(std::mem::take(&mut self.counted), 0);
     }
 
@@ -479,7 +479,7 @@ impl Session {
             return self.count_error(now, service, reason);
         }
         self.errors_in_a_row = 0;
-        service.on_request(now, self.id, (client, self.from), hashed);
+        service.handle_request(now, self.id, (client, self.from), hashed);
         Next::Frame
     }
 

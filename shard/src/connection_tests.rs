@@ -40,7 +40,7 @@ fn raw(opcode: u8, body: &[u8]) -> Vec<u8> {
 fn serving(value: &[u8]) -> (Pair, kv_core::replica::ConnectionId) {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
-    pair.primary.on_bytes(NOW, id, &put(1, key(), value));
+    pair.primary.handle_bytes(NOW, id, &put(1, key(), value));
     pair.exchange();
     let said = take_output(&mut pair.primary, id);
     assert_eq!(told(&said), [(Some(1), Status::Ok, String::new())]);
@@ -58,14 +58,14 @@ fn requests_split_at_every_byte_get_the_same_responses() {
     stream.extend(request(2, b"another", Operation::Noop));
     stream.extend(put(3, key(), b""));
     let (mut whole, id) = serving(b"value");
-    whole.primary.on_bytes(NOW, id, &stream);
+    whole.primary.handle_bytes(NOW, id, &stream);
     whole.exchange();
     let expected = take_output(&mut whole.primary, id);
     assert_eq!(frames(&expected).len(), 3);
     for cut in 1..stream.len() {
         let (mut pair, id) = serving(b"value");
-        pair.primary.on_bytes(NOW, id, &stream[..cut]);
-        pair.primary.on_bytes(NOW, id, &stream[cut..]);
+        pair.primary.handle_bytes(NOW, id, &stream[..cut]);
+        pair.primary.handle_bytes(NOW, id, &stream[cut..]);
         pair.exchange();
         assert!(take_output(&mut pair.primary, id) == expected, "cut at byte {cut}");
     }
@@ -76,7 +76,7 @@ fn a_hello_in_single_bytes_is_welcomed() {
     let mut shard = shard(0);
     let id = shard.adopt(NOW, Port::Clients, &[]);
     for byte in hello() {
-        shard.on_bytes(NOW, id, &[byte]);
+        shard.handle_bytes(NOW, id, &[byte]);
     }
     let said = take_output(&mut shard, id);
     assert_eq!(frames(&said), [client_opcode::WELCOME]);
@@ -86,13 +86,13 @@ fn a_hello_in_single_bytes_is_welcomed() {
 fn a_write_gets_its_response_only_when_the_other_holder_has_it() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
-    pair.primary.on_bytes(NOW, id, &put(1, key(), b"v"));
+    pair.primary.handle_bytes(NOW, id, &put(1, key(), b"v"));
     assert!(pair.primary.unsent(id).is_empty(), "response before the write was sent");
     let there = pair.said_by_primary();
     assert!(pair.primary.unsent(id).is_empty(), "response before the write was acked");
-    pair.secondary.on_bytes(NOW, pair.accepted, &there);
+    pair.secondary.handle_bytes(NOW, pair.accepted, &there);
     let back = pair.said_by_secondary();
-    pair.primary.on_bytes(NOW, pair.dialled, &back);
+    pair.primary.handle_bytes(NOW, pair.dialled, &back);
     assert_eq!(told(pair.primary.unsent(id)), [(Some(1), Status::Ok, String::new())]);
 }
 
@@ -104,18 +104,18 @@ fn a_resolve_gets_its_response_only_when_the_other_holder_has_its_record() {
     // Another request precedes the RESOLVE, so that look-ahead examines the RESOLVE too.
     let mut stream = request(1, key(), Operation::Noop);
     stream.extend(request(2, key(), number(7)));
-    pair.primary.on_bytes(NOW, id, &stream);
+    pair.primary.handle_bytes(NOW, id, &stream);
     assert_eq!(told(&take_output(&mut pair.primary, id)), [(Some(1), Status::Ok, String::new())]);
     let there = pair.said_by_primary();
-    pair.secondary.on_bytes(NOW, pair.accepted, &there);
+    pair.secondary.handle_bytes(NOW, pair.accepted, &there);
     let back = pair.said_by_secondary();
-    pair.primary.on_bytes(NOW, pair.dialled, &back);
+    pair.primary.handle_bytes(NOW, pair.dialled, &back);
     let said = told(&take_output(&mut pair.primary, id));
     assert_eq!(said, [(Some(2), Status::NotDone, String::new())]);
     let mut wrong = request(3, b"another", number(7));
     *wrong.last_mut().unwrap() ^= 1;
     wrong.extend(request(4, key(), number(0)));
-    pair.primary.on_bytes(NOW, id, &wrong);
+    pair.primary.handle_bytes(NOW, id, &wrong);
     let said = told(&take_output(&mut pair.primary, id));
     assert_eq!(said.iter().map(|said| said.1).collect::<Vec<_>>(), [Status::Invalid; 2]);
     assert!(said[0].2.contains("MD5") && said[1].2.contains("hash"), "{said:?}");
@@ -128,7 +128,7 @@ fn an_unknown_opcode_gets_the_supported_ones_as_response_and_the_connection_stay
     let mut question = Vec::new();
     Question::Status.write(&mut question);
     for frame in [raw(0x3f, b""), question] {
-        shard.on_bytes(NOW, id, &frame);
+        shard.handle_bytes(NOW, id, &frame);
         let told = told(&take_output(&mut shard, id));
         assert_eq!(told[0].1, Status::Unsupported);
         assert!(told[0].2.contains("GET, PUT, DELETE, NOOP, VERIFY, RESOLVE"), "{}", told[0].2);
@@ -143,7 +143,7 @@ fn a_map_response_includes_the_newer_views_of_this_server() {
     let id = client(&mut shard);
     let mut question = Vec::new();
     Question::Map.write(&mut question);
-    shard.on_bytes(NOW, id, &question);
+    shard.handle_bytes(NOW, id, &question);
     let told = told(&take_output(&mut shard, id));
     assert_eq!((told[0].1, told.len()), (Status::Unavailable, 1));
     let newer = View { version: ViewVersion(4), ..view() };
@@ -153,7 +153,7 @@ fn a_map_response_includes_the_newer_views_of_this_server() {
     let map = map_of_version(3);
     let views = map.views.clone();
     shard.service.set_map(map.into());
-    shard.on_bytes(NOW, id, &question);
+    shard.handle_bytes(NOW, id, &question);
     let bytes = take_output(&mut shard, id);
     let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_RESPONSE_BODY)).unwrap().unwrap();
     assert_eq!(frame.opcode, client_opcode::MAP_RESPONSE);
@@ -161,7 +161,7 @@ fn a_map_response_includes_the_newer_views_of_this_server() {
     assert_eq!(responded.views[0], newer);
     assert_eq!(responded.views[1..], views[1..]);
     assert_eq!(shard.service.counters().refused, 0);
-    shard.on_bytes(NOW, id, &raw(client_opcode::MAP, b"a question has no body"));
+    shard.handle_bytes(NOW, id, &raw(client_opcode::MAP, b"a question has no body"));
     assert_eq!(self::told(&take_output(&mut shard, id))[0].1, Status::Invalid);
 }
 
@@ -173,7 +173,7 @@ fn before_the_cluster_serves_clients_receive_no_view() {
     shard.service.set_map(map_of_version(0).into());
     let mut question = Vec::new();
     Question::Map.write(&mut question);
-    shard.on_bytes(NOW, id, &question);
+    shard.handle_bytes(NOW, id, &question);
     let bytes = take_output(&mut shard, id);
     let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_RESPONSE_BODY)).unwrap().unwrap();
     assert_eq!(read_map_response(frame.body).unwrap().views[0].version, ViewVersion(0));
@@ -210,7 +210,7 @@ fn opcodes_of_other_ports_close_the_connection_with_a_reason() {
     for opcode in [peer_opcode::PEER_HELLO, peer_opcode::BATCH, 0x80, 0x92] {
         let mut shard = shard(0);
         let id = client(&mut shard);
-        shard.on_bytes(NOW, id, &raw(opcode, b""));
+        shard.handle_bytes(NOW, id, &raw(opcode, b""));
         let told = told(&take_output(&mut shard, id));
         assert!(told[0].2.contains("the port for clients"), "{}", told[0].2);
         assert!(ended(&mut shard, id));
@@ -229,8 +229,8 @@ fn an_unknown_version_or_an_impossible_length_is_reported_and_closes_the_connect
     ] {
         let mut shard = shard(0);
         let id = client(&mut shard);
-        shard.on_bytes(NOW, id, &bytes);
-        shard.on_bytes(NOW, id, &request(2, key(), Operation::Get));
+        shard.handle_bytes(NOW, id, &bytes);
+        shard.handle_bytes(NOW, id, &request(2, key(), Operation::Get));
         let told = told(&take_output(&mut shard, id));
         assert_eq!(told.len(), 1, "no request is served after that: {told:?}");
         assert!(told[0].2.contains(words) && told[0].1 == status, "{told:?}");
@@ -260,14 +260,14 @@ fn errors_in_a_row_close_the_connection_and_a_valid_request_resets_the_count() {
     let id = client(&mut shard);
     for _ in 0..3 {
         for n in 1..MAX_ERRORS_IN_A_ROW {
-            shard.on_bytes(NOW, id, &request(u64::from(n), b"", Operation::Get));
+            shard.handle_bytes(NOW, id, &request(u64::from(n), b"", Operation::Get));
         }
-        shard.on_bytes(NOW, id, &request(1, key(), Operation::Get));
+        shard.handle_bytes(NOW, id, &request(1, key(), Operation::Get));
     }
     assert_eq!(shard.fate(id), Fate::Read);
     take_output(&mut shard, id);
     for n in 0..MAX_ERRORS_IN_A_ROW {
-        shard.on_bytes(NOW, id, &request(u64::from(n), b"", Operation::Get));
+        shard.handle_bytes(NOW, id, &request(u64::from(n), b"", Operation::Get));
     }
     let told = told(&take_output(&mut shard, id));
     let (last, refusals) = told.split_last().unwrap();
@@ -282,13 +282,13 @@ fn a_write_with_a_wrong_digest_is_rejected_and_a_key_of_another_group_is_wrong_v
     let mut forged = put(2, key(), b"other");
     // The digest follows the header, the request id and the view.
     forged[8 + 16] ^= 1;
-    pair.primary.on_bytes(NOW, id, &forged);
+    pair.primary.handle_bytes(NOW, id, &forged);
     let foreign = (0u32..)
         .map(u32::to_be_bytes)
         .find(|key| Placement::new(3, 1).locate(Digest::of(key)).0.0 == 1)
         .unwrap();
-    pair.primary.on_bytes(NOW, id, &put(3, &foreign, b"v"));
-    pair.primary.on_bytes(NOW, id, &request(4, key(), Operation::Get));
+    pair.primary.handle_bytes(NOW, id, &put(3, &foreign, b"v"));
+    pair.primary.handle_bytes(NOW, id, &request(4, key(), Operation::Get));
     let told = told(&take_output(&mut pair.primary, id));
     assert_eq!((told[0].0, told[0].1), (Some(2), Status::Invalid));
     assert_eq!((told[1].0, told[1].1), (Some(3), Status::WrongView));
@@ -327,7 +327,7 @@ fn of_many_writes_in_one_receive_exactly_those_with_a_wrong_digest_are_rejected(
             }
             stream.extend(write);
         }
-        pair.primary.on_bytes(NOW, id, &stream);
+        pair.primary.handle_bytes(NOW, id, &stream);
         pair.exchange();
         let refused: Vec<Option<u64>> = told(&take_output(&mut pair.primary, id))
             .into_iter()
@@ -348,7 +348,7 @@ fn a_full_output_stops_reading_and_no_request_is_lost_when_it_drains() {
     for n in 1..=count {
         stream.extend(request(n, key(), Operation::Get));
     }
-    shard.on_bytes(NOW, id, &stream);
+    shard.handle_bytes(NOW, id, &stream);
     assert_eq!(shard.fate(id), Fate::Wait);
     let waits = shard.service.outputs.get(id).unwrap().unsent_bytes();
     assert!(waits < value.len() + 100, "the output grows unbounded");
@@ -371,16 +371,16 @@ fn deadlines_close_silent_and_slow_connections_and_those_that_receive_no_respons
     let mut slow = shard(0);
     let id = client(&mut slow);
     let bytes = request(1, key(), Operation::Get);
-    slow.on_bytes(NOW, id, &bytes[..1]);
+    slow.handle_bytes(NOW, id, &bytes[..1]);
     // More bytes of the same frame do not extend the deadline.
-    slow.on_bytes(just_before(FRAME_DEADLINE), id, &bytes[1..2]);
+    slow.handle_bytes(just_before(FRAME_DEADLINE), id, &bytes[1..2]);
     slow.enforce_deadlines(just_before(FRAME_DEADLINE), [id].into_iter());
     assert_eq!(slow.fate(id), Fate::Read);
     slow.enforce_deadlines(NOW + FRAME_DEADLINE, [id].into_iter());
     assert_eq!(slow.fate(id), Fate::Close);
 
     let (mut pair, id) = serving(b"v");
-    pair.primary.on_bytes(NOW, id, &request(1, key(), Operation::Get));
+    pair.primary.handle_bytes(NOW, id, &request(1, key(), Operation::Get));
     pair.primary.enforce_deadlines(just_before(STALL_DEADLINE), [id].into_iter());
     assert_eq!(pair.primary.fate(id), Fate::Read);
     pair.primary.enforce_deadlines(NOW + STALL_DEADLINE, [id].into_iter());
@@ -396,12 +396,12 @@ fn a_partial_request_gets_its_full_deadline_again_when_reading_resumes() {
     let mut stream: Vec<u8> = gets.flat_map(|n| request(n, key(), Operation::Get)).collect();
     let last = request(99, key(), Operation::Noop);
     stream.extend(&last[..1]);
-    shard.on_bytes(NOW, id, &stream);
+    shard.handle_bytes(NOW, id, &stream);
     assert_eq!(shard.fate(id), Fate::Wait);
     // The client receives some bytes, so the connection does not stall, but the output stays full.
     let soon = NOW + Duration::from_secs(5);
     serve_readers(shard, soon, |_, _| 0);
-    shard.on_sent(soon, id, 1);
+    shard.handle_sent(soon, id, 1);
     shard.enforce_deadlines(NOW + FRAME_DEADLINE, [id].into_iter());
     assert_eq!(shard.fate(id), Fate::Wait, "the rest of the request was not read meanwhile");
     let later = NOW + FRAME_DEADLINE + Duration::from_secs(1);
@@ -425,10 +425,10 @@ fn an_idle_client_is_left_alone() {
 fn a_partial_value_is_not_visible_before_its_last_byte() {
     let (mut pair, id) = serving(b"old");
     let bytes = put(2, key(), &vec![b'n'; 300_000]);
-    pair.primary.on_bytes(NOW, id, &bytes[..bytes.len() - 1]);
+    pair.primary.handle_bytes(NOW, id, &bytes[..bytes.len() - 1]);
     pair.exchange();
     let reader = client(&mut pair.primary);
-    pair.primary.on_bytes(NOW, reader, &request(1, key(), Operation::Get));
+    pair.primary.handle_bytes(NOW, reader, &request(1, key(), Operation::Get));
     let told = told(&take_output(&mut pair.primary, reader));
     assert_eq!(told, [(Some(1), Status::Ok, "old".to_owned())]);
     pair.primary.close(NOW, id);
@@ -439,7 +439,7 @@ fn a_partial_value_is_not_visible_before_its_last_byte() {
 fn the_reason_of_a_rejection_is_sent_even_to_a_half_closed_connection() {
     let mut shard = shard(0);
     let id = shard.adopt(NOW, Port::Clients, &raw(client_opcode::GET, b""));
-    shard.on_end_of_input(NOW, id);
+    shard.handle_end_of_input(NOW, id);
     assert_eq!(shard.fate(id), Fate::Wait);
     let said = take_output(&mut shard, id);
     assert_eq!(told(&said)[0].1, Status::Unsupported);
@@ -455,12 +455,12 @@ proptest! {
         let mut shard = shard(0);
         let id = shard.adopt(NOW, Port::Clients, &[]);
         if has_hello {
-            shard.on_bytes(NOW, id, &hello());
+            shard.handle_bytes(NOW, id, &hello());
         }
         for piece in &pieces {
-            shard.on_bytes(NOW, id, piece);
+            shard.handle_bytes(NOW, id, piece);
         }
-        shard.on_end_of_input(NOW, id);
+        shard.handle_end_of_input(NOW, id);
         shard.finish_wake_up(NOW);
     }
 
@@ -469,7 +469,7 @@ proptest! {
         opcode in 0u8..0x20, body in prop::collection::vec(any::<u8>(), 0..200),
     ) {
         let (mut pair, id) = serving(b"v");
-        pair.primary.on_bytes(NOW, id, &raw(opcode, &body));
+        pair.primary.handle_bytes(NOW, id, &raw(opcode, &body));
         pair.exchange();
     }
 }
@@ -510,7 +510,7 @@ fn long_values_go_directly_to_the_socket_and_the_rest_follows_in_order() {
     (15..40).for_each(|id| stream.extend(request(id, key(), Operation::Get)));
     stream.extend(request(40, b"key 6", Operation::Get));
     let (mut pair, id) = serving(&LONG);
-    pair.primary.on_bytes(NOW, id, &stream);
+    pair.primary.handle_bytes(NOW, id, &stream);
     pair.exchange();
     let expected = take_output(&mut pair.primary, id);
     assert_eq!(told(&expected).len(), 31);
@@ -518,8 +518,8 @@ fn long_values_go_directly_to_the_socket_and_the_rest_follows_in_order() {
         // The requests arrive in one piece and in two, because buffered requests are served from the buffer.
         for cut in [0, 100, stream.len() - 50] {
             let (mut pair, id, socket) = serving_over(&LONG, room);
-            pair.primary.on_bytes(NOW, id, &stream[..cut]);
-            pair.primary.on_bytes(NOW, id, &stream[cut..]);
+            pair.primary.handle_bytes(NOW, id, &stream[..cut]);
+            pair.primary.handle_bytes(NOW, id, &stream[cut..]);
             pair.exchange();
             // The engine sends to the same socket when it has room again.
             loop {
@@ -529,7 +529,7 @@ fn long_values_go_directly_to_the_socket_and_the_rest_follows_in_order() {
                     break;
                 }
                 socket.took.borrow_mut().extend(&bytes);
-                pair.primary.on_sent(NOW, id, bytes.len());
+                pair.primary.handle_sent(NOW, id, bytes.len());
             }
             assert!(*socket.took.borrow() == expected, "room for {room} bytes, cut at {cut}");
             assert_eq!(pair.primary.service.counters().requests, 1 + 31);
@@ -544,7 +544,7 @@ fn a_long_part_of_a_value_goes_directly_to_the_socket_too() {
         for (from, most) in [(0u32, 5_000u32), (1, 30_000), (35_000, 90_000)] {
             let (mut pair, id, socket) = serving_over(&value, room);
             let part = Part { from, most, all_or_nothing: false };
-            pair.primary.on_bytes(NOW, id, &request(10, key(), Operation::GetPart(part)));
+            pair.primary.handle_bytes(NOW, id, &request(10, key(), Operation::GetPart(part)));
             socket.took.borrow_mut().clear();
             loop {
                 serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
@@ -553,7 +553,7 @@ fn a_long_part_of_a_value_goes_directly_to_the_socket_too() {
                     break;
                 }
                 socket.took.borrow_mut().extend(&bytes);
-                pair.primary.on_sent(NOW, id, bytes.len());
+                pair.primary.handle_sent(NOW, id, bytes.len());
             }
             let took = socket.took.borrow();
             let response = Response::read(&took[HEADER_BYTES..]).unwrap();
@@ -568,12 +568,12 @@ fn a_long_part_of_a_value_goes_directly_to_the_socket_too() {
 fn no_value_goes_directly_to_the_socket_before_earlier_bytes() {
     let gets: Vec<u8> = (10..20).flat_map(|id| request(id, key(), Operation::Get)).collect();
     let (mut pair, id, socket) = serving_over(&LONG, usize::MAX);
-    pair.primary.on_bytes(NOW, id, &request(9, key(), Operation::Noop));
+    pair.primary.handle_bytes(NOW, id, &request(9, key(), Operation::Noop));
     let (on_their_way, _) = pair.primary.service.outputs.get(id).unwrap().take().unwrap();
-    pair.primary.on_bytes(NOW, id, &gets);
+    pair.primary.handle_bytes(NOW, id, &gets);
     serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
     assert!(socket.took.borrow().is_empty(), "the value would overtake {on_their_way:?}");
-    pair.primary.on_sent(NOW, id, on_their_way.len());
+    pair.primary.handle_sent(NOW, id, on_their_way.len());
     // One wake-up sends only a limited part.
     while serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts)) {}
     assert_eq!(told(&socket.took.borrow()).len(), 10);
@@ -583,7 +583,7 @@ fn no_value_goes_directly_to_the_socket_before_earlier_bytes() {
 fn without_a_lease_no_value_goes_directly_to_the_socket() {
     let (mut pair, id, socket) = serving_over(&LONG, usize::MAX);
     let gets: Vec<u8> = (10..20).flat_map(|id| request(id, key(), Operation::Get)).collect();
-    pair.primary.on_bytes(NOW + Duration::from_secs(1), id, &gets);
+    pair.primary.handle_bytes(NOW + Duration::from_secs(1), id, &gets);
     serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
     assert!(socket.took.borrow().is_empty(), "read without a lease");
     let said = take_output(&mut pair.primary, id);
@@ -594,10 +594,10 @@ fn without_a_lease_no_value_goes_directly_to_the_socket() {
 fn a_long_value_stays_the_one_that_was_read_however_late_it_is_sent() {
     let (mut pair, id) = serving(&[1; 1 << 20]);
     let pinned = |pair: &Pair| pair.primary.service.replica(GROUP).unwrap().pinned_len();
-    pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
+    pair.primary.handle_bytes(NOW, id, &request(2, key(), Operation::Get));
     assert_eq!(pinned(&pair), 1);
     let other = client(&mut pair.primary);
-    pair.primary.on_bytes(NOW, other, &put(2, key(), &[2; 100]));
+    pair.primary.handle_bytes(NOW, other, &put(2, key(), &[2; 100]));
     pair.exchange();
     assert_eq!(told(&take_output(&mut pair.primary, other)).len(), 1);
     let said = take_output(&mut pair.primary, id);
@@ -606,9 +606,9 @@ fn a_long_value_stays_the_one_that_was_read_however_late_it_is_sent() {
     assert_eq!(pinned(&pair), 0, "the pin is returned when all is sent");
 
     // The pin also ends when the connection of its reader is closed.
-    pair.primary.on_bytes(NOW, other, &put(3, key(), &[3; 5_000]));
+    pair.primary.handle_bytes(NOW, other, &put(3, key(), &[3; 5_000]));
     pair.exchange();
-    pair.primary.on_bytes(NOW, id, &request(4, key(), Operation::Get));
+    pair.primary.handle_bytes(NOW, id, &request(4, key(), Operation::Get));
     assert_eq!(pinned(&pair), 1);
     pair.primary.close(NOW, id);
     assert_eq!(pinned(&pair), 0);
@@ -625,7 +625,7 @@ fn readers_of_long_values_take_turns_and_a_wake_up_sends_a_bounded_part() {
         false => socket.send_now(parts),
     };
     for id in [first, second] {
-        pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
+        pair.primary.handle_bytes(NOW, id, &request(2, key(), Operation::Get));
     }
     assert!(
         serve_readers(&mut pair.primary, NOW, &mut send),
@@ -642,7 +642,7 @@ fn readers_of_long_values_take_turns_and_a_wake_up_sends_a_bounded_part() {
 #[test]
 fn a_reader_that_receives_nothing_is_closed_and_one_that_waits_for_its_turn_is_not() {
     let (mut pair, id) = serving(&[1; 1 << 20]);
-    pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
+    pair.primary.handle_bytes(NOW, id, &request(2, key(), Operation::Get));
     let late = NOW + STALL_DEADLINE;
     pair.primary.enforce_deadlines(late, [id].into_iter());
     assert_eq!(pair.primary.fate(id), Fate::Wait, "the engine has not offered it any bytes yet");
@@ -664,7 +664,7 @@ fn long_requests_beyond_the_budget_wait_in_order_and_stalled_ones_make_room() {
     let mut shard = shard_with_memory(0, Arc::clone(&memory));
     let ids: Vec<_> = (0..60).map(|_| client(&mut shard)).collect();
     for &id in &ids {
-        shard.on_bytes(NOW, id, &part_of_a_put());
+        shard.handle_bytes(NOW, id, &part_of_a_put());
         assert!(memory.held() <= CONNECTION_MEMORY_MIN, "{} bytes", memory.held());
     }
     let waiting = |shard: &mut Shard| -> Vec<usize> {
@@ -674,7 +674,7 @@ fn long_requests_beyond_the_budget_wait_in_order_and_stalled_ones_make_room() {
     assert!(all.len() > 30, "{all:?} wait");
     // Short requests need no reservation.
     let short = client(&mut shard);
-    shard.on_bytes(NOW, short, &request(1, key(), Operation::Noop));
+    shard.handle_bytes(NOW, short, &request(1, key(), Operation::Noop));
     assert_eq!(told(&take_output(&mut shard, short)).len(), 1);
 
     // When a connection with memory ends, the first in the queue continues.
@@ -723,7 +723,7 @@ fn requests_of_clients_that_receive_no_responses_take_bounded_memory() {
         let id = client(&mut shard);
         for _ in 0..10 {
             if shard.fate(id) == Fate::Read {
-                shard.on_bytes(NOW, id, &noops);
+                shard.handle_bytes(NOW, id, &noops);
             }
         }
         ids.push(id);
@@ -749,12 +749,12 @@ fn a_raised_memory_limit_applies_from_the_next_wake_up() {
     shard.service.install(NOW, View { peer: Peer::None, ..view() }, None).unwrap();
     let id = client(&mut shard);
     let large = put(1, key(), &[5; 1 << 20]);
-    shard.on_bytes(NOW, id, &large);
+    shard.handle_bytes(NOW, id, &large);
     assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::OutOfSpace);
     memory.set_memory_limit(Some(64 << 20));
     // No tick happens in between.
     shard.begin_wake_up(NOW);
-    shard.on_bytes(NOW, id, &large);
+    shard.handle_bytes(NOW, id, &large);
     assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::Ok);
 }
 
@@ -772,11 +772,11 @@ fn memory_that_connections_hold_is_not_available_to_tables() {
     let mut fill = |shard: &mut Shard| {
         shard.begin_wake_up(NOW);
         shard.finish_wake_up(NOW);
-        shard.on_tick(NOW);
+        shard.handle_tick(NOW);
         for written in 0.. {
             seq += 1;
             let bytes = put(seq, &keys.next().expect("a key"), &[5; VALUE]);
-            shard.on_bytes(NOW, id, &bytes);
+            shard.handle_bytes(NOW, id, &bytes);
             match told(&take_output(shard, id))[0].1 {
                 Status::Ok => {}
                 Status::OutOfSpace => return written,

@@ -61,7 +61,7 @@ impl Handshake {
 
     /// Processes received bytes. If they do not name an existing shard, the shard `here` takes the connection and
     /// rejects it.
-    pub(crate) fn on_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
+    pub(crate) fn handle_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
         self.received.extend_from_slice(received);
         self.wanted = match wanted_shard(self.port, &self.received) {
             Wanted::Unknown => None,
@@ -138,10 +138,10 @@ mod tests {
         let length = bytes.len();
         bytes.extend_from_slice(b"pipelined");
         for byte in &bytes[..length - 1] {
-            handshake.on_bytes(&[*byte], HERE, 4);
+            handshake.handle_bytes(&[*byte], HERE, 4);
             assert_eq!(handshake.wanted(), None);
         }
-        handshake.on_bytes(&bytes[length - 1..], HERE, 4);
+        handshake.handle_bytes(&bytes[length - 1..], HERE, 4);
         assert_eq!(handshake.wanted(), Some(ShardId(3)));
         assert_eq!(handshake.take_received(), bytes);
     }
@@ -149,14 +149,14 @@ mod tests {
     #[test]
     fn a_hello_for_an_unknown_shard_stays_here_to_be_rejected() {
         let mut handshake = Handshake::new(Time::from_nanos(1), Port::Clients);
-        handshake.on_bytes(&hello(4), HERE, 4);
+        handshake.handle_bytes(&hello(4), HERE, 4);
         assert_eq!(handshake.wanted(), Some(HERE));
     }
 
     #[test]
     fn a_client_at_the_servers_port_stays_here_to_be_rejected() {
         let mut handshake = Handshake::new(Time::from_nanos(1), Port::Servers);
-        handshake.on_bytes(&hello(1), HERE, 4);
+        handshake.handle_bytes(&hello(1), HERE, 4);
         assert_eq!(handshake.wanted(), Some(HERE));
     }
 
@@ -167,7 +167,7 @@ mod tests {
         ) {
             for port in [Port::Clients, Port::Servers] {
                 let mut handshake = Handshake::new(Time::from_nanos(1), port);
-                handshake.on_bytes(&bytes, HERE, 1);
+                handshake.handle_bytes(&bytes, HERE, 1);
                 // The handshake does not wait for more bytes than the longest hello.
                 prop_assert!(handshake.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);
             }

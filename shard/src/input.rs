@@ -20,14 +20,14 @@ pub(crate) enum Input {
 
 impl Input {
     /// Processes received bytes.
-    pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
+    pub(crate) fn handle_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
         match self {
             Input::Handshake(handshake) => {
                 let identity = service.identity;
-                handshake.on_bytes(received, identity.shard, identity.placement.shards());
+                handshake.handle_bytes(received, identity.shard, identity.placement.shards());
             }
-            Input::Client(connection) => connection.on_bytes(now, service, received),
-            Input::Peer(peer) => peer.on_bytes(now, service, received),
+            Input::Client(connection) => connection.handle_bytes(now, service, received),
+            Input::Peer(peer) => peer.handle_bytes(now, service, received),
         }
     }
 
@@ -66,18 +66,18 @@ impl Input {
     }
 
     /// Handles the end of the connection.
-    pub(crate) fn on_closed(&mut self, now: Time, service: &mut Service) {
+    pub(crate) fn handle_closed(&mut self, now: Time, service: &mut Service) {
         match self {
             Input::Handshake(_) => {}
-            Input::Client(connection) => connection.on_closed(service),
-            Input::Peer(peer) => peer.on_closed(now, service),
+            Input::Client(connection) => connection.handle_closed(service),
+            Input::Peer(peer) => peer.handle_closed(now, service),
         }
     }
 
     /// Continues with frames that were held back while the output was full.
-    pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
+    pub(crate) fn handle_output_drained(&mut self, now: Time, service: &mut Service) {
         if let Input::Client(connection) = self {
-            connection.on_output_drained(now, service);
+            connection.handle_output_drained(now, service);
         }
     }
 

@@ -8,18 +8,18 @@
 //!   driver                          Shard
 //!   inputs
 //!     accepted a socket        ->   open_accepted, set_address
-//!     got a socket handed over ->   adopt, set_address, on_bytes
-//!     connected to a peer      ->   open_stream; or service.on_dial_failed
-//!     received bytes, an end   ->   on_bytes (or lend_input, take_input_back), on_end_of_input
-//!     a socket has failed      ->   on_failed
-//!     an order                 ->   service.install, on_exited, drain, freeze, load, set_map
-//!     a tick                   ->   on_tick; a few times a second: enforce_deadlines
+//!     got a socket handed over ->   adopt, set_address, handle_bytes
+//!     connected to a peer      ->   open_stream; or service.handle_dial_failed
+//!     received bytes, an end   ->   handle_bytes (or lend_input, take_input_back), handle_end_of_input
+//!     a socket has failed      ->   handle_failure
+//!     an order                 ->   service.install, handle_exited, drain, freeze, load, set_map
+//!     a tick                   ->   handle_tick; a few times a second: enforce_deadlines
 //!     descriptors are short    ->   close_idle
 //!   outputs, at the end of every wake-up, in this order
 //!     finish_wake_up                the replicas' messages are appended to their streams
-//!     next_dirty_stream        ->   send unsent (or take_unsent, recycle), on_sent; carry out its fate
+//!     next_dirty_stream        ->   send unsent (or take_unsent, recycle), handle_sent; carry out its fate
 //!     next_dirty               ->   the same for all other connections
-//!     poll_transmit            ->   send the parts at once, on_transmitted; until None
+//!     poll_transmit            ->   send the parts at once, handle_transmitted; until None
 //!     has_readers              ->   if so, wake up again at once, and serve all other work first
 //!     due_dials                ->   connect
 //!     service.take_news        ->   publish reports and conditions
@@ -33,7 +33,7 @@
 //!   `fate` and carries it out: read, do not read, shut down, close the socket (then `close`), or hand the socket over.
 //!   For this shard it calls `adopt_accepted`; for another, it passes the bytes of `take_handshake` along.
 //! - Inputs that can affect a lease, a deadline or a back-off take `now`. The others only set a value.
-//! - `service.next_timeout` and `service.next_dial` return the times at which `on_tick` and `due_dials` are due.
+//! - `service.poll_timeout` and `service.poll_dial` return the times at which `handle_tick` and `due_dials` are due.
 //! - [`Transmit`] borrows the shard: the bytes must be sent before any other call.
 //!
 //! ```text
@@ -45,6 +45,7 @@
 //!     output         the output side of all connections
 //!   turn             the order and the bounds of an engine's work
 //!   service          the replicas of a shard, as a service to its connections
+//!   connection_table   the ids of connections, and tables by id
 //!   connection_memory  the budget of all shards for their connections
 //!   load             pieces of a dump that is loaded
 //!   event            events for the log       log_limit: their rate
@@ -54,6 +55,7 @@
 mod address;
 mod connection;
 mod connection_memory;
+mod connection_table;
 mod event;
 mod handshake;
 mod input;
@@ -69,10 +71,10 @@ pub mod turn;
 
 pub use address::Address;
 pub use connection_memory::ConnectionMemory;
+pub use connection_table::ConnectionTable;
 pub use event::{Event, EventKind};
 pub use handshake::{HelloBounds, MAX_AWAITING_HELLO, Port};
 pub use load::{DumpedEntries, LoadPiece};
 pub use log_limit::LogLimit;
-pub use output::slot_of;
 pub use service::{Counters, Identity, InstallRefused, Nonces, Service};
 pub use shard::{Fate, Shard, Transmit};

@@ -26,6 +26,7 @@ use kv_protocol::ids::Time;
 use kv_protocol::limits::MAX_OUTPUT_BYTES;
 
 use crate::connection_memory::{ConnectionMemory, Tally};
+use crate::connection_table::{ConnectionIds, ConnectionTable};
 
 mod single;
 
@@ -44,8 +45,8 @@ const KEPT_BYTES: usize = 4 << 20;
 
 /// The outputs of all connections of a shard, by [`ConnectionId`] (slot and generation).
 pub(crate) struct Outputs {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    ids: ConnectionIds,
+    connections: ConnectionTable<Output>,
     dirty: VecDeque<ConnectionId>,
     dirty_streams: VecDeque<ConnectionId>,
     /// The readers: connections whose next bytes belong to a long value, in the order in which they are served.
@@ -62,27 +63,12 @@ pub(crate) struct Outputs {
     out_of_space: u64,
 }
 
-#[derive(Default)]
-struct Slot {
-    generation: u32,
-    output: Option<Output>,
-}
-
-/// Returns the slot of a connection: a small number that is reused once the connection is closed.
-pub fn slot_of(id: ConnectionId) -> usize {
-    usize::try_from(id.0 & u64::from(u32::MAX)).expect("a slot fits 32 bits")
-}
-
-fn generation_of(id: ConnectionId) -> u32 {
-    u32::try_from(id.0 >> 32).expect("the upper half has 32 bits")
-}
-
 impl Outputs {
     /// Creates an empty set. The memory of its outputs is counted in `memory`.
     pub(crate) fn new(memory: Arc<ConnectionMemory>) -> Outputs {
         Outputs {
-            slots: Vec::new(),
-            free: Vec::new(),
+            ids: ConnectionIds::default(),
+            connections: ConnectionTable::default(),
             dirty: VecDeque::new(),
             dirty_streams: VecDeque::new(),
             readers: VecDeque::new(),
@@ -97,35 +83,23 @@ impl Outputs {
 
     /// Creates the output of a connection. Its id is never used again.
     pub(crate) fn open(&mut self, now: Time) -> ConnectionId {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            u32::try_from(self.slots.len() - 1)
-                .expect("the number of connections is bounded far below")
-        });
-        let slot = &mut self.slots[index as usize];
-        slot.output = Some(Output { last_progress: now, ..Output::default() });
-        ConnectionId(u64::from(slot.generation) << 32 | u64::from(index))
+        let id = self.ids.open();
+        self.connections.insert(id, Output { last_progress: now, ..Output::default() });
+        id
     }
 
     /// Removes a connection's output; unsent bytes are dropped.
     pub(crate) fn close(&mut self, id: ConnectionId) {
-        let slot = &mut self.slots[slot_of(id)];
-        if slot.generation == generation_of(id)
-            && let Some(output) = slot.output.take()
-        {
+        if let Some(output) = self.connections.remove(id) {
+            self.ids.close(id);
             self.tally.change(output.counted, 0);
             self.released.extend(output.long.into_iter().map(|long| long.value));
-            // When the generations of a slot are used up, the slot is not reused.
-            if let Some(next) = slot.generation.checked_add(1) {
-                slot.generation = next;
-                self.free.push(u32::try_from(slot_of(id)).expect("it was 32 bits wide"));
-            }
         }
     }
 
     /// Returns a connection's output; `None` after its close.
     pub(crate) fn get(&mut self, id: ConnectionId) -> Option<&mut Output> {
-        find(&mut self.slots, id)
+        self.connections.get_mut(id)
     }
 
     /// Returns the tally of the memory of this shard's connections, without long frames.
@@ -142,8 +116,8 @@ impl Outputs {
     }
 
     fn recount(&mut self, id: ConnectionId) {
-        let Outputs { slots, tally, .. } = self;
-        if let Some(output) = find(slots, id).filter(|output| output.is_counted) {
+        let Outputs { connections, tally, .. } = self;
+        if let Some(output) = connections.get_mut(id).filter(|output| output.is_counted) {
             let held = output.held();
             let before = std::mem::replace(&mut output.counted, held);
             tally.change(before, held);
@@ -185,7 +159,7 @@ impl Outputs {
 
     /// Lets `fill` append frames to a connection's output, and marks it dirty if bytes were appended.
     pub(crate) fn append(&mut self, id: ConnectionId, fill: impl FnOnce(&mut Vec<u8>)) {
-        let Some(output) = find(&mut self.slots, id) else { return };
+        let Some(output) = self.connections.get_mut(id) else { return };
         if output.unsent_bytes() == 0 {
             output.last_progress = self.now;
         }
@@ -216,7 +190,7 @@ impl Outputs {
     /// Appends a response whose value is sent from the table.
     pub(crate) fn append_long(&mut self, id: ConnectionId, head: ResponseHead, value: PinnedValue) {
         let now = self.now;
-        let Some(output) = find(&mut self.slots, id) else { return self.released.push(value) };
+        let Some(output) = self.connections.get_mut(id) else { return self.released.push(value) };
         if output.unsent_bytes() == 0 {
             output.last_progress = now;
         }
@@ -228,7 +202,7 @@ impl Outputs {
     }
 
     fn join_line(&mut self, id: ConnectionId) {
-        if let Some(output) = find(&mut self.slots, id)
+        if let Some(output) = self.connections.get_mut(id)
             && output.is_ready_reader()
         {
             output.is_in_line = true;
@@ -239,7 +213,7 @@ impl Outputs {
     /// Takes the next reader from the queue.
     pub(crate) fn next_reader(&mut self) -> Option<ConnectionId> {
         while let Some(id) = self.readers.pop_front() {
-            if let Some(output) = find(&mut self.slots, id) {
+            if let Some(output) = self.connections.get_mut(id) {
                 output.is_in_line = false;
                 if output.is_ready_reader() {
                     return Some(id);
@@ -266,9 +240,10 @@ impl Outputs {
 
     /// Returns the values for which a reader waits.
     pub(crate) fn pinned(&self, id: ConnectionId) -> impl Iterator<Item = &PinnedValue> {
-        let slot = self.slots.get(slot_of(id)).filter(|slot| slot.generation == generation_of(id));
-        let output = slot.and_then(|slot| slot.output.as_ref());
-        output.into_iter().flat_map(|output| output.long.iter().map(|long| &long.value))
+        self.connections
+            .get(id)
+            .into_iter()
+            .flat_map(|output| output.long.iter().map(|long| &long.value))
     }
 
     /// Returns the next bytes for a reader, at most `most`, as slices of the output and of values in the table. Returns
@@ -280,14 +255,12 @@ impl Outputs {
         most: usize,
         value_of: impl Fn(&PinnedValue) -> Option<&'t [u8]>,
     ) -> Option<Vec<IoSlice<'a>>> {
-        let slot = self.slots.get(slot_of(id))?;
-        let output = slot.output.as_ref().filter(|_| slot.generation == generation_of(id))?;
-        parts(output, most, &value_of)
+        parts(self.connections.get(id)?, most, &value_of)
     }
 
     /// Records that the socket of a reader has accepted `sent` of `offered` bytes. If `sent` is less, the engine
     /// continues when the socket has room. Otherwise the reader rejoins the queue if it has more to send.
-    pub(crate) fn on_transmitted<'t>(
+    pub(crate) fn handle_transmitted<'t>(
         &mut self,
         id: ConnectionId,
         offered: usize,
@@ -295,8 +268,8 @@ impl Outputs {
         value_of: impl Fn(&PinnedValue) -> Option<&'t [u8]>,
     ) {
         let now = self.now;
-        let Some(output) = find(&mut self.slots, id) else { return };
-        output.on_sent_now(now, sent, &mut self.released);
+        let Some(output) = self.connections.get_mut(id) else { return };
+        output.handle_sent_now(now, sent, &mut self.released);
         if sent < offered {
             output.is_blocked = true;
             output.copy_page(&value_of, &mut self.released);
@@ -307,9 +280,9 @@ impl Outputs {
     }
 
     /// Removes the first `count` unsent bytes of a connection after they were sent.
-    pub(crate) fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
+    pub(crate) fn handle_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
         let Some(output) = self.get(id) else { return };
-        output.on_sent(now, count);
+        output.handle_sent(now, count);
         if output.taken == 0 && output.sent == output.bytes.len() {
             output.is_blocked = false;
         }
@@ -409,14 +382,6 @@ impl Outputs {
     }
 }
 
-fn find(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Output> {
-    let slot = slots.get_mut(slot_of(id))?;
-    if slot.generation != generation_of(id) && !mutations::is_open(Mutation::OutputOfClosedKept) {
-        return None;
-    }
-    slot.output.as_mut()
-}
-
 impl Responses for Outputs {
     fn respond(&mut self, to: ConnectionId, response: &Response<'_>) {
         if let Some(output) = self.get(to) {
@@ -442,13 +407,11 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_a_closed_connection_matches_no_other() {
+    fn output_for_a_closed_connection_reaches_no_other() {
         let mut outputs = outputs();
         let first = outputs.open(NOW);
         outputs.close(first);
         let second = outputs.open(NOW);
-        assert_eq!(slot_of(first), slot_of(second));
-        assert_ne!(first, second);
         outputs.append(first, |bytes| bytes.push(1));
         assert!(outputs.get(first).is_none());
         assert!(outputs.get(second).unwrap().unsent().is_empty());
@@ -465,7 +428,7 @@ mod tests {
         assert_eq!(outputs.next_dirty(), None);
         let output = outputs.get(id).unwrap();
         assert_eq!(output.unsent(), [0, 1, 2]);
-        outputs.on_sent(NOW, id, 2);
+        outputs.handle_sent(NOW, id, 2);
         assert_eq!(outputs.get(id).unwrap().unsent(), [2]);
     }
 
@@ -493,9 +456,9 @@ mod tests {
         outputs.append(id, |bytes| bytes.extend([0; 10]));
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(NOW + STALL_DEADLINE));
         let later = NOW + Duration::from_secs(3);
-        outputs.on_sent(later, id, 5);
+        outputs.handle_sent(later, id, 5);
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(later + STALL_DEADLINE));
-        outputs.on_sent(later, id, 5);
+        outputs.handle_sent(later, id, 5);
         assert_eq!(outputs.get(id).unwrap().deadline(), None);
     }
 
@@ -519,7 +482,7 @@ mod tests {
         let mut outputs = outputs();
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([1, 2, 3]));
-        outputs.on_sent(NOW, id, 1);
+        outputs.handle_sent(NOW, id, 1);
         let (first, from) = outputs.get(id).unwrap().take().unwrap();
         assert_eq!(first[from..], [2, 3]);
         outputs.append(id, |bytes| bytes.push(4));
@@ -528,11 +491,11 @@ mod tests {
         assert_eq!(output.take(), None, "there is only one send at a time");
         assert!(output.deadline().is_some());
         output.close_after_responses(NOW);
-        outputs.on_sent(NOW, id, 2);
+        outputs.handle_sent(NOW, id, 2);
         assert!(!outputs.get(id).unwrap().is_over(), "the rest is owed");
         let (second, from) = outputs.get(id).unwrap().take().unwrap();
         assert_eq!(second[from..], [4]);
-        outputs.on_sent(NOW, id, 1);
+        outputs.handle_sent(NOW, id, 1);
         assert!(outputs.get(id).unwrap().is_over());
     }
 
@@ -541,7 +504,7 @@ mod tests {
         let mut outputs = outputs();
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([0; 1_000]));
-        outputs.on_sent(NOW, id, 1_000);
+        outputs.handle_sent(NOW, id, 1_000);
         assert_eq!(outputs.get(id).unwrap().bytes.capacity(), 0);
         let other = outputs.open(NOW);
         outputs.append(other, |bytes| bytes.push(1));
@@ -558,7 +521,7 @@ mod tests {
         let mut at = NOW;
         for _ in 0..5 {
             at = at + STALL_DEADLINE / 2;
-            outputs.on_sent(at, id, 1);
+            outputs.handle_sent(at, id, 1);
             let output = outputs.get(id).unwrap();
             assert_eq!(output.deadline(), Some(at + STALL_DEADLINE));
         }
@@ -588,7 +551,7 @@ mod tests {
         let output = outputs.get(id).unwrap();
         assert!(!output.is_over());
         let all = output.unsent().len();
-        outputs.on_sent(NOW, id, all);
+        outputs.handle_sent(NOW, id, all);
         assert!(outputs.get(id).unwrap().is_over());
     }
 }

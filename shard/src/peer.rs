@@ -86,7 +86,7 @@ impl Peer {
     }
 
     /// Processes received bytes and the complete frames among them.
-    pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
+    pub(crate) fn handle_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
         let mut rest = received;
         let mut took_frames = false;
         loop {
@@ -115,7 +115,7 @@ impl Peer {
         if let Stage::Streams(group) = self.stage
             && !took_frames
         {
-            service.on_part_of_peer_message(now, group, self.id);
+            service.handle_part_of_peer_message(now, group, self.id);
         }
         if !matches!(self.stage, Stage::Streams(_)) {
             // The handshake as a whole has one deadline.
@@ -144,11 +144,11 @@ impl Peer {
     }
 
     /// Detaches the stream from its replica when the connection ends.
-    pub(crate) fn on_closed(&self, now: Time, service: &mut Service) {
+    pub(crate) fn handle_closed(&self, now: Time, service: &mut Service) {
         match self.stage {
             Stage::AwaitsChallenge | Stage::AwaitsHello(_) => {}
             Stage::AwaitsProof(group, _) | Stage::AwaitsWelcome(group) | Stage::Streams(group) => {
-                service.on_stream_closed(now, group, self.id);
+                service.handle_stream_closed(now, group, self.id);
             }
         }
     }
@@ -221,7 +221,7 @@ fn take_frame(
         }
         (Stage::AwaitsHello(seal), peer_opcode::PEER_HELLO) => {
             let hello = PeerHello::read(frame.body, &seal).map_err(|error| error.to_string())?;
-            match service.on_peer_hello(now, id, &hello) {
+            match service.handle_peer_hello(now, id, &hello) {
                 Ok(welcome) => service.outputs.append(id, |bytes| welcome.write(bytes)),
                 Err(refusal) => {
                     let words = format!(
@@ -240,12 +240,12 @@ fn take_frame(
         }
         (Stage::AwaitsWelcome(group), peer_opcode::PEER_WELCOME) => {
             let welcome = PeerWelcome::read(frame.body).map_err(|error| error.to_string())?;
-            service.on_peer_welcome(now, group, id, &welcome)?;
+            service.handle_peer_welcome(now, group, id, &welcome)?;
             Ok(Stage::Streams(group))
         }
         (Stage::AwaitsWelcome(group) | Stage::Streams(group), peer_opcode::PEER_REFUSAL) => {
             let refusal = PeerRefusal::read(frame.body).map_err(|error| error.to_string())?;
-            service.on_peer_refusal(now, group, id, &refusal);
+            service.handle_peer_refusal(now, group, id, &refusal);
             let is_known = matches!(
                 refusal.reason,
                 PeerRefusalReason::OldView | PeerRefusalReason::HandedOver
@@ -267,7 +267,7 @@ fn take_frame(
                 at_hand -= 1;
                 let Some(message) = batch.next() else { break };
                 let message = message.map_err(|error| error.to_string())?;
-                let taken = service.on_peer_message(now, group, id, &message);
+                let taken = service.handle_peer_message(now, group, id, &message);
                 taken.map_err(|(refusal, words)| {
                     let is_old = refusal.reason == PeerRefusalReason::OldView;
                     End { refusal: Some(refusal), words: (!is_old).then_some(words) }

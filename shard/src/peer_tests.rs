@@ -43,7 +43,7 @@ fn dial(shard: &mut Shard, key: ClusterKey, hello: &PeerHello) -> ConnectionId {
     let own = u128::from_le_bytes(*frame.body.first_chunk().unwrap());
     bytes.clear();
     hello.write(&Seal::new(key, Link::Stream, DIALLER, Nonce(own)), &mut bytes);
-    shard.on_bytes(NOW, id, &bytes);
+    shard.handle_bytes(NOW, id, &bytes);
     id
 }
 
@@ -51,7 +51,7 @@ fn dial(shard: &mut Shard, key: ClusterKey, hello: &PeerHello) -> ConnectionId {
 fn copy_at(secondary: &mut Shard) -> (Status, String) {
     let id = client(secondary);
     let verify = request(1, key(), Operation::Verify(ReplicaRole::Secondary));
-    secondary.on_bytes(NOW, id, &verify);
+    secondary.handle_bytes(NOW, id, &verify);
     let mut told = told(&take_output(secondary, id));
     let (_, status, value) = told.remove(0);
     (status, value)
@@ -68,17 +68,17 @@ fn writes_of_one_wake_up_travel_in_one_batch_and_are_acked_in_one() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
     for seq in 1..=10 {
-        pair.primary.on_bytes(NOW, id, &put(seq, key(), b"v"));
+        pair.primary.handle_bytes(NOW, id, &put(seq, key(), b"v"));
     }
     let there = pair.said_by_primary();
     let rules = FrameRules::checked(MAX_PEER_BODY);
     let frame = split_frame(&there, &rules).unwrap().unwrap();
     assert_eq!((frame.opcode, frame.consumed), (peer_opcode::BATCH, there.len()));
-    pair.secondary.on_bytes(NOW, pair.accepted, &there);
+    pair.secondary.handle_bytes(NOW, pair.accepted, &there);
     let back = pair.said_by_secondary();
     let frame = split_frame(&back, &rules).unwrap().unwrap();
     assert_eq!((frame.opcode, frame.consumed), (peer_opcode::BATCH, back.len()));
-    pair.primary.on_bytes(NOW, pair.dialled, &back);
+    pair.primary.handle_bytes(NOW, pair.dialled, &back);
     assert_eq!(told(&take_output(&mut pair.primary, id)).len(), 10);
 }
 
@@ -87,10 +87,10 @@ fn a_write_whose_stream_breaks_is_sent_again_and_gets_one_response() {
     for acked_on_the_way in [false, true] {
         let mut pair = Pair::joined();
         let id = client(&mut pair.primary);
-        pair.primary.on_bytes(NOW, id, &put(1, key(), b"v"));
+        pair.primary.handle_bytes(NOW, id, &put(1, key(), b"v"));
         let there = pair.said_by_primary();
         if acked_on_the_way {
-            pair.secondary.on_bytes(NOW, pair.accepted, &there);
+            pair.secondary.handle_bytes(NOW, pair.accepted, &there);
         }
         pair.rejoin();
         pair.exchange();
@@ -105,14 +105,14 @@ fn a_stream_cut_at_any_byte_loses_nothing() {
     let value = "v".repeat(200_000);
     let mut uncut = Pair::joined();
     let id = client(&mut uncut.primary);
-    uncut.primary.on_bytes(NOW, id, &put(1, key(), value.as_bytes()));
+    uncut.primary.handle_bytes(NOW, id, &put(1, key(), value.as_bytes()));
     let length = uncut.said_by_primary().len();
     for cut in (0..length).step_by(9_973) {
         let mut pair = Pair::joined();
         let id = client(&mut pair.primary);
-        pair.primary.on_bytes(NOW, id, &put(1, key(), value.as_bytes()));
+        pair.primary.handle_bytes(NOW, id, &put(1, key(), value.as_bytes()));
         let there = pair.said_by_primary();
-        pair.secondary.on_bytes(NOW, pair.accepted, &there[..cut]);
+        pair.secondary.handle_bytes(NOW, pair.accepted, &there[..cut]);
         pair.rejoin();
         pair.exchange();
         assert_eq!(told(&take_output(&mut pair.primary, id)).len(), 1, "cut at {cut}");
@@ -124,11 +124,11 @@ fn a_stream_cut_at_any_byte_loses_nothing() {
 fn a_damaged_batch_closes_the_stream_and_applies_nothing() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
-    pair.primary.on_bytes(NOW, id, &put(1, key(), b"v"));
+    pair.primary.handle_bytes(NOW, id, &put(1, key(), b"v"));
     let mut there = pair.said_by_primary();
     let middle = there.len() / 2;
     there[middle] ^= 1;
-    pair.secondary.on_bytes(NOW, pair.accepted, &there);
+    pair.secondary.handle_bytes(NOW, pair.accepted, &there);
     let back = pair.said_by_secondary();
     assert_eq!(refusal(&back).reason, PeerRefusalReason::BrokenStream);
     assert_eq!(pair.secondary.fate(pair.accepted), Fate::Shut);
@@ -182,7 +182,7 @@ fn unknown_servers_are_rejected_without_effect_on_an_established_stream() {
         assert_eq!(pair.secondary.fate(id), Fate::Shut);
         assert_eq!(pair.secondary.fate(pair.accepted), Fate::Read, "{stranger:?}");
         let client = client(&mut pair.primary);
-        pair.primary.on_bytes(NOW, client, &put(1, key(), b"v"));
+        pair.primary.handle_bytes(NOW, client, &put(1, key(), b"v"));
         pair.exchange();
         assert_eq!(told(&take_output(&mut pair.primary, client))[0].1, Status::Ok);
     }
@@ -213,7 +213,7 @@ fn an_acceptor_without_the_key_gets_no_hello_and_its_newer_view_does_not_count()
         let said = take_output(&mut pair.primary, id);
         let frame = split_frame(&said, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
         assert_eq!((frame.opcode, frame.consumed), (key_opcode::CHALLENGE, said.len()));
-        pair.primary.on_bytes(NOW, id, &bytes);
+        pair.primary.handle_bytes(NOW, id, &bytes);
         assert!(take_output(&mut pair.primary, id).is_empty(), "no hello was sent");
         let is_old = |report: ReplicaReport| report.view == view().version;
         assert!(pair.primary.service.reports(NOW).any(is_old));
@@ -237,7 +237,7 @@ fn a_stream_that_receives_nothing_has_bounded_output() {
     let id = client(&mut pair.primary);
     let value = vec![0; 1 << 20];
     for seq in 1..=20 {
-        pair.primary.on_bytes(NOW, id, &put(seq, key(), &value));
+        pair.primary.handle_bytes(NOW, id, &put(seq, key(), &value));
         pair.primary.finish_wake_up(NOW);
     }
     let unsent = pair.primary.unsent(pair.dialled).len();
@@ -251,17 +251,17 @@ fn a_stream_that_receives_nothing_has_bounded_output() {
 fn a_slow_batch_is_a_sign_of_life_at_both_ends_before_it_is_complete() {
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
-    pair.primary.on_bytes(NOW, id, &put(1, key(), &[7; 64 << 10]));
+    pair.primary.handle_bytes(NOW, id, &put(1, key(), &[7; 64 << 10]));
     let there = pair.said_by_primary();
     let mut now = NOW;
     for piece in there.chunks(there.len() / 20) {
         now = now + Duration::from_millis(50);
-        pair.secondary.on_bytes(now, pair.accepted, piece);
+        pair.secondary.handle_bytes(now, pair.accepted, piece);
         pair.secondary.finish_wake_up(now);
         let back = take_output_at(now, &mut pair.secondary, pair.accepted);
-        pair.primary.on_bytes(now, pair.dialled, &back);
+        pair.primary.handle_bytes(now, pair.dialled, &back);
         for shard in [&mut pair.primary, &mut pair.secondary] {
-            shard.service.on_time(now);
+            shard.service.handle_timeout(now);
             let replica = shard.service.replica(GROUP).expect("it hosts the group");
             let silence = now.since(replica.heard());
             assert!(silence <= Duration::from_millis(150), "{silence:?}");
@@ -283,8 +283,8 @@ proptest! {
             pair.secondary.adopt(NOW, Port::Servers, &[])
         };
         for piece in &pieces {
-            pair.secondary.on_bytes(NOW, id, piece);
-            pair.primary.on_bytes(NOW, pair.dialled, piece);
+            pair.secondary.handle_bytes(NOW, id, piece);
+            pair.primary.handle_bytes(NOW, pair.dialled, piece);
         }
         pair.secondary.finish_wake_up(NOW);
         pair.primary.finish_wake_up(NOW);

@@ -1,8 +1,8 @@
 //! The replicas of one shard, as a service to its connections.
 //!
 //! ```text
-//!   connection --- on_request -------> +---------+ ---- responses --> outputs
-//!   peer       --- on_peer_message --> | Service | ---- pump -------> outputs (batches)
+//!   connection --- handle_request -------> +---------+ ---- responses --> outputs
+//!   peer       --- handle_peer_message --> | Service | ---- pump -------> outputs (batches)
 //!   orders     --- install, drain ---> +---------+ ---- due_dials --> the engine dials
 //!                                       replicas
 //! ```
@@ -296,7 +296,7 @@ impl Service {
     }
 
     /// Passes a well-formed request, from a client at address `from`, to the replica of its key.
-    pub(crate) fn on_request(
+    pub(crate) fn handle_request(
         &mut self,
         now: Time,
         id: ConnectionId,
@@ -433,7 +433,7 @@ impl Service {
 
     /// Processes the hello of a primary that dialled this server. An earlier stream of the group is closed, because
     /// the other end no longer uses it.
-    pub(crate) fn on_peer_hello(
+    pub(crate) fn handle_peer_hello(
         &mut self,
         now: Time,
         id: ConnectionId,
@@ -467,7 +467,7 @@ impl Service {
     }
 
     /// Processes the welcome with which the other holder accepts this server's stream.
-    pub(crate) fn on_peer_welcome(
+    pub(crate) fn handle_peer_welcome(
         &mut self,
         now: Time,
         group: GroupId,
@@ -500,7 +500,7 @@ impl Service {
     }
 
     /// Processes the other end's rejection of this server's stream. The rejection may carry a newer view.
-    pub(crate) fn on_peer_refusal(
+    pub(crate) fn handle_peer_refusal(
         &mut self,
         now: Time,
         group: GroupId,
@@ -518,7 +518,7 @@ impl Service {
     ///
     /// # Errors
     /// Returns the rejection to send before the stream is closed, and a description of the reason.
-    pub(crate) fn on_peer_message(
+    pub(crate) fn handle_peer_message(
         &mut self,
         now: Time,
         group: GroupId,
@@ -561,14 +561,19 @@ impl Service {
     }
 
     /// Records that a part of an incomplete message arrived on a group's stream.
-    pub(crate) fn on_part_of_peer_message(&mut self, now: Time, group: GroupId, id: ConnectionId) {
+    pub(crate) fn handle_part_of_peer_message(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        id: ConnectionId,
+    ) {
         if let Some(hosted) = self.hosted(group).filter(|hosted| hosted.stream == Some(id)) {
             hosted.replica.on_part_of_message(now);
         }
     }
 
     /// Handles the loss of a connection that carried a group's stream.
-    pub(crate) fn on_stream_closed(&mut self, now: Time, group: GroupId, id: ConnectionId) {
+    pub(crate) fn handle_stream_closed(&mut self, now: Time, group: GroupId, id: ConnectionId) {
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
         let Some(hosted) = hosted.filter(|hosted| hosted.stream == Some(id)) else { return };
         hosted.stream = None;
@@ -615,8 +620,8 @@ impl Service {
         }
     }
 
-    /// Returns the streams to dial now. The engine reports each result with [`Service::on_dialled`] or
-    /// [`Service::on_dial_failed`].
+    /// Returns the streams to dial now. The engine reports each result with [`Service::handle_dialled`] or
+    /// [`Service::handle_dial_failed`].
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.keep_streams(now);
         let mut due = Vec::new();
@@ -632,7 +637,7 @@ impl Service {
     }
 
     /// Records that a dialled stream is connected, with `id` as its connection.
-    pub(crate) fn on_dialled(&mut self, now: Time, group: GroupId, id: ConnectionId) {
+    pub(crate) fn handle_dialled(&mut self, now: Time, group: GroupId, id: ConnectionId) {
         let cluster = self.identity.cluster;
         let at = self.hosted.iter().position(|hosted| hosted.replica.group() == group);
         let Some(hosted) = at.map(|at| &mut self.hosted[at]) else { return };
@@ -648,7 +653,7 @@ impl Service {
     }
 
     /// Records that a stream could not be connected and schedules a retry.
-    pub fn on_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
+    pub fn handle_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
         if let Some(dial) = hosted.and_then(|hosted| hosted.dial.as_mut()) {
             dial.retry(now);
@@ -741,7 +746,7 @@ impl Service {
     }
 
     /// Records the proof that a process is dead.
-    pub fn on_exited(&mut self, now: Time, member: Member) {
+    pub fn handle_exited(&mut self, now: Time, member: Member) {
         for hosted in &mut self.hosted {
             hosted.replica.on_exited(now, member);
         }
@@ -793,7 +798,7 @@ impl Service {
     }
 
     /// Performs all work that is due.
-    pub(crate) fn on_time(&mut self, now: Time) {
+    pub(crate) fn handle_timeout(&mut self, now: Time) {
         self.leave_memory_to_connections();
         for hosted in &mut self.hosted {
             if hosted.replica.next_timeout().is_some_and(|due| due <= now) {
@@ -804,13 +809,13 @@ impl Service {
         }
     }
 
-    /// Returns when [`crate::Shard::on_tick`] must be called next.
-    pub fn next_timeout(&self) -> Option<Time> {
+    /// Returns when [`crate::Shard::handle_tick`] must be called next.
+    pub fn poll_timeout(&self) -> Option<Time> {
         self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout()).min()
     }
 
     /// Returns when [`crate::Shard::due_dials`] must be called next.
-    pub fn next_dial(&self) -> Option<Time> {
+    pub fn poll_dial(&self) -> Option<Time> {
         let dials = self.hosted.iter().filter_map(|hosted| match hosted.dial.as_ref()?.state {
             DialState::Due(at) => Some(at),
             DialState::Connecting | DialState::Connected => None,

@@ -15,9 +15,9 @@ use kv_protocol::ids::{GroupId, ShardId, Time};
 
 use crate::address::Address;
 use crate::connection::Connection;
+use crate::connection_table::ConnectionTable;
 use crate::handshake::{Handshake, HelloBounds, Port};
 use crate::input::Input;
-use crate::output::slot_of;
 use crate::peer::Peer;
 use crate::service::Service;
 
@@ -63,9 +63,8 @@ pub struct Shard {
     /// The replicas.
     pub service: Service,
     bounds: HelloBounds,
-    /// The receiving side of every connection, in the slot of its id. The sending sides are in the same slots of
-    /// `service.outputs`, because serving one connection may append to the output of others.
-    receivers: Vec<Option<Receiver>>,
+    /// The receiving sides. The sending sides are in `service.outputs`.
+    receivers: ConnectionTable<Receiver>,
     /// Accepted connections that may not have completed their hello, oldest first, for each port.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
     /// The number of bytes of long values that this wake-up may still send.
@@ -94,7 +93,7 @@ impl Shard {
         Shard {
             service,
             bounds,
-            receivers: Vec::new(),
+            receivers: ConnectionTable::default(),
             awaiting_hello: Default::default(),
             readers_left: READERS_BYTES,
             transmitting: None,
@@ -121,7 +120,7 @@ impl Shard {
         if port == Port::Servers {
             self.bound_awaiting_hello(port, id);
         }
-        self.on_bytes(now, id, received);
+        self.handle_bytes(now, id, received);
         id
     }
 
@@ -131,7 +130,7 @@ impl Shard {
             let address = self.receiver(id).map_or(Address::UNKNOWN, |receiver| receiver.address);
             self.put(id, input_of(port, now, id));
             self.set_address(id, address);
-            self.on_bytes(now, id, &received);
+            self.handle_bytes(now, id, &received);
         }
     }
 
@@ -146,7 +145,7 @@ impl Shard {
     /// Registers a connection that was dialled for a group's stream.
     pub fn open_stream(&mut self, now: Time, group: GroupId) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.service.on_dialled(now, group, id);
+        self.service.handle_dialled(now, group, id);
         let peer = Peer::dialled(now, id, group, &mut self.service);
         self.put(id, Input::Peer(peer));
         id
@@ -160,13 +159,13 @@ impl Shard {
     }
 
     /// Processes bytes received on a connection.
-    pub fn on_bytes(&mut self, now: Time, id: ConnectionId, received: &[u8]) {
+    pub fn handle_bytes(&mut self, now: Time, id: ConnectionId, received: &[u8]) {
         self.note_received(now);
         if self.service.outputs.get(id).is_none_or(|output| output.is_closing()) {
             return;
         }
-        if let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id)) {
-            receiver.input.on_bytes(now, &mut self.service, received);
+        if let Some(receiver) = self.receivers.get_mut(id) {
+            receiver.input.handle_bytes(now, &mut self.service, received);
         }
     }
 
@@ -191,19 +190,19 @@ impl Shard {
     pub fn take_input_back(&mut self, now: Time, id: ConnectionId, buffer: Vec<u8>) {
         self.note_received(now);
         if self.service.outputs.get(id).is_some()
-            && let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id))
+            && let Some(receiver) = self.receivers.get_mut(id)
         {
             receiver.input.take_input_back(now, &mut self.service, buffer);
         }
     }
 
     /// Handles the end of input, after the other side has shut down its sending direction.
-    pub fn on_end_of_input(&mut self, now: Time, id: ConnectionId) {
+    pub fn handle_end_of_input(&mut self, now: Time, id: ConnectionId) {
         if mutations::is_open(Mutation::HalfClosedStreamKept) && self.is_stream(id) {
             return;
         }
-        let responses_are_due =
-            self.input(id).is_some_and(|input| input.is_served_after_end_of_input());
+        let responses_are_due = !mutations::is_open(Mutation::HalfClosedClientDropped)
+            && self.input(id).is_some_and(|input| input.is_served_after_end_of_input());
         if let Some(output) = self.service.outputs.get(id) {
             if responses_are_due || output.is_closing() {
                 output.close_after_responses(now);
@@ -215,9 +214,9 @@ impl Shard {
 
     /// Records that a connection's first `count` unsent bytes were sent, and continues work that waited for room in
     /// the output.
-    pub fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
+    pub fn handle_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
         self.service.outputs.set_now(now);
-        self.service.outputs.on_sent(now, id, count);
+        self.service.outputs.handle_sent(now, id, count);
         self.go_on_if_drained(now, id);
     }
 
@@ -227,7 +226,7 @@ impl Shard {
     }
 
     /// Takes all bytes that a connection has to send. Returns the buffer and the offset of the first byte. The bytes
-    /// count as unsent until [`Shard::on_sent`]. Returns `None` if there are none, or if the engine still has earlier
+    /// count as unsent until [`Shard::handle_sent`]. Returns `None` if there are none, or if the engine still has earlier
     /// ones.
     pub fn take_unsent(&mut self, id: ConnectionId) -> Option<(Vec<u8>, usize)> {
         self.service.outputs.get(id)?.take()
@@ -264,7 +263,7 @@ impl Shard {
     }
 
     /// Marks a connection for closing, because its socket has failed.
-    pub fn on_failed(&mut self, id: ConnectionId) {
+    pub fn handle_failure(&mut self, id: ConnectionId) {
         self.service.outputs.kill(id);
     }
 
@@ -286,7 +285,7 @@ impl Shard {
                 (false, false) => Fate::Read,
             };
         }
-        let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id)) else { return Fate::Close };
+        let Some(receiver) = self.receivers.get_mut(id) else { return Fate::Close };
         if let Input::Handshake(handshake) = &receiver.input
             && let Some(shard) = handshake.wanted()
         {
@@ -300,16 +299,16 @@ impl Shard {
         if self.service.outputs.get(id).is_none() {
             return;
         }
-        let receiver = self.receivers.get_mut(slot_of(id)).and_then(Option::take);
+        let receiver = self.receivers.remove(id);
         if let Some(mut receiver) = receiver {
-            receiver.input.on_closed(now, &mut self.service);
+            receiver.input.handle_closed(now, &mut self.service);
         }
         self.service.outputs.close(id);
         self.service.unpin_released();
     }
 
     /// Returns the next bytes to send to a reader of long values, one piece for each reader in turn. After the send,
-    /// the engine must call [`Shard::on_transmitted`]. Returns `None` when there is no reader or the wake-up has sent
+    /// the engine must call [`Shard::handle_transmitted`]. Returns `None` when there is no reader or the wake-up has sent
     /// enough. If [`Shard::has_readers`] is true then, the engine must wake up again at once and serve all other work
     /// first.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit<'_>> {
@@ -337,10 +336,10 @@ impl Shard {
 
     /// Records the number of bytes of the last transmit that the socket has accepted. It is 0 if the send failed:
     /// the next ordinary send returns the error again.
-    pub fn on_transmitted(&mut self, now: Time, sent: usize) {
+    pub fn handle_transmitted(&mut self, now: Time, sent: usize) {
         let Some((id, offered)) = self.transmitting.take() else { return };
         let sent = sent.min(offered);
-        self.service.on_transmitted(id, offered, sent);
+        self.service.handle_transmitted(id, offered, sent);
         self.readers_left = self.readers_left.saturating_sub(sent.max(READER_COST));
         self.go_on_if_drained(now, id);
     }
@@ -355,7 +354,7 @@ impl Shard {
         while let Some(&id) = self.service.waiting_frames.front() {
             let is_there = self.service.outputs.get(id).is_some();
             if is_there
-                && let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id))
+                && let Some(receiver) = self.receivers.get_mut(id)
                 && receiver.input.still_waits(now, &mut self.service)
             {
                 return;
@@ -366,9 +365,9 @@ impl Shard {
 
     fn go_on_if_drained(&mut self, now: Time, id: ConnectionId) {
         if self.service.outputs.has_room_again(id)
-            && let Some(Some(receiver)) = self.receivers.get_mut(slot_of(id))
+            && let Some(receiver) = self.receivers.get_mut(id)
         {
-            receiver.input.on_output_drained(now, &mut self.service);
+            receiver.input.handle_output_drained(now, &mut self.service);
         }
     }
 
@@ -387,7 +386,7 @@ impl Shard {
     /// Performs the timed work of the replicas. The engine must call it every 100 ms or sooner. After a longer interval
     /// the work is postponed until the input that arrived meanwhile is processed. Otherwise the shard would treat its
     /// own pause as silence of other servers.
-    pub fn on_tick(&mut self, now: Time) {
+    pub fn handle_tick(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.note_call(now);
         self.service.look(now);
@@ -395,7 +394,7 @@ impl Shard {
         let waits = self.has_stood && self.deferred < MOST_DEFERRED;
         self.deferred = if waits { self.deferred + 1 } else { 0 };
         if !waits || mutations::is_open(Mutation::JudgedBeforeRead) {
-            self.service.on_time(now);
+            self.service.handle_timeout(now);
         }
     }
 
@@ -440,7 +439,7 @@ impl Shard {
                 }
                 continue;
             }
-            let Some(Some(Receiver { input, .. })) = self.receivers.get_mut(slot_of(id)) else {
+            let Some(Receiver { input, .. }) = self.receivers.get_mut(id) else {
                 continue;
             };
             if is_awaited && input.is_stalled_under_pressure(now) {
@@ -470,8 +469,7 @@ impl Shard {
     pub fn close_idle(&mut self, from: Address, most: usize) -> usize {
         let Shard { service, receivers, .. } = self;
         let mut idle: Vec<(Time, ConnectionId)> = receivers
-            .iter()
-            .flatten()
+            .values()
             .filter(|receiver| receiver.address == from)
             .filter_map(|receiver| match &receiver.input {
                 Input::Client(connection) => connection.idle(),
@@ -503,9 +501,9 @@ impl Shard {
     /// and no frame may be incomplete. The text omits times and log limits of dials, and connections other than the
     /// group's stream.
     pub fn describe(&self, group: GroupId) -> String {
-        let receiver = self.service.stream(group).and_then(|id| self.receivers.get(slot_of(id)));
+        let receiver = self.service.stream(group).and_then(|id| self.receivers.get(id));
         let stage = match receiver {
-            Some(Some(Receiver { input: Input::Peer(peer), .. })) => peer.describe(),
+            Some(Receiver { input: Input::Peer(peer), .. }) => peer.describe(),
             _ => String::new(),
         };
         let (called_at, deferred) = (self.called_at, self.deferred);
@@ -518,18 +516,14 @@ impl Shard {
 
     fn receiver(&mut self, id: ConnectionId) -> Option<&mut Receiver> {
         self.service.outputs.get(id)?;
-        self.receivers.get_mut(slot_of(id))?.as_mut()
+        self.receivers.get_mut(id)
     }
 
     fn put(&mut self, id: ConnectionId, input: Input) {
-        let slot = slot_of(id);
-        if slot >= self.receivers.len() {
-            self.receivers.resize_with(slot + 1, || None);
-        }
         if matches!(input, Input::Client(_)) {
             self.service.outputs.count_memory(id);
         }
-        self.receivers[slot] = Some(Receiver { input, address: Address::UNKNOWN });
+        self.receivers.insert(id, Receiver { input, address: Address::UNKNOWN });
     }
 
     /// Closes the oldest connection without a completed hello if there are too many of them.

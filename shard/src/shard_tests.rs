@@ -17,7 +17,7 @@ fn silent_connections_make_room_for_newer_ones() {
     let mut shard = shard(0);
     let silent: Vec<ConnectionId> =
         (0..MAX_AWAITING_HELLO).map(|_| shard.open_accepted(NOW, Port::Clients)).collect();
-    shard.on_bytes(NOW, silent[0], &hello());
+    shard.handle_bytes(NOW, silent[0], &hello());
     shard.adopt_accepted(NOW, silent[0]);
     let newest = shard.open_accepted(NOW, Port::Clients);
     assert_eq!(shard.fate(silent[1]), Fate::Read, "the connection with a hello no longer counts");
@@ -34,9 +34,9 @@ fn a_connection_goes_to_its_requested_shard_with_all_received_bytes() {
     let id = shard.open_accepted(NOW, Port::Clients);
     let mut bytes = hello();
     bytes.extend_from_slice(b"more");
-    shard.on_bytes(NOW, id, &bytes[..5]);
+    shard.handle_bytes(NOW, id, &bytes[..5]);
     assert_eq!(shard.fate(id), Fate::Read);
-    shard.on_bytes(NOW, id, &bytes[5..]);
+    shard.handle_bytes(NOW, id, &bytes[5..]);
     assert_eq!(shard.fate(id), Fate::HandOver(ShardId(0)));
     assert_eq!(shard.take_handshake(id), Some((Port::Clients, bytes)));
     shard.close(NOW, id);
@@ -53,8 +53,8 @@ fn a_lost_stream_is_dialled_again_with_growing_back_off() {
     for _ in 0..12 {
         assert_eq!(shard.due_dials(now), [(GROUP, address)]);
         assert!(shard.due_dials(now).is_empty(), "dialled twice at once");
-        shard.service.on_dial_failed(now, GROUP, "refused");
-        let due = shard.service.next_dial().unwrap();
+        shard.service.handle_dial_failed(now, GROUP, "refused");
+        let due = shard.service.poll_dial().unwrap();
         pauses.push(due.since(now));
         now = due;
     }
@@ -80,7 +80,7 @@ fn a_stream_that_is_repeatedly_lost_is_dialled_with_growing_back_off_until_an_ac
     let lose_and_dial = |now: &mut Time, pair: &mut Pair| {
         pair.primary.close(*now, pair.dialled);
         pair.secondary.close(*now, pair.accepted);
-        let due = pair.primary.service.next_dial().unwrap();
+        let due = pair.primary.service.poll_dial().unwrap();
         let pause = due.since(*now);
         *now = due;
         let now = *now;
@@ -90,9 +90,9 @@ fn a_stream_that_is_repeatedly_lost_is_dialled_with_growing_back_off_until_an_ac
         // The first round carries the challenge and the proof, the second one the hello and the welcome.
         for _ in 0..2 {
             let there = take_output(&mut pair.primary, pair.dialled);
-            pair.secondary.on_bytes(now, pair.accepted, &there);
+            pair.secondary.handle_bytes(now, pair.accepted, &there);
             let back = take_output(&mut pair.secondary, pair.accepted);
-            pair.primary.on_bytes(now, pair.dialled, &back);
+            pair.primary.handle_bytes(now, pair.dialled, &back);
         }
         assert!(
             pair.primary.service.reports(NOW).any(|report| report.connected),
@@ -115,7 +115,7 @@ fn the_end_of_a_drain_is_published_at_once() {
     assert!(idle.service.take_news() && idle.service.is_drained());
     let mut pair = Pair::joined();
     let id = client(&mut pair.primary);
-    pair.primary.on_bytes(NOW, id, &put(1, key(), b"v"));
+    pair.primary.handle_bytes(NOW, id, &put(1, key(), b"v"));
     pair.primary.service.drain();
     pair.primary.service.take_news();
     assert!(!pair.primary.service.take_news() && !pair.primary.service.is_drained());
@@ -127,7 +127,7 @@ fn the_end_of_a_drain_is_published_at_once() {
 fn silence_counts_only_while_the_shard_itself_runs() {
     let mut pair = Pair::joined();
     let silent_ms = |pair: &mut Pair, now| {
-        pair.secondary.on_tick(now);
+        pair.secondary.handle_tick(now);
         pair.secondary.service.reports(now).next().expect("a view").silent_ms
     };
     let heard = silent_ms(&mut pair, NOW);
@@ -146,14 +146,14 @@ fn silence_counts_only_while_the_shard_itself_runs() {
     let later = woke + Duration::from_secs(1);
     pair.primary.finish_wake_up(later);
     let said = take_output(&mut pair.primary, pair.dialled);
-    pair.secondary.on_bytes(later, pair.accepted, &said);
+    pair.secondary.handle_bytes(later, pair.accepted, &said);
     let last = (0..=6).map(|n| silent_ms(&mut pair, later + Duration::from_millis(n * 100))).last();
     assert_eq!(last, Some(600));
     // A message arrives between two checks, and then the process is paused.
     let heard = later + Duration::from_millis(650);
     pair.primary.finish_wake_up(heard);
     let said = take_output(&mut pair.primary, pair.dialled);
-    pair.secondary.on_bytes(heard, pair.accepted, &said);
+    pair.secondary.handle_bytes(heard, pair.accepted, &said);
     assert!(silent_ms(&mut pair, heard + Duration::from_secs(2)) <= 100, "it stood");
 }
 
@@ -166,13 +166,13 @@ fn the_longest_idle_connections_of_an_address_are_closed_and_no_busy_ones() {
         let id = shard.adopt(now, Port::Clients, &hello());
         shard.set_address(id, from);
         let welcome = shard.unsent(id).len();
-        shard.on_sent(now, id, welcome);
+        shard.handle_sent(now, id, welcome);
         id
     };
     let (oldest, of_other, asks) = (open(0, crowd), open(0, other), open(0, crowd));
     let (second, newest) = (open(10, crowd), open(20, crowd));
     // This connection has sent a part of a request.
-    shard.on_bytes(NOW, asks, &[1, 0, 0]);
+    shard.handle_bytes(NOW, asks, &[1, 0, 0]);
     assert_eq!(shard.close_idle(crowd, 2), 2);
     for closed in [oldest, second] {
         assert_eq!(shard.fate(closed), Fate::Close);
@@ -190,9 +190,9 @@ fn an_address_that_begins_sessions_without_end_delays_only_its_own_clients() {
     let ask = |pair: &mut Pair, client: u128, seq: u64, from: Address| {
         let id = pair.primary.adopt(NOW, Port::Clients, &[]);
         pair.primary.set_address(id, from);
-        pair.primary.on_bytes(NOW, id, &hello_of(client));
+        pair.primary.handle_bytes(NOW, id, &hello_of(client));
         take_output(&mut pair.primary, id);
-        pair.primary.on_bytes(NOW, id, &put(seq, key(), b"v"));
+        pair.primary.handle_bytes(NOW, id, &put(seq, key(), b"v"));
         pair.exchange();
         let told = told(&take_output(&mut pair.primary, id));
         pair.primary.close(NOW, id);

@@ -127,7 +127,7 @@ pub(crate) fn take_output(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
 fn said(now: Time, shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     shard.finish_wake_up(now);
     let bytes = shard.unsent(id).to_vec();
-    shard.on_sent(now, id, bytes.len());
+    shard.handle_sent(now, id, bytes.len());
     bytes
 }
 
@@ -140,7 +140,7 @@ pub(crate) fn serve_readers(
 ) -> bool {
     while let Some(transmit) = shard.poll_transmit(now) {
         let sent = send(transmit.id, &transmit.parts);
-        shard.on_transmitted(now, sent);
+        shard.handle_transmitted(now, sent);
     }
     shard.has_readers()
 }
@@ -154,7 +154,7 @@ pub(crate) fn take_output_at(now: Time, shard: &mut Shard, id: ConnectionId) -> 
         if bytes.is_empty() && !shard.has_readers() {
             return all;
         }
-        shard.on_sent(now, id, bytes.len());
+        shard.handle_sent(now, id, bytes.len());
         all.extend(bytes);
     }
 }
@@ -244,9 +244,9 @@ impl Pair {
     pub(crate) fn exchange_at(&mut self, now: Time) {
         loop {
             let there = said(now, &mut self.primary, self.dialled);
-            self.secondary.on_bytes(now, self.accepted, &there);
+            self.secondary.handle_bytes(now, self.accepted, &there);
             let back = said(now, &mut self.secondary, self.accepted);
-            self.primary.on_bytes(now, self.dialled, &back);
+            self.primary.handle_bytes(now, self.dialled, &back);
             if there.is_empty() && back.is_empty() {
                 return;
             }

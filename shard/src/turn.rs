@@ -115,7 +115,7 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
         engine.submit();
         while let Some(transmit) = shard.poll_transmit(now) {
             let sent = engine.send(&transmit);
-            shard.on_transmitted(now, sent);
+            shard.handle_transmitted(now, sent);
         }
         settle(engine, shard, &mut budget);
     }

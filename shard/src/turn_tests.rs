@@ -33,7 +33,7 @@ impl Engine for Slow {
     fn serve_streams(&mut self, shard: &mut Shard) -> bool {
         self.now = self.now + LATE;
         for bytes in self.bytes.drain(..self.noted) {
-            shard.on_bytes(self.now, self.stream, &bytes);
+            shard.handle_bytes(self.now, self.stream, &bytes);
         }
         true
     }
@@ -50,7 +50,7 @@ impl Engine for Slow {
 
     fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize {
         let bytes = shard.unsent(id).to_vec();
-        shard.on_sent(now, id, bytes.len());
+        shard.handle_sent(now, id, bytes.len());
         self.sent.extend(bytes);
         0
     }
@@ -64,7 +64,7 @@ impl Engine for Slow {
 fn the_grace_of_an_ack_begins_after_the_acknowledged_bytes_were_received() {
     let mut pair = Pair::joined();
     let later = NOW + Duration::from_millis(100);
-    pair.primary.on_tick(later);
+    pair.primary.handle_tick(later);
     pair.primary.finish_wake_up(later);
     let beacon = pair.primary.unsent(pair.dialled).to_vec();
     assert!(!beacon.is_empty());
@@ -81,14 +81,14 @@ fn the_grace_of_an_ack_begins_after_the_acknowledged_bytes_were_received() {
 fn a_shard_that_was_not_scheduled_checks_its_sockets_before_it_runs_its_timers() {
     let mut pair = Pair::joined();
     let later = NOW + Duration::from_millis(100);
-    pair.primary.on_tick(later);
+    pair.primary.handle_tick(later);
     pair.primary.finish_wake_up(later);
     let beacon = pair.primary.unsent(pair.dialled).to_vec();
     // The shard is not called for a while. The engine has not recorded the bytes that arrived meanwhile yet.
     let stood = later + Duration::from_secs(2);
     let (stream, now) = (pair.accepted, stood);
     let mut engine = Slow { stream, bytes: vec![beacon], noted: 0, now, sent: Vec::new() };
-    pair.secondary.on_tick(stood);
+    pair.secondary.handle_tick(stood);
     pair.secondary.begin_wake_up(stood);
     run(&mut engine, &mut pair.secondary, stood, true);
     assert!(engine.bytes.is_empty(), "the bytes were not read from the socket");

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   at an event                       promises that a single input or response can break
-//!   after every wake-up of a shard    promises about the replicas that woke
+//!   after every wake-up of a shard    promises about the replicas of this shard
 //!   every thousand events             the digests of all replicas; every 40th time, one shard in full
 //!   at the end                        every table, and every key's history
 //! ```
@@ -19,7 +19,7 @@ use crate::invariants::{
 use crate::server::SentResponse;
 use crate::world::World;
 
-/// A group's shard.
+/// One shard of a group.
 pub type Place = (GroupId, usize);
 
 /// The identity of a client's operation. It is the same in all retries.
@@ -73,7 +73,7 @@ impl Checks {
     /// Checks the replicas of a shard after its wake-up.
     ///
     /// # Errors
-    /// The broken promise.
+    /// The first promise that a replica, or the connections of its process, break.
     pub fn after_wake(
         &mut self,
         world: &World,
@@ -115,16 +115,17 @@ impl Checks {
     /// Checks a view that the coordinator sends in an order or in a map.
     ///
     /// # Errors
-    /// The broken promise.
+    /// A violation of invariant 5, if the version names another view.
     pub fn on_view_told(&mut self, cluster: ClusterId, view: &View) -> Result<(), Violation> {
         views::version_names_one_view(&mut self.views, cluster, view)
     }
 
-    /// Checks and records a replica's final response to a client's write. `asked_at` is the time at which the
-    /// client began the write.
+    /// Checks and records a replica's final response to a client's write. `client` identifies the client, and `name` is
+    /// the client id of its session. `asked_at` is the time at which the client began the write. Both are 0 if the
+    /// operation has already ended at the client.
     ///
     /// # Errors
-    /// The broken promise.
+    /// The first promise that the response breaks.
     pub fn on_write_answered(
         &mut self,
         world: &World,
@@ -151,7 +152,7 @@ impl Checks {
     /// Checks a SESSION_EXPIRED response to a client with this session name.
     ///
     /// # Errors
-    /// The broken promise.
+    /// A violation of invariant 23, if the session was used recently.
     pub fn on_expired(
         &mut self,
         world: &World,
@@ -167,7 +168,7 @@ impl Checks {
     /// Compares replicas. It is called every thousand events.
     ///
     /// # Errors
-    /// The broken promise.
+    /// A violation of invariant 3, if two replicas differ.
     pub fn every_thousand(&mut self, world: &World) -> Result<(), Violation> {
         self.compared.digests += copies::digests_agree(world)?;
         self.thousands += 1;
@@ -175,7 +176,7 @@ impl Checks {
             return Ok(());
         }
         let places: Vec<Place> = copies::places(world).collect();
-        let turn = usize::try_from(self.thousands / THOUSANDS_A_COMPARISON).expect("it is small");
+        let turn = usize::try_from(self.thousands / THOUSANDS_A_COMPARISON).expect("it fits");
         let is_made = copies::contents_agree(world, places[turn % places.len()])?;
         self.compared.contents += u64::from(is_made);
         Ok(())
@@ -184,7 +185,7 @@ impl Checks {
     /// Runs the final checks, after all faults have ended and every group is home.
     ///
     /// # Errors
-    /// The broken promise.
+    /// The first promise that the replicas or the history of a key break.
     pub fn at_end(&mut self, world: &World) -> Result<(), Violation> {
         self.compared.digests += copies::digests_agree(world)?;
         for place in copies::places(world) {

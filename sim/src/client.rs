@@ -34,9 +34,9 @@ use flight::{Session, Stage};
 
 /// The deadline of an operation, in nanoseconds.
 pub const DEADLINE: u64 = 5_000_000_000;
-/// The time without a response after which a client requests the map.
+/// The time without a response after which a client requests the map, in nanoseconds.
 const SILENCE: u64 = 150_000_000;
-/// The interval between further requests for the map.
+/// The interval between further requests for the map, in nanoseconds.
 const ASK_AGAIN: u64 = 100_000_000;
 const FIRST_PAUSE: u64 = 1_000_000;
 const LAST_PAUSE: u64 = 50_000_000;
@@ -71,12 +71,12 @@ pub struct Client {
     pub process: u32,
     /// The time until which the client waits for the response to its last map request.
     pub asks_map_until: u64,
-    /// True if the client only reads, many keys at the same time, and requests the map only after a WRONG_VIEW. So
-    /// it would continue to read from an old primary that serves by mistake.
+    /// True if the client only reads, many keys at the same time, and requests no map when a response is late. So it
+    /// would continue to read from an old primary that serves by mistake.
     pub is_reader: bool,
     /// The time before which the client begins no operation.
     pub rests_until: u64,
-    /// The number of new sessions that replaced sessions expired by the servers.
+    /// The number of sessions that replaced expired or shared ones. A clone starts at 1,000.
     pub fresh_sessions: u64,
 }
 
@@ -125,12 +125,12 @@ impl Client {
         if self.is_reader { 40 } else { 4 }
     }
 
-    /// Begins an operation.
+    /// Begins an operation. Does nothing if the client has no map.
     pub fn begin(&mut self, now: u64, plan: Plan) {
         let Plan { slot, key, floor, mut asked, condition, value, timeout, settling } = plan;
         if self.is_clone && asked == Asked::Delete {
-            // A clone does not delete, because two deletes of one key with the same sequence number are the same
-            // request for the servers.
+            // A clone does not delete: the servers cannot distinguish two deletes of one key with the same sequence
+            // number.
             asked = Asked::Read;
         }
         let Some(map) = &self.map else { return };
@@ -224,7 +224,7 @@ impl Client {
         let Some((view, address)) = known else {
             return wishes.push(Wish::Map);
         };
-        let flight = self.flights.get_mut(&id).expect("it was there");
+        let flight = self.flights.get_mut(&id).expect("the flight was found");
         if let Some(session) = self.sessions.get(&flight.place)
             && session.client == flight.client
         {
@@ -348,8 +348,8 @@ impl Client {
         wishes.push(Wish::Ended(Box::new(flight), responded, version));
     }
 
-    /// Moves a write to a new session with another name. The servers had expired its session, and the write was
-    /// sent only once, so it was not executed.
+    /// Moves a write to a new session with another name. The servers had expired its session, and they
+    /// executed none of its requests, so the write was not done.
     fn begin_session_anew(&mut self, now: u64, id: u64) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
         let (place, name) = (flight.place, flight.client);
@@ -444,7 +444,7 @@ impl Client {
         }
     }
 
-    /// Handles a restore of the client's cluster, which has a new cluster id.
+    /// Handles a restore of the client's cluster: operations in flight are sent to the restored cluster.
     pub fn follow(&mut self, now: u64) {
         self.views.clear();
         self.connections.clear();

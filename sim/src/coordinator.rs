@@ -27,12 +27,12 @@ pub struct Coordinator {
     pub paused_until: u64,
     /// The total time for which the process was paused, including the current pause.
     pub slept: u64,
-    /// Heartbeat connections, with the server that sends on each.
+    /// Admitted heartbeat connections, with the server that sends on each.
     pub links: BTreeMap<ConnectionNumber, (LinkId, Option<ServerId>)>,
     next_link: u64,
     /// Open order connections, by process.
     pub orders: BTreeMap<Member, ConnectionNumber>,
-    /// The time of the next timer wake-up.
+    /// The time of the next wake-up for a timer; `None` if none is scheduled.
     pub wake_at: Option<u64>,
     shape: Shape,
     /// The origin of a restored cluster.
@@ -50,7 +50,7 @@ pub struct Shape {
     pub shards: u16,
     /// The policy on a double fault.
     pub on_double_fault: DoubleFault,
-    /// The seed from which the names of the cluster's processes are drawn.
+    /// The seed from which each coordinator process derives the incarnations of the servers that it starts.
     pub seed: u64,
 }
 
@@ -91,7 +91,8 @@ impl Coordinator {
         }
     }
 
-    /// Creates a coordinator with an empty disk that founds another cluster from the dumps of the previous one.
+    /// Starts the next coordinator process with an empty disk. It founds another cluster from the dumps of the
+    /// previous one.
     pub fn restore(
         &mut self,
         cluster: ClusterId,
@@ -124,7 +125,7 @@ impl Coordinator {
         self.paused_until = 0;
     }
 
-    /// Starts the next coordinator process from the state on disk.
+    /// Starts the next coordinator process from the state on disk. Without a state, it founds the cluster again.
     pub fn restart(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.term += 1;
         let restarted = match self.disk.clone() {

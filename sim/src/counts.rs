@@ -31,23 +31,24 @@ pub struct Counts {
     pub events: u64,
     /// The simulated time, in nanoseconds.
     pub simulated: u64,
-    /// The number of writes acknowledged with OK.
+    /// The number of OK responses of servers to writes, including repeated ones.
     pub acked: u64,
-    /// The number of operations that ended with a definite response, without settled writes.
+    /// The number of reads with a result, and of writes that were done, failed their condition or had nothing to
+    /// delete. Settled writes are not included.
     pub operations: u64,
-    /// The number of operations that ended in doubt.
+    /// The number of operations that ended in doubt, including writes that were settled later.
     pub in_doubt: u64,
     /// The number of writes in doubt that were settled as done.
     pub settled_done: u64,
     /// The number of writes in doubt that were settled as not done.
     pub settled_not_done: u64,
-    /// The number of writes that could not be settled because the servers had expired their session.
+    /// The number of writes whose outcome stays unknown because the servers had expired their session.
     pub undecided: u64,
     /// The number of operations without effect: every request was rejected, or none was sent before the deadline.
     pub refused: u64,
     /// The number of operations without effect because the group was LOST.
     pub lost: u64,
-    /// The number of new sessions that replaced sessions expired by the servers.
+    /// The number of sessions that replaced expired or shared ones, plus 1,000 for each clone.
     pub fresh_sessions: u64,
     /// The number of faults, by kind and by the recovery step in which they struck (6: no recovery in progress).
     pub faults: BTreeMap<&'static str, [u64; 7]>,
@@ -59,9 +60,9 @@ pub struct Counts {
     pub restored: u64,
     /// The number of groups that became LOST by a restore.
     pub lost_by_restore: u64,
-    /// Failed dumps.
+    /// Failed attempts to dump a table.
     pub failed_dumps: u64,
-    /// The number of suspensions during a stop.
+    /// The number of suspensions of one or all servers during a stop.
     pub stop_suspends: u64,
     /// The number of suspensions during the start of a restored cluster.
     pub restore_suspends: u64,
@@ -73,6 +74,8 @@ pub struct Counts {
     pub handed_over: u64,
     /// The number of connections that a client reset with requests in flight.
     pub resets: u64,
+    /// The number of connections whose sending direction a client shut down with requests in flight.
+    pub half_closes: u64,
     /// The number of writes with a wrong digest.
     pub forged: u64,
     /// The number of values read that are long enough to be sent directly from the table.
@@ -135,6 +138,7 @@ impl Counts {
         self.load += other.load;
         self.handed_over += other.handed_over;
         self.resets += other.resets;
+        self.half_closes += other.half_closes;
         self.forged += other.forged;
         self.long_values += other.long_values;
         self.with_write_in_flight += other.with_write_in_flight;
@@ -160,14 +164,15 @@ impl Counts {
         least("writes settled as not done".to_owned(), self.settled_not_done, SETTLED);
         least("comparisons of two digests".to_owned(), self.digests_compared, 1);
         least("comparisons of two copies in full".to_owned(), self.copies_compared, 1);
-        least("dumps that failed".to_owned(), self.failed_dumps, 1);
-        least("suspends in a stop".to_owned(), self.stop_suspends, 1);
-        least("suspends in a restore".to_owned(), self.restore_suspends, 1);
+        least("failed dumps".to_owned(), self.failed_dumps, 1);
+        least("suspensions during a stop".to_owned(), self.stop_suspends, 1);
+        least("suspensions during a restore".to_owned(), self.restore_suspends, 1);
         least("periods without a coordinator".to_owned(), self.orphaned, 1);
         least("chunks emptied by compaction".to_owned(), self.emptied_chunks, 1);
         least("requests of load-only clients".to_owned(), self.load, LOAD);
         least("connections handed over".to_owned(), self.handed_over, CLIENTS_WAYS);
         least("connections reset".to_owned(), self.resets, CLIENTS_WAYS);
+        least("connections half-closed".to_owned(), self.half_closes, CLIENTS_WAYS);
         least("writes with a wrong digest".to_owned(), self.forged, CLIENTS_WAYS);
         least("long values read".to_owned(), self.long_values, CLIENTS_WAYS);
         let share = 100 * self.with_write_in_flight / self.all_faults().max(1);
@@ -213,7 +218,7 @@ impl Counts {
             self.settled_done, self.settled_not_done, self.undecided
         );
         text += &format!(
-            "{} rejected, {} on LOST groups; {} sessions begun anew after an expiry\n",
+            "{} rejected, {} on LOST groups; {} sessions replaced\n",
             self.refused, self.lost, self.fresh_sessions
         );
         text += &format!(
@@ -221,17 +226,18 @@ impl Counts {
             self.digests_compared, self.copies_compared
         );
         text += &format!(
-            "{} restores, {} groups LOST; {} dumps failed, {} suspends in a stop\n",
+            "{} restores, {} groups LOST; {} dumps failed, {} suspensions during a stop\n",
             self.restored, self.lost_by_restore, self.failed_dumps, self.stop_suspends
         );
         text += &format!(
-            "{} suspends in a restore, {} periods without a coordinator, {} chunks emptied by \
+            "{} suspensions during a restore, {} periods without a coordinator, {} chunks emptied by \
              compaction, {} requests of load-only clients\n",
             self.restore_suspends, self.orphaned, self.emptied_chunks, self.load
         );
         text += &format!(
-            "clients: {} connections handed over, {} reset, {} writes with a wrong digest, {} long values read\n",
-            self.handed_over, self.resets, self.forged, self.long_values
+            "clients: {} connections handed over, {} reset, {} half-closed, {} writes with a wrong digest, \
+             {} long values read\n",
+            self.handed_over, self.resets, self.half_closes, self.forged, self.long_values
         );
         let faults = self.all_faults();
         let share = 100.0 * self.with_write_in_flight as f64 / faults.max(1) as f64;
@@ -269,6 +275,7 @@ mod tests {
         (counts.restore_suspends, counts.orphaned, counts.emptied_chunks) = (1, 1, 1);
         counts.load = LOAD;
         (counts.handed_over, counts.resets) = (CLIENTS_WAYS, CLIENTS_WAYS);
+        counts.half_closes = CLIENTS_WAYS;
         (counts.forged, counts.long_values) = (CLIENTS_WAYS, CLIENTS_WAYS);
         assert_eq!(counts.missing(), [""; 0]);
         counts.faults.get_mut("crash").unwrap()[2] = 999;

@@ -1,4 +1,4 @@
-//! Dumps in the shipped format: a stopped process writes one to its host's disk, and a new process loads it.
+//! Dumps in the shipped format: a stopping process writes them to its host's disk, and a new process loads them.
 //!
 //! ```text
 //!   Input::Dump to shard 0 -> freezes -> Part -> Job: text -> shard 1 ... -> written -> DumpFile
@@ -13,7 +13,7 @@ use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{GroupId, OrderId, SequenceNumber, ViewVersion};
 use kv_shard::{DumpedEntries, LoadPiece, Service};
 
-/// An owned entry of a table.
+/// An owned entry of a table: key, value and version.
 type Entry = (Vec<u8>, Vec<u8>, SequenceNumber);
 
 /// One shard's part of a dump.
@@ -63,7 +63,7 @@ impl Part {
 pub struct Job {
     /// The order that requested the dump; `None` if the process leaves by itself.
     pub order: Option<OrderId>,
-    /// The role that the process has at home for the group that is dumped.
+    /// The role of the process in the dumped group when the group is home.
     pub role: ReplicaRole,
     origin: DumpOrigin,
     writer: DumpWriter,
@@ -114,7 +114,8 @@ impl Job {
 pub struct DumpFile {
     /// The bytes of the file.
     pub text: Vec<u8>,
-    /// The digest of the replica's contents, if the file holds all of them, by shard.
+    /// The digest of the replica's contents, by shard; `None` if writes were pending at the dump. Empty if the file is
+    /// incomplete.
     pub contents: Vec<Option<ContentDigest>>,
 }
 
@@ -141,6 +142,6 @@ pub fn load(service: &mut Service, group: GroupId, last: SequenceNumber, dump: &
     let pieces =
         [LoadPiece::Entries(entries), LoadPiece::Records(records.collect()), LoadPiece::End(end)];
     for piece in pieces {
-        service.load(group, piece).expect("a run has memory enough");
+        service.load(group, piece).expect("a run has enough memory");
     }
 }

@@ -12,11 +12,13 @@ use crate::nemesis::Kind;
 use crate::network::{Actor, ConnectionNumber};
 use crate::world::Temptation;
 
-/// The kinds of events.
+/// The content of an event.
 #[derive(Debug)]
 pub enum Happening {
     /// Bytes arrive at an end of a connection.
     Arrive(ConnectionNumber, usize, Vec<u8>),
+    /// An end of a connection observes the end of input: the other end has shut down its sending direction.
+    EndOfInput(ConnectionNumber, usize),
     /// Bytes that a cut held back arrive at an end of a connection.
     Release(ConnectionNumber, usize),
     /// An end of a connection observes that the connection is closed.
@@ -34,11 +36,11 @@ pub enum Happening {
     DialFailed(Actor, Purpose),
     /// An executor wakes up: process, shard.
     WakeShard(usize, usize),
-    /// A process sends a heartbeat, or dials the coordinator again if it has no link.
+    /// The heartbeat timer of a process fires: it sends a heartbeat, or dials the coordinator if it has no link.
     Beat(usize),
-    /// The coordinator wakes up for a timer.
+    /// A timer of the coordinator of this term is due.
     WakeCoordinator(u64),
-    /// The store of this number is durable on the disk of the coordinator of this term.
+    /// A store ends at the coordinator of a term: term, number of the store. It fails if the disk is full.
     Stored(u64, u64),
     /// A spawned process starts.
     Spawned(Member),
@@ -72,12 +74,12 @@ pub enum Happening {
     Nemesis,
     /// A fault strikes in this step of the recovery of a place.
     Strike(usize, u8),
-    /// A fault waits for a write in flight, with this many attempts left.
+    /// The nemesis checks again whether a write is in flight, and then injects a fault: place, kind, step, further
+    /// checks.
     StrikeAgain(usize, Kind, Option<u8>, u8),
     /// The operator moves this place to another host.
     Move(usize),
-    /// The connection between two places in a hand-over is cut once a write is in flight, with this many
-    /// attempts left.
+    /// Two places in a hand-over are cut off from each other once a write is in flight: the places, further checks.
     Part(usize, usize, u8),
     /// All cuts are healed.
     Heal,
@@ -93,9 +95,9 @@ pub enum Happening {
     Signal(usize),
     /// The process at this place is paused, because one of its neighbours received a stop signal.
     StrikeNeighbour(usize),
-    /// An executor of a starved process stalls again, and later as many more times as the number gives.
+    /// A starved executor stalls: process, shard, number of stalls including this one.
     StandAgain(usize, usize, u8),
-    /// No server can reach the coordinator any longer.
+    /// The coordinator becomes unreachable for all servers for a while.
     Orphan,
     /// A process that received a stop signal has waited for its coordinator until the timeout.
     LeaveAlone(usize),
@@ -117,7 +119,7 @@ pub enum Happening {
     Force,
     /// The operator stops the cluster.
     Stop,
-    /// The coordinator of this term has completed the stop.
+    /// The coordinator of this term has completed the stop, or the start of its restored cluster has failed.
     Stopped(u64),
     /// The operator restores the cluster.
     Restore,

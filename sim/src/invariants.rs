@@ -1,8 +1,8 @@
 //! The invariants, and the type of their violations.
 //!
 //! Each function checks a promise, or returns the violation that its caller has detected. The doc comment of the
-//! function gives the number of the invariant. If an invariant has several functions, the table lists the first one;
-//! the others follow it in the file.
+//! function gives the number of the invariant. If several functions check a promise, the table lists the first one; the
+//! others follow it in the file.
 //!
 //! | | promise | function |
 //! |---|---|---|
@@ -28,12 +28,12 @@
 //! | 18 | memory is bounded | [`copies::memory_is_bounded`] |
 //! | 19 | all groups come home | [`groups::home_again`] |
 //! |  | and serve there | [`groups::served_at_rest`] |
-//! | 20 | no named process is killed | [`roles::holders_are_spared`] |
+//! | 20 | no process that a view names is killed | [`roles::holders_are_spared`] |
 //! |  | a leaving server gets no role | [`roles::leavers_get_nothing`] |
 //! |  | no last copy is wiped | [`roles::copies_are_spared`] |
 //! |  | a suspended server keeps its place | [`slowness::sleepers_stay`] |
 //! |  | a slow server costs no other its place | [`slowness::slow_are_spared`] |
-//! | 21 | no grace is owed to a dead process | [`leases::dead_are_not_waited_for`] |
+//! | 21 | no replica waits for a dead process | [`leases::dead_are_not_waited_for`] |
 //! | 22 | holders accept each other's messages | [`messages::streams_are_whole`] |
 //! | 23 | sessions are kept | [`writes::sessions_are_kept`] |
 //! | 26 | a stop ends no process before its data is dumped | [`stops::dumped_before_shutdown`] |
@@ -41,7 +41,7 @@
 //! | 28 | no load moves a view | [`slowness::load_moves_no_view`] |
 //! | 29 | every response has a request on its connection | [`messages::response_without_request`] |
 //!
-//! A panic of a machine counts as number 0.
+//! A panic of a state machine counts as number 0.
 
 use std::fmt;
 

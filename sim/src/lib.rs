@@ -7,11 +7,11 @@
 //!   world        true time, a heap of events, dispatch
 //!     server       a process: a node, and executors that drive shards as an engine does
 //!     dump         dumps on a host's disk, and their loading into a new process
-//!     coordinator  the brain and its disk
+//!     coordinator  its state machine (the brain) and its disk
 //!     client       operations, sessions, retries       workload: their choice
 //!     network      ordered bytes, cuts, breaks         clock: drift
 //!     nemesis      faults
-//!   checks       invariants (by theme); kv_history: is each key one register?
+//!   checks       invariants (by theme); kv_history: linearizability of each key
 //!   counts, trace
 //! ```
 //!

@@ -15,7 +15,7 @@ use kv_sim::{Outcome, run};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
-/// Runs simulated clusters under faults, deterministically, and checks every promise.
+/// Runs deterministic simulations of whole clusters under faults, and checks every promise.
 #[derive(Debug, Parser)]
 struct Args {
     /// Number of fixed seeds; without --minutes or --hours, the run ends after them.
@@ -24,7 +24,8 @@ struct Args {
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
-    /// Run only this seed, and print its whole trace.
+    /// Run only this seed, and print the last 20,000 lines of its trace; after a failure in one group, those of the
+    /// group.
     #[arg(long, conflicts_with_all = ["seeds", "first_seed", "minutes", "hours", "threads", "enough"])]
     seed: Option<u64>,
     /// Run fresh seeds after the fixed ones, until this many minutes have passed.
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 impl Sum {
-    /// Adds the result of a run. Only the trace of a failure is kept, because all traces would fill the memory
+    /// Adds the result of a run. Only the trace of the first failure is kept, because all traces would fill the memory
     /// within an hour.
     fn add(&mut self, outcome: Outcome) {
         self.counts.add(&outcome.counts);
@@ -80,9 +81,9 @@ impl Sum {
     }
 }
 
-/// Runs the fixed seeds and then fresh ones, until the time is over or one has failed.
+/// Runs the fixed seeds, and then fresh seeds until the time is over. A failure ends all runs early.
 fn run_seeds(args: &Args, start: Instant) -> Sum {
-    // The panic message of a machine is printed with the failure, so the default hook is disabled.
+    // The panic message of a state machine is printed with the failure, so the default hook is disabled.
     std::panic::set_hook(Box::new(|_| {}));
     let length = Duration::from_secs_f64(args.minutes * 60.0 + args.hours * 3_600.0);
     // The fresh seeds differ between processes.
@@ -118,7 +119,7 @@ fn progress(args: &Args, length: Duration) -> ProgressBar {
     let total = if length.is_zero() { args.seeds } else { length.as_secs() };
     let bar = ProgressBar::new(total);
     let style = ProgressStyle::with_template("{wide_bar} {msg}, {eta} left");
-    bar.set_style(style.expect("the template is right"));
+    bar.set_style(style.expect("the template is valid"));
     bar
 }
 

@@ -49,7 +49,7 @@ const TIMEOUT: u8 = 250;
 /// The interval between two of these checks, in nanoseconds.
 const LOOK_AGAIN: u64 = 250_000;
 
-/// The probability, per mille, that a copy causes an additional fault.
+/// The probability, per mille, that the start of a copy causes an additional fault.
 const STRIKES_A_COPY: u64 = 100;
 /// The probability, per mille, that a hand-over causes an additional fault.
 const STRIKES_A_HANDOVER: u64 = 300;
@@ -58,7 +58,7 @@ const SHORT_TIMEOUT: u8 = 10;
 
 /// The probability, per mille, that the beginning of a step suspends the whole machine instead.
 const SUSPENDS_A_STEP: u64 = 25;
-/// The name under which suspends of the whole machine are counted.
+/// The name under which suspensions of the whole machine are counted.
 pub const SUSPEND: &str = "suspend";
 
 /// The name under which pauses of all servers together are counted.
@@ -185,8 +185,8 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     world.after(delay, Happening::Strike(usize::from(server.0), step));
 }
 
-/// Pauses the process at a place whose neighbour received a stop signal, for about the duration of an inquiry. So
-/// only the leaving process responds. Does not pause a process whose loss would lose a group.
+/// Pauses the process at a place whose neighbour received a stop signal, for at least about the duration of an inquiry.
+/// So only the leaving process responds.
 pub fn strike_neighbour(world: &mut World, place: usize) {
     let Some(process) = world.running_at(place).filter(|_| !world.is_healing) else { return };
     let with_write = has_write_in_flight(world, place);
@@ -228,7 +228,7 @@ pub fn on_view(world: &mut World, view: &View) {
     }
 }
 
-/// Cuts two places off from each other once one of their writes is in flight.
+/// Cuts two places off from each other once a write of the first one is in flight, or after `timeout` more checks.
 pub fn part(world: &mut World, place: usize, other: usize, timeout: u8) {
     let step = step_of(world, place);
     if world.is_healing || step.is_none() || !is_possible(world, place, Kind::CutBothWays) {
@@ -251,7 +251,7 @@ pub fn on_spawned(world: &mut World, place: usize) {
     }
 }
 
-/// Injects a fault in a step of a recovery: the kind that has struck this step least often.
+/// Injects a fault in a step of a recovery: a random one of the kinds that have struck in this step least often.
 pub fn strike_in_step(world: &mut World, place: usize, step: u8) {
     if world.is_healing || step_of(world, place) != Some(step) {
         return;
@@ -289,7 +289,7 @@ pub fn strike(world: &mut World, place: usize, kind: Kind, step: Option<u8>, tim
     }
 }
 
-/// Counts a prepared stall when it strikes, in the recovery of this place or of a neighbour.
+/// Counts a prepared stall when it strikes. It counts for the recovery step of this place or else of a neighbour.
 pub fn on_stalled(world: &mut World, place: usize) {
     let servers = usize::from(world.config.servers);
     let around = [place, (place + 1) % servers, (place + servers - 1) % servers];
@@ -334,8 +334,8 @@ fn anyone_is_paused(world: &World) -> bool {
         || processes.any(|process| !process.is_at_work(world.now))
 }
 
-/// Returns whether the loss of this place would lose a group: the group's durable view, or the view being stored,
-/// names no other full replica that is alive and working.
+/// Returns whether the loss of this place would lose a group. It would if the group's durable view, or the view being
+/// stored, names no other full replica that is alive and working.
 fn is_last_holder(world: &World, target: usize) -> bool {
     let Some(cluster) = &world.coordinator.cluster else { return true };
     // If the disk is full, the state being stored will be withdrawn, so its views do not count.

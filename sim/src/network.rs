@@ -3,7 +3,8 @@
 //! ```text
 //!   send -> delay -> cut? held until it is healed, as by retransmission
 //!                 -> arrives, in order, possibly in pieces
-//!   break -> each end observes it at its own time; bytes in transit are lost
+//!   shut down -> after the last bytes, the other end observes the end of input; it may still send
+//!   break -> each end observes it at its own time; bytes that arrive later are lost
 //! ```
 //!
 //! Bytes of one connection are never reordered. Bytes of different connections may arrive in any order.
@@ -12,7 +13,8 @@ use std::collections::VecDeque;
 
 use kv_testkit::random::Random;
 
-/// A host of the network: the servers' places, then the coordinator's, then the clients'.
+/// A host of the network. The hosts of the servers are numbered by place; the coordinator's host and the clients' hosts
+/// follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Host(pub usize);
 
@@ -70,6 +72,12 @@ pub struct Connection {
     lag: u64,
     /// True for each end that is open.
     pub open: [bool; 2],
+    /// True for each end that has shut down its sending direction.
+    shut: [bool; 2],
+    /// The time at which each end has received the end of input of a connection that stays open.
+    input_ended: [Option<u64>; 2],
+    /// True if a fault has broken the connection, so that bytes may be lost.
+    is_broken: bool,
     /// True for each end that receives nothing more, except the end of the connection.
     deaf: [bool; 2],
     directions: [Direction; 2],
@@ -87,7 +95,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// Creates a network of this many hosts, without connections. If `is_local` is true, there are no long delays.
+    /// Creates a network of this many hosts, without connections. If `is_local` is true, connections to the
+    /// coordinator get no extra delay.
     pub fn new(hosts: usize, is_local: bool) -> Network {
         let cuts = vec![vec![false; hosts]; hosts];
         Network { connections: Vec::new(), cuts, live: Vec::new(), is_local }
@@ -95,8 +104,8 @@ impl Network {
 
     /// Creates a connection.
     ///
-    /// A connection to the coordinator may have a long delay: its bytes arrive late, even after bytes sent
-    /// later on other connections.
+    /// Unless the network is local, a connection to the coordinator may have an extra delay: its bytes arrive late,
+    /// even after bytes sent later on other connections.
     pub fn connect(
         &mut self,
         random: &mut Random,
@@ -112,8 +121,11 @@ impl Network {
         };
         let number = ConnectionNumber(self.connections.len());
         let directions = Default::default();
-        let (open, deaf) = ([true; 2], [false; 2]);
-        self.connections.push(Connection { ends, hosts, lag, open, deaf, directions });
+        let (open, shut, deaf, is_broken) = ([true; 2], [false; 2], [false; 2], false);
+        let input_ended = [None; 2];
+        let connection =
+            Connection { ends, hosts, lag, open, shut, is_broken, input_ended, deaf, directions };
+        self.connections.push(connection);
         self.live.push(number);
         number
     }
@@ -131,6 +143,33 @@ impl Network {
     /// Returns whether an end is open.
     pub fn is_open(&self, number: ConnectionNumber, end: usize) -> bool {
         self.connections[number.0].open[end]
+    }
+
+    /// Returns whether an end may send bytes: it is open, and its sending direction is not shut down.
+    pub fn may_send(&self, number: ConnectionNumber, end: usize) -> bool {
+        self.is_open(number, end) && !self.connections[number.0].shut[end]
+    }
+
+    /// Shuts down the sending direction of an end.
+    pub fn shut_down(&mut self, number: ConnectionNumber, end: usize) {
+        self.connections[number.0].shut[end] = true;
+    }
+
+    /// Records that an end has received the end of input.
+    pub fn note_end_of_input(&mut self, now: u64, number: ConnectionNumber, end: usize) {
+        self.connections[number.0].input_ended[end] = Some(now);
+    }
+
+    /// Returns the time at which an end has received the end of input; `None` if it has not, or if a fault has broken
+    /// the connection.
+    pub fn end_of_input_at(&self, number: ConnectionNumber, end: usize) -> Option<u64> {
+        let connection = &self.connections[number.0];
+        connection.input_ended[end].filter(|_| !connection.is_broken)
+    }
+
+    /// Records that a fault has broken a connection.
+    pub fn note_broken(&mut self, number: ConnectionNumber) {
+        self.connections[number.0].is_broken = true;
     }
 
     /// Returns whether bytes from one host to another are held back.
@@ -163,7 +202,8 @@ impl Network {
         direction.last_arrival
     }
 
-    /// Handles the arrival of bytes at an end. Returns them, unless a cut holds them back or the end is closed.
+    /// Handles the arrival of bytes at an end. Returns them, unless the end is closed or deaf, or the bytes are held
+    /// back by a cut or behind earlier bytes.
     pub fn arrive(
         &mut self,
         number: ConnectionNumber,
@@ -181,6 +221,13 @@ impl Network {
             return None;
         }
         Some(bytes)
+    }
+
+    /// Returns whether a cut holds back what is sent to an end.
+    pub fn is_held_back(&self, number: ConnectionNumber, to: usize) -> bool {
+        let connection = &self.connections[number.0];
+        let [from, host] = [1 - to, to].map(|end| connection.hosts[end]);
+        self.is_cut(from, host) || !connection.directions[1 - to].held.is_empty()
     }
 
     /// Heals every cut. Returns the directions with bytes held back, by connection and receiving end. These bytes
@@ -234,7 +281,7 @@ impl Network {
 }
 
 impl Connection {
-    /// Returns the end that an actor owns.
+    /// Returns the end that an actor owns. The actor must own one of them.
     pub fn end_of(&self, actor: Actor) -> usize {
         usize::from(self.ends[0] != actor)
     }

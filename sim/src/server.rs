@@ -1,7 +1,7 @@
 //! One server process: its link to the coordinator, and an executor for each shard.
 //!
 //! The executor drives the shipped shard ([`kv_shard::Shard`]) like an engine. Sockets are connections of the
-//! simulated network, and time is virtual. Work takes time.
+//! simulated network, and time is virtual. Work takes virtual time.
 //!
 //! ```text
 //!   a wake-up of a shard:  take all inputs -> read the clock -> (a pause may strike here)
@@ -45,7 +45,7 @@ pub const MEMORY: u64 = 64 << 20;
 pub struct Bounds {
     /// The memory limit of a table in bytes, above which writes are rejected.
     pub memory: u64,
-    /// The idle time after which a session expires.
+    /// The idle timeout of a session.
     pub session_idle: Duration,
 }
 
@@ -70,7 +70,7 @@ pub struct Process {
     pub alive: bool,
     /// True if the process has made an orderly exit, with complete dumps of all its replicas.
     pub left: bool,
-    /// The term of the coordinator that started the process. Only this coordinator can read the exit status.
+    /// The term of the coordinator that started the process.
     pub term: u64,
     /// The true time at which the process last received an order.
     pub last_order: u64,
@@ -80,13 +80,13 @@ pub struct Process {
     pub paused_until: u64,
     /// The time until which the process cannot be killed and its exit cannot be observed.
     pub out_of_reach_until: u64,
-    /// The last suspend of the process, for the age of its reports.
+    /// The last suspension of the process. It does not count towards the age of reports.
     sleep: LastSleep,
-    /// The length of a pause that strikes a shard's next wake-up, after the clock was read.
+    /// The length of a pause that begins in the next wake-up with inputs, after the shard has read the clock.
     pub stall_next: Option<u64>,
-    /// The state machine towards the coordinator.
+    /// The state machine that serves the coordinator.
     pub node: Node,
-    /// The memory that the connections of its clients may hold.
+    /// The memory of the clients' connections, and its limit.
     pub memory: Arc<ConnectionMemory>,
     /// The executors.
     pub shards: Vec<Executor>,
@@ -147,15 +147,15 @@ impl Process {
         }
     }
 
-    /// Returns whether neither the process nor any of its executors is stopped.
+    /// Returns whether neither the process nor any of its executors is stopped, and no pause is prepared.
     pub fn is_at_work(&self, now: u64) -> bool {
         self.paused_until <= now
             && self.stall_next.is_none()
             && self.shards.iter().all(|shard| shard.stopped_until <= now)
     }
 
-    /// Returns the reports on the replicas, aged by the time for which an executor has not published. Time in
-    /// which the whole process was suspended does not count.
+    /// Returns the reports on the replicas, each aged by the time since its executor last published. Time in which the
+    /// whole process was suspended does not count.
     pub fn reports(&mut self, now: u64) -> Vec<ReplicaReport> {
         let now = Time::from_nanos(now);
         self.sleep.look(now, HEARTBEAT_INTERVAL);

@@ -11,28 +11,30 @@ use crate::client::{DEADLINE, Seen};
 use kv_history::{Asked, Entry, Returned, Value};
 use kv_testkit::random::Random;
 
-/// The number of hot slots, to which half of all operations go.
+/// The number of hot slots. They get half of all operations, or less if many are in flight.
 const HOT_SLOTS: usize = 6;
 /// The number of all other slots.
 const COLD_SLOTS: usize = 6_000;
 /// The number of operations after which a slot takes another key.
 const OPERATIONS_A_KEY: usize = 220;
-/// The maximum number of operations in flight on a key. Concurrent operations may have executed in any order, and
+/// The maximum number of operations in flight on a hot key. Concurrent operations may have executed in any order, and
 /// the checker must try every order.
 const IN_FLIGHT_A_KEY: usize = 9;
-/// The number of operations as which an operation in doubt counts, because it may be executed at any later time.
+/// The weight of a write in doubt in the number of operations on its key. The write may be executed at any later time,
+/// so it makes the history expensive to check.
 const OPERATIONS_A_DOUBT: usize = 40;
-/// One in this many values is long enough to be sent in fragments.
+/// The reciprocal of the probability that a value is long enough to be sent in fragments.
 const LARGE_ONE_IN: u64 = 1_500;
 /// The length of these values.
 const LARGE_BYTES: usize = 150 << 10;
-/// The probability, per mille, that a write is given up after a very short time.
+/// The probability, per mille, that a write has a deadline of at most 1.5 ms.
 const IMPATIENT_PER_MILLE: u64 = 20;
-/// The time within which a client begins to settle a write in doubt, in nanoseconds.
+/// The longest delay after which a client begins to settle a write in doubt, in nanoseconds.
 const SETTLED_WITHIN: u64 = 2_000_000_000;
-/// The longest delay of a write's request, in nanoseconds.
+/// The longest extra delay of a write's connection, in nanoseconds.
 const LATE_MOST: u64 = 4_000_000_000;
-/// The number of operations in a wave. Half of them go to cold keys, and most cold keys get at least one.
+/// The number of operations in a wave. About half of them go to cold keys, and about half of the cold keys get at least
+/// one.
 const OPERATIONS_A_WAVE: usize = 9_000;
 
 /// The prevailing operation of a wave.
@@ -82,7 +84,7 @@ fn filling_of(value: Value) -> u8 {
     value.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0]
 }
 
-/// A slot, with the key in use.
+/// A slot of the workload: a sequence of keys, of which one at a time is in use.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     /// The number of earlier keys of this slot.
@@ -139,7 +141,7 @@ impl Workload {
         }
     }
 
-    /// Returns the next operation of a client that has seen these versions and values.
+    /// Returns the next operation of a client that has seen these versions and values. With `only_reads`, it is a read.
     pub fn plan(
         &mut self,
         random: &mut Random,
@@ -187,7 +189,7 @@ impl Workload {
         (timeout, Settling { after, overtakes: lag > 0 || random.per_mille(500), lag })
     }
 
-    /// Returns the wave of the next operation.
+    /// Counts an operation, and returns its wave; `None` if operations do not come in waves.
     fn wave(&mut self) -> Option<Wave> {
         let operations = self.waves.as_mut()?;
         *operations += 1;
@@ -221,13 +223,13 @@ impl Workload {
             0 => LARGE_BYTES,
             // The value is long enough to be sent directly from the table.
             _ if wave.is_some() && is_hot && random.per_mille(150) => {
-                usize::try_from(random.between(4_200, 9_000)).expect("it is small")
+                usize::try_from(random.between(4_200, 9_000)).expect("a short length")
             }
             _ if wave == Some(Wave::Empties) => {
-                usize::try_from(random.between(1_100, 2_600)).expect("it is small")
+                usize::try_from(random.between(1_100, 2_600)).expect("a short length")
             }
-            1..=900 => usize::try_from(random.between(200, 900)).expect("it is small"),
-            _ => usize::try_from(random.between(8, 64)).expect("it is small"),
+            1..=900 => usize::try_from(random.between(200, 900)).expect("a short length"),
+            _ => usize::try_from(random.between(8, 64)).expect("a short length"),
         };
         let value = whole_value(new, length);
         match seen {
@@ -239,8 +241,8 @@ impl Workload {
         }
     }
 
-    /// Plans the final check for the groups that `is_served` accepts: in every used shard a key is deleted and a new
-    /// one is written, and every key ever used is read.
+    /// Plans the final check for the groups that `is_served` accepts. In every used shard, a key is deleted and a new
+    /// one is written. Then every key ever used is read.
     pub fn look_back(&mut self, placement: Placement, is_served: impl Fn(GroupId) -> bool) {
         let place = |key: &[u8]| placement.locate(Digest::of(key));
         let used = || self.histories.keys().filter(|key| is_served(place(key).0));
@@ -283,7 +285,7 @@ impl Workload {
         }
     }
 
-    /// Records the end of an operation of a slot.
+    /// Records the end of an operation of a slot, with its entry in the history, if it has one.
     pub fn note(&mut self, slot: usize, key: Vec<u8>, entry: Option<Entry>) {
         let slot = &mut self.slots[slot];
         slot.in_flight = slot.in_flight.saturating_sub(1);

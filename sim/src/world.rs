@@ -67,11 +67,11 @@ pub struct Config {
     pub clients: usize,
     /// The duration of the faults, in nanoseconds of true time.
     pub faulty: u64,
-    /// The time within which every group must be home again after the faults, in nanoseconds.
+    /// The time after the faults within which every group must be home again, in nanoseconds.
     pub timeout: u64,
     /// The time between two operations of a client, in nanoseconds.
     pub think: u64,
-    /// True if two servers may die at the same time. Groups without a holder become LOST, and stay so.
+    /// True if two servers may die at the same time. Groups without a holder become LOST, and stay LOST.
     pub double: bool,
     /// True if a second fault or the operator stops the cluster, which is then restored.
     pub shutdown: bool,
@@ -88,8 +88,8 @@ pub struct Config {
     pub stands: bool,
     /// True if, with `stands`, the coordinator is paused too.
     pub coordinator_stands: bool,
-    /// True if servers are only slow: executors stall for a moment or cannot allocate memory, at one server after
-    /// the other. No other server may lose its place.
+    /// True if servers are only slow, one after the other: their executors stall, or they cannot allocate memory. A
+    /// slow server must not cost another one its place.
     pub slow: bool,
     /// True if the only fault is load: more requests than the executors can serve. No view may change.
     pub floods: bool,
@@ -104,7 +104,7 @@ pub struct Config {
 
 /// A memory limit in bytes, for one copy of all data, that is so low that writes are rejected in some runs.
 const LITTLE_MEMORY: u64 = 2 << 20;
-/// The short idle time after which sessions expire in some runs. It is longer than any request is in flight.
+/// The short idle timeout of sessions in some runs. No request is in flight for longer.
 const SHORT_IDLE: Duration = Duration::from_secs(12);
 
 /// Returns whether a run has a scenario that limits its faults. Moves do not limit the faults. Runs with floods are
@@ -117,9 +117,9 @@ impl Config {
     /// Derives the parameters of a run from its seed.
     pub fn of(seed: u64) -> Config {
         let mut random = Random::new(seed ^ 0xc0f1);
-        let servers = u16::try_from(random.between(3, 5)).expect("it is small");
-        let shards = u16::try_from(random.between(1, 2)).expect("it is small");
-        // In runs in which sessions expire soon some clients rest, so there is an additional client.
+        let servers = u16::try_from(random.between(3, 5)).expect("at most 5");
+        let shards = u16::try_from(random.between(1, 2)).expect("at most 2");
+        // In runs in which sessions expire, some clients rest, so there is an additional client.
         let forgets_soon = seed % 5 == 2;
         let floods = seed % 16 == 14;
         let has_waves = !floods && (seed % 10 == 1 || seed % 20 == 4);
@@ -162,8 +162,8 @@ impl Config {
 }
 
 impl Config {
-    /// Returns whether sessions expire during the run. In such runs machines are suspended for longer than sessions
-    /// are kept, and clients are cloned.
+    /// Returns whether sessions expire during the run. In such runs, machines are suspended for longer than sessions
+    /// are kept, and a client may be cloned.
     pub fn forgets_soon(&self) -> bool {
         let is_suspended = !(self.stands || self.slow || self.floods);
         self.bounds.session_idle < SESSION_IDLE && is_suspended
@@ -241,8 +241,8 @@ pub struct World {
 }
 
 const FIRST_CLUSTER: ClusterId = ClusterId(0x51);
-/// The seal of every link of the coordinator. Every process has the cluster's key, so a failed handshake is not
-/// simulated.
+/// The seal of every link of the coordinator, and of every stream of the exhaustive search. Every process has the
+/// cluster's key, so a failed handshake is not simulated.
 pub(crate) const SEAL: Seal = Seal::new(ClusterKey(0x51), Link::Stream, Nonce(1), Nonce(2));
 const BEAT: u64 = 100_000_000;
 /// The time between two operations of an ordinary client, in nanoseconds.
@@ -322,7 +322,7 @@ impl World {
         world
     }
 
-    /// Runs the whole run: the faults, the healing, and the final check.
+    /// Executes the whole run: the faults, the healing, and the final check.
     ///
     /// # Errors
     /// The first promise that was broken.
@@ -351,7 +351,7 @@ impl World {
         while let Some(event) = self.heap.peek()
             && event.at <= end
         {
-            let Event { at, happening, .. } = self.heap.pop().expect("it was just seen");
+            let Event { at, happening, .. } = self.heap.pop().expect("the heap has an event");
             self.now = at;
             self.counts.events += 1;
             self.dispatch(happening);
@@ -413,12 +413,12 @@ impl World {
         }
     }
 
-    /// Returns the process of a member, if it ever ran.
+    /// Returns the index of a member's process, if it ever ran.
     pub fn process_of(&self, member: Member) -> Option<usize> {
         self.processes.iter().rposition(|process| process.member == member)
     }
 
-    /// Returns the process that runs at a place.
+    /// Returns the index of the process that runs at a place, if there is one.
     pub fn running_at(&self, place: usize) -> Option<usize> {
         self.processes.iter().rposition(|process| process.place == place && process.alive)
     }

@@ -22,6 +22,8 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use crate::cluster::Programs;
+
 /// The size of the disk in bytes. The image file is sparse, so it occupies only the written bytes.
 const DISK_BYTES: u64 = 1 << 30;
 /// The options of the small tmpfs.
@@ -123,18 +125,21 @@ impl Made {
         if self.is_mounted { self.root().join("cluster") } else { self.round.clone() }
     }
 
-    /// Returns additional arguments of `coord` for this ground, given the server's executable.
-    pub(crate) fn flags(&self, server: &Path) -> anyhow::Result<Vec<String>> {
-        Ok(match &self.cgroups {
-            Some(cgroups) => {
-                let wrapper = cgroups.write_wrapper(&self.round, server)?;
-                vec!["--server-binary".into(), wrapper.display().to_string()]
-            }
-            None if self.ground == Ground::Limit => {
-                vec!["--memory-limit".into(), MEMORY_LIMIT.into()]
-            }
-            None => Vec::new(),
-        })
+    /// Returns additional arguments of `coord` for this ground.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        match self.ground {
+            Ground::Limit => vec!["--memory-limit".into(), MEMORY_LIMIT.into()],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Returns the executables for this ground. In cgroups, the server is a script that starts it in its own cgroup.
+    pub(crate) fn programs(&self, programs: &Programs) -> anyhow::Result<Programs> {
+        let mut programs = programs.clone();
+        if let Some(cgroups) = &self.cgroups {
+            programs.server = cgroups.write_wrapper(&self.round, &programs.server)?;
+        }
+        Ok(programs)
     }
 
     /// Freezes the disk for the given time. A child process thaws the disk even if this program is interrupted or

@@ -41,13 +41,14 @@ fn run_on(
     told: &mut dyn FnMut(&Struck),
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
-    let mut flags = made.flags(&round.programs.server)?;
+    let mut flags = made.flags();
     if !rustix::process::geteuid().is_root() {
         // Without this flag only root may trace a server, which is needed to stop an executor.
         flags.push("--core-dumps".into());
     }
     let setting = Setting { flags, ..Setting::plain(round.servers, round.shards) };
-    let mut cluster = Cluster::start(round.programs, &made.cluster_dir(), &setting, None)?;
+    let mut cluster =
+        Cluster::start(&made.programs(round.programs)?, &made.cluster_dir(), &setting, None)?;
     BULK.write(&cluster.endpoint(), |_| {})?;
     let load = Load::start(round.programs, &cluster, &round.dir, None, STRENGTH, round.seed)?;
     std::thread::sleep(WARM);

@@ -115,7 +115,7 @@ impl ShardContext {
         }
     }
 
-    /// Logs the events of a wake-up.
+    /// Logs the shard's events since the last call, except those that its rate limits suppress.
     pub(crate) fn log_events(&self, shard: &mut Shard) {
         for Event { kind, to_log } in shard.service.take_events() {
             let (shard, Some(suppressed)) = (self.here.0, to_log) else { continue };
@@ -144,7 +144,8 @@ impl ShardContext {
         self.statistics.announce();
     }
 
-    /// Registers a connection that was just accepted, or rejects it if the connection limit is reached.
+    /// Registers a connection that was just accepted. If the connection limit is reached, rejects the connection and
+    /// returns `None`.
     pub(crate) fn admit(
         &self,
         shard: &mut Shard,
@@ -172,7 +173,7 @@ impl ShardContext {
         self.begin_wake_up(shard, now);
         let id = shard.adopt(now, port, &[]);
         shard.set_address(id, permit.from());
-        shard.on_bytes(now, id, &received);
+        shard.handle_bytes(now, id, &received);
         self.want_flush();
         (id, socket, port, permit)
     }

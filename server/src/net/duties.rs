@@ -48,7 +48,7 @@ impl Duties {
         let now = clock::now();
         context.statistics.tick(place);
         context.statistics.begin(place, Activity::Timers);
-        context.shard.borrow_mut().on_tick(now);
+        context.shard.borrow_mut().handle_tick(now);
         engine.dial_due(now);
         context.want_flush();
         make_room(context, now, &mut self.crowd_log);
@@ -58,14 +58,14 @@ impl Duties {
             context.publish();
         }
         let longest = if context.take_activity() { TICK_ACTIVE } else { TICK_IDLE };
-        let due = context.shard.borrow().service.next_timeout();
+        let due = context.shard.borrow().service.poll_timeout();
         let pause = due.map_or(longest, |due| due.since(now).min(longest));
         context.statistics.begin(place, Activity::Connections);
         pause.max(TICK_SHORTEST)
     }
 }
 
-/// Closes idle connections of the address with the most connections, if others wait for room.
+/// Closes idle connections of the address with the most connections, if the server has more clients than its limit.
 fn make_room(context: &ShardContext, now: Time, log: &mut LogLimit) {
     let Some((address, excess)) = context.statistics.admission.crowding() else { return };
     let closed = context.shard.borrow_mut().close_idle(address, excess);
@@ -117,7 +117,7 @@ fn carry_out(engine: &impl Engine, message: ShardMessage) {
         }
         ShardMessage::Exited { member } => {
             let now = clock::now();
-            context.shard.borrow_mut().service.on_exited(now, member);
+            context.shard.borrow_mut().service.handle_exited(now, member);
             engine.dial_due(now);
             context.want_flush();
         }

@@ -21,7 +21,7 @@ pub(crate) enum EngineKind {
 }
 
 impl EngineKind {
-    /// The name on the command line.
+    /// Returns the name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             EngineKind::Uring => "uring",
@@ -39,17 +39,17 @@ pub(crate) struct Prepared {
 
 /// The interface through which the periodic work of an executor (duties.rs) uses its engine.
 pub(crate) trait Engine {
-    /// Returns the context of the shard that it serves.
+    /// Returns the context of the shard that the engine serves.
     fn context(&self) -> &Rc<ShardContext>;
 
     /// Adopts a socket that another executor accepted.
     fn adopt(&self, handed: HandedOver);
 
-    /// Connects the streams that are due.
+    /// Starts to connect the streams whose dial is due.
     fn dial_due(&self, now: Time);
 
-    /// Closes the connections and dials whose deadline has passed, and resumes accepting after a pause. It is called a
-    /// few times a second.
+    /// Closes the connections and dials whose deadline has passed, and resumes accepting after a pause. The duties call
+    /// it every 100 ms.
     fn enforce_deadlines(&self, now: Time);
 
     /// Begins a job. Its steps alternate with all other work.

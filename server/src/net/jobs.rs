@@ -33,7 +33,7 @@ const DUMP_PAUSE: Duration = Duration::from_millis(1);
 /// The pause of a load if the thread that sends its pieces is behind.
 const LOAD_PAUSE: Duration = Duration::from_millis(1);
 
-/// The time of a job's next step.
+/// The time of a job's next step, or the end of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// The next step is due as soon as all other pending work has been done once.
@@ -46,9 +46,9 @@ pub(crate) enum Step {
 
 /// Long work of a shard.
 pub(crate) enum Job {
-    /// Sends the table of a role, piece by piece.
+    /// A dump, which sends the table of a role piece by piece.
     Dump(Dump),
-    /// Fills the table of a group, piece by piece.
+    /// A load, which fills the table of a group piece by piece.
     Load(Load),
 }
 
@@ -59,7 +59,7 @@ impl Job {
     }
 
     /// Creates a load into the table of this group. The result goes to `done`, unless the sender of the pieces is
-    /// dropped.
+    /// dropped before the last piece.
     pub(crate) fn load(
         group: GroupId,
         pieces: Receiver<LoadPiece>,
@@ -82,7 +82,8 @@ pub(crate) struct Dump {
     role: ReplicaRole,
     pieces: Sender<DumpPiece>,
     next: Part,
-    /// The keys of long values that the walk has passed, each with the number of its bytes already sent.
+    /// The keys of long values that the walk has passed, each with the number of bytes of its value that are already
+    /// sent.
     long: VecDeque<(Vec<u8>, usize)>,
     /// The piece for which the channel had no room.
     unsent: Option<DumpPiece>,
@@ -156,7 +157,8 @@ impl Dump {
     }
 }
 
-/// Returns the next part of the first of these long values. The replica is frozen, so none of them changes.
+/// Returns the next part of the first of these long values; `None` if there are none. The replica is frozen, so no
+/// value changes.
 fn next_part(replica: &Replica, long: &mut VecDeque<(Vec<u8>, usize)>) -> Option<DumpedPart> {
     let (key, from) = long.pop_front()?;
     let entry = replica.entry(Digest::of(&key), &key).expect("a frozen replica keeps its entries");
@@ -181,7 +183,7 @@ impl Load {
         let piece = match self.pieces.try_recv() {
             Ok(piece) => piece,
             Err(TryRecvError::Empty) => return Step::After(LOAD_PAUSE),
-            // The rest of the file is invalid; the thread that reads it ends the process.
+            // The thread that reads the file has failed, and ends the process.
             Err(TryRecvError::Disconnected) => return Step::Done,
         };
         let is_last = matches!(piece, LoadPiece::End(_));

@@ -21,21 +21,22 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The maximum number of bytes of one send. Without this limit, the kernel could copy megabytes at once into a socket
 /// with enough free space.
 pub(crate) const MOST_SENT: usize = 256 << 10;
-/// If at least this number of bytes of a frame is missing, the rest is received directly into the frame's own buffer.
+/// The number of missing bytes of a frame at and above which the rest is received directly into the frame's own buffer.
 pub(crate) const LONG_FRAME: usize = 64 << 10;
 /// The maximum number of bytes of one receive into the buffer of a frame.
 const MOST_RECEIVED: usize = 256 << 10;
-/// The maximum number of bytes received together with a hello.
+/// The maximum number of bytes of one receive before the handshake of a connection is complete.
 pub(crate) const HELLO_BYTES: usize = 1 << 10;
 /// The age of unacknowledged bytes at which the peer's host counts as dead.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The unsent bytes that the kernel buffers for a stream. Every later beacon has to wait for these bytes. Without this
-/// limit they could reach megabytes, and a slow link would need longer than a lease to carry them.
+/// The limit on the unsent bytes that the kernel buffers for a stream (TCP_NOTSENT_LOWAT). Every later beacon has to
+/// wait for these bytes. Without this limit they could reach megabytes, and a slow link would need longer than a lease
+/// to carry them.
 const UNSENT_BYTES: u32 = 128 << 10;
 /// The idle time after which the kernel begins to probe whether a client's host is alive.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Rejects a connection over the limit with a best-effort BUSY reply.
+/// Rejects a connection over the limit with a best-effort BUSY reply, and shuts down its sending side.
 pub(crate) fn reject(socket: &impl AsFd, port: Port) {
     let mut words = Vec::new();
     match port {
@@ -76,8 +77,8 @@ pub(crate) fn log_failed_accept(log: &mut LogLimit, now: Time, port: Port, error
     }
 }
 
-/// Returns how many bytes of a long frame to receive next. The buffer at most doubles or grows by [`LONG_FRAME`] at a
-/// time, because the length in the header is not trustworthy.
+/// Returns how many bytes of a long frame to receive next, if `came` bytes have arrived and `missing` are missing. The
+/// buffer at most doubles or grows by [`LONG_FRAME`] at a time, because the length in the header is not trustworthy.
 pub(crate) fn next_of_long_frame(came: usize, missing: usize) -> usize {
     missing.min(came.max(LONG_FRAME)).min(MOST_RECEIVED)
 }
@@ -105,7 +106,7 @@ pub(crate) fn send_now(socket: &impl AsFd, parts: &[IoSlice<'_>]) -> usize {
     sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags).unwrap_or(0)
 }
 
-/// Returns the address of a connection's peer.
+/// Returns the address of a connection's peer; [`Address::UNKNOWN`] if the system does not report it.
 pub(crate) fn address_of_peer(socket: &impl AsFd) -> Address {
     let peer = getpeername(socket).ok().flatten();
     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());

@@ -143,7 +143,7 @@ impl Output {
     }
 
     /// Takes out all bytes that the engine is to send. Returns the buffer and the offset of the first byte. The bytes
-    /// count as unsent until [`super::Outputs::on_sent`]. Returns `None` if there are none, or if the engine still has
+    /// count as unsent until [`super::Outputs::handle_sent`]. Returns `None` if there are none, or if the engine still has
     /// earlier ones.
     pub(crate) fn take(&mut self) -> Option<(Vec<u8>, usize)> {
         if self.taken > 0 || self.unsent().is_empty() {
@@ -155,7 +155,7 @@ impl Output {
     }
 
     /// Removes the first `count` unsent bytes after they were sent.
-    pub(super) fn on_sent(&mut self, now: Time, count: usize) {
+    pub(super) fn handle_sent(&mut self, now: Time, count: usize) {
         self.last_progress = now;
         if self.taken > 0 {
             self.taken -= count;
@@ -176,10 +176,15 @@ impl Output {
 
     /// Removes the first `count` bytes that are not taken out, including long values, after they were sent. Appends
     /// pins that are no longer needed to `released`.
-    pub(super) fn on_sent_now(&mut self, now: Time, count: usize, released: &mut Vec<PinnedValue>) {
+    pub(super) fn handle_sent_now(
+        &mut self,
+        now: Time,
+        count: usize,
+        released: &mut Vec<PinnedValue>,
+    ) {
         let first = count.min(self.bytes.len() - self.sent);
         if count > 0 {
-            self.on_sent(now, first);
+            self.handle_sent(now, first);
         }
         let mut rest = count - first;
         while let Some(long) = self.long.front_mut() {

@@ -50,10 +50,10 @@ impl Service {
     }
 
     /// Records that the socket of a reader has accepted `sent` of `offered` bytes.
-    pub(crate) fn on_transmitted(&mut self, id: ConnectionId, offered: usize, sent: usize) {
+    pub(crate) fn handle_transmitted(&mut self, id: ConnectionId, offered: usize, sent: usize) {
         let Service { hosted, outputs, .. } = self;
         let hosted: &[Hosted] = hosted;
-        outputs.on_transmitted(id, offered, sent, |value| value_in(hosted, value));
+        outputs.handle_transmitted(id, offered, sent, |value| value_in(hosted, value));
         self.unpin_released();
     }
 

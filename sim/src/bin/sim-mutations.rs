@@ -52,7 +52,7 @@ struct Finding {
 struct Found {
     /// The first seed that detected the mutation.
     seed: u64,
-    /// The violated invariant; 0 for an assertion of a machine.
+    /// The violated invariant; 0 for a panic of a state machine.
     invariant: u8,
     /// The description of the violation.
     words: String,
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
         .collect();
     let bar = ProgressBar::new(wanted.len() as u64);
     let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} mutations, {elapsed}");
-    bar.set_style(style.expect("the template is right"));
+    bar.set_style(style.expect("the template is valid"));
     let (next, findings) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let lock = || findings.lock().unwrap_or_else(|error| error.into_inner());
     std::thread::scope(|scope| {

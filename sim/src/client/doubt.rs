@@ -17,7 +17,7 @@ use super::flight::Stage;
 use super::{ASK_AGAIN, Client, DEADLINE, FIRST_PAUSE, Flight, Wish};
 use kv_history::{Asked, Returned};
 
-/// The interval at which a blocked operation checks whether it may be sent, in nanoseconds.
+/// The interval between checks of whether a blocked operation may be sent, in nanoseconds.
 const LOOK_AGAIN: u64 = 5_000_000;
 
 impl Client {
@@ -119,7 +119,7 @@ impl Client {
         self.end(id, responded, version, wishes);
     }
 
-    /// Handles the end of a doubt: operations that waited for it may be sent now.
+    /// Handles the settlement of a write: operations that waited for it may be sent now.
     pub(super) fn on_no_doubt(&mut self, settled: &Flight) {
         for flight in self.flights.values_mut().filter(|flight| !flight.was_sent) {
             if flight.key == settled.key || flight.seq != RequestSeq(0) {
@@ -137,8 +137,8 @@ impl Client {
         }
     }
 
-    /// Returns whether any operation is in flight, or is in doubt in a group that has a holder. If a group has no
-    /// holder, its writes in doubt cannot be settled, although the client tries.
+    /// Returns whether any operation is in flight or in doubt, except writes in doubt of groups without a holder. These
+    /// cannot be settled, although the client tries.
     pub fn waits(&self, has_none: impl Fn(GroupId) -> bool) -> bool {
         let is_hopeless = |flight: &Flight| flight.was_given_up() && has_none(flight.place.0);
         self.flights.values().chain(self.doubts.values()).any(|flight| !is_hopeless(flight))

@@ -35,14 +35,14 @@ pub struct Flight {
     pub(super) begun: SequenceNumber,
     /// The time at which the operation began.
     pub start: u64,
-    /// The time for which the client's machine has been suspended since then. The deadline is postponed by this
-    /// time.
+    /// The time for which the client's machine has been suspended since the beginning. The deadline is postponed by
+    /// this time.
     pub(super) slept: u64,
     /// The newest version of the key in any response before the operation began.
     pub floor: u64,
     /// The number of copies that the response reports.
     pub copies: u8,
-    /// The time of the last request, and the view by which it was routed.
+    /// The time of the last request, and the view by which it was routed; `None` if no response is expected.
     pub(super) sent: Option<(u64, View)>,
     pub(super) was_sent: bool,
     /// The number of requests that may have been executed or may still be executed.
@@ -56,7 +56,7 @@ pub struct Flight {
     pub(super) stage: Stage,
 }
 
-/// The progress of settling a write.
+/// The stage of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// In flight, not in doubt.
@@ -91,7 +91,7 @@ impl Flight {
         self.stage != Stage::Asked
     }
 
-    /// Returns the extra network delay of the first request.
+    /// Returns the extra network delay of the operation's requests; 0 for those that settle a write.
     pub fn lag(&self) -> u64 {
         if self.stage == Stage::Asked { self.settling.lag } else { 0 }
     }
@@ -101,7 +101,12 @@ impl Flight {
         self.connection
     }
 
-    /// Returns the name of the session.
+    /// Returns whether the operation waits for a response on this connection.
+    pub fn waits_on(&self, number: ConnectionNumber) -> bool {
+        self.connection == Some(number) && self.sent.is_some()
+    }
+
+    /// Returns the name of the session; for a read, the client's own name.
     pub fn name(&self) -> ClientId {
         self.client
     }
@@ -128,7 +133,7 @@ impl Flight {
         if self.doubtful > 0 && self.asked != Asked::Read { Returned::InDoubt } else { responded }
     }
 
-    /// Encodes the request.
+    /// Encodes the request: the operation itself, or a RESOLVE while the operation is being settled.
     pub(super) fn request(&self, id: u64, view: &View) -> Vec<u8> {
         let header = WriteHeader {
             seq: self.seq,

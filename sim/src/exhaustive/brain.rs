@@ -21,15 +21,15 @@ pub enum BrainInput {
     Started(Member, u64),
     /// The order connection is open.
     OrdersConnected(Member),
-    /// The store of this number is durable.
+    /// The store with this number is durable.
     Stored(u64),
     /// A report of a server.
     Report(Member, u32),
-    /// The stub has executed an order for the group that is not searched.
+    /// The stub has executed an order for the other group, which is not model-checked.
     ByTheStub(Member, u32),
     /// A proof of death.
     Exited(Member),
-    /// A connection has ended.
+    /// The link with this number to a server has ended.
     LinkLost(u64, ServerId),
     /// A heartbeat: the link's number, the sender, and the reports on its replicas.
     Heartbeat(u64, Member, Vec<ReplicaReport>),
@@ -61,7 +61,7 @@ impl std::hash::Hash for BrainInput {
 /// An effect of the brain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrainDone {
-    /// Starts the store of this number.
+    /// Starts the store with this number.
     Store(u64),
     /// Starts a process.
     Spawn(Member),
@@ -71,7 +71,7 @@ pub enum BrainDone {
     Adopt(Member),
     /// Sends an order.
     Order(Member, u32),
-    /// Sends an order that concerns the group that is not searched.
+    /// Sends an order that concerns the other group, which is not model-checked.
     StubOrder(Member, u32),
     /// Kills a process. The flag is true if a durable view names the process.
     Kill(Member, bool),
@@ -86,7 +86,7 @@ pub enum BrainDone {
 pub struct BrainSight {
     /// The durable view of the group.
     pub view: View,
-    /// The state of each place of the ring at the brain.
+    /// The places of the ring, as the brain records them.
     pub places: Vec<Place>,
     /// The coordinator's epoch.
     pub epoch: Epoch,
@@ -241,7 +241,7 @@ impl Coordinating {
                     crowd: None,
                     replicas: replicas.clone(),
                 };
-                // The heartbeat arrives slightly after the event that makes it a vote.
+                // The heartbeat arrives 1 ns after the event that makes it a vote.
                 let now = now + Duration::from_nanos(1);
                 let whose = cluster.member(speaker.server);
                 let taken =

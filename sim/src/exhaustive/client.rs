@@ -107,7 +107,7 @@ impl Clients {
     /// Handles the definite response to a write.
     ///
     /// # Errors
-    /// The invariant number, and the reason why no atomic store can have responded so.
+    /// The number of the invariant that the response violates, and a description.
     pub fn on_written(
         &mut self,
         script: &Script,
@@ -138,7 +138,7 @@ impl Clients {
         self.responses[at] = Some(response);
         self.tidy();
         match self.stories.is_empty() {
-            true => Err((16, format!("write {} cannot end as {status:?}", at + 1))),
+            true => Err((16, format!("write {} must not get {status:?}", at + 1))),
             false => Ok(()),
         }
     }
@@ -146,7 +146,7 @@ impl Clients {
     /// Handles a response to a read of a key. `writer` is the write whose value the read returned.
     ///
     /// # Errors
-    /// The invariant number, and the reason why no atomic store can have responded so.
+    /// The number of the invariant that the response violates, and a description.
     pub fn on_read(
         &mut self,
         script: &Script,

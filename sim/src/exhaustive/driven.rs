@@ -106,8 +106,8 @@ impl Machine for Driven {
         let mut done = Vec::new();
         self.shard.begin_wake_up(now);
         self.serve(frames, input, &mut done);
-        if self.shard.service.next_timeout().is_some_and(|due| due <= now) {
-            self.shard.on_tick(now);
+        if self.shard.service.poll_timeout().is_some_and(|due| due <= now) {
+            self.shard.handle_tick(now);
         }
         self.shard.finish_wake_up(now);
         self.take_responses(&mut done);
@@ -142,7 +142,7 @@ impl Machine for Driven {
             copied_bytes: 0,
             ..report
         });
-        let is_wanted = self.is_dialling || self.shard.service.next_dial().is_some();
+        let is_wanted = self.is_dialling || self.shard.service.poll_dial().is_some();
         Sight {
             inside: replica.inspect(),
             wants: replica.peer_hello(CLUSTER).filter(|_| is_wanted),
@@ -173,7 +173,7 @@ impl Driven {
 
     /// Receives the first frame of an accepted connection, which names this shard.
     fn receive_first(&mut self, id: ConnectionId, frame: &[u8]) {
-        self.shard.on_bytes(self.now, id, frame);
+        self.shard.handle_bytes(self.now, id, frame);
         assert_eq!(self.shard.fate(id), Fate::HandOver(self.shard.service.identity.shard));
         self.shard.adopt_accepted(self.now, id);
     }
@@ -191,9 +191,9 @@ impl Driven {
                     Err(error) => panic!("{error}"),
                 }
             }
-            Input::Exited(member) => self.shard.service.on_exited(now, *member),
+            Input::Exited(member) => self.shard.service.handle_exited(now, *member),
             Input::Ask(asked) => self.ask(asked, done),
-            Input::Dialled => self.on_dialled(frames, done),
+            Input::Dialled => self.handle_dialled(frames, done),
             Input::Hello(frame) => self.on_hello(frames, *frame, done),
             Input::Frame(frame) => {
                 let bytes = frames.get(*frame).clone();
@@ -201,7 +201,7 @@ impl Driven {
             }
             Input::Closed => {
                 if let Some(id) = self.stream.take() {
-                    self.shard.on_end_of_input(now, id);
+                    self.shard.handle_end_of_input(now, id);
                     self.shard.close(now, id);
                 }
             }
@@ -210,8 +210,8 @@ impl Driven {
         self.take_stream_output(frames, done);
     }
 
-    /// Returns an address for the other member of a view, as an order contains it. The search ignores it and
-    /// connects to the member.
+    /// Returns an address for the other member of a view, as an order contains it; `None` if there is no other member.
+    /// The search ignores the address and connects to the member.
     fn address_of_the_other(&self, view: &View) -> Option<std::net::SocketAddr> {
         let me = self.shard.service.identity.me;
         let is_other =
@@ -219,7 +219,7 @@ impl Driven {
         is_other.then(|| ([127, 0, 0, 1], 1_000).into())
     }
 
-    fn on_dialled(&mut self, frames: &mut Frames, done: &mut Vec<Done>) {
+    fn handle_dialled(&mut self, frames: &mut Frames, done: &mut Vec<Done>) {
         let now = self.now;
         if !std::mem::take(&mut self.is_dialling) {
             // The search explores dials at any time, so it skips the back-off.
@@ -232,7 +232,7 @@ impl Driven {
         self.take_output(id);
         let mut proof = Vec::new();
         SEAL.write_proof(&mut proof);
-        self.shard.on_bytes(now, id, &proof);
+        self.shard.handle_bytes(now, id, &proof);
         let hello = self.take_output(id);
         if self.shard.is_over(id) {
             return self.shard.close(now, id);
@@ -250,7 +250,7 @@ impl Driven {
         self.receive_first(id, &challenge);
         self.take_output(id);
         let hello = frames.get(frame).clone();
-        self.shard.on_bytes(now, id, &hello);
+        self.shard.handle_bytes(now, id, &hello);
         self.take_stream_output(frames, done);
         let said = self.take_output(id);
         if self.is_ending(id) {
@@ -266,7 +266,7 @@ impl Driven {
     fn on_frame(&mut self, frames: &mut Frames, bytes: &[u8], done: &mut Vec<Done>) {
         let Some(id) = self.stream else { return };
         let installed = self.replica().view_version();
-        self.shard.on_bytes(self.now, id, bytes);
+        self.shard.handle_bytes(self.now, id, bytes);
         let events = self.shard.service.take_events();
         let (opcode, body) = body_of(bytes);
         if opcode != peer_opcode::BATCH {
@@ -315,14 +315,14 @@ impl Driven {
         let mut all = Vec::new();
         loop {
             let unsent = self.shard.unsent(id).to_vec();
-            self.shard.on_sent(self.now, id, unsent.len());
+            self.shard.handle_sent(self.now, id, unsent.len());
             let mut sent = unsent.len();
             all.extend(unsent);
             while let Some(transmit) = self.shard.poll_transmit(self.now) {
                 assert_eq!(transmit.id, id, "one long value at a time");
                 sent = transmit.parts.iter().map(|part| part.len()).sum();
                 transmit.parts.iter().for_each(|part| all.extend_from_slice(part));
-                self.shard.on_transmitted(self.now, sent);
+                self.shard.handle_transmitted(self.now, sent);
             }
             if sent == 0 && !self.shard.has_readers() {
                 return all;
@@ -340,7 +340,7 @@ impl Driven {
     fn ask(&mut self, asked: &Asked, done: &mut Vec<Done>) {
         let (client, bytes) = request_of(asked);
         let id = self.clients[usize::from(client)];
-        self.shard.on_bytes(self.now, id, &bytes);
+        self.shard.handle_bytes(self.now, id, &bytes);
         let given = responses_of(&self.take_output(id));
         done.extend(given.iter().copied().map(Done::Response));
         let Some(given) = given.into_iter().find(|given| given.id == asked.id) else { return };
@@ -355,7 +355,7 @@ impl Driven {
         done.extend(result.err().map(Done::Broken));
         if asked.what == What::Get && given.version > sight.committed.0 {
             let words = format_args!(
-                "a read returned write {}, but only {} are committed",
+                "a read returned write {}, but only writes up to {} are committed",
                 given.version, sight.committed
             );
             done.push(Done::Broken(Violation::of(GROUP, 14, words)));

@@ -7,8 +7,8 @@
 //!                                              a known description is that state, else a new one
 //! ```
 //!
-//! The shipped machines cannot be cloned. The table makes this unnecessary: a search over a whole group finds only
-//! few states of one machine, and each of them very often.
+//! The shipped machines cannot be cloned. The table makes this unnecessary: a search over a whole group finds only a
+//! few states of each machine, and each of them very often.
 
 use std::collections::HashMap;
 use std::fmt::Debug;

@@ -51,7 +51,7 @@ impl std::hash::Hash for NodeInput {
 pub enum NodeDone {
     /// Orders every shard to install a view.
     Install(OrderId, View),
-    /// Informs every shard of a death.
+    /// Reports a death to every shard.
     Exited(Member),
     /// Probes every shard.
     Probe(OrderId),

@@ -66,7 +66,7 @@ fn alive(world: &World) -> impl Iterator<Item = (usize, Member)> {
     all.filter(|(_, process)| process.alive).map(|(p, process)| (p, process.member))
 }
 
-/// Checks every pair of replicas of a shard.
+/// Checks every replica of a shard, and every pair of them.
 fn replicas(explorer: &Explorer, world: &World, s: usize) -> Result<(), Violation> {
     let now = reading(world.tick);
     let mut serving = None;
@@ -102,7 +102,7 @@ fn pair(member: Member, me: &Inspection, other: Member, its: &Inspection) -> Res
     let is_partner = me.view.is_some_and(|view| view.other() == Some(other));
     if let Some(lease) = me.lease_until.filter(|_| is_partner && me.serves != Serves::Never) {
         match its.grace {
-            None => return broken(2, format!("{member} has a lease, and {other} owes no grace")),
+            None => return broken(2, format!("{member} has a lease, but {other} has no grace")),
             Some((to, grace)) if to == member && lease >= grace => {
                 let words = format!(
                     "the lease of {member} ends at {lease:?}, the grace of {other} at {grace:?}"
@@ -166,7 +166,8 @@ fn only_durable_views(explorer: &Explorer, world: &World) -> Result<(), Violatio
     Ok(())
 }
 
-/// Checks that step 0 is complete as soon as it is durable.
+/// Checks that no view names a process that is proven dead. The check is skipped while a state is being stored, and
+/// while a restarted coordinator waits for processes.
 fn no_dead_member(explorer: &Explorer, world: &World) -> Result<(), Violation> {
     let sight = explorer.machines.brains.sight(world.brain);
     let named =

@@ -16,7 +16,7 @@ use crate::invariants::Violation;
 
 /// The cluster of every search.
 pub const CLUSTER: ClusterId = ClusterId(9);
-/// The searched group.
+/// The model-checked group.
 pub const GROUP: GroupId = GroupId(0);
 /// The number of servers in the ring. A stub stands in for the other group.
 pub const SERVERS: u16 = 2;
@@ -163,9 +163,9 @@ pub struct Sight {
 /// Frames by number.
 pub type Frames = Numbered<Vec<u8>>;
 
-/// Returns opcode and body of a frame.
+/// Returns the opcode and the body of a frame.
 pub fn body_of(bytes: &[u8]) -> (u8, &[u8]) {
     let frame = split_frame(bytes, &FrameRules::checked(MAX_PEER_BODY));
-    let frame = frame.expect("it was written so").expect("it is whole");
+    let frame = frame.expect("it is well formed").expect("it is whole");
     (frame.opcode, frame.body)
 }

@@ -10,7 +10,7 @@ use super::step::Explorer;
 use super::world::{Action, Left, World};
 use crate::invariants::Violation;
 
-/// The initial state of a search.
+/// The initial state of a search. A and B are the first processes at places 0 and 1, and A+ is the successor of A.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beginning {
     /// View {A, B}, both at home.
@@ -35,7 +35,7 @@ pub enum Beginning {
 pub struct Scope {
     /// The name of the scope.
     pub name: &'static str,
-    /// The purpose of the scope, as text.
+    /// A description of the scope.
     pub words: &'static str,
     /// The initial state of the search.
     pub beginning: Beginning,
@@ -119,7 +119,7 @@ fn at_home() -> Vec<Scope> {
         ),
         scope(
             "leases",
-            "the primary falls silent, is voted out, and continues by its own clock",
+            "the primary falls silent, is voted out, and continues to serve by its own clock",
             Beginning::Home,
             script(1, &[SMALL, AGAIN]),
             silence(3),
@@ -207,7 +207,7 @@ fn copies() -> Vec<Scope> {
         ),
         scope(
             "copy, then silence",
-            "a candidate receives a copy; the primary of that moment falls silent",
+            "a candidate receives a copy; the current primary falls silent",
             Beginning::Candidate,
             script(1, &[SMALL]),
             silence(2),
@@ -317,7 +317,7 @@ impl Scope {
     /// Executes the steps that lead to the initial state of the search.
     ///
     /// # Errors
-    /// A promise broken on the way.
+    /// The promise that one of these steps breaks.
     pub fn begin(&self, explorer: &mut Explorer) -> Result<World, Violation> {
         explorer.scope.slow_disk = false;
         explorer.is_unjudged = cfg!(feature = "mutations");
@@ -364,7 +364,10 @@ impl Scope {
             return Ok(world);
         }
         if world.spawning.is_empty() {
-            return Err(Violation::new(0, format!("{:?} is never reached", self.beginning)));
+            return Err(Violation::new(
+                0,
+                format!("no replacement is started, so {:?} is not reached", self.beginning),
+            ));
         }
         world = explorer.step(&world, Action::Spawned)?;
         let beginning = self.beginning;

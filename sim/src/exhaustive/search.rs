@@ -50,7 +50,7 @@ pub struct Found {
     pub states: usize,
     /// The number of actions executed.
     pub transitions: u64,
-    /// The number of actions from the initial state to the farthest visited state.
+    /// The number of levels of the search that were expanded, including an incomplete last one.
     pub depth: u32,
     /// The number of distinct states of replicas.
     pub replica_states: usize,
@@ -171,8 +171,8 @@ fn way_to(ways: &[Reached], last: Reached) -> Vec<Action> {
     actions
 }
 
-/// Returns a 64-bit SipHash of a state. Among a hundred million states, the probability of a collision is 1 in
-/// 3,600.
+/// Returns a 64-bit SipHash of a state. Among a hundred million states, the probability of a collision is about 1 in
+/// 3,700.
 fn fingerprint(world: &World) -> u64 {
     let mut hasher = DefaultHasher::new();
     world.hash(&mut hasher);
@@ -260,12 +260,12 @@ impl Explorer {
                 let is_here = script.shard_of(number) == s;
                 let is_free = number == asked || world.left.retries > 0;
                 if is_here && is_free {
-                    actions.push(Action::Ask(u8::try_from(number).expect("few"), n));
+                    actions.push(Action::Ask(u8::try_from(number).expect("writes are few"), n));
                 }
             }
             for (key, (_, shard)) in script.keys.iter().enumerate() {
                 if world.left.reads > 0 && *shard == s {
-                    actions.push(Action::Read(u8::try_from(key).expect("few"), n));
+                    actions.push(Action::Read(u8::try_from(key).expect("keys are few"), n));
                 }
             }
         }

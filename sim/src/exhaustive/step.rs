@@ -42,8 +42,8 @@ pub struct Explorer {
     pub judged: Judged,
     /// The descriptions of the events; `None` if they are not requested.
     pub words: Option<Vec<String>>,
-    /// True while a search with a mutation executes the steps to the initial state. No promise is checked then: a
-    /// promise broken on this way is broken again in the search, or is irrelevant for the search.
+    /// True while a build with mutations executes the steps to the initial state. Only panics count then: a promise
+    /// that is broken on this path is broken again in the search, or is irrelevant to it.
     pub(super) is_unjudged: bool,
     broken: Option<Violation>,
 }
@@ -58,7 +58,7 @@ impl Explorer {
     /// Returns the state after an action.
     ///
     /// # Errors
-    /// The promise that it breaks.
+    /// The first promise that the action breaks.
     pub fn step(&mut self, world: &World, action: Action) -> Result<World, Violation> {
         self.broken = None;
         let mut next = world.clone();
@@ -76,7 +76,7 @@ impl Explorer {
     /// Checks the promises on a single state.
     ///
     /// # Errors
-    /// The broken promise.
+    /// The first promise that the state breaks.
     pub(super) fn judge(&mut self, world: &mut World) -> Result<(), Violation> {
         properties::check(self, world);
         self.broken.take().map_or(Ok(()), Err)

@@ -72,8 +72,8 @@ pub fn response_words(who: Member, given: &Given) -> String {
     let Given { id, status, copies, version, writer } = *given;
     let what = match (id >= 100, writer) {
         (true, Some(writer)) => format!("the read returns write {writer}"),
-        (true, None) => format!("the read ends {status:?}"),
-        (false, _) => format!("write {id} ends {status:?}, version {version}, {copies} copies"),
+        (true, None) => format!("the read gets {status:?}"),
+        (false, _) => format!("write {id} gets {status:?}, version {version}, {copies} copies"),
     };
     format!("{}: {what}", name(who))
 }
@@ -124,7 +124,7 @@ fn describe(explorer: &Explorer, world: &World, action: Action) -> String {
         Action::Wake(p, s) => format!("{}, shard {s}, wakes for a timer", who(p)),
         Action::Tick => format!("a tick passes: {} ms", (u32::from(world.tick) + 1) * 300),
         Action::Kill(p) => format!("{} dies", who(p)),
-        Action::Proof(p) => format!("the coordinator has proof that {} is dead", who(p)),
+        Action::Proof(p) => format!("the coordinator receives the proof that {} is dead", who(p)),
         Action::Suspect(p) => format!("the coordinator loses its link to {}", who(p)),
         Action::Heartbeat(p) => format!("a heartbeat of {} arrives", who(p)),
         Action::Back(p) => format!("{} connects to the coordinator", who(p)),

@@ -19,7 +19,7 @@ use super::scope::Scope;
 pub struct Machines {
     /// Shards with their drivers.
     pub replicas: Unfolding<Driven>,
-    /// Servers towards the coordinator.
+    /// The parts of servers that serve the coordinator.
     pub nodes: Unfolding<Served>,
     /// The coordinator.
     pub brains: Unfolding<Coordinating>,
@@ -100,7 +100,7 @@ pub struct Process {
     pub node: StateId,
     /// The states of the replicas, by shard.
     pub shards: Vec<StateId>,
-    /// Messages from the node to each shard, by shard, if their delivery is a separate step.
+    /// Messages from the node, by shard, if their delivery is a separate step.
     pub inboxes: Vec<VecDeque<Told>>,
     /// Orders in transit to the process.
     pub orders: VecDeque<Paper>,
@@ -149,13 +149,13 @@ pub const CLOSED: FrameId = 0;
 pub enum End {
     /// The connection was dialled, and the hello has not arrived yet.
     Pending,
-    /// The side is attached as its replica's stream.
+    /// The replica on this side uses the connection as its stream.
     Attached,
     /// Closed.
     Gone,
 }
 
-/// The next event.
+/// A possible next event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// A node receives the next order.

@@ -14,8 +14,8 @@ use crate::world::World;
 /// Checks that an acknowledged write is held by all members of the view under which it was acknowledged (invariant
 /// 6).
 ///
-/// The function is called for a replica that has just acknowledged a write with two copies, and checks the
-/// secondary.
+/// The function is called for a replica that has just acknowledged a write. If the response reports two copies, the
+/// function checks the secondary.
 pub fn acked_is_held(
     world: &World,
     process: usize,
@@ -32,7 +32,8 @@ pub fn acked_is_held(
 
 /// Checks that a member that starts to serve has every acknowledged write (invariant 7).
 ///
-/// The function is called for a replica that has just begun to serve.
+/// The function is called for a replica after its wake-up. The replica starts to serve if it did not serve at the
+/// previous check.
 pub fn taker_has_all(
     checks: &Checks,
     process: usize,
@@ -54,7 +55,7 @@ pub fn taker_has_all(
 }
 
 /// Checks the primary of a hand-over view that has just taken over (invariant 7). If the old primary is alive, the new
-/// one must have every write that the old primary logged, because the old primary counts all of them as committed.
+/// one must have every write that the old primary logged. The old primary counts all of them as committed.
 pub fn taker_has_all_after_handover(
     checks: &Checks,
     world: &World,
@@ -81,18 +82,18 @@ pub fn taker_has_all_after_handover(
         return Ok(());
     };
     let words = format_args!(
-        "shard {shard}: process {process} has taken over at write {}, though {}, which lives, has \
-         logged write {last}",
+        "shard {shard}: process {process} has taken over at write {}, although {}, which is alive, \
+         has logged write {last}",
         sight.last, old.member
     );
     Err(Violation::of(group, 7, words))
 }
 
-/// Checks the union and its candidate (invariant 10): every commit in the union needs the candidate's ACK, and the
-/// candidate is reported as caught up only when it is.
+/// Checks that a primary enters no union before its grace is over. Also checks that a candidate reported as caught up
+/// does not fail under the same view.
 ///
-/// This function checks that a primary enters no union before it may serve, and that a candidate that was reported
-/// as caught up does not fail under the same view.
+/// Invariant 10: every commit in the union needs the candidate's ACK, and the candidate is reported as caught up only
+/// when it is.
 pub fn union_is_true(
     checks: &Checks,
     process: usize,
@@ -116,8 +117,8 @@ pub fn union_is_true(
     Ok(())
 }
 
-/// Checks that the candidate holds a write that a primary in a union acknowledged with OK (invariant 10). If a
-/// write from before the union is acknowledged again now, it may not have been copied yet.
+/// Checks that the candidate holds a write that a primary in a union acknowledged with OK (invariant 10). A write from
+/// before the union is exempt: if it is acknowledged again now, it may not have been copied yet.
 pub fn candidate_holds_acked(
     world: &World,
     process: usize,

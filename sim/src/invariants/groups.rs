@@ -55,7 +55,7 @@ pub fn orderly_exit_is_no_fault(
     if !(world.config.calm || world.config.orphans) {
         return Ok(());
     }
-    let words = format!("servers {first} and {second} count as two faults, but both left in order");
+    let words = format!("servers {first} and {second} count as two faults after orderly exits");
     Err(Violation::new(17, words))
 }
 
@@ -79,10 +79,10 @@ pub fn response_of_lost_is_true(
 /// Checks that a server does not serve a LOST group (invariant 17).
 ///
 /// The function is called for a response of a process of this cluster. `read_at` is the time at which the process
-/// read its clock, at the start of the wake-up; work that is done late, after a pause, counts as done at this time.
-/// A response with two copies is exempt, because it may be much delayed: its ACK may wait in the inbox of a paused
+/// read its clock, at the start of the wake-up. Work that is done later, after a pause, counts as done at this time.
+/// A response with two copies is exempt, because it may be much delayed. Its ACK may wait in the inbox of a paused
 /// primary while the other members continue and the group becomes LOST. A response whose request came in an earlier
-/// wake-up is exempt too: its client may have read slowly, so that it waited in the output.
+/// wake-up is exempt too: it may have waited in the output because its client read slowly.
 pub fn lost_is_not_served(
     world: &World,
     cluster: ClusterId,
@@ -107,7 +107,7 @@ pub fn lost_is_not_served(
 /// Checks that every group that is not LOST is back home with two replicas within a bounded time after the last fault
 /// (invariant 19).
 ///
-/// The function is called when this time is over.
+/// The function is called when this time is over, or earlier if the cluster has come to rest.
 pub fn home_again(world: &World) -> Result<(), Violation> {
     if world.is_at_rest() {
         return Ok(());

@@ -52,7 +52,7 @@ pub fn lease_before_grace(world: &World, (group, shard): Place) -> Result<(), Vi
             if lease <= world.now {
                 continue;
             }
-            let words = format_args!("shard {shard}: the follower of a lease owes no grace");
+            let words = format_args!("shard {shard}: a lease is valid, but {other} has no grace");
             return Err(Violation::of(group, 2, words));
         };
         let grace = world.clocks[follower.place].true_time(grace);
@@ -83,8 +83,8 @@ pub fn lease_is_checked(
     Err(Violation::of(group, 8, words))
 }
 
-/// Checks that a process that was informed of a death does not wait for a grace towards the dead process (invariant
-/// 21).
+/// Checks that no replica waits for the end of its grace after the proof that the receiver of its last ACK is dead
+/// (invariant 21).
 ///
 /// The function is called for a replica after a wake-up of its process.
 pub fn dead_are_not_waited_for(

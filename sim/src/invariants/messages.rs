@@ -4,12 +4,14 @@
 use kv_core::replica::{Inspection, StreamError};
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{GroupId, RequestId, ViewVersion};
+use kv_protocol::limits::STALL_DEADLINE;
 use kv_protocol::{Incarnation, Member};
 
 use crate::invariants::Violation;
-use crate::network::ConnectionNumber;
+use crate::network::{Actor, ConnectionNumber};
+use crate::world::World;
 
-/// Checks that a message that a replica has accepted belongs to the installed view (invariant 9).
+/// Checks that an accepted message belongs to the view that its replica has installed (invariant 9).
 pub fn message_is_of_this_view(
     group: GroupId,
     got: ViewVersion,
@@ -22,7 +24,7 @@ pub fn message_is_of_this_view(
     Err(Violation::of(group, 9, words))
 }
 
-/// Checks that a heartbeat that the coordinator has attributed to a member was sent by this process (invariant 9).
+/// Checks that a heartbeat was sent by the process to which the coordinator attributes it (invariant 9).
 pub fn heartbeat_is_of_this_process(speaks: Incarnation, member: Member) -> Result<(), Violation> {
     if member.incarnation == speaks {
         return Ok(());
@@ -34,7 +36,7 @@ pub fn heartbeat_is_of_this_process(speaks: Incarnation, member: Member) -> Resu
 /// stop, a lack of memory or a death, never because of a message that the other end rejects.
 ///
 /// The function is called for a message that a replica has rejected on its stream. Messages of a dead process may
-/// arrive after the proof of its death, when its successor has already taken over. If a mutation is applied, a
+/// arrive after the proof of its death, when its successor has already taken over. In a build with mutations, a
 /// rejected message may be a symptom of another broken promise, so it is not reported.
 pub fn streams_are_whole(
     group: GroupId,
@@ -90,6 +92,38 @@ pub fn response_without_request(to: ConnectionNumber, request: RequestId) -> Vio
     Violation::new(29, words)
 }
 
+/// Checks that a client that has shut down its sending direction has received a response to each of its requests
+/// (invariant 29).
+///
+/// The function is called when the server has closed the connection, before the client's state changes. A process
+/// that has ended, a broken connection, and the deadline of a half-closed connection excuse missing responses.
+pub fn half_closed_is_served(
+    world: &World,
+    client: usize,
+    number: ConnectionNumber,
+) -> Result<(), Violation> {
+    let Some(since) = world.network.end_of_input_at(number, 1) else { return Ok(()) };
+    // The clocks of servers may run faster by a tenth.
+    if u128::from(world.now - since) >= STALL_DEADLINE.as_nanos() * 9 / 10 {
+        return Ok(());
+    }
+    let is_alive = match world.network.get(number).ends[1] {
+        Actor::Shard { process, .. } => world.processes[process].alive,
+        _ => false,
+    };
+    let waiting = world.clients[client].flights.iter().find(|(_, flight)| flight.waits_on(number));
+    match waiting {
+        Some((request, _)) if is_alive => {
+            let words = format!(
+                "connection {} ended after the end of its input, without a response to request {request}",
+                number.0
+            );
+            Err(Violation::new(29, words))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Returns the violation of a value that was lost although its replica has kept its table.
 ///
 /// Invariant 27: a value that is being sent does not change after its request, even if its key is written or deleted,
@@ -100,5 +134,5 @@ pub fn pinned_value_is_gone(group: GroupId) -> Violation {
 
 /// Returns the violation of a response whose bytes are not those of one value (invariant 27).
 pub fn value_is_mixed(group: GroupId) -> Violation {
-    Violation::of(group, 27, format_args!("the bytes that were read are not one written value"))
+    Violation::of(group, 27, format_args!("the bytes read are not those of one written value"))
 }

@@ -19,7 +19,7 @@ pub fn holders_are_spared(world: &World, member: Member) -> Result<(), Violation
     if !named {
         return Ok(());
     }
-    Err(Violation::new(20, format!("{member} is to be killed though a durable view names it")))
+    Err(Violation::new(20, format!("{member} is to be killed although a durable view names it")))
 }
 
 /// Checks the same promise when a kill takes effect, which may be much later and under another coordinator
@@ -34,8 +34,8 @@ pub fn kill_spares_holders(world: &World, member: Member) -> Result<(), Violatio
     }
 }
 
-/// Checks that a server that received a stop signal does not become a candidate, a sole holder or the target of a
-/// hand-over (invariant 20). Groups whose other holder is proven dead or is leaving too are exempt.
+/// Checks that a server whose request to leave was accepted does not become a candidate, a sole holder or the target of
+/// a hand-over (invariant 20). Groups whose other holder is proven dead or is leaving too are exempt.
 ///
 /// The function compares the coordinator's next state with the current views.
 pub fn leavers_get_nothing(world: &World, next: &DurableState) -> Result<(), Violation> {
@@ -52,14 +52,12 @@ pub fn leavers_get_nothing(world: &World, next: &DurableState) -> Result<(), Vio
         if !asked(leaver) || goes_before {
             return Ok(());
         }
-        let words =
-            format_args!("{leaver} received a stop signal, but {view:?} follows {before:?}");
+        let words = format_args!("{leaver} is leaving, but {view:?} follows {before:?}");
         Err(Violation::of(view.group, 20, words))
     })
 }
 
-/// Checks that no complete copy is wiped unless another one exists, in memory or in a dump that counts (invariant
-/// 20).
+/// Checks that no complete copy is wiped unless another one exists, in memory or in a valid dump (invariant 20).
 ///
 /// The function is called for a replica after its wake-up. Runs in which two servers may crash are exempt, because
 /// the other copy may just have been lost.
@@ -97,7 +95,7 @@ pub fn copies_are_spared(
     Err(Violation::of(group, 20, words))
 }
 
-/// Returns the member to which a view gives a role that the member did not have before.
+/// Returns the member that a view makes the candidate, the sole holder or the target of a hand-over, if there is one.
 fn given(before: &View, view: &View) -> Option<Member> {
     match (view.primary, view.peer) {
         (_, Peer::Candidate(candidate)) => Some(candidate),

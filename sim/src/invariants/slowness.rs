@@ -51,7 +51,7 @@ impl Slowness {
         *end = (*end).max(until);
     }
 
-    /// Returns whether another place has a fault, or had one a moment ago.
+    /// Returns whether another place has a fault, or had one that may still be under inquiry.
     pub fn is_judged(&self, place: u16, now: u64) -> bool {
         let mut others = self.faults.iter().filter(|(other, _)| **other != place);
         others.any(|(_, until)| now < until + JUDGED_WITHIN)
@@ -63,8 +63,8 @@ impl Slowness {
     }
 }
 
-/// Checks that no server is replaced if all servers are only paused together, however often (invariant 20). A paused
-/// server receives nothing from the others, but this does not show that they have failed.
+/// Checks that no view changes if all servers are only paused together, however often (invariant 20). A paused server
+/// receives nothing from the others, but this does not show that they have failed.
 ///
 /// The function is called for each new view, with the view before it.
 pub fn sleepers_stay(world: &World, before: &View, view: &View) -> Result<(), Violation> {
@@ -92,12 +92,12 @@ pub fn sleepers_suspect_none(
     ))
 }
 
-/// Checks that if servers are only slow, one after the other, no view changes without a fault, and no server loses
-/// its place because of another one (invariant 20).
+/// Checks runs in which servers are only slow, one after the other (invariant 20): no view changes without a fault, and
+/// no server loses its place because of another one.
 ///
-/// A fault is exhausted memory, or the stall of an executor for longer than four fifths of the failure timeout;
-/// because of clock drift, such a stall may exceed the timeout. No process dies in such runs. So there is no second
-/// fault, a process is replaced only after several failures, and every operation ends within its deadline.
+/// A fault is exhausted memory, or the stall of an executor for longer than four fifths of the failure timeout. Because
+/// of clock drift, such a stall may exceed the timeout. No process dies in such runs. So there is no second fault, a
+/// process is replaced only after several failures, and every operation ends within its deadline.
 ///
 /// The function is called for each new view, with the view before it.
 pub fn slow_are_spared(world: &mut World, before: &View, view: &View) -> Result<(), Violation> {
@@ -139,11 +139,9 @@ pub fn slow_are_not_replaced(world: &World, member: Member) -> Result<(), Violat
     }
 }
 
-/// Returns the violation of a candidate that was given up as silent although its messages had arrived (invariant
-/// 20).
+/// Returns the violation of a candidate that was dropped as silent although its messages had arrived (invariant 20).
 pub fn candidate_went_unread(group: GroupId) -> Violation {
-    let words =
-        format_args!("a candidate was given up whose messages had arrived and were not read");
+    let words = format_args!("a candidate was dropped although its messages had arrived, unread");
     Violation::of(group, 20, words)
 }
 
@@ -163,7 +161,8 @@ pub fn slow_still_serve(
     Err(Violation::of(group, 20, words))
 }
 
-/// Checks that the load of clients does not change a view or delay beacons for long (invariant 28).
+/// Checks that the load of clients does not change a view, or delay the messages of the other holder for half a lease
+/// (invariant 28).
 ///
 /// The function is called for a replica while load is the only fault.
 pub fn load_moves_no_view(
@@ -182,7 +181,9 @@ pub fn load_moves_no_view(
     let gap = replica.report(now).map_or(0, |report| u128::from(report.longest_gap_ms));
     let most = (FailureTimeout::DEFAULT.lease() / 2).as_millis();
     if gap >= most {
-        let words = format_args!("under load, no message of the other holder for {gap} ms");
+        let words = format_args!(
+            "under load, no message of the other holder for {gap} ms (limit {most} ms)"
+        );
         return Err(Violation::of(group, 28, words));
     }
     Ok(())

@@ -53,8 +53,8 @@ pub fn dumped_before_leaving(world: &World, process: usize) -> Result<(), Violat
     Ok(())
 }
 
-/// Checks that no process is killed before another replica has dumped the same contents, or while its heartbeats
-/// arrive (invariant 26). A forced stop is exempt.
+/// Checks that no process is killed before a replica of each of its groups is dumped, or while its heartbeats arrive
+/// (invariant 26). A process that was ordered to exit may be killed despite its heartbeats. A forced stop is exempt.
 ///
 /// The function is called for the kill of a process that has not responded to this order.
 pub fn dumped_before_kill(world: &World, member: Member, order: &str) -> Result<(), Violation> {
@@ -114,7 +114,8 @@ pub fn restored_has_all(
 
 /// Checks that restored data equals the dumped data (invariant 17).
 ///
-/// The function compares the contents that a replica has loaded with those of the writer of the dump.
+/// The function compares the contents that a replica has loaded with those of the writer of the dump. If `dumped` is
+/// `None`, there is nothing to compare.
 pub fn restored_equals_dump(
     replica: &Replica,
     dumped: Option<ContentDigest>,
@@ -129,7 +130,7 @@ pub fn restored_equals_dump(
     }
 }
 
-/// Returns the views in which a process is a replica by the last durable state, and holds a full copy.
+/// Returns the views that name a process as primary or secondary of a group of which it holds a full copy.
 fn held(world: &World, member: Member) -> Vec<View> {
     let Some(cluster) = &world.coordinator.cluster else { return Vec::new() };
     let is_full = |view: &View| {
@@ -146,7 +147,7 @@ fn held(world: &World, member: Member) -> Vec<View> {
     cluster.views().iter().filter(is_replica).copied().filter(is_full).collect()
 }
 
-/// Checks a group that is LOST by the plan.
+/// Checks a group that the plan makes LOST.
 fn lost(
     world: &World,
     durable: &DurableState,
@@ -164,7 +165,7 @@ fn lost(
     let was_given_up = world.operator.has_given_up(durable.cluster, group);
     let may_be = was_given_up || world.operator.insists() || world.config.double;
     if !may_be && view.version > ViewVersion(0) {
-        let words = format_args!("it is LOST although every holder left in order");
+        let words = format_args!("it is LOST although the exit of every holder was orderly");
         return Err(Violation::of(group, 17, words));
     }
     let whole = dumps.iter().map(|dump| &dump.header.origin).find(|origin| {

@@ -9,8 +9,8 @@ use kv_protocol::{Epoch, View};
 use crate::checks::{Checks, Place};
 use crate::invariants::Violation;
 
-/// All views that were ever sent or installed. The cluster id is part of the key: if the start of a restored
-/// cluster fails, another cluster is founded from the same dumps and uses the same versions.
+/// All views that were ever sent or installed. The cluster id is part of the key. If the start of a restored cluster
+/// fails, another cluster is founded from the same dumps, and uses the same versions.
 pub type Views = HashMap<(ClusterId, GroupId, ViewVersion), View>;
 
 /// Checks that the versions that a replica installs only grow (invariant 5).

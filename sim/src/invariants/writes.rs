@@ -1,4 +1,4 @@
-//! Writes from the point of view of clients: each executes once, in one order, in its session.
+//! Writes from the point of view of clients: each executes at most once, in one order, in its session.
 
 use std::collections::HashMap;
 
@@ -16,14 +16,14 @@ use crate::world::World;
 /// The write that has a sequence number, by place and sequence number.
 pub type Numbers = HashMap<(Place, u64), Question>;
 
-/// The definite response to a write, by write.
+/// The definite response to each write, as status and version.
 pub type Responses = HashMap<Question, (Status, u64)>;
 
-/// The latest start of a write that is known to be done, by session. The write was done at this time or later. A
-/// retry that gets the first response does not count.
+/// The latest start of a write with a final response, by session. The write was executed at this time or later. A retry
+/// does not change the start.
 pub type Used = HashMap<(Place, ClientId), u64>;
 
-/// Checks that a sequence number belongs to one write for ever (invariant 4).
+/// Checks that a sequence number belongs to one write forever (invariant 4).
 ///
 /// The function is called for a write that was acknowledged with OK under this sequence number.
 pub fn numbers_are_unique(
@@ -43,7 +43,7 @@ pub fn numbers_are_unique(
     Err(Violation::of(place.0, 4, words))
 }
 
-/// Checks that the version of a key only grows, over all clients together (invariant 12).
+/// Checks that the version of a key never decreases, for all clients together (invariant 12).
 ///
 /// The function is called for an operation that ended with a version. `flight.floor` is the newest version in any
 /// response before the operation began.
@@ -87,7 +87,10 @@ pub fn linearizable(world: &World) -> Result<(), Violation> {
     for (key, history) in &world.workload.histories {
         let verdict = judge(history);
         if verdict != Verdict::Linearizable {
-            let mut words = format!("key {:?} is {verdict:?}:", String::from_utf8_lossy(key));
+            let mut words = format!(
+                "key {:?} fails the linearizability check ({verdict:?}):",
+                String::from_utf8_lossy(key)
+            );
             let mut history = history.clone();
             history.sort_by_key(|entry| entry.start);
             for entry in &history {
@@ -121,7 +124,7 @@ pub fn sessions_are_kept(
     let Some(last) = used.get(&(place, client)) else { return Ok(()) };
     let ago = awake(world).saturating_sub(*last);
     let idle = world.config.bounds.session_idle.as_nanos();
-    // The clocks of the servers drift, so only four fifths of the idle time are required.
+    // The clocks of the servers drift, so only four fifths of the idle timeout are required.
     if u128::from(ago) * 10 >= idle * 8 {
         return Ok(());
     }

@@ -69,7 +69,7 @@ impl Kind {
     }
 }
 
-/// A cut.
+/// A cut in progress.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
     /// The place that is cut off from all hosts or from the coordinator; `None` for a cut between two servers.
@@ -83,8 +83,9 @@ impl Cut {
     }
 }
 
-/// Returns the victim of a fault at a place: mostly the place itself, else a random one of the place and its
-/// neighbours. `None` if no process runs at the chosen place.
+/// Returns the victim of a fault at a place. Pauses, stalls, hiccups and broken streams mostly strike the place itself,
+/// else a random one of the place and its neighbours; `None` if no process runs there. Every other fault strikes the
+/// place itself.
 pub(super) fn victim(world: &mut World, place: usize, kind: Kind) -> Option<usize> {
     if !matches!(kind, Kind::Pause | Kind::Stall | Kind::Hiccup | Kind::BreakStreams) {
         return Some(place);
@@ -97,8 +98,9 @@ pub(super) fn victim(world: &mut World, place: usize, kind: Kind) -> Option<usiz
     world.running_at(victim).map(|_| victim)
 }
 
-/// Injects the fault at a place. Returns false if no fault has struck yet: a stall strikes at the next wake-up
-/// with inputs. A coordinator crash is left to [`apply_late`].
+/// Injects the fault at a place. Returns false if no fault has struck, because no process runs at the place or no
+/// connection was broken. A stall returns false too: it strikes at the next wake-up with inputs. A coordinator crash is
+/// left to [`apply_late`].
 pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
     match (kind, world.running_at(place)) {
         (Kind::Crash, Some(process)) => world.kill(process),
@@ -120,7 +122,7 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
         (Kind::CutBothWays | Kind::CutOneWay, _) => cut(world, place, kind == Kind::CutOneWay),
         (Kind::CoordinatorCrash, _) => {}
         (Kind::DiskFull, _) => {
-            // In runs in which sessions expire soon, some writes must stay pending for longer than the idle time.
+            // In runs in which sessions expire, some writes must stay pending for longer than the idle timeout.
             let is_long = world.config.forgets_soon() && world.random.per_mille(300);
             let (full, stands) = match is_long {
                 true => ((14_000_000_000, 17_000_000_000), (12_500_000_000, 14_000_000_000)),
@@ -207,7 +209,7 @@ fn cut(world: &mut World, place: usize, one_way: bool) {
         _ => world.random.between(1_000_000_000, 3_000_000_000),
     };
     world.after(heal, Happening::Heal);
-    // The link to the coordinator breaks for a moment too, while the lease is still valid.
+    // Sometimes the link to the coordinator breaks too, while the lease is still valid.
     if world.random.per_mille(500) {
         let delay = world.random.between(250_000_000, 500_000_000);
         world.after(delay, Happening::BreakLink(place));

@@ -80,8 +80,8 @@ pub fn strike(world: &mut World) {
     world.note_place(place, format_args!("fault: {kind} at place {place}"));
 }
 
-/// Starves an executor: it stalls for about the time until a complaint, runs for a moment, and stalls again. So it
-/// responds to the probe, but does not receive the messages of the others.
+/// Starves an executor: it stalls for about the time until a complaint, runs for a moment, and stalls again, `more`
+/// times in all. So it responds to the probe, but does not receive the messages of the others.
 pub fn stand_again(world: &mut World, process: usize, shard: usize, more: u8) {
     if world.is_healing || !world.processes[process].alive || more == 0 {
         return;
@@ -94,7 +94,7 @@ pub fn stand_again(world: &mut World, process: usize, shard: usize, more: u8) {
     world.after(stall + works, Happening::StandAgain(process, shard, more - 1));
 }
 
-/// Stalls one executor of a process.
+/// Stalls a random executor of a process, unless this executor has stalled a short time ago.
 fn stand(world: &mut World, process: usize, stall: u64) {
     let shard = world.random.index(usize::from(world.config.shards));
     let until = world.now + stall;

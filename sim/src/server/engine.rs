@@ -15,9 +15,9 @@ use crate::clock::Clock;
 use crate::invariants::messages;
 use crate::network::ConnectionNumber;
 
-/// The work of a wake-up, in nanoseconds.
+/// The fixed work of a wake-up, in nanoseconds.
 pub(super) const WORK_A_WAKE: u64 = 1_000;
-/// The work of an input, in nanoseconds.
+/// The fixed work of an input, in nanoseconds.
 const WORK_AN_INPUT: u64 = 500;
 /// The work of a request, in nanoseconds.
 const WORK_A_REQUEST: u64 = 10_000;
@@ -86,6 +86,9 @@ impl Engine {
         let is_stream =
             matches!(input, Input::Dialled(..)) || id.is_some_and(|id| shard.is_stream(id));
         match port {
+            _ if self.unread.contains_key(&number) => {
+                self.unread.entry(number).or_default().push_back(input);
+            }
             _ if waits(&self.streams) => self.streams.push_back(input),
             Some(Port::Servers) | None if waits(&self.strangers) => self.strangers.push_back(input),
             _ if is_stream => self.streams.push_back(input),
@@ -96,9 +99,7 @@ impl Engine {
 
     /// Queues an input of a client, in pieces of the size of one receive.
     fn queue_of_client(&mut self, input: Input) {
-        let number = input.connection();
-        let unread = number.and_then(|number| self.unread.get_mut(&number));
-        let queue = unread.unwrap_or(&mut self.clients);
+        let queue = &mut self.clients;
         match input {
             Input::Bytes(number, bytes) if bytes.len() > RECEIVED_AT_ONCE => {
                 let pieces = bytes.chunks(RECEIVED_AT_ONCE);
@@ -108,22 +109,23 @@ impl Engine {
         }
     }
 
-    /// Leaves an input of a client unread, and all later ones.
+    /// Leaves an input of a connection unread, and all later ones.
     fn leave_unread(&mut self, number: ConnectionNumber, input: Input) {
-        let inputs = std::mem::take(&mut self.clients).into_iter();
-        let (its, others) = inputs.partition(|other| other.connection() == Some(number));
-        self.clients = others;
-        let unread = self.unread.entry(number).or_default();
-        unread.push_back(input);
-        unread.extend(its as VecDeque<Input>);
+        let later = self.take_inputs(number);
+        self.unread.entry(number).or_default().extend([input].into_iter().chain(later));
     }
 
     /// Resumes reading a connection.
-    fn read_again(&mut self, number: ConnectionNumber) {
-        self.clients.extend(self.unread.remove(&number).unwrap_or_default());
+    fn read_again(&mut self, number: ConnectionNumber, port: Port) {
+        for input in self.unread.remove(&number).unwrap_or_default() {
+            match port {
+                Port::Servers => self.strangers.push_back(input),
+                Port::Clients => self.queue_of_client(input),
+            }
+        }
     }
 
-    /// Returns whether work is left for the next wake-up, without the work of streams.
+    /// Returns whether inputs other than those of streams are left for the next wake-up.
     pub(super) fn has_work(&self) -> bool {
         !self.strangers.is_empty() || !self.clients.is_empty()
     }
@@ -135,7 +137,7 @@ impl Engine {
 
     /// Takes the inputs of a connection that are not served yet.
     fn take_inputs(&mut self, number: ConnectionNumber) -> Vec<Input> {
-        let mut its = Vec::new();
+        let mut its = Vec::from(self.unread.remove(&number).unwrap_or_default());
         for queue in [&mut self.strangers, &mut self.clients] {
             let inputs = std::mem::take(queue).into_iter();
             let (taken, others): (VecDeque<Input>, VecDeque<Input>) =
@@ -163,7 +165,7 @@ impl turn::Engine for Turn<'_> {
         self.clock.read(self.true_now + self.engine.work)
     }
 
-    /// Does nothing: all inputs are queued before the wake-up begins.
+    /// Does nothing: all inputs are queued before the turn begins.
     fn look_again(&mut self, _: &mut Shard) {}
 
     fn serve_streams(&mut self, shard: &mut Shard) -> bool {
@@ -185,21 +187,13 @@ impl turn::Engine for Turn<'_> {
 
     fn serve_stranger(&mut self, shard: &mut Shard) {
         if let Some(input) = self.engine.strangers.pop_front() {
-            self.receive(shard, input);
+            self.receive_if_wanted(shard, input);
         }
     }
 
     fn serve_client(&mut self, shard: &mut Shard) -> Option<Time> {
         let input = self.engine.clients.pop_front()?;
-        if let Input::Bytes(number, _) | Input::Closed(number) = input
-            && let Some(id) = self.engine.sockets.id(number)
-            && shard.fate(id) == Fate::Wait
-        {
-            self.engine.leave_unread(number, input);
-            return None;
-        }
-        self.receive(shard, input);
-        Some(self.now())
+        self.receive_if_wanted(shard, input).then(|| self.now())
     }
 
     fn see_to(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) -> usize {
@@ -210,7 +204,7 @@ impl turn::Engine for Turn<'_> {
             let taken = socket.offer(self.true_now, shard.unsent(id).len());
             if taken > 0 {
                 let bytes = shard.unsent(id)[..taken].to_vec();
-                shard.on_sent(now, id, taken);
+                shard.handle_sent(now, id, taken);
                 if !shard.is_stream(id) {
                     sent = taken;
                 }
@@ -220,10 +214,16 @@ impl turn::Engine for Turn<'_> {
         let fate = shard.fate(id);
         self.judge_suspects(id, fate);
         match fate {
-            Fate::Read => self.engine.read_again(number),
+            Fate::Read => self.engine.read_again(number, port),
             Fate::Wait => {}
-            // The simulated network closes both directions at once.
-            Fate::Close | Fate::Shut => {
+            Fate::Shut => {
+                let socket = self.engine.sockets.get(id);
+                if socket.is_some_and(|socket| !std::mem::replace(&mut socket.is_shut, true)) {
+                    self.engine.output.push(Output::ShutDown(number));
+                }
+                self.engine.read_again(number, port);
+            }
+            Fate::Close => {
                 shard.close(now, id);
                 self.engine.sockets.remove(id);
                 self.engine.unread.remove(&number);
@@ -256,6 +256,27 @@ impl turn::Engine for Turn<'_> {
 }
 
 impl Turn<'_> {
+    /// Serves an input of a connection, unless the connection must not be read now, as in the engine over epoll.
+    /// Returns whether the input was served.
+    fn receive_if_wanted(&mut self, shard: &mut Shard, input: Input) -> bool {
+        if let Input::Bytes(number, _) | Input::EndOfInput(number) | Input::Closed(number) = input
+            && let Some(id) = self.engine.sockets.id(number)
+        {
+            match shard.fate(id) {
+                Fate::Read | Fate::Shut => {}
+                fate @ (Fate::Wait | Fate::Close | Fate::HandOver(_)) => {
+                    if fate != Fate::Wait {
+                        shard.mark_dirty(id);
+                    }
+                    self.engine.leave_unread(number, input);
+                    return false;
+                }
+            }
+        }
+        self.receive(shard, input);
+        true
+    }
+
     /// Serves an input of a connection.
     fn receive(&mut self, shard: &mut Shard, input: Input) {
         self.engine.work += WORK_AN_INPUT;
@@ -269,7 +290,7 @@ impl Turn<'_> {
             Input::Adopted(number, port, reader, received) => {
                 let id = shard.adopt(now, port, &[]);
                 self.open(shard, number, id, port, reader);
-                self.on_bytes(shard, now, id, &received);
+                self.handle_bytes(shard, now, id, &received);
             }
             Input::Dialled(number, group) => {
                 let id = shard.open_stream(now, group);
@@ -277,20 +298,25 @@ impl Turn<'_> {
                 shard.mark_dirty(id);
             }
             Input::DialFailed(group) => {
-                shard.service.on_dial_failed(now, group, "nothing listens there");
+                shard.service.handle_dial_failed(now, group, "nothing listens there");
             }
             Input::Bytes(number, bytes) => {
                 if let Some(id) = self.engine.sockets.id(number) {
-                    self.on_bytes(shard, now, id, &bytes);
+                    self.handle_bytes(shard, now, id, &bytes);
                 }
+            }
+            Input::EndOfInput(number) => {
+                let Some(id) = self.engine.sockets.id(number) else { return };
+                shard.handle_end_of_input(now, id);
+                shard.mark_dirty(id);
             }
             Input::Closed(number) => {
                 let Some(id) = self.engine.sockets.id(number) else { return };
                 let is_stream = shard.is_stream(id);
                 match !is_stream && number.0 % 2 == 1 {
                     // Half of these connections end with a reset instead of an end of input.
-                    true => shard.on_failed(id),
-                    false => shard.on_end_of_input(now, id),
+                    true => shard.handle_failure(id),
+                    false => shard.handle_end_of_input(now, id),
                 }
                 shard.mark_dirty(id);
                 if is_stream {
@@ -314,20 +340,20 @@ impl Turn<'_> {
         shard.mark_dirty(id);
     }
 
-    fn on_bytes(&mut self, shard: &mut Shard, now: Time, id: ConnectionId, bytes: &[u8]) {
+    fn handle_bytes(&mut self, shard: &mut Shard, now: Time, id: ConnectionId, bytes: &[u8]) {
         let placement = shard.service.identity.placement;
         let wakes = self.engine.wakes;
         let Some(socket) = self.engine.sockets.get(id) else { return };
         let (requests, views) = socket.tap.received(wakes, now, placement, bytes);
         self.engine.work += bytes.len() as u64 * WORK_A_BYTE + requests * WORK_A_REQUEST;
         if views.is_empty() {
-            shard.on_bytes(now, id, bytes);
+            shard.handle_bytes(now, id, bytes);
             return shard.mark_dirty(id);
         }
         let replicas = shard.service.replicas();
         let installed: Vec<(GroupId, ViewVersion)> =
             replicas.map(|replica| (replica.group(), replica.view_version())).collect();
-        shard.on_bytes(now, id, bytes);
+        shard.handle_bytes(now, id, bytes);
         shard.mark_dirty(id);
         let service = &shard.service;
         let stream = installed.into_iter().find(|(group, _)| service.stream(*group) == Some(id));

@@ -43,6 +43,8 @@ pub enum Input {
     Adopted(ConnectionNumber, Port, Reader, Vec<u8>),
     /// Bytes on a connection that was accepted or dialled.
     Bytes(ConnectionNumber, Vec<u8>),
+    /// The other end of a connection has shut down its sending direction.
+    EndOfInput(ConnectionNumber),
     /// The end of a connection.
     Closed(ConnectionNumber),
     /// The stream dialled for this group is connected.
@@ -63,7 +65,7 @@ pub enum Input {
 }
 
 impl Input {
-    /// Returns whether the input is an order of the process's node.
+    /// Returns whether the input comes from the process itself, not from the network.
     fn is_order(&self) -> bool {
         self.connection().is_none() && !matches!(self, Input::DialFailed(_))
     }
@@ -74,6 +76,7 @@ impl Input {
             Input::Accepted(number, ..)
             | Input::Adopted(number, ..)
             | Input::Bytes(number, _)
+            | Input::EndOfInput(number)
             | Input::Closed(number)
             | Input::Dialled(number, _) => Some(*number),
             _ => None,
@@ -88,6 +91,8 @@ pub enum Output {
     Send(ConnectionNumber, Vec<u8>, u64),
     /// Close this connection.
     Close(ConnectionNumber),
+    /// Shut down the sending direction of this connection.
+    ShutDown(ConnectionNumber),
     /// Hand this connection, with its inputs, to the executor of this shard.
     HandOver(ConnectionNumber, ShardId, Vec<Input>),
     /// Dial this address for this group's stream.
@@ -125,7 +130,7 @@ pub struct Executor {
     pub deaf_until: u64,
     /// The true time of the next wake-up, if one is due.
     pub wake_at: Option<u64>,
-    /// The processes that this executor was informed to be dead.
+    /// The processes of whose death this executor has received the proof.
     pub told_dead: BTreeSet<Member>,
     engine: Engine,
     published_at: u64,
@@ -185,8 +190,8 @@ impl Executor {
         self.engine.sockets.clients()
     }
 
-    /// Runs one wake-up: serves the inputs with one reading of the clock. Returns its effects and its work in
-    /// nanoseconds.
+    /// Runs one wake-up that begins at the clock reading `now`, and serves the inputs. Returns its effects, and its
+    /// work in nanoseconds.
     pub fn wake(
         &mut self,
         true_now: u64,
@@ -199,7 +204,7 @@ impl Executor {
         let has_stood = now.since(self.woke_at) > STOOD;
         self.woke_at = now;
         let active = self.active_streams();
-        self.shard.on_tick(now);
+        self.shard.handle_tick(now);
         if has_stood && true_now >= self.deaf_until {
             self.check_judgement(&active, &inputs);
         }
@@ -240,7 +245,7 @@ impl Executor {
         streams.collect()
     }
 
-    /// Checks that no candidate was given up whose messages had arrived while this executor was stalled.
+    /// Checks that no candidate was dropped whose messages had arrived while this executor was stalled.
     fn check_judgement(
         &mut self,
         active: &[(GroupId, ConnectionNumber)],
@@ -286,7 +291,7 @@ impl Executor {
             }
             Input::Exited(member) => {
                 self.told_dead.insert(member);
-                service.on_exited(now, member);
+                service.handle_exited(now, member);
             }
             Input::Drain => service.drain(),
             Input::Dump(group, number) => {
@@ -294,7 +299,7 @@ impl Executor {
                 let part = service.replica(group).map(Part::of);
                 self.engine.output.extend(part.map(|part| Output::Dumped(number, part)));
             }
-            _ => unreachable!("it is an input of a connection"),
+            _ => unreachable!("inputs of connections are queued"),
         }
     }
 
@@ -372,7 +377,7 @@ impl Executor {
         }
     }
 
-    /// Returns the roles of the replicas that have changed since the last call.
+    /// Returns the replicas whose state or view version has changed since the last call.
     pub fn new_roles(&mut self) -> Vec<(GroupId, ReplicaState, ViewVersion)> {
         let Executor { shard, noted, .. } = self;
         let roles = shard.service.replicas().filter_map(|replica| {
@@ -398,7 +403,7 @@ impl Executor {
             return self.busy_until.max(true_now + 1_000);
         }
         let service = &self.shard.service;
-        let timers = [service.next_timeout(), service.next_dial()].into_iter().flatten().map(clock);
+        let timers = [service.poll_timeout(), service.poll_dial()].into_iter().flatten().map(clock);
         let hears = self.engine.has_streams().then_some(self.deaf_until);
         let publish = self.published_at + PUBLISH_EVERY;
         timers.chain(hears).chain(self.engine.sockets.next_drained()).fold(publish, u64::min)

@@ -10,10 +10,11 @@ use crate::network::ConnectionNumber;
 
 /// The number of bytes per millisecond that a slow reader takes.
 const SLOW_BYTES_A_MS: u64 = 200;
-/// The maximum number of bytes in the socket buffer of a slow reader.
+/// The capacity in bytes of the socket buffer of a reader that is not fast.
 const BUFFER_BYTES: u64 = 3 << 10;
-/// The time after which the socket of a slow reader has room again, in nanoseconds.
+/// The time for which a full socket of a slow reader stays blocked, in nanoseconds.
 const DRAINED_AFTER: u64 = 20_000_000;
+
 /// The way in which the other end of a connection reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
@@ -31,6 +32,8 @@ pub(super) struct Socket {
     pub(super) number: ConnectionNumber,
     pub(super) port: Port,
     pub(super) tap: Tap,
+    /// True if the sending direction is shut down.
+    pub(super) is_shut: bool,
     reader: Reader,
     buffer: Buffer,
 }
@@ -47,7 +50,8 @@ struct Buffer {
 impl Socket {
     /// Creates the socket of a connection.
     fn new(number: ConnectionNumber, port: Port, reader: Reader) -> Socket {
-        Socket { number, port, tap: Tap::new(port), reader, buffer: Buffer::default() }
+        let (tap, buffer) = (Tap::new(port), Buffer::default());
+        Socket { number, port, tap, is_shut: false, reader, buffer }
     }
 
     /// Returns the way in which the other end reads.

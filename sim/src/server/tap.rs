@@ -16,7 +16,7 @@ use crate::network::ConnectionNumber;
 /// A response to a client.
 #[derive(Clone, Copy, Debug)]
 pub struct SentResponse {
-    /// The group that responded.
+    /// The group of the request's key.
     pub group: GroupId,
     /// The connection.
     pub to: ConnectionNumber,
@@ -26,14 +26,14 @@ pub struct SentResponse {
     pub status: Status,
     /// The number of copies that the response reports.
     pub copies: u8,
-    /// The log position, for a write that was done.
+    /// The version in the response; for a write, its sequence number.
     pub version: SequenceNumber,
     /// True if its request was received in the same wake-up. Other responses may have waited for a slow reader.
     pub is_fresh: bool,
 }
 
 impl SentResponse {
-    /// Returns whether the response acknowledges a write. Only responses to writes report copies.
+    /// Returns whether the response acknowledges a write with OK. Only responses to writes report copies.
     pub fn is_acked(&self) -> bool {
         self.copies > 0 && self.status == Status::Ok
     }
@@ -49,7 +49,7 @@ pub(super) struct Asked {
     pub(super) wake: u64,
     /// The clock reading of that receive.
     pub(super) at: Time,
-    /// The number of times that the request was received without a response so far.
+    /// The number of times that the request was received and has no response yet.
     times: u32,
 }
 
@@ -157,7 +157,7 @@ impl Tap {
     }
 }
 
-/// Removes one request of this id.
+/// Removes one receive of the request with this id, and returns the request.
 fn ask_less(asked: &mut BTreeMap<RequestId, Asked>, request: RequestId) -> Option<Asked> {
     let known = asked.get_mut(&request)?;
     known.times -= 1;

@@ -119,7 +119,7 @@ impl World {
                 }
                 Effect::OrderFailed { member, order, reason, .. } => {
                     let place = usize::from(member.server.0);
-                    self.note_place(place, format_args!("{member} could not {order}: {reason}"));
+                    self.note_place(place, format_args!("{member}: {order} failed: {reason}"));
                 }
                 Effect::Outdated { server, group, known, reported } => {
                     let words = format!(

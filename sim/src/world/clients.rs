@@ -16,6 +16,8 @@ use kv_history::Returned;
 const FORGED_PER_MILLE: u64 = 5;
 /// The probability, per mille, that a client closes its connection before a request.
 const RESET_PER_MILLE: u64 = 2;
+/// The probability, per mille, that a client shuts down its sending direction after a request.
+const HALF_CLOSE_PER_MILLE: u64 = 2;
 /// The length above which a value is sent from the table.
 const LONG_VALUE: usize = 4 << 10;
 /// The connection number of a failed dial.
@@ -54,14 +56,14 @@ impl World {
         wants && self.clients[client].flights.len() < self.clients[client].depth()
     }
 
-    /// Makes every second client rest periodically, in runs in which sessions expire soon. A rest lasts until a
+    /// Makes every second client rest periodically, in runs with a short idle timeout of sessions. A rest lasts until a
     /// session has expired even by the slowest clock.
     fn let_rest(&mut self, client: usize) {
         let idle = self.config.bounds.session_idle;
         if idle == SESSION_IDLE || self.is_looking_back || client.is_multiple_of(2) {
             return;
         }
-        let rest = u64::try_from(idle.as_nanos()).expect("it is short") * 13 / 10;
+        let rest = u64::try_from(idle.as_nanos()).expect("the timeout is short") * 13 / 10;
         let cycle = rest * 3;
         let turn = self.now + cycle * client as u64 / self.config.clients as u64;
         if turn % cycle > cycle - rest {
@@ -150,7 +152,8 @@ impl World {
         }
     }
 
-    /// Returns the result that is certain: if two clients share a name, an expired session does not settle a write.
+    /// Returns the result, or "in doubt" if it is not certain: an expired session does not settle a write if two
+    /// clients share the session's name.
     fn as_known(&self, flight: &Flight, responded: Returned) -> Returned {
         let is_shared = self.checks.shared.contains(&flight.name());
         if is_shared && responded == Returned::Undecided { Returned::InDoubt } else { responded }
@@ -174,7 +177,7 @@ impl World {
             None => {
                 let process = self.processes.iter().rposition(|p| p.alive && p.address == address);
                 let Some(process) = process else {
-                    // No process listens at the address, so the client retries soon.
+                    // No process listens at the address, so the client retries after a back-off.
                     let now = self.now;
                     self.clients[client].note_connection(id, NO_CONNECTION);
                     return self.clients[client].on_closed(now, NO_CONNECTION);
@@ -204,6 +207,24 @@ impl World {
         self.clients[client].note_connection(id, number);
         let bytes = self.with_forgery(client, bytes);
         self.send(number, 0, bytes);
+        if lag == 0 {
+            self.half_close_at_times(client, to, number);
+        }
+    }
+
+    /// Shuts down a client's sending direction with some probability. The client still receives the responses to its
+    /// requests; it sends the next request on a new connection.
+    fn half_close_at_times(
+        &mut self,
+        client: usize,
+        to: (SocketAddr, ShardId, ClientId),
+        number: ConnectionNumber,
+    ) {
+        if !self.is_healing && self.random.per_mille(HALF_CLOSE_PER_MILLE) {
+            self.counts.half_closes += 1;
+            self.clients[client].connections.remove(&to);
+            self.shut_down(number, 0);
+        }
     }
 
     /// Closes a connection of a client with some probability, even with requests in flight.
@@ -220,8 +241,8 @@ impl World {
         }
     }
 
-    /// Appends to a few requests a write with the digest of another key. Servers must reject it, because a read
-    /// would not find the entry in the table of the wrong place.
+    /// Appends a write with the digest of another key to a few PUT requests. Servers must reject this write, because a
+    /// read would not find the entry in the table of the wrong place.
     fn with_forgery(&mut self, client: usize, bytes: Vec<u8>) -> Vec<u8> {
         let placement = Placement::new(self.config.servers, self.config.shards);
         if self.is_healing || !self.random.per_mille(FORGED_PER_MILLE) {
@@ -233,7 +254,7 @@ impl World {
         let Operation::Put(header, _) = request.operation else { return bytes };
         let mut others = (0u32..).map(|n| format!("forged.{client}.{n}").into_bytes());
         let home = placement.locate(request.digest);
-        let key = others.find(|key| placement.locate(Digest::of(key)) != home).expect("some key");
+        let key = others.find(|key| placement.locate(Digest::of(key)) != home).expect("a key");
         let header = WriteHeader { condition: Condition::Always, ..header };
         self.forged += 1;
         self.counts.forged += 1;

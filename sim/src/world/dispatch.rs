@@ -33,8 +33,9 @@ impl World {
             Happening::Arrive(number, to, bytes) => self.on_arrive(number, to, bytes),
             Happening::Release(number, to) => self.on_release(number, to),
             Happening::End(number, end) => self.on_end(number, end),
+            Happening::EndOfInput(number, end) => self.on_end_of_input(number, end),
             Happening::Dial { from, to, purpose } => self.on_dial(from, to, purpose),
-            Happening::DialFailed(from, purpose) => self.on_dial_failed(from, purpose),
+            Happening::DialFailed(from, purpose) => self.handle_dial_failed(from, purpose),
             Happening::WakeShard(process, shard) => self.on_wake_shard(process, shard),
             Happening::Beat(process) => self.on_beat(process),
             Happening::WakeCoordinator(term) => {
@@ -62,7 +63,8 @@ impl World {
                     return self.after(50_000_000, Happening::Proof(term, member));
                 }
                 if term == self.coordinator.term {
-                    // If the exit status is unknown, the coordinator checks the dumps of the process instead.
+                    // A real coordinator detects an orderly exit by the exit status or, if this is unknown, by the
+                    // dumps of the process.
                     let in_order =
                         self.process_of(member).is_some_and(|process| self.processes[process].left);
                     self.brain(|cluster, now, sink| match in_order {
@@ -148,6 +150,7 @@ impl World {
         match happening {
             Happening::Arrive(number, to, _)
             | Happening::Release(number, to)
+            | Happening::EndOfInput(number, to)
             | Happening::End(number, to) => {
                 self.process_behind(self.network.get(*number).ends[*to])
             }
@@ -169,6 +172,7 @@ impl World {
         match happening {
             Happening::Arrive(number, to, _)
             | Happening::Release(number, to)
+            | Happening::EndOfInput(number, to)
             | Happening::End(number, to) => match self.network.get(*number).ends[*to] {
                 Actor::Client { client } => Some(client),
                 _ => None,
@@ -190,6 +194,7 @@ impl World {
         match happening {
             Happening::Arrive(number, to, _)
             | Happening::Release(number, to)
+            | Happening::EndOfInput(number, to)
             | Happening::End(number, to) => is_it(self.network.get(*number).ends[*to]),
             Happening::DialFailed(from, _) => is_it(*from),
             Happening::WakeCoordinator(_)
@@ -205,6 +210,7 @@ impl World {
     pub(super) fn on_dead(&mut self, happening: Happening) {
         if let Happening::Arrive(number, to, _)
         | Happening::Release(number, to)
+        | Happening::EndOfInput(number, to)
         | Happening::End(number, to) = happening
         {
             self.network.close(number, to);

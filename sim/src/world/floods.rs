@@ -37,7 +37,7 @@ pub struct Floods {
     pub views: BTreeMap<GroupId, ViewVersion>,
 }
 
-/// One client.
+/// A client that only produces load.
 #[derive(Debug)]
 struct Flooder {
     number: ConnectionNumber,
@@ -106,7 +106,7 @@ impl World {
         self.send(number, 0, bytes);
     }
 
-    /// Handles responses: the client sends the same number of new requests.
+    /// Handles responses: a client that reads sends new requests once fewer than half of its requests are outstanding.
     pub(super) fn on_flooder_bytes(
         &mut self,
         flooder: usize,
@@ -128,7 +128,7 @@ impl World {
         }
     }
 
-    /// Handles the end of a connection. It is a violation if the client reads responses.
+    /// Handles the end of a connection by a server. This is a violation if the client reads responses.
     pub(super) fn on_flooder_end(&mut self, flooder: usize) {
         let reads = self.floods.flooders.get(flooder).is_some_and(|state| state.kind < FLOODERS);
         if reads && !self.is_healing {

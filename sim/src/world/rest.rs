@@ -20,7 +20,7 @@ const LOOK: u64 = 50_000_000;
 const LOOK_BACK_TIMEOUT: u64 = 20_000_000_000;
 
 impl World {
-    /// Returns whether every group is home, and no operation waits.
+    /// Returns whether every group is home, no operation waits, and nothing is paused, stopping or being restored.
     pub fn is_at_rest(&self) -> bool {
         // Groups that are LOST or rest in dumps are ignored.
         let is_home = self.coordinator.cluster.as_ref().is_some_and(|c| c.is_settled());
@@ -78,7 +78,7 @@ impl World {
         // A client that has not received the map of a restored cluster receives it now. With the old map, its first
         // operation would end in doubt.
         let map = self.coordinator.cluster.as_ref().map(|cluster| cluster.map());
-        let map = map.expect("all is at rest, the coordinator lives");
+        let map = map.expect("the coordinator runs when the cluster is at rest");
         self.end_clones();
         // An operation that is in doubt now stays in doubt, because its group has no holder.
         for client in 0..self.clients.len() {
@@ -99,7 +99,7 @@ impl World {
             self.run_until(self.now + LOOK)?;
         }
         match waits(self) {
-            true => Err(Violation::new(19, "all is home, but clients still wait".to_owned())),
+            true => Err(Violation::new(19, "the final check did not end in time".to_owned())),
             false => Ok(()),
         }
     }

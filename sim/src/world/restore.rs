@@ -1,13 +1,13 @@
 //! The restore of a stopped cluster, with a new cluster id, new processes, and the data of the dumps.
 //!
 //! ```text
-//!   Idle -> Stopping -> Down: none of its processes runs -> Restoring: founders load -> Idle
-//!                        ^                                     | its start failed
-//!                        +-------------------------------------+
+//!   Idle -> Stopping -> Down: no coordinator runs -> Restoring: new processes load dumps -> Idle
+//!                        ^                              | the start has failed
+//!                        +------------------------------+
 //! ```
 //!
-//! Every dump that a process ever left is considered, including the dumps of processes that were removed later, of
-//! earlier clusters, and dumps that a crash has cut short.
+//! Every dump that a process ever left is considered. This includes dumps of processes that were removed later, dumps
+//! of earlier clusters, and dumps that a crash has cut short.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,9 +30,9 @@ pub struct Operator {
     /// The dumps in progress, by process and number.
     jobs: BTreeMap<(usize, u64), Job>,
     numbered: u64,
-    /// The processes that received a stop signal.
+    /// The processes that received a stop signal or have reached the orphan timeout.
     told: Vec<usize>,
-    /// Those of them that leave by themselves.
+    /// Those of them that leave without orders.
     leaving: Vec<usize>,
     /// The dumps of leaving processes that wait for a retry.
     waiting: Vec<(usize, ReplicaRole)>,
@@ -40,7 +40,7 @@ pub struct Operator {
     complete: BTreeSet<(Member, GroupId)>,
     /// True if the operator forced the stop, which may lose data.
     insists: bool,
-    /// The groups without a dump, without which a restored cluster was founded, by cluster.
+    /// The groups that were LOST when a restored cluster was founded, because no dump of them counts, by cluster.
     given_up: BTreeSet<(ClusterId, GroupId)>,
     /// The durable state of the cluster to be restored.
     durable: Option<DurableState>,
@@ -56,7 +56,7 @@ enum Phase {
     Restoring,
 }
 
-/// The data that founders load.
+/// The data that the first processes of a restored cluster load.
 #[derive(Debug)]
 struct Source {
     plan: Plan,
@@ -117,7 +117,7 @@ impl Operator {
         self.told.push(process);
     }
 
-    /// Returns whether a process received a stop signal.
+    /// Returns whether a process received a stop signal or has reached the orphan timeout.
     pub fn told(&self, process: usize) -> bool {
         self.told.contains(&process)
     }
@@ -161,7 +161,7 @@ impl Operator {
         self.insists = true;
     }
 
-    /// Returns whether a cluster was founded without this group, because a restore found no dump of it.
+    /// Returns whether a cluster was founded with this group LOST, because no dump of the group counts.
     pub fn has_given_up(&self, cluster: ClusterId, group: GroupId) -> bool {
         self.given_up.contains(&(cluster, group))
     }
@@ -225,7 +225,7 @@ impl World {
         }
     }
 
-    /// Handles the moment at which a restored cluster begins to serve.
+    /// Ends the restore once the restored cluster serves.
     pub(super) fn on_serving(&mut self) {
         let serves = self.coordinator.cluster.as_ref().is_some_and(|c| c.has_served());
         if self.operator.is_restoring() && serves {
@@ -288,7 +288,7 @@ impl World {
         }
     }
 
-    /// Loads a founder of a restored cluster according to the plan.
+    /// Loads the data that the plan assigns to a process. Does nothing unless a restored cluster is being founded.
     pub(super) fn load(&mut self, process: usize) {
         let is_founding = self.coordinator.cluster.as_ref().is_none_or(|c| c.is_founding());
         if !self.operator.is_restoring() || !is_founding {
@@ -303,14 +303,14 @@ impl World {
                 let (dump, contents) = &source.dumps[from.dump.0];
                 load(service, group, from.last, dump);
                 let dumped = contents.get(number).copied().flatten();
-                let replica = service.replica(group).expect("it was loaded");
+                let replica = service.replica(group).expect("the replica was loaded");
                 result = result.and_then(|()| stops::restored_equals_dump(replica, dumped));
             }
         }
         self.check(|_, _| result);
     }
 
-    /// Delivers the map to a client. The map of an unrelated cluster makes it start over.
+    /// Delivers the map to a client. If the map is of an unrelated cluster, the client starts over.
     pub(super) fn on_map(&mut self, client: usize, map: Map) {
         let known = self.clients[client].map.as_ref().map(|map| map.cluster);
         if known.is_some_and(|known| map.ancestors.contains(&known)) {

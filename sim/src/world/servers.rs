@@ -10,7 +10,7 @@ use crate::server::SentResponse;
 use kv_history::Asked;
 
 impl World {
-    /// Adds an input to a shard's inbox, and wakes the shard soon.
+    /// Adds an input to a shard's inbox, and wakes the shard within 20 µs.
     pub(super) fn give(&mut self, process: usize, shard: usize, input: Input) {
         self.processes[process].shards[shard].inbox.push_back(input);
         let delay = self.random.between(1_000, 20_000);
@@ -117,6 +117,10 @@ impl World {
                 Output::Close(number) => {
                     let end = self.network.get(number).end_of(actor);
                     self.close(number, end);
+                }
+                Output::ShutDown(number) => {
+                    let end = self.network.get(number).end_of(actor);
+                    self.shut_down(number, end);
                 }
                 Output::HandOver(number, wanted, mut inputs) => {
                     self.counts.handed_over += 1;
@@ -238,8 +242,7 @@ impl World {
                     self.close(number, 0);
                     self.processes[process].link = None;
                     self.processes[process].link_tries += 1;
-                    // A process that the coordinator rejects because it was not started by it, or because it counts
-                    // as exited, exits.
+                    // A rejected process exits if the coordinator has not started it, or counts it as exited.
                     if reason.contains("not started") || reason.contains("exited") {
                         return self.kill(process);
                     }

@@ -1,5 +1,5 @@
-//! Suspends of machines for longer than sessions are kept, and clones of clients. Both occur only in runs in which
-//! sessions expire soon.
+//! Suspensions of machines for longer than sessions are kept, and clones of clients. Both occur only in runs with a
+//! short idle timeout of sessions.
 //!
 //! ```text
 //!   a client alone     its write is in flight, its response lost; it retries after the session has expired
@@ -23,7 +23,7 @@ impl World {
             return;
         }
         let idle = self.config.bounds.session_idle;
-        let idle = u64::try_from(idle.as_nanos()).expect("it is short");
+        let idle = u64::try_from(idle.as_nanos()).expect("the timeout is short");
         let faulty = self.config.faulty;
         for _ in 0..SLEEPS {
             // The first client only reads.
@@ -42,7 +42,8 @@ impl World {
         }
     }
 
-    /// Suspends a client's machine. With `alone`, its connections break, and responses sent meanwhile are lost.
+    /// Suspends a client's machine. With `alone`, the suspension begins once a write is in flight, the client's
+    /// connections break, and responses sent meanwhile are lost.
     pub(super) fn sleep_client(&mut self, client: usize, sleep: u64, alone: bool) {
         if self.is_healing || self.now < self.asleep_until[client] {
             return;
@@ -103,7 +104,7 @@ impl World {
     pub(super) fn clone_client(&mut self) {
         let last = self.clients.len() - 1;
         let other = 1 + self.random.index(last - 1);
-        let [clone, other] = self.clients.get_disjoint_mut([last, other]).expect("they are two");
+        let [clone, other] = self.clients.get_disjoint_mut([last, other]).expect("two clients");
         let mut wishes = Vec::new();
         clone.become_clone_of(other, &mut wishes);
         let names: Vec<ClientId> = other.names().collect();

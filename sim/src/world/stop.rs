@@ -23,7 +23,7 @@ use crate::invariants::stops;
 const TEMPTATIONS: u64 = 300;
 /// The probability, per mille, that the other holder crashes at any time.
 const CRASHES: u64 = 300;
-/// The interval of the checks whether the other holder has acknowledged a write alone, in nanoseconds.
+/// The interval between checks of whether the other holder has acknowledged a write alone, in nanoseconds.
 const LOOK_FOR_ACKS: u64 = 3_000_000;
 /// The longest time for which these checks continue, in nanoseconds.
 const TEMPTATION_LASTS: u64 = 1_500_000_000;
@@ -275,7 +275,7 @@ impl World {
     }
 
     pub(super) fn begin_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
-        // Without an order this attempt is the planned retry of a process that leaves by itself.
+        // Without an order, this may be the planned retry of a process that leaves by itself.
         if order.is_none() {
             self.operator.wait_no_more(process, role);
         }
@@ -476,7 +476,7 @@ impl World {
     }
 
     /// Pauses all servers and the coordinator for longer than a stop waits for any server. Servers resume together
-    /// with the coordinator, or somewhat later.
+    /// with the coordinator, or up to two seconds later.
     pub(super) fn suspend(&mut self) {
         let pause = self.random.between(LONGER_THAN_TIMEOUT, LONGEST_SUSPEND);
         self.suspend_for(pause);
@@ -489,8 +489,7 @@ impl World {
     /// Pauses all servers and the coordinator.
     pub fn suspend_for(&mut self, pause: u64) {
         self.trace.note(self.now, About::All, format_args!("all processes are suspended"));
-        // Once the cluster has views, two servers that resume later than the others by a failure timeout are two
-        // faults.
+        // Once the cluster has views, two servers that resume a failure timeout after the others count as two faults.
         let serves = self.coordinator.cluster.as_ref().is_some_and(|cluster| {
             let has_views = cluster.views().iter().any(|view| view.version > ViewVersion(0));
             has_views && cluster.state() != ClusterState::Stopping

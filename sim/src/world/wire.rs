@@ -2,6 +2,7 @@
 
 use super::SEAL;
 use super::*;
+use crate::invariants::messages;
 use crate::server::Reader;
 use kv_shard::Port;
 
@@ -19,7 +20,7 @@ impl World {
         bytes: Vec<u8>,
         after: u64,
     ) {
-        if bytes.is_empty() || !self.network.is_open(number, from) {
+        if bytes.is_empty() || !self.network.may_send(number, from) {
             return;
         }
         let at = self.network.arrival(&mut self.random, self.now + after, number, from);
@@ -34,7 +35,7 @@ impl World {
         }
     }
 
-    /// Closes an end of a connection. The other end observes the close after all bytes sent before.
+    /// Closes an end of a connection. The other end observes the close after all earlier bytes.
     pub(super) fn close(&mut self, number: ConnectionNumber, end: usize) {
         if !self.network.is_open(number, end) {
             return;
@@ -45,8 +46,19 @@ impl World {
         self.at(at, Happening::End(number, 1 - end));
     }
 
+    /// Shuts down the sending direction of an end. The other end observes the end of input after all earlier bytes.
+    pub(super) fn shut_down(&mut self, number: ConnectionNumber, end: usize) {
+        if !self.network.may_send(number, end) {
+            return;
+        }
+        let at = self.network.arrival(&mut self.random, self.now, number, end);
+        self.network.shut_down(number, end);
+        self.at(at, Happening::EndOfInput(number, 1 - end));
+    }
+
     /// Breaks a connection. Both ends observe it, each at its own time.
     pub fn break_connection(&mut self, number: ConnectionNumber) {
+        self.network.note_broken(number);
         for end in 0..2 {
             let delay = self.random.between(0, 3_000_000);
             self.after(delay, Happening::End(number, end));
@@ -83,13 +95,33 @@ impl World {
         if !self.network.is_open(number, end) {
             return;
         }
-        let [from, to] = [1 - end, end].map(|end| self.network.get(number).hosts()[end]);
-        if self.network.is_cut(from, to) {
+        if self.network.is_held_back(number, end) {
             // The end of the connection is not observed before the cut is healed.
             return self.after(50_000_000, Happening::End(number, end));
         }
         self.network.close(number, end);
         self.inputs.remove(&(number, end));
+        self.note_end(number, end);
+    }
+
+    /// Handles the arrival of the end of input at an end. A shard may continue to send; other actors close their end.
+    pub(super) fn on_end_of_input(&mut self, number: ConnectionNumber, end: usize) {
+        if !self.network.is_open(number, end) {
+            return;
+        }
+        if self.network.is_held_back(number, end) {
+            return self.after(50_000_000, Happening::EndOfInput(number, end));
+        }
+        if let Actor::Shard { process, shard } = self.network.get(number).ends[end] {
+            self.network.note_end_of_input(self.now, number, end);
+            return self.give(process, shard, Input::EndOfInput(number));
+        }
+        self.close(number, end);
+        self.note_end(number, end);
+    }
+
+    /// Notifies the owner of an end that the connection has ended.
+    fn note_end(&mut self, number: ConnectionNumber, end: usize) {
         match self.network.get(number).ends[end] {
             Actor::Shard { process, shard } => self.give(process, shard, Input::Closed(number)),
             Actor::Node { process } => {
@@ -102,6 +134,7 @@ impl World {
             Actor::Flooder { flooder } => self.on_flooder_end(flooder),
             Actor::Client { client } => {
                 let now = self.now;
+                self.check(|_, world| messages::half_closed_is_served(world, client, number));
                 self.clients[client].on_closed(now, number);
                 self.ask_map(client);
                 self.wake_client(client);
@@ -211,7 +244,7 @@ impl World {
         }
     }
 
-    pub(super) fn on_dial_failed(&mut self, from: Actor, purpose: Purpose) {
+    pub(super) fn handle_dial_failed(&mut self, from: Actor, purpose: Purpose) {
         match (from, purpose) {
             (Actor::Shard { process, shard }, Purpose::Stream(group)) => {
                 self.give(process, shard, Input::DialFailed(group));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!      +--> tick, if it is due; dials, if some are due
-//!      |    messages of other threads: a bounded number
+//!      |    messages from other threads: a bounded number
 //!      |    jobs: one step of each that is due
 //!      |    turn: the ready sockets, and the output of all of these
 //!      +--- poll: wait until something is ready or due, or return at once if there is more to do
@@ -20,20 +20,20 @@ use crate::net::duties::{self, Duties};
 use crate::net::engine::{Engine as _, Prepared};
 use crate::net::jobs::Step;
 
-/// The maximum number of messages of other threads that are processed before the next turn.
+/// The maximum number of messages from other threads that are processed before the next turn.
 const MESSAGES_AT_ONCE: usize = 64;
 
 /// Starts the thread of a shard. The thread runs until the process ends.
 ///
 /// # Errors
-/// The thread cannot be started, with the reason.
+/// The reason why the descriptors cannot be opened or the thread cannot be started, as text.
 pub(crate) fn start_thread(
     name: String,
     prepare: impl FnOnce() -> Prepared + Send + 'static,
 ) -> Result<(), String> {
     // The descriptors are opened before the thread is created, so that a failure is reported as an error of the start.
     let opened = Descriptors::open();
-    let descriptors = opened.map_err(|error| format!("make an epoll and a timer: {error}"))?;
+    let descriptors = opened.map_err(|error| format!("no epoll instance or timer: {error}"))?;
     let thread = std::thread::Builder::new().name(name);
     let started = thread.spawn(move || run(Poller::new(descriptors), prepare()));
     started.map(drop).map_err(|error| error.to_string())
@@ -44,7 +44,7 @@ fn run(poller: Poller, prepared: Prepared) -> ! {
     let engine = Engine::new(context, poller);
     let (bell, messages) = inbox.into_parts();
     let failed = |error| -> ! {
-        Fatal::System { doing: "watch the sockets of a shard", error }.end_process()
+        Fatal::System { doing: "register sockets with epoll", error }.end_process()
     };
     let mut net = engine.net.borrow_mut();
     net.poller.add(&bell, Source::Bell).unwrap_or_else(|error| failed(error));
@@ -52,7 +52,7 @@ fn run(poller: Poller, prepared: Prepared) -> ! {
         net.listen(listener, port).unwrap_or_else(|error| failed(error));
     }
     drop(net);
-    // The bell stays open, because `drive` does not return.
+    // The eventfd of the mailbox stays open, because `drive` does not return.
     engine.drive(&messages)
 }
 
@@ -78,10 +78,10 @@ impl Engine {
     }
 
     fn next_dial(&self) -> Option<Time> {
-        self.context.shard.borrow().service.next_dial()
+        self.context.shard.borrow().service.poll_dial()
     }
 
-    /// Processes messages of other threads, orders first. Returns whether there may be more.
+    /// Processes messages from other threads, orders first. Returns whether there may be more.
     fn carry_out(&self, messages: &Messages<ShardMessage>) -> bool {
         for _ in 0..MESSAGES_AT_ONCE {
             let Some(message) = messages.pop() else { return false };
@@ -90,7 +90,7 @@ impl Engine {
         true
     }
 
-    /// Takes one step of each job that is due. Returns the time of the next step.
+    /// Takes one step of each job that is due. Returns the time of the next step; `None` if no job is left.
     fn step_jobs(&self) -> Option<Time> {
         let mut jobs = self.jobs.borrow_mut();
         if jobs.is_empty() {

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! `poller` wraps epoll, `sockets` holds the sockets and the queues of ready ones, `turn` serves one wake-up, and
-//! `driver` is the loop of the thread.
+//! `driver` is the loop of the thread. A dirty connection is one whose output or state has changed.
 //!
 //! The engine uses neither io_uring nor glommio, so it also runs on systems that deny io_uring. It uses no system call
 //! newer than Linux 4.14. It serves in the same order, and within the same bounds, as [`super::uring`].
@@ -54,7 +54,8 @@ const RECEIVED_AT_ONCE: usize = 128 << 10;
 pub(crate) struct Engine {
     context: Rc<ShardContext>,
     net: RefCell<Net>,
-    /// Dumps and loads, each with the time of its next step. Orders bound their number.
+    /// Dumps and loads, each with the time of its next step. Their number is bounded by the orders in progress and by
+    /// the dumps to load.
     jobs: RefCell<Vec<(Time, Job)>>,
 }
 
@@ -100,7 +101,7 @@ impl engine::Engine for Engine {
         let mut shard = self.context.shard.borrow_mut();
         for (group, address) in shard.due_dials(now) {
             if let Err(error) = self.net.borrow_mut().dial(now, group, address) {
-                shard.service.on_dial_failed(now, group, &error.to_string());
+                shard.service.handle_dial_failed(now, group, &error.to_string());
             }
         }
     }
@@ -111,7 +112,7 @@ impl engine::Engine for Engine {
         let Net { sockets, .. } = &mut *net;
         sockets.resume_accepting(now);
         for group in sockets.give_up_dials(now) {
-            shard.service.on_dial_failed(now, group, "it took too long");
+            shard.service.handle_dial_failed(now, group, "the connection attempt timed out");
             shard.service.note_news();
         }
         let ids: Vec<ConnectionId> = sockets.ids().collect();
@@ -134,7 +135,7 @@ impl Net {
         Ok(())
     }
 
-    /// Adds the socket of a connection with this id. If the kernel cannot watch it, returns it with the error.
+    /// Adds the socket of the connection with this id. If epoll cannot watch the socket, returns it with the error.
     fn open(
         &mut self,
         shard: &mut Shard,
@@ -153,7 +154,7 @@ impl Net {
         Ok(())
     }
 
-    /// Adds an accepted socket. It is rejected if the kernel cannot watch another socket.
+    /// Adds an accepted socket, or rejects it if epoll cannot watch another socket.
     fn open_accepted(
         &mut self,
         shard: &mut Shard,

@@ -20,15 +20,15 @@ use rustix::time::{
 
 /// The maximum number of events of one call.
 const EVENTS_AT_ONCE: usize = 512;
-/// The maximum number of calls of one poll: a socket may be reported again meanwhile.
+/// The maximum number of calls of one poll. It is limited because a socket may be reported again in the meantime.
 const MOST_CALLS: usize = 64;
 
 /// The source of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The mailbox has messages.
+    /// The eventfd of the mailbox.
     Bell,
-    /// The timer has expired.
+    /// The timer.
     Timer,
     /// The listening socket at this place.
     Listener(u32),
@@ -39,7 +39,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// A bit above all slots of connections.
+    /// A bit that is never set in the id of a connection, because it is above all slots.
     const NO_CONNECTION: u64 = 1 << 31;
 
     fn token(self) -> u64 {
@@ -104,7 +104,7 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    /// Opens them and registers the timer.
+    /// Opens the descriptors and registers the timer.
     pub(super) fn open() -> io::Result<Descriptors> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
@@ -120,7 +120,7 @@ impl Descriptors {
 pub(super) struct Poller {
     epoll: OwnedFd,
     timer: OwnedFd,
-    /// The time at which the timer expires.
+    /// The time to which the timer was last set.
     set_to: Option<Time>,
     taken: Vec<epoll::Event>,
 }
@@ -164,7 +164,8 @@ impl Poller {
         Ok(())
     }
 
-    /// Collects all events. If there are none and `sleep` is true, waits for one.
+    /// Collects the pending events. If there are none and `sleep` is true, waits for one; a signal ends the wait
+    /// without an event.
     pub(super) fn wait(&mut self, sleep: bool, into: &mut Vec<Event>) -> io::Result<()> {
         const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut timeout = if sleep { None } else { Some(&AT_ONCE) };

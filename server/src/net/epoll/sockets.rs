@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time};
-use kv_shard::{LogLimit, Port, slot_of};
+use kv_shard::{ConnectionTable, LogLimit, Port};
 
 use crate::admission::Permit;
 
@@ -26,7 +26,7 @@ impl Listener {
     }
 }
 
-/// A socket that connects.
+/// A socket that is being connected.
 pub(super) struct Dialling {
     pub(super) number: u32,
     pub(super) fd: OwnedFd,
@@ -85,8 +85,7 @@ impl Connection {
 /// All sockets of an engine, and the queues of connections with bytes to receive.
 #[derive(Default)]
 pub(super) struct Sockets {
-    /// Indexed by the slots of their ids.
-    connections: Vec<Option<Connection>>,
+    connections: ConnectionTable<Connection>,
     pub(super) listeners: Vec<Listener>,
     /// At most one per group.
     pub(super) dials: Vec<Dialling>,
@@ -101,21 +100,17 @@ pub(super) struct Sockets {
 
 impl Sockets {
     pub(super) fn insert(&mut self, connection: Connection) {
-        let place = slot_of(connection.id);
-        if place >= self.connections.len() {
-            self.connections.resize_with(place + 1, || None);
-        }
-        self.connections[place] = Some(connection);
+        self.connections.insert(connection.id, connection);
     }
 
     /// Returns a connection, or `None` if it was closed.
     pub(super) fn get(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        self.connections.get_mut(slot_of(id))?.as_mut().filter(|connection| connection.id == id)
+        self.connections.get_mut(id)
     }
 
     /// Removes a connection.
     pub(super) fn remove(&mut self, id: ConnectionId) -> Option<Connection> {
-        self.connections.get_mut(slot_of(id))?.take_if(|connection| connection.id == id)
+        self.connections.remove(id)
     }
 
     /// Queues a connection for a receive if it is readable and in no queue yet.
@@ -150,7 +145,7 @@ impl Sockets {
 
     /// Returns the ids of all connections.
     pub(super) fn ids(&self) -> impl Iterator<Item = ConnectionId> {
-        self.connections.iter().flatten().map(|connection| connection.id)
+        self.connections.values().map(|connection| connection.id)
     }
 
     /// Returns the place of the next listener.
@@ -176,7 +171,7 @@ impl Sockets {
         }
     }
 
-    /// Returns a unique number for the next dial.
+    /// Returns the number of the next dial, which no dial in progress has.
     pub(super) fn next_dial(&mut self) -> u32 {
         self.last_dial = self.last_dial.wrapping_add(1);
         self.last_dial

@@ -26,7 +26,7 @@ use crate::net::socket::{
 const RECEIVES_OF_A_STREAM: usize = 4;
 
 impl Engine {
-    /// Serves the ready sockets.
+    /// Runs a turn if a flush is requested or a socket is ready.
     pub(super) fn turn(&self) {
         let mut net = self.net.borrow_mut();
         let is_wanted = self.context.take_flush();
@@ -153,12 +153,12 @@ impl Net {
         }
         for dial in self.sockets.take_dialled() {
             had_any = true;
-            self.on_dialled(shard, dial);
+            self.handle_dialled(shard, dial);
         }
         had_any
     }
 
-    fn on_dialled(&mut self, shard: &mut Shard, dial: Dialling) {
+    fn handle_dialled(&mut self, shard: &mut Shard, dial: Dialling) {
         let Dialling { fd, group, .. } = dial;
         let now = clock::now();
         let connected = socket_error(&fd).and_then(|error| error);
@@ -172,7 +172,7 @@ impl Net {
             })
         });
         if let Err(error) = opened {
-            shard.service.on_dial_failed(now, group, &error.to_string());
+            shard.service.handle_dial_failed(now, group, &error.to_string());
         }
         shard.service.note_news();
     }
@@ -244,7 +244,7 @@ impl Net {
                     recv(&connection.fd, &mut scratch[..most], RecvFlags::DONTWAIT).map(|(_, n)| n);
                 let now = clock::now();
                 if let Ok(count @ 1..) = received {
-                    shard.on_bytes(now, id, &scratch[..count]);
+                    shard.handle_bytes(now, id, &scratch[..count]);
                 }
                 (received, most, now)
             }
@@ -252,7 +252,7 @@ impl Net {
         let came = match received {
             Ok(0) => {
                 connection.is_readable = false;
-                shard.on_end_of_input(now, id);
+                shard.handle_end_of_input(now, id);
                 shard.mark_dirty(id);
                 return None;
             }
@@ -269,7 +269,7 @@ impl Net {
             }
             Err(_) => {
                 connection.is_readable = false;
-                shard.on_failed(id);
+                shard.handle_failure(id);
                 return None;
             }
         };
@@ -282,7 +282,7 @@ impl Net {
         came
     }
 
-    /// Sends a dirty connection's bytes, and carries out its fate. Returns the number of bytes sent to a client.
+    /// Sends a dirty connection's bytes, and carries out its [`Fate`]. Returns the number of bytes sent to a client.
     fn see_to(
         &mut self,
         shard: &mut Shard,
@@ -354,7 +354,7 @@ impl Net {
             if let Some(suppressed) = self.log.admit(now) {
                 tracing::error!(
                     suppressed,
-                    "cannot stop watching a connection for shard {wanted}: {error}"
+                    "cannot hand a connection over to shard {wanted}: {error}; it was closed"
                 );
             }
             return;
@@ -382,7 +382,7 @@ fn send_unsent(connection: &mut Connection, shard: &mut Shard, now: Time) -> (us
         match send(&connection.fd, offered, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(count) => {
                 sent += count;
-                shard.on_sent(now, id, count);
+                shard.handle_sent(now, id, count);
                 if count < length {
                     connection.is_blocked = true;
                     return (sent, false);
@@ -394,7 +394,7 @@ fn send_unsent(connection: &mut Connection, shard: &mut Shard, now: Time) -> (us
                 return (sent, false);
             }
             Err(_) => {
-                shard.on_failed(id);
+                shard.handle_failure(id);
                 return (sent, false);
             }
         }

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The kernel fills a buffer piece by piece, from any connections with bytes ([`Filling::Pieces`]). So a few large
-//! buffers are enough, and a frame that arrives complete is contiguous. A kernel without this feature takes a buffer
-//! for each receive ([`Filling::Once`]); then the buffers are many and small.
+//! buffers are enough, and a frame that arrives complete is contiguous unless a buffer ends within it. A kernel without
+//! this feature takes a buffer for each receive ([`Filling::Once`]); then the buffers are many and small.
 //!
 //! The owner of a [`Lent`] may read it and gives it back once; until then the kernel writes nothing there. The start of
 //! a piece follows from the pieces before it. So completions must arrive in the order in which the kernel filled the
@@ -99,7 +99,7 @@ impl Buffers {
     /// lives as long as its process.
     ///
     /// # Errors
-    /// EINVAL if the kernel does not support this filling.
+    /// The error of io_uring_register(2): EINVAL if the kernel does not support this filling.
     pub(super) fn register(
         submitter: &Submitter<'_>,
         group: Group,
@@ -192,6 +192,6 @@ fn allocate(bytes: usize) -> NonNull<u8> {
 }
 
 fn layout(bytes: usize) -> Layout {
-    assert!(bytes > 0, "no memory is asked for");
+    assert!(bytes > 0, "an allocation of 0 bytes");
     Layout::from_size_align(bytes, PAGE_BYTES).expect("a size far below the address space")
 }

@@ -2,16 +2,16 @@
 //!
 //! ```text
 //!          +--> turn
-//!          |      +-- bytes arrive often --> submit and wait in our ring by one call, until the next visit
+//!          |      +-- bytes arrive often --> submit and wait in the ring by one call, until the next visit
 //!          |      |                          is due
 //!          |      +-- else ----------------> yield to other ready tasks
 //!          |                                 +-- there was work --> again
-//!          |                                 +-- else ------------> wait in glommio, until the bell rings
+//!          |                                 +-- else ------------> wait in glommio, for the eventfd
 //!          +-- at least once a visit interval: through glommio, which handles its timers and files
 //! ```
 //!
 //! A pass through glommio costs several system calls, but a wait in the engine's ring costs only one. So a busy shard
-//! waits in that ring. The work of glommio is delayed by the visit interval at most.
+//! waits in that ring. The work of glommio is delayed by at most the visit interval.
 
 use std::future::{Future, poll_fn};
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -47,7 +47,7 @@ pub(super) async fn drive(engine: Rc<Engine>, bell: OwnedFd) {
             }
             continue;
         }
-        // Tasks that this turn made ready, or that have steps to run, go first.
+        // Tasks that this turn made ready, or that have steps to run, run first.
         yield_now().await;
         let has_more = has_worked || engine.context.has_wish();
         let now = clock::now();
@@ -83,7 +83,7 @@ impl Engine {
         self.net.borrow_mut().ring.ignore_bell();
     }
 
-    /// After a change, notifies the other threads and dials streams that are due.
+    /// Publishes a change to the other threads, and dials streams when they are due.
     pub(super) fn on_news(self: &Rc<Engine>, now: Time) {
         self.context.announce();
         self.dial_streams(now);
@@ -110,11 +110,11 @@ impl Bell {
     /// Lets glommio handle its timers and files, and then returns at once.
     async fn pass_through_glommio(&mut self) {
         let rung = rustix::io::write(self.rung.as_fd(), &1u64.to_ne_bytes());
-        debug_assert!(rung.is_ok(), "an eventfd takes 2^64 - 2 rings before it blocks");
+        debug_assert!(rung.is_ok(), "an eventfd counts to 2^64 - 2 before a write blocks");
         poll_fn(|task| self.poll(task)).await;
     }
 
-    /// Waits until the bell rings or a task on this executor requests a flush.
+    /// Waits until the eventfd is signalled or a task on this executor requests a flush.
     async fn wait(&mut self, engine: &Engine) {
         poll_fn(|task| match self.poll(task) {
             Poll::Ready(()) => Poll::Ready(()),
@@ -129,7 +129,7 @@ impl Bell {
             Box::pin(async move {
                 let read = file.read_at(0, size_of::<u64>()).await;
                 if let Err(error) = read {
-                    panic!("the bell of the network engine cannot be read: {error}");
+                    panic!("cannot read the eventfd of the network engine: {error}");
                 }
             })
         });

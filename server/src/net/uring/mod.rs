@@ -18,14 +18,14 @@
 //! | `ring`, `buffers` | all calls to io_uring, and nearly all unsafe code |
 //! | `sockets` | the sockets, and the requests in progress of each |
 //! | `turn` | one wake-up |
-//! | `driver` | the decision when the next wake-up is |
-//! | `runtime` | the glommio executor around it |
-//! | `probe` | a test whether the kernel supports all this |
+//! | `driver` | the schedule of wake-ups |
+//! | `runtime` | the glommio executor in which the engine runs |
+//! | `probe` | a test of the kernel features that the engine needs |
 //!
 //! Invariants:
 //!
 //! - The ring owns every buffer that the kernel may access.
-//! - A descriptor is closed after its last request.
+//! - A descriptor is closed only after its last request has completed.
 //! - A receive that ended is armed again unless the connection must wait.
 //! - The streams of other servers are served, and their output is sent, before the clients of the same wake-up. They
 //!   have receive buffers of their own, and clients delay them by at most a few milliseconds.
@@ -46,7 +46,7 @@ use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time};
-use kv_shard::{LogLimit, Port, Shard, slot_of};
+use kv_shard::{ConnectionTable, LogLimit, Port, Shard};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -78,7 +78,7 @@ const SIZES: Sizes = Sizes {
 pub(crate) struct Engine {
     context: Rc<ShardContext>,
     net: RefCell<Net>,
-    /// The number of jobs with a step to run whenever the executor is otherwise idle.
+    /// The number of jobs in progress. While there are any, the thread does not wait in the ring.
     background: Rc<Cell<usize>>,
 }
 
@@ -86,12 +86,12 @@ pub(crate) struct Engine {
 struct Net {
     ring: Uring,
     sockets: Sockets,
-    /// The sockets' slots, by the connections' slots in the shard.
-    slots: Vec<Option<SlotId>>,
+    /// The slot of the socket of each connection.
+    slots: ConnectionTable<SlotId>,
     /// Completions that were just taken from the ring.
     done: Vec<Completion>,
-    /// Completions that wait for their turn. Their number is bounded by the requests in progress; completions of
-    /// receives are also bounded by the buffers.
+    /// Completions that wait for their turn: of connections at the servers' port that carry no stream, and of clients.
+    /// Their number is bounded by the requests in progress; completions of receives are also bounded by the buffers.
     knocking: VecDeque<Completion>,
     clients: VecDeque<Completion>,
     /// Clients for which no buffer was free, and whose last receive returned no bytes.
@@ -109,14 +109,14 @@ impl Engine {
     /// Creates the engine of a shard and spawns its task.
     fn start(context: Rc<ShardContext>, listeners: Vec<(TcpListener, Port)>) -> Rc<Engine> {
         let failed = |error: std::io::Error| -> ! {
-            Fatal::Uring(NoUring::features(error.to_string())).end_process()
+            Fatal::Uring(NoUring::features(format!("set up a ring: {error}"))).end_process()
         };
         // The flag EFD_NONBLOCK is not set, because io_uring returns EAGAIN for a non-blocking file instead of waiting.
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap_or_else(|error| failed(error.into()));
         let mut net = Net {
             ring: Uring::new(SIZES, bell.as_fd()).unwrap_or_else(|error| failed(error)),
             sockets: Sockets::default(),
-            slots: Vec::new(),
+            slots: ConnectionTable::default(),
             done: Vec::new(),
             knocking: VecDeque::new(),
             clients: VecDeque::new(),
@@ -139,7 +139,7 @@ impl Engine {
         let mut shard = self.context.shard.borrow_mut();
         for (group, address) in shard.due_dials(now) {
             if let Err(error) = self.net.borrow_mut().dial(now, group, address) {
-                shard.service.on_dial_failed(now, group, &error.to_string());
+                shard.service.handle_dial_failed(now, group, &error.to_string());
             }
             self.context.want_flush();
         }
@@ -207,10 +207,7 @@ impl Net {
             is_shut: false,
             cancels: 0,
         }));
-        if slot_of(id) >= self.slots.len() {
-            self.slots.resize(slot_of(id) + 1, None);
-        }
-        self.slots[slot_of(id)] = Some(slot);
+        self.slots.insert(id, slot);
         // The turn then starts the requests that the dirty connection needs.
         shard.mark_dirty(id);
     }

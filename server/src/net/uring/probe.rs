@@ -1,4 +1,4 @@
-//! A test on a pair of sockets whether this kernel supports all features that the engine needs.
+//! A test, on a pair of sockets, of all kernel features that the engine needs.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,21 +20,22 @@ const SLOT: SlotId = SlotId(0);
 /// Tries every feature.
 ///
 /// # Errors
-/// The feature that does not work, as text.
+/// The step that failed and its error, as text.
 pub(crate) fn try_out() -> Result<(), String> {
     let failed = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
     let bell = eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from);
-    let bell = bell.map_err(failed("make an eventfd"))?;
+    let bell = bell.map_err(failed("create an eventfd"))?;
     let ring = Uring::new(SIZES, bell.as_fd());
     let mut ring =
         ring.map_err(failed("set up an io_uring with deferred work and a ring of buffers"))?;
     let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-    let (ours, theirs) = pair.map_err(io::Error::from).map_err(failed("make a pair of sockets"))?;
+    let (ours, theirs) =
+        pair.map_err(io::Error::from).map_err(failed("create a pair of sockets"))?;
     receive(&mut ring, &ours, &theirs)?;
     send(&mut ring, &ours)
 }
 
-/// Receives twice with one request, each time into another buffer, then cancels the request.
+/// Receives twice with one multishot request, then cancels the request.
 fn receive(ring: &mut Uring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), String> {
     ring.receive(SLOT, ours, Group::Clients);
     for word in [b"one", b"two"] {

@@ -6,10 +6,10 @@
 //!                                deferred to this thread
 //! ```
 //!
-//! The ring belongs to one thread (SINGLE_ISSUER), and the kernel runs its deferred work only when that thread enters
-//! (DEFER_TASKRUN). So the kernel does not interrupt the thread, and one system call serves all connections. A buffer
-//! that the kernel sends or receives into is kept here until its completion returns it, so no other code can access it
-//! before. (io_uring(7), io_uring_setup(2); Linux 6.1.)
+//! The ring belongs to one thread (SINGLE_ISSUER), and the kernel runs its deferred work only when that thread calls
+//! io_uring_enter(2) (DEFER_TASKRUN). So the kernel does not interrupt the thread, and one system call serves all
+//! connections. A buffer that the kernel sends or receives into is kept here until its completion returns it, so no
+//! other code can access it before. (io_uring(7), io_uring_setup(2); Linux 6.1.)
 
 use std::io;
 use std::net::SocketAddr;
@@ -100,7 +100,7 @@ pub(super) struct Uring {
     /// The receive buffers, by group.
     buffers: [Buffers; 2],
     lent: Vec<InKernel>,
-    /// Queued requests that complete during submission.
+    /// The number of queued requests that complete during submission.
     prompt: usize,
     timer: SharedTimer,
 }
@@ -159,7 +159,7 @@ impl Uring {
         Ok(ring)
     }
 
-    /// Accepts one connection.
+    /// Queues a request that accepts one connection.
     pub(super) fn accept(&mut self, slot: SlotId, listener: &OwnedFd) {
         let (no_address, no_length) = (std::ptr::null_mut(), std::ptr::null_mut());
         let entry = opcode::Accept::new(Fd(listener.as_raw_fd()), no_address, no_length)
@@ -169,7 +169,7 @@ impl Uring {
         unsafe { self.push(slot, Request::Accept, entry) };
     }
 
-    /// Connects a socket.
+    /// Queues a request that connects a socket.
     pub(super) fn connect(&mut self, slot: SlotId, socket: &OwnedFd, address: SocketAddr) {
         let address = Box::new(SockAddr::from(address));
         let entry =
@@ -180,7 +180,7 @@ impl Uring {
         unsafe { self.push(slot, Request::Connect, entry) };
     }
 
-    /// Receives into the buffers of a group, until an error or the end of the input.
+    /// Queues a request that receives into the buffers of a group, until an error or the end of the input.
     ///
     /// No other kind of request takes buffers of the group. If a receive ends with its first bytes, kernels before 6.15
     /// may post that completion late: after completions of later bytes of the same buffer. If other requests took
@@ -192,7 +192,7 @@ impl Uring {
         unsafe { self.push(slot, Request::Receive, entry) };
     }
 
-    /// Receives once, up to `most` bytes, behind the contents of the buffer.
+    /// Queues one receive of up to `most` bytes, behind the contents of the buffer.
     pub(super) fn receive_into(
         &mut self,
         slot: SlotId,
@@ -211,7 +211,7 @@ impl Uring {
         unsafe { self.push(slot, Request::ReceiveInto, entry) };
     }
 
-    /// Sends up to `most` bytes of the buffer, beginning at offset `from`.
+    /// Queues a send of up to `most` bytes of the buffer, beginning at offset `from`.
     pub(super) fn send(
         &mut self,
         slot: SlotId,
@@ -234,7 +234,7 @@ impl Uring {
         self.prompt += usize::from(is_prompt);
     }
 
-    /// Cancels a request; both the request and the cancellation complete in any case.
+    /// Queues the cancellation of a request. Both the request and the cancellation complete in any case.
     pub(super) fn cancel(&mut self, slot: SlotId, request: Request) {
         let entry =
             opcode::AsyncCancel2::new(CancelBuilder::user_data(token(slot, request))).build();
@@ -259,9 +259,9 @@ impl Uring {
         tolerate(entered)
     }
 
-    /// Submits and runs deferred work like [`Uring::enter`], then waits for an event. Requests that complete during
-    /// submission do not end the wait. The wait ends after `longest` at the latest, or when the timer of an earlier
-    /// wait expires.
+    /// Submits and runs deferred work like [`Uring::enter`], then waits for an event unless a completion is already
+    /// posted. Requests that complete during submission do not end the wait. The wait ends after `longest`, or when the
+    /// timer expires if an earlier wait has set it.
     pub(super) fn enter_and_sleep(&mut self, longest: Duration) -> io::Result<()> {
         if !self.ring.completion().is_empty() {
             return self.enter();
@@ -285,11 +285,11 @@ impl Uring {
         has_deferred && self.ring.completion().is_empty()
     }
 
-    /// Enables the bell, which then signals pending work; returns false if work is pending already.
+    /// Enables the bell, which the ring then signals for pending work; returns false if work is pending already.
     pub(super) fn listen_for_bell(&mut self) -> bool {
         self.ring.completion().enable_eventfd();
         // The kernel records pending work and then checks whether the bell is enabled; this function does it in the
-        // opposite order. So at least one side notices the other.
+        // opposite order. So pending work is detected by the kernel or by this function.
         fence(Ordering::SeqCst);
         let queue = self.ring.submission();
         let has_work = queue.taskrun() || queue.cq_overflow() || !queue.is_empty();
@@ -405,14 +405,14 @@ impl Uring {
                 return;
             }
             if let Err(error) = tolerate(self.ring.submit()) {
-                panic!("submit to a full ring: {error}");
+                panic!("cannot submit the requests of a full queue: {error}");
             }
         }
     }
 }
 
 impl Drop for Uring {
-    /// The kernel ends the requests of a closed ring asynchronously, so their memory is leaked.
+    /// Leaks the memory of the requests, because the kernel ends the requests of a closed ring asynchronously.
     fn drop(&mut self) {
         std::mem::forget(std::mem::take(&mut self.lent));
     }
@@ -437,7 +437,7 @@ fn owner(token: u64) -> (SlotId, Request) {
     (SlotId(u32::from_be_bytes([a, b, c, d])), request)
 }
 
-/// Maps errors that only mean pending work or an expired timeout to success.
+/// Maps errors that only mean pending work, an expired timeout or an interruption to success.
 fn tolerate(entered: io::Result<usize>) -> io::Result<()> {
     match entered {
         Ok(_) => Ok(()),

@@ -17,7 +17,7 @@ use crate::net::duties::{self, Duties};
 use crate::net::engine::Prepared;
 use crate::net::jobs::{Job, Step};
 
-/// Memory that glommio registers for files; it is not used.
+/// The size of the memory that glommio registers for files; it is not used.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 /// The time that tasks run before glommio preempts them. An executor that is preempted before its first task has run
 /// would wait forever, because no timer is armed yet. So this time is longer than a new thread waits for a processor.
@@ -46,7 +46,7 @@ async fn run(prepared: Prepared) {
     let receiver = Rc::clone(&engine);
     glommio::spawn_local(async move {
         let result = serve(inbox, |message| duties::take(&*receiver, message)).await;
-        panic!("the mailbox of a shard cannot be read: {result:?}");
+        panic!("cannot read the mailbox of a shard: {result:?}");
     })
     .detach();
     let mut duties = Duties::new();
@@ -86,9 +86,9 @@ impl Engine {
         .detach();
     }
 
-    /// Spawns a task that dials at the time of the next due dial.
+    /// Spawns a task that dials at the time of the next dial, if there is one.
     pub(super) fn dial_when_due(self: &Rc<Engine>, now: Time) {
-        let Some(due) = self.context.shard.borrow().service.next_dial() else { return };
+        let Some(due) = self.context.shard.borrow().service.poll_dial() else { return };
         let engine = Rc::clone(self);
         glommio::spawn_local(async move {
             glommio::timer::sleep(due.since(now)).await;

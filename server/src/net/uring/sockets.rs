@@ -89,7 +89,7 @@ pub(super) enum Receiving {
 /// The class of a completion. Classes are served in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Streams between servers and dials: all of it, in every turn.
+    /// Streams between servers, and dials: all of them, in every turn.
     Streams,
     /// Connections at the servers' port that carry no stream yet: a few in every turn.
     Knocking,

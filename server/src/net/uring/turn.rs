@@ -10,7 +10,7 @@ use std::time::Duration;
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::Time;
 use kv_shard::turn::{self, Waiting};
-use kv_shard::{Fate, Port, Shard, Transmit, slot_of};
+use kv_shard::{Fate, Port, Shard, Transmit};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv};
 use rustix::process::{Resource, getrlimit};
@@ -30,7 +30,7 @@ use crate::net::socket::{
 
 /// The maximum number of connections per turn that resume receiving after no buffer was free for them.
 const MOST_FED: usize = 16;
-/// The longest time between two direct reads of the streams' sockets while the kernel is behind.
+/// The minimum time between two direct reads of the streams' sockets while the kernel is behind.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// The maximum number of direct receives from one stream in one pass.
 const MOST_LOOKED_AT: usize = 4;
@@ -38,7 +38,7 @@ const MOST_LOOKED_AT: usize = 4;
 const LOOKED_AT_BYTES: usize = 128 << 10;
 
 impl Engine {
-    /// Serves all completions; returns whether there was any work.
+    /// Runs a turn if there is any work; returns whether there was.
     pub(super) fn turn(self: &Rc<Engine>) -> bool {
         let mut net = self.net.borrow_mut();
         net.reap();
@@ -133,7 +133,7 @@ impl turn::Engine for Turn<'_> {
     }
 
     fn send(&mut self, transmit: &Transmit<'_>) -> usize {
-        let slot = self.net.slots.get(slot_of(transmit.id)).copied().flatten();
+        let slot = self.net.slots.get(transmit.id).copied();
         let connection = slot.and_then(|slot| self.net.sockets.connection(slot));
         let connection = connection.filter(|connection| connection.id == Some(transmit.id));
         connection.map_or(0, |connection| send_now(&connection.fd, &transmit.parts))
@@ -162,7 +162,7 @@ impl Net {
         !self.starved.is_empty() || !self.hungry.is_empty()
     }
 
-    /// Serves the completions of streams, and queues the others; returns whether a stream received bytes.
+    /// Serves the completions of streams, and queues the others; returns whether a receive of a stream has completed.
     fn serve_streams(&mut self, shard: &mut Shard, context: &ShardContext, now: Time) -> bool {
         let mut had_bytes = false;
         let mut done = std::mem::take(&mut self.done);
@@ -183,7 +183,7 @@ impl Net {
 
     /// Reads the streams' sockets directly. All bytes that the ring has received from these sockets must be served
     /// already; bytes that the ring receives later follow in the stream. Returns the time at which the last bytes were
-    /// read.
+    /// read, or the current time if there were none.
     fn look_at_streams(&mut self, shard: &mut Shard, context: &ShardContext) -> Time {
         let mut now = clock::now();
         self.looked_at = now;
@@ -201,7 +201,7 @@ impl Net {
                 };
                 now = clock::now();
                 context.note_activity();
-                shard.on_bytes(now, id, &scratch[..count]);
+                shard.handle_bytes(now, id, &scratch[..count]);
                 shard.mark_dirty(id);
                 if count < LOOKED_AT_BYTES {
                     break;
@@ -211,8 +211,9 @@ impl Net {
         now
     }
 
-    /// Rearms the receives of some connections for which no buffer was free, starved ones first. All buffers are free
-    /// by now, except those whose completions wait.
+    /// Rearms the receives of some connections for which no buffer was free, starved ones first. Does nothing while
+    /// completions of clients wait. Otherwise all buffers are free, except those whose completions the ring has not yet
+    /// returned.
     fn feed(&mut self, shard: &mut Shard) {
         let mut left = if self.clients.is_empty() { MOST_FED } else { 0 };
         while left > 0
@@ -248,7 +249,7 @@ impl Net {
                     Ok(Some(lent)) => {
                         if let Some(id) = id {
                             context.note_activity();
-                            shard.on_bytes(now, id, self.ring.bytes(&lent));
+                            shard.handle_bytes(now, id, self.ring.bytes(&lent));
                         }
                         self.ring.give_back(lent);
                     }
@@ -264,7 +265,7 @@ impl Net {
                 if let Some(id) = id {
                     match was {
                         Receiving::Frame => shard.take_input_back(now, id, buffer),
-                        _ => shard.on_bytes(now, id, &buffer),
+                        _ => shard.handle_bytes(now, id, &buffer),
                     }
                 }
                 match received {
@@ -274,7 +275,9 @@ impl Net {
                 }
                 self.look_after(shard, slot, id, true);
             }
-            Event::Sent(sent, buffer, from) => self.on_sent(shard, now, slot, sent, (buffer, from)),
+            Event::Sent(sent, buffer, from) => {
+                self.handle_sent(shard, now, slot, sent, (buffer, from))
+            }
             Event::Cancelled => self.on_cancelled(slot),
         }
     }
@@ -372,11 +375,11 @@ impl Net {
                     let id = shard.open_stream(now, group);
                     self.open(shard, id, dialling.fd, Port::Servers, None);
                 }
-                Err(error) => shard.service.on_dial_failed(now, group, &error.to_string()),
+                Err(error) => shard.service.handle_dial_failed(now, group, &error.to_string()),
             }
         } else {
             self.end_dial(slot);
-            shard.service.on_dial_failed(now, group, "it took too long");
+            shard.service.handle_dial_failed(now, group, "the connection attempt timed out");
         }
         shard.service.note_news();
     }
@@ -390,7 +393,7 @@ impl Net {
         }
     }
 
-    fn on_sent(
+    fn handle_sent(
         &mut self,
         shard: &mut Shard,
         now: Time,
@@ -406,12 +409,12 @@ impl Net {
         };
         let next = match sent {
             Ok(count) => {
-                shard.on_sent(now, id, count);
+                shard.handle_sent(now, id, count);
                 from + count
             }
             Err(error) if is_passing(&error) => from,
             Err(_) => {
-                shard.on_failed(id);
+                shard.handle_failure(id);
                 buffer.len()
             }
         };
@@ -440,7 +443,7 @@ impl Net {
         }
     }
 
-    /// Sends a dirty connection's bytes, and carries out its fate. Returns the number of bytes sent to a client.
+    /// Sends a dirty connection's bytes, and carries out its [`Fate`]. Returns the number of bytes sent to a client.
     fn see_to(
         &mut self,
         shard: &mut Shard,
@@ -448,7 +451,7 @@ impl Net {
         now: Time,
         id: ConnectionId,
     ) -> usize {
-        let Some(slot) = self.slots.get(slot_of(id)).copied().flatten() else { return 0 };
+        let Some(slot) = self.slots.get(id).copied() else { return 0 };
         let Some(connection) = self.sockets.connection(slot) else { return 0 };
         if connection.id != Some(id) {
             return 0;
@@ -550,7 +553,7 @@ impl Net {
     /// Closes a connection; it is released with its last request.
     fn close(&mut self, shard: &mut Shard, now: Time, slot: SlotId, id: ConnectionId) {
         shard.close(now, id);
-        self.slots[slot_of(id)] = None;
+        self.slots.remove(id);
         let Some(connection) = self.sockets.connection(slot) else { return };
         connection.id = None;
         let receive = match connection.receiving {
@@ -577,7 +580,7 @@ impl Net {
     ) {
         let handshake = shard.take_handshake(id);
         shard.close(now, id);
-        self.slots[slot_of(id)] = None;
+        self.slots.remove(id);
         let Some(Socket::Connection(connection)) = self.sockets.remove(slot) else { return };
         let Connection { fd, permit, .. } = connection;
         if let (Some((port, received)), Some(permit)) = (handshake, permit) {
@@ -605,22 +608,22 @@ fn is_within_limit(socket: &OwnedFd) -> bool {
     })
 }
 
-/// Handles the end of input.
+/// Handles the end of the input of a connection; does nothing if the connection is closed.
 fn on_end(shard: &mut Shard, now: Time, id: Option<ConnectionId>) {
     if let Some(id) = id {
-        shard.on_end_of_input(now, id);
+        shard.handle_end_of_input(now, id);
     }
 }
 
-/// Handles a failed receive: a transient failure (no free buffer, a cancellation) is ignored, any other closes the
-/// connection.
+/// Handles a failed receive of an open connection: a transient failure (no free buffer, a cancellation) is ignored, any
+/// other closes the connection.
 fn on_receive_failed(shard: &mut Shard, id: Option<ConnectionId>, error: &std::io::Error) {
     let is_buffer = error.raw_os_error() == Some(libc::ENOBUFS);
     if let Some(id) = id
         && !is_buffer
         && !is_passing(error)
     {
-        shard.on_failed(id);
+        shard.handle_failure(id);
     }
 }
 

@@ -164,7 +164,7 @@ impl Explorer {
             }
             BrainDone::Kill(member, named) => {
                 if *named {
-                    let words = format!("{member} is killed though a durable view names it");
+                    let words = format!("{member} is killed although a durable view names it");
                     self.note(Err(Violation::new(20, words)));
                 }
                 if let Some(p) = running(world, *member) {

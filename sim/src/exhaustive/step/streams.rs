@@ -16,7 +16,7 @@ pub(super) fn connect(world: &mut World, at: Place, other: usize, hello: FrameId
     });
 }
 
-/// Attaches the connection at the dialled side as its stream.
+/// Makes the connection the stream of the dialled replica.
 pub(super) fn accept(connection: &mut Connection) {
     connection.ends[1].1 = End::Attached;
 }
