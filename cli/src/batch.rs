@@ -35,7 +35,7 @@ pub(super) fn run(
     }
     match ended {
         Ok(()) => Ok(!output.has_failed()),
-        // The reader of the output has closed its end, so some results were not delivered.
+        // The reader of the output has closed its end, so some results were not written.
         Err(error) if is_broken_pipe(&error) => Ok(false),
         Err(error) => Err(error),
     }
@@ -70,7 +70,7 @@ fn exchange(
             output.flush().context("writing the results")?;
             anyhow::ensure!(
                 is_at_end,
-                "no coordinator responds; the remaining lines were not tried"
+                "no coordinator or server has sent the map, so the remaining lines were not tried; check -h and -p"
             );
             return Ok(());
         }
@@ -96,9 +96,9 @@ fn exchange(
     }
 }
 
-/// Drops the lines that can be read now, because they waited for room in the window until their timeout had passed. The
-/// writer may still be writing, so lines that follow closely are dropped too, for up to one more timeout. Returns
-/// whether the input has ended.
+/// Drops the lines that can be read now, and reports them as not tried: they waited for room in the window until their
+/// timeout had passed. The writer may still be writing, so lines that follow closely are dropped too, for up to one
+/// more timeout. Returns whether the input has ended.
 fn pass_over(lines: &mut Lines, pipeline: &mut Pipeline) -> io::Result<bool> {
     let start = Instant::now();
     let mut passed_over: Option<RangeInclusive<u64>> = None;

@@ -34,10 +34,11 @@ use args::{Args, Source};
 use output::Output;
 use pipeline::Pipeline;
 
-/// The log filter without `KV_LOG`.
+/// The log filter if `KV_LOG` is not set or invalid.
 const DEFAULT_LOG_FILTER: &str = "info";
 
-/// Runs the program. Exit status: 0 if every operation succeeded, 1 if one failed, 2 for wrong usage.
+/// Runs the program. Exit status: 0 if every operation succeeded, 1 if one failed or the program could not continue, 2
+/// for wrong usage. At the prompt, failed operations do not change the status.
 pub fn main() -> ExitCode {
     let args = Args::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match run(&args) {
@@ -50,7 +51,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs the operations. Returns whether all succeeded.
+/// Runs the operations. Returns whether all succeeded; always true for the prompt.
 fn run(args: &Args) -> anyhow::Result<bool> {
     let mut options = Options { deadline: args.timeout, ..Options::default() };
     if let Some(path) = &args.log {

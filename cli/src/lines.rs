@@ -1,5 +1,5 @@
-//! A reader of lines from a descriptor. It does not block for more input, because a program may wait for a result
-//! before it writes its next line.
+//! A reader of lines from a descriptor. It can check for a line without blocking, because the writer may wait for a
+//! result before it writes its next line.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -65,7 +65,7 @@ impl Lines {
         self.bytes_read
     }
 
-    /// Returns the next event. If `wait` is true, it is never [`Next::NotYet`].
+    /// Returns the next event. If `wait` is true, waits for it, and never returns [`Next::NotYet`].
     pub(super) fn next(&mut self, wait: bool) -> io::Result<Next> {
         loop {
             if let Some(next) = self.buffered() {
@@ -120,7 +120,7 @@ impl Lines {
         self.searched = 0;
     }
 
-    /// Waits up to `wait` until the source can be read or has ended, and returns whether it can.
+    /// Waits up to `wait` until the source can be read or has ended. Returns false at the timeout or after a signal.
     pub(super) fn is_readable(&self, wait: Duration) -> io::Result<bool> {
         let mut polled = [PollFd::new(&self.source, PollFlags::IN)];
         let wait = Timespec {

@@ -52,7 +52,7 @@ impl Output {
         }
     }
 
-    /// Suspends this progress bar during every later write.
+    /// Sets a progress bar, which is hidden while a message is written to standard error.
     pub(super) fn set_progress(&mut self, bar: ProgressBar) {
         self.progress = Some(bar);
     }

@@ -17,23 +17,23 @@ const ABSENT: &[u8] = b"absent";
 const ABSENT_BEFORE: &[u8] = b"\" \"";
 /// The largest repeat count of a put.
 pub(crate) const MAX_COUNT: u32 = 1_000_000;
-/// The length of the longest valid line: key and value with every byte as `\xHH`, plus punctuation.
+/// The length of the longest valid line: key and value with every byte as `\xHH`, plus 64 bytes for the rest.
 pub(crate) const MAX_LINE_BYTES: usize = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 64;
 
 /// An operation of the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Set a key, `count` times in sequence.
+    /// Sets a key, `count` times in sequence.
     Put { key: Vec<u8>, value: Vec<u8>, count: u32 },
-    /// Read a key.
+    /// Reads a key.
     Get { key: Vec<u8> },
-    /// Remove a key.
+    /// Removes a key.
     Delete { key: Vec<u8> },
-    /// Compare both replicas with a value; `None`: the key must not exist.
+    /// Compares both replicas with a value; `None`: the key must not exist.
     Verify { key: Vec<u8>, expected: Option<Vec<u8>> },
-    /// Check that the key's server responds.
+    /// Checks that the key's server responds.
     Noop { key: Vec<u8> },
-    /// List the operations.
+    /// Lists the operations.
     Help,
 }
 
@@ -155,7 +155,7 @@ impl<'a> Words<'a> {
         &self.line[self.at..]
     }
 
-    /// The column of the cursor, from 1, in bytes.
+    /// Returns the column of the cursor, from 1, in bytes.
     fn column(&self) -> usize {
         self.at + 1
     }
@@ -214,7 +214,7 @@ impl<'a> Words<'a> {
         Ok(value)
     }
 
-    /// Takes the expected value of `V`; `None`: the key must not exist.
+    /// Takes the expected value of `V`. Returns `None` if the key must not exist.
     fn expected(&mut self) -> Result<Option<Vec<u8>>, ParseError> {
         self.skip_blanks();
         let start = self.at;

@@ -60,17 +60,17 @@ pub(super) struct Pipeline {
     /// The places whose next operation can be submitted.
     to_submit: VecDeque<u64>,
     bytes: usize,
-    /// The current limit of lines in the window, by the sizes of the results so far.
+    /// The current limit of lines in the window. It depends on the size of the last result.
     lines: usize,
     completions: Vec<Completion>,
-    /// True if an operation has failed and no coordinator has ever responded.
+    /// True if an operation has failed and no map has ever been received.
     is_cut_off: bool,
     /// True if the last operation that ended got no response in time.
     is_without_response: bool,
 }
 
 impl Pipeline {
-    /// Creates an empty window; `timeout` is that of the client's options.
+    /// Creates an empty window. `timeout` is the deadline in the client's options.
     pub(super) fn new(client: Client, timeout: Duration) -> Pipeline {
         Pipeline {
             client,
@@ -91,14 +91,14 @@ impl Pipeline {
         self.timeout
     }
 
-    /// Returns whether the cluster is unreachable: an operation got no response in time, and nothing at all was received
-    /// for at least half of the timeout.
+    /// Returns whether the cluster is unreachable: the last operation that ended got no response in time, and nothing
+    /// at all was received for at least half of the timeout.
     pub(super) fn is_out_of_touch(&self) -> bool {
         let is_silent = |heard_at: Instant| heard_at.elapsed() >= self.timeout / 2;
         self.is_without_response && self.client.heard_at().is_none_or(is_silent)
     }
 
-    /// Returns whether further lines cannot succeed, because a line has timed out and no map was ever received.
+    /// Returns whether further lines cannot succeed, because an operation has failed and no map was ever received.
     pub(super) fn is_cut_off(&self) -> bool {
         self.is_cut_off
     }
@@ -112,7 +112,7 @@ impl Pipeline {
         self.window.is_empty()
     }
 
-    /// Adds a line that was read at `read_at`.
+    /// Adds a line that was read at `read_at`, unless it contains no operation.
     pub(super) fn push(
         &mut self,
         line: u64,
@@ -144,11 +144,11 @@ impl Pipeline {
         self.window.push_back(Slot::Ended(Response::not_tried(lines, self.timeout)));
     }
 
-    /// Sends all operations that can be sent. If a response is pending, waits for it up to `timeout`. Passes the
+    /// Sends all operations that can be sent. If any is in flight, waits up to `timeout` for a response. Passes the
     /// results that are next in order to `give`.
     ///
     /// # Errors
-    /// The library cannot wait on epoll.
+    /// The library cannot wait on epoll or set its timer.
     pub(super) fn turn(
         &mut self,
         timeout: Duration,
@@ -254,7 +254,7 @@ impl Pipeline {
     }
 }
 
-/// Returns whether an operation ended at its deadline without any response. BUSY is a response.
+/// Returns whether a result can mean that no response arrived before the deadline. BUSY is a response.
 fn is_silence<T>(result: &Result<T, Error>) -> bool {
     matches!(result, Err(Error::Timeout { .. } | Error::Unavailable { .. } | Error::InDoubt { .. }))
 }

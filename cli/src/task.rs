@@ -68,7 +68,7 @@ pub(super) struct Task {
     done: u32,
     /// The primary's value, once `V` has read it.
     primary: Option<Vec<u8>>,
-    /// The write in doubt that is being settled, and the error to report if it cannot be settled.
+    /// The write in doubt that the next operation settles, and the error to report if it cannot be settled.
     doubt: Option<(Doubt, String)>,
 }
 
@@ -87,7 +87,7 @@ impl Task {
         self.due = Some(due);
     }
 
-    /// Returns whether the deadline has passed.
+    /// Returns whether the deadline of the last operation that was sent has passed.
     pub(super) fn is_due(&self) -> bool {
         self.due.is_some_and(|due| Instant::now() >= due)
     }
@@ -207,7 +207,7 @@ impl Task {
     }
 }
 
-/// Returns whether a write in doubt ended with this error.
+/// Returns whether this error of a RESOLVE is the result of the write, so that the write is settled.
 fn is_settled(error: &Error) -> bool {
     matches!(error, Error::NotDone { .. } | Error::NotFound { .. } | Error::Conflict { .. })
 }
@@ -220,7 +220,7 @@ fn says(key: &[u8], relation: &str, value: &[u8]) -> String {
     text
 }
 
-/// The suffix of a write that only one replica holds because its group is degraded.
+/// Returns the suffix for a write that only one replica holds because its group is degraded; empty for other writes.
 fn degraded(outcome: &Outcome) -> &'static str {
     match outcome.copies {
         1 => " (1 copy)",
@@ -228,7 +228,7 @@ fn degraded(outcome: &Outcome) -> &'static str {
     }
 }
 
-/// Formats a value as `V` parses it: a single blank must be escaped.
+/// Formats a value in the form that `V` parses as this value: a single blank must be escaped.
 fn checked(value: &[u8]) -> String {
     match value {
         b" " => "\\x20".to_owned(),

@@ -1,7 +1,7 @@
 //! The interactive prompt, with line editing and history.
 //!
-//! Pasted text is shown and can be edited, line ends included. The text runs line by line when Enter is pressed, if the
-//! terminal supports bracketed paste.
+//! If the terminal supports bracketed paste, pasted text can be edited, line ends included. It runs line by line when
+//! Enter is pressed.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -95,8 +95,8 @@ fn do_lines(
     Ok(ControlFlow::Continue(()))
 }
 
-/// The path of the history: `$XDG_STATE_HOME/kv/history`, or `~/.local/state/kv/history` (XDG base directory
-/// specification). Returns `None` if the directory cannot be created.
+/// Returns the path of the history: `$XDG_STATE_HOME/kv/history`, or `~/.local/state/kv/history` (XDG base directory
+/// specification). Creates its directory. Returns `None` if that fails, or neither variable is an absolute path.
 fn history_path() -> Option<PathBuf> {
     let absolute =
         |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());

@@ -6,14 +6,15 @@ const FIRST: Duration = Duration::from_millis(1);
 /// The longest back-off between two attempts of an operation, or between two rounds of requests for the map.
 const LONGEST: Duration = Duration::from_millis(100);
 
-/// The back-off state of one operation, or of the map.
+/// The back-off state of one operation, or of the requests for the map.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backoff {
     tries: u32,
 }
 
 impl Backoff {
-    /// Returns the next back-off. It is a random time between 50 % and 100 % of 1, 2, 4, … 100 ms.
+    /// Returns the next back-off: a random time between 50 % and 100 % of 1 ms at the first call. The range doubles
+    /// with each further call, up to 100 ms.
     pub(crate) fn next(&mut self, random: &mut Random) -> Duration {
         // 2^7 ms already exceeds the bound.
         let full = (FIRST * (1 << self.tries.min(7))).min(LONGEST);
@@ -26,7 +27,7 @@ impl Backoff {
     }
 }
 
-/// A small random generator (xorshift64*, Vigna 2014) for jitter, seeded from the system.
+/// A small random generator (xorshift64*, Vigna 2014) for jitter. The caller provides the seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 

@@ -29,14 +29,14 @@ pub struct Value {
     pub version: SequenceNumber,
 }
 
-/// A part of a value.
+/// A part of a value, as returned by [`Client::get_part`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValuePart {
     /// The bytes of the part.
     pub bytes: Vec<u8>,
     /// The length of the whole value.
     pub length: usize,
-    /// The entry's version: the same for all parts of one value.
+    /// The entry's version. Parts with equal versions belong to the same value.
     pub version: SequenceNumber,
 }
 
@@ -49,11 +49,11 @@ pub struct Written {
     pub copies: u8,
 }
 
-/// A client of one cluster; see the description of the crate.
+/// A client of one cluster; see the crate documentation.
 #[derive(Debug)]
 pub struct Client {
     engine: Engine,
-    /// Completions of submitted operations that arrived during a blocking call.
+    /// Completions of submitted operations that ended during a blocking call or [`Client::cancel`].
     uncollected: VecDeque<Completion>,
 }
 
@@ -84,7 +84,7 @@ impl<T, F: FnOnce(Reply<'_>) -> T> Ends for CallEnds<'_, T, F> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(OpId);
 
-/// The receiver of completions outside of a call and a poll. It keeps them for the next poll.
+/// The receiver of completions outside calls and polls. It keeps them for the next poll.
 struct KeptEnds<'a>(&'a mut VecDeque<Completion>);
 
 impl Ends for KeptEnds<'_> {
@@ -118,21 +118,21 @@ impl<E: OnEnd> Ends for PolledEnds<'_, E> {
 impl Client {
     /// Opens a client for the cluster whose coordinator is at `endpoints` (`host:port[,host:port…]`). An endpoint may
     /// also be a server's clients port: servers provide the map too, even while the coordinator is unavailable. The
-    /// client learns the addresses of the other servers from the map. If an address does not respond within 250 ms, the
-    /// client sends the request for the map to the next one as well. Names are resolved by this call only. The first
+    /// client takes the addresses of the servers from the map. If an address does not respond within 250 ms, the client
+    /// sends the request for the map to the next one as well. Names are resolved once, in this call. The first
     /// operation opens the first connection.
     ///
     /// # Errors
-    /// [`OpenError`]: an endpoint is malformed or cannot be resolved, a setting is out of bounds, or the system
-    /// provides no descriptor.
+    /// [`OpenError`]: an endpoint is malformed, no endpoint can be resolved, a setting is out of bounds, or the system
+    /// provides no descriptor or random number.
     pub fn open(endpoints: &str, options: Options) -> Result<Client, OpenError> {
         Client::with_endpoints(&Endpoints::resolve(endpoints, &options.log)?, options)
     }
 
-    /// Opens one more client of the same cluster, without resolving names again.
+    /// Opens a client for the cluster of these endpoints, without resolving names.
     ///
     /// # Errors
-    /// [`OpenError`]: a setting is out of bounds, or the system provides no descriptor.
+    /// [`OpenError`]: a setting is out of bounds, or the system provides no descriptor or random number.
     pub fn with_endpoints(endpoints: &Endpoints, options: Options) -> Result<Client, OpenError> {
         options.check()?;
         let engine = Engine::new(endpoints.clone(), options)?;
@@ -156,13 +156,14 @@ impl Client {
         self.call(Op::Delete { key }, options, written)
     }
 
-    /// Settles a write that ended in doubt. Returns the result that the write would have returned. Any client of the
-    /// cluster may call this, any number of times, and gets the same result.
+    /// Settles a write that ended in doubt, and returns the result of the write itself. Any client of the cluster may
+    /// call this, any number of times, and gets the same result.
     ///
     /// # Errors
     /// [`Error::NotDone`]: the write was not executed and never will be. [`Error::InDoubt`]: the servers have expired
-    /// the write's session, so the outcome stays unknown. [`Error::Conflict`] and [`Error::NotFound`]: the outcome of
-    /// the write itself. Any other error: the write could not be settled now; retry later.
+    /// the write's session or another process uses its client id, so the outcome stays unknown. [`Error::Conflict`] and
+    /// [`Error::NotFound`]: the outcome of the write itself. [`Error::Invalid`]: the write belongs to another cluster.
+    /// After any other error, the outcome is still unknown; retry later.
     pub fn resolve(&mut self, doubt: &Doubt, options: &OpOptions) -> Result<Written, Error> {
         self.call(Op::Resolve { doubt }, options, written)
     }
@@ -170,8 +171,8 @@ impl Client {
     /// Reads a key.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the key does not exist; [`Error::Timeout`] or [`Error::Unavailable`] at the deadline;
-    /// [`Error::Lost`] if the key's group has no replica left.
+    /// [`Error::NotFound`] if the key does not exist; [`Error::Timeout`], [`Error::Unavailable`] or [`Error::Busy`] at
+    /// the deadline; [`Error::Lost`] if the key's group has no replica left.
     pub fn get(&mut self, key: &[u8], options: &OpOptions) -> Result<Value, Error> {
         self.get_with(key, options, value)
     }
@@ -264,8 +265,8 @@ impl Client {
     /// secondary's table may already hold writes that are not committed yet.
     ///
     /// # Errors
-    /// The errors of [`Client::get`], except [`Error::NotFound`]. [`Error::Unavailable`] if the group has no such
-    /// replica until the deadline.
+    /// The errors of [`Client::get`], except [`Error::NotFound`]. [`Error::Unavailable`] if the group has no replica in
+    /// this role before the deadline.
     pub fn verify(
         &mut self,
         key: &[u8],
@@ -280,12 +281,12 @@ impl Client {
     }
 
     /// Submits an operation and returns at once. A later [`Client::poll`] returns the completion with `tag`. Key and
-    /// value are copied. Two operations in flight on one key may execute in either order; where the order matters, wait
-    /// for the first.
+    /// value are copied, except the value of [`Op::PutKept`]. Two operations in flight on one key may execute in either
+    /// order. If the order matters, wait for the first completion.
     ///
     /// # Errors
-    /// [`SubmitError::Full`]: collect completions first. [`SubmitError::Refused`]: the operation is invalid, or the
-    /// program has interrupted the client.
+    /// [`SubmitError::Full`]: collect completions first. [`SubmitError::Refused`]: the operation is invalid, there is
+    /// no memory for it, or the program has interrupted the client.
     pub fn submit(&mut self, op: Op<'_>, options: &OpOptions, tag: u64) -> Result<(), SubmitError> {
         self.submit_to_cancel(op, options, tag).map(|_| ())
     }
@@ -313,7 +314,7 @@ impl Client {
 
     /// Ends a submitted operation early. The next poll returns its completion: [`Error::InDoubt`] for a write that was
     /// sent, else [`Error::Cancelled`]. Returns false if the operation has already ended; its completion, unless
-    /// already collected, then has the real result.
+    /// already collected, then has the actual result.
     pub fn cancel(&mut self, ticket: Ticket) -> bool {
         let Client { engine, uncollected } = self;
         let was_under_way =
@@ -322,12 +323,12 @@ impl Client {
         was_under_way
     }
 
-    /// Sends submitted operations, waits up to `timeout` for the first completion, and appends all available
-    /// completions to `into`. Returns their number. The number is zero at the timeout. The call returns at once if
-    /// nothing is in flight or the program has interrupted the client.
+    /// Sends submitted operations, waits up to `timeout` (at most 60 s) for the first completion, and appends all
+    /// available completions to `into`. Returns their number, which is zero after the timeout. The call returns at once
+    /// if nothing is in flight or the program has interrupted the client.
     ///
     /// # Errors
-    /// If the epoll descriptor itself fails.
+    /// If waiting on epoll or setting the timer fails, which neither servers nor networks can cause.
     pub fn poll(&mut self, timeout: Duration, into: &mut Vec<Completion>) -> io::Result<usize> {
         self.poll_each(timeout, &mut |tag, result| {
             into.push(Completion { tag, result: result.map(Into::into) });
@@ -362,11 +363,11 @@ impl Client {
         }
     }
 
-    /// Sends submitted operations and ends those past their deadline, but receives no responses. A caller with enough
-    /// unprocessed completions uses this. `each` is as for [`Client::poll_each`].
+    /// Sends submitted operations and ends those past their deadline, but receives no responses. It is for a caller
+    /// that already has enough unprocessed completions. `each` receives the operations that end.
     ///
     /// # Errors
-    /// If the system's timer fails.
+    /// If the timer cannot be set.
     pub fn send_each(&mut self, each: &mut impl OnEnd) -> io::Result<()> {
         let sent = self.engine.send(&mut PolledEnds { each, count: 0, is_enough: false });
         self.wake_if_uncollected();
@@ -384,7 +385,8 @@ impl Client {
         Ok(self.engine.descriptor())
     }
 
-    /// Makes the descriptor readable until the next poll.
+    /// Makes the descriptor readable until the next poll. Has no effect before the first call of
+    /// [`Client::descriptor`].
     pub fn wake(&mut self) {
         // An error means that the timer cannot be set. A poll that waits does not need the timer.
         let _ = self.engine.wake(Instant::now());
@@ -429,7 +431,7 @@ impl Client {
         self.engine.has_map()
     }
 
-    /// Returns the endpoints as given to [`Client::open`].
+    /// Returns the resolved endpoints as given to [`Client::open`], separated by commas.
     pub fn coordinators(&self) -> String {
         self.engine.coordinators()
     }

@@ -14,7 +14,7 @@ use crate::operation::{Notify, OpId};
 pub struct Outcome {
     /// The value, or the requested part of it; empty except for a get or a verify.
     pub value: Vec<u8>,
-    /// The length of the whole value.
+    /// The length of the whole value; zero except for a get or a verify.
     pub length: usize,
     /// The entry's version. For a delete: the sequence number of the delete itself.
     pub version: SequenceNumber,
@@ -22,14 +22,15 @@ pub struct Outcome {
     pub copies: u8,
 }
 
-/// A result like [`Outcome`], with the value borrowed from its receive buffer.
+/// A result like [`Outcome`], with the value borrowed from the memory into which it was received.
 #[derive(Clone, Copy, Debug)]
 pub struct Reply<'a> {
     /// The value, or the requested part of it; empty except for a get or a verify.
     pub value: &'a [u8],
-    /// The length of the whole value.
+    /// The length of the whole value; zero except for a get or a verify.
     pub length: usize,
-    /// The separate memory that holds the value, or `None` if the value is in the receive buffer.
+    /// The separate memory that holds the value; `None` if the value is in the receive buffer. The cell is empty if the
+    /// value is in the caller's memory, or if the separate memory was taken.
     pub(crate) landed: Option<&'a Landed>,
     /// The entry's version. For a delete: the sequence number of the delete itself.
     pub version: SequenceNumber,
@@ -50,8 +51,9 @@ impl Reply<'_> {
         Reply { value: &[], length: 0, landed: None, version, copies }
     }
 
-    /// Takes the memory of a long value, if the operation requested separate memory ([`crate::Landing::Memory`]). Only
-    /// the first call returns it. The borrowed value is readable only while that memory exists.
+    /// Takes the separate memory of a long value ([`crate::Landing::Memory`]). Returns `None` if the value is not in
+    /// separate memory, or if the memory was taken before. The borrowed value is readable only while that memory
+    /// exists.
     pub fn take_memory(self) -> Option<LongValue> {
         self.landed.and_then(RefCell::take)
     }
@@ -74,7 +76,7 @@ pub struct Completion {
 }
 
 /// A function that receives each completion: its tag and its result, with the value borrowed from the receive buffer.
-/// Returning a break ends the poll early.
+/// If it returns a break, the poll reads nothing more from the servers.
 pub trait OnEnd: FnMut(u64, Result<Reply<'_>, Error>) -> ControlFlow<()> {}
 
 impl<F: FnMut(u64, Result<Reply<'_>, Error>) -> ControlFlow<()>> OnEnd for F {}

@@ -1,7 +1,7 @@
 //! One non-blocking socket: bytes out, frames in. The engine interprets the frames.
 //!
 //! ```text
-//!   connect -> Opening --WELCOME--> Open       HELLO waits in `output` from the first moment
+//!   connect -> Opening --WELCOME--> Open       HELLO is queued in `output` at once
 //! ```
 
 use std::collections::VecDeque;
@@ -26,9 +26,10 @@ use crate::poller::Poller;
 use crate::statistics::Traffic;
 use crate::table::Table;
 
-/// The minimum of the receive buffer's free space for one read.
+/// The minimum free space in the receive buffer for one read.
 const MIN_ROOM: usize = 16 << 10;
-/// The maximum of that space. More than the minimum is provided only while a long response is partly received.
+/// The maximum free space in the receive buffer for one read. More than the minimum is provided only while a long
+/// response is partly received.
 const MAX_ROOM: usize = 1 << 20;
 /// The maximum number of reads from one socket in a turn, so that one server cannot starve the others.
 pub(crate) const MAX_READS: usize = 32;
@@ -46,8 +47,8 @@ pub(crate) enum Target {
     Map { address: SocketAddr },
 }
 
-/// Hashes only the process and the shard of a target. They distinguish almost all targets, because there are rarely two
-/// client ids. The hash is used for operations without a cached route.
+/// Hashes only the process and the shard of a [`Target::Shard`]. They distinguish almost all targets, because a client
+/// rarely uses two client ids at once. The hash is used for operations without a cached route.
 impl Hash for Target {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match *self {
@@ -83,7 +84,7 @@ pub(crate) enum Received {
     End,
 }
 
-/// The reason why a socket cannot be read.
+/// The reason why a connection cannot receive.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReceiveError {
     #[error("no memory for {bytes} bytes of a response")]
@@ -125,13 +126,14 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Returns the position in the log at which a session in this group may begin if its first write is sent on this
-    /// connection.
+    /// connection. Returns zero if WELCOME did not name the group.
     pub(crate) fn session_start(&self, group: GroupId) -> SequenceNumber {
         let start = self.starts.iter().find(|start| start.group == group);
         start.map_or(SequenceNumber::ZERO, |start| start.committed)
     }
 
-    /// Starts to connect and queues the hello, which is sent as soon as the connection is established.
+    /// Starts to connect and queues the hello, followed by the request if the target is the map. They are sent as soon
+    /// as the connection is established.
     pub(crate) fn open(
         target: Target,
         hello: Hello,
@@ -190,8 +192,8 @@ impl Connection {
     }
 
     /// Returns the name of the message that must arrive within the connect timeout, if it is still missing. A
-    /// connection for the map also owes the map itself, because it serves only one request, and a silent peer would
-    /// block the next one.
+    /// connection for the map must also receive the map in that time: it carries only one request, and a silent peer
+    /// would block the next request to the same address.
     pub(crate) fn owes(&self) -> Option<&'static str> {
         match self.target {
             _ if !self.is_open => Some("welcome"),
@@ -200,7 +202,7 @@ impl Connection {
         }
     }
 
-    /// Returns whether this is a connection for requests without an outstanding request and with an empty backlog.
+    /// Returns whether this is a connection to a shard that has no outstanding request and an empty backlog.
     pub(crate) fn is_idle(&self) -> bool {
         let is_for_shard = matches!(self.target, Target::Shard { .. });
         is_for_shard && self.backlog.is_empty() && self.outstanding.len() == 0
@@ -235,7 +237,7 @@ impl Connection {
     /// Receives available bytes into the frame buffer, or straight to the destination of a long value.
     ///
     /// # Errors
-    /// [`ReceiveError`]; the connection is unusable afterwards.
+    /// There is no memory for the response, or the system call fails; the connection is unusable afterwards.
     pub(crate) fn receive(&mut self, now: Instant) -> Result<Received, ReceiveError> {
         if let Some(inflow) = &mut self.inflow {
             let missing = inflow.missing();

@@ -8,8 +8,8 @@
 //!   or a full window
 //! ```
 //!
-//! An operation on the key of such a write waits until the write is settled. So after the response to a later operation
-//! of the same client on that key, the write takes no effect any more.
+//! An operation on the key of such a write waits until the write is settled. So once a later operation of the same
+//! client on that key has a response, the write can no longer take effect.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -56,7 +56,7 @@ pub(crate) struct DoubtfulWrite {
     pub(crate) first_incomplete: RequestSeq,
     pub(crate) begun: SequenceNumber,
     pub(crate) request: RequestHash,
-    /// The result, once the write is settled. [`Error::InDoubt`] means that the servers have expired its session.
+    /// The result, once the write is settled. [`Error::InDoubt`] means that the outcome stays unknown.
     pub(crate) settled: OnceLock<Result<Settled, Error>>,
 }
 
@@ -105,7 +105,7 @@ impl OpenDoubts {
         self.by_key.entry(open.doubt.write.digest).or_default().push(open);
     }
 
-    /// Returns the oldest write in doubt to a key.
+    /// Returns the oldest write in doubt to the key with this digest.
     pub(crate) fn of_key(&mut self, digest: Digest) -> Option<&mut Open> {
         self.by_key.get_mut(&digest)?.first_mut()
     }

@@ -6,6 +6,7 @@
 //!             |         v           v lost, overdue             v WRONG_VIEW, UNAVAILABLE, BUSY
 //!             +-- AwaitingMap <-- BackingOff <------------------+
 //!             +-- AwaitingWindow (a write beyond the session's 64)
+//!             +-- AwaitingDoubt (an earlier write to the key is in doubt)
 //! ```
 //!
 //! Only the wait on epoll blocks, and it ends at the next timer. Sending and receiving are in `engine/traffic.rs`.
@@ -55,7 +56,7 @@ const MAX_BYTES_IN_FLIGHT: usize = 64 << 20;
 const OVERDUE_AFTER: Duration = Duration::from_millis(150);
 /// The interval of further checks.
 const OVERDUE_AGAIN: Duration = Duration::from_millis(100);
-/// The time to the next scan while nothing waits.
+/// The time to the next scan if no connection and no request for the map needs an earlier one.
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// The engine of one client; see the module documentation.
@@ -69,10 +70,10 @@ pub(crate) struct Engine {
     poller: Poller,
     router: Router,
     map_source: MapSource,
-    /// The id of another cluster that responded at the address of this client's cluster.
+    /// The id of another cluster whose map was received from an address of this client's cluster.
     other_cluster: Option<ClusterId>,
-    /// True if no endpoint and no server has provided a map of this client's cluster in a whole round since that
-    /// response.
+    /// True if a whole round of requests for the map has failed, and another cluster has responded. The next turn then
+    /// ends the operations that wait, and clears the flag.
     is_stranded: bool,
     routes: RouteCache,
     /// The writes in doubt whose numbers are still open.
@@ -101,19 +102,17 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) fn new(endpoints: Endpoints, options: Options) -> Result<Engine, OpenError> {
-        let poller = Poller::new().map_err(|reason| OpenError::System {
-            what: "asking the system for an epoll descriptor",
-            reason,
-        })?;
+        let poller = Poller::new()
+            .map_err(|reason| OpenError::System { what: "creating an epoll descriptor", reason })?;
         if let Some(interrupt) = &options.interrupt {
             poller.add_interrupt(interrupt).map_err(|reason| OpenError::System {
-                what: "watching the descriptor of interrupts",
+                what: "adding the interrupt to the epoll set",
                 reason,
             })?;
         }
         let mut seed = [0; 24];
         getrandom::fill(&mut seed).map_err(|error| OpenError::System {
-            what: "asking the system for a random client id",
+            what: "choosing a random id",
             reason: io::Error::other(error),
         })?;
         let (id, jitter) = seed.split_at(16);
@@ -188,7 +187,8 @@ impl Engine {
         id
     }
 
-    /// Sends all requests that are ready, without waiting.
+    /// Sends all requests that are ready, without waiting. If the client is stranded, first ends the operations that
+    /// wait for its replaced cluster.
     fn push_out(&mut self, now: Instant, ends: &mut dyn Ends) {
         if std::mem::take(&mut self.is_stranded) {
             self.fail_stranded(ends);
@@ -197,7 +197,7 @@ impl Engine {
         self.flush_dirty(now);
     }
 
-    /// Runs the timers and sends.
+    /// Runs the timers, and a scan if one is due, then sends.
     pub(crate) fn begin_turn(&mut self, now: Instant, ends: &mut dyn Ends) {
         while let Some((at, id)) = self.timers.take_due(now) {
             let of_timer = |operation: &&mut Box<Operation>| operation.timer == Some(at);
@@ -240,11 +240,11 @@ impl Engine {
         self.set_timer(now)
     }
 
-    /// Runs one turn: timers, sends, at most one wait, responses. The wait ends by `until`; if an operation has already
-    /// ended in this turn, there is no wait.
+    /// Runs one turn: timers, sends, at most one wait, responses. The wait ends when a connection is ready, at the next
+    /// timer, or at `until`. If an operation has already ended in this turn, there is no wait.
     ///
     /// # Errors
-    /// If epoll itself or the timer fails, which neither servers nor networks can cause.
+    /// If waiting on epoll or setting the timer fails, which neither servers nor networks can cause.
     pub(crate) fn turn(&mut self, until: Instant, ends: &mut dyn Ends) -> io::Result<()> {
         let now = Instant::now();
         let ended = self.ended;
@@ -283,12 +283,12 @@ impl Engine {
         self.poller.descriptors().clone()
     }
 
-    /// Returns the part of the poller that waits, for a thread that waits without the engine.
+    /// Returns a handle with which a thread waits on epoll without access to the engine.
     pub(crate) fn waiter(&self) -> Waiter {
         self.poller.waiter()
     }
 
-    /// Adds the timer to the descriptor, so that timers make it readable too.
+    /// Adds a timer to the epoll set, so that due work makes the descriptor readable too.
     ///
     /// # Errors
     /// If the system provides no timer.
@@ -308,7 +308,7 @@ impl Engine {
         self.poller.set_timer(due, now)
     }
 
-    /// Makes the descriptor readable at once.
+    /// Makes the descriptor readable at once, if the epoll set has a timer.
     pub(crate) fn wake(&mut self, now: Instant) -> io::Result<()> {
         self.poller.set_timer(now, now)
     }
@@ -322,7 +322,7 @@ impl Engine {
         ends: &mut dyn Ends,
     ) {
         if let Some(operation) = self.operations.get_mut(id) {
-            operation.trouble = Some(format!("waiting on epoll: {cause}").into());
+            operation.trouble = Some(format!("waiting for responses: {cause}").into());
             self.expire(id, now, ends);
         }
     }
@@ -396,13 +396,14 @@ impl Engine {
     }
 
     fn expire(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
-        // A request that was not sent whole leaves no doubt.
+        // A request that was not sent whole has no effect.
         self.release(id);
         let Some(operation) = self.operations.get(id) else { return };
         let is_down = operation.server.is_some_and(|server| self.router.is_down(server));
         let error = operation.expired(is_down, &self.map_source);
-        // A connection that has been silent for this time may be dead. It is closed, so that the next operation does
-        // not wait until the kernel detects that.
+        // If nothing has arrived on the connection since the operation was assigned, and that was at least the connect
+        // timeout ago, the connection may be dead. It is closed, so that the next operation does not wait until the
+        // kernel detects that.
         let silent = match operation.stage {
             Stage::Assigned { connection, .. }
                 if now - operation.assigned_at >= self.options.connect_timeout =>
@@ -417,7 +418,7 @@ impl Engine {
         };
         self.finish(id, Err(error), ends);
         if let Some(token) = silent {
-            self.lose(token, "the server was silent for too long", now);
+            self.lose(token, "the server sent nothing for longer than the connect timeout", now);
         }
     }
 
@@ -627,7 +628,8 @@ impl Engine {
         self.finish(id, Err(error), ends);
     }
 
-    /// Ends every operation that waits for a cluster that another cluster has replaced.
+    /// Ends the operations that wait for the map or for a retry, after another cluster has replaced this client's
+    /// cluster.
     fn fail_stranded(&mut self, ends: &mut dyn Ends) {
         let (Some(known), Some(got)) = (self.router.cluster(), self.other_cluster) else { return };
         let waits = |operation: &Operation| {
@@ -695,8 +697,9 @@ impl Engine {
         ends.end(id, notify, result);
     }
 
-    /// Records that a write has ended for the caller. The writes that wait for room in the window get the next numbers
-    /// in order of submission, so a later write cannot overtake them.
+    /// Marks `number` as finished, if it belongs to the current session of the place. `None` finishes no number. Then
+    /// assigns the next numbers to the writes that wait for room in the window. They get them in order of submission,
+    /// so a later write cannot overtake them.
     fn leave_session(&mut self, place: (GroupId, ShardId), number: Option<(ClientId, RequestSeq)>) {
         let Some(Place { session, waiting, .. }) = self.routes.get_mut(place) else { return };
         if let Some((client, seq)) = number
@@ -707,7 +710,7 @@ impl Engine {
         while session.room() > 0
             && let Some(id) = waiting.next()
         {
-            // A write whose deadline has passed is not in the table any more.
+            // A write that ended while it waited is no longer in the table.
             if let Some(operation) = self.operations.get_mut(id) {
                 operation.session = session.begin().map(|seq| (session.client(), seq));
                 operation.stage = Stage::Ready;

@@ -1,4 +1,5 @@
-//! The errors of operations. Each message states what was attempted, with which values, and what to check.
+//! The errors of operations and of opening a client. Each message states what was attempted, with which values, and how
+//! to continue if the caller can do anything.
 
 use std::fmt;
 use std::time::Duration;
@@ -43,21 +44,21 @@ pub enum Error {
     /// The key does not exist.
     #[error("{action}: the key does not exist")]
     NotFound {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
     },
     /// The condition of the write does not hold; nothing was changed.
     #[error("{action}: the condition does not hold ({}); nothing was changed: read the key and decide again", found(*version))]
     Conflict {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
         /// The current version of the entry; zero if the key does not exist.
         version: SequenceNumber,
     },
-    /// A read was sent, and no response arrived before the deadline.
+    /// A request other than a write was sent, and no response arrived before the deadline.
     #[error("{action}: no response within {waited:?} ({cause}); a longer deadline may help")]
     Timeout {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
         /// The time allowed for the operation.
         waited: Duration,
@@ -66,59 +67,60 @@ pub enum Error {
     },
     /// The write was sent, and its outcome is unknown.
     #[error(
-        "{action}: in doubt, the write may have been done or not: {cause}{}",
-        if doubt.is_some() { "; resolving it finds out" } else { "" }
+        "{action}: in doubt (the write may or may not have been done): {cause}{}",
+        if doubt.is_some() { "; resolve it to settle the outcome" } else { "" }
     )]
     InDoubt {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
         /// The reason why the outcome is unknown.
         cause: String,
-        /// The write, for [`crate::Client::resolve`]. `None` if the servers have expired its session, or another
-        /// process uses its client id. The write will then not be executed any more, but its outcome stays unknown.
+        /// The write, for [`crate::Client::resolve`]. `None` if its outcome stays unknown: the servers have expired its
+        /// session, so it will not be executed any more, or another process uses its client id, so it may even be
+        /// executed later.
         doubt: Option<Doubt>,
     },
     /// The write in doubt was settled: it was not executed and never will be.
     #[error("{action}: the write was not done, and never will be")]
     NotDone {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
     },
     /// The operation could not be served before the deadline; a write was not executed.
     #[error("{action}: not served within {waited:?}: {cause}")]
     Unavailable {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
         /// The time allowed for the operation.
         waited: Duration,
         /// The last obstacle, and what to check.
         cause: String,
     },
-    /// Every holder of the key's group is dead. Retries do not help until an operator restores the group.
+    /// Every holder of the key's group is dead. Retries do not help until an operator restores the cluster.
     #[error(
         "{action}: no server holds this key's group any more ({cause}); restore the cluster from dumps"
     )]
     Lost {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
         /// The group, and the source of the report.
         cause: String,
     },
-    /// Another process uses this client's id, such as the clone of a virtual machine. The write was not executed. The
-    /// next write uses another id.
+    /// Another process uses this client's id, such as the clone of a virtual machine. The write was not executed. Later
+    /// writes to the same shard use another id.
     #[error(
         "{action}: not done: another process uses this client's id and the number of this write; open a new client in each copy of a process or machine"
     )]
     SharedIdentity {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
     },
-    /// Another cluster, not restored from the client's cluster, has replaced it; nothing was changed.
+    /// A cluster that was not restored from the client's cluster has replaced it; nothing was changed.
     #[error(
         "{action}: cluster {known}, for which this client was opened, was replaced by cluster {got}, which was not restored from it; open a new client"
     )]
     OtherCluster {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
         /// The client's cluster.
         known: ClusterId,
@@ -128,15 +130,15 @@ pub enum Error {
     /// The key or the value is too long; nothing was changed.
     #[error("{action}: {reason}")]
     TooBig {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
-        /// The length, and the limit.
+        /// The length and the limit, or the server's text.
         reason: String,
     },
     /// This process has no memory for the request or the response; a write was not executed.
     #[error("{action}: no memory for {bytes} bytes in this process")]
     NoMemory {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
         /// The number of bytes needed.
         bytes: usize,
@@ -144,42 +146,42 @@ pub enum Error {
     /// The server's memory limit is reached; nothing was changed.
     #[error("{action}: the server is out of space ({reason})")]
     OutOfSpace {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
         /// The server's text, with advice.
         reason: String,
     },
-    /// The server rejected the operation because of overload until the deadline; a write was not executed.
+    /// At the deadline, the last response was a rejection because of overload; a write was not executed.
     #[error(
-        "{action}: the server was too busy for {waited:?}: {cause}; send fewer requests at once, or retry \
+        "{action}: the server was still too busy after {waited:?}: {cause}; send fewer requests at once, or retry \
          later"
     )]
     Busy {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
         /// The time allowed for the operation.
         waited: Duration,
-        /// The server's text.
+        /// The rejection, with the server's text.
         cause: String,
     },
     /// An argument of the operation is invalid; nothing was changed.
     #[error("{action}: {reason}")]
     Invalid {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
-        /// The reason.
+        /// The argument and its fault, or the server's text.
         reason: String,
     },
     /// The program has interrupted the client ([`crate::Interrupt`]); a write was not executed.
     #[error("{action}: interrupted by the program; the operation was not executed")]
     Interrupted {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
     },
     /// The program has cancelled the operation ([`crate::Client::cancel`]); a write was not executed.
     #[error("{action}: cancelled by the program; the operation was not executed")]
     Cancelled {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
     },
     /// A call from within a callback of a client (its log or event function); nothing was changed.
@@ -187,7 +189,7 @@ pub enum Error {
         "a log or event function of a client called a client; make the call after the function has returned"
     )]
     WithinCallback,
-    /// An earlier call on a shared client panicked, so its state is unreliable.
+    /// An earlier call on this shared client panicked, so the state of the client is unreliable.
     #[error("an earlier call on this client panicked; close the client and open another")]
     Defect,
     /// The server does not support this kind of request, or its response is invalid; nothing was changed.
@@ -195,9 +197,9 @@ pub enum Error {
         "{action}: client and server are incompatible: {reason}; check that both have the same version"
     )]
     Protocol {
-        /// The operation.
+        /// The operation and its key.
         action: Action,
-        /// The server's text, or the reason.
+        /// The server's text, or a description of the invalid response.
         reason: String,
     },
 }
@@ -234,24 +236,24 @@ impl Error {
 pub enum OpenError {
     /// An endpoint is malformed.
     #[error(
-        "the coordinator's address \"{name}\" is not host:port (several are separated by commas)"
+        "the coordinator's address \"{name}\" is not of the form host:port; write several as host:port,host:port"
     )]
     Endpoint {
-        /// The endpoint or endpoints, as given.
+        /// The malformed endpoint, as given.
         name: String,
     },
-    /// The port of an endpoint is out of range.
+    /// The port of an endpoint is not from 1 to 65,535.
     #[error("the port of the coordinator's address \"{name}\" is {what}")]
     Port {
         /// The endpoint, as given.
         name: String,
-        /// The reason.
+        /// The fault of the port, as the end of the sentence.
         what: &'static str,
     },
     /// A name cannot be resolved.
     #[error("looking up the coordinator's address \"{name}\": {reason}; check {}", suspect(reason))]
     Resolve {
-        /// The endpoint or endpoints, as given.
+        /// The endpoint, as given.
         name: String,
         /// The error of the system's resolver. It is part of the message and not the source of this error; otherwise a
         /// caller that prints all sources would print it twice.
@@ -260,26 +262,26 @@ pub enum OpenError {
     /// The resolver returned no address for the names.
     #[error("looking up \"{endpoints}\": the resolver returned no address; check the host name")]
     NoAddress {
-        /// The endpoint or endpoints, as given.
+        /// All endpoints, as given.
         endpoints: String,
     },
     /// A setting is out of bounds.
     #[error("opening a client with {what}")]
     Options {
-        /// The setting and its bounds.
+        /// The setting, its value and its bounds.
         what: String,
     },
-    /// The system provides no descriptor or no random number.
+    /// The system provides no descriptor or no random number, or cannot add a descriptor to an epoll set.
     #[error("{what} for a client: {reason}; check the limit of open files (ulimit -n)")]
     System {
-        /// The resource that was requested.
+        /// The step that failed, such as the creation of a descriptor.
         what: &'static str,
         /// The error of the system.
         reason: std::io::Error,
     },
 }
 
-/// Returns what to check when a name could not be resolved.
+/// Returns the advice for a name that could not be resolved.
 fn suspect(reason: &std::io::Error) -> &'static str {
     let out_of_files = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
     match rustix::io::Errno::from_io_error(reason) {

@@ -1,12 +1,12 @@
-//! Events of a client (connections, map, sessions), passed to a function of the program.
+//! Events of a client (connections, map, servers, sessions, writes in doubt), passed to a function of the program.
 //!
 //! ```text
 //!   program's call -> engine -> an event occurs -> the program's function -> back to the engine
 //!                     (locked)                       (must not call the client)
 //! ```
 //!
-//! The function runs in the middle of a call, under the client's lock. A thread-local counter marks a thread that runs
-//! such a function. A call on the client from that thread is rejected, because it would deadlock.
+//! The function runs in the middle of a call; in a shared client, under a lock. A thread-local counter marks a thread
+//! that runs such a function. A shared client rejects a call from that thread, because the call would deadlock.
 
 use std::cell::Cell;
 use std::fmt;
@@ -54,15 +54,16 @@ pub enum Event<'a> {
         /// The address from which the map was received.
         source: SocketAddr,
     },
-    /// According to a newer map, a server is up, or a new process has replaced its previous one. The first map reports
-    /// every server.
+    /// According to a newer map, a server has come up, or a new process has replaced its previous one. The first map
+    /// reports every server that is up.
     ServerUp {
         /// The server.
         server: ServerId,
-        /// The address of its clients port.
+        /// The address of its clients port, if known.
         address: Option<SocketAddr>,
     },
-    /// According to a newer map, a server is down or starting. The first map reports every server.
+    /// According to a newer map, a server that was up is down or starting. The first map reports every server that is
+    /// not up.
     ServerDown {
         /// The server.
         server: ServerId,
@@ -87,14 +88,14 @@ pub enum Event<'a> {
 
 type Take = dyn Fn(&Event<'_>) + Send + Sync;
 
-/// The function that receives a client's events; none by default. The function runs within calls of the client, under
-/// the client's lock, on the threads of the calls, and possibly on several threads at once. It must be quick and must
-/// not call the client. A shared client rejects such a call ([`Error::WithinCallback`]).
+/// The function that receives a client's events; none by default. The function runs within calls of the client, on the
+/// threads of the calls. A shared client runs it under a lock, and possibly on several threads at once. It must be
+/// quick and must not call the client. A shared client rejects such a call ([`Error::WithinCallback`]).
 #[derive(Clone, Default)]
 pub struct Events(Option<Arc<Take>>);
 
 impl Events {
-    /// Sends events to `take`.
+    /// Creates a receiver that passes each event to `take`.
     pub fn to(take: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Events {
         Events(Some(Arc::new(take)))
     }
@@ -144,7 +145,7 @@ pub fn is_in_callback() -> bool {
     RUNNING.get() > 0
 }
 
-/// Reports the servers that a newer map changes.
+/// Reports the servers whose state or process differs in a newer map.
 pub(crate) fn tell_changes(events: &Events, before: &[MapServer], now: &[MapServer]) {
     for server in now {
         let known = before.get(usize::from(server.id.0));
@@ -156,7 +157,7 @@ pub(crate) fn tell_changes(events: &Events, before: &[MapServer], now: &[MapServ
             events.tell(&Event::ServerUp { server: id, address });
         } else if !is_up && was_up != Some(false) {
             let why = match server.state {
-                ServerState::Starting => "it starts",
+                ServerState::Starting => "it is starting",
                 ServerState::Up | ServerState::Down => "the coordinator reports the server as down",
             };
             events.tell(&Event::ServerDown { server: id, address, why });

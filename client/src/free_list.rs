@@ -1,17 +1,18 @@
-//! A free list of operations and their request memory. In the steady state, an operation allocates nothing.
+//! A free list of operations and their request memory. In the steady state, an operation with a request of up to 64 KiB
+//! allocates nothing.
 
 use std::collections::TryReserveError;
 use std::time::Instant;
 
 use crate::operation::Operation;
 
-/// The maximum bytes of request memory in the free list.
+/// The maximum number of bytes of request memory in the free list.
 const MAX_KEPT_BYTES: usize = 16 << 20;
-/// The size above which request memory returns to the allocator instead.
+/// The size in bytes above which request memory is freed instead of kept.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// The maximum number of operations in the free list.
 const MAX_KEPT_OPERATIONS: usize = crate::options::MAX_IN_FLIGHT;
-/// The minimum memory of a request, sufficient for most.
+/// The minimum capacity in bytes of request memory, sufficient for most requests.
 const MIN_REQUEST_BYTES: usize = 256;
 
 /// The free list of one engine; see the module documentation.
@@ -19,7 +20,7 @@ const MIN_REQUEST_BYTES: usize = 256;
 pub(crate) struct FreeList {
     #[allow(clippy::vec_box)] // The boxes themselves are reused.
     operations: Vec<Box<Operation>>,
-    /// The bytes of their request memory.
+    /// The total capacity in bytes of the request memory of these operations.
     bytes: usize,
 }
 
@@ -45,7 +46,8 @@ impl FreeList {
         Ok(operation)
     }
 
-    /// Adds an ended operation to the free list, unless the list is full.
+    /// Adds an ended operation to the free list, unless a limit of the list is reached. Frees request memory of more
+    /// than 64 KiB.
     #[inline]
     pub(crate) fn give(&mut self, mut operation: Box<Operation>) {
         let frame = operation.clear();

@@ -1,12 +1,12 @@
-//! An interrupt that ends the waits of a client's calls from another thread, for shutdown.
+//! An interrupt with which another thread ends the waits of a client's calls, for shutdown.
 //!
 //! ```text
 //!   another thread: interrupt() -> flag, eventfd readable --> every epoll set with it: waits end
 //!   calls in progress: end early     new calls: rejected     until resume()
 //! ```
 //!
-//! One eventfd serves all engines of a client. It stays readable until [`Interrupt::resume`]. So it also wakes a call
-//! that began before the interrupt and waits only after it.
+//! One eventfd serves all engines of a client. It stays readable until [`Interrupt::resume`]. So it also ends the wait
+//! of a call that began before the interrupt but waits only after it.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -54,12 +54,13 @@ impl Interrupt {
     /// does not wait for the calls to end.
     ///
     /// # Errors
-    /// If signalling the descriptor fails. New calls are rejected all the same.
+    /// If signalling the descriptor fails. The interrupt is then not set, and the next call signals the descriptor
+    /// again.
     pub fn interrupt(&self) -> io::Result<()> {
         let _changing = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.0.is_set.swap(true, Ordering::AcqRel) {
             rustix::io::write(&*self.0.event, &1_u64.to_ne_bytes()).inspect_err(|_| {
-                // Lets the next call signal the descriptor again.
+                // The next call of this function signals the descriptor again.
                 self.0.is_set.store(false, Ordering::Release);
             })?;
         }
@@ -69,12 +70,12 @@ impl Interrupt {
     /// Accepts calls again.
     ///
     /// # Errors
-    /// If reading the descriptor fails.
+    /// If reading the descriptor fails. The interrupt then stays set.
     pub fn resume(&self) -> io::Result<()> {
         let _changing = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
         if self.0.is_set.load(Ordering::Acquire) {
             match rustix::io::read(&*self.0.event, &mut [0_u8; 8]) {
-                // AGAIN means that the write by `interrupt` had failed.
+                // AGAIN means that another process has read its copy of the descriptor, such as a forked child.
                 Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
                 Err(error) => return Err(error.into()),
             }

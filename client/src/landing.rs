@@ -1,4 +1,4 @@
-//! Long values. They are received from the socket directly into the destination that the caller chose.
+//! Reception of long values from the socket directly into the destination that the caller chose.
 //!
 //! ```text
 //!   socket --> frame buffer   [ head | first bytes of the value ]     the start of every response
@@ -18,7 +18,7 @@ use kv_protocol::ids::RequestId;
 
 use crate::operation::OpId;
 
-/// The minimum number of missing bytes for which a value bypasses the frame buffer.
+/// The minimum number of missing bytes for which the rest of a value bypasses the frame buffer.
 pub(crate) const LONG_BYTES: usize = 64 << 10;
 /// The maximum number of bytes per read of a value that is discarded.
 const DISCARDED_AT_A_TIME: usize = 64 << 10;
@@ -31,7 +31,7 @@ pub enum Landing {
     Buffer,
     /// Separate memory, which the caller takes ([`crate::Reply::take_memory`]).
     Memory,
-    /// The caller's memory. Short values still go through the receive buffer.
+    /// The caller's memory. Short values, and values longer than this memory, still go through the receive buffer.
     At(Room),
 }
 
@@ -66,7 +66,7 @@ pub struct LongValue {
 unsafe impl Send for LongValue {}
 
 impl LongValue {
-    /// Allocates memory for a value of `bytes` bytes. Returns `None` if there is none.
+    /// Allocates memory for a value of `bytes` bytes and a NUL. Returns `None` if the allocation fails.
     fn allocate(bytes: usize) -> Option<LongValue> {
         // SAFETY: the size is at least one byte.
         let at = NonNull::new(unsafe { libc::malloc(bytes + 1) }.cast::<u8>())?;
@@ -120,7 +120,8 @@ enum Destination {
 
 impl Inflow {
     /// Starts a transfer. `response` contains the head and the first bytes of the value, and `missing` more bytes
-    /// follow. Returns `None` if the value stays in the receive buffer.
+    /// follow. Returns `None` if the response stays in the receive buffer: it has no value, its rest is short, or the
+    /// destination is the buffer, too small or not available.
     pub(crate) fn begin(
         operation: OpId,
         landing: Landing,

@@ -17,9 +17,9 @@
 //!   caller    <-- the value, in the receive buffer           <-- frames in
 //! ```
 //!
-//! A [`Client`] belongs to one thread at a time. Many threads share the connections of a [`SharedClient`]. Every call
-//! returns by its deadline, whatever the servers do. A retry of a write keeps the number of the first attempt, so the
-//! write is executed at most once. An unknown outcome is reported as [`Error::InDoubt`].
+//! A [`Client`] belongs to one thread at a time. Many threads share the connections of a [`SharedClient`]. Every
+//! operation ends at its deadline, whatever the servers do. A write is executed at most once: a retry reuses its number
+//! unless no earlier attempt can have been executed. An unknown outcome is reported as [`Error::InDoubt`].
 //!
 //! ```no_run
 //! use kv_client::{Client, OpOptions, Options};

@@ -1,4 +1,4 @@
-//! The log of a client: lost connections, new maps, requests for the map.
+//! The log of a client, for example of lost connections and new maps.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use crate::events::Within;
 /// The severity of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// A fault that needs an operator's attention.
+    /// A failure, such as a lost connection.
     Warning,
-    /// An infrequent event of normal operation.
+    /// An infrequent event, such as a new map.
     Info,
     /// A detail for diagnosis.
     Debug,
@@ -29,7 +29,7 @@ impl Log {
         self.0.is_some()
     }
 
-    /// Sends messages to `take`.
+    /// Creates a log that passes each message to `take`.
     pub fn to(take: impl Fn(Level, &str) + Send + Sync + 'static) -> Log {
         Log(Some(Arc::new(take)))
     }

@@ -10,13 +10,14 @@
 //!            -> none responded: the servers of the last map, one after the other
 //! ```
 //!
-//! An unreachable address (a crashed host, a firewall) must not use up its whole connect timeout before the next one is
-//! tried. If an address is silent for [`HEAD_START`], the request also goes to the next one, and the first map counts.
-//! RFC 8305 ("happy eyeballs") treats the addresses of a name the same way.
+//! An unreachable address (a crashed host, a firewall) must not delay the next one by the whole connect timeout. If an
+//! address is silent for [`HEAD_START`], the request also goes to the next one, and the first map counts. RFC 8305
+//! ("happy eyeballs") treats the addresses of a name the same way.
 //!
-//! Coordinators that did not respond are skipped for a while, so that their timeouts do not recur. A server returns the
-//! newest map that it has received, so the next request goes to another server. The server that is the reason for the
-//! request comes last: it may not have received its exclusion from the view (consistency.md §10).
+//! Endpoints that have all failed are skipped for a while, so that not every request waits for their timeouts. A server
+//! returns the newest map that it has received, which may be outdated, so the next request goes to another server. The
+//! server that is the reason for the request comes last: it may not have received its exclusion from the view
+//! (consistency.md §10).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,15 +29,15 @@ use kv_protocol::ids::ServerId;
 use crate::backoff::{Backoff, Random};
 use crate::options::{Endpoint, Endpoints};
 
-/// The shortest pause between the end of one request and the start of the next, so that many failing operations cause
-/// only one request.
+/// The shortest pause between two rounds of requests, so that many failing operations cause only one round.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 /// The silence after which the next address is tried too: the "connection attempt delay" that RFC 8305 recommends.
 const HEAD_START: Duration = Duration::from_millis(250);
 /// The maximum number of concurrent requests for the map.
 const MAX_ASKED: usize = 4;
-/// The first time for which endpoints that have all failed are skipped while servers are known. It doubles up to
-/// [`AWAY_LAST`]. Servers receive every change from the coordinator, so the client receives every change meanwhile.
+/// The initial time for which the endpoints are skipped after all of them have failed, if servers are known. Each
+/// further failure of all endpoints doubles the time, up to [`AWAY_LAST`]. Meanwhile the servers provide the map: they
+/// receive every change from the coordinator.
 const AWAY_FIRST: Duration = Duration::from_secs(1);
 /// The longest time for which such endpoints are skipped.
 const AWAY_LAST: Duration = Duration::from_secs(8);
@@ -66,16 +67,18 @@ pub(crate) struct MapSource {
     endpoints: Endpoints,
     /// The servers of the last map from which the map can be requested, in ring order.
     servers: Vec<(ServerId, SocketAddr)>,
-    /// The next source of the current round; `None` between two rounds, and once all sources have been tried.
+    /// The next source of the current round; `None` between two rounds, and once the last source of the round has been
+    /// tried.
     upcoming: Option<Source>,
     /// The requests in progress.
     asked: Vec<Asked>,
-    /// The numbers of endpoints that were tried in this round, and that have failed.
+    /// The number of endpoints tried in this round.
     tried: usize,
+    /// The number of endpoints that failed in this round.
     failed: usize,
-    /// The server that responded last.
+    /// The server that last provided the map; `None` after a round in which all sources failed.
     last_server: Option<ServerId>,
-    /// The time until which endpoints are skipped.
+    /// The time until which endpoints are skipped; `None` if they are not skipped.
     away_until: Option<Instant>,
     /// The length of the next period in which endpoints are skipped.
     away: Duration,
@@ -111,7 +114,7 @@ impl MapSource {
         }
     }
 
-    /// Requests a newer map. `doubted` is the server that is the reason, if any.
+    /// Requests a newer map. `doubted` is the server whose behaviour is the reason; `None` keeps an earlier one.
     pub(crate) fn want(&mut self, doubted: Option<ServerId>) {
         self.is_wanted = true;
         self.doubted = doubted.or(self.doubted);
@@ -169,7 +172,7 @@ impl MapSource {
         (next_server < self.servers.len()).then_some(Source::Server(next_server))
     }
 
-    /// Returns all endpoints as the caller wrote them.
+    /// Returns the names of the resolved endpoints as the caller wrote them, separated by commas.
     pub(crate) fn names(&self) -> String {
         let mut names: Vec<&str> = self.endpoints.list.iter().map(|e| e.name.as_str()).collect();
         names.dedup();

@@ -51,7 +51,7 @@ pub enum Op<'a> {
     PutKept {
         /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
-        /// The value: up to 16 MiB. The client stops reading it when the operation has ended or the client has been
+        /// The value: up to 16 MiB. The client does not read it after the operation has ended or the client has been
         /// dropped.
         value: &'static [u8],
     },
@@ -147,7 +147,7 @@ impl Kind {
             Kind::Get => "get",
             Kind::Put => "put",
             Kind::Delete => "delete",
-            Kind::Noop => "no-operation for",
+            Kind::Noop => "no-op for",
             Kind::Verify(ReplicaRole::Primary) => "read from the primary's copy of",
             Kind::Verify(ReplicaRole::Secondary) => "read from the secondary's copy of",
             Kind::Resolve => "settle a write in doubt to",
@@ -251,7 +251,7 @@ pub(crate) struct Operation {
     pub(crate) lands_from: Option<(u64, RequestId)>,
     /// The write to settle; for [`Kind::Resolve`].
     pub(crate) doubt: Option<Doubt>,
-    /// True if the servers have expired the session of that write.
+    /// True if the servers have expired the session of this write, or of the write to settle.
     pub(crate) is_forgotten: bool,
 }
 
@@ -359,8 +359,8 @@ impl Operation {
         }
     }
 
-    /// Resets an ended operation to a blank one and keeps the memory of its request. Fields are reset one by one,
-    /// because overwriting the whole struct would copy all of it.
+    /// Resets an ended operation to a blank one. Keeps the memory of its request and returns it. Fields are reset one
+    /// by one, because overwriting the whole struct would copy all of it.
     pub(crate) fn clear(&mut self) -> &mut Vec<u8> {
         let Operation {
             // `Operation::new` sets these fields for every operation.
@@ -525,8 +525,8 @@ impl Operation {
         }
     }
 
-    /// Returns the operation's error at the deadline. `server_is_down` is true if the map reports the server of the
-    /// last routing as down.
+    /// Returns the error of an operation that ends now without a result, at its deadline or because a system call
+    /// failed. `server_is_down` is true if the map reports the server of the last routing as down.
     pub(crate) fn expired(&self, server_is_down: bool, map_source: &MapSource) -> Error {
         let (action, waited) = (self.action(), rounded(self.allowed));
         let is_waiting = matches!(self.stage, Stage::Assigned { request: Some(_), .. });
@@ -569,7 +569,7 @@ impl Operation {
         if has_map && map_trouble.is_none() && self.stage != Stage::AwaitingWindow {
             cause.push_str("; `coord status` shows which servers are up");
         }
-        // A write that is not in doubt was never sent completely, so only reads can time out.
+        // A write that is not in doubt was not executed, so it is reported as unavailable and never as timed out.
         if is_waiting && !self.kind.is_write() && !server_is_down {
             Error::Timeout { action, waited, cause }
         } else {

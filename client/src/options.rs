@@ -13,32 +13,34 @@ use crate::events::Events;
 use crate::interrupt::Interrupt;
 use crate::log::{Level, Log};
 
-/// The maximum number of operations in flight per client, and so the largest [`Options::window`].
+/// The largest allowed [`Options::window`].
 pub const MAX_IN_FLIGHT: usize = 65_536;
 /// The default of [`Options::window`].
 const DEFAULT_WINDOW: usize = 1_024;
 /// The default of [`Options::connect_timeout`].
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The maximum number of endpoints of [`crate::Client::open`], and of addresses of one name.
+/// The maximum number of addresses to which the endpoints of a client resolve. Further addresses of a single name are
+/// ignored.
 const MAX_ENDPOINTS: usize = 64;
 
 /// Settings of a [`crate::Client`].
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The default deadline of an operation, including connecting, retries and waits. Default 5 s, at most 60 s.
+    /// The default deadline of an operation, including connecting, retries and waits: 1 ms to 60 s, default 5 s.
     pub deadline: Duration,
-    /// The timeout for the handshake of a connection to a server, and for the map from an endpoint. On expiry, the
-    /// connection is closed. After only 250 ms of silence, the map is also requested from the next endpoint, while the
-    /// first request stays open. Default 1 s.
+    /// The timeout for the handshake of a connection, and for the response to a request for the map. On expiry, the
+    /// connection is closed. After only 250 ms of silence, the map is also requested from the next address, while the
+    /// first request stays open. When an operation reaches its deadline, its connection is also closed if the server
+    /// has sent nothing for this time. 1 ms to 60 s, default 1 s.
     pub connect_timeout: Duration,
-    /// The maximum number of operations that [`crate::Client::submit`] accepts before completions are collected.
-    /// Default 1,024, at most [`MAX_IN_FLIGHT`].
+    /// The maximum number of operations that [`crate::Client::submit`] accepts before completions are collected: 1 to
+    /// [`MAX_IN_FLIGHT`], default 1,024.
     pub window: usize,
     /// The function that receives log messages; none by default.
     pub log: Log,
     /// The function that receives events (connections, the map, writes in doubt); none by default.
     pub events: Events,
-    /// The interrupt with which another thread ends the waits of calls; none by default.
+    /// The interrupt with which another thread ends calls early; none by default.
     pub interrupt: Option<Interrupt>,
 }
 
@@ -75,7 +77,7 @@ impl Options {
 /// Settings of one operation.
 #[derive(Clone, Copy, Debug)]
 pub struct OpOptions {
-    /// The deadline of the operation; `None` for [`Options::deadline`]. At most 60 s.
+    /// The deadline of the operation, 1 ms to 60 s; `None` for [`Options::deadline`].
     pub deadline: Option<Duration>,
     /// The condition under which a put or delete is executed; ignored by other operations.
     pub condition: Condition,
@@ -101,12 +103,13 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
 }
 
-/// The resolved endpoints of a cluster, for any number of clients. The clients share the endpoint that responded last.
+/// The resolved endpoints of a cluster, for any number of clients. All of them request the map first from the endpoint
+/// that last provided it to any of them.
 #[derive(Clone, Debug)]
 pub struct Endpoints {
     /// The endpoints in the caller's order; at least one.
     pub(crate) list: Vec<Endpoint>,
-    /// The index of the endpoint that responded last, shared by all clients of these endpoints.
+    /// The index of the endpoint that last provided the map, shared by all clients of these endpoints.
     pub(crate) favourite: Arc<AtomicUsize>,
 }
 
@@ -116,7 +119,7 @@ impl Endpoints {
     /// be resolved: one of several coordinators may have been removed permanently.
     ///
     /// # Errors
-    /// [`OpenError`]: an endpoint is malformed, or none can be resolved.
+    /// [`OpenError`]: an endpoint is malformed, none can be resolved, or they have more than 64 addresses.
     pub fn resolve(endpoints: &str, log: &Log) -> Result<Endpoints, OpenError> {
         resolve(endpoints, log).map(Endpoints::from)
     }

@@ -19,7 +19,7 @@ const MAX_EVENTS: libc::c_int = 64;
 pub(crate) struct Readiness {
     /// The token of the connection.
     pub(crate) token: u64,
-    /// True if it can be written, or a connect has ended.
+    /// True if it can be written, or a connect has succeeded or failed.
     pub(crate) writable: bool,
     /// True if it can be read, which includes a closed or reset connection.
     pub(crate) readable: bool,
@@ -65,14 +65,14 @@ impl Poller {
         Ok(())
     }
 
-    /// Adds the descriptor of an interrupt to the epoll set. It ends waits, and stays readable until
-    /// [`Interrupt::resume`].
+    /// Adds the descriptor of an interrupt to the epoll set. From [`Interrupt::interrupt`] to [`Interrupt::resume`],
+    /// every wait returns at once.
     pub(crate) fn add_interrupt(&self, interrupt: &Interrupt) -> io::Result<()> {
         let data = EventData::new_u64(INTERRUPT);
         Ok(epoll::add(&self.epoll, interrupt.descriptor(), data, EventFlags::IN)?)
     }
 
-    /// Returns all descriptors of the engine, by number.
+    /// Returns the list of the engine's descriptors.
     pub(crate) fn descriptors(&self) -> &Descriptors {
         &self.descriptors
     }
@@ -109,13 +109,13 @@ impl Poller {
     }
 
     /// Removes a connection. This is necessary although the descriptor is about to be closed: if a forked child holds a
-    /// copy, the kernel would continue to report the connection.
+    /// copy, the kernel continues to report a connection that was not removed.
     pub(crate) fn remove(&self, socket: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, socket);
         self.descriptors.remove(socket);
     }
 
-    /// Returns the part that waits, for a thread that waits without the engine.
+    /// Returns a handle with which a thread waits without access to the poller.
     pub(crate) fn waiter(&self) -> Waiter {
         Waiter { epoll: Arc::clone(&self.epoll) }
     }
@@ -133,8 +133,8 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    /// Waits up to `timeout` (rounded up to a millisecond) for readiness, and appends it to `found`. A signal ends the
-    /// wait early.
+    /// Waits up to `timeout` (rounded up to a millisecond) for readiness, and appends it to `found`. A signal, the
+    /// timer or an interrupt ends the wait early.
     pub(crate) fn wait(&self, timeout: Duration, found: &mut Vec<Readiness>) -> io::Result<()> {
         wait(&self.epoll, timeout, found)
     }

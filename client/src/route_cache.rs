@@ -2,7 +2,7 @@
 //! cached route, an operation needs no routing and no connection look-up.
 //!
 //! ```text
-//!   (group, shard) -> Place { session, waiting, way }        by index, created by the first operation
+//!   (group, shard) -> Place { session, waiting, route }      by index, created by the first operation
 //! ```
 
 use kv_protocol::ids::{ClientId, GroupId, ServerId, ShardId, ViewVersion};
@@ -22,7 +22,7 @@ pub(crate) struct Place {
 /// The cached route of requests under the client's own id to the primary of a place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CachedRoute {
-    /// The number of maps received when the route was found; a later map may change it.
+    /// The number of maps received when the route was found. The route is valid until the next map.
     pub(crate) maps: u64,
     pub(crate) view: ViewVersion,
     pub(crate) server: ServerId,
@@ -30,7 +30,7 @@ pub(crate) struct CachedRoute {
     pub(crate) connection: u64,
 }
 
-/// All places that were ever used, at most the number of places of the cluster.
+/// The places used so far, at most as many as the cluster has.
 #[derive(Debug, Default)]
 pub(crate) struct RouteCache {
     #[allow(clippy::vec_box)] // Most are empty, and a place is large.
@@ -44,7 +44,7 @@ impl RouteCache {
         shards.get_mut(usize::from(shard.0))?.as_deref_mut()
     }
 
-    /// Returns the place. A new one gets a session under this client id.
+    /// Returns the place. If it is new, creates it with a session under this client id.
     pub(crate) fn get_or_make(
         &mut self,
         (group, shard): (GroupId, ShardId),

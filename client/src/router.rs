@@ -34,7 +34,7 @@ pub(crate) enum MapRefusal {
     )]
     OtherCluster { known: ClusterId, got: ClusterId },
     #[error(
-        "the map has {servers} servers with {shards} shards, but earlier maps had other numbers, which never change"
+        "the map has {servers} servers with {shards} shards, but earlier maps had other numbers, and these never change"
     )]
     OtherShape { servers: u16, shards: u16 },
     #[error("the map has a cluster id of zero")]
@@ -42,7 +42,7 @@ pub(crate) enum MapRefusal {
 }
 
 /// The maximum number of keys tried to find one of each group. With the largest ring, the probability that a group has
-/// no key among them is 1e-400.
+/// no key among them is below 1e-400.
 const MAX_TRIALS: usize = 1 << 20;
 
 /// The router of one client; see the module documentation.
@@ -114,7 +114,7 @@ impl Router {
         self.known.as_ref().map(|known| known.cluster)
     }
 
-    /// Returns whether the known cluster is this one, or was restored from it.
+    /// Returns whether the client's cluster is `cluster`, or was restored from it; false before the first map.
     pub(crate) fn is_heir_of(&self, cluster: ClusterId) -> bool {
         self.known
             .as_ref()
@@ -154,14 +154,14 @@ impl Router {
         }
     }
 
-    /// Returns the servers that provide the map, in ring order.
+    /// Returns the servers from which the map can be requested, in ring order.
     pub(crate) fn servers(&self) -> Vec<(ServerId, SocketAddr)> {
         let servers = self.known.iter().flat_map(|known| &known.servers);
         let up = servers.filter(|server| server.state != ServerState::Down);
         up.filter_map(|server| Some((server.id, server.clients?))).collect()
     }
 
-    /// Returns the coordinator's epoch and the revision of the newest map.
+    /// Returns the epoch and the revision of the newest map; `None` before the first.
     pub(crate) fn revision(&self) -> Option<(Epoch, MapRevision)> {
         self.known.as_ref().map(|known| (known.epoch, known.revision))
     }
@@ -171,7 +171,8 @@ impl Router {
         self.known.as_ref().map_or(&[], |known| &known.servers)
     }
 
-    /// Returns a key of each group, found by trial; empty before the first map.
+    /// Returns a key of each group, found by trial, or an empty key where none was found. The result is empty before
+    /// the first map.
     pub(crate) fn key_of_each_group(&self) -> Vec<Vec<u8>> {
         let Some(known) = &self.known else { return Vec::new() };
         let mut keys = vec![Vec::new(); known.views.len()];

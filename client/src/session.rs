@@ -23,7 +23,7 @@ pub(crate) struct Session {
     begun: Option<SequenceNumber>,
     first_incomplete: u64,
     next: u64,
-    /// Bit i is set if the write `first_incomplete + i` has ended for the caller.
+    /// Bit i is set if the number `first_incomplete + i` is finished.
     finished: u64,
 }
 
@@ -59,13 +59,13 @@ impl Session {
         Some(RequestSeq(self.next - 1))
     }
 
-    /// Returns the first incomplete number: all writes below it have ended.
+    /// Returns the first incomplete number: all numbers below it are finished.
     pub(crate) fn first_incomplete(&self) -> RequestSeq {
         RequestSeq(self.first_incomplete)
     }
 
-    /// Records that a write has ended for the caller. A write in doubt ends when it is settled, or at once if it cannot
-    /// be settled.
+    /// Marks the number of an ended write as finished. The number of a write in doubt stays open until the write is
+    /// settled, unless it cannot be settled.
     pub(crate) fn finish(&mut self, seq: RequestSeq) {
         debug_assert!(seq.0 >= self.first_incomplete && seq.0 < self.next, "{seq} is not open");
         self.finished |= 1 << (seq.0 - self.first_incomplete);
@@ -83,7 +83,7 @@ pub(crate) struct FreshIds {
 
 impl FreshIds {
     /// Returns an id that was never used. Each id is random, because a counter would give the same ids in a clone of
-    /// this process. If the system provides no random number, the function counts instead.
+    /// this process. If the system provides no random number, the id is `client` plus a counter.
     pub(crate) fn next(&mut self, client: ClientId) -> ClientId {
         self.given += 1;
         let mut drawn = [0; 16];

@@ -8,10 +8,10 @@
 //!   A's call ends --> B leads
 //! ```
 //!
-//! The library starts no thread. Instead, one of the threads in calls *leads* at a time. Each thread sends its own
-//! request at once. The leader receives the responses, passes their values to the functions of the other calls, and
-//! wakes the threads of these calls. A follower runs the timers itself if the leader is late, so every call ends at its
-//! deadline.
+//! The library starts no thread. Instead, at any time one of the threads in calls is the *leader*. Each thread sends
+//! its own request at once. The leader receives the responses, passes their values to the functions of the other calls,
+//! and wakes the threads of these calls. A follower runs the timers itself if the leader is late, so every call ends at
+//! its deadline.
 //!
 //! A key always maps to the same lane, so the operations of all threads on one key use one session.
 
@@ -37,16 +37,16 @@ use crate::options::{Endpoints, OpOptions, Options};
 use crate::poller::{Readiness, Waiter};
 use crate::statistics::Statistics;
 
-/// The number of bytes of values after which a turn ends, so that other threads get the lane.
+/// The number of bytes of values after which a turn stops reading, so that other threads get the lane.
 const BYTES_A_TURN: usize = 512 << 10;
-/// The delay of the leader after which a follower runs the timers.
+/// The time after a timer is due at which a follower runs the timers instead of the leader.
 const LEADER_IS_LATE: Duration = Duration::from_millis(2);
 /// The maximum number of operations of one batch in flight.
 const BATCH_IN_FLIGHT: usize = 1_024;
-/// The maximum bytes of keys and values of one batch in flight; a single operation is always allowed.
+/// The maximum number of bytes of keys and values of one batch in flight; a single operation is always allowed.
 const BATCH_BYTES_IN_FLIGHT: usize = 64 << 20;
 
-/// The maximum number of turns in a lane's free list.
+/// The maximum number of [`Turn`]s in a lane's free list.
 const TURNS_KEPT: usize = 64;
 
 /// The function that receives the result of each operation, by its index in the call. Any thread may run it.
@@ -61,9 +61,9 @@ unsafe impl Send for EachOfCall {}
 
 impl EachOfCall {
     fn of(each: &mut OnEach<'_>) -> EachOfCall {
-        // SAFETY: only the lifetime changes. A call returns after all of its operations have ended, and each operation
-        // uses this pointer at its end at the latest. If the call returns early, the lane is poisoned, so no thread
-        // gets its lock again.
+        // SAFETY: only the lifetime changes. A call returns after all of its operations have ended, and no operation
+        // uses this pointer after its end. If the call returns early, the lane is poisoned, so no thread gets its lock
+        // again.
         let each: &mut OnEach<'static> = unsafe { std::mem::transmute(each) };
         EachOfCall(NonNull::from(each))
     }
@@ -85,7 +85,7 @@ pub struct SharedClient {
 }
 
 impl SharedClient {
-    /// Opens a client whose calls share up to `connections` connections to each shard of a server.
+    /// Opens a client whose calls share up to `connections` connections to each shard of a server; zero counts as one.
     ///
     /// # Errors
     /// [`OpenError`]: a setting is out of bounds, or the system provides no descriptor.
@@ -126,7 +126,7 @@ impl SharedClient {
     }
 
     /// Runs one operation to its end and passes the result to `take`, with the value in its receive buffer. `take` may
-    /// run on another thread, and other threads wait for it.
+    /// run on another thread, under a lock that delays other threads.
     ///
     /// # Errors
     /// The errors of the operation; [`Error::Defect`] if an earlier call panicked; [`Error::WithinCallback`].
@@ -148,7 +148,8 @@ impl SharedClient {
         ended.expect("every operation of a call has an end")
     }
 
-    /// Runs many operations, each with its own condition, on all servers in parallel. `each` receives each result as it
+    /// Runs many operations, each with its own condition, on all servers in parallel. With several connections to each
+    /// shard, the operations of different connections run one after the other. `each` receives each result as it
     /// arrives, by the index of the operation.
     ///
     /// # Errors
@@ -183,8 +184,8 @@ impl SharedClient {
         self.call(Op::Noop { key }, options, |_| begun.elapsed())
     }
 
-    /// Pings the current primary of every group in parallel. `each` receives the number of each group and the time of
-    /// its response. If every group is at home, this number is also the id of the server that responded.
+    /// Pings the current primary of every group in parallel. `each` receives the number of each group, and its result:
+    /// the time until the response. If every group is at home, the number is also the id of the server that responded.
     ///
     /// # Errors
     /// The errors of the first request, which also fetches the map; then no other request was sent. The errors of the
@@ -322,14 +323,14 @@ impl Turn {
         }
     }
 
-    /// Records the end of an operation. Returns whether the thread may continue now.
+    /// Records the end of an operation. Returns true if this end allows the thread to continue.
     fn note_end(&self) -> bool {
         let mut gate = self.gate();
         gate.pending -= 1;
         gate.pending == gate.enough
     }
 
-    /// Waits until the call may continue or has to lead, or until `at`.
+    /// Waits until the thread may continue or has to lead, or until `at`.
     fn wait(&self, at: Instant) {
         let mut gate = self.gate();
         while gate.pending > gate.enough && !gate.leads {
@@ -362,10 +363,11 @@ struct State {
     underway: Slab<Underway>,
     /// True if a thread leads or has been chosen to lead.
     is_led: bool,
-    /// The followers, in the order in which they may lead.
+    /// The followers, in the order in which they become the leader.
     line: VecDeque<Arc<Turn>>,
-    /// Reused memory: turns of ended calls, and the leader's list of ready connections.
+    /// The free list of turns of ended calls.
     turns: Vec<Arc<Turn>>,
+    /// The memory of the leader's list of ready connections, kept for reuse.
     readiness: Vec<Readiness>,
 }
 
@@ -379,9 +381,9 @@ struct Underway {
 /// A receiver that passes results to their calls.
 struct LaneEnds<'a> {
     underway: &'a mut Slab<Underway>,
-    /// The thread that runs this, which needs no wake-up.
+    /// The turn of the thread that runs the engine. It needs no wake-up.
     own: &'a Arc<Turn>,
-    /// The other threads that may continue.
+    /// The turns of the other threads that may continue and must be woken.
     woken: &'a mut Vec<Arc<Turn>>,
     /// The bytes of values received.
     bytes: usize,
@@ -390,7 +392,7 @@ struct LaneEnds<'a> {
 impl Ends for LaneEnds<'_> {
     fn end(&mut self, _: OpId, notify: Notify, result: Result<Reply<'_>, Error>) {
         let Notify::Queue(tag) = notify else { return };
-        let tag = usize::try_from(tag).expect("it was a place");
+        let tag = usize::try_from(tag).expect("a tag is an index of a slab");
         let Some(Underway { turn, each, at }) = self.underway.try_remove(tag) else { return };
         self.bytes += result.as_ref().map_or(0, |responded| responded.value.len());
         each.run(at, result);
@@ -503,7 +505,7 @@ impl Lane {
             let is_last = ops.peek().is_none();
             turn.gate().enough = match is_last {
                 true => 0,
-                // A batch that has reached the limit of bytes waits until all of its operations have ended.
+                // A batch that uses more than half of the limit of bytes waits until all of its operations have ended.
                 false if bytes > BATCH_BYTES_IN_FLIGHT / 2 => 0,
                 false => turn.pending() / 2,
             };
@@ -520,7 +522,7 @@ impl Lane {
     }
 
     /// Waits until enough operations of the call have ended. The thread leads if no other thread does. The caller wakes
-    /// the threads of `woken`.
+    /// the threads left in `woken`.
     fn wait<'a>(
         &'a self,
         turn: &Arc<Turn>,

@@ -1,4 +1,4 @@
-//! The counters of a client: plain integers, which are changed only under the engine's lock.
+//! The counters of a client: plain integers, which only the thread that runs the engine changes.
 //!
 //! ```text
 //!   connection: Traffic  --closed-->  ServerCounts  --read-->  ServerStatistics
@@ -12,10 +12,11 @@ use std::time::Instant;
 
 use kv_protocol::ids::{MapRevision, ServerId};
 
-/// The counters of a client since it was opened. Values described as "current" may decrease; all others only grow.
+/// The counters of a client since it was opened. Values described as "current" may decrease; the other counters only
+/// grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Operations submitted by the program.
+    /// Operations started by the program.
     pub operations: u64,
     /// Current number of operations that have not ended.
     pub in_flight: u64,
@@ -41,17 +42,17 @@ pub struct Statistics {
     pub bytes_received: u64,
     /// Connections to servers that completed the handshake.
     pub connections_opened: u64,
-    /// Connections to servers that were lost or could not be opened.
+    /// Connections to servers that were lost, or failed before the handshake was complete.
     pub connections_lost: u64,
     /// Current number of open connections to servers.
     pub connections_open: u64,
-    /// Maps received.
+    /// Maps received and accepted.
     pub maps: u64,
     /// The revision of the newest map; `None` before the first.
     pub map_revision: Option<MapRevision>,
     /// Sessions that replaced an earlier one, which had expired or whose client id another process uses.
     pub sessions_begun_anew: u64,
-    /// The time at which bytes last arrived from any server or coordinator.
+    /// The time at which bytes last arrived from any server or coordinator; `None` before the first.
     pub heard_at: Option<Instant>,
     /// The counters of each server of the map, in ring order. Empty before the first map.
     pub servers: Vec<ServerStatistics>,
@@ -66,25 +67,25 @@ pub struct ServerStatistics {
     pub is_up: bool,
     /// The address of its clients port, according to the newest map.
     pub address: Option<SocketAddr>,
-    /// See the field in [`Statistics`].
+    /// See [`Statistics::retries`].
     pub retries: u64,
-    /// See the field in [`Statistics`].
+    /// See [`Statistics::requests`].
     pub requests: u64,
-    /// See the field in [`Statistics`].
+    /// See [`Statistics::responses`].
     pub responses: u64,
     /// Current number of requests without a response, including those whose operations have ended.
     pub outstanding: u64,
-    /// See the field in [`Statistics`]; excludes requests for the map.
+    /// See [`Statistics::bytes_sent`]; excludes requests for the map.
     pub bytes_sent: u64,
-    /// See the field in [`Statistics`]; excludes maps.
+    /// See [`Statistics::bytes_received`]; excludes maps.
     pub bytes_received: u64,
-    /// See the field in [`Statistics`].
+    /// See [`Statistics::connections_opened`].
     pub connections_opened: u64,
-    /// See the field in [`Statistics`].
+    /// See [`Statistics::connections_lost`].
     pub connections_lost: u64,
-    /// See the field in [`Statistics`].
+    /// See [`Statistics::connections_open`].
     pub connections_open: u64,
-    /// The time at which bytes last arrived over a connection for requests.
+    /// The time at which bytes last arrived over a connection for requests; `None` before the first.
     pub heard_at: Option<Instant>,
 }
 
@@ -186,7 +187,7 @@ impl Traffic {
     }
 }
 
-/// The counters of a server, without its open connections.
+/// The counters of a server, excluding those of its open connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ServerCounts {
     pub(crate) retries: u64,

@@ -1,5 +1,5 @@
 //! A table of items by id, in which ids are never reused. An id contains a slot and the number of the insertion. So a
-//! look-up needs no hash, and the id of a removed item finds nothing.
+//! look-up needs no hash, and a look-up by the id of a removed item finds nothing.
 //!
 //! ```text
 //!   id = [ number of the insertion | slot ]        slots: a slab, reused
@@ -40,7 +40,7 @@ impl<T> Table<T> {
         make: impl FnOnce(u64) -> Result<T, E>,
     ) -> Result<u64, E> {
         let entry = self.places.vacant_entry();
-        assert!(entry.key() < 1 << PLACE_BITS, "everything in a table is bounded");
+        assert!(entry.key() < 1 << PLACE_BITS, "a table has at most 2^24 items");
         let id = (self.inserted + 1) << PLACE_BITS | entry.key() as u64;
         let thing = make(id)?;
         self.inserted += 1;

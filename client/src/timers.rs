@@ -62,7 +62,7 @@ impl Timers {
         }
     }
 
-    /// Returns the time of the earliest entry.
+    /// Returns the time of the earliest entry, which may be stale; `None` if there is no entry.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.entries.peek().map(|&Reverse((at, _))| at)
     }

@@ -39,7 +39,8 @@ impl Waiting {
         !self.entries.is_empty()
     }
 
-    /// Records that one of these writes has ended. `has_ended` returns whether a given write has ended.
+    /// Records that one of these writes has ended, and may remove stale entries. `has_ended` returns whether a given
+    /// write has ended.
     pub(crate) fn remove_one(&mut self, has_ended: impl Fn(OpId) -> bool) {
         self.ended += 1;
         if self.ended * 2 > self.entries.len() && self.entries.len() >= MIN_ENTRIES {

@@ -19,7 +19,7 @@ fn await_connections(fake: &Fake, most: usize) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while fake.open_to_servers() > most {
         let open = fake.open_to_servers();
-        assert!(Instant::now() < deadline, "{open} connections, where {most} are needed");
+        assert!(Instant::now() < deadline, "{open} connections; at most {most} are needed");
         std::thread::yield_now();
     }
 }
@@ -70,8 +70,9 @@ fn silent_coordinators_do_not_block_the_one_that_responds() {
     let mut client = Client::with_endpoints(&endpoints, Options::default()).unwrap();
     let begun = Instant::now();
     client.put(&key_of(0), b"v", &anytime()).unwrap();
-    println!("the first operation after all kinds of silence took {:?}", begun.elapsed());
-    // The endpoint that responded is asked first from now on, also by other clients of these endpoints.
+    println!("the first operation with silent endpoints took {:?}", begun.elapsed());
+    // From now on, requests for the map go to the endpoint that responded first, including those of other clients of
+    // these endpoints.
     fake.promote(0, 1);
     client.put(&key_of(0), b"w", &within(SOON)).unwrap();
     let mut another = Client::with_endpoints(&endpoints, Options::default()).unwrap();
@@ -154,8 +155,8 @@ fn a_connection_with_too_many_outstanding_requests_is_closed() {
     client.noop(b"k", &anytime()).unwrap();
     fake.script(|_| Act::Ignore);
     let mut done = Vec::new();
-    // The loop sends twice as many requests as can be in flight: the operations end, but their responses may still
-    // arrive.
+    // The loop sends twice as many requests as can be in flight. After the operations have ended, their responses may
+    // still arrive.
     for _ in 0..2 {
         for tag in 0..MAX_IN_FLIGHT as u64 {
             client.submit(Op::Noop { key: b"k" }, &within(2 * SOON), tag).unwrap();

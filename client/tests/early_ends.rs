@@ -72,7 +72,7 @@ fn a_cancelled_write_is_in_doubt_if_it_was_sent_and_settled_as_any_other() {
     assert!(fake.executed().is_empty());
 }
 
-/// The operation on the same key waits for another RESOLVE instead.
+/// The operation on the same key then waits for another RESOLVE.
 #[test]
 fn a_cancelled_resolution_fails_no_operation_that_waits_for_it() {
     let fake = Fake::start(3, 1);
@@ -183,7 +183,7 @@ fn an_interrupt_ends_a_call_and_a_poll_and_keeps_submitted_operations() {
     assert!(matches!(ended.result, Err(Error::NotFound { .. })), "{ended:?}");
 }
 
-/// Returns a recorder of an engine's events, as text.
+/// Returns an event function, and the list to which it appends each event as text.
 fn recorded() -> (Events, Arc<Mutex<Vec<String>>>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let to = Arc::clone(&told);

@@ -39,7 +39,8 @@ fn a_write_that_every_server_rejected_as_unavailable_was_not_executed() {
     let mut client = open(&fake);
     let key = key_of(0);
     client.noop(&key, &anytime()).unwrap();
-    // After the map is fetched, no server is left to which the write can be sent, so only the rejections have happened.
+    // After the map is fetched again, there is no server to which the write can be sent, so only rejected transmissions
+    // have taken place.
     fake.change_map(|map| map.servers[0].clients = None);
     fake.script(|_| Act::Response(Status::Unavailable));
     let error = client.put(&key, b"v", &within(SOON)).unwrap_err();

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of `coord`: its flags, with their help.
 
 mod commands;
 mod parse;
@@ -21,14 +21,14 @@ use parse::{
     parse_remote_dir, parse_ssh_config,
 };
 
-/// Starts the servers of a cluster, watches them, and stops them in an orderly way.
+/// Starts the servers of a cluster, monitors them, and stops them in an orderly way.
 ///
 /// The cluster runs until Ctrl+D (the end of standard input), Ctrl+C or SIGTERM. Then every server drains, dumps both
 /// its tables and exits. A dump that fails is retried until it succeeds, and no server exits before that; `coord stop
-/// --dump-dir` writes the dumps elsewhere. A second Ctrl+C, a second or more after the first, abandons the tables that
-/// cannot be dumped. If no dump has failed, or on another Ctrl+C after that, the servers are killed without dumps. Any
-/// further SIGTERM has no effect. SIGHUP makes a coordinator or a server reopen its log file; both ignore SIGUSR1,
-/// SIGUSR2, SIGALRM and similar signals.
+/// --dump-dir` writes the dumps elsewhere. Ctrl+C, a second or more after the stop has begun, abandons the tables that
+/// cannot be dumped, and kills silent servers. If no dump has failed and no silent server holds up the stop, or on
+/// another Ctrl+C, the remaining servers are killed without dumps. Any further SIGTERM has no effect. SIGHUP makes a
+/// coordinator or a server reopen its log file; both ignore SIGUSR1, SIGUSR2, SIGALRM and similar signals.
 ///
 /// The exit status is 0 on success, 1 on a failure (for example: a group of which no server reported a complete dump),
 /// 2 if the command line or the cluster file is invalid.
@@ -49,11 +49,12 @@ pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// Port for clients. 0 takes any free port, or, for a running cluster, the same port as before.
+    /// Port for clients. 0 selects the last coordinator's port if the cluster is taken over, or if it is restored and
+    /// that port is free; else any free port.
     #[arg(short = 'c', long, value_name = "PORT", default_value_t = 0)]
     pub(crate) clients_port: u16,
 
-    /// Port for servers. 0 takes any free port, or, for a running cluster, the same port as before.
+    /// Port for servers. 0 selects the last coordinator's port if the cluster is taken over, else any free port.
     #[arg(short = 's', long, value_name = "PORT", default_value_t = 0)]
     pub(crate) servers_port: u16,
 
@@ -67,9 +68,10 @@ pub(crate) struct Args {
     pub(crate) log: Option<PathBuf>,
 
     /// Failure timeout in seconds (fractions allowed): a server that sends no heartbeat for this long counts as down.
-    /// Leases last as long, but at least 0.5 s; a server ends if one of its threads hangs for 1.25 leases. Raise it if
-    /// servers do not get enough processor time: failures are then detected later, and reads and writes of the affected
-    /// groups wait longer. Default: the stored setting, else 0.5. A running cluster keeps its own.
+    /// Leases last as long, but at least 0.5 s; a server ends if one of its threads hangs for 1.25 leases, unless it
+    /// holds the only copy of a group. Raise the timeout if servers do not get enough processor time: failures are then
+    /// detected later, and reads and writes of the affected groups wait longer. Default: the stored setting, else 0.5.
+    /// A running cluster keeps its own.
     #[arg(short = 't', long, alias = "timeout", value_name = "SECONDS", value_parser = parse_failure_timeout)]
     pub(crate) failure_timeout: Option<Duration>,
 
@@ -123,7 +125,7 @@ pub(crate) struct Args {
     pub(crate) bind: Option<IpAddr>,
 
     /// Allow core dumps, and debuggers of the same user, for the coordinator and for every server started from now on.
-    /// Both can show the cluster's key and all data.
+    /// Both can expose the cluster's key and all data.
     #[arg(long)]
     pub(crate) core_dumps: bool,
 
@@ -137,8 +139,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub(crate) memory_limit: Option<String>,
 
-    /// Memory limit for the clients' connections of one server, such as 128M; at least 40M. The tables do not use the
-    /// memory that connections hold. Default: the stored setting, else a quarter of the memory limit, else 256M.
+    /// Memory limit for the clients' connections of one server, such as 128M; at least 40M. It is part of the memory
+    /// limit: the tables leave the memory that connections hold free. Default: the stored setting, else a quarter of
+    /// the memory limit, else 256M.
     #[arg(long, value_name = "BYTES", value_parser = parse_connection_memory)]
     pub(crate) connection_memory: Option<String>,
 

@@ -17,7 +17,7 @@ use crate::printable::printable;
 use crate::random;
 use crate::table::{self, Screen};
 
-/// The timeout of connecting, and of each read.
+/// The timeout of connecting to one address, and of each read and write.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prints the status of a cluster, and returns its health.
@@ -54,11 +54,14 @@ pub(crate) fn failure(args: &StatusArgs, reason: &str) -> Failure {
 }
 
 pub(crate) fn parse(json: &str) -> Result<ClusterStatus, Failure> {
-    serde_json::from_str(json)
-        .map_err(|error| Failure::Failed(format!("cannot read the coordinator's status: {error}")))
+    serde_json::from_str(json).map_err(|error| {
+        Failure::Failed(format!(
+            "cannot parse the coordinator's status: {error}; use the version of coord that runs there"
+        ))
+    })
 }
 
-/// Returns the status as JSON from the coordinator.
+/// Requests the status from the coordinator, and returns it as JSON.
 pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
     let mut stream = connect(&args.host, args.port)?;
     let timeout = Some(TIMEOUT);
@@ -67,7 +70,7 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
         .and_then(|()| stream.set_write_timeout(timeout))
         .map_err(|error| error.to_string())?;
     let client =
-        random::nonzero_u128().map_err(|_| "the system has no random numbers".to_owned())?;
+        random::nonzero_u128().map_err(|_| "the system provides no random numbers".to_owned())?;
     let mut bytes = Vec::new();
     Hello { cluster: ClusterId::default(), client: ClientId(client), shard: ShardId(0) }
         .write(&mut bytes);
@@ -84,9 +87,12 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
                 }
                 opcode::ERROR => {
                     let refusal = Refusal::read(frame.body).map_err(|error| error.to_string())?;
-                    return Err(format!("it rejected the request: {}", printable(refusal.reason)));
+                    return Err(format!(
+                        "the coordinator rejected the request: {}",
+                        printable(refusal.reason)
+                    ));
                 }
-                other => return Err(format!("unexpected opcode {other:#04x} in its response")),
+                other => return Err(format!("unexpected opcode {other:#04x} in the response")),
             }
         }
         match stream.read(&mut received) {

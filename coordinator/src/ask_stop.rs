@@ -83,13 +83,14 @@ fn ask_running(dir: &Path, call: &Call, what: &str) -> Result<(), Failure> {
     }
 }
 
-/// Sends a request, prints the response, and waits for its last line.
+/// Sends a request, and prints each line of the response until the last one. After a successful stop or detach, also
+/// waits for the exit of the coordinator.
 fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
     let shown = dir.display();
     let failed = |error: io::Error| {
         Failure::Failed(format!(
-            "cannot ask the coordinator in {shown} {what}: {error}; check --dir, and run this command as the \
-             coordinator's user"
+            "the request to the coordinator in {shown} {what} has failed: {error}; check --dir, and run this \
+             command as the coordinator's user"
         ))
     };
     let connected = File::open(dir).and_then(|dir| UnixStream::connect(path_in(&dir)));
@@ -103,14 +104,15 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
         }
         Err(error) => return Err(failed(error)),
     };
-    let mut text = serde_json::to_string(call).map_err(|error| {
-        Failure::Failed(format!("cannot send the request to the coordinator: {error}"))
-    })?;
+    let mut text = serde_json::to_string(call)
+        .map_err(|error| Failure::Failed(format!("cannot encode the request as JSON: {error}")))?;
     text.push('\n');
     stream.write_all(text.as_bytes()).map_err(failed)?;
     for line in BufReader::new(stream).lines() {
         let line: Line = serde_json::from_str(&line.map_err(failed)?).map_err(|error| {
-            Failure::Failed(format!("cannot read the coordinator's response: {error}"))
+            Failure::Failed(format!(
+                "cannot parse the coordinator's response: {error}; use the version of coord that runs there"
+            ))
         })?;
         if line.ended == Some(false) {
             return Err(Failure::Failed(printable_lines(&line.say)));
@@ -131,14 +133,14 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
 }
 
 /// Waits until a coordinator that has sent its last message has exited, so that another coordinator can start in its
-/// directory.
+/// directory. Returns after [`END_TIMEOUT`] in any case.
 fn await_end(dir: &Path) {
     let deadline = Instant::now() + END_TIMEOUT;
     let mut process = None;
     while Instant::now() < deadline {
         match lock::holder_of(dir) {
             Some(pid) => process = Some(pid),
-            // The lock is released slightly before the process has ended.
+            // The kernel releases the lock before the process has ended completely.
             None if process.is_none_or(|pid| !Path::new(&format!("/proc/{pid}/exe")).exists()) => {
                 return;
             }
@@ -151,7 +153,7 @@ fn await_end(dir: &Path) {
 /// Stops a cluster whose coordinator has died: takes its servers over and orders them to drain, dump and exit.
 ///
 /// # Errors
-/// No server is known to be running, or the stop failed.
+/// The state in the directory cannot be read, no server is known to be running, or the stop failed.
 pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     let dir = args.dir.display();
     let nothing_to_stop = |what: &str| {
@@ -182,7 +184,7 @@ pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     let _ = writeln!(
         io::stderr(),
         "coord: no coordinator runs in {dir}: taking over its servers ({living} of {count} are known to run) \
-         to stop them in order"
+         to stop them in an orderly way"
     );
     let file = record.cluster_file();
     let mut own = Args::try_parse_from(["coord", "--daemon", "--cluster-file", store::FILE_NAME])

@@ -24,7 +24,7 @@ type Finding = (String, Result<String, String>);
 /// The fixed ports of a host's servers, each with the server that is to listen on it.
 type FixedPorts = BTreeMap<u16, ServerId>;
 
-/// Runs all checks and prints a line for each finding.
+/// Carries out `--check`, `--check-file` or `--list-hosts`. `--check` prints a line for each finding.
 pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     let file = cluster_file::read(args)?;
     if args.check_file {
@@ -68,7 +68,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
                 let limit = match (&args.memory_limit, &survey.memory_limit) {
                     (Some(given), _) => Ok(format!("{given} by --memory-limit")),
                     (None, Some(limit)) => Ok(limit.clone()),
-                    (None, None) => Err("its server executable reports no default limit".into()),
+                    (None, None) => Err("no default limit reported; give --memory-limit".into()),
                 };
                 check_remote(&ssh, &name, survey, &ports, settings.net, &mut findings);
                 findings.push((format!("{name}, memory limit"), limit));
@@ -114,7 +114,7 @@ fn hosts(file: &ClusterFile) -> BTreeMap<String, (&Host, FixedPorts)> {
     hosts
 }
 
-/// Finds equal ports of one machine in the cluster file and the flags, even if the machine has several names.
+/// Finds ports that the cluster file and the flags assign twice on one machine, even if the machine has several names.
 fn shared_ports(
     args: &Args,
     file: &ClusterFile,
@@ -205,7 +205,9 @@ fn check_remote(
         _ if !survey.is_writable => Err(format!(
             "the user of the login cannot write to {dir}; change its mode or its owner"
         )),
-        _ if !survey.has_binary => Err(format!("there is no executable {dir}/server")),
+        _ if !survey.has_binary => Err(format!(
+            "there is no executable {dir}/server; copy it there, as scripts/launch-cluster.sh does"
+        )),
         None => Err(format!(
             "{dir}/server cannot be executed on that host; check that it was built for that machine"
         )),
@@ -235,14 +237,14 @@ fn default_limit(binary: &Path, servers: usize) -> Result<String, String> {
     match output.status.success() {
         true => Ok(printable(String::from_utf8_lossy(&output.stdout).trim())),
         false => Err(format!(
-            "{} reports no default limit; check that it has the version of this program",
+            "{} reports no default limit; check that its version is that of this program",
             binary.display()
         )),
     }
 }
 
 fn port_is_free(port: u16) -> Result<String, String> {
-    // Binds like the server: to all addresses, so that any other listener is noticed.
+    // A bind to all addresses fails if any other process listens on the port, at whatever address.
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
     match std::net::TcpListener::bind(address) {
         Ok(_) => Ok("free".into()),
@@ -255,11 +257,12 @@ fn io_uring_allowed(survey: &Survey) -> Result<String, String> {
     match survey.io_uring_disabled {
         Some(0) => Ok(format!("allowed (kernel {kernel})")),
         Some(1) => {
-            Err("allowed only for privileged processes (kernel.io_uring_disabled = 1)".into())
+            Err("allowed only for privileged processes (kernel.io_uring_disabled = 1); set it to 0"
+                .into())
         }
-        Some(_) => Err("disabled (kernel.io_uring_disabled = 2)".into()),
+        Some(_) => Err("disabled (kernel.io_uring_disabled = 2); set it to 0".into()),
         None if kernel_is_at_least(kernel, URING_KERNEL) => Ok(format!("kernel {kernel}")),
-        None => Err(format!("kernel {kernel} is too old; 6.1 or later is needed")),
+        None => Err(format!("kernel {kernel} is too old; install 6.1 or later")),
     }
 }
 
@@ -274,7 +277,7 @@ fn kernel_is_at_least(release: &str, wanted: (u32, u32)) -> bool {
 /// The first kernel with all io_uring features that the network engine uring needs.
 const URING_KERNEL: (u32, u32) = (6, 1);
 
-/// Creates the smallest possible ring. No other test detects that a container forbids io_uring.
+/// Tests io_uring by creating the smallest possible ring. No other test detects that a container forbids io_uring.
 fn io_uring_works() -> Result<String, String> {
     // The size of struct io_uring_params (io_uring_setup(2)) is 120 bytes; zeros select the defaults.
     let mut parameters = [0u64; 15];

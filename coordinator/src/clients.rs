@@ -1,5 +1,5 @@
 //! The clients' port: HELLO, then any number of MAP and STATUS requests. A separate thread serves it with a lower
-//! priority than the driver's thread. So even very many clients do not delay a failover.
+//! priority than the driver's thread. So clients do not delay a failover, however many they are.
 
 use std::cell::RefCell;
 use std::io;
@@ -33,7 +33,7 @@ const RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
 /// The maximum number of concurrent BUSY responses; further connections are closed without a response.
 const MAX_REFUSALS_AT_ONCE: usize = 64;
 
-/// The first opcode of the connections between servers and the coordinator.
+/// The first opcode of the protocol between servers and the coordinator.
 const FIRST_FOREIGN_OPCODE: u8 = 0x40;
 
 /// The nice(2) value of the thread, which gives the driver's thread priority.
@@ -42,7 +42,8 @@ const NICE: i32 = 5;
 /// The duration for which the status reports that connections were closed to make room for others.
 const CROWDED_SHOWN: Duration = Duration::from_secs(60);
 
-/// Starts the thread that serves the port forever, with at most this many descriptors.
+/// Starts the thread that serves the port until the process ends. It admits at most `descriptors` connections; BUSY
+/// responses use a few more.
 ///
 /// # Errors
 /// The system cannot create a thread, or the descriptors of the runtime.
@@ -117,7 +118,7 @@ struct Crowded {
 }
 
 impl Port {
-    /// Records whether the newest connection, from this address, has caused another one to be closed.
+    /// Records, for the status, whether the newest connection, from this address, has caused an idle one to be closed.
     fn note_crowd(&self, address: IpAddr) {
         let mut crowded = self.crowded.borrow_mut();
         let closed = self.guests.closed_for_others();
@@ -166,8 +167,7 @@ impl Port {
         }
         let mut status = ClusterStatus::clone(&shown.status);
         status.alarms.extend(self.alarm(shown.at));
-        let json =
-            serde_json::to_string(&status).expect("a status is made of numbers and texts alone");
+        let json = serde_json::to_string(&status).expect("a status contains only numbers and text");
         let mut bytes = Vec::new();
         write_status_response(&mut bytes, &json);
         let bytes = Rc::new(bytes);

@@ -9,10 +9,11 @@ use crate::failure::Failure;
 use crate::plan::check_addresses;
 use crate::restart::stored_settings;
 
-/// Reads the cluster file.
+/// Reads the cluster file, and checks that its hosts fit `--advertise` and `--bind`, given or stored.
 ///
 /// # Errors
-/// Bad usage; the message has the file, the line and the reason.
+/// Bad usage: the file cannot be read, a line is invalid, or `--advertise` and `--bind` do not fit the hosts. The
+/// message has the reason, and the line if one is invalid.
 pub(crate) fn read(args: &Args) -> Result<ClusterFile, Failure> {
     let path = args.cluster_file.as_deref().unwrap_or(Path::new(""));
     let shown = path.display();

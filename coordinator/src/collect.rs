@@ -27,7 +27,7 @@ use crate::spawn::ssh::Ssh;
 use crate::store::{self, Record};
 use crate::{lock, quote, units};
 
-/// The timeout for the next bytes of a dump.
+/// The timeout for the next bytes of a dump, and for the exit of ssh after the last ones.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The interval at which the progress of a long dump is reported.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
@@ -41,10 +41,11 @@ struct Dump {
     bytes: u64,
 }
 
-/// Fetches the dumps.
+/// Fetches the dumps, or prints their directories (`--list`).
 ///
 /// # Errors
-/// The cluster is running, its state cannot be read, or a dump is missing or incomplete.
+/// The cluster is running, its state cannot be read, or a dump is missing or could not be fetched. The message lists
+/// these dumps.
 pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
     let dir = args.dir.display();
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
@@ -76,8 +77,8 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
     Err(Failure::Failed(format!("not every dump was fetched:\n  {}", wrong.join("\n  "))))
 }
 
-/// Fetches the dumps of a stopped cluster from all its ssh hosts into a directory. Returns the reasons for those that
-/// were not fetched.
+/// Fetches the dumps of a stopped cluster from all its ssh hosts into a directory. Returns the reasons for dumps that
+/// were not fetched: one for each dump, or one for a host that cannot be reached.
 ///
 /// # Errors
 /// The directory cannot be created.
@@ -153,7 +154,8 @@ fn hosts(record: &Record) -> Vec<(&Host, Vec<ServerId>)> {
     hosts
 }
 
-/// Fails if the cluster is running, because any dumps would be incomplete or from an earlier run.
+/// Fails if a process of the cluster is known to be running, because any dumps would be incomplete or from an earlier
+/// run.
 async fn refuse_if_it_runs(record: &Record, ssh: &Ssh, dir: &Path) -> Result<(), Failure> {
     let is_watched = lock::holder_of(dir).is_some();
     let lives =
@@ -192,13 +194,14 @@ fn parse(said: &str, directories: &[String], names: &[String]) -> Vec<Dump> {
     said.lines().filter_map(dump).collect()
 }
 
-/// Fetches a dump, unless the same file is already in the directory. Returns a description of the result.
+/// Fetches a dump, unless a file with its name and size is already in the directory. Returns a description of the
+/// result.
 async fn fetch(ssh: &Ssh, host: &Host, dump: &Dump, into: &Path) -> Result<String, String> {
     let target = into.join(&dump.name);
     if let Ok(metadata) = fs::symlink_metadata(&target) {
         let bytes = metadata.len();
         return match bytes == dump.bytes {
-            true => Ok(format!("is here already, {}", units::bytes(bytes))),
+            true => Ok(format!("already here, {}", units::bytes(bytes))),
             false => Err(format!(
                 "a different file of {bytes} bytes has this name, and no file is overwritten; move {} away, \
                  or collect into another directory",
@@ -229,8 +232,9 @@ async fn fetch(ssh: &Ssh, host: &Host, dump: &Dump, into: &Path) -> Result<Strin
         let said = last_lines(&ended.stderr).unwrap_or_else(|| format!("ssh: {}", ended.status));
         return Err(format!("received {got} of {} bytes: {said}", dump.bytes));
     }
-    renameat_with(CWD, &part.0, CWD, &target, RenameFlags::NOREPLACE)
-        .map_err(|error| format!("cannot rename it to {}: {error}", target.display()))?;
+    renameat_with(CWD, &part.0, CWD, &target, RenameFlags::NOREPLACE).map_err(|error| {
+        format!("cannot rename the received file to {}: {error}", target.display())
+    })?;
     Ok(units::bytes(got))
 }
 

@@ -1,4 +1,4 @@
-//! One connection: frames in both directions, and the deadlines of both.
+//! A connection that exchanges frames, with deadlines for both directions.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,11 +21,11 @@ pub(crate) enum ConnectionError {
     Frame(#[from] FrameError),
     #[error("the connection was closed in the middle of a frame")]
     CutShort,
-    #[error("no data for {} s", .0.as_secs())]
+    #[error("no complete frame within {} s", .0.as_secs())]
     Silent(Duration),
     #[error("a frame took longer than {} s", FRAME_DEADLINE.as_secs())]
     SlowFrame,
-    #[error("the peer accepted no data for {} s", STALL_DEADLINE.as_secs())]
+    #[error("the peer accepted too little data within {} s", STALL_DEADLINE.as_secs())]
     Stalled,
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -86,8 +86,8 @@ impl Connection {
             .map_or_else(|_| "?".into(), |address: SocketAddr| address.to_string())
     }
 
-    /// Queues bytes that are sent while the next frames are awaited. So frames are received even from a peer that reads
-    /// slowly.
+    /// Queues bytes that [`Connection::next_frame`] sends while it waits. So frames are received even from a peer that
+    /// reads slowly.
     pub(crate) fn queue(&mut self, bytes: &[u8]) {
         if self.has_sent_all() {
             self.output.clear();
@@ -117,8 +117,10 @@ impl Connection {
         }
     }
 
-    /// Returns the next frame, or `None` if the peer has closed the connection between two frames. The first byte must
-    /// arrive within `timeout` after the end of the last frame; `None` means no timeout. Cancel-safe.
+    /// Returns the next frame, or `None` if the peer has closed the connection between two frames. The whole frame must
+    /// arrive within `timeout` after the previous frame, or after the creation of the connection; `None` means no such
+    /// limit. In any case, the frame must arrive within `FRAME_DEADLINE` after its first byte, and queued bytes must
+    /// make progress within `STALL_DEADLINE`. Cancel-safe.
     pub(crate) async fn next_frame(
         &mut self,
         timeout: Option<Duration>,
@@ -166,8 +168,8 @@ impl Connection {
         }
     }
 
-    /// Sends bytes. It receives nothing meanwhile, so a peer that does not read its responses cannot send more
-    /// requests.
+    /// Sends all bytes within `STALL_DEADLINE`. Receives nothing meanwhile, so a peer that does not read its responses
+    /// cannot have more requests served.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
         match timeout(STALL_DEADLINE, self.stream.write_all(bytes)).await {
             Ok(result) => Ok(result?),
@@ -175,8 +177,8 @@ impl Connection {
         }
     }
 
-    /// Shuts down the sending side and discards incoming bytes for a moment. Closing with unread bytes would reset
-    /// the connection and destroy a final message in transit.
+    /// Shuts down the sending side, and discards incoming bytes for at most 500 ms. Closing with unread bytes would
+    /// reset the connection, and the peer could lose a final message.
     pub(crate) async fn end(mut self) {
         const LINGER: Duration = Duration::from_millis(500);
         const MAX_ROUNDS: usize = 64;

@@ -1,4 +1,4 @@
-//! The coordinator's directory, held open so that its files are found even after the directory was moved.
+//! The coordinator's directory, held open so that its files are found even if the directory is moved.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -28,7 +28,7 @@ impl Directory {
         &self.path
     }
 
-    /// Returns the current path of the directory.
+    /// Returns the current path of the directory, or the path at the start if the current one cannot be determined.
     pub(crate) fn path(&self) -> PathBuf {
         let held = self.held();
         match is_at(&held, &self.path) {
@@ -37,12 +37,12 @@ impl Directory {
         }
     }
 
-    /// Returns the open directory. The caller may use it for a long time, because the lock is not held meanwhile.
+    /// Returns the open directory. The result does not hold the lock, so the caller may keep it for a long time.
     pub(crate) fn held(&self) -> Arc<File> {
         Arc::clone(&self.open.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Opens the directory that is now at the path of the start, and keeps it open instead of the earlier one.
+    /// Opens the directory that now has the path of the start, and keeps it open instead of the earlier one.
     pub(crate) fn open_again(&self) -> io::Result<Arc<File>> {
         let other = Arc::new(open(&self.path)?);
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&other);

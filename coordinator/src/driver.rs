@@ -5,7 +5,7 @@
 //!   links (servers, orders), processes, requests, timers, signals
 //!        |  input(...)                                        one thread, no await inside
 //!        v
-//!   kv_core::cluster -> effects -> persistence:   store the state; that it is stored is an input, too
+//!   kv_core::cluster -> effects -> persistence:   store the state; its completion is an input, too
 //!                               -> processes:     spawn, adopt, kill
 //!                               -> links:         connect to a server, send it an order
 //!                               -> announcements: the log, the terminal, callers
@@ -69,8 +69,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     serve(args, file, None).await
 }
 
-/// Runs a cluster like [`run`], from a parsed cluster file. A `call` is carried out on a cluster that is taken over. It
-/// is an error if the start is of another kind.
+/// Runs a cluster like [`run`], from a parsed cluster file. If there is a `call`, the start must be a takeover, and the
+/// call is carried out after it.
 pub(crate) async fn serve(
     args: Args,
     file: ClusterFile,
@@ -89,7 +89,7 @@ pub(crate) async fn serve(
     let _lock = DirectoryLock::take(&args.dir)?;
     let mut reasons = stop::listen(args.daemon)?;
     let (plan, beginning) = tokio::select! {
-        // If the plan has failed, that is reported even if a reason to stop has already arrived.
+        // A failure of the plan is reported even if a trigger of a stop has already arrived.
         biased;
         plan = make_plan(&args, file, console) => plan.inspect_err(log)?,
         reason = reasons.recv() => {
@@ -98,7 +98,9 @@ pub(crate) async fn serve(
         }
     };
     if call.is_some() && beginning.earlier().is_none() {
-        return Err(Failure::Failed("no server of the cluster runs any more".to_owned()));
+        return Err(Failure::Failed(
+            "no server of the cluster runs any more; there is nothing to stop".to_owned(),
+        ));
     }
     let (clients, servers) = listen(&args, &plan, &beginning).await.inspect_err(log)?;
     let ports = Ports { clients: port_of(&clients)?, servers: port_of(&servers)? };
@@ -126,8 +128,8 @@ pub(crate) async fn serve(
     ended.map(drop)
 }
 
-/// Handles timers, signals and requests until the end, and returns the outcome as text. A second signal does not
-/// abandon groups that are not dumped if this coordinator `only_stops` the cluster.
+/// Handles timers, signals and requests until the end, and returns the outcome as text. If this coordinator
+/// `only_stops` the cluster, a second Ctrl+C abandons no tables and kills no servers.
 async fn main_loop(
     driver: &Rc<Driver>,
     reasons: &mut mpsc::Receiver<stop::Reason>,
@@ -186,6 +188,6 @@ fn name_of(reason: Option<stop::Reason>) -> String {
 
 fn port_of(listener: &TcpListener) -> Result<u16, Failure> {
     listener.local_addr().map(|address: SocketAddr| address.port()).map_err(|error| {
-        Failure::Failed(format!("cannot read the number of the port from the system: {error}"))
+        Failure::Failed(format!("cannot get the port of a listening socket: {error}"))
     })
 }

@@ -1,7 +1,7 @@
 //! The connections to the clients port. They are counted by address, so that no address can displace others.
 //!
 //! ```text
-//!   accept -> admit -> Guest: idle (may have to leave) <-> request (limited rate per address)
+//!   accept -> admit -> Guest: idle (may be closed) <-> request (limited rate per address)
 //!               | the port, or the share of its address, is full:
 //!               +-> closes the longest-idle connection of the address with the most connections
 //! ```
@@ -19,8 +19,8 @@ use kv_protocol::client_message::Question;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-/// The maximum rate of MAP requests per second, for all connections of one address together. After a pause, the
-/// requests of one second are served at once.
+/// The maximum rate of MAP requests per second, for all connections of one address together. After an idle second, as
+/// many requests as the rate allows in one second are served at once.
 const MAPS_PER_SECOND: u32 = 20_000;
 /// The maximum rate of STATUS requests per second, counted in the same way.
 const STATUSES_PER_SECOND: u32 = 500;
@@ -54,7 +54,7 @@ struct Meter {
     paid_until: Option<Instant>,
 }
 
-/// The place of one connection.
+/// The entry of one connection, counted for its address.
 #[derive(Debug)]
 struct Place {
     address: IpAddr,
@@ -180,7 +180,7 @@ impl Drop for Guest {
     }
 }
 
-/// Marks a guest as idle while it exists.
+/// Marks a guest as idle while this value exists.
 struct Idle<'a>(&'a Guest);
 
 impl Idle<'_> {

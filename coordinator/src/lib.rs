@@ -1,5 +1,5 @@
 //! The coordinator: starts the servers of a cluster, monitors them, provides clients with the map, and stops the
-//! cluster in order.
+//! cluster in an orderly way.
 //!
 //! ```text
 //!   cluster file, flags -> plan -> driver -> spawn (local, adopted, remote) -----> servers
@@ -68,9 +68,9 @@ use args::{Args, Command};
 use ask_stop::Asked;
 use failure::Failure;
 
-/// Exit code: something failed.
+/// The exit status after a failed operation.
 const FAILED: u8 = 1;
-/// Exit code: the command line or the cluster file is invalid; nothing was started.
+/// The exit status if the command line or the cluster file is invalid; nothing was started.
 const BAD_USAGE: u8 = 2;
 
 /// Runs the program `coord`.
@@ -112,9 +112,9 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// Runs a task, and the tasks that it spawns, on this thread.
+/// Runs a task, and the tasks that it spawns, on this thread until the task has ended.
 fn in_runtime<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    // This comes first, because a stray signal must not end the coordinator.
+    // The handlers are installed first, because a stray signal must not end the coordinator.
     kv_daemon::signals::pass_over();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -19,7 +19,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The timeout for binding a port of an earlier coordinator. A server that tries to connect to this port may briefly
 /// occupy it as the local port of its own socket.
 const PORT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The interval between two attempts.
+/// The interval between two attempts to bind such a port.
 const PORT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens on a port of this machine.
@@ -52,16 +52,18 @@ pub(crate) async fn bind(
     })
 }
 
-/// Returns the id of another user whose process listens on the port.
+/// Returns the id of the user whose process listens on the port, if `error` is a port in use and the process belongs to
+/// another user.
 fn other_user(error: &std::io::Error, address: IpAddr, port: u16) -> Option<u32> {
     (error.kind() == std::io::ErrorKind::AddrInUse)
         .then(|| port_owner::of_another_user(SocketAddr::new(address, port)))?
 }
 
-/// Listens again on a port on which an earlier coordinator of this cluster listened.
+/// Listens on a port of a coordinator that takes a cluster over. Retries, because the port is usually that of the
+/// earlier coordinator and may be occupied for a moment.
 ///
 /// # Errors
-/// Another process keeps the port until the timeout. A process of another user is an error at once.
+/// The port cannot be bound within [`PORT_TIMEOUT`]. A process of another user on the port is an error at once.
 pub(crate) async fn bind_again(
     address: IpAddr,
     port: u16,
@@ -76,16 +78,16 @@ pub(crate) async fn bind_again(
         if let Some(user) = other_user(&error, address, port) {
             return Err(Failure::Failed(format!(
                 "cannot bind {purpose} port {address}:{port}: a process of another user (id {user}) listens \
-                 on it, and the servers of this cluster connect to this port; nothing was started or changed, \
-                 and the servers do not send the key to that process. Find it (ss -ltnp 'sport = :{port}'), \
-                 stop it, and start again"
+                 there; nothing was started or changed. Servers of this cluster may connect to that process, but \
+                 never send it the key. Find the process (ss -ltnp 'sport = :{port}'), stop it, and start again"
             )));
         }
         if Instant::now() >= deadline {
             return Err(Failure::Failed(format!(
-                "cannot bind {purpose} port {address}:{port}, on which the last coordinator of this cluster \
-                 listened: {error}; nothing was started or changed. Find the process that uses it (ss -ltnp \
-                 'sport = :{port}'), stop it, and start again"
+                "cannot bind {purpose} port {address}:{port} within {} s: {error}; nothing was started or \
+                 changed. Find the process that uses the port (ss -ltnp 'sport = :{port}'), stop it, and start \
+                 again",
+                PORT_TIMEOUT.as_secs()
             )));
         }
         sleep(PORT_PAUSE).await;

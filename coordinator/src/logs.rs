@@ -14,7 +14,7 @@ use crate::args::Args;
 use crate::failure::Failure;
 use crate::screen;
 
-/// The minimum interval between two log lines about rejections of one port.
+/// The minimum interval between two log lines about rejections on one port.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest interval between two lines of the same rejection while it continues.
 const LONGEST_REFUSAL_PAUSE: Duration = Duration::from_secs(600);
@@ -22,7 +22,7 @@ const LONGEST_REFUSAL_PAUSE: Duration = Duration::from_secs(600);
 /// The timeout for writing all messages at the end of the process.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The queue of the log file; not set if the log goes to standard error.
+/// The queue of the log; not set if the log goes to a terminal, which has the queue of [`screen`].
 static LOG: OnceLock<Queue> = OnceLock::new();
 
 /// Starts logging: to the file of `-l`, or to standard error. On a terminal, the lines have no timestamps.

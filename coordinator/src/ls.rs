@@ -31,9 +31,9 @@ use crate::spawn::ssh::Ssh;
 use crate::store::{self, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
 
-/// Exit code: neither a coordinator nor a server is running.
+/// The exit status if neither a coordinator nor a server is running.
 const NOTHING: u8 = 3;
-/// Exit code: no server is known to be running, and the state of some is unknown.
+/// The exit status if no server is known to be running, and the state of some is unknown.
 const UNKNOWN: u8 = 4;
 
 /// The state of a server's process.
@@ -42,7 +42,7 @@ const UNKNOWN: u8 = 4;
 pub(crate) enum State {
     Lives,
     Gone,
-    /// The host of the server does not report its state.
+    /// The state of the process cannot be determined.
     Unknown,
     /// No process has reported so far.
     Unstarted,
@@ -64,7 +64,7 @@ pub(crate) struct Seen {
 #[derive(Debug, Serialize)]
 struct Listing {
     cluster: String,
-    /// The process id of the running coordinator; 0 if it is unknown.
+    /// The process id of the running coordinator: 0 if it is unknown, `None` if no coordinator is running.
     coordinator: Option<u32>,
     clients_port: u16,
     servers: Vec<Seen>,
@@ -96,7 +96,7 @@ pub(crate) async fn run(args: &LsArgs) -> Result<ExitCode, Failure> {
     let listing = Listing { cluster, coordinator, clients_port, servers };
     let text = match args.json {
         true => serde_json::to_string(&listing)
-            .map_err(|error| Failure::Failed(format!("cannot write JSON: {error}")))?,
+            .map_err(|error| Failure::Failed(format!("cannot encode the list as JSON: {error}")))?,
         false => render(&listing, &args.dir),
     };
     print(&text);
@@ -148,7 +148,8 @@ fn render(listing: &Listing, dir: &Path) -> String {
     text
 }
 
-/// Looks up every process of a state, and returns the servers in ring order.
+/// Looks up every process of a state, and returns the servers in ring order. After an orderly stop every process is
+/// known to have ended, so none is looked up.
 pub(crate) async fn look(record: &Record, ssh: &Ssh) -> Vec<Seen> {
     if record.has_ended_well {
         return seen(record, &[], true);

@@ -59,7 +59,11 @@ mod tests {
         assert_eq!(machine("a", "0").seen_from(&this), Place::Past);
         assert_eq!(machine("b", "0").seen_from(&this), Place::Elsewhere);
         assert_eq!(machine("b", "1").seen_from(&this), Place::Elsewhere, "two containers");
-        assert_eq!(machine("", "0").seen_from(&machine("", "1")), Place::Past, "nobody has a name");
+        assert_eq!(
+            machine("", "0").seen_from(&machine("", "1")),
+            Place::Past,
+            "no machine has an id"
+        );
         assert_eq!(Boot::place(None), Place::Here);
         assert_eq!(Boot::place(Some(&Boot::this())), Place::Here);
     }

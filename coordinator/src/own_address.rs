@@ -17,11 +17,11 @@ pub(crate) fn is_own(address: IpAddr) -> bool {
     TcpListener::bind((address, 0)).is_ok()
 }
 
-/// Checks that connections to an address arrive at this machine, and returns a description of the way. `port` is the
+/// Checks that connections to an address arrive at this machine, and returns a description of the route. `port` is the
 /// port that another machine forwards; 0 selects any port.
 ///
 /// # Errors
-/// They do not arrive; the message has what to do.
+/// The connections do not arrive here; the message has the reason and the remedy.
 pub(crate) fn check(address: IpAddr, port: u16) -> Result<&'static str, String> {
     if is_own(address) {
         return Ok("an address of this machine");
@@ -49,7 +49,7 @@ fn comes_back(address: IpAddr, port: u16) -> Result<(), String> {
     let mut dialled =
         TcpStream::connect_timeout(&SocketAddr::new(address, port), TIMEOUT).map_err(text)?;
     let word = random::nonzero_u64()
-        .map_err(|_| "the system has no random numbers".to_owned())?
+        .map_err(|_| "the system provides no random numbers".to_owned())?
         .to_le_bytes();
     dialled.write_all(&word).map_err(text)?;
     let deadline = Instant::now() + TIMEOUT;

@@ -6,7 +6,7 @@ use rustix::process::{
 
 use crate::failure::Failure;
 
-/// Descriptors that are reserved for purposes other than connections.
+/// The number of descriptors that are reserved for purposes other than connections.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
 /// Keeps the cluster's key out of core dumps, and prevents debuggers of the same user from attaching.

@@ -17,12 +17,12 @@ pub(crate) struct Place {
     pub(crate) ports: Ports,
     /// The address that the coordinator listens on.
     pub(crate) listen: IpAddr,
-    /// The machine that `localhost` denotes.
+    /// The machine that `localhost` denotes. `None`, as in states of earlier versions, counts as this machine.
     #[serde(default)]
     pub(crate) machine: Option<Boot>,
     /// The servers' hosts in ring order.
     pub(crate) hosts: Vec<Host>,
-    /// The addresses between each server and the other processes.
+    /// The addresses by which each server and the other processes reach each other.
     pub(crate) routes: Vec<Route>,
     /// The places that moved to hosts other than those in the cluster file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -41,10 +41,10 @@ pub(crate) struct Ports {
     pub(crate) servers: u16,
 }
 
-/// The addresses between one server and the other processes.
+/// The addresses by which one server and the other processes reach each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Route {
-    /// The address by which the server reaches the coordinator.
+    /// The address at which the server reaches the coordinator.
     pub(crate) coordinator: IpAddr,
     /// The address that the server listens on.
     pub(crate) bind: IpAddr,
@@ -64,7 +64,7 @@ pub(crate) struct Moved {
     pub(crate) ports: [u16; 3],
 }
 
-/// A process that runs on a host other than the host of its place.
+/// A process that runs, or may run, on a host other than the host of its place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Elsewhere {
     pub(crate) host: Host,

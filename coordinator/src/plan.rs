@@ -54,7 +54,8 @@ impl Plan {
     /// addresses.
     ///
     /// # Errors
-    /// A server cannot be started; the message has the server and the reason.
+    /// The address flags contradict the cluster file, `--advertise` leads to another machine, or a server cannot be
+    /// started. The message has the reason, and in the last case the server.
     pub(crate) async fn make(
         args: &Args,
         file: ClusterFile,
@@ -78,8 +79,8 @@ impl Plan {
         Ok(Plan { file, dir, binary, ssh, shards, settings, core_dumps, listen, routes })
     }
 
-    /// Makes the plan of a running cluster from the stored addresses, which needs no access to any host. Only the
-    /// new hosts of `moves` are surveyed, or all ssh hosts if the state is of another machine.
+    /// Makes the plan of a running cluster from the stored addresses, which needs no access to any host. Only the new
+    /// hosts of `moves` are surveyed, or all ssh hosts if the state was written on another machine.
     ///
     /// # Errors
     /// The server's executable on this machine is missing, a new host is not fit for a server, or `--advertise`
@@ -176,7 +177,7 @@ impl Plan {
     }
 }
 
-/// Checks that `--advertise` leads to this machine, because servers on this machine use that address too.
+/// Checks that `--advertise` leads to this machine, if servers run on it, because they use that address too.
 fn check_own(file: &ClusterFile, advertise: Option<IpAddr>, port: u16) -> Result<(), Failure> {
     let has_local = file.servers.iter().any(|line| line.host == Host::Local);
     match advertise.filter(|_| has_local) {
@@ -188,8 +189,12 @@ fn check_own(file: &ClusterFile, advertise: Option<IpAddr>, port: u16) -> Result
 }
 
 fn directory(args: &Args) -> Result<PathBuf, Failure> {
-    std::path::absolute(&args.dir)
-        .map_err(|error| Failure::Failed(format!("--dir {}: {error}", args.dir.display())))
+    std::path::absolute(&args.dir).map_err(|error| {
+        Failure::Failed(format!(
+            "cannot make the path of --dir {} absolute: {error}",
+            args.dir.display()
+        ))
+    })
 }
 
 /// Checks that a server can be started on its host.

@@ -1,9 +1,9 @@
 //! Text from other sources, made safe for a terminal.
 
-/// The maximum number of lines quoted from a server's log.
+/// The maximum number of lines quoted from the output of a program.
 const MAX_QUOTED_LINES: usize = 8;
 
-/// Returns the last few lines of a server's output, safe for a terminal, or `None` if there are none.
+/// Returns the last few lines of a program's output, safe for a terminal, or `None` if there are none.
 pub(crate) fn last_lines(said: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(said);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();

@@ -35,7 +35,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Display {
     places: Places,
     all: Option<All>,
-    /// The time at which the progress of all servers was logged.
+    /// The start of the interval until the next log line about all servers; `None` before the first look.
     logged_at: Option<Time>,
     /// The last line for the callers, and its time.
     told: String,
@@ -48,8 +48,8 @@ impl Display {
         self.places.is_empty() && self.all.is_none()
     }
 
-    /// Updates the display. `loading` states for each server whether it has loaded its dumps, and the size of the dumps
-    /// in bytes.
+    /// Updates the display. `loading` has for each server whether it has loaded its dumps, and the size of the dumps in
+    /// bytes. It is `None` unless the servers load dumps.
     pub(crate) fn look(&mut self, now: Time, cluster: &Cluster, loading: Option<Vec<(bool, u64)>>) {
         self.places.look(now, &places::facts(cluster));
         self.all = All::now(cluster, loading);

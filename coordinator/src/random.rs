@@ -1,4 +1,4 @@
-//! Random identities.
+//! Random ids and nonces.
 
 use kv_protocol::key::Nonce;
 

@@ -5,15 +5,16 @@
 //! | none                            |                        | new cluster *                                   |
 //! | of an unfinished restore        |                        | rejected unless all had loaded: use --restore   |
 //! | any                             | one is running         | takeover with the next epoch                    |
-//! | stopping, or has never served   | none is running        | set aside as *.old; new cluster                 |
+//! | has never served                | none is running        | set aside as *.old; new cluster                 |
 //! | stopped, all groups dumped      | all have exited        | set aside as *.old; new cluster                 |
 //! | has served                      | none is running        | rejected: its data is no longer in memory       |
 //! | any                             | a host is unreachable  | rejected, unless a process is found running     |
 //! | of another machine              | some ran on localhost  | rejected unless the cluster file moves them     |
 //! | damaged                         |                        | rejected                                        |
 //!
-//! With `--resume`, a cluster without running processes is restored wherever this table founds a new cluster or
-//! rejects for lack of running processes. * If there are dumps but no state, `--resume` rejects the start.
+//! With `--resume`, a cluster without running processes is restored where this table founds a new cluster or rejects
+//! for lack of running processes. The exception is a cluster that has never served, without the state of an earlier one
+//! beside it: a new cluster is founded. * If there are dumps but no state, `--resume` rejects the start.
 
 use std::path::Path;
 
@@ -46,7 +47,8 @@ pub(crate) enum Found {
     Stopped,
 }
 
-/// Inspects the directory and decides how to start.
+/// Inspects the directory and decides how to start. If it continues or replaces an earlier cluster, kills processes
+/// that have not reported; before a new cluster, also sets the state of the earlier one aside.
 ///
 /// # Errors
 /// The start is rejected; the message has the reason and what to do.
@@ -170,14 +172,15 @@ fn tell_left_aside(dir: &Path, console: Console) {
     console.warn(&text);
 }
 
-/// Returns whether the founders of a restored cluster have not loaded their dumps yet. Only a coordinator that reads
-/// the dumps can assign dumps to them.
+/// Returns whether the state belongs to a restored cluster whose first processes have not all loaded their dumps. Only
+/// a coordinator that reads the dumps can assign dumps to new processes.
 fn is_half_restored(record: &Record) -> bool {
     let is_founding = record.state.views.iter().all(|view| view.version == ViewVersion(0));
     is_founding && !record.state.foundings.is_empty()
 }
 
-/// Returns whether any process of the state is running.
+/// Returns whether any process of the state is running. It is an error if none is known to run, and the state of one is
+/// unknown.
 async fn lives(
     record: &Record,
     ssh: &Ssh,
@@ -360,7 +363,10 @@ mod tests {
         record.state.foundings = vec![Founding { above: ViewVersion(7), is_lost: false }; 3];
         assert!(is_half_restored(&record));
         record.state.views[0].version = ViewVersion(8);
-        assert!(!is_half_restored(&record), "its founders have reported, so they have loaded");
+        assert!(
+            !is_half_restored(&record),
+            "its first processes have reported, so they have loaded"
+        );
     }
 
     #[test]

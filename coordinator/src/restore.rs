@@ -46,7 +46,8 @@ use crate::{lock, quote};
 pub(crate) struct Restoration {
     /// The id of the previous cluster.
     pub(crate) cluster: ClusterId,
-    /// The origin of the restored cluster: its foundings by group, and the clusters before it.
+    /// The origin of the restored cluster: for each group the version above which its views continue, and the clusters
+    /// before it.
     pub(crate) origin: Origin,
     /// The clients port of the previous cluster's last coordinator; 0 if the port is unknown.
     pub(crate) clients_port: u16,
@@ -78,8 +79,8 @@ impl Load {
     }
 }
 
-/// Finds, checks and chooses the dumps. Before every check has passed, nothing is started, and nothing but a rebuilt
-/// state is written.
+/// Finds, checks and chooses the dumps. Gives the plan the shards and the settings of the old cluster. Before every
+/// check has passed, nothing is started, and nothing but a rebuilt state is written.
 pub(crate) async fn prepare(
     args: &Args,
     dirs: &[PathBuf],
@@ -197,7 +198,8 @@ pub(crate) async fn prepare(
     Ok(Restoration { cluster, origin, clients_port, moved, loads, timeout, dir })
 }
 
-/// Fails if servers run where the cluster ran.
+/// Returns the servers that run, or may run, where the cluster ran. Fails if one of them prevents the restore, unless
+/// `--force` is given.
 async fn refuse_running(
     args: &Args,
     dirs: &[PathBuf],
@@ -273,7 +275,8 @@ fn may_serve(lines: &[String], state: &Path) -> String {
 }
 
 impl Restoration {
-    /// Removes the links, which are no longer needed because every group has two replicas again.
+    /// Removes the links, a rebuilt state, and all fetched dumps but the newest. They are no longer needed, because
+    /// every group that is not LOST has two replicas again.
     pub(crate) fn finish(&self) {
         stage::remove(&self.dir);
         rebuilt::remove(&self.dir);
@@ -295,8 +298,10 @@ async fn in_thread<T: Send + 'static>(
         // The receiver may have been dropped.
         let _ = sender.send(work());
     });
-    spawned.map_err(|error| Failure::Failed(format!("cannot start a thread: {error}")))?;
-    receiver.await.map_err(|_| Failure::Failed("the thread that reads the dumps panicked".into()))
+    spawned.map_err(|error| {
+        Failure::Failed(format!("cannot start a thread of the restore: {error}"))
+    })?;
+    receiver.await.map_err(|_| Failure::Failed("a thread of the restore has panicked".into()))
 }
 
 /// Returns the command that restores this coordinator's cluster, for a shell: the command line of this process without

@@ -8,7 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kv_daemon::queue::{Queue, Sink};
 
-/// The only queue, because there is one standard error.
+/// The queue of the terminal; not set if standard error is not a terminal.
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 /// The lines currently at the bottom.
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -55,8 +55,7 @@ pub(crate) fn flush(limit: Duration) {
     }
 }
 
-/// The terminal. All status lines form one bar, because several bars would not tolerate a terminal that has been
-/// closed.
+/// The terminal. All status lines form one bar, because several bars would fail on a terminal that has been closed.
 struct Screen {
     bar: Option<ProgressBar>,
 }

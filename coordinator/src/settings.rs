@@ -113,7 +113,8 @@ impl Settings {
         self.flags().into_iter().filter_map(|(flag, value)| Some((name(flag), value?))).collect()
     }
 
-    /// Returns a message for each changed setting. Running servers keep the settings that they were started with.
+    /// Returns a message for each changed setting. If `servers_run`, the message about a setting of the servers adds
+    /// that running servers keep the old value.
     pub(crate) fn changes_since(&self, before: &Settings, servers_run: bool) -> Vec<String> {
         let changed = self.flags().into_iter().zip(before.flags()).filter(|(now, was)| now != was);
         changed

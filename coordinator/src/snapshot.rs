@@ -1,12 +1,12 @@
 //! The newest map and status, published for the thread that serves clients.
 //!
 //! ```text
-//!   driver's thread                              clients' thread
-//!   after each input: map, if it has changed --> map()
-//!   on request, at most every 50 ms: status <--> status()
+//!   driver's thread                                            clients' thread
+//!   after each input: map, if it has changed ----------------> map()
+//!   on request: status, if it has changed or is 50 ms old <--> status()
 //! ```
 //!
-//! So requests of clients cost the driver's thread almost nothing, regardless of their number.
+//! So a map request costs the driver's thread nothing, and concurrent status requests share one status.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ use crate::clock;
 /// The maximum age of a status that is served.
 pub(crate) const STATUS_AGE: Duration = Duration::from_millis(50);
 
-/// The cluster's id and dimensions, which never change.
+/// The cluster's id and its numbers of servers and shards, which never change.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) cluster: ClusterId,

@@ -129,8 +129,8 @@ pub(crate) fn input_is_null() -> bool {
     })
 }
 
-/// Waits for the end of standard input on a separate thread. A blocking read cannot be cancelled, but a thread does not
-/// prevent the process from ending.
+/// Waits on a separate thread for the end of standard input; a read error counts as the end. A blocking read cannot be
+/// canceled, but a thread does not prevent the process from ending.
 fn read_input(sender: mpsc::Sender<Reason>) -> Result<(), Failure> {
     let read = move || {
         let mut input = std::io::stdin().lock();

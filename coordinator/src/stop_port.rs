@@ -36,8 +36,8 @@ pub(crate) struct Request {
     pub(crate) force: bool,
 }
 
-/// A request on the socket. A coordinator that does not support `coord detach` rejects it, because a request to
-/// stop has other fields.
+/// A request on the socket. A coordinator of a version without `coord detach` rejects a detach request, because it does
+/// not have the fields of a request to stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Call {

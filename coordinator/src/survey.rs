@@ -1,4 +1,4 @@
-//! Facts about a host. They are gathered before a start, and by `--check`.
+//! Facts about a host, gathered before a server is started there, and by `--check`.
 
 mod limits;
 
@@ -22,7 +22,7 @@ pub(crate) const MAX_SSH_AT_ONCE: usize = 8;
 /// Facts about a machine that is reached by ssh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Survey {
-    /// Its processor cores.
+    /// The number of its processor cores; `None` if the machine does not report it.
     pub(crate) cores: Option<u16>,
     /// The coordinator's address as seen from that machine.
     pub(crate) our_address: Option<IpAddr>,

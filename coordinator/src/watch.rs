@@ -30,7 +30,7 @@ const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K";
 const CLEAR_BELOW: &str = "\x1b[J";
 
-/// Shows the status until a signal ends it.
+/// Shows the status until a signal arrives or standard output is closed.
 pub(crate) fn run(args: StatusArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -167,7 +167,7 @@ fn steps(work: &str, count: usize) {
         match work {
             "get" => pair.ask(key, *digest, Operation::Get),
             "put" => pair.put(key, *digest, &[7; 64]),
-            other => panic!("--steps {other}: get or put"),
+            other => panic!("unknown operation \"{other}\" after --steps (expected get or put)"),
         }
         if work == "put" && (n + 1) % 16 == 0 {
             pair.replicate();
@@ -180,7 +180,7 @@ fn main() {
     let words: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     if let [_, "--steps", work, count, ..] = words[..] {
-        return steps(work, count.parse().expect("a count"));
+        return steps(work, count.parse().expect("the count must be a number"));
     }
     benches();
     Criterion::default().configure_from_args().final_summary();

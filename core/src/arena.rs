@@ -82,7 +82,7 @@ pub struct Arena {
     vacant_numbers: Vec<u32>,
     runs: RunIndex,
     window_runs: RunIndex,
-    /// An empty chunk that is kept for the next allocation.
+    /// An empty chunk that is kept for later allocations instead of being returned to the source.
     spare: Option<u32>,
     slabs: Vec<Slab>,
     vacant_slabs: Vec<SlabId>,
@@ -138,8 +138,8 @@ impl Arena {
         }
     }
 
-    /// Allocates `bytes` (at least 1), aligned to 16, with undefined content. Returns `None` without any change if the
-    /// source has no more memory, or if all numbers of chunks are in use.
+    /// Allocates `bytes` (at least 1), aligned to 16, with undefined content. Returns `None` if the source has no more
+    /// memory, or if all numbers of chunks are in use. Existing allocations are unaffected.
     pub fn allocate(&mut self, bytes: usize) -> Option<Handle> {
         assert!(bytes > 0, "an allocation has at least one byte");
         let fit = self.sizes.fit(bytes);
@@ -180,8 +180,8 @@ impl Arena {
         }
     }
 
-    /// Returns the number of bytes that an allocation of `bytes` would take from the source; 0 if the memory that
-    /// the arena has is enough.
+    /// Returns the number of bytes by which an allocation of `bytes` would increase the held memory; 0 if the memory
+    /// that the arena has is enough.
     pub fn fresh_bytes(&self, bytes: usize) -> usize {
         let pages = match self.sizes.fit(bytes) {
             Fit::Class(class) if self.open_slabs[class] != NO_SLAB => return 0,
@@ -211,7 +211,7 @@ impl Arena {
         self.used_bytes
     }
 
-    /// Returns the total size of all held chunks and blocks and of the arena's own lists.
+    /// Returns the total size of all held chunks and blocks, warm pages, and the arena's own lists.
     pub fn reserved_bytes(&self) -> usize {
         self.held_bytes()
             + self.paged_chunks * size_of::<PagedChunk>()
@@ -227,7 +227,7 @@ impl Arena {
             + self.evacuation_heap_bytes()
     }
 
-    /// Returns the total size of all held chunks and blocks.
+    /// Returns the total size of all held chunks and blocks, including warm pages.
     fn held_bytes(&self) -> usize {
         self.paged_chunks * self.sizes.chunk_bytes()
             + (self.block_pages + self.warm_pages) * self.sizes.page_bytes()

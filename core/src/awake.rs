@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   clock      |----|----|----------------------|----|
-//!   looked at  x    x    x     paused           x    x      every `interval`, or sooner
-//!   awake      |----|----|----|                 |----|      a later look counts as `interval`
+//!   look       x    x    x     paused           x    x      every `interval`, or sooner
+//!   reading    |----|----|----|                 |----|      a later look counts as `interval`
 //! ```
 //!
 //! While a process is paused, messages from others wait unread in its sockets. If this time counted as their silence, a
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use kv_protocol::Time;
 
-/// A counter of the time in which its owner was awake.
+/// A clock that excludes the pauses of its owner.
 #[derive(Clone, Copy, Debug)]
 pub struct Awake {
     interval: Duration,
@@ -23,7 +23,7 @@ pub struct Awake {
 }
 
 impl Awake {
-    /// Creates a counter whose owner calls [`Awake::look`] every `interval` or sooner.
+    /// Creates a clock whose owner calls [`Awake::look`] every `interval` or sooner.
     pub const fn new(interval: Duration) -> Awake {
         Awake { interval, looked: Time::from_nanos(0), total: Duration::ZERO }
     }
@@ -33,20 +33,19 @@ impl Awake {
         self.interval
     }
 
-    /// Records that the owner is awake now; returns the total time awake.
+    /// Records that the owner runs at `now`; returns the reading of the clock. An earlier `now` changes nothing.
     pub fn look(&mut self, now: Time) -> Duration {
         self.total = self.at(now);
         self.looked = self.looked.max(now);
         self.total
     }
 
-    /// Returns the same as [`Awake::look`] without recording anything.
+    /// Returns the same reading as [`Awake::look`] without recording anything.
     pub fn at(&self, now: Time) -> Duration {
         self.total + now.since(self.looked).min(self.interval)
     }
 
-    /// Returns the time of the next call of [`Awake::look`] for an owner that waits until the total time awake is
-    /// `total`.
+    /// Returns the time of the next call of [`Awake::look`] for an owner that waits until the reading is `total`.
     pub fn next_look(&self, total: Duration) -> Time {
         self.looked + total.saturating_sub(self.total).min(self.interval)
     }
@@ -62,7 +61,7 @@ pub struct LastSleep {
 }
 
 impl LastSleep {
-    /// Records that the thread is awake. The thread calls this every `interval` or sooner.
+    /// Records that the thread runs at `now`. The thread calls this every `interval` or sooner.
     pub fn look(&mut self, now: Time, interval: Duration) {
         let gap = self.looked.map_or(Duration::ZERO, |looked| now.since(looked));
         if gap > interval {
@@ -71,7 +70,8 @@ impl LastSleep {
         self.looked = Some(now);
     }
 
-    /// Returns the age of a report made at `said`, excluding the pause.
+    /// Returns the age of a report made at `said`. If the report is older than the end of the last pause, this pause is
+    /// excluded.
     pub fn age(&self, said: Time, now: Time) -> Duration {
         let age = now.since(said);
         if said < self.woke { age.saturating_sub(self.slept) } else { age }

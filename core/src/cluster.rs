@@ -6,20 +6,21 @@
 //!   lost links, exits, stored,  ---> | Cluster | ---> events to show (Effect)
 //!   the time                         +---------+
 //!
-//!   start    every STARTED -> view 1 of every group -> stored -> SET-SECONDARY -> every report
+//!   start    every STARTED -> first view of every group -> stored -> SET-SECONDARY -> every report
 //!            -> stored -> serving                                                     (start.rs)
 //!   recover  facts -> reconcile: the next view of a group -> stored -> orders         (views.rs)
 //!            a process that no view names: kill, proof, a new process in its place  (respawn.rs)
 //!   leave    views without the server that must stop -> SHUTDOWN                        (leave.rs)
-//!   replace  the same for a place that moves to another host, without proof if needed  (moving.rs)
+//!   replace  the same for a place that moves to another host; no proof if it is silent (moving.rs)
 //!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> all have exited         (stop.rs)
 //! ```
 //!
 //! The caller passes the time and every input, and carries out the effects of one input before it passes the next.
-//! Reports of servers are checked (links.rs). Orders are kept until they are reported, and sent again whenever the
-//! connection for orders is re-established (orders.rs). No order and no map contains anything that is not durable
-//! (durable.rs). A silent server is suspected until its next heartbeat, or until an inquiry with the other member of a
-//! group decides (suspicion.rs). A server process that has exited never counts as alive again.
+//! Messages from servers are validated (links.rs). An order is kept until its report arrives or a newer order replaces
+//! it, and is sent again whenever the connection for orders is re-established (orders.rs). No order and no map contains
+//! a view that is not durable (durable.rs). A silent server is suspected until it reports again. Meanwhile an inquiry
+//! in each of its groups decides whether it must leave that group (suspicion.rs). A server process that has exited
+//! never counts as alive again.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -96,7 +97,8 @@ pub struct ClusterConfig {
     pub failure_timeout: FailureTimeout,
     /// The timeout for the whole start.
     pub start_timeout: Duration,
-    /// The timeout for a response of each server during an orderly stop.
+    /// The timeout of each server in an orderly stop: for its drain, its silence while it dumps, its exit, and the
+    /// proof of its death after a kill. While it reports, its dumps have no timeout.
     pub stop_timeout: Duration,
 }
 
@@ -109,7 +111,7 @@ pub struct Origin {
     pub ancestors: Vec<ClusterId>,
 }
 
-/// The whole cluster; see the module documentation.
+/// The coordinator's state machine for one cluster; see the module documentation.
 #[derive(Debug)]
 pub struct Cluster {
     config: ClusterConfig,
@@ -117,7 +119,7 @@ pub struct Cluster {
     groups: Vec<Group>,
     memory: Memory,
     detector: FailureDetector,
-    /// The clock for deadlines of an orderly stop. It excludes time in which the coordinator was suspended.
+    /// The clock for the deadlines of stops and leaves. It excludes time in which the coordinator was suspended.
     awake: StopClock,
     start: Start,
     stop: Option<Stop>,
@@ -125,9 +127,9 @@ pub struct Cluster {
     revision: u64,
     /// The time of the latest input.
     now: Time,
-    /// The time before which no member is removed without proof.
+    /// The time before which no member is removed without proof of its death.
     judge_from: Time,
-    /// The number of incarnations drawn from the seed.
+    /// The number of the last incarnation drawn from the seed. A coordinator that takes over starts at a random number.
     drawn: u64,
     /// The two places of a double fault.
     double_fault: Option<(ServerId, ServerId)>,
@@ -147,10 +149,13 @@ impl Cluster {
         Cluster::found_from(now, config, Origin::default(), sink)
     }
 
-    /// Creates a restored cluster, which has a new cluster id. Processes that are spawned while the cluster [is
-    /// being founded](Cluster::is_founding) load the sources given by [`Plan`] before they report. Both home
-    /// servers of a group load the same sources. View versions continue above those of the earlier cluster. LOST
-    /// groups stay LOST.
+    /// Creates a restored cluster, which has a new cluster id. While the cluster [is being
+    /// founded](Cluster::is_founding), the caller spawns processes that load the sources given by [`Plan`] before they
+    /// report. Both home servers of a group load the same sources. View versions continue above those of the earlier
+    /// cluster. LOST groups stay LOST.
+    ///
+    /// # Panics
+    /// If `origin` does not have one founding for each group.
     ///
     /// [`Plan`]: crate::restore::Plan
     pub fn found_restored(
@@ -194,8 +199,11 @@ impl Cluster {
         cluster
     }
 
-    /// Takes over a cluster from an earlier coordinator. The epoch becomes `config.epoch`, which is above the stored
-    /// one. No server is contacted before the new epoch is durable.
+    /// Takes over a cluster from an earlier coordinator. The epoch becomes `config.epoch`. No server is contacted
+    /// before the new epoch is durable.
+    ///
+    /// # Panics
+    /// If `config.epoch` does not exceed the stored epoch.
     pub fn restart(
         now: Time,
         config: ClusterConfig,
@@ -212,13 +220,13 @@ impl Cluster {
         for id in (0..cluster.count()).map(ServerId) {
             let known = cluster.memory.durable().servers[usize::from(id.0)];
             if known.started.is_none() {
-                // It is unknown whether the process was spawned. It holds no data, and is rejected if it reports
-                // under its old incarnation.
+                // It is unknown whether a process was spawned. Such a process holds no data, and its reports are
+                // rejected because the place gets a new incarnation.
                 cluster.decide_process(id);
                 continue;
             }
             // An earlier coordinator may have ordered the kill of a process that no view names, and that kill may
-            // still be pending. The process must not get a copy while a kill may be pending.
+            // still be pending. So the process must not become a candidate; it is killed and replaced.
             let is_unnamed =
                 has_served && !cluster.memory.durable().names(cluster.server(id).member);
             let server = cluster.server_mut(id);
@@ -265,7 +273,8 @@ impl Cluster {
         }
     }
 
-    /// Records that the store with this number is durable: file and directory are synced.
+    /// Records that the store with this number is durable: file and directory are synced. Then takes the steps that
+    /// depend on it. Does nothing if another store is in progress.
     pub fn on_stored(&mut self, now: Time, number: u64, sink: &mut Vec<Effect>) {
         let Some(before) = self.memory.on_stored(number) else { return };
         if before.epoch != self.config.epoch {
@@ -279,7 +288,7 @@ impl Cluster {
     }
 
     /// Takes over the processes of earlier coordinators once the first store of this epoch is done: watches and dials
-    /// each process, and sends its views again.
+    /// each process. Then continues the stop that the state records, or else gives the orders of all durable views.
     fn adopt(&mut self, now: Time, sink: &mut Vec<Effect>) {
         for server in &mut self.servers {
             if let Some(started) = server.started {
@@ -296,7 +305,7 @@ impl Cluster {
         self.order_all_views(sink);
     }
 
-    /// Takes every step that follows from the known facts. Runs after each input.
+    /// Takes every step that follows from the known facts and the time, unless the stored state is outdated.
     fn advance(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.now = self.now.max(now);
         self.awake.0.look(now);
@@ -320,7 +329,8 @@ impl Cluster {
         self.renew_alarms();
     }
 
-    /// Returns whether lost copies and processes are being restored: the cluster serves and is not being stopped.
+    /// Returns whether lost copies and processes may be replaced. The cluster must serve and must not be stopping, and
+    /// after a restart of the coordinator every server must have reported, be dead, or be late.
     fn recovers(&self) -> bool {
         self.has_served() && self.stop.is_none() && self.has_asked_all()
     }
@@ -358,7 +368,7 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// Returns when to call [`Cluster::on_timeout`] next.
+    /// Returns the time at which [`Cluster::on_timeout`] must be called next; `None` if no step depends on time.
     pub fn next_timeout(&self) -> Option<Time> {
         if self.is_over() {
             return None;
@@ -385,7 +395,7 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// Returns the map that clients use to route requests.
+    /// Returns the map that clients use to route requests. Until the cluster serves, its views name no server.
     pub fn map(&self) -> Map {
         let servers = self.servers.iter().map(|server| MapServer {
             id: server.member.server,
@@ -441,7 +451,7 @@ impl Cluster {
         self.server(server).member
     }
 
-    /// Returns the STARTED report of a server; `None` before it started.
+    /// Returns the STARTED report of a server; `None` before the report arrives.
     pub fn started(&self, server: ServerId) -> Option<&Started> {
         self.server(server).started.as_ref()
     }
@@ -451,7 +461,7 @@ impl Cluster {
         self.server(server).exited
     }
 
-    /// Returns whether the process with this incarnation may still be running.
+    /// Returns whether this process is the current one of its place and is not proven to have ended.
     pub fn may_run(&self, member: Member) -> bool {
         !self.is_dead(member)
     }

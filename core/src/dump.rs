@@ -20,8 +20,9 @@
 //! ```
 //!
 //! Everything is printable ASCII. A truncated or altered file is rejected as a whole: a restore must never accept part
-//! of a table as a whole one. A shard's line describes its state when it froze, not when the dump was ordered. Shards
-//! freeze one after the other, so each has its own line. [`crate::restore`] decides which dumps a restore may use.
+//! of a table as the whole table. A shard's line describes its state when it froze, not when the dump was ordered.
+//! Shards freeze one after the other, so each has its own line. [`crate::restore`] decides which dumps a restore may
+//! use.
 
 use std::io::Write as _;
 use std::str;
@@ -67,9 +68,9 @@ pub struct DumpOrigin {
 /// The role of a process in the newest view of a group that it had installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeldAs {
-    /// The primary.
+    /// The primary of the view.
     Primary,
-    /// The secondary.
+    /// The secondary of the view.
     Secondary,
     /// A candidate with a complete copy. Its dump counts only if a later view made the candidate a holder.
     Candidate,
@@ -78,9 +79,9 @@ pub enum HeldAs {
 /// One shard of a dump, in the state in which it was frozen. Only full copies are dumped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpedShard {
-    /// The shard.
+    /// The number of the shard.
     pub shard: ShardId,
-    /// The role of the process in the group.
+    /// The role of the process in that view.
     pub held_as: HeldAs,
     /// The newest view of the group that the process had installed.
     pub view: ViewVersion,
@@ -93,7 +94,7 @@ pub struct DumpedShard {
 /// The origin and the shards of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DumpHeader {
-    /// The origin.
+    /// The origin of the dump.
     pub origin: DumpOrigin,
     /// All shards of the group, in order.
     pub shards: Vec<DumpedShard>,
@@ -102,24 +103,24 @@ pub struct DumpHeader {
 /// One entry of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DumpEntry {
-    /// MD5 of the key.
+    /// The MD5 of the key.
     pub digest: Digest,
     /// The key.
     pub key: Vec<u8>,
     /// The value.
     pub value: Vec<u8>,
-    /// The last write of the key.
+    /// The sequence number of the last write of the key.
     pub sn: SequenceNumber,
 }
 
 /// One completion record, the shard of its session, and the sequence number of its write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpRecord {
-    /// The shard.
+    /// The shard of the session.
     pub shard: ShardId,
-    /// The write.
+    /// The sequence number of the write.
     pub sn: SequenceNumber,
-    /// The record.
+    /// The completion record of the write.
     pub record: CompletionRecord,
 }
 
@@ -138,8 +139,8 @@ pub struct Dump {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DumpError {
-    /// The file has no trailer, so its end is missing.
-    #[error("the dump has no `# end` line: the file is cut short")]
+    /// The file has no complete trailer, so its end is missing.
+    #[error("the dump has no complete `# end` line: the file is cut short")]
     Cut,
     /// The checksum in the trailer differs from that of the lines.
     #[error(
@@ -169,7 +170,7 @@ pub enum DumpError {
     },
 }
 
-/// A writer of dumps. It appends lines to a buffer that the caller writes to its file, and keeps the count and checksum
+/// A writer of dumps. It appends lines to a buffer, which the caller writes to a file, and keeps the count and checksum
 /// for the trailer.
 ///
 /// ```text
@@ -200,6 +201,9 @@ impl DumpWriter {
     }
 
     /// Appends the line of a shard; its entries and records follow.
+    ///
+    /// # Panics
+    /// If all shards of the origin were appended before.
     pub fn shard(&mut self, dumped: &DumpedShard, output: &mut Vec<u8>) {
         let DumpedShard { shard, held_as, view, last, forgotten } = dumped;
         let held_as = held_as.name();
@@ -246,6 +250,9 @@ impl DumpWriter {
     }
 
     /// Appends the trailer; returns the number of entries in the dump.
+    ///
+    /// # Panics
+    /// If a shard of the origin is missing.
     pub fn end(self, output: &mut Vec<u8>) -> u64 {
         assert_eq!(self.shards_left, 0, "a dump must contain every shard");
         output.extend_from_slice(END);
@@ -301,7 +308,7 @@ impl Dump {
     /// Parses a whole dump: verifies the trailer against everything before it, then parses each line.
     ///
     /// # Errors
-    /// [`DumpError`]: no part of the file may be used.
+    /// [`DumpError`] if the file is truncated, altered or malformed; no part of it may be used.
     pub fn parse(bytes: &[u8]) -> Result<Dump, DumpError> {
         check_end(bytes)?;
         let (mut entries, mut records) = (Vec::new(), Vec::new());
@@ -332,7 +339,7 @@ fn check_end(bytes: &[u8]) -> Result<(), DumpError> {
     Ok(())
 }
 
-/// Parses the number of entries and the checksum of a trailer.
+/// Parses the number of entries and the checksum of a trailer; `None` if the trailer is malformed.
 fn parse_end(trailer: &[u8]) -> Option<(u64, u32)> {
     let (count, checksum) = str::from_utf8(trailer).ok()?.split_once(' ')?;
     Some((decimal(count)?, u32::from_str_radix(checksum, 16).ok()?))
@@ -369,7 +376,7 @@ fn parse_entry(line: &str) -> Result<DumpEntry, &'static str> {
     let key = unescape(key.as_bytes()).map_err(|_| "the key has an unknown escape")?;
     let value = unescape(value.as_bytes()).map_err(|_| "the value has an unknown escape")?;
     if key.is_empty() || key.len() > MAX_KEY_BYTES || value.len() > MAX_VALUE_BYTES {
-        return Err("the length of the key or value is out of range");
+        return Err("the key does not have 1 to 65,535 bytes, or the value has more than 16 MiB");
     }
     let computed = Digest::of(&key);
     if digest.len() != 32 || u128::from_str_radix(digest, 16) != Ok(computed.number()) {
@@ -378,7 +385,8 @@ fn parse_entry(line: &str) -> Result<DumpEntry, &'static str> {
     Ok(DumpEntry { digest: computed, key, value, sn: SequenceNumber(sn) })
 }
 
-/// Splits a text into the escaped text before the first closing quote and the rest after the quote.
+/// Splits a text into the escaped text before the first closing quote and the rest after the quote; `None` if there is
+/// no such quote.
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -418,7 +426,7 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
     Ok(DumpRecord { shard: ShardId(shard), sn, record })
 }
 
-/// Parses a number that consists only of digits; `parse` would also accept a plus sign.
+/// Parses a number; `None` unless it consists only of digits. `parse` would also accept a plus sign.
 fn decimal(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }

@@ -1,13 +1,13 @@
 //! Detection of servers that have been silent for too long, from the times of their last heartbeats.
 //!
 //! ```text
-//!   heard(now) ----> deadline = time awake + silence
+//!   heard(now) ----> deadline = reading of the clock + silence
 //!                        |
 //!   silent(now) <--------+  deadline passed: reported once, until the next heartbeat
 //! ```
 //!
-//! Silence counts only while the observer is awake ([`Awake`]), because messages that arrive during its pause wait
-//! unread in its sockets.
+//! The clock excludes pauses of the observer ([`Awake`]), because messages that arrive during a pause wait unread in
+//! its sockets.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::awake::Awake;
 pub struct FailureDetector {
     silence: Duration,
     awake: Awake,
-    /// The time awake at which the silence of each server is too long.
+    /// For each server, the reading of the clock at which its silence is too long; `None` if it is not watched.
     deadlines: Vec<Option<Duration>>,
     /// A lower bound of all deadlines. A heartbeat only moves a deadline later, so the bound stays valid without a scan
     /// of all servers on every heartbeat.
@@ -29,7 +29,8 @@ pub struct FailureDetector {
 }
 
 impl FailureDetector {
-    /// Creates a detector for a ring of `servers` that watches no server yet. A server is silent after `silence`.
+    /// Creates a detector for a ring of `servers` that watches no server yet. A server counts as silent if there is no
+    /// sign of life for `silence`.
     pub fn new(servers: u16, silence: Duration) -> FailureDetector {
         // This clock counts at most one interval of a pause. The interval plus the time to read a heartbeat after the
         // pause must be shorter than the silence.
@@ -72,7 +73,8 @@ impl FailureDetector {
         silent
     }
 
-    /// Returns when to call [`FailureDetector::silent`] next; `None` while no server is watched.
+    /// Returns the time at which [`FailureDetector::silent`] must be called next; `None` if no call is needed. The call
+    /// may find no silent server.
     pub fn next_timeout(&self) -> Option<Time> {
         self.earliest.map(|earliest| self.awake.next_look(earliest))
     }
@@ -169,7 +171,7 @@ mod tests {
         let mut detector = FailureDetector::new(3, SILENCE);
         detector.heard(at(0), ServerId(0));
         let naps = (1..).find(|nap| !detector.silent(at(nap * 700)).is_empty());
-        assert_eq!(naps, Some(5), "each counts for a look");
+        assert_eq!(naps, Some(5), "each pause counts as one interval");
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl HashSecret {
         self.mix(client.0)
     }
 
-    #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
+    #[allow(clippy::cast_possible_truncation)] // Both halves are used.
     fn mix(self, number: u128) -> u64 {
         fold(number as u64 ^ self.low, (number >> 64) as u64 ^ self.high)
     }
@@ -48,9 +48,9 @@ impl std::fmt::Debug for HashSecret {
     }
 }
 
-/// Multiplies two numbers to 128 bits and combines the halves with XOR, so that every input bit affects every
-/// output bit.
-#[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
+/// Multiplies two numbers to 128 bits and combines the halves with XOR, which spreads the input bits over the whole
+/// output.
+#[allow(clippy::cast_possible_truncation)] // Both halves are used.
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64

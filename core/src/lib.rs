@@ -4,11 +4,11 @@
 //! ```text
 //!   replica    one shard of one group at one server: roles, writes, reads, the stream
 //!     session    completion records: a retried write takes effect once
-//!     table      segmented hash table over arenas of huge pages
+//!     table      segmented hash table over an arena in huge pages
 //!       arena      one allocation per entry
 //!   cluster    the coordinator's state machine: views, failure detection, orderly stop
 //!     failure_detector   heartbeats and silence
-//!   node       one server process towards the coordinator: orders and their completion
+//!   node       the coordinator's orders to one server process, and their completion
 //!   awake      a clock that excludes time in which this process was suspended
 //!   dump       text format of both tables: writer and reader
 //!   restore    choice of the dumps from which a cluster is rebuilt

@@ -1,5 +1,5 @@
-//! The part of a server process that serves the coordinator: the epoch that it has accepted, and the progress of each
-//! order.
+//! The part of a server process that handles the coordinator's orders: the epoch that it has accepted, and the progress
+//! of each order.
 //!
 //! ```text
 //!   ORDERS-HELLO -> on_orders_hello: check cluster, member, epoch    refused, or
@@ -32,7 +32,7 @@ mod tests;
 
 /// The maximum number of orders in progress at the same time. Further orders are reported as failed.
 pub const MAX_RUNNING: usize = 64;
-/// The maximum number of orders whose outcome is kept.
+/// The maximum number of orders that are kept. The oldest one with an outcome is dropped first.
 pub const MAX_REMEMBERED: usize = 1_024;
 
 /// The identity of a server process.
@@ -46,7 +46,7 @@ pub struct NodeConfig {
     pub shards: u16,
 }
 
-/// One server process; see the module documentation.
+/// The epoch and the orders of one server process; see the module documentation.
 #[derive(Debug)]
 pub struct Node {
     config: NodeConfig,
@@ -68,40 +68,40 @@ struct Entry {
 /// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeEffect {
-    /// Make every shard install this view. Then the shard may dial the other holder.
+    /// Make every shard install this view. A shard that has installed it may dial the other holder.
     Install {
         /// The order. If a shard cannot install the view, the driver calls [`Node::on_refused`].
         order: OrderId,
-        /// The view.
+        /// The view to install.
         view: View,
         /// The address at which the other holder accepts streams.
         other: Option<SocketAddr>,
     },
     /// Make every shard echo the probe with [`Node::on_probed`].
     Probe {
-        /// The order.
+        /// The id of the PROBE order.
         order: OrderId,
     },
     /// Notify every shard that this process is proven dead.
     Exited {
-        /// The process.
+        /// The process that is proven dead.
         member: Member,
     },
     /// Make every shard reject new writes. The driver reports the end with [`Node::on_outcome`].
     Drain {
-        /// The order.
+        /// The id of the DRAIN order.
         order: OrderId,
     },
     /// Dump a table. The driver reports the end with [`Node::on_outcome`].
     Dump {
-        /// The order.
+        /// The id of the dump order.
         order: OrderId,
         /// The role of the table.
         role: ReplicaRole,
     },
     /// Report this order as done and exit the process.
     Shutdown {
-        /// The order.
+        /// The id of the SHUTDOWN order.
         order: OrderId,
     },
     /// Send this report to the coordinator.
@@ -136,7 +136,7 @@ pub enum HelloRefused {
     OldEpoch {
         /// The epoch that the server has accepted.
         ours: Epoch,
-        /// The rejected epoch.
+        /// The epoch of the rejected coordinator.
         theirs: Epoch,
     },
     /// The epoch is implausibly far above the current one.
@@ -147,13 +147,13 @@ pub enum HelloRefused {
     ImpossibleEpoch {
         /// The epoch that the server has accepted.
         ours: Epoch,
-        /// The rejected epoch.
+        /// The epoch of the rejected coordinator.
         theirs: Epoch,
     },
 }
 
 impl Node {
-    /// Creates a process that has not accepted any coordinator yet.
+    /// Creates the state of a process that has not accepted any coordinator yet.
     pub fn new(config: NodeConfig) -> Node {
         let shards = vec![Vec::new(); usize::from(config.shards)];
         Node { config, epoch: Epoch::default(), ledger: VecDeque::new(), shards }
@@ -192,7 +192,7 @@ impl Node {
         Ok(())
     }
 
-    /// Returns an order of the current coordinator while its outcome is kept.
+    /// Returns an order of the current coordinator; `None` if it is unknown or no longer kept.
     pub fn order(&self, id: OrderId) -> Option<&Order> {
         self.ledger.iter().map(|entry| &entry.order).find(|order| order.id == id)
     }
@@ -250,7 +250,7 @@ impl Node {
         });
     }
 
-    /// Records the current reports of a shard's replicas.
+    /// Records the current reports of a shard's replicas, and reports the orders that are done or have failed by them.
     pub fn on_shard(
         &mut self,
         shard: ShardId,
@@ -263,7 +263,7 @@ impl Node {
         self.evaluate(sink);
     }
 
-    /// Records that a shard could not install the view of an order.
+    /// Records that a shard could not install the view of an order, which therefore fails.
     pub fn on_refused(
         &mut self,
         order: OrderId,
@@ -274,7 +274,7 @@ impl Node {
         self.finish(order, Err(format!("shard {shard}: {reason}").into()), sink);
     }
 
-    /// Records that a shard has echoed a probe.
+    /// Records that a shard has echoed a probe, and reports the probe as done when every shard has.
     pub fn on_probed(&mut self, order: OrderId, shard: ShardId, sink: &mut Vec<NodeEffect>) {
         let Some(entry) = self.ledger.iter_mut().find(|entry| entry.order.id == order) else {
             return;
@@ -335,7 +335,7 @@ impl Node {
         }
     }
 
-    /// Returns the outcome of an order, or `None` while it is in progress.
+    /// Returns the outcome of a view order; `None` while it is in progress.
     fn judge(&self, order: &ViewOrder) -> Option<Result<u64, OrderFailure>> {
         let (group, version) = (order.view.group, order.view.version);
         if let Some(newer) = self.newest(group).filter(|newer| *newer > version) {

@@ -15,7 +15,7 @@
 //!    ^                ^  ^                          |  new primary dials
 //!    |                |  +-- HANDOVER -- TakingOver |      v
 //!    |  any view      |                     ^       +-> Secondary
-//!    |  without us    +-- TAKE-OVER --+     +--hand-over--/   ^
+//!    |  without it    +-- TAKE-OVER --+     +--hand-over--/   ^
 //!    +---- (wiped)                    |     |                 | caught up
 //!                                  Candidate (wiped first) ---+
 //! ```
@@ -30,7 +30,7 @@
 //! - `requests`: reads and writes of clients. `pending`: the log. `primary`: commits and acks.
 //! - `memory`: the memory limit and compaction of the table.
 //! - `stream`: hellos and batches, at either end.
-//! - `frozen`: behaviour after its dump has begun.
+//! - `frozen`: behaviour after the replica's dump has begun.
 //! - `follower`: the receiving end. `copy_out`, `copy_in`: the copy to a candidate, at either end.
 
 mod copy_in;
@@ -98,7 +98,7 @@ pub struct ReplicaConfig {
     pub group: GroupId,
     /// The shard of the replica.
     pub shard: ShardId,
-    /// The numbers of servers and shards, which place each key.
+    /// The numbers of servers and shards, which determine the group and shard of each key.
     pub placement: Placement,
     /// The memory limit of the table, in bytes. Above it writes are rejected. `None` means no limit.
     pub memory_limit: Option<u64>,
@@ -118,10 +118,11 @@ pub struct Replica {
     role: Role,
     table: Table,
     sessions: Sessions,
-    /// The time of the last message from the other holder under the installed view; before the first message, the
-    /// time of the view's installation.
+    /// The time of the last sign of life of the other holder under the installed view; before the first one, the time
+    /// of the view's installation. Every message except some acks is a sign of life; see `Sender::note_ack`.
     heard: Time,
-    /// The longest time between two messages of the other holder under the installed view; `None` before the first.
+    /// The longest time between two signs of life of the other holder under the installed view; `None` before the first
+    /// one.
     longest_gap: Option<Duration>,
     /// A clock that excludes time in which this shard was suspended; `awake_when_heard` is its reading at the time
     /// `heard`.
@@ -165,7 +166,7 @@ enum Role {
 #[derive(Debug)]
 struct HandingOver {
     sender: Sender,
-    /// True if HANDOVER was sent on the current stream.
+    /// True if HANDOVER was already sent on the current stream.
     is_said: bool,
 }
 
@@ -176,25 +177,25 @@ pub enum InstallError {
     /// A newer view is installed already.
     #[error("view {got} of group {group} is older than the installed view {installed}")]
     Old {
-        /// The group.
+        /// The group of this replica.
         group: GroupId,
-        /// The version offered.
+        /// The version of the rejected view.
         got: ViewVersion,
-        /// The version installed.
+        /// The version of the installed view.
         installed: ViewVersion,
     },
-    /// A view of the same version but with other members is installed. A correct coordinator never causes this.
-    #[error("view {version} of group {group} is installed with other members")]
+    /// A different view of the same version is installed. A correct coordinator never causes this.
+    #[error("a different view {version} of group {group} is already installed")]
     Contradiction {
-        /// The group.
+        /// The group of this replica.
         group: GroupId,
-        /// The version.
+        /// The version of the rejected view.
         version: ViewVersion,
     },
     /// This replica is frozen for its dump. The installed view stays, so that the dump remains final.
     #[error("this server is being stopped; group {group} no longer installs views")]
     Frozen {
-        /// The group.
+        /// The group of this replica.
         group: GroupId,
     },
     /// The view does not name this replica, or names it in a role that it cannot take.
@@ -203,16 +204,18 @@ pub enum InstallError {
          cannot take"
     )]
     NotForMe {
-        /// The group.
+        /// The group of this replica.
         group: GroupId,
-        /// The version.
+        /// The version of the rejected view.
         version: ViewVersion,
-        /// This replica's member.
+        /// The member that runs this replica.
         me: Member,
     },
 }
 
-/// The reason to end a stream between the two holders. The next stream continues after the last write applied.
+/// The reason why a message or welcome of the stream between the two holders is rejected. The caller ends the stream,
+/// unless [`Replica::on_peer_message`] returns [`StreamError::Frozen`]. The next stream continues after the last write
+/// applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StreamError {
@@ -224,7 +227,7 @@ pub enum StreamError {
         /// The installed view.
         installed: ViewVersion,
     },
-    /// A write is missing.
+    /// The received write is not the next one.
     #[error("received write {got}, but expected write {expected}")]
     Gap {
         /// The expected write.
@@ -232,7 +235,8 @@ pub enum StreamError {
         /// The received write.
         got: SequenceNumber,
     },
-    /// The other side claims a write that was never sent to it, or lacks a write that it has acked.
+    /// The other side claims a write or echoes a `t_send` that was never sent to it, or lacks a write that it has
+    /// acked.
     #[error(
         "the other holder claims write {claimed}, but {committed} is committed and {sent} is sent"
     )]
@@ -253,10 +257,10 @@ pub enum StreamError {
     /// A key does not belong to this group and shard.
     #[error("write {sn} has a key of another group or shard")]
     ForeignKey {
-        /// The write.
+        /// The sequence number of the write.
         sn: SequenceNumber,
     },
-    /// This replica is frozen for its dump.
+    /// This replica is frozen for its dump. An open stream stays open for beacons.
     #[error("this server is being stopped and accepts no more writes")]
     Frozen,
     /// The candidate's copy differs from the primary's table, so it must be copied again.
@@ -270,19 +274,21 @@ pub enum StreamError {
     WrongEnd,
     /// An entry of the copy exceeds the memory limit of this replica, because the two servers have different limits.
     #[error(
-        "cannot follow: memory: an entry of the copy (write {sn}) does not fit the limit of {limit} bytes for \
-         this table; give all servers the same --memory-limit"
+        "cannot store the copy's entry of write {sn}: the table would exceed its memory limit of \
+         {limit} bytes; give all servers the same --memory-limit"
     )]
     CopyBeyondLimit {
-        /// The write.
+        /// The sequence number of the write.
         sn: SequenceNumber,
         /// The limit of one table.
         limit: u64,
     },
-    /// The machine has no memory left for the write.
-    #[error("no memory for write {sn}")]
+    /// The table got no memory for the write; see [`OutOfMemory`](crate::table::OutOfMemory).
+    #[error(
+        "cannot allocate memory for write {sn}; check the memory limit against the machine's memory"
+    )]
     OutOfMemory {
-        /// The write.
+        /// The sequence number of the write.
         sn: SequenceNumber,
     },
 }
@@ -345,7 +351,7 @@ impl Replica {
         self.config.placement
     }
 
-    /// Returns the installed view.
+    /// Returns the installed view; `None` before the first.
     pub fn view(&self) -> Option<&View> {
         self.view.as_ref()
     }
@@ -377,8 +383,8 @@ impl Replica {
     /// Applies a message of the stream, at either end.
     ///
     /// # Errors
-    /// [`StreamError`]: nothing of this message was applied. The caller sends a refusal with [`Replica::view`], then
-    /// closes the stream.
+    /// [`StreamError`]: no write or entry of this message was applied. The caller sends a refusal with
+    /// [`Replica::view`], then closes the stream. Only on [`StreamError::Frozen`] the stream stays open.
     pub fn on_peer_message(
         &mut self,
         now: Time,
@@ -393,7 +399,7 @@ impl Replica {
         if got != installed {
             return self.on_message_of_another_view(message, got, installed);
         }
-        // An ack counts as a sign of life only if it shows progress, which is checked where it is handled.
+        // Not every ack counts as a sign of life; `on_ack` decides.
         if !matches!(message, PeerMessage::Ack(_)) {
             self.hear(now);
         }
@@ -432,12 +438,12 @@ impl Replica {
         self.table.walk(cursor, budget, visit)
     }
 
-    /// Pins the entry of a key in this group and shard; see [`Table::pin`].
+    /// Pins the entry of a key in this group and shard; `None` if there is none. See [`Table::pin`].
     pub fn pin(&mut self, hash: TableHash, key: &[u8]) -> Option<Pin> {
         self.table.pin(hash, key)
     }
 
-    /// Returns the value of a pinned entry; see [`Table::pinned_value`].
+    /// Returns the value of a pinned entry; `None` if the table was cleared since. See [`Table::pinned_value`].
     pub fn pinned_value(&self, pin: &Pin) -> Option<&[u8]> {
         self.table.pinned_value(pin)
     }
@@ -474,9 +480,9 @@ impl Replica {
         self.sessions.records(sessions).filter(move |logged| logged.sn <= committed)
     }
 
-    /// Returns the same for a dump. A session whose records all belong to pending writes has a record of the last
-    /// write that its client has completed: without it, a replica that loads the dump would not know the session, and
-    /// would reject the pending writes when they are sent again.
+    /// Returns the records of [`Replica::completion_records`], and one more for each session whose records all belong
+    /// to pending writes. That record names the last write that the client has completed. Without it, a replica that
+    /// loads the dump would not know the session, and would reject a retry of the pending writes.
     pub fn records_for_dump(&self, sessions: Range<usize>) -> impl Iterator<Item = LoggedRecord> {
         let (_, committed) = self.progress();
         self.sessions.records_up_to(sessions, committed)
@@ -493,8 +499,8 @@ impl Replica {
         ContentDigest { table: self.table.digest(), sessions: self.sessions.digest() }
     }
 
-    /// Returns the time of the last message from the other holder under the installed view, or of that view's
-    /// installation.
+    /// Returns the time of the last sign of life of the other holder under the installed view, or of that view's
+    /// installation. After a stream without progress, an ack without progress is no sign of life.
     pub fn heard(&self) -> Time {
         self.heard
     }
@@ -506,8 +512,9 @@ impl Replica {
         self.awake_when_heard = self.awake.look(now);
     }
 
-    /// Returns the longest time without a message from the other holder, since its first message under the installed
-    /// view and including the current silence. As in leases, time in which this shard was suspended counts.
+    /// Returns the longest time without a sign of life of the other holder since its first one under the installed
+    /// view; zero before that. The current silence is included if the view names another member. As in leases, time in
+    /// which this shard was suspended counts.
     fn longest_gap_at(&self, now: Time) -> Duration {
         let has_other = self.view.is_some_and(|view| view.other().is_some());
         match self.longest_gap {
@@ -516,8 +523,8 @@ impl Replica {
         }
     }
 
-    /// Records that this shard is awake. The driver calls this function at every wake-up, and at least every 100 ms.
-    /// The time between two calls adds at most 100 ms to a reported silence.
+    /// Advances the clock that excludes suspensions. The driver calls this function at every wake-up, and at least
+    /// every 100 ms. The time between two calls adds at most 100 ms to a reported silence.
     pub fn look(&mut self, now: Time) {
         self.awake.look(now);
     }
@@ -551,7 +558,8 @@ impl Replica {
         })
     }
 
-    /// Returns the last write assigned or applied, and the last write committed.
+    /// Returns the last write assigned or applied, and the last write committed. At a follower both are the last write
+    /// applied; both are zero if the replica has no data.
     fn progress(&self) -> (SequenceNumber, SequenceNumber) {
         match (self.sender(), self.follower()) {
             (Some(sender), _) => (sender.log.last(), sender.log.committed()),

@@ -65,17 +65,17 @@ pub enum Refusal {
     /// The cluster does not have the group of the dump.
     #[error("it belongs to group {group}, which the cluster does not have")]
     NoSuchGroup {
-        /// The group.
+        /// The group that the dump names.
         group: GroupId,
     },
     /// The last view of the group does not name the writer of the dump.
-    #[error("its writer {writer} was removed from group {group} before view {last}")]
+    #[error("its writer {writer} was removed from group {group}, in view {last} or earlier")]
     Removed {
         /// The process that wrote the dump.
         writer: Member,
-        /// The group.
+        /// The group of the dump.
         group: GroupId,
-        /// The last view.
+        /// The last view of the group.
         last: ViewVersion,
     },
     /// The last view of the group names the writer of the dump as candidate.
@@ -83,9 +83,9 @@ pub enum Refusal {
     Candidate {
         /// The process that wrote the dump.
         writer: Member,
-        /// The group.
+        /// The group of the dump.
         group: GroupId,
-        /// The last view.
+        /// The last view of the group.
         last: ViewVersion,
     },
 }
@@ -97,12 +97,12 @@ pub enum ChooseError {
     /// A dump names a newer view than the state, so the state is outdated and later views may name other holders.
     #[error(
         "the dump of {writer} names view {theirs} of group {group}, but the coordinator's state has only view \
-         {ours}: this is not its last state; restore with the last one"
+         {ours}: a later state was stored; restore with that state"
     )]
     OldState {
         /// The process that wrote the dump.
         writer: Member,
-        /// The group.
+        /// The group of the dump.
         group: GroupId,
         /// The newest view in the state.
         ours: ViewVersion,
@@ -111,15 +111,15 @@ pub enum ChooseError {
     },
 }
 
-/// The error if groups are LOST and the operator has not accepted their loss.
+/// The error that groups are LOST although the operator has not accepted their loss.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "no dump of a holder is left of {} (the first: {}); find the missing dumps, or accept the loss",
+    "no dump of a holder is left for {} (the first is group {}); find the missing dumps, or accept the loss",
     count(.groups),
     .groups.first().map_or(0, |group| group.0)
 )]
 pub struct LossRefused {
-    /// The groups.
+    /// The groups that are LOST.
     pub groups: Vec<GroupId>,
 }
 
@@ -144,16 +144,16 @@ pub struct DumpNumber(pub usize);
 /// The source of a shard's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// The dump.
+    /// The dump that contains the shard.
     pub dump: DumpNumber,
-    /// The last write in the dump; the next write continues from there.
+    /// The last write of the shard in the dump; the next write gets the following number.
     pub last: SequenceNumber,
 }
 
 /// The plan for one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupPlan {
-    /// The group.
+    /// The group to which the plan applies.
     pub group: GroupId,
     /// The version above which the views of the group continue.
     pub above: ViewVersion,
@@ -204,7 +204,7 @@ impl Plan {
 /// Chooses the dumps to use among complete and unaltered dumps, by the last state that the coordinator stored.
 ///
 /// # Errors
-/// [`ChooseError`] if the state is not the last one.
+/// [`ChooseError`] if a dump names a newer view than the state, so the state is not the last one.
 pub fn choose(durable: &DurableState, dumps: &[DumpHeader]) -> Result<Plan, ChooseError> {
     let mut verdicts = Vec::new();
     for dump in dumps {

@@ -69,14 +69,14 @@ struct Kept {
     status: Status,
 }
 
-/// README.md states the memory for a session: the sum of a slot in the hash table and of the one record that every
+/// The bounds behind the memory per session in README.md: a slot in the hash table, and the one record that every
 /// session keeps.
 const _: () = assert!(size_of::<Session>() <= 80 && size_of::<Kept>() <= 40);
 
 impl Kept {
     /// Returns the contribution of this record to the digest.
     fn digest(&self, client: ClientId) -> u64 {
-        #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
+        #[allow(clippy::cast_possible_truncation)] // Both halves are used.
         let (high, low) = ((client.0 >> 64) as u64, client.0 as u64);
         // Multiplication by an odd factor is injective, so a difference in any single field changes the sum. The
         // sum is mixed once.
@@ -96,7 +96,7 @@ impl Kept {
 pub struct LoggedRecord {
     /// The sequence number of the write.
     pub sn: SequenceNumber,
-    /// The record.
+    /// The completion record.
     pub record: CompletionRecord,
 }
 
@@ -109,8 +109,8 @@ pub enum Lookup {
     Logged(LoggedRecord),
     /// Another write was logged under this number.
     Mismatch,
-    /// A write that was received before and whose record is dropped, or a write of an unknown session that may have
-    /// expired.
+    /// A write whose record was dropped because the client has completed it, or a write of a session that has expired
+    /// or may have expired.
     Expired,
     /// A write that is further ahead of the first incomplete one than the window allows.
     BeyondWindow,
@@ -129,7 +129,7 @@ impl Sessions {
         self.secret
     }
 
-    /// Looks up a write of `client` with this header and request hash.
+    /// Looks up a write of `client` by its header and request hash.
     pub fn look_up(&self, client: ClientId, write: &WriteHeader, request: RequestHash) -> Lookup {
         let WriteHeader { seq, first_incomplete, begun, .. } = *write;
         if seq.0 - first_incomplete.0.min(seq.0) >= SESSION_WINDOW {
@@ -155,8 +155,8 @@ impl Sessions {
         }
     }
 
-    /// Keeps a record, advances the session's `first_incomplete` to that of the record, and drops the records below
-    /// it.
+    /// Keeps a record, and begins a session if the client has none. Advances the session's `first_incomplete` to that
+    /// of the record, and drops the records below it.
     pub fn record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         let hash = self.secret.of_client(record.client);
         let (secret, since) = (self.secret, self.horizon);
@@ -198,7 +198,7 @@ impl Sessions {
     }
 
     /// Keeps a record from a copy, from a live write during a copy, or from a dump. The session may have begun long
-    /// before.
+    /// before, so its start counts as unknown.
     pub fn record_known(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         self.record(sn, record);
         let session = self.sessions.find_mut(self.secret.of_client(record.client), |session| {
@@ -230,7 +230,7 @@ impl Sessions {
         });
     }
 
-    /// Adopts the horizon of the replica or dump from which the sessions are taken.
+    /// Raises the horizon to that of the replica or dump from which the sessions are taken. A lower one has no effect.
     pub fn raise_horizon(&mut self, horizon: SequenceNumber) {
         self.horizon = self.horizon.max(horizon);
     }
@@ -240,8 +240,8 @@ impl Sessions {
         self.sessions.iter().any(|session| session.last <= horizon)
     }
 
-    /// Returns the horizon that expires the `count` sessions with the oldest last writes. `None` if fewer than `count`
-    /// sessions have a committed last write.
+    /// Returns the horizon that expires the `count` sessions with the oldest last writes. `None` if `count` is zero, or
+    /// if fewer than `count` sessions have a committed last write.
     pub fn horizon_of_oldest(
         &self,
         count: usize,
@@ -264,7 +264,7 @@ impl Sessions {
         self.digest
     }
 
-    /// Recomputes the digest from every record, which must equal [`Sessions::digest`].
+    /// Recomputes the digest from all records; it must equal [`Sessions::digest`].
     pub fn recount(&self) -> u64 {
         let digests = self
             .sessions
@@ -309,8 +309,8 @@ impl Sessions {
             .flat_map(|session| session.records.iter().map(|kept| session.logged(kept)))
     }
 
-    /// Returns the records of writes up to `committed` of a range of sessions, in the same order. A session without
-    /// such a record has one that only states its watermark.
+    /// Returns the records of writes up to `committed` of a range of sessions, in the same order. For a session without
+    /// such a record, returns one for the last write that its client has completed.
     pub fn records_up_to(
         &self,
         sessions: Range<usize>,
@@ -343,8 +343,9 @@ impl Kept {
 }
 
 impl Session {
-    /// Returns a record of the last write that the client has completed; `None` if it has completed none. The client
-    /// does not need the response any more, so the record has none.
+    /// Returns a record of the last write that the client has completed, with number 0 if it has completed none. The
+    /// client does not need the response any more, so the record has none. `None` if `first_incomplete` is 0, which no
+    /// valid request has.
     fn watermark(&self, committed: SequenceNumber) -> Option<LoggedRecord> {
         let seq = RequestSeq(self.first_incomplete.0.checked_sub(1)?);
         let record = CompletionRecord {

@@ -5,16 +5,16 @@
 //!            by its first bits          in order of hash             one allocation in the Arena
 //! ```
 //!
-//! - A table never pauses for long: it grows segment by segment. A write moves the slots of at most one
+//! - No write takes long, because a table grows segment by segment. A write moves the slots of at most one
 //!   segment (about four thousand, of 8 bytes each) and no entry.
 //! - Memory: an entry takes its 16-byte header, its key and its value, rounded up to a multiple of 16
 //!   (coarser above 128 bytes), and 9 to 13 bytes of slots. All of it comes from the arena.
-//! - A write has two phases. [`Table::stage`] allocates and fills an entry that no reader sees;
-//!   [`Table::commit`] makes it the key's entry, and needs no more memory: its slot is reserved. Between
+//! - A write has two phases. [`Table::stage`] allocates an entry that reads do not return;
+//!   [`Table::commit`] makes it the key's entry and needs no memory, because its slot is reserved. Between
 //!   the two phases the other replica acknowledges the write.
 //! - [`Table::pin`] keeps an entry's value readable, whatever is written to its key meanwhile, so that a
 //!   long value can be sent piece by piece without a copy.
-//! - A walk visits the table in hash order, in steps, while the table changes between them.
+//! - A walk visits the table in hash order, in steps. The table may change between the steps.
 //! - Compaction moves entries out of sparsely used chunks, in steps, so that freed memory serves entries of
 //!   any size (`compaction`).
 //!
@@ -61,15 +61,16 @@ impl TableHash {
     }
 }
 
-/// The error if the memory source of a table has no memory for an allocation.
+/// The error if a table gets no memory for an entry or a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "allocating {bytes} bytes in a table: the system refused more memory, or the table's reach \
-     (8 to 64 GiB, by the sizes of its values) is used up; check the memory limit against the machine's memory"
+    "cannot allocate {bytes} bytes in a table: the system refused more memory, or the table has \
+     reached its maximum size (8 to 64 GiB, depending on the sizes of its values); check the memory \
+     limit against the machine's memory"
 )]
 #[non_exhaustive]
 pub struct OutOfMemory {
-    /// The size of the allocation that failed.
+    /// The size of the slots, or of the key and value, for which there was no memory.
     pub bytes: usize,
 }
 
@@ -82,8 +83,8 @@ impl WalkCursor {
     pub const START: WalkCursor = WalkCursor(0);
 }
 
-/// The limits of one step of a walk. A step visits at least one entry if there is one near its start. It never
-/// separates entries with equal hashes, so it may slightly exceed the limits.
+/// The limits of one step of a walk. A step ends after the entry that reaches a limit and all other entries with the
+/// same hash, so it may exceed the limits by these entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalkBudget {
     /// The maximum number of entries.
@@ -143,7 +144,7 @@ impl Table {
         self.content_bytes
     }
 
-    /// Recomputes the digest from every entry's bytes, which must equal [`Table::digest`].
+    /// Recomputes the digest from the bytes of all entries; it must equal [`Table::digest`].
     pub fn recount(&self) -> u64 {
         let (mut sum, mut cursor) = (0u64, Some(HashBits::MIN));
         while let Some(at) = cursor {
@@ -182,7 +183,8 @@ impl Table {
             + self.pins.heap_bytes()
     }
 
-    /// Returns the memory of the table, in bytes, after the addition of an entry of these lengths.
+    /// Returns the memory of the table, in bytes, after the allocation of an entry of these lengths. Growth of the
+    /// table's segments is not included.
     pub fn reserved_bytes_with(&self, key_len: usize, value_len: usize) -> usize {
         self.reserved_bytes() + self.arena.fresh_bytes(entry::entry_bytes(key_len, value_len))
     }
@@ -192,7 +194,7 @@ impl Table {
         self.arena.chunk_bytes()
     }
 
-    /// Returns the entry of a key.
+    /// Returns the entry of a key, if the key is present.
     #[inline]
     pub fn get(&self, hash: TableHash, key: &[u8]) -> Option<Entry<'_>> {
         let handle = self.directory.get(&self.arena, hash.bits(), self.has_key(key))?;
@@ -223,7 +225,7 @@ impl Table {
         Some(unsafe { entry::version(&self.arena, handle) })
     }
 
-    /// Stages, fills and commits an entry at once. Returns the version of the entry that it replaced.
+    /// Stores an entry in one step. Returns the version of the entry that it replaced, if there was one.
     pub fn put(
         &mut self,
         hash: TableHash,
@@ -238,7 +240,7 @@ impl Table {
         Ok(self.link(hash, handle, version, vacancy))
     }
 
-    /// Removes a key's entry; returns its version.
+    /// Removes a key's entry; returns its version, or `None` if the key was not present.
     pub fn remove(&mut self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
         let place = self.directory.find(&self.arena, hash.bits(), self.has_key(key))?;
         let handle = self.directory.remove(&mut self.arena, place);
@@ -246,7 +248,7 @@ impl Table {
         Some(self.free_removed(handle))
     }
 
-    /// Returns all memory to the source. Tickets of staged entries and pins become invalid.
+    /// Removes all entries and returns all memory to the source. Every [`Staged`] and [`Pin`] becomes invalid.
     pub fn clear(&mut self) {
         self.directory.clear();
         self.staging.clear();
@@ -263,8 +265,8 @@ impl Table {
     /// Visits entries in hash order, starting at a cursor, until the budget is used up. Returns the cursor at which to
     /// continue, or `None` after the last entry.
     ///
-    /// An entry that is in the table from the first step to the last is visited exactly once, even if the table changes
-    /// between the steps. The time of a step is bounded, so a step may visit nothing if the table is sparse.
+    /// A key that is present from the first step to the last is visited exactly once, even if the table changes between
+    /// the steps. A step examines a bounded number of slots, so it may visit nothing if the table is sparse.
     pub fn walk(
         &self,
         cursor: WalkCursor,
@@ -309,7 +311,7 @@ impl Table {
     }
 
     /// Inserts an entry with a complete value as the entry of its key. Returns the version of the entry that it
-    /// replaced, which is freed.
+    /// replaced. That entry is freed once it has no pins.
     fn link(
         &mut self,
         hash: HashBits,
@@ -336,8 +338,8 @@ impl Table {
         }
     }
 
-    /// Frees an entry that was just unlinked, unless it is pinned: then its last pin frees it. Returns the version
-    /// of the entry.
+    /// Frees an entry that was just unlinked. A pinned entry is freed when its last pin ends. Returns the version of
+    /// the entry.
     fn free_removed(&mut self, handle: Handle) -> SequenceNumber {
         // SAFETY: the callers have just unlinked the entry, which was sealed when it was linked.
         let seal = unsafe { entry::sealed(&self.arena, handle) };
@@ -359,7 +361,8 @@ impl Table {
 /// Pinned values, which stay readable.
 impl Table {
     /// Pins the entry of a key. Until [`Table::unpin`], [`Table::pinned_value`] returns the value that the entry has
-    /// now, even if the key is overwritten or removed meanwhile. An entry can be pinned several times.
+    /// now, even if the key is overwritten or removed meanwhile. An entry can be pinned several times. Returns `None`
+    /// if the key is not present.
     ///
     /// The memory of a replaced or removed entry counts as in use while the entry is pinned.
     pub fn pin(&mut self, hash: TableHash, key: &[u8]) -> Option<Pin> {
@@ -424,7 +427,7 @@ impl Table {
         unsafe { entry::value_len(&self.arena, record.handle) - record.filled }
     }
 
-    /// Returns a staged entry's key, and the part of its value appended so far.
+    /// Returns a staged entry's key, and the part of its value that was appended so far.
     pub fn staged_entry(&self, staged: &Staged) -> (&[u8], &[u8]) {
         let record = self.staging.get(staged);
         // SAFETY: the handle of a staged entry, whose value was written up to `filled`.
@@ -435,19 +438,19 @@ impl Table {
     }
 
     /// Inserts a staged entry with a complete value as the entry of its key. Returns the version of the entry that it
-    /// replaced, which is freed.
+    /// replaced. That entry is freed once it has no pins.
     ///
     /// A commit needs no memory: the entry is allocated already, and its segment has kept an empty slot for it
     /// since the staging.
     pub fn commit(&mut self, staged: Staged, version: SequenceNumber) -> Option<SequenceNumber> {
         let missing = self.staged_missing(&staged);
-        assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
+        assert_eq!(missing, 0, "{missing} bytes of a value are missing at the commit of its entry");
         let (Record { hash, handle, .. }, vacancy) = self.take_staged(staged);
         self.link(hash, handle, version, vacancy)
     }
 
-    /// Removes the table's entry for the key of a staged entry, and frees both entries. Returns the version of the
-    /// removed entry.
+    /// Removes the table's entry for the key of a staged entry, and frees both entries, a pinned one when its last pin
+    /// ends. Returns the version of the removed entry, if there was one.
     pub fn commit_removal(&mut self, staged: Staged) -> Option<SequenceNumber> {
         let (Record { hash, handle, .. }, vacancy) = self.take_staged(staged);
         // SAFETY: the handle of an entry that was staged until now.

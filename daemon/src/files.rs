@@ -1,7 +1,7 @@
 //! Access to files in a directory to which other users may be able to write. A file is opened only if it belongs to
-//! this user or to root.
+//! this user or to root. Exception: [`append`] does not check the target of a link.
 //!
-//! A link that another user has made could redirect a program that runs as root to any file of the machine. A file of
+//! A link that another user has made could redirect a program that runs as root to any file on the machine. A file of
 //! another user could supply a state, a key or data that the program never wrote.
 
 use std::ffi::OsStr;
@@ -17,13 +17,13 @@ use rustix::io::Errno;
 /// Opens a file for reading.
 ///
 /// # Errors
-/// The errors of the system, and [`io::ErrorKind::PermissionDenied`] unless it is a regular file of this user or of
-/// root.
+/// The error of open(2). [`io::ErrorKind::PermissionDenied`] if the file is a symbolic link, is not a regular file, or
+/// belongs to neither this user nor root.
 pub fn open(path: &Path) -> io::Result<File> {
     open_with(path, File::options().read(true))
 }
 
-/// Opens a file with these options. Links are not followed, and opening never blocks.
+/// Opens a file with these options, without blocking. A symbolic link as the last component of the path is rejected.
 ///
 /// The options must not include `truncate`: the owner of the file must be checked before the file is changed.
 ///
@@ -41,7 +41,7 @@ pub fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// Creates a file that only its owner can access, or empties the existing one.
+/// Creates a file, or empties the existing one. Afterwards only the owner can access the file.
 ///
 /// # Errors
 /// The errors of [`open`].
@@ -54,12 +54,13 @@ pub fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a file for appending, or creates it so that only its owner can access it. The path may be a pipe or a
-/// device. A link made by this user or by root is followed, because logs are redirected that way.
+/// Opens a file for appending, or creates it so that only its owner can access it. The path may be a pipe or a device.
+/// A link made by this user or by root is followed, because logs are redirected that way; the owner of its target is
+/// not checked.
 ///
 /// # Errors
-/// The errors of the system, and [`io::ErrorKind::PermissionDenied`] if the file or the link belongs to another
-/// user.
+/// The error of open(2) or readlink(2). [`io::ErrorKind::PermissionDenied`] if the file or the link belongs to neither
+/// this user nor root.
 pub fn append(path: &Path) -> io::Result<File> {
     let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
     let options = &mut File::options();
@@ -77,10 +78,10 @@ pub fn append(path: &Path) -> io::Result<File> {
     options.open(path.parent().unwrap_or(Path::new("")).join(target))
 }
 
-/// Opens a file like [`append`], but discards the contents of an earlier run.
+/// Opens a file like [`append`], and empties it if it is a regular file.
 ///
 /// # Errors
-/// The errors of [`append`].
+/// The errors of [`append`], and of ftruncate(2).
 pub fn append_anew(path: &Path) -> io::Result<File> {
     let file = append(path)?;
     if file.metadata()?.is_file() {
@@ -113,10 +114,10 @@ fn refused(words: String) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, words)
 }
 
-/// Reads some bytes, as [`io::Read::read`], and retries if a signal interrupts the call.
+/// Reads some bytes like [`io::Read::read`], and retries if a signal interrupts the call.
 ///
 /// # Errors
-/// The system's reason.
+/// The error of the read, unless it is [`io::ErrorKind::Interrupted`].
 pub fn read_some(file: &mut impl io::Read, bytes: &mut [u8]) -> io::Result<usize> {
     loop {
         match file.read(bytes) {

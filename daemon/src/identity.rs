@@ -1,9 +1,10 @@
 //! The identity of a process, and the proof that the process has ended.
 //!
-//! A process id alone identifies nothing: the process may have ended and its id may be reused. Together with its
-//! start time and its PID namespace, the id is unique until the machine reboots. Only a positive result of the
-//! system proves that a process has ended: no process has the id, or the process with that id started at another
-//! time. After any failure (no /proc, no permission, no memory, another namespace) the state is unknown.
+//! A process id alone identifies nothing: the process may have ended and its id may be reused. Together with its start
+//! time and its PID namespace, the id is unique until the machine reboots. Only a positive result of the system proves
+//! that a process has ended: no process has the id, the process with the id has exited, or it is another process.
+//! Another process has another start time or, if the start time is unknown, another incarnation in its command line.
+//! After any failure (no /proc, no permission, no memory, another namespace) the state is unknown.
 
 use std::fmt;
 use std::fs;
@@ -29,7 +30,7 @@ pub struct Process {
     pub start_time: u64,
     /// The PID namespace of the id. 0 if unknown.
     pub namespace: PidNamespace,
-    /// The incarnation in the command line.
+    /// The incarnation, as passed in the command line.
     pub incarnation: Incarnation,
 }
 
@@ -69,7 +70,8 @@ impl FromStr for Process {
 /// Returns a descriptor of the process if it is running, or `None` if it is proven to have ended.
 ///
 /// # Errors
-/// The state of the process is unknown; the error has the reason.
+/// The state is unknown: the process belongs to another PID namespace, its id is invalid, or /proc or the process
+/// cannot be examined.
 pub fn find(process: &Process) -> io::Result<Option<OwnedFd>> {
     find_in(process, Path::new("/proc"))
 }
@@ -104,10 +106,10 @@ fn find_in(process: &Process, proc: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Returns the start time and the namespace of a process of this PID namespace that was just started.
+/// Returns the start time of a running process of this PID namespace, and the namespace.
 ///
 /// # Errors
-/// The system does not provide them.
+/// The start time cannot be read, or /proc belongs to another namespace.
 pub fn name(pid: u32) -> io::Result<(u64, PidNamespace)> {
     Ok((start_time(&pid.to_string())?, own_namespace()?))
 }
@@ -115,7 +117,7 @@ pub fn name(pid: u32) -> io::Result<(u64, PidNamespace)> {
 /// Returns the start time of a process (`self`, or a pid) in clock ticks since boot: field 22 of proc_pid_stat(5).
 ///
 /// # Errors
-/// The start time cannot be read. A missing file in /proc does not prove that the process has ended.
+/// The file `stat` of the process cannot be read or parsed. A missing file does not prove that the process has ended.
 pub fn start_time(process: &str) -> io::Result<u64> {
     start_time_in(Path::new("/proc"), process)
 }
@@ -133,7 +135,7 @@ fn start_time_in(proc: &Path, process: &str) -> io::Result<u64> {
     ticks.ok_or_else(|| failed("it has no start time".to_owned()))
 }
 
-/// Returns whether the command line of a process contains this incarnation.
+/// Returns whether the command line of a process contains `--incarnation` with this value.
 ///
 /// # Errors
 /// The command line cannot be read or is incomplete. It is empty for a process that has just ended or is in exec.
@@ -151,11 +153,11 @@ fn has_name_in(proc: &Path, pid: u32, incarnation: Incarnation) -> io::Result<bo
     Ok(words.windows(2).any(|pair| pair == [&b"--incarnation"[..], name.as_bytes()]))
 }
 
-/// Returns the PID namespace of this process: its inode and the start time of its first process, because inodes are
-/// reused.
+/// Returns the PID namespace of this process. It is identified by its inode and the start time of its first process (0
+/// if unknown), because inodes are reused.
 ///
 /// # Errors
-/// The system does not provide it, or /proc belongs to another namespace.
+/// /proc cannot be read, or belongs to another namespace.
 pub fn own_namespace() -> io::Result<PidNamespace> {
     namespace_in(Path::new("/proc"))
 }
@@ -167,7 +169,7 @@ fn namespace_in(proc: &Path) -> io::Result<PidNamespace> {
     let itself = fs::read_link(proc.join("self")).map_err(|error| failed("self", error))?;
     if itself.to_str() != Some(&std::process::id().to_string()) {
         return Err(io::Error::other(format!(
-            "{} shows the processes of another PID namespace",
+            "{} shows the processes of another PID namespace; mount the proc of this one there",
             proc.display()
         )));
     }
@@ -181,15 +183,16 @@ fn namespace_in(proc: &Path) -> io::Result<PidNamespace> {
 /// Returns whether a process has ended, reaped or not.
 ///
 /// # Errors
-/// The system does not report it.
+/// The error of poll(2).
 pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
     ends_within(pidfd, Duration::ZERO)
 }
 
-/// Waits for the end of a process up to a timeout, and returns whether the process has ended.
+/// Waits for the end of a process up to a timeout, and returns whether the process has ended. A signal that interrupts
+/// the wait restarts the timeout.
 ///
 /// # Errors
-/// The system does not report it.
+/// The error of poll(2).
 pub fn ends_within(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
     let tv_sec = timeout.as_secs().try_into().unwrap_or(i64::MAX);
     let timeout = Timespec { tv_sec, tv_nsec: timeout.subsec_nanos().into() };
@@ -202,10 +205,10 @@ pub fn ends_within(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
     }
 }
 
-/// Kills a process. A process that has already ended is not an error.
+/// Sends SIGKILL to a process, without waiting for its end. A process that has already ended is not an error.
 ///
 /// # Errors
-/// The system rejects the signal.
+/// The error of pidfd_send_signal(2), such as a missing permission.
 pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
     match pidfd_send_signal(pidfd, Signal::KILL) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),

@@ -1,12 +1,12 @@
-//! The owner of a port of this machine that is in use.
+//! The user whose process listens on a port of this machine.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The state of a listening socket in the kernel's tables (TCP_LISTEN).
 const LISTENS: &str = "0A";
 
-/// Returns the user id of another user's process that listens on an address of this machine. Returns `None` if no
-/// such process exists, or if that cannot be determined.
+/// Returns the id of the user whose process listens on an address of this machine, if that is another user. Returns
+/// `None` if no other user's process listens there, or if the kernel's tables cannot be read.
 ///
 /// Source: proc_net(5), `/proc/net/tcp` and `tcp6`, columns `local_address`, `st` and `uid`.
 pub fn of_another_user(address: SocketAddr) -> Option<u32> {
@@ -18,7 +18,8 @@ pub fn of_another_user(address: SocketAddr) -> Option<u32> {
         .filter(|owner| *owner != own)
 }
 
-/// Returns the user id of the process that listens on this address, according to one of the kernel's tables.
+/// Returns the user id of the first socket in one of the kernel's tables that listens on this address. The unspecified
+/// address matches every address.
 fn listener(table: &str, wanted: SocketAddr) -> Option<u32> {
     table.lines().skip(1).find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();

@@ -1,4 +1,4 @@
-//! Output that blocks only the thread that writes it. It consists of a bounded queue of lines and one writer thread.
+//! Output that never blocks the threads that produce it: a bounded queue of lines, and one thread that writes them.
 //!
 //! ```text
 //!   any thread --- push, never waits ---> queue (4,096 lines, 1 MiB) ---> writer thread ---> sink
@@ -28,11 +28,11 @@ use crate::files;
 pub const MAX_LINES: usize = 4_096;
 /// The maximum number of queued bytes.
 pub const MAX_BYTES: usize = 1 << 20;
-/// The maximum length of a line; longer lines are truncated.
+/// The maximum length of a queued line. A line of this length or longer is truncated and ends with ` ...`.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
-/// The number of lines that is reserved for urgent lines.
+/// The number of queue slots reserved for urgent lines.
 const RESERVED_LINES: usize = 64;
-/// The number of bytes that is reserved for urgent lines.
+/// The number of queued bytes reserved for urgent lines.
 const RESERVED_BYTES: usize = 128 << 10;
 /// The number of lines after which dropped lines are reported even though the queue is not empty.
 const REPORT_AFTER: u32 = 1_024;
@@ -44,19 +44,19 @@ pub trait Sink: Send + 'static {
     /// Writes whole lines.
     ///
     /// # Errors
-    /// The line is lost, or a part of it.
+    /// The lines were not written, or only in part.
     fn write(&mut self, lines: &[u8]) -> io::Result<()>;
 
-    /// Carries out a [`Queue::nudge`].
+    /// Reopens the file or redraws the screen, after [`Queue::nudge`]. By default, does nothing.
     ///
     /// # Errors
-    /// The operation failed; the writer thread logs the error.
+    /// The file cannot be reopened, or the screen cannot be redrawn. The writer thread logs the error and continues.
     fn nudged(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// A handle of the queue; clones share it.
+/// A handle to the queue; clones share the queue.
 #[derive(Clone, Debug)]
 pub struct Queue {
     lines: Sender<Vec<u8>>,
@@ -65,13 +65,13 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Queued bytes.
+    /// The number of queued bytes.
     bytes: AtomicUsize,
-    /// Lines and nudges accepted since the start.
+    /// The number of lines and [`Queue::nudge`] calls accepted since the start.
     accepted: AtomicU64,
-    /// Accepted lines and nudges that have been processed.
+    /// The number of accepted lines and calls that have been processed.
     done: AtomicU64,
-    /// Lines dropped and not yet reported.
+    /// The number of lines dropped and not yet reported.
     dropped: AtomicU64,
     is_nudged: AtomicBool,
 }
@@ -96,7 +96,8 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Queues a line, or drops and counts it if the queue is full. Never waits.
+    /// Queues a line, or drops and counts it if the queue is full. Never waits. Only urgent lines may use the reserved
+    /// slots and bytes.
     pub fn push(&self, line: &[u8], is_urgent: bool) {
         let mut line = line[..line.len().min(MAX_LINE_BYTES)].to_vec();
         if line.len() == MAX_LINE_BYTES {
@@ -146,7 +147,7 @@ impl Queue {
 }
 
 fn write_lines(waiting: &Receiver<Vec<u8>>, shared: &Shared, mut sink: impl Sink) {
-    // Lines that the sink rejected, and whether the last one may be written in part.
+    // The number of lines that the sink failed to write, and whether the last of them may have been written in part.
     let (mut lost, mut is_torn) = (0, false);
     let mut since_report = 0;
     while let Ok(line) = waiting.recv() {
@@ -176,7 +177,7 @@ fn write_lines(waiting: &Receiver<Vec<u8>>, shared: &Shared, mut sink: impl Sink
             if dropped > 0 {
                 // The report is logged through the queue, so that it has the format of all other lines.
                 tracing::warn!(
-                    "{dropped} log lines were dropped: the log could not be written fast enough"
+                    "{dropped} log lines were dropped: writing the log was too slow or failed; check its device"
                 );
             }
         }
@@ -214,12 +215,12 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
-/// A file to which lines are appended. A nudge reopens the file by its path.
+/// A file to which lines are appended. [`Queue::nudge`] reopens the file by its path.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
     file: File,
-    /// The function that opens the file, initially and at each nudge.
+    /// The function that opens the file, initially and at each [`Queue::nudge`].
     append: fn(&Path) -> io::Result<File>,
 }
 
@@ -227,7 +228,7 @@ impl LogFile {
     /// Opens or creates the file that the operator has named. Its path may be a link or a terminal.
     ///
     /// # Errors
-    /// The file cannot be opened.
+    /// The error of open(2).
     pub fn open(path: &Path) -> io::Result<LogFile> {
         LogFile::open_by(path, |path| {
             OpenOptions::new().create(true).append(true).mode(0o600).open(path)
@@ -268,7 +269,7 @@ impl Sink for LogFile {
     }
 }
 
-/// Standard error.
+/// Standard error as a sink.
 #[derive(Clone, Copy, Debug)]
 pub struct StandardError;
 

@@ -1,14 +1,14 @@
 //! Signals that have no meaning for a server or a coordinator, but end a process by default.
 //!
 //! If a stray SIGALRM killed a server, its replicas would be lost without dumps. SIGTERM and SIGINT request an orderly
-//! stop, and SIGHUP reopens the log. SIGQUIT and the fault signals keep their default action, so that they leave a core
-//! dump.
+//! stop, and SIGHUP reopens the log. SIGQUIT and the fault signals keep their default action: they end the process,
+//! with a core dump if core dumps are allowed.
 
 use std::mem::MaybeUninit;
 
 use libc::{SA_RESTART, SIG_BLOCK, SIG_DFL, SIG_IGN, c_int, sigset_t};
 
-/// Signals that have no meaning for either program.
+/// The standard signals that have no meaning for either program.
 const MEANINGLESS: [c_int; 11] = [
     libc::SIGUSR1,
     libc::SIGUSR2,
@@ -18,8 +18,8 @@ const MEANINGLESS: [c_int; 11] = [
     libc::SIGIO,
     libc::SIGPWR,
     libc::SIGSTKFLT,
-    // Without these signals, the failing call still returns EPIPE or EFBIG, and the hard limit of processor time still
-    // kills the process.
+    // Without these signals, the failing call still returns EPIPE or EFBIG, and the hard limit on CPU time (RLIMIT_CPU)
+    // still kills the process.
     libc::SIGPIPE,
     libc::SIGXFSZ,
     libc::SIGXCPU,
@@ -29,15 +29,15 @@ fn meaningless() -> impl Iterator<Item = c_int> {
     MEANINGLESS.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
 }
 
-/// Ignores the signals without a meaning, and also SIGHUP until [`block`] blocks it. Async-signal-safe: may run between
-/// fork and exec.
+/// Ignores the signals without a meaning and SIGHUP. [`block`] resets the action of the signals that it blocks.
+/// Async-signal-safe: may run between fork and exec.
 pub fn ignore() {
     meaningless().chain([libc::SIGHUP]).for_each(|signal| set(signal, SIG_IGN, 0));
 }
 
-/// Installs a handler that does nothing for the signals without a meaning, and for SIGHUP until the program installs
-/// another handler for it. Unlike ignored signals, handled ones are reset to their default action when this process
-/// executes another program.
+/// Installs an empty handler for the signals without a meaning and for SIGHUP. The program may replace the handler of
+/// SIGHUP. Unlike ignored signals, handled ones are reset to their default action when this process executes another
+/// program.
 pub fn pass_over() {
     extern "C" fn nothing(_: c_int) {}
     let handler = nothing as extern "C" fn(c_int) as libc::sighandler_t;
@@ -45,8 +45,8 @@ pub fn pass_over() {
 }
 
 fn set(signal: c_int, handler: libc::sighandler_t, flags: c_int) {
-    // SAFETY: zeros are a valid sigaction. The handler is a constant of the system or a function that does nothing.
-    // The old action is not requested. A call for a nonexistent signal fails without an effect.
+    // SAFETY: zeros are a valid sigaction. The handler is SIG_IGN, SIG_DFL or a function that does nothing. The old
+    // action is not requested. A call for a nonexistent signal fails and changes nothing.
     unsafe {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         action.sa_sigaction = handler;
@@ -69,11 +69,11 @@ pub fn set_of(signals: &[c_int]) -> sigset_t {
     }
 }
 
-/// Blocks these signals in this thread and the threads that it starts, for sigtimedwait(2), and resets their
+/// Blocks these signals in this thread and in the threads that it starts later, for sigtimedwait(2). Resets their
 /// actions to the default.
 ///
 /// # Errors
-/// The system rejects the call.
+/// The error of pthread_sigmask(3). Then no action is reset.
 pub fn block(signals: &[c_int]) -> std::io::Result<()> {
     let set = set_of(signals);
     // SAFETY: `set` is an initialised set; the old mask is not requested.
@@ -89,7 +89,7 @@ pub fn block(signals: &[c_int]) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    /// The test executes itself once more as a child process, which must survive the signals.
+    /// The test executes itself as a child process, once for each function. The child must survive the signals.
     #[test]
     fn meaningless_signals_end_no_process_that_handles_or_ignores_them() {
         const CHILD: &str = "KV_DAEMON_TEST_SIGNALS";

@@ -14,7 +14,7 @@
 #include <kvclient.h>
 
 #define DEPTH 16 /* the maximum number of operations in flight; small, so that KVC_FULL occurs here */
-#define MOST 256 /* lines must be shorter */
+#define MOST 256 /* lines must be shorter than this */
 
 struct request { /* one line in progress; its address is the tag of the operation */
     char key[MOST], value[MOST];

@@ -1,6 +1,6 @@
 /*
  * batch.c: puts 300 keys with one call and gets them with another. A batch sends its requests to all
- * servers at once, so it takes about as long as the slowest server needs. Each key has its own status.
+ * servers at once, so the slowest server determines its duration. Each key has its own status.
  *
  *   cc -std=c99 batch.c $(pkg-config --cflags --libs kvclient) -o batch
  *   ./batch localhost:PORT
@@ -25,7 +25,7 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* Returns how many of the first n keys have this status. */
+/* Returns the number of the first n keys that have this status. */
 static int count(int status, int n)
 {
     int i, found_count = 0;
@@ -37,7 +37,7 @@ static int count(int status, int n)
 
 /* Puts all keys. A batch is not a transaction: each key is a separate write, and some may be executed
    while others are not. KVC_OK means that all were executed; otherwise each key has its own status. This
-   program could repeat writes that failed or are in doubt: to put the same price twice does no harm. */
+   program could repeat writes that failed or are in doubt: putting the same price twice does no harm. */
 static int put_all(kvc_client *client)
 {
     kvc_op_options options;
@@ -48,7 +48,7 @@ static int put_all(kvc_client *client)
     options.timeout_ms = 10000; /* for the whole batch */
     status = kvc_mput(client, keys, values, KEYS, statuses, &options);
     if (status != KVC_OK) {
-        fprintf(stderr, "putting: %s\n", kvc_last_error()); /* how many failed, and one reason */
+        fprintf(stderr, "putting: %s\n", kvc_last_error()); /* the number of failures, and one reason */
         for (i = 0; i < KEYS; i++)
             if (statuses[i] != KVC_OK)
                 fprintf(stderr, "  %s: %s\n", names[i], kvc_status_name(statuses[i]));

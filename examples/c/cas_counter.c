@@ -1,6 +1,6 @@
 /*
  * cas_counter.c: a counter that stays exact although many programs increment it at once. Each write requires
- * the version that was read before. It is executed only if the counter still has this version.
+ * the version that was read before: it is executed only if the counter still has this version.
  *
  *   cc -std=c99 cas_counter.c $(pkg-config --cflags --libs kvclient) -o cas_counter
  *   ./cas_counter localhost:PORT 100       (run it several times at once)

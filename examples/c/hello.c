@@ -2,7 +2,7 @@
  * hello.c: the first program with libkvclient. It stores a value, reads it back, changes it if no other
  * client has changed it, and deletes it.
  *
- *   make run                    (or start a cluster otherwise; note the coordinator's port)
+ *   make run                    (or start another cluster; note the port of the coordinator)
  *   make install                (with PREFIX=..., also set PKG_CONFIG_PATH=.../lib/pkgconfig)
  *   cc -std=c99 hello.c $(pkg-config --cflags --libs kvclient) -o hello
  *   ./hello localhost:PORT
@@ -21,7 +21,7 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* Prints a failure: the name of its status, and the library's message for the user. */
+/* Prints a failure: the name of its status, and the message of the library. */
 static int failed(const char *doing, int status)
 {
     fprintf(stderr, "%s: %s: %s\n", doing, kvc_status_name(status), kvc_last_error());
@@ -49,7 +49,7 @@ static int greet(kvc_client *client)
     printf("read: %s (%u bytes)\n", (const char *)value.data, (unsigned)value.len);
 
     /* Every entry has a version. A write can require the version that was read: if another client has
-       written since, nothing is changed and the status is KVC_CONFLICT. A call retries by itself until
+       written since, nothing is changed and the status is KVC_CONFLICT. The library retries a call until
        its deadline (here one second, by default five), and never executes a write twice. */
     memset(&options, 0, sizeof options);
     options.size = sizeof options;

@@ -1,14 +1,14 @@
 /*
  * session_cache.c: a small server with a line protocol that keeps its sessions in the store. It has no
- * state of its own, so several such servers can share the sessions, and a killed one can be restarted.
+ * state of its own, so several such servers can share the sessions, and a crash loses no session.
  *
- *   LOGIN <id> <name>   ->  OK, also if <name> already has the session; or TAKEN
+ *   LOGIN <id> <name>   ->  OK, even if <name> already has the session; or TAKEN
  *   WHO <id>            ->  OK <name>, or NOBODY
  *   LOGOUT <id>         ->  OK, or NOBODY
  *   if a line fails     ->  ERROR <reason>
  *
  *   cc -std=c99 session_cache.c $(pkg-config --cflags --libs kvclient) -lpthread -o session_cache
- *   ./session_cache localhost:PORT        (it prints the port that it listens on)
+ *   ./session_cache localhost:PORT        (prints the port on which it listens)
  */
 #define _POSIX_C_SOURCE 200809L
 #include <arpa/inet.h>
@@ -30,7 +30,7 @@ static kvc_slice text(const char *string)
 }
 
 /* Responds to one line. A request to the store fails if there is no response within half a second. A
-   missing key and a conflict are regular results here. */
+   missing key and a conflict are normal results here. */
 static void answer(FILE *to, const char *command, const char *id, const char *name)
 {
     kvc_op_options options = {sizeof(kvc_op_options), 500, 0};

@@ -1,6 +1,6 @@
 /*
  * threads.c: eight threads share one handle. Each thread writes its own keys and reads them back. The
- * threads share the connections of the handle, but no call waits until another call ends.
+ * threads share the connections of the handle, but no call waits until another has ended.
  *
  *   cc -std=c99 threads.c $(pkg-config --cflags --libs kvclient) -lpthread -o threads
  *   ./threads localhost:PORT

@@ -1,6 +1,6 @@
 """kv.py: uses the store from Python, with ctypes only.
 
-python3 kv.py localhost:PORT          (KVCLIENT names another file than libkvclient.so.1)
+python3 kv.py localhost:PORT          (to load another file than libkvclient.so.1, set KVCLIENT)
 """
 import ctypes
 import os

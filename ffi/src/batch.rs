@@ -18,14 +18,14 @@ use crate::options::{condition, kvc_op_options, read_op_options, sized};
 use crate::panic::guard;
 
 /// Sets `n` keys to `n` values, on all servers in parallel. Each key is a separate write: some may be executed and
-/// others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, whatever status the
-/// call returns. The call returns KVC_OK if all writes were executed, else the most serious status, in this order:
-/// KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY,
+/// others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, even if the call fails
+/// (the exceptions are below). The call returns KVC_OK if all writes were executed, else the most serious status, in
+/// this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY,
 /// KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT,
-/// KVC_NOT_FOUND. kvc_last_error() then includes the number of failed writes. A condition in `options` applies to every
-/// key; kvc_batch() has a condition for each operation. If a key occurs twice, either value may be the final one. If an
-/// argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no status is
-/// written.
+/// KVC_NOT_FOUND. In that case, kvc_last_error() includes the number of failed writes. A condition in `options` applies
+/// to every key; kvc_batch() has a condition for each operation. If a key occurs twice, either value may be the final
+/// one. If an argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no
+/// status is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mput(
     client: *mut kvc_client,
@@ -53,10 +53,10 @@ pub unsafe extern "C" fn kvc_mput(
 
 /// Reads `n` keys, on all servers in parallel. `out[i]` is set to the i-th value, to be freed with kvc_buf_free(). If
 /// the key could not be read, `out[i]` is empty (data NULL) and may be freed too. If `statuses` is not NULL,
-/// `statuses[i]` is set to the status of the i-th read. Both arrays are written whatever status the call returns. The
-/// call returns KVC_OK if all keys were read, else the most serious status, in the order of kvc_mput().
-/// kvc_last_error() then includes the number of failed reads. If an argument is invalid (KVC_INVALID) or the handle is
-/// inherited (KVC_FORKED), neither array is written.
+/// `statuses[i]` is set to the status of the i-th read. Both arrays are written even if the call fails (the exceptions
+/// are below). The call returns KVC_OK if all keys were read, else the most serious status, in the order of kvc_mput().
+/// In that case, kvc_last_error() includes the number of failed reads. If an argument is invalid (KVC_INVALID) or the
+/// handle is inherited (KVC_FORKED), neither array is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mget(
     client: *mut kvc_client,
@@ -94,8 +94,8 @@ pub unsafe extern "C" fn kvc_mget(
     })
 }
 
-/// Removes `n` keys, on all servers in parallel, like kvc_mput(). The status of a key that does not exist is
-/// KVC_NOT_FOUND.
+/// Removes `n` keys, on all servers in parallel. The statuses and the return value are as for kvc_mput(). The status of
+/// a key that does not exist is KVC_NOT_FOUND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mdelete(
     client: *mut kvc_client,
@@ -118,11 +118,12 @@ pub unsafe extern "C" fn kvc_mdelete(
 }
 
 /// Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. Each element of `ops`
-/// is an operation as for kvc_cq_submit(), with its own condition. Its timeout_ms must be zero. Values of puts are not
-/// copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th operation, with tag `i` and the
-/// fields that kvc_cq_poll() sets. Its value is to be freed with kvc_buf_free(). Its `words` is NULL. The return value
-/// and kvc_last_error() are as for kvc_mput(). If an argument is invalid (KVC_INVALID) or the handle is inherited
-/// (KVC_FORKED), nothing is executed and nothing is written.
+/// is an operation as for kvc_cq_submit(), with its own condition; a condition in `options` is ignored. Its timeout_ms
+/// must be zero. Values of puts are not copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th
+/// operation, with tag `i` and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is
+/// NULL. The return value and kvc_last_error() are as for kvc_mput(). An empty key fails only its own operation
+/// (KVC_INVALID). If any other argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is
+/// executed and nothing is written. After KVC_PANIC, the content of `out` is unspecified.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_batch(
     client: *mut kvc_client,
@@ -137,13 +138,14 @@ pub unsafe extern "C" fn kvc_batch(
         if n > 0 && (ops.is_null() || out.is_null()) {
             return Err(Failure::invalid("kvc_batch: ops or out is NULL"));
         }
-        // SAFETY: the caller passes `n` operations, each of the size that the first one states.
+        // SAFETY: the caller passes `n` operations, each of the size that it states.
         let asked = unsafe { read_ops(ops, n) }?;
         let mut requests = Vec::with_capacity(n);
         let mut slots = Vec::with_capacity(n);
         for (at, op) in (0..).zip(asked) {
             if op.timeout_ms != 0 {
-                let words = format!("kvc_batch: timeout_ms of number {at} is not 0; see options");
+                let words =
+                    format!("kvc_batch: ops[{at}].timeout_ms is not 0; use options instead");
                 return Err(Failure::invalid(words));
             }
             let kept = kvc_op { flags: op.flags | KVC_KEEP, ..op };
@@ -196,9 +198,9 @@ unsafe fn execute(
     ends.worst.tell(n)
 }
 
-/// The results of a batch.
+/// The statuses of a batch, and its most serious failure.
 struct Ends {
-    /// NULL or room for `n`.
+    /// The array of the program, with room for `n`, or NULL.
     statuses: Pointer<c_int>,
     n: usize,
     worst: Worst,
@@ -206,10 +208,10 @@ struct Ends {
 
 impl Ends {
     /// # Safety
-    /// `statuses` is NULL or has room for `n`, as long as this lives.
+    /// `statuses` is NULL, or has room for `n` while the result lives.
     unsafe fn new(statuses: *mut c_int, n: usize) -> Ends {
         let mut ends = Ends { statuses: Pointer::new(statuses), n, worst: Worst::default() };
-        // Every status is overwritten later, unless the library has a defect.
+        // Every status is overwritten later, unless a panic ends the call early.
         ends.write(0..n, KVC_PANIC);
         ends
     }
@@ -249,29 +251,32 @@ impl Worst {
 
     pub(crate) fn tell(&mut self, n: usize) -> Result<c_int, Failure> {
         let Some((at, worst)) = self.found.take() else { return Ok(KVC_OK) };
-        let words = format!("{} of {n} failed, number {at}: {}", self.failed, worst.words);
+        let words = format!(
+            "{} of {n} failed; the most serious is number {at}: {}",
+            self.failed, worst.words
+        );
         Err(Failure::new(worst.status, words))
     }
 }
 
-/// Copies the operations of a batch, each of the size that the first one states.
+/// Copies the operations of a batch, each of the size that it states itself.
 ///
 /// # Safety
-/// `n` of them are readable at `from`, which is NULL only if `n` is 0.
+/// `n` operations are readable at `from`, which is NULL only if `n` is 0.
 unsafe fn read_ops(from: *const kvc_op, n: usize) -> Result<Vec<kvc_op>, Failure> {
     let mut ops = Vec::new();
     let mut at = from.cast::<u8>();
     for _ in 0..n {
         // SAFETY: passed on.
         let op = unsafe { sized(at.cast::<kvc_op>(), "kvc_op") }?;
-        // SAFETY: the next one follows directly, if there is one.
+        // SAFETY: the next operation, if there is one, follows directly.
         at = unsafe { at.add(op.size as usize) };
         ops.push(op);
     }
     Ok(ops)
 }
 
-/// Returns the key at an index of the batch.
+/// Returns the key at an index of the batch. Fails if the key is empty.
 ///
 /// # Safety
 /// The requirements of [`kvc_slice::bytes`].
@@ -288,7 +293,7 @@ unsafe fn key<'a>(keys: &[kvc_slice], at: usize) -> Result<&'a [u8], Failure> {
 /// Borrows the `n` slices at `from`.
 ///
 /// # Safety
-/// `n` slices are readable there, and do not change, while the result lives.
+/// While the result lives, `n` slices are readable at `from` and do not change.
 unsafe fn many<'a>(
     from: *const kvc_slice,
     n: usize,
@@ -298,11 +303,11 @@ unsafe fn many<'a>(
         return Ok(&[]);
     }
     if from.is_null() {
-        return Err(Failure::invalid(format!("{what} is NULL and n {n}")));
+        return Err(Failure::invalid(format!("{what} is NULL, but n is {n}")));
     }
     let bytes = n.checked_mul(size_of::<kvc_slice>());
     if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
-        return Err(Failure::invalid(format!("n is {n}")));
+        return Err(Failure::invalid(format!("n is {n}; no array is that long")));
     }
     // SAFETY: not NULL, and within the size limit of an object; the caller guarantees the rest.
     Ok(unsafe { slice::from_raw_parts(from, n) })

@@ -31,25 +31,25 @@ pub struct kvc_buf {
 }
 
 impl kvc_buf {
-    /// The empty buffer.
+    /// A buffer without a value; data is NULL.
     pub(crate) const EMPTY: kvc_buf = kvc_buf { data: ptr::null_mut(), len: 0, version: 0 };
 }
 
 /// Frees the bytes of a buffer and empties it. NULL and a buffer that was already freed are allowed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_buf_free(buf: *mut kvc_buf) {
-    // SAFETY: the caller passes NULL or a buffer of kvc_get.
+    // SAFETY: the caller passes NULL or a buffer that the library has filled or emptied.
     let Some(buf) = (unsafe { buf.as_mut() }) else { return };
-    // SAFETY: data is NULL or came from malloc in `own`.
+    // SAFETY: data is NULL or came from malloc, in `own` or in the client library.
     unsafe { libc::free(buf.data) };
     *buf = kvc_buf::EMPTY;
 }
 
-/// Frees memory that a function of this library returned as a bare pointer, such as the data of a kvc_buf. NULL is
-/// allowed.
+/// Frees memory that this library allocated for the program: the string of kvc_get_str(), or the data of a kvc_buf.
+/// NULL is allowed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_free(memory: *mut c_void) {
-    // SAFETY: the caller passes NULL or memory that `own` allocated by malloc.
+    // SAFETY: the caller passes NULL or memory that the library allocated by malloc.
     unsafe { libc::free(memory) }
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn value_of(responded: Reply<'_>) -> Result<kvc_buf, Failure> {
     }
 }
 
-/// Copies bytes into memory from `malloc`, followed by a NUL.
+/// Copies bytes and a final NUL into memory from `malloc`. Fails with KVC_NO_MEMORY if there is none.
 pub(crate) fn own(bytes: &[u8], version: u64) -> Result<kvc_buf, Failure> {
     // SAFETY: the size is at least one byte.
     let data = unsafe { libc::malloc(bytes.len() + 1) };
@@ -85,16 +85,16 @@ impl kvc_slice {
     /// Borrows the bytes.
     ///
     /// # Safety
-    /// `len` bytes at `data` are readable, and do not change, while the result lives.
+    /// While the result lives, `len` bytes at `data` are readable and do not change.
     pub(crate) unsafe fn bytes<'a>(self, what: &str) -> Result<&'a [u8], Failure> {
         if self.len == 0 {
             return Ok(&[]);
         }
         if self.data.is_null() {
-            return Err(Failure::invalid(format!("{what}.data is NULL and its len {}", self.len)));
+            return Err(Failure::invalid(format!("{what}.data is NULL, but len is {}", self.len)));
         }
         if isize::try_from(self.len).is_err() {
-            return Err(Failure::invalid(format!("{what}.len is {}", self.len)));
+            return Err(Failure::invalid(format!("{what}.len is {}; too large", self.len)));
         }
         // SAFETY: not NULL, and within the size limit of an object; the caller guarantees the rest.
         Ok(unsafe { slice::from_raw_parts(self.data.cast::<u8>(), self.len) })

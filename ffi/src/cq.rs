@@ -6,8 +6,8 @@
 //!   kvc_cq_poll   <- done <- slot <-------------------------- results, as they arrive
 //! ```
 //!
-//! Submitted operations and completions that were not polled never exceed the depth. In the steady state, nothing is
-//! allocated.
+//! The submitted operations and the completions not polled yet, taken together, never exceed the depth. In the steady
+//! state, nothing is allocated.
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
@@ -39,11 +39,11 @@ use crate::options::{condition, millis, sized};
 use crate::panic::guard;
 use crate::target::Target;
 
-/// kvc_op.kind: read a key.
+/// kvc_op.kind: a read of a key.
 pub const KVC_OP_GET: u32 = 1;
-/// kvc_op.kind: set a key.
+/// kvc_op.kind: a put, which sets a key.
 pub const KVC_OP_PUT: u32 = 2;
-/// kvc_op.kind: remove a key.
+/// kvc_op.kind: a delete, which removes a key.
 pub const KVC_OP_DELETE: u32 = 3;
 
 /// kvc_op.flags: the value of a put is not copied. The program must not change or free the value until it has received
@@ -53,14 +53,14 @@ pub const KVC_KEEP: u32 = 1;
 /// kvc_op.flags: a get with dst reads the part of the value that begins at offset, like kvc_get_range().
 pub const KVC_RANGE: u32 = 2;
 
-/// The number of bytes of unpolled values at which no more responses are read. Data that is already read is added to
-/// this: at most one value of 16 MiB and one read of 1 MiB.
+/// The number of bytes of unpolled values at which no more responses are read. Data already read may exceed it by at
+/// most one value of 16 MiB and one read of 1 MiB.
 const MAX_UNPOLLED_BYTES: usize = 64 << 20;
 
 /// A completion queue; opaque. Only one thread at a time may use it. While a thread is in a call on the queue, even if
 /// it waits in kvc_cq_poll(), calls from other threads return KVC_INVALID.
 pub struct kvc_cq {
-    /// The process that opened it.
+    /// The process that opened the queue.
     process: Process,
     depth: u32,
     /// True while a call is in progress.
@@ -80,7 +80,7 @@ impl fmt::Debug for kvc_cq {
     }
 }
 
-/// An operation to submit. Set size to sizeof(kvc_op), and unused fields to zero.
+/// An operation to submit. Set size to sizeof(kvc_op), and all unused fields to zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_op {
@@ -134,18 +134,19 @@ pub struct kvc_completion {
     pub tag: u64,
     /// KVC_OK, or the status of the failure.
     pub status: c_int,
-    /// The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for a read, and
+    /// The number of servers that hold the write: 2, or 1 while the group has no second replica. Zero for a read, and
     /// after a failure.
     pub copies: u32,
     /// The value of a successful get without dst, to be freed with kvc_buf_free(). In all other cases data is NULL. For
     /// a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version is
     /// that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero.
-    /// After a delete it is the number of the delete itself.
+    /// After a delete it is the sequence number of the delete itself.
     pub value: kvc_buf,
     /// The error message; NULL after a success. The queue owns the string, which is valid until the next kvc_cq_poll()
     /// or kvc_cq_free().
     pub words: *const c_char,
-    /// The write after KVC_IN_DOUBT, for kvc_resolve(). Else all zero.
+    /// The name of the write after KVC_IN_DOUBT, for kvc_resolve(). All zero after any other status, and if the servers
+    /// have expired the session of the write.
     pub doubt: kvc_doubt,
 }
 
@@ -156,7 +157,7 @@ pub(crate) struct Slot {
     is_get: bool,
     /// The memory of a get with dst.
     target: Option<Target>,
-    /// The handle of the operation while it is in flight.
+    /// The ticket with which the operation can be cancelled while it is in flight.
     ticket: Option<Ticket>,
 }
 
@@ -166,7 +167,7 @@ impl Slot {
     }
 }
 
-/// Returns the destination of a get with dst.
+/// Returns the destination of a get with dst; `None` for any other operation.
 fn target(op: &kvc_op) -> Option<Target> {
     let offset = usize::try_from(op.offset).unwrap_or(usize::MAX);
     match op.kind {
@@ -177,7 +178,7 @@ fn target(op: &kvc_op) -> Option<Target> {
     }
 }
 
-/// A completion that was not polled yet.
+/// A completion that has not been polled yet.
 pub(crate) struct Done {
     tag: u64,
     copies: u32,
@@ -204,7 +205,7 @@ impl Done {
 
 pub(crate) struct Queue {
     client: Client,
-    /// The list of writes in doubt, which the handle shares.
+    /// The list of writes in doubt, which the queue shares with its handle.
     doubts: Doubts,
     slots: Vec<Slot>,
     /// The free list of slots.
@@ -217,7 +218,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Returns the number of operations in the queue whose completions were not polled yet.
+    /// Returns the number of operations whose completions have not been polled yet.
     fn taken(&self) -> usize {
         self.slots.len() - self.free.len() + self.done.len()
     }
@@ -255,7 +256,7 @@ impl Queue {
         })
     }
 
-    /// Ends the operations with this tag early.
+    /// Ends the operations with this tag early. Fails with KVC_NOT_FOUND if the queue has none, in flight or ended.
     pub(crate) fn cancel(&mut self, tag: u64) -> Result<(), Failure> {
         let mut is_known = self.done.iter().any(|done| done.tag == tag);
         for slot in self.slots.iter().filter(|slot| slot.tag == tag) {
@@ -275,7 +276,8 @@ impl Queue {
         self.client.statistics()
     }
 
-    /// Polls for completions. Without a timeout, it waits until there is a completion or nothing is in flight.
+    /// Polls for completions. Without a timeout, the wait ends only with a completion, with an interrupt, or when
+    /// nothing is in flight.
     fn poll(
         &mut self,
         out: &mut [MaybeUninit<kvc_completion>],
@@ -374,7 +376,7 @@ impl Drop for Queue {
 }
 
 fn epoll_failed(error: io::Error) -> Failure {
-    Failure::new(KVC_UNAVAILABLE, format!("waiting on epoll: {error}"))
+    Failure::new(KVC_UNAVAILABLE, format!("kvc_cq_poll: epoll or its timer failed: {error}"))
 }
 
 /// Converts the result of an operation into its completion.
@@ -413,10 +415,10 @@ pub(crate) unsafe fn end(slot: Slot, result: Result<Reply<'_>, kv_client::Error>
 /// Converts an operation of the C interface into one of the client.
 ///
 /// # Safety
-/// Key and value are readable; a kept value for as long as KVC_KEEP requires.
+/// Key and value are readable, a kept value for as long as KVC_KEEP requires.
 pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
     if op.flags & !(KVC_KEEP | KVC_RANGE) != 0 {
-        return Err(Failure::invalid(format!("kvc_op.flags is {:#x}", op.flags)));
+        return Err(Failure::invalid(format!("kvc_op.flags is {:#x}; unknown flag", op.flags)));
     }
     if op.flags & KVC_RANGE == 0 && op.offset != 0 {
         return Err(Failure::invalid(
@@ -447,14 +449,15 @@ pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
     }
 }
 
-/// Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and not polled. The queue has its own
-/// connections, and the handle may be closed before the queue. On success, *out is a queue that the caller frees with
-/// kvc_cq_free().
+/// Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and whose completions are not polled
+/// yet. The queue has its own connections, and the handle may be closed before the queue. On success, *out is a queue
+/// that the caller frees with kvc_cq_free().
 ///
 /// The memory of a queue is limited. It holds at most 64 MiB of keys and values to be sent (values with KVC_KEEP stay
-/// in the program's memory). If 64 MiB of values were read without dst and not polled, the queue stops reading, after
-/// up to 17 MiB more from the last read. Each connection to a shard of a server has a receive buffer of up to twice the
-/// longest value. In addition, the queue has 16 MiB of reused request buffers, and about 500 bytes for each operation.
+/// in the program's memory). While it has 64 MiB of unpolled values that were read without dst, it reads no more
+/// responses. The last read may exceed this limit by up to 17 MiB. Each connection to a shard of a server has a receive
+/// buffer of up to twice the longest value. In addition, the queue has 16 MiB of reused request buffers, and about 500
+/// bytes for each operation.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_new(
     client: *mut kvc_client,
@@ -469,7 +472,7 @@ pub unsafe extern "C" fn kvc_cq_new(
         }
         refuse_callback()?;
         if depth == 0 || depth as usize > MAX_IN_FLIGHT {
-            let words = format!("kvc_cq_new: a depth of {depth}; it may be 1 to {MAX_IN_FLIGHT}");
+            let words = format!("kvc_cq_new: depth is {depth}; it must be 1 to {MAX_IN_FLIGHT}");
             return Err(Failure::invalid(words));
         }
         let client = handle.open(depth as usize)?;
@@ -534,13 +537,13 @@ pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: 
 
 /// Sends submitted operations, waits up to `timeout_ms` milliseconds for a completion (0: no wait; negative: until
 /// there is one), and writes up to `max` completions to `out`, which need not be initialised. Returns the number of
-/// completions. It is 0 at the timeout, and at once if the queue is empty. A negative result is a status. Then no
-/// completion was written, and none is lost unless the status is KVC_PANIC. KVC_INTERRUPTED: there is no completion,
+/// completions. It is 0 at the timeout, and at once if the queue is empty. A negative result is a status. In that case
+/// no completion was written, and none is lost unless the status is KVC_PANIC. KVC_INTERRUPTED: there is no completion,
 /// and the program has called kvc_interrupt().
 ///
-/// Every operation ends by its own deadline, so a wait lasts at most as long as the longest deadline in the queue,
-/// which is at most 60 seconds. From another thread, only kvc_interrupt() ends a wait early; signals do not. A program
-/// that waits for other events too should wait on kvc_cq_fd().
+/// Every operation ends at its own deadline or earlier, so a wait lasts at most as long as the longest deadline in the
+/// queue, which is at most 60 seconds. Another thread can end a wait early only with kvc_interrupt(). Signals do not
+/// end it. A program that waits for other events too should wait on kvc_cq_fd().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_poll(
     cq: *mut kvc_cq,
@@ -550,7 +553,7 @@ pub unsafe extern "C" fn kvc_cq_poll(
 ) -> c_int {
     guard(|| {
         if out.is_null() || max == 0 {
-            return Err(Failure::invalid("kvc_cq_poll: out is NULL or max 0"));
+            return Err(Failure::invalid("kvc_cq_poll: out is NULL or max is 0"));
         }
         let max = max.min(MAX_IN_FLIGHT);
         // SAFETY: the caller passes room for `max` completions, which may be uninitialised, and a queue that is not
@@ -592,7 +595,7 @@ impl kvc_cq {
         Ok(())
     }
 
-    /// Rejects a call from within a log or event function.
+    /// Rejects a call from within a log or event function (KVC_INVALID).
     fn check_caller(&self) -> Result<(), Failure> {
         if self.calls_back { refuse_callback() } else { Ok(()) }
     }
@@ -601,7 +604,8 @@ impl kvc_cq {
         self.process.is_current()
     }
 
-    /// Releases this process's copy in the child of a fork.
+    /// Releases this process's copy of the queue in the child of a fork. If another thread of the parent was in a call
+    /// on the queue, only the descriptors are closed, and the memory leaks.
     pub(crate) fn close_inherited(mut self: Box<kvc_cq>) {
         // SAFETY: no call of this process on the handle or its queues uses the interrupt any more.
         unsafe { self.interrupt.close_inherited() };
@@ -625,7 +629,8 @@ impl kvc_cq {
     }
 }
 
-/// Runs a call on a queue, if this process opened it and no other thread is in a call on it.
+/// Runs a call on a queue. Fails if the queue is NULL, was inherited over a fork or is poisoned, if another thread is
+/// in a call on it, or from within a log or event function.
 ///
 /// # Safety
 /// `cq` is NULL or a queue that is not freed.

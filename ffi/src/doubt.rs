@@ -1,4 +1,4 @@
-//! The list of writes in doubt, by the names that a program gets for them.
+//! The list of writes in doubt, with the names under which the program refers to them.
 //!
 //! A handle and its queues share one list. The list keeps the most recent writes. The library still settles an older
 //! write when its key is used again.
@@ -14,13 +14,14 @@ use crate::error::{Failure, KVC_INVALID};
 use crate::handle::{kvc_client, kvc_result, open_here, tell};
 use crate::panic::guard;
 
-/// The maximum number of writes in doubt in the list, and their maximum bytes.
+/// The maximum number of writes in doubt in the list.
 const MAX_KEPT: usize = 65_536;
+/// The maximum size in memory of the writes in the list.
 const MAX_KEPT_BYTES: usize = 16 << 20;
 
 /// The name of a write that ended with KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; it may be
-/// copied. It is valid while the handle is open, until 65,536 more writes, or writes with 16 MiB of keys, have ended in
-/// doubt (then KVC_INVALID). This struct never gets another field.
+/// copied. It is valid while the handle is open, until 65,536 more writes, or writes that need 16 MiB of memory, have
+/// ended in doubt. After that, kvc_resolve() returns KVC_INVALID. This struct never gets another field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct kvc_doubt {
@@ -39,7 +40,7 @@ struct Kept {
     /// The number of writes that were removed before the first of `doubts`.
     before: u64,
     doubts: VecDeque<Doubt>,
-    /// The bytes of `doubts`.
+    /// The size in memory of `doubts`.
     bytes: usize,
 }
 
@@ -56,7 +57,7 @@ impl Kept {
 }
 
 impl Doubts {
-    /// Adds a write in doubt to the list and returns its name.
+    /// Adds a write in doubt to the list and returns its name; for `None`, all zero.
     pub(crate) fn name(&self, doubt: Option<Doubt>) -> kvc_doubt {
         let Some(doubt) = doubt else { return kvc_doubt::default() };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,7 +65,8 @@ impl Doubts {
         kvc_doubt { opaque: [kept.before + kept.doubts.len() as u64, self.book()] }
     }
 
-    /// Releases the memory in the child of a fork, unless another thread was changing the list at that moment.
+    /// Releases the memory in the child of a fork. If another thread of the parent was changing the list at the moment
+    /// of the fork, the memory leaks.
     pub(crate) fn close_inherited(self) {
         if matches!(self.kept.try_lock(), Err(TryLockError::WouldBlock)) {
             std::mem::forget(self);
@@ -91,7 +93,7 @@ impl Doubts {
                 if let Some(doubt) = at.and_then(|at| kept.doubts.get(at)) {
                     return Ok(doubt.clone());
                 }
-                "kvc_resolve: the doubt is too old: 65,536 writes or 16 MiB of keys have ended in doubt since"
+                "kvc_resolve: the doubt is too old: 65,536 writes, or 16 MiB in total, have ended in doubt since"
             }
         };
         Err(Failure::new(KVC_INVALID, words))
@@ -100,13 +102,14 @@ impl Doubts {
 
 /// Settles a write that ended with KVC_IN_DOUBT in a call, a batch or a queue of this handle. KVC_OK: the write was
 /// executed; *result is set to the version and the copies of its own response. KVC_NOT_DONE: the write was not executed
-/// and never will be. For a conditional write or a delete, it may also return the write's own KVC_CONFLICT or
-/// KVC_NOT_FOUND. The result is the same for every call. KVC_IN_DOUBT: the servers have expired the write's session;
-/// the write will not be executed any more, but its outcome stays unknown. KVC_TIMEOUT, KVC_UNAVAILABLE: the server of
-/// its key did not respond; call again later.
+/// and never will be. For a conditional write or a delete, the status may also be the write's own KVC_CONFLICT or
+/// KVC_NOT_FOUND. These results are the same for every call. KVC_IN_DOUBT: the servers have expired the write's
+/// session; the write will not be executed any more, but its outcome stays unknown. KVC_INVALID: the doubt names no
+/// write of this handle. After any other status, such as KVC_TIMEOUT or KVC_UNAVAILABLE, the write is not settled; call
+/// again later.
 ///
-/// If the program does not settle a write, the library does so before it sends the next operation on the same key. So
-/// an earlier write in doubt never takes effect after the response to a later operation. `timeout_ms`: as in
+/// If the program does not settle a write, the library settles it before it sends the next operation on the same key.
+/// So an earlier write in doubt never takes effect after the response to a later operation. `timeout_ms`: as in
 /// kvc_op_options. `result` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_resolve(

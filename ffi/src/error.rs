@@ -15,9 +15,10 @@ pub const KVC_TIMEOUT: c_int = -2;
 /// A write was sent and may or may not have been executed; kvc_resolve() returns the outcome.
 pub const KVC_IN_DOUBT: c_int = -3;
 /// The operation was not served before the deadline; a write was not executed. For a read, treat this status like
-/// KVC_TIMEOUT. From kvc_open() and kvc_cq_new(): a name cannot be resolved, or the system provides no descriptor.
+/// KVC_TIMEOUT. From kvc_open(), kvc_interrupt(), kvc_resume() and the functions of a queue: a name cannot be resolved,
+/// the system provides no descriptor, or a system call failed.
 pub const KVC_UNAVAILABLE: c_int = -4;
-/// No server holds the key's group any more; an operator has to restore it.
+/// No server holds the group of the key any more; an operator has to restore the group.
 pub const KVC_LOST: c_int = -5;
 /// The condition of a write does not hold; nothing was changed. The current version of the entry, zero if there is
 /// none, is in kvc_result.version and in the version of a completion's value.
@@ -31,17 +32,18 @@ pub const KVC_BUSY: c_int = -9;
 /// The queue is full, and the operation was not submitted. Call kvc_cq_poll() until it returns a completion, then
 /// submit the operation again.
 pub const KVC_FULL: c_int = -10;
-/// The handle was opened before a fork(); open another in the child.
+/// The handle or the queue was opened before a fork(); open another in the child.
 pub const KVC_FORKED: c_int = -11;
-/// An argument is invalid; nothing was executed.
+/// An argument is invalid, or the call is not allowed now: within a log or event function, or while another thread uses
+/// the queue. Nothing was executed.
 pub const KVC_INVALID: c_int = -12;
 /// This process has no memory for the request or the value; a write was not executed.
 pub const KVC_NO_MEMORY: c_int = -13;
 /// A protocol error between client and server. If an endpoint belongs to another kind of server (HTTP, SSH), the status
 /// is KVC_UNAVAILABLE at the deadline, and the message describes the invalid bytes.
 pub const KVC_PROTOCOL: c_int = -14;
-/// A defect in the library. The only useful call on the handle or queue is to close it. The message and the source
-/// location of the defect are also printed to standard error.
+/// A defect in the library. Close the handle, or free the queue. The message and the source location of the defect are
+/// also printed to standard error.
 pub const KVC_PANIC: c_int = -15;
 /// Another process, such as the clone of a virtual machine, uses this handle's client id and has used the number of
 /// this write. The write was not executed. The next write uses another id.
@@ -68,7 +70,8 @@ pub(crate) struct Failure {
     pub(crate) doubt: Option<Doubt>,
 }
 
-/// Returns the rank of a status, for a call with several results. A higher rank is more serious.
+/// Returns the rank of a status, for a call with several results. A higher rank is more serious; a status without a
+/// rank has the lowest.
 pub(crate) fn severity(status: c_int) -> usize {
     const ORDER: [c_int; 16] = [
         KVC_NOT_FOUND,
@@ -151,7 +154,7 @@ thread_local! {
     static LAST_ERROR: RefCell<Option<CString>> = const { RefCell::new(None) };
 }
 
-/// Stores the message of a failure for [`kvc_last_error`] and returns its status.
+/// Stores the message of a failure for [`kvc_last_error`], and returns the status of the failure.
 pub(crate) fn fail(failure: Failure) -> c_int {
     let words = c_text(failure.words);
     // If the thread is ending, its thread-local storage may already be destroyed.
@@ -168,7 +171,8 @@ pub(crate) fn c_text(words: impl Into<Vec<u8>>) -> CString {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {
-        Failure::new(KVC_UNAVAILABLE, format!("system call failed: {error}"))
+        let words = format!("cannot create or use a descriptor: {error}; check ulimit -n");
+        Failure::new(KVC_UNAVAILABLE, words)
     }
 }
 

@@ -51,14 +51,15 @@ pub struct kvc_event {
     pub words: *const c_char,
 }
 
-/// Receives the events of a handle and its queues. Each of the handle's connections_per_shard and each queue has its
-/// own connections and its own map, and reports its own events.
+/// Receives the events of a handle and its queues. The handle has connections_per_shard separate sets of connections,
+/// and each queue has one. Every set has its own map and reports its own events, so a change may be reported several
+/// times.
 ///
 /// The library calls this function only within calls on the handle and its queues, on the thread that is in the call,
-/// possibly on several threads at once. The handle's lock is held, so other calls wait until the function returns. The
-/// function must return normally: no longjmp, no C++ exception, and no second return in the child of a fork. It must
-/// not call the library: such a call on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume()
-/// are allowed. `event` and its texts are valid until the function returns.
+/// possibly on several threads at once. A lock of the handle is held, so other calls may wait until the function
+/// returns. The function must return normally, without longjmp and without a C++ exception. If it forks, it must not
+/// return in the child. On handles and queues, it may call only kvc_interrupt() and kvc_resume(); any other call
+/// returns KVC_INVALID. `event` and its texts are valid until the function returns.
 pub type kvc_event_fn =
     Option<unsafe extern "C" fn(event_context: *mut c_void, event: *const kvc_event)>;
 
@@ -71,7 +72,7 @@ struct Parts {
     words: String,
 }
 
-/// Creates the events of a client, which call a function of the program.
+/// Creates the events of a client, which call a function of the program; without a function, they are discarded.
 pub(crate) fn events(to: kvc_event_fn, context: *mut c_void) -> Events {
     let Some(to) = to else { return Events::default() };
     let argument = Argument(context);
@@ -115,7 +116,7 @@ fn parts(event: &Event<'_>) -> Option<Parts> {
             of(KVC_EVENT_CONNECTION_CLOSED, Some(server), Some(address), words)
         }
         Event::MapChanged { revision, source } => {
-            let words = format!("map {revision} taken from {source}");
+            let words = format!("map {revision} received from {source}");
             let parts = of(KVC_EVENT_MAP_CHANGED, None, Some(source), words);
             Parts { revision: revision.0, ..parts }
         }

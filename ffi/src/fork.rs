@@ -1,19 +1,19 @@
 //! Detection of a fork: a check, without a system call, whether this is still the process that opened a handle.
 //!
 //! ```text
-//!   a page that the kernel empties in the child of a fork (madvise, MADV_WIPEONFORK: Linux 4.14)
+//!   a page that the kernel zeroes in the child of a fork (madvise, MADV_WIPEONFORK: Linux 4.14)
 //!     parent   [ 1 ]   handles opened here carry 1
 //!     child    [ 0 ]   inherited handles carry 1: rejected; the next open writes 2 and carries it
 //! ```
 //!
-//! On a kernel without this feature, each check reads the process id.
+//! If the kernel provides no such page, each check reads the process id.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-/// The page; NULL until it is mapped, and permanently if it cannot be.
+/// The page; NULL until it is mapped, and permanently if it cannot be mapped.
 static PAGE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
-/// The number of the next process. A child continues with its parent's counter.
+/// The number for the next process that finds its page zeroed. A child continues with its parent's counter.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// The identity of a process across forks.
@@ -66,7 +66,7 @@ fn page() -> Option<&'static AtomicU64> {
     if made == libc::MAP_FAILED {
         return None;
     }
-    // SAFETY: the mapping above, which no other thread knows.
+    // SAFETY: the mapping above, to which no other thread has a pointer.
     if unsafe { libc::madvise(made, bytes, libc::MADV_WIPEONFORK) } != 0 {
         // SAFETY: as above.
         unsafe { libc::munmap(made, bytes) };
@@ -77,7 +77,7 @@ fn page() -> Option<&'static AtomicU64> {
         // SAFETY: it was just mapped, aligned to a page and zero, and stays mapped.
         Ok(_) => Some(unsafe { &*made }),
         Err(first) => {
-            // SAFETY: no other thread has seen this mapping.
+            // SAFETY: no other thread has a pointer to this mapping.
             unsafe { libc::munmap(made.cast(), bytes) };
             // SAFETY: not NULL, and never unmapped.
             Some(unsafe { &*first })

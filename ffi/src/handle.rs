@@ -24,12 +24,12 @@ pub struct kvc_client {
     /// use them.
     pub(crate) process: Process,
     pub(crate) shared: SharedClient,
-    /// The names of writes in doubt.
+    /// The list of writes in doubt, which the queues share.
     pub(crate) doubts: Doubts,
-    /// The endpoints for the clients of its queues.
+    /// The resolved endpoints, for the clients of the queues.
     endpoints: Endpoints,
     options: Options,
-    /// The interrupt, which is also in the options.
+    /// The interrupt of all clients of the handle; `options` has a clone.
     pub(crate) interrupt: Interrupt,
 }
 
@@ -55,8 +55,8 @@ impl kvc_client {
     }
 }
 
-/// A pointer of the program, for use by the thread that receives the responses. The call to which the program passed it
-/// waits meanwhile.
+/// A pointer that the program has passed to a call. Any thread that receives responses may use it until that call
+/// returns.
 pub(crate) struct Pointer<T>(*mut T);
 
 // SAFETY: the program allows the library to write to the memory during the call, on any thread.
@@ -72,33 +72,34 @@ impl<T> Pointer<T> {
     }
 }
 
-/// The length at and above which a value is sent from the program's memory. It is faster to copy a shorter value and to
+/// The minimum length of a value that is sent from the program's memory. It is faster to copy a shorter value and to
 /// send it in one piece with its key.
 const KEPT_BYTES: usize = 4 << 10;
 
-/// The result of a write that was executed, that failed by its condition (KVC_CONFLICT) or that is in doubt
-/// (KVC_IN_DOUBT), or of a read into the program's memory. Pass NULL if it is not needed.
+/// The result of a write (after KVC_OK, KVC_CONFLICT and KVC_IN_DOUBT) or of a read into the program's memory (after
+/// KVC_OK). Pass NULL if it is not needed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_result {
-    /// The current version of the entry, for if_version. For a delete, the number of the delete itself. After
-    /// KVC_CONFLICT, zero if there is no entry.
+    /// The current version of the entry, for if_version. For a delete, the sequence number of the delete itself. Zero
+    /// after KVC_IN_DOUBT, and after KVC_CONFLICT if there is no entry.
     pub version: u64,
-    /// The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for a read, and for
-    /// a write that was not executed.
+    /// The number of servers that hold the write: 2, or 1 while the group has no second replica. Zero for a read, and
+    /// after KVC_CONFLICT and KVC_IN_DOUBT.
     pub copies: u32,
     /// Zero.
     pub reserved: u32,
-    /// The write after KVC_IN_DOUBT, for kvc_resolve(). Else all zero.
+    /// The name of the write after KVC_IN_DOUBT, for kvc_resolve(). All zero after any other status, and if the servers
+    /// have expired the session of the write.
     pub doubt: kvc_doubt,
 }
 
 /// Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]"). An endpoint may
 /// also be the clients port of a server, which provides the map when the coordinator is unavailable. Each dead endpoint
-/// delays a call by at most 250 ms: after that time of silence, the next endpoint is tried as well. This call resolves
-/// the names; the system's resolver has no deadline. A name that cannot be resolved is skipped with a warning in the
-/// log, unless no name can be resolved. The first call opens the first connection. `options` may be NULL. On success,
-/// *out is a handle that the caller closes with kvc_close().
+/// delays a call by at most 250 ms: after that time of silence, the next endpoint is tried as well. Only this function
+/// resolves names; the system's resolver has no deadline. A name that cannot be resolved is skipped with a warning in
+/// the log. If no name can be resolved, the status is KVC_UNAVAILABLE. The first call on the handle opens the first
+/// connection. `options` may be NULL. On success, *out is a handle that the caller closes with kvc_close().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_open(
     endpoints: *const c_char,
@@ -129,8 +130,8 @@ pub unsafe extern "C" fn kvc_open(
     })
 }
 
-/// Closes a handle and its connections. NULL is allowed. No call on it may be in progress or follow. In the child of a
-/// fork, an inherited handle is not closed (KVC_FORKED): see kvc_close_forked().
+/// Closes a handle and its connections. NULL is allowed. No other call on the handle may be in progress or follow. In
+/// the child of a fork, an inherited handle is not closed (KVC_FORKED): see kvc_close_forked().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_close(client: *mut kvc_client) -> c_int {
     guard(|| {
@@ -196,10 +197,10 @@ pub unsafe extern "C" fn kvc_get(
     })
 }
 
-/// Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and sets *len to its length.
-/// If the value is longer than `cap`, returns KVC_TOO_BIG: the value is not fetched, and *len is the required size. A
-/// long value is received directly into dst, so the content of dst after a failure is unspecified. `options` and
-/// `result` may be NULL. On success, *result is set to the version.
+/// Reads a value into the program's own memory, `cap` bytes at `dst` (which may be NULL if `cap` is 0), and sets *len
+/// to the length of the value. If the value is longer than `cap`, returns KVC_TOO_BIG: the value is not fetched, and
+/// *len is the required size. A long value is received directly into dst, so the content of dst after a failure is
+/// unspecified. `options` and `result` may be NULL. On success, result->version is the version of the entry.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_get_into(
     client: *mut kvc_client,
@@ -216,10 +217,11 @@ pub unsafe extern "C" fn kvc_get_into(
     })
 }
 
-/// Reads a part of a value into `dst` (NULL if `cap` is 0): up to `cap` bytes, starting at byte `offset`. *len is set
-/// to the length of the whole value. The number of bytes read is the smaller of `cap` and *len - `offset`, or zero if
-/// `offset` is beyond the end. Only this part is fetched. Parts of one value have the same version. The content of dst
-/// after a failure is unspecified. `options` and `result` may be NULL. On success, *result is set to the version.
+/// Reads a part of a value into `dst` (which may be NULL if `cap` is 0): up to `cap` bytes, starting at byte `offset`.
+/// *len is set to the length of the whole value. The number of bytes read is the smaller of `cap` and *len - `offset`,
+/// or zero if `offset` is beyond the end. Only this part is fetched. Parts with the same version belong to the same
+/// value. The content of dst after a failure is unspecified. `options` and `result` may be NULL. On success,
+/// result->version is the version of the entry.
 #[unsafe(no_mangle)]
 #[allow(clippy::too_many_arguments)] // The C interface needs all of them.
 pub unsafe extern "C" fn kvc_get_range(
@@ -239,7 +241,7 @@ pub unsafe extern "C" fn kvc_get_range(
 }
 
 /// Sets *len to the length of a value, without fetching the value. `options` and `result` may be NULL. On success,
-/// *result is set to the version.
+/// result->version is the version of the entry.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_length(
     client: *mut kvc_client,
@@ -272,7 +274,8 @@ pub unsafe extern "C" fn kvc_delete(
 /// Reads a value into memory of the program, and reports the length of the whole value and its version.
 ///
 /// # Safety
-/// The requirements of [`call`]; the memory of `target` may be written, and `len` and `result` are NULL or may be.
+/// The requirements of [`call`]. The memory of `target` is valid for writes; `len` and `result` are NULL or valid for
+/// writes.
 unsafe fn read_into(
     client: *mut kvc_client,
     key: kvc_slice,
@@ -282,7 +285,7 @@ unsafe fn read_into(
     result: *mut kvc_result,
 ) -> Result<c_int, Failure> {
     if len.is_null() || !target.has_memory() {
-        return Err(Failure::invalid("dst or len is NULL"));
+        return Err(Failure::invalid("len is NULL, or dst is NULL and cap is not 0"));
     }
     let take = move |responded: Reply<'_>| {
         // SAFETY: the caller guarantees it.
@@ -317,7 +320,7 @@ fn written(responded: Reply<'_>) -> Written {
 /// Checks the common arguments of all calls and runs one operation.
 ///
 /// # Safety
-/// `client` is NULL or an open handle, `key` is readable, `options` is NULL or as large as it states.
+/// `client` is NULL or an open handle; `key` is readable; `options` is NULL or a struct of the size that it states.
 pub(crate) unsafe fn call<T: Send>(
     client: *mut kvc_client,
     key: kvc_slice,
@@ -331,7 +334,7 @@ pub(crate) unsafe fn call<T: Send>(
     Ok(handle.shared.call(op(key), &options, take)?)
 }
 
-/// Returns the handle, if this process opened it.
+/// Returns the handle. Fails if it is NULL (KVC_INVALID), or if another process opened it (KVC_FORKED).
 ///
 /// # Safety
 /// `client` is NULL or an open handle.
@@ -346,8 +349,8 @@ pub(crate) unsafe fn open_here<'a>(client: *const kvc_client) -> Result<&'a kvc_
     Ok(handle)
 }
 
-/// Returns the handle like [`open_here`], but also rejects a call from within a callback of the handle, before anything
-/// is written.
+/// Returns the handle like [`open_here`], but also rejects a call from within a log or event function. A function that
+/// writes to several of the program's variables checks this before it writes the first.
 ///
 /// # Safety
 /// The requirements of [`open_here`].
@@ -362,12 +365,13 @@ pub(crate) unsafe fn open_to_call<'a>(
     Ok(handle)
 }
 
-/// Rejects a call from within a callback of the library.
+/// Rejects a call from within a log or event function (KVC_INVALID).
 pub(crate) fn refuse_callback() -> Result<(), Failure> {
     if is_in_callback() { Err(kv_client::Error::WithinCallback.into()) } else { Ok(()) }
 }
 
-/// Writes the result of a call, also after a conflict and for a write in doubt, and returns the status.
+/// Writes the result of a call unless `result` is NULL: after a success, a conflict, and for a write in doubt. Returns
+/// `KVC_OK` or the failure.
 ///
 /// # Safety
 /// `result` is NULL or may be written to.

@@ -10,8 +10,8 @@ use crate::panic::guard;
 /// Releases, in the child of a fork, the descriptors and the memory of a handle that its parent opened. NULL is
 /// allowed. The parent's handle and its connections are not affected. In the process that opened the handle, the
 /// function returns KVC_INVALID and does nothing; use kvc_close() in that process. If another thread of the parent was
-/// in a call at the moment of the fork, part of the memory may leak. A descriptor that the thread was opening may leak
-/// too. Queues are released separately, before or after, with kvc_cq_free_forked().
+/// in a call at the moment of the fork, part of the memory may leak. Descriptors may leak too if that thread was
+/// opening or closing one. Queues are released separately with kvc_cq_free_forked(), before or after the handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_close_forked(client: *mut kvc_client) -> c_int {
     guard(|| {
@@ -31,8 +31,8 @@ pub unsafe extern "C" fn kvc_close_forked(client: *mut kvc_client) -> c_int {
 /// Releases, in the child of a fork, the descriptors and the memory of a queue that its parent opened. NULL is allowed.
 /// The parent's queue is not affected. Values of completions that were not polled are freed too. In the process that
 /// opened the queue, the function returns KVC_INVALID; use kvc_cq_free() in that process. If another thread of the
-/// parent was in a call on the queue at the moment of the fork, the memory leaks. A descriptor that the thread was
-/// opening leaks too; all others are released.
+/// parent was in a call on the queue at the moment of the fork, the memory leaks. Descriptors may leak too if that
+/// thread was opening or closing one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_free_forked(cq: *mut kvc_cq) -> c_int {
     guard(|| {

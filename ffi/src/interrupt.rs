@@ -1,4 +1,5 @@
-//! Ends of operations before the deadline. An interrupt ends all calls; a tag selects one operation of a queue.
+//! Early ends of operations. An interrupt ends all calls on a handle; a cancellation ends the operations of a queue
+//! with one tag.
 
 use std::ffi::c_int;
 
@@ -9,7 +10,7 @@ use crate::panic::guard;
 
 /// Ends the waits of all threads in calls on the handle and in kvc_cq_poll() on its queues, for shutdown. Any thread
 /// may call this function, even within a log or event function, but not in a signal handler. The function does not wait
-/// for the calls to end. Its effects until kvc_resume():
+/// for the calls to end. Until kvc_resume(), it has these effects:
 ///
 /// - Calls in progress return KVC_INTERRUPTED. For a write that was sent, and so may have been executed, they return
 ///   KVC_IN_DOUBT with its doubt. If the response has already arrived, they return its result. In a batch this applies
@@ -20,7 +21,7 @@ use crate::panic::guard;
 ///   readable. A queue that outlives its handle stays interrupted.
 ///
 /// To shut down: interrupt, join the threads, free the queues, close the handle. Calls that send no request to servers
-/// (kvc_statistics(), kvc_cq_new(), kvc_cq_cancel()) work as before.
+/// (kvc_statistics(), kvc_cq_new(), kvc_cq_cancel()) work as usual.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_interrupt(client: *mut kvc_client) -> c_int {
     guard(|| {
@@ -48,10 +49,10 @@ pub(crate) fn interrupted(what: &str) -> Failure {
     Failure::new(KVC_INTERRUPTED, words)
 }
 
-/// Ends the operations of a queue that were submitted with `tag` before their deadlines. The next kvc_cq_poll() returns
-/// each completion: KVC_CANCELLED, KVC_IN_DOUBT for a write that was sent, or the real result of an operation that had
-/// already ended. Once the completion was polled, the library no longer uses the memory at dst or a kept value
-/// (KVC_KEEP). KVC_NOT_FOUND: the queue has no operation with this tag.
+/// Ends the operations of a queue that were submitted with `tag`, before their deadlines. kvc_cq_poll() then returns
+/// the completion of each: KVC_CANCELLED, KVC_IN_DOUBT for a write that was sent, or the real result of an operation
+/// that had already ended. After the completion has been polled, the library no longer uses the memory at dst or a kept
+/// value (KVC_KEEP). KVC_NOT_FOUND: the queue has no operation with this tag.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_cancel(cq: *mut kvc_cq, tag: u64) -> c_int {
     guard(|| {

@@ -1,4 +1,4 @@
-//! libkvclient: the C interface of `kv-client`, and nothing else.
+//! libkvclient: the C interface of `kv-client`. It adds no function of its own.
 //!
 //! ```text
 //!   C program, any thread -> kvc_put, kvc_get, …   -> panic boundary -> the handle's kv_client::SharedClient
@@ -14,7 +14,7 @@
 #![allow(non_camel_case_types)] // The names are those of the C header.
 #![allow(clippy::missing_safety_doc)] // The header states the contract of each function.
 
-// The header has the order of these modules. The blank lines between them prevent rustfmt from sorting them.
+// The header follows the order of these modules. The blank lines between them prevent rustfmt from sorting them.
 mod error;
 mod fork;
 

@@ -11,7 +11,7 @@ use crate::error::{Failure, KVC_OK, c_text};
 use crate::events::{events, kvc_event_fn};
 use crate::panic::guard;
 
-/// if_version: write only if the key does not exist.
+/// if_version: the key must not exist.
 pub const KVC_ABSENT: u64 = 0xffff_ffff_ffff_ffff;
 
 /// kvc_log_fn: a fault that needs an operator's attention.
@@ -22,15 +22,14 @@ pub const KVC_LOG_INFO: c_int = 2;
 pub const KVC_LOG_DEBUG: c_int = 3;
 
 /// Receives the log messages of a handle (lost connections, new maps), one line each, without a line end. The library
-/// calls this function within calls on the handle and its queues, on the threads of these calls, possibly on several
-/// threads at once. The function must return normally: no longjmp, no C++ exception, and no second return in the child
-/// of a fork. It must not call the library: such a call on a handle or a queue returns KVC_INVALID. Only
-/// kvc_interrupt() and kvc_resume() are allowed. `words` is valid until the function returns.
+/// calls this function within kvc_open() and within calls on the handle and its queues. It runs on the threads of these
+/// calls, possibly on several threads at once. The function must return normally, without longjmp and without a C++
+/// exception. If it forks, it must not return in the child. On handles and queues, it may call only kvc_interrupt() and
+/// kvc_resume(); any other call returns KVC_INVALID. `words` is valid until the function returns.
 pub type kvc_log_fn =
     Option<unsafe extern "C" fn(log_arg: *mut c_void, level: c_int, words: *const c_char)>;
 
-/// Settings of a handle. Initialise it with kvc_options_init() before setting fields. Zero in a field means its
-/// default.
+/// The settings of a handle. Call kvc_options_init() before setting fields. A field that is zero has its default.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_options {
@@ -38,13 +37,14 @@ pub struct kvc_options {
     pub size: u32,
     /// The deadline of a call in milliseconds, including connecting and retries. Default 5,000, at most 60,000.
     pub timeout_ms: u32,
-    /// The timeout of one connection attempt in milliseconds. After only 250 ms of silence, the next endpoint is tried
-    /// as well. Default 1,000, at most 60,000.
+    /// The timeout in milliseconds of a connection attempt to a server, and of a request for the map to an endpoint.
+    /// After only 250 ms of silence, the map is requested from the next endpoint as well. Default 1,000, at most
+    /// 60,000.
     pub connect_timeout_ms: u32,
-    /// The maximum number of connections of the handle to each shard of a server. There is one more to a shard that has
-    /// expired the handle's session. All threads share the connections, and no call waits for the end of another. More
-    /// connections may help if many large values are in transfer at once. Queues have their own connections, which do
-    /// not count. Default 1, at most 64.
+    /// The maximum number of connections of the handle to each shard of a server. A shard in which the handle's session
+    /// was replaced (KVC_EVENT_SESSION_BEGUN) has one more. All threads share the connections, and no call waits until
+    /// another has ended. More connections may help if many large values are in transfer at once. Queues have their own
+    /// connections, which do not count. Default 1, at most 64.
     pub connections_per_shard: u32,
     /// The function that receives log messages, or NULL. It may be called until the handle is closed and its queues are
     /// freed.
@@ -73,8 +73,8 @@ impl Default for kvc_options {
     }
 }
 
-/// Settings of one call; NULL means the defaults. Set size to sizeof(kvc_op_options) and the other fields to zero
-/// first.
+/// The settings of one call; NULL means the defaults. First set size to sizeof(kvc_op_options) and all other fields to
+/// zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct kvc_op_options {
@@ -93,7 +93,7 @@ const MAX_TIMEOUT_MS: u32 = 60_000;
 const DEFAULT_CONNECTIONS: u32 = 1;
 /// The maximum number of connections to each shard.
 const MAX_CONNECTIONS: u32 = 64;
-/// The maximum size of a struct; a larger stated size is an error.
+/// The maximum size that a struct of the program may state.
 pub(crate) const MAX_STRUCT_BYTES: usize = 4_096;
 
 /// Sets all fields of `options` to their defaults. `sizeof_options` is sizeof(kvc_options).
@@ -121,11 +121,12 @@ pub unsafe extern "C" fn kvc_options_init(
     })
 }
 
-/// Copies a struct that begins with its size. Fields that are missing in a smaller struct are set to zero. A larger
-/// struct, from a newer header, is accepted if the fields that this library does not know are zero.
+/// Copies a struct that begins with its size; NULL gives the defaults. Fields that are missing in a smaller struct are
+/// set to zero. A larger struct, from a newer header, is accepted if the fields that this library does not know are
+/// zero.
 ///
 /// # Safety
-/// `from` is NULL or points to as many readable bytes as its first four state.
+/// `from` is NULL, or points to a struct with as many readable bytes as its first four bytes state.
 #[inline]
 pub(crate) unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Result<T, Failure> {
     if from.is_null() {
@@ -142,7 +143,7 @@ pub(crate) unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Res
     unsafe { of_other_size(from, size, what) }
 }
 
-/// Copies a struct like [`sized`], for a program that was compiled with another version of the header.
+/// Copies, like [`sized`], a struct of a program that was compiled with another version of the header.
 ///
 /// # Safety
 /// `size` bytes are readable.
@@ -166,7 +167,7 @@ unsafe fn of_other_size<T: Copy + Default>(
         // SAFETY: as above.
         if unsafe { from.cast::<u8>().add(offset).read() } != 0 {
             return Err(Failure::invalid(format!(
-                "{what} sets a field at byte {offset} that this library does not know; the library is older than the header"
+                "{what} sets an unknown field at byte {offset}; the library is older than the header; install a newer library"
             )));
         }
     }
@@ -177,7 +178,7 @@ pub(crate) fn millis(value: u32) -> Option<Duration> {
     (value > 0).then(|| Duration::from_millis(value.into()))
 }
 
-/// Reads the settings of a handle, and its number of connections to each shard.
+/// Reads the settings of a handle, and its number of connections to each shard. NULL gives the defaults.
 ///
 /// # Safety
 /// The requirements of [`sized`].
@@ -201,7 +202,7 @@ pub(crate) unsafe fn read_options(from: *const kvc_options) -> Result<(Options, 
     Ok((options, connections as usize))
 }
 
-/// Reads the settings of a call.
+/// Reads the settings of a call; NULL gives the defaults.
 ///
 /// # Safety
 /// The requirements of [`sized`].
@@ -226,14 +227,14 @@ pub(crate) fn condition(if_version: u64) -> Condition {
     }
 }
 
-/// The program's argument for its callback, passed on every thread.
+/// The program's argument for its log or event function, which any thread may pass.
 pub(crate) struct Argument(pub(crate) *mut c_void);
-// SAFETY: the header states that the function is called on the threads of the calls.
+// SAFETY: the header states that any thread in a call may pass it to the function.
 unsafe impl Send for Argument {}
 // SAFETY: as above, possibly on several threads at once.
 unsafe impl Sync for Argument {}
 
-/// Creates a log that calls a function of the program.
+/// Creates a log that calls a function of the program; without a function, it discards all messages.
 fn log(to: kvc_log_fn, log_arg: *mut c_void) -> Log {
     let Some(to) = to else { return Log::default() };
     let argument = Argument(log_arg);

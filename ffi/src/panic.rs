@@ -7,7 +7,8 @@ use crate::error::{Failure, KVC_PANIC, fail};
 
 /// Runs the body of an entry point and converts failures and panics into statuses.
 pub(crate) fn guard(body: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
-    // A panic poisons the lane of the handle or the queue, so no inconsistent state is used again.
+    // A panic poisons the lock of the handle's client, or marks the queue as poisoned. So no inconsistent state is used
+    // again.
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(status)) => status,
         Ok(Err(failure)) => fail(failure),
@@ -16,7 +17,7 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
                 .downcast_ref::<String>()
                 .map(String::as_str)
                 .or_else(|| payload.downcast_ref::<&str>().copied())
-                .unwrap_or("no words");
+                .unwrap_or("no panic message");
             let words =
                 format!("a defect in libkvclient ({words}); close the handle and report it");
             let status = fail(Failure::new(KVC_PANIC, words));

@@ -12,13 +12,15 @@ use crate::handle::{kvc_client, open_here};
 use crate::options::millis;
 use crate::panic::guard;
 
-/// Sends a no-op request to the server that now serves a key, and waits for the response. With an empty key (len 0), it
-/// sends one to the current server of every group of keys, in parallel. A cluster has as many groups as servers. The
-/// function opens missing connections, so a program can use it to connect before its first call.
+/// Sends a no-op request to the server that now serves a key, and waits for the response. With an empty key (len 0), a
+/// first request fetches the map; then one goes to the current server of every group of keys, in parallel. A cluster
+/// has as many groups as servers. The function opens missing connections, so a program can use it to connect before its
+/// first call.
 ///
 /// `timeout_ms`: as in kvc_op_options. On success, *nanoseconds (unless `nanoseconds` is NULL) is set to the time of
-/// the slowest response, including connecting and retries. To measure only a round trip, call it twice. Returns KVC_OK
-/// if all servers responded, else the most serious status, in the order of kvc_mput().
+/// the slowest response, including connecting and retries, but without the request that fetches the map for an empty
+/// key. To measure only a round trip, call the function twice. Returns KVC_OK if all servers responded, else the most
+/// serious status, in the order of kvc_mput().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_ping(
     client: *mut kvc_client,

@@ -19,7 +19,7 @@ pub const KVC_NEVER: u64 = 0xffff_ffff_ffff_ffff;
 const ADDRESS_BYTES: usize = 64; // The struct repeats the number, because the header would not show the constant.
 
 /// The counters of a handle or of a queue since it was opened. Values described as "current" may decrease; all others
-/// only grow. Set size to sizeof(kvc_counters); the library writes as many of the other fields as fit.
+/// only grow. Set size to sizeof(kvc_counters); the library writes as many of the other fields as fit into that size.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_counters {
@@ -67,7 +67,7 @@ pub struct kvc_counters {
     pub heard_ms: u64,
 }
 
-/// The counters of one server, for a handle or a queue. They continue when the server is restarted.
+/// The counters of one server, for a handle or a queue. A restart of the server does not reset them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_server_counters {
@@ -104,9 +104,9 @@ pub struct kvc_server_counters {
 }
 
 /// Writes the counters of a handle to *out, and the counters of up to `max` servers to `servers`, in the order of the
-/// ring. `servers` may be NULL if `max` is 0. Set `out->size`, and `servers[0].size` for all elements. out->servers is
-/// then the number of servers in the map. The call sends no request and does not wait for other calls. Queues have
-/// their own counters: kvc_cq_statistics().
+/// ring. `servers` may be NULL if `max` is 0. Set `out->size` first, and `servers[0].size`, which applies to all
+/// elements. The call sets out->servers to the number of servers in the map, which may exceed `max`. The call sends no
+/// request and does not wait for other calls. Queues have their own counters: kvc_cq_statistics().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_statistics(
     client: *mut kvc_client,
@@ -141,7 +141,8 @@ pub unsafe extern "C" fn kvc_cq_statistics(
 /// Writes as many counters as fit into the structs of the program.
 ///
 /// # Safety
-/// `out` and the first of `servers` are NULL or as large as their sizes state, and there are `max` of the latter.
+/// `out` is NULL or as large as its size states. `servers` is NULL or has `max` elements, each as large as the first
+/// states.
 unsafe fn tell(
     statistics: &Statistics,
     out: *mut kvc_counters,
@@ -150,7 +151,7 @@ unsafe fn tell(
 ) -> Result<c_int, Failure> {
     let now = Instant::now();
     if out.is_null() || (servers.is_null() && max > 0) {
-        return Err(Failure::invalid("kvc_statistics: out or servers is NULL"));
+        return Err(Failure::invalid("out is NULL, or servers is NULL and max is not 0"));
     }
     // SAFETY: not NULL, and the caller guarantees the rest.
     let size = unsafe { size_at(out, "kvc_counters") }?;
@@ -242,7 +243,7 @@ unsafe fn size_at<T>(from: *const T, what: &str) -> Result<usize, Failure> {
     Ok(size)
 }
 
-/// Writes a struct that begins with its size into `size` bytes: as much of it as fits, and zeros after it.
+/// Writes a struct that begins with its size into `size` bytes: as much of the struct as fits, then zeros.
 ///
 /// # Safety
 /// `to` is valid for writes of `size` bytes, at least four, and T consists of integers without padding.
@@ -301,7 +302,7 @@ mod tests {
                 assert_eq!(room[8..16], 70_u64.to_ne_bytes());
             }
             assert!(room[size.min(claimed)..claimed].iter().all(|&byte| byte == 0));
-            assert!(room[claimed..].iter().all(|&byte| byte == 0x5a), "nothing behind it");
+            assert!(room[claimed..].iter().all(|&byte| byte == 0x5a), "nothing after it");
         }
         for claimed in [0_u32, 4, 12, 8_192] {
             let mut room = vec![0_u8; 8_192];

@@ -19,12 +19,12 @@ pub(crate) struct Target {
 unsafe impl Send for Target {}
 
 impl Target {
-    /// Creates a destination for a whole value; a longer one is not fetched at all.
+    /// Creates a destination for a whole value. A value longer than `cap` is not fetched at all.
     pub(crate) fn all(dst: *mut c_void, cap: usize) -> Target {
         Target { dst, cap, part: Part { all_or_nothing: true, ..part(cap, 0) } }
     }
 
-    /// Creates a destination for the bytes from `offset` on.
+    /// Creates a destination for up to `cap` bytes of a value, starting at `offset`.
     pub(crate) fn range(dst: *mut c_void, cap: usize, offset: usize) -> Target {
         Target { dst, cap, part: part(cap, offset) }
     }
@@ -37,7 +37,7 @@ impl Target {
     /// Returns the operation that reads a key into this target.
     pub(crate) fn op<'a>(&self, key: &'a [u8]) -> Op<'a> {
         let landing = NonNull::new(self.dst.cast::<u8>()).map_or(Landing::Buffer, |at| {
-            // SAFETY: the creator of the target has lent the memory.
+            // SAFETY: the program lends the memory until the operation has ended.
             Landing::At(unsafe { Room::new(at, self.cap) })
         });
         Op::Read { key, part: Some(self.part), landing }
@@ -66,8 +66,8 @@ impl Target {
     }
 }
 
-/// Returns the part of at most `most` bytes from `from` on. Numbers above 32 bits are clamped, because no value is that
-/// long.
+/// Returns the part of at most `most` bytes that starts at `from`. Larger numbers are clamped to 32 bits, because no
+/// value is that long.
 fn part(most: usize, from: usize) -> Part {
     let narrow = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     Part { from: narrow(from), most: narrow(most), all_or_nothing: false }

@@ -82,7 +82,7 @@ fn a_read_into_memory_of_the_program_and_a_write_allocate_nothing() {
     let fake = Fake::start(3, 1);
     let client = open(&fake);
     let keys: Vec<String> = (0..50).map(|n| format!("key {n}")).collect();
-    // Values that fit the receive buffer: no allocation.
+    // Values that fit into the receive buffer must not allocate even in a single run.
     write_and_read(client, &keys, 1_000, 2_000, |work| allocations(work));
     for len in [64 << 10, 200 << 10, 256 << 10] {
         write_and_read(client, &keys, len, 100, |work| least(work));
@@ -91,8 +91,8 @@ fn a_read_into_memory_of_the_program_and_a_write_allocate_nothing() {
     assert_eq!(unsafe { kvc_close(client) }, KVC_OK);
 }
 
-/// Counts the allocations of `times` writes and reads of values with `bytes` bytes, after a quarter as many for
-/// warm-up.
+/// Counts the allocations of `times` writes and reads of values of `bytes` bytes. A quarter as many operations run
+/// first, as a warm-up.
 fn write_and_read(
     client: *mut kvc_client,
     keys: &[String],

@@ -1,5 +1,5 @@
-//! Tests of the C interface: the header, the library's name and exports, and the calls, against a cluster in this
-//! process.
+//! Tests of the C interface: the header, the soname and the exports of the library, and the calls against a fake
+//! cluster in this process.
 
 #[path = "../../client/tests/common/mod.rs"]
 mod common;
@@ -287,7 +287,7 @@ fn invalid_arguments_are_rejected_with_a_message() {
         kvc_free(null_mut::<c_void>());
     }
     assert_eq!(handle.put(b"k", b"v", options(60_001, 0)), KVC_INVALID);
-    assert!(fake.seen().is_empty(), "nothing of this was sent");
+    assert!(fake.seen().is_empty(), "no request was sent");
     handle.close();
 }
 

@@ -37,14 +37,14 @@ fn it_depends_only_on_the_c_library_and_the_unwinder() {
         .lines()
         .filter(|line| line.contains("(NEEDED)"))
         .filter_map(|line| line.split(['[', ']']).nth(1))
-        // Every program needs the dynamic loader, so it does not count.
+        // The dynamic loader is ignored, because every program needs it.
         .filter(|name| !name.starts_with("ld-linux-"))
         .collect();
     needed.sort_unstable();
     assert_eq!(needed, ["libc.so.6", "libgcc_s.so.1"]);
 }
 
-/// Returns each version of a text between "glibc " and " or later": the versions that the library needs at least.
+/// Returns every glibc version that a text states as the minimum, in the form "glibc 2.34 or later".
 fn claimed(text: &str) -> Vec<(u32, u32)> {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let claims = text.match_indices(" or later").map(|(at, _)| &text[..at]);

@@ -24,7 +24,7 @@ const NEVER_WRITTEN: Value = Value::MAX;
 pub fn corrupted(records: &[Record], operations: &Operations) -> Option<(Vec<Record>, String)> {
     let mut began: HashMap<u32, i64> = HashMap::new();
     let mut fallback = None;
-    // The latest suitable read is chosen, because the history before it is the longest.
+    // The latest suitable read is chosen, because the longest history precedes it.
     let mut best = None;
     for (at, record) in records.iter().enumerate() {
         if record.kind == Kind::Invoke {
@@ -47,8 +47,8 @@ pub fn corrupted(records: &[Record], operations: &Operations) -> Option<(Vec<Rec
     Some((copy, records[at].key.clone()))
 }
 
-/// Returns a value that was certainly overwritten before `moment`: its write ended before a later write began,
-/// and both ended before `moment`.
+/// Returns a value of a key that was certainly overwritten before `moment`, if there is one. Its write ended before a
+/// later write began, and both ended before `moment`.
 fn overwritten_before(operations: &Operations, key: &str, moment: i64) -> Option<Value> {
     let list = operations.by_key.get(key)?;
     let writes = || {

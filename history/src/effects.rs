@@ -1,13 +1,13 @@
-//! The check that each write takes effect once and that each version belongs to one write.
+//! The check that each write takes effect at most once and that each version belongs to one write.
 //!
-//! The check of a register does not detect every fault: a write that is executed twice in a row leaves the expected
+//! The linearizability check does not detect every fault: a write that is executed twice in a row leaves the expected
 //! value. The versions show the fault. If a value has two versions, it was written twice. If two writes of a place
 //! have the same version in their responses, the version was assigned twice.
 //!
 //! The highest version of a place lies between the number of writes that certainly took a version and the number of
 //! writes that may have taken one. A write takes a version if the store evaluated it, even if its condition failed
-//! or there was nothing to delete, because the response is recorded under this version for retries. A write settled
-//! as not done takes a version for the record of the settlement. A write that never reached the store takes none.
+//! or there was nothing to delete: the response is recorded under this version for retries. A write settled as not
+//! done takes a version for the record of the settlement. A write that never reached the store takes none.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -16,7 +16,7 @@ use crate::operations::Operations;
 use crate::record::{Kind, Reason};
 use crate::register::{Asked, Returned, Value};
 
-/// Counts of the effects in one place (a group's shard).
+/// Counts of the effects at one place (one shard of a group).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
     /// The number of writes that certainly took a version: those with a definite response, including failed
@@ -24,11 +24,11 @@ pub struct Effects {
     pub returned: u64,
     /// The number of writes that may have taken a version: those in `returned` and those in doubt.
     pub possible: u64,
-    /// The highest version in any response.
+    /// The highest version in any response; 0 if there is none.
     pub highest: u64,
 }
 
-/// An effect that occurred twice.
+/// A value with two versions, or a version with two writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Twice {
     /// One value under two versions.
@@ -58,7 +58,7 @@ pub enum Twice {
 /// Counts the effects at every place.
 ///
 /// # Errors
-/// [`Twice`] if something took effect twice.
+/// [`Twice`] if a value has two versions, or if two writes have the same version.
 pub fn effects<P: Hash + Eq + Copy>(
     operations: &Operations,
     place_of: impl Fn(&str) -> P,

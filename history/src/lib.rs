@@ -1,5 +1,5 @@
-//! Histories of client operations, and a checker of the store's guarantees. The simulator and the runs over real
-//! processes share the checker.
+//! Histories of client operations, and a checker of the store's guarantees. The simulator and the runs with real
+//! processes (`chaos/`) share the checker.
 //!
 //! ```text
 //!   simulator ------------------------> Entry --+--> judge: one register for each key (porcupine-rs)

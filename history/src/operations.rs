@@ -1,4 +1,4 @@
-//! The operations of a history, by key: the line of each beginning is paired with that of its end.
+//! The operations of a history, by key. Each pairs the line of its beginning with the line of its end, if there is one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -8,32 +8,33 @@ use crate::register::{Asked, Entry, Returned, Verdict, judge};
 /// One operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
-    /// The operation in the form for the checker; `None` if it certainly changed nothing and observed nothing.
+    /// The operation as input of [`judge`]; `None` if it certainly changed nothing and observed nothing.
     pub entry: Option<Entry>,
     /// The requested operation.
     pub asked: Asked,
     /// The time of its beginning.
     pub start: i64,
-    /// The time of its end; `i64::MAX` if it never ended.
+    /// The time of its end; `i64::MAX` if it never ended or its result is unknown.
     pub end: i64,
-    /// The kind of its end.
+    /// The kind of its end; [`Kind::Info`] if it never ended.
     pub kind: Kind,
-    /// The reason why the operation was not done or its result is unknown; `None` if it was done.
+    /// The reason why the operation was not done or its result is unknown; `None` if it was done or the history gives
+    /// no reason.
     pub error: Option<Reason>,
-    /// The version in its response.
+    /// The version in its response; `None` if the history has none.
     pub version: Option<u64>,
 }
 
-/// The operations of a history by key, each list ordered by beginning.
+/// The operations of a history.
 #[derive(Clone, Debug, Default)]
 pub struct Operations {
-    /// Operations by key.
+    /// The operations on each key, in the order of their beginnings.
     pub by_key: BTreeMap<String, Vec<Operation>>,
 }
 
-/// The error if lines do not form a valid history.
+/// The error if the lines do not form a valid history.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("process {process} at {time_ns} ns: {reason}; the recorder of the history is faulty")]
+#[error("invalid history: process {process} at {time_ns} ns: {reason}; check its recorder")]
 pub struct HistoryError {
     /// The process of the inconsistent lines.
     pub process: u32,
@@ -44,11 +45,11 @@ pub struct HistoryError {
 }
 
 impl Operations {
-    /// Pairs beginnings and ends. The lines of one process must be in order.
+    /// Pairs beginnings and ends. The lines of one process must be in chronological order.
     ///
     /// # Errors
-    /// [`HistoryError`] if a process has two operations in flight at once, continues after an operation in
-    /// doubt, or has lines that do not match.
+    /// [`HistoryError`] if a process has two operations in flight at once, or continues after an operation in doubt.
+    /// Also if an end does not match its beginning, or the values do not fit the operation.
     pub fn pair(records: &[Record]) -> Result<Operations, HistoryError> {
         let mut open: HashMap<u32, &Record> = HashMap::new();
         let mut retired: HashSet<u32> = HashSet::new();
@@ -61,15 +62,15 @@ impl Operations {
             }
             if record.kind == Kind::Invoke {
                 if open.insert(process, record).is_some() {
-                    return refuse("it begins an operation before the last one has ended");
+                    return refuse("it begins an operation before its previous one has ended");
                 }
                 continue;
             }
             let Some(begin) = open.remove(&process) else {
-                return refuse("an operation ends that has not begun");
+                return refuse("it ends an operation that it has not begun");
             };
             if (begin.f, &begin.key) != (record.f, &record.key) || time_ns < begin.time_ns {
-                return refuse("the end does not match the operation that it began");
+                return refuse("the function, key or time of the end does not match the beginning");
             }
             if record.kind == Kind::Info {
                 retired.insert(process);
@@ -105,7 +106,7 @@ impl Operations {
         self.by_key.iter().flat_map(|(key, list)| list.iter().map(move |one| (&key[..], one)))
     }
 
-    /// Returns the entries of one key.
+    /// Returns the entries of one key for [`judge`]; none for an unknown key.
     pub fn entries(&self, key: &str) -> Vec<Entry> {
         let list = self.by_key.get(key).map_or(&[][..], |list| list);
         list.iter().filter_map(|operation| operation.entry).collect()

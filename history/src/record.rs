@@ -7,7 +7,8 @@
 //!
 //! All processes share one clock. `ok` means done, `fail` not done, and `info` unknown; after `info` the process
 //! number is never used again. The value of a delete, and of an absent key, is null. Two fields are optional and
-//! not part of the format that other checkers read: the version in the response, and the reason for a failure.
+//! not part of the format that other checkers read. They are the version in the response, and the reason why an
+//! operation failed or its result is unknown.
 
 use serde::{Deserialize, Serialize};
 
@@ -70,7 +71,7 @@ pub enum Reason {
     InDoubt,
     /// The operation ended in doubt and was then settled: it was not done and never will be.
     NotDone,
-    /// Rejected for another reason.
+    /// The operation was rejected for another reason.
     Refused,
 }
 
@@ -93,14 +94,14 @@ pub struct Record {
     /// The version in the response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
-    /// The reason for a failure.
+    /// The reason why the operation failed or its result is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Reason>,
 }
 
 /// A line that is not a valid history record.
 #[derive(Debug, thiserror::Error)]
-#[error("line {line} of the history: {reason}; was the file cut or edited?")]
+#[error("cannot parse line {line} of the history: {reason}; was the file truncated or edited?")]
 pub struct RecordError {
     /// The line number, counted from 1.
     pub line: usize,

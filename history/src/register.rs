@@ -1,4 +1,4 @@
-//! The check of one key's operations against a single register.
+//! The linearizability check of one key: its operations must be those of a single register.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ pub type Value = u64;
 /// The requested operation on a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// Read the value.
+    /// Reads the value.
     Read,
-    /// Write this value.
+    /// Writes this value.
     Write(Value),
-    /// Delete the key.
+    /// Deletes the key.
     Delete,
-    /// Write `new` if the current value is `old` (`None`: if the key is absent).
+    /// Writes `new` if the current value is `old` (`None`: if the key is absent).
     Swap {
         /// The expected value.
         old: Option<Value>,
@@ -35,13 +35,13 @@ pub enum Returned {
         /// True if the operation changed the value.
         changed: bool,
     },
-    /// Nothing was done, because the store had no room or no server could execute it.
+    /// Nothing was done: the store rejected the operation, no server could execute it, or it was settled as not done.
     Refused,
     /// Nothing was done, because the key's group has no replica left.
     Lost,
-    /// Unknown. The operation may still take effect at any later time.
+    /// The result is unknown. The operation may still take effect at any later time.
     InDoubt,
-    /// Unknown. The write took effect before its end, or it never will.
+    /// The result is unknown. The write took effect before its end, or it never will.
     Undecided,
 }
 
@@ -100,16 +100,16 @@ pub enum Verdict {
     Unknown,
 }
 
-/// The number of operations up to which an exhaustive search is quick.
+/// The maximum number of operations that are searched without a time limit.
 const FEW: usize = 10;
-/// The timeout of one key's search.
+/// The time limit of a search.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Checks the history of one key.
 pub fn judge(history: &[Entry]) -> Verdict {
     let undecided = |entry: &Entry| entry.returned == Returned::Undecided;
     let Some(at) = history.iter().position(undecided) else { return judge_decided(history) };
-    // Both cases are tried: that the write was not done, and that it was done.
+    // The history without the write is checked first, then the history with the write.
     let mut decided = history.to_vec();
     let entry = decided.remove(at);
     let verdict = judge(&decided);

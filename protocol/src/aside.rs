@@ -1,9 +1,9 @@
-//! The names that a run gives to the files of earlier runs, so that it never overwrites them.
+//! The names to which a run renames the files of earlier runs, so that it never overwrites them.
 //!
 //! ```text
 //!   server_0.primary          written by this run
-//!   server_0.primary.old      the newest file kept aside
-//!   server_0.primary.old.2    earlier ones: the higher the number, the newer
+//!   server_0.primary.old      the newest renamed file
+//!   server_0.primary.old.2    older ones: the higher the number, the newer
 //!   server_0.primary.old.3
 //! ```
 
@@ -12,29 +12,29 @@ pub const MAX_ASIDE: usize = 8;
 
 const OLD: &str = ".old";
 
-/// Returns the name under which the newest earlier file of this name is kept.
+/// Returns the name of the newest renamed file of this name.
 pub fn newest(name: &str) -> String {
     format!("{name}{OLD}")
 }
 
-/// Returns the name under which the earlier file with this number is kept. `number` is at least 2.
+/// Returns the name of the renamed file with this number. `number` is at least 2.
 pub fn numbered(name: &str, number: u32) -> String {
     format!("{name}{OLD}.{number}")
 }
 
-/// Returns the number in `aside`, the name of an earlier file `name`; `None` if `aside` has another form.
+/// Returns the number in `aside`, the name of a renamed file `name`; `None` if `aside` has another form.
 pub fn number_of(name: &str, aside: &str) -> Option<u32> {
     let number = aside.strip_prefix(name)?.strip_prefix(OLD)?.strip_prefix('.')?;
     let number = number.parse::<u32>().ok().filter(|known| known.to_string() == number)?;
     (number >= 2).then_some(number)
 }
 
-/// Returns the number for the next earlier file, given the existing numbers.
+/// Returns the number for the next file to be renamed: one above the highest existing number, and at least 2.
 pub fn next_number(known: impl Iterator<Item = u32>) -> u32 {
     known.max().unwrap_or(1).saturating_add(1)
 }
 
-/// Returns the name that a file had in the run that wrote it.
+/// Returns the name that a renamed file had in the run that wrote it. Any other name is returned unchanged.
 pub fn plain(aside: &str) -> &str {
     if let Some(name) = aside.strip_suffix(OLD) {
         return name;

@@ -5,9 +5,9 @@
 //!           <- WELCOME
 //!   GET PUT DELETE NOOP VERIFY RESOLVE ->  to a server, any number in flight
 //!           <- RESPONSE                      in any order, matched by the request id
-//!   MAP     -> <- MAP-RESPONSE               to the coordinator; to a server while the coordinator is unreachable
+//!   MAP     -> <- MAP-RESPONSE               to the coordinator or a server
 //!   STATUS  -> <- STATUS-RESPONSE (JSON)     to the coordinator
-//!           <- ERROR                       to anything that cannot be served; a close may follow
+//!           <- ERROR                       in response to a frame that cannot be served; a close may follow
 //! ```
 
 use std::ops::{Deref, Range};
@@ -32,7 +32,7 @@ pub const REQUEST_HEAD_BYTES: usize = HEADER_BYTES + REQUEST_FIXED_BYTES;
 pub const RESPONSE_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
 /// The number of bytes of a response's frame before the value.
 pub const RESPONSE_HEAD_BYTES: usize = HEADER_BYTES + RESPONSE_FIXED_BYTES;
-/// The number of bytes of a response's frame before the part of a value; see [`Status::Part`].
+/// The number of bytes of a response's frame before a part of a value; see [`Status::Part`].
 pub const PART_HEAD_BYTES: usize = RESPONSE_HEAD_BYTES + 4;
 
 const _: () = assert!(REQUEST_FIXED_BYTES <= MAX_FIXED_BYTES);
@@ -46,27 +46,27 @@ pub mod opcode {
     pub const WELCOME: u8 = 0x02;
     /// The rejection of a frame or connection: a status and a reason.
     pub const ERROR: u8 = 0x03;
-    /// Read a key.
+    /// The request to read a key.
     pub const GET: u8 = 0x10;
-    /// Write a key.
+    /// The request to set a key.
     pub const PUT: u8 = 0x11;
-    /// Remove a key.
+    /// The request to remove a key.
     pub const DELETE: u8 = 0x12;
-    /// Do nothing; shows that the key's server responds.
+    /// The request without effect, which shows that the key's server responds.
     pub const NOOP: u8 = 0x13;
-    /// Read a key from the named replica.
+    /// The request to read a key from the named replica.
     pub const VERIFY: u8 = 0x14;
     /// The response to GET, PUT, DELETE, NOOP, VERIFY and RESOLVE.
     pub const RESPONSE: u8 = 0x15;
-    /// Settle a write that ended in doubt.
+    /// The request to settle a write that ended in doubt.
     pub const RESOLVE: u8 = 0x16;
-    /// Request the map.
+    /// The request for the map.
     pub const MAP: u8 = 0x18;
-    /// The map.
+    /// The map, in response to MAP.
     pub const MAP_RESPONSE: u8 = 0x19;
-    /// Request the status.
+    /// The request for the status.
     pub const STATUS: u8 = 0x1a;
-    /// The status, as JSON.
+    /// The status as JSON, in response to STATUS.
     pub const STATUS_RESPONSE: u8 = 0x1b;
 
     /// Returns whether a frame of this opcode is a [`Request`](super::Request).
@@ -95,13 +95,13 @@ pub enum Status {
     Unavailable = 4,
     /// No holder of the group is left.
     Lost = 5,
-    /// Key or value is longer than allowed.
+    /// The key or the value is longer than allowed.
     TooBig = 6,
     /// The memory limit is reached; the write was not executed.
     OutOfSpace = 7,
     /// Too many connections, sessions or writes in flight; nothing was executed.
     Busy = 8,
-    /// The server no longer knows whether this write was executed.
+    /// The server no longer has a record that shows whether this write was executed.
     SessionExpired = 9,
     /// The fields of the request contradict each other; nothing was executed.
     Invalid = 10,
@@ -150,7 +150,7 @@ impl Status {
 /// The first frame of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The cluster that the client expects; zero if it does not know the cluster yet.
+    /// The cluster that the client expects; zero for any cluster.
     pub cluster: ClusterId,
     /// The id of the client.
     pub client: ClientId,
@@ -181,8 +181,7 @@ impl Hello {
     }
 }
 
-/// The number of groups that have their home on one server. One connection can carry writes to at most this
-/// many groups.
+/// The number of groups with their home on one server. One connection carries writes to at most this many groups.
 pub const GROUPS_OF_A_SERVER: usize = 2;
 
 /// A log position of a group's shard at which a session may begin (consistency.md §8). It is the last committed write
@@ -200,15 +199,15 @@ pub struct SessionStart {
 pub struct Welcome {
     /// The cluster.
     pub cluster: ClusterId,
-    /// The responding server; `None`: the coordinator.
+    /// The responding server; `None` for the coordinator.
     pub server: Option<Member>,
-    /// The number of servers of the ring.
+    /// The number of servers in the ring.
     pub servers: u16,
     /// The number of shards of a group.
     pub shards: u16,
     /// The length of the longest value accepted, in bytes.
     pub max_value: u32,
-    /// The log positions at which new sessions of this connection's client may begin.
+    /// The log position at which a new session of this connection's client may begin, for each group of the server.
     pub starts: [SessionStart; GROUPS_OF_A_SERVER],
 }
 
@@ -315,12 +314,12 @@ pub struct WriteHeader {
 /// The part of a value that a read requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// The first byte.
+    /// The offset of the first byte.
     pub from: u32,
-    /// The most bytes to return.
+    /// The maximum number of bytes to return.
     pub most: u32,
-    /// True if no bytes are requested when more than `most` bytes follow `from`. The response then has only
-    /// the length of the value.
+    /// True if the part is empty when the value has more than `most` bytes from offset `from` on. The response then has
+    /// only the length of the value.
     pub all_or_nothing: bool,
 }
 
@@ -335,11 +334,10 @@ impl Part {
         }
     }
 
-    /// Encodes the part for the field `if_version` of a GET: `from` in the low 32 bits, `most` + 1 in the
-    /// high ones. Zero requests the whole value.
+    /// Encodes the part for the field `if_version` of a GET: `from` in the low 32 bits, `most` + 1 in the high ones.
+    /// The field is zero if the whole value is requested.
     fn to_wire(self) -> u64 {
-        // `most + 1` must fit 32 bits. The cap does not change the result, because no value is that
-        // long.
+        // `most + 1` must fit in 32 bits. The cap does not change the result, because no value is that long.
         u64::from(self.from) | (u64::from(self.most.min(u32::MAX - 1)) + 1) << 32
     }
 
@@ -367,8 +365,8 @@ pub enum Operation<'a> {
     /// Returns the value of the key in the named replica. The value at a secondary may be uncommitted.
     Verify(ReplicaRole),
     /// Settles the write with this number and this hash (consistency.md §8). If the write was executed, the response is
-    /// that of the write. Otherwise it is [`Status::NotDone`], and the write is never executed. The condition is not
-    /// sent.
+    /// that of the write. Otherwise it is [`Status::NotDone`], and the write is never executed. If the session has
+    /// expired, the response is [`Status::SessionExpired`]. The condition is not sent.
     Resolve(WriteHeader, RequestHash),
 }
 
@@ -400,7 +398,7 @@ impl Operation<'_> {
 pub struct Request<'a> {
     /// The id, chosen by the client; the response repeats it.
     pub id: RequestId,
-    /// The version of the view by which the client routed the request: the view of the key's group.
+    /// The version of the view of the key's group by which the client routed the request.
     pub view: ViewVersion,
     /// MD5 of the key.
     pub digest: Digest,
@@ -459,8 +457,8 @@ impl<'a> Request<'a> {
         head.finish()
     }
 
-    /// Reads a request from its frame. Checks only the layout; [`Request::validate`] checks whether key and value are
-    /// allowed.
+    /// Reads a request from its frame. Checks only the layout; [`Request::validate`] checks the key, the value and the
+    /// session fields.
     #[inline]
     pub fn read(opcode: u8, body: &'a [u8]) -> Result<Request<'a>, DecodeError> {
         if !opcode::is_request(opcode) {
@@ -505,13 +503,14 @@ impl<'a> Request<'a> {
         Ok(Request { id, view, digest, key, operation })
     }
 
-    /// Reads only the id of a request, so that the server can respond to a malformed one with an
-    /// error.
+    /// Reads only the id of a request, so that the server can respond to a malformed request with an error. `None` if
+    /// the body ends before the id.
     pub fn read_id(body: &[u8]) -> Option<RequestId> {
         Reader::new(body).u64("request id").ok().map(RequestId)
     }
 
-    /// Checks that key, value and session fields are allowed; returns the status and reason if not.
+    /// Checks the key, the value and the session fields against their limits. Returns the status and the reason for the
+    /// first invalid one.
     pub fn validate(&self) -> Result<(), (Status, &'static str)> {
         if self.key.is_empty() {
             return Err((Status::Invalid, "the key is empty; it needs 1 to 65,535 bytes"));
@@ -547,14 +546,15 @@ pub struct Response<'a> {
     pub id: RequestId,
     /// The outcome.
     pub status: Status,
-    /// The number of replicas that hold the write, in an OK response to a write.
+    /// The number of replicas that hold the write, in the response to a logged write (OK, NOT_FOUND, CONFLICT or
+    /// NOT_DONE). Zero in any other response.
     pub copies: u8,
-    /// The version of the newest view of the key's group at the server; 0 if the server has no view
-    /// of it.
+    /// The version of the newest view of the key's group at the server; 0 if the server has none.
     pub view: ViewVersion,
-    /// OK: the entry's version. CONFLICT: the version found, or 0 if the key does not exist.
+    /// OK and PART: the entry's version, or for a DELETE the sequence number of the delete. CONFLICT: the version
+    /// found, or 0 if the key does not exist.
     pub version: SequenceNumber,
-    /// The value that was read. If the request was rejected: the reason as text.
+    /// The value, or the part of it, that was read. If the request was rejected: the reason as text.
     pub value: &'a [u8],
     /// PART: the length of the whole value. Otherwise zero.
     pub whole: u32,
@@ -634,8 +634,7 @@ impl<'a> Refusal<'a> {
         });
     }
 
-    /// Reads a rejection from its frame's body. If the reason is not UTF-8, a fixed text replaces
-    /// it.
+    /// Reads a rejection from its frame's body. If the reason is not valid UTF-8, a fixed text replaces it.
     pub fn read(body: &'a [u8]) -> Result<Refusal<'a>, DecodeError> {
         let mut reader = Reader::new(body);
         let status = Status::read(&mut reader)?;

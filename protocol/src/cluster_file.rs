@@ -3,13 +3,13 @@
 //! ```text
 //! # comments and blank lines are allowed
 //! 3
-//! localhost        0 0 0                       <host> <clients_port> <servers_port> <coord_port>
-//! kv@10.0.0.2      7000 7001 7002              by ssh
-//! ssh://kv@db:2222 7000 7001 7002              by ssh, on another ssh port
+//! localhost        0 0 0               # <host> <clients_port> <servers_port> <coord_port>
+//! kv@10.0.0.2      7000 7001 7002      # by ssh
+//! ssh://kv@db:2222 7000 7001 7002      # by ssh, on another ssh port
 //! ```
 //!
-//! The first line that is neither blank nor a comment is the number of servers. A port of 0 means any free one. A byte
-//! order mark at the start is ignored.
+//! The first line that is neither blank nor a comment is the number of servers. A port of 0 stands for any free port. A
+//! byte order mark at the start is ignored.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -79,7 +79,7 @@ pub struct ServerLine {
 /// A valid cluster file with 3 to 1,024 servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterFile {
-    /// By place in the ring.
+    /// The servers, by place in the ring.
     pub servers: Vec<ServerLine>,
 }
 
@@ -242,7 +242,7 @@ fn parse_host(line: usize, word: &str) -> Result<Host, ClusterFileError> {
     Ok(Host::Ssh { user: user.map(str::to_owned), host: host.to_owned(), port })
 }
 
-/// Rejects a cluster file in which two listeners have the same port of a machine.
+/// Rejects a server whose port is already taken by an earlier listener on the same machine, and records its ports.
 fn refuse_duplicate_ports(
     taken: &mut HashMap<(String, u16), usize>,
     line: usize,

@@ -2,8 +2,7 @@
 
 use crate::error::DecodeError;
 
-/// A reader that takes fields from the front of a message body. Byte strings are borrowed from the
-/// body.
+/// A reader that takes fields from the front of a message body. It borrows byte strings from the body.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
@@ -112,7 +111,7 @@ impl<const N: usize> FixedWriter<N> {
         FixedWriter { bytes: [0; N], written: 0 }
     }
 
-    /// Returns the bytes. All `N` must have been written.
+    /// Returns the bytes. Panics unless all `N` were written.
     pub(crate) fn finish(self) -> [u8; N] {
         assert_eq!(self.written, N, "fields fill their bytes");
         self.bytes
@@ -127,15 +126,15 @@ impl<const N: usize> Writer for FixedWriter<N> {
     }
 }
 
-/// Converts a length that the caller has checked against a limit to 16 bits. Panics with the name of the
-/// field if the length does not fit.
+/// Converts a length, which the caller has checked against a limit, to 16 bits. Panics with the name of the field if
+/// the length does not fit.
 pub(crate) fn length_u16(length: usize, what: &str) -> u16 {
-    u16::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))
+    u16::try_from(length).unwrap_or_else(|_| panic!("{what}: length {length} exceeds its limit"))
 }
 
 /// Converts a length to 32 bits, like [`length_u16`].
 pub(crate) fn length_u32(length: usize, what: &str) -> u32 {
-    u32::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))
+    u32::try_from(length).unwrap_or_else(|_| panic!("{what}: length {length} exceeds its limit"))
 }
 
 #[cfg(test)]

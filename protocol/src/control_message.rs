@@ -1,9 +1,9 @@
-//! Messages between the coordinator and a server. There are two connections: each side dials one.
+//! Messages between the coordinator and a server, on two connections. Each side dials one of them.
 //!
 //! ```text
 //!   server -> coordinator's servers port        coordinator -> server's coord_port
 //!   CHALLENGE, PROOF            <->             CHALLENGE, PROOF            <->
-//!   STARTED (three real ports)  ->              ORDERS-HELLO (epoch, process)  ->
+//!   STARTED (three bound ports) ->              ORDERS-HELLO (epoch, process)  ->
 //!                  <- ADMITTED | REFUSED                   <- ORDERS-WELCOME | REFUSED
 //!   HEARTBEAT every 100 ms      ->              views: SET-SECONDARY, TAKE-OVER, ...  ->
 //!            <- CLUSTER-MAP, when it is newer   PROBE, EXITED, DRAIN, DUMP-PRIMARY,
@@ -35,11 +35,11 @@ use crate::view::{View, read_member, read_view, write_member, write_view};
 pub mod opcode {
     /// A server's first frame after the handshake.
     pub const STARTED: u8 = 0x80;
-    /// Acceptance of a server by the coordinator.
+    /// The acceptance of a server by the coordinator.
     pub const ADMITTED: u8 = 0x81;
-    /// Refusal of the connection by either side; a close follows.
+    /// The rejection of the connection by either side; a close follows.
     pub const REFUSED: u8 = 0x82;
-    /// A server's state.
+    /// The state of a server.
     pub const HEARTBEAT: u8 = 0x83;
     /// A server's request for an orderly stop.
     pub const DRAIN_REQUEST: u8 = 0x84;
@@ -47,43 +47,43 @@ pub mod opcode {
     pub const CLUSTER_MAP: u8 = 0x85;
     /// The coordinator's first frame after the handshake.
     pub const ORDERS_HELLO: u8 = 0x90;
-    /// Acceptance of the coordinator's orders by a server.
+    /// The acceptance of the coordinator's orders by a server.
     pub const ORDERS_WELCOME: u8 = 0x91;
-    /// Install a view as primary and connect to its secondary.
+    /// The order to install a view as its primary and to connect to its secondary.
     pub const SET_SECONDARY: u8 = 0x92;
-    /// Reject new writes, let pending ones commit.
+    /// The order to reject new writes and to commit pending ones.
     pub const DRAIN: u8 = 0x93;
-    /// Dump the primary table.
+    /// The order to dump the primary table.
     pub const DUMP_PRIMARY: u8 = 0x94;
-    /// Dump the secondary table.
+    /// The order to dump the secondary table.
     pub const DUMP_SECONDARY: u8 = 0x95;
-    /// Exit.
+    /// The order to exit.
     pub const SHUTDOWN: u8 = 0x96;
-    /// Become the primary in place of the old primary. The receiver was the secondary.
+    /// The order to a secondary to become the primary in place of the old one.
     pub const TAKE_OVER: u8 = 0x97;
-    /// Continue as primary without the other holder.
+    /// The order to continue as primary without the other holder.
     pub const DROP_SECONDARY: u8 = 0x98;
-    /// Copy the table to the group's home primary, as its primary table.
+    /// The order to copy the table to the group's home primary, as its primary table.
     pub const UPDATE_PRIMARY: u8 = 0x99;
-    /// Copy the table to the group's home secondary, as its secondary table.
+    /// The order to copy the table to the group's home secondary, as its secondary table.
     pub const UPDATE_SECONDARY: u8 = 0x9a;
-    /// Hand the group over to its home primary and become its secondary.
+    /// The order to hand the group over to its home primary and to become its secondary.
     pub const SWITCH_PRIMARY: u8 = 0x9b;
-    /// Drop the copy: the receiver is no longer a holder.
+    /// The order to drop the copy, because the receiver is no longer a holder.
     pub const LEAVE: u8 = 0x9c;
-    /// Report at once, as proof that orders are received.
+    /// The order to report at once, as proof that orders are received.
     pub const PROBE: u8 = 0x9d;
-    /// Proof that a process has ended.
+    /// The proof that a process has ended.
     pub const EXITED: u8 = 0x9e;
     /// The outcome of an order.
     pub const REPORT: u8 = 0x9f;
-    /// The directory of the dumps that are ordered next.
+    /// The directory for all dumps that are ordered later.
     pub const DUMP_TO: u8 = 0xa0;
     /// The settings that may change while a server runs.
     pub const SETTINGS: u8 = 0xa1;
 }
 
-/// A server's report of its addresses.
+/// A server's first message after the handshake. It identifies the process and contains its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// The cluster for which the server was started.
@@ -91,7 +91,7 @@ pub struct Started {
     /// The server's place and incarnation, which the coordinator passed to the process at its
     /// start.
     pub member: Member,
-    /// Its process id on its host.
+    /// The process id of the server on its host.
     pub pid: u32,
     /// The start time of that process, in clock ticks since the boot of its host (`/proc/<pid>/stat`, field 22). The
     /// pid and the start time identify the process even after the pid is reused.
@@ -136,7 +136,7 @@ impl Started {
     /// Reads a STARTED from its frame's body.
     ///
     /// # Errors
-    /// If its sender does not have the key of this handshake, or it is malformed.
+    /// If the sender does not have the key of this handshake, or the message is malformed.
     pub fn read(body: &[u8], seal: &Seal) -> Result<Started, DecodeError> {
         let mut reader = Reader::new(seal.open(body)?);
         let started = Started {
@@ -171,14 +171,13 @@ fn port(reader: &mut Reader<'_>) -> Result<u16, DecodeError> {
 #[repr(u8)]
 #[non_exhaustive]
 pub enum ReplicaState {
-    /// Not a holder: the view names others.
+    /// Neither a holder nor a candidate: the view does not name this member.
     Out = 0,
     /// Applies the primary's writes.
     Secondary = 1,
     /// Has an incomplete copy.
     Candidate = 2,
-    /// Primary; serves once its own grace has ended or there is a proof of death of the old
-    /// primary.
+    /// Primary; serves after its own grace, or after a proof of death of the old primary.
     InGrace = 3,
     /// Primary of a hand-over view; serves once the old primary has sent all its writes.
     TakingOver = 4,
@@ -220,7 +219,7 @@ impl ReplicaState {
         matches!(self, Active | CaughtUp | CopyFailed)
     }
 
-    /// Returns the role under which the status counts the replica's entries; `None` if it has no complete
+    /// Returns the role under which the status counts the replica's entries; `None` if the replica has no complete
     /// copy.
     pub fn role(self) -> Option<ReplicaRole> {
         match self {
@@ -231,7 +230,7 @@ impl ReplicaState {
     }
 }
 
-/// The progress of a follower, which is the secondary or candidate of a primary.
+/// The progress of a follower: of the secondary or candidate of a primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 #[non_exhaustive]
@@ -239,9 +238,9 @@ pub enum Following {
     /// No known problem.
     #[default]
     KeepsUp = 0,
-    /// The streams to it are established, but each ends without any progress.
+    /// Streams to the follower are established, but each ends without any progress.
     NoProgress = 1,
-    /// It has no memory for the next write.
+    /// The follower has no memory for the next write.
     OutOfMemory = 2,
 }
 
@@ -275,13 +274,13 @@ impl std::fmt::Display for Following {
 /// The report on one replica in a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplicaReport {
-    /// Its group.
+    /// The group of the replica.
     pub group: GroupId,
-    /// Its shard.
+    /// The shard of the replica.
     pub shard: ShardId,
-    /// Its state in that group.
+    /// The state of the replica.
     pub state: ReplicaState,
-    /// The installed view.
+    /// The version of the installed view.
     pub view: ViewVersion,
     /// The last write assigned (primary) or applied (secondary, candidate).
     pub last: SequenceNumber,
@@ -295,8 +294,8 @@ pub struct ReplicaReport {
     pub used_bytes: u64,
     /// True if the stream between this replica and the other holder is up.
     pub connected: bool,
-    /// Milliseconds since the last message from the other holder of its view; before the first message: since
-    /// it installed the view. A handshake is not counted as a message.
+    /// Milliseconds since the last message from the other holder of the view; before the first message, since the
+    /// installation of the view. A handshake is not counted as a message.
     pub silent_ms: u32,
     /// The progress of the follower. A primary reports that of its secondary or candidate; a secondary or
     /// candidate reports its own.
@@ -314,20 +313,20 @@ pub struct ReplicaReport {
     pub copied_bytes: u64,
 }
 
-/// The address with the most client connections to a server. A server reports it while too few connections are
-/// left for other addresses.
+/// The address with the most client connections to a server. The server reports it while too few connections are left
+/// for other addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CrowdReport {
     /// The address; for IPv6 its /64 network.
     pub address: IpAddr,
-    /// The number of its connections.
+    /// The number of connections from this address.
     pub connections: u32,
-    /// The number of idle connections, of all addresses, that the server has closed since its start to make
-    /// room for others.
+    /// The number of idle connections, from all addresses, that the server has closed since its start to make room for
+    /// others.
     pub closed: u64,
 }
 
-/// A server's state, sent every 100 ms.
+/// The state of a server, sent every 100 ms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// The reporting process.
@@ -336,7 +335,7 @@ pub struct Heartbeat {
     pub epoch: Epoch,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
-    /// The limit of its tables, in bytes; 0 means no limit.
+    /// The limit on the memory of its tables, in bytes; 0 means no limit.
     pub memory_limit: u64,
     /// The memory of its client connections, in bytes.
     pub connection_bytes: u64,
@@ -346,7 +345,8 @@ pub struct Heartbeat {
     pub clients: u32,
     /// The number of requests served since its start.
     pub requests: u64,
-    /// The number of frames and connections rejected as malformed since its start.
+    /// The number of frames, connections and maps rejected since its start, because they were invalid or a limit was
+    /// reached.
     pub refused: u64,
     /// The number of writes rejected with OUT_OF_SPACE since its start.
     pub out_of_space: u64,
@@ -355,15 +355,15 @@ pub struct Heartbeat {
     pub stood_ms: u32,
     /// The progress of its dumps.
     pub dumped: DumpedBytes,
-    /// The address whose connections leave no room for others, or would leave none if the server did not
-    /// close some of them.
+    /// The address whose connections leave too little room for others, or would do so if the server did not close idle
+    /// ones; `None` if there is none.
     pub crowd: Option<CrowdReport>,
     /// The reports on its replicas.
     pub replicas: Vec<ReplicaReport>,
 }
 
-/// The bytes of keys and values in the two dumps of a server, for the current attempt or, if there is none, the last
-/// one. They are reset to zero when an attempt begins.
+/// The bytes of keys and values in the two dumps of a server: of the current attempt or, if there is none, of the last
+/// one. The start of an attempt resets them to zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DumpedBytes {
     /// The bytes of the primary table's dump.
@@ -487,10 +487,10 @@ fn read_following(reader: &mut Reader<'_>) -> Result<Following, DecodeError> {
         .ok_or(DecodeError::BadValue { field: "following", value: number.into() })
 }
 
-/// A message of an admitted server to the coordinator.
+/// A message from an admitted server to the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerMessage {
-    /// The server's state, every 100 ms.
+    /// The state of the server, every 100 ms.
     Heartbeat(Heartbeat),
     /// A request for an orderly stop, after the server received a stop signal.
     DrainRequest,
@@ -533,7 +533,7 @@ pub enum Admission {
         /// The coordinator's epoch.
         epoch: Epoch,
     },
-    /// The connection is refused; a close follows.
+    /// The connection is rejected; a close follows.
     Refused {
         /// The reason as text.
         reason: String,
@@ -615,7 +615,7 @@ impl OrdersHello {
     /// Reads a hello from its frame's body.
     ///
     /// # Errors
-    /// If its sender does not have the key of this handshake, or it is malformed.
+    /// If the sender does not have the key of this handshake, or the message is malformed.
     pub fn read(body: &[u8], seal: &Seal) -> Result<OrdersHello, DecodeError> {
         let mut reader = Reader::new(seal.open(body)?);
         let hello = OrdersHello {
@@ -637,7 +637,7 @@ pub fn write_orders_welcome(output: &mut Vec<u8>) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ViewPurpose {
-    /// To a primary: use the secondary of this view from now on. Done when every shard serves and its stream is up.
+    /// To a primary: replicate to the secondary of this view. Done when every shard serves and its stream is up.
     SetSecondary = opcode::SET_SECONDARY,
     /// To a secondary: become the primary in place of the old one. Done when every shard serves.
     TakeOver = opcode::TAKE_OVER,
@@ -680,7 +680,7 @@ impl ViewPurpose {
         }
     }
 
-    /// Returns the names of the order's two reports: of success, and of failure.
+    /// Returns the names of the order's reports of success and of failure.
     fn report_names(self) -> (&'static str, &'static str) {
         match self {
             ViewPurpose::SetSecondary => ("SECONDARY-SET", "SET-SECONDARY-FAILED"),
@@ -701,8 +701,8 @@ pub struct ViewOrder {
     pub purpose: ViewPurpose,
     /// The view, durable at the coordinator.
     pub view: View,
-    /// The address at which the other holder accepts streams; `None` if there is no other holder or the receiver never
-    /// dials it.
+    /// The address at which the other holder accepts streams; `None` if there is no other holder, or if the receiver
+    /// never dials it.
     pub other: Option<SocketAddr>,
 }
 
@@ -713,7 +713,7 @@ pub enum OrderKind {
     View(ViewOrder),
     /// Report at once, as proof of receipt.
     Probe,
-    /// Record the proof that this process has ended.
+    /// Record that this process has ended; the order is the proof.
     Exited(Member),
     /// Reject new writes; done when all pending ones are committed.
     Drain,
@@ -721,7 +721,7 @@ pub enum OrderKind {
     DumpPrimary,
     /// Write the secondary table to `server_<id>.secondary`.
     DumpSecondary,
-    /// Exit. The server sends the report just before it exits.
+    /// Exit. The server sends the report immediately before it exits.
     Shutdown,
 }
 
@@ -762,7 +762,7 @@ impl Order {
         if is_done { done } else { failed }
     }
 
-    /// Returns the view that the order carries.
+    /// Returns the view that the order carries; `None` for an order without one.
     pub fn view(&self) -> Option<&View> {
         match &self.kind {
             OrderKind::View(order) => Some(&order.view),
@@ -770,8 +770,7 @@ impl Order {
         }
     }
 
-    /// Returns the view version in the order's report: that of the view that the order carries, or
-    /// 0.
+    /// Returns the view version for the order's report: the version of the order's view, or 0.
     pub fn view_version(&self) -> ViewVersion {
         self.view().map_or(ViewVersion(0), |view| view.version)
     }
@@ -843,8 +842,7 @@ pub struct Report {
     pub id: OrderId,
     /// The version of the view that the order carried; 0 for other orders.
     pub view: ViewVersion,
-    /// For a successful dump, the number of entries written; for another successful order, 0.
-    /// Otherwise the failure.
+    /// For a successful dump, the number of entries written; for any other successful order, 0. Otherwise the failure.
     pub outcome: Result<u64, OrderFailure>,
 }
 
@@ -853,8 +851,8 @@ pub struct Report {
 pub struct OrderFailure {
     /// The reason as text.
     pub reason: String,
-    /// True if the order was a dump of a table of which this server holds no full copy. Without the dump no data is
-    /// lost, and a retry would fail again.
+    /// True if the order was a dump of a table of which this server holds no complete copy. The missing dump loses no
+    /// data, and a retry would fail again.
     pub is_no_copy: bool,
 }
 
@@ -864,8 +862,7 @@ impl From<String> for OrderFailure {
     }
 }
 
-/// Appends a DUMP-TO. Dumps that are ordered afterwards are written to this directory on the
-/// server's host.
+/// Appends a DUMP-TO. Dumps that are ordered later are written to this directory on the server's host.
 pub fn write_dump_directory(output: &mut Vec<u8>, directory: &str) {
     write_frame(output, Checksum::Crc32c, opcode::DUMP_TO, |body| {
         body.put_bytes(directory.as_bytes());
@@ -875,7 +872,7 @@ pub fn write_dump_directory(output: &mut Vec<u8>, directory: &str) {
 /// Reads the directory from the body of a DUMP-TO.
 ///
 /// # Errors
-/// If it is not an absolute path in UTF-8 of at most [`MAX_DUMP_DIRECTORY_BYTES`].
+/// If the body is not an absolute path in UTF-8, without NUL, of at most [`MAX_DUMP_DIRECTORY_BYTES`].
 pub fn read_dump_directory(body: &[u8]) -> Result<String, DecodeError> {
     let bad = |value: usize| DecodeError::BadValue {
         field: "dump directory",
@@ -895,10 +892,9 @@ pub fn read_dump_directory(body: &[u8]) -> Result<String, DecodeError> {
 /// and again on every change. No report follows; heartbeats show the memory limit in effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The coordinator's address from now on.
+    /// The coordinator's address, to which the server reports from now on.
     pub coordinator: SocketAddr,
-    /// The memory limit of the server's tables in the notation of `--memory-limit`; empty to keep the
-    /// present limit.
+    /// The memory limit of the server's tables in the notation of `--memory-limit`; empty to keep the current limit.
     pub memory_limit: String,
 }
 
@@ -914,7 +910,7 @@ impl Settings {
     /// Reads the settings from their frame's body.
     ///
     /// # Errors
-    /// If there is no address, or the limit is not text.
+    /// If there is no address, its port is 0 or it is unspecified (`0.0.0.0` or `::`), or the limit is not UTF-8.
     pub fn read(body: &[u8]) -> Result<Settings, DecodeError> {
         let mut reader = Reader::new(body);
         let coordinator = read_address(&mut reader)?

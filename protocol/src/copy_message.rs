@@ -5,10 +5,10 @@
 //!   primary                                            candidate
 //!   COPY-START (sn)             ->  live writes follow from sn + 1; the copy begins
 //!   COPY-ENTRY, COPY-FRAGMENT,
-//!   COPY-RECORD, between them
-//!   the live PREPAREs           ->
+//!   COPY-RECORD, interleaved
+//!   with the live PREPAREs      ->
 //!                               <-  ACK (sn, copied)    paces the copy
-//!   COPY-END (sn)               ->  everything from before sn is sent
+//!   COPY-END (sn)               ->  the whole copy and all writes up to sn are sent
 //!                               <-  MARKED (sn, digest)
 //! ```
 
@@ -30,8 +30,8 @@ pub struct ContentDigest {
     pub sessions: u64,
 }
 
-/// The start of a copy. From now on the candidate receives every write after `sn` as a PREPARE; the copy contains all
-/// earlier writes.
+/// The start of a copy. The candidate receives every write after `sn` as a PREPARE; the copy contains all writes up to
+/// `sn`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyStart {
     /// The sender's view.
@@ -62,7 +62,7 @@ pub struct CopyEntry<'a> {
     pub value: &'a [u8],
 }
 
-/// More of the value of the last [`CopyEntry`].
+/// The next bytes of the value of the last [`CopyEntry`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyFragment<'a> {
     /// The sender's view.
@@ -73,14 +73,14 @@ pub struct CopyFragment<'a> {
     pub bytes: &'a [u8],
 }
 
-/// A completion record of the primary whose write is committed.
+/// A completion record of the primary. Its write is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyRecord {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The write that carried it.
+    /// The sequence number of the record's write.
     pub sn: SequenceNumber,
-    /// The record.
+    /// The completion record.
     pub record: CompletionRecord,
 }
 
@@ -98,19 +98,19 @@ pub struct CopyEnd {
 pub struct Marked {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The last write applied: the one in the [`CopyEnd`].
+    /// The last write applied: the `sn` of the [`CopyEnd`].
     pub sn: SequenceNumber,
-    /// The copy's digest.
+    /// The digest of the candidate's content.
     pub content: ContentDigest,
 }
 
-/// The old primary's statement that it has sent every write up to `sn`. A successor that has applied all of them
-/// may serve.
+/// The end of the old primary's log: it has sent every write up to `sn`. A successor that has applied all of them may
+/// serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The last write that it ever assigned.
+    /// The last write that the old primary has assigned.
     pub sn: SequenceNumber,
 }
 
@@ -229,7 +229,7 @@ pub(crate) fn write_place(body: &mut Vec<u8>, view: ViewVersion, sn: SequenceNum
     body.put_u64(sn.0);
 }
 
-/// Reads a view and a sequence number.
+/// Reads a view version and a sequence number.
 pub(crate) fn read_place(
     reader: &mut Reader<'_>,
 ) -> Result<(ViewVersion, SequenceNumber), DecodeError> {

@@ -4,17 +4,17 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// The announced length exceeds the limit of this connection.
-    #[error("a frame announces a body of {announced} bytes; at most {limit} are allowed here")]
+    /// The announced length exceeds the limit of this connection, or leaves no room for the checksum.
+    #[error("a frame with an invalid length of {announced} bytes; this connection allows {limit}")]
     TooLong {
         /// The value of the length field.
         announced: u32,
-        /// The limit of this connection.
+        /// The maximum length on this connection, with the checksum.
         limit: usize,
     },
     /// The peer uses another version of the protocol.
     #[error(
-        "a frame of protocol version {got}; version {} is supported",
+        "a frame of protocol version {got}; only version {} is supported",
         crate::limits::PROTOCOL_VERSION
     )]
     UnsupportedVersion {
@@ -28,7 +28,7 @@ pub enum FrameError {
         got: u16,
     },
     /// The checksum does not match: the bytes were corrupted in transit.
-    #[error("a frame with checksum {got:#010x} whose bytes give {computed:#010x}")]
+    #[error("a corrupted frame: its checksum is {got:#010x}, that of its bytes {computed:#010x}")]
     Checksum {
         /// The CRC-32C received.
         got: u32,

@@ -1,8 +1,9 @@
-//! Conversion of arbitrary bytes to printable text and back: one notation for dumps, logs, terminals and operations.
+//! Conversion of arbitrary bytes to printable text and back: one notation for dumps, logs, terminals and the operations
+//! of the command line.
 //!
-//! Printable ASCII stays as it is, except `\` and `"`, which are written `\\` and `\"`; every other byte is `\xHH`.
-//! The parser also accepts `\n`, `\r`, `\t` and `\0`. Valid UTF-8 may be kept readable for people
-//! ([`Style::Readable`]); dumps are pure ASCII.
+//! Printable ASCII stays as it is, except `\` and `"`, which are written `\\` and `\"`; every other byte is `\xHH`. The
+//! parser also accepts `\n`, `\r`, `\t` and `\0`. With [`Style::Readable`], printable characters of valid UTF-8 stay
+//! too; dumps are pure ASCII.
 
 use std::fmt::{self, Write as _};
 
@@ -57,8 +58,8 @@ fn write_character(f: &mut fmt::Formatter<'_>, character: char) -> fmt::Result {
     write_ascii(f, character.encode_utf8(&mut [0; 4]).as_bytes())
 }
 
-/// Returns whether a character is a control character, is interpreted by terminals, or is invisible: bidirectional
-/// controls, zero-width characters, line and paragraph separators.
+/// Returns whether a character may change the display or is invisible: control characters, bidirectional controls,
+/// zero-width characters, whitespace except a space, tags, and characters for private use.
 fn is_unprintable(character: char) -> bool {
     character.is_control()
         || (character.is_whitespace() && character != ' ')
@@ -86,7 +87,7 @@ fn write_ascii(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     "`\\` at byte {at} starts no known escape; write \\\\ \\\" \\n \\r \\t \\0 or \\xHH with two hex digits"
 )]
 pub struct UnescapeError {
-    /// The position of the invalid escape.
+    /// The byte offset of the invalid escape.
     pub at: usize,
 }
 

@@ -24,7 +24,7 @@ pub enum ServerExit {
     CoordinatorHost = 14,
     /// An executor that did not start.
     Executor = 15,
-    /// A failure of another system service at the start.
+    /// Another failed system call, such as the start of a thread.
     System = 16,
     /// A rejection by the coordinator.
     Refused = 17,

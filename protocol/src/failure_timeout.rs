@@ -2,15 +2,15 @@
 //!
 //! | time | from the timeout t | default |
 //! |---|---|---|
-//! | silence towards the coordinator until a server is suspected | t | 0.5 s |
+//! | silence to the coordinator after which a server is suspected | t | 0.5 s |
 //! | lease L of a primary | t, at least 0.5 s | 0.5 s |
-//! | grace G; silence until a complaint; time until a hung thread ends its process | 1.25 L | 0.625 s |
+//! | grace G; silence before a complaint; time until the watchdog acts on a hung thread | 1.25 L | 0.625 s |
 //! | interval of beacons | L / 5 | 0.1 s |
-//! | silence that a vote tolerates; timeout of a candidate | L / 2 | 0.25 s |
+//! | maximum silence that a vote tolerates; timeout of a candidate | L / 2 | 0.25 s |
 //! | timeout of a probe | L | 0.5 s |
 //!
-//! All processes of a cluster must agree on it: if a grace is shorter than the lease of another process, two servers
-//! can serve the same key.
+//! All processes of a cluster must use the same timeout: if a grace is shorter than the lease of another process, two
+//! servers can serve the same key.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -49,8 +49,8 @@ impl FailureTimeout {
         }
     }
 
-    /// Returns a copy in which only the silence until suspicion differs. Exhaustive searches use it, because there
-    /// silence is an input.
+    /// Returns a copy in which only the silence before suspicion differs. The exhaustive search of the simulator uses
+    /// it, because silence is an explicit input there.
     pub const fn suspecting_after(self, silence: Duration) -> FailureTimeout {
         FailureTimeout { timeout: silence, ..self }
     }
@@ -65,7 +65,7 @@ impl FailureTimeout {
         self.lease
     }
 
-    /// Returns the grace that follows an ack at its sender.
+    /// Returns the grace, which begins at the sender of an ack.
     pub const fn grace(self) -> Duration {
         self.grace
     }
@@ -81,8 +81,8 @@ impl FailureTimeout {
         self.heard_within
     }
 
-    /// Returns the silence after which a member reports a complaint about the other one: a lease and the maximum delay
-    /// of a beacon. So a pause shorter than the lease causes no complaint.
+    /// Returns the silence after which a member reports a complaint about the other one. It is longer than a lease and
+    /// a beacon interval together. So a pause shorter than the lease causes no complaint.
     pub const fn complains_after(self) -> Duration {
         self.grace
     }
@@ -104,8 +104,8 @@ impl Default for FailureTimeout {
     }
 }
 
-/// A duration of at most 584 years, in nanoseconds.
-#[allow(clippy::cast_possible_truncation)] // The bounds above are seconds.
+/// Converts a duration of at most 584 years to nanoseconds.
+#[allow(clippy::cast_possible_truncation)] // Every valid timeout is far shorter.
 const fn nanos(duration: Duration) -> u64 {
     duration.as_nanos() as u64
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0        4         5        6          8
-//!  +--------+---------+--------+----------+----------------+- - - - - - -+
+//!  +--------+---------+--------+----------+-----------------+- - - - - - -+
 //!  | length | version | opcode | reserved | message         | CRC-32C     |
 //!  | u32    | u8      | u8     | u16 = 0  |                 | checked only|
 //!  +--------+---------+--------+----------+-----------------+- - - - - - -+
@@ -64,7 +64,7 @@ pub struct Frame<'a> {
     pub consumed: usize,
 }
 
-/// Splits the first frame off `input`; returns `None` if its end has not arrived.
+/// Splits the first frame off `input`. Returns `None` if the frame is incomplete.
 ///
 /// The fields of the header are checked as soon as they have arrived, so an invalid length is rejected before any
 /// memory is reserved for it.
@@ -168,7 +168,7 @@ pub(crate) fn end_frame(output: &mut Vec<u8>, start: usize, checksum: Checksum) 
     }
 }
 
-/// A buffer of received bytes that do not form a whole frame yet. Its size depends on the number of bytes received,
+/// A buffer of received bytes, from which whole frames are taken. Its size depends on the number of bytes received,
 /// never on the length in a header.
 ///
 /// ```text
@@ -212,8 +212,8 @@ impl FrameBuffer {
         header.len() + rest.len()
     }
 
-    /// Takes the next whole frame, first from the buffered bytes, then from the received ones. Only received bytes
-    /// that complete a partial frame are copied. Afterwards `received` contains the bytes not taken. After `None`
+    /// Takes the next whole frame, first from the buffered bytes, then from the received ones. Copies only those
+    /// received bytes that complete a partial frame. Afterwards `received` contains the bytes not taken. After `None`,
     /// the caller must append these bytes ([`FrameBuffer::extend`]).
     ///
     /// # Errors
@@ -238,7 +238,7 @@ impl FrameBuffer {
     /// to it.
     ///
     /// # Errors
-    /// If there is no memory for `room` more bytes. `read` is not called then.
+    /// If there is no memory for `room` more bytes. In that case `read` is not called.
     pub fn fill<T>(
         &mut self,
         room: usize,
@@ -259,7 +259,7 @@ impl FrameBuffer {
         }
     }
 
-    /// Takes the next whole frame, or `None` if more bytes are needed.
+    /// Takes the next whole frame. Returns `None` if more bytes are needed.
     ///
     /// # Errors
     /// The errors of [`split_frame`]; the buffer must not be used afterwards.
@@ -272,8 +272,7 @@ impl FrameBuffer {
         Ok(frame)
     }
 
-    /// Skips this many buffered bytes: whole frames that the caller took directly from
-    /// [`FrameBuffer::waiting`].
+    /// Skips this many buffered bytes, at most all. The caller has taken them directly from [`FrameBuffer::waiting`].
     pub fn skip(&mut self, bytes: usize) {
         self.taken = (self.taken + bytes).min(self.bytes.len());
     }
@@ -308,9 +307,9 @@ impl FrameBuffer {
         }
     }
 
-    /// Reserves room for the rest of the partial frame, but at most as many bytes as were received, or `least` if
-    /// that is more. The length in the header is not trusted, because a peer can announce any length. If the
-    /// allocation fails, the buffer grows step by step.
+    /// Reserves room for the rest of the partial frame, but at most as many bytes as were received, or `least` if that
+    /// is more. Does nothing if there is already room for `least` bytes or for the rest. The length in the header is
+    /// not trusted, because a peer can announce any length. If the allocation fails, the buffer grows step by step.
     pub fn reserve_missing(&mut self, least: usize) {
         self.reclaim();
         let most = self.waiting().len().max(least);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::map::ServerState;
 use crate::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus};
 
-/// The maximum number of items of a kind that are listed. The others are only counted.
+/// The maximum number of items of one kind that are listed. The others are only counted.
 const MAX_NAMED: usize = 8;
 
 /// The health of a cluster.
@@ -36,8 +36,8 @@ impl Health {
 }
 
 impl ClusterStatus {
-    /// Returns the health of the cluster and a line with the reasons, the worst first. The line is empty if the
-    /// cluster is whole.
+    /// Returns the health of the cluster and a line with the reasons, the worst first. The line is empty if the cluster
+    /// is whole, or if the only reason is [`ClusterStatus::state`].
     pub fn assess(&self) -> (Health, String) {
         let groups = |is_so: fn(&GroupStatus) -> bool| {
             let groups = self.groups.iter().filter(move |group| is_so(group));
@@ -76,7 +76,7 @@ impl ClusterStatus {
     }
 }
 
-/// Lists these items as text; `None` if there are none.
+/// Lists these items as text, after the name of their kind. Returns `None` if there are none.
 fn counted<T: Display>(
     what: &str,
     one: &str,

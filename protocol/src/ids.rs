@@ -1,7 +1,7 @@
-//! Newtypes for everything that would otherwise be a bare integer.
+//! Newtypes for ids, versions, numbers and times that would otherwise be bare integers.
 //!
-//! The compiler rejects one id in place of another. The comment on each type gives its meaning, its range and its
-//! issuer. `docs/consistency.md` explains the terms.
+//! The compiler rejects one id in place of another. The comment on each type gives its meaning, its range and the
+//! process that assigns it. `docs/consistency.md` explains the terms.
 
 use std::fmt;
 
@@ -62,14 +62,13 @@ integer_id! {
 }
 integer_id! {
     /// The id of an order, unique in the life of a cluster. The server's report repeats it. The upper half is the
-    /// coordinator's epoch, so a coordinator never takes a report on an order of an earlier coordinator for one on its
-    /// own.
+    /// coordinator's epoch, so a coordinator distinguishes reports on its own orders from those on orders of an earlier
+    /// coordinator.
     OrderId(u64)
 }
 
 integer_id! {
-    /// The id of a PID namespace, valid until the machine reboots. A process reports its own; zero means
-    /// "not known".
+    /// The id of a PID namespace, valid until the machine reboots. Zero means "not known".
     PidNamespace(u64)
 }
 
@@ -79,7 +78,7 @@ impl OrderId {
         OrderId((epoch.number << 32) | 1)
     }
 
-    /// Returns whether the coordinator of this epoch issued the order.
+    /// Returns whether the coordinator with this epoch issued the order.
     pub fn is_of(self, epoch: Epoch) -> bool {
         self.0 >> 32 == epoch.number & u64::from(u32::MAX)
     }
@@ -104,7 +103,7 @@ impl ServerId {
         ServerId(if self.0 + 1 == servers { 0 } else { self.0 + 1 })
     }
 
-    /// Returns the group whose primary is at home here.
+    /// Returns the group whose primary has its home on this server.
     pub fn home_group(self) -> GroupId {
         GroupId(self.0)
     }
@@ -168,13 +167,13 @@ macro_rules! random_id {
 }
 
 random_id! {
-    /// The id of a cluster; random, drawn by the coordinator at its first start. Zero in a client's first hello means
-    /// "any".
+    /// The id of a cluster; random, drawn by the coordinator at its first start. Zero in a client's hello means "any
+    /// cluster".
     ClusterId(u128, "32")
 }
 random_id! {
     /// The secret shared by the processes of one cluster; see [`key`](crate::key). It is random, drawn by the
-    /// coordinator at its first start. A server that was started by hand uses zero.
+    /// coordinator at its first start. A server that was started without a key uses zero.
     ClusterKey(u128, "32")
 }
 random_id! {
@@ -195,7 +194,7 @@ random_id! {
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
 pub struct Member {
-    /// Its place in the ring.
+    /// The place in the ring.
     pub server: ServerId,
     /// The process at that place.
     pub incarnation: Incarnation,

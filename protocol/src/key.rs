@@ -11,16 +11,15 @@
 //! Ids (of the cluster, of processes, of epochs) are visible to every client, so they prove nothing. Only the cluster's
 //! own processes have the key: it is stored in the coordinator's state, and each server receives it through a pipe.
 //! Every connection between two processes of the cluster begins with this handshake. Neither side processes any other
-//! message before it has verified the other side's tag. The dialler verifies first, so a foreign process on the former
-//! port of a coordinator receives no secret and cannot send orders.
+//! message before it has verified the other side's tag. The dialler verifies first, so a foreign process that has taken
+//! over the port of a coordinator receives no secret and cannot send orders.
 //!
-//! A tag is an HMAC-SHA-256 (RFC 2104, FIPS 180-4) with the cluster's key. It covers a label of the
-//! protocol, the role, the [`Link`] and both nonces. The dialler's tag also covers the hello. Role and
-//! link prevent the use of a tag in the other direction or at another port; the nonces prevent the replay
-//! of an old one.
+//! A tag is an HMAC-SHA-256 (RFC 2104, FIPS 180-4) with the cluster's key. It covers a label of the protocol, the role,
+//! the [`Link`] and both nonces. The dialler's tag also covers the hello. Role and link prevent the use of a tag in the
+//! other direction or at another port; the nonces prevent its replay.
 //!
-//! The handshake authenticates the two ends. It does not encrypt what follows, nor protect it against
-//! an attacker that can alter packets in transit.
+//! The handshake authenticates the two ends. It does not encrypt the messages that follow, nor protect them against an
+//! attacker that can alter packets in transit.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
@@ -38,7 +37,7 @@ pub mod opcode {
     pub const PROOF: u8 = 0x71;
 }
 
-/// Bytes of a tag.
+/// The number of bytes of a tag.
 const TAG_BYTES: usize = 32;
 /// The name and version of this protocol. Every tag covers them.
 const LABEL: &[u8] = b"kv cluster handshake 1";
@@ -98,8 +97,8 @@ impl Challenge {
     }
 }
 
-/// The handshake of one connection. The dialler seals its hello with it; the acceptor opens the
-/// hello with it.
+/// The key and the nonces of one connection's handshake. The dialler adds a tag to its hello with them; the acceptor
+/// verifies this tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
     key: ClusterKey,
@@ -109,13 +108,13 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// Creates the handshake of a connection of this kind, with the nonces of both sides.
+    /// Creates the seal of a connection of this kind, with the nonces of both sides.
     pub const fn new(key: ClusterKey, link: Link, dialler: Nonce, acceptor: Nonce) -> Seal {
         Seal { key, link, dialler, acceptor }
     }
 
-    /// Reads a PROOF from its frame's body and creates the dialler's handshake. `dialler` is the
-    /// nonce that the dialler sent in its challenge.
+    /// Reads a PROOF from its frame's body and creates the dialler's seal. `dialler` is the nonce that the dialler sent
+    /// in its challenge.
     ///
     /// # Errors
     /// If the acceptor does not have this key, or the frame is malformed.
@@ -148,7 +147,7 @@ impl Seal {
         body.put_bytes(&tag);
     }
 
-    /// Verifies the tag of a hello, and only then returns the hello without it.
+    /// Verifies the tag of a hello. Returns the hello without the tag.
     pub(crate) fn open<'a>(&self, body: &'a [u8]) -> Result<&'a [u8], DecodeError> {
         let (hello, tag) =
             body.split_last_chunk::<TAG_BYTES>().ok_or(DecodeError::Truncated { field: "tag" })?;

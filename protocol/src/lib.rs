@@ -1,4 +1,4 @@
-//! Wire format and placement: the messages between the programs, and the group and shard of each key.
+//! The wire format, and the placement of keys: the messages between the programs, and the group and shard of each key.
 //!
 //! ```text
 //!            frame  (length, version, opcode, body, checksum)
@@ -12,9 +12,9 @@
 //!   +------ codec, ids, view, map, status, limits ------+
 //! ```
 //!
-//! Everything here is a function of its arguments: no I/O, no clock, no randomness. Keys and values are
-//! borrowed from the received bytes, never copied. `docs/protocol.md` specifies the layout; the tests
-//! of this crate check that the code conforms to it.
+//! Everything here is a function of its arguments: no I/O, no clock, no randomness. Readers borrow keys and values from
+//! the received bytes and never copy them. `docs/protocol.md` specifies the layout; the tests of this crate check that
+//! the code conforms to it.
 
 pub mod aside;
 pub mod client_message;

@@ -8,115 +8,115 @@ pub const PROTOCOL_VERSION: u8 = 1;
 
 // --- Keys and values -----------------------------------------------------------------------------
 
-/// Longest key, in bytes. A key has at least one byte.
+/// The maximum length of a key, in bytes. A key has at least one byte.
 pub const MAX_KEY_BYTES: usize = 65_535;
-/// Longest value, in bytes. A value may be empty.
+/// The maximum length of a value, in bytes. A value may be empty.
 pub const MAX_VALUE_BYTES: usize = 16 << 20;
 
 // --- Frames --------------------------------------------------------------------------------------
 
-/// Most bytes of a request or response besides its key and value.
+/// The maximum number of bytes of a request or response besides its key and value.
 pub const MAX_FIXED_BYTES: usize = 80;
-/// Longest body of a frame on a client's connection to a server or the coordinator.
+/// The maximum body of a frame on a client's connection to a server or the coordinator.
 pub const MAX_CLIENT_BODY: usize = MAX_FIXED_BYTES + MAX_KEY_BYTES + MAX_VALUE_BYTES;
-/// Longest body of a response: the value, or the map or status of the largest cluster.
+/// The maximum body of a response: the value, or the map or status of the largest cluster.
 pub const MAX_RESPONSE_BODY: usize = MAX_FIXED_BYTES + MAX_VALUE_BYTES;
-/// Longest body of a hello, on any port. An unauthenticated peer may send nothing longer.
+/// The maximum body of a hello, on any port. An unauthenticated peer may send nothing longer.
 pub const MAX_HELLO_BODY: usize = 512;
-/// Most bytes of a value in one peer message; longer values travel in fragments.
+/// The maximum number of bytes of a value in one peer message; longer values travel in fragments.
 pub const FRAGMENT_BYTES: usize = 64 << 10;
 /// The size at which a batch is complete and is sent. The last message may begin just below this size and extend
 /// beyond it.
 pub const BATCH_TARGET_BYTES: usize = 128 << 10;
-/// Most messages in one batch between servers.
+/// The maximum number of messages in one batch between servers.
 pub const MAX_BATCH_MESSAGES: usize = 4_096;
-/// Longest body of a frame between servers: a batch just below its target and one message with the
-/// longest key and a full fragment.
+/// The maximum body of a frame between servers: a batch just below its target, and one more message with the longest
+/// key and a full fragment.
 pub const MAX_PEER_BODY: usize = BATCH_TARGET_BYTES + MAX_KEY_BYTES + FRAGMENT_BYTES + 512;
-/// Longest body of a frame between coordinator and server.
+/// The maximum body of a frame between coordinator and server.
 pub const MAX_CONTROL_BODY: usize = 256 << 10;
 
-/// Longest path of a dump directory: PATH_MAX of Linux.
+/// The maximum length of the path of a dump directory: PATH_MAX of Linux.
 pub const MAX_DUMP_DIRECTORY_BYTES: usize = 4_096;
 
 // --- The cluster ---------------------------------------------------------------------------------
 
-/// Fewest servers: each has a ring predecessor and a successor, which must differ.
+/// The minimum number of servers: each has a predecessor and a successor in the ring, which must differ.
 pub const MIN_SERVERS: u16 = 3;
-/// Most servers.
+/// The maximum number of servers.
 pub const MAX_SERVERS: u16 = 1_024;
-/// Most ancestors of a cluster: the clusters that it was restored from, the latest first.
+/// The maximum number of ancestors in the map: the clusters from which this one was restored, the latest first.
 pub const MAX_ANCESTORS: usize = 16;
-/// Most shards of a group.
+/// The maximum number of shards of a group.
 pub const MAX_SHARDS: u16 = 256;
 /// The maximum by which the version of a view offered by a peer may exceed the installed version. No group makes this
 /// many views. Without the limit, a forged version near the end of the range would exclude every genuine view.
 pub const MAX_VIEW_STEP: u64 = 1 << 32;
-/// The maximum by which a coordinator's epoch may exceed the highest one that a server has accepted. A server never
-/// fails to connect to this many coordinators in a row. Without the limit, a forged epoch near the end of the range
-/// would exclude every genuine coordinator.
+/// The maximum by which a coordinator's epoch may exceed the highest one that a server has accepted. No server misses
+/// this many consecutive starts of a coordinator. Without the limit, a forged epoch near the end of the range would
+/// exclude every genuine coordinator.
 pub const MAX_EPOCH_STEP: u64 = 1 << 20;
-/// Most replicas (a shard of a group each) in one heartbeat: four times what a server hosts.
+/// The maximum number of replicas (one shard of a group each) in one heartbeat: four times the maximum that a server
+/// hosts.
 pub const MAX_HEARTBEAT_REPLICAS: usize = 2_048;
 
 // --- Connections ---------------------------------------------------------------------------------
 
-/// The time within which a connection must send its hello. Then it is closed.
+/// The time within which a connection must send its hello. Otherwise it is closed.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(10);
-/// The time within which the rest of a frame must arrive after its first byte. Then the connection
-/// is closed.
+/// The time within which the rest of a frame must arrive after its first byte. Otherwise the connection is closed.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
-/// The limit on unsent response bytes of a connection. At the limit, its next request waits until some of them
-/// are sent. The last response may begin just below the limit and extend beyond it by its whole length.
+/// The limit on unsent response bytes of a connection. At the limit, the next request of the connection waits until
+/// some of these bytes are sent. The last response may begin just below the limit and exceed it by almost its whole
+/// length.
 pub const MAX_OUTPUT_BYTES: usize = 256 << 10;
-/// The minimum limit on the memory of a server's client connections. Half of this memory has room for the
-/// longest request.
+/// The minimum limit on the memory of a server's client connections. The longest request fits in half of this memory.
 pub const CONNECTION_MEMORY_MIN: u64 = 40 << 20;
 /// The time after which a connection is closed if it has unsent bytes and none of them could be
 /// sent.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(10);
 /// The number of consecutive malformed requests after which a connection is closed.
 pub const MAX_ERRORS_IN_A_ROW: u32 = 64;
-/// Most client connections of one server process; further ones are rejected with BUSY. Connections inside the cluster
-/// are not counted.
+/// The maximum number of client connections of one server process; further ones are rejected with BUSY. Connections
+/// inside the cluster are not counted.
 pub const MAX_CLIENT_CONNECTIONS: usize = 16_384;
-/// Most peer connections that one server process accepts.
+/// The maximum number of peer connections that one server process accepts.
 pub const MAX_PEER_CONNECTIONS: usize = 4_096;
-/// Most client connections that the coordinator serves at once.
+/// The maximum number of client connections that the coordinator serves at once.
 pub const MAX_COORDINATOR_CONNECTIONS: usize = 4_096;
 
 // --- Writes in flight ----------------------------------------------------------------------------
 
-/// The maximum number of writes in flight of one session (client, group, shard). As many completion
-/// records are kept for it.
+/// The maximum number of writes in flight of one session (client, group, shard). As many completion records are kept
+/// for the session.
 pub const SESSION_WINDOW: u64 = 64;
-/// The time for which a session may write nothing before it expires. Time in which its shard is not scheduled does not
-/// count.
+/// The time without a write after which a session expires. Time in which its shard is not scheduled is not counted.
 pub const SESSION_IDLE: Duration = Duration::from_secs(600);
-/// Most sessions of one (group, shard). Before another one begins, the [`SESSIONS_FORGOTTEN_AT_ONCE`] sessions with the
-/// oldest last writes expire.
+/// The maximum number of sessions of one (group, shard). Before another one begins, the [`SESSIONS_FORGOTTEN_AT_ONCE`]
+/// sessions with the oldest last writes expire.
 pub const MAX_SESSIONS: usize = 65_536;
-/// The number of sessions that expire at once when there are too many.
+/// The number of sessions that expire at once when [`MAX_SESSIONS`] is reached.
 pub const SESSIONS_FORGOTTEN_AT_ONCE: usize = MAX_SESSIONS / 16;
-/// Most writes of one (group, shard) that wait for the other replica; further ones are rejected with BUSY.
+/// The maximum number of writes of one (group, shard) that wait for the other replica; further ones are rejected with
+/// BUSY.
 pub const MAX_PENDING_WRITES: usize = 16_384;
-/// Most bytes of keys and values of one (group, shard) that wait for the other replica.
+/// The maximum number of bytes of keys and values of one (group, shard) that wait for the other replica.
 pub const MAX_PENDING_BYTES: usize = 64 << 20;
 
-/// Most messages of a copy in flight to a candidate. This is enough to keep the candidate busy, and so few that a
-/// live write never waits long behind them.
+/// The maximum number of messages of a copy in flight to a candidate. This is enough to keep the candidate busy, and
+/// few enough that a live write never waits long behind them.
 pub const COPY_WINDOW_MESSAGES: u64 = 1_024;
-/// Most bytes of keys and values of a copy in flight to a candidate.
+/// The maximum number of bytes of keys and values of a copy in flight to a candidate.
 pub const COPY_WINDOW_BYTES: usize = 128 << 10;
 
 // --- Time ----------------------------------------------------------------------------------------
 
 /// The interval of a server's heartbeats to the coordinator.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
-/// The lease of a primary (consistency.md §4) at the default failure timeout, and the shortest lease. Processes of a
+/// The lease of a primary (consistency.md §4) at the default failure timeout. No lease is shorter. Processes of a
 /// cluster take this and the next four times from their [`FailureTimeout`](crate::failure_timeout::FailureTimeout).
 pub const LEASE: Duration = Duration::from_millis(500);
-/// The grace that follows an ack at its sender; at least 1.25 leases.
+/// The grace, which begins at the sender of an ack; at least 1.25 leases.
 pub const GRACE: Duration = Duration::from_millis(625);
 /// The interval of beacons of an idle primary.
 pub const BEACON_INTERVAL: Duration = Duration::from_millis(100);
@@ -128,9 +128,10 @@ pub const HEARD_WITHIN: Duration = Duration::from_millis(250);
 pub const CANDIDATE_TIMEOUT: Duration = Duration::from_millis(250);
 /// The deadline of a client operation if the caller sets none.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
-/// The longest deadline that a caller may set; far below [`SESSION_IDLE`].
+/// The maximum deadline that a caller may set; far below [`SESSION_IDLE`].
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
-/// The valid times for which a server may run without a coordinator, in seconds; 0 means for ever.
+/// The valid times for which a server may run without a coordinator, in seconds. The value 0, which is outside this
+/// range, means no limit.
 pub const ORPHAN_SECONDS: RangeInclusive<f64> = 1.0..=31_536_000.0;
 /// The timeout of an orderly stop for each server.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);

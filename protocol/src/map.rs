@@ -1,5 +1,5 @@
-//! The map: the holders of each group and their addresses. Clients route requests by it. The coordinator creates it and
-//! also sends it to the servers, which give it to clients while the coordinator is unreachable.
+//! The map: the holders of each group and their addresses. Clients route requests by it. The coordinator creates it. It
+//! also sends it to the servers, which respond with it to clients, even while the coordinator is unreachable.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -12,7 +12,7 @@ use crate::limits::{MAX_ANCESTORS, MAX_SERVERS, MAX_SHARDS};
 use crate::placement::Placement;
 use crate::view::{View, read_view, write_view};
 
-/// The state of a server as known to the coordinator.
+/// The state of a server, according to the coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServerState {
@@ -31,13 +31,13 @@ pub struct MapServer {
     pub id: ServerId,
     /// Its process; zero while starting.
     pub incarnation: Incarnation,
-    /// Its state as known to the coordinator.
+    /// Its state, according to the coordinator.
     pub state: ServerState,
     /// Its address for clients; `None` while starting.
     pub clients: Option<SocketAddr>,
 }
 
-/// The configuration of the cluster as needed by clients.
+/// The configuration of the cluster that clients need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Map {
     /// The cluster.
@@ -102,7 +102,7 @@ impl Map {
         Ok(map)
     }
 
-    /// Reads a map and checks its consistency: it has one view for each server's home group.
+    /// Reads a map, and checks its counts and the order of its servers and views.
     pub fn read(reader: &mut Reader<'_>) -> Result<Map, DecodeError> {
         let cluster = ClusterId(reader.u128("cluster id")?);
         let ancestors = read_ancestors(reader)?;
@@ -186,7 +186,7 @@ pub fn write_address(output: &mut Vec<u8>, address: Option<SocketAddr>) {
     output.put_u16(port);
 }
 
-/// Reads an address.
+/// Reads an address; `None` for the family 0.
 pub fn read_address(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, DecodeError> {
     let family = reader.u8("address family")?;
     let octets: [u8; 16] = reader.array("address")?;

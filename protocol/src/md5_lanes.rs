@@ -7,16 +7,16 @@
 //!
 //! Each step of MD5 depends on the one before, so a single digest leaves most execution units of a processor idle.
 //! Several keys together take little longer than one. Four lanes need SSE2, which is part of every x86-64 processor.
-//! Eight lanes need AVX2, which is detected at run time. On other processors each key is digested separately.
+//! Eight lanes need AVX2, which is detected at run time. On other architectures each key is digested separately.
 
-/// The longest key that fits one block.
+/// The maximum length of a key that fits in one block, with its padding.
 pub(crate) const MAX_BYTES: usize = 55;
 /// The maximum number of keys that are digested at once.
 pub(crate) const LANES: usize = 8;
 
 /// Returns the MD5 of up to [`LANES`] keys of up to [`MAX_BYTES`] each.
 pub(crate) fn several(keys: &[&[u8]]) -> [[u8; 16]; LANES] {
-    assert!(keys.len() <= LANES, "{} keys have no lanes", keys.len());
+    assert!(keys.len() <= LANES, "{} keys are more than the lanes", keys.len());
     #[cfg(target_arch = "x86_64")]
     if keys.len() > 1 {
         return x86_64::several(keys);
@@ -148,7 +148,7 @@ mod x86_64 {
                 words
             }
 
-            /// Transposes rows and columns within each 128 bits.
+            /// Transposes rows and columns within each 128-bit lane.
             #[inline]
             #[target_feature(enable = $feature)]
             fn transposed([a, b, c, d]: [Vector; 4]) -> [Vector; 4] {

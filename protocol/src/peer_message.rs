@@ -13,7 +13,7 @@
 //! The copy of a shard to a candidate and the hand-over travel on the same stream:
 //! [`copy_message`](crate::copy_message).
 //!
-//! All frames carry a checksum. A batch holds all messages of one wake-up, without padding between them.
+//! All frames carry a checksum. A batch holds messages of one wake-up, without padding between them.
 
 use std::fmt;
 
@@ -57,9 +57,9 @@ pub struct PeerHello {
     pub to: Member,
     /// The shard of the view's group that this stream carries.
     pub shard: ShardId,
-    /// The number of shards of a group, as known to the dialler.
+    /// The number of shards of a group, according to the dialler.
     pub shards: u16,
-    /// The view under which it dials.
+    /// The view under which the dialler opens the stream.
     pub view: View,
 }
 
@@ -81,7 +81,7 @@ impl PeerHello {
     /// Reads a hello from its frame's body.
     ///
     /// # Errors
-    /// If its sender does not have the key of this handshake, or it is malformed.
+    /// If the sender does not have the key of this handshake, or the message is malformed.
     pub fn read(body: &[u8], seal: &Seal) -> Result<PeerHello, DecodeError> {
         let mut reader = Reader::new(seal.open(body)?);
         let hello = PeerHello {
@@ -105,7 +105,7 @@ impl PeerHello {
 /// The response to a [`PeerHello`]. It contains the position at which the stream continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerWelcome {
-    /// The view now installed at the responding side.
+    /// The version of the view installed at the responding side.
     pub view: ViewVersion,
     /// The last write applied at the responding side. The stream continues with the next write.
     pub last: SequenceNumber,
@@ -140,13 +140,13 @@ pub enum PeerRefusalReason {
     /// The cluster or incarnation differs, or the view does not give the two servers the roles that the
     /// hello claims.
     Stranger = 0,
-    /// The stream is of an older view; the refusal carries the newer one.
+    /// The stream belongs to an older view; the refusal carries the newer one.
     OldView = 1,
     /// The stream skipped a write, or its messages contradict each other.
     BrokenStream = 2,
     /// There is no room for another connection.
     Busy = 3,
-    /// The refusing server is being stopped and takes no more writes.
+    /// The refusing server is being stopped and accepts no more writes.
     Stopping = 4,
     /// The hand-over for which the stream was opened is complete.
     HandedOver = 5,
@@ -157,9 +157,9 @@ pub enum PeerRefusalReason {
 impl fmt::Display for PeerRefusalReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            PeerRefusalReason::Stranger => "cluster, incarnation or view do not match",
+            PeerRefusalReason::Stranger => "the cluster, incarnation or view does not match",
             PeerRefusalReason::OldView => "the view is older than the one installed",
-            PeerRefusalReason::BrokenStream => "the stream skipped a write",
+            PeerRefusalReason::BrokenStream => "the stream skipped a write or is inconsistent",
             PeerRefusalReason::Busy => "too many connections",
             PeerRefusalReason::Stopping => "the server is being stopped",
             PeerRefusalReason::HandedOver => "the hand-over is complete",
@@ -215,8 +215,8 @@ impl PeerRefusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Effect {
-    /// No change: a failed compare-and-set, or a DELETE of an absent key. The write is still logged, because its
-    /// response depends on the writes before it.
+    /// No change: a failed compare-and-set, a DELETE of an absent key, or a RESOLVE of a write that was not executed.
+    /// Such a write is still logged, because its response depends on the writes before it.
     Nothing = 0,
     /// Sets the key.
     Put = 1,
@@ -232,7 +232,7 @@ pub enum Effect {
 pub struct CompletionRecord {
     /// The client that sent the write.
     pub client: ClientId,
-    /// Its number in the session; 0 for the primary's own writes.
+    /// The number of the write in its session; 0 for the primary's own writes.
     pub seq: RequestSeq,
     /// The lowest number of a write that the client has not completed. Records of this session with
     /// lower numbers may be dropped.
@@ -254,9 +254,9 @@ pub struct Prepare<'a> {
     pub sn: SequenceNumber,
     /// The sender's clock, read before sending; echoed in the ack.
     pub t_send: Time,
-    /// The change that it makes.
+    /// The change that the write makes.
     pub effect: Effect,
-    /// Its completion record.
+    /// The completion record of the write.
     pub record: CompletionRecord,
     /// MD5 of the key.
     pub digest: Digest,
@@ -268,12 +268,12 @@ pub struct Prepare<'a> {
     pub value: &'a [u8],
 }
 
-/// More of the value of the last [`Prepare`] of the stream.
+/// The next bytes of the value of the last [`Prepare`] of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment<'a> {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The write it belongs to.
+    /// The sequence number of the write.
     pub sn: SequenceNumber,
     /// The position of these bytes in the value: directly after those already sent.
     pub offset: u32,
@@ -290,7 +290,7 @@ pub struct Ack {
     pub sn: SequenceNumber,
     /// The newest `t_send` received.
     pub echo: Time,
-    /// From a candidate: the number of copy messages received since the copy began. From a secondary: the number of
+    /// From a candidate: the number of messages of the copy that it has processed. From a secondary: the number of
     /// bytes received so far of the value of write `sn` + 1.
     pub taken: u64,
 }
@@ -309,9 +309,9 @@ pub struct Beacon {
 pub enum PeerMessage<'a> {
     /// A write.
     Prepare(Prepare<'a>),
-    /// More of its value.
+    /// The next bytes of a write's value.
     Fragment(Fragment<'a>),
-    /// The ack of writes.
+    /// The confirmation of writes.
     Ack(Ack),
     /// A beacon.
     Beacon(Beacon),
@@ -319,9 +319,9 @@ pub enum PeerMessage<'a> {
     CopyStart(CopyStart),
     /// An entry of the copy.
     CopyEntry(CopyEntry<'a>),
-    /// More of that entry's value.
+    /// The next bytes of an entry's value.
     CopyFragment(CopyFragment<'a>),
-    /// A completion record.
+    /// A completion record of the copy.
     CopyRecord(CopyRecord),
     /// The end of the copy.
     CopyEnd(CopyEnd),
@@ -557,7 +557,8 @@ impl<'a> BatchWriter<'a> {
         self.count += 1;
     }
 
-    /// Returns whether the batch has reached its target and must be sent before more is added.
+    /// Returns whether the batch has reached its target size or its maximum number of messages. It must then be sent
+    /// before more is added.
     pub fn is_full(&self) -> bool {
         self.count >= MAX_BATCH_MESSAGES || self.len() >= crate::limits::BATCH_TARGET_BYTES
     }

@@ -1,7 +1,7 @@
 //! Placement: MD5(key), read as a big-endian 128-bit number, determines group and shard.
 //!
-//! MD5 spreads keys evenly and was used by the original program. It never identifies a key, because collisions can be
-//! constructed: tables hold and compare whole keys.
+//! MD5 spreads keys evenly. A digest never identifies a key, because collisions can be constructed: tables hold and
+//! compare whole keys.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ impl Digest {
     }
 
     /// Computes the digests of up to [`Digest::TOGETHER`] keys of at most [`Digest::MAX_TOGETHER_BYTES`] each. This
-    /// takes little longer than one digest. Elements after that of the last key are meaningless.
+    /// takes little longer than one digest. Elements after those of the keys are meaningless.
     ///
     /// # Panics
     /// If there are more keys, or longer ones.
@@ -29,9 +29,9 @@ impl Digest {
         md5_lanes::several(keys).map(Digest)
     }
 
-    /// The most keys whose digests are computed at once.
+    /// The maximum number of keys whose digests are computed at once.
     pub const TOGETHER: usize = md5_lanes::LANES;
-    /// The longest key that can be digested together with others.
+    /// The maximum length of a key that can be digested together with others.
     pub const MAX_TOGETHER_BYTES: usize = md5_lanes::MAX_BYTES;
 
     /// Returns the digest as the number that placement divides.
@@ -88,7 +88,7 @@ impl Placement {
     /// Returns the group and shard of a digest: `number mod N` and `(number / N) mod S`.
     #[inline]
     pub fn locate(self, digest: Digest) -> (GroupId, ShardId) {
-        // Group and shard follow from `number mod (N S)`, which fits 32 bits. So every step fits 64 bits. This
+        // Group and shard follow from `number mod (N S)`, which fits in 32 bits. So every step fits in 64 bits. This
         // avoids 128-bit divisions, which are library calls of about 20 ns.
         let number = digest.number();
         let modulo = |number| self.by_places.divide(number).1;
@@ -98,8 +98,8 @@ impl Placement {
     }
 }
 
-/// A number that repeatedly divides others, by multiplication with its reciprocal: a hardware division takes about ten
-/// times as long (Granlund and Montgomery, PLDI 1994).
+/// A divisor with its precomputed reciprocal. Multiplication by the reciprocal replaces the hardware division, which
+/// takes about ten times as long (Granlund and Montgomery, PLDI 1994).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Divisor {
     divisor: u64,

@@ -7,13 +7,13 @@
 //! ```
 //!
 //! The hash is part of the format of completion records, so all versions of the server must compute the same hash. It
-//! is not keyed: a client that constructs two writes with the same hash harms only its own session.
+//! has no secret key: a client that constructs two writes with the same hash harms only its own session.
 
 use crate::client_message::Operation;
 use crate::ids::RequestHash;
 use crate::placement::Digest;
 
-/// Odd constants with about half their bits set (fractions of pi).
+/// Odd constants with about half their bits set (from the fractional digits of pi).
 const FACTORS: [u64; 4] =
     [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345, 0xa409_3822_299f_31d1, 0x082e_fa98_ec4e_6c89];
 const PUT: u64 = 1;
@@ -36,7 +36,7 @@ impl RequestHash {
         };
         let [a, b, c, d] = FACTORS;
         let key = digest.number();
-        #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
+        #[allow(clippy::cast_possible_truncation)] // Splits the number into its halves.
         let (high, low) = ((key >> 64) as u64, key as u64);
         let seed = fold(low ^ a, high ^ b);
         let seed = fold(seed ^ kind, header.condition.to_wire() ^ c);
@@ -88,7 +88,7 @@ fn number(bytes: &[u8]) -> u64 {
 
 /// Multiplies two numbers to 128 bits and combines the halves of the product with XOR.
 #[inline]
-#[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
+#[allow(clippy::cast_possible_truncation)] // Splits the number into its halves.
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64

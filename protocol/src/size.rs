@@ -1,16 +1,16 @@
 //! Human-readable sizes: `512M`, `4GiB`.
 
-/// Parses a size with an optional unit and returns it in bytes. K, KiB and so on are powers of 1024; KB and so
-/// on are powers of 1000.
+/// Parses a size with an optional unit and returns it in bytes. K and KiB, and the larger units of these forms, are
+/// powers of 1024; KB and its larger units are powers of 1000.
 ///
 /// # Errors
-/// A message if the text is not a size or does not fit 64 bits.
+/// A message if the text is not a size, or if the size does not fit in 64 bits.
 pub fn parse(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = match number.parse() {
         Ok(number) => number,
-        Err(_) if digits > 0 => return Err(format!("{text} does not fit 64 bits")),
+        Err(_) if digits > 0 => return Err(format!("{text} does not fit in 64 bits")),
         Err(_) => {
             return Err(format!("`{text}` is not a size; write a number of bytes, 512M or 4GiB"));
         }
@@ -27,7 +27,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
         "TB" => 1_000_000_000_000,
         other => return Err(format!("unknown unit `{other}`; write K, M, G, T, KiB or KB")),
     };
-    number.checked_mul(factor).ok_or_else(|| format!("{text} does not fit 64 bits"))
+    number.checked_mul(factor).ok_or_else(|| format!("{text} does not fit in 64 bits"))
 }
 
 #[cfg(test)]

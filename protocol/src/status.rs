@@ -1,5 +1,4 @@
-//! The response to STATUS: a JSON document for tools. New fields do not change the layout for
-//! existing readers.
+//! The response to STATUS: a JSON document for tools. Later versions may add fields, which older readers ignore.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +11,7 @@ use crate::map::ServerState;
 /// The version of the document. It increases when a field changes its meaning or is removed, not for new fields.
 pub const STATUS_VERSION: u32 = 1;
 
-/// The whole cluster as known to its coordinator.
+/// The status of the whole cluster, according to its coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
     /// The [`STATUS_VERSION`] of the writer.
@@ -28,7 +27,7 @@ pub struct ClusterStatus {
     pub cluster: ClusterId,
     /// The coordinator's epoch.
     pub epoch: Epoch,
-    /// `starting`, `serving`, `degraded` (at least one server is down) or `stopping`.
+    /// `starting`, `serving`, `degraded` (some group lacks a copy) or `stopping`.
     pub state: ClusterState,
     /// The number of shards of every group.
     pub shards: u16,
@@ -36,7 +35,7 @@ pub struct ClusterStatus {
     pub servers: Vec<ServerStatus>,
     /// The groups, by number.
     pub groups: Vec<GroupStatus>,
-    /// The conditions that need a person's attention, the oldest first.
+    /// The conditions that need an operator's attention, the oldest first.
     #[serde(default)]
     pub alarms: Vec<AlarmStatus>,
     /// The settings stored by the coordinator, by the names of their flags without dashes, in readable form. A setting
@@ -51,9 +50,9 @@ pub struct ClusterStatus {
 pub enum ClusterState {
     /// Some server has not reported or is not connected yet.
     Starting,
-    /// Every group has both copies.
+    /// Every group has two copies on servers that are up.
     Serving,
-    /// A server is down; the groups that it held lack a copy.
+    /// Some group lacks a copy on a server that is up.
     Degraded,
     /// An orderly stop is in progress.
     Stopping,
@@ -66,7 +65,7 @@ pub struct ServerStatus {
     pub id: ServerId,
     /// The host, as the cluster file writes it.
     pub host: String,
-    /// Its state as known to the coordinator.
+    /// Its state, according to the coordinator.
     pub state: ServerState,
     /// The step of its recovery, 0 to 5; `None` when there is nothing to recover.
     pub recovery_step: Option<u8>,
@@ -155,7 +154,7 @@ pub struct StepStatus {
     pub took_ms: Option<u64>,
 }
 
-/// A condition that needs a person's attention. It is listed as long as it lasts.
+/// A condition that needs an operator's attention. It is listed while it lasts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AlarmStatus {
     /// The kind of the condition.
@@ -178,8 +177,7 @@ pub enum AlarmKind {
     Lost,
     /// The only holder of a group is silent.
     Unreachable,
-    /// A server is silent towards the coordinator. It stays in its groups because other servers
-    /// receive its messages.
+    /// A server is silent to the coordinator. It stays in its groups because other servers receive its messages.
     KeptThoughSilent,
     /// The holders of a group do not receive messages from each other, and neither responds to the
     /// coordinator.
@@ -240,7 +238,7 @@ pub enum GroupCondition {
     Starting,
     /// Two copies.
     Whole,
-    /// One copy, or a second one that may be stale.
+    /// Fewer than two copies on servers that are up. A second copy that may be stale is not counted.
     Degraded,
     /// Its only holder is silent, or has made an orderly exit with a complete dump. Clients wait.
     Unreachable,
@@ -263,13 +261,14 @@ pub struct GroupStatus {
     pub candidate: Option<Member>,
     /// The condition.
     pub condition: GroupCondition,
-    /// The number of copies on servers that are up and connected.
+    /// The number of copies on servers that are up. A secondary without a stream from a live primary is not counted.
     pub copies: u8,
-    /// The number of entries in the table of the primary, or of the secondary if the primary is down.
+    /// The number of entries in the table of the primary, or of the secondary if the primary is down; 0 if both are
+    /// down.
     pub entries: u64,
     /// Bytes of that table.
     pub bytes: u64,
-    /// The progress of the copy to the candidate; `None` without one.
+    /// The progress of the copy to the candidate; `None` if there is no candidate or the primary is down.
     #[serde(default)]
     pub copy: Option<CopyStatus>,
 }
@@ -302,7 +301,7 @@ impl CopyStatus {
 mod tests {
     use super::*;
 
-    /// A document of the first version, and one of a future version.
+    /// A document of the first version.
     const OLD: &str = r#"{"cluster":"0000000000000000000000000000feed",
         "epoch":{"number":1,"boot":"0000000000000001"},"state":"serving","shards":1,
         "servers":[{"id":0,"host":"localhost","state":"up","recovery_step":null,"incarnation":null,

@@ -12,7 +12,7 @@ use crate::crowd::Crowd;
 use crate::descriptors::ConnectionBounds;
 use crate::mutex::lock;
 
-/// The connections that are open, and the limits on them.
+/// The numbers of open connections, and the limits on connections.
 #[derive(Debug)]
 pub(crate) struct Admission {
     bounds: ConnectionBounds,
@@ -45,14 +45,14 @@ impl Admission {
         self.bounds
     }
 
-    /// Returns the budget of the connections' memory.
+    /// Returns the memory budget of the connections.
     pub(crate) fn memory(&self) -> &Arc<ConnectionMemory> {
         &self.memory
     }
 
-    /// Admits a connection and counts it, unless the limit is reached. A client over the limit is accepted while
-    /// another address has more connections than the client's address. Then idle connections of that other address are
-    /// closed ([`Admission::crowding`]).
+    /// Admits a connection and counts it; returns `None` if its port has reached the limit. A few clients over the
+    /// limit are still admitted if another address keeps more connections than theirs. Then idle connections of the
+    /// address with the most connections are to be closed ([`Admission::crowding`]).
     pub(crate) fn admit(self: &Arc<Admission>, port: Port, from: Address) -> Option<Permit> {
         let is_admitted = match port {
             Port::Clients => self.admit_client(from),
@@ -96,7 +96,8 @@ impl Admission {
         lock(&self.crowd).note(now, closed);
     }
 
-    /// Returns the report for the heartbeat about an address with too many connections.
+    /// Returns the report for the heartbeat about the address with the most connections, if the limit has recently
+    /// caused a rejection or a close.
     pub(crate) fn crowd_report(&self, now: Time) -> Option<CrowdReport> {
         lock(&self.crowd).report(now)
     }

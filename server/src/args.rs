@@ -62,9 +62,9 @@ pub struct Args {
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
     pub shards: u16,
 
-    /// Memory limit of both tables together, such as 512M or 4GiB: half for each table; `none` for no limit. Default:
-    /// four fifths of the memory that this machine or the cgroup has for servers, divided by --share, less 24 MiB for
-    /// the process.
+    /// Memory limit of all tables together, such as 512M or 4GiB, shared equally by the primary and the secondary table
+    /// of every shard; `none` for no limit. Default: four fifths of the memory that this machine or the cgroup has for
+    /// servers, divided by --share, less 24 MiB for the process.
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub memory_limit: Option<MemoryLimit>,
 
@@ -74,12 +74,13 @@ pub struct Args {
     pub share: u16,
 
     /// Memory limit of clients' connections, for partly received requests and unsent responses, such as 128M; at least
-    /// 40M. It is part of the memory limit. Default: a quarter of the memory limit, else 256M.
+    /// 40M. It is part of the memory limit. Default: a quarter of the memory limit but at least 40M, or 256M without a
+    /// memory limit.
     #[arg(long, value_name = "BYTES", value_parser = parse_connection_memory)]
     pub connection_memory: Option<u64>,
 
     /// Address to listen on. Default: 127.0.0.1 if the coordinator's host is localhost or a loopback address, else all
-    /// addresses.
+    /// IPv4 addresses.
     #[arg(long, value_name = "IP")]
     pub bind: Option<IpAddr>,
 
@@ -110,8 +111,8 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_orphan_timeout)]
     pub orphan_timeout: Duration,
 
-    /// Failure timeout of the cluster in seconds (fractions allowed), from which leases follow; set by the coordinator,
-    /// and the same for all processes.
+    /// Failure timeout of the cluster in seconds (fractions allowed), which determines the leases; set by the
+    /// coordinator, and the same for all processes.
     #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = parse_failure_timeout)]
     pub failure_timeout: FailureTimeout,
 
@@ -120,9 +121,9 @@ pub struct Args {
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = NetEngine::Auto)]
     pub net: NetEngine,
 
-    /// Wait for this process to exit instead of serving, then print `exited PID unknown`. A process is written
-    /// as PID:START_TIME:NAMESPACE:INCARNATION; --name gives the first three. Ends with 1 when standard input is a pipe
-    /// or a connection that is closed.
+    /// Wait for this process to exit instead of serving, then print `exited PID unknown`. A process is written as
+    /// PID:START_TIME:NAMESPACE:INCARNATION; --name gives the first three. Exits with status 1 when the other end of
+    /// the standard input or output of this program closes.
     #[arg(long, value_name = "PROCESS", exclusive = true)]
     watch: Option<Process>,
 
@@ -139,18 +140,19 @@ pub struct Args {
     #[arg(long, value_name = "PID", exclusive = true)]
     name: Option<u32>,
 
-    /// Print `dumped CLUSTER GROUP SERVER` for each of these dumps that the process with this incarnation has completed,
-    /// instead of serving. The exit status is 1 if one of its dumps is incomplete.
+    /// Print `dumped CLUSTER GROUP SERVER` for each of these dumps that the process with this incarnation has
+    /// completed, instead of serving. The exit status is 1 if one of its dumps is incomplete.
     #[arg(long, value_names = ["INCARNATION", "FILE"], num_args = 2.., exclusive = true)]
     dumped: Vec<String>,
 
-    /// Print the default of --memory-limit for one of COUNT servers on this machine, and its reason, instead of serving.
+    /// Print the default of --memory-limit for one of COUNT servers on this machine, and its reason, instead of
+    /// serving.
     #[arg(long, value_name = "COUNT", exclusive = true,
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SERVERS)))]
     show_memory_limit: Option<u16>,
 
-    /// Load shards of a group from a dump: `<group>:<shard>,<shard>…:<file>`, repeated until every shard of the group is
-    /// named once. Set by the coordinator when it restores a cluster.
+    /// Load shards of a group from a dump: `<group>:<shard>,<shard>…:<file>`, repeated until every shard of the group
+    /// is named once. Set by the coordinator when it restores a cluster.
     #[arg(long, value_name = "SOURCE")]
     pub load: Vec<LoadSource>,
 
@@ -170,14 +172,14 @@ pub enum NetEngine {
     Epoll,
 }
 
-/// The mode of the program.
+/// The requested mode of the program.
 #[derive(Clone, Debug)]
 pub enum Invocation {
     /// A server.
     Serve(Box<Args>),
     /// A query about other processes.
     Ask(Question),
-    /// The default memory limit for one of this number of servers.
+    /// The default memory limit of a server, if this number of servers share the machine.
     ShowMemoryLimit(u16),
 }
 
@@ -185,7 +187,7 @@ impl Invocation {
     /// Parses a command line that begins with the program's name.
     ///
     /// # Errors
-    /// The usage error, or the help, to print.
+    /// The usage error to print, or the requested help or version.
     pub fn read(
         line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Invocation, clap::Error> {
@@ -203,7 +205,7 @@ impl Invocation {
             matches.get_many("dumped").into_iter().flatten().cloned().collect();
         if let [writer, files @ ..] = &words[..] {
             let writer = writer.parse().map_err(|_| {
-                let words = format!("{writer:?} is no incarnation (16 hex digits)");
+                let words = format!("--dumped: `{writer}` is not an incarnation (16 hex digits)\n");
                 Args::command().error(clap::error::ErrorKind::ValueValidation, words)
             })?;
             let files = files.iter().map(PathBuf::from).collect();
@@ -242,7 +244,7 @@ impl Args {
         Ok(self)
     }
 
-    /// Returns the address to listen on.
+    /// Returns the address to listen on: `--bind` or its default.
     pub fn listen_address(&self) -> IpAddr {
         let host = self.coordinator_host.as_str();
         let is_here = host == "localhost"
@@ -264,7 +266,7 @@ fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
     if seconds != 0.0 && !ORPHAN_SECONDS.contains(&seconds) {
         let (least, most) = (ORPHAN_SECONDS.start(), ORPHAN_SECONDS.end());
-        return Err(format!("{text} s; write 0 for never, or {least} to {most}"));
+        return Err(format!("it is out of range; give 0 for never, or {least} to {most} seconds"));
     }
     Ok(Duration::from_secs_f64(seconds))
 }
@@ -273,7 +275,7 @@ fn parse_failure_timeout(text: &str) -> Result<FailureTimeout, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
     if !FAILURE_TIMEOUT_SECONDS.contains(&seconds) {
         let (least, most) = (FAILURE_TIMEOUT_SECONDS.start(), FAILURE_TIMEOUT_SECONDS.end());
-        return Err(format!("{text} s; write {least} to {most}"));
+        return Err(format!("it is out of range; give {least} to {most} seconds"));
     }
     Ok(FailureTimeout::new(Duration::from_secs_f64(seconds)))
 }

@@ -1,8 +1,8 @@
 //! Dumps of earlier runs. A server renames them when it starts, so that after a crash they are not mistaken for dumps
 //! of the crashed run. No dump is overwritten ([`kv_protocol::aside`]), and the number of dumps is bounded.
 //!
-//! The newest dump of a cluster is removed only if no other dump can be removed. The dumps of an orderly stop, in which
-//! every server has dumped, may be all that is left of their cluster.
+//! The newest dump of a cluster is removed only if no other dump can be removed, because it may be all that is left of
+//! the cluster after an orderly stop.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -16,7 +16,7 @@ use kv_protocol::ids::{ClusterId, ServerId};
 
 use crate::dump::file_name;
 
-/// The number of bytes that contain the whole origin of a dump.
+/// The number of bytes at the beginning of a dump that always contain its whole origin.
 const ORIGIN_BYTES: u64 = 4 << 10;
 
 /// Renames the server's dumps of an earlier run. A dump that cannot be renamed is left with a warning, and the server
@@ -28,7 +28,7 @@ pub(crate) fn set_aside(directory: &Path, server: ServerId) {
         match set_one_aside(directory, &name) {
             Ok(is_there) => is_changed |= is_there,
             Err(error) => tracing::warn!(
-                "cannot rename {name}, a dump of an earlier run: {error}; it is not a dump of this run"
+                "cannot rename {name}, a dump of an earlier run: {error}; move it to another directory"
             ),
         }
     }
@@ -78,8 +78,8 @@ fn numbers(directory: &Path, name: &str) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Removes dumps until another one may be kept: first the oldest dump whose cluster has a newer dump, else the oldest
-/// of all.
+/// Removes dumps until another one may be kept: first the oldest dump that is unreadable or whose cluster has a newer
+/// dump, else the oldest of all.
 fn make_room(directory: &Path, name: &str, numbers: &mut Vec<u32>) {
     // Two dumps are not in `numbers`: the one with the plain name and the newest renamed one.
     while numbers.len() + 2 > MAX_ASIDE {
@@ -96,14 +96,14 @@ fn make_room(directory: &Path, name: &str, numbers: &mut Vec<u32>) {
         let surpassed = (0..numbers.len()).find(is_surpassed);
         let oldest = aside::numbered(name, numbers.remove(surpassed.unwrap_or(0)));
         let why = match surpassed {
-            Some(_) => "a newer dump of the same cluster is kept",
+            Some(_) => "it was unreadable, or its cluster has a newer dump",
             None => "it was the oldest",
         };
         match fs::remove_file(directory.join(&oldest)) {
             Ok(()) => tracing::warn!(
-                "removed {oldest}: {MAX_ASIDE} dumps of one name are kept, and {why}"
+                "removed {oldest}: at most {MAX_ASIDE} dumps of one name are kept, and {why}"
             ),
-            Err(error) => tracing::warn!("cannot remove {oldest}: {error}"),
+            Err(error) => tracing::warn!("cannot remove {oldest}, one dump too many: {error}"),
         }
     }
 }
@@ -120,7 +120,7 @@ impl From<DumpError> for Stopped {
     }
 }
 
-/// Reads the origin at the beginning of a dump; returns `None` if the file is not a dump.
+/// Reads the origin at the beginning of a dump; returns `None` if the file cannot be read or is not a dump.
 fn origin(path: &Path) -> Option<DumpOrigin> {
     let mut beginning = Vec::new();
     files::open(path).ok()?.take(ORIGIN_BYTES).read_to_end(&mut beginning).ok()?;

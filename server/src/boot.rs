@@ -30,10 +30,10 @@ use crate::{
     aside, key_file, load, log, mailbox, memory, probe, slice, statistics, supervisor, watch,
 };
 
-/// Tables of a shard that share the memory limit: the primary table and the secondary table.
+/// The number of tables of a shard, all of which share the memory limit: the primary table and the secondary table.
 const TABLES: u64 = 2;
 
-/// Runs the whole program.
+/// Parses the command line and runs the requested mode. As a server, returns only if the start fails.
 pub fn main() -> ExitCode {
     // This comes first, so that no stray signal ends a process with data.
     kv_daemon::signals::ignore();
@@ -111,7 +111,8 @@ fn start(args: &Args) -> Result<Arc<ServerProcess>, Fatal> {
     let shards = start_executors(args, engine, identity, &statistics, &map, listeners)?;
     // This comes before the server reports its start: a server that a view names must have the data.
     load::run(&args.load, identity.placement, &shards)?;
-    // This comes last: a server that cannot use its ports or cannot load must not rename the dumps of another server.
+    // This comes after the ports are bound and the dumps loaded: a server that fails to do either must not rename the
+    // dumps of another server.
     aside::set_aside(&directory, identity.me.server);
     let node = ServerProcess::new(identity, statistics, map, shards, directory);
     node.dumps
@@ -142,7 +143,7 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
     })
 }
 
-/// Returns the requested engine; for `auto`, uring if it is available.
+/// Returns the requested engine; for `auto`, uring if it is available, else epoll.
 fn choose_engine(asked: NetEngine, shards: u16) -> Result<EngineKind, Fatal> {
     if asked == NetEngine::Epoll {
         return Ok(EngineKind::Epoll);
@@ -160,7 +161,7 @@ fn choose_engine(asked: NetEngine, shards: u16) -> Result<EngineKind, Fatal> {
     }
 }
 
-/// Returns the limit of all tables together: the given one, or the machine's default.
+/// Returns the limit of all tables together: the given one, or the machine's default. `None` means no limit.
 fn memory_limit(args: &Args) -> Option<u64> {
     match args.memory_limit {
         Some(MemoryLimit::Bytes(bytes)) => {
@@ -195,7 +196,7 @@ fn start_executors(
     map: &Arc<KnownMap>,
     mut listeners: Vec<(TcpListener, Port)>,
 ) -> Result<Vec<mailbox::Sender<ShardMessage>>, Fatal> {
-    let system = |error| Fatal::System { doing: "make the mailboxes of the executors", error };
+    let system = |error| Fatal::System { doing: "create the mailboxes of the executors", error };
     let mut mailboxes = Vec::new();
     let mut inboxes = Vec::new();
     for _ in 0..args.shards {
@@ -271,12 +272,12 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr, Fatal> {
 /// Keeps the cluster's key and the data out of core dumps, and prevents debuggers of the same user from attaching.
 fn forbid_core_dumps() -> Result<(), Fatal> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|error| Fatal::System { doing: "forbid core dumps", error: error.into() })
+        .map_err(|error| Fatal::System { doing: "disable core dumps", error: error.into() })
 }
 
 fn random() -> Result<u64, Fatal> {
     getrandom::u64().map_err(|error| Fatal::System {
-        doing: "draw random numbers",
+        doing: "get random numbers from the system",
         error: io::Error::other(error.to_string()),
     })
 }

@@ -1,5 +1,4 @@
-//! The number of client connections of each address. With these counts, one address can never prevent connections from
-//! others.
+//! The number of client connections of each address. The counts prevent one address from taking all connections.
 //!
 //! ```text
 //!   0 ............ bounds.clients ............ bounds.clients + bounds.spare_clients
@@ -13,16 +12,16 @@ use kv_protocol::control_message::CrowdReport;
 use kv_protocol::ids::Time;
 use kv_shard::Address;
 
-/// The time for which a crowd is reported after it last caused a rejection or a close.
+/// The time for which a report is sent after the rejection or close that caused it.
 const REPORTED_FOR: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The counts by address. An address without connections is not in the map.
 #[derive(Debug, Default)]
 pub(crate) struct Crowd {
     counts: HashMap<Address, usize>,
-    /// The last report, about an address that caused a rejection or whose connections were closed to make room.
+    /// The last report and its time. It is about the address that had the most connections at a rejection or a close.
     told: Option<(Time, CrowdReport)>,
-    /// Connections closed to make room.
+    /// The number of connections closed to make room since the start.
     closed: u64,
 }
 
@@ -65,7 +64,7 @@ impl Crowd {
         }
     }
 
-    /// Returns the report for the heartbeat.
+    /// Returns the last report, for the heartbeat; `None` if it is older than [`REPORTED_FOR`].
     pub(crate) fn report(&self, now: Time) -> Option<CrowdReport> {
         self.told.filter(|(at, _)| now.since(*at) < REPORTED_FOR).map(|(_, report)| report)
     }

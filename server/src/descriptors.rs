@@ -1,4 +1,4 @@
-//! The numbers of connections that the limit of open files allows.
+//! The numbers of connections that the limit on open files allows.
 //!
 //! ```text
 //!   RLIMIT_NOFILE = reserve: logs, listeners, links, dumps, rings, the shards' own streams
@@ -16,21 +16,21 @@ use kv_shard::{HelloBounds, MAX_AWAITING_HELLO};
 
 use crate::fatal::Fatal;
 
-/// The maximum number of connections of a port that are accepted concurrently.
+/// The maximum number of connections that one turn accepts at a port.
 pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
 /// The maximum number of connections to the orders' port.
 pub(crate) const MAX_ORDERS_CONNECTIONS: usize = 16;
-/// Standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory, connections of both
-/// ports that were just accepted; the rest is slack.
+/// The descriptors for standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory,
+/// and connections of both ports that were just accepted; the rest is slack.
 const RESERVED: u64 = 48 + 2 * ACCEPTS_AT_ONCE as u64 + MAX_ORDERS_CONNECTIONS as u64;
-/// An executor's rings and bells (9), its own stream and that stream's replacement, sockets being handed over to it;
-/// the rest is slack.
+/// The descriptors for an executor's rings and eventfds (9), its own stream and that stream's replacement, and sockets
+/// being handed over to it; the rest is slack.
 const RESERVED_PER_SHARD: u64 = 16;
-/// A shard's stream from the predecessor, and that stream's replacement.
+/// The descriptors for a shard's stream from the predecessor, and that stream's replacement.
 const PEERS_PER_SHARD: u64 = 2;
-/// The part of the remaining descriptors that is for connections at the servers' port: one in this number.
+/// The divisor that gives the share of the remaining descriptors for connections at the servers' port.
 const PEERS_SHARE: u64 = 8;
-/// The part of the clients' descriptors that is reserved for addresses with few connections: one in this number.
+/// The divisor that gives the share of the clients' descriptors reserved for addresses with few connections.
 const SPARE_SHARE: u64 = 16;
 /// The maximum number of reserved connections for addresses with few connections.
 const MOST_SPARE_CLIENTS: usize = 64;
@@ -92,7 +92,7 @@ impl ConnectionBounds {
 /// The number of descriptors that a dump needs at a time: one for its file, one for its directory.
 const DUMP_DESCRIPTORS: usize = 2;
 
-/// Descriptors that are kept open for a dump, even if other processes use up all those of the system.
+/// Descriptors that are kept open, so that a dump has them even if other processes use up all those of the system.
 #[derive(Debug, Default)]
 pub(crate) struct DumpReserve {
     kept: Vec<File>,

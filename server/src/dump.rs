@@ -1,4 +1,5 @@
-//! Writing of dumps: the executors send pieces of their tables, and this thread formats them and writes the file.
+//! Writing of dumps: the executors send pieces of their tables, and the calling thread formats them and writes the
+//! file.
 //!
 //! ```text
 //!   shard 0 walk -> [bounded channel] -> text -> <name>.tmp -> fsync -> rename -> fsync directory
@@ -23,14 +24,14 @@ use kv_protocol::ids::{ServerId, ShardId};
 use crate::message::{DumpPiece, ShardMessage};
 use crate::{clock, mailbox};
 
-/// The maximum number of pieces of a dump that wait for the file.
+/// The maximum number of pieces that wait in the channel from a shard to the writing thread.
 const PIECES_WAITING: usize = 4;
 /// The time within which a shard must send its next piece.
 const PIECE_DEADLINE: Duration = Duration::from_secs(10);
 /// The interval at which the deadline for the next piece is checked.
 const PIECE_LOOK: Duration = Duration::from_millis(200);
 
-/// The reason why a dump was not written. A partial file is removed.
+/// The reason why a dump was not written, or may not be durable. A partial file is removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum DumpFileError {
@@ -48,7 +49,9 @@ pub(crate) enum DumpFileError {
         error: io::Error,
     },
     /// A shard's mailbox has no room for the order.
-    #[error("cannot dump {path}: too many orders wait for shard {shard}; its executor may be hung")]
+    #[error(
+        "cannot write the dump {path}: too many orders wait for shard {shard}; its executor may be hung"
+    )]
     Orders {
         /// The shard.
         shard: usize,
@@ -58,8 +61,10 @@ pub(crate) enum DumpFileError {
     /// A shard holds no full copy.
     #[error(transparent)]
     NoFullCopy(NoFullCopy),
-    /// A shard did not send its table in time.
-    #[error("cannot dump {path}: shard {shard} did not respond within {PIECE_DEADLINE:?}")]
+    /// A shard did not send its next piece in time, or stopped sending before the end.
+    #[error(
+        "cannot write the dump {path}: shard {shard} sent nothing for {PIECE_DEADLINE:?}, or stopped early"
+    )]
     Shard {
         /// The shard.
         shard: usize,
@@ -74,23 +79,23 @@ impl DumpFileError {
         matches!(self, DumpFileError::NoFullCopy(_))
     }
 
-    /// Returns whether a file or directory does not exist.
+    /// Returns whether the reason is a file or directory that does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, DumpFileError::File { error, .. } if error.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// Creates a directory for dumps, and its parents.
+/// Creates a directory for dumps, and its missing parents.
 pub(crate) fn make_directory(path: &Path) -> Result<(), DumpFileError> {
     fs::create_dir_all(path).map_err(|error| DumpFileError::File {
-        doing: "make the directory",
+        doing: "create the directory",
         path: path.to_owned(),
         error,
     })
 }
 
-/// Returns the name of a server's dump of one role. The role is that of the server as the home of the group. The
-/// content records the role that the server had when it dumped.
+/// Returns the file name of a server's dump of one table. `role` is the role that the home of the group assigns to the
+/// server. The file itself records the role at the time of the dump.
 pub(crate) fn file_name(server: ServerId, role: ReplicaRole) -> String {
     match role {
         ReplicaRole::Primary => format!("server_{server}.primary"),
@@ -102,12 +107,12 @@ fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// The subject of a dump.
+/// The table to be dumped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     /// The origin that the dump records.
     pub(crate) origin: DumpOrigin,
-    /// The role of the dumped table, as given by the group's home.
+    /// The role that the home of the group assigns to the server.
     pub(crate) role: ReplicaRole,
 }
 
@@ -172,7 +177,7 @@ struct Output<'a> {
     written: &'a AtomicU64,
 }
 
-/// Writes all pieces of one shard. The outer error is the shard's, the inner the file's.
+/// Writes all pieces of one shard. The outer error is a failure of the shard, the inner one a failure of the file.
 fn write_shard(
     number: usize,
     incoming: &Receiver<DumpPiece>,
@@ -222,8 +227,9 @@ fn write_shard(
     }
 }
 
-/// Returns the next piece of a shard; `None` if it does not arrive in time. The deadline excludes the time in which
-/// this thread was not scheduled, because the shard may have been paused with it.
+/// Returns the next piece of a shard; `None` if it does not arrive in time, or if the shard has dropped the channel.
+/// The deadline excludes the time in which this thread was not scheduled, because the shard may not have been scheduled
+/// either.
 fn receive(incoming: &Receiver<DumpPiece>) -> Option<DumpPiece> {
     let mut awake = Awake::new(PIECE_LOOK);
     let deadline = awake.look(clock::now()) + PIECE_DEADLINE;

@@ -25,7 +25,7 @@ impl From<DumpError> for Stopped {
 /// it; such a file is read only up to its header.
 ///
 /// # Errors
-/// The file cannot be read, or it is incomplete.
+/// The file cannot be read, is not a valid dump, or is incomplete.
 pub(crate) fn by(writer: Incarnation, path: &Path) -> io::Result<Option<DumpOrigin>> {
     let mut file = match files::open(path) {
         Ok(file) => file,

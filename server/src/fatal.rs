@@ -1,7 +1,7 @@
 //! The reasons to end the whole process. Each has its own exit code.
 //!
-//! A server in which one thread has failed must not continue with the others. It ends, and the coordinator starts a new
-//! process.
+//! A server in which one thread has panicked must not continue with the others. It ends, and the coordinator starts a
+//! new process.
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -22,12 +22,12 @@ const LAST_WORDS: Duration = Duration::from_millis(400);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoUring {
-    /// The kernel denies io_uring.
+    /// io_uring_setup(2) failed.
     #[error("cannot set up io_uring: {error}; {advice}")]
     Setup {
         /// The system's error.
         error: io::Error,
-        /// The advice.
+        /// The remedy.
         advice: String,
     },
     /// An io_uring feature that the engine needs does not work.
@@ -38,7 +38,7 @@ pub enum NoUring {
         /// The kernel's release.
         release: String,
     },
-    /// The limit of locked memory is too low.
+    /// The limit on locked memory is too low.
     #[error(
         "cannot lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for --shards \
          {shards}; raise it with `ulimit -l {}` or LimitMEMLOCK= in the unit", need / 1024
@@ -77,9 +77,9 @@ pub enum Fatal {
         /// The system's error.
         error: io::Error,
     },
-    /// The cluster's key cannot be read.
+    /// The cluster's key cannot be read or parsed.
     #[error(
-        "cannot read the cluster's key from {path}: {error}; the coordinator passes it, see --key-file"
+        "cannot get the cluster's key from {path}: {error}; the coordinator passes it, see --key-file"
     )]
     Key {
         /// The file, `-` for standard input.
@@ -92,7 +92,7 @@ pub enum Fatal {
         "cannot use the network engine uring: {0}; alternatively, start with --net auto or --net epoll"
     )]
     Uring(NoUring),
-    /// The limit of open files is too low.
+    /// The limit on open files is too low.
     #[error(
         "cannot reserve descriptors: {have} files may be open, {need} are needed for --shards {shards} and \
          a few clients; raise the hard limit with `ulimit -n {need}` or LimitNOFILE= in the unit"
@@ -114,7 +114,7 @@ pub enum Fatal {
         purpose: &'static str,
         /// The system's error.
         error: io::Error,
-        /// The advice.
+        /// The remedy.
         advice: String,
     },
     /// The name of the coordinator's host cannot be resolved.
@@ -133,7 +133,7 @@ pub enum Fatal {
         /// The reason.
         reason: String,
     },
-    /// A thread did not start, or another system service failed.
+    /// A thread did not start, or another system call failed.
     #[error("cannot {doing}: {error}")]
     System {
         /// The attempted operation.
@@ -158,7 +158,9 @@ pub enum Fatal {
         reason: String,
     },
     /// No coordinator admitted this server in time.
-    #[error("no coordinator responded at {coordinator} for {seconds} s; check -h and -m")]
+    #[error(
+        "no coordinator at {coordinator} admitted this server within {seconds} s; check -h and -m"
+    )]
     NoCoordinator {
         /// The coordinator's address.
         coordinator: SocketAddr,
@@ -202,7 +204,7 @@ impl Fatal {
     }
 }
 
-/// Ends the process after its log is written.
+/// Ends the process after its log is written, or after [`LAST_LINE`].
 pub(crate) fn end(exit: ServerExit) -> ! {
     log::flush(LAST_LINE);
     std::process::exit(exit.code().into())

@@ -9,10 +9,11 @@ use kv_protocol::ids::ClusterKey;
 
 use crate::fatal::Fatal;
 
-/// The maximum length of the first line: 32 hex digits and the line end, with room for a carriage return.
+/// The maximum length of the first line: 32 hex digits, a carriage return and a line feed.
 const MAX_LINE: usize = 34;
 
-/// Reads the key; without a file it is zero.
+/// Reads the cluster's key from a file, or from standard input for `-`, which is then replaced by /dev/null. Without a
+/// file, the key is zero.
 ///
 /// # Errors
 /// The file cannot be read, or its first line is not a key.
@@ -38,7 +39,8 @@ pub(crate) fn read(file: Option<&Path>) -> Result<ClusterKey, Fatal> {
     }
 }
 
-/// Reads up to the first line feed, but no byte beyond it.
+/// Reads up to the first line feed, but no byte beyond it and at most [`MAX_LINE`] bytes. Returns the bytes before the
+/// line feed.
 fn first_line(input: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     let mut byte = [0];

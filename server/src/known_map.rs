@@ -25,8 +25,8 @@ pub(crate) enum MapRefused {
     )]
     OtherShape { servers: u16, shards: u16 },
     #[error(
-        "it comes from epoch {}, but this server has accepted epoch {}",
-        .theirs.number, .ours.number
+        "it comes from epoch {} (boot {}), but this server has accepted epoch {} (boot {})",
+        .theirs.number, .theirs.boot, .ours.number, .ours.boot
     )]
     OtherEpoch { ours: Epoch, theirs: Epoch },
     #[error("its revision {theirs} is earlier than the stored revision {ours}")]
@@ -44,7 +44,8 @@ pub(crate) struct KnownMap {
 }
 
 impl KnownMap {
-    /// Keeps a map if it belongs to this cluster and to the current epoch, and is newer than the stored one.
+    /// Stores a map that is newer than the stored one, and ignores one that is equal. Rejects a map of another cluster,
+    /// placement or epoch, an older map, and a map with an impossible view version.
     pub(crate) fn take(
         &self,
         map: Map,
@@ -86,7 +87,7 @@ impl KnownMap {
     }
 
     /// Returns the newest map if the caller does not have it yet. `had` is the caller's counter of maps, initially 0.
-    /// If there is no newer map, the call costs one read of a shared number.
+    /// If there is no newer map, the call costs one atomic load.
     pub(crate) fn newer_than(&self, had: &Cell<u64>) -> Option<Arc<Map>> {
         let kept = self.kept.load(Ordering::Acquire);
         if had.replace(kept) == kept {

@@ -63,12 +63,12 @@ impl FromStr for LoadSource {
                 file: file.into(),
             })
         };
-        parse().ok_or_else(|| "write <group>:<shard>,<shard>…:<file>".to_owned())
+        parse().ok_or_else(|| "expected <group>:<shard>,<shard>…:<file>".to_owned())
     }
 }
 
-/// Checks that each group at home on this server is loaded completely or not at all, because a shard that is left out
-/// would be served empty.
+/// Checks that the sources name only groups at home on this server, and that they name each shard of such a group once,
+/// or none of them. A shard that is left out would be served empty.
 pub(crate) fn check_sources(
     sources: &[LoadSource],
     id: u16,
@@ -91,7 +91,9 @@ pub(crate) fn check_sources(
                 _ if of_group.is_empty() => {}
                 1 => {}
                 count => {
-                    return Err(format!("shard {shard} of group {group} is named {count} times"));
+                    return Err(format!(
+                        "shard {shard} of group {group} is named {count} times, not once"
+                    ));
                 }
             }
         }
@@ -99,7 +101,7 @@ pub(crate) fn check_sources(
     Ok(())
 }
 
-/// Loads all files in parallel; returns when every shard is loaded.
+/// Loads all files in parallel; returns when every shard is loaded or a file has failed.
 pub(crate) fn run(
     sources: &[LoadSource],
     placement: Placement,
@@ -111,10 +113,10 @@ pub(crate) fn run(
             let name = format!("load-{}", source.group);
             let thread = std::thread::Builder::new().name(name);
             let spawned = thread.spawn_scoped(scope, move || load(source, placement, shards));
-            threads.push(
-                spawned
-                    .map_err(|error| Fatal::System { doing: "start a thread that loads", error })?,
-            );
+            threads.push(spawned.map_err(|error| Fatal::System {
+                doing: "start a thread that loads a dump",
+                error,
+            })?);
         }
         for thread in threads {
             thread.join().expect("a panic ends the process")?;
@@ -213,7 +215,9 @@ impl Loader<'_> {
                 let (group, shards) = (origin.group, origin.shards);
                 if group != self.source.group || shards != self.placement.shards() {
                     return Err(Failed(format!(
-                        "it belongs to group {group} with {shards} shards"
+                        "it belongs to group {group} with {shards} shards, not to group {} with {}; check --load",
+                        self.source.group,
+                        self.placement.shards()
                     )));
                 }
             }
@@ -229,7 +233,10 @@ impl Loader<'_> {
             DumpItem::Entry(entry) => {
                 let Some(feed) = &mut self.current else { return Ok(()) };
                 if self.placement.locate(entry.digest) != (self.source.group, feed.line.shard) {
-                    return Err(Failed("it holds a key of another group or shard".to_owned()));
+                    return Err(Failed(
+                        "it has a key of another group or shard; retry from another copy"
+                            .to_owned(),
+                    ));
                 }
                 self.entries += 1;
                 feed.entries.push(&entry.key, &entry.value, entry.sn);
@@ -248,7 +255,7 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// Announces the load of its shard to an executor.
+    /// Sends an executor the order to load its shard; returns the channels for the load.
     fn begin(&self, line: DumpedShard) -> Result<Feed, Failed> {
         let shard = line.shard;
         let (pieces, incoming) = bounded(PIECES_WAITING);
@@ -256,14 +263,15 @@ impl Loader<'_> {
         let group = self.source.group;
         let message = ShardMessage::Load { group, pieces: incoming, done: response };
         let mailbox = &self.shards[usize::from(shard.0)];
-        mailbox
-            .push_order(message)
-            .map_err(|_| Failed(format!("too many orders wait for shard {shard}")))?;
+        mailbox.push_order(message).map_err(|_| {
+            Failed(format!("too many orders wait for shard {shard}; its executor may be hung"))
+        })?;
         let (entries, records) = Default::default();
         Ok(Feed { line, pieces, done, entries, records })
     }
 
-    /// Sends the end to all shards after the file was found complete, and waits until they have loaded all of it.
+    /// Sends the remaining items and the end to all shards, and waits until they have loaded everything. The file must
+    /// have been read completely.
     fn finish(&mut self) -> Result<(), Failed> {
         for feed in &mut self.filled {
             feed.flush()?;
@@ -295,14 +303,16 @@ impl Feed {
         }
         // A shard that accepts no more pieces has reported the reason.
         self.outcome()?;
-        Err(Failed(format!("shard {} accepts no more pieces", self.line.shard)))
+        Err(Failed(format!("shard {} accepts no more data, without a reason", self.line.shard)))
     }
 
     fn outcome(&self) -> Result<(), Failed> {
         let shard = self.line.shard;
         let outcome = self.done.recv_timeout(SHARD_TIMEOUT);
         outcome
-            .map_err(|_| Failed(format!("shard {shard} did not respond in time")))?
+            .map_err(|_| {
+                Failed(format!("shard {shard} reported no result within {SHARD_TIMEOUT:?}"))
+            })?
             .map_err(|reason| Failed(format!("shard {shard}: {reason}")))
     }
 }

@@ -19,7 +19,8 @@ pub(crate) enum NoLog {
     Thread(io::Error),
 }
 
-/// Starts logging to this file, or to standard error.
+/// Starts logging to this file, or to standard error without a path. If the file cannot be opened, starts logging to
+/// standard error and returns the error.
 pub(crate) fn start(path: Option<&Path>) -> Result<(), NoLog> {
     let Some(path) = path else { return to_standard_error() };
     match LogFile::open_own(path) {
@@ -54,18 +55,19 @@ fn init(queue: Queue) {
     let _ = LOG.set(queue);
 }
 
-/// Gives the log's thread a separate descriptor table, without any socket. A thread that waits for a frozen file system
-/// survives even SIGKILL, but the connections of its process must be closed.
+/// Gives the log's thread a separate descriptor table. It has no sockets, because logging starts before the first
+/// socket is opened. A thread that waits for a frozen file system survives even SIGKILL, but the connections of its
+/// process must be closed.
 fn own_descriptors() {
     // SAFETY: the flag is valid, and a thread may always leave its shared descriptor table. The call opens and closes
     // no descriptor of other threads.
     if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
         let error = io::Error::last_os_error();
-        tracing::debug!("cannot give the log's thread a descriptor table of its own: {error}");
+        tracing::debug!("cannot give the log's thread a separate descriptor table: {error}");
     }
 }
 
-/// Reopens the log file by its name.
+/// Requests that the log's thread reopen the log file by its path.
 pub(crate) fn reopen() {
     if let Some(queue) = LOG.get() {
         queue.nudge();

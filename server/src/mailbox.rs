@@ -1,12 +1,12 @@
 //! Messages to an executor from other threads: two bounded queues and an eventfd.
 //!
 //! ```text
-//!   any thread:   push_order -> [ orders ] -+-> bell (eventfd)
+//!   any thread:   push_order -> [ orders ] -+-> eventfd ("bell")
 //!                 push       -> [ queue  ] -+
-//!   executor:     its engine waits for the bell -> pop, orders first
+//!   executor:     its engine waits for the eventfd -> pop, orders first
 //! ```
 //!
-//! Orders have a separate queue, so connections that wait to be adopted cannot displace them. Each engine waits for the
+//! Orders have a separate queue, so connections that are handed over cannot displace them. Each engine waits for the
 //! eventfd in its own way.
 
 use std::io;
@@ -63,7 +63,7 @@ impl<T> Sender<T> {
 
     fn ring(&self) {
         let rung = rustix::io::write(self.bell.as_fd(), &1u64.to_ne_bytes());
-        debug_assert!(rung.is_ok(), "an eventfd takes 2^64 - 2 rings before it blocks");
+        debug_assert!(rung.is_ok(), "an eventfd counts to 2^64 - 2 before a write blocks");
     }
 }
 
@@ -97,7 +97,7 @@ impl<T> Receiver<T> {
     }
 }
 
-/// The messages of a mailbox, apart from its bell.
+/// The messages of a mailbox, without its eventfd.
 #[derive(Debug)]
 pub(crate) struct Messages<T> {
     queues: Arc<Queues<T>>,

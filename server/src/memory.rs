@@ -1,11 +1,11 @@
-//! Memory of the tables: mapped, aligned to huge pages, and advised to use them.
+//! The memory of the tables: anonymous mappings, aligned to huge pages. Chunks and blocks use huge pages if possible.
 //!
 //! With 4 KiB pages, the exit of a process takes a tenth of a second per gigabyte, and its successor must wait for the
 //! exit. With huge pages, the exit takes a thirtieth of that time.
 //!
-//! Windows consist of small pages, each of which can be returned by itself. The kernel merges adjacent windows if
-//! possible, and the addresses of returned pages stay mapped. So a process has far fewer mappings than values
-//! (vm.max_map_count allows 65,530).
+//! Windows ([`ChunkSource::reserve`]) consist of small pages, each of which can be returned by itself. The kernel
+//! merges adjacent windows if possible, and the addresses of returned pages stay mapped. So a process has far fewer
+//! mappings than values (vm.max_map_count allows 65,530).
 
 mod ahead;
 pub(crate) mod limit;
@@ -17,11 +17,12 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// The size at and above which a buffer gets a separate mapping, which returns to the system when the buffer is freed.
 const MAPPED_BUFFER: libc::c_int = 1 << 20;
-/// The free memory that may stay at the end of a heap.
+/// The maximum free memory that stays at the top of a heap.
 const KEPT_FREE: libc::c_int = 4 << 20;
 
-/// Makes the allocator return freed memory to the system. By default its thresholds rise with the largest buffer ever
-/// freed (mallopt(3)), so a few long requests would keep megabytes in each thread.
+/// Makes the allocator of glibc return freed memory to the system; changes nothing with another C library. By default
+/// its thresholds rise with the largest buffer ever freed (mallopt(3)), so a few long requests would keep megabytes in
+/// each thread.
 pub(crate) fn give_freed_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call changes two numbers of the allocator; it takes no pointers.
@@ -54,7 +55,7 @@ unsafe impl ChunkSource for HugePages {
     }
 
     unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize) {
-        // If the system's pages are larger, a page that is shared with a neighbour is not returned.
+        // If the system's pages are larger than the arena's, a page that is shared with a neighbour is not returned.
         let page = rustix::param::page_size();
         let start = at.addr().get().next_multiple_of(page) - at.addr().get();
         let end = bytes.saturating_sub((at.addr().get() + bytes) % page);
@@ -89,12 +90,13 @@ unsafe fn unmap(at: NonNull<u8>, bytes: usize) {
 /// The kind of pages of a mapping.
 #[derive(Clone, Copy)]
 enum Pages {
-    /// Huge pages. The addresses behind the last whole huge page are never used.
+    /// Huge pages. A rest that is shorter than a huge page consists of small pages.
     Huge,
     Small,
 }
 
-/// Maps `bytes` of fresh memory, aligned to a chunk; returns `None` if the system has no more.
+/// Maps fresh memory of `bytes`, rounded up to whole pages and aligned to a chunk. Returns `None` if the system has no
+/// more.
 fn map(bytes: usize, pages: Pages) -> Option<NonNull<u8>> {
     let bytes = bytes.checked_next_multiple_of(rustix::param::page_size())?;
     let padded = bytes.checked_add(CHUNK_BYTES_DEFAULT)?;
@@ -120,7 +122,7 @@ fn map(bytes: usize, pages: Pages) -> Option<NonNull<u8>> {
         Pages::Huge => Advice::LinuxHugepage,
         Pages::Small => Advice::LinuxNoHugepage,
     };
-    // SAFETY: the range is mapped; the advice changes no content. It may fail (huge pages disabled), and the memory
+    // SAFETY: the range is mapped; the advice changes no content. If it fails (huge pages are disabled), the memory
     // works without it.
     let _ = unsafe { madvise(aligned.cast(), bytes, advice) };
     NonNull::new(aligned)

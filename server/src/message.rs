@@ -1,4 +1,4 @@
-//! Messages from other threads to an executor, and the pieces of dumps and loads that they exchange.
+//! Messages from other threads to an executor, its replies, and the pieces of dumps.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -20,31 +20,31 @@ use crate::admission::Permit;
 pub(crate) enum ShardMessage {
     /// A connection that requested this shard.
     Connection(HandedOver),
-    /// Install a view; `other` is the address at which the other holder accepts streams. The shard replies only to
-    /// report a failure.
+    /// The order to install a view. `other` is the address at which the other holder accepts streams, if it is known.
+    /// The shard replies only to report a failure.
     Install { order: OrderId, view: View, other: Option<SocketAddr>, replies: Replies },
-    /// Reply to this probe.
+    /// A probe, to which the shard replies unless it is frozen.
     Probe { order: OrderId, replies: Replies },
-    /// Record the proof that a process is dead.
+    /// The proof that a process is dead.
     Exited { member: Member },
-    /// Accept no new writes.
+    /// The order to accept no new writes.
     Drain,
-    /// Freeze the shard, then send the table of this role, piece by piece.
+    /// The order to freeze the shard, and then to send the table of this role, piece by piece.
     Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
-    /// Fill the empty table of this group, piece by piece, and report the outcome to `done`.
+    /// The order to fill the empty table of this group, piece by piece, and to report the outcome to `done`.
     Load { group: GroupId, pieces: Receiver<LoadPiece>, done: Sender<Result<(), String>> },
 }
 
 /// A shard's reply to an order.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ShardReply {
-    /// The shard cannot install the view; `reason` describes why.
+    /// The shard cannot install the view, for this reason.
     Refused { order: OrderId, shard: ShardId, reason: String },
     /// The shard has received a probe.
     Probed { order: OrderId, shard: ShardId },
 }
 
-/// The return path to the orders thread.
+/// The channel for replies to the orders thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Replies {
     sender: Sender<ShardReply>,
@@ -52,13 +52,13 @@ pub(crate) struct Replies {
 }
 
 impl Replies {
-    /// Creates a return path that signals this bell.
+    /// Creates a channel for replies. Each reply signals the eventfd `bell`.
     pub(crate) fn new(sender: Sender<ShardReply>, bell: Arc<OwnedFd>) -> Replies {
         Replies { sender, bell }
     }
 
-    /// Sends a reply. An executor never blocks. If the queue is full, the reply is dropped, and the coordinator repeats
-    /// the order.
+    /// Sends a reply without blocking. If the channel is full, the reply is dropped, and the coordinator repeats the
+    /// order.
     pub(crate) fn send(&self, reply: ShardReply) {
         if self.sender.try_send(reply).is_ok() {
             // The write fails only if the eventfd is signalled already.
@@ -91,11 +91,11 @@ pub(crate) struct DumpedPart {
 /// A part of a shard's table, for a dump.
 #[derive(Debug)]
 pub(crate) enum DumpPiece {
-    /// The first piece: the state of the frozen shard, or the reason why the shard must not be dumped.
+    /// The first piece: the state of the frozen shard, or the fact that it has no full copy to dump.
     Shard(Result<DumpedShard, NoFullCopy>),
     /// Some entries.
     Entries(DumpedEntries),
-    /// A part of an entry whose value is too long for one piece. All parts of a value follow each other.
+    /// A part of an entry whose value is too long for one piece. The parts of a value are sent one after the other.
     Value(DumpedPart),
     /// Completion records, which follow the entries.
     Records(Vec<LoggedRecord>),

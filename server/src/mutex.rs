@@ -1,4 +1,4 @@
-//! Locks of mutexes in a process that ends at any panic.
+//! Locking of mutexes in a process that ends at any panic.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -10,8 +10,7 @@ use kv_protocol::key::Nonce;
 /// The error of the system's random number generator.
 pub(crate) fn draw() -> io::Result<Nonce> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        io::Error::other(format!("draw a random number for a handshake: {error}"))
-    })?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| io::Error::other(format!("no random number for a handshake: {error}")))?;
     Ok(Nonce(u128::from_ne_bytes(bytes)))
 }

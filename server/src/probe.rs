@@ -1,4 +1,4 @@
-//! Checks before the start. So a missing permission is reported in one line, instead of causing a failure inside the
+//! Checks before the start. They report a missing permission in one line, instead of a later failure inside the
 //! runtime.
 
 use std::io;
@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::fatal::{Fatal, NoUring};
 use crate::net::uring;
 
-/// The part of RLIMIT_MEMLOCK that glommio requires, even if the kernel does not.
+/// The part of RLIMIT_MEMLOCK that glommio requires for each executor, even if the kernel does not.
 const MEMLOCK_BYTES_PER_EXECUTOR: u64 = 512 << 10;
 /// The maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 1_024;
@@ -61,13 +61,13 @@ fn io_uring_advice(error: &io::Error, switch: Option<&str>) -> String {
         }
         (Some(libc::ENOMEM), _) => "raise the memlock limit (`ulimit -l`)".to_owned(),
         (Some(libc::EMFILE | libc::ENFILE), _) => {
-            "raise the number of open files (`ulimit -n`)".to_owned()
+            "raise the limit on open files (`ulimit -n`)".to_owned()
         }
         _ => "check that this kernel and its security policy allow io_uring".to_owned(),
     }
 }
 
-/// Raises the limit of locked memory, if necessary, to the value that glommio requires.
+/// Raises the limit on locked memory, if necessary, to the value that glommio requires.
 fn memlock(shards: u16) -> Result<(), NoUring> {
     let need = MEMLOCK_BYTES_PER_EXECUTOR * u64::from(shards);
     let limit = getrlimit(Resource::Memlock);
@@ -84,7 +84,7 @@ fn memlock(shards: u16) -> Result<(), NoUring> {
     })
 }
 
-/// Raises the limit of descriptors to the hard limit; returns the resulting limit.
+/// Raises the limit on descriptors to the hard limit if possible; returns the resulting limit.
 pub(crate) fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -94,7 +94,7 @@ pub(crate) fn raise_open_files() -> u64 {
     }
 }
 
-/// Listens without SO_REUSEPORT, so that a port in use is an error and not shared.
+/// Listens without SO_REUSEPORT, so that a port in use is an error instead of being shared.
 pub(crate) fn listen(ip: IpAddr, port: u16, purpose: &'static str) -> Result<TcpListener, Fatal> {
     let address = SocketAddr::new(ip, port);
     bind(address).map_err(|error| {

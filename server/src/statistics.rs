@@ -1,7 +1,8 @@
 //! The statistics: state that executors publish for other threads.
 //!
-//! Each executor signals its pulse at every tick, and publishes its state every 100 ms and after each change. The
-//! control thread, the orders thread and the watchdog read this state.
+//! Each executor records at every tick that it is running ([`Pulse`]). It publishes its state every 100 ms, and after
+//! each change for which other threads may wait. The control thread, the orders thread and the watchdog read this
+//! state.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -42,15 +43,16 @@ pub(crate) struct Statistics {
     rejected: AtomicU64,
     /// For each group: true if the coordinator has ordered a view that names this server as the only holder.
     ordered_sole: Box<[AtomicBool]>,
-    /// The time for which a thread has been hung that the watchdog tolerates, in milliseconds; 0 if there is none.
+    /// The time, in milliseconds, for which a thread has been hung without being ended by the watchdog; 0 if no thread
+    /// is hung.
     stood_ms: AtomicU32,
     resident_bytes: AtomicU64,
-    /// The last pause of this process that the clock readings of heartbeats have shown.
+    /// The last suspension of this process, as detected from the times of the heartbeats.
     sleep: Mutex<LastSleep>,
     changes: Mutex<u64>,
     changed: Condvar,
-    /// The time beyond the shortest grace for which executors may be hung. It follows from the cluster's failure
-    /// timeout.
+    /// The additional time, beyond the shortest grace ([`GRACE`]), for which executors may be hung. The cluster's
+    /// failure timeout determines it.
     beyond_grace: OnceLock<Duration>,
     /// The eventfd that every announcement signals, for a thread that polls.
     bell: OnceLock<Arc<OwnedFd>>,
@@ -119,14 +121,14 @@ impl Statistics {
         })
     }
 
-    /// Records that a shard is alive.
+    /// Records that a shard's executor is running.
     pub(crate) fn tick(&self, shard: usize) {
         let beyond_grace = self.beyond_grace.get().copied().unwrap_or_default();
         self.shards[shard].pulse.beat_before(beyond_grace);
     }
 
-    /// Sets the time for which executors may be hung to the grace of this failure timeout. Called once, before the
-    /// executors run.
+    /// Sets the time for which executors may be hung to the grace of this failure timeout. Only the first call has an
+    /// effect; it must precede the start of the executors.
     pub(crate) fn set_failure_timeout(&self, times: FailureTimeout) {
         let _ = self.beyond_grace.set(times.grace().saturating_sub(GRACE));
     }
@@ -148,7 +150,7 @@ impl Statistics {
         executors.chain([(Watched::Control, &self.control), (Watched::Orders, &self.orders)])
     }
 
-    /// Publishes a shard's state.
+    /// Publishes a shard's state, without waking the threads that wait for a change ([`Statistics::announce`]).
     pub(crate) fn publish(
         &self,
         shard: usize,
@@ -170,7 +172,7 @@ impl Statistics {
         place.is_drained.store(condition.is_drained, Ordering::Release);
     }
 
-    /// Wakes the threads that wait for a change of the state.
+    /// Wakes the threads that wait for a change of the state, and signals the eventfd of the thread that polls.
     pub(crate) fn announce(&self) {
         *lock(&self.changes) += 1;
         self.changed.notify_all();
@@ -180,12 +182,12 @@ impl Statistics {
         }
     }
 
-    /// Sets the eventfd that every announcement signals too.
+    /// Sets the eventfd that every announcement signals. Only the first call has an effect.
     pub(crate) fn set_bell(&self, bell: Arc<OwnedFd>) {
         let _ = self.bell.set(bell);
     }
 
-    /// Waits until `is_so`, at most for `timeout`; returns whether it became true.
+    /// Waits until `is_so` returns true, at most for `timeout`. Returns whether it did.
     pub(crate) fn wait(&self, timeout: Duration, is_so: impl Fn(&Statistics) -> bool) -> bool {
         let start = Instant::now();
         let mut changes = lock(&self.changes);
@@ -200,8 +202,8 @@ impl Statistics {
         true
     }
 
-    /// Returns the reports of all replicas, for a heartbeat. It must be called at least every [`HEARTBEAT_INTERVAL`]
-    /// while this process is awake.
+    /// Returns the reports of all replicas, for a heartbeat. It must be called at least every [`HEARTBEAT_INTERVAL`]: a
+    /// longer gap counts as a suspension of this process.
     pub(crate) fn replicas(&self, times: FailureTimeout) -> Vec<ReplicaReport> {
         let now = clock::now();
         let sleep = {
@@ -224,8 +226,8 @@ impl Statistics {
         self.shards.iter().all(|shard| shard.is_drained.load(Ordering::Acquire))
     }
 
-    /// Returns whether this server is the primary of a group without a secondary. Then no other server may have all
-    /// keys of the group.
+    /// Returns whether this server is the primary of a group without a secondary. Then it is possible that no other
+    /// server has all keys of the group.
     pub(crate) fn is_sole_primary(&self) -> bool {
         self.shards.iter().any(|shard| shard.is_sole.load(Ordering::Acquire))
     }
@@ -250,17 +252,17 @@ impl Statistics {
         self.stood_ms.store(millis, Ordering::Relaxed);
     }
 
-    /// Returns for how long a tolerated thread has been hung, in milliseconds.
+    /// Returns for how long a tolerated thread has been hung, in milliseconds; 0 if there is none.
     pub(crate) fn stood_ms(&self) -> u32 {
         self.stood_ms.load(Ordering::Relaxed)
     }
 
-    /// Returns the resident memory of the process, as last sampled.
+    /// Returns the resident memory of the process in bytes, as last sampled; 0 if it is unknown.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.resident_bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns the sums over all shards.
+    /// Returns the sums over all shards. `refused` also counts what was rejected before it reached a shard.
     pub(crate) fn counters(&self) -> Counters {
         let sum = |count: fn(&ShardStatistics) -> &AtomicU64| {
             self.shards.iter().map(|shard| count(shard).load(Ordering::Relaxed)).sum::<u64>()
@@ -287,8 +289,8 @@ impl Statistics {
     }
 }
 
-/// Samples values from files of /proc until the process ends, on a separate thread: a thread that serves must not open
-/// such files.
+/// Samples the resident memory until the process ends. This needs a separate thread, because a thread that serves must
+/// not open files of /proc.
 pub(crate) fn sample(statistics: &Statistics) -> ! {
     loop {
         statistics.resident_bytes.store(read_resident_bytes(), Ordering::Relaxed);

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A server that has been without a coordinator for `--orphan-timeout` leaves in the same way. SIGHUP reopens the log
-//! file; all other signals are ignored ([`kv_daemon::signals`]).
+//! file. Signals without a meaning are ignored ([`kv_daemon::signals`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ use crate::fatal::{self, Fatal};
 use crate::log;
 use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
 
-/// The time without a link after which the coordinator counts as unavailable.
+/// The time since the last order after which the coordinator counts as unavailable if there is no link to it.
 const LINK_PAUSE: Duration = Duration::from_millis(250);
 /// The time within which a coordinator must send its first order. The timeout of each later order is that of a drain of
 /// the whole cluster.
@@ -45,7 +45,7 @@ const AWAITED: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// Blocks these signals for [`run`]; must be called before any thread is started.
 pub(crate) fn block_signals() -> Result<(), Fatal> {
-    let doing = "hold back SIGTERM, SIGINT and SIGHUP";
+    let doing = "block SIGTERM, SIGINT and SIGHUP";
     signals::block(&AWAITED).map_err(|error| Fatal::System { doing, error })
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn run(node: &Arc<ServerProcess>) -> ! {
     let mut is_leaving = false;
     let mut watchdog = Watchdog::default();
     let mut stalled_log = LogLimit::every(STALLED_LOG_INTERVAL);
-    // No timeout expires while this process or its machine is paused.
+    // The timeouts of a stop exclude the time in which this process or its machine is suspended.
     let mut awake = Awake::new(LOOK_INTERVAL * 2);
     let (mut last_order, mut moved) = (Some(Time::default()), Duration::ZERO);
     loop {
@@ -106,8 +106,8 @@ pub(crate) fn run(node: &Arc<ServerProcess>) -> ! {
     }
 }
 
-/// Ends this process if a thread is hung, unless the server is the only holder of a group: such a primary needs no
-/// lease, and no other server could take over.
+/// Ends this process if a thread is hung. If the server is the only holder of a group, only logs the hang at intervals:
+/// such a primary needs no lease, and no other server could take over.
 fn judge(node: &ServerProcess, now: Time, stalled: Option<&Stalled>, log: &mut LogLimit) {
     let stood = stalled.map_or(Duration::ZERO, |stalled| stalled.stood);
     node.statistics.note_stood(stood);

@@ -3,14 +3,14 @@
 //! | argument | does | prints |
 //! |---|---|---|
 //! | `--watch PROCESS` | waits for its end | `exited PID unknown` |
-//! | `--look PROCESS` (repeated) | checks whether it is alive | `lives PID START_TIME` or `gone PID START_TIME` |
+//! | `--look PROCESS...` | checks whether each is alive | `lives PID START_TIME` or `gone PID START_TIME` |
 //! | `--end PROCESS` | kills it and waits for its end | `gone PID START_TIME` |
-//! | `--name PID` | finds its start time and pid namespace | `started PID START_TIME NAMESPACE` |
+//! | `--name PID` | finds its start time and PID namespace | `started PID START_TIME NAMESPACE` |
 //! | `--dumped INCARNATION FILE...` | checks which dumps a process has completed | `dumped CLUSTER GROUP SERVER` |
 //!
-//! Each line is a proof, by the rules of [`kv_daemon::identity`]. If nothing can be proved, no line is printed, the
-//! reason goes to standard error, and the exit code is 1. `--watch` also ends when the reader of its output closes, or
-//! when its standard input is a pipe or a connection that is closed. So no such process outlives its coordinator.
+//! Each line states a fact that is proven by the rules of [`kv_daemon::identity`]. If a fact cannot be proven, its line
+//! is not printed, the reason goes to standard error, and the exit code is 1. `--watch` also ends when the other end of
+//! its standard input or output closes, so it does not outlive the coordinator that started it.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
@@ -26,7 +26,7 @@ use rustix::io::Errno;
 
 use crate::dumped;
 
-/// The exit code if the state of a process is unknown.
+/// The exit code if a query fails, for example because the state of a process is unknown.
 const UNKNOWN: u8 = 1;
 /// The time within which a killed process must end.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,11 +38,11 @@ pub enum Question {
     Watch(Process),
     /// Checks whether these processes are alive.
     Look(Vec<Process>),
-    /// Kills this process.
+    /// Kills this process and waits for its end.
     End(Process),
-    /// Names the process with this id.
+    /// Prints the start time and the PID namespace of the process with this id.
     Name(u32),
-    /// Names those of these dumps that the process with this incarnation has completed.
+    /// Prints those of these dumps that the process with this incarnation has completed.
     Dumped(Incarnation, Vec<PathBuf>),
 }
 
@@ -54,7 +54,7 @@ enum Ended {
     Reader,
 }
 
-/// Runs the whole program for a query.
+/// Runs a query; returns the exit code of the program.
 pub(crate) fn main(question: Question) -> ExitCode {
     let responded = match question {
         Question::Watch(process) => respond_to_watch(&process),
@@ -119,12 +119,14 @@ fn end(process: &Process) -> io::Result<()> {
     if let Some(pidfd) = identity::find(process)? {
         // After a reboot the same numbers may belong to another process.
         if !identity::has_name(pid, incarnation)? && !identity::has_ended(&pidfd)? {
-            return Err(io::Error::other(format!("process {pid} is not server {incarnation}")));
+            return Err(io::Error::other(format!(
+                "process {pid} is not server {incarnation}; not killed"
+            )));
         }
         identity::kill(&pidfd)?;
         if !identity::ends_within(&pidfd, END_TIMEOUT)? {
             let words =
-                format!("process {pid} was killed and has not ended within {END_TIMEOUT:?}");
+                format!("process {pid} was killed, but has not ended within {END_TIMEOUT:?}");
             return Err(io::Error::other(words));
         }
     }

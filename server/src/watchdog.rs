@@ -6,13 +6,12 @@
 //!   orders:
 //! ```
 //!
-//! Other processes may have concluded from the silence of a hung executor that its lease has expired. So a process must
-//! not continue partly while one of its threads is hung.
+//! Other processes may have concluded from the silence of a hung executor that its lease has expired. So the other
+//! threads of a process must not continue while one is hung.
 //!
-//! A pause of the whole process (SIGSTOP, a suspended machine, no processor available) is not the failure of a thread.
-//! The processes that received nothing meanwhile decide about the consequences. So the watchdog counts only the time in
-//! which it was running itself: each check adds at most [`LOOK_COUNTS`]. A thread that was paused together with the
-//! watchdog gets the whole grace again.
+//! A suspension of the whole process (SIGSTOP, a suspended machine, no processor available) is not a failure of a
+//! thread. The processes that received nothing in that time decide how to react. So the watchdog counts only the time
+//! in which it was running itself: each check adds at most [`LOOK_COUNTS`], however long the suspension was.
 //!
 //! A process that is the only holder of a group is never ended for a hung thread (supervisor.rs): no lease depends on
 //! this process, and the group would be lost with it.
@@ -26,10 +25,10 @@ use kv_protocol::limits::GRACE;
 
 /// The interval between checks.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// The maximum time that one check counts.
+/// The maximum time that one check adds.
 const LOOK_COUNTS: Duration = Duration::from_millis(125);
 
-/// The signs of life of one thread, which the watchdog checks.
+/// The progress of one thread, as recorded by the thread and checked by the watchdog.
 #[derive(Debug, Default)]
 pub(crate) struct Pulse {
     /// The number of beats; a thread is watched from its first beat on.
@@ -46,12 +45,12 @@ pub(crate) struct Pulse {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Activity {
-    /// An executor: serving connections, or waiting for them.
+    /// An executor: serving connections, or waiting for input.
     #[default]
     Connections = 0,
     /// An executor: processing its timers.
     Timers = 1,
-    /// An executor: processing a message of another thread that has no separate variant.
+    /// An executor: processing a message from another thread, of a kind that has no separate variant.
     Message = 2,
     /// An executor: installing a view.
     Install = 3,
@@ -61,7 +60,7 @@ pub(crate) enum Activity {
     Load = 5,
     /// The control thread: connecting, sending or receiving, each with a timeout.
     Link = 6,
-    /// The orders thread: receiving orders, and replies of the shards.
+    /// The orders thread: receiving orders, or replies from the shards.
     Orders = 7,
 }
 
@@ -79,14 +78,14 @@ impl Activity {
 impl fmt::Display for Activity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Activity::Connections => "serving its connections or waiting for them",
+            Activity::Connections => "serving its connections or waiting for input",
             Activity::Timers => "running its timers",
-            Activity::Message => "processing a message of another thread",
+            Activity::Message => "processing a message from another thread",
             Activity::Install => "installing a view",
             Activity::Dump => "running a step of a dump",
             Activity::Load => "running a step of a load",
             Activity::Link => "connecting, sending or receiving",
-            Activity::Orders => "receiving orders, or replies of the shards",
+            Activity::Orders => "receiving orders, or replies from the shards",
         })
     }
 }
@@ -108,8 +107,8 @@ impl Pulse {
         self.thread.store(unsafe { libc::gettid() }, Ordering::Relaxed);
     }
 
-    /// Records that the thread is running, and that it is about to wait for another thread or process for at most
-    /// `wait`.
+    /// Records that the thread is running, and that its next beat may take `wait` longer than the grace, for example
+    /// because the thread waits for another process.
     pub(crate) fn beat_before(&self, wait: Duration) {
         let millis = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         self.allowed.store(millis, Ordering::Relaxed);
@@ -127,14 +126,14 @@ impl Pulse {
     }
 }
 
-/// A thread that is watched.
+/// A watched thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
     /// The executor of this shard.
     Executor(usize),
-    /// The link to the coordinator.
+    /// The control thread, which holds the link to the coordinator.
     Control,
-    /// The port for the coordinator's orders.
+    /// The orders thread, which serves the port for the coordinator's orders.
     Orders,
 }
 
@@ -142,8 +141,8 @@ impl fmt::Display for Watched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Watched::Executor(shard) => write!(f, "the executor of shard {shard}"),
-            Watched::Control => f.write_str("the link to the coordinator"),
-            Watched::Orders => f.write_str("the port for the coordinator's orders"),
+            Watched::Control => f.write_str("the thread of the link to the coordinator"),
+            Watched::Orders => f.write_str("the thread of the port for the coordinator's orders"),
         }
     }
 }
@@ -155,7 +154,7 @@ pub(crate) struct Stalled {
     pub(crate) stood: Duration,
     /// The activity that the thread last recorded.
     pub(crate) activity: Activity,
-    /// The thread's id; 0: unknown.
+    /// The thread's id; 0 if unknown.
     pub(crate) thread: i32,
 }
 
@@ -167,14 +166,14 @@ impl fmt::Display for Stalled {
 }
 
 impl Stalled {
-    /// Returns the state of the thread according to /proc; reading it may take time.
+    /// Returns the state of the thread according to /proc; reading /proc may block.
     pub(crate) fn seen_by_the_system(&self) -> &'static str {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.thread));
         let stat = stat.unwrap_or_default();
         match stat.rsplit_once(") ").map_or("", |(_, rest)| rest).get(..1) {
             Some("R") => "it is running, or waits for a processor",
-            Some("S") => "it sleeps",
-            Some("D") => "it waits for a device, uninterruptibly",
+            Some("S") => "it waits for an event (interruptible sleep)",
+            Some("D") => "it waits for a device (uninterruptible sleep)",
             Some("T" | "t") => "it was stopped, by a signal or a debugger",
             _ => "its state is not known",
         }
@@ -190,7 +189,8 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Checks all pulses; returns the first thread that has been hung for too long, if there is one.
+    /// Checks all pulses, which every call must pass in the same order. Returns the first thread that has been hung for
+    /// too long, if there is one.
     pub(crate) fn look<'a>(
         &mut self,
         now: Time,

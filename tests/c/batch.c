@@ -375,7 +375,7 @@ static void a_batch_of_operations_returns_every_field_of_each_result(void **stat
     ops[0].if_version = version;
     ops[1].if_version = KVC_ABSENT;
     assert_status(kvc_batch(client, ops, 4, done, NULL), KVC_CONFLICT);
-    assert_non_null(strstr(kvc_last_error(), "2 of 4 failed, number 1"));
+    assert_non_null(strstr(kvc_last_error(), "2 of 4 failed; the most serious is number 1"));
     assert_true(done[0].status == KVC_OK && done[0].value.version > version && done[0].words == NULL);
     assert_true(done[1].status == KVC_CONFLICT && done[1].value.version > 0 && done[1].words == NULL);
     assert_true(done[2].status == KVC_OK && done[2].value.len == 1 && done[2].doubt.opaque[0] == 0);

@@ -65,7 +65,7 @@ impl Engine {
         Statistics { servers, ..sums }
     }
 
-    /// Returns the counters of each server of the map, without its open connections.
+    /// Returns the counters of each server of the map, excluding those of its open connections.
     fn server_statistics(&self) -> Vec<ServerStatistics> {
         let servers = self.router.all_servers().iter().map(|known| {
             let mut server = ServerStatistics::new(known.id);
@@ -82,7 +82,7 @@ impl Engine {
         servers.collect()
     }
 
-    /// Counts a retry of an operation that was routed to this server.
+    /// Counts a retry of an operation, in total and for the server to which it was last routed, if any.
     pub(super) fn note_retry(&mut self, server: Option<ServerId>) {
         self.counts.retries += 1;
         // A view may name a server that is not in the map.
@@ -93,7 +93,7 @@ impl Engine {
         }
     }
 
-    /// Counts a failure of an operation of the program, and reports a write in doubt.
+    /// Counts a failed operation of the program by the kind of its error, and reports a write in doubt.
     pub(super) fn note_failure(&mut self, operation: &Operation, error: &Error) {
         if operation.notify == Notify::None {
             return;
@@ -112,7 +112,7 @@ impl Engine {
         }
     }
 
-    /// Counts and reports a connection after the server's WELCOME.
+    /// Counts and reports a connection to a shard that has received WELCOME. Ignores a connection for the map.
     pub(super) fn note_opened(&mut self, target: Target) {
         if let Target::Shard { member, address, .. } = target {
             let server = member.server;
@@ -121,7 +121,8 @@ impl Engine {
         }
     }
 
-    /// Adds the counters of an ended connection to its server's, and reports its end.
+    /// Adds the counters of an ended connection to those of its server, and reports the end. For a connection for the
+    /// map, only adds its counters to those for the map.
     pub(super) fn note_closed(&mut self, connection: &Connection, end: &End<'_>) {
         let traffic = connection.traffic();
         let Target::Shard { member, address, .. } = connection.target else {

@@ -37,8 +37,8 @@ impl Engine {
         self.options.interrupt.as_ref().is_some_and(|interrupt| interrupt.is_interrupted())
     }
 
-    /// Ends an operation early. A write that was sent whole ends in doubt. Returns false if the operation had already
-    /// ended.
+    /// Ends an operation early. A write that may have been executed ends in doubt. Returns false if the operation had
+    /// already ended.
     pub(crate) fn end_early(&mut self, id: OpId, early: Early, ends: &mut dyn Ends) -> bool {
         // A request that was not sent whole has no effect.
         self.release(id);

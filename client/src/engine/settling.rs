@@ -21,7 +21,8 @@ pub(super) enum Meeting {
 }
 
 impl Engine {
-    /// Makes an operation wait for an earlier write in doubt to the same key, and starts to settle that write.
+    /// Makes an operation wait for an earlier write in doubt to the same key, if there is one, and starts to settle
+    /// that write. A RESOLVE continues, waits for another RESOLVE of the same write, or ends with the known result.
     pub(super) fn meet_doubt(&mut self, id: OpId, now: Instant) -> Meeting {
         let Some(operation) = self.operations.get_mut(id) else { return Meeting::Wait };
         let open = match &operation.doubt {
@@ -42,7 +43,7 @@ impl Engine {
                     None => {
                         let cluster = doubt.write.cluster;
                         let reason = format!(
-                            "the write belongs to cluster {cluster}, but this client knows no such cluster"
+                            "the write belongs to cluster {cluster}, from which this client's cluster was not restored"
                         );
                         return Meeting::Settled(Err(Error::Invalid {
                             action: operation.action(),
@@ -121,7 +122,7 @@ impl Engine {
     ) {
         let settled = match result {
             Ok(Reply { version, copies, .. }) => Ok(Settled { version: *version, copies: *copies }),
-            // The session has expired: the write will not be executed any more, but its outcome stays unknown.
+            // These errors are results of the write. InDoubt means that its outcome stays unknown.
             Err(
                 error @ (Error::NotFound { .. }
                 | Error::Conflict { .. }

@@ -1,7 +1,7 @@
 //! The engine's traffic: connections opened and lost, requests sent, responses received.
 //!
-//! Whatever bytes a server sends, the worst effect is that its connection is closed and the operations on it are
-//! retried until their deadlines.
+//! Invalid bytes from a server only close its connection. The operations on that connection are retried until their
+//! deadlines.
 
 use std::io;
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ const MAX_REASON_BYTES: usize = 300;
 
 /// The offset of the opcode in a frame's header.
 const OPCODE_AT: usize = 5;
-/// The part of the previous map with which events compare the new one.
+/// The parts of the previous map with which the new one is compared, to report the changes as events.
 struct Before {
     revision: Option<(Epoch, MapRevision)>,
     servers: Vec<MapServer>,
@@ -88,7 +88,7 @@ impl Engine {
             return false;
         };
         if let Some(connection) = self.connections.remove(token) {
-            self.close(&connection, "idle, and its descriptor is needed");
+            self.close(&connection, "it was idle, and its descriptor was needed");
         }
         true
     }
@@ -107,14 +107,14 @@ impl Engine {
         self.is_stranded |= has_asked_all && self.other_cluster.is_some();
     }
 
-    /// Handles the loss of a connection: its operations are retried.
+    /// Closes a failed connection, if it still exists, and retries its operations.
     pub(super) fn lose(&mut self, token: u64, why: &str, now: Instant) {
         if let Some(connection) = self.connections.remove(token) {
             self.bury(connection, why, now);
         }
     }
 
-    /// Closes a connection that the client no longer needs and that is already out of the table.
+    /// Closes a connection that the client no longer needs and that was removed from the table.
     fn close(&mut self, connection: &Connection, why: &str) {
         self.forget(connection);
         self.note_closed(connection, &End::Closed(why));
@@ -130,7 +130,7 @@ impl Engine {
         if self.connections.get(token).is_some_and(Connection::is_done)
             && let Some(connection) = self.connections.remove(token)
         {
-            self.close(&connection, "its session was given up");
+            self.close(&connection, "no session uses its client id any more");
         }
     }
 
@@ -177,13 +177,13 @@ impl Engine {
     /// Sends an operation of a connection's backlog.
     fn transmit_backlog(&mut self, id: OpId, token: u64, now: Instant) {
         let wanted = Stage::Assigned { connection: token, request: None };
-        // If the stage differs, the operation was in the backlog twice, or has been routed elsewhere meanwhile.
+        // If the stage differs, the operation was in the backlog twice, or has since been routed elsewhere.
         if self.operations.get(id).is_some_and(|operation| operation.stage == wanted) {
             self.transmit(id, token, now);
         }
     }
 
-    /// Sends an operation that is assigned to an open connection.
+    /// Queues the request of an operation on the open connection to which it is assigned.
     pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant) {
         if self.operations.get(id).is_some_and(|operation| operation.queued.is_some()) {
             // An earlier transmission is still queued on another connection.
@@ -197,12 +197,12 @@ impl Engine {
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
             && let Some(Place { session, .. }) = self.routes.get_mut(place)
         {
-            // A number of an abandoned session keeps the session fields of its first transmission.
+            // A write of an abandoned session keeps the session fields of its last transmission under that session.
             if operation.session.is_some_and(|(client, _)| client == session.client()) {
                 operation.begun = session.begun(|| connection.session_start(place.0));
                 operation.first_incomplete = session.first_incomplete();
             } else if operation.doubtful == 0 {
-                // A new session, with its own connection, has begun meanwhile.
+                // A new session, with its own connection, has begun since the operation was assigned.
                 return self.make_ready(id);
             }
             operation.doubtful += 1;
@@ -234,7 +234,7 @@ impl Engine {
         // No response to it will arrive.
         connection.outstanding.remove(request.0);
         if connection.output.release(id, &self.operations) == Released::Cut {
-            self.lose(token, "a request ended after only a part of it was sent", Instant::now());
+            self.lose(token, "an operation ended with its request partly sent", Instant::now());
         }
     }
 
@@ -458,7 +458,7 @@ impl Engine {
             }
             opcode::MAP_RESPONSE if is_open && is_for_map => {
                 let map = read_map_response(body).map_err(nonsense)?;
-                let words = format!("map {} taken from {}", map.revision, target.address());
+                let words = format!("map {} received from {}", map.revision, target.address());
                 let got = map.cluster;
                 let before = self.servers_to_compare();
                 if let Err(refusal) = self.router.learn(map) {
@@ -532,7 +532,7 @@ impl Engine {
     ) -> Result<(), String> {
         let Some(connection) = self.connections.get_mut(token) else { return Ok(()) };
         let Some(&id) = connection.outstanding.get(response.id.0) else {
-            return Err(format!("it responded to request {}, which was not sent", response.id));
+            return Err(format!("it responded to unknown request {}", response.id));
         };
         // The operation may have ended.
         let Some(operation) = self.operations.get_mut(id) else {
@@ -543,7 +543,7 @@ impl Engine {
         if !may_respond(operation, response.status) {
             let (status, verb) = (response.status, operation.kind.verb());
             return Err(format!(
-                "its response to a {verb} was {status:?}, which is not a valid response"
+                "its response to \"{verb}\" was {status:?}, which is not valid for this operation"
             ));
         }
         if let (Status::Part, Some(part)) = (response.status, operation.part)
@@ -551,7 +551,7 @@ impl Engine {
         {
             let (bytes, whole) = (response.value.len(), response.whole);
             return Err(format!(
-                "it sent {bytes} bytes of a value of {whole}, which is not the requested part"
+                "it sent {bytes} bytes of a value of {whole} bytes, which is not the requested part"
             ));
         }
         connection.outstanding.remove(response.id.0);
@@ -661,7 +661,8 @@ impl Engine {
         let (Some(place), Some((client, _)), 1) =
             (operation.place, operation.session, operation.doubtful)
         else {
-            // Either the write was sent more than once, or the operation is not a write and the server is defective.
+            // An earlier transmission of the write may have been executed, or the operation is a RESOLVE. For any other
+            // operation, this response is invalid.
             let action = operation.action();
             let cause = "the servers have expired this client's session".to_owned();
             operation.is_forgotten = true;

@@ -1,7 +1,7 @@
-//! An in-process cluster that speaks the wire protocol, with fault injection: one coordinator and any number of
+//! An in-process cluster that implements the wire protocol, with fault injection: one coordinator and any number of
 //! servers, one thread per connection, one table for all.
 //!
-//! Tests set [`Fake::script`], which sees every request before it is served and chooses how to handle it.
+//! Tests set a script ([`Fake::script`]). It receives every request before it is served, and returns how to handle it.
 
 #![allow(dead_code, unreachable_pub)] // Each test program uses a different part.
 
@@ -40,27 +40,27 @@ pub struct Seen {
 /// The handling of a request.
 #[derive(Clone, Debug)]
 pub enum Act {
-    /// Serve it normally.
+    /// Serves it normally.
     Serve,
-    /// Execute it, but cut the connection instead of responding.
+    /// Executes it, but cuts the connection instead of responding.
     ServeThenCut,
-    /// Cut the connection without executing it.
+    /// Cuts the connection without executing it.
     Cut,
-    /// Never execute it or respond.
+    /// Neither executes it nor responds.
     Ignore,
-    /// Respond with this status without executing it.
+    /// Responds with this status without executing it.
     Response(Status),
-    /// Execute it, and respond after the next request of this connection.
+    /// Executes it, and responds after the next request of this connection.
     ResponseLater,
-    /// Do not execute it, and respond with this status after the next request of this connection.
+    /// Does not execute it, and responds with this status after the next request of this connection.
     ResponseStatusLater(Status),
-    /// Send these bytes without executing it.
+    /// Sends these bytes without executing it.
     Send(Vec<u8>),
-    /// Execute it, and send half of the response; send the rest once the flag is true.
+    /// Executes it, and sends half of the response; sends the rest once the flag is true.
     Halve(Arc<AtomicBool>),
-    /// Send the whole value for a part, like a server without support for parts.
+    /// Sends the whole value for a part, like a server without support for parts.
     ServeWhole,
-    /// Sends all bytes of the value as if they were the requested part.
+    /// Sends the whole value as if it were the requested part.
     ServeTooMuch,
 }
 
@@ -94,7 +94,7 @@ pub fn key_of(group: u16) -> Vec<u8> {
 pub fn wait_until(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !is_so() {
-        assert!(Instant::now() < deadline, "it does not come");
+        assert!(Instant::now() < deadline, "the condition does not hold within 10 s");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -112,7 +112,7 @@ pub fn first(act: Act) -> impl FnMut(&Seen) -> Act + Send {
 
 type Script = Box<dyn FnMut(&Seen) -> Act + Send>;
 
-/// A session as recorded by a server.
+/// The servers' records of a session.
 #[derive(Default)]
 struct Session {
     first_incomplete: u64,
@@ -124,7 +124,7 @@ struct State {
     table: HashMap<Vec<u8>, (Vec<u8>, u64)>,
     sessions: HashMap<(ClientId, GroupId, ShardId), Session>,
     last_sn: u64,
-    /// The servers report an unknown session as expired if it began below this position.
+    /// The horizon: unknown sessions that began below this position in the log are reported as expired.
     forgotten: u64,
     /// The writes that took effect, in order: key and value.
     executed: Vec<(Vec<u8>, Vec<u8>)>,
@@ -135,7 +135,7 @@ struct State {
     maps_served: u64,
     /// The servers that sent the map, in order.
     maps_of_servers: Vec<u16>,
-    /// The servers that respond that they have no map.
+    /// The servers that reject requests for the map.
     without_map: Vec<u16>,
     is_coordinator_mute: bool,
     /// The servers that currently withhold WELCOME.
@@ -165,7 +165,7 @@ fn member(server: u16) -> Member {
 }
 
 impl Fake {
-    /// Starts a coordinator and `servers` servers with `shards` shards a group; every group is at home.
+    /// Starts a coordinator and `servers` servers with `shards` shards per group. Every group is at home.
     pub fn start(servers: u16, shards: u16) -> Fake {
         let listeners: Vec<TcpListener> =
             (0..servers).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -254,7 +254,7 @@ impl Fake {
         state.table.insert(key.to_vec(), (value.to_vec(), state.last_sn));
     }
 
-    /// Returns how often the coordinator has sent the map.
+    /// Returns the number of times that the coordinator has sent the map.
     pub fn maps_served(&self) -> u64 {
         self.state().maps_served
     }
@@ -269,7 +269,7 @@ impl Fake {
         self.servers[usize::from(server)].address
     }
 
-    /// Makes a server respond that it has no map.
+    /// Makes a server reject requests for the map.
     pub fn withhold_map(&self, server: u16) {
         self.state().without_map.push(server);
     }
@@ -486,7 +486,7 @@ fn welcome(server: Option<u16>, map: &Map, last_sn: u64) -> Welcome {
     }
 }
 
-/// Handles a request as the script chooses. Returns false if the connection is to be cut.
+/// Handles a request in the way that the script returns. Returns false if the connection is to be cut.
 fn act(
     server: u16,
     hello: Hello,
@@ -589,7 +589,7 @@ fn response_with_copies(
         .write(to);
 }
 
-/// Executes a request like a primary, or like a secondary for VERIFY.
+/// Executes a request like a primary, or like a secondary for VERIFY of a secondary.
 fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, to: &mut Vec<u8>) {
     let (group, shard) = state.map.placement().locate(request.digest);
     let view = &state.map.views[usize::from(group.0)];

@@ -19,11 +19,11 @@ pub(crate) enum Command {
     /// is missing, there is an alarm, or the cluster is starting or stopping; 4 if some keys are not served; 1 if the
     /// coordinator does not respond. The first line gives the reason.
     Status(StatusArgs),
-    /// Stop a running cluster in order, and wait until it has ended. If its coordinator has died, this command takes
-    /// the servers over, here and on ssh hosts, and stops them in an orderly way. Only the user that runs the
+    /// Stop a running cluster in an orderly way, and wait until it has ended. If its coordinator has died, this command
+    /// takes the servers over, here and on ssh hosts, and stops them in an orderly way. Only the user that runs the
     /// coordinator, and root, may use it. The exit status is that of the coordinator.
     Stop(StopArgs),
-    /// End the coordinator and leave the servers serving. No server is replaced until another coordinator takes them
+    /// End the coordinator and leave the servers running. No server is replaced until another coordinator takes them
     /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may use it.
     Detach(DetachArgs),
     /// Restart a server while the cluster serves: on its own host, to run a new executable, or on another host, to move
@@ -40,8 +40,8 @@ pub(crate) enum Command {
     /// The exit status is 0 if a coordinator or a server runs, 3 if nothing runs, 4 if no server is known to run and
     /// the state of some is not known, 1 if the state cannot be read.
     Ls(LsArgs),
-    /// Fetch the dumps of a stopped cluster from its ssh hosts, for --restore. No file is overwritten; only their owner
-    /// can read the copies.
+    /// Fetch the dumps of a stopped cluster from its ssh hosts, for --restore. No file is overwritten. Only the owner
+    /// of a copy can read it.
     ///
     /// The exit status is 0 if both dumps of each server on an ssh host are in the directory afterwards, 1 otherwise.
     Collect(CollectArgs),
@@ -63,8 +63,8 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Repeat until Ctrl+C, with --json one line each. A terminal shows the status in place; elsewhere each status
-    /// follows the last one.
+    /// Repeat until Ctrl+C; with --json, print one line for each status. A terminal shows the status in place;
+    /// elsewhere each status follows the last one.
     #[arg(long)]
     pub(crate) watch: bool,
 
@@ -108,8 +108,9 @@ pub(crate) struct StopArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
 
-    /// Write the dumps to this directory on each server's host instead of the server's own directory; it is created if
-    /// it does not exist. It may also be given during a stop: failed dumps are then retried in this directory at once.
+    /// Write the dumps to this directory on each server's host instead of the server's own directory. The directory is
+    /// created if it does not exist. The flag may also be given during a stop: failed dumps are then retried in this
+    /// directory at once.
     #[arg(long, value_name = "DIR", value_parser = parse_dump_dir)]
     pub(crate) dump_dir: Option<String>,
 

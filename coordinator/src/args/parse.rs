@@ -21,7 +21,7 @@ pub(super) fn parse_host(text: &str) -> Result<String, String> {
     Host::parse(text).map(|_| text.to_owned())
 }
 
-/// Checks the directory of `coord stop --dump-dir`.
+/// Checks that the directory of `coord stop --dump-dir` is an absolute path that is not too long, and returns it.
 pub(super) fn parse_dump_dir(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
         return Err(
@@ -96,7 +96,7 @@ pub(super) fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// Checks a limit of the tables and returns its text; the servers parse it themselves.
+/// Checks a memory limit of the tables, a size or `none`, and returns its text. The servers parse it themselves.
 pub(super) fn parse_memory_limit(text: &str) -> Result<String, String> {
     match text {
         "none" => Ok(text.to_owned()),
@@ -104,9 +104,9 @@ pub(super) fn parse_memory_limit(text: &str) -> Result<String, String> {
     }
 }
 
-/// Checks a limit of the connections and returns its text.
+/// Checks a memory limit of the connections, and returns its text.
 pub(super) fn parse_connection_memory(text: &str) -> Result<String, String> {
-    parse_size(text, CONNECTION_MEMORY_MIN, "40M, the size of two of the longest requests")
+    parse_size(text, CONNECTION_MEMORY_MIN, "40M, so that the longest request fits")
 }
 
 /// Checks that a size is at least `least` bytes, and returns its text.

@@ -1,4 +1,4 @@
-//! Settings with a few named values, as they are given and stored.
+//! Settings with a few named values, with their names on the command line and in the stored state.
 
 use kv_core::cluster::DoubleFault;
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ pub(crate) enum NetEngine {
     Auto,
     /// io_uring; the server does not start without it.
     Uring,
-    /// epoll, without any io_uring. Stored states of earlier versions name the engine that epoll has replaced.
+    /// epoll, without any io_uring. Earlier versions stored `tcpstream`, the engine that epoll has replaced.
     #[serde(alias = "tcpstream")]
     Epoll,
 }

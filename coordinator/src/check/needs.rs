@@ -9,7 +9,7 @@ use crate::args::NetEngine;
 use crate::survey::Limits;
 use crate::units;
 
-/// Threads of a server in addition to its executors, and threads of the coordinator; an upper estimate.
+/// An upper estimate of the threads of a server in addition to its executors, and of the threads of the coordinator.
 const THREADS_BESIDE: u64 = 24;
 /// Memory that each executor of a server must be able to lock.
 const MEMLOCK_BYTES: u64 = 512 << 10;
@@ -20,19 +20,19 @@ const ROOM_BYTES: u64 = 4 << 20;
 
 type Found = Result<String, String>;
 
-/// Returns the finding for a requirement of io_uring. If it is missing, `uring` cannot start, but `auto` uses epoll
-/// instead.
+/// Returns the finding for a requirement of io_uring. A missing requirement is an error only for `uring`: `auto` then
+/// uses epoll, and `epoll` never needs io_uring.
 pub(super) fn only_for_uring(net: NetEngine, found: Found) -> Found {
     match (net, found) {
         (NetEngine::Epoll, _) => Ok("not needed with --net epoll".into()),
         (NetEngine::Auto, Err(reason)) => Ok(format!(
-            "not available, so servers take --net epoll, which needs more CPU time for each request: {reason}"
+            "not available, so servers use the engine epoll, which needs more CPU time for each request: {reason}"
         )),
         (NetEngine::Auto | NetEngine::Uring, found) => found,
     }
 }
 
-/// Checks that the files of a cluster can be created in a directory.
+/// Checks that the files of a cluster can be created in a directory, and that the disk has room for them.
 pub(super) fn dir(dir: &Path) -> Found {
     let found = match fs::metadata(dir) {
         Ok(metadata) if metadata.is_dir() => "a writable directory",
@@ -53,7 +53,7 @@ pub(super) fn dir(dir: &Path) -> Found {
     })?;
     match rustix::fs::statvfs(there) {
         Ok(space) if space.f_bavail.saturating_mul(space.f_frsize) < ROOM_BYTES => Err(format!(
-            "less than {} of disk space are free; free some space",
+            "less than {} of disk space is free; free some space",
             units::bytes(ROOM_BYTES)
         )),
         _ => Ok(found.into()),

@@ -10,7 +10,7 @@ use crate::printable::printable;
 use crate::{clock, progress};
 
 impl Driver {
-    /// Reports an effect. An effect without a message for operators is only logged.
+    /// Reports an effect. An effect without a message for operators is only logged, at level debug.
     pub(super) fn announce(&self, effect: Effect) {
         match effect {
             Effect::ViewChanged { before, view } => self.tell_view(&before, &view),
@@ -110,7 +110,8 @@ impl Driver {
         self.warn(&format!("the copy of group {group} at server {id} is abandoned; {elsewhere}"));
     }
 
-    /// Warns about a store. A warning with the same reason is repeated at intervals.
+    /// Warns about a store of the state that fails, takes long, or may fail next time. A warning with the same reason
+    /// is repeated only at intervals.
     pub(super) fn warn_of_store(&self, reason: &str, words: &str) {
         if self.told_stores.is_due((), reason, clock::now()) {
             self.console.warn(&format!("storing the state: {words}"));
@@ -174,7 +175,7 @@ impl Driver {
             },
         };
         let was_started = self.cluster().started(id).is_some();
-        // The host may be down for hours.
+        // Every attempt to start the server fails while its host is down, which may take hours.
         if cause == DownCause::Exited
             && !was_started
             && !self.told_starts.is_due(id, &how, clock::now())

@@ -69,7 +69,8 @@ pub(super) async fn make_plan(
 }
 
 /// Fetches the dumps that a stop has left on ssh hosts, and returns their directory. A dump that cannot be fetched is
-/// reported; the restore decides whether the others suffice.
+/// reported; the restore decides whether the others suffice. Returns `None` if no state can be read, or if no server
+/// was on an ssh host.
 async fn fetched(args: &Args, console: Console) -> Result<Option<PathBuf>, Failure> {
     let last = restore::last_record(std::slice::from_ref(&args.dir), &args.dir);
     let Some(record) = last.filter(collect::has_hosts) else { return Ok(None) };
@@ -93,7 +94,7 @@ fn take_moves(
         let at = usize::from(id.0);
         let (before, line) = (&earlier.place.hosts[at], &reading.file.servers[at]);
         console.say(&format!(
-            "server {id} moves from {before} to {}, as the cluster file says",
+            "server {id} moves from {before} to {}, as the cluster file specifies",
             line.host
         ));
         let known = |started: &Started| {
@@ -132,7 +133,7 @@ async fn restored(
 ) -> Result<(Plan, Beginning), Failure> {
     let last = restore::last_record(dirs, &args.dir);
     let reading = last.as_ref().map(|last| moves::read(file.clone(), &last.place));
-    // No process is running, so the moves in the file need no action.
+    // A restore spawns every process anew, so the moves in the file need no action.
     let (file, moved) = reading.map_or((file, Vec::new()), |reading| (reading.file, reading.moved));
     tell_moved(&moved, console);
     let earlier = last.map(|last| last.settings).unwrap_or_default();
@@ -142,8 +143,8 @@ async fn restored(
     Ok((plan, Beginning::Restored(restoration)))
 }
 
-/// Binds both ports: those of the flags, else those of the earlier coordinator. A restored cluster keeps its previous
-/// clients port if that port is free, because clients still connect to that port.
+/// Binds both ports: those of the flags, else those of the earlier coordinator, else any free ones. A restored cluster
+/// keeps its previous clients port if that port is free, because clients still connect to that port.
 pub(super) async fn listen(
     args: &Args,
     plan: &Plan,

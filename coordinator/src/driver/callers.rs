@@ -1,4 +1,4 @@
-//! The callers that wait for the end of a stop: the commands that are connected to the socket.
+//! The callers that wait for the end of this coordinator: `coord stop` and `coord detach`, connected to its socket.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::stop_port::Line;
 pub(super) const MAX_CALLERS: usize = 16;
 /// The maximum number of lines queued for a caller. If the caller does not read them, further lines are dropped.
 const MAX_LINES: usize = 64;
-/// The timeout for delivering the last line.
+/// The timeout for delivering the last line to one caller.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The callers that wait for the end of the stop.
+/// The callers that wait for the end of this coordinator, each with the channel of its lines.
 #[derive(Debug, Default)]
 pub(super) struct Callers(RefCell<Vec<mpsc::Sender<Line>>>);
 
@@ -29,7 +29,7 @@ impl Callers {
         });
     }
 
-    /// Sends the result of the stop to all callers, and waits briefly for its delivery.
+    /// Sends the result of the stop to all callers, and waits for its delivery, for at most [`TIMEOUT`] each.
     pub(super) async fn end(&self, is_well: bool, text: &str) {
         let callers = self.0.take();
         let line = Line { say: text.to_owned(), ended: Some(is_well) };

@@ -45,9 +45,9 @@ pub(super) struct Driver {
     // Processes.
     pub(super) places: Places,
     pub(super) processes: Processes,
-    /// Limits the number of concurrent ssh processes.
+    /// Limits the number of ssh connections that are being established, or that run a short script.
     pub(super) turn: Rc<Semaphore>,
-    /// The dumps that the founders load, if the cluster is restored.
+    /// The dumps that the first processes load, if the cluster is restored.
     pub(super) restoration: Option<Restoration>,
 
     // Announcements.
@@ -60,7 +60,7 @@ pub(super) struct Driver {
     pub(super) told_starts: Repeats<ServerId>,
     /// The failed stores that were reported.
     pub(super) told_stores: Repeats<()>,
-    /// Notified when a recovery reaches another step, or when all servers load or dump.
+    /// Notified when a recovery reaches another step, or when the servers begin to load or to dump.
     pub(super) recovering: Notify,
     pub(super) ready: RefCell<Option<Ready>>,
 
@@ -89,7 +89,8 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Passes one input to the cluster, and carries out its effects before the next input.
+    /// Passes one input to the cluster, carries out its effects before the next input, and publishes the map if it has
+    /// changed.
     pub(super) fn input<R>(
         self: &Rc<Driver>,
         give: impl FnOnce(&mut Cluster, Time, &mut Vec<Effect>) -> R,
@@ -117,7 +118,7 @@ impl Driver {
         self.dump_dir.borrow().clone()
     }
 
-    /// Ends this coordinator and leaves the servers running.
+    /// Makes the main loop end this coordinator with this reason. The servers keep running.
     pub(super) fn end(&self, reason: String) {
         *self.outdated.borrow_mut() = Some(reason);
         self.changed.notify_one();

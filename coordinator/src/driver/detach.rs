@@ -11,7 +11,7 @@ impl Driver {
     /// Checks that this coordinator may leave its servers now.
     ///
     /// # Errors
-    /// The servers need a coordinator; the message has what to do.
+    /// The cluster is starting or stopping, which only a coordinator can complete. The message has the remedy.
     pub(super) fn may_detach(&self) -> Result<(), String> {
         match self.cluster().state() {
             ClusterState::Starting => {

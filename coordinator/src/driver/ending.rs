@@ -56,14 +56,15 @@ impl Driver {
                 "{reason}: the stop continues; coord stop --force abandons the tables that cannot be dumped"
             )),
             stop::Wish::DoNotWait => {
-                self.warn(&format!("{reason} again: not waiting any longer"));
+                self.warn(&format!("{reason}: not waiting any longer"));
                 self.input(|cluster, now, sink| cluster.on_stop_now(now, sink));
             }
             stop::Wish::GoOn => tracing::info!("{reason} too: the stop continues"),
         }
     }
 
-    /// Stores the last state, and reports the outcome of the stop.
+    /// Searches for dumps that no server has reported, reports the outcome of the stop, and stores the last state if
+    /// the cluster has served.
     pub(super) async fn end_stopped(&self, mut outcome: StopOutcome) -> Result<(), Failure> {
         let state = self.cluster().durable().clone();
         let dump_dir = self.dump_dir();
@@ -77,9 +78,9 @@ impl Driver {
         concluded
     }
 
-    /// Records that the cluster has ended well, so that another cluster may follow it. If this record cannot be stored,
-    /// the next start only requires a confirmation. If the dumps went to another directory, this stores the state there
-    /// too, for a restore.
+    /// Records that the cluster has ended well, so that a new cluster may follow it in this directory. If the record
+    /// cannot be stored, the next start is rejected until the operator restores the cluster or moves the state away. If
+    /// the dumps went to another directory, also stores the state there, for a restore.
     fn note_end(&self, state: DurableState, has_ended_well: bool) {
         let record = Record { has_ended_well, ..self.record(state) };
         if has_ended_well && let Err(error) = self.state_file.store(&record) {
@@ -120,8 +121,7 @@ impl Driver {
             |ids: &[ServerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if !outcome.undrained.is_empty() {
             self.warn(&format!(
-                "not every pending write was committed in time at: server {} (the others were not \
-                 acknowledged)",
+                "some pending writes were not committed in time, and were not acknowledged, at server {}",
                 name(&outcome.undrained)
             ));
         }
@@ -154,7 +154,7 @@ impl Driver {
         Err(Failure::Failed(format!("stopped, but {}{advice}", lost.join("; "))))
     }
 
-    /// Returns how to restore the cluster, with commands to be pasted into a shell.
+    /// Returns instructions for restoring the cluster, with commands to be pasted into a shell.
     fn restore_advice(&self, outcome: &StopOutcome) -> String {
         let mut text = String::new();
         let dir = self.plan().dir.to_string_lossy().into_owned();

@@ -1,5 +1,5 @@
-//! The driver of a cluster that is founded, restored or taken over: its creation, its first effects, and the moment
-//! from which it serves.
+//! The driver of a cluster that is founded, restored or taken over: its creation, its first effects, and the
+//! announcement that it serves.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -133,8 +133,8 @@ impl Driver {
         Ok((driver, first))
     }
 
-    /// Carries out the effects of the cluster's creation, before any input. They include the first store, on which
-    /// everything else depends.
+    /// Announces the start, and carries out the effects of the cluster's creation before any input. They include the
+    /// first store, on which everything else depends.
     pub(super) fn begin(self: &Rc<Driver>, first: Vec<Effect>) {
         let plan = self.plan();
         let (file, dir) = (&plan.file, plan.dir.display());
@@ -171,8 +171,8 @@ impl Driver {
         }
     }
 
-    /// Reports the end of a restore, and removes the dumps that were sent to hosts. The dumps are no longer needed,
-    /// because every group that is not LOST has two replicas.
+    /// Reports the end of a restore, and removes the links to the dumps and the copies on hosts. They are no longer
+    /// needed, because every group that is not LOST has two replicas.
     fn tell_restored(&self, restored: &Restoration) {
         let (old, new) = (restored.cluster, self.cluster().config().cluster);
         self.console.say(&format!("restored: cluster {old} continues as cluster {new}"));

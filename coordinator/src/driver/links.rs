@@ -26,8 +26,8 @@ use crate::clients;
 
 /// Serves both ports forever.
 pub(super) async fn serve(driver: Rc<Driver>, clients: TcpListener, servers: TcpListener) {
-    // The epoch must be durable before any server receives it. Otherwise the next coordinator after a crash
-    // would use the same number, and the servers would reject it.
+    // The epoch must be durable before any server receives it. Otherwise the next coordinator after a crash would use
+    // the same number, and the servers would reject that coordinator.
     driver.until_durable().await;
     tokio::task::spawn_local(show_status(Rc::clone(&driver)));
     let served = clients.into_std().and_then(|clients| {
@@ -56,7 +56,8 @@ impl Driver {
         LinkId(self.next_link.replace(self.next_link.get() + 1))
     }
 
-    /// Sets the channel for the orders to a server, unless another process has taken the place of this member.
+    /// Sets the channel for the orders to a server, or removes it (`None`), unless another process has taken the place
+    /// of this member.
     pub(super) fn set_orders(&self, member: Member, sender: Option<mpsc::Sender<Order>>) {
         if self.cluster().member(member.server) != member {
             return;

@@ -37,8 +37,7 @@ impl Driver {
         }
     }
 
-    /// Stores the durable state, or reports why that failed. Nothing that depends on it is sent before it is
-    /// stored.
+    /// Stores the durable state, and passes the result to the cluster. Reports a store that fails or takes long.
     pub(super) async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
         let (file, record) = (Arc::clone(&self.state_file), self.record(*state));
         let began = clock::now();

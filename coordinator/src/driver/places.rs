@@ -63,7 +63,7 @@ impl Places {
         }
     }
 
-    /// Returns the addresses of the coordinator and of the servers, for the stored record.
+    /// Returns the hosts, ports and addresses of the coordinator and of the servers, for the stored record.
     pub(super) fn stored(&self, ports: Ports) -> Place {
         let plan = self.plan();
         Place {

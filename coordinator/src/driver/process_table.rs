@@ -67,8 +67,8 @@ impl Processes {
         }
     }
 
-    /// Kills a process that has lost its place, until it is proven dead. Must be called before the kill channel of
-    /// the next process is created.
+    /// Kills a process that has lost its place, and keeps its kill channel until the process is proven dead. Must be
+    /// called before the kill channel of the next process is created.
     pub(super) fn give_up(&self, member: Member) {
         let mut given_up = self.given_up.borrow_mut();
         if given_up.iter().any(|(known, _)| *known == member) {

@@ -38,13 +38,14 @@ impl Driver {
         self.processes.kill(id);
     }
 
-    /// Records for the status whether the host of a server can be queried about the server's process.
+    /// Records for the status whether the host of a server can be queried about the server's process. `trouble` is the
+    /// reason why it cannot, or `None` if it can.
     pub(super) fn note_host(&self, member: Member, trouble: Option<&str>) {
         self.cluster.borrow_mut().note_host(clock::now(), member, trouble);
     }
 
-    /// Returns the exit of a local process, completed by a search for its dumps if the exit status does not show
-    /// whether they are complete.
+    /// Returns the exit of a local process. If neither its exit status nor its reports show whether its dumps are
+    /// complete, a search for the dumps decides.
     pub(super) async fn look_for_dumps(&self, member: Member, exit: Exit) -> Exit {
         if exit.in_order.is_some() || self.cluster().has_reported_dumps(member) {
             return exit;
@@ -54,7 +55,8 @@ impl Driver {
         Exit { in_order: Some(has_left), ..exit }
     }
 
-    /// Does the same on the host of a process behind ssh.
+    /// Does the same as [`Driver::look_for_dumps`] for a process on an ssh host. If the host cannot be queried, the
+    /// result stays unknown.
     pub(super) async fn look_for_dumps_on_host(
         &self,
         line: &ServerLine,
@@ -74,7 +76,7 @@ impl Driver {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            // Not more connections at once than sshd accepts.
+            // sshd drops connections over its limit.
             let permit = self.turn.acquire().await.ok();
             let dumped = ssh.dumped(&line.host, (state.cluster, member), &names).await;
             drop(permit);

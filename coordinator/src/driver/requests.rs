@@ -55,7 +55,8 @@ pub(super) async fn serve(driver: Rc<Driver>, dir: PathBuf, requests: mpsc::Send
                 if !std::mem::replace(&mut has_failed, true) {
                     let dir = dir.display();
                     tracing::warn!(
-                        "cannot listen on {NAME} in {dir}: {error}; `coord stop` will not work"
+                        "cannot listen on {NAME} in {dir}: {error}; retrying, and coord stop, detach, replace and \
+                         set fail until then"
                     );
                 }
                 tokio::time::sleep(CHECK_EVERY).await;
@@ -76,7 +77,7 @@ async fn accept(
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = tokio::time::sleep(CHECK_EVERY) => {
-                // A directory that hangs must not block this thread, which makes the decisions.
+                // A stalled file system must not block this thread, which makes the decisions.
                 let path = path.clone();
                 match tokio::task::spawn_blocking(move || path.exists()).await {
                     Ok(false) => return,
@@ -149,7 +150,8 @@ async fn converse(
         return send(&mut write, &Line { say, ended: Some(is_well) }).await;
     }
     let Some(mut lines) = driver.callers.enter() else {
-        let say = format!("{MAX_CALLERS} other commands already wait for the stop");
+        let say =
+            format!("{MAX_CALLERS} other commands already wait for the stop; end one of them");
         return send(&mut write, &Line { say, ended: Some(false) }).await;
     };
     requests.send(call).await.map_err(io::Error::other)?;

@@ -1,4 +1,4 @@
-//! `coord set`: settings of a running cluster change, also at its servers.
+//! `coord set`: changes settings of a running cluster and of its servers.
 
 use std::rc::Rc;
 

@@ -1,4 +1,4 @@
-//! The command line of a server's process, as the plan has it.
+//! The command line of a server's process, as the plan specifies it.
 
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::{ClusterId, Member};

@@ -24,10 +24,11 @@ use crate::place::Route;
 use crate::settings::Settings;
 use crate::survey::Survey;
 
-/// Checks that the other servers can reach this machine by the given addresses.
+/// Checks that the other hosts can reach this machine at the given addresses.
 ///
 /// # Errors
-/// Bad usage: `--advertise` is missing, or it and `--bind` contradict each other.
+/// Bad usage: `--advertise` is missing or is not an address to connect to, or `--bind` is a loopback address although
+/// other hosts must reach this machine.
 pub(crate) fn check_addresses(
     file: &ClusterFile,
     args: &Args,
@@ -53,13 +54,14 @@ pub(crate) fn check_addresses(
     }
     if advertise.is_some_and(|address| address.is_unspecified()) {
         return Err(Failure::Usage(
-            "--advertise must be an address that other hosts can connect to".into(),
+            "--advertise is a wildcard address; give an address that other hosts can connect to"
+                .into(),
         ));
     }
     Ok(())
 }
 
-/// The addresses of this machine according to the flags.
+/// The addresses of this machine according to the flags and the stored settings.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Addresses {
     advertise: Option<IpAddr>,
@@ -72,7 +74,7 @@ impl Addresses {
     }
 }
 
-/// Returns this machine's address according to the flags, or 127.0.0.1.
+/// Returns this machine's address according to the flags and the stored settings, or 127.0.0.1.
 pub(super) fn own_address(settings: &Settings, args: &Args) -> IpAddr {
     let bind = args.bind.filter(|ip| !ip.is_unspecified());
     settings.advertise.or(bind).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
@@ -126,7 +128,8 @@ pub(super) fn listen_for(routes: &[Route]) -> IpAddr {
 }
 
 /// Returns the route of a running server. The coordinator's address may change: to `--advertise`, or to the address
-/// `seen` by the server's host in a survey. The server receives it.
+/// `seen` by the server's host in a survey. The server receives it. The address at which a local server is reached
+/// changes with `--advertise`, too.
 pub(super) fn route_again(
     line: &ServerLine,
     before: &Route,

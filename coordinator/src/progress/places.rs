@@ -152,7 +152,7 @@ fn percent(copy: &CopyStatus) -> u64 {
     percent_of_bytes(copy.bytes, copy.of_bytes, copy.entries, copy.of_entries)
 }
 
-/// The rate of a copy, measured over the last seconds.
+/// The rate of a copy, measured over the last [`RATE_OVER`].
 #[derive(Debug, Default)]
 struct Rate {
     samples: VecDeque<(Time, u64)>,

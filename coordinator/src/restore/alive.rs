@@ -57,7 +57,7 @@ pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
     lines
 }
 
-/// Servers that run where a cluster with a lost state ran.
+/// Servers that run, or may run, where a cluster ran whose state is lost.
 #[derive(Debug, Default)]
 pub(super) struct Running {
     /// Servers that prevent the restore (of this cluster or in its directories), and hosts that cannot be queried.
@@ -67,7 +67,8 @@ pub(super) struct Running {
     pub(super) elsewhere_perhaps: Vec<String>,
 }
 
-/// Looks for servers in these directories, in the coordinator's directory, and on the ssh hosts.
+/// Looks for servers of this cluster on this machine and on the ssh hosts, and for any servers in these directories, in
+/// the coordinator's directory, and in the servers' directory on the ssh hosts.
 pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan, cluster: ClusterId) -> Running {
     let name = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
     let places: Vec<(u64, u64)> =
@@ -138,7 +139,9 @@ pub(super) async fn end_all(record: &Record, ssh: &Ssh) {
         places.map(|(_, n)| record.state.member(ServerId(n))).collect()
     };
     if let Err(error) = adopted::end_strays(&of_host(&Host::Local)) {
-        tracing::warn!("cannot end the processes of an earlier attempt: {error}");
+        tracing::warn!(
+            "cannot end the processes of an earlier attempt: {error}; they may hold ports"
+        );
     }
     for (n, host) in record.place.hosts.iter().enumerate() {
         if *host == Host::Local || record.place.hosts[..n].contains(host) {
@@ -147,7 +150,9 @@ pub(super) async fn end_all(record: &Record, ssh: &Ssh) {
         let names: Vec<Incarnation> =
             of_host(host).iter().map(|member| member.incarnation).collect();
         if let Err(error) = ssh.end_strays(host, &names).await {
-            tracing::warn!("cannot end the processes of an earlier attempt on {host}: {error}");
+            tracing::warn!(
+                "cannot end the processes of an earlier attempt on {host}: {error}; they may hold ports"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! All dumps in some directories, each read and checked from the first to the last byte.
 //!
-//! A dump of another cluster is read only up to its header, because it cannot count. A file with two names is read
-//! once.
+//! A dump of another cluster, or with another number of shards, is read only up to its header, because it cannot count.
+//! A file with two names is read once.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -70,7 +70,8 @@ pub(super) fn dumps(
     Ok(found.map(|((path, bytes), result)| Found { path, bytes, dump: taken(result) }).collect())
 }
 
-/// Returns the dumps of any cluster, for a ring of this many servers.
+/// Returns the dumps of any cluster, each checked for a ring of this many servers. Dumps of earlier runs are left out;
+/// if there are no others, that is an error.
 pub(super) fn dumps_of_any(
     dirs: &[PathBuf],
     servers: u16,
@@ -99,7 +100,7 @@ pub(super) fn dumps_of_any(
     Ok(files.into_iter().map(read).collect())
 }
 
-/// Returns the files whose names are those of dumps, with their sizes.
+/// Returns the files with names of dumps in these directories and in their `restore/`, with their sizes.
 fn list(dirs: &[PathBuf]) -> Result<Vec<(PathBuf, u64)>, String> {
     let (mut files, mut seen) = (Vec::new(), BTreeSet::new());
     for dir in dirs {
@@ -154,7 +155,8 @@ impl From<DumpError> for Stopped {
     }
 }
 
-/// Reads and checks a whole dump; a dump of another cluster is read only up to its header.
+/// Reads and checks a whole dump. If it belongs to another cluster or has another number of shards, reads only its
+/// header, and returns it without shards.
 pub(super) fn check(path: &Path, state: &DurableState) -> Result<DumpHeader, String> {
     let servers = u16::try_from(state.servers.len()).map_err(|error| error.to_string())?;
     check_any(path, servers, |origin| {

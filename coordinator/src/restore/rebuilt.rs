@@ -18,14 +18,14 @@ use crate::place::{Place, Ports};
 use crate::plan::Plan;
 use crate::store::{self, Record};
 
-/// The file's name in the coordinator's directory.
+/// The name of the rebuilt state in the coordinator's directory.
 const NAME: &str = "coordinator.state.rebuilt";
 
 /// A rebuilt state, stored for the steps that follow.
 #[derive(Debug)]
 pub(super) struct FromDumps {
     pub(super) last: Last,
-    /// Descriptions of what is unknown about its groups.
+    /// Descriptions of what is uncertain: broken dumps, and groups without the dumps of both holders.
     pub(super) doubts: Vec<String>,
 }
 
@@ -85,7 +85,7 @@ pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<F
     Ok(FromDumps { last: Last { path, record }, doubts })
 }
 
-/// Removes the stored state.
+/// Removes the rebuilt state.
 pub(super) fn remove(dir: &Path) {
     let _ = std::fs::remove_file(dir.join(NAME));
 }

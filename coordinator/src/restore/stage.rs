@@ -1,9 +1,9 @@
 //! The chosen files, under names that no server touches until every group of the restored cluster has two replicas.
 //!
-//! A server renames the dumps in its directory to `.old`, and earlier `.old` files get a number. After a failed
-//! start, the files to restore from may be the `.old` ones. A hard link takes no space and keeps a file even if its
-//! other names change. If the file system has no hard links, files in the coordinator's own directory are copied,
-//! and files elsewhere stay where they are.
+//! A server renames the dumps in its directory to `.old`, and earlier `.old` files get a number. After a failed start,
+//! the files to restore from may be the `.old` ones. A hard link takes no space and keeps a file even if its other
+//! names change. A file that cannot be linked is copied if it is in the coordinator's own directory, and otherwise
+//! stays where it is.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -16,8 +16,8 @@ use crate::store;
 /// The name of the directory in the coordinator's directory.
 pub(super) const NAME: &str = "restore";
 
-/// Links the state and the dumps, and returns the path from which each dump is to be loaded. The state that the new
-/// one will replace gets its old name.
+/// Links the state and the dumps, and returns the path from which each dump is to be loaded. The state that the new one
+/// will replace is renamed to `coordinator.state.old`.
 pub(super) fn stage(
     dir: &Path,
     state: &Path,
@@ -59,7 +59,8 @@ fn file_name(origin: &DumpOrigin) -> String {
     format!("server_{server}.{role}")
 }
 
-/// Links a file to a second name, or copies it if that is not possible.
+/// Links a file to a second name. If that fails, copies the file, but only if it is the state or in the coordinator's
+/// own directory.
 fn keep(from: &Path, to: &Path) -> io::Result<()> {
     if fs::canonicalize(from)? == fs::canonicalize(to).unwrap_or_default() {
         return Ok(());
@@ -109,7 +110,7 @@ fn sync(dir: &Path) -> io::Result<()> {
 pub(super) fn remove(dir: &Path) {
     let place = dir.join(NAME);
     if let Err(error) = fs::remove_dir_all(&place) {
-        tracing::warn!("cannot remove {}: {error}; it is no longer needed", place.display());
+        tracing::warn!("cannot remove {}: {error}; remove it by hand", place.display());
     }
 }
 

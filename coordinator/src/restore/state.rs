@@ -3,7 +3,7 @@
 //! ```text
 //!   coordinator.state          of the cluster that ran there last
 //!   restore/coordinator.state  the source of a failed restore
-//!   coordinator.state.old      of the cluster before
+//!   coordinator.state.old      of the previous cluster
 //! ```
 //!
 //! The states are examined in this order. A state whose cluster has never served is skipped, because no client ever

@@ -43,8 +43,8 @@ pub(crate) fn open(started: &Started) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Kills every process on this machine that was started as one of these members. They have not reported, so their ids
-/// are unknown. They hold no data, but they may hold ports.
+/// Kills every process on this machine that was started as one of these members, and returns their number. A process
+/// that has not reported has no known id, so processes are found by the incarnation in their command lines.
 pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
     if members.is_empty() {
         return Ok(0);

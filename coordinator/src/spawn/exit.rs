@@ -21,7 +21,8 @@ pub(crate) struct Exit {
     pub(crate) how: String,
     /// The last lines of its output, if there are any.
     pub(crate) last_words: Option<String>,
-    /// True if its exit status reports that everything it held is in complete dumps. `None` if that is unknown.
+    /// True if its exit status, or a search for its dumps, shows that everything it held is in complete dumps. `None`
+    /// if that is unknown.
     pub(crate) in_order: Option<bool>,
 }
 

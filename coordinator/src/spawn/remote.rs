@@ -74,7 +74,7 @@ impl Pid {
     }
 }
 
-/// The last logged message and its time, so that a repeated message is not logged again for a while.
+/// The last logged message and its time, so that a repeated message is logged only every [`SAID_EVERY`].
 #[derive(Debug, Default)]
 struct Repeated {
     last: Option<(String, Instant)>,
@@ -123,8 +123,9 @@ impl RemoteServer {
     }
 
     /// Starts the server, unless it is adopted, and waits for its proven end. A message on `kill` kills it. `turn`
-    /// limits the number of connections that are being established, because sshd drops excess ones. `reported`
-    /// returns the server's own report.
+    /// limits the number of connections that are being established, because sshd drops excess ones. `started` receives
+    /// the process id of a started server, and `reported` returns the server's own report. `host` receives the reason
+    /// why the host cannot be queried, or `None` when it can.
     pub(crate) async fn run(
         self,
         turn: Rc<Semaphore>,

@@ -1,17 +1,17 @@
 //! Servers on other machines: the `ssh` command, and the small scripts that it runs on them.
 //!
 //! The exit status of ssh proves nothing about a server, because the connection may break while the server runs.
-//! Instead, the remote script waits for the server and prints `exited <pid> <status>`; only that line is accepted
-//! as proof. If the connection breaks, or another coordinator takes over, a new connection watches the same process
-//! by `./server --watch <process>`. The start time distinguishes a process from later ones with its id; the PID
-//! namespace distinguishes it from concurrent ones.
+//! Instead, the remote script waits for the server and prints `exited <pid> <status>`; that line is the proof. If the
+//! connection breaks, or another coordinator takes over, a new connection watches the same process by `./server --watch
+//! <process>`. The start time distinguishes a process from later ones with its id; the PID namespace distinguishes it
+//! from concurrent ones.
 //!
 //! The remote processes that work for a coordinator end with the coordinator, even if it is killed. The coordinator
 //! holds the other end of the script's standard input. When that end is closed, the script and `--watch` end. The
 //! server keeps running.
 //!
-//! Only results of the server's executable are accepted. A failure of a shell, `grep` or `cat` proves nothing;
-//! without the executable, the state of the process is unknown.
+//! Apart from the start script's own wait, only results of the server's executable are accepted. A failure of a shell,
+//! `grep` or `cat` proves nothing; without the executable, the state of the process is unknown.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -120,7 +120,7 @@ impl Ssh {
         Ok(processes.iter().map(of).collect())
     }
 
-    /// Returns the groups of a cluster of which this process has completed one of these dumps on its host.
+    /// Returns the groups for which this process of a cluster has completed one of the dumps `names` on its host.
     ///
     /// # Errors
     /// The host was not reached, or a dump of the process is incomplete.

@@ -171,7 +171,8 @@ fn cut(file: &File, bytes: usize) -> io::Result<()> {
     if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
 }
 
-/// Gives the written file the name of the state, and the previous state the name of the spare.
+/// Gives the written file the name of the state, and the previous state the name of the spare. If there is no previous
+/// state, or the file system cannot exchange names, the written file replaces the state.
 fn exchange(directory: &File) -> io::Result<()> {
     let exchanged =
         renameat_with(directory, SPARE_NAME, directory, FILE_NAME, RenameFlags::EXCHANGE);

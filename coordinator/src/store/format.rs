@@ -2,9 +2,9 @@
 
 use super::record::{self, Record};
 
-/// The file's name in the coordinator's directory.
+/// The name of the state in the coordinator's directory.
 pub(crate) const FILE_NAME: &str = "coordinator.state";
-/// Its name after the end of its cluster.
+/// The name of the state of the previous cluster.
 pub(crate) const OLD_NAME: &str = "coordinator.state.old";
 /// The name of the file that is written next.
 pub(super) const SPARE_NAME: &str = "coordinator.state.spare";
@@ -14,7 +14,8 @@ pub(super) const VERSION: &str = "3";
 /// The maximum length of the header line.
 const HEADER_ROOM: usize = 64;
 
-/// Returns the bytes of a state, with the header line, padded with spaces to `room` bytes.
+/// Returns the bytes of a state, with the header line. The JSON is padded with spaces, so that states that fit into
+/// `room` bytes have the same size.
 pub(super) fn encode_in(record: &Record, room: usize) -> Vec<u8> {
     let mut json = serde_json::to_vec_pretty(record).expect("a state has only strings for keys");
     json.resize(json.len().max(room.saturating_sub(HEADER_ROOM)), b' ');
@@ -51,7 +52,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Record, Bad> {
     };
     let json = json.strip_suffix(b"\n").unwrap_or(json);
     if length.parse() != Ok(json.len()) {
-        return Err(bad(format!("the header says {length} bytes, but there are {}", json.len())));
+        return Err(bad(format!("the header gives {length} bytes, but there are {}", json.len())));
     }
     let found = crc32c::crc32c(json);
     if u32::from_str_radix(crc, 16) != Ok(found) {

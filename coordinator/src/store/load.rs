@@ -8,7 +8,7 @@ use kv_daemon::files;
 use super::format::{Bad, FILE_NAME, VERSION, decode};
 use super::record::Record;
 
-/// The maximum size of a state file. The state of a ring of 1,024 servers is smaller than 1 MB.
+/// The maximum size of a state file. The file of a ring of 1,024 servers has 2.1 MB.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// The reason why a state cannot be used.

@@ -44,7 +44,8 @@ impl Record {
         })
     }
 
-    /// Returns a cluster file with the hosts of this cluster and the current ports of its servers.
+    /// Returns a cluster file with the hosts of this cluster and the current ports of its servers; 0 for a server that
+    /// has not reported.
     pub(crate) fn cluster_file(&self) -> ClusterFile {
         let lines = self.place.hosts.iter().zip(&self.state.servers).zip(0..);
         let line = |((host, server), n): ((&Host, &DurableServer), u16)| {

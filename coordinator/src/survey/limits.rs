@@ -13,7 +13,7 @@ pub(crate) struct Limits {
     pub(crate) threads: Option<u64>,
     /// The current number of threads of the user, as far as known.
     pub(crate) threads_used: u64,
-    /// The maximum memory that a process may lock, in bytes (`ulimit -l`).
+    /// The hard limit of the memory that a process may lock, in bytes (`ulimit -H -l`).
     pub(crate) locked: Option<u64>,
     /// Free memory in bytes.
     pub(crate) free: Option<u64>,

@@ -5,15 +5,17 @@ use console::{measure_text_width, truncate_str};
 
 /// A table that can omit some of its columns.
 pub(super) struct Grid {
-    /// The name and the weight of each column: columns with the lowest weights are omitted first.
+    /// The name and the weight of each column. Columns with the lowest weights are omitted first; the first column is
+    /// never omitted.
     pub(super) columns: Vec<(&'static str, u8)>,
-    /// The index of the first numeric column.
+    /// The index of the first numeric column. From there on, columns are aligned to the right.
     pub(super) first_number: usize,
     pub(super) rows: Vec<Vec<String>>,
 }
 
 impl Grid {
-    /// Returns the lines of the table. If they are too wide, columns are omitted, then lines are cut.
+    /// Returns the lines of the table. If they exceed the width, columns are omitted, then lines are cut. `None` is an
+    /// unlimited width.
     pub(super) fn text(&self, width: Option<usize>) -> String {
         let mut shown: Vec<usize> = (0..self.columns.len()).collect();
         loop {

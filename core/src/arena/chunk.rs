@@ -22,12 +22,12 @@ pub(super) enum Chunk {
 #[derive(Debug)]
 pub(super) struct PagedChunk {
     pub(super) map: PageMap,
-    /// The slab of each page that belongs to a slab.
+    /// The slab of each page, or [`NO_SLAB`].
     pub(super) slab_of_page: [SlabId; PAGES_PER_CHUNK],
 }
 
 impl Chunk {
-    /// Returns the number of bytes that this piece takes from the source.
+    /// Returns the number of bytes to release to the source; for a window, the size of its address range.
     pub(super) fn source_bytes(&self, chunk_bytes: usize) -> usize {
         match self {
             Chunk::Vacant => 0,

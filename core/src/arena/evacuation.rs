@@ -3,8 +3,8 @@
 //! ```text
 //!   begin     starts the survey
 //!   prepare   survey: the load of each chunk, and the free room in all of them; in steps
-//!             choice: the sparsest chunks first, as long as their content fits elsewhere and into a few chunks
-//!                     from the source; in steps. A chosen chunk takes no more allocations.
+//!             choice: the sparsest chunks first, as long as their content fits into the others and a few
+//!                     chunks from the source; in steps. A chosen chunk takes no more allocations.
 //!   relocate  the owner of the arena moves every allocation of a chosen chunk
 //!   end       chunks that are not empty are opened again
 //! ```
@@ -28,10 +28,11 @@ const CANDIDATES_MAX: usize = 2 * CHOSEN_MAX;
 const LONG_RUN_PAGES: usize = 64;
 /// The share of such a run, in eighths, that moved allocations are expected to fill.
 const FILLED_EIGHTHS: usize = 7;
-/// The maximum number of chunks that moves are planned to take from the source, unless the share below is larger. In
-/// practice moves may take one more: otherwise entries that find no room at the end would keep their chunks.
+/// The maximum number of chunks that moves are planned to take from the source, unless [`HELD_FOR_ONE_FRESH`] allows
+/// more. Moves may take one chunk more than planned. Otherwise entries that find no room at the end would keep their
+/// chunks.
 const FRESH_MAX: usize = 2;
-/// The number of held chunks for each chunk that moves are planned to take from the source.
+/// The number of held chunks for each chunk that moves may be planned to take from the source.
 const HELD_FOR_ONE_FRESH: usize = 32;
 
 /// The chunks that are being emptied, and the state of their choice.
@@ -45,7 +46,7 @@ pub(super) struct Evacuation {
     chosen: Vec<u32>,
     /// For each chunk number, true if that chunk is being emptied.
     leaving: Vec<bool>,
-    /// The number of chunks that moves have begun to fill, and the maximum that they may take from the source.
+    /// The number of empty chunks that moves have begun to fill, and its maximum.
     fresh: usize,
     fresh_max: usize,
     emptied: usize,
@@ -107,7 +108,7 @@ impl Room {
         pages.saturating_sub(self.usable_pages)
     }
 
-    /// Adds a chunk, either as one that keeps its content or as chosen.
+    /// Counts a chunk as one that keeps its content, or counts such a chunk as chosen instead.
     fn add(&mut self, arena: &Arena, chunk: u32, is_chosen: bool) {
         let mut slab_pages = 0;
         arena.for_each_slab(chunk, |_, slab| {
@@ -173,7 +174,7 @@ impl Arena {
     }
 
     /// Runs one step of the survey or the choice, for at most `chunks_max` chunks. Each chunk costs about a
-    /// microsecond.
+    /// microsecond. Returns [`Preparation::Futile`] if no evacuation has begun.
     pub fn prepare_evacuation(&mut self, chunks_max: usize) -> Preparation {
         let Some(mut evacuation) = self.evacuation.take() else { return Preparation::Futile };
         let preparation = match evacuation.stage {
@@ -314,7 +315,7 @@ impl Arena {
         Evacuated { emptied, fresh, moved_bytes }
     }
 
-    /// Records that a chunk has become empty, so it is no longer being emptied.
+    /// Records that a chunk has become empty. If it was being emptied, it counts as emptied.
     pub(super) fn note_emptied(&mut self, chunk: u32) {
         if let Some(evacuation) = &mut self.evacuation
             && let Some(leaving) = evacuation.leaving.get_mut(chunk as usize)

@@ -17,7 +17,7 @@ impl PageMap {
         PageMap { free: [u64::MAX; WORDS] }
     }
 
-    /// Returns the first page and the length of the first free run of at least `pages`.
+    /// Returns the first page and the length of the first free run of at least `pages` pages.
     pub(super) fn find(&self, pages: usize) -> Option<(usize, usize)> {
         self.runs().find(|&(_, length)| length >= pages)
     }
@@ -103,7 +103,7 @@ pub(super) struct RunIndex {
 const GROUP: usize = 64;
 
 impl RunIndex {
-    /// Records the longest free run of a chunk (0 for a chunk number that is not in use).
+    /// Records the longest free run of a chunk (0 for a chunk that accepts no allocation).
     pub(super) fn set(&mut self, chunk: usize, longest_run: u16) {
         if chunk >= self.longest.len() {
             self.longest.resize(chunk + 1, 0);
@@ -116,7 +116,7 @@ impl RunIndex {
         self.longest_of_group[group] = longest.unwrap_or(0);
     }
 
-    /// Returns the first chunk, other than `except`, with a free run of `pages`.
+    /// Returns the first chunk, other than `except`, with a free run of at least `pages` pages.
     pub(super) fn find(&self, pages: usize, except: Option<usize>) -> Option<usize> {
         let fits = |&longest: &u16| usize::from(longest) >= pages;
         let groups = self.longest_of_group.iter().enumerate();

@@ -6,7 +6,7 @@
 //!   above              a block: whole pages, outside of the chunks
 //! ```
 //!
-//! Rounding wastes less than one ninth of an allocation, or at most 15 bytes if it is below 128 bytes.
+//! Rounding wastes less than one ninth of an allocation, or at most 15 bytes if it has up to 128 bytes.
 
 use super::UNIT_BYTES;
 use super::page_map::PAGES_PER_CHUNK;

@@ -218,7 +218,7 @@ fn recently_freed_block_memory_is_reused_and_returned_before_more_is_taken() {
 fn an_arena_is_exhausted_when_it_has_used_all_chunk_numbers() {
     let (mut arena, _) = counted(CHUNK_BYTES_MAX, usize::MAX);
     let blocks = (1u64 << 32) / (CHUNK_BYTES_MAX / UNIT_BYTES) as u64 - 1;
-    // The test never accesses this memory, so it takes only address space.
+    // The test writes almost none of this memory, so it takes little more than address space.
     let bytes = CHUNK_BYTES_MAX / 2 + 1;
     let mut handles: Vec<_> = (0..32).map(|_| arena.allocate(bytes).expect("memory")).collect();
     for number in 33..blocks {

@@ -2,10 +2,10 @@
 //!
 //! | alarm | begins | ends |
 //! |---|---|---|
-//! | LOST | a group has no holder | never by itself |
+//! | LOST | a group has no holder | never while the cluster runs |
 //! | UNREACHABLE | the only holder of a group is silent | it reports, or is proven dead |
 //! | kept though silent | a server is silent to the coordinator only: it keeps its groups | it reports, or is dead |
-//! | unanswered | both holders of a group report complaints, and neither responds to the coordinator | they respond |
+//! | unanswered | a holder of a group reports a complaint, and neither responds to a probe | the complaint ends |
 //! | keeps failing | a place could not be filled three times in a row | its recovery is over |
 //! | stuck | a thread of a server that is the only holder of a group is hung | it continues, or the server is dead |
 //! | state not stored | the coordinator's state cannot be stored | the state is stored, or there is nothing to store |
@@ -45,7 +45,7 @@ const MAX_WORDS: usize = 200;
 /// contains a path.
 const MAX_REASON: usize = 600;
 
-/// One condition.
+/// A condition that needs an operator's attention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Alarm {
     Lost(GroupId),
@@ -113,8 +113,8 @@ impl Alarm {
             }
             Alarm::Unreachable(group) => {
                 let text = format!(
-                    "group {group} is UNREACHABLE: its only holder is silent, or has left in order; bring its \
-                     host and the network back; if it has left, stop the cluster and restore its complete dump"
+                    "group {group} is UNREACHABLE: its only holder is silent, or has dumped and exited; bring its \
+                     host and the network back; if it has exited, stop the cluster and restore its complete dump"
                 );
                 of(AlarmKind::Unreachable, None, Some(*group), text)
             }
@@ -128,7 +128,7 @@ impl Alarm {
             Alarm::Unanswered(group) => {
                 let text = format!(
                     "the two holders of group {group} receive nothing from each other, and neither responds to the \
-                     coordinator; check the network between the hosts"
+                     coordinator's probe; check the network between the hosts"
                 );
                 of(AlarmKind::Unanswered, None, Some(*group), text)
             }
@@ -145,7 +145,7 @@ impl Alarm {
             Alarm::HostUnreachable { server, reason, is_silent: true } => {
                 let text = format!(
                     "server {server} is silent, and its host does not report whether its process has ended: \
-                     {reason}; its keys are served from their other copy; bring the host back, or give its place \
+                     {reason}; keys with another copy are served from it; bring the host back, or give its place \
                      to another one: {}",
                     replace_command(*server)
                 );
@@ -187,8 +187,8 @@ impl Alarm {
             }
             Alarm::Stuck(server) => {
                 let text = format!(
-                    "a thread of server {server} is hung; it is not restarted, because it is the only holder of \
-                     a group; see its log, and check the memory and processor load of its machine"
+                    "a thread of server {server} is hung; the server is not restarted, because it is the only holder \
+                     of a group; see its log, and check the memory and processor load of its machine"
                 );
                 of(AlarmKind::Stuck, Some(*server), None, text)
             }
@@ -209,8 +209,8 @@ impl Alarm {
             }
             Alarm::CannotFollow { server, group, reason } => {
                 let text = format!(
-                    "server {server} was removed as secondary of group {group}: {reason}; it is retried \
-                     after a back-off; check the memory of its host, and its log"
+                    "server {server} was removed as secondary of group {group}: {reason}; it becomes a candidate \
+                     again after a back-off; check the memory of its host, and its log"
                 );
                 of(AlarmKind::CannotFollow, Some(*server), Some(*group), text)
             }

@@ -1,9 +1,9 @@
-//! A second fault: a server that is found dead while the first one is not yet back (consistency.md §6).
+//! A second fault: a server fails before an earlier failed one is back (consistency.md §6).
 //!
-//! A fault is a process that is proven dead, or was removed for its silence. A live process is no fault if it was
-//! removed from its groups because of its partners' complaints, or because it did not keep up.
+//! A fault is the proven death of a process, or its removal for silence to the coordinator. The removal of a live
+//! process because of a complaint, or because it did not keep up, is no fault.
 //!
-//! `shutdown`, the rule of the original system: every live server stops serving, dumps both tables, and exits.
+//! There are two reactions. `shutdown` (the default): every live server stops serving, dumps both tables, and exits.
 //! `isolate`: every group continues on its own; requests to groups without a holder get the status LOST.
 
 use kv_protocol::{GroupId, Member, ServerId, Time};
@@ -21,8 +21,8 @@ pub enum DoubleFault {
 }
 
 impl Cluster {
-    /// Records a member that is proven dead or was removed for its silence. A live member that was removed for another
-    /// reason is no fault: no data is lost, and the member returns without a restart.
+    /// Records the fault of a member that is proven dead or was removed for its silence, unless its exit is orderly.
+    /// The caller must not pass a live member that was removed for another reason: it returns without a restart.
     pub(super) fn note_fault(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         if self.leaves_in_order(member) {
             return;
@@ -70,7 +70,7 @@ impl Cluster {
     }
 
     /// Resumes the recovery that an earlier coordinator began. It is the recovery of the place whose fault that
-    /// coordinator counted, or of a place whose process no view names and is replaced now.
+    /// coordinator counted, or else of the first place whose process no view names: that process is replaced now.
     pub(super) fn resume_recovery(&mut self) {
         let is_replaced = |id: &ServerId| !self.memory.durable().names(self.member(*id));
         let replaced = (0..self.count()).map(ServerId).find(is_replaced);
@@ -78,7 +78,7 @@ impl Cluster {
         *recovering = recovering.or(replaced);
     }
 
-    /// Returns whether this stop follows a double fault. Pending writes can then never commit, so the dumps begin
+    /// Returns whether this stop follows a double fault. Pending writes may then never commit, so the dumps begin
     /// without waiting for them.
     pub(super) fn stops_for_double_fault(&self) -> bool {
         self.double_fault.is_some() && self.config.on_double_fault == DoubleFault::Shutdown

@@ -12,7 +12,7 @@
 //!
 //! A store fails, for example, while the disk is full. The views and last holders that it would have made durable are
 //! then withdrawn: no process has received them, and the facts may change until the disk has room. When the retry is
-//! due, the views are decided again.
+//! due, the views are decided again. Before the cluster has served, nothing is withdrawn.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ use crate::mutations::{self, Mutation};
 /// The back-off after a failed store.
 pub const STORE_AGAIN: Duration = Duration::from_millis(200);
 
-/// The time for which an alarm about a failed store lasts if nothing is left to store. It lasts that long because a
-/// withdrawn decision may be made again.
+/// The minimum time for which the alarm about a failed store lasts if nothing is left to store. A withdrawn decision
+/// may be made again within this time.
 const TROUBLE_LASTS: Duration = Duration::from_secs(3);
 
 /// The durable state of a coordinator.
@@ -51,11 +51,11 @@ pub struct DurableState {
     pub servers: Vec<DurableServer>,
     /// The view of every group; version 0 before the first.
     pub views: Vec<View>,
-    /// The beginning of each group in a restored cluster; empty in a cluster that began with empty tables.
+    /// The origin of each group in a restored cluster; empty in a cluster that began with empty tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foundings: Vec<Founding>,
     /// The last holders of groups without a live holder. Their dumps count at a restore. If a group rests in dumps, its
-    /// view still names them. Otherwise the view before the present one named them.
+    /// view still names them. Otherwise the previous view named them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_holders: Vec<LastHolders>,
     /// True if the cluster is being stopped, or is stopped. Its views are final then: exits no longer change them.
@@ -74,20 +74,20 @@ pub struct DurableState {
 /// The origin of a group in a restored cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Founding {
-    /// The highest view version in the earlier cluster. The first view of the group has a higher one.
+    /// The highest view version of the group in the earlier cluster. The first view of the group has a higher one.
     pub above: ViewVersion,
-    /// True if the group was LOST: its first view names no process.
+    /// True if the group is LOST because no dump of it counts: its first view names no process.
     pub is_lost: bool,
 }
 
 /// The last holders of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastHolders {
-    /// The group.
+    /// The group without a live holder.
     pub group: GroupId,
-    /// The last primary.
+    /// The primary that its last view with a holder named.
     pub primary: Member,
-    /// The last secondary, if there was one.
+    /// The secondary of that view, if it had one.
     pub secondary: Option<Member>,
 }
 
@@ -106,14 +106,14 @@ impl DurableState {
         Member { server, incarnation: self.servers[usize::from(server.0)].incarnation }
     }
 
-    /// Returns the origin of a group whose first view is not yet made.
+    /// Returns the origin of a group. In a cluster that began with empty tables this is version 0, not LOST.
     pub(super) fn founding(&self, group: GroupId) -> Founding {
         let known = self.foundings.get(usize::from(group.0)).copied();
         known.unwrap_or(Founding { above: ViewVersion(0), is_lost: false })
     }
 
-    /// Returns the holders of a group; if it has none, its last holders. Each has every acknowledged write, in
-    /// memory or in a complete dump.
+    /// Returns the holders that the view of a group names; if it names none, the last holders. A dump of any other
+    /// process may lack acknowledged writes.
     pub fn holders(&self, group: GroupId) -> impl Iterator<Item = Member> {
         let view = self.views.get(usize::from(group.0)).filter(|view| view.primary.is_some());
         let last = self.last_holders.iter().find(|last| last.group == group);
@@ -122,8 +122,8 @@ impl DurableState {
         now.or(last).into_iter().flatten().flatten()
     }
 
-    /// Returns whether a group rests in complete dumps: its last holders have made an orderly exit. Its view stays, so
-    /// it is not LOST. No process serves it until the cluster is restored.
+    /// Returns whether a group rests in complete dumps: no holder is left, and at least one of the last ones has made
+    /// an orderly exit. Its view stays, so it is not LOST. No process serves it until the cluster is restored.
     pub fn rests(&self, group: GroupId) -> bool {
         let Some(view) = self.views.get(usize::from(group.0)) else { return false };
         let is_of_view = |last: &LastHolders| {
@@ -181,7 +181,7 @@ impl Memory {
         self.storing.is_some() || self.again_at.is_some()
     }
 
-    /// Returns when a failed store is retried.
+    /// Returns the time at which a failed store is retried; `None` if none waits for its retry.
     pub(super) fn again_at(&self) -> Option<Time> {
         self.again_at
     }
@@ -191,27 +191,28 @@ impl Memory {
         self.again_at.take_if(|again| *again <= now);
     }
 
-    /// Returns the reason why the state cannot be stored, if it cannot.
+    /// Returns the reason why a store has failed or takes long, while the alarm about it lasts.
     pub(super) fn trouble(&self) -> Option<&str> {
         self.trouble.as_ref().map(|(_, reason)| reason.as_str())
     }
 
-    /// Clears the record of a failed store if there was nothing to store for [`TROUBLE_LASTS`].
+    /// Clears the record of a failed or slow store if it is at least [`TROUBLE_LASTS`] old and nothing is left to
+    /// store.
     pub(super) fn end_trouble(&mut self, now: Time) {
         if !self.is_storing() && self.decided == self.durable {
             self.trouble.take_if(|(noticed, _)| now.since(*noticed) >= TROUBLE_LASTS);
         }
     }
 
-    /// Records that the store in progress takes long.
+    /// Records that a store takes long, if it is the one in progress.
     fn on_late(&mut self, now: Time, number: u64, reason: &str) {
         if self.storing.as_ref().is_some_and(|(storing, _)| *storing == number) {
             self.trouble = Some((now, reason.to_owned()));
         }
     }
 
-    /// Handles a failed store, if it was the one in progress. Withdraws the views and last holders that the store
-    /// would have made durable.
+    /// Handles a failed store, if it was the one in progress. Once the cluster has served, withdraws the views and last
+    /// holders that the store would have made durable.
     fn on_failed(&mut self, now: Time, number: u64, reason: &str) {
         let failed = self.storing.take_if(|(storing, _)| *storing == number);
         if failed.is_none() {
@@ -225,7 +226,7 @@ impl Memory {
         }
     }
 
-    /// Begins the next store; returns its number and state.
+    /// Begins the next store and returns its number and state; `None` if nothing must be stored or no store may begin.
     pub(super) fn next_store(&mut self) -> Option<(u64, DurableState)> {
         if self.is_storing() || (self.decided == self.durable && self.due.is_none()) {
             return None;
@@ -235,7 +236,8 @@ impl Memory {
         self.storing.clone()
     }
 
-    /// Completes the store in progress if it has this number; returns the state that was durable before.
+    /// Completes the store in progress and returns the state that was durable before; `None` if the number is another
+    /// one.
     pub(super) fn on_stored(&mut self, number: u64) -> Option<DurableState> {
         let (_, state) = self.storing.take_if(|(storing, _)| *storing == number)?;
         self.trouble = None;
@@ -274,7 +276,7 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// Records a risk for the next store, although the last one has succeeded.
+    /// Records the reason why the next store may fail although the last one has succeeded; `None` ends the alarm.
     pub fn note_store_risk(&mut self, risk: Option<String>) {
         self.store_risk = risk;
         self.renew_alarms();

@@ -23,9 +23,12 @@ pub enum Effect {
         state: Box<DurableState>,
     },
     /// Start a process with this incarnation at its place of the ring. Report when it has exited or could not be
-    /// started.
+    /// started, with [`Cluster::on_left`] or [`Cluster::on_exited`].
+    ///
+    /// [`Cluster::on_left`]: super::Cluster::on_left
+    /// [`Cluster::on_exited`]: super::Cluster::on_exited
     Spawn {
-        /// The process.
+        /// The process to start.
         member: Member,
     },
     /// Watch this process of an earlier coordinator, and report when it has exited.
@@ -35,45 +38,45 @@ pub enum Effect {
     },
     /// A group has a new durable view.
     ViewChanged {
-        /// The previous view.
+        /// The view that was durable before.
         before: View,
-        /// The new view.
+        /// The view that is durable now.
         view: View,
     },
     /// The recovery of a place of the ring has reached a step, or is over.
     Recovery {
-        /// The place.
+        /// The place that is being recovered.
         server: ServerId,
         /// The step, 0 to 5; `None` if the recovery is over.
         step: Option<u8>,
     },
-    /// Several attempts in a row to fill a place of the ring have failed; attempts continue.
+    /// The processes at a place of the ring have failed three times in a row; attempts to fill it continue.
     KeepsFailing {
-        /// The place.
+        /// The place that could not be filled.
         server: ServerId,
     },
-    /// The members of this group do not receive each other's messages, and neither responds to the coordinator.
+    /// A member of this group complains about the other one, and no member that may stay responded to a probe.
     Unanswered {
-        /// The group.
+        /// The group with the complaint.
         group: GroupId,
     },
     /// The secondary of a group was removed because it did not keep up. After a back-off it gets a new copy.
     CannotFollow {
-        /// The secondary.
+        /// The server of the removed secondary.
         server: ServerId,
-        /// The group.
+        /// The group from which it was removed.
         group: GroupId,
-        /// The reported reason.
+        /// The reason from the report of the secondary or its primary.
         reason: Following,
     },
-    /// A second server has failed before the recovery of the first one was over.
+    /// A second server has failed before the recovery of the first one was over, or the last holder of a group is dead.
     DoubleFault {
-        /// The first.
+        /// The server that failed first, or the other home server of the group.
         first: ServerId,
-        /// The second.
+        /// The server that failed now.
         second: ServerId,
     },
-    /// Keep a connection for orders to this server, and report when it is up.
+    /// Keep a connection for orders to this server, and report when it is up and when it is lost.
     Dial {
         /// The process to connect to.
         member: Member,
@@ -84,46 +87,46 @@ pub enum Effect {
     Order {
         /// The process that gets the order.
         to: Member,
-        /// The order.
+        /// The order to send.
         order: Order,
     },
-    /// Every group has both copies; clients may be served.
+    /// Every group has both copies, or is LOST in a restored cluster; clients may be served.
     Serving,
     /// The start has failed and is not retried.
     StartFailed {
         /// The server that caused the failure.
         server: ServerId,
-        /// The reason.
+        /// The reason why the start has failed.
         reason: StartFailure,
     },
     /// A server is down.
     Down {
-        /// The server.
+        /// The process that is down.
         member: Member,
         /// The observation that showed that it is down.
         cause: DownCause,
     },
     /// A server that was down reports again.
     Back {
-        /// The server.
+        /// The process that reports again.
         member: Member,
     },
     /// A server could not carry out an order.
     OrderFailed {
-        /// The server.
+        /// The process that got the order.
         member: Member,
-        /// The order.
+        /// The name of the order.
         order: &'static str,
         /// The reason given by the server.
         reason: String,
-        /// True if the order is given again.
+        /// True if the order is for a dump that is retried.
         again: bool,
     },
     /// An orderly stop has waited for a server for longer than usual, and continues to wait.
     StopWaits {
-        /// The server.
+        /// The process for which the stop waits.
         member: Member,
-        /// The reason.
+        /// The reason why the stop waits.
         why: StopWait,
     },
     /// A dump of a replica has failed and is not retried: the operator has forced the stop.
@@ -135,20 +138,20 @@ pub enum Effect {
         /// True if another replica has dumped the same group.
         is_dumped: bool,
     },
-    /// One server leaves in an orderly way, at its own request.
+    /// One server leaves in an orderly way, at its own request or because its place moves to another host.
     Leaving {
-        /// The server.
+        /// The process that leaves.
         member: Member,
     },
-    /// Every holder of every group was told to stop or has left. So the cluster is stopped in an orderly way.
+    /// No holder of any group stays: each is leaving, has left or is dead. So the cluster is stopped in an orderly way.
     AllLeave,
     /// The orderly stop of the cluster has entered this phase.
     Stopping(StopPhase),
     /// End this process, and only this process.
     Kill {
-        /// The process.
+        /// The process to end.
         member: Member,
-        /// The reason.
+        /// The reason for the kill.
         reason: KillReason,
     },
     /// The orderly stop is over.
@@ -162,7 +165,7 @@ pub enum Effect {
         group: GroupId,
         /// The version in the state.
         known: ViewVersion,
-        /// The version reported.
+        /// The version in the heartbeat of the server.
         reported: ViewVersion,
     },
 }
@@ -182,14 +185,15 @@ pub enum DownCause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KillReason {
     /// The process has not reported yet: it holds no data, and its address is unknown.
-    #[error("it had not reported yet")]
+    #[error("it has not reported yet, so no data is lost")]
     NotStarted,
-    /// The process did not report on these orders in time. No data is lost with it.
+    /// The process did not report on these orders in time. No data is lost with it, unless the operator forced the
+    /// stop.
     #[error("it did not respond to {0} in time")]
     Unanswered(&'static str),
-    /// No view names the process any more, and it is silent, has not reported in time, or has failed repeatedly as
-    /// a candidate.
-    #[error("it is being replaced")]
+    /// No view names the process, and it is silent, has not reported in time, has failed repeatedly, or was killed
+    /// before.
+    #[error("no view names it, and a new process takes its place")]
     Replaced,
     /// The operator requested a stop that does not wait for this process.
     #[error("the operator requested an immediate stop")]
@@ -200,7 +204,7 @@ pub enum KillReason {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartFailure {
-    /// The end of a server's process.
+    /// A server whose process ended.
     #[error("its process ended before the cluster served")]
     Exited,
     /// A server that did not report in time.
@@ -212,7 +216,7 @@ pub enum StartFailure {
     /// A server that could not carry out an order.
     #[error("it could not carry out {order}: {reason}")]
     OrderFailed {
-        /// The order.
+        /// The name of the order.
         order: &'static str,
         /// The reason given by the server.
         reason: String,
@@ -241,9 +245,9 @@ pub enum StartedRefused {
         /// The number of places in the ring.
         servers: u16,
     },
-    /// This coordinator did not start the process.
+    /// The process is not the current one of its place.
     #[error(
-        "incarnation {incarnation} of server {server} was not started by this coordinator; \
+        "incarnation {incarnation} of server {server} was replaced, or was not started by this coordinator; \
          servers are started by coord alone, not by hand"
     )]
     UnknownIncarnation {
@@ -264,7 +268,8 @@ pub enum StartedRefused {
     },
     /// The server has accepted orders of a later coordinator.
     #[error(
-        "it follows a coordinator of epoch {theirs}, but this coordinator has the earlier epoch {ours}"
+        "it has accepted a coordinator of epoch {theirs}, but this coordinator has the earlier epoch {ours}; \
+         stop this coordinator"
     )]
     LaterEpoch {
         /// The epoch of this coordinator.
@@ -272,8 +277,10 @@ pub enum StartedRefused {
         /// The highest epoch that the server has accepted.
         theirs: u64,
     },
-    /// The same process has reported other ports before, so one of the two reports is false.
-    #[error("incarnation {incarnation} of server {server} has already reported other ports")]
+    /// The same incarnation has reported another process id, address or port before, so one of the reports is false.
+    #[error(
+        "incarnation {incarnation} of server {server} has already reported another process id, address or port"
+    )]
     OtherPorts {
         /// The place that the sender claims.
         server: ServerId,
@@ -281,7 +288,7 @@ pub enum StartedRefused {
         incarnation: Incarnation,
     },
     /// The process currently reports on another connection.
-    #[error("incarnation {incarnation} of server {server} reports on another connection")]
+    #[error("incarnation {incarnation} of server {server} already reports on another connection")]
     Linked {
         /// The place that the sender claims.
         server: ServerId,
@@ -289,7 +296,7 @@ pub enum StartedRefused {
         incarnation: Incarnation,
     },
     /// The process is proven dead.
-    #[error("incarnation {incarnation} of server {server} is known to have exited")]
+    #[error("incarnation {incarnation} of server {server} is proven to have exited")]
     Exited {
         /// The place that the sender claims.
         server: ServerId,

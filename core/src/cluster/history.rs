@@ -6,7 +6,7 @@
 //!                                    |--| 1 | 2 | 3 | 5 |      its steps
 //! ```
 //!
-//! No decision depends on it: a coordinator that restarts begins with an empty history.
+//! No decision depends on the history: a restarted coordinator begins with an empty one.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -31,7 +31,7 @@ struct Recovery {
     steps: VecDeque<(u8, Span)>,
 }
 
-/// A span of time. `end` is `None` while it is in progress.
+/// A span of time. `ended` is `None` while the span is in progress.
 #[derive(Clone, Copy)]
 struct Span {
     began: Time,

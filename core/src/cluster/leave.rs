@@ -12,11 +12,12 @@
 //!                +--- no holder of any group stays ------------------> the cluster is stopped (stop.rs)
 //! ```
 //!
-//! From its request on a leaver never wins an inquiry, and never becomes a sole holder, a candidate or the target of a
-//! hand-over. Otherwise the other holder would wipe its copy, and the leaver would exit with the only one. If two
-//! leavers hold the same group, the one with the earlier request leaves first. The other one waits until the place of
-//! the first is filled again. Before a view drops the leaver, the holder that stays must respond to a fresh probe.
-//! Otherwise the group could be left to a server that is dead but not yet detected as dead.
+//! From its request on, a server that leaves (a leaver) never wins an inquiry. It never becomes a sole holder without
+//! proof of the other's death, a candidate or the target of a hand-over. Otherwise the other holder would wipe its
+//! copy, and the leaver would exit with the only one. If two leavers hold the same group, the one with the earlier
+//! request leaves first. The other one waits until the place of the first is filled again. Before a view drops the
+//! leaver, the holder that stays must respond to a fresh probe. Otherwise the group could be left to a server that is
+//! dead but not yet detected as dead.
 
 use std::time::Duration;
 
@@ -30,10 +31,10 @@ use super::stop::Stage;
 use super::{Cluster, Effect};
 use crate::mutations::{self, Mutation};
 
-/// The time within which requests to leave count as simultaneous. So a stop of all servers at once stops the cluster.
+/// The time within which requests to leave count as simultaneous, so that stop signals to all servers stop the cluster.
 const TOGETHER: Duration = Duration::from_millis(200);
-/// The time for which a last holder waits for a successor, measured while this coordinator is awake. Service managers
-/// give a process 30 s or more to stop, and the dump must be written within that time too.
+/// The time for which a leaver waits until others hold its groups, not counting time in which this coordinator was
+/// suspended. Service managers give a process 30 s or more to stop, and the dump must be written within that time too.
 pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The interval of notices to a waiting leaver that its request is in progress. Without them it would exit on its own.
 const KEEP_WAITING: Duration = Duration::from_secs(1);
@@ -42,7 +43,7 @@ const VOUCH_TIMEOUT: Duration = LEASE.saturating_mul(2);
 /// The time for which the response to that probe counts.
 const VOUCH_COUNTS: Duration = LEASE;
 
-/// The proof that the holder that is to stay is alive.
+/// The probe of the holder that is to stay, and its result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Vouch {
     /// No probe was sent.
@@ -99,8 +100,8 @@ impl Cluster {
         self.server(id).stage == Stage::Running || mutations::is_open(Mutation::LeaverMadeHolder)
     }
 
-    /// Returns the time of a leaver's request; `None` while further requests that count as simultaneous may still
-    /// arrive.
+    /// Returns the time of a leaver's request. `None` if the process is not leaving or is dead, or while further
+    /// requests that count as simultaneous may still arrive.
     fn parts(&self, now: Time, member: Member) -> Option<Duration> {
         match self.server(member.server).stage {
             Stage::Parting(asked)
@@ -112,8 +113,8 @@ impl Cluster {
         }
     }
 
-    /// Returns whether a holder stays when a leaver exits: the holder was not told to stop, or was told later and
-    /// waits.
+    /// Returns whether a holder stays when a leaver exits: the holder is up, and it is not leaving or its request is
+    /// later than the leaver's.
     fn stays_after(&self, other: Member, leaver: Member, asked: Duration) -> bool {
         if mutations::is_open(Mutation::LeaverMadeHolder) {
             return !self.is_dead(other);
@@ -126,7 +127,8 @@ impl Cluster {
         goes_later && !self.is_dead(other) && self.server(other.server).is_up()
     }
 
-    /// Returns whether the secondary or candidate of a view leaves and its live primary stays.
+    /// Returns whether the next view may drop the secondary or candidate because it leaves. The primary must stay, and
+    /// must have responded to a probe if the leaver is a secondary.
     pub(super) fn may_let_go(&self, now: Time, view: &View) -> bool {
         let (Some(primary), Some(leaver)) = (view.primary, view.other()) else { return false };
         let Some(asked) = self.parts(now, leaver) else { return false };
@@ -136,7 +138,8 @@ impl Cluster {
         is_vouched && has_handed_over && self.stays_after(primary, leaver, asked)
     }
 
-    /// Returns whether the primary of a view leaves and can hand over to a live secondary that stays.
+    /// Returns whether the primary of a view leaves and can hand over to a secondary that stays and has responded to a
+    /// probe.
     pub(super) fn may_hand_over(&self, now: Time, view: &View) -> bool {
         let (Some(leaver), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
             return false;
@@ -217,7 +220,7 @@ impl Cluster {
         self.server_mut(id).stage = Stage::Parting(self.awake.0.look(now));
     }
 
-    /// Returns whether no holder of any group stays and at least one has left, or is about to leave, in order.
+    /// Returns whether no holder of any group stays, and at least one server has made an orderly exit or is leaving.
     fn all_leave(&self) -> bool {
         let is_orderly = |server: &super::Server| {
             server.left || (!server.exited && server.stage != Stage::Running)
@@ -239,7 +242,7 @@ impl Cluster {
         }
     }
 
-    /// Probes the holders that must stay, and notifies leavers that their requests are in progress.
+    /// Probes the holders that must stay. Probes leavers too, as a notice that their requests are in progress.
     pub(super) fn lead_out(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;
@@ -314,8 +317,8 @@ impl Cluster {
         }
     }
 
-    /// Advances a leaver: shuts it down once no view names it. If no server can take its groups over, orders it to dump
-    /// as a last holder.
+    /// Advances a leaver: shuts it down once no view names it. If no other server gets its groups in time, or none can,
+    /// orders it to drain and dump as a last holder.
     pub(super) fn part(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let member = self.member(id);
         let Stage::Parting(asked) = self.server(id).stage else { return };
@@ -331,7 +334,7 @@ impl Cluster {
         }
     }
 
-    /// Returns whether a server is the only holder of a group whose other place cannot be filled.
+    /// Returns whether a server is the only holder of a group whose other home place repeatedly could not be filled.
     fn is_waiting_in_vain(&self, id: ServerId) -> bool {
         let member = self.member(id);
         let mut sole = self
@@ -346,7 +349,7 @@ impl Cluster {
         })
     }
 
-    /// Returns whether a server is a holder of its primary and of its secondary group.
+    /// Returns whether a server holds the group of its place, and whether it holds the group of its predecessor.
     pub(super) fn held_tables(&self, id: ServerId) -> (bool, bool) {
         let member = self.member(id);
         let before = ServerId((id.0 + self.count() - 1) % self.count());
@@ -356,7 +359,7 @@ impl Cluster {
         (holds(id), holds(before))
     }
 
-    /// Returns the time of the next step of a leave that only depends on time.
+    /// Returns the time of the next step of a leave that depends on time alone; `None` if there is none.
     pub(super) fn next_leave_timeout(&self) -> Option<Time> {
         let parting = self.servers.iter().filter(|server| !server.exited);
         let due = parting.filter_map(|server| match server.stage {

@@ -1,7 +1,7 @@
-//! Links of servers to the coordinator: admission, heartbeats, and the end of a link.
+//! Links, the connections that servers open to the coordinator: admission, heartbeats, and the end of a link.
 //!
-//! Every message of a link is checked first: its sender may belong to another cluster, or be another process or an
-//! old connection of the server. The message may also name something that this cluster does not have.
+//! Every message on a link is validated first: its sender may belong to another cluster or be another process, or its
+//! link may have been replaced. The message may also name something that this cluster does not have.
 
 use std::net::SocketAddr;
 
@@ -21,7 +21,7 @@ impl Cluster {
     /// Handles a STARTED report, which a server sends on a new connection and which names its addresses.
     ///
     /// # Errors
-    /// [`StartedRefused`] if the process is not admitted.
+    /// [`StartedRefused`] with the reason if the process is not admitted; nothing is changed.
     pub fn on_started(
         &mut self,
         now: Time,
@@ -73,7 +73,8 @@ impl Cluster {
             return Err(StartedRefused::OtherPorts { server, incarnation });
         }
         // A server reconnects only when its link is lost. If heartbeats still arrive over another connection, the
-        // sender may be a foreign process. If it is the server, the old link will soon count as silent.
+        // sender may be another process that uses the server's identity. If it is the server itself, its old link soon
+        // counts as silent, and a later attempt succeeds.
         if known.link.is_some() && known.state == ServerState::Up {
             return Err(StartedRefused::Linked { server, incarnation });
         }
@@ -83,7 +84,8 @@ impl Cluster {
     /// Records the heartbeat of a server over the connection on which it was admitted.
     ///
     /// # Errors
-    /// [`Ignored`] if the heartbeat is ignored.
+    /// [`Ignored`] if the connection was replaced, or if the heartbeat names another incarnation or something that the
+    /// cluster does not have.
     pub fn on_heartbeat(
         &mut self,
         now: Time,
@@ -123,7 +125,8 @@ impl Cluster {
         if self.server(server).link == Some(link) { Ok(()) } else { Err(Ignored::OldLink) }
     }
 
-    /// Checks that a heartbeat names only groups, shards, views and epochs of this cluster.
+    /// Checks that a heartbeat names only groups, shards and epochs of this cluster. If this coordinator founded the
+    /// cluster, checks the views too.
     fn check_heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), Ignored> {
         if heartbeat.epoch.number > self.config.epoch.number {
             return Err(Ignored::Impossible("an epoch"));
@@ -171,8 +174,8 @@ impl Cluster {
         Err(Ignored::Impossible("a view"))
     }
 
-    /// Returns whether the state of all servers is known: each process of an earlier coordinator has reported, is
-    /// proven dead, or has not reported in time. Before that no view is decided.
+    /// Returns whether each process of an earlier coordinator has reported, is proven dead, or has not reported in
+    /// time. Until then no view is decided.
     pub(super) fn has_asked_all(&self) -> bool {
         self.now >= self.judge_from
             || self.servers.iter().all(|server| {

@@ -1,19 +1,19 @@
 //! The move of a place of the ring to another host while the cluster serves (`coord replace`).
 //!
 //! ```text
-//!   request --> stored --> the process reports    leaves like one that was told to stop (leave.rs), once every
+//!   request --> stored --> the process reports    leaves as after a stop signal (leave.rs), once every
 //!                                                 other holder of its groups reports too
 //!                          it is silent           removed from its views by inquiry and grace, as usual
 //!                 no view names it any more --> a new process on the new host
 //! ```
 //!
 //! The host of a silent process may never return, so the death of the process may be impossible to prove. No proof is
-//! needed to fill its place: no durable view names it, and its successors as primary have waited for its lease. The
-//! death stays unproven: the process is rejected if it reports again, and no other process receives a proof of its
+//! needed to fill its place: no durable view names it, and its successors as primary have waited until its lease ended.
+//! The death stays unproven: the process is rejected if it reports again, and no other process receives a proof of its
 //! death. A sole holder is not moved without proof of its death, because it may have the only copy.
 //!
-//! A leaver never wins an inquiry. So if another holder of its groups falls silent, the move waits: the process was not
-//! told to stop yet, so it can take over like any other holder.
+//! A server that leaves never wins an inquiry. So if another holder of the moving process's groups falls silent, the
+//! leave is withdrawn and the move waits. Meanwhile the process can take over like any other holder.
 
 use kv_protocol::{GroupId, Peer, ServerId, Time, View};
 
@@ -25,9 +25,9 @@ use super::{Cluster, Effect};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplaceRefused {
     /// The cluster has no such place.
-    #[error("there is no server {0} in this cluster of {1}")]
+    #[error("there is no server {0} in this cluster of {1} servers; they are numbered from 0")]
     NoSuchServer(ServerId, u16),
-    /// The cluster does not serve yet, or is being stopped.
+    /// The cluster does not serve yet or is being stopped, or this coordinator's state is outdated.
     #[error("the cluster is starting or stopping; retry when it serves")]
     NotServing,
     /// The process may hold the only copy of a group.
@@ -36,20 +36,20 @@ pub enum ReplaceRefused {
          first"
     )]
     SoleHolder {
-        /// The place.
+        /// The place that is not moved.
         server: ServerId,
-        /// The group.
+        /// The group of which it may hold the only copy.
         group: GroupId,
     },
 }
 
 impl Cluster {
-    /// Moves a place of the ring to another host. The sole holder of a group leaves only when there is a second
-    /// holder. The caller has recorded the new host, so that the next stored state names it. The next process of the
+    /// Moves a place of the ring to another host. The sole holder of a group leaves only when there is a second holder.
+    /// The caller must have recorded the new host, so that the next stored state names it. The next process of the
     /// place is spawned on the new host.
     ///
     /// # Errors
-    /// [`ReplaceRefused`]; nothing is changed.
+    /// [`ReplaceRefused`] if there is no such place or the cluster does not serve; nothing is changed.
     pub fn on_replace(
         &mut self,
         now: Time,
@@ -68,7 +68,8 @@ impl Cluster {
     /// Checks that a place can be moved to another host now, so that the move begins at once.
     ///
     /// # Errors
-    /// [`ReplaceRefused`] if it cannot.
+    /// [`ReplaceRefused`] if there is no such place, the cluster does not serve, or only the process at the place may
+    /// hold some group.
     pub fn may_replace(&self, id: ServerId) -> Result<(), ReplaceRefused> {
         self.may_move(id)?;
         match self.sole_group(id) {
@@ -87,9 +88,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Returns a group that only the process at this place may hold; `None` if the process is proven dead or there
-    /// is no such group. The view of such a group names no other holder, or one that is down and that the next view
-    /// omits.
+    /// Returns a group that only the process at this place may hold; `None` if the process is proven dead or there is
+    /// no such group. The view of such a group names no other holder, or one that is down.
     fn sole_group(&self, id: ServerId) -> Option<GroupId> {
         let member = self.member(id);
         let is_sole = |view: &&View| {
@@ -104,12 +104,13 @@ impl Cluster {
         (!self.is_dead(member) && !self.memory.durable().rests(sole.group)).then_some(sole.group)
     }
 
-    /// Returns whether a place is moving to another host.
+    /// Returns whether a place is moving to another host and has no new process yet.
     pub fn is_moving(&self, id: ServerId) -> bool {
         self.memory.durable().moving.contains(&id)
     }
 
-    /// Lets the reporting processes of moving places leave.
+    /// Begins the leave of each moving process that reports and whose groups all have another reporting holder.
+    /// Withdraws the leave when this no longer holds, unless the process itself requested it.
     pub(super) fn move_out(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;

@@ -1,4 +1,5 @@
-//! Orders to servers. Each order is kept until its report arrives, and is sent again over every new connection.
+//! Orders to servers. Each order is kept until its report arrives or a newer order replaces it, and is sent again over
+//! every new connection.
 
 use kv_protocol::control_message::{Order, OrderFailure, OrderKind, Report};
 use kv_protocol::{GroupId, Member, OrderId, ServerId, Time};
@@ -9,7 +10,8 @@ use super::{Cluster, Effect, Ignored, StartFailure};
 use crate::mutations::{self, Mutation};
 
 impl Cluster {
-    /// Gives an order. It is sent at once if the connection is up, otherwise when the connection is established.
+    /// Gives an order and returns its id. The order is sent at once if the connection is up, otherwise when the
+    /// connection is established.
     pub(super) fn give(
         &mut self,
         to: ServerId,
@@ -52,7 +54,7 @@ impl Cluster {
     /// Handles a server's report on an order.
     ///
     /// # Errors
-    /// [`Ignored`] for a late or repeated report, or one of another incarnation; it changes nothing.
+    /// [`Ignored`] for a late or repeated report, or one of another incarnation or view; it changes nothing.
     pub fn on_report(
         &mut self,
         now: Time,
@@ -97,7 +99,7 @@ impl Cluster {
 }
 
 impl Server {
-    /// Drops outstanding orders that carry older views of a group.
+    /// Drops the outstanding orders that carry a view of a group.
     pub(super) fn retire(&mut self, group: GroupId) {
         let is_of_group = |order: &Order| order.view().is_some_and(|view| view.group == group);
         #[cfg(feature = "mutations")]

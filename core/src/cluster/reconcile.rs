@@ -3,19 +3,21 @@
 //!
 //! | the view names | and | the next view |
 //! |---|---|---|
-//! | P, S | P is gone, S is not | S alone (promoted) |
-//! | P, S | S is gone, P is not | P alone |
+//! | P, S | P proven dead and S not, or P gone and S present | S alone (promoted) |
+//! | P, S | S proven dead and P not, or S gone and P present | P alone |
 //! | P, S | both proven dead | no member: LOST |
-//! | P, candidate C | C has caught up | P, S = C |
-//! | P, candidate C | C gone or failed | P alone |
+//! | P, candidate C | C has caught up, even if P is dead by now | P, S = C |
+//! | P, candidate C | C dead, gone or failed, P not dead | P alone |
 //! | P, alone or with a candidate | P proven dead | no member: LOST |
-//! | P alone | the other home server is ready | P, candidate |
-//! | P, S or candidate | S or the candidate is to leave, P has just responded | P alone |
-//! | P, S | P is to leave, S has just responded | S, P: hand-over |
-//! | P, S | S at home as primary, P as secondary, no change in progress | S, P: hand-over |
+//! | P alone | P present, the other home server is ready | P, candidate |
+//! | P, candidate C | C must leave | P alone |
+//! | P, S | S must leave, P has just responded | P alone |
+//! | P, S | P must leave, S has just responded | S, P: hand-over |
+//! | P, S | S is the home primary, P the home secondary, no change in progress | S, P: hand-over |
 //! | no member | | no member, until an operator restores the group |
 //!
-//! If the table yields LOST but a holder has made an orderly exit, the group rests in its dumps instead (leave.rs).
+//! "Gone" is the verdict of an inquiry, without proof of death (suspicion.rs). If the table yields LOST but a holder
+//! has made an orderly exit, the group rests in its dumps instead (leave.rs).
 
 use kv_protocol::{Member, Peer, View, ViewVersion};
 
@@ -27,7 +29,7 @@ pub enum Fate {
     /// Present, as far as known.
     #[default]
     Present,
-    /// Decided to be gone, without proof of death.
+    /// Must leave by the verdict of an inquiry, without proof of death.
     Gone,
     /// Proven dead: its process has ended.
     Dead,
@@ -44,12 +46,12 @@ pub struct Facts {
     pub caught_up: bool,
     /// True if the candidate was reported as failed, under exactly this view.
     pub failed: bool,
-    /// A home server of the group that is alive, is not the primary, and may become candidate.
+    /// The process at the home server of the group that is not the primary's, if it may become a candidate now.
     pub ready: Option<Member>,
     /// True if the secondary or candidate must leave, and no data is lost without it.
     pub other_leaves: bool,
     /// True if each member is at the home place of the other's role and no other change is in progress at either
-    /// server. Also true if the primary must leave.
+    /// server. Also true if the primary must leave and the secondary can take the group over.
     pub may_swap: bool,
 }
 
@@ -58,9 +60,9 @@ pub struct Facts {
 pub enum Why {
     /// The first view of the group.
     Founded,
-    /// The primary is gone; its secondary takes over.
+    /// The primary is dead or gone; its secondary takes over.
     TakeOver,
-    /// The secondary or candidate is gone, or has failed.
+    /// The secondary or candidate is dead or gone, or the candidate has failed.
     Dropped,
     /// No holder is left.
     Lost,
@@ -74,7 +76,7 @@ pub enum Why {
     Switched,
 }
 
-/// Returns the next view of a group and its reason, if there is one.
+/// Returns the next view of a group and its reason; `None` if the view stays.
 pub fn next_view(view: &View, facts: &Facts) -> Option<(View, Why)> {
     let Some(primary) = view.primary else {
         let empty = facts.ready.filter(|_| mutations::is_open(Mutation::LostServedEmpty))?;

@@ -2,21 +2,22 @@
 //!
 //! | step | shown while |
 //! |---|---|
-//! | 0 | views still name a process that is dead or must be replaced |
-//! | 1 | its successor has not reported |
-//! | 2 | the successor is not yet a candidate in both its groups |
+//! | 0 | views still name a process that is dead or must be replaced, or a killed process has not ended |
+//! | 1 | the new process has not reported |
+//! | 2 | the view of at least one of its two groups does not name the new process yet |
 //! | 3 | its primary table is copied to it (UPDATE-PRIMARY) |
 //! | 4 | its secondary table is copied to it (UPDATE-SECONDARY) |
 //! | 5 | its group is handed back to it (SET-SECONDARY, SWITCH-PRIMARY) |
 //!
-//! No decision depends on these numbers: they are derived from the views.
+//! The steps are derived from the views. Decisions depend only on the end of a recovery, which clears the earlier
+//! failures and verdicts of the place.
 
 use kv_protocol::{Member, Peer, ServerId, View};
 
 use super::{Cluster, Effect};
 
 impl Cluster {
-    /// Returns the recovery step of a server's place; `None` when its groups are home.
+    /// Returns the recovery step of a server's place; `None` if its groups are home or the cluster has not served yet.
     pub fn recovery_step(&self, id: ServerId) -> Option<u8> {
         let durable = self.memory.durable();
         let member = self.member(id);
@@ -26,7 +27,7 @@ impl Cluster {
         // A group that is LOST or rests in dumps has no holder from which it could be copied.
         let is_given_up =
             |view: &View| view.primary.is_none() || self.memory.decided.rests(view.group);
-        // Members that are dead or that the next view no longer names.
+        // A view is stale if it names a process of this place that is dead or that the next view no longer names.
         let stale = |view: &View| {
             if is_given_up(view) {
                 return false;
@@ -65,8 +66,8 @@ impl Cluster {
         (!is_home && !is_given_up(own)).then_some(5)
     }
 
-    /// Emits the changes in the recovery of each place. During an orderly stop there is none, because the exits of the
-    /// servers are intended.
+    /// Emits the changes in the recovery of each place. Clears the verdicts and older failures of a place whose
+    /// recovery is over. Does nothing during an orderly stop, because the exits of the servers are intended.
     pub(super) fn show_recovery(&mut self, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;

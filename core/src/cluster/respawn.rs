@@ -1,5 +1,5 @@
-//! The replacement of processes (steps 0 and 1 of a recovery). A process that no view names and that is needed no more
-//! is killed. When its death is proven, a new one is started in its place.
+//! The replacement of processes (steps 0 and 1 of a recovery). A process that no view names is killed if it is silent,
+//! has not reported in time, or has failed repeatedly. When its death is proven, a new one is started in its place.
 //!
 //! A process that any durable view names, in particular a primary, is never killed here (consistency.md §5). A process
 //! that was removed from its views but still reports is not killed either: it becomes a candidate again. It is
@@ -23,11 +23,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// The minimum back-off after a secondary did not keep up.
 const FOLLOWING_PAUSE: Duration = Duration::from_secs(1);
-/// The time without a failure after which the count of failures in a row begins again.
+/// The time without a failure after which the count of failures in a row is reset, if the place is filled.
 const FORGETS_FAILURES: Duration = Duration::from_secs(60);
 /// The number of failures in a row that raises an alarm.
 const ALARMING_FAILURES: u32 = 3;
-/// The number of failures of one process after which it is replaced.
+/// The number of failures of one process after which it is replaced, once no view names it.
 const USELESS_FAILURES: u32 = 3;
 /// The back-off before the first retry of a kill. It doubles with every retry, because the host may be down for hours.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// Records a failure; returns whether it raises an alarm.
+    /// Records a failure; returns whether it is the one that raises the alarm.
     pub(super) fn fail(&mut self, now: Time) -> bool {
         self.failures = self.failures.saturating_add(1);
         let doublings = (self.failures - 1).min(16);
@@ -84,7 +84,7 @@ impl Backoff {
 
 impl Cluster {
     /// Kills processes that are to be replaced. Decides on a new process for each place whose old process is proven
-    /// dead or may be given up.
+    /// dead, or may be given up because the place moves.
     pub(super) fn replace_processes(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;
@@ -120,8 +120,8 @@ impl Cluster {
         let is_late = server
             .spawned
             .is_some_and(|at| server.started.is_none() && now.since(at) >= REPLACEMENT_TIMEOUT);
-        // A process that was told to exit closes its connections first, so its silence alone is no reason to kill
-        // it.
+        // A process that was ordered to exit closes its connections first. So it is killed only if it stays silent for
+        // `KILL_AGAIN`.
         let may_still_end =
             |since: Time| server.stage.is_leaving() && now.since(since) < KILL_AGAIN;
         let is_silent = server.suspected.is_some_and(|since| !may_still_end(since));
@@ -172,7 +172,7 @@ impl Cluster {
         self.revision += 1;
     }
 
-    /// Spawns the processes that a store has made durable.
+    /// Spawns the processes whose incarnations a store has made durable.
     pub(super) fn spawn_decided(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;
@@ -218,8 +218,8 @@ impl Cluster {
         }
     }
 
-    /// Records the death of a process that no view names. Its removal while it was alive was no fault. Its death is a
-    /// fault, unless the process was marked for replacement or was leaving.
+    /// Records the death of a process that no view names. Its removal may not have counted as a fault. Its death does,
+    /// unless the process had not reported yet, was marked for replacement or was leaving.
     fn note_dead(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let server = self.server(id);
         let is_counted = server.is_condemned || server.stage.is_leaving();
@@ -229,7 +229,8 @@ impl Cluster {
         }
     }
 
-    /// Returns the next time at which the back-off of a place or a timeout of a process ends.
+    /// Returns the next time at which the back-off of a place, the timeout of a new process or the pause before a kill
+    /// ends; `None` if there is none.
     pub(super) fn next_respawn_timeout(&self) -> Option<Time> {
         let waiting = self.servers.iter().flat_map(|server| {
             let spawned = server.spawned.filter(|_| server.started.is_none() && !server.exited);
@@ -245,7 +246,7 @@ impl Cluster {
 }
 
 impl Server {
-    /// Returns the time of the next kill if the process was killed before.
+    /// Returns the time of the next kill; `None` if the process was not killed yet.
     fn kill_again_at(&self) -> Option<Time> {
         let doublings = self.kills.saturating_sub(1).min(16);
         self.killed.map(|at| at + (KILL_AGAIN * (1 << doublings)).min(LAST_KILL_PAUSE))

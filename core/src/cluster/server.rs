@@ -1,4 +1,4 @@
-//! The coordinator's knowledge of one server: its process, its last sign of life, and its outstanding orders.
+//! The coordinator's state of one server: its process, its last sign of life, and its outstanding orders.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,8 +11,8 @@ use super::respawn::Backoff;
 use super::stop::{Stage, StopTime};
 use super::{Cluster, DownCause, Effect, LinkId};
 
-/// The number of heartbeats without a stream after which the stream counts as down. One is not enough: it may be older
-/// than the report that the stream is up, which travels on another connection.
+/// The number of consecutive heartbeats without a stream after which the stream counts as down. A single one may be
+/// older than the report that the stream is up, because that report travels on another connection.
 pub(super) const BEATS_UNTIL_DISCONNECTED: u8 = 2;
 
 /// Facts that are used only for alarms.
@@ -20,9 +20,9 @@ pub(super) const BEATS_UNTIL_DISCONNECTED: u8 = 2;
 pub(super) struct Signs {
     /// The reason why the host does not report whether the process has ended.
     pub(super) unreachable: Option<String>,
-    /// The last output of a process that could not be started at this place.
+    /// The last output of a process that ended, or could not be started, at this place.
     pub(super) failure: Option<String>,
-    /// The time since which the server accepts orders without sending heartbeats.
+    /// The time since which the server accepts orders although no heartbeat arrives.
     pub(super) orders_since: Option<Time>,
     /// The time of the last heartbeat that reported further writes rejected for lack of space.
     pub(super) refused_at: Option<Time>,
@@ -49,12 +49,13 @@ pub(super) struct Server {
     pub(super) kept_waiting: Option<Time>,
     /// True if the server itself has requested to leave.
     pub(super) wants_to_leave: bool,
-    /// The time since which the server is silent.
+    /// The time at which the server was marked down or was taken over; `None` once it reports.
     pub(super) suspected: Option<Time>,
-    /// True if the process runs but has failed repeatedly as a candidate. It is killed once no view names it.
+    /// True if the process must be replaced: it has failed repeatedly, or an earlier coordinator may have ordered its
+    /// kill. It is killed once no view names it.
     pub(super) is_condemned: bool,
-    /// True if the server was removed from a group because of its partners' complaints. Until its groups are home
-    /// again, this counts against it in any further complaint.
+    /// True if a verdict on a complaint removed the server from a group. Until its groups are home again, this counts
+    /// against it in any further complaint.
     pub(super) was_judged: bool,
     /// The time of the last kill; `kills` is the number of kills.
     pub(super) killed: Option<Time>,
@@ -65,8 +66,8 @@ pub(super) struct Server {
     pub(super) started: Option<Started>,
     pub(super) link: Option<LinkId>,
     pub(super) orders_connected: bool,
-    /// Outstanding orders. For each group there is at most one order with a view, one proof of death and one probe.
-    /// In a stop there are at most one DRAIN, two dumps and one SHUTDOWN.
+    /// Outstanding orders. An order that carries a view is dropped when its group gets a newer view. In a stop there
+    /// are at most one DRAIN, two dumps and one SHUTDOWN.
     pub(super) outstanding: Vec<Order>,
     pub(super) heartbeat: Option<(Time, Heartbeat)>,
     /// The time of the last sign of life, by the stop's clock.
@@ -77,7 +78,7 @@ pub(super) struct Server {
     pub(super) signs: Signs,
     /// The last recovery step shown.
     pub(super) shown: Option<u8>,
-    /// Outdated orders of updates, which newer views have replaced.
+    /// Orders that newer views have replaced. A mutation accepts reports on them.
     #[cfg(feature = "mutations")]
     pub(super) retired: std::collections::VecDeque<Order>,
 }
@@ -148,7 +149,7 @@ impl Cluster {
         self.revision += 1;
     }
 
-    /// Marks a server down. The end of a server that was told to leave is not reported.
+    /// Marks a server down. No effect reports the end of a server that was ordered to exit or killed in a stop.
     pub(super) fn set_down(
         &mut self,
         now: Time,

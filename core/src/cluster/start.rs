@@ -1,7 +1,7 @@
 //! The start of a cluster, from the first process until every holder has its first view.
 //!
 //! ```text
-//!            every first view is confirmed: decided, stored, durable
+//!            every first view is confirmed, and this is durable
 //!   Until  ----------------------------------------------------------> Done: clients are served
 //!      |
 //!      +-- a process exits, an order fails, or the timeout passes ---> Failed
@@ -20,13 +20,14 @@ pub(super) enum Start {
 }
 
 impl Cluster {
-    /// Returns whether no first view is decided yet. In a restored cluster a process that is spawned now loads dumps.
+    /// Returns whether the first views are not decided yet. In a restored cluster, a process that is spawned before
+    /// they are decided loads dumps.
     pub fn is_founding(&self) -> bool {
         self.memory.decided.views.iter().all(|view| view.version == ViewVersion(0))
     }
 
-    /// Returns whether the start is over: every holder has received its first view. Clients get no map before, so a
-    /// start that fails loses no data.
+    /// Returns whether the start has succeeded: every holder has received its first view. Clients get no map before
+    /// that, so a failed start loses no data.
     pub fn has_served(&self) -> bool {
         self.start == Start::Done
     }
@@ -57,8 +58,8 @@ impl Cluster {
         }
     }
 
-    /// Records that every first view is confirmed, so every holder has its first view. Clients are served once this
-    /// record is durable.
+    /// Decides, once every first view is confirmed, that the cluster serves. Clients are served when this decision is
+    /// durable.
     pub(super) fn finish_start(&mut self) {
         let connected = self
             .views()
@@ -91,7 +92,7 @@ impl Cluster {
         }
     }
 
-    /// Returns when the start times out.
+    /// Returns the time at which the start times out; `None` if it can no longer time out.
     pub(super) fn next_start_timeout(&self) -> Option<Time> {
         match self.start {
             Start::Until(deadline) if self.stop.is_none() => {

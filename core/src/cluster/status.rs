@@ -17,7 +17,8 @@ use super::server::{BEATS_UNTIL_DISCONNECTED, Server};
 use super::start::Start;
 
 impl Cluster {
-    /// Returns the full status as of `now`. `hosts` are the host names of the servers, in ring order.
+    /// Returns the full status as of `now`. `hosts` are the host names of the servers, in ring order; a missing one is
+    /// shown as empty.
     pub fn status(&self, now: Time, hosts: &[String]) -> ClusterStatus {
         let servers = self.servers.iter().enumerate().map(|(n, server)| {
             let host = hosts.get(n).cloned().unwrap_or_default();
@@ -74,8 +75,8 @@ impl Cluster {
         }
     }
 
-    /// Returns the progress of the copy to the candidate of a group, by the latest heartbeat of the primary; `None`
-    /// until the primary reports on this view.
+    /// Returns the progress of the copy to the candidate of a group, by the latest heartbeat of the primary. Until the
+    /// primary reports on this view, nothing counts as copied. `None` if there is no candidate or the primary is down.
     pub fn copy_of(&self, group: GroupId) -> Option<CopyStatus> {
         self.views().get(usize::from(group.0)).and_then(|view| self.copy_status(view))
     }
@@ -117,8 +118,8 @@ impl Cluster {
         reports(server).iter().filter(|r| r.group == view.group).collect()
     }
 
-    /// Returns the number of copies on servers that are up. A secondary that its live primary cannot reach is not
-    /// counted, because its copy may be outdated.
+    /// Returns the number of copies on servers that are up. If the primary is up but reports no stream to its
+    /// secondary, the secondary is not counted, because its copy may be outdated.
     fn copies(&self, view: &View) -> u8 {
         let primary_up = view.primary.is_some_and(|member| self.is_up(member));
         let stream_up = view.primary.is_some_and(|member| self.stream_stands(member));

@@ -9,20 +9,20 @@
 //!                                                                              Killed
 //! ```
 //!
-//! A server that leaves alone first hands its groups over (leave.rs); it drains and dumps only as the last holder of
-//! a group. If all servers are to leave, the cluster is stopped.
+//! A server that leaves alone first hands its groups over (leave.rs); it drains and dumps only as the last holder of a
+//! group, or before the cluster serves. If all servers are to leave, the cluster is stopped.
 //!
-//! All servers drain before any dumps, so that the two dumps of a group agree. A server may fail to drain in time
-//! because the other holder of a group is gone and pending writes cannot commit. It is told to dump nevertheless.
-//! It acknowledges no write after its first dump begins, so every acknowledged write is in a dump.
+//! All servers drain before any server dumps, so that the two dumps of a group agree. A server may fail to drain in
+//! time because the other holder of a group is gone and pending writes cannot commit. It is ordered to dump
+//! nevertheless. It acknowledges no write after its first dump begins, so every acknowledged write is in a dump.
 //!
-//! No server is told to exit while data that only it holds is not on a disk. A failed dump is ordered again, with
+//! No server is ordered to exit while data that only it holds is not on a disk. A failed dump is ordered again, with
 //! back-off, until it is complete or the operator forces the stop ([`Cluster::on_force`]). The stop waits for a server
 //! that reports, even if its disk is slow. A silent server is killed after the stop's timeout, but only if other
 //! replicas have dumped every group that it holds. Otherwise the operator decides.
 //!
-//! The deadlines of a stop use a clock that counts only the time for which this coordinator was awake ([`Awake`]).
-//! So they do not expire while its machine is paused.
+//! The deadlines of a stop use a clock that excludes time in which this coordinator was suspended ([`Awake`]). So they
+//! do not expire during a pause of its machine.
 //!
 //! No server receives an order of a cluster stop before the stop is durable. A draining server rejects writes, and a
 //! dumping one installs no view. If the coordinator crashed during a stop that is not durable, its successor would
@@ -47,14 +47,15 @@ mod dumps;
 pub use dumps::{DUMP_RETRY_PAUSE, LAST_DUMP_RETRY_PAUSE};
 use dumps::{Dump, Dumps, written_of};
 
-/// The dump rate assumed for restore timeouts. It is low even for a disk that several servers share.
+/// The rate at which dumps are transferred and loaded, assumed for the timeouts of a restore. It is low even for a disk
+/// that several servers share.
 pub const DUMP_BYTES_PER_SECOND: u64 = 8 << 20;
 
 /// The time after which the operator is notified if a server that reports makes no progress with its dumps.
 pub const NO_PROGRESS: Duration = Duration::from_secs(30);
 
-/// A clock of the time for which this coordinator was awake. The `Debug` output of a cluster omits it, because the
-/// exhaustive search treats states with equal output as one and does not model stops.
+/// A clock that excludes time in which this coordinator was suspended. The `Debug` output of a cluster omits it,
+/// because the exhaustive search treats states with equal output as one and does not model stops.
 #[derive(Clone, Copy)]
 pub(super) struct StopClock(pub(super) Awake);
 
@@ -96,11 +97,11 @@ pub enum StopPhase {
 pub struct StopOutcome {
     /// The two servers of a double fault, if it caused the stop.
     pub double_fault: Option<(ServerId, ServerId)>,
-    /// Servers that were told to dump before all their pending writes had committed. The uncommitted writes were not
+    /// Servers that were ordered to dump before all their pending writes had committed. The uncommitted writes were not
     /// acknowledged and never will be.
     pub undrained: Vec<ServerId>,
-    /// Servers that were killed because they did not report in time, or because the operator requested an immediate
-    /// stop.
+    /// Servers that had reported, and were killed because they did not respond in time or because the operator
+    /// requested an immediate stop.
     pub killed: Vec<ServerId>,
     /// Servers whose end could not be proven. They may still run.
     pub unproven: Vec<ServerId>,
@@ -114,7 +115,7 @@ pub struct StopOutcome {
 /// The reason why a stop waits for a server for longer than usual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopWait {
-    /// The server is silent, its end is not proven, and no other replica has dumped this group.
+    /// The server is silent, its end is not proven, and no other replica has dumped this group or is dumping it.
     Silent(GroupId),
     /// The server reports, but its dumps have made no progress for [`NO_PROGRESS`].
     NoProgress,
@@ -123,7 +124,7 @@ pub enum StopWait {
 /// The progress of one server's dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpProgress {
-    /// The server.
+    /// The server that dumps.
     pub server: ServerId,
     /// True if the stop waits for no further dump of the server.
     pub is_done: bool,
@@ -152,7 +153,7 @@ pub(super) struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Running,
-    /// The server hands its groups over. It requested to leave at this reading of the stop's clock.
+    /// The server hands its groups over. It began to leave at this reading of the stop's clock.
     Parting(Duration),
     Draining(Progress),
     Dumping(Progress),
@@ -173,7 +174,7 @@ impl Stage {
         matches!(self, Stage::Running | Stage::Parting(_) | Stage::Draining(_))
     }
 
-    /// Returns whether the server completed every stage of the stop, so complete dumps hold all its data.
+    /// Returns whether the server was ordered to exit and complete dumps hold all its data.
     pub(super) fn has_complete_dumps(self) -> bool {
         let is_complete = |dump: Dump| matches!(dump, Dump::Complete | Dump::NoCopy);
         match self {
@@ -182,7 +183,7 @@ impl Stage {
         }
     }
 
-    /// Returns the last notification to the operator, if the stop still waits for the server.
+    /// Returns the last notification to the operator, if the server is still dumping.
     pub(super) fn told(self) -> Option<StopWait> {
         match self {
             Stage::Dumping(progress) => progress.told,
@@ -347,7 +348,7 @@ impl Cluster {
         })
     }
 
-    /// Returns the dump progress of each server that may still run, while all servers dump for a stop.
+    /// Returns the dump progress of each server that may still run; `None` unless the stop is in its dump phase.
     pub fn dumping(&self) -> Option<Vec<DumpProgress>> {
         self.stop.filter(|stop| stop.phase == StopPhase::Dump)?;
         let left = self.servers.iter().filter(|server| !server.exited);
@@ -366,10 +367,10 @@ impl Cluster {
         Some(progress.collect())
     }
 
-    /// Handles the request of a server for an orderly stop, after the server received a stop signal.
+    /// Handles the request of a server to leave, after the server received a stop signal.
     ///
     /// # Errors
-    /// [`Ignored`] if the connection no longer belongs to the server.
+    /// [`Ignored::OldLink`] if the connection no longer belongs to the server.
     pub fn on_drain_request(
         &mut self,
         now: Time,
@@ -394,7 +395,7 @@ impl Cluster {
         self.give(id, OrderKind::Drain, sink);
     }
 
-    /// Returns the reading of the stop's clock: the time for which this coordinator was awake.
+    /// Returns the reading of the stop's clock, which excludes time in which this coordinator was suspended.
     pub(super) fn stop_clock(&mut self, now: Time) -> Duration {
         let awake = self.awake.0.look(now);
         match mutations::is_open(Mutation::StopByTheBareClock) {
@@ -403,7 +404,7 @@ impl Cluster {
         }
     }
 
-    /// Records a report of DRAIN or of a dump. Returns whether the order is given again.
+    /// Records a report on an order of a stop. Returns whether the order is for a dump that is retried.
     pub(super) fn note_stop_report(
         &mut self,
         now: Time,
@@ -433,7 +434,7 @@ impl Cluster {
         }
     }
 
-    /// Takes every step of a stop that is due. Runs after each input.
+    /// Takes every step of a stop, or of servers that leave alone, that is due.
     pub(super) fn advance_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
         let clock = self.stop_clock(now);
         self.dump_again(clock, sink);
@@ -465,8 +466,8 @@ impl Cluster {
         self.stop = Some(stop);
     }
 
-    /// Advances servers that leave alone. The coordinator kills none of them: their stop was requested by a signal,
-    /// and they exit on their own if the coordinator does not respond.
+    /// Advances servers that leave alone. Kills none of them, because they exit on their own if no order arrives.
+    /// Processes that no view names are killed elsewhere (respawn.rs).
     fn advance_lone(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;
@@ -496,7 +497,7 @@ impl Cluster {
         self.stop.is_some_and(|stop| stop.over)
     }
 
-    /// Returns the time of the next step of a stop that only depends on time.
+    /// Returns the time of the next step of a stop that depends on time alone; `None` if there is none.
     pub(super) fn next_stop_timeout(&self) -> Option<Time> {
         let clock = match mutations::is_open(Mutation::StopByTheBareClock) {
             true => Duration::from_nanos(self.now.nanos),
@@ -523,8 +524,8 @@ impl Cluster {
         Some(self.now + next.saturating_sub(clock).min(self.awake.0.interval()))
     }
 
-    /// Returns the deadline for pending writes. A server that leaves alone waits for its SHUTDOWN no longer than the
-    /// stop's timeout. So it may wait less than half of that time for the other holder.
+    /// Returns the deadline for pending writes. A server that leaves alone waits for its next order no longer than the
+    /// stop's timeout, so its pending writes get only two fifths of that time.
     fn drain_deadline(&self, server: &Server) -> Duration {
         let timeout = self.config.stop_timeout;
         let timeout = if self.stop.is_none() { timeout * 2 / 5 } else { timeout };
@@ -653,7 +654,7 @@ impl Cluster {
         }
     }
 
-    /// Orders failed dumps again if that is due.
+    /// Orders failed dumps again when their back-off is over.
     fn dump_again(&mut self, clock: Duration, sink: &mut Vec<Effect>) {
         for id in (0..self.count()).map(ServerId) {
             let server = self.server_mut(id);
@@ -688,7 +689,7 @@ impl Cluster {
         }
     }
 
-    /// Returns whether this server may dump now.
+    /// Returns whether this server need not drain any longer.
     fn has_drained(&self, clock: Duration, server: &Server) -> bool {
         match server.stage {
             Stage::Draining(_) => {

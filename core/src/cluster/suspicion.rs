@@ -1,16 +1,16 @@
-//! Inquiries: the procedure that decides that a member is gone without proof of its death (consistency.md §5).
+//! Inquiries: they decide, without proof of death, that a member must leave its group (consistency.md §5).
 //!
 //! ```text
-//!   doubt                                probed member (PROBE)   the next heartbeat of the member that responded
-//!   a member is silent to the            the other member       reports it present -> nothing, probe again
-//!   coordinator, or its link is lost                            reports it silent -> Gone
+//!   doubt                                probed member (PROBE)   heartbeats after its response
+//!   a member is silent to the            the other member        it receives the silent one -> nothing, probe again
+//!   coordinator, or its link is lost                             it does not -> the silent one is Gone
 //!
-//!   a member reports a complaint about   the one that is not    both report the same as before
-//!   the other; both report here          the suspect; if it     -> the one not probed is Gone
+//!   a member reports a complaint about   the one that is not     the same complaint, the same suspect
+//!   the other; both report here          the suspect; if it      -> the one not probed is Gone
 //!                                        does not respond,
 //!                                        the suspect
 //!
-//!   the secondary does not keep up       the primary            it still does not -> Gone
+//!   the secondary does not keep up       the primary             it still does not -> the secondary is Gone
 //! ```
 //!
 //! The suspect follows from the reports of all servers (verdict.rs). If the reports do not distinguish the two members,
@@ -21,11 +21,11 @@
 //! member on the report of a dead sender, the group would be lost. A response that arrives or is handled late is
 //! ignored for the same reason.
 //!
-//! The heartbeat after the response is needed too. A member that was paused responds as soon as it resumes. Until the
-//! stream is up again, the last heartbeat of the other member still contains a complaint. If the other member were
-//! dropped for it, the group would be left to the member that was paused.
+//! The heartbeats after the response are needed too. A member that was paused responds as soon as it resumes. Until the
+//! stream is up again, the last heartbeat of the other member still complains about the paused one. If that complaint
+//! decided, the other member would be dropped, and the group would be left to the member that was paused.
 //!
-//! A leaver never wins an inquiry: it is not probed, and a response from before its request has no effect
+//! A server that leaves never wins an inquiry: it is not probed, and a response from before its request has no effect
 //! (leave.rs).
 //!
 //! A sole holder is never removed: it is UNREACHABLE until it reports, or is proven dead.
@@ -62,7 +62,7 @@ pub(super) enum Doubt {
     Complaint,
     /// There is a complaint, and this member is the suspect. The other one is probed.
     Suspect(Member),
-    /// There is a complaint, and the member probed first did not respond. The other one is probed.
+    /// There is a complaint, and the member to probe first did not respond or must leave. The other one is probed.
     Mute,
     /// The secondary does not keep up: the primary is probed.
     CannotFollow,
@@ -95,15 +95,15 @@ impl Cluster {
         }
     }
 
-    /// Returns whether the process has exited, or another process has its place. The latter requires proof of death,
-    /// or, if the place moved to another host, that no view names the old process any more.
+    /// Returns whether the process has exited, or another process has its place. A place gets another process only when
+    /// the old one is proven dead, or when no view names the old one and it never reported or its place moves.
     pub(super) fn is_dead(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member != member || server.exited
     }
 
-    /// Returns the member of a view that is silent towards the coordinator while the other one is not. A silent
-    /// primary with a candidate is not returned, because a candidate cannot take over.
+    /// Returns the member of a view that is silent to the coordinator while the other one is not; `None` if both or
+    /// neither are. A silent primary with a candidate is not returned, because a candidate cannot take over.
     fn is_silent(&self, view: &View) -> Option<Member> {
         let (primary, other) = (view.primary?, view.other()?);
         let is_suspected = |member: Member| {
@@ -116,8 +116,8 @@ impl Cluster {
         }
     }
 
-    /// Returns whether a member's latest heartbeat reports a recent message of the other member for each of its shards
-    /// of this group.
+    /// Returns whether a member's latest heartbeat reports, for each of its shards of this group, a recent message from
+    /// the other member.
     fn hears_other(&self, view: &View, voter: Member) -> bool {
         let Some((_, heartbeat)) = &self.server(voter.server).heartbeat else { return false };
         let shards = heartbeat.replicas.iter().filter(|replica| replica.group == view.group);
@@ -156,8 +156,8 @@ impl Cluster {
                 {
                     self.end_inquiry(n);
                 }
-                // The member that a complaint is about, or that has not responded, is now silent towards the
-                // coordinator too. To wait for its response would yield no information and delay the clients.
+                // A member is now silent to the coordinator too. An inquiry about this silence decides sooner than the
+                // one in progress, so clients wait less.
                 Inquiry::Asked { doubt, .. }
                     if !matches!(doubt, Doubt::Silence(_)) && self.is_silent(&view).is_some() =>
                 {
@@ -186,7 +186,7 @@ impl Cluster {
                     self.alarms.raise(now, Alarm::Unanswered(view.group));
                     sink.push(Effect::Unanswered { group: view.group });
                 }
-                // The response is too old for a decision: this coordinator may have been paused meanwhile.
+                // The response is too old for a decision: this coordinator may have been paused since then.
                 Inquiry::Answered { at, .. } if now.since(at) > timeout => self.end_inquiry(n),
                 // The decision is made only when the next view can be stored at once.
                 Inquiry::Answered { doubt, gone, at }
@@ -258,7 +258,7 @@ impl Cluster {
         }
     }
 
-    /// Returns whether both members of a view have sent a heartbeat after `at`. A member that is dead or silent is
+    /// Returns whether a heartbeat of each member of a view has arrived after `at`. A member that is dead or down is
     /// ignored.
     fn have_beaten_since(&self, view: &View, at: Time) -> bool {
         let members = [view.primary, view.other()];
@@ -269,14 +269,15 @@ impl Cluster {
         })
     }
 
-    /// Probes the member of a group that is not silent.
+    /// Probes the other member of a group if one is silent.
     fn ask_about_silence(&mut self, now: Time, group: usize, view: &View, sink: &mut Vec<Effect>) {
         let Some(silent) = self.is_silent(view) else { return };
         let other = if view.primary == Some(silent) { view.other() } else { view.primary };
         self.ask(now, group, view, other, Doubt::Silence(silent), sink);
     }
 
-    /// Probes a member of a group.
+    /// Probes a member of a group because of a doubt. Does nothing if there is no such member, or if it must leave and
+    /// the group has two holders.
     fn ask(
         &mut self,
         now: Time,
@@ -324,7 +325,7 @@ impl Cluster {
         }
     }
 
-    /// Returns the time of the next step of an inquiry that only depends on time.
+    /// Returns the time at which the next probe times out; `None` if no probe is in progress.
     pub(super) fn next_inquiry_timeout(&self) -> Option<Time> {
         let until = |inquiry| match inquiry {
             Inquiry::Asked { until, .. } => Some(until),

@@ -32,7 +32,7 @@ fn at(millis: u64) -> Time {
     Time::from_nanos(millis * 1_000_000)
 }
 
-/// A cluster, the time, and servers that act only when a test tells them to.
+/// A cluster, the time, and servers that act only when a test makes them act.
 struct World {
     cluster: Cluster,
     now: Time,
@@ -52,7 +52,7 @@ struct World {
     unheard: Vec<ServerId>,
     /// The non-zero silences in milliseconds, by (receiver, sender).
     silences: BTreeMap<(ServerId, ServerId), u32>,
-    /// The `following` value that the replicas of a server report.
+    /// The `following` value that the secondaries and candidates of a server report.
     following: BTreeMap<ServerId, Following>,
 }
 
@@ -291,7 +291,7 @@ impl World {
             self.orders.extract_if(.., |order| is_answered(order)).collect::<Vec<_>>()
         {
             let report = Report { id: order.id, view: ViewVersion(0), outcome: Ok(0) };
-            // Meanwhile the coordinator may have given up the order.
+            // The coordinator may have dropped the order already.
             let _ = self.cluster.on_report(self.now, to, report, &mut self.effects);
         }
         self.collect();
@@ -359,7 +359,7 @@ impl World {
         self.collect();
     }
 
-    /// Returns the view of a group: primary, other member, and version.
+    /// Returns the view of a group: the servers of the primary and the other member, and the version.
     fn view(&self, group: u16) -> (Option<u16>, Option<u16>, u64) {
         let view = &self.cluster.views()[usize::from(group)];
         let place = |member: Option<Member>| member.map(|member| member.server.0);

@@ -1,16 +1,19 @@
 //! The suspect of a complaint (consistency.md §5). There is one verdict per server, based on the reports of all
-//! servers about their partners.
+//! servers about the other holders of their groups.
 //!
 //! ```text
 //!      A ---- group A ---- B ---- group B ---- C          an edge: the two holders of a group
-//!        B silent for A      B late for C                 each end reports how long the other was silent
+//!        B silent to A       B late at C                  each end reports how long the other was silent
 //! ```
 //!
-//! The suspect of a complaint is the end of its edge that explains more of the reports. Trouble in every other group of
-//! an end counts against it. If an end has reported the complaint itself, it also counts against this end when the
-//! partners in all other groups of the other end receive that end's messages in time. Separate verdicts for each group
-//! would be worse. A server that hangs briefly is the primary in one of its groups, and responds to the probe as soon
-//! as it resumes. Its partner would then lose its place instead of the hung server.
+//! The suspect of a complaint is the end of its edge that explains more of the reports. Late or missing messages in
+//! every other group of an end count against it, and so does an earlier verdict. An end's own complaint counts against
+//! it as well if the complaint is contradicted: in all other groups of the other end, that end's messages arrive in
+//! time.
+//!
+//! Separate verdicts for each group would be worse. A server that hangs briefly is the primary in one of its groups,
+//! and responds to the probe as soon as it resumes. The secondary of that group would then lose its place instead of
+//! the hung server.
 
 use kv_protocol::control_message::Following;
 use kv_protocol::{Member, Peer, View};
@@ -18,7 +21,7 @@ use kv_protocol::{Member, Peer, View};
 use super::Cluster;
 use crate::mutations::{self, Mutation};
 
-/// The age of the other member's last message at one member of a group, in classes.
+/// A class for the age of the last message that a member of a group has received from the other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Hearing {
     /// Received recently.
@@ -33,7 +36,7 @@ enum Hearing {
 const FAINT: u32 = 1;
 /// The weight of a complaint in another group. An earlier verdict against the server has the same weight.
 const COMPLAINT: u32 = 2;
-/// The weight of an end's own complaint if other partners of the other end contradict it.
+/// The weight of an end's own complaint if the other end's messages arrive in time in all its other groups.
 const CONTRADICTED: u32 = 1;
 
 impl Cluster {
@@ -62,7 +65,7 @@ impl Cluster {
         elsewhere + earlier + if is_contradicted { CONTRADICTED } else { 0 }
     }
 
-    /// Returns whether a member has other groups, and its partner in each of them receives its messages in time.
+    /// Returns whether a member has other groups, and the other holder of each of them receives its messages in time.
     fn is_heard_elsewhere(&self, view: &View, member: Member) -> bool {
         let mut partners = self.other_pairs(view, member).filter_map(|other| {
             let partner =
@@ -73,7 +76,7 @@ impl Cluster {
         is_first_well && partners.all(|hearing| hearing == Some(Hearing::Well))
     }
 
-    /// Returns the other durable views of two holders that name a member.
+    /// Returns the durable views, except that of the same group, that have two holders and name this member as one.
     fn other_pairs<'a>(
         &'a self,
         view: &'a View,
@@ -96,7 +99,7 @@ impl Cluster {
     }
 
     /// Returns how recently a member of a view received messages from the other one, by its latest heartbeat and for
-    /// its worst shard. `None` if the heartbeat does not report on this view.
+    /// its worst shard. `None` if the member is dead or down, or if its heartbeat does not report on this view.
     fn hearing(&self, view: &View, member: Member) -> Option<Hearing> {
         let server = self.server(member.server);
         if self.is_dead(member) || !server.is_up() {
@@ -122,8 +125,8 @@ impl Cluster {
         })
     }
 
-    /// Returns whether the latest heartbeat of a member contains a complaint about the other one, although both
-    /// report to the coordinator.
+    /// Returns whether the latest heartbeat of a holder contains a complaint about the other one, although both report
+    /// to the coordinator. A view without a secondary has no complaint.
     pub(super) fn is_complained_of(&self, view: &View) -> bool {
         let (Some(primary), Some(secondary)) = (view.primary, view.secondary()) else {
             return false;
@@ -132,8 +135,8 @@ impl Cluster {
         self.report_well(primary, secondary) && hearings.contains(&Some(Hearing::Silent))
     }
 
-    /// Returns the reason to remove the secondary of a view although its messages arrive: it does not keep up, by its
-    /// own report or by its primary's.
+    /// Returns the reason to remove the secondary of a view although it reports to the coordinator: it does not keep
+    /// up, by its own report or by its primary's. `None` if there is no such reason.
     pub(super) fn cannot_follow(&self, view: &View) -> Option<Following> {
         let (primary, Peer::Secondary(secondary)) = (view.primary?, view.peer) else { return None };
         if !self.report_well(primary, secondary) || mutations::is_open(Mutation::HandshakeIsHeard) {

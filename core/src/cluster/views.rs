@@ -21,8 +21,8 @@ use crate::mutations::{self, Mutation};
 /// The back-off before an order that a server could not carry out is given again.
 const ORDER_PAUSE: Duration = Duration::from_millis(500);
 
-/// The state of a group besides its view. It is not durable, because the servers report it again to a new
-/// coordinator.
+/// The state of a group besides its view. It is not durable: after a restart of the coordinator the servers report
+/// again, and inquiries begin anew.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Group {
     /// The version of the view whose candidate has caught up; `failed` is that of the view whose candidate has
@@ -33,14 +33,14 @@ pub(super) struct Group {
     pub(super) confirmed: ViewVersion,
     pub(super) inquiry: Inquiry,
     pub(super) vouch: Vouch,
-    /// The time at which the orders of the view are given again.
+    /// The time at which the orders of the view are given again because a server could not carry one out.
     again_at: Option<Time>,
     /// The reason for the next view, if that view is decided but not durable yet.
     why: Option<Why>,
 }
 
 impl Cluster {
-    /// Returns whether the primary has reported that it has carried out this view.
+    /// Returns whether the primary has reported the order of this view as done.
     pub(super) fn is_confirmed(&self, view: &View) -> bool {
         self.groups[usize::from(view.group.0)].confirmed == view.version
     }
@@ -85,7 +85,7 @@ impl Cluster {
         if c || third { Fate::Present } else { fate }
     }
 
-    /// Returns the home server of a group that has no copy and can get one.
+    /// Returns the process at the home server that has no copy of a group, if it can become a candidate now.
     fn ready_home(&self, now: Time, view: &View) -> Option<Member> {
         let homes = [view.group.home_primary(), view.group.home_secondary(self.count())];
         let holder = view.primary.map(|member| member.server);
@@ -103,8 +103,8 @@ impl Cluster {
         (is_ready && primary_up).then_some(server.member)
     }
 
-    /// Returns whether a group may be handed over to its home primary: no other change is in progress at either
-    /// server.
+    /// Returns whether a group may be handed over to its home primary. Its holders must have exchanged their home
+    /// roles, both must be up and stay, and no other change may be in progress at either server.
     fn may_swap(&self, view: &View) -> bool {
         let (Some(primary), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
             return false;
@@ -162,8 +162,9 @@ impl Cluster {
     }
 
     /// Applies the consequences of a view change once the view is durable, because it may be withdrawn until then. A
-    /// dropped candidate counts as a failure of its process, and so does a secondary that does not keep up. The
-    /// removal of a holder counts as a fault if the holder is dead or was removed for its silence.
+    /// dropped candidate counts as a failure of its process, and so does a secondary that does not keep up. The removal
+    /// of a holder counts as a fault if the holder is dead or was removed for its silence. The loss of a group counts
+    /// as a second fault, unless the exit of its last holder is orderly.
     fn note_decision(&mut self, now: Time, before: &View, why: Why, sink: &mut Vec<Effect>) {
         match (why, before.peer) {
             (Why::Dropped, Peer::Candidate(candidate)) if !self.leaves_in_order(candidate) => {
@@ -183,7 +184,8 @@ impl Cluster {
                 if self.leaves_in_order(last) {
                     return;
                 }
-                // The group had only one holder, so its other home server failed earlier. That was the first fault.
+                // The other home server of the group has failed too. If no recovery is in progress, that was the first
+                // fault.
                 let homes =
                     [before.group.home_primary(), before.group.home_secondary(self.count())];
                 let away = homes.into_iter().find(|home| *home != last.server);
@@ -219,7 +221,7 @@ impl Cluster {
         }
     }
 
-    /// Announces everything that a store has made durable.
+    /// Announces every view that a store has made durable, and applies its consequences.
     pub(super) fn tell_durable(&mut self, now: Time, before: &[View], sink: &mut Vec<Effect>) {
         for (n, before) in before.iter().enumerate() {
             let view = self.memory.durable().views[n];
@@ -294,7 +296,7 @@ impl Cluster {
         server.address(|started| started.servers_port).filter(|_| server.member == member)
     }
 
-    /// Sends a group's primary the proof that a former holder is dead.
+    /// Gives a group's primary the proof that a process is dead, if it is and the proof is not outstanding.
     fn tell_proof(&mut self, view: &View, member: Member, sink: &mut Vec<Effect>) {
         let Some(primary) = view.primary.filter(|primary| *primary != member) else { return };
         let proof = OrderKind::Exited(member);
@@ -323,7 +325,7 @@ impl Cluster {
         }
     }
 
-    /// Records the report of an order that puts a view into effect.
+    /// Records a report on an order that puts a view into effect, unless the group has a newer view.
     pub(super) fn note_view_report(
         &mut self,
         now: Time,
@@ -352,7 +354,7 @@ impl Cluster {
         self.revision += 1;
     }
 
-    /// Repeats the orders that a server could not carry out.
+    /// Gives the orders of a view again when the back-off after a failed one is over.
     pub(super) fn order_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
         for n in 0..self.groups.len() {
             if self.groups[n].again_at.is_some_and(|again| again <= now) {
@@ -370,7 +372,7 @@ impl Cluster {
         self.groups.iter().filter_map(|group| group.again_at).min()
     }
 
-    /// Returns whether a group's only holder, or the only one that has not left, is silent.
+    /// Returns whether a group rests in dumps, or its only holder that has not left is down.
     pub(super) fn is_unreachable(&self, view: &View) -> bool {
         if self.memory.durable().rests(view.group) {
             return true;

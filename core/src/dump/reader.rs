@@ -66,7 +66,8 @@ impl DumpReader {
     /// Reads the next bytes of the file and passes every part that is complete to `take`.
     ///
     /// # Errors
-    /// [`DumpError`] if the file is no dump, or the error of `take`. The reader must not be used after an error.
+    /// [`DumpError`] if the bytes violate the format, or the error of `take`. The reader must not be used after an
+    /// error.
     pub fn feed<E: From<DumpError>>(
         &mut self,
         mut bytes: &[u8],
@@ -95,7 +96,7 @@ impl DumpReader {
         Ok(())
     }
 
-    /// Ends the file and returns its header.
+    /// Ends the input and returns the header of the dump.
     ///
     /// # Errors
     /// [`DumpError::Cut`] if the file is truncated; nothing of it may be used.
@@ -109,14 +110,14 @@ impl DumpReader {
         if self.partial.len() + more <= MAX_DUMP_LINE_BYTES {
             return Ok(());
         }
-        let reason = "longer than any line of a dump";
+        let reason = "it is longer than any line of a dump";
         Err(DumpError::Line { line: self.lines + 1, reason })
     }
 
     /// Parses a line without its newline.
     fn line(&mut self, line: &[u8]) -> Result<Option<DumpItem>, DumpError> {
         if self.is_over {
-            return Err(DumpError::Line { line: self.lines + 1, reason: "text after the end" });
+            return Err(DumpError::Line { line: self.lines + 1, reason: "it follows the end" });
         }
         if let Some(trailer) = line.strip_prefix(END) {
             self.end(trailer)?;
@@ -124,7 +125,7 @@ impl DumpReader {
         }
         self.lines += 1;
         self.checksum = crc32c::crc32c_append(crc32c::crc32c_append(self.checksum, line), b"\n");
-        let text = str::from_utf8(line).map_err(|_| self.error("a dump is plain ASCII"))?;
+        let text = str::from_utf8(line).map_err(|_| self.error("it is not plain ASCII"))?;
         if self.header.is_none() {
             return self.fact(text);
         }
@@ -228,7 +229,7 @@ impl DumpReader {
     }
 }
 
-/// Parses the value of the header line with this name.
+/// Parses the value of the header line that begins with `prefix`, and stores it in `fact`.
 fn set<T: FromStr>(
     fact: &mut T,
     line: &str,

@@ -18,11 +18,11 @@ use super::{Replica, Role, StreamError};
 use crate::mutations::{self, Mutation};
 use crate::table::{Staged, TableHash};
 
-/// The progress of the copy.
+/// The progress of the copy at the candidate.
 #[derive(Debug, Default)]
 pub(super) struct CopyIn {
     stage: Stage,
-    /// The number of copy messages received.
+    /// The number of copy messages received after COPY-START.
     taken: u64,
     partial: Option<PartialEntry>,
     tombstones: Tombstones,
@@ -65,8 +65,8 @@ impl CopyIn {
         self.mark.take()
     }
 
-    /// Leaves a tombstone for a key that a live write deleted, so that an older entry of the copy does not restore
-    /// the key.
+    /// While the copy is in progress, leaves a tombstone for a key that a live write deleted, so that an older entry of
+    /// the copy does not restore the key.
     pub(super) fn bury(&mut self, hash: TableHash, key: &[u8], sn: SequenceNumber) {
         if self.stage == Stage::Begun && !mutations::is_open(Mutation::TombstonesForgotten) {
             self.tombstones.add(hash, key, sn);
@@ -82,7 +82,7 @@ impl Replica {
         }
     }
 
-    /// Counts one message of a copy in progress.
+    /// Counts one message of a copy in progress, and owes an ack for it.
     fn take_copy_message(&mut self) -> Result<&mut CopyIn, StreamError> {
         let (follower, copy) = self.candidate_mut()?;
         let early = mutations::is_open(Mutation::CopyBeforeStream) && !copy.is_complete();
@@ -115,8 +115,8 @@ impl Replica {
         let copy = self.take_copy_message()?;
         copy.tombstones.drop_up_to(entry.committed);
         let is_deleted = copy.tombstones.is_newer(hash, entry.key, sn);
-        // The entry was overwritten at the primary after its first part was sent; the new version arrives as a live
-        // write.
+        // A value that is still partial was overwritten or deleted at the primary meanwhile; that change arrives as a
+        // live write.
         if let Some(partial) = copy.partial.take() {
             self.table.discard(partial.staged);
         }
@@ -141,8 +141,8 @@ impl Replica {
         fragment: &CopyFragment<'_>,
     ) -> Result<(), StreamError> {
         let copy = self.take_copy_message()?;
-        // If there is no partial entry, the fragment belongs to an entry that was skipped because this end has a
-        // newer version.
+        // If there is no partial entry, the fragment belongs to an entry that was skipped because this end has a newer
+        // version or a tombstone.
         let Some(mut partial) = copy.partial.take() else { return Ok(()) };
         let received = self.table.staged_entry(&partial.staged).1.len();
         let wrong = fragment.offset as usize != received || fragment.bytes.len() > partial.missing;
@@ -210,8 +210,8 @@ impl Replica {
 /// Tombstones of keys that live writes deleted and that the rest of the copy may still contain.
 #[derive(Debug, Default)]
 struct Tombstones {
-    /// The tombstones by ascending sequence number. Those of committed writes are dropped, so there are at most as many
-    /// as the primary may have pending writes.
+    /// The tombstones by ascending sequence number. Each entry of the copy names the primary's last commit, up to which
+    /// tombstones are then dropped.
     in_order: VecDeque<(SequenceNumber, TableHash)>,
     by_key: HashTable<(TableHash, Box<[u8]>, SequenceNumber)>,
 }
@@ -230,8 +230,8 @@ impl Tombstones {
             .is_some_and(|(.., deleted)| *deleted > version)
     }
 
-    /// Drops tombstones of writes that the primary has committed. The primary's table no longer has their keys, so the
-    /// rest of the copy does not contain them.
+    /// Drops tombstones of writes that the primary has committed. The primary's table no longer has the deleted
+    /// entries, so the rest of the copy does not contain them.
     fn drop_up_to(&mut self, committed: SequenceNumber) {
         while let Some(&(sn, hash)) = self.in_order.front()
             && sn <= committed

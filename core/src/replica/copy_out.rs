@@ -55,7 +55,7 @@ pub(super) struct CopyOut {
 pub(super) struct Copied {
     /// The number of entries sent in full.
     pub(super) entries: u64,
-    /// Bytes of keys and values.
+    /// The number of bytes of keys and values sent.
     pub(super) bytes: u64,
 }
 
@@ -143,7 +143,7 @@ impl CopyOut {
         self.copied
     }
 
-    /// Returns the last write that the copy contains. The stream carries later writes live.
+    /// Returns the last write that only the copy carries. The stream carries later writes live.
     pub(super) fn start(&self) -> SequenceNumber {
         self.start
     }
@@ -199,7 +199,8 @@ impl CopyOut {
         }
     }
 
-    /// Adds as much copy content to a batch as it has room for. Every write up to `last` was sent before.
+    /// Adds the next part of the copy to a batch while the window is open, and COPY-END after the last part. Every
+    /// write up to `last` was sent before.
     pub(super) fn pump(
         &mut self,
         view: ViewVersion,
@@ -343,7 +344,7 @@ impl Place<'_> {
         batch: &mut BatchWriter<'_>,
     ) -> bool {
         let hash = self.secret.of_key(waiting.digest, &waiting.key);
-        // An entry that was overwritten or deleted meanwhile is sent as a live write.
+        // If the entry was overwritten or deleted meanwhile, the stream carries that change live.
         let Some(entry) = self.table.get(hash, &waiting.key) else { return true };
         if entry.version != waiting.version {
             return true;

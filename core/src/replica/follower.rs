@@ -47,7 +47,7 @@ impl Follower {
         Follower { last, ..Follower::default() }
     }
 
-    /// Resets the stream state for a new view: acks that were due on the earlier stream are dropped.
+    /// Returns this follower for a new view, without its stream: due acks and a partial value are dropped.
     pub(super) fn on_new_stream(mut self, table: &mut Table) -> Follower {
         self.drop_stream(table);
         Follower::starting_after(self.last)
@@ -67,7 +67,7 @@ impl Follower {
         (self.owed, self.newest) = (None, None);
     }
 
-    /// Records that an ack is due.
+    /// Records that an ack of a message with this `t_send` is due.
     pub(super) fn owe_ack(&mut self, t_send: Time) {
         self.owed = Some(self.owed.map_or(t_send, |owed| owed.max(t_send)));
         self.newest = Some(self.newest.map_or(t_send, |newest| newest.max(t_send)));
@@ -79,7 +79,8 @@ impl Follower {
         partial.map_or(0, |partial| table.staged_entry(&partial.staged).1.len() as u64)
     }
 
-    /// Records that an ack is due for data without a `t_send`, such as a part of a value.
+    /// Records that an ack is due for data without a `t_send`, such as a part of a value. It echoes the newest `t_send`
+    /// of the stream; before the first one no ack is due.
     pub(super) fn owe_sign(&mut self) {
         self.owed = self.owed.or(self.newest);
     }
@@ -90,8 +91,7 @@ impl Follower {
         self.no_memory_for = Some(sn.max(self.last.next()));
     }
 
-    /// Returns the progress of this replica. It keeps up if it has applied every write for which it had no memory
-    /// earlier.
+    /// Returns whether this replica keeps up. It does once it has applied the last write for which it had no memory.
     pub(super) fn following(&self) -> Following {
         match self.no_memory_for {
             Some(sn) if sn > self.last => Following::OutOfMemory,
@@ -99,7 +99,7 @@ impl Follower {
         }
     }
 
-    /// Returns the ack that is due.
+    /// Takes the ack that is due, if there is one. `taken` is its [`Ack::taken`].
     pub(super) fn take_ack(&mut self, view: ViewVersion, taken: u64) -> Option<Ack> {
         let echo = self.owed.take()?;
         Some(Ack { view, sn: self.last, echo, taken })
@@ -204,7 +204,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Records that there is no memory for a write. This replica reports so until the write is applied.
+    /// Records that there is no memory for a write, and returns the error. This replica reports the lack of memory
+    /// until the write is applied.
     pub(super) fn out_of_memory(&mut self, sn: SequenceNumber) -> StreamError {
         if let Some(follower) = self.follower_mut() {
             follower.note_no_memory(sn);
@@ -287,13 +288,13 @@ impl Replica {
             follower.owe_ack(beacon.t_send);
             return Ok(());
         }
-        // The old primary sends beacons until it receives the successor's hello. It has no lease to renew.
+        // The old primary sends beacons until it receives the new primary's hello. It has no lease to renew.
         let has_taken_over =
             self.primary().is_some() && self.view.is_some_and(|view| view.handover);
         if has_taken_over { Ok(()) } else { Err(StreamError::WrongEnd) }
     }
 
-    /// Completes a hand-over: the old primary has sent everything.
+    /// Completes a hand-over: the old primary has sent all its writes.
     pub(super) fn on_handover(&mut self, handover: &Handover) -> Result<(), StreamError> {
         let Role::TakingOver(follower) = &self.role else { return Err(StreamError::WrongEnd) };
         if handover.sn != follower.last {

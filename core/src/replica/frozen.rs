@@ -4,7 +4,7 @@
 //! ```text
 //!   accepts    no write, view or hello; a message counts only as a sign of life of the other holder
 //!   sends      beacons, and acks of beacons: both holders keep receiving signs of life
-//!   serves     reads, under its lease like any primary; no probe, so its reports remove no member
+//!   responds   to reads, under its lease like any primary; to no probe, so its reports remove no member
 //! ```
 //!
 //! An ack that a frozen replica sends names only writes applied before the dump, which the dump contains. An ack
@@ -31,7 +31,8 @@ impl Replica {
         self.frozen
     }
 
-    /// Handles a message of the other holder as a sign of life only.
+    /// Handles a message of the other holder as a sign of life. A beacon is acked and an ack renews the lease; nothing
+    /// else has an effect.
     pub(super) fn on_message_when_frozen(
         &mut self,
         now: Time,
@@ -56,7 +57,7 @@ impl Replica {
         }
     }
 
-    /// Fills a batch with beacons and acks of earlier messages. A candidate sends no acks, because its copy does not
+    /// Fills a batch with the beacon and the ack that are due. A candidate sends no acks, because its copy does not
     /// continue.
     pub(super) fn fill_frozen_batch(&mut self, now: Time, batch: &mut BatchWriter<'_>) -> Pumped {
         if self.state() != ReplicaState::Candidate {
@@ -73,7 +74,7 @@ impl Replica {
         Pumped::Done
     }
 
-    /// Returns the time at which the next beacon is due.
+    /// Returns the time at which the next beacon is due; `None` without a stream on which this replica sends beacons.
     pub(super) fn next_frozen_timeout(&self) -> Option<Time> {
         let interval = self.config.failure_timeout.beacon_interval();
         self.sender().and_then(|sender| sender.beacon_due(interval))

@@ -19,9 +19,9 @@ use crate::table::{WalkBudget, WalkCursor};
 pub enum Serves {
     /// No reads in the current state.
     Never,
-    /// Reads while the clock shows less than this.
+    /// Reads while the clock reading is below this time.
     Before(Time),
-    /// Reads at any time: the replica is the only holder.
+    /// Reads at any time: no other member can become the primary without this replica.
     Always,
 }
 
@@ -45,7 +45,7 @@ pub struct Inspection {
     /// True for a primary whose commits wait for its candidate.
     pub in_union: bool,
     /// The last write before the union with the candidate began: the copy in progress contains all writes up to this
-    /// one. Zero once the candidate has caught up.
+    /// one. Zero if no copy is in progress.
     pub copied_from: SequenceNumber,
     /// True for a candidate whose copy is complete.
     pub is_complete: bool,
@@ -92,11 +92,12 @@ impl Replica {
     /// configuration and equal descriptions behave alike. A state-space search uses the description to recognize a
     /// visited state.
     ///
-    /// Every field is named here, so that the omission of a new one is a compiler error. All fields except the table
-    /// appear as their `Debug` output: roles with their logs, streams, leases, copies and tombstones, and sessions
-    /// with their records. The table appears as its entries, including those staged for pending writes, without their
-    /// addresses. Two replicas that behave alike may have different descriptions, because the number of a staged
-    /// entry's ticket depends on all earlier ones. A search then visits more states than necessary, never fewer.
+    /// Every field is named here, so that the omission of a new one is a compiler error. The fields that affect the
+    /// behaviour appear as their `Debug` output, except the table: roles with their logs, streams, leases, copies and
+    /// tombstones, and sessions with their records. The table appears as its entries, including those staged for
+    /// pending writes, without their addresses. Two replicas that behave alike may have different descriptions, because
+    /// the number in a [`Staged`](crate::table::Staged) ticket depends on all earlier tickets. A search then visits
+    /// more states than necessary, never fewer.
     pub fn describe(&self) -> String {
         let Replica {
             config,
@@ -105,7 +106,8 @@ impl Replica {
             table,
             sessions,
             heard,
-            // Affects only reports, which the search derives from `heard`. The search does not model suspension.
+            // Affects the silence in reports, which the search derives from `heard`, and the expiry of sessions, which
+            // takes longer than a search covers. The search does not model suspension.
             awake: _,
             awake_when_heard: _,
             // A statistic.

@@ -3,9 +3,10 @@
 //! | from \ named as | primary | secondary | candidate or nothing |
 //! |---|---|---|---|
 //! | no view yet | founding view, or any view if restored | founding view, or any view if restored | wiped |
+//! | view that names only others | never | never | wiped |
 //! | primary | keeps its log | hand-over view, and active: hands over | wiped |
 //! | handing over | takes the group back | never | wiped |
-//! | taking over | waits for its grace | never | wiped |
+//! | taking over | as a secondary | never | wiped |
 //! | secondary | takes over, or waits for HANDOVER | under the same primary: keeps its copy | wiped |
 //! | candidate | as a secondary, if its copy is complete | if its copy is complete | wiped |
 //!
@@ -55,7 +56,8 @@ impl Replica {
     /// Installs a view. Installing the same view again changes nothing.
     ///
     /// # Errors
-    /// [`InstallError`]; the installed view stays.
+    /// [`InstallError`] if the view is of another group, is older than the installed view, contradicts it, or gives
+    /// this replica a role that it cannot take; or if this replica is frozen. The installed view stays.
     pub fn install(
         &mut self,
         now: Time,
@@ -205,7 +207,8 @@ impl Replica {
         };
     }
 
-    /// Drops all data and state except the view and the last ack.
+    /// Drops the role, the table and the sessions, and rejects waiting requests. The view, the last ack and the last
+    /// proof of death stay.
     fn wipe(&mut self, responses: &mut impl Responses) {
         if let Some(sender) = self.sender_mut() {
             let waiters = sender.log.take_waiters();
@@ -217,7 +220,7 @@ impl Replica {
         self.restored = None;
     }
 
-    /// Rejects the writes of waiting clients, so that they retry at the new primary.
+    /// Rejects the waiting requests, so that their clients retry at the new primary.
     fn reject(&self, waiters: Vec<Asker>, responses: &mut impl Responses) {
         for asker in waiters {
             let reason = "no longer the primary; fetch the map and retry with the same number";
@@ -226,7 +229,7 @@ impl Replica {
     }
 
     /// Handles the proven death of a process. The death ends a grace only if this replica sent its last ack to that
-    /// process.
+    /// process. In a hand-over view, the death of the old primary lets this replica take over.
     pub fn on_exited(&mut self, now: Time, member: Member) {
         self.readings.note(now);
         self.proven = Some(member);

@@ -7,9 +7,9 @@
 //!   follower     receives, reads its clock, acks |now| ------------ GRACE ---------------> |until
 //! ```
 //!
-//! Each end measures from a reading of its own clock. The primary reads its clock before it sends, the follower
-//! after it has received. So in true time the lease begins no later than the grace. The grace is longer by so much
-//! that it also ends later than the lease for every permitted clock drift.
+//! Each end measures from a reading of its own clock. The primary reads its clock before it sends, the follower after
+//! it has received. So in true time the lease begins no later than the grace. The grace is so much longer that it ends
+//! after the lease at every permitted clock drift.
 
 use kv_protocol::FailureTimeout;
 use kv_protocol::ids::{Member, Time};

@@ -1,9 +1,9 @@
 //! The memory of a replica's table: its limit, and the compaction that keeps it usable.
 //!
-//! A write that finds no room triggers compaction at once, with a bounded number of steps per wake-up. If these
-//! steps do not make room, the write is rejected with BUSY and the client retries it. OUT-OF-SPACE means that only
-//! the deletion of entries makes room. All other steps run in the background, one per [`COMPACTION_INTERVAL`]. They
-//! run in every role, because a secondary has the same entries but a different fragmentation.
+//! A write that finds no room triggers compaction at once, with a bounded number of steps per wake-up. If these steps
+//! do not make room, the write is rejected with BUSY and the client retries it. OUT-OF-SPACE means that compaction
+//! cannot make room. All other steps run in the background, one per [`COMPACTION_INTERVAL`]. They run in every role,
+//! because a secondary has the same entries but a different fragmentation.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(super) struct LastSteps {
 }
 
 impl Replica {
-    /// Returns the time of the next background step.
+    /// Returns the time of the next background step; `None` if there is nothing to compact.
     pub(super) fn next_compaction(&self) -> Option<Time> {
         let pressure = self.table.pressure(self.config.memory_limit);
         let wants = self.table.wants_compaction(pressure);
@@ -54,7 +54,7 @@ impl Replica {
     }
 
     /// Changes the memory limit of this table; `None` means no limit. If the limit is lower than the memory in use, no
-    /// entry is dropped, but writes are rejected until entries are deleted.
+    /// entry is dropped, but writes that need memory are rejected until enough is free.
     pub fn set_memory_limit(&mut self, limit: Option<u64>) {
         self.config.memory_limit = limit;
     }
@@ -65,8 +65,8 @@ impl Replica {
         self.lent = bytes;
     }
 
-    /// Returns whether there is room for an entry within the limit. Runs compaction steps first if they may make
-    /// room.
+    /// Returns whether there is room for an entry within the limit. Runs compaction steps first if they may make room,
+    /// at most once per wake-up.
     pub(super) fn make_room(&mut self, now: Time, key_len: usize, value_len: usize) -> Room {
         let Some(limit) = self.config.memory_limit else { return Room::Fits };
         let limit = limit.saturating_sub(self.lent);

@@ -7,7 +7,7 @@ use kv_protocol::peer_message::{Ack, Effect, PeerMessage, Prepare};
 use super::{Replica, Role};
 use crate::mutations::{self, Mutation};
 
-/// The state that such messages leave behind.
+/// The state that remains after an accepted message of an older view.
 #[derive(Debug, Default)]
 pub(super) struct Mutant {
     /// An ack to send under the older view.

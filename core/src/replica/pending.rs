@@ -27,7 +27,7 @@ pub(super) struct PendingWrite {
     pub(super) digest: Digest,
     pub(super) hash: TableHash,
     pub(super) record: CompletionRecord,
-    /// Key and value, staged in the table's memory but not linked into the table; `None` if the write has no key.
+    /// Key and value, staged in the table's memory but not linked into the table; `None` if the write changes no key.
     pub(super) staged: Option<Staged>,
     pub(super) waiters: Waiters,
     /// The total length of key and value in bytes.
@@ -150,8 +150,8 @@ impl PendingLog {
         self.writes.get_mut(index)
     }
 
-    /// Returns the newest write that changes the key. A linear search is acceptable, because the log is short and
-    /// only writes with a condition search it.
+    /// Returns the newest write that changes the key. A linear search is acceptable, because the log is short and only
+    /// deletions and writes with a condition search it.
     pub(super) fn newest_change(
         &self,
         table: &Table,
@@ -166,7 +166,7 @@ impl PendingLog {
         Some((SequenceNumber(self.committed.0 + 1 + at as u64), self.writes[at].effect))
     }
 
-    /// Returns the newest pending PUT of a key, which is not visible to readers.
+    /// Returns the newest pending change of a key if it is a PUT. Reads do not return it.
     pub(super) fn newest_staged(
         &self,
         table: &Table,
@@ -178,7 +178,7 @@ impl PendingLog {
         Some((sn, self.writes[at].staged.as_ref()?))
     }
 
-    /// Returns the key and value of every write that has a key.
+    /// Returns the key and value of every write that changes a key.
     pub(super) fn staged<'a>(
         &'a self,
         table: &'a Table,
@@ -213,7 +213,7 @@ impl PendingLog {
         self.cursor.whole < self.writes.len()
     }
 
-    /// Passes the next message to `send` and advances the cursor; returns `false` if everything is sent.
+    /// Passes the next message to `send` and advances the cursor; returns `false` if there was nothing left to send.
     pub(super) fn send_next(
         &mut self,
         table: &Table,

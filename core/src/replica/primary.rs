@@ -37,7 +37,7 @@ use crate::table::{LOOK_AHEAD, Staged, TableHash};
 const LOOKS_FOR_IDLE: u32 = 10;
 
 /// The number of consecutive streams without progress after which the other end counts as not keeping up. With the
-/// back-off between dials, this many streams take a quarter of a second.
+/// back-off between dials, this many streams take about a quarter of a second.
 const FRUITLESS_STREAMS: u32 = 8;
 
 /// The timeout for a candidate's first stream.
@@ -54,12 +54,12 @@ pub(super) struct Primary {
     forget_at: Option<Time>,
     /// The newest write of this primary that expires sessions.
     forgot: SequenceNumber,
-    /// Log positions at earlier times within the session idle time. The horizon is the newest position that is old
-    /// enough.
+    /// Log positions at earlier times within the session idle time. The next horizon is the newest position whose age
+    /// has reached that time.
     marks: VecDeque<Mark>,
 }
 
-/// The last committed write when the awake time of this shard had reached a given value.
+/// The last committed write at a given reading of the clock that excludes suspensions.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     awake: Duration,
@@ -77,7 +77,8 @@ pub(super) enum Candidacy {
     Copying(Box<CopyOut>),
     /// A candidate with a complete copy; reported to the coordinator.
     CaughtUp,
-    /// A candidate that was dropped from the union. Only a new view begins another copy to it.
+    /// A candidate that was dropped from the union, or whose first stream was not up in time. Only a new view begins
+    /// another copy to it.
     Failed,
 }
 
@@ -88,11 +89,11 @@ pub(super) struct Sender {
     stream: Stream,
     /// The number of consecutive streams that were up and ended without progress while writes were pending.
     fruitless: u32,
-    /// True if a write was acked on the current stream.
+    /// True if an ack on the current stream acked a pending write, or arrived while nothing was pending.
     has_progressed: bool,
-    /// The number of bytes of the oldest pending write's value that were acked on the current stream.
+    /// The largest `taken` of the acks on the current stream since its last progress; see [`Ack::taken`].
     part: u64,
-    /// The reason why the follower last refused a stream; cleared when it acks a write.
+    /// The reason why the follower last refused a stream; cleared by an ack that shows progress.
     refused: Following,
 }
 
@@ -102,7 +103,7 @@ enum Stream {
     #[default]
     Down,
     Up {
-        /// The newest `t_send` sent on the stream. The next beacon is due one interval later.
+        /// The newest `t_send` sent on the stream. The next beacon is due one interval later; with `None`, at once.
         t_send: Option<Time>,
     },
 }
@@ -132,7 +133,7 @@ impl Sender {
         (self.fruitless, self.refused) = (0, Following::KeepsUp);
     }
 
-    /// Records that the stream broke.
+    /// Records the end of the stream. A stream without progress counts as fruitless if writes were pending.
     pub(super) fn on_broken(&mut self) {
         if self.is_connected() && !self.has_progressed && !self.log.is_empty() {
             self.fruitless = (self.fruitless + 1).min(FRUITLESS_STREAMS);
@@ -140,8 +141,8 @@ impl Sender {
         self.disconnect();
     }
 
-    /// Records an ack up to `sn`, with `part` bytes of the next write's value. Returns whether the ack counts as a sign
-    /// of life. It does if it shows progress, if nothing is pending, or if the previous stream made progress.
+    /// Records an ack up to `sn` with this [`Ack::taken`]. Returns whether the ack counts as a sign of life. It does if
+    /// it acks a pending write or raises `part`, if nothing is pending, or if the previous stream was not fruitless.
     pub(super) fn note_ack(&mut self, sn: SequenceNumber, part: u64) -> bool {
         let is_progress = sn > self.log.committed() || self.log.is_empty();
         if is_progress {
@@ -171,12 +172,13 @@ impl Sender {
         matches!(self.stream, Stream::Up { .. })
     }
 
-    /// Records that a message with this reading was sent on the stream.
+    /// Records that a message with this clock reading was sent on the stream.
     pub(super) fn note_sent(&mut self, t_send: Time) {
         self.stream = Stream::Up { t_send: Some(t_send) };
     }
 
-    /// Returns the time at which the next beacon is due, one per interval.
+    /// Returns the time at which the next beacon is due: one interval after the newest `t_send`, or at once on a new
+    /// stream. `None` if the stream is down.
     pub(super) fn beacon_due(&self, interval: Duration) -> Option<Time> {
         match self.stream {
             Stream::Down => None,
@@ -185,7 +187,7 @@ impl Sender {
         }
     }
 
-    /// Returns whether an echoed reading was sent on this stream.
+    /// Returns whether an echoed reading is no later than the newest one sent on this stream.
     pub(super) fn has_sent(&self, echo: Time) -> bool {
         matches!(self.stream, Stream::Up { t_send: Some(newest) } if echo <= newest)
     }
@@ -227,8 +229,8 @@ impl Primary {
 
 /// Commits of writes.
 impl Replica {
-    /// Returns whether reads need a lease, because the next view may name another primary without this one's
-    /// knowledge.
+    /// Returns whether reads need a lease, because another member may become the primary before this replica receives
+    /// the new view.
     pub(super) fn needs_lease(&self) -> bool {
         let caught_up = |p: &super::Primary| matches!(p.candidacy, Candidacy::CaughtUp);
         self.view.is_some_and(|view| view.secondary().is_some())
@@ -274,7 +276,7 @@ impl Replica {
         }
     }
 
-    /// Prefetches the table memory that the commits of the next writes up to `sn` will access.
+    /// Prefetches the table memory that the next commits up to `sn` will access, if there is more than one.
     fn prefetch_commits(&self, sn: SequenceNumber) {
         let Some(primary) = self.primary() else { return };
         let log = &primary.sender.log;
@@ -313,7 +315,7 @@ impl Replica {
     pub(super) fn check_order(&self, sn: SequenceNumber, replaced: Option<SequenceNumber>) {
         assert!(
             replaced.is_none_or(|older| older < sn),
-            "write {sn} of group {}, shard {} came after a newer one of its key",
+            "write {sn} of group {}, shard {} is not newer than the entry that it replaces",
             self.config.group,
             self.config.shard
         );
@@ -355,8 +357,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Handles the candidate's report of a complete copy. If the copy equals this table, the candidate has caught
-    /// up.
+    /// Handles the candidate's report of a complete copy. If the copy equals this table, the candidate has caught up;
+    /// otherwise it is dropped.
     pub(super) fn on_marked(
         &mut self,
         marked: &Marked,
@@ -375,7 +377,7 @@ impl Replica {
         Err(StreamError::Diverged { sn: marked.sn })
     }
 
-    /// Drops the candidate from the union, unless the coordinator may already have its caught-up report.
+    /// Drops the candidate, unless it has caught up: the coordinator may already have received that report.
     pub(super) fn fail_candidate(&mut self, responses: &mut impl Responses) {
         let heard = self.heard;
         let Some(primary) = self.primary_mut() else { return };
@@ -398,7 +400,7 @@ impl Replica {
 
 /// Timeouts.
 impl Replica {
-    /// Returns when [`Replica::on_timeout`], followed by [`Replica::pump`], must be called next.
+    /// Returns the time at which [`Replica::on_timeout`], followed by [`Replica::pump`], must be called next.
     pub fn next_timeout(&self) -> Option<Time> {
         if self.frozen {
             return self.next_frozen_timeout();
@@ -499,7 +501,8 @@ impl Replica {
         }
     }
 
-    /// Makes room for another session: expires the sessions with the oldest last writes.
+    /// Expires the sessions with the oldest last writes to make room for others, if enough of these writes are
+    /// committed.
     pub(super) fn forget_oldest_sessions(&mut self, responses: &mut impl Responses) {
         let Some(primary) = self.primary() else { return };
         let committed = primary.sender.log.committed();
@@ -510,6 +513,7 @@ impl Replica {
     }
 
     /// Expires every session up to the horizon. The horizon is committed, so no session with a pending write expires.
+    /// Does nothing while this replica drains or its log is full.
     fn forget_sessions(&mut self, horizon: SequenceNumber, responses: &mut impl Responses) {
         let draining = self.draining;
         let Some(primary) = self.primary_mut() else { return };

@@ -1,4 +1,5 @@
-//! Client requests at a replica. Reads get their response at once, writes when they are committed.
+//! Client requests at a replica. Reads and rejected requests get their response at once, writes when they are
+//! committed.
 
 use kv_protocol::client_message::{
     Condition, Operation, ReplicaRole, Request, Response, Status, WriteHeader,
@@ -38,8 +39,8 @@ pub(super) struct Asker {
 }
 
 impl Replica {
-    /// Serves a client request for a key in this group and shard, whose hash is [`Replica::hash_of`]. Reads get their
-    /// response at once; writes get it when they are committed.
+    /// Serves a client request for a key in this group and shard; `hash` is the key's [`Replica::hash_of`]. Reads and
+    /// rejected requests get their response at once; writes get it when they are committed.
     pub fn on_request(
         &mut self,
         now: Time,
@@ -79,8 +80,8 @@ impl Replica {
     }
 
     /// Returns the response to a GET or VERIFY of a key in this group and shard, with the value borrowed from the
-    /// table. The response is the one that [`Replica::on_request`] gives. Returns `None` for writes, and for reads
-    /// that need more work or are rejected.
+    /// table. The response is the one that [`Replica::on_request`] gives. Returns `None` for all other operations, and
+    /// for reads that only [`Replica::on_request`] can serve or reject.
     #[inline]
     pub fn response_to_read(
         &self,
@@ -103,13 +104,13 @@ impl Replica {
         }
     }
 
-    /// Returns the entry of a key without checking role or lease. Dumps use it, because a frozen replica needs
-    /// neither.
+    /// Returns the entry of a key, if there is one, without checking role or lease. Dumps use it, because a frozen
+    /// replica needs neither.
     pub fn entry(&self, digest: Digest, key: &[u8]) -> Option<Entry<'_>> {
         self.table.get(self.hash_of(digest, key), key)
     }
 
-    /// Returns the hash of a key in the table; for [`Replica::prefetch`].
+    /// Returns the hash of a key, by which the table finds its entry.
     #[inline]
     pub fn hash_of(&self, digest: Digest, key: &[u8]) -> TableHash {
         self.config.hash_secret.of_key(digest, key)
@@ -124,7 +125,8 @@ impl Replica {
         self.table.prefetch(hashes);
     }
 
-    /// Checks that this replica may serve the request under its view and role.
+    /// Checks that this replica may serve the request under its view and role. First ends the grace of a primary if its
+    /// time has passed.
     #[inline]
     fn check_role(
         &mut self,
@@ -166,7 +168,7 @@ impl Replica {
 
     /// Reads the table. At a primary this is the committed state, and the read needs a valid lease if another member
     /// could become primary. No other code runs between the check of the lease and the look-up. If the request names a
-    /// part of the value, the response has only that part.
+    /// part of the value, the response contains only that part.
     #[inline]
     fn read(
         &self,
@@ -207,9 +209,9 @@ impl Replica {
         Ok(Response { id: request.id, status, copies: 0, view, version, value, whole })
     }
 
-    /// Logs or settles a write. A RESOLVE of an unknown write logs a write without effect. Its record has the number
-    /// and the hash of the unknown write. If the unknown write arrives later, it counts as a retry and is not
-    /// executed.
+    /// Logs a write that is neither known nor rejected. For a RESOLVE of an unknown write, it logs a write without
+    /// effect. Its record has the number and the hash of the unknown write. If the unknown write arrives later, it
+    /// counts as a retry and is not executed.
     #[allow(clippy::too_many_arguments)] // The parts of one request.
     fn write(
         &mut self,
@@ -266,7 +268,7 @@ impl Replica {
             Effect::Nothing | Effect::ForgetSessions => Ok(None),
         };
         let Ok(mut staged) = staged else {
-            let reason = "the machine of the server has no memory left; delete entries";
+            let reason = "the server cannot allocate memory for the entry; delete entries";
             return self.refuse(asker, Status::OutOfSpace, reason, responses);
         };
         if let Some(staged) = &mut staged {
@@ -410,7 +412,7 @@ impl Replica {
         }
     }
 
-    /// Returns the version of a key as of the last pending write.
+    /// Returns the version of a key after all pending writes; `None` if the key is then absent.
     fn newest_version(&self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
         match self.primary()?.sender.log.newest_change(&self.table, hash, key) {
             Some((sn, Effect::Put)) => Some(sn),

@@ -12,21 +12,21 @@ use crate::table::OutOfMemory;
 
 /// The error if a replica without a full copy is to be dumped. A later restore would treat the dump as a full copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this server holds no full copy of group {group} (shard {shard} is {state:?})")]
+#[error("this server holds no full copy of shard {shard} of group {group}")]
 pub struct NoFullCopy {
-    /// The group.
+    /// The group of the replica.
     pub group: GroupId,
-    /// The shard.
+    /// The shard of the replica.
     pub shard: ShardId,
-    /// The state of this replica.
+    /// The state of the replica under its view.
     pub state: ReplicaState,
 }
 
 impl Replica {
-    /// Returns the description of this replica for the dump. It stays valid once the replica is frozen.
+    /// Returns the description of this replica for the dump. Once the replica is frozen, the description is final.
     ///
     /// # Errors
-    /// [`NoFullCopy`] if this replica must not be dumped.
+    /// [`NoFullCopy`] if this replica has no data or only an incomplete copy.
     pub fn dumped(&self) -> Result<DumpedShard, NoFullCopy> {
         let (group, shard) = (self.config.group, self.config.shard);
         let none = NoFullCopy { group, shard, state: self.state() };
@@ -52,7 +52,7 @@ impl Replica {
     /// Loads one entry of a dump.
     ///
     /// # Errors
-    /// [`OutOfMemory`] if the entry was not stored.
+    /// [`OutOfMemory`] if the table got no memory for the entry. The entry was then not stored.
     pub fn load_entry(
         &mut self,
         key: &[u8],
@@ -70,7 +70,7 @@ impl Replica {
         self.sessions.record_known(sn, record);
     }
 
-    /// Completes the load of a dump whose last write was `last`. From now on a first view of any version may make
+    /// Completes the loading of a dump whose last write was `last`. From now on a first view of any version may make
     /// this replica a holder. The dump has no sessions that had written nothing since `forgotten`.
     pub fn finish_load(&mut self, last: SequenceNumber, forgotten: SequenceNumber) {
         self.restored = Some(last);

@@ -47,18 +47,20 @@ impl Replica {
         })
     }
 
-    /// Returns the member that a primary dials.
+    /// Returns the member that a primary dials; `None` during its grace, after its candidate has failed, or if the view
+    /// names no other member.
     fn dials(&self, primary: &Primary) -> Option<Member> {
         let may_dial = primary.is_active() || mutations::is_open(Mutation::UnionByInactive);
         let failed = matches!(primary.candidacy, Candidacy::Failed);
         self.view?.other().filter(|_| may_dial && !failed)
     }
 
-    /// Checks that the sender of a hello can be the other holder. The driver calls this function before it replaces a
-    /// current stream by the new one.
+    /// Checks that the sender of a hello can be the other holder. The driver calls this function before it replaces an
+    /// open stream with the new one.
     ///
     /// # Errors
-    /// The refusal to send before closing.
+    /// The refusal to send before closing: the hello is not for this replica, its sender does not hold the group, its
+    /// view is older than the installed view or far newer, the dump has begun, or the hand-over is already complete.
     pub fn judge_hello(&self, hello: &PeerHello) -> Result<(), PeerRefusal> {
         let refuse = |reason| Err(PeerRefusal { reason, view: self.view });
         let (installed, me) = (self.view_version(), Some(self.config.me));
@@ -91,7 +93,8 @@ impl Replica {
     /// the position at which the stream continues. The driver must have closed any earlier stream of this replica.
     ///
     /// # Errors
-    /// The refusal to send before closing.
+    /// The refusal to send before closing: that of [`Replica::judge_hello`], or one if the view cannot be installed or
+    /// the role under it accepts no stream.
     pub fn on_peer_hello(
         &mut self,
         now: Time,
@@ -125,10 +128,13 @@ impl Replica {
     }
 
     /// Handles the other holder's acceptance of the stream. Sending continues after the last write that the other
-    /// holder has applied; that write counts as acked. From now on a candidate is in the union.
+    /// holder has applied; that write counts as acked. An awaited candidate is in the union from now on: its copy
+    /// begins, and it receives all later writes live.
     ///
     /// # Errors
-    /// [`StreamError::Impossible`] if the position in the welcome contradicts this log.
+    /// [`StreamError::Impossible`] if the position in the welcome contradicts this log, [`StreamError::View`] if the
+    /// welcome is of another view, [`StreamError::WrongEnd`] if this role opens no streams, and [`StreamError::Frozen`]
+    /// if the dump has begun.
     pub fn on_peer_welcome(
         &mut self,
         now: Time,
@@ -178,8 +184,9 @@ impl Replica {
         Ok(())
     }
 
-    /// Handles the rejection of a dialled stream. If the rejection carries a newer view, installs it, because the
-    /// coordinator may have reached only one of the two holders.
+    /// Handles the rejection of a dialled stream. Installs the newer view that the rejection may carry, because the
+    /// coordinator may have reached only one of the two holders. Completes a hand-over if the new primary already
+    /// serves. Records a lack of memory for the reports.
     pub fn on_peer_refusal(
         &mut self,
         now: Time,
@@ -349,8 +356,8 @@ impl Replica {
     }
 }
 
-/// Sends HANDOVER once every write is sent. Only an active primary can get here: the coordinator orders no other to
-/// hand over.
+/// Sends HANDOVER once per stream, after every write was sent. The old primary was active when it installed the
+/// hand-over view, because `may_become` rejects that view otherwise.
 fn pump_handover(
     old: &mut HandingOver,
     view: Option<kv_protocol::view::View>,

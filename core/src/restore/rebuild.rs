@@ -19,14 +19,15 @@ pub enum Certainty {
     Sure,
     /// Only one holder's dump exists; the other holder may have acknowledged later writes.
     Doubtful,
-    /// No dump exists.
+    /// No dump of a holder exists.
     Lost,
 }
 
 /// A reconstructed state, and the certainty for each group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rebuilt {
-    /// The state. It is correct in everything that [`super::choose`] uses, but names no processes of servers.
+    /// The state. Everything that [`super::choose`] uses is reconstructed, but its list of servers names no real
+    /// processes.
     pub state: DurableState,
     /// The certainty for each group, by group.
     pub groups: Vec<Certainty>,
@@ -37,7 +38,7 @@ pub struct Rebuilt {
 #[non_exhaustive]
 pub enum RebuildError {
     /// There is no complete dump.
-    #[error("there is no complete dump")]
+    #[error("there is no complete dump; check the directories that were given")]
     NoDump,
     /// The dumps belong to several clusters.
     #[error("there are dumps of several clusters ({}); move those of one cluster to a separate directory",
@@ -48,12 +49,13 @@ pub enum RebuildError {
     SeveralShardCounts(u16, u16),
     /// A dump belongs to a group that the target ring does not have.
     #[error(
-        "the dump of {writer} belongs to group {group}, but the cluster file names only {servers} servers"
+        "the dump of {writer} belongs to group {group}, but the cluster file names only {servers} servers; \
+         use the cluster file of that cluster"
     )]
     OtherRing {
         /// The process that wrote the dump.
         writer: Member,
-        /// The group.
+        /// The group of the dump.
         group: GroupId,
         /// The number of servers of the ring.
         servers: u16,
@@ -63,7 +65,8 @@ pub enum RebuildError {
 /// Reconstructs the last state from the dumps of one cluster with this number of servers.
 ///
 /// # Errors
-/// [`RebuildError`].
+/// [`RebuildError`] if there is no dump, if the dumps disagree on the cluster or the number of shards, or if one
+/// belongs to a group that a ring of `servers` does not have.
 ///
 /// # Panics
 /// If `servers` is not between 3 and 1,024.
@@ -111,7 +114,7 @@ pub fn rebuild(dumps: &[DumpHeader], servers: u16) -> Result<Rebuilt, RebuildErr
     Ok(Rebuilt { state, groups })
 }
 
-/// Returns the newest view of a group that a holder's dump names.
+/// Returns the newest view that the dumps of a group name, with the holders whose dumps exist, and its certainty.
 fn view_of(dumps: &[DumpHeader], group: GroupId) -> (View, Certainty) {
     let newest = |dump: &DumpHeader| dump.shards.iter().map(|shard| shard.view).max();
     let of_group = || dumps.iter().filter(|dump| dump.origin.group == group);

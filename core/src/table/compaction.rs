@@ -27,7 +27,8 @@ const HELD_BEYOND_LIMIT: u64 = 50;
 /// chunks that are seven eighths full fits in seven full ones.
 const MOVED_IN_VAIN_CHUNKS: usize = 8;
 
-/// The limits of one step. A step ends when one of them is reached, so it moves at most one entry more.
+/// The limits of one step. A step ends when one of them is reached, and may exceed it by the entries of one hash or the
+/// slots of one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactionBudget {
     /// The maximum number of entries to move.
@@ -124,8 +125,8 @@ impl Compaction {
 
 /// Memory limits.
 impl Table {
-    /// Checks whether one more entry fits within a limit. The bytes of all entries must stay within the limit. The
-    /// memory of the chunks may exceed it by at most two percent.
+    /// Checks whether one more entry fits within a limit. The bytes of entries and slots must stay within the limit.
+    /// The reserved memory may exceed the limit by two percent, and may always be two chunks.
     pub fn room(&self, limit: u64, key_len: usize, value_len: usize) -> Room {
         let used = self.used_bytes() + key_len + value_len;
         if used as u64 > limit {
@@ -142,7 +143,8 @@ impl Table {
         }
     }
 
-    /// Returns the need for compaction under a limit.
+    /// Returns the need for compaction under a limit: [`Pressure::Near`] from three quarters of the limit on. Without a
+    /// limit there is none.
     pub fn pressure(&self, limit: Option<u64>) -> Pressure {
         let is_near = |limit: u64| self.reserved_bytes() as u64 >= limit / 4 * 3;
         if limit.is_some_and(is_near) { Pressure::Near } else { Pressure::None }
@@ -163,7 +165,7 @@ impl Table {
             && self.arena.freed_bytes() >= self.compaction.rest_until
     }
 
-    /// Moves some entries closer together, within the budget; returns whether work is left.
+    /// Runs one step of compaction within the budget, if there is enough waste. Returns whether work is left.
     pub fn compact_step(&mut self, pressure: Pressure, budget: CompactionBudget) -> bool {
         match self.compaction.stage {
             Stage::Idle => {

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Each place has a copy of its segment's description. So a look-up reads one place of the directory and then the
-//! slots. Only the copy in the segment's first place has the correct number of entries.
+//! slots. Only the copy in the segment's first place has the correct numbers of used and reserved slots.
 //!
 //! A segment always has an empty slot for each staged entry that belongs to it. So linking an accepted entry needs no
 //! memory: a segment grows before an entry is staged, while the write can still be rejected. Reserved slots are kept
@@ -37,7 +37,7 @@ pub(super) use relocate::{Relocated, RelocationEnd};
 const DEPTH_MAX: u32 = 24;
 /// The minimum share of entries (a divisor) that the smaller half must get for a split to help.
 const SPLIT_PART_DIVISOR: usize = 8;
-/// The maximum number of entries that two halves may have together when they merge.
+/// The maximum number of used and reserved slots that two halves may have together when they merge.
 const MERGE_LEN_MAX: usize = CAPACITY_MAX / 4;
 
 /// A slot of a segment. Any change of the directory invalidates it.
@@ -64,7 +64,7 @@ pub(super) struct Directory {
     depth: u32,
     /// The number of segments that use all `depth` bits; if it is zero, the directory can be halved.
     at_full_depth: usize,
-    /// The slots of segments under reconstruction.
+    /// A buffer for the slots of the segments that are being rebuilt.
     scratch: Vec<Slot>,
     /// The number of slots ever moved to another segment.
     moved_slots: u64,
@@ -168,8 +168,8 @@ impl Directory {
         Ok(Vacancy { segment: first })
     }
 
-    /// Enlarges a segment. If there is no memory, a packed segment that still has room is kept, although look-ups in
-    /// it are slow.
+    /// Enlarges a segment. If there is no memory, a packed segment that still has room is kept, although look-ups in it
+    /// are slow. Fails for a segment with the maximum number of staged entries.
     #[cold]
     fn enlarge_or_keep(
         &mut self,
@@ -229,7 +229,7 @@ impl Directory {
         }
     }
 
-    /// Removes an entry.
+    /// Removes the entry at a place and returns it. A segment that becomes sparse shrinks or merges.
     pub(super) fn remove(&mut self, arena: &mut Arena, place: Place) -> Handle {
         let segment = &mut self.segments[place.segment];
         // SAFETY: a segment of this directory.

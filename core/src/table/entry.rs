@@ -26,7 +26,7 @@ struct Header {
     version: u64,
     value_len: u32,
     key_len: u16,
-    /// The check of key and value once the value is complete; part of the table's digest.
+    /// 16 bits of a hash of key and value, stored once the value is complete; part of the table's digest.
     check: u16,
 }
 
@@ -105,8 +105,8 @@ pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
     SequenceNumber(unsafe { header(arena, handle) }.version)
 }
 
-/// Computes the check of an entry when its value becomes complete, because the bytes of the value are then in the
-/// processor's caches. When the entry is linked, they may no longer be.
+/// Computes and stores the check of an entry when its value becomes complete, because the bytes of the value are then
+/// in the processor's caches. When the entry is linked, they may no longer be.
 ///
 /// # Safety
 ///
@@ -119,7 +119,7 @@ unsafe fn note_check(arena: &mut Arena, handle: Handle) {
     }
 }
 
-/// Seals an entry that is about to be linked, with its version.
+/// Stores the version of an entry that is about to be linked, and returns the entry's seal.
 ///
 /// # Safety
 ///
@@ -151,7 +151,7 @@ pub(super) struct Seal {
 
 impl Seal {
     /// Returns a well-mixed number for the sum that is the table's digest. Sequence numbers are unique, so no two
-    /// entries of a (group, shard) have the same number.
+    /// entries of a (group, shard) contribute the same number.
     pub(super) fn digest(self) -> u64 {
         mix(self.version.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(self.check) << 48))
     }

@@ -20,7 +20,7 @@ use crate::mutations::{self, Mutation};
 /// [`Table::unpin`](super::Table::unpin). If a pin is dropped without `unpin`, the entry keeps its memory until the
 /// table is cleared.
 ///
-/// [`Table::clear`](super::Table::clear) invalidates it.
+/// [`Table::clear`](super::Table::clear) invalidates the pin.
 #[derive(Debug)]
 #[must_use = "a pin keeps its entry's memory until it is given to `unpin`"]
 pub struct Pin {
@@ -35,7 +35,7 @@ struct Record {
     handle: Handle,
     /// The number of its pins.
     pins: u32,
-    /// True if the table has dropped the entry; its memory is freed with the last pin.
+    /// True if the table has dropped the entry; its memory is freed when the last pin ends.
     is_dropped: bool,
 }
 

@@ -26,11 +26,11 @@
 use crate::arena::{Arena, Handle};
 use crate::prefetch::prefetch;
 
-/// The maximum number of slots of a segment. A segment that would need more is split, if that helps.
+/// The number of slots above which a segment is split instead of enlarged, if a split helps.
 pub(super) const CAPACITY_MAX: usize = 4096;
-/// The capacity of the first segment of a small table.
+/// The minimum capacity of a segment, and the capacity of a table's first segment.
 pub(super) const CAPACITY_MIN: usize = 16;
-/// The granularity of larger capacities: 4 KiB of slots.
+/// The granularity of capacities above this value: 4 KiB of slots.
 const CAPACITY_STEP: usize = 512;
 /// The share of slots in use, in eighths, at which a segment must grow.
 const LOAD_MAX_EIGHTHS: usize = 7;
@@ -132,7 +132,7 @@ pub(super) fn fits(slots: &[Slot], depth: u32, capacity: usize) -> bool {
 }
 
 impl Segment {
-    /// Builds a segment with these slots and `reserved` free ones. The slots must be in ascending order, and
+    /// Builds a segment with these slots, and keeps `reserved` others free. The slots must be in ascending order, and
     /// [`fits`] must return true for them. Returns `None` if there is no memory.
     pub(super) fn build(
         arena: &mut Arena,
@@ -189,7 +189,7 @@ impl Segment {
         Some((Segment { slots, ..self }, bytes))
     }
 
-    /// Returns whether its slots are in a chunk that is being emptied.
+    /// Returns whether the slots of this segment are in a chunk that is being emptied.
     pub(super) fn is_leaving(&self, arena: &Arena) -> bool {
         arena.is_leaving(self.slots)
     }
@@ -259,7 +259,7 @@ impl Segment {
         self.reserved == RESERVED_MAX
     }
 
-    /// Keeps a slot free for a staged entry. The segment must not be full.
+    /// Keeps a slot free for a staged entry. The segment must have an empty slot that is not reserved.
     pub(super) fn reserve(&mut self) {
         debug_assert!(self.taken() < self.capacity());
         self.reserved += 1;
@@ -274,7 +274,7 @@ impl Segment {
         self.ignored == PACKED
     }
 
-    /// Packs the slots. Afterwards an insertion succeeds if any slot is empty.
+    /// Moves the slots in use to the start of the segment. Afterwards an insertion succeeds if any slot is empty.
     pub(super) fn pack(&mut self, slots: &mut [Slot]) {
         let mut next = 0;
         for at in 0..slots.len() {
@@ -291,7 +291,7 @@ impl Segment {
         home(hash, u32::from(self.ignored), self.capacity())
     }
 
-    /// Finds the slot with this hash whose entry `is_it` accepts.
+    /// Finds the slot with this hash whose entry `is_it` accepts, or the place where a new slot belongs.
     #[inline]
     pub(super) fn find(
         &self,

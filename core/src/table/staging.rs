@@ -4,12 +4,14 @@ use super::segment::HashBits;
 use crate::arena::Handle;
 
 /// A ticket for an entry that is not yet part of its table, created by [`Table::stage`](super::Table::stage).
-/// [`Table::commit`](super::Table::commit) or [`Table::discard`](super::Table::discard) ends it. If it is dropped
-/// instead, the entry keeps its memory until the table is cleared.
+/// [`Table::commit`](super::Table::commit), [`Table::commit_removal`](super::Table::commit_removal) or
+/// [`Table::discard`](super::Table::discard) ends it. If it is dropped instead, the entry keeps its memory until the
+/// table is cleared.
 ///
 /// A ticket is not a pointer: the table has the record of the entry, so the ticket stays valid when the table changes.
 /// It is a programming error to pass a ticket to another table, or to use it after
-/// [`Table::clear`](super::Table::clear). Both panic.
+/// [`Table::clear`](super::Table::clear). The latter always panics; the former panics unless the other table has a
+/// ticket of the same number.
 #[derive(Debug)]
 #[must_use = "a staged entry keeps its memory until it is committed or discarded"]
 pub struct Staged {

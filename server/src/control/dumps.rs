@@ -28,17 +28,18 @@ pub(crate) struct Dumps {
     origins: [DumpOrigin; 2],
     /// The directory of the dumps, unless [`Dumps::set_directory`] sets another.
     pub(crate) directory: PathBuf,
-    /// The absolute path of that directory at the start. If the directory was deleted, a new directory may exist at
-    /// this path.
+    /// The absolute path of that directory at the start. It is tried if the directory no longer exists, because a new
+    /// directory may have been created at this path.
     absolute_directory: Option<PathBuf>,
     /// The directory that the coordinator has set for the dumps, and whether dumps of an earlier run in it were set
     /// aside.
     dump_to: Mutex<Option<DumpTo>>,
-    /// The bytes of keys and values in the dump of each role, in the current or last attempt.
+    /// The bytes of keys and values in the dump of each role that were written in the current or last attempt.
     written: [AtomicU64; 2],
     /// For each role, the time of the first failure of its dump since the last success.
     failing: Mutex<[Option<Time>; 2]>,
-    /// Held while a dump is written: two dumps of one table must not write to one file at the same time.
+    /// The descriptors reserved for a dump. The lock is held while a dump is written: two dumps of one table must not
+    /// write to one file at the same time.
     reserve: Mutex<DumpReserve>,
 }
 
@@ -66,12 +67,12 @@ impl Dumps {
     /// Opens the descriptors that a dump will need.
     ///
     /// # Errors
-    /// No descriptor is available.
+    /// The error of open(2), such as a lack of descriptors.
     pub(crate) fn fill_reserve(&self) -> io::Result<()> {
         lock(&self.reserve).fill()
     }
 
-    /// Writes the dump of a role; returns the number of entries in it.
+    /// Writes the dump of the table of this role, and logs the outcome; returns the number of entries in the dump.
     pub(crate) fn write(
         &self,
         role: ReplicaRole,
@@ -106,7 +107,8 @@ impl Dumps {
         result.map(|(_, entries)| entries)
     }
 
-    /// Writes a dump to the current directory for dumps; returns that directory and the number of entries in the dump.
+    /// Writes a dump to the directory that is set for dumps; returns that directory and the number of entries in the
+    /// dump.
     fn write_file(
         &self,
         wanted: &Wanted,
@@ -117,7 +119,7 @@ impl Dumps {
             let entries = dump::write(directory, wanted, shards, written)?;
             Ok((directory.to_owned(), entries))
         };
-        // The orders thread sets the directory, and must never wait for a dump in progress.
+        // The lock is released before the dump: the orders thread sets the directory, and must never wait for a dump.
         let dump_to = lock(&self.dump_to).clone();
         if let Some(mut to) = dump_to {
             to.prepare(wanted.origin.writer.server)?;
@@ -143,7 +145,7 @@ impl Dumps {
         }
     }
 
-    /// Returns the bytes of keys and values in the dumps.
+    /// Returns the bytes of keys and values written in the current or last attempt at each dump.
     pub(crate) fn written(&self) -> DumpedBytes {
         let [primary, secondary] = [&self.written[0], &self.written[1]];
         DumpedBytes {
@@ -152,14 +154,14 @@ impl Dumps {
         }
     }
 
-    /// Returns the roles whose last dump has failed, each with the time of the first failure.
+    /// Returns the roles whose last dump has failed, each with the time of the first failure since the last success.
     pub(crate) fn failing(&self) -> Vec<(ReplicaRole, Time)> {
         let failing = *lock(&self.failing);
         let roles = [ReplicaRole::Primary, ReplicaRole::Secondary];
         roles.into_iter().zip(failing).filter_map(|(role, since)| Some((role, since?))).collect()
     }
 
-    /// Returns the group for which this server is the home of this role.
+    /// Returns the group whose home assigns this role to this server.
     pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
         self.origins[place_of(role)].group
     }

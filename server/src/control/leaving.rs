@@ -3,9 +3,9 @@
 //! ```text
 //!   drain --> dumps --complete--> exit
 //!               ^  |
-//!               |  | failed: the tables stay in memory; a pause
+//!               |  | failed: the tables stay in memory; retry after a pause
 //!               +--+
-//!               a signal later than the first, while a dump fails: the tables are given up, exit
+//!               a signal after the first, while a dump fails: the tables are abandoned, exit
 //! ```
 //!
 //! The thread is created when the server starts, because the system may be unable to create a thread later.
@@ -27,7 +27,7 @@ use crate::fatal::{self, Fatal};
 /// failure was visible.
 const SECOND_THOUGHT: Duration = Duration::from_secs(1);
 
-/// The parameters of leaving.
+/// The parameters of an exit without orders.
 #[derive(Debug)]
 pub(crate) struct Leave {
     /// The time within which pending writes must commit.
@@ -38,7 +38,7 @@ pub(crate) struct Leave {
     pub(crate) exit: ServerExit,
 }
 
-/// The thread that waits for the request to leave.
+/// A handle to the thread that waits for the request to leave.
 #[derive(Debug)]
 pub(crate) struct Leaver {
     leave: Sender<Leave>,
@@ -59,7 +59,7 @@ impl Leaver {
         thread.map(|_| Leaver { leave }).map_err(failed)
     }
 
-    /// Starts leaving; must be called once.
+    /// Requests that the thread begin the exit. Only the first call has an effect.
     pub(crate) fn leave(&self, leave: Leave) {
         // The channel has room for the only request that is ever sent.
         let _ = self.leave.try_send(leave);
@@ -82,7 +82,7 @@ fn leave_alone(node: &ServerProcess, leave: &Leave) -> ! {
         }
         tracing::error!(
             "the tables that are not dumped stay in memory, and their dumps are retried in {pause:?}: free \
-             space or raise the limits; one more SIGTERM abandons these tables"
+             space or raise the limits; a SIGTERM after the first one abandons these tables"
         );
         std::thread::sleep(pause);
         pause = (pause * 2).min(LAST_DUMP_RETRY_PAUSE);
@@ -101,7 +101,7 @@ pub(crate) fn give_up(node: &ServerProcess) -> ! {
         let name = dump::file_name(node.me.server, role);
         let group = node.dumps.group_of(role);
         tracing::error!(
-            "a second signal: {name} is abandoned, and with it this copy of group {group}"
+            "received a further stop signal: {name} is abandoned, and with it this copy of group {group}"
         );
     }
     fatal::end(ServerExit::NotDumped)

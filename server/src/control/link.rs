@@ -47,16 +47,16 @@ const NEVER_ADMITTED: Duration = Duration::from_secs(30);
 /// The parameters of the link.
 #[derive(Clone, Debug)]
 pub(crate) struct LinkConfig {
-    /// The coordinator's port for servers.
+    /// The address of the coordinator's port for servers.
     pub(crate) coordinator: SocketAddr,
-    /// The time for which the server continues without a coordinator; `None`: forever.
+    /// The time for which the server continues without a coordinator; `None` means forever.
     pub(crate) orphan_timeout: Option<Duration>,
-    /// The address to report; `None`: the local address of the connection to the coordinator.
+    /// The address to report; `None` means the local address of the connection to the coordinator.
     pub(crate) advertise: Option<IpAddr>,
     pub(crate) clients_port: u16,
     pub(crate) servers_port: u16,
     pub(crate) coord_port: u16,
-    /// The start time of this process, in clock ticks since boot, and the namespace of its pid; 0: unknown.
+    /// The start time of this process, in clock ticks since boot, and the namespace of its pid; 0 if unknown.
     pub(crate) identity: (u64, PidNamespace),
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn run(node: &Arc<ServerProcess>, config: &LinkConfig) -> ! {
                 }
             }
             Ended::Lost(error) => {
-                tracing::debug!("link to the coordinator at {coordinator}: {error}");
+                tracing::debug!("cannot link to the coordinator at {coordinator}: {error}");
             }
             Ended::Refused(reason) if !was_admitted => {
                 let reason = format!("it rejected this server: {reason}");
@@ -155,8 +155,8 @@ struct Alone {
 }
 
 impl Alone {
-    /// Handles a failed attempt that began at `began`. If the orphan timeout had expired before `began`, the server
-    /// becomes an orphan, unless it is a sole primary.
+    /// Handles a failed attempt that began at `began`. If the orphan timeout had expired by then, the server is
+    /// recorded as an orphan, which dumps its tables and exits. A sole primary continues.
     fn look(
         &mut self,
         node: &ServerProcess,
@@ -169,7 +169,7 @@ impl Alone {
             return;
         }
         if !node.statistics.is_sole_primary() {
-            tracing::error!("no coordinator at {coordinator} for {alone:?}");
+            tracing::error!("no coordinator at {coordinator} for {alone:?}; exiting after dumps");
             return node.orphan();
         }
         if let Some(suppressed) = self.log.admit(began) {
@@ -259,8 +259,9 @@ fn started(node: &ServerProcess, config: &LinkConfig, local: IpAddr) -> io::Resu
     })
 }
 
-/// Makes the other end prove that it has the cluster's key. Before that, this server sends only the challenge, and
-/// ignores all other frames: another program may listen on the port of a coordinator that has died.
+/// Makes the other end prove that it has the cluster's key. Before that, this server sends only the challenge, and ends
+/// the link if the response is not a valid PROOF: another program may listen on the port of a coordinator that has
+/// died.
 fn shake_hands(node: &ServerProcess, link: &mut Link<'_>) -> Result<Seal, Ended> {
     let nonce = nonce::draw()?;
     link.send(|output| Challenge { nonce, shard: ShardId(0) }.write(output))?;
@@ -310,7 +311,8 @@ fn heartbeat(node: &ServerProcess) -> Heartbeat {
     }
 }
 
-/// The connection, which sends and receives whole frames. It announces every wait for the coordinator to the watchdog.
+/// The connection, which sends and receives whole frames. It records every wait for the coordinator in the thread's
+/// pulse, for the watchdog.
 struct Link<'a> {
     stream: TcpStream,
     input: FrameBuffer,

@@ -32,13 +32,13 @@ use crate::statistics::Statistics;
 /// A long operation, which is carried out on a separate thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Accept no new writes, and wait until no write is pending.
+    /// The drain: new writes are rejected until no write is pending.
     Drain,
-    /// Write the dump of a role.
+    /// The dump of the table of this role.
     Dump(ReplicaRole),
 }
 
-/// The process: its identity, its executors, and its state towards the coordinator.
+/// The process: its identity, its executors, its dumps, and the coordinator that it accepts.
 #[derive(Debug)]
 pub(crate) struct ServerProcess {
     pub(crate) cluster: ClusterId,
@@ -46,7 +46,7 @@ pub(crate) struct ServerProcess {
     pub(crate) key: ClusterKey,
     pub(crate) me: Member,
     pub(crate) placement: Placement,
-    /// The cluster's failure timeout, from which lease durations follow.
+    /// The cluster's failure timeout, which determines the leases.
     pub(crate) failure_timeout: FailureTimeout,
     pub(crate) statistics: Arc<Statistics>,
     /// The newest map that the coordinator sent.
@@ -61,7 +61,7 @@ pub(crate) struct ServerProcess {
     last_order: AtomicU64,
     is_stopping: AtomicBool,
     is_linked: AtomicBool,
-    /// The coordinator's address, if it has sent one since the start.
+    /// The last address that the coordinator has sent; `None` if it has sent none since the start.
     coordinator: Mutex<Option<SocketAddr>>,
     is_orphaned: AtomicBool,
 }
@@ -100,7 +100,7 @@ impl ServerProcess {
         })
     }
 
-    /// Carries out a long operation to its end; returns the number of entries dumped (0 for a drain), or the failure.
+    /// Carries out a long operation to its end. Returns the number of entries dumped (0 for a drain), or the failure.
     pub(crate) fn carry_out(&self, work: Work) -> Result<u64, OrderFailure> {
         self.running.fetch_add(1, Ordering::Relaxed);
         self.note_order();
@@ -128,7 +128,8 @@ impl ServerProcess {
         }
     }
 
-    /// Stops accepting new writes and waits until none is pending, at most for `timeout`.
+    /// Rejects new writes from now on and waits until none is pending, at most for `timeout`. Returns 0, the number of
+    /// entries dumped.
     pub(crate) fn drain(&self, timeout: Duration) -> Result<u64, String> {
         self.tell_all(|| ShardMessage::Drain)?;
         if self.statistics.wait(timeout, Statistics::is_drained) {
@@ -142,15 +143,16 @@ impl ServerProcess {
         ))
     }
 
-    /// Writes the dump of a role; returns the number of entries in it.
+    /// Writes the dump of the table of this role; returns the number of entries in the dump.
     pub(crate) fn dump(&self, role: ReplicaRole) -> Result<u64, DumpFileError> {
         self.dumps.write(role, &self.shards)
     }
 
-    /// Applies the settings that the coordinator changes while this process runs.
+    /// Applies the settings that the coordinator changes while this process runs. An empty memory limit leaves the
+    /// limit as it is.
     ///
     /// # Errors
-    /// The memory limit cannot be parsed; returns the reason as text.
+    /// The reason why the memory limit cannot be parsed, as text. Then no setting is applied.
     pub(crate) fn take_settings(&self, settings: &Settings) -> Result<(), String> {
         let Settings { coordinator, memory_limit } = settings;
         let limit = match memory_limit.as_str() {
@@ -190,12 +192,13 @@ impl ServerProcess {
         lock(&self.machine).epoch()
     }
 
-    /// Accepts orders from the coordinator that sent this hello, unless a later coordinator was accepted before.
+    /// Accepts orders from the coordinator that sent this hello. Rejects a hello of another cluster, for another
+    /// process, or of an earlier, conflicting or implausible epoch.
     pub(crate) fn obey(&self, hello: &OrdersHello) -> Result<(), HelloRefused> {
         lock(&self.machine).on_orders_hello(hello)
     }
 
-    /// Stores a map from the accepted coordinator.
+    /// Stores a map from the accepted coordinator if it is newer than the stored one.
     pub(crate) fn take_map(&self, map: Map) -> Result<(), MapRefused> {
         self.map.take(map, self.cluster, self.placement, self.epoch())
     }
@@ -210,13 +213,13 @@ impl ServerProcess {
         sink
     }
 
-    /// Returns the documented name of the report of an order.
+    /// Returns the documented name of the report of an order; `REPORT` if the order is no longer known.
     pub(crate) fn report_name(&self, report: &Report) -> &'static str {
         let machine = lock(&self.machine);
         machine.order(report.id).map_or("REPORT", |order| order.report_name(report.outcome.is_ok()))
     }
 
-    /// Records that the process is to end, so that an orderly stop is requested from the coordinator.
+    /// Records that the process is to end. The link then requests an orderly stop from the coordinator.
     pub(crate) fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
     }
@@ -334,7 +337,7 @@ mod tests {
             assert!(Instant::now() < deadline, "the dump did not begin");
             std::thread::yield_now();
         }
-        // Its shards do not reply, so the dump stays in progress.
+        // The shards do not reply, so the dump stays in progress.
         let (told, heard) = std::sync::mpsc::channel();
         let ordering = Arc::clone(&node);
         let order = std::thread::spawn(move || {

@@ -33,13 +33,15 @@ use crate::{clock, fatal};
 
 /// The maximum number of queued replies of shards, and of queued outcomes of threads.
 const MAX_WAITING: usize = 1_024;
-/// The maximum size of unsent reports. A coordinator that reads none of them loses its connection.
+/// The maximum size of a connection's unsent reports. A connection with more is closed, because the coordinator does
+/// not read them.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
-/// Descriptors that are polled in addition to the connections: the listener and the bell.
+/// The number of descriptors that are polled in addition to the connections: the listener and the eventfd.
 const ALWAYS_POLLED: usize = 2;
 /// The interval at which deadlines are checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// The pause in accepting after a failure, such as a lack of descriptors.
+/// The pause of the thread after a failed accept, such as a lack of descriptors; also the timeout for sending the last
+/// report.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An order that a thread has carried out.
@@ -58,8 +60,8 @@ struct Job {
     work: Work,
 }
 
-/// Starts a thread that carries out orders one after the other. The thread is created when the server starts, because
-/// the system may be unable to create a thread when the cluster is stopped.
+/// Starts a thread that carries out orders one after the other; returns the channel for its orders. The thread is
+/// created when the server starts, because the system may be unable to create a thread when the cluster is stopped.
 fn start_worker(
     name: &'static str,
     node: &Arc<ServerProcess>,
@@ -120,7 +122,8 @@ struct OrdersPort {
     node: Arc<ServerProcess>,
     listener: TcpListener,
     connections: Vec<(TcpStream, OrdersLink)>,
-    /// The eventfd that is signalled when an order is done, or when a shard has published a change.
+    /// The eventfd that is signalled when a thread has carried out an order, or when a shard has replied or published a
+    /// change.
     bell: Arc<OwnedFd>,
     replies: Replies,
     replies_from: Receiver<ShardReply>,
@@ -157,7 +160,8 @@ impl OrdersPort {
         });
     }
 
-    /// Waits for an event; returns whether the listener, the bell and each connection can be read.
+    /// Waits for an event, at most for [`POLL_INTERVAL`]. Returns whether the listener, the eventfd and each connection
+    /// can be read, in this order.
     fn wait(&self) -> Vec<bool> {
         let mut fds = vec![
             PollFd::new(&self.listener, PollFlags::IN),
@@ -239,7 +243,8 @@ impl OrdersPort {
         true
     }
 
-    /// Processes the replies of shards and the outcomes of threads since the last turn.
+    /// Processes the outcomes of threads and the replies of shards since the last turn, and the published state of
+    /// every shard.
     fn take_news(&mut self) {
         let mut effects = Vec::new();
         while let Ok(done) = self.done_from.try_recv() {
@@ -308,7 +313,7 @@ impl OrdersPort {
             }
         };
         if let Err(reason) = told {
-            tracing::error!("an order did not reach every shard: {reason}");
+            tracing::error!("cannot pass an order to every shard: {reason}");
         }
     }
 

@@ -18,13 +18,13 @@ pub(super) struct OrdersLink {
     pub(super) output: Vec<u8>,
     /// This side's nonce of the handshake.
     nonce: Nonce,
-    /// The handshake, once the other side has sent its challenge.
+    /// The seal of the handshake, once the other side has sent its challenge.
     seal: Option<Seal>,
     /// True once the hello was accepted.
     pub(super) is_accepted: bool,
-    /// True if it is closed once all output is sent.
+    /// True if the connection is to be closed once all output is sent.
     pub(super) is_closing: bool,
-    /// The reason why it is closing, until that is logged.
+    /// The reason why the connection is closing, until the reason is logged.
     pub(super) refused: Option<String>,
     /// The time by which the rest of a frame or of the handshake must arrive, or the last output must be sent.
     pub(super) deadline: Option<Time>,

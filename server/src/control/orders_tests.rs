@@ -1,4 +1,5 @@
-//! Tests of the orders' port without sockets: which connections may give orders, and that each order runs once.
+//! Tests of the orders' port, mostly without sockets: only accepted connections may give orders, and each order is
+//! received once.
 
 use kv_protocol::control_message::{OrderKind, OrdersHello, opcode};
 use kv_protocol::frame::FrameRules;
@@ -38,7 +39,7 @@ fn node() -> Arc<ServerProcess> {
 const DIALLER: Nonce = Nonce(21);
 const ACCEPTOR: Nonce = Nonce(22);
 
-/// Returns the two frames that a coordinator sends after it has received the server's nonce.
+/// Returns the two frames of a coordinator's handshake: the challenge, and the hello, which is sealed with both nonces.
 fn bytes_of(hello: &OrdersHello) -> Vec<u8> {
     let mut bytes = Vec::new();
     Challenge { nonce: DIALLER, shard: ShardId(0) }.write(&mut bytes);

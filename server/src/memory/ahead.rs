@@ -23,13 +23,13 @@ use crate::slice;
 const MOST: usize = 8;
 /// The minimum number of chunks that are kept ready while any is in use.
 const LEAST: usize = 2;
-/// The number of chunks in use for each chunk that is kept ready. The ratio is small so that a small server does not
-/// hold twice the memory that it uses.
+/// The number of chunks in use for each chunk that is kept ready. It is large, so that the chunks kept ready add little
+/// to the memory of a server.
 const USED_FOR_ONE: usize = 20;
 /// The distance between two touches: the smallest page size, so that every page is touched.
 const PAGE_BYTES: usize = 4 << 10;
 
-/// An unused mapping.
+/// A touched chunk that no table uses.
 #[derive(Debug)]
 struct Touched(NonNull<u8>);
 
@@ -39,7 +39,7 @@ unsafe impl Send for Touched {}
 #[derive(Debug, Default)]
 struct Stock {
     ready: Vec<Touched>,
-    /// Chunks and windows that tables hold.
+    /// The number of chunks and windows that tables hold.
     in_use: usize,
 }
 
@@ -50,7 +50,7 @@ struct Ahead {
 }
 
 impl Stock {
-    /// Returns how many chunks are to be ready.
+    /// Returns the number of chunks to keep ready.
     fn wanted(&self) -> usize {
         match self.in_use {
             0 => 0,
@@ -62,12 +62,14 @@ impl Stock {
 static AHEAD: LazyLock<Ahead> = LazyLock::new(|| {
     let thread = std::thread::Builder::new().name("memory".to_owned());
     if let Err(error) = thread.spawn(|| AHEAD.work()) {
-        tracing::warn!("cannot start the thread that touches memory ahead: {error}");
+        tracing::warn!(
+            "cannot start the thread that touches memory: {error}; requests may wait for memory"
+        );
     }
     Ahead::default()
 });
 
-/// Returns a chunk, touched already if one is ready.
+/// Returns a chunk, touched already if one is ready; `None` if the system has no memory.
 pub(super) fn take() -> Option<NonNull<u8>> {
     let ready = lock(&AHEAD.stock).ready.pop();
     let taken = match ready {

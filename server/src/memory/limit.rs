@@ -25,12 +25,12 @@ use kv_protocol::size;
 const PLANNED_FIFTHS: u64 = 4;
 /// The memory that a server process needs in addition to its tables.
 pub(crate) const OWN_BYTES: u64 = 24 << 20;
-/// The minimum limit: a few chunks for each table.
+/// The minimum default limit: a few chunks for each table.
 pub(crate) const LIMIT_BYTES_LEAST: u64 = 16 << 20;
-/// The value of a cgroup limit (v1) at and above which it means no limit.
+/// The value at and above which a limit of a cgroup means no limit.
 const UNLIMITED_BYTES: u64 = 1 << 60;
 
-/// The memory limit of both tables together.
+/// The memory limit of all tables of a server together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryLimit {
     /// A limit of this number of bytes.
@@ -50,7 +50,7 @@ pub(crate) fn parse_memory_limit(text: &str) -> Result<MemoryLimit, String> {
 /// Parses a limit of at least one byte.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     match size::parse(text)? {
-        0 => Err("a limit of 0 bytes holds nothing; write none for no limit".into()),
+        0 => Err("0 bytes is too little (only --memory-limit has `none`, for no limit)".into()),
         bytes => Ok(bytes),
     }
 }
@@ -58,7 +58,7 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
 /// A limit and its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DefaultLimit {
-    /// The limit of both tables of one server.
+    /// The limit of all tables of one server together.
     pub(crate) bytes: u64,
     capacity: Capacity,
     share: u16,
@@ -68,7 +68,7 @@ pub(crate) struct DefaultLimit {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Capacity {
     bytes: u64,
-    /// The file that it was read from.
+    /// The source of the number, for messages.
     from: String,
 }
 
@@ -100,7 +100,8 @@ pub(crate) fn default_limit(root: &Path, share: u16) -> Option<DefaultLimit> {
     Some(DefaultLimit { bytes, capacity, share })
 }
 
-/// Prints the default for one of `share` servers, for `coord --check`.
+/// Prints the default for one of `share` servers, for `coord --check`. Returns a failure only if the output cannot be
+/// written.
 pub(crate) fn show(share: u16) -> ExitCode {
     let told = match default_limit(Path::new("/"), share) {
         Some(limit) => limit.to_string(),
@@ -152,16 +153,16 @@ fn self_and_ancestors(path: &str) -> Vec<PathBuf> {
     relative.ancestors().map(Path::to_path_buf).collect()
 }
 
-/// Returns the memory that the machine can give to servers.
+/// Returns the memory that the machine can give to servers; `None` if /proc/meminfo does not report it.
 fn available(root: &Path) -> Option<Capacity> {
     let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     let bytes = kib.saturating_mul(1 << 10).saturating_add(held_by_others(root));
-    Some(Capacity { bytes, from: "/proc/meminfo and what servers hold".to_owned() })
+    Some(Capacity { bytes, from: "/proc/meminfo plus the memory of running servers".to_owned() })
 }
 
-/// Returns the resident memory of the other processes of this executable.
+/// Returns the resident memory of the other processes of this executable in bytes, as far as it can be read.
 fn held_by_others(root: &Path) -> u64 {
     let processes = root.join("proc");
     let (Ok(own), Ok(entries)) =

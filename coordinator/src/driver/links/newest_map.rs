@@ -32,7 +32,7 @@ struct Kept {
 }
 
 impl NewestMap {
-    /// Returns the newest map unless its revision is `sent`. Returns `None` if the cluster does not serve yet.
+    /// Returns the newest map. Returns `None` if its revision is `sent`, or if the cluster has not served yet.
     pub(super) fn later_than(
         &self,
         sent: Option<MapRevision>,

@@ -44,7 +44,7 @@ enum OrdersError {
     Connection(#[from] ConnectionError),
     #[error("{0}")]
     Decode(#[from] kv_protocol::DecodeError),
-    #[error("it closed the connection")]
+    #[error("the connection was closed")]
     Closed,
     #[error("expected PROOF in response to CHALLENGE, not opcode {0:#04x}")]
     NoProof(u8),
@@ -54,7 +54,7 @@ enum OrdersError {
     Refused(String),
 }
 
-/// Maintains the connection until its process has exited.
+/// Maintains the connection to a process until the process is proven to have ended.
 pub(in crate::driver) async fn keep(driver: Rc<Driver>, member: Member, address: SocketAddr) {
     let mut pause = FIRST_PAUSE;
     while driver.cluster().may_run(member) {
@@ -103,7 +103,7 @@ async fn connect(
         _ => match Admission::read(frame.opcode, &frame.body)? {
             Admission::Refused { reason } => Err(OrdersError::Refused(reason)),
             Admission::Admitted { .. } => {
-                Err(OrdersError::Refused("unexpected ADMITTED in its response".into()))
+                Err(OrdersError::Refused("it sent ADMITTED instead of ORDERS-WELCOME".into()))
             }
         },
     }
@@ -122,7 +122,7 @@ async fn shake_hands(driver: &Driver, connection: &mut Connection) -> Result<Sea
     }
 }
 
-/// Sends orders and receives reports until the connection ends, and returns the reason for the end.
+/// Sends orders and settings, and receives reports, until the connection ends. Returns the reason for the end.
 async fn converse(
     driver: &Rc<Driver>,
     member: Member,

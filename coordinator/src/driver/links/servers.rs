@@ -24,17 +24,19 @@ use crate::random;
 /// come from unknown peers and from servers that reconnect.
 const SPARE_CONNECTIONS: usize = 256;
 
-/// The maximum number of rejected connections that are kept open briefly, so that the peers can read the reason.
-/// Further ones are closed at once.
+/// The maximum number of rejected connections that are kept open for up to 500 ms, so that the peers can read the
+/// reason. Further ones are closed at once.
 const MAX_FAREWELLS_AT_ONCE: usize = 64;
 
-/// The time of silence after which a link is closed. Its server counts as down long before that, and then reconnects.
+/// The time without a frame after which a link is closed. With a shorter failure timeout, the server already counts as
+/// down then. A server that still runs reconnects.
 const LINK_SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves the port forever.
 pub(super) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let refusals = Rc::new(Refusals::new("servers"));
-    // Unknown peers, however many, do not displace servers that are admitted or about to report.
+    // Unknown peers, however many, do not displace admitted servers, nor servers at other addresses that are about to
+    // report.
     let room = WaitingRoom::new(SPARE_CONNECTIONS + usize::from(driver.cluster().count()));
     let farewells = Slots::new(MAX_FAREWELLS_AT_ONCE);
     let newest = Rc::new(NewestMap::default());

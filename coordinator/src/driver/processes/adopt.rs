@@ -24,7 +24,8 @@ impl Driver {
         self.watch(started, kill);
     }
 
-    /// Waits for the end of a process that an earlier coordinator has started, and kills it on request.
+    /// Waits for the end of a process that an earlier coordinator has started, and kills it on request. If the process
+    /// is out of reach, only records this for the status.
     pub(super) fn watch(self: &Rc<Driver>, started: Started, kill: mpsc::Receiver<()>) {
         let member = started.member;
         let is_it = |other: &Elsewhere| other.started.member == member && other.is_out_of_reach;

@@ -115,8 +115,8 @@ impl Driver {
         }
     }
 
-    /// Returns the dumps that a process of this server loads if it is spawned now. Only founders of a restored cluster
-    /// load dumps; later processes copy from another replica.
+    /// Returns the dumps that a process of this server loads if it is spawned now. Only the first processes of a
+    /// restored cluster load dumps; later processes copy from another replica.
     fn loads(&self, server: ServerId) -> Vec<Load> {
         let restored = self.restoration.as_ref().filter(|_| self.cluster().is_founding());
         restored.map_or_else(Vec::new, |restored| restored.of(server).to_vec())

@@ -79,7 +79,7 @@ fn server_command(dir: &str, question: &str, words: &[String]) -> String {
     )
 }
 
-/// Returns the script that names those of these dumps that a process has completed.
+/// Returns the script that reports which of these dumps a process has completed.
 pub(in crate::spawn) fn dumped_script(
     remote_dir: &str,
     writer: Incarnation,

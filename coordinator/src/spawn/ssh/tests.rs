@@ -202,7 +202,7 @@ fn a_failing_remote_program_proves_nothing() {
     fake_server(dir.path(), "echo lives 4000000 77");
     assert_eq!(ask(), (false, Some(true), false));
     fake_server(dir.path(), "echo lives 4000000 77; echo gone 4000000 77");
-    assert_eq!(ask().1, None, "it says both");
+    assert_eq!(ask().1, None, "both are reported");
 }
 
 #[test]

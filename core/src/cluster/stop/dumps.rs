@@ -22,7 +22,7 @@ use crate::cluster::server::Server;
 pub const DUMP_RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// The maximum back-off. It is shorter than the time for which a leaving server waits for the next order.
 pub const LAST_DUMP_RETRY_PAUSE: Duration = Duration::from_secs(3);
-/// The number of failures after which a dump is given up if its loss loses no data, or if the stop is forced.
+/// The number of failures after which a dump is given up if no data is lost without it, or if the stop is forced.
 const FAILURES_AT_MOST: u32 = 2;
 
 /// The state of one dump of a server. Times are readings of the stop's clock.
@@ -80,7 +80,7 @@ impl Dump {
         self.failures() > 0
     }
 
-    /// Returns whether the stop waits for this dump no longer.
+    /// Returns whether the stop no longer waits for this dump.
     pub(super) fn is_over(self) -> bool {
         matches!(self, Dump::GivenUp | Dump::NoCopy | Dump::Complete)
     }
@@ -98,7 +98,7 @@ impl Dump {
 pub(super) struct Dumps {
     pub(super) primary: Dump,
     pub(super) secondary: Dump,
-    /// The number of bytes written at the last change of this number.
+    /// The number of bytes written, by the last heartbeat with progress.
     pub(super) written: DumpedBytes,
 }
 
@@ -107,7 +107,7 @@ impl Dumps {
         [self.primary, self.secondary]
     }
 
-    /// Returns the names of the orders that are not done.
+    /// Returns the names of the dump orders that are not done.
     pub(super) fn unfinished(self) -> &'static str {
         match self.all().map(Dump::is_over) {
             [false, true] => "DUMP-PRIMARY",
@@ -124,7 +124,7 @@ impl Dumps {
         }
     }
 
-    /// Records the outcome of an order; returns whether the order is given again, or is given up.
+    /// Records the outcome of a dump order and returns the new state of that dump; `None` for any other order.
     pub(super) fn report(
         &mut self,
         clock: Duration,
@@ -177,7 +177,7 @@ impl Dumps {
 }
 
 impl Cluster {
-    /// Returns the group whose table a dump order of a server names.
+    /// Returns the group whose table a dump order for this server names; `None` for any other order.
     pub(super) fn dumped_group(&self, id: ServerId, kind: &OrderKind) -> Option<GroupId> {
         let before = (id.0 + self.count() - 1) % self.count();
         match kind {
@@ -201,7 +201,8 @@ impl Cluster {
             || (id == group.home_secondary(self.count()) && is_complete(dumps.secondary))
     }
 
-    /// Returns whether a replica of this group, other than on the server `without`, has reported a complete dump of it.
+    /// Returns whether the group rests in dumps, or a replica of it has reported a complete dump. Ignores the replica
+    /// on the server `without`, if one is given.
     pub(super) fn is_dumped(&self, view: &View, without: Option<ServerId>) -> bool {
         if self.memory.durable().rests(view.group) {
             return true;

@@ -16,14 +16,14 @@ fn ends(orders: &[(ServerId, &'static str)]) -> Vec<(ServerId, &'static str)> {
 }
 
 impl World {
-    /// Delivers the request to leave of a server that was stopped by a signal.
+    /// Delivers the request to leave of a server that received a stop signal.
     fn ask_to_leave(&mut self, id: ServerId) {
         let link = World::link(id);
         self.cluster.on_drain_request(self.now, link, id, &mut self.effects).unwrap();
         self.collect();
     }
 
-    /// Ends the process of a server in order, with all its data in complete dumps.
+    /// Makes the process of a server exit in an orderly way, with all its data in complete dumps.
     fn leave(&mut self, id: ServerId) {
         let member = self.cluster.member(id);
         self.cluster.on_left(self.now, member, &mut self.effects);
@@ -115,7 +115,7 @@ fn a_leaver_wins_no_inquiry_and_gets_no_group() {
     world.ask_to_leave(id);
     world.pass(Duration::from_secs(3), &ids[1..]);
     assert_eq!(places(&world, 0), (Some(0), Some(1)), "no member is removed on its report");
-    // After the proof of death it is the only holder of the data. It waits for a successor.
+    // After the proof of death the leaver is the only holder of the data. It waits for another one.
     world.exit(ServerId(0));
     world.pass(Duration::from_millis(100), &ids[1..]);
     assert_eq!(places(&world, 0), (Some(1), None));
@@ -134,7 +134,7 @@ fn a_last_holder_waits_for_a_successor_with_a_timeout_in_coordinator_awake_time(
     world.now = world.now + LEAVE_TIMEOUT * 3;
     world.run(&alive);
     assert_eq!(ends(&world.ordered()), [], "time in which the coordinator was suspended");
-    // Meanwhile its successor has exited, and another one is started.
+    // The process that was spawned at place 0 exits, and another one is spawned.
     world.exit(ServerId(0));
     world.run(&alive);
     // A new process takes the place: it gets its copy, and the group is handed over to it.
@@ -174,7 +174,7 @@ fn a_group_whose_last_holder_has_left_in_order_rests_in_its_dump_and_is_not_lost
     let condition = |world: &World| world.cluster.condition(&world.cluster.views()[0]);
     assert_eq!(condition(&world), GroupCondition::Unreachable);
     assert!(!world.cluster.is_whole());
-    // A coordinator that has not seen the exit reads the stored state again.
+    // Another coordinator, which did not observe the exit, starts from the stored state.
     world.restart();
     for &id in &alive {
         world.start(id);
@@ -200,7 +200,7 @@ fn simultaneous_requests_of_all_servers_to_leave_stop_the_cluster_with_dumps() {
             let home = [Some(group), Some((group + 1) % 3)];
             let (primary, other) = places(&world, group);
             assert!(home.contains(&primary) && (other.is_none() || home.contains(&other)));
-            // The first has not begun to leave yet.
+            // The first server has not begun to hand over its groups yet.
             assert!(apart > 60 || [primary, other] == home, "{apart} ms apart");
         }
         ids.iter().for_each(|&id| world.leave(id));
@@ -259,7 +259,7 @@ fn a_holder_that_has_left_is_replaced_by_a_live_one_and_both_count_until_then() 
     let both = [left, silent].map(|id| world.cluster.member(id));
     world.pass(SILENCE * 2, &[ServerId(0), ServerId(2)]);
     let version = world.view(0).2;
-    // The silent primary was not judged gone before, because the other holder received its messages.
+    // The silent holder was not removed before, because the other holder received its messages.
     assert_eq!(version, 1);
     world.leave(left);
     world.pass(Duration::from_millis(300), &[ServerId(2)]);
@@ -286,7 +286,8 @@ fn a_leaver_with_an_unknown_exit_may_have_the_only_copy_while_the_other_holder_i
     assert_eq!(places(&world, 0).0, Some(1));
 }
 
-/// Creates a world and runs an action and everything that follows from it; returns the world.
+/// Runs an action on a world, and everything that follows from it. Returns this world and leaves a new one in its
+/// place.
 fn lost_to(world: &mut World, act: impl FnOnce(&mut World)) -> World {
     act(world);
     world.pass(Duration::from_millis(100), &[ServerId(1), ServerId(2)]);
@@ -350,7 +351,7 @@ fn last_holders_of_a_loss_that_was_not_stored_are_withdrawn_with_it() {
     world.exit(ServerId(1));
     let (number, _) = world.stores.pop_front().expect("the loss of group 0 is stored");
     world.cluster.on_store_failed(world.now, number, "no space", &mut world.effects);
-    assert!(!world.cluster.memory.decided.rests(GroupId(0)), "no server has left in order");
+    assert!(!world.cluster.memory.decided.rests(GroupId(0)), "no exit was orderly");
     world.keeps_stores = false;
     world.pass(Duration::from_secs(1), &alive[1..]);
     assert_eq!(places(&world, 0), (None, None));

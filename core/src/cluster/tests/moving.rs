@@ -15,7 +15,7 @@ impl World {
         given
     }
 
-    /// Creates a cluster that receives nothing from A, so it is unknown whether the process of A has ended.
+    /// Creates a cluster in which no process receives anything from A, so it is unknown whether A's process has ended.
     fn without_a() -> (World, Member) {
         let mut world = World::serving(3);
         let old = world.cluster.member(A);
@@ -82,7 +82,7 @@ fn a_place_is_not_filled_while_a_view_names_its_process() {
     let mut world = World::serving(3);
     let old = world.cluster.member(A);
     world.unheard = vec![A];
-    // A is silent, but still named by its views.
+    // A is silent, but views still name it.
     world.watch(SILENCE + Duration::from_millis(20));
     world.replace(A).unwrap();
     for _ in 0..40 {

@@ -98,7 +98,7 @@ fn no_view_is_sent_before_it_is_durable() {
 
 #[test]
 fn a_replacement_that_dies_in_any_step_is_replaced_again() {
-    // Tests each step: the process of the server ends before the report of this order arrives.
+    // For each step, A's new process ends before the report on this order arrives.
     for last in ["UPDATE-SECONDARY", "UPDATE-PRIMARY", "SET-SECONDARY", "SWITCH-PRIMARY"] {
         let mut world = World::serving(3);
         world.exit(A);
@@ -290,7 +290,7 @@ fn a_restarted_coordinator_judges_no_server_before_all_had_time_to_come_back() {
 fn a_restarted_coordinator_decides_nothing_before_every_live_server_has_reported() {
     let mut world = World::serving(3);
     world.restart();
-    // Its death is proven at once, but the views at B and C are not known yet.
+    // A's death is proven at once, but the views at B and C are not known yet.
     world.exit(A);
     world.start_as(world.cluster.member(B));
     world.beat(B);
@@ -324,8 +324,8 @@ fn a_restarted_coordinator_uses_no_process_that_an_earlier_one_may_have_killed()
     let old = world.cluster.member(A);
     let kill = Effect::Kill { member: old, reason: KillReason::Replaced };
     assert!(world.take().contains(&kill), "no server receives its messages, and no view names it");
-    // The coordinator crashes while its kill of A is pending, and A reconnects. The next coordinator has not
-    // condemned A.
+    // The coordinator crashes while its kill of A is pending, and A reconnects. The next coordinator has no record of
+    // the kill.
     world.unheard.clear();
     world.restart();
     for id in [A, B, C] {
@@ -414,7 +414,7 @@ fn decisions_use_the_facts_known_when_they_can_be_stored() {
     world.exit(C);
     world.unheard = vec![B];
     world.pass(SILENCE * 3, &[A]);
-    // After A's response B must be removed. But A dies before this is decided, and B has all data.
+    // A has responded, so B would be removed. But A dies before this is decided, and B has all data.
     world.exit(A);
     while world.store() {
         world.collect();

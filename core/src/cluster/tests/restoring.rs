@@ -96,7 +96,7 @@ fn a_dumping_server_gets_no_view_orders() {
     let link = World::link(id);
     world.exit(ServerId(1));
     world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
-    // The leaver is a last holder. No server carries out orders that carry views.
+    // The leaving server is a last holder. No server carries out orders that carry views.
     let alive = [ServerId(0), id, ServerId(3)];
     world.pass(LEAVE_TIMEOUT + Duration::from_secs(1), &alive);
     world.orders.retain(|(_, order)| order.kind == OrderKind::Drain);
@@ -123,7 +123,7 @@ fn after_a_coordinator_crash_during_a_stop_its_successor_continues_the_stop() {
         world.exit(id);
     }
     world.pass(TIMEOUT * 2, &[]);
-    assert!(stopped(&world.take()).is_some(), "it stops on");
+    assert!(stopped(&world.take()).is_some(), "the stop continues");
     assert_eq!(world.cluster.views(), views, "no group changes its holders or is given up");
 }
 

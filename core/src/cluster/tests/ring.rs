@@ -81,7 +81,7 @@ fn reports_of_unknown_processes_are_rejected_with_a_reason() {
         (Started { member: no_one, ..started }, "no server 3 in a ring of 3"),
         (Started { member: by_hand, ..started }, "not started by this coordinator"),
         (Started { shards: 4, ..started }, "runs with --shards 4, the cluster with --shards 2"),
-        (Started { clients_port: 1, ..started }, "already reported other ports"),
+        (Started { clients_port: 1, ..started }, "already reported another process id"),
         (
             Started { epoch: Epoch { number: 2, boot: BootId(1) }, ..started },
             "a coordinator of epoch 2",
@@ -147,7 +147,7 @@ fn the_end_of_a_link_is_detected_at_once_and_that_of_a_replaced_link_is_ignored(
 #[test]
 fn an_exited_process_stays_down_whatever_messages_arrive_in_its_name() {
     let mut world = World::serving(3);
-    world.keeps_stores = true; // No other process takes its place meanwhile.
+    world.keeps_stores = true; // So no other process takes its place.
     let id = ServerId(0);
     world.cluster.on_link_lost(world.now, World::link(id), id, &mut world.effects);
     world.exit(id);

@@ -178,7 +178,7 @@ fn a_copy_is_shown_as_the_sum_of_its_shards_and_never_above_the_table_size() {
     let mut heartbeat = world.heartbeat(B);
     for report in heartbeat.replicas.iter_mut().filter(|report| report.group == GroupId(1)) {
         (report.entries, report.content_bytes) = (10, 1_000);
-        // The report exceeds the size of the table, because keys were deleted after the walk had passed them.
+        // The second report exceeds the size of the table, because keys were deleted after they had been copied.
         (report.copied, report.copied_bytes) =
             if report.shard == ShardId(0) { (4, 400) } else { (12, 1_200) };
     }

@@ -462,7 +462,7 @@ fn a_continued_stop_does_not_wait_for_processes_that_were_never_started() {
     world.start(ids[0]);
     world.stop();
     world.restart();
-    // The other two had never reported: their places have new incarnations and no processes.
+    // The other two processes have never reported, so their places have new incarnations and no processes.
     world.exit(ids[0]);
     let effects = world.take();
     let outcome = stopped(&effects).expect("the stop waits for no server");

@@ -105,7 +105,7 @@ fn a_server_that_complains_of_a_partner_that_others_receive_well_is_the_suspect(
 fn two_servers_hung_at_the_same_time_do_not_cost_a_third_its_place() {
     let mut world = serving(5);
     let (x, y) = (ServerId(1), ServerId(2));
-    // Neither of the two hung servers reports a complaint; their partners do.
+    // Neither of the two hung servers reports a complaint; the other holders of their groups do.
     let hears_not = |who: u16, whom: u16| ((ServerId(who), ServerId(whom)), 900);
     world.silences = BTreeMap::from([hears_not(0, 1), hears_not(3, 2)]);
     world.silences.extend([((x, y), 500), ((y, x), 500)]);

@@ -5,7 +5,7 @@ use kv_protocol::limits::CANDIDATE_TIMEOUT;
 use super::group::{Group, named, view_of};
 use super::*;
 
-/// Creates a group in which replica 1 is the only holder, with `count` entries of 100 bytes.
+/// Creates a group in which replica 1 is the only holder, with `count` entries whose values have 100 bytes.
 fn lone_group(count: u32) -> Group {
     let mut group = Group::new();
     for n in 0..count {

@@ -25,7 +25,7 @@ fn pair() -> (Pair, Arc<AtomicBool>) {
     (pair, is_exhausted)
 }
 
-/// Runs one stream: connects, sends everything, and ends at the first message that is rejected.
+/// Connects if no stream is up, and sends one batch. Disconnects at the first message that is rejected.
 fn try_stream(pair: &mut Pair) -> Result<(), StreamError> {
     if !pair.connected {
         pair.connect();

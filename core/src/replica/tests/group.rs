@@ -51,7 +51,7 @@ impl Group {
         self.replicas[at].state()
     }
 
-    /// Lets time pass, with a wake-up of every replica at its end.
+    /// Lets time pass, with a wake-up of every replica that is not silent at the end.
     pub(super) fn pass(&mut self, time: Duration) {
         self.now = self.now + time;
         for at in 0..self.replicas.len() {

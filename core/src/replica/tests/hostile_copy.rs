@@ -9,7 +9,7 @@ use super::*;
 const VIEW: ViewVersion = ViewVersion(1);
 const START: SequenceNumber = SequenceNumber(50);
 
-/// A candidate of group 0 in a ring of three, connected to its primary.
+/// A candidate of group 0 in a ring of three servers, connected to its primary.
 struct Candidate {
     replica: Replica,
     now: Time,

@@ -24,7 +24,7 @@ fn silent_ms(replica: &Replica, now: Time) -> u32 {
     replica.report(now).expect("it has a view").silent_ms
 }
 
-/// Lets time pass while both ends are awake.
+/// Lets time pass without a suspension of either end.
 fn pass(pair: &mut Pair, time: Duration) {
     pair.now = pair.now + time;
     pair.primary.look(pair.now);

@@ -90,7 +90,7 @@ fn a_retried_write_is_executed_once_and_gets_its_first_response() {
     let mut pair = Pair::new();
     let write = Operation::Put(header(1, Condition::IfAbsent), b"v");
     pair.request_as(1, b"k", write);
-    // The first connection breaks; the retry of a pending write waits for it.
+    // The first connection breaks; the retry waits for the pending write.
     pair.request_as(2, b"k", write);
     assert_eq!(pair.inbox.0.len(), 0);
     pair.settle();

@@ -1,4 +1,4 @@
-//! The part of compaction that the directory does: it moves slots, and updates slots whose entries move.
+//! The directory's part of compaction: it moves slots, and updates the slots of entries that move.
 
 use super::*;
 use crate::table::compaction::CompactionBudget;

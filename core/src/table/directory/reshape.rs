@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The part of a segment's slots that belongs to its lower half.
+/// The numbers of slots that belong to the lower half of a segment.
 #[derive(Clone, Copy, Debug)]
 struct LowerHalf {
     /// The number of slots in use.
@@ -150,7 +150,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Merges a segment with its other half if both are small; returns the first place of the result.
+    /// Merges a segment with its other half if both are small; returns the first place of the result, or `None` if they
+    /// stay separate.
     fn merge(&mut self, arena: &mut Arena, first: usize) -> Option<usize> {
         let segment = self.segments[first];
         if segment.depth() == 0 {
