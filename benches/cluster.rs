@@ -26,7 +26,7 @@ struct Load {
 }
 
 impl Load {
-    /// Opens a client for keys of this group, or of any group.
+    /// Opens a client for keys of this group, or of all groups if it is `None`.
     fn new(cluster: &Cluster, group: Option<GroupId>) -> Load {
         let endpoint = format!("127.0.0.1:{}", cluster.ready.clients_port);
         let client = Client::open(&endpoint, Options::default()).expect("open a client");
@@ -38,7 +38,7 @@ impl Load {
         Load { client, keys, next: 0, done: Vec::new() }
     }
 
-    /// Keeps `depth` operations in flight at once and waits for all of them.
+    /// Submits `depth` operations and waits for all of them.
     fn burst(&mut self, depth: usize, is_put: bool) {
         for tag in 0..depth as u64 {
             let key = &self.keys[self.next % KEYS];

@@ -1,15 +1,14 @@
-//! A benchmark of the processor time of a server for one operation, with either network engine. One pipelined client on
-//! one thread has 50 connections, and every response is checked. The engines take turns; medians and the spread are
-//! printed.
+//! A benchmark of the CPU time that a server uses per operation, with each network engine. One pipelined client on one
+//! thread has 50 connections, and every response is checked. The engines take turns. The benchmark prints the median
+//! and the spread.
 //!
 //! ```text
 //!   cargo bench --bench engines             five turns of 2 s for each engine and kind of load
-//!   cargo bench --bench engines -- --test   one short turn, to see that it runs
+//!   cargo bench --bench engines -- --test   short turns, to check that it works
 //! ```
 //!
-//! All GETs go to one server, whose processor time is counted. PUTs go to the same server, and the
-//! processor time of its secondary is counted too. Machines differ and are shared: only the ratio
-//! of two figures of one run is meaningful.
+//! All GETs go to one server, whose CPU time is counted. PUTs go to the same server, and the CPU time of its secondary
+//! is counted too. Machines differ and are shared, so only the ratio of two figures of one run is meaningful.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -33,7 +32,7 @@ const DEPTHS: [u64; 2] = [1, 16];
 const VALUE: [u8; 64] = [7; 64];
 const ENGINES: [&str; 2] = ["epoll", "uring"];
 
-/// A connection that always has `depth` requests in flight.
+/// A connection with a constant number of requests in flight.
 struct Connection {
     raw: Raw,
     input: FrameBuffer,
@@ -43,7 +42,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Sends `count` more requests.
+    /// Sends `count` more requests, with at most `depth` in flight.
     fn ask(&mut self, count: u64, depth: u64, is_put: bool) {
         let mut bytes = Vec::new();
         for _ in 0..count {
@@ -63,7 +62,7 @@ impl Connection {
         self.raw.stream.write_all(&bytes).expect("send");
     }
 
-    /// Receives what has arrived and returns the number of responses.
+    /// Receives once, checks the complete responses, and returns their number.
     fn take(&mut self, scratch: &mut [u8], is_put: bool) -> u64 {
         match self.raw.stream.read(scratch) {
             Ok(0) => panic!("a server closed its connection"),
@@ -88,7 +87,7 @@ struct Measured {
     per_second: f64,
 }
 
-/// Runs one kind of load for this time.
+/// Runs one kind of load for this time, and then waits for all responses.
 fn run(cluster: &Cluster, client: u128, depth: u64, is_put: bool, time: Duration) -> Measured {
     let victim = u16::try_from(VICTIM).expect("small");
     let address = Ports::of(cluster).address(Kind::Clients);
@@ -138,11 +137,11 @@ fn run(cluster: &Cluster, client: u128, depth: u64, is_put: bool, time: Duration
     }
 }
 
-/// Returns the processor time of all threads of a process (proc(5)), in steps of 10 ms.
+/// Returns the CPU time of all threads of a process (proc(5)). Its resolution is one clock tick, usually 10 ms.
 fn processor_time(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("read /proc/PID/stat");
-    // The name may contain any characters, so the fields after it are used: the state is field 3, utime and stime are
-    // fields 14 and 15.
+    // The name may contain any characters, so the fields are counted after it: the state is field 3, utime and stime
+    // are fields 14 and 15.
     let (_, rest) = stat.rsplit_once(") ").expect("a name in parentheses");
     let fields = rest.split(' ').skip(11).take(2);
     let ticks: u64 = fields.map(|field| field.parse::<u64>().expect("a number of ticks")).sum();
@@ -154,7 +153,7 @@ fn main() {
     let (turns, time) =
         if is_trial { (1, Duration::from_millis(50)) } else { (5, Duration::from_secs(2)) };
     let clusters = ENGINES.map(|engine| Cluster::builder().flag("--net").flag(engine).start());
-    println!("server processor time an operation, in microseconds, and operations a second");
+    println!("server CPU time per operation, in microseconds, and operations per second");
     let mut client = 1u128 << 64;
     for (name, is_put) in [("GET 64 B", false), ("replicated PUT 64 B", true)] {
         for depth in DEPTHS {

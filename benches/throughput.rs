@@ -1,10 +1,10 @@
-//! A benchmark of the throughput over a grid: keys of one or three servers, one or two shards, values of 16 B to 64
-//! KiB, depth 1 to 256 (writes: 64), 1 to 256 connections. Each cell is a run of `kv-bench`, which checks every value
-//! that it reads.
+//! A benchmark of the throughput over a grid of loads: keys of one or three servers, one or two shards, values of 16 B
+//! to 64 KiB, depth 1 to 256 (writes: up to 64), 1 to 256 connections. Each cell is a run of `kv-bench`, which checks
+//! every value that it reads.
 //!
 //! ```text
 //!   cargo bench --bench throughput             every cell for half a second (some minutes)
-//!   cargo bench --bench throughput -- --test   the corners once, to see that they run
+//!   cargo bench --bench throughput -- --test   only the corners, to check that they work
 //! ```
 //!
 //! Generator, servers and coordinator share the machine's cores. The figures show how the cells
@@ -24,16 +24,16 @@ const DEPTHS: [u64; 4] = [1, 16, 64, 256];
 /// The maximum number of writes in flight on one connection: the size of a session's window.
 const MOST_WRITES: u64 = 64;
 const CONNECTIONS: [u64; 3] = [1, 16, 256];
-/// The maximum number of bytes in flight. With more, a cell would measure the speed of memory.
+/// The maximum number of bytes of values in flight. With more, a cell would measure the speed of memory.
 const MOST_UNDER_WAY: u64 = 64 << 20;
-/// The maximum number of operations in flight, because a replica limits the writes that wait for the other copy.
+/// The maximum number of operations in flight. A replica limits the number of writes that wait for an ACK.
 const MOST_AT_ONCE: u64 = 8_192;
 /// The maximum number of bytes of values that a cell stores.
 const DATA_BYTES: u64 = 64 << 20;
 
 /// One cell of the grid.
 struct Cell {
-    /// Uses only keys of the first server.
+    /// True if only keys of the first server are used.
     one_server: bool,
     value: u64,
     connections: u64,
@@ -42,9 +42,10 @@ struct Cell {
 }
 
 impl Cell {
-    /// Runs the cell and returns kv-bench's JSON result.
+    /// Fills the table if the cell reads, runs the cell, and returns kv-bench's JSON result.
     fn run(&self, cluster: &Cluster, shards: u16, seconds: &str) -> Value {
-        // The writes that fill the table have a separate depth.
+        // The writes that fill the table have a fixed depth, because the depth of reads may exceed the limit for
+        // writes.
         if self.reads > 0 {
             self.bench(cluster, shards, 16, &["--load", "--count", "0"]);
         }
@@ -105,7 +106,7 @@ fn cells(is_trial: bool) -> Vec<Cell> {
 
 fn main() {
     let is_trial = std::env::args().any(|argument| argument == "--test");
-    // On a busy machine, no response may arrive in a shorter time.
+    // On a busy machine, a shorter run might receive no response.
     let seconds = "0.5";
     println!(
         "shards  servers  value B  connections  depth  work    operations/s   p50 µs   p99 µs"

@@ -6,15 +6,15 @@
  *
  * Unless its description says otherwise, a function that returns an int returns KVC_OK (0) or a negative
  * status; kvc_last_error() returns the message of the failure. Out-parameters are written on success only,
- * with these exceptions: `len` of kvc_get_into() (KVC_TOO_BIG), `result` of a write (KVC_CONFLICT and
- * KVC_IN_DOUBT), and the results of each key of a batch. Pointers are borrowed for the duration of the call
- * unless the description of the function says otherwise.
+ * with these exceptions: `len` of kvc_get_into() (KVC_TOO_BIG), `result` of a write and of kvc_resolve()
+ * (KVC_CONFLICT and KVC_IN_DOUBT), and the results of each key of a batch. Pointers are borrowed for the
+ * duration of the call unless the description of the function says otherwise.
  *
  * A program keeps working, without recompilation, with every later library of the same soname. Structs
  * that begin with a field `size` may get more fields at their end. A library reads the fields that it
  * knows, and treats fields missing in a smaller struct as zero. It rejects (KVC_INVALID) a larger struct
- * that sets a field that the library does not know. All other structs keep their sizes; their fields
- * `reserved` are zero until a later version uses them.
+ * whose unknown fields are not zero. All other structs keep their sizes; their fields `reserved` are zero
+ * until a later version uses them.
  */
 
 #ifndef KVCLIENT_H
@@ -66,12 +66,13 @@
 
 /**
  * The operation was not served before the deadline; a write was not executed. For a read, treat this status like
- * KVC_TIMEOUT. From kvc_open() and kvc_cq_new(): a name cannot be resolved, or the system provides no descriptor.
+ * KVC_TIMEOUT. From kvc_open(), kvc_interrupt(), kvc_resume() and the functions of a queue: a name cannot be resolved,
+ * the system provides no descriptor, or a system call failed.
  */
 #define KVC_UNAVAILABLE -4
 
 /**
- * No server holds the key's group any more; an operator has to restore it.
+ * No server holds the group of the key any more; an operator has to restore the group.
  */
 #define KVC_LOST -5
 
@@ -103,12 +104,13 @@
 #define KVC_FULL -10
 
 /**
- * The handle was opened before a fork(); open another in the child.
+ * The handle or the queue was opened before a fork(); open another in the child.
  */
 #define KVC_FORKED -11
 
 /**
- * An argument is invalid; nothing was executed.
+ * An argument is invalid, or the call is not allowed now: within a log or event function, or while another thread uses
+ * the queue. Nothing was executed.
  */
 #define KVC_INVALID -12
 
@@ -124,8 +126,8 @@
 #define KVC_PROTOCOL -14
 
 /**
- * A defect in the library. The only useful call on the handle or queue is to close it. The message and the source
- * location of the defect are also printed to standard error.
+ * A defect in the library. Close the handle, or free the queue. The message and the source location of the defect are
+ * also printed to standard error.
  */
 #define KVC_PANIC -15
 
@@ -202,7 +204,7 @@
 #define KVC_NO_SERVER 4294967295
 
 /**
- * if_version: write only if the key does not exist.
+ * if_version: the key must not exist.
  */
 #define KVC_ABSENT 18446744073709551615ull
 
@@ -222,17 +224,17 @@
 #define KVC_LOG_DEBUG 3
 
 /**
- * kvc_op.kind: read a key.
+ * kvc_op.kind: a read of a key.
  */
 #define KVC_OP_GET 1
 
 /**
- * kvc_op.kind: set a key.
+ * kvc_op.kind: a put, which sets a key.
  */
 #define KVC_OP_PUT 2
 
 /**
- * kvc_op.kind: remove a key.
+ * kvc_op.kind: a delete, which removes a key.
  */
 #define KVC_OP_DELETE 3
 
@@ -266,10 +268,10 @@ typedef struct kvc_cq kvc_cq;
 
 /**
  * Receives the log messages of a handle (lost connections, new maps), one line each, without a line end. The library
- * calls this function within calls on the handle and its queues, on the threads of these calls, possibly on several
- * threads at once. The function must return normally: no longjmp, no C++ exception, and no second return in the child
- * of a fork. It must not call the library: such a call on a handle or a queue returns KVC_INVALID. Only
- * kvc_interrupt() and kvc_resume() are allowed. `words` is valid until the function returns.
+ * calls this function within kvc_open() and within calls on the handle and its queues. It runs on the threads of these
+ * calls, possibly on several threads at once. The function must return normally, without longjmp and without a C++
+ * exception. If it forks, it must not return in the child. On handles and queues, it may call only kvc_interrupt() and
+ * kvc_resume(); any other call returns KVC_INVALID. `words` is valid until the function returns.
  */
 typedef void (*kvc_log_fn)(void *log_arg, int level, const char *words);
 
@@ -309,20 +311,20 @@ typedef struct {
 } kvc_event;
 
 /**
- * Receives the events of a handle and its queues. Each of the handle's connections_per_shard and each queue has its
- * own connections and its own map, and reports its own events.
+ * Receives the events of a handle and its queues. The handle has connections_per_shard separate sets of connections,
+ * and each queue has one. Every set has its own map and reports its own events, so a change may be reported several
+ * times.
  *
  * The library calls this function only within calls on the handle and its queues, on the thread that is in the call,
- * possibly on several threads at once. The handle's lock is held, so other calls wait until the function returns. The
- * function must return normally: no longjmp, no C++ exception, and no second return in the child of a fork. It must
- * not call the library: such a call on a handle or a queue returns KVC_INVALID. Only kvc_interrupt() and kvc_resume()
- * are allowed. `event` and its texts are valid until the function returns.
+ * possibly on several threads at once. A lock of the handle is held, so other calls may wait until the function
+ * returns. The function must return normally, without longjmp and without a C++ exception. If it forks, it must not
+ * return in the child. On handles and queues, it may call only kvc_interrupt() and kvc_resume(); any other call
+ * returns KVC_INVALID. `event` and its texts are valid until the function returns.
  */
 typedef void (*kvc_event_fn)(void *event_context, const kvc_event *event);
 
 /**
- * Settings of a handle. Initialise it with kvc_options_init() before setting fields. Zero in a field means its
- * default.
+ * The settings of a handle. Call kvc_options_init() before setting fields. A field that is zero has its default.
  */
 typedef struct {
     /**
@@ -334,15 +336,16 @@ typedef struct {
      */
     uint32_t timeout_ms;
     /**
-     * The timeout of one connection attempt in milliseconds. After only 250 ms of silence, the next endpoint is tried
-     * as well. Default 1,000, at most 60,000.
+     * The timeout in milliseconds of a connection attempt to a server, and of a request for the map to an endpoint.
+     * After only 250 ms of silence, the map is requested from the next endpoint as well. Default 1,000, at most
+     * 60,000.
      */
     uint32_t connect_timeout_ms;
     /**
-     * The maximum number of connections of the handle to each shard of a server. There is one more to a shard that has
-     * expired the handle's session. All threads share the connections, and no call waits for the end of another. More
-     * connections may help if many large values are in transfer at once. Queues have their own connections, which do
-     * not count. Default 1, at most 64.
+     * The maximum number of connections of the handle to each shard of a server. A shard in which the handle's session
+     * was replaced (KVC_EVENT_SESSION_BEGUN) has one more. All threads share the connections, and no call waits until
+     * another has ended. More connections may help if many large values are in transfer at once. Queues have their own
+     * connections, which do not count. Default 1, at most 64.
      */
     uint32_t connections_per_shard;
     /**
@@ -399,8 +402,8 @@ typedef struct {
 } kvc_slice;
 
 /**
- * Settings of one call; NULL means the defaults. Set size to sizeof(kvc_op_options) and the other fields to zero
- * first.
+ * The settings of one call; NULL means the defaults. First set size to sizeof(kvc_op_options) and all other fields to
+ * zero.
  */
 typedef struct {
     /**
@@ -420,8 +423,8 @@ typedef struct {
 
 /**
  * The name of a write that ended with KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; it may be
- * copied. It is valid while the handle is open, until 65,536 more writes, or writes with 16 MiB of keys, have ended in
- * doubt (then KVC_INVALID). This struct never gets another field.
+ * copied. It is valid while the handle is open, until 65,536 more writes, or writes that need 16 MiB of memory, have
+ * ended in doubt. After that, kvc_resolve() returns KVC_INVALID. This struct never gets another field.
  */
 typedef struct {
     /**
@@ -431,18 +434,18 @@ typedef struct {
 } kvc_doubt;
 
 /**
- * The result of a write that was executed, that failed by its condition (KVC_CONFLICT) or that is in doubt
- * (KVC_IN_DOUBT), or of a read into the program's memory. Pass NULL if it is not needed.
+ * The result of a write (after KVC_OK, KVC_CONFLICT and KVC_IN_DOUBT) or of a read into the program's memory (after
+ * KVC_OK). Pass NULL if it is not needed.
  */
 typedef struct {
     /**
-     * The current version of the entry, for if_version. For a delete, the number of the delete itself. After
-     * KVC_CONFLICT, zero if there is no entry.
+     * The current version of the entry, for if_version. For a delete, the sequence number of the delete itself. Zero
+     * after KVC_IN_DOUBT, and after KVC_CONFLICT if there is no entry.
      */
     uint64_t version;
     /**
-     * The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for a read, and for
-     * a write that was not executed.
+     * The number of servers that hold the write: 2, or 1 while the group has no second replica. Zero for a read, and
+     * after KVC_CONFLICT and KVC_IN_DOUBT.
      */
     uint32_t copies;
     /**
@@ -450,13 +453,14 @@ typedef struct {
      */
     uint32_t reserved;
     /**
-     * The write after KVC_IN_DOUBT, for kvc_resolve(). Else all zero.
+     * The name of the write after KVC_IN_DOUBT, for kvc_resolve(). All zero after any other status, and if the servers
+     * have expired the session of the write.
      */
     kvc_doubt doubt;
 } kvc_result;
 
 /**
- * An operation to submit. Set size to sizeof(kvc_op), and unused fields to zero.
+ * An operation to submit. Set size to sizeof(kvc_op), and all unused fields to zero.
  */
 typedef struct {
     /**
@@ -516,7 +520,7 @@ typedef struct {
      */
     int status;
     /**
-     * The number of servers that hold a write: 2, or 1 while the group has no second replica. Zero for a read, and
+     * The number of servers that hold the write: 2, or 1 while the group has no second replica. Zero for a read, and
      * after a failure.
      */
     uint32_t copies;
@@ -524,7 +528,7 @@ typedef struct {
      * The value of a successful get without dst, to be freed with kvc_buf_free(). In all other cases data is NULL. For
      * a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version is
      * that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero.
-     * After a delete it is the number of the delete itself.
+     * After a delete it is the sequence number of the delete itself.
      */
     kvc_buf value;
     /**
@@ -533,14 +537,15 @@ typedef struct {
      */
     const char *words;
     /**
-     * The write after KVC_IN_DOUBT, for kvc_resolve(). Else all zero.
+     * The name of the write after KVC_IN_DOUBT, for kvc_resolve(). All zero after any other status, and if the servers
+     * have expired the session of the write.
      */
     kvc_doubt doubt;
 } kvc_completion;
 
 /**
  * The counters of a handle or of a queue since it was opened. Values described as "current" may decrease; all others
- * only grow. Set size to sizeof(kvc_counters); the library writes as many of the other fields as fit.
+ * only grow. Set size to sizeof(kvc_counters); the library writes as many of the other fields as fit into that size.
  */
 typedef struct {
     /**
@@ -630,7 +635,7 @@ typedef struct {
 } kvc_counters;
 
 /**
- * The counters of one server, for a handle or a queue. They continue when the server is restarted.
+ * The counters of one server, for a handle or a queue. A restart of the server does not reset them.
  */
 typedef struct {
     /**
@@ -726,26 +731,26 @@ int kvc_options_init(kvc_options *options, size_t sizeof_options);
 void kvc_buf_free(kvc_buf *buf);
 
 /**
- * Frees memory that a function of this library returned as a bare pointer, such as the data of a kvc_buf. NULL is
- * allowed.
+ * Frees memory that this library allocated for the program: the string of kvc_get_str(), or the data of a kvc_buf.
+ * NULL is allowed.
  */
 void kvc_free(void *memory);
 
 /**
  * Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]"). An endpoint may
  * also be the clients port of a server, which provides the map when the coordinator is unavailable. Each dead endpoint
- * delays a call by at most 250 ms: after that time of silence, the next endpoint is tried as well. This call resolves
- * the names; the system's resolver has no deadline. A name that cannot be resolved is skipped with a warning in the
- * log, unless no name can be resolved. The first call opens the first connection. `options` may be NULL. On success,
- * *out is a handle that the caller closes with kvc_close().
+ * delays a call by at most 250 ms: after that time of silence, the next endpoint is tried as well. Only this function
+ * resolves names; the system's resolver has no deadline. A name that cannot be resolved is skipped with a warning in
+ * the log. If no name can be resolved, the status is KVC_UNAVAILABLE. The first call on the handle opens the first
+ * connection. `options` may be NULL. On success, *out is a handle that the caller closes with kvc_close().
  */
 int kvc_open(const char *endpoints,
              const kvc_options *options,
              kvc_client **out);
 
 /**
- * Closes a handle and its connections. NULL is allowed. No call on it may be in progress or follow. In the child of a
- * fork, an inherited handle is not closed (KVC_FORKED): see kvc_close_forked().
+ * Closes a handle and its connections. NULL is allowed. No other call on the handle may be in progress or follow. In
+ * the child of a fork, an inherited handle is not closed (KVC_FORKED): see kvc_close_forked().
  */
 int kvc_close(kvc_client *client);
 
@@ -765,10 +770,10 @@ int kvc_put(kvc_client *client,
 int kvc_get(kvc_client *client, kvc_slice key, const kvc_op_options *options, kvc_buf *out);
 
 /**
- * Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and sets *len to its length.
- * If the value is longer than `cap`, returns KVC_TOO_BIG: the value is not fetched, and *len is the required size. A
- * long value is received directly into dst, so the content of dst after a failure is unspecified. `options` and
- * `result` may be NULL. On success, *result is set to the version.
+ * Reads a value into the program's own memory, `cap` bytes at `dst` (which may be NULL if `cap` is 0), and sets *len
+ * to the length of the value. If the value is longer than `cap`, returns KVC_TOO_BIG: the value is not fetched, and
+ * *len is the required size. A long value is received directly into dst, so the content of dst after a failure is
+ * unspecified. `options` and `result` may be NULL. On success, result->version is the version of the entry.
  */
 int kvc_get_into(kvc_client *client,
                  kvc_slice key,
@@ -779,10 +784,11 @@ int kvc_get_into(kvc_client *client,
                  kvc_result *result);
 
 /**
- * Reads a part of a value into `dst` (NULL if `cap` is 0): up to `cap` bytes, starting at byte `offset`. *len is set
- * to the length of the whole value. The number of bytes read is the smaller of `cap` and *len - `offset`, or zero if
- * `offset` is beyond the end. Only this part is fetched. Parts of one value have the same version. The content of dst
- * after a failure is unspecified. `options` and `result` may be NULL. On success, *result is set to the version.
+ * Reads a part of a value into `dst` (which may be NULL if `cap` is 0): up to `cap` bytes, starting at byte `offset`.
+ * *len is set to the length of the whole value. The number of bytes read is the smaller of `cap` and *len - `offset`,
+ * or zero if `offset` is beyond the end. Only this part is fetched. Parts with the same version belong to the same
+ * value. The content of dst after a failure is unspecified. `options` and `result` may be NULL. On success,
+ * result->version is the version of the entry.
  */
 int kvc_get_range(kvc_client *client,
                   kvc_slice key,
@@ -795,7 +801,7 @@ int kvc_get_range(kvc_client *client,
 
 /**
  * Sets *len to the length of a value, without fetching the value. `options` and `result` may be NULL. On success,
- * *result is set to the version.
+ * result->version is the version of the entry.
  */
 int kvc_length(kvc_client *client,
                kvc_slice key,
@@ -814,14 +820,14 @@ int kvc_delete(kvc_client *client,
 
 /**
  * Sets `n` keys to `n` values, on all servers in parallel. Each key is a separate write: some may be executed and
- * others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, whatever status the
- * call returns. The call returns KVC_OK if all writes were executed, else the most serious status, in this order:
- * KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY,
+ * others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, even if the call fails
+ * (the exceptions are below). The call returns KVC_OK if all writes were executed, else the most serious status, in
+ * this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY,
  * KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT,
- * KVC_NOT_FOUND. kvc_last_error() then includes the number of failed writes. A condition in `options` applies to every
- * key; kvc_batch() has a condition for each operation. If a key occurs twice, either value may be the final one. If an
- * argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no status is
- * written.
+ * KVC_NOT_FOUND. In that case, kvc_last_error() includes the number of failed writes. A condition in `options` applies
+ * to every key; kvc_batch() has a condition for each operation. If a key occurs twice, either value may be the final
+ * one. If an argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no
+ * status is written.
  */
 int kvc_mput(kvc_client *client,
              const kvc_slice *keys,
@@ -833,10 +839,10 @@ int kvc_mput(kvc_client *client,
 /**
  * Reads `n` keys, on all servers in parallel. `out[i]` is set to the i-th value, to be freed with kvc_buf_free(). If
  * the key could not be read, `out[i]` is empty (data NULL) and may be freed too. If `statuses` is not NULL,
- * `statuses[i]` is set to the status of the i-th read. Both arrays are written whatever status the call returns. The
- * call returns KVC_OK if all keys were read, else the most serious status, in the order of kvc_mput().
- * kvc_last_error() then includes the number of failed reads. If an argument is invalid (KVC_INVALID) or the handle is
- * inherited (KVC_FORKED), neither array is written.
+ * `statuses[i]` is set to the status of the i-th read. Both arrays are written even if the call fails (the exceptions
+ * are below). The call returns KVC_OK if all keys were read, else the most serious status, in the order of kvc_mput().
+ * In that case, kvc_last_error() includes the number of failed reads. If an argument is invalid (KVC_INVALID) or the
+ * handle is inherited (KVC_FORKED), neither array is written.
  */
 int kvc_mget(kvc_client *client,
              const kvc_slice *keys,
@@ -846,8 +852,8 @@ int kvc_mget(kvc_client *client,
              const kvc_op_options *options);
 
 /**
- * Removes `n` keys, on all servers in parallel, like kvc_mput(). The status of a key that does not exist is
- * KVC_NOT_FOUND.
+ * Removes `n` keys, on all servers in parallel. The statuses and the return value are as for kvc_mput(). The status of
+ * a key that does not exist is KVC_NOT_FOUND.
  */
 int kvc_mdelete(kvc_client *client,
                 const kvc_slice *keys,
@@ -857,11 +863,12 @@ int kvc_mdelete(kvc_client *client,
 
 /**
  * Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. Each element of `ops`
- * is an operation as for kvc_cq_submit(), with its own condition. Its timeout_ms must be zero. Values of puts are not
- * copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th operation, with tag `i` and the
- * fields that kvc_cq_poll() sets. Its value is to be freed with kvc_buf_free(). Its `words` is NULL. The return value
- * and kvc_last_error() are as for kvc_mput(). If an argument is invalid (KVC_INVALID) or the handle is inherited
- * (KVC_FORKED), nothing is executed and nothing is written.
+ * is an operation as for kvc_cq_submit(), with its own condition; a condition in `options` is ignored. Its timeout_ms
+ * must be zero. Values of puts are not copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th
+ * operation, with tag `i` and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is
+ * NULL. The return value and kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid
+ * (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other
+ * status, all of `out` is written.
  */
 int kvc_batch(kvc_client *client,
               const kvc_op *ops,
@@ -883,14 +890,15 @@ int kvc_get_str(kvc_client *client,
                 char **value);
 
 /**
- * Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and not polled. The queue has its own
- * connections, and the handle may be closed before the queue. On success, *out is a queue that the caller frees with
- * kvc_cq_free().
+ * Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and whose completions are not polled
+ * yet. The queue has its own connections, and the handle may be closed before the queue. On success, *out is a queue
+ * that the caller frees with kvc_cq_free().
  *
  * The memory of a queue is limited. It holds at most 64 MiB of keys and values to be sent (values with KVC_KEEP stay
- * in the program's memory). If 64 MiB of values were read without dst and not polled, the queue stops reading, after
- * up to 17 MiB more from the last read. Each connection to a shard of a server has a receive buffer of up to twice the
- * longest value. In addition, the queue has 16 MiB of reused request buffers, and about 500 bytes for each operation.
+ * in the program's memory). While it has 64 MiB of unpolled values that were read without dst, it reads no more
+ * responses. The last read may exceed this limit by up to 17 MiB. Each connection to a shard of a server has a receive
+ * buffer of up to twice the longest value. In addition, the queue has 16 MiB of reused request buffers, and about 500
+ * bytes for each operation.
  */
 int kvc_cq_new(kvc_client *client,
                uint32_t depth,
@@ -919,13 +927,13 @@ int kvc_cq_submit(kvc_cq *cq,
 /**
  * Sends submitted operations, waits up to `timeout_ms` milliseconds for a completion (0: no wait; negative: until
  * there is one), and writes up to `max` completions to `out`, which need not be initialised. Returns the number of
- * completions. It is 0 at the timeout, and at once if the queue is empty. A negative result is a status. Then no
- * completion was written, and none is lost unless the status is KVC_PANIC. KVC_INTERRUPTED: there is no completion,
+ * completions. It is 0 at the timeout, and at once if the queue is empty. A negative result is a status. In that case
+ * no completion was written, and none is lost unless the status is KVC_PANIC. KVC_INTERRUPTED: there is no completion,
  * and the program has called kvc_interrupt().
  *
- * Every operation ends by its own deadline, so a wait lasts at most as long as the longest deadline in the queue,
- * which is at most 60 seconds. From another thread, only kvc_interrupt() ends a wait early; signals do not. A program
- * that waits for other events too should wait on kvc_cq_fd().
+ * Every operation ends at its own deadline or earlier, so a wait lasts at most as long as the longest deadline in the
+ * queue, which is at most 60 seconds. Another thread can end a wait early only with kvc_interrupt(). Signals do not
+ * end it. A program that waits for other events too should wait on kvc_cq_fd().
  */
 int kvc_cq_poll(kvc_cq *cq,
                 kvc_completion *out,
@@ -943,14 +951,16 @@ int kvc_cq_free(kvc_cq *cq);
 /**
  * Settles a write that ended with KVC_IN_DOUBT in a call, a batch or a queue of this handle. KVC_OK: the write was
  * executed; *result is set to the version and the copies of its own response. KVC_NOT_DONE: the write was not executed
- * and never will be. For a conditional write or a delete, it may also return the write's own KVC_CONFLICT or
- * KVC_NOT_FOUND. The result is the same for every call. KVC_IN_DOUBT: the servers have expired the write's session;
- * the write will not be executed any more, but its outcome stays unknown. KVC_TIMEOUT, KVC_UNAVAILABLE: the server of
- * its key did not respond; call again later.
+ * and never will be. For a conditional write or a delete, the status may also be the write's own KVC_CONFLICT or
+ * KVC_NOT_FOUND. These results are the same for every call. KVC_IN_DOUBT: the outcome stays unknown. Usually the
+ * servers have expired the write's session, and the write will not be executed any more. Only if another process uses
+ * the client id of the handle (see KVC_SHARED_IDENTITY), the write may even be executed later. KVC_INVALID: the doubt
+ * names no write of this handle. After any other status, such as KVC_TIMEOUT or KVC_UNAVAILABLE, the write is not
+ * settled; call again later.
  *
- * If the program does not settle a write, the library does so before it sends the next operation on the same key. So
- * an earlier write in doubt never takes effect after the response to a later operation. `timeout_ms`: as in
- * kvc_op_options. `result` may be NULL.
+ * If the program does not settle a write, the library settles it before it sends the next operation on the same key.
+ * So, with the same exception, an earlier write in doubt never takes effect after the response to a later operation.
+ * `timeout_ms`: as in kvc_op_options. `result` may be NULL.
  */
 int kvc_resolve(kvc_client *client,
                 kvc_doubt doubt,
@@ -958,13 +968,15 @@ int kvc_resolve(kvc_client *client,
                 kvc_result *result);
 
 /**
- * Sends a no-op request to the server that now serves a key, and waits for the response. With an empty key (len 0), it
- * sends one to the current server of every group of keys, in parallel. A cluster has as many groups as servers. The
- * function opens missing connections, so a program can use it to connect before its first call.
+ * Sends a no-op request to the server that now serves a key, and waits for the response. With an empty key (len 0), a
+ * first request fetches the map; then one goes to the current server of every group of keys, in parallel. A cluster
+ * has as many groups as servers. The function opens missing connections, so a program can use it to connect before its
+ * first call.
  *
  * `timeout_ms`: as in kvc_op_options. On success, *nanoseconds (unless `nanoseconds` is NULL) is set to the time of
- * the slowest response, including connecting and retries. To measure only a round trip, call it twice. Returns KVC_OK
- * if all servers responded, else the most serious status, in the order of kvc_mput().
+ * the slowest response, including connecting and retries, but without the request that fetches the map for an empty
+ * key. To measure only a round trip, call the function twice. Returns KVC_OK if all servers responded, else the most
+ * serious status, in the order of kvc_mput().
  */
 int kvc_ping(kvc_client *client,
              kvc_slice key,
@@ -974,7 +986,7 @@ int kvc_ping(kvc_client *client,
 /**
  * Ends the waits of all threads in calls on the handle and in kvc_cq_poll() on its queues, for shutdown. Any thread
  * may call this function, even within a log or event function, but not in a signal handler. The function does not wait
- * for the calls to end. Its effects until kvc_resume():
+ * for the calls to end. Until kvc_resume(), it has these effects:
  *
  * - Calls in progress return KVC_INTERRUPTED. For a write that was sent, and so may have been executed, they return
  *   KVC_IN_DOUBT with its doubt. If the response has already arrived, they return its result. In a batch this applies
@@ -985,7 +997,7 @@ int kvc_ping(kvc_client *client,
  *   readable. A queue that outlives its handle stays interrupted.
  *
  * To shut down: interrupt, join the threads, free the queues, close the handle. Calls that send no request to servers
- * (kvc_statistics(), kvc_cq_new(), kvc_cq_cancel()) work as before.
+ * (kvc_statistics(), kvc_cq_new(), kvc_cq_cancel()) work as usual.
  */
 int kvc_interrupt(kvc_client *client);
 
@@ -996,19 +1008,19 @@ int kvc_interrupt(kvc_client *client);
 int kvc_resume(kvc_client *client);
 
 /**
- * Ends the operations of a queue that were submitted with `tag` before their deadlines. The next kvc_cq_poll() returns
- * each completion: KVC_CANCELLED, KVC_IN_DOUBT for a write that was sent, or the real result of an operation that had
- * already ended. Once the completion was polled, the library no longer uses the memory at dst or a kept value
- * (KVC_KEEP). KVC_NOT_FOUND: the queue has no operation with this tag.
+ * Ends the operations of a queue that were submitted with `tag`, before their deadlines. kvc_cq_poll() then returns
+ * the completion of each: KVC_CANCELLED, KVC_IN_DOUBT for a write that was sent, or the real result of an operation
+ * that had already ended. After the completion has been polled, the library no longer uses the memory at dst or a kept
+ * value (KVC_KEEP). KVC_NOT_FOUND: the queue has no operation with this tag.
  */
 int kvc_cq_cancel(kvc_cq *cq,
                   uint64_t tag);
 
 /**
  * Writes the counters of a handle to *out, and the counters of up to `max` servers to `servers`, in the order of the
- * ring. `servers` may be NULL if `max` is 0. Set `out->size`, and `servers[0].size` for all elements. out->servers is
- * then the number of servers in the map. The call sends no request and does not wait for other calls. Queues have
- * their own counters: kvc_cq_statistics().
+ * ring. `servers` may be NULL if `max` is 0. Set `out->size` first, and `servers[0].size`, which applies to all
+ * elements. The call sets out->servers to the number of servers in the map, which may exceed `max`. The call sends no
+ * request and does not wait for other calls. Queues have their own counters: kvc_cq_statistics().
  */
 int kvc_statistics(kvc_client *client,
                    kvc_counters *out,
@@ -1024,8 +1036,8 @@ int kvc_cq_statistics(kvc_cq *cq, kvc_counters *out, kvc_server_counters *server
  * Releases, in the child of a fork, the descriptors and the memory of a handle that its parent opened. NULL is
  * allowed. The parent's handle and its connections are not affected. In the process that opened the handle, the
  * function returns KVC_INVALID and does nothing; use kvc_close() in that process. If another thread of the parent was
- * in a call at the moment of the fork, part of the memory may leak. A descriptor that the thread was opening may leak
- * too. Queues are released separately, before or after, with kvc_cq_free_forked().
+ * in a call at the moment of the fork, part of the memory may leak. Descriptors may leak too if that thread was
+ * opening or closing one. Queues are released separately with kvc_cq_free_forked(), before or after the handle.
  */
 int kvc_close_forked(kvc_client *client);
 
@@ -1033,8 +1045,8 @@ int kvc_close_forked(kvc_client *client);
  * Releases, in the child of a fork, the descriptors and the memory of a queue that its parent opened. NULL is allowed.
  * The parent's queue is not affected. Values of completions that were not polled are freed too. In the process that
  * opened the queue, the function returns KVC_INVALID; use kvc_cq_free() in that process. If another thread of the
- * parent was in a call on the queue at the moment of the fork, the memory leaks. A descriptor that the thread was
- * opening leaks too; all others are released.
+ * parent was in a call on the queue at the moment of the fork, the memory leaks. Descriptors may leak too if that
+ * thread was opening or closing one.
  */
 int kvc_cq_free_forked(kvc_cq *cq);
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What programs that are linked with libkvclient.so rely on, kept in ffi/abi/: the list of exports,
-# functions and types as abidw sees them, and the numbers that are compiled into programs. Written anew from include/kvclient.h, or with --check
-# compared with it.
+# Records the ABI of libkvclient.so in ffi/abi/: the exported names, the functions and types as abidw reports them, and
+# the constants that are compiled into programs. The script generates these files from include/kvclient.h; with --check
+# it only compares them with the header.
 #
-# From the header, not the library: it says all that a C program can know (a Rust type behind a
-# pointer is none of that), and tests hold the two together. So nothing is built but a library of
+# The source is the header and not the library, because the header is all that a C program can use: Rust types behind
+# pointers are not part of the ABI. Tests check that header and library agree. So the script only builds a library of
 # empty functions.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -12,7 +12,7 @@ readonly kept=ffi/abi
 now=$(mktemp -d)
 trap 'rm -rf "$now"' EXIT
 
-# Each prototype behind `extern "C" {` gets a body.
+# Each prototype after `extern "C" {` gets a body.
 sed '/^extern "C"/,$s/);$/) { __builtin_trap(); }/' include/kvclient.h >"$now/kvclient.c"
 gcc -std=c99 -w -g "-ffile-prefix-map=$now=." -shared -fPIC -o "$now/libkvclient.so" "$now/kvclient.c"
 nm -D --defined-only "$now/libkvclient.so" | awk '{print $3}' | LC_ALL=C sort >"$now/exports.txt"
@@ -21,11 +21,11 @@ abidw --no-corpus-path --no-comp-dir-path --no-show-locs --out-file "$now/kvclie
 
 case ${1-} in
 --check)
-    # Any difference counts, an addition too: the kept files are what the next one is compared with.
+    # Any difference is an error, even an addition, because the next change is compared with the recorded files.
     if ! diff -u "$kept/exports.txt" "$now/exports.txt" || ! diff -u "$kept/constants.txt" "$now/constants.txt" ||
         ! abidiff "$kept/kvclient.xml" "$now/kvclient.xml"; then
-        printf '%s: include/kvclient.h differs from the interface in %s. If nothing that was there before has changed, ' "$0" "$kept" >&2
-        printf 'run "make abi" and commit the result; otherwise also change the soname (ffi/build.rs)\n' >&2
+        printf '%s: include/kvclient.h differs from the ABI recorded in %s; run "make abi" and commit the result. ' "$0" "$kept" >&2
+        printf 'If the difference is not only an addition, also change the soname (ffi/build.rs)\n' >&2
         exit 1
     fi
     ;;

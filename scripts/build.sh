@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds the executables and the C library in release mode and leaves them in bin/.
+# Builds the executables and the C library in release mode, and links or copies them to bin/.
 #
-# cargo says itself where it put them, so that a target directory or a target of the user's own
-# (CARGO_TARGET_DIR, ~/.cargo/config.toml) works too. By package (-p), not --workspace: building the
-# workspace would unite the features that tests switch on with those of what ships.
+# The paths come from cargo's messages, so a target or target directory that the user has configured
+# (CARGO_TARGET_DIR, ~/.cargo/config.toml) works too. The packages are built with -p and not with --workspace, which
+# would enable the features that only tests need in the shipped programs.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-# `make run` hands its standard input to the client: nothing before may read from it.
+# `make run` passes its standard input to the client, so cargo must not read from it.
 build() { # <package> [<option of cargo>]
     cargo build --release --locked -p "$@" --message-format=json-render-diagnostics </dev/null
 }
@@ -17,6 +17,7 @@ built+=$'\n'$(build kvclient | grep -o '[^"]*/libkvclient\.\(so\|a\)' | sort -u)
 mapfile -t files <<<"$built"
 
 mkdir -p bin
-# A link, not a copy over the old file: that fails while a cluster runs it ("text file busy").
+# The old files are replaced by hard links, or by copies if bin/ is on another file system. They are not overwritten,
+# because that fails while a cluster executes them ("text file busy").
 ln -f -t bin -- "${files[@]}" 2>/dev/null ||
     cp --remove-destination -t bin -- "${files[@]}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# include/kvclient.h is written by cbindgen whenever ffi/ is built, into cargo's build directory; a
-# build must not change the source tree. This script copies it into the tree, or with --check fails
-# where the committed header is not the generated one.
+# Copies the generated C header to include/kvclient.h. With --check, only compares the two, and fails if they differ.
+# Every build of ffi/ generates the header with cbindgen, in cargo's build directory, because a build must not change
+# the source tree.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 readonly committed=include/kvclient.h

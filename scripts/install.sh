@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Installs the executables, the C library and their manual, or removes them again. From the
-# environment, as `make` hands them on:
+# Installs the executables, the C library and their manual, or removes them. `make` passes these environment variables
+# on; the defaults are in parentheses:
 #
-#   PREFIX    where it will be used (/usr/local)
-#   LIBDIR    the place of libraries below it (lib), such as lib/x86_64-linux-gnu
-#   MANDIR    and that of the manual (share/man)
-#   DESTDIR   what PREFIX is below while a package is made (nothing)
-#   BUILT     a directory with coord, server, client, kv-bench, libkvclient.so and libkvclient.a; without it
-#             they are built, or taken from bin/, where `make` left them, if there is no cargo (as under sudo)
-#   STRIP     what takes out what only a debugger reads (strip); nothing is taken out if it is empty
-#   LD, OBJCOPY, READELF, NM, AR   the linker and tools that write the archive (those of GNU binutils)
+#   PREFIX    the directory where the installed files will be used (/usr/local)
+#   LIBDIR    the directory of libraries, relative to PREFIX (lib); for example lib/x86_64-linux-gnu
+#   MANDIR    the directory of the manual, relative to PREFIX (share/man)
+#   DESTDIR   a directory below which PREFIX is created, for packaging (none)
+#   BUILT     a directory with coord, server, client, kv-bench, libkvclient.so and libkvclient.a. Without it they are
+#             built in bin/. If cargo is missing, as under sudo, those that `make` left in bin/ are used.
+#   STRIP     the program that removes debug information (strip); if it is empty, nothing is removed
+#   LD, OBJCOPY, READELF, NM, AR   the linker and the tools that create the archive (those of GNU binutils)
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 readonly prefix=${PREFIX:-/usr/local}
@@ -22,7 +22,7 @@ refuse() { # <words>...
     exit 2
 }
 
-# They stand in kvclient.pc and in what compilers are told, where a blank ends a word.
+# The paths appear in kvclient.pc and in options of compilers, where a blank ends a word.
 case $prefix in
 *[[:space:]]*) refuse "PREFIX must not contain blanks: $prefix" ;;
 /*) ;;
@@ -35,7 +35,7 @@ for place in "$lib" "$man"; do
     esac
 done
 
-# What is installed: its mode, its place below PREFIX, where it comes from.
+# Lists the files that are copied: mode, path below PREFIX, source.
 list() {
     cat <<LIST
 755 bin/kv-coord $built/coord
@@ -53,9 +53,9 @@ list() {
 644 $man/man3/kvclient.3 docs/man/kvclient.3
 LIST
 }
-# What is written at its place, and has no source of its own.
+# The symbolic link that linkers use. It has no source file.
 readonly link=$lib/libkvclient.so
-# What is written from a template: its place, the template.
+# Lists the files that are generated from templates: path below PREFIX, template.
 templates() {
     cat <<TEMPLATES
 $lib/pkgconfig/kvclient.pc ffi/kvclient.pc.in
@@ -64,10 +64,10 @@ $lib/cmake/kvclient/kvclientConfig.cmake ffi/kvclientConfig.cmake.in
 $lib/cmake/kvclient/kvclientConfigVersion.cmake ffi/kvclientConfigVersion.cmake.in
 TEMPLATES
 }
-# The pages by which `man kvc_put` finds that of the library.
+# Lists the manual pages of the functions, such as kvc_put.3. Each one only refers to the library's page.
 pages() { sed "s|.*|$man/man3/&.3|" ffi/abi/exports.txt; }
 
-# Half an installation is worse than none: nothing is copied unless all of it is there.
+# Exits if a file to copy is missing, before anything is copied, so that no partial installation results.
 check_sources() {
     local from missing=()
     while read -r _ _ from; do [[ -f $from ]] || missing+=("$from"); done < <(list)
@@ -77,18 +77,18 @@ check_sources() {
     fi
 }
 
-# cargo's archive shows every function of Rust's standard library to whoever links it: a program with two
-# such archives would have each twice, and a shared library would export them. So the archive is linked to one
-# object, without what no function of the interface needs, that shows the functions of the interface alone.
+# Creates the static library. cargo's archive makes every function of Rust's standard library visible. A program with
+# two such archives would define each function twice, and a shared library would export them. So the archive is linked
+# to one object in which only the functions of the interface are visible, without sections that they do not need.
 write_archive() { # <cargo's archive> <where to>
     local dir=$scratch function wanted=()
     while read -r function; do wanted+=("--undefined=$function"); done <ffi/abi/exports.txt
-    # Groups that the linker keeps one copy of would bring the names back: they become ordinary sections.
+    # Section groups would make the names visible again, so they become ordinary sections.
     "${LD-ld}" -r --gc-sections --force-group-allocation "${wanted[@]}" -o "$dir/kvclient.o" "$1"
-    # Of the sections in the compiler's own language there are several behind each other, which nothing can read.
+    # The linker concatenates the sections with LLVM bitcode of all objects, and no tool can read the result.
     "${OBJCOPY-objcopy}" --keep-global-symbols=ffi/abi/exports.txt \
         --remove-section=.llvmbc --remove-section=.llvmcmd "$dir/kvclient.o"
-    # Names that only what was left out has asked for: some are in newer systems alone.
+    # Removes undefined names to which only removed sections referred. Some of them exist only in newer systems.
     "${READELF-readelf}" --relocs --wide "$dir/kvclient.o" | awk '{print $5}' | sort -u >"$dir/used"
     "${NM-nm}" --undefined-only "$dir/kvclient.o" | awk '{print $2}' | grep -vxFf "$dir/used" >"$dir/unused" || true
     "${OBJCOPY-objcopy}" --strip-symbols="$dir/unused" "$dir/kvclient.o"
@@ -105,7 +105,7 @@ install_all() {
     while read -r mode to from; do
         [[ $to != *.a ]] || from=$scratch/libkvclient.a
         install -D -m "$mode" -- "$from" "$root/$to"
-        # It would be nine tenths of the libraries, and half of the executables.
+        # Debug information would take nine tenths of the libraries, and half of the executables.
         if [[ $to == bin/* || $to == *.so.1 || $to == *.a ]] && [[ ${STRIP-strip} ]]; then
             "${STRIP-strip}" --strip-debug -- "$root/$to"
         fi
@@ -116,7 +116,7 @@ install_all() {
         echo ".so man3/kvclient.3" >"$root/$to"
     done < <(pages)
     version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-    # The way from LIBDIR up to PREFIX.
+    # The relative path from LIBDIR to PREFIX.
     up=$(sed 's|//*|/|g; s|/$||; s|[^/][^/]*|..|g' <<<"$lib")
     while read -r to from; do
         install -D -m 644 /dev/null "$root/$to"
@@ -125,7 +125,7 @@ install_all() {
     make_known
 }
 
-# Whether the loader looks into this directory by itself.
+# Succeeds if the dynamic loader searches this directory by default.
 loader_knows() {
     local known
     while read -r known; do
@@ -134,9 +134,9 @@ loader_knows() {
     return 1
 }
 
-# The loader finds what its cache lists; pkg-config finds what is in directories of its own.
+# Updates the dynamic loader's cache, or prints how programs find the library. Prints the setting that pkg-config needs.
 make_known() {
-    PATH=$PATH:/usr/sbin:/sbin # where people who are not root do not look for ldconfig
+    PATH=$PATH:/usr/sbin:/sbin # ldconfig may be in directories that are not on the PATH of ordinary users
     if [[ ${DESTDIR-} ]]; then
         echo "after the files are in place, run \"ldconfig\" as root so that programs find the library"
     elif ! loader_knows "$prefix/$lib"; then

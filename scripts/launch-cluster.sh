@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts a cluster from a cluster file, on this machine and over ssh alike, tells how it is, and
-# stops it. `usage` below is the manual.
+# Starts the cluster that a cluster file describes, on this machine and on hosts behind ssh, shows its status, and stops
+# it. `usage` below is the manual.
 set -euo pipefail
 # shellcheck source=scripts/lib/cluster.sh
 . "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")/lib/cluster.sh"
@@ -11,15 +11,15 @@ usage: $program start <cluster file> [options]   start the coordinator and every
        $program status [--dir DIR] [--json]      show the status of the running cluster
        $program stop [--dir DIR] [--dump-dir DIR] [--force]
                                                  drain and dump every server, then end the cluster
-       $program detach [--dir DIR]               end the coordinator and leave the servers serving
+       $program detach [--dir DIR]               end the coordinator; the servers continue to serve
        $program collect [--dir DIR] [DIR]        fetch the dumps of a stopped cluster from its ssh hosts
                                                  into DIR (default: the directory of the cluster)
 
 start copies bin/server to the ssh hosts and checks every host (bin/coord --check) before it starts
 anything. If the coordinator of DIR has died and its servers still run, here or on ssh hosts, start
-starts another coordinator, which takes them over. Then it copies and checks nothing, and options that
-are not given again keep their values. The cluster runs in the foreground, where Ctrl+D or Ctrl+C stops
-it, unless --daemon is given:
+runs a new coordinator, which takes them over. In this case it copies and checks nothing, and options
+that are not given again keep their values. The cluster runs in the foreground, where Ctrl+D or Ctrl+C
+stops it, unless --daemon is given:
   --daemon             return as soon as the cluster serves; '$program stop' stops it
   --dir DIR            directory of the cluster on this machine: log, ports, dumps (default: run/)
   -c, --clients-port N port of the coordinator for clients (default: 0, any free port)
@@ -30,14 +30,14 @@ it, unless --daemon is given:
   --remote-dir DIR     directory of the server on ssh hosts (default: ftkv, below the home
                        directory)
   --restore DIR        start from the dumps in DIR; may be given several times
-  --accept-loss        restore without what is missing
+  --accept-loss        restore although some groups have no usable dump; their keys are lost
   --without-state      restore although every copy of the coordinator's state is lost
-  --force              restore although an old server may still run
+  --force              restore although a server of the old cluster may still run
   -t, --failure-timeout, --shards, --memory-limit, --connection-memory, --orphan-timeout, --net,
   --on-double-fault, each with its value: see 'bin/coord --help'
-stop waits while a dump fails, and reports why:
+If a dump fails, stop waits until it succeeds, and reports the reason:
   --dump-dir DIR       write the dumps to this directory on each server's host (an absolute path)
-  --force              give up what cannot be dumped
+  --force              end servers whose dumps fail, and discard their data
 ssh must work without a password, with a key or an agent.
 
 exit status: 0 success; 1 failure, reported on stderr; 2 wrong usage; 5 no cluster runs in DIR;
@@ -51,14 +51,14 @@ advertise=
 clients=0
 servers=0
 restores=
-handed_on=() # options of `start` that are bin/coord's, as they came
+handed_on=() # options of `start` that are passed on to bin/coord unchanged
 daemon=
 json=
 force=
-stop_flags=() # options of `stop` that are those of bin/coord stop
-servers_known= # whether bin/coord knows the servers that have outlived their coordinator
-listed=        # what it says of them
-into=          # where `collect` puts the dumps
+stop_flags=() # options of `stop` that are passed on to `bin/coord stop`
+servers_known= # set if `bin/coord ls` reports processes of the cluster
+listed=        # the output of `bin/coord ls`
+into=          # the directory into which `collect` fetches the dumps
 
 wrong_usage() {
     say "$@" "(see '$program --help')"
@@ -79,7 +79,7 @@ main() {
     "$command"
 }
 
-# Reads the options of <command> into the variables above.
+# Parses the options of <command> into the variables above.
 parse() {
     local command=$1 option
     shift
@@ -132,14 +132,14 @@ start() {
     [[ -z $ssh_config ]] || reach+=(--ssh-config "$ssh_config")
     flags+=(${reach[@]+"${reach[@]}"})
     [[ -z $advertise ]] || flags+=(--advertise "$advertise")
-    # One parser: the coordinator's.
+    # The coordinator parses the cluster file, so that there is only one parser.
     hosts=$("$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --list-hosts 9>&-) ||
         die "nothing was copied or started"
     [[ $takes_over || $restores ]] || find_servers
     if [[ $takes_over ]]; then
         say "taking over the servers that run in $dir"
     else
-        # The copies come before the whole check, which looks at the server on every host.
+        # The copies come before the full check, because it runs the server on every host.
         copy_server "$hosts"
         "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check >&2 9>&- ||
             die "the check of $file failed; nothing was started; fix what is marked FAILED above"
@@ -148,8 +148,8 @@ start() {
     if [[ $daemon ]]; then start_daemon "${flags[@]}"; else start_foreground "${flags[@]}"; fi
 }
 
-# A checkout with cargo is built (which takes no time where nothing changed): a binary that is older
-# than its source would be a riddle. Without cargo or without sources, bin/ must be there.
+# Builds the programs if cargo and the sources are available, so that no program is older than its source. If nothing
+# has changed, this takes no time. Otherwise bin/ must contain the programs.
 find_binaries() {
     if [[ -e $root/Cargo.toml ]] && command -v cargo >/dev/null; then
         make -C "$root" --no-print-directory all >&2 </dev/null || die "cannot build the programs; see the messages above"
@@ -160,7 +160,8 @@ find_binaries() {
     done
 }
 
-# Sets takes_over where servers of the cluster in DIR live without a coordinator and without its lock: on ssh hosts.
+# Sets takes_over if servers of the cluster in DIR run without a coordinator on ssh hosts, where they do not hold its
+# lock.
 find_servers() {
     local found=0 listed
     listed=$("$root/bin/coord" ls --dir "$dir" ${reach[@]+"${reach[@]}"} 9>&-) || found=$?
@@ -173,17 +174,17 @@ find_servers() {
     esac
 }
 
-# Brings bin/server to every ssh host, and sees that it runs there.
-copy_server() { # <lines of host, directory, configuration of ssh, with tabs between them>
+# Copies bin/server to every ssh host, and checks that it runs there.
+copy_server() { # <lines of host, directory and ssh configuration file, separated by tabs>
     local host there config ssh
     while IFS=$'\t' read -r host there config <&3; do
         [[ $host ]] || continue
-        # One that needs a person fails instead, and a user's configuration for work by hand changes nothing.
+        # ssh fails instead of prompting, and settings of the user for interactive work have no effect.
         ssh=(ssh -o BatchMode=yes -o ConnectTimeout=10 -o RemoteCommand=none -o RequestTTY=no -T)
         [[ -z $config ]] || ssh+=(-F "$config")
         say "copying the server to $host, directory $there"
-        # Under another name first: a server that runs cannot be written over, but replaced. sh, because the login's
-        # own shell may be another one.
+        # The file first gets another name, because a running server can be replaced, but not overwritten. The
+        # commands run in sh, because the login shell may be incompatible with it.
         "${ssh[@]}" -- "$host" "exec sh -c $(quoted "set -e; mkdir -p $(quoted "$there"); cd $(quoted "$there")
             cat >server.new; chmod 755 server.new; ./server.new --help >/dev/null; mv -f server.new server")" \
             <"$root/bin/server" >&2 3<&- 7>&- 9>&- ||
@@ -192,7 +193,7 @@ copy_server() { # <lines of host, directory, configuration of ssh, with tabs bet
     done 3<<<"$1"
 }
 
-# A word as any POSIX shell reads it back.
+# Prints a word in quotes for a POSIX shell.
 quoted() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
 
 start_foreground() {
@@ -205,7 +206,7 @@ start_daemon() {
     trap undo_start EXIT
     trap 'exit 130' INT TERM HUP
     start_coord --daemon "$@" </dev/null
-    # Dumps may take long to load; the coordinator bounds that itself.
+    # Loading dumps may take long, and the coordinator itself limits this time.
     [[ -z $restores ]] || start_seconds=86400
     await_ready
     trap - EXIT INT TERM HUP
@@ -215,25 +216,27 @@ start_daemon() {
     printf '%q -h localhost -p %s\n' "$root/bin/client" "$port"
 }
 
-# A start that fails or is interrupted must leave no half of a cluster, but whom it was to take over.
+# Cleans up after a start that failed or was interrupted. Servers that it was to take over keep running; everything else
+# ends.
 undo_start() {
     if [[ $takes_over ]]; then
         kill -KILL "$coord_pid" 2>/dev/null || true
         say "the servers in $dir were left as they were"
     else
         end_coord "$coord_pid"
-        # Nothing was ever stored there.
+        # The cluster has never served, so no write is lost.
         force=yes
         end_leftovers
     fi
 }
 
-# Sets coord_pid to the coordinator that runs in DIR, or to nothing where servers have outlived it, here or on ssh
-# hosts: then servers_known says whether the coordinator's state names them. Ends with status 5 where no cluster runs.
+# Sets coord_pid to the pid of the coordinator that a script has started in DIR, if it runs. Otherwise coord_pid is
+# empty, and servers_known is set if `coord ls` reports processes of the cluster, here or on ssh hosts. Exits with
+# status 5 if no cluster runs.
 find_coord() {
     local found=0
     coord_pid=$(cat -- "$dir/coord.pid" 2>/dev/null) || coord_pid=
-    # The pid of a coordinator long gone may be another process by now, which does not hold the lock.
+    # The pid of an ended coordinator may belong to another process now, which does not hold the lock.
     [[ ! /proc/${coord_pid:-none}/fd/9 -ef $dir/lock ]] || return 0
     coord_pid=
     listed=$("$root/bin/coord" ls --dir "$dir") || found=$?
@@ -251,7 +254,7 @@ status() {
     local port
     find_coord
     if [[ ! $coord_pid ]] && ! coord_is_gone; then
-        # One that was started by hand.
+        # This coordinator was started by hand.
         [[ $("$root/bin/coord" ls --dir "$dir" --json) =~ \"clients_port\":([0-9]+) ]] || die "$listed"
         exec "$root/bin/coord" status -h localhost -p "${BASH_REMATCH[1]}" ${json:+--json}
     fi
@@ -259,7 +262,7 @@ status() {
         [[ ! $servers_known ]] || say "$listed"
         die "the coordinator in $dir has ended${leftovers[*]:+; its servers still run: pid ${leftovers[*]}};" \
             "'$program start FILE --dir $(printf %q "$dir")' takes the servers over," \
-            "'$program stop --dir $(printf %q "$dir")' stops them in order"
+            "'$program stop --dir $(printf %q "$dir")' stops the servers and dumps their tables"
     fi
     port=$(clients_port) || die "the cluster in $dir is starting and does not serve yet; try again later"
     exec "$root/bin/coord" status -h localhost -p "$port" ${json:+--json}
@@ -275,14 +278,14 @@ stop() {
         fi
         end_coord "$coord_pid"
     elif [[ $servers_known ]]; then
-        # Takes the servers over where their coordinator has died, here and on ssh hosts.
+        # If the coordinator has died, this command first takes the servers over, here and on ssh hosts.
         say "stopping the cluster in $dir"
         "$root/bin/coord" stop --dir "$dir" ${stop_flags[@]+"${stop_flags[@]}"} >&2 || ended=$?
         ((ended == 0)) || die_if_servers_live
     fi
-    end_leftovers || die "the cluster in $dir did not stop in order; see the messages above"
+    end_leftovers || die "the stop of the cluster in $dir was not orderly; see the messages above"
     rm -f "$dir/coord.pid" "$dir/ready.json"
-    ((ended == 0)) || die "the cluster in $dir has ended, but not in order; see the messages above"
+    ((ended == 0)) || die "the cluster in $dir has ended, but the stop failed; see the messages above"
     if ((${#stop_flags[@]} > 0)); then say "stopped"; else say "stopped; the dumps and the log are in $dir"; fi
     local host there far=
     while IFS=$'\t' read -r host there; do
@@ -292,7 +295,8 @@ stop() {
     [[ ! $far ]] || say "to fetch them: '$program collect --dir $(printf %q "$dir")'"
 }
 
-# After a stop that failed: to end those that are here would break the cluster of those that are elsewhere.
+# Exits after a failed stop if servers may still run. Ending only the local servers would damage the cluster of the
+# remote ones.
 die_if_servers_live() {
     local found=0
     "$root/bin/coord" ls --dir "$dir" >&2 || found=$?

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What `make profile` does: three servers with one shard each, of which one gets GETs and then PUTs from
-# kv-bench, and its time is sampled (perf). Then the pure machines of core/benches/replica.rs and
-# shard/benches/shard.rs do both under callgrind, twice with different numbers of operations: the difference says how
-# many instructions one takes, a figure that no other load of the machine changes. (The whole server does not run
-# there: valgrind ends at its rings.) Everything is kept in target/profile/.
+# Implements `make profile`. It starts three servers with one shard each, and loads one of them with kv-bench, first
+# with GETs and then with PUTs. Meanwhile perf samples that server's CPU time. Then the script runs both operations on
+# the state machines of core/benches/replica.rs and shard/benches/shard.rs under callgrind, with two numbers of
+# operations. The difference yields the number of instructions per operation, which does not depend on other load of the
+# machine. (A whole server does not run under valgrind, because of io_uring.) All results are in target/profile/.
 #
-#   get.perf put.perf       the functions, by their share of the server's time
-#   replica.get.calls ...   those of the pure machines, by instructions (callgrind_annotate)
+#   get.perf put.perf       the functions, by their share of the server's CPU time
+#   replica.get.calls ...   the functions of the state machines, by instructions (callgrind_annotate)
 #
-# Without perf or without valgrind that half is left out, and said so.
+# If perf or valgrind is missing, its part is skipped with a message.
 set -euo pipefail
 cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
 readonly bin=target/release dir=target/profile
@@ -20,12 +20,12 @@ say() { printf 'profile: %s\n' "$*"; }
 stop() {
     [[ $coord_pid ]] || return 0
     kill "$coord_pid" 2>/dev/null || true
-    wait "$coord_pid" || say "the cluster did not stop in order; see $dir/coord.log"
+    wait "$coord_pid" || say "the stop of the cluster failed; see $dir/coord.log"
     coord_pid=
 }
 trap stop EXIT
 
-# Starts a cluster; $port and $server (the pid of the first) say where.
+# Starts a cluster. Sets port to its clients port, and server to the pid of server 0.
 start() {
     local ready=$dir/ready.json
     rm -rf "$dir/cluster" && mkdir -p "$dir/cluster" && : >"$ready"
@@ -44,7 +44,7 @@ start() {
         python3 -c 'import json,sys; print(json.load(sys.stdin)["servers"][0]["pid"])')
 }
 
-# The load: all of it for the first server's keys.
+# Runs kv-bench with keys of group 0 only, whose primary is server 0.
 load() { # <percent of reads> [flag...]
     local reads=$1
     shift
@@ -62,17 +62,17 @@ sample() {
         load "$reads" --duration "$seconds" --warm-up 0
         wait $! || { say "perf cannot sample here; see its message above" && return 1; }
         perf report --input "$dir/$work.data" --stdio --no-children >"$dir/$work.perf" 2>/dev/null
-        say "$work, by time (all of it: $dir/$work.perf)"
-        # Not by head: it ends whoever writes to it, and so this script.
+        say "$work, by CPU time (the complete list: $dir/$work.perf)"
+        # `head` would exit early. Its input would then end with SIGPIPE, and pipefail would end this script.
         awk '!/^#/ && NF && ++lines <= 15' "$dir/$work.perf"
         awk -v work="$work" '/^ +[0-9.]+%/ { if (/\[k\]/) kernel += $1; else own += $1 }
-            END { printf "profile: %s: %.0f %% of it in the kernel, %.0f %% its own\n", work, kernel, own }' \
+            END { printf "profile: %s: %.0f %% in the kernel, %.0f %% in user space\n", work, kernel, own }' \
             "$dir/$work.perf"
     done
     stop
 }
 
-# Instructions of the pure machine for so many operations.
+# Prints the number of instructions that a state machine executes for a number of operations.
 counted() { # <program> <work> <operations>
     local file
     file=$dir/$(basename "${1%-*}").$2.callgrind
@@ -82,7 +82,7 @@ counted() { # <program> <work> <operations>
     sed -n 's/^totals: //p' "$file"
 }
 
-count() { # <crate> <benchmark> <what it is> <works...>
+count() { # <crate> <benchmark> <description> <operations...>
     local program work few many
     local -r n=20000
     program=$(cargo bench --locked -p "$1" --bench "$2" --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
@@ -90,15 +90,15 @@ count() { # <crate> <benchmark> <what it is> <works...>
     for work in "${@:4}"; do
         few=$(counted "$program" "$work" "$n") || exit 1
         many=$(counted "$program" "$work" "$((3 * n))") || exit 1
-        say "$work: $(((many - few) / (2 * n))) instructions an operation in $3 (of a PUT: at both holders;" \
-            "batches of 16 unless single), by callgrind: $((3 * n)) less $n operations; functions: $dir/$2.$work.calls"
+        say "$work: $(((many - few) / (2 * n))) instructions per operation in $3 (for a PUT: in both replicas;" \
+            "batches of 16 unless single), by callgrind: $((3 * n)) minus $n operations; functions: $dir/$2.$work.calls"
     done
 }
 
 mkdir -p "$dir"
 if command -v perf >/dev/null; then sample; else say "perf is missing, nothing was sampled; install the Debian package linux-perf"; fi
 if command -v valgrind >/dev/null; then
-    count kv-core replica "the pure machine of a replica" get put
-    count kv-shard shard "a whole shard, from bytes to bytes" get put single-get single-put
+    count kv-core replica "the state machine of a replica" get put
+    count kv-shard shard "a whole shard, from received to sent bytes" get put single-get single-put
 else say "valgrind is missing, no instructions were counted; install the Debian package valgrind"
 fi

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# What `make run` does once everything is built: starts the cluster of config.txt in run/, opens the
-# client on this script's standard input, and stops the cluster when the client ends. No process may
-# be left behind, however this script ends:
+# Implements `make run` after the build: starts the cluster of config.txt in run/, runs the client on this script's
+# standard input, and stops the cluster when the client ends. No process may remain, however this script ends:
 #
-#   the client ends, Ctrl+C, SIGTERM, a closed terminal   finish() stops the cluster in order
-#   SIGKILL                                               the lifeline breaks, which the coordinator
-#                                                         takes for Ctrl+D: it stops in order itself
-#                                                         (and the client at the end of its input)
+#   the client ends, Ctrl+C, SIGTERM, a closed terminal   finish() stops the cluster
+#   SIGKILL                                               the lifeline closes. The coordinator reads the end of its
+#                                                         input, as after Ctrl+D, and stops the cluster. The client
+#                                                         ends at the end of its input.
 #
-# Exit status: the client's, or the coordinator's if only that failed.
+# Exit status: that of the client, or a failure if only the stop of the cluster failed.
 set -euo pipefail
 # shellcheck source=scripts/lib/cluster.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib/cluster.sh"
@@ -25,7 +24,7 @@ finish() {
     if [[ $client_pid ]]; then
         kill "$client_pid" 2>/dev/null || true
         wait "$client_pid" || true
-        # A client that was killed while it was editing a line leaves the terminal raw.
+        # A client that is killed while a line is edited leaves the terminal in raw mode.
         [[ -z $terminal ]] || stty "$terminal" 2>/dev/null || true
     fi
     if [[ $coord_pid ]]; then
@@ -33,7 +32,7 @@ finish() {
         wait "$coord_pid" || coord_status=$?
         ((coord_status == 0)) || say "the coordinator ended with exit status $coord_status"
         end_leftovers || coord_status=1
-        # Where the start failed, the logs have been shown.
+        # After a failed start the logs have been shown already.
         ((coord_status == 0 || status != 0)) || show_logs
         rm -f "$dir/coord.pid" "$dir/ready.json" "$dir/lifeline"
     fi
@@ -41,8 +40,8 @@ finish() {
     exit "$status"
 }
 
-# In the background and waited for, because bash runs a trap only after a foreground command ends:
-# SIGTERM must not wait for a client that waits for input.
+# Runs the client in the background and waits for it. bash runs a trap only after a foreground command has ended, so
+# SIGTERM would have to wait for a client that waits for input.
 run_client() { # <port>
     local status=0
     terminal=$(stty -g 2>/dev/null) || terminal=
@@ -60,8 +59,8 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# The coordinator's standard input: a pipe that nobody writes to and that this script alone holds
-# open (descriptor 8; both ends, so that opening it does not wait).
+# The lifeline is the coordinator's standard input: a pipe without data, whose write end only this script holds open. It
+# is opened for reading and writing (descriptor 8), so that opening it does not block.
 rm -f "$dir/lifeline"
 mkfifo "$dir/lifeline"
 exec 8<>"$dir/lifeline"
@@ -70,5 +69,5 @@ say "starting the cluster of config.txt (log: run/coord.log)"
 start_coord -c 0 -s 0 <"$dir/lifeline"
 await_ready
 port=$(clients_port)
-say "serving on localhost, port $port; Ctrl+D ends client and cluster"
+say "serving on localhost, port $port; Ctrl+D ends the client and the cluster"
 run_client "$port"

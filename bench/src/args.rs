@@ -15,12 +15,12 @@ use crate::report::Format;
 use crate::target::{Scheme, Target};
 use crate::value::STAMP_BYTES;
 
-/// The upper bound of `--keys`. Two copies of that many keys exceed the memory of current machines.
+/// The upper bound of `--keys`. Two copies of more keys would exceed the memory of current machines.
 const MAX_KEYS: u64 = 1_000_000_000;
 /// The upper bound of `--connections`, above the limit of a server.
 const MAX_CONNECTIONS: u64 = 16_384;
 const MAX_THREADS: u64 = 256;
-/// The in-flight limit of a client of the library.
+/// The maximum number of operations in flight of one client of the library.
 const MAX_DEPTH: u64 = kv_client::MAX_IN_FLIGHT as u64;
 const MAX_REPLICAS: u32 = 16;
 
@@ -131,7 +131,7 @@ pub(crate) struct Plan {
     pub(crate) threads: usize,
     pub(crate) rate: Option<u64>,
     pub(crate) warm_up: Duration,
-    /// The end of the measurement; `None` if the run only fills.
+    /// The end of the measurement; `None` if the run only fills the keys.
     pub(crate) until: Option<Until>,
     pub(crate) seed: u64,
     pub(crate) fills: bool,
@@ -164,11 +164,11 @@ impl Args {
         }
     }
 
-    /// Builds the plan, and checks its parts against each other.
+    /// Builds the plan, and checks that the options are in range and do not contradict each other.
     pub(crate) fn plan(&self) -> anyhow::Result<Plan> {
         let Args { target, .. } = self;
         let keys = within("keys", self.keys, 1..=MAX_KEYS)?;
-        // The keys of a group are chosen among the keys of all groups, so the numbers are larger.
+        // The keys of one group are chosen among the keys of all groups, so their numbers exceed the number of keys.
         let numbers = if self.group.is_some() { u64::from(u32::MAX) } else { keys - 1 };
         let digits = numbers.to_string().len() as u64;
         let key_bytes = within("key-size", self.key_size, digits..=MAX_KEY_BYTES as u64)?;

@@ -1,13 +1,13 @@
 //! The start times of operations. In a closed loop, an operation starts as soon as another one has ended. In an open
-//! loop, operations start on schedule, whatever the server does.
+//! loop, operations start on schedule, even if the server is slow.
 //!
-//! In an open loop, a latency counts from the scheduled start, so it includes the time for which a slow server
-//! delays the operation.
+//! In an open loop, a latency is measured from the scheduled start. So it includes the time for which a slow server
+//! delays the start.
 
 /// The start times of one thread's operations, in nanoseconds of the run.
 #[derive(Clone, Debug)]
 pub(crate) enum ArrivalRate {
-    /// An operation starts as soon as there is room.
+    /// An operation starts as soon as a connection has room for it.
     Closed,
     /// Operations start at a fixed rate.
     Open {
@@ -31,14 +31,15 @@ impl ArrivalRate {
         match self {
             ArrivalRate::Closed => None,
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            #[allow(clippy::cast_precision_loss)] // To a nanosecond for a hundred days.
+            #[allow(clippy::cast_precision_loss)] // Exact to a nanosecond for 100 days.
             ArrivalRate::Open { from_ns, every_ns, begun } => {
                 Some(from_ns + (*begun as f64 * every_ns) as u64)
             }
         }
     }
 
-    /// Begins the next operation if it is due. Returns the time from which its latency counts.
+    /// Begins the next operation if it is due. Returns the time from which its latency is measured, or `None` if it is
+    /// not due.
     pub(crate) fn begin(&mut self, now_ns: u64) -> Option<u64> {
         let due = self.next_ns().unwrap_or(now_ns);
         if due > now_ns {
@@ -50,7 +51,7 @@ impl ArrivalRate {
         Some(due)
     }
 
-    /// Returns the number of operations that were due before `end_ns` and have not begun.
+    /// Returns the number of operations that were due before `end_ns` but have not begun; zero in a closed loop.
     pub(crate) fn behind(&self, end_ns: u64) -> u64 {
         match self {
             ArrivalRate::Closed => 0,

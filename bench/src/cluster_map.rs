@@ -12,20 +12,20 @@ use kv_protocol::map::Map;
 
 use crate::wire::kv::RULES;
 
-/// The timeout of connecting, and of each response before the load.
+/// The timeout of a connection attempt, and of each read of a response before the load.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The back-off before the map is requested again if a group has no primary.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Connects within [`TIMEOUT`].
+/// Connects to an address, with [`TIMEOUT`].
 pub(crate) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     TcpStream::connect_timeout(&address, TIMEOUT)
         .with_context(|| format!("connect to {address}; check that a server runs there"))
 }
 
-/// Requests the map from a coordinator or a server. Retries while a group has no primary, because a cluster that starts
-/// or recovers soon has one. After [`TIMEOUT`], returns the map as it is.
+/// Requests the map from a coordinator or a server. Retries while a group has no primary, because a cluster that is
+/// starting or recovering soon has one. After [`TIMEOUT`], returns the map even if a group has no primary.
 pub(crate) fn fetch(address: SocketAddr) -> anyhow::Result<Map> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -69,7 +69,7 @@ fn hello(client: ClientId, shard: ShardId, into: &mut Vec<u8>) {
     Hello { cluster: ClusterId(0), client, shard }.write(into);
 }
 
-/// Sends `bytes` and waits for a frame with the expected opcode.
+/// Sends `bytes`, waits for the next frame, and returns its body. Fails if the frame does not have the expected opcode.
 fn exchange(
     mut stream: &TcpStream,
     bytes: &[u8],
@@ -83,7 +83,7 @@ fn exchange(
         if let Some(frame) = input.next_frame()? {
             if frame.opcode == opcode::ERROR {
                 let refusal = Refusal::read(frame.body)?;
-                bail!("the response is {:?}: {}", refusal.status, refusal.reason);
+                bail!("the response is an error ({}): {}", refusal.status, refusal.reason);
             }
             if frame.opcode != expected {
                 bail!(

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 /// The end of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// The phase ends after this duration, without the warm-up.
+    /// The phase ends after this duration, not counting the warm-up.
     Time(Duration),
-    /// The phase ends after this many operations, without the warm-up.
+    /// The phase ends after this many operations, not counting the warm-up.
     Count(u64),
     /// The phase ends after every key has been drawn.
     EveryKey,
@@ -20,7 +20,7 @@ pub(crate) struct Control {
     begun: Instant,
     /// The end of the warm-up: operations that begin earlier are not counted.
     pub(crate) warm_ns: u64,
-    /// The end of the phase: no operation begins from here on.
+    /// The end of the phase: no operation begins at this time or later.
     pub(crate) end_ns: u64,
     /// The number of operations that may still begin after the warm-up.
     tickets: Option<AtomicI64>,
@@ -35,7 +35,7 @@ pub(crate) struct Control {
 pub(crate) struct Done(AtomicU64);
 
 impl Done {
-    /// Increments the counter. Only its own thread may call it.
+    /// Increments the counter. Only the thread to which the counter belongs may call this function.
     pub(crate) fn bump(&self) {
         self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
@@ -69,7 +69,7 @@ impl Control {
         nanos(self.begun.elapsed())
     }
 
-    /// Returns whether an operation may begin now, and takes a ticket for it.
+    /// Returns whether an operation may begin now. After the warm-up of a phase with a count, takes a ticket for it.
     pub(crate) fn admit(&self, now_ns: u64) -> bool {
         if now_ns >= self.end_ns || self.is_aborted.load(Ordering::Relaxed) {
             return false;

@@ -1,5 +1,5 @@
-//! CPU time of processes, to the nanosecond, from their CPU clocks (clock_getcpuclockid(3)). The utime and
-//! stime of /proc/PID/stat have a resolution of only ten milliseconds.
+//! CPU times of processes from their CPU clocks (clock_getcpuclockid(3)), with a resolution of one nanosecond. The
+//! utime and stime of /proc/PID/stat have a resolution of only ten milliseconds.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use anyhow::bail;
 /// Returns the CPU time that a process has used, over all its threads.
 ///
 /// # Errors
-/// There is no such process.
+/// There is no process with this pid.
 pub(crate) fn of_process(pid: u32) -> anyhow::Result<Duration> {
     let mut clock: libc::clockid_t = 0;
     let status = match libc::pid_t::try_from(pid) {

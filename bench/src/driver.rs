@@ -1,4 +1,4 @@
-//! One thread of a phase: draws the next operation of a connection, and checks its response.
+//! The operations of one thread of a phase. The driver draws the next operation of a connection, and checks its result.
 
 use anyhow::Context as _;
 use rand::RngExt as _;
@@ -18,7 +18,7 @@ const REDRAWS: u32 = 8;
 /// The work of a phase.
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// Writes every key once; the counter of each list is the number of keys drawn from it.
+    /// Writes every key once. Each list has a counter of the keys that were drawn from it.
     Fill(Vec<AtomicU64>),
     /// Reads with this probability, and writes otherwise.
     Mix(f64),
@@ -37,7 +37,7 @@ pub(crate) struct Shared {
 /// The operations of one connection.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    /// The list from which its keys are drawn.
+    /// The index of the list from which the connection's keys are drawn.
     list: usize,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -100,7 +100,7 @@ pub(crate) enum Outcome<'a> {
     Failed(&'a str),
 }
 
-/// The operations of one thread. See the module.
+/// The state of one thread's operations. See the module.
 #[derive(Debug)]
 pub(crate) struct Driver<'a> {
     shared: &'a Shared,
@@ -162,7 +162,7 @@ impl<'a> Driver<'a> {
         };
         let mut stamp = wants_write.then(|| self.stamp(key)).flatten();
         for _ in 0..REDRAWS {
-            // If all keys of a short list have a write in flight, the operation becomes a read.
+            // If no drawn key can be written now, the operation becomes a read.
             if stamp.is_some() || !wants_write {
                 break;
             }
@@ -180,7 +180,7 @@ impl<'a> Driver<'a> {
         Some(Request { slot, key: &self.key, value })
     }
 
-    /// Returns the stamp of the next write, or `None` if this key cannot be written now.
+    /// Returns the stamp of the key's next write, or `None` if the model does not allow a write of this key now.
     fn stamp(&mut self, key: u32) -> Option<Stamp> {
         if let Some(model) = &self.shared.model {
             return model.begin_write(key);

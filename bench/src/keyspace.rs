@@ -20,7 +20,7 @@ enum Numbers {
 }
 
 impl List {
-    /// Returns the key at an index of the list.
+    /// Returns the number of the key at an index of the list.
     pub(crate) fn key(&self, place: u64) -> u32 {
         match &self.numbers {
             Numbers::All(_) => u32::try_from(place).expect("a place in the list"),
@@ -55,8 +55,8 @@ impl Keyspace {
         Keyspace { lists: vec![list], bound: count, width }
     }
 
-    /// Creates `count` keys in one list for each shard. If `group` is given, all keys belong to that group. The error
-    /// is the first shard without a key.
+    /// Creates `count` keys, with one list for each shard of each group. If `group` is given, all keys belong to that
+    /// group. The error names the first shard without a key.
     pub(crate) fn placed(
         count: u32,
         width: usize,
@@ -97,7 +97,7 @@ impl Keyspace {
         self.lists.iter().map(List::len).sum()
     }
 
-    /// Writes a key's bytes.
+    /// Writes the bytes of a key into `into`, replacing its contents.
     pub(crate) fn write(&self, number: u32, into: &mut Vec<u8>) {
         write_key(number, self.width, into);
     }

@@ -1,4 +1,4 @@
-//! The load generator `kv-bench`, the lower bounds `kv-echo`, and the comparison `kv-compare`.
+//! The load generator `kv-bench`, the minimal server `kv-echo`, and the comparison `kv-compare`.
 //!
 //! ```text
 //!   args           the command line                    target: address of the store under load
@@ -11,12 +11,12 @@
 //!     |   value, model             the value that a key must hold
 //!     |   tally                    latencies and counts
 //!     +-- sockets    many connections, one epoll       wire: redis, memcached, kv, echo
-//!     +-- library    one client of libkvclient's crate, submit and poll
+//!     +-- library    one client of the crate kv-client, submit and poll
 //!     |
 //!   report         table, JSON, CSV
 //!
-//!   echo           kv-echo: the bare ring, and the bare chain
-//!   compare        kv-compare: peers, floors and this store in turns
+//!   echo           kv-echo: one process (bare ring), or two (bare chain)
+//!   compare        kv-compare: peers, lower bounds and this store in turns
 //! ```
 
 mod args;
@@ -46,9 +46,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// Exit code: a response was wrong, an operation failed, or the run itself failed.
+/// The exit status if a response was wrong, an operation failed, or the run itself failed.
 const FAILED: u8 = 1;
-/// Exit code: invalid command line.
+/// The exit status for an invalid command line.
 const WRONG_USAGE: u8 = 2;
 
 /// Runs the program `kv-bench`.
@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
     match run::run(&plan) {
         Ok(report) => {
             let text = report.render(args.format());
-            // A closed standard output is no failure of the run.
+            // A closed standard output is not a failure of the run.
             let _ = writeln!(std::io::stdout(), "{text}");
             if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
@@ -69,7 +69,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Reports why the program exits. A closed standard error must not turn a message into a panic.
+/// Prints the error and returns the exit status. If standard error is closed, the message is dropped; it must not cause
+/// a panic.
 fn complain(program: &str, error: &anyhow::Error, code: u8) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "{program}: {error:#}");
     ExitCode::from(code)

@@ -11,7 +11,7 @@ use crate::driver::{Driver, Lane, Outcome};
 /// The longest wait before the clock is checked again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Drives the client until no more operations may begin and all have ended.
+/// Drives the client until no more operations may begin and all have ended. Returns the final state of the schedule.
 pub(crate) fn run(
     driver: &mut Driver<'_>,
     client: &mut Client,

@@ -31,7 +31,8 @@ impl Live {
         Live { bar, counted: 0 }
     }
 
-    /// Shows the number of operations done, if [`EVERY`] has passed since the last update.
+    /// Shows the number of operations done, and their rate since the last call. The rate assumes that [`EVERY`] has
+    /// passed since then.
     pub(crate) fn show(&mut self, done: u64, phase: &str) {
         self.bar.set_position(done);
         #[allow(clippy::cast_precision_loss)]

@@ -39,7 +39,7 @@ impl Model {
         Model { keys: (0..keys).map(|_| AtomicU64::new(0)).collect(), run }
     }
 
-    /// Begins a write. Returns `None` while another write of the key is in flight, and always after a write with an
+    /// Begins a write. Returns `None` while another write of the key is in flight, and forever after a write with an
     /// unknown result.
     pub(crate) fn begin_write(&self, key: u32) -> Option<Stamp> {
         let entry = &self.keys[key as usize];
@@ -122,7 +122,7 @@ mod tests {
         let check = |number| model.check(&values, 1, floor, Some(&value(&values, 1, 7, number)));
         assert_eq!(check(1), Ok(()));
         assert_eq!(check(2), Ok(()), "it may have been done");
-        assert!(check(3).is_err(), "nobody has written it");
+        assert!(check(3).is_err(), "it was not written");
         model.acknowledge(1, second);
         let check =
             |number| model.check(&values, 1, model.floor(1), Some(&value(&values, 1, 7, number)));

@@ -23,7 +23,7 @@ pub(crate) struct Report {
     /// `closed`, or `open` if a rate was requested.
     pub(crate) loop_kind: String,
     pub(crate) rate: Option<u64>,
-    /// Operations that were due and did not begin, because the server was too slow for the rate.
+    /// The number of operations that were due but did not begin, because the server was too slow for the rate.
     pub(crate) behind: u64,
     pub(crate) seconds: f64,
     pub(crate) operations: u64,
@@ -38,9 +38,9 @@ pub(crate) struct Report {
     pub(crate) verified: bool,
     pub(crate) mismatched: u64,
     pub(crate) first_mismatch: Option<String>,
-    /// CPU time of this program for one operation.
+    /// The CPU time of this program per operation.
     pub(crate) generator_cpu_us: f64,
-    /// CPU time of the processes named by `--server-pid` together, for one operation.
+    /// The total CPU time of the processes of `--server-pid` per operation; `None` without this option.
     pub(crate) server_cpu_us: Option<f64>,
     /// The duration of the fill, if keys were filled.
     pub(crate) fill_seconds: Option<f64>,
@@ -50,7 +50,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Sets the figures from the counts of all threads.
+    /// Sets the figures of the measurement from the sum of the counts of all threads.
     pub(crate) fn take(&mut self, tally: Tally) {
         let mut all: Latencies = tally.reads.clone();
         all.add(&tally.writes);

@@ -33,7 +33,8 @@ use crate::wire::resp::Resp;
 /// Executes the plan.
 ///
 /// # Errors
-/// The target cannot be reached, ends a connection, or does not respond.
+/// The target cannot be reached, ends a connection, sends a malformed response, or does not respond. Or the options do
+/// not fit the cluster.
 pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
     let address = plan.target.resolve()?;
     let needs_map = plan.target.scheme == Scheme::KvWire || plan.group.is_some();
@@ -115,7 +116,7 @@ fn plain<W>(
     }
 }
 
-/// Opens connection number `at` to the next shard in round-robin order.
+/// Opens connection number `at`. The connections are assigned to the shards in round-robin order.
 fn open_kv(
     plan: &Plan,
     map: &Map,
@@ -130,7 +131,7 @@ fn open_kv(
     let list = at % places;
     let group = plan.group.map_or(list / shards, |group| usize::from(group.0));
     let shard = kv_protocol::ids::ShardId(u16::try_from(list % shards)?);
-    let view = map.views.get(group).context("the map has no such group")?;
+    let view = map.views.get(group).with_context(|| format!("the map has no group {group}"))?;
     let primary = view.primary.with_context(|| format!("group {group} has no primary now"))?;
     let server = map.servers.get(usize::from(primary.server.0));
     let address = server.and_then(|server| server.clients);
@@ -150,7 +151,7 @@ fn over_sockets<W: Wire + Send>(
 ) -> anyhow::Result<Report> {
     let mut threads: Vec<Vec<Connection<W>>> = (0..plan.threads).map(|_| Vec::new()).collect();
     for at in 0..plan.connections {
-        // Each thread gets connections of consecutive numbers.
+        // Each thread gets connections with consecutive numbers.
         threads[at * plan.threads / plan.connections].push(open(at)?);
     }
     carry_out(plan, shared, &mut threads, |driver, connections, arrival_rate| {
@@ -158,7 +159,7 @@ fn over_sockets<W: Wire + Send>(
     })
 }
 
-/// Fills and measures. Each element of `threads` runs on a separate thread.
+/// Fills the keys and measures, as the plan requires. Each element of `threads` runs on a separate thread.
 fn carry_out<T: Send>(
     plan: &Plan,
     shared: &Shared,
@@ -230,7 +231,7 @@ struct Phase<'a> {
 struct Ended {
     tally: Tally,
     behind: u64,
-    /// CPU time used during the measurement.
+    /// The CPU time that this program has used during the measurement.
     own: Duration,
     servers: Option<Duration>,
 }
@@ -275,7 +276,8 @@ impl Phase<'_> {
                         ended.tally.add(tally);
                         ended.behind += if self.control.end_ns == u64::MAX { 0 } else { behind };
                     }
-                    // The first error is reported, because the others are its consequences.
+                    // The error of the first thread in the list is reported. The errors of the others may be its
+                    // consequences.
                     Ok(Err(error)) => failure = failure.or(Some(error)),
                     Err(panic) => std::panic::resume_unwind(panic),
                 }
@@ -284,8 +286,8 @@ impl Phase<'_> {
         })
     }
 
-    /// Watches the clock until all threads have ended. Returns the CPU time used between the end of the warm-up
-    /// and the end of the measurement.
+    /// Waits until all threads have ended, and shows the progress. Returns the CPU time that this program and the
+    /// servers have used between the end of the warm-up and the end of the measurement.
     fn watch(
         &self,
         threads: usize,

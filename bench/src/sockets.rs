@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   turn:  wait -> for each ready connection: receive, end completed operations, begin new ones, send
-//!               -> in an open loop: begin what is due, on the connections in turn, and send
+//!               -> in an open loop: begin the due operations, on the connections in turn, and send
 //! ```
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -25,9 +25,9 @@ use crate::wire::Wire;
 const MAX_EVENTS: usize = 64;
 /// The maximum number of bytes received from a socket at once.
 const RECEIVE_BYTES: usize = 64 << 10;
-/// The number of bytes of unsent output at and above which a connection takes no further requests.
+/// The number of bytes of output from which a connection takes no further requests.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
-/// The time for which responses are awaited after the end.
+/// The maximum time for which responses are awaited after the end of the phase.
 const DRAIN_NS: u64 = 10_000_000_000;
 /// The longest wait before the clock is checked again.
 const LOOK_EVERY_NS: i64 = 50_000_000;
@@ -64,7 +64,8 @@ struct Loop<'a, 'b, W> {
     scratch: Box<[u8]>,
 }
 
-/// Drives the connections until no more operations may begin and all have ended.
+/// Drives the connections until no more operations may begin and all have ended. Returns the final state of the
+/// schedule.
 pub(crate) fn run<W: Wire>(
     driver: &mut Driver<'_>,
     connections: &mut [Connection<W>],
@@ -110,7 +111,7 @@ pub(crate) fn run<W: Wire>(
             let Ok(at) = usize::try_from(token) else { continue };
             if at >= state.connections.len() {
                 let mut expirations = [0; 8];
-                // The count itself is not used. Reading it clears the timer's readiness.
+                // Reading the number of expirations clears the timer's readiness. The number itself is not used.
                 let _ = rustix::io::read(&timer, &mut expirations);
                 continue;
             }
@@ -136,7 +137,7 @@ fn set_timer(timer: &OwnedFd, after_ns: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for readiness.
+/// Waits until a connection or the timer is ready, for at most [`LOOK_EVERY_NS`].
 fn wait(epoll: &OwnedFd, ready: &mut Vec<(u64, EventFlags)>) -> io::Result<()> {
     ready.clear();
     let mut room = [MaybeUninit::<epoll::Event>::uninit(); MAX_EVENTS];
@@ -153,7 +154,7 @@ fn wait(epoll: &OwnedFd, ready: &mut Vec<(u64, EventFlags)>) -> io::Result<()> {
 }
 
 impl<W: Wire> Loop<'_, '_, W> {
-    /// Begins operations while there is room, and sends them. Returns false when no more may begin.
+    /// Begins operations on a connection while it has room, and sends them. Returns false when no more may begin.
     fn refill(&mut self, at: usize) -> anyhow::Result<bool> {
         let connection = &mut self.connections[at];
         let mut may_begin = true;
@@ -188,7 +189,7 @@ impl<W: Wire> Loop<'_, '_, W> {
                     && connection.wire.has_room()
                     && connection.output.len() < MAX_OUTPUT_BYTES
             });
-            // If no connection has room, the operation waits, and its latency grows.
+            // If no connection has room, the operation is delayed, and its latency includes the delay.
             let Some(at) = free else { break };
             *turn = at + 1;
             let Some(start_ns) = arrival_rate.begin(now_ns) else { break };
@@ -214,7 +215,7 @@ impl<W: Wire> Loop<'_, '_, W> {
         let mut is_full = true;
         while is_full {
             let count = match (&connection.stream).read(&mut self.scratch) {
-                Ok(0) => bail!("the server closed a connection"),
+                Ok(0) => bail!("the server closed connection {at}"),
                 Ok(count) => count,
                 Err(error) if is_momentary(&error) => break,
                 Err(error) => return Err(error).context("receive from the server"),
@@ -224,8 +225,11 @@ impl<W: Wire> Loop<'_, '_, W> {
         }
         let now_ns = self.driver.control.now_ns();
         let mut taken = 0;
-        while let Some(reply) =
-            connection.wire.reply(&connection.input[taken..]).map_err(anyhow::Error::msg)?
+        while let Some(reply) = connection
+            .wire
+            .reply(&connection.input[taken..])
+            .map_err(anyhow::Error::msg)
+            .context("read a reply of the server")?
         {
             taken += reply.consumed;
             if let Some((slot, outcome)) = reply.ended {

@@ -2,7 +2,8 @@
 
 use hdrhistogram::Histogram;
 
-/// The highest recorded latency: two minutes, which is longer than any deadline of this program.
+/// The highest recorded latency: two minutes, which is longer than any timeout of this program. Longer latencies count
+/// as this one.
 const LONGEST_NS: u64 = 120_000_000_000;
 const DIGITS: u8 = 3;
 
@@ -37,7 +38,7 @@ impl Latencies {
         self.0.add(&other.0).expect("both have the same bounds");
     }
 
-    #[allow(clippy::cast_precision_loss)] // Nanoseconds of two minutes fit a double.
+    #[allow(clippy::cast_precision_loss)] // Two minutes in nanoseconds are exact as a double.
     pub(crate) fn figures(&self) -> Figures {
         let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;
         match self.0.len() {
@@ -60,7 +61,7 @@ impl Latencies {
 pub(crate) struct Tally {
     pub(crate) reads: Latencies,
     pub(crate) writes: Latencies,
-    /// Operations that ended during the measurement.
+    /// Operations that began and ended during the measurement.
     pub(crate) completed: u64,
     /// Reads of keys that do not exist.
     pub(crate) missing: u64,

@@ -10,9 +10,9 @@ use anyhow::Context as _;
 pub(crate) enum Scheme {
     /// A cluster of this store, through the client library.
     Kv,
-    /// A cluster of this store over plain sockets, which costs the generator as little as the other schemes.
+    /// A cluster of this store over plain sockets. It costs the generator as little CPU time as the other schemes.
     KvWire,
-    /// Redis, Valkey and other servers that speak RESP.
+    /// Redis, Valkey and other servers with the protocol RESP.
     Redis,
     /// Memcached's text protocol.
     Memcached,
@@ -42,8 +42,8 @@ impl Target {
     pub(crate) fn parse(text: &str) -> Result<Target, String> {
         let wrong = || {
             format!(
-                "`{text}` is no target; write kv://HOST:PORT, kv+wire://…, redis://…, \
-                 memcached://… or echo://…"
+                "unknown target `{text}` (expected kv://HOST:PORT, kv+wire://…, redis://…, \
+                 memcached://… or echo://…)"
             )
         };
         let (name, endpoint) = text.split_once("://").ok_or_else(wrong)?;
@@ -72,7 +72,7 @@ impl Target {
         matches!(self.scheme, Scheme::Kv | Scheme::KvWire)
     }
 
-    /// Resolves the (first) address.
+    /// Resolves the address; the first one if there are several.
     pub(crate) fn resolve(&self) -> anyhow::Result<SocketAddr> {
         let first = self.endpoint.split(',').next().unwrap_or_default();
         let looked_up = || format!("resolve {first}; check the host name");

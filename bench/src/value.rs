@@ -1,16 +1,17 @@
-//! Self-describing values: the bytes are determined by the key, the run and a stamp. So a reader can check whether a
-//! write of the key can have stored a value.
+//! Self-describing values: the key and a stamp (run and write number) determine the bytes. So a reader can check
+//! whether a write of the key can have stored a value.
 //!
 //! ```text
 //!   0       4       8        12
-//!   | run   | stamp | length | a stretch of fixed noise, whose start depends on key, run and stamp |
+//!   | run   | number| length | a section of fixed noise, whose start depends on key, run and number |
 //! ```
 
 use std::ops::RangeInclusive;
 
-/// The bytes before the noise: the shortest value that can be checked.
+/// The number of bytes before the noise. Shorter values cannot be checked.
 pub(crate) const STAMP_BYTES: usize = 12;
-/// The size of the noise in bytes. The noise repeats, and is small enough to stay in the processor's cache.
+/// The size of the noise in bytes. It is small enough to stay in the processor's cache. For longer values the noise
+/// repeats.
 const NOISE_BYTES: usize = 64 << 10;
 
 /// The identity of the write that stored a value.
@@ -38,13 +39,13 @@ pub(crate) fn mix(number: u64) -> u64 {
 }
 
 impl Values {
-    /// Creates values with lengths in this range.
+    /// Creates a writer and checker of values with lengths in this range.
     pub(crate) fn new(lengths: RangeInclusive<usize>) -> Values {
         let words = (0..NOISE_BYTES as u64 / 8).map(|word| mix(word).to_le_bytes());
         Values { noise: words.flatten().collect(), lengths }
     }
 
-    /// Writes the value that the key holds after this write.
+    /// Writes the value of this write of the key into `into`, replacing its contents.
     pub(crate) fn write(&self, key: u32, stamp: Stamp, into: &mut Vec<u8>) {
         let place = place(key, stamp);
         let span = (self.lengths.end() - self.lengths.start() + 1) as u64;
@@ -65,12 +66,12 @@ impl Values {
     /// Returns the write of this key that stored a value.
     ///
     /// # Errors
-    /// The reason why no write of this key can have left it.
+    /// The reason why no write of this key can have stored the value.
     pub(crate) fn read(&self, key: u32, value: &[u8]) -> Result<Stamp, String> {
         let (Some(head), rest) = (value.first_chunk::<STAMP_BYTES>(), value.get(STAMP_BYTES..))
         else {
             return Err(format!(
-                "the length is {} bytes, too short for a value of kv-bench",
+                "a value of {} bytes, too short for a value of kv-bench",
                 value.len()
             ));
         };
@@ -79,7 +80,7 @@ impl Values {
         let stamp = Stamp { run: word(0), number: word(4) };
         if word(8) as usize != value.len() {
             return Err(format!(
-                "the length is {} bytes, but {} bytes were written",
+                "a value of {} bytes, though its header has the length {}",
                 value.len(),
                 word(8)
             ));

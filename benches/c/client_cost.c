@@ -5,8 +5,9 @@
  *   client_cost <side> <get|put> <all|one> <threads|steady|burst|load> <number> <warm ms> <ms>
  *               <plan> <host:port>
  *
- * With "one", only keys of the first server are used, so that there is one connection. The program prints one
- * line: operations, wall time and its own CPU time (user, system) in nanoseconds. A wrong response ends it.
+ * With "one", only keys of the first server are used, so that there is one connection. With "load", every key is
+ * written once. Otherwise the program prints one line: operations, wall time and its own CPU time (user, system)
+ * in nanoseconds. A wrong response ends the program with exit status 1.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -33,7 +34,7 @@ void die(const char *format, ...)
     vfprintf(stderr, format, words);
     va_end(words);
     fputc('\n', stderr);
-    /* Not exit(): other threads still run. */
+    /* exit() would run handlers while other threads still use their data. */
     _exit(1);
 }
 
@@ -94,12 +95,12 @@ static unsigned char *read_all(const char *path, size_t *bytes)
     long size;
 
     if (file == NULL || fseek(file, 0, SEEK_END) != 0 || (size = ftell(file)) < 0)
-        die("open %s failed", path);
+        die("cannot open %s, or its size is unknown", path);
     rewind(file);
     all = room((size_t)size + 1, 1);
     *bytes = (size_t)size;
     if (fread(all, 1, *bytes, file) != *bytes)
-        die("read %s failed", path);
+        die("cannot read all %zu bytes of %s", *bytes, path);
     fclose(file);
     return all;
 }
@@ -111,14 +112,14 @@ static struct plan read_plan(const char *path)
     struct plan plan;
 
     if (bytes < sizeof plan.head)
-        die("%s is no plan", path);
+        die("%s has %zu bytes, too few for the head of a plan", path, bytes);
     memcpy(&plan.head, at, sizeof plan.head);
     one = sizeof(uint32_t) + plan.head.key_bytes + plan.head.value_bytes + plan.head.get_bytes +
           plan.head.put_bytes;
     most = sizeof plan.head + sizeof(uint32_t) * plan.head.servers + plan.head.hello_bytes;
     if (plan.head.first_servers == 0 || plan.head.first_servers > plan.head.keys ||
         bytes != most + one * plan.head.keys)
-        die("%s has %zu bytes, which its head contradicts", path, bytes);
+        die("%s has %zu bytes, but its head requires another length", path, bytes);
     at += sizeof plan.head;
     plan.ports = (const uint32_t *)(const void *)at;
     plan.servers = plan.ports + plan.head.servers;
@@ -177,7 +178,7 @@ static void pause_ms(unsigned long ms)
         ;
 }
 
-/* Runs one turn: warm up, measure, print. */
+/* Runs one turn: starts the threads, warms up, measures, and prints the result. */
 static void measure(struct start *starts, unsigned threads, unsigned long warm, unsigned long ms)
 {
     pthread_t ids[MAX_THREADS];
@@ -192,7 +193,7 @@ static void measure(struct start *starts, unsigned threads, unsigned long warm, 
     from = now(starts, threads);
     pause_ms(ms);
     to = now(starts, threads);
-    /* On a busy machine no operation may have completed in so short a time. */
+    /* On a busy machine, it is possible that no operation has completed in so short a time. */
     for (unsigned waited = 0; to.done == from.done; waited++) {
         if (waited == TIMEOUT_MS)
             die("no operation completed within %d ms", TIMEOUT_MS);
@@ -206,7 +207,7 @@ static void measure(struct start *starts, unsigned threads, unsigned long warm, 
            to.system - from.system);
 }
 
-/* Writes every key once, so that reads find it. */
+/* Writes every key once, so that reads find a value. */
 static void load(const struct job *job, const struct side *side)
 {
     void *state = side->open(job);
@@ -228,7 +229,7 @@ static const struct side *side_named(const char *name)
     for (size_t i = 0; i < sizeof sides / sizeof *sides; i++)
         if (strcmp(sides[i]->name, name) == 0)
             return sides[i];
-    die("no side is named %s", name);
+    die("unknown side %s (expected kvc, bare, or hiredis if it is built in)", name);
 }
 
 int main(int count, char **words)
@@ -248,7 +249,7 @@ int main(int count, char **words)
     job.keys = strcmp(words[3], "one") == 0 ? job.plan.head.first_servers : job.plan.head.keys;
     job.endpoint = words[9];
     if (job.number == 0)
-        die("the number is 0");
+        die("the number of threads or operations must not be 0");
     side->start(&job);
     if (strcmp(words[4], "load") == 0) {
         load(&job, side);
@@ -263,7 +264,7 @@ int main(int count, char **words)
         run = side->burst;
     }
     if (run == NULL || threads > MAX_THREADS)
-        die("%s does not do %s %u", side->name, words[4], job.number);
+        die("side %s does not support %s with number %u", side->name, words[4], job.number);
     for (unsigned i = 0; i < threads; i++) {
         starts[i].worker.job = &job;
         starts[i].worker.side = side;

@@ -13,11 +13,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The head of the plan, in this machine's byte order. */
+/* The head of the plan file, in this machine's byte order. */
 struct plan_head {
     uint32_t servers;
     uint32_t keys;
-    /* The number of keys of the first server; they come first. */
+    /* The number of keys of the first server. These keys come first. */
     uint32_t first_servers;
     uint32_t key_bytes;
     uint32_t value_bytes;
@@ -45,7 +45,7 @@ struct plan {
     const unsigned char *puts;    /* the PUT frame of each */
 };
 
-/* The task on the command line. */
+/* The task that the command line describes. */
 struct job {
     struct plan plan;
     const char *endpoint; /* of the coordinator, or of redis-server: host:port */
@@ -82,16 +82,16 @@ extern const struct side side_bare;
 extern const struct side side_hiredis;
 #endif
 
-/* Returns the key of the next operation; all keys are equally likely. */
+/* Returns the entry for the next operation; all keys in use are equally likely. */
 struct entry worker_next(struct worker *worker);
 struct entry entry_at(const struct plan *plan, uint32_t number);
 /* Adds to the number of completed operations. */
 void worker_count(struct worker *worker, unsigned count);
 bool worker_goes_on(void);
 
-/* Ends the program and discards the measurement. */
+/* Prints a message to stderr and ends the program with exit status 1, without a result. */
 void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
-/* Allocates zeroed memory. */
+/* Allocates zeroed memory, or ends the program. */
 void *room(size_t count, size_t bytes);
 
 #endif

@@ -53,7 +53,7 @@ static uint32_t length_of(const unsigned char *frame)
            (uint32_t)frame[3] << 24;
 }
 
-/* Receives one frame; no more can arrive. */
+/* Receives one frame. Further bytes are an error. */
 static size_t receive_frame(int socket, unsigned char frame[MAX_BYTES])
 {
     size_t count = 0;
@@ -121,11 +121,11 @@ static void call(void *state, struct entry entry)
     send_all(connection->socket, frame, bytes);
     got = receive_frame(connection->socket, frame);
     if (got < VALUE_AT || frame[STATUS_AT] != 0 || memcmp(frame + ID_AT, &bare->id, 8) != 0)
-        die("a response with status %u or another id", frame[STATUS_AT]);
+        die("the response has status %u, or the id of another request", frame[STATUS_AT]);
     if (is_put ? frame[COPIES_AT] != 2
                : got != VALUE_AT + head->value_bytes ||
                      memcmp(frame + VALUE_AT, entry.value, head->value_bytes) != 0)
-        die("the response to a request is wrong");
+        die(is_put ? "a PUT does not have two copies" : "a GET returned a wrong value");
 }
 
 const struct side side_bare = {"bare", start, open_thread, call, NULL, NULL};

@@ -1,4 +1,4 @@
-/* hiredis against redis-server: one context for each calling thread, one context for pipelines. */
+/* hiredis with redis-server: one context (connection) for each thread. */
 #include <hiredis.h>
 
 #include <stdio.h>
@@ -41,7 +41,7 @@ static void check(const struct context *context, redisReply *reply, struct entry
             ? reply->type != REDIS_REPLY_STATUS || strcmp(reply->str, "OK") != 0
             : reply->type != REDIS_REPLY_STRING || (size_t)reply->len != head->value_bytes ||
                   memcmp(reply->str, entry.value, head->value_bytes) != 0)
-        die("redis: the reply to a request is wrong");
+        die(context->job->is_put ? "redis: SET did not return OK" : "redis: GET returned a wrong value");
     freeReplyObject(reply);
 }
 
@@ -74,7 +74,7 @@ static void append(const struct context *context, struct entry entry)
         die("redisAppendCommand: %s", context->redis->errstr);
 }
 
-/* The operations without a reply; replies arrive in order. */
+/* The operations without a reply. Replies arrive in the order of the requests. */
 struct pipeline {
     struct entry *entries;
     unsigned first, count;
@@ -107,7 +107,7 @@ static void take(struct pipeline *pipeline, struct worker *worker, void *reply)
     pipeline->count--;
 }
 
-/* Waits for one reply, then takes those that arrived with it. */
+/* Waits for one reply, takes all replies that arrived with it, and sends new operations. */
 static void steady(struct worker *worker)
 {
     struct context *context = worker->state;

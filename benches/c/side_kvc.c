@@ -46,11 +46,11 @@ static void call(void *state, struct entry entry)
         if (kvc_get_into(client, key, value, sizeof value, &len, NULL, NULL) != KVC_OK)
             die("kvc_get_into: %s", kvc_last_error());
         if (len != job->plan.head.value_bytes || memcmp(value, entry.value, len) != 0)
-            die("kvc_get_into: another value");
+            die("kvc_get_into returned a wrong value");
     }
 }
 
-/* A queue and the entry of each of its operations; the tag is the index. */
+/* A completion queue, and the entries of its operations, with the tags as indices. */
 struct queue {
     kvc_cq *cq;
     kvc_completion *completions;
@@ -111,12 +111,12 @@ static void poll_once(struct queue *queue, struct worker *worker)
         const kvc_completion *end = &queue->completions[i];
 
         if (end->status != KVC_OK)
-            die("a completion: %s", end->words);
+            die("an operation failed: %s", end->words);
         if (job->is_put ? end->copies != 2
                         : end->value.len != bytes ||
                               memcmp(queue->values + end->tag * bytes,
                                      queue->entries[end->tag].value, bytes) != 0)
-            die("the completion of an operation is wrong");
+            die(job->is_put ? "a PUT does not have two copies" : "a GET returned a wrong value");
         queue->free[queue->left++] = end->tag;
     }
     worker_count(worker, (unsigned)count);

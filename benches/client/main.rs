@@ -1,16 +1,16 @@
-//! A benchmark of the cost of one operation in a program that uses the C library. It is compared with a bare blocking
-//! socket loop that sends the same bytes, and with hiredis and redis-server.
+//! A benchmark of the cost of one operation in a program that uses the C library. It compares the library with a bare
+//! blocking socket loop that sends the same bytes, and with hiredis and redis-server.
 //!
 //! ```text
 //!   three servers, redis-server    real processes, each on its own loopback ports
 //!         plan.rs                  keys, values and frames, in a file for the C program
-//!         turn.rs                  one run of benches/c/client_cost: one side, a moment long
+//!         turn.rs                  one run of benches/c/client_cost: one side, for a fraction of a second
 //!   grid: A B C  A B C  A B C ...  the sides of a cell take turns; medians over the pairs
 //!         report.rs                tables and targets; with --report, a file in benches/results/
 //! ```
 //!
-//! `cargo bench --bench client -- [--report] [--pairs N] [--ms N]`. With `--test`, every side runs only for a moment,
-//! to check that the benchmark works. Client, servers and peers share the machine's cores.
+//! `cargo bench --bench client -- [--report] [--pairs N] [--ms N]`. With `--test`, every side runs once for 20 ms, to
+//! check that the benchmark works. Client, servers and redis-server share the machine's cores.
 
 #[path = "../../tests/common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! The input file of the C program: keys, values, and the frames that the library sends for them. The client's id,
-//! request ids and write numbers are filled in later. `benches/c/client_cost.h` describes the format.
+//! The input file of the C program: keys, values, and the frames that the library sends for them. The C program fills
+//! in the client id, the request ids and the write numbers. `benches/c/client_cost.h` describes the format.
 
 use kv_protocol::client_message::{Condition, Hello, Operation, Request, WriteHeader};
 use kv_protocol::ids::{ClientId, RequestId, RequestSeq, ShardId};
@@ -10,10 +10,10 @@ use kv_protocol::placement::Digest;
 /// client.
 pub(crate) const KEYS: u32 = 1_200;
 const VALUE_BYTES: usize = 64;
-/// A client id that is unlikely to occur by chance. It is searched for in a hello to find its offset.
+/// A client id whose bytes do not occur elsewhere in a hello. A search for it finds the offset of the client id.
 const MARK: u128 = 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10;
 
-/// Returns the plan for the cluster of this map, whose groups have one shard.
+/// Returns the plan for the cluster of this map. Its groups must have one shard each, and a primary.
 pub(crate) fn plan(map: &Map) -> Vec<u8> {
     let mut hello = Vec::new();
     Hello { cluster: map.cluster, client: ClientId(MARK), shard: ShardId(0) }.write(&mut hello);

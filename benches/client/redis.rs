@@ -1,4 +1,4 @@
-//! The compared peer: redis-server on its own loopback port, in a temporary directory, without persistence.
+//! The server for hiredis: redis-server on its own loopback port, in a temporary directory, without persistence.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -12,7 +12,7 @@ use crate::common::{TIMEOUT, poll};
 /// A header of hiredis' development package.
 const HEADER: &str = "/usr/include/hiredis/hiredis.h";
 
-/// A running redis-server. Dropping this ends it.
+/// A running redis-server, which is killed on drop.
 #[derive(Debug)]
 pub(crate) struct Redis {
     child: Child,
@@ -42,9 +42,9 @@ impl Redis {
                 _ => Err(std::io::Error::last_os_error()),
             });
         }
-        let child = command
-            .spawn()
-            .map_err(|error| format!("redis-server (Debian package redis-server): {error}"))?;
+        let child = command.spawn().map_err(|error| {
+            format!("start redis-server (Debian package redis-server): {error}")
+        })?;
         let mut redis = Redis { child, port, _dir: dir };
         let connected = poll(TIMEOUT, || match redis.child.try_wait() {
             Ok(None) => TcpStream::connect(("127.0.0.1", port)).ok().map(|_| true),
@@ -52,7 +52,7 @@ impl Redis {
         });
         match connected {
             Some(true) => Ok(redis),
-            _ => Err("redis-server has exited or does not serve".to_owned()),
+            _ => Err("redis-server has exited or accepts no connection".to_owned()),
         }
     }
 

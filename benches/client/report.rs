@@ -36,7 +36,7 @@ impl Spread {
     }
 }
 
-/// Returns the ratio of the first side to the second over the pairs of neighbouring turns.
+/// Returns the spread of the ratios of the first side to the second. Each ratio compares two adjacent turns.
 fn ratio(a: &[Turn], b: &[Turn], of: impl Fn(&Turn) -> f64) -> Spread {
     Spread::of(a.iter().zip(b).map(|(a, b)| of(a) / of(b)))
 }
@@ -85,12 +85,12 @@ fn head(text: &mut String, title: &str, number: &str) {
     );
 }
 
-/// Compares the measured cells with each target.
+/// Returns one line for each target, with the measured ratio.
 fn targets(measured: &[Measured]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut say = |name: String, limit: f64, ratio: Option<Spread>| {
         let verdict = match ratio {
-            None => "not measured: that side is not available".to_owned(),
+            None => "not measured: one of the sides is not available".to_owned(),
             Some(ratio) if ratio.median <= limit => format!("reached: {}", ratio.digits(2)),
             Some(ratio) => format!("not reached: {}", ratio.digits(2)),
         };
@@ -122,7 +122,7 @@ fn targets(measured: &[Measured]) -> Vec<String> {
     lines
 }
 
-/// Returns the first line of a command's output, or "unknown".
+/// Returns the first line of a command's output, or "unknown" if there is none.
 fn said(program: &str, words: &[&str]) -> String {
     let output = Command::new(program).args(words).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
@@ -147,7 +147,7 @@ fn machine() -> String {
     )
 }
 
-/// Returns the size and the dependencies of the shared library.
+/// Returns a description of the shared library: its size, its stripped size and its dependencies.
 fn shared_library() -> String {
     let path = library("libkvclient.so");
     let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
@@ -192,10 +192,10 @@ pub(crate) fn text(settings: &Settings, measured: &[Measured]) -> String {
         "Three servers with one shard each, and redis-server, run on loopback. All share the cores; nothing is \
          pinned. There are {} keys of 16 bytes with values of 64 bytes; all keys are equally likely, and \
          every response is checked. Each side has {pairs} turns of {ms} ms after {warm_up_ms} ms of warm-up \
-         (and 8 ms for each thread); the sides of a cell alternate, each in a closed loop. Figures are \
-         medians with the minimum and the maximum in parentheses. Ratios compare turns that are neighbours \
+         (plus 8 ms for each thread). The sides of a cell alternate, each in a closed loop. Figures are \
+         medians with the minimum and the maximum in parentheses. Ratios compare turns that are adjacent \
          in time. A put of this store is on two servers when it is acknowledged, a put of redis-server on \
-         one. CPU is user and system time of the client process, by getrusage. hiredis has one connection. \
+         one. CPU is the user and system time of the client process, from getrusage. hiredis has one connection. \
          The library has one connection if all keys are on one server, and otherwise three, each with a \
          third of the operations.\n\n{}",
         plan::KEYS,

@@ -19,11 +19,11 @@ pub(crate) enum Work {
 /// The concurrency of the operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// Blocking calls, with one thread for each of the cell's number.
+    /// Blocking calls. The cell's number is the number of threads.
     Threads,
-    /// The cell's number of operations in flight from one thread. New ones are sent as responses arrive.
+    /// One thread with the cell's number of operations in flight. New ones are sent as responses arrive.
     Steady,
-    /// The cell's number of operations, sent together from one thread. Then all responses are received.
+    /// One thread that sends the cell's number of operations together, and then receives all responses.
     Burst,
 }
 
@@ -43,7 +43,7 @@ pub(crate) enum Side {
     Kvc,
     /// Blocking sockets with the same bytes.
     Bare,
-    /// hiredis and redis-server, which keeps one copy.
+    /// hiredis with redis-server, which stores one copy.
     Hiredis,
 }
 
@@ -115,7 +115,7 @@ impl Turn {
     }
 }
 
-/// The turns of all sides of a cell. Turns with equal positions were neighbours in time.
+/// The turns of all sides of a cell. Turns with the same index are adjacent in time.
 #[derive(Debug)]
 pub(crate) struct Measured {
     pub(crate) cell: Cell,
@@ -128,7 +128,7 @@ impl Measured {
     }
 }
 
-/// The C program and its servers.
+/// The compiled C program, its plan, and the addresses of the servers.
 #[derive(Debug)]
 pub(crate) struct Program {
     workshop: Workshop,
@@ -139,7 +139,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Compiles the program and stores every key once.
+    /// Compiles the program, writes the plan, and stores every key once in each store.
     pub(crate) fn build(cluster: &Cluster, redis: Option<&Redis>) -> Program {
         let workshop = Workshop::open();
         let source = |name: &str| root().join("benches/c").join(name);
@@ -181,7 +181,7 @@ impl Program {
         sides
     }
 
-    /// Runs all turns of a cell in alternation.
+    /// Runs all turns of a cell. The sides alternate.
     pub(crate) fn measure(&self, cell: Cell, settings: &Settings) -> Measured {
         let mut sides: Vec<_> =
             self.sides(cell).into_iter().map(|side| (side, Vec::new())).collect();

@@ -16,8 +16,9 @@ pub(crate) struct Abilities {
     pub(crate) restore: bool,
 }
 
-/// Returns the ordinary days that are possible on this machine, by ground, and adds the others to `left_out`. The
-/// main thread must call it before it starts other threads.
+/// Returns the ordinary days that are possible on this machine, by [`Ground`], and adds the others, with the reason, to
+/// `left_out`. If this program runs as root, its main thread moves into a new mount namespace. So the main thread must
+/// call this function before it starts other threads.
 pub(crate) fn ordinary_days(left_out: &mut Vec<String>) -> Vec<(Ground, Vec<Day>)> {
     let no_mounts = match rustix::process::geteuid().is_root() {
         false => Some("mounting needs root (run `sudo make chaos`)".into()),
@@ -35,7 +36,7 @@ pub(crate) fn ordinary_days(left_out: &mut Vec<String>) -> Vec<(Ground, Vec<Day>
     possible
 }
 
-/// Returns the kinds among these that this machine allows, and adds the others to `left_out`.
+/// Returns those of these kinds that this machine allows, and adds the others, with the reason, to `left_out`.
 pub(crate) fn possible_of(days: &[Day], left_out: &mut Vec<String>) -> Vec<Day> {
     let mut days = days.to_vec();
     if days.contains(&Day::Stall)
@@ -47,7 +48,7 @@ pub(crate) fn possible_of(days: &[Day], left_out: &mut Vec<String>) -> Vec<Day> 
     days
 }
 
-/// Returns the reason why this program must not stop a thread of another process on this machine; `None` if it may.
+/// Returns the reason why this program cannot stop a thread of another process with ptrace(2); `None` if it can.
 fn no_stalls() -> Option<String> {
     let tried = || -> anyhow::Result<bool> {
         let mut child = Command::new("sleep").arg("10").spawn()?;
@@ -59,7 +60,7 @@ fn no_stalls() -> Option<String> {
     };
     match tried() {
         Ok(true) => None,
-        Ok(false) => Some("this machine does not permit ptrace(2)".into()),
+        Ok(false) => Some("stopping a thread needs permission for ptrace(2)".into()),
         Err(error) => Some(format!("{error:#}")),
     }
 }

@@ -8,20 +8,20 @@ use crate::measure::MeasureArgs;
 
 /// Runs clusters of real processes under load, injects faults, and checks every promise afterwards.
 ///
-/// Each round starts a cluster with `coord` and `server` from the directory of this program, and loads it from
-/// several client processes. It injects one fault after the other, each when the cluster is whole again, and stops
-/// the cluster in order. Then the round is checked: the history of every key must be that of one register, and
-/// every write must have taken effect once. Both dumps of every group must be equal and contain every acknowledged
-/// write. A corrupted copy of each history must be rejected. The exit status is 0 if all promises held, and 1 if
-/// one was broken. The directory of a failed round (history, logs, dumps) is kept, and its path is printed.
+/// Each round starts a cluster with `coord` and `server` from the directory of this program, and loads it from several
+/// client processes. It injects one fault after the other, each when the cluster is whole again, and stops the cluster
+/// in an orderly way. Then the round is checked: the history of every key must be that of one register, and every write
+/// must have taken effect once. The two dumps of every group must be equal and contain every acknowledged write. A
+/// corrupted copy of each history must be rejected. The exit status is 0 if all promises held, and 1 if one was broken.
+/// The directory of a failed round (history, logs, dumps) is kept, and its path is printed.
 #[derive(Debug, Parser)]
 #[command(name = "chaos", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// Seed that determines the faults (default: random, and printed). The same seed plans the same faults, but
-    /// they strike at other times, because real processes are not deterministic.
+    /// Seed that determines the faults (default: random, and printed). The same seed selects the same faults, but their
+    /// timing differs, because real processes are not deterministic.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
 
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub(crate) ordinary: u32,
 
-    /// Number of servers of each cluster (default: 3 and 5 in turn).
+    /// Number of servers in each cluster (default: 3 and 5 in turn).
     #[arg(long, value_parser = clap::value_parser!(u16).range(3..=32))]
     pub(crate) servers: Option<u16>,
 
@@ -46,8 +46,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(crate) keep: Option<PathBuf>,
 
-    /// Cut no links. Cuts need root, `ip` and `nft`. If one of them is missing, cuts are left out, and the report
-    /// names the reason.
+    /// Cut no links. Cuts need root, `ip`, `nft` and `nsenter`. If one of them is missing, cuts are left out, and the
+    /// report names the reason.
     #[arg(long)]
     pub(crate) no_cuts: bool,
 
@@ -55,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) no_double_faults: bool,
 
-    /// Inject only faults whose name in the table contains this text.
+    /// Inject only faults and ordinary days whose name in the table contains this text.
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Option<String>,
 
@@ -104,7 +104,7 @@ pub(crate) struct WorkerArgs {
     /// File for the groups with a write in flight.
     #[arg(long)]
     pub(crate) flight: PathBuf,
-    /// Number of servers of the ring.
+    /// Number of servers in the ring.
     #[arg(long)]
     pub(crate) servers: u16,
     /// Number of shards of each group.

@@ -1,4 +1,4 @@
-//! Bulk data. It makes copies take longer, and must be present in the dumps.
+//! Bulk data. It makes the copies of tables take longer, and must be present in the dumps.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ impl Bulk {
         value
     }
 
-    /// Writes all entries, and calls `told` with the number of entries written so far.
+    /// Writes all entries. After each batch of responses, calls `told` with the number of entries written so far.
     pub(crate) fn write(self, endpoint: &str, mut told: impl FnMut(u64)) -> anyhow::Result<()> {
         let options =
             Options { window: 256, deadline: Duration::from_secs(60), ..Options::default() };

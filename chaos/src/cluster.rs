@@ -1,9 +1,9 @@
 //! A cluster of a coordinator and servers in a separate directory.
 //!
 //! ```text
-//!   start          coord -C file --dir DIR --daemon, until every group is whole
+//!   start          coord -C file --dir DIR --daemon; waits until every group is whole
 //!   wait_whole     polls `coord status --json`
-//!   stop           SIGTERM, exit code 0, no process left
+//!   stop           SIGTERM; waits until the coordinator has exited, and no server is left
 //!   drop           every remaining process of the directory is killed
 //! ```
 
@@ -26,7 +26,7 @@ use crate::network::Network;
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// The timeout of an orderly stop, including its dumps.
 const STOP_LIMIT: Duration = Duration::from_secs(180);
-/// The time for which every group must be whole before the cluster counts as whole, because a recent fault may not
+/// The time for which the status must satisfy a condition before a wait for this condition ends. A recent fault may not
 /// be detected yet.
 const STEADY: Duration = Duration::from_secs(1);
 /// The interval between two status requests.
@@ -42,7 +42,7 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Finds the executables in this directory, or beside this program.
+    /// Finds the executables in `directory`. If it is `None`, they must be in the directory of this program.
     pub(crate) fn find(directory: Option<&Path>) -> anyhow::Result<Programs> {
         let chaos = std::env::current_exe().context("find the directory of this program")?;
         let beside = match directory {
@@ -71,7 +71,7 @@ pub(crate) struct Setting {
     pub(crate) shards: u16,
     /// Further arguments of `coord`.
     pub(crate) flags: Vec<String>,
-    /// A server on another host, with the host in the notation of a cluster file.
+    /// The server on another host, if any, with its host as a cluster file names it.
     pub(crate) remote: Option<(u16, String)>,
 }
 
@@ -105,7 +105,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster in a directory and waits until it serves.
+    /// Starts a cluster in a directory and waits until every group is whole. With `--accept-loss`, waits only until the
+    /// cluster [is settled](is_settled). With a network, each server runs in its own namespace.
     pub(crate) fn start(
         programs: &Programs,
         dir: &Path,
@@ -171,7 +172,8 @@ impl Cluster {
     /// Returns the pid of the process at a place of the ring.
     pub(crate) fn server_pid(&self, id: u16) -> anyhow::Result<u32> {
         let status = self.status()?;
-        let server = status.servers.get(usize::from(id)).context("there is no such server")?;
+        let server = status.servers.get(usize::from(id));
+        let server = server.with_context(|| format!("the status lists no server {id}"))?;
         server.pid.with_context(|| format!("server {id} has not started"))
     }
 
@@ -185,22 +187,24 @@ impl Cluster {
         process::running_in(&self.dir).into_iter().filter_map(place).collect()
     }
 
-    /// Returns the process at a place of the ring as a member, which is its name in views.
+    /// Returns the member that runs at a place of the ring: the server id and the incarnation of the process.
     pub(crate) fn member(&self, id: u16) -> anyhow::Result<Member> {
         let status = self.status()?;
-        let server = status.servers.get(usize::from(id)).context("there is no such server")?;
-        let incarnation = server.incarnation.context("a server has not started")?;
+        let server = status.servers.get(usize::from(id));
+        let server = server.with_context(|| format!("the status lists no server {id}"))?;
+        let incarnation = server.incarnation;
+        let incarnation = incarnation.with_context(|| format!("server {id} has not started"))?;
         Ok(Member { server: server.id, incarnation })
     }
 
-    /// Waits until every group has been home with two replicas and without a recovery for [`STEADY`]. Returns the
-    /// time until this period began.
+    /// Waits until every group has had its primary at home and two replicas, without a recovery, for [`STEADY`].
+    /// Returns the time until this period began.
     pub(crate) fn wait_whole(&mut self, when: &str) -> anyhow::Result<Duration> {
         self.wait_status(when, is_whole)
     }
 
     /// Waits until the status has satisfied `wanted` without interruption for [`STEADY`]. Returns the time until this
-    /// period began.
+    /// period began. `when` describes the situation in error messages.
     pub(crate) fn wait_status(
         &mut self,
         when: &str,
@@ -210,7 +214,7 @@ impl Cluster {
         let mut since = None;
         loop {
             if let Some(status) = self.coord.try_wait().context("wait for coord")? {
-                bail!("coord ended ({status}) {when}; see {}", self.log().display());
+                bail!("{when}: coord ended with {status}; see {}", self.log().display());
             }
             let last = match self.status() {
                 Ok(status) if wanted(&status) => {
@@ -231,7 +235,7 @@ impl Cluster {
             };
             if start.elapsed() > TIMEOUT {
                 bail!(
-                    "{when} the cluster did not reach the required state within {TIMEOUT:?}; last: {last}"
+                    "{when}: the cluster did not reach the required state within {TIMEOUT:?}; last status: {last}"
                 );
             }
             std::thread::sleep(ASK_EVERY);
@@ -255,8 +259,7 @@ impl Cluster {
         self.revive(&[])
     }
 
-    /// Starts the coordinator again after all processes have exited, with additional flags that name the data to
-    /// restore.
+    /// Starts the coordinator again with additional flags, for example those that name the data to restore.
     pub(crate) fn revive(&mut self, flags: &[String]) -> anyhow::Result<()> {
         self.coord = start_again(&self.start, &self.dir, flags)?;
         Ok(())
@@ -267,25 +270,27 @@ impl Cluster {
         Ok(self.coord.try_wait().context("wait for coord")?.is_none())
     }
 
-    /// Stops the cluster in order.
+    /// Stops the cluster in an orderly way. Returns the exit status of the coordinator.
     pub(crate) fn stop(&mut self) -> anyhow::Result<ExitStatus> {
         process::signal(self.coord_pid(), Signal::TERM);
         self.await_end()
     }
 
-    /// Waits until the coordinator has exited by itself, and checks that no server is left.
+    /// Waits until the coordinator has exited, and checks that no server still runs. Returns the exit status of the
+    /// coordinator.
     pub(crate) fn await_end(&mut self) -> anyhow::Result<ExitStatus> {
         let coord = &mut self.coord;
         let ended = wait_for("coord to end", STOP_LIMIT, || coord.try_wait().ok().flatten())?;
         let left = self.servers();
         if !left.is_empty() {
-            bail!("servers {left:?} (pid, place) still run after the stop of their coordinator");
+            bail!("servers still run after the exit of their coordinator (pid, place): {left:?}");
         }
         Ok(ended)
     }
 }
 
-/// Returns whether every group that is not LOST is home with two replicas, and no recovery is in progress.
+/// Returns whether every group that is not LOST has its primary at home and two replicas, and no recovery is in
+/// progress.
 pub(crate) fn is_settled(status: &ClusterStatus) -> bool {
     status.servers.iter().all(|server| server.recovery_step.is_none())
         && status

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::faults::Policy;
 
-/// The results of one such round.
+/// The results of one round in which two servers died together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shown {
     pub(crate) policy: Policy,
@@ -16,7 +16,7 @@ pub(crate) struct Shown {
     pub(crate) told: u64,
 }
 
-/// The results of all such rounds.
+/// The sums of the results over all rounds in which two servers died together.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Doubles {
     shutdown: u64,
@@ -44,12 +44,12 @@ impl Doubles {
         }
     }
 
-    /// Returns a line for each policy that was tried.
+    /// Returns a line for each policy that was tested.
     pub(crate) fn words(&self) -> String {
         let mut text = String::new();
         if self.shutdown > 0 {
             text += &format!(
-                "two servers dead, shutdown: {} rounds ended with complete dumps of every living server; \
+                "two servers dead, shutdown: {} rounds ended with complete dumps of every surviving server; \
                  restored from them, {} keys were read with their last acknowledged write \
                  ({} groups lost both holders)\n",
                 self.shutdown, self.restored_keys, self.groups_lost_with_shutdown
@@ -57,8 +57,8 @@ impl Doubles {
         }
         if self.isolate > 0 {
             text += &format!(
-                "two servers dead, isolate: {} rounds continued; {} groups lost both holders and \
-                 responded LOST {} times; every operation on another group was served\n",
+                "two servers dead, isolate: {} rounds continued; {} groups lost both holders, and \
+                 {} requests to them got LOST; every operation on another group was served\n",
                 self.isolate, self.groups_lost_with_isolate, self.answered_lost
             );
         }
@@ -79,7 +79,7 @@ mod tests {
         doubles.add(shown);
         let words = doubles.words();
         assert!(
-            words.contains("2 rounds continued; 2 groups") && words.contains("14 times"),
+            words.contains("2 rounds continued; 2 groups") && words.contains("14 requests"),
             "{words}"
         );
         assert!(!words.contains("shutdown"));

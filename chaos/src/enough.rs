@@ -1,4 +1,4 @@
-//! The minimum that a run must do. A run that does less fails, because it does not show enough.
+//! The minimum of injected events in a run. A run with fewer events fails, because it does not test enough.
 
 use std::collections::BTreeMap;
 
@@ -19,13 +19,13 @@ pub(crate) struct Demand {
     pub(crate) full: u64,
     /// The kinds that must each have occurred in a full run.
     pub(crate) kinds: Vec<String>,
-    /// True if half of the faults must have struck while a write was in flight.
+    /// True if at least half of the faults must have struck while a write was in flight.
     pub(crate) in_flight: bool,
 }
 
 impl Demand {
-    /// Describes each requirement that a run has not met. `struck` has, for each kind, the number of events and the
-    /// number of those with a write in flight.
+    /// Returns a description of each requirement that a run has not met. `struck` has, for each kind, the number of
+    /// events and the number of those with a write in flight.
     pub(crate) fn missed(&self, struck: &BTreeMap<String, (u64, u64)>) -> Vec<String> {
         let faults: u64 = struck.values().map(|(count, _)| count).sum();
         let in_flight: u64 = struck.values().map(|(_, count)| count).sum();
@@ -43,7 +43,7 @@ impl Demand {
             .map(|kind| &kind[..])
             .collect();
         if !never.is_empty() {
-            missed.push(format!("kinds that never struck: {}", never.join("; ")));
+            missed.push(format!("kinds that never occurred: {}", never.join("; ")));
         }
         if self.in_flight && faults >= FEW && in_flight * 2 < faults {
             missed.push(format!(

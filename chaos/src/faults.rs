@@ -18,7 +18,7 @@ pub(crate) enum Way {
 /// The processes from which the victim is cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Far {
-    /// The next server, which is the secondary of its group.
+    /// The next server, which is the secondary of the victim's own group.
     Next,
     Coordinator,
     Clients,
@@ -26,7 +26,7 @@ pub(crate) enum Far {
     Everybody,
 }
 
-/// Two simultaneous faults of one server.
+/// Two faults in quick succession: of one server, or of a server and the coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Two {
     HangAndKill,
@@ -39,7 +39,7 @@ pub(crate) enum Two {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
     Kill,
-    /// A pause longer than the grace.
+    /// A suspension (SIGSTOP) that is longer than the grace.
     Hang,
     /// A kill in this step of a recovery: of the process that replaces a killed server, or, in step 0, of the old
     /// process, which is hung.
@@ -103,16 +103,16 @@ pub(crate) fn all(cuts: bool) -> Vec<Fault> {
     all
 }
 
-/// The weight of a fault that struck as planned. A planned fault that came too late for its step has weight 1.
+/// The weight of a fault that was injected. A planned fault that came too late for its step has weight 1.
 const STRUCK: u32 = 3;
 
-/// The weighted number of faults of each kind, by name, so that all kinds occur equally often. A planned fault that
-/// came too late for its step counts a little too. Otherwise a short step would be planned again and again.
+/// The weighted number of faults of each kind, by name. It lets all kinds occur equally often. A planned fault that
+/// came too late for its step also counts, with weight 1. Otherwise a short step would be planned again and again.
 #[derive(Debug, Default)]
 pub(crate) struct Turns(BTreeMap<String, u32>);
 
 impl Turns {
-    /// Returns a random one of the kinds that have occurred least often.
+    /// Returns a random kind among those with the lowest count.
     pub(crate) fn next<F: Copy + fmt::Display>(&self, possible: &[F], random: &mut Random) -> F {
         let had = |fault: &F| self.0.get(&fault.to_string()).copied().unwrap_or(0);
         let fewest = possible.iter().map(had).min().unwrap_or(0);
@@ -120,7 +120,7 @@ impl Turns {
         due[random.index(due.len())]
     }
 
-    /// Counts a fault, given the planned kind and the kind that has struck.
+    /// Counts a fault, given the planned kind and the name of the kind that was injected.
     pub(crate) fn count(&mut self, planned: impl fmt::Display, struck: &str) {
         let planned = planned.to_string();
         if planned != struck {
@@ -151,9 +151,9 @@ impl Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Double {
     pub(crate) policy: Policy,
-    /// True if the next server (B) is killed; otherwise the previous one (C).
+    /// True if the next server in the ring is killed; otherwise the previous one.
     pub(crate) next: bool,
-    /// The step of the recovery.
+    /// The step of the recovery in which the neighbour is killed.
     pub(crate) step: u8,
 }
 

@@ -1,6 +1,6 @@
-//! A file with the groups that have a write in flight: one byte for each client. All client processes write the
-//! file, and the fault injector reads it to choose the time of a fault. The writes in flight at the time of the
-//! fault are counted from the history.
+//! A file that records which groups have a write in flight, in one byte for each client. All client processes write the
+//! file, and the fault injector reads it to choose the time of a fault. The report counts the writes in flight from the
+//! history instead.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -29,7 +29,7 @@ impl Flight {
         Ok(Flight(file.with_context(|| format!("open {}", path.display()))?))
     }
 
-    /// Records that a client has a write in flight to this group, or none.
+    /// Records that a client has a write in flight to this group; with `None`, that it has none.
     pub(crate) fn set(&self, client: u32, group: Option<u16>) {
         let byte = group.map_or(0, |group| u8::try_from(group % 255).expect("below 255") + 1);
         // If the update fails, the time of a fault may be less suitable. There is no other effect.

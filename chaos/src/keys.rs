@@ -17,11 +17,11 @@ const BACK: u64 = 60;
 pub(crate) enum KeyAge {
     /// A key in use.
     Current,
-    /// A key that is no longer in use, whose value must not have changed.
+    /// A key that is no longer written, so its value must not change any more.
     Past,
 }
 
-/// Chooses a key among those in use, or no longer in use, at this time.
+/// Chooses a random key among those that are in use, or no longer in use, at the time `now_ns`.
 pub(crate) fn choose(random: &mut Random, now_ns: i64, choice: KeyAge) -> String {
     match choice {
         KeyAge::Current if random.per_mille(150) => {

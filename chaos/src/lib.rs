@@ -1,4 +1,5 @@
-//! Runs of real clusters under load, with faults of processes and links. After each run every promise is checked.
+//! Runs of real clusters under load, with injected faults of processes and links. After each round every promise is
+//! checked.
 //!
 //! ```text
 //!   run           rounds: number of clusters, servers and faults
@@ -12,7 +13,7 @@
 //!       verdict       history (kv_history), dumps, effects
 //!       dumps         the files of a stopped cluster
 //!       noticed       effects on clients: stalls, operations that were not served    limits
-//!     ordinary      rounds of ordinary days: orderly ends, suspends, stalls, disks, floods, memory
+//!     ordinary      rounds of ordinary days: exits, suspensions, stalls, disks, floods, memory
 //!     enough        the minimum that a run must have done
 //!     doubles       the results of rounds in which two servers died together
 //!     report        the table, and JSON
@@ -52,7 +53,7 @@ use clap::Parser as _;
 
 use args::{Args, Command};
 
-/// The exit code if a promise was broken or the run itself failed.
+/// The exit status if a promise was broken or the run itself failed.
 const FAILED: u8 = 1;
 
 /// Runs the program `chaos`.

@@ -1,7 +1,7 @@
 //! The limits on the stalls of clients that a fault of one server or of the coordinator may cause.
 //!
 //! ```text
-//!   proof of death      the other holder takes over at once
+//!   proof of death      the other replica takes over at once
 //!   silence             500 ms silence, 250 ms for the votes, 625 ms grace
 //!   a new coordinator   625 ms grace and 500 ms silence until every live process has reported
 //! ```
@@ -17,7 +17,7 @@ use crate::faults::{Fault, Two};
 
 /// The additional delays of a machine with two busy cores.
 const SLACK: Duration = Duration::from_secs(1);
-/// The failure timeout, `coord -t`.
+/// The failure timeout (the default of `coord -t`).
 const SILENCE: Duration = Duration::from_millis(500);
 
 /// The limit after a proof of death.
@@ -26,7 +26,7 @@ pub(crate) const AFTER_DEATH: Duration = SLACK;
 pub(crate) const AFTER_SILENCE: Duration =
     SLACK.saturating_add(SILENCE).saturating_add(HEARD_WITHIN).saturating_add(GRACE);
 
-/// Returns the longest stall that a fault may cause, without the time for which the coordinator is dead or clients
+/// Returns the longest stall that a fault may cause, not counting the time for which the coordinator is dead or clients
 /// are cut off.
 pub(crate) fn of(fault: Fault) -> Duration {
     match fault {

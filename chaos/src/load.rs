@@ -13,8 +13,8 @@ use crate::cluster::{Cluster, Programs};
 use crate::flight::Flight;
 use crate::network::Network;
 
-/// The timeout for the last operations. It allows for the deadline of an operation and the delays of a slow
-/// machine.
+/// The timeout for the client processes to complete their last operations and exit. It allows for the deadline of an
+/// operation and the delays of a slow machine.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
 /// The amount of load.
@@ -37,7 +37,8 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Starts the load. Its files are in `dir`, which may differ from the cluster's directory.
+    /// Starts the client processes. Their files are in `dir`, which may differ from the cluster's directory. With a
+    /// network, the processes run in its namespace for clients.
     pub(crate) fn start(
         programs: &Programs,
         cluster: &Cluster,
@@ -73,8 +74,8 @@ impl Load {
         Ok(load)
     }
 
-    /// Waits until the processes have completed their operations. Writes the merged history to `history.jsonl` and
-    /// returns it, in order of time.
+    /// Stops the processes by closing their standard input, and waits until they have completed their operations.
+    /// Writes the merged history to `history.jsonl` and returns it, in order of time.
     pub(crate) fn stop(mut self, dir: &Path) -> anyhow::Result<Vec<Record>> {
         for (worker, _) in &mut self.workers {
             drop(worker.stdin.take());
@@ -115,5 +116,5 @@ pub(crate) fn write_history(path: &Path, records: &[Record]) -> anyhow::Result<(
         text += &record.to_line();
         text.push('\n');
     }
-    fs::write(path, text).with_context(|| format!("write {}; is the disk full?", path.display()))
+    fs::write(path, text).with_context(|| format!("write {}; check the free space", path.display()))
 }

@@ -1,4 +1,4 @@
-//! A network of namespaces on this machine. Its links can be cut in one direction or both.
+//! A network of namespaces on this machine. Each link can be cut in one direction or in both.
 //!
 //! ```text
 //!   hub 10.77.0.1    this program and coord: a common namespace, with a bridge
@@ -7,8 +7,8 @@
 //!     |-- 10.77.0.11   server 1  namespace of its -S and passes that address as --advertise
 //! ```
 //!
-//! A cut silently drops all packets from the sender in the receiver's namespace, without a reset, as in a broken
-//! network. The namespaces have no names, so the kernel removes them when this program and the servers have ended.
+//! A cut drops all packets from the sender in the receiver's namespace, without a reset, as a broken network does. The
+//! namespaces have no names, so the kernel removes them when this program and the servers have ended.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
@@ -62,7 +62,7 @@ pub(crate) fn missing() -> Option<String> {
     }
     for (tool, package) in [("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")] {
         let found = Command::new(tool).arg("--version").output();
-        // The tool `ip` has only -V, and exits with an error if it gets --version.
+        // Only a failure to start counts: `ip` supports only -V, and exits with an error on --version.
         if found.is_err() {
             return Some(format!("cutting links needs {tool} (Debian package {package})"));
         }
@@ -91,7 +91,7 @@ impl Network {
         End::Hub.address()
     }
 
-    /// Writes the script that starts a server in its namespace.
+    /// Writes the script that starts a server in its namespace, and returns its path.
     pub(crate) fn write_wrapper(&self, dir: &Path, server: &Path) -> anyhow::Result<PathBuf> {
         let spaces: String = (0..).zip(&self.servers).fold(String::new(), |text, (id, file)| {
             let address = End::Server(id).address();

@@ -12,7 +12,7 @@ use crate::strike::Struck;
 /// The longest time for which an operation can be in flight.
 const DEADLINE_NS: i64 = 5_000_000_000;
 
-/// Returns whether a write to a fault's groups was in flight when it struck.
+/// Returns whether a write to a fault's groups was in flight when the fault struck.
 pub(crate) fn was_in_flight(operations: &Operations, placement: Placement, fault: &Struck) -> bool {
     operations.all().any(|(key, operation)| {
         operation.asked != Asked::Read
@@ -22,8 +22,8 @@ pub(crate) fn was_in_flight(operations: &Operations, placement: Placement, fault
     })
 }
 
-/// Returns for every operation the time of its beginning, and the time from then until any operation of its place
-/// succeeded.
+/// Returns, for each operation, its start and the time from its start until an operation of the same place was served.
+/// Operations for which `place_of` returns `None` are ignored.
 pub(crate) fn stalls<P: Ord + Copy>(
     operations: &Operations,
     place_of: impl Fn(&str) -> Option<P>,
@@ -44,14 +44,14 @@ pub(crate) fn stalls<P: Ord + Copy>(
         ends.sort_unstable();
         for start in starts {
             let next = ends.partition_point(|end| end < start);
-            // Operations after the last success are ignored, because the end of the round interrupted them.
+            // Operations after the last success are omitted, because the end of the round interrupted them.
             stalls.extend(ends.get(next).map(|end| (*start, end - *start)));
         }
     }
     stalls
 }
 
-/// Returns the longest of the stalls that end within an interval.
+/// Returns the longest of the stalls that end within an interval; zero if there is none.
 pub(crate) fn longest(stalls: &[(i64, i64)], from: i64, to: i64) -> Duration {
     let those = stalls.iter().filter(|(start, length)| (from..to).contains(&(start + length)));
     let longest = those.map(|(_, length)| *length).max().unwrap_or(0);
@@ -64,7 +64,7 @@ pub(crate) fn too_long(struck: &[Struck], stalls: &[Duration]) -> Vec<String> {
     those
         .map(|(fault, stall)| {
             format!(
-                "{}, server {}: clients waited for {} ms, and {} ms is the limit",
+                "{}, server {}: clients waited for {} ms, but the limit is {} ms",
                 fault.name,
                 fault.victim,
                 stall.as_millis(),
@@ -74,7 +74,7 @@ pub(crate) fn too_long(struck: &[Struck], stalls: &[Duration]) -> Vec<String> {
         .collect()
 }
 
-/// Returns the operations that were not served, or whose result is unknown, of groups for which `is_watched`.
+/// Returns the operations on the groups that satisfy `is_watched` that were not served, or whose result is unknown.
 pub(crate) fn unserved(
     operations: &Operations,
     placement: Placement,
@@ -84,9 +84,10 @@ pub(crate) fn unserved(
     all.filter(|(key, one)| !is_served(one) && is_watched(group_of(placement, key))).collect()
 }
 
-/// Returns the operations that were not served although at most one server was struck. The deadline of an
-/// operation, five seconds, is longer than every recovery. Operations of clients that are cut off from the victim
-/// while all others still reach it are exempt, and so are operations while the cluster is stopped.
+/// Returns the operations that were not served, or whose result is unknown, although at most one server was struck. The
+/// deadline of an operation, five seconds, is longer than every recovery. Operations on the victim's own group are
+/// exempt while only clients are cut off from the victim. All operations are exempt while the cluster is stopped or has
+/// no room.
 pub(crate) fn not_carried_through<'a>(
     operations: &'a Operations,
     placement: Placement,
@@ -101,7 +102,7 @@ pub(crate) fn not_carried_through<'a>(
                     operation.start < until && fault.began_ns < end_of(operation)
                 })
             };
-            // Faults begin when every group is at home, so the victim is the primary of the group with its number.
+            // Faults begin when every group is at home, so the victim is the primary of the group with its id.
             group.0 == fault.victim && is_between(fault.apart_until_ns)
                 || is_between(fault.away_until_ns)
         })
@@ -120,7 +121,7 @@ pub(crate) fn is_served(operation: &Operation) -> bool {
     is_response && operation.kind != Kind::Info
 }
 
-/// Returns the time at which the caller got the result. For an operation in doubt it is the latest possible time.
+/// Returns the time at which the operation ended. For an operation in doubt, this is the end of its deadline.
 fn end_of(operation: &Operation) -> i64 {
     operation.end.min(operation.start.saturating_add(DEADLINE_NS))
 }

@@ -1,11 +1,11 @@
-//! Ordinary days: orderly exits, suspends, stalls, full and frozen disks, floods, long reads, and little memory.
+//! Ordinary days: orderly exits, suspensions, stalls, full and frozen disks, floods, long reads, and little memory.
 //!
 //! ```text
 //!   Day       the kinds, by name
 //!     round     one cluster under load: one event after the other, then its verdict
 //!     strike    injects one event, and checks what must not have changed
 //!       writes    the long value, and the filling of memory
-//!       places    servers that lost a place in a group, according to the coordinator's log
+//!       places    servers that lost their place in a group, according to the coordinator's log
 //!     ground    the file system and the limits of a cluster: a disk, a small tmpfs, a cgroup
 //! ```
 
@@ -24,7 +24,8 @@ use ground::Ground;
 pub(crate) enum Day {
     /// SIGTERM to one server.
     Leave,
-    /// Two SIGTERM to one server, so that it leaves without the coordinator's orders.
+    /// Two SIGTERM signals to one server. After the second, the server leaves without waiting for the coordinator's
+    /// orders.
     LeaveTwice,
     /// SIGTERM to two neighbours in quick succession.
     LeaveTwo,
@@ -97,7 +98,7 @@ impl fmt::Display for Day {
 pub(crate) const SLICE: [Day; 4] = [Day::Leave, Day::Suspend, Day::Stall, Day::LongReaders];
 
 impl Ground {
-    /// Returns the kinds of events for a cluster on this ground.
+    /// Returns the kinds of events that a cluster on this ground can have.
     pub(crate) fn days(self) -> &'static [Day] {
         match self {
             Ground::Plain => &[
@@ -122,7 +123,7 @@ impl Ground {
     }
 }
 
-/// The ordinary days of one round.
+/// The plan for the ordinary days of one round.
 #[derive(Clone, Debug)]
 pub(crate) struct Days {
     pub(crate) ground: Ground,
@@ -130,10 +131,11 @@ pub(crate) struct Days {
     pub(crate) count: u32,
 }
 
-/// The number of events of each kind in one round.
+/// The planned number of events of each kind in one round.
 const TURNS_A_ROUND: usize = 2;
 
-/// Plans rounds with a total of `count` ordinary days. The grounds take turns.
+/// Plans rounds with a total of `count` ordinary days. The possible grounds take turns. Returns no rounds if no kind is
+/// possible.
 pub(crate) fn plan(possible: &[(Ground, Vec<Day>)], count: u32) -> Vec<Days> {
     let mut left = count;
     let mut grounds = possible.iter().filter(|(_, kinds)| !kinds.is_empty()).cycle();

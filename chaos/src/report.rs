@@ -15,9 +15,9 @@ use crate::round::Outcome;
 struct Row {
     count: u64,
     with_write_in_flight: u64,
-    /// The longest stall of one fault, in milliseconds: of the fault that came closest to its limit.
+    /// The longest stall of the fault that came closest to its limit, in milliseconds.
     stall_ms: f64,
-    /// The limit on the stall of this fault, in milliseconds.
+    /// The limit on the stall of the same fault, in milliseconds.
     limit_ms: f64,
 }
 
@@ -38,7 +38,8 @@ pub(crate) struct Report {
     ok: u64,
     /// The number of operations that were not done.
     fail: u64,
-    /// The part of `fail` that was not served before the deadline, or whose group was LOST.
+    /// The part of `fail` that got neither a failed condition nor an absent key as its response, for example because
+    /// the group was LOST.
     unserved: u64,
     /// The number of operations that were not served, or whose result is unknown, although at most one server was
     /// struck.
@@ -53,7 +54,7 @@ pub(crate) struct Report {
     longest_stall_ms: f64,
     two_servers_at_once: Doubles,
     seconds: f64,
-    /// Faults that were left out, with the reason.
+    /// Faults and ordinary days that were left out, with the reason.
     left_out: Vec<String>,
     failures: Vec<String>,
     verdict: &'static str,
@@ -105,7 +106,7 @@ impl Report {
     /// Completes the report. A run that did less than the required minimum counts as failed.
     pub(crate) fn end(&mut self, took: Duration, demand: &Demand, of_ordinary: &Demand) {
         self.seconds = took.as_secs_f64();
-        // A run with failures reports these reasons, not the missed minimum.
+        // A run with failures reports only these, and not a missed minimum.
         if !self.failures.is_empty() {
             return;
         }
@@ -159,8 +160,8 @@ impl Report {
             "{table}\n\n\
              {} faults and {} ordinary days in {} rounds, {:.0} s, seed {}\n\
              operations: {} ok, {} fail (of these {} not served), {} info; {} keys\n\
-             not carried through although one server was struck: {}\n\
-             checker: {} keys illegal, {} unknown; every corrupted copy {}\n",
+             not served, or of unknown result, although at most one server was struck: {}\n\
+             checker: {} keys not linearizable, {} unknown (timed out); every corrupted history {}\n",
             self.faults,
             self.ordinary,
             self.rounds,

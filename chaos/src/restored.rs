@@ -1,4 +1,4 @@
-//! The restore of a stopped cluster from its dumps. Clients then read all data again.
+//! The restore of a stopped cluster from its dumps. A client then reads all data again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,8 +19,9 @@ pub(crate) type Found = BTreeMap<String, Option<(Value, u64)>>;
 /// The value and version of an entry; `None` if the key is absent.
 type Entry = Option<(Vec<u8>, u64)>;
 
-/// Restores a cluster from the files of a directory, in a new directory below it, and reads these keys. Reads in
-/// groups without a dump must end with LOST; all other reads must succeed.
+/// Restores a cluster from the files of a directory, in a new directory below it. Reads these keys and the bulk data.
+/// Reads in `lost` groups must end with LOST, and are not part of the result. All other reads must get a response, and
+/// the bulk data must be complete.
 pub(crate) fn read_all<'a>(
     programs: &Programs,
     network: Option<&Network>,
@@ -44,10 +45,14 @@ pub(crate) fn read_all<'a>(
         let is_lost = lost.contains(&group);
         match client.get(key.as_bytes(), &OpOptions::default()) {
             Err(Error::Lost { .. }) if is_lost => Ok(None),
-            other if is_lost => bail!("group {group} is lost, but {key:?} was read: {other:?}"),
+            other if is_lost => {
+                bail!("group {group} is lost, but a read of {key:?} returned {other:?}")
+            }
             Ok(value) => Ok(Some(Some((value.bytes, value.version.0)))),
             Err(Error::NotFound { .. }) => Ok(Some(None)),
-            Err(error) => Err(error).context("read from the restored cluster"),
+            Err(error) => {
+                Err(error).with_context(|| format!("read {key:?} from the restored cluster"))
+            }
         }
     };
     let mut found = Found::new();

@@ -33,9 +33,9 @@ pub(crate) const WARM: Duration = Duration::from_millis(800);
 /// The purpose of a round.
 #[derive(Clone, Debug)]
 pub(crate) enum Aim {
-    /// This number of single faults, one after the other. The cluster must survive each.
+    /// This number of single faults, one after the other. The cluster must survive each of them.
     One(u32),
-    /// Two servers killed in one recovery.
+    /// A server, and one of its neighbours during the recovery of the first, are killed.
     Two(Double),
     /// Ordinary days.
     Ordinary(Days),
@@ -64,7 +64,8 @@ pub(crate) struct Outcome {
     pub(crate) dir: PathBuf,
     pub(crate) struck: Vec<Struck>,
     pub(crate) counts: Counts,
-    /// Operations that were not served, or whose result is unknown, although they should have been served.
+    /// The number of operations that were not served, or whose result is unknown, although they should have been
+    /// served.
     pub(crate) not_carried_through: u64,
     /// True if the events of the round were ordinary days.
     pub(crate) is_ordinary: bool,
@@ -117,7 +118,8 @@ impl Round<'_> {
         }
     }
 
-    /// Injects one fault after the other, each when the cluster is whole again. Then stops the cluster in an orderly way.
+    /// Injects one fault after the other, each when the cluster is whole again. Then stops the cluster and checks the
+    /// results.
     fn one_by_one(
         &self,
         faults: u32,
@@ -181,7 +183,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Kills a server, and then its neighbour before the recovery of the first is over.
+    /// Kills a server, and one of its neighbours before the recovery of the first is over. Then checks the results that
+    /// the policy requires.
     fn two(
         &self,
         double: Double,
@@ -202,7 +205,7 @@ impl Round<'_> {
         let placement = cluster.placement();
         let mut restored = Found::new();
         let (records, remains) = match double.policy {
-            // The second kill came too late, so there were two single faults, one after the other.
+            // The second kill came after the recovery. So there were two single faults, one after the other.
             _ if !in_time => {
                 cluster.wait_whole("after a second server was killed when the first was back")?;
                 let records = load.stop(&self.dir)?;
@@ -214,7 +217,7 @@ impl Round<'_> {
                 let ended = cluster.await_end().context("after two servers were killed")?;
                 ensure!(
                     !ended.success(),
-                    "coord ended with 0 although a second server was gone before the first was back"
+                    "coord exited with status 0 although a second server died before the first was back"
                 );
                 let records = load.stop(&self.dir)?;
                 let remains = Remains::of_survivors(&self.dir, placement, &killed)?;
@@ -241,7 +244,7 @@ impl Round<'_> {
                     .filter(|group| group.condition == kv_protocol::status::GroupCondition::Lost)
                     .map(|group| group.group)
                     .collect();
-                // The time is long enough for clients to request keys of the lost group too.
+                // This time is long enough for requests to keys of the lost group.
                 std::thread::sleep(3 * WARM);
                 let records = load.stop(&self.dir)?;
                 // The exit status of this stop is a failure, because no dump of the lost group is complete.
@@ -263,7 +266,7 @@ impl Round<'_> {
             let home = [group.0, (group.0 + 1) % self.servers];
             if !home.iter().all(|server| both.contains(server)) {
                 outcome.failures.push(format!(
-                    "group {group} is lost, although servers {both:?} are not both of its holders"
+                    "group {group} is lost, although the killed servers {both:?} are not its home"
                 ));
             }
         }
@@ -275,8 +278,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Checks that groups that neither victim held were served all the time, and that only requests to lost groups
-    /// got LOST.
+    /// Checks that groups that neither victim held were served all the time. Requests to every lost group, and only
+    /// these, must have got LOST.
     fn check_isolation(
         &self,
         records: &[kv_history::Record],
@@ -303,12 +306,14 @@ impl Round<'_> {
             .collect();
         for group in &said {
             if !lost.contains(group) {
-                bail!("group {group} responded LOST, but is not lost");
+                bail!("a request to group {group} got LOST, but the group is not lost");
             }
         }
         for group in lost {
             if !said.contains(group) {
-                outcome.failures.push(format!("group {group} is lost, but never responded LOST"));
+                outcome
+                    .failures
+                    .push(format!("group {group} is lost, but no request to it got LOST"));
             }
         }
         Ok(())

@@ -24,7 +24,7 @@ use crate::round::{Aim, Outcome, Round};
 const FAULTS_A_ROUND: u32 = 20;
 /// One in this many faults is a double fault, which ends its round.
 const DOUBLE_ONE_IN: u32 = 8;
-/// The number of failed rounds after which a run gives up.
+/// The number of failed rounds after which a run ends.
 const MOST_FAILED: usize = 3;
 /// The number of faults in the slice that `make test` runs.
 const SLICE_FAULTS: u32 = 28;
@@ -39,7 +39,7 @@ const SLICE_ORDINARY_MINUTES: f64 = 1.0 / 3.0;
 struct Wanted {
     seed: u64,
     faults: u32,
-    /// The number of ordinary days, and the possible kinds.
+    /// The number of ordinary days.
     ordinary: u32,
     days: Vec<(Ground, Vec<Day>)>,
     sizes: Vec<u16>,
@@ -48,7 +48,7 @@ struct Wanted {
     until: Option<Instant>,
 }
 
-/// Runs all rounds. Returns whether every promise held.
+/// Runs all rounds and prints the report. Returns whether every promise held and the run did the required minimum.
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let start = Instant::now();
     let programs = Programs::find(args.programs.as_deref())?;
@@ -58,13 +58,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         left_out.push("restores after a shutdown: this `coord` has no --restore".into());
     }
     let mut wanted = Wanted::of(args, start, &mut left_out);
-    // This call must precede the start of any other thread.
+    // This call must precede the start of any other thread, because it may change the mount namespace.
     wanted.days = match args.slice {
         true => vec![(Ground::Plain, abilities::possible_of(&ordinary::SLICE, &mut left_out))],
         false if wanted.ordinary > 0 => abilities::ordinary_days(&mut left_out),
         false => Vec::new(),
     };
-    // This call too must precede the start of any other thread.
+    // This call must precede the start of any other thread, because it changes the network namespace.
     let network = match wanted.cuts {
         true => Some(Network::make(wanted.sizes.iter().copied().max().unwrap_or(3))?),
         false => None,
@@ -78,7 +78,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         wanted.days.iter_mut().for_each(|(_, days)| days.retain(|day| is_wanted(day.to_string())));
         wanted.days.retain(|(_, days)| !days.is_empty());
         let is_any = !possible.1.is_empty() || !wanted.days.is_empty();
-        anyhow::ensure!(is_any, "no fault that is possible here has `{only}` in its name");
+        anyhow::ensure!(
+            is_any,
+            "no fault or ordinary day that is possible here has `{only}` in its name"
+        );
         if possible.1.is_empty() {
             wanted.faults = 0;
         }
@@ -94,7 +97,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         if wanted.until.is_some_and(|until| Instant::now() > until) {
             break;
         }
-        // Two of three rounds use the network. The others run without it, which is the usual way to run a cluster.
+        // Two of three rounds use the network. The others run without it, like most clusters, unless only cuts are
+        // selected.
         let network = network.as_ref().filter(|_| number % 3 != 2 || possible.0.is_empty());
         let round = Round {
             programs: &programs,
@@ -181,7 +185,7 @@ impl Wanted {
 }
 
 impl Wanted {
-    /// Returns the required minimum of faults. It is smaller for a run with `--only` or `--minutes`.
+    /// Returns the required minimum of faults. It is smaller for a slice and for a run with `--only` or `--minutes`.
     fn demand(&self, args: &Args, possible: &[Fault]) -> Demand {
         let is_whole = args.only.is_none() && args.minutes.is_none();
         let mut kinds: Vec<String> = possible.iter().map(Fault::to_string).collect();
@@ -198,7 +202,8 @@ impl Wanted {
         Demand { what: "faults", faults: faults.into(), full: enough::FULL, kinds, in_flight }
     }
 
-    /// Returns the required minimum of ordinary days. A slice must carry out all its few days.
+    /// Returns the required minimum of ordinary days: all requested days, or none with a time limit (`--minutes`). In a
+    /// slice every kind must have occurred too.
     fn demand_of_ordinary(&self, args: &Args) -> Demand {
         let is_whole = args.only.is_none() && args.minutes.is_none();
         let kinds = self.days.iter().filter(|_| is_whole).flat_map(|(_, days)| days);
@@ -238,7 +243,7 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
     let days = ordinary::plan(&wanted.days, wanted.ordinary);
     let (rounds, among) = (plan.len().max(1), days.len());
     for (number, days) in days.into_iter().enumerate() {
-        // Each ground gets every size in turn, even if their counts have a common divisor.
+        // Each ground gets every size in turn, even if the numbers of grounds and sizes have a common divisor.
         let turn = number % wanted.days.len() + number / wanted.days.len();
         let servers = wanted.sizes[turn % wanted.sizes.len()];
         plan.insert(number + number * rounds / among, (servers, Aim::Ordinary(days)));
@@ -246,15 +251,14 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
     plan
 }
 
-/// Returns the double fault with this number. Policies and neighbours alternate, and for each combination the steps
-/// take turns.
+/// Returns the double fault with this number. The policy, the neighbour and the step cycle through all combinations.
 fn double(number: u32) -> Double {
     let policy = [Policy::Shutdown, Policy::Isolate][usize::from(number % 2 == 1)];
     let step = u8::try_from(number / 4 % 5).expect("below 5");
     Double { policy, next: number / 2 % 2 != 1, step }
 }
 
-/// Returns the base directory of the rounds, and whether it is kept after the run.
+/// Creates the base directory of the rounds. Returns it, and whether it is kept after a successful run.
 fn base_directory(args: &Args) -> anyhow::Result<(PathBuf, bool)> {
     match &args.keep {
         Some(directory) => {
@@ -276,7 +280,7 @@ fn progress(faults: u32) -> ProgressBar {
     bar
 }
 
-/// Prints a line about a round.
+/// Prints the result of a round in one line.
 fn tell(number: usize, outcome: &Outcome) {
     let counts = &outcome.counts;
     let end = match outcome.failures.first() {

@@ -1,5 +1,5 @@
-//! A reader of the coordinator's log while it grows. It extracts the steps of recoveries and the starts and ends of
-//! processes.
+//! A reader of the coordinator's log that follows its growth. It extracts the steps of recoveries, and the starts and
+//! ends of server processes.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 /// An event of a server in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
-    /// A process was started at its place.
+    /// A process was started at the server's place in the ring.
     Started {
-        /// The pid.
+        /// The pid of the new process.
         pid: u32,
     },
     /// The server's recovery has entered this step.

@@ -17,12 +17,12 @@ use crate::steps::{Steps, Told};
 
 /// The maximum time for which the injector waits for a write in flight.
 const AIM: Duration = Duration::from_millis(100);
-/// The range of the duration of a hang, in milliseconds. It is longer than the grace (625 ms), and often so long
+/// The range of the durations of hangs, in milliseconds. A hang is longer than the grace (625 ms), and often so long
 /// that the server is replaced.
 const HANG_MS: (u64, u64) = (700, 2_500);
-/// The range of the duration of a cut, in milliseconds.
+/// The range of the durations of cuts, in milliseconds.
 const CUT_MS: (u64, u64) = (800, 4_000);
-/// The timeout for a step of a recovery to begin.
+/// The timeout for each expected event in the log, such as a step of a recovery.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval between two reads of the log.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
@@ -33,18 +33,19 @@ pub(crate) struct Struck {
     /// The name of the fault in the table.
     pub(crate) name: String,
     pub(crate) victim: u16,
-    /// The time of the fault, by the clock of the history. If the fault consists of two strikes, it is the time of
-    /// the one after which the fault is named.
+    /// The time of the fault, by the clock of the history. If the fault consists of two strikes, it is the time of the
+    /// first. For the kill of a replacement, it is the time of that kill.
     pub(crate) time_ns: i64,
-    /// The time at which the fault began. If the fault consists of two strikes, it is the time of the first.
+    /// The time at which the injection began, at or shortly before the first strike.
     pub(crate) began_ns: i64,
-    /// The groups of the victim, or all groups if only the coordinator was struck.
+    /// The groups of the victim. If only the coordinator was struck, or for an ordinary day: all groups.
     pub(crate) groups: Vec<u16>,
     /// The longest stall that the fault may cause.
     pub(crate) limit: Duration,
-    /// The time until which clients were cut off from the victim, while all others still reached it.
+    /// The time until which clients were cut off from the victim while the other processes still reached it. `None` if
+    /// they were not cut off.
     pub(crate) apart_until_ns: Option<i64>,
-    /// The time until which requests may fail because the cluster was stopped or had no room.
+    /// The time until which requests may fail because the cluster was stopped or had no room. `None` if none may fail.
     pub(crate) away_until_ns: Option<i64>,
 }
 
@@ -172,8 +173,8 @@ impl<'a> Striker<'a> {
         })
     }
 
-    /// Kills a server, and one of its neighbours in a step of the recovery. Returns both processes, and whether the
-    /// recovery was still in progress.
+    /// Kills a server, and one of its neighbours in a step of the recovery. Returns the fault, both processes, and
+    /// whether the recovery was still in progress when the second process died.
     pub(crate) fn strike_two(
         &mut self,
         double: Double,
@@ -205,8 +206,8 @@ impl<'a> Striker<'a> {
         Ok((struck, killed, in_time))
     }
 
-    /// Returns whether a server was back before the coordinator detected the death of the other one. A short
-    /// recovery may end before the kill takes effect.
+    /// Waits until the coordinator has detected the death of server `other`. Returns whether `victim` was back before.
+    /// A short recovery may end before the kill takes effect.
     fn was_back_before_down(&mut self, victim: u16, other: u16) -> anyhow::Result<bool> {
         let until = Instant::now() + STEP_TIMEOUT;
         let mut is_back = false;
@@ -220,11 +221,12 @@ impl<'a> Striker<'a> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        bail!("server {other} was killed, but is not down within {STEP_TIMEOUT:?}")
+        bail!("the coordinator did not log the death of server {other} within {STEP_TIMEOUT:?}")
     }
 
-    /// Kills a server, and in this step of the recovery the process that replaces it. Returns the time of the
-    /// second kill, and the step according to the log.
+    /// Kills a server, and in this step of the recovery the process that replaces it. In step 0 the server is suspended
+    /// first, and then killed. Returns the time of the last strike, and the step according to the log. The step is
+    /// `None` if the recovery was complete before the second kill took effect.
     fn replacement(
         &mut self,
         victim: u16,
@@ -232,7 +234,7 @@ impl<'a> Striker<'a> {
         step: u8,
     ) -> anyhow::Result<(i64, Option<u8>)> {
         let groups = self.groups_of(victim);
-        // In step 0 the old process must still exist, so it is stopped instead of killed.
+        // In step 0 the old process must still exist, so it is suspended instead of killed.
         let first = if step == 0 { Signal::STOP } else { Signal::KILL };
         let mut time = self.hit(&groups, pid, first);
         let (mut target, mut met) = (pid, None);
@@ -241,7 +243,7 @@ impl<'a> Striker<'a> {
         while !is_due {
             if Instant::now() > until {
                 process::signal(pid, Signal::CONT);
-                bail!("step {step} of server {victim} did not begin within {STEP_TIMEOUT:?}");
+                bail!("step {step} of server {victim} was not logged within {STEP_TIMEOUT:?}");
             }
             for (id, told) in self.steps.news() {
                 match told {
@@ -277,11 +279,11 @@ impl<'a> Striker<'a> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        bail!("the death of the process that replaces server {victim} was not logged")
+        bail!("the death of the replacement of server {victim} was not logged in {STEP_TIMEOUT:?}")
     }
 
-    /// Waits for this step of a server's recovery, or a later one. Returns `None` if the recovery is over
-    /// already.
+    /// Waits for this step of a server's recovery, or a later one, and returns it. Returns `None` if the recovery is
+    /// complete.
     fn await_step(&mut self, victim: u16, step: u8) -> anyhow::Result<Option<u8>> {
         let until = Instant::now() + STEP_TIMEOUT;
         while Instant::now() < until {
@@ -298,7 +300,7 @@ impl<'a> Striker<'a> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        bail!("step {step} of server {victim} did not begin within {STEP_TIMEOUT:?}")
+        bail!("step {step} of server {victim} was not logged within {STEP_TIMEOUT:?}")
     }
 
     fn groups_of(&self, server: u16) -> Vec<u16> {
@@ -306,7 +308,8 @@ impl<'a> Striker<'a> {
         vec![server, (server + count - 1) % count]
     }
 
-    /// Sends a signal once a write to one of these groups is in flight. Returns the time.
+    /// Sends a signal once a write to one of these groups is in flight, or after [`AIM`]. Returns the time of the
+    /// signal.
     fn hit(&self, groups: &[u16], pid: u32, signal: Signal) -> i64 {
         self.load.flight.aim(groups, AIM);
         let time = now_ns();

@@ -8,8 +8,8 @@
 //!   the bulk data of the round                          -> present
 //! ```
 //!
-//! There is no separate check that the dumps contain every acknowledged write: the entries of the dumps are added
-//! to the history as last reads, and a history with a lost write is not linearizable.
+//! There is no separate check that the dumps contain every acknowledged write. The entries of the dumps are added to
+//! the history as final reads, and a history with a lost write is not linearizable.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -75,7 +75,8 @@ struct Remain {
 }
 
 impl Remains {
-    /// Collects the dumps of a cluster that was whole when it was stopped. The two dumps of a group must be equal.
+    /// Collects the dumps of all groups except `lost` ones. Each of these groups must have been whole when it was
+    /// dumped, and its two dumps must be equal.
     pub(crate) fn of_whole(
         dir: &Path,
         placement: Placement,
@@ -91,8 +92,8 @@ impl Remains {
     }
 
     /// Collects the dumps that a restore would use: the newest valid dump of every place. `dead` are the killed
-    /// processes. Every group whose last view names another process must have a dump, even if this process is a
-    /// replacement.
+    /// processes. Every group whose last view names a process that is not in `dead` must have a dump, even if this
+    /// process is a replacement.
     pub(crate) fn of_survivors(
         dir: &Path,
         placement: Placement,
@@ -168,9 +169,9 @@ impl Remains {
 /// The state of a round at its end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ends<'a> {
-    /// The dumps that count.
+    /// The entries of the dumps.
     pub(crate) remains: &'a Remains,
-    /// The values that clients read from a cluster that was restored from these dumps.
+    /// The values that a client read from a cluster that was restored from these dumps; empty if none was restored.
     pub(crate) restored: &'a Found,
     /// The bulk data that was written at the beginning of the round.
     pub(crate) bulk: Bulk,
@@ -209,7 +210,7 @@ pub(crate) fn judge(
     counts.in_flight =
         struck.iter().map(|fault| noticed::was_in_flight(&live, placement, fault)).collect();
     if noticed::is_idle(&live) {
-        failures.push("no operation was done in the whole round".into());
+        failures.push("no operation succeeded in the whole round".into());
     }
     let in_dumps = live.by_key.keys().filter_map(|key| {
         let found = remains.at(place_of(key))?.entries.get(key.as_bytes());
@@ -220,15 +221,21 @@ pub(crate) fn judge(
     write_history(&dir.join("history.jsonl"), &records)?;
     let operations = Operations::pair(&records)?;
     for (key, verdict) in operations.judge() {
-        match verdict {
-            kv_history::Verdict::Unknown => counts.unknown += 1,
-            _ => counts.illegal += 1,
-        }
+        let what = match verdict {
+            kv_history::Verdict::Unknown => {
+                counts.unknown += 1;
+                "was not checked within the time limit"
+            }
+            _ => {
+                counts.illegal += 1;
+                "is not linearizable"
+            }
+        };
         let path = dir.join(format!("key-{key}.txt"));
         let lines: Vec<String> =
             operations.by_key[key].iter().map(|operation| format!("{operation:?}")).collect();
         fs::write(&path, lines.join("\n")).with_context(|| format!("write {}", path.display()))?;
-        failures.push(format!("key {key:?} is {verdict:?}; its history is in {}", path.display()));
+        failures.push(format!("the history of key {key:?} {what}; it is in {}", path.display()));
     }
     match effects(&operations, place_of) {
         Ok(found) => check_numbers(&found, placement, ends, forgotten, failures),
@@ -256,7 +263,7 @@ fn count(operations: &Operations) -> Counts {
     counts
 }
 
-/// Adds reads of the values found at the end.
+/// Adds reads of the values that were found after the end of the load.
 fn read_last(records: &mut Vec<Record>, process: u32, found: &Found) {
     let mut time_ns = records.last().map_or(0, |record| record.time_ns);
     for (key, found) in found {
@@ -340,8 +347,8 @@ fn check_bulk(
     missing.len() as u64
 }
 
-/// Checks that the checker rejects the copy with one impossible response. The copy is read from its file, like any
-/// history.
+/// Checks that the checker rejects a copy of the history with one impossible response. The copy is written to a file
+/// and read back, like any history.
 fn check_checker(
     dir: &Path,
     records: &[Record],
@@ -349,7 +356,7 @@ fn check_checker(
     failures: &mut Vec<String>,
 ) -> anyhow::Result<()> {
     let Some((copy, key)) = corrupted(records, operations) else {
-        failures.push("nothing was read in the whole round: no history to corrupt".into());
+        failures.push("cannot corrupt the history: no read succeeded in the whole round".into());
         return Ok(());
     };
     let path = dir.join("history-corrupted.jsonl");

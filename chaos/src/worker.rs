@@ -24,7 +24,7 @@ use crate::keys::{self, KeyAge};
 
 /// The number of process numbers of one thread. Each operation in doubt uses up one.
 pub(crate) const NUMBERS_A_THREAD: u32 = 100_000;
-/// The number of keys whose last value is kept for a compare-and-swap.
+/// The number of keys whose last value is kept for compare-and-set.
 const MOST_SEEN: usize = 256;
 /// One in this many values is long enough to be sent in fragments.
 const LARGE_ONE_IN: u64 = 800;
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     history.flush().with_context(|| format!("write {}", args.history.display()))
 }
 
-/// One thread.
+/// One thread of the load, with its client.
 struct Hand<'a> {
     args: &'a WorkerArgs,
     /// The number of the thread among all threads of the run.
@@ -150,7 +150,7 @@ impl<'a> Hand<'a> {
         let (process, f, key, time_ns) = (self.process, plan.f, plan.key.clone(), now_ns());
         let record = Record { process, kind, f, key, value, time_ns, version, error };
         let mut history = self.history.lock().unwrap_or_else(|error| error.into_inner());
-        writeln!(history, "{}", record.to_line()).context("write the history; is the disk full?")
+        writeln!(history, "{}", record.to_line()).context("write the history; check the free space")
     }
 
     fn plan(&mut self) -> Plan {
@@ -233,7 +233,7 @@ impl<'a> Hand<'a> {
         }
     }
 
-    /// Settles most of the writes that end in doubt. The others stay in doubt, as in a program that does not settle
+    /// Settles three of four writes that end in doubt. The others remain in doubt, as in a program that does not settle
     /// its writes.
     fn settle(&mut self, done: Result<Written, Error>) -> Result<Written, Error> {
         let Err(Error::InDoubt { doubt: Some(doubt), .. }) = &done else { return done };

@@ -8,6 +8,7 @@ use kv_protocol::ids::{ClusterId, SequenceNumber};
 use kv_protocol::{escape, limits};
 
 use crate::doubt::Doubt;
+use crate::operation::Kind;
 
 /// The maximum number of bytes of a key in a message.
 const SHOWN_KEY_BYTES: usize = 64;
@@ -24,6 +25,10 @@ impl Action {
     /// Creates the description of an operation: its verb, such as "get", and its key.
     pub fn new(verb: &'static str, key: &[u8]) -> Action {
         Action { verb, key: key[..key.len().min(SHOWN_KEY_BYTES)].into(), key_bytes: key.len() }
+    }
+
+    fn is_write(&self) -> bool {
+        [Kind::Put, Kind::Delete].iter().any(|kind| kind.verb() == self.verb)
     }
 }
 
@@ -173,13 +178,13 @@ pub enum Error {
         reason: String,
     },
     /// The program has interrupted the client ([`crate::Interrupt`]); a write was not executed.
-    #[error("{action}: interrupted by the program; the operation was not executed")]
+    #[error("{action}: interrupted by the program{}", unexecuted(action))]
     Interrupted {
         /// The operation and its key.
         action: Action,
     },
     /// The program has cancelled the operation ([`crate::Client::cancel`]); a write was not executed.
-    #[error("{action}: cancelled by the program; the operation was not executed")]
+    #[error("{action}: cancelled by the program{}", unexecuted(action))]
     Cancelled {
         /// The operation and its key.
         action: Action,
@@ -202,6 +207,12 @@ pub enum Error {
         /// The server's text, or a description of the invalid response.
         reason: String,
     },
+}
+
+/// Returns the end of the message about an operation that the program has ended. A write that may have been executed
+/// ends in doubt instead. A read or a RESOLVE may have been sent.
+fn unexecuted(action: &Action) -> &'static str {
+    if action.is_write() { "; the write was not executed" } else { "" }
 }
 
 fn found(version: SequenceNumber) -> String {
@@ -312,6 +323,24 @@ mod tests {
         let shown = action.to_string();
         assert!(shown.starts_with("put \"\\x1b[2Jabckkk"), "{shown}");
         assert!(shown.ends_with("k\"… (107 bytes)"), "{shown}");
+    }
+
+    #[test]
+    fn only_a_write_that_the_program_has_ended_is_reported_as_not_executed() {
+        for (verb, is_write) in [
+            (Kind::Put.verb(), true),
+            (Kind::Delete.verb(), true),
+            (Kind::Get.verb(), false),
+            (Kind::Resolve.verb(), false),
+        ] {
+            let action = || Action::new(verb, b"k");
+            for error in
+                [Error::Interrupted { action: action() }, Error::Cancelled { action: action() }]
+            {
+                let text = error.to_string();
+                assert_eq!(text.contains("not executed"), is_write, "{text}");
+            }
+        }
     }
 
     #[test]

@@ -150,15 +150,13 @@ fn check_form(name: &str) -> Result<(), OpenError> {
 
 fn resolve(endpoints: &str, log: &Log) -> Result<Vec<Endpoint>, OpenError> {
     let mut resolved = Vec::new();
-    let mut unknown = None;
+    let mut skipped = Vec::new();
     for name in endpoints.split(',').map(str::trim) {
         check_form(name)?;
         let addresses = match name.to_socket_addrs() {
             Ok(addresses) => addresses,
             Err(reason) => {
-                let error = OpenError::Resolve { name: name.to_owned(), reason };
-                log.write(Level::Warning, || error.to_string());
-                unknown.get_or_insert(error);
+                skipped.push(OpenError::Resolve { name: name.to_owned(), reason });
                 continue;
             }
         };
@@ -171,9 +169,15 @@ fn resolve(endpoints: &str, log: &Log) -> Result<Vec<Endpoint>, OpenError> {
     }
     match resolved.len() {
         0 => {
-            Err(unknown.unwrap_or_else(|| OpenError::NoAddress { endpoints: endpoints.to_owned() }))
+            let first = skipped.into_iter().next();
+            Err(first.unwrap_or_else(|| OpenError::NoAddress { endpoints: endpoints.to_owned() }))
         }
-        1..=MAX_ENDPOINTS => Ok(resolved),
+        1..=MAX_ENDPOINTS => {
+            for error in skipped {
+                log.write(Level::Warning, || error.to_string());
+            }
+            Ok(resolved)
+        }
         count => Err(OpenError::Options {
             what: format!("{count} coordinator addresses; at most {MAX_ENDPOINTS} are allowed"),
         }),
@@ -220,12 +224,15 @@ mod tests {
         let log = Log::to(move |level, words| to.lock().unwrap().push((level, words.to_owned())));
         let found = resolve("gone.invalid:7000,127.0.0.1:7000", &log).unwrap();
         assert_eq!(found.len(), 1);
-        let lines = lines.lock().unwrap();
-        assert_eq!(lines.len(), 1);
-        assert_eq!(lines[0].0, Level::Warning);
-        assert!(lines[0].1.contains("gone.invalid:7000"), "{lines:?}");
-        let error = resolve("gone.invalid:7000,lost.invalid:1", &Log::default()).unwrap_err();
+        {
+            let lines = lines.lock().unwrap();
+            assert_eq!(lines.len(), 1);
+            assert_eq!(lines[0].0, Level::Warning);
+            assert!(lines[0].1.contains("gone.invalid:7000"), "{lines:?}");
+        }
+        let error = resolve("gone.invalid:7000,lost.invalid:1", &log).unwrap_err();
         assert!(error.to_string().contains("gone.invalid:7000"), "{error}");
+        assert_eq!(lines.lock().unwrap().len(), 1, "without an address, no name is skipped");
     }
 
     #[test]

@@ -368,6 +368,7 @@ fn final_statuses_end_the_operation_at_once() {
         assert!(is_right(&error), "{status:?}: {error:?}");
         assert_eq!(fake.seen().len(), 1);
         assert!(error.to_string().contains("on purpose"), "the server's reason: {error}");
+        assert!(error.to_string().contains(&format!("{status}: ")), "the wire name: {error}");
     }
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);

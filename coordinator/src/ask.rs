@@ -69,8 +69,7 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
         .set_read_timeout(timeout)
         .and_then(|()| stream.set_write_timeout(timeout))
         .map_err(|error| error.to_string())?;
-    let client =
-        random::nonzero_u128().map_err(|_| "the system provides no random numbers".to_owned())?;
+    let client = random::nonzero_u128()?;
     let mut bytes = Vec::new();
     Hello { cluster: ClusterId::default(), client: ClientId(client), shard: ShardId(0) }
         .write(&mut bytes);

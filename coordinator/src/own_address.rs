@@ -48,9 +48,7 @@ fn comes_back(address: IpAddr, port: u16) -> Result<(), String> {
     let port = listener.local_addr().map_err(text)?.port();
     let mut dialled =
         TcpStream::connect_timeout(&SocketAddr::new(address, port), TIMEOUT).map_err(text)?;
-    let word = random::nonzero_u64()
-        .map_err(|_| "the system provides no random numbers".to_owned())?
-        .to_le_bytes();
+    let word = random::nonzero_u64()?.to_le_bytes();
     dialled.write_all(&word).map_err(text)?;
     let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {

@@ -2,16 +2,15 @@
 
 use kv_protocol::key::Nonce;
 
-use crate::failure::Failure;
-
-fn failed(error: getrandom::Error) -> Failure {
-    Failure::Failed(format!("cannot get a random number from the system: {error}"))
-}
-
 /// Returns a random number that is never zero, because zero means "none" in ids.
-pub(crate) fn nonzero_u64() -> Result<u64, Failure> {
+///
+/// # Errors
+/// The system provides no random bytes; the message has the reason.
+pub(crate) fn nonzero_u64() -> Result<u64, String> {
     loop {
-        match getrandom::u64().map_err(failed)? {
+        let drawn = getrandom::u64()
+            .map_err(|error| format!("cannot get a random number from the system: {error}"))?;
+        match drawn {
             0 => {}
             number => return Ok(number),
         }
@@ -19,7 +18,10 @@ pub(crate) fn nonzero_u64() -> Result<u64, Failure> {
 }
 
 /// Returns a random number like [`nonzero_u64`], with 128 bits.
-pub(crate) fn nonzero_u128() -> Result<u128, Failure> {
+///
+/// # Errors
+/// As for [`nonzero_u64`].
+pub(crate) fn nonzero_u128() -> Result<u128, String> {
     Ok((u128::from(nonzero_u64()?) << 64) | u128::from(nonzero_u64()?))
 }
 

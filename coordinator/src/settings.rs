@@ -114,22 +114,31 @@ impl Settings {
     }
 
     /// Returns a message for each changed setting. If `servers_run`, the message about a setting of the servers adds
-    /// that running servers keep the old value.
+    /// its effect on running servers.
     pub(crate) fn changes_since(&self, before: &Settings, servers_run: bool) -> Vec<String> {
         let changed = self.flags().into_iter().zip(before.flags()).filter(|(now, was)| now != was);
         changed
             .map(|((flag, now), (_, was))| {
-                let is_of_coordinator =
-                    ["--on-double-fault", "--remote-dir", "--ssh-config"].contains(&flag);
-                let keep = match servers_run && !is_of_coordinator {
-                    true => "; running servers keep the old value",
-                    false => "",
-                };
+                let effect = if servers_run { effect_on_running_servers(flag) } else { "" };
                 let shown = |value: Option<String>| value.unwrap_or("the default".into());
                 let (now, was) = (shown(now), shown(was));
-                format!("{flag} is {now} from now on, no longer {was}{keep}")
+                format!("{flag} is {now} from now on, no longer {was}{effect}")
             })
             .collect()
+    }
+}
+
+/// Returns the effect of a changed setting on running servers, as the end of a message. Running servers receive the
+/// memory limit and the coordinator's address in the message SETTINGS.
+fn effect_on_running_servers(flag: &str) -> &'static str {
+    match flag {
+        // Settings of the coordinator.
+        "--on-double-fault" | "--remote-dir" | "--ssh-config" => "",
+        "--memory-limit" => "; running servers use it too",
+        "--advertise" => {
+            "; running servers receive it as the coordinator's address, and keep their own addresses"
+        }
+        _ => "; running servers keep the old value",
     }
 }
 
@@ -159,7 +168,8 @@ mod tests {
         assert_eq!(after, before);
         assert!(after.changes_since(&before, true).is_empty());
 
-        let after = before.with(&given(" --on-double-fault shutdown --memory-limit 2G"));
+        let flags = " --on-double-fault shutdown --memory-limit 2G --connection-memory 80M";
+        let after = before.with(&given(flags));
         assert_eq!(after.orphan_timeout, Duration::ZERO);
         assert_eq!(after.net, NetEngine::Epoll);
         let told = after.changes_since(&before, true);
@@ -167,10 +177,15 @@ mod tests {
             told,
             [
                 "--on-double-fault is shutdown from now on, no longer isolate",
-                "--memory-limit is 2G from now on, no longer 1G; running servers keep the old value",
+                "--memory-limit is 2G from now on, no longer 1G; running servers use it too",
+                "--connection-memory is 80M from now on, no longer the default; running servers keep the old value",
             ]
         );
-        assert!(!after.changes_since(&before, false)[1].contains("keep"), "no server runs");
+        let told = after.changes_since(&before, false);
+        assert!(
+            told.iter().all(|line| !line.contains("running servers")),
+            "no server runs: {told:?}"
+        );
     }
 
     #[test]
@@ -185,7 +200,8 @@ mod tests {
             after.changes_since(&before, true),
             [
                 "--remote-dir is kv/2 from now on, no longer kv/1",
-                "--advertise is 10.0.0.8 from now on, no longer 10.0.0.7; running servers keep the old value",
+                "--advertise is 10.0.0.8 from now on, no longer 10.0.0.7; running servers receive it as the \
+                 coordinator's address, and keep their own addresses",
             ]
         );
         let shown = after.shown();

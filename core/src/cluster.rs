@@ -62,7 +62,9 @@ pub use alarms::DUMP_ADVICE;
 pub use double_fault::DoubleFault;
 use durable::Memory;
 pub use durable::{DurableServer, DurableState, Founding, LastHolders, STORE_AGAIN};
-pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRefused};
+pub use effect::{
+    DownCause, Effect, Ignored, KillReason, LeaveReason, StartFailure, StartedRefused,
+};
 use history::History;
 pub use leave::LEAVE_TIMEOUT;
 pub use links::LinkId;

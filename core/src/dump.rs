@@ -557,7 +557,7 @@ mod tests {
         let reason = "some shards are missing";
         assert_eq!(
             without(|line| line.starts_with("# shard 1") || line.starts_with("@ ")),
-            Err(DumpError::Line { line: 10, reason })
+            Err(DumpError::Line { line: 11, reason })
         );
     }
 

@@ -235,8 +235,21 @@ pub enum StreamError {
         /// The received write.
         got: SequenceNumber,
     },
-    /// The other side claims a write or echoes a `t_send` that was never sent to it, or lacks a write that it has
-    /// acked.
+    /// HANDOVER or COPY-END names another last write than the last one applied here.
+    #[error("the other holder ends at write {got}, but the last write applied here is {applied}")]
+    End {
+        /// The last write according to the message.
+        got: SequenceNumber,
+        /// The last write applied.
+        applied: SequenceNumber,
+    },
+    /// An ack echoes a `t_send` that was not sent on this stream.
+    #[error("received an ack of write {sn} with a send time that is not of this stream")]
+    Echo {
+        /// The write that the ack names.
+        sn: SequenceNumber,
+    },
+    /// The other side claims a write that was never sent to it, or lacks a write that it has acked.
     #[error(
         "the other holder claims write {claimed}, but {committed} is committed and {sent} is sent"
     )]

@@ -44,7 +44,7 @@ pub fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 /// Creates a file, or empties the existing one. Afterwards only the owner can access the file.
 ///
 /// # Errors
-/// The errors of [`open`].
+/// The errors of [`open`], and of fchmod(2) and ftruncate(2).
 pub fn create(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::PermissionsExt as _;
     let file = open_with(path, File::options().write(true).create(true).mode(0o600))?;

@@ -169,7 +169,7 @@ fn namespace_in(proc: &Path) -> io::Result<PidNamespace> {
     let itself = fs::read_link(proc.join("self")).map_err(|error| failed("self", error))?;
     if itself.to_str() != Some(&std::process::id().to_string()) {
         return Err(io::Error::other(format!(
-            "{} shows the processes of another PID namespace; mount the proc of this one there",
+            "{} shows the processes of another PID namespace; mount the proc of this namespace there",
             proc.display()
         )));
     }

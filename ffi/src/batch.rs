@@ -6,12 +6,14 @@
 
 use std::cmp::Reverse;
 use std::ffi::c_int;
-use std::slice;
+use std::fmt::Display;
+use std::{ptr, slice};
 
 use kv_client::{Op, OpOptions, Reply};
 
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::cq::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, request};
+use crate::doubt::kvc_doubt;
 use crate::error::{Failure, KVC_OK, KVC_PANIC, severity};
 use crate::handle::{Pointer, kvc_client, open_to_call};
 use crate::options::{condition, kvc_op_options, read_op_options, sized};
@@ -121,9 +123,9 @@ pub unsafe extern "C" fn kvc_mdelete(
 /// is an operation as for kvc_cq_submit(), with its own condition; a condition in `options` is ignored. Its timeout_ms
 /// must be zero. Values of puts are not copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th
 /// operation, with tag `i` and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is
-/// NULL. The return value and kvc_last_error() are as for kvc_mput(). An empty key fails only its own operation
-/// (KVC_INVALID). If any other argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is
-/// executed and nothing is written. After KVC_PANIC, the content of `out` is unspecified.
+/// NULL. The return value and kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid
+/// (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other
+/// status, all of `out` is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_batch(
     client: *mut kvc_client,
@@ -151,7 +153,15 @@ pub unsafe extern "C" fn kvc_batch(
             let kept = kvc_op { flags: op.flags | KVC_KEEP, ..op };
             // SAFETY: the values are not accessed after the call has returned.
             requests.push((unsafe { request(&kept) }?, condition(op.if_version)));
+            if op.key.len == 0 {
+                return Err(empty_key(at));
+            }
             slots.push(Slot::of(&op, at));
+        }
+        for (at, tag) in (0..n).zip(0..) {
+            // Every completion is overwritten later, unless a panic ends the call early.
+            // SAFETY: the caller passes room for `n` completions.
+            unsafe { out.add(at).write(unfinished(tag)) };
         }
         let to = Pointer::new(out);
         let mut worst = Worst::default();
@@ -169,6 +179,12 @@ pub unsafe extern "C" fn kvc_batch(
         handle.shared.batch(requests.into_iter(), &options, &mut each)?;
         worst.tell(n)
     })
+}
+
+/// Returns the completion of an operation that a panic has ended.
+fn unfinished(tag: u64) -> kvc_completion {
+    let (value, words, doubt) = (kvc_buf::EMPTY, ptr::null(), kvc_doubt::default());
+    kvc_completion { tag, status: KVC_PANIC, copies: 0, value, words, doubt }
 }
 
 /// A function that returns the operation at an index of the batch.
@@ -283,11 +299,13 @@ unsafe fn read_ops(from: *const kvc_op, n: usize) -> Result<Vec<kvc_op>, Failure
 unsafe fn key<'a>(keys: &[kvc_slice], at: usize) -> Result<&'a [u8], Failure> {
     // SAFETY: passed on.
     match unsafe { keys[at].bytes("key") }? {
-        [] => {
-            Err(Failure::invalid(format!("key number {at} is empty; it needs 1 to 65,535 bytes")))
-        }
+        [] => Err(empty_key(at)),
         key => Ok(key),
     }
+}
+
+fn empty_key(at: impl Display) -> Failure {
+    Failure::invalid(format!("key number {at} is empty; it needs 1 to 65,535 bytes"))
 }
 
 /// Borrows the `n` slices at `from`.
@@ -311,4 +329,77 @@ unsafe fn many<'a>(
     }
     // SAFETY: not NULL, and within the size limit of an object; the caller guarantees the rest.
     Ok(unsafe { slice::from_raw_parts(from, n) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::ptr::null_mut;
+
+    use super::*;
+    use crate::cq::KVC_OP_DELETE;
+    use crate::error::{KVC_INVALID, KVC_UNAVAILABLE};
+    use crate::handle::{kvc_close, kvc_open};
+
+    /// Opens a handle for an unreachable cluster.
+    fn handle() -> *mut kvc_client {
+        let mut client = null_mut();
+        // SAFETY: all arguments are valid.
+        let opened = unsafe { kvc_open(c"127.0.0.1:1".as_ptr(), ptr::null(), &raw mut client) };
+        assert_eq!(opened, KVC_OK);
+        client
+    }
+
+    fn delete(key: &'static [u8]) -> kvc_op {
+        // SAFETY: a struct of integers and pointers may be zero.
+        let mut op: kvc_op = unsafe { MaybeUninit::zeroed().assume_init() };
+        op.size = u32::try_from(size_of::<kvc_op>()).unwrap();
+        op.kind = KVC_OP_DELETE;
+        op.key = kvc_slice { data: key.as_ptr().cast(), len: key.len() };
+        op
+    }
+
+    /// Runs a batch of two deletes for at most 10 ms. Returns its status, and the tags and statuses in `out`.
+    fn run(client: *mut kvc_client, keys: [&'static [u8]; 2]) -> (c_int, [(u64, c_int); 2]) {
+        let (ops, mut out) = (keys.map(delete), [unfinished(7), unfinished(7)]);
+        out.iter_mut().for_each(|completion| completion.status = 7);
+        let size = u32::try_from(size_of::<kvc_op_options>()).unwrap();
+        let options = kvc_op_options { size, timeout_ms: 10, if_version: 0 };
+        // SAFETY: the handle is open, and the arrays have two elements.
+        let status =
+            unsafe { kvc_batch(client, ops.as_ptr(), 2, out.as_mut_ptr(), &raw const options) };
+        (status, out.map(|completion| (completion.tag, completion.status)))
+    }
+
+    #[test]
+    fn an_empty_key_rejects_the_whole_batch_and_writes_nothing() {
+        let client = handle();
+        assert_eq!(run(client, [b"a", b""]), (KVC_INVALID, [(7, 7), (7, 7)]));
+        let statuses = [(0, KVC_UNAVAILABLE), (1, KVC_UNAVAILABLE)];
+        assert_eq!(run(client, [b"a", b"b"]), (KVC_UNAVAILABLE, statuses));
+        // SAFETY: the handle is open.
+        assert_eq!(unsafe { kvc_close(client) }, KVC_OK);
+    }
+
+    #[test]
+    fn every_completion_is_written_after_a_panic() {
+        let client = handle();
+        // SAFETY: the handle is open.
+        let shared = unsafe { &(*client).shared };
+        let panicking = AssertUnwindSafe(|| {
+            let op = [(Op::Get { key: b"a" }, kv_client::Condition::Always)].into_iter();
+            let options = OpOptions {
+                deadline: Some(std::time::Duration::from_millis(1)),
+                ..OpOptions::default()
+            };
+            let mut each = |_: usize, _: Result<Reply<'_>, kv_client::Error>| panic!("on purpose");
+            shared.batch(op, &options, &mut each)
+        });
+        catch_unwind(panicking).unwrap_err();
+        let statuses = [(0, KVC_PANIC), (1, KVC_PANIC)];
+        assert_eq!(run(client, [b"a", b"b"]), (KVC_PANIC, statuses));
+        // SAFETY: the handle is open.
+        assert_eq!(unsafe { kvc_close(client) }, KVC_OK);
+    }
 }

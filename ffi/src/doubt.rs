@@ -103,14 +103,15 @@ impl Doubts {
 /// Settles a write that ended with KVC_IN_DOUBT in a call, a batch or a queue of this handle. KVC_OK: the write was
 /// executed; *result is set to the version and the copies of its own response. KVC_NOT_DONE: the write was not executed
 /// and never will be. For a conditional write or a delete, the status may also be the write's own KVC_CONFLICT or
-/// KVC_NOT_FOUND. These results are the same for every call. KVC_IN_DOUBT: the servers have expired the write's
-/// session; the write will not be executed any more, but its outcome stays unknown. KVC_INVALID: the doubt names no
-/// write of this handle. After any other status, such as KVC_TIMEOUT or KVC_UNAVAILABLE, the write is not settled; call
-/// again later.
+/// KVC_NOT_FOUND. These results are the same for every call. KVC_IN_DOUBT: the outcome stays unknown. Usually the
+/// servers have expired the write's session, and the write will not be executed any more. Only if another process uses
+/// the client id of the handle (see KVC_SHARED_IDENTITY), the write may even be executed later. KVC_INVALID: the doubt
+/// names no write of this handle. After any other status, such as KVC_TIMEOUT or KVC_UNAVAILABLE, the write is not
+/// settled; call again later.
 ///
 /// If the program does not settle a write, the library settles it before it sends the next operation on the same key.
-/// So an earlier write in doubt never takes effect after the response to a later operation. `timeout_ms`: as in
-/// kvc_op_options. `result` may be NULL.
+/// So, with the same exception, an earlier write in doubt never takes effect after the response to a later operation.
+/// `timeout_ms`: as in kvc_op_options. `result` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_resolve(
     client: *mut kvc_client,

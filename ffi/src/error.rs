@@ -143,7 +143,9 @@ impl From<Error> for Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         let status = match error {
-            OpenError::Resolve { .. } | OpenError::System { .. } => KVC_UNAVAILABLE,
+            OpenError::Resolve { .. } | OpenError::NoAddress { .. } | OpenError::System { .. } => {
+                KVC_UNAVAILABLE
+            }
             _ => KVC_INVALID,
         };
         Failure::new(status, error.to_string())
@@ -256,6 +258,16 @@ mod tests {
             ]
         );
         assert_eq!((name(1), name(-21)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
+    }
+
+    #[test]
+    fn a_name_without_an_address_is_unavailable_and_a_malformed_one_is_invalid() {
+        let status = |error: OpenError| Failure::from(error).status;
+        let name = || "host:7000".to_owned();
+        assert_eq!(status(OpenError::NoAddress { endpoints: name() }), KVC_UNAVAILABLE);
+        let reason = std::io::Error::other("unknown");
+        assert_eq!(status(OpenError::Resolve { name: name(), reason }), KVC_UNAVAILABLE);
+        assert_eq!(status(OpenError::Endpoint { name: name() }), KVC_INVALID);
     }
 
     #[test]

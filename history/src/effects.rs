@@ -44,14 +44,14 @@ pub enum Twice {
         second: u64,
     },
     /// Two writes under one version.
-    #[error("version {version} belongs to two writes: {first:?} and {second:?}")]
+    #[error("version {version} belongs to two writes: {first} and {second}")]
     Version {
         /// The version.
         version: u64,
-        /// Key and value of one write; the value is `None` for a delete.
-        first: (String, Option<Value>),
-        /// Key and value of the other write.
-        second: (String, Option<Value>),
+        /// One write.
+        first: String,
+        /// The other write.
+        second: String,
     },
 }
 
@@ -99,8 +99,11 @@ pub fn effects<P: Hash + Eq + Copy>(
             // version would not be distinguished.
             let is_taken = is_write && !written.insert((place, version));
             if before != now || is_taken {
-                let owned = |(key, value): (&str, Option<Value>)| (key.to_owned(), value);
-                return Err(Twice::Version { version, first: owned(before), second: owned(now) });
+                let [first, second] = [before, now].map(|(key, value)| match value {
+                    Some(value) => format!("value {value} of key {key:?}"),
+                    None => format!("the delete of key {key:?}"),
+                });
+                return Err(Twice::Version { version, first, second });
             }
         }
     }

@@ -10,6 +10,7 @@
 //!           <- ERROR                       in response to a frame that cannot be served; a close may follow
 //! ```
 
+use std::fmt;
 use std::ops::{Deref, Range};
 
 use crate::codec::{FixedWriter, Reader, Writer, length_u16};
@@ -144,6 +145,29 @@ impl Status {
         let number = reader.u8("status")?;
         Status::from_wire(number)
             .ok_or(DecodeError::BadValue { field: "status", value: number.into() })
+    }
+}
+
+/// Writes the name of the status in docs/protocol.md, such as `WRONG_VIEW`.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Status::Ok => "OK",
+            Status::NotFound => "NOT_FOUND",
+            Status::Conflict => "CONFLICT",
+            Status::WrongView => "WRONG_VIEW",
+            Status::Unavailable => "UNAVAILABLE",
+            Status::Lost => "LOST",
+            Status::TooBig => "TOO_BIG",
+            Status::OutOfSpace => "OUT_OF_SPACE",
+            Status::Busy => "BUSY",
+            Status::SessionExpired => "SESSION_EXPIRED",
+            Status::Invalid => "INVALID",
+            Status::Unsupported => "UNSUPPORTED",
+            Status::SessionMismatch => "SESSION_MISMATCH",
+            Status::NotDone => "NOT_DONE",
+            Status::Part => "PART",
+        })
     }
 }
 

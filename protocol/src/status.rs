@@ -179,8 +179,7 @@ pub enum AlarmKind {
     Unreachable,
     /// A server is silent to the coordinator. It stays in its groups because other servers receive its messages.
     KeptThoughSilent,
-    /// The holders of a group do not receive messages from each other, and neither responds to the
-    /// coordinator.
+    /// The holders of a group do not receive messages from each other, and neither responds to the coordinator's probe.
     Unanswered,
     /// Several attempts in a row to replace a server have failed.
     KeepsFailing,

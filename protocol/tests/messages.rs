@@ -506,8 +506,10 @@ fn a_resolve_has_the_layout_of_a_write_with_the_hash_in_place_of_the_condition()
 fn every_status_comes_back_from_its_number() {
     let known: Vec<Status> = (0..=u8::MAX).filter_map(Status::from_wire).collect();
     assert_eq!(known.last(), Some(&Status::Part));
+    let manual = include_str!("../../docs/protocol.md");
     for (number, status) in (0..).zip(known) {
         assert_eq!(status as u8, number);
+        assert!(manual.contains(&format!("\n| {number} | {status} |")), "{number} {status}");
     }
 }
 

@@ -1,33 +1,34 @@
 # shellcheck shell=bash
-# What run.sh and launch-cluster.sh share: one coordinator that runs on this machine, and the
-# directory that holds its state.
+# Functions that run.sh and launch-cluster.sh share, for a coordinator on this machine and the directory DIR of its
+# cluster.
 #
-#   DIR/lock         held (flock, shared, descriptor 9) by every process of the cluster. It keeps a
-#                    second cluster out, and finds those that outlive their coordinator.
-#   DIR              held (flock, descriptor 7) by a script while it starts something there
-#   DIR/coord.lock   held by the coordinator, by itself
-#   DIR/coord.pid    the coordinator's process id
-#   DIR/ready.json   what the coordinator wrote to --ready-fd once the cluster served
-#   DIR/coord.log    its log;  DIR/coord.out  what it printed
+#   DIR/lock         locked (flock, shared, descriptor 9) by every local process of the cluster. It prevents a second
+#                    cluster in DIR, and identifies servers that outlive their coordinator.
+#   DIR              locked (flock, descriptor 7) by a script while it starts a coordinator there
+#   DIR/coord.lock   locked by the coordinator itself, and contains its process id
+#   DIR/coord.pid    the process id of the coordinator that a script has started
+#   DIR/ready.json   the line that the coordinator writes to --ready-fd when the cluster serves
+#   DIR/coord.log    the log of the coordinator
+#   DIR/coord.out    the standard output and standard error of the coordinator
 #
-# The caller has `set -euo pipefail`.
+# The caller must set `set -euo pipefail`.
 
-# A coordinator gives each server 5 s to drain; this only bounds what should never happen.
+# The timeout of a start, in seconds.
 start_seconds=120
-# How often a stop that takes long, because large tables are being dumped, says that it goes on.
+# The interval between messages during a long stop, for example while large tables are dumped.
 readonly PATIENCE_SECONDS=10
-# A server that is told to end by a signal drains for 5 s at most, then writes its dumps: one that writes
-# nothing for so long hangs.
+# A server that has received SIGTERM counts as hung if it writes no dump for this time. It drains for at most 5 s, and
+# then writes its dumps.
 readonly LEFTOVER_SECONDS=10
 
 program=${0##*/}
-dir=  # the caller's to set: DIR, as an absolute path
-file= # the caller's to set: the cluster file
-may_take_over= # the caller's to set
+dir=  # set by the caller: DIR, as an absolute path
+file= # set by the caller: the cluster file
+may_take_over= # set by the caller if it can take over servers without a coordinator
 root=$(CDPATH='' cd -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")/../.." && pwd)
 coord_pid=
 leftovers=()
-takes_over= # whether servers run in DIR that have lost their coordinator
+takes_over= # set if servers without a coordinator run and are to be taken over
 
 say() { printf '%s: %s\n' "$program" "$*" >&2; }
 
@@ -36,12 +37,12 @@ die() {
     exit 1
 }
 
-# Whether a process runs. A dead one that nobody has waited for yet has no executable any more; in a
-# container whose first process is no init, a daemon stays such a zombie for good.
+# Succeeds if a process runs. A zombie has no executable. In a container whose first process reaps no orphans, a daemon
+# that has ended remains a zombie forever.
 alive() { [[ -e /proc/$1/exe ]]; }
 
-# Takes DIR for this process and for all that it starts. Sets takes_over where that is allowed and
-# servers run there without a coordinator.
+# Locks DIR for this process and its children. If servers run there without a coordinator, sets takes_over, or exits
+# unless may_take_over is set. Exits if a coordinator runs.
 claim_dir() {
     local launch=scripts/launch-cluster.sh there
     there="--dir $(printf %q "$dir")"
@@ -54,14 +55,14 @@ claim_dir() {
             "'$launch start FILE $there' takes it over, '$launch stop $there' stops it"
         takes_over=yes
     fi
-    # Shared, because whoever is taken over holds it too.
-    flock --nonblock --shared 9 || die "cannot lock $dir/lock: a process that belongs to no cluster holds it; stop that process"
+    # The lock is shared, because servers that are taken over hold it too.
+    flock --nonblock --shared 9 || die "cannot lock $dir/lock: a process holds it exclusively; stop that process"
     rm -f "$dir/coord.pid" "$dir/ready.json"
 }
 
 coord_is_gone() { [[ ! -e $dir/coord.lock ]] || flock --nonblock --shared "$dir/coord.lock" true; }
 
-# A coordinator that was killed keeps its lock until its last thread has gone, a moment later.
+# Waits up to 2 s for the end of a killed coordinator, which keeps its lock until its last thread has exited.
 await_killed_coord() {
     local pid tries
     read -r pid 2>/dev/null <"$dir/coord.pid" || return 0
@@ -71,12 +72,11 @@ await_killed_coord() {
     done
 }
 
-# Starts the coordinator in the background, in a session of its own: Ctrl+C in this terminal must
-# reach this script alone, which then stops the cluster in order. Standard input is the caller's,
-# further arguments are coord's.
+# Starts the coordinator in the background, in its own session: Ctrl+C in this terminal must reach only this script,
+# which then stops the cluster. The coordinator gets the standard input and the arguments of this function.
 start_coord() {
     : >"$dir/ready.json"
-    # What it prints names hosts and files: for the owner alone, as the logs are.
+    # The output names hosts and files, so only the owner may read it, as with the logs.
     : >>"$dir/coord.out"
     chmod 600 "$dir/coord.out"
     setsid "$root/bin/coord" -C "$file" --dir "$dir" -l "$dir/coord.log" --ready-fd 3 "$@" \
@@ -85,7 +85,7 @@ start_coord() {
     printf '%s\n' "$coord_pid" >"$dir/coord.pid"
 }
 
-# Prints the clients' port that DIR/ready.json names; fails while there is no whole line in it.
+# Prints the clients port from DIR/ready.json. Fails while the file contains no complete line.
 clients_port() {
     local line
     IFS= read -r line 2>/dev/null <"$dir/ready.json" || return 1
@@ -94,7 +94,7 @@ clients_port() {
     printf '%s\n' "${BASH_REMATCH[1]}"
 }
 
-# Waits until the cluster serves.
+# Waits until the cluster serves. Exits if the coordinator ends first, or after start_seconds.
 await_ready() {
     local deadline=$((SECONDS + start_seconds))
     until [[ -s $dir/ready.json ]] && clients_port >/dev/null; do
@@ -119,8 +119,8 @@ show_logs() {
     done
 }
 
-# Asks the coordinator to end the cluster, and waits until it has. It bounds its stop itself, by how much
-# there is to dump; who kills it loses dumps that are being written.
+# Sends SIGTERM to the coordinator, which then stops the cluster, and waits until it has exited. There is no timeout:
+# the coordinator limits the time itself, by the amount of data to dump, and killing it would lose unfinished dumps.
 end_coord() { # <pid>
     kill -TERM "$1" 2>/dev/null || return 0
     local next=$((SECONDS + PATIENCE_SECONDS))
@@ -133,25 +133,25 @@ end_coord() { # <pid>
     done
 }
 
-# What the dumps in DIR amount to by now.
+# Prints the total size of the dumps in DIR so far.
 dumped_bytes() { du -sb --total "$dir"/server_*.primary* "$dir"/server_*.secondary* 2>/dev/null | tail -n 1; }
 
-# Sets leftovers to the processes of the cluster that have outlived its coordinator. Told by the lock,
-# not by name: servers of other clusters run on this machine too.
+# Sets leftovers to the processes, other than scripts, that hold the lock of DIR. After the end of the coordinator,
+# these are the servers that have outlived it. Names would also match servers of other clusters on this machine.
 find_leftovers() {
     local process executable
     leftovers=()
     for process in /proc/[0-9]*; do
         [[ $process/fd/9 -ef $dir/lock ]] || continue
         executable=$(readlink "$process/exe") || continue
-        # The script that holds the lock for its cluster (this one, or a `make run`) is no leftover.
+        # The script that has started the cluster (this one, or a `make run`) holds the lock too.
         [[ ${executable##*/} == bash ]] || leftovers+=("${process#/proc/}")
     done
 }
 
-# Ends what is left of the cluster after its coordinator, which must be nothing: fails if there was
-# something. Servers dump their tables first. Servers that another coordinator has taken over, which was
-# started by hand, are ended by that one, in order.
+# Ends the processes that remain after the end of the coordinator, and fails if there were any. Servers dump their
+# tables first. If another coordinator, which was started by hand, has taken the servers over, that coordinator stops
+# them.
 end_leftovers() {
     local other
     if ! coord_is_gone && other=$(<"$dir/coord.lock") && [[ $other ]]; then
@@ -170,12 +170,12 @@ end_leftovers() {
         sleep 0.1
     done
     ((${#leftovers[@]} > 0)) || return 1
-    # A server that cannot dump keeps its tables in memory: only whoever says --force gives them up.
+    # A server that cannot dump keeps its tables in memory. Only --force discards them.
     if [[ ${force-} ]]; then
         kill -KILL "${leftovers[@]}" 2>/dev/null || true
     else
         say "still running, with tables that are not dumped: pid ${leftovers[*]}; their logs in $dir give the reason." \
-            "They dump and exit once it is fixed; 'kill -KILL' gives their tables up"
+            "They dump and exit once it is fixed; 'kill -KILL' discards their tables"
     fi
     return 1
 }

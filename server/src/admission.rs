@@ -82,8 +82,8 @@ impl Admission {
         true
     }
 
-    /// Returns the address whose idle connections are to be closed, and their number, if there are more clients than
-    /// the limit.
+    /// Returns the address with the most clients, and the number of its idle connections that are to be closed. Returns
+    /// `None` unless there are more clients than the limit.
     pub(crate) fn crowding(&self) -> Option<(Address, usize)> {
         let excess =
             self.clients().checked_sub(self.bounds.clients).filter(|excess| *excess > 0)?;
@@ -96,8 +96,8 @@ impl Admission {
         lock(&self.crowd).note(now, closed);
     }
 
-    /// Returns the report for the heartbeat about the address with the most connections, if the limit has recently
-    /// caused a rejection or a close.
+    /// Returns the heartbeat's report about the address with the most connections; `None` if the limit caused no recent
+    /// rejection or close.
     pub(crate) fn crowd_report(&self, now: Time) -> Option<CrowdReport> {
         lock(&self.crowd).report(now)
     }

@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(short = 'M', long, value_name = "PORT", default_value_t = 0)]
     pub coord_port: u16,
 
-    /// This server's place in the ring, from 0.
+    /// Id of this server: its place in the ring, counted from 0.
     #[arg(short = 'S', long, value_name = "ID")]
     pub id: u16,
 
@@ -106,8 +106,8 @@ pub struct Args {
     #[arg(long, value_name = "HEX")]
     pub incarnation: Option<Incarnation>,
 
-    /// Seconds (fractions allowed) without a coordinator. After this time, the server tries to connect once more, dumps
-    /// both tables and exits, unless it holds the only copy of a group; 0 for never.
+    /// Seconds (fractions allowed) without a coordinator; 0 for no limit. After this time, the server tries to connect
+    /// once more, dumps both tables and exits. A server with the only copy of a group continues.
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_orphan_timeout)]
     pub orphan_timeout: Duration,
 
@@ -141,7 +141,8 @@ pub struct Args {
     name: Option<u32>,
 
     /// Print `dumped CLUSTER GROUP SERVER` for each of these dumps that the process with this incarnation has
-    /// completed, instead of serving. The exit status is 1 if one of its dumps is incomplete.
+    /// completed, instead of serving. The exit status is 1 if one of its dumps is incomplete, or if a file cannot be
+    /// read.
     #[arg(long, value_names = ["INCARNATION", "FILE"], num_args = 2.., exclusive = true)]
     dumped: Vec<String>,
 
@@ -161,7 +162,7 @@ pub struct Args {
     help: Option<bool>,
 }
 
-/// The network engine.
+/// The choice of the network engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum NetEngine {
     /// uring where it works, else epoll.

@@ -1,8 +1,8 @@
 //! Dumps of earlier runs. A server renames them when it starts, so that after a crash they are not mistaken for dumps
 //! of the crashed run. No dump is overwritten ([`kv_protocol::aside`]), and the number of dumps is bounded.
 //!
-//! The newest dump of a cluster is removed only if no other dump can be removed, because it may be all that is left of
-//! the cluster after an orderly stop.
+//! The newest dump of a cluster is removed only if no other dump can be removed. After an orderly stop, it may be all
+//! that is left of the cluster.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -34,7 +34,7 @@ pub(crate) fn set_aside(directory: &Path, server: ServerId) {
     }
     // The old names must not reappear after a power failure.
     if is_changed && let Err(error) = sync(directory) {
-        tracing::warn!("cannot sync the directory {}: {error}", directory.display());
+        tracing::warn!("cannot make the new names durable in {}: {error}", directory.display());
     }
 }
 

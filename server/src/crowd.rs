@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   0 ............ bounds.clients ............ bounds.clients + bounds.spare_clients
-//!     all are accepted |  those whose address has fewer than      | none
-//!                      |  the largest: its idle ones are closed   |
+//!     all are accepted |  those from addresses that have fewer    | none
+//!                      |  than another; its idle ones are closed  |
 //! ```
 
 use std::collections::HashMap;
@@ -41,20 +41,20 @@ impl Crowd {
         }
     }
 
-    /// Returns the address with the most connections, and their number.
+    /// Returns the address with the most connections, and their number; `None` if there are no connections.
     pub(crate) fn largest(&self) -> Option<(Address, usize)> {
         let largest = self.counts.iter().max_by_key(|(address, count)| (**count, **address));
         largest.map(|(address, count)| (*address, *count))
     }
 
-    /// Returns whether an address has fewer connections than the largest, even with one more.
+    /// Returns whether an address would have fewer connections than the address with the most, even with one more.
     pub(crate) fn is_smaller(&self, from: Address) -> bool {
         let mine = self.counts.get(&from).copied().unwrap_or(0);
         self.largest().is_some_and(|(_, most)| mine + 1 < most)
     }
 
-    /// Records that a client was rejected (`closed` is 0), or that `closed` connections of the largest address were
-    /// closed.
+    /// Records that a client was rejected (`closed` is 0), or that `closed` connections of the address with the most
+    /// were closed.
     pub(crate) fn note(&mut self, now: Time, closed: usize) {
         self.closed += closed as u64;
         if let Some((address, count)) = self.largest() {

@@ -20,8 +20,8 @@ use crate::fatal::Fatal;
 pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
 /// The maximum number of connections to the orders' port.
 pub(crate) const MAX_ORDERS_CONNECTIONS: usize = 16;
-/// The descriptors for standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory,
-/// and connections of both ports that were just accepted; the rest is slack.
+/// The descriptors for standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory.
+/// Also connections of both ports that were just accepted; the rest is slack.
 const RESERVED: u64 = 48 + 2 * ACCEPTS_AT_ONCE as u64 + MAX_ORDERS_CONNECTIONS as u64;
 /// The descriptors for an executor's rings and eventfds (9), its own stream and that stream's replacement, and sockets
 /// being handed over to it; the rest is slack.
@@ -89,7 +89,7 @@ impl ConnectionBounds {
     }
 }
 
-/// The number of descriptors that a dump needs at a time: one for its file, one for its directory.
+/// The number of descriptors that a dump needs at the same time: one for its file, one for its directory.
 const DUMP_DESCRIPTORS: usize = 2;
 
 /// Descriptors that are kept open, so that a dump has them even if other processes use up all those of the system.

@@ -82,7 +82,7 @@ pub enum Fatal {
         "cannot get the cluster's key from {path}: {error}; the coordinator passes it, see --key-file"
     )]
     Key {
-        /// The file, `-` for standard input.
+        /// The file; `-` is standard input.
         path: PathBuf,
         /// The reason.
         error: io::Error,

@@ -31,7 +31,7 @@ pub(crate) enum MapRefused {
     OtherEpoch { ours: Epoch, theirs: Epoch },
     #[error("its revision {theirs} is earlier than the stored revision {ours}")]
     Older { ours: MapRevision, theirs: MapRevision },
-    #[error("the view version of group {0} is impossibly high")]
+    #[error("the view version of group {0} is implausibly far above the stored one")]
     ImpossibleView(kv_protocol::ids::GroupId),
 }
 
@@ -86,8 +86,8 @@ impl KnownMap {
         Ok(())
     }
 
-    /// Returns the newest map if the caller does not have it yet. `had` is the caller's counter of maps, initially 0.
-    /// If there is no newer map, the call costs one atomic load.
+    /// Returns the newest map if the caller does not have it yet. `had` is the caller's counter of maps, initially 0,
+    /// which this function updates. If there is no newer map, the call costs one atomic load.
     pub(crate) fn newer_than(&self, had: &Cell<u64>) -> Option<Arc<Map>> {
         let kept = self.kept.load(Ordering::Acquire);
         if had.replace(kept) == kept {

@@ -67,8 +67,8 @@ impl FromStr for LoadSource {
     }
 }
 
-/// Checks that the sources name only groups at home on this server, and that they name each shard of such a group once,
-/// or none of them. A shard that is left out would be served empty.
+/// Checks that the sources name only groups at home on this server, and each shard of such a group once or none of its
+/// shards. A shard that is left out would be served empty.
 pub(crate) fn check_sources(
     sources: &[LoadSource],
     id: u16,

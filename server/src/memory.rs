@@ -90,7 +90,7 @@ unsafe fn unmap(at: NonNull<u8>, bytes: usize) {
 /// The kind of pages of a mapping.
 #[derive(Clone, Copy)]
 enum Pages {
-    /// Huge pages. A rest that is shorter than a huge page consists of small pages.
+    /// Huge pages. A remainder that is shorter than a huge page consists of small pages.
     Huge,
     Small,
 }

@@ -91,7 +91,7 @@ pub(crate) struct DumpedPart {
 /// A part of a shard's table, for a dump.
 #[derive(Debug)]
 pub(crate) enum DumpPiece {
-    /// The first piece: the state of the frozen shard, or the fact that it has no full copy to dump.
+    /// The first piece: the state of the frozen shard, or the error that it has no full copy to dump.
     Shard(Result<DumpedShard, NoFullCopy>),
     /// Some entries.
     Entries(DumpedEntries),

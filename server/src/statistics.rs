@@ -37,7 +37,7 @@ pub(crate) struct Statistics {
     pub(crate) control: Pulse,
     /// The pulse of the thread that receives orders.
     pub(crate) orders: Pulse,
-    /// The connections that are open, and the limits on them.
+    /// The numbers of open connections, and the limits on connections.
     pub(crate) admission: Arc<Admission>,
     /// Connections rejected before they reached a shard, and invalid maps.
     rejected: AtomicU64,
@@ -240,8 +240,8 @@ impl Statistics {
         }
     }
 
-    /// Returns whether this server may be the only holder of a group, by a view that a shard has installed or that was
-    /// ordered. A hung shard cannot install the view that makes it the only holder.
+    /// Returns whether this server may be the only holder of a group, according to an installed or an ordered view. A
+    /// hung shard cannot install the view that makes it the only holder.
     pub(crate) fn is_sole_holder(&self) -> bool {
         self.is_sole_primary() || self.ordered_sole.iter().any(|sole| sole.load(Ordering::Acquire))
     }

@@ -10,7 +10,7 @@
 //!
 //! Each line states a fact that is proven by the rules of [`kv_daemon::identity`]. If a fact cannot be proven, its line
 //! is not printed, the reason goes to standard error, and the exit code is 1. `--watch` also ends when the other end of
-//! its standard input or output closes, so it does not outlive the coordinator that started it.
+//! its standard input or output closes. So it does not outlive the coordinator that started it.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
@@ -196,7 +196,7 @@ mod tests {
         let (start_time, namespace) = identity::name(pid).unwrap();
         let process = Process { pid, start_time, namespace, incarnation: Incarnation(5) };
         let (input, mut writer) = std::io::pipe().unwrap();
-        // Bytes that were written and not read do not keep the watch alive.
+        // Bytes that were written and not read do not prolong the watch.
         writer.write_all(b"a key\n").unwrap();
         drop(writer);
         assert_eq!(watch_for(&process, &input).unwrap(), Ended::Reader);

@@ -107,8 +107,8 @@ impl Pulse {
         self.thread.store(unsafe { libc::gettid() }, Ordering::Relaxed);
     }
 
-    /// Records that the thread is running, and that its next beat may take `wait` longer than the grace, for example
-    /// because the thread waits for another process.
+    /// Records that the thread is running. Its next beat may take `wait` longer than the grace, for example because the
+    /// thread waits for another process.
     pub(crate) fn beat_before(&self, wait: Duration) {
         let millis = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         self.allowed.store(millis, Ordering::Relaxed);

@@ -223,7 +223,7 @@ fn steps(work: &str, count: usize) {
                 assert!(pair.take_responses() >= depth * 64);
             }
             "put" => put(&mut pair, &keys, n * depth, depth, &mut requests),
-            other => panic!("--steps {other}: [single-]get or [single-]put"),
+            other => panic!("unknown work {other:?} (expected [single-]get or [single-]put)"),
         }
     }
 }

@@ -7,7 +7,7 @@
 //!                                             and a close if the frame boundaries are lost
 //! ```
 //!
-//! It is a state machine over bytes that does not depend on a socket, clock or runtime.
+//! The connection is a state machine over bytes. It does not depend on a socket, a clock or a runtime.
 //!
 //! The memory for the next bytes of a partial long frame is reserved before they are received
 //! ([`crate::connection_memory`]). All other buffered bytes are counted.
@@ -38,11 +38,11 @@ const FIRST_FOREIGN_OPCODE: u8 = 0x40;
 /// may be idle.
 const IDLE_INPUT: usize = 1 << 10;
 const REQUEST_RULES: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
-/// The length above which memory is reserved for the next bytes of a partial frame, and the number of bytes
-/// reserved at a time.
+/// The length above which memory is reserved for the next bytes of a partial frame.
 const RESERVED_FRAME: usize = 16 << 10;
+/// The maximum number of missing bytes for which memory is reserved at a time.
 const RESERVED_AHEAD: usize = 256 << 10;
-/// The time after which a frame that gets no memory for its next bytes is rejected: the frames before it in the
+/// The time after which a connection is closed if it gets no memory for its long frame: the frames before it in the
 /// queue may never be completed. The client retries.
 const MEMORY_DEADLINE: Duration = Duration::from_secs(3);
 /// The time without input after which a connection with a long frame is closed, if another connection waits for memory.
@@ -67,7 +67,7 @@ pub(crate) struct Connection {
     last_input: Time,
 }
 
-/// The state that depends on the frames received so far.
+/// The protocol state of a connection: its client, and the errors since the last valid request.
 #[derive(Debug)]
 struct Session {
     id: ConnectionId,
@@ -119,7 +119,7 @@ impl Connection {
         if has_hello && is_cut {
             rest = &rest[self.input.complete(rest)..];
         }
-        // The buffer starts with a complete frame that waits for room in the output.
+        // True if the buffer starts with a complete frame, which waits for room in the output.
         let is_kept_back = is_cut && rest.len() == received.len();
         if !has_hello || is_kept_back {
             self.input.extend(received);
@@ -138,7 +138,7 @@ impl Connection {
         }
     }
 
-    /// Returns the connection's id if no request is being received.
+    /// Returns the connection's id if its hello is complete and no request is being received.
     pub(crate) fn idle(&self) -> Option<ConnectionId> {
         let is_idle = self.session.client.is_some() && !self.is_lent && !self.input.is_partial();
         is_idle.then_some(self.session.id)
@@ -216,7 +216,7 @@ impl Connection {
         is_reserved
     }
 
-    /// Leaves the queue for memory, after the frame was completed by bytes that arrived nevertheless.
+    /// Leaves the queue for memory, if the connection is in it.
     fn stop_waiting(&mut self, service: &mut Service) {
         if self.waits_since.take().is_some() {
             let id = self.session.id;
@@ -250,14 +250,15 @@ impl Connection {
         let before = std::mem::replace(&mut self.counted, held);
         service.outputs.tally().change(before, held);
         if held > before && service.outputs.tally().memory().is_used_up() {
-            service.count_refused(now, "connection", "the memory budget of connections is used up");
+            let reason = "the memory budget of connections is used up; raise --connection-memory";
+            service.count_refused(now, "connection", reason);
             service.outputs.kill(self.session.id);
         }
     }
 
-    /// Returns whether the connection has reserved memory but makes no progress: its client sends nothing, or its
-    /// request waits because the client receives no responses. Such a connection is closed if another one waits for
-    /// memory.
+    /// Returns whether the connection has reserved memory but has made no progress for [`STALL_UNDER_PRESSURE`]: its
+    /// client sends nothing, or its request waits because the client receives no responses. Such a connection is closed
+    /// if another one waits for memory.
     pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
         self.memory.is_some()
             && self.waits_since.is_none()
@@ -331,7 +332,7 @@ impl Connection {
 }
 
 impl Session {
-    /// Serves the complete frames at the beginning of `received`, as long as the output has room. Returns the other
+    /// Serves the complete frames at the beginning of `received`, as long as the output has room. Returns the remaining
     /// bytes, or `None` if the connection closes.
     fn serve_all<'a>(
         &mut self,
@@ -352,7 +353,7 @@ impl Session {
         }
     }
 
-    /// Like [`Session::serve_all`], with look-ahead.
+    /// Does the same as [`Session::serve_all`], with look-ahead.
     fn serve_ahead<'a>(
         &mut self,
         now: Time,
@@ -443,7 +444,7 @@ impl Session {
         let shards = identity.placement.shards();
         if hello.shard.0 >= shards {
             let reason = format!(
-                "shard {} does not exist: this cluster has {shards}, counted from 0",
+                "shard {} does not exist: this cluster has {shards} shards, counted from 0",
                 hello.shard
             );
             return self.part(now, service, Status::Invalid, &reason);
@@ -483,7 +484,8 @@ impl Session {
         Next::Frame
     }
 
-    /// Responds to a request that does not have the layout of its opcode, if it contains at least an id.
+    /// Rejects a request that does not have the layout of its opcode: with a RESPONSE if it contains an id, else with
+    /// an ERROR.
     fn refuse_layout(&mut self, now: Time, service: &mut Service, frame: Frame<'_>) -> Next {
         let reason = match Request::read(frame.opcode, frame.body) {
             Err(error) => error.to_string(),
@@ -505,7 +507,8 @@ impl Session {
         self.count_error(now, service, &reason)
     }
 
-    /// Sends an ERROR for a frame that is not served; the connection stays open.
+    /// Sends an ERROR for a frame that is not served. The connection stays open unless there were too many errors in a
+    /// row.
     fn refuse_frame(
         &mut self,
         now: Time,

@@ -15,8 +15,8 @@
 //!
 //! Values that are sent directly from the table take no memory of this budget (`output.rs`).
 //!
-//! This module also has the memory limit of the tables, because they leave the memory of connections free. This limit
-//! may change while the process runs.
+//! This module also has the memory limit of the tables, because the tables leave room for the memory of connections.
+//! This limit may change while the process runs.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,12 +24,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_CLIENT_BODY};
 
-/// The budget without a memory limit.
+/// The default budget if the tables have no memory limit.
 const DEFAULT_BYTES: u64 = 256 << 20;
 /// The divisor of the memory limit that gives the default budget.
 const PART_OF_LIMIT: u64 = 4;
-/// The minimum change of a shard's tally before the shard updates the shared sum. Updates are rare because all shards
-/// read the sum often.
+/// The minimum change of a shard's tally before the shard updates the shared sum. Updates are kept rare because all
+/// shards read the sum often.
 const REPORTED_BYTES: usize = 64 << 10;
 
 /// The room for a frame of the maximum length.
@@ -37,7 +37,7 @@ const ROOM_BYTES: u64 = MAX_CLIENT_BODY as u64 + (64 << 10);
 
 const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
 
-/// The budget of a process.
+/// The memory budget of a process's client connections, and the memory limit of its tables.
 #[derive(Debug)]
 pub struct ConnectionMemory {
     limit: u64,
@@ -55,7 +55,7 @@ struct Frames {
     common: u64,
     /// The number of bytes of the room that its frame has reserved; `None` if no frame is in the room.
     in_room: Option<u64>,
-    /// The waiting frames, in order of arrival.
+    /// The waiting frames, in the order in which they joined the queue.
     waiting: VecDeque<Ticket>,
     tickets: u64,
 }
@@ -73,8 +73,8 @@ pub(crate) struct FrameMemory {
 }
 
 impl ConnectionMemory {
-    /// Creates a budget of `asked` bytes. The default is a quarter of the memory limit, or 256 MiB without a limit.
-    /// The process has `tables` tables.
+    /// Creates a budget of `asked` bytes, but at least [`CONNECTION_MEMORY_MIN`]. The default is a quarter of the
+    /// memory limit, or 256 MiB without a limit. The process has `tables` tables.
     pub fn new(
         asked: Option<u64>,
         memory_limit: Option<u64>,
@@ -92,18 +92,18 @@ impl ConnectionMemory {
         self.limit
     }
 
-    /// Returns the limit of all tables together, in bytes.
+    /// Returns the limit of all tables together, in bytes; `None` without a limit.
     pub fn memory_limit(&self) -> Option<u64> {
         Some(self.memory_limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 
-    /// Changes the limit of all tables together; executors apply it at their next wake-up. The budget of connections
-    /// stays the same.
+    /// Changes the limit of all tables together; `None` removes it. Executors apply it at their next wake-up. The
+    /// budget of connections stays the same.
     pub fn set_memory_limit(&self, limit: Option<u64>) {
         self.memory_limit.store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Returns the limit of one table, in bytes.
+    /// Returns the limit of one table, in bytes; `None` without a limit.
     pub fn table_limit(&self) -> Option<u64> {
         self.memory_limit().map(|limit| (limit / self.tables).max(1))
     }
@@ -113,7 +113,7 @@ impl ConnectionMemory {
         self.tables
     }
 
-    /// Returns the number of bytes that connections hold.
+    /// Returns the number of bytes that connections hold. Each shard reports only changes of at least 64 KiB.
     pub fn held(&self) -> u64 {
         let frames = lock(&self.frames);
         frames.common + frames.in_room.unwrap_or(0) + self.others.load(Ordering::Relaxed)
@@ -124,8 +124,8 @@ impl ConnectionMemory {
         !lock(&self.frames).waiting.is_empty()
     }
 
-    /// Returns whether connection memory, without long frames, is scarce. Then a connection must send all its output
-    /// before its next request is served.
+    /// Returns whether connections, without long frames, hold at least half of their limit. Then a connection must send
+    /// all its output before its next request is served.
     pub(crate) fn is_tight(&self) -> bool {
         self.others.load(Ordering::Relaxed) >= self.limit / 4
     }
@@ -267,7 +267,7 @@ mod tests {
         let mut frames: Vec<_> = (0..4).map(|_| FrameMemory::new(Arc::clone(&memory))).collect();
         let filled = greedy(&memory);
         assert!(frames[0].reserve(1_000));
-        assert!(frames[0].reserve(MAX_CLIENT_BODY), "it never waits again");
+        assert!(frames[0].reserve(MAX_CLIENT_BODY), "a frame in the room must never wait again");
         assert!(!frames[1].reserve(1_000) && !frames[2].reserve(1) && !frames[3].reserve(1));
         assert!(memory.is_awaited());
         drop(filled);

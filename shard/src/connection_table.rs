@@ -37,8 +37,7 @@ impl ConnectionIds {
     pub(crate) fn open(&mut self) -> ConnectionId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.generations.push(0);
-            u32::try_from(self.generations.len() - 1)
-                .expect("the number of connections is bounded far below")
+            u32::try_from(self.generations.len() - 1).expect("fewer than 2^32 connections are open")
         });
         ConnectionId(u64::from(self.generations[slot as usize]) << 32 | u64::from(slot))
     }
@@ -46,11 +45,11 @@ impl ConnectionIds {
     /// Frees the slot of an open connection for the next id.
     pub(crate) fn close(&mut self, id: ConnectionId) {
         let generation = &mut self.generations[slot_of(id)];
-        debug_assert_eq!(*generation, generation_of(id), "it was closed before");
+        debug_assert_eq!(*generation, generation_of(id), "the connection is already closed");
         // When the generations of a slot are used up, the slot is not reused.
         if let Some(next) = generation.checked_add(1) {
             *generation = next;
-            self.free.push(u32::try_from(slot_of(id)).expect("it was 32 bits wide"));
+            self.free.push(u32::try_from(slot_of(id)).expect("a slot fits 32 bits"));
         }
     }
 }
@@ -83,19 +82,19 @@ impl<T> ConnectionTable<T> {
         self.slots[at] = Slot { generation: generation_of(id), value: Some(value) };
     }
 
-    /// Removes the value of a connection.
+    /// Removes and returns the value of a connection; `None` if it has no value or is closed.
     pub fn remove(&mut self, id: ConnectionId) -> Option<T> {
         let slot = self.slots.get_mut(slot_of(id))?;
         if slot.generation == generation_of(id) { slot.value.take() } else { None }
     }
 
-    /// Returns the value of a connection.
+    /// Returns the value of a connection; `None` if it has no value or is closed.
     pub fn get(&self, id: ConnectionId) -> Option<&T> {
         let slot = self.slots.get(slot_of(id)).filter(|slot| slot.generation == generation_of(id));
         slot.and_then(|slot| slot.value.as_ref())
     }
 
-    /// Returns the value of a connection.
+    /// Returns a mutable reference to the value of a connection; `None` if it has no value or is closed.
     pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut T> {
         let slot = self.slots.get_mut(slot_of(id))?;
         let is_current = slot.generation == generation_of(id);

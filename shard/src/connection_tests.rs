@@ -232,7 +232,7 @@ fn an_unknown_version_or_an_impossible_length_is_reported_and_closes_the_connect
         shard.handle_bytes(NOW, id, &bytes);
         shard.handle_bytes(NOW, id, &request(2, key(), Operation::Get));
         let told = told(&take_output(&mut shard, id));
-        assert_eq!(told.len(), 1, "no request is served after that: {told:?}");
+        assert_eq!(told.len(), 1, "a request was served after the error: {told:?}");
         assert!(told[0].2.contains(words) && told[0].1 == status, "{told:?}");
         assert!(ended(&mut shard, id));
     }
@@ -351,7 +351,7 @@ fn a_full_output_stops_reading_and_no_request_is_lost_when_it_drains() {
     shard.handle_bytes(NOW, id, &stream);
     assert_eq!(shard.fate(id), Fate::Wait);
     let waits = shard.service.outputs.get(id).unwrap().unsent_bytes();
-    assert!(waits < value.len() + 100, "the output grows unbounded");
+    assert!(waits < value.len() + 100, "the output grows without bound: {waits} bytes");
     let received = take_output(shard, id);
     let ids: Vec<Option<u64>> = told(&received).into_iter().map(|(id, ..)| id).collect();
     assert_eq!(ids, (1..=count).map(Some).collect::<Vec<_>>());
@@ -515,7 +515,7 @@ fn long_values_go_directly_to_the_socket_and_the_rest_follows_in_order() {
     let expected = take_output(&mut pair.primary, id);
     assert_eq!(told(&expected).len(), 31);
     for room in [0, 1, 36, 37, 20_000, 49_000, 50_000, usize::MAX] {
-        // The requests arrive in one piece and in two, because buffered requests are served from the buffer.
+        // Buffered requests are served from the buffer, so the requests arrive once in one piece and also in two.
         for cut in [0, 100, stream.len() - 50] {
             let (mut pair, id, socket) = serving_over(&LONG, room);
             pair.primary.handle_bytes(NOW, id, &stream[..cut]);
@@ -572,7 +572,7 @@ fn no_value_goes_directly_to_the_socket_before_earlier_bytes() {
     let (on_their_way, _) = pair.primary.service.outputs.get(id).unwrap().take().unwrap();
     pair.primary.handle_bytes(NOW, id, &gets);
     serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts));
-    assert!(socket.took.borrow().is_empty(), "the value would overtake {on_their_way:?}");
+    assert!(socket.took.borrow().is_empty(), "the value was sent before {on_their_way:?}");
     pair.primary.handle_sent(NOW, id, on_their_way.len());
     // One wake-up sends only a limited part.
     while serve_readers(&mut pair.primary, NOW, |_, parts| socket.send_now(parts)) {}
@@ -603,7 +603,7 @@ fn a_long_value_stays_the_one_that_was_read_however_late_it_is_sent() {
     let said = take_output(&mut pair.primary, id);
     let text = String::from_utf8(vec![1; 1 << 20]).unwrap();
     assert_eq!(told(&said), [(Some(2), Status::Ok, text)]);
-    assert_eq!(pinned(&pair), 0, "the pin is returned when all is sent");
+    assert_eq!(pinned(&pair), 0, "the pin is kept although the value was sent");
 
     // The pin also ends when the connection of its reader is closed.
     pair.primary.handle_bytes(NOW, other, &put(3, key(), &[3; 5_000]));
@@ -695,7 +695,7 @@ fn long_requests_beyond_the_budget_wait_in_order_and_stalled_ones_make_room() {
         }
         shard.finish_wake_up(now);
         rounds += 1;
-        assert!(rounds < 60, "they never get memory");
+        assert!(rounds < 60, "connections still wait for memory after {rounds} rounds");
     }
     let now = now + Duration::from_secs(1);
     shard.enforce_deadlines(now, ids.iter().copied());
@@ -752,7 +752,7 @@ fn a_raised_memory_limit_applies_from_the_next_wake_up() {
     shard.handle_bytes(NOW, id, &large);
     assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::OutOfSpace);
     memory.set_memory_limit(Some(64 << 20));
-    // No tick happens in between.
+    // No tick runs in between.
     shard.begin_wake_up(NOW);
     shard.handle_bytes(NOW, id, &large);
     assert_eq!(told(&take_output(&mut shard, id))[0].1, Status::Ok);
@@ -785,7 +785,7 @@ fn memory_that_connections_hold_is_not_available_to_tables() {
         }
         unreachable!("memory is limited")
     };
-    // A partly received frame of 60 MiB: 30 of the 64 MiB of each table.
+    // A partial frame reserves 60 MiB, so each table leaves 30 of its 64 MiB free.
     let mut frame = FrameMemory::new(Arc::clone(&memory));
     assert!(frame.reserve(60 << 20));
     let beside = fill(&mut shard);

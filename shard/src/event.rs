@@ -11,8 +11,8 @@ use kv_protocol::ids::{GroupId, Member, SequenceNumber, ViewVersion};
 pub struct Event {
     /// The event, with its details.
     pub kind: EventKind,
-    /// The number of similar events that were not logged since the last logged one; `None` if this event is not to
-    /// be logged because of the rate limit.
+    /// The number of similar events that were suppressed since the last logged one. It is `None` for events that are
+    /// not logged: [`EventKind::ValueLost`], and [`EventKind::StreamBroken`], for which a rejection is logged.
     pub to_log: Option<u64>,
 }
 
@@ -34,18 +34,18 @@ pub enum EventKind {
         from: Option<Member>,
         /// The view under which the stream is established.
         view: ViewVersion,
-        /// The last write that the secondary has.
+        /// The last write that the accepting end has.
         last: SequenceNumber,
     },
-    /// A message of the other holder broke the stream of a group.
+    /// The stream of a group is closed because a message of the other holder could not be applied.
     StreamBroken {
         /// The group.
         group: GroupId,
-        /// The reason.
+        /// The reason why the message could not be applied.
         error: StreamError,
     },
-    /// A connection is closed because the replica's table was cleared while the connection was receiving one of its
-    /// values.
+    /// A connection is closed because the replica's table was cleared while the connection was receiving a value from
+    /// it.
     ValueLost {
         /// The group.
         group: GroupId,

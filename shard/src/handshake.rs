@@ -15,8 +15,8 @@ use kv_protocol::ids::{ShardId, Time};
 use kv_protocol::key::{self, Challenge};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_HELLO_BODY};
 
-/// The maximum number of connections of one port that have not sent a hello. When another one arrives, the oldest is
-/// closed, so that silent connections cannot block others.
+/// The maximum number of connections of one port and shard that have not completed their hello. When another one
+/// arrives, the oldest is closed, so that silent connections cannot block others.
 pub const MAX_AWAITING_HELLO: usize = 1_024;
 
 /// The maximum number of connections without a hello, for each port.
@@ -59,7 +59,7 @@ impl Handshake {
         Handshake { port, received: Vec::new(), deadline, wanted: None }
     }
 
-    /// Processes received bytes. If they do not name an existing shard, the shard `here` takes the connection and
+    /// Processes received bytes. If the first frame names no existing shard, the shard `here` takes the connection and
     /// rejects it.
     pub(crate) fn handle_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
         self.received.extend_from_slice(received);

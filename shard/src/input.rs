@@ -60,7 +60,8 @@ impl Input {
         }
     }
 
-    /// Returns whether the connection holds reserved memory and sends nothing, while other connections wait for memory.
+    /// Returns whether the connection holds reserved memory but makes no progress. It is closed if others wait for
+    /// memory.
     pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
         matches!(self, Input::Client(connection) if connection.is_stalled_under_pressure(now))
     }

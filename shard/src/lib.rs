@@ -9,12 +9,12 @@
 //!   inputs
 //!     accepted a socket        ->   open_accepted, set_address
 //!     got a socket handed over ->   adopt, set_address, handle_bytes
-//!     connected to a peer      ->   open_stream; or service.handle_dial_failed
+//!     dialled a server         ->   open_stream; if that failed, service.handle_dial_failed
 //!     received bytes, an end   ->   handle_bytes (or lend_input, take_input_back), handle_end_of_input
 //!     a socket has failed      ->   handle_failure
 //!     an order                 ->   service.install, handle_exited, drain, freeze, load, set_map
 //!     a tick                   ->   handle_tick; a few times a second: enforce_deadlines
-//!     descriptors are short    ->   close_idle
+//!     descriptors run short    ->   close_idle
 //!   outputs, at the end of every wake-up, in this order
 //!     finish_wake_up                the replicas' messages are appended to their streams
 //!     next_dirty_stream        ->   send unsent (or take_unsent, recycle), handle_sent; carry out its fate
@@ -29,16 +29,17 @@
 //! - [`turn::run`] carries out a turn in this order, up to `poll_transmit`; dials, news and events follow.
 //! - Call `begin_wake_up` first, with a time that was read after the bytes of the wake-up were received, because lease
 //!   checks rely on it.
-//! - Any call that concerns a connection may change its [`Fate`]. The connection is then dirty. The driver asks for
-//!   `fate` and carries it out: read, do not read, shut down, close the socket (then `close`), or hand the socket over.
-//!   For this shard it calls `adopt_accepted`; for another, it passes the bytes of `take_handshake` along.
+//! - Any call that concerns a connection may change its [`Fate`], so the driver checks `fate` after each call. A call
+//!   may also change the fates of other connections, which then become dirty. The driver carries out the fate: read, do
+//!   not read, shut down, close the socket (then `close`), or hand the socket over. For this shard it calls
+//!   `adopt_accepted`; for another, it passes the bytes of `take_handshake` along.
 //! - Inputs that can affect a lease, a deadline or a back-off take `now`. The others only set a value.
-//! - `service.poll_timeout` and `service.poll_dial` return the times at which `handle_tick` and `due_dials` are due.
+//! - `service.poll_timeout` and `service.poll_dial` return when `handle_tick` and `due_dials` have work next.
 //! - [`Transmit`] borrows the shard: the bytes must be sent before any other call.
 //!
 //! ```text
 //!   shard            the connections of a shard, as the engine drives them
-//!     handshake      the first frame of an accepted connection, which names its shard
+//!     handshake      the first frame of an accepted connection, which names the requested shard
 //!     input          the input side of a connection, one of:
 //!       connection   a client's
 //!       peer         a stream between two servers
@@ -47,7 +48,7 @@
 //!   service          the replicas of a shard, as a service to its connections
 //!   connection_table   the ids of connections, and tables by id
 //!   connection_memory  the budget of all shards for their connections
-//!   load             pieces of a dump that is loaded
+//!   load             parts of a dump in memory
 //!   event            events for the log       log_limit: their rate
 //!   address          the origin of a client's connection
 //! ```

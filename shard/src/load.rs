@@ -7,7 +7,7 @@ use kv_protocol::ids::SequenceNumber;
 /// A part of a dump, for a shard's table.
 #[derive(Debug)]
 pub enum LoadPiece {
-    /// Some entries.
+    /// Entries of the table.
     Entries(DumpedEntries),
     /// Completion records.
     Records(Vec<LoggedRecord>),

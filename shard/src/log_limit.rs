@@ -26,8 +26,7 @@ impl LogLimit {
         LogLimit { interval, last: None, suppressed: 0 }
     }
 
-    /// Returns `Some` if this event is to be logged. The number is that of the events suppressed since the last
-    /// logged one.
+    /// Returns the number of events suppressed since the last logged one if this event is to be logged, else `None`.
     pub fn admit(&mut self, now: Time) -> Option<u64> {
         if self.last.is_some_and(|last| now.since(last) < self.interval) {
             self.suppressed += 1;

@@ -81,7 +81,7 @@ impl Outputs {
         }
     }
 
-    /// Creates the output of a connection. Its id is never used again.
+    /// Creates the output of a connection and returns its id, which is never issued again.
     pub(crate) fn open(&mut self, now: Time) -> ConnectionId {
         let id = self.ids.open();
         self.connections.insert(id, Output { last_progress: now, ..Output::default() });
@@ -131,15 +131,15 @@ impl Outputs {
     }
 
     /// Returns whether the output has reached its limit, so that the connection is not read until some of it is sent.
-    /// While connection memory is tight, any unsent byte counts as full.
+    /// While connection memory is tight, any unsent byte counts as full. A closed connection also counts as full.
     pub(crate) fn is_full(&mut self, id: ConnectionId) -> bool {
         let Some(unsent) = self.get(id).map(|output| output.unsent_bytes()) else { return true };
         let is_full = unsent >= MAX_OUTPUT_BYTES || (unsent > 0 && self.tally.memory().is_tight());
         is_full && !mutations::is_open(Mutation::OutputUnbounded)
     }
 
-    /// Returns whether the connection's next request may be served. If it may not, [`Outputs::has_room_again`] returns
-    /// true once it may.
+    /// Returns whether the connection's next request may be served. If the output is full, [`Outputs::has_room_again`]
+    /// returns true once there is room.
     pub(crate) fn may_serve(&mut self, id: ConnectionId) -> bool {
         let is_full = self.is_full(id);
         match self.get(id) {
@@ -488,11 +488,11 @@ mod tests {
         outputs.append(id, |bytes| bytes.push(4));
         let output = outputs.get(id).unwrap();
         assert_eq!(output.unsent_bytes(), 3);
-        assert_eq!(output.take(), None, "there is only one send at a time");
+        assert_eq!(output.take(), None, "a second send began before the first was complete");
         assert!(output.deadline().is_some());
         output.close_after_responses(NOW);
         outputs.handle_sent(NOW, id, 2);
-        assert!(!outputs.get(id).unwrap().is_over(), "the rest is owed");
+        assert!(!outputs.get(id).unwrap().is_over(), "one byte is not sent yet");
         let (second, from) = outputs.get(id).unwrap().take().unwrap();
         assert_eq!(second[from..], [4]);
         outputs.handle_sent(NOW, id, 1);
@@ -508,7 +508,7 @@ mod tests {
         assert_eq!(outputs.get(id).unwrap().bytes.capacity(), 0);
         let other = outputs.open(NOW);
         outputs.append(other, |bytes| bytes.push(1));
-        assert!(outputs.get(other).unwrap().bytes.capacity() >= 1_000, "it is used again");
+        assert!(outputs.get(other).unwrap().bytes.capacity() >= 1_000, "the buffer was not reused");
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //!   Accepted (secondary, candidate, ...): CHALLENGE in,  PROOF out, PEER-HELLO in,  PEER-WELCOME out, batches
 //! ```
 //!
-//! Neither end acts on a frame of the other end before the other end has proved that it has the cluster's key
-//! ([`kv_protocol::key`]).
+//! Until the other end has proved that it has the cluster's key ([`kv_protocol::key`]), its frames have no effect on a
+//! replica.
 //!
 //! This module does not produce the messages after the welcome: the shard pumps its replicas once per wake-up
 //! ([`Service::pump`]).
@@ -153,8 +153,8 @@ impl Peer {
         }
     }
 
-    /// Ends a stream after an invalid frame. Sends a rejection if this end accepted the stream or the handshake is
-    /// complete.
+    /// Ends a stream after an invalid frame or a rejection. Sends a rejection if this end accepted the stream or the
+    /// handshake is complete.
     fn fail(&mut self, now: Time, service: &mut Service, end: &End) {
         if let Some(words) = &end.words {
             service.count_refused(now, "peer stream", words);
@@ -178,7 +178,7 @@ impl Peer {
 struct End {
     /// The rejection to send; `None` for the default of the stage.
     refusal: Option<PeerRefusal>,
-    /// The text to log and count as malformed; `None` for a stream of an older view.
+    /// The text to log and to count as a rejection; `None` if the stream ends because of a newer view or a handover.
     words: Option<String>,
 }
 
@@ -214,7 +214,8 @@ fn take_frame(
             }
             Ok(Stage::AwaitsWelcome(group))
         }
-        // Before the acceptor's proof nothing that it claims counts. In particular, a newer view is not installed.
+        // Until the acceptor has sent its proof, its claims have no effect. In particular, its newer view is not
+        // installed.
         (Stage::AwaitsProof(group, _), peer_opcode::PEER_REFUSAL) => {
             let refusal = PeerRefusal::read(frame.body).map_err(|error| error.to_string())?;
             Err(format!("the stream of group {group} was rejected: {}", refusal.reason).into())
@@ -276,8 +277,8 @@ fn take_frame(
             Ok(stage)
         }
         (_, opcode) => Err(format!(
-            "opcode {opcode:#04x} has no place here in a stream between servers; \
-             supported: CHALLENGE and PEER-HELLO first, then BATCH"
+            "opcode {opcode:#04x} is not valid at this stage of a stream between servers \
+             (expected CHALLENGE, then PEER-HELLO, then BATCH)"
         )
         .into()),
     }

@@ -148,7 +148,7 @@ fn a_new_stream_replaces_the_old_one() {
     assert_eq!(pair.secondary.fate(newer), Fate::Read);
     pair.secondary.close(NOW, pair.accepted);
     let connected = |shard: &Shard| shard.service.reports(NOW).any(|report| report.connected);
-    assert!(connected(&pair.secondary), "the end of the old stream took the new one down");
+    assert!(connected(&pair.secondary), "the close of the old stream detached the new one");
     pair.secondary.close(NOW, newer);
     assert!(!connected(&pair.secondary));
 }

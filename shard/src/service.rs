@@ -3,8 +3,8 @@
 //! ```text
 //!   connection --- handle_request -------> +---------+ ---- responses --> outputs
 //!   peer       --- handle_peer_message --> | Service | ---- pump -------> outputs (batches)
-//!   orders     --- install, drain ---> +---------+ ---- due_dials --> the engine dials
-//!                                       replicas
+//!   orders     --- install, drain -------> +---------+ ---- due_dials --> the engine dials
+//!                                          replicas
 //! ```
 //!
 //! This module does not read a clock and does not depend on a runtime. Output waits in `outputs` until the engine
@@ -54,14 +54,14 @@ use new_sessions::NewSessions;
 
 pub(crate) use look_ahead::{Ahead, Hashed, ReadFrame};
 
-/// The number of unsent bytes at which a stream is no longer pumped, until the peer has received some. A beacon waits
-/// behind at most these bytes, one batch, and the bytes that the kernel buffers for the stream (`UNSENT_BYTES` in
+/// The number of unsent bytes at which a stream is no longer pumped, until some of them are sent. A beacon waits behind
+/// at most these bytes, one batch, and the bytes that the kernel buffers for the stream (`UNSENT_BYTES` in
 /// `server/src/net/socket.rs`).
 const STREAM_OUTPUT_BYTES: usize = 64 << 10;
 /// The initial back-off before a lost stream is dialled again. It doubles up to [`REDIAL_LAST`].
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
-/// The minimum interval between log lines about an unreachable partner.
+/// The minimum interval between log lines about an unreachable other holder.
 const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A source of random nonces for handshakes. It fails if the system has no random numbers.
@@ -76,13 +76,13 @@ pub struct Identity {
     pub key: ClusterKey,
     /// The place and incarnation of the process.
     pub me: Member,
-    /// The shard.
+    /// The shard that the executor serves.
     pub shard: ShardId,
     /// The numbers of servers and shards, which place each key.
     pub placement: Placement,
     /// The cluster's failure timeout, from which lease durations follow.
     pub failure_timeout: FailureTimeout,
-    /// The idle time after which a client's session expires.
+    /// The idle timeout of a client's session.
     pub session_idle: Duration,
 }
 
@@ -127,7 +127,7 @@ pub enum InstallRefused {
 /// Counters of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// The number of requests that reached this shard.
+    /// The number of well-formed requests that this shard received.
     pub requests: u64,
     /// The number of rejections: malformed frames, rejected connections, and connections that exceeded a deadline or
     /// were closed to free memory.
@@ -147,11 +147,11 @@ pub struct Service {
     /// The secret of the hash functions of the tables.
     hash_secret: HashSecret,
     events: Vec<Event>,
-    /// The memory limit of each table that was applied last.
+    /// The memory limit per table that was applied last.
     table_limit: Option<u64>,
     counters: Counters,
     hosted: Vec<Hosted>,
-    /// Connections that wait for memory for a long frame, in the order of their requests.
+    /// Connections that wait for memory for a long frame, in the order in which they began to wait.
     pub(crate) waiting_frames: VecDeque<ConnectionId>,
     refusal_log: LogLimit,
     new_sessions: NewSessions,
@@ -200,7 +200,7 @@ enum DialState {
 }
 
 impl Service {
-    /// Creates a shard with its two replicas, which have no views yet.
+    /// Creates the service of a shard with its two replicas, which have no views yet.
     pub fn new(
         identity: Identity,
         nonces: Nonces,
@@ -295,7 +295,8 @@ impl Service {
         }
     }
 
-    /// Passes a well-formed request, from a client at address `from`, to the replica of its key.
+    /// Passes a well-formed request from a client at address `from` to the replica of its key. Rejects it if this shard
+    /// has no such replica, or if too many clients of the address begin sessions.
     pub(crate) fn handle_request(
         &mut self,
         now: Time,
@@ -420,19 +421,19 @@ impl Service {
 
     // --- Streams ---------------------------------------------------------------------------------
 
-    /// Returns the key by which processes of the cluster authenticate each other.
+    /// Returns the key with which processes of the cluster authenticate each other.
     pub(crate) fn key(&self) -> ClusterKey {
         self.identity.key
     }
 
-    /// Returns the hello for a stream that was just dialled.
+    /// Returns the hello for a stream that was just dialled; `None` if the replica no longer requires the stream.
     pub(crate) fn peer_hello(&mut self, group: GroupId) -> Option<PeerHello> {
         let cluster = self.identity.cluster;
         self.hosted(group)?.replica.peer_hello(cluster)
     }
 
-    /// Processes the hello of a primary that dialled this server. An earlier stream of the group is closed, because
-    /// the other end no longer uses it.
+    /// Processes the hello of the other holder, which dialled this server. An earlier stream of the group is closed,
+    /// because the other end no longer uses it.
     pub(crate) fn handle_peer_hello(
         &mut self,
         now: Time,
@@ -620,7 +621,7 @@ impl Service {
         }
     }
 
-    /// Returns the streams to dial now. The engine reports each result with [`Service::handle_dialled`] or
+    /// Returns the streams to dial now. The engine reports each result with [`crate::Shard::open_stream`] or
     /// [`Service::handle_dial_failed`].
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.keep_streams(now);
@@ -686,10 +687,12 @@ impl Service {
 
     // --- Orders and time -------------------------------------------------------------------------
 
-    /// Installs a view; `other` is the address at which the other holder accepts streams.
+    /// Installs a view. `other` is the address at which the other holder accepts streams; `None` keeps the known
+    /// address.
     ///
     /// # Errors
-    /// Returns the reason. A view that is older than the installed one is not an error; it is ignored.
+    /// [`InstallRefused`] if this server does not hold the group, or if the replica rejects the view. A view that is
+    /// older than the installed one is ignored without an error.
     pub fn install(
         &mut self,
         now: Time,
@@ -716,13 +719,15 @@ impl Service {
     /// Loads a part of a dump into the empty table of a group that has no view yet.
     ///
     /// # Errors
-    /// The reason as text. After an error this process cannot serve.
+    /// Fails if this server does not hold the group, if the replica has a view, or if the table gets no memory. After
+    /// an error this process cannot serve.
     pub fn load(&mut self, group: GroupId, piece: LoadPiece) -> Result<(), String> {
         let me = self.identity.me;
         let hosted = self.hosted(group);
-        let replica = &mut hosted.ok_or_else(|| format!("{me} does not hold it"))?.replica;
+        let replica =
+            &mut hosted.ok_or_else(|| format!("{me} does not hold group {group}"))?.replica;
         if replica.view().is_some() {
-            return Err("only a replica without a view can load a dump".to_owned());
+            return Err(format!("group {group} already has a view; load the dump before it"));
         }
         match piece {
             LoadPiece::Entries(entries) => {
@@ -790,14 +795,14 @@ impl Service {
         })
     }
 
-    /// Records that the shard is awake ([`Replica::look`]). The caller calls it every 100 ms or sooner.
+    /// Records that the shard is scheduled ([`Replica::look`]). The caller must call it at least every 100 ms.
     pub(crate) fn look(&mut self, now: Time) {
         for hosted in &mut self.hosted {
             hosted.replica.look(now);
         }
     }
 
-    /// Performs all work that is due.
+    /// Applies the memory limit to the tables, and performs the replicas' timed work that is due.
     pub(crate) fn handle_timeout(&mut self, now: Time) {
         self.leave_memory_to_connections();
         for hosted in &mut self.hosted {
@@ -809,12 +814,12 @@ impl Service {
         }
     }
 
-    /// Returns when [`crate::Shard::handle_tick`] must be called next.
+    /// Returns when [`crate::Shard::handle_tick`] has timed work next; `None` if no replica waits for a time.
     pub fn poll_timeout(&self) -> Option<Time> {
         self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout()).min()
     }
 
-    /// Returns when [`crate::Shard::due_dials`] must be called next.
+    /// Returns when [`crate::Shard::due_dials`] has a stream to dial next; `None` if no dial is due later.
     pub fn poll_dial(&self) -> Option<Time> {
         let dials = self.hosted.iter().filter_map(|hosted| match hosted.dial.as_ref()?.state {
             DialState::Due(at) => Some(at),
@@ -833,13 +838,13 @@ impl Service {
         Counters { out_of_space: self.outputs.out_of_space(), ..self.counters }
     }
 
-    /// Makes the engine publish the state for other threads and check the dials.
+    /// Makes the next [`Service::take_news`] return true, so that the engine publishes the state and checks the dials.
     pub fn note_news(&mut self) {
         self.has_news = true;
     }
 
-    /// Returns whether state that other threads read has changed since the last call: a stream, a view, or the end of a
-    /// drain.
+    /// Returns whether state that other threads read has changed since the last call, for example a stream, a view, a
+    /// role, or the end of a drain.
     pub fn take_news(&mut self) -> bool {
         let is_drained = self.is_drained();
         let news = self.has_news || is_drained != self.was_drained;

@@ -21,13 +21,13 @@ use crate::input::Input;
 use crate::peer::Peer;
 use crate::service::Service;
 
-/// The total number of bytes of long values that one wake-up sends to all readers, one piece each in turn. The
-/// kernel copies this amount in about 50 µs, which a short request may have to wait.
+/// The maximum number of bytes that one wake-up sends to readers of long values, one piece each in turn. The kernel
+/// copies this amount in about 50 µs, and a short request may wait that long.
 const READERS_BYTES: usize = 128 << 10;
 /// The maximum number of bytes of one piece.
 const READER_PIECE: usize = 64 << 10;
-/// The time between two calls above which the shard must have been not scheduled. It exceeds the longest interval
-/// between two ticks.
+/// The interval between two calls above which the shard counts as not scheduled. It exceeds the regular interval
+/// between two ticks, which is 100 ms.
 const LONGEST_TICK: Duration = Duration::from_millis(150);
 /// The maximum number of consecutive ticks that postpone their work because the shard was not scheduled.
 const MOST_DEFERRED: u32 = 8;
@@ -39,11 +39,11 @@ const READER_COST: usize = 16 << 10;
 pub enum Fate {
     /// Read from the connection.
     Read,
-    /// Do not read from the connection until its output has drained.
+    /// Do not read from the connection for now: its output is full, it waits for memory, or its input has ended.
     Wait,
     /// All output is sent. Shut down the sending direction, then read and discard input until the other side closes.
     Shut,
-    /// Hand the socket, with [`Shard::take_handshake`], to the executor of this shard.
+    /// Hand the socket, with the bytes of [`Shard::take_handshake`], to the executor of this shard.
     HandOver(ShardId),
     /// Close the connection.
     Close,
@@ -52,24 +52,24 @@ pub enum Fate {
 /// Bytes to send to one connection immediately. They borrow the shard, so no entry of a table moves or is freed
 /// before the send returns.
 pub struct Transmit<'a> {
-    /// The connection.
+    /// The connection that receives the bytes.
     pub id: ConnectionId,
-    /// The bytes, in the order to send.
+    /// The slices to send, in order.
     pub parts: Vec<IoSlice<'a>>,
 }
 
 /// The connections and the replicas of one shard.
 pub struct Shard {
-    /// The replicas.
+    /// The replicas, and the outputs of the connections.
     pub service: Service,
     bounds: HelloBounds,
     /// The receiving sides. The sending sides are in `service.outputs`.
     receivers: ConnectionTable<Receiver>,
-    /// Accepted connections that may not have completed their hello, oldest first, for each port.
+    /// Accepted connections, oldest first, in one queue for each port. Some may have completed their hello meanwhile.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
     /// The number of bytes of long values that this wake-up may still send.
     readers_left: usize,
-    /// The reader of the last transmit, and the number of offered bytes.
+    /// The reader of the transmit in progress, and the number of bytes offered to its socket.
     transmitting: Option<(ConnectionId, usize)>,
     called_at: Time,
     /// True if the shard was not called for longer than [`LONGEST_TICK`] and has not yet processed the input that
@@ -77,7 +77,7 @@ pub struct Shard {
     has_stood: bool,
     /// The number of consecutive ticks that have postponed their work because of `has_stood`.
     deferred: u32,
-    /// The time of the last receive, for an assertion.
+    /// The time of the last receive, for a debug assertion.
     received_at: Time,
 }
 
@@ -104,7 +104,8 @@ impl Shard {
         }
     }
 
-    /// Registers a connection that was just accepted.
+    /// Registers a connection that was just accepted. If too many connections of the port are without a hello, closes
+    /// the oldest of them.
     pub fn open_accepted(&mut self, now: Time, port: Port) -> ConnectionId {
         let id = self.service.outputs.open(now);
         self.put(id, Input::Handshake(Handshake::new(now, port)));
@@ -112,8 +113,9 @@ impl Shard {
         id
     }
 
-    /// Adopts a connection that requested this shard, with the bytes received so far. [`Shard::set_address`] must be
-    /// called before it is served.
+    /// Adopts a connection that requested this shard, and processes `received`. Requests in `received` count for
+    /// [`Address::UNKNOWN`]. To count them for the client's address, pass no bytes here; call [`Shard::set_address`],
+    /// then [`Shard::handle_bytes`].
     pub fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
         let id = self.service.outputs.open(now);
         self.put(id, input_of(port, now, id));
@@ -134,7 +136,8 @@ impl Shard {
         }
     }
 
-    /// Takes the port and all received bytes of a connection that is to be handed over.
+    /// Takes the port and all received bytes of a connection that is to be handed over; `None` if its handshake is
+    /// over.
     pub fn take_handshake(&mut self, id: ConnectionId) -> Option<(Port, Vec<u8>)> {
         match self.input(id)? {
             Input::Handshake(handshake) => Some((handshake.port, handshake.take_received())),
@@ -151,14 +154,14 @@ impl Shard {
         id
     }
 
-    /// Begins a wake-up at `now`, which was read after its bytes were received.
+    /// Begins a wake-up. `now` must be read after the bytes of the wake-up were received.
     pub fn begin_wake_up(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.note_call(now);
         self.service.apply_new_limit();
     }
 
-    /// Processes bytes received on a connection.
+    /// Processes bytes received on a connection. Bytes for a closing or closed connection are discarded.
     pub fn handle_bytes(&mut self, now: Time, id: ConnectionId, received: &[u8]) {
         self.note_received(now);
         if self.service.outputs.get(id).is_none_or(|output| output.is_closing()) {
@@ -179,9 +182,9 @@ impl Shard {
         self.input(id).is_some_and(|input| input.lacks(least))
     }
 
-    /// Lends the input buffer of such a connection, with the number of missing bytes. The engine appends received
-    /// bytes directly to it. The engine must not pass other bytes of the connection before
-    /// [`Shard::take_input_back`].
+    /// Lends the input buffer of a connection that lacks at least `least` bytes of one frame ([`Shard::lacks`]), with
+    /// the number of missing bytes; `None` for any other connection. The engine appends received bytes directly to it.
+    /// The engine must not pass other bytes of the connection before [`Shard::take_input_back`].
     pub fn lend_input(&mut self, id: ConnectionId, least: usize) -> Option<(Vec<u8>, usize)> {
         self.input(id)?.lend_input(least)
     }
@@ -226,8 +229,8 @@ impl Shard {
     }
 
     /// Takes all bytes that a connection has to send. Returns the buffer and the offset of the first byte. The bytes
-    /// count as unsent until [`Shard::handle_sent`]. Returns `None` if there are none, or if the engine still has earlier
-    /// ones.
+    /// count as unsent until [`Shard::handle_sent`]. Returns `None` if there are none, or if the engine still has
+    /// earlier ones.
     pub fn take_unsent(&mut self, id: ConnectionId) -> Option<(Vec<u8>, usize)> {
         self.service.outputs.get(id)?.take()
     }
@@ -308,9 +311,9 @@ impl Shard {
     }
 
     /// Returns the next bytes to send to a reader of long values, one piece for each reader in turn. After the send,
-    /// the engine must call [`Shard::handle_transmitted`]. Returns `None` when there is no reader or the wake-up has sent
-    /// enough. If [`Shard::has_readers`] is true then, the engine must wake up again at once and serve all other work
-    /// first.
+    /// the engine must call [`Shard::handle_transmitted`]. Returns `None` when there is no reader or the wake-up has
+    /// sent enough. If [`Shard::has_readers`] is true then, the engine must wake up again at once and serve all other
+    /// work first.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit<'_>> {
         self.service.outputs.set_now(now);
         let most = READER_PIECE.min(self.readers_left);
@@ -324,7 +327,7 @@ impl Shard {
         Some(Transmit { id, parts })
     }
 
-    /// Takes the next reader from the queue. Readers whose replica has cleared its table are closed.
+    /// Takes the next reader from the queue. Closes readers of values whose table was cleared.
     fn next_reader(&mut self) -> Option<ConnectionId> {
         while let Some(id) = self.service.outputs.next_reader() {
             if !self.service.close_if_lost(id) {
@@ -334,8 +337,8 @@ impl Shard {
         None
     }
 
-    /// Records the number of bytes of the last transmit that the socket has accepted. It is 0 if the send failed:
-    /// the next ordinary send returns the error again.
+    /// Records that the socket has accepted `sent` bytes of the last transmit. `sent` is 0 if the send failed; the next
+    /// ordinary send returns the error again.
     pub fn handle_transmitted(&mut self, now: Time, sent: usize) {
         let Some((id, offered)) = self.transmitting.take() else { return };
         let sent = sent.min(offered);
@@ -383,9 +386,9 @@ impl Shard {
         self.service.pump(now);
     }
 
-    /// Performs the timed work of the replicas. The engine must call it every 100 ms or sooner. After a longer interval
-    /// the work is postponed until the input that arrived meanwhile is processed. Otherwise the shard would treat its
-    /// own pause as silence of other servers.
+    /// Performs the timed work of the replicas. The engine must call it at least every 100 ms. After more than 150 ms
+    /// without a call, the work is postponed until the input that arrived meanwhile is processed. Otherwise the shard
+    /// would treat its own pause as silence of other servers.
     pub fn handle_tick(&mut self, now: Time) {
         self.service.outputs.set_now(now);
         self.note_call(now);
@@ -416,8 +419,8 @@ impl Shard {
         self.called_at = now;
     }
 
-    /// Closes the connections that have exceeded a deadline, or that stall while others wait for memory. The engine
-    /// must call this function a few times a second.
+    /// Closes those of `ids` that have exceeded a deadline, or that stall while connection memory is short. Closes none
+    /// while the work of [`Shard::handle_tick`] is postponed. The engine must call this function a few times a second.
     pub fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
         if self.deferred > 0 {
             return;
@@ -427,7 +430,7 @@ impl Shard {
         for id in ids {
             let Some(output) = self.service.outputs.get(id) else { continue };
             if is_tight && output.is_stalled_under_pressure(now) {
-                self.close_for_memory(now, id, "it received no responses and memory is short");
+                self.close_for_memory(now, id, "it received no responses while memory was short");
                 continue;
             }
             if output.deadline().is_some_and(|due| due <= now) {
@@ -443,7 +446,11 @@ impl Shard {
                 continue;
             };
             if is_awaited && input.is_stalled_under_pressure(now) {
-                self.close_for_memory(now, id, "it sent no bytes of a frame and memory is short");
+                self.close_for_memory(
+                    now,
+                    id,
+                    "its long request stalled while others waited for memory",
+                );
                 continue;
             }
             if input.deadline(&mut self.service).is_some_and(|due| due <= now) {
@@ -454,7 +461,7 @@ impl Shard {
         }
     }
 
-    /// Sets the client address of a connection.
+    /// Sets the origin of a connection, for the limits on each origin.
     pub fn set_address(&mut self, id: ConnectionId, from: Address) {
         if let Some(receiver) = self.receiver(id) {
             receiver.address = from;
@@ -526,7 +533,8 @@ impl Shard {
         self.receivers.insert(id, Receiver { input, address: Address::UNKNOWN });
     }
 
-    /// Closes the oldest connection without a completed hello if there are too many of them.
+    /// Adds `newest` to the connections of this port without a completed hello. If there are too many of them, closes
+    /// the oldest.
     fn bound_awaiting_hello(&mut self, port: Port, newest: ConnectionId) {
         let queue = port as usize;
         let mut silent = std::mem::take(&mut self.awaiting_hello[queue]);

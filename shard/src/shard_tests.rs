@@ -20,9 +20,9 @@ fn silent_connections_make_room_for_newer_ones() {
     shard.handle_bytes(NOW, silent[0], &hello());
     shard.adopt_accepted(NOW, silent[0]);
     let newest = shard.open_accepted(NOW, Port::Clients);
-    assert_eq!(shard.fate(silent[1]), Fate::Read, "the connection with a hello no longer counts");
+    assert_eq!(shard.fate(silent[1]), Fate::Read, "a connection with a hello still counts");
     let one_more = shard.open_accepted(NOW, Port::Clients);
-    assert_eq!(shard.fate(silent[1]), Fate::Close, "the oldest silent one");
+    assert_eq!(shard.fate(silent[1]), Fate::Close, "the oldest silent connection is still open");
     for id in [silent[0], silent[2], newest, one_more] {
         assert_ne!(shard.fate(id), Fate::Close);
     }
@@ -96,7 +96,7 @@ fn a_stream_that_is_repeatedly_lost_is_dialled_with_growing_back_off_until_an_ac
         }
         assert!(
             pair.primary.service.reports(NOW).any(|report| report.connected),
-            "it was welcomed"
+            "the stream was not welcomed"
         );
         pause
     };
@@ -135,8 +135,8 @@ fn silence_counts_only_while_the_shard_itself_runs() {
     // The whole machine was paused. Messages that the primary sent during the pause are not read yet.
     let woke = NOW + Duration::from_secs(2);
     let report = pair.secondary.service.reports(woke).next().expect("a view");
-    assert!(report.silent_ms <= 100, "messages received before the next look count too");
-    assert!(silent_ms(&mut pair, woke) <= 100, "the report would be a vote against the primary");
+    assert!(report.silent_ms <= 100, "the suspension counts as silence of the primary");
+    assert!(silent_ms(&mut pair, woke) <= 100, "the suspension became a vote against the primary");
     let mut silences = (1..=6).map(|n| silent_ms(&mut pair, woke + Duration::from_millis(n * 100)));
     assert!(
         silences.any(|silent_ms| silent_ms > 500),
@@ -154,7 +154,10 @@ fn silence_counts_only_while_the_shard_itself_runs() {
     pair.primary.finish_wake_up(heard);
     let said = take_output(&mut pair.primary, pair.dialled);
     pair.secondary.handle_bytes(heard, pair.accepted, &said);
-    assert!(silent_ms(&mut pair, heard + Duration::from_secs(2)) <= 100, "it stood");
+    assert!(
+        silent_ms(&mut pair, heard + Duration::from_secs(2)) <= 100,
+        "the pause counts as silence"
+    );
 }
 
 #[test]

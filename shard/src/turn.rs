@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   streams of other servers: everything received, and their output
-//!   strangers at the servers' port: a few
+//!   strangers (connections at the servers' port without a stream): a few
 //!   clients: for a limited time
 //!   all output: for a limited time and a limited number of bytes to clients
 //!   long values: a bounded part, a piece for each reader
 //! ```
 //!
-//! So an ACK never waits for the requests of this server's clients. All PREPAREs of a wake-up are sent in one batch,
-//! and so are all its ACKs. The streams are served again within a few milliseconds under any load of clients.
+//! So an ACK never waits for the requests of this server's clients. The PREPAREs of a wake-up are sent in batches, and
+//! so are its ACKs. The streams are served again within a few milliseconds under any load of clients.
 
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ use kv_protocol::ids::Time;
 
 use crate::{Shard, Transmit};
 
-/// The time for which a turn serves clients. Then it sends to them for the same time.
+/// The time limit for serving clients in a turn, and then again for sending to them.
 const CLIENTS_TIME: Duration = Duration::from_millis(1);
-/// The maximum number of bytes that one turn sends to clients. It is limited because the kernel copies all of them
+/// The number of bytes, without long values, after which a turn sends no more to clients. The kernel copies all of them
 /// before the send returns.
 const MOST_SENT: usize = 1 << 20;
 /// The number of connections handled between two readings of the clock.
@@ -42,7 +42,7 @@ pub trait Engine {
     /// Records which sockets have become ready since the last call, without waiting.
     fn look_again(&mut self, shard: &mut Shard);
 
-    /// Serves everything that arrived on streams of other servers, and the dials that have ended. Returns whether
+    /// Serves everything that arrived on streams of other servers, and the completed or failed dials. Returns whether
     /// there was any such work.
     fn serve_streams(&mut self, shard: &mut Shard) -> bool;
 
@@ -122,7 +122,7 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
 }
 
 /// Ends a wake-up, or its part for streams: pumps the streams and handles the dirty ones. Then handles the other dirty
-/// connections in order, as far as the budget allows. The budget gets its full time again before.
+/// connections in order, as far as the budget allows. Restores the full time of the budget first.
 ///
 /// The function reads the clock itself and returns the reading. The grace of an ACK would end too early if the
 /// reading were older than the receipt of the acknowledged bytes.

@@ -72,7 +72,7 @@ fn the_grace_of_an_ack_begins_after_the_acknowledged_bytes_were_received() {
     let mut engine = Slow { stream, bytes: vec![beacon], noted: 1, now, sent: Vec::new() };
     pair.secondary.begin_wake_up(later);
     run(&mut engine, &mut pair.secondary, later, true);
-    assert!(!engine.sent.is_empty(), "the beacon is acknowledged");
+    assert!(!engine.sent.is_empty(), "the beacon was not acknowledged");
     let grace = pair.secondary.service.replica(GROUP).unwrap().inspect().grace;
     assert_eq!(grace, Some((member(0), later + LATE + FailureTimeout::DEFAULT.grace())));
 }
@@ -84,7 +84,7 @@ fn a_shard_that_was_not_scheduled_checks_its_sockets_before_it_runs_its_timers()
     pair.primary.handle_tick(later);
     pair.primary.finish_wake_up(later);
     let beacon = pair.primary.unsent(pair.dialled).to_vec();
-    // The shard is not called for a while. The engine has not recorded the bytes that arrived meanwhile yet.
+    // The shard is not called for a while. The engine has not yet recorded the bytes that arrived meanwhile.
     let stood = later + Duration::from_secs(2);
     let (stream, now) = (pair.accepted, stood);
     let mut engine = Slow { stream, bytes: vec![beacon], noted: 0, now, sent: Vec::new() };

@@ -78,6 +78,8 @@ pub struct Client {
     pub rests_until: u64,
     /// The number of sessions that replaced expired or shared ones. A clone starts at 1,000.
     pub fresh_sessions: u64,
+    /// The offset of the numbers in the names of these sessions.
+    first_session: u64,
 }
 
 /// An effect that a client requests.
@@ -117,6 +119,7 @@ impl Client {
             is_reader: false,
             rests_until: 0,
             fresh_sessions: 0,
+            first_session: 0,
         }
     }
 
@@ -369,7 +372,7 @@ impl Client {
         let Some(session) = self.sessions.get_mut(&place) else { return };
         if session.client == name {
             self.fresh_sessions += 1;
-            let name = self.id.0 + (u128::from(self.fresh_sessions) << 32);
+            let name = self.id.0 + (u128::from(self.first_session + self.fresh_sessions) << 32);
             let start = self.starts.get(&place).copied().unwrap_or_default();
             *session = Session::new(ClientId(name), start);
         }
@@ -394,7 +397,7 @@ impl Client {
         self.starts = other.starts.clone();
         self.is_clone = true;
         // New session names and request ids differ from those of the original client.
-        self.fresh_sessions = 1_000;
+        self.first_session = 1_000;
         self.next_request = 1 << 40;
         self.connections.clear();
     }
@@ -411,8 +414,8 @@ impl Client {
         self.sessions.values().map(|session| session.client).chain([self.id])
     }
 
-    /// Handles the resume of the client's machine after a suspension. The clock of the machine did not advance
-    /// meanwhile, so all deadlines are postponed.
+    /// Handles the end of a suspension of the client's machine. The clock of the machine did not advance meanwhile, so
+    /// all deadlines are postponed.
     pub fn on_slept(&mut self, slept: u64) {
         for flight in self.flights.values_mut().chain(self.doubts.values_mut()) {
             flight.slept += slept;

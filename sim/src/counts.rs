@@ -72,7 +72,7 @@ pub struct Counts {
     pub emptied_chunks: u64,
     /// The number of connections that an executor handed over to another one.
     pub handed_over: u64,
-    /// The number of connections that a client reset with requests in flight.
+    /// The number of connections that a client closed without waiting for responses.
     pub resets: u64,
     /// The number of connections whose sending direction a client shut down with requests in flight.
     pub half_closes: u64,

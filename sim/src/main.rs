@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     let sum = match args.seed {
         Some(seed) => {
             let outcome = run(Config::of(seed));
-            if outcome.failure.is_none() {
+            if outcome.failure.is_none() && !args.json {
                 outcome.trace.iter().for_each(|line| println!("{line}"));
             }
             let mut sum = Sum::default();

@@ -28,8 +28,6 @@ pub use faults::{KINDS, Kind, break_link, give_place, pause_coordinator};
 /// The faults in progress.
 #[derive(Debug, Default)]
 pub struct Nemesis {
-    /// The place that was struck last.
-    target: Option<usize>,
     /// The current cut.
     cut: Option<faults::Cut>,
 }
@@ -121,7 +119,6 @@ pub fn strike_at_rest(world: &mut World) {
         return;
     }
     let target = world.random.index(usize::from(world.config.servers));
-    world.nemesis.target = Some(target);
     let kind = KINDS[world.random.index(KINDS.len())];
     strike(world, target, kind, None, TIMEOUT);
 }
@@ -185,8 +182,8 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     world.after(delay, Happening::Strike(usize::from(server.0), step));
 }
 
-/// Pauses the process at a place whose neighbour received a stop signal, for at least about the duration of an inquiry.
-/// So only the leaving process responds.
+/// Pauses the process at a place whose neighbour received a stop signal, for about as long as an inquiry takes, or
+/// longer. So only the leaving process responds.
 pub fn strike_neighbour(world: &mut World, place: usize) {
     let Some(process) = world.running_at(place).filter(|_| !world.is_healing) else { return };
     let with_write = has_write_in_flight(world, place);

@@ -70,8 +70,6 @@ pub struct Process {
     pub alive: bool,
     /// True if the process has made an orderly exit, with complete dumps of all its replicas.
     pub left: bool,
-    /// The term of the coordinator that started the process.
-    pub term: u64,
     /// The true time at which the process last received an order.
     pub last_order: u64,
     /// The true time since which the process has received nothing from a coordinator.
@@ -131,7 +129,6 @@ impl Process {
             address,
             alive: true,
             left: false,
-            term: 0,
             last_order: 0,
             alone_since: None,
             paused_until: 0,

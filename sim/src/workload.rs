@@ -28,7 +28,7 @@ const LARGE_ONE_IN: u64 = 1_500;
 /// The length of these values.
 const LARGE_BYTES: usize = 150 << 10;
 /// The probability, per mille, that a write has a deadline of at most 1.5 ms.
-const IMPATIENT_PER_MILLE: u64 = 20;
+const IMPATIENT_PER_MILLE: u64 = 21;
 /// The longest delay after which a client begins to settle a write in doubt, in nanoseconds.
 const SETTLED_WITHIN: u64 = 2_000_000_000;
 /// The longest extra delay of a write's connection, in nanoseconds.
@@ -176,7 +176,7 @@ impl Workload {
     /// afterwards.
     fn timeout(random: &mut Random) -> (u64, Settling) {
         let timeout = match random.below(1_000) {
-            0..=IMPATIENT_PER_MILLE => random.between(100_000, 1_500_000),
+            0..IMPATIENT_PER_MILLE => random.between(100_000, 1_500_000),
             _ => DEADLINE,
         };
         let after = if random.per_mille(500) { 0 } else { random.between(0, SETTLED_WITHIN) };

@@ -162,8 +162,8 @@ impl Config {
 }
 
 impl Config {
-    /// Returns whether sessions expire during the run. In such runs, machines are suspended for longer than sessions
-    /// are kept, and a client may be cloned.
+    /// Returns whether the run tests expired sessions: machines are suspended for longer than sessions are kept, and a
+    /// client may be cloned.
     pub fn forgets_soon(&self) -> bool {
         let is_suspended = !(self.stands || self.slow || self.floods);
         self.bounds.session_idle < SESSION_IDLE && is_suspended

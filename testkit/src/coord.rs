@@ -37,8 +37,8 @@ impl Coord {
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))
     }
 
-    /// Returns the command line for this directory. If this process is killed, the coordinator stops its servers in
-    /// order.
+    /// Returns the command line for this directory. If this process is killed, the coordinator gets SIGTERM and stops
+    /// its servers.
     pub fn command(&self, dir: &Path) -> Command {
         let mut command = Command::new(&self.program);
         let (clients, servers) = (self.clients_port.to_string(), self.servers_port.to_string());
@@ -72,7 +72,8 @@ pub fn spawn(mut command: Command, dir: &Path) -> anyhow::Result<Child> {
     command.spawn().with_context(|| format!("start {}", command.get_program().display()))
 }
 
-/// Returns whether no server is down or being recovered, and every group is at home with two copies.
+/// Returns whether the cluster serves, no server is down or being recovered, and every group is at home with two
+/// copies.
 pub fn is_whole(status: &ClusterStatus) -> bool {
     status.state == ClusterState::Serving
         && status

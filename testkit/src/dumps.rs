@@ -37,7 +37,8 @@ pub fn read(path: &Path) -> anyhow::Result<Dump> {
     Ok(Dump { header: reader.finish().with_context(shown)?, entries, records })
 }
 
-/// Checks that the two dumps of a group at home hold the same entries, and that all entries belong to this group.
+/// Checks that the two dumps of a group were written by its home servers, end at the same writes, and hold the same
+/// entries, all of this group.
 pub fn agree(
     group: GroupId,
     placement: Placement,

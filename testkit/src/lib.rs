@@ -1,5 +1,5 @@
-//! The parts that tests over real processes, the chaos runner and the simulator share. No program that ships depends on
-//! it.
+//! Code that the tests over real processes, the chaos runner and the simulator share. No program that ships depends on
+//! this crate.
 //!
 //! ```text
 //!   process    processes by pid: find, signal

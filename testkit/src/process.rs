@@ -58,7 +58,7 @@ pub fn running_in(directory: &Path) -> Vec<u32> {
         .collect()
 }
 
-/// Kills all processes in this directory and waits until none is left.
+/// Kills all processes in this directory and waits until none is left, for at most 10 s.
 pub fn end_all_in(directory: &Path) {
     poll(Duration::from_secs(10), || {
         let left = running_in(directory);

@@ -74,10 +74,10 @@ pub fn run(command: &mut Command, input: &str, limit: Duration) -> anyhow::Resul
     })
 }
 
-/// Runs a short command with this standard input, and returns its output without the spaces around it.
+/// Runs a short command with this standard input, and returns its trimmed output.
 ///
 /// # Errors
-/// The command ended with an exit code other than 0.
+/// The command did not start, exceeded the time limit, or did not exit with 0.
 pub fn check(command: &mut Command, input: &str) -> anyhow::Result<String> {
     let ended = run(command, input, CHECK_LIMIT)?;
     ensure!(ended.code == Some(0), "{command:?}: {}", ended.stderr.trim());
@@ -100,21 +100,21 @@ pub fn wait(child: &mut Child, limit: Duration) -> Option<Option<i32>> {
     ended.map(|status| status.code())
 }
 
-/// Copies an executable in a separate process. A descriptor that this process had open for writing
-/// could be inherited for a moment by a child that another thread starts, and executing the copy
-/// would then fail with ETXTBSY.
+/// Copies an executable in a separate process. If this process wrote the copy, a child of another thread could inherit
+/// the open descriptor for a moment. Executing the copy would then fail with ETXTBSY.
 pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     check(Command::new("cp").arg("-p").args([from, to]), "").map(drop)
 }
 
-/// Makes the system send this signal to the started program if this process is killed.
+/// Makes the system send this signal to the program when the thread that started it ends, and so also if this process
+/// is killed.
 pub fn end_with_this(command: &mut Command, signal: Signal) {
     let set = move || Ok(rustix::process::set_parent_process_death_signal(Some(signal))?);
     // SAFETY: the closure makes one system call with an integer, which is safe between fork and exec.
     unsafe { command.pre_exec(set) };
 }
 
-/// Prints the ends of all files that the programs wrote in this directory.
+/// Prints the ends of all logs (`*.log`, `*.err`) in this directory.
 pub fn show_logs(dir: &Path) {
     let Ok(files) = fs::read_dir(dir) else { return };
     let mut logs: Vec<PathBuf> = files

@@ -40,7 +40,7 @@ impl Silent {
         let at_most = Duration::from_millis(200);
         while let Ok(stream) = TcpStream::connect_timeout(&silent.address, at_most) {
             silent.queue.push(stream);
-            assert!(silent.queue.len() < MOST, "the queue of a listener has no end");
+            assert!(silent.queue.len() < MOST, "the queue of the listener does not fill up");
         }
         silent
     }

@@ -3,8 +3,8 @@
 //! ```text
 //!   host_key, good_key, bad_key       its own key, the only key that it accepts, a key that it rejects
 //!   sshd -D -f sshd_config            listens on 127.0.0.1, a free port
-//!   ssh -F ssh_config ...             uses only that host key and that key, no file of the user:
-//!                                     ssh takes the home directory from the system, not from $HOME
+//!   ssh -F ssh_config ...             uses only that host key and that key, and no file of the user's:
+//!                                     a changed $HOME would not do, because ssh ignores it
 //!   remote/  the servers' remote directory; processes left in it at the end are killed
 //! ```
 
@@ -45,7 +45,7 @@ impl Sshd {
         fs::create_dir_all(dir.join("remote"))
             .with_context(|| format!("make {}", dir.display()))?;
         if rustix::process::geteuid().is_root() {
-            // sshd confines its unprivileged process to this directory, which usually a service manager creates.
+            // sshd confines its unprivileged process to this directory, which a service manager usually creates.
             fs::create_dir_all("/run/sshd").context("make /run/sshd")?;
         }
         let user = programs::check(Command::new("id").arg("-un"), "")?;
@@ -89,7 +89,7 @@ impl Sshd {
         fs::read_to_string(self.dir.join("sshd.err")).unwrap_or_default()
     }
 
-    /// Returns the arguments with which `coord` reaches a host by this ssh configuration and uses this directory on it.
+    /// Returns the arguments with which `coord` uses this ssh configuration, and this directory on the remote host.
     pub fn flags(config: &Path, remote_dir: &Path) -> Vec<String> {
         let shown = |path: &Path| path.display().to_string();
         let (config, remote) = (shown(config), shown(remote_dir));
@@ -146,7 +146,7 @@ impl Drop for Sshd {
     }
 }
 
-/// Returns the absolute path of sshd, with which it must be started. Its directory may be only on root's PATH.
+/// Returns the absolute path of sshd, which needs it to execute itself again. Its directory may be only on root's PATH.
 pub fn sshd_program() -> anyhow::Result<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
     let found = std::env::split_paths(&path).map(|dir| dir.join("sshd")).find(|p| p.is_file());
@@ -157,8 +157,9 @@ pub fn sshd_program() -> anyhow::Result<PathBuf> {
 pub fn make_key(path: &Path) -> anyhow::Result<()> {
     let mut command = Command::new("ssh-keygen");
     command.args(["-q", "-t", "ed25519", "-N", "", "-C", "kv-test", "-f"]).arg(path);
-    programs::check(&mut command, "")
-        .context("ssh-keygen: install openssh-client, or run scripts/setup.sh")?;
+    programs::check(&mut command, "").context(
+        "create a key with ssh-keygen (package openssh-client, or run scripts/setup.sh)",
+    )?;
     Ok(())
 }
 

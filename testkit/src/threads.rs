@@ -1,5 +1,5 @@
-//! A stop of one thread of another process by ptrace(2), while the other threads continue. When the process ends, Linux
-//! releases a traced thread only after its tracer has waited for it.
+//! A guard that stops one thread of another process with ptrace(2), while the other threads continue. When the process
+//! ends, Linux releases a traced thread only after its tracer has waited for it.
 
 use std::fs;
 
@@ -39,8 +39,8 @@ impl StandingThread {
         })
     }
 
-    /// Returns the change of the thread's state since the last call: `RUNNING` if there was none, `None` if the thread
-    /// does not exist any more.
+    /// Returns the change of the thread's state since the last call: [`RUNNING`] if there was none, `None` if the
+    /// thread no longer exists.
     fn wait(&self) -> Option<i32> {
         let mut status = 0;
         // SAFETY: waitpid writes one integer, which outlives the call.

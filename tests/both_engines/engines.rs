@@ -37,7 +37,7 @@ fn each_engine_logs_that_it_runs_and_returns_values_of_all_sizes() {
             let value: Vec<u8> = (0..size).map(|at| (at * 31 + n).to_le_bytes()[0]).collect();
             assert_eq!(client.put(&key, &value, &options).expect("a put").copies, 2);
             let got = client.get(&key, &options).expect("a get").bytes;
-            assert!(got == value, "{engine}: {size} bytes were read back changed");
+            assert!(got == value, "{engine}: a value of {size} bytes was changed");
         }
         cluster.stop().assert_copies_agree();
     }

@@ -18,8 +18,7 @@ use kv_protocol::status::{ClusterState, GroupCondition};
 
 /// The deadline of operations that are expected to fail.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// The longest time for an operation on an unaffected group, on a busy machine, while another group
-/// is broken.
+/// The time limit on a busy machine for operations while a killed server is replaced or another group is lost.
 const NORMAL: Duration = Duration::from_millis(500);
 
 fn within(deadline: Duration) -> OpOptions {
@@ -134,9 +133,8 @@ fn numbered(number: u64, padding: usize) -> Vec<u8> {
     value
 }
 
-/// Injects a fault while values of this length are written to every group. Fails unless all groups
-/// are whole afterwards and both dumps hold the last write of each writer. Returns the longest time
-/// of a write for each group.
+/// Injects a fault while values with this padding are written to every group. Fails unless all groups are whole
+/// afterwards and both dumps hold the last write of each writer. Returns the longest time of a write for each group.
 fn nothing_is_lost_through(padding: usize, fault: impl FnOnce(&Cluster)) -> Vec<Duration> {
     let cluster = Cluster::start();
     let keys: Vec<Vec<u8>> = (0..3).map(|group| cluster.key_at(group, 0, "w")).collect();
@@ -192,13 +190,13 @@ fn a_hung_server_is_failed_over_and_replaced_while_writes_continue() {
         process::signal(pid, Signal::CONT);
         replaced.expect("another process in place of the hung one");
     });
-    // A failover takes the suspicion and the grace of the new primary, on a busy machine.
+    // A failover takes the time of the suspicion and the grace of the new primary, and longer on a busy machine.
     assert!(longest.iter().all(|longest| *longest < HANGS), "{longest:?}");
 }
 
 #[test]
 fn a_machine_that_is_suspended_repeatedly_costs_no_group_a_member() {
-    // The lengths of the pauses in milliseconds: shortly below the failure timeout, shortly above it, and far above it.
+    // The lengths of the pauses in milliseconds: just below the failure timeout, just above it, and far above it.
     const STANDS: [u64; 8] = [700, 440, 480, 520, 460, 700, 500, 450];
     const RUNS: Duration = Duration::from_millis(200);
     let cluster = Cluster::start();
@@ -479,7 +477,7 @@ fn a_server_that_leaves_while_coordinator_and_secondary_hang_dumps_within_five_s
     // This write stays pending, so the server cannot drain.
     raw.send(&request(RequestId(1), &key, Operation::Put(write_number(1), b"v")));
     raw.send(&request(RequestId(2), &key, Operation::Get));
-    assert_eq!(raw.response().id, RequestId(2), "the write to be received and pending");
+    assert_eq!(raw.response().id, RequestId(2), "the write is pending when the GET is served");
     let start = Instant::now();
     process::signal(pids[VICTIM], Signal::TERM);
     wait_until("the server to exit", TIMEOUT, || !process::is_alive(pids[VICTIM]));

@@ -82,7 +82,7 @@ fn an_empty_key_and_a_value_above_the_limit_are_rejected_and_the_connection_stay
         assert_eq!(raw.ask(&key, Operation::Get).status, Status::NotFound);
         let longest = &long[1..];
         assert_eq!(raw.ask(&key, Operation::Put(write_number(1), longest)).status, Status::Ok);
-        assert!(raw.ask(&key, Operation::Get).value == longest, "another value came back");
+        assert!(raw.ask(&key, Operation::Get).value == longest, "the value was changed");
     });
 }
 
@@ -150,9 +150,8 @@ fn assert_stream_broken_by(ports: &Ports, bytes: &[u8]) {
     });
 }
 
-/// Sends bytes to the victim on a stream whose sender claims, with every field correct, to be its
-/// predecessor, until the response is as expected. The real predecessor reconnects at once and may
-/// replace such a stream; then the bytes are sent again.
+/// Sends bytes to the victim on a forged stream, whose hello has every field of the victim's predecessor. Repeats this
+/// until the response is as expected, because the real predecessor reconnects at once and may replace the stream.
 #[track_caller]
 fn say_on_a_stream(ports: &Ports, bytes: &[u8], is_expected: impl Fn(&Received) -> bool) {
     crate::common::wait_until(
@@ -270,7 +269,11 @@ fn an_unknown_opcode_is_rejected_with_the_names_of_the_served_ones() {
         let (status, reason) = raw.refusal();
         assert_eq!(status, Status::Unsupported);
         assert!(reason.contains("GET, PUT, DELETE, NOOP, VERIFY, RESOLVE"), "{reason}");
-        assert_eq!(raw.ask(b"any key", Operation::Noop).id, RequestId(77), "the connection stays");
+        assert_eq!(
+            raw.ask(b"any key", Operation::Noop).id,
+            RequestId(77),
+            "the connection was closed"
+        );
 
         let mut raw = Raw::welcomed(ports.address(Kind::Map), ClientId(1), ShardId(0));
         raw.send(&frame(Kind::Map, 0x1f, b"?"));
@@ -418,8 +421,8 @@ fn a_stranger_is_rejected_at_the_servers_port_before_any_other_check() {
     });
 }
 
-/// Checks that a program that has the names in the status and the map (cluster, epoch,
-/// processes), but not the key, is rejected.
+/// Checks that a program without the key is rejected, even if it has all identities from the status and the map
+/// (cluster, epoch, processes).
 #[test]
 fn a_program_that_knows_every_identity_but_not_the_key_is_rejected() {
     survives(|cluster, ports| {
@@ -449,7 +452,7 @@ fn a_program_that_knows_every_identity_but_not_the_key_is_rejected() {
         let epoch = Epoch { number: 1 << 40, ..ports.status.epoch };
         let started = Started { epoch, ..ports.started() };
         refused(Kind::Reports, &|seal, bytes| started.write(seal, bytes));
-        // A recorded handshake under the correct key is useless on the next connection.
+        // A recorded handshake under the correct key is rejected on the next connection.
         for kind in Kind::CHECKED {
             let (_, earlier) = ports.challenged(kind, ports.key);
             let (mut raw, _) = ports.challenged(kind, ports.key);
@@ -496,7 +499,7 @@ fn orders_of_a_stranger_are_rejected() {
             assert!(refused.is_some(), "the response to {hello:?} is {said:?}");
             assert!(said.iter().all(|frame| frame.opcode != control_opcode::REPORT), "{said:?}");
         }
-        // The orders are sent without a hello.
+        // The order is sent without a hello.
         let mut raw = ports.connect(Kind::Orders);
         raw.send(&shutdown);
         raw.await_close();

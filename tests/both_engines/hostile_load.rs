@@ -40,7 +40,11 @@ fn slow_silent_and_greedy_connections_are_closed_at_their_deadlines_and_delay_no
         let idle = scope.spawn(move || {
             let mut raw = ports.welcomed(1);
             wait_until("the end of the others", 2 * TIMEOUT, || over.load(Ordering::SeqCst));
-            assert_eq!(raw.ask(key, Operation::Noop).status, Status::Ok, "idle, and still there");
+            assert_eq!(
+                raw.ask(key, Operation::Noop).status,
+                Status::Ok,
+                "an idle connection is kept"
+            );
         });
         let mut culprits = Vec::new();
         for kind in Kind::ALL {
@@ -63,7 +67,10 @@ fn slow_silent_and_greedy_connections_are_closed_at_their_deadlines_and_delay_no
         let ended: Vec<_> = culprits.into_iter().map(|culprit| culprit.join()).collect();
         over.store(true, Ordering::SeqCst);
         idle.join().expect("an idle connection stays");
-        assert!(ended.into_iter().all(|end| end.is_ok()), "see above");
+        assert!(
+            ended.into_iter().all(|end| end.is_ok()),
+            "a connection was not closed as expected, see above"
+        );
         let longest = good.join().expect("a client that is served");
         assert!(longest < LONGEST_WAIT, "a good client waited {longest:?}");
     });
@@ -83,7 +90,7 @@ fn assert_closed_after(deadline: Duration, kind: Kind, manner: &str, mut raw: Ra
         raw.is_closed()
     });
     let lasted = start.elapsed();
-    assert!(lasted + SLACK > deadline, "{manner} on {kind:?}: closed after {lasted:?} already");
+    assert!(lasted + SLACK > deadline, "{manner} on {kind:?}: closed after only {lasted:?}");
 }
 
 /// Requests a megabyte repeatedly and reads no response.
@@ -140,7 +147,7 @@ fn connections_beyond_the_limit_are_rejected_as_busy_and_the_clusters_own_links_
         let mut one_more = ports.connect(Kind::Clients);
         one_more.send_if_open(&hello(ports.status.cluster, ClientId(1), ShardId(0)));
         let said = one_more.await_close();
-        let said = said.first().expect("a last word");
+        let said = said.first().expect("a reason before the close");
         assert_eq!(said.opcode, opcode::ERROR);
         let refusal = Refusal::read(&said.body).expect("a refusal");
         (refusal.status, refusal.reason.to_owned())
@@ -173,7 +180,7 @@ fn idle_connections_of_an_address_that_fills_the_limit_make_room_for_other_addre
             break;
         }
         crowd.push(raw);
-        assert!(crowd.len() < 256, "there is no bound");
+        assert!(crowd.len() < 256, "the connection limit is not enforced");
     }
     let mut others: Vec<Raw> = (0..OTHERS)
         .map(|_| {
@@ -188,7 +195,7 @@ fn idle_connections_of_an_address_that_fills_the_limit_make_room_for_other_addre
     for other in &mut others {
         assert_eq!(other.ask(&key, Operation::Noop).status, Status::Ok);
     }
-    wait_until("the one that was idle for longest to be closed", TIMEOUT, || crowd[0].is_closed());
+    wait_until("the longest-idle connection to be closed", TIMEOUT, || crowd[0].is_closed());
     let newest = crowd.last_mut().expect("there are some");
     assert_eq!(
         newest.ask(&key, Operation::Noop).status,
@@ -238,7 +245,6 @@ fn idle_connections_to_the_coordinator_make_room_for_clients_with_requests() {
     drop(crowd);
 }
 
-/// Checks that status requests do not delay a failover, however many there are.
 #[test]
 fn many_status_requests_do_not_delay_a_failover() {
     const CROWD: usize = 400;
@@ -372,7 +378,7 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
         start.elapsed() > Duration::from_secs(1)
     });
     // The other connections wait. Connections that arrived in one burst with the last accepted ones were rejected. A
-    // few more were accepted, because others closed after the limit was set.
+    // few more than ten were accepted, because others closed after the limit was set.
     let is_answered_welcome = |raw: &mut Raw| raw.has_input() && is_welcomed(raw);
     let welcomed = crowd.iter_mut().map(is_answered_welcome).filter(|welcomed| *welcomed).count();
     assert!(welcomed < 20, "{welcomed} of 40 were welcomed where there was room for 10");

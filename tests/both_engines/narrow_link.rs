@@ -70,7 +70,7 @@ fn write_and_read(cluster: &Cluster, name: &str, bytes: usize, reads: usize) {
     client.put(&key, &value, &options(TIMEOUT)).expect("a put of a long value");
     for _ in 0..reads {
         let read = client.get(&key, &options(TIMEOUT)).expect("a get of a long value");
-        assert!(read.bytes == value, "a changed value of {} bytes", read.bytes.len());
+        assert!(read.bytes == value, "a value of {} bytes was changed", read.bytes.len());
     }
 }
 
@@ -115,7 +115,7 @@ fn long_values_on_a_narrow_link_change_no_view_and_delay_no_reader() {
         assert!(reader.join().expect("the reader") > 50);
     });
     for group in cluster.status().groups {
-        assert_eq!(group.view.0, 1, "the first view has lasted: {group:?}");
+        assert_eq!(group.view.0, 1, "the view has changed: {group:?}");
     }
     cluster.stop().assert_copies_agree();
 }
@@ -128,7 +128,8 @@ fn a_copy_of_long_values_over_a_narrow_link_continues_while_another_value_is_wri
     }
     narrow().expect("make the link narrow");
     process::signal(cluster.server_pid(1), Signal::KILL);
-    // On a busy link, the first packets may be lost too often for a candidate's timeout, so the copy may begin again.
+    // On a busy link, too many of the first packets may be lost for the candidate's timeout. Then the copy begins
+    // again.
     let view = wait_for("a part of the copy", TIMEOUT, || {
         let group = cluster.status().groups.swap_remove(0);
         group.copy.filter(|copy| copy.bytes >= 1 << 20).map(|_| group.view)
@@ -136,6 +137,6 @@ fn a_copy_of_long_values_over_a_narrow_link_continues_while_another_value_is_wri
     write_and_read(&cluster, "three", MAX_VALUE_BYTES, 1);
     cluster.await_whole();
     let log = cluster.coord_log();
-    assert_eq!(cluster.status().groups[0].view.0, view.0 + 1, "it was begun anew: {log}");
+    assert_eq!(cluster.status().groups[0].view.0, view.0 + 1, "the copy began again: {log}");
     cluster.stop().assert_copies_agree();
 }

@@ -29,7 +29,7 @@ static void remove_all(const kvc_slice *keys, size_t n)
         assert_status(kvc_delete(client, keys[i], NULL, NULL), KVC_OK);
 }
 
-/* Keys with every byte including NUL, up to the longest; values from empty upwards. */
+/* Keys with any bytes, including NUL, up to the maximum length; values of 0 to 8 bytes. */
 static void many_keys_are_stored_and_read_in_one_call(void **state)
 {
     static char names[MANY][8], longest[65535];

@@ -1,4 +1,4 @@
-/* Every function with valid and invalid arguments, against a healthy cluster. */
+/* Blocking calls with valid and invalid arguments, against a healthy cluster. */
 #include "suite.h"
 
 #include <fcntl.h>
@@ -254,7 +254,7 @@ static void a_call_without_a_listener_is_unavailable_at_its_deadline(void **stat
     kvc_close(nobody);
 }
 
-/* The cluster was started with a small limit. The test removes the values that filled it. */
+/* The cluster was started with a small memory limit. The test removes the values that filled the memory. */
 static void a_full_cluster_is_out_of_space(void **state)
 {
     char *value = calloc(16, MIB), key[32];
@@ -270,7 +270,7 @@ static void a_full_cluster_is_out_of_space(void **state)
         status = kvc_put(client, text(key), bytes(value, 16 * MIB), NULL, NULL);
     }
     assert_status(status, KVC_OUT_OF_SPACE);
-    /* A batch and a queue report the same. */
+    /* A batch and a queue report the same status. */
     name = text(key);
     put = put_op(name, bytes(value, 16 * MIB));
     assert_status(kvc_mput(client, &name, &put.value, 1, &status, NULL), KVC_OUT_OF_SPACE);

@@ -1,5 +1,5 @@
-/* A queue of the greatest depth, on a healthy cluster: deep_queue ENDPOINT. No write fails or starves, and
-   the depth costs little. */
+/* A queue of the maximum depth, on a healthy cluster: deep_queue ENDPOINT. No write fails or starves, and the depth
+   costs little. */
 #include "suite.h"
 
 #include <sys/resource.h>
@@ -99,8 +99,8 @@ static double cpu_of_writes(uint32_t depth, uint64_t writes)
     return cpu_seconds() - cpu;
 }
 
-/* Compares processor time, because other programs may run beside this one and use the caches. Examining every
-   waiting operation at each completion would cost thousands of times as much. */
+/* Compares processor time, because other programs may run beside this one. The factor of 4 allows for their use of the
+   caches. Examining every waiting operation at each completion would cost thousands of times as much. */
 static void a_write_costs_in_the_deepest_queue_about_what_it_costs_in_one_of_1000(void **state)
 {
     enum { WRITES = 3 * DEEPEST };

@@ -42,7 +42,7 @@ static void a_write_is_in_doubt_and_a_read_times_out(void **state)
 /* One deadline covers all keys, whatever each of them waits for. */
 static void a_batch_ends_at_its_deadline(void **state)
 {
-    enum { KEYS = 200 }; /* more writes than one shard accepts at once */
+    enum { KEYS = 200 }; /* more writes than fit the session windows of three shards */
     static char names[KEYS][32];
     static kvc_slice keys[KEYS];
     static kvc_buf out[KEYS];
@@ -78,7 +78,7 @@ static void a_batch_ends_at_its_deadline(void **state)
     }
 }
 
-/* The descriptor becomes readable at the deadline, and not again later. */
+/* The descriptor becomes readable at each deadline. */
 static void a_queue_ends_its_operations_at_their_deadlines(void **state)
 {
     const int64_t start = now_ms();
@@ -131,7 +131,7 @@ static void a_queue_whose_writes_were_sent_is_in_doubt(void **state)
     op.kind = KVC_OP_GET;
     op.key = text("doubt or not");
     assert_int_equal(run_op(queue, op).status, KVC_TIMEOUT);
-    /* A value that fills the socket is sent in part and never executed; its memory is free at the completion. */
+    /* A write that fills the socket is sent in part and never executed. Its memory may be freed after completion. */
     op = put_op(text("doubt, kept"), bytes(kept, 8 * MIB));
     op.flags = KVC_KEEP;
     op.timeout_ms = 300;
@@ -159,7 +159,7 @@ static void *poll_on(void *queue)
     kvc_completion done;
     int count;
 
-    /* The other thread may itself be in a call, checking for this one's. */
+    /* The other thread may be in a call at this moment. Then this call is rejected. */
     do
         count = kvc_cq_poll(queue, &done, 1, TIMEOUT_MS);
     while (count == KVC_INVALID);

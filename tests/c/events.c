@@ -90,7 +90,7 @@ static void take(void *context, const kvc_event *event)
     pthread_mutex_unlock(&told->lock);
 }
 
-/* Counts the events of a kind, of one server or of all (KVC_NO_SERVER), from the `from`-th on. */
+/* Counts the events of a kind from index `from` on, of one server or of all (KVC_NO_SERVER). */
 static int count(struct told *told, int from, uint32_t kind, uint32_t server)
 {
     int n, found = 0;
@@ -219,7 +219,7 @@ static void a_killed_server_is_reported_as_events(void **state)
     assert_status(kvc_ping(client, bytes(NULL, 0), 20000, NULL), KVC_OK);
     from = all_so_far(told);
     assert_int_equal(kill(pids[0], SIGKILL), 0);
-    /* The next map may be so late that another process already runs in its place. */
+    /* The next map may be so late that another process already runs in the place of server 0. */
     for (n = 0; count(told, from, KVC_EVENT_CONNECTION_LOST, 0) == 0 ||
                 count(told, from, KVC_EVENT_SERVER_DOWN, 0) + count(told, from, KVC_EVENT_SERVER_UP, 0) == 0;
          n++) {

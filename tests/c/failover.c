@@ -112,9 +112,9 @@ static void *hurry(void *argument)
         if (now_ms() - start > options.timeout_ms + SLACK_MS)
             self->wrong = "a get outlasted its deadline";
         if (status == KVC_OK && (len != sizeof found || found < self->stored || found > self->tried))
-            self->wrong = "a value that was overwritten or never written";
+            self->wrong = "a get returned a value that was overwritten or never written";
         if (status == KVC_NOT_FOUND && self->stored > 0)
-            self->wrong = "a value is missing";
+            self->wrong = "a get did not find the value";
     }
     return NULL;
 }
@@ -167,7 +167,7 @@ static void a_killed_server_costs_no_write_and_no_deadline(void **state)
         if (impatient[n].wrong != NULL)
             fail_msg("impatient %d: %s", n, impatient[n].wrong);
     }
-    /* 0.8 s suffice for a healthy group. */
+    /* A deadline of 0.8 s suffices in a healthy group. */
     assert_true(impatient[IMPATIENT - 1].stored > 0);
     for (n = 0; n < WRITERS; n++) {
         for (key_number = 0; key_number < writers[n].written; key_number++) {

@@ -7,7 +7,7 @@
 
 static const char *endpoint;
 
-/* Counts the descriptors of this process. Those of valgrind are beyond the limit. */
+/* Counts the descriptors of this process, except those of valgrind, which are beyond the soft limit. */
 static int count_descriptors(void)
 {
     DIR *descriptors = opendir("/proc/self/fd");
@@ -57,7 +57,7 @@ static void a_child_releases_descriptors_and_its_parent_continues(void **state)
         const int with_handle = count_descriptors();
 
         assert_true(with_handle >= before + 7);
-        /* Operations in each state: sent, not sent, and completed but not polled. */
+        /* One operation has completed, and one is submitted but not sent. */
         assert_status(kvc_cq_submit(queue, &op, 1), KVC_OK);
         assert_int_equal(kvc_cq_poll(queue, &done, 1, TIMEOUT_MS), 1);
         assert_status(kvc_cq_submit(queue, &op, 2), KVC_OK);

@@ -89,7 +89,7 @@ static void *poll_it(void *argument)
     kvc_completion done;
     int status;
 
-    /* The other thread may itself be in a call, checking for this one's. */
+    /* The other thread may be in a call at this moment. Then this call is rejected. */
     do
         status = kvc_cq_poll(queue, &done, 1, -1);
     while (status == KVC_INVALID);
@@ -308,7 +308,7 @@ static void an_unsent_operation_is_cancelled_and_not_done(void **state)
     done = cancelled(8);
     assert_int_equal(done.status, KVC_CANCELLED);
     assert_non_null(strstr(done.words, "not executed"));
-    /* A value that fills the socket is sent in part and never executed; its memory is free at the completion. */
+    /* A write that fills the socket is sent in part and never executed. Its memory may be freed after completion. */
     op.value = bytes(kept, 8 * MIB);
     op.flags = KVC_KEEP;
     assert_status(kvc_cq_submit(queue, &op, 9), KVC_OK);
@@ -343,7 +343,7 @@ static void the_memory_of_a_cancelled_read_is_left_alone(void **state)
     room = malloc(16);
     assert_non_null(room);
     memset(room, 'x', 16);
-    /* The response to the cancelled read arrives before that of the next one. */
+    /* The response to the cancelled read arrives before the response to the next one. */
     continue_processes(pids, pid_count);
     op.dst = other;
     done = run_op(queue, op);

@@ -91,8 +91,8 @@ static void a_value_without_memory_is_reported_and_the_handle_still_works(void *
     assert_true(now_ms() - start < TIMEOUT_MS);
 }
 
-/* A value is received in its final place: that takes the value's length, or nothing if the program supplies
-   the buffer. */
+/* A value is received directly into its final buffer. So it takes only its own length of memory, or none if the program
+   supplies the buffer. */
 static void a_value_is_received_once(void **state)
 {
     kvc_cq *queue = new_queue(client, 4);

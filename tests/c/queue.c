@@ -202,7 +202,7 @@ static void null_and_bad_sizes_are_rejected(void **state)
     assert_status(kvc_cq_poll(queue, &done, 0, 0), KVC_INVALID);
     assert_status(kvc_cq_free(NULL), KVC_OK);
 
-    for (bad = 0; bad < 8; bad++) { /* too small for the kind */
+    for (bad = 0; bad < 8; bad++) { /* too small to contain the kind */
         op.size = bad;
         assert_status(kvc_cq_submit(queue, &op, 1), KVC_INVALID);
     }
@@ -306,7 +306,8 @@ static void sixty_four_mebibytes_are_full_too(void **state)
     kvc_cq_free(queue);
 }
 
-/* Makes all submitted operations complete inside the library: more data arrives than one poll receives. */
+/* Submits reads of one key and polls the first completion. The responses of one server arrive together, so the library
+   has completed other operations by then. */
 static void await_answers(kvc_cq *queue, int answers)
 {
     const kvc_op op = get_op(text("last"));
@@ -315,7 +316,6 @@ static void await_answers(kvc_cq *queue, int answers)
 
     for (n = 0; n < answers; n++)
         assert_status(kvc_cq_submit(queue, &op, n), KVC_OK);
-    /* Responses of one server arrive together, those of several one after the other. */
     done = next_completion(queue);
     assert_int_equal(done.status, KVC_OK);
     kvc_buf_free(&done.value);
@@ -408,8 +408,8 @@ static void words_live_until_the_next_poll(void **state)
     kvc_cq_free(queue);
 }
 
-/* Abandons operations in flight at every stage. Their memory is freed before the queue's sockets could have
-   sent it; the sanitizers and valgrind would report an access. */
+/* Abandons operations in flight at every stage. Their memory is freed before the queue's sockets could have sent it.
+   The sanitizers and valgrind would report an access after that. */
 static void a_queue_that_is_freed_touches_nothing_any_more(void **state)
 {
     kvc_completion done;
@@ -465,7 +465,8 @@ static void values_of_unpolled_completions_are_freed_with_the_queue(void **state
     assert_status(kvc_delete(client, text("untaken"), NULL, NULL), KVC_OK);
 }
 
-/* Received but not polled: at most 64 MiB, a value and a read. One more is arriving from each server. */
+/* The values that were received but not polled take at most 64 MiB, plus one value and one receive. In addition, one
+   value is arriving from each server. */
 static void values_of_unpolled_completions_are_received_only_up_to_a_limit(void **state)
 {
     enum { GETS = 1000, KEYS = 16, BYTES = MIB / 4 };

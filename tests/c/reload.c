@@ -1,5 +1,5 @@
-/* Loads and unloads the library a hundred times: descriptors and memory do not grow. This program is not
-   linked with it. */
+/* Loads and unloads the library a hundred times: descriptors and memory do not grow. This program is not linked with
+   the library. */
 #include "suite.h"
 
 #include <dirent.h>

@@ -29,7 +29,7 @@ static void writes_in_doubt_are_settled_after_the_failover(void **state)
         int status = done[n].status;
         uint64_t version = done[n].value.version;
 
-        /* Keys of the two other servers are written meanwhile. */
+        /* Keys whose holders are the two other servers are written meanwhile. */
         assert_true(status == KVC_OK || status == KVC_IN_DOUBT || status == KVC_UNAVAILABLE);
         if (status == KVC_IN_DOUBT) {
             in_doubt++;

@@ -232,7 +232,7 @@ static inline kvc_completion run_op(kvc_cq *queue, kvc_op op)
     return done;
 }
 
-/* The counters of a handle. */
+/* Returns the counters of a handle. */
 static inline kvc_counters counters_of(kvc_client *client)
 {
     kvc_counters counters = {.size = sizeof(kvc_counters)};

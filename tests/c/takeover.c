@@ -10,7 +10,7 @@
 static pid_t victim;
 static kvc_client *client;
 
-/* Log lines by level, and the defect of one, if any. */
+/* The number of log lines of each level, and the defect of one, if any. */
 struct lines {
     pthread_mutex_t mutex;
     int count[KVC_LOG_DEBUG + 1];

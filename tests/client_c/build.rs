@@ -119,7 +119,7 @@ fn cmake(package: &Package, name: &str, place: &str) -> PathBuf {
          foreach(version IN ITEMS {minor} {major})\n\
          \x20 find_package(kvclient ${{version}} CONFIG QUIET)\n\
          \x20 if(kvclient_FOUND)\n\
-         \x20   message(FATAL_ERROR \"version {VERSION} is taken for ${{version}}\")\n\
+         \x20   message(FATAL_ERROR \"version {VERSION} was accepted for ${{version}}\")\n\
          \x20 endif()\n\
          endforeach()\n\
          find_package(kvclient {VERSION} EXACT CONFIG REQUIRED)\n\

@@ -67,7 +67,7 @@ static kvc_slice slice(const void *data, size_t len)
     return made;
 }
 
-/* A key with a NUL in its middle, and every byte there is. */
+/* A key with a NUL in its middle, and a value with all bytes. */
 static void binary_value(kvc_client *client)
 {
     const kvc_slice key = slice("big\0key", 7);
@@ -87,7 +87,7 @@ static void binary_value(kvc_client *client)
     kvc_buf_free(&got);
     CHECK(got.data == NULL && got.len == 0);
     kvc_buf_free(&got);
-    /* Another key, which begins alike. */
+    /* Another key with the same beginning. */
     CHECK(kvc_get(client, slice("big", 3), NULL, &got) == KVC_NOT_FOUND);
     free(sent);
 }
@@ -157,10 +157,10 @@ int main(int argc, char **argv)
     binary_value(client);
     statuses(client);
     invalid(client);
-    /* What was refused has broken nothing. */
+    /* The handle still works after the rejected calls. */
     CHECK(kvc_put(client, slice("last", 4), slice("word", 4), NULL, NULL) == KVC_OK);
     CHECK(kvc_close(client) == KVC_OK);
-    printf("all as it should be\n");
+    printf("all checks passed\n");
     return 0;
 }
 "#;
@@ -173,7 +173,7 @@ fn statuses_binary_values_and_null_arguments_behave_as_the_header_documents() {
     fs::write(&source, STATUSES).expect("write a program");
     let program = workshop.compile_shared(&source, &[]);
     let ended = workshop.run(&program, &[&cluster.endpoint()]).with_code(0);
-    assert_eq!(ended.stdout, "all as it should be\n");
+    assert_eq!(ended.stdout, "all checks passed\n");
 
     // A client in another language reads the same bytes.
     let mut client = cluster.open();

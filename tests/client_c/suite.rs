@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::common::Cluster;
 use crate::common::workshop::{Workshop, root};
 
-/// Compiler flags and tool of one build and run.
+/// The compiler flags of a build, and the tool that runs the program.
 struct Manner {
     flags: &'static [&'static str],
     tool: &'static [&'static str],
@@ -47,7 +47,7 @@ fn check(name: &str, manner: &Manner, arguments: &[String]) {
     check_in(&Workshop::open(), name, manner, &[], arguments);
 }
 
-/// Same as [`check`], with another environment variable for the program.
+/// Does the same as [`check`] in this workshop, with further environment variables for the program.
 #[track_caller]
 fn check_in(
     workshop: &Workshop,
@@ -67,7 +67,7 @@ fn check_in(
     assert_eq!(ended.code, Some(0), "{shown}");
 }
 
-/// Tests every function and the arguments that it rejects, on a cluster whose memory can be filled.
+/// Tests the blocking calls and the arguments that they reject, on a cluster whose memory can be filled.
 #[track_caller]
 fn calls(manner: &Manner) {
     let cluster = Cluster::builder().flag("--memory-limit").flag("128MiB").start();
@@ -108,7 +108,7 @@ fn shared(manner: &Manner) {
     cluster.stop().assert_copies_agree();
 }
 
-/// This test runs only as a plain build, because it measures time.
+/// Tests a queue of the maximum depth. It runs only as a plain build, because it measures time.
 #[track_caller]
 fn deep_queue(manner: &Manner) {
     let cluster = Cluster::start();
@@ -116,7 +116,7 @@ fn deep_queue(manner: &Manner) {
     cluster.stop().assert_copies_agree();
 }
 
-/// This test runs only as a plain build, because the tools need additional memory.
+/// Tests calls without memory. It runs only as a plain build, because the tools need additional memory.
 #[track_caller]
 fn memory(manner: &Manner) {
     let cluster = Cluster::start();
@@ -193,7 +193,7 @@ fn failover(manner: &Manner) {
     check("failover.c", manner, &[cluster.endpoint(), cluster.server_pid(0).to_string()]);
     cluster.await_whole();
     check("takeover.c", manner, &[cluster.endpoint(), cluster.server_pid(0).to_string()]);
-    // Both holders of group 1 die. Server 0 keeps its own group alive once it is home again.
+    // The next program kills both holders of group 1, so server 0 must first hold its two groups again.
     cluster.await_whole();
     let holders = [1, 2].map(|id| cluster.server_pid(id).to_string());
     check("lost.c", manner, &[&[cluster.endpoint()][..], &holders].concat());

@@ -1,4 +1,4 @@
-//! Tests in which a coordinator dies at any moment of a cluster's life and another one continues.
+//! Tests in which a coordinator dies at various moments and another one continues its cluster.
 
 use std::fs;
 use std::net::TcpListener;
@@ -20,7 +20,7 @@ fn pairs(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
         .collect()
 }
 
-/// Writes and reads one key until `over` is set, and counts. Every operation must succeed.
+/// Writes and reads one key until `over` is set, and counts the rounds in `done`. Every operation must succeed.
 fn work(mut client: Client, key: &[u8], done: &AtomicU64, over: &AtomicBool) {
     while !over.load(Ordering::SeqCst) {
         let number = done.load(Ordering::SeqCst) + 1;
@@ -54,7 +54,7 @@ fn another_coordinator_follows_a_killed_one_and_no_client_request_fails() {
         let _stopper = StopOnDrop(&over);
         let go_on = || {
             let seen: Vec<u64> = counts.iter().map(|done| done.load(Ordering::SeqCst)).collect();
-            wait_until("every client to go on", TIMEOUT, || {
+            wait_until("every client to make progress", TIMEOUT, || {
                 counts.iter().zip(&seen).all(|(done, seen)| done.load(Ordering::SeqCst) > seen + 50)
             });
         };
@@ -70,7 +70,7 @@ fn another_coordinator_follows_a_killed_one_and_no_client_request_fails() {
     assert_eq!(cluster.ready.servers_port, before.servers_port);
     let status = cluster.status();
     assert_eq!(status.epoch.number, 2);
-    assert!(status.groups.iter().all(|group| group.view.0 == 1), "nothing was recovered");
+    assert!(status.groups.iter().all(|group| group.view.0 == 1), "a group was recovered");
     cluster.assert_serves(&pids);
 
     // The new coordinator detects and proves the death of a process that it did not start, and recovers.
@@ -125,7 +125,7 @@ fn a_coordinator_in_another_pid_namespace_judges_no_live_server_as_dead() {
         Some(ended) => refuses(ended),
         None => eprintln!("unshare(1) is not permitted here: only a forged namespace was tested"),
     }
-    assert_eq!(fs::read(cluster.state_file()).expect("the state"), state, "nothing was changed");
+    assert_eq!(fs::read(cluster.state_file()).expect("the state"), state, "it was changed");
     move_to_another_namespace(&cluster.state_file());
     refuses(cluster.run_coordinator(&[]));
     fs::write(cluster.state_file(), state).expect("put the state back");
@@ -170,7 +170,7 @@ fn settings_of_the_start_hold_under_a_later_coordinator_without_options() {
     cluster.restart();
     cluster.await_whole();
     assert_replacement_is_told(&cluster, &["--memory-limit 96M ", "--orphan-timeout 77 "]);
-    assert!(!cluster.coord_log().contains("from now on"), "nothing was changed");
+    assert!(!cluster.coord_log().contains("from now on"), "a setting has changed");
     assert_isolates(&cluster);
 }
 
@@ -182,11 +182,14 @@ fn options_of_a_later_coordinator_take_effect_and_are_stored() {
     cluster.restart_with(&["--memory-limit", "128M", "--on-double-fault", "isolate"]);
     let log = cluster.coord_log();
     for words in [
-        "--memory-limit is 128M from now on, no longer 96M; running servers keep",
+        "--memory-limit is 128M from now on, no longer 96M; running servers use it too",
         "--on-double-fault is isolate from now on, no longer shutdown",
     ] {
         assert!(log.contains(words), "no {words:?} in {log}");
     }
+    wait_until("the running servers to use the new limit", TIMEOUT, || {
+        cluster.status().servers.iter().all(|server| server.memory_limit == 128 << 20)
+    });
     cluster.kill_coordinator();
     cluster.restart();
     cluster.await_whole();
@@ -213,8 +216,8 @@ fn settings_of_the_start_hold_after_a_restore() {
 fn a_recovery_whose_coordinator_is_killed_in_any_step_is_completed_by_the_next_one() {
     let mut cluster = Cluster::start();
     let mut pairs = pairs(2_000);
-    // Server 1 gets enough data that the copies of both tables take a while. Otherwise the test might not see steps 3
-    // and 4.
+    // Server 1 gets enough data that the copies of both tables take a while. Otherwise the test might miss steps 3 and
+    // 4.
     for (group, count) in [(1, 16), (0, 48)] {
         let large = |n| (cluster.key_at(group, 0, &format!("large {n}")), vec![7; 1 << 20]);
         pairs.extend((0..count).map(large));
@@ -234,7 +237,7 @@ fn a_recovery_whose_coordinator_is_killed_in_any_step_is_completed_by_the_next_o
         wait_until(&what, TIMEOUT, || steps(&cluster).contains(&wanted));
         cluster.kill_coordinator();
         if step == 3 || step == 4 {
-            assert_eq!(steps(&cluster).last(), Some(&wanted), "the step was over already");
+            assert_eq!(steps(&cluster).last(), Some(&wanted), "the step had already ended");
         }
         cluster.restart();
         wait_until("another process", TIMEOUT, || {
@@ -444,7 +447,7 @@ fn a_cluster_whose_processes_have_all_ended_is_not_replaced_by_an_empty_one_by_d
     for words in [&*first, "was not stopped", "--restore", &format!("mv {}", path.display())] {
         assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
     }
-    assert!(cluster.dir().join("server_0.primary").exists(), "the dumps are left alone");
+    assert!(cluster.dir().join("server_0.primary").exists(), "a dump was removed");
     fs::rename(&path, path.with_extension("lost")).expect("move the state away");
     cluster.restart();
     assert_ne!(cluster.ready.cluster, first);
@@ -465,7 +468,7 @@ fn a_port_that_another_program_has_taken_meanwhile_is_named() {
     }
     let other = cluster.ready.servers_port.wrapping_sub(1).to_string();
     let ended = cluster.run_coordinator(&["--servers-port", &other]).code;
-    assert_eq!(ended, Some(2), "-s twice, or another port than the servers dial");
+    assert_eq!(ended, Some(2), "a second -s with a port that no server dials");
     cluster.restart();
     cluster.await_whole();
     cluster.assert_serves(&pids);
@@ -502,9 +505,9 @@ fn a_start_whose_coordinator_died_before_all_servers_reported_is_completed() {
     assert_eq!(cluster.ready.cluster, json["cluster"].as_str().expect("an id"));
     let pids = cluster.server_pids();
     for n in [0, 1] {
-        assert_eq!(json["servers"][n]["started"]["pid"], pids[n], "server {n} was there already");
+        assert_eq!(json["servers"][n]["started"]["pid"], pids[n], "server {n} was replaced");
     }
-    assert!(!waiting.contains(&pids[2]), "the state has no pid of it");
+    assert!(!waiting.contains(&pids[2]), "a server of which the state has no pid serves");
     wait_until("the end of the server that had not reported", TIMEOUT, || {
         process::running_in(cluster.dir()).iter().all(|pid| pids.contains(pid))
     });

@@ -96,7 +96,7 @@ fn every_write_acknowledged_before_a_stop_is_in_both_dumps() {
             entry.sn
         );
     }
-    assert_eq!(entries.len(), known.len(), "only written keys are dumped");
+    assert_eq!(entries.len(), known.len(), "other keys are in the dumps");
 }
 
 /// Writes growing numbers to a few keys, one write after the other, until the cluster has stopped.

@@ -171,8 +171,14 @@ fn a_second_coordinator_in_the_same_directory_is_rejected_and_the_first_keeps_se
         .expect("start coord");
     assert_eq!(second.status.code(), Some(1), "{second:?}");
     let words = String::from_utf8_lossy(&second.stderr);
-    assert!(words.contains(&cluster.coord_pid().to_string()), "names the first: {words}");
-    assert!(words.contains(cluster.dir().to_str().expect("UTF-8")), "names the place: {words}");
+    assert!(
+        words.contains(&cluster.coord_pid().to_string()),
+        "the pid of the first is missing: {words}"
+    );
+    assert!(
+        words.contains(cluster.dir().to_str().expect("UTF-8")),
+        "the directory is missing: {words}"
+    );
     cluster.assert_serves(&pids);
     cluster.stop();
 }

@@ -45,7 +45,7 @@ impl PipeLog {
         PipeLog { path, reader }
     }
 
-    /// Fills the pipe until not one more byte fits.
+    /// Fills the pipe until no further byte fits.
     fn fill(&self) {
         let mut writer = open_at_once(OpenOptions::new().write(true), &self.path);
         for size in [4_096, 1] {
@@ -85,7 +85,7 @@ fn stalled_log_devices_end_no_server_and_delay_no_client() {
     logs.iter().for_each(PipeLog::fill);
     // Malformed bytes to each port make each serving thread log a message.
     let ports: Vec<u16> = pids.iter().flat_map(|pid| process::listening_ports(*pid)).collect();
-    assert_eq!(ports.len(), 9, "three a server");
+    assert_eq!(ports.len(), 9, "three ports for each server");
     let coordinator = [cluster.ready.clients_port, cluster.ready.servers_port];
     for port in ports.into_iter().chain(coordinator) {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
@@ -116,7 +116,8 @@ fn stalled_log_devices_end_no_server_and_delay_no_client() {
     cluster.stop().assert_copies_agree();
 }
 
-/// Every signal whose default action ends a process, except those with a meaning here.
+/// Returns signals that must end no process, although their default action does: SIGHUP, which reopens the logs, and
+/// signals without a meaning here.
 fn signals() -> impl Iterator<Item = i32> {
     let named = [
         libc::SIGUSR1,
@@ -185,7 +186,7 @@ fn signals_without_a_meaning_are_ignored_and_sighup_reopens_the_logs() {
         });
     }
     cluster.assert_serves(&pids);
-    assert!(watcher.try_wait().expect("wait for it").is_none(), "the watcher watches on");
+    assert!(watcher.try_wait().expect("wait for it").is_none(), "the watcher has exited");
     watcher.kill().expect("end the watcher");
     watcher.wait().expect("wait for it");
     let (dumps, dir) = cluster.stop_and_keep();
@@ -214,7 +215,7 @@ fn logs_dumps_and_the_state_are_readable_by_their_owner_alone() {
     let mut seen = 0;
     for entry in fs::read_dir(dir.path()).expect("read a directory").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        // These are the cluster file and the files that the test itself has redirected.
+        // These are the cluster file, the output that the test redirects, and the lock file.
         if ["cluster.txt", "coord.err", "coord.lock"].contains(&&*name) {
             continue;
         }

@@ -80,7 +80,7 @@ fn every_server_receives_the_map_of_a_recovery_and_serves_it_without_the_coordin
     assert!(second.is_newer_than(&first));
     assert_ne!(second.servers[1].incarnation, first.servers[1].incarnation);
     kill_coordinator(&cluster);
-    // The client's map is the one of its last operation.
+    // The client still has the map of its last operation.
     work(&cluster, &mut client, b"after");
     // The replacement of the dead process also serves the map.
     let address = second.servers[1].clients.expect("started");
@@ -93,7 +93,7 @@ fn a_forged_stale_or_malformed_map_is_rejected_and_counted_and_the_server_keeps_
     let server = Lone::start(&[]);
     let mut link = server.admit();
     let clients = link.clients();
-    assert_eq!(ask(clients), None, "no map has come");
+    assert_eq!(ask(clients), None, "a map was served before any was sent");
     let written = |map: &Map| {
         let mut bytes = Vec::new();
         write_cluster_map(&mut bytes, map);
@@ -101,7 +101,7 @@ fn a_forged_stale_or_malformed_map_is_rejected_and_counted_and_the_server_keeps_
     };
     let good = coordinator::map(7, 3);
     link.raw.send(&written(&good));
-    wait_until("the map to be taken", TIMEOUT, || ask(clients).as_ref() == Some(&good));
+    wait_until("the map to be accepted", TIMEOUT, || ask(clients).as_ref() == Some(&good));
 
     let wrong = |change: fn(&mut Map)| {
         let mut map = coordinator::map(8, 9);
@@ -131,7 +131,7 @@ fn a_forged_stale_or_malformed_map_is_rejected_and_counted_and_the_server_keeps_
     }
     let refused = hostile.len() as u64;
     wait_until("all of them to be counted", TIMEOUT, || link.heartbeat().refused == refused);
-    assert_eq!(ask(clients).as_ref(), Some(&good), "nothing of them was kept");
+    assert_eq!(ask(clients).as_ref(), Some(&good), "a rejected map was kept");
 
     // A damaged frame only ends the link, and the server reconnects.
     let mut broken = written(&coordinator::map(9, 9));

@@ -8,7 +8,7 @@ use crate::common::load::put_all;
 use kv_protocol::client_message::{Operation, Status};
 use kv_protocol::ids::{ClientId, ShardId};
 
-/// A key, its MD5, its group of 3 and its shard of 2. Computed independently with
+/// Keys with their MD5, their group (of 3) and their shard (of 2). Computed independently with
 /// `python3 -c 'import hashlib; h=hashlib.md5(b"a").hexdigest(); n=int(h,16); print(h, n%3, n//3%2)'`.
 const VECTORS: [(&str, &str, usize, u16); 5] = [
     ("a", "0cc175b9c0f1b6a831c399e269772661", 1, 0),

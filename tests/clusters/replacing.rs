@@ -20,8 +20,8 @@ fn coord(cluster: &Cluster, words: &[&str]) -> Ended {
     programs::run(COORD, [words, &["--dir", dir]].concat(), "", TIMEOUT)
 }
 
-/// Moves a server. The command is repeated while it is rejected, because the server holds the only copy of a group
-/// until another move is complete.
+/// Moves a server. Repeats the command while it is rejected: until another move is complete, the server holds the only
+/// copy of a group.
 fn replace_when_allowed(cluster: &Cluster, id: usize, host: &str) {
     wait_until("the server may move", TIMEOUT, || {
         let ended = coord(cluster, &["replace", &id.to_string(), host]);
@@ -42,7 +42,7 @@ fn put_all(cluster: &Cluster) {
     cluster.client(&puts).with_code(0);
 }
 
-/// Checks the value of every key at both its holders.
+/// Checks the value of every key at both holders.
 #[track_caller]
 fn check_all(cluster: &Cluster) {
     let checks: String = (0..KEYS).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
@@ -110,12 +110,15 @@ fn a_live_server_is_moved_without_a_dump_and_an_old_cluster_file_moves_no_server
     check_all(&cluster);
     let moved = cluster.server(0);
     assert_eq!(moved.host, host);
-    assert!(!cluster.dir().join("server_0.primary").exists(), "it left without a dump");
+    assert!(
+        !cluster.dir().join("server_0.primary").exists(),
+        "the moved server has written a dump"
+    );
 
     cluster.kill_coordinator();
     cluster.restart();
     cluster.await_whole();
-    assert_eq!(cluster.server(0).pid, moved.pid, "the state has the new host");
+    assert_eq!(cluster.server(0).pid, moved.pid, "the server was moved back");
     let log = cluster.coord_log();
     assert!(log.contains("the cluster file still names localhost for server 0"), "{log}");
     check_all(&cluster);
@@ -177,7 +180,7 @@ fn a_server_is_restarted_in_place_and_the_command_waits_until_all_its_copies_are
         assert_eq!(health(&cluster), (Health::Whole, 0));
         check_all(&cluster);
     }
-    assert!(!cluster.coord_log().contains("cluster file still names"), "no server has moved");
+    assert!(!cluster.coord_log().contains("cluster file still names"), "a server was moved");
 }
 
 #[test]
@@ -233,7 +236,7 @@ fn servers_follow_their_coordinator_to_another_port_and_address() {
     cluster.change_servers_port(port);
     cluster.restart_with(&["--advertise", "127.0.0.2", "--bind", "0.0.0.0"]);
     cluster.await_whole();
-    assert_eq!(cluster.server_pids(), pids, "no server was replaced");
+    assert_eq!(cluster.server_pids(), pids, "a server was replaced");
     check_all(&cluster);
     // Servers that start from now on find the coordinator too.
     process::signal(pids[REMOTE], Signal::KILL);
@@ -296,7 +299,7 @@ fn a_reached_memory_limit_raises_an_alarm_and_can_be_raised_while_the_servers_ru
     wait_until("the end of the alarm", TIMEOUT, || {
         alarm(&cluster, AlarmKind::OutOfSpace).is_none()
     });
-    assert_eq!(cluster.server_pids(), pids, "no server was restarted");
+    assert_eq!(cluster.server_pids(), pids, "a server was restarted");
     // Servers that start later use the new limit, and so does the next coordinator.
     process::signal(pids[0], Signal::KILL);
     cluster.await_whole();

@@ -94,9 +94,9 @@ fn repeated_restores_bring_every_key_back_with_its_value_and_version() {
     dumps.assert_copies_agree();
 
     let cluster = Cluster::builder().shards(3).restore(dir).start();
-    assert_ne!(cluster.ready.cluster, first_name, "it is another cluster");
-    assert_eq!(cluster.ready.clients_port, port, "clients find it where it was");
-    assert!(!cluster.dir().join("restore").exists(), "what was staged is gone");
+    assert_ne!(cluster.ready.cluster, first_name, "the restored cluster has the old id");
+    assert_eq!(cluster.ready.clients_port, port, "the port for clients has changed");
+    assert!(!cluster.dir().join("restore").exists(), "the staged files were left");
     let mut client = cluster.open();
     let after = values(&mut client, &all);
     for (n, (before, after)) in before.iter().zip(&after).enumerate() {
@@ -107,7 +107,7 @@ fn repeated_restores_bring_every_key_back_with_its_value_and_version() {
         assert!(matches!(client.get(key, &now()), Err(Error::NotFound { .. })), "{key:?}");
     }
     let written = client.put(&all[0].0, b"after", &now()).expect("a put");
-    assert!(written.version > before[0].version, "versions go on");
+    assert!(written.version > before[0].version, "the version did not grow");
     assert_eq!(written.copies, 2);
     all[0].1 = b"after".to_vec();
 
@@ -206,7 +206,7 @@ fn without_the_state_a_damaged_dump_prevents_a_restore() {
     assert_says(&said, &["server_1.secondary: ", "--accept-loss"]);
 }
 
-/// Sends a write of one client session under the current view of its group.
+/// Sends a write of one client session to group 0, under its current view.
 fn write(cluster: &Cluster, key: &[u8], value: &[u8]) -> crate::common::raw::RawResponse {
     let server = cluster.server(0).clients.expect("started").parse().expect("an address");
     let mut raw = Raw::welcomed(server, ClientId(0xfeed), ShardId(0));
@@ -264,7 +264,7 @@ fn an_open_handle_works_with_the_restored_cluster_and_with_no_other() {
         for result in [client.get(b"k", &now()).err(), client.put(b"k", b"v", &now()).err()] {
             assert!(matches!(result, Some(Error::OtherCluster { .. })), "{result:?}");
         }
-        assert!(begun.elapsed() < TIMEOUT / 2, "it is said at once");
+        assert!(begun.elapsed() < TIMEOUT / 2, "the errors took long");
         let ended = ended.join().expect("the program ran");
         other.stop();
         ended
@@ -371,7 +371,7 @@ fn while_an_old_member_may_still_serve_only_force_restores() {
     refused.await_any_code(1);
     let who = format!("server 1 (pid {}) still runs", pids[1]);
     assert_says(&refused.coord_errors(), &[&who, "--force"]);
-    assert!(path.join("coordinator.state").exists(), "nothing was changed");
+    assert!(path.join("coordinator.state").exists(), "the state was removed");
 
     let cluster = Cluster::builder().restore(refused.into_dir()).flag("--force").start();
     check_all(&mut cluster.open(), &pairs);
@@ -385,7 +385,7 @@ fn on_another_machine_localhost_servers_cannot_be_checked_and_only_force_restore
     move_to_another_machine(&dir.path().join("coordinator.state"));
     let (said, dir) = refused(Cluster::builder().restore(dir));
     assert_says(&said, &["another machine", "cannot be checked for server 0 (pid ", "--force"]);
-    assert!(dir.path().join("server_0.primary").exists(), "nothing was changed");
+    assert!(dir.path().join("server_0.primary").exists(), "a dump was removed");
     let cluster = Cluster::builder().restore(dir).flag("--force").start();
     check_all(&mut cluster.open(), &pairs);
     // The cluster's own state names this machine.
@@ -423,7 +423,7 @@ fn an_outdated_damaged_or_missing_state_prevents_a_restore() {
 fn a_failed_restore_can_be_repeated_however_far_it_came() {
     let pairs = pairs(300);
     let mut dir = stopped(&pairs);
-    // One server exits at once. The others load their dumps, and rename the dumps that they find.
+    // Server 2 exits once server 0 has loaded its dumps and renamed the dumps that it found.
     let program = dir.path().join("one-fails");
     let script = format!(
         "#!/bin/sh\ncase \" $* \" in *' -S 2 '*)\n  until [ -e server_0.primary.old ]; do sleep 0.05; done\n  exit 13;;\nesac\nexec '{SERVER}' \"$@\"\n"
@@ -434,8 +434,7 @@ fn a_failed_restore_can_be_repeated_however_far_it_came() {
         let said;
         (said, dir) = refused(Cluster::builder().restore(dir).server_binary(program.clone()));
         assert_says(&said, &["server 2", "exit status 13"]);
-        // A dump that a server writes in such an attempt would replace the renamed source of the
-        // restore.
+        // Simulates a dump that a server writes in such an attempt: it replaces the renamed source of the restore.
         fs::write(dir.path().join("server_0.primary.old"), "of nobody").expect("write a file");
     }
     let cluster = Cluster::builder().restore(dir).start();
@@ -491,7 +490,7 @@ fn a_cluster_replaced_by_an_empty_one_is_restored_from_its_renamed_files() {
     let cluster = Cluster::builder().flag("--restore").flag(source).start();
     check_all(&mut cluster.open(), &pairs);
     cluster.stop().assert_copies_agree();
-    assert!(old.path().join("server_0.primary").exists(), "the source of the restore is left");
+    assert!(old.path().join("server_0.primary").exists(), "the source was removed");
 }
 
 #[test]
@@ -532,7 +531,7 @@ fn resume_founds_takes_over_and_restores_and_never_starts_empty_beside_dumps() {
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     cluster.restart();
-    assert_eq!(cluster.server_pids(), pids, "the servers were taken over");
+    assert_eq!(cluster.server_pids(), pids, "the servers were replaced");
     check_all(&mut cluster.open(), &pairs);
     let (_, dir) = cluster.stop_and_keep();
 

@@ -28,6 +28,6 @@ fn a_cluster_of_seven_servers_starts_serves_and_stops() {
     dumps.assert_copies_agree();
     let entries = dumps.entries();
     assert!(pairs.iter().all(|(key, value)| entries[&key[..]].value == *value));
-    assert!(dumps.primary.iter().all(|dump| dump.entries.len() > 700), "an uneven ring");
+    assert!(dumps.primary.iter().all(|dump| dump.entries.len() > 700), "keys are spread unevenly");
     assert!(pids.iter().all(|pid| !process::is_alive(*pid)), "a server outlived the stop");
 }

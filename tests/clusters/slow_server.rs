@@ -22,7 +22,7 @@ impl Drop for StopWriter<'_> {
     }
 }
 
-/// Writes numbers to one key of each group until it is stopped. Returns the last acknowledged one.
+/// Writes growing numbers to one key of each group until `stop` is set. Returns the last acknowledged number.
 fn write_on(cluster: &Cluster, stop: &AtomicBool) -> u64 {
     let mut client = cluster.open();
     let options = OpOptions { deadline: Some(TIMEOUT), ..OpOptions::default() };
@@ -83,7 +83,7 @@ fn bound_memory(pid: u32, bytes: Option<u64>) {
     let pid = libc::pid_t::try_from(pid).expect("a pid");
     // SAFETY: prlimit reads one structure, which outlives the call, and writes nothing.
     let done = unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
-    assert_eq!(done, 0, "bound the memory of {pid}: {}", std::io::Error::last_os_error());
+    assert_eq!(done, 0, "limit the memory of {pid}: {}", std::io::Error::last_os_error());
 }
 
 /// Returns the mapped memory of a process: the first number of proc_pid_statm(5), in pages.

@@ -85,11 +85,11 @@ fn a_cluster_with_a_remote_server_is_restored_from_the_collected_dumps() {
     let checks: String = (0..500).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
     let checked = restored.client(&checks).with_code(0);
     assert_eq!(checked.lines().iter().filter(|l| l.starts_with("check passed")).count(), 500);
-    wait_until("what was brought there to be removed", TIMEOUT, || {
+    wait_until("the copies of the dumps there to be removed", TIMEOUT, || {
         let files = fs::read_dir(sshd.remote_dir()).expect("read a directory").flatten();
         files.map(|file| file.file_name()).all(|name| !name.to_string_lossy().contains(".load."))
     });
-    assert!(sshd.remote_dir().join("server_1.primary.old").exists(), "the dumps there are left");
+    assert!(sshd.remote_dir().join("server_1.primary.old").exists(), "a dump there was removed");
     process::signal(restored.coord_pid(), Signal::TERM);
     restored.await_end(0);
 }
@@ -129,7 +129,7 @@ fn when_the_host_of_an_old_member_cannot_be_checked_only_force_restores() {
     for words in [&*who, "Permission denied", "--force"] {
         assert!(said.contains(words), "no {words:?} in: {said}");
     }
-    assert!(refused.state_file().exists(), "nothing was changed");
+    assert!(refused.state_file().exists(), "the state was removed");
     let restored = here(refused.into_dir()).flag("--force").start();
     let checks: String = (0..100).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
     restored.client(&checks).with_code(0);
@@ -181,7 +181,7 @@ fn a_coordinator_that_follows_another_watches_the_remote_server_and_replaces_it(
     wait_until("the end of all there", TIMEOUT, || nobody_is_left(&sshd));
 }
 
-/// Returns true if only the server is left on the remote host, and no ssh process here leads to it.
+/// Returns true if only the server is left on the remote host, and no ssh process here leads to that host.
 fn only_the_server_is_left(sshd: &Sshd, server: u32) -> bool {
     process::running_in(&sshd.remote_dir()) == [server] && connections_to(sshd).is_empty()
 }
@@ -196,8 +196,8 @@ fn connections_to(sshd: &Sshd) -> Vec<u32> {
         .collect()
 }
 
-/// Checks that an exit after complete dumps does not count as a crash if the connection that would have reported the
-/// exit status was lost.
+/// Checks that an exit after complete dumps does not count as a crash, even if the ssh connection that reports exit
+/// statuses was lost.
 #[test]
 fn servers_that_exit_while_the_coordinator_is_paused_and_ssh_is_cut_are_no_fault() {
     let sshd = Sshd::start();
@@ -237,12 +237,12 @@ fn helpers_that_a_coordinator_started_beside_a_remote_server_end_when_it_is_kill
     let sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
     let pids = cluster.server_pids();
-    assert!(!connections_to(&sshd).is_empty(), "the test looks for the right processes");
+    assert!(!connections_to(&sshd).is_empty(), "no ssh process was found");
     cluster.kill_coordinator();
     wait_until("the end of the script that started it", TIMEOUT, || {
         only_the_server_is_left(&sshd, pids[REMOTE])
     });
-    // The next coordinator watches it with a different script.
+    // The next coordinator watches the server with a different script.
     cluster.restart();
     cluster.await_whole();
     wait_until("the watcher there", TIMEOUT, || is_watched(&sshd, pids[REMOTE]));
@@ -365,7 +365,7 @@ fn a_later_coordinator_without_options_still_reaches_the_ssh_host_and_replaces_i
     });
     process::signal(cluster.coord_pid(), Signal::TERM);
     cluster.await_end(0);
-    // A restore does not repeat these options either.
+    // The restore is started without these options too.
     fetch_dumps(&sshd, &cluster);
     let host = sshd.host();
     let restored = Cluster::builder()
@@ -453,7 +453,10 @@ fn without_sshd_the_cluster_continues_and_once_it_is_back_the_server_is_watched_
         cluster.coord_log().contains("which is needed to find the processes that run")
     });
     cluster.assert_serves(&pids);
-    assert!(!cluster.coord_log().contains("server 1: it has ended"), "nothing was proven");
+    assert!(
+        !cluster.coord_log().contains("server 1: it has ended"),
+        "the end of the server counts as proven"
+    );
     fs::rename(&away, &server).expect("move it back");
     wait_until("a watcher over the new sshd", TIMEOUT, || is_watched(&sshd, pids[REMOTE]));
     cluster.assert_serves(&pids);
@@ -512,8 +515,8 @@ fn a_hung_server_is_killed_once_the_lost_ssh_connection_to_its_host_is_back() {
     assert!(!log.contains("may still run"), "{log}");
 }
 
-/// Starts a cluster that cannot start, on a terminal on which ssh could ask for a password. Fails if ssh asks, if the
-/// attempt takes long, or if a server is left. Returns the output.
+/// Attempts to start a cluster that cannot start, on a terminal on which ssh could ask for a password. Fails if ssh
+/// asks, if the attempt takes long, or if a server is left. Returns the output.
 #[track_caller]
 fn fail_to_start(sshd: &Sshd, config: &Path, remote_dir: &Path) -> String {
     let builder = sshd.cluster_with(config, remote_dir);
@@ -590,8 +593,8 @@ fn check(sshd: &Sshd, config: &Path, remote_dir: &Path) -> Ended {
     let command: Command = builder.command();
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
     let ended = programs::run(COORD, arguments, "", QUICK);
-    assert!(process::running_in(builder.dir()).is_empty(), "a check starts nothing");
-    assert!(nobody_is_left(sshd), "a check starts nothing");
+    assert!(process::running_in(builder.dir()).is_empty(), "the check started a process");
+    assert!(nobody_is_left(sshd), "the check left a process on the remote host");
     ended
 }
 

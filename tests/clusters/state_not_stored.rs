@@ -48,7 +48,7 @@ fn a_state_that_cannot_be_stored_raises_an_alarm_and_failover_follows_once_it_ca
         assert!(text.contains(words), "no {words:?} in {text}");
     }
     let view = cluster.status().groups[1].view;
-    assert_eq!(view.0, 1, "no view is sent before it is durable");
+    assert_eq!(view.0, 1, "a view was sent before it was durable");
     let impatient =
         OpOptions { deadline: Some(Duration::from_millis(300)), ..OpOptions::default() };
     client.get(&key, &impatient).expect_err("its group has no primary");
@@ -115,6 +115,6 @@ fn a_full_disk_delays_no_failover() {
         await_replaced(&cluster, killed);
     }
     assert_eq!(alarm(&cluster, AlarmKind::StateNotStored), None);
-    assert_eq!(alarm(&cluster, AlarmKind::StateAtRisk), None, "the next state has room too");
+    assert_eq!(alarm(&cluster, AlarmKind::StateAtRisk), None, "no space is reserved");
     drop(cluster);
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::cluster::read_dump;
-use crate::common::coordinator::Lone;
+use crate::common::coordinator::{Lone, OTHER_USER};
 use crate::common::load::put_all;
 use crate::common::process::{self, Signal};
 use crate::common::programs::{self, COORD, Ended};
@@ -69,12 +69,30 @@ fn a_failed_dump_is_retried_until_it_is_complete_and_no_server_exits_before() {
     let all = || pids.iter().copied().chain([coord]);
     all().for_each(process::pause);
     all().for_each(|pid| process::signal(pid, Signal::CONT));
-    wait_until("a third try of both dumps", TIMEOUT, || {
+    wait_until("more attempts of both dumps", TIMEOUT, || {
         cluster.coord_log().matches("server 1: DUMP-").count() >= 4
     });
-    assert!(pids.iter().all(|pid| process::is_alive(*pid)), "all data is still in memory");
+    assert!(pids.iter().all(|pid| process::is_alive(*pid)), "a server has exited");
     assert!(!cluster.coord_log().contains("stop, 3 of 3"));
     process::limit_file_size(pids[1], None);
+    cluster.await_end(0);
+    assert_complete(&cluster);
+}
+
+#[test]
+fn a_stop_needs_no_further_thread_in_the_coordinator_or_a_server() {
+    let own = rustix::process::geteuid().as_raw();
+    // Root may exceed the limit, so the cluster runs as another user.
+    let (builder, user) = match own {
+        0 => (Cluster::builder().run_by(OTHER_USER), OTHER_USER),
+        _ => (Cluster::builder(), own),
+    };
+    let mut cluster = builder.start();
+    put_all(&mut cluster.open(), &pairs());
+    for pid in cluster.server_pids().into_iter().chain([cluster.coord_pid()]) {
+        process::forbid_threads(pid, user);
+    }
+    process::signal(cluster.coord_pid(), Signal::TERM);
     cluster.await_end(0);
     assert_complete(&cluster);
 }
@@ -112,8 +130,7 @@ fn a_coordinator_that_completes_a_stop_keeps_the_dump_directory_that_was_given()
     let other = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
     let (blocked, there) = (other.path().join("blocked"), other.path().join("blocked/dumps"));
     fs::write(&blocked, "a file where a directory must be").expect("write a file");
-    // The directory is given while the stop is in progress, so that nothing else is stored after
-    // it.
+    // The directory is given while the stop is in progress, so that no other change stores the state after it.
     for id in 0..3 {
         process::limit_file_size(cluster.server_pid(id), Some(4_096));
     }
@@ -147,7 +164,7 @@ fn a_coordinator_that_completes_a_stop_keeps_the_dump_directory_that_was_given()
     wait_until("a dump that fails for the new coordinator", TIMEOUT, || {
         cluster.coord_log().matches("could not carry out DUMP-").count() > before
     });
-    assert!(there_is_told(&cluster), "the new coordinator shows the directory");
+    assert!(there_is_told(&cluster), "the status lacks the directory");
     fs::remove_file(&blocked).expect("remove a file");
     cluster.await_end(0);
     for server in 0..3 {
@@ -178,7 +195,7 @@ fn an_interrupted_stop_that_took_the_servers_over_gives_up_no_table() {
         process::signal(stop.id(), Signal::INT);
         said().contains("the stop continues; coord stop --force")
     });
-    assert!(pids.iter().all(|pid| process::is_alive(*pid)), "all data is still in memory");
+    assert!(pids.iter().all(|pid| process::is_alive(*pid)), "a server has exited");
     process::limit_file_size(pids[1], None);
     assert_eq!(programs::wait(&mut stop, 2 * TIMEOUT), Some(Some(0)), "{}", said());
     let dumps = cluster.dumps();
@@ -200,7 +217,7 @@ impl Drop for Tmpfs<'_> {
     fn drop(&mut self) {
         let unmounted = Command::new("umount").arg("--lazy").arg(self.0).status();
         if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("umount {} by hand", self.0.display());
+            eprintln!("cannot unmount {}; unmount it by hand", self.0.display());
         }
     }
 }
@@ -238,7 +255,7 @@ fn a_stop_on_a_full_disk_completes_when_there_is_room() {
 fn a_forced_stop_names_the_groups_that_are_given_up() {
     let mut cluster = cluster();
     let pids = cluster.server_pids();
-    // Both replicas of group 1 fail.
+    // The dumps of both replicas of group 1 fail.
     process::limit_file_size(pids[1], Some(4_096));
     process::limit_file_size(pids[2], Some(4_096));
     let told = coord_stop(cluster.dir(), &["--force"]).with_code(1);
@@ -260,7 +277,7 @@ fn a_second_interrupt_gives_up_only_the_tables_that_cannot_be_dumped() {
     process::limit_file_size(cluster.server_pids()[1], Some(4_096));
     process::signal(cluster.coord_pid(), Signal::INT);
     // By then the stop has lasted for more than a second, so the next signal counts as a second Ctrl+C.
-    wait_until("a second and a third try", TIMEOUT, || {
+    wait_until("more attempts of both dumps", TIMEOUT, || {
         cluster.coord_log().matches("server 1: DUMP-").count() >= 4
     });
     process::signal(cluster.coord_pid(), Signal::INT);
@@ -293,8 +310,8 @@ fn a_deleted_dump_directory_can_be_created_again() {
     assert_eq!(dumps.entries().len(), ENTRIES);
 }
 
-/// Starts a server without a coordinator, sends it a stop signal, and makes the dump of its primary table
-/// fail.
+/// Starts a server whose coordinator vanishes, makes the dump of its primary table fail, and sends it a stop signal.
+/// Waits until the dump has failed.
 fn lone_with_a_blocked_dump() -> Lone {
     let mut server = Lone::start(&[]);
     server.admit().heartbeat();

@@ -1,4 +1,4 @@
-//! Tests that no dump is lost by repeated stop signals.
+//! Tests that repeated stop signals lose no dump.
 
 use crate::common::process::{self, Signal};
 use crate::common::{Cluster, TIMEOUT, wait_until};

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 
-use crate::common::coordinator::{EPOCH, KEY, Lone, respond_to_challenge};
+use crate::common::coordinator::{EPOCH, KEY, Lone, OTHER_USER, respond_to_challenge};
 use crate::common::ports::{Kind, Ports};
 use crate::common::raw::{Raw, Received};
 use crate::common::{Cluster, TIMEOUT, process, wait_for, wait_until};
@@ -39,7 +39,7 @@ fn a_program_on_the_port_of_a_dead_coordinator_receives_nothing_and_is_not_obeye
         raw.send_if_open(&admitted);
     });
     let opcodes: Vec<u8> = said.iter().map(|frame| frame.opcode).collect();
-    assert_eq!(opcodes, [key_opcode::CHALLENGE], "nothing else is sent before a proof");
+    assert_eq!(opcodes, [key_opcode::CHALLENGE], "more was sent before a proof");
     // The stranger responds to the challenge with a made-up key.
     let said = said_to(&listener, |raw| {
         respond_to_challenge(raw, ClusterKey(KEY.0 ^ 1));
@@ -86,8 +86,8 @@ fn the_key_is_in_no_environment_command_line_or_file_that_others_can_read() {
 
 /// Returns the user that may read a process's memory: root if the process leaves no core dumps,
 /// else the process's own user (proc(5), PR_SET_DUMPABLE).
-fn may_read_memory(server: &Lone) -> u32 {
-    std::fs::metadata(format!("/proc/{}/mem", server.pid())).expect("the memory").uid()
+fn may_read_memory(pid: u32) -> u32 {
+    std::fs::metadata(format!("/proc/{pid}/mem")).expect("the memory").uid()
 }
 
 #[test]
@@ -101,12 +101,23 @@ fn a_server_writes_no_core_dump_with_the_key_unless_allowed() {
     for (flags, expected) in [(&[][..], 0), (&["--core-dumps"][..], user)] {
         let server = start(flags);
         let _link = server.admit();
-        assert_eq!(may_read_memory(&server), expected, "{flags:?}");
+        assert_eq!(may_read_memory(server.pid()), expected, "{flags:?}");
     }
 }
 
-/// The id of a user other than the one that runs the tests.
-const OTHER_USER: u32 = 12_345;
+#[test]
+fn a_coordinator_writes_no_core_dump_with_the_key_unless_allowed() {
+    let own = rustix::process::geteuid().as_raw();
+    let user = if own == 0 { OTHER_USER } else { own };
+    for (flags, expected) in [(&[][..], 0), (&["--core-dumps"][..], user)] {
+        let builder = flags.iter().fold(Cluster::builder(), |builder, flag| builder.flag(*flag));
+        let cluster = if own == 0 { builder.run_by(OTHER_USER) } else { builder }.start();
+        assert_eq!(may_read_memory(cluster.coord_pid()), expected, "{flags:?}");
+        for pid in cluster.server_pids() {
+            assert_eq!(may_read_memory(pid), expected, "{flags:?}");
+        }
+    }
+}
 
 #[test]
 fn a_state_that_another_user_may_have_written_is_rejected() {
@@ -123,7 +134,7 @@ fn a_state_that_another_user_may_have_written_is_rejected() {
     if chown(&state, Some(OTHER_USER), None).is_ok() {
         let ended = cluster.run_coordinator(&[]).with_code(1);
         assert!(ended.stderr.contains("belongs to the user with id 12345"), "{}", ended.stderr);
-        chown(&state, Some(0), None).expect("take the file back");
+        chown(&state, Some(0), None).expect("change the owner back");
     }
     cluster.restart();
     cluster.await_whole();

@@ -41,7 +41,7 @@ fn a_hung_thread_ends_its_process(thread: &str, named: &str) {
         cluster.coord_log().contains(&format!("exit status {}: {}", exit.code(), exit.meaning()))
     });
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
-    let line = log.lines().find(|line| line.contains("has been hung for")).expect("its last words");
+    let line = log.lines().find(|line| line.contains("has been hung for")).expect("a report");
     assert!(line.contains(named), "{line}");
     assert!(
         line.contains(", activity: ") && line.contains("stopped, by a signal or a debugger"),

@@ -12,7 +12,7 @@ fn coord_with(file: &str, flags: &[&str]) -> Ended {
     coord_after(file, flags, |_| {})
 }
 
-/// Same as [`coord_with`], after a change of the command.
+/// Does the same as [`coord_with`], after a change of the command.
 #[track_caller]
 fn coord_after(file: &str, flags: &[&str], change: impl FnOnce(&mut Command)) -> Ended {
     let dir = tempfile::tempdir().expect("make a directory");
@@ -89,5 +89,5 @@ fn a_coordinator_on_dev_null_starts_nothing_and_names_the_remedy() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("cannot use /dev/null") && said.contains("--daemon"), "{said}");
-    assert!(!dir.path().join("coordinator.state").exists(), "nothing was started");
+    assert!(!dir.path().join("coordinator.state").exists(), "a state was stored");
 }

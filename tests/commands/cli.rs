@@ -28,11 +28,10 @@ fn every_operation_prints_its_documented_output() {
     assert!(lines[3].contains("\"a\""), "{}", lines[3]);
     assert!(lines[4].contains("\"a\""), "{}", lines[4]);
     assert!(lines[5].starts_with("check passed"), "{}", lines[5]);
-    assert_eq!(ended.stderr, "", "standard error is empty without an error");
+    assert_eq!(ended.stderr, "", "standard error is not empty");
 }
 
-/// Starts a child that ends with its standard input. Returns it with its identity in the format of
-/// `server`.
+/// Starts a child that ends with its standard input. Returns it with its identity in the format of `server --watch`.
 fn child_with_identity() -> (std::process::Child, String) {
     let child = std::process::Command::new("sh")
         .args(["-c", "read line"])
@@ -70,7 +69,7 @@ fn a_watching_server_prints_nothing_until_the_process_has_ended() {
     let earlier = format!("{pid}:1:{rest}");
     let ended = programs::run(SERVER, ["--watch", &earlier], "", TIMEOUT).with_code(0);
     assert_eq!((ended.stdout, ended.stderr), (line.clone(), String::new()));
-    assert!(watcher.try_wait().expect("wait").is_none(), "the child lives");
+    assert!(watcher.try_wait().expect("wait").is_none(), "the child is still alive");
     drop(child.stdin.take());
     // The process is a zombie, because its parent has not waited for it. It counts as ended.
     assert_eq!(programs::wait(&mut watcher, TIMEOUT), Some(Some(0)));
@@ -318,7 +317,7 @@ fn a_write_with_one_copy_is_marked_until_there_are_two_again() {
     let (put, delete) = (format!("P \"{key}\" \"1\"\n"), format!("D \"{key}\"\n"));
     let done = format!("value[\"{key}\"] <- \"1\"\n");
     assert_eq!(cluster.client(&put).with_code(0).stdout, done);
-    // Server 2 cannot be replaced, so server 1 is the only holder of its group until then.
+    // Server 2 cannot be replaced while its executable is away, so server 1 is the only holder of its group.
     let away = binary.with_extension("away");
     std::fs::rename(&binary, &away).expect("move the server away");
     process::signal(cluster.server_pid(2), process::Signal::KILL);
@@ -486,7 +485,7 @@ fn a_check_of_the_file_alone_looks_at_nothing_else() {
         let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
         let ended = programs::run(COORD, arguments, "", TIMEOUT).with_code(code);
         assert!(ended.stderr.contains(named), "{}", ended.stderr);
-        assert!(!builder.dir().join("coord.log").exists(), "a check leaves nothing");
+        assert!(!builder.dir().join("coord.log").exists(), "the check has written a log");
     }
 }
 

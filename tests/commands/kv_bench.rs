@@ -62,8 +62,8 @@ fn a_single_group_can_be_loaded() {
     assert_eq!(counts, [0, 200, 0]);
 }
 
-/// Starts a server that speaks RESP to one connection after the other. It stores nothing and
-/// responds to every GET with `value` after `delay`.
+/// Starts a RESP server with a thread for each connection. It stores nothing, and responds to each request after
+/// `delay`, to a GET with `value`.
 fn fake_redis(value: &'static [u8], delay: Duration) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let address = listener.local_addr().expect("an address").to_string();
@@ -138,7 +138,7 @@ fn writes_wait_for_the_requested_number_of_replicas() {
     let report = json(&bench(&target, &format!("{line} 1")).with_code(0));
     assert_eq!((&report["operations"], &report["failed"]), (&200.into(), &0.into()), "{report}");
     let ended = bench(&target, &format!("{line} 2")).with_code(1);
-    assert!(ended.stderr.contains(":1"), "only one has them: {ended:#?}");
+    assert!(ended.stderr.contains(":1"), "only one replica has the writes: {ended:#?}");
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_run_lasts_for_the_requested_time() {
     let report = json(&bench(&target, line).with_code(0));
     let seconds = report["seconds"].as_f64().expect("a figure");
     assert!((0.5..3.0).contains(&seconds), "{report}");
-    assert!(start.elapsed() >= Duration::from_millis(700), "the warm-up is not counted");
+    assert!(start.elapsed() >= Duration::from_millis(700), "there was no warm-up");
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn the_pages_of_the_executables_match_their_help_text() {
             fs::write(&path, &page).expect("write a page");
         }
         let kept = fs::read_to_string(&path).unwrap_or_default();
-        assert!(kept == page, "docs/man/{name}.1 is not what --help says: run `make man`\n{page}");
+        assert!(kept == page, "docs/man/{name}.1 differs from --help: run `make man`\n{page}");
     }
 }
 

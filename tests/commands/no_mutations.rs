@@ -21,7 +21,7 @@ fn no_shipped_program_can_disable_a_rule() {
     let shipped =
         [server, env!("CARGO_BIN_EXE_coord").into(), env!("CARGO_BIN_EXE_client").into(), library];
     for path in shipped {
-        assert!(!has_marker(&path), "{} can leave rules out", path.display());
+        assert!(!has_marker(&path), "{} contains the mutations", path.display());
     }
     // A check of the test itself: the marker is found in a program that is linked with the feature, even if it disables
     // no rule.

@@ -1,5 +1,5 @@
-//! Follows docs/operations.md literally: its command blocks run unaltered, on hosts that are
-//! namespaces with the addresses of the page, while a load checks every response.
+//! Follows docs/operations.md literally. Its command blocks run unaltered, on hosts that are namespaces with the
+//! addresses of the page. Meanwhile a load checks every response.
 //!
 //! ```text
 //!   docs/operations.md -> commands of a section -> bash on 10.0.0.10 (or .11), in /opt/ftkv
@@ -52,7 +52,7 @@ const KEYS: usize = 40;
 const FEWEST: usize = 100;
 /// The interval between two operations of a load thread. It leaves time for the other processes of the machine.
 const PACE: Duration = Duration::from_millis(2);
-/// The longest wait of an operation that the page promises while one host is lost.
+/// The longest wait of an operation while one host is lost, as the page promises.
 const LONGEST_WAIT: Duration = Duration::from_millis(2_400);
 /// The time that is added to the promised wait on a machine with two busy processors.
 const BUSY: Duration = Duration::from_millis(1_000);
@@ -75,7 +75,9 @@ fn commands<const COUNT: usize>(name: &str) -> [&'static str; COUNT] {
     let sections = sections();
     let (_, text) = sections.iter().find(|(title, _)| *title == name).expect("a section");
     let blocks = blocks_in(text);
-    blocks.try_into().unwrap_or_else(|blocks| panic!("other blocks in {name}: {blocks:#?}"))
+    blocks
+        .try_into()
+        .unwrap_or_else(|blocks| panic!("the number of blocks in {name} has changed: {blocks:#?}"))
 }
 
 #[test]
@@ -139,8 +141,8 @@ impl Cast {
         (status, ended.code.expect("an exit status"))
     }
 
-    /// Fails unless the page's status command exits with this code and its first line contains
-    /// `words`.
+    /// Returns the output of the page's status command. Fails unless the command exits with this code and its first
+    /// line contains `words`.
     #[track_caller]
     fn assert_status(&self, code: i32, words: &str) -> String {
         let [status, _] = commands("Check the health");
@@ -222,8 +224,8 @@ impl Load {
         Load::start(cast, vec![Model::new(); THREADS])
     }
 
-    /// Reads every key once more from both holders. Fails if a response was wrong or an operation
-    /// took longer than `longest`.
+    /// Stops the load, which then reads every key from both holders. Fails if a response was wrong or an operation took
+    /// longer than `longest`.
     #[track_caller]
     fn end(self, longest: Duration) -> Vec<Model> {
         let (models, refused) = self.end_with_refused(longest);
@@ -231,13 +233,13 @@ impl Load {
         models
     }
 
-    /// Same as [`Load::end`] if the memory limit was reached for a while. Also returns the number of writes that were
-    /// rejected because of that.
+    /// Does the same as [`Load::end`] if the memory limit was reached for a while. Also returns the number of writes
+    /// that were rejected because of that.
     #[track_caller]
     fn end_with_refused(self, longest: Duration) -> (Vec<Model>, u64) {
         let (stops, threads): (Vec<_>, Vec<_>) = self.threads.into_iter().unzip();
         drop(stops);
-        let seen = threads.into_iter().map(|thread| thread.join().expect("the load goes on"));
+        let seen = threads.into_iter().map(|thread| thread.join().expect("a load thread"));
         let check = |seen: Seen| {
             eprintln!("load: {} operations, the longest {:?}", seen.operations, seen.longest);
             assert!(seen.wrong.is_empty(), "{:#?}", seen.wrong);
@@ -340,13 +342,13 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     let [all] = commands("Restart all servers");
     cast.run(all).with_code(0);
     cast.assert_status(0, "serving");
-    assert!(before.iter().all(|pid| !cast.pids().contains(pid)), "each is another process");
+    assert!(before.iter().all(|pid| !cast.pids().contains(pid)), "a server was not restarted");
 
     let [copy, one, others, coordinator] = commands("Upgrade");
     cast.run("cp bin/server bin/server.new && mv bin/server.new bin/server").with_code(0);
     let before = cast.pids();
     cast.run(copy).with_code(0);
-    assert_eq!(cast.pids(), before, "running processes keep the old file");
+    assert_eq!(cast.pids(), before, "the copy has restarted a server");
     for commands in [one, others, coordinator] {
         cast.run(commands).with_code(0);
     }
@@ -354,7 +356,7 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
         let file = fs::read_link(format!("/proc/{pid}/exe")).expect("its executable");
         file.to_string_lossy().contains("(deleted)")
     };
-    assert!(!cast.pids().iter().any(runs_deleted), "each runs the new file");
+    assert!(!cast.pids().iter().any(runs_deleted), "a server runs the old file");
     let models = load.end(BUSY);
 
     // Suspends one host, then all of them.
@@ -375,7 +377,7 @@ fn servers_are_restarted_upgraded_suspended_rebooted_and_replaced_under_load() {
     std::thread::sleep(LONGEST_WAIT);
     sleepers.iter().for_each(|pid| process::signal(*pid, Signal::CONT));
     cast.run(afterwards).with_code(0);
-    assert_eq!(cast.pids(), before, "they continue in their roles");
+    assert_eq!(cast.pids(), before, "a server was replaced");
     let models = load.end(2 * LONGEST_WAIT);
 
     let load = Load::start(&cast, models);
@@ -390,7 +392,7 @@ fn reboot(cast: &mut Cast) {
     let [command] = commands("Reboot a host");
     assert_eq!(command, "ssh kv@10.0.0.2 sudo systemctl reboot\n");
     let before = cast.pids();
-    // The command has this effect: every process receives SIGTERM, and is killed later.
+    // The command has this effect: every process receives SIGTERM and is killed later.
     process::signal(before[1], Signal::TERM);
     cast.hosts.at_mut(SERVERS[1]).power_off();
     let text = cast.await_alarm(AlarmKind::HostUnreachable);
@@ -427,7 +429,7 @@ fn the_coordinator_moves_and_without_its_state_the_dumps_bring_everything_back()
     cast.run(from).with_code(0);
     cast.coordinator = SPARE;
     cast.run(to).with_code(0);
-    assert_eq!(cast.pids(), before, "no server was replaced");
+    assert_eq!(cast.pids(), before, "a server was replaced");
     // The new coordinator watches the servers as the old one did.
     process::signal(before[2], Signal::KILL);
     cast.await_whole();
@@ -458,7 +460,7 @@ fn a_limit_is_raised_and_stops_with_and_without_disk_space_keep_all_data() {
         let dump = cast.host().path("opt/ftkv/dumps").join(format!("server_{n}.{role}"));
         assert!(dump.exists(), "{}", dump.display());
     }
-    // From now on the directory of server 2 is a small disk.
+    // From now on the directory of server 2 is on a small disk.
     let disk = cast.hosts.at(SERVERS[2]);
     let room = fs::metadata(programs::SERVER).expect("the server's size").len() + (64 << 20);
     disk.run(&format!("mount -t tmpfs -o size={room} kv-test /opt/kv/ftkv")).with_code(0);

@@ -110,7 +110,8 @@ impl Checkout {
         assert!(is_empty.is_some(), "processes {:?} were left", told().collect::<Vec<_>>());
     }
 
-    /// Returns the number of entries in all dumps in `run/`, each of which must be complete.
+    /// Returns the number of entries in the primary dumps in `run/`. All dumps must be complete, and the secondary ones
+    /// must have as many entries.
     #[track_caller]
     fn dumped_entries(&self) -> usize {
         let entries = |id: usize, role: &str| {
@@ -404,7 +405,7 @@ fn launch_cluster_fetches_the_dumps_from_ssh_hosts_and_overwrites_nothing() {
     assert!(refused.stderr.contains("no file is overwritten"), "{}", refused.stderr);
     assert_eq!(fs::read(run.join("server_1.primary")).expect("read a file"), b"another file");
     fs::remove_file(run.join("server_1.primary")).expect("remove a file");
-    // At the second time, files that already exist are kept.
+    // The second run keeps the files that already exist.
     for _ in 0..2 {
         checkout.launch(&["collect"]).with_code(0);
     }
@@ -520,7 +521,7 @@ fn launch_cluster_takes_over_servers_whose_coordinator_has_died_however_often() 
     for epoch in 2..4 {
         kill_coordinator(&checkout);
         let again = checkout.launch(&start).with_code(0);
-        assert_eq!(again.stdout, started.stdout, "the same port");
+        assert_eq!(again.stdout, started.stdout, "the port has changed");
         assert!(again.stderr.contains("taking over"), "{}", again.stderr);
         assert_eq!(checkout.status().epoch.number, epoch);
     }
@@ -621,7 +622,7 @@ fn launch_cluster_copies_the_server_to_an_ssh_host_and_runs_it_there() {
     let config = config.to_str().expect("a path in UTF-8");
     let start = ["start", &file, "--daemon", "--ssh-config", config, "--remote-dir", remote];
     let start: Vec<&str> = start.into_iter().chain(["--advertise", "127.0.0.1"]).collect();
-    // At the second time, the server executable is already on the host.
+    // In the second round, the server executable is already on the host.
     for _ in 0..2 {
         checkout.launch(&start).with_code(0);
         let status = checkout.status();
@@ -664,7 +665,7 @@ fn launch_cluster_copies_nothing_for_an_invalid_cluster_file() {
     let checkout = Checkout::make();
     let file = checkout.cluster_file(["kv@nowhere.invalid", "kv@nowhere.invalid", "not/a/host"]);
     let ended = checkout.launch(&["start", &file, "--daemon"]).with_code(1);
-    assert!(ended.stderr.contains("line 5"), "the comment counts: {}", ended.stderr);
+    assert!(ended.stderr.contains("line 5"), "the comment line must count: {}", ended.stderr);
     assert!(!ended.stderr.contains("copying"), "{}", ended.stderr);
     checkout.assert_nobody_left();
 }

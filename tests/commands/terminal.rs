@@ -129,7 +129,7 @@ fn pasted(text: &str) -> String {
 fn a_paste_runs_only_at_enter_and_then_all_of_its_lines_in_order() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = open_client(&cluster, state.path());
-    assert!(terminal.screen().contains("\x1b[?2004h"), "brackets are asked for");
+    assert!(terminal.screen().contains("\x1b[?2004h"), "bracketed paste is off");
     let mut other = cluster.open();
     let key = b"a".as_slice();
     // The last line works with and without a line end. Empty lines and comments are ignored.
@@ -150,7 +150,7 @@ fn a_paste_runs_only_at_enter_and_then_all_of_its_lines_in_order() {
         terminal.wait_for("value[\"a\"] <- \"1\"");
         terminal.wait_for("value[\"a\"] == \"1\"");
         terminal.wait_for("value[\"a\"] <- \"2\"");
-        // With several lines, the message must say which one failed.
+        // With several lines, the message must name the one that failed.
         terminal.wait_for("line 6: unknown operation \"nonsense\"");
         terminal.wait_for("value[\"a\"] == \"2\"");
         terminal.wait_for(PROMPT);
@@ -188,7 +188,7 @@ fn a_paste_without_a_cluster_ends_after_one_timeout() {
     ask(&mut terminal, "P \"a\" \"1\"", "value[\"a\"] <- \"1\"");
     cluster.kill_coordinator();
     process::end_all_in(cluster.dir());
-    // One after the other, they would exceed this test's time limit.
+    // If each line waited for its own timeout, the lines would exceed this test's time limit.
     let lines: String = (1..=100).map(|n| format!("P \"key {n}\" \"1\"\n")).collect();
     terminal.type_in(&pasted(&lines));
     terminal.wait_for("key 100");
@@ -426,7 +426,7 @@ fn without_a_terminal_a_recovery_is_reported_in_lines_and_the_status_keeps_its_h
     assert_eq!((steps.first(), steps.last()), (Some(&0), Some(&5)), "{recovery:?}");
     let took: u64 = recovery.steps.iter().map(|step| step.took_ms.expect("over")).sum();
     let whole = recovery.took_ms.expect("over");
-    assert!(took <= whole && whole - took < 10, "in whole milliseconds: {recovery:?}");
+    assert!(took <= whole && whole - took < 10, "the steps do not add up: {recovery:?}");
     let log = cluster.coord_log();
     // Steps 3 and 4 may be missing, because either of the two copies may end first.
     for step in steps {
@@ -460,14 +460,14 @@ fn a_watched_status_is_drawn_in_place_and_ctrl_c_restores_the_cursor() {
         assert_eq!(terminal.await_end(TIMEOUT), Some(0));
         let screen = terminal.screen();
         assert!(screen.ends_with("\x1b[?25h"), "the cursor is not shown again: {screen:?}");
-        assert_eq!(screen.matches("\x1b[2J").count(), 1, "cleared once, then drawn over");
+        assert_eq!(screen.matches("\x1b[2J").count(), 1, "the screen was cleared again");
         wait_until("the server to be back", TIMEOUT, || {
             cluster.server(1).recovery_step.is_none() && cluster.server_pid(1) != victim
         });
     }
 }
 
-/// `coord status --watch` with its output in a file. Dropping it ends the program.
+/// A running `coord status --watch` with its output in a file. Dropping it ends the program.
 struct Watching {
     child: Child,
     output: std::path::PathBuf,

@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, PipeReader};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -36,7 +37,7 @@ use super::{TIMEOUT, done, seccomp, turn, wait_for, wait_until};
 const CLIENT_LIMIT: Duration = Duration::from_secs(120);
 /// Time limit for an orderly stop, including dumps of some hundred megabytes.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
-/// Environment variable with the network engine for clusters that do not choose one, so that the same tests run with each
+/// Environment variable with the network engine for clusters that do not choose one. So the same tests run with each
 /// engine (`make test`). With epoll, io_uring is denied to all processes of the cluster.
 const ENGINE_VARIABLE: &str = "KV_TEST_NET";
 
@@ -55,6 +56,8 @@ struct Shape {
     in_foreground: bool,
     open_files: Option<u64>,
     is_io_uring_denied: bool,
+    /// The user that runs the processes; `None` for the user of the tests.
+    user: Option<u32>,
     coord: Coord,
 }
 
@@ -127,6 +130,17 @@ impl Builder {
     /// Denies io_uring to each process of the cluster, as containers do.
     pub(crate) fn deny_io_uring(mut self) -> Builder {
         self.shape.is_io_uring_denied = true;
+        self
+    }
+
+    /// Runs all processes of the cluster as another user, with copies of the executables. Requires root.
+    pub(crate) fn run_by(mut self, user: u32) -> Builder {
+        let [coord, server] = ["coord", "server"].map(|name| self.dir.path().join(name));
+        programs::copy(Path::new(COORD), &coord);
+        programs::copy_server(&server);
+        chown(self.dir.path(), Some(user), Some(user)).expect("give the directory to the user");
+        (self.shape.coord.program, self.shape.coord.server) = (coord, Some(server));
+        self.shape.user = Some(user);
         self
     }
 
@@ -211,6 +225,9 @@ impl Shape {
         if self.is_io_uring_denied {
             seccomp::deny_io_uring(&mut command);
         }
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         if let Some(most) = self.open_files {
             let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
             // SAFETY: setrlimit reads a structure that was copied into the closure and is safe to
@@ -255,6 +272,7 @@ impl Cluster {
             in_foreground: false,
             open_files: None,
             is_io_uring_denied: false,
+            user: None,
             coord: Coord {
                 program: COORD.into(),
                 server: Some(SERVER.into()),
@@ -328,7 +346,7 @@ impl Cluster {
         self.restart_with(&[]);
     }
 
-    /// Same as [`Cluster::restart`], with further arguments.
+    /// Does the same as [`Cluster::restart`], with further arguments.
     #[track_caller]
     pub(crate) fn restart_with(&mut self, flags: &[&str]) {
         let reader = self.relaunch(flags);
@@ -367,7 +385,7 @@ impl Cluster {
         programs::run(COORD, arguments.chain(flags), "", TIMEOUT)
     }
 
-    /// Same as [`Cluster::run_coordinator`], in a new PID namespace. Returns `None` if the system forbids it.
+    /// Does the same as [`Cluster::run_coordinator`], in a new PID namespace. Returns `None` if the system forbids it.
     #[track_caller]
     pub(crate) fn run_coordinator_in_a_namespace(&self) -> Option<Ended> {
         let command = self.shape.command(self.dir.path());
@@ -407,7 +425,7 @@ impl Cluster {
         assert!(left.is_empty(), "processes {left:?} outlived their coordinator");
     }
 
-    /// Returns the coordinator's clients port in the format of the client library.
+    /// Returns the coordinator's address for clients in the format of the client library.
     pub(crate) fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.ready.clients_port)
     }
@@ -473,8 +491,8 @@ impl Cluster {
         wait_until("every server up and every group at home", TIMEOUT, || is_whole(&self.status()));
     }
 
-    /// Fails unless the cluster is as it was at its start: no process has ended, every group has
-    /// two copies, and a well-behaved client is served by every server from both copies.
+    /// Fails unless the cluster is as it was at its start: no process has ended, every group has two copies, and a
+    /// client can write each key and read it from both copies.
     #[track_caller]
     pub(crate) fn assert_serves(&self, pids: &[u32]) {
         for pid in pids {
@@ -484,7 +502,7 @@ impl Cluster {
             Some(self.status()).filter(|status| status.state == ClusterState::Serving)
         });
         let found: Vec<u32> = status.servers.iter().map(|s| s.pid.expect("started")).collect();
-        assert_eq!(found, pids, "other processes serve than before");
+        assert_eq!(found, pids, "the processes of the servers have changed");
         assert!(status.servers.iter().all(|server| server.state == ServerState::Up));
         assert!(status.groups.iter().all(|group| group.copies == 2), "{:?}", status.groups);
         self.assert_every_place_serves();
@@ -518,8 +536,8 @@ impl Cluster {
         kv_testkit::key_at(self.placement(), group, shard, prefix).into_bytes()
     }
 
-    /// Stops the cluster in order and returns its dumps. Fails unless the coordinator exits with 0
-    /// and leaves no process.
+    /// Stops the cluster in an orderly way and returns its dumps. Fails unless the coordinator exits with 0 and leaves
+    /// no process.
     #[track_caller]
     pub(crate) fn stop(self) -> Dumps {
         let (dumps, dir) = self.stop_and_keep();
@@ -527,7 +545,7 @@ impl Cluster {
         dumps
     }
 
-    /// Same as [`Cluster::stop`], but keeps the directory.
+    /// Does the same as [`Cluster::stop`], but keeps the directory and returns it too.
     #[track_caller]
     pub(crate) fn stop_and_keep(mut self) -> (Dumps, TempDir) {
         process::signal(self.coord.id(), Signal::TERM);
@@ -552,14 +570,14 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn await_any_code(&mut self, code: i32) {
         let ended = programs::wait(&mut self.coord, STOP_LIMIT).expect("an end in time");
-        assert_eq!(ended, Some(code), "how coord ended");
+        assert_eq!(ended, Some(code), "the exit code of coord");
     }
 
     /// Waits until the coordinator exits with this code; fails if a process is left.
     #[track_caller]
     pub(crate) fn await_end(&mut self, code: i32) {
         let ended = programs::wait(&mut self.coord, STOP_LIMIT).expect("an end in time");
-        assert_eq!(ended, Some(code), "how coord ended");
+        assert_eq!(ended, Some(code), "the exit code of coord");
         self.assert_nobody_left();
     }
 
@@ -595,7 +613,7 @@ pub(crate) fn move_to_another_namespace(state: &Path) {
     rewrite_state(state, |json| {
         for server in json["servers"].as_array_mut().expect("servers") {
             let namespace = server["started"]["namespace"].as_u64().expect("a namespace");
-            assert!(namespace > 0, "it is known");
+            assert!(namespace > 0, "the PID namespace is unknown");
             server["started"]["namespace"] = (namespace ^ 1).into();
         }
     });

@@ -33,6 +33,9 @@ pub(crate) struct Lone {
     pub(crate) dir: TempDir,
 }
 
+/// The id of a user other than the one that runs the tests.
+pub(crate) const OTHER_USER: u32 = 12_345;
+
 /// The link of an admitted server.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -47,13 +50,14 @@ impl Lone {
         Lone::start_by(Command::new(SERVER), Lone::make_directory(), flags)
     }
 
-    /// Same as [`Lone::start`] with another user id. That user can read only the required files. Requires root.
+    /// Does the same as [`Lone::start`], with another user id. That user can read only the required files. Requires
+    /// root.
     #[track_caller]
     pub(crate) fn start_as(user: u32, flags: &[&str]) -> Lone {
         let dir = Lone::make_directory();
         let server = dir.path().join("server");
         programs::copy_server(&server);
-        chown(dir.path(), Some(user), Some(user)).expect("give the directory away");
+        chown(dir.path(), Some(user), Some(user)).expect("change the owner of the directory");
         let mut command = Command::new(server);
         command.uid(user).gid(user);
         Lone::start_by(command, dir, flags)
@@ -97,11 +101,11 @@ impl Lone {
         Link { raw, started }
     }
 
-    /// Returns a listener of another program on the port that the coordinator had.
+    /// Closes the coordinator's port and returns a new listener on it, as another program would open it.
     #[track_caller]
     pub(crate) fn usurp(&mut self) -> TcpListener {
         let address = self.listener.take().expect("a coordinator").local_addr().expect("a port");
-        // The server may just be connecting to that port.
+        // The server may be connecting to that port at this moment.
         wait_for("the port to be free", TIMEOUT, || TcpListener::bind(address).ok())
     }
 

@@ -6,7 +6,7 @@
 //!   10.0.0.11  its spare      the same files
 //!   10.0.0.1 … 10.0.0.4       hosts of servers
 //!
-//!   /opt/kv      home of the user kv: a name of root in here, accepted by every sshd
+//!   /opt/kv      home of the user kv, another name of root here; every sshd accepts its key
 //!   /opt, /mnt   private to each host; everything else is shared, including process ids
 //! ```
 //!
@@ -289,7 +289,7 @@ impl Drop for Hosts {
                 host.holder.try_wait().ok().flatten()
             });
             if ended.is_none() {
-                eprintln!("host {} does not end: {:?}", host.address, host.processes());
+                eprintln!("host {} still runs: {:?}", host.address, host.processes());
                 let _ = host.holder.kill();
                 let _ = host.holder.wait();
             }

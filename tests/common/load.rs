@@ -42,7 +42,7 @@ fn collect(
     }
 }
 
-/// Puts all pairs. Each must be stored in both tables.
+/// Puts all pairs. Each must be stored in two copies.
 #[track_caller]
 pub(crate) fn put_all(client: &mut Client, pairs: &[(Vec<u8>, Vec<u8>)]) {
     let puts = pairs.iter().map(|(key, value)| Op::Put { key, value });
@@ -57,7 +57,7 @@ pub(crate) fn put_all(client: &mut Client, pairs: &[(Vec<u8>, Vec<u8>)]) {
 pub(crate) fn check_all(client: &mut Client, pairs: &[(Vec<u8>, Vec<u8>)]) {
     let gets = pairs.iter().map(|(key, _)| Op::Get { key });
     run_all(client, gets, |place, result| match result {
-        Ok(outcome) => assert!(outcome.value == pairs[place].1, "get {place}: another value"),
+        Ok(outcome) => assert!(outcome.value == pairs[place].1, "get {place}: wrong value"),
         Err(error) => panic!("get {place}: {error}"),
     });
 }

@@ -9,7 +9,7 @@
 //!   turn       the modules of a program, one after the other
 //!   ports      the five kinds of port, and the first frame that each expects
 //!   raw        a connection that sends arbitrary bytes
-//!   proxy      a fake coordinator in front of real servers, which drops responses
+//!   proxy      a fake coordinator, and proxies in front of real servers that drop responses
 //!   load       bulk operations through the client library
 //!   sshd       an ssh server, and a cluster with one server behind it
 //!   coordinator  a scripted coordinator in front of one real server
@@ -20,7 +20,7 @@
 //!   terminal   a program on a pseudo-terminal, and a simulated user
 //! ```
 //!
-//! The parts that the chaos runner needs as well are in `testkit/`; here their errors become failures.
+//! The parts that the chaos runner needs as well are in `testkit/`; here their errors become test failures.
 
 #![allow(dead_code)] // Each test program uses some of the modules.
 
@@ -52,7 +52,7 @@ pub(crate) fn wait_for<T>(what: &str, limit: Duration, look: impl FnMut() -> Opt
     done(kv_testkit::wait_for(what, limit, look))
 }
 
-/// Polls until `is_so` holds; fails with `what` if the limit passes first.
+/// Polls `is_so` until it returns true; fails with `what` if the limit passes first.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
     wait_for(what, limit, || is_so().then_some(()));
@@ -64,7 +64,8 @@ pub(crate) fn done<T, E: Into<kv_testkit::Error>>(result: Result<T, E>) -> T {
     result.map_err(Into::into).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
-/// Reports that a test, or a part of it, is skipped. The output of a macro would be shown only if the test fails.
+/// Reports that a test, or a part of it, is skipped. Writes to standard error directly, because the harness shows the
+/// output of `eprintln!` only if the test fails.
 pub(crate) fn skipped(reason: &str) {
     let words = format!("\nSKIPPED: {reason}\n");
     let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());

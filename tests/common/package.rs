@@ -9,7 +9,8 @@ use super::TIMEOUT;
 use super::programs::{self, CLIENT, COORD, Ended, KV_BENCH, SERVER};
 use super::workshop::{library, root};
 
-/// A directory with an installed package, which consists of the files that cargo built for this test.
+/// A directory with links to the files that cargo built for this test, and with the package that `make install` makes
+/// of them.
 #[derive(Debug)]
 pub(crate) struct Package(tempfile::TempDir);
 
@@ -80,7 +81,7 @@ impl Package {
         found
     }
 
-    /// Returns the words that pkg-config prints for compiling and linking a program.
+    /// Returns the compiler arguments that pkg-config prints for compiling and linking a program.
     #[track_caller]
     pub(crate) fn flags(&self, words: &[&str]) -> Vec<String> {
         let search = format!("PKG_CONFIG_LIBDIR={}", self.path("lib/pkgconfig").display());

@@ -54,8 +54,7 @@ impl Kind {
     }
 }
 
-/// The ports of server 1 and of the coordinator, the names that an attacker can learn, and the
-/// secret key.
+/// The ports of server 1 and of the coordinator, the identities that an attacker can learn, and the secret key.
 #[derive(Debug)]
 pub(crate) struct Ports {
     pub(crate) status: ClusterStatus,
@@ -68,7 +67,7 @@ pub(crate) struct Ports {
 /// The nonce of every challenge in these tests.
 const DIALLER: Nonce = Nonce(0xd1a1);
 
-/// The server whose ports are attacked: neither the first nor the last of the ring.
+/// The server whose ports are attacked: neither server 0 nor the last one.
 pub(crate) const VICTIM: usize = 1;
 
 impl Ports {
@@ -106,7 +105,7 @@ impl Ports {
         }
     }
 
-    /// Opens a connection to the victim's shard 0 and completes the WELCOME exchange.
+    /// Opens a connection to the victim's shard 0 and receives its WELCOME.
     #[track_caller]
     pub(crate) fn welcomed(&self, client: u128) -> Raw {
         Raw::welcomed(self.address(Kind::Clients), ClientId(client), ShardId(0))
@@ -167,8 +166,8 @@ impl Ports {
         bytes
     }
 
-    /// Opens a connection to a cluster-internal port and exchanges challenges. Returns the seal
-    /// under this key for later frames. Does not check that the port has the same key.
+    /// Opens a connection to a cluster-internal port, sends a challenge and receives the proof. Returns the seal under
+    /// this key for later frames. Does not check that the port has the same key.
     #[track_caller]
     pub(crate) fn challenged(&self, kind: Kind, key: ClusterKey) -> (Raw, Seal) {
         let mut raw = self.connect(kind);

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use kv_testkit::process::named;
 pub(crate) use kv_testkit::process::{Signal, end_all_in, is_alive, running_in, signal};
@@ -17,7 +19,7 @@ pub(crate) fn pause(pid: u32) {
         fs::read_to_string(thread.path().join("stat"))
             .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
     };
-    super::wait_until("every thread to stand", super::TIMEOUT, || {
+    super::wait_until("every thread to stop", super::TIMEOUT, || {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("read /proc/PID/task");
         threads.flatten().all(stands)
     });
@@ -64,28 +66,38 @@ pub(crate) fn limit_descriptors(pid: u32, most: u64) {
     prlimit(Some(named(pid)), Resource::Nofile, limit).expect("limit another process");
 }
 
-/// Limits the size of files that another process can write, like a full disk. `None` removes the
-/// limit.
+/// Forbids a process of this user to start further threads and processes (`ulimit -u`). This has no effect on root's.
+pub(crate) fn forbid_threads(pid: u32, user: u32) {
+    let mut command = Command::new("prlimit");
+    command.args(["--nproc=0", "--pid", &pid.to_string()]);
+    if rustix::process::geteuid().is_root() {
+        // Even root may not limit processes of others everywhere.
+        command.uid(user).gid(user);
+    }
+    assert!(command.status().expect("run prlimit").success(), "prlimit of {pid}");
+}
+
+/// Limits the size of files that another process can write, as a full disk would. `None` removes the limit.
 pub(crate) fn limit_file_size(pid: u32, most: Option<u64>) {
     use rustix::process::{Resource, Rlimit, prlimit};
     let limit = Rlimit { current: most, maximum: None };
     prlimit(Some(named(pid)), Resource::Fsize, limit).expect("limit another process");
 }
 
-/// Shuts down every connection of a process to this port of this machine, like a network failure:
-/// both ends read the end of the stream. Returns the number of connections.
+/// Shuts down every connection of a process to this remote port, like a network failure: both ends receive the end of
+/// input. Returns the number of connections.
 pub(crate) fn cut_connections(pid: u32, remote_port: u16) -> usize {
     let sockets = borrow_connections(pid, remote_port);
     sockets.iter().filter(|socket| socket.shutdown(Shutdown::Both).is_ok()).count()
 }
 
-/// Returns the number of connections of a process to this port of this machine.
+/// Returns the number of connections of a process to this remote port.
 pub(crate) fn connections(pid: u32, remote_port: u16) -> usize {
     borrow_connections(pid, remote_port).len()
 }
 
-/// Duplicates the descriptors of another process's connections with pidfd_getfd(2), which needs the
-/// permission to trace it.
+/// Duplicates the descriptors of another process's connections with pidfd_getfd(2), which needs the permission to trace
+/// that process.
 fn borrow_connections(pid: u32, remote_port: u16) -> Vec<TcpStream> {
     let pidfd = rustix::process::pidfd_open(named(pid), PidfdFlags::empty()).expect("open a pidfd");
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("read /proc/PID/fd");

@@ -33,7 +33,7 @@ pub(crate) fn run<A: AsRef<OsStr>>(
     finish(command, input, limit)
 }
 
-/// Same as [`run`], for a command that is already built, for example with environment variables.
+/// Does the same as [`run`], for a command that is already built, for example with environment variables.
 #[track_caller]
 pub(crate) fn finish(mut command: Command, input: &str, limit: Duration) -> Ended {
     turn::take();

@@ -1,4 +1,4 @@
-//! A fake coordinator in front of real servers, which drops responses.
+//! A fake coordinator, and proxies in front of real servers that drop responses.
 //!
 //! ```text
 //!   client -- map? --> fake coordinator -- map? --> coordinator
@@ -102,7 +102,8 @@ fn pass_or_cut(shared: &Shared, frame: &Frame<'_>) -> Passage {
     Passage::Pass
 }
 
-/// Listens and forwards each connection to `to`. The threads end with the test's connections.
+/// Listens and forwards each connection to `to`. The forwarding threads end with their connections, and the listening
+/// thread ends when the [`Proxy`] is dropped.
 fn listen(
     shared: &Arc<Shared>,
     to: SocketAddr,

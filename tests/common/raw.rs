@@ -81,7 +81,7 @@ impl Raw {
         Raw { stream, input: FrameBuffer::new(rules) }
     }
 
-    /// Connects to a shard of a server and completes the WELCOME exchange.
+    /// Connects to a shard of a server and receives its WELCOME.
     #[track_caller]
     pub(crate) fn welcomed(address: SocketAddr, client: ClientId, shard: ShardId) -> Raw {
         let mut raw = Raw::to_clients_port(address);
@@ -152,7 +152,7 @@ impl Raw {
     pub(crate) fn response(&mut self) -> RawResponse {
         let frame = self.frame();
         assert_eq!(frame.opcode, opcode::RESPONSE, "{frame:?}");
-        let response = Response::read(&frame.body).expect("an answer");
+        let response = Response::read(&frame.body).expect("a response");
         RawResponse {
             id: response.id,
             status: response.status,
@@ -197,7 +197,7 @@ impl Raw {
         self.stream.set_read_timeout(Some(LIMIT)).expect("set a time limit");
         let mut rest = (&self.stream).take(count as u64);
         let gone = std::io::copy(&mut rest, &mut std::io::sink()).expect("receive");
-        assert_eq!(gone, count as u64, "the connection ended before");
+        assert_eq!(gone, count as u64, "the connection ended early");
     }
 
     /// Returns true if received bytes are waiting.

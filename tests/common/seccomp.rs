@@ -1,4 +1,4 @@
-//! A filter of system calls that denies io_uring, like the filters of containers.
+//! A filter of system calls that denies io_uring, like the filters of container runtimes.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -23,7 +23,7 @@ pub(crate) fn deny_io_uring(command: &mut Command) {
     unsafe { command.pre_exec(install) };
 }
 
-/// The BPF program of the filter, over `struct seccomp_data` (seccomp(2)).
+/// Returns the BPF program of the filter, over `struct seccomp_data` (seccomp(2)).
 fn filter() -> [sock_filter; 6] {
     let instruction = |code: u32, jump: u8, k: u32| sock_filter {
         code: code.try_into().expect("codes have 16 bits"),

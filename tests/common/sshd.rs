@@ -42,7 +42,7 @@ impl Sshd {
         self.cluster_with(&self.config(), &self.remote_dir())
     }
 
-    /// Same as [`Sshd::cluster`], with another ssh configuration and another remote directory.
+    /// Returns the same options as [`Sshd::cluster`], with another ssh configuration and another remote directory.
     pub(crate) fn cluster_with(&self, config: &Path, remote_dir: &Path) -> Builder {
         let host = self.host();
         let builder = Cluster::builder()

@@ -111,10 +111,10 @@ impl Terminal {
         let mut bytes = [0; 4096];
         loop {
             match controller.read(&mut bytes) {
-                // EIO means that no program has the terminal open any more.
                 Ok(0) => return,
                 Ok(count) => self.screen.extend_from_slice(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // EIO means that no program has the terminal open any more.
                 Err(_) => return,
             }
         }

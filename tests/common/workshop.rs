@@ -60,7 +60,7 @@ impl Workshop {
         program
     }
 
-    /// Same as [`Workshop::compile`], linked with the shared library by name.
+    /// Does the same as [`Workshop::compile`], and links the program with the shared library.
     #[track_caller]
     pub(crate) fn compile_shared(&self, source: &Path, words: &[&str]) -> PathBuf {
         let place = format!("-L{}", self.dir().display());
@@ -75,7 +75,8 @@ impl Workshop {
         self.run_under(&[], program, arguments)
     }
 
-    /// Same as [`Workshop::run`] with words before the program: environment variables, or a tool that runs the program.
+    /// Does the same as [`Workshop::run`], with words before the program: environment variables, or a tool that runs
+    /// the program.
     #[track_caller]
     pub(crate) fn run_under(&self, tool: &[&str], program: &Path, arguments: &[&str]) -> Ended {
         // The program is run by env, which sets the variable only for that program.

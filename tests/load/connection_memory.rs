@@ -59,8 +59,8 @@ impl Attacked {
         Raw::welcomed(address, ClientId(u128::from(number) + 1), ShardId(0))
     }
 
-    /// Serves a well-behaved client and samples the server's memory until `is_over`. Returns the
-    /// client's longest wait.
+    /// Runs a well-behaved client and samples the server's memory until `is_over` returns true. Returns the client's
+    /// longest wait.
     fn watch(&self, is_over: impl Fn() -> bool) -> Duration {
         let mut client = self.cluster.open();
         let (key, options) = (self.key("good"), OpOptions::default());
@@ -135,7 +135,7 @@ fn clients_that_request_long_values_and_read_nothing_take_no_memory() {
                 match number {
                     0..100 => raw.send(&get(1, &keys[0])),
                     100..150 => raw.send(&[1, 2, 3].map(|id| get(id, &keys[1])).concat()),
-                    // These small requests have at least 12 KB.
+                    // Together, these small requests have at least 12 KB.
                     _ => raw.send(&(0..500).flat_map(|id| get(id, &keys[2])).collect::<Vec<u8>>()),
                 }
                 raw

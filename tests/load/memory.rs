@@ -78,7 +78,7 @@ fn the_memory_limit_is_exact_within_two_percent() {
         Err(error) => panic!("put {place}: {error}"),
     });
     assert!(refused > pairs.len() / 20, "{refused} of {} writes were rejected", pairs.len());
-    wait_until("tables as large as the limit, but not larger", TIMEOUT, || {
+    wait_until("tables within two percent of the limit", TIMEOUT, || {
         let status = cluster.status();
         let said = status.servers.iter().map(|server| server.table_bytes);
         said.into_iter().all(|said| said.abs_diff(LIMIT) <= LIMIT / 50)
@@ -121,7 +121,7 @@ fn deleted_entries_leave_room_for_larger_ones() {
     });
     assert!(done.contains(&false), "the limit was not reached");
     wait_until(
-        "tables that are used to 85 % of the limit, but not larger than it",
+        "primary tables filled to 85 %, and tables of at most 105 % of the limit",
         TIMEOUT,
         || {
             let status = cluster.status();
@@ -137,6 +137,6 @@ fn deleted_entries_leave_room_for_larger_ones() {
     let gets = expected.iter().map(|(n, _)| Op::Get { key: &keys[*n] });
     run_all(&mut client, gets, |place, result| {
         let outcome = result.unwrap_or_else(|error| panic!("get {place}: {error}"));
-        assert!(outcome.value == expected[place].1, "get {place}: another value");
+        assert!(outcome.value == expected[place].1, "get {place} returned another value");
     });
 }

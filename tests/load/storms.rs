@@ -13,7 +13,7 @@ use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 
 const ENGINES: [&str; 2] = ["uring", "epoll"];
 
-/// The requests that a client sends before it disconnects.
+/// The actions of a client before it resets its connection.
 type GoSoFar<'a> = &'a dyn Fn(&mut Raw);
 
 fn start(engine: &str) -> Cluster {
@@ -38,7 +38,8 @@ fn reset(raw: Raw) {
 
 #[test]
 fn simultaneous_requests_with_more_bytes_than_the_buffers_hold_are_all_served() {
-    /// Together, the connections send several times as many bytes as the receive buffers of a shard hold.
+    /// The number of connections, which together send several times as many bytes as the receive buffers of a shard
+    /// hold.
     const CONNECTIONS: u32 = 400;
     const ROUNDS: u64 = 3;
     const VALUE_BYTES: usize = 30_000;
@@ -131,7 +132,7 @@ fn connections_reset_in_any_state_of_a_request_or_response_leave_nothing_behind(
         let get_small = request(RequestId(2), &small, Operation::Get);
         let written = vec![8; LARGE];
         let put_large = request(RequestId(3), &large, Operation::Put(write_number(1), &written));
-        // The points at which a client disconnects.
+        // The states in which a client resets its connection.
         let states: [(&str, GoSoFar<'_>); 11] = [
             ("welcomed", &|_| {}),
             ("a request in part", &|raw| raw.send(&get_small[..get_small.len() - 1])),

@@ -1,4 +1,4 @@
-//! The cells of the comparison. Each is one load that is applied to several sides, with its goals.
+//! The cells of the comparison. A cell is one load that is applied to several sides, and the goals for its results.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::sides::Who;
 const PARTS: [&str; 7] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7"];
 /// The parts that consist of cells.
 pub(super) const CELL_PARTS: [&str; 5] = ["P1", "P2", "P3", "P4", "P5"];
-/// The maximum number of bytes of values that P5 stores at one side. So large values mean fewer keys.
+/// The maximum number of bytes of values that P5 stores at one side. It limits the number of keys for large values.
 const DATA_BYTES: u64 = 512 << 20;
 
 /// Returns the requested parts, or all parts if none is requested.
@@ -24,7 +24,7 @@ pub(super) fn parts(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
     Ok(PARTS.into_iter().filter(is_asked).collect())
 }
 
-/// The amount of work of a run.
+/// The extent of a run: durations, turns and numbers of keys.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Effort {
     pub(super) is_quick: bool,
@@ -93,7 +93,7 @@ pub(super) enum Metric {
     Throughput,
     /// Operations per second of the servers' CPU time.
     PerServerCpu,
-    /// CPU time of the servers for one operation.
+    /// CPU time of the servers per operation.
     ServerCpu,
     Median,
 }
@@ -231,7 +231,7 @@ fn get(part: &'static str, depth: u32, effort: &Effort, goals: Vec<Goal>) -> Cel
     }
 }
 
-/// Adds the cells of replicated writes in both placements. The quick run has only one placement.
+/// Adds a cell of replicated writes for each placement. The quick run has only one placement.
 fn puts(
     part: &'static str,
     connections: u32,

@@ -1,4 +1,4 @@
-//! The parts P6 (memory per entry) and P7 (latencies while tables grow, and afterwards).
+//! The parts P6 (memory per entry) and P7 (latencies before, during and after the growth of tables).
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use super::{Args, Programs};
 /// Bytes of a value.
 const VALUE_BYTES: u64 = 64;
 
-/// Measures the requested parts, each on freshly started, empty sides.
+/// Measures P6 and P7 if they are requested, each on freshly started, empty sides.
 pub(super) fn run(
     parts: &[&str],
     effort: &Effort,
@@ -58,7 +58,7 @@ fn memory(ground: &Ground<'_>, effort: &Effort, who: Who) -> anyhow::Result<Memo
     let fill = fill(effort.entries, VALUE_BYTES, 50, 16);
     let report = bench(programs, machine, Placement::Apart, &side, &fill)?;
     let grown = resident_bytes(side.pids[0])?.saturating_sub(before);
-    #[allow(clippy::cast_precision_loss)] // Bytes and entries fit a double.
+    #[allow(clippy::cast_precision_loss)] // Both are exact as a double.
     let bytes_per_entry = grown as f64 / report.filled as f64;
     Ok(Memory { who, entries: report.filled, bytes_per_entry })
 }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
-/// The machine's description. See the module.
+/// The description of the machine that a report contains.
 #[derive(Clone, Debug)]
 pub(crate) struct Hardware {
     pub(crate) processor: String,
@@ -16,10 +16,10 @@ pub(crate) struct Hardware {
     pub(crate) cores: Vec<usize>,
 }
 
-/// The placement of servers and generator on cores.
+/// The assignment of servers and generator to cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placement {
-    /// All servers on the first core, the generator on the others.
+    /// All servers on the first core, the generator on the others. With a single core, all share it.
     Apart,
     /// All processes on all cores.
     Free,

@@ -3,12 +3,12 @@
 //!
 //! ```text
 //!   machine     processor, kernel, cores
-//!   sides       the compared systems: this store with each engine, its peers, the bare ring, the bare chain
+//!   sides       the compared systems: this store with each engine, its peers, and kv-echo (bare ring, bare chain)
 //!     process     children: pinned, killed by pid, reaped even if the run fails
 //!   grid        the cells (P1 to P5) and the goals
-//!   turns       A B A B …: every cell, with kv-bench as a child on cores of its own
+//!   turns       A B A B …: every cell, with kv-bench as a child process on its own cores
 //!   growth      P6 and P7: memory per entry, and growing tables
-//!   report      Markdown and JSON, one line a goal
+//!   report      Markdown and JSON, with one line for each goal
 //! ```
 
 mod grid;
@@ -33,8 +33,8 @@ use machine::Hardware;
 /// Compares this store with Redis, Valkey, memcached and kv-echo, a server that only returns bytes. All systems get the
 /// same load in turns, on the same cores, and every response is checked.
 ///
-/// A peer that is not installed is left out, and the report notes this. Exit status: 0 if everything was
-/// measured, 1 if something failed, 2 for invalid usage. A missed goal is not a failure.
+/// A peer that is not installed is left out, and the report names it. Exit status: 0 if everything was measured, 1 if
+/// something failed, 2 for invalid usage. A missed goal is not a failure.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kv-compare", version)]
 pub(crate) struct Args {

@@ -1,4 +1,4 @@
-//! Child processes. They are pinned to cores, and are killed by pid and reaped even if this program fails.
+//! Child processes. They are pinned to cores, and they are killed and reaped even if this program fails.
 
 use std::fs;
 use std::io;
@@ -17,11 +17,12 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 /// The polling interval of waits.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// Returns a command whose process runs on these cores and receives the signal if this program dies.
+/// Returns a command whose process runs on these cores, has no input, and receives the signal if this program dies.
 pub(super) fn pinned(program: &Path, cores: CpuSet, at_death: Signal) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null());
-    // SAFETY: both are system calls on values copied into the closure, and safe between fork and exec.
+    // SAFETY: both functions only make system calls with values that the closure owns, which is safe between fork and
+    // exec.
     unsafe {
         command.pre_exec(move || {
             sched_setaffinity(None, &cores)?;
@@ -54,7 +55,7 @@ impl Kept {
         Ok(Kept(child))
     }
 
-    /// Fails if the child has exited.
+    /// Fails if the child has exited. The error contains its log.
     pub(super) fn check(&mut self, log: &Path) -> anyhow::Result<()> {
         match self.0.try_wait()? {
             None => Ok(()),
@@ -66,7 +67,7 @@ impl Kept {
     }
 }
 
-/// Kills all processes whose working directory is this one, and waits until none is left.
+/// Kills all processes whose working directory is `directory`, and waits until none is left, for at most [`TIMEOUT`].
 pub(super) fn end_all_in(directory: &Path) {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -118,7 +119,7 @@ pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     Ok(kib.with_context(|| format!("process {pid} reports no VmRSS"))? << 10)
 }
 
-/// Returns a port of this machine that is unused now.
+/// Returns a port of the loopback address that is unused now.
 pub(super) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

@@ -26,12 +26,12 @@ pub(super) struct CellResult {
     pub(super) cell: Cell,
     /// The reports of each side, one for each turn.
     pub(super) turns: BTreeMap<Who, Vec<Report>>,
-    /// The number of turns that were repeated because only one server held a write.
+    /// The number of turns that were repeated because a write had only one copy.
     pub(super) repeated: usize,
     pub(super) arguments: String,
 }
 
-/// P6 of one side.
+/// The result of P6 for one side.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub(super) struct Memory {
     pub(super) who: Who,
@@ -39,14 +39,14 @@ pub(super) struct Memory {
     pub(super) bytes_per_entry: f64,
 }
 
-/// P7 of one side.
+/// The result of P7 for one side.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub(super) struct Growth {
     pub(super) who: Who,
     /// The number of keys before and after the growth.
     pub(super) keys: (u64, u64),
     pub(super) p50_us: (f64, f64),
-    /// Latencies of the writes between the two measurements.
+    /// The latencies of the writes between the two measurements.
     pub(super) filling: Figures,
 }
 
@@ -90,7 +90,8 @@ fn figure(report: &Report, metric: Metric) -> Option<f64> {
 }
 
 impl CellResult {
-    /// Returns the ratio of this store's figure to the other side's, turn by turn.
+    /// Returns the spread of the ratios of this store's figure to the other side's, turn by turn. `None` if one of the
+    /// sides was not measured.
     fn ratio(&self, goal: &Goal) -> Option<Spread> {
         let (ours, theirs) = (self.turns.get(&Who::Kv)?, self.turns.get(&goal.against)?);
         let ratio = |(ours, theirs)| {
@@ -104,7 +105,7 @@ impl CellResult {
     }
 }
 
-/// One line of the verdict.
+/// The result for one goal, as a line of the report.
 struct Verdict {
     goal: String,
     /// True if the goal is reached; `None` if it was not measured.
@@ -142,7 +143,7 @@ impl Measured {
                 verdicts.push(Verdict {
                     goal: what,
                     is_reached: ratio.map(|ratio| bound.holds(ratio.median)),
-                    told: ratio.map_or("it is not here".to_owned(), |ratio| {
+                    told: ratio.map_or("one of the two is missing".to_owned(), |ratio| {
                         let Spread { median, least, most } = ratio;
                         format!("{median:.2} × ({least:.2} to {most:.2})")
                     }),
@@ -182,7 +183,7 @@ impl Measured {
 
     /// Renders the report in Markdown.
     pub(super) fn markdown(&self) -> String {
-        let mut text = format!("# This store, its peers and its floors\n\n{}", today());
+        let mut text = format!("# This store, its peers and its lower bounds\n\n{}", today());
         let Hardware { processor, kernel, memory_gib, cores } = &self.machine;
         let _ = writeln!(
             text,
@@ -198,13 +199,14 @@ impl Measured {
         }
         text += "\nEach figure is the median of the turns, with the minimum and the maximum in parentheses. The \
                  sides take turns within each cell. The loop is closed. Every value read was checked, \
-                 except of the bare ring and chain, which store none. A write counts once two processes \
-                 have it, except with memcached (Redis and Valkey: WAIT 1 after each write or batch of \
-                 writes). This store is accessed over plain sockets like the others (kv+wire), with keys \
+                 except with the bare ring and the bare chain, which store no values. A write ends once \
+                 two processes have it, except with memcached (Redis and Valkey: WAIT 1 after each write \
+                 or batch of writes). This store is accessed over plain sockets like the others (kv+wire), with keys \
                  of one group: a primary and its secondary. Its failure timeout is 5 s (`coord -t 5`), \
                  because idle servers may get no CPU time during the turn of another side. A turn in \
                  which a write had one copy is repeated; the number of repeated turns is given. Server \
-                 CPU is the CPU time of both processes.\n";
+                 CPU is the CPU time per operation of the primary and its replica together (one \
+                 process with memcached and the bare ring).\n";
         for result in &self.cells {
             Self::write_cell(result, &mut text);
         }
@@ -264,9 +266,9 @@ impl Measured {
         }
         if !self.growth.is_empty() {
             *text += "\n## P7: growing tables\n\nGET with 1 connection at depth 1, before and after. The \
-                      writes between have 8 connections at depth 8 and do not wait for the replicas \
-                      of Redis and Valkey. The machine itself stalls programs for milliseconds, as \
-                      the longest writes of all sides show.\n\n\
+                      writes in between use 8 connections at depth 8, and do not wait for the \
+                      replicas of Redis and Valkey. The machine itself stalls processes for \
+                      milliseconds, as the longest writes of all sides show.\n\n\
                       | | keys | p50 µs before | after | longest write µs | p99.9 µs |\n\
                       |---|---|---|---|---|---|\n";
         }

@@ -1,4 +1,4 @@
-//! The compared systems. Each side that replicates is a pair of processes, a primary and its replica.
+//! The compared systems. For a side that replicates, two processes take part in the load: a primary and its replica.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -15,19 +15,19 @@ use super::machine::{Hardware, Placement};
 use super::process::{self, Kept, free_port, pinned, wait_for};
 use super::{Args, Programs};
 
-/// The names of the sides.
+/// The name of a side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Who {
     Kv,
-    /// This store with `--net epoll`, which it uses on systems without io_uring.
+    /// This store with `--net epoll`, the engine for systems without io_uring.
     Epoll,
     Redis,
     Valkey,
     Memcached,
-    /// One bare ring.
+    /// One process of kv-echo.
     Ring,
-    /// Two bare rings in a chain.
+    /// Two processes of kv-echo in a chain.
     Chain,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Side {
     pub(super) who: Who,
     pub(super) version: String,
     pub(super) url: String,
-    /// The processes whose CPU time counts: primary first.
+    /// The processes whose CPU time counts, the primary first.
     pub(super) pids: Vec<u32>,
     /// Further processes of this side, which take no part in the load.
     others: Vec<u32>,
@@ -70,14 +70,14 @@ impl Drop for Side {
     }
 }
 
-/// All available sides, and the reasons why others are unavailable.
+/// All available sides, and the reasons why the other sides are unavailable.
 #[derive(Debug)]
 pub(super) struct Sides {
     pub(super) running: Vec<Side>,
     pub(super) absent: Vec<(Who, String)>,
 }
 
-/// The resources from which sides are started.
+/// The inputs for starting a side.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ground<'a> {
     pub(super) args: &'a Args,
@@ -123,7 +123,7 @@ impl Sides {
         running.chain(absent.map(|(who, why)| (*who, format!("left out: {why}")))).collect()
     }
 
-    /// Moves all processes to the cores of a placement.
+    /// Moves all processes of all sides to the servers' cores of a placement.
     pub(super) fn place(&self, machine: &Hardware, placement: Placement) -> anyhow::Result<()> {
         let cores = machine.servers(placement);
         for pid in self.running.iter().flat_map(|side| side.pids.iter().chain(&side.others)) {
@@ -157,7 +157,7 @@ impl Ground<'_> {
         }
     }
 
-    /// Returns the reason why a side is unavailable, if it is.
+    /// Returns the reason why a side is unavailable; `None` if it is available.
     pub(super) fn missing(&self, who: Who) -> Option<String> {
         let program = self.program(who)?;
         let version = Command::new(program).arg("--version").output();
@@ -204,7 +204,8 @@ impl Ground<'_> {
         let log = dir.join("coord.err");
         let mut command = self.command(&self.programs.coord, Signal::TERM);
         command.args(["--daemon", "--shards", "1", "-c", &port.to_string()]);
-        // During the turns of peers, idle servers on the same core got no CPU time for up to 0.8 s.
+        // During the turns of peers, idle servers on the same core got no CPU time for up to 0.8 s. With the default
+        // failure timeout, the coordinator would remove them.
         command.args(["-t", "5"]);
         if who == Who::Epoll {
             command.args(["--net", "epoll"]);
@@ -234,7 +235,7 @@ impl Ground<'_> {
             }))
         })?;
         let pids: Option<Vec<u32>> = status.servers.iter().map(|server| server.pid).collect();
-        side.pids = pids.context("a server reports no pid")?;
+        side.pids = pids.context("the status of the cluster lists a server without a pid")?;
         side.others = side.pids.split_off(2);
         side.others.push(side.processes[0].0.id());
         Ok(side)
@@ -306,7 +307,7 @@ impl Ground<'_> {
         })
     }
 
-    /// Starts `count` bare rings, each of which forwards to the one started before it.
+    /// Starts `count` processes of kv-echo. Each forwards to the one that was started before it.
     fn start_echoes(&self, count: usize) -> anyhow::Result<Side> {
         let mut address: Option<String> = None;
         let mut processes: Vec<Kept> = Vec::new();

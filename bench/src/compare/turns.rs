@@ -15,7 +15,7 @@ use super::report::{CellResult, Measured};
 use super::sides::{Side, Sides, Who};
 use crate::report::Report;
 
-/// The maximum number of turns of a cell that are repeated because only one server held a write.
+/// The maximum number of turns of a cell that are repeated because a write had only one copy.
 const MOST_REPEATED: usize = 5;
 
 /// Measures all cells.
@@ -27,7 +27,7 @@ pub(super) fn run(
     sides: &Sides,
     measured: &mut Measured,
 ) -> anyhow::Result<()> {
-    // The keys and value size stored at each side.
+    // The number of keys and the value size that each side stores now.
     let mut stored = (0, 0);
     for cell in cells(parts, effort) {
         let with = || format!("{}, {}", cell.part, cell.name);
@@ -66,8 +66,8 @@ pub(super) fn run(
                         report.missing,
                         report.single_copies
                     );
-                    // A secondary that got no CPU time for too long was removed from its group, and receives a new
-                    // copy. Missing values have no such explanation.
+                    // A write has one copy if its secondary got no CPU time for too long: the secondary is removed from
+                    // its group, and then receives a new copy. Such a turn is repeated. A missing value is an error.
                     if report.missing > 0 || repeated == MOST_REPEATED {
                         bail!("{wrong}");
                     }

@@ -55,7 +55,7 @@ impl Buffers {
         unsafe { self.memory.add(usize::from(number % COUNT) * BYTES as usize) }
     }
 
-    /// Returns the bytes that a completion has put into a buffer.
+    /// Returns the bytes that a completed receive has put into a buffer.
     pub(super) fn filled(&self, number: u16, length: usize) -> &[u8] {
         let length = length.min(BYTES as usize);
         // SAFETY: the kernel does not touch the buffer between its completion and its return, which takes `&mut
@@ -63,7 +63,7 @@ impl Buffers {
         unsafe { std::slice::from_raw_parts(self.address(number), length) }
     }
 
-    /// Returns a buffer to the kernel, which sees it after [`Buffers::publish`].
+    /// Returns a buffer to the kernel, which can use it after [`Buffers::publish`].
     pub(super) fn put_back(&mut self, number: u16) {
         let address = self.address(number);
         // SAFETY: the entry lies in the ring, and the kernel does not read it before the tail moves past it: no

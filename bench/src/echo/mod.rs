@@ -1,10 +1,10 @@
-//! `kv-echo`: a server on io_uring that does only the necessary work for the bytes of this store's requests and
-//! responses. All further cost is that of the store.
+//! `kv-echo`: a server on io_uring that only receives and sends frames of the same lengths as this store's requests and
+//! responses. It is a lower bound: any further cost of this store comes from the store itself.
 //!
 //! ```text
 //!   kv-echo                       one ring: responds to every request at once
 //!   kv-echo --forward host:port   the first of a chain: forwards the requests of a wake-up as one
-//!                                 batch, and responds when the second has
+//!                                 batch, and responds when the second has responded
 //!
 //!   ring        completions: accepted, received, sent          buffers: memory that the kernel fills
 //!   server      connections, and pending output of each        wire/echo.rs: the frames

@@ -92,7 +92,7 @@ impl Uring {
         self.push(&entry.user_data(name(Kind::Send, connection)))
     }
 
-    /// Submits, waits for at least one completion, and takes all.
+    /// Submits all entries, waits for at least one completion, and takes all available completions.
     pub(super) fn wait(&mut self, into: &mut Vec<Done>) -> anyhow::Result<()> {
         self.buffers.publish();
         match self.ring.submit_and_wait(1) {

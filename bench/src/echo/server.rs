@@ -127,7 +127,7 @@ impl Server {
             // SAFETY: the kernel has just handed over this descriptor, which nothing else owns.
             let socket = unsafe { OwnedFd::from_raw_fd(done.result) };
             let stream = TcpStream::from(socket);
-            // Without this option, responses are only slower.
+            // A failure has no effect other than slower responses.
             let _ = stream.set_nodelay(true);
             if self.connections.len() - self.free.len() < MAX_CONNECTIONS {
                 self.add(stream.into())?;
@@ -163,8 +163,8 @@ impl Server {
         Ok(())
     }
 
-    /// Handles the whole requests, or the replies of the next process in the chain. Returns false if they are
-    /// malformed.
+    /// Handles the complete requests, or the replies of the next process in the chain. Returns false if the connection
+    /// must be closed: the input is malformed, or too much output is pending.
     fn serve(&mut self, number: u32) -> bool {
         let Some(connection) = &mut self.connections[number as usize] else { return true };
         let input = std::mem::take(&mut connection.input);
@@ -249,7 +249,7 @@ impl Server {
         self.mark(number);
     }
 
-    /// Starts a send. If one is in flight, its completion starts the next.
+    /// Starts a send of the pending output. If a send is in flight, its completion leads to the next one.
     fn send(&mut self, number: u32) -> anyhow::Result<()> {
         let Some(connection) = &mut self.connections[number as usize] else { return Ok(()) };
         connection.is_dirty = false;

@@ -1,5 +1,5 @@
-//! The protocol of `kv-echo`: frames that contain their own length and that of the reply. They are as long as this
-//! store's requests and responses.
+//! The protocol of `kv-echo`: a request contains its own length and the length of the reply. Requests and replies are
+//! as long as this store's requests and responses.
 //!
 //! ```text
 //!   0        4         8       16
@@ -71,10 +71,10 @@ impl Head {
     }
 }
 
-/// The generator's side of a connection.
+/// The generator's end of a connection.
 #[derive(Debug)]
 pub(crate) struct Echo {
-    /// Slots and the lengths of their replies, in the order of their requests.
+    /// The slots of the requests without a reply, with the lengths of the replies, in the order of the requests.
     expected: VecDeque<(u32, usize)>,
     value_bytes: usize,
 }
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(echo.reply(&reply[..20]), Ok(None));
         let ended = Some((5, Outcome::Echoed));
         assert_eq!(echo.reply(&reply), Ok(Some(Reply { consumed: reply.len(), ended })));
-        assert!(echo.reply(&reply).is_err(), "nobody has asked");
+        assert!(echo.reply(&reply).is_err(), "no request is open");
     }
 
     #[test]

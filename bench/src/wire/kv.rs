@@ -1,6 +1,6 @@
-//! This store's own protocol on a plain socket to one shard of one group. It costs the generator as little as the other
-//! protocols. It does not handle failures as a client does, so any change of the cluster ends the run. Programs use the
-//! client library instead.
+//! This store's own protocol on a plain socket to one shard of one group. It costs the generator as little CPU time as
+//! the other protocols. It handles no failures, so any change of the cluster ends the run. Programs use the client
+//! library instead.
 
 use std::collections::VecDeque;
 
@@ -21,7 +21,7 @@ pub(crate) const RULES: FrameRules = FrameRules::unchecked(MAX_RESPONSE_BODY);
 /// One connection to a shard. See the module.
 #[derive(Debug)]
 pub(crate) struct Kv {
-    /// The view of the group.
+    /// The version of the group's view.
     view: ViewVersion,
     /// The start of this connection's session.
     begun: SequenceNumber,
@@ -75,10 +75,10 @@ impl Wire for Kv {
         };
         if frame.opcode == opcode::ERROR {
             let refusal = Refusal::read(frame.body).map_err(|error| error.to_string())?;
-            return Err(format!("{:?}: {}", refusal.status, refusal.reason));
+            return Err(format!("connection rejected ({}): {}", refusal.status, refusal.reason));
         }
         if frame.opcode != opcode::RESPONSE {
-            return Err(format!("a frame with opcode {}", frame.opcode));
+            return Err(format!("an unexpected frame with opcode {}", frame.opcode));
         }
         let response = Response::read(frame.body).map_err(|error| error.to_string())?;
         let slot =
@@ -93,7 +93,7 @@ impl Wire for Kv {
             Status::NotFound => Outcome::Missing,
             status => {
                 let reason = String::from_utf8_lossy(response.value);
-                return Err(format!("{status:?}: {reason}"));
+                return Err(format!("a request was rejected ({status}): {reason}"));
             }
         };
         Ok(Some(Reply { consumed: frame.consumed, ended: Some((slot, outcome)) }))
@@ -143,6 +143,6 @@ mod tests {
         let bytes = response(0, Status::Ok, 1);
         let reply = kv.reply(&bytes).unwrap().unwrap();
         assert_eq!(reply.ended, Some((0, Outcome::SingleCopy)));
-        assert!(kv.reply(&response(0, Status::WrongView, 0)).unwrap_err().contains("WrongView"));
+        assert!(kv.reply(&response(0, Status::WrongView, 0)).unwrap_err().contains("WRONG_VIEW"));
     }
 }

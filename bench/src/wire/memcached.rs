@@ -71,7 +71,7 @@ mod tests {
             assert_eq!(reply.ended.unwrap().1, outcome);
             input = &input[reply.consumed..];
         }
-        assert!(wire.reply(b"END\r\n").is_err(), "nobody has asked");
+        assert!(wire.reply(b"END\r\n").is_err(), "no request is open");
     }
 
     #[test]

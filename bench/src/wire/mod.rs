@@ -1,4 +1,4 @@
-//! The protocols that the generator speaks over plain sockets, as encoders and decoders without I/O.
+//! The protocols of the generator over plain sockets, as encoders and decoders without I/O.
 
 pub(crate) mod echo;
 pub(crate) mod kv;
@@ -14,10 +14,10 @@ pub(crate) trait Wire {
         true
     }
 
-    /// Appends a request.
+    /// Appends a request to the output.
     fn request(&mut self, request: &Request<'_>, output: &mut Vec<u8>);
 
-    /// Ends a batch: the output since the last call is about to be sent.
+    /// Ends a batch: the output since the last call will now be sent. A protocol may append to it.
     fn end_batch(&mut self, output: &mut Vec<u8>) {
         let _ = output;
     }
@@ -32,7 +32,7 @@ pub(crate) trait Wire {
 /// A reply at the front of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reply<'a> {
-    /// The number of bytes of the input that the reply uses; zero for each further request that an earlier reply ended.
+    /// The number of bytes of the input that the reply uses. Zero if an earlier reply has ended this request too.
     pub(crate) consumed: usize,
     /// The slot and the result of the request that the reply ends, or `None`.
     pub(crate) ended: Option<(u32, Outcome<'a>)>,
@@ -41,7 +41,7 @@ pub(crate) struct Reply<'a> {
 /// Returns the first line of the input without its CR LF, and its length including CR LF. Returns `None` if more bytes
 /// are needed.
 fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
-    /// The maximum length of a line, longer than any line of a server's response.
+    /// The maximum length of an incomplete line. It exceeds the length of any line that a server sends.
     const LONGEST_LINE: usize = 64 << 10;
     match input.iter().position(|byte| *byte == b'\n') {
         Some(end) if end > 0 && input[end - 1] == b'\r' => Ok(Some((&input[..end - 1], end + 1))),

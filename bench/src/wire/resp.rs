@@ -27,9 +27,9 @@ pub(crate) struct Resp {
     expected: VecDeque<Expected>,
     /// The number of writes since the last WAIT.
     unwaited: usize,
-    /// Writes done at the primary that wait for the replicas.
+    /// Writes that the primary has executed and that wait for the reply to their WAIT.
     held: VecDeque<u32>,
-    /// The number of held writes that have ended.
+    /// The number of held writes that the last WAIT has ended and that are not reported yet.
     released: usize,
 }
 
@@ -221,7 +221,7 @@ mod tests {
             resp.request(&get(0), &mut output);
             assert!(resp.reply(bad).is_err(), "{}", bad.escape_ascii());
         }
-        assert!(Resp::new(0).reply(b"+OK\r\n").is_err(), "nobody has asked");
+        assert!(Resp::new(0).reply(b"+OK\r\n").is_err(), "no request is open");
         let mut short = Resp::new(2);
         short.request(&set(0), &mut Vec::new());
         short.end_batch(&mut Vec::new());

@@ -13,11 +13,11 @@ use crate::restored::Found;
 use crate::verdict::{self, Ends, Remains};
 use crate::{dumps, noticed};
 
-/// The maximum amount of data in each server for which the history is checked, because this check keeps all data in
-/// memory. With more data only the dumps are compared.
+/// The maximum amount of data in each server for which the history is checked. This check keeps all data in memory, so
+/// with more data only the dumps are compared.
 const JUDGED_AT_MOST: u64 = 256 << 20;
 
-/// Compares the dumps, checks the history if the data is small enough, and adds the counts of errors.
+/// Compares the dumps, checks the history if the data is small enough, and adds the counts of errors to `figures`.
 pub(super) fn judge(
     cluster: &Cluster,
     dir: &Path,

@@ -42,7 +42,7 @@ pub(super) struct AllArgs {
     small: bool,
 }
 
-/// A command line of one measurement.
+/// The command line of one measurement.
 #[derive(Debug, Parser)]
 struct Line {
     #[command(subcommand)]

@@ -17,10 +17,10 @@ const MOST_P99_RATIO: f64 = 1.5;
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CoordinatorArgs {
-    /// Seconds without a coordinator. Before, latencies are measured for the same time.
+    /// Seconds without a coordinator. Latencies are first measured for the same time with a coordinator.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Number of servers of the ring.
+    /// Number of servers in the ring.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=32))]
     servers: u16,
 }
@@ -65,7 +65,7 @@ pub(super) fn run(
         let p99 = ratio(now, before, 99);
         figures.at_most(format!("{name}, p99 without / before"), p99, "", MOST_P99_RATIO);
     }
-    figures.state("until the new coordinator is in charge", ms(taken_over), "ms");
-    figures.state("until two copies, after a kill under the new one", ms(recovered), "ms");
+    figures.state("until whole under the new coordinator", ms(taken_over), "ms");
+    figures.state("until two copies after a kill, under the new one", ms(recovered), "ms");
     Ok(figures)
 }

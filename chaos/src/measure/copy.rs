@@ -13,15 +13,15 @@ use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
 use crate::steps::{Steps, Told};
 
-/// Target P9: the maximum ratio of the p99 latency during the copy to the p99 latency before.
+/// The target for the ratio of the p99 latency during the copy to the p99 latency before, as an upper bound.
 const MOST_P99_RATIO: f64 = 2.0;
-/// The share of the rate of a raw TCP stream that the copy should reach, in percent.
+/// The target for the rate of the copy, in percent of the rate of a raw TCP stream, as a lower bound.
 const LEAST_SHARE: f64 = 70.0;
 
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CopyArgs {
-    /// Total data in the two tables of each server. All of it is copied.
+    /// Total data in the two tables of each server. All of it is copied to the replacement.
     #[arg(long, default_value = "1G", value_parser = kv_protocol::size::parse)]
     data: u64,
     /// Length of a value in bytes.
@@ -30,7 +30,7 @@ pub(super) struct CopyArgs {
     /// Seconds of measurement before the kill.
     #[arg(long, default_value_t = 10)]
     before: u64,
-    /// Number of servers of the ring.
+    /// Number of servers in the ring.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=32))]
     servers: u16,
     /// Number of shards of each group.
@@ -61,7 +61,7 @@ pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::R
         std::thread::sleep(Duration::from_millis(1));
         anyhow::ensure!(
             now_ns() - kill < 600_000_000_000,
-            "the copy takes longer than ten minutes"
+            "the copy did not complete within 600 s of the kill"
         );
     }
     let (begun, copied) = (begun.unwrap_or(kill), copied.unwrap_or(kill));
@@ -73,20 +73,23 @@ pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let through = Latencies::between(&records, kill, copied)?;
     let longest = through.reads.iter().chain(&through.writes).max().copied().unwrap_or_default();
     let seconds = Duration::from_nanos(u64::try_from(copied - begun).unwrap_or(1)).as_secs_f64();
-    anyhow::ensure!(!during.reads.is_empty(), "no read completed during the copy; set more --data");
+    anyhow::ensure!(
+        !during.reads.is_empty(),
+        "no read completed during the copy; use a larger --data"
+    );
     #[allow(clippy::cast_precision_loss)] // Only for display.
     let rate = args.data as f64 / f64::from(1 << 20) / seconds;
     #[allow(clippy::cast_precision_loss)] // Only for display.
     let raw = args.data as f64 / f64::from(1 << 20) / raw::stream(args.data)?.as_secs_f64();
     let mut figures = Figures::of(format!(
-        "a killed server is filled again with {} MiB of {} byte values, under load",
+        "a killed server is refilled with {} MiB of values of {} bytes, under load",
         args.data >> 20,
         args.value_bytes
     ));
     figures.state("rate of the copy", rate, "MiB/s");
     figures.state("a raw TCP stream over the loopback, 64 KiB pieces", raw, "MiB/s");
     let share = rate / raw * 100.0;
-    figures.should_be_at_least("the copy's share of that", share, "%", LEAST_SHARE);
+    figures.should_be_at_least("the copy's share of that rate", share, "%", LEAST_SHARE);
     for (name, before, now) in
         [("GET", &usual.reads, &during.reads), ("PUT, CAS, DELETE", &usual.writes, &during.writes)]
     {

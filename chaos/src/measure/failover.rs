@@ -19,9 +19,11 @@ use crate::load::Load;
 
 /// The server that is started through ssh.
 const REMOTE: u16 = 1;
-/// The targets.
+/// The target for the median time after a kill, in milliseconds, as an upper bound.
 const KILL_MIDDLE_MS: f64 = 50.0;
+/// The target for the longest time after a kill.
 const KILL_WORST_MS: f64 = 250.0;
+/// The target for the longest time after the beginning of a hang.
 const HANG_WORST_MS: f64 = 1_000.0;
 
 /// The command line.
@@ -33,22 +35,22 @@ pub(super) struct FailoverArgs {
     /// Length of a value in bytes.
     #[arg(long, default_value_t = 1_024)]
     value_bytes: usize,
-    /// Number of runs.
+    /// Number of failovers to measure.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     kills: u32,
     /// Stop the server (SIGSTOP) instead of killing it. It resumes when its keys are served again.
     #[arg(long)]
     hang: bool,
-    /// Run server 1 through ssh, with an sshd started for this purpose, and strike only this server.
+    /// Run server 1 through ssh, with an sshd started for this purpose, and kill only this server.
     #[arg(long, conflicts_with = "hang")]
     ssh: bool,
-    /// Number of servers of the ring.
+    /// Number of servers in the ring.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=32))]
     servers: u16,
     /// Number of shards of each group.
     #[arg(long, default_value_t = 1)]
     shards: u16,
-    /// Seed that determines the servers to strike.
+    /// Seed that determines the servers to kill or stop.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -147,7 +149,7 @@ impl FailoverArgs {
     }
 }
 
-/// Copies the dumps of the remote server into the directory of the others.
+/// Copies the dumps of the remote server into the directory of the other dumps.
 fn fetch_dumps(from: &Path, to: &Path) -> anyhow::Result<()> {
     for role in ["primary", "secondary"] {
         let name = format!("server_{REMOTE}.{role}");
@@ -157,7 +159,7 @@ fn fetch_dumps(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns a key of the home group of this server. Each number gives another key.
+/// Returns a key of the home group of this server. The key differs for each number.
 fn key_of(cluster: &Cluster, server: u16, number: u32) -> String {
     let placement = cluster.placement();
     (0u32..)

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 enum Target {
     AtMost(f64),
     Below(f64),
-    /// A target for speed. Whether it is reached depends on the machine, so a miss is not a failure.
+    /// A target for speed. It depends on the machine, so a miss is not a failure.
     ShouldBeAtMost(f64),
     ShouldBeAtLeast(f64),
 }
@@ -74,7 +74,7 @@ impl Figures {
         Figures { what, list: Vec::new(), error: None }
     }
 
-    /// Creates the result of a failed measurement.
+    /// Creates the result of a measurement that ended with an error.
     pub(super) fn failed(what: String, error: String) -> Figures {
         Figures { what, list: Vec::new(), error: Some(error) }
     }
@@ -122,7 +122,7 @@ impl Figures {
         self.add(name.into(), measured, unit, Some(Target::ShouldBeAtLeast(least)));
     }
 
-    /// Adds the count of an event that must never occur.
+    /// Adds the count of an event that must never occur, with the target zero.
     pub(super) fn none(&mut self, name: impl Into<String>, count: u64) {
         #[allow(clippy::cast_precision_loss)] // Large counts need not be exact.
         self.at_most(name, count as f64, "", 0.0);
@@ -196,7 +196,7 @@ pub(super) fn render(all: &[Figures]) -> String {
     let verdict = match (all.iter().all(Figures::is_reached), slow) {
         (true, 0) => "every target was reached".to_owned(),
         (true, slow) => {
-            format!("every promise was kept; {slow} figures miss their speed target")
+            format!("every promise was kept; speed targets missed: {slow}")
         }
         (false, _) => "A TARGET WAS MISSED".to_owned(),
     };
@@ -232,7 +232,7 @@ mod tests {
         assert!(figures.is_reached());
         let text = render(std::slice::from_ref(&figures));
         assert!(text.contains("NO"), "{text}");
-        assert!(text.ends_with("2 figures miss their speed target"), "{text}");
+        assert!(text.ends_with("speed targets missed: 2"), "{text}");
     }
 
     #[test]

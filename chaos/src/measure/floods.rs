@@ -29,9 +29,9 @@ use shape::{QUICK, SHAPES, Shape};
 
 /// The server that is flooded.
 const VICTIM: ServerId = ServerId(1);
-/// The longest gap between beacons that a flood may cause.
+/// The exclusive upper bound of the gap between beacons during a flood.
 const LONGEST_GAP: Duration = LEASE.checked_div(2).expect("two is not zero");
-/// The number of servers of the cluster, of one shard each.
+/// The number of servers in the cluster, with one shard each.
 const SERVERS: u16 = 3;
 
 /// The command line.
@@ -40,7 +40,7 @@ pub(super) struct FloodsArgs {
     /// Duration of each flood in seconds.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// Send only the shapes that caused the worst failures in the past, all to one cluster.
+    /// Send only a short selection of shapes. They share one cluster, unless a shape does harm.
     #[arg(long)]
     quick: bool,
     /// Send only shapes whose name contains this text.
@@ -70,7 +70,7 @@ pub(super) fn run(
         args.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
     };
     let shapes: Vec<&Shape> = shapes.iter().filter(is_chosen).collect();
-    anyhow::ensure!(!shapes.is_empty(), "no shape has this text in its name");
+    anyhow::ensure!(!shapes.is_empty(), "no shape of a flood has the text of --only in its name");
     let mut setting = Setting::plain(SERVERS, 1);
     if let Some(net) = &args.net {
         setting.flags.extend(["--net".to_owned(), net.clone()]);
@@ -103,7 +103,7 @@ pub(super) fn run(
             }
             Err(error) => {
                 progress.suspend(|| eprintln!("{shape}: {error:#}"));
-                figures.none(format!("{shape}: clusters ended"), 1);
+                figures.none(format!("{shape}: floods that failed"), 1);
                 true
             }
         };
@@ -116,15 +116,15 @@ pub(super) fn run(
     }
     if let Some(mut cluster) = running {
         let ended = cluster.stop()?;
-        anyhow::ensure!(ended.success(), "coord ended with {ended}");
+        anyhow::ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
     }
     Ok(figures)
 }
 
-/// Floods one server of a cluster that is whole.
+/// Floods one server of a cluster, which must be whole, and returns the effects.
 fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Flooded> {
     let before = cluster.status()?;
-    anyhow::ensure!(is_whole(&before), "not every group has two copies before the flood");
+    anyhow::ensure!(is_whole(&before), "the cluster is not whole before the flood");
     let key = key_at(cluster.placement(), VICTIM.home_group().0, 0, "flooded").into_bytes();
     if let Some(bytes) = shape.value_bytes() {
         let mut client = Client::open(&cluster.endpoint(), Options::default())?;
@@ -142,11 +142,11 @@ fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Fl
     })
 }
 
-/// Returns the target of a flood: the ports of a server, with a key of its home group.
+/// Returns the target of a flood: the addresses of a server, and the view and a key of its home group.
 pub(crate) fn aim(status: &ClusterStatus, victim: ServerId, key: Vec<u8>) -> anyhow::Result<Aim> {
     let server = &status.servers[usize::from(victim.0)];
     let address = |text: &Option<String>| -> anyhow::Result<_> {
-        Ok(text.as_ref().context("the server has not started")?.parse()?)
+        Ok(text.as_ref().with_context(|| format!("server {victim} has not started"))?.parse()?)
     };
     Ok(Aim {
         clients: address(&server.clients)?,

@@ -17,7 +17,7 @@ const IDLE_PERCENT: f64 = 1.0;
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ManyArgs {
-    /// Number of servers of the ring.
+    /// Number of servers in the ring.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(3..=64))]
     servers: u16,
     /// Number of kills. Each follows when the cluster is whole again.
@@ -53,7 +53,7 @@ pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     whole.sort_unstable();
     let start = Instant::now();
     let ended = cluster.stop()?;
-    anyhow::ensure!(ended.success(), "coord ended with {ended}");
+    anyhow::ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
     let stopped = start.elapsed();
     #[allow(clippy::cast_precision_loss)] // Only for display.
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -81,7 +81,7 @@ pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::R
 /// Returns the CPU time of a process so far, in seconds.
 fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .with_context(|| format!("server process {pid} has ended"))?;
+        .with_context(|| format!("read the CPU time of process {pid}"))?;
     // The fields are counted after the name, which may contain any character: state is field 3, utime 14, stime 15.
     let fields: Vec<&str> =
         stat.rsplit_once(") ").map_or(Vec::new(), |(_, rest)| rest.split(' ').collect());

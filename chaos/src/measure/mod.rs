@@ -70,7 +70,8 @@ enum What {
     All(all::AllArgs),
 }
 
-/// Measures, and prints the figures. Returns whether every target was reached.
+/// Runs the measurements and prints the figures. Returns whether every target was reached, except for targets for
+/// speed.
 pub(crate) fn run(args: &MeasureArgs, programs: &Programs) -> anyhow::Result<bool> {
     let progress = progress();
     let all = match &args.what {
@@ -90,7 +91,7 @@ pub(crate) fn run(args: &MeasureArgs, programs: &Programs) -> anyhow::Result<boo
     Ok(is_reached)
 }
 
-/// Runs one measurement in a new directory, which is kept if the measurement fails.
+/// Runs one measurement in a new directory. The directory is kept if the measurement fails or misses a target.
 fn measure(what: &What, programs: &Programs, progress: &ProgressBar) -> anyhow::Result<Figures> {
     let dir = tempfile::Builder::new().prefix("kv-measure-").tempdir();
     let dir = dir.context("make a directory for the cluster")?.keep();
@@ -131,13 +132,13 @@ fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }
 
-/// Returns the duration at this percentile.
+/// Returns the duration at this percentile of a sorted list; zero if the list is empty.
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let last = sorted.len().saturating_sub(1);
     sorted.get((sorted.len() * percent / 100).min(last)).copied().unwrap_or_default()
 }
 
-/// Returns the ratio of the percentiles of two sorted lists.
+/// Returns the ratio of a percentile of one sorted list to the same percentile of another.
 fn ratio(sorted: &[Duration], others: &[Duration], percent: usize) -> f64 {
     let (ours, theirs) = (percentile(sorted, percent), percentile(others, percent));
     ours.as_secs_f64() / theirs.as_secs_f64().max(1e-9)

@@ -1,9 +1,9 @@
-//! The effects of four times as many requests as the servers can handle on memory, on the links inside the cluster,
-//! and on waiting clients.
+//! The effects of an overload, with four times as many requests as the servers can handle: on views, on memory, and on
+//! latencies.
 //!
 //! ```text
-//!   kv-bench, closed loop   --> operations a second that saturate the cluster
-//!   kv-bench --rate 4 times --> the excess waits at the client; suspicions? memory?
+//!   kv-bench, closed loop   --> operations per second that saturate the cluster
+//!   kv-bench --rate 4 times --> the excess is queued in kv-bench; changed views and memory are measured
 //! ```
 
 use std::path::Path;
@@ -43,7 +43,7 @@ pub(super) fn run(args: &OverloadArgs, programs: &Programs, dir: &Path) -> anyho
     };
     let views = |cluster: &Cluster| -> anyhow::Result<Vec<u64>> {
         let status = cluster.status()?;
-        anyhow::ensure!(is_whole(&status), "not every group has two copies");
+        anyhow::ensure!(is_whole(&status), "the cluster is not whole");
         Ok(status.groups.iter().map(|group| group.view.0).collect())
     };
     let before = views(&cluster)?;
@@ -54,10 +54,10 @@ pub(super) fn run(args: &OverloadArgs, programs: &Programs, dir: &Path) -> anyho
     let seconds = args.seconds.to_string();
     let over = bench(programs, &cluster, &["--rate", &rate, "--duration", &seconds])?;
     let over_bytes = largest()?;
-    // After a wrong suspicion the views of the suspected server would have changed.
+    // A wrong suspicion would have changed the views of the suspected server's groups.
     let after = views(&cluster).context("after the overload")?;
     let ended = cluster.stop()?;
-    anyhow::ensure!(ended.success(), "coord ended with {ended}");
+    anyhow::ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
     let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
     #[allow(clippy::cast_precision_loss)] // Only for display.
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -78,7 +78,7 @@ pub(super) fn run(args: &OverloadArgs, programs: &Programs, dir: &Path) -> anyho
     Ok(figures)
 }
 
-/// Runs kv-bench, which exits with success only if every response was received and correct. Returns its JSON.
+/// Runs kv-bench, which succeeds only if every response was received and correct. Returns its result.
 fn bench(programs: &Programs, cluster: &Cluster, more: &[&str]) -> anyhow::Result<Value> {
     let program = programs.coord.with_file_name("kv-bench");
     let ended = Command::new(&program)

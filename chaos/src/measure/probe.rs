@@ -1,5 +1,5 @@
-//! Two clients of one key, a writer and a reader. Each has an operation in flight almost all the time. They report
-//! the first success after a given time. Their operations are part of the history that is checked at the end.
+//! Two clients of one key, a writer and a reader. Each has an operation in flight almost all the time. They record the
+//! time of their first success after a given time. Their operations are part of the history that is checked at the end.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
@@ -16,7 +16,7 @@ use crate::worker::{NUMBERS_A_THREAD, ending, value_of};
 
 /// The pause between two operations.
 const PAUSE: Duration = Duration::from_millis(1);
-/// The timeout for a success.
+/// The timeout for the first success of both clients.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// The number of the first client. The clients of the load have lower numbers.
 const FIRST_CLIENT: u32 = 1_000;
@@ -26,7 +26,7 @@ const NONE: i64 = i64::MAX;
 #[derive(Debug, Default)]
 struct Shared {
     over: AtomicBool,
-    /// The time after which an operation must begin to count.
+    /// The earliest start of an operation that counts.
     since: AtomicI64,
     /// The times at which the first successful PUT and GET ended.
     first: [AtomicI64; 2],
@@ -110,7 +110,7 @@ impl Hand {
         self.records
     }
 
-    /// Performs one operation. Returns whether it succeeded.
+    /// Performs one operation. Returns whether it succeeded; a read of an absent key counts as a success.
     fn act(&mut self) -> bool {
         let (key, options) = (self.key.clone().into_bytes(), OpOptions::default());
         let asked = Payload::One((self.f == Function::Write).then_some(self.next_value));

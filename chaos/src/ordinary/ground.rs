@@ -5,7 +5,7 @@
 //!   Disk      ext4 on a loop device: can be frozen
 //!   Tmpfs     small: can be filled
 //!   Limit     the directory of the round, and `--memory-limit`
-//!   Cgroup    the directory of the round, and each server in a separate cgroup (v2)
+//!   Cgroup    the directory of the round, and each server in a separate cgroup (v1 or v2)
 //! ```
 //!
 //! Mounts are made in a mount namespace of this program, so they end with the program.
@@ -30,8 +30,8 @@ const DISK_BYTES: u64 = 1 << 30;
 const TMPFS: &str = "size=384m";
 /// The memory limit of a server.
 const MEMORY_LIMIT: &str = "96M";
-/// The memory limit of the cgroup of one server. A server derives its limit as if the cgroup were shared by all
-/// servers of the machine.
+/// The memory limit of the cgroup of one server. A server derives its own limit from it as if all servers of the
+/// machine shared the cgroup.
 const CGROUP_BYTES: u64 = 512 << 20;
 
 /// The environment in which a cluster runs.
@@ -48,8 +48,8 @@ impl Ground {
     pub(crate) const ALL: [Ground; 5] =
         [Ground::Plain, Ground::Disk, Ground::Tmpfs, Ground::Limit, Ground::Cgroup];
 
-    /// Returns the reason why this ground is not available on this machine; `None` if it is. `no_mounts` is the
-    /// reason why mounting is impossible, if it is.
+    /// Returns the reason why this ground is not available on this machine; `None` if it is available. `no_mounts` is
+    /// the reason why nothing can be mounted; `None` if mounting is possible.
     pub(crate) fn missing(self, no_mounts: Option<&str>) -> Option<String> {
         let tried = match self {
             Ground::Plain | Ground::Limit => return None,
@@ -78,7 +78,7 @@ pub(crate) fn leave_mounts() -> anyhow::Result<()> {
     check(Command::new("mount").args(["--make-rprivate", "/"]), "").map(drop)
 }
 
-/// A ground that was made for one round. Its file system is unmounted on drop.
+/// A ground that was made for one round. On drop, its file system is unmounted, and its cgroups are removed.
 #[derive(Debug)]
 pub(crate) struct Made {
     ground: Ground,
@@ -125,7 +125,7 @@ impl Made {
         if self.is_mounted { self.root().join("cluster") } else { self.round.clone() }
     }
 
-    /// Returns additional arguments of `coord` for this ground.
+    /// Returns the additional arguments of `coord` for this ground.
     pub(crate) fn flags(&self) -> Vec<String> {
         match self.ground {
             Ground::Limit => vec!["--memory-limit".into(), MEMORY_LIMIT.into()],
@@ -133,7 +133,8 @@ impl Made {
         }
     }
 
-    /// Returns the executables for this ground. In cgroups, the server is a script that starts it in its own cgroup.
+    /// Returns the executables for this ground. On the ground `Cgroup`, the server is a script that starts the real
+    /// server in its own cgroup.
     pub(crate) fn programs(&self, programs: &Programs) -> anyhow::Result<Programs> {
         let mut programs = programs.clone();
         if let Some(cgroups) = &self.cgroups {
@@ -142,8 +143,8 @@ impl Made {
         Ok(programs)
     }
 
-    /// Freezes the disk for the given time. A child process thaws the disk even if this program is interrupted or
-    /// killed.
+    /// Starts a child process that freezes the disk for the given time. The child thaws the disk even if this program
+    /// is interrupted or killed.
     pub(crate) fn freeze(&self, lasts: Duration) -> anyhow::Result<Child> {
         let script = format!(
             "trap '' HUP INT TERM; fsfreeze --freeze \"$1\" && sleep {} && fsfreeze --unfreeze \"$1\"",
@@ -154,32 +155,36 @@ impl Made {
         command.spawn().context("run fsfreeze")
     }
 
-    /// Fills the file system until there is no free byte. [`Made::empty`] frees the space again.
+    /// Fills the file system until no byte is free. [`Made::empty`] frees the space again.
     pub(crate) fn fill(&self) -> anyhow::Result<()> {
-        let file = File::create(self.root().join("filler")).context("make a filler")?;
+        let file = File::create(self.root().join("filler"))
+            .context("create the file that fills the file system")?;
         let (mut at, mut piece) = (0, 64 << 20);
         while piece > 0 {
             match rustix::fs::fallocate(&file, FallocateFlags::empty(), at, piece) {
                 Ok(()) => at += piece,
                 Err(Errno::NOSPC) => piece /= 2,
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(error).context("fill a file system"),
+                Err(error) => return Err(error).context("fill the file system"),
             }
         }
         Ok(())
     }
 
-    /// Frees the space again.
+    /// Frees the space that [`Made::fill`] has taken.
     pub(crate) fn empty(&self) -> anyhow::Result<()> {
-        fs::remove_file(self.root().join("filler")).context("remove a filler")
+        fs::remove_file(self.root().join("filler"))
+            .context("remove the file that fills the file system")
     }
 
-    /// Returns the number of processes in the cgroups that the kernel has killed because of a lack of memory.
+    /// Returns the number of processes in the cgroups that the kernel has killed because of a lack of memory; zero on a
+    /// ground without cgroups.
     pub(crate) fn oom_kills(&self) -> anyhow::Result<u64> {
         self.cgroups.as_ref().map_or(Ok(0), Cgroups::oom_kills)
     }
 
-    /// Copies logs, states and dumps to the directory of the round, because the file system will be unmounted.
+    /// Copies the files of the cluster's directory (logs, state, dumps) to the directory of the round, because the file
+    /// system will be unmounted. Does nothing if no file system is mounted.
     pub(crate) fn keep_files(&self) -> anyhow::Result<()> {
         if !self.is_mounted {
             return Ok(());
@@ -207,7 +212,7 @@ impl Drop for Made {
     }
 }
 
-/// A cgroup with one child for each server.
+/// A cgroup with one child for each server process.
 #[derive(Debug)]
 struct Cgroups {
     path: PathBuf,
@@ -238,8 +243,8 @@ impl CgroupVersion {
 }
 
 impl Cgroups {
-    /// Creates the cgroup at the root of the hierarchy that is visible to this program. In version 2, controllers can
-    /// be enabled only at the root while the parent has processes.
+    /// Creates the cgroup at the root of the hierarchy that is visible to this program. In version 2, a cgroup with
+    /// processes cannot enable controllers for its children, unless it is the root.
     fn make() -> anyhow::Result<Cgroups> {
         ensure!(rustix::process::geteuid().is_root(), "cgroups need root (run `sudo make chaos`)");
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
@@ -269,7 +274,7 @@ impl Cgroups {
         Ok(made)
     }
 
-    /// Writes the script that starts each server in its cgroup.
+    /// Writes the script that starts each server in its own cgroup, and returns its path.
     fn write_wrapper(&self, dir: &Path, server: &Path) -> anyhow::Result<PathBuf> {
         let script = format!(
             "#!/bin/sh\n\
@@ -303,7 +308,9 @@ impl Cgroups {
             let events =
                 fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
             let line = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-            kills += line.and_then(|count| count.parse::<u64>().ok()).context("no oom_kill")?;
+            kills += line
+                .and_then(|count| count.parse::<u64>().ok())
+                .with_context(|| format!("{} has no count oom_kill", path.display()))?;
         }
         Ok(kills)
     }
@@ -348,7 +355,7 @@ mod tests {
     #[test]
     fn a_frozen_disk_thaws_by_itself() {
         if leave_mounts().is_err() || Ground::Disk.missing(None).is_some() {
-            eprintln!("NOT TESTED: this machine does not permit to mount or freeze a disk");
+            eprintln!("NOT TESTED: mounting and freezing a disk is not possible on this machine");
             return;
         }
         let round = tempfile::tempdir().unwrap();

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Returns the servers that a view omits although the view before it named them as replicas. At the beginning of
-/// `text`, every group must be at home.
+/// Returns the servers that a view omits although the previous view of the group named them as primary or secondary. At
+/// the beginning of `text`, every group must be at home.
 pub(crate) fn lost(text: &str, servers: u16) -> BTreeSet<u16> {
     let home = |group: u16| BTreeSet::from([group, (group + 1) % servers]);
     let mut replicas: BTreeMap<u16, BTreeSet<u16>> =
@@ -18,7 +18,7 @@ pub(crate) fn lost(text: &str, servers: u16) -> BTreeSet<u16> {
 }
 
 /// Parses `… group 1: view 3 -> 4: server 2 alone`, `… with secondary 0`, `… copying to 0` or `… LOST` into the group
-/// and its replicas.
+/// and its primary and secondary. A candidate is not included.
 fn parse(line: &str) -> Option<(u16, BTreeSet<u16>)> {
     let (_, said) = line.split_once("group ")?;
     let (group, said) = said.split_once(": view ")?;
@@ -49,7 +49,10 @@ mod tests {
         assert_eq!(lost(&format!("{recovery}{other}"), 3).len(), 1);
         let partner = "INFO group 1: view 5 -> 6: server 1 alone\n";
         assert_eq!(lost(&format!("{recovery}{partner}"), 3), BTreeSet::from([1, 2]));
-        assert_eq!(lost("INFO group 2: view 1 -> 2: nobody alone\n", 3), BTreeSet::from([0, 2]));
+        assert_eq!(
+            lost("INFO group 2: view 1 -> 2: no primary alone\n", 3),
+            BTreeSet::from([0, 2])
+        );
         assert_eq!(lost("", 3), BTreeSet::new());
     }
 }

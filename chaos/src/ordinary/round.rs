@@ -15,8 +15,8 @@ use crate::load::Load;
 use crate::round::{BULK, Outcome, Round, STRENGTH, WARM};
 use crate::strike::Struck;
 
-/// Runs the round on a new ground. After a failure, the files on a mounted file system are copied to the directory
-/// of the round.
+/// Runs the round on a newly made ground. After a failure, the files on a mounted file system are copied to the
+/// directory of the round.
 pub(crate) fn run(
     round: &Round<'_>,
     days: &Days,
@@ -43,7 +43,7 @@ fn run_on(
 ) -> anyhow::Result<()> {
     let mut flags = made.flags();
     if !rustix::process::geteuid().is_root() {
-        // Without this flag only root may trace a server, which is needed to stop an executor.
+        // Stopping an executor requires tracing the server. Without this flag, only root may trace it.
         flags.push("--core-dumps".into());
     }
     let setting = Setting { flags, ..Setting::plain(round.servers, round.shards) };

@@ -34,9 +34,10 @@ const AIM: Duration = Duration::from_millis(100);
 const SUSPEND_MS: (u64, u64) = (100, 4_000);
 /// The range of the durations of suspensions that must exceed the grace, in milliseconds.
 const SUSPEND_LONG_MS: (u64, u64) = (700, 4_000);
-/// The range of suspensions that are longer than a stop waits for a silent server, in milliseconds.
+/// The range of the durations of very long suspensions, in milliseconds. They exceed the time for which a stop waits
+/// for a silent server.
 const NIGHT_MS: (u64, u64) = (34_000, 36_000);
-/// The share of suspensions in a stop that have such a duration, per mille.
+/// The share of suspensions during a stop that are very long, per mille.
 const NIGHT_PER_MILLE: u64 = 125;
 /// The range of the durations of stalls, in milliseconds.
 const STALL_MS: (u64, u64) = (100, 700);
@@ -50,9 +51,9 @@ const INTO_MS: (u64, u64) = (0, 300);
 /// processes.
 const INTO_RESTORE_MS: (u64, u64) = (0, 800);
 const FLOOD: Duration = Duration::from_millis(1_500);
-/// The interval between two searches for servers that have not received a stop signal yet.
+/// The interval between two searches for servers that have not received SIGTERM yet.
 const TELL_EVERY: Duration = Duration::from_millis(500);
-/// The time within which a stop must report that no dump fits.
+/// The timeout for the exit of a server, and for the alarm of a stop whose dumps do not fit.
 const NOTICE_LIMIT: Duration = Duration::from_secs(30);
 
 /// The flood that reads values of 16 MiB.
@@ -65,20 +66,20 @@ const NEVER_READ: Shape =
 /// The changes in the cluster that an event may cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum May {
-    /// Neither a view nor a process.
+    /// No view and no process may change.
     Nothing,
-    /// The places of these servers, and their processes.
+    /// These servers may lose their places in groups, and their processes may be replaced.
     Places(Vec<u16>),
-    /// The cluster is stopped and brought back.
+    /// Everything may change, because the cluster is stopped and restarted.
     Everything,
 }
 
-/// The effects of one injected event.
+/// The permitted effects of one injected event.
 struct Done {
     may: May,
     /// The longest stall of clients that the event may cause.
     limit: Duration,
-    /// True if operations may fail while the event lasts.
+    /// True if operations may fail until the event is over.
     is_away: bool,
 }
 
@@ -106,8 +107,8 @@ pub(super) struct Striker<'a> {
 }
 
 impl Striker<'_> {
-    /// Injects one event into a cluster that is whole, and waits until it is whole again. Adds every change
-    /// that the event must not cause to `failures`.
+    /// Injects one event into a cluster that is whole, and waits until the cluster is whole again. Adds every change
+    /// that the event must not have caused to `failures`.
     pub(super) fn strike(
         &mut self,
         day: Day,
@@ -142,7 +143,8 @@ impl Striker<'_> {
 
     fn carry_out(&mut self, day: Day, victim: u16, before: &ClusterStatus) -> anyhow::Result<Done> {
         let start = Instant::now();
-        let pid = before.servers[usize::from(victim)].pid.context("a server has not started")?;
+        let pid = before.servers[usize::from(victim)].pid;
+        let pid = pid.with_context(|| format!("server {victim} has not started"))?;
         match day {
             Day::Leave => {
                 process::signal(pid, Signal::TERM);
@@ -160,7 +162,8 @@ impl Striker<'_> {
             }
             Day::LeaveTwo => {
                 let next = (victim + 1) % self.cluster.setting.servers;
-                let other = before.servers[usize::from(next)].pid.context("no process")?;
+                let other = before.servers[usize::from(next)].pid;
+                let other = other.with_context(|| format!("server {next} has not started"))?;
                 process::signal(pid, Signal::TERM);
                 self.sleep(APART_MS);
                 process::signal(other, Signal::TERM);
@@ -277,16 +280,17 @@ impl Striker<'_> {
         }
     }
 
-    /// Kills a server whose memory is full. The copies to its successor must exceed no server's memory.
+    /// Kills a server while memory is full, and waits until the cluster is whole. The copies to the replacement must
+    /// not exceed the memory of any server.
     fn kill_while_full(&mut self, victim: u16, before: &ClusterStatus) -> anyhow::Result<()> {
-        let pid = before.servers[usize::from(victim)].pid.context("the server has a pid")?;
+        let pid = before.servers[usize::from(victim)].pid;
+        let pid = pid.with_context(|| format!("server {victim} has not started"))?;
         process::signal(pid, Signal::KILL);
         self.cluster.wait_whole("after a server was killed while memory was full")?;
         Ok(())
     }
 
-    /// Sends a stop signal to all servers, including those that start meanwhile, until the coordinator has exited
-    /// too.
+    /// Sends one SIGTERM to each server, including servers that start meanwhile, until the coordinator has exited too.
     fn tell_all_to_stop(&mut self) -> anyhow::Result<()> {
         let mut told = BTreeSet::new();
         while self.cluster.is_running()? {
@@ -309,8 +313,8 @@ impl Striker<'_> {
         Ok(())
     }
 
-    /// Fills the file system, stops the cluster, and frees the space once the coordinator has reported that no
-    /// dump fits.
+    /// Fills the file system and stops the cluster. Frees the space after the coordinator has raised the alarm that
+    /// dumps fail, and waits for the end of the stop.
     fn stop_when_full(&mut self) -> anyhow::Result<()> {
         self.made.fill()?;
         let servers = self.cluster.servers();
@@ -328,7 +332,8 @@ impl Striker<'_> {
         self.await_end()
     }
 
-    /// Restarts the stopped cluster with this flag, and removes the renamed dumps from which it was restored.
+    /// Restarts the stopped cluster with this flag, and removes the renamed dumps from which it was restored. With
+    /// `is_suspended`, suspends all processes during the restart.
     fn revive(&mut self, flag: &str, is_suspended: bool) -> anyhow::Result<()> {
         let mut flags = vec![flag.to_owned()];
         if flag == "--restore" {
@@ -339,7 +344,7 @@ impl Striker<'_> {
             self.sleep(INTO_RESTORE_MS);
             self.suspend(SUSPEND_MS);
         }
-        self.cluster.wait_whole(&format!("after the cluster was brought back by {flag}"))?;
+        self.cluster.wait_whole(&format!("after the cluster was restarted with {flag}"))?;
         for entry in fs::read_dir(&self.cluster.dir).context("read the cluster's directory")? {
             let path = entry?.path();
             if path.to_string_lossy().contains(".old") {
@@ -349,7 +354,8 @@ impl Striker<'_> {
         Ok(())
     }
 
-    /// Suspends every server and the coordinator. Returns the length of the suspension.
+    /// Suspends every server and the coordinator for a random time in the range `lasts`, in milliseconds. Returns the
+    /// length of the suspension.
     fn suspend(&mut self, lasts: (u64, u64)) -> Duration {
         let start = Instant::now();
         let mut pids: Vec<u32> = self.cluster.servers().into_iter().map(|(pid, _)| pid).collect();
@@ -363,7 +369,8 @@ impl Striker<'_> {
         start.elapsed()
     }
 
-    /// Sends floods of these shapes at the same time. Writes a value first if a shape reads one.
+    /// Sends floods of these shapes to a server at the same time. If a shape reads a value, writes the value first and
+    /// deletes it afterwards.
     fn flood(
         &mut self,
         victim: u16,
@@ -390,7 +397,7 @@ impl Striker<'_> {
                 let least = if is_read { shape.connections as u64 } else { 0 };
                 ensure!(
                     responses > least || !shape.is_answered(),
-                    "{shape}: {responses} responses"
+                    "{shape}: only {responses} responses arrived"
                 );
                 Ok(())
             })
@@ -411,8 +418,8 @@ impl Striker<'_> {
     }
 }
 
-/// Waits for a server's exit without sending another signal, because a server that receives two signals leaves
-/// without orders.
+/// Waits for a server's exit. It sends no other signal, because a server that receives a second SIGTERM leaves without
+/// orders.
 fn await_end_of(pid: u32) -> anyhow::Result<()> {
     wait_for("the end of a server", NOTICE_LIMIT, || (!process::is_alive(pid)).then_some(()))
 }
@@ -423,7 +430,7 @@ fn await_thaw(mut frozen: Child) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends a malformed line to each port of each server. A port that refuses the connection is skipped.
+/// Sends a malformed line to each port of each server. A port that accepts no connection is skipped.
 fn send_garbage(status: &ClusterStatus) {
     for server in &status.servers {
         for address in [&server.clients, &server.servers, &server.coord].into_iter().flatten() {
@@ -434,7 +441,7 @@ fn send_garbage(status: &ClusterStatus) {
     }
 }
 
-/// Lists the changes that the event must not have caused. `log` is the part of the coordinator's log that was
+/// Describes each change that the event must not have caused. `log` is the part of the coordinator's log that was
 /// written during the event.
 fn wrong(may: &May, before: &ClusterStatus, after: &ClusterStatus, log: &str) -> Vec<String> {
     let mut wrong: Vec<String> = ["LOST", "a second fault"]
@@ -460,8 +467,8 @@ fn wrong(may: &May, before: &ClusterStatus, after: &ClusterStatus, log: &str) ->
     if *may == May::Nothing {
         for (old, new) in before.groups.iter().zip(&after.groups) {
             if old.view != new.view {
-                let (old, new) = (old.view, new.view);
-                wrong.push(format!("a view changed from version {old} to {new}"));
+                let (group, old, new) = (old.group, old.view, new.view);
+                wrong.push(format!("the view of group {group} changed from {old} to {new}"));
             }
         }
     }

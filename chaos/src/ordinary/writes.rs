@@ -1,4 +1,4 @@
-//! Writes by this program itself: of long values, and to fill memory.
+//! Writes by this program itself, which store long values or fill memory.
 
 use std::collections::HashMap;
 
@@ -11,20 +11,21 @@ use crate::cluster::Cluster;
 
 /// The length of the values that fill memory.
 const FILL_BYTES: usize = 64 << 10;
-/// The number of rejected writes of each server after which memory counts as full.
+/// The number of rejected writes, per server, after which memory counts as full.
 const REFUSALS_A_SERVER: u32 = 8;
 /// The maximum number of values written: more than the memory limits of these clusters can hold.
 const MOST_VALUES: u32 = 100_000;
 
-/// Counts of writes that are not in the clients' history, by place (a group's shard).
+/// Counts of this program's own writes, which are not in the clients' history, by place (a group's shard).
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
-    /// The number of writes that certainly took a sequence number, and of those that may have taken one.
+    /// The number of writes that certainly took a sequence number, and the number of all writes, each of which may have
+    /// taken one.
     numbers: HashMap<(GroupId, ShardId), (u64, u64)>,
 }
 
 impl Beside {
-    /// Returns the least and the greatest count of sequence numbers taken in a place.
+    /// Returns the minimum and the maximum number of sequence numbers that these writes took in a place.
     pub(crate) fn at(&self, place: (GroupId, ShardId)) -> (u64, u64) {
         self.numbers.get(&place).copied().unwrap_or_default()
     }
@@ -56,7 +57,8 @@ impl Beside {
         Ok(())
     }
 
-    /// Writes values until the servers have no room for more. Returns the numbers of the values written.
+    /// Writes values until the servers have rejected enough writes for lack of memory. Returns the numbers of the
+    /// values written.
     pub(crate) fn fill(&mut self, cluster: &Cluster) -> anyhow::Result<Vec<u32>> {
         let (placement, options) = (cluster.placement(), OpOptions::default());
         let mut client = Client::open(&cluster.endpoint(), Options::default())?;
@@ -72,11 +74,14 @@ impl Beside {
                 break;
             }
         }
-        ensure!(refused > 0, "{MOST_VALUES} values of {FILL_BYTES} bytes have not filled memory");
+        ensure!(
+            refused > 0,
+            "{MOST_VALUES} values of {FILL_BYTES} bytes did not fill the memory of the servers"
+        );
         Ok(written)
     }
 
-    /// Deletes these values, and writes one again.
+    /// Deletes these values. Then writes one value, to check that there is room again, and deletes it.
     pub(crate) fn empty(&mut self, cluster: &Cluster, written: Vec<u32>) -> anyhow::Result<()> {
         let (placement, options) = (cluster.placement(), OpOptions::default());
         let mut client = Client::open(&cluster.endpoint(), Options::default())?;

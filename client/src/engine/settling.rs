@@ -122,7 +122,9 @@ impl Engine {
     ) {
         let settled = match result {
             Ok(Reply { version, copies, .. }) => Ok(Settled { version: *version, copies: *copies }),
-            // These errors are results of the write. InDoubt means that its outcome stays unknown.
+            // These errors are results of the write. InDoubt means that its outcome stays unknown: the session has
+            // expired, or another process uses the client id. In the second case the write may still take effect, but
+            // another RESOLVE would get the same response. So operations on the key wait no longer (consistency.md §8).
             Err(
                 error @ (Error::NotFound { .. }
                 | Error::Conflict { .. }

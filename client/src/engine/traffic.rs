@@ -443,10 +443,7 @@ impl Engine {
         match opcode {
             opcode::ERROR => {
                 let Refusal { status, reason } = Refusal::read(body).map_err(nonsense)?;
-                Err(format!(
-                    "it rejected the connection ({status:?}): {}",
-                    words(reason.as_bytes())
-                ))
+                Err(format!("it rejected the connection ({status}): {}", words(reason.as_bytes())))
             }
             opcode::WELCOME if !is_open => {
                 connection.is_open = true;
@@ -543,7 +540,7 @@ impl Engine {
         if !may_respond(operation, response.status) {
             let (status, verb) = (response.status, operation.kind.verb());
             return Err(format!(
-                "its response to \"{verb}\" was {status:?}, which is not valid for this operation"
+                "its response to \"{verb}\" was {status}, which is not valid for this operation"
             ));
         }
         if let (Status::Part, Some(part)) = (response.status, operation.part)
@@ -781,11 +778,11 @@ fn reply<'a>(
 fn spoken(operation: &Operation, response: &Response<'_>) -> String {
     let status = response.status;
     match (operation.server, response.value) {
-        (Some(server), []) => format!("server {server} responded {status:?}"),
+        (Some(server), []) => format!("server {server} responded {status}"),
         (Some(server), reason) => {
-            format!("server {server} responded {status:?}: {}", words(reason))
+            format!("server {server} responded {status}: {}", words(reason))
         }
-        (None, reason) => format!("{status:?}: {}", words(reason)),
+        (None, reason) => format!("{status}: {}", words(reason)),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Messages to the log, to the terminal, and to the callers that wait for the end of a stop.
 
-use kv_core::cluster::{DUMP_ADVICE, DownCause, Effect, NO_PROGRESS, StopPhase, StopWait};
+use kv_core::cluster::{
+    DUMP_ADVICE, DownCause, Effect, LeaveReason, NO_PROGRESS, StopPhase, StopWait,
+};
 use kv_protocol::cluster_file::ServerLine;
 use kv_protocol::control_message::Started;
 use kv_protocol::{GroupId, Member, Peer, ServerId, View};
@@ -28,7 +30,7 @@ impl Driver {
             )),
             Effect::Unanswered { group } => self.console.warn(&format!(
                 "the two holders of group {group} receive nothing from each other, and neither responds to \
-                 the coordinator; the views stay as they are; check the network between the hosts"
+                 the coordinator's probe; the views stay as they are; check the network between the hosts"
             )),
             Effect::DoubleFault { first, second } => self.console.warn(&format!(
                 "server {second} failed before server {first} was replaced: a second fault"
@@ -44,10 +46,14 @@ impl Driver {
             Effect::GivenUp { member, group, is_dumped } => {
                 self.tell_given_up(member, group, is_dumped);
             }
-            Effect::Leaving { member } => {
+            Effect::Leaving { member, why } => {
                 let id = member.server;
+                let why = match why {
+                    LeaveReason::StopSignal => "received a stop signal",
+                    LeaveReason::Move => "leaves because its place moves to another host",
+                };
                 self.console.say(&format!(
-                    "server {id} received a stop signal: its groups are handed over to the other servers first"
+                    "server {id} {why}: its groups are handed over to the other servers first"
                 ));
             }
             Effect::AllLeave => self.console.say(

@@ -98,7 +98,9 @@ impl Driver {
         let there = quote::word(&directory);
         self.say(&match stored {
             // Servers that left before the stop have dumped into their own directories.
-            true if has_resting => format!("dumps and the last state are in {own} and {there}: coord --restore {own} {there}"),
+            true if has_resting => format!(
+                "dumps and the last state are in {own} and {there}: coord --restore {own} {there}"
+            ),
             true => format!("dumps and the last state are in {there}: coord --restore {there}"),
             false => format!(
                 "the dumps are in {there} on each server's host, the last state is in {own}: gather the dumps, \

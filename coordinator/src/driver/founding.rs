@@ -49,7 +49,7 @@ impl Driver {
         ready: Option<Ready>,
         ports: Ports,
     ) -> Result<(Driver, Vec<Effect>), Failure> {
-        let mut key = ClusterKey(random::nonzero_u128()?);
+        let mut key = ClusterKey(random::nonzero_u128().map_err(Failure::Failed)?);
         let mut dump_dir = None;
         let (mut moved, mut elsewhere) = (Vec::new(), Vec::new());
         let (earlier, restoration) = match beginning {
@@ -71,15 +71,15 @@ impl Driver {
         let config = ClusterConfig {
             cluster: match &earlier {
                 Some(earlier) => earlier.cluster,
-                None => ClusterId(random::nonzero_u128()?),
+                None => ClusterId(random::nonzero_u128().map_err(Failure::Failed)?),
             },
             epoch: Epoch {
                 number: earlier.as_ref().map_or(1, |earlier| earlier.epoch.number + 1),
-                boot: BootId(random::nonzero_u64()?),
+                boot: BootId(random::nonzero_u64().map_err(Failure::Failed)?),
             },
             servers,
             shards: plan.shards,
-            seed: random::nonzero_u64()?,
+            seed: random::nonzero_u64().map_err(Failure::Failed)?,
             on_double_fault: plan.settings.on_double_fault.into(),
             failure_timeout: FailureTimeout::new(plan.settings.failure_timeout),
             start_timeout: START_TIMEOUT

@@ -45,6 +45,10 @@ pub(crate) fn open(started: &Started) -> io::Result<Option<OwnedFd>> {
 
 /// Kills every process on this machine that was started as one of these members, and returns their number. A process
 /// that has not reported has no known id, so processes are found by the incarnation in their command lines.
+///
+/// # Errors
+/// The processes cannot be listed, or one cannot be killed. If killed processes did not end in time, the error names
+/// them; all other processes were killed.
 pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
     if members.is_empty() {
         return Ok(0);
@@ -53,7 +57,7 @@ pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
     let is_one = |pid: u32| {
         members.iter().any(|member| identity::has_name(pid, member.incarnation).unwrap_or(false))
     };
-    let mut ended = 0;
+    let (mut ended, mut remaining) = (0, Vec::new());
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -67,11 +71,17 @@ pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
         // From now on, the descriptor refers to one process. The id may have been reused before it was opened.
         if is_one(pid) {
             identity::kill(&pidfd)?;
-            identity::ends_within(&pidfd, END_TIMEOUT)?;
-            ended += 1;
+            match identity::ends_within(&pidfd, END_TIMEOUT)? {
+                true => ended += 1,
+                false => remaining.push(pid.to_string()),
+            }
         }
     }
-    Ok(ended)
+    if remaining.is_empty() {
+        return Ok(ended);
+    }
+    let (pids, seconds) = (remaining.join(", "), END_TIMEOUT.as_secs());
+    Err(io::Error::other(format!("killed, but not ended within {seconds} s: pid {pids}")))
 }
 
 /// Waits for the end of the process that sent this STARTED report, and kills it on a message on `kill`.

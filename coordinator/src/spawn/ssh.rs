@@ -61,6 +61,10 @@ pub(crate) struct Ssh {
 pub(crate) enum SshError {
     #[error("cannot start ssh: {0}; check that the ssh client is installed")]
     Start(std::io::Error),
+    #[error("cannot read the output of ssh: {0}")]
+    Output(std::io::Error),
+    #[error("cannot wait for the end of ssh: {0}")]
+    Wait(std::io::Error),
     #[error("ssh did not exit within {0} s")]
     TooSlow(u64),
     #[error("{0}")]
@@ -253,8 +257,8 @@ impl Ssh {
             let mut output = output.take(MAX_OUTPUT_BYTES);
             let read = output.read_to_end(&mut text);
             let (read, errors) = tokio::join!(read, collect_tail(errors));
-            read.map_err(SshError::Start)?;
-            let status = child.wait().await.map_err(SshError::Start)?;
+            read.map_err(SshError::Output)?;
+            let status = child.wait().await.map_err(SshError::Wait)?;
             Ok(Said { output: String::from_utf8_lossy(&text).into_owned(), errors, status })
         };
         timeout(limit, whole).await.map_err(|_| SshError::TooSlow(limit.as_secs()))?

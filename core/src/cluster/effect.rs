@@ -142,6 +142,8 @@ pub enum Effect {
     Leaving {
         /// The process that leaves.
         member: Member,
+        /// The reason for the leave.
+        why: LeaveReason,
     },
     /// No holder of any group stays: each is leaving, has left or is dead. So the cluster is stopped in an orderly way.
     AllLeave,
@@ -179,6 +181,15 @@ pub enum DownCause {
     LinkLost,
     /// Its process is proven to have ended.
     Exited,
+}
+
+/// The reason why a server leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaveReason {
+    /// The server received a stop signal.
+    StopSignal,
+    /// The place of the server moves to another host.
+    Move,
 }
 
 /// The reason to kill a process.

@@ -19,7 +19,7 @@ use kv_protocol::{GroupId, Peer, ServerId, Time, View};
 
 use super::respawn::Backoff;
 use super::stop::Stage;
-use super::{Cluster, Effect};
+use super::{Cluster, Effect, LeaveReason};
 
 /// The reason why a place is not moved to another host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,7 +120,8 @@ impl Cluster {
             let server = self.server_mut(id);
             match server.stage {
                 Stage::Running if may_go => {
-                    sink.push(Effect::Leaving { member: server.member });
+                    let member = server.member;
+                    sink.push(Effect::Leaving { member, why: LeaveReason::Move });
                     self.begin_leave(now, id, sink);
                 }
                 Stage::Parting(_) if !may_go && !server.wants_to_leave => {

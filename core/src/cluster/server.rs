@@ -66,8 +66,8 @@ pub(super) struct Server {
     pub(super) started: Option<Started>,
     pub(super) link: Option<LinkId>,
     pub(super) orders_connected: bool,
-    /// Outstanding orders. An order that carries a view is dropped when its group gets a newer view. In a stop there
-    /// are at most one DRAIN, two dumps and one SHUTDOWN.
+    /// Outstanding orders. An order that carries a view is dropped when its group gets a newer view. There is at most
+    /// one proof of death for each place. In a stop there are at most one DRAIN, two dumps and one SHUTDOWN.
     pub(super) outstanding: Vec<Order>,
     pub(super) heartbeat: Option<(Time, Heartbeat)>,
     /// The time of the last sign of life, by the stop's clock.

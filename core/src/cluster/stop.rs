@@ -38,7 +38,7 @@ use kv_protocol::map::ServerState;
 use kv_protocol::{GroupId, Member, ServerId, Time, View};
 
 use super::server::Server;
-use super::{Cluster, Effect, Ignored, KillReason, LinkId};
+use super::{Cluster, Effect, Ignored, KillReason, LeaveReason, LinkId};
 use crate::awake::Awake;
 use crate::mutations::{self, Mutation};
 
@@ -381,7 +381,8 @@ impl Cluster {
         self.check_link(link, server)?;
         self.server_mut(server).wants_to_leave = true;
         if self.stop.is_none() && self.server(server).stage == Stage::Running {
-            sink.push(Effect::Leaving { member: self.member(server) });
+            let member = self.member(server);
+            sink.push(Effect::Leaving { member, why: LeaveReason::StopSignal });
             self.begin_leave(now, server, sink);
         }
         self.advance(now, sink);

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kv_protocol::control_message::{OrderKind, ViewOrder, ViewPurpose};
+use kv_protocol::control_message::{Order, OrderKind, ViewOrder, ViewPurpose};
 use kv_protocol::map::ServerState;
 use kv_protocol::{Member, Peer, ServerId, Time, View, ViewVersion};
 
@@ -296,13 +296,21 @@ impl Cluster {
         server.address(|started| started.servers_port).filter(|_| server.member == member)
     }
 
-    /// Gives a group's primary the proof that a process is dead, if it is and the proof is not outstanding.
+    /// Gives a group's primary the proof that a process is dead, if it is and no proof for its place is outstanding.
+    ///
+    /// So at most one proof for each place is outstanding, however many processes of the place end while no order
+    /// reaches the primary. The oldest one is enough, because only a proof about a process that the primary has
+    /// followed has an effect. A later process of the place gets a group only by a copy from this primary. The primary
+    /// reports such a copy on an order that it has received after the outstanding proof.
     fn tell_proof(&mut self, view: &View, member: Member, sink: &mut Vec<Effect>) {
         let Some(primary) = view.primary.filter(|primary| *primary != member) else { return };
-        let proof = OrderKind::Exited(member);
-        let is_told = self.server(primary.server).outstanding.iter().any(|o| o.kind == proof);
+        let is_of_place = |order: &Order| match order.kind {
+            OrderKind::Exited(other) => other.server == member.server,
+            _ => false,
+        };
+        let is_told = self.server(primary.server).outstanding.iter().any(is_of_place);
         if self.is_dead(member) && !self.is_dead(primary) && !is_told {
-            self.give(primary.server, proof, sink);
+            self.give(primary.server, OrderKind::Exited(member), sink);
         }
     }
 

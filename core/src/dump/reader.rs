@@ -116,14 +116,14 @@ impl DumpReader {
 
     /// Parses a line without its newline.
     fn line(&mut self, line: &[u8]) -> Result<Option<DumpItem>, DumpError> {
+        self.lines += 1;
         if self.is_over {
-            return Err(DumpError::Line { line: self.lines + 1, reason: "it follows the end" });
+            return Err(self.error("it follows the end"));
         }
         if let Some(trailer) = line.strip_prefix(END) {
             self.end(trailer)?;
             return Ok(None);
         }
-        self.lines += 1;
         self.checksum = crc32c::crc32c_append(crc32c::crc32c_append(self.checksum, line), b"\n");
         let text = str::from_utf8(line).map_err(|_| self.error("it is not plain ASCII"))?;
         if self.header.is_none() {
@@ -301,7 +301,12 @@ mod tests {
         }
         let mut longer = file.clone();
         longer.extend_from_slice(b"more\n");
-        assert!(read(&longer, 7).is_err(), "text after the end");
+        let lines = file.iter().filter(|&&byte| byte == b'\n').count();
+        let follows = DumpError::Line { line: lines + 1, reason: "it follows the end" };
+        assert_eq!(read(&longer, 7), Err(follows));
+        let endless = [file, vec![b'#'; MAX_DUMP_LINE_BYTES + 1]].concat();
+        let error = read(&endless, 1 << 20).unwrap_err();
+        assert!(matches!(error, DumpError::Line { line, .. } if line == lines + 1), "{error}");
     }
 
     #[test]

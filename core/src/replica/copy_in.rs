@@ -193,7 +193,7 @@ impl Replica {
             return Err(StreamError::WrongEnd);
         }
         if follower.last != end.sn {
-            return Err(StreamError::Gap { expected: end.sn.next(), got: follower.last });
+            return Err(StreamError::End { got: end.sn, applied: follower.last });
         }
         if let Some(partial) = copy.partial.take() {
             table.discard(partial.staged);

@@ -298,7 +298,7 @@ impl Replica {
     pub(super) fn on_handover(&mut self, handover: &Handover) -> Result<(), StreamError> {
         let Role::TakingOver(follower) = &self.role else { return Err(StreamError::WrongEnd) };
         if handover.sn != follower.last {
-            return Err(StreamError::Gap { expected: handover.sn.next(), got: follower.last });
+            return Err(StreamError::End { got: handover.sn, applied: follower.last });
         }
         self.finish_taking_over();
         Ok(())

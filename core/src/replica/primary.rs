@@ -339,8 +339,11 @@ impl Replica {
     ) -> Result<(), StreamError> {
         let Some(sender) = self.sender_mut() else { return Err(StreamError::WrongEnd) };
         let (committed, sent) = (sender.log.committed(), sender.log.sent());
-        if ack.sn > sent || !sender.has_sent(ack.echo) {
+        if ack.sn > sent {
             return Err(StreamError::Impossible { claimed: ack.sn, committed, sent });
+        }
+        if !sender.has_sent(ack.echo) {
+            return Err(StreamError::Echo { sn: ack.sn });
         }
         let is_heard = sender.note_ack(ack.sn, ack.taken);
         if let Role::Primary(primary) = &mut self.role {

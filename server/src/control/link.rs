@@ -98,7 +98,7 @@ pub(crate) fn run(node: &Arc<ServerProcess>, config: &LinkConfig) -> ! {
         } else if was_admitted {
             alone.look(node, config, coordinator, began);
         }
-        // A link that ends soon after its admission is dialled again at growing intervals too.
+        // If a link ends soon after its admission, the back-off keeps growing.
         if admitted_now && dialled.elapsed() >= REDIAL_LAST {
             pause = REDIAL_FIRST;
         }
@@ -349,7 +349,7 @@ impl Link<'_> {
     fn next_frame(&mut self, due: Instant) -> io::Result<Option<(u8, Vec<u8>)>> {
         loop {
             self.pulse.beat();
-            // Work that is due is not delayed, even if input is pending.
+            // The wait ends at `due` even if input is pending, because a heartbeat may be due.
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);

@@ -172,7 +172,7 @@ impl ServerProcess {
         Ok(())
     }
 
-    /// Returns the coordinator's address, if it has sent one since the start.
+    /// Returns the last address that the coordinator has sent; `None` if it has sent none since the start.
     pub(crate) fn coordinator(&self) -> Option<SocketAddr> {
         *lock(&self.coordinator)
     }

@@ -50,7 +50,7 @@ pub(crate) fn parse_memory_limit(text: &str) -> Result<MemoryLimit, String> {
 /// Parses a limit of at least one byte.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     match size::parse(text)? {
-        0 => Err("0 bytes is too little (only --memory-limit has `none`, for no limit)".into()),
+        0 => Err("0 bytes is too little; --memory-limit accepts `none` for no limit".into()),
         bytes => Ok(bytes),
     }
 }

@@ -83,8 +83,7 @@ pub(crate) fn next_of_long_frame(came: usize, missing: usize) -> usize {
     missing.min(came.max(LONG_FRAME)).min(MOST_RECEIVED)
 }
 
-/// Receives once, at most `most` bytes, behind the contents of the buffer, without blocking; returns the number of
-/// bytes.
+/// Receives once without blocking, and appends at most `most` bytes to the buffer; returns their number.
 pub(crate) fn receive_behind(
     socket: &OwnedFd,
     buffer: &mut Vec<u8>,
@@ -94,7 +93,7 @@ pub(crate) fn receive_behind(
     let room = &mut buffer.spare_capacity_mut()[..most];
     let ((received, _), _) = recv(socket, room, RecvFlags::DONTWAIT)?;
     let count = received.len();
-    // SAFETY: `recv` has initialised `count` bytes behind the others, and the capacity has room for them.
+    // SAFETY: `recv` has initialised `count` bytes after the others, and the capacity has room for them.
     unsafe { buffer.set_len(buffer.len() + count) };
     Ok(count)
 }

@@ -12,11 +12,11 @@ use kv_protocol::limits::{MAX_DEADLINE, STALL_DEADLINE};
 
 /// The number of bytes of a long value that are copied into the output if the socket has no room.
 const PAGE: usize = 4 << 10;
-/// The maximum number of parts of one send of long values; each value has up to three.
+/// The maximum number of slices that long responses contribute to one send; each has up to three.
 const MOST_PARTS: usize = 192;
-/// The number of sent bytes at the front of a buffer at which it is compacted.
+/// The minimum number of sent bytes at the front of a buffer before it is compacted.
 const COMPACT_BYTES: usize = 128 << 10;
-/// The time for which a closing connection waits until the peer has received the final bytes and closes.
+/// The time for which a closing connection waits for the other side to receive the final bytes and to close.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
 /// The time without progress after which a connection is closed if other connections need the memory of its output.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ pub(crate) struct PinnedValue {
 }
 
 impl PinnedValue {
-    /// Creates the response to a read of this pinned value.
+    /// Creates the value of the response to `request`: this range of the pinned entry.
     #[cfg_attr(not(feature = "mutations"), allow(unused_variables))]
     pub(crate) fn new(
         group: GroupId,
@@ -143,8 +143,8 @@ impl Output {
     }
 
     /// Takes out all bytes that the engine is to send. Returns the buffer and the offset of the first byte. The bytes
-    /// count as unsent until [`super::Outputs::handle_sent`]. Returns `None` if there are none, or if the engine still has
-    /// earlier ones.
+    /// count as unsent until [`super::Outputs::handle_sent`]. Returns `None` if there are none, or if the engine still
+    /// has earlier ones.
     pub(crate) fn take(&mut self) -> Option<(Vec<u8>, usize)> {
         if self.taken > 0 || self.unsent().is_empty() {
             return None;
@@ -256,7 +256,8 @@ impl Output {
         self.bytes.capacity() + self.taken_capacity + long.sum::<usize>()
     }
 
-    /// Returns when to close the connection because of its output. The input has a separate deadline.
+    /// Returns when to close the connection because of its output; `None` if there is no deadline. The input has a
+    /// separate deadline.
     pub(crate) fn deadline(&self) -> Option<Time> {
         // A reader in the queue waits for this server, not for its client.
         let is_stalled = self.unsent_bytes() > 0 && !self.is_in_line;
@@ -290,7 +291,7 @@ impl Output {
         }
     }
 
-    /// Returns whether the final bytes are in the buffer; further input is discarded.
+    /// Returns whether the connection is closing, so that further input is discarded.
     pub(crate) fn is_closing(&self) -> bool {
         matches!(self.end, End::LastWords { .. } | End::Dead)
     }
@@ -322,7 +323,8 @@ impl Output {
         }
     }
 
-    /// Returns the time since which the connection is idle: no response is outstanding or unsent.
+    /// Returns the time since which the connection is idle: no response is outstanding or unsent. Returns `None` if it
+    /// is not idle.
     pub(crate) fn idle_since(&self) -> Option<Time> {
         let is_idle = self.end == End::Open && self.in_flight == 0 && self.unsent_bytes() == 0;
         is_idle.then_some(self.last_progress)

@@ -1,4 +1,4 @@
-//! The state of a shard as text, for searches over states.
+//! The state of a shard as text, for the exhaustive search over states in the simulator.
 
 use kv_protocol::ids::GroupId;
 
@@ -6,7 +6,8 @@ use super::{DialState, Hosted, Service};
 
 impl Service {
     /// Returns everything about a group on which the behaviour of this service depends, as text, except times and log
-    /// limits of dials. All fields are named, so that the omission of a new one is a compiler error.
+    /// limits of dials. The pattern names all fields of [`Hosted`], so that the omission of a new one is a compiler
+    /// error.
     pub(crate) fn describe(&self, group: GroupId) -> String {
         let Some(hosted) = self.hosted.iter().find(|hosted| hosted.replica.group() == group) else {
             return String::new();

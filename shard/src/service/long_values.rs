@@ -39,7 +39,8 @@ impl Service {
         true
     }
 
-    /// Returns the next bytes for a reader, at most `most`; `None` if a replica has cleared its table.
+    /// Returns the next bytes for a reader, at most `most`; `None` if it is closed, or if a replica has cleared its
+    /// table.
     pub(crate) fn parts_for_reader(
         &self,
         id: ConnectionId,
@@ -77,8 +78,8 @@ impl Service {
         }
     }
 
-    /// Applies the current memory limit to the tables, and lends the part that the connections of the process use to
-    /// the connections.
+    /// Applies the current memory limit to the tables, less each table's share of the memory that the connections of
+    /// the process hold.
     pub(super) fn leave_memory_to_connections(&mut self) {
         let memory = self.outputs.tally().memory();
         let (limit, part) = (memory.table_limit(), memory.held() / memory.tables());

@@ -1,5 +1,5 @@
 //! Look-ahead: before the first of a connection's next requests is served, the table memory for all of them is
-//! prefetched. The digests of writes are checked several at once.
+//! prefetched. The digests of writes are checked in batches.
 //!
 //! ```text
 //!   received bytes   [ GET a | GET b | GET c | ... ]
@@ -49,7 +49,7 @@ pub(crate) struct Ahead<'a> {
     proven: u32,
 }
 
-const _: () = assert!(LOOK_AHEAD <= u32::BITS as usize, "a bit each");
+const _: () = assert!(LOOK_AHEAD <= u32::BITS as usize, "one bit for each frame");
 
 impl<'a> Ahead<'a> {
     /// Returns whether all frames were taken, so that the next ones must be read.
@@ -72,14 +72,14 @@ impl<'a> Ahead<'a> {
 struct Unproven<'a> {
     keys: [&'a [u8]; Digest::TOGETHER],
     digests: [[u8; 16]; Digest::TOGETHER],
-    /// The bits of their frames.
+    /// The bit of each write's frame in [`Ahead::proven`].
     bits: [u32; Digest::TOGETHER],
     count: usize,
 }
 
 impl<'a> Unproven<'a> {
     /// Adds a write. When enough writes for a batch are collected, checks them and returns the bits of those with a
-    /// correct digest.
+    /// correct digest. Skips a long key, whose digest is checked when the request is served.
     fn add(&mut self, frame: usize, key: &'a [u8], digest: Digest) -> u32 {
         if key.len() > Digest::MAX_TOGETHER_BYTES {
             return 0;
@@ -115,7 +115,7 @@ impl Service {
     /// there is no complete frame, `ahead` stays empty.
     ///
     /// # Errors
-    /// [`FrameError`] of the first frame.
+    /// [`FrameError`] if the first frame is invalid.
     pub(crate) fn look_ahead<'a>(
         &self,
         ahead: &mut Ahead<'a>,
@@ -160,8 +160,8 @@ impl Service {
         Ok(())
     }
 
-    /// Prefetches the table memory for the next messages of a batch. Returns the number of messages examined, at
-    /// least 1.
+    /// Prefetches the table memory for the next messages of a batch. Returns the number of messages to apply before the
+    /// next call, at least 1.
     pub(crate) fn look_ahead_in_batch(&self, group: GroupId, batch: BatchReader<'_>) -> usize {
         let (mut hashes, mut known, mut messages) = ([TableHash(0); LOOK_AHEAD], 0, 0);
         let Some(replica) = self.replica(group) else { return LOOK_AHEAD };

@@ -31,14 +31,14 @@ const _: () = assert!(
 const MAX_ADDRESSES: usize = 4_096;
 
 const PAYS: Duration = Duration::from_nanos(1_000_000_000 / A_SECOND as u64);
-const CREDIT: Duration = PAYS.checked_mul(AT_ONCE).expect("half a minute");
+const CREDIT: Duration = PAYS.checked_mul(AT_ONCE).expect("it is about half a minute");
 
 /// The session credits of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct NewSessions {
     /// The time at which the debt of each address is paid off. Each session that begins adds [`PAYS`].
     paid_at: HashMap<Address, Time>,
-    /// The time until which an address may be without credit. Later writes need no check.
+    /// The time until which an address may be without credit. Sessions that begin later need no check.
     looks_until: Time,
 }
 

@@ -53,7 +53,7 @@ pub enum Went {
     Told,
 }
 
-/// One possible history.
+/// A story: the outcome of every write, and the content of every key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Story {
     writes: Vec<Went>,

@@ -26,7 +26,7 @@ pub enum NodeInput {
     Order(u32),
     /// A shard reports the current state of its replica.
     Shard(ShardId, Option<ReplicaReport>),
-    /// A shard could not install a view.
+    /// A shard has rejected the view of an order.
     Refused(OrderId, ShardId, String),
     /// A shard has responded to a probe.
     Probed(OrderId, ShardId),

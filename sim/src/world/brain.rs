@@ -141,7 +141,7 @@ impl World {
                     let member = self.coordinator.cluster.as_ref().map(|c| c.member(server));
                     member.into_iter().for_each(|member| self.slowness.note_failure(member));
                 }
-                Effect::Leaving { member } => {
+                Effect::Leaving { member, .. } => {
                     let place = usize::from(member.server.0);
                     self.note_place(place, format_args!("{member} requests to leave"));
                 }

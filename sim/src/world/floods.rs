@@ -128,7 +128,7 @@ impl World {
         }
     }
 
-    /// Handles the end of a connection by a server. This is a violation if the client reads responses.
+    /// Handles a connection that a server has closed. This is a violation if the client reads responses.
     pub(super) fn on_flooder_end(&mut self, flooder: usize) {
         let reads = self.floods.flooders.get(flooder).is_some_and(|state| state.kind < FLOODERS);
         if reads && !self.is_healing {

@@ -7,8 +7,8 @@
 //!                                                             that hold the only copy of a group
 //! ```
 //!
-//! When the coordinator returns, some or all servers have made an orderly exit. These exits are no faults, and no group
-//! is LOST.
+//! When the coordinator returns, some or all servers have made an orderly exit. These exits are not faults, and no
+//! group is LOST.
 
 use super::*;
 

@@ -41,8 +41,8 @@ impl World {
         views.get(usize::from(group.0)).is_some_and(|view| view.primary.is_none())
     }
 
-    /// Returns whether a group rests in dumps: its last holder has made an orderly exit. Operations on it get no
-    /// response.
+    /// Returns whether a group rests in dumps: its last holder has made an orderly exit. Operations on such a group get
+    /// no response.
     fn rests(&self, group: GroupId) -> bool {
         self.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.durable().rests(group))
     }

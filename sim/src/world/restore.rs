@@ -171,19 +171,6 @@ impl Operator {
         self.insists
     }
 
-    /// Returns whether a valid dump file of a group by this process exists.
-    pub fn has_dump_of(&self, writer: Member, group: GroupId) -> bool {
-        let is_it = |dump: &Dump| {
-            let origin = &dump.header.origin;
-            origin.writer == writer && origin.group == group
-        };
-        self.files
-            .iter()
-            .rev()
-            .filter_map(|file| Dump::parse(&file.text).ok())
-            .any(|dump| is_it(&dump))
-    }
-
     /// Returns whether a valid dump of this cluster has all writes of a shard up to `last`.
     pub fn has_dump(&self, cluster: ClusterId, group: GroupId, shard: usize, last: u64) -> bool {
         let has_it = |dump: Dump| {

@@ -335,7 +335,6 @@ impl World {
         let cluster = self.cluster();
         let bounds = self.config.bounds;
         self.processes.push(Process::new(cluster, member, address, placement, bounds, seed));
-        self.processes[process].term = self.coordinator.term;
         self.load(process);
         self.note_place(place, format_args!("{member} starts as process {process}"));
         crate::nemesis::on_spawned(self, place);

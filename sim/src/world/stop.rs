@@ -21,7 +21,7 @@ use crate::invariants::stops;
 /// The probability, per mille, that the other holder of a leaving process's keys crashes once it has acknowledged a
 /// write alone.
 const TEMPTATIONS: u64 = 300;
-/// The probability, per mille, that the other holder crashes at any time.
+/// The probability, per mille, that the other holder crashes at a random time within 1.2 s of the stop signal.
 const CRASHES: u64 = 300;
 /// The interval between checks of whether the other holder has acknowledged a write alone, in nanoseconds.
 const LOOK_FOR_ACKS: u64 = 3_000_000;
@@ -150,8 +150,8 @@ impl World {
         }
     }
 
-    /// Sends a stop signal to the process at a place. With some probability, the other holder of its keys
-    /// crashes soon after.
+    /// Sends a stop signal to the process at a place. With some probability, the other holder of one of its groups
+    /// crashes afterwards.
     pub(super) fn signal_at(&mut self, place: usize) {
         let Some(process) = self.running_at(place).filter(|_| self.serves()) else { return };
         self.note_place(place, format_args!("process {process} receives a stop signal"));
@@ -310,10 +310,10 @@ impl World {
             Ok((shard, false)) => self.give(process, shard + 1, Input::Dump(group, number)),
             Ok((_, true)) => {
                 let delay = match self.random.below(100) {
-                    // The dump of a large table takes longer than a stop waits for a silent server.
                     _ if self.config.leaves || self.config.orphans => {
                         self.random.between(500_000, 1_200_000_000)
                     }
+                    // The dump of a large table takes longer than a stop waits for a silent server.
                     0..=3 => self.random.between(500_000_000, SLOWEST_DUMP),
                     _ => self.random.between(500_000, 60_000_000),
                 };
@@ -390,7 +390,7 @@ impl World {
         }
     }
 
-    /// Ends the dumps in progress of a process that ends; their partial files stay on the disk.
+    /// Ends the dumps in progress of a process that ends. Their partial files stay on the disk.
     pub(super) fn cut_dumps(&mut self, process: usize) {
         for job in self.operator.take_jobs(process) {
             self.operator.keep(job.cut());

@@ -1,4 +1,4 @@
-//! The sender of one flood: a few threads, each of which serves a part of the connections with poll(2).
+//! The sender of one flood: up to two threads, each with a part of the connections.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -20,11 +20,11 @@ use super::shape::{Kind, Manner, Shape};
 
 /// The number of sending threads.
 const THREADS: usize = 2;
-/// The size in bytes at which a block of requests is complete.
+/// The size in bytes from which a block of requests is complete.
 const BLOCK_BYTES: usize = 128 << 10;
 /// The maximum number of bytes of one read. The bytes are discarded.
 const READ_BYTES: usize = 256 << 10;
-/// The maximum time for which a thread waits for room in a socket or for responses.
+/// The timeout of one poll(2), and of one attempt to connect.
 const WAIT: Duration = Duration::from_millis(10);
 /// The length of a frame's header in bytes. The header begins with the length of the body.
 const HEADER: usize = 8;
@@ -39,8 +39,8 @@ pub(crate) struct Aim {
     pub(crate) key: Vec<u8>,
 }
 
-/// Sends a flood for a while. Returns the number of received frames, or of connections for shapes that only
-/// connect.
+/// Sends a flood for the time `lasts`. Returns the number of received frames, or the number of connections if the shape
+/// only connects.
 pub(crate) fn flood(aim: &Aim, shape: &Shape, lasts: Duration) -> anyhow::Result<u64> {
     let until = Instant::now() + lasts;
     let threads = THREADS.min(shape.connections);
@@ -63,7 +63,8 @@ pub(crate) fn flood(aim: &Aim, shape: &Shape, lasts: Duration) -> anyhow::Result
     })
 }
 
-/// Opens and resets connections, with some connections open at any time.
+/// Opens one connection after the other, and keeps the latest `shape.connections` of them open. Closing a connection
+/// resets it.
 fn knock(aim: &Aim, shape: &Shape, until: Instant) -> anyhow::Result<u64> {
     let mut open = std::collections::VecDeque::new();
     let mut count = 0;
@@ -97,7 +98,7 @@ fn converse(aim: &Aim, shape: &Shape, thread: u64, until: Instant) -> anyhow::Re
         for (talker, ready) in talkers.iter_mut().zip(ready) {
             if !ready.is_empty() && !talker.work(aim, ready, &mut scratch) && Instant::now() < until
             {
-                // The server may close the connection. Then another one takes its place.
+                // The server may close a connection. A new one replaces it.
                 talker.reconnect(aim)?;
             }
         }
@@ -176,7 +177,7 @@ impl Talker {
         }
     }
 
-    /// Reads and sends. Returns false once the server has closed the connection.
+    /// Reads and sends as far as the socket is ready. Returns false if the connection has ended.
     fn work(&mut self, aim: &Aim, ready: PollFlags, scratch: &mut [u8]) -> bool {
         if ready.contains(PollFlags::IN) && !self.read(scratch) {
             return false;
@@ -234,7 +235,7 @@ impl Talker {
         }
     }
 
-    /// Writes the next requests.
+    /// Fills the block with the next requests.
     fn fill(&mut self, aim: &Aim) {
         let is_repeated = !matches!(self.shape.kind, Kind::Put(_) | Kind::Garbage);
         if is_repeated && self.shape.manner != Manner::Closed && self.asked > 1 {
@@ -276,8 +277,8 @@ impl Talker {
                 return self.block.extend(bytes);
             }
         };
-        // The key does not exist. Its digest is that of a key in the flooded shard, so the server looks for it in
-        // this shard.
+        // The digest is always that of a key in the flooded shard, so the server looks up a missing key in this shard,
+        // too.
         let digest = Digest::of(&aim.key);
         let id = RequestId(self.asked);
         Request { id, view: aim.view, digest, key, operation }.write(&mut self.block);

@@ -1,8 +1,8 @@
-//! The shapes of a flood.
+//! The shapes of floods.
 
 use std::fmt;
 
-/// The requests of a flood.
+/// The kind of bytes that a flood sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Noop,
@@ -77,7 +77,7 @@ pub(crate) const SHAPES: &[Shape] = &[
     shape(Kind::GarbageToServers, Manner::Open, 8),
 ];
 
-/// The shapes that broke clusters before streams had separate buffers, and one shape of each other kind.
+/// A short selection: shapes that once made clusters change their views, and shapes of further kinds.
 pub(crate) const QUICK: &[Shape] = &[
     shape(Kind::Noop, Manner::Open, 2),
     shape(Kind::GetMissing, Manner::Open, 6),

@@ -52,6 +52,8 @@ enum OrdersError {
     Random(String),
     #[error("the server rejected the connection: {0}")]
     Refused(String),
+    #[error("expected ORDERS-WELCOME in response to ORDERS-HELLO, not ADMITTED")]
+    NoWelcome,
 }
 
 /// Maintains the connection to a process until the process is proven to have ended.
@@ -102,9 +104,7 @@ async fn connect(
         opcode::ORDERS_WELCOME => Ok(connection),
         _ => match Admission::read(frame.opcode, &frame.body)? {
             Admission::Refused { reason } => Err(OrdersError::Refused(reason)),
-            Admission::Admitted { .. } => {
-                Err(OrdersError::Refused("it sent ADMITTED instead of ORDERS-WELCOME".into()))
-            }
+            Admission::Admitted { .. } => Err(OrdersError::NoWelcome),
         },
     }
 }

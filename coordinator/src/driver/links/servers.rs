@@ -5,11 +5,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kv_core::cluster::{Ignored, LinkId};
-use kv_protocol::ServerId;
 use kv_protocol::control_message::{Admission, ServerMessage, Started, opcode};
 use kv_protocol::frame::FrameRules;
 use kv_protocol::key::{self, Challenge, Link, Seal};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
+use kv_protocol::{FailureTimeout, ServerId};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -28,9 +28,14 @@ const SPARE_CONNECTIONS: usize = 256;
 /// reason. Further ones are closed at once.
 const MAX_FAREWELLS_AT_ONCE: usize = 64;
 
-/// The time without a frame after which a link is closed. With a shorter failure timeout, the server already counts as
-/// down then. A server that still runs reconnects.
-const LINK_SILENCE: Duration = Duration::from_secs(30);
+/// The minimum time without a frame after which a link is closed.
+const MIN_LINK_SILENCE: Duration = Duration::from_secs(30);
+
+/// Returns the time without a frame after which a link is closed. The end of a link marks its server down, so this time
+/// is longer than the failure timeout: a silent server is down already. A server that still runs reconnects.
+fn link_silence(times: FailureTimeout) -> Duration {
+    MIN_LINK_SILENCE.max(times.timeout() * 2)
+}
 
 /// Serves the port forever.
 pub(super) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
@@ -155,8 +160,9 @@ async fn follow(
     refusals: &Refusals,
 ) {
     let mut sent = None;
+    let silence = link_silence(driver.cluster().config().failure_timeout);
     loop {
-        let frame = match connection.next_frame(Some(LINK_SILENCE)).await {
+        let frame = match connection.next_frame(Some(silence)).await {
             Ok(Some(frame)) => frame,
             Ok(None) | Err(ConnectionError::Io(_)) => return,
             Err(error) => return refusals.note(format_args!("server {server}"), error),
@@ -181,6 +187,23 @@ async fn follow(
         {
             sent = Some(map.revision);
             connection.queue(&map.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
+
+    use super::*;
+
+    #[test]
+    fn a_link_stays_open_for_longer_than_the_failure_timeout() {
+        let longest = *FAILURE_TIMEOUT_SECONDS.end();
+        for seconds in [*FAILURE_TIMEOUT_SECONDS.start(), 0.5, 30.0, 60.0, longest] {
+            let timeout = Duration::from_secs_f64(seconds);
+            let silence = link_silence(FailureTimeout::new(timeout));
+            assert!(silence >= MIN_LINK_SILENCE && silence > timeout, "{seconds}: {silence:?}");
         }
     }
 }

@@ -67,7 +67,8 @@ fn a_server_that_requests_to_leave_hands_its_groups_over_and_is_then_replaced() 
     let effects = world.take();
     let next = world.cluster.member(id);
     assert!(effects.contains(&Effect::Spawn { member: next }), "{effects:?}");
-    assert!(world.seen.contains(&Effect::Leaving { member }) && next != member);
+    let leaving = Effect::Leaving { member, why: LeaveReason::StopSignal };
+    assert!(world.seen.contains(&leaving) && next != member);
     assert!(!world.seen.iter().chain(&effects).any(|e| matches!(e, Effect::DoubleFault { .. })));
     assert_eq!(world.cluster.state(), ClusterState::Degraded);
     world.start_as(next);

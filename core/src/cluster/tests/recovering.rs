@@ -38,6 +38,31 @@ fn a_recovery_ends_with_every_group_at_home_and_gives_the_orders_of_the_original
 }
 
 #[test]
+fn proofs_of_death_do_not_accumulate_while_no_order_arrives() {
+    let mut world = World::serving(3);
+    let (primary, first) = (world.cluster.member(C), world.cluster.member(A));
+    world.cluster.on_orders_lost(primary);
+    for _ in 0..5 {
+        let dead = world.cluster.member(A);
+        world.exit(A);
+        while world.cluster.member(A) == dead || world.cluster.started(A).is_none() {
+            world.run(&[A, B, C]);
+        }
+    }
+    world.cluster.on_orders_connected(primary, &mut world.effects);
+    let proofs: Vec<_> = world
+        .effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Order { to, order } if *to == primary => Some(order.kind),
+            _ => None,
+        })
+        .filter(|kind| matches!(kind, OrderKind::Exited(_)))
+        .collect();
+    assert_eq!(proofs, [OrderKind::Exited(first)], "the only process that it may have followed");
+}
+
+#[test]
 fn the_steps_are_shown_in_order() {
     let mut world = World::serving(3);
     let mut shown = Vec::new();

@@ -140,12 +140,12 @@ fn a_copy_out_of_order_or_of_another_group_ends_the_stream_and_is_never_served()
         (
             "a COPY-END before writes that arrived",
             vec![&start, &early],
-            StreamError::Gap { expected: START, got: START },
+            StreamError::End { got: SequenceNumber(START.0 - 1), applied: START },
         ),
         (
             "a COPY-END that claims writes that did not arrive",
             vec![&start, &late],
-            StreamError::Gap { expected: SequenceNumber(START.0 + 2), got: START },
+            StreamError::End { got: SequenceNumber(START.0 + 1), applied: START },
         ),
         (
             "a gap in the live writes",

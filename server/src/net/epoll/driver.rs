@@ -57,7 +57,7 @@ fn run(poller: Poller, prepared: Prepared) -> ! {
 }
 
 impl Engine {
-    /// Serves until the process ends.
+    /// Serves the shard until the process ends.
     fn drive(&self, messages: &Messages<ShardMessage>) -> ! {
         let mut duties = Duties::new();
         let mut tick_at = Time::default();

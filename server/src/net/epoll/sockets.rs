@@ -87,7 +87,7 @@ impl Connection {
 pub(super) struct Sockets {
     connections: ConnectionTable<Connection>,
     pub(super) listeners: Vec<Listener>,
-    /// At most one per group.
+    /// The dials in progress, at most one for each group.
     pub(super) dials: Vec<Dialling>,
     last_dial: u32,
     /// Streams between servers: all are served in every turn.

@@ -206,7 +206,7 @@ impl Net {
     }
 
     /// Receives once from a connection that was taken out of its queue, and serves the bytes. It is queued again if
-    /// there may be more. Returns the time of the receive if it brought bytes.
+    /// there may be more. Returns the time of the receive if bytes were received.
     fn receive(
         &mut self,
         shard: &mut Shard,
@@ -232,7 +232,7 @@ impl Net {
             Some((mut buffer, missing)) => {
                 let most = next_of_long_frame(buffer.len(), missing);
                 let received = receive_behind(&connection.fd, &mut buffer, most);
-                // The clock is read after the receive, because a lease check may rely on it.
+                // The clock is read after the receive, because a lease check may rely on that order.
                 let now = clock::now();
                 shard.take_input_back(now, id, buffer);
                 (received, most, now)
@@ -366,7 +366,7 @@ impl Net {
 }
 
 /// Sends a connection's bytes until none are left, the socket is full, or the limit of a turn is reached. Returns the
-/// number of bytes sent, and whether more may be sent at once.
+/// number of bytes sent, and whether the limit has ended the sending.
 fn send_unsent(connection: &mut Connection, shard: &mut Shard, now: Time) -> (usize, bool) {
     let (id, mut sent) = (connection.id, 0);
     loop {

@@ -130,7 +130,7 @@ impl Buffers {
         Ok(buffers)
     }
 
-    /// Returns the piece of a completion: `length` bytes of the buffer, behind the earlier pieces.
+    /// Returns the piece of a completion: `length` bytes of the buffer, after the earlier pieces.
     pub(super) fn lend(&mut self, buffer: u16, length: usize) -> Lent {
         let bytes_each = self.shape.bytes_each as usize;
         let filled = &mut self.filled[usize::from(buffer)];

@@ -8,8 +8,8 @@
 //!
 //! The ring belongs to one thread (SINGLE_ISSUER), and the kernel runs its deferred work only when that thread calls
 //! io_uring_enter(2) (DEFER_TASKRUN). So the kernel does not interrupt the thread, and one system call serves all
-//! connections. A buffer that the kernel sends or receives into is kept here until its completion returns it, so no
-//! other code can access it before. (io_uring(7), io_uring_setup(2); Linux 6.1.)
+//! connections. A buffer that the kernel sends or receives into is kept here until its completion. Until then, no other
+//! code can access it. (io_uring(7), io_uring_setup(2); Linux 6.1.)
 
 use std::io;
 use std::net::SocketAddr;
@@ -33,7 +33,7 @@ pub(super) struct Sizes {
     pub(super) requests: u32,
     /// The number of entries of the completion queue. If it is full, completions wait in the kernel.
     pub(super) completions: u32,
-    /// Receive buffers of each group if the kernel fills buffers piece by piece, and if it does not (`at_once`).
+    /// The receive buffers of each group, if the kernel fills buffers piece by piece, and if it does not (`at_once`).
     pub(super) in_pieces: Shape,
     pub(super) at_once: Shape,
 }
@@ -192,7 +192,7 @@ impl Uring {
         unsafe { self.push(slot, Request::Receive, entry) };
     }
 
-    /// Queues one receive of up to `most` bytes, behind the contents of the buffer.
+    /// Queues one receive of up to `most` bytes, which are appended to the buffer.
     pub(super) fn receive_into(
         &mut self,
         slot: SlotId,
@@ -350,7 +350,7 @@ impl Uring {
                             length <= buffer.capacity(),
                             "more was received than there was room"
                         );
-                        // SAFETY: the kernel has written `count` bytes behind the others.
+                        // SAFETY: the kernel has written `count` bytes after the others.
                         unsafe { buffer.set_len(length) };
                     }
                     Event::ReceivedInto(result, buffer)

@@ -73,8 +73,8 @@ pub(super) struct Connection {
 pub(super) enum Receiving {
     /// Not receiving.
     Nothing,
-    /// One receive into a separate buffer. It is used for the hello, after which another shard may take over, and for
-    /// all bytes at the servers' port before the handshake of a stream is complete.
+    /// One receive into a separate buffer. It is used for the hello, after which another shard may adopt the
+    /// connection. At the servers' port it is used until the handshake of a stream is complete.
     Hello,
     /// A multishot receive of all bytes.
     All,
