@@ -7,8 +7,8 @@ SHELL := bash
 # Cargo.lock pins the tested versions, so no command here may change it.
 CARGO := cargo
 LOCKED := --locked
-# Builds with mutations (deliberate omissions of rules) have their own target directory, so that they are never shipped.
-MUTATIONS := $(LOCKED) --target-dir target/mutations -p kv-sim --features mutations
+# Builds with mutations (deliberate omissions of rules): only of the simulator and of the crates that it runs.
+MUTATIONS := $(LOCKED) -p kv-sim --features mutations
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/lib/*.sh)
 
 all: ## build the executables and the C library (release), in bin/

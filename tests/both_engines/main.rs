@@ -10,3 +10,4 @@ mod faults;
 mod hostile_bytes;
 mod hostile_load;
 mod narrow_link;
+mod watchdog;

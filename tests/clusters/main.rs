@@ -21,4 +21,3 @@ mod state_not_stored;
 mod stop_dumps;
 mod stop_signals;
 mod strangers;
-mod watchdog;

@@ -180,7 +180,10 @@ fn a_server_is_restarted_in_place_and_the_command_waits_until_all_its_copies_are
         assert_eq!(health(&cluster), (Health::Whole, 0));
         check_all(&cluster);
     }
-    assert!(!cluster.coord_log().contains("cluster file still names"), "a server was moved");
+    let log = cluster.coord_log();
+    assert!(!log.contains("cluster file still names"), "a server was moved");
+    assert!(log.contains("server 0 is being replaced: its groups are handed over"), "{log}");
+    assert!(!log.contains("received a stop signal"), "{log}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Driver {
                 let id = member.server;
                 let why = match why {
                     LeaveReason::StopSignal => "received a stop signal",
-                    LeaveReason::Move => "leaves because its place moves to another host",
+                    LeaveReason::Replaced => "is being replaced",
                 };
                 self.console.say(&format!(
                     "server {id} {why}: its groups are handed over to the other servers first"

@@ -138,7 +138,7 @@ pub enum Effect {
         /// True if another replica has dumped the same group.
         is_dumped: bool,
     },
-    /// One server leaves in an orderly way, at its own request or because its place moves to another host.
+    /// One server leaves in an orderly way.
     Leaving {
         /// The process that leaves.
         member: Member,
@@ -188,8 +188,8 @@ pub enum DownCause {
 pub enum LeaveReason {
     /// The server received a stop signal.
     StopSignal,
-    /// The place of the server moves to another host.
-    Move,
+    /// The operator has requested a new process for its place, on the same host or on another one.
+    Replaced,
 }
 
 /// The reason to kill a process.

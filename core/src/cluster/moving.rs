@@ -121,7 +121,7 @@ impl Cluster {
             match server.stage {
                 Stage::Running if may_go => {
                     let member = server.member;
-                    sink.push(Effect::Leaving { member, why: LeaveReason::Move });
+                    sink.push(Effect::Leaving { member, why: LeaveReason::Replaced });
                     self.begin_leave(now, id, sink);
                 }
                 Stage::Parting(_) if !may_go && !server.wants_to_leave => {

@@ -197,7 +197,7 @@ fn a_move_waits_while_another_holder_is_silent_and_the_process_takes_over_as_usu
         world.run(&ids);
         world.pass(Duration::from_millis(500), &ids);
     }
-    assert!(world.seen.contains(&Effect::Leaving { member: old, why: LeaveReason::Move }));
+    assert!(world.seen.contains(&Effect::Leaving { member: old, why: LeaveReason::Replaced }));
     world.cluster.on_left(world.now, old, &mut world.effects);
     world.run(&ids);
     assert_ne!(world.cluster.member(A), old);
