@@ -53,7 +53,10 @@ pub enum Error {
         action: Action,
     },
     /// The condition of the write does not hold; nothing was changed.
-    #[error("{action}: the condition does not hold ({}); nothing was changed: read the key and decide again", found(*version))]
+    #[error(
+        "{action}: the condition does not hold ({}); nothing was changed: read the key and decide again",
+        found(*version)
+    )]
     Conflict {
         /// The operation and its key.
         action: Action,
@@ -114,7 +117,8 @@ pub enum Error {
     /// Another process uses this client's id, such as the clone of a virtual machine. The write was not executed. Later
     /// writes to the same shard use another id.
     #[error(
-        "{action}: not done: another process uses this client's id and the number of this write; open a new client in each copy of a process or machine"
+        "{action}: not done: another process uses this client's id and the number of this write; open a new client in \
+         each copy of a process or machine"
     )]
     SharedIdentity {
         /// The operation and its key.
@@ -122,7 +126,8 @@ pub enum Error {
     },
     /// A cluster that was not restored from the client's cluster has replaced it; nothing was changed.
     #[error(
-        "{action}: cluster {known}, for which this client was opened, was replaced by cluster {got}, which was not restored from it; open a new client"
+        "{action}: cluster {known}, for which this client was opened, was replaced by cluster {got}, which was \
+         not restored from it; open a new client"
     )]
     OtherCluster {
         /// The operation and its key.

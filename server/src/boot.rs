@@ -140,6 +140,7 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
         placement: Placement::new(args.servers, args.shards),
         failure_timeout: args.failure_timeout,
         session_idle: SESSION_IDLE,
+        long_value: kv_shard::LONG_VALUE,
     })
 }
 

@@ -73,6 +73,7 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
         placement,
         failure_timeout: Default::default(),
         session_idle: SESSION_IDLE,
+        long_value: kv_shard::LONG_VALUE,
     };
     let mut listeners: Vec<(TcpListener, Port)> =
         vec![(clients, Port::Clients), (servers, Port::Servers)];

@@ -42,6 +42,7 @@ fn shard(server: u16) -> Shard {
         placement: Placement::new(3, 1),
         failure_timeout: Default::default(),
         session_idle: SESSION_IDLE,
+        long_value: kv_shard::LONG_VALUE,
     };
     let mut nonce = u128::from(server) << 64;
     let nonces = Box::new(move || {

@@ -77,5 +77,6 @@ pub use event::{Event, EventKind};
 pub use handshake::{HelloBounds, MAX_AWAITING_HELLO, Port};
 pub use load::{DumpedEntries, LoadPiece};
 pub use log_limit::LogLimit;
+pub use output::LONG_VALUE;
 pub use service::{Counters, Identity, InstallRefused, Nonces, Service};
 pub use shard::{Fate, Shard, Transmit};

@@ -33,8 +33,8 @@ mod single;
 use single::{LongResponse, parts};
 pub(crate) use single::{Output, PinnedValue};
 
-/// The length above which a value is sent directly from the table.
-pub(crate) const LONG_VALUE: usize = 4 << 10;
+/// The default length, in bytes, above which a value is sent directly from the table.
+pub const LONG_VALUE: usize = 4 << 10;
 /// The capacity above which an empty buffer is returned to the allocator. Smaller buffers are kept for reuse,
 /// because they have grown to the size that a pipeline of requests needs.
 const KEPT_CAPACITY: usize = 1 << 20;

@@ -43,7 +43,7 @@ use crate::connection_memory::ConnectionMemory;
 use crate::event::{Event, EventKind};
 use crate::load::LoadPiece;
 use crate::log_limit::LogLimit;
-use crate::output::{LONG_VALUE, Outputs, PinnedValue};
+use crate::output::{Outputs, PinnedValue};
 
 mod inspect;
 mod long_values;
@@ -84,6 +84,9 @@ pub struct Identity {
     pub failure_timeout: FailureTimeout,
     /// The idle timeout of a client's session.
     pub session_idle: Duration,
+    /// The length in bytes above which a value is sent directly from the table ([`LONG_VALUE`](crate::LONG_VALUE) in a
+    /// server).
+    pub long_value: usize,
 }
 
 impl Identity {
@@ -318,7 +321,7 @@ impl Service {
         let checked_at =
             if mutations::is_open(Mutation::RespondedBeforeLease) { Time::default() } else { now };
         if let Some(response) = hosted.replica.response_to_read(checked_at, request, *hash) {
-            if response.value.len() <= LONG_VALUE {
+            if response.value.len() <= self.identity.long_value {
                 return self.outputs.append(id, |bytes| response.write(bytes));
             }
             let (head, length) =

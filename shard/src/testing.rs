@@ -49,6 +49,7 @@ pub(crate) fn shard_with_memory(server: u16, memory: Arc<ConnectionMemory>) -> S
         placement: Placement::new(3, 1),
         failure_timeout: Default::default(),
         session_idle: SESSION_IDLE,
+        long_value: crate::LONG_VALUE,
     };
     let chunks = || Box::new(HeapChunks::new(CHUNK_BYTES_MIN)) as _;
     let mut nonce = u128::from(server) << 64;

@@ -47,6 +47,8 @@ pub struct Bounds {
     pub memory: u64,
     /// The idle timeout of a session.
     pub session_idle: Duration,
+    /// The length in bytes above which a value is sent directly from the table.
+    pub long_value: usize,
 }
 
 impl Bounds {
@@ -118,6 +120,7 @@ impl Process {
                 placement,
                 failure_timeout: FailureTimeout::DEFAULT,
                 session_idle: bounds.session_idle,
+                long_value: bounds.long_value,
             };
             Executor::new(identity, &memory, seed, &is_exhausted)
         });

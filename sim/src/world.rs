@@ -24,6 +24,7 @@ use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ServerId, Sha
 use kv_protocol::key::{Link, Nonce, Seal};
 use kv_protocol::limits::{MAX_CONTROL_BODY, MAX_RESPONSE_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
+use kv_shard::LONG_VALUE;
 use kv_testkit::random::Random;
 
 use crate::checks::Checks;
@@ -104,6 +105,8 @@ pub struct Config {
 
 /// A memory limit in bytes, for one copy of all data, that is so low that writes are rejected in some runs.
 const LITTLE_MEMORY: u64 = 2 << 20;
+/// The length in bytes above which a value is sent directly from the table, in runs with waves.
+const SHORT_LONG_VALUE: usize = 400;
 /// The short idle timeout of sessions in some runs. No request is in flight for longer.
 const SHORT_IDLE: Duration = Duration::from_secs(12);
 
@@ -156,6 +159,8 @@ impl Config {
                     _ => MEMORY,
                 },
                 session_idle: if forgets_soon { SHORT_IDLE } else { SESSION_IDLE },
+                // Only values of at most a kibibyte are moved by compaction, because the chunks of a run are small.
+                long_value: if has_waves { SHORT_LONG_VALUE } else { LONG_VALUE },
             },
         }
     }

@@ -295,6 +295,7 @@ mod tests {
             placement,
             failure_timeout: FailureTimeout::DEFAULT,
             session_idle: SESSION_IDLE,
+            long_value: kv_shard::LONG_VALUE,
         };
         let directory = tempfile::tempdir().unwrap();
         (

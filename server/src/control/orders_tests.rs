@@ -30,6 +30,7 @@ fn node() -> Arc<ServerProcess> {
         placement,
         failure_timeout: Default::default(),
         session_idle: SESSION_IDLE,
+        long_value: kv_shard::LONG_VALUE,
     };
     let statistics =
         Statistics::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));

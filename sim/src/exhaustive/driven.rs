@@ -83,6 +83,7 @@ impl Machine for Driven {
             placement,
             failure_timeout: FailureTimeout::DEFAULT,
             session_idle: SESSION_IDLE,
+            long_value: kv_shard::LONG_VALUE,
         };
         let nonce = Rc::new(Cell::new(DIALLER));
         let drawn = Rc::clone(&nonce);

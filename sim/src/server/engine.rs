@@ -9,7 +9,7 @@ use kv_shard::turn::{self, Engine as _, Waiting};
 use kv_shard::{Address, Fate, Port, Shard, Transmit};
 
 use super::executor::{Input, Output};
-use super::socket::{Reader, Sockets};
+use super::socket::{Reader, Socket, Sockets};
 use super::tap::{Asked, SentResponse};
 use crate::clock::Clock;
 use crate::invariants::messages;
@@ -50,6 +50,8 @@ pub(super) struct Engine {
     suspects: Vec<Suspect>,
     /// Responses to requests of this wake-up.
     pub(super) fresh: Vec<(SentResponse, Asked)>,
+    /// The sockets that were closed in this wake-up, for the checks of its events.
+    pub(super) closed: Vec<(ConnectionId, Socket)>,
     /// Streams whose other ends have closed them in this wake-up.
     pub(super) ended: Vec<ConnectionNumber>,
 }
@@ -68,6 +70,7 @@ impl Engine {
             output: Vec::new(),
             suspects: Vec::new(),
             fresh: Vec::new(),
+            closed: Vec::new(),
             ended: Vec::new(),
         }
     }
@@ -225,7 +228,8 @@ impl turn::Engine for Turn<'_> {
             }
             Fate::Close => {
                 shard.close(now, id);
-                self.engine.sockets.remove(id);
+                let closed = self.engine.sockets.remove(id);
+                self.engine.closed.extend(closed.map(|socket| (id, socket)));
                 self.engine.unread.remove(&number);
                 self.engine.output.push(Output::Close(number));
             }

@@ -338,7 +338,9 @@ impl Executor {
             let (group, error) = match event.kind {
                 EventKind::StreamBroken { group, error } => (group, error),
                 EventKind::ValueLost { group, connection } => {
-                    let socket = self.engine.sockets.get(connection);
+                    let mut closed = self.engine.closed.iter();
+                    let closed = closed.find(|(id, _)| *id == connection).map(|(_, socket)| socket);
+                    let socket = closed.or_else(|| self.engine.sockets.look_up(connection));
                     let asked = socket.and_then(|socket| socket.tap.oldest(group));
                     let cleared = self.cleared.get(&group).copied().unwrap_or(0);
                     if asked.is_some_and(|asked| asked > cleared) {
@@ -362,6 +364,7 @@ impl Executor {
                 self.engine.output.push(Output::Broken(copies::copy_differs(group, sn)));
             }
         }
+        self.engine.closed.clear();
     }
 
     fn publish(&mut self, true_now: u64, now: Time) {

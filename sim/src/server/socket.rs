@@ -128,6 +128,11 @@ impl Sockets {
         self.open.get_mut(&id)
     }
 
+    /// Returns a socket, to inspect it.
+    pub(super) fn look_up(&self, id: ConnectionId) -> Option<&Socket> {
+        self.open.get(&id)
+    }
+
     /// Removes a socket that is closed from this side, or handed over.
     pub(super) fn remove(&mut self, id: ConnectionId) -> Option<Socket> {
         let socket = self.open.remove(&id)?;

@@ -10,7 +10,7 @@ use kv_shard::Port;
 
 use super::*;
 use crate::invariants::{groups, messages, slowness, writes};
-use kv_history::Returned;
+use kv_history::{Asked, Returned};
 
 /// The probability, per mille, that a client's write is followed by one with the digest of another key.
 const FORGED_PER_MILLE: u64 = 5;
@@ -18,8 +18,8 @@ const FORGED_PER_MILLE: u64 = 5;
 const RESET_PER_MILLE: u64 = 2;
 /// The probability, per mille, that a client shuts down its sending direction after a request.
 const HALF_CLOSE_PER_MILLE: u64 = 2;
-/// The length above which a value is sent from the table.
-const LONG_VALUE: usize = 4 << 10;
+/// The probability, per mille, that a read is repeated by a client that receives slowly, in runs with waves.
+const PIN_PER_MILLE: u64 = 50;
 /// The connection number of a failed dial.
 const NO_CONNECTION: ConnectionNumber = ConnectionNumber(usize::MAX);
 
@@ -206,9 +206,32 @@ impl World {
         };
         self.clients[client].note_connection(id, number);
         let bytes = self.with_forgery(client, bytes);
+        self.pin_at_times(client, id, to, &bytes);
         self.send(number, 0, bytes);
         if lag == 0 {
             self.half_close_at_times(client, to, number);
+        }
+    }
+
+    /// Repeats a read from another client, which receives slowly, with some probability in runs with waves.
+    fn pin_at_times(
+        &mut self,
+        client: usize,
+        id: u64,
+        to: (SocketAddr, ShardId, ClientId),
+        bytes: &[u8],
+    ) {
+        let flight = self.clients[client].flights.get(&id);
+        let is_read = flight.is_some_and(|flight| flight.asked == Asked::Read);
+        if !is_read || !self.config.has_waves || self.is_healing {
+            return;
+        }
+        let process = self.processes.iter().rposition(|p| p.alive && p.address == to.0);
+        if let Some(process) = process.filter(|_| self.random.per_mille(PIN_PER_MILLE)) {
+            let rules = FrameRules::unchecked(MAX_CLIENT_BODY);
+            let frame = split_frame(bytes, &rules).ok().flatten().expect("it is well formed");
+            let request = Request::read(frame.opcode, frame.body).expect("it is well formed");
+            self.pin_for_a_while(process, to.1, &request);
         }
     }
 
@@ -307,7 +330,7 @@ impl World {
             }
             if frame.opcode == client_opcode::RESPONSE {
                 let response = Response::read(frame.body).expect("it is well formed");
-                self.counts.long_values += u64::from(response.value.len() > LONG_VALUE);
+                self.counts.long_values += u64::from(response.value.len() > self.config.bounds.long_value);
                 self.clients[client].on_response(now, jitter, &response, &mut wishes);
             }
         }

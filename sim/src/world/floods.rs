@@ -1,4 +1,6 @@
-//! Runs whose only fault is load: more requests than the executors can serve, and clients that read no response.
+//! Clients whose responses are ignored. In some runs they are the only fault: they send more requests than the
+//! executors can serve, or read no response. In runs with waves, some receive a value slowly, so that its
+//! entry stays pinned while the table is compacted.
 //!
 //! ```text
 //!   each executor:  clients with thousands of outstanding requests, which take longer than half a lease to serve
@@ -28,6 +30,12 @@ const OUTSTANDING: usize = 9_000;
 const NEVER_READERS: usize = 2;
 /// The number of requests that each of them sends.
 const UNREAD: usize = 60_000;
+/// The kind of a client that sends reads and receives the responses slowly.
+const PINNER: usize = FLOODERS + NEVER_READERS;
+/// The number of reads that such a client sends.
+const PINS: u64 = 150;
+/// The longest time for which such a client stays connected, in nanoseconds.
+const PINS_FOR: u64 = 3_000_000_000;
 
 /// The load in progress.
 #[derive(Debug, Default)]
@@ -72,13 +80,41 @@ impl World {
     }
 
     fn add_flooder(&mut self, process: usize, shard: ShardId, kind: usize) {
+        let flooder = self.connect_flooder(process, shard, kind);
+        self.flood(flooder, if kind < FLOODERS { OUTSTANDING } else { UNREAD });
+    }
+
+    /// Repeats a read many times from a client that receives slowly and closes the connection after a while. The first
+    /// responses fill the buffers of the socket, so the others keep the entry pinned.
+    pub(super) fn pin_for_a_while(
+        &mut self,
+        process: usize,
+        shard: ShardId,
+        request: &Request<'_>,
+    ) {
+        let flooder = self.connect_flooder(process, shard, PINNER);
+        let number = self.floods.flooders[flooder].number;
+        let mut bytes = Vec::new();
+        for id in 0..PINS {
+            Request { id: RequestId(id), ..*request }.write(&mut bytes);
+        }
+        self.send(number, 0, bytes);
+        let lasts = self.random.between(PINS_FOR / 10, PINS_FOR);
+        self.after(lasts, Happening::EndOfInput(number, 0));
+    }
+
+    /// Connects a client of this kind to a shard, and returns its index.
+    fn connect_flooder(&mut self, process: usize, shard: ShardId, kind: usize) -> usize {
         let flooder = self.floods.flooders.len();
         let ends = [Actor::Flooder { flooder }, self.any_executor(process)];
         let hosts = ends.map(|end| self.host_of(end));
         let number = self.network.connect(&mut self.random, ends, hosts);
-        let reads = kind < FLOODERS;
         if let Actor::Shard { process, shard } = ends[1] {
-            let reader = if reads { Reader::Fast } else { Reader::Never };
+            let reader = match kind {
+                0..FLOODERS => Reader::Fast,
+                PINNER => Reader::Slow,
+                _ => Reader::Never,
+            };
             self.give(process, shard, Input::Accepted(number, Port::Clients, reader));
         }
         let (cluster, client) = (self.cluster(), ClientId(1 << 120 | flooder as u128));
@@ -86,7 +122,7 @@ impl World {
         Hello { cluster, client, shard }.write(&mut bytes);
         self.send(number, 0, bytes);
         self.floods.flooders.push(Flooder { number, kind, outstanding: 0, next: 1 });
-        self.flood(flooder, if reads { OUTSTANDING } else { UNREAD });
+        flooder
     }
 
     /// Sends requests until `most` are outstanding.
@@ -120,8 +156,10 @@ impl World {
         while let Some(frame) = input.next_frame().expect("it is well formed") {
             responses += usize::from(frame.opcode == client_opcode::RESPONSE);
         }
-        self.counts.load += responses as u64;
-        let state = &mut self.floods.flooders[flooder];
+        let Some(state) = self.floods.flooders.get_mut(flooder) else { return };
+        if state.kind != PINNER {
+            self.counts.load += responses as u64;
+        }
         state.outstanding = state.outstanding.saturating_sub(responses);
         if state.outstanding < OUTSTANDING / 2 && state.kind < FLOODERS && !self.is_healing {
             self.flood(flooder, OUTSTANDING);
