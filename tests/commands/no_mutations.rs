@@ -18,8 +18,12 @@ fn no_shipped_program_can_disable_a_rule() {
     crate::common::turn::take();
     let server = PathBuf::from(env!("CARGO_BIN_EXE_server"));
     let library = server.with_file_name("libkvclient.so");
-    let shipped =
-        [server.clone(), env!("CARGO_BIN_EXE_coord").into(), env!("CARGO_BIN_EXE_client").into(), library];
+    let shipped = [
+        server.clone(),
+        env!("CARGO_BIN_EXE_coord").into(),
+        env!("CARGO_BIN_EXE_client").into(),
+        library,
+    ];
     for path in shipped {
         assert!(!has_marker(&path), "{} contains the mutations", path.display());
     }

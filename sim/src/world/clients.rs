@@ -330,7 +330,8 @@ impl World {
             }
             if frame.opcode == client_opcode::RESPONSE {
                 let response = Response::read(frame.body).expect("it is well formed");
-                self.counts.long_values += u64::from(response.value.len() > self.config.bounds.long_value);
+                self.counts.long_values +=
+                    u64::from(response.value.len() > self.config.bounds.long_value);
                 self.clients[client].on_response(now, jitter, &response, &mut wishes);
             }
         }
