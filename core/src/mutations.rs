@@ -118,11 +118,14 @@ impl Readings {
 
 #[cfg(feature = "mutations")]
 impl Readings {
-    /// Records the reading of this wake-up.
+    const LONGEST_WAKE_UP: std::time::Duration = std::time::Duration::from_millis(2);
+
+    /// Records a reading. Readings at short intervals belong to one wake-up.
     pub(crate) fn note(&mut self, now: kv_protocol::ids::Time) {
-        if now != self.latest {
-            self.before = std::mem::replace(&mut self.latest, now);
+        if now.since(self.latest) > Self::LONGEST_WAKE_UP {
+            self.before = self.latest;
         }
+        self.latest = now;
     }
 
     /// Returns the reading to use for a decision: that of the previous wake-up if the rule is disabled, else `now`.
