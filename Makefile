@@ -90,7 +90,7 @@ sim-mutations: ## list the rules whose omission the simulator does not detect (t
 sim-exhaustive: ## visit every state of one group within bounds, then again with each rule omitted (takes long)
 	$(CARGO) run --profile sim $(MUTATIONS) --bin sim-exhaustive
 
-chaos: ## inject faults into real clusters, check every promise, and measure all figures (takes long; root: more faults)
+chaos: ## inject faults into real clusters, check all guarantees, and measure all figures (takes long; root: more faults)
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-chaos --bins
 # The figures are measured even if a promise was broken.
 	failed=0; target/release/chaos $(CHAOS) || failed=1; \

@@ -1,10 +1,10 @@
 //! A benchmark of the CPU time that a server uses per operation, with each network engine. One pipelined client on one
-//! thread has 50 connections, and every response is checked. The engines take turns. The benchmark prints the median
-//! and the spread.
+//! thread has 50 connections, and every response is checked. The runs of the engines alternate. The benchmark prints
+//! the median and the spread.
 //!
 //! ```text
-//!   cargo bench --bench engines             five turns of 2 s for each engine and kind of load
-//!   cargo bench --bench engines -- --test   short turns, to check that it works
+//!   cargo bench --bench engines             five runs of 2 s for each engine and kind of load
+//!   cargo bench --bench engines -- --test   short runs, to check that it works
 //! ```
 //!
 //! All GETs go to one server, whose CPU time is counted. PUTs go to the same server, and the CPU time of its secondary
@@ -80,7 +80,7 @@ impl Connection {
     }
 }
 
-/// The result of one turn.
+/// The result of one run.
 #[derive(Clone, Copy)]
 struct Measured {
     micros_each: f64,
@@ -158,7 +158,7 @@ fn main() {
     for (name, is_put) in [("GET 64 B", false), ("replicated PUT 64 B", true)] {
         for depth in DEPTHS {
             let mut measured = [const { Vec::new() }; 2];
-            // The first turn is the warm-up and is not counted.
+            // The first run is the warm-up run, which counts only in a trial.
             for turn in 0..=turns {
                 for (cluster, measured) in clusters.iter().zip(&mut measured) {
                     client += CONNECTIONS as u128;

@@ -178,12 +178,14 @@
 #define KVC_EVENT_MAP_CHANGED 4
 
 /**
- * kvc_event.kind: according to the newer map, a server is up or was restarted. The first map reports every server.
+ * kvc_event.kind: a newly applied map shows that a server has come up, or that a new process has replaced it. The
+ * first map produces one UP or DOWN event for each server.
  */
 #define KVC_EVENT_SERVER_UP 5
 
 /**
- * kvc_event.kind: according to the newer map, a server is not up. The first map reports every server.
+ * kvc_event.kind: a newly applied map shows a server that was up as starting or down. The first map produces one UP or
+ * DOWN event for each server.
  */
 #define KVC_EVENT_SERVER_DOWN 6
 

@@ -69,7 +69,8 @@ impl Control {
         nanos(self.begun.elapsed())
     }
 
-    /// Returns whether an operation may begin now. After the warm-up of a phase with a count, takes a ticket for it.
+    /// Returns whether an operation may begin now. In a phase with a fixed number of operations, each operation after
+    /// the warm-up uses up one of them.
     pub(crate) fn admit(&self, now_ns: u64) -> bool {
         if now_ns >= self.end_ns || self.is_aborted.load(Ordering::Relaxed) {
             return false;

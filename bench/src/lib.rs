@@ -16,7 +16,7 @@
 //!   report         table, JSON, CSV
 //!
 //!   echo           kv-echo: one process (bare ring), or two (bare chain)
-//!   compare        kv-compare: peers, lower bounds and this store in turns
+//!   compare        kv-compare: alternating runs of peers, lower bounds and this store
 //! ```
 
 mod args;

@@ -1,7 +1,7 @@
 //! Many connections of one thread over one epoll descriptor.
 //!
 //! ```text
-//!   turn:  wait -> for each ready connection: receive, end completed operations, begin new ones, send
+//!   pass:  wait -> for each ready connection: receive, end completed operations, begin new ones, send
 //!               -> in an open loop: begin the due operations, on the connections in turn, and send
 //! ```
 

@@ -1,6 +1,6 @@
 /*
  * The cost of one operation for a client: the C library compared with a bare blocking socket loop that sends
- * the same bytes, and with hiredis. One run is one turn of one side; benches/client alternates the sides.
+ * the same bytes, and with hiredis. One run measures one side; benches/client alternates the sides.
  *
  *   client_cost <side> <get|put> <all|one> <threads|steady|burst|load> <number> <warm ms> <ms>
  *               <plan> <host:port>
@@ -178,7 +178,7 @@ static void pause_ms(unsigned long ms)
         ;
 }
 
-/* Runs one turn: starts the threads, warms up, measures, and prints the result. */
+/* Performs one run: starts the threads, warms up, measures, and prints the result. */
 static void measure(struct start *starts, unsigned threads, unsigned long warm, unsigned long ms)
 {
     pthread_t ids[MAX_THREADS];

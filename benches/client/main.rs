@@ -5,7 +5,7 @@
 //!   three servers, redis-server    real processes, each on its own loopback ports
 //!         plan.rs                  keys, values and frames, in a file for the C program
 //!         turn.rs                  one run of benches/c/client_cost: one side, for a fraction of a second
-//!   grid: A B C  A B C  A B C ...  the sides of a cell take turns; medians over the pairs
+//!   grid: A B C  A B C  A B C ...  the sides of a cell alternate; medians over the pairs
 //!         report.rs                tables and targets; with --report, a file in benches/results/
 //! ```
 //!
@@ -26,11 +26,11 @@ use turn::{Cell, Keys, Measured, Program, Shape, Work};
 /// The options of the command line.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
-    /// The number of turns of each side in each cell.
+    /// The number of runs of each side in each cell.
     pairs: usize,
-    /// The duration of the warm-up of a turn, in milliseconds.
+    /// The duration of the warm-up of a run, in milliseconds.
     warm_up_ms: u32,
-    /// The duration of the measurement of a turn, in milliseconds.
+    /// The duration of the measurement of a run, in milliseconds.
     ms: u32,
     /// True to only check that every side runs.
     is_test: bool,

@@ -36,7 +36,7 @@ impl Spread {
     }
 }
 
-/// Returns the spread of the ratios of the first side to the second. Each ratio compares two adjacent turns.
+/// Returns the spread of the ratios of the first side to the second. Each ratio compares two adjacent runs.
 fn ratio(a: &[Turn], b: &[Turn], of: impl Fn(&Turn) -> f64) -> Spread {
     Spread::of(a.iter().zip(b).map(|(a, b)| of(a) / of(b)))
 }
@@ -191,9 +191,9 @@ pub(crate) fn text(settings: &Settings, measured: &[Measured]) -> String {
         text,
         "Three servers with one shard each, and redis-server, run on loopback. All share the cores; nothing is \
          pinned. There are {} keys of 16 bytes with values of 64 bytes; all keys are equally likely, and \
-         every response is checked. Each side has {pairs} turns of {ms} ms after {warm_up_ms} ms of warm-up \
+         every response is checked. Each side has {pairs} runs of {ms} ms after {warm_up_ms} ms of warm-up \
          (plus 8 ms for each thread). The sides of a cell alternate, each in a closed loop. Figures are \
-         medians with the minimum and the maximum in parentheses. Ratios compare turns that are adjacent \
+         medians with the minimum and the maximum in parentheses. Ratios compare runs that are adjacent \
          in time. A put of this store is on two servers when it is acknowledged, a put of redis-server on \
          one. CPU is the user and system time of the client process, from getrusage. hiredis has one connection. \
          The library has one connection if all keys are on one server, and otherwise three, each with a \
@@ -217,7 +217,7 @@ pub(crate) fn text(settings: &Settings, measured: &[Measured]) -> String {
     text
 }
 
-/// Writes the report, and all turns as JSON, to `benches/results/`.
+/// Writes the report, and all runs as JSON, to `benches/results/`.
 pub(crate) fn write(text: &str, settings: &Settings, measured: &[Measured]) {
     let base = root().join("benches/results").join(format!("{}-client", today()));
     let cells: Vec<_> = measured.iter().map(as_json).collect();

@@ -95,7 +95,7 @@ pub(crate) struct Cell {
     pub(crate) number: u32,
 }
 
-/// The result of one turn.
+/// The result of one run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turn {
     pub(crate) operations: f64,
@@ -115,7 +115,7 @@ impl Turn {
     }
 }
 
-/// The turns of all sides of a cell. Turns with the same index are adjacent in time.
+/// The runs of all sides of a cell. Runs with the same index are adjacent in time.
 #[derive(Debug)]
 pub(crate) struct Measured {
     pub(crate) cell: Cell,
@@ -181,7 +181,7 @@ impl Program {
         sides
     }
 
-    /// Runs all turns of a cell. The sides alternate.
+    /// Performs all runs of a cell. The sides alternate.
     pub(crate) fn measure(&self, cell: Cell, settings: &Settings) -> Measured {
         let mut sides: Vec<_> =
             self.sides(cell).into_iter().map(|side| (side, Vec::new())).collect();

@@ -6,14 +6,14 @@ use clap::{Parser, Subcommand};
 
 use crate::measure::MeasureArgs;
 
-/// Runs clusters of real processes under load, injects faults, and checks every promise afterwards.
+/// Runs clusters of real processes under load, injects faults, and checks every guarantee afterwards.
 ///
 /// Each round starts a cluster with `coord` and `server` from the directory of this program, and loads it from several
 /// client processes. It injects one fault after the other, each when the cluster is whole again, and stops the cluster
 /// in an orderly way. Then the round is checked: the history of every key must be that of one register, and every write
 /// must have taken effect once. The two dumps of every group must be equal and contain every acknowledged write. A
-/// corrupted copy of each history must be rejected. The exit status is 0 if all promises held, and 1 if one was broken.
-/// The directory of a failed round (history, logs, dumps) is kept, and its path is printed.
+/// corrupted copy of each history must be rejected. The exit status is 0 if all guarantees held, and 1 if one was
+/// violated. The directory of a failed round (history, logs, dumps) is kept, and its path is printed.
 #[derive(Debug, Parser)]
 #[command(name = "chaos", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {

@@ -1,4 +1,4 @@
-//! Runs of real clusters under load, with injected faults of processes and links. After each round every promise is
+//! Runs of real clusters under load, with injected faults of processes and links. After each round every guarantee is
 //! checked.
 //!
 //! ```text
@@ -53,7 +53,7 @@ use clap::Parser as _;
 
 use args::{Args, Command};
 
-/// The exit status if a promise was broken or the run itself failed.
+/// The exit status if a guarantee was violated or the run itself failed.
 const FAILED: u8 = 1;
 
 /// Runs the program `chaos`.

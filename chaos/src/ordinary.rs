@@ -98,7 +98,7 @@ impl fmt::Display for Day {
 pub(crate) const SLICE: [Day; 4] = [Day::Leave, Day::Suspend, Day::Stall, Day::LongReaders];
 
 impl Ground {
-    /// Returns the kinds of events that a cluster on this ground can have.
+    /// Returns the kinds of events that a cluster in this environment can have.
     pub(crate) fn days(self) -> &'static [Day] {
         match self {
             Ground::Plain => &[
@@ -134,8 +134,8 @@ pub(crate) struct Days {
 /// The planned number of events of each kind in one round.
 const TURNS_A_ROUND: usize = 2;
 
-/// Plans rounds with a total of `count` ordinary days. The possible grounds take turns. Returns no rounds if no kind is
-/// possible.
+/// Plans rounds with a total of `count` ordinary days. The possible environments alternate. Returns no rounds if no
+/// kind is possible.
 pub(crate) fn plan(possible: &[(Ground, Vec<Day>)], count: u32) -> Vec<Days> {
     let mut left = count;
     let mut grounds = possible.iter().filter(|(_, kinds)| !kinds.is_empty()).cycle();

@@ -100,7 +100,7 @@ impl Report {
         }
         let place = outcome.dir.display();
         self.failures.extend(outcome.failures.iter().map(|what| format!("{what} [{place}]")));
-        self.verdict = if self.failures.is_empty() { "all promises held" } else { "FAILED" };
+        self.verdict = if self.failures.is_empty() { "all guarantees held" } else { "FAILED" };
     }
 
     /// Completes the report. A run that did less than the required minimum counts as failed.

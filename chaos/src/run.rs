@@ -48,7 +48,7 @@ struct Wanted {
     until: Option<Instant>,
 }
 
-/// Runs all rounds and prints the report. Returns whether every promise held and the run did the required minimum.
+/// Runs all rounds and prints the report. Returns whether every guarantee held and the run did the required minimum.
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let start = Instant::now();
     let programs = Programs::find(args.programs.as_deref())?;
@@ -243,7 +243,8 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
     let days = ordinary::plan(&wanted.days, wanted.ordinary);
     let (rounds, among) = (plan.len().max(1), days.len());
     for (number, days) in days.into_iter().enumerate() {
-        // Each ground gets every size in turn, even if the numbers of grounds and sizes have a common divisor.
+        // Each environment gets every size in turn, even if the numbers of environments and sizes have a common
+        // divisor.
         let turn = number % wanted.days.len() + number / wanted.days.len();
         let servers = wanted.sizes[turn % wanted.sizes.len()];
         plan.insert(number + number * rounds / among, (servers, Aim::Ordinary(days)));
@@ -285,7 +286,7 @@ fn tell(number: usize, outcome: &Outcome) {
     let counts = &outcome.counts;
     let end = match outcome.failures.first() {
         Some(failure) => format!("FAILED: {failure}; kept in {}", outcome.dir.display()),
-        None => "all promises held".into(),
+        None => "all guarantees held".into(),
     };
     eprintln!(
         "round {number}: {} servers, {} faults in {:.0} s, {} operations ({} in doubt), longest stall {} ms: {end}",

@@ -34,9 +34,11 @@ pub(crate) enum MapRefusal {
     )]
     OtherCluster { known: ClusterId, got: ClusterId },
     #[error(
-        "the map has {servers} servers with {shards} shards, but earlier maps had other numbers, and these never change"
+        "the map has {} servers with {} shards each, but earlier maps had {} servers with {} shards each, and these \
+         numbers never change; check the endpoints of this client",
+        .got.servers(), .got.shards(), .known.servers(), .known.shards()
     )]
-    OtherShape { servers: u16, shards: u16 },
+    OtherShape { known: Placement, got: Placement },
     #[error("the map has a cluster id of zero")]
     NoCluster,
 }
@@ -87,8 +89,7 @@ impl Router {
             return Err(MapRefusal::OtherCluster { known: known.cluster, got: map.cluster });
         }
         if placement != known.placement {
-            let (servers, shards) = (placement.servers(), placement.shards());
-            return Err(MapRefusal::OtherShape { servers, shards });
+            return Err(MapRefusal::OtherShape { known: known.placement, got: placement });
         }
         if is_heir {
             // The view versions of a restored cluster continue above the earlier ones.

@@ -56,7 +56,7 @@ pub(crate) fn failure(args: &StatusArgs, reason: &str) -> Failure {
 pub(crate) fn parse(json: &str) -> Result<ClusterStatus, Failure> {
     serde_json::from_str(json).map_err(|error| {
         Failure::Failed(format!(
-            "cannot parse the coordinator's status: {error}; use the version of coord that runs there"
+            "cannot parse the coordinator's status: {error}; use the same version of coord as the running coordinator"
         ))
     })
 }

@@ -111,7 +111,8 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
     for line in BufReader::new(stream).lines() {
         let line: Line = serde_json::from_str(&line.map_err(failed)?).map_err(|error| {
             Failure::Failed(format!(
-                "cannot parse the coordinator's response: {error}; use the version of coord that runs there"
+                "cannot parse the coordinator's response: {error}; use the same version of coord as the running \
+                 coordinator"
             ))
         })?;
         if line.ended == Some(false) {

@@ -17,9 +17,11 @@ pub const KVC_EVENT_CONNECTION_LOST: u32 = 2;
 pub const KVC_EVENT_CONNECTION_CLOSED: u32 = 3;
 /// kvc_event.kind: a newer map of the cluster was applied.
 pub const KVC_EVENT_MAP_CHANGED: u32 = 4;
-/// kvc_event.kind: according to the newer map, a server is up or was restarted. The first map reports every server.
+/// kvc_event.kind: a newly applied map shows that a server has come up, or that a new process has replaced it. The
+/// first map produces one UP or DOWN event for each server.
 pub const KVC_EVENT_SERVER_UP: u32 = 5;
-/// kvc_event.kind: according to the newer map, a server is not up. The first map reports every server.
+/// kvc_event.kind: a newly applied map shows a server that was up as starting or down. The first map produces one UP or
+/// DOWN event for each server.
 pub const KVC_EVENT_SERVER_DOWN: u32 = 6;
 /// kvc_event.kind: a write has ended with KVC_IN_DOUBT.
 pub const KVC_EVENT_IN_DOUBT: u32 = 7;

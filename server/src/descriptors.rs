@@ -20,13 +20,14 @@ use crate::fatal::Fatal;
 pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
 /// The maximum number of connections to the orders' port.
 pub(crate) const MAX_ORDERS_CONNECTIONS: usize = 16;
-/// The descriptors for standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory.
-/// Also connections of both ports that were just accepted; the rest is slack.
+/// The number of descriptors for standard streams, log, listeners, the link to the coordinator, /proc, a dump and its
+/// directory. It includes just accepted connections of both ports, and connections to the orders' port; the rest is
+/// slack.
 const RESERVED: u64 = 48 + 2 * ACCEPTS_AT_ONCE as u64 + MAX_ORDERS_CONNECTIONS as u64;
-/// The descriptors for an executor's rings and eventfds (9), its own stream and that stream's replacement, and sockets
-/// being handed over to it; the rest is slack.
+/// The number of descriptors for an executor's rings and eventfds (9), its own stream and that stream's replacement,
+/// and sockets being handed over to it; the rest is slack.
 const RESERVED_PER_SHARD: u64 = 16;
-/// The descriptors for a shard's stream from the predecessor, and that stream's replacement.
+/// The number of descriptors for a shard's stream from the predecessor, and for that stream's replacement.
 const PEERS_PER_SHARD: u64 = 2;
 /// The divisor that gives the share of the remaining descriptors for connections at the servers' port.
 const PEERS_SHARE: u64 = 8;

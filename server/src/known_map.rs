@@ -21,9 +21,10 @@ pub(crate) enum MapRefused {
     #[error("it belongs to cluster {theirs}, but this server belongs to cluster {ours}")]
     OtherCluster { ours: ClusterId, theirs: ClusterId },
     #[error(
-        "it describes {servers} servers with {shards} shards, but this cluster has other numbers"
+        "it describes {} servers with {} shards each, but this cluster has {} servers with {} shards each",
+        .theirs.servers(), .theirs.shards(), .ours.servers(), .ours.shards()
     )]
-    OtherShape { servers: u16, shards: u16 },
+    OtherShape { ours: Placement, theirs: Placement },
     #[error(
         "it comes from epoch {} (boot {}), but this server has accepted epoch {} (boot {})",
         .theirs.number, .theirs.boot, .ours.number, .ours.boot
@@ -57,8 +58,7 @@ impl KnownMap {
             return Err(MapRefused::OtherCluster { ours: cluster, theirs: map.cluster });
         }
         if map.placement() != placement {
-            let (servers, shards) = (map.placement().servers(), map.shards);
-            return Err(MapRefused::OtherShape { servers, shards });
+            return Err(MapRefused::OtherShape { ours: placement, theirs: map.placement() });
         }
         if map.epoch != epoch {
             return Err(MapRefused::OtherEpoch { ours: epoch, theirs: map.epoch });

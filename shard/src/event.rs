@@ -90,7 +90,7 @@ impl fmt::Display for EventKind {
                  continues after write {last}"
             ),
             EventKind::StreamBroken { group, error } => {
-                write!(f, "the stream of group {group} is closed: {error}")
+                write!(f, "the stream of group {group} was closed: {error}")
             }
             EventKind::ValueLost { group, .. } => {
                 write!(

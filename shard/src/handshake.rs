@@ -9,6 +9,8 @@
 //! This stage checks only the shard. The executor that takes the connection reads the hello again, and rejects the
 //! connection if the hello is invalid.
 
+use std::fmt;
+
 use kv_protocol::client_message::{Hello, opcode as client_opcode};
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{ShardId, Time};
@@ -41,6 +43,15 @@ pub enum Port {
     Clients,
     /// The port for other servers.
     Servers,
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Port::Clients => "the clients' port",
+            Port::Servers => "the servers' port",
+        })
+    }
 }
 
 /// An accepted connection that has not yet named the shard that it requests.

@@ -1,8 +1,8 @@
 //! The schedule of the invariant checks, and the state that they keep between calls.
 //!
 //! ```text
-//!   at an event                       promises that a single input or response can break
-//!   after every wake-up of a shard    promises about the replicas of this shard
+//!   at an event                       invariants that a single input or response can violate
+//!   after every wake-up of a shard    invariants of the replicas of this shard
 //!   every thousand events             the digests of all replicas; every 40th time, one shard in full
 //!   at the end                        every table, and every key's history
 //! ```
@@ -73,7 +73,7 @@ impl Checks {
     /// Checks the replicas of a shard after its wake-up.
     ///
     /// # Errors
-    /// The first promise that a replica, or the connections of its process, break.
+    /// The first invariant that a replica, or the connections of its process, violate.
     pub fn after_wake(
         &mut self,
         world: &World,
@@ -125,7 +125,7 @@ impl Checks {
     /// operation has already ended at the client.
     ///
     /// # Errors
-    /// The first promise that the response breaks.
+    /// The first invariant that the response violates.
     pub fn on_write_answered(
         &mut self,
         world: &World,
@@ -185,7 +185,7 @@ impl Checks {
     /// Runs the final checks, after all faults have ended and every group is home.
     ///
     /// # Errors
-    /// The first promise that the replicas or the history of a key break.
+    /// The first invariant that the replicas or the history of a key violate.
     pub fn at_end(&mut self, world: &World) -> Result<(), Violation> {
         self.compared.digests += copies::digests_agree(world)?;
         for place in copies::places(world) {

@@ -389,7 +389,7 @@ impl Client {
     }
 
     /// Makes this client a copy of another one in its current state, like the clone of a virtual machine. Both then
-    /// have the same names and continue with the same sequence numbers.
+    /// have the same client id and continue the same sessions.
     pub fn become_clone_of(&mut self, other: &Client, wishes: &mut Vec<Wish>) {
         self.end_all(wishes);
         self.id = other.id;

@@ -15,13 +15,13 @@ use crate::world::Temptation;
 /// The content of an event.
 #[derive(Debug)]
 pub enum Happening {
-    /// Bytes arrive at an end of a connection.
+    /// Bytes arrive at one side of a connection.
     Arrive(ConnectionNumber, usize, Vec<u8>),
-    /// An end of a connection observes the end of input: the other end has shut down its sending direction.
+    /// One side of a connection observes the end of input: the other side has shut down its sending direction.
     EndOfInput(ConnectionNumber, usize),
-    /// Bytes that a cut held back arrive at an end of a connection.
+    /// Bytes that a cut held back arrive at one side of a connection.
     Release(ConnectionNumber, usize),
-    /// An end of a connection observes that the connection is closed.
+    /// One side of a connection observes that the connection was closed.
     End(ConnectionNumber, usize),
     /// A dial arrives at its target address. Possibly no process listens at this address.
     Dial {
@@ -97,7 +97,7 @@ pub enum Happening {
     StrikeNeighbour(usize),
     /// A starved executor stalls: process, shard, number of stalls including this one.
     StandAgain(usize, usize, u8),
-    /// The coordinator becomes unreachable for all servers for a while.
+    /// The coordinator becomes unreachable from every server for a while.
     Orphan,
     /// A process that received a stop signal has waited for its coordinator until the timeout.
     LeaveAlone(usize),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   scope        the initial state, and the bounds on further events
-//!   search       breadth-first over states; the first broken promise has a shortest trace
+//!   search       breadth-first over states; the first violation has a shortest trace
 //!     step         the effect of an action: the drivers of all machines
 //!       machine      a machine as a table from (state, input) to (state, output)
 //!         driven       a shard with its connections     (kv_shard)
@@ -10,7 +10,7 @@
 //!         brain        the coordinator                  (kv_core::cluster)
 //!     world        a state: machines, messages in transit, observations of clients
 //!     client       all histories of an atomic store that agree with the responses so far
-//!     properties   the promises
+//!     properties   the invariants
 //!   trace        a path as text
 //! ```
 //!

@@ -1,10 +1,10 @@
 //! The invariants, and the type of their violations.
 //!
-//! Each function checks a promise, or returns the violation that its caller has detected. The doc comment of the
-//! function gives the number of the invariant. If several functions check a promise, the table lists the first one; the
-//! others follow it in the file.
+//! Each function checks an invariant, or returns the violation that its caller has detected. The doc comment of the
+//! function gives the number of the invariant. If several functions check one invariant, the table lists the first one;
+//! the others follow it in the file.
 //!
-//! | | promise | function |
+//! | | invariant | function |
 //! |---|---|---|
 //! | 1 | at most one member serves | [`leases::one_server`] |
 //! | 2 | a lease ends before the grace | [`leases::lease_before_grace`] |

@@ -46,13 +46,13 @@ pub struct Outcome {
     pub seed: u64,
     /// The statistics.
     pub counts: Counts,
-    /// The broken promise; `None` if the run passed.
+    /// The violated invariant; `None` if the run passed.
     pub failure: Option<Violation>,
     /// The last lines of the trace. If the failure concerns one group, only the lines of this group.
     pub trace: Vec<String>,
 }
 
-/// Runs a seed. A panic of a state machine counts as a broken promise with number 0.
+/// Runs a seed. A panic of a state machine counts as a violation with number 0.
 pub fn run(config: Config) -> Outcome {
     let mut world = World::new(config);
     let result = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {

@@ -15,7 +15,7 @@ use kv_sim::{Outcome, run};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
-/// Runs deterministic simulations of whole clusters under faults, and checks every promise.
+/// Runs deterministic simulations of whole clusters under faults, and checks every invariant.
 #[derive(Debug, Parser)]
 struct Args {
     /// Number of fixed seeds; without --minutes or --hours, the run ends after them.

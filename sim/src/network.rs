@@ -3,8 +3,8 @@
 //! ```text
 //!   send -> delay -> cut? held until it is healed, as by retransmission
 //!                 -> arrives, in order, possibly in pieces
-//!   shut down -> after the last bytes, the other end observes the end of input; it may still send
-//!   break -> each end observes it at its own time; bytes that arrive later are lost
+//!   shut down -> after the last bytes, the other side observes the end of input; it may still send
+//!   break -> each side observes it at its own time; bytes that arrive later are lost
 //! ```
 //!
 //! Bytes of one connection are never reordered. Bytes of different connections may arrive in any order.
@@ -18,7 +18,7 @@ use kv_testkit::random::Random;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Host(pub usize);
 
-/// The owner of an end of a connection.
+/// The owner of one side of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Actor {
     /// An executor of a server process.
@@ -62,23 +62,23 @@ struct Direction {
     held: VecDeque<Vec<u8>>,
 }
 
-/// A connection between the actor that dialled it (end 0) and the one that accepted it (end 1).
+/// A connection between the actor that dialled it (side 0) and the one that accepted it (side 1).
 #[derive(Debug)]
 pub struct Connection {
-    /// The owners of the ends.
+    /// The owners of the two sides.
     pub ends: [Actor; 2],
     hosts: [Host; 2],
     /// The extra delay of all bytes on this connection, in nanoseconds.
     lag: u64,
-    /// True for each end that is open.
+    /// True for each side that is open.
     pub open: [bool; 2],
-    /// True for each end that has shut down its sending direction.
+    /// True for each side that has shut down its sending direction.
     shut: [bool; 2],
-    /// The time at which each end has received the end of input of a connection that stays open.
+    /// The time at which each side has received the end of input of a connection that stays open.
     input_ended: [Option<u64>; 2],
     /// True if a fault has broken the connection, so that bytes may be lost.
     is_broken: bool,
-    /// True for each end that receives nothing more, except the end of the connection.
+    /// True for each side that receives nothing more, except the end of the connection.
     deaf: [bool; 2],
     directions: [Direction; 2],
 }
@@ -89,7 +89,7 @@ pub struct Network {
     connections: Vec<Connection>,
     /// The cut directions, by sending and receiving host.
     cuts: Vec<Vec<bool>>,
-    /// Connections with at least one open end.
+    /// Connections with at least one open side.
     live: Vec<ConnectionNumber>,
     is_local: bool,
 }
@@ -140,28 +140,28 @@ impl Network {
         &self.connections[number.0]
     }
 
-    /// Returns whether an end is open.
+    /// Returns whether a side is open.
     pub fn is_open(&self, number: ConnectionNumber, end: usize) -> bool {
         self.connections[number.0].open[end]
     }
 
-    /// Returns whether an end may send bytes: it is open, and its sending direction is not shut down.
+    /// Returns whether a side may send bytes: it is open, and its sending direction is not shut down.
     pub fn may_send(&self, number: ConnectionNumber, end: usize) -> bool {
         self.is_open(number, end) && !self.connections[number.0].shut[end]
     }
 
-    /// Shuts down the sending direction of an end.
+    /// Shuts down the sending direction of one side.
     pub fn shut_down(&mut self, number: ConnectionNumber, end: usize) {
         self.connections[number.0].shut[end] = true;
     }
 
-    /// Records that an end has received the end of input.
+    /// Records that one side has received the end of input.
     pub fn note_end_of_input(&mut self, now: u64, number: ConnectionNumber, end: usize) {
         self.connections[number.0].input_ended[end] = Some(now);
     }
 
-    /// Returns the time at which an end has received the end of input; `None` if it has not, or if a fault has broken
-    /// the connection.
+    /// Returns the time at which one side received the end of input; `None` if it has not, or if a fault has broken the
+    /// connection.
     pub fn end_of_input_at(&self, number: ConnectionNumber, end: usize) -> Option<u64> {
         let connection = &self.connections[number.0];
         connection.input_ended[end].filter(|_| !connection.is_broken)
@@ -182,7 +182,7 @@ impl Network {
         self.cuts[from.0][to.0] = true;
     }
 
-    /// Returns the time at which bytes sent now arrive at the other end, in order.
+    /// Returns the time at which bytes sent now arrive at the other side, in order.
     pub fn arrival(
         &mut self,
         random: &mut Random,
@@ -202,7 +202,7 @@ impl Network {
         direction.last_arrival
     }
 
-    /// Handles the arrival of bytes at an end. Returns them, unless the end is closed or deaf, or the bytes are held
+    /// Handles the arrival of bytes at one side. Returns them, unless the side is closed or deaf, or the bytes are held
     /// back by a cut or behind earlier bytes.
     pub fn arrive(
         &mut self,
@@ -223,14 +223,14 @@ impl Network {
         Some(bytes)
     }
 
-    /// Returns whether a cut holds back what is sent to an end.
+    /// Returns whether a cut holds back what is sent to one side.
     pub fn is_held_back(&self, number: ConnectionNumber, to: usize) -> bool {
         let connection = &self.connections[number.0];
         let [from, host] = [1 - to, to].map(|end| connection.hosts[end]);
         self.is_cut(from, host) || !connection.directions[1 - to].held.is_empty()
     }
 
-    /// Heals every cut. Returns the directions with bytes held back, by connection and receiving end. These bytes
+    /// Heals every cut. Returns the directions with bytes held back, by connection and receiving side. These bytes
     /// stay until they are taken, and later bytes queue behind them.
     pub fn heal(&mut self) -> Vec<(ConnectionNumber, usize)> {
         for row in &mut self.cuts {
@@ -243,7 +243,7 @@ impl Network {
         ends.filter(|(number, to)| held(*number, *to)).collect()
     }
 
-    /// Takes the bytes held back from an end, in the order in which they were sent. Returns none if there is a cut
+    /// Takes the bytes held back from one side, in the order in which they were sent. Returns none if there is a cut
     /// again.
     pub fn take_held(&mut self, number: ConnectionNumber, to: usize) -> Vec<u8> {
         let connection = &mut self.connections[number.0];
@@ -254,17 +254,17 @@ impl Network {
         connection.directions[1 - to].held.drain(..).flatten().collect()
     }
 
-    /// Makes an end deaf: it receives nothing more, except the end of the connection.
+    /// Makes one side deaf: it receives nothing more, except the end of the connection.
     pub fn deafen(&mut self, number: ConnectionNumber, end: usize) {
         self.connections[number.0].deaf[end] = true;
     }
 
-    /// Gives an end to another actor of the same host.
+    /// Gives one side to another actor of the same host.
     pub fn give_end(&mut self, number: ConnectionNumber, end: usize, actor: Actor) {
         self.connections[number.0].ends[end] = actor;
     }
 
-    /// Closes an end.
+    /// Closes one side.
     pub fn close(&mut self, number: ConnectionNumber, end: usize) {
         let connection = &mut self.connections[number.0];
         connection.open[end] = false;
@@ -274,19 +274,19 @@ impl Network {
         }
     }
 
-    /// Returns the connections with at least one open end that satisfy `matches`.
+    /// Returns the connections with at least one open side that satisfy `matches`.
     pub fn live(&self, matches: impl Fn(&Connection) -> bool) -> Vec<ConnectionNumber> {
         self.live.iter().copied().filter(|number| matches(self.get(*number))).collect()
     }
 }
 
 impl Connection {
-    /// Returns the end that an actor owns. The actor must own one of them.
+    /// Returns the side that an actor owns. The actor must own one of the two.
     pub fn end_of(&self, actor: Actor) -> usize {
         usize::from(self.ends[0] != actor)
     }
 
-    /// Returns the hosts at both ends.
+    /// Returns the hosts at both sides.
     pub fn hosts(&self) -> [Host; 2] {
         self.hosts
     }

@@ -330,7 +330,7 @@ impl World {
     /// Executes the whole run: the faults, the healing, and the final check.
     ///
     /// # Errors
-    /// The first promise that was broken.
+    /// The first violated invariant.
     pub fn run(&mut self) -> Result<(), Violation> {
         self.run_until(self.config.faulty)?;
         self.is_healing = true;
@@ -342,7 +342,7 @@ impl World {
         self.violation.take().map_or(Ok(()), Err)
     }
 
-    /// Runs a check; the first broken promise ends the run.
+    /// Runs a check; the first violation ends the run.
     fn check(&mut self, look: impl FnOnce(&mut Checks, &World) -> Result<(), Violation>) {
         let mut checks = std::mem::take(&mut self.checks);
         let result = look(&mut checks, self);

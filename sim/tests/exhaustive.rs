@@ -17,7 +17,7 @@ fn visited(name: &str, limits: Limits) -> Found {
     search(&named(name), Judged::Everything, limits, |_, _, _| {})
 }
 
-/// Checks every promise in small scopes. The state counts are lower bounds: with fewer states, some event no longer
+/// Checks every invariant in small scopes. The state counts are lower bounds: with fewer states, some event no longer
 /// occurs.
 #[test]
 fn every_promise_holds_in_every_state_of_the_small_scopes() {

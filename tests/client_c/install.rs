@@ -87,8 +87,8 @@ fn an_installation_over_another_does_not_disturb_running_programs() {
     assert_eq!(cluster.client("P \"k\" \"v\"\n").code, Some(0));
 }
 
-/// Installs as under sudo, with a PATH that does not contain cargo. Then either all programs that `make` built in bin/
-/// are installed, or none.
+/// Installs as under sudo, with a PATH that does not contain cargo. Then either every file that `make` built in bin/ is
+/// installed, or none.
 #[test]
 fn without_cargo_either_all_of_bin_is_installed_or_nothing() {
     let package = Package::open();

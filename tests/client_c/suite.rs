@@ -41,7 +41,7 @@ const VALGRIND: Manner = Manner {
     ],
 };
 
-/// Compiles a test of `tests/c/` and runs it; fails unless it succeeds.
+/// Compiles and runs a test of `tests/c/`; fails if the compiler or the test fails.
 #[track_caller]
 fn check(name: &str, manner: &Manner, arguments: &[String]) {
     check_in(&Workshop::open(), name, manner, &[], arguments);

@@ -111,7 +111,7 @@ fn a_secondary_without_memory_is_removed_with_an_alarm_and_writes_continue() {
     assert!(copies.into_iter().any(|copies| copies == 1), "no allocation failed under the limit");
     // The line and the alarm appear a moment after the removal.
     wait_until("a line of the log and an alarm", TIMEOUT, || {
-        cluster.coord_log().contains("is removed as secondary of group 0")
+        cluster.coord_log().contains("removed server 1 as secondary of group 0")
             && cluster.status().alarms.iter().any(|alarm| alarm.kind == AlarmKind::CannotFollow)
     });
     bound_memory(pid, None);

@@ -52,7 +52,7 @@ const KEYS: usize = 40;
 const FEWEST: usize = 100;
 /// The interval between two operations of a load thread. It leaves time for the other processes of the machine.
 const PACE: Duration = Duration::from_millis(2);
-/// The longest wait of an operation while one host is lost, as the page promises.
+/// The longest wait of an operation while one host is lost, according to the page.
 const LONGEST_WAIT: Duration = Duration::from_millis(2_400);
 /// The time that is added to the promised wait on a machine with two busy processors.
 const BUSY: Duration = Duration::from_millis(1_000);

@@ -24,7 +24,7 @@ pub(super) fn parts(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
     Ok(PARTS.into_iter().filter(is_asked).collect())
 }
 
-/// The extent of a run: durations, turns and numbers of keys.
+/// The extent of a comparison: durations, runs and numbers of keys.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Effort {
     pub(super) is_quick: bool,

@@ -1,5 +1,5 @@
-//! `kv-compare`: measures this store, its peers (Redis, Valkey, memcached) and its lower bounds (`kv-echo`) in turns on
-//! one machine.
+//! `kv-compare`: alternates runs of this store, its peers (Redis, Valkey, memcached) and its lower bounds (`kv-echo`)
+//! on one machine.
 //!
 //! ```text
 //!   machine     processor, kernel, cores
@@ -30,24 +30,24 @@ use clap::Parser;
 use crate::numbers::parse_seconds;
 use machine::Hardware;
 
-/// Compares this store with Redis, Valkey, memcached and kv-echo, a server that only returns bytes. All systems get the
-/// same load in turns, on the same cores, and every response is checked.
+/// Compares this store with Redis, Valkey, memcached and kv-echo, a server that only returns bytes. The runs of the
+/// systems alternate, with the same load on the same cores, and every response is checked.
 ///
 /// A peer that is not installed is left out, and the report names it. Exit status: 0 if everything was measured, 1 if
 /// something failed, 2 for invalid usage. A missed goal is not a failure.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kv-compare", version)]
 pub(crate) struct Args {
-    /// Run one short turn of small cells, which only shows that the comparison works.
+    /// Perform only one short run of each system in small cells, to check that the comparison works.
     #[arg(long)]
     quick: bool,
     /// Measure only these parts: P1 to P7.
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     only: Vec<String>,
-    /// Turns of each side in every cell.
+    /// Runs of each system in every cell.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pairs: u32,
-    /// Length of one turn in seconds.
+    /// Length of one run in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     seconds: Duration,
     /// Number of keys in P7 after growth.

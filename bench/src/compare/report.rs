@@ -20,13 +20,13 @@ const MOST_GROWTH: f64 = 1.3;
 /// The goal of P7 for writes: the longest write while tables grow, in microseconds.
 const LONGEST_STALL_US: f64 = 2_000.0;
 
-/// One cell with all its turns.
+/// One cell with all its runs.
 #[derive(Debug)]
 pub(super) struct CellResult {
     pub(super) cell: Cell,
-    /// The reports of each side, one for each turn.
+    /// The reports of each side, one for each run.
     pub(super) turns: BTreeMap<Who, Vec<Report>>,
-    /// The number of turns that were repeated because a write had only one copy.
+    /// The number of runs that were repeated because a write had only one copy.
     pub(super) repeated: usize,
     pub(super) arguments: String,
 }
@@ -90,7 +90,7 @@ fn figure(report: &Report, metric: Metric) -> Option<f64> {
 }
 
 impl CellResult {
-    /// Returns the spread of the ratios of this store's figure to the other side's, turn by turn. `None` if one of the
+    /// Returns the spread of the ratios of this store's figure to the other side's, run by run. `None` if one of the
     /// sides was not measured.
     fn ratio(&self, goal: &Goal) -> Option<Spread> {
         let (ours, theirs) = (self.turns.get(&Who::Kv)?, self.turns.get(&goal.against)?);
@@ -197,14 +197,14 @@ impl Measured {
         for (who, version) in &self.sides {
             let _ = writeln!(text, "- {}: {version}", who.name());
         }
-        text += "\nEach figure is the median of the turns, with the minimum and the maximum in parentheses. The \
-                 sides take turns within each cell. The loop is closed. Every value read was checked, \
+        text += "\nEach figure is the median of the runs, with the minimum and the maximum in parentheses. Within each \
+                 cell, the runs of the sides alternate. The loop is closed. Every value read was checked, \
                  except with the bare ring and the bare chain, which store no values. A write ends once \
                  two processes have it, except with memcached (Redis and Valkey: WAIT 1 after each write \
                  or batch of writes). This store is accessed over plain sockets like the others (kv+wire), with keys \
                  of one group: a primary and its secondary. Its failure timeout is 5 s (`coord -t 5`), \
-                 because idle servers may get no CPU time during the turn of another side. A turn in \
-                 which a write had one copy is repeated; the number of repeated turns is given. Server \
+                 because idle servers may get no CPU time during a run of another side. A run in \
+                 which a write had one copy is repeated; the number of repeated runs is given. Server \
                  CPU is the CPU time per operation of the primary and its replica together (one \
                  process with memcached and the bare ring).\n";
         for result in &self.cells {
@@ -252,7 +252,7 @@ impl Measured {
             let _ = writeln!(text, "| {} | {} | {cells} |", who.name(), show(rate, short));
         }
         if result.repeated > 0 {
-            let _ = writeln!(text, "\nRepeated turns: {}.", result.repeated);
+            let _ = writeln!(text, "\nRepeated runs: {}.", result.repeated);
         }
     }
 
@@ -287,7 +287,7 @@ impl Measured {
         }
     }
 
-    /// Renders the report in JSON, with every turn.
+    /// Renders the report in JSON, with every run.
     pub(super) fn json(&self) -> anyhow::Result<String> {
         let Hardware { processor, kernel, memory_gib, cores } = &self.machine;
         let cells: Vec<Value> = self

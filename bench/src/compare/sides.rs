@@ -204,7 +204,7 @@ impl Ground<'_> {
         let log = dir.join("coord.err");
         let mut command = self.command(&self.programs.coord, Signal::TERM);
         command.args(["--daemon", "--shards", "1", "-c", &port.to_string()]);
-        // During the turns of peers, idle servers on the same core got no CPU time for up to 0.8 s. With the default
+        // During the runs of peers, idle servers on the same core got no CPU time for up to 0.8 s. With the default
         // failure timeout, the coordinator would remove them.
         command.args(["-t", "5"]);
         if who == Who::Epoll {

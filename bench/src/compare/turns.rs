@@ -1,4 +1,4 @@
-//! The turns of the sides: A B C A B C …. Each turn is a separate kv-bench process.
+//! The runs of the sides: A B C A B C …. Each run is a separate kv-bench process.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ use super::report::{CellResult, Measured};
 use super::sides::{Side, Sides, Who};
 use crate::report::Report;
 
-/// The maximum number of turns of a cell that are repeated because a write had only one copy.
+/// The maximum number of runs of a cell that are repeated because a write had only one copy.
 const MOST_REPEATED: usize = 5;
 
 /// Measures all cells.
@@ -45,8 +45,7 @@ pub(super) fn run(
         let arguments = arguments(&cell, effort);
         for pair in 0..effort.pairs {
             // Standard error may be closed.
-            let _ =
-                writeln!(std::io::stderr(), "{}, turn {} of {}", with(), pair + 1, effort.pairs);
+            let _ = writeln!(std::io::stderr(), "{}, run {} of {}", with(), pair + 1, effort.pairs);
             for side in &here {
                 let mut arguments = arguments.clone();
                 if replicates_on_demand(side.who) && cell.reads < 100 {
@@ -67,12 +66,12 @@ pub(super) fn run(
                         report.single_copies
                     );
                     // A write has one copy if its secondary got no CPU time for too long: the secondary is removed from
-                    // its group, and then receives a new copy. Such a turn is repeated. A missing value is an error.
+                    // its group, and then receives a new copy. Such a run is repeated. A missing value is an error.
                     if report.missing > 0 || repeated == MOST_REPEATED {
                         bail!("{wrong}");
                     }
                     repeated += 1;
-                    let _ = writeln!(std::io::stderr(), "{wrong}; this turn is repeated");
+                    let _ = writeln!(std::io::stderr(), "{wrong}; repeating this run");
                 }
             }
         }

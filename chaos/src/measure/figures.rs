@@ -196,7 +196,7 @@ pub(super) fn render(all: &[Figures]) -> String {
     let verdict = match (all.iter().all(Figures::is_reached), slow) {
         (true, 0) => "every target was reached".to_owned(),
         (true, slow) => {
-            format!("every promise was kept; speed targets missed: {slow}")
+            format!("every guarantee held; speed targets missed: {slow}")
         }
         (false, _) => "A TARGET WAS MISSED".to_owned(),
     };

@@ -48,8 +48,8 @@ impl Ground {
     pub(crate) const ALL: [Ground; 5] =
         [Ground::Plain, Ground::Disk, Ground::Tmpfs, Ground::Limit, Ground::Cgroup];
 
-    /// Returns the reason why this ground is not available on this machine; `None` if it is available. `no_mounts` is
-    /// the reason why nothing can be mounted; `None` if mounting is possible.
+    /// Returns the reason why this environment is not available on this machine; `None` if it is available. `no_mounts`
+    /// is the reason why nothing can be mounted; `None` if mounting is possible.
     pub(crate) fn missing(self, no_mounts: Option<&str>) -> Option<String> {
         let tried = match self {
             Ground::Plain | Ground::Limit => return None,
@@ -78,7 +78,7 @@ pub(crate) fn leave_mounts() -> anyhow::Result<()> {
     check(Command::new("mount").args(["--make-rprivate", "/"]), "").map(drop)
 }
 
-/// A ground that was made for one round. On drop, its file system is unmounted, and its cgroups are removed.
+/// An environment that was made for one round. On drop, its file system is unmounted, and its cgroups are removed.
 #[derive(Debug)]
 pub(crate) struct Made {
     ground: Ground,
@@ -89,7 +89,7 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// Makes the ground below the directory of a round.
+    /// Sets up the environment of a round: its file system and limits. Files are created in the round's directory.
     pub(crate) fn of(ground: Ground, round: &Path) -> anyhow::Result<Made> {
         let mut made = Made { ground, round: round.to_owned(), cgroups: None, is_mounted: false };
         match ground {
@@ -125,7 +125,7 @@ impl Made {
         if self.is_mounted { self.root().join("cluster") } else { self.round.clone() }
     }
 
-    /// Returns the additional arguments of `coord` for this ground.
+    /// Returns the additional arguments of `coord` for this environment.
     pub(crate) fn flags(&self) -> Vec<String> {
         match self.ground {
             Ground::Limit => vec!["--memory-limit".into(), MEMORY_LIMIT.into()],
@@ -133,8 +133,8 @@ impl Made {
         }
     }
 
-    /// Returns the executables for this ground. On the ground `Cgroup`, the server is a script that starts the real
-    /// server in its own cgroup.
+    /// Returns the executables for this environment. In the environment `Cgroup`, the server is a script that starts
+    /// the real server in its own cgroup.
     pub(crate) fn programs(&self, programs: &Programs) -> anyhow::Result<Programs> {
         let mut programs = programs.clone();
         if let Some(cgroups) = &self.cgroups {
@@ -177,8 +177,8 @@ impl Made {
             .context("remove the file that fills the file system")
     }
 
-    /// Returns the number of processes in the cgroups that the kernel has killed because of a lack of memory; zero on a
-    /// ground without cgroups.
+    /// Returns the number of processes in the cgroups that the kernel has killed because of a lack of memory; zero in
+    /// an environment without cgroups.
     pub(crate) fn oom_kills(&self) -> anyhow::Result<u64> {
         self.cgroups.as_ref().map_or(Ok(0), Cgroups::oom_kills)
     }

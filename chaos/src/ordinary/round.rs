@@ -15,7 +15,7 @@ use crate::load::Load;
 use crate::round::{BULK, Outcome, Round, STRENGTH, WARM};
 use crate::strike::Struck;
 
-/// Runs the round on a newly made ground. After a failure, the files on a mounted file system are copied to the
+/// Runs the round in a newly made environment. After a failure, the files on a mounted file system are copied to the
 /// directory of the round.
 pub(crate) fn run(
     round: &Round<'_>,

@@ -107,8 +107,8 @@ pub(super) struct Striker<'a> {
 }
 
 impl Striker<'_> {
-    /// Injects one event into a cluster that is whole, and waits until the cluster is whole again. Adds every change
-    /// that the event must not have caused to `failures`.
+    /// Injects one event into a cluster that is whole, and waits until the cluster is whole again. If something changed
+    /// that the event may not change, adds a description of the change to `failures`.
     pub(super) fn strike(
         &mut self,
         day: Day,
@@ -441,7 +441,7 @@ fn send_garbage(status: &ClusterStatus) {
     }
 }
 
-/// Describes each change that the event must not have caused. `log` is the part of the coordinator's log that was
+/// Describes each change that the event was not allowed to cause. `log` is the part of the coordinator's log that was
 /// written during the event.
 fn wrong(may: &May, before: &ClusterStatus, after: &ClusterStatus, log: &str) -> Vec<String> {
     let mut wrong: Vec<String> = ["LOST", "a second fault"]

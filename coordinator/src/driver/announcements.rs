@@ -25,7 +25,7 @@ impl Driver {
                  apart; see its log"
             )),
             Effect::CannotFollow { server, group, reason } => self.console.warn(&format!(
-                "server {server} is removed as secondary of group {group}: {reason}; it becomes a candidate \
+                "removed server {server} as secondary of group {group}: {reason}; the server becomes a candidate \
                  again after a back-off; check its log, and the memory of its host"
             )),
             Effect::Unanswered { group } => self.console.warn(&format!(
@@ -85,7 +85,8 @@ impl Driver {
     /// time.
     fn tell_failed(&self, member: Member, order: &'static str, reason: &str, again: bool) {
         if !self.told_orders.is_due((member.server, order), reason, clock::now()) {
-            return tracing::warn!("server {}: {order}: {}", member.server, printable(reason));
+            let (id, reason) = (member.server, printable(reason));
+            return tracing::warn!("server {id} still cannot carry out {order}: {reason}");
         }
         let (id, reason) = (member.server, printable(reason));
         let advice = if again { format!("; {DUMP_ADVICE}") } else { String::new() };

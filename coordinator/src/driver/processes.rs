@@ -31,9 +31,9 @@ impl Driver {
         match reason {
             KillReason::Unanswered(_) => {
                 let pid = self.cluster().started(id).map_or(0, |started| started.pid);
-                self.warn(&format!("server {id} (pid {pid}) is killed: {reason}"));
+                self.warn(&format!("killing server {id} (pid {pid}), because {reason}"));
             }
-            _ => tracing::info!("server {id} is killed: {reason}"),
+            _ => tracing::info!("killing server {id}, because {reason}"),
         }
         self.processes.kill(id);
     }

@@ -117,7 +117,8 @@ impl LocalServer {
                 order = kill.recv(), if may_kill => {
                     may_kill = order.is_some();
                     if may_kill && let Err(error) = self.child.start_kill() {
-                        tracing::warn!("cannot kill process {:?}: {error}", self.child.id());
+                        let pid = self.child.id().unwrap_or_default();
+                        tracing::warn!("cannot kill process {pid}: {error}");
                     }
                 }
             }

@@ -290,13 +290,21 @@ pub enum StartedRefused {
     },
     /// The same incarnation has reported another process id, address or port before, so one of the reports is false.
     #[error(
-        "incarnation {incarnation} of server {server} has already reported another process id, address or port"
+        "incarnation {incarnation} of server {server} has already reported another process id, address or port: \
+         earlier pid {} at {} with ports {} {} {}, now pid {} at {} with ports {} {} {}; check whether another \
+         process uses this server's identity",
+        .earlier.pid, .earlier.address, .earlier.clients_port, .earlier.servers_port, .earlier.coord_port,
+        .later.pid, .later.address, .later.clients_port, .later.servers_port, .later.coord_port
     )]
     OtherPorts {
         /// The place that the sender claims.
         server: ServerId,
         /// The incarnation that the sender claims.
         incarnation: Incarnation,
+        /// The first report.
+        earlier: Box<Started>,
+        /// The rejected report.
+        later: Box<Started>,
     },
     /// The process currently reports on another connection.
     #[error("incarnation {incarnation} of server {server} already reports on another connection")]
@@ -321,8 +329,15 @@ pub enum StartedRefused {
 #[non_exhaustive]
 pub enum Ignored {
     /// The message names a process other than the one admitted on this connection.
-    #[error("the message names another incarnation")]
-    OtherIncarnation,
+    #[error(
+        "the message names incarnation {named}, but the current incarnation of the server is {current}"
+    )]
+    OtherIncarnation {
+        /// The incarnation that the message names.
+        named: Incarnation,
+        /// The current incarnation of the server.
+        current: Incarnation,
+    },
     /// The message arrived over a connection that a newer one has replaced.
     #[error("the message arrived over a connection that was replaced")]
     OldLink,

@@ -69,8 +69,9 @@ impl Cluster {
             let ours = self.config.epoch.number;
             return Err(StartedRefused::LaterEpoch { ours, theirs: started.epoch.number });
         }
-        if known.started.is_some_and(|earlier| !same_process(&earlier, started)) {
-            return Err(StartedRefused::OtherPorts { server, incarnation });
+        if let Some(earlier) = known.started.filter(|earlier| !same_process(earlier, started)) {
+            let (earlier, later) = (Box::new(earlier), Box::new(*started));
+            return Err(StartedRefused::OtherPorts { server, incarnation, earlier, later });
         }
         // A server reconnects only when its link is lost. If heartbeats still arrive over another connection, the
         // sender may be another process that uses the server's identity. If it is the server itself, its old link soon
@@ -96,8 +97,9 @@ impl Cluster {
     ) -> Result<(), Ignored> {
         if !mutations::is_open(Mutation::OldIncarnationHeartbeat) {
             self.check_link(link, server)?;
-            if heartbeat.incarnation != self.server(server).member.incarnation {
-                return Err(Ignored::OtherIncarnation);
+            let (named, current) = (heartbeat.incarnation, self.server(server).member.incarnation);
+            if named != current {
+                return Err(Ignored::OtherIncarnation { named, current });
             }
         }
         self.check_heartbeat(&heartbeat)?;

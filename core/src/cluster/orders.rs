@@ -64,7 +64,8 @@ impl Cluster {
     ) -> Result<(), Ignored> {
         let server = self.server_mut(member.server);
         if server.member != member {
-            return Err(Ignored::OtherIncarnation);
+            let (named, current) = (member.incarnation, server.member.incarnation);
+            return Err(Ignored::OtherIncarnation { named, current });
         }
         let is_meant = |order: &Order| order.id == report.id && order.view_version() == report.view;
         let at = server.outstanding.iter().position(is_meant);

@@ -3,13 +3,13 @@
 //!
 //! ```text
 //!      A ---- group A ---- B ---- group B ---- C          an edge: the two holders of a group
-//!        B silent to A       B late at C                  each end reports how long the other was silent
+//!        B silent to A       B late at C                  each holder reports how long the other was silent
 //! ```
 //!
-//! The suspect of a complaint is the end of its edge that explains more of the reports. Late or missing messages in
-//! every other group of an end count against it, and so does an earlier verdict. An end's own complaint counts against
-//! it as well if the complaint is contradicted: in all other groups of the other end, that end's messages arrive in
-//! time.
+//! The suspect of a complaint is the holder of the group that explains more of the reports. Late or missing messages in
+//! all other groups of a holder count against it, and so does an earlier verdict. A holder's own complaint counts
+//! against it as well if the complaint is contradicted: the messages of the other holder arrive in time in all its
+//! other groups.
 //!
 //! Separate verdicts for each group would be worse. A server that hangs briefly is the primary in one of its groups,
 //! and responds to the probe as soon as it resumes. The secondary of that group would then lose its place instead of
@@ -36,7 +36,7 @@ enum Hearing {
 const FAINT: u32 = 1;
 /// The weight of a complaint in another group. An earlier verdict against the server has the same weight.
 const COMPLAINT: u32 = 2;
-/// The weight of an end's own complaint if the other end's messages arrive in time in all its other groups.
+/// The weight of a holder's own complaint if the other holder's messages arrive in time in all its other groups.
 const CONTRADICTED: u32 = 1;
 
 impl Cluster {

@@ -485,8 +485,8 @@ impl Replica {
         let pending = mutations::is_open(Mutation::PendingForgotten);
         let log = &primary.sender.log;
         let committed = if pending { log.last() } else { log.committed() };
-        // After a suspension the clock has advanced more than the awake time. A mark too close to the last one is
-        // skipped.
+        // After a suspension the clock has advanced more than the time without suspensions. A mark too close to the
+        // last one is skipped.
         if primary.marks.back().is_none_or(|mark| awake >= mark.awake + look_again / 2) {
             primary.marks.push_back(Mark { awake, committed });
         }

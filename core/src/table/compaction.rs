@@ -55,9 +55,9 @@ impl CompactionBudget {
 pub enum Pressure {
     /// There is enough memory. Compaction begins when a third of the held memory is waste.
     None,
-    /// The memory is close to the limit. Compaction begins when an eighth is waste.
+    /// The memory is close to the limit. Compaction begins when an eighth of the held memory is waste.
     Near,
-    /// A write found no room. Compaction begins when a sixteenth is waste.
+    /// A write found no room. Compaction begins when a sixteenth of the held memory is waste.
     Short,
 }
 

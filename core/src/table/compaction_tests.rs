@@ -117,7 +117,7 @@ fn sizes() -> impl Strategy<Value = Sizes> {
     ]
 }
 
-/// Sizes from several ranges, each with about the same number of bytes.
+/// Sizes drawn from one or more ranges. Each range contributes about the same total number of bytes.
 #[derive(Clone, Debug)]
 struct Sizes(Vec<std::ops::Range<usize>>);
 

@@ -95,7 +95,7 @@ impl Dumps {
             }
             Err(error) if error.is_no_copy() => {
                 *failing = None;
-                tracing::info!("{name} is not written: {error}");
+                tracing::info!("skipped the dump {name}: {error}");
             }
             Err(error) => {
                 failing.get_or_insert_with(clock::now);

@@ -18,7 +18,7 @@ pub(super) struct OrdersLink {
     pub(super) output: Vec<u8>,
     /// This side's nonce of the handshake.
     nonce: Nonce,
-    /// The seal of the handshake, once the other side has sent its challenge.
+    /// The key and the nonces of the handshake; `None` until the other side has sent its challenge.
     seal: Option<Seal>,
     /// True once the hello was accepted.
     pub(super) is_accepted: bool,

@@ -71,7 +71,7 @@ pub(crate) fn log_failed_accept(log: &mut LogLimit, now: Time, port: Port, error
     if let Some(suppressed) = log.admit(now) {
         tracing::error!(
             suppressed,
-            "cannot accept a connection to {port:?}: {error}; accepting pauses for {ACCEPT_PAUSE:?}; check \
+            "cannot accept a connection to {port}: {error}; accepting pauses for {ACCEPT_PAUSE:?}; check \
              `ulimit -n`"
         );
     }

@@ -2,9 +2,9 @@
 //!
 //! For each scope the program prints the numbers of states and transitions, the depth, and the end of the search:
 //! exhausted, or cut at a limit. With the feature `mutations` it then applies one mutation after the other. For
-//! each mutation it prints the shortest trace to a broken promise, and the shortest trace to one that a client
-//! could observe. The exit status is 1 if a promise is broken without a mutation, or if a mutation that concerns
-//! one group was not detected.
+//! each mutation it prints the shortest trace to a violated invariant, and the shortest trace to a violation that a
+//! client could observe. The exit status is 1 if an invariant is violated without a mutation, or if a mutation that
+//! concerns one group was not detected.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -238,8 +238,8 @@ mod mutant {
                 return bars.suspend(|| println!("{name} outside one group: {why}"));
             }
             let any = outcome(mutation, Judged::Everything, args, bars);
-            // A trace that clients can observe also breaks a promise, so without any broken promise there is no
-            // second search.
+            // A trace that clients can observe also violates an invariant, so without any violation there is no second
+            // search.
             let seen = match &any.shortest {
                 Some(_) => outcome(mutation, Judged::ByClients, args, bars),
                 None => Outcome::default(),
@@ -278,7 +278,7 @@ mod mutant {
             outcome.states += found.states;
             match (found.end, found.broken) {
                 (End::Exhausted, _) => outcome.exhausted += 1,
-                // With this mutation the initial state of the scope breaks a promise or cannot be reached, so the
+                // With this mutation the initial state of the scope violates an invariant or cannot be reached, so the
                 // scope does not apply.
                 (_, Some((_, way))) if way.is_empty() => outcome.useless.push(scope.name),
                 (_, Some((violation, way))) => {

@@ -1,10 +1,10 @@
 //! The clients' part of a state: requests, responses, and all orders in which an atomic store could have executed
 //! the requests.
 //!
-//! A *story* is one order in which an atomic store could have executed the writes so far. All stories that agree
-//! with every response are kept. If a response agrees with none of them, a promise is broken. This is the decision
-//! procedure of Wing and Gong (1993), performed incrementally. A write takes effect once, at any time between its
-//! first request and its response. A write without a response may also have no effect.
+//! A *story* is one order in which an atomic store could have executed the writes so far. All stories that agree with
+//! every response are kept. If a response agrees with none of them, it violates linearizability. This is the decision
+//! procedure of Wing and Gong (1993), performed incrementally. A write takes effect once, at any time between its first
+//! request and its response. A write without a response may also have no effect.
 
 use kv_protocol::client_message::Status;
 

@@ -1,6 +1,6 @@
 //! The invariants that a state of one group can violate.
 //!
-//! | | promise | checked |
+//! | | invariant | checked |
 //! |---|---|---|
 //! | 1 | at most one member may serve | in every state |
 //! | 2 | a lease ends before the grace | in every state |

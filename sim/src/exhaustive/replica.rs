@@ -114,7 +114,7 @@ pub enum Done {
     Send(FrameId),
     /// Closes the current stream.
     Close,
-    /// Accepts the connection of the hello as its stream.
+    /// Accepts the connection on which the hello arrived as the current stream.
     Accept,
     /// Rejects the hello with this frame, and closes that connection.
     Refuse(FrameId),
@@ -126,7 +126,7 @@ pub enum Done {
     NotInstalled(String),
     /// Rejects a message of the stream.
     Misunderstood(StreamError),
-    /// Breaks a promise.
+    /// Violates an invariant.
     Broken(Violation),
 }
 

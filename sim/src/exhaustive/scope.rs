@@ -317,7 +317,7 @@ impl Scope {
     /// Executes the steps that lead to the initial state of the search.
     ///
     /// # Errors
-    /// The promise that one of these steps breaks.
+    /// The invariant that one of these steps violates.
     pub fn begin(&self, explorer: &mut Explorer) -> Result<World, Violation> {
         explorer.scope.slow_disk = false;
         explorer.is_unjudged = cfg!(feature = "mutations");

@@ -1,5 +1,5 @@
-//! Breadth-first search: visits every state within the bounds in order of distance. So the first broken promise has
-//! a shortest trace.
+//! Breadth-first search: visits every state within the bounds in order of distance. So the first violation has a
+//! shortest trace.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,7 +31,7 @@ pub struct Limits {
 pub enum End {
     /// Every state within the scope's bounds was visited.
     Exhausted,
-    /// A promise is broken.
+    /// An invariant is violated.
     Broken,
     /// The limit on the number of actions was reached.
     Depth,
@@ -58,7 +58,7 @@ pub struct Found {
     pub brain_states: usize,
     /// The number of steps of machines that were executed twice, after different paths to the same state.
     pub audits: u64,
-    /// The broken promise, with the shortest path to it.
+    /// The violated invariant, with the shortest path to the violation.
     pub broken: Option<(Violation, Vec<Action>)>,
     /// The duration.
     pub time: Duration,

@@ -1,6 +1,6 @@
 //! The effect of an action on a state: the drivers of all machines.
 //!
-//! - This file: dispatches actions, and collects broken promises.
+//! - This file: dispatches actions, and collects violations.
 //! - `brain`, `node`, `replica`: the inputs of a machine, and its effects.
 //! - `streams`: connections between replicas. `clients`: writes and reads.
 
@@ -22,7 +22,7 @@ mod streams;
 
 use replica::Place;
 
-/// The broken promises that count.
+/// The violations that count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Judged {
     /// All, including those that only the machines' internals reveal.
@@ -38,12 +38,12 @@ pub struct Explorer {
     pub machines: Machines,
     /// The scope.
     pub scope: Scope,
-    /// The broken promises that count.
+    /// The violations that count.
     pub judged: Judged,
     /// The descriptions of the events; `None` if they are not requested.
     pub words: Option<Vec<String>>,
-    /// True while a build with mutations executes the steps to the initial state. Only panics count then: a promise
-    /// that is broken on this path is broken again in the search, or is irrelevant to it.
+    /// True while a build with mutations executes the steps to the initial state. Only panics count then: an
+    /// invariant that is violated on this path is violated again in the search, or is irrelevant to it.
     pub(super) is_unjudged: bool,
     broken: Option<Violation>,
 }
@@ -58,7 +58,7 @@ impl Explorer {
     /// Returns the state after an action.
     ///
     /// # Errors
-    /// The first promise that the action breaks.
+    /// The first invariant that the action violates.
     pub fn step(&mut self, world: &World, action: Action) -> Result<World, Violation> {
         self.broken = None;
         let mut next = world.clone();
@@ -73,16 +73,16 @@ impl Explorer {
         }
     }
 
-    /// Checks the promises on a single state.
+    /// Checks the invariants of a single state.
     ///
     /// # Errors
-    /// The first promise that the state breaks.
+    /// The first invariant that the state violates.
     pub(super) fn judge(&mut self, world: &mut World) -> Result<(), Violation> {
         properties::check(self, world);
         self.broken.take().map_or(Ok(()), Err)
     }
 
-    /// Records a broken promise, if it counts.
+    /// Records a violation, if it counts.
     pub fn note(&mut self, result: Result<(), Violation>) {
         let Err(violation) = result else { return };
         let counts = match self.judged {

@@ -37,7 +37,7 @@ pub fn heartbeat_is_of_this_process(speaks: Incarnation, member: Member) -> Resu
 ///
 /// The function is called for a message that a replica has rejected on its stream. Messages of a dead process may
 /// arrive after the proof of its death, when its successor has already taken over. In a build with mutations, a
-/// rejected message may be a symptom of another broken promise, so it is not reported.
+/// rejected message may be a symptom of another violation, so it is not reported.
 pub fn streams_are_whole(
     group: GroupId,
     error: &StreamError,

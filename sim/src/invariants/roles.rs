@@ -22,7 +22,7 @@ pub fn holders_are_spared(world: &World, member: Member) -> Result<(), Violation
     Err(Violation::new(20, format!("{member} is to be killed although a durable view names it")))
 }
 
-/// Checks the same promise when a kill takes effect, which may be much later and under another coordinator
+/// Checks the same invariant when a kill takes effect, which may be much later and under another coordinator
 /// (invariant 20).
 pub fn kill_spares_holders(world: &World, member: Member) -> Result<(), Violation> {
     match &world.coordinator.disk {

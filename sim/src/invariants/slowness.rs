@@ -1,6 +1,6 @@
 //! Slowness: no server loses its place because of pauses, stalls or load alone (invariants 20 and 28).
 //!
-//! | only faults of the run | promise |
+//! | only faults of the run | invariant |
 //! |---|---|
 //! | all servers are paused together | [`sleepers_stay`] |
 //! | one server after the other stalls, or cannot allocate memory | [`slow_are_spared`] |

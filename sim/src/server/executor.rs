@@ -107,7 +107,7 @@ pub enum Output {
     SentResponse(SentResponse),
     /// A shard's part of the dump with this number, or the reason why the shard must not be dumped.
     Dumped(u64, Result<Box<Part>, NoFullCopy>),
-    /// A promise was broken.
+    /// An invariant was violated.
     Broken(Violation),
 }
 

@@ -339,7 +339,7 @@ impl World {
         self.wake_client(client);
     }
 
-    /// Returns the whole frames that have arrived at an end of a control connection.
+    /// Returns the whole frames that have arrived at one side of a control connection.
     pub(super) fn frames(
         &mut self,
         number: ConnectionNumber,

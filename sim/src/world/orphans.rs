@@ -30,7 +30,7 @@ impl World {
         self.at(self.config.faulty * 9 / 10, Happening::Stop);
     }
 
-    /// Makes the coordinator unreachable for every server for a while.
+    /// Makes the coordinator unreachable from every server for a while.
     pub(super) fn orphan(&mut self) {
         let is_away = self.coordinator.paused_until > self.now;
         if self.is_healing || is_away || !self.serves() {

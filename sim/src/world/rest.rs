@@ -50,7 +50,7 @@ impl World {
     /// Runs until the cluster is at rest.
     ///
     /// # Errors
-    /// The cluster does not come to rest in time, or another promise is broken.
+    /// The cluster does not come to rest in time, or another invariant is violated.
     pub(super) fn come_to_rest(&mut self) -> Result<(), Violation> {
         let end = self.now + self.config.timeout;
         let mut since = None;
@@ -65,7 +65,7 @@ impl World {
     /// dumps.
     ///
     /// # Errors
-    /// An operation does not end in time, or another promise is broken.
+    /// An operation does not end in time, or another invariant is violated.
     pub(super) fn look_back(&mut self) -> Result<(), Violation> {
         let placement = Placement::new(self.config.servers, self.config.shards);
         let views = self.coordinator.cluster.as_ref().map_or(&[][..], |cluster| cluster.views());

@@ -7,12 +7,12 @@ use crate::server::Reader;
 use kv_shard::Port;
 
 impl World {
-    /// Sends bytes from an end of a connection.
+    /// Sends bytes from one side of a connection.
     pub fn send(&mut self, number: ConnectionNumber, from: usize, bytes: Vec<u8>) {
         self.send_after(number, from, bytes, 0);
     }
 
-    /// Sends bytes from an end of a connection after a delay in nanoseconds.
+    /// Sends bytes from one side of a connection after a delay in nanoseconds.
     pub(super) fn send_after(
         &mut self,
         number: ConnectionNumber,
@@ -35,7 +35,7 @@ impl World {
         }
     }
 
-    /// Closes an end of a connection. The other end observes the close after all earlier bytes.
+    /// Closes one side of a connection. The other side observes the close after all earlier bytes.
     pub(super) fn close(&mut self, number: ConnectionNumber, end: usize) {
         if !self.network.is_open(number, end) {
             return;
@@ -46,7 +46,7 @@ impl World {
         self.at(at, Happening::End(number, 1 - end));
     }
 
-    /// Shuts down the sending direction of an end. The other end observes the end of input after all earlier bytes.
+    /// Shuts down the sending direction of one side. The other side observes the end of input after all earlier bytes.
     pub(super) fn shut_down(&mut self, number: ConnectionNumber, end: usize) {
         if !self.network.may_send(number, end) {
             return;
@@ -56,7 +56,7 @@ impl World {
         self.at(at, Happening::EndOfInput(number, 1 - end));
     }
 
-    /// Breaks a connection. Both ends observe it, each at its own time.
+    /// Breaks a connection. Both sides observe it, each at its own time.
     pub fn break_connection(&mut self, number: ConnectionNumber) {
         self.network.note_broken(number);
         for end in 0..2 {
@@ -104,7 +104,8 @@ impl World {
         self.note_end(number, end);
     }
 
-    /// Handles the arrival of the end of input at an end. A shard may continue to send; other actors close their end.
+    /// Handles the arrival of the end of input at one side. A shard may continue to send; other actors close their
+    /// side.
     pub(super) fn on_end_of_input(&mut self, number: ConnectionNumber, end: usize) {
         if !self.network.is_open(number, end) {
             return;
@@ -120,7 +121,7 @@ impl World {
         self.note_end(number, end);
     }
 
-    /// Notifies the owner of an end that the connection has ended.
+    /// Notifies the owner of one side that the connection was closed.
     fn note_end(&mut self, number: ConnectionNumber, end: usize) {
         match self.network.get(number).ends[end] {
             Actor::Shard { process, shard } => self.give(process, shard, Input::Closed(number)),

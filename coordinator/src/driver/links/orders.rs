@@ -190,7 +190,8 @@ fn take_report(
     tracing::debug!("{name} (order {id}) from server {}", member.server);
     let noted = driver.input(|cluster, now, sink| cluster.on_report(now, member, report, sink));
     if let Err(ignored) = noted {
-        tracing::debug!("{name} (order {id}) from server {} is ignored: {ignored}", member.server);
+        let server = member.server;
+        tracing::debug!("ignored {name} (order {id}) of server {server}, because {ignored}");
     }
     Ok(())
 }

@@ -120,8 +120,8 @@ enum End {
     Connection(#[from] ConnectionError),
     #[error("{0}")]
     Decode(#[from] kv_protocol::DecodeError),
-    #[error("the first messages must be CHALLENGE and STARTED")]
-    OutOfOrder,
+    #[error("expected {expected}, not opcode {opcode:#04x}")]
+    OutOfOrder { expected: &'static str, opcode: u8 },
     #[error("{0}")]
     Random(String),
 }
@@ -135,7 +135,8 @@ async fn first_frames(
     let left = || Some(deadline.saturating_duration_since(Instant::now()));
     let Some(frame) = connection.next_frame(left()).await? else { return Ok(None) };
     if frame.opcode != key::opcode::CHALLENGE {
-        return Err(End::OutOfOrder);
+        let expected = "CHALLENGE as the first message";
+        return Err(End::OutOfOrder { expected, opcode: frame.opcode });
     }
     let challenge = Challenge::read(&frame.body)?;
     let own = random::nonce().map_err(End::Random)?;
@@ -145,7 +146,8 @@ async fn first_frames(
     connection.send(&proof).await?;
     let Some(frame) = connection.next_frame(left()).await? else { return Ok(None) };
     if frame.opcode != opcode::STARTED {
-        return Err(End::OutOfOrder);
+        let expected = "STARTED after the handshake";
+        return Err(End::OutOfOrder { expected, opcode: frame.opcode });
     }
     Ok(Some(Started::read(&frame.body, &seal)?))
 }

@@ -188,7 +188,10 @@ fn impossible_heartbeats_change_nothing() {
     let good = Heartbeat { replicas: vec![replica], ..world.heartbeat(ServerId(0)) };
     let with = |replica: ReplicaReport| Heartbeat { replicas: vec![replica], ..good.clone() };
     for (wrong, expected) in [
-        (Heartbeat { incarnation: Incarnation(1), ..good.clone() }, Ignored::OtherIncarnation),
+        (
+            Heartbeat { incarnation: Incarnation(1), ..good.clone() },
+            Ignored::OtherIncarnation { named: Incarnation(1), current: good.incarnation },
+        ),
         (
             Heartbeat { epoch: Epoch { number: 2, boot: BootId(0) }, ..good.clone() },
             Ignored::Impossible("an epoch"),
@@ -324,7 +327,8 @@ fn late_repeated_and_foreign_reports_change_nothing() {
     let foreign = Member { incarnation: Incarnation(1), ..member };
     let sink = &mut world.effects;
     let got = world.cluster.on_report(at(0), foreign, report.clone(), sink);
-    assert_eq!(got, Err(Ignored::OtherIncarnation));
+    let (named, current) = (foreign.incarnation, member.incarnation);
+    assert_eq!(got, Err(Ignored::OtherIncarnation { named, current }));
     let other = world.cluster.member(ServerId(1));
     let got = world.cluster.on_report(at(0), other, report.clone(), sink);
     assert_eq!(got, Err(Ignored::NotOutstanding), "another server's order");

@@ -170,7 +170,7 @@ impl Net {
             if let Some(suppressed) = self.log.admit(now) {
                 tracing::error!(
                     suppressed,
-                    "cannot watch a connection to {port:?}: {error}; the connection was rejected; check sysctl \
+                    "cannot watch a connection to {port}: {error}; the connection was rejected; check sysctl \
                      fs.epoll.max_user_watches"
                 );
             }

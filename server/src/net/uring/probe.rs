@@ -45,7 +45,10 @@ fn receive(ring: &mut Uring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), Str
             (true, Event::Received(Ok(Some(lent)))) if ring.bytes(&lent) == word => {
                 ring.give_back(lent);
             }
-            other => return Err(format!("multishot receive into provided buffers: {other:?}")),
+            other => {
+                let why = unexpected(other);
+                return Err(format!("multishot receive into provided buffers: {why}"));
+            }
         }
     }
     ring.cancel(SLOT, Request::Receive);
@@ -54,7 +57,7 @@ fn receive(ring: &mut Uring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), Str
             (false, Event::Received(Err(error)))
                 if error.raw_os_error() == Some(libc::ECANCELED) => {}
             (false, Event::Cancelled) => {}
-            other => return Err(format!("cancel a receive: {other:?}")),
+            other => return Err(format!("cancel a receive: {}", unexpected(other))),
         }
     }
     Ok(())
@@ -64,7 +67,15 @@ fn send(ring: &mut Uring, ours: &OwnedFd) -> Result<(), String> {
     ring.send(SLOT, ours, b"three".to_vec(), 0, usize::MAX >> 33, WhenFull::Fail);
     match next(ring)? {
         (false, Event::Sent(Ok(5), ..)) => Ok(()),
-        other => Err(format!("send: {other:?}")),
+        other => Err(format!("send: {}", unexpected(other))),
+    }
+}
+
+/// Returns the reason for which a completion is not the expected one.
+fn unexpected((_, event): (bool, Event)) -> String {
+    match event {
+        Event::Received(Err(error)) | Event::Sent(Err(error), ..) => error.to_string(),
+        _ => "the kernel posted an unexpected completion".to_owned(),
     }
 }
 

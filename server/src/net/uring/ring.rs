@@ -182,9 +182,10 @@ impl Uring {
 
     /// Queues a request that receives into the buffers of a group, until an error or the end of the input.
     ///
-    /// No other kind of request takes buffers of the group. If a receive ends with its first bytes, kernels before 6.15
-    /// may post that completion late: after completions of later bytes of the same buffer. If other requests took
-    /// buffers of the group, the pieces of a buffer could then not be distinguished.
+    /// Only multishot receives may take buffers of the group. If single receives shared these buffers, kernels before
+    /// 6.15 could post the completion of a single receive too late: after the completions of multishot receives for
+    /// later bytes of the same buffer. The offset of a piece follows from the order of completions, so it would be
+    /// wrong.
     pub(super) fn receive(&mut self, slot: SlotId, socket: &OwnedFd, group: Group) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), group as u16).build();
         self.in_kernel(slot).group = group;

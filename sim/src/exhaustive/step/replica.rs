@@ -63,7 +63,7 @@ impl Explorer {
         }
     }
 
-    /// Delivers the next frame to an end of a connection.
+    /// Delivers the next frame to one side of a connection.
     pub(super) fn frame(&mut self, world: &mut World, c: usize, side: usize) {
         let connection = &mut world.connections[c];
         let Some(frame) = connection.to[side].pop_front() else { return };
