@@ -35,7 +35,7 @@ pub fn ignore() {
     meaningless().chain([libc::SIGHUP]).for_each(|signal| set(signal, SIG_IGN, 0));
 }
 
-/// Installs an empty handler for the signals without a meaning and for SIGHUP. The program may replace the handler of
+/// Installs an empty handler for SIGHUP and for the signals that this program does not use. The program may replace the handler of
 /// SIGHUP. Unlike ignored signals, handled ones are reset to their default action when this process executes another
 /// program.
 pub fn pass_over() {

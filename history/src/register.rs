@@ -100,7 +100,7 @@ pub enum Verdict {
     Unknown,
 }
 
-/// The maximum number of operations that are searched without a time limit.
+/// The maximum length of a history that is checked without a time limit, in operations.
 const FEW: usize = 10;
 /// The time limit of a search.
 const TIMEOUT: Duration = Duration::from_secs(20);

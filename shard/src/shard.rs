@@ -24,7 +24,7 @@ use crate::service::Service;
 /// The maximum number of bytes that one wake-up sends to readers of long values, one piece each in turn. The kernel
 /// copies this amount in about 50 µs, and a short request may wait that long.
 const READERS_BYTES: usize = 128 << 10;
-/// The maximum number of bytes of one piece.
+/// The maximum number of bytes that one transmit sends to a reader.
 const READER_PIECE: usize = 64 << 10;
 /// The interval between two calls above which the shard counts as not scheduled. It exceeds the regular interval
 /// between two ticks, which is 100 ms.

@@ -127,7 +127,7 @@ pub enum Happening {
     Crash(usize),
     /// The load of a run begins.
     Flood,
-    /// The remaining holder of a group crashes if it has acknowledged a write alone.
+    /// Crashes the remaining holder of a group if it has acknowledged a write alone.
     Tempt(Temptation),
 }
 

@@ -106,7 +106,7 @@ impl Figures {
         self.add(name.into(), measured, unit, Some(Target::Below(bound)));
     }
 
-    /// Adds a figure of speed with a recommended upper bound.
+    /// Adds a measured time or rate with a recommended upper bound.
     pub(super) fn should_be_at_most(&mut self, name: impl Into<String>, measured: f64, most: f64) {
         self.add(name.into(), measured, "", Some(Target::ShouldBeAtMost(most)));
     }

@@ -330,7 +330,7 @@ impl Place<'_> {
             version: entry.version,
             digest,
             key: entry.key,
-            value_length: u32::try_from(entry.value.len()).expect("a value has at most 16 MiB"),
+            value_length: u32::try_from(entry.value.len()).expect("a value is at most 16 MiB long"),
             value: &entry.value[..first],
         }));
     }
@@ -359,7 +359,7 @@ impl Place<'_> {
                 let end = entry.value.len().min(offset + FRAGMENT_BYTES);
                 batch.push(&PeerMessage::CopyFragment(CopyFragment {
                     view: self.view,
-                    offset: u32::try_from(offset).expect("a value has at most 16 MiB"),
+                    offset: u32::try_from(offset).expect("a value is at most 16 MiB long"),
                     bytes: &entry.value[offset..end],
                 }));
                 end

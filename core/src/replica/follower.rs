@@ -14,7 +14,7 @@ use super::{Replica, Role, StreamError};
 use crate::mutations::{self, Mutation};
 use crate::table::{Staged, Table, TableHash};
 
-/// The state of a follower besides table and sessions.
+/// The state of a follower, without its table and sessions.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
     /// The last write applied.

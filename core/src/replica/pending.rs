@@ -238,7 +238,7 @@ impl PendingLog {
                     record: write.record,
                     digest: write.digest,
                     key,
-                    value_length: u32::try_from(value.len()).expect("a value has at most 16 MiB"),
+                    value_length: u32::try_from(value.len()).expect("a value is at most 16 MiB long"),
                     value: &value[..first],
                 }));
                 first
@@ -248,7 +248,7 @@ impl PendingLog {
                 send(&PeerMessage::Fragment(Fragment {
                     view,
                     sn,
-                    offset: u32::try_from(offset).expect("a value has at most 16 MiB"),
+                    offset: u32::try_from(offset).expect("a value is at most 16 MiB long"),
                     bytes: &value[offset..end],
                 }));
                 end

@@ -202,7 +202,7 @@ impl Replica {
         let whole = match part.len() < whole {
             true => {
                 (status, value) = (Status::Part, &value[part]);
-                u32::try_from(whole).expect("a value has at most 16 MiB")
+                u32::try_from(whole).expect("a value is at most 16 MiB long")
             }
             false => 0,
         };

@@ -22,7 +22,7 @@ struct Args {
     #[arg(long, value_parser = mutations::number_of)]
     mutation: Option<u8>,
     /// CPU time limit of each detection, in minutes.
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 10.0)]
     minutes: f64,
     /// First seed to run for each mutation.
     #[arg(long, default_value_t = 1)]

@@ -1,10 +1,10 @@
 //! The clients' part of a state: requests, responses, and all orders in which an atomic store could have executed
 //! the requests.
 //!
-//! A *story* is one order in which an atomic store could have executed the writes so far. All stories that agree with
-//! every response are kept. If a response agrees with none of them, it violates linearizability. This is the decision
-//! procedure of Wing and Gong (1993), performed incrementally. A write takes effect once, at any time between its first
-//! request and its response. A write without a response may also have no effect.
+//! A *linearization* is one order in which an atomic store could have executed the writes so far. All linearizations
+//! that agree with every response are kept. If a response agrees with none of them, it violates linearizability. This
+//! is the decision procedure of Wing and Gong (1993), performed incrementally. A write takes effect once, at any time
+//! between its first request and its response. A write without a response may also have no effect.
 
 use kv_protocol::client_message::Status;
 
@@ -41,7 +41,7 @@ impl Script {
     }
 }
 
-/// The outcome of a write in one story.
+/// The outcome of a write in one linearization.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Went {
     /// Not done.
@@ -53,7 +53,7 @@ pub enum Went {
     Told,
 }
 
-/// A story: the outcome of every write, and the content of every key.
+/// A linearization: the outcome of every write, and the content of every key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Story {
     writes: Vec<Went>,
@@ -173,7 +173,7 @@ impl Clients {
         self.responses.iter().enumerate().filter_map(of_shard).max().unwrap_or(0)
     }
 
-    /// Adds every story in which further writes without a response are done.
+    /// Adds every linearization in which further writes without a response are done.
     fn extend(&mut self, script: &Script) {
         let mut at = 0;
         while at < self.stories.len() {
@@ -206,8 +206,8 @@ impl Clients {
         }
     }
 
-    /// Sorts and deduplicates the stories, so that equal sets compare equal. A story is kept even if its extensions
-    /// are in the set, because its missing writes may never be done.
+    /// Sorts and deduplicates the linearizations, so that equal sets compare equal. A linearization is kept even if its
+    /// extensions are in the set, because its missing writes may never be done.
     fn tidy(&mut self) {
         self.stories.sort_unstable();
         self.stories.dedup();

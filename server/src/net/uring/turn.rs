@@ -28,7 +28,7 @@ use crate::net::socket::{
     reject, send_now,
 };
 
-/// The maximum number of connections per turn that resume receiving after no buffer was free for them.
+/// The maximum number of connections per turn that resume receiving once buffers are free again.
 const MOST_FED: usize = 16;
 /// The minimum time between two direct reads of the streams' sockets while the kernel is behind.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
