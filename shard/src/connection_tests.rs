@@ -225,7 +225,7 @@ fn an_unknown_version_or_an_impossible_length_is_reported_and_closes_the_connect
     length[..4].copy_from_slice(&u32::MAX.to_le_bytes());
     for (bytes, words, status) in [
         (version, "version 1 is supported", Status::Unsupported),
-        (length, "at most", Status::TooBig),
+        (length, "invalid length of 4294967295 bytes", Status::TooBig),
     ] {
         let mut shard = shard(0);
         let id = client(&mut shard);

@@ -405,7 +405,7 @@ fn an_outdated_damaged_or_missing_state_prevents_a_restore() {
     let last = fs::read(&state).expect("read the state");
     fs::write(&state, old).expect("write the state");
     let (said, dir) = refused(Cluster::builder().restore(dir));
-    assert_says(&said, &["this is not its last state"]);
+    assert_says(&said, &["a later state was stored"]);
 
     fs::write(&state, &last[..last.len() - 9]).expect("write the state");
     let (said, dir) = refused(Cluster::builder().restore(dir));

@@ -59,7 +59,7 @@ fn without_io_uring_a_check_notes_the_remedy_and_fails_only_if_uring_is_required
         line.expect("a finding about io_uring").to_owned()
     };
     let note = check("auto", 0);
-    for word in ["--net epoll", "not permitted", "seccomp"] {
+    for word in ["engine epoll", "not permitted", "seccomp"] {
         assert!(note.contains(word), "no {word:?} in {note}");
     }
     assert!(check("epoll", 0).contains("not needed"));
