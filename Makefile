@@ -29,10 +29,10 @@ test: lint ## run everything that continuous integration runs
 # Two minutes of faults, and a few ordinary days, on real processes. `chaos` uses the executables in its own directory,
 # so these are built from the current source first.
 	$(CARGO) build --workspace $(LOCKED) --bins
-	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- --slice
+	target/debug/chaos --slice
 # Floods of requests: no view may change.
-	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- measure floods --quick --seconds 2
-	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- measure floods --quick --seconds 2 --net epoll --only "open loop"
+	target/debug/chaos measure floods --quick --seconds 2
+	target/debug/chaos measure floods --quick --seconds 2 --net epoll --only "open loop"
 # Every benchmark and the comparison, once and without measuring, to test that they work. The profile is the one that is
 # already built. Without --bench, cargo would also repeat every unit test.
 	$(CARGO) bench --profile dev --workspace $(LOCKED) --bench '*' -- --test
