@@ -279,7 +279,9 @@ impl<'a> Striker<'a> {
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        bail!("the death of the replacement of server {victim} was not logged within {STEP_TIMEOUT:?}")
+        bail!(
+            "the death of the replacement of server {victim} was not logged within {STEP_TIMEOUT:?}"
+        )
     }
 
     /// Waits for this step of a server's recovery, or a later one, and returns it. Returns `None` if the recovery is

@@ -238,7 +238,8 @@ impl PendingLog {
                     record: write.record,
                     digest: write.digest,
                     key,
-                    value_length: u32::try_from(value.len()).expect("a value is at most 16 MiB long"),
+                    value_length: u32::try_from(value.len())
+                        .expect("a value is at most 16 MiB long"),
                     value: &value[..first],
                 }));
                 first
