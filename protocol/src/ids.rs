@@ -256,6 +256,32 @@ impl std::ops::Add<std::time::Duration> for Time {
     }
 }
 
+/// A point in wall time (CLOCK_REALTIME): milliseconds since 1970-01-01 00:00 UTC, at most [`WallTime::MAX`]. Wall
+/// clocks of two machines differ and may be set, so only the expiry of entries depends on wall time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WallTime(u64);
+
+impl WallTime {
+    /// The latest time: 2^48 - 1 milliseconds, in the year 10889.
+    pub const MAX: WallTime = WallTime((1 << 48) - 1);
+
+    /// Returns the time `millis` milliseconds after 1970, or [`WallTime::MAX`] if that is earlier.
+    pub const fn from_millis(millis: u64) -> WallTime {
+        if millis < WallTime::MAX.0 { WallTime(millis) } else { WallTime::MAX }
+    }
+
+    /// Returns the number of milliseconds since 1970.
+    pub const fn millis(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the time `millis` milliseconds later.
+    #[must_use]
+    pub const fn after(self, millis: u64) -> WallTime {
+        WallTime::from_millis(self.0.saturating_add(millis))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
