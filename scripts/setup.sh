@@ -5,6 +5,7 @@
 #   scripts/setup.sh build     tools for `make all` and `make run`
 #   scripts/setup.sh           these, and tools for `make test` and `make lint`
 #   scripts/setup.sh bench     tools for `make all`, and hiredis and redis-server for `make bench-client`
+#   scripts/setup.sh sim       tools for `make all`, and redis-server for `make sim`
 #   scripts/setup.sh compare   other stores for `make compare`, as far as they can be installed; never fails
 #
 # All output goes to stderr, because the client of `make run` uses stdout.
@@ -64,6 +65,10 @@ check_test() {
 check_bench() {
     has pkg-config || need_package pkg-config "pkg-config"
     [[ -r /usr/include/hiredis/hiredis.h ]] || need_package libhiredis-dev "hiredis, to compare with"
+    check_redis
+}
+
+check_redis() {
     has redis-server || need_package redis-server "redis-server, to compare with"
 }
 
@@ -81,7 +86,7 @@ install_packages() {
         printf 'setup: disabling the sshd service that came with openssh-server\n'
         systemctl disable --now ssh.service
     fi
-    # The benchmark starts its own redis-server.
+    # The programs that compare with it start their own redis-server.
     if [[ $redis_is_new && -d /run/systemd/system ]]; then
         printf 'setup: disabling the service that came with redis-server\n'
         systemctl disable --now redis-server.service
@@ -132,9 +137,10 @@ get_peers() {
 case ${1-} in
 build) check_build ;;
 bench) check_build && check_bench ;;
+sim) check_build && check_redis ;;
 compare) get_peers && exit ;;
 '') check_build && check_test ;;
-*) printf 'usage: %s [build|bench|compare]\n' "$0" && exit 2 ;;
+*) printf 'usage: %s [build|bench|sim|compare]\n' "$0" && exit 2 ;;
 esac
 
 ((${#packages[@]} + ${#crates[@]} + ${#by_hand[@]} > 0)) || exit 0

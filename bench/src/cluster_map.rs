@@ -66,7 +66,7 @@ pub(crate) fn join(
 }
 
 fn hello(client: ClientId, shard: ShardId, into: &mut Vec<u8>) {
-    Hello { cluster: ClusterId(0), client, shard }.write(into);
+    Hello::new(ClusterId(0), client, shard).write(into);
 }
 
 /// Sends `bytes`, waits for the next frame, and returns its body. Fails if the frame does not have the expected opcode.

@@ -16,7 +16,7 @@ const MARK: u128 = 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10;
 /// Returns the plan for the cluster of this map. Its groups must have one shard each, and a primary.
 pub(crate) fn plan(map: &Map) -> Vec<u8> {
     let mut hello = Vec::new();
-    Hello { cluster: map.cluster, client: ClientId(MARK), shard: ShardId(0) }.write(&mut hello);
+    Hello::new(map.cluster, ClientId(MARK), ShardId(0)).write(&mut hello);
     let is_mark = |bytes: &[u8]| bytes == MARK.to_le_bytes() || bytes == MARK.to_be_bytes();
     let client_at = hello.windows(16).position(is_mark).expect("the hello has the client's id");
 

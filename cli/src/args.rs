@@ -14,18 +14,18 @@ const STANDARD_INPUT: &str = "-";
 /// Puts keys into a cluster and gets them back.
 ///
 /// Reads operations from a terminal, a pipe or a file, one per line: P "key" "value", G "key", D "key", V "key"
-/// "expected" (or V "key" absent), 0 "key", help. Results go to standard output, one line per operation, in the order
-/// of the lines. Errors go to standard error, with the line number unless a single line was typed at the prompt. The
-/// result of a write ends with "(1 copy)" if only one server holds it. Lines that are pasted at the prompt run in order
-/// when Enter is pressed.
+/// "expected" (or V "key" absent), 0 "key", or a word such as put, get, incr, expire or batch with its arguments. The
+/// line help lists all of them. Results go to standard output, one line per key, in the order of the lines. Errors go
+/// to standard error, with the line number unless a single line was typed at the prompt. The result of a write ends
+/// with "(1 copy)" if only one server holds it. Lines that are pasted at the prompt run in order when Enter is pressed.
 ///
 /// A line that gets no response fails after --timeout. If the line is a write that may have been done, the client then
 /// settles the write, for up to half of the timeout, and reports whether it was done. Lines that have waited for this
 /// line for the whole timeout fail too, and are reported as not tried. Lines that are read later are tried.
 ///
-/// Exit status: 0 if every operation succeeded, 1 if one failed (including G of a missing key, and V if the check
-/// fails) or the client could not continue, 2 for wrong usage. At the prompt, failed operations do not change the
-/// status.
+/// Exit status: 0 if every operation succeeded, 1 if one failed (including a read of a missing key, a V whose check
+/// fails, and a condition that does not hold) or the client could not continue, 2 for wrong usage. At the prompt,
+/// failed operations do not change the status.
 #[derive(Debug, clap::Parser)]
 #[command(name = "client", version, disable_help_flag = true)]
 pub(super) struct Args {

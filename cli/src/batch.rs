@@ -150,6 +150,7 @@ mod tests {
     use crate::fake::{Act, Fake, key_of};
     use kv_client::{Client, Options};
     use kv_protocol::client_message::opcode;
+    use kv_protocol::placement::{Digest, Placement};
     use std::io::{Read, Seek, Write};
     use std::os::fd::OwnedFd;
     use std::sync::{Arc, Mutex};
@@ -270,6 +271,119 @@ mod tests {
         assert!(errors[1].starts_with("line 11: unknown operation \"Q\""), "{errors:?}");
     }
 
+    /// Returns `count` keys of the group of this one, in a ring of three servers.
+    fn neighbours(of: &[u8], count: usize) -> Vec<String> {
+        let place = |key: &[u8]| Placement::new(3, 1).locate(Digest::of(key));
+        let keys = (0..).map(|n| format!("near-{n}"));
+        keys.filter(|key| place(key.as_bytes()) == place(of)).take(count).collect()
+    }
+
+    #[test]
+    fn every_word_has_its_result() {
+        let fake = Fake::start(3, 1);
+        let near = neighbours(b"k", 1);
+        let near = &near[0];
+        let script = [
+            ("put k v if-absent", "value[\"k\"] <- \"v\""),
+            ("put k w expires 60 old", "value[\"k\"] <- \"w\" (before: \"v\")"),
+            ("get k", "value[\"k\"] == \"w\""),
+            ("get k expires 90", "value[\"k\"] == \"w\" (expires in 90 s)"),
+            ("expire k 60 if-earlier", "key \"k\" expires in 60 s"),
+            ("persist k", "key \"k\" does not expire any more"),
+            ("persist k", "key \"k\" has no deadline"),
+            ("ttl k", "key \"k\" does not expire"),
+            ("append k xyz", "length[\"k\"] == 4"),
+            ("setrange k 1 XY", "length[\"k\"] == 4"),
+            ("getrange k -3 2", "part[\"k\"] == \"XY\""),
+            ("length k", "length[\"k\"] == 4"),
+            ("exists k", "key \"k\" exists"),
+            ("copy k NEAR", "key \"k\" copied to \"NEAR\""),
+            ("take NEAR", "value[\"NEAR\"] == \"wXYz\" (deleted)"),
+            ("rename k NEAR", "key \"k\" renamed to \"NEAR\""),
+            ("incr k", "value[\"k\"] <- \"1\""),
+            ("decr k 3", "value[\"k\"] <- \"-2\""),
+            ("incrfloat k 0.5", "value[\"k\"] <- \"-1.5\""),
+            ("mput a 1 b 2", "value[\"a\"] <- \"1\"\nvalue[\"b\"] <- \"2\""),
+            ("mget b a", "value[\"b\"] == \"2\"\nvalue[\"a\"] == \"1\""),
+            (
+                "batch put k 5; incr k 2; del NEAR; incr NEAR optional; get k",
+                "value[\"k\"] <- \"5\"\nvalue[\"k\"] <- \"7\"\nkey \"NEAR\" deleted\n\
+                 value[\"NEAR\"] <- \"1\"\nvalue[\"k\"] == \"7\"",
+            ),
+            (
+                "batch put k x; incr k optional",
+                "value[\"k\"] <- \"x\"\nupdate of key \"k\" skipped: \
+                 the value or the amount is not a number of this kind",
+            ),
+            ("del k if-value x", "key \"k\" deleted"),
+            ("del k if-absent", "key \"k\" not found"),
+        ];
+        let of = |part: fn(&(&str, &str)) -> String| {
+            script.iter().map(|pair| part(pair).replace("NEAR", near) + "\n").collect::<String>()
+        };
+        let input = of(|(line, _)| (*line).to_owned());
+        let (all, responses, errors) = run_on(&fake, file(&input), Options::default());
+        let expected = of(|(_, expected)| (*expected).to_owned());
+        assert_eq!((responses.as_str(), errors.as_str()), (expected.as_str(), ""));
+        assert!(all);
+    }
+
+    #[test]
+    fn words_that_fail_report_the_reason() {
+        let fake = Fake::start(3, 1);
+        let input = "put k v\nput k w if-absent old\nincr k\nbatch del k; incr a\nexists a\nttl a\n\
+                     take a\nrename a k\nput a 1 if-version 9";
+        let (all, responses, errors) = run_on(&fake, file(input), Options::default());
+        assert!(!all);
+        let responses: Vec<&str> = responses.lines().collect();
+        assert_eq!(responses[0], "value[\"k\"] <- \"v\"");
+        assert!(
+            responses[1].starts_with("put \"k\": the condition does not hold"),
+            "{responses:?}"
+        );
+        assert!(responses[1].ends_with("(its value is \"v\")"), "{responses:?}");
+        let not_found = "key \"a\" not found";
+        assert_eq!(responses[2..5], [not_found; 3]);
+        assert!(responses.last().unwrap().contains("the key does not exist"), "{responses:?}");
+        let errors: Vec<&str> = errors.lines().collect();
+        assert!(errors[0].starts_with("line 3: add to \"k\": the value"), "{errors:?}");
+        assert!(errors[1].starts_with("line 4: update \"k\": key \"k\" is in group"), "{errors:?}");
+        assert!(errors[2].starts_with("line 8: rename \"a\": key \"a\" is in group"), "{errors:?}");
+    }
+
+    #[test]
+    fn lines_with_several_keys_keep_the_order_of_each_key() {
+        let fake = Fake::start(3, 1);
+        let mut count = 0;
+        // Many responses are delayed, so that lines that did not wait for each other would overtake.
+        fake.script(move |_| {
+            count += 1;
+            if count % 3 == 0 { Act::ResponseLater } else { Act::Serve }
+        });
+        let keys = neighbours(&key_of(1), 3);
+        let (mut input, mut expected) = (String::new(), String::new());
+        for n in 0..100 {
+            let (from, to) = (&keys[n % 3], &keys[(n + 1) % 3]);
+            input += &format!("put {from} {n}\nrename {from} {to}\nget {to}\nget {from}\n");
+            expected += &format!(
+                "value[\"{from}\"] <- \"{n}\"\nkey \"{from}\" renamed to \"{to}\"\n\
+                 value[\"{to}\"] == \"{n}\"\nkey \"{from}\" not found\n"
+            );
+        }
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    (0..3).for_each(|server| fake.cut(server));
+                    std::thread::park_timeout(Duration::from_millis(40));
+                }
+            });
+            let (_, responses, errors) = run_on(&fake, file(&input), Options::default());
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert_eq!((responses, errors), (expected, String::new()));
+        });
+    }
+
     #[test]
     fn a_file_succeeds_only_if_no_line_failed() {
         for (line, succeeds) in [
@@ -280,6 +394,13 @@ mod tests {
             ("V \"k\" \" \"", true),
             ("V \"k\" absent", true),
             ("help", true),
+            ("help put", true),
+            ("exists \"k\"", false),
+            ("take k", false),
+            ("mget k", false),
+            ("del k", true),
+            ("put k v if-present", false),
+            ("put k v if-absent", true),
             ("", true),
             ("Q", false),
         ] {

@@ -15,12 +15,19 @@ mod fake;
 
 mod args;
 mod batch;
+mod change;
+mod command;
+mod completion;
+mod cursor;
+mod help;
 mod lines;
 mod output;
 mod parse;
 mod pipeline;
 mod task;
 mod terminal;
+mod text;
+mod words;
 
 use std::fs::{File, OpenOptions};
 use std::io::IsTerminal;

@@ -3,68 +3,32 @@
 //! ```text
 //!   P "<key>" "<value>" [count]    G "<key>"    D "<key>"    0 "<key>"
 //!   V "<key>" "<expected>"         V "<key>" absent
+//!   a word of the table in `help`, and its arguments
 //! ```
 //!
 //! Strings have the notation of [`kv_protocol::escape`], so the client can parse its own output.
 
-use kv_protocol::escape::{self, UnescapeError};
+use kv_protocol::escape::UnescapeError;
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
-/// The keyword with which `V` checks that a key does not exist. It is unquoted, so it cannot be a value.
-const ABSENT: &[u8] = b"absent";
-/// The older spelling of [`ABSENT`], exactly these bytes: an escaped blank is a value
-/// (docs/decisions/2026-11-29-absent-is-a-word.md).
-const ABSENT_BEFORE: &[u8] = b"\" \"";
+use super::command::Command;
+use super::cursor::{Cursor, shown};
+use super::{help, words};
+
 /// The largest repeat count of a put.
 pub(crate) const MAX_COUNT: u32 = 1_000_000;
 /// The length of the longest valid line: key and value with every byte as `\xHH`, plus 64 bytes for the rest.
 pub(crate) const MAX_LINE_BYTES: usize = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 64;
 
-/// An operation of the command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
-    /// Sets a key, `count` times in sequence.
-    Put { key: Vec<u8>, value: Vec<u8>, count: u32 },
-    /// Reads a key.
-    Get { key: Vec<u8> },
-    /// Removes a key.
-    Delete { key: Vec<u8> },
-    /// Compares both replicas with a value; `None`: the key must not exist.
-    Verify { key: Vec<u8>, expected: Option<Vec<u8>> },
-    /// Checks that the key's server responds.
-    Noop { key: Vec<u8> },
-    /// Lists the operations.
-    Help,
-}
-
-impl Command {
-    /// Returns the key of the operation; `None` for `help`.
-    pub(crate) fn key(&self) -> Option<&[u8]> {
-        match self {
-            Command::Put { key, .. }
-            | Command::Get { key }
-            | Command::Delete { key }
-            | Command::Verify { key, .. }
-            | Command::Noop { key } => Some(key),
-            Command::Help => None,
-        }
-    }
-
-    /// Returns the number of bytes of key and value.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Command::Put { key, value, .. } => key.len() + value.len(),
-            Command::Verify { key, expected } => key.len() + expected.as_ref().map_or(0, Vec::len),
-            _ => self.key().map_or(0, <[u8]>::len),
-        }
-    }
-}
-
 /// A syntax error in a line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ParseError {
-    #[error("unknown operation \"{letter}\" (expected P, G, D, V, 0 or help)")]
-    UnknownOperation { letter: String },
+    #[error("unknown operation \"{word}\" (help lists the operations)")]
+    UnknownOperation { word: String },
+    #[error("\"{word}\" is not a word; help lists the words")]
+    UnknownWord { word: String },
+    #[error("\"{word}\" cannot be an item of a batch; help batch lists the items")]
+    NoItem { word: String },
     #[error("{what} is missing; write {form}")]
     Missing { what: &'static str, form: &'static str },
     #[error("{what} at column {column} must be in double quotes; write {form}")]
@@ -81,6 +45,8 @@ pub(crate) enum ParseError {
     TooLong { what: &'static str, bytes: usize, most: usize },
     #[error("invalid count \"{text}\" (expected a number from 1 to {MAX_COUNT})")]
     BadCount { text: String },
+    #[error("invalid {} \"{text}\" (expected {expected})", what.trim_start_matches("the "))]
+    BadNumber { what: &'static str, text: String, expected: &'static str },
     #[error("unexpected \"{text}\" at column {column}; write {form}")]
     Trailing { text: String, column: usize, form: &'static str },
     #[error("the line is longer than {MAX_LINE_BYTES} bytes, the maximum for a key and a value")]
@@ -90,186 +56,48 @@ pub(crate) enum ParseError {
 const PUT: &str = "P \"<key>\" \"<value>\" [count]";
 const GET: &str = "G \"<key>\"";
 const DELETE: &str = "D \"<key>\"";
-const VERIFY: &str = "V \"<key>\" \"<expected>\" or V \"<key>\" absent";
+pub(super) const VERIFY: &str = "V \"<key>\" \"<expected>\" or V \"<key>\" absent";
 const NOOP: &str = "0 \"<key>\"";
-const HELP: &str = "help";
-
-/// The text of `help`.
-pub(crate) const HELP_TEXT: &str = r#"P "<key>" "<value>" [count]   put the value under the key (count times)
-G "<key>"                     get the key's value
-D "<key>"                     delete the key
-V "<key>" "<expected>"        check that both copies of the key hold this value
-V "<key>" absent              check that the key exists in neither copy
-                              (so does " "; a value of one blank is "\x20")
-0 "<key>"                     check that the key's server responds
-help                          show this
-Escapes inside quotes: \" \\ \n \r \t \0, and \xHH for any byte in hexadecimal.
-Empty lines and lines starting with # are ignored.
-Ctrl+D ends the client; at the prompt quit does too."#;
 
 /// Parses one line without its line end. Returns `None` for an empty line or a comment.
 pub(crate) fn parse(line: &[u8]) -> Result<Option<Command>, ParseError> {
     if line.len() > MAX_LINE_BYTES {
         return Err(ParseError::LineTooLong);
     }
-    let mut words = Words { line, at: 0 };
-    words.skip_blanks();
-    let letter = words.bare();
-    let command = match letter {
-        b"" if words.rest().is_empty() => return Ok(None),
+    let mut cursor = Cursor::new(line);
+    let word = cursor.bare();
+    let command = match word {
+        b"" if cursor.rest().is_empty() => return Ok(None),
         [b'#', ..] => return Ok(None),
         b"P" => {
-            let (key, value) = (words.key(PUT)?, words.value("the value", PUT)?);
-            let command = Command::Put { key, value, count: words.count()? };
-            words.end(PUT)?;
+            let (key, value) = (cursor.key(PUT)?, cursor.value("the value", PUT)?);
+            let command = Command::Put { key, value, count: cursor.count()? };
+            cursor.end(PUT)?;
             command
         }
-        b"G" => words.only_key(GET).map(|key| Command::Get { key })?,
-        b"D" => words.only_key(DELETE).map(|key| Command::Delete { key })?,
-        b"0" => words.only_key(NOOP).map(|key| Command::Noop { key })?,
+        b"G" => cursor.only_key(GET).map(|key| Command::Get { key })?,
+        b"D" => cursor.only_key(DELETE).map(|key| Command::Delete { key })?,
+        b"0" => cursor.only_key(NOOP).map(|key| Command::Noop { key })?,
         b"V" => {
-            let (key, expected) = (words.key(VERIFY)?, words.expected()?);
-            words.end(VERIFY)?;
+            let (key, expected) = (cursor.key(VERIFY)?, cursor.expected()?);
+            cursor.end(VERIFY)?;
             Command::Verify { key, expected }
         }
-        b"help" => {
-            words.end(HELP)?;
-            Command::Help
-        }
-        _ => {
-            let letter = if letter.is_empty() { words.rest() } else { letter };
-            return Err(ParseError::UnknownOperation { letter: shown(letter) });
-        }
+        _ => match help::word(word) {
+            Some(found) => words::parse(found, &mut cursor)?,
+            None => {
+                let word = if word.is_empty() { cursor.rest() } else { word };
+                return Err(ParseError::UnknownOperation { word: shown(word) });
+            }
+        },
     };
     Ok(Some(command))
-}
-
-/// A cursor over a line.
-struct Words<'a> {
-    line: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Words<'a> {
-    fn rest(&self) -> &'a [u8] {
-        &self.line[self.at..]
-    }
-
-    /// Returns the column of the cursor, from 1, in bytes.
-    fn column(&self) -> usize {
-        self.at + 1
-    }
-
-    fn skip_blanks(&mut self) {
-        let blanks = self.rest().iter().take_while(|byte| b" \t\r".contains(byte)).count();
-        self.at += blanks;
-    }
-
-    /// Takes an unquoted word, which ends at a blank or a quote.
-    fn bare(&mut self) -> &'a [u8] {
-        let rest = self.rest();
-        let length = rest.iter().take_while(|byte| !b" \t\r\"".contains(byte)).count();
-        self.at += length;
-        &rest[..length]
-    }
-
-    fn quoted(&mut self, what: &'static str, form: &'static str) -> Result<Vec<u8>, ParseError> {
-        self.skip_blanks();
-        let column = self.column();
-        let Some((&first, text)) = self.rest().split_first() else {
-            return Err(ParseError::Missing { what, form });
-        };
-        if first != b'"' {
-            return Err(ParseError::NotQuoted { what, column, form });
-        }
-        let mut length = 0;
-        loop {
-            match text.get(length) {
-                None => return Err(ParseError::Unclosed { column }),
-                Some(b'"') => break,
-                Some(b'\\') => length += 2,
-                Some(_) => length += 1,
-            }
-        }
-        self.at += length + 2;
-        escape::unescape(&text[..length]).map_err(|source| ParseError::Escape {
-            what,
-            column: column + 1 + source.at,
-            source,
-        })
-    }
-
-    fn key(&mut self, form: &'static str) -> Result<Vec<u8>, ParseError> {
-        let key = self.quoted("the key", form)?;
-        if key.is_empty() {
-            return Err(ParseError::EmptyKey);
-        }
-        check_length("the key", &key, MAX_KEY_BYTES)?;
-        Ok(key)
-    }
-
-    fn value(&mut self, what: &'static str, form: &'static str) -> Result<Vec<u8>, ParseError> {
-        let value = self.quoted(what, form)?;
-        check_length(what, &value, MAX_VALUE_BYTES)?;
-        Ok(value)
-    }
-
-    /// Takes the expected value of `V`. Returns `None` if the key must not exist.
-    fn expected(&mut self) -> Result<Option<Vec<u8>>, ParseError> {
-        self.skip_blanks();
-        let start = self.at;
-        if self.bare() == ABSENT {
-            return Ok(None);
-        }
-        self.at = start;
-        let value = self.value("the expected value", VERIFY)?;
-        let written = &self.line[start..self.at];
-        Ok((written != ABSENT_BEFORE).then_some(value))
-    }
-
-    fn only_key(&mut self, form: &'static str) -> Result<Vec<u8>, ParseError> {
-        let key = self.key(form)?;
-        self.end(form)?;
-        Ok(key)
-    }
-
-    fn count(&mut self) -> Result<u32, ParseError> {
-        self.skip_blanks();
-        let text = self.bare();
-        if text.is_empty() {
-            return Ok(1);
-        }
-        std::str::from_utf8(text)
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .filter(|count| (1..=MAX_COUNT).contains(count))
-            .ok_or_else(|| ParseError::BadCount { text: shown(text) })
-    }
-
-    fn end(&mut self, form: &'static str) -> Result<(), ParseError> {
-        self.skip_blanks();
-        if self.rest().is_empty() {
-            return Ok(());
-        }
-        Err(ParseError::Trailing { text: shown(self.rest()), column: self.column(), form })
-    }
-}
-
-fn check_length(what: &'static str, bytes: &[u8], most: usize) -> Result<(), ParseError> {
-    if bytes.len() > most {
-        return Err(ParseError::TooLong { what, bytes: bytes.len(), most });
-    }
-    Ok(())
-}
-
-/// Returns the beginning of a text, escaped for a message.
-fn shown(text: &[u8]) -> String {
-    escape::readable(&text[..text.len().min(40)]).to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kv_protocol::escape;
     use proptest::prelude::*;
 
     fn parsed(line: &str) -> Command {
@@ -295,7 +123,7 @@ mod tests {
         let expected = Some(value);
         assert_eq!(parsed(r#"V "a b" "1""#), Command::Verify { key: key.clone(), expected });
         assert_eq!(parsed(r#"V "a b" absent"#), Command::Verify { key, expected: None });
-        assert_eq!(parsed("help"), Command::Help);
+        assert_eq!(parsed("help"), Command::Help(None));
     }
 
     #[test]
@@ -328,13 +156,6 @@ mod tests {
     }
 
     #[test]
-    fn help_fits_a_terminal_of_80_columns() {
-        for line in HELP_TEXT.lines() {
-            assert!(line.chars().count() <= 80, "{line}");
-        }
-    }
-
-    #[test]
     fn empty_lines_and_comments_are_no_operations() {
         for line in ["", "   ", "\t\r", "# P \"a\"", "  #"] {
             assert_eq!(parse(line.as_bytes()), Ok(None), "{line:?}");
@@ -344,7 +165,7 @@ mod tests {
     #[test]
     fn every_invalid_line_is_rejected_with_the_correct_form() {
         for (line, words) in [
-            ("X", "unknown operation \"X\" (expected P, G, D, V, 0 or help)"),
+            ("X", "unknown operation \"X\" (help lists the operations)"),
             ("p \"a\" \"b\"", "unknown operation \"p\""),
             ("PUT \"a\"", "unknown operation \"PUT\""),
             ("quit", "unknown operation \"quit\""),
@@ -372,7 +193,8 @@ mod tests {
                 "at column 7 must be in double quotes; write V \"<key>\" \"<expected>\" or V \"<key>\" absent",
             ),
             ("V \"a\" absent 1", "unexpected \"1\" at column 14"),
-            ("help me", "unexpected \"me\" at column 6; write help"),
+            ("help me", "\"me\" is not a word"),
+            ("P \"a\" \"b\"; G \"a\"", "unexpected \"; G \\\"a\\\"\" at column 10"),
         ] {
             let message = message(line);
             assert!(message.contains(words), "{line:?} gave {message:?}");
@@ -385,10 +207,12 @@ mod tests {
         #[test]
         fn any_line_is_parsed_or_rejected_without_a_panic(
             line in prop::collection::vec(
-                prop_oneof![Just(b'"'), Just(b'\\'), Just(b' '), Just(b'P'), Just(b'x'), any::<u8>()],
+                prop_oneof![Just(b'"'), Just(b'\\'), Just(b' '), Just(b';'), Just(b'x'), any::<u8>()],
                 0..64,
             ),
+            word in prop::sample::select(vec!["", "P ", "put k ", "batch put k ", "mput ", "expire "]),
         ) {
+            let line = [word.as_bytes(), &line].concat();
             let _ = parse(&line);
         }
 

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use kv_client::{Client, Completion, Error, OpOptions, SubmitError, is_deadline};
 
-use super::parse::{Command, HELP_TEXT, ParseError};
+use super::command::Command;
+use super::help;
+use super::parse::ParseError;
 use super::task::{End, Response, Step, Task};
 
 /// The shortest timeout of an operation.
@@ -40,7 +42,7 @@ enum Slot {
 /// The lines of one key in the window, in order.
 #[derive(Debug, Default)]
 struct Queue {
-    /// The places of these lines; the first line is in flight.
+    /// The places of these lines. The first line is in flight, unless it waits for another of its keys.
     places: VecDeque<u64>,
     /// True if the last line of this key that ended got no response in time.
     is_without_response: bool,
@@ -122,17 +124,26 @@ impl Pipeline {
         let ended = |text: String, end| Slot::Ended(Response { line, text, end });
         let slot = match parsed {
             Ok(None) => return,
-            Ok(Some(Command::Help)) => ended(HELP_TEXT.to_owned(), End::Done),
+            Ok(Some(Command::Several(commands))) => {
+                for command in commands {
+                    self.push(line, read_at, Ok(Some(command)));
+                }
+                return;
+            }
+            Ok(Some(Command::Help(word))) => ended(help::text(word), End::Done),
             Err(error) => ended(error.to_string(), End::Error),
             Ok(Some(command)) => Slot::Running(Task::new(line, read_at, command)),
         };
         let place = self.first + self.window.len() as u64;
         self.bytes += slot_bytes(&slot);
         if let Slot::Running(task) = &slot {
-            let key = task.command().key().unwrap_or_default().to_vec();
-            let queue = self.by_key.entry(key).or_default();
-            queue.places.push_back(place);
-            if queue.places.len() == 1 {
+            let mut is_first = true;
+            for key in task.command().keys() {
+                let queue = self.by_key.entry(key.to_vec()).or_default();
+                queue.places.push_back(place);
+                is_first &= queue.places.len() == 1;
+            }
+            if is_first {
                 self.to_submit.push_back(place);
             }
         }
@@ -187,9 +198,9 @@ impl Pipeline {
         while let Some(place) = self.to_submit.pop_front() {
             let index = usize::try_from(place - self.first).unwrap_or(usize::MAX);
             let Some(Slot::Running(task)) = self.window.get_mut(index) else { continue };
-            let key = task.command().key().unwrap_or_default();
-            let is_without_response =
-                self.by_key.get(key).is_some_and(|queue| queue.is_without_response);
+            let queues = &self.by_key;
+            let is_silent = |key| queues.get(key).is_some_and(|queue| queue.is_without_response);
+            let is_without_response = task.command().keys().into_iter().any(is_silent);
             let deadline = match is_without_response {
                 // The write of this line is in doubt. It is settled even if the timeout of the line has passed.
                 _ if task.is_in_doubt() => (self.timeout / 2).max(LEAST_TIMEOUT),
@@ -203,7 +214,8 @@ impl Pipeline {
             }
             let now = Instant::now();
             let options = OpOptions { deadline: Some(deadline), ..OpOptions::default() };
-            let Some(op) = task.op() else { continue };
+            let updates = task.updates();
+            let Some(op) = task.op(&updates) else { continue };
             match self.client.submit(op, &options, place) {
                 Ok(()) => task.set_due(now + deadline),
                 Err(SubmitError::Full { .. }) => return self.to_submit.push_front(place),
@@ -225,8 +237,10 @@ impl Pipeline {
         let Some(index) = self.index(place) else { return };
         let Some(Slot::Running(task)) = self.window.get_mut(index) else { return };
         self.is_without_response = is_silence(&completion.result) && task.is_due();
-        if let Some(queue) = self.by_key.get_mut(task.command().key().unwrap_or_default()) {
-            queue.is_without_response = self.is_without_response;
+        for key in task.command().keys() {
+            if let Some(queue) = self.by_key.get_mut(key) {
+                queue.is_without_response = self.is_without_response;
+            }
         }
         match task.on_result(completion.result) {
             Step::Next => self.to_submit.push_front(place),
@@ -234,7 +248,7 @@ impl Pipeline {
         }
     }
 
-    /// Ends a line; the next line of the same key may be submitted.
+    /// Ends a line. The next line of each of its keys is submitted if it is the first one of all of its own keys.
     fn end(&mut self, place: u64, response: Response) {
         let Some(slot) = self.slot(place) else { return };
         let ended = Slot::Ended(response);
@@ -242,15 +256,36 @@ impl Pipeline {
         let old = std::mem::replace(slot, ended);
         self.bytes = self.bytes - old_bytes + new_bytes;
         let Slot::Running(task) = old else { return };
-        let key = task.command().key().unwrap_or_default();
-        let Some(queue) = self.by_key.get_mut(key) else { return };
-        queue.places.pop_front();
-        match queue.places.front() {
-            Some(&next) => self.to_submit.push_back(next),
-            None => {
-                self.by_key.remove(key);
+        let keys = task.command().keys();
+        let mut next = Vec::new();
+        for key in keys {
+            let Some(queue) = self.by_key.get_mut(key) else { continue };
+            queue.places.pop_front();
+            match queue.places.front() {
+                Some(&place) => next.push(place),
+                None => {
+                    self.by_key.remove(key);
+                }
             }
         }
+        next.sort_unstable();
+        next.dedup();
+        for place in next {
+            if self.is_first(place) {
+                self.to_submit.push_back(place);
+            }
+        }
+    }
+
+    /// Returns whether a line is the first one of all of its keys.
+    fn is_first(&self, place: u64) -> bool {
+        let slot = self.index(place).and_then(|index| self.window.get(index));
+        let Some(Slot::Running(task)) = slot else { return false };
+        let is_first = |key| {
+            let queue = self.by_key.get(key);
+            queue.is_some_and(|queue| queue.places.front() == Some(&place))
+        };
+        task.command().keys().into_iter().all(is_first)
     }
 }
 

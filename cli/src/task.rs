@@ -1,14 +1,15 @@
 //! A line in progress: the operations that it needs, in sequence, and its output.
 
-use std::fmt::Write as _;
 use std::ops::RangeInclusive;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kv_client::{Doubt, Error, Op, Outcome};
-use kv_protocol::client_message::ReplicaRole;
+use kv_client::update::UpdateResult;
+use kv_client::{Doubt, Error, Landing, Op, Outcome, Part, ReplicaRole, Status, Update, WallTime};
 use kv_protocol::escape::readable;
 
-use super::parse::Command;
+use super::change::{Change, time_left};
+use super::command::{Command, What};
+use super::text::{not_found, says};
 
 /// The output of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,14 +97,25 @@ impl Task {
         &self.command
     }
 
+    /// Returns the updates of the line, for [`Task::op`].
+    pub(super) fn updates(&self) -> Vec<Update<'_>> {
+        self.command.changes().iter().map(Change::update).collect()
+    }
+
     /// Returns the next operation, or `None` if the line needs no server.
-    pub(super) fn op(&self) -> Option<Op<'_>> {
+    pub(super) fn op<'a>(&'a self, updates: &'a [Update<'a>]) -> Option<Op<'a>> {
         if let Some((doubt, _)) = &self.doubt {
             return Some(Op::Resolve { doubt });
         }
         Some(match &self.command {
             Command::Put { key, value, .. } => Op::Put { key, value },
             Command::Get { key } => Op::Get { key },
+            Command::Read { key, what } => {
+                Op::Read { key, part: Some(part(*what)), landing: Landing::Buffer }
+            }
+            Command::Update(_) | Command::Batch(_) => {
+                Op::Update { key: self.command.key()?, updates }
+            }
             Command::Delete { key } => Op::Delete { key },
             Command::Noop { key } => Op::Noop { key },
             Command::Verify { key, .. } => {
@@ -111,7 +123,7 @@ impl Task {
                 let replica = if first { ReplicaRole::Primary } else { ReplicaRole::Secondary };
                 Op::Verify { key, replica }
             }
-            Command::Help => return None,
+            Command::Several(_) | Command::Help(_) => return None,
         })
     }
 
@@ -137,7 +149,29 @@ impl Task {
             (Command::Get { key }, Ok(outcome)) => {
                 self.response(End::Done, says(key, "==", &outcome.value))
             }
-            (Command::Get { key }, Err(Error::NotFound { .. })) => {
+            (Command::Read { key, what }, Ok(outcome)) => {
+                self.response(End::Done, read_text(key, *what, &outcome))
+            }
+            (Command::Update(change), Ok(outcome)) => {
+                let value = outcome.has_value.then_some(&outcome.value[..]);
+                self.response(End::Done, change.done_text(value) + degraded(&outcome))
+            }
+            (Command::Update(change), Err(Error::NotFound { .. })) => {
+                let end = if change.needs_entry() { End::Negative } else { End::Done };
+                self.response(end, not_found(&change.key))
+            }
+            (Command::Update(change), Err(Error::Conflict { .. })) if change.only_persists() => {
+                let text = format!("key \"{}\" has no deadline", readable(&change.key));
+                self.response(End::Done, text)
+            }
+            (Command::Batch(changes), Ok(outcome)) => {
+                let (end, text) = batch_text(changes, &outcome);
+                self.response(end, text)
+            }
+            (Command::Update(_) | Command::Batch(_), Err(error @ Error::Conflict { .. })) => {
+                self.response(End::Negative, conflict_text(&error))
+            }
+            (Command::Get { key } | Command::Read { key, .. }, Err(Error::NotFound { .. })) => {
                 self.response(End::Negative, not_found(key))
             }
             (Command::Delete { key }, Ok(outcome)) => {
@@ -153,7 +187,9 @@ impl Task {
             }
             (Command::Verify { .. }, result) => return self.on_copy(result),
             (_, Err(error)) => self.response(End::Error, error.to_string()),
-            (Command::Help, Ok(_)) => unreachable!("help needs no server"),
+            (Command::Several(_) | Command::Help(_), Ok(_)) => {
+                unreachable!("these lines have no operation of their own")
+            }
         };
         Step::End(end)
     }
@@ -209,15 +245,76 @@ impl Task {
 
 /// Returns whether this error of a RESOLVE is the result of the write, so that the write is settled.
 fn is_settled(error: &Error) -> bool {
-    matches!(error, Error::NotDone { .. } | Error::NotFound { .. } | Error::Conflict { .. })
+    matches!(
+        error,
+        Error::NotDone { .. }
+            | Error::NotFound { .. }
+            | Error::Conflict { .. }
+            | Error::NotANumber { .. }
+            | Error::Overflow { .. }
+            | Error::TooBig { .. }
+    )
 }
 
-/// Returns a text such as `value["k"] == "v"`. It is formatted into one string, because values can be long.
-fn says(key: &[u8], relation: &str, value: &[u8]) -> String {
-    let mut text = String::with_capacity(key.len() + value.len() + 16);
-    write!(text, "value[\"{}\"] {relation} \"{}\"", readable(key), readable(value))
-        .expect("a string takes everything");
-    text
+/// Returns the part of the entry that a line reads.
+fn part(what: What) -> Part {
+    match what {
+        What::Range { from, from_end, most } => Part { from_end, ..Part::new(from, most) },
+        What::Length | What::Existence => Part { all_or_nothing: true, ..Part::new(0, 0) },
+        What::Deadline => Part { all_or_nothing: true, with_deadline: true, ..Part::new(0, 0) },
+    }
+}
+
+/// Returns the text of a read that found the key.
+fn read_text(key: &[u8], what: What, outcome: &Outcome) -> String {
+    let shown = readable(key);
+    match (what, outcome.deadline) {
+        (What::Range { .. }, _) => {
+            format!("part[\"{shown}\"] == \"{}\"", readable(&outcome.value))
+        }
+        (What::Length, _) => format!("length[\"{shown}\"] == {}", outcome.length),
+        (What::Existence, _) => format!("key \"{shown}\" exists"),
+        (What::Deadline, None) => format!("key \"{shown}\" does not expire"),
+        (What::Deadline, Some(deadline)) => {
+            format!("key \"{shown}\" expires in {}", time_left(deadline, now()))
+        }
+    }
+}
+
+/// Returns the current wall time.
+fn now() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Returns the end and the text of a batch that was executed, with one line for each update.
+fn batch_text(changes: &[Change], outcome: &Outcome) -> (End, String) {
+    // The library has checked the results.
+    let results = UpdateResult::read_all(&outcome.value).unwrap_or_default();
+    let (mut end, mut lines) = (End::Done, Vec::new());
+    for (change, UpdateResult { status, value, .. }) in changes.iter().zip(results) {
+        lines.push(match status {
+            Status::Ok => change.done_text(value),
+            Status::NotFound => {
+                if change.needs_entry() && !change.is_optional {
+                    end = End::Negative;
+                }
+                not_found(&change.key)
+            }
+            status => change.skipped_text(status),
+        });
+    }
+    (end, lines.join("\n") + degraded(outcome))
+}
+
+/// Returns the text of an update whose condition does not hold, with the current value if it was requested.
+fn conflict_text(error: &Error) -> String {
+    match error {
+        Error::Conflict { value: Some(value), .. } => {
+            format!("{error} (its value is \"{}\")", readable(value))
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// Returns the suffix for a write that only one replica holds because its group is degraded; empty for other writes.
@@ -234,10 +331,6 @@ fn checked(value: &[u8]) -> String {
         b" " => "\\x20".to_owned(),
         _ => readable(value).to_string(),
     }
-}
-
-fn not_found(key: &[u8]) -> String {
-    format!("key \"{}\" not found", readable(key))
 }
 
 fn held(value: Option<&[u8]>) -> String {
@@ -275,7 +368,7 @@ mod tests {
         let mut task = task(line);
         let last = results.len();
         for (n, result) in (1..).zip(results) {
-            assert!(task.op().is_some());
+            assert!(task.op(&task.updates()).is_some());
             match task.on_result(result) {
                 Step::End(response) => {
                     assert_eq!((n, response.line), (last, 7), "{line}");

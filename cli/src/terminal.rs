@@ -1,4 +1,4 @@
-//! The interactive prompt, with line editing and history.
+//! The interactive prompt, with line editing, completion of words, and history.
 //!
 //! If the terminal supports bracketed paste, pasted text can be edited, line ends included. It runs line by line when
 //! Enter is pressed.
@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustyline::error::ReadlineError;
-use rustyline::{Config, DefaultEditor};
+use rustyline::history::DefaultHistory;
+use rustyline::{CompletionType, Config, Editor};
 
+use super::completion::Words;
 use super::output::Output;
 use super::parse::parse;
 use super::pipeline::Pipeline;
@@ -33,8 +35,11 @@ pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()>
         .and_then(|builder| builder.history_ignore_dups(true))
         .context("setting up the history")?
         .bracketed_paste(true)
+        .completion_type(CompletionType::List)
         .build();
-    let mut editor = DefaultEditor::with_config(config).context("opening the terminal")?;
+    let mut editor =
+        Editor::<Words, DefaultHistory>::with_config(config).context("opening the terminal")?;
+    editor.set_helper(Some(Words));
     let history = history_path();
     if let Some(path) = &history {
         // The prompt works without a history.

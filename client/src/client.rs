@@ -201,7 +201,7 @@ impl Client {
         (from, most): (u32, u32),
         options: &OpOptions,
     ) -> Result<ValuePart, Error> {
-        let part = Some(Part { from, most, all_or_nothing: false });
+        let part = Some(Part::new(from, most));
         self.call(Op::Read { key, part, landing: Landing::Memory }, options, |responded| {
             let Reply { value, length, version, .. } = responded;
             ValuePart { bytes: value.to_vec(), length, version }
@@ -217,7 +217,7 @@ impl Client {
         key: &[u8],
         options: &OpOptions,
     ) -> Result<(usize, SequenceNumber), Error> {
-        let part = Some(Part { from: 0, most: 0, all_or_nothing: true });
+        let part = Some(Part { all_or_nothing: true, ..Part::new(0, 0) });
         self.call(Op::Read { key, part, landing: Landing::Buffer }, options, |responded| {
             (responded.length, responded.version)
         })

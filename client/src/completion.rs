@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 
-use kv_protocol::ids::SequenceNumber;
+use kv_protocol::ids::{SequenceNumber, WallTime};
 
+use crate::doubt::Settled;
 use crate::error::Error;
 use crate::landing::{Landed, LongValue};
 use crate::operation::{Notify, OpId};
@@ -12,10 +13,14 @@ use crate::operation::{Notify, OpId};
 /// The result of a successful operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// The value, or the requested part of it; empty except for a get or a verify.
+    /// The value, or the requested part of it. For updates see [`Reply::value`]. Empty for other operations.
     pub value: Vec<u8>,
-    /// The length of the whole value; zero except for a get or a verify.
+    /// True if there is a value, which may be empty; see [`Reply::has_value`].
+    pub has_value: bool,
+    /// The length of the whole value.
     pub length: usize,
+    /// The deadline of the entry; see [`Reply::deadline`].
+    pub deadline: Option<WallTime>,
     /// The entry's version. For a delete: the sequence number of the delete itself.
     pub version: SequenceNumber,
     /// The number of replicas that hold the write; zero for other operations.
@@ -25,10 +30,16 @@ pub struct Outcome {
 /// A result like [`Outcome`], with the value borrowed from the memory into which it was received.
 #[derive(Clone, Copy, Debug)]
 pub struct Reply<'a> {
-    /// The value, or the requested part of it; empty except for a get or a verify.
+    /// For a get or a verify: the value, or the requested part of it. For one update: the value that it returns, the
+    /// sum or the length as a decimal text. For several updates: their encoded results
+    /// ([`crate::update::UpdateResult`]). Empty for other operations.
     pub value: &'a [u8],
-    /// The length of the whole value; zero except for a get or a verify.
+    /// True if there is a value, which may be empty. False for an update that returns no value, or found none.
+    pub has_value: bool,
+    /// The length of the whole value.
     pub length: usize,
+    /// The deadline of the entry, if it has one and the operation requests it.
+    pub deadline: Option<WallTime>,
     /// The separate memory that holds the value; `None` if the value is in the receive buffer. The cell is empty if the
     /// value is in the caller's memory, or if the separate memory was taken.
     pub(crate) landed: Option<&'a Landed>,
@@ -40,15 +51,18 @@ pub struct Reply<'a> {
 
 impl Outcome {
     pub(crate) fn reply(&self) -> Reply<'_> {
-        let Outcome { ref value, length, version, copies } = *self;
-        Reply { value, length, landed: None, version, copies }
+        let Outcome { ref value, has_value, length, deadline, version, copies } = *self;
+        Reply { value, has_value, length, deadline, landed: None, version, copies }
     }
 }
 
 impl Reply<'_> {
-    /// Creates the result of a completed write.
-    pub(crate) fn of_write(version: SequenceNumber, copies: u8) -> Reply<'static> {
-        Reply { value: &[], length: 0, landed: None, version, copies }
+    /// Creates the result of a settled write.
+    pub(crate) fn of_settled(settled: &Settled) -> Reply<'_> {
+        let Settled { version, copies, ref value, deadline } = *settled;
+        let (has_value, value) = (value.is_some(), value.as_deref().unwrap_or(&[]));
+        let length = value.len();
+        Reply { value, has_value, length, deadline, landed: None, version, copies }
     }
 
     /// Takes the separate memory of a long value ([`crate::Landing::Memory`]). Returns `None` if the value is not in
@@ -61,8 +75,8 @@ impl Reply<'_> {
 
 impl From<Reply<'_>> for Outcome {
     fn from(reply: Reply<'_>) -> Outcome {
-        let Reply { value, length, version, copies, .. } = reply;
-        Outcome { value: value.to_vec(), length, version, copies }
+        let Reply { value, has_value, length, deadline, version, copies, .. } = reply;
+        Outcome { value: value.to_vec(), has_value, length, deadline, version, copies }
     }
 }
 

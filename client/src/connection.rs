@@ -14,7 +14,7 @@ use std::time::Instant;
 use kv_protocol::client_message::{GROUPS_OF_A_SERVER, Hello, Question, SessionStart};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClientId, ClusterId, GroupId, Member, SequenceNumber, ShardId};
-use kv_protocol::limits::MAX_RESPONSE_BODY;
+use kv_protocol::limits::{MAX_RESPONSE_BODY, PROTOCOL_VERSION_MIN};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
@@ -109,6 +109,8 @@ pub(crate) struct Connection {
     pub(crate) is_open: bool,
     /// The positions in the log at which sessions may begin, according to WELCOME.
     pub(crate) starts: [SessionStart; GROUPS_OF_A_SERVER],
+    /// The version of the protocol that both sides support, according to WELCOME.
+    pub(crate) version: u16,
     pub(crate) opened_at: Instant,
     /// The time at which bytes last arrived.
     pub(crate) heard_at: Instant,
@@ -168,6 +170,7 @@ impl Connection {
             wants_write: true,
             is_open: false,
             starts: Default::default(),
+            version: PROTOCOL_VERSION_MIN,
             opened_at: now,
             heard_at: now,
             bytes_received: 0,
@@ -182,12 +185,10 @@ impl Connection {
     pub(crate) fn hello(target: &Target, cluster: Option<ClusterId>, own: ClientId) -> Hello {
         match *target {
             Target::Shard { client, shard, .. } => {
-                Hello { cluster: cluster.unwrap_or_default(), client, shard }
+                Hello::new(cluster.unwrap_or_default(), client, shard)
             }
             // A response of any cluster is accepted: its map states whether it was restored from the known one.
-            Target::Map { .. } => {
-                Hello { cluster: ClusterId::default(), client: own, shard: ShardId(0) }
-            }
+            Target::Map { .. } => Hello::new(ClusterId::default(), own, ShardId(0)),
         }
     }
 

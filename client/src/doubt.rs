@@ -16,11 +16,11 @@ use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashMap;
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, RequestHash, RequestSeq, SequenceNumber, ShardId,
+    ClientId, ClusterId, GroupId, RequestHash, RequestSeq, SequenceNumber, ShardId, WallTime,
 };
 use kv_protocol::placement::Digest;
 
-use crate::error::Error;
+use crate::error::{Action, Error};
 use crate::operation::OpId;
 
 /// The identity of a write that ended in doubt, for [`crate::Client::resolve`].
@@ -32,7 +32,9 @@ pub struct Doubt {
 impl Doubt {
     /// Returns the approximate size of this value in memory, in bytes.
     pub fn bytes(&self) -> usize {
-        size_of::<DoubtfulWrite>() + self.write.key.len()
+        let DoubtfulWrite { key, other_keys, batch, .. } = &*self.write;
+        let of_batch = batch.iter().map(Action::bytes).sum::<usize>();
+        size_of::<DoubtfulWrite>() + key.len() + size_of_val(&other_keys[..]) + of_batch
     }
 }
 
@@ -49,6 +51,10 @@ impl Eq for Doubt {}
 pub(crate) struct DoubtfulWrite {
     pub(crate) key: Box<[u8]>,
     pub(crate) digest: Digest,
+    /// The digests of the other keys of updates.
+    pub(crate) other_keys: Box<[Digest]>,
+    /// The descriptions of the updates of a batch; empty for other writes.
+    pub(crate) batch: Box<[Action]>,
     pub(crate) cluster: ClusterId,
     pub(crate) place: (GroupId, ShardId),
     pub(crate) client: ClientId,
@@ -61,10 +67,13 @@ pub(crate) struct DoubtfulWrite {
 }
 
 /// The result of a completed write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settled {
     pub(crate) version: SequenceNumber,
     pub(crate) copies: u8,
+    /// The value in the response to an update; `None` if there is none.
+    pub(crate) value: Option<Box<[u8]>>,
+    pub(crate) deadline: Option<WallTime>,
 }
 
 impl DoubtfulWrite {
@@ -87,6 +96,8 @@ pub(crate) struct Open {
 #[derive(Debug, Default)]
 pub(crate) struct OpenDoubts {
     by_key: HashMap<Digest, Vec<Open>>,
+    /// The writes with several keys, by the digests of their keys other than that of the request.
+    by_other_key: HashMap<Digest, Vec<Doubt>>,
 }
 
 impl OpenDoubts {
@@ -101,13 +112,26 @@ impl OpenDoubts {
     }
 
     pub(crate) fn add(&mut self, doubt: Doubt) {
+        for &digest in &doubt.write.other_keys {
+            self.by_other_key.entry(digest).or_default().push(doubt.clone());
+        }
         let open = Open { doubt, resolver: None, waiting: VecDeque::new() };
         self.by_key.entry(open.doubt.write.digest).or_default().push(open);
     }
 
-    /// Returns the oldest write in doubt to the key with this digest.
+    /// Returns whether a write in doubt has the key with this digest.
+    pub(crate) fn has_key(&self, digest: Digest) -> bool {
+        self.by_key.contains_key(&digest) || self.by_other_key.contains_key(&digest)
+    }
+
+    /// Returns the oldest write in doubt to the key with this digest. Requests of the key itself come before those in
+    /// which it is another key.
     pub(crate) fn of_key(&mut self, digest: Digest) -> Option<&mut Open> {
-        self.by_key.get_mut(&digest)?.first_mut()
+        if self.by_key.contains_key(&digest) {
+            return self.by_key.get_mut(&digest)?.first_mut();
+        }
+        let doubt = self.by_other_key.get(&digest)?.first()?.clone();
+        self.get_mut(&doubt)
     }
 
     /// Returns this write, if it is open.
@@ -123,6 +147,13 @@ impl OpenDoubts {
         let open = of_key.remove(at);
         if of_key.is_empty() {
             self.by_key.remove(&doubt.write.digest);
+        }
+        for digest in &open.doubt.write.other_keys {
+            let Some(of_key) = self.by_other_key.get_mut(digest) else { continue };
+            of_key.retain(|other| other != doubt);
+            if of_key.is_empty() {
+                self.by_other_key.remove(digest);
+            }
         }
         Some(open)
     }

@@ -15,6 +15,7 @@ mod counting;
 mod early;
 mod settling;
 mod traffic;
+mod updating;
 
 pub(crate) use early::Early;
 use settling::Meeting;
@@ -475,7 +476,11 @@ impl Engine {
             return self.want_map(None);
         };
         let (group, shard) = place;
-        operation.place = Some(place);
+        let is_new = operation.place.replace(place).is_none();
+        if is_new && operation.kind.is_update() && !self.check_keys(id, place, ends) {
+            return;
+        }
+        let Some(operation) = self.operations.get_mut(id) else { return };
         if operation.doubt.is_some() || !self.doubts.is_empty() {
             match self.meet_doubt(id, now) {
                 Meeting::GoOn => {}
@@ -508,7 +513,7 @@ impl Engine {
             && route.maps == self.counts.maps
             && self.connections.get(route.connection).is_some()
         {
-            return self.assign(id, route, now);
+            return self.assign(id, route, now, ends);
         }
         let view = self.router.version(group);
         operation.view = view;
@@ -535,7 +540,7 @@ impl Engine {
                 if is_usual {
                     self.routes.get_or_make(place, self.client).route = Some(route);
                 }
-                self.assign(id, route, now);
+                self.assign(id, route, now, ends);
             }
             Err(error) => {
                 let trouble = format!("connecting to server {member} at {address}: {error}");
@@ -546,7 +551,7 @@ impl Engine {
         }
     }
 
-    fn assign(&mut self, id: OpId, route: CachedRoute, now: Instant) {
+    fn assign(&mut self, id: OpId, route: CachedRoute, now: Instant, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let token = route.connection;
         operation.view = route.view;
@@ -559,7 +564,7 @@ impl Engine {
         self.timers.set(id, &mut operation.timer, wake_at);
         let Some(connection) = self.connections.get_mut(token) else { return };
         if connection.is_open {
-            self.transmit(id, token, now);
+            self.transmit(id, token, now, ends);
         } else {
             connection.backlog.push_back(id);
         }

@@ -4,11 +4,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use kv_protocol::ids::{ClusterId, SequenceNumber};
+use kv_protocol::ids::{ClusterId, SequenceNumber, ServerId};
 use kv_protocol::{escape, limits};
 
 use crate::doubt::Doubt;
 use crate::operation::Kind;
+use crate::verbs::UPDATE_VERBS;
 
 /// The maximum number of bytes of a key in a message.
 const SHOWN_KEY_BYTES: usize = 64;
@@ -19,16 +20,45 @@ pub struct Action {
     verb: &'static str,
     key: Box<[u8]>,
     key_bytes: usize,
+    /// The place of the update in its batch.
+    place: Option<BatchPlace>,
+}
+
+/// The place of an update in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BatchPlace {
+    /// The index, from 0.
+    index: usize,
+    /// The number of updates of the batch.
+    count: usize,
 }
 
 impl Action {
     /// Creates the description of an operation: its verb, such as "get", and its key.
     pub fn new(verb: &'static str, key: &[u8]) -> Action {
-        Action { verb, key: key[..key.len().min(SHOWN_KEY_BYTES)].into(), key_bytes: key.len() }
+        let shown = key[..key.len().min(SHOWN_KEY_BYTES)].into();
+        Action { verb, key: shown, key_bytes: key.len(), place: None }
+    }
+
+    /// Creates the description of one update of a batch.
+    pub(crate) fn in_batch(self, index: usize, count: usize) -> Action {
+        Action { place: Some(BatchPlace { index, count }), ..self }
+    }
+
+    /// Returns the approximate size of this value in memory, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Action>() + self.key.len()
+    }
+
+    /// Returns the index, from 0, of the update of a batch that failed. `None` for other operations, and if the batch
+    /// failed as a whole.
+    pub fn index_in_batch(&self) -> Option<usize> {
+        self.place.map(|place| place.index)
     }
 
     fn is_write(&self) -> bool {
-        [Kind::Put, Kind::Delete].iter().any(|kind| kind.verb() == self.verb)
+        let verbs = [Kind::Put.verb(), Kind::Delete.verb()];
+        verbs.contains(&self.verb) || UPDATE_VERBS.contains(&self.verb)
     }
 }
 
@@ -37,6 +67,9 @@ impl fmt::Display for Action {
         write!(f, "{} \"{}\"", self.verb, escape::readable(&self.key))?;
         if self.key.len() < self.key_bytes {
             write!(f, "… ({} bytes)", self.key_bytes)?;
+        }
+        if let Some(BatchPlace { index, count }) = self.place {
+            write!(f, " (update {} of {count})", index + 1)?;
         }
         Ok(())
     }
@@ -55,13 +88,59 @@ pub enum Error {
     /// The condition of the write does not hold; nothing was changed.
     #[error(
         "{action}: the condition does not hold ({}); nothing was changed: read the key and decide again",
-        found(*version)
+        found(action, *version)
     )]
     Conflict {
         /// The operation and its key.
         action: Action,
-        /// The current version of the entry; zero if the key does not exist.
+        /// The current version of the entry; zero if the key does not exist, or if an earlier update of the batch has
+        /// changed the entry.
         version: SequenceNumber,
+        /// The current value of the entry, if the update requests the value.
+        value: Option<Box<[u8]>>,
+    },
+    /// The value of the entry, or the amount to add, is no number of the kind that the update adds to; nothing was
+    /// changed.
+    #[error(
+        "{action}: the value or the amount is not a decimal number of this kind; nothing was changed: read the value, or \
+         set the key to a number"
+    )]
+    NotANumber {
+        /// The operation and its key.
+        action: Action,
+    },
+    /// The sum is outside the range of its kind of number; nothing was changed.
+    #[error(
+        "{action}: the sum is out of range; nothing was changed: an integer is from {} to {}, and other numbers are finite",
+        i64::MIN,
+        i64::MAX
+    )]
+    Overflow {
+        /// The operation and its key.
+        action: Action,
+    },
+    /// The keys of the request are not all of one shard; nothing was changed.
+    #[error(
+        "{action}: {reason}; nothing was changed: the keys of one request must be of one group and shard, so send \
+         several requests"
+    )]
+    CrossShard {
+        /// The operation and its key.
+        action: Action,
+        /// Both keys with their places, or the server's text.
+        reason: String,
+    },
+    /// The server runs an older version that does not support the operation; nothing was changed.
+    #[error(
+        "{action}: server {server} speaks protocol {version}, which does not support this operation; upgrade the servers"
+    )]
+    Unsupported {
+        /// The operation and its key.
+        action: Action,
+        /// The server.
+        server: ServerId,
+        /// The version of the protocol that the server supports.
+        version: u16,
     },
     /// A request other than a write was sent, and no response arrived before the deadline.
     #[error("{action}: no response within {waited:?} ({cause}); a longer deadline may help")]
@@ -202,7 +281,8 @@ pub enum Error {
     /// An earlier call on this shared client panicked, so the state of the client is unreliable.
     #[error("an earlier call on this client panicked; close the client and open another")]
     Defect,
-    /// The server does not support this kind of request, or its response is invalid; nothing was changed.
+    /// The server does not support this kind of request, or its response is invalid. Nothing was changed, unless the
+    /// reason states that a write was done.
     #[error(
         "{action}: client and server are incompatible: {reason}; check that both have the same version"
     )]
@@ -220,8 +300,11 @@ fn unexecuted(action: &Action) -> &'static str {
     if action.is_write() { "; the write was not executed" } else { "" }
 }
 
-fn found(version: SequenceNumber) -> String {
+fn found(action: &Action, version: SequenceNumber) -> String {
     match version {
+        SequenceNumber::ZERO if action.index_in_batch().is_some_and(|index| index > 0) => {
+            "the key does not exist, or an earlier update of the batch has changed it".to_owned()
+        }
         SequenceNumber::ZERO => "the key does not exist".to_owned(),
         version => format!("the entry has version {version}"),
     }
@@ -335,6 +418,8 @@ mod tests {
         for (verb, is_write) in [
             (Kind::Put.verb(), true),
             (Kind::Delete.verb(), true),
+            ("add to", true),
+            ("update", true),
             (Kind::Get.verb(), false),
             (Kind::Resolve.verb(), false),
         ] {
@@ -346,6 +431,17 @@ mod tests {
                 assert_eq!(text.contains("not executed"), is_write, "{text}");
             }
         }
+    }
+
+    #[test]
+    fn an_update_of_a_batch_is_shown_with_its_place() {
+        let action = Action::new("add to", b"k").in_batch(1, 3);
+        assert_eq!(action.index_in_batch(), Some(1));
+        let text = Error::NotANumber { action: action.clone() }.to_string();
+        assert!(text.starts_with("add to \"k\" (update 2 of 3): the value"), "{text}");
+        let (version, value) = (SequenceNumber::ZERO, None);
+        let text = Error::Conflict { action, version, value }.to_string();
+        assert!(text.contains("an earlier update of the batch has changed it"), "{text}");
     }
 
     #[test]

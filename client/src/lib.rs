@@ -2,7 +2,7 @@
 //! threads.
 //!
 //! ```text
-//!   put get delete noop verify          submit / poll
+//!   put get delete update noop verify   submit / poll
 //!            |                               |
 //!            +------------> client <---------+          one call at a time (`&mut self`)
 //!                             |
@@ -35,6 +35,7 @@ mod backoff;
 mod client;
 mod completion;
 mod connection;
+mod conveniences;
 mod doubt;
 mod engine;
 mod error;
@@ -57,6 +58,9 @@ mod statistics;
 mod table;
 mod timer;
 mod timers;
+mod updated;
+mod updates;
+mod verbs;
 mod waiting;
 
 pub use client::{Client, Ticket, Value, ValuePart, Written};
@@ -66,11 +70,14 @@ pub use error::{Action, Error, OpenError};
 pub use events::{Event, Events, is_in_callback};
 pub use inherited::Descriptors;
 pub use interrupt::Interrupt;
-pub use kv_protocol::client_message::{Condition, Part, ReplicaRole};
-pub use kv_protocol::ids::{MapRevision, SequenceNumber, ServerId};
+pub use kv_protocol::client_message::{Condition, Part, ReplicaRole, Status};
+pub use kv_protocol::ids::{MapRevision, SequenceNumber, ServerId, WallTime};
+pub use kv_protocol::update;
+pub use kv_protocol::update::{Expiry, Precondition, Update};
 pub use landing::{Landing, LongValue, Room, copy_unless_there};
 pub use log::{Level, Log};
 pub use operation::Op;
 pub use options::{Endpoints, MAX_IN_FLIGHT, OpOptions, Options, is_deadline};
 pub use shared::SharedClient;
 pub use statistics::{ServerStatistics, Statistics};
+pub use updated::{Batch, BatchResult, Expiring, PutOptions, Updated};

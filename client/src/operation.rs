@@ -13,6 +13,7 @@ use kv_protocol::ids::{
 };
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_protocol::placement::Digest;
+use kv_protocol::update::{Update, Updates};
 
 use crate::backoff::Backoff;
 use crate::doubt::{Doubt, DoubtfulWrite};
@@ -22,8 +23,9 @@ use crate::landing::Landing;
 use crate::map_source::MapSource;
 use crate::options::{OpOptions, is_deadline};
 use crate::table::Table;
+use crate::{updates, verbs};
 
-/// An operation on one key.
+/// An operation on one key, or on several keys of one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
     /// Reads a key. A long value is received into separate memory ([`crate::Reply::take_memory`]).
@@ -60,6 +62,17 @@ pub enum Op<'a> {
         /// The key: 1 to 65,535 bytes.
         key: &'a [u8],
     },
+    /// Executes updates of keys of one group and shard, all or none. The result is [`crate::Reply::value`]. The
+    /// condition in the options must be [`Condition::Always`], because each update has its own condition.
+    ///
+    /// The connections of a [`crate::SharedClient`] do not know each other's writes in doubt. If it has several to each
+    /// shard, an operation on another key of an update in doubt may be sent before the update is settled.
+    Update {
+        /// The key that determines the group and shard: 1 to 65,535 bytes. The updates without a key apply to it.
+        key: &'a [u8],
+        /// The updates, 1 to 1,024.
+        updates: &'a [Update<'a>],
+    },
     /// Does nothing; the response shows that the key's server is serving.
     Noop {
         /// The key: 1 to 65,535 bytes.
@@ -92,6 +105,7 @@ impl<'a> Op<'a> {
             | Op::Get { key }
             | Op::Read { key, .. }
             | Op::Delete { key }
+            | Op::Update { key, .. }
             | Op::Noop { key }
             | Op::Verify { key, .. } => key,
             Op::Resolve { doubt } => &doubt.write.key,
@@ -107,21 +121,30 @@ impl<'a> Op<'a> {
     }
 
     pub(crate) fn verb(&self) -> &'static str {
+        self.kind().verb()
+    }
+
+    fn kind(&self) -> Kind {
         match *self {
             Op::Put { .. } | Op::PutKept { .. } => Kind::Put,
             Op::Get { .. } | Op::Read { .. } => Kind::Get,
             Op::Delete { .. } => Kind::Delete,
+            Op::Update { updates, .. } => {
+                Kind::Update { verb: verbs::of_request(updates), count: updates.len() }
+            }
             Op::Noop { .. } => Kind::Noop,
             Op::Verify { replica, .. } => Kind::Verify(replica),
             Op::Resolve { .. } => Kind::Resolve,
         }
-        .verb()
     }
 
     /// Returns the number of bytes of key and value.
     pub(crate) fn bytes(&self) -> usize {
         match *self {
             Op::Put { key, value } | Op::PutKept { key, value } => key.len() + value.len(),
+            Op::Update { key, updates } => {
+                key.len() + updates.iter().map(Update::wire_bytes).sum::<usize>()
+            }
             _ => self.key().len(),
         }
     }
@@ -136,6 +159,11 @@ pub(crate) enum Kind {
     Get,
     Put,
     Delete,
+    /// A request with this number of updates.
+    Update {
+        verb: &'static str,
+        count: usize,
+    },
     Noop,
     Verify(ReplicaRole),
     Resolve,
@@ -147,6 +175,7 @@ impl Kind {
             Kind::Get => "get",
             Kind::Put => "put",
             Kind::Delete => "delete",
+            Kind::Update { verb, .. } => verb,
             Kind::Noop => "no-op for",
             Kind::Verify(ReplicaRole::Primary) => "read from the primary's copy of",
             Kind::Verify(ReplicaRole::Secondary) => "read from the secondary's copy of",
@@ -155,7 +184,11 @@ impl Kind {
     }
 
     pub(crate) fn is_write(self) -> bool {
-        matches!(self, Kind::Put | Kind::Delete)
+        matches!(self, Kind::Put | Kind::Delete | Kind::Update { .. })
+    }
+
+    pub(crate) fn is_update(self) -> bool {
+        matches!(self, Kind::Update { .. })
     }
 
     /// Returns the role of the replica that serves this kind.
@@ -210,6 +243,8 @@ pub(crate) struct Operation {
     condition: Condition,
     /// The digest of the key. It is computed on demand, or earlier together with the digests of other keys.
     digest: Option<Digest>,
+    /// The digests of the other keys of updates, once the operation is routed.
+    pub(crate) other_keys: Box<[Digest]>,
     pub(crate) notify: Notify,
     /// The time allowed for the operation.
     allowed: Duration,
@@ -265,14 +300,11 @@ impl Operation {
         now: Instant,
         free_list: &mut FreeList,
     ) -> Result<Box<Operation>, Error> {
-        let (kind, key, value, kept): (Kind, &[u8], &[u8], &'static [u8]) = match op {
-            Op::Get { key } | Op::Read { key, .. } => (Kind::Get, key, &[], &[]),
-            Op::Put { key, value } => (Kind::Put, key, value, &[]),
-            Op::PutKept { key, value } => (Kind::Put, key, &[], value),
-            Op::Delete { key } => (Kind::Delete, key, &[], &[]),
-            Op::Noop { key } => (Kind::Noop, key, &[], &[]),
-            Op::Verify { key, replica } => (Kind::Verify(replica), key, &[], &[]),
-            Op::Resolve { doubt } => (Kind::Resolve, &doubt.write.key, &[], &[]),
+        let (kind, key) = (op.kind(), op.key());
+        let (value, kept): (&[u8], &'static [u8]) = match op {
+            Op::Put { value, .. } => (value, &[]),
+            Op::PutKept { value, .. } => (&[], value),
+            _ => (&[], &[]),
         };
         let action = || Action::new(kind.verb(), key);
         if key.is_empty() {
@@ -291,12 +323,19 @@ impl Operation {
             let reason = format!("the deadline is {allowed:?}; it must be 1 ms to 60 s");
             return Err(Error::Invalid { action: action(), reason });
         }
-        let bytes = REQUEST_HEAD_BYTES + key.len() + value.len();
+        let updates = match op {
+            Op::Update { updates, .. } => updates::check(key, updates, options.condition)?,
+            _ => &[],
+        };
+        let bytes = REQUEST_HEAD_BYTES + op.bytes() - kept.len();
         let mut operation =
             free_list.take(bytes, now).map_err(|_| Error::NoMemory { action: action(), bytes })?;
         operation.frame.extend_from_slice(&[0; REQUEST_HEAD_BYTES]);
         operation.frame.extend_from_slice(key);
         operation.frame.extend_from_slice(value);
+        for update in updates {
+            update.write(&mut operation.frame);
+        }
         operation.kind = kind;
         operation.key_bytes = key.len();
         operation.kept = kept;
@@ -308,7 +347,7 @@ impl Operation {
         operation.attention_at = now;
         (operation.part, operation.landing) = match op {
             Op::Read { part, landing, .. } => (part, landing),
-            Op::Get { .. } => (None, Landing::Memory),
+            Op::Get { .. } | Op::Update { .. } => (None, Landing::Memory),
             _ => (None, Landing::Buffer),
         };
         if let Op::Resolve { doubt } = op {
@@ -332,6 +371,7 @@ impl Operation {
             kept: &[],
             condition: Condition::Always,
             digest: None,
+            other_keys: Box::default(),
             notify: Notify::Caller,
             allowed: Duration::ZERO,
             deadline: now,
@@ -377,6 +417,7 @@ impl Operation {
             frame,
             kept,
             digest,
+            other_keys,
             place,
             stage,
             queued,
@@ -397,6 +438,7 @@ impl Operation {
         } = self;
         frame.clear();
         *kept = &[];
+        *other_keys = Box::default();
         (*digest, *place, *stage, *queued) = (None, None, Stage::Ready, None);
         (*is_overdue, *view, *server) = (false, ViewVersion(0), None);
         (*session, *first_incomplete, *doubtful) = (None, RequestSeq(0), 0);
@@ -427,7 +469,7 @@ impl Operation {
         digest
     }
 
-    fn key(&self) -> &[u8] {
+    pub(crate) fn key(&self) -> &[u8] {
         &self.frame[REQUEST_HEAD_BYTES..][..self.key_bytes]
     }
 
@@ -472,7 +514,56 @@ impl Operation {
 
     /// Returns whether CONFLICT is a possible response.
     pub(crate) fn is_conditional(&self) -> bool {
-        self.kind.is_write() && self.condition != Condition::Always
+        self.kind.is_update() || (self.kind.is_write() && self.condition != Condition::Always)
+    }
+
+    /// Returns whether the operation needs a server that supports UPDATE and what the same version introduced.
+    pub(crate) fn needs_updates(&self) -> bool {
+        let is_new = |part: Part| part.with_deadline || part.from_end;
+        self.kind.is_update() || self.part.is_some_and(is_new)
+    }
+
+    /// Returns the updates of the request; empty for other operations.
+    pub(crate) fn updates(&self) -> impl Iterator<Item = Update<'_>> {
+        let updates = self.kind.is_update().then(|| self.encoded_updates());
+        updates.into_iter().flat_map(|updates| updates.iter())
+    }
+
+    fn encoded_updates(&self) -> Updates<'_> {
+        Updates::read(self.value()).expect("they were encoded by Operation::new")
+    }
+
+    /// Returns the number of updates, if this is a batch or a RESOLVE of a batch.
+    pub(crate) fn batch_count(&self) -> Option<usize> {
+        let count = match self.kind {
+            Kind::Update { count, .. } => count,
+            _ => self.doubt.as_ref()?.write.batch.len(),
+        };
+        (count > 1).then_some(count)
+    }
+
+    /// Returns the description of the update that failed. `index` is the value of the response to a batch: the index
+    /// of that update as a decimal text. For other operations, returns the description of the operation.
+    pub(crate) fn failed_action(&self, index: &[u8]) -> Action {
+        let index = std::str::from_utf8(index).ok().and_then(|index| index.parse().ok());
+        let of_update = index.and_then(|index: usize| match (self.kind, self.batch_count()?) {
+            (Kind::Resolve, _) => self.doubt.as_ref()?.write.batch.get(index).cloned(),
+            (_, count) => {
+                let update = self.updates().nth(index)?;
+                Some(updates::action(self.key(), &update).in_batch(index, count))
+            }
+        });
+        of_update.unwrap_or_else(|| self.action())
+    }
+
+    /// Returns the descriptions of the updates of a batch; empty for other operations.
+    fn batch_actions(&self) -> Box<[Action]> {
+        let Some(count) = self.batch_count() else { return Box::default() };
+        let actions = self
+            .updates()
+            .enumerate()
+            .map(|(index, update)| updates::action(self.key(), &update).in_batch(index, count));
+        actions.collect()
     }
 
     fn to_wire(&self) -> WireOperation<'_> {
@@ -486,6 +577,7 @@ impl Operation {
             Kind::Get => self.part.map_or(WireOperation::Get, WireOperation::GetPart),
             Kind::Put => WireOperation::Put(header, self.value()),
             Kind::Delete => WireOperation::Delete(header),
+            Kind::Update { .. } => WireOperation::Update(header, self.encoded_updates()),
             Kind::Noop => WireOperation::Noop,
             Kind::Verify(role) => WireOperation::Verify(role),
             Kind::Resolve => {
@@ -502,6 +594,8 @@ impl Operation {
         let write = DoubtfulWrite {
             key: self.key().into(),
             digest,
+            other_keys: self.other_keys.clone(),
+            batch: self.batch_actions(),
             cluster,
             place,
             client,

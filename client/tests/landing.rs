@@ -26,7 +26,7 @@ fn read_into(
     options: &OpOptions,
 ) -> Result<(usize, bool), Error> {
     let (at, bytes) = (NonNull::new(room.as_mut_ptr()).unwrap(), room.len());
-    let part = Part { from: 0, most: u32::try_from(bytes).unwrap(), all_or_nothing: true };
+    let part = Part { all_or_nothing: true, ..Part::new(0, u32::try_from(bytes).unwrap()) };
     // SAFETY: `room` outlives the call.
     let landing = Landing::At(unsafe { Room::new(at, bytes) });
     client.call(Op::Read { key, part: Some(part), landing }, options, |responded| {
@@ -104,10 +104,7 @@ fn a_server_that_sends_more_than_requested_loses_its_connection_and_writes_nothi
         client.put(b"k", &value(7)[..length], &anytime()).unwrap();
         fake.script(common::first(Act::ServeTooMuch));
         let mut room = vec![9; length];
-        let (at, part) = (
-            NonNull::new(room.as_mut_ptr()).unwrap(),
-            Some(Part { from: 0, most: 8, all_or_nothing: false }),
-        );
+        let (at, part) = (NonNull::new(room.as_mut_ptr()).unwrap(), Some(Part::new(0, 8)));
         // SAFETY: `room` outlives the call.
         let landing = Landing::At(unsafe { Room::new(at, 8) });
         let read = Op::Read { key: b"k", part, landing };
@@ -127,7 +124,7 @@ fn a_later_part_is_correct_when_a_server_sends_the_whole_value() {
     // The whole value would fit the room.
     let mut room = vec![0; 2 * LONG];
     let at = NonNull::new(room.as_mut_ptr()).unwrap();
-    let part = Part { from: 100, most: u32::try_from(room.len()).unwrap(), all_or_nothing: false };
+    let part = Part::new(100, u32::try_from(room.len()).unwrap());
     // SAFETY: `room` outlives the call.
     let landing = Landing::At(unsafe { Room::new(at, room.len()) });
     let read = Op::Read { key: b"k", part: Some(part), landing };

@@ -71,8 +71,7 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
         .map_err(|error| error.to_string())?;
     let client = random::nonzero_u128()?;
     let mut bytes = Vec::new();
-    Hello { cluster: ClusterId::default(), client: ClientId(client), shard: ShardId(0) }
-        .write(&mut bytes);
+    Hello::new(ClusterId::default(), ClientId(client), ShardId(0)).write(&mut bytes);
     Question::Status.write(&mut bytes);
     stream.write_all(&bytes).map_err(|error| error.to_string())?;
     let mut buffer = FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY));

@@ -304,6 +304,7 @@ fn welcome_to(shape: Shape, frame: &OwnedFrame) -> Result<Vec<u8>, (Status, Stri
         shards: shape.shards,
         max_value: u32::try_from(MAX_VALUE_BYTES).expect("16 MiB fit 32 bits"),
         starts: Default::default(),
+        version: hello.agreed_version(),
     }
     .write(&mut bytes);
     Ok(bytes)

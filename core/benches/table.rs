@@ -11,9 +11,12 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kv_core::arena::HeapChunks;
 use kv_core::table::{Table, TableHash, WalkBudget, WalkCursor};
-use kv_protocol::ids::SequenceNumber;
+use kv_protocol::ids::{SequenceNumber, WallTime};
 
 const VALUE: [u8; 64] = [7; 64];
+/// The time at which entries with deadlines are linked, in milliseconds since 1970, and the span of their deadlines.
+const START_MS: u64 = 1_700_000_000_000;
+const SPREAD_MS: u64 = 10_000;
 
 /// Mixes a number with the finalizer of SplitMix64; stands in for the keyed hash of a digest.
 fn mix(mut x: u64) -> u64 {
@@ -30,7 +33,7 @@ fn key_of(number: u64) -> ([u8; 16], TableHash) {
 
 fn put(table: &mut Table, number: u64) {
     let (key, hash) = key_of(number);
-    let old = table.put(hash, &key, &VALUE, SequenceNumber(number));
+    let old = table.put(hash, &key, &VALUE, None, SequenceNumber(number));
     black_box(old.expect("the heap has memory"));
 }
 
@@ -141,5 +144,77 @@ fn growth(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, steady, walk, growth);
+/// Returns the deadline of a numbered entry, in an order that defeats caches.
+fn deadline_of(number: u64) -> WallTime {
+    WallTime::from_millis(START_MS + 1 + mix(number) % SPREAD_MS)
+}
+
+fn filled_with_deadlines(entries: u64) -> Table {
+    let mut table = Table::new(Box::new(HeapChunks::default()));
+    table.advance_deadlines(WallTime::from_millis(START_MS), 0);
+    for number in 0..entries {
+        let (key, hash) = key_of(number);
+        let deadline = Some(deadline_of(number));
+        let old = table.put(hash, &key, &VALUE, deadline, SequenceNumber(number));
+        black_box(old.expect("the heap has memory"));
+    }
+    table
+}
+
+/// Lets the time pass in steps of 1 ms until all deadlines have passed, and calls `expire` with the due entries.
+fn pass_time(table: &mut Table, mut expire: impl FnMut(&mut Table, &[u64])) {
+    let mut due = Vec::new();
+    for now in (START_MS..=START_MS + SPREAD_MS).map(WallTime::from_millis) {
+        while table.advance_deadlines(now, 256) {}
+        due.clear();
+        table.for_due(now, usize::MAX, |entry| {
+            let number = entry.key.first_chunk().expect("a key has 16 bytes");
+            due.push(u64::from_le_bytes(*number));
+        });
+        expire(table, &due);
+    }
+}
+
+fn remove(table: &mut Table, number: u64) {
+    let (key, hash) = key_of(number);
+    black_box(table.remove(hash, &key));
+}
+
+/// Benchmarks entries with deadlines: "grow with deadlines" and "expire" differ from "grow" and "remove all" by the
+/// cost of the deadlines.
+fn expiry(c: &mut Criterion) {
+    let mut group = c.benchmark_group("table");
+    group.sample_size(10);
+    for entries in sizes().into_iter().take(2) {
+        group.throughput(Throughput::Elements(entries));
+        group.bench_function(BenchmarkId::new("grow with deadlines", entries), |b| {
+            b.iter_batched(|| (), |()| filled_with_deadlines(entries), BatchSize::PerIteration);
+        });
+        group.bench_function(BenchmarkId::new("expire", entries), |b| {
+            let expire = |table: &mut Table, due: &[u64]| {
+                due.iter().for_each(|&number| remove(table, number));
+            };
+            b.iter_batched_ref(
+                || filled_with_deadlines(entries),
+                |table| {
+                    pass_time(table, expire);
+                    assert!(table.is_empty(), "an entry has not expired");
+                },
+                BatchSize::PerIteration,
+            );
+        });
+        let mut order: Vec<u64> = (0..entries).collect();
+        order.sort_by_key(|&number| deadline_of(number));
+        group.bench_function(BenchmarkId::new("remove all", entries), |b| {
+            b.iter_batched_ref(
+                || filled(entries),
+                |table| order.iter().for_each(|&number| remove(table, number)),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, steady, walk, growth, expiry);
 criterion_main!(benches);

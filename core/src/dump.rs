@@ -1,7 +1,7 @@
 //! The text format of a dump: writing a table to a file, and checking and reading such a file.
 //!
 //! ```text
-//!   # kv-dump 3                                   the header: the format, then one fact per line
+//!   # kv-dump 4                                   the header: the format, then one fact per line
 //!   # cluster 5c0f…
 //!   # server 0
 //!   # incarnation 91d2…                           the process that wrote it
@@ -12,8 +12,11 @@
 //!                                                 newest view that it had installed, the last write, and
 //!                                                 the write since which every kept session has written
 //!   <md5 hex> "<key>" "<value>" <sn>              one line per entry; key and value are escaped
+//!   <md5 hex> "<key>" "<value>" <sn> expires <milliseconds>
+//!                                                 the same for an entry with a deadline
 //!   @ <client> <shard> <seq> <first incomplete> <status> <version> <sn> <request hash>
 //!                                                 one line per completion record
+//!   @ <client> … <request hash> "<response>"      the same for a record with the rest of its response, escaped
 //!   # shard 1 primary view 7 last 980 forgotten 0
 //!   …
 //!   # end <entries> <crc32c of all before this line>
@@ -27,13 +30,14 @@
 use std::io::Write as _;
 use std::str;
 
+use kv_protocol::change::RetainedResponse;
 use kv_protocol::client_message::Status;
 use kv_protocol::escape::unescape;
 use kv_protocol::ids::{
     ClientId, ClusterId, GroupId, Member, RequestHash, RequestSeq, SequenceNumber, ShardId,
-    ViewVersion,
+    ViewVersion, WallTime,
 };
-use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use kv_protocol::limits::{MAX_KEY_BYTES, MAX_RETAINED_RESPONSE, MAX_VALUE_BYTES};
 use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::placement::Digest;
 
@@ -41,15 +45,16 @@ mod reader;
 
 pub use reader::{DumpItem, DumpReader, MAX_DUMP_LINE_BYTES};
 
-/// The version of this format. Format 1 named neither the writing process nor the last write, so a restore cannot use
-/// it. Format 2 has no request hashes, but can still be read: its records match every request with the same number, and
-/// sessions without a record count as expired.
-pub const DUMP_FORMAT: u32 = 3;
+/// The version of this format. Two earlier formats can still be read. Format 3 has no deadlines and no responses.
+/// Format 2 also has no request hashes: its records match every request with the same number, and sessions without a
+/// record count as expired. Format 1 named neither the writing process nor the last write, so a restore cannot use it.
+pub const DUMP_FORMAT: u32 = 4;
 
-const FIRST_LINE: &str = "# kv-dump 3";
-const FIRST_LINE_BEFORE: &str = "# kv-dump 2";
+/// The first lines of all formats that can be read, the present one first.
+const FIRST_LINES: [&str; 3] = ["# kv-dump 4", "# kv-dump 3", "# kv-dump 2"];
 const SHARD: &str = "# shard ";
 const END: &[u8] = b"# end ";
+const EXPIRES: &str = " expires ";
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// The origin of a dump.
@@ -109,12 +114,14 @@ pub struct DumpEntry {
     pub key: Vec<u8>,
     /// The value.
     pub value: Vec<u8>,
+    /// The time at which the entry expires, if it does.
+    pub deadline: Option<WallTime>,
     /// The sequence number of the last write of the key.
     pub sn: SequenceNumber,
 }
 
 /// One completion record, the shard of its session, and the sequence number of its write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DumpRecord {
     /// The shard of the session.
     pub shard: ShardId,
@@ -122,6 +129,8 @@ pub struct DumpRecord {
     pub sn: SequenceNumber,
     /// The completion record of the write.
     pub record: CompletionRecord,
+    /// The rest of the response, encoded as a [`RetainedResponse`]; empty if there is none.
+    pub response: Vec<u8>,
 }
 
 /// A dump that was verified as complete and unaltered.
@@ -192,8 +201,9 @@ impl DumpWriter {
             put(
                 output,
                 format_args!(
-                    "{FIRST_LINE}\n# cluster {cluster}\n# server {server}\n\
-                     # incarnation {incarnation}\n# group {group}\n# shards {shards}\n"
+                    "{}\n# cluster {cluster}\n# server {server}\n\
+                     # incarnation {incarnation}\n# group {group}\n# shards {shards}\n",
+                    FIRST_LINES[0]
                 ),
             );
         });
@@ -219,25 +229,36 @@ impl DumpWriter {
     }
 
     /// Appends the line of an entry.
-    pub fn entry(&mut self, key: &[u8], value: &[u8], sn: SequenceNumber, output: &mut Vec<u8>) {
+    pub fn entry(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        deadline: Option<WallTime>,
+        sn: SequenceNumber,
+        output: &mut Vec<u8>,
+    ) {
         self.entries += 1;
         self.lines(output, |output| {
             put(output, format_args!("{} \"", Digest::of(key)));
             escape_into(key, output);
             output.extend_from_slice(b"\" \"");
             escape_into(value, output);
-            put(output, format_args!("\" {sn}\n"));
+            put(output, format_args!("\" {sn}"));
+            if let Some(deadline) = deadline {
+                put(output, format_args!("{EXPIRES}{}", deadline.millis()));
+            }
+            output.push(b'\n');
         });
     }
 
     /// Appends the line of a completion record.
     pub fn record(&mut self, dumped: &DumpRecord, output: &mut Vec<u8>) {
-        let DumpRecord { shard, sn, record } = dumped;
+        let DumpRecord { shard, sn, record, response } = dumped;
         self.lines(output, |output| {
             put(
                 output,
                 format_args!(
-                    "@ {} {shard} {} {} {} {} {sn} {}\n",
+                    "@ {} {shard} {} {} {} {} {sn} {}",
                     record.client,
                     record.seq,
                     record.first_incomplete,
@@ -246,6 +267,12 @@ impl DumpWriter {
                     record.request
                 ),
             );
+            if !response.is_empty() {
+                output.extend_from_slice(b" \"");
+                escape_into(response, output);
+                output.push(b'"');
+            }
+            output.push(b'\n');
         });
     }
 
@@ -367,12 +394,17 @@ fn parse_shard(line: &str) -> Result<DumpedShard, &'static str> {
 }
 
 fn parse_entry(line: &str) -> Result<DumpEntry, &'static str> {
-    const SHAPE: &str = "expected `<md5> \"<key>\" \"<value>\" <sn>`";
+    const SHAPE: &str = "expected `<md5> \"<key>\" \"<value>\" <sn> [expires <milliseconds>]`";
     let (digest, rest) = line.split_once(" \"").ok_or(SHAPE)?;
     let (key, rest) = quoted(rest).ok_or(SHAPE)?;
     let rest = rest.strip_prefix(" \"").ok_or(SHAPE)?;
     let (value, rest) = quoted(rest).ok_or(SHAPE)?;
-    let sn = rest.strip_prefix(' ').and_then(decimal).ok_or(SHAPE)?;
+    let rest = rest.strip_prefix(' ').ok_or(SHAPE)?;
+    let (sn, deadline) = match rest.split_once(EXPIRES) {
+        Some((sn, millis)) => (sn, Some(parse_deadline(millis)?)),
+        None => (rest, None),
+    };
+    let sn = SequenceNumber(decimal(sn).ok_or(SHAPE)?);
     let key = unescape(key.as_bytes()).map_err(|_| "the key has an unknown escape")?;
     let value = unescape(value.as_bytes()).map_err(|_| "the value has an unknown escape")?;
     if key.is_empty() || key.len() > MAX_KEY_BYTES || value.len() > MAX_VALUE_BYTES {
@@ -382,7 +414,14 @@ fn parse_entry(line: &str) -> Result<DumpEntry, &'static str> {
     if digest.len() != 32 || u128::from_str_radix(digest, 16) != Ok(computed.number()) {
         return Err("the digest is not the MD5 of the key");
     }
-    Ok(DumpEntry { digest: computed, key, value, sn: SequenceNumber(sn) })
+    Ok(DumpEntry { digest: computed, key, value, deadline, sn })
+}
+
+fn parse_deadline(millis: &str) -> Result<WallTime, &'static str> {
+    decimal(millis)
+        .filter(|millis| (1..=WallTime::MAX.millis()).contains(millis))
+        .map(WallTime::from_millis)
+        .ok_or("the deadline is not a number from 1 to 281474976710655")
 }
 
 /// Splits a text into the escaped text before the first closing quote and the rest after the quote; `None` if there is
@@ -400,7 +439,15 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
 }
 
 fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
-    const SHAPE: &str = "expected `@ <client> <shard> <seq> <first incomplete> <status> <version> <sn> <request hash>`";
+    const SHAPE: &str = "expected `@ <client> <shard> <seq> <first incomplete> <status> <version> <sn> \
+                         <request hash> [\"<response>\"]`";
+    let (line, response) = match line.split_once(" \"") {
+        Some((line, rest)) => match quoted(rest) {
+            Some((response, "")) => (line, parse_response(response)?),
+            _ => return Err(SHAPE),
+        },
+        None => (line, Vec::new()),
+    };
     let mut fields = line.split(' ');
     let mut next = || fields.next().ok_or(SHAPE);
     let client: ClientId = next()?.parse().map_err(|_| SHAPE)?;
@@ -423,7 +470,17 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
         version: SequenceNumber(version),
         request: RequestHash(request),
     };
-    Ok(DumpRecord { shard: ShardId(shard), sn, record })
+    Ok(DumpRecord { shard: ShardId(shard), sn, record, response })
+}
+
+fn parse_response(escaped: &str) -> Result<Vec<u8>, &'static str> {
+    let response =
+        unescape(escaped.as_bytes()).map_err(|_| "the response has an unknown escape")?;
+    if response.len() > MAX_RETAINED_RESPONSE {
+        return Err("the response is longer than any response of a record");
+    }
+    RetainedResponse::read(&response).map_err(|_| "the response is malformed")?;
+    Ok(response)
 }
 
 /// Parses a number; `None` unless it consists only of digits. `parse` would also accept a plus sign.
@@ -445,6 +502,9 @@ mod tests {
         shards: 2,
     };
 
+    /// The end of a record's line whose response has the value `a "b`.
+    const RESPONSE: &str = r#" "\x00\x00\x00\x00\x00\x00\x00\x00\x01a \"b""#;
+
     fn shard(number: u16) -> DumpedShard {
         let held_as = if number == 0 { HeldAs::Candidate } else { HeldAs::Secondary };
         let view = ViewVersion(9 + u64::from(number));
@@ -452,14 +512,32 @@ mod tests {
         DumpedShard { shard: ShardId(number), held_as, view, last, forgotten }
     }
 
+    fn entry(key: &[u8], value: &[u8], sn: u64, deadline: Option<u64>) -> DumpEntry {
+        DumpEntry {
+            digest: Digest::of(key),
+            key: key.to_vec(),
+            value: value.to_vec(),
+            deadline: deadline.map(WallTime::from_millis),
+            sn: SequenceNumber(sn),
+        }
+    }
+
+    /// Returns the bytes of the rest of a response.
+    fn response(value: Option<&[u8]>, deadline: Option<u64>) -> Vec<u8> {
+        let deadline = deadline.map(WallTime::from_millis);
+        let mut bytes = Vec::new();
+        RetainedResponse { value, deadline }.write(&mut bytes);
+        bytes
+    }
+
     /// Returns a dump whose first shard is empty.
-    fn written(entries: &[(Vec<u8>, Vec<u8>, u64)], records: &[DumpRecord]) -> Vec<u8> {
+    fn written(entries: &[DumpEntry], records: &[DumpRecord]) -> Vec<u8> {
         let mut file = Vec::new();
         let mut writer = DumpWriter::begin(&ORIGIN, &mut file);
         writer.shard(&shard(0), &mut file);
         writer.shard(&shard(1), &mut file);
-        for (key, value, sn) in entries {
-            writer.entry(key, value, SequenceNumber(*sn), &mut file);
+        for DumpEntry { key, value, deadline, sn, .. } in entries {
+            writer.entry(key, value, *deadline, *sn, &mut file);
         }
         for record in records {
             writer.record(record, &mut file);
@@ -477,7 +555,13 @@ mod tests {
         Dump::parse(file.as_bytes())
     }
 
-    fn record(seq: u64) -> DumpRecord {
+    /// Returns the lines of a dump of this format as an earlier format has them.
+    fn in_format(number: u32, text: &str) -> String {
+        let lines = text.replace("# kv-dump 4", &format!("# kv-dump {number}"));
+        lines.replace(" expires 1700000000001", "").replace(RESPONSE, "")
+    }
+
+    fn record(seq: u64, response: Vec<u8>) -> DumpRecord {
         let record = CompletionRecord {
             client: ClientId(u128::MAX - 1),
             seq: RequestSeq(seq),
@@ -486,32 +570,36 @@ mod tests {
             version: SequenceNumber(u64::MAX),
             request: RequestHash(seq ^ 0xfeed),
         };
-        DumpRecord { shard: ShardId(1), sn: SequenceNumber(17), record }
+        DumpRecord { shard: ShardId(1), sn: SequenceNumber(17), record, response }
     }
 
     fn sample() -> Vec<u8> {
         let entries = [
-            (b"a".to_vec(), b"1".to_vec(), 1),
-            (b"quote\" and \\".to_vec(), b"\0\n\xff".to_vec(), 77),
-            (b"# end 0 00000000".to_vec(), Vec::new(), u64::MAX),
+            entry(b"a", b"1", 1, None),
+            entry(b"quote\" and \\", b"\0\n\xff", 77, Some(1_700_000_000_001)),
+            entry(b"# end 0 00000000", b"", u64::MAX, None),
         ];
-        written(&entries, &[record(5)])
+        written(&entries, &[record(5, response(Some(b"a \"b"), None))])
     }
 
     #[test]
     fn a_dump_reads_as_documented() {
-        let text = String::from_utf8(written(&[(b"a".to_vec(), b"x\n".to_vec(), 3)], &[record(5)]))
-            .unwrap();
+        let entries = [entry(b"a", b"x\n", 3, None), entry(b"a", b"", 4, Some(1_700_000_000_001))];
+        let records = [record(5, Vec::new()), record(5, response(Some(b"a \"b"), None))];
+        let text = String::from_utf8(written(&entries, &records)).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "# kv-dump 3");
+        assert_eq!(lines[0], "# kv-dump 4");
         assert_eq!(lines[1], "# cluster 00000000000000000000000000000abc");
         assert_eq!(lines[3], "# incarnation 0000000000000def");
         assert_eq!(lines[6], "# shard 0 candidate view 9 last 18446744073709551615 forgotten 0");
         assert_eq!(lines[7], "# shard 1 secondary view 10 last 18446744073709551615 forgotten 1");
         assert_eq!(lines[8], "0cc175b9c0f1b6a831c399e269772661 \"a\" \"x\\x0a\" 3");
+        let expires = "0cc175b9c0f1b6a831c399e269772661 \"a\" \"\" 4 expires 1700000000001";
+        assert_eq!(lines[9], expires);
         let record = "@ fffffffffffffffffffffffffffffffe 1 5 1 13 18446744073709551615 17 65256";
-        assert_eq!(lines[9], record);
-        assert!(lines[10].starts_with("# end 1 "));
+        assert_eq!(lines[10], record);
+        assert_eq!(lines[11], format!("{record}{RESPONSE}"));
+        assert!(lines[12].starts_with("# end 2 "));
     }
 
     #[test]
@@ -578,15 +666,82 @@ mod tests {
 
     #[test]
     fn the_first_format_is_rejected_because_it_names_no_process() {
-        let reason = "expected `# kv-dump 3`, or `# kv-dump 2` of an earlier version";
-        let got = changed(|text| text.replace("# kv-dump 3", "# kv-dump 1"));
+        let reason =
+            "expected `# kv-dump 4`, or `# kv-dump 3` or `# kv-dump 2` of an earlier version";
+        let got = changed(|text| text.replace("# kv-dump 4", "# kv-dump 1"));
         assert_eq!(got, Err(DumpError::Line { line: 1, reason }));
+    }
+
+    #[test]
+    fn a_malformed_deadline_is_rejected_with_its_line() {
+        let with = |end: &str| changed(|text| text.replace(" expires 1700000000001", end));
+        assert_eq!(with(" expires 1").unwrap().entries[1].deadline, Some(WallTime::from_millis(1)));
+        let latest = with(&format!(" expires {}", WallTime::MAX.millis())).unwrap();
+        assert_eq!(latest.entries[1].deadline, Some(WallTime::MAX));
+        let reason = "the deadline is not a number from 1 to 281474976710655";
+        for millis in ["0", "281474976710656", "18446744073709551616", "", "+1", "-1", "1 ", "1 2"]
+        {
+            let got = with(&format!(" expires {millis}"));
+            assert_eq!(got, Err(DumpError::Line { line: 10, reason }), "{millis:?}");
+        }
+        for end in [" 1700000000001", " expires", " expired 1", "  expires 1"] {
+            let error = with(end).unwrap_err();
+            assert!(
+                error.to_string().starts_with("line 10 of the dump: expected `<md5>"),
+                "{end:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_malformed_response_is_rejected_with_its_line() {
+        let with = |response: &str| changed(|text| text.replace(RESPONSE, response));
+        let deadline = with(" \"\\x07\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\"").unwrap();
+        assert_eq!(deadline.records[0].response, response(None, Some(7)));
+        assert!(with("").unwrap().records[0].response.is_empty());
+        let line = |reason| Err(DumpError::Line { line: 12, reason });
+        let eight = "\\x00".repeat(8);
+        for malformed in [
+            "short".to_owned(),
+            format!("{eight}\\x02"),
+            format!("{eight}\\x00more"),
+            "\\xff".repeat(9),
+        ] {
+            let got = with(&format!(" \"{malformed}\""));
+            assert_eq!(got, line("the response is malformed"), "{malformed}");
+        }
+        assert_eq!(with(" \"\\y\""), line("the response has an unknown escape"));
+        let longest = |more| {
+            let value = "v".repeat(MAX_RETAINED_RESPONSE - 9 + more);
+            with(&format!(" \"{eight}\\x01{value}\""))
+        };
+        assert_eq!(longest(0).unwrap().records[0].response.len(), MAX_RETAINED_RESPONSE);
+        assert_eq!(longest(1), line("the response is longer than any response of a record"));
+        for open in [" \"", " \"a", " a", "\"a\"", &format!("{RESPONSE} "), &format!("{RESPONSE}x")]
+        {
+            let error = with(open).unwrap_err().to_string();
+            assert!(
+                error.starts_with("line 12 of the dump: expected `@ <client>"),
+                "{open}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_dump_of_format_3_is_read() {
+        let before = changed(|text| in_format(3, text)).unwrap();
+        let now = Dump::parse(&sample()).unwrap();
+        assert_eq!(before.header, now.header);
+        let without = |entry: DumpEntry| DumpEntry { deadline: None, ..entry };
+        assert_eq!(before.entries, now.entries.into_iter().map(without).collect::<Vec<_>>());
+        let without = |record: DumpRecord| DumpRecord { response: Vec::new(), ..record };
+        assert_eq!(before.records, now.records.into_iter().map(without).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_dump_of_format_2_is_read_and_its_unknown_sessions_count_as_expired() {
         let before = changed(|text| {
-            let lines = text.replace("# kv-dump 3", "# kv-dump 2").replace(" 65256", "");
+            let lines = in_format(2, text).replace(" 65256", "");
             lines.replace(" forgotten 0", "").replace(" forgotten 1", "")
         })
         .unwrap();
@@ -604,21 +759,34 @@ mod tests {
                     prop::collection::vec(any::<u8>(), 1..40),
                     prop::collection::vec(any::<u8>(), 0..80),
                     any::<u64>(),
+                    prop::option::of(1..=WallTime::MAX.millis()),
                 ),
                 0..20,
             ),
-            seqs in prop::collection::vec(any::<u64>(), 0..5),
+            records in prop::collection::vec(
+                (
+                    any::<u64>(),
+                    prop::option::of(prop::collection::vec(any::<u8>(), 0..40)),
+                    prop::option::of(1..=WallTime::MAX.millis()),
+                ),
+                0..5,
+            ),
         ) {
-            let records: Vec<DumpRecord> = seqs.into_iter().map(record).collect();
+            let entries: Vec<DumpEntry> = entries
+                .into_iter()
+                .map(|(key, value, sn, deadline)| entry(&key, &value, sn, deadline))
+                .collect();
+            let records: Vec<DumpRecord> = records
+                .into_iter()
+                .map(|(seq, value, deadline)| record(seq, response(value.as_deref(), deadline)))
+                .collect();
             let file = written(&entries, &records);
             prop_assert!(file.iter().all(|b| *b == b'\n' || (b' '..=b'~').contains(b)));
             let dump = Dump::parse(&file).unwrap();
             prop_assert_eq!(dump.header.origin, ORIGIN);
             prop_assert_eq!(dump.header.shards, [shard(0), shard(1)]);
             prop_assert_eq!(dump.records, records);
-            let back: Vec<_> =
-                dump.entries.into_iter().map(|e| (e.key, e.value, e.sn.0)).collect();
-            prop_assert_eq!(back, entries);
+            prop_assert_eq!(dump.entries, entries);
         }
 
         #[test]
@@ -631,7 +799,7 @@ mod tests {
         #[test]
         fn random_text_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(Dump::parse(&bytes).is_err());
-            let mut file = b"# kv-dump 3\n".to_vec();
+            let mut file = b"# kv-dump 4\n".to_vec();
             file.extend_from_slice(&bytes);
             file.push(b'\n');
             let checksum = crc32c::crc32c(&file);

@@ -10,6 +10,7 @@
 //!     failure_detector   heartbeats and silence
 //!   node       the coordinator's orders to one server process, and their completion
 //!   awake      a clock that excludes time in which this process was suspended
+//!   number     numbers that values hold as text: add an amount
 //!   dump       text format of both tables: writer and reader
 //!   restore    choice of the dumps from which a cluster is rebuilt
 //! ```
@@ -26,8 +27,10 @@ pub mod failure_detector;
 pub mod hash;
 pub mod mutations;
 pub mod node;
+pub mod number;
 mod prefetch;
 pub mod replica;
 pub mod restore;
 pub mod session;
 pub mod table;
+pub mod update;

@@ -83,6 +83,11 @@ pub enum Mutation {
     TurnUnbounded = 73,
     OutputUnbounded = 74,
     HalfClosedClientDropped = 75,
+    CommittedStateEvaluated = 76,
+    RecordWithoutValue = 77,
+    BatchAppliedInPart = 78,
+    ExpiryNotLogged = 79,
+    ExpiredBySecondary = 80,
 }
 
 /// Returns false: without the feature `mutations` no rule can be disabled.
@@ -152,7 +157,7 @@ mod mutant {
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
-    pub const ALL: [Mutation; 71] = {
+    pub const ALL: [Mutation; 76] = {
         use Mutation::*;
         [
             PromoteWithoutGrace,
@@ -226,6 +231,11 @@ mod mutant {
             TurnUnbounded,
             OutputUnbounded,
             HalfClosedClientDropped,
+            CommittedStateEvaluated,
+            RecordWithoutValue,
+            BatchAppliedInPart,
+            ExpiryNotLogged,
+            ExpiredBySecondary,
         ]
     };
 
@@ -347,6 +357,11 @@ mod mutant {
                 Mutation::TurnUnbounded => "clients served without a limit of time",
                 Mutation::OutputUnbounded => "unsent responses without a limit",
                 Mutation::HalfClosedClientDropped => "a client dropped at the end of its input",
+                Mutation::CommittedStateEvaluated => "update evaluated against the committed state",
+                Mutation::RecordWithoutValue => "completion record without the value",
+                Mutation::BatchAppliedInPart => "batch applied in part",
+                Mutation::ExpiryNotLogged => "expiry not logged",
+                Mutation::ExpiredBySecondary => "expiry decided by the secondary",
             }
         }
     }

@@ -27,7 +27,8 @@
 //!
 //! - [`Replica`] (here): state and methods common to all roles.
 //! - `install`: role changes caused by views. `lease`: leases and graces.
-//! - `requests`: reads and writes of clients. `pending`: the log. `primary`: commits and acks.
+//! - `requests`: reads of clients, and responses. `writes`: writes of clients. `pending`: the log. `primary`: commits
+//!   and acks. `expiry`: the removal of expired entries.
 //! - `memory`: the memory limit and compaction of the table.
 //! - `stream`: hellos and batches, at either end.
 //! - `frozen`: behaviour after the replica's dump has begun.
@@ -35,6 +36,7 @@
 
 mod copy_in;
 mod copy_out;
+mod expiry;
 mod follower;
 mod frozen;
 mod inspect;
@@ -50,11 +52,11 @@ mod restore;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod writes;
 
 use std::ops::Range;
 use std::time::Duration;
 
-use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::Response;
 use kv_protocol::control_message::{Following, ReplicaReport, ReplicaState};
 use kv_protocol::copy_message::ContentDigest;
@@ -63,6 +65,7 @@ use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::peer_message::PeerMessage;
 use kv_protocol::placement::Placement;
 use kv_protocol::view::View;
+use kv_protocol::{DecodeError, FailureTimeout};
 
 use crate::arena::ChunkSource;
 use crate::awake::Awake;
@@ -72,6 +75,7 @@ use crate::session::{LoggedRecord, Sessions};
 use crate::table::{CompactionCounts, Entry, Pin, Table, TableHash, WalkBudget, WalkCursor};
 use copy_in::CopyIn;
 use copy_out::Copied;
+use expiry::{Upkeep, WallClock};
 use follower::Follower;
 pub use inspect::{Inspection, Serves};
 use lease::Acked;
@@ -141,6 +145,8 @@ pub struct Replica {
     /// The bytes of the memory limit that writes must leave free.
     lent: u64,
     last_steps: LastSteps,
+    wall: WallClock,
+    upkeep: Upkeep,
     #[cfg(feature = "mutations")]
     mutant: mutant::Mutant,
 }
@@ -267,6 +273,14 @@ pub enum StreamError {
         /// The write that the fragment names.
         sn: SequenceNumber,
     },
+    /// The changes of a write are malformed.
+    #[error("the changes of write {sn} are malformed: {error}")]
+    Changes {
+        /// The sequence number of the write.
+        sn: SequenceNumber,
+        /// The error in the changes.
+        error: DecodeError,
+    },
     /// A key does not belong to this group and shard.
     #[error("write {sn} has a key of another group or shard")]
     ForeignKey {
@@ -344,6 +358,8 @@ impl Replica {
             readings: Readings::default(),
             lent: 0,
             last_steps: LastSteps::default(),
+            wall: WallClock::default(),
+            upkeep: Upkeep::default(),
             #[cfg(feature = "mutations")]
             mutant: mutant::Mutant::default(),
         }

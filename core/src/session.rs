@@ -20,12 +20,17 @@
 //! position before it sent any request of the session. So a write of an unknown session is certainly new if the
 //! session began at or above the horizon. If the session began below it, the write is not executed.
 //!
+//! The response to an update may have a value, which a retry must get too. Such a response is kept beside its record and
+//! dropped with it. Its bytes count ([`Sessions::retained_bytes`]).
+//!
 //! A record may also state that its write was not executed and never will be, because a RESOLVE found no such write and
 //! used its number.
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::ops::Range;
 
+use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use kv_protocol::client_message::{Status, WriteHeader};
 use kv_protocol::ids::{ClientId, RequestHash, RequestSeq, SequenceNumber};
@@ -40,8 +45,10 @@ use crate::mutations::{self, Mutation};
 pub struct Sessions {
     sessions: HashTable<Session>,
     secret: HashSecret,
-    /// The sum of the digests of all records.
+    /// The sum of the digests of all records and responses.
     digest: u64,
+    /// The number of bytes of all responses.
+    retained_bytes: usize,
     /// The horizon: every kept session has written since this write; all others have expired.
     horizon: SequenceNumber,
 }
@@ -57,6 +64,26 @@ struct Session {
     since: SequenceNumber,
     /// The records, by ascending seq.
     records: VecDeque<Kept>,
+    /// The responses of records, if there are any. Few sessions have some, so the list is boxed.
+    #[allow(clippy::box_collection)]
+    responses: Option<Box<Vec<Retained>>>,
+}
+
+/// The part of a response that is kept beside its record; see [`RetainedResponse`](kv_protocol::change::RetainedResponse).
+#[derive(Clone, Debug)]
+struct Retained {
+    seq: RequestSeq,
+    bytes: Box<[u8]>,
+}
+
+impl Retained {
+    /// Returns the contribution of this response to the digest.
+    fn digest(&self, client: ClientId) -> u64 {
+        let mut hasher = FixedState::with_seed(self.seq.0).build_hasher();
+        hasher.write(&client.0.to_le_bytes());
+        hasher.write(&self.bytes);
+        mix(hasher.finish())
+    }
 }
 
 /// A completion record without the fields that are kept once per session.
@@ -121,7 +148,13 @@ pub enum Lookup {
 impl Sessions {
     /// Creates an empty set of sessions. With the secret, clients cannot choose ids with equal hashes.
     pub fn new(secret: HashSecret) -> Sessions {
-        Sessions { sessions: HashTable::new(), secret, digest: 0, horizon: SequenceNumber::ZERO }
+        Sessions {
+            sessions: HashTable::new(),
+            secret,
+            digest: 0,
+            retained_bytes: 0,
+            horizon: SequenceNumber::ZERO,
+        }
     }
 
     /// Returns the secret of the hashes of client ids.
@@ -158,6 +191,11 @@ impl Sessions {
     /// Keeps a record, and begins a session if the client has none. Advances the session's `first_incomplete` to that
     /// of the record, and drops the records below it.
     pub fn record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
+        self.record_with(sn, record, &[]);
+    }
+
+    /// Keeps a record like [`Sessions::record`], with the rest of its response.
+    pub fn record_with(&mut self, sn: SequenceNumber, record: CompletionRecord, response: &[u8]) {
         let hash = self.secret.of_client(record.client);
         let (secret, since) = (self.secret, self.horizon);
         let session = self
@@ -170,6 +208,7 @@ impl Sessions {
                 since,
                 // Most clients wait for each write, so their sessions never have two records.
                 records: VecDeque::with_capacity(1),
+                responses: None,
             })
             .into_mut();
         session.last = session.last.max(sn);
@@ -179,7 +218,14 @@ impl Sessions {
             && oldest.seq < session.first_incomplete
         {
             self.digest = self.digest.wrapping_sub(oldest.digest(client));
+            let seq = oldest.seq;
             session.records.pop_front();
+            if session.responses.is_some()
+                && let Some(dropped) = session.take_response(seq)
+            {
+                self.digest = self.digest.wrapping_sub(dropped.digest(client));
+                self.retained_bytes -= dropped.bytes.len();
+            }
         }
         // A copy may contain records that the client has already confirmed by a later live write.
         if seq < session.first_incomplete {
@@ -191,16 +237,39 @@ impl Sessions {
             Ok(at) => {
                 let old = std::mem::replace(&mut session.records[at], kept);
                 self.digest = self.digest.wrapping_sub(old.digest(client));
+                if let Some(dropped) = session.take_response(seq) {
+                    self.digest = self.digest.wrapping_sub(dropped.digest(client));
+                    self.retained_bytes -= dropped.bytes.len();
+                }
             }
             Err(at) if at == session.records.len() => session.records.push_back(kept),
             Err(at) => session.records.insert(at, kept),
         }
+        if !response.is_empty() {
+            let retained = Retained { seq, bytes: response.into() };
+            self.digest = self.digest.wrapping_add(retained.digest(client));
+            self.retained_bytes += response.len();
+            session.responses.get_or_insert_default().push(retained);
+        }
+    }
+
+    /// Returns the rest of the response that is kept with a record; empty if there is none.
+    pub fn response_of(&self, client: ClientId, seq: RequestSeq) -> &[u8] {
+        self.find(client)
+            .and_then(|session| session.responses.as_ref())
+            .and_then(|responses| responses.iter().find(|retained| retained.seq == seq))
+            .map_or(&[], |retained| &retained.bytes)
+    }
+
+    /// Returns the number of bytes of all responses that are kept for retries.
+    pub fn retained_bytes(&self) -> usize {
+        self.retained_bytes
     }
 
     /// Keeps a record from a copy, from a live write during a copy, or from a dump. The session may have begun long
     /// before, so its start counts as unknown.
-    pub fn record_known(&mut self, sn: SequenceNumber, record: CompletionRecord) {
-        self.record(sn, record);
+    pub fn record_known(&mut self, sn: SequenceNumber, record: CompletionRecord, response: &[u8]) {
+        self.record_with(sn, record, response);
         let session = self.sessions.find_mut(self.secret.of_client(record.client), |session| {
             session.client == record.client
         });
@@ -218,13 +287,12 @@ impl Sessions {
     /// the expiry as a separate write.
     pub fn forget(&mut self, horizon: SequenceNumber) {
         self.raise_horizon(horizon);
-        let digest = &mut self.digest;
+        let (digest, retained_bytes) = (&mut self.digest, &mut self.retained_bytes);
         self.sessions.retain(|session| {
             let stays = session.last > horizon;
             if !stays {
-                for kept in &session.records {
-                    *digest = digest.wrapping_sub(kept.digest(session.client));
-                }
+                *digest = digest.wrapping_sub(session.digest());
+                *retained_bytes -= session.retained().map(|kept| kept.bytes.len()).sum::<usize>();
             }
             stays
         });
@@ -256,21 +324,18 @@ impl Sessions {
     /// Drops all sessions and resets the horizon.
     pub fn clear(&mut self) {
         self.sessions.clear();
-        (self.digest, self.horizon) = (0, SequenceNumber::ZERO);
+        (self.digest, self.retained_bytes) = (0, 0);
+        self.horizon = SequenceNumber::ZERO;
     }
 
-    /// Returns a digest of all records that is independent of their order: equal sessions have equal digests.
+    /// Returns a digest of all records and responses that is independent of their order: equal sessions have equal digests.
     pub fn digest(&self) -> u64 {
         self.digest
     }
 
     /// Recomputes the digest from all records; it must equal [`Sessions::digest`].
     pub fn recount(&self) -> u64 {
-        let digests = self
-            .sessions
-            .iter()
-            .flat_map(|session| session.records.iter().map(|kept| kept.digest(session.client)));
-        digests.fold(0, u64::wrapping_add)
+        self.sessions.iter().map(Session::digest).fold(0, u64::wrapping_add)
     }
 
     /// Returns all clients that have a session, in arbitrary order.
@@ -343,6 +408,29 @@ impl Kept {
 }
 
 impl Session {
+    /// Returns the sum of the digests of the records and responses.
+    fn digest(&self) -> u64 {
+        let records = self.records.iter().map(|kept| kept.digest(self.client));
+        let responses = self.retained().map(|retained| retained.digest(self.client));
+        records.chain(responses).fold(0, u64::wrapping_add)
+    }
+
+    fn retained(&self) -> impl Iterator<Item = &Retained> {
+        self.responses.iter().flat_map(|responses| responses.iter())
+    }
+
+    /// Removes the response of a record, if there is one.
+    #[cold]
+    fn take_response(&mut self, seq: RequestSeq) -> Option<Retained> {
+        let responses = self.responses.as_mut()?;
+        let at = responses.iter().position(|retained| retained.seq == seq)?;
+        let taken = responses.swap_remove(at);
+        if responses.is_empty() {
+            self.responses = None;
+        }
+        Some(taken)
+    }
+
     /// Returns a record of the last write that the client has completed, with number 0 if it has completed none. The
     /// client does not need the response any more, so the record has none. `None` if `first_incomplete` is 0, which no
     /// valid request has.
@@ -473,7 +561,7 @@ mod tests {
         assert_eq!(of(&sessions, 1, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 2, 20), Lookup::New);
         // A copy does not contain the starts of sessions.
-        sessions.record_known(SequenceNumber(21), record(ALICE, 1, 1));
+        sessions.record_known(SequenceNumber(21), record(ALICE, 1, 1), &[]);
         assert!(matches!(of(&sessions, 1, 10), Lookup::Logged(_)));
         assert_eq!(sessions.digest(), sessions.recount());
     }
@@ -530,6 +618,29 @@ mod tests {
         sessions.forget(horizon);
         assert_eq!(sessions.len(), MAX_SESSIONS - 100);
         assert!(sessions.records_of(ClientId(10)).next().is_some(), "it has written since");
+    }
+
+    #[test]
+    fn a_response_is_kept_as_long_as_its_record() {
+        let mut sessions = sessions();
+        sessions.record_with(SequenceNumber(1), record(ALICE, 1, 1), b"first");
+        sessions.record_with(SequenceNumber(2), record(ALICE, 2, 1), b"second");
+        sessions.record_with(SequenceNumber(3), record(BOB, 1, 1), b"of bob");
+        assert_eq!(sessions.response_of(ALICE, RequestSeq(1)), b"first");
+        assert_eq!(sessions.response_of(ALICE, RequestSeq(2)), b"second");
+        assert_eq!(sessions.response_of(ALICE, RequestSeq(3)), b"");
+        assert_eq!(sessions.retained_bytes(), 17);
+        assert_eq!(sessions.digest(), sessions.recount());
+        sessions.record(SequenceNumber(4), record(ALICE, 3, 2));
+        assert_eq!(sessions.response_of(ALICE, RequestSeq(1)), b"");
+        assert_eq!(sessions.retained_bytes(), 12);
+        sessions.record_with(SequenceNumber(2), record(ALICE, 2, 1), b"second");
+        assert_eq!(sessions.retained_bytes(), 12, "a record of a copy that is here already");
+        let digest = sessions.digest();
+        sessions.record_with(SequenceNumber(2), record(ALICE, 2, 1), b"secund");
+        assert_ne!(sessions.digest(), digest, "the response is part of the digest");
+        sessions.forget(SequenceNumber(4));
+        assert_eq!((sessions.retained_bytes(), sessions.digest()), (0, 0));
     }
 
     #[test]

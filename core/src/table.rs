@@ -8,7 +8,8 @@
 //! - No write takes long, because a table grows segment by segment. A write moves the slots of at most one
 //!   segment (about four thousand, of 8 bytes each) and no entry.
 //! - Memory: an entry takes its 16-byte header, its key and its value, rounded up to a multiple of 16
-//!   (coarser above 128 bytes), and 9 to 13 bytes of slots. All of it comes from the arena.
+//!   (coarser above 128 bytes), and 9 to 13 bytes of slots. A deadline takes 16 bytes more. All of it comes from the
+//!   arena.
 //! - A write has two phases. [`Table::stage`] allocates an entry that reads do not return;
 //!   [`Table::commit`] makes it the key's entry and needs no memory, because its slot is reserved. Between
 //!   the two phases the other replica acknowledges the write.
@@ -17,17 +18,20 @@
 //! - A walk visits the table in hash order, in steps. The table may change between the steps.
 //! - Compaction moves entries out of sparsely used chunks, in steps, so that freed memory serves entries of
 //!   any size (`compaction`).
+//! - Entries with a deadline are linked into a timing wheel, which finds the expired ones in steps (`deadlines`). The
+//!   table only reports them: whether reads return them, and when they are removed, is up to the caller.
 //!
 //! Whole keys are compared; equal hashes cost time, never correctness. The hash must be keyed with a secret
 //! if untrusted clients choose keys.
 
 use std::ops::ControlFlow;
 
-use kv_protocol::ids::SequenceNumber;
+use kv_protocol::ids::{SequenceNumber, WallTime};
 
 use crate::arena::{Arena, ChunkSource, Handle};
 
 mod compaction;
+mod deadlines;
 mod directory;
 mod entry;
 mod pins;
@@ -36,6 +40,7 @@ mod staging;
 
 use compaction::Compaction;
 pub use compaction::{CompactionBudget, CompactionCounts, Pressure, Room};
+use deadlines::Deadlines;
 use directory::{Directory, Vacancy};
 pub use entry::{Entry, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use pins::Pin;
@@ -101,6 +106,7 @@ pub struct Table {
     staging: Staging,
     pins: Pins,
     compaction: Compaction,
+    deadlines: Deadlines,
     len: usize,
     content_bytes: usize,
     /// The sum of the digests of all entries.
@@ -116,6 +122,7 @@ impl Table {
             staging: Staging::default(),
             pins: Pins::default(),
             compaction: Compaction::default(),
+            deadlines: Deadlines::default(),
             len: 0,
             content_bytes: 0,
             digest: 0,
@@ -132,9 +139,9 @@ impl Table {
         self.len == 0
     }
 
-    /// Returns a digest of the keys, values and versions of all entries. It does not depend on their order. Two tables
+    /// Returns a digest of the keys, values, deadlines and versions of all entries. It does not depend on their order. Two tables
     /// of one (group, shard) with equal content have equal digests. The digest includes all 64 bits of each version,
-    /// and 16 bits of a hash of the key and value.
+    /// and 16 bits of a hash of the key, value and deadline.
     pub fn digest(&self) -> u64 {
         self.digest
     }
@@ -181,12 +188,20 @@ impl Table {
             + self.directory.heap_bytes()
             + self.staging.heap_bytes()
             + self.pins.heap_bytes()
+            + self.deadlines.heap_bytes()
     }
 
-    /// Returns the memory of the table, in bytes, after the allocation of an entry of these lengths. Growth of the
-    /// table's segments is not included.
-    pub fn reserved_bytes_with(&self, key_len: usize, value_len: usize) -> usize {
-        self.reserved_bytes() + self.arena.fresh_bytes(entry::entry_bytes(key_len, value_len))
+    /// Returns the memory of the table, in bytes, after the allocation of an entry of these lengths, with or without a
+    /// deadline. Growth of the table's segments is not included.
+    pub fn reserved_bytes_with(
+        &self,
+        key_len: usize,
+        value_len: usize,
+        deadline: Option<WallTime>,
+    ) -> usize {
+        let bytes = entry::entry_bytes(key_len, value_len, deadline.is_some());
+        let wheel_bytes = if deadline.is_some() { self.deadlines.fresh_bytes() } else { 0 };
+        self.reserved_bytes() + self.arena.fresh_bytes(bytes) + wheel_bytes
     }
 
     /// Returns the size of a chunk, which is the minimum memory of a table that is not empty.
@@ -225,16 +240,18 @@ impl Table {
         Some(unsafe { entry::version(&self.arena, handle) })
     }
 
-    /// Stores an entry in one step. Returns the version of the entry that it replaced, if there was one.
+    /// Stores an entry in one step. Returns the version of the entry that it replaced, if there was one. The deadline
+    /// of the replaced entry has no effect on the new one.
     pub fn put(
         &mut self,
         hash: TableHash,
         key: &[u8],
         value: &[u8],
+        deadline: Option<WallTime>,
         version: SequenceNumber,
     ) -> Result<Option<SequenceNumber>, OutOfMemory> {
         let hash = hash.bits();
-        let (handle, vacancy) = self.create(hash, key, value.len())?;
+        let (handle, vacancy) = self.create(hash, key, value.len(), deadline)?;
         // SAFETY: the handle of an entry that was just created for a value of that length.
         unsafe { entry::write_value(&mut self.arena, handle, 0, value) };
         Ok(self.link(hash, handle, version, vacancy))
@@ -254,6 +271,7 @@ impl Table {
         self.staging.clear();
         self.pins.clear();
         self.compaction.clear();
+        self.deadlines.clear();
         self.len = 0;
         self.content_bytes = 0;
         self.digest = 0;
@@ -302,11 +320,15 @@ impl Table {
         hash: HashBits,
         key: &[u8],
         value_len: usize,
+        deadline: Option<WallTime>,
     ) -> Result<(Handle, Vacancy), OutOfMemory> {
         // The segment gets room for the entry now, while the write can still be rejected.
         let vacancy = self.directory.make_room(&mut self.arena, &self.staging, hash)?;
-        let handle = entry::create(&mut self.arena, key, value_len)
+        let handle = entry::create(&mut self.arena, key, value_len, deadline)
             .ok_or(OutOfMemory { bytes: key.len() + value_len })?;
+        if deadline.is_some() {
+            self.deadlines.reserve();
+        }
         Ok((handle, vacancy))
     }
 
@@ -323,6 +345,9 @@ impl Table {
         let seal = unsafe { entry::seal(&mut self.arena, handle, version) };
         self.digest = self.digest.wrapping_add(seal.digest());
         self.content_bytes += seal.bytes;
+        if seal.has_deadline {
+            self.deadlines.link(&mut self.arena, handle);
+        }
         // SAFETY: as above.
         let key = unsafe { entry::key(&self.arena, handle) };
         match self.directory.find_in(&self.arena, vacancy, hash, self.has_key(key)) {
@@ -345,6 +370,9 @@ impl Table {
         let seal = unsafe { entry::sealed(&self.arena, handle) };
         self.digest = self.digest.wrapping_sub(seal.digest());
         self.content_bytes -= seal.bytes;
+        if seal.has_deadline {
+            self.deadlines.unlink(&mut self.arena, handle);
+        }
         if !self.pins.drop_entry(handle) {
             self.free_unlinked(handle);
         }
@@ -398,9 +426,10 @@ impl Table {
         hash: TableHash,
         key: &[u8],
         value_len: usize,
+        deadline: Option<WallTime>,
     ) -> Result<Staged, OutOfMemory> {
         let hash = hash.bits();
-        let (handle, vacancy) = self.create(hash, key, value_len)?;
+        let (handle, vacancy) = self.create(hash, key, value_len, deadline)?;
         self.directory.reserve(vacancy);
         Ok(self.staging.add(Record { hash, handle, filled: 0 }))
     }
@@ -427,6 +456,13 @@ impl Table {
         unsafe { entry::value_len(&self.arena, record.handle) - record.filled }
     }
 
+    /// Returns a staged entry's deadline, if it has one.
+    pub fn staged_deadline(&self, staged: &Staged) -> Option<WallTime> {
+        let record = self.staging.get(staged);
+        // SAFETY: the handle of a staged entry.
+        unsafe { entry::deadline(&self.arena, record.handle) }
+    }
+
     /// Returns a staged entry's key, and the part of its value that was appended so far.
     pub fn staged_entry(&self, staged: &Staged) -> (&[u8], &[u8]) {
         let record = self.staging.get(staged);
@@ -434,6 +470,17 @@ impl Table {
         unsafe {
             let key = entry::key(&self.arena, record.handle);
             (key, entry::value_so_far(&self.arena, record.handle, record.filled))
+        }
+    }
+
+    /// Returns a staged entry's key, the part of its value that was appended so far, and its deadline.
+    pub fn staged_parts(&self, staged: &Staged) -> (&[u8], &[u8], Option<WallTime>) {
+        let record = self.staging.get(staged);
+        // SAFETY: the handle of a staged entry, whose value was written up to `filled`.
+        unsafe {
+            let key = entry::key(&self.arena, record.handle);
+            let value = entry::value_so_far(&self.arena, record.handle, record.filled);
+            (key, value, entry::deadline(&self.arena, record.handle))
         }
     }
 

@@ -70,5 +70,5 @@ impl Target {
 /// value is that long.
 fn part(most: usize, from: usize) -> Part {
     let narrow = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    Part { from: narrow(from), most: narrow(most), all_or_nothing: false }
+    Part::new(narrow(from), narrow(most))
 }

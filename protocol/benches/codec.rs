@@ -61,6 +61,8 @@ fn codec(c: &mut Criterion) {
         version: SequenceNumber(9),
         value: VALUE,
         whole: 0,
+        has_value: false,
+        deadline: None,
     };
     group.bench_function("write answer, 64 B", |b| {
         b.iter(|| {
@@ -89,8 +91,11 @@ fn batches(c: &mut Criterion) {
         record,
         digest: Digest::of(KEY),
         key: KEY,
+        deadline: None,
         value_length: 64,
+        response_length: 0,
         value: VALUE,
+        response: &[],
     });
     let mut group = c.benchmark_group("batch of 16 PREPAREs");
     group.throughput(Throughput::Elements(MESSAGES));

@@ -111,6 +111,11 @@ impl<const N: usize> FixedWriter<N> {
         FixedWriter { bytes: [0; N], written: 0 }
     }
 
+    /// Returns the bytes; those that were not written are zero.
+    pub(crate) fn bytes(self) -> [u8; N] {
+        self.bytes
+    }
+
     /// Returns the bytes. Panics unless all `N` were written.
     pub(crate) fn finish(self) -> [u8; N] {
         assert_eq!(self.written, N, "fields fill their bytes");

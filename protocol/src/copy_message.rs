@@ -12,11 +12,12 @@
 //!                               <-  MARKED (sn, digest)
 //! ```
 
+use crate::change::read_deadline;
 use crate::client_message::Status;
 use crate::codec::{Reader, Writer, length_u16, length_u32};
 use crate::error::DecodeError;
-use crate::ids::{ClientId, RequestHash, RequestSeq, SequenceNumber, ViewVersion};
-use crate::limits::{FRAGMENT_BYTES, MAX_VALUE_BYTES};
+use crate::ids::{ClientId, RequestHash, RequestSeq, SequenceNumber, ViewVersion, WallTime};
+use crate::limits::{FRAGMENT_BYTES, MAX_RETAINED_RESPONSE, MAX_VALUE_BYTES};
 use crate::peer_message::CompletionRecord;
 use crate::placement::Digest;
 
@@ -55,6 +56,8 @@ pub struct CopyEntry<'a> {
     pub digest: Digest,
     /// The key.
     pub key: &'a [u8],
+    /// The deadline of the entry.
+    pub deadline: Option<WallTime>,
     /// The length of the whole value.
     pub value_length: u32,
     /// The first bytes of the value; the rest follows in [`CopyFragment`]s. If another entry follows before the value
@@ -62,12 +65,12 @@ pub struct CopyEntry<'a> {
     pub value: &'a [u8],
 }
 
-/// The next bytes of the value of the last [`CopyEntry`].
+/// The next bytes of the value of the last [`CopyEntry`], or of the response of the last [`CopyRecord`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyFragment<'a> {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The position of these bytes in the value: directly after those already sent.
+    /// The position of these bytes in the value or response: directly after those already sent.
     pub offset: u32,
     /// The bytes.
     pub bytes: &'a [u8],
@@ -75,13 +78,17 @@ pub struct CopyFragment<'a> {
 
 /// A completion record of the primary. Its write is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CopyRecord {
+pub struct CopyRecord<'a> {
     /// The sender's view.
     pub view: ViewVersion,
     /// The sequence number of the record's write.
     pub sn: SequenceNumber,
     /// The completion record.
     pub record: CompletionRecord,
+    /// The length of the response that is kept with the record.
+    pub response_length: u32,
+    /// The first bytes of the response; the rest follows in [`CopyFragment`]s, before any other message of the copy.
+    pub response: &'a [u8],
 }
 
 /// The end of the copy.
@@ -121,6 +128,7 @@ impl CopyEntry<'_> {
         body.put_u64(self.version.0);
         body.put_bytes(&self.digest.0);
         body.put_u16(length_u16(self.key.len(), "key"));
+        body.put_u64(self.deadline.map_or(0, WallTime::millis));
         body.put_u32(self.value_length);
         body.put_u32(length_u32(self.value.len(), "first fragment"));
         body.put_bytes(self.key);
@@ -135,6 +143,7 @@ impl<'a> CopyEntry<'a> {
         let version = SequenceNumber(reader.u64("entry version")?);
         let digest = Digest(reader.array("digest")?);
         let key_length = reader.u16("key length")?;
+        let deadline = read_deadline(reader)?;
         let value_length = reader.u32("value length")?;
         let first = reader.u32("first fragment length")?;
         let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
@@ -149,7 +158,7 @@ impl<'a> CopyEntry<'a> {
         }
         let key = reader.bytes(usize::from(key_length), "key")?;
         let value = reader.bytes(first as usize, "first fragment")?;
-        Ok(CopyEntry { view, committed, version, digest, key, value_length, value })
+        Ok(CopyEntry { view, committed, version, digest, key, deadline, value_length, value })
     }
 }
 
@@ -174,7 +183,7 @@ impl<'a> CopyFragment<'a> {
     }
 }
 
-impl CopyRecord {
+impl CopyRecord<'_> {
     pub(crate) fn write(&self, body: &mut Vec<u8>) {
         body.put_u64(self.view.0);
         body.put_u64(self.sn.0);
@@ -184,9 +193,14 @@ impl CopyRecord {
         body.put_u64(self.record.version.0);
         body.put_u64(self.record.request.0);
         body.put_u8(self.record.status as u8);
+        body.put_u32(self.response_length);
+        body.put_u32(length_u32(self.response.len(), "first fragment"));
+        body.put_bytes(self.response);
     }
+}
 
-    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<CopyRecord, DecodeError> {
+impl<'a> CopyRecord<'a> {
+    pub(crate) fn read(reader: &mut Reader<'a>) -> Result<CopyRecord<'a>, DecodeError> {
         let view = ViewVersion(reader.u64("view version")?);
         let sn = SequenceNumber(reader.u64("sn")?);
         let client = ClientId(reader.u128("client id")?);
@@ -198,7 +212,17 @@ impl CopyRecord {
         let status = Status::from_wire(status)
             .ok_or(DecodeError::BadValue { field: "record status", value: status.into() })?;
         let record = CompletionRecord { client, seq, first_incomplete, status, version, request };
-        Ok(CopyRecord { view, sn, record })
+        let response_length = reader.u32("response length")?;
+        let first = reader.u32("first fragment length")?;
+        let bad = |field, value: u32| Err(DecodeError::BadValue { field, value: value.into() });
+        if response_length as usize > MAX_RETAINED_RESPONSE {
+            return bad("response length", response_length);
+        }
+        if first > response_length || first as usize > FRAGMENT_BYTES {
+            return bad("first fragment length", first);
+        }
+        let response = reader.bytes(first as usize, "first fragment")?;
+        Ok(CopyRecord { view, sn, record, response_length, response })
     }
 }
 

@@ -15,7 +15,7 @@ pub enum FrameError {
     /// The peer uses another version of the protocol.
     #[error(
         "a frame of protocol version {got}; only version {} is supported",
-        crate::limits::PROTOCOL_VERSION
+        crate::limits::FRAME_VERSION
     )]
     UnsupportedVersion {
         /// The version byte received.

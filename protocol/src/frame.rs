@@ -17,7 +17,7 @@ use std::collections::TryReserveError;
 
 use crate::codec::Writer;
 use crate::error::FrameError;
-use crate::limits::PROTOCOL_VERSION;
+use crate::limits::FRAME_VERSION;
 
 /// The number of bytes of a frame's header.
 pub const HEADER_BYTES: usize = 8;
@@ -116,7 +116,7 @@ fn check_partial_header(header: &[u8], rules: &FrameRules) -> Result<(), FrameEr
         }
     }
     if let Some(&got) = header.get(4)
-        && got != PROTOCOL_VERSION
+        && got != FRAME_VERSION
     {
         return Err(FrameError::UnsupportedVersion { got });
     }
@@ -132,7 +132,7 @@ fn check_partial_header(header: &[u8], rules: &FrameRules) -> Result<(), FrameEr
 /// Returns the header of a frame without checksum whose message has `length` bytes.
 pub(crate) fn unchecked_header(opcode: u8, length: usize) -> [u8; HEADER_BYTES] {
     let [a, b, c, d] = crate::codec::length_u32(length, "frame").to_le_bytes();
-    [a, b, c, d, PROTOCOL_VERSION, opcode, 0, 0]
+    [a, b, c, d, FRAME_VERSION, opcode, 0, 0]
 }
 
 /// Appends one frame whose message `fill` writes.
@@ -150,7 +150,7 @@ pub fn write_frame(
 
 /// Appends the header of a frame whose message follows.
 pub(crate) fn begin_frame(output: &mut Vec<u8>, opcode: u8) {
-    output.put_bytes(&[0, 0, 0, 0, PROTOCOL_VERSION, opcode, 0, 0]);
+    output.put_bytes(&[0, 0, 0, 0, FRAME_VERSION, opcode, 0, 0]);
 }
 
 /// Ends the frame that begins at `start`: fills in the length and appends the checksum.

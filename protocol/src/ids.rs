@@ -4,6 +4,7 @@
 //! process that assigns it. `docs/consistency.md` explains the terms.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 /// Defines a newtype over an unsigned integer with `Display`, ordering and a public field.
 macro_rules! integer_id {
@@ -258,27 +259,38 @@ impl std::ops::Add<std::time::Duration> for Time {
 
 /// A point in wall time (CLOCK_REALTIME): milliseconds since 1970-01-01 00:00 UTC, at most [`WallTime::MAX`]. Wall
 /// clocks of two machines differ and may be set, so only the expiry of entries depends on wall time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WallTime(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WallTime {
+    /// One more than the number of milliseconds, so that an `Option<WallTime>` takes 8 bytes.
+    after: NonZeroU64,
+}
 
 impl WallTime {
     /// The latest time: 2^48 - 1 milliseconds, in the year 10889.
-    pub const MAX: WallTime = WallTime((1 << 48) - 1);
+    pub const MAX: WallTime = WallTime::from_millis(u64::MAX);
 
     /// Returns the time `millis` milliseconds after 1970, or [`WallTime::MAX`] if that is earlier.
     pub const fn from_millis(millis: u64) -> WallTime {
-        if millis < WallTime::MAX.0 { WallTime(millis) } else { WallTime::MAX }
+        let most = (1 << 48) - 1;
+        let millis = if millis < most { millis } else { most };
+        WallTime { after: NonZeroU64::MIN.saturating_add(millis) }
     }
 
     /// Returns the number of milliseconds since 1970.
     pub const fn millis(self) -> u64 {
-        self.0
+        self.after.get() - 1
     }
 
     /// Returns the time `millis` milliseconds later.
     #[must_use]
     pub const fn after(self, millis: u64) -> WallTime {
-        WallTime::from_millis(self.0.saturating_add(millis))
+        WallTime::from_millis(self.millis().saturating_add(millis))
+    }
+}
+
+impl Default for WallTime {
+    fn default() -> WallTime {
+        WallTime::from_millis(0)
     }
 }
 

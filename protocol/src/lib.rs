@@ -17,6 +17,7 @@
 //! the code conforms to it.
 
 pub mod aside;
+pub mod change;
 pub mod client_message;
 pub mod cluster_file;
 pub mod codec;
@@ -38,6 +39,7 @@ pub mod placement;
 pub mod request_hash;
 pub mod size;
 pub mod status;
+pub mod update;
 pub mod view;
 
 pub use error::{DecodeError, FrameError};

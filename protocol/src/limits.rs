@@ -3,8 +3,13 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// The version of the wire protocol. It is the only version so far.
-pub const PROTOCOL_VERSION: u8 = 1;
+/// The version in the header of every frame.
+pub const FRAME_VERSION: u8 = 1;
+/// The version of the protocol between clients and servers. Both sides name theirs in the handshake, and the lower one
+/// applies to the connection.
+pub const PROTOCOL_VERSION: u16 = 2;
+/// The lowest version of that protocol that is still supported. A client of this version does not name it.
+pub const PROTOCOL_VERSION_MIN: u16 = 1;
 
 // --- Keys and values -----------------------------------------------------------------------------
 
@@ -13,10 +18,21 @@ pub const MAX_KEY_BYTES: usize = 65_535;
 /// The maximum length of a value, in bytes. A value may be empty.
 pub const MAX_VALUE_BYTES: usize = 16 << 20;
 
+/// The maximum number of updates in one request.
+pub const MAX_UPDATES: usize = 1_024;
+/// The maximum number of bytes of the changes that one write makes, as they travel between servers: an entry of maximum
+/// size that moves to another key, and the heads of as many changes as a request may have.
+pub const MAX_CHANGES_BYTES: usize = MAX_VALUE_BYTES + 4 * MAX_KEY_BYTES;
+/// The maximum number of bytes of a response that is kept for retries, besides its record.
+pub const MAX_RETAINED_RESPONSE: usize = MAX_VALUE_BYTES + 16;
+/// The maximum number of bytes of values in the responses of one (group, shard) that are kept for retries. A write
+/// whose response has a value is rejected with BUSY above it.
+pub const MAX_RETAINED_BYTES: usize = 64 << 20;
+
 // --- Frames --------------------------------------------------------------------------------------
 
 /// The maximum number of bytes of a request or response besides its key and value.
-pub const MAX_FIXED_BYTES: usize = 80;
+pub const MAX_FIXED_BYTES: usize = 160;
 /// The maximum body of a frame on a client's connection to a server or the coordinator.
 pub const MAX_CLIENT_BODY: usize = MAX_FIXED_BYTES + MAX_KEY_BYTES + MAX_VALUE_BYTES;
 /// The maximum body of a response: the value, or the map or status of the largest cluster.
@@ -31,8 +47,8 @@ pub const BATCH_TARGET_BYTES: usize = 128 << 10;
 /// The maximum number of messages in one batch between servers.
 pub const MAX_BATCH_MESSAGES: usize = 4_096;
 /// The maximum body of a frame between servers: a batch just below its target, and one more message with the longest
-/// key and a full fragment.
-pub const MAX_PEER_BODY: usize = BATCH_TARGET_BYTES + MAX_KEY_BYTES + FRAGMENT_BYTES + 512;
+/// key and two full fragments, one of the value and one of the response.
+pub const MAX_PEER_BODY: usize = BATCH_TARGET_BYTES + MAX_KEY_BYTES + 2 * FRAGMENT_BYTES + 512;
 /// The maximum body of a frame between coordinator and server.
 pub const MAX_CONTROL_BODY: usize = 256 << 10;
 
@@ -100,6 +116,8 @@ pub const SESSIONS_FORGOTTEN_AT_ONCE: usize = MAX_SESSIONS / 16;
 /// The maximum number of writes of one (group, shard) that wait for the other replica; further ones are rejected with
 /// BUSY.
 pub const MAX_PENDING_WRITES: usize = 16_384;
+/// The maximum number of changed keys of these writes.
+pub const MAX_PENDING_CHANGES: usize = 2 * MAX_PENDING_WRITES;
 /// The maximum number of bytes of keys and values of one (group, shard) that wait for the other replica.
 pub const MAX_PENDING_BYTES: usize = 64 << 20;
 

@@ -17,6 +17,7 @@
 
 use std::fmt;
 
+use crate::change::read_deadline;
 use crate::client_message::Status;
 use crate::codec::{Reader, Writer, length_u16, length_u32};
 use crate::copy_message::{
@@ -27,10 +28,12 @@ use crate::error::DecodeError;
 use crate::frame::{Checksum, HEADER_BYTES, begin_frame, end_frame, write_frame};
 use crate::ids::{
     ClientId, ClusterId, GroupId, Member, RequestHash, RequestSeq, SequenceNumber, ShardId, Time,
-    ViewVersion,
+    ViewVersion, WallTime,
 };
 use crate::key::Seal;
-use crate::limits::{FRAGMENT_BYTES, MAX_BATCH_MESSAGES, MAX_VALUE_BYTES};
+use crate::limits::{
+    FRAGMENT_BYTES, MAX_BATCH_MESSAGES, MAX_CHANGES_BYTES, MAX_RETAINED_RESPONSE, MAX_VALUE_BYTES,
+};
 use crate::placement::Digest;
 use crate::view::{View, read_member, read_view, write_member, write_view};
 
@@ -224,6 +227,18 @@ pub enum Effect {
     Delete = 2,
     /// Expires every session whose last write is before the sequence number in the record's `version`.
     ForgetSessions = 3,
+    /// Makes the [`Change`](crate::change::Change)s in the value.
+    Changes = 4,
+    /// Makes the changes in the value for the primary itself: entries that expired or were evicted. The write has no
+    /// completion record.
+    Upkeep = 5,
+}
+
+impl Effect {
+    /// Returns whether the write has a completion record.
+    pub fn has_record(self) -> bool {
+        !matches!(self, Effect::ForgetSessions | Effect::Upkeep)
+    }
 }
 
 /// The completion record of a write. A retry of the write gets its response from this record
@@ -262,20 +277,27 @@ pub struct Prepare<'a> {
     pub digest: Digest,
     /// The key; empty unless the effect is a PUT or a DELETE.
     pub key: &'a [u8],
+    /// The deadline of the entry that a PUT sets.
+    pub deadline: Option<WallTime>,
     /// The length of the whole value.
     pub value_length: u32,
+    /// The length of the part of the response that retries need besides the record; see
+    /// [`RetainedResponse`](crate::change::RetainedResponse).
+    pub response_length: u32,
     /// The first bytes of the value; the rest follows in [`Fragment`]s.
     pub value: &'a [u8],
+    /// The first bytes of that part of the response, if `value` is complete; the rest follows in [`Fragment`]s.
+    pub response: &'a [u8],
 }
 
-/// The next bytes of the value of the last [`Prepare`] of the stream.
+/// The next bytes of the value or, after the value, of the response of the last [`Prepare`] of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment<'a> {
     /// The sender's view.
     pub view: ViewVersion,
     /// The sequence number of the write.
     pub sn: SequenceNumber,
-    /// The position of these bytes in the value: directly after those already sent.
+    /// The position of these bytes in the value followed by the response: directly after those already sent.
     pub offset: u32,
     /// The bytes.
     pub bytes: &'a [u8],
@@ -319,10 +341,10 @@ pub enum PeerMessage<'a> {
     CopyStart(CopyStart),
     /// An entry of the copy.
     CopyEntry(CopyEntry<'a>),
-    /// The next bytes of an entry's value.
+    /// The next bytes of an entry's value, or of a record's response.
     CopyFragment(CopyFragment<'a>),
     /// A completion record of the copy.
-    CopyRecord(CopyRecord),
+    CopyRecord(CopyRecord<'a>),
     /// The end of the copy.
     CopyEnd(CopyEnd),
     /// The candidate's response to the end of the copy.
@@ -466,6 +488,11 @@ impl<'a> PeerMessage<'a> {
     }
 }
 
+/// A flag in the effect of a PREPARE: it has a deadline.
+const HAS_DEADLINE: u8 = 0x80;
+/// A flag in the effect of a PREPARE: it has a response.
+const HAS_RESPONSE: u8 = 0x40;
+
 impl<'a> Prepare<'a> {
     fn write(&self, body: &mut Vec<u8>) {
         body.put_u64(self.view.0);
@@ -477,13 +504,38 @@ impl<'a> Prepare<'a> {
         body.put_u64(self.record.version.0);
         body.put_u64(self.record.request.0);
         body.put_u8(self.record.status as u8);
-        body.put_u8(self.effect as u8);
+        let is_plain = self.deadline.is_none() && self.response_length == 0;
+        body.put_u8(self.effect as u8 | if is_plain { 0 } else { self.flags() });
         body.put_bytes(&self.digest.0);
         body.put_u16(length_u16(self.key.len(), "key"));
         body.put_u32(self.value_length);
         body.put_u32(length_u32(self.value.len(), "first fragment"));
+        if !is_plain {
+            self.write_rare(body);
+        }
         body.put_bytes(self.key);
         body.put_bytes(self.value);
+        if !is_plain {
+            body.put_bytes(self.response);
+        }
+    }
+
+    /// Returns the flags for the fields that few writes have.
+    fn flags(&self) -> u8 {
+        let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+        flag(self.deadline.is_some(), HAS_DEADLINE) | flag(self.response_length > 0, HAS_RESPONSE)
+    }
+
+    /// Writes the fields that the flags name.
+    #[cold]
+    fn write_rare(&self, body: &mut Vec<u8>) {
+        if let Some(deadline) = self.deadline {
+            body.put_u64(deadline.millis());
+        }
+        if self.response_length > 0 {
+            body.put_u32(self.response_length);
+            body.put_u32(length_u32(self.response.len(), "first fragment of the response"));
+        }
     }
 
     fn read(reader: &mut Reader<'a>) -> Result<Prepare<'a>, DecodeError> {
@@ -498,11 +550,15 @@ impl<'a> Prepare<'a> {
         let status = reader.u8("record status")?;
         let status = Status::from_wire(status)
             .ok_or(DecodeError::BadValue { field: "record status", value: status.into() })?;
-        let effect = match reader.u8("effect")? {
-            0 => Effect::Nothing,
-            1 => Effect::Put,
-            2 => Effect::Delete,
-            3 => Effect::ForgetSessions,
+        let effect = reader.u8("effect")?;
+        let flags = effect & (HAS_DEADLINE | HAS_RESPONSE);
+        let (effect, has_key, value_most) = match effect ^ flags {
+            0 => (Effect::Nothing, false, 0),
+            1 => (Effect::Put, true, MAX_VALUE_BYTES),
+            2 => (Effect::Delete, true, 0),
+            3 => (Effect::ForgetSessions, false, 0),
+            4 => (Effect::Changes, false, MAX_CHANGES_BYTES),
+            5 => (Effect::Upkeep, false, MAX_CHANGES_BYTES),
             other => return Err(DecodeError::BadValue { field: "effect", value: other.into() }),
         };
         let digest = Digest(reader.array("digest")?);
@@ -510,20 +566,83 @@ impl<'a> Prepare<'a> {
         let value_length = reader.u32("value length")?;
         let first = reader.u32("first fragment length")?;
         let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
-        let has_key = matches!(effect, Effect::Put | Effect::Delete);
         if (key_length > 0) != has_key {
             return bad("key length", key_length.into());
         }
-        if value_length as usize > MAX_VALUE_BYTES || (value_length > 0 && effect != Effect::Put) {
+        if value_length as usize > value_most {
             return bad("value length", value_length.into());
         }
         if first > value_length || first as usize > FRAGMENT_BYTES {
             return bad("first fragment length", first.into());
         }
+        let rare = match flags {
+            0 => Rare::default(),
+            _ => Rare::read(reader, flags, effect, first == value_length)?,
+        };
+        let Rare { deadline, response_length, first_response } = rare;
         let key = reader.bytes(usize::from(key_length), "key")?;
         let value = reader.bytes(first as usize, "first fragment")?;
+        let mut response = &[][..];
+        if first_response > 0 {
+            let field = "first fragment of the response";
+            response = reader.bytes(first_response as usize, field)?;
+        }
         let record = CompletionRecord { client, seq, first_incomplete, status, version, request };
-        Ok(Prepare { view, sn, t_send, effect, record, digest, key, value_length, value })
+        Ok(Prepare {
+            view,
+            sn,
+            t_send,
+            effect,
+            record,
+            digest,
+            key,
+            deadline,
+            value_length,
+            response_length,
+            value,
+            response,
+        })
+    }
+}
+
+/// The fields of a PREPARE that few writes have.
+#[derive(Default)]
+struct Rare {
+    deadline: Option<WallTime>,
+    response_length: u32,
+    first_response: u32,
+}
+
+impl Rare {
+    /// Reads the fields that the flags name. `is_whole` is true if the PREPARE has the whole value.
+    #[cold]
+    fn read(
+        reader: &mut Reader<'_>,
+        flags: u8,
+        effect: Effect,
+        is_whole: bool,
+    ) -> Result<Rare, DecodeError> {
+        let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
+        let mut rare = Rare::default();
+        if flags & HAS_DEADLINE != 0 {
+            rare.deadline = read_deadline(reader)?;
+            if effect != Effect::Put {
+                return bad("deadline", rare.deadline.map_or(0, WallTime::millis));
+            }
+        }
+        if flags & HAS_RESPONSE != 0 {
+            rare.response_length = reader.u32("response length")?;
+            rare.first_response = reader.u32("length of the first fragment of the response")?;
+            if !effect.has_record() || rare.response_length as usize > MAX_RETAINED_RESPONSE {
+                return bad("response length", rare.response_length.into());
+            }
+            let first = rare.first_response;
+            let is_beyond = first > rare.response_length || first as usize > FRAGMENT_BYTES;
+            if is_beyond || (first > 0 && !is_whole) {
+                return bad("length of the first fragment of the response", first.into());
+            }
+        }
+        Ok(rare)
     }
 }
 
@@ -614,6 +733,36 @@ impl<'a> BatchReader<'a> {
             return Err(DecodeError::BadValue { field: "message count", value: left.into() });
         }
         Ok(BatchReader { reader, left })
+    }
+
+    /// Skips the next message if it is a PREPARE, and returns the digest and the key in it. It reads no other fields, so
+    /// it takes a fraction of the time of `next`. Returns `None` for any other message, a malformed one, or the end.
+    #[inline]
+    pub fn skip_prepare(&mut self) -> Option<(Digest, &'a [u8])> {
+        /// The bytes between the kind and the effect.
+        const BEFORE_EFFECT: usize = 3 * 8 + 16 + 4 * 8 + 1;
+        let mut reader = self.reader.clone();
+        if self.left == 0 || reader.u8("message kind").ok()? != KIND_PREPARE {
+            return None;
+        }
+        reader.bytes(BEFORE_EFFECT, "PREPARE").ok()?;
+        let effect = reader.u8("effect").ok()?;
+        let digest = Digest(reader.array("digest").ok()?);
+        let key_length = reader.u16("key length").ok()?;
+        reader.u32("value length").ok()?;
+        let mut rest = reader.u32("first fragment length").ok()? as usize;
+        if effect & HAS_DEADLINE != 0 {
+            reader.u64("deadline").ok()?;
+        }
+        if effect & HAS_RESPONSE != 0 {
+            reader.u32("response length").ok()?;
+            rest += reader.u32("length of the first fragment of the response").ok()? as usize;
+        }
+        let key = reader.bytes(usize::from(key_length), "key").ok()?;
+        reader.bytes(rest, "first fragments").ok()?;
+        self.reader = reader;
+        self.left -= 1;
+        Some((digest, key))
     }
 }
 

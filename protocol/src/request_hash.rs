@@ -18,6 +18,7 @@ const FACTORS: [u64; 4] =
     [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345, 0xa409_3822_299f_31d1, 0x082e_fa98_ec4e_6c89];
 const PUT: u64 = 1;
 const DELETE: u64 = 2;
+const UPDATE: u64 = 3;
 /// The number of bytes that one multiplication processes.
 const STEP: usize = 16;
 /// The number of bytes that four independent multiplications process.
@@ -29,6 +30,7 @@ impl RequestHash {
         let (kind, header, value): (u64, _, &[u8]) = match operation {
             Operation::Put(header, value) => (PUT, header, value),
             Operation::Delete(header) => (DELETE, header, &[]),
+            Operation::Update(header, updates) => (UPDATE, header, updates.bytes()),
             Operation::Resolve(_, request) => return Some(*request),
             Operation::Get | Operation::GetPart(_) | Operation::Noop | Operation::Verify(_) => {
                 return None;

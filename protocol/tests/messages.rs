@@ -15,6 +15,7 @@ use kv_protocol::limits::*;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::peer_message::{self as peer, *};
 use kv_protocol::placement::Digest;
+use kv_protocol::update::{Action, Update, Updates};
 use kv_protocol::view::{Peer, View};
 use proptest::prelude::*;
 
@@ -95,7 +96,7 @@ proptest! {
         servers in 1..=MAX_SERVERS, shards in 1..=MAX_SHARDS, max_value: u32,
     ) {
         let (cluster, client, shard) = (ClusterId(cluster), ClientId(who), ShardId(shard));
-        let hello = Hello { cluster, client, shard };
+        let hello = Hello::new(cluster, client, shard);
         let bytes = written(|b| hello.write(b));
         let (opcode, body) = only_frame(&bytes, &CLIENT);
         prop_assert_eq!(opcode, client::opcode::HELLO);
@@ -104,17 +105,25 @@ proptest! {
             group: GroupId(shard.0 ^ n), committed: SequenceNumber(u64::from(max_value) << n),
         };
         let starts = [start(0), start(9)];
-        let welcome = Welcome { cluster, server, servers, shards, max_value, starts };
-        let bytes = written(|b| welcome.write(b));
-        prop_assert_eq!(Welcome::read(only_frame(&bytes, &CLIENT).1), Ok(welcome));
+        for version in [PROTOCOL_VERSION_MIN, PROTOCOL_VERSION] {
+            let hello = Hello { version, ..hello };
+            let bytes = written(|b| hello.write(b));
+            prop_assert_eq!(Hello::read(only_frame(&bytes, &CLIENT).1), Ok(hello));
+            let welcome = Welcome { cluster, server, servers, shards, max_value, starts, version };
+            let bytes = written(|b| welcome.write(b));
+            prop_assert_eq!(Welcome::read(only_frame(&bytes, &CLIENT).1), Ok(welcome));
+        }
     }
 
     #[test]
     fn requests_come_back(
-        id: u64, version: u64, digest: [u8; 16], header in write_header(), kind in 0usize..8,
+        id: u64, version: u64, digest: [u8; 16], header in write_header(), kind in 0usize..9,
         key in prop::collection::vec(any::<u8>(), 0..100),
         value in prop::collection::vec(any::<u8>(), 0..300),
     ) {
+        let mut updates = Vec::new();
+        Update::new(Action::Put(&value)).write(&mut updates);
+        Update::new(Action::Append(&value)).write(&mut updates);
         let operation = match kind {
             0 => Operation::Get,
             1 => Operation::Put(header, &value),
@@ -124,7 +133,12 @@ proptest! {
             5 => Operation::Verify(ReplicaRole::Secondary),
             6 => Operation::GetPart(Part {
                 from: u32::from(digest[0]) << 24, most: u32::from(digest[1]) << 20, all_or_nothing: id % 2 == 1,
+                from_end: id % 4 > 1, with_deadline: id % 8 > 3,
             }),
+            7 => {
+                let unconditional = WriteHeader { condition: Condition::Always, ..header };
+                Operation::Update(unconditional, Updates::read(&updates).unwrap())
+            }
             _ => {
                 let unconditional = WriteHeader { condition: Condition::Always, ..header };
                 Operation::Resolve(unconditional, RequestHash(version ^ id))
@@ -151,6 +165,8 @@ proptest! {
             id: RequestId(id), status, copies, view: ViewVersion(version),
             version: SequenceNumber(sn), value: &value,
             whole: if status == Status::Part { copies.into() } else { 0 },
+            has_value: copies % 2 == 1,
+            deadline: (sn % 2 == 1).then(|| WallTime::from_millis(sn >> 16)),
         };
         let bytes = written(|b| response.write(b));
         prop_assert_eq!(Response::read(only_frame(&bytes, &CLIENT).1), Ok(response));
@@ -213,7 +229,7 @@ proptest! {
     fn batches_come_back(
         numbers in prop::collection::vec(any::<u64>(), 4..5), client: u128, status in status(),
         digest: [u8; 16], key in prop::collection::vec(any::<u8>(), 1..50),
-        value in prop::collection::vec(any::<u8>(), 1..200), more in 0u32..1_000, kind in 0usize..4,
+        value in prop::collection::vec(any::<u8>(), 1..200), more in 0u32..1_000, kind in 0usize..6,
     ) {
         let (view, sn) = (ViewVersion(numbers[0]), SequenceNumber(numbers[1]));
         let t_send = Time::from_nanos(numbers[2]);
@@ -222,14 +238,21 @@ proptest! {
             status, version: sn,
             request: Default::default(),
         };
-        let effect = [Effect::Nothing, Effect::Put, Effect::Delete, Effect::ForgetSessions][kind];
-        let is_put = effect == Effect::Put;
-        let sent: &[u8] = if is_put { &value } else { &[] };
+        let effect = [
+            Effect::Nothing, Effect::Put, Effect::Delete, Effect::ForgetSessions, Effect::Changes,
+            Effect::Upkeep,
+        ][kind];
+        let has_value = matches!(effect, Effect::Put | Effect::Changes | Effect::Upkeep);
+        let sent: &[u8] = if has_value { &value } else { &[] };
+        let deadline = Some(WallTime::from_millis(1 + (numbers[2] >> 17)));
         let prepare = Prepare {
             view, sn, t_send, effect, record, digest: Digest(digest),
             key: if matches!(effect, Effect::Put | Effect::Delete) { &key } else { &[] },
-            value_length: if is_put { u32::try_from(value.len()).unwrap() + more } else { 0 },
+            deadline: deadline.filter(|_| effect == Effect::Put),
+            value_length: if has_value { u32::try_from(value.len()).unwrap() + more } else { 0 },
+            response_length: if effect.has_record() { more } else { 0 },
             value: sent,
+            response: &[],
         };
         let messages = [
             PeerMessage::Beacon(Beacon { view, t_send }),
@@ -239,10 +262,12 @@ proptest! {
             PeerMessage::CopyStart(CopyStart { view, sn, forgotten: SequenceNumber(numbers[3]) }),
             PeerMessage::CopyEntry(CopyEntry {
                 view, committed: sn, version: sn, digest: Digest(digest), key: &key,
-                value_length: u32::try_from(value.len()).unwrap() + more, value: &value,
+                deadline, value_length: u32::try_from(value.len()).unwrap() + more, value: &value,
             }),
             PeerMessage::CopyFragment(CopyFragment { view, offset: more, bytes: &value }),
-            PeerMessage::CopyRecord(CopyRecord { view, sn, record }),
+            PeerMessage::CopyRecord(CopyRecord {
+                view, sn, record, response_length: u32::try_from(value.len()).unwrap() + more, response: &value,
+            }),
             PeerMessage::CopyEnd(CopyEnd { view, sn }),
             PeerMessage::Marked(Marked {
                 view, sn, content: ContentDigest { table: numbers[1], sessions: numbers[2] },
@@ -432,7 +457,7 @@ fn a_put_has_the_documented_layout() {
 
 #[test]
 fn a_get_of_a_part_sends_it_as_the_condition_and_the_response_begins_with_the_length() {
-    let part = Part { from: 0x11, most: 0x22, all_or_nothing: true };
+    let part = Part { all_or_nothing: true, ..Part::new(0x11, 0x22) };
     let request = Request {
         id: RequestId(1),
         view: ViewVersion(2),
@@ -458,6 +483,8 @@ fn a_get_of_a_part_sends_it_as_the_condition_and_the_response_begins_with_the_le
         version: SequenceNumber(3),
         value: b"xyz",
         whole: 0x1000,
+        has_value: false,
+        deadline: None,
     };
     let bytes = written(|b| response.write(b));
     assert_eq!(hex(&bytes[8 + 24..]), "0e000000".to_owned() + "00100000" + "78797a");
@@ -505,7 +532,7 @@ fn a_resolve_has_the_layout_of_a_write_with_the_hash_in_place_of_the_condition()
 #[test]
 fn every_status_comes_back_from_its_number() {
     let known: Vec<Status> = (0..=u8::MAX).filter_map(Status::from_wire).collect();
-    assert_eq!(known.last(), Some(&Status::Part));
+    assert_eq!(known.last(), Some(&Status::CrossShard));
     let manual = include_str!("../../docs/protocol.md");
     for (number, status) in (0..).zip(known) {
         assert_eq!(status as u8, number);
@@ -592,8 +619,11 @@ fn the_largest_legal_messages_fit_their_frames() {
         record,
         digest: Digest::of(&key),
         key: &key,
+        deadline: None,
         value_length: u32::try_from(MAX_VALUE_BYTES).unwrap(),
+        response_length: 0,
         value: &value[..FRAGMENT_BYTES],
+        response: &[],
     });
     let bytes = written(|bytes| {
         let mut batch = BatchWriter::new(bytes);
@@ -742,7 +772,7 @@ fn the_error_for_an_unknown_opcode_lists_the_known_ones() {
     let error = Request::read(0x77, &[]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "opcode 0x77 is not served here; supported: GET, PUT, DELETE, NOOP, VERIFY, RESOLVE, MAP"
+        "opcode 0x77 is not served here; supported: GET, PUT, DELETE, NOOP, VERIFY, RESOLVE, UPDATE, MAP"
     );
     assert!(Question::read(0x10, &[]).unwrap_err().to_string().contains("MAP, STATUS"));
     assert!(Order::read(0x10, &[0; 8]).unwrap_err().to_string().contains("SHUTDOWN"));

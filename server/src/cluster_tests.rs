@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kv_core::dump::{Dump, HeldAs};
 use kv_core::hash::HashSecret;
+use kv_protocol::change::RetainedResponse;
 use kv_protocol::client_message::{
     Condition, Hello, Operation, Refusal, ReplicaRole, Request, Response, Status, Welcome,
     WriteHeader, opcode as client_opcode,
@@ -15,11 +16,12 @@ use kv_protocol::client_message::{
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{
     ClientId, ClusterId, ClusterKey, GroupId, Incarnation, Member, OrderId, RequestId, RequestSeq,
-    ServerId, ShardId, ViewVersion,
+    ServerId, ShardId, ViewVersion, WallTime,
 };
 use kv_protocol::limits::MAX_RESPONSE_BODY;
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::update::{Action, Expiry, Update, Updates};
 use kv_protocol::view::{Peer, View};
 use kv_shard::{ConnectionMemory, Identity, Port};
 
@@ -27,7 +29,7 @@ use crate::control::operation::{ServerProcess, Work};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::mailbox;
-use crate::message::{DumpPiece, Replies, ShardMessage};
+use crate::message::{DumpPiece, LongItem, Replies, ShardMessage};
 use crate::net::engine::EngineKind;
 use crate::net::jobs::{DUMP_SESSIONS, DUMP_STEP};
 use crate::probe;
@@ -170,8 +172,7 @@ impl Client {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut bytes = Vec::new();
-        Hello { cluster: CLUSTER, client: ClientId(client), shard: ShardId(shard) }
-            .write(&mut bytes);
+        Hello::new(CLUSTER, ClientId(client), ShardId(shard)).write(&mut bytes);
         stream.write_all(&bytes).unwrap();
         let input = FrameBuffer::new(FrameRules::unchecked(MAX_RESPONSE_BODY));
         let mut client = Client { stream, input, next: 1 };
@@ -393,7 +394,7 @@ fn a_hello_for_a_nonexistent_shard_is_rejected_with_the_reason(engine: EngineKin
     let mut stream = TcpStream::connect(server.clients).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut bytes = Vec::new();
-    Hello { cluster: CLUSTER, client: ClientId(1), shard: ShardId(2) }.write(&mut bytes);
+    Hello::new(CLUSTER, ClientId(1), ShardId(2)).write(&mut bytes);
     stream.write_all(&bytes).unwrap();
     let mut said = Vec::new();
     stream.read_to_end(&mut said).unwrap();
@@ -483,9 +484,10 @@ fn a_dump_has_the_completion_records_of_all_clients_in_bounded_pieces(engine: En
                 assert!(counts.is_empty(), "the records come last");
                 assert_eq!(entries.count(), 0, "the only value is long");
             }
-            DumpPiece::Value(part) => {
+            DumpPiece::Part(part) => {
                 assert!(counts.is_empty(), "the records come last");
-                assert_eq!((&part.key, part.is_last), (&key, parts.len() == 3));
+                assert!(matches!(part.item, LongItem::Entry { key: of, .. } if of == key));
+                assert_eq!(part.is_last, parts.len() == 3);
                 parts.push(part.bytes);
             }
             DumpPiece::Records(records) => counts.push(records.len()),
@@ -498,6 +500,59 @@ fn a_dump_has_the_completion_records_of_all_clients_in_bounded_pieces(engine: En
     let dumped = cluster.dump(0, ReplicaRole::Primary);
     assert_eq!(dumped.records.len(), clients);
     assert_eq!((dumped.entries.len(), &dumped.entries[0].value), (1, &long));
+}
+
+fn a_dump_has_deadlines_and_responses_in_bounded_pieces(engine: EngineKind) {
+    let cluster = Cluster::start(engine, 1);
+    let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
+    let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
+    let server = &cluster.servers[0];
+    let mut client = Client::connect(server.clients, 1, 0);
+    let long = vec![7; 2 * DUMP_STEP.bytes];
+    assert_eq!(client.put(&key, &long).status, Status::Ok);
+    for (new, old) in [(&b"short"[..], &long[..]), (&long, b"short")] {
+        let (action, expiry) = (Action::Put(new), Expiry::At(WallTime::MAX));
+        let mut bytes = Vec::new();
+        Update { expiry, returns_value: true, ..Update::new(action) }.write(&mut bytes);
+        client.write(&key, Operation::Update(client.header(), Updates::read(&bytes).unwrap()));
+        let given = client.response();
+        assert_eq!(given.status, Status::Ok);
+        assert!(given.value == old, "the response is not the previous value");
+    }
+    let (pieces, incoming) = crossbeam::channel::bounded(1);
+    let order = ShardMessage::Dump { role: ReplicaRole::Primary, pieces };
+    server.node.shards[0].push_order(order).unwrap();
+    let (mut parts, mut responses) = (Vec::new(), Vec::new());
+    loop {
+        match incoming.recv_timeout(TIMEOUT).expect("a piece") {
+            DumpPiece::Shard(dumped) => assert!(dumped.is_ok()),
+            DumpPiece::Entries(entries) => assert_eq!(entries.count(), 0, "the value is long"),
+            DumpPiece::Part(part) => {
+                assert!(part.bytes.len() <= DUMP_STEP.bytes);
+                parts.push((matches!(part.item, LongItem::Record(_)), part.is_last));
+            }
+            DumpPiece::Records(records) => {
+                responses.extend(records.into_iter().map(|(_, response)| response));
+            }
+            DumpPiece::End => break,
+        }
+    }
+    let of_entry = [(false, false), (false, true)];
+    assert_eq!(parts, [&of_entry[..], &[(true, false), (true, false), (true, true)]].concat());
+    assert_eq!(responses.iter().map(Vec::is_empty).collect::<Vec<_>>(), [true, false]);
+    let [primary, secondary] = [(0, ReplicaRole::Primary), (1, ReplicaRole::Secondary)].map(|at| {
+        let mut dump = cluster.dump(at.0, at.1);
+        dump.records.sort_by_key(|dumped| dumped.record.seq);
+        dump
+    });
+    assert_eq!(primary.entries[0].deadline, Some(WallTime::MAX));
+    assert!(primary.entries[0].value == long);
+    let responses = primary.records.iter().map(|dumped| {
+        let response = RetainedResponse::read(&dumped.response).unwrap();
+        response.value.map(<[u8]>::len)
+    });
+    assert_eq!(responses.collect::<Vec<_>>(), [None, Some(long.len()), Some(5)]);
+    assert!(primary.entries == secondary.entries && primary.records == secondary.records);
 }
 
 fn a_connection_is_read_again_after_its_full_output_is_sent(engine: EngineKind) {
@@ -565,6 +620,7 @@ on_both_engines! {
     no_write_commits_after_a_holder_began_its_dump_and_reads_continue,
     an_idle_server_drains_without_waiting_for_a_tick,
     a_dump_has_the_completion_records_of_all_clients_in_bounded_pieces,
+    a_dump_has_deadlines_and_responses_in_bounded_pieces,
     a_connection_is_read_again_after_its_full_output_is_sent,
     a_large_value_is_replicated_without_waiting_for_ticks,
 }

@@ -21,7 +21,7 @@ use kv_daemon::files;
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::{ServerId, ShardId};
 
-use crate::message::{DumpPiece, ShardMessage};
+use crate::message::{DumpPiece, LongItem, ShardMessage};
 use crate::{clock, mailbox};
 
 /// The maximum number of pieces that wait in the channel from a shard to the writing thread.
@@ -185,7 +185,8 @@ fn write_shard(
     silent: impl Fn() -> DumpFileError,
 ) -> Result<io::Result<()>, DumpFileError> {
     let Output { writer, text, file, written } = output;
-    let mut value = Vec::new();
+    let shard = ShardId(u16::try_from(number).expect("shards are numbered in 16 bits"));
+    let mut long = Vec::new();
     loop {
         let piece = receive(incoming).ok_or_else(&silent)?;
         let mut bytes = 0;
@@ -195,24 +196,34 @@ fn write_shard(
                 false
             }
             DumpPiece::Entries(entries) => {
-                entries.for_each(|key, value, sn| writer.entry(key, value, sn, text));
+                entries.for_each(|key, value, deadline, sn| {
+                    writer.entry(key, value, deadline, sn, text);
+                });
                 bytes = entries.bytes();
                 false
             }
-            DumpPiece::Value(part) => {
-                value.extend_from_slice(&part.bytes);
-                bytes = part.bytes.len();
+            DumpPiece::Part(part) => {
+                long.extend_from_slice(&part.bytes);
+                if let LongItem::Entry { .. } = part.item {
+                    bytes = part.bytes.len();
+                }
                 if part.is_last {
-                    writer.entry(&part.key, &value, part.version, text);
-                    bytes += part.key.len();
-                    value = Vec::new();
+                    let whole = std::mem::take(&mut long);
+                    match part.item {
+                        LongItem::Entry { key, deadline, version } => {
+                            writer.entry(&key, &whole, deadline, version, text);
+                            bytes += key.len();
+                        }
+                        LongItem::Record(LoggedRecord { sn, record }) => {
+                            writer.record(&DumpRecord { shard, sn, record, response: whole }, text);
+                        }
+                    }
                 }
                 false
             }
             DumpPiece::Records(records) => {
-                let shard = ShardId(u16::try_from(number).expect("shards are numbered in 16 bits"));
-                for LoggedRecord { sn, record } in records {
-                    writer.record(&DumpRecord { shard, sn, record }, text);
+                for (LoggedRecord { sn, record }, response) in records {
+                    writer.record(&DumpRecord { shard, sn, record, response }, text);
                 }
                 false
             }

@@ -81,7 +81,7 @@ mod tests {
             forgotten: SequenceNumber::ZERO,
         };
         writer.shard(&line, &mut text);
-        writer.entry(b"key", b"value", SequenceNumber(5), &mut text);
+        writer.entry(b"key", b"value", None, SequenceNumber(5), &mut text);
         let length = text.len();
         writer.end(&mut text);
         let path = dir.path().join("server_1.primary");

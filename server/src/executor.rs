@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kv_core::hash::HashSecret;
 use kv_shard::{Identity, Port, Service, Shard};
 
+use crate::clock;
 use crate::fatal::Fatal;
 use crate::known_map::KnownMap;
 use crate::mailbox;
@@ -52,8 +53,9 @@ fn prepare(config: ExecutorConfig) -> Prepared {
     let memory = Arc::clone(statistics.admission.memory());
     let chunks = || Box::new(HugePages) as _;
     let nonces = Box::new(|| nonce::draw().map_err(|error| error.to_string()));
-    let service = Service::new(identity, nonces, memory, hash_secret, chunks);
+    let mut service = Service::new(identity, nonces, memory, hash_secret, chunks);
     let bounds = statistics.admission.bounds().hello;
+    service.note_wall(clock::now(), clock::wall());
     let context = ShardContext::new(Shard::new(service, bounds), statistics, map, mailboxes);
     context.statistics.own(usize::from(context.here.0));
     Prepared { context, inbox, listeners }

@@ -172,7 +172,9 @@ struct Feed {
     pieces: Sender<LoadPiece>,
     done: Receiver<Result<(), String>>,
     entries: DumpedEntries,
-    records: Vec<LoggedRecord>,
+    records: Vec<(LoggedRecord, Vec<u8>)>,
+    /// The number of bytes of the responses of these records.
+    response_bytes: usize,
 }
 
 impl Loader<'_> {
@@ -239,15 +241,16 @@ impl Loader<'_> {
                     ));
                 }
                 self.entries += 1;
-                feed.entries.push(&entry.key, &entry.value, entry.sn);
+                feed.entries.push(&entry.key, &entry.value, entry.deadline, entry.sn);
                 if feed.entries.bytes() >= PIECE_BYTES || feed.entries.count() >= PIECE_ITEMS {
                     feed.flush()?;
                 }
             }
-            DumpItem::Record(DumpRecord { sn, record, .. }) => {
+            DumpItem::Record(DumpRecord { sn, record, response, .. }) => {
                 let Some(feed) = &mut self.current else { return Ok(()) };
-                feed.records.push(LoggedRecord { sn, record });
-                if feed.records.len() >= PIECE_ITEMS {
+                feed.response_bytes += response.len();
+                feed.records.push((LoggedRecord { sn, record }, response));
+                if feed.response_bytes >= PIECE_BYTES || feed.records.len() >= PIECE_ITEMS {
                     feed.flush()?;
                 }
             }
@@ -267,7 +270,7 @@ impl Loader<'_> {
             Failed(format!("too many orders wait for shard {shard}; its executor may be hung"))
         })?;
         let (entries, records) = Default::default();
-        Ok(Feed { line, pieces, done, entries, records })
+        Ok(Feed { line, pieces, done, entries, records, response_bytes: 0 })
     }
 
     /// Sends the remaining items and the end to all shards, and waits until they have loaded everything. The file must
@@ -292,6 +295,7 @@ impl Feed {
         }
         if !self.records.is_empty() {
             let records = std::mem::take(&mut self.records);
+            self.response_bytes = 0;
             self.send(LoadPiece::Records(records))?;
         }
         Ok(())

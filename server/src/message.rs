@@ -9,7 +9,7 @@ use kv_core::dump::DumpedShard;
 use kv_core::replica::NoFullCopy;
 use kv_core::session::LoggedRecord;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::{GroupId, Member, OrderId, SequenceNumber, ShardId};
+use kv_protocol::ids::{GroupId, Member, OrderId, SequenceNumber, ShardId, WallTime};
 use kv_protocol::view::View;
 use kv_shard::{DumpedEntries, LoadPiece, Port};
 
@@ -77,15 +77,23 @@ pub(crate) struct HandedOver {
     pub(crate) permit: Permit,
 }
 
-/// A part of a long value, for a dump.
+/// A part of a long value or response, for a dump.
 #[derive(Debug)]
 pub(crate) struct DumpedPart {
-    pub(crate) key: Vec<u8>,
-    pub(crate) version: SequenceNumber,
+    pub(crate) item: LongItem,
     /// The bytes, which directly follow those of the previous part.
     pub(crate) bytes: Vec<u8>,
-    /// True if the value ends with these bytes.
+    /// True if the value or response ends with these bytes.
     pub(crate) is_last: bool,
+}
+
+/// An item of a dump whose value or response is sent in parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LongItem {
+    /// An entry, without its value.
+    Entry { key: Vec<u8>, deadline: Option<WallTime>, version: SequenceNumber },
+    /// A completion record, without the rest of its response.
+    Record(LoggedRecord),
 }
 
 /// A part of a shard's table, for a dump.
@@ -95,10 +103,10 @@ pub(crate) enum DumpPiece {
     Shard(Result<DumpedShard, NoFullCopy>),
     /// Some entries.
     Entries(DumpedEntries),
-    /// A part of an entry whose value is too long for one piece. The parts of a value are sent one after the other.
-    Value(DumpedPart),
-    /// Completion records, which follow the entries.
-    Records(Vec<LoggedRecord>),
+    /// A part of an entry or record that is too long for one piece. The parts of an item are sent one after the other.
+    Part(DumpedPart),
+    /// Completion records, each with the rest of its response. They follow the entries.
+    Records(Vec<(LoggedRecord, Vec<u8>)>),
     /// The last piece.
     End,
 }

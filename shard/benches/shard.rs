@@ -85,7 +85,7 @@ impl Pair {
         let dialled = primary.open_stream(NOW, GroupId(0));
         let accepted = secondary.adopt(NOW, Port::Servers, &[]);
         let mut hello = Vec::new();
-        Hello { cluster: CLUSTER, client: ClientId(7), shard: ShardId(0) }.write(&mut hello);
+        Hello::new(CLUSTER, ClientId(7), ShardId(0)).write(&mut hello);
         let client = primary.adopt(NOW, Port::Clients, &hello);
         let bytes = Vec::new();
         let mut pair = Pair { primary, secondary, dialled, accepted, client, bytes, seq: 0 };

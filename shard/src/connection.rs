@@ -457,6 +457,7 @@ impl Session {
             shards,
             max_value: u32::try_from(MAX_VALUE_BYTES).expect("16 MiB fit 32 bits"),
             starts: service.session_starts(),
+            version: hello.agreed_version(),
         };
         service.outputs.append(self.id, |bytes| welcome.write(bytes));
         Next::Frame
@@ -502,6 +503,8 @@ impl Session {
             version: SequenceNumber::ZERO,
             value: reason.as_bytes(),
             whole: 0,
+            has_value: false,
+            deadline: None,
         };
         service.outputs.append(self.id, |bytes| response.write(bytes));
         self.count_error(now, service, &reason)

@@ -26,8 +26,8 @@ use crate::connection_memory::{ConnectionMemory, FrameMemory};
 use crate::handshake::Port;
 use crate::shard::{Fate, Shard};
 use crate::testing::{
-    CLUSTER, GROUP, HEADER, NOW, Pair, client, frames, hello, key, put, request, serve_readers,
-    shard, shard_with_memory, take_output, take_output_at, told, view,
+    CLUSTER, GROUP, HEADER, NOW, Pair, WALL, client, frames, hello, key, put, request,
+    serve_readers, shard, shard_with_memory, take_output, take_output_at, told, view,
 };
 
 fn raw(opcode: u8, body: &[u8]) -> Vec<u8> {
@@ -242,11 +242,11 @@ fn an_unknown_version_or_an_impossible_length_is_reported_and_closes_the_connect
 fn a_hello_of_another_cluster_is_rejected_first() {
     let mut shard = shard(0);
     let mut bytes = Vec::new();
-    kv_protocol::client_message::Hello {
-        cluster: kv_protocol::ClusterId(0xbad),
-        client: kv_protocol::ClientId(1),
-        shard: kv_protocol::ShardId(0),
-    }
+    kv_protocol::client_message::Hello::new(
+        kv_protocol::ClusterId(0xbad),
+        kv_protocol::ClientId(1),
+        kv_protocol::ShardId(0),
+    )
     .write(&mut bytes);
     let id = shard.adopt(NOW, Port::Clients, &bytes);
     let told = told(&take_output(&mut shard, id));
@@ -543,7 +543,7 @@ fn a_long_part_of_a_value_goes_directly_to_the_socket_too() {
     for room in [0, 39, 20_000, usize::MAX] {
         for (from, most) in [(0u32, 5_000u32), (1, 30_000), (35_000, 90_000)] {
             let (mut pair, id, socket) = serving_over(&value, room);
-            let part = Part { from, most, all_or_nothing: false };
+            let part = Part::new(from, most);
             pair.primary.handle_bytes(NOW, id, &request(10, key(), Operation::GetPart(part)));
             socket.took.borrow_mut().clear();
             loop {
@@ -772,7 +772,7 @@ fn memory_that_connections_hold_is_not_available_to_tables() {
     let mut fill = |shard: &mut Shard| {
         shard.begin_wake_up(NOW);
         shard.finish_wake_up(NOW);
-        shard.handle_tick(NOW);
+        shard.handle_tick(NOW, WALL);
         for written in 0.. {
             seq += 1;
             let bytes = put(seq, &keys.next().expect("a key"), &[5; VALUE]);

@@ -137,8 +137,7 @@ mod tests {
 
     fn hello(shard: u16) -> Vec<u8> {
         let mut bytes = Vec::new();
-        Hello { cluster: ClusterId(1), client: ClientId(2), shard: ShardId(shard) }
-            .write(&mut bytes);
+        Hello::new(ClusterId(1), ClientId(2), ShardId(shard)).write(&mut bytes);
         bytes
     }
 

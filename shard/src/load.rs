@@ -2,15 +2,15 @@
 
 use kv_core::dump::DumpedShard;
 use kv_core::session::LoggedRecord;
-use kv_protocol::ids::SequenceNumber;
+use kv_protocol::ids::{SequenceNumber, WallTime};
 
 /// A part of a dump, for a shard's table.
 #[derive(Debug)]
 pub enum LoadPiece {
     /// Entries of the table.
     Entries(DumpedEntries),
-    /// Completion records.
-    Records(Vec<LoggedRecord>),
+    /// Completion records, each with the rest of its response.
+    Records(Vec<(LoggedRecord, Vec<u8>)>),
     /// The last part, with the shard's line of the dump: the dump is complete.
     End(DumpedShard),
 }
@@ -20,15 +20,31 @@ pub enum LoadPiece {
 #[derive(Debug, Default)]
 pub struct DumpedEntries {
     bytes: Vec<u8>,
-    lengths: Vec<(usize, usize, SequenceNumber)>,
+    entries: Vec<Place>,
+}
+
+/// One of the entries, without its key and value.
+#[derive(Debug)]
+struct Place {
+    key_length: usize,
+    value_length: usize,
+    deadline: Option<WallTime>,
+    version: SequenceNumber,
 }
 
 impl DumpedEntries {
     /// Appends an entry.
-    pub fn push(&mut self, key: &[u8], value: &[u8], version: SequenceNumber) {
+    pub fn push(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        deadline: Option<WallTime>,
+        version: SequenceNumber,
+    ) {
         self.bytes.extend_from_slice(key);
         self.bytes.extend_from_slice(value);
-        self.lengths.push((key.len(), value.len(), version));
+        let (key_length, value_length) = (key.len(), value.len());
+        self.entries.push(Place { key_length, value_length, deadline, version });
     }
 
     /// Returns the number of bytes of keys and values.
@@ -38,16 +54,16 @@ impl DumpedEntries {
 
     /// Returns the number of entries.
     pub fn count(&self) -> usize {
-        self.lengths.len()
+        self.entries.len()
     }
 
-    /// Calls `visit` with key, value and version of each entry.
-    pub fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8], SequenceNumber)) {
+    /// Calls `visit` with key, value, deadline and version of each entry.
+    pub fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8], Option<WallTime>, SequenceNumber)) {
         let mut rest = self.bytes.as_slice();
-        for &(key_length, value_length, version) in &self.lengths {
+        for &Place { key_length, value_length, deadline, version } in &self.entries {
             let (key, after) = rest.split_at(key_length);
             let (value, after) = after.split_at(value_length);
-            visit(key, value, version);
+            visit(key, value, deadline, version);
             rest = after;
         }
     }

@@ -546,6 +546,8 @@ mod tests {
             version: kv_protocol::SequenceNumber(1),
             value: &[],
             whole: 0,
+            has_value: false,
+            deadline: None,
         };
         outputs.respond(id, &response);
         let output = outputs.get(id).unwrap();

@@ -28,7 +28,7 @@ use kv_protocol::client_message::{
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{
     ClientId, ClusterId, ClusterKey, GroupId, Member, RequestId, SequenceNumber, ServerId, ShardId,
-    Time, ViewVersion,
+    Time, ViewVersion, WallTime,
 };
 use kv_protocol::key::Nonce;
 use kv_protocol::map::Map;
@@ -365,6 +365,8 @@ impl Service {
             version: SequenceNumber::ZERO,
             value: reason.as_bytes(),
             whole: 0,
+            has_value: false,
+            deadline: None,
         };
         self.outputs.append(id, |bytes| response.write(bytes));
     }
@@ -735,16 +737,16 @@ impl Service {
         match piece {
             LoadPiece::Entries(entries) => {
                 let mut loaded = Ok(());
-                entries.for_each(|key, value, version| {
+                entries.for_each(|key, value, deadline, version| {
                     if loaded.is_ok() {
-                        loaded = replica.load_entry(key, value, version);
+                        loaded = replica.load_entry(key, value, deadline, version);
                     }
                 });
                 loaded.map_err(|error| format!("{error}; raise --memory-limit or add memory"))?;
             }
             LoadPiece::Records(records) => {
-                for LoggedRecord { sn, record } in records {
-                    replica.load_record(sn, record);
+                for (LoggedRecord { sn, record }, response) in records {
+                    replica.load_record(sn, record, &response);
                 }
             }
             LoadPiece::End(line) => replica.finish_load(line.last, line.forgotten),
@@ -796,6 +798,13 @@ impl Service {
             let is_alone = hosted.replica.view().is_some_and(|view| view.secondary().is_none());
             is_alone && hosted.replica.state().is_primary()
         })
+    }
+
+    /// Records a reading of the wall clock, taken at `now`. The driver must call it before the first request.
+    pub fn note_wall(&mut self, now: Time, wall: WallTime) {
+        for hosted in &mut self.hosted {
+            hosted.replica.note_wall(now, wall);
+        }
     }
 
     /// Records that the shard is scheduled ([`Replica::look`]). The caller must call it at least every 100 ms.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kv_core::mutations::{self, Mutation};
 use kv_core::replica::ConnectionId;
-use kv_protocol::ids::{GroupId, ShardId, Time};
+use kv_protocol::ids::{GroupId, ShardId, Time, WallTime};
 
 use crate::address::Address;
 use crate::connection::Connection;
@@ -389,9 +389,12 @@ impl Shard {
     /// Performs the timed work of the replicas. The engine must call it at least every 100 ms. After more than 150 ms
     /// without a call, the work is postponed until the input that arrived meanwhile is processed. Otherwise the shard
     /// would treat its own pause as silence of other servers.
-    pub fn handle_tick(&mut self, now: Time) {
+    ///
+    /// `wall` is a reading of the wall clock, taken at `now`.
+    pub fn handle_tick(&mut self, now: Time, wall: WallTime) {
         self.service.outputs.set_now(now);
         self.note_call(now);
+        self.service.note_wall(now, wall);
         self.service.look(now);
         // The number of postponed ticks is limited, so that timers run even if every turn takes long.
         let waits = self.has_stood && self.deferred < MOST_DEFERRED;

@@ -9,7 +9,7 @@ use kv_protocol::ids::ShardId;
 use super::*;
 use crate::handshake::MAX_AWAITING_HELLO;
 use crate::testing::{
-    GROUP, NOW, Pair, client, hello, hello_of, key, put, shard, take_output, told, view,
+    GROUP, NOW, Pair, WALL, client, hello, hello_of, key, put, shard, take_output, told, view,
 };
 
 #[test]
@@ -127,7 +127,7 @@ fn the_end_of_a_drain_is_published_at_once() {
 fn silence_counts_only_while_the_shard_itself_runs() {
     let mut pair = Pair::joined();
     let silent_ms = |pair: &mut Pair, now| {
-        pair.secondary.handle_tick(now);
+        pair.secondary.handle_tick(now, WALL);
         pair.secondary.service.reports(now).next().expect("a view").silent_ms
     };
     let heard = silent_ms(&mut pair, NOW);

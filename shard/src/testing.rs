@@ -13,7 +13,7 @@ use kv_protocol::client_message::{
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{
     ClientId, ClusterId, GroupId, Incarnation, Member, RequestId, RequestSeq, SequenceNumber,
-    ServerId, ShardId, Time, ViewVersion,
+    ServerId, ShardId, Time, ViewVersion, WallTime,
 };
 use kv_protocol::key::Nonce;
 use kv_protocol::limits::{MAX_RESPONSE_BODY, SESSION_IDLE};
@@ -26,6 +26,7 @@ use crate::service::{Identity, Service};
 use crate::shard::Shard;
 
 pub(crate) const NOW: Time = Time::from_nanos(1_000_000_000);
+pub(crate) const WALL: WallTime = WallTime::from_millis(1_800_000_000_000);
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 pub(crate) const KEY: ClusterKey = ClusterKey(0x5ec);
 pub(crate) const GROUP: GroupId = GroupId(0);
@@ -86,7 +87,7 @@ pub(crate) fn hello() -> Vec<u8> {
 /// Returns the hello of the client with this id.
 pub(crate) fn hello_of(client: u128) -> Vec<u8> {
     let mut bytes = Vec::new();
-    Hello { cluster: CLUSTER, client: ClientId(client), shard: ShardId(0) }.write(&mut bytes);
+    Hello::new(CLUSTER, ClientId(client), ShardId(0)).write(&mut bytes);
     bytes
 }
 

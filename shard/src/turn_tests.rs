@@ -3,7 +3,7 @@
 use kv_protocol::FailureTimeout;
 
 use super::*;
-use crate::testing::{GROUP, NOW, Pair, member};
+use crate::testing::{GROUP, NOW, Pair, WALL, member};
 
 /// The time that a receive from a stream takes.
 const LATE: Duration = Duration::from_millis(400);
@@ -64,7 +64,7 @@ impl Engine for Slow {
 fn the_grace_of_an_ack_begins_after_the_acknowledged_bytes_were_received() {
     let mut pair = Pair::joined();
     let later = NOW + Duration::from_millis(100);
-    pair.primary.handle_tick(later);
+    pair.primary.handle_tick(later, WALL);
     pair.primary.finish_wake_up(later);
     let beacon = pair.primary.unsent(pair.dialled).to_vec();
     assert!(!beacon.is_empty());
@@ -81,14 +81,14 @@ fn the_grace_of_an_ack_begins_after_the_acknowledged_bytes_were_received() {
 fn a_shard_that_was_not_scheduled_checks_its_sockets_before_it_runs_its_timers() {
     let mut pair = Pair::joined();
     let later = NOW + Duration::from_millis(100);
-    pair.primary.handle_tick(later);
+    pair.primary.handle_tick(later, WALL);
     pair.primary.finish_wake_up(later);
     let beacon = pair.primary.unsent(pair.dialled).to_vec();
     // The shard is not called for a while. The engine has not yet recorded the bytes that arrived meanwhile.
     let stood = later + Duration::from_secs(2);
     let (stream, now) = (pair.accepted, stood);
     let mut engine = Slow { stream, bytes: vec![beacon], noted: 0, now, sent: Vec::new() };
-    pair.secondary.handle_tick(stood);
+    pair.secondary.handle_tick(stood, WALL);
     pair.secondary.begin_wake_up(stood);
     run(&mut engine, &mut pair.secondary, stood, true);
     assert!(engine.bytes.is_empty(), "the bytes were not read from the socket");

@@ -10,11 +10,11 @@ use kv_core::session::LoggedRecord;
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::copy_message::ContentDigest;
-use kv_protocol::ids::{GroupId, OrderId, SequenceNumber, ViewVersion};
+use kv_protocol::ids::{GroupId, OrderId, SequenceNumber, ViewVersion, WallTime};
 use kv_shard::{DumpedEntries, LoadPiece, Service};
 
-/// An owned entry of a table: key, value and version.
-type Entry = (Vec<u8>, Vec<u8>, SequenceNumber);
+/// An owned entry of a table: key, value, deadline and version.
+type Entry = (Vec<u8>, Vec<u8>, Option<WallTime>, SequenceNumber);
 
 /// One shard's part of a dump.
 #[derive(Debug)]
@@ -37,13 +37,16 @@ impl Part {
         while let Some(at) = cursor {
             let budget = WalkBudget { entries: 1_024, bytes: 1 << 20 };
             cursor = replica.walk(at, budget, |entry| {
-                entries.push((entry.key.to_vec(), entry.value.to_vec(), entry.version));
+                let (key, value) = (entry.key.to_vec(), entry.value.to_vec());
+                entries.push((key, value, entry.deadline, entry.version));
             });
         }
         let records = replica.records_for_dump(0..replica.session_count());
         let shard = line.shard;
-        let records =
-            records.map(|logged| DumpRecord { shard, sn: logged.sn, record: logged.record });
+        let records = records.map(|LoggedRecord { sn, record }| {
+            let response = replica.response_of(record.client, record.seq).to_vec();
+            DumpRecord { shard, sn, record, response }
+        });
         let records = records.collect();
         let sight = replica.inspect();
         // The digest includes records of pending writes, which a dump does not contain. So it is kept only if no
@@ -87,8 +90,8 @@ impl Job {
     /// Appends the next shard's part. Returns whether it was the last.
     pub fn take(&mut self, part: &Part) -> bool {
         self.writer.shard(&part.line, &mut self.text);
-        for (key, value, sn) in &part.entries {
-            self.writer.entry(key, value, *sn, &mut self.text);
+        for (key, value, deadline, sn) in &part.entries {
+            self.writer.entry(key, value, *deadline, *sn, &mut self.text);
         }
         for record in &part.records {
             self.writer.record(record, &mut self.text);
@@ -126,11 +129,13 @@ pub fn load(service: &mut Service, group: GroupId, last: SequenceNumber, dump: &
     let mut entries = DumpedEntries::default();
     for entry in &dump.entries {
         if placement.locate(entry.digest) == (group, shard) {
-            entries.push(&entry.key, &entry.value, entry.sn);
+            entries.push(&entry.key, &entry.value, entry.deadline, entry.sn);
         }
     }
     let records = dump.records.iter().filter(|record| record.shard == shard);
-    let records = records.map(|record| LoggedRecord { sn: record.sn, record: record.record });
+    let records = records.map(|dumped| {
+        (LoggedRecord { sn: dumped.sn, record: dumped.record }, dumped.response.clone())
+    });
     let line = dump.header.shards.iter().find(|line| line.shard == shard);
     let end = match line {
         Some(line) => DumpedShard { last, ..*line },

@@ -11,4 +11,5 @@ mod no_mutations;
 mod operations;
 mod scripts;
 mod terminal;
+mod updates;
 mod words;

@@ -91,6 +91,15 @@ fn a_line_can_be_edited_before_it_is_executed() {
 }
 
 #[test]
+fn the_tabulator_completes_words_and_options() {
+    let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
+    let mut terminal = open_client(&cluster, state.path());
+    ask(&mut terminal, "pu\ta 1 if-ab\t", "value[\"a\"] <- \"1\"");
+    ask(&mut terminal, "incrf\tb 1.5", "value[\"b\"] <- \"1.5\"");
+    leave(terminal);
+}
+
+#[test]
 fn ctrl_c_clears_the_line_and_does_not_end_the_client() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
     let mut terminal = open_client(&cluster, state.path());

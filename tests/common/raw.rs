@@ -234,7 +234,7 @@ fn is_gone(error: &std::io::Error) -> bool {
 /// Returns the bytes of a HELLO.
 pub(crate) fn hello(cluster: ClusterId, client: ClientId, shard: ShardId) -> Vec<u8> {
     let mut bytes = Vec::new();
-    Hello { cluster, client, shard }.write(&mut bytes);
+    Hello::new(cluster, client, shard).write(&mut bytes);
     bytes
 }
 

@@ -111,8 +111,18 @@ mod tests {
     fn response(id: u64, status: Status, copies: u8) -> Vec<u8> {
         let mut bytes = Vec::new();
         let (view, version) = (ViewVersion(1), SequenceNumber(1));
-        Response { id: RequestId(id), status, copies, view, version, value: b"", whole: 0 }
-            .write(&mut bytes);
+        Response {
+            id: RequestId(id),
+            status,
+            copies,
+            view,
+            version,
+            value: b"",
+            whole: 0,
+            has_value: false,
+            deadline: None,
+        }
+        .write(&mut bytes);
         bytes
     }
 

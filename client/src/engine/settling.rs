@@ -54,8 +54,11 @@ impl Engine {
                 }
             }
             None => {
-                let digest = operation.digest();
-                match self.doubts.of_key(digest) {
+                let own = operation.digest();
+                let doubts = &mut self.doubts;
+                let mut keys = std::iter::once(&own).chain(&operation.other_keys);
+                let met = keys.find(|&&digest| doubts.has_key(digest));
+                match met.and_then(|&digest| doubts.of_key(digest)) {
                     None => return Meeting::GoOn,
                     Some(open) => open,
                 }
@@ -108,7 +111,7 @@ impl Engine {
         result: Result<Settled, Error>,
         ends: &mut dyn Ends,
     ) {
-        let responded = result.map(|Settled { version, copies }| Reply::of_write(version, copies));
+        let responded = result.as_ref().map(Reply::of_settled).map_err(Error::clone);
         self.finish(id, responded, ends);
     }
 
@@ -121,13 +124,19 @@ impl Engine {
         ends: &mut dyn Ends,
     ) {
         let settled = match result {
-            Ok(Reply { version, copies, .. }) => Ok(Settled { version: *version, copies: *copies }),
+            &Ok(Reply { version, copies, value, has_value, deadline, .. }) => {
+                let value = has_value.then(|| value.into());
+                Ok(Settled { version, copies, value, deadline })
+            }
             // These errors are results of the write. InDoubt means that its outcome stays unknown: the session has
             // expired, or another process uses the client id. In the second case the write may still take effect, but
             // another RESOLVE would get the same response. So operations on the key wait no longer (consistency.md §8).
             Err(
                 error @ (Error::NotFound { .. }
                 | Error::Conflict { .. }
+                | Error::NotANumber { .. }
+                | Error::Overflow { .. }
+                | Error::TooBig { .. }
                 | Error::NotDone { .. }
                 | Error::InDoubt { .. }),
             ) => Err(error.clone()),

@@ -15,6 +15,7 @@ use kv_protocol::map::MapServer;
 
 use super::Engine;
 use super::counting::End;
+use super::updating::{conflict, has_all_results, logged_failure, rejection};
 use crate::completion::{Ends, Reply};
 use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Received, Target};
 use crate::error::Error;
@@ -35,8 +36,11 @@ const MAX_KEPT_INPUT: usize = 256 << 10;
 /// The maximum number of bytes of a server's text that a message contains.
 const MAX_REASON_BYTES: usize = 300;
 
+/// The version of the protocol that introduced UPDATE, deadlines, and parts counted from the end.
+const UPDATES_SINCE: u16 = 2;
 /// The offset of the opcode in a frame's header.
 const OPCODE_AT: usize = 5;
+
 /// The parts of the previous map with which the new one is compared, to report the changes as events.
 struct Before {
     revision: Option<(Epoch, MapRevision)>,
@@ -175,16 +179,16 @@ impl Engine {
     // --- Sending ---------------------------------------------------------------------------------
 
     /// Sends an operation of a connection's backlog.
-    fn transmit_backlog(&mut self, id: OpId, token: u64, now: Instant) {
+    fn transmit_backlog(&mut self, id: OpId, token: u64, now: Instant, ends: &mut dyn Ends) {
         let wanted = Stage::Assigned { connection: token, request: None };
         // If the stage differs, the operation was in the backlog twice, or has since been routed elsewhere.
         if self.operations.get(id).is_some_and(|operation| operation.stage == wanted) {
-            self.transmit(id, token, now);
+            self.transmit(id, token, now, ends);
         }
     }
 
     /// Queues the request of an operation on the open connection to which it is assigned.
-    pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant) {
+    pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant, ends: &mut dyn Ends) {
         if self.operations.get(id).is_some_and(|operation| operation.queued.is_some()) {
             // An earlier transmission is still queued on another connection.
             self.release(id);
@@ -194,6 +198,13 @@ impl Engine {
             // The connection was lost while its backlog was sent.
             return self.make_ready(id);
         };
+        let version = connection.version;
+        if let Target::Shard { member, .. } = connection.target
+            && version < UPDATES_SINCE
+            && operation.needs_updates()
+        {
+            return self.finish_unsupported(id, member.server, version, ends);
+        }
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
             && let Some(Place { session, .. }) = self.routes.get_mut(place)
         {
@@ -263,7 +274,7 @@ impl Engine {
                 let Some(connection) = self.connections.get_mut(token) else { return };
                 if connection.is_open && !connection.backlog.is_empty() {
                     for id in std::mem::take(&mut connection.backlog) {
-                        self.transmit_backlog(id, token, now);
+                        self.transmit_backlog(id, token, now, ends);
                     }
                 }
                 self.close_if_done(token);
@@ -449,6 +460,7 @@ impl Engine {
                 connection.is_open = true;
                 let welcome = Welcome::read(body).map_err(nonsense)?;
                 connection.starts = welcome.starts;
+                connection.version = welcome.version;
                 self.check_welcome(target, &welcome)?;
                 self.note_opened(target);
                 Ok(Flow::GoOn)
@@ -551,7 +563,14 @@ impl Engine {
                 "it sent {bytes} bytes of a value of {whole} bytes, which is not the requested part"
             ));
         }
+        if !has_all_results(operation, response) {
+            return Err("its response to a batch does not have a result for each update".to_owned());
+        }
         connection.outstanding.remove(response.id.0);
+        if let Some(error) = logged_failure(operation, response) {
+            self.finish(id, Err(error), ends);
+            return Ok(());
+        }
         let here = Stage::Assigned { connection: token, request: Some(response.id) };
         // A final response to an earlier transmission counts; otherwise the later transmission decides.
         let is_current = operation.stage == here;
@@ -565,8 +584,8 @@ impl Engine {
                 self.finish(id, Err(Error::NotFound { action }), ends);
             }
             Status::Conflict => {
-                let (action, version) = (operation.action(), response.version);
-                self.finish(id, Err(Error::Conflict { action, version }), ends);
+                let error = conflict(operation, response);
+                self.finish(id, Err(error), ends);
             }
             Status::NotDone => {
                 let action = operation.action();
@@ -637,6 +656,8 @@ impl Engine {
         let error = if operation.doubtful > 0 {
             let cause = format!("a retry was rejected: {reason}");
             Error::InDoubt { action, cause, doubt: None }
+        } else if let Some(error) = rejection(operation, response, &action) {
+            error
         } else {
             match response.status {
                 Status::TooBig => Error::TooBig { action, reason },
@@ -748,6 +769,10 @@ fn may_respond(operation: &Operation, status: Status) -> bool {
         Status::Conflict => operation.is_conditional() || operation.kind == Kind::Resolve,
         Status::NotDone => operation.kind.is_write() || operation.kind == Kind::Resolve,
         Status::Part => operation.part.is_some(),
+        Status::NotANumber | Status::Overflow => {
+            operation.kind.is_update() || operation.kind == Kind::Resolve
+        }
+        Status::CrossShard => operation.kind.is_update(),
         _ => true,
     }
 }
@@ -758,7 +783,10 @@ fn reply<'a>(
     landed: Option<&'a Landed>,
 ) -> Reply<'a> {
     let reads = matches!(operation.kind, Kind::Get | Kind::Verify(_));
+    // A RESOLVE has the response of the write, which may be an update.
+    let updates = operation.kind.is_update() || operation.kind == Kind::Resolve;
     let (value, length) = match (response.status, operation.part) {
+        _ if updates && response.has_value => (response.value, response.value.len()),
         _ if !reads => (&[][..], 0),
         (Status::Part, _) => (response.value, response.whole as usize),
         // A server without support for parts sends the whole value.
@@ -767,7 +795,9 @@ fn reply<'a>(
     };
     Reply {
         value,
+        has_value: reads || (updates && response.has_value),
         length,
+        deadline: response.deadline,
         landed,
         version: response.version,
         copies: if reads || operation.kind == Kind::Noop { 0 } else { response.copies },
@@ -775,7 +805,7 @@ fn reply<'a>(
 }
 
 /// Returns a description of a server's response, for a message.
-fn spoken(operation: &Operation, response: &Response<'_>) -> String {
+pub(super) fn spoken(operation: &Operation, response: &Response<'_>) -> String {
     let status = response.status;
     match (operation.server, response.value) {
         (Some(server), []) => format!("server {server} responded {status}"),

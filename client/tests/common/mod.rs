@@ -14,15 +14,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kv_client::{Client, OpOptions, Options};
+use kv_core::update::{Current, evaluate};
+use kv_protocol::change::RetainedResponse;
 use kv_protocol::client_message::{
     Condition, Hello, Operation, Question, Refusal, ReplicaRole, Request, Response, SessionStart,
     Status, Welcome, WriteHeader, opcode, write_map_response,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::*;
-use kv_protocol::limits::MAX_CLIENT_BODY;
+use kv_protocol::limits::{MAX_CLIENT_BODY, PROTOCOL_VERSION};
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::update::Updates;
 use kv_protocol::view::{Peer, View};
 
 /// One request as received by a server.
@@ -35,6 +38,10 @@ pub struct Seen {
     pub view: ViewVersion,
     pub seq: u64,
     pub first_incomplete: u64,
+    /// The hash of a write, or the hash in a RESOLVE.
+    pub hash: Option<RequestHash>,
+    /// The encoded updates of an UPDATE.
+    pub updates: Vec<u8>,
 }
 
 /// The handling of a request.
@@ -116,12 +123,31 @@ type Script = Box<dyn FnMut(&Seen) -> Act + Send>;
 #[derive(Default)]
 struct Session {
     first_incomplete: u64,
-    records: HashMap<u64, (Status, u64)>,
+    records: HashMap<u64, Record>,
+}
+
+/// The response to a write, kept for retries.
+#[derive(Clone, Default)]
+struct Record {
+    status: Option<Status>,
+    version: u64,
+    /// An encoded [`RetainedResponse`].
+    rest: Vec<u8>,
+}
+
+impl Record {
+    fn new(status: Status, version: u64) -> Record {
+        Record { status: Some(status), version, rest: Vec::new() }
+    }
 }
 
 struct State {
     map: Map,
     table: HashMap<Vec<u8>, (Vec<u8>, u64)>,
+    /// The deadlines of entries of the table.
+    deadlines: HashMap<Vec<u8>, WallTime>,
+    /// The version of the protocol that the servers support.
+    version: u16,
     sessions: HashMap<(ClientId, GroupId, ShardId), Session>,
     last_sn: u64,
     /// The horizon: unknown sessions that began below this position in the log are reported as expired.
@@ -197,6 +223,8 @@ impl Fake {
         let state = Arc::new(Mutex::new(State {
             map,
             table: HashMap::new(),
+            deadlines: HashMap::new(),
+            version: PROTOCOL_VERSION,
             sessions: HashMap::new(),
             last_sn: 0,
             forgotten: 0,
@@ -252,6 +280,11 @@ impl Fake {
         let state = &mut *self.state();
         state.last_sn += 1;
         state.table.insert(key.to_vec(), (value.to_vec(), state.last_sn));
+    }
+
+    /// Sets the version of the protocol that the servers support from now on.
+    pub fn support_version(&self, version: u16) {
+        self.state().version = version;
     }
 
     /// Returns the number of times that the coordinator has sent the map.
@@ -452,7 +485,7 @@ fn say_welcome(server: Option<u16>, state: &Mutex<State>, output: &mut Vec<u8>) 
         std::thread::yield_now();
     }
     let state = &mut *lock(state);
-    welcome(server, &state.map, state.last_sn).write(output);
+    welcome(server, state).write(output);
     let is_cut = server.is_some() && state.cuts_after_welcome > 0;
     state.cuts_after_welcome -= usize::from(is_cut);
     !is_cut
@@ -470,7 +503,8 @@ fn give_map(server: Option<u16>, state: &mut State, output: &mut Vec<u8>) {
     write_map_response(output, &state.map);
 }
 
-fn welcome(server: Option<u16>, map: &Map, last_sn: u64) -> Welcome {
+fn welcome(server: Option<u16>, state: &State) -> Welcome {
+    let State { ref map, last_sn, version, .. } = *state;
     let servers = map.placement().servers();
     let start = |group| SessionStart { group, committed: SequenceNumber(last_sn) };
     let starts = server.map_or([SessionStart::default(); 2], |at| {
@@ -483,6 +517,7 @@ fn welcome(server: Option<u16>, map: &Map, last_sn: u64) -> Welcome {
         shards: map.shards,
         max_value: 16 << 20,
         starts,
+        version,
     }
 }
 
@@ -505,6 +540,11 @@ fn act(
         Operation::Noop => (opcode::NOOP, None),
         Operation::Verify(_) => (opcode::VERIFY, None),
         Operation::Resolve(header, _) => (opcode::RESOLVE, Some(header)),
+        Operation::Update(header, _) => (opcode::UPDATE, Some(header)),
+    };
+    let updates = match request.operation {
+        Operation::Update(_, updates) => updates.bytes().to_vec(),
+        _ => Vec::new(),
     };
     let seen = Seen {
         server,
@@ -514,6 +554,8 @@ fn act(
         view: request.view,
         seq: header.map_or(0, |h| h.seq.0),
         first_incomplete: header.map_or(0, |h| h.first_incomplete.0),
+        hash: RequestHash::of(request.digest, &request.operation),
+        updates,
     };
     let act = (state.script)(&seen);
     state.seen.push(seen);
@@ -551,6 +593,8 @@ fn act(
                 version,
                 value,
                 whole,
+                has_value: false,
+                deadline: None,
             }
             .write(output);
         }
@@ -564,15 +608,16 @@ fn act(
 
 fn response(request: &Request<'_>, status: Status, version: u64, value: &[u8], to: &mut Vec<u8>) {
     let copies = if status == Status::Ok { 2 } else { 0 };
-    response_with_copies(request, status, copies, version, value, to);
+    response_to_read(request, status, copies, version, value, None, to);
 }
 
-fn response_with_copies(
+fn response_to_read(
     request: &Request<'_>,
     status: Status,
     copies: u8,
     version: u64,
     value: &[u8],
+    deadline: Option<WallTime>,
     to: &mut Vec<u8>,
 ) {
     let version = SequenceNumber(version);
@@ -585,8 +630,18 @@ fn response_with_copies(
         _ => (value, status),
     };
     let whole = if status == Status::Part { u32::try_from(whole).unwrap() } else { 0 };
-    Response { id: request.id, status, copies, view: request.view, version, value, whole }
-        .write(to);
+    Response {
+        id: request.id,
+        status,
+        copies,
+        view: request.view,
+        version,
+        value,
+        whole,
+        has_value: false,
+        deadline: deadline.filter(|_| request.operation.wants_deadline()),
+    }
+    .write(to);
 }
 
 /// Executes a request like a primary, or like a secondary for VERIFY of a secondary.
@@ -602,21 +657,38 @@ fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, 
     }
     assert_eq!(hello.shard, shard, "the client asks the executor of the key's shard");
     let header = match request.operation {
-        Operation::Put(header, _) | Operation::Delete(header) | Operation::Resolve(header, _) => {
-            header
-        }
+        Operation::Put(header, _)
+        | Operation::Delete(header)
+        | Operation::Resolve(header, _)
+        | Operation::Update(header, _) => header,
         Operation::Noop => return response(request, Status::Ok, 0, b"", to),
         Operation::Get | Operation::GetPart(_) | Operation::Verify(_) => {
             return match state.table.get(request.key) {
-                Some((value, version)) => response(request, Status::Ok, *version, value, to),
+                Some((value, version)) => {
+                    let deadline = state.deadlines.get(request.key).copied();
+                    response_to_read(request, Status::Ok, 2, *version, value, deadline, to);
+                }
                 None => response(request, Status::NotFound, 0, b"", to),
             };
         }
     };
     let is_whole = view.secondary().is_some();
-    let (status, version) = write(state, (hello.client, group, shard), request, header);
-    let copies = if status == Status::Ok { 1 + u8::from(is_whole) } else { 0 };
-    response_with_copies(request, status, copies, version, b"", to);
+    let record = write(state, (hello.client, group, shard), request, header);
+    let status = record.status.expect("a status");
+    let is_logged = status != Status::SessionExpired;
+    let rest = RetainedResponse::read(&record.rest).unwrap();
+    Response {
+        id: request.id,
+        status,
+        copies: if is_logged { 1 + u8::from(is_whole) } else { 0 },
+        view: request.view,
+        version: SequenceNumber(record.version),
+        value: rest.value.unwrap_or(&[]),
+        whole: 0,
+        has_value: rest.value.is_some(),
+        deadline: rest.deadline,
+    }
+    .write(to);
 }
 
 fn write(
@@ -624,21 +696,21 @@ fn write(
     session: (ClientId, GroupId, ShardId),
     request: &Request<'_>,
     header: WriteHeader,
-) -> (Status, u64) {
+) -> Record {
     let known = state.sessions.contains_key(&session);
     if !known && header.begun.0 < state.forgotten {
-        return (Status::SessionExpired, 0);
+        return Record::new(Status::SessionExpired, 0);
     }
     let remembered = state.sessions.entry(session).or_default();
     let first = remembered.first_incomplete.max(header.first_incomplete.0);
     remembered.first_incomplete = first;
     remembered.records.retain(|&seq, _| seq >= first);
     if header.seq.0 < first {
-        return (Status::SessionExpired, 0);
+        return Record::new(Status::SessionExpired, 0);
     }
     assert!(header.seq.0 < first + 64, "beyond the window");
-    if let Some(&record) = remembered.records.get(&header.seq.0) {
-        return record;
+    if let Some(record) = remembered.records.get(&header.seq.0) {
+        return record.clone();
     }
     state.last_sn += 1;
     let found = state.table.get(request.key).map_or(0, |(_, version)| *version);
@@ -648,20 +720,51 @@ fn write(
         Condition::IfAbsent => found == 0,
     };
     let record = match request.operation {
-        Operation::Resolve(..) => (Status::NotDone, 0),
-        _ if !holds => (Status::Conflict, found),
+        Operation::Resolve(..) => Record::new(Status::NotDone, 0),
+        Operation::Update(_, updates) => update(state, request.key, &updates),
+        _ if !holds => Record::new(Status::Conflict, found),
         Operation::Put(_, value) => {
             state.table.insert(request.key.to_vec(), (value.to_vec(), state.last_sn));
             state.executed.push((request.key.to_vec(), value.to_vec()));
-            (Status::Ok, state.last_sn)
+            Record::new(Status::Ok, state.last_sn)
         }
-        _ if found == 0 => (Status::NotFound, 0),
+        _ if found == 0 => Record::new(Status::NotFound, 0),
         _ => {
             state.table.remove(request.key);
             state.executed.push((request.key.to_vec(), Vec::new()));
-            (Status::Ok, state.last_sn)
+            Record::new(Status::Ok, state.last_sn)
         }
     };
-    state.sessions.entry(session).or_default().records.insert(header.seq.0, record);
+    state.sessions.entry(session).or_default().records.insert(header.seq.0, record.clone());
     record
+}
+
+/// Executes updates like a primary, at the current time.
+fn update(state: &mut State, key: &[u8], updates: &Updates<'_>) -> Record {
+    let State { table, deadlines, .. } = &*state;
+    let newest = |key: &[u8]| {
+        let (value, version) = table.get(key)?;
+        let (version, deadline) = (SequenceNumber(*version), deadlines.get(key).copied());
+        Some(Current { value, version, deadline })
+    };
+    let evaluation = evaluate(key, updates, now(), newest);
+    for change in evaluation.changes {
+        let stored = change.stored;
+        let value = stored.as_ref().map_or(&[][..], |stored| &stored.value);
+        state.executed.push((change.key.to_vec(), value.to_vec()));
+        state.table.remove(change.key);
+        state.deadlines.remove(change.key);
+        if let Some(stored) = stored {
+            state.table.insert(change.key.to_vec(), (stored.value.into_owned(), state.last_sn));
+            state.deadlines.extend(stored.deadline.map(|at| (change.key.to_vec(), at)));
+        }
+    }
+    let version = if evaluation.is_done { state.last_sn } else { evaluation.found.0 };
+    Record { status: Some(evaluation.status), version, rest: evaluation.response }
+}
+
+/// Returns the current wall time.
+pub fn now() -> WallTime {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    WallTime::from_millis(u64::try_from(since.as_millis()).unwrap())
 }

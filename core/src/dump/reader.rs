@@ -11,15 +11,18 @@
 use std::str::{self, FromStr};
 
 use kv_protocol::ids::{ClusterId, GroupId, Incarnation, Member, ServerId};
-use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use kv_protocol::limits::{MAX_KEY_BYTES, MAX_RETAINED_RESPONSE, MAX_VALUE_BYTES};
 
 use super::{
-    DumpEntry, DumpError, DumpHeader, DumpOrigin, DumpRecord, DumpedShard, END, FIRST_LINE,
-    FIRST_LINE_BEFORE, SHARD, parse_end, parse_entry, parse_record, parse_shard,
+    DumpEntry, DumpError, DumpHeader, DumpOrigin, DumpRecord, DumpedShard, END, FIRST_LINES, SHARD,
+    parse_end, parse_entry, parse_record, parse_shard,
 };
 
 /// The maximum length of a line of a dump: every byte of the longest key and value is escaped.
 pub const MAX_DUMP_LINE_BYTES: usize = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 128;
+
+const _: () =
+    assert!(4 * MAX_RETAINED_RESPONSE + 256 <= MAX_DUMP_LINE_BYTES, "a record must fit in a line");
 
 /// A part of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,8 +143,10 @@ impl DumpReader {
     fn fact(&mut self, line: &str) -> Result<Option<DumpItem>, DumpError> {
         let facts = &mut self.facts;
         let taken = match self.lines {
-            1 if line == FIRST_LINE || line == FIRST_LINE_BEFORE => Ok(()),
-            1 => Err("expected `# kv-dump 3`, or `# kv-dump 2` of an earlier version"),
+            1 if FIRST_LINES.contains(&line) => Ok(()),
+            1 => Err(
+                "expected `# kv-dump 4`, or `# kv-dump 3` or `# kv-dump 2` of an earlier version",
+            ),
             2 => set(&mut facts.cluster, line, "# cluster ", "expected `# cluster <hex>`"),
             3 => {
                 let mut server = 0;
@@ -192,7 +197,8 @@ impl DumpReader {
                 if record.shard != current.shard {
                     return Err("the record belongs to another shard");
                 }
-                (DumpItem::Record(record), record.sn)
+                let sn = record.sn;
+                (DumpItem::Record(record), sn)
             }
             None => {
                 let entry = parse_entry(line)?;
@@ -243,12 +249,19 @@ fn set<T: FromStr>(
 
 #[cfg(test)]
 mod tests {
-    use kv_protocol::ids::{SequenceNumber, ShardId, ViewVersion};
+    use kv_protocol::change::RetainedResponse;
+    use kv_protocol::client_message::Status;
+    use kv_protocol::ids::{
+        ClientId, RequestHash, RequestSeq, SequenceNumber, ShardId, ViewVersion, WallTime,
+    };
+    use kv_protocol::peer_message::CompletionRecord;
 
     use super::*;
     use crate::dump::{DumpWriter, HeldAs};
 
-    fn dump(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
+    /// Returns a dump of these entries, where every second one has a deadline, and of a record for each of these values
+    /// of responses.
+    fn dump(entries: &[(&[u8], &[u8])], responses: &[Option<&[u8]>]) -> Vec<u8> {
         let writer = Member { server: ServerId(0), incarnation: Incarnation(1) };
         let origin = DumpOrigin { cluster: ClusterId(1), writer, group: GroupId(0), shards: 1 };
         let mut file = Vec::new();
@@ -261,19 +274,34 @@ mod tests {
             forgotten: SequenceNumber(0),
         };
         writer.shard(&line, &mut file);
-        for (key, value) in entries {
-            writer.entry(key, value, SequenceNumber(2), &mut file);
+        for (number, (key, value)) in (0u64..).zip(entries) {
+            let deadline = (number % 2 == 1).then(|| WallTime::from_millis(number));
+            writer.entry(key, value, deadline, SequenceNumber(2), &mut file);
+        }
+        for (seq, value) in (1..).zip(responses) {
+            let record = CompletionRecord {
+                client: ClientId(7),
+                seq: RequestSeq(seq),
+                first_incomplete: RequestSeq(1),
+                status: Status::Ok,
+                version: SequenceNumber(2),
+                request: RequestHash(3),
+            };
+            let mut response = Vec::new();
+            RetainedResponse { value: *value, deadline: None }.write(&mut response);
+            let (shard, sn) = (ShardId(0), SequenceNumber(2));
+            writer.record(&DumpRecord { shard, sn, record, response }, &mut file);
         }
         writer.end(&mut file);
         file
     }
 
-    fn read(file: &[u8], piece: usize) -> Result<(DumpHeader, usize), DumpError> {
+    fn read(file: &[u8], piece: usize) -> Result<(DumpHeader, Vec<DumpItem>), DumpError> {
         let mut reader = DumpReader::new();
-        let mut items = 0;
+        let mut items = Vec::new();
         for bytes in file.chunks(piece) {
-            reader.feed(bytes, |_| {
-                items += 1;
+            reader.feed(bytes, |item| {
+                items.push(item);
                 Ok::<(), DumpError>(())
             })?;
         }
@@ -282,9 +310,16 @@ mod tests {
 
     #[test]
     fn a_dump_reads_the_same_in_pieces_of_any_size() {
-        let file = dump(&[(b"a", b"1"), (b"\n", b"\0\xff"), (b"c", b"")]);
+        let entries: [(&[u8], &[u8]); 3] = [(b"a", b"1"), (b"\n", b"\0\xff"), (b"c", b"")];
+        let file = dump(&entries, &[None, Some(b"of a\n\"response\"")]);
         let whole = read(&file, file.len()).unwrap();
-        assert_eq!(whole.1, 5);
+        assert_eq!(whole.1.len(), 7);
+        let is_expiring =
+            |item: &&DumpItem| matches!(item, DumpItem::Entry(e) if e.deadline.is_some());
+        assert_eq!(whole.1.iter().filter(is_expiring).count(), 1);
+        let has_response =
+            |item: &&DumpItem| matches!(item, DumpItem::Record(r) if !r.response.is_empty());
+        assert_eq!(whole.1.iter().filter(has_response).count(), 1);
         for piece in 1..file.len() {
             assert_eq!(read(&file, piece).as_ref(), Ok(&whole), "pieces of {piece} bytes");
         }
@@ -292,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_truncated_or_altered_dump_is_rejected_in_pieces_too() {
-        let file = dump(&[(b"a", b"1"), (b"b", b"2")]);
+        let file = dump(&[(b"a", b"1"), (b"b", b"2")], &[Some(b"response")]);
         for at in 0..file.len() {
             assert!(read(&file[..at], 7).is_err(), "cut to {at} bytes");
             let mut altered = file.clone();

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use hashbrown::HashTable;
 use kv_protocol::copy_message::{CopyEnd, CopyEntry, CopyFragment, CopyRecord, CopyStart, Marked};
 use kv_protocol::ids::SequenceNumber;
+use kv_protocol::peer_message::CompletionRecord;
 
 use super::follower::Follower;
 use super::{Replica, Role, StreamError};
@@ -25,6 +26,7 @@ pub(super) struct CopyIn {
     /// The number of copy messages received after COPY-START.
     taken: u64,
     partial: Option<PartialEntry>,
+    partial_record: Option<PartialRecord>,
     tombstones: Tombstones,
     /// The response to COPY-END until it is sent.
     mark: Option<Marked>,
@@ -44,6 +46,15 @@ struct PartialEntry {
     staged: Staged,
     hash: TableHash,
     version: SequenceNumber,
+    missing: usize,
+}
+
+/// A record of the copy whose response is incomplete.
+#[derive(Debug)]
+struct PartialRecord {
+    sn: SequenceNumber,
+    record: CompletionRecord,
+    response: Vec<u8>,
     missing: usize,
 }
 
@@ -128,7 +139,7 @@ impl Replica {
             self.out_of_memory(sn);
             return Err(beyond);
         }
-        let staged = self.table.stage(hash, entry.key, length);
+        let staged = self.table.stage(hash, entry.key, length, entry.deadline);
         let mut staged = staged.map_err(|_| self.out_of_memory(sn))?;
         self.table.staged_append(&mut staged, entry.value);
         let missing = length - entry.value.len();
@@ -141,6 +152,15 @@ impl Replica {
         fragment: &CopyFragment<'_>,
     ) -> Result<(), StreamError> {
         let copy = self.take_copy_message()?;
+        if let Some(mut partial) = copy.partial_record.take() {
+            let received = partial.response.len();
+            if fragment.offset as usize != received || fragment.bytes.len() > partial.missing {
+                return Err(StreamError::Fragment { sn: partial.sn });
+            }
+            partial.response.extend_from_slice(fragment.bytes);
+            partial.missing -= fragment.bytes.len();
+            return self.finish_record(partial);
+        }
         // If there is no partial entry, the fragment belongs to an entry that was skipped because this end has a newer
         // version or a tombstone.
         let Some(mut partial) = copy.partial.take() else { return Ok(()) };
@@ -177,9 +197,20 @@ impl Replica {
             && self.table.version_of(hash, key).is_some_and(|here| here >= version)
     }
 
-    pub(super) fn on_copy_record(&mut self, record: &CopyRecord) -> Result<(), StreamError> {
+    pub(super) fn on_copy_record(&mut self, record: &CopyRecord<'_>) -> Result<(), StreamError> {
         self.take_copy_message()?;
-        self.sessions.record_known(record.sn, record.record);
+        let missing = record.response_length as usize - record.response.len();
+        let CopyRecord { sn, record, response, .. } = *record;
+        self.finish_record(PartialRecord { sn, record, response: response.to_vec(), missing })
+    }
+
+    /// Keeps a record of the copy once its response is complete.
+    fn finish_record(&mut self, partial: PartialRecord) -> Result<(), StreamError> {
+        let PartialRecord { sn, record, response, missing } = &partial;
+        match missing {
+            0 => self.sessions.record_known(*sn, *record, response),
+            _ => self.candidate_mut()?.1.partial_record = Some(partial),
+        }
         Ok(())
     }
 
@@ -198,6 +229,7 @@ impl Replica {
         if let Some(partial) = copy.partial.take() {
             table.discard(partial.staged);
         }
+        copy.partial_record = None;
         copy.taken += 1;
         copy.stage = Stage::Complete;
         copy.tombstones = Tombstones::default();

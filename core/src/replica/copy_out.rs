@@ -26,7 +26,7 @@ use kv_protocol::placement::Digest;
 
 use crate::hash::HashSecret;
 use crate::mutations::{self, Mutation};
-use crate::session::Sessions;
+use crate::session::{LoggedRecord, Sessions};
 use crate::table::{Entry, Table, WalkBudget, WalkCursor};
 
 /// The budget of one step of the walk, after which the fill level of the batch is checked.
@@ -41,6 +41,8 @@ pub(super) struct CopyOut {
     walk: Option<WalkCursor>,
     /// Entries that the walk has visited and that are not yet sent in full.
     waiting: VecDeque<Waiting>,
+    /// Records whose responses are not yet sent in full.
+    waiting_records: VecDeque<WaitingRecord>,
     /// The clients whose records are to be copied. The candidate gets sessions that begin later from their live
     /// writes.
     clients: Vec<ClientId>,
@@ -80,6 +82,14 @@ struct Waiting {
     key: Box<[u8]>,
     version: SequenceNumber,
     /// The number of bytes of the value that were sent; `None` if nothing was sent.
+    sent: Option<usize>,
+}
+
+/// A record with a response, named by its client and number because the sessions may change meanwhile.
+#[derive(Debug)]
+struct WaitingRecord {
+    logged: LoggedRecord,
+    /// The number of bytes of the response that were sent; `None` if the record was not sent.
     sent: Option<usize>,
 }
 
@@ -131,6 +141,7 @@ impl CopyOut {
             is_started: false,
             walk: Some(WalkCursor::START),
             waiting: VecDeque::new(),
+            waiting_records: VecDeque::new(),
             clients,
             window: Window::default(),
             end: None,
@@ -223,7 +234,10 @@ impl CopyOut {
         if self.walk.is_none() && self.waiting.is_empty() {
             self.pump_records(view, committed, sessions, batch);
         }
-        let is_all_said = self.walk.is_none() && self.waiting.is_empty() && self.clients.is_empty();
+        let is_all_said = self.walk.is_none()
+            && self.waiting.is_empty()
+            && self.waiting_records.is_empty()
+            && self.clients.is_empty();
         if is_all_said && !batch.is_full() {
             if begins_late {
                 let (sn, forgotten) = (last, sessions.horizon());
@@ -294,16 +308,67 @@ impl CopyOut {
         if mutations::is_open(Mutation::RecordNotCopied) {
             self.clients.clear();
         }
-        while !has_enough(batch)
-            && let Some(client) = self.clients.pop()
-        {
+        loop {
+            while let Some(waiting) = self.waiting_records.front_mut() {
+                if has_enough(batch) {
+                    return;
+                }
+                if send_record(view, waiting, sessions, &mut self.window.sent, batch) {
+                    self.waiting_records.pop_front();
+                }
+            }
+            if has_enough(batch) {
+                return;
+            }
+            let Some(client) = self.clients.pop() else { return };
             for logged in sessions.records_of(client).filter(|logged| logged.sn <= committed) {
-                let (sn, record) = (logged.sn, logged.record);
-                batch.push(&PeerMessage::CopyRecord(CopyRecord { view, sn, record }));
-                self.window.sent += 1;
+                let mut waiting = WaitingRecord { logged, sent: None };
+                // A record with a response waits for its turn, so that the batch stays small.
+                let response = sessions.response_of(client, logged.record.seq);
+                if response.is_empty() {
+                    send_record(view, &mut waiting, sessions, &mut self.window.sent, batch);
+                } else {
+                    self.waiting_records.push_back(waiting);
+                }
             }
         }
     }
+}
+
+/// Sends a record, or the next part of its response. Returns true if nothing of it is left to send.
+fn send_record(
+    view: ViewVersion,
+    waiting: &mut WaitingRecord,
+    sessions: &Sessions,
+    sent: &mut u64,
+    batch: &mut BatchWriter<'_>,
+) -> bool {
+    let LoggedRecord { sn, record } = waiting.logged;
+    // A live write or the expiry of the session may have dropped the record meanwhile, at both ends.
+    let is_kept = sessions.records_of(record.client).any(|kept| kept.record.seq == record.seq);
+    if !is_kept {
+        return true;
+    }
+    *sent += 1;
+    let response = sessions.response_of(record.client, record.seq);
+    let length = |length: usize| u32::try_from(length).expect("a response is at most 16 MiB long");
+    let Some(offset) = waiting.sent else {
+        let first = response.len().min(FRAGMENT_BYTES);
+        batch.push(&PeerMessage::CopyRecord(CopyRecord {
+            view,
+            sn,
+            record,
+            response_length: length(response.len()),
+            response: &response[..first],
+        }));
+        waiting.sent = Some(first);
+        return first == response.len();
+    };
+    let end = response.len().min(offset + FRAGMENT_BYTES);
+    let bytes = &response[offset..end];
+    batch.push(&PeerMessage::CopyFragment(CopyFragment { view, offset: length(offset), bytes }));
+    waiting.sent = Some(end);
+    end == response.len()
 }
 
 /// Returns whether a batch is full enough for this wake-up. The limit is so low that one more session or entry always
@@ -330,6 +395,7 @@ impl Place<'_> {
             version: entry.version,
             digest,
             key: entry.key,
+            deadline: entry.deadline,
             value_length: u32::try_from(entry.value.len()).expect("a value is at most 16 MiB long"),
             value: &entry.value[..first],
         }));

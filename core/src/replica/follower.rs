@@ -3,6 +3,7 @@
 //! On a slow link the transfer of a long value can take longer than a lease. So the part received so far is acked too,
 //! once per beacon interval.
 
+use kv_protocol::change::{Change, NewEntry};
 use kv_protocol::control_message::Following;
 use kv_protocol::copy_message::Handover;
 use kv_protocol::ids::{SequenceNumber, Time, ViewVersion};
@@ -31,14 +32,37 @@ pub(super) struct Follower {
     no_memory_for: Option<SequenceNumber>,
 }
 
-/// A write whose value is incomplete.
+/// A write whose value or response is incomplete.
 #[derive(Debug)]
 struct Partial {
-    staged: Staged,
-    record: CompletionRecord,
-    missing: usize,
+    head: Head,
+    /// The entry of a PUT with the part of its value that was received.
+    staged: Option<Staged>,
+    /// The received part of the value of any other write.
+    value: Vec<u8>,
+    /// The received part of the response.
+    response: Vec<u8>,
+    missing_value: usize,
+    missing_response: usize,
     /// The time at which its PREPARE was sent, which the ack of the whole write echoes.
     t_send: Time,
+}
+
+/// The parts of a PREPARE that are needed once its value is complete.
+#[derive(Clone, Debug)]
+struct Head {
+    effect: Effect,
+    hash: TableHash,
+    key: Box<[u8]>,
+    record: CompletionRecord,
+}
+
+impl Partial {
+    /// Returns the number of bytes received so far.
+    fn received(&self, table: &Table) -> usize {
+        let staged = self.staged.as_ref().map_or(0, |staged| table.staged_entry(staged).1.len());
+        staged + self.value.len() + self.response.len()
+    }
 }
 
 impl Follower {
@@ -61,8 +85,8 @@ impl Follower {
 
     fn drop_stream(&mut self, table: &mut Table) {
         // The stream that carried the rest of a partial value has ended.
-        if let Some(partial) = self.partial.take() {
-            table.discard(partial.staged);
+        if let Some(staged) = self.partial.take().and_then(|partial| partial.staged) {
+            table.discard(staged);
         }
         (self.owed, self.newest) = (None, None);
     }
@@ -73,10 +97,10 @@ impl Follower {
         self.newest = Some(self.newest.map_or(t_send, |newest| newest.max(t_send)));
     }
 
-    /// Returns the number of bytes received of the next write's value.
+    /// Returns the number of bytes received of the next write's value and response.
     pub(super) fn part(&self, table: &Table) -> u64 {
         let partial = self.partial.as_ref();
-        partial.map_or(0, |partial| table.staged_entry(&partial.staged).1.len() as u64)
+        partial.map_or(0, |partial| partial.received(table) as u64)
     }
 
     /// Records that an ack is due for data without a `t_send`, such as a part of a value. It echoes the newest `t_send`
@@ -159,48 +183,107 @@ impl Replica {
         }
     }
 
-    /// Applies a write. Returns `false` if a part of its value is still missing.
+    /// Applies a write. Returns `false` if a part of its value or response is still missing.
     fn apply(&mut self, prepare: &Prepare<'_>) -> Result<bool, StreamError> {
-        let sn = prepare.sn;
-        let hash = self.hash_of(prepare.digest, prepare.key);
-        match prepare.effect {
+        let Prepare { sn, effect, key, value, deadline, record, response, .. } = *prepare;
+        let hash = self.hash_of(prepare.digest, key);
+        let missing_value = prepare.value_length as usize - value.len();
+        let missing_response = prepare.response_length as usize - response.len();
+        if missing_value > 0 || missing_response > 0 {
+            let (missing, head) =
+                ((missing_value, missing_response), Head { effect, hash, key: key.into(), record });
+            return self.begin_value(prepare, head, missing).map(|()| false);
+        }
+        match effect {
             Effect::Put => {
-                let missing = prepare.value_length as usize - prepare.value.len();
-                if missing > 0 {
-                    return self.begin_value(hash, prepare, missing).map(|()| false);
-                }
-                let put = self.table.put(hash, prepare.key, prepare.value, sn);
+                let put = self.table.put(hash, key, value, deadline, sn);
                 let replaced = put.map_err(|_| self.out_of_memory(sn))?;
                 self.check_order(sn, replaced);
-                self.keep_record(sn, prepare.record);
             }
-            Effect::Delete => {
-                self.table.remove(hash, prepare.key);
-                if let Role::Candidate(_, copy) = &mut self.role {
-                    copy.bury(hash, prepare.key, sn);
-                }
-                self.keep_record(sn, prepare.record);
-            }
-            Effect::Nothing => self.keep_record(sn, prepare.record),
-            Effect::ForgetSessions => self.sessions.forget(prepare.record.version),
+            Effect::Delete => self.apply_removal(sn, hash, key),
+            Effect::Changes | Effect::Upkeep => self.apply_changes(sn, value)?,
+            Effect::Nothing => {}
+            Effect::ForgetSessions => self.sessions.forget(record.version),
+        }
+        if effect.has_record() {
+            self.keep_record(sn, record, response);
         }
         Ok(true)
     }
 
-    /// Stages the first part of a long value. Fragments carry the rest.
+    fn apply_removal(&mut self, sn: SequenceNumber, hash: TableHash, key: &[u8]) {
+        self.table.remove(hash, key);
+        if let Role::Candidate(_, copy) = &mut self.role {
+            copy.bury(hash, key, sn);
+        }
+    }
+
+    /// Applies the changes of a write, all of them or, if there is no memory, none.
+    fn apply_changes(&mut self, sn: SequenceNumber, value: &[u8]) -> Result<(), StreamError> {
+        let changes =
+            Change::read_all(value).map_err(|error| StreamError::Changes { sn, error })?;
+        let place = (self.config.group, self.config.shard);
+        if changes.iter().any(|change| self.config.placement.locate(change.digest) != place) {
+            return Err(StreamError::ForeignKey { sn });
+        }
+        let mut staged = Vec::new();
+        for Change { digest, key, entry } in &changes {
+            let Some(NewEntry { value, deadline }) = entry else { continue };
+            let hash = self.hash_of(*digest, key);
+            match self.table.stage(hash, key, value.len(), *deadline) {
+                Ok(mut one) => {
+                    self.table.staged_append(&mut one, value);
+                    staged.push(one);
+                }
+                Err(_) => {
+                    staged.into_iter().for_each(|one| self.table.discard(one));
+                    return Err(self.out_of_memory(sn));
+                }
+            }
+        }
+        let mut staged = staged.into_iter();
+        for Change { digest, key, entry } in changes {
+            match entry.and_then(|_| staged.next()) {
+                Some(one) => {
+                    let replaced = self.table.commit(one, sn);
+                    self.check_order(sn, replaced);
+                }
+                None => self.apply_removal(sn, self.hash_of(digest, key), key),
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the first part of a long value or response. Fragments carry the rest.
     fn begin_value(
         &mut self,
-        hash: TableHash,
         prepare: &Prepare<'_>,
-        missing: usize,
+        head: Head,
+        (missing_value, missing_response): (usize, usize),
     ) -> Result<(), StreamError> {
-        let Prepare { sn, record, t_send, key, value, .. } = *prepare;
-        let staged = self.table.stage(hash, key, value.len() + missing);
-        let mut staged = staged.map_err(|_| self.out_of_memory(sn))?;
-        self.table.staged_append(&mut staged, value);
+        let Prepare { sn, t_send, key, value, deadline, response, .. } = *prepare;
+        let mut partial = Partial {
+            staged: None,
+            value: Vec::new(),
+            response: Vec::new(),
+            missing_value,
+            missing_response,
+            t_send,
+            head,
+        };
+        if prepare.effect == Effect::Put {
+            let length = value.len() + missing_value;
+            let staged = self.table.stage(partial.head.hash, key, length, deadline);
+            let mut staged = staged.map_err(|_| self.out_of_memory(sn))?;
+            self.table.staged_append(&mut staged, value);
+            partial.staged = Some(staged);
+        } else {
+            partial.value.extend_from_slice(value);
+        }
+        partial.response.extend_from_slice(response);
         let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
         follower.owe_ack(t_send);
-        follower.partial = Some(Partial { staged, record, missing, t_send });
+        follower.partial = Some(partial);
         Ok(())
     }
 
@@ -213,14 +296,14 @@ impl Replica {
         StreamError::OutOfMemory { sn }
     }
 
-    fn keep_record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
+    fn keep_record(&mut self, sn: SequenceNumber, record: CompletionRecord, response: &[u8]) {
         if mutations::is_open(Mutation::RecordNotInPrepare) {
             return;
         }
         match self.role {
             // The session may have begun long before the copy, and its earlier records may never arrive.
-            Role::Candidate(..) => self.sessions.record_known(sn, record),
-            _ => self.sessions.record(sn, record),
+            Role::Candidate(..) => self.sessions.record_known(sn, record, response),
+            _ => self.sessions.record_with(sn, record, response),
         }
     }
 
@@ -242,24 +325,55 @@ impl Replica {
         }
         let wrong = StreamError::Fragment { sn };
         let Some(partial) = &mut follower.partial else { return Err(wrong) };
-        let received = self.table.staged_entry(&partial.staged).1.len();
+        let missing = match partial.missing_value {
+            0 => &mut partial.missing_response,
+            _ => &mut partial.missing_value,
+        };
+        let is_of_value = fragment.bytes.len() <= *missing;
         if sn != follower.last.next()
-            || fragment.offset as usize != received
-            || fragment.bytes.len() > partial.missing
+            || fragment.offset as usize != partial.received(&self.table)
+            || !is_of_value
         {
             return Err(wrong);
         }
-        self.table.staged_append(&mut partial.staged, fragment.bytes);
-        partial.missing -= fragment.bytes.len();
-        if partial.missing == 0 {
+        match (partial.missing_value, &mut partial.staged) {
+            (0, _) => partial.response.extend_from_slice(fragment.bytes),
+            (_, Some(staged)) => self.table.staged_append(staged, fragment.bytes),
+            (_, None) => partial.value.extend_from_slice(fragment.bytes),
+        }
+        let missing = match partial.missing_value {
+            0 => &mut partial.missing_response,
+            _ => &mut partial.missing_value,
+        };
+        *missing -= fragment.bytes.len();
+        if partial.missing_value + partial.missing_response == 0 {
             let whole = follower.partial.take().expect("it was just filled");
-            follower.last = sn;
-            follower.owe_ack(whole.t_send);
-            self.apply_committed(sn, Effect::Put, Some(whole.staged));
-            self.keep_record(sn, whole.record);
+            self.apply_whole(sn, whole)?;
         } else if may_sign {
             follower.owe_sign();
         }
+        Ok(())
+    }
+
+    /// Applies a write whose last fragment has arrived.
+    fn apply_whole(&mut self, sn: SequenceNumber, whole: Partial) -> Result<(), StreamError> {
+        let Partial { head: Head { effect, hash, key, record }, staged, value, response, .. } =
+            whole;
+        match (effect, staged) {
+            (_, Some(staged)) => {
+                let replaced = self.table.commit(staged, sn);
+                self.check_order(sn, replaced);
+            }
+            (Effect::Changes | Effect::Upkeep, None) => self.apply_changes(sn, &value)?,
+            (Effect::Delete, None) => self.apply_removal(sn, hash, &key),
+            _ => {}
+        }
+        if effect.has_record() {
+            self.keep_record(sn, record, &response);
+        }
+        let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
+        follower.last = sn;
+        follower.owe_ack(whole.t_send);
         Ok(())
     }
 

@@ -121,6 +121,9 @@ impl Replica {
             lent,
             // Affects only the addresses of entries.
             last_steps: _,
+            // The search does not model wall time, and its entries have no deadlines.
+            wall: _,
+            upkeep: _,
             #[cfg(feature = "mutations")]
             mutant,
         } = self;
@@ -131,7 +134,9 @@ impl Replica {
         let mut cursor = Some(WalkCursor::START);
         while let Some(at) = cursor {
             cursor = table.walk(at, WalkBudget { entries: 64, bytes: 1 << 20 }, |entry| {
-                let _ = write!(text, "{:?} {} {:x} ", entry.key, entry.version, sum(entry.value));
+                let (version, deadline) = (entry.version, entry.deadline);
+                let value = sum(entry.value);
+                let _ = write!(text, "{:?} {version} {value:x} {deadline:?} ", entry.key);
             });
         }
         for (key, value) in self.sender().into_iter().flat_map(|sender| sender.log.staged(table)) {

@@ -20,7 +20,7 @@ use kv_protocol::view::{Peer, View};
 use super::copy_in::CopyIn;
 use super::follower::Follower;
 use super::lease::Standing;
-use super::pending::PendingLog;
+use super::pending::{Committed, PendingLog};
 use super::primary::{Candidacy, Primary, Sender};
 use super::requests::Asker;
 use super::{HandingOver, InstallError, Replica, Responses, Role};
@@ -172,6 +172,7 @@ impl Replica {
                 Role::Primary(self.promoted(now, log, candidacy))
             }
         };
+        self.upkeep = self.upkeep.with_new_log();
         if let Some(sender) = self.sender_mut() {
             sender.on_new_view();
         }
@@ -281,7 +282,8 @@ impl Replica {
                 let last = old.sender.log.last();
                 while let Some(write) = old.sender.log.commit_oldest() {
                     let sn = old.sender.log.committed();
-                    self.apply_committed(sn, write.effect, write.staged);
+                    let Committed { effect, staged, mut more, .. } = write;
+                    self.apply_committed(sn, effect, staged, more.as_deref_mut());
                 }
                 Role::Secondary(Follower::starting_after(last))
             }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use kv_protocol::ids::{SequenceNumber, Time};
+use kv_protocol::ids::{SequenceNumber, Time, WallTime};
 
 use super::{Replica, StreamError};
 use crate::table::{CompactionBudget, Pressure, Room};
@@ -65,19 +65,31 @@ impl Replica {
         self.lent = bytes;
     }
 
+    /// Returns the number of bytes of responses that are kept for retries. They count as used memory.
+    pub fn retained_bytes(&self) -> usize {
+        self.sessions.retained_bytes()
+    }
+
     /// Returns whether there is room for an entry within the limit. Runs compaction steps first if they may make room,
     /// at most once per wake-up.
-    pub(super) fn make_room(&mut self, now: Time, key_len: usize, value_len: usize) -> Room {
+    pub(super) fn make_room(
+        &mut self,
+        now: Time,
+        key_len: usize,
+        value_len: usize,
+        deadline: Option<WallTime>,
+    ) -> Room {
         let Some(limit) = self.config.memory_limit else { return Room::Fits };
-        let limit = limit.saturating_sub(self.lent);
-        let mut room = self.table.room(limit, key_len, value_len);
+        let retained = self.sessions.retained_bytes() as u64;
+        let limit = limit.saturating_sub(self.lent).saturating_sub(retained);
+        let mut room = self.table.room(limit, key_len, value_len, deadline);
         if room != Room::Compacting || self.last_steps.pressed == Some(now) {
             return room;
         }
         self.last_steps.pressed = Some(now);
         for _ in 0..PRESSED_STEPS {
             self.table.compact_step(Pressure::Short, CompactionBudget::PRESSED);
-            room = self.table.room(limit, key_len, value_len);
+            room = self.table.room(limit, key_len, value_len, deadline);
             if room != Room::Compacting {
                 break;
             }
@@ -96,7 +108,7 @@ impl Replica {
         let Some(limit) = self.config.memory_limit else { return Ok(()) };
         let chunks = 2 * self.table.chunk_bytes() as u64;
         let most = limit.saturating_add(limit / COPY_BEYOND_LIMIT).saturating_add(chunks);
-        match self.table.reserved_bytes_with(key_len, value_len) as u64 <= most {
+        match self.table.reserved_bytes_with(key_len, value_len, None) as u64 <= most {
             true => Ok(()),
             false => Err(StreamError::CopyBeyondLimit { sn, limit }),
         }

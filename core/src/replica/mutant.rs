@@ -50,7 +50,7 @@ impl Replica {
         }
         let hash = self.hash_of(prepare.digest, prepare.key);
         if let (Role::Primary(_), Effect::Put) = (&self.role, prepare.effect) {
-            let _ = self.table.put(hash, prepare.key, prepare.value, prepare.sn);
+            let _ = self.table.put(hash, prepare.key, prepare.value, prepare.deadline, prepare.sn);
         }
     }
 }

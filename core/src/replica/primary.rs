@@ -28,7 +28,7 @@ use kv_protocol::placement::Digest;
 
 use super::copy_out::CopyOut;
 use super::lease::{Lease, Standing};
-use super::pending::{PendingLog, PendingWrite, Waiters};
+use super::pending::{Committed, More, PendingChange, PendingLog, PendingWrite, Waiters};
 use super::{Replica, Responses, Role, StreamError};
 use crate::mutations::{self, Mutation};
 use crate::table::{LOOK_AHEAD, Staged, TableHash};
@@ -268,10 +268,17 @@ impl Replica {
             at_hand -= 1;
             let write = sender.log.commit_oldest().expect("sn is at most the last assigned");
             let committed = sender.log.committed();
-            self.apply_committed(committed, write.effect, write.staged);
+            let Committed { effect, staged, mut more, record, waiters } = write;
+            self.apply_committed(committed, effect, staged, more.as_deref_mut());
             self.note_committed(committed);
-            for asker in write.waiters.all() {
-                self.respond_to_write(asker, &write.record, responses);
+            let response = more.as_ref().map_or(&[][..], |more| &more.response);
+            for asker in waiters.all() {
+                self.respond_to_write(asker, &record, response, responses);
+            }
+            if let Some(more) = more {
+                for reader in more.readers {
+                    self.refuse(reader, Status::NotFound, "", responses);
+                }
             }
         }
     }
@@ -293,12 +300,23 @@ impl Replica {
     }
 
     /// Applies a committed write to the table.
+    #[inline]
     pub(super) fn apply_committed(
         &mut self,
         sn: SequenceNumber,
         effect: Effect,
         staged: Option<Staged>,
+        more: Option<&mut More>,
     ) {
+        if let Some(More { changes, encoded, .. }) = more {
+            for PendingChange { hash, key, staged } in changes.drain(..) {
+                let replaced = match staged {
+                    Some(staged) => self.table.commit(staged, sn),
+                    None => self.table.remove(hash, &encoded[key]),
+                };
+                self.check_order(sn, replaced);
+            }
+        }
         let replaced = match (effect, staged) {
             (Effect::Put, Some(staged)) => self.table.commit(staged, sn),
             (Effect::Delete, Some(staged)) => self.table.commit_removal(staged),
@@ -408,7 +426,7 @@ impl Replica {
         if self.frozen {
             return self.next_frozen_timeout();
         }
-        [self.next_duty(), self.next_compaction()].into_iter().flatten().min()
+        [self.next_duty(), self.next_compaction(), self.next_upkeep()].into_iter().flatten().min()
     }
 
     /// Returns the next time at which the role of this replica requires a timeout.
@@ -449,6 +467,7 @@ impl Replica {
         self.judge_candidate(now, responses);
         self.forget_idle_sessions(now, responses);
         if !self.frozen {
+            self.remove_expired(now, responses);
             self.compact(now);
         }
     }
@@ -520,7 +539,7 @@ impl Replica {
     fn forget_sessions(&mut self, horizon: SequenceNumber, responses: &mut impl Responses) {
         let draining = self.draining;
         let Some(primary) = self.primary_mut() else { return };
-        if draining || !primary.sender.log.has_room(0) {
+        if draining || !primary.sender.log.has_room(0, 0) {
             return;
         }
         primary.forgot = primary.sender.log.last().next();
@@ -541,6 +560,7 @@ impl Replica {
             staged: None,
             waiters: Waiters::default(),
             bytes: 0,
+            more: None,
         };
         self.log(write, responses);
     }

@@ -1,34 +1,24 @@
 //! Client requests at a replica. Reads and rejected requests get their response at once, writes when they are
 //! committed.
 
-use kv_protocol::client_message::{
-    Condition, Operation, ReplicaRole, Request, Response, Status, WriteHeader,
-};
+use kv_protocol::change::RetainedResponse;
+use kv_protocol::client_message::{Operation, ReplicaRole, Request, Response, Status};
 use kv_protocol::ids::{ClientId, RequestHash, RequestId, SequenceNumber, Time};
-use kv_protocol::peer_message::{CompletionRecord, Effect};
+use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::placement::Digest;
 
-use super::pending::{PendingWrite, Waiters};
+use super::pending::NewestChange;
+use super::writes::Write;
 use super::{ConnectionId, Replica, Responses, Role};
 use crate::mutations::{self, Mutation};
-use crate::session::{LoggedRecord, Lookup};
-use crate::table::{Entry, Room, TableHash};
+use crate::table::{Entry, TableHash};
 
-/// The outcome of a write, decided from the newest pending state.
-struct Decision {
-    effect: Effect,
-    status: Status,
-    /// The version in the response; `None` stands for the sequence number of the write itself.
-    version: Option<SequenceNumber>,
-}
-
-impl Decision {
-    /// The outcome that settles an unknown write as not executed.
-    const NOT_DONE: Decision = Decision {
-        effect: Effect::Nothing,
-        status: Status::NotDone,
-        version: Some(SequenceNumber::ZERO),
-    };
+/// The reason why a read has no response yet.
+enum NoResponse {
+    /// The read is rejected with this status and reason.
+    Refused(Status, &'static str),
+    /// The entry has expired, but its removal is not committed.
+    Expired,
 }
 
 /// The destination of a response.
@@ -66,15 +56,23 @@ impl Replica {
             Operation::Get | Operation::GetPart(_) | Operation::Verify(_) => {
                 match self.read(now, request, hash) {
                     Ok(response) => responses.respond(connection, &response),
-                    Err((status, reason)) => self.refuse(asker, status, reason, responses),
+                    Err(NoResponse::Refused(status, reason)) => {
+                        self.refuse(asker, status, reason, responses);
+                    }
+                    Err(NoResponse::Expired) => {
+                        self.await_expiry(asker, (request.digest, request.key), hash, responses);
+                    }
                 }
             }
             Operation::Noop => self.refuse(asker, Status::Ok, "", responses),
-            Operation::Put(header, value) => {
-                self.write(now, asker, client, (request, hash), header, Some(value), responses);
-            }
-            Operation::Delete(header) | Operation::Resolve(header, _) => {
-                self.write(now, asker, client, (request, hash), header, None, responses);
+            Operation::Put(header, _)
+            | Operation::Delete(header)
+            | Operation::Resolve(header, _)
+            | Operation::Update(header, _) => {
+                let request_hash =
+                    RequestHash::of(request.digest, &request.operation).unwrap_or_default();
+                let write = Write { asker, client, request, hash, header, request_hash };
+                self.write(now, &write, responses);
             }
         }
     }
@@ -175,7 +173,7 @@ impl Replica {
         now: Time,
         request: &Request<'_>,
         hash: TableHash,
-    ) -> Result<Response<'_>, (Status, &'static str)> {
+    ) -> Result<Response<'_>, NoResponse> {
         let now = self.readings.read(Mutation::StaleClockInLeaseCheck, now);
         if let Some(primary) = self.primary()
             && self.needs_lease()
@@ -183,19 +181,25 @@ impl Replica {
             && !mutations::is_open(Mutation::ReadWithoutLease)
         {
             let reason = "the other holder of the group has been silent for too long";
-            return Err((Status::Unavailable, reason));
+            return Err(NoResponse::Refused(Status::Unavailable, reason));
         }
         let entry = self.table.get(hash, request.key);
         let (mut status, mut version, mut value) = match &entry {
             Some(entry) => (Status::Ok, entry.version, entry.value),
             None => (Status::NotFound, SequenceNumber::ZERO, &[][..]),
         };
+        let deadline = entry.and_then(|entry| entry.deadline);
+        if deadline.is_some_and(|deadline| self.has_passed(now, deadline))
+            && !matches!(request.operation, Operation::Verify(_))
+        {
+            return Err(NoResponse::Expired);
+        }
         if mutations::is_open(Mutation::PendingStateRead)
             && let Some(primary) = self.primary()
-            && let Some((sn, staged)) =
-                primary.sender.log.newest_staged(&self.table, hash, request.key)
+            && let Some(NewestChange { sn, entry: Some((newest, _)) }) =
+                primary.sender.log.newest_change(&self.table, hash, request.key)
         {
-            (status, version, value) = (Status::Ok, sn, self.table.staged_entry(staged).1);
+            (status, version, value) = (Status::Ok, sn, newest);
         }
         let view = self.view_version();
         let (part, whole) = (request.operation.range_of(value.len()), value.len());
@@ -206,233 +210,29 @@ impl Replica {
             }
             false => 0,
         };
-        Ok(Response { id: request.id, status, copies: 0, view, version, value, whole })
-    }
-
-    /// Logs a write that is neither known nor rejected. For a RESOLVE of an unknown write, it logs a write without
-    /// effect. Its record has the number and the hash of the unknown write. If the unknown write arrives later, it
-    /// counts as a retry and is not executed.
-    #[allow(clippy::too_many_arguments)] // The parts of one request.
-    fn write(
-        &mut self,
-        now: Time,
-        asker: Asker,
-        client: ClientId,
-        (request, hash): (&Request<'_>, TableHash),
-        header: WriteHeader,
-        value: Option<&[u8]>,
-        responses: &mut impl Responses,
-    ) {
-        let request_hash = RequestHash::of(request.digest, &request.operation).unwrap_or_default();
-        let is_resolve = matches!(request.operation, Operation::Resolve(..));
-        if self.is_known(asker, client, &header, (request_hash, is_resolve), responses) {
-            return;
-        }
-        if self.draining {
-            let reason = "this server is being stopped and accepts no new writes";
-            return self.refuse(asker, Status::Unavailable, reason, responses);
-        }
-        let bytes = request.key.len() + value.map_or(0, <[u8]>::len);
-        let Some(primary) = self.primary() else { return };
-        if !primary.sender.log.has_room(bytes) {
-            let reason = "too many writes wait for the other replica; retry later";
-            return self.refuse(asker, Status::Busy, reason, responses);
-        }
-        let decision = match is_resolve {
-            true if mutations::is_open(Mutation::NotDoneWithoutRecord) => {
-                return self.refuse(asker, Status::NotDone, "", responses);
-            }
-            true => Decision::NOT_DONE,
-            false => self.decide(hash, request.key, header.condition, value.is_some()),
-        };
-        let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
-        if decision.effect == Effect::Put {
-            match self.make_room(now, request.key.len(), stored.len()) {
-                Room::Fits => {}
-                Room::Compacting => {
-                    let reason = "the table is being compacted to make room; retry later";
-                    return self.refuse(asker, Status::Busy, reason, responses);
-                }
-                Room::Full => {
-                    let reason =
-                        "the memory limit is reached; delete entries or raise --memory-limit";
-                    return self.refuse(asker, Status::OutOfSpace, reason, responses);
-                }
-            }
-        }
-        // Only writes that change the key are staged in memory. So a RESOLVE succeeds even without free memory.
-        let staged = match decision.effect {
-            Effect::Put | Effect::Delete => {
-                self.table.stage(hash, request.key, stored.len()).map(Some)
-            }
-            Effect::Nothing | Effect::ForgetSessions => Ok(None),
-        };
-        let Ok(mut staged) = staged else {
-            let reason = "the server cannot allocate memory for the entry; delete entries";
-            return self.refuse(asker, Status::OutOfSpace, reason, responses);
-        };
-        if let Some(staged) = &mut staged {
-            self.table.staged_append(staged, stored);
-        }
-        let Some(primary) = self.primary() else { return };
-        let sn = primary.sender.log.last().next();
-        let record = CompletionRecord {
-            client,
-            seq: header.seq,
-            first_incomplete: header.first_incomplete,
-            status: decision.status,
-            version: decision.version.unwrap_or(sn),
-            request: request_hash,
-        };
-        self.sessions.record(sn, record);
-        let mut waiters = Waiters::default();
-        if mutations::is_open(Mutation::ResponseBeforeAck)
-            || (mutations::is_open(Mutation::RefusalRespondedAtOnce)
-                && decision.effect == Effect::Nothing)
-        {
-            self.respond_to_write(asker, &record, responses);
-        } else {
-            waiters.add(asker);
-        }
-        self.log(
-            PendingWrite {
-                effect: decision.effect,
-                digest: request.digest,
-                hash,
-                record,
-                staged,
-                waiters,
-                bytes,
-            },
-            responses,
-        );
-    }
-
-    /// Returns whether the write needs no execution because it is known or rejected. The request then has its
-    /// response, or waits for that of the known write.
-    fn is_known(
-        &mut self,
-        asker: Asker,
-        client: ClientId,
-        header: &WriteHeader,
-        (request, is_resolve): (RequestHash, bool),
-        responses: &mut impl Responses,
-    ) -> bool {
-        let mut found = self.sessions.look_up(client, header, request);
-        if found == Lookup::TooManySessions {
-            self.forget_oldest_sessions(responses);
-            found = self.sessions.look_up(client, header, request);
-        }
-        let (status, reason) = match found {
-            Lookup::New => return false,
-            Lookup::Logged(_) if mutations::is_open(Mutation::RetryExecutesTwice) => return false,
-            Lookup::Logged(logged)
-                if !is_resolve
-                    && logged.record.status == Status::NotDone
-                    && mutations::is_open(Mutation::LateWriteExecuted) =>
-            {
-                return false;
-            }
-            Lookup::Logged(logged)
-                if is_resolve
-                    && self.primary().is_some_and(|p| logged.sn > p.sender.log.committed())
-                    && mutations::is_open(Mutation::ResolveOverPending) =>
-            {
-                return false;
-            }
-            Lookup::Logged(logged) => {
-                self.respond_from_record(asker, logged, responses);
-                return true;
-            }
-            Lookup::Mismatch => (
-                Status::SessionMismatch,
-                "client id and number belong to another write; never share a client id",
-            ),
-            // The expiry is not committed yet, so another primary could still have the session and execute the
-            // write.
-            Lookup::Expired if self.primary().is_some_and(|primary| primary.is_forgetting()) => {
-                (Status::Busy, "sessions are being expired; retry later")
-            }
-            Lookup::Expired => {
-                (Status::SessionExpired, "the record of this write or its session has expired")
-            }
-            Lookup::BeyondWindow => (
-                Status::Invalid,
-                "the write is too far ahead of the client's first incomplete write",
-            ),
-            Lookup::TooManySessions => {
-                (Status::Busy, "too many clients write to this shard; retry later")
-            }
-        };
-        self.refuse(asker, status, reason, responses);
-        true
-    }
-
-    /// Responds to a retry or a RESOLVE from the completion record, once the write is committed.
-    fn respond_from_record(
-        &mut self,
-        asker: Asker,
-        logged: LoggedRecord,
-        responses: &mut impl Responses,
-    ) {
-        let Some(primary) = self.primary_mut() else { return };
-        if logged.sn > primary.sender.log.committed()
-            && !mutations::is_open(Mutation::RetryRespondedUncommitted)
-        {
-            let write = primary.sender.log.get_mut(logged.sn);
-            let write = write.expect("uncommitted writes are pending");
-            return write.waiters.add(asker);
-        }
-        self.respond_to_write(asker, &logged.record, responses);
-    }
-
-    /// Decides the outcome of a write from the newest pending state.
-    fn decide(&self, hash: TableHash, key: &[u8], condition: Condition, is_put: bool) -> Decision {
-        if is_put && condition == Condition::Always {
-            return Decision { effect: Effect::Put, status: Status::Ok, version: None };
-        }
-        let current = self.newest_version(hash, key);
-        let holds = match condition {
-            Condition::Always => true,
-            Condition::IfVersion(version) => current == Some(version),
-            Condition::IfAbsent => current.is_none(),
-        };
-        let nothing = |status| Decision {
-            effect: Effect::Nothing,
+        Ok(Response {
+            id: request.id,
             status,
-            version: Some(current.unwrap_or(SequenceNumber::ZERO)),
-        };
-        match (holds, is_put, current) {
-            (false, ..) => nothing(Status::Conflict),
-            (true, true, _) => Decision { effect: Effect::Put, status: Status::Ok, version: None },
-            (true, false, Some(_)) => {
-                Decision { effect: Effect::Delete, status: Status::Ok, version: None }
-            }
-            (true, false, None) => nothing(Status::NotFound),
-        }
+            copies: 0,
+            view,
+            version,
+            value,
+            whole,
+            has_value: false,
+            deadline: deadline.filter(|_| request.operation.wants_deadline()),
+        })
     }
 
-    /// Returns the version of a key after all pending writes; `None` if the key is then absent.
-    fn newest_version(&self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
-        match self.primary()?.sender.log.newest_change(&self.table, hash, key) {
-            Some((sn, Effect::Put)) => Some(sn),
-            Some(_) => None,
-            None => self.table.get(hash, key).map(|entry| entry.version),
-        }
-    }
-
-    pub(super) fn log(&mut self, write: PendingWrite, responses: &mut impl Responses) {
-        let Some(primary) = self.primary_mut() else { return };
-        primary.sender.log.push(write);
-        self.commit_if_alone(responses);
-    }
-
+    /// Responds to a write from its record. `rest` is the rest of the response, a [`RetainedResponse`].
     pub(super) fn respond_to_write(
         &self,
         asker: Asker,
         record: &CompletionRecord,
+        rest: &[u8],
         responses: &mut impl Responses,
     ) {
+        // The bytes were encoded here, or checked when they were received.
+        let rest = RetainedResponse::read(rest).unwrap_or_default();
         let copies = self.view.map_or(0, |view| view.copies());
         let response = Response {
             id: asker.request,
@@ -440,8 +240,10 @@ impl Replica {
             copies,
             view: self.view_version(),
             version: record.version,
-            value: &[],
+            value: rest.value.unwrap_or(&[]),
             whole: 0,
+            has_value: rest.value.is_some(),
+            deadline: rest.deadline,
         };
         responses.respond(asker.connection, &response);
     }
@@ -461,6 +263,8 @@ impl Replica {
             version: SequenceNumber::ZERO,
             value: reason.as_bytes(),
             whole: 0,
+            has_value: false,
+            deadline: None,
         };
         responses.respond(asker.connection, &response);
     }

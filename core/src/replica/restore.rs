@@ -1,7 +1,7 @@
 //! The description of a replica for its dump, and the loading of a dump into an empty replica that has no view yet.
 
 use kv_protocol::control_message::ReplicaState;
-use kv_protocol::ids::{GroupId, SequenceNumber, ShardId};
+use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId, WallTime};
 use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::placement::Digest;
 
@@ -49,6 +49,11 @@ impl Replica {
         Ok(DumpedShard { shard, held_as, view: view.version, last, forgotten })
     }
 
+    /// Returns the rest of the response of a completion record, for the dump; empty if the record has none.
+    pub fn response_of(&self, client: ClientId, seq: RequestSeq) -> &[u8] {
+        self.sessions.response_of(client, seq)
+    }
+
     /// Loads one entry of a dump.
     ///
     /// # Errors
@@ -57,17 +62,18 @@ impl Replica {
         &mut self,
         key: &[u8],
         value: &[u8],
+        deadline: Option<WallTime>,
         version: SequenceNumber,
     ) -> Result<(), OutOfMemory> {
         assert!(self.view.is_none(), "only a replica without a view can load a dump");
         let hash = self.hash_of(Digest::of(key), key);
-        self.table.put(hash, key, value, version).map(drop)
+        self.table.put(hash, key, value, deadline, version).map(drop)
     }
 
     /// Loads one completion record of a dump, whose write is committed.
-    pub fn load_record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
+    pub fn load_record(&mut self, sn: SequenceNumber, record: CompletionRecord, response: &[u8]) {
         assert!(self.view.is_none(), "only a replica without a view can load a dump");
-        self.sessions.record_known(sn, record);
+        self.sessions.record_known(sn, record, response);
     }
 
     /// Completes the loading of a dump whose last write was `last`. From now on a first view of any version may make

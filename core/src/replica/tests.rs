@@ -2,15 +2,18 @@
 
 mod catch_up;
 mod ending;
+mod expiring;
 mod failover;
 mod following;
 mod group;
 mod hand_over;
 mod hostile_copy;
 mod in_doubt;
+mod limits;
 mod model;
 mod narrow;
 mod stream;
+mod updates;
 mod writes;
 
 use std::collections::BTreeMap;
@@ -21,11 +24,11 @@ use kv_protocol::client_message::{
 };
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{
-    ClientId, ClusterId, Incarnation, RequestId, RequestSeq, ServerId, ViewVersion,
+    ClientId, ClusterId, Incarnation, RequestId, RequestSeq, ServerId, ViewVersion, WallTime,
 };
 use kv_protocol::limits::{
-    BEACON_INTERVAL, FRAGMENT_BYTES, MAX_PEER_BODY, MAX_PENDING_WRITES, MAX_SESSIONS, SESSION_IDLE,
-    SESSIONS_FORGOTTEN_AT_ONCE,
+    BEACON_INTERVAL, FRAGMENT_BYTES, MAX_PEER_BODY, MAX_PENDING_WRITES, MAX_RETAINED_BYTES,
+    MAX_SESSIONS, MAX_VALUE_BYTES, SESSION_IDLE, SESSIONS_FORGOTTEN_AT_ONCE,
 };
 use kv_protocol::peer_message::{Ack, BatchReader, PeerHello, PeerRefusalReason};
 use kv_protocol::placement::Digest;
@@ -47,6 +50,8 @@ struct Given {
     version: SequenceNumber,
     value: Vec<u8>,
     whole: u32,
+    has_value: bool,
+    deadline: Option<WallTime>,
 }
 
 #[derive(Default)]
@@ -61,6 +66,8 @@ impl Responses for Inbox {
             version: response.version,
             value: response.value.to_vec(),
             whole: response.whole,
+            has_value: response.has_value,
+            deadline: response.deadline,
         };
         assert_eq!(self.0.insert(response.id.0, given), None, "two responses to {:?}", response.id);
     }
@@ -92,12 +99,17 @@ fn view(version: u64) -> View {
 }
 
 fn replica(server: u16, memory_limit: Option<u64>) -> Replica {
+    // There is one server and one shard, so every key belongs to this replica.
+    replica_in(Placement::new(1, 1), server, memory_limit)
+}
+
+/// Creates the replica of group 0 and shard 0.
+fn replica_in(placement: Placement, server: u16, memory_limit: Option<u64>) -> Replica {
     let config = ReplicaConfig {
         me: member(server),
         group: GroupId(0),
         shard: ShardId(0),
-        // There is one server and one shard, so every key belongs to this replica.
-        placement: Placement::new(1, 1),
+        placement,
         memory_limit,
         session_idle: SESSION_IDLE,
         hash_secret: HashSecret::new(u64::from(server)),

@@ -14,7 +14,9 @@
 //! no pass chooses again. If recent moves have gained no chunk, compaction rests until enough memory was freed to
 //! gain one. So the compaction of an idle table ends. Slots stay in hash order, so a walk still visits every entry
 //! once. Version and check move with their entry, so the digest does not change. The records of pins and staged
-//! entries are updated. A pinned entry that the table has dropped is not moved.
+//! entries are updated, and so are the lists of deadlines. A pinned entry that the table has dropped is not moved.
+
+use kv_protocol::ids::WallTime;
 
 use super::directory::{Relocated, RelocationEnd};
 use super::{HashBits, Table, entry};
@@ -127,14 +129,21 @@ impl Compaction {
 impl Table {
     /// Checks whether one more entry fits within a limit. The bytes of entries and slots must stay within the limit.
     /// The reserved memory may exceed the limit by two percent, and may always be two chunks.
-    pub fn room(&self, limit: u64, key_len: usize, value_len: usize) -> Room {
-        let used = self.used_bytes() + key_len + value_len;
+    pub fn room(
+        &self,
+        limit: u64,
+        key_len: usize,
+        value_len: usize,
+        deadline: Option<WallTime>,
+    ) -> Room {
+        let trailer_bytes = if deadline.is_some() { entry::TRAILER_BYTES } else { 0 };
+        let used = self.used_bytes() + key_len + value_len + trailer_bytes;
         if used as u64 > limit {
             return Room::Full;
         }
         let chunks_least = 2 * self.chunk_bytes() as u64;
         let held_most = (limit + limit / HELD_BEYOND_LIMIT).max(chunks_least);
-        if self.reserved_bytes_with(key_len, value_len) as u64 <= held_most {
+        if self.reserved_bytes_with(key_len, value_len, deadline) as u64 <= held_most {
             Room::Fits
         } else if self.wants_compaction(Pressure::Short) {
             Room::Compacting
@@ -224,13 +233,17 @@ impl Table {
         from: HashBits,
         budget: CompactionBudget,
     ) -> RelocationEnd<HashBits> {
-        let Table { arena, directory, pins, .. } = self;
+        let Table { arena, directory, pins, deadlines, .. } = self;
         directory.relocate(arena, from, budget, |arena, handle| {
-            // SAFETY: the handle of a linked entry, whose value is complete. Only its slot and the record of its pins
-            // refer to it, and both get the new handle.
+            // SAFETY: the handle of a linked entry, whose value is complete. Only its slot, the record of its pins and
+            // the list of its deadline refer to it, and all of them get the new handle.
             let moved = unsafe { entry::relocate(arena, handle, None) };
             let Some((moved, bytes)) = moved else { return Relocated::NoRoom };
             pins.follow(handle, moved);
+            // SAFETY: the handle of a linked entry.
+            if unsafe { entry::deadline(arena, moved) }.is_some() {
+                deadlines.follow(arena, handle, moved);
+            }
             Relocated::To(moved, bytes)
         })
     }

@@ -40,7 +40,7 @@ impl Bounded {
     fn put(&mut self, key: u64, len: usize) -> bool {
         let bytes = numbered_key(key);
         loop {
-            match self.table.room(LIMIT as u64, bytes.len(), len) {
+            match self.table.room(LIMIT as u64, bytes.len(), len, None) {
                 Room::Fits => break,
                 Room::Compacting => {
                     self.table.compact_step(Pressure::Short, CompactionBudget::PRESSED);
@@ -56,7 +56,7 @@ impl Bounded {
         self.version += 1;
         let value = value(self.version, len);
         let version = SequenceNumber(self.version);
-        self.table.put(hash_of(&bytes), &bytes, &value, version).expect("memory");
+        self.table.put(hash_of(&bytes), &bytes, &value, None, version).expect("memory");
         self.entries.insert(key, (self.version, len));
         self.held_most = self.held_most.max(self.table.reserved_bytes());
         true
@@ -291,7 +291,7 @@ fn staged_entries_move_with_their_partial_values() {
         }
         if number % 97 == 0 {
             let key = numbered_key(1 << 40 | number);
-            let mut ticket = bounded.table.stage(hash_of(&key), &key, 120).unwrap();
+            let mut ticket = bounded.table.stage(hash_of(&key), &key, 120, None).unwrap();
             bounded.table.staged_append(&mut ticket, &value(number, 60));
             staged.push((ticket, key, number));
         }

@@ -1,14 +1,19 @@
-//! The layout of an entry in the arena: one allocation with header, key and value.
+//! The layout of an entry in the arena: one allocation with header, key and value, and a trailer if the entry has a
+//! deadline.
 //!
 //! ```text
-//!   0        8          12       14     16
-//!   | version | value len | key len | check | key … | value … |
+//!   0        8          12       14     16                    next multiple of 8
+//!   | version | value len | key len | check | key … | value … | prev | next | deadline, slot |
+//!               first bit: has a deadline                       trailer: 16 bytes
 //! ```
+//!
+//! The trailer links the entry into a list of the deadline wheel (`deadlines`). An entry without a deadline has no
+//! trailer, and the positions of key and value do not depend on it.
 
 use std::hash::{BuildHasher, Hasher};
 
 use foldhash::fast::FixedState;
-use kv_protocol::ids::SequenceNumber;
+use kv_protocol::ids::{SequenceNumber, WallTime};
 
 use crate::arena::{Arena, Handle};
 use crate::hash::mix;
@@ -24,14 +29,80 @@ pub const VALUE_BYTES_MAX: usize = 1 << 30;
 #[repr(C)]
 struct Header {
     version: u64,
-    value_len: u32,
+    /// The length of the value, and [`HAS_DEADLINE`].
+    value_len_and_flag: u32,
     key_len: u16,
-    /// 16 bits of a hash of key and value, stored once the value is complete; part of the table's digest.
+    /// 16 bits of a hash of key, value and deadline, stored once the value is complete; part of the table's digest.
     check: u16,
+}
+
+/// The bit of `value_len_and_flag` that marks an entry with a deadline.
+const HAS_DEADLINE: u32 = 1 << 31;
+const _: () = assert!(VALUE_BYTES_MAX < HAS_DEADLINE as usize);
+
+impl Header {
+    #[inline]
+    fn value_len(self) -> usize {
+        (self.value_len_and_flag & !HAS_DEADLINE) as usize
+    }
+
+    #[inline]
+    fn has_deadline(self) -> bool {
+        self.value_len_and_flag & HAS_DEADLINE != 0
+    }
+
+    /// Returns the length of key and value.
+    fn content_len(self) -> usize {
+        usize::from(self.key_len) + self.value_len()
+    }
+
+    /// Returns the size of the entry's allocation.
+    fn entry_bytes(self) -> usize {
+        entry_bytes(self.key_len.into(), self.value_len(), self.has_deadline())
+    }
 }
 
 const HEADER_BYTES: usize = size_of::<Header>();
 const _: () = assert!(HEADER_BYTES == 16 && align_of::<Header>() <= crate::arena::UNIT_BYTES);
+
+/// The end of an entry with a deadline.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Trailer {
+    /// The neighbours in the circular list of the entry's slot; `None` if the entry is in no list.
+    pub(super) prev: Option<Handle>,
+    pub(super) next: Option<Handle>,
+    /// The deadline in the upper 48 bits, and the slot number in the lower 16.
+    deadline_and_slot: u64,
+}
+
+/// The number of bytes by which a deadline enlarges an entry.
+pub(super) const TRAILER_BYTES: usize = size_of::<Trailer>();
+const TRAILER_ALIGN: usize = align_of::<Trailer>();
+const SLOT_BITS: u32 = 16;
+const _: () = assert!(TRAILER_BYTES == 16 && TRAILER_ALIGN == 8);
+const _: () = assert!(WallTime::MAX.millis() <= u64::MAX >> SLOT_BITS);
+
+impl Trailer {
+    fn new(deadline: WallTime) -> Trailer {
+        Trailer { prev: None, next: None, deadline_and_slot: deadline.millis() << SLOT_BITS }
+    }
+
+    #[inline]
+    pub(super) fn deadline(self) -> WallTime {
+        WallTime::from_millis(self.deadline_and_slot >> SLOT_BITS)
+    }
+
+    /// Returns the number of the slot of the deadline wheel for which the entry was last linked.
+    pub(super) fn slot(self) -> u16 {
+        let [low, high, ..] = self.deadline_and_slot.to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    pub(super) fn set_slot(&mut self, slot: u16) {
+        self.deadline_and_slot = self.deadline_and_slot & !u64::from(u16::MAX) | u64::from(slot);
+    }
+}
 
 /// The size of a cache line.
 const LINE_BYTES: usize = 64;
@@ -39,7 +110,7 @@ const LINE_BYTES: usize = 64;
 /// processor's hardware prefetcher fetches the rest.
 const PREFETCH_LINES: usize = 2;
 
-/// A key, its value, and the sequence number of its last write.
+/// A key, its value, the sequence number of its last write, and its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
     /// The whole key.
@@ -48,26 +119,48 @@ pub struct Entry<'a> {
     pub value: &'a [u8],
     /// The sequence number of the entry's last write.
     pub version: SequenceNumber,
+    /// The time at which the entry expires, if it does.
+    pub deadline: Option<WallTime>,
 }
 
 /// Returns the size of an entry's allocation.
-pub(super) fn entry_bytes(key_len: usize, value_len: usize) -> usize {
-    HEADER_BYTES + key_len + value_len
+pub(super) fn entry_bytes(key_len: usize, value_len: usize, has_deadline: bool) -> usize {
+    match has_deadline {
+        true => trailer_offset(key_len + value_len) + TRAILER_BYTES,
+        false => HEADER_BYTES + key_len + value_len,
+    }
 }
 
-/// Allocates an entry and writes its header and key. Returns `None` if there is no memory.
-pub(super) fn create(arena: &mut Arena, key: &[u8], value_len: usize) -> Option<Handle> {
+/// Returns the position of the trailer in an entry with this total length of key and value.
+#[inline]
+fn trailer_offset(content_len: usize) -> usize {
+    (HEADER_BYTES + content_len).next_multiple_of(TRAILER_ALIGN)
+}
+
+/// Allocates an entry and writes its header, key and trailer. Returns `None` if there is no memory.
+pub(super) fn create(
+    arena: &mut Arena,
+    key: &[u8],
+    value_len: usize,
+    deadline: Option<WallTime>,
+) -> Option<Handle> {
     let key_len = u16::try_from(key.len()).expect("a key has at most 65,535 bytes");
     assert!(value_len <= VALUE_BYTES_MAX, "a value of {value_len} bytes is above any limit");
-    let value_len = u32::try_from(value_len).expect("the limit is below 2^32");
-    let handle = arena.allocate(entry_bytes(key.len(), value_len as usize))?;
+    let flag = if deadline.is_some() { HAS_DEADLINE } else { 0 };
+    let value_len_and_flag = u32::try_from(value_len).expect("the limit is below 2^31") | flag;
+    let header = Header { version: 0, value_len_and_flag, key_len, check: 0 };
+    let handle = arena.allocate(header.entry_bytes())?;
     let at = arena.address(handle);
-    // SAFETY: nothing else uses the fresh allocation, which is aligned to 16 and has room for header and key.
+    // SAFETY: nothing else uses the fresh allocation, which is aligned to 16 and has room for header, key, value and
+    // trailer.
     unsafe {
-        at.cast::<Header>().write(Header { version: 0, value_len, key_len, check: 0 });
+        at.cast::<Header>().write(header);
         at.add(HEADER_BYTES).copy_from_nonoverlapping(key.as_ptr(), key.len());
+        if let Some(deadline) = deadline {
+            trailer_at(at, header).write(Trailer::new(deadline));
+        }
         if value_len == 0 {
-            note_check(arena, handle);
+            note_check(at, header);
         }
     }
     Some(handle)
@@ -80,6 +173,57 @@ pub(super) fn create(arena: &mut Arena, key: &[u8], value_len: usize) -> Option<
 unsafe fn header(arena: &Arena, handle: Handle) -> Header {
     // SAFETY: `create` wrote a header there.
     unsafe { arena.address(handle).cast::<Header>().read() }
+}
+
+/// Returns the address of the trailer of the entry at `at`, which has this header.
+///
+/// # Safety
+///
+/// `at` is the address of an entry with a deadline.
+#[inline]
+unsafe fn trailer_at(at: *mut u8, header: Header) -> *mut Trailer {
+    // SAFETY: the allocation of an entry with a deadline has room for a trailer there. The allocation is aligned to
+    // 16, so the trailer is aligned to 8.
+    unsafe { at.add(trailer_offset(header.content_len())).cast() }
+}
+
+/// Returns a copy of the trailer of an entry, or `None` if the entry has no deadline.
+///
+/// # Safety
+///
+/// The requirements of [`header`] hold.
+#[inline]
+pub(super) unsafe fn trailer(arena: &Arena, handle: Handle) -> Option<Trailer> {
+    // SAFETY: guaranteed by the caller; `create` wrote a trailer if the header says so.
+    unsafe {
+        let header = header(arena, handle);
+        header.has_deadline().then(|| trailer_at(arena.address(handle), header).read())
+    }
+}
+
+/// Returns the trailer of an entry, for changes.
+///
+/// # Safety
+///
+/// The requirements of [`header`] hold, and the entry has a deadline.
+#[inline]
+pub(super) unsafe fn trailer_mut(arena: &mut Arena, handle: Handle) -> &mut Trailer {
+    // SAFETY: guaranteed by the caller; `create` wrote a trailer, and the arena is borrowed exclusively.
+    unsafe {
+        let header = header(arena, handle);
+        debug_assert!(header.has_deadline(), "only an entry with a deadline has a trailer");
+        &mut *trailer_at(arena.address(handle), header)
+    }
+}
+
+/// Returns the deadline of an entry, if it has one.
+///
+/// # Safety
+///
+/// The requirements of [`header`] hold.
+pub(super) unsafe fn deadline(arena: &Arena, handle: Handle) -> Option<WallTime> {
+    // SAFETY: guaranteed by the caller.
+    unsafe { trailer(arena, handle) }.map(Trailer::deadline)
 }
 
 /// # Safety
@@ -110,12 +254,25 @@ pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
 ///
 /// # Safety
 ///
-/// The requirements of [`header`] hold, and the whole value was written.
-unsafe fn note_check(arena: &mut Arena, handle: Handle) {
-    // SAFETY: guaranteed by the caller; the arena is borrowed exclusively.
+/// The requirements of [`fresh_check`] hold, and nothing else uses the entry.
+unsafe fn note_check(at: *mut u8, header: Header) {
+    // SAFETY: guaranteed by the caller.
+    unsafe { (*at.cast::<Header>()).check = fresh_check(at, header) };
+}
+
+/// Computes the check of the entry at `at`, which has this header.
+///
+/// # Safety
+///
+/// `at` is the address of an entry whose whole value was written.
+#[inline]
+unsafe fn fresh_check(at: *mut u8, header: Header) -> u16 {
+    // SAFETY: the caller guarantees that key and value follow the header, and the trailer follows them.
     unsafe {
-        let check = sealed_anew(arena, handle).check;
-        (*arena.address(handle).cast::<Header>()).check = check;
+        let content = std::slice::from_raw_parts(at.add(HEADER_BYTES), header.content_len());
+        let deadline =
+            if header.has_deadline() { Some(deadline_at(trailer_at(at, header))) } else { None };
+        check_of(content, deadline)
     }
 }
 
@@ -132,10 +289,13 @@ pub(super) unsafe fn seal(arena: &mut Arena, handle: Handle, version: SequenceNu
     }
 }
 
-/// Returns 16 bits of a hash of key and value. It is not keyed, because two servers compare it.
-fn check_of(key_and_value: &[u8]) -> u16 {
+/// Returns 16 bits of a hash of key, value and deadline. It is not keyed, because two servers compare it.
+fn check_of(key_and_value: &[u8], deadline: Option<WallTime>) -> u16 {
     let mut hasher = FixedState::with_seed(0).build_hasher();
     hasher.write(key_and_value);
+    if let Some(deadline) = deadline {
+        hasher.write_u64(deadline.millis());
+    }
     let hash = hasher.finish().to_le_bytes();
     u16::from_le_bytes([hash[6], hash[7]])
 }
@@ -147,6 +307,7 @@ pub(super) struct Seal {
     check: u16,
     /// The length of key and value.
     pub(super) bytes: usize,
+    pub(super) has_deadline: bool,
 }
 
 impl Seal {
@@ -165,11 +326,20 @@ impl Seal {
 pub(super) unsafe fn sealed(arena: &Arena, handle: Handle) -> Seal {
     // SAFETY: guaranteed by the caller.
     let header = unsafe { header(arena, handle) };
-    let bytes = usize::from(header.key_len) + header.value_len as usize;
-    Seal { version: SequenceNumber(header.version), check: header.check, bytes }
+    seal_with(header, header.check)
 }
 
-/// Returns a fresh seal, whose check is recomputed from key and value.
+/// Returns the seal of an entry with this header, with another check.
+fn seal_with(header: Header, check: u16) -> Seal {
+    Seal {
+        version: SequenceNumber(header.version),
+        check,
+        bytes: header.content_len(),
+        has_deadline: header.has_deadline(),
+    }
+}
+
+/// Returns a fresh seal, whose check is recomputed from key, value and deadline.
 ///
 /// # Safety
 ///
@@ -178,10 +348,7 @@ pub(super) unsafe fn sealed_anew(arena: &Arena, handle: Handle) -> Seal {
     // SAFETY: the caller guarantees that key and value follow the header.
     unsafe {
         let header = header(arena, handle);
-        let bytes = usize::from(header.key_len) + header.value_len as usize;
-        let check =
-            check_of(std::slice::from_raw_parts(arena.address(handle).add(HEADER_BYTES), bytes));
-        Seal { version: SequenceNumber(header.version), check, bytes }
+        seal_with(header, fresh_check(arena.address(handle), header))
     }
 }
 
@@ -192,7 +359,7 @@ pub(super) unsafe fn sealed_anew(arena: &Arena, handle: Handle) -> Seal {
 /// The requirements of [`header`] hold.
 pub(super) unsafe fn value_len(arena: &Arena, handle: Handle) -> usize {
     // SAFETY: guaranteed by the caller.
-    unsafe { header(arena, handle) }.value_len as usize
+    unsafe { header(arena, handle) }.value_len()
 }
 
 /// Writes `bytes` into the value at `offset`. The parts of a value must be written in order.
@@ -203,7 +370,7 @@ pub(super) unsafe fn value_len(arena: &Arena, handle: Handle) -> usize {
 pub(super) unsafe fn write_value(arena: &mut Arena, handle: Handle, offset: usize, bytes: &[u8]) {
     // SAFETY: guaranteed by the caller.
     let header = unsafe { header(arena, handle) };
-    let value_len = header.value_len as usize;
+    let value_len = header.value_len();
     assert!(
         offset <= value_len && bytes.len() <= value_len - offset,
         "{} bytes at {offset} do not fit a value of {value_len} bytes",
@@ -212,10 +379,11 @@ pub(super) unsafe fn write_value(arena: &mut Arena, handle: Handle, offset: usiz
     // SAFETY: the allocation has room for the value after the key, the range was just checked, and
     // `bytes` cannot lie in the arena, which is borrowed exclusively.
     unsafe {
-        let value = arena.address(handle).add(HEADER_BYTES + usize::from(header.key_len));
+        let at = arena.address(handle);
+        let value = at.add(HEADER_BYTES + usize::from(header.key_len));
         value.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
         if offset + bytes.len() == value_len {
-            note_check(arena, handle);
+            note_check(at, header);
         }
     }
 }
@@ -233,7 +401,7 @@ pub(super) unsafe fn value_so_far(arena: &Arena, handle: Handle, filled: usize) 
     }
 }
 
-/// Returns the key, value and version of an entry.
+/// Returns the key, value, version and deadline of an entry.
 ///
 /// # Safety
 ///
@@ -243,14 +411,30 @@ pub(super) unsafe fn read(arena: &Arena, handle: Handle) -> Entry<'_> {
     // SAFETY: guaranteed by the caller.
     unsafe {
         let header = header(arena, handle);
-        let key_at = arena.address(handle).add(HEADER_BYTES);
+        let at = arena.address(handle);
+        let key_at = at.add(HEADER_BYTES);
         let key_len = usize::from(header.key_len);
+        let deadline =
+            if header.has_deadline() { Some(deadline_at(trailer_at(at, header))) } else { None };
         Entry {
             key: std::slice::from_raw_parts(key_at, key_len),
-            value: std::slice::from_raw_parts(key_at.add(key_len), header.value_len as usize),
+            value: std::slice::from_raw_parts(key_at.add(key_len), header.value_len()),
             version: SequenceNumber(header.version),
+            deadline,
         }
     }
+}
+
+/// Returns the deadline in a trailer. This is a separate function so that reading an entry without a deadline takes
+/// only a few instructions more.
+///
+/// # Safety
+///
+/// An entry has its trailer there.
+#[cold]
+unsafe fn deadline_at(trailer: *const Trailer) -> WallTime {
+    // SAFETY: guaranteed by the caller.
+    unsafe { *trailer }.deadline()
 }
 
 /// Prefetches the memory of an entry's header and key, and of a short value.
@@ -276,12 +460,16 @@ pub(super) unsafe fn relocate(
     filled: Option<usize>,
 ) -> Option<(Handle, usize)> {
     // SAFETY: guaranteed by the caller.
-    let header = unsafe { header(arena, handle) };
-    let (key_len, value_len) = (usize::from(header.key_len), header.value_len as usize);
-    let bytes = entry_bytes(key_len, value_len);
-    let written = entry_bytes(key_len, filled.unwrap_or(value_len));
+    let (header, trailer) = unsafe { (header(arena, handle), trailer(arena, handle)) };
+    let bytes = header.entry_bytes();
+    let filled = filled.unwrap_or(header.value_len());
+    let written = HEADER_BYTES + usize::from(header.key_len) + filled;
     // SAFETY: guaranteed by the caller; the size is the one that `create` requested.
     let moved = unsafe { arena.relocate(handle, bytes, written) }?;
+    if let Some(trailer) = trailer {
+        // SAFETY: the header was copied to the new allocation, which is as large as the old one.
+        unsafe { trailer_at(arena.address(moved), header).write(trailer) };
+    }
     Some((moved, bytes))
 }
 
@@ -293,8 +481,7 @@ pub(super) unsafe fn relocate(
 pub(super) unsafe fn free(arena: &mut Arena, handle: Handle) {
     // SAFETY: guaranteed by the caller; the size is the one that `create` requested.
     unsafe {
-        let header = header(arena, handle);
-        let bytes = entry_bytes(usize::from(header.key_len), header.value_len as usize);
+        let bytes = header(arena, handle).entry_bytes();
         arena.free(handle, bytes);
     }
 }

@@ -105,7 +105,8 @@ impl Deprived {
             Step::Put { key } => {
                 let (bytes, version) = (numbered_key(key), self.version());
                 let value = version.to_le_bytes();
-                let put = self.table.put(self.hash(key), &bytes, &value, SequenceNumber(version));
+                let put =
+                    self.table.put(self.hash(key), &bytes, &value, None, SequenceNumber(version));
                 match put {
                     Ok(old) => {
                         assert_eq!(old.map(|old| old.0), self.entries.insert(key, version));
@@ -149,7 +150,7 @@ impl Deprived {
     }
 
     fn stage(&mut self, key: u64) {
-        match self.table.stage(self.hash(key), &numbered_key(key), 8) {
+        match self.table.stage(self.hash(key), &numbered_key(key), 8, None) {
             Ok(staged) => self.staged.push((staged, key)),
             Err(OutOfMemory { .. }) => self.refused += 1,
         }

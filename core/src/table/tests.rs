@@ -63,7 +63,7 @@ pub(super) fn numbered_key(number: u64) -> [u8; 16] {
 }
 
 fn put(table: &mut Table, key: &[u8], value: &[u8], version: u64) -> Option<u64> {
-    let old = table.put(hash_of(key), key, value, SequenceNumber(version));
+    let old = table.put(hash_of(key), key, value, None, SequenceNumber(version));
     old.expect("the heap has memory").map(|version| version.0)
 }
 
@@ -159,7 +159,8 @@ impl Model {
                 let (key, version) = (model_key(key), self.version());
                 let value = model_value(version, value_len);
                 let hash = self.quality.hash(&key);
-                let old = self.table.put(hash, &key, &value, SequenceNumber(version)).unwrap();
+                let old =
+                    self.table.put(hash, &key, &value, None, SequenceNumber(version)).unwrap();
                 let model_old = self.entries.insert(key, (value, version));
                 assert_eq!(old.map(|old| old.0), model_old.map(|(_, version)| version));
             }
@@ -167,7 +168,7 @@ impl Model {
                 let (key, version) = (model_key(key), self.version());
                 let value = model_value(version, value_len);
                 let hash = self.quality.hash(&key);
-                let staged = self.table.stage(hash, &key, value_len).unwrap();
+                let staged = self.table.stage(hash, &key, value_len, None).unwrap();
                 self.staged.push(ModelStaged { staged, key, value, filled: 0, version });
             }
             Step::Append { which, bytes } => {
@@ -314,8 +315,8 @@ proptest! {
         };
         for number in 0..staying {
             let (stays, goes) = (key_of(0, number), key_of(1, number));
-            table.put(quality.hash(&stays), &stays, b"s", SequenceNumber(1)).unwrap();
-            table.put(quality.hash(&goes), &goes, b"g", SequenceNumber(1)).unwrap();
+            table.put(quality.hash(&stays), &stays, b"s", None, SequenceNumber(1)).unwrap();
+            table.put(quality.hash(&goes), &goes, b"g", None, SequenceNumber(1)).unwrap();
         }
         let mut visits = vec![0; usize::try_from(staying).unwrap()];
         let mut cursor = Some(WalkCursor::START);
@@ -330,7 +331,7 @@ proptest! {
             });
             for _ in 0..added_per_step.min(20_000 - added) {
                 let key = key_of(2, added);
-                table.put(quality.hash(&key), &key, b"new", SequenceNumber(2)).unwrap();
+                table.put(quality.hash(&key), &key, b"new", None, SequenceNumber(2)).unwrap();
                 added += 1;
             }
             for _ in 0..if removes { added_per_step } else { 0 } {
@@ -370,7 +371,7 @@ fn prefetching_does_not_change_results_for_any_hashes() {
         let mut table = small_table();
         for n in 0..1_000 {
             let key = numbered_key(n);
-            table.put(quality.hash(&key), &key, b"value", SequenceNumber(n + 1)).unwrap();
+            table.put(quality.hash(&key), &key, b"value", None, SequenceNumber(n + 1)).unwrap();
         }
         let before = (table.len(), table.digest(), table.reserved_bytes());
         table.prefetch(&unknown);
@@ -405,7 +406,7 @@ fn the_largest_keys_and_values_come_back_and_their_memory_is_returned() {
 fn a_staged_entry_survives_growth_and_is_seen_only_once_committed() {
     let mut table = small_table();
     put(&mut table, b"key", b"old", 1);
-    let mut staged = table.stage(hash_of(b"key"), b"key", 6).unwrap();
+    let mut staged = table.stage(hash_of(b"key"), b"key", 6, None).unwrap();
     table.staged_append(&mut staged, b"new");
     for number in 0..20_000 {
         put(&mut table, &numbered_key(number), b"filler", number);
@@ -423,7 +424,7 @@ fn a_staged_entry_survives_growth_and_is_seen_only_once_committed() {
 fn two_staged_writes_of_one_key_replace_each_other_in_order() {
     let mut table = small_table();
     let hash = hash_of(b"k");
-    let [mut first, mut second] = [1, 1].map(|len| table.stage(hash, b"k", len).unwrap());
+    let [mut first, mut second] = [1, 1].map(|len| table.stage(hash, b"k", len, None).unwrap());
     table.staged_append(&mut second, b"2");
     table.staged_append(&mut first, b"1");
     assert_eq!(table.commit(first, SequenceNumber(1)), None);
@@ -436,9 +437,9 @@ fn two_staged_writes_of_one_key_replace_each_other_in_order() {
 #[should_panic(expected = "before it was cleared")]
 fn a_staged_entry_does_not_outlive_a_clear() {
     let mut table = small_table();
-    let staged = table.stage(hash_of(b"k"), b"k", 0).unwrap();
+    let staged = table.stage(hash_of(b"k"), b"k", 0, None).unwrap();
     table.clear();
-    let _newer = table.stage(hash_of(b"k"), b"k", 0).unwrap();
+    let _newer = table.stage(hash_of(b"k"), b"k", 0, None).unwrap();
     table.commit(staged, SequenceNumber(1));
 }
 
@@ -446,7 +447,7 @@ fn a_staged_entry_does_not_outlive_a_clear() {
 #[should_panic(expected = "bytes of a value are missing")]
 fn an_incomplete_value_cannot_be_committed() {
     let mut table = small_table();
-    let staged = table.stage(hash_of(b"k"), b"k", 1).unwrap();
+    let staged = table.stage(hash_of(b"k"), b"k", 1, None).unwrap();
     table.commit(staged, SequenceNumber(1));
 }
 
@@ -454,7 +455,7 @@ fn an_incomplete_value_cannot_be_committed() {
 #[should_panic(expected = "do not fit a value")]
 fn a_value_cannot_be_appended_beyond_its_length() {
     let mut table = small_table();
-    let mut staged = table.stage(hash_of(b"k"), b"k", 3).unwrap();
+    let mut staged = table.stage(hash_of(b"k"), b"k", 3, None).unwrap();
     table.staged_append(&mut staged, b"four");
 }
 
@@ -524,7 +525,7 @@ fn thousands_of_equal_hashes_are_kept_apart_by_their_keys() {
         let mut table = small_table();
         for number in 0..5_000 {
             let key = numbered_key(number);
-            let old = table.put(hash, &key, &key, SequenceNumber(number + 1)).unwrap();
+            let old = table.put(hash, &key, &key, None, SequenceNumber(number + 1)).unwrap();
             assert_eq!(old, None);
         }
         assert_eq!(table.directory.places(), 1, "splitting would not help");
@@ -553,7 +554,7 @@ fn a_table_that_grows_and_shrinks_repeatedly_keeps_every_entry() {
                     let old = table.remove(hash, &key).map(|version| version.0);
                     assert_eq!(old, model.remove(&number));
                 } else {
-                    let old = table.put(hash, &key, &key, SequenceNumber(version)).unwrap();
+                    let old = table.put(hash, &key, &key, None, SequenceNumber(version)).unwrap();
                     assert_eq!(old.map(|version| version.0), model.insert(number, version));
                 }
             }
@@ -610,7 +611,7 @@ fn without_memory_only_staging_fails() {
     let mut number = 0;
     let refused = loop {
         let key = numbered_key(number);
-        match table.stage(hash_of(&key), &key, 0) {
+        match table.stage(hash_of(&key), &key, 0, None) {
             Ok(staged) => in_flight.push_back((staged, SequenceNumber(number))),
             Err(refused) => break refused,
         }
@@ -650,13 +651,13 @@ fn a_pinned_value_outlives_its_replacement_and_is_freed_by_the_last_unpin() {
     let mut table = small_table();
     let (key, value) = (numbered_key(1), vec![7; 3 * CHUNK_BYTES_MIN]);
     let hash = hash_of(&key);
-    table.put(hash, &key, &value, SequenceNumber(1)).unwrap();
+    table.put(hash, &key, &value, None, SequenceNumber(1)).unwrap();
     let held = table.used_bytes();
     let first = table.pin(hash, &key).unwrap();
     let second = table.pin(hash, &key).unwrap();
     assert_eq!(table.pinned_len(), 1);
 
-    table.put(hash, &key, b"new", SequenceNumber(2)).unwrap();
+    table.put(hash, &key, b"new", None, SequenceNumber(2)).unwrap();
     assert_eq!(table.get(hash, &key).unwrap().value, b"new");
     assert_eq!(table.pinned_value(&first).unwrap(), value);
     assert!(table.used_bytes() > held, "a pinned entry counts as used");
@@ -680,7 +681,7 @@ fn unpinning_an_entry_of_the_table_frees_nothing() {
     let mut table = small_table();
     let key = numbered_key(1);
     let hash = hash_of(&key);
-    table.put(hash, &key, &[1; 100], SequenceNumber(1)).unwrap();
+    table.put(hash, &key, &[1; 100], None, SequenceNumber(1)).unwrap();
     let pin = table.pin(hash, &key).unwrap();
     table.unpin(pin);
     assert_eq!(table.get(hash, &key).unwrap().value, [1; 100]);
@@ -691,11 +692,11 @@ fn a_pin_of_a_cleared_table_is_invalid_even_when_its_record_is_reused() {
     let mut table = small_table();
     let key = numbered_key(1);
     let hash = hash_of(&key);
-    table.put(hash, &key, &[1; 100], SequenceNumber(1)).unwrap();
+    table.put(hash, &key, &[1; 100], None, SequenceNumber(1)).unwrap();
     let old = table.pin(hash, &key).unwrap();
     table.clear();
     assert!(table.pinned_value(&old).is_none());
-    table.put(hash, &key, &[2; 100], SequenceNumber(1)).unwrap();
+    table.put(hash, &key, &[2; 100], None, SequenceNumber(1)).unwrap();
     let new = table.pin(hash, &key).unwrap();
     assert!(table.pinned_value(&old).is_none());
     table.unpin(old);

@@ -48,7 +48,7 @@ impl Duties {
         let now = clock::now();
         context.statistics.tick(place);
         context.statistics.begin(place, Activity::Timers);
-        context.shard.borrow_mut().handle_tick(now);
+        context.shard.borrow_mut().handle_tick(now, clock::wall());
         engine.dial_due(now);
         context.want_flush();
         make_room(context, now, &mut self.crowd_log);

@@ -9,10 +9,12 @@
 //! A job never blocks and does not depend on its runtime: each engine calls [`Job::step`] in its own way.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
 use kv_core::replica::Replica;
+use kv_core::session::LoggedRecord;
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::GroupId;
@@ -20,11 +22,11 @@ use kv_protocol::placement::Digest;
 use kv_shard::{DumpedEntries, LoadPiece};
 
 use super::context::ShardContext;
-use crate::message::{DumpPiece, DumpedPart};
+use crate::message::{DumpPiece, DumpedPart, LongItem};
 use crate::watchdog::Activity;
 
 /// The maximum number of entries and bytes that one step of a dump reads from the table. A longer value is read in
-/// several steps.
+/// several steps. The number of bytes also limits the responses that one step reads.
 pub(crate) const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
 /// The maximum number of sessions whose completion records one step of a dump reads.
 pub(crate) const DUMP_SESSIONS: usize = 256;
@@ -82,9 +84,9 @@ pub(crate) struct Dump {
     role: ReplicaRole,
     pieces: Sender<DumpPiece>,
     next: Part,
-    /// The keys of long values that the walk has passed, each with the number of bytes of its value that are already
-    /// sent.
-    long: VecDeque<(Vec<u8>, usize)>,
+    /// The entries with long values that the walk has passed, and the records whose responses did not fit in their
+    /// piece; each with the number of bytes of its value or response that are already sent.
+    long: VecDeque<(LongItem, usize)>,
     /// The piece for which the channel had no room.
     unsent: Option<DumpPiece>,
 }
@@ -123,7 +125,7 @@ impl Dump {
         let service = &shard.service;
         let replica = service.replica(service.identity.group_of(self.role))?;
         if let Some(part) = next_part(replica, &mut self.long) {
-            return Some(DumpPiece::Value(part));
+            return Some(DumpPiece::Part(part));
         }
         let (piece, next) = match self.next {
             Part::Shard => {
@@ -138,16 +140,19 @@ impl Dump {
                 let mut entries = DumpedEntries::default();
                 let long = &mut self.long;
                 let walked = replica.walk(from, DUMP_STEP, |entry| match entry.value.len() {
-                    length if length > DUMP_STEP.bytes => long.push_back((entry.key.to_vec(), 0)),
-                    _ => entries.push(entry.key, entry.value, entry.version),
+                    length if length > DUMP_STEP.bytes => {
+                        let (deadline, version) = (entry.deadline, entry.version);
+                        let key = entry.key.to_vec();
+                        long.push_back((LongItem::Entry { key, deadline, version }, 0));
+                    }
+                    _ => entries.push(entry.key, entry.value, entry.deadline, entry.version),
                 });
                 (DumpPiece::Entries(entries), walked.map_or(Part::Records(0), Part::Entries))
             }
             // The replica is frozen, so the sessions keep their indexes from step to step.
             Part::Records(from) if from < replica.session_count() => {
                 let to = from + DUMP_SESSIONS;
-                let records = replica.records_for_dump(from..to).collect();
-                (DumpPiece::Records(records), Part::Records(to))
+                (DumpPiece::Records(records(replica, from..to, &mut self.long)), Part::Records(to))
             }
             Part::Records(_) => (DumpPiece::End, Part::Nothing),
             Part::Nothing => return None,
@@ -157,18 +162,47 @@ impl Dump {
     }
 }
 
-/// Returns the next part of the first of these long values; `None` if there are none. The replica is frozen, so no
-/// value changes.
-fn next_part(replica: &Replica, long: &mut VecDeque<(Vec<u8>, usize)>) -> Option<DumpedPart> {
-    let (key, from) = long.pop_front()?;
-    let entry = replica.entry(Digest::of(&key), &key).expect("a frozen replica keeps its entries");
-    let to = entry.value.len().min(from + DUMP_STEP.bytes);
-    let is_last = to == entry.value.len();
-    let (version, bytes) = (entry.version, entry.value[from..to].to_vec());
-    if !is_last {
-        long.push_front((key.clone(), to));
+/// Returns the completion records of a range of sessions, each with the rest of its response. Records whose responses
+/// exceed the bytes of a step are appended to `long` instead.
+fn records(
+    replica: &Replica,
+    sessions: Range<usize>,
+    long: &mut VecDeque<(LongItem, usize)>,
+) -> Vec<(LoggedRecord, Vec<u8>)> {
+    let mut records = Vec::new();
+    let mut bytes = 0;
+    for logged in replica.records_for_dump(sessions) {
+        let response = replica.response_of(logged.record.client, logged.record.seq);
+        if bytes + response.len() > DUMP_STEP.bytes {
+            long.push_back((LongItem::Record(logged), 0));
+        } else {
+            bytes += response.len();
+            records.push((logged, response.to_vec()));
+        }
     }
-    Some(DumpedPart { key, version, bytes, is_last })
+    records
+}
+
+/// Returns the next part of the first of these long items; `None` if there are none. The replica is frozen, so no value
+/// or response changes.
+fn next_part(replica: &Replica, long: &mut VecDeque<(LongItem, usize)>) -> Option<DumpedPart> {
+    let (item, from) = long.pop_front()?;
+    let whole = match &item {
+        LongItem::Entry { key, .. } => {
+            let entry = replica.entry(Digest::of(key), key);
+            entry.expect("a frozen replica keeps its entries").value
+        }
+        LongItem::Record(LoggedRecord { record, .. }) => {
+            replica.response_of(record.client, record.seq)
+        }
+    };
+    let to = whole.len().min(from + DUMP_STEP.bytes);
+    let is_last = to == whole.len();
+    let bytes = whole[from..to].to_vec();
+    if !is_last {
+        long.push_front((item.clone(), to));
+    }
+    Some(DumpedPart { item, bytes, is_last })
 }
 
 /// The state of a [`Job::Load`].

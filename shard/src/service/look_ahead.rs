@@ -17,7 +17,7 @@ use kv_protocol::client_message::Request;
 use kv_protocol::error::FrameError;
 use kv_protocol::frame::{Frame, FrameRules, split_frame};
 use kv_protocol::ids::GroupId;
-use kv_protocol::peer_message::{BatchReader, PeerMessage};
+use kv_protocol::peer_message::BatchReader;
 use kv_protocol::placement::Digest;
 
 use super::Service;
@@ -160,21 +160,20 @@ impl Service {
         Ok(())
     }
 
-    /// Prefetches the table memory for the next messages of a batch. Returns the number of messages to apply before the
+    /// Prefetches the table memory for the next writes of a batch. Returns the number of messages to apply before the
     /// next call, at least 1.
-    pub(crate) fn look_ahead_in_batch(&self, group: GroupId, batch: BatchReader<'_>) -> usize {
-        let (mut hashes, mut known, mut messages) = ([TableHash(0); LOOK_AHEAD], 0, 0);
+    pub(crate) fn look_ahead_in_batch(&self, group: GroupId, mut batch: BatchReader<'_>) -> usize {
+        let (mut hashes, mut known) = ([TableHash(0); LOOK_AHEAD], 0);
         let Some(replica) = self.replica(group) else { return LOOK_AHEAD };
-        for message in batch.take(LOOK_AHEAD) {
-            messages += 1;
-            if let Ok(PeerMessage::Prepare(prepare)) = message {
-                hashes[known] = replica.hash_of(prepare.digest, prepare.key);
-                known += 1;
-            }
+        while known < LOOK_AHEAD
+            && let Some((digest, key)) = batch.skip_prepare()
+        {
+            hashes[known] = replica.hash_of(digest, key);
+            known += 1;
         }
-        if messages > 1 {
+        if known > 1 {
             replica.prefetch(&hashes[..known]);
         }
-        messages.max(1)
+        known.max(1)
     }
 }

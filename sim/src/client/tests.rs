@@ -56,7 +56,17 @@ fn begin(client: &mut Client, now: u64, asked: Asked) -> Vec<Wish> {
 fn response(client: &mut Client, now: u64, id: u64, status: Status) -> Vec<Wish> {
     let (view, version) = (ViewVersion(1), SequenceNumber(0));
     let id = RequestId(id);
-    let response = Response { id, status, copies: 0, view, version, value: &[], whole: 0 };
+    let response = Response {
+        id,
+        status,
+        copies: 0,
+        view,
+        version,
+        value: &[],
+        whole: 0,
+        has_value: false,
+        deadline: None,
+    };
     let mut wishes = Vec::new();
     client.on_response(now, 0, &response, &mut wishes);
     wishes

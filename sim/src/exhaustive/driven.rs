@@ -24,7 +24,8 @@ use kv_protocol::client_message::{
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::frame::{Frame, FrameRules, split_frame};
 use kv_protocol::ids::{
-    ClientId, ClusterKey, Member, RequestId, RequestSeq, SequenceNumber, ShardId, Time, ViewVersion,
+    ClientId, ClusterKey, Member, RequestId, RequestSeq, SequenceNumber, ShardId, Time,
+    ViewVersion, WallTime,
 };
 use kv_protocol::key::{Challenge, Nonce};
 use kv_protocol::limits::{FRAGMENT_BYTES, MAX_PEER_BODY, MAX_RESPONSE_BODY, SESSION_IDLE};
@@ -108,7 +109,7 @@ impl Machine for Driven {
         self.shard.begin_wake_up(now);
         self.serve(frames, input, &mut done);
         if self.shard.service.poll_timeout().is_some_and(|due| due <= now) {
-            self.shard.handle_tick(now);
+            self.shard.handle_tick(now, WallTime::default());
         }
         self.shard.finish_wake_up(now);
         self.take_responses(&mut done);
@@ -164,7 +165,7 @@ impl Driven {
         let (now, shard) = (self.now, self.shard.service.identity.shard);
         let id = self.shard.open_accepted(now, Port::Clients);
         let mut hello = Vec::new();
-        Hello { cluster: CLUSTER, client: client_id(client), shard }.write(&mut hello);
+        Hello::new(CLUSTER, client_id(client), shard).write(&mut hello);
         self.receive_first(id, &hello);
         let welcome = self.take_output(id);
         let opcode = frames_of(&welcome, &CLIENT_RULES)[0].opcode;

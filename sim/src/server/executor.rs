@@ -11,7 +11,7 @@ use kv_core::arena::SwitchedChunks;
 use kv_core::hash::HashSecret;
 use kv_core::replica::{ConnectionId, InstallError, NoFullCopy, Replica, StreamError};
 use kv_protocol::control_message::{ReplicaReport, ReplicaState};
-use kv_protocol::ids::{GroupId, Member, OrderId, ShardId, Time, ViewVersion};
+use kv_protocol::ids::{GroupId, Member, OrderId, ShardId, Time, ViewVersion, WallTime};
 use kv_protocol::key::Nonce;
 use kv_protocol::view::View;
 use kv_shard::{
@@ -204,7 +204,7 @@ impl Executor {
         let has_stood = now.since(self.woke_at) > STOOD;
         self.woke_at = now;
         let active = self.active_streams();
-        self.shard.handle_tick(now);
+        self.shard.handle_tick(now, WallTime::from_millis(now.nanos / 1_000_000));
         if has_stood && true_now >= self.deaf_until {
             self.check_judgement(&active, &inputs);
         }

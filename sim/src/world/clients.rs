@@ -199,7 +199,7 @@ impl World {
                 }
                 let mut hello = Vec::new();
                 let cluster = self.processes[process].cluster;
-                Hello { cluster, client: name, shard }.write(&mut hello);
+                Hello::new(cluster, name, shard).write(&mut hello);
                 self.send(number, 0, hello);
                 number
             }

@@ -119,7 +119,7 @@ impl World {
         }
         let (cluster, client) = (self.cluster(), ClientId(1 << 120 | flooder as u128));
         let mut bytes = Vec::new();
-        Hello { cluster, client, shard }.write(&mut bytes);
+        Hello::new(cluster, client, shard).write(&mut bytes);
         self.send(number, 0, bytes);
         self.floods.flooders.push(Flooder { number, kind, outstanding: 0, next: 1 });
         flooder

@@ -295,6 +295,6 @@ fn open(aim: &Aim, shape: &Shape) -> anyhow::Result<TcpStream> {
 fn hello(number: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     let client = ClientId(0xf100d << 64 | u128::from(number));
-    Hello { cluster: ClusterId(0), client, shard: ShardId(0) }.write(&mut bytes);
+    Hello::new(ClusterId(0), client, ShardId(0)).write(&mut bytes);
     bytes
 }

@@ -325,7 +325,7 @@ fn a_dump_has_the_session_of_a_client_whose_only_records_belong_to_pending_write
     assert_eq!(dumped.len(), 1, "{dumped:?}");
     let mut group = Group::new();
     for LoggedRecord { sn, record } in dumped {
-        group.replicas[2].load_record(sn, record);
+        group.replicas[2].load_record(sn, record, &[]);
     }
     // Sessions that had written nothing for long are not in the dump.
     group.replicas[2].finish_load(SequenceNumber(9), SequenceNumber(5));

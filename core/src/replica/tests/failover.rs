@@ -145,7 +145,7 @@ fn an_empty_replica_becomes_a_holder_only_by_the_founding_view() {
 #[test]
 fn a_replica_loaded_from_a_dump_continues_where_the_dump_ends() {
     let mut group = Group::new();
-    group.replicas[2].load_entry(b"k", b"v", SequenceNumber(7)).unwrap();
+    group.replicas[2].load_entry(b"k", b"v", None, SequenceNumber(7)).unwrap();
     group.replicas[2].finish_load(SequenceNumber(9), SequenceNumber::ZERO);
     group.install(2, view_of(5, 2, Peer::None));
     assert_eq!(group.get(2, b"k").value, b"v");

@@ -74,6 +74,7 @@ fn entry<'a>(key: &'a [u8], value: &'a [u8], version: u64) -> CopyEntry<'a> {
         version: SequenceNumber(version),
         digest: Digest::of(key),
         key,
+        deadline: None,
         value_length: u32::try_from(value.len()).unwrap(),
         value,
     }
@@ -88,7 +89,14 @@ fn record() -> PeerMessage<'static> {
         version: SequenceNumber(5),
         request: Default::default(),
     };
-    PeerMessage::CopyRecord(CopyRecord { view: VIEW, sn: SequenceNumber(5), record: completion })
+    let (sn, response) = (SequenceNumber(5), &[][..]);
+    PeerMessage::CopyRecord(CopyRecord {
+        view: VIEW,
+        sn,
+        record: completion,
+        response_length: 0,
+        response,
+    })
 }
 
 #[test]
@@ -111,6 +119,9 @@ fn a_copy_out_of_order_or_of_another_group_ends_the_stream_and_is_never_served()
         record: completion,
         digest: Digest::of(&key),
         key: &key,
+        deadline: None,
+        response_length: 0,
+        response: &[],
         value_length: 1,
         value: b"v",
     });

@@ -164,6 +164,9 @@ fn a_fragment_beyond_its_value_is_refused() {
         record,
         digest: Digest::of(b"big"),
         key: b"big",
+        deadline: None,
+        response_length: 0,
+        response: &[],
         value_length: 12,
         value: b"12345",
     };

@@ -41,7 +41,8 @@ fn a_part_of_a_value_is_sent_with_the_length_of_the_whole() {
     pair.settle();
     let version = pair.given(put).unwrap().version;
     let mut read = |from, most, all_or_nothing| {
-        let id = pair.request(b"k", Operation::GetPart(Part { from, most, all_or_nothing }));
+        let id = pair
+            .request(b"k", Operation::GetPart(Part { all_or_nothing, ..Part::new(from, most) }));
         let Given { status, version: seen, value, whole, .. } = pair.given(id).unwrap();
         assert_eq!(seen, version);
         (status, String::from_utf8(value).unwrap(), whole)
@@ -57,7 +58,7 @@ fn a_part_of_a_value_is_sent_with_the_length_of_the_whole() {
     for all_or_nothing in [true, false] {
         assert_eq!(read(0, 10, all_or_nothing), (Status::Ok, "0123456789".to_owned(), 0));
     }
-    let part = Part { from: 0, most: 1, all_or_nothing: false };
+    let part = Part::new(0, 1);
     let missing = pair.request(b"other", Operation::GetPart(part));
     assert_eq!(pair.status(missing), Some(Status::NotFound));
 }

@@ -1,0 +1,453 @@
+//! The evaluation of updates: the changes that a request makes, and its response, from the newest state of its keys.
+//!
+//! ```text
+//!   newest state of each key, wall time --+
+//!                                         +--> evaluate --> changes (at most one a key), response
+//!   updates of the request ---------------+
+//! ```
+//!
+//! The primary evaluates a request when it arrives, against the state that all pending writes will leave, and logs the
+//! changes. So replicas only apply.
+//!
+//! An entry whose deadline has passed counts as absent. Whoever receives a response that depends on this must never
+//! receive the entry again. So the changes then remove the entry, even if the request itself changes nothing.
+
+#[cfg(test)]
+pub(crate) mod model;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
+use kv_protocol::change::{CHANGE_FIXED_BYTES, RetainedResponse};
+use kv_protocol::client_message::Status;
+use kv_protocol::ids::{SequenceNumber, WallTime};
+use kv_protocol::limits::{MAX_CHANGES_BYTES, MAX_VALUE_BYTES};
+use kv_protocol::update::{Action, Expiry, Precondition, Update, UpdateResult, Updates};
+
+use crate::number::{self, NumberError};
+
+/// The newest entry of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Current<'a> {
+    /// The value.
+    pub value: &'a [u8],
+    /// The sequence number of the entry's last write.
+    pub version: SequenceNumber,
+    /// The deadline; `None` for an entry that does not expire.
+    pub deadline: Option<WallTime>,
+}
+
+impl Current<'_> {
+    /// Returns whether the deadline has passed.
+    pub fn is_expired(&self, wall: WallTime) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= wall)
+    }
+}
+
+/// The entry that a change stores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored<'r> {
+    /// The value.
+    pub value: Cow<'r, [u8]>,
+    /// The deadline; `None` for an entry that does not expire.
+    pub deadline: Option<WallTime>,
+}
+
+/// The change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyChange<'r> {
+    /// The key.
+    pub key: &'r [u8],
+    /// The new entry; `None` if the entry is removed.
+    pub stored: Option<Stored<'r>>,
+}
+
+/// The outcome of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evaluation<'r> {
+    /// The status of the response.
+    pub status: Status,
+    /// The changes, at most one of each key. If `status` is an error, they only remove expired entries.
+    pub changes: Vec<KeyChange<'r>>,
+    /// True if the request changes an entry. The response then has the sequence number of the
+    /// write as its version; otherwise it has `found`.
+    pub is_done: bool,
+    /// The version of the key of the update that ended the request, or else of the first one; zero if the key is
+    /// absent or an earlier update of the request has changed it.
+    pub found: SequenceNumber,
+    /// The rest of the response, encoded as a [`RetainedResponse`].
+    pub response: Vec<u8>,
+}
+
+/// Evaluates the updates of a request for `request_key`. `newest` returns the newest entry of a key, whether or not its
+/// deadline has passed.
+pub fn evaluate<'r, 't>(
+    request_key: &'r [u8],
+    updates: &Updates<'r>,
+    wall: WallTime,
+    newest: impl Fn(&[u8]) -> Option<Current<'t>>,
+) -> Evaluation<'r> {
+    let mut state = State { wall, newest, changes: Vec::new(), places: None, expired: Vec::new() };
+    if updates.count() == 1
+        && let Some(update) = updates.iter().next()
+    {
+        return state.evaluate_one(request_key, &update);
+    }
+    state.places = Some(HashMap::with_hasher(FixedState::default()));
+    state.evaluate_all(request_key, updates)
+}
+
+/// The state of the keys of a request while its updates are evaluated.
+struct State<'r, F> {
+    wall: WallTime,
+    newest: F,
+    changes: Vec<KeyChange<'r>>,
+    /// The index of each key's change, if there are several updates.
+    places: Option<HashMap<&'r [u8], usize, FixedState>>,
+    /// The keys that counted as absent because their deadlines had passed.
+    expired: Vec<&'r [u8]>,
+}
+
+/// The entry of a key as an update finds it.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    value: &'a [u8],
+    /// The version; zero if an earlier update of the request has changed the entry.
+    version: SequenceNumber,
+    deadline: Option<WallTime>,
+}
+
+/// The effect of one update.
+enum Step<'r> {
+    Nothing,
+    Store(Stored<'r>),
+    Remove,
+    /// Stores the entry under another key, and removes it from its own key if `moves`.
+    Transfer {
+        to: &'r [u8],
+        stored: Stored<'r>,
+        moves: bool,
+    },
+}
+
+/// The outcome of one update.
+struct Outcome<'r> {
+    /// OK or NOT_FOUND; with any other status the update was not executed.
+    status: Status,
+    step: Step<'r>,
+    /// The value in the response.
+    value: Option<Vec<u8>>,
+    /// The deadline in the response.
+    deadline: Option<WallTime>,
+    /// The version that the update found; zero if the key is absent.
+    found: SequenceNumber,
+}
+
+impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
+    fn evaluate_one(mut self, key: &'r [u8], update: &Update<'r>) -> Evaluation<'r> {
+        let key = update.key.unwrap_or(key);
+        let outcome = self.execute(key, update);
+        let Outcome { status, value, deadline, found, step } = outcome;
+        let is_done = !matches!(step, Step::Nothing);
+        let mut response = Vec::new();
+        RetainedResponse { value: value.as_deref(), deadline }.write(&mut response);
+        self.take_step(key, step);
+        let changes = self.all_changes(true);
+        Evaluation { status, changes, is_done, found, response }
+    }
+
+    fn evaluate_all(mut self, request_key: &'r [u8], updates: &Updates<'r>) -> Evaluation<'r> {
+        let (mut results, mut is_done, mut first) = (Vec::new(), false, None);
+        let mut changed_bytes = 0;
+        for (index, update) in updates.iter().enumerate() {
+            let key = update.key.unwrap_or(request_key);
+            let expired_before = self.expired.len();
+            let outcome = self.execute(key, &update);
+            let Outcome { mut status, value, deadline, found, step } = outcome;
+            let is_executed = matches!(status, Status::Ok | Status::NotFound);
+            let value = value.as_deref();
+            let bytes = results.len() + UpdateResult::FIXED_BYTES + value.map_or(0, <[u8]>::len);
+            // An expired entry that the update does not replace is removed, which is a change too.
+            changed_bytes += match step {
+                Step::Nothing if self.expired.len() > expired_before => Step::Remove.bytes(key),
+                _ => step.bytes(key),
+            };
+            let is_beyond = bytes > MAX_VALUE_BYTES || changed_bytes > MAX_CHANGES_BYTES;
+            if is_beyond {
+                status = Status::TooBig;
+            }
+            if is_beyond || (!is_executed && !update.is_optional) {
+                let index = index.to_string();
+                let mut response = Vec::new();
+                RetainedResponse { value: Some(index.as_bytes()), deadline: None }
+                    .write(&mut response);
+                let changes = self.all_changes(false);
+                return Evaluation { status, changes, is_done: false, found, response };
+            }
+            UpdateResult { status, value, deadline }.write(&mut results);
+            is_done |= !matches!(step, Step::Nothing);
+            first = first.or(Some(found));
+            self.take_step(key, step);
+        }
+        let mut response = Vec::new();
+        RetainedResponse { value: Some(&results), deadline: None }.write(&mut response);
+        let found = first.unwrap_or(SequenceNumber::ZERO);
+        Evaluation { status: Status::Ok, changes: self.all_changes(true), is_done, found, response }
+    }
+
+    /// Returns the entry of a key after the updates so far. The second result is true if there is none because its
+    /// deadline has passed.
+    fn find<'s>(&'s self, key: &[u8]) -> (Option<Found<'s>>, bool)
+    where
+        't: 's,
+    {
+        let changed = self.places.as_ref().and_then(|places| places.get(key));
+        if let Some(&at) = changed {
+            let stored = self.changes[at].stored.as_ref();
+            let version = SequenceNumber::ZERO;
+            let found = stored.map(|Stored { value, deadline }| Found {
+                value,
+                version,
+                deadline: *deadline,
+            });
+            return (found, false);
+        }
+        match (self.newest)(key) {
+            Some(current) if current.is_expired(self.wall) => (None, true),
+            Some(Current { value, version, deadline }) => {
+                (Some(Found { value, version, deadline }), false)
+            }
+            None => (None, false),
+        }
+    }
+
+    fn execute(&mut self, key: &'r [u8], update: &Update<'r>) -> Outcome<'r> {
+        let (found, is_expired) = self.find(key);
+        let outcome = execute(found, self.wall, key, update);
+        if is_expired && !self.expired.contains(&key) {
+            self.expired.push(key);
+        }
+        outcome
+    }
+
+    fn take_step(&mut self, key: &'r [u8], step: Step<'r>) {
+        match step {
+            Step::Nothing => {}
+            Step::Store(stored) => self.change(key, Some(stored)),
+            Step::Remove => self.change(key, None),
+            Step::Transfer { to, stored, moves } => {
+                self.change(to, Some(stored));
+                if moves {
+                    self.change(key, None);
+                }
+            }
+        }
+    }
+
+    fn change(&mut self, key: &'r [u8], stored: Option<Stored<'r>>) {
+        if let Some(places) = &mut self.places {
+            let next = self.changes.len();
+            let at = *places.entry(key).or_insert(next);
+            if at < next {
+                self.changes[at].stored = stored;
+                return;
+            }
+        }
+        self.changes.push(KeyChange { key, stored });
+    }
+
+    /// Returns the changes, with the removals of entries that have counted as absent. Without `is_executed`, returns
+    /// only these removals.
+    fn all_changes(mut self, is_executed: bool) -> Vec<KeyChange<'r>> {
+        if !is_executed {
+            self.changes.clear();
+        }
+        for key in std::mem::take(&mut self.expired) {
+            if !self.changes.iter().any(|change| change.key == key) {
+                self.changes.push(KeyChange { key, stored: None });
+            }
+        }
+        self.changes
+    }
+}
+
+impl KeyChange<'_> {
+    /// Returns the number of bytes of key and value.
+    pub fn bytes(&self) -> usize {
+        self.key.len() + self.stored.as_ref().map_or(0, |stored| stored.value.len())
+    }
+}
+
+impl Step<'_> {
+    /// Returns the number of bytes that the step adds to the changes of a request.
+    fn bytes(&self, key: &[u8]) -> usize {
+        match self {
+            Step::Nothing => 0,
+            Step::Store(stored) => CHANGE_FIXED_BYTES + key.len() + stored.value.len(),
+            Step::Remove => CHANGE_FIXED_BYTES + key.len(),
+            Step::Transfer { to, stored, moves } => {
+                let removal = if *moves { Step::Remove.bytes(key) } else { 0 };
+                removal + CHANGE_FIXED_BYTES + to.len() + stored.value.len()
+            }
+        }
+    }
+}
+
+/// Executes one update of a key whose entry is `found`.
+fn execute<'r>(
+    found: Option<Found<'_>>,
+    wall: WallTime,
+    key: &[u8],
+    update: &Update<'r>,
+) -> Outcome<'r> {
+    let version = found.map_or(SequenceNumber::ZERO, |found| found.version);
+    let current = || {
+        let value = found.filter(|_| update.returns_value).map(|found| found.value.to_vec());
+        (value, found.filter(|_| update.returns_value).and_then(|found| found.deadline))
+    };
+    let nothing = |status| {
+        let (value, deadline) = current();
+        Outcome { status, step: Step::Nothing, value, deadline, found: version }
+    };
+    let old = found.and_then(|found| found.deadline);
+    let deadline = match update.expiry {
+        Expiry::Never => None,
+        Expiry::Keep => old,
+        Expiry::After(millis) => Some(wall.after(millis)),
+        Expiry::At(time) => Some(time),
+        Expiry::KeepOrAfter(millis) => old.or(Some(wall.after(millis))),
+    };
+    match holds(update.condition, found, deadline) {
+        Ok(true) => {}
+        Ok(false) => return nothing(Status::Conflict),
+        Err(NoEntry) => return nothing(Status::NotFound),
+    }
+    // An entry that would be stored with a deadline in the past is removed instead.
+    let store = |value: Cow<'r, [u8]>, deadline: Option<WallTime>| match (
+        deadline.is_some_and(|deadline| deadline <= wall),
+        found,
+    ) {
+        (false, _) => Step::Store(Stored { value, deadline }),
+        (true, Some(_)) => Step::Remove,
+        (true, None) => Step::Nothing,
+    };
+    // The deadline in the response: that of the entry after the update, if there still is one.
+    let shown = |deadline: Option<WallTime>| {
+        deadline.filter(|deadline| update.returns_value && *deadline > wall)
+    };
+    let done = |step, value, deadline| Outcome {
+        status: Status::Ok,
+        step,
+        value,
+        deadline,
+        found: version,
+    };
+    let old_value = found.map(|found| found.value);
+    let length = |length: usize| Some(length.to_string().into_bytes());
+    match update.action {
+        Action::Check => match found {
+            Some(_) => nothing(Status::Ok),
+            None if update.condition == Precondition::Absent => nothing(Status::Ok),
+            None => nothing(Status::NotFound),
+        },
+        Action::Put(value) => {
+            let (old_value, _) = current();
+            done(store(Cow::Borrowed(value), deadline), old_value, shown(deadline))
+        }
+        Action::Delete if found.is_none() => nothing(Status::NotFound),
+        Action::Delete => done(Step::Remove, current().0, None),
+        Action::Add(amount) => match number::add_integer(old_value, amount) {
+            Ok(sum) => {
+                let text = sum.to_string().into_bytes();
+                done(store(Cow::Owned(text.clone()), deadline), Some(text), shown(deadline))
+            }
+            Err(error) => nothing(status_of(error)),
+        },
+        Action::AddFloat(amount) => match number::add_float(old_value, amount) {
+            Ok(text) => {
+                done(store(Cow::Owned(text.clone()), deadline), Some(text), shown(deadline))
+            }
+            Err(error) => nothing(status_of(error)),
+        },
+        Action::Append(bytes) => {
+            let mut value = old_value.unwrap_or(&[]).to_vec();
+            value.extend_from_slice(bytes);
+            if value.len() > MAX_VALUE_BYTES {
+                return nothing(Status::TooBig);
+            }
+            let length = length(value.len());
+            done(store(Cow::Owned(value), deadline), length, shown(deadline))
+        }
+        Action::SetRange { bytes: [], .. } => {
+            let length = length(old_value.map_or(0, <[u8]>::len));
+            done(Step::Nothing, length, shown(old))
+        }
+        Action::SetRange { offset, bytes } => {
+            let (start, end) = (offset as usize, offset as usize + bytes.len());
+            if end > MAX_VALUE_BYTES {
+                return nothing(Status::TooBig);
+            }
+            let mut value = old_value.unwrap_or(&[]).to_vec();
+            value.resize(value.len().max(end), 0);
+            value[start..end].copy_from_slice(bytes);
+            let length = length(value.len());
+            done(store(Cow::Owned(value), deadline), length, shown(deadline))
+        }
+        Action::Rename(to) | Action::Copy(to) => match found {
+            None => nothing(Status::NotFound),
+            Some(_) if to == key => nothing(Status::Ok),
+            Some(Found { value, deadline, .. }) => {
+                let moves = matches!(update.action, Action::Rename(_));
+                let stored = Stored { value: Cow::Owned(value.to_vec()), deadline };
+                // A copy leaves the entry, so it can return it.
+                let (value, deadline) = if moves { (None, None) } else { current() };
+                done(Step::Transfer { to, stored, moves }, value, deadline)
+            }
+        },
+        Action::SetExpiry => match found {
+            None => nothing(Status::NotFound),
+            Some(_) if matches!(update.expiry, Expiry::Keep) => nothing(Status::Ok),
+            Some(Found { value, .. }) => {
+                let (returned, _) = current();
+                done(store(Cow::Owned(value.to_vec()), deadline), returned, shown(deadline))
+            }
+        },
+    }
+}
+
+/// The condition compares an entry's deadline, but there is no entry.
+struct NoEntry;
+
+/// Returns whether a condition holds for an entry. `deadline` is the deadline that the update would set.
+fn holds(
+    condition: Precondition<'_>,
+    found: Option<Found<'_>>,
+    deadline: Option<WallTime>,
+) -> Result<bool, NoEntry> {
+    // No deadline is later than any.
+    let or_never = |deadline: Option<WallTime>| deadline.map_or(u64::MAX, WallTime::millis);
+    let entry = || found.ok_or(NoEntry);
+    Ok(match condition {
+        Precondition::None => true,
+        Precondition::Absent => found.is_none(),
+        Precondition::Present => found.is_some(),
+        Precondition::Version(version) => {
+            version > SequenceNumber::ZERO && found.is_some_and(|found| found.version == version)
+        }
+        Precondition::Value(value) => found.is_some_and(|found| found.value == value),
+        Precondition::NoDeadline => entry()?.deadline.is_none(),
+        Precondition::HasDeadline => entry()?.deadline.is_some(),
+        Precondition::Later => or_never(deadline) > or_never(entry()?.deadline),
+        Precondition::Earlier => or_never(deadline) < or_never(entry()?.deadline),
+    })
+}
+
+fn status_of(error: NumberError) -> Status {
+    match error {
+        NumberError::NotANumber => Status::NotANumber,
+        NumberError::Overflow => Status::Overflow,
+    }
+}

@@ -1,0 +1,568 @@
+//! Updates: the changes that UPDATE requests (protocol version 2).
+//!
+//! ```text
+//!   UPDATE = request head, key, item, item, ...
+//!
+//!   item    0  key length       u16   0: the key of the request
+//!           2  action           u8
+//!           3  condition        u8
+//!           4  expiry           u8
+//!           5  flags            u8    1: respond with the value, 2: optional
+//!           6  reserved         u16 = 0
+//!           8  number           u64   ADD: the amount (two's complement); SET-RANGE: the offset
+//!          16  version          u64   the version of the condition
+//!          24  time             u64   the time of the expiry, in milliseconds
+//!          32  condition length u32
+//!          36  value length     u32
+//!          40  key, value of the condition, value
+//! ```
+//!
+//! All updates of a request are executed at once, or none of them: each is evaluated against the state that the ones
+//! before it leave. An optional one that cannot be executed is skipped; any other one then ends the request without
+//! effect. An update whose result or change exceeds a limit of the whole request ends it even if it is optional. The
+//! primary evaluates them (`kv_core::update`).
+
+use crate::change::read_deadline;
+use crate::client_message::Status;
+use crate::codec::{Reader, Writer, length_u16, length_u32};
+use crate::error::DecodeError;
+use crate::ids::{SequenceNumber, WallTime};
+use crate::limits::{MAX_KEY_BYTES, MAX_UPDATES, MAX_VALUE_BYTES};
+
+/// The number of bytes of an item before its key.
+pub const UPDATE_FIXED_BYTES: usize = 40;
+
+/// One update of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Update<'a> {
+    /// The key; `None` for the key of the request.
+    pub key: Option<&'a [u8]>,
+    /// The change.
+    pub action: Action<'a>,
+    /// The condition. If it does not hold, the request changes nothing, or nothing here if the update is optional.
+    pub condition: Precondition<'a>,
+    /// The deadline of the entry afterwards.
+    pub expiry: Expiry,
+    /// True if the response contains the value before a PUT or DELETE, or after any other action that has no result of
+    /// its own, and the deadline of the entry afterwards. If the update is not executed, it contains those of the entry.
+    pub returns_value: bool,
+    /// True if the other updates of the request are executed even if this one cannot be.
+    pub is_optional: bool,
+}
+
+/// The change of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action<'a> {
+    /// Changes nothing. With a condition it guards the other updates of its request; it can return the value.
+    Check,
+    /// Sets the value.
+    Put(&'a [u8]),
+    /// Removes the entry.
+    Delete,
+    /// Adds to the decimal text of a 64-bit integer; an absent entry counts as 0. The response has the sum.
+    Add(i64),
+    /// Adds this decimal text to that of a floating-point number; an absent entry counts as 0. The response has the
+    /// sum.
+    AddFloat(&'a [u8]),
+    /// Appends to the value; an absent entry counts as empty. The response has the length as a decimal text.
+    Append(&'a [u8]),
+    /// Overwrites a part of the value. The gap before the part, if there is one, is filled with zero bytes. The
+    /// response has the length as a decimal text.
+    SetRange {
+        /// The offset of the part.
+        offset: u32,
+        /// The new bytes of the part. If there are none, nothing is changed.
+        bytes: &'a [u8],
+    },
+    /// Moves the entry, with its deadline, to this key, whose entry it replaces.
+    Rename(&'a [u8]),
+    /// Copies the entry, with its deadline, to this key, whose entry it replaces.
+    Copy(&'a [u8]),
+    /// Sets or removes the deadline of an entry, and gives it a new version.
+    SetExpiry,
+}
+
+/// The condition of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precondition<'a> {
+    /// No condition.
+    None,
+    /// The key does not exist.
+    Absent,
+    /// The key exists.
+    Present,
+    /// The entry has this version.
+    Version(SequenceNumber),
+    /// The entry has this value.
+    Value(&'a [u8]),
+    /// The entry exists and has no deadline.
+    NoDeadline,
+    /// The entry exists and has a deadline.
+    HasDeadline,
+    /// The entry exists, and the new deadline is later than its own. No deadline is later than any.
+    Later,
+    /// The entry exists, and the new deadline is earlier than its own. No deadline is later than any.
+    Earlier,
+}
+
+/// The deadline of an entry after an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// No deadline.
+    Never,
+    /// The deadline that the entry has.
+    Keep,
+    /// This number of milliseconds after the execution, by the wall clock of the primary.
+    After(u64),
+    /// This time.
+    At(WallTime),
+    /// The deadline that the entry has; if it has none, this number of milliseconds after the execution.
+    KeepOrAfter(u64),
+}
+
+const CHECK: u8 = 0;
+const PUT: u8 = 1;
+const DELETE: u8 = 2;
+const ADD: u8 = 3;
+const ADD_FLOAT: u8 = 4;
+const APPEND: u8 = 5;
+const SET_RANGE: u8 = 6;
+const RENAME: u8 = 7;
+const COPY: u8 = 8;
+const SET_EXPIRY: u8 = 9;
+
+const RETURNS_VALUE: u8 = 1;
+const IS_OPTIONAL: u8 = 2;
+
+impl<'a> Update<'a> {
+    /// Creates an update of the request's key without condition. A PUT removes the deadline of the entry; every other
+    /// action keeps it.
+    pub fn new(action: Action<'a>) -> Update<'a> {
+        let expiry = match action {
+            Action::Put(_) => Expiry::Never,
+            _ => Expiry::Keep,
+        };
+        let condition = Precondition::None;
+        Update { key: None, action, condition, expiry, returns_value: false, is_optional: false }
+    }
+
+    /// Returns the other key that the update changes, besides its own.
+    pub fn second_key(&self) -> Option<&'a [u8]> {
+        match self.action {
+            Action::Rename(key) | Action::Copy(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// Returns the number of bytes of the update in a request.
+    pub fn wire_bytes(&self) -> usize {
+        let (_, value, _) = self.action.parts();
+        let (_, condition, _) = self.condition.parts();
+        UPDATE_FIXED_BYTES + self.key.map_or(0, <[u8]>::len) + condition.len() + value.len()
+    }
+
+    /// Appends the update to a request. The caller has checked it with [`Update::validate`].
+    pub fn write(&self, output: &mut Vec<u8>) {
+        let (action, value, number) = self.action.parts();
+        let (condition, condition_value, version) = self.condition.parts();
+        let (expiry, time) = match self.expiry {
+            Expiry::Never => (0, 0),
+            Expiry::Keep => (1, 0),
+            Expiry::After(millis) => (2, millis),
+            Expiry::At(time) => (3, time.millis()),
+            Expiry::KeepOrAfter(millis) => (4, millis),
+        };
+        let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+        let flags = flag(self.returns_value, RETURNS_VALUE) | flag(self.is_optional, IS_OPTIONAL);
+        let key = self.key.unwrap_or(&[]);
+        output.put_u16(length_u16(key.len(), "key"));
+        output.put_u8(action);
+        output.put_u8(condition);
+        output.put_u8(expiry);
+        output.put_u8(flags);
+        output.put_u16(0);
+        output.put_u64(number);
+        output.put_u64(version);
+        output.put_u64(time);
+        output.put_u32(length_u32(condition_value.len(), "value of the condition"));
+        output.put_u32(length_u32(value.len(), "value"));
+        output.put_bytes(key);
+        output.put_bytes(condition_value);
+        output.put_bytes(value);
+    }
+
+    fn read(reader: &mut Reader<'a>) -> Result<Update<'a>, DecodeError> {
+        let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
+        let key_length = reader.u16("key length")?;
+        let action = reader.u8("action")?;
+        let condition = reader.u8("condition")?;
+        let expiry = reader.u8("expiry")?;
+        let flags = reader.u8("flags")?;
+        let reserved = reader.u16("reserved")?;
+        let number = reader.u64("number")?;
+        let version = reader.u64("version")?;
+        let time = reader.u64("time")?;
+        let condition_length = reader.u32("length of the condition")? as usize;
+        let value_length = reader.u32("value length")? as usize;
+        let key = reader.bytes(usize::from(key_length), "key")?;
+        let condition_value = reader.bytes(condition_length, "value of the condition")?;
+        let value = reader.bytes(value_length, "value")?;
+        if reserved != 0 {
+            return bad("reserved", reserved.into());
+        }
+        if flags & !(RETURNS_VALUE | IS_OPTIONAL) != 0 {
+            return bad("flags", flags.into());
+        }
+        let takes_value = matches!(action, PUT | ADD_FLOAT | APPEND | SET_RANGE | RENAME | COPY);
+        if !takes_value && value_length > 0 {
+            return bad("value length", value_length as u64);
+        }
+        let action = match action {
+            CHECK => Action::Check,
+            PUT => Action::Put(value),
+            DELETE => Action::Delete,
+            ADD => Action::Add(number.cast_signed()),
+            ADD_FLOAT => Action::AddFloat(value),
+            APPEND => Action::Append(value),
+            SET_RANGE => match u32::try_from(number) {
+                Ok(offset) => Action::SetRange { offset, bytes: value },
+                Err(_) => return bad("offset", number),
+            },
+            RENAME => Action::Rename(value),
+            COPY => Action::Copy(value),
+            SET_EXPIRY => Action::SetExpiry,
+            other => return bad("action", other.into()),
+        };
+        if condition != 4 && condition_length > 0 {
+            return bad("length of the condition", condition_length as u64);
+        }
+        let condition = match condition {
+            0 => Precondition::None,
+            1 => Precondition::Absent,
+            2 => Precondition::Present,
+            3 => Precondition::Version(SequenceNumber(version)),
+            4 => Precondition::Value(condition_value),
+            5 => Precondition::NoDeadline,
+            6 => Precondition::HasDeadline,
+            7 => Precondition::Later,
+            8 => Precondition::Earlier,
+            other => return bad("condition", other.into()),
+        };
+        let expiry = match expiry {
+            0 => Expiry::Never,
+            1 => Expiry::Keep,
+            2 => Expiry::After(time),
+            3 if time <= WallTime::MAX.millis() => Expiry::At(WallTime::from_millis(time)),
+            3 => return bad("time", time),
+            4 => Expiry::KeepOrAfter(time),
+            other => return bad("expiry", other.into()),
+        };
+        let key = (!key.is_empty()).then_some(key);
+        let returns_value = flags & RETURNS_VALUE != 0;
+        let is_optional = flags & IS_OPTIONAL != 0;
+        Ok(Update { key, action, condition, expiry, returns_value, is_optional })
+    }
+
+    /// Checks the update against the limits. Returns the reason if it is invalid.
+    pub fn validate(&self) -> Result<(), InvalidUpdate> {
+        let has_length = |key: &[u8]| (1..=MAX_KEY_BYTES).contains(&key.len());
+        if self.key.is_some_and(|key| !has_length(key))
+            || self.second_key().is_some_and(|key| !has_length(key))
+        {
+            return Err(InvalidUpdate::KeyLength);
+        }
+        let value = match self.action {
+            Action::Put(value) | Action::Append(value) => value.len(),
+            Action::SetRange { offset, bytes } => offset as usize + bytes.len(),
+            Action::AddFloat(_)
+            | Action::Check
+            | Action::Delete
+            | Action::Add(_)
+            | Action::Rename(_)
+            | Action::Copy(_)
+            | Action::SetExpiry => 0,
+        };
+        let condition = self.condition.parts().1.len();
+        if value > MAX_VALUE_BYTES || condition > MAX_VALUE_BYTES {
+            return Err(InvalidUpdate::ValueLength);
+        }
+        let has_deadline = matches!(self.expiry, Expiry::After(_) | Expiry::At(_));
+        if matches!(self.condition, Precondition::Later | Precondition::Earlier) && !has_deadline {
+            return Err(InvalidUpdate::NoDeadline);
+        }
+        let sets_expiry = !matches!(self.expiry, Expiry::Keep);
+        let keeps_it = matches!(
+            self.action,
+            Action::Check | Action::Delete | Action::Rename(_) | Action::Copy(_)
+        );
+        if keeps_it && sets_expiry {
+            return Err(InvalidUpdate::UselessExpiry);
+        }
+        Ok(())
+    }
+}
+
+/// The reason why an update is invalid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidUpdate {
+    /// A key is empty or too long.
+    KeyLength,
+    /// A value is too long.
+    ValueLength,
+    /// The condition compares deadlines, but the update sets none.
+    NoDeadline,
+    /// The action cannot set a deadline.
+    UselessExpiry,
+}
+
+impl InvalidUpdate {
+    /// Returns the reason as text.
+    pub fn reason(self) -> &'static str {
+        match self {
+            InvalidUpdate::KeyLength => "a key has 1 to 65,535 bytes",
+            InvalidUpdate::ValueLength => "a value has at most 16 MiB",
+            InvalidUpdate::NoDeadline => {
+                "the condition compares deadlines, but the update sets none"
+            }
+            InvalidUpdate::UselessExpiry => "this action cannot set or remove a deadline",
+        }
+    }
+}
+
+impl<'a> Action<'a> {
+    /// Returns the number of the action, its bytes and its number on the wire.
+    fn parts(&self) -> (u8, &'a [u8], u64) {
+        match *self {
+            Action::Check => (CHECK, &[], 0),
+            Action::Put(value) => (PUT, value, 0),
+            Action::Delete => (DELETE, &[], 0),
+            Action::Add(amount) => (ADD, &[], amount.cast_unsigned()),
+            Action::AddFloat(amount) => (ADD_FLOAT, amount, 0),
+            Action::Append(bytes) => (APPEND, bytes, 0),
+            Action::SetRange { offset, bytes } => (SET_RANGE, bytes, offset.into()),
+            Action::Rename(key) => (RENAME, key, 0),
+            Action::Copy(key) => (COPY, key, 0),
+            Action::SetExpiry => (SET_EXPIRY, &[], 0),
+        }
+    }
+}
+
+impl<'a> Precondition<'a> {
+    /// Returns the number of the condition, its value and its version on the wire.
+    fn parts(&self) -> (u8, &'a [u8], u64) {
+        match *self {
+            Precondition::None => (0, &[], 0),
+            Precondition::Absent => (1, &[], 0),
+            Precondition::Present => (2, &[], 0),
+            Precondition::Version(version) => (3, &[], version.0),
+            Precondition::Value(value) => (4, value, 0),
+            Precondition::NoDeadline => (5, &[], 0),
+            Precondition::HasDeadline => (6, &[], 0),
+            Precondition::Later => (7, &[], 0),
+            Precondition::Earlier => (8, &[], 0),
+        }
+    }
+}
+
+/// The updates of one request, in the encoding of the wire. Every item is well-formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Updates<'a> {
+    bytes: &'a [u8],
+    count: usize,
+}
+
+impl<'a> Updates<'a> {
+    /// Reads the updates of a request.
+    ///
+    /// # Errors
+    /// If an item is malformed, or there is none, or there are more than [`MAX_UPDATES`].
+    pub fn read(bytes: &'a [u8]) -> Result<Updates<'a>, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let mut count = 0;
+        while reader.left() > 0 && count <= MAX_UPDATES {
+            Update::read(&mut reader)?;
+            count += 1;
+        }
+        if count == 0 || count > MAX_UPDATES {
+            let field = "number of updates";
+            return Err(DecodeError::BadValue { field, value: count as u64 });
+        }
+        Ok(Updates { bytes, count })
+    }
+
+    /// Returns the encoded items.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Returns the number of updates, at least one.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Returns the updates in order.
+    pub fn iter(&self) -> impl Iterator<Item = Update<'a>> + use<'a> {
+        let mut reader = Reader::new(self.bytes);
+        (0..self.count).map_while(move |_| Update::read(&mut reader).ok())
+    }
+
+    /// Checks every update against the limits.
+    ///
+    /// # Errors
+    /// The reason for which the first invalid one is rejected.
+    pub fn validate(&self) -> Result<(), InvalidUpdate> {
+        self.iter().try_for_each(|update| update.validate())
+    }
+}
+
+/// The result of one update of a request with several of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpdateResult<'a> {
+    /// The outcome: OK, NOT_FOUND, or for an optional update the status with which it was skipped.
+    pub status: Status,
+    /// The value, if the update returns one and there is one.
+    pub value: Option<&'a [u8]>,
+    /// The deadline of the entry after the update, if the update returns the value and there is a deadline.
+    pub deadline: Option<WallTime>,
+}
+
+impl<'a> UpdateResult<'a> {
+    /// The number of bytes of a result besides its value.
+    pub const FIXED_BYTES: usize = 1 + 1 + 8 + 4;
+
+    /// Appends the result to the value of a response.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        let value = self.value.unwrap_or(&[]);
+        output.put_u8(self.status as u8);
+        output.put_u8(self.value.is_some().into());
+        output.put_u64(self.deadline.map_or(0, WallTime::millis));
+        output.put_u32(length_u32(value.len(), "value"));
+        output.put_bytes(value);
+    }
+
+    /// Returns the results in the value of a response to several updates, in order.
+    ///
+    /// # Errors
+    /// If the value is malformed.
+    pub fn read_all(value: &'a [u8]) -> Result<Vec<UpdateResult<'a>>, DecodeError> {
+        let mut reader = Reader::new(value);
+        let mut results = Vec::new();
+        while reader.left() > 0 {
+            let status = Status::read(&mut reader)?;
+            let has_value = match reader.u8("value present")? {
+                0 => false,
+                1 => true,
+                other => {
+                    let field = "value present";
+                    return Err(DecodeError::BadValue { field, value: other.into() });
+                }
+            };
+            let deadline = read_deadline(&mut reader)?;
+            let length = reader.u32("value length")? as usize;
+            let value = reader.bytes(length, "value")?;
+            results.push(UpdateResult { status, value: has_value.then_some(value), deadline });
+        }
+        Ok(results)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<Update<'static>> {
+        let update = Update::new;
+        let conditions = [
+            Precondition::None,
+            Precondition::Absent,
+            Precondition::Present,
+            Precondition::Version(SequenceNumber(7)),
+            Precondition::Value(b"x"),
+            Precondition::NoDeadline,
+            Precondition::HasDeadline,
+            Precondition::Later,
+            Precondition::Earlier,
+        ];
+        let actions = [
+            Action::Check,
+            Action::Put(b"v"),
+            Action::Put(b""),
+            Action::Delete,
+            Action::Add(-3),
+            Action::Add(i64::MAX),
+            Action::AddFloat(b"1.5"),
+            Action::Append(b"tail"),
+            Action::SetRange { offset: 9, bytes: b"mid" },
+            Action::Rename(b"other"),
+            Action::Copy(b"other"),
+            Action::SetExpiry,
+        ];
+        let expiries = [
+            Expiry::Never,
+            Expiry::Keep,
+            Expiry::After(5),
+            Expiry::At(WallTime::from_millis(9)),
+            Expiry::KeepOrAfter(6),
+        ];
+        let mut all: Vec<Update<'_>> = actions.into_iter().map(update).collect();
+        let put = update(Action::Put(b"v"));
+        all.extend(conditions.map(|condition| Update { condition, ..put }));
+        all.extend(expiries.map(|expiry| Update { expiry, ..put }));
+        all.push(Update { key: Some(b"own"), returns_value: true, is_optional: true, ..put });
+        all
+    }
+
+    #[test]
+    fn every_update_is_read_as_it_was_written() {
+        let mut bytes = Vec::new();
+        for update in all() {
+            let before = bytes.len();
+            update.write(&mut bytes);
+            assert_eq!(bytes.len() - before, update.wire_bytes());
+            let read = Updates::read(&bytes[before..]).unwrap();
+            assert_eq!(read.iter().collect::<Vec<_>>(), [update]);
+        }
+        let read = Updates::read(&bytes).unwrap();
+        assert_eq!(read.iter().collect::<Vec<_>>(), all());
+    }
+
+    #[test]
+    fn a_cut_update_is_malformed() {
+        let mut bytes = Vec::new();
+        all().iter().for_each(|update| update.write(&mut bytes));
+        let mut ends = vec![0];
+        for update in all() {
+            ends.push(ends.last().unwrap() + update.wire_bytes());
+        }
+        for end in 0..=bytes.len() {
+            let is_whole = end > 0 && ends.contains(&end);
+            assert_eq!(Updates::read(&bytes[..end]).is_ok(), is_whole, "{end}");
+        }
+    }
+
+    #[test]
+    fn unknown_numbers_are_malformed() {
+        let mut bytes = Vec::new();
+        Update::new(Action::Check).write(&mut bytes);
+        for (at, value) in [(2, 10), (3, 9), (4, 5), (5, 4), (6, 1), (7, 1), (32, 1), (36, 1)] {
+            let mut bad = bytes.clone();
+            bad[at] = value;
+            assert!(Updates::read(&bad).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn results_are_read_as_they_were_written() {
+        let deadline = Some(WallTime::from_millis(4));
+        let results = [
+            UpdateResult { status: Status::NotFound, value: None, deadline: None },
+            UpdateResult { status: Status::Ok, value: Some(b""), deadline: None },
+            UpdateResult { status: Status::Overflow, value: Some(b"abc"), deadline },
+        ];
+        let mut bytes = Vec::new();
+        results.iter().for_each(|result| result.write(&mut bytes));
+        assert_eq!(UpdateResult::read_all(&bytes).unwrap(), results);
+        assert!(UpdateResult::read_all(&bytes[..bytes.len() - 1]).is_err());
+    }
+}
