@@ -194,6 +194,50 @@ pub struct ObjectEntry {
     pub answer: Answer,
 }
 
+impl ObjectEntry {
+    /// Describes the operation in one line.
+    pub fn in_words(&self) -> String {
+        let text = |text: &Text| String::from_utf8_lossy(text).into_owned();
+        let update = |update: &Update| {
+            let Update { key, change, guard, lifetime, returns_value, is_optional } = update;
+            let change = match change {
+                Change::Put(value) => format!("Put({})", text(value)),
+                Change::Append(bytes) => format!("Append({})", text(bytes)),
+                Change::SetRange(offset, bytes) => format!("SetRange({offset}, {})", text(bytes)),
+                other => format!("{other:?}"),
+            };
+            let guard = match guard {
+                Guard::Value(value) => format!("Value({})", text(value)),
+                other => format!("{other:?}"),
+            };
+            let flags = match (returns_value, is_optional) {
+                (false, false) => "",
+                (true, false) => " returns",
+                (false, true) => " optional",
+                (true, true) => " returns optional",
+            };
+            format!("key {key} {change} if {guard} for {lifetime:?}{flags}")
+        };
+        let answer = match &self.answer {
+            Answer::Shown { version, updates } => {
+                let shown = |shown: &Shown| {
+                    let value = shown.value.as_ref().map(text);
+                    format!("{:?} {value:?} {:?}", shown.outcome, shown.deadline)
+                };
+                let updates: Vec<String> = updates.iter().map(shown).collect();
+                format!("version {version}: {}", updates.join("; "))
+            }
+            other => format!("{other:?}"),
+        };
+        let updates: Vec<String> = self.updates.iter().map(update).collect();
+        let kind = if self.is_read { "read" } else { "update" };
+        let Span { from, to } = self.wall;
+        let (start, end) = (self.start, self.end);
+        let updates = updates.join("; ");
+        format!("client {} {start}-{end} wall {from}-{to} {kind} [{updates}] -> {answer}", self.client)
+    }
+}
+
 /// A range of times in milliseconds, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {

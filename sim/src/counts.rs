@@ -52,6 +52,9 @@ pub struct Counts {
     pub fresh_sessions: u64,
     /// The number of faults, by kind and by the recovery step in which they struck (6: no recovery in progress).
     pub faults: BTreeMap<&'static str, [u64; 7]>,
+    /// The number of completed operations on objects, by kind. `expiry observed` counts operations that found an entry
+    /// absent which the last response about it showed with a deadline.
+    pub objects: BTreeMap<&'static str, u64>,
     /// Comparisons by digest of two replicas with the same writes.
     pub digests_compared: u64,
     /// Comparisons in full of two replicas.
@@ -142,6 +145,9 @@ impl Counts {
         self.forged += other.forged;
         self.long_values += other.long_values;
         self.with_write_in_flight += other.with_write_in_flight;
+        for (kind, count) in &other.objects {
+            *self.objects.entry(kind).or_default() += count;
+        }
         for (kind, steps) in &other.faults {
             let sums = self.faults.entry(kind).or_default();
             for (sum, count) in sums.iter_mut().zip(steps) {
@@ -239,6 +245,8 @@ impl Counts {
              {} long values read\n",
             self.handed_over, self.resets, self.half_closes, self.forged, self.long_values
         );
+        let objects = self.objects.iter().map(|(kind, count)| format!("{count} {kind}"));
+        text += &format!("on objects: {}\n", objects.collect::<Vec<_>>().join(", "));
         let faults = self.all_faults();
         let share = 100.0 * self.with_write_in_flight as f64 / faults.max(1) as f64;
         text += &format!("{faults} faults, {share:.1} % of them with a write in flight\n\n");

@@ -9,7 +9,8 @@ use kv_core::replica::Replica;
 use kv_core::session::LoggedRecord;
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::control_message::ReplicaState;
-use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId};
+use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId, WallTime};
+use kv_protocol::limits::MAX_RETAINED_BYTES;
 use kv_protocol::placement::{Digest, Placement};
 
 use crate::checks::Place;
@@ -126,6 +127,16 @@ pub fn memory_is_bounded(replica: &Replica, limit: u64) -> Result<(), Violation>
     Err(Violation::of(replica.group(), 18, words))
 }
 
+/// Checks that the responses that a replica keeps for retries stay within their limit (invariant 18).
+pub fn responses_are_bounded(replica: &Replica) -> Result<(), Violation> {
+    let bytes = replica.retained_bytes();
+    if bytes <= MAX_RETAINED_BYTES {
+        return Ok(());
+    }
+    let words = format_args!("{bytes} B of responses are kept for retries");
+    Err(Violation::of(replica.group(), 18, words))
+}
+
 /// Iterates over every shard of every group.
 pub fn places(world: &World) -> impl Iterator<Item = Place> {
     let (groups, shards) = (world.config.servers, usize::from(world.config.shards));
@@ -145,8 +156,11 @@ fn copies(world: &World, (group, shard): Place) -> Option<(&Replica, &Replica)> 
     replicas().find(is_copy).map(|secondary| (primary, secondary))
 }
 
-/// The entries of a replica, version and value, by key.
-type Entries = HashMap<Vec<u8>, (SequenceNumber, Vec<u8>)>;
+/// The version, the value and the deadline of an entry.
+type Content = (SequenceNumber, Vec<u8>, Option<WallTime>);
+
+/// The entries of a replica, by key.
+type Entries = HashMap<Vec<u8>, Content>;
 
 fn entries(replica: &Replica) -> Entries {
     let mut entries = Entries::new();
@@ -154,7 +168,8 @@ fn entries(replica: &Replica) -> Entries {
     while let Some(at) = cursor {
         let budget = WalkBudget { entries: 1_024, bytes: 1 << 20 };
         cursor = replica.walk(at, budget, |entry| {
-            entries.insert(entry.key.to_vec(), (entry.version, entry.value.to_vec()));
+            let content = (entry.version, entry.value.to_vec(), entry.deadline);
+            entries.insert(entry.key.to_vec(), content);
         });
     }
     entries
@@ -168,7 +183,7 @@ fn difference<'a>(
     level: SequenceNumber,
     is_ahead: bool,
 ) -> Option<&'a [u8]> {
-    let differs = |(key, entry): &(&Vec<u8>, &(SequenceNumber, Vec<u8>))| match there.get(*key) {
+    let differs = |(key, entry): &(&Vec<u8>, &Content)| match there.get(*key) {
         _ if entry.0 > level => false,
         Some(other) => other != *entry && !(is_ahead && other.0 > level),
         None => !is_ahead,
@@ -176,13 +191,19 @@ fn difference<'a>(
     here.iter().find(differs).map(|(key, _)| key.as_slice())
 }
 
-fn in_words((version, value): &(SequenceNumber, Vec<u8>)) -> String {
-    format!("write {version}, {} B, {:?}...", value.len(), &value[..value.len().min(8)])
+fn in_words((version, value, deadline): &Content) -> String {
+    let start = &value[..value.len().min(8)];
+    format!("write {version}, {} B, {start:?}..., deadline {deadline:?}", value.len())
 }
 
-fn records(replica: &Replica) -> HashMap<(ClientId, RequestSeq), LoggedRecord> {
+/// Returns every completion record with the part of the response that is kept with it.
+fn records(replica: &Replica) -> HashMap<(ClientId, RequestSeq), (LoggedRecord, Vec<u8>)> {
     let records = replica.completion_records(0..replica.session_count());
-    records.map(|logged| ((logged.record.client, logged.record.seq), logged)).collect()
+    let with_response = |logged: LoggedRecord| {
+        let name = (logged.record.client, logged.record.seq);
+        (name, (logged, replica.response_of(name.0, name.1).to_vec()))
+    };
+    records.map(with_response).collect()
 }
 
 #[cfg(test)]
@@ -193,7 +214,7 @@ mod tests {
 
     fn table(entries: &[(&str, u64, u8)]) -> Entries {
         let entry = |&(key, version, value): &(&str, u64, u8)| {
-            (key.as_bytes().to_vec(), (SequenceNumber(version), vec![value]))
+            (key.as_bytes().to_vec(), (SequenceNumber(version), vec![value], None))
         };
         entries.iter().map(entry).collect()
     }
