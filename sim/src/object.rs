@@ -18,7 +18,7 @@ pub fn piece(number: u64) -> Text {
     format!("{number:010x};").into_bytes().into()
 }
 
-/// Returns whether a value is a number, or consists of whole pieces and of gaps of their length.
+/// Returns whether a value is a number, or nothing, and then whole pieces and gaps of their length.
 fn is_whole(value: &[u8]) -> bool {
     let is_piece = |piece: &[u8]| {
         let digits = piece.strip_suffix(b";").is_some_and(|digits| {
@@ -26,8 +26,9 @@ fn is_whole(value: &[u8]) -> bool {
         });
         digits || piece == [0; PIECE_BYTES]
     };
-    let is_number = || str::from_utf8(value).is_ok_and(|text| text.parse::<i64>().is_ok());
-    value.chunks(PIECE_BYTES).all(is_piece) || is_number()
+    let pieces = value.rchunks(PIECE_BYTES).take_while(|piece| is_piece(piece)).count();
+    let rest = &value[..value.len() - pieces * PIECE_BYTES];
+    rest.is_empty() || str::from_utf8(rest).is_ok_and(|text| text.parse::<i64>().is_ok())
 }
 
 /// An operation on an object.
@@ -157,7 +158,17 @@ fn is_simple(update: &Update) -> bool {
 
 /// Returns whether updates change an entry whenever all are executed.
 pub fn changes_surely(updates: &Updates<'_>) -> bool {
-    updates.iter().filter(|update| !update.is_optional).any(|update| {
+    // Without an entry, a condition on its deadline is not met, but does not end the request.
+    let may_pass = |update: &wire::Update<'_>| {
+        matches!(
+            update.condition,
+            Precondition::NoDeadline
+                | Precondition::HasDeadline
+                | Precondition::Later
+                | Precondition::Earlier
+        )
+    };
+    updates.iter().filter(|update| !update.is_optional && !may_pass(update)).any(|update| {
         let is_kept = !matches!(update.expiry, Expiry::At(_) | Expiry::After(0));
         match update.action {
             Action::Put(_) | Action::Add(_) | Action::Append(_) | Action::SetRange { .. } => is_kept,
@@ -230,7 +241,7 @@ mod tests {
     #[test]
     fn a_mixture_of_two_values_is_not_whole() {
         let two: Vec<u8> = [&piece(7)[..], &piece(8)].concat();
-        assert!(is_whole(&two) && is_whole(b"-12") && is_whole(b""));
+        assert!(is_whole(&two) && is_whole(b"-12") && is_whole(b"") && is_whole(b"120000000001;"));
         assert!(!is_whole(&two[1..]) && !is_whole(&two[..20]) && !is_whole(b"12;"));
     }
 }
