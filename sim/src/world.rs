@@ -139,7 +139,7 @@ impl Config {
         let wall_bound = [0, 5, 300, 2_000][choice.index(4)];
         let many_deadlines = choice.per_mille(400);
         let objects = match has_waves {
-            true => 150,
+            true => 60,
             false => [250, 400, 600][choice.index(3)],
         };
         Config {
