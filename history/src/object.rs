@@ -234,7 +234,10 @@ impl ObjectEntry {
         let Span { from, to } = self.wall;
         let (start, end) = (self.start, self.end);
         let updates = updates.join("; ");
-        format!("client {} {start}-{end} wall {from}-{to} {kind} [{updates}] -> {answer}", self.client)
+        format!(
+            "client {} {start}-{end} wall {from}-{to} {kind} [{updates}] -> {answer}",
+            self.client
+        )
     }
 }
 

@@ -135,7 +135,8 @@ impl Client {
 
     /// Begins an operation. Does nothing if the client has no map.
     pub fn begin(&mut self, now: u64, plan: Plan) {
-        let Plan { slot, key, floor, mut asked, mut object, condition, value, timeout, settling } = plan;
+        let Plan { slot, key, floor, mut asked, mut object, condition, value, timeout, settling } =
+            plan;
         if self.is_clone && (asked == Asked::Delete || object.is_some()) {
             // A clone does not delete: the servers cannot distinguish two deletes of one key with the same sequence
             // number. The same applies to updates.

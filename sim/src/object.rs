@@ -104,9 +104,10 @@ impl ObjectAsk {
     /// Returns whether the request changes an entry whenever its response is OK. The version in the response is then
     /// that of this write.
     pub fn changes_surely(&self) -> bool {
-        self.is_plain || !self.is_read && {
-            Updates::read(&self.bytes).is_ok_and(|updates| changes_surely(&updates))
-        }
+        self.is_plain
+            || !self.is_read && {
+                Updates::read(&self.bytes).is_ok_and(|updates| changes_surely(&updates))
+            }
     }
 
     /// Returns the content of a response; `None` if the response is not definite.
@@ -171,7 +172,9 @@ pub fn changes_surely(updates: &Updates<'_>) -> bool {
     updates.iter().filter(|update| !update.is_optional && !may_pass(update)).any(|update| {
         let is_kept = !matches!(update.expiry, Expiry::At(_) | Expiry::After(0));
         match update.action {
-            Action::Put(_) | Action::Add(_) | Action::Append(_) | Action::SetRange { .. } => is_kept,
+            Action::Put(_) | Action::Add(_) | Action::Append(_) | Action::SetRange { .. } => {
+                is_kept
+            }
             _ => false,
         }
     })
@@ -192,11 +195,7 @@ fn outcome_of(status: Status) -> Option<Outcome> {
     }
 }
 
-fn to_wire<'a>(
-    keys: &'a [Vec<u8>],
-    update: &'a Update,
-    key: Option<&'a [u8]>,
-) -> wire::Update<'a> {
+fn to_wire<'a>(keys: &'a [Vec<u8>], update: &'a Update, key: Option<&'a [u8]>) -> wire::Update<'a> {
     let time = |millis: i64| WallTime::from_millis(u64::try_from(millis).unwrap_or(0));
     let length = |millis: i64| u64::try_from(millis).unwrap_or(0);
     let action = match &update.change {

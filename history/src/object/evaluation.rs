@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::state::{Item, World};
-use super::{Answer, Change, Guard, KEYS_MAX, Lifetime, ObjectEntry, Outcome, Shown, Span, Update};
+use super::{
+    Answer, Change, Guard, KEYS_MAX, Lifetime, ObjectEntry, Outcome, Shown, Span, Text, Update,
+};
 
 /// A possible course of a request so far.
 #[derive(Clone)]
@@ -23,7 +25,7 @@ struct Course {
 /// The effect of an update.
 enum Step {
     Nothing,
-    Store(Arc<[u8]>, Option<Span>),
+    Store(Text, Option<Span>),
     Remove,
     Transfer(usize, Item, bool),
 }
@@ -74,9 +76,8 @@ fn after_expiry(world: &World, entry: &ObjectEntry) -> Vec<Course> {
         is_done: false,
     };
     let mut courses = vec![start(world)];
-    for key in 0..KEYS_MAX {
-        let deadline = world[key].as_ref().and_then(|item| item.deadline);
-        let Some(deadline) = deadline else { continue };
+    for (key, item) in world.iter().enumerate() {
+        let Some(deadline) = item.as_ref().and_then(|item| item.deadline) else { continue };
         if !entry.updates.iter().any(|update| update.key == key) {
             continue;
         }
@@ -238,11 +239,11 @@ impl Course {
         update: &Update,
         found: Option<&Item>,
         deadline: Option<Span>,
-    ) -> Vec<(Step, Outcome, Option<Arc<[u8]>>)> {
+    ) -> Vec<(Step, Outcome, Option<Text>)> {
         let old = found.map(|item| item.value.clone());
         let old_bytes = || old.as_deref().unwrap_or(&[]).to_vec();
         let current = old.clone().filter(|_| update.returns_value);
-        let store = |value: Arc<[u8]>, shown: Option<Arc<[u8]>>| {
+        let store = |value: Text, shown: Option<Text>| {
             let clock = self.clock;
             // A deadline that was compared with the clock before has not passed.
             let (may_pass, may_last) = match (update.lifetime, deadline) {
@@ -261,7 +262,7 @@ impl Course {
             }
             steps
         };
-        let text = |number: String| Arc::<[u8]>::from(number.into_bytes());
+        let text = |number: String| Text::from(number.into_bytes());
         match &update.change {
             Change::Check => {
                 let is_there = found.is_some() || update.guard == Guard::Absent;
@@ -320,7 +321,7 @@ impl Course {
         shown: Option<&Shown>,
         entry: &ObjectEntry,
         outcome: Outcome,
-        value: Option<&Arc<[u8]>>,
+        value: Option<&Text>,
         deadline: Option<Span>,
     ) -> bool {
         let Some(shown) = shown else { return true };

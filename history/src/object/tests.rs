@@ -157,8 +157,7 @@ fn a_renamed_entry_keeps_its_value_and_deadline() {
 
 #[test]
 fn a_condition_on_a_version_holds_only_for_that_version() {
-    let update =
-        Update { guard: Guard::Version(1), ..Update::new(0, Change::Put(text("b"))) };
+    let update = Update { guard: Guard::Version(1), ..Update::new(0, Change::Put(text("b"))) };
     let put = put(0, 1, "a", Lifetime::Never, 1);
     let conflict = Shown { outcome: Outcome::Conflict, value: None, deadline: None };
     let conflict = Answer::Shown { version: 1, updates: vec![conflict] };

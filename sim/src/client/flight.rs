@@ -7,8 +7,8 @@ use kv_protocol::ids::{
 use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
-use crate::network::ConnectionNumber;
 use crate::clock::wall_millis;
+use crate::network::ConnectionNumber;
 use crate::object::ObjectAsk;
 use crate::workload::{Settling, SlotId};
 use kv_history::object::{Answer, ObjectEntry, Span};

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kv_history::object::{Change, Guard, KEYS_MAX, Lifetime, ObjectEntry, Outcome, Text, Update};
 use kv_history::object::{Answer, Shown};
+use kv_history::object::{Change, Guard, KEYS_MAX, Lifetime, ObjectEntry, Outcome, Text, Update};
 use kv_protocol::placement::{Digest, Placement};
 use kv_testkit::random::Random;
 
@@ -42,6 +42,27 @@ enum Class {
 
 const CLASSES: [Class; 5] =
     [Class::Counter, Class::Text, Class::Item, Class::Expiring, Class::Family];
+
+/// The kinds of operations that are counted.
+pub const KINDS: [&str; 17] = [
+    "add",
+    "append",
+    "batch",
+    "check",
+    "copy",
+    "delete",
+    "expiry observed",
+    "failed batch",
+    "not executed",
+    "put",
+    "put with deadline",
+    "put with old value",
+    "read with deadline",
+    "rename",
+    "set expiry",
+    "set range",
+    "take",
+];
 
 /// The last entry that a client has read of a key.
 #[derive(Clone, Debug)]
@@ -154,7 +175,12 @@ impl Objects {
     }
 
     /// Records the end of an operation, with its entry in the history, if it has one.
-    pub(super) fn note(&mut self, slot: Option<usize>, ask: &ObjectAsk, entry: Option<ObjectEntry>) {
+    pub(super) fn note(
+        &mut self,
+        slot: Option<usize>,
+        ask: &ObjectAsk,
+        entry: Option<ObjectEntry>,
+    ) {
         let is_in_doubt = entry.as_ref().is_some_and(|entry| entry.answer == Answer::InDoubt);
         if let Some(at) = slot {
             let slot = &mut self.slots[at].0;

@@ -149,7 +149,8 @@ impl World {
                             self.workload.note_object(flight.slot, ask, entry);
                         }
                         None => {
-                            let entry = was_sent.then(|| flight.entry(process, self.now, responded));
+                            let entry =
+                                was_sent.then(|| flight.entry(process, self.now, responded));
                             self.workload.note(flight.slot, flight.key, entry);
                         }
                     }
