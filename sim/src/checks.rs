@@ -196,6 +196,7 @@ impl Checks {
             self.compared.contents += u64::from(copies::contents_agree(world, place)?);
         }
         copies::keys_are_at_home(world)?;
+        copies::expired_are_removed(world)?;
         writes::linearizable(world)
     }
 }

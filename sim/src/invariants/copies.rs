@@ -14,12 +14,16 @@ use kv_protocol::limits::MAX_RETAINED_BYTES;
 use kv_protocol::placement::{Digest, Placement};
 
 use crate::checks::Place;
+use crate::clock::wall_millis;
 use crate::invariants::Violation;
 use crate::world::World;
 
 /// The allowed excess over the memory limit. It covers writes of the primary that a follower must accept, copies in
 /// progress, and reserved but unused memory: some values of maximum length, and some chunks.
 const SLACK: u64 = 512 << 10;
+
+/// The time within which an idle primary removes expired entries, in milliseconds.
+const REMOVED_WITHIN: u64 = 200;
 
 /// Checks that primary and secondary have equal contents if they have applied the same writes (invariant 3).
 ///
@@ -135,6 +139,33 @@ pub fn responses_are_bounded(replica: &Replica) -> Result<(), Violation> {
     }
     let words = format_args!("{bytes} B of responses are kept for retries");
     Err(Violation::of(replica.group(), 18, words))
+}
+
+/// Checks that primaries have removed every entry whose deadline has certainly passed for a while (invariant 18).
+///
+/// The function is called at the end of a run, when the cluster has been at rest for longer than this while.
+pub fn expired_are_removed(world: &World) -> Result<(), Violation> {
+    let latest = wall_millis(world.now) - world.config.wall_bound - world.wall_slack;
+    let overdue = WallTime::from_millis(u64::try_from(latest).unwrap_or(0) - REMOVED_WITHIN);
+    for place in places(world) {
+        let alive = world.processes.iter().filter(|process| process.alive);
+        let mut replicas = alive.filter_map(|process| process.replica(place.0, place.1));
+        let Some(primary) = replicas.find(|replica| replica.state() == ReplicaState::Active) else {
+            continue;
+        };
+        let is_left = |content: &Content| content.2.is_some_and(|deadline| deadline < overdue);
+        if let Some((key, content)) = entries(primary).iter().find(|(_, content)| is_left(content))
+        {
+            let words = format_args!(
+                "shard {}: key {:?} has expired, but is not removed at {overdue:?}: {}",
+                place.1,
+                String::from_utf8_lossy(key),
+                in_words(content)
+            );
+            return Err(Violation::of(place.0, 18, words));
+        }
+    }
+    Ok(())
 }
 
 /// Iterates over every shard of every group.
