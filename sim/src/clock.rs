@@ -93,3 +93,23 @@ impl WallClock {
         i64::try_from(drift).expect("a pause is short") + 2
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_stays_within_its_bound() {
+        let mut random = Random::new(1);
+        for bound in [0, 5, 2_000] {
+            for _ in 0..100 {
+                let clock = WallClock::new(bound, 0, &mut random);
+                for second in [0, 1, 50, 500] {
+                    let now = second * 1_000_000_000;
+                    let reading = clock.read(now).millis().cast_signed();
+                    assert!((reading - wall_millis(now)).abs() <= bound, "{clock:?} at {second} s");
+                }
+            }
+        }
+    }
+}

@@ -21,7 +21,6 @@ use crate::world::World;
 /// The allowed excess over the memory limit. It covers writes of the primary that a follower must accept, copies in
 /// progress, and reserved but unused memory: some values of maximum length, and some chunks.
 const SLACK: u64 = 512 << 10;
-
 /// The time within which an idle primary removes expired entries, in milliseconds.
 const REMOVED_WITHIN: u64 = 200;
 
