@@ -20,7 +20,7 @@ const PERCENT_WITH_WRITE: u64 = 90;
 const FAULTS_A_KIND_A_STEP: u64 = 1_000;
 const SLOW_FAULTS_A_KIND: u64 = 50;
 /// The minimum number of operations of each kind on objects.
-const OPERATIONS_A_KIND: u64 = 10_000;
+const OPERATIONS_A_KIND: u64 = 5_000;
 const LOAD: u64 = 1_000_000;
 const CLIENTS_WAYS: u64 = 1_000;
 /// The number of recovery steps, and the index of the faults that struck at rest.
