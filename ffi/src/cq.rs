@@ -22,22 +22,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_client::{
-    Client, Descriptors, Interrupt, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, Reply, Statistics,
-    SubmitError, Ticket,
+    Client, Condition, Descriptors, Interrupt, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, Reply,
+    Statistics, SubmitError, Ticket, Update,
 };
 
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
+use crate::changes::get_with_deadline;
 use crate::doubt::{Doubts, kvc_doubt};
 use crate::error::{
     Failure, KVC_FORKED, KVC_FULL, KVC_INVALID, KVC_NOT_FOUND, KVC_OK, KVC_PANIC, KVC_UNAVAILABLE,
     c_text,
 };
 use crate::fork::Process;
-use crate::handle::{kvc_client, open_here, refuse_callback};
+use crate::handle::{Pointer, kvc_client, open_here, refuse_callback};
 use crate::interrupt::interrupted;
 use crate::options::{condition, millis, sized};
 use crate::panic::guard;
 use crate::target::Target;
+use crate::update::{
+    Results, check_count, current, deadline_ms, executed, kvc_update, kvc_updated, read_updates,
+};
 
 /// kvc_op.kind: a read of a key.
 pub const KVC_OP_GET: u32 = 1;
@@ -45,6 +49,8 @@ pub const KVC_OP_GET: u32 = 1;
 pub const KVC_OP_PUT: u32 = 2;
 /// kvc_op.kind: a delete, which removes a key.
 pub const KVC_OP_DELETE: u32 = 3;
+/// kvc_op.kind: a request with `n` updates, like kvc_update_one() and kvc_update_many().
+pub const KVC_OP_UPDATE: u32 = 4;
 
 /// kvc_op.flags: the value of a put is not copied. The program must not change or free the value until it has received
 /// the completion or has freed the queue.
@@ -86,7 +92,7 @@ impl fmt::Debug for kvc_cq {
 pub struct kvc_op {
     /// sizeof(kvc_op)
     pub size: u32,
-    /// KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE.
+    /// KVC_OP_GET, KVC_OP_PUT, KVC_OP_DELETE or KVC_OP_UPDATE.
     pub kind: u32,
     /// The key: 1 to 65,535 bytes. It is copied.
     pub key: kvc_slice,
@@ -98,7 +104,7 @@ pub struct kvc_op {
     pub dst: *mut c_void,
     /// The size of dst in bytes.
     pub cap: usize,
-    /// The condition of a write, as in kvc_op_options.
+    /// The condition of a put or a delete, as in kvc_op_options. Else zero.
     pub if_version: u64,
     /// The deadline of the operation in milliseconds, at most 60,000. Zero means the deadline of the handle.
     pub timeout_ms: u32,
@@ -106,6 +112,17 @@ pub struct kvc_op {
     pub flags: u32,
     /// The offset in the value of the first byte to read, with KVC_RANGE. Else zero.
     pub offset: u64,
+    /// The updates of KVC_OP_UPDATE. They and all that they refer to are copied. Else NULL.
+    pub updates: *const kvc_update,
+    /// The number of updates, 1 to 1,024. Else zero.
+    pub n: usize,
+    /// NULL, or room for `n` results, which are written before the completion is available. Their values may be freed
+    /// once the completion was polled or the queue was freed. Their `doubt` is that of the completion. If it is NULL,
+    /// the completion owns the value of a single update, and the results of several are discarded.
+    pub results: *mut kvc_updated,
+    /// NULL, or a variable for the deadline of the entry that a get or a single update with KVC_RETURN_VALUE returns, in
+    /// milliseconds since 1970; zero if there is none. It is written on success, before the completion is available.
+    pub deadline_ms: *mut u64,
 }
 
 impl Default for kvc_op {
@@ -122,6 +139,10 @@ impl Default for kvc_op {
             timeout_ms: 0,
             flags: 0,
             offset: 0,
+            updates: ptr::null(),
+            n: 0,
+            results: ptr::null_mut(),
+            deadline_ms: ptr::null_mut(),
         }
     }
 }
@@ -137,10 +158,11 @@ pub struct kvc_completion {
     /// The number of servers that hold the write: 2, or 1 while the group has no second replica. Zero for a read, and
     /// after a failure.
     pub copies: u32,
-    /// The value of a successful get without dst, to be freed with kvc_buf_free(). In all other cases data is NULL. For
-    /// a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version is
-    /// that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero.
-    /// After a delete it is the sequence number of the delete itself.
+    /// The value of a successful get without dst, or the value that a single update without results returns, also after
+    /// KVC_CONFLICT; to be freed with kvc_buf_free(). In all other cases data is NULL. For a get with dst, len is the
+    /// length of the value after a success and after KVC_TOO_BIG, else zero. The version is that of the entry after
+    /// every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero. After a delete it is the
+    /// sequence number of the delete itself. For updates, it is as in kvc_updated.
     pub value: kvc_buf,
     /// The error message; NULL after a success. The queue owns the string, which is valid until the next kvc_cq_poll()
     /// or kvc_cq_free().
@@ -157,13 +179,36 @@ pub(crate) struct Slot {
     is_get: bool,
     /// The memory of a get with dst.
     target: Option<Target>,
+    /// The memory for the results of updates; `None` for any other operation.
+    results: Option<Results>,
+    /// True if the completion owns the value that the operation returns.
+    owns_value: bool,
+    /// The program's variable for the deadline of the entry, or NULL.
+    deadline_ms: Pointer<u64>,
     /// The ticket with which the operation can be cancelled while it is in flight.
     ticket: Option<Ticket>,
 }
 
 impl Slot {
     pub(crate) fn of(op: &kvc_op, tag: u64) -> Slot {
-        Slot { tag, is_get: op.kind == KVC_OP_GET, target: target(op), ticket: None }
+        let is_get = op.kind == KVC_OP_GET;
+        let is_update = op.kind == KVC_OP_UPDATE;
+        let results = is_update.then(|| Results::new(op.results, op.n));
+        let owns_value = is_get || (is_update && op.n == 1 && op.results.is_null());
+        let deadline_ms = Pointer::new(op.deadline_ms);
+        let target = target(op);
+        Slot { tag, is_get, target, results, owns_value, deadline_ms, ticket: None }
+    }
+
+    /// Empties the program's results of updates, so that their values may be freed whatever happens.
+    ///
+    /// # Safety
+    /// The program's memory has room for the results.
+    pub(crate) unsafe fn empty_results(&self) {
+        if let Some(results) = self.results {
+            // SAFETY: passed on.
+            unsafe { results.empty() };
+        }
     }
 }
 
@@ -183,22 +228,34 @@ pub(crate) struct Done {
     tag: u64,
     copies: u32,
     value: kvc_buf,
+    /// The number of bytes of the values in the results of updates.
+    bytes_of_results: usize,
+    /// The memory for the results of updates that failed.
+    results: Option<Results>,
     /// The failure, boxed because most completions have none.
     failure: Option<Box<Failure>>,
 }
 
 impl Done {
-    /// Returns the number of bytes of the value that the completion owns.
+    /// Returns the number of bytes of the values that the completion or its results own.
     fn bytes(&self) -> usize {
-        if self.value.data.is_null() { 0 } else { self.value.len }
+        let own = if self.value.data.is_null() { 0 } else { self.value.len };
+        own + self.bytes_of_results
     }
 
-    /// Returns the completion without its message, and the failure.
-    pub(crate) fn tell(self, doubts: &Doubts) -> (kvc_completion, Option<Failure>) {
-        let Done { tag, copies, value, failure } = self;
+    /// Returns the completion without its message, and the failure. Writes the results of updates that failed.
+    ///
+    /// # Safety
+    /// The program's memory has room for the results.
+    pub(crate) unsafe fn tell(self, doubts: &Doubts) -> (kvc_completion, Option<Failure>) {
+        let Done { tag, copies, value, results, failure, .. } = self;
         let mut failure = failure.map(|failure| *failure);
         let status = failure.as_ref().map_or(KVC_OK, |failure| failure.status);
         let doubt = doubts.name(failure.as_mut().and_then(|failure| failure.doubt.take()));
+        if let (Some(results), Some(failure)) = (results, &failure) {
+            // SAFETY: passed on.
+            unsafe { results.fail(failure, doubt) };
+        }
         (kvc_completion { tag, status, copies, value, words: ptr::null(), doubt }, failure)
     }
 }
@@ -215,6 +272,8 @@ pub(crate) struct Queue {
     done_bytes: usize,
     /// The messages to which the completions of the last poll point.
     words: Vec<CString>,
+    /// The memory for the updates of an operation while it is submitted.
+    updates: Vec<Update<'static>>,
 }
 
 impl Queue {
@@ -233,11 +292,26 @@ impl Queue {
             );
             return Err(Failure::new(KVC_FULL, words));
         }
+        let mut updates = std::mem::take(&mut self.updates);
+        // SAFETY: the program guarantees the memory; updates are not accessed after this call.
+        let submitted = unsafe { read_op_updates(op, &mut updates) }
+            .and_then(|()| self.submit_checked(op, &updates, tag));
+        updates.clear();
+        self.updates = updates;
+        submitted
+    }
+
+    fn submit_checked(
+        &mut self,
+        op: &kvc_op,
+        updates: &[Update<'_>],
+        tag: u64,
+    ) -> Result<(), Failure> {
         let options =
             OpOptions { deadline: millis(op.timeout_ms), condition: condition(op.if_version) };
         // SAFETY: the program guarantees the memory; a kept value is released when the operation has ended or the
         // client is dropped.
-        let request = unsafe { request(op) }?;
+        let request = unsafe { request(op, updates) }?;
         let slot = Slot::of(op, tag);
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(slot);
@@ -246,14 +320,21 @@ impl Queue {
             self.slots.len() - 1
         });
         self.slots[at] = slot;
-        let submitted = self.client.submit_to_cancel(request, &options, at as u64);
-        submitted.map(|ticket| self.slots[at].ticket = Some(ticket)).map_err(|error| {
-            self.free.push(at);
-            match error {
-                SubmitError::Full { .. } => Failure::new(KVC_FULL, error.to_string()),
-                SubmitError::Refused(error) => error.into(),
+        match self.client.submit_to_cancel(request, &options, at as u64) {
+            Ok(ticket) => {
+                self.slots[at].ticket = Some(ticket);
+                // SAFETY: the program guarantees the memory until the completion.
+                unsafe { slot.empty_results() };
+                Ok(())
             }
-        })
+            Err(error) => {
+                self.free.push(at);
+                Err(match error {
+                    SubmitError::Full { .. } => Failure::new(KVC_FULL, error.to_string()),
+                    SubmitError::Refused(error) => error.into(),
+                })
+            }
+        }
     }
 
     /// Ends the operations with this tag early. Fails with KVC_NOT_FOUND if the queue has none, in flight or ended.
@@ -310,7 +391,8 @@ impl Queue {
         let count = self.done.len().min(out.len());
         for (place, done) in out.iter_mut().zip(self.done.drain(..count)) {
             self.done_bytes -= done.bytes();
-            let (mut completion, failure) = done.tell(&self.doubts);
+            // SAFETY: the program keeps its results valid until it has the completion.
+            let (mut completion, failure) = unsafe { done.tell(&self.doubts) };
             if let Some(failure) = failure {
                 self.words.push(c_text(failure.words));
                 completion.words = self.words.last().map_or(ptr::null(), |text| text.as_ptr());
@@ -382,41 +464,105 @@ fn epoll_failed(error: io::Error) -> Failure {
 /// Converts the result of an operation into its completion.
 ///
 /// # Safety
-/// The memory of `slot.target` has room for its `cap` bytes.
+/// The memory of `slot.target` has room for its `cap` bytes, and that of `slot.results` for the results.
 pub(crate) unsafe fn end(slot: Slot, result: Result<Reply<'_>, kv_client::Error>) -> Done {
-    let Slot { tag, is_get, target, .. } = slot;
-    let mut value = kvc_buf::EMPTY;
+    let Slot { tag, is_get, target, results, owns_value, deadline_ms: to, .. } = slot;
+    let nothing = Done {
+        tag,
+        copies: 0,
+        value: kvc_buf::EMPTY,
+        bytes_of_results: 0,
+        results: None,
+        failure: None,
+    };
     let responded = match result {
         Ok(responded) => responded,
         Err(error) => {
             let failure = Failure::from(error);
-            value.version = failure.version;
-            return Done { tag, copies: 0, value, failure: Some(Box::new(failure)) };
+            let value = if owns_value { current(&failure) } else { kvc_buf::EMPTY };
+            let value = kvc_buf { version: failure.version, ..value };
+            return Done { value, results, failure: Some(Box::new(failure)), ..nothing };
         }
     };
-    (value.version, value.len) = (responded.version.0, responded.length);
-    let mut failure = None;
-    if let Some(target) = target {
+    let version = responded.version.0;
+    let mut done = Done { copies: responded.copies.into(), ..nothing };
+    done.value.version = version;
+    let deadline = deadline_ms(responded.deadline);
+    let fits = if let Some(target) = target {
+        done.value.len = responded.length;
         // SAFETY: passed on.
         unsafe { target.take(responded) };
-        failure = target.too_small(responded.length).map(Box::new);
-    } else if is_get {
+        target.too_small(responded.length).map_or(Ok(()), Err)
+    } else if owns_value && responded.has_value {
         match value_of(responded) {
-            Ok(owned) => value = owned,
-            Err(no_memory) => {
-                value = kvc_buf::EMPTY;
-                failure = Some(Box::new(no_memory));
+            Ok(value) => {
+                done.value = value;
+                Ok(())
             }
+            Err(no_memory) if is_get => {
+                done.value = kvc_buf::EMPTY;
+                Err(no_memory)
+            }
+            Err(no_memory) => Err(executed(no_memory)),
         }
+    } else if let Some(results) = results {
+        // SAFETY: passed on.
+        unsafe { results.succeed(responded) }.map(|bytes| done.bytes_of_results = bytes)
+    } else {
+        Ok(())
+    };
+    match fits {
+        Ok(()) if !to.get().is_null() => {
+            // SAFETY: not NULL; the program keeps the variable until it has the completion.
+            unsafe { to.get().write(deadline) };
+        }
+        Ok(()) => {}
+        Err(failure) => done.failure = Some(Box::new(failure)),
     }
-    Done { tag, copies: responded.copies.into(), value, failure }
+    done
+}
+
+/// Appends the updates of an operation to `into`; there are none of any other kind. Checks the fields that belong to
+/// updates and deadlines.
+///
+/// # Safety
+/// The updates and all that they refer to are readable, and do not change while the results live.
+pub(crate) unsafe fn read_op_updates<'a>(
+    op: &kvc_op,
+    into: &mut Vec<Update<'a>>,
+) -> Result<(), Failure> {
+    let has_deadline = matches!(op.kind, KVC_OP_GET | KVC_OP_UPDATE);
+    if !has_deadline && !op.deadline_ms.is_null() {
+        let words = "kvc_op.deadline_ms is not NULL, but only gets and updates return a deadline";
+        return Err(Failure::invalid(words));
+    }
+    if op.kind != KVC_OP_UPDATE {
+        if !op.updates.is_null() || op.n != 0 || !op.results.is_null() {
+            let words = "kvc_op.updates, n or results is set, but kvc_op.kind is not KVC_OP_UPDATE";
+            return Err(Failure::invalid(words));
+        }
+        return Ok(());
+    }
+    check_count(op.n)?;
+    if op.updates.is_null() {
+        return Err(Failure::invalid("kvc_op.updates is NULL"));
+    }
+    if condition(op.if_version) != Condition::Always {
+        let words = "kvc_op.if_version is not 0; set the condition of each update instead";
+        return Err(Failure::invalid(words));
+    }
+    // SAFETY: passed on.
+    unsafe { read_updates(op.updates, op.n, into) }
 }
 
 /// Converts an operation of the C interface into one of the client.
 ///
 /// # Safety
 /// Key and value are readable, a kept value for as long as KVC_KEEP requires.
-pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
+pub(crate) unsafe fn request<'a>(
+    op: &kvc_op,
+    updates: &'a [Update<'a>],
+) -> Result<Op<'a>, Failure> {
     if op.flags & !(KVC_KEEP | KVC_RANGE) != 0 {
         return Err(Failure::invalid(format!("kvc_op.flags is {:#x}; unknown flag", op.flags)));
     }
@@ -436,7 +582,12 @@ pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
     // SAFETY: passed on.
     let key = unsafe { op.key.bytes("kvc_op.key") }?;
     match op.kind {
-        KVC_OP_GET => Ok(target(op).map_or(Op::Get { key }, |target| target.op(key))),
+        KVC_OP_GET => Ok(match (target(op), op.deadline_ms.is_null()) {
+            (None, true) => Op::Get { key },
+            (None, false) => get_with_deadline(key),
+            (Some(target), is_without) => target.op(key, !is_without),
+        }),
+        KVC_OP_UPDATE => Ok(Op::Update { key, updates }),
         KVC_OP_DELETE => Ok(Op::Delete { key }),
         KVC_OP_PUT => {
             // SAFETY: passed on.
@@ -444,7 +595,7 @@ pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
             Ok(Op::put(key, value, op.flags & KVC_KEEP != 0))
         }
         kind => Err(Failure::invalid(format!(
-            "kvc_op.kind is {kind}; use KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE"
+            "kvc_op.kind is {kind}; use KVC_OP_GET, KVC_OP_PUT, KVC_OP_DELETE or KVC_OP_UPDATE"
         ))),
     }
 }
@@ -485,6 +636,7 @@ pub unsafe extern "C" fn kvc_cq_new(
             done: VecDeque::new(),
             done_bytes: 0,
             words: Vec::new(),
+            updates: Vec::new(),
         };
         let cq = Box::new(kvc_cq {
             process: Process::current(),
@@ -568,10 +720,11 @@ pub unsafe extern "C" fn kvc_cq_poll(
     })
 }
 
-/// Frees a queue, its connections and the values of completions that were not polled. NULL is allowed. Operations in
-/// flight are abandoned, and the outcome of their writes is unknown. Memory of the program to which operations refer is
-/// not accessed any more. While another thread is in a call on the queue, the function returns KVC_INVALID and does not
-/// free the queue. In the child of a fork, an inherited queue is not freed (KVC_FORKED): see kvc_cq_free_forked().
+/// Frees a queue, its connections and the values of completions that were not polled, except those in the program's
+/// results of updates. NULL is allowed. Operations in flight are abandoned, and the outcome of their writes is unknown.
+/// Memory of the program to which operations refer is not accessed any more. While another thread is in a call on the
+/// queue, the function returns KVC_INVALID and does not free the queue. In the child of a fork, an inherited queue is
+/// not freed (KVC_FORKED): see kvc_cq_free_forked().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
     guard(|| {

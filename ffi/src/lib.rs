@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   C program, any thread -> kvc_put, kvc_get, …   -> panic boundary -> the handle's kv_client::SharedClient
-//!                            (handle, text, batch)    (panic)
+//!                            (handle, update, changes, (panic)
+//!                             text, batch)
 //!   one thread at a time  -> kvc_cq_submit, …_poll -> panic boundary -> the queue's own kv_client::Client
 //!                            (cq)
 //! ```
@@ -26,6 +27,10 @@ mod buffer;
 
 mod handle;
 
+mod update;
+
+mod changes;
+
 mod batch;
 
 mod text;
@@ -46,6 +51,7 @@ mod target;
 
 pub use batch::*;
 pub use buffer::*;
+pub use changes::*;
 pub use cq::*;
 pub use doubt::*;
 pub use error::*;
@@ -57,6 +63,7 @@ pub use options::*;
 pub use ping::*;
 pub use statistics::*;
 pub use text::*;
+pub use update::*;
 
 /// The version of this header: major << 16 | minor << 8 | patch. Compare with kvc_version().
 pub const KVC_VERSION: u32 = 0x000100;
