@@ -22,12 +22,12 @@ use crate::panic::guard;
 /// Sets `n` keys to `n` values, on all servers in parallel. Each key is a separate write: some may be executed and
 /// others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, even if the call fails
 /// (the exceptions are below). The call returns KVC_OK if all writes were executed, else the most serious status, in
-/// this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_UNSUPPORTED, KVC_IN_DOUBT,
-/// KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG,
-/// KVC_CROSS_SHARD, KVC_INVALID, KVC_OVERFLOW, KVC_NOT_A_NUMBER, KVC_CONFLICT, KVC_NOT_FOUND. In that case, kvc_last_error() includes the number of failed writes. A condition in `options` applies
-/// to every key; kvc_batch() has a condition for each operation. If a key occurs twice, either value may be the final
-/// one. If an argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no
-/// status is written.
+/// this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_UNSUPPORTED,
+/// KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG,
+/// KVC_CROSS_SHARD, KVC_INVALID, KVC_OVERFLOW, KVC_NOT_A_NUMBER, KVC_CONFLICT, KVC_NOT_FOUND. In that case,
+/// kvc_last_error() includes the number of failed writes. A condition in `options` applies to every key; kvc_batch()
+/// has a condition for each operation. If a key occurs twice, either value may be the final one. If an argument is
+/// invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no status is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mput(
     client: *mut kvc_client,
@@ -122,11 +122,11 @@ pub unsafe extern "C" fn kvc_mdelete(
 /// Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. Each element of `ops`
 /// is an operation as for kvc_cq_submit(), with its own condition; a condition in `options` is ignored. Its timeout_ms
 /// must be zero. Values of puts are not copied, with or without KVC_KEEP. An operation with several updates is executed
-/// as a whole or not at all, unlike the batch. `out[i]` is set to the completion of the i-th operation, with tag `i` and
-/// the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is NULL. The return value and
-/// kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid (KVC_INVALID) or the handle
-/// is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other status, all of `out` is
-/// written.
+/// as a whole or not at all, unlike the batch. `out[i]` is set to the completion of the i-th operation, with tag `i`
+/// and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is NULL. The return value
+/// and kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid (KVC_INVALID) or the
+/// handle is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other status, all of `out`
+/// is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_batch(
     client: *mut kvc_client,

@@ -65,8 +65,8 @@ pub unsafe extern "C" fn kvc_put_if(
     })
 }
 
-/// Removes a key if a condition holds. Else the status is KVC_CONFLICT. `condition`, `options` and `result` may be NULL.
-/// *result is written as by kvc_delete().
+/// Removes a key if a condition holds. Else the status is KVC_CONFLICT. `condition`, `options` and `result` may be
+/// NULL. *result is written as by kvc_delete().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_delete_if(
     client: *mut kvc_client,
@@ -246,8 +246,8 @@ pub unsafe extern "C" fn kvc_copy(
     })
 }
 
-/// Removes a key and returns its value. On success, *out owns the value; free it with kvc_buf_free(). KVC_NOT_FOUND: the
-/// key does not exist. After KVC_IN_DOUBT, kvc_resolve_update() returns the value.
+/// Removes a key and returns its value. On success, *out owns the value; free it with kvc_buf_free(). KVC_NOT_FOUND:
+/// the key does not exist. After KVC_IN_DOUBT, kvc_resolve_update() returns the value.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_take(
     client: *mut kvc_client,
@@ -305,8 +305,8 @@ pub unsafe extern "C" fn kvc_get_and_expire(
     })
 }
 
-/// Reads a key with the deadline of its entry. On success, *out owns the value; free it with kvc_buf_free(). *deadline_ms
-/// is set to the deadline in milliseconds since 1970, or to zero if the entry does not expire.
+/// Reads a key with the deadline of its entry. On success, *out owns the value; free it with kvc_buf_free().
+/// *deadline_ms is set to the deadline in milliseconds since 1970, or to zero if the entry does not expire.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_get_with_deadline(
     client: *mut kvc_client,
@@ -333,8 +333,9 @@ pub unsafe extern "C" fn kvc_get_with_deadline(
     })
 }
 
-/// Sets *deadline_ms to the deadline of an entry in milliseconds since 1970, or to zero if the entry does not expire. The
-/// value is not fetched. `options` and `result` may be NULL. On success, result->version is the version of the entry.
+/// Sets *deadline_ms to the deadline of an entry in milliseconds since 1970, or to zero if the entry does not expire.
+/// The value is not fetched. `options` and `result` may be NULL. On success, result->version is the version of the
+/// entry.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_get_deadline(
     client: *mut kvc_client,
@@ -356,8 +357,8 @@ pub unsafe extern "C" fn kvc_get_deadline(
     })
 }
 
-/// Sets *exists to 1 if a key exists, else to 0. The status is KVC_OK in both cases. The value is not fetched. `options`
-/// may be NULL.
+/// Sets *exists to 1 if a key exists, else to 0. The status is KVC_OK in both cases. The value is not fetched.
+/// `options` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_exists(
     client: *mut kvc_client,

@@ -120,8 +120,8 @@ pub struct kvc_op {
     /// once the completion was polled or the queue was freed. Their `doubt` is that of the completion. If it is NULL,
     /// the completion owns the value of a single update, and the results of several are discarded.
     pub results: *mut kvc_updated,
-    /// NULL, or a variable for the deadline of the entry that a get or a single update with KVC_RETURN_VALUE returns, in
-    /// milliseconds since 1970; zero if there is none. It is written on success, before the completion is available.
+    /// NULL, or a variable for the deadline of the entry that a get or a single update with KVC_RETURN_VALUE returns,
+    /// in milliseconds since 1970; zero if there is none. It is written on success, before the completion is available.
     pub deadline_ms: *mut u64,
 }
 

@@ -142,15 +142,15 @@ impl Default for kvc_update {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_updated {
-    /// KVC_OK, KVC_NOT_FOUND, or the status with which an optional update was skipped. If the request failed, the status
-    /// of the update that failed, and KVC_NOT_DONE for the others; or for all, the status of the request.
+    /// KVC_OK, KVC_NOT_FOUND, or the status with which an optional update was skipped. If the request failed, the
+    /// status of the update that failed, and KVC_NOT_DONE for the others; or for all, the status of the request.
     pub status: c_int,
     /// The number of servers that hold the write: 2, or 1 while the group has no second replica. Zero if the request
     /// failed.
     pub copies: u32,
-    /// The version of the entries that the request has changed. If it changed nothing, the version that its first update
-    /// found. After KVC_CONFLICT, the current version of the entry. Zero if there is no entry, and after any other
-    /// failure.
+    /// The version of the entries that the request has changed. If it changed nothing, the version that its first
+    /// update found. After KVC_CONFLICT, the current version of the entry. Zero if there is no entry, and after any
+    /// other failure.
     pub version: u64,
     /// The value that the update returns, the sum or the length as a decimal text; data is NULL if there is none.
     pub value: kvc_buf,
