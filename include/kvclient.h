@@ -684,8 +684,8 @@ typedef struct {
  */
 typedef struct {
     /**
-     * KVC_OK, KVC_NOT_FOUND, or the status with which an optional update was skipped. If the request failed, the status
-     * of the update that failed, and KVC_NOT_DONE for the others; or for all, the status of the request.
+     * KVC_OK, KVC_NOT_FOUND, or the status with which an optional update was skipped. If the request failed, the
+     * status of the update that failed, and KVC_NOT_DONE for the others; or for all, the status of the request.
      */
     int status;
     /**
@@ -694,9 +694,9 @@ typedef struct {
      */
     uint32_t copies;
     /**
-     * The version of the entries that the request has changed. If it changed nothing, the version that its first update
-     * found. After KVC_CONFLICT, the current version of the entry. Zero if there is no entry, and after any other
-     * failure.
+     * The version of the entries that the request has changed. If it changed nothing, the version that its first
+     * update found. After KVC_CONFLICT, the current version of the entry. Zero if there is no entry, and after any
+     * other failure.
      */
     uint64_t version;
     /**
@@ -801,8 +801,8 @@ typedef struct {
      */
     kvc_updated *results;
     /**
-     * NULL, or a variable for the deadline of the entry that a get or a single update with KVC_RETURN_VALUE returns, in
-     * milliseconds since 1970; zero if there is none. It is written on success, before the completion is available.
+     * NULL, or a variable for the deadline of the entry that a get or a single update with KVC_RETURN_VALUE returns,
+     * in milliseconds since 1970; zero if there is none. It is written on success, before the completion is available.
      */
     uint64_t *deadline_ms;
 } kvc_op;
@@ -1177,8 +1177,8 @@ int kvc_put_if(kvc_client *client,
                kvc_result *result);
 
 /**
- * Removes a key if a condition holds. Else the status is KVC_CONFLICT. `condition`, `options` and `result` may be NULL.
- * *result is written as by kvc_delete().
+ * Removes a key if a condition holds. Else the status is KVC_CONFLICT. `condition`, `options` and `result` may be
+ * NULL. *result is written as by kvc_delete().
  */
 int kvc_delete_if(kvc_client *client,
                   kvc_slice key,
@@ -1275,8 +1275,8 @@ int kvc_copy(kvc_client *client,
              kvc_result *result);
 
 /**
- * Removes a key and returns its value. On success, *out owns the value; free it with kvc_buf_free(). KVC_NOT_FOUND: the
- * key does not exist. After KVC_IN_DOUBT, kvc_resolve_update() returns the value.
+ * Removes a key and returns its value. On success, *out owns the value; free it with kvc_buf_free(). KVC_NOT_FOUND:
+ * the key does not exist. After KVC_IN_DOUBT, kvc_resolve_update() returns the value.
  */
 int kvc_take(kvc_client *client,
              kvc_slice key,
@@ -1299,8 +1299,8 @@ int kvc_get_and_expire(kvc_client *client,
                        kvc_result *result);
 
 /**
- * Reads a key with the deadline of its entry. On success, *out owns the value; free it with kvc_buf_free(). *deadline_ms
- * is set to the deadline in milliseconds since 1970, or to zero if the entry does not expire.
+ * Reads a key with the deadline of its entry. On success, *out owns the value; free it with kvc_buf_free().
+ * *deadline_ms is set to the deadline in milliseconds since 1970, or to zero if the entry does not expire.
  */
 int kvc_get_with_deadline(kvc_client *client,
                           kvc_slice key,
@@ -1309,8 +1309,9 @@ int kvc_get_with_deadline(kvc_client *client,
                           uint64_t *deadline_ms);
 
 /**
- * Sets *deadline_ms to the deadline of an entry in milliseconds since 1970, or to zero if the entry does not expire. The
- * value is not fetched. `options` and `result` may be NULL. On success, result->version is the version of the entry.
+ * Sets *deadline_ms to the deadline of an entry in milliseconds since 1970, or to zero if the entry does not expire.
+ * The value is not fetched. `options` and `result` may be NULL. On success, result->version is the version of the
+ * entry.
  */
 int kvc_get_deadline(kvc_client *client,
                      kvc_slice key,
@@ -1319,8 +1320,8 @@ int kvc_get_deadline(kvc_client *client,
                      kvc_result *result);
 
 /**
- * Sets *exists to 1 if a key exists, else to 0. The status is KVC_OK in both cases. The value is not fetched. `options`
- * may be NULL.
+ * Sets *exists to 1 if a key exists, else to 0. The status is KVC_OK in both cases. The value is not fetched.
+ * `options` may be NULL.
  */
 int kvc_exists(kvc_client *client,
                kvc_slice key,
@@ -1331,12 +1332,12 @@ int kvc_exists(kvc_client *client,
  * Sets `n` keys to `n` values, on all servers in parallel. Each key is a separate write: some may be executed and
  * others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, even if the call fails
  * (the exceptions are below). The call returns KVC_OK if all writes were executed, else the most serious status, in
- * this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_UNSUPPORTED, KVC_IN_DOUBT,
- * KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG,
- * KVC_CROSS_SHARD, KVC_INVALID, KVC_OVERFLOW, KVC_NOT_A_NUMBER, KVC_CONFLICT, KVC_NOT_FOUND. In that case, kvc_last_error() includes the number of failed writes. A condition in `options` applies
- * to every key; kvc_batch() has a condition for each operation. If a key occurs twice, either value may be the final
- * one. If an argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no
- * status is written.
+ * this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_UNSUPPORTED,
+ * KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG,
+ * KVC_CROSS_SHARD, KVC_INVALID, KVC_OVERFLOW, KVC_NOT_A_NUMBER, KVC_CONFLICT, KVC_NOT_FOUND. In that case,
+ * kvc_last_error() includes the number of failed writes. A condition in `options` applies to every key; kvc_batch()
+ * has a condition for each operation. If a key occurs twice, either value may be the final one. If an argument is
+ * invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no status is written.
  */
 int kvc_mput(kvc_client *client,
              const kvc_slice *keys,
@@ -1373,11 +1374,12 @@ int kvc_mdelete(kvc_client *client,
 /**
  * Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. Each element of `ops`
  * is an operation as for kvc_cq_submit(), with its own condition; a condition in `options` is ignored. Its timeout_ms
- * must be zero. Values of puts are not copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th
- * operation, with tag `i` and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is
- * NULL. The return value and kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid
- * (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other
- * status, all of `out` is written.
+ * must be zero. Values of puts are not copied, with or without KVC_KEEP. An operation with several updates is executed
+ * as a whole or not at all, unlike the batch. `out[i]` is set to the completion of the i-th operation, with tag `i`
+ * and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is NULL. The return value
+ * and kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid (KVC_INVALID) or the
+ * handle is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other status, all of `out`
+ * is written.
  */
 int kvc_batch(kvc_client *client,
               const kvc_op *ops,
@@ -1451,10 +1453,10 @@ int kvc_cq_poll(kvc_cq *cq,
 
 /**
  * Frees a queue, its connections and the values of completions that were not polled, except those in the program's
- * results of updates. NULL is allowed. Operations in
- * flight are abandoned, and the outcome of their writes is unknown. Memory of the program to which operations refer is
- * not accessed any more. While another thread is in a call on the queue, the function returns KVC_INVALID and does not
- * free the queue. In the child of a fork, an inherited queue is not freed (KVC_FORKED): see kvc_cq_free_forked().
+ * results of updates. NULL is allowed. Operations in flight are abandoned, and the outcome of their writes is unknown.
+ * Memory of the program to which operations refer is not accessed any more. While another thread is in a call on the
+ * queue, the function returns KVC_INVALID and does not free the queue. In the child of a fork, an inherited queue is
+ * not freed (KVC_FORKED): see kvc_cq_free_forked().
  */
 int kvc_cq_free(kvc_cq *cq);
 

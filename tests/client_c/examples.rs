@@ -222,7 +222,8 @@ fn a_leaderboard_that_four_programs_count_at_once_is_exact() {
     let (cluster, workshop) = (Cluster::start(), Workshop::open());
     let program = compile(&workshop, "leaderboard.c");
     let run = |points: &[&str]| {
-        let words = [&[&*cluster.endpoint()], points].concat();
+        let endpoint = cluster.endpoint();
+        let words = [&[endpoint.as_str()], points].concat();
         workshop.run(&program, &words).with_code(0).stdout
     };
     std::thread::scope(|scope| {
