@@ -574,6 +574,9 @@ impl Results {
     /// # Safety
     /// As for [`Results::empty`].
     pub(crate) unsafe fn fail(self, failure: &Failure, doubt: kvc_doubt) {
+        if self.out.is_null() {
+            return;
+        }
         for at in 0..self.n {
             let mut result = kvc_updated { status: failure.status, doubt, ..kvc_updated::EMPTY };
             match failure.index {

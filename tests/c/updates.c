@@ -267,6 +267,7 @@ static void one_update_returns_values_versions_and_deadlines(void **state)
     assert_status(kvc_update_one(client, text("one"), &update, NULL, &out), KVC_CONFLICT);
     assert_true(out.status == KVC_CONFLICT && out.version == version && out.copies == 0 && is_text(out.value, "1"));
     kvc_buf_free(&out.value);
+    assert_status(kvc_update_one(client, text("one"), &update, NULL, NULL), KVC_CONFLICT);
 
     update = add_of(41);
     update.condition = KVC_IF_VERSION;
