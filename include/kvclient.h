@@ -144,7 +144,8 @@
 #define KVC_OTHER_CLUSTER -17
 
 /**
- * The write in doubt was settled: it was not executed and never will be.
+ * The write in doubt was settled: it was not executed and never will be. In kvc_updated: the update was not executed,
+ * because another update of the request failed.
  */
 #define KVC_NOT_DONE -18
 

@@ -52,7 +52,8 @@ pub const KVC_SHARED_IDENTITY: c_int = -16;
 /// Another cluster, not restored from the handle's cluster, has replaced it; nothing was executed. Open a new handle.
 pub const KVC_OTHER_CLUSTER: c_int = -17;
 
-/// The write in doubt was settled: it was not executed and never will be.
+/// The write in doubt was settled: it was not executed and never will be. In kvc_updated: the update was not executed,
+/// because another update of the request failed.
 pub const KVC_NOT_DONE: c_int = -18;
 
 /// The program has interrupted the handle (kvc_interrupt()); a write was not executed.

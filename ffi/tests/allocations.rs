@@ -135,7 +135,7 @@ fn an_update_of_one_key_allocates_nothing() {
         number: 1,
         ..kvc_update::default()
     };
-    let mut call_all = |times: usize| {
+    let call_all = |times: usize| {
         for key in keys.iter().cycle().take(times) {
             let (key, mut sum, mut deadline) = (slice(key.as_bytes()), 0, 7);
             // SAFETY: all arguments are valid.
