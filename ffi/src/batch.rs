@@ -12,10 +12,11 @@ use std::{ptr, slice};
 use kv_client::{Op, OpOptions, Reply};
 
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
-use crate::cq::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, read_op_updates, request};
+
 use crate::doubt::kvc_doubt;
 use crate::error::{Failure, KVC_OK, KVC_PANIC, severity};
 use crate::handle::{Pointer, kvc_client, open_to_call};
+use crate::operation::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, read_op_updates, request};
 use crate::options::{condition, kvc_op_options, read_op_options, sized};
 use crate::panic::guard;
 
@@ -349,9 +350,9 @@ mod tests {
     use std::ptr::null_mut;
 
     use super::*;
-    use crate::cq::KVC_OP_DELETE;
     use crate::error::{KVC_INVALID, KVC_UNAVAILABLE};
     use crate::handle::{kvc_close, kvc_open};
+    use crate::operation::KVC_OP_DELETE;
 
     /// Opens a handle for an unreachable cluster.
     fn handle() -> *mut kvc_client {

@@ -11,11 +11,11 @@ use kv_client::{Condition, Expiry, Landing, Op, Part, Precondition, Reply, Updat
 
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::error::{Failure, KVC_NOT_FOUND, KVC_OK, KVC_PROTOCOL};
-use crate::handle::kvc_result;
-use crate::handle::{Owned, call, kvc_client, open_here, tell, written};
+use crate::handle::{Owned, call, kvc_client, kvc_result, open_here, tell, written};
 use crate::options::{kvc_op_options, read_op_options, sized};
 use crate::panic::guard;
-use crate::update::{self, bad_offset, executed, read_condition, read_expiry};
+use crate::results::executed;
+use crate::update::{self, bad_offset, read_condition, read_expiry};
 
 /// The whole value with the deadline of its entry.
 const WITH_DEADLINE: Part = Part { with_deadline: true, ..Part::new(0, u32::MAX) };

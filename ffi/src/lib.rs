@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   C program, any thread -> kvc_put, kvc_get, …   -> panic boundary -> the handle's kv_client::SharedClient
-//!                            (handle, update, changes, (panic)
-//!                             text, batch)
+//!                            (handle, batch, text,    (panic)
+//!                            update, changes)
 //!   one thread at a time  -> kvc_cq_submit, …_poll -> panic boundary -> the queue's own kv_client::Client
-//!                            (cq)
+//!                            (cq, operation)
 //! ```
 //!
 //! The library starts no thread and sets no signal or exit handler. It logs only to a function of the program; a defect
@@ -35,6 +35,8 @@ mod batch;
 
 mod text;
 
+mod operation;
+
 mod cq;
 
 mod doubt;
@@ -47,6 +49,7 @@ mod statistics;
 
 mod inherited;
 mod panic;
+mod results;
 mod target;
 
 pub use batch::*;
@@ -59,6 +62,7 @@ pub use events::*;
 pub use handle::*;
 pub use inherited::*;
 pub use interrupt::*;
+pub use operation::*;
 pub use options::*;
 pub use ping::*;
 pub use statistics::*;
