@@ -1142,7 +1142,7 @@ int kvc_update_one(kvc_client *client,
  * optional update that cannot be executed is skipped; any other one then ends the request without effect. An update of
  * a key that does not exist, such as a delete, does not end a request with several updates.
  *
- * `options` may be NULL; its condition must be zero. `out` may be NULL, else it has room for `n` results. out[i] is
+ * `options` may be NULL; its condition must be zero. `out` may be NULL, else it has room for `n` results. `out[i]` is
  * written whatever the status, and its value may always be freed with kvc_buf_free(). The only exception is a call
  * that is rejected because `n` is 0 or too large: it writes nothing. The status of the call is KVC_OK if the request
  * was executed, even if optional updates were skipped.
