@@ -62,6 +62,11 @@ impl ScanTokens {
         tokens
     }
 
+    /// Returns the placement of the cluster.
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
     /// Returns the number of places.
     pub fn places(&self) -> u32 {
         u32::from(self.placement.servers()) * u32::from(self.placement.shards())
