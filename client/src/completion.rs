@@ -55,7 +55,8 @@ pub struct Reply<'a> {
 }
 
 impl Outcome {
-    pub(crate) fn reply(&self) -> Reply<'_> {
+    /// Returns the result with a borrowed value.
+    pub fn reply(&self) -> Reply<'_> {
         let Outcome { ref value, has_value, length, deadline, version, copies, scan } = *self;
         Reply { value, has_value, length, deadline, landed: None, version, copies, scan }
     }
