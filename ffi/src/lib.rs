@@ -36,6 +36,8 @@ mod doubt;
 
 mod ping;
 
+mod scan;
+
 mod interrupt;
 
 mod statistics;
@@ -55,6 +57,7 @@ pub use inherited::*;
 pub use interrupt::*;
 pub use options::*;
 pub use ping::*;
+pub use scan::*;
 pub use statistics::*;
 pub use text::*;
 
