@@ -158,7 +158,7 @@ mod mutant {
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
-    pub const ALL: [Mutation; 76] = {
+    pub const ALL: [Mutation; 77] = {
         use Mutation::*;
         [
             PromoteWithoutGrace,
