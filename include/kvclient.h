@@ -416,6 +416,21 @@
 #define KVC_RANGE 2
 
 /**
+ * For kvc_scan_options.flags: entries have their values.
+ */
+#define KVC_SCAN_VALUES 1
+
+/**
+ * For kvc_scan_options.flags: entries have their deadlines.
+ */
+#define KVC_SCAN_DEADLINES 2
+
+/**
+ * The value of kvc_entry.deadline_ms of an entry without a deadline, and of every entry without KVC_SCAN_DEADLINES.
+ */
+#define KVC_NO_DEADLINE UINT64_MAX
+
+/**
  * heard_ms: nothing was ever received.
  */
 #define KVC_NEVER 18446744073709551615ull
@@ -844,6 +859,82 @@ typedef struct {
      */
     kvc_doubt doubt;
 } kvc_completion;
+
+/**
+ * The settings of a scan. Set `size` to sizeof(kvc_scan_options) and unused fields to zero.
+ */
+typedef struct {
+    /**
+     * sizeof(kvc_scan_options).
+     */
+    uint32_t size;
+    /**
+     * KVC_SCAN_VALUES, KVC_SCAN_DEADLINES, both, or zero.
+     */
+    uint32_t flags;
+    /**
+     * The pattern of the keys, at most 65,535 bytes; empty for all keys. `*` stands for any bytes, `?` for one byte,
+     * `[a-z]` for one of these bytes, `[^a]` for any other byte; a backslash is before a literal byte.
+     */
+    kvc_slice pattern;
+    /**
+     * The timeout of each request, in milliseconds: one for the page, and one for each value above 64 KiB. Zero means
+     * the timeout of the handle.
+     */
+    uint32_t timeout_ms;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+} kvc_scan_options;
+
+/**
+ * An entry that a scan has found. Its bytes belong to the page.
+ */
+typedef struct {
+    /**
+     * The key.
+     */
+    kvc_slice key;
+    /**
+     * The value. Without KVC_SCAN_VALUES, data is NULL, and len is the length of the value.
+     */
+    kvc_slice value;
+    /**
+     * The version of the entry.
+     */
+    uint64_t version;
+    /**
+     * The time at which the entry expires, in milliseconds since 1970, or KVC_NO_DEADLINE.
+     */
+    uint64_t deadline_ms;
+} kvc_entry;
+
+/**
+ * A page of a scan. The library allocates it; the program frees it with kvc_page_free().
+ */
+typedef struct {
+    /**
+     * The token of the next page, below 2^53; zero after the last page.
+     */
+    uint64_t next;
+    /**
+     * The entries; not NULL, even if there are none.
+     */
+    const kvc_entry *entries;
+    /**
+     * The number of entries. It may be zero although more pages follow.
+     */
+    size_t count;
+    /**
+     * The number of places (shards of groups) that are completed with this page.
+     */
+    uint32_t places_done;
+    /**
+     * The number of places.
+     */
+    uint32_t places;
+} kvc_page;
 
 /**
  * The counters of a handle or of a queue since it was opened. Values described as "current" may decrease; all others
@@ -1495,6 +1586,34 @@ int kvc_ping(kvc_client *client,
              kvc_slice key,
              uint32_t timeout_ms,
              uint64_t *nanoseconds);
+
+/**
+ * Returns a page of a scan of all keys. `token` is 0 for the first page, then kvc_page.next of the page before, until
+ * that is 0. `options` may be NULL; all pages of a scan must have the same pattern. On success, *out is a page that the
+ * caller frees with kvc_page_free().
+ *
+ * Every key that exists from the first page to the last comes exactly once, also if servers fail meanwhile. A key that
+ * is written or removed meanwhile may come or not. After KVC_TIMEOUT, KVC_UNAVAILABLE or KVC_BUSY, repeat the call with
+ * the same token. A token is valid for every handle of the cluster, for as long as the cluster exists. A number that is
+ * no token of the cluster is rejected (KVC_INVALID).
+ */
+int kvc_scan(kvc_client *client,
+             uint64_t token,
+             const kvc_scan_options *options,
+             kvc_page **out);
+
+/**
+ * Frees a page and its entries. NULL is allowed.
+ */
+void kvc_page_free(kvc_page *page);
+
+/**
+ * Sets *count to the number of entries of the cluster: the sum of the exact number of each shard, at slightly different
+ * times. `timeout_ms` applies to the request to each shard; zero means the timeout of the handle.
+ */
+int kvc_count(kvc_client *client,
+              uint32_t timeout_ms,
+              uint64_t *count);
 
 /**
  * Ends the waits of all threads in calls on the handle and in kvc_cq_poll() on its queues, for shutdown. Any thread

@@ -232,6 +232,45 @@ mod tests {
     }
 
     #[test]
+    fn a_scan_runs_after_the_earlier_lines_and_before_the_later_ones() {
+        let fake = Fake::start(3, 2);
+        let long = "x".repeat(70_000);
+        let mut input = String::new();
+        for n in 0..100 {
+            input.push_str(&format!("P \"k{n:02}\" \"{n}\"\n"));
+        }
+        input.push_str(&format!("P \"a b\" \"{long}\"\ncount\nscan k*\nD \"k00\"\n"));
+        input.push_str("scan k?0\nscan \"a *\" values\nscan limit 7\nscan none*\nG \"k01\"\n");
+        let (all, responses, errors) = run_on(&fake, file(&input), Options::default());
+        assert_eq!((all, errors.as_str()), (true, ""));
+        let lines: Vec<&str> = responses.lines().skip(101).collect();
+        assert_eq!(lines[0], "101 keys");
+        let mut keys = lines[1..101].to_vec();
+        keys.sort_unstable();
+        assert_eq!(keys, (0..100).map(|n| format!("\"k{n:02}\"")).collect::<Vec<_>>());
+        assert_eq!(lines[101], "key \"k00\" deleted");
+        assert_eq!(lines[102..111].len(), 9);
+        assert!(lines[102..111].iter().all(|line| line.ends_with("0\"")));
+        assert_eq!(lines[111], format!("\"a b\" \"{long}\""));
+        assert!(lines[112..119].iter().all(|line| line.starts_with('"')));
+        assert_eq!(lines[119..], ["no key found", "value[\"k01\"] == \"1\""]);
+    }
+
+    #[test]
+    fn a_scan_that_gets_no_response_fails_and_the_next_line_runs() {
+        let fake = Fake::start(3, 1);
+        fake.script(|seen| match seen.opcode {
+            opcode::SCAN => Act::Ignore,
+            _ => Act::Serve,
+        });
+        let options = Options { deadline: Duration::from_millis(200), ..Options::default() };
+        let input = "P \"k\" \"1\"\nscan\nG \"k\"\n";
+        let (all, responses, errors) = run_on(&fake, file(input), options);
+        assert!(!all && errors.starts_with("line 2: scan \"\": no response"), "{errors}");
+        assert_eq!(responses, "value[\"k\"] <- \"1\"\nvalue[\"k\"] == \"1\"\n");
+    }
+
+    #[test]
     fn every_kind_of_line_has_a_result_and_an_invalid_one_stops_nothing() {
         let fake = Fake::start(3, 1);
         let input = concat!(

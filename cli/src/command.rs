@@ -2,6 +2,7 @@
 
 use super::change::Change;
 use super::help::Word;
+use super::scan::Scan;
 
 /// An operation of the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub(crate) enum Command {
     Batch(Vec<Change>),
     /// Runs operations on their own, which have their results in this order.
     Several(Vec<Command>),
+    /// Lists the keys that match a pattern.
+    Scan(Scan),
+    /// Counts all keys.
+    Count,
     /// Lists the operations, or describes one.
     Help(Option<&'static Word>),
 }
@@ -43,7 +48,7 @@ pub(crate) enum What {
 }
 
 impl Command {
-    /// Returns the key that determines the server; `None` if the line needs no server.
+    /// Returns the key that determines the server; `None` if the line has no key.
     pub(crate) fn key(&self) -> Option<&[u8]> {
         match self {
             Command::Put { key, .. }
@@ -54,8 +59,14 @@ impl Command {
             | Command::Noop { key }
             | Command::Update(Change { key, .. }) => Some(key),
             Command::Batch(changes) => changes.first().map(|change| &change.key[..]),
-            Command::Several(_) | Command::Help(_) => None,
+            Command::Several(_) | Command::Scan(_) | Command::Count | Command::Help(_) => None,
         }
+    }
+
+    /// Returns whether the operation concerns all keys, so that it runs after the earlier lines and before the later
+    /// ones.
+    pub(crate) fn is_of_all_keys(&self) -> bool {
+        matches!(self, Command::Scan(_) | Command::Count)
     }
 
     /// Returns all keys of the operation, without repetitions.

@@ -78,6 +78,8 @@ mod tests {
         assert_eq!(completed("put k v expires 5 o"), "18:old");
         assert_eq!(completed("batch put k v ke"), "14:keep-expiry");
         assert_eq!(completed("expire k 5 if-l"), "11:if-later");
+        assert_eq!(completed("sc"), "0:scan");
+        assert_eq!(completed("scan k* v"), "8:values");
     }
 
     #[test]

@@ -171,6 +171,13 @@ impl<'a> Cursor<'a> {
         Ok(key)
     }
 
+    /// Takes the pattern of a word, which may be empty.
+    pub(super) fn pattern_argument(&mut self, form: &'static str) -> Result<Vec<u8>, ParseError> {
+        let pattern = self.argument("the pattern", form)?;
+        check_length("the pattern", &pattern, MAX_KEY_BYTES)?;
+        Ok(pattern)
+    }
+
     /// Takes the value of a word.
     pub(super) fn value_argument(
         &mut self,

@@ -31,7 +31,8 @@ const GET_OPTIONS: &[&str] = &["expires", "expires-at"];
 const EXPIRE_OPTIONS: &[&str] = &["if-none", "if-any", "if-later", "if-earlier"];
 const ITEMS: &[&str] = &["optional"];
 
-const GROUPS: [&str; 6] = ["Read", "Write", "Numbers", "Expiry", "Several keys", "Other"];
+const GROUPS: [&str; 7] =
+    ["Read", "Write", "Numbers", "Expiry", "Several keys", "All keys", "Other"];
 
 const CONDITION_TEXT: &str = "\
 Conditions: if-absent, if-present, if-version N, if-value V.
@@ -44,7 +45,7 @@ The deadline goes with the entry. An entry of the new key is replaced.
 Both keys must be of one group and shard; otherwise the line fails.";
 
 /// All words, in the order of `help`.
-pub(crate) const WORDS: [Word; 22] = [
+pub(crate) const WORDS: [Word; 24] = [
     Word {
         name: "get",
         group: "Read",
@@ -225,6 +226,27 @@ check KEY CONDITION.
 All keys must be of one group and shard; otherwise the line fails.
 An item that ends with the word optional is skipped if it cannot be executed.
 Any other such item ends the batch, and nothing is changed.",
+    },
+    Word {
+        name: "scan",
+        group: "All keys",
+        form: "scan [PATTERN] [values] [limit N]",
+        about: "list the keys that match the pattern",
+        options: &["values", "limit"],
+        more: "\
+In a PATTERN, * stands for any bytes, ? for one byte, [a-z] for one of these
+bytes, [^a] for any other byte, and \\ is before a literal one (in quotes: \\\\).
+Without it, all keys are listed. With values, each line has key and value.
+Every key that exists from start to end comes once, in no particular order,
+also if a server fails meanwhile. Keys that are written meanwhile may come.",
+    },
+    Word {
+        name: "count",
+        group: "All keys",
+        form: "count",
+        about: "count all keys of the cluster",
+        options: &[],
+        more: "The number is exact if no key is added or removed meanwhile.",
     },
     Word {
         name: "help",

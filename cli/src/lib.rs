@@ -24,6 +24,7 @@ mod lines;
 mod output;
 mod parse;
 mod pipeline;
+mod scan;
 mod task;
 mod terminal;
 mod text;

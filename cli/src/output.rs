@@ -1,14 +1,17 @@
 //! Output of results to standard output and of errors to standard error. If both are one terminal, they appear in the
 //! order of the lines.
 
-use std::io::{self, BufWriter, Write};
-use std::time::Duration;
+use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::time::{Duration, Instant};
 
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 
+use super::scan::Places;
 use super::task::{End, Response};
 
 const BUFFER_BYTES: usize = 64 << 10;
+/// The time after which a line that lists all keys gets a progress bar.
+const BAR_AFTER: Duration = Duration::from_millis(500);
 
 /// The output of the program; see the module documentation.
 pub(super) struct Output {
@@ -17,9 +20,20 @@ pub(super) struct Output {
     /// True if errors begin with their line number.
     has_numbers: bool,
     progress: Option<ProgressBar>,
+    /// True if standard error is a terminal.
+    may_show_bars: bool,
+    /// The line that lists all keys, while it runs.
+    listing: Option<Listing>,
     has_failed: bool,
     /// Lines that were not tried and not yet reported.
     not_tried: Option<NotTried>,
+}
+
+/// A line that lists all keys: the time of its first part, and its progress bar.
+#[derive(Debug)]
+struct Listing {
+    begun: Instant,
+    bar: Option<ProgressBar>,
 }
 
 /// A range of consecutive lines that were not tried.
@@ -32,7 +46,8 @@ struct NotTried {
 
 impl Output {
     pub(super) fn standard() -> Output {
-        Output::new(Box::new(io::stdout()), Box::new(io::stderr()))
+        let may_show_bars = io::stderr().is_terminal();
+        Output { may_show_bars, ..Output::new(Box::new(io::stdout()), Box::new(io::stderr())) }
     }
 
     /// Creates the output of a prompt, at which errors need no line number.
@@ -47,6 +62,8 @@ impl Output {
             errors,
             has_numbers: true,
             progress: None,
+            may_show_bars: false,
+            listing: None,
             has_failed: false,
             not_tried: None,
         }
@@ -72,8 +89,13 @@ impl Output {
     /// # Errors
     /// Standard output cannot be written. Errors of standard error are ignored.
     pub(super) fn give(&mut self, response: &Response) -> io::Result<()> {
-        self.has_failed |= response.end != End::Done;
+        self.has_failed |= !matches!(response.end, End::Done | End::Part(_));
+        if let End::Part(places) = response.end {
+            return self.give_part(&response.text, places);
+        }
+        self.listing = None;
         match response.end {
+            End::Part(_) => Ok(()),
             End::NotTried { first, waited } => {
                 let first = self.not_tried.map_or(first, |before| before.first);
                 self.not_tried = Some(NotTried { first, last: response.line, waited });
@@ -81,14 +103,44 @@ impl Output {
             }
             End::Done | End::Negative => {
                 self.report_not_tried()?;
-                self.responses.write_all(response.text.as_bytes())?;
-                self.responses.write_all(b"\n")
+                self.write_lines(&response.text)
             }
             End::Error => {
                 self.report_not_tried()?;
                 self.report(&match self.has_numbers {
                     true => format!("line {}: {}\n", response.line, response.text),
                     false => format!("{}\n", response.text),
+                })
+            }
+        }
+    }
+
+    /// Writes lines without the last line end; nothing if there is no line.
+    fn write_lines(&mut self, text: &str) -> io::Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.responses.write_all(text.as_bytes())?;
+        self.responses.write_all(b"\n")
+    }
+
+    /// Writes a part of the output of a line that lists all keys, and shows its progress if that takes long.
+    fn give_part(&mut self, text: &str, places: Places) -> io::Result<()> {
+        self.report_not_tried()?;
+        let may_show_bars = self.may_show_bars && self.progress.is_none();
+        let listing =
+            self.listing.get_or_insert_with(|| Listing { begun: Instant::now(), bar: None });
+        if may_show_bars && listing.bar.is_none() && listing.begun.elapsed() >= BAR_AFTER {
+            listing.bar = Some(bar_of(places));
+        }
+        match listing.bar.clone() {
+            None => self.write_lines(text),
+            Some(bar) => {
+                bar.set_position(places.done.into());
+                // If both outputs are one terminal, the lines appear above the bar.
+                bar.suspend(|| {
+                    self.write_lines(text)?;
+                    self.responses.flush()
                 })
             }
         }
@@ -127,4 +179,12 @@ impl Output {
         }
         Ok(())
     }
+}
+
+/// Returns the progress bar of a line that lists all keys. It disappears when it is dropped.
+fn bar_of(places: Places) -> ProgressBar {
+    let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} shards, {eta} left")
+        .expect("the template is well-formed");
+    let finish = indicatif::ProgressFinish::AndClear;
+    ProgressBar::new(places.all.into()).with_style(style).with_finish(finish)
 }

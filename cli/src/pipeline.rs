@@ -1,5 +1,6 @@
 //! The pipeline of lines: many are in flight, their output keeps the order of the lines, and operations on one key run
-//! in order.
+//! in order. A line that concerns all keys, such as `scan`, runs alone: after the earlier lines and before the later
+//! ones. Its output is passed on in parts.
 //!
 //! ```text
 //!   window:   3:ended  4:in flight  5:ended  6:waits for 4 (same key)  7:in flight …
@@ -61,6 +62,10 @@ pub(super) struct Pipeline {
     by_key: HashMap<Vec<u8>, Queue>,
     /// The places whose next operation can be submitted.
     to_submit: VecDeque<u64>,
+    /// The place of a line that concerns all keys and waits for the earlier lines.
+    waits_for_all: Option<u64>,
+    /// The parts of the output of such a line.
+    parts: Vec<Response>,
     bytes: usize,
     /// The current limit of lines in the window. It depends on the size of the last result.
     lines: usize,
@@ -81,6 +86,8 @@ impl Pipeline {
             window: VecDeque::new(),
             by_key: HashMap::new(),
             to_submit: VecDeque::new(),
+            waits_for_all: None,
+            parts: Vec::new(),
             bytes: 0,
             lines: FIRST_LINES,
             completions: Vec::new(),
@@ -105,9 +112,12 @@ impl Pipeline {
         self.is_cut_off
     }
 
-    /// Returns whether the window has room for another line.
+    /// Returns whether the window has room for another line. No line is added behind one that concerns all keys.
     pub(super) fn has_room(&self) -> bool {
-        self.window.len() < self.lines && self.bytes < MAX_BYTES
+        let is_of_all =
+            |slot: &Slot| matches!(slot, Slot::Running(task) if task.command().is_of_all_keys());
+        let is_blocked = self.window.back().is_some_and(is_of_all);
+        !is_blocked && self.window.len() < self.lines && self.bytes < MAX_BYTES
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -143,7 +153,9 @@ impl Pipeline {
                 queue.places.push_back(place);
                 is_first &= queue.places.len() == 1;
             }
-            if is_first {
+            if task.command().is_of_all_keys() {
+                self.waits_for_all = Some(place);
+            } else if is_first {
                 self.to_submit.push_back(place);
             }
         }
@@ -165,6 +177,7 @@ impl Pipeline {
         timeout: Duration,
         mut give: impl FnMut(Response),
     ) -> io::Result<()> {
+        self.to_submit.extend(self.waits_for_all.take_if(|place| *place == self.first));
         self.submit();
         let mut completions = std::mem::take(&mut self.completions);
         if self.client.in_flight() > 0 {
@@ -175,6 +188,7 @@ impl Pipeline {
         }
         self.completions = completions;
         self.submit();
+        self.parts.drain(..).for_each(&mut give);
         while let Some(Slot::Ended(_)) = self.window.front() {
             if let Some(Slot::Ended(response)) = self.window.pop_front() {
                 self.first += 1;
@@ -244,6 +258,10 @@ impl Pipeline {
         }
         match task.on_result(completion.result) {
             Step::Next => self.to_submit.push_front(place),
+            Step::Part(response) => {
+                self.parts.push(response);
+                self.to_submit.push_front(place);
+            }
             Step::End(response) => self.end(place, response),
         }
     }

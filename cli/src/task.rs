@@ -9,6 +9,7 @@ use kv_protocol::escape::readable;
 
 use super::change::{Change, time_left};
 use super::command::{Command, What};
+use super::scan::{Found, Places, Progress};
 use super::text::{not_found, says};
 
 /// The output of a line.
@@ -35,6 +36,8 @@ impl Response {
 pub(super) enum End {
     /// The line succeeded.
     Done,
+    /// This is a part of the output of a line that lists all keys; more follows.
+    Part(Places),
     /// The result is negative: a key was not found, or a check failed.
     Negative,
     /// The line failed.
@@ -53,6 +56,8 @@ pub(super) enum End {
 pub(super) enum Step {
     /// The task needs another operation.
     Next,
+    /// The task has this part of its output, and needs another operation.
+    Part(Response),
     /// The task has ended with this output.
     End(Response),
 }
@@ -71,11 +76,14 @@ pub(super) struct Task {
     primary: Option<Vec<u8>>,
     /// The write in doubt that the next operation settles, and the error to report if it cannot be settled.
     doubt: Option<(Doubt, String)>,
+    /// The progress of a line that concerns all keys.
+    progress: Progress,
 }
 
 impl Task {
     pub(super) fn new(line: u64, read_at: Instant, command: Command) -> Task {
-        Task { line, read_at, command, due: None, done: 0, primary: None, doubt: None }
+        let progress = Progress::default();
+        Task { line, read_at, command, due: None, done: 0, primary: None, doubt: None, progress }
     }
 
     /// Returns the time at which the line was read.
@@ -123,6 +131,8 @@ impl Task {
                 let replica = if first { ReplicaRole::Primary } else { ReplicaRole::Secondary };
                 Op::Verify { key, replica }
             }
+            Command::Scan(scan) => self.progress.op(scan),
+            Command::Count => self.progress.op_of_count(),
             Command::Several(_) | Command::Help(_) => return None,
         })
     }
@@ -186,12 +196,28 @@ impl Task {
                 self.response(End::Done, format!("server of key \"{}\" responds", readable(key)))
             }
             (Command::Verify { .. }, result) => return self.on_copy(result),
+            (Command::Scan(scan), result) => match self.progress.on_result(scan, result) {
+                Ok(found) => return self.on_found(found),
+                Err(error) => self.response(End::Error, error.to_string()),
+            },
+            (Command::Count, result) => match self.progress.on_result_of_count(result) {
+                Ok(found) => return self.on_found(found),
+                Err(error) => self.response(End::Error, error.to_string()),
+            },
             (_, Err(error)) => self.response(End::Error, error.to_string()),
             (Command::Several(_) | Command::Help(_), Ok(_)) => {
                 unreachable!("these lines have no operation of their own")
             }
         };
         Step::End(end)
+    }
+
+    /// Returns the step for what a line that concerns all keys has found.
+    fn on_found(&self, found: Found) -> Step {
+        match found {
+            Found::Part(text, places) => Step::Part(self.response(End::Part(places), text)),
+            Found::End(text) => Step::End(self.response(End::Done, text)),
+        }
     }
 
     /// Handles the value of one of the two replicas.
@@ -374,7 +400,7 @@ mod tests {
                     assert_eq!((n, response.line), (last, 7), "{line}");
                     return (response.end, response.text);
                 }
-                Step::Next => assert!(n < last, "{line} has a further operation"),
+                Step::Next | Step::Part(_) => assert!(n < last, "{line} has a further operation"),
             }
         }
         unreachable!()

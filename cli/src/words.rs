@@ -9,6 +9,7 @@ use super::command::{Command, What};
 use super::cursor::{Cursor, OPTIONAL, shown};
 use super::help::{Word, word};
 use super::parse::ParseError;
+use super::scan::Scan;
 
 /// The form of an item that only a batch has.
 const CHECK: &str = "check KEY CONDITION";
@@ -26,6 +27,8 @@ pub(super) fn parse(word: &'static Word, cursor: &mut Cursor<'_>) -> Result<Comm
                 Ok(Command::Put { key, value, count: 1 })
             });
         }
+        "scan" => Command::Scan(scan(cursor, form)?),
+        "count" => Command::Count,
         "length" => read(cursor, form, What::Length)?,
         "exists" => read(cursor, form, What::Existence)?,
         "ttl" => read(cursor, form, What::Deadline)?,
@@ -47,6 +50,7 @@ const OFFSET: (&str, &str) = ("the offset", "a number from 0 to 4294967295");
 const AMOUNT: (&str, &str) = ("the amount", "a 64-bit integer");
 const SECONDS: (&str, &str) = ("the number of seconds", "a number such as 60 or 0.5, above 0");
 const UNIX_MS: (&str, &str) = ("the time", "milliseconds since 1970, at most 281474976710655");
+const LIMIT: (&str, &str) = ("the limit", "a number above 0");
 const VERSION: (&str, &str) = ("the version", "a number above 0");
 
 /// Replaces an update without options by the operation that servers of every version support.
@@ -77,6 +81,26 @@ fn help(cursor: &mut Cursor<'_>, form: &'static str) -> Result<Command, ParseErr
     let found = word(name).ok_or_else(|| ParseError::UnknownWord { word: shown(name) })?;
     cursor.end(form)?;
     Ok(Command::Help(Some(found)))
+}
+
+/// Parses the arguments of a scan. A pattern that is one of the option words must be quoted.
+fn scan(cursor: &mut Cursor<'_>, form: &'static str) -> Result<Scan, ParseError> {
+    let mut scan = Scan::default();
+    let mut may_be_pattern = true;
+    while !cursor.is_at_end() {
+        if !scan.values && cursor.takes(b"values") {
+            scan.values = true;
+        } else if scan.limit.is_none() && cursor.takes(b"limit") {
+            let limit = |text: &str| text.parse().ok().filter(|&limit| limit > 0);
+            scan.limit = Some(cursor.number(LIMIT, form, limit)?);
+        } else if may_be_pattern {
+            scan.pattern = cursor.pattern_argument(form)?;
+        } else {
+            break;
+        }
+        may_be_pattern = false;
+    }
+    Ok(scan)
 }
 
 /// Parses operations that begin with a key, at least one.
@@ -373,6 +397,29 @@ mod tests {
         update("persist k", Change { condition, ..expiring(Expiry::Never) });
         let got = Change { returns_value: true, ..expiring(Expiry::After(5_000)) };
         update("get k expires 5", got);
+    }
+
+    #[test]
+    fn the_arguments_of_a_scan_come_in_any_order_after_the_pattern() {
+        let scan = |pattern: &[u8], values, limit| {
+            Command::Scan(Scan { pattern: pattern.to_vec(), values, limit })
+        };
+        assert_eq!(parsed("scan"), scan(b"", false, None));
+        assert_eq!(parsed("scan user:*"), scan(b"user:*", false, None));
+        assert_eq!(parsed("scan \"a [b\\\\*\" values limit 3"), scan(b"a [b\\*", true, Some(3)));
+        assert_eq!(parsed("scan limit 3 values"), scan(b"", true, Some(3)));
+        assert_eq!(parsed("scan \"values\""), scan(b"values", false, None));
+        assert_eq!(parsed("count"), Command::Count);
+        for (line, words) in [
+            ("scan a b", "unexpected \"b\" at column 8"),
+            ("scan values values", "unexpected \"values\""),
+            ("scan limit 0", "invalid limit \"0\""),
+            ("scan limit", "the limit is missing"),
+            ("count k", "unexpected \"k\""),
+        ] {
+            let message = parse(line.as_bytes()).expect_err(line).to_string();
+            assert!(message.contains(words), "{line}: {message}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::doubt::Settled;
 use crate::error::Error;
 use crate::landing::{Landed, LongValue};
 use crate::operation::{Notify, OpId};
+use crate::scan::ScanProgress;
 
 /// The result of a successful operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Outcome {
     pub version: SequenceNumber,
     /// The number of replicas that hold the write; zero for other operations.
     pub copies: u8,
+    /// The progress of a scan.
+    pub scan: Option<ScanProgress>,
 }
 
 /// A result like [`Outcome`], with the value borrowed from the memory into which it was received.
@@ -32,7 +35,7 @@ pub struct Outcome {
 pub struct Reply<'a> {
     /// For a get or a verify: the value, or the requested part of it. For one update: the value that it returns, the
     /// sum or the length as a decimal text. For several updates: their encoded results
-    /// ([`crate::update::UpdateResult`]). Empty for other operations.
+    /// ([`crate::update::UpdateResult`]). For a scan: an encoded page ([`crate::Page::of`]). Empty for other operations.
     pub value: &'a [u8],
     /// True if there is a value, which may be empty. False for an update that returns no value, or found none.
     pub has_value: bool,
@@ -47,12 +50,15 @@ pub struct Reply<'a> {
     pub version: SequenceNumber,
     /// The number of replicas that hold the write; zero for other operations.
     pub copies: u8,
+    /// The progress of a scan.
+    pub scan: Option<ScanProgress>,
 }
 
 impl Outcome {
-    pub(crate) fn reply(&self) -> Reply<'_> {
-        let Outcome { ref value, has_value, length, deadline, version, copies } = *self;
-        Reply { value, has_value, length, deadline, landed: None, version, copies }
+    /// Returns the result with a borrowed value.
+    pub fn reply(&self) -> Reply<'_> {
+        let Outcome { ref value, has_value, length, deadline, version, copies, scan } = *self;
+        Reply { value, has_value, length, deadline, landed: None, version, copies, scan }
     }
 }
 
@@ -62,7 +68,7 @@ impl Reply<'_> {
         let Settled { version, copies, ref value, deadline } = *settled;
         let (has_value, value) = (value.is_some(), value.as_deref().unwrap_or(&[]));
         let length = value.len();
-        Reply { value, has_value, length, deadline, landed: None, version, copies }
+        Reply { value, has_value, length, deadline, landed: None, version, copies, scan: None }
     }
 
     /// Takes the separate memory of a long value ([`crate::Landing::Memory`]). Returns `None` if the value is not in
@@ -75,8 +81,8 @@ impl Reply<'_> {
 
 impl From<Reply<'_>> for Outcome {
     fn from(reply: Reply<'_>) -> Outcome {
-        let Reply { value, has_value, length, deadline, version, copies, .. } = reply;
-        Outcome { value: value.to_vec(), has_value, length, deadline, version, copies }
+        let Reply { value, has_value, length, deadline, version, copies, scan, .. } = reply;
+        Outcome { value: value.to_vec(), has_value, length, deadline, version, copies, scan }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::shared::SharedClient;
 use crate::updated::{Batch, Expiring, PutOptions, Updated};
 
 /// The whole value with the deadline of its entry.
-const WITH_DEADLINE: Part = Part { with_deadline: true, ..Part::new(0, u32::MAX) };
+pub(crate) const WITH_DEADLINE: Part = Part { with_deadline: true, ..Part::new(0, u32::MAX) };
 /// The deadline of an entry without its value.
 const ONLY_DEADLINE: Part = Part { all_or_nothing: true, with_deadline: true, ..Part::new(0, 0) };
 

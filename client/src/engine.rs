@@ -13,6 +13,7 @@
 
 mod counting;
 mod early;
+mod scanning;
 mod settling;
 mod traffic;
 mod updating;
@@ -40,7 +41,7 @@ use crate::free_list::FreeList;
 use crate::inherited::Descriptors;
 use crate::log::Level;
 use crate::map_source::MapSource;
-use crate::operation::{Notify, OpId, Operation, Operations, Stage};
+use crate::operation::{Kind, Notify, OpId, Operation, Operations, Stage};
 use crate::options::{Endpoints, Options};
 use crate::poller::{Poller, Readiness, Waiter};
 use crate::route_cache::{CachedRoute, Place, RouteCache};
@@ -469,6 +470,10 @@ impl Engine {
         if operation.stage != Stage::Ready {
             return;
         }
+        if operation.kind == Kind::Scan && !self.locate_scan(id, ends) {
+            return;
+        }
+        let Some(operation) = self.operations.get_mut(id) else { return };
         let router = &self.router;
         let Some(place) = operation.place.or_else(|| router.locate(operation.digest())) else {
             operation.stage = Stage::AwaitingMap;

@@ -2,7 +2,7 @@
 //! threads.
 //!
 //! ```text
-//!   put get delete update noop verify   submit / poll
+//!   put get delete update scan ...      submit / poll
 //!            |                               |
 //!            +------------> client <---------+          one call at a time (`&mut self`)
 //!                             |
@@ -52,6 +52,7 @@ mod output;
 mod poller;
 mod route_cache;
 mod router;
+mod scan;
 mod session;
 mod shared;
 mod statistics;
@@ -78,6 +79,7 @@ pub use landing::{Landing, LongValue, Room, copy_unless_there};
 pub use log::{Level, Log};
 pub use operation::Op;
 pub use options::{Endpoints, MAX_IN_FLIGHT, OpOptions, Options, is_deadline};
+pub use scan::{Page, ScanEntries, ScanEntry, ScanOptions, ScanProgress, prefix_pattern};
 pub use shared::SharedClient;
 pub use statistics::{ServerStatistics, Statistics};
 pub use updated::{Batch, BatchResult, Expiring, PutOptions, Updated};

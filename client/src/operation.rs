@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kv_protocol::client_message::{
-    Condition, Operation as WireOperation, Part, REQUEST_HEAD_BYTES, ReplicaRole, Request,
+    Condition, Operation as WireOperation, Part, REQUEST_HEAD_BYTES, ReplicaRole, Request, Scan,
     WriteHeader,
 };
 use kv_protocol::ids::{
@@ -13,6 +13,7 @@ use kv_protocol::ids::{
 };
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_protocol::placement::Digest;
+use kv_protocol::scan_token::{InvalidToken, ScanPosition, ScanTokens};
 use kv_protocol::update::{Update, Updates};
 
 use crate::backoff::Backoff;
@@ -22,6 +23,7 @@ use crate::free_list::FreeList;
 use crate::landing::Landing;
 use crate::map_source::MapSource;
 use crate::options::{OpOptions, is_deadline};
+use crate::scan::ScanOptions;
 use crate::table::Table;
 use crate::{updates, verbs};
 
@@ -85,6 +87,13 @@ pub enum Op<'a> {
         /// The replica to read.
         replica: ReplicaRole,
     },
+    /// Returns a page of a scan; see [`crate::Client::scan`]. The result is read with [`crate::Page::of`].
+    Scan {
+        /// The token of the page; 0 for the first one.
+        token: u64,
+        /// The pattern, and what entries have.
+        options: ScanOptions<'a>,
+    },
     /// Settles a write that ended in doubt. The result is the result of the write itself, or [`Error::NotDone`].
     Resolve {
         /// The write, as reported in [`Error::InDoubt`].
@@ -108,11 +117,12 @@ impl<'a> Op<'a> {
             | Op::Update { key, .. }
             | Op::Noop { key }
             | Op::Verify { key, .. } => key,
+            Op::Scan { options, .. } => options.pattern,
             Op::Resolve { doubt } => &doubt.write.key,
         }
     }
 
-    /// Returns the digest of the key.
+    /// Returns the digest of the key, or of the pattern.
     pub(crate) fn digest(&self) -> Digest {
         match self {
             Op::Resolve { doubt } => doubt.write.digest,
@@ -134,6 +144,7 @@ impl<'a> Op<'a> {
             }
             Op::Noop { .. } => Kind::Noop,
             Op::Verify { replica, .. } => Kind::Verify(replica),
+            Op::Scan { .. } => Kind::Scan,
             Op::Resolve { .. } => Kind::Resolve,
         }
     }
@@ -166,6 +177,7 @@ pub(crate) enum Kind {
     },
     Noop,
     Verify(ReplicaRole),
+    Scan,
     Resolve,
 }
 
@@ -179,6 +191,7 @@ impl Kind {
             Kind::Noop => "no-op for",
             Kind::Verify(ReplicaRole::Primary) => "read from the primary's copy of",
             Kind::Verify(ReplicaRole::Secondary) => "read from the secondary's copy of",
+            Kind::Scan => "scan",
             Kind::Resolve => "settle a write in doubt to",
         }
     }
@@ -288,6 +301,16 @@ pub(crate) struct Operation {
     pub(crate) doubt: Option<Doubt>,
     /// True if the servers have expired the session of this write, or of the write to settle.
     pub(crate) is_forgotten: bool,
+    /// The scan; for [`Kind::Scan`].
+    scan: Option<ScanState>,
+}
+
+/// A scan and its position.
+#[derive(Clone, Copy, Debug)]
+struct ScanState {
+    token: u64,
+    request: Scan,
+    position: ScanPosition,
 }
 
 impl Operation {
@@ -307,7 +330,7 @@ impl Operation {
             _ => (&[], &[]),
         };
         let action = || Action::new(kind.verb(), key);
-        if key.is_empty() {
+        if key.is_empty() && kind != Kind::Scan {
             let reason = "the key is empty; it needs 1 to 65,535 bytes".to_owned();
             return Err(Error::Invalid { action: action(), reason });
         }
@@ -350,6 +373,10 @@ impl Operation {
             Op::Get { .. } | Op::Update { .. } => (None, Landing::Memory),
             _ => (None, Landing::Buffer),
         };
+        if let Op::Scan { token, options: ScanOptions { values, deadlines, .. } } = op {
+            let request = Scan { cursor: 0, values, deadlines };
+            operation.scan = Some(ScanState { token, request, position: ScanPosition::default() });
+        }
         if let Op::Resolve { doubt } = op {
             let write = &doubt.write;
             operation.place = Some(write.place);
@@ -396,6 +423,7 @@ impl Operation {
             lands_from: None,
             doubt: None,
             is_forgotten: false,
+            scan: None,
         }
     }
 
@@ -435,6 +463,7 @@ impl Operation {
             lands_from,
             doubt,
             is_forgotten,
+            scan,
         } = self;
         frame.clear();
         *kept = &[];
@@ -444,7 +473,7 @@ impl Operation {
         (*session, *first_incomplete, *doubtful) = (None, RequestSeq(0), 0);
         *begun = SequenceNumber::ZERO;
         (*backoff, *trouble, *was_busy) = (Backoff::default(), None, false);
-        *lands_from = None;
+        (*lands_from, *scan) = (None, None);
         (*timer, *doubt, *is_forgotten) = (None, None, false);
         frame
     }
@@ -517,10 +546,26 @@ impl Operation {
         self.kind.is_update() || (self.kind.is_write() && self.condition != Condition::Always)
     }
 
-    /// Returns whether the operation needs a server that supports UPDATE and what the same version introduced.
+    /// Returns whether the operation needs a server that supports UPDATE, SCAN and what the same version introduced.
     pub(crate) fn needs_updates(&self) -> bool {
         let is_new = |part: Part| part.with_deadline || part.from_end;
-        self.kind.is_update() || self.part.is_some_and(is_new)
+        self.kind.is_update() || self.kind == Kind::Scan || self.part.is_some_and(is_new)
+    }
+
+    /// Sets the place, the cursor and the digest of a scan from its token.
+    pub(crate) fn locate_scan(&mut self, tokens: &ScanTokens) -> Result<(), InvalidToken> {
+        let Some(scan) = &mut self.scan else { return Ok(()) };
+        scan.position = tokens.decode(scan.token)?;
+        scan.request.cursor = scan.position.cursor.into();
+        let place = tokens.place(scan.position.place);
+        self.place = Some(place);
+        self.digest = Some(tokens.placement().digest_at(place));
+        Ok(())
+    }
+
+    /// Returns the position of a scan; `None` for other operations.
+    pub(crate) fn scan_position(&self) -> Option<ScanPosition> {
+        self.scan.map(|scan| scan.position)
     }
 
     /// Returns the updates of the request; empty for other operations.
@@ -580,6 +625,9 @@ impl Operation {
             Kind::Update { .. } => WireOperation::Update(header, self.encoded_updates()),
             Kind::Noop => WireOperation::Noop,
             Kind::Verify(role) => WireOperation::Verify(role),
+            Kind::Scan => {
+                WireOperation::Scan(self.scan.map_or(Scan::default(), |scan| scan.request))
+            }
             Kind::Resolve => {
                 let asked = self.doubt.as_ref().map_or(RequestHash(0), |doubt| doubt.write.request);
                 WireOperation::Resolve(header, asked)

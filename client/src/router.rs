@@ -12,6 +12,7 @@ use kv_protocol::ids::{
 };
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::scan_token::ScanTokens;
 use kv_protocol::view::View;
 
 /// The destination of a request.
@@ -130,6 +131,11 @@ impl Router {
     /// Returns the group and shard of a key; `None` before the first map.
     pub(crate) fn locate(&self, digest: Digest) -> Option<(GroupId, ShardId)> {
         self.known.as_ref().map(|known| known.placement.locate(digest))
+    }
+
+    /// Returns the encoding of the tokens of scans; `None` before the first map.
+    pub(crate) fn scan_tokens(&self) -> Option<ScanTokens> {
+        self.known.as_ref().map(|known| ScanTokens::new(known.cluster, known.placement))
     }
 
     /// Returns the version of the group's view; zero if none is known.

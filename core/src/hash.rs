@@ -3,12 +3,14 @@
 use std::hash::{BuildHasher, Hasher};
 
 use foldhash::quality::FixedState;
-use kv_protocol::ids::ClientId;
+use kv_protocol::ids::{ClientId, ClusterKey};
+use kv_protocol::key::table_secret;
 use kv_protocol::placement::Digest;
 
 use crate::table::TableHash;
 
-/// The hash secret of a process: random at its start, or fixed in the simulator.
+/// The secret of the hash functions of all tables of a cluster. It is the same at all its servers, so that their tables
+/// have the same order, and follows from the cluster's key.
 #[derive(Clone, Copy)]
 pub struct HashSecret {
     low: u64,
@@ -16,6 +18,13 @@ pub struct HashSecret {
 }
 
 impl HashSecret {
+    /// Returns the secret of the cluster with this key.
+    #[allow(clippy::cast_possible_truncation)] // Both halves are used.
+    pub fn of_cluster(key: ClusterKey) -> HashSecret {
+        let secret = table_secret(key);
+        HashSecret { low: secret as u64, high: (secret >> 64) as u64 }
+    }
+
     /// Creates a secret from a 64-bit seed, which is spread over both halves.
     pub fn new(seed: u64) -> HashSecret {
         // Two odd constants with about half their bits set (fractions of e and of the golden ratio).
@@ -73,6 +82,14 @@ mod tests {
         let secret = HashSecret::new(1);
         let digest = Digest::of(b"one of the two");
         assert_ne!(secret.of_key(digest, b"a").0 >> 32, secret.of_key(digest, b"b").0 >> 32);
+    }
+
+    #[test]
+    fn the_secret_follows_from_the_key_of_the_cluster() {
+        let digest = Digest::of(b"key");
+        let hash = |key| HashSecret::of_cluster(ClusterKey(key)).of_key(digest, b"key").0;
+        assert_eq!(hash(1), hash(1));
+        assert_ne!(hash(1) >> 32, hash(2) >> 32);
     }
 
     #[test]

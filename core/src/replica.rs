@@ -49,6 +49,7 @@ mod pending;
 mod primary;
 mod requests;
 mod restore;
+mod scan;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -86,6 +86,16 @@ pub struct WalkCursor(HashBits);
 impl WalkCursor {
     /// The start of a walk.
     pub const START: WalkCursor = WalkCursor(0);
+
+    /// Returns the cursor as a number; zero only for [`WalkCursor::START`].
+    pub fn to_number(self) -> u64 {
+        self.0.into()
+    }
+
+    /// Returns the cursor that a number stands for; `None` if it stands for none.
+    pub fn from_number(number: u64) -> Option<WalkCursor> {
+        HashBits::try_from(number).ok().map(WalkCursor)
+    }
 }
 
 /// The limits of one step of a walk. A step ends after the entry that reaches a limit and all other entries with the
@@ -292,9 +302,7 @@ impl Table {
         mut visit: impl FnMut(Entry<'_>),
     ) -> Option<WalkCursor> {
         let (mut entries, mut bytes) = (0, 0);
-        let next = self.directory.walk(&self.arena, cursor.0, WALK_SLOTS_MAX, |handle| {
-            // SAFETY: the handle of a linked entry, whose value was complete when it was linked.
-            let entry = unsafe { entry::read(&self.arena, handle) };
+        self.walk_while(cursor, |entry| {
             entries += 1;
             bytes += entry.key.len() + entry.value.len();
             visit(entry);
@@ -303,6 +311,19 @@ impl Table {
             } else {
                 ControlFlow::Continue(())
             }
+        })
+    }
+
+    /// Visits entries like [`Table::walk`], until `visit` breaks. The entries with the same hash as the last one follow
+    /// nevertheless.
+    pub fn walk_while(
+        &self,
+        cursor: WalkCursor,
+        mut visit: impl FnMut(Entry<'_>) -> ControlFlow<()>,
+    ) -> Option<WalkCursor> {
+        let next = self.directory.walk(&self.arena, cursor.0, WALK_SLOTS_MAX, |handle| {
+            // SAFETY: the handle of a linked entry, whose value was complete when it was linked.
+            visit(unsafe { entry::read(&self.arena, handle) })
         });
         next.map(WalkCursor)
     }
@@ -537,6 +558,8 @@ impl Table {
 
 #[cfg(test)]
 mod compaction_tests;
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod refusal_tests;
 #[cfg(test)]

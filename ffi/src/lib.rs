@@ -43,6 +43,8 @@ mod doubt;
 
 mod ping;
 
+mod scan;
+
 mod interrupt;
 
 mod statistics;
@@ -65,6 +67,7 @@ pub use interrupt::*;
 pub use operation::*;
 pub use options::*;
 pub use ping::*;
+pub use scan::*;
 pub use statistics::*;
 pub use text::*;
 pub use update::*;

@@ -292,6 +292,63 @@ fn invalid_arguments_are_rejected_with_a_message() {
 }
 
 #[test]
+fn a_scan_returns_pages_and_a_count_their_sum() {
+    let fake = Fake::start(3, 2);
+    let handle = Handle::open(&fake);
+    for n in 0..60 {
+        assert_eq!(handle.put(format!("key:{n:02}").as_bytes(), b"value", None), KVC_OK);
+    }
+    let size = u32::try_from(size_of::<kvc_scan_options>()).unwrap();
+    let mut options = kvc_scan_options {
+        size,
+        flags: KVC_SCAN_VALUES,
+        pattern: slice(b"key:?[0-4]"),
+        ..kvc_scan_options::default()
+    };
+    let (mut found, mut token) = (Vec::new(), 0);
+    loop {
+        let mut page = null_mut();
+        // SAFETY: an open handle, a struct of its size, and room for a pointer.
+        assert_eq!(unsafe { kvc_scan(handle.0, token, &raw const options, &raw mut page) }, KVC_OK);
+        // SAFETY: the page is freed below.
+        let kvc_page { next, entries, count, .. } = unsafe { &*page };
+        // SAFETY: the page has this many entries.
+        for entry in unsafe { std::slice::from_raw_parts(*entries, *count) } {
+            // SAFETY: keys and values are readable until the page is freed.
+            let bytes = |bytes: kvc_slice| unsafe {
+                std::slice::from_raw_parts(bytes.data.cast::<u8>(), bytes.len).to_vec()
+            };
+            assert_eq!(bytes(entry.value), b"value");
+            found.push(bytes(entry.key));
+        }
+        token = *next;
+        // SAFETY: freed once.
+        unsafe { kvc_page_free(page) };
+        if token == 0 {
+            break;
+        }
+    }
+    found.sort();
+    assert_eq!(found.len(), 30);
+    assert_eq!((&found[0][..], &found[29][..]), (&b"key:00"[..], &b"key:54"[..]));
+    let mut count = 0;
+    // SAFETY: an open handle and room for a number.
+    assert_eq!(unsafe { kvc_count(handle.0, 0, &raw mut count) }, KVC_OK);
+    assert_eq!(count, 60);
+
+    let mut page = null_mut();
+    // SAFETY: as above.
+    let status = unsafe { kvc_scan(handle.0, 1 << 60, null(), &raw mut page) };
+    assert_eq!(status, KVC_INVALID);
+    assert!(last_error().contains("begin again with 0"), "{}", last_error());
+    options.flags = 8;
+    // SAFETY: as above.
+    let status = unsafe { kvc_scan(handle.0, 0, &raw const options, &raw mut page) };
+    assert_eq!(status, KVC_INVALID);
+    handle.close();
+}
+
+#[test]
 fn statuses_of_servers_have_their_numbers() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);

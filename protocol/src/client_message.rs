@@ -3,7 +3,7 @@
 //! ```text
 //!   HELLO   ->                 first frame of every connection
 //!           <- WELCOME
-//!   GET PUT DELETE NOOP VERIFY RESOLVE UPDATE ->  to a server, any number in flight
+//!   GET PUT DELETE NOOP VERIFY RESOLVE UPDATE SCAN ->  to a server, any number in flight
 //!           <- RESPONSE                      in any order, matched by the request id
 //!   MAP     -> <- MAP-RESPONSE               to the coordinator or a server
 //!   STATUS  -> <- STATUS-RESPONSE (JSON)     to the coordinator
@@ -19,6 +19,7 @@ mod hello;
 mod part;
 mod request;
 mod response;
+mod scan;
 mod status;
 
 pub use hello::{GROUPS_OF_A_SERVER, Hello, SessionStart, Welcome};
@@ -30,6 +31,7 @@ pub use request::{
 pub use response::{
     RESPONSE_FIXED_BYTES, RESPONSE_HEAD_BYTES, RESPONSE_HEAD_BYTES_MAX, Response, ResponseHead,
 };
+pub use scan::{PageWriter, SCAN_PAGE_BYTES, SCAN_VALUE_BYTES_MAX, Scan, ScanItem, ScanPage};
 pub use status::Status;
 
 /// Opcodes of clients' connections.
@@ -64,11 +66,13 @@ pub mod opcode {
     pub const STATUS: u8 = 0x1a;
     /// The status as JSON, in response to STATUS.
     pub const STATUS_RESPONSE: u8 = 0x1b;
+    /// The request for a page of the entries of one shard, in protocol version 2.
+    pub const SCAN: u8 = 0x1c;
 
     /// Returns whether a frame of this opcode is a [`Request`](super::Request).
     #[inline]
     pub fn is_request(opcode: u8) -> bool {
-        matches!(opcode, GET..=VERIFY | RESOLVE | UPDATE)
+        matches!(opcode, GET..=VERIFY | RESOLVE | UPDATE | SCAN)
     }
 }
 

@@ -42,6 +42,24 @@ const TAG_BYTES: usize = 32;
 /// The name and version of this protocol. Every tag covers them.
 const LABEL: &[u8] = b"kv cluster handshake 1";
 
+/// The name and version of the derivation of [`table_secret`].
+const TABLE_LABEL: &[u8] = b"kv table order 1";
+
+/// Returns the secret of the hash functions of all tables of a cluster. It follows from the cluster's key, so all
+/// servers have it, and clients do not. The tables of all replicas then have the same order, which a scan needs
+/// (docs/decisions/2026-11-30-a-scan-survives-a-failover.md).
+pub fn table_secret(key: ClusterKey) -> u128 {
+    let mut mac = mac_of(key);
+    mac.update(TABLE_LABEL);
+    let tag: [u8; TAG_BYTES] = mac.finalize().into_bytes().into();
+    let first = tag.first_chunk::<16>().expect("a tag has 32 bytes");
+    u128::from_be_bytes(*first)
+}
+
+fn mac_of(key: ClusterKey) -> Hmac<Sha256> {
+    Hmac::<Sha256>::new_from_slice(&key.0.to_be_bytes()).expect("HMAC takes a key of any length")
+}
+
 /// A random number that is used for one connection only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nonce(pub u128);
@@ -162,8 +180,7 @@ impl Seal {
     }
 
     fn mac(&self, side: Side, hello: &[u8]) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key.0.to_be_bytes())
-            .expect("HMAC takes a key of any length");
+        let mut mac = mac_of(self.key);
         mac.update(LABEL);
         mac.update(&[side as u8, self.link as u8]);
         mac.update(&self.dialler.0.to_be_bytes());
@@ -214,6 +231,13 @@ mod tests {
         let tag = sealed(&seal, b"hello").split_off(b"hello".len());
         let hex: String = tag.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "480ebe212e47ce210fa2de89d67568d7a8849646f4556e5068897c2d0aeb8297");
+    }
+
+    /// Checks a secret against Python's `hmac` module.
+    #[test]
+    fn the_secret_of_the_tables_is_hmac_sha_256_over_its_label() {
+        assert_eq!(table_secret(KEY), 0xcdf09939b794fbf1df75bb473ed8ba04);
+        assert_ne!(table_secret(KEY), table_secret(ClusterKey(0x5ed)));
     }
 
     #[test]

@@ -98,6 +98,15 @@ impl Placement {
     }
 }
 
+/// Places that no key determines.
+impl Placement {
+    /// Returns a digest that [`Placement::locate`] maps to this group and shard, for requests about a whole shard.
+    pub fn digest_at(self, (group, shard): (GroupId, ShardId)) -> Digest {
+        let number = u32::from(group.0) + u32::from(self.servers) * u32::from(shard.0);
+        Digest(u128::from(number).to_be_bytes())
+    }
+}
+
 /// A divisor with its precomputed reciprocal. Multiplication by the reciprocal replaces the hardware division, which
 /// takes about ten times as long (Granlund and Montgomery, PLDI 1994).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +213,17 @@ mod tests {
         ("Zürich", 3, 2, 2, 1),
         ("kv", 1024, 256, 250, 139),
     ];
+
+    #[test]
+    fn the_digest_of_a_place_locates_it() {
+        for (servers, shards) in [(1, 1), (3, 1), (3, 4), (1_024, 256)] {
+            let placement = Placement::new(servers, shards);
+            for place in [(0, 0), (servers - 1, 0), (0, shards - 1), (servers - 1, shards - 1)] {
+                let place = (GroupId(place.0), ShardId(place.1));
+                assert_eq!(placement.locate(placement.digest_at(place)), place);
+            }
+        }
+    }
 
     #[test]
     fn a_million_keys_spread_evenly_within_two_percent() {

@@ -32,7 +32,11 @@ impl RequestHash {
             Operation::Delete(header) => (DELETE, header, &[]),
             Operation::Update(header, updates) => (UPDATE, header, updates.bytes()),
             Operation::Resolve(_, request) => return Some(*request),
-            Operation::Get | Operation::GetPart(_) | Operation::Noop | Operation::Verify(_) => {
+            Operation::Get
+            | Operation::GetPart(_)
+            | Operation::Noop
+            | Operation::Verify(_)
+            | Operation::Scan(_) => {
                 return None;
             }
         };

@@ -117,7 +117,7 @@ proptest! {
 
     #[test]
     fn requests_come_back(
-        id: u64, version: u64, digest: [u8; 16], header in write_header(), kind in 0usize..9,
+        id: u64, version: u64, digest: [u8; 16], header in write_header(), kind in 0usize..10,
         key in prop::collection::vec(any::<u8>(), 0..100),
         value in prop::collection::vec(any::<u8>(), 0..300),
     ) {
@@ -135,6 +135,7 @@ proptest! {
                 from: u32::from(digest[0]) << 24, most: u32::from(digest[1]) << 20, all_or_nothing: id % 2 == 1,
                 from_end: id % 4 > 1, with_deadline: id % 8 > 3,
             }),
+            8 => Operation::Scan(Scan { cursor: version, values: id % 2 == 1, deadlines: id % 4 > 1 }),
             7 => {
                 let unconditional = WriteHeader { condition: Condition::Always, ..header };
                 Operation::Update(unconditional, Updates::read(&updates).unwrap())
@@ -772,7 +773,7 @@ fn the_error_for_an_unknown_opcode_lists_the_known_ones() {
     let error = Request::read(0x77, &[]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "opcode 0x77 is not served here; supported: GET, PUT, DELETE, NOOP, VERIFY, RESOLVE, UPDATE, MAP"
+        "opcode 0x77 is not served here; supported: GET, PUT, DELETE, NOOP, VERIFY, RESOLVE, UPDATE, SCAN, MAP"
     );
     assert!(Question::read(0x10, &[]).unwrap_err().to_string().contains("MAP, STATUS"));
     assert!(Order::read(0x10, &[0; 8]).unwrap_err().to_string().contains("SHUTDOWN"));

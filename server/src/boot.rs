@@ -205,7 +205,7 @@ fn start_executors(
         mailboxes.push(mailbox);
         inboxes.push(inbox);
     }
-    let hash_secret = HashSecret::new(random()?);
+    let hash_secret = HashSecret::of_cluster(identity.key);
     // The first executor gets all listeners, and hands each connection over to the executor of the shard that the
     // connection requests.
     for (shard, inbox) in (0..args.shards).zip(inboxes) {

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_protocol::client_message::{
-    Operation, Part, Question, Response, Status, opcode as client_opcode, read_map_response,
+    Operation, Part, Question, Request, Response, Scan, ScanPage, Status, opcode as client_opcode,
+    read_map_response,
 };
 use kv_protocol::frame::{Checksum, FrameRules, HEADER_BYTES, split_frame, write_frame};
 use kv_protocol::ids::{
-    BootId, Epoch, GroupId, Incarnation, MapRevision, Member, RequestHash, ServerId, ViewVersion,
+    BootId, Epoch, GroupId, Incarnation, MapRevision, Member, RequestHash, RequestId, ServerId,
+    ShardId, ViewVersion,
 };
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, FRAME_DEADLINE, HELLO_DEADLINE, MAX_ERRORS_IN_A_ROW, MAX_OUTPUT_BYTES,
@@ -793,4 +795,42 @@ fn memory_that_connections_hold_is_not_available_to_tables() {
     drop(frame);
     let alone = beside + fill(&mut shard);
     assert!((54..=64).contains(&alone), "{alone} values");
+}
+
+/// Returns a SCAN of a place.
+fn scan_of(id: u64, place: (GroupId, ShardId), pattern: &[u8], scan: Scan) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let digest = Placement::new(3, 1).digest_at(place);
+    let (id, view, operation) = (RequestId(id), ViewVersion(0), Operation::Scan(scan));
+    Request { id, view, digest, key: pattern, operation }.write(&mut bytes);
+    bytes
+}
+
+#[test]
+fn a_scan_is_served_by_the_shard_that_its_digest_names() {
+    let (mut pair, id) = serving(b"value");
+    let here = (GROUP, ShardId(0));
+    let all = Scan { cursor: 0, values: true, deadlines: false };
+    let mut stream = scan_of(2, here, b"", all);
+    // Another request follows, so that look-ahead examines the SCAN too.
+    stream.extend(request(3, key(), Operation::Noop));
+    pair.primary.handle_bytes(NOW, id, &stream);
+    let said = take_output(&mut pair.primary, id);
+    let first = split_frame(&said, &FrameRules::unchecked(MAX_RESPONSE_BODY)).unwrap().unwrap();
+    let response = Response::read(first.body).unwrap();
+    assert_eq!((response.id, response.status), (RequestId(2), Status::Ok));
+    let page = ScanPage::read(response.value).unwrap();
+    let items: Vec<_> = page.items().map(|item| (item.key, item.value)).collect();
+    assert_eq!((page.next, page.entries, items), (0, 1, vec![(key(), Some(&b"value"[..]))]));
+    assert_eq!(told(&said[first.consumed..])[0].1, Status::Ok);
+
+    let elsewhere = (GroupId((GROUP.0 + 1) % 3), ShardId(0));
+    let no_cursor = Scan { cursor: u64::MAX, ..all };
+    for (bytes, status) in [
+        (scan_of(4, elsewhere, b"", all), Status::WrongView),
+        (scan_of(5, here, b"", no_cursor), Status::Invalid),
+    ] {
+        pair.primary.handle_bytes(NOW, id, &bytes);
+        assert_eq!(told(&take_output(&mut pair.primary, id))[0].1, status);
+    }
 }

@@ -14,7 +14,7 @@ use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::{ClientId, ClusterId, GroupId, ShardId};
 
 use crate::invariants::{
-    Violation, commits, copies, leases, may_serve, roles, slowness, views, writes,
+    Violation, commits, copies, leases, may_serve, roles, scans, slowness, views, writes,
 };
 use crate::server::SentResponse;
 use crate::world::World;
@@ -197,6 +197,7 @@ impl Checks {
         }
         copies::keys_are_at_home(world)?;
         copies::expired_are_removed(world)?;
+        scans::every_key_comes(world)?;
         writes::linearizable(world)
     }
 }

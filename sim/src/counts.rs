@@ -40,6 +40,10 @@ pub struct Counts {
     /// The number of reads with a result, and of writes that were done, failed their condition or had nothing to
     /// delete. Settled writes are not included.
     pub operations: u64,
+    /// The number of scans that ended.
+    pub scans: u64,
+    /// The number of pages of scans.
+    pub scan_pages: u64,
     /// The number of operations that ended in doubt, including writes that were settled later.
     pub in_doubt: u64,
     /// The number of writes in doubt that were settled as done.
@@ -127,6 +131,8 @@ impl Counts {
         self.acked += other.acked;
         self.operations += other.operations;
         self.in_doubt += other.in_doubt;
+        self.scans += other.scans;
+        self.scan_pages += other.scan_pages;
         self.settled_done += other.settled_done;
         self.settled_not_done += other.settled_not_done;
         self.undecided += other.undecided;

@@ -129,6 +129,8 @@ pub enum Happening {
     StepClock(u8),
     /// The load of a run begins.
     Flood,
+    /// The next page of a scan is due.
+    Scan,
     /// Crashes the remaining holder of a group if it has acknowledged a write alone.
     Tempt(Temptation),
 }

@@ -41,6 +41,7 @@
 //! | 27 | a value being sent does not change | [`messages::pinned_value_is_gone`] |
 //! | 28 | no load moves a view | [`slowness::load_moves_no_view`] |
 //! | 29 | every response has a request on its connection | [`messages::response_without_request`] |
+//! | 30 | every key that exists throughout a scan comes | [`scans::every_key_comes`] |
 //!
 //! A panic of a state machine counts as number 0.
 
@@ -56,6 +57,7 @@ pub mod groups;
 pub mod leases;
 pub mod messages;
 pub mod roles;
+pub mod scans;
 pub mod slowness;
 pub mod stops;
 pub mod views;

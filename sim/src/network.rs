@@ -43,6 +43,8 @@ pub enum Actor {
         /// The client's index.
         client: usize,
     },
+    /// The client that scans the cluster.
+    Scanner,
     /// A client that only produces load.
     Flooder {
         /// The client's index among the load clients.

@@ -47,6 +47,7 @@ mod floods;
 mod orphans;
 mod rest;
 mod restore;
+pub mod scans;
 mod servers;
 mod sleep;
 mod stop;
@@ -107,6 +108,8 @@ pub struct Config {
     pub objects: u64,
     /// True if there are many keys with deadlines.
     pub many_deadlines: bool,
+    /// True if a client scans the cluster.
+    pub scans: bool,
 }
 
 /// A memory limit in bytes, for one copy of all data, that is so low that writes are rejected in some runs.
@@ -179,6 +182,7 @@ impl Config {
             wall_bound,
             objects,
             many_deadlines,
+            scans: !floods && seed % 4 == 2,
         }
     }
 }
@@ -261,6 +265,8 @@ pub struct World {
     pub slowness: slowness::Slowness,
     /// The load in progress.
     pub floods: floods::Floods,
+    /// The scans of the run.
+    pub scans: scans::Scans,
     /// The number of writes with a wrong digest so far.
     forged: u64,
     violation: Option<Violation>,
@@ -341,6 +347,7 @@ impl World {
             lost_at: BTreeMap::new(),
             slowness: Default::default(),
             floods: Default::default(),
+            scans: Default::default(),
             forged: 0,
             violation: None,
         };
@@ -353,6 +360,7 @@ impl World {
         world.plan_stops();
         world.plan_sleep();
         world.plan_flood();
+        world.plan_scans();
         crate::nemesis::clocks::plan(&mut world);
         world
     }
@@ -444,7 +452,7 @@ impl World {
             }
             Actor::Coordinator { .. } => self.coordinator_host(),
             Actor::Client { client } => Host(usize::from(self.config.servers) + 1 + client),
-            Actor::Flooder { .. } => Host(usize::from(self.config.servers) + 1),
+            Actor::Flooder { .. } | Actor::Scanner => Host(usize::from(self.config.servers) + 1),
         }
     }
 

@@ -14,6 +14,7 @@ mod orphans;
 mod placement;
 mod replacing;
 mod restore;
+mod scanning;
 mod seven_servers;
 mod slow_server;
 mod ssh;

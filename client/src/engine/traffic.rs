@@ -15,6 +15,7 @@ use kv_protocol::map::MapServer;
 
 use super::Engine;
 use super::counting::End;
+use super::scanning::{is_valid_page, progress};
 use super::updating::{conflict, has_all_results, logged_failure, rejection};
 use crate::completion::{Ends, Reply};
 use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Received, Target};
@@ -345,7 +346,7 @@ impl Engine {
         let waiting: Vec<OpId> = connection.outstanding.values().copied().collect();
         for id in waiting {
             let Some(operation) = self.operations.get(id) else { continue };
-            if matches!(operation.kind, Kind::Get | Kind::Verify(_)) {
+            if matches!(operation.kind, Kind::Get | Kind::Verify(_) | Kind::Scan) {
                 let action = operation.action();
                 self.finish(id, Err(Error::NoMemory { action, bytes }), ends);
             }
@@ -566,6 +567,11 @@ impl Engine {
         if !has_all_results(operation, response) {
             return Err("its response to a batch does not have a result for each update".to_owned());
         }
+        if !is_valid_page(operation, response) {
+            return Err(
+                "its response to a scan is not a page after the requested position".to_owned()
+            );
+        }
         connection.outstanding.remove(response.id.0);
         if let Some(error) = logged_failure(operation, response) {
             self.finish(id, Err(error), ends);
@@ -576,7 +582,8 @@ impl Engine {
         let is_current = operation.stage == here;
         match response.status {
             Status::Ok | Status::Part => {
-                let reply = reply(operation, response, landed);
+                let scan = progress(operation, self.router.scan_tokens(), response.value);
+                let reply = Reply { scan, ..reply(operation, response, landed) };
                 self.finish(id, Ok(reply), ends);
             }
             Status::NotFound => {
@@ -765,7 +772,7 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 /// Returns whether a correct server can send this status in response to the operation.
 fn may_respond(operation: &Operation, status: Status) -> bool {
     match status {
-        Status::NotFound => !matches!(operation.kind, Kind::Put | Kind::Noop),
+        Status::NotFound => !matches!(operation.kind, Kind::Put | Kind::Noop | Kind::Scan),
         Status::Conflict => operation.is_conditional() || operation.kind == Kind::Resolve,
         Status::NotDone => operation.kind.is_write() || operation.kind == Kind::Resolve,
         Status::Part => operation.part.is_some(),
@@ -782,7 +789,7 @@ fn reply<'a>(
     response: &Response<'a>,
     landed: Option<&'a Landed>,
 ) -> Reply<'a> {
-    let reads = matches!(operation.kind, Kind::Get | Kind::Verify(_));
+    let reads = matches!(operation.kind, Kind::Get | Kind::Verify(_) | Kind::Scan);
     // A RESOLVE has the response of the write, which may be an update.
     let updates = operation.kind.is_update() || operation.kind == Kind::Resolve;
     let (value, length) = match (response.status, operation.part) {
@@ -801,6 +808,7 @@ fn reply<'a>(
         landed,
         version: response.version,
         copies: if reads || operation.kind == Kind::Noop { 0 } else { response.copies },
+        scan: None,
     }
 }
 

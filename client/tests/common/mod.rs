@@ -17,10 +17,12 @@ use kv_client::{Client, OpOptions, Options};
 use kv_core::update::{Current, evaluate};
 use kv_protocol::change::RetainedResponse;
 use kv_protocol::client_message::{
-    Condition, Hello, Operation, Question, Refusal, ReplicaRole, Request, Response, SessionStart,
-    Status, Welcome, WriteHeader, opcode, write_map_response,
+    Condition, Hello, Operation, PageWriter, Question, Refusal, ReplicaRole, Request, Response,
+    SCAN_VALUE_BYTES_MAX, Scan, ScanItem, SessionStart, Status, Welcome, WriteHeader, opcode,
+    write_map_response,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
+use kv_protocol::glob::{self, Steps};
 use kv_protocol::ids::*;
 use kv_protocol::limits::{MAX_CLIENT_BODY, PROTOCOL_VERSION};
 use kv_protocol::map::{Map, MapServer, ServerState};
@@ -541,6 +543,7 @@ fn act(
         Operation::Verify(_) => (opcode::VERIFY, None),
         Operation::Resolve(header, _) => (opcode::RESOLVE, Some(header)),
         Operation::Update(header, _) => (opcode::UPDATE, Some(header)),
+        Operation::Scan(_) => (opcode::SCAN, None),
     };
     let updates = match request.operation {
         Operation::Update(_, updates) => updates.bytes().to_vec(),
@@ -662,6 +665,7 @@ fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, 
         | Operation::Resolve(header, _)
         | Operation::Update(header, _) => header,
         Operation::Noop => return response(request, Status::Ok, 0, b"", to),
+        Operation::Scan(scan) => return give_page(state, (group, shard), request, scan, to),
         Operation::Get | Operation::GetPart(_) | Operation::Verify(_) => {
             return match state.table.get(request.key) {
                 Some((value, version)) => {
@@ -689,6 +693,46 @@ fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, 
         deadline: rest.deadline,
     }
     .write(to);
+}
+
+/// Responds with a page of at most 10 entries, in an order of the keys that does not depend on the server.
+fn give_page(
+    state: &State,
+    place: (GroupId, ShardId),
+    request: &Request<'_>,
+    scan: Scan,
+    to: &mut Vec<u8>,
+) {
+    let placement = state.map.placement();
+    let order = |key: &[u8]| {
+        let [a, b, c, d, ..] = Digest::of(key).0;
+        u64::from(u32::from_be_bytes([a, b, c, d]))
+    };
+    let mut keys: Vec<&Vec<u8>> =
+        state.table.keys().filter(|key| placement.locate(Digest::of(key)) == place).collect();
+    keys.sort_by_key(|key| order(key));
+    let mut page = PageWriter::new(keys.len() as u64);
+    let mut rest = keys.into_iter().filter(|key| order(key) >= scan.cursor);
+    for key in rest.by_ref().take(10) {
+        let (value, version) = &state.table[key];
+        let matched = match request.key {
+            [] => Some(true),
+            pattern => glob::matches(pattern, key, &mut Steps(1_000)),
+        };
+        if matched != Some(false) {
+            let has_value = scan.values && value.len() <= SCAN_VALUE_BYTES_MAX;
+            page.push(&ScanItem {
+                key,
+                value_length: u32::try_from(value.len()).unwrap(),
+                value: has_value.then_some(value),
+                version: SequenceNumber(*version),
+                deadline: state.deadlines.get(key).copied().filter(|_| scan.deadlines),
+                is_unmatched: matched.is_none(),
+            });
+        }
+    }
+    let next = rest.next().map_or(0, |key| order(key));
+    response(request, Status::Ok, 0, &page.finish(next), to);
 }
 
 fn write(

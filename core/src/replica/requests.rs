@@ -65,6 +65,7 @@ impl Replica {
                 }
             }
             Operation::Noop => self.refuse(asker, Status::Ok, "", responses),
+            Operation::Scan(scan) => self.scan(now, asker, (request, scan), responses),
             Operation::Put(header, _)
             | Operation::Delete(header)
             | Operation::Resolve(header, _)
@@ -164,6 +165,20 @@ impl Replica {
         }
     }
 
+    /// Checks that a primary has a valid lease, if another member could become primary.
+    #[inline]
+    pub(super) fn check_lease(&self, now: Time) -> Result<(), (Status, &'static str)> {
+        if let Some(primary) = self.primary()
+            && self.needs_lease()
+            && !primary.lease.holds(now)
+            && !mutations::is_open(Mutation::ReadWithoutLease)
+        {
+            let reason = "the other holder of the group has been silent for too long";
+            return Err((Status::Unavailable, reason));
+        }
+        Ok(())
+    }
+
     /// Reads the table. At a primary this is the committed state, and the read needs a valid lease if another member
     /// could become primary. No other code runs between the check of the lease and the look-up. If the request names a
     /// part of the value, the response contains only that part.
@@ -175,14 +190,7 @@ impl Replica {
         hash: TableHash,
     ) -> Result<Response<'_>, NoResponse> {
         let now = self.readings.read(Mutation::StaleClockInLeaseCheck, now);
-        if let Some(primary) = self.primary()
-            && self.needs_lease()
-            && !primary.lease.holds(now)
-            && !mutations::is_open(Mutation::ReadWithoutLease)
-        {
-            let reason = "the other holder of the group has been silent for too long";
-            return Err(NoResponse::Refused(Status::Unavailable, reason));
-        }
+        self.check_lease(now).map_err(|(status, reason)| NoResponse::Refused(status, reason))?;
         let entry = self.table.get(hash, request.key);
         let (mut status, mut version, mut value) = match &entry {
             Some(entry) => (Status::Ok, entry.version, entry.value),

@@ -12,6 +12,7 @@ mod in_doubt;
 mod limits;
 mod model;
 mod narrow;
+mod scanning;
 mod stream;
 mod updates;
 mod writes;
@@ -112,7 +113,7 @@ fn replica_in(placement: Placement, server: u16, memory_limit: Option<u64>) -> R
         placement,
         memory_limit,
         session_idle: SESSION_IDLE,
-        hash_secret: HashSecret::new(u64::from(server)),
+        hash_secret: HashSecret::new(1),
         failure_timeout: kv_protocol::FailureTimeout::DEFAULT,
     };
     Replica::new(config, Box::new(HeapChunks::default()))

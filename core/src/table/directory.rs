@@ -18,7 +18,8 @@
 //!
 //! A full segment grows up to a limit and is then split, independently of the others. So no write ever moves more
 //! slots than one segment has. If the segment already uses all bits of the directory, the directory is doubled first,
-//! which copies 16 bytes per place. When entries are removed, segments shrink, and merge with the other half of a
+//! which copies 16 bytes per place. If nearly all hashes of a segment belong to one half, that half is split again at
+//! once: entries that arrive in the order of their hashes, as in a copy, would otherwise form one long run. When entries are removed, segments shrink, and merge with the other half of a
 //! split.
 
 use super::OutOfMemory;
@@ -37,6 +38,11 @@ pub(super) use relocate::{Relocated, RelocationEnd};
 const DEPTH_MAX: u32 = 24;
 /// The minimum share of entries (a divisor) that the smaller half must get for a split to help.
 const SPLIT_PART_DIVISOR: usize = 8;
+/// The number of places that a directory may have for splits that do not help by themselves, and the number of entries
+/// per place above it. Such splits separate entries whose hashes are close to each other, which is the case if they
+/// are inserted in the order of their hashes. The limit bounds the memory of the directory if hashes are equal.
+const SKEWED_PLACES_MIN: usize = 4_096;
+const ENTRIES_PER_SKEWED_PLACE: usize = 256;
 /// The maximum number of used and reserved slots that two halves may have together when they merge.
 const MERGE_LEN_MAX: usize = CAPACITY_MAX / 4;
 
@@ -64,6 +70,8 @@ pub(super) struct Directory {
     depth: u32,
     /// The number of segments that use all `depth` bits; if it is zero, the directory can be halved.
     at_full_depth: usize,
+    /// The number of entries.
+    len: usize,
     /// A buffer for the slots of the segments that are being rebuilt.
     scratch: Vec<Slot>,
     /// The number of slots ever moved to another segment.
@@ -219,6 +227,7 @@ impl Directory {
                 Found::BelongsAt(place) | Found::At(place) => place,
             };
             if segment.insert(slots, place, Slot::new(hash, handle)) {
+                self.len += 1;
                 return;
             }
             assert!(!segment.is_packed(), "an entry was inserted without making room for it");
@@ -234,6 +243,7 @@ impl Directory {
         let segment = &mut self.segments[place.segment];
         // SAFETY: a segment of this directory.
         let removed = segment.remove(unsafe { segment.slots_mut(arena) }, place.slot);
+        self.len -= 1;
         if segment.is_sparse() {
             self.reduce(arena, place.segment);
         }
@@ -297,6 +307,11 @@ impl Directory {
     #[cfg(test)]
     pub(super) fn moved_slots(&self) -> u64 {
         self.moved_slots
+    }
+
+    #[cfg(test)]
+    pub(super) fn longest_segment(&self) -> usize {
+        self.segments.iter().map(Segment::capacity).max().unwrap_or(0)
     }
 
     #[cfg(test)]

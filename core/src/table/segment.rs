@@ -10,7 +10,8 @@
 //!
 //! Each hash has a home, a position that increases with the hash. A slot is at its home or after it, with no empty
 //! slot in between. So a look-up starts at the home and ends at the first slot that is empty or has a greater hash,
-//! on average after a few slots (linear probing in Robin Hood order: Celis, 1986).
+//! on average after a few slots (linear probing in Robin Hood order: Celis, 1986). In a long run, it skips the
+//! lower hashes.
 //!
 //! If there is no empty slot at or after the place of a new hash, a larger segment is needed. If there is no memory
 //! for a larger segment, the segment is packed: its slots move together to its start, and its start is the home of
@@ -129,6 +130,32 @@ fn home(hash: HashBits, ignored: u32, capacity: usize) -> usize {
 pub(super) fn fits(slots: &[Slot], depth: u32, capacity: usize) -> bool {
     let next = slots.iter().fold(0, |next, slot| home(slot.hash(), depth, capacity).max(next) + 1);
     next <= capacity
+}
+
+/// The number of slots that a look-up reads one after the other. In a longer run it skips slots.
+const RUN_USUAL: usize = 16;
+
+/// Returns the last place at or after `place` whose slot has a lower hash; `place` itself if there is none. `place` is
+/// at or after the home of the hash.
+///
+/// If a slot after the home has a lower hash, no slot between them is empty: the home of the lower hash is not after
+/// this home. So the lower hashes are contiguous, and can be skipped in growing and then in shrinking steps.
+#[cold]
+fn skip_lower(slots: &[Slot], mut place: usize, hash: HashBits) -> usize {
+    let is_lower =
+        |place: usize| slots.get(place).is_some_and(|slot| !slot.is_empty() && slot.hash() < hash);
+    let mut step = 1;
+    while is_lower(place + step) {
+        place += step;
+        step *= 2;
+    }
+    while step > 0 {
+        if is_lower(place + step) {
+            place += step;
+        }
+        step /= 2;
+    }
+    place
 }
 
 impl Segment {
@@ -300,6 +327,7 @@ impl Segment {
         mut is_it: impl FnMut(Handle) -> bool,
     ) -> Found {
         let mut place = self.home(hash);
+        let long = place + RUN_USUAL;
         while let Some(&slot) = slots.get(place) {
             let Some(handle) = slot.handle() else { break };
             if slot.hash() > hash {
@@ -308,7 +336,7 @@ impl Segment {
             if slot.hash() == hash && is_it(handle) {
                 return Found::At(place);
             }
-            place += 1;
+            place = if place == long { skip_lower(slots, place, hash) } else { place } + 1;
         }
         Found::BelongsAt(place)
     }

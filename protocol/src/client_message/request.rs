@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::opcode;
-use super::{Part, Status};
+use super::{Part, Scan, Status};
 use crate::codec::{FixedWriter, Reader, Writer, length_u16};
 use crate::error::DecodeError;
 use crate::frame::{HEADER_BYTES, unchecked_header};
@@ -19,7 +19,7 @@ pub const REQUEST_HEAD_BYTES: usize = HEADER_BYTES + REQUEST_FIXED_BYTES;
 
 const _: () = assert!(REQUEST_FIXED_BYTES <= MAX_FIXED_BYTES);
 
-const SERVED_BY_SERVERS: &str = "GET, PUT, DELETE, NOOP, VERIFY, RESOLVE, UPDATE, MAP";
+const SERVED_BY_SERVERS: &str = "GET, PUT, DELETE, NOOP, VERIFY, RESOLVE, UPDATE, SCAN, MAP";
 
 /// The replica that a VERIFY reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +101,9 @@ pub enum Operation<'a> {
     Resolve(WriteHeader, RequestHash),
     /// Executes updates of keys of one shard, all or none. The condition of the header is not sent.
     Update(WriteHeader, Updates<'a>),
+    /// Returns a page of the entries of one shard whose keys match the pattern in [`Request::key`]. The digest of the
+    /// request only determines the shard ([`Placement::digest_at`](crate::Placement::digest_at)).
+    Scan(Scan),
 }
 
 impl Operation<'_> {
@@ -113,7 +116,11 @@ impl Operation<'_> {
             | Operation::Delete(header)
             | Operation::Resolve(header, _)
             | Operation::Update(header, _) => Some(header),
-            Operation::Get | Operation::GetPart(_) | Operation::Noop | Operation::Verify(_) => None,
+            Operation::Get
+            | Operation::GetPart(_)
+            | Operation::Noop
+            | Operation::Verify(_)
+            | Operation::Scan(_) => None,
         }
     }
 
@@ -140,9 +147,9 @@ pub struct Request<'a> {
     pub id: RequestId,
     /// The version of the view of the key's group by which the client routed the request.
     pub view: ViewVersion,
-    /// MD5 of the key.
+    /// MD5 of the key. For a SCAN: a digest of the place to read.
     pub digest: Digest,
-    /// The key, 1 to 65,535 bytes.
+    /// The key, 1 to 65,535 bytes. For a SCAN: the pattern, which may be empty for all keys.
     pub key: &'a [u8],
     /// The operation on the key.
     pub operation: Operation<'a>,
@@ -181,6 +188,7 @@ impl<'a> Request<'a> {
             Operation::Verify(ReplicaRole::Secondary) => (opcode::VERIFY, condition, 1, &[]),
             Operation::Resolve(_, request) => (opcode::RESOLVE, request.0, 0, &[]),
             Operation::Update(_, updates) => (opcode::UPDATE, 0, 0, updates.bytes()),
+            Operation::Scan(scan) => (opcode::SCAN, scan.cursor, scan.flags(), &[]),
         };
         let length = REQUEST_FIXED_BYTES + self.key.len() + value.len();
         let mut head = FixedWriter::<REQUEST_HEAD_BYTES>::new();
@@ -235,6 +243,7 @@ impl<'a> Request<'a> {
                 return Err(DecodeError::BadValue { field: "if_version", value: condition });
             }
             opcode::UPDATE => Operation::Update(unconditional, Updates::read(reader.remainder())?),
+            opcode::SCAN => Operation::Scan(Scan::from_wire(condition, replica)?),
             _ if condition == 0 => Operation::Get,
             _ => {
                 let bad = DecodeError::BadValue { field: "limit", value: condition };
@@ -257,7 +266,7 @@ impl<'a> Request<'a> {
     /// Checks the key, the value and the session fields against their limits. Returns the status and the reason for the
     /// first invalid one.
     pub fn validate(&self) -> Result<(), (Status, &'static str)> {
-        if self.key.is_empty() {
+        if self.key.is_empty() && !matches!(self.operation, Operation::Scan(_)) {
             return Err((Status::Invalid, "the key is empty; it needs 1 to 65,535 bytes"));
         }
         let Some(header) = self.operation.write_header() else { return Ok(()) };

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kv_core::arena::SwitchedChunks;
 use kv_core::hash::HashSecret;
+use kv_core::mutations::{self, Mutation};
 use kv_core::replica::{ConnectionId, InstallError, NoFullCopy, Replica, StreamError};
 use kv_protocol::control_message::{ReplicaReport, ReplicaState};
 use kv_protocol::ids::{GroupId, Member, OrderId, ShardId, Time, ViewVersion, WallTime};
@@ -159,7 +160,11 @@ impl Executor {
         let chunks =
             || Box::new(SwitchedChunks::new(CHUNK_BYTES, Arc::clone(is_exhausted))) as Box<_>;
         let memory = Arc::clone(memory);
-        let service = Service::new(identity, nonces, memory, HashSecret::new(seed), chunks);
+        let secret = match mutations::is_open(Mutation::ScanInAnotherOrder) {
+            true => HashSecret::new(seed),
+            false => HashSecret::of_cluster(identity.key),
+        };
+        let service = Service::new(identity, nonces, memory, secret, chunks);
         Executor {
             shard: Shard::new(service, HelloBounds::WIDEST),
             inbox: VecDeque::new(),

@@ -108,8 +108,10 @@ impl Tap {
                     let request =
                         Request::read(frame.opcode, frame.body).expect("it is well formed");
                     let (group, _) = placement.locate(request.digest);
-                    let is_read =
-                        matches!(request.operation, Operation::Get | Operation::GetPart(_));
+                    let is_read = matches!(
+                        request.operation,
+                        Operation::Get | Operation::GetPart(_) | Operation::Scan(_)
+                    );
                     let changes = match &request.operation {
                         Operation::Put(..) | Operation::Delete(_) => true,
                         Operation::Update(_, updates) => changes_surely(updates),

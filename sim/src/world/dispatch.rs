@@ -134,6 +134,7 @@ impl World {
             Happening::Crash(place) => self.crash(place),
             Happening::StepClock(timeout) => crate::nemesis::clocks::step(self, timeout),
             Happening::Flood => self.begin_flood(),
+            Happening::Scan => self.on_scan(),
             Happening::Tempt(temptation) => self.tempt(temptation),
         }
     }
@@ -186,7 +187,10 @@ impl World {
     pub(super) fn process_behind(&self, actor: Actor) -> Option<usize> {
         match actor {
             Actor::Shard { process, .. } | Actor::Node { process } => Some(process),
-            Actor::Coordinator { .. } | Actor::Client { .. } | Actor::Flooder { .. } => None,
+            Actor::Coordinator { .. }
+            | Actor::Client { .. }
+            | Actor::Flooder { .. }
+            | Actor::Scanner => None,
         }
     }
 

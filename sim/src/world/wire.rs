@@ -88,6 +88,7 @@ impl World {
             Actor::Coordinator { .. } => self.on_coordinator_bytes(number, to, &bytes),
             Actor::Client { client } => self.on_client_bytes(client, number, to, &bytes),
             Actor::Flooder { flooder } => self.on_flooder_bytes(flooder, number, &bytes),
+            Actor::Scanner => self.on_scanner_bytes(number, &bytes),
         }
     }
 
@@ -133,6 +134,7 @@ impl World {
             }
             Actor::Coordinator { term } => self.on_coordinator_end(term, number),
             Actor::Flooder { flooder } => self.on_flooder_end(flooder),
+            Actor::Scanner => self.on_scanner_end(number),
             Actor::Client { client } => {
                 let now = self.now;
                 self.check(|_, world| messages::half_closed_is_served(world, client, number));

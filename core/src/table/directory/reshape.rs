@@ -9,6 +9,10 @@ struct LowerHalf {
     len: usize,
     /// The number of reserved slots.
     reserved: usize,
+    /// True if each half gets a large enough share of the slots.
+    helps: bool,
+    /// True if the lower half gets more slots than the upper one.
+    is_larger: bool,
 }
 
 impl Directory {
@@ -28,6 +32,22 @@ impl Directory {
         staging: &Staging,
         first: usize,
     ) -> Result<(), OutOfMemory> {
+        let mut skewed = self.enlarge_once(arena, staging, first)?;
+        // The larger half of a skewed split has room already, so a failure of the next split changes nothing.
+        while let Some(larger) = skewed {
+            skewed = self.enlarge_once(arena, staging, larger).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Does one step of [`Directory::enlarge`]. Returns the first place of the larger half if the halves of a split
+    /// are very unequal.
+    fn enlarge_once(
+        &mut self,
+        arena: &mut Arena,
+        staging: &Staging,
+        first: usize,
+    ) -> Result<Option<usize>, OutOfMemory> {
         let segment = self.segments[first];
         let slots = self.gather(arena, &[segment]);
         let wanted = if segment.is_full() {
@@ -42,15 +62,18 @@ impl Directory {
             false => None,
         };
         let done = match halves {
-            Some(low) => self.split(arena, first, &slots, low),
-            None => self.rebuild(arena, first, &slots, wanted),
+            Some(low) => self.split(arena, first, &slots, low).map(|(lower, upper)| {
+                let larger = if low.is_larger { lower } else { upper };
+                (!low.helps).then_some(larger)
+            }),
+            None => self.rebuild(arena, first, &slots, wanted).map(|()| None),
         };
         self.scratch = slots;
         done
     }
 
     /// Counts the slots of a segment that belong to its lower half. Returns `None` if a split would make too little
-    /// room.
+    /// room and the directory has many places already.
     fn halves(&self, staging: &Staging, first: usize, slots: &[Slot]) -> Option<LowerHalf> {
         let segment = &self.segments[first];
         let len = first_of_upper_half(slots, segment.depth());
@@ -61,7 +84,17 @@ impl Directory {
         let reserved = staging.hashes().filter(|&hash| is_low(hash)).count();
         let low = len + reserved;
         let smaller = low.min(segment.taken() - low);
-        (smaller * SPLIT_PART_DIVISOR >= segment.taken()).then_some(LowerHalf { len, reserved })
+        let helps = smaller * SPLIT_PART_DIVISOR >= segment.taken();
+        let is_larger = low * 2 > segment.taken();
+        (helps || self.may_separate(slots)).then_some(LowerHalf { len, reserved, helps, is_larger })
+    }
+
+    /// Returns whether splits separate these slots before the directory has too many places.
+    fn may_separate(&self, slots: &[Slot]) -> bool {
+        let (Some(first), Some(last)) = (slots.first(), slots.last()) else { return false };
+        let common = (first.hash() ^ last.hash()).leading_zeros();
+        let places_max = SKEWED_PLACES_MIN.max(self.len / ENTRIES_PER_SKEWED_PLACE);
+        common < DEPTH_MAX && 2_usize << common <= places_max
     }
 
     /// Packs a segment in place, which needs no memory.
@@ -111,14 +144,14 @@ impl Directory {
         Ok(())
     }
 
-    /// Splits a segment in two.
+    /// Splits a segment in two, and returns the first places of both.
     fn split(
         &mut self,
         arena: &mut Arena,
         first: usize,
         slots: &[Slot],
-        LowerHalf { len, reserved }: LowerHalf,
-    ) -> Result<(), OutOfMemory> {
+        LowerHalf { len, reserved, .. }: LowerHalf,
+    ) -> Result<(usize, usize), OutOfMemory> {
         let old = self.segments[first];
         let depth = old.depth() + 1;
         let (low, high) = slots.split_at(len);
@@ -143,11 +176,12 @@ impl Directory {
         if depth == self.depth {
             self.at_full_depth += 2;
         }
+        let upper = first + self.places_of(&low);
         self.put(first, low);
-        self.put(first + self.places_of(&low), high);
+        self.put(upper, high);
         // SAFETY: both halves of its places refer to other segments now.
         unsafe { old.free(arena) };
-        Ok(())
+        Ok((first, upper))
     }
 
     /// Merges a segment with its other half if both are small; returns the first place of the result, or `None` if they
