@@ -88,6 +88,7 @@ pub enum Mutation {
     BatchAppliedInPart = 78,
     ExpiryNotLogged = 79,
     ExpiredBySecondary = 80,
+    EvictedBySecondary = 81,
 }
 
 /// Returns false: without the feature `mutations` no rule can be disabled.
@@ -157,7 +158,7 @@ mod mutant {
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
-    pub const ALL: [Mutation; 76] = {
+    pub const ALL: [Mutation; 77] = {
         use Mutation::*;
         [
             PromoteWithoutGrace,
@@ -236,6 +237,7 @@ mod mutant {
             BatchAppliedInPart,
             ExpiryNotLogged,
             ExpiredBySecondary,
+            EvictedBySecondary,
         ]
     };
 
@@ -362,6 +364,7 @@ mod mutant {
                 Mutation::BatchAppliedInPart => "batch applied in part",
                 Mutation::ExpiryNotLogged => "expiry not logged",
                 Mutation::ExpiredBySecondary => "expiry decided by the secondary",
+                Mutation::EvictedBySecondary => "eviction decided by the secondary",
             }
         }
     }
