@@ -126,7 +126,8 @@ impl FrequencySketch {
             let block = &mut self.blocks[counters.block];
             for row in 0..ROWS {
                 let (word, shift) = counters.of_row(row);
-                let is_least = (block[word] >> shift) & u64::from(FREQUENCY_MAX) == u64::from(least);
+                let is_least =
+                    (block[word] >> shift) & u64::from(FREQUENCY_MAX) == u64::from(least);
                 block[word] += u64::from(is_least) << shift;
             }
         }
@@ -205,7 +206,9 @@ mod tests {
         let mut sketch = FrequencySketch::for_keys(600);
         used(&mut sketch, 600);
         let estimates = |sketch: &FrequencySketch| {
-            (0..600_u32).map(|key| sketch.estimate(key.wrapping_mul(0x9e37_79b9))).collect::<Vec<_>>()
+            (0..600_u32)
+                .map(|key| sketch.estimate(key.wrapping_mul(0x9e37_79b9)))
+                .collect::<Vec<_>>()
         };
         let (before, bytes) = (estimates(&sketch), sketch.heap_bytes());
         sketch.grow_for(600);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The policy of eviction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[repr(u8)]
 pub enum Eviction {
     /// No entry is removed; writes that find no room are rejected.
     #[default]
@@ -21,6 +22,16 @@ pub enum Eviction {
 impl Eviction {
     /// All policies.
     pub const ALL: [Eviction; 3] = [Eviction::None, Eviction::Lfu, Eviction::Ttl];
+
+    /// Returns the policy with this number in a message.
+    pub const fn from_wire(number: u8) -> Option<Eviction> {
+        match number {
+            0 => Some(Eviction::None),
+            1 => Some(Eviction::Lfu),
+            2 => Some(Eviction::Ttl),
+            _ => None,
+        }
+    }
 
     /// Returns the name of the policy.
     pub const fn name(self) -> &'static str {
@@ -60,6 +71,7 @@ mod tests {
     fn every_policy_is_read_from_its_name() {
         for policy in Eviction::ALL {
             assert_eq!(policy.to_string().parse(), Ok(policy));
+            assert_eq!(Eviction::from_wire(policy as u8), Some(policy));
         }
         assert!("LRU".parse::<Eviction>().is_err());
     }

@@ -32,6 +32,8 @@ fn status() -> ClusterStatus {
         requests: 5,
         refused: 6,
         out_of_space: 0,
+        evicted: 0,
+        expired: 0,
         heartbeat_age_ms: (id != 1).then_some(42),
         longest_gap_ms: 103,
         recovery_step: None,

@@ -46,11 +46,8 @@ const HEADROOM_DIVISOR: u64 = 64;
 const HEADROOM_MIN: u64 = 64 << 10;
 /// The headroom is never more than this part of the limit, as a divisor.
 const HEADROOM_MOST_DIVISOR: u64 = 8;
-/// The additional headroom of a fragmented table, as a divisor of the limit. Then a sixteenth of the memory is waste,
-/// and compaction turns the waste into free chunks ([`Pressure::Short`](crate::table::Pressure::Short)).
-const FRAGMENTED_DIVISOR: u64 = 16;
-/// The time for which a table counts as fragmented after a write found no room in spite of free bytes.
-const FRAGMENTED_LASTS: Duration = Duration::from_secs(10);
+/// The interval at which a learned capacity is raised by the headroom.
+const CAPACITY_RAISED_EVERY: Duration = Duration::from_secs(10);
 /// The time for which removals continue for a write that found no room and was not repeated.
 const WANTED_LASTS: Duration = Duration::from_secs(1);
 /// The interval of removals outside of wake-ups with other work.
@@ -91,6 +88,16 @@ struct Wanted {
     until: Time,
 }
 
+/// The bytes in use at which a write found no room although they were below the limit: the free memory was in gaps of
+/// other sizes. Below this level, writes find room. Each further write without room lowers the level, until so much
+/// memory is in gaps that compaction turns them into free chunks.
+#[derive(Clone, Copy, Debug)]
+struct Capacity {
+    bytes: u64,
+    /// The time at which the level was lowered or raised.
+    since: Time,
+}
+
 /// The state of evictions.
 #[derive(Debug)]
 pub(super) struct Evictions {
@@ -104,8 +111,8 @@ pub(super) struct Evictions {
     stepped: Option<Time>,
     /// The largest write that found no room.
     wanted: Option<Wanted>,
-    /// The time until which the table counts as fragmented.
-    fragmented_until: Option<Time>,
+    /// The learned capacity, if it is less than the limit.
+    capacity: Option<Capacity>,
     evicted: u64,
 }
 
@@ -118,7 +125,7 @@ impl Evictions {
             logged: SequenceNumber::ZERO,
             stepped: None,
             wanted: None,
-            fragmented_until: None,
+            capacity: None,
             evicted: 0,
         }
     }
@@ -129,9 +136,9 @@ impl Evictions {
         self.sketch = None;
     }
 
-    /// Returns whether the table counts as fragmented.
+    /// Returns whether the free memory of the table is in gaps.
     pub(super) fn is_fragmented(&self) -> bool {
-        self.fragmented_until.is_some()
+        self.capacity.is_some()
     }
 
     /// Returns the memory of the sketch, which is a part of the memory limit.
@@ -144,9 +151,15 @@ impl Evictions {
         TableHash(mix(self.random))
     }
 
-    fn forget_past(&mut self, now: Time) {
+    /// Forgets a write that was not repeated, and raises the learned capacity.
+    fn forget_past(&mut self, now: Time, limit: u64) {
         self.wanted = self.wanted.filter(|wanted| wanted.until > now);
-        self.fragmented_until = self.fragmented_until.filter(|until| *until > now);
+        if let Some(capacity) = &mut self.capacity
+            && now.since(capacity.since) >= CAPACITY_RAISED_EVERY
+        {
+            *capacity = Capacity { bytes: capacity.bytes + headroom(limit), since: now };
+        }
+        self.capacity = self.capacity.filter(|capacity| capacity.bytes < limit);
     }
 }
 
@@ -156,7 +169,7 @@ impl Replica {
         if self.evictions.policy != policy {
             self.evictions.policy = policy;
             self.evictions.sketch = None;
-            self.evictions.fragmented_until = None;
+            self.evictions.capacity = None;
         }
     }
 
@@ -197,7 +210,8 @@ impl Replica {
 
     #[inline(never)]
     fn evict_excess(&mut self, now: Time, responses: &mut impl Responses) {
-        self.evictions.forget_past(now);
+        let Some(limit) = self.memory_for_entries() else { return };
+        self.evictions.forget_past(now, limit);
         self.keep_sketch();
         if mutations::is_open(Mutation::EvictedBySecondary)
             && matches!(self.role, Role::Secondary(_))
@@ -220,14 +234,16 @@ impl Replica {
             return Evicted::ForRoom(Room::Full);
         }
         let bytes = |lengths: Lengths| lengths.key + lengths.value;
-        self.evictions.forget_past(now);
-        let largest = self.evictions.wanted.map(|wanted| wanted.lengths);
-        let largest = largest.filter(|largest| bytes(*largest) > bytes(lengths));
-        let lengths_wanted = largest.unwrap_or(lengths);
-        self.evictions.wanted =
-            Some(Wanted { lengths: lengths_wanted, until: now + WANTED_LASTS });
-        if (self.table.used_bytes() + bytes(lengths)) as u64 <= limit {
-            self.evictions.fragmented_until = Some(now + FRAGMENTED_LASTS);
+        self.evictions.forget_past(now, limit);
+        // Another write that was rejected may need more.
+        let other = self.evictions.wanted.map(|wanted| wanted.lengths).filter(|other| {
+            bytes(*other) > bytes(lengths) && self.room(limit, *other) == Room::Full
+        });
+        let (lengths_wanted, until) = (other.unwrap_or(lengths), now + WANTED_LASTS);
+        self.evictions.wanted = Some(Wanted { lengths: lengths_wanted, until });
+        if self.room(limit, lengths) == Room::Full && !self.is_evicting() && self.excess() == 0 {
+            let used = self.table.used_bytes() as u64;
+            self.evictions.capacity = Some(Capacity { bytes: used, since: now });
         }
         self.evict_step(now, responses);
         match self.make_room(now, lengths) {
@@ -278,28 +294,24 @@ impl Replica {
         }
     }
 
-    /// Returns the number of bytes to free: what exceeds the limit less the headroom, and what the largest write that
+    /// Returns the number of bytes to free: what exceeds the capacity less the headroom, and what the largest write that
     /// found no room lacks.
-    fn excess(&self) -> u64 {
+    pub(super) fn excess(&self) -> u64 {
         let Some(limit) = self.memory_for_entries() else { return 0 };
         let used = self.table.used_bytes() as u64;
-        let mut headroom =
-            (limit / HEADROOM_DIVISOR).max(HEADROOM_MIN).min(limit / HEADROOM_MOST_DIVISOR);
-        if self.evictions.is_fragmented() {
-            headroom += limit / FRAGMENTED_DIVISOR;
-        }
-        let excess = used.saturating_sub(limit - headroom.min(limit));
+        let capacity = self.evictions.capacity.map_or(limit, |capacity| capacity.bytes.min(limit));
+        let excess = used.saturating_sub(capacity.saturating_sub(headroom(limit)));
         let Some(Wanted { lengths, .. }) = self.evictions.wanted else { return excess };
-        let Lengths { key, value, deadline } = lengths;
-        match self.table.room(limit, key, value, deadline) {
+        match self.room(limit, lengths) {
             Room::Fits | Room::Compacting => excess,
             Room::Full => {
-                let lacking = (used + (key + value) as u64).saturating_sub(limit);
-                // If there are enough free bytes, they are in gaps, and more gaps make compaction begin.
-                let gaps = self.table.chunk_bytes() as u64;
-                excess.max(if lacking > 0 { lacking } else { gaps })
+                excess.max((used + (lengths.key + lengths.value) as u64).saturating_sub(limit))
             }
         }
+    }
+
+    fn room(&self, limit: u64, Lengths { key, value, deadline }: Lengths) -> Room {
+        self.table.room(limit, key, value, deadline)
     }
 
     /// Evicts entries in one write, if none is in flight, and at most once per wake-up.
@@ -394,6 +406,11 @@ impl Replica {
             self.table.remove(hash, &key);
         }
     }
+}
+
+/// Returns the memory that evictions keep free under a limit.
+fn headroom(limit: u64) -> u64 {
+    (limit / HEADROOM_DIVISOR).max(HEADROOM_MIN).min(limit / HEADROOM_MOST_DIVISOR)
 }
 
 /// Returns whether a write has the maximum number of removals.
