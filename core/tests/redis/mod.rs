@@ -8,16 +8,16 @@ use kv_testkit::process::Signal;
 use kv_testkit::{TIMEOUT, coord, programs, wait_for};
 
 /// The text of a response, or that of an error.
-pub type Response = Result<Vec<u8>, String>;
+pub(crate) type Response = Result<Vec<u8>, String>;
 
 /// A redis-server without persistence, on its own loopback port. It is killed on drop.
-pub struct Redis {
+pub(crate) struct Redis {
     child: Child,
-    pub stream: BufReader<TcpStream>,
+    pub(crate) stream: BufReader<TcpStream>,
 }
 
 impl Redis {
-    pub fn start() -> anyhow::Result<Redis> {
+    pub(crate) fn start() -> anyhow::Result<Redis> {
         let [port] = coord::free_ports()?;
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
@@ -46,7 +46,7 @@ impl Redis {
     }
 
     /// Reads a response: the text of a string or an integer, or that of an error. A missing value is `-1`.
-    pub fn response(&mut self) -> std::io::Result<Response> {
+    pub(crate) fn response(&mut self) -> std::io::Result<Response> {
         let mut line = Vec::new();
         self.stream.read_until(b'\n', &mut line)?;
         let line = line.strip_suffix(b"\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
@@ -79,7 +79,7 @@ impl Drop for Redis {
 }
 
 /// Appends a command with its arguments.
-pub fn push_request(requests: &mut Vec<u8>, words: &[&[u8]]) {
+pub(crate) fn push_request(requests: &mut Vec<u8>, words: &[&[u8]]) {
     requests.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
     for word in words {
         requests.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
