@@ -43,14 +43,26 @@ pub fn parse_integer(text: &[u8]) -> Option<i64> {
     if text == b"0" {
         return Some(0);
     }
-    let digits = text.strip_prefix(b"-").unwrap_or(text);
-    let is_canonical = text.len() <= MAX_INTEGER_LENGTH
-        && digits.iter().all(u8::is_ascii_digit)
-        && digits.first().is_some_and(|first| *first != b'0');
-    if !is_canonical {
+    let (digits, is_negative) = match text.strip_prefix(b"-") {
+        Some(digits) => (digits, true),
+        None => (text, false),
+    };
+    // So many digits fit into an u64.
+    if digits.is_empty() || digits.len() >= MAX_INTEGER_LENGTH || digits[0] == b'0' {
         return None;
     }
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let mut number = 0u64;
+    for digit in digits {
+        let digit = digit.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number * 10 + u64::from(digit);
+    }
+    match is_negative {
+        true => 0i64.checked_sub_unsigned(number),
+        false => i64::try_from(number).ok(),
+    }
 }
 
 /// The canonical text of an integer. It dereferences to its bytes.

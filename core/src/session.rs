@@ -29,6 +29,7 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::ops::Range;
+use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
@@ -73,7 +74,7 @@ struct Session {
 #[derive(Clone, Debug)]
 struct Retained {
     seq: RequestSeq,
-    bytes: Box<[u8]>,
+    bytes: Arc<[u8]>,
 }
 
 impl Retained {
@@ -191,11 +192,6 @@ impl Sessions {
     /// Keeps a record, and begins a session if the client has none. Advances the session's `first_incomplete` to that
     /// of the record, and drops the records below it.
     pub fn record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
-        self.record_with(sn, record, &[]);
-    }
-
-    /// Keeps a record like [`Sessions::record`], with the rest of its response.
-    pub fn record_with(&mut self, sn: SequenceNumber, record: CompletionRecord, response: &[u8]) {
         let hash = self.secret.of_client(record.client);
         let (secret, since) = (self.secret, self.horizon);
         let session = self
@@ -245,12 +241,21 @@ impl Sessions {
             Err(at) if at == session.records.len() => session.records.push_back(kept),
             Err(at) => session.records.insert(at, kept),
         }
-        if !response.is_empty() {
-            let retained = Retained { seq, bytes: response.into() };
-            self.digest = self.digest.wrapping_add(retained.digest(client));
-            self.retained_bytes += response.len();
-            session.responses.get_or_insert_default().push(retained);
+    }
+
+    /// Keeps the rest of the response of a record, unless the record was dropped.
+    pub fn keep_response(&mut self, client: ClientId, seq: RequestSeq, bytes: Arc<[u8]>) {
+        let hash = self.secret.of_client(client);
+        let Some(session) = self.sessions.find_mut(hash, |session| session.client == client) else {
+            return;
+        };
+        if session.position(seq).is_err() {
+            return;
         }
+        self.retained_bytes += bytes.len();
+        let retained = Retained { seq, bytes };
+        self.digest = self.digest.wrapping_add(retained.digest(client));
+        session.responses.get_or_insert_default().push(retained);
     }
 
     /// Returns the rest of the response that is kept with a record; empty if there is none.
@@ -269,7 +274,10 @@ impl Sessions {
     /// Keeps a record from a copy, from a live write during a copy, or from a dump. The session may have begun long
     /// before, so its start counts as unknown.
     pub fn record_known(&mut self, sn: SequenceNumber, record: CompletionRecord, response: &[u8]) {
-        self.record_with(sn, record, response);
+        self.record(sn, record);
+        if !response.is_empty() {
+            self.keep_response(record.client, record.seq, response.into());
+        }
         let session = self.sessions.find_mut(self.secret.of_client(record.client), |session| {
             session.client == record.client
         });
@@ -424,11 +432,8 @@ impl Session {
     fn take_response(&mut self, seq: RequestSeq) -> Option<Retained> {
         let responses = self.responses.as_mut()?;
         let at = responses.iter().position(|retained| retained.seq == seq)?;
-        let taken = responses.swap_remove(at);
-        if responses.is_empty() {
-            self.responses = None;
-        }
-        Some(taken)
+        // Responses are dropped in order, so the first one is nearly always the right one.
+        Some(responses.remove(at))
     }
 
     /// Returns a record of the last write that the client has completed, with number 0 if it has completed none. The
@@ -620,12 +625,17 @@ mod tests {
         assert!(sessions.records_of(ClientId(10)).next().is_some(), "it has written since");
     }
 
+    fn keep(sessions: &mut Sessions, sn: SequenceNumber, record: CompletionRecord, rest: &[u8]) {
+        sessions.record(sn, record);
+        sessions.keep_response(record.client, record.seq, rest.into());
+    }
+
     #[test]
     fn a_response_is_kept_as_long_as_its_record() {
         let mut sessions = sessions();
-        sessions.record_with(SequenceNumber(1), record(ALICE, 1, 1), b"first");
-        sessions.record_with(SequenceNumber(2), record(ALICE, 2, 1), b"second");
-        sessions.record_with(SequenceNumber(3), record(BOB, 1, 1), b"of bob");
+        keep(&mut sessions, SequenceNumber(1), record(ALICE, 1, 1), b"first");
+        keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), b"second");
+        keep(&mut sessions, SequenceNumber(3), record(BOB, 1, 1), b"of bob");
         assert_eq!(sessions.response_of(ALICE, RequestSeq(1)), b"first");
         assert_eq!(sessions.response_of(ALICE, RequestSeq(2)), b"second");
         assert_eq!(sessions.response_of(ALICE, RequestSeq(3)), b"");
@@ -634,10 +644,10 @@ mod tests {
         sessions.record(SequenceNumber(4), record(ALICE, 3, 2));
         assert_eq!(sessions.response_of(ALICE, RequestSeq(1)), b"");
         assert_eq!(sessions.retained_bytes(), 12);
-        sessions.record_with(SequenceNumber(2), record(ALICE, 2, 1), b"second");
+        keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), b"second");
         assert_eq!(sessions.retained_bytes(), 12, "a record of a copy that is here already");
         let digest = sessions.digest();
-        sessions.record_with(SequenceNumber(2), record(ALICE, 2, 1), b"secund");
+        keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), b"secund");
         assert_ne!(sessions.digest(), digest, "the response is part of the digest");
         sessions.forget(SequenceNumber(4));
         assert_eq!((sessions.retained_bytes(), sessions.digest()), (0, 0));

@@ -318,6 +318,7 @@ impl Table {
     }
 
     /// Creates an entry without its value. The entry is not in the directory yet.
+    #[inline]
     fn create(
         &mut self,
         hash: HashBits,
@@ -349,7 +350,7 @@ impl Table {
         self.digest = self.digest.wrapping_add(seal.digest());
         self.content_bytes += seal.bytes;
         if seal.has_deadline {
-            self.deadlines.link(&mut self.arena, handle);
+            self.link_deadline(handle);
         }
         // SAFETY: as above.
         let key = unsafe { entry::key(&self.arena, handle) };
@@ -368,18 +369,33 @@ impl Table {
 
     /// Frees an entry that was just unlinked. A pinned entry is freed when its last pin ends. Returns the version of
     /// the entry.
+    #[inline]
     fn free_removed(&mut self, handle: Handle) -> SequenceNumber {
         // SAFETY: the callers have just unlinked the entry, which was sealed when it was linked.
         let seal = unsafe { entry::sealed(&self.arena, handle) };
         self.digest = self.digest.wrapping_sub(seal.digest());
         self.content_bytes -= seal.bytes;
         if seal.has_deadline {
-            self.deadlines.unlink(&mut self.arena, handle);
+            self.unlink_deadline(handle);
         }
         if !self.pins.drop_entry(handle) {
-            self.free_unlinked(handle);
+            // SAFETY: the callers have just unlinked the entry, and no borrow of it can exist.
+            unsafe { entry::free_sealed(&mut self.arena, handle, seal) };
         }
         seal.version
+    }
+
+    /// Adds an entry that was just linked to the search for due entries. Most entries have no deadline, so this is not
+    /// inlined.
+    #[cold]
+    fn link_deadline(&mut self, handle: Handle) {
+        self.deadlines.link(&mut self.arena, handle);
+    }
+
+    /// Removes an entry that was just unlinked from the search for due entries.
+    #[cold]
+    fn unlink_deadline(&mut self, handle: Handle) {
+        self.deadlines.unlink(&mut self.arena, handle);
     }
 
     /// Frees an entry to which neither a slot nor a staged or pinned record refers.

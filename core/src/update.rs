@@ -19,6 +19,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use kv_protocol::change::{CHANGE_FIXED_BYTES, RetainedResponse};
@@ -27,7 +28,9 @@ use kv_protocol::ids::{SequenceNumber, WallTime};
 use kv_protocol::limits::{MAX_CHANGES_BYTES, MAX_VALUE_BYTES};
 use kv_protocol::update::{Action, Expiry, Precondition, Update, UpdateResult, Updates};
 
-use crate::number::{self, NumberError};
+use smallvec::SmallVec;
+
+use crate::number::{self, IntegerText, NumberError};
 
 /// The newest entry of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,16 +74,19 @@ pub struct Evaluation<'r> {
     /// The status of the response.
     pub status: Status,
     /// The changes, at most one of each key. If `status` is an error, they only remove expired entries.
-    pub changes: Vec<KeyChange<'r>>,
+    pub changes: Changes<'r>,
     /// True if the request changes an entry. The response then has the sequence number of the
     /// write as its version; otherwise it has `found`.
     pub is_done: bool,
     /// The version of the key of the update that ended the request, or else of the first one; zero if the key is
     /// absent or an earlier update of the request has changed it.
     pub found: SequenceNumber,
-    /// The rest of the response, encoded as a [`RetainedResponse`].
-    pub response: Vec<u8>,
+    /// The rest of the response, encoded as a [`RetainedResponse`]; `None` if there is none.
+    pub response: Option<Arc<[u8]>>,
 }
+
+/// The changes of a request. Most requests have one.
+pub type Changes<'r> = SmallVec<[KeyChange<'r>; 1]>;
 
 /// Evaluates the updates of a request for `request_key`. `newest` returns the newest entry of a key, whether or not its
 /// deadline has passed.
@@ -90,23 +96,70 @@ pub fn evaluate<'r, 't>(
     wall: WallTime,
     newest: impl Fn(&[u8]) -> Option<Current<'t>>,
 ) -> Evaluation<'r> {
-    let mut state = State { wall, newest, changes: Vec::new(), places: None, expired: Vec::new() };
     if updates.count() == 1
         && let Some(update) = updates.iter().next()
     {
-        return state.evaluate_one(request_key, &update);
+        return evaluate_one(update.key.unwrap_or(request_key), &update, wall, newest);
     }
-    state.places = Some(HashMap::with_hasher(FixedState::default()));
+    let places = HashMap::with_hasher(FixedState::default());
+    let state = State { wall, newest, changes: Changes::new(), places, expired: Vec::new() };
     state.evaluate_all(request_key, updates)
+}
+
+/// Evaluates the only update of a request.
+fn evaluate_one<'r, 't>(
+    key: &'r [u8],
+    update: &Update<'r>,
+    wall: WallTime,
+    newest: impl Fn(&[u8]) -> Option<Current<'t>>,
+) -> Evaluation<'r> {
+    let current = newest(key);
+    let is_expired = current.is_some_and(|current| current.is_expired(wall));
+    let found = current.filter(|_| !is_expired).map(Found::from);
+    let Outcome { status, value, deadline, found, step } = execute(found, wall, key, update);
+    let is_done = !matches!(step, Step::Nothing);
+    let response = retained(value.bytes(), deadline);
+    let mut changes = Changes::new();
+    let mut change = |key, stored| changes.push(KeyChange { key, stored });
+    match step {
+        Step::Nothing if is_expired => change(key, None),
+        Step::Nothing => {}
+        Step::Store(stored) => change(key, Some(stored)),
+        Step::Remove => change(key, None),
+        Step::Transfer { to, stored, moves } => {
+            change(to, Some(stored));
+            if moves {
+                change(key, None);
+            }
+        }
+    }
+    Evaluation { status, changes, is_done, found, response }
+}
+
+/// The length up to which a response is encoded on the stack.
+const SHORT_RESPONSE: usize = 64;
+
+/// Encodes the rest of a response; `None` if there is none.
+fn retained(value: Option<&[u8]>, deadline: Option<WallTime>) -> Option<Arc<[u8]>> {
+    let head = RetainedResponse { value, deadline }.head()?;
+    let (head_bytes, value) = (head.len(), value.unwrap_or(&[]));
+    let length = head_bytes + value.len();
+    if length > SHORT_RESPONSE {
+        return Some([&head, value].concat().into());
+    }
+    let mut short = [0; SHORT_RESPONSE];
+    short[..head_bytes].copy_from_slice(&head);
+    short[head_bytes..length].copy_from_slice(value);
+    Some(Arc::from(&short[..length]))
 }
 
 /// The state of the keys of a request while its updates are evaluated.
 struct State<'r, F> {
     wall: WallTime,
     newest: F,
-    changes: Vec<KeyChange<'r>>,
-    /// The index of each key's change, if there are several updates.
-    places: Option<HashMap<&'r [u8], usize, FixedState>>,
+    changes: Changes<'r>,
+    /// The index of each key's change.
+    places: HashMap<&'r [u8], usize, FixedState>,
     /// The keys that counted as absent because their deadlines had passed.
     expired: Vec<&'r [u8]>,
 }
@@ -118,6 +171,12 @@ struct Found<'a> {
     /// The version; zero if an earlier update of the request has changed the entry.
     version: SequenceNumber,
     deadline: Option<WallTime>,
+}
+
+impl<'a> From<Current<'a>> for Found<'a> {
+    fn from(Current { value, version, deadline }: Current<'a>) -> Found<'a> {
+        Found { value, version, deadline }
+    }
 }
 
 /// The effect of one update.
@@ -133,13 +192,29 @@ enum Step<'r> {
     },
 }
 
+/// The value in the response to an update.
+enum Returned {
+    Nothing,
+    Number(IntegerText),
+    Value(Vec<u8>),
+}
+
+impl Returned {
+    fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Returned::Nothing => None,
+            Returned::Number(text) => Some(text),
+            Returned::Value(value) => Some(value),
+        }
+    }
+}
+
 /// The outcome of one update.
 struct Outcome<'r> {
     /// OK or NOT_FOUND; with any other status the update was not executed.
     status: Status,
     step: Step<'r>,
-    /// The value in the response.
-    value: Option<Vec<u8>>,
+    value: Returned,
     /// The deadline in the response.
     deadline: Option<WallTime>,
     /// The version that the update found; zero if the key is absent.
@@ -147,18 +222,6 @@ struct Outcome<'r> {
 }
 
 impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
-    fn evaluate_one(mut self, key: &'r [u8], update: &Update<'r>) -> Evaluation<'r> {
-        let key = update.key.unwrap_or(key);
-        let outcome = self.execute(key, update);
-        let Outcome { status, value, deadline, found, step } = outcome;
-        let is_done = !matches!(step, Step::Nothing);
-        let mut response = Vec::new();
-        RetainedResponse { value: value.as_deref(), deadline }.write(&mut response);
-        self.take_step(key, step);
-        let changes = self.all_changes(true);
-        Evaluation { status, changes, is_done, found, response }
-    }
-
     fn evaluate_all(mut self, request_key: &'r [u8], updates: &Updates<'r>) -> Evaluation<'r> {
         let (mut results, mut is_done, mut first) = (Vec::new(), false, None);
         let mut changed_bytes = 0;
@@ -168,7 +231,7 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
             let outcome = self.execute(key, &update);
             let Outcome { mut status, value, deadline, found, step } = outcome;
             let is_executed = matches!(status, Status::Ok | Status::NotFound);
-            let value = value.as_deref();
+            let value = value.bytes();
             let bytes = results.len() + UpdateResult::FIXED_BYTES + value.map_or(0, <[u8]>::len);
             // An expired entry that the update does not replace is removed, which is a change too.
             changed_bytes += match step {
@@ -180,10 +243,7 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
                 status = Status::TooBig;
             }
             if is_beyond || (!is_executed && !update.is_optional) {
-                let index = index.to_string();
-                let mut response = Vec::new();
-                RetainedResponse { value: Some(index.as_bytes()), deadline: None }
-                    .write(&mut response);
+                let response = retained(Some(index.to_string().as_bytes()), None);
                 let changes = self.all_changes(false);
                 return Evaluation { status, changes, is_done: false, found, response };
             }
@@ -192,8 +252,7 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
             first = first.or(Some(found));
             self.take_step(key, step);
         }
-        let mut response = Vec::new();
-        RetainedResponse { value: Some(&results), deadline: None }.write(&mut response);
+        let response = retained(Some(&results), None);
         let found = first.unwrap_or(SequenceNumber::ZERO);
         Evaluation { status: Status::Ok, changes: self.all_changes(true), is_done, found, response }
     }
@@ -204,8 +263,7 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
     where
         't: 's,
     {
-        let changed = self.places.as_ref().and_then(|places| places.get(key));
-        if let Some(&at) = changed {
+        if let Some(&at) = self.places.get(key) {
             let stored = self.changes[at].stored.as_ref();
             let version = SequenceNumber::ZERO;
             let found = stored.map(|Stored { value, deadline }| Found {
@@ -217,10 +275,7 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
         }
         match (self.newest)(key) {
             Some(current) if current.is_expired(self.wall) => (None, true),
-            Some(Current { value, version, deadline }) => {
-                (Some(Found { value, version, deadline }), false)
-            }
-            None => (None, false),
+            current => (current.map(Found::from), false),
         }
     }
 
@@ -248,20 +303,17 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
     }
 
     fn change(&mut self, key: &'r [u8], stored: Option<Stored<'r>>) {
-        if let Some(places) = &mut self.places {
-            let next = self.changes.len();
-            let at = *places.entry(key).or_insert(next);
-            if at < next {
-                self.changes[at].stored = stored;
-                return;
-            }
+        let next = self.changes.len();
+        let at = *self.places.entry(key).or_insert(next);
+        match self.changes.get_mut(at) {
+            Some(change) => change.stored = stored,
+            None => self.changes.push(KeyChange { key, stored }),
         }
-        self.changes.push(KeyChange { key, stored });
     }
 
     /// Returns the changes, with the removals of entries that have counted as absent. Without `is_executed`, returns
     /// only these removals.
-    fn all_changes(mut self, is_executed: bool) -> Vec<KeyChange<'r>> {
+    fn all_changes(mut self, is_executed: bool) -> Changes<'r> {
         if !is_executed {
             self.changes.clear();
         }
@@ -305,7 +357,10 @@ fn execute<'r>(
 ) -> Outcome<'r> {
     let version = found.map_or(SequenceNumber::ZERO, |found| found.version);
     let current = || {
-        let value = found.filter(|_| update.returns_value).map(|found| found.value.to_vec());
+        let value = match found.filter(|_| update.returns_value) {
+            Some(found) => Returned::Value(found.value.to_vec()),
+            None => Returned::Nothing,
+        };
         (value, found.filter(|_| update.returns_value).and_then(|found| found.deadline))
     };
     let nothing = |status| {
@@ -346,7 +401,9 @@ fn execute<'r>(
         found: version,
     };
     let old_value = found.map(|found| found.value);
-    let length = |length: usize| Some(length.to_string().into_bytes());
+    let length = |length: usize| {
+        Returned::Number(number::format_integer(length.try_into().unwrap_or(i64::MAX)))
+    };
     match update.action {
         Action::Check => match found {
             Some(_) => nothing(Status::Ok),
@@ -361,14 +418,16 @@ fn execute<'r>(
         Action::Delete => done(Step::Remove, current().0, None),
         Action::Add(amount) => match number::add_integer(old_value, amount) {
             Ok(sum) => {
-                let text = sum.to_string().into_bytes();
-                done(store(Cow::Owned(text.clone()), deadline), Some(text), shown(deadline))
+                let text = number::format_integer(sum);
+                let stored = store(Cow::Owned(text.to_vec()), deadline);
+                done(stored, Returned::Number(text), shown(deadline))
             }
             Err(error) => nothing(status_of(error)),
         },
         Action::AddFloat(amount) => match number::add_float(old_value, amount) {
             Ok(text) => {
-                done(store(Cow::Owned(text.clone()), deadline), Some(text), shown(deadline))
+                let stored = store(Cow::Owned(text.clone()), deadline);
+                done(stored, Returned::Value(text), shown(deadline))
             }
             Err(error) => nothing(status_of(error)),
         },
@@ -403,7 +462,7 @@ fn execute<'r>(
                 let moves = matches!(update.action, Action::Rename(_));
                 let stored = Stored { value: Cow::Owned(value.to_vec()), deadline };
                 // A copy leaves the entry, so it can return it.
-                let (value, deadline) = if moves { (None, None) } else { current() };
+                let (value, deadline) = if moves { (Returned::Nothing, None) } else { current() };
                 done(Step::Transfer { to, stored, moves }, value, deadline)
             }
         },

@@ -7,7 +7,9 @@
 //! The highest version of a place lies between the number of writes that certainly took a version and the number of
 //! writes that may have taken one. A write takes a version if the store evaluated it, even if its condition failed
 //! or there was nothing to delete: the response is recorded under this version for retries. A write settled as not
-//! done takes a version for the record of the settlement. A write that never reached the store takes none.
+//! done takes a version for the record of the settlement. A write that never reached the store takes none. A primary
+//! that removes expired entries takes a version for each such write, which no client has requested. So in a history with
+//! deadlines, the caller must add the number of these writes to [`Effects::possible`].
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;

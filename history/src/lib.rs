@@ -2,7 +2,9 @@
 //! processes (`chaos/`) share the checker.
 //!
 //! ```text
-//!   simulator ------------------------> Entry --+--> judge: one register for each key (porcupine-rs)
+//!   simulator -> ObjectEntry --> judge_object: keys with deadlines, numbers, texts, batches (porcupine-rs)
+//!             |
+//!             +-----------------------> Entry --+--> judge: one register for each key (porcupine-rs)
 //!                                               |
 //!   JSON lines -> Record -> Operations ---------+--> effects: each write once, each version one write
 //!                                 |
@@ -11,6 +13,7 @@
 
 mod corrupt;
 mod effects;
+pub mod object;
 mod operations;
 mod record;
 mod register;

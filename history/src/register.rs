@@ -135,11 +135,16 @@ fn judge_decided(history: &[Entry]) -> Verdict {
             metadata: None,
         })
         .collect();
+    check(&operations)
+}
+
+/// Searches for a legal order of operations.
+pub(crate) fn check<M: Model + 'static>(operations: &[Operation<M>]) -> Verdict {
     // A search with a time limit needs a separate thread, which is too costly for a short history.
     let result = match operations.len() <= FEW {
-        true if check_operations(&operations) => CheckResult::Ok,
+        true if check_operations(operations) => CheckResult::Ok,
         true => CheckResult::Illegal,
-        false => check_operations_timeout(&operations, TIMEOUT),
+        false => check_operations_timeout(operations, TIMEOUT),
     };
     match result {
         CheckResult::Ok => Verdict::Linearizable,

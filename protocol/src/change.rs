@@ -1,7 +1,7 @@
 //! The content of writes between servers: the changes of a write with several of them, and the part of a response that
 //! is kept for retries.
 
-use crate::codec::{Reader, Writer, length_u16, length_u32};
+use crate::codec::{FixedWriter, Reader, Writer, length_u16, length_u32};
 use crate::error::DecodeError;
 use crate::ids::WallTime;
 use crate::limits::MAX_VALUE_BYTES;
@@ -99,13 +99,26 @@ pub struct RetainedResponse<'a> {
 }
 
 impl<'a> RetainedResponse<'a> {
+    /// The number of bytes before the value.
+    pub const HEAD_BYTES: usize = 8 + 1;
+
     /// Appends the response. If it has neither value nor deadline, appends nothing.
     pub fn write(&self, output: &mut Vec<u8>) {
-        if *self != RetainedResponse::default() {
-            output.put_u64(self.deadline.map_or(0, WallTime::millis));
-            output.put_u8(self.value.is_some().into());
+        if let Some(head) = self.head() {
+            output.put_bytes(&head);
             output.put_bytes(self.value.unwrap_or(&[]));
         }
+    }
+
+    /// Returns the bytes before the value; `None` if the response has neither value nor deadline.
+    pub fn head(&self) -> Option<[u8; RetainedResponse::HEAD_BYTES]> {
+        if self.value.is_none() && self.deadline.is_none() {
+            return None;
+        }
+        let mut head = FixedWriter::<{ RetainedResponse::HEAD_BYTES }>::new();
+        head.put_u64(self.deadline.map_or(0, WallTime::millis));
+        head.put_u8(self.value.is_some().into());
+        Some(head.finish())
     }
 
     /// Reads a response that [`RetainedResponse::write`] has appended.

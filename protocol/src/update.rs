@@ -193,17 +193,16 @@ impl<'a> Update<'a> {
 
     fn read(reader: &mut Reader<'a>) -> Result<Update<'a>, DecodeError> {
         let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
-        let key_length = reader.u16("key length")?;
-        let action = reader.u8("action")?;
-        let condition = reader.u8("condition")?;
-        let expiry = reader.u8("expiry")?;
-        let flags = reader.u8("flags")?;
-        let reserved = reader.u16("reserved")?;
-        let number = reader.u64("number")?;
-        let version = reader.u64("version")?;
-        let time = reader.u64("time")?;
-        let condition_length = reader.u32("length of the condition")? as usize;
-        let value_length = reader.u32("value length")? as usize;
+        let fixed: [u8; UPDATE_FIXED_BYTES] = reader.array("an update")?;
+        let u64_at =
+            |at: usize| u64::from_le_bytes(fixed[at..at + 8].try_into().expect("eight bytes"));
+        let u32_at =
+            |at: usize| u32::from_le_bytes(fixed[at..at + 4].try_into().expect("four bytes"));
+        let key_length = u16::from_le_bytes([fixed[0], fixed[1]]);
+        let [action, condition, expiry, flags] = [fixed[2], fixed[3], fixed[4], fixed[5]];
+        let reserved = u16::from_le_bytes([fixed[6], fixed[7]]);
+        let (number, version, time) = (u64_at(8), u64_at(16), u64_at(24));
+        let (condition_length, value_length) = (u32_at(32) as usize, u32_at(36) as usize);
         let key = reader.bytes(usize::from(key_length), "key")?;
         let condition_value = reader.bytes(condition_length, "value of the condition")?;
         let value = reader.bytes(value_length, "value")?;
@@ -369,7 +368,11 @@ impl<'a> Precondition<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Updates<'a> {
     bytes: &'a [u8],
-    count: usize,
+    count: u16,
+    /// True if an update names a key of its own.
+    names_keys: bool,
+    /// The reason why the first invalid update is invalid.
+    invalid: Option<InvalidUpdate>,
 }
 
 impl<'a> Updates<'a> {
@@ -379,16 +382,18 @@ impl<'a> Updates<'a> {
     /// If an item is malformed, or there is none, or there are more than [`MAX_UPDATES`].
     pub fn read(bytes: &'a [u8]) -> Result<Updates<'a>, DecodeError> {
         let mut reader = Reader::new(bytes);
-        let mut count = 0;
-        while reader.left() > 0 && count <= MAX_UPDATES {
-            Update::read(&mut reader)?;
-            count += 1;
+        let mut updates = Updates { bytes, count: 0, names_keys: false, invalid: None };
+        while reader.left() > 0 && usize::from(updates.count) <= MAX_UPDATES {
+            let update = Update::read(&mut reader)?;
+            updates.count += 1;
+            updates.names_keys |= update.key.is_some() || update.second_key().is_some();
+            updates.invalid = updates.invalid.or(update.validate().err());
         }
-        if count == 0 || count > MAX_UPDATES {
+        if updates.count == 0 || usize::from(updates.count) > MAX_UPDATES {
             let field = "number of updates";
-            return Err(DecodeError::BadValue { field, value: count as u64 });
+            return Err(DecodeError::BadValue { field, value: updates.count.into() });
         }
-        Ok(Updates { bytes, count })
+        Ok(updates)
     }
 
     /// Returns the encoded items.
@@ -398,7 +403,12 @@ impl<'a> Updates<'a> {
 
     /// Returns the number of updates, at least one.
     pub fn count(&self) -> usize {
-        self.count
+        usize::from(self.count)
+    }
+
+    /// Returns whether an update has another key than that of the request.
+    pub fn names_keys(&self) -> bool {
+        self.names_keys
     }
 
     /// Returns the updates in order.
@@ -412,7 +422,7 @@ impl<'a> Updates<'a> {
     /// # Errors
     /// The reason for which the first invalid one is rejected.
     pub fn validate(&self) -> Result<(), InvalidUpdate> {
-        self.iter().try_for_each(|update| update.validate())
+        self.invalid.map_or(Ok(()), Err)
     }
 }
 

@@ -55,7 +55,8 @@ fn prepare(config: ExecutorConfig) -> Prepared {
     let nonces = Box::new(|| nonce::draw().map_err(|error| error.to_string()));
     let mut service = Service::new(identity, nonces, memory, hash_secret, chunks);
     let bounds = statistics.admission.bounds().hello;
-    service.note_wall(clock::now(), clock::wall());
+    let (now, wall) = clock::now_and_wall();
+    service.note_wall(now, wall);
     let context = ShardContext::new(Shard::new(service, bounds), statistics, map, mailboxes);
     context.statistics.own(usize::from(context.here.0));
     Prepared { context, inbox, listeners }

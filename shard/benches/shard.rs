@@ -6,7 +6,7 @@
 //!   cargo bench -p kv-shard --bench shard -- --steps get 20000   a fixed number without measurement, for callgrind
 //! ```
 //!
-//! `get` and `put` arrive 16 at a time, `single-get` and `single-put` one at a time.
+//! `get`, `put`, `put-if` (a conditional PUT) and `add` arrive 16 at a time, `single-get` and so on one at a time.
 #![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 
 use std::hint::black_box;
@@ -20,6 +20,7 @@ use kv_protocol::ids::*;
 use kv_protocol::key::Nonce;
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::update::{Action, Precondition, Update, Updates};
 use kv_protocol::view::{Peer, View};
 use kv_shard::{ConnectionMemory, HelloBounds, Identity, Port, Service, Shard};
 
@@ -143,8 +144,35 @@ fn keys() -> Vec<(Vec<u8>, Digest)> {
     of_group.take(KEYS).collect()
 }
 
-/// Writes a batch of `depth` PUTs from key `from` on, and replicates it.
+/// A kind of write.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    Put,
+    /// Sets a key if it exists.
+    PutIf,
+    /// Sets a key to a number of eight digits.
+    PutNumber,
+    Add,
+}
+
+impl Work {
+    /// Returns the encoded update.
+    fn encoded(self) -> Vec<u8> {
+        let update = match self {
+            Work::PutIf => {
+                Update { condition: Precondition::Present, ..Update::new(Action::Put(&[7; 64])) }
+            }
+            _ => Update::new(Action::Add(1)),
+        };
+        let mut bytes = Vec::with_capacity(update.wire_bytes());
+        update.write(&mut bytes);
+        bytes
+    }
+}
+
+/// Performs a batch of `depth` writes from key `from` on, and replicates it.
 fn put(
+    work: Work,
     pair: &mut Pair,
     keys: &[(Vec<u8>, Digest)],
     from: usize,
@@ -152,6 +180,10 @@ fn put(
     requests: &mut Vec<u8>,
 ) {
     requests.clear();
+    let updates = match work {
+        Work::Put | Work::PutNumber => Vec::new(),
+        Work::PutIf | Work::Add => work.encoded(),
+    };
     for n in 0..depth {
         let (key, digest) = &keys[(from + n) % keys.len()];
         pair.seq += 1;
@@ -161,7 +193,14 @@ fn put(
             begun: SequenceNumber::ZERO,
             condition: Condition::Always,
         };
-        write(requests, key, *digest, Operation::Put(header, &[7; 64]));
+        let operation = match work {
+            Work::Put => Operation::Put(header, &[7; 64]),
+            Work::PutNumber => Operation::Put(header, b"10000000"),
+            Work::PutIf | Work::Add => {
+                Operation::Update(header, Updates::read(&updates).expect("well-formed"))
+            }
+        };
+        write(requests, key, *digest, operation);
     }
     pair.serve(requests);
     pair.replicate();
@@ -177,16 +216,17 @@ fn gets(keys: &[(Vec<u8>, Digest)], depth: usize) -> Vec<Vec<u8>> {
     keys.chunks_exact(depth).map(batch).collect()
 }
 
-fn filled() -> (Pair, Vec<(Vec<u8>, Digest)>) {
+fn filled(work: Work) -> (Pair, Vec<(Vec<u8>, Digest)>) {
     let (mut pair, keys, mut requests) = (Pair::new(), keys(), Vec::new());
     for from in (0..keys.len()).step_by(DEPTH) {
-        put(&mut pair, &keys, from, DEPTH, &mut requests);
+        put(work, &mut pair, &keys, from, DEPTH, &mut requests);
     }
     (pair, keys)
 }
 
 fn operations(criterion: &mut Criterion) {
-    let (mut pair, keys) = filled();
+    let (mut pair, keys) = filled(Work::Put);
+    let (mut numbers, _) = filled(Work::PutNumber);
     let mut group = criterion.benchmark_group("shard");
     let (mut n, mut from, mut requests) = (0, 0, Vec::new());
     for (prefix, depth) in [("", DEPTH), ("single-", 1)] {
@@ -199,12 +239,15 @@ fn operations(criterion: &mut Criterion) {
                 assert!(pair.take_responses() >= depth * 64);
             });
         });
-        group.bench_function(format!("{prefix}put"), |bencher| {
-            bencher.iter(|| {
-                from += depth;
-                put(&mut pair, &keys, from, depth, &mut requests);
+        for (name, work) in [("put", Work::Put), ("put-if", Work::PutIf), ("add", Work::Add)] {
+            let pair = if let Work::Add = work { &mut numbers } else { &mut pair };
+            group.bench_function(format!("{prefix}{name}"), |bencher| {
+                bencher.iter(|| {
+                    from += depth;
+                    put(work, pair, &keys, from, depth, &mut requests);
+                });
             });
-        });
+        }
     }
     group.finish();
 }
@@ -215,7 +258,7 @@ fn steps(work: &str, count: usize) {
         Some(work) => (work, 1),
         None => (work, DEPTH),
     };
-    let (mut pair, keys) = filled();
+    let (mut pair, keys) = filled(if work == "add" { Work::PutNumber } else { Work::Put });
     let (gets, mut requests) = (gets(&keys, depth), Vec::new());
     for n in 0..count / depth {
         match work {
@@ -223,8 +266,10 @@ fn steps(work: &str, count: usize) {
                 pair.serve(&gets[n % gets.len()]);
                 assert!(pair.take_responses() >= depth * 64);
             }
-            "put" => put(&mut pair, &keys, n * depth, depth, &mut requests),
-            other => panic!("unknown work {other:?} (expected [single-]get or [single-]put)"),
+            "put" => put(Work::Put, &mut pair, &keys, n * depth, depth, &mut requests),
+            "put-if" => put(Work::PutIf, &mut pair, &keys, n * depth, depth, &mut requests),
+            "add" => put(Work::Add, &mut pair, &keys, n * depth, depth, &mut requests),
+            other => panic!("unknown work {other:?} (expected [single-]get, put, put-if or add)"),
         }
     }
 }

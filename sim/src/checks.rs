@@ -91,6 +91,7 @@ impl Checks {
             commits::union_is_true(self, process, place, &sight)?;
             roles::copies_are_spared(self, world, process, place, &sight)?;
             copies::memory_is_bounded(replica, world.config.bounds.memory)?;
+            copies::responses_are_bounded(replica)?;
             slowness::load_moves_no_view(world, process, replica)?;
             leases::one_server(world, place)?;
             leases::lease_before_grace(world, place)?;
@@ -144,7 +145,10 @@ impl Checks {
         let version = responded.version.0;
         let highest = self.acked.entry(place).or_default();
         *highest = (*highest).max(version);
-        writes::numbers_are_unique(&mut self.numbers, place, version, question)?;
+        // An update without effect has the version that it found.
+        if responded.changes {
+            writes::numbers_are_unique(&mut self.numbers, place, version, question)?;
+        }
         commits::acked_is_held(world, process, place, responded)?;
         commits::candidate_holds_acked(world, process, place, responded)
     }
@@ -192,6 +196,7 @@ impl Checks {
             self.compared.contents += u64::from(copies::contents_agree(world, place)?);
         }
         copies::keys_are_at_home(world)?;
+        copies::expired_are_removed(world)?;
         writes::linearizable(world)
     }
 }

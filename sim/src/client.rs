@@ -21,7 +21,9 @@ use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
 use crate::network::ConnectionNumber;
-use crate::workload::{Plan, value_of};
+use crate::object::{Mixed, ObjectAsk};
+use crate::workload::{Known, Plan, value_of};
+use kv_history::object::{Answer, Outcome, Shown};
 use kv_history::{Asked, Returned, Value};
 
 mod doubt;
@@ -67,6 +69,8 @@ pub struct Client {
     pub connections: BTreeMap<(SocketAddr, ShardId, ClientId), ConnectionNumber>,
     /// The last value read, by key.
     pub seen: BTreeMap<Vec<u8>, Seen>,
+    /// The last entry read, by key of an object.
+    pub known: BTreeMap<Vec<u8>, Known>,
     /// The client's process number in the history; a new one after every operation in doubt.
     pub process: u32,
     /// The time until which the client waits for the response to its last map request.
@@ -114,6 +118,7 @@ impl Client {
             next_request: 1,
             connections: BTreeMap::new(),
             seen: BTreeMap::new(),
+            known: BTreeMap::new(),
             process: u32::try_from(id).expect("clients are few") << 16,
             asks_map_until: 0,
             is_reader: false,
@@ -130,11 +135,16 @@ impl Client {
 
     /// Begins an operation. Does nothing if the client has no map.
     pub fn begin(&mut self, now: u64, plan: Plan) {
-        let Plan { slot, key, floor, mut asked, condition, value, timeout, settling } = plan;
-        if self.is_clone && asked == Asked::Delete {
+        let Plan { slot, key, floor, mut asked, mut object, condition, value, timeout, settling } =
+            plan;
+        if self.is_clone && (asked == Asked::Delete || object.is_some()) {
             // A clone does not delete: the servers cannot distinguish two deletes of one key with the same sequence
-            // number.
+            // number. The same applies to updates.
             asked = Asked::Read;
+            object = object.map(|ask| {
+                let key = ask.updates[0].key;
+                Box::new(ObjectAsk::read(ask.keys, key, true))
+            });
         }
         let Some(map) = &self.map else { return };
         let digest = Digest::of(&key);
@@ -154,6 +164,8 @@ impl Client {
             digest,
             place,
             asked,
+            object,
+            answer: None,
             condition,
             value,
             client,
@@ -267,6 +279,11 @@ impl Client {
         if let Status::Unavailable | Status::Busy | Status::OutOfSpace = response.status {
             flight.doubtful = flight.doubtful.saturating_sub(1);
         }
+        match flight.object.as_ref().map(|ask| ask.answer(response)) {
+            Some(Err(Mixed)) => return wishes.push(Wish::Mixed(flight.place.0)),
+            Some(Ok(Some(answer))) => return self.on_answer(id, answer, wishes),
+            Some(Ok(None)) | None => {}
+        }
         let responded = match (response.status, flight.asked) {
             (Status::Ok, Asked::Read) => {
                 let Some(value) = value_of(response.value) else {
@@ -308,6 +325,24 @@ impl Client {
         };
         let version = (response.status == Status::Ok).then_some(response.version);
         self.end(id, responded, version, wishes);
+    }
+
+    /// Handles a definite response to an operation on an object.
+    fn on_answer(&mut self, id: u64, answer: Answer, wishes: &mut Vec<Wish>) {
+        let Some(flight) = self.flights.get_mut(&id) else { return };
+        let responded = match flight.is_write() {
+            true => Returned::Done { changed: true },
+            false => Returned::Value(None),
+        };
+        if let Answer::Shown { version, updates } = &answer
+            && let [Shown { outcome: Outcome::Done, value: Some(value), .. }] = &updates[..]
+            && !flight.is_write()
+        {
+            let known = Known { version: *version, value: value.clone() };
+            self.known.insert(flight.key.clone(), known);
+        }
+        flight.answer = Some(answer);
+        self.end(id, responded, None, wishes);
     }
 
     /// Schedules a retry with the same sequence number, after a back-off.

@@ -6,8 +6,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::client::Flight;
+use crate::nemesis::clocks::CLOCK_STEP;
 use crate::nemesis::slow::{LONG_STALL, NO_MEMORY, SHORT_STALL};
 use crate::nemesis::{KINDS, MACHINE_PAUSE};
+use crate::workload;
 use kv_history::Returned;
 
 /// The minimum number of operations in ten minutes on two cores.
@@ -17,6 +19,8 @@ const SETTLED: u64 = 1_000;
 const PERCENT_WITH_WRITE: u64 = 90;
 const FAULTS_A_KIND_A_STEP: u64 = 1_000;
 const SLOW_FAULTS_A_KIND: u64 = 50;
+/// The minimum number of operations of each kind on objects.
+const OPERATIONS_A_KIND: u64 = 5_000;
 const LOAD: u64 = 1_000_000;
 const CLIENTS_WAYS: u64 = 1_000;
 /// The number of recovery steps, and the index of the faults that struck at rest.
@@ -52,6 +56,9 @@ pub struct Counts {
     pub fresh_sessions: u64,
     /// The number of faults, by kind and by the recovery step in which they struck (6: no recovery in progress).
     pub faults: BTreeMap<&'static str, [u64; 7]>,
+    /// The number of completed operations on objects, by kind. `expiry observed` counts operations that found an entry
+    /// absent which the last response about it showed with a deadline.
+    pub objects: BTreeMap<&'static str, u64>,
     /// Comparisons by digest of two replicas with the same writes.
     pub digests_compared: u64,
     /// Comparisons in full of two replicas.
@@ -142,6 +149,9 @@ impl Counts {
         self.forged += other.forged;
         self.long_values += other.long_values;
         self.with_write_in_flight += other.with_write_in_flight;
+        for (kind, count) in &other.objects {
+            *self.objects.entry(kind).or_default() += count;
+        }
         for (kind, steps) in &other.faults {
             let sums = self.faults.entry(kind).or_default();
             for (sum, count) in sums.iter_mut().zip(steps) {
@@ -162,6 +172,12 @@ impl Counts {
         least("faults".to_owned(), self.all_faults(), FAULTS);
         least("writes settled as done".to_owned(), self.settled_done, SETTLED);
         least("writes settled as not done".to_owned(), self.settled_not_done, SETTLED);
+        for kind in workload::KINDS {
+            let count = self.objects.get(kind).copied().unwrap_or_default();
+            least(format!("operations on objects of kind {kind}"), count, OPERATIONS_A_KIND);
+        }
+        let steps = self.faults.get(CLOCK_STEP).map_or(0, |counts| counts.iter().sum());
+        least("steps of wall clocks".to_owned(), steps, FAULTS_A_KIND_A_STEP);
         least("comparisons of two digests".to_owned(), self.digests_compared, 1);
         least("comparisons of two copies in full".to_owned(), self.copies_compared, 1);
         least("failed dumps".to_owned(), self.failed_dumps, 1);
@@ -239,6 +255,8 @@ impl Counts {
              {} long values read\n",
             self.handed_over, self.resets, self.half_closes, self.forged, self.long_values
         );
+        let objects = self.objects.iter().map(|(kind, count)| format!("{count} {kind}"));
+        text += &format!("on objects: {}\n", objects.collect::<Vec<_>>().join(", "));
         let faults = self.all_faults();
         let share = 100.0 * self.with_write_in_flight as f64 / faults.max(1) as f64;
         text += &format!("{faults} faults, {share:.1} % of them with a write in flight\n\n");
@@ -265,9 +283,10 @@ mod tests {
         for kind in KINDS {
             counts.faults.insert(kind.name(), [FAULTS; STEPS + 1]);
         }
-        for kind in [MACHINE_PAUSE, SHORT_STALL, LONG_STALL, NO_MEMORY] {
+        for kind in [MACHINE_PAUSE, SHORT_STALL, LONG_STALL, NO_MEMORY, CLOCK_STEP] {
             counts.faults.insert(kind, [FAULTS; STEPS + 1]);
         }
+        counts.objects = workload::KINDS.map(|kind| (kind, OPERATIONS_A_KIND)).into();
         counts.with_write_in_flight = counts.all_faults();
         (counts.digests_compared, counts.copies_compared) = (1, 1);
         (counts.settled_done, counts.settled_not_done) = (SETTLED, SETTLED);

@@ -125,6 +125,8 @@ pub enum Happening {
     Restore,
     /// The process at this place crashes.
     Crash(usize),
+    /// The wall clock of a host is set once a write is in flight, or after this number of further checks.
+    StepClock(u8),
     /// The load of a run begins.
     Flood,
     /// Crashes the remaining holder of a group if it has acknowledged a write alone.

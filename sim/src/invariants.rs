@@ -26,6 +26,7 @@
 //! | 17 | a group is LOST only without a holder | [`groups::lost_is_lost`] |
 //! |  | and a restore loses nothing else | [`stops::restored_has_all`] |
 //! | 18 | memory is bounded | [`copies::memory_is_bounded`] |
+//! |  | and expired entries are removed | [`copies::expired_are_removed`] |
 //! | 19 | all groups come home | [`groups::home_again`] |
 //! |  | and serve there | [`groups::served_at_rest`] |
 //! | 20 | no process that a view names is killed | [`roles::holders_are_spared`] |

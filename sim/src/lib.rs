@@ -8,10 +8,10 @@
 //!     server       a process: a node, and executors that drive shards as an engine does
 //!     dump         dumps on a host's disk, and their loading into a new process
 //!     coordinator  its state machine (the brain) and its disk
-//!     client       operations, sessions, retries       workload: their choice
-//!     network      ordered bytes, cuts, breaks         clock: drift
+//!     client       operations, sessions, retries       workload: their choice     object: their encoding
+//!     network      ordered bytes, cuts, breaks         clock: drift, wall clocks
 //!     nemesis      faults
-//!   checks       invariants (by theme); kv_history: linearizability of each key
+//!   checks       invariants (by theme); kv_history: linearizability of each key or object
 //!   counts, trace
 //! ```
 //!
@@ -34,6 +34,7 @@ pub mod exhaustive;
 pub mod invariants;
 pub mod nemesis;
 pub mod network;
+pub mod object;
 pub mod server;
 pub mod trace;
 pub mod workload;
@@ -66,6 +67,7 @@ pub fn run(config: Config) -> Outcome {
     world.counts.runs = 1;
     world.counts.simulated = world.now;
     world.counts.fresh_sessions = world.clients.iter().map(|client| client.fresh_sessions).sum();
+    world.counts.objects = world.workload.objects.counts.clone();
     world.counts.digests_compared = world.checks.compared.digests;
     world.counts.copies_compared = world.checks.compared.contents;
     let shards = world.processes.iter().flat_map(|process| &process.shards);

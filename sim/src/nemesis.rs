@@ -8,9 +8,11 @@
 //!
 //! With two replicas, a cluster must survive any fault except the kill of a group's last working holder. So the
 //! nemesis never injects this fault, except in runs with double faults; every other fault may strike any process.
+//! In most runs the wall clocks of hosts are set, in addition to all other faults.
 //! In some runs the only faults are pauses of all servers together. In others one server after the other is slow,
 //! or cannot allocate memory.
 
+pub mod clocks;
 mod faults;
 pub mod slow;
 

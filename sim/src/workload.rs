@@ -3,13 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use kv_history::object::ObjectEntry;
 use kv_protocol::client_message::Condition;
 use kv_protocol::ids::GroupId;
 use kv_protocol::placement::{Digest, Placement};
 
-use crate::client::{DEADLINE, Seen};
+use crate::client::{Client, DEADLINE, Seen};
+use crate::object::ObjectAsk;
 use kv_history::{Asked, Entry, Returned, Value};
 use kv_testkit::random::Random;
+
+mod objects;
+
+pub use objects::{KINDS, Known, ObjectHistory, Objects};
 
 /// The number of hot slots. They get half of all operations, or less if many are in flight.
 const HOT_SLOTS: usize = 6;
@@ -59,6 +65,10 @@ pub struct Workload {
     waves: Option<usize>,
     /// The remaining operations of the final check.
     last: VecDeque<(Vec<u8>, Asked)>,
+    /// The remaining reads of objects of the final check.
+    last_of_objects: Vec<ObjectAsk>,
+    /// The objects in use.
+    pub objects: Objects,
 }
 
 /// Returns the bytes of a value: its number, its length if there is room, and padding that depends on the number.
@@ -95,17 +105,30 @@ struct Slot {
     in_flight: usize,
 }
 
+/// The slot of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotId {
+    /// A key that is a register.
+    Register(usize),
+    /// An object.
+    Object(usize),
+    /// None, in the final check.
+    None,
+}
+
 /// An operation to begin.
 #[derive(Debug)]
 pub struct Plan {
-    /// The slot of the key.
-    pub slot: usize,
+    /// The slot of the key or object.
+    pub slot: SlotId,
     /// The key.
     pub key: Vec<u8>,
     /// The newest version of the key in any response.
     pub floor: u64,
-    /// The requested operation.
+    /// The requested operation on a register. For an operation on an object: a read, or any write.
     pub asked: Asked,
+    /// The requested operation on an object.
+    pub object: Option<Box<ObjectAsk>>,
     /// The condition of the operation.
     pub condition: Condition,
     /// The whole value to write.
@@ -130,7 +153,7 @@ pub struct Settling {
 
 impl Workload {
     /// Creates a workload. With waves, many short values are written, then most are deleted, and so on.
-    pub fn new(has_waves: bool) -> Workload {
+    pub fn new(has_waves: bool, objects: Objects) -> Workload {
         Workload {
             slots: vec![Slot::default(); HOT_SLOTS + COLD_SLOTS],
             histories: BTreeMap::new(),
@@ -138,16 +161,20 @@ impl Workload {
             next_value: 1,
             waves: has_waves.then_some(0),
             last: VecDeque::new(),
+            last_of_objects: Vec::new(),
+            objects,
         }
     }
 
-    /// Returns the next operation of a client that has seen these versions and values. With `only_reads`, it is a read.
-    pub fn plan(
-        &mut self,
-        random: &mut Random,
-        seen: &BTreeMap<Vec<u8>, Seen>,
-        only_reads: bool,
-    ) -> Plan {
+    /// Returns the next operation of a client.
+    pub fn plan(&mut self, random: &mut Random, now: u64, client: &Client) -> Plan {
+        let (seen, only_reads) = (&client.seen, client.is_reader);
+        let next_value = &mut self.next_value;
+        let object = self.objects.plan(random, now, &client.known, only_reads, next_value);
+        if let Some((at, ask)) = object {
+            let settled = Workload::timeout(random);
+            return Plan::of_object(SlotId::Object(at), ask, settled);
+        }
         let hot = random.index(HOT_SLOTS);
         let at = match random.per_mille(500) && self.slots[hot].in_flight < IN_FLIGHT_A_KEY {
             true => hot,
@@ -169,7 +196,8 @@ impl Workload {
             Asked::Read => (DEADLINE, Settling::default()),
             _ => Workload::timeout(random),
         };
-        Plan { slot: at, key, floor, asked, condition, value, timeout, settling }
+        let slot = SlotId::Register(at);
+        Plan { slot, key, floor, asked, object: None, condition, value, timeout, settling }
     }
 
     /// Returns the time for which a client waits for a write, and the way in which it settles the write
@@ -258,15 +286,19 @@ impl Workload {
         let written: Vec<Vec<u8>> = self.last.iter().map(|(key, _)| key.clone()).collect();
         let keys: BTreeSet<Vec<u8>> = used().cloned().chain(written).collect();
         self.last.extend(keys.into_iter().map(|key| (key, Asked::Read)));
+        self.last_of_objects = self.objects.last_reads(|key| is_served(place(key).0));
     }
 
     /// Returns whether the final check has operations left.
     pub fn has_more(&self) -> bool {
-        !self.last.is_empty()
+        !self.last.is_empty() || !self.last_of_objects.is_empty()
     }
 
     /// Returns the next operation of the final check.
     pub fn plan_last(&mut self) -> Option<Plan> {
+        if let Some(read) = self.last_of_objects.pop() {
+            return Some(Plan::of_object(SlotId::None, read, (DEADLINE, Settling::default())));
+        }
         let (key, asked) = self.last.pop_front()?;
         let floor = self.newest.get(&key).copied().unwrap_or(0);
         let value = match asked {
@@ -274,7 +306,8 @@ impl Workload {
             _ => Vec::new(),
         };
         let (condition, settling) = (Condition::Always, Settling::default());
-        Some(Plan { slot: 0, key, floor, asked, condition, value, timeout: DEADLINE, settling })
+        let (slot, object, timeout) = (SlotId::None, None, DEADLINE);
+        Some(Plan { slot, key, floor, asked, object, condition, value, timeout, settling })
     }
 
     /// Records a version of a key in a response.
@@ -286,13 +319,43 @@ impl Workload {
     }
 
     /// Records the end of an operation of a slot, with its entry in the history, if it has one.
-    pub fn note(&mut self, slot: usize, key: Vec<u8>, entry: Option<Entry>) {
-        let slot = &mut self.slots[slot];
-        slot.in_flight = slot.in_flight.saturating_sub(1);
-        let Some(entry) = entry else { return };
-        if entry.returned == Returned::InDoubt && entry.asked != Asked::Read {
-            slot.used += OPERATIONS_A_DOUBT;
+    pub fn note(&mut self, slot: SlotId, key: Vec<u8>, entry: Option<Entry>) {
+        if let SlotId::Register(at) = slot {
+            let slot = &mut self.slots[at];
+            slot.in_flight = slot.in_flight.saturating_sub(1);
+            let is_in_doubt = |entry: &Entry| entry.returned == Returned::InDoubt;
+            if entry.is_some_and(|entry| is_in_doubt(&entry) && entry.asked != Asked::Read) {
+                slot.used += OPERATIONS_A_DOUBT;
+            }
         }
+        let Some(entry) = entry else { return };
         self.histories.entry(key).or_default().push(entry);
+    }
+
+    /// Records the end of an operation on an object, with its entry in the history, if it has one.
+    pub fn note_object(&mut self, slot: SlotId, ask: &ObjectAsk, entry: Option<ObjectEntry>) {
+        let slot = match slot {
+            SlotId::Object(at) => Some(at),
+            SlotId::Register(_) | SlotId::None => None,
+        };
+        self.objects.note(slot, ask, entry);
+    }
+}
+
+impl Plan {
+    /// Creates the plan of an operation on an object, with its timeout and the way in which it is settled.
+    fn of_object(slot: SlotId, ask: ObjectAsk, (timeout, settling): (u64, Settling)) -> Plan {
+        let is_read = ask.is_read;
+        Plan {
+            slot,
+            key: ask.key().to_vec(),
+            floor: 0,
+            asked: if is_read { Asked::Read } else { Asked::Write(0) },
+            object: Some(Box::new(ask)),
+            condition: Condition::Always,
+            value: Vec::new(),
+            timeout: if is_read { DEADLINE } else { timeout },
+            settling: if is_read { Settling::default() } else { settling },
+        }
     }
 }

@@ -29,7 +29,7 @@ use kv_testkit::random::Random;
 
 use crate::checks::Checks;
 use crate::client::{Client, Flight, Wish};
-use crate::clock::Clock;
+use crate::clock::{Clock, WallClock};
 use crate::coordinator::{Coordinator, Shape};
 use crate::counts::Counts;
 use crate::event::{Event, Happening, Purpose, Target};
@@ -38,7 +38,7 @@ use crate::nemesis::Nemesis;
 use crate::network::{Actor, ConnectionNumber, Host, Network};
 use crate::server::{Bounds, Input, MEMORY, Output, Process};
 use crate::trace::{About, Trace};
-use crate::workload::Workload;
+use crate::workload::{Objects, Workload};
 
 mod brain;
 mod clients;
@@ -101,6 +101,12 @@ pub struct Config {
     pub has_waves: bool,
     /// The limits of a replica.
     pub bounds: Bounds,
+    /// The maximum deviation of a server's wall clock from true wall time, in milliseconds.
+    pub wall_bound: i64,
+    /// The probability, per mille, that an operation is one on an object ([`crate::object`]).
+    pub objects: u64,
+    /// True if there are many keys with deadlines.
+    pub many_deadlines: bool,
 }
 
 /// A memory limit in bytes, for one copy of all data, that is so low that writes are rejected in some runs.
@@ -128,6 +134,14 @@ impl Config {
         let has_waves = !floods && (seed % 10 == 1 || seed % 20 == 4);
         // There are only few tables, so that each has many entries.
         let (servers, shards) = if has_waves || floods { (3, 1) } else { (servers, shards) };
+        // Another generator, so that the other parameters do not depend on the choice.
+        let mut choice = Random::new(seed ^ 0x0b7e);
+        let wall_bound = [0, 5, 300, 2_000][choice.index(4)];
+        let many_deadlines = choice.per_mille(400);
+        let objects = match has_waves {
+            true => 60,
+            false => [250, 400, 600][choice.index(3)],
+        };
         Config {
             seed,
             servers,
@@ -162,6 +176,9 @@ impl Config {
                 // Only values of at most a kibibyte are moved by compaction, because the chunks of a run are small.
                 long_value: if has_waves { SHORT_LONG_VALUE } else { LONG_VALUE },
             },
+            wall_bound,
+            objects,
+            many_deadlines,
         }
     }
 }
@@ -189,6 +206,10 @@ pub struct World {
     pub network: Network,
     /// Clocks, by host.
     pub clocks: Vec<Clock>,
+    /// The wall clocks of the servers' hosts, by place.
+    pub walls: Vec<WallClock>,
+    /// The maximum error of a reading of a wall clock at its use, besides the deviation of that clock, in milliseconds.
+    pub wall_slack: i64,
     /// All processes that ever ran.
     pub processes: Vec<Process>,
     /// Processes whose places were moved to other hosts.
@@ -265,6 +286,9 @@ impl World {
         let mut random = Random::new(config.seed);
         let hosts = usize::from(config.servers) + 1 + config.clients;
         let clocks: Vec<Clock> = (0..hosts).map(|_| Clock::new(&mut random)).collect();
+        let (bound, servers) = (config.wall_bound, usize::from(config.servers));
+        let walls = (0..servers).map(|_| WallClock::new(bound, 0, &mut random)).collect();
+        let placement = Placement::new(config.servers, config.shards);
         let shape = Shape {
             cluster: FIRST_CLUSTER,
             servers: config.servers,
@@ -286,6 +310,8 @@ impl World {
             random,
             network: Network::new(hosts, config.stands || config.slow || config.floods),
             clocks,
+            walls,
+            wall_slack: WallClock::error_after(0),
             processes: Vec::new(),
             moved: BTreeSet::new(),
             backlogs: BTreeMap::new(),
@@ -297,7 +323,10 @@ impl World {
             slept: 0,
             all_asleep_until: 0,
             inputs: BTreeMap::new(),
-            workload: Workload::new(config.has_waves),
+            workload: Workload::new(
+                config.has_waves,
+                Objects::new(placement, config.objects, config.many_deadlines),
+            ),
             operator: Operator::default(),
             full_until: vec![0; usize::from(config.servers)],
             heard_at: BTreeMap::new(),
@@ -324,6 +353,7 @@ impl World {
         world.plan_stops();
         world.plan_sleep();
         world.plan_flood();
+        crate::nemesis::clocks::plan(&mut world);
         world
     }
 

@@ -760,7 +760,11 @@ fn update(state: &mut State, key: &[u8], updates: &Updates<'_>) -> Record {
         }
     }
     let version = if evaluation.is_done { state.last_sn } else { evaluation.found.0 };
-    Record { status: Some(evaluation.status), version, rest: evaluation.response }
+    Record {
+        status: Some(evaluation.status),
+        version,
+        rest: evaluation.response.map_or_else(Vec::new, |rest| rest.to_vec()),
+    }
 }
 
 /// Returns the current wall time.

@@ -303,7 +303,12 @@ impl Replica {
         match self.role {
             // The session may have begun long before the copy, and its earlier records may never arrive.
             Role::Candidate(..) => self.sessions.record_known(sn, record, response),
-            _ => self.sessions.record_with(sn, record, response),
+            _ => {
+                self.sessions.record(sn, record);
+                if !response.is_empty() {
+                    self.sessions.keep_response(record.client, record.seq, response.into());
+                }
+            }
         }
     }
 

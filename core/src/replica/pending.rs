@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use kv_protocol::ids::{SequenceNumber, Time, ViewVersion, WallTime};
 use kv_protocol::limits::{
@@ -58,7 +59,7 @@ pub(super) struct More {
     /// The same changes as they are sent.
     pub(super) encoded: Vec<u8>,
     /// The rest of the response; see [`RetainedResponse`](kv_protocol::change::RetainedResponse).
-    pub(super) response: Vec<u8>,
+    pub(super) response: Option<Arc<[u8]>>,
     /// Reads of an entry that this write removes because it has expired. They get their response at the commit.
     pub(super) readers: Vec<Asker>,
 }
@@ -94,7 +95,7 @@ impl PendingWrite {
 
     /// Returns the rest of the response.
     pub(super) fn response(&self) -> &[u8] {
-        self.more.as_ref().map_or(&[], |more| &more.response)
+        self.more.as_ref().and_then(|more| more.response.as_deref()).unwrap_or(&[])
     }
 }
 

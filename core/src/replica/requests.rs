@@ -3,7 +3,7 @@
 
 use kv_protocol::change::RetainedResponse;
 use kv_protocol::client_message::{Operation, ReplicaRole, Request, Response, Status};
-use kv_protocol::ids::{ClientId, RequestHash, RequestId, SequenceNumber, Time};
+use kv_protocol::ids::{ClientId, RequestHash, RequestId, SequenceNumber, Time, WallTime};
 use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::placement::Digest;
 
@@ -188,12 +188,10 @@ impl Replica {
             Some(entry) => (Status::Ok, entry.version, entry.value),
             None => (Status::NotFound, SequenceNumber::ZERO, &[][..]),
         };
-        let deadline = entry.and_then(|entry| entry.deadline);
-        if deadline.is_some_and(|deadline| self.has_passed(now, deadline))
-            && !matches!(request.operation, Operation::Verify(_))
-        {
-            return Err(NoResponse::Expired);
-        }
+        let deadline = match entry.and_then(|entry| entry.deadline) {
+            Some(deadline) => self.check_deadline(now, request, deadline)?,
+            None => None,
+        };
         if mutations::is_open(Mutation::PendingStateRead)
             && let Some(primary) = self.primary()
             && let Some(NewestChange { sn, entry: Some((newest, _)) }) =
@@ -219,8 +217,24 @@ impl Replica {
             value,
             whole,
             has_value: false,
-            deadline: deadline.filter(|_| request.operation.wants_deadline()),
+            deadline,
         })
+    }
+
+    /// Checks that the deadline of an entry has not passed. Returns it if the read asks for it. A VERIFY shows the table
+    /// as it is.
+    #[cold]
+    fn check_deadline(
+        &self,
+        now: Time,
+        request: &Request<'_>,
+        deadline: WallTime,
+    ) -> Result<Option<WallTime>, NoResponse> {
+        let is_verify = matches!(request.operation, Operation::Verify(_));
+        match self.has_passed(now, deadline) && !is_verify {
+            true => Err(NoResponse::Expired),
+            false => Ok(request.operation.wants_deadline().then_some(deadline)),
+        }
     }
 
     /// Responds to a write from its record. `rest` is the rest of the response, a [`RetainedResponse`].

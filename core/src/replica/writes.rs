@@ -130,7 +130,9 @@ impl Replica {
         responses: &mut impl Responses,
     ) -> Result<(), Rejected> {
         let key = write.request.key;
-        self.check_places(updates)?;
+        if updates.names_keys() {
+            self.check_places(updates)?;
+        }
         let wall = self.wall_at(now);
         let evaluation = evaluate(key, updates, wall, |of| {
             let hash = if of == key { write.hash } else { self.hash_of(Digest::of(of), of) };
@@ -140,19 +142,23 @@ impl Replica {
         if mutations::is_open(Mutation::BatchAppliedInPart) && changes.len() > 1 {
             changes.truncate(1);
         }
-        let bytes = changes.iter().map(KeyChange::bytes).sum::<usize>() + response.len();
+        let response_bytes = response.as_ref().map_or(0, |response| response.len());
+        let bytes = changes.iter().map(KeyChange::bytes).sum::<usize>() + response_bytes;
         self.check_log_room(bytes, changes.len())?;
-        let stored =
-            || changes.iter().filter_map(|change| Some((change.key, change.stored.as_ref()?)));
-        if stored().next().is_some() {
-            let keys = stored().map(|(key, _)| key.len()).sum();
-            let values: usize = stored().map(|(_, stored)| stored.value.len()).sum();
-            let deadline = stored().find_map(|(_, stored)| stored.deadline);
-            let lengths = Lengths { key: keys, value: values + response.len(), deadline };
+        let (mut keys, mut values, mut stored_deadline) = (0, 0, None);
+        for KeyChange { key, stored } in &changes {
+            if let Some(stored) = stored {
+                (keys, values) = (keys + key.len(), values + stored.value.len());
+                stored_deadline = stored_deadline.or(stored.deadline);
+            }
+        }
+        if keys > 0 {
+            let lengths =
+                Lengths { key: keys, value: values + response_bytes, deadline: stored_deadline };
             self.check_memory(now, lengths, responses)?;
         }
-        if !response.is_empty()
-            && self.sessions.retained_bytes() + response.len() > MAX_RETAINED_BYTES
+        if response_bytes > 0
+            && self.sessions.retained_bytes() + response_bytes > MAX_RETAINED_BYTES
         {
             let reason = "too many responses with values are kept for retries; retry later";
             return Err((Status::Busy, reason));
@@ -173,7 +179,7 @@ impl Replica {
             }
             _ => StagedChanges::default(),
         };
-        if !response.is_empty() {
+        if response.is_some() {
             staged.more.get_or_insert_default().response = response;
         }
         let version = (!is_done).then_some(found);
@@ -299,15 +305,19 @@ impl Replica {
             request: write.request_hash,
         };
         let StagedChanges { single, more } = staged;
-        let response = more.as_ref().map_or(&[][..], |more| &more.response);
-        let kept = if mutations::is_open(Mutation::RecordWithoutValue) { &[] } else { response };
-        self.sessions.record_with(sn, record, kept);
+        self.sessions.record(sn, record);
+        if let Some(response) = more.as_ref().and_then(|more| more.response.clone())
+            && !mutations::is_open(Mutation::RecordWithoutValue)
+        {
+            self.sessions.keep_response(record.client, record.seq, response);
+        }
         let mut waiters = Waiters::default();
         if mutations::is_open(Mutation::ResponseBeforeAck)
             || (mutations::is_open(Mutation::RefusalRespondedAtOnce)
                 && decision.effect == Effect::Nothing)
         {
-            self.respond_to_write(write.asker, &record, response, responses);
+            let response = more.as_ref().and_then(|more| more.response.as_deref());
+            self.respond_to_write(write.asker, &record, response.unwrap_or(&[]), responses);
         } else {
             waiters.add(write.asker);
         }

@@ -478,6 +478,16 @@ pub(super) unsafe fn relocate(
 /// # Safety
 ///
 /// The requirements of [`header`] hold, and nothing refers to the entry.
+pub(super) unsafe fn free_sealed(arena: &mut Arena, handle: Handle, seal: Seal) {
+    // SAFETY: guaranteed by the caller; the size is the one that `create` requested.
+    unsafe { arena.free(handle, entry_bytes(seal.bytes, 0, seal.has_deadline)) };
+}
+
+/// Frees the memory of an entry that may not be sealed.
+///
+/// # Safety
+///
+/// The requirements of [`header`] hold, and nothing refers to the entry.
 pub(super) unsafe fn free(arena: &mut Arena, handle: Handle) {
     // SAFETY: guaranteed by the caller; the size is the one that `create` requested.
     unsafe {

@@ -69,7 +69,7 @@ impl<'a> Response<'a> {
     pub fn write(&self, output: &mut Vec<u8>) {
         output.reserve(RESPONSE_HEAD_BYTES_MAX + self.value.len());
         match self.is_plain() {
-            true => output.put_bytes(&self.fixed(0)),
+            true => output.put_bytes(&self.fixed(0, 0)),
             false => output.put_bytes(&self.head()),
         }
         output.put_bytes(self.value);
@@ -81,7 +81,7 @@ impl<'a> Response<'a> {
         let is_part = self.status == Status::Part;
         let more = 4 * usize::from(is_part) + 8 * usize::from(self.deadline.is_some());
         let mut head = FixedWriter::<RESPONSE_HEAD_BYTES_MAX>::new();
-        head.put_bytes(&self.fixed(more));
+        head.put_bytes(&self.fixed(more, HAS_DEADLINE * u16::from(self.deadline.is_some())));
         if is_part {
             head.put_u32(self.whole);
         }
@@ -97,11 +97,11 @@ impl<'a> Response<'a> {
         self.status != Status::Part && self.deadline.is_none()
     }
 
-    /// Returns the fields that every response has. `more` is the number of bytes between them and the value.
+    /// Returns the fields that every response has. `more` is the number of bytes between them and the value, and `flags`
+    /// describe these bytes.
     #[inline]
-    fn fixed(&self, more: usize) -> [u8; RESPONSE_HEAD_BYTES] {
-        let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
-        let flags = flag(self.deadline.is_some(), HAS_DEADLINE) | flag(self.has_value, HAS_VALUE);
+    fn fixed(&self, more: usize, flags: u16) -> [u8; RESPONSE_HEAD_BYTES] {
+        let flags = flags | (HAS_VALUE * u16::from(self.has_value));
         let body = RESPONSE_FIXED_BYTES + more + self.value.len();
         let mut head = FixedWriter::<RESPONSE_HEAD_BYTES>::new();
         head.put_bytes(&unchecked_header(opcode::RESPONSE, body));

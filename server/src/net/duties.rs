@@ -45,10 +45,10 @@ impl Duties {
     pub(crate) fn tick(&mut self, engine: &impl Engine) -> Duration {
         let context = engine.context();
         let place = usize::from(context.here.0);
-        let now = clock::now();
+        let (now, wall) = clock::now_and_wall();
         context.statistics.tick(place);
         context.statistics.begin(place, Activity::Timers);
-        context.shard.borrow_mut().handle_tick(now, clock::wall());
+        context.shard.borrow_mut().handle_tick(now, wall);
         engine.dial_due(now);
         context.want_flush();
         make_room(context, now, &mut self.crowd_log);

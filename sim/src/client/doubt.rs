@@ -15,6 +15,7 @@ use kv_protocol::limits::SESSION_WINDOW;
 
 use super::flight::Stage;
 use super::{ASK_AGAIN, Client, DEADLINE, FIRST_PAUSE, Flight, Wish};
+use crate::object::Mixed;
 use kv_history::{Asked, Returned};
 
 /// The interval between checks of whether a blocked operation may be sent, in nanoseconds.
@@ -95,7 +96,16 @@ impl Client {
         wishes: &mut Vec<Wish>,
     ) {
         let id = response.id.0;
-        let Some(flight) = self.flights.get(&id) else { return };
+        let Some(flight) = self.flights.get_mut(&id) else { return };
+        let answer = flight.object.as_ref().map(|ask| ask.answer(response));
+        match answer {
+            Some(Err(Mixed)) => return wishes.push(Wish::Mixed(flight.place.0)),
+            Some(Ok(Some(answer))) => {
+                flight.answer = Some(answer);
+                return self.end(id, Returned::Done { changed: true }, None, wishes);
+            }
+            Some(Ok(None)) | None => {}
+        }
         let responded = match (response.status, flight.asked) {
             (Status::Ok, _) => Returned::Done { changed: true },
             (Status::NotFound, Asked::Delete) | (Status::Conflict, Asked::Swap { .. }) => {

@@ -7,8 +7,11 @@ use kv_protocol::ids::{
 use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
+use crate::clock::wall_millis;
 use crate::network::ConnectionNumber;
-use crate::workload::Settling;
+use crate::object::ObjectAsk;
+use crate::workload::{Settling, SlotId};
+use kv_history::object::{Answer, ObjectEntry, Span};
 use kv_history::{Asked, Entry, Returned};
 
 /// An operation in flight.
@@ -17,12 +20,16 @@ pub struct Flight {
     /// The key.
     pub key: Vec<u8>,
     /// The slot of the workload to which the key belongs.
-    pub slot: usize,
+    pub slot: SlotId,
     pub(super) digest: Digest,
     /// The group and shard of the key.
     pub place: (GroupId, ShardId),
-    /// The requested operation.
+    /// The requested operation on a register. For an operation on an object: a read, or any write.
     pub asked: Asked,
+    /// The requested operation on an object.
+    pub object: Option<Box<ObjectAsk>>,
+    /// The content of the definite response to an operation on an object.
+    pub(super) answer: Option<Answer>,
     pub(super) condition: Condition,
     /// The bytes of the value to write.
     pub value: Vec<u8>,
@@ -128,6 +135,38 @@ impl Flight {
         Entry { client: process, start: time(self.start), end, asked: self.asked, returned }
     }
 
+    /// Returns whether the write changes an entry whenever its response is OK.
+    pub fn changes_surely(&self) -> bool {
+        self.object.as_ref().map_or(self.is_write(), |ask| ask.changes_surely())
+    }
+
+    /// Returns the entry of an operation on an object in its history; `None` if the operation certainly changed and
+    /// observed nothing.
+    pub fn object_entry(&self, process: u32, end: u64, returned: Returned) -> Option<ObjectEntry> {
+        let ask = self.object.as_ref()?;
+        let answer = match returned {
+            Returned::InDoubt => Answer::InDoubt,
+            Returned::Undecided => Answer::Undecided,
+            Returned::Refused | Returned::Lost => return None,
+            Returned::Value(_) | Returned::Done { .. } => self.answer.clone()?,
+        };
+        let time = |nanos: u64| i64::try_from(nanos).unwrap_or(i64::MAX);
+        let is_open = answer == Answer::InDoubt;
+        Some(ObjectEntry {
+            client: process,
+            start: time(self.start),
+            end: if is_open { i64::MAX } else { time(end) },
+            wall: Span {
+                from: wall_millis(self.start),
+                to: if is_open { i64::MAX } else { wall_millis(end) },
+            },
+            is_read: ask.is_read,
+            shows_deadline: ask.shows_deadline,
+            updates: ask.updates.clone(),
+            answer,
+        })
+    }
+
     /// Returns `responded`, unless the operation is a write that may have been executed: then it is in doubt.
     pub(super) fn unless_in_doubt(&self, responded: Returned) -> Returned {
         if self.doubtful > 0 && self.asked != Asked::Read { Returned::InDoubt } else { responded }
@@ -141,10 +180,11 @@ impl Flight {
             begun: self.begun,
             condition: self.condition,
         };
-        let operation = match self.asked {
-            Asked::Read => Operation::Get,
-            Asked::Delete => Operation::Delete(header),
-            Asked::Write(_) | Asked::Swap { .. } => Operation::Put(header, &self.value),
+        let operation = match (&self.object, self.asked) {
+            (Some(ask), _) => ask.operation(header),
+            (None, Asked::Read) => Operation::Get,
+            (None, Asked::Delete) => Operation::Delete(header),
+            (None, Asked::Write(_) | Asked::Swap { .. }) => Operation::Put(header, &self.value),
         };
         let operation = match (self.stage, RequestHash::of(self.digest, &operation)) {
             (Stage::Asking(_), Some(hash)) => {

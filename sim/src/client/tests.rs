@@ -9,7 +9,7 @@ use kv_protocol::map::{MapServer, ServerState};
 use kv_protocol::view::Peer;
 
 use super::*;
-use crate::workload::Settling;
+use crate::workload::{Settling, SlotId};
 
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
@@ -47,7 +47,9 @@ fn client(map: Map) -> Client {
 fn begin(client: &mut Client, now: u64, asked: Asked) -> Vec<Wish> {
     let (key, condition, value) = (b"k".to_vec(), Condition::Always, 7u64.to_le_bytes().to_vec());
     let (timeout, settling) = (DEADLINE, Settling::default());
-    client.begin(now, Plan { slot: 0, key, floor: 0, asked, condition, value, timeout, settling });
+    let (slot, object) = (SlotId::None, None);
+    let plan = Plan { slot, key, floor: 0, asked, object, condition, value, timeout, settling };
+    client.begin(now, plan);
     let mut wishes = Vec::new();
     client.wake(now, &mut wishes);
     wishes

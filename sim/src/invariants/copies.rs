@@ -9,16 +9,20 @@ use kv_core::replica::Replica;
 use kv_core::session::LoggedRecord;
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::control_message::ReplicaState;
-use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId};
+use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId, WallTime};
+use kv_protocol::limits::MAX_RETAINED_BYTES;
 use kv_protocol::placement::{Digest, Placement};
 
 use crate::checks::Place;
+use crate::clock::wall_millis;
 use crate::invariants::Violation;
 use crate::world::World;
 
 /// The allowed excess over the memory limit. It covers writes of the primary that a follower must accept, copies in
 /// progress, and reserved but unused memory: some values of maximum length, and some chunks.
 const SLACK: u64 = 512 << 10;
+/// The time within which an idle primary removes expired entries, in milliseconds.
+const REMOVED_WITHIN: u64 = 200;
 
 /// Checks that primary and secondary have equal contents if they have applied the same writes (invariant 3).
 ///
@@ -126,6 +130,43 @@ pub fn memory_is_bounded(replica: &Replica, limit: u64) -> Result<(), Violation>
     Err(Violation::of(replica.group(), 18, words))
 }
 
+/// Checks that the responses that a replica keeps for retries stay within their limit (invariant 18).
+pub fn responses_are_bounded(replica: &Replica) -> Result<(), Violation> {
+    let bytes = replica.retained_bytes();
+    if bytes <= MAX_RETAINED_BYTES {
+        return Ok(());
+    }
+    let words = format_args!("{bytes} B of responses are kept for retries");
+    Err(Violation::of(replica.group(), 18, words))
+}
+
+/// Checks that primaries have removed every entry whose deadline has certainly passed for a while (invariant 18).
+///
+/// The function is called at the end of a run, when the cluster has been at rest for longer than this while.
+pub fn expired_are_removed(world: &World) -> Result<(), Violation> {
+    let latest = wall_millis(world.now) - world.config.wall_bound - world.wall_slack;
+    let overdue = WallTime::from_millis(u64::try_from(latest).unwrap_or(0) - REMOVED_WITHIN);
+    for place in places(world) {
+        let alive = world.processes.iter().filter(|process| process.alive);
+        let mut replicas = alive.filter_map(|process| process.replica(place.0, place.1));
+        let Some(primary) = replicas.find(|replica| replica.state() == ReplicaState::Active) else {
+            continue;
+        };
+        let is_left = |content: &Content| content.2.is_some_and(|deadline| deadline < overdue);
+        if let Some((key, content)) = entries(primary).iter().find(|(_, content)| is_left(content))
+        {
+            let words = format_args!(
+                "shard {}: key {:?} has expired, but is not removed at {overdue:?}: {}",
+                place.1,
+                String::from_utf8_lossy(key),
+                in_words(content)
+            );
+            return Err(Violation::of(place.0, 18, words));
+        }
+    }
+    Ok(())
+}
+
 /// Iterates over every shard of every group.
 pub fn places(world: &World) -> impl Iterator<Item = Place> {
     let (groups, shards) = (world.config.servers, usize::from(world.config.shards));
@@ -145,8 +186,11 @@ fn copies(world: &World, (group, shard): Place) -> Option<(&Replica, &Replica)> 
     replicas().find(is_copy).map(|secondary| (primary, secondary))
 }
 
-/// The entries of a replica, version and value, by key.
-type Entries = HashMap<Vec<u8>, (SequenceNumber, Vec<u8>)>;
+/// The version, the value and the deadline of an entry.
+type Content = (SequenceNumber, Vec<u8>, Option<WallTime>);
+
+/// The entries of a replica, by key.
+type Entries = HashMap<Vec<u8>, Content>;
 
 fn entries(replica: &Replica) -> Entries {
     let mut entries = Entries::new();
@@ -154,7 +198,8 @@ fn entries(replica: &Replica) -> Entries {
     while let Some(at) = cursor {
         let budget = WalkBudget { entries: 1_024, bytes: 1 << 20 };
         cursor = replica.walk(at, budget, |entry| {
-            entries.insert(entry.key.to_vec(), (entry.version, entry.value.to_vec()));
+            let content = (entry.version, entry.value.to_vec(), entry.deadline);
+            entries.insert(entry.key.to_vec(), content);
         });
     }
     entries
@@ -168,7 +213,7 @@ fn difference<'a>(
     level: SequenceNumber,
     is_ahead: bool,
 ) -> Option<&'a [u8]> {
-    let differs = |(key, entry): &(&Vec<u8>, &(SequenceNumber, Vec<u8>))| match there.get(*key) {
+    let differs = |(key, entry): &(&Vec<u8>, &Content)| match there.get(*key) {
         _ if entry.0 > level => false,
         Some(other) => other != *entry && !(is_ahead && other.0 > level),
         None => !is_ahead,
@@ -176,13 +221,19 @@ fn difference<'a>(
     here.iter().find(differs).map(|(key, _)| key.as_slice())
 }
 
-fn in_words((version, value): &(SequenceNumber, Vec<u8>)) -> String {
-    format!("write {version}, {} B, {:?}...", value.len(), &value[..value.len().min(8)])
+fn in_words((version, value, deadline): &Content) -> String {
+    let start = &value[..value.len().min(8)];
+    format!("write {version}, {} B, {start:?}..., deadline {deadline:?}", value.len())
 }
 
-fn records(replica: &Replica) -> HashMap<(ClientId, RequestSeq), LoggedRecord> {
+/// Returns every completion record with the part of the response that is kept with it.
+fn records(replica: &Replica) -> HashMap<(ClientId, RequestSeq), (LoggedRecord, Vec<u8>)> {
     let records = replica.completion_records(0..replica.session_count());
-    records.map(|logged| ((logged.record.client, logged.record.seq), logged)).collect()
+    let with_response = |logged: LoggedRecord| {
+        let name = (logged.record.client, logged.record.seq);
+        (name, (logged, replica.response_of(name.0, name.1).to_vec()))
+    };
+    records.map(with_response).collect()
 }
 
 #[cfg(test)]
@@ -193,7 +244,7 @@ mod tests {
 
     fn table(entries: &[(&str, u64, u8)]) -> Entries {
         let entry = |&(key, version, value): &(&str, u64, u8)| {
-            (key.as_bytes().to_vec(), (SequenceNumber(version), vec![value]))
+            (key.as_bytes().to_vec(), (SequenceNumber(version), vec![value], None))
         };
         entries.iter().map(entry).collect()
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use kv_history::object::judge_object;
 use kv_history::{Verdict, judge};
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{ClientId, GroupId};
@@ -16,8 +17,8 @@ use crate::world::World;
 /// The write that has a sequence number, by place and sequence number.
 pub type Numbers = HashMap<(Place, u64), Question>;
 
-/// The definite response to each write, as status and version.
-pub type Responses = HashMap<Question, (Status, u64)>;
+/// The definite response to each write, as status, version, and hash of its value and deadline.
+pub type Responses = HashMap<Question, (Status, u64, u64)>;
 
 /// The latest start of a write with a final response, by session. The write was executed at this time or later. A retry
 /// does not change the start.
@@ -70,7 +71,7 @@ pub fn once_only(
     question: Question,
     responded: &SentResponse,
 ) -> Result<(), Violation> {
-    let now = (responded.status, responded.version.0);
+    let now = (responded.status, responded.version.0, responded.rest);
     let first = *responses.entry(question).or_insert(now);
     if first == now {
         return Ok(());
@@ -79,10 +80,37 @@ pub fn once_only(
     Err(Violation::of(place.0, 13, words))
 }
 
+/// Checks that every object behaves as one object for all clients together (invariant 16).
+///
+/// The function checks the history of every object. Wall clocks differ from true time by at most the bound of the run,
+/// plus the error of a reading that is used later.
+pub fn objects_linearizable(world: &World) -> Result<(), Violation> {
+    let placement = Placement::new(world.config.servers, world.config.shards);
+    let bound = world.config.wall_bound + world.wall_slack;
+    for (key, history) in &world.workload.objects.histories {
+        let verdict = judge_object(&history.entries, bound);
+        if verdict != Verdict::Linearizable {
+            let name = String::from_utf8_lossy(key);
+            let mut words = format!(
+                "object {name:?} fails the linearizability check ({verdict:?}, clocks within {bound} ms):"
+            );
+            let mut entries = history.entries.clone();
+            entries.sort_by_key(|entry| entry.start);
+            for entry in &entries {
+                words += &format!("\n    {}", entry.in_words());
+            }
+            let (group, _) = placement.locate(Digest::of(key));
+            return Err(Violation::of(group, 16, format_args!("{words}")));
+        }
+    }
+    Ok(())
+}
+
 /// Checks that every key behaves as one register for all clients together (invariant 16, and with it 13 and 17).
 ///
 /// The function checks the history of every key.
 pub fn linearizable(world: &World) -> Result<(), Violation> {
+    objects_linearizable(world)?;
     let placement = Placement::new(world.config.servers, world.config.shards);
     for (key, history) in &world.workload.histories {
         let verdict = judge(history);

@@ -190,13 +190,13 @@ impl Executor {
         self.engine.sockets.clients()
     }
 
-    /// Runs one wake-up that begins at the clock reading `now`, and serves the inputs. Returns its effects, and its
-    /// work in nanoseconds.
+    /// Runs one wake-up that begins at the clock reading `now` and the wall time `wall`, and serves the inputs. Returns
+    /// its effects, and its work in nanoseconds.
     pub fn wake(
         &mut self,
         true_now: u64,
         clock: Clock,
-        now: Time,
+        (now, wall): (Time, WallTime),
         inputs: VecDeque<Input>,
     ) -> (Vec<Output>, u64) {
         self.engine.wakes += 1;
@@ -204,7 +204,7 @@ impl Executor {
         let has_stood = now.since(self.woke_at) > STOOD;
         self.woke_at = now;
         let active = self.active_streams();
-        self.shard.handle_tick(now, WallTime::from_millis(now.nanos / 1_000_000));
+        self.shard.handle_tick(now, wall);
         if has_stood && true_now >= self.deaf_until {
             self.check_judgement(&active, &inputs);
         }

@@ -1,6 +1,7 @@
 //! Observers of the traffic on a shard's connections: they record requests and responses for the checks.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use kv_protocol::client_message::{Operation, Request, Response, Status, opcode as client_opcode};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
@@ -12,6 +13,7 @@ use kv_shard::Port;
 
 use crate::invariants::{Violation, messages};
 use crate::network::ConnectionNumber;
+use crate::object::changes_surely;
 
 /// A response to a client.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,10 @@ pub struct SentResponse {
     pub copies: u8,
     /// The version in the response; for a write, its sequence number.
     pub version: SequenceNumber,
+    /// The hash of the value and the deadline in a response to a write; 0 without both.
+    pub rest: u64,
+    /// True if the request changes an entry whenever its response is OK.
+    pub changes: bool,
     /// True if its request was received in the same wake-up. Other responses may have waited for a slow reader.
     pub is_fresh: bool,
 }
@@ -45,6 +51,8 @@ pub(super) struct Asked {
     group: GroupId,
     /// True for a read.
     pub(super) is_read: bool,
+    /// True if the request changes an entry whenever its response is OK; false if this is unknown.
+    changes: bool,
     /// The wake-up in which the request was last received.
     pub(super) wake: u64,
     /// The clock reading of that receive.
@@ -102,8 +110,14 @@ impl Tap {
                     let (group, _) = placement.locate(request.digest);
                     let is_read =
                         matches!(request.operation, Operation::Get | Operation::GetPart(_));
+                    let changes = match &request.operation {
+                        Operation::Put(..) | Operation::Delete(_) => true,
+                        Operation::Update(_, updates) => changes_surely(updates),
+                        _ => false,
+                    };
                     let times = 1 + asked.get(&request.id).map_or(0, |asked| asked.times);
-                    asked.insert(request.id, Asked { group, is_read, wake, at: now, times });
+                    let request_asked = Asked { group, is_read, changes, wake, at: now, times };
+                    asked.insert(request.id, request_asked);
                     requests += 1;
                 }
             }
@@ -144,17 +158,38 @@ impl Tap {
             if frame.opcode != client_opcode::RESPONSE {
                 continue;
             }
-            let Response { id: request, status, copies, version, .. } =
-                Response::read(frame.body).expect("it is well formed");
+            let response = Response::read(frame.body).expect("it is well formed");
+            let Response { id: request, status, copies, version, .. } = response;
             let Some(asked) = ask_less(asked, request) else {
                 return Err(messages::response_without_request(to, request));
             };
             let (group, is_fresh) = (asked.group, asked.wake == wake);
-            let responded = SentResponse { group, to, request, status, copies, version, is_fresh };
+            let (rest, changes) = (hash_of_rest(&response), asked.changes);
+            let responded = SentResponse {
+                group,
+                to,
+                request,
+                status,
+                copies,
+                version,
+                rest,
+                changes,
+                is_fresh,
+            };
             responses.push((responded, asked));
         }
         Ok(responses)
     }
+}
+
+/// Returns the hash of the value and the deadline in a response to a write; 0 without both.
+fn hash_of_rest(response: &Response<'_>) -> u64 {
+    if response.copies == 0 || !response.has_value && response.deadline.is_none() {
+        return 0;
+    }
+    let mut hasher = DefaultHasher::new();
+    (response.has_value, response.value, response.deadline).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Removes one receive of the request with this id, and returns the request.

@@ -38,7 +38,7 @@ impl World {
                 true => self.workload.plan_last(),
                 false => {
                     let known = &self.clients[client];
-                    Some(self.workload.plan(&mut self.random, &known.seen, known.is_reader))
+                    Some(self.workload.plan(&mut self.random, now, known))
                 }
             };
             if let Some(plan) = plan {
@@ -141,9 +141,19 @@ impl World {
                     }
                     let process = self.clients[client].process;
                     // An operation that was never sent has no entry in the history.
-                    let entry =
-                        flight.was_sent().then(|| flight.entry(process, self.now, responded));
-                    self.workload.note(flight.slot, flight.key, entry);
+                    let was_sent = flight.was_sent();
+                    match &flight.object {
+                        Some(ask) => {
+                            let entry = flight.object_entry(process, self.now, responded);
+                            let entry = entry.filter(|_| was_sent);
+                            self.workload.note_object(flight.slot, ask, entry);
+                        }
+                        None => {
+                            let entry =
+                                was_sent.then(|| flight.entry(process, self.now, responded));
+                            self.workload.note(flight.slot, flight.key, entry);
+                        }
+                    }
                     if responded == Returned::InDoubt {
                         self.clients[client].process += 1;
                     }

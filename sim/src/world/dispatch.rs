@@ -132,6 +132,7 @@ impl World {
             Happening::Stopped(term) => self.on_stopped(term),
             Happening::Restore => self.restore(),
             Happening::Crash(place) => self.crash(place),
+            Happening::StepClock(timeout) => crate::nemesis::clocks::step(self, timeout),
             Happening::Flood => self.begin_flood(),
             Happening::Tempt(temptation) => self.tempt(temptation),
         }

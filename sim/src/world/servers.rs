@@ -7,7 +7,6 @@ use kv_protocol::ids::ClientId;
 use super::*;
 use crate::invariants::{groups, views};
 use crate::server::SentResponse;
-use kv_history::Asked;
 
 impl World {
     /// Adds an input to a shard's inbox, and wakes the shard within 20 µs.
@@ -51,7 +50,12 @@ impl World {
         }
         place.shards[shard].read_at = self.clocks[place.place].true_time(reading);
         let clock = self.clocks[place.place];
-        let (outputs, work) = place.shards[shard].wake(self.now, clock, reading, inputs);
+        let read_at = place.shards[shard].read_at;
+        let wall = self.walls[place.place].read(read_at);
+        let (outputs, work) = place.shards[shard].wake(self.now, clock, (reading, wall), inputs);
+        // After its reading, the wall clock advances with the clock of the host, which drifts.
+        let since = self.now - read_at.min(self.now) + work;
+        self.wall_slack = self.wall_slack.max(WallClock::error_after(since));
         place.shards[shard].busy_until = self.now + work;
         let next = place.shards[shard].next_wake(self.now, |reading| clock.true_time(reading));
         self.wake_shard_at(process, shard, next);
@@ -75,13 +79,21 @@ impl World {
         // delayed request or to its RESOLVE.
         let is_shared = self.checks.shared.contains(&self.clients[client].id);
         let is_write = match flight {
-            Some(flight) => flight.asked != Asked::Read,
+            Some(flight) => flight.is_write(),
             None => responded.copies > 0 && !is_shared,
         };
         let is_final = matches!(
             responded.status,
-            Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone
+            Status::Ok
+                | Status::NotFound
+                | Status::Conflict
+                | Status::NotDone
+                | Status::NotANumber
+                | Status::Overflow
         );
+        let mut responded = *responded;
+        responded.changes = flight.map_or(responded.changes, Flight::changes_surely);
+        let responded = &responded;
         if is_write && is_final {
             let name = flight.map_or(ClientId(0), |flight| flight.name());
             let asked_at = flight.map_or(0, |flight| flight.start);
