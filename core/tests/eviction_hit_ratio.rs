@@ -28,7 +28,7 @@ const ACCESSES: usize = 2_000_000;
 /// The exponent of the distribution, as in YCSB.
 const EXPONENT: f64 = 0.99;
 /// The memory limit of the table. It has room for about a tenth of the keys.
-const LIMIT: u64 = 17 << 20;
+const LIMIT: u64 = 20 << 20;
 const VALUE: [u8; 100] = [b'v'; 100];
 /// The number of accesses in one wake-up, and in one script of Redis.
 const BATCH: usize = 16;
@@ -51,7 +51,8 @@ fn trace() -> Vec<usize> {
         let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     };
-    (0..ACCESSES).map(|_| sums.partition_point(|&below| below < random() * sum)).collect()
+    let rank = |at: f64| sums.partition_point(|&below| below < at).min(KEYS - 1);
+    (0..ACCESSES).map(|_| rank(random() * sum)).collect()
 }
 
 fn key(rank: usize) -> String {

@@ -63,6 +63,12 @@ pub(super) struct Lengths {
     pub(super) deadline: Option<WallTime>,
 }
 
+impl Lengths {
+    fn bytes(self) -> usize {
+        self.key + self.value
+    }
+}
+
 /// The result of an eviction for a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Evicted {
@@ -133,7 +139,16 @@ impl Evictions {
     /// Records that the log of the replica was replaced.
     pub(super) fn note_new_log(&mut self) {
         (self.logged, self.wanted) = (SequenceNumber::ZERO, None);
-        self.sketch = None;
+    }
+
+    /// Records that a write has found room, so that nothing more is evicted for it.
+    #[inline]
+    pub(super) fn note_fits(&mut self, lengths: Lengths) {
+        if let Some(wanted) = self.wanted
+            && lengths.bytes() >= wanted.lengths.bytes()
+        {
+            self.wanted = None;
+        }
     }
 
     /// Returns whether the free memory of the table is in gaps.
@@ -233,11 +248,10 @@ impl Replica {
         if !self.table.fits_alone(limit, lengths.key, lengths.value) {
             return Evicted::ForRoom(Room::Full);
         }
-        let bytes = |lengths: Lengths| lengths.key + lengths.value;
         self.evictions.forget_past(now, limit);
         // Another write that was rejected may need more.
         let other = self.evictions.wanted.map(|wanted| wanted.lengths).filter(|other| {
-            bytes(*other) > bytes(lengths) && self.room(limit, *other) == Room::Full
+            other.bytes() > lengths.bytes() && self.room(limit, *other) == Room::Full
         });
         let (lengths_wanted, until) = (other.unwrap_or(lengths), now + WANTED_LASTS);
         self.evictions.wanted = Some(Wanted { lengths: lengths_wanted, until });
@@ -304,9 +318,7 @@ impl Replica {
         let Some(Wanted { lengths, .. }) = self.evictions.wanted else { return excess };
         match self.room(limit, lengths) {
             Room::Fits | Room::Compacting => excess,
-            Room::Full => {
-                excess.max((used + (lengths.key + lengths.value) as u64).saturating_sub(limit))
-            }
+            Room::Full => excess.max((used + lengths.bytes() as u64).saturating_sub(limit)),
         }
     }
 

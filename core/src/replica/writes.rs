@@ -230,7 +230,10 @@ impl Replica {
             };
         }
         match room {
-            Room::Fits => Ok(()),
+            Room::Fits => {
+                self.evictions.note_fits(lengths);
+                Ok(())
+            }
             Room::Compacting => {
                 Err((Status::Busy, "the table is being compacted to make room; retry later"))
             }
