@@ -28,7 +28,7 @@ const ACCESSES: usize = 2_000_000;
 /// The exponent of the distribution, as in YCSB.
 const EXPONENT: f64 = 0.99;
 /// The memory limit of the table. It has room for about a tenth of the keys.
-const LIMIT: u64 = 20 << 20;
+const LIMIT: u64 = 17 << 20;
 const VALUE: [u8; 100] = [b'v'; 100];
 /// The number of accesses in one wake-up, and in one script of Redis.
 const BATCH: usize = 16;

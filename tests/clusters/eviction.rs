@@ -45,7 +45,7 @@ fn entries(cluster: &Cluster) -> u64 {
 fn writes_far_beyond_the_limit_succeed_and_both_copies_are_equal() {
     let flags = ["--memory-limit", LIMIT, "--eviction", "lfu"];
     let mut cluster =
-        flags.iter().fold(Cluster::builder(), |builder, flag| builder.flag(flag)).start();
+        flags.iter().fold(Cluster::builder(), |builder, flag| builder.flag(*flag)).start();
     // 160 MB into tables of 48 MiB.
     assert_eq!(put_range(&cluster, 0..40_000), 0);
     wait_until("the statistics to count every evicted entry", TIMEOUT, || {
@@ -74,7 +74,8 @@ fn writes_far_beyond_the_limit_succeed_and_both_copies_are_equal() {
 #[test]
 fn entries_with_deadlines_make_room_for_others() {
     let flags = ["--memory-limit", LIMIT, "--eviction", "ttl"];
-    let cluster = flags.iter().fold(Cluster::builder(), |builder, flag| builder.flag(flag)).start();
+    let cluster =
+        flags.iter().fold(Cluster::builder(), |builder, flag| builder.flag(*flag)).start();
     // No entry has a deadline, so none is evicted.
     assert!(put_range(&cluster, 0..20_000) > 1_000);
     assert_eq!(evicted(&cluster), 0);
