@@ -68,7 +68,7 @@ pub(crate) fn replace(args: &ReplaceArgs) -> Result<(), Failure> {
 /// The coordinator rejects the request, or none is running in the directory.
 pub(crate) fn set(args: &SetArgs) -> Result<(), Failure> {
     let setting = Setting { memory_limit: args.memory_limit.clone(), eviction: args.eviction };
-    ask_running(&args.dir, &Call::Set(setting), "to change its settings")
+    ask_running(&args.dir, &Call::Set { set: setting }, "to change its settings")
 }
 
 /// Sends a request like [`ask`], but fails if no coordinator is running.

@@ -48,7 +48,7 @@ pub(crate) enum Call {
     /// `coord replace`.
     Replace(Replacement),
     /// `coord set`.
-    Set(Setting),
+    Set { set: Setting },
 }
 
 /// The request of `coord replace`.

@@ -107,6 +107,8 @@ fn the_last_numbers_of_a_server_that_is_down_are_not_shown_as_current() {
         "-",
         "-",
         "-",
+        "-",
+        "-",
         "never",
     ];
     assert_eq!(cells, expected);
