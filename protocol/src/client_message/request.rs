@@ -73,7 +73,7 @@ pub struct WriteHeader {
     pub seq: RequestSeq,
     /// The lowest number of a write of this session that the client has not completed.
     pub first_incomplete: RequestSeq,
-    /// The start of the session: the position in a [`SessionStart`] that the client received before it sent the
+    /// The start of the session: the position in a [`SessionStart`](super::SessionStart) that the client received before it sent the
     /// session's first write. It never changes.
     pub begun: SequenceNumber,
     /// The condition.

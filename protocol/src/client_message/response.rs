@@ -18,7 +18,7 @@ pub const RESPONSE_HEAD_BYTES_MAX: usize = RESPONSE_HEAD_BYTES + 4 + 8;
 
 const _: () = assert!(RESPONSE_FIXED_BYTES + 4 + 8 <= MAX_FIXED_BYTES);
 
-/// A server's response to a [`Request`].
+/// A server's response to a [`Request`](super::Request).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response<'a> {
     /// The id of the request.
