@@ -33,8 +33,8 @@ stops it, unless --daemon is given:
   --accept-loss        restore although some groups have no usable dump; their keys are lost
   --without-state      restore although every copy of the coordinator's state is lost
   --force              restore although a server of the old cluster may still run
-  -t, --failure-timeout, --shards, --memory-limit, --connection-memory, --orphan-timeout, --net,
-  --on-double-fault, each with its value: see 'bin/coord --help'
+  -t, --failure-timeout, --shards, --memory-limit, --eviction, --connection-memory, --orphan-timeout,
+  --net, --on-double-fault, each with its value: see 'bin/coord --help'
 If a dump fails, stop waits until it succeeds, and reports the reason:
   --dump-dir DIR       write the dumps to this directory on each server's host (an absolute path)
   --force              end servers whose dumps fail, and discard their data
@@ -93,7 +93,7 @@ parse() {
         start:--accept-loss | start:--without-state | start:--force) handed_on+=("$option") && continue ;;
         *:--dir | stop:--dump-dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
             start:--ssh-config | start:--remote-dir | start:-t | start:--failure-timeout | start:--shards | \
-            start:--memory-limit | start:--connection-memory | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;
+            start:--memory-limit | start:--eviction | start:--connection-memory | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;
         *:-*) wrong_usage "'$command' has no option '$option'" ;;
         collect:*) [[ -z $into ]] || wrong_usage "give one directory, not two: '$into' and '$option'" ;;
         start:*) [[ -z $file ]] || wrong_usage "give one cluster file, not two: '$file' and '$option'" ;;

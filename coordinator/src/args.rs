@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+use kv_protocol::Eviction;
 use kv_protocol::limits::MAX_SHARDS;
 
 pub(crate) use commands::{
@@ -17,8 +18,8 @@ pub(crate) use commands::{
 pub(crate) use policies::{NetEngine, OnDoubleFault};
 
 use parse::{
-    parse_connection_memory, parse_failure_timeout, parse_memory_limit, parse_orphan_timeout,
-    parse_remote_dir, parse_ssh_config,
+    eviction_policy, parse_connection_memory, parse_failure_timeout, parse_memory_limit,
+    parse_orphan_timeout, parse_remote_dir, parse_ssh_config,
 };
 
 /// Starts the servers of a cluster, monitors them, and stops them in an orderly way.
@@ -33,8 +34,8 @@ use parse::{
 /// The exit status is 0 on success, 1 on a failure (for example: a group of which no server reported a complete dump),
 /// 2 if the command line or the cluster file is invalid.
 ///
-/// `--on-double-fault`, `--memory-limit`, `--connection-memory`, `--orphan-timeout`, `--net`, `--failure-timeout`,
-/// `--remote-dir`, `--ssh-config` and `--advertise` are stored with the cluster's state. A coordinator that takes the
+/// `--on-double-fault`, `--memory-limit`, `--eviction`, `--connection-memory`, `--orphan-timeout`, `--net`,
+/// `--failure-timeout`, `--remote-dir`, `--ssh-config` and `--advertise` are stored with the cluster's state. A coordinator that takes the
 /// cluster over or restores it uses the stored settings, unless its flags give other values. `coord status` shows the
 /// settings.
 #[derive(Debug, Parser)]
@@ -138,6 +139,12 @@ pub(crate) struct Args {
     /// stored setting, else the server's share of the memory of its machine or cgroup (--check shows it).
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub(crate) memory_limit: Option<String>,
+
+    /// Policy of full tables for writes that need memory: `none` rejects the writes, `lfu` removes entries that are seldom
+    /// used, `ttl` removes the entries with the nearest deadlines, and never entries without a deadline. Default: the
+    /// stored setting, else `none`.
+    #[arg(long, value_name = "POLICY", value_parser = eviction_policy())]
+    pub(crate) eviction: Option<Eviction>,
 
     /// Memory limit for the clients' connections of one server, such as 128M; at least 40M. It is part of the memory
     /// limit: the tables leave the memory that connections hold free. Default: the stored setting, else a quarter of

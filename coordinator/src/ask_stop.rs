@@ -67,8 +67,8 @@ pub(crate) fn replace(args: &ReplaceArgs) -> Result<(), Failure> {
 /// # Errors
 /// The coordinator rejects the request, or none is running in the directory.
 pub(crate) fn set(args: &SetArgs) -> Result<(), Failure> {
-    let setting = Setting { memory_limit: args.memory_limit.clone() };
-    ask_running(&args.dir, &Call::Set(setting), "to change its settings")
+    let setting = Setting { memory_limit: args.memory_limit.clone(), eviction: args.eviction };
+    ask_running(&args.dir, &Call::Set { set: setting }, "to change its settings")
 }
 
 /// Sends a request like [`ask`], but fails if no coordinator is running.

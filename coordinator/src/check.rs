@@ -7,8 +7,8 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use kv_protocol::ServerId;
 use kv_protocol::cluster_file::{ClusterFile, Host};
+use kv_protocol::{Eviction, ServerId};
 
 use crate::args::{Args, NetEngine};
 use crate::failure::Failure;
@@ -44,6 +44,9 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     if let Some(address) = settings.advertise {
         let found = own_address::check(address, args.servers_port).map(str::to_owned);
         findings.push((format!("coordinator, --advertise {address}"), found));
+    }
+    if settings.eviction != Eviction::None {
+        findings.push(("eviction".into(), eviction(&settings)));
     }
     let ssh = Ssh::new(&settings);
     let surveys = survey::of_hosts(&file, &ssh).await;
@@ -147,6 +150,17 @@ fn shared_ports(
         }
     }
     findings
+}
+
+/// Checks that eviction can have an effect.
+fn eviction(settings: &Settings) -> Result<String, String> {
+    match settings.memory_limit.as_deref() {
+        Some("none") => Err(format!(
+            "{} has no effect without a memory limit; give --memory-limit, or --eviction none",
+            settings.eviction
+        )),
+        _ => Ok(format!("{} by --eviction", settings.eviction)),
+    }
 }
 
 fn print(findings: &[Finding]) {

@@ -158,7 +158,7 @@ async fn main_loop(
             Some(call) = requests.recv() => match call {
                 Call::Stop(request) => driver.stop_as_asked(&request, &mut stopping),
                 // The task of the connection carries these requests out.
-                Call::Replace(_) | Call::Set(_) => {}
+                Call::Replace(_) | Call::Set { .. } => {}
                 Call::Detach { .. } => match driver.may_detach() {
                     Ok(()) => {
                         let words = driver.detached();

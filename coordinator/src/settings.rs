@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kv_protocol::FailureTimeout;
+use kv_protocol::{Eviction, FailureTimeout};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, NetEngine, OnDoubleFault};
@@ -23,6 +23,7 @@ pub(crate) struct Settings {
     pub(crate) on_double_fault: OnDoubleFault,
     /// The memory limit of one server's tables, as written.
     pub(crate) memory_limit: Option<String>,
+    pub(crate) eviction: Eviction,
     /// The memory limit of one server's connections, as written.
     pub(crate) connection_memory: Option<String>,
     /// The time without a coordinator after which a server dumps and exits; zero for never.
@@ -44,6 +45,7 @@ impl Default for Settings {
         Settings {
             on_double_fault: OnDoubleFault::default(),
             memory_limit: None,
+            eviction: Eviction::default(),
             connection_memory: None,
             orphan_timeout: ORPHAN_TIMEOUT,
             net: NetEngine::default(),
@@ -61,6 +63,7 @@ impl Settings {
         Settings {
             on_double_fault: args.on_double_fault.unwrap_or(self.on_double_fault),
             memory_limit: args.memory_limit.clone().or_else(|| self.memory_limit.clone()),
+            eviction: args.eviction.unwrap_or(self.eviction),
             connection_memory: args
                 .connection_memory
                 .clone()
@@ -92,11 +95,12 @@ impl Settings {
     }
 
     /// Returns every setting as its flag and its value, or `None` if it was not given.
-    fn flags(&self) -> [(&'static str, Option<String>); 9] {
+    fn flags(&self) -> [(&'static str, Option<String>); 10] {
         let seconds = |time: Duration| Some(time.as_secs_f64().to_string());
         [
             ("--on-double-fault", Some(self.on_double_fault.to_string())),
             ("--memory-limit", self.memory_limit.clone()),
+            ("--eviction", Some(self.eviction.to_string())),
             ("--connection-memory", self.connection_memory.clone()),
             ("--orphan-timeout", seconds(self.orphan_timeout)),
             ("--net", Some(self.net.to_string())),
@@ -129,12 +133,12 @@ impl Settings {
 }
 
 /// Returns the effect of a changed setting on running servers, as the end of a message. Running servers receive the
-/// memory limit and the coordinator's address in the message SETTINGS.
+/// memory limit, the policy of eviction and the coordinator's address in the message SETTINGS.
 fn effect_on_running_servers(flag: &str) -> &'static str {
     match flag {
         // Settings of the coordinator.
         "--on-double-fault" | "--remote-dir" | "--ssh-config" => "",
-        "--memory-limit" => "; running servers use it too",
+        "--memory-limit" | "--eviction" => "; running servers use it too",
         "--advertise" => {
             "; running servers receive it as the coordinator's address, and keep their own addresses"
         }
@@ -150,6 +154,18 @@ mod tests {
 
     fn given(flags: &str) -> Args {
         Args::try_parse_from(format!("coord -C file{flags}").split(' ')).unwrap()
+    }
+
+    #[test]
+    fn eviction_is_kept_until_it_is_given_again() {
+        let before = Settings::default().with(&given(" --eviction lfu"));
+        assert_eq!(before.with(&given("")).eviction, Eviction::Lfu);
+        assert_eq!(before.shown()["eviction"], "lfu");
+        let told = before.with(&given(" --eviction none")).changes_since(&before, true);
+        assert_eq!(
+            told,
+            ["--eviction is none from now on, no longer lfu; running servers use it too"]
+        );
     }
 
     #[test]

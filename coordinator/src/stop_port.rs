@@ -7,7 +7,7 @@
 //!      <-  {"say":"stop, 2 of 3: ..."}\n ...  {"ended":true,"say":"stopped"}\n
 //!
 //!   coord detach --dir DIR  ->  {"detach":null}\n  <-  {"ended":true,"say":"..."}\n
-//!   coord replace 1 HOST, coord set --memory-limit SIZE: the same, without the main loop
+//!   coord replace 1 HOST, coord set --memory-limit SIZE --eviction POLICY: the same, without the main loop
 //! ```
 //!
 //! Only the user that runs the coordinator, and root, are accepted. The mode of the socket and the credentials of the
@@ -17,9 +17,9 @@ use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
-use kv_protocol::ServerId;
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::limits::MAX_DUMP_DIRECTORY_BYTES;
+use kv_protocol::{Eviction, ServerId};
 use serde::{Deserialize, Serialize};
 
 /// The name of the socket.
@@ -48,7 +48,7 @@ pub(crate) enum Call {
     /// `coord replace`.
     Replace(Replacement),
     /// `coord set`.
-    Set(Setting),
+    Set { set: Setting },
 }
 
 /// The request of `coord replace`.
@@ -80,8 +80,12 @@ impl Replacement {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Setting {
-    /// The memory limit of each server, as written on the command line.
-    pub(crate) memory_limit: String,
+    /// The memory limit of each server, as written on the command line; `None` keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) memory_limit: Option<String>,
+    /// The policy of eviction; `None` keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) eviction: Option<Eviction>,
 }
 
 /// A line sent to a caller.

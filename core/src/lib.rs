@@ -10,6 +10,7 @@
 //!     failure_detector   heartbeats and silence
 //!   node       the coordinator's orders to one server process, and their completion
 //!   awake      a clock that excludes time in which this process was suspended
+//!   frequency  a sketch of how often keys are used, for eviction
 //!   number     numbers that values hold as text: add an amount
 //!   dump       text format of both tables: writer and reader
 //!   restore    choice of the dumps from which a cluster is rebuilt
@@ -24,6 +25,7 @@ pub mod awake;
 pub mod cluster;
 pub mod dump;
 pub mod failure_detector;
+pub mod frequency;
 pub mod hash;
 pub mod mutations;
 pub mod node;

@@ -88,6 +88,7 @@ pub enum Mutation {
     BatchAppliedInPart = 78,
     ExpiryNotLogged = 79,
     ExpiredBySecondary = 80,
+    EvictedBySecondary = 81,
     ScanInAnotherOrder = 82,
 }
 
@@ -158,7 +159,7 @@ mod mutant {
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
-    pub const ALL: [Mutation; 77] = {
+    pub const ALL: [Mutation; 78] = {
         use Mutation::*;
         [
             PromoteWithoutGrace,
@@ -237,6 +238,7 @@ mod mutant {
             BatchAppliedInPart,
             ExpiryNotLogged,
             ExpiredBySecondary,
+            EvictedBySecondary,
             ScanInAnotherOrder,
         ]
     };
@@ -364,6 +366,7 @@ mod mutant {
                 Mutation::BatchAppliedInPart => "batch applied in part",
                 Mutation::ExpiryNotLogged => "expiry not logged",
                 Mutation::ExpiredBySecondary => "expiry decided by the secondary",
+                Mutation::EvictedBySecondary => "eviction decided by the secondary",
                 Mutation::ScanInAnotherOrder => "a scan cursor used with another order",
             }
         }

@@ -29,13 +29,14 @@
 //! - `install`: role changes caused by views. `lease`: leases and graces.
 //! - `requests`: reads of clients, and responses. `writes`: writes of clients. `pending`: the log. `primary`: commits
 //!   and acks. `expiry`: the removal of expired entries.
-//! - `memory`: the memory limit and compaction of the table.
+//! - `memory`: the memory limit and compaction of the table. `eviction`: the removal of entries at the memory limit.
 //! - `stream`: hellos and batches, at either end.
 //! - `frozen`: behaviour after the replica's dump has begun.
 //! - `follower`: the receiving end. `copy_out`, `copy_in`: the copy to a candidate, at either end.
 
 mod copy_in;
 mod copy_out;
+mod eviction;
 mod expiry;
 mod follower;
 mod frozen;
@@ -76,6 +77,8 @@ use crate::session::{LoggedRecord, Sessions};
 use crate::table::{CompactionCounts, Entry, Pin, Table, TableHash, WalkBudget, WalkCursor};
 use copy_in::CopyIn;
 use copy_out::Copied;
+use eviction::Evictions;
+pub use eviction::RemovalCounts;
 use expiry::{Upkeep, WallClock};
 use follower::Follower;
 pub use inspect::{Inspection, Serves};
@@ -148,6 +151,7 @@ pub struct Replica {
     last_steps: LastSteps,
     wall: WallClock,
     upkeep: Upkeep,
+    evictions: Evictions,
     #[cfg(feature = "mutations")]
     mutant: mutant::Mutant,
 }
@@ -361,6 +365,7 @@ impl Replica {
             last_steps: LastSteps::default(),
             wall: WallClock::default(),
             upkeep: Upkeep::default(),
+            evictions: Evictions::new(config.hash_secret),
             #[cfg(feature = "mutations")]
             mutant: mutant::Mutant::default(),
         }

@@ -35,6 +35,7 @@ mod deadlines;
 mod directory;
 mod entry;
 mod pins;
+mod sampling;
 mod segment;
 mod staging;
 
@@ -61,7 +62,9 @@ const WALK_SLOTS_MAX: usize = 8192;
 pub struct TableHash(pub u64);
 
 impl TableHash {
-    fn bits(self) -> HashBits {
+    /// Returns the upper half.
+    #[inline]
+    pub(crate) fn bits(self) -> HashBits {
         (self.0 >> 32) as HashBits
     }
 }

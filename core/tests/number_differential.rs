@@ -11,119 +11,42 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_macros)] // The crate does no I/O, but this test does.
 
-use std::io::{BufRead, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
-use std::process::{Child, Command, Stdio};
+mod redis;
+
+use std::io::Write as _;
 
 use kv_core::number::{NumberError, add_float, add_integer, format_integer};
-use kv_testkit::process::Signal;
 use kv_testkit::random::Random;
-use kv_testkit::{TIMEOUT, coord, programs, wait_for};
+use redis::{Redis, Response, push_request};
 
 /// The number of pairs of each kind.
 const PAIRS: usize = 50_000;
 /// The number of pairs that are sent before the responses are read.
 const BATCH: usize = 500;
 
-/// A redis-server without persistence, on its own loopback port. It is killed on drop.
-struct Redis {
-    child: Child,
-    stream: BufReader<TcpStream>,
-}
-
-impl Redis {
-    fn start() -> anyhow::Result<Redis> {
-        let [port] = coord::free_ports()?;
-        let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
-        command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        programs::end_with_this(&mut command, Signal::KILL);
-        let mut child = command.spawn().map_err(|error| {
-            anyhow::anyhow!("start redis-server (`scripts/setup.sh sim` installs it): {error}")
-        })?;
-        let connected =
-            wait_for("redis-server accepts a connection", TIMEOUT, || match child.try_wait() {
-                Ok(None) => TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok().map(Some),
-                _ => Some(None),
-            });
-        let stream = match connected {
-            Ok(Some(stream)) => stream,
-            other => {
-                let _ = child.kill();
-                let _ = child.wait();
-                anyhow::bail!("redis-server on port {port} accepts no connection: {other:?}");
-            }
-        };
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        Ok(Redis { child, stream: BufReader::new(stream) })
-    }
-
-    /// Executes a command for each pair, after its value was stored, and returns the responses.
-    fn add(&mut self, command: &[u8], pairs: &[Pair]) -> std::io::Result<Vec<Response>> {
-        let mut requests = Vec::new();
-        for pair in pairs {
-            match &pair.value {
-                Some(value) => push_request(&mut requests, &[b"SET", b"k", value]),
-                None => push_request(&mut requests, &[b"DEL", b"k"]),
-            }
-            push_request(&mut requests, &[command, b"k", &pair.amount]);
+/// Executes a command for each pair, after its value was stored, and returns the responses.
+fn add_in(redis: &mut Redis, command: &[u8], pairs: &[Pair]) -> std::io::Result<Vec<Response>> {
+    let mut requests = Vec::new();
+    for pair in pairs {
+        match &pair.value {
+            Some(value) => push_request(&mut requests, &[b"SET", b"k", value]),
+            None => push_request(&mut requests, &[b"DEL", b"k"]),
         }
-        self.stream.get_mut().write_all(&requests)?;
-        let mut responses = Vec::new();
-        for _ in pairs {
-            self.response()?.expect("the value is stored");
-            responses.push(self.response()?);
-        }
-        Ok(responses)
+        push_request(&mut requests, &[command, b"k", &pair.amount]);
     }
-
-    /// Reads a response: the text of a string or an integer, or that of an error.
-    fn response(&mut self) -> std::io::Result<Response> {
-        let mut line = Vec::new();
-        self.stream.read_until(b'\n', &mut line)?;
-        let line = line.strip_suffix(b"\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
-        let (kind, text) = line.split_first().ok_or(std::io::ErrorKind::InvalidData)?;
-        let text = text.to_vec();
-        match kind {
-            b'+' | b':' => Ok(Ok(text)),
-            b'-' => Ok(Err(String::from_utf8_lossy(&text).into_owned())),
-            b'$' => {
-                let length: usize = String::from_utf8_lossy(&text).parse().expect("a length");
-                let mut text = vec![0; length + 2];
-                self.stream.read_exact(&mut text)?;
-                text.truncate(length);
-                Ok(Ok(text))
-            }
-            _ => Err(std::io::ErrorKind::InvalidData.into()),
-        }
+    redis.stream.get_mut().write_all(&requests)?;
+    let mut responses = Vec::new();
+    for _ in pairs {
+        redis.response()?.expect("the value is stored");
+        responses.push(redis.response()?);
     }
+    Ok(responses)
 }
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        // A server that has already ended makes kill fail.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-type Response = Result<Vec<u8>, String>;
 
 /// A stored value, which may be absent, and an amount.
 struct Pair {
     value: Option<Vec<u8>>,
     amount: Vec<u8>,
-}
-
-fn push_request(requests: &mut Vec<u8>, words: &[&[u8]]) {
-    requests.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
-    for word in words {
-        requests.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
-        requests.extend_from_slice(word);
-        requests.extend_from_slice(b"\r\n");
-    }
 }
 
 #[test]
@@ -170,7 +93,7 @@ fn compare(
     let (mut sums, mut errors) = (0, [0; 2]);
     for _ in 0..PAIRS / BATCH {
         let pairs: Vec<Pair> = (0..BATCH).map(|_| pair(&mut random)).collect();
-        for (pair, theirs) in pairs.iter().zip(redis.add(command, &pairs)?) {
+        for (pair, theirs) in pairs.iter().zip(add_in(&mut redis, command, &pairs)?) {
             let ours = add(pair).map_err(|error| {
                 let kind = messages.iter().position(|(kind, _)| *kind == error).expect("a message");
                 errors[kind] += 1;

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::client_message::ReplicaRole;
 use crate::codec::{Reader, Writer, length_u16};
 use crate::error::DecodeError;
+use crate::eviction::Eviction;
 use crate::frame::{Checksum, write_frame};
 use crate::ids::{
     ClusterId, Epoch, GroupId, Incarnation, Member, OrderId, PidNamespace, SequenceNumber, ShardId,
@@ -350,6 +351,11 @@ pub struct Heartbeat {
     pub refused: u64,
     /// The number of writes rejected with OUT_OF_SPACE since its start.
     pub out_of_space: u64,
+    /// The number of entries evicted since its start to make room, as far as it decided their removal as a primary.
+    pub evicted: u64,
+    /// The number of entries removed since its start because they had expired, as far as it decided their removal as a
+    /// primary.
+    pub expired: u64,
     /// The time for which one of its threads has been hung, in milliseconds; 0 if no thread is hung. Only the sole
     /// holder of a group reports this; any other server exits.
     pub stood_ms: u32,
@@ -384,6 +390,8 @@ impl Heartbeat {
         body.put_u64(self.requests);
         body.put_u64(self.refused);
         body.put_u64(self.out_of_space);
+        body.put_u64(self.evicted);
+        body.put_u64(self.expired);
         body.put_u32(self.stood_ms);
         body.put_u64(self.dumped.primary);
         body.put_u64(self.dumped.secondary);
@@ -423,6 +431,8 @@ impl Heartbeat {
         let requests = reader.u64("request count")?;
         let refused = reader.u64("refused count")?;
         let out_of_space = reader.u64("count of writes without room")?;
+        let evicted = reader.u64("count of evicted entries")?;
+        let expired = reader.u64("count of expired entries")?;
         let stood_ms = reader.u32("time hung")?;
         let dumped = DumpedBytes {
             primary: reader.u64("bytes dumped of the primary table")?,
@@ -473,6 +483,8 @@ impl Heartbeat {
             requests,
             refused,
             out_of_space,
+            evicted,
+            expired,
             stood_ms,
             dumped,
             crowd,
@@ -894,6 +906,8 @@ pub fn read_dump_directory(body: &[u8]) -> Result<String, DecodeError> {
 pub struct Settings {
     /// The coordinator's address, to which the server reports from now on.
     pub coordinator: SocketAddr,
+    /// The policy of eviction.
+    pub eviction: Eviction,
     /// The memory limit of the server's tables in the notation of `--memory-limit`; empty to keep the current limit.
     pub memory_limit: String,
 }
@@ -903,6 +917,7 @@ impl Settings {
     pub fn write(&self, output: &mut Vec<u8>) {
         write_frame(output, Checksum::Crc32c, opcode::SETTINGS, |body| {
             write_address(body, Some(self.coordinator));
+            body.put_u8(self.eviction as u8);
             body.put_bytes(self.memory_limit.as_bytes());
         });
     }
@@ -910,18 +925,22 @@ impl Settings {
     /// Reads the settings from their frame's body.
     ///
     /// # Errors
-    /// If there is no address, its port is 0 or it is unspecified (`0.0.0.0` or `::`), or the limit is not UTF-8.
+    /// If there is no address, its port is 0 or it is unspecified (`0.0.0.0` or `::`), the policy is unknown,
+    /// or the limit is not UTF-8.
     pub fn read(body: &[u8]) -> Result<Settings, DecodeError> {
         let mut reader = Reader::new(body);
         let coordinator = read_address(&mut reader)?
             .filter(|address| address.port() != 0 && !address.ip().is_unspecified())
             .ok_or(DecodeError::BadValue { field: "coordinator's address", value: 0 })?;
+        let eviction = reader.u8("eviction")?;
+        let eviction = Eviction::from_wire(eviction)
+            .ok_or(DecodeError::BadValue { field: "eviction", value: eviction.into() })?;
         let limit = reader.remainder();
         let memory_limit = std::str::from_utf8(limit).map_err(|error| DecodeError::BadValue {
             field: "memory limit",
             value: u64::try_from(error.valid_up_to()).unwrap_or(u64::MAX),
         })?;
-        Ok(Settings { coordinator, memory_limit: memory_limit.to_owned() })
+        Ok(Settings { coordinator, eviction, memory_limit: memory_limit.to_owned() })
     }
 }
 

@@ -25,6 +25,7 @@ pub mod control_message;
 pub mod copy_message;
 pub mod error;
 pub mod escape;
+pub mod eviction;
 pub mod exit_code;
 pub mod failure_timeout;
 pub mod frame;
@@ -45,6 +46,7 @@ pub mod update;
 pub mod view;
 
 pub use error::{DecodeError, FrameError};
+pub use eviction::Eviction;
 pub use failure_timeout::FailureTimeout;
 pub use ids::*;
 pub use placement::{Digest, Placement};

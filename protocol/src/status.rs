@@ -120,6 +120,12 @@ pub struct ServerStatus {
     /// The number of writes rejected since its start because its tables were full.
     #[serde(default)]
     pub out_of_space: u64,
+    /// The number of entries that it has evicted since its start to make room (`--eviction`).
+    #[serde(default)]
+    pub evicted: u64,
+    /// The number of entries that it has removed since its start because they had expired.
+    #[serde(default)]
+    pub expired: u64,
     /// Milliseconds since its last heartbeat; `None` before the first.
     pub heartbeat_age_ms: Option<u64>,
     /// The longest time in milliseconds for which one of its shards received no message from the other holder, under

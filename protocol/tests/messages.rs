@@ -8,6 +8,7 @@ use kv_protocol::codec::Reader;
 use kv_protocol::control_message::{self as control, *};
 use kv_protocol::copy_message::*;
 use kv_protocol::error::DecodeError;
+use kv_protocol::eviction::Eviction;
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::*;
 use kv_protocol::key::{Challenge, Link, Nonce, Seal};
@@ -309,7 +310,7 @@ proptest! {
         let heartbeat = Heartbeat {
             incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
             memory_limit: numbers[5], connection_bytes: numbers[3], connection_limit: numbers[4],
-            requests: numbers[1], refused: numbers[2], out_of_space: numbers[3], stood_ms: 9,
+            requests: numbers[1], refused: numbers[2], out_of_space: numbers[3], evicted: numbers[1], expired: numbers[2], stood_ms: 9,
             dumped: DumpedBytes { primary: numbers[3], secondary: numbers[4] },
             crowd: (kind % 2 == 0).then_some(CrowdReport { address: ip, connections: 5, closed: numbers[3] }),
             replicas: (0..replicas).map(replica).collect(),
@@ -691,6 +692,8 @@ fn the_largest_legal_messages_fit_their_frames() {
         requests: 0,
         refused: 0,
         out_of_space: 0,
+        evicted: 0,
+        expired: 0,
         stood_ms: 0,
         dumped: DumpedBytes::default(),
         crowd: None,
@@ -704,6 +707,7 @@ fn the_largest_legal_messages_fit_their_frames() {
 fn settings_contain_an_address_that_can_be_dialled() {
     let of = |coordinator: &str| Settings {
         coordinator: coordinator.parse().unwrap(),
+        eviction: Eviction::Lfu,
         memory_limit: "4GiB".into(),
     };
     for coordinator in ["10.0.0.1:7000", "[fe80::1]:1"] {

@@ -5,15 +5,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{ArgAction, CommandFactory, FromArgMatches as _, Parser, error::ErrorKind};
 use kv_daemon::identity::Process;
-use kv_protocol::FailureTimeout;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::ids::{ClusterId, Incarnation};
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS,
 };
+use kv_protocol::{Eviction, FailureTimeout};
 
 use crate::load::{self, LoadSource};
 use crate::memory::limit::{MemoryLimit, parse_bytes, parse_memory_limit};
@@ -67,6 +68,12 @@ pub struct Args {
     /// servers, divided by --share, less 24 MiB for the process.
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub memory_limit: Option<MemoryLimit>,
+
+    /// Policy of full tables for writes that need memory: `none` rejects the writes, `lfu` removes entries that are seldom
+    /// used, `ttl` removes the entries with the nearest deadlines. The coordinator may change it later.
+    #[arg(long, value_name = "POLICY", default_value_t = Eviction::None,
+        value_parser = PossibleValuesParser::new(Eviction::ALL.map(Eviction::name)).try_map(|name| name.parse::<Eviction>()))]
+    pub eviction: Eviction,
 
     /// Number of servers of the cluster that share the memory of this machine; set by the coordinator.
     #[arg(long, value_name = "COUNT", default_value_t = 1,

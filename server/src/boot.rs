@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use kv_core::hash::HashSecret;
+use kv_protocol::Eviction;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
 use kv_protocol::limits::SESSION_IDLE;
@@ -103,6 +104,10 @@ fn start(args: &Args) -> Result<Arc<ServerProcess>, Fatal> {
     let memory_limit = memory_limit(args);
     let tables = TABLES * u64::from(args.shards);
     let connection_memory = ConnectionMemory::new(args.connection_memory, memory_limit, tables);
+    connection_memory.set_eviction(args.eviction);
+    if args.eviction != Eviction::None {
+        tracing::info!("eviction: {}, by --eviction", args.eviction);
+    }
     let statistics = Statistics::new(args.shards, bounds, connection_memory);
     statistics.set_failure_timeout(args.failure_timeout);
     let map = Arc::default();

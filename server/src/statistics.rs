@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kv_core::awake::LastSleep;
-use kv_core::replica::aged;
+use kv_core::replica::{RemovalCounts, aged};
 use kv_protocol::FailureTimeout;
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{Member, ShardId, Time};
@@ -65,6 +65,8 @@ struct ShardStatistics {
     requests: AtomicU64,
     refused: AtomicU64,
     out_of_space: AtomicU64,
+    evicted: AtomicU64,
+    expired: AtomicU64,
     is_drained: AtomicBool,
     /// True if the shard is the primary of a group without a secondary.
     is_sole: AtomicBool,
@@ -163,6 +165,8 @@ impl Statistics {
         place.requests.store(counters.requests, Ordering::Relaxed);
         place.refused.store(counters.refused, Ordering::Relaxed);
         place.out_of_space.store(counters.out_of_space, Ordering::Relaxed);
+        place.evicted.store(counters.removals.evicted, Ordering::Relaxed);
+        place.expired.store(counters.removals.expired, Ordering::Relaxed);
         let mut published = lock(&place.replicas);
         published.at = now;
         published.replicas.clear();
@@ -271,6 +275,10 @@ impl Statistics {
             requests: sum(|shard| &shard.requests),
             refused: sum(|shard| &shard.refused) + self.rejected.load(Ordering::Relaxed),
             out_of_space: sum(|shard| &shard.out_of_space),
+            removals: RemovalCounts {
+                evicted: sum(|shard| &shard.evicted),
+                expired: sum(|shard| &shard.expired),
+            },
         }
     }
 

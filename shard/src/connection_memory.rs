@@ -16,12 +16,13 @@
 //! Values that are sent directly from the table take no memory of this budget (`output.rs`).
 //!
 //! This module also has the memory limit of the tables, because the tables leave room for the memory of connections.
-//! This limit may change while the process runs.
+//! This limit and the policy of eviction may change while the process runs.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kv_protocol::Eviction;
 use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_CLIENT_BODY};
 
 /// The default budget if the tables have no memory limit.
@@ -43,6 +44,8 @@ pub struct ConnectionMemory {
     limit: u64,
     /// The memory limit of all tables together; 0 means no limit.
     memory_limit: AtomicU64,
+    /// The policy by which full tables make room.
+    eviction: AtomicU8,
     /// The number of tables of the process. Each leaves its share of the connections' memory free.
     tables: u64,
     frames: Mutex<Frames>,
@@ -84,7 +87,8 @@ impl ConnectionMemory {
         let limit = asked.unwrap_or(default).max(CONNECTION_MEMORY_MIN);
         let (frames, others) = (Mutex::default(), AtomicU64::new(0));
         let memory_limit = AtomicU64::new(memory_limit.unwrap_or(0));
-        Arc::new(ConnectionMemory { limit, memory_limit, tables, frames, others })
+        let eviction = AtomicU8::new(Eviction::None as u8);
+        Arc::new(ConnectionMemory { limit, memory_limit, eviction, tables, frames, others })
     }
 
     /// Returns the size of the budget in bytes.
@@ -101,6 +105,16 @@ impl ConnectionMemory {
     /// budget of connections stays the same.
     pub fn set_memory_limit(&self, limit: Option<u64>) {
         self.memory_limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Returns the policy by which full tables make room; at first [`Eviction::None`].
+    pub fn eviction(&self) -> Eviction {
+        Eviction::from_wire(self.eviction.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+
+    /// Changes the policy by which full tables make room. Executors apply it at their next wake-up.
+    pub fn set_eviction(&self, policy: Eviction) {
+        self.eviction.store(policy as u8, Ordering::Relaxed);
     }
 
     /// Returns the limit of one table, in bytes; `None` without a limit.

@@ -18,9 +18,10 @@ use std::time::Duration;
 use kv_core::arena::ChunkSource;
 use kv_core::hash::HashSecret;
 use kv_core::mutations::{self, Mutation};
-use kv_core::replica::{ConnectionId, InstallError, Pumped, Replica, ReplicaConfig, StreamError};
+use kv_core::replica::{
+    ConnectionId, InstallError, Pumped, RemovalCounts, Replica, ReplicaConfig, StreamError,
+};
 use kv_core::session::LoggedRecord;
-use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::{
     GROUPS_OF_A_SERVER, Refusal, ReplicaRole, Request, Response, SessionStart, Status,
     write_map_response,
@@ -37,6 +38,7 @@ use kv_protocol::peer_message::{
 };
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
+use kv_protocol::{Eviction, FailureTimeout};
 
 use crate::address::Address;
 use crate::connection_memory::ConnectionMemory;
@@ -137,6 +139,8 @@ pub struct Counters {
     pub refused: u64,
     /// The number of writes with the response OUT_OF_SPACE.
     pub out_of_space: u64,
+    /// The number of entries that its replicas have removed by themselves.
+    pub removals: RemovalCounts,
 }
 
 /// One shard's replicas and the outputs of its connections.
@@ -152,6 +156,8 @@ pub struct Service {
     events: Vec<Event>,
     /// The memory limit per table that was applied last.
     table_limit: Option<u64>,
+    /// The policy of eviction that was applied last.
+    eviction: Eviction,
     counters: Counters,
     hosted: Vec<Hosted>,
     /// Connections that wait for memory for a long frame, in the order in which they began to wait.
@@ -242,6 +248,7 @@ impl Service {
             hash_secret,
             events: Vec::new(),
             table_limit: memory_limit,
+            eviction: Eviction::None,
             counters: Counters::default(),
             hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
             waiting_frames: VecDeque::new(),
@@ -321,11 +328,17 @@ impl Service {
         let checked_at =
             if mutations::is_open(Mutation::RespondedBeforeLease) { Time::default() } else { now };
         if let Some(response) = hosted.replica.response_to_read(checked_at, request, *hash) {
+            let is_found = response.status != Status::NotFound;
             if response.value.len() <= self.identity.long_value {
-                return self.outputs.append(id, |bytes| response.write(bytes));
+                self.outputs.append(id, |bytes| response.write(bytes));
+                if is_found {
+                    hosted.replica.note_use(*hash);
+                }
+                return;
             }
             let (head, length) =
                 (response.head(), response.value.len().max(response.whole as usize));
+            hosted.replica.note_use(*hash);
             if let Some(pin) = hosted.replica.pin(*hash, request.key) {
                 let range = request.operation.range_of(length);
                 let value = PinnedValue::new(group, pin, range, request);
@@ -671,10 +684,12 @@ impl Service {
         }
     }
 
-    /// Appends the pending messages of all replicas to their streams. It is called once at the end of every wake-up, so
+    /// Evicts entries if tables are nearly full, and appends the pending messages of all replicas to their streams. It is
+    /// called once at the end of every wake-up, so
     /// that PREPAREs and ACKs are sent in batches.
     pub(crate) fn pump(&mut self, now: Time) {
         for hosted in &mut self.hosted {
+            hosted.replica.keep_headroom(now, &mut self.outputs);
             let Some(id) = hosted.stream else { continue };
             loop {
                 let output = self.outputs.get(id).filter(|output| !output.is_closing());
@@ -847,7 +862,13 @@ impl Service {
 
     /// Returns the counters.
     pub fn counters(&self) -> Counters {
-        Counters { out_of_space: self.outputs.out_of_space(), ..self.counters }
+        let mut removals = RemovalCounts::default();
+        for replica in self.replicas() {
+            let RemovalCounts { evicted, expired } = replica.removal_counts();
+            removals.evicted += evicted;
+            removals.expired += expired;
+        }
+        Counters { out_of_space: self.outputs.out_of_space(), removals, ..self.counters }
     }
 
     /// Makes the next [`Service::take_news`] return true, so that the engine publishes the state and checks the dials.

@@ -81,6 +81,8 @@ pub struct Counts {
     pub orphaned: u64,
     /// The number of chunks of tables emptied by compaction.
     pub emptied_chunks: u64,
+    /// The number of entries evicted by the replicas that were alive at the end.
+    pub evicted: u64,
     /// The number of connections that an executor handed over to another one.
     pub handed_over: u64,
     /// The number of connections that a client closed without waiting for responses.
@@ -148,6 +150,7 @@ impl Counts {
         self.restore_suspends += other.restore_suspends;
         self.orphaned += other.orphaned;
         self.emptied_chunks += other.emptied_chunks;
+        self.evicted += other.evicted;
         self.load += other.load;
         self.handed_over += other.handed_over;
         self.resets += other.resets;
@@ -191,6 +194,7 @@ impl Counts {
         least("suspensions during a restore".to_owned(), self.restore_suspends, 1);
         least("periods without a coordinator".to_owned(), self.orphaned, 1);
         least("chunks emptied by compaction".to_owned(), self.emptied_chunks, 1);
+        least("evicted entries".to_owned(), self.evicted, 1);
         least("requests of load-only clients".to_owned(), self.load, LOAD);
         least("connections handed over".to_owned(), self.handed_over, CLIENTS_WAYS);
         least("connections reset".to_owned(), self.resets, CLIENTS_WAYS);
@@ -253,8 +257,8 @@ impl Counts {
         );
         text += &format!(
             "{} suspensions during a restore, {} periods without a coordinator, {} chunks emptied by \
-             compaction, {} requests of load-only clients\n",
-            self.restore_suspends, self.orphaned, self.emptied_chunks, self.load
+             compaction, {} entries evicted, {} requests of load-only clients\n",
+            self.restore_suspends, self.orphaned, self.emptied_chunks, self.evicted, self.load
         );
         text += &format!(
             "clients: {} connections handed over, {} reset, {} half-closed, {} writes with a wrong digest, \
@@ -298,6 +302,7 @@ mod tests {
         (counts.settled_done, counts.settled_not_done) = (SETTLED, SETTLED);
         (counts.failed_dumps, counts.stop_suspends) = (1, 1);
         (counts.restore_suspends, counts.orphaned, counts.emptied_chunks) = (1, 1, 1);
+        counts.evicted = 1;
         counts.load = LOAD;
         (counts.handed_over, counts.resets) = (CLIENTS_WAYS, CLIENTS_WAYS);
         counts.half_closes = CLIENTS_WAYS;

@@ -23,6 +23,7 @@
 //! | 14 | only primaries respond | [`messages::only_primaries_respond`] |
 //! | 15 | keys are at home | [`copies::keys_are_at_home`] |
 //! | 16 | every key is one register | [`writes::linearizable`] |
+//! |  | that may lose its value by eviction | [`evictions::as_cached`] |
 //! | 17 | a group is LOST only without a holder | [`groups::lost_is_lost`] |
 //! |  | and a restore loses nothing else | [`stops::restored_has_all`] |
 //! | 18 | memory is bounded | [`copies::memory_is_bounded`] |
@@ -53,6 +54,7 @@ use kv_protocol::ids::GroupId;
 
 pub mod commits;
 pub mod copies;
+pub mod evictions;
 pub mod groups;
 pub mod leases;
 pub mod messages;

@@ -71,9 +71,10 @@ pub fn run(config: Config) -> Outcome {
     world.counts.digests_compared = world.checks.compared.digests;
     world.counts.copies_compared = world.checks.compared.contents;
     let shards = world.processes.iter().flat_map(|process| &process.shards);
-    let replicas = shards.flat_map(|executor| executor.replicas());
-    world.counts.emptied_chunks =
-        replicas.map(|replica| replica.compaction_counts().emptied_chunks).sum();
+    for replica in shards.flat_map(|executor| executor.replicas()) {
+        world.counts.emptied_chunks += replica.compaction_counts().emptied_chunks;
+        world.counts.evicted += replica.removal_counts().evicted;
+    }
     let group = result.as_ref().err().and_then(|violation| violation.group);
     let trace = world.trace.lines(group).map(str::to_owned).collect();
     Outcome { seed: config.seed, counts: world.counts.clone(), failure: result.err(), trace }

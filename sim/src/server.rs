@@ -17,11 +17,11 @@ use std::time::Duration;
 use kv_core::awake::LastSleep;
 use kv_core::node::{Node, NodeConfig};
 use kv_core::replica::{Replica, aged};
-use kv_protocol::FailureTimeout;
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{ClusterId, ClusterKey, GroupId, Member, ShardId, Time};
 use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::placement::Placement;
+use kv_protocol::{Eviction, FailureTimeout};
 use kv_shard::{ConnectionMemory, Identity};
 
 use crate::network::ConnectionNumber;
@@ -45,6 +45,8 @@ pub const MEMORY: u64 = 64 << 20;
 pub struct Bounds {
     /// The memory limit of a table in bytes, above which writes are rejected.
     pub memory: u64,
+    /// The policy by which full tables make room.
+    pub eviction: Eviction,
     /// The idle timeout of a session.
     pub session_idle: Duration,
     /// The length in bytes above which a value is sent directly from the table.
@@ -111,6 +113,7 @@ impl Process {
         let is_exhausted = Arc::new(AtomicBool::new(false));
         let tables = 2 * u64::from(placement.shards());
         let memory = ConnectionMemory::new(None, Some(bounds.memory * tables), tables);
+        memory.set_eviction(bounds.eviction);
         let shards = (0..placement.shards()).map(|shard| {
             let identity = Identity {
                 cluster,

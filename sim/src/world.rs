@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use kv_core::cluster::{DoubleFault, Effect, KillReason};
 use kv_core::node::NodeEffect;
-use kv_protocol::ClusterKey;
 use kv_protocol::client_message::{Hello, Response, Welcome, opcode as client_opcode};
 use kv_protocol::control_message::{
     Admission, DumpedBytes, Heartbeat, Order, OrderFailure, OrdersHello, Report, ServerMessage,
@@ -24,6 +23,7 @@ use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ServerId, Sha
 use kv_protocol::key::{Link, Nonce, Seal};
 use kv_protocol::limits::{MAX_CONTROL_BODY, MAX_RESPONSE_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
+use kv_protocol::{ClusterKey, Eviction};
 use kv_shard::LONG_VALUE;
 use kv_testkit::random::Random;
 
@@ -174,6 +174,11 @@ impl Config {
                 memory: match seed % 5 {
                     1 => LITTLE_MEMORY / u64::from(servers * shards),
                     _ => MEMORY,
+                },
+                eviction: match seed % 20 {
+                    6 => Eviction::Ttl,
+                    16 => Eviction::Lfu,
+                    _ => Eviction::None,
                 },
                 session_idle: if forgets_soon { SHORT_IDLE } else { SESSION_IDLE },
                 // Only values of at most a kibibyte are moved by compaction, because the chunks of a run are small.

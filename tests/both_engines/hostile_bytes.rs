@@ -551,6 +551,8 @@ fn a_heartbeat_before_any_started_message_changes_nothing_at_the_coordinator() {
             clients: u32::MAX,
             requests: u64::MAX,
             out_of_space: 0,
+            evicted: 0,
+            expired: 0,
             refused: u64::MAX,
             stood_ms: 0,
             dumped: DumpedBytes { primary: u64::MAX, secondary: u64::MAX },

@@ -6,6 +6,7 @@ mod common;
 
 mod coordinator_restart;
 mod dumps;
+mod eviction;
 mod hostile_start;
 mod leaving;
 mod log_files;

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Subcommand};
+use kv_protocol::Eviction;
 
 use super::parse::{
-    parse_dump_dir, parse_host, parse_interval, parse_memory_limit, parse_remote_dir,
-    parse_ssh_config,
+    eviction_policy, parse_dump_dir, parse_host, parse_interval, parse_memory_limit,
+    parse_remote_dir, parse_ssh_config,
 };
 
 /// The subcommands of `coord`.
@@ -192,10 +193,14 @@ pub(crate) struct ReplaceArgs {
 /// The command line of `coord set`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SetArgs {
-    /// Memory limit for the tables of one server, such as 512M or 4GiB; `none` for no limit. A lower limit removes
-    /// nothing: writes are rejected until entries are deleted.
-    #[arg(long, value_name = "BYTES", required = true, value_parser = parse_memory_limit)]
-    pub(crate) memory_limit: String,
+    /// Memory limit for the tables of one server, such as 512M or 4GiB; `none` for no limit. Without eviction a lower
+    /// limit removes nothing: writes are rejected until entries are deleted.
+    #[arg(long, value_name = "BYTES", required_unless_present = "eviction", value_parser = parse_memory_limit)]
+    pub(crate) memory_limit: Option<String>,
+
+    /// Policy of full tables for writes that need memory: `none`, `lfu` or `ttl`, as for the start of a cluster.
+    #[arg(long, value_name = "POLICY", value_parser = eviction_policy())]
+    pub(crate) eviction: Option<Eviction>,
 
     /// The directory of the cluster: the coordinator's --dir.
     #[arg(long, value_name = "DIR", default_value = ".")]

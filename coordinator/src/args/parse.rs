@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use kv_protocol::Eviction;
 use kv_protocol::cluster_file::Host;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_DUMP_DIRECTORY_BYTES, ORPHAN_SECONDS};
@@ -94,6 +96,12 @@ pub(super) fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
         ));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Returns the parser of `--eviction`.
+pub(super) fn eviction_policy() -> impl TypedValueParser<Value = Eviction> {
+    let names = Eviction::ALL.map(Eviction::name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Eviction>())
 }
 
 /// Checks a memory limit of the tables, a size or `none`, and returns its text. The servers parse it themselves.

@@ -79,11 +79,13 @@ impl Driver {
         }
     }
 
-    /// Returns the settings that a running server receives: the coordinator's address and the memory limit.
+    /// Returns the settings that a running server receives: the coordinator's address, the policy of eviction
+    /// and the memory limit.
     pub(super) fn settings_of(&self, server: ServerId) -> control_message::Settings {
         let route = &self.plan().routes[index(server)];
         control_message::Settings {
             coordinator: SocketAddr::new(route.coordinator, self.ports.servers),
+            eviction: self.plan().settings.eviction,
             memory_limit: self.plan().settings.memory_limit.clone().unwrap_or_default(),
         }
     }

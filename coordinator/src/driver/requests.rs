@@ -139,7 +139,7 @@ async fn converse(
             };
             Some(ended)
         }
-        Call::Set(setting) => Some(Ok(driver.set(&setting.memory_limit))),
+        Call::Set { set: setting } => Some(Ok(driver.set(setting))),
         Call::Stop(_) | Call::Detach { .. } => None,
     };
     if let Some(ended) = ended {

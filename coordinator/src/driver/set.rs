@@ -2,36 +2,59 @@
 
 use std::rc::Rc;
 
+use kv_protocol::Eviction;
 use kv_protocol::size;
 
 use super::context::Driver;
 use crate::clock;
+use crate::stop_port::Setting;
 
 impl Driver {
-    /// Changes the memory limit of a running cluster, and returns the message for the caller.
-    pub(super) fn set(self: &Rc<Driver>, memory_limit: &str) -> String {
-        let before: Vec<u64> = {
-            let status = self.cluster().status(clock::now(), &self.places.hosts());
-            status.servers.iter().map(|server| server.table_bytes).collect()
-        };
+    /// Changes settings of a running cluster, and returns the message for the caller.
+    pub(super) fn set(self: &Rc<Driver>, setting: &Setting) -> String {
         let mut plan = (*self.plan()).clone();
-        plan.settings.memory_limit = Some(memory_limit.to_owned());
+        let mut changes = Vec::new();
+        if let Some(limit) = &setting.memory_limit {
+            plan.settings.memory_limit = Some(limit.clone());
+            changes.push(format!("--memory-limit is {limit}"));
+        }
+        if let Some(policy) = setting.eviction {
+            plan.settings.eviction = policy;
+            changes.push(format!("--eviction is {policy}"));
+        }
+        let eviction = plan.settings.eviction;
         self.places.set_plan(plan);
         self.input(|cluster, now, sink| cluster.store_again(now, sink));
         self.settings_told.send_modify(|number| *number += 1);
         let mut said = format!(
-            "--memory-limit is {memory_limit} from now on, also for the running servers; coord status shows it"
+            "{} from now on, also for the running servers; coord status shows it",
+            changes.join(", ")
         );
-        let limit = size::parse(memory_limit).unwrap_or(u64::MAX);
-        let fuller = before.iter().filter(|bytes| **bytes > limit).count();
-        if fuller > 0 {
-            said += &format!(
-                ". WARNING: {fuller} of {} servers hold more than that: they reject writes, and a server that \
-                 replaces one has no room for its copies, until entries are deleted or the limit is raised",
-                before.len()
-            );
+        if let Some(limit) = &setting.memory_limit {
+            said += &self.fuller_than(limit, eviction);
         }
         self.console.say(&said);
         said
+    }
+
+    /// Returns a warning, as the end of a message, if servers hold more than this memory limit.
+    fn fuller_than(&self, limit: &str, eviction: Eviction) -> String {
+        let status = self.cluster().status(clock::now(), &self.places.hosts());
+        let limit = size::parse(limit).unwrap_or(u64::MAX);
+        let fuller = status.servers.iter().filter(|server| server.table_bytes > limit).count();
+        let effect = match eviction {
+            Eviction::None => {
+                "they reject writes, and a server that replaces one has no room for its copies, until entries are \
+                 deleted or the limit is raised"
+            }
+            _ => "they evict entries until the tables fit",
+        };
+        match fuller {
+            0 => String::new(),
+            _ => format!(
+                ". WARNING: {fuller} of {} servers hold more than that: {effect}",
+                status.servers.len()
+            ),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The command line of a server's process, as the plan specifies it.
 
 use kv_protocol::cluster_file::{Host, ServerLine};
-use kv_protocol::{ClusterId, Member};
+use kv_protocol::{ClusterId, Eviction, Member};
 
 use super::Plan;
 use crate::quote;
@@ -40,6 +40,9 @@ impl Plan {
         flag("--share", survey::servers_on(&self.file, &line.host).to_string());
         if let Some(limit) = &self.settings.memory_limit {
             flag("--memory-limit", limit.clone());
+        }
+        if self.settings.eviction != Eviction::None {
+            flag("--eviction", self.settings.eviction.to_string());
         }
         if let Some(bytes) = &self.settings.connection_memory {
             flag("--connection-memory", bytes.clone());
@@ -94,6 +97,7 @@ mod tests {
             shards: 2,
             settings: Settings {
                 memory_limit: Some("1G".into()),
+                eviction: Eviction::Ttl,
                 connection_memory: Some("64M".into()),
                 orphan_timeout: Duration::from_millis(500),
                 ..Settings::default()
@@ -117,7 +121,7 @@ mod tests {
             "-h 127.0.0.1 -m 4000 -c 7 -s 8 -M 9 -S 1 -n 3 -l server_1.log --shards 2 \
              --cluster-id 0000000000000000000000000000000c --incarnation 000000000000beef \
              --bind 127.0.0.1 --advertise 127.0.0.1 --orphan-timeout 0.5 --net auto \
-             --failure-timeout 0.5 --share 1 --memory-limit 1G --connection-memory 64M"
+             --failure-timeout 0.5 --share 1 --memory-limit 1G --eviction ttl --connection-memory 64M"
         );
     }
 

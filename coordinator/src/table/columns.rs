@@ -29,6 +29,8 @@ pub(super) fn servers(servers: &[ServerStatus]) -> Grid {
         ("memory", 5),
         ("clients", 1),
         ("requests", 2),
+        ("evicted", 1),
+        ("expired", 1),
         ("gap", 3),
         ("heard", 8),
     ];
@@ -61,6 +63,8 @@ pub(super) fn servers(servers: &[ServerStatus]) -> Grid {
             counted(bytes(server.resident_bytes)),
             counted(server.client_connections.to_string()),
             counted(server.requests.to_string()),
+            counted(server.evicted.to_string()),
+            counted(server.expired.to_string()),
             counted(format!("{} ms", server.longest_gap_ms)),
             server.heartbeat_age_ms.map_or("never".into(), age),
         ]

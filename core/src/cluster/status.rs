@@ -196,6 +196,8 @@ fn server_status(now: Time, server: &Server, host: String) -> ServerStatus {
         requests: heartbeat.map_or(0, |h| h.requests),
         refused: heartbeat.map_or(0, |h| h.refused),
         out_of_space: heartbeat.map_or(0, |h| h.out_of_space),
+        evicted: heartbeat.map_or(0, |h| h.evicted),
+        expired: heartbeat.map_or(0, |h| h.expired),
         longest_gap_ms: reports(server)
             .iter()
             .map(|r| u64::from(r.longest_gap_ms))

@@ -204,6 +204,8 @@ impl World {
             requests: 3,
             refused: 4,
             out_of_space: 0,
+            evicted: 0,
+            expired: 0,
             stood_ms: 0,
             dumped: DumpedBytes::default(),
             crowd: None,

@@ -73,6 +73,8 @@ pub(super) struct Upkeep {
     stepped: Time,
     /// The last write that removes expired entries.
     logged: SequenceNumber,
+    /// The number of entries that were removed because they had expired.
+    pub(super) expired: u64,
 }
 
 impl Upkeep {
@@ -154,7 +156,7 @@ impl Replica {
                 more.remove(digest, hash, &key);
             }
         }
-        self.log_removals(more, responses);
+        self.log_expired(more, responses);
     }
 
     /// Lets a read wait for the removal of an expired entry. The removal is logged unless it is pending.
@@ -174,7 +176,7 @@ impl Replica {
             let mut more = Box::<More>::default();
             more.remove(digest, hash, key);
             more.readers.push(asker);
-            return self.log_removals(more, responses);
+            return self.log_expired(more, responses);
         }
         if let Some((sn, true)) = newest
             && let Some(primary) = self.primary_mut()
@@ -190,16 +192,29 @@ impl Replica {
         self.refuse(asker, Status::Busy, reason, responses);
     }
 
-    /// Logs a write that removes entries for the primary itself. Does nothing without any, or if the log is full.
-    fn log_removals(&mut self, more: Box<More>, responses: &mut impl Responses) {
-        let bytes = more.encoded.len();
-        let Some(primary) = self.primary() else { return };
-        let log = &primary.sender.log;
-        let Some(first) = more.changes.first() else { return };
-        if !log.has_room(bytes, more.changes.len()) {
-            return;
+    /// Logs the removal of expired entries.
+    fn log_expired(&mut self, more: Box<More>, responses: &mut impl Responses) {
+        let removed = more.changes.len() as u64;
+        if let Some(logged) = self.log_removals(more, responses) {
+            self.upkeep.logged = logged;
+            self.upkeep.expired += removed;
         }
-        self.upkeep.logged = log.last().next();
+    }
+
+    /// Logs a write that removes entries for the primary itself, and returns its sequence number. Does nothing without
+    /// any, or if the log is full.
+    pub(super) fn log_removals(
+        &mut self,
+        more: Box<More>,
+        responses: &mut impl Responses,
+    ) -> Option<SequenceNumber> {
+        let bytes = more.encoded.len();
+        let log = &self.primary()?.sender.log;
+        let first = more.changes.first()?;
+        if !log.has_room(bytes, more.changes.len()) {
+            return None;
+        }
+        let logged = log.last().next();
         let write = PendingWrite {
             effect: Effect::Upkeep,
             digest: Digest([0; 16]),
@@ -211,6 +226,7 @@ impl Replica {
             more: Some(more),
         };
         self.log(write, responses);
+        Some(logged)
     }
 
     /// Removes expired entries without a write; only for mutations.
@@ -236,7 +252,7 @@ const NO_RECORD: CompletionRecord = CompletionRecord {
 
 impl More {
     /// Adds the removal of an entry.
-    fn remove(&mut self, digest: Digest, hash: TableHash, key: &[u8]) {
+    pub(super) fn remove(&mut self, digest: Digest, hash: TableHash, key: &[u8]) {
         let key = self.encode(&Change { digest, key, entry: None });
         self.changes.push(PendingChange { hash, key, staged: None });
     }

@@ -124,6 +124,8 @@ impl Replica {
             // The search does not model wall time, and its entries have no deadlines.
             wall: _,
             upkeep: _,
+            // The search evicts nothing.
+            evictions: _,
             #[cfg(feature = "mutations")]
             mutant,
         } = self;

@@ -173,6 +173,7 @@ impl Replica {
             }
         };
         self.upkeep = self.upkeep.with_new_log();
+        self.evictions.note_new_log();
         if let Some(sender) = self.sender_mut() {
             sender.on_new_view();
         }

@@ -7,8 +7,9 @@
 
 use std::time::Duration;
 
-use kv_protocol::ids::{SequenceNumber, Time, WallTime};
+use kv_protocol::ids::{SequenceNumber, Time};
 
+use super::eviction::Lengths;
 use super::{Replica, StreamError};
 use crate::table::{CompactionBudget, Pressure, Room};
 
@@ -33,8 +34,7 @@ pub(super) struct LastSteps {
 impl Replica {
     /// Returns the time of the next background step; `None` if there is nothing to compact.
     pub(super) fn next_compaction(&self) -> Option<Time> {
-        let pressure = self.table.pressure(self.config.memory_limit);
-        let wants = self.table.wants_compaction(pressure);
+        let wants = self.table.wants_compaction(self.pressure());
         wants.then(|| self.last_steps.background + COMPACTION_INTERVAL)
     }
 
@@ -42,7 +42,7 @@ impl Replica {
     pub(super) fn compact(&mut self, now: Time) {
         if self.next_compaction().is_some_and(|due| due <= now) {
             self.last_steps.background = now;
-            let pressure = self.table.pressure(self.config.memory_limit);
+            let pressure = self.pressure();
             let is_beyond =
                 self.config.memory_limit.is_some_and(|limit| self.reserved_bytes() > limit);
             let budget = match is_beyond {
@@ -51,6 +51,20 @@ impl Replica {
             };
             self.table.compact_step(pressure, budget);
         }
+    }
+
+    fn pressure(&self) -> Pressure {
+        match self.evictions.is_fragmented() {
+            true => Pressure::Short,
+            false => self.table.pressure(self.config.memory_limit),
+        }
+    }
+
+    /// Returns the memory that entries may use; `None` without a limit.
+    pub(super) fn memory_for_entries(&self) -> Option<u64> {
+        let retained = self.sessions.retained_bytes() as u64;
+        let taken = self.lent.saturating_add(retained).saturating_add(self.evictions.heap_bytes());
+        Some(self.config.memory_limit?.saturating_sub(taken))
     }
 
     /// Changes the memory limit of this table; `None` means no limit. If the limit is lower than the memory in use, no
@@ -75,13 +89,9 @@ impl Replica {
     pub(super) fn make_room(
         &mut self,
         now: Time,
-        key_len: usize,
-        value_len: usize,
-        deadline: Option<WallTime>,
+        Lengths { key: key_len, value: value_len, deadline }: Lengths,
     ) -> Room {
-        let Some(limit) = self.config.memory_limit else { return Room::Fits };
-        let retained = self.sessions.retained_bytes() as u64;
-        let limit = limit.saturating_sub(self.lent).saturating_sub(retained);
+        let Some(limit) = self.memory_for_entries() else { return Room::Fits };
         let mut room = self.table.room(limit, key_len, value_len, deadline);
         if room != Room::Compacting || self.last_steps.pressed == Some(now) {
             return room;

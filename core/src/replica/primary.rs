@@ -426,7 +426,8 @@ impl Replica {
         if self.frozen {
             return self.next_frozen_timeout();
         }
-        [self.next_duty(), self.next_compaction(), self.next_upkeep()].into_iter().flatten().min()
+        let work = [self.next_compaction(), self.next_upkeep(), self.next_eviction()];
+        self.next_duty().into_iter().chain(work.into_iter().flatten()).min()
     }
 
     /// Returns the next time at which the role of this replica requires a timeout.
@@ -468,6 +469,7 @@ impl Replica {
         self.forget_idle_sessions(now, responses);
         if !self.frozen {
             self.remove_expired(now, responses);
+            self.keep_headroom(now, responses);
             self.compact(now);
         }
     }

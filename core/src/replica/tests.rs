@@ -2,6 +2,7 @@
 
 mod catch_up;
 mod ending;
+mod evicting;
 mod expiring;
 mod failover;
 mod following;

@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use kv_protocol::change::{Change, NewEntry};
 use kv_protocol::client_message::{Condition, Operation, Request, Status, WriteHeader};
-use kv_protocol::ids::{ClientId, RequestHash, SequenceNumber, Time, WallTime};
+use kv_protocol::ids::{ClientId, RequestHash, SequenceNumber, Time};
 use kv_protocol::limits::MAX_RETAINED_BYTES;
 use kv_protocol::peer_message::{CompletionRecord, Effect};
 use kv_protocol::placement::Digest;
 use kv_protocol::update::Updates;
 
+use super::eviction::{Evicted, Lengths};
 use super::pending::{More, NewestChange, PendingChange, PendingWrite, Waiters};
 use super::requests::Asker;
 use super::{Replica, Responses};
@@ -104,7 +105,9 @@ impl Replica {
         };
         let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
         if decision.effect == Effect::Put {
-            self.check_memory(now, key.len(), stored.len(), None, 0)?;
+            let lengths = Lengths { key: key.len(), value: stored.len(), deadline: None };
+            self.check_memory(now, lengths, responses)?;
+            self.note_use(hash);
         }
         // Only writes that change the key are staged in memory. So a RESOLVE succeeds even without free memory.
         let mut staged = StagedChanges::default();
@@ -150,7 +153,9 @@ impl Replica {
             }
         }
         if keys > 0 {
-            self.check_memory(now, keys, values, stored_deadline, response_bytes)?;
+            let lengths =
+                Lengths { key: keys, value: values + response_bytes, deadline: stored_deadline };
+            self.check_memory(now, lengths, responses)?;
         }
         if response_bytes > 0
             && self.sessions.retained_bytes() + response_bytes > MAX_RETAINED_BYTES
@@ -206,17 +211,29 @@ impl Replica {
         }
     }
 
-    /// Checks that there is memory for entries of these lengths in total, and for a response that is kept.
+    /// Checks that there is memory for entries of these lengths in total, including a response that is kept. If not, it
+    /// evicts entries, if the policy allows it.
     fn check_memory(
         &mut self,
         now: Time,
-        keys: usize,
-        values: usize,
-        deadline: Option<WallTime>,
-        response: usize,
+        lengths: Lengths,
+        responses: &mut impl Responses,
     ) -> Result<(), Rejected> {
-        match self.make_room(now, keys, values + response, deadline) {
-            Room::Fits => Ok(()),
+        let mut room = self.make_room(now, lengths);
+        if room != Room::Fits && self.evicts() {
+            room = match self.evict_for(now, lengths, responses) {
+                Evicted::ForRoom(room) => room,
+                Evicted::Soon => {
+                    let reason = "entries are being evicted to make room; retry later";
+                    return Err((Status::Busy, reason));
+                }
+            };
+        }
+        match room {
+            Room::Fits => {
+                self.evictions.note_fits(lengths);
+                Ok(())
+            }
             Room::Compacting => {
                 Err((Status::Busy, "the table is being compacted to make room; retry later"))
             }
@@ -232,6 +249,9 @@ impl Replica {
             Some(stored) => (&stored.value[..], stored.deadline),
             None => (&[][..], None),
         };
+        if change.stored.is_some() {
+            self.note_use(hash);
+        }
         let staged = self.table.stage(hash, change.key, value.len(), deadline);
         let mut staged = staged.map_err(|_| NO_MEMORY)?;
         self.table.staged_append(&mut staged, value);

@@ -141,15 +141,18 @@ impl Table {
         if used as u64 > limit {
             return Room::Full;
         }
-        let chunks_least = 2 * self.chunk_bytes() as u64;
-        let held_most = (limit + limit / HELD_BEYOND_LIMIT).max(chunks_least);
-        if self.reserved_bytes_with(key_len, value_len, deadline) as u64 <= held_most {
+        if self.reserved_bytes_with(key_len, value_len, deadline) as u64 <= self.held_most(limit) {
             Room::Fits
         } else if self.wants_compaction(Pressure::Short) {
             Room::Compacting
         } else {
             Room::Full
         }
+    }
+
+    /// Returns the maximum of the reserved memory under a limit.
+    pub(super) fn held_most(&self, limit: u64) -> u64 {
+        limit.saturating_add(limit / HELD_BEYOND_LIMIT).max(2 * self.chunk_bytes() as u64)
     }
 
     /// Returns the need for compaction under a limit: [`Pressure::Near`] from three quarters of the limit on. Without a

@@ -171,6 +171,16 @@ impl Table {
         })
     }
 
+    /// Visits at most `max` entries with a deadline: those that are due first, then by ascending deadline, exactly up to
+    /// one to two seconds ahead. Later deadlines are only ordered by the slot of the far wheel; within one, each call
+    /// begins with the entries that the previous call did not visit.
+    pub fn nearest_deadlines(&mut self, max: usize, mut visit: impl FnMut(Entry<'_>)) {
+        self.deadlines.nearest(&self.arena, max, |arena, handle| {
+            // SAFETY: the handle of a linked entry, whose value was complete when it was linked.
+            visit(unsafe { entry::read(arena, handle) });
+        });
+    }
+
     /// Returns the time from which on [`advance_deadlines`](Table::advance_deadlines) has moves to do or
     /// [`for_due`](Table::for_due) entries to examine: a time that has passed if that is so now, and `None` if no
     /// entry has a deadline.
@@ -279,6 +289,30 @@ impl Deadlines {
             }
         }
         self.due().is_some_and(|head| first != Some(head))
+    }
+
+    fn nearest(&mut self, arena: &Arena, max: usize, mut visit: impl FnMut(&Arena, Handle)) {
+        let near = self.near;
+        let Some(slots) = self.slots.as_deref_mut() else { return };
+        let mut left = max;
+        slots.visit_list(arena, DUE, &mut left, &mut visit);
+        let mut next = near;
+        while let Some(at) = slots.first_near(next)
+            && at.0 - near.0 < NEAR_SLOTS as u64
+            && left > 0
+        {
+            slots.visit_list(arena, at.near_slot(), &mut left, &mut visit);
+            next = at.next();
+        }
+        for level in 0..LEVELS {
+            let mut occupied = slots.far[level];
+            while occupied != 0 && left > 0 {
+                let digit = occupied.trailing_zeros() as usize;
+                occupied &= occupied - 1;
+                let list = NEAR_SLOTS + level * LEVEL_SLOTS + digit;
+                slots.visit_list(arena, list, &mut left, &mut visit);
+            }
+        }
     }
 
     fn next_work(&self) -> Option<WallTime> {
@@ -424,6 +458,27 @@ impl Slots {
     fn headed_by(&self, handle: Handle, trailer: Trailer) -> Option<usize> {
         let lists = [usize::from(trailer.slot()), DUE];
         lists.into_iter().find(|&list| self.heads[list] == Some(handle))
+    }
+
+    /// Visits the entries of a list, at most `left`, which it decreases. The list then begins with the next entry.
+    fn visit_list(
+        &mut self,
+        arena: &Arena,
+        list: usize,
+        left: &mut usize,
+        visit: &mut impl FnMut(&Arena, Handle),
+    ) {
+        let Some(head) = self.heads[list] else { return };
+        let mut at = head;
+        while *left > 0 {
+            *left -= 1;
+            visit(arena, at);
+            at = trailer(arena, at).next.expect("it is in a list");
+            if at == head {
+                break;
+            }
+        }
+        self.heads[list] = Some(at);
     }
 
     /// Moves all entries of an occupied slot of the ring to the end of the due list.

@@ -31,6 +31,7 @@ use crate::arena::{Arena, Handle};
 
 mod relocate;
 mod reshape;
+mod sampling;
 
 pub(super) use relocate::{Relocated, RelocationEnd};
 

@@ -304,6 +304,8 @@ fn heartbeat(node: &ServerProcess) -> Heartbeat {
         requests: counters.requests,
         refused: counters.refused,
         out_of_space: counters.out_of_space,
+        evicted: counters.removals.evicted,
+        expired: counters.removals.expired,
         stood_ms: node.statistics.stood_ms(),
         dumped: node.dumps.written(),
         crowd: node.statistics.admission.crowd_report(clock::now()),

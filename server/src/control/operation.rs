@@ -154,7 +154,7 @@ impl ServerProcess {
     /// # Errors
     /// The reason why the memory limit cannot be parsed, as text. Then no setting is applied.
     pub(crate) fn take_settings(&self, settings: &Settings) -> Result<(), String> {
-        let Settings { coordinator, memory_limit } = settings;
+        let Settings { coordinator, eviction, memory_limit } = settings;
         let limit = match memory_limit.as_str() {
             "" => None,
             text => Some(parse_memory_limit(text)?),
@@ -168,6 +168,10 @@ impl ServerProcess {
         if let Some(bytes) = bytes.filter(|bytes| *bytes != memory.memory_limit()) {
             memory.set_memory_limit(bytes);
             tracing::info!("memory limit: {memory_limit}, set by the coordinator");
+        }
+        if *eviction != memory.eviction() {
+            memory.set_eviction(*eviction);
+            tracing::info!("eviction: {eviction}, set by the coordinator");
         }
         Ok(())
     }

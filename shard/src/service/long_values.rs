@@ -70,10 +70,11 @@ impl Service {
         }
     }
 
-    /// Applies the memory limit to the tables if it has changed.
+    /// Applies the memory limit and the policy of eviction to the tables if they have changed.
     pub(crate) fn apply_new_limit(&mut self) {
-        let limit = self.outputs.tally().memory().table_limit();
-        if limit != self.table_limit {
+        let memory = self.outputs.tally().memory();
+        let (limit, eviction) = (memory.table_limit(), memory.eviction());
+        if limit != self.table_limit || eviction != self.eviction {
             self.leave_memory_to_connections();
         }
     }
@@ -84,9 +85,11 @@ impl Service {
         let memory = self.outputs.tally().memory();
         let (limit, part) = (memory.table_limit(), memory.held() / memory.tables());
         self.table_limit = limit;
+        self.eviction = memory.eviction();
         for hosted in &mut self.hosted {
             hosted.replica.set_memory_limit(limit);
             hosted.replica.lend_memory(part);
+            hosted.replica.set_eviction(self.eviction);
         }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use kv_core::mutations::{self, Mutation};
+use kv_protocol::Eviction;
 use kv_sim::run;
 use kv_sim::world::Config;
 use rustix::time::{ClockId, clock_gettime};
@@ -131,6 +132,7 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
         | Mutation::AliveIsReplaced => Config::of(*seed).slow,
         Mutation::MovedWhileNamed => Config::of(*seed).moves,
         Mutation::PinLeftBehind | Mutation::SentAfterWait => Config::of(*seed).has_waves,
+        Mutation::EvictedBySecondary => Config::of(*seed).bounds.eviction != Eviction::None,
         Mutation::StreamsLast | Mutation::TurnUnbounded | Mutation::OutputUnbounded => {
             Config::of(*seed).floods
         }

@@ -236,6 +236,8 @@ impl Coordinating {
                     requests: 0,
                     refused: 0,
                     out_of_space: 0,
+                    evicted: 0,
+                    expired: 0,
                     stood_ms: 0,
                     dumped: Default::default(),
                     crowd: None,

@@ -312,6 +312,8 @@ impl World {
                     requests: 0,
                     refused: 0,
                     out_of_space: 0,
+                    evicted: 0,
+                    expired: 0,
                     stood_ms: 0,
                     dumped: DumpedBytes::default(),
                     crowd: None,
