@@ -27,8 +27,8 @@ const KEYS: usize = 1_000_000;
 const ACCESSES: usize = 2_000_000;
 /// The exponent of the distribution, as in YCSB.
 const EXPONENT: f64 = 0.99;
-/// The memory limit of the table. It has room for about a tenth of the keys.
-const LIMIT: u64 = 17 << 20;
+/// The memory limit of the table. It has room for about an eighth of the keys.
+const LIMIT: u64 = 20 << 20;
 const VALUE: [u8; 100] = [b'v'; 100];
 /// The number of accesses in one wake-up, and in one script of Redis.
 const BATCH: usize = 16;
