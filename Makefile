@@ -25,7 +25,7 @@ test: lint ## run everything that continuous integration runs
 	KV_TEST_NET=epoll $(CARGO) test $(LOCKED) --no-fail-fast --test both_engines
 	$(CARGO) test $(MUTATIONS) --test exhaustive
 # About two minutes of the simulator, with fixed seeds and all assertions enabled.
-	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 220
+	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 100
 # Two minutes of faults, and a few ordinary days, on real processes. `chaos` uses the executables in its own directory,
 # so these are built from the current source first.
 	$(CARGO) build --workspace $(LOCKED) --bins

@@ -7,8 +7,8 @@
  * Unless its description says otherwise, a function that returns an int returns KVC_OK (0) or a negative
  * status; kvc_last_error() returns the message of the failure. Out-parameters are written on success only,
  * with these exceptions: `len` of kvc_get_into() (KVC_TOO_BIG), `result` of a write and of kvc_resolve()
- * (KVC_CONFLICT and KVC_IN_DOUBT), and the results of each key of a batch. Pointers are borrowed for the
- * duration of the call unless the description of the function says otherwise.
+ * (KVC_CONFLICT and KVC_IN_DOUBT), the results of each key of a batch, and kvc_updated (always). Pointers
+ * are borrowed for the duration of the call unless the description of the function says otherwise.
  *
  * A program keeps working, without recompilation, with every later library of the same soname. Structs
  * that begin with a field `size` may get more fields at their end. A library reads the fields that it
@@ -115,7 +115,8 @@
 #define KVC_INVALID -12
 
 /**
- * This process has no memory for the request or the value; a write was not executed.
+ * This process has no memory for the request or the value. A write was not executed, with one exception: if the
+ * message says so, an update was executed, but there is no memory for the value that it returns.
  */
 #define KVC_NO_MEMORY -13
 
@@ -143,7 +144,8 @@
 #define KVC_OTHER_CLUSTER -17
 
 /**
- * The write in doubt was settled: it was not executed and never will be.
+ * The write in doubt was settled: it was not executed and never will be. In kvc_updated: the update was not executed,
+ * because another update of the request failed.
  */
 #define KVC_NOT_DONE -18
 
@@ -156,6 +158,27 @@
  * The program has cancelled the operation (kvc_cq_cancel()); a write was not executed.
  */
 #define KVC_CANCELLED -20
+
+/**
+ * The value of the entry, or the amount to add, is not a decimal number of the kind that the update adds to; nothing
+ * was changed.
+ */
+#define KVC_NOT_A_NUMBER -21
+
+/**
+ * The sum is out of range; nothing was changed. An integer has 64 bits; other numbers are finite.
+ */
+#define KVC_OVERFLOW -22
+
+/**
+ * The keys of a request are not all of one group and shard; nothing was changed. Send several requests.
+ */
+#define KVC_CROSS_SHARD -23
+
+/**
+ * The server runs an older version, which does not support the operation; nothing was changed. Upgrade the servers.
+ */
+#define KVC_UNSUPPORTED -24
 
 /**
  * kvc_event.kind: a connection to a server has completed its handshake.
@@ -226,6 +249,142 @@
 #define KVC_LOG_DEBUG 3
 
 /**
+ * kvc_update.action: changes nothing. With a condition, it guards the other updates of its request; with
+ * KVC_RETURN_VALUE, it reads the value.
+ */
+#define KVC_ACTION_CHECK 1
+
+/**
+ * kvc_update.action: sets the key to `value`, up to 16 MiB.
+ */
+#define KVC_ACTION_PUT 2
+
+/**
+ * kvc_update.action: removes the key.
+ */
+#define KVC_ACTION_DELETE 3
+
+/**
+ * kvc_update.action: adds `number` to the decimal text of a 64-bit integer. A key that does not exist counts as 0. The
+ * update returns the sum as a decimal text.
+ */
+#define KVC_ACTION_ADD 4
+
+/**
+ * kvc_update.action: adds the decimal text in `value` to that of a floating-point number. A key that does not exist
+ * counts as 0. The update returns the sum as a decimal text.
+ */
+#define KVC_ACTION_ADD_FLOAT 5
+
+/**
+ * kvc_update.action: appends `value`. A key that does not exist counts as empty. The update returns the new length as
+ * a decimal text.
+ */
+#define KVC_ACTION_APPEND 6
+
+/**
+ * kvc_update.action: overwrites a part with `value`, from byte `number` on. A gap before the part is filled with zero
+ * bytes. The update returns the new length as a decimal text.
+ */
+#define KVC_ACTION_SET_RANGE 7
+
+/**
+ * kvc_update.action: moves the entry, with its deadline, to the key in `value`, whose entry it replaces.
+ */
+#define KVC_ACTION_RENAME 8
+
+/**
+ * kvc_update.action: copies the entry, with its deadline, to the key in `value`, whose entry it replaces.
+ */
+#define KVC_ACTION_COPY 9
+
+/**
+ * kvc_update.action: sets or removes the deadline of the entry as `expiry` states, and gives the entry a new version.
+ */
+#define KVC_ACTION_SET_EXPIRY 10
+
+/**
+ * A condition: the key does not exist.
+ */
+#define KVC_IF_ABSENT 1
+
+/**
+ * A condition: the key exists.
+ */
+#define KVC_IF_PRESENT 2
+
+/**
+ * A condition: the entry has the given version.
+ */
+#define KVC_IF_VERSION 3
+
+/**
+ * A condition: the entry has the given value.
+ */
+#define KVC_IF_VALUE 4
+
+/**
+ * A condition: the entry exists and has no deadline. For this and the following conditions, the status is
+ * KVC_NOT_FOUND if the key does not exist.
+ */
+#define KVC_IF_NO_DEADLINE 5
+
+/**
+ * A condition: the entry exists and has a deadline.
+ */
+#define KVC_IF_DEADLINE 6
+
+/**
+ * A condition: the new deadline is later than that of the entry. No deadline is later than any. Requires
+ * KVC_EXPIRY_AFTER or KVC_EXPIRY_AT.
+ */
+#define KVC_IF_LATER 7
+
+/**
+ * A condition: the new deadline is earlier than that of the entry. No deadline is later than any. Requires
+ * KVC_EXPIRY_AFTER or KVC_EXPIRY_AT.
+ */
+#define KVC_IF_EARLIER 8
+
+/**
+ * An expiry: the entry has no deadline.
+ */
+#define KVC_EXPIRY_NEVER 1
+
+/**
+ * An expiry: the entry keeps the deadline that it has.
+ */
+#define KVC_EXPIRY_KEEP 2
+
+/**
+ * An expiry: the entry expires `time_ms` milliseconds after the execution, by the clock of its server.
+ */
+#define KVC_EXPIRY_AFTER 3
+
+/**
+ * An expiry: the entry expires at `time_ms`, in milliseconds since 1970 (UTC). If this time has passed, the entry is
+ * removed.
+ */
+#define KVC_EXPIRY_AT 4
+
+/**
+ * An expiry: the entry keeps its deadline. If it has none, it expires `time_ms` milliseconds after the execution.
+ */
+#define KVC_EXPIRY_KEEP_OR_AFTER 5
+
+/**
+ * kvc_update.flags: the update returns the value before a put or a delete, and the value of the entry after any action
+ * that has no result of its own. It also returns the deadline of the entry after the update. After KVC_CONFLICT of a
+ * request with one update, the value is the current one.
+ */
+#define KVC_RETURN_VALUE 1
+
+/**
+ * kvc_update.flags: the other updates of the request are executed even if this one cannot be.
+ */
+#define KVC_OPTIONAL 2
+
+/**
  * kvc_op.kind: a read of a key.
  */
 #define KVC_OP_GET 1
@@ -239,6 +398,11 @@
  * kvc_op.kind: a delete, which removes a key.
  */
 #define KVC_OP_DELETE 3
+
+/**
+ * kvc_op.kind: a request with `n` updates, like kvc_update_one() and kvc_update_many().
+ */
+#define KVC_OP_UPDATE 4
 
 /**
  * kvc_op.flags: the value of a put is not copied. The program must not change or free the value until it has received
@@ -477,6 +641,122 @@ typedef struct {
 } kvc_result;
 
 /**
+ * One update of a key. Call kvc_update_init() before setting fields. Unused fields are zero.
+ */
+typedef struct {
+    /**
+     * sizeof(kvc_update)
+     */
+    uint32_t size;
+    /**
+     * KVC_ACTION_...
+     */
+    uint32_t action;
+    /**
+     * KVC_IF_..., or zero for no condition.
+     */
+    uint32_t condition;
+    /**
+     * KVC_EXPIRY_... Zero means KVC_EXPIRY_NEVER for a put, else KVC_EXPIRY_KEEP. The actions CHECK, DELETE, RENAME
+     * and COPY cannot change a deadline.
+     */
+    uint32_t expiry;
+    /**
+     * KVC_RETURN_VALUE and KVC_OPTIONAL, or zero.
+     */
+    uint32_t flags;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * The amount of KVC_ACTION_ADD, or the offset of KVC_ACTION_SET_RANGE.
+     */
+    int64_t number;
+    /**
+     * The version of KVC_IF_VERSION.
+     */
+    uint64_t version;
+    /**
+     * The time of the expiry: a duration or a time since 1970, in milliseconds.
+     */
+    uint64_t time_ms;
+    /**
+     * The key: 1 to 65,535 bytes. If it is empty, the update is of the key of the request.
+     */
+    kvc_slice key;
+    /**
+     * The value, the amount or the other key of the action.
+     */
+    kvc_slice value;
+    /**
+     * The value of KVC_IF_VALUE.
+     */
+    kvc_slice if_value;
+} kvc_update;
+
+/**
+ * The result of one update. Free its value with kvc_buf_free().
+ */
+typedef struct {
+    /**
+     * KVC_OK, KVC_NOT_FOUND, or the status with which an optional update was skipped. If the request failed, the
+     * status of the update that failed, and KVC_NOT_DONE for the others; or for all, the status of the request.
+     */
+    int status;
+    /**
+     * The number of servers that hold the write: 2, or 1 while the group has no second replica. Zero if the request
+     * failed.
+     */
+    uint32_t copies;
+    /**
+     * The version of the entries that the request has changed. If it changed nothing, the version that its first
+     * update found. After KVC_CONFLICT, the current version of the entry. Zero if there is no entry, and after any
+     * other failure.
+     */
+    uint64_t version;
+    /**
+     * The value that the update returns, the sum or the length as a decimal text; data is NULL if there is none.
+     */
+    kvc_buf value;
+    /**
+     * The deadline of the entry after an update with KVC_RETURN_VALUE, in milliseconds since 1970; zero if there is
+     * none.
+     */
+    uint64_t deadline_ms;
+    /**
+     * The name of the request after KVC_IN_DOUBT, for kvc_resolve_update() and kvc_resolve(); else all zero.
+     */
+    kvc_doubt doubt;
+    /**
+     * Zero.
+     */
+    uint64_t reserved[2];
+} kvc_updated;
+
+/**
+ * The condition of a write; NULL means none. First set size to sizeof(kvc_condition) and all other fields to zero.
+ */
+typedef struct {
+    /**
+     * sizeof(kvc_condition)
+     */
+    uint32_t size;
+    /**
+     * KVC_IF_..., or zero for no condition.
+     */
+    uint32_t kind;
+    /**
+     * The version of KVC_IF_VERSION.
+     */
+    uint64_t version;
+    /**
+     * The value of KVC_IF_VALUE.
+     */
+    kvc_slice value;
+} kvc_condition;
+
+/**
  * An operation to submit. Set size to sizeof(kvc_op), and all unused fields to zero.
  */
 typedef struct {
@@ -485,7 +765,7 @@ typedef struct {
      */
     uint32_t size;
     /**
-     * KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE.
+     * KVC_OP_GET, KVC_OP_PUT, KVC_OP_DELETE or KVC_OP_UPDATE.
      */
     uint32_t kind;
     /**
@@ -507,7 +787,7 @@ typedef struct {
      */
     size_t cap;
     /**
-     * The condition of a write, as in kvc_op_options.
+     * The condition of a put or a delete, as in kvc_op_options. Else zero.
      */
     uint64_t if_version;
     /**
@@ -522,6 +802,25 @@ typedef struct {
      * The offset in the value of the first byte to read, with KVC_RANGE. Else zero.
      */
     uint64_t offset;
+    /**
+     * The updates of KVC_OP_UPDATE. They and all that they refer to are copied. Else NULL.
+     */
+    const kvc_update *updates;
+    /**
+     * The number of updates, 1 to 1,024. Else zero.
+     */
+    size_t n;
+    /**
+     * NULL, or room for `n` results, which are written before the completion is available. Their values may be freed
+     * once the completion was polled or the queue was freed. Their `doubt` is that of the completion. If it is NULL,
+     * the completion owns the value of a single update, and the results of several are discarded.
+     */
+    kvc_updated *results;
+    /**
+     * NULL, or a variable for the deadline of the entry that a get or a single update with KVC_RETURN_VALUE returns,
+     * in milliseconds since 1970; zero if there is none. It is written on success, before the completion is available.
+     */
+    uint64_t *deadline_ms;
 } kvc_op;
 
 /**
@@ -542,10 +841,11 @@ typedef struct {
      */
     uint32_t copies;
     /**
-     * The value of a successful get without dst, to be freed with kvc_buf_free(). In all other cases data is NULL. For
-     * a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version is
-     * that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero.
-     * After a delete it is the sequence number of the delete itself.
+     * The value of a successful get without dst, or the value that a single update without results returns, also after
+     * KVC_CONFLICT; to be freed with kvc_buf_free(). In all other cases data is NULL. For a get with dst, len is the
+     * length of the value after a success and after KVC_TOO_BIG, else zero. The version is that of the entry after
+     * every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero. After a delete it is the
+     * sequence number of the delete itself. For updates, it is as in kvc_updated.
      */
     kvc_buf value;
     /**
@@ -912,15 +1212,224 @@ int kvc_delete(kvc_client *client,
                kvc_result *result);
 
 /**
+ * Sets all fields of `update` to zero, except `size`. `sizeof_update` is sizeof(kvc_update).
+ */
+int kvc_update_init(kvc_update *update, size_t sizeof_update);
+
+/**
+ * Executes one update of `key`, or of a key of the same group and shard in `update`. `options` may be NULL; its
+ * condition must be zero, because the update has its own. `out` may be NULL. *out is written whatever the status, and
+ * its value may always be freed with kvc_buf_free().
+ */
+int kvc_update_one(kvc_client *client,
+                   kvc_slice key,
+                   const kvc_update *update,
+                   const kvc_op_options *options,
+                   kvc_updated *out);
+
+/**
+ * Executes `n` updates (1 to 1,024) at once: all of them, or none. Each is evaluated against the state that the ones
+ * before it leave. Their keys must be of the group and shard of `key`; without a key, an update is of `key`. An
+ * optional update that cannot be executed is skipped; any other one then ends the request without effect. An update of
+ * a key that does not exist, such as a delete, does not end a request with several updates.
+ *
+ * `options` may be NULL; its condition must be zero. `out` may be NULL, else it has room for `n` results. `out[i]` is
+ * written whatever the status, and its value may always be freed with kvc_buf_free(). The only exception is a call
+ * that is rejected because `n` is 0 or too large: it writes nothing. The status of the call is KVC_OK if the request
+ * was executed, even if optional updates were skipped.
+ */
+int kvc_update_many(kvc_client *client,
+                    kvc_slice key,
+                    const kvc_update *updates,
+                    size_t n,
+                    const kvc_op_options *options,
+                    kvc_updated *out);
+
+/**
+ * Settles, like kvc_resolve(), a request with `n` updates that ended with KVC_IN_DOUBT, and writes to `out` the
+ * results of its updates, as kvc_update_many() would have. `n` is the number of updates of the request. `out` may be
+ * NULL.
+ */
+int kvc_resolve_update(kvc_client *client,
+                       kvc_doubt doubt,
+                       uint32_t timeout_ms,
+                       size_t n,
+                       kvc_updated *out);
+
+/**
+ * Sets a key to a value if a condition holds. Else the status is KVC_CONFLICT. The entry has no deadline afterwards.
+ * `condition`, `options` and `result` may be NULL. *result is written as by kvc_put(). For a deadline, or to get the
+ * old value, use kvc_update_one().
+ */
+int kvc_put_if(kvc_client *client,
+               kvc_slice key,
+               kvc_slice value,
+               const kvc_condition *condition,
+               const kvc_op_options *options,
+               kvc_result *result);
+
+/**
+ * Removes a key if a condition holds. Else the status is KVC_CONFLICT. `condition`, `options` and `result` may be
+ * NULL. *result is written as by kvc_delete().
+ */
+int kvc_delete_if(kvc_client *client,
+                  kvc_slice key,
+                  const kvc_condition *condition,
+                  const kvc_op_options *options,
+                  kvc_result *result);
+
+/**
+ * Adds `amount` to the decimal text of a 64-bit integer, and sets *sum to the sum. A key that does not exist counts as
+ * 0. The deadline of the entry stays. KVC_NOT_A_NUMBER and KVC_OVERFLOW: nothing was changed. `options`, `sum` and
+ * `result` may be NULL. *result is written as by kvc_put(). This applies to all functions of changes below.
+ */
+int kvc_add(kvc_client *client,
+            kvc_slice key,
+            int64_t amount,
+            const kvc_op_options *options,
+            int64_t *sum,
+            kvc_result *result);
+
+/**
+ * Adds a decimal text to that of a floating-point number. A key that does not exist counts as 0. On success, *sum owns
+ * the decimal text of the sum; free it with kvc_buf_free(). `sum` may be NULL.
+ */
+int kvc_add_float(kvc_client *client,
+                  kvc_slice key,
+                  kvc_slice amount,
+                  const kvc_op_options *options,
+                  kvc_buf *sum,
+                  kvc_result *result);
+
+/**
+ * Appends bytes to a value, and sets *len to the new length. A key that does not exist counts as empty. `len` may be
+ * NULL. KVC_TOO_BIG: the value would be longer than 16 MiB, and nothing was changed.
+ */
+int kvc_append(kvc_client *client,
+               kvc_slice key,
+               kvc_slice bytes,
+               const kvc_op_options *options,
+               size_t *len,
+               kvc_result *result);
+
+/**
+ * Overwrites a part of a value, from byte `offset` on, and sets *len to the length of the value. A gap before the part
+ * is filled with zero bytes. Without bytes, nothing is changed. `len` may be NULL. KVC_TOO_BIG: the value would be
+ * longer than 16 MiB, and nothing was changed.
+ */
+int kvc_set_range(kvc_client *client,
+                  kvc_slice key,
+                  size_t offset,
+                  kvc_slice bytes,
+                  const kvc_op_options *options,
+                  size_t *len,
+                  kvc_result *result);
+
+/**
+ * Sets or removes the deadline of an entry: `expiry` is KVC_EXPIRY_..., and `time_ms` its time. `condition` may be
+ * NULL; KVC_CONFLICT: it does not hold. KVC_NOT_FOUND: the key does not exist. A deadline in the past removes the
+ * entry.
+ */
+int kvc_expire(kvc_client *client,
+               kvc_slice key,
+               uint32_t expiry,
+               uint64_t time_ms,
+               const kvc_condition *condition,
+               const kvc_op_options *options,
+               kvc_result *result);
+
+/**
+ * Removes the deadline of an entry. KVC_CONFLICT: the entry has none. KVC_NOT_FOUND: the key does not exist. A
+ * condition in `options` is rejected (KVC_INVALID).
+ */
+int kvc_persist(kvc_client *client,
+                kvc_slice key,
+                const kvc_op_options *options,
+                kvc_result *result);
+
+/**
+ * Moves an entry with its deadline to the key `to`, whose entry it replaces. KVC_CROSS_SHARD: the keys are not of one
+ * group and shard. KVC_NOT_FOUND: the key does not exist.
+ */
+int kvc_rename(kvc_client *client,
+               kvc_slice key,
+               kvc_slice to,
+               const kvc_op_options *options,
+               kvc_result *result);
+
+/**
+ * Copies an entry with its deadline to the key `to`, whose entry it replaces. The statuses are those of kvc_rename().
+ */
+int kvc_copy(kvc_client *client,
+             kvc_slice key,
+             kvc_slice to,
+             const kvc_op_options *options,
+             kvc_result *result);
+
+/**
+ * Removes a key and returns its value. On success, *out owns the value; free it with kvc_buf_free(). KVC_NOT_FOUND:
+ * the key does not exist. After KVC_IN_DOUBT, kvc_resolve_update() returns the value.
+ */
+int kvc_take(kvc_client *client,
+             kvc_slice key,
+             const kvc_op_options *options,
+             kvc_buf *out,
+             kvc_result *result);
+
+/**
+ * Sets or removes the deadline of an entry, and returns its value. `expiry` and `time_ms` are as for kvc_expire(). On
+ * success, *out owns the value; free it with kvc_buf_free(). *deadline_ms is set to the deadline in milliseconds since
+ * 1970, or to zero if there is none; `deadline_ms` may be NULL. KVC_NOT_FOUND: the key does not exist.
+ */
+int kvc_get_and_expire(kvc_client *client,
+                       kvc_slice key,
+                       uint32_t expiry,
+                       uint64_t time_ms,
+                       const kvc_op_options *options,
+                       kvc_buf *out,
+                       uint64_t *deadline_ms,
+                       kvc_result *result);
+
+/**
+ * Reads a key with the deadline of its entry. On success, *out owns the value; free it with kvc_buf_free().
+ * *deadline_ms is set to the deadline in milliseconds since 1970, or to zero if the entry does not expire.
+ */
+int kvc_get_with_deadline(kvc_client *client,
+                          kvc_slice key,
+                          const kvc_op_options *options,
+                          kvc_buf *out,
+                          uint64_t *deadline_ms);
+
+/**
+ * Sets *deadline_ms to the deadline of an entry in milliseconds since 1970, or to zero if the entry does not expire.
+ * The value is not fetched. `options` and `result` may be NULL. On success, result->version is the version of the
+ * entry.
+ */
+int kvc_get_deadline(kvc_client *client,
+                     kvc_slice key,
+                     const kvc_op_options *options,
+                     uint64_t *deadline_ms,
+                     kvc_result *result);
+
+/**
+ * Sets *exists to 1 if a key exists, else to 0. The status is KVC_OK in both cases. The value is not fetched.
+ * `options` may be NULL.
+ */
+int kvc_exists(kvc_client *client,
+               kvc_slice key,
+               const kvc_op_options *options,
+               int *exists);
+
+/**
  * Sets `n` keys to `n` values, on all servers in parallel. Each key is a separate write: some may be executed and
  * others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, even if the call fails
  * (the exceptions are below). The call returns KVC_OK if all writes were executed, else the most serious status, in
- * this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY,
- * KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT,
- * KVC_NOT_FOUND. In that case, kvc_last_error() includes the number of failed writes. A condition in `options` applies
- * to every key; kvc_batch() has a condition for each operation. If a key occurs twice, either value may be the final
- * one. If an argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no
- * status is written.
+ * this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_UNSUPPORTED,
+ * KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG,
+ * KVC_CROSS_SHARD, KVC_INVALID, KVC_OVERFLOW, KVC_NOT_A_NUMBER, KVC_CONFLICT, KVC_NOT_FOUND. In that case,
+ * kvc_last_error() includes the number of failed writes. A condition in `options` applies to every key; kvc_batch()
+ * has a condition for each operation. If a key occurs twice, either value may be the final one. If an argument is
+ * invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no status is written.
  */
 int kvc_mput(kvc_client *client,
              const kvc_slice *keys,
@@ -957,11 +1466,12 @@ int kvc_mdelete(kvc_client *client,
 /**
  * Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. Each element of `ops`
  * is an operation as for kvc_cq_submit(), with its own condition; a condition in `options` is ignored. Its timeout_ms
- * must be zero. Values of puts are not copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th
- * operation, with tag `i` and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is
- * NULL. The return value and kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid
- * (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other
- * status, all of `out` is written.
+ * must be zero. Values of puts are not copied, with or without KVC_KEEP. An operation with several updates is executed
+ * as a whole or not at all, unlike the batch. `out[i]` is set to the completion of the i-th operation, with tag `i`
+ * and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is NULL. The return value
+ * and kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid (KVC_INVALID) or the
+ * handle is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other status, all of `out`
+ * is written.
  */
 int kvc_batch(kvc_client *client,
               const kvc_op *ops,
@@ -1034,10 +1544,11 @@ int kvc_cq_poll(kvc_cq *cq,
                 int timeout_ms);
 
 /**
- * Frees a queue, its connections and the values of completions that were not polled. NULL is allowed. Operations in
- * flight are abandoned, and the outcome of their writes is unknown. Memory of the program to which operations refer is
- * not accessed any more. While another thread is in a call on the queue, the function returns KVC_INVALID and does not
- * free the queue. In the child of a fork, an inherited queue is not freed (KVC_FORKED): see kvc_cq_free_forked().
+ * Frees a queue, its connections and the values of completions that were not polled, except those in the program's
+ * results of updates. NULL is allowed. Operations in flight are abandoned, and the outcome of their writes is unknown.
+ * Memory of the program to which operations refer is not accessed any more. While another thread is in a call on the
+ * queue, the function returns KVC_INVALID and does not free the queue. In the child of a fork, an inherited queue is
+ * not freed (KVC_FORKED): see kvc_cq_free_forked().
  */
 int kvc_cq_free(kvc_cq *cq);
 

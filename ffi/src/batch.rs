@@ -12,22 +12,23 @@ use std::{ptr, slice};
 use kv_client::{Op, OpOptions, Reply};
 
 use crate::buffer::{kvc_buf, kvc_slice, value_of};
-use crate::cq::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, request};
+
 use crate::doubt::kvc_doubt;
 use crate::error::{Failure, KVC_OK, KVC_PANIC, severity};
 use crate::handle::{Pointer, kvc_client, open_to_call};
+use crate::operation::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, read_op_updates, request};
 use crate::options::{condition, kvc_op_options, read_op_options, sized};
 use crate::panic::guard;
 
 /// Sets `n` keys to `n` values, on all servers in parallel. Each key is a separate write: some may be executed and
 /// others not. If `statuses` is not NULL, `statuses[i]` is set to the status of the i-th write, even if the call fails
 /// (the exceptions are below). The call returns KVC_OK if all writes were executed, else the most serious status, in
-/// this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY,
-/// KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT,
-/// KVC_NOT_FOUND. In that case, kvc_last_error() includes the number of failed writes. A condition in `options` applies
-/// to every key; kvc_batch() has a condition for each operation. If a key occurs twice, either value may be the final
-/// one. If an argument is invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no
-/// status is written.
+/// this order: KVC_PANIC, KVC_LOST, KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_UNSUPPORTED,
+/// KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_INTERRUPTED, KVC_TIMEOUT, KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG,
+/// KVC_CROSS_SHARD, KVC_INVALID, KVC_OVERFLOW, KVC_NOT_A_NUMBER, KVC_CONFLICT, KVC_NOT_FOUND. In that case,
+/// kvc_last_error() includes the number of failed writes. A condition in `options` applies to every key; kvc_batch()
+/// has a condition for each operation. If a key occurs twice, either value may be the final one. If an argument is
+/// invalid (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and no status is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mput(
     client: *mut kvc_client,
@@ -121,11 +122,12 @@ pub unsafe extern "C" fn kvc_mdelete(
 
 /// Runs `n` operations of any kind, on all servers in parallel, under the deadline of `options`. Each element of `ops`
 /// is an operation as for kvc_cq_submit(), with its own condition; a condition in `options` is ignored. Its timeout_ms
-/// must be zero. Values of puts are not copied, with or without KVC_KEEP. `out[i]` is set to the completion of the i-th
-/// operation, with tag `i` and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is
-/// NULL. The return value and kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid
-/// (KVC_INVALID) or the handle is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other
-/// status, all of `out` is written.
+/// must be zero. Values of puts are not copied, with or without KVC_KEEP. An operation with several updates is executed
+/// as a whole or not at all, unlike the batch. `out[i]` is set to the completion of the i-th operation, with tag `i`
+/// and the fields that kvc_cq_poll() sets. Free its value with kvc_buf_free(). Its `words` is NULL. The return value
+/// and kvc_last_error() are as for kvc_mput(). If an argument, such as an empty key, is invalid (KVC_INVALID) or the
+/// handle is inherited (KVC_FORKED), nothing is executed and nothing is written. After any other status, all of `out`
+/// is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_batch(
     client: *mut kvc_client,
@@ -142,9 +144,17 @@ pub unsafe extern "C" fn kvc_batch(
         }
         // SAFETY: the caller passes `n` operations, each of the size that it states.
         let asked = unsafe { read_ops(ops, n) }?;
+        let mut updates = Vec::new();
+        for op in &asked {
+            // SAFETY: the caller passes updates and slices that are readable during the call.
+            unsafe { read_op_updates(op, &mut updates) }?;
+        }
+        let mut updates = &updates[..];
         let mut requests = Vec::with_capacity(n);
         let mut slots = Vec::with_capacity(n);
         for (at, op) in (0..).zip(asked) {
+            let (own, others) = updates.split_at(op.n);
+            updates = others;
             if op.timeout_ms != 0 {
                 let words =
                     format!("kvc_batch: ops[{at}].timeout_ms is not 0; use options instead");
@@ -152,7 +162,7 @@ pub unsafe extern "C" fn kvc_batch(
             }
             let kept = kvc_op { flags: op.flags | KVC_KEEP, ..op };
             // SAFETY: the values are not accessed after the call has returned.
-            requests.push((unsafe { request(&kept) }?, condition(op.if_version)));
+            requests.push((unsafe { request(&kept, own) }?, condition(op.if_version)));
             if op.key.len == 0 {
                 return Err(empty_key(at));
             }
@@ -162,14 +172,16 @@ pub unsafe extern "C" fn kvc_batch(
             // Every completion is overwritten later, unless a panic ends the call early.
             // SAFETY: the caller passes room for `n` completions.
             unsafe { out.add(at).write(unfinished(tag)) };
+            let slot: &Slot = &slots[at];
+            // SAFETY: the caller passes room for the results of each update.
+            unsafe { slot.empty_results() };
         }
         let to = Pointer::new(out);
         let mut worst = Worst::default();
         let (noted, doubts) = (&mut worst, &handle.doubts);
         let mut each = move |at: usize, result: Result<Reply<'_>, kv_client::Error>| {
-            // SAFETY: the caller's dst has room for `cap` bytes.
-            let done = unsafe { end(slots[at], result) };
-            let (completion, failure) = done.tell(doubts);
+            // SAFETY: the caller's dst has room for `cap` bytes, and its results for those of each update.
+            let (completion, failure) = unsafe { end(slots[at], result).tell(doubts) };
             // SAFETY: the caller passes room for `n` completions.
             unsafe { to.get().add(at).write(completion) };
             if let Some(failure) = failure {
@@ -338,9 +350,9 @@ mod tests {
     use std::ptr::null_mut;
 
     use super::*;
-    use crate::cq::KVC_OP_DELETE;
     use crate::error::{KVC_INVALID, KVC_UNAVAILABLE};
     use crate::handle::{kvc_close, kvc_open};
+    use crate::operation::KVC_OP_DELETE;
 
     /// Opens a handle for an unreachable cluster.
     fn handle() -> *mut kvc_client {

@@ -11,7 +11,7 @@
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_int};
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -22,12 +22,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_client::{
-    Client, Descriptors, Interrupt, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, Reply, Statistics,
-    SubmitError, Ticket,
+    Client, Descriptors, Interrupt, MAX_IN_FLIGHT, OnEnd, OpOptions, Reply, Statistics,
+    SubmitError, Update,
 };
 
-use crate::buffer::{kvc_buf, kvc_slice, value_of};
-use crate::doubt::{Doubts, kvc_doubt};
+use crate::doubt::Doubts;
 use crate::error::{
     Failure, KVC_FORKED, KVC_FULL, KVC_INVALID, KVC_NOT_FOUND, KVC_OK, KVC_PANIC, KVC_UNAVAILABLE,
     c_text,
@@ -35,23 +34,9 @@ use crate::error::{
 use crate::fork::Process;
 use crate::handle::{kvc_client, open_here, refuse_callback};
 use crate::interrupt::interrupted;
+use crate::operation::{Done, Slot, end, kvc_completion, kvc_op, read_op_updates, request};
 use crate::options::{condition, millis, sized};
 use crate::panic::guard;
-use crate::target::Target;
-
-/// kvc_op.kind: a read of a key.
-pub const KVC_OP_GET: u32 = 1;
-/// kvc_op.kind: a put, which sets a key.
-pub const KVC_OP_PUT: u32 = 2;
-/// kvc_op.kind: a delete, which removes a key.
-pub const KVC_OP_DELETE: u32 = 3;
-
-/// kvc_op.flags: the value of a put is not copied. The program must not change or free the value until it has received
-/// the completion or has freed the queue.
-pub const KVC_KEEP: u32 = 1;
-
-/// kvc_op.flags: a get with dst reads the part of the value that begins at offset, like kvc_get_range().
-pub const KVC_RANGE: u32 = 2;
 
 /// The number of bytes of unpolled values at which no more responses are read. Data already read may exceed it by at
 /// most one value of 16 MiB and one read of 1 MiB.
@@ -80,129 +65,6 @@ impl fmt::Debug for kvc_cq {
     }
 }
 
-/// An operation to submit. Set size to sizeof(kvc_op), and all unused fields to zero.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kvc_op {
-    /// sizeof(kvc_op)
-    pub size: u32,
-    /// KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE.
-    pub kind: u32,
-    /// The key: 1 to 65,535 bytes. It is copied.
-    pub key: kvc_slice,
-    /// The value of a put: up to 16 MiB. It is copied unless flags has KVC_KEEP. With KVC_KEEP, a value below 1 KiB may
-    /// still be copied to be sent together with others.
-    pub value: kvc_slice,
-    /// The buffer of a get: `cap` bytes for the value, written before the completion is available. After a failure its
-    /// content is unspecified. If dst is NULL, the completion owns the value.
-    pub dst: *mut c_void,
-    /// The size of dst in bytes.
-    pub cap: usize,
-    /// The condition of a write, as in kvc_op_options.
-    pub if_version: u64,
-    /// The deadline of the operation in milliseconds, at most 60,000. Zero means the deadline of the handle.
-    pub timeout_ms: u32,
-    /// KVC_KEEP, KVC_RANGE, or zero.
-    pub flags: u32,
-    /// The offset in the value of the first byte to read, with KVC_RANGE. Else zero.
-    pub offset: u64,
-}
-
-impl Default for kvc_op {
-    fn default() -> kvc_op {
-        let nothing = kvc_slice { data: ptr::null(), len: 0 };
-        kvc_op {
-            size: 0,
-            kind: 0,
-            key: nothing,
-            value: nothing,
-            dst: ptr::null_mut(),
-            cap: 0,
-            if_version: 0,
-            timeout_ms: 0,
-            flags: 0,
-            offset: 0,
-        }
-    }
-}
-
-/// The completion of an operation.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kvc_completion {
-    /// The tag that was passed to kvc_cq_submit().
-    pub tag: u64,
-    /// KVC_OK, or the status of the failure.
-    pub status: c_int,
-    /// The number of servers that hold the write: 2, or 1 while the group has no second replica. Zero for a read, and
-    /// after a failure.
-    pub copies: u32,
-    /// The value of a successful get without dst, to be freed with kvc_buf_free(). In all other cases data is NULL. For
-    /// a get with dst, len is the length of the value after a success and after KVC_TOO_BIG, else zero. The version is
-    /// that of the entry after every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero.
-    /// After a delete it is the sequence number of the delete itself.
-    pub value: kvc_buf,
-    /// The error message; NULL after a success. The queue owns the string, which is valid until the next kvc_cq_poll()
-    /// or kvc_cq_free().
-    pub words: *const c_char,
-    /// The name of the write after KVC_IN_DOUBT, for kvc_resolve(). All zero after any other status, and if the servers
-    /// have expired the session of the write.
-    pub doubt: kvc_doubt,
-}
-
-/// The state of an operation in flight.
-#[derive(Clone, Copy)]
-pub(crate) struct Slot {
-    tag: u64,
-    is_get: bool,
-    /// The memory of a get with dst.
-    target: Option<Target>,
-    /// The ticket with which the operation can be cancelled while it is in flight.
-    ticket: Option<Ticket>,
-}
-
-impl Slot {
-    pub(crate) fn of(op: &kvc_op, tag: u64) -> Slot {
-        Slot { tag, is_get: op.kind == KVC_OP_GET, target: target(op), ticket: None }
-    }
-}
-
-/// Returns the destination of a get with dst; `None` for any other operation.
-fn target(op: &kvc_op) -> Option<Target> {
-    let offset = usize::try_from(op.offset).unwrap_or(usize::MAX);
-    match op.kind {
-        KVC_OP_GET if op.dst.is_null() => None,
-        KVC_OP_GET if op.flags & KVC_RANGE != 0 => Some(Target::range(op.dst, op.cap, offset)),
-        KVC_OP_GET => Some(Target::all(op.dst, op.cap)),
-        _ => None,
-    }
-}
-
-/// A completion that has not been polled yet.
-pub(crate) struct Done {
-    tag: u64,
-    copies: u32,
-    value: kvc_buf,
-    /// The failure, boxed because most completions have none.
-    failure: Option<Box<Failure>>,
-}
-
-impl Done {
-    /// Returns the number of bytes of the value that the completion owns.
-    fn bytes(&self) -> usize {
-        if self.value.data.is_null() { 0 } else { self.value.len }
-    }
-
-    /// Returns the completion without its message, and the failure.
-    pub(crate) fn tell(self, doubts: &Doubts) -> (kvc_completion, Option<Failure>) {
-        let Done { tag, copies, value, failure } = self;
-        let mut failure = failure.map(|failure| *failure);
-        let status = failure.as_ref().map_or(KVC_OK, |failure| failure.status);
-        let doubt = doubts.name(failure.as_mut().and_then(|failure| failure.doubt.take()));
-        (kvc_completion { tag, status, copies, value, words: ptr::null(), doubt }, failure)
-    }
-}
-
 pub(crate) struct Queue {
     client: Client,
     /// The list of writes in doubt, which the queue shares with its handle.
@@ -215,6 +77,8 @@ pub(crate) struct Queue {
     done_bytes: usize,
     /// The messages to which the completions of the last poll point.
     words: Vec<CString>,
+    /// The memory for the updates of an operation while it is submitted.
+    updates: Vec<Update<'static>>,
 }
 
 impl Queue {
@@ -233,11 +97,26 @@ impl Queue {
             );
             return Err(Failure::new(KVC_FULL, words));
         }
+        let mut updates = std::mem::take(&mut self.updates);
+        // SAFETY: the program guarantees the memory; updates are not accessed after this call.
+        let submitted = unsafe { read_op_updates(op, &mut updates) }
+            .and_then(|()| self.submit_checked(op, &updates, tag));
+        updates.clear();
+        self.updates = updates;
+        submitted
+    }
+
+    fn submit_checked(
+        &mut self,
+        op: &kvc_op,
+        updates: &[Update<'_>],
+        tag: u64,
+    ) -> Result<(), Failure> {
         let options =
             OpOptions { deadline: millis(op.timeout_ms), condition: condition(op.if_version) };
         // SAFETY: the program guarantees the memory; a kept value is released when the operation has ended or the
         // client is dropped.
-        let request = unsafe { request(op) }?;
+        let request = unsafe { request(op, updates) }?;
         let slot = Slot::of(op, tag);
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(slot);
@@ -246,14 +125,21 @@ impl Queue {
             self.slots.len() - 1
         });
         self.slots[at] = slot;
-        let submitted = self.client.submit_to_cancel(request, &options, at as u64);
-        submitted.map(|ticket| self.slots[at].ticket = Some(ticket)).map_err(|error| {
-            self.free.push(at);
-            match error {
-                SubmitError::Full { .. } => Failure::new(KVC_FULL, error.to_string()),
-                SubmitError::Refused(error) => error.into(),
+        match self.client.submit_to_cancel(request, &options, at as u64) {
+            Ok(ticket) => {
+                self.slots[at].ticket = Some(ticket);
+                // SAFETY: the program guarantees the memory until the completion.
+                unsafe { slot.empty_results() };
+                Ok(())
             }
-        })
+            Err(error) => {
+                self.free.push(at);
+                Err(match error {
+                    SubmitError::Full { .. } => Failure::new(KVC_FULL, error.to_string()),
+                    SubmitError::Refused(error) => error.into(),
+                })
+            }
+        }
     }
 
     /// Ends the operations with this tag early. Fails with KVC_NOT_FOUND if the queue has none, in flight or ended.
@@ -310,7 +196,8 @@ impl Queue {
         let count = self.done.len().min(out.len());
         for (place, done) in out.iter_mut().zip(self.done.drain(..count)) {
             self.done_bytes -= done.bytes();
-            let (mut completion, failure) = done.tell(&self.doubts);
+            // SAFETY: the program keeps its results valid until it has the completion.
+            let (mut completion, failure) = unsafe { done.tell(&self.doubts) };
             if let Some(failure) = failure {
                 self.words.push(c_text(failure.words));
                 completion.words = self.words.last().map_or(ptr::null(), |text| text.as_ptr());
@@ -379,76 +266,6 @@ fn epoll_failed(error: io::Error) -> Failure {
     Failure::new(KVC_UNAVAILABLE, format!("kvc_cq_poll: epoll or its timer failed: {error}"))
 }
 
-/// Converts the result of an operation into its completion.
-///
-/// # Safety
-/// The memory of `slot.target` has room for its `cap` bytes.
-pub(crate) unsafe fn end(slot: Slot, result: Result<Reply<'_>, kv_client::Error>) -> Done {
-    let Slot { tag, is_get, target, .. } = slot;
-    let mut value = kvc_buf::EMPTY;
-    let responded = match result {
-        Ok(responded) => responded,
-        Err(error) => {
-            let failure = Failure::from(error);
-            value.version = failure.version;
-            return Done { tag, copies: 0, value, failure: Some(Box::new(failure)) };
-        }
-    };
-    (value.version, value.len) = (responded.version.0, responded.length);
-    let mut failure = None;
-    if let Some(target) = target {
-        // SAFETY: passed on.
-        unsafe { target.take(responded) };
-        failure = target.too_small(responded.length).map(Box::new);
-    } else if is_get {
-        match value_of(responded) {
-            Ok(owned) => value = owned,
-            Err(no_memory) => {
-                value = kvc_buf::EMPTY;
-                failure = Some(Box::new(no_memory));
-            }
-        }
-    }
-    Done { tag, copies: responded.copies.into(), value, failure }
-}
-
-/// Converts an operation of the C interface into one of the client.
-///
-/// # Safety
-/// Key and value are readable, a kept value for as long as KVC_KEEP requires.
-pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
-    if op.flags & !(KVC_KEEP | KVC_RANGE) != 0 {
-        return Err(Failure::invalid(format!("kvc_op.flags is {:#x}; unknown flag", op.flags)));
-    }
-    if op.flags & KVC_RANGE == 0 && op.offset != 0 {
-        return Err(Failure::invalid(
-            "kvc_op.offset is not 0, but kvc_op.flags does not include KVC_RANGE",
-        ));
-    }
-    if op.flags & KVC_RANGE != 0 && (op.kind != KVC_OP_GET || op.dst.is_null()) {
-        return Err(Failure::invalid(
-            "kvc_op.flags includes KVC_RANGE, which is only for a get with dst",
-        ));
-    }
-    if op.dst.is_null() && op.cap > 0 {
-        return Err(Failure::invalid("kvc_op.dst is NULL, but kvc_op.cap is not 0"));
-    }
-    // SAFETY: passed on.
-    let key = unsafe { op.key.bytes("kvc_op.key") }?;
-    match op.kind {
-        KVC_OP_GET => Ok(target(op).map_or(Op::Get { key }, |target| target.op(key))),
-        KVC_OP_DELETE => Ok(Op::Delete { key }),
-        KVC_OP_PUT => {
-            // SAFETY: passed on.
-            let value: &'static [u8] = unsafe { op.value.bytes("kvc_op.value") }?;
-            Ok(Op::put(key, value, op.flags & KVC_KEEP != 0))
-        }
-        kind => Err(Failure::invalid(format!(
-            "kvc_op.kind is {kind}; use KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE"
-        ))),
-    }
-}
-
 /// Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and whose completions are not polled
 /// yet. The queue has its own connections, and the handle may be closed before the queue. On success, *out is a queue
 /// that the caller frees with kvc_cq_free().
@@ -485,6 +302,7 @@ pub unsafe extern "C" fn kvc_cq_new(
             done: VecDeque::new(),
             done_bytes: 0,
             words: Vec::new(),
+            updates: Vec::new(),
         };
         let cq = Box::new(kvc_cq {
             process: Process::current(),
@@ -568,10 +386,11 @@ pub unsafe extern "C" fn kvc_cq_poll(
     })
 }
 
-/// Frees a queue, its connections and the values of completions that were not polled. NULL is allowed. Operations in
-/// flight are abandoned, and the outcome of their writes is unknown. Memory of the program to which operations refer is
-/// not accessed any more. While another thread is in a call on the queue, the function returns KVC_INVALID and does not
-/// free the queue. In the child of a fork, an inherited queue is not freed (KVC_FORKED): see kvc_cq_free_forked().
+/// Frees a queue, its connections and the values of completions that were not polled, except those in the program's
+/// results of updates. NULL is allowed. Operations in flight are abandoned, and the outcome of their writes is unknown.
+/// Memory of the program to which operations refer is not accessed any more. While another thread is in a call on the
+/// queue, the function returns KVC_INVALID and does not free the queue. In the child of a fork, an inherited queue is
+/// not freed (KVC_FORKED): see kvc_cq_free_forked().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
     guard(|| {

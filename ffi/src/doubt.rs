@@ -78,7 +78,7 @@ impl Doubts {
         Arc::as_ptr(&self.kept) as u64
     }
 
-    fn find(&self, name: kvc_doubt) -> Result<Doubt, Failure> {
+    pub(crate) fn find(&self, name: kvc_doubt) -> Result<Doubt, Failure> {
         let [number, book] = name.opaque;
         let words = match (number, book == self.book()) {
             (0, _) => {

@@ -37,7 +37,8 @@ pub const KVC_FORKED: c_int = -11;
 /// An argument is invalid, or the call is not allowed now: within a log or event function, or while another thread uses
 /// the queue. Nothing was executed.
 pub const KVC_INVALID: c_int = -12;
-/// This process has no memory for the request or the value; a write was not executed.
+/// This process has no memory for the request or the value. A write was not executed, with one exception: if the
+/// message says so, an update was executed, but there is no memory for the value that it returns.
 pub const KVC_NO_MEMORY: c_int = -13;
 /// A protocol error between client and server. If an endpoint belongs to another kind of server (HTTP, SSH), the status
 /// is KVC_UNAVAILABLE at the deadline, and the message describes the invalid bytes.
@@ -51,13 +52,24 @@ pub const KVC_SHARED_IDENTITY: c_int = -16;
 /// Another cluster, not restored from the handle's cluster, has replaced it; nothing was executed. Open a new handle.
 pub const KVC_OTHER_CLUSTER: c_int = -17;
 
-/// The write in doubt was settled: it was not executed and never will be.
+/// The write in doubt was settled: it was not executed and never will be. In kvc_updated: the update was not executed,
+/// because another update of the request failed.
 pub const KVC_NOT_DONE: c_int = -18;
 
 /// The program has interrupted the handle (kvc_interrupt()); a write was not executed.
 pub const KVC_INTERRUPTED: c_int = -19;
 /// The program has cancelled the operation (kvc_cq_cancel()); a write was not executed.
 pub const KVC_CANCELLED: c_int = -20;
+
+/// The value of the entry, or the amount to add, is not a decimal number of the kind that the update adds to; nothing
+/// was changed.
+pub const KVC_NOT_A_NUMBER: c_int = -21;
+/// The sum is out of range; nothing was changed. An integer has 64 bits; other numbers are finite.
+pub const KVC_OVERFLOW: c_int = -22;
+/// The keys of a request are not all of one group and shard; nothing was changed. Send several requests.
+pub const KVC_CROSS_SHARD: c_int = -23;
+/// The server runs an older version, which does not support the operation; nothing was changed. Upgrade the servers.
+pub const KVC_UNSUPPORTED: c_int = -24;
 
 /// A status with its message.
 #[derive(Debug)]
@@ -68,15 +80,24 @@ pub(crate) struct Failure {
     pub(crate) version: u64,
     /// The write after KVC_IN_DOUBT.
     pub(crate) doubt: Option<Doubt>,
+    /// The current value of the entry after KVC_CONFLICT, if an update requests it.
+    pub(crate) value: Option<Box<[u8]>>,
+    /// The index of the update that failed, in a request with several of them.
+    pub(crate) index: Option<usize>,
+    /// True if the write was executed all the same, and only its value could not be returned.
+    pub(crate) was_executed: bool,
 }
 
 /// Returns the rank of a status, for a call with several results. A higher rank is more serious; a status without a
 /// rank has the lowest.
 pub(crate) fn severity(status: c_int) -> usize {
-    const ORDER: [c_int; 16] = [
+    const ORDER: [c_int; 20] = [
         KVC_NOT_FOUND,
         KVC_CONFLICT,
+        KVC_NOT_A_NUMBER,
+        KVC_OVERFLOW,
         KVC_INVALID,
+        KVC_CROSS_SHARD,
         KVC_TOO_BIG,
         KVC_BUSY,
         KVC_UNAVAILABLE,
@@ -85,6 +106,7 @@ pub(crate) fn severity(status: c_int) -> usize {
         KVC_OUT_OF_SPACE,
         KVC_NO_MEMORY,
         KVC_IN_DOUBT,
+        KVC_UNSUPPORTED,
         KVC_PROTOCOL,
         KVC_SHARED_IDENTITY,
         KVC_OTHER_CLUSTER,
@@ -96,7 +118,9 @@ pub(crate) fn severity(status: c_int) -> usize {
 
 impl Failure {
     pub(crate) fn new(status: c_int, words: impl Into<String>) -> Failure {
-        Failure { status, words: words.into(), version: 0, doubt: None }
+        let words = words.into();
+        let (version, doubt, value, index) = (0, None, None, None);
+        Failure { status, words, version, doubt, value, index, was_executed: false }
     }
 
     pub(crate) fn invalid(words: impl Into<String>) -> Failure {
@@ -127,16 +151,29 @@ impl From<Error> for Failure {
             Error::NotDone { .. } => KVC_NOT_DONE,
             Error::Interrupted { .. } => KVC_INTERRUPTED,
             Error::Cancelled { .. } => KVC_CANCELLED,
+            Error::NotANumber { .. } => KVC_NOT_A_NUMBER,
+            Error::Overflow { .. } => KVC_OVERFLOW,
+            Error::CrossShard { .. } => KVC_CROSS_SHARD,
+            Error::Unsupported { .. } => KVC_UNSUPPORTED,
             Error::WithinCallback => KVC_INVALID,
             Error::Defect => KVC_PANIC,
             _ => KVC_PROTOCOL,
         };
         let words = error.to_string();
-        let doubt = match error {
-            Error::InDoubt { doubt, .. } => doubt,
+        let index = match &error {
+            Error::Conflict { action, .. }
+            | Error::NotANumber { action }
+            | Error::Overflow { action }
+            | Error::TooBig { action, .. }
+            | Error::Invalid { action, .. } => action.index_in_batch(),
             _ => None,
         };
-        Failure { version, doubt, ..Failure::new(status, words) }
+        let (doubt, value) = match error {
+            Error::InDoubt { doubt, .. } => (doubt, None),
+            Error::Conflict { value, .. } => (None, value),
+            _ => (None, None),
+        };
+        Failure { version, doubt, value, index, ..Failure::new(status, words) }
     }
 }
 
@@ -197,6 +234,10 @@ pub extern "C" fn kvc_status_name(status: c_int) -> *const c_char {
         KVC_NOT_DONE => c"KVC_NOT_DONE",
         KVC_INTERRUPTED => c"KVC_INTERRUPTED",
         KVC_CANCELLED => c"KVC_CANCELLED",
+        KVC_NOT_A_NUMBER => c"KVC_NOT_A_NUMBER",
+        KVC_OVERFLOW => c"KVC_OVERFLOW",
+        KVC_CROSS_SHARD => c"KVC_CROSS_SHARD",
+        KVC_UNSUPPORTED => c"KVC_UNSUPPORTED",
         KVC_FULL => c"KVC_FULL",
         KVC_FORKED => c"KVC_FORKED",
         KVC_INVALID => c"KVC_INVALID",
@@ -230,7 +271,7 @@ mod tests {
 
     #[test]
     fn the_numbers_of_statuses_never_change() {
-        let names: Vec<&str> = (0..=20).map(|n| name(-n)).collect();
+        let names: Vec<&str> = (0..=24).map(|n| name(-n)).collect();
         assert_eq!(
             names,
             [
@@ -255,9 +296,13 @@ mod tests {
                 "KVC_NOT_DONE",
                 "KVC_INTERRUPTED",
                 "KVC_CANCELLED",
+                "KVC_NOT_A_NUMBER",
+                "KVC_OVERFLOW",
+                "KVC_CROSS_SHARD",
+                "KVC_UNSUPPORTED",
             ]
         );
-        assert_eq!((name(1), name(-21)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
+        assert_eq!((name(1), name(-25)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
     }
 
     #[test]

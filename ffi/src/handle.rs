@@ -59,6 +59,14 @@ impl kvc_client {
 /// returns.
 pub(crate) struct Pointer<T>(*mut T);
 
+impl<T> Clone for Pointer<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Pointer<T> {}
+
 // SAFETY: the program allows the library to write to the memory during the call, on any thread.
 unsafe impl<T> Send for Pointer<T> {}
 
@@ -293,7 +301,8 @@ unsafe fn read_into(
         (responded.length, responded.version)
     };
     // SAFETY: passed on.
-    let (bytes, version) = unsafe { call(client, key, options, |key| target.op(key), take) }?;
+    let (bytes, version) =
+        unsafe { call(client, key, options, |key| target.op(key, false), take) }?;
     // SAFETY: not NULL; the caller passes a pointer that is valid for writing a length.
     unsafe { len.write(bytes) };
     match target.too_small(bytes) {
@@ -313,7 +322,7 @@ pub(crate) fn get(key: &[u8]) -> Op<'_> {
     Op::Get { key }
 }
 
-fn written(responded: Reply<'_>) -> Written {
+pub(crate) fn written(responded: Reply<'_>) -> Written {
     Written { version: responded.version, copies: responded.copies }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   C program, any thread -> kvc_put, kvc_get, …   -> panic boundary -> the handle's kv_client::SharedClient
-//!                            (handle, text, batch)    (panic)
+//!                            (handle, batch, text,    (panic)
+//!                            update, changes)
 //!   one thread at a time  -> kvc_cq_submit, …_poll -> panic boundary -> the queue's own kv_client::Client
-//!                            (cq)
+//!                            (cq, operation)
 //! ```
 //!
 //! The library starts no thread and sets no signal or exit handler. It logs only to a function of the program; a defect
@@ -26,9 +27,15 @@ mod buffer;
 
 mod handle;
 
+mod update;
+
+mod changes;
+
 mod batch;
 
 mod text;
+
+mod operation;
 
 mod cq;
 
@@ -44,10 +51,12 @@ mod statistics;
 
 mod inherited;
 mod panic;
+mod results;
 mod target;
 
 pub use batch::*;
 pub use buffer::*;
+pub use changes::*;
 pub use cq::*;
 pub use doubt::*;
 pub use error::*;
@@ -55,11 +64,13 @@ pub use events::*;
 pub use handle::*;
 pub use inherited::*;
 pub use interrupt::*;
+pub use operation::*;
 pub use options::*;
 pub use ping::*;
 pub use scan::*;
 pub use statistics::*;
 pub use text::*;
+pub use update::*;
 
 /// The version of this header: major << 16 | minor << 8 | patch. Compare with kvc_version().
 pub const KVC_VERSION: u32 = 0x000100;

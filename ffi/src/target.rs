@@ -34,13 +34,13 @@ impl Target {
         !self.dst.is_null() || self.cap == 0
     }
 
-    /// Returns the operation that reads a key into this target.
-    pub(crate) fn op<'a>(&self, key: &'a [u8]) -> Op<'a> {
+    /// Returns the operation that reads a key into this target, and the deadline of its entry if requested.
+    pub(crate) fn op<'a>(&self, key: &'a [u8], with_deadline: bool) -> Op<'a> {
         let landing = NonNull::new(self.dst.cast::<u8>()).map_or(Landing::Buffer, |at| {
             // SAFETY: the program lends the memory until the operation has ended.
             Landing::At(unsafe { Room::new(at, self.cap) })
         });
-        Op::Read { key, part: Some(self.part), landing }
+        Op::Read { key, part: Some(Part { with_deadline, ..self.part }), landing }
     }
 
     /// Copies the received bytes into the memory, unless they were received directly into it.

@@ -125,6 +125,37 @@ fn write_and_read(
 }
 
 #[test]
+fn an_update_of_one_key_allocates_nothing() {
+    let fake = Fake::start(3, 1);
+    let client = open(&fake);
+    let keys: Vec<String> = (0..50).map(|n| format!("key {n}")).collect();
+    let add = kvc_update {
+        size: u32::try_from(size_of::<kvc_update>()).unwrap(),
+        action: KVC_ACTION_ADD,
+        number: 1,
+        ..kvc_update::default()
+    };
+    let call_all = |times: usize| {
+        for key in keys.iter().cycle().take(times) {
+            let (key, mut sum, mut deadline) = (slice(key.as_bytes()), 0, 7);
+            // SAFETY: all arguments are valid.
+            unsafe {
+                let added = kvc_add(client, key, 1, null(), &raw mut sum, null_mut());
+                assert_eq!(added, KVC_OK);
+                let updated = kvc_update_one(client, key, &raw const add, null(), null_mut());
+                assert_eq!(updated, KVC_OK);
+                let read = kvc_get_deadline(client, key, null(), &raw mut deadline, null_mut());
+                assert_eq!((read, deadline), (KVC_OK, 0));
+            }
+        }
+    };
+    call_all(500);
+    assert_eq!(least(|| call_all(500)), 0);
+    // SAFETY: no thread uses the handle any more.
+    assert_eq!(unsafe { kvc_close(client) }, KVC_OK);
+}
+
+#[test]
 fn operations_of_a_queue_allocate_nothing() {
     const DEPTH: usize = 32;
     let depth = u32::try_from(DEPTH).unwrap();
@@ -136,6 +167,24 @@ fn operations_of_a_queue_allocate_nothing() {
     assert_eq!(unsafe { kvc_cq_new(client, depth, &raw mut cq) }, KVC_OK);
     let keys: Vec<String> = (0..DEPTH).map(|n| format!("key {n}")).collect();
     let value = [b'v'; 300];
+    // An update that returns no value; the next get finds the same value.
+    let mut update = kvc_update {
+        size: u32::try_from(size_of::<kvc_update>()).unwrap(),
+        action: KVC_ACTION_PUT,
+        ..kvc_update::default()
+    };
+    update.value = slice(&value);
+    let updates = [update];
+    let mut deadline = 0;
+    let mut results = [kvc_updated {
+        status: 0,
+        copies: 0,
+        version: 0,
+        value: kvc_buf { data: null_mut(), len: 0, version: 0 },
+        deadline_ms: 0,
+        doubt: kvclient::kvc_doubt::default(),
+        reserved: [0; 2],
+    }];
     let mut rooms = vec![[0u8; 300]; DEPTH];
     let nothing = kvc_completion {
         tag: 0,
@@ -149,13 +198,19 @@ fn operations_of_a_queue_allocate_nothing() {
     let mut run = |rounds: usize| {
         for round in 0..rounds {
             for (n, (key, room)) in keys.iter().zip(&mut rooms).enumerate() {
+                let kind = [KVC_OP_PUT, KVC_OP_GET, KVC_OP_UPDATE][round % 3];
+                let is_update = kind == KVC_OP_UPDATE;
                 let op = kvc_op {
                     size,
-                    kind: if round % 2 == 0 { KVC_OP_PUT } else { KVC_OP_GET },
+                    kind,
                     key: slice(key.as_bytes()),
                     value: slice(&value),
                     dst: room.as_mut_ptr().cast(),
                     cap: room.len(),
+                    updates: if is_update { updates.as_ptr() } else { null() },
+                    n: if is_update { updates.len() } else { 0 },
+                    results: if is_update { results.as_mut_ptr() } else { null_mut() },
+                    deadline_ms: if kind == KVC_OP_GET { &raw mut deadline } else { null_mut() },
                     ..kvc_op::default()
                 };
                 // SAFETY: all arguments are valid, and the room lives until the queue is freed.

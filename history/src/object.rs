@@ -57,6 +57,20 @@ pub enum Change {
     SetExpiry,
 }
 
+impl Change {
+    /// Returns whether the change stores an entry under the key of its update.
+    pub(crate) fn stores(&self) -> bool {
+        match self {
+            Change::Put(_)
+            | Change::Add(_)
+            | Change::Append(_)
+            | Change::SetRange(..)
+            | Change::SetExpiry => true,
+            Change::Check | Change::Delete | Change::Rename(_) | Change::Copy(_) => false,
+        }
+    }
+}
+
 /// The condition of an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Guard {

@@ -163,6 +163,29 @@ static void a_put_needs_no_memory_for_its_value(void **state)
     assert_status(kvc_cq_free(queue), KVC_OK);
 }
 
+/* The servers keep the response to an update. So a value that is removed without memory for it here is not lost. */
+static void a_value_that_was_taken_without_memory_can_still_be_read(void **state)
+{
+    const kvc_op_options options = within(500);
+    kvc_result result;
+    kvc_updated updated;
+    kvc_buf got = {NULL, 7, 7};
+    int status;
+
+    (void)state;
+    allow(4 * MIB);
+    status = kvc_take(client, text("large"), &options, &got, &result);
+    allow(SIZE_MAX);
+    assert_int_equal(status, KVC_IN_DOUBT);
+    assert_int_equal(got.len, 7);
+    assert_status(kvc_resolve_update(client, result.doubt, 0, 1, &updated), KVC_OK);
+    assert_int_equal(updated.value.len, LARGE);
+    assert_memory_equal(updated.value.data, large, LARGE);
+    kvc_buf_free(&updated.value);
+    assert_status(kvc_put(client, text("large"), bytes(large, LARGE), NULL, NULL), KVC_OK);
+    check_all_is_well();
+}
+
 static void continue_servers(void)
 {
     int n;
@@ -217,6 +240,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_teardown(a_value_without_memory_is_reported_and_the_handle_still_works, give_back),
         cmocka_unit_test_teardown(a_value_is_received_once, give_back),
         cmocka_unit_test_teardown(a_put_needs_no_memory_for_its_value, give_back),
+        cmocka_unit_test_teardown(a_value_that_was_taken_without_memory_can_still_be_read, give_back),
         cmocka_unit_test_teardown(a_put_abandoned_half_way_was_not_done_and_the_handle_still_works, go_on),
     };
     int failed;

@@ -180,6 +180,70 @@ fn a_user_who_logs_in_again_after_a_login_in_doubt_gets_the_same_session() {
 }
 
 #[test]
+fn a_rate_limiter_counts_in_windows_that_end_by_themselves() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "rate_limiter.c");
+    let run = |user, seconds| {
+        workshop.run(&program, &[&cluster.endpoint(), user, "2", seconds]).with_code(0).stdout
+    };
+    assert_eq!(run("ada", "600"), "request 1 of 2: permitted\n");
+    assert_eq!(run("ada", "600"), "request 2 of 2: permitted\n");
+    let denied = run("ada", "600");
+    assert!(denied.starts_with("request 3 of 2: denied until "), "{denied}");
+    // The window does not move.
+    let end = |said: &str| said.rsplit(' ').next().map(str::to_owned);
+    assert_eq!(end(&run("ada", "600")), end(&denied));
+    assert_eq!(run("bob", "1"), "request 1 of 2: permitted\n");
+    crate::common::wait_until("a new window", TIMEOUT, || {
+        run("bob", "1") == "request 1 of 2: permitted\n"
+    });
+}
+
+#[test]
+fn a_lock_has_one_owner_and_rejects_an_old_token() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "lock.c");
+    let ended = workshop.run(&program, &[&cluster.endpoint()]).with_code(0);
+    let lines = [
+        "ada has the lock and uses the resource",
+        "bob gets KVC_CONFLICT: the holder is ada",
+        "ada releases it: KVC_OK",
+        "bob gets KVC_OK, with a higher token",
+        "bob uses the resource",
+        "ada must not use the resource",
+        "ada releases it again: KVC_CONFLICT",
+    ];
+    assert_eq!((ended.stdout, ended.stderr), (lines.join("\n") + "\n", String::new()));
+    assert!(cluster.stop().entries().is_empty());
+}
+
+#[test]
+fn a_leaderboard_that_four_programs_count_at_once_is_exact() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "leaderboard.c");
+    let run = |points: &[&str]| {
+        let endpoint = cluster.endpoint();
+        let words = [&[endpoint.as_str()], points].concat();
+        workshop.run(&program, &words).with_code(0).stdout
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| run(&["ada=1", "bob=2", "ada=3"]));
+        }
+    });
+    assert_eq!(run(&["ada=0", "eve=9", "bob=0"]), "1. ada: 16\n2. eve: 9\n3. bob: 8\n");
+}
+
+#[test]
+fn a_session_lives_while_it_is_used_and_ends_by_itself() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "session_expiry.c");
+    let ended = workshop.run(&program, &[&cluster.endpoint(), "3000"]).with_code(0);
+    let uses = "session of ada\n".repeat(4);
+    assert_eq!((ended.stdout, ended.stderr), (uses + "the session has ended\n", String::new()));
+}
+
+#[test]
 fn python_stores_any_bytes_without_a_compiler() {
     let (cluster, workshop) = (Cluster::start(), Workshop::open());
     let library = format!("KVCLIENT={}", workshop.dir().join("libkvclient.so.1").display());

@@ -91,6 +91,14 @@ fn batch(manner: &Manner) {
     assert!(dumps.entries().is_empty());
 }
 
+/// Tests updates and deadlines, in calls, batches and queues.
+#[track_caller]
+fn updates(manner: &Manner) {
+    let cluster = Cluster::builder().shards(2).start();
+    check("updates.c", manner, &[cluster.endpoint()]);
+    cluster.stop().assert_copies_agree();
+}
+
 #[track_caller]
 fn queue(manner: &Manner) {
     let cluster = Cluster::builder().shards(2).start();
@@ -222,6 +230,10 @@ in_every_manner! {
     a_queue_passes_the_sanitizers: queue in SANITIZED;
     a_queue_passes_the_thread_sanitizer: queue in THREADS;
     a_queue_passes_valgrind: queue in VALGRIND;
+    updates_do_what_the_header_says: updates in PLAIN;
+    updates_pass_the_sanitizers: updates in SANITIZED;
+    updates_pass_the_thread_sanitizer: updates in THREADS;
+    updates_pass_valgrind: updates in VALGRIND;
     threads_share_a_handle: shared in PLAIN;
     threads_share_a_handle_and_pass_the_sanitizers: shared in SANITIZED;
     the_deepest_queue_passes_no_write_over: deep_queue in PLAIN;

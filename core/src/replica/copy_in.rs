@@ -26,7 +26,7 @@ pub(super) struct CopyIn {
     /// The number of copy messages received after COPY-START.
     taken: u64,
     partial: Option<PartialEntry>,
-    partial_record: Option<PartialRecord>,
+    partial_record: Option<Box<PartialRecord>>,
     tombstones: Tombstones,
     /// The response to COPY-END until it is sent.
     mark: Option<Marked>,
@@ -201,12 +201,13 @@ impl Replica {
         self.take_copy_message()?;
         let missing = record.response_length as usize - record.response.len();
         let CopyRecord { sn, record, response, .. } = *record;
-        self.finish_record(PartialRecord { sn, record, response: response.to_vec(), missing })
+        let response = response.to_vec();
+        self.finish_record(Box::new(PartialRecord { sn, record, response, missing }))
     }
 
     /// Keeps a record of the copy once its response is complete.
-    fn finish_record(&mut self, partial: PartialRecord) -> Result<(), StreamError> {
-        let PartialRecord { sn, record, response, missing } = &partial;
+    fn finish_record(&mut self, partial: Box<PartialRecord>) -> Result<(), StreamError> {
+        let PartialRecord { sn, record, response, missing } = &*partial;
         match missing {
             0 => self.sessions.record_known(*sn, *record, response),
             _ => self.candidate_mut()?.1.partial_record = Some(partial),

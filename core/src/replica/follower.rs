@@ -23,7 +23,7 @@ pub(super) struct Follower {
     /// True if a stream is up.
     pub(super) connected: bool,
     /// The write `last + 1` while its value is incomplete.
-    partial: Option<Partial>,
+    partial: Option<Box<Partial>>,
     /// The newest `t_send` for which an ack is due.
     owed: Option<Time>,
     /// The newest `t_send` of the stream, which an ack of the copy or of a part of a value echoes.
@@ -283,7 +283,7 @@ impl Replica {
         partial.response.extend_from_slice(response);
         let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
         follower.owe_ack(t_send);
-        follower.partial = Some(partial);
+        follower.partial = Some(Box::new(partial));
         Ok(())
     }
 
@@ -353,7 +353,7 @@ impl Replica {
         *missing -= fragment.bytes.len();
         if partial.missing_value + partial.missing_response == 0 {
             let whole = follower.partial.take().expect("it was just filled");
-            self.apply_whole(sn, whole)?;
+            self.apply_whole(sn, *whole)?;
         } else if may_sign {
             follower.owe_sign();
         }

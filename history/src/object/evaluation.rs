@@ -126,7 +126,7 @@ impl Course {
             let found = course.world[update.key].clone();
             for (step, outcome, value) in course.steps(update, found.as_ref(), deadline) {
                 let mut next = course.clone();
-                if !next.shows(update, shown, entry, outcome, value.as_ref(), deadline) {
+                if !next.shows(update, shown, entry, (outcome, &step), value.as_ref()) {
                     continue;
                 }
                 next.take(update.key, step);
@@ -145,10 +145,9 @@ impl Course {
         outcome: Outcome,
         courses: &mut Vec<(Course, Outcome)>,
     ) {
-        let found = self.world[update.key].clone();
-        let value = found.as_ref().filter(|_| update.returns_value).map(|item| item.value.clone());
-        let deadline = found.and_then(|item| item.deadline);
-        if self.shows(update, shown, entry, outcome, value.as_ref(), deadline) {
+        let found = self.world[update.key].as_ref();
+        let value = found.filter(|_| update.returns_value).map(|item| item.value.clone());
+        if self.shows(update, shown, entry, (outcome, &Step::Nothing), value.as_ref()) {
             courses.push((self, outcome));
         }
     }
@@ -158,14 +157,12 @@ impl Course {
         let old = self.world[update.key].as_ref().and_then(|item| item.deadline);
         let after = |millis: i64| {
             let span = self.clock.plus(millis);
-            let is_set = matches!(update.change, Change::Put(_) | Change::SetExpiry);
-            let known = shown.filter(|_| is_set && update.returns_value);
+            let known = shown.filter(|_| update.returns_value && update.change.stores());
             match known.filter(|shown| shown.outcome == Outcome::Done) {
                 Some(Shown { deadline: Some(time), .. }) => {
                     span.contains(*time).then(|| Some(Span::at(*time)))
                 }
-                Some(Shown { deadline: None, .. }) => None,
-                None => Some(Some(span)),
+                _ => Some(Some(span)),
             }
         };
         match update.lifetime {
@@ -302,9 +299,11 @@ impl Course {
             }
             Change::Rename(to) | Change::Copy(to) => match found {
                 None => vec![(Step::Nothing, Outcome::NotFound, None)],
+                Some(_) if *to == update.key => vec![(Step::Nothing, Outcome::Done, current)],
                 Some(item) => {
                     let moves = matches!(update.change, Change::Rename(_));
-                    vec![(Step::Transfer(*to, item.clone(), moves), Outcome::Done, None)]
+                    let value = current.filter(|_| !moves);
+                    vec![(Step::Transfer(*to, item.clone(), moves), Outcome::Done, value)]
                 }
             },
             Change::SetExpiry => match &old {
@@ -320,21 +319,21 @@ impl Course {
         update: &Update,
         shown: Option<&Shown>,
         entry: &ObjectEntry,
-        outcome: Outcome,
+        (outcome, step): (Outcome, &Step),
         value: Option<&Text>,
-        deadline: Option<Span>,
     ) -> bool {
         let Some(shown) = shown else { return true };
         if shown.outcome != outcome || shown.value.as_ref() != value {
             return false;
         }
-        let is_changed = outcome == Outcome::Done && update.change != Change::Check;
-        let is_set = matches!(update.change, Change::Put(_) | Change::SetExpiry);
         let is_shown = update.returns_value && entry.shows_deadline;
-        let expected = match is_changed {
-            true if !is_set => None,
-            true => deadline,
-            false => self.world[update.key].as_ref().and_then(|item| item.deadline),
+        // The response has the deadline of the entry after the update.
+        let (expected, is_changed) = match step {
+            Step::Store(_, deadline) => (*deadline, true),
+            Step::Remove | Step::Transfer(.., true) => (None, true),
+            Step::Nothing | Step::Transfer(.., false) => {
+                (self.world[update.key].as_ref().and_then(|item| item.deadline), false)
+            }
         };
         match (expected.filter(|_| is_shown), shown.deadline) {
             (None, None) => true,
