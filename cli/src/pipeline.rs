@@ -36,7 +36,7 @@ const MAX_BYTES: usize = 64 << 20;
 /// A line in the window.
 #[derive(Debug)]
 enum Slot {
-    Running(Task),
+    Running(Box<Task>),
     Ended(Response),
 }
 
@@ -142,7 +142,7 @@ impl Pipeline {
             }
             Ok(Some(Command::Help(word))) => ended(help::text(word), End::Done),
             Err(error) => ended(error.to_string(), End::Error),
-            Ok(Some(command)) => Slot::Running(Task::new(line, read_at, command)),
+            Ok(Some(command)) => Slot::Running(Box::new(Task::new(line, read_at, command))),
         };
         let place = self.first + self.window.len() as u64;
         self.bytes += slot_bytes(&slot);

@@ -97,7 +97,8 @@ impl Progress {
         }
         let mut lines = Vec::new();
         while !self.is_enough(scan)
-            && let Some(entry) = self.waiting.pop_front_if(|entry| has_all(entry, scan))
+            && self.waiting.front().is_some_and(|entry| has_all(entry, scan))
+            && let Some(entry) = self.waiting.pop_front()
         {
             self.found += 1;
             lines.push(line(&entry));

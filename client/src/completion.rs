@@ -35,7 +35,8 @@ pub struct Outcome {
 pub struct Reply<'a> {
     /// For a get or a verify: the value, or the requested part of it. For one update: the value that it returns, the
     /// sum or the length as a decimal text. For several updates: their encoded results
-    /// ([`crate::update::UpdateResult`]). For a scan: an encoded page ([`crate::Page::of`]). Empty for other operations.
+    /// ([`crate::update::UpdateResult`]). For a scan: an encoded page ([`crate::Page::of`]). Empty for other
+    /// operations.
     pub value: &'a [u8],
     /// True if there is a value, which may be empty. False for an update that returns no value, or found none.
     pub has_value: bool,

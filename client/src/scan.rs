@@ -190,16 +190,16 @@ fn count(caller: &mut impl Caller, options: &OpOptions) -> Result<u64, Error> {
 
 impl Client {
     /// Returns the page of a scan at a token; 0 begins the scan. Pass [`Page::next`] as the next token, with the same
-    /// options, until it is 0. A token is valid in every client of the cluster, for as long as the cluster exists. It is
-    /// below 2^53.
+    /// options, until it is 0. A token is valid in every client of the cluster, for as long as the cluster exists. It
+    /// is below 2^53.
     ///
     /// The deadline in `options` applies to each request: one for the page, and one for each value above 64 KiB.
     ///
     /// # Errors
     /// [`Error::Invalid`]: the number is no token of this cluster. [`Error::Unsupported`]: the server is too old.
     /// [`Error::TooBig`]: the pattern is longer than 65,535 bytes. [`Error::Timeout`], [`Error::Unavailable`] or
-    /// [`Error::Busy`] at the deadline; repeat the call with the same token. [`Error::Lost`] if the group of the page has
-    /// no replica left.
+    /// [`Error::Busy`] at the deadline; repeat the call with the same token. [`Error::Lost`] if the group of the page
+    /// has no replica left.
     pub fn scan(
         &mut self,
         token: u64,

@@ -83,13 +83,13 @@ struct OwnedPage {
 }
 
 /// Returns a page of a scan of all keys. `token` is 0 for the first page, then kvc_page.next of the page before, until
-/// that is 0. `options` may be NULL; all pages of a scan must have the same pattern. On success, *out is a page that the
-/// caller frees with kvc_page_free().
+/// that is 0. `options` may be NULL; all pages of a scan must have the same pattern. On success, *out is a page that
+/// the caller frees with kvc_page_free().
 ///
 /// Every key that exists from the first page to the last comes exactly once, also if servers fail meanwhile. A key that
-/// is written or removed meanwhile may come or not. After KVC_TIMEOUT, KVC_UNAVAILABLE or KVC_BUSY, repeat the call with
-/// the same token. A token is valid for every handle of the cluster, for as long as the cluster exists. A number that is
-/// no token of the cluster is rejected (KVC_INVALID).
+/// is written or removed meanwhile may come or not. After KVC_TIMEOUT, KVC_UNAVAILABLE or KVC_BUSY, repeat the call
+/// with the same token. A token is valid for every handle of the cluster, for as long as the cluster exists. A number
+/// that is no token of the cluster is rejected (KVC_INVALID).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_scan(
     client: *mut kvc_client,
@@ -131,8 +131,8 @@ pub unsafe extern "C" fn kvc_page_free(page: *mut kvc_page) {
     }
 }
 
-/// Sets *count to the number of entries of the cluster: the sum of the exact number of each shard, at slightly different
-/// times. `timeout_ms` applies to the request to each shard; zero means the timeout of the handle.
+/// Sets *count to the number of entries of the cluster: the sum of the exact number of each shard, at slightly
+/// different times. `timeout_ms` applies to the request to each shard; zero means the timeout of the handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_count(
     client: *mut kvc_client,

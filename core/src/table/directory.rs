@@ -18,9 +18,12 @@
 //!
 //! A full segment grows up to a limit and is then split, independently of the others. So no write ever moves more
 //! slots than one segment has. If the segment already uses all bits of the directory, the directory is doubled first,
-//! which copies 16 bytes per place. If nearly all hashes of a segment belong to one half, that half is split again at
-//! once: entries that arrive in the order of their hashes, as in a copy, would otherwise form one long run. When entries are removed, segments shrink, and merge with the other half of a
-//! split.
+//! which copies 16 bytes per place.
+//!
+//! If nearly all hashes of a segment belong to one half, that half is split again at once: entries that arrive in the
+//! order of their hashes, as in a copy, would otherwise form one long run. Such a write moves the slots of one segment up
+//! to a dozen times. When entries are removed, segments shrink,
+//! and merge with the other half of a split.
 
 use super::OutOfMemory;
 use super::segment::{

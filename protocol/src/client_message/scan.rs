@@ -5,8 +5,8 @@
 //!   item    flags u8 | key length u16 | value length u32 | version u64 | deadline u64, if any | key | value, if any
 //! ```
 //!
-//! A shard is read in the order of its keyed hash, which is the same at all servers of a cluster. A cursor is a position
-//! in this order, so it stays valid when the table changes and when another server becomes the primary
+//! A shard is read in the order of its keyed hash, which is the same at all servers of a cluster. A cursor is a
+//! position in this order, so it stays valid when the table changes and when another server becomes the primary
 //! (docs/decisions/2026-11-30-a-scan-survives-a-failover.md).
 
 use crate::codec::{Reader, Writer};
@@ -38,7 +38,7 @@ pub struct Scan {
 impl Scan {
     /// Encodes the flags for the field `replica`.
     pub(super) fn flags(self) -> u8 {
-        u8::from(self.values) * VALUES | u8::from(self.deadlines) * DEADLINES
+        flag(self.values, VALUES) | flag(self.deadlines, DEADLINES)
     }
 
     /// Decodes the fields `if_version` and `replica`.
@@ -48,6 +48,10 @@ impl Scan {
         }
         Ok(Scan { cursor, values: flags & VALUES != 0, deadlines: flags & DEADLINES != 0 })
     }
+}
+
+fn flag(is_set: bool, flag: u8) -> u8 {
+    if is_set { flag } else { 0 }
 }
 
 /// An entry in a page.
@@ -73,9 +77,9 @@ const IS_UNMATCHED: u8 = 4;
 
 impl<'a> ScanItem<'a> {
     fn write(&self, output: &mut Vec<u8>) {
-        let flags = u8::from(self.value.is_some()) * HAS_VALUE
-            | u8::from(self.deadline.is_some()) * HAS_DEADLINE
-            | u8::from(self.is_unmatched) * IS_UNMATCHED;
+        let flags = flag(self.value.is_some(), HAS_VALUE)
+            | flag(self.deadline.is_some(), HAS_DEADLINE)
+            | flag(self.is_unmatched, IS_UNMATCHED);
         output.put_u8(flags);
         output.put_u16(u16::try_from(self.key.len()).expect("a key has at most 65,535 bytes"));
         output.put_u32(self.value_length);

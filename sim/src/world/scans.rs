@@ -2,7 +2,7 @@
 //! the scans at the end of the run.
 //!
 //! ```text
-//!   every few ms:  page of (place, cursor) from the primary of the newest view -> cursor, or the next place -> ... -> end
+//!   every few ms:  page of (place, cursor) from the primary of the newest view -> cursor, or next place -> ... -> end
 //!                  no response, a rejection, a closed connection -> the same page again
 //! ```
 //!
