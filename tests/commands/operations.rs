@@ -492,7 +492,7 @@ fn a_limit_is_raised_and_stops_with_and_without_disk_space_keep_all_data() {
 /// Follows *Memory limit*: fills the memory with additional values until the limit is reached, then raises the limit.
 #[track_caller]
 fn memory_limit(cast: &Cast) {
-    let [raise] = commands("Memory limit");
+    let [raise, evict] = commands("Memory limit");
     cast.run("bin/coord set --memory-limit 16M --dir run").with_code(0);
     let (network, address) = (cast.host().network(), cast.coordinator);
     let fill = |limit: Duration| {
@@ -512,6 +512,7 @@ fn memory_limit(cast: &Cast) {
     let text = cast.await_alarm(AlarmKind::OutOfSpace);
     assert!(text.contains("coord set --memory-limit"), "{text}");
     cast.run(raise).with_code(0);
+    cast.run(evict).with_code(0);
     wait_until("the new limit everywhere", TIMEOUT, || {
         cast.status().0.servers.iter().all(|server| server.memory_limit == 2 << 30)
     });
