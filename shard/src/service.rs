@@ -685,8 +685,7 @@ impl Service {
     }
 
     /// Evicts entries if tables are nearly full, and appends the pending messages of all replicas to their streams. It is
-    /// called once at the end of every wake-up, so
-    /// that PREPAREs and ACKs are sent in batches.
+    /// called once at the end of every wake-up, so that PREPAREs and ACKs are sent in batches.
     pub(crate) fn pump(&mut self, now: Time) {
         for hosted in &mut self.hosted {
             hosted.replica.keep_headroom(now, &mut self.outputs);

@@ -74,7 +74,7 @@ impl Lengths {
 pub(super) enum Evicted {
     /// This is the room after all that can be done.
     ForRoom(Room),
-    /// There will be room when the removals are committed.
+    /// Entries were or are being removed: the write must be repeated.
     Soon,
 }
 
@@ -259,7 +259,13 @@ impl Replica {
             let used = self.table.used_bytes() as u64;
             self.evictions.capacity = Some(Capacity { bytes: used, since: now });
         }
+        let before = self.evictions.logged;
         self.evict_step(now, responses);
+        // The write was decided from the state before these removals, and may depend on a removed entry. So it is decided
+        // again, even if a sole holder has freed the memory already.
+        if self.evictions.logged != before {
+            return Evicted::Soon;
+        }
         match self.make_room(now, lengths) {
             Room::Full if self.is_evicting() || self.has_evictable() => Evicted::Soon,
             room => Evicted::ForRoom(room),

@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use kv_protocol::change::Change;
+use kv_protocol::change::{CHANGE_FIXED_BYTES, Change};
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{ClientId, RequestHash, RequestSeq, SequenceNumber, Time, WallTime};
 use kv_protocol::limits::BATCH_TARGET_BYTES;
@@ -169,7 +169,7 @@ impl Replica {
     ) {
         let Some(primary) = self.primary() else { return };
         let log = &primary.sender.log;
-        let may_log = !self.draining && log.has_room(key.len(), 1);
+        let may_log = !self.draining && log.has_room(CHANGE_FIXED_BYTES + key.len(), 1);
         let newest = log.newest_change(&self.table, hash, key);
         let newest = newest.map(|newest| (newest.sn, newest.entry.is_none()));
         if newest.is_none() && may_log {

@@ -22,8 +22,7 @@
 //!
 //! If nearly all hashes of a segment belong to one half, that half is split again at once: entries that arrive in the
 //! order of their hashes, as in a copy, would otherwise form one long run. Such a write moves the slots of one segment up
-//! to a dozen times. When entries are removed, segments shrink,
-//! and merge with the other half of a split.
+//! to a dozen times. When entries are removed, segments shrink, and merge with the other half of a split.
 
 use super::OutOfMemory;
 use super::segment::{

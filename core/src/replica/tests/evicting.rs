@@ -278,3 +278,34 @@ fn entries_with_pending_changes_are_not_evicted_twice() {
     }
     assert_eq!(contents(&pair.primary), contents(&pair.secondary));
 }
+
+/// A write is decided from the state before its evictions. If they removed the entry that it depends on, the decision
+/// would be wrong.
+#[test]
+fn a_write_never_depends_on_an_entry_that_it_has_evicted() {
+    let mut pair = Pair::apart(Some(16 << 20));
+    pair.primary.set_eviction(Eviction::Lfu);
+    pair.primary.note_wall(pair.now, WallTime::from_millis(1_800_000_000_000));
+    let alone = View { version: ViewVersion(2), peer: Peer::None, ..view(1) };
+    pair.primary.install(pair.now, alone, &mut pair.inbox).unwrap();
+    let part = vec![1; 7 << 20];
+    let put = pair.put(b"k", &part);
+    assert_eq!(pair.status(put), Some(Status::Ok), "a sole holder commits at once");
+    // Both values together exceed the limit, so the entry itself has to make room.
+    for _ in 0..100 {
+        let id = pair.update(b"k", &[Update::new(Action::Append(&part))]);
+        pair.primary.keep_headroom(pair.now, &mut pair.inbox);
+        pair.primary.on_timeout(pair.now, &mut pair.inbox);
+        pair.now = pair.now + Duration::from_millis(1);
+        let given = pair.given(id).unwrap();
+        if given.status != Status::Busy {
+            assert_eq!(given.status, Status::Ok);
+            let is_evicted = pair.primary.removal_counts().evicted > 0;
+            assert!(is_evicted, "the entry had to make room");
+            assert_eq!(given.value, part.len().to_string().into_bytes());
+            assert_eq!(pair.get(b"k").value.len(), part.len());
+            return;
+        }
+    }
+    panic!("the write never found room");
+}
