@@ -282,7 +282,7 @@ impl Replica {
     }
 
     /// Returns whether a write with removals is not committed yet.
-    fn is_evicting(&self) -> bool {
+    pub(super) fn is_evicting(&self) -> bool {
         self.primary().is_some_and(|p| self.evictions.logged > p.sender.log.committed())
     }
 

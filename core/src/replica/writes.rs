@@ -73,14 +73,28 @@ impl Replica {
                 let reason = "this server is being stopped and accepts no new writes";
                 Err((Status::Unavailable, reason))
             }
-            false => match &write.request.operation {
-                Operation::Update(_, updates) => self.update(now, write, updates, responses),
-                Operation::Put(_, value) => self.put_or_delete(now, write, Some(value), responses),
-                _ => self.put_or_delete(now, write, None, responses),
+            false => match self.decide_and_log(now, write, responses) {
+                // A sole holder has removed the entries already.
+                Err(EVICTING) if !self.is_evicting() => self.decide_and_log(now, write, responses),
+                logged => logged,
             },
         };
         if let Err((status, reason)) = logged {
             self.refuse(write.asker, status, reason, responses);
+        }
+    }
+
+    #[inline]
+    fn decide_and_log(
+        &mut self,
+        now: Time,
+        write: &Write<'_>,
+        responses: &mut impl Responses,
+    ) -> Result<(), Rejected> {
+        match &write.request.operation {
+            Operation::Update(_, updates) => self.update(now, write, updates, responses),
+            Operation::Put(_, value) => self.put_or_delete(now, write, Some(value), responses),
+            _ => self.put_or_delete(now, write, None, responses),
         }
     }
 
@@ -223,10 +237,7 @@ impl Replica {
         if room != Room::Fits && self.evicts() {
             room = match self.evict_for(now, lengths, responses) {
                 Evicted::ForRoom(room) => room,
-                Evicted::Soon => {
-                    let reason = "entries are being evicted to make room; retry later";
-                    return Err((Status::Busy, reason));
-                }
+                Evicted::Soon => return Err(EVICTING),
             };
         }
         match room {
@@ -471,6 +482,9 @@ impl Replica {
         self.commit_if_alone(responses);
     }
 }
+
+/// The rejection of a write for which entries are removed.
+const EVICTING: Rejected = (Status::Busy, "entries are being evicted to make room; retry later");
 
 /// The rejection if the system has no memory.
 const NO_MEMORY: Rejected =
