@@ -184,9 +184,10 @@ fn a_huge_value_is_busy_until_it_fits() {
     let mut pair = Pair::evicting(Eviction::Lfu, 16 << 20);
     // Keys of one length, so that all entries are of one size class.
     let filled = (10_000..30_000).map(|n| pair.put_with_retries(&format!("key-{n}"), &VALUE).1);
-    let busy: usize = filled.sum();
-    // Less than one percent of the writes.
-    assert!(busy < 200, "{busy} rejections before the capacity is learned");
+    let busy: Vec<usize> = filled.filter(|busy| *busy > 0).collect();
+    assert!(busy.len() < 10, "{busy:?} rejections");
+    // One write may wait until so much is evicted that compaction empties a chunk of this small table.
+    assert!(busy.iter().all(|busy| *busy < 300), "{busy:?} rejections");
     let (status, busy) = pair.put_with_retries("huge", &vec![1; 8 << 20]);
     assert_eq!(status, Status::Ok);
     assert!((10..300).contains(&busy), "{busy} rejections for 8,000 entries");
