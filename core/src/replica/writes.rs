@@ -73,18 +73,29 @@ impl Replica {
                 let reason = "this server is being stopped and accepts no new writes";
                 Err((Status::Unavailable, reason))
             }
-            false => match self.decide_and_log(now, write, responses) {
-                // A sole holder has removed the entries already.
-                Err(EVICTING) if !self.is_evicting() => self.decide_and_log(now, write, responses),
-                logged => logged,
-            },
+            false => self.decide_and_log(now, write, responses),
+        };
+        let logged = match logged {
+            // A sole holder has removed the entries already.
+            Err(EVICTING) if !self.is_evicting() => self.decide_again(now, write, responses),
+            logged => logged,
         };
         if let Err((status, reason)) = logged {
             self.refuse(write.asker, status, reason, responses);
         }
     }
 
-    #[inline]
+    #[cold]
+    fn decide_again(
+        &mut self,
+        now: Time,
+        write: &Write<'_>,
+        responses: &mut impl Responses,
+    ) -> Result<(), Rejected> {
+        self.decide_and_log(now, write, responses)
+    }
+
+    #[inline(always)]
     fn decide_and_log(
         &mut self,
         now: Time,

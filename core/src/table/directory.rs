@@ -115,10 +115,7 @@ impl Directory {
         let segment = self.segments.get(self.place_of(hash))?;
         // SAFETY: a segment of this directory.
         let slots = unsafe { segment.slots(arena) };
-        match segment.find(slots, hash, is_it) {
-            Found::At(slot) => slots[slot].handle(),
-            Found::BelongsAt(_) => None,
-        }
+        segment.get(slots, hash, is_it)
     }
 
     /// Returns the place of the entry with this hash that `is_it` accepts.

@@ -318,6 +318,29 @@ impl Segment {
         home(hash, u32::from(self.ignored), self.capacity())
     }
 
+    /// Returns the entry with this hash that `is_it` accepts. It reads even a long run slot by slot, because a check of
+    /// its length would slow down every read.
+    #[inline]
+    pub(super) fn get(
+        &self,
+        slots: &[Slot],
+        hash: HashBits,
+        mut is_it: impl FnMut(Handle) -> bool,
+    ) -> Option<Handle> {
+        let mut place = self.home(hash);
+        while let Some(&slot) = slots.get(place) {
+            let handle = slot.handle()?;
+            if slot.hash() > hash {
+                return None;
+            }
+            if slot.hash() == hash && is_it(handle) {
+                return Some(handle);
+            }
+            place += 1;
+        }
+        None
+    }
+
     /// Finds the slot with this hash whose entry `is_it` accepts, or the place where a new slot belongs.
     #[inline]
     pub(super) fn find(
