@@ -9,7 +9,7 @@
 //! The primary evaluates a request when it arrives, against the state that all pending writes will leave, and logs the
 //! changes. So replicas only apply.
 //!
-//! An entry whose deadline has passed counts as absent. Whoever receives a response that depends on this must never
+//! An entry whose deadline has passed counts as absent. A client that receives a response that depends on this must never
 //! receive the entry again. So the changes then remove the entry, even if the request itself changes nothing.
 
 #[cfg(test)]

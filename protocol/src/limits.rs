@@ -20,6 +20,9 @@ pub const MAX_VALUE_BYTES: usize = 16 << 20;
 
 /// The maximum number of updates in one request.
 pub const MAX_UPDATES: usize = 1_024;
+/// The maximum number of additions of floating-point numbers in one request. One takes up to 0.3 ms, if the texts have
+/// thousands of digits.
+pub const MAX_FLOAT_UPDATES: u16 = 32;
 /// The maximum number of bytes of the changes that one write makes, as they travel between servers: an entry of maximum
 /// size that moves to another key, and the heads of as many changes as a request may have.
 pub const MAX_CHANGES_BYTES: usize = MAX_VALUE_BYTES + 4 * MAX_KEY_BYTES;

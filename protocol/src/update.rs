@@ -27,7 +27,7 @@ use crate::client_message::Status;
 use crate::codec::{Reader, Writer, length_u16, length_u32};
 use crate::error::DecodeError;
 use crate::ids::{SequenceNumber, WallTime};
-use crate::limits::{MAX_KEY_BYTES, MAX_UPDATES, MAX_VALUE_BYTES};
+use crate::limits::{MAX_FLOAT_UPDATES, MAX_KEY_BYTES, MAX_UPDATES, MAX_VALUE_BYTES};
 
 /// The number of bytes of an item before its key.
 pub const UPDATE_FIXED_BYTES: usize = 40;
@@ -313,6 +313,8 @@ pub enum InvalidUpdate {
     NoDeadline,
     /// The action cannot set a deadline.
     UselessExpiry,
+    /// There are more than [`MAX_FLOAT_UPDATES`] additions of floating-point numbers.
+    Floats,
 }
 
 impl InvalidUpdate {
@@ -325,6 +327,7 @@ impl InvalidUpdate {
                 "the condition compares deadlines, but the update sets none"
             }
             InvalidUpdate::UselessExpiry => "this action cannot set or remove a deadline",
+            InvalidUpdate::Floats => "a request has at most 32 ADD-FLOAT updates",
         }
     }
 }
@@ -371,6 +374,8 @@ pub struct Updates<'a> {
     count: u16,
     /// True if an update names a key of its own.
     names_keys: bool,
+    /// The number of additions of floating-point numbers.
+    floats: u16,
     /// The reason why the first invalid update is invalid.
     invalid: Option<InvalidUpdate>,
 }
@@ -382,11 +387,12 @@ impl<'a> Updates<'a> {
     /// If an item is malformed, or there is none, or there are more than [`MAX_UPDATES`].
     pub fn read(bytes: &'a [u8]) -> Result<Updates<'a>, DecodeError> {
         let mut reader = Reader::new(bytes);
-        let mut updates = Updates { bytes, count: 0, names_keys: false, invalid: None };
+        let mut updates = Updates { bytes, count: 0, names_keys: false, floats: 0, invalid: None };
         while reader.left() > 0 && usize::from(updates.count) <= MAX_UPDATES {
             let update = Update::read(&mut reader)?;
             updates.count += 1;
             updates.names_keys |= update.key.is_some() || update.second_key().is_some();
+            updates.floats += u16::from(matches!(update.action, Action::AddFloat(_)));
             updates.invalid = updates.invalid.or(update.validate().err());
         }
         if updates.count == 0 || usize::from(updates.count) > MAX_UPDATES {
@@ -422,7 +428,11 @@ impl<'a> Updates<'a> {
     /// # Errors
     /// The reason for which the first invalid one is rejected.
     pub fn validate(&self) -> Result<(), InvalidUpdate> {
-        self.invalid.map_or(Ok(()), Err)
+        match self.invalid {
+            Some(invalid) => Err(invalid),
+            None if self.floats > MAX_FLOAT_UPDATES => Err(InvalidUpdate::Floats),
+            None => Ok(()),
+        }
     }
 }
 
@@ -535,6 +545,20 @@ mod tests {
         }
         let read = Updates::read(&bytes).unwrap();
         assert_eq!(read.iter().collect::<Vec<_>>(), all());
+    }
+
+    #[test]
+    fn the_number_of_additions_of_floats_is_bounded() {
+        let mut bytes = Vec::new();
+        for count in 1..=MAX_FLOAT_UPDATES + 1 {
+            Update::new(Action::AddFloat(b"1.5")).write(&mut bytes);
+            let expected = match count <= MAX_FLOAT_UPDATES {
+                true => Ok(()),
+                false => Err(InvalidUpdate::Floats),
+            };
+            assert_eq!(Updates::read(&bytes).unwrap().validate(), expected);
+        }
+        assert!(InvalidUpdate::Floats.reason().contains(&MAX_FLOAT_UPDATES.to_string()));
     }
 
     #[test]
