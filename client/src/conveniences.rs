@@ -15,11 +15,6 @@ use crate::options::OpOptions;
 use crate::shared::SharedClient;
 use crate::updated::{Batch, Expiring, PutOptions, Updated};
 
-/// The whole value with the deadline of its entry.
-pub(crate) const WITH_DEADLINE: Part = Part { with_deadline: true, ..Part::new(0, u32::MAX) };
-/// The deadline of an entry without its value.
-const ONLY_DEADLINE: Part = Part { all_or_nothing: true, with_deadline: true, ..Part::new(0, 0) };
-
 impl Client {
     /// Executes one update. Its key must be of the group and shard of `key`; without a key it applies to `key`.
     ///
@@ -235,7 +230,7 @@ impl Client {
         key: &[u8],
         options: &OpOptions,
     ) -> Result<Expiring, Error> {
-        let read = Op::Read { key, part: Some(WITH_DEADLINE), landing: Landing::Memory };
+        let read = Op::Read { key, part: Some(Part::WITH_DEADLINE), landing: Landing::Memory };
         self.call(read, options, Expiring::of)
     }
 
@@ -244,7 +239,7 @@ impl Client {
     /// # Errors
     /// The errors of [`Client::get_with_deadline`].
     pub fn deadline(&mut self, key: &[u8], options: &OpOptions) -> Result<Option<WallTime>, Error> {
-        let read = Op::Read { key, part: Some(ONLY_DEADLINE), landing: Landing::Buffer };
+        let read = Op::Read { key, part: Some(Part::ONLY_DEADLINE), landing: Landing::Buffer };
         self.call(read, options, |reply| reply.deadline)
     }
 

@@ -10,13 +10,12 @@
 
 use std::collections::VecDeque;
 
-use kv_protocol::client_message::{SCAN_VALUE_BYTES_MAX, ScanPage};
+use kv_protocol::client_message::{Part, SCAN_VALUE_BYTES_MAX, ScanPage};
 use kv_protocol::glob::{self, Steps};
 use kv_protocol::ids::{SequenceNumber, WallTime};
 
 use crate::client::Client;
 use crate::completion::{Outcome, Reply};
-use crate::conveniences::WITH_DEADLINE;
 use crate::error::{Action, Error};
 use crate::landing::Landing;
 use crate::operation::Op;
@@ -162,7 +161,7 @@ fn with_value(
     if entry.value.is_some() || entry.length <= SCAN_VALUE_BYTES_MAX {
         return Ok(Some(entry));
     }
-    let part = scan.deadlines.then_some(WITH_DEADLINE);
+    let part = scan.deadlines.then_some(Part::WITH_DEADLINE);
     let read = Op::Read { key: &entry.key, part, landing: Landing::Memory };
     match caller.outcome(read, options) {
         Ok(Outcome { value, length, version, deadline, .. }) => {

@@ -17,11 +17,6 @@ use crate::panic::guard;
 use crate::results::executed;
 use crate::update::{self, bad_offset, read_condition, read_expiry};
 
-/// The whole value with the deadline of its entry.
-const WITH_DEADLINE: Part = Part { with_deadline: true, ..Part::new(0, u32::MAX) };
-/// The deadline of an entry without its value.
-const ONLY_DEADLINE: Part = Part { all_or_nothing: true, with_deadline: true, ..Part::new(0, 0) };
-
 /// The condition of a write; NULL means none. First set size to sizeof(kvc_condition) and all other fields to zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -351,7 +346,7 @@ pub unsafe extern "C" fn kvc_get_deadline(
         let take = |reply: Reply<'_>| (update::deadline_ms(reply.deadline), written(reply));
         // SAFETY: the caller guarantees the requirements of `call` and `finish`.
         unsafe {
-            let read = call(client, key, options, |key| inspect(key, ONLY_DEADLINE), take);
+            let read = call(client, key, options, |key| inspect(key, Part::ONLY_DEADLINE), take);
             finish(client, result, read, |deadline| write_unless_null(deadline_ms, deadline))
         }
     })
@@ -386,7 +381,7 @@ pub unsafe extern "C" fn kvc_exists(
 
 /// Returns the read of a value with the deadline of its entry.
 pub(crate) fn get_with_deadline(key: &[u8]) -> Op<'_> {
-    Op::Read { key, part: Some(WITH_DEADLINE), landing: Landing::Memory }
+    Op::Read { key, part: Some(Part::WITH_DEADLINE), landing: Landing::Memory }
 }
 
 /// Returns a read that fetches no value.

@@ -23,6 +23,12 @@ const FROM_END: u8 = 2;
 const WITH_DEADLINE: u8 = 4;
 
 impl Part {
+    /// The whole value with the deadline of its entry.
+    pub const WITH_DEADLINE: Part = Part { with_deadline: true, ..Part::new(0, u32::MAX) };
+    /// The deadline and the length of the value, without the value.
+    pub const ONLY_DEADLINE: Part =
+        Part { all_or_nothing: true, with_deadline: true, ..Part::new(0, 0) };
+
     /// At most `most` bytes from offset `from` on.
     pub const fn new(from: u32, most: u32) -> Part {
         Part { from, most, all_or_nothing: false, from_end: false, with_deadline: false }
