@@ -12,7 +12,7 @@ use common::Cluster;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kv_client::{Client, Completion, Op, OpOptions, Options};
 use kv_protocol::GroupId;
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 
 const KEYS: usize = 10_000;
 const VALUE: &[u8] = &[7; 64];
@@ -32,8 +32,7 @@ impl Load {
         let client = Client::open(&endpoint, Options::default()).expect("open a client");
         let servers = Placement::new(3, 1);
         let keys = (0..).map(|n| format!("{n:016}").into_bytes());
-        let is_there =
-            |key: &Vec<u8>| group.is_none_or(|it| servers.locate(Digest::of(key)).0 == it);
+        let is_there = |key: &Vec<u8>| group.is_none_or(|it| servers.locate(key).0 == it);
         let keys = keys.filter(is_there).take(KEYS).collect();
         Load { client, keys, next: 0, done: Vec::new() }
     }

@@ -171,7 +171,8 @@
 #define KVC_OVERFLOW -22
 
 /**
- * The keys of a request are not all of one group and shard; nothing was changed. Send several requests.
+ * The keys of a request are not all of one group and shard; nothing was changed. Send several requests, or give the
+ * keys the same hash tag, as in {user:1}:name, in a cluster that was created with coord --hash-tags.
  */
 #define KVC_CROSS_SHARD -23
 
@@ -1349,7 +1350,7 @@ int kvc_persist(kvc_client *client,
 
 /**
  * Moves an entry with its deadline to the key `to`, whose entry it replaces. KVC_CROSS_SHARD: the keys are not of one
- * group and shard. KVC_NOT_FOUND: the key does not exist.
+ * group and shard; in a cluster with hash tags, keys with the same tag are. KVC_NOT_FOUND: the key does not exist.
  */
 int kvc_rename(kvc_client *client,
                kvc_slice key,

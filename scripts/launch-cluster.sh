@@ -33,6 +33,7 @@ stops it, unless --daemon is given:
   --accept-loss        restore although some groups have no usable dump; their keys are lost
   --without-state      restore although every copy of the coordinator's state is lost
   --force              restore although a server of the old cluster may still run
+  --hash-tags          place keys by the part in braces, as in {user:1}:name; only for a new cluster
   -t, --failure-timeout, --shards, --memory-limit, --eviction, --connection-memory, --orphan-timeout,
   --net, --on-double-fault, each with its value: see 'bin/coord --help'
 If a dump fails, stop waits until it succeeds, and reports the reason:
@@ -90,7 +91,7 @@ parse() {
         start:--daemon) daemon=yes && continue ;;
         status:--json) json=yes && continue ;;
         stop:--force) force=yes && stop_flags+=("$option") && continue ;;
-        start:--accept-loss | start:--without-state | start:--force) handed_on+=("$option") && continue ;;
+        start:--accept-loss | start:--without-state | start:--force | start:--hash-tags) handed_on+=("$option") && continue ;;
         *:--dir | stop:--dump-dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
             start:--ssh-config | start:--remote-dir | start:-t | start:--failure-timeout | start:--shards | \
             start:--memory-limit | start:--eviction | start:--connection-memory | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;

@@ -1,7 +1,7 @@
 //! The keys of a run: zero-padded decimal numbers, in one list or in one list for each shard.
 
 use kv_protocol::ids::{GroupId, ShardId};
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 
 use crate::distribution::{KeyDistribution, Popularity};
 
@@ -74,7 +74,7 @@ impl Keyspace {
         let mut key = Vec::new();
         while found < count {
             write_key(number, width, &mut key);
-            let (of, shard) = placement.locate(Digest::of(&key));
+            let (of, shard) = placement.locate(&key);
             if let Some(at) = groups.iter().position(|group| *group == of) {
                 lists[at * shards + usize::from(shard.0)].push(number);
                 found += 1;
@@ -140,7 +140,7 @@ mod tests {
         for (at, list) in (0u16..).zip(&keys.lists) {
             for place in 0..list.len() {
                 keys.write(list.key(place), &mut key);
-                let (group, shard) = placement.locate(Digest::of(&key));
+                let (group, shard) = placement.locate(&key);
                 assert_eq!(group.0 * 2 + shard.0, at);
             }
         }

@@ -92,7 +92,8 @@ fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
             let mut placement = map.placement();
             if plan.target.scheme == Scheme::Kv {
                 // The library finds the shards itself, so one list is enough.
-                placement = kv_protocol::placement::Placement::new(placement.servers(), 1);
+                placement = kv_protocol::placement::Placement::new(placement.servers(), 1)
+                    .with_hash_tags(placement.hash_tags());
             }
             let placed = Keyspace::placed(keys, key_bytes, popularity, placement, group);
             placed.map_err(|(group, shard)| {

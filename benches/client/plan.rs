@@ -23,7 +23,7 @@ pub(crate) fn plan(map: &Map) -> Vec<u8> {
     let keys = (0..KEYS).map(|number| {
         let key = format!("{number:016}").into_bytes();
         let digest = Digest::of(&key);
-        let view = map.views[usize::from(map.placement().locate(digest).0.0)];
+        let view = map.views[usize::from(map.placement().locate_digested(digest, &key).0.0)];
         let primary = view.primary.expect("every group is served");
         (primary.server, view.version, digest, key)
     });

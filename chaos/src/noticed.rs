@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kv_history::{Asked, Kind, Operation, Operations, Reason};
+use kv_protocol::GroupId;
 use kv_protocol::placement::Placement;
-use kv_protocol::{Digest, GroupId};
 
 use crate::strike::Struck;
 
@@ -127,7 +127,7 @@ fn end_of(operation: &Operation) -> i64 {
 }
 
 fn group_of(placement: Placement, key: &str) -> GroupId {
-    placement.locate(Digest::of(key.as_bytes())).0
+    placement.locate(key.as_bytes()).0
 }
 
 #[cfg(test)]

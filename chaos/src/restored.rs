@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 use kv_client::{Client, Error, OpOptions, Options};
 use kv_history::Value;
-use kv_protocol::{Digest, GroupId};
+use kv_protocol::GroupId;
 
 use crate::bulk::Bulk;
 use crate::cluster::{Cluster, Programs, Setting};
@@ -41,7 +41,7 @@ pub(crate) fn read_all<'a>(
     let placement = cluster.placement();
     let mut client = Client::open(&cluster.endpoint(), Options::default())?;
     let mut read = |key: &str| -> anyhow::Result<Option<Entry>> {
-        let (group, _) = placement.locate(Digest::of(key.as_bytes()));
+        let (group, _) = placement.locate(key.as_bytes());
         let is_lost = lost.contains(&group);
         match client.get(key.as_bytes(), &OpOptions::default()) {
             Err(Error::Lost { .. }) if is_lost => Ok(None),

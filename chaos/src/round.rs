@@ -296,9 +296,7 @@ impl Round<'_> {
         if !unserved.is_empty() {
             outcome.failures.push(format!("groups of other servers were not served: {unserved:?}"));
         }
-        let group_of = |record: &kv_history::Record| {
-            placement.locate(kv_protocol::Digest::of(record.key.as_bytes())).0
-        };
+        let group_of = |record: &kv_history::Record| placement.locate(record.key.as_bytes()).0;
         let said: Vec<GroupId> = records
             .iter()
             .filter(|record| record.kind != Kind::Invoke && record.error == Some(Reason::Lost))

@@ -22,7 +22,7 @@ use kv_core::restore;
 use kv_history::{Effects, Function, Kind, Operations, Payload, Record, corrupted, effects};
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::Placement;
-use kv_protocol::{Digest, GroupId, Member, ShardId};
+use kv_protocol::{GroupId, Member, ShardId};
 
 use crate::bulk::Bulk;
 use crate::dumps;
@@ -147,8 +147,7 @@ impl Remains {
 
     fn take(&mut self, dump: &Dump, shard: ShardId, placement: Placement) {
         let place = (dump.header.origin.group, shard);
-        let is_there = |digest| placement.locate(digest) == place;
-        let entries = dump.entries.iter().filter(|entry| is_there(entry.digest));
+        let entries = dump.entries.iter().filter(|entry| placement.locate(&entry.key) == place);
         let entries =
             entries.map(|entry| (entry.key.clone(), (entry.value.clone(), entry.sn.0))).collect();
         let last = dump.header.shards[usize::from(shard.0)].last.0;
@@ -192,7 +191,7 @@ pub(crate) fn judge(
 ) -> anyhow::Result<Counts> {
     let Ends { remains, restored, bulk, age, .. } = ends;
     let forgotten = forgotten_at_most(&records, age);
-    let place_of = |key: &str| placement.locate(Digest::of(key.as_bytes()));
+    let place_of = |key: &str| placement.locate(key.as_bytes());
     let live = Operations::pair(&records)?;
     let mut counts = count(&live);
     let stalls = noticed::stalls(&live, |key| {
@@ -306,7 +305,7 @@ fn check_numbers(
     let mut stored: HashMap<Place, u64> = HashMap::new();
     for number in 0..bulk.count {
         let key = Bulk::key(number);
-        *stored.entry(placement.locate(Digest::of(key.as_bytes()))).or_default() += 1;
+        *stored.entry(placement.locate(key.as_bytes())).or_default() += 1;
     }
     for (place, remain) in &remains.shards {
         let effects = found.get(place).copied().unwrap_or_default();
@@ -332,7 +331,7 @@ fn check_bulk(
 ) -> u64 {
     let is_missing = |number: &u64| {
         let key = Bulk::key(*number);
-        let Some(remain) = remains.at(placement.locate(Digest::of(key.as_bytes()))) else {
+        let Some(remain) = remains.at(placement.locate(key.as_bytes())) else {
             return false;
         };
         remain.entries.get(key.as_bytes()).is_none_or(|(value, _)| *value != bulk.value(*number))

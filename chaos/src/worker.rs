@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use kv_client::{Client, Condition, Error, OpOptions, Options, SequenceNumber, Written};
 use kv_history::{Function, Kind, Payload, Reason, Record, Value};
-use kv_protocol::Digest;
 use kv_protocol::placement::Placement;
 use kv_testkit::random::Random;
 
@@ -124,7 +123,7 @@ impl<'a> Hand<'a> {
             let plan = self.plan();
             self.note(&plan, Kind::Invoke, plan.asked, None, None)?;
             if plan.f != Function::Read {
-                let (group, _) = self.placement.locate(Digest::of(plan.key.as_bytes()));
+                let (group, _) = self.placement.locate(plan.key.as_bytes());
                 self.flight.set(self.number, Some(group.0));
             }
             let end = self.act(&plan);

@@ -150,7 +150,7 @@ mod tests {
     use crate::fake::{Act, Fake, key_of};
     use kv_client::{Client, Options};
     use kv_protocol::client_message::opcode;
-    use kv_protocol::placement::{Digest, Placement};
+    use kv_protocol::placement::Placement;
     use std::io::{Read, Seek, Write};
     use std::os::fd::OwnedFd;
     use std::sync::{Arc, Mutex};
@@ -312,7 +312,7 @@ mod tests {
 
     /// Returns `count` keys of the group of this one, in a ring of three servers.
     fn neighbours(of: &[u8], count: usize) -> Vec<String> {
-        let place = |key: &[u8]| Placement::new(3, 1).locate(Digest::of(key));
+        let place = |key: &[u8]| Placement::new(3, 1).locate(key);
         let keys = (0..).map(|n| format!("near-{n}"));
         keys.filter(|key| place(key.as_bytes()) == place(of)).take(count).collect()
     }

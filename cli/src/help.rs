@@ -42,7 +42,8 @@ Conditions on the deadline: if-none (it has none), if-any (it has one), if-later
 and if-earlier (the new one is; no deadline is later than any).";
 const RENAME_TEXT: &str = "\
 The deadline goes with the entry. An entry of the new key is replaced.
-Both keys must be of one group and shard; otherwise the line fails.";
+Both keys must be of one group and shard; otherwise the line fails. With
+coord --hash-tags, keys with the same {tag} are.";
 
 /// All words, in the order of `help`.
 pub(crate) const WORDS: [Word; 24] = [
@@ -223,7 +224,8 @@ and if-earlier (the new one is; no deadline is later than any).",
 An ITEM is a line that begins with get, put, del, take, append, setrange,
 rename, copy, incr, decr, incrfloat, expire, expire-at or persist, or it is
 check KEY CONDITION.
-All keys must be of one group and shard; otherwise the line fails.
+All keys must be of one group and shard; otherwise the line fails. With
+coord --hash-tags, keys with the same {tag} are.
 An item that ends with the word optional is skipped if it cannot be executed.
 Any other such item ends the batch, and nothing is changed.",
     },

@@ -475,7 +475,10 @@ impl Engine {
         }
         let Some(operation) = self.operations.get_mut(id) else { return };
         let router = &self.router;
-        let Some(place) = operation.place.or_else(|| router.locate(operation.digest())) else {
+        let Some(place) = operation.place.or_else(|| {
+            let digest = operation.digest();
+            router.locate(digest, operation.key())
+        }) else {
             operation.stage = Stage::AwaitingMap;
             self.timers.set(id, &mut operation.timer, operation.deadline);
             return self.want_map(None);

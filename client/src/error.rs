@@ -121,8 +121,9 @@ pub enum Error {
     },
     /// The keys of the request are not all of one shard; nothing was changed.
     #[error(
-        "{action}: {reason}; nothing was changed: the keys of one request must be of one group and shard, so send \
-         several requests"
+        "{action}: {reason}; nothing was changed: the keys of one request must be of one group and shard. In a cluster \
+         created with --hash-tags, give the keys the same hash tag, as in {{user:1}}:name; otherwise send several \
+         requests"
     )]
     CrossShard {
         /// The operation and its key.

@@ -35,9 +35,7 @@ pub(crate) enum MapRefusal {
     )]
     OtherCluster { known: ClusterId, got: ClusterId },
     #[error(
-        "the map has {} servers with {} shards each, but earlier maps had {} servers with {} shards each, and these \
-         numbers never change; check the endpoints of this client",
-        .got.servers(), .got.shards(), .known.servers(), .known.shards()
+        "the map has {got}, but earlier maps had {known}, and these never change; check the endpoints of this client"
     )]
     OtherShape { known: Placement, got: Placement },
     #[error("the map has a cluster id of zero")]
@@ -128,9 +126,10 @@ impl Router {
         self.known.is_some()
     }
 
-    /// Returns the group and shard of a key; `None` before the first map.
-    pub(crate) fn locate(&self, digest: Digest) -> Option<(GroupId, ShardId)> {
-        self.known.as_ref().map(|known| known.placement.locate(digest))
+    /// Returns the group and shard of a key with this digest; `None` before the first map.
+    #[inline]
+    pub(crate) fn locate(&self, digest: Digest, key: &[u8]) -> Option<(GroupId, ShardId)> {
+        self.known.as_ref().map(|known| known.placement.locate_digested(digest, key))
     }
 
     /// Returns the encoding of the tokens of scans; `None` before the first map.
@@ -189,7 +188,7 @@ impl Router {
                 break;
             }
             let key = n.to_string().into_bytes();
-            let (group, _) = known.placement.locate(Digest::of(&key));
+            let (group, _) = known.placement.locate(&key);
             if let Some(place) = keys.get_mut(usize::from(group.0)).filter(|key| key.is_empty()) {
                 *place = key;
                 missing -= 1;
@@ -254,6 +253,7 @@ mod tests {
             shards: 2,
             servers: servers.collect(),
             views: views.collect(),
+            hash_tags: false,
         }
     }
 
@@ -264,10 +264,10 @@ mod tests {
     #[test]
     fn a_key_goes_to_the_primary_of_its_groups_view() {
         let mut router = Router::default();
-        assert_eq!(router.locate(Digest::of(b"a")), None);
+        assert_eq!(router.locate(Digest::of(b"a"), b"a"), None);
         router.learn(map(1, [(1, Some(0)), (2, Some(2)), (1, Some(2))])).unwrap();
         // In a ring of three servers, "a" belongs to group 1.
-        let (group, shard) = router.locate(Digest::of(b"a")).unwrap();
+        let (group, shard) = router.locate(Digest::of(b"a"), b"a").unwrap();
         assert_eq!((group, shard), (GroupId(1), ShardId(0)));
         let address = SocketAddr::from(([127, 0, 0, 1], 4_002));
         let route = router.route(group, ReplicaRole::Primary);
@@ -373,6 +373,13 @@ mod tests {
         let mut other = map(1, home(9));
         other.shards = 4;
         assert!(matches!(router.learn(other), Err(MapRefusal::OtherShape { .. })));
+        let mut other = map(1, home(9));
+        other.hash_tags = true;
+        let refused = router.learn(other).unwrap_err();
+        assert!(
+            refused.to_string().contains("3 servers with 2 shards each and hash tags"),
+            "{refused}"
+        );
         assert_eq!(router.version(GroupId(0)), ViewVersion(1));
         let mut nameless = map(1, home(1));
         nameless.cluster = ClusterId(0);

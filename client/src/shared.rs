@@ -630,7 +630,7 @@ mod tests {
             let mut used = std::collections::HashSet::new();
             for n in 0..200 * usize::from(servers) * usize::from(shards) * lanes {
                 let digest = Digest::of(n.to_string().as_bytes());
-                used.insert((placement.locate(digest), lane_of(digest, lanes)));
+                used.insert((placement.place_of(digest), lane_of(digest, lanes)));
             }
             let all = usize::from(servers) * usize::from(shards) * lanes;
             assert_eq!(used.len(), all, "{servers} servers, {shards} shards, {lanes} lanes");

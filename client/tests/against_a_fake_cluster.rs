@@ -13,7 +13,7 @@ use kv_protocol::client_message::{Status, opcode};
 use kv_protocol::ids::{ClusterId, Incarnation, ViewVersion};
 use kv_protocol::limits::DEFAULT_DEADLINE;
 use kv_protocol::map::{Map, ServerState};
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 use kv_protocol::view::Peer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -163,7 +163,7 @@ fn responses_in_any_order_reach_their_operations() {
     client.put(&key, b"v", &anytime()).unwrap();
     let absent: Vec<u8> = (0..)
         .map(|n| format!("absent-{n}").into_bytes())
-        .find(|key| Placement::new(3, 1).locate(Digest::of(key)).0.0 == 0)
+        .find(|key| Placement::new(3, 1).locate(key).0.0 == 0)
         .unwrap();
     let held = absent.clone();
     fake.script(move |seen| if seen.key == held { Act::ResponseLater } else { Act::Serve });

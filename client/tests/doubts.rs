@@ -96,9 +96,8 @@ fn the_next_operation_on_the_key_is_sent_when_the_write_is_settled() {
     let before = fake.seen().len();
     // An operation on another key of the same place does not wait.
     let other = (0..).map(|n| format!("other-{n}").into_bytes()).find(|key| {
-        kv_protocol::placement::Placement::new(3, 1).locate(kv_protocol::placement::Digest::of(key))
-            == kv_protocol::placement::Placement::new(3, 1)
-                .locate(kv_protocol::placement::Digest::of(b"k"))
+        kv_protocol::placement::Placement::new(3, 1).locate(key)
+            == kv_protocol::placement::Placement::new(3, 1).locate(b"k")
     });
     assert!(matches!(client.get(&other.unwrap(), &anytime()), Err(Error::NotFound { .. })));
     assert!(matches!(client.get(b"k", &anytime()), Err(Error::NotFound { .. })));
@@ -128,7 +127,7 @@ fn writes_in_doubt_that_fill_the_window_are_settled_by_the_next_write() {
     let mut client = open(&fake);
     let place = kv_protocol::placement::Placement::new(3, 1);
     let keys = (0..).map(|n| format!("key-{n}").into_bytes());
-    let keys = keys.filter(|key| place.locate(kv_protocol::placement::Digest::of(key)).0.0 == 0);
+    let keys = keys.filter(|key| place.locate(key).0.0 == 0);
     let keys: Vec<Vec<u8>> = keys.take(65).collect();
     ignore_writes(&fake, false);
     for (tag, key) in (0..).zip(&keys[..64]) {

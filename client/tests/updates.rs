@@ -23,7 +23,7 @@ fn doubt_of(error: Error) -> Doubt {
 /// Returns keys of one group, shard 0, in a ring of three servers with one shard.
 fn neighbours(count: usize) -> Vec<Vec<u8>> {
     let keys = (0..).map(|n| format!("near-{n}").into_bytes());
-    keys.filter(|key| Placement::new(3, 1).locate(Digest::of(key)).0.0 == 1).take(count).collect()
+    keys.filter(|key| Placement::new(3, 1).locate(key).0.0 == 1).take(count).collect()
 }
 
 /// Returns the encoded updates of a request.
@@ -313,6 +313,26 @@ fn a_batch_across_shards_is_rejected_before_it_is_sent() {
     fake.script(first(Act::Response(Status::CrossShard)));
     let error = client.add(&own, 1, &anytime()).unwrap_err();
     assert!(matches!(error, Error::CrossShard { .. }), "{error}");
+}
+
+#[test]
+fn keys_of_one_hash_tag_go_to_one_server_if_the_map_has_hash_tags() {
+    let placement = Placement::new(3, 1).with_hash_tags(true);
+    let fake = Fake::start_placing(placement);
+    let mut client = open(&fake);
+    // By the whole keys, the two are of different groups.
+    let keys = [&b"{t}a"[..], b"{t}c"];
+    let plain = Placement::new(3, 1);
+    assert_ne!(plain.locate(keys[0]), plain.locate(keys[1]));
+    for key in keys {
+        client.put(key, b"v", &anytime()).unwrap();
+    }
+    let seen = fake.seen();
+    let (group, _) = placement.locate(b"t");
+    assert!(seen.iter().all(|seen| seen.server == group.0), "{seen:?}");
+    // A request has the digest of the whole key. A server of the fake cluster accepts no other one.
+    let updates = keys.map(|key| Update { key: Some(key), ..Update::new(Action::Append(b"w")) });
+    client.batch(keys[0], &updates, &anytime()).unwrap();
 }
 
 #[test]

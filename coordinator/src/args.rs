@@ -135,6 +135,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
     pub(crate) shards: Option<u16>,
 
+    /// Place a key by its hash tag, if it has one: the part between its first `{` and the next `}`. So keys with the
+    /// same tag, such as `{user:1}:name` and `{user:1}:mail`, share a group and a shard, and one batch, rename or copy
+    /// can use them together. The setting is chosen when a cluster is created, is stored, and never changes. Clients of
+    /// protocol version 1 are rejected. Default: the whole key is hashed.
+    #[arg(long)]
+    pub(crate) hash_tags: bool,
+
     /// Memory limit for the tables of one server, such as 512M or 4GiB; at least 16M; `none` for no limit. Default: the
     /// stored setting, else the server's share of the memory of its machine or cgroup (--check shows it).
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]

@@ -296,12 +296,14 @@ fn welcome_to(shape: Shape, frame: &OwnedFrame) -> Result<Vec<u8>, (Status, Stri
         let reason = format!("this is cluster {}, not {}", shape.cluster, hello.cluster);
         return Err((Status::Invalid, reason));
     }
+    let placement = shape.placement;
+    hello.check_placement(placement).map_err(|(status, reason)| (status, reason.to_owned()))?;
     let mut bytes = Vec::new();
     Welcome {
         cluster: shape.cluster,
         server: None,
-        servers: shape.servers,
-        shards: shape.shards,
+        servers: placement.servers(),
+        shards: placement.shards(),
         max_value: u32::try_from(MAX_VALUE_BYTES).expect("16 MiB fit 32 bits"),
         starts: Default::default(),
         version: hello.agreed_version(),

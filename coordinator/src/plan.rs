@@ -40,6 +40,7 @@ pub(crate) struct Plan {
     pub(crate) binary: PathBuf,
     pub(crate) ssh: Ssh,
     pub(crate) shards: u16,
+    pub(crate) hash_tags: bool,
     pub(crate) settings: Settings,
     /// True if servers may leave core dumps.
     pub(crate) core_dumps: bool,
@@ -75,8 +76,18 @@ impl Plan {
         let shards = args.shards.unwrap_or_else(|| default_shards(&file, &surveys));
         let (listen, routes) =
             routes(&file, Addresses::of(args, &settings), &surveys).map_err(Failure::Failed)?;
-        let core_dumps = args.core_dumps;
-        Ok(Plan { file, dir, binary, ssh, shards, settings, core_dumps, listen, routes })
+        Ok(Plan {
+            file,
+            dir,
+            binary,
+            ssh,
+            shards,
+            hash_tags: args.hash_tags,
+            settings,
+            core_dumps: args.core_dumps,
+            listen,
+            routes,
+        })
     }
 
     /// Makes the plan of a running cluster from the stored addresses, which needs no access to any host. Only the new
@@ -135,6 +146,7 @@ impl Plan {
             file,
             ssh,
             shards: earlier.state.shards,
+            hash_tags: earlier.state.hash_tags,
             settings,
             core_dumps: args.core_dumps,
             routes,

@@ -273,6 +273,11 @@ fn check_flags(record: &Record, args: &Args, file: &ClusterFile) -> Result<(), F
     if let Some(other) = args.shards.filter(|other| *other != shards) {
         return usage(format!(" with --shards {shards}, not {other}"));
     }
+    if args.hash_tags && !record.state.hash_tags {
+        return usage(
+            " without hash tags; omit --hash-tags, which only a new cluster can have".into(),
+        );
+    }
     Ok(())
 }
 
@@ -390,9 +395,14 @@ mod tests {
         let mut wide = record(1);
         wide.place.listen = "0.0.0.0".parse().unwrap();
         check_flags(&wide, &args, &ClusterFile::parse(text).unwrap()).unwrap();
+        let args = Args::try_parse_from("coord -C file --hash-tags".split(' ')).unwrap();
+        let mut tagged = record(1);
+        tagged.state.hash_tags = true;
+        check_flags(&tagged, &args, &ClusterFile::parse(text).unwrap()).unwrap();
         let more = "4\nlocalhost 0 0 0\nssh://db:22 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
         for (text, flags, words) in [
             (text, " --shards 3", "--shards 2, not 3"),
+            (text, " --hash-tags", "a running cluster without hash tags; omit --hash-tags"),
             (more, "", "3 servers, but the cluster file names 4"),
         ] {
             let Err(Failure::Usage(said)) = say(text, flags) else { panic!("{flags}") };

@@ -96,11 +96,12 @@ pub(crate) async fn prepare(
     };
     let state = &last.record.state;
     console.say(&format!(
-        "restoring cluster {} of {} servers with {} shard{} each, from {}",
+        "restoring cluster {} of {} servers with {} shard{} each{}, from {}",
         state.cluster,
         state.servers.len(),
         state.shards,
         if state.shards == 1 { "" } else { "s" },
+        if state.hash_tags { " and hash tags" } else { "" },
         last.path.display()
     ));
     let (had, has) = (state.servers.len(), plan.file.servers.len());
@@ -116,7 +117,13 @@ pub(crate) async fn prepare(
             "the cluster had {had} shards, but --shards is {shards}; omit --shards"
         )));
     }
-    plan.shards = state.shards;
+    if args.hash_tags && !state.hash_tags {
+        return Err(Failure::Usage(
+            "the cluster had no hash tags, and a restored cluster places keys as before; omit --hash-tags"
+                .into(),
+        ));
+    }
+    (plan.shards, plan.hash_tags) = (state.shards, state.hash_tags);
     plan.settings = last.record.settings.with(args);
     let changes = plan.settings.changes_since(&last.record.settings, false);
     changes.iter().for_each(|line| console.say(line));

@@ -16,7 +16,7 @@ use std::time::Duration;
 use kv_core::cluster::Cluster;
 use kv_protocol::client_message::write_map_response;
 use kv_protocol::status::ClusterStatus;
-use kv_protocol::{ClusterId, Time};
+use kv_protocol::{ClusterId, Placement, Time};
 use tokio::sync::{Notify, watch};
 
 use crate::clock;
@@ -24,12 +24,11 @@ use crate::clock;
 /// The maximum age of a status that is served.
 pub(crate) const STATUS_AGE: Duration = Duration::from_millis(50);
 
-/// The cluster's id and its numbers of servers and shards, which never change.
+/// The cluster's id and its placement of keys, which never change.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) cluster: ClusterId,
-    pub(crate) servers: u16,
-    pub(crate) shards: u16,
+    pub(crate) placement: Placement,
 }
 
 /// The shared snapshots.
@@ -55,8 +54,9 @@ impl Snapshots {
     /// Returns the snapshots of a cluster, with its map.
     pub(crate) fn new(cluster: &Cluster) -> Arc<Snapshots> {
         let config = cluster.config();
-        let shape =
-            Shape { cluster: config.cluster, servers: cluster.count(), shards: config.shards };
+        let placement =
+            Placement::new(cluster.count(), config.shards).with_hash_tags(config.hash_tags);
+        let shape = Shape { cluster: config.cluster, placement };
         Arc::new(Snapshots {
             shape,
             map: Mutex::new(map_of(cluster)),

@@ -63,11 +63,12 @@ fn render_rows(status: &ClusterStatus, width: Option<usize>, rows: Rows) -> Stri
         ClusterState::Stopping => "stopping",
     };
     let words = format!(
-        "{}: {state}, {} servers, {} shard{} a group{}{}",
+        "{}: {state}, {} servers, {} shard{} a group{}{}{}",
         status.cluster,
         status.servers.len(),
         status.shards,
         if status.shards == 1 { "" } else { "s" },
+        if status.hash_tags { ", hash tags" } else { "" },
         if why.is_empty() { "" } else { "; " },
         printable(&why),
     );

@@ -90,6 +90,8 @@ pub struct ClusterConfig {
     pub servers: u16,
     /// The number of shards of every group.
     pub shards: u16,
+    /// Whether only the hash tag of a key, if it has one, determines its place.
+    pub hash_tags: bool,
     /// A random seed from which the incarnations of processes are drawn.
     pub seed: u64,
     /// The reaction to a second fault.
@@ -186,6 +188,7 @@ impl Cluster {
             ancestors,
             epoch: config.epoch,
             shards: config.shards,
+            hash_tags: config.hash_tags,
             has_served: false,
             servers: servers.collect(),
             views: (0..config.servers).map(|group| no_view(GroupId(group))).collect(),
@@ -419,6 +422,7 @@ impl Cluster {
                 true => self.views().to_vec(),
                 false => (0..self.count()).map(|group| no_view(GroupId(group))).collect(),
             },
+            hash_tags: self.config.hash_tags,
         }
     }
 

@@ -6,7 +6,7 @@
 //!   # server 0
 //!   # incarnation 91d2…                           the process that wrote it
 //!   # group 0
-//!   # shards 2
+//!   # shards 2                                  with ` hash-tags` at its end if the cluster has hash tags
 //!   # shard 0 primary view 7 last 1042 forgotten 17
 //!                                                 for each shard: the role of the process in the
 //!                                                 newest view that it had installed, the last write, and
@@ -39,7 +39,7 @@ use kv_protocol::ids::{
 };
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_RETAINED_RESPONSE, MAX_VALUE_BYTES};
 use kv_protocol::peer_message::CompletionRecord;
-use kv_protocol::placement::Digest;
+use kv_protocol::placement::{Digest, Placement};
 
 mod reader;
 
@@ -68,7 +68,19 @@ pub struct DumpOrigin {
     pub group: GroupId,
     /// The number of shards of the group.
     pub shards: u16,
+    /// Whether the cluster has hash tags.
+    pub hash_tags: bool,
 }
+
+impl DumpOrigin {
+    /// Returns the placement of keys in the cluster, if it had this many servers.
+    pub fn placement(&self, servers: u16) -> Placement {
+        Placement::new(servers, self.shards).with_hash_tags(self.hash_tags)
+    }
+}
+
+/// The end of the header's last line in a dump of a cluster with hash tags. Earlier versions reject such a line.
+const HASH_TAGS: &str = " hash-tags";
 
 /// The role of a process in the newest view of a group that it had installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,13 +208,15 @@ impl DumpWriter {
     /// Starts a dump with its header.
     pub fn begin(origin: &DumpOrigin, output: &mut Vec<u8>) -> DumpWriter {
         let mut writer = DumpWriter { checksum: 0, entries: 0, shards_left: origin.shards };
-        let DumpOrigin { cluster, writer: Member { server, incarnation }, group, shards } = origin;
+        let DumpOrigin { cluster, writer: Member { server, incarnation }, group, shards, .. } =
+            origin;
+        let tags = if origin.hash_tags { HASH_TAGS } else { "" };
         writer.lines(output, |output| {
             put(
                 output,
                 format_args!(
                     "{}\n# cluster {cluster}\n# server {server}\n\
-                     # incarnation {incarnation}\n# group {group}\n# shards {shards}\n",
+                     # incarnation {incarnation}\n# group {group}\n# shards {shards}{tags}\n",
                     FIRST_LINES[0]
                 ),
             );
@@ -500,6 +514,7 @@ mod tests {
         writer: Member { server: ServerId(2), incarnation: Incarnation(0xdef) },
         group: GroupId(1),
         shards: 2,
+        hash_tags: false,
     };
 
     /// The end of a record's line whose response has the value `a "b`.

@@ -90,6 +90,7 @@ pub enum Mutation {
     ExpiredBySecondary = 80,
     EvictedBySecondary = 81,
     ScanInAnotherOrder = 82,
+    PlacedByWholeKey = 83,
 }
 
 /// Returns false: without the feature `mutations` no rule can be disabled.
@@ -159,7 +160,7 @@ mod mutant {
     pub const MARKER: &str = "mutations-of-kv-core-can-be-enabled-here";
 
     /// All mutations in order.
-    pub const ALL: [Mutation; 78] = {
+    pub const ALL: [Mutation; 79] = {
         use Mutation::*;
         [
             PromoteWithoutGrace,
@@ -240,6 +241,7 @@ mod mutant {
             ExpiredBySecondary,
             EvictedBySecondary,
             ScanInAnotherOrder,
+            PlacedByWholeKey,
         ]
     };
 
@@ -368,6 +370,9 @@ mod mutant {
                 Mutation::ExpiredBySecondary => "expiry decided by the secondary",
                 Mutation::EvictedBySecondary => "eviction decided by the secondary",
                 Mutation::ScanInAnotherOrder => "a scan cursor used with another order",
+                Mutation::PlacedByWholeKey => {
+                    "a server places a key by the whole key, despite hash tags"
+                }
             }
         }
     }

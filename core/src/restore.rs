@@ -54,6 +54,16 @@ pub enum Refusal {
         /// The cluster of the dump.
         theirs: ClusterId,
     },
+    /// The keys of the dump have other places, because only one of dump and cluster has hash tags.
+    #[error("{}", if *theirs {
+        "its cluster has hash tags (--hash-tags), but the restored cluster has none"
+    } else {
+        "its cluster has no hash tags, but the restored cluster has (--hash-tags)"
+    })]
+    OtherHashTags {
+        /// Whether the dump is of a cluster with hash tags.
+        theirs: bool,
+    },
     /// The number of shards of the dump differs from that of the cluster.
     #[error("it has {theirs} shards, but the cluster has {ours}")]
     OtherShards {
@@ -241,6 +251,9 @@ fn judge(durable: &DurableState, dump: &DumpHeader) -> Result<Option<Refusal>, C
     if origin.shards != durable.shards {
         let refusal = Refusal::OtherShards { ours: durable.shards, theirs: origin.shards };
         return Ok(Some(refusal));
+    }
+    if origin.hash_tags != durable.hash_tags {
+        return Ok(Some(Refusal::OtherHashTags { theirs: origin.hash_tags }));
     }
     let Some(view) = durable.views.get(usize::from(group.0)) else {
         return Ok(Some(Refusal::NoSuchGroup { group }));

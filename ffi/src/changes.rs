@@ -205,7 +205,7 @@ pub unsafe extern "C" fn kvc_persist(
 }
 
 /// Moves an entry with its deadline to the key `to`, whose entry it replaces. KVC_CROSS_SHARD: the keys are not of one
-/// group and shard. KVC_NOT_FOUND: the key does not exist.
+/// group and shard; in a cluster with hash tags, keys with the same tag are. KVC_NOT_FOUND: the key does not exist.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_rename(
     client: *mut kvc_client,

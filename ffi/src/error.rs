@@ -66,7 +66,8 @@ pub const KVC_CANCELLED: c_int = -20;
 pub const KVC_NOT_A_NUMBER: c_int = -21;
 /// The sum is out of range; nothing was changed. An integer has 64 bits; other numbers are finite.
 pub const KVC_OVERFLOW: c_int = -22;
-/// The keys of a request are not all of one group and shard; nothing was changed. Send several requests.
+/// The keys of a request are not all of one group and shard; nothing was changed. Send several requests, or give the
+/// keys the same hash tag, as in {user:1}:name, in a cluster that was created with coord --hash-tags.
 pub const KVC_CROSS_SHARD: c_int = -23;
 /// The server runs an older version, which does not support the operation; nothing was changed. Upgrade the servers.
 pub const KVC_UNSUPPORTED: c_int = -24;

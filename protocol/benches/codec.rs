@@ -20,7 +20,9 @@ fn placement(c: &mut Criterion) {
     group.bench_function("md5 of a 16 B key", |b| b.iter(|| Digest::of(black_box(KEY))));
     let placement = Placement::new(3, 2);
     let digest = Digest::of(KEY);
-    group.bench_function("group and shard", |b| b.iter(|| placement.locate(black_box(digest))));
+    group.bench_function("group and shard", |b| {
+        b.iter(|| placement.locate_digested(black_box(digest), black_box(KEY)))
+    });
     group.finish();
 }
 

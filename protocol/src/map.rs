@@ -55,12 +55,18 @@ pub struct Map {
     pub servers: Vec<MapServer>,
     /// The views of all groups, by group.
     pub views: Vec<View>,
+    /// Whether the cluster has hash tags ([`placed_bytes`](crate::placement::placed_bytes)).
+    pub hash_tags: bool,
 }
 
+/// The flag of a cluster with hash tags.
+const HASH_TAGS: u8 = 1;
+
 impl Map {
-    /// Returns the placement of keys in the cluster: its numbers of servers and shards.
+    /// Returns the placement of keys in the cluster.
     pub fn placement(&self) -> Placement {
-        Placement::new(length_u16(self.servers.len(), "ring"), self.shards)
+        let servers = length_u16(self.servers.len(), "ring");
+        Placement::new(servers, self.shards).with_hash_tags(self.hash_tags)
     }
 
     /// Returns whether this map is newer than `other`, a map of the same cluster.
@@ -92,9 +98,13 @@ impl Map {
         for view in &self.views {
             write_view(output, view);
         }
+        // A reader without support for hash tags rejects a map with bytes after the views, so it places no key wrongly.
+        if self.hash_tags {
+            output.put_u8(HASH_TAGS);
+        }
     }
 
-    /// Reads a map that fills the whole body.
+    /// Reads a map that fills the whole body. Checks its counts and the order of its servers and views.
     pub(crate) fn read_all(body: &[u8]) -> Result<Map, DecodeError> {
         let mut reader = Reader::new(body);
         let map = Map::read(&mut reader)?;
@@ -102,8 +112,7 @@ impl Map {
         Ok(map)
     }
 
-    /// Reads a map, and checks its counts and the order of its servers and views.
-    pub fn read(reader: &mut Reader<'_>) -> Result<Map, DecodeError> {
+    fn read(reader: &mut Reader<'_>) -> Result<Map, DecodeError> {
         let cluster = ClusterId(reader.u128("cluster id")?);
         let ancestors = read_ancestors(reader)?;
         let epoch = read_epoch(reader)?;
@@ -125,7 +134,19 @@ impl Map {
             }
             views.push(view);
         }
-        Ok(Map { cluster, ancestors, epoch, revision, shards, servers, views })
+        let hash_tags = read_flags(reader)?;
+        Ok(Map { cluster, ancestors, epoch, revision, shards, servers, views, hash_tags })
+    }
+}
+
+/// Reads the flags at the end of a map, which are absent if none is set, and returns whether the cluster has hash tags.
+fn read_flags(reader: &mut Reader<'_>) -> Result<bool, DecodeError> {
+    if reader.left() == 0 {
+        return Ok(false);
+    }
+    match reader.u8("map flags")? {
+        HASH_TAGS => Ok(true),
+        other => Err(DecodeError::BadValue { field: "map flags", value: other.into() }),
     }
 }
 

@@ -158,7 +158,7 @@ mod tests {
         let tokens = ScanTokens::new(ClusterId(1), placement);
         for place in 0..15 {
             let at = tokens.place(place);
-            assert_eq!(placement.locate(placement.digest_at(at)), at);
+            assert_eq!(placement.place_of(placement.digest_at(at)), at);
         }
     }
 

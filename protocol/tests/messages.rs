@@ -179,7 +179,7 @@ proptest! {
 
     #[test]
     fn maps_come_back(
-        cluster: u128, epoch in epoch(), revision: u64, shards in 1..=MAX_SHARDS,
+        cluster: u128, epoch in epoch(), revision: u64, shards in 1..=MAX_SHARDS, hash_tags: bool,
         rows in prop::collection::vec((any::<u64>(), 0usize..3, prop::option::of(address()), view()), 1..8),
     ) {
         let mut map = Map {
@@ -190,6 +190,7 @@ proptest! {
             shards,
             servers: vec![],
             views: vec![],
+            hash_tags,
         };
         for (n, (incarnation, state, clients, view)) in (0u16..).zip(rows) {
             let state = [ServerState::Starting, ServerState::Up, ServerState::Down][state];
@@ -198,7 +199,15 @@ proptest! {
             map.views.push(View { group: GroupId(n), ..view });
         }
         let bytes = written(|b| write_map_response(b, &map));
-        prop_assert_eq!(read_map_response(only_frame(&bytes, &CLIENT).1), Ok(map.clone()));
+        let body = only_frame(&bytes, &CLIENT).1;
+        prop_assert_eq!(read_map_response(body), Ok(map.clone()));
+        // The flags follow everything that an earlier version reads.
+        let without = written(|b| write_map_response(b, &Map { hash_tags: false, ..map.clone() }));
+        let earlier = only_frame(&without, &CLIENT).1;
+        prop_assert_eq!(body.strip_prefix(earlier), Some(&[1][..usize::from(hash_tags)]));
+        for flags in [0, 2, 3, 255] {
+            prop_assert!(read_map_response(&[earlier, &[flags]].concat()).is_err());
+        }
         let bytes = written(|b| write_cluster_map(b, &map));
         let (opcode, body) = only_frame(&bytes, &CONTROL);
         prop_assert_eq!(read_cluster_map(opcode, body), Ok(map));
@@ -658,6 +667,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         shards: MAX_SHARDS,
         servers: servers.collect(),
         views: views.collect(),
+        hash_tags: true,
     };
     let bytes = written(|b| write_map_response(b, &map));
     assert!(bytes.len() < MAX_RESPONSE_BODY);

@@ -63,6 +63,11 @@ pub struct Args {
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
     pub shards: u16,
 
+    /// Place a key by its hash tag, the part between its first `{` and the next `}`, if there is one; the same on all
+    /// servers.
+    #[arg(long)]
+    pub hash_tags: bool,
+
     /// Memory limit of all tables together, such as 512M or 4GiB, shared equally by the primary and the secondary table
     /// of every shard; `none` for no limit. Default: four fifths of the memory that this machine or the cgroup has for
     /// servers, divided by --share, less 24 MiB for the process.

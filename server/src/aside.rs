@@ -161,7 +161,7 @@ mod tests {
     fn dump(cluster: u128, n: u64) -> Vec<u8> {
         let writer = Member { server: SERVER, incarnation: Incarnation(n) };
         let cluster = ClusterId(cluster);
-        let origin = DumpOrigin { cluster, writer, group: GroupId(1), shards: 1 };
+        let origin = DumpOrigin { cluster, writer, group: GroupId(1), shards: 1, hash_tags: false };
         let mut text = Vec::new();
         let mut writer = DumpWriter::begin(&origin, &mut text);
         let shard = DumpedShard {

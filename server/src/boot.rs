@@ -142,7 +142,7 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
         key: key_file::read(args.key_file.as_deref())?,
         me: Member { server: ServerId(args.id), incarnation },
         shard: ShardId(0),
-        placement: Placement::new(args.servers, args.shards),
+        placement: Placement::new(args.servers, args.shards).with_hash_tags(args.hash_tags),
         failure_timeout: args.failure_timeout,
         session_idle: SESSION_IDLE,
         long_value: kv_shard::LONG_VALUE,

@@ -248,12 +248,12 @@ impl Router {
     }
 
     fn of(&mut self, key: &[u8]) -> &mut Client {
-        let (group, shard) = self.placement.locate(Digest::of(key));
+        let (group, shard) = self.placement.locate(key);
         &mut self.clients[usize::from(group.0)][usize::from(shard.0)]
     }
 
     fn of_secondary(&mut self, key: &[u8]) -> &mut Client {
-        let (group, shard) = self.placement.locate(Digest::of(key));
+        let (group, shard) = self.placement.locate(key);
         let server = usize::from(group.home_secondary(SERVERS).0);
         &mut self.clients[server][usize::from(shard.0)]
     }
@@ -333,7 +333,7 @@ fn every_write_in_flight_gets_one_response(engine: EngineKind) {
     let placement = cluster.placement;
     let keys: Vec<Vec<u8>> = (0u32..)
         .map(|n| n.to_be_bytes().to_vec())
-        .filter(|key| placement.locate(Digest::of(key)).0 == GroupId(0))
+        .filter(|key| placement.locate(key).0 == GroupId(0))
         .take(WRITES)
         .collect();
     let mut responded = 0;
@@ -361,7 +361,7 @@ fn a_client_that_reads_no_responses_does_not_delay_others(engine: EngineKind) {
     let key = b"big";
     let value = vec![1u8; 1 << 20];
     assert_eq!(router.of(key).put(key, &value).status, Status::Ok);
-    let (group, _) = cluster.placement.locate(Digest::of(key));
+    let (group, _) = cluster.placement.locate(key);
     let address = cluster.servers[usize::from(group.0)].clients;
     let mut greedy = Client::connect(address, 5, 0);
     let requests = 64;
@@ -436,7 +436,7 @@ fn a_frame_truncated_by_the_end_of_the_connection_changes_nothing(engine: Engine
 fn no_write_commits_after_a_holder_began_its_dump_and_reads_continue(engine: EngineKind) {
     let cluster = Cluster::start(engine, 2);
     let mut router = Router::connect(&cluster, 10);
-    let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
+    let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(key).0 == GroupId(0);
     let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
     cluster.dump(1, ReplicaRole::Primary);
     let client = router.of(&key);
@@ -463,7 +463,7 @@ fn an_idle_server_drains_without_waiting_for_a_tick(engine: EngineKind) {
 
 fn a_dump_has_the_completion_records_of_all_clients_in_bounded_pieces(engine: EngineKind) {
     let cluster = Cluster::start(engine, 1);
-    let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
+    let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(key).0 == GroupId(0);
     let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
     let server = &cluster.servers[0];
     let clients = 2 * DUMP_SESSIONS + 1;
@@ -504,7 +504,7 @@ fn a_dump_has_the_completion_records_of_all_clients_in_bounded_pieces(engine: En
 
 fn a_dump_has_deadlines_and_responses_in_bounded_pieces(engine: EngineKind) {
     let cluster = Cluster::start(engine, 1);
-    let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
+    let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(key).0 == GroupId(0);
     let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
     let server = &cluster.servers[0];
     let mut client = Client::connect(server.clients, 1, 0);

@@ -68,8 +68,13 @@ mod tests {
     #[test]
     fn only_a_complete_dump_of_this_process_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        let origin =
-            DumpOrigin { cluster: ClusterId(3), writer: WRITER, group: GroupId(1), shards: 1 };
+        let origin = DumpOrigin {
+            cluster: ClusterId(3),
+            writer: WRITER,
+            group: GroupId(1),
+            shards: 1,
+            hash_tags: false,
+        };
         let mut text = Vec::new();
         let mut writer = DumpWriter::begin(&origin, &mut text);
         let (view, last) = (ViewVersion(2), SequenceNumber(5));

@@ -20,10 +20,7 @@ use crate::mutex::lock;
 pub(crate) enum MapRefused {
     #[error("it belongs to cluster {theirs}, but this server belongs to cluster {ours}")]
     OtherCluster { ours: ClusterId, theirs: ClusterId },
-    #[error(
-        "it describes {} servers with {} shards each, but this cluster has {} servers with {} shards each",
-        .theirs.servers(), .theirs.shards(), .ours.servers(), .ours.shards()
-    )]
+    #[error("it describes {theirs}, but this cluster has {ours}")]
     OtherShape { ours: Placement, theirs: Placement },
     #[error(
         "it comes from epoch {} (boot {}), but this server has accepted epoch {} (boot {})",
@@ -151,6 +148,7 @@ mod tests {
             shards: placement.shards(),
             servers: (0..placement.servers()).map(server).collect(),
             views: (0..placement.servers()).map(|group| view(group, version)).collect(),
+            hash_tags: placement.hash_tags(),
         }
     }
 
@@ -196,7 +194,9 @@ mod tests {
         foreign.cluster = ClusterId(8);
         let mut misshapen = map(2, 2, 9);
         misshapen.shards = 3;
-        for wrong in [foreign, misshapen, map(1, 2, 9), map(3, 2, 9)] {
+        let mut placed_by_tags = map(2, 2, 9);
+        placed_by_tags.hash_tags = true;
+        for wrong in [foreign, misshapen, placed_by_tags, map(1, 2, 9), map(3, 2, 9)] {
             assert!(known.take(wrong, CLUSTER, shape(), epoch(2)).is_err());
         }
         let forged = known.take(map(2, 2, u64::MAX), CLUSTER, shape(), epoch(2)).unwrap_err();

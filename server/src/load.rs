@@ -222,6 +222,16 @@ impl Loader<'_> {
                         self.placement.shards()
                     )));
                 }
+                if origin.hash_tags != self.placement.hash_tags() {
+                    let (its, ours) = match origin.hash_tags {
+                        true => ("with", "without"),
+                        false => ("without", "with"),
+                    };
+                    return Err(Failed(format!(
+                        "its cluster places keys {its} hash tags, but this server runs {ours} --hash-tags; check \
+                         --load"
+                    )));
+                }
             }
             DumpItem::Shard(line) => {
                 if let Some(mut feed) = self.current.take() {
@@ -234,7 +244,8 @@ impl Loader<'_> {
             }
             DumpItem::Entry(entry) => {
                 let Some(feed) = &mut self.current else { return Ok(()) };
-                if self.placement.locate(entry.digest) != (self.source.group, feed.line.shard) {
+                let place = self.placement.locate_digested(entry.digest, &entry.key);
+                if place != (self.source.group, feed.line.shard) {
                     return Err(Failed(
                         "it has a key of another group or shard; retry from another copy"
                             .to_owned(),

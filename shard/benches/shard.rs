@@ -140,7 +140,7 @@ fn keys() -> Vec<(Vec<u8>, Digest)> {
     let placement = Placement::new(3, 1);
     let all = (0u64..).map(|n| format!("{n:016}").into_bytes());
     let all = all.map(|key| (Digest::of(&key), key)).map(|(digest, key)| (key, digest));
-    let of_group = all.filter(|(_, digest)| placement.locate(*digest).0 == GroupId(0));
+    let of_group = all.filter(|(key, _)| placement.locate(key).0 == GroupId(0));
     of_group.take(KEYS).collect()
 }
 

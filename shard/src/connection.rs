@@ -441,6 +441,9 @@ impl Session {
             );
             return self.part(now, service, Status::WrongView, &reason);
         }
+        if let Err((status, reason)) = hello.check_placement(identity.placement) {
+            return self.part(now, service, status, reason);
+        }
         let shards = identity.placement.shards();
         if hello.shard.0 >= shards {
             let reason = format!(

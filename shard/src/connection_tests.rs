@@ -20,7 +20,7 @@ use kv_protocol::limits::{
 };
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::peer_message::opcode as peer_opcode;
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 use kv_protocol::view::{Peer, View};
 use proptest::prelude::*;
 
@@ -28,8 +28,9 @@ use crate::connection_memory::{ConnectionMemory, FrameMemory};
 use crate::handshake::Port;
 use crate::shard::{Fate, Shard};
 use crate::testing::{
-    CLUSTER, GROUP, HEADER, NOW, Pair, WALL, client, frames, hello, key, put, request,
-    serve_readers, shard, shard_with_memory, take_output, take_output_at, told, view,
+    CLUSTER, GROUP, HEADER, NOW, Pair, WALL, client, frames, hello, hello_of_version, key, put,
+    request, serve_readers, shard, shard_with_hash_tags, shard_with_memory, take_output,
+    take_output_at, told, view,
 };
 
 fn raw(opcode: u8, body: &[u8]) -> Vec<u8> {
@@ -197,6 +198,7 @@ fn map_of_version(version: u64) -> Map {
         handover: false,
     };
     Map {
+        hash_tags: false,
         cluster: CLUSTER,
         ancestors: Vec::new(),
         epoch: Epoch { number: 1, boot: BootId(1) },
@@ -287,7 +289,7 @@ fn a_write_with_a_wrong_digest_is_rejected_and_a_key_of_another_group_is_wrong_v
     pair.primary.handle_bytes(NOW, id, &forged);
     let foreign = (0u32..)
         .map(u32::to_be_bytes)
-        .find(|key| Placement::new(3, 1).locate(Digest::of(key)).0.0 == 1)
+        .find(|key| Placement::new(3, 1).locate(key).0.0 == 1)
         .unwrap();
     pair.primary.handle_bytes(NOW, id, &put(3, &foreign, b"v"));
     pair.primary.handle_bytes(NOW, id, &request(4, key(), Operation::Get));
@@ -768,8 +770,7 @@ fn memory_that_connections_hold_is_not_available_to_tables() {
     shard.service.install(NOW, View { peer: Peer::None, ..view() }, None).unwrap();
     let id = client(&mut shard);
     let placement = Placement::new(3, 1);
-    let mut keys =
-        (0u32..).map(u32::to_be_bytes).filter(|key| placement.locate(Digest::of(key)).0 == GROUP);
+    let mut keys = (0u32..).map(u32::to_be_bytes).filter(|key| placement.locate(key).0 == GROUP);
     let mut seq = 0;
     let mut fill = |shard: &mut Shard| {
         shard.begin_wake_up(NOW);
@@ -832,5 +833,54 @@ fn a_scan_is_served_by_the_shard_that_its_digest_names() {
     ] {
         pair.primary.handle_bytes(NOW, id, &bytes);
         assert_eq!(told(&take_output(&mut pair.primary, id))[0].1, status);
+    }
+}
+
+#[test]
+fn with_hash_tags_a_request_is_placed_by_the_tag_of_its_key() {
+    // By the whole key, this one is of another group, which server 0 does not hold.
+    let tagged = [&b"{"[..], key(), b"}0"].concat();
+    assert_eq!(Placement::new(3, 1).locate(&tagged).0, GroupId(1));
+    let write = || [put(1, &tagged, b"v"), request(2, &tagged, Operation::Noop)].concat();
+
+    let mut plain = Pair::joined();
+    let id = client(&mut plain.primary);
+    plain.primary.handle_bytes(NOW, id, &write());
+    assert_eq!(told(&take_output(&mut plain.primary, id))[0].1, Status::WrongView);
+
+    let mut pair = Pair::joined_of([0, 1].map(shard_with_hash_tags));
+    let id = client(&mut pair.primary);
+    pair.primary.handle_bytes(NOW, id, &write());
+    pair.exchange();
+    let said = told(&take_output(&mut pair.primary, id));
+    assert!(said.len() == 2 && said.iter().all(|(_, status, _)| *status == Status::Ok), "{said:?}");
+    pair.primary.handle_bytes(NOW, id, &request(3, &tagged, Operation::Get));
+    assert_eq!(told(&take_output(&mut pair.primary, id)), [(Some(3), Status::Ok, "v".to_owned())]);
+
+    // The pattern of a SCAN has no tag, whatever it looks like.
+    let all = Scan { cursor: 0, values: false, deadlines: false };
+    let pattern = b"{elsewhere}*";
+    let by_tag = Placement::new(3, 1).with_hash_tags(true).locate(pattern);
+    assert_ne!(by_tag.0, GROUP);
+    for (place, status) in [((GROUP, ShardId(0)), Status::Ok), (by_tag, Status::WrongView)] {
+        pair.primary.handle_bytes(NOW, id, &scan_of(4, place, pattern, all));
+        assert_eq!(told(&take_output(&mut pair.primary, id))[0].1, status, "{place:?}");
+    }
+}
+
+#[test]
+fn a_client_that_does_not_know_hash_tags_is_rejected_by_name() {
+    let welcomed = |mut shard: Shard, version| {
+        let id = shard.adopt(NOW, Port::Clients, &[]);
+        shard.handle_bytes(NOW, id, &hello_of_version(version));
+        let said = take_output(&mut shard, id);
+        let reason = String::from_utf8_lossy(&said).into_owned();
+        (frames(&said), reason, ended(&mut shard, id))
+    };
+    let (opcodes, reason, is_over) = welcomed(shard_with_hash_tags(0), 1);
+    assert_eq!((&opcodes[..], is_over), (&[client_opcode::ERROR][..], true));
+    assert!(reason.contains("hash tags") && reason.contains("upgrade the client"), "{reason}");
+    for (shard, version) in [(shard_with_hash_tags(0), 2), (shard(0), 1), (shard(0), 2)] {
+        assert_eq!(welcomed(shard, version).0, [client_opcode::WELCOME]);
     }
 }

@@ -42,12 +42,22 @@ pub(crate) fn shard(server: u16) -> Shard {
 
 /// Returns a [`shard`] with this budget for connection memory.
 pub(crate) fn shard_with_memory(server: u16, memory: Arc<ConnectionMemory>) -> Shard {
+    shard_with(server, memory, Placement::new(3, 1))
+}
+
+/// Returns a [`shard`] of a cluster with hash tags.
+pub(crate) fn shard_with_hash_tags(server: u16) -> Shard {
+    let placement = Placement::new(3, 1).with_hash_tags(true);
+    shard_with(server, ConnectionMemory::new(None, None, 2), placement)
+}
+
+fn shard_with(server: u16, memory: Arc<ConnectionMemory>, placement: Placement) -> Shard {
     let identity = Identity {
         cluster: CLUSTER,
         key: KEY,
         me: member(server),
         shard: ShardId(0),
-        placement: Placement::new(3, 1),
+        placement,
         failure_timeout: Default::default(),
         session_idle: SESSION_IDLE,
         long_value: crate::LONG_VALUE,
@@ -76,7 +86,7 @@ pub(crate) fn view() -> View {
 /// Returns a key of [`GROUP`].
 pub(crate) fn key() -> &'static [u8] {
     let key = b"key 0";
-    assert_eq!(Placement::new(3, 1).locate(Digest::of(key)).0, GROUP);
+    assert_eq!(Placement::new(3, 1).locate(key).0, GROUP);
     key
 }
 
@@ -88,6 +98,13 @@ pub(crate) fn hello() -> Vec<u8> {
 pub(crate) fn hello_of(client: u128) -> Vec<u8> {
     let mut bytes = Vec::new();
     Hello::new(CLUSTER, ClientId(client), ShardId(0)).write(&mut bytes);
+    bytes
+}
+
+/// Returns the hello of a client that speaks this version of the protocol.
+pub(crate) fn hello_of_version(version: u16) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Hello { version, ..Hello::new(CLUSTER, ClientId(7), ShardId(0)) }.write(&mut bytes);
     bytes
 }
 
@@ -206,12 +223,15 @@ pub(crate) struct Pair {
 impl Pair {
     /// Creates both shards with the view installed and the stream established.
     pub(crate) fn joined() -> Pair {
-        let mut primary = shard(0);
+        Pair::joined_of([shard(0), shard(1)])
+    }
+
+    /// Does the same as [`Pair::joined`], with these shards of servers 0 and 1.
+    pub(crate) fn joined_of([mut primary, mut secondary]: [Shard; 2]) -> Pair {
         let address = "127.0.0.1:1".parse().unwrap();
         primary.service.install(NOW, view(), Some(address)).unwrap();
         assert_eq!(primary.due_dials(NOW).len(), 1);
         let dialled = primary.open_stream(NOW, GROUP);
-        let mut secondary = shard(1);
         let accepted = secondary.adopt(NOW, Port::Servers, &[]);
         let mut pair = Pair { primary, secondary, dialled, accepted };
         pair.exchange();

@@ -148,7 +148,7 @@ impl Client {
         }
         let Some(map) = &self.map else { return };
         let digest = Digest::of(&key);
-        let place = map.placement().locate(digest);
+        let place = map.placement().locate_digested(digest, &key);
         let (client, seq, begun) = match asked {
             Asked::Read => (self.id, RequestSeq(0), SequenceNumber::ZERO),
             _ => {

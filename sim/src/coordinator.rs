@@ -48,6 +48,8 @@ pub struct Shape {
     pub servers: u16,
     /// The number of shards of a group.
     pub shards: u16,
+    /// Whether the cluster has hash tags.
+    pub hash_tags: bool,
     /// The policy on a double fault.
     pub on_double_fault: DoubleFault,
     /// The seed from which each coordinator process derives the incarnations of the servers that it starts.
@@ -83,6 +85,7 @@ impl Coordinator {
             epoch: Epoch { number, boot: BootId(self.term) },
             servers: self.shape.servers,
             shards: self.shape.shards,
+            hash_tags: self.shape.hash_tags,
             seed: self.shape.seed ^ self.term,
             on_double_fault: self.shape.on_double_fault,
             failure_timeout: kv_protocol::FailureTimeout::DEFAULT,

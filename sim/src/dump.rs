@@ -128,7 +128,7 @@ pub fn load(service: &mut Service, group: GroupId, last: SequenceNumber, dump: &
     let (shard, placement) = (service.identity.shard, service.identity.placement);
     let mut entries = DumpedEntries::default();
     for entry in &dump.entries {
-        if placement.locate(entry.digest) == (group, shard) {
+        if placement.locate_digested(entry.digest, &entry.key) == (group, shard) {
             entries.push(&entry.key, &entry.value, entry.deadline, entry.sn);
         }
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use kv_history::object::ObjectEntry;
 use kv_protocol::client_message::Condition;
 use kv_protocol::ids::GroupId;
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 
 use crate::client::{Client, DEADLINE, Seen};
 use crate::object::ObjectAsk;
@@ -272,7 +272,7 @@ impl Workload {
     /// Plans the final check for the groups that `is_served` accepts. In every used shard, a key is deleted and a new
     /// one is written. Then every key ever used is read.
     pub fn look_back(&mut self, placement: Placement, is_served: impl Fn(GroupId) -> bool) {
-        let place = |key: &[u8]| placement.locate(Digest::of(key));
+        let place = |key: &[u8]| placement.locate(key);
         let used = || self.histories.keys().filter(|key| is_served(place(key).0));
         let mut places = BTreeSet::new();
         for key in used().filter(|key| places.insert(place(key))) {

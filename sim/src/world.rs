@@ -65,6 +65,8 @@ pub struct Config {
     pub servers: u16,
     /// The number of shards of a group.
     pub shards: u16,
+    /// True if the cluster has hash tags. Then the keys of a family share a tag.
+    pub hash_tags: bool,
     /// The number of clients.
     pub clients: usize,
     /// The duration of the faults, in nanoseconds of true time.
@@ -145,10 +147,13 @@ impl Config {
             true => 60,
             false => [250, 400, 600][choice.index(3)],
         };
+        // A separate generator for the same reason.
+        let hash_tags = Random::new(seed ^ 0x7a65).per_mille(400);
         Config {
             seed,
             servers,
             shards,
+            hash_tags,
             clients: random.index(4) + 3 + usize::from(forgets_soon),
             faulty: match floods {
                 true => 4_000_000_000,
@@ -193,6 +198,11 @@ impl Config {
 }
 
 impl Config {
+    /// Returns the placement of keys.
+    pub fn placement(&self) -> Placement {
+        Placement::new(self.servers, self.shards).with_hash_tags(self.hash_tags)
+    }
+
     /// Returns whether the run tests expired sessions: machines are suspended for longer than sessions are kept, and a
     /// client may be cloned.
     pub fn forgets_soon(&self) -> bool {
@@ -299,11 +309,12 @@ impl World {
         let clocks: Vec<Clock> = (0..hosts).map(|_| Clock::new(&mut random)).collect();
         let (bound, servers) = (config.wall_bound, usize::from(config.servers));
         let walls = (0..servers).map(|_| WallClock::new(bound, 0, &mut random)).collect();
-        let placement = Placement::new(config.servers, config.shards);
+        let placement = config.placement();
         let shape = Shape {
             cluster: FIRST_CLUSTER,
             servers: config.servers,
             shards: config.shards,
+            hash_tags: config.hash_tags,
             on_double_fault: match config.shutdown || config.leaves || config.orphans {
                 true => DoubleFault::Shutdown,
                 false => DoubleFault::Isolate,

@@ -73,7 +73,7 @@ pub fn agree(
     let (ours, theirs) = (by_key(primary), by_key(secondary));
     for entry in &ours {
         ensure!(
-            placement.locate(entry.digest).0 == group,
+            placement.locate_digested(entry.digest, &entry.key).0 == group,
             "group {group} holds a foreign entry: {entry:?}"
         );
     }

@@ -86,7 +86,7 @@ fn pipelined_writes_are_each_executed_once_however_often_their_connections_are_c
                 let of_shard = dump
                     .entries
                     .iter()
-                    .filter(|entry| placement.locate(entry.digest).1 == ShardId(shard));
+                    .filter(|entry| placement.locate(&entry.key).1 == ShardId(shard));
                 of_shard.map(|entry| entry.sn.0).max().unwrap_or(0)
             })
         })

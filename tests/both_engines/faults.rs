@@ -33,7 +33,7 @@ fn pairs(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 fn group_of(cluster: &Cluster, key: &[u8]) -> usize {
-    cluster.placement().locate(kv_protocol::Digest::of(key)).0.0.into()
+    cluster.placement().locate(key).0.0.into()
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn pairs(count: usize) -> Vec<Pair> {
 }
 
 fn of_group(placement: Placement, pairs: &[Pair], group: u16) -> Vec<Pair> {
-    let is_in = |pair: &&Pair| placement.locate(Digest::of(&pair.0)).0.0 == group;
+    let is_in = |pair: &&Pair| placement.locate(&pair.0).0.0 == group;
     pairs.iter().filter(is_in).cloned().collect()
 }
 
@@ -129,7 +129,7 @@ fn repeated_restores_bring_every_key_back_with_its_value_and_version() {
 }
 
 /// Removes every copy of the coordinator's state.
-fn lose_state(dir: &Path) {
+pub(super) fn lose_state(dir: &Path) {
     for name in ["coordinator.state", "coordinator.state.old", "restore/coordinator.state"] {
         let _ = fs::remove_file(dir.join(name));
     }

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use crate::common::Cluster;
-use kv_protocol::placement::Digest;
 
 /// Returns two keys of one group and shard, and one of another group.
 fn keys(cluster: &Cluster) -> [String; 3] {
-    let place = |key: &str| cluster.placement().locate(Digest::of(key.as_bytes()));
+    let place = |key: &str| cluster.placement().locate(key.as_bytes());
     let first = "key-0".to_owned();
     let others = || (1..).map(|n| format!("key-{n}"));
     let near = others().find(|key| place(key) == place(&first)).expect("a key");

@@ -327,6 +327,7 @@ impl Cluster {
             u16::try_from(self.shape.servers).expect("at most 1,024"),
             self.shape.coord.shards,
         )
+        .with_hash_tags(self.shape.coord.flags.iter().any(|flag| flag == "--hash-tags"))
     }
 
     pub(crate) fn coord_pid(&self) -> u32 {
@@ -652,8 +653,7 @@ impl Dumps {
         let servers = self.primary.len();
         for (id, primary) in self.primary.iter().enumerate() {
             let secondary = &self.secondary[(id + 1) % servers];
-            let placement =
-                Placement::new(u16::try_from(servers).expect("few"), primary.header.origin.shards);
+            let placement = primary.header.origin.placement(u16::try_from(servers).expect("few"));
             let group = GroupId(u16::try_from(id).expect("few"));
             done(kv_testkit::dumps::agree(group, placement, primary, secondary));
         }

@@ -186,6 +186,7 @@ pub(crate) fn map(revision: u64, version: u64) -> Map {
         handover: false,
     };
     Map {
+        hash_tags: false,
         cluster: CLUSTER,
         ancestors: Vec::new(),
         epoch: EPOCH,

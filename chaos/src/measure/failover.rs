@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use indicatif::ProgressBar;
-use kv_protocol::Digest;
 use kv_testkit::process::{self, Signal};
 use kv_testkit::random::Random;
 use kv_testkit::sshd::Sshd;
@@ -164,6 +163,6 @@ fn key_of(cluster: &Cluster, server: u16, number: u32) -> String {
     let placement = cluster.placement();
     (0u32..)
         .map(|attempt| format!("probe-{number}-{attempt}"))
-        .find(|key| placement.locate(Digest::of(key.as_bytes())).0.0 == server)
+        .find(|key| placement.locate(key.as_bytes()).0.0 == server)
         .expect("every group has keys")
 }

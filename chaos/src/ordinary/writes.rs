@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Context as _, ensure};
 use kv_client::{Client, Error, OpOptions, Options};
 use kv_protocol::placement::Placement;
-use kv_protocol::{Digest, GroupId, ShardId};
+use kv_protocol::{GroupId, ShardId};
 
 use crate::cluster::Cluster;
 
@@ -31,7 +31,7 @@ impl Beside {
     }
 
     fn count(&mut self, placement: Placement, key: &[u8], is_certain: bool) {
-        let numbers = self.numbers.entry(placement.locate(Digest::of(key))).or_default();
+        let numbers = self.numbers.entry(placement.locate(key)).or_default();
         numbers.0 += u64::from(is_certain);
         numbers.1 += 1;
     }

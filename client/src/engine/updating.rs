@@ -27,7 +27,7 @@ impl Engine {
         let of_updates = operation.updates().flat_map(|update| [update.key, update.second_key()]);
         for key in of_updates.flatten() {
             let digest = Digest::of(key);
-            match self.router.locate(digest) {
+            match self.router.locate(digest, key) {
                 Some(found) if found != place => {
                     elsewhere = Some((key, found));
                     break;

@@ -95,7 +95,7 @@ pub fn anytime() -> OpOptions {
 pub fn key_of(group: u16) -> Vec<u8> {
     (0..)
         .map(|n| format!("key-{n}").into_bytes())
-        .find(|key| Placement::new(3, 1).locate(Digest::of(key)).0.0 == group)
+        .find(|key| Placement::new(3, 1).locate(key).0.0 == group)
         .unwrap()
 }
 
@@ -195,9 +195,16 @@ fn member(server: u16) -> Member {
 impl Fake {
     /// Starts a coordinator and `servers` servers with `shards` shards per group. Every group is at home.
     pub fn start(servers: u16, shards: u16) -> Fake {
+        Fake::start_placing(Placement::new(servers, shards))
+    }
+
+    /// Does the same as [`Fake::start`], for a cluster with this placement.
+    pub fn start_placing(placement: Placement) -> Fake {
+        let (servers, shards) = (placement.servers(), placement.shards());
         let listeners: Vec<TcpListener> =
             (0..servers).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let map = Map {
+            hash_tags: placement.hash_tags(),
             cluster: ClusterId(0xfa4e),
             ancestors: Vec::new(),
             epoch: Epoch { number: 1, boot: BootId(1) },
@@ -649,7 +656,7 @@ fn response_to_read(
 
 /// Executes a request like a primary, or like a secondary for VERIFY of a secondary.
 fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, to: &mut Vec<u8>) {
-    let (group, shard) = state.map.placement().locate(request.digest);
+    let (group, shard) = request.place(state.map.placement());
     let view = &state.map.views[usize::from(group.0)];
     let holder = match request.operation {
         Operation::Verify(ReplicaRole::Secondary) => view.secondary(),
@@ -709,7 +716,7 @@ fn give_page(
         u64::from(u32::from_be_bytes([a, b, c, d]))
     };
     let mut keys: Vec<&Vec<u8>> =
-        state.table.keys().filter(|key| placement.locate(Digest::of(key)) == place).collect();
+        state.table.keys().filter(|key| placement.locate(key) == place).collect();
     keys.sort_by_key(|key| order(key));
     let mut page = PageWriter::new(keys.len() as u64);
     let mut rest = keys.into_iter().filter(|key| order(key) >= scan.cursor);

@@ -79,6 +79,7 @@ impl Driver {
             },
             servers,
             shards: plan.shards,
+            hash_tags: plan.hash_tags,
             seed: random::nonzero_u64().map_err(Failure::Failed)?,
             on_double_fault: plan.settings.on_double_fault.into(),
             failure_timeout: FailureTimeout::new(plan.settings.failure_timeout),
@@ -144,11 +145,12 @@ impl Driver {
             return self.carry_out(first);
         }
         self.console.say(&format!(
-            "starting {} servers with {} shard{} each; files in {dir}; servers connect to this coordinator at \
+            "starting {} servers with {} shard{} each{}; files in {dir}; servers connect to this coordinator at \
              {host}, port {}",
             file.count(),
             plan.shards,
             if plan.shards == 1 { "" } else { "s" },
+            if plan.hash_tags { ", and hash tags" } else { "" },
             self.ports.servers
         ));
         self.carry_out(first);

@@ -47,6 +47,9 @@ impl Plan {
         if let Some(bytes) = &self.settings.connection_memory {
             flag("--connection-memory", bytes.clone());
         }
+        if self.hash_tags {
+            arguments.push("--hash-tags".to_owned());
+        }
         if self.core_dumps {
             arguments.push("--core-dumps".to_owned());
         }
@@ -95,6 +98,7 @@ mod tests {
             binary: "/opt/server".into(),
             ssh: Ssh { config: None, remote_dir: "kv dir".into() },
             shards: 2,
+            hash_tags: false,
             settings: Settings {
                 memory_limit: Some("1G".into()),
                 eviction: Eviction::Ttl,
@@ -123,6 +127,13 @@ mod tests {
              --bind 127.0.0.1 --advertise 127.0.0.1 --orphan-timeout 0.5 --net auto \
              --failure-timeout 0.5 --share 1 --memory-limit 1G --eviction ttl --connection-memory 64M"
         );
+    }
+
+    #[test]
+    fn every_server_of_a_cluster_with_hash_tags_gets_the_flag() {
+        assert!(!arguments(&plan(), 0).contains(&"--hash-tags".to_owned()));
+        let tagged = Plan { hash_tags: true, ..plan() };
+        assert!((0..3).all(|n| arguments(&tagged, n).contains(&"--hash-tags".to_owned())));
     }
 
     #[test]

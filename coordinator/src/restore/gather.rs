@@ -1,6 +1,7 @@
 //! All dumps in some directories, each read and checked from the first to the last byte.
 //!
-//! A dump of another cluster, or with another number of shards, is read only up to its header, because it cannot count.
+//! A dump of another cluster, or of one that places keys in another way, is read only up to its header, because it
+//! cannot count.
 //! A file with two names is read once.
 
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use kv_core::cluster::DurableState;
 use kv_core::dump::{DumpError, DumpHeader, DumpItem, DumpOrigin, DumpReader};
 use kv_daemon::files;
 use kv_protocol::aside;
-use kv_protocol::{GroupId, Placement, ShardId};
+use kv_protocol::{GroupId, ShardId};
 
 use super::stage;
 use crate::logs::Console;
@@ -155,12 +156,14 @@ impl From<DumpError> for Stopped {
     }
 }
 
-/// Reads and checks a whole dump. If it belongs to another cluster or has another number of shards, reads only its
-/// header, and returns it without shards.
+/// Reads and checks a whole dump. If it belongs to another cluster, or to one that places keys in another
+/// way, reads only its header, and returns it without shards.
 pub(super) fn check(path: &Path, state: &DurableState) -> Result<DumpHeader, String> {
     let servers = u16::try_from(state.servers.len()).map_err(|error| error.to_string())?;
     check_any(path, servers, |origin| {
-        origin.cluster == state.cluster && origin.shards == state.shards
+        origin.cluster == state.cluster
+            && origin.shards == state.shards
+            && origin.hash_tags == state.hash_tags
     })
 }
 
@@ -186,11 +189,13 @@ fn check_any(
                 }
                 DumpItem::Origin(origin) => {
                     place.0 = origin.group;
-                    placement = Some(Placement::new(servers, origin.shards));
+                    placement = Some(origin.placement(servers));
                 }
                 DumpItem::Shard(line) => place.1 = line.shard,
                 DumpItem::Entry(entry)
-                    if placement.is_none_or(|ring| ring.locate(entry.digest) != place) =>
+                    if placement.is_none_or(|ring| {
+                        ring.locate_digested(entry.digest, &entry.key) != place
+                    }) =>
                 {
                     return Err(Stopped::Misplaced);
                 }

@@ -122,7 +122,8 @@ mod tests {
 
     fn origin(server: u16, group: u16) -> DumpOrigin {
         let writer = Member { server: ServerId(server), incarnation: Incarnation(1) };
-        DumpOrigin { cluster: ClusterId(1), writer, group: GroupId(group), shards: 1 }
+        let (cluster, group) = (ClusterId(1), GroupId(group));
+        DumpOrigin { cluster, writer, group, shards: 1, hash_tags: false }
     }
 
     #[test]

@@ -67,6 +67,7 @@ pub(crate) fn record(version: u64) -> Record {
         has_ended_well: false,
         settings: Settings { memory_limit: Some("1G".into()), ..Settings::default() },
         state: DurableState {
+            hash_tags: false,
             cluster,
             ancestors: vec![ClusterId(3), ClusterId(2)],
             epoch,
@@ -85,6 +86,17 @@ pub(crate) fn record(version: u64) -> Record {
 
 fn encode(record: &Record) -> Vec<u8> {
     encode_in(record, 0)
+}
+
+#[test]
+fn hash_tags_are_stored_and_a_state_without_the_field_has_none() {
+    for hash_tags in [false, true] {
+        let mut record = record(1);
+        record.state.hash_tags = hash_tags;
+        let bytes = encode(&record);
+        assert_eq!(decode(&bytes).unwrap().state.hash_tags, hash_tags);
+        assert_eq!(String::from_utf8_lossy(&bytes).contains("hash_tags"), hash_tags);
+    }
 }
 
 #[test]

@@ -41,6 +41,7 @@ fn status() -> ClusterStatus {
     };
     let member = |id| Some(Member { server: ServerId(id), incarnation: Incarnation(1) });
     ClusterStatus {
+        hash_tags: false,
         version: 1,
         health: Health::Degraded,
         why: String::new(),
@@ -73,7 +74,10 @@ fn status() -> ClusterStatus {
 #[test]
 fn the_tables_show_servers_groups_copies_entries_and_memory() {
     let text = render(&status(), Screen::default());
-    assert!(text.contains("feed: degraded, 3 servers, 2 shards a group"), "{text}");
+    assert!(text.contains("feed: degraded, 3 servers, 2 shards a group; "), "{text}");
+    let tagged = ClusterStatus { hash_tags: true, ..status() };
+    let text = render(&tagged, Screen::default());
+    assert!(text.contains("3 servers, 2 shards a group, hash tags; "), "{text}");
     let row = |word: &str| text.lines().find(|line| line.contains(word)).unwrap().to_owned();
     let down = row("DOWN");
     assert!(down.contains("never") && down.contains(" - "), "{down}");

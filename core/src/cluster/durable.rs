@@ -45,6 +45,9 @@ pub struct DurableState {
     pub epoch: Epoch,
     /// The number of shards of every group.
     pub shards: u16,
+    /// Whether only the hash tag of a key, if it has one, determines its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hash_tags: bool,
     /// True once every holder has received its first view. From then on clients may get a map.
     pub has_served: bool,
     /// The servers, by place in the ring.

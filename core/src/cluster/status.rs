@@ -34,6 +34,7 @@ impl Cluster {
             epoch: self.config.epoch,
             state: self.state(),
             shards: self.config.shards,
+            hash_tags: self.config.hash_tags,
             servers: servers.collect(),
             groups: self.views().iter().map(|view| self.group_status(view)).collect(),
             alarms: self.alarms.status(now),

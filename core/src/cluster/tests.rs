@@ -58,6 +58,7 @@ struct World {
 
 fn config(servers: u16, term: u64) -> ClusterConfig {
     ClusterConfig {
+        hash_tags: false,
         cluster: CLUSTER,
         epoch: Epoch { number: term, boot: BootId(8 + term) },
         servers,

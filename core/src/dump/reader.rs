@@ -14,8 +14,8 @@ use kv_protocol::ids::{ClusterId, GroupId, Incarnation, Member, ServerId};
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_RETAINED_RESPONSE, MAX_VALUE_BYTES};
 
 use super::{
-    DumpEntry, DumpError, DumpHeader, DumpOrigin, DumpRecord, DumpedShard, END, FIRST_LINES, SHARD,
-    parse_end, parse_entry, parse_record, parse_shard,
+    DumpEntry, DumpError, DumpHeader, DumpOrigin, DumpRecord, DumpedShard, END, FIRST_LINES,
+    HASH_TAGS, SHARD, parse_end, parse_entry, parse_record, parse_shard,
 };
 
 /// The maximum length of a line of a dump: every byte of the longest key and value is escaped.
@@ -166,11 +166,15 @@ impl DumpReader {
             }
             _ => {
                 let mut shards = 0;
-                let reason = "expected `# shards <number>`";
+                let reason = "expected `# shards <number>` or `# shards <number> hash-tags`";
+                let (line, hash_tags) = match line.strip_suffix(HASH_TAGS) {
+                    Some(before) => (before, true),
+                    None => (line, false),
+                };
                 set(&mut shards, line, "# shards ", reason).map_err(|reason| self.error(reason))?;
                 let Facts { cluster, server, incarnation, group } = self.facts;
                 let writer = Member { server, incarnation };
-                let origin = DumpOrigin { cluster, writer, group, shards };
+                let origin = DumpOrigin { cluster, writer, group, shards, hash_tags };
                 self.header = Some(DumpHeader { origin, shards: Vec::new() });
                 return Ok(Some(DumpItem::Origin(origin)));
             }
@@ -263,7 +267,13 @@ mod tests {
     /// of responses.
     fn dump(entries: &[(&[u8], &[u8])], responses: &[Option<&[u8]>]) -> Vec<u8> {
         let writer = Member { server: ServerId(0), incarnation: Incarnation(1) };
-        let origin = DumpOrigin { cluster: ClusterId(1), writer, group: GroupId(0), shards: 1 };
+        let origin = DumpOrigin {
+            cluster: ClusterId(1),
+            writer,
+            group: GroupId(0),
+            shards: 1,
+            hash_tags: false,
+        };
         let mut file = Vec::new();
         let mut writer = DumpWriter::begin(&origin, &mut file);
         let line = DumpedShard {

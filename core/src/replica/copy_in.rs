@@ -119,7 +119,7 @@ impl Replica {
     pub(super) fn on_copy_entry(&mut self, entry: &CopyEntry<'_>) -> Result<(), StreamError> {
         let sn = entry.version;
         let place = (self.config.group, self.config.shard);
-        if self.config.placement.locate(entry.digest) != place {
+        if self.config.placement.locate_digested(entry.digest, entry.key) != place {
             return Err(StreamError::ForeignKey { sn });
         }
         let hash = self.hash_of(entry.digest, entry.key);

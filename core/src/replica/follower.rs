@@ -161,7 +161,8 @@ impl Replica {
             return Err(StreamError::Gap { expected, got: sn });
         }
         let place = (self.config.group, self.config.shard);
-        if !prepare.key.is_empty() && self.config.placement.locate(prepare.digest) != place {
+        let key = prepare.key;
+        if !key.is_empty() && self.config.placement.locate_digested(prepare.digest, key) != place {
             return Err(StreamError::ForeignKey { sn });
         }
         if !self.apply(prepare)? {
@@ -223,7 +224,10 @@ impl Replica {
         let changes =
             Change::read_all(value).map_err(|error| StreamError::Changes { sn, error })?;
         let place = (self.config.group, self.config.shard);
-        if changes.iter().any(|change| self.config.placement.locate(change.digest) != place) {
+        let placement = self.config.placement;
+        let is_elsewhere =
+            |change: &Change<'_>| placement.locate_digested(change.digest, change.key) != place;
+        if changes.iter().any(is_elsewhere) {
             return Err(StreamError::ForeignKey { sn });
         }
         let mut staged = Vec::new();

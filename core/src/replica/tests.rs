@@ -107,10 +107,20 @@ fn replica(server: u16, memory_limit: Option<u64>) -> Replica {
 
 /// Creates the replica of group 0 and shard 0.
 fn replica_in(placement: Placement, server: u16, memory_limit: Option<u64>) -> Replica {
+    replica_at(placement, ShardId(0), server, memory_limit)
+}
+
+/// Creates the replica of group 0 and this shard.
+fn replica_at(
+    placement: Placement,
+    shard: ShardId,
+    server: u16,
+    memory_limit: Option<u64>,
+) -> Replica {
     let config = ReplicaConfig {
         me: member(server),
         group: GroupId(0),
-        shard: ShardId(0),
+        shard,
         placement,
         memory_limit,
         session_idle: SESSION_IDLE,

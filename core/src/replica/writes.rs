@@ -216,7 +216,10 @@ impl Replica {
     /// Checks that all keys of the updates are of this group and shard.
     fn check_places(&self, updates: &Updates<'_>) -> Result<(), Rejected> {
         let place = (self.config.group, self.config.shard);
-        let is_elsewhere = |key: &[u8]| self.config.placement.locate(Digest::of(key)) != place;
+        let ignores_tags = mutations::is_open(Mutation::PlacedByWholeKey);
+        let placement = self.config.placement;
+        let placement = placement.with_hash_tags(placement.hash_tags() && !ignores_tags);
+        let is_elsewhere = |key: &[u8]| placement.locate(key) != place;
         for update in updates.iter() {
             let keys = [update.key, update.second_key()];
             if keys.into_iter().flatten().any(is_elsewhere) {

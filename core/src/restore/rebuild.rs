@@ -47,6 +47,11 @@ pub enum RebuildError {
     /// The dumps disagree on the number of shards.
     #[error("the dumps disagree: some have {0} shards, others {1}; use dumps of one cluster")]
     SeveralShardCounts(u16, u16),
+    /// The dumps disagree on hash tags.
+    #[error(
+        "the dumps disagree: some are of a cluster with hash tags, others of one without; use dumps of one cluster"
+    )]
+    HashTagsInSome,
     /// A dump belongs to a group that the target ring does not have.
     #[error(
         "the dump of {writer} belongs to group {group}, but the cluster file names only {servers} servers; \
@@ -65,7 +70,7 @@ pub enum RebuildError {
 /// Reconstructs the last state from the dumps of one cluster with this number of servers.
 ///
 /// # Errors
-/// [`RebuildError`] if there is no dump, if the dumps disagree on the cluster or the number of shards, or if one
+/// [`RebuildError`] if there is no dump, if the dumps disagree on the cluster or how it places keys, or if one
 /// belongs to a group that a ring of `servers` does not have.
 ///
 /// # Panics
@@ -85,6 +90,9 @@ pub fn rebuild(dumps: &[DumpHeader], servers: u16) -> Result<Rebuilt, RebuildErr
     if let Some(other) = dumps.iter().find(|dump| dump.origin.shards != first.shards) {
         return Err(RebuildError::SeveralShardCounts(first.shards, other.origin.shards));
     }
+    if dumps.iter().any(|dump| dump.origin.hash_tags != first.hash_tags) {
+        return Err(RebuildError::HashTagsInSome);
+    }
     if let Some(other) = dumps.iter().find(|dump| dump.origin.group.0 >= servers) {
         let (writer, group) = (other.origin.writer, other.origin.group);
         return Err(RebuildError::OtherRing { writer, group, servers });
@@ -102,6 +110,7 @@ pub fn rebuild(dumps: &[DumpHeader], servers: u16) -> Result<Rebuilt, RebuildErr
         ancestors: Vec::new(),
         epoch: Epoch::default(),
         shards: first.shards,
+        hash_tags: first.hash_tags,
         has_served: true,
         servers: vec![DurableServer { incarnation: Incarnation(1), started: None }; servers.into()],
         views: views.iter().map(above).collect(),
@@ -145,7 +154,8 @@ mod tests {
 
     fn dump(server: u16, group: u16, held_as: HeldAs, view: u64, last: u64) -> DumpHeader {
         let writer = Member { server: ServerId(server), incarnation: Incarnation(40 + view) };
-        let origin = DumpOrigin { cluster: ClusterId(7), writer, group: GroupId(group), shards: 2 };
+        let (cluster, group) = (ClusterId(7), GroupId(group));
+        let origin = DumpOrigin { cluster, writer, group, shards: 2, hash_tags: false };
         let shard = |shard| DumpedShard {
             shard: ShardId(shard),
             held_as,
@@ -154,6 +164,16 @@ mod tests {
             forgotten: SequenceNumber::ZERO,
         };
         DumpHeader { origin, shards: vec![shard(0), shard(1)] }
+    }
+
+    #[test]
+    fn a_rebuilt_state_has_hash_tags_if_all_dumps_have_them() {
+        let mut dumps = [dump(0, 0, HeldAs::Primary, 3, 1), dump(1, 0, HeldAs::Secondary, 3, 1)];
+        assert!(!rebuild(&dumps, 3).unwrap().state.hash_tags);
+        dumps[1].origin.hash_tags = true;
+        assert_eq!(rebuild(&dumps, 3), Err(RebuildError::HashTagsInSome));
+        dumps[0].origin.hash_tags = true;
+        assert!(rebuild(&dumps, 3).unwrap().state.hash_tags);
     }
 
     #[test]

@@ -24,6 +24,7 @@ fn state(primary: Option<Member>, peer: Peer) -> DurableState {
         handover: false,
     };
     DurableState {
+        hash_tags: false,
         cluster: CLUSTER,
         ancestors: Vec::new(),
         epoch: Epoch::default(),
@@ -45,7 +46,8 @@ fn pair() -> DurableState {
 
 /// Returns a dump of group 0; `shards` are the view and the last write of each shard.
 fn dump(writer: Member, shards: [(u64, u64); 2]) -> DumpHeader {
-    let origin = DumpOrigin { cluster: CLUSTER, writer, group: GROUP, shards: SHARDS };
+    let (cluster, group) = (CLUSTER, GROUP);
+    let origin = DumpOrigin { cluster, writer, group, shards: SHARDS, hash_tags: false };
     let lines = shards.into_iter().zip(0..).map(|((view, last), shard)| DumpedShard {
         shard: ShardId(shard),
         held_as: HeldAs::Secondary,
@@ -82,6 +84,18 @@ fn for_each_shard_the_holders_dump_with_the_highest_view_and_write_is_used() {
     let plan = choose(&pair(), &dumps).unwrap();
     assert_eq!(sources(&plan), Some(vec![(1, 7), (0, 90)]));
     assert_eq!(plan.verdicts, [Verdict::Used, Verdict::Used]);
+}
+
+#[test]
+fn a_dump_whose_keys_are_placed_in_another_way_does_not_count() {
+    for theirs in [true, false] {
+        let mut dump = dump(member(0, 1), [(9, 5), (9, 6)]);
+        dump.origin.hash_tags = theirs;
+        let durable = DurableState { hash_tags: !theirs, ..pair() };
+        assert_eq!(refusal(&durable, dump.clone()), Some(Refusal::OtherHashTags { theirs }));
+        let durable = DurableState { hash_tags: theirs, ..pair() };
+        assert_eq!(refusal(&durable, dump), None);
+    }
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! The first two frames of a client's connection.
 
-use super::opcode;
+use super::{Status, opcode};
 use crate::codec::{Reader, Writer};
 use crate::error::DecodeError;
 use crate::frame::{Checksum, write_frame};
 use crate::ids::{ClientId, ClusterId, GroupId, Member, SequenceNumber, ServerId, ShardId};
 use crate::limits::{MAX_SERVERS, MAX_SHARDS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use crate::map::bounded;
+use crate::placement::Placement;
 use crate::view::{read_member, write_member};
 
 /// The first frame of a client's connection.
@@ -43,6 +44,19 @@ impl Hello {
     /// Returns the version that applies to the connection: the lower one of both sides.
     pub fn agreed_version(&self) -> u16 {
         self.version.min(PROTOCOL_VERSION)
+    }
+
+    /// Checks that the client places keys as the cluster does. Returns the status and the reason to reject it with if
+    /// it does not: version 1 of the protocol has no hash tags.
+    pub fn check_placement(&self, placement: Placement) -> Result<(), (Status, &'static str)> {
+        if placement.hash_tags() && self.version == PROTOCOL_VERSION_MIN {
+            return Err((
+                Status::Unsupported,
+                "this cluster has hash tags, so it needs protocol version 2, but this client speaks version 1 and \
+                 would look for keys in wrong places; upgrade the client",
+            ));
+        }
+        Ok(())
     }
 
     /// Reads a hello from its frame's body.

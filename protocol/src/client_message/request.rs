@@ -7,9 +7,11 @@ use super::{Part, Scan, Status};
 use crate::codec::{FixedWriter, Reader, Writer, length_u16};
 use crate::error::DecodeError;
 use crate::frame::{HEADER_BYTES, unchecked_header};
-use crate::ids::{RequestHash, RequestId, RequestSeq, SequenceNumber, ViewVersion};
+use crate::ids::{
+    GroupId, RequestHash, RequestId, RequestSeq, SequenceNumber, ShardId, ViewVersion,
+};
 use crate::limits::{MAX_FIXED_BYTES, MAX_VALUE_BYTES};
-use crate::placement::Digest;
+use crate::placement::{Digest, Placement};
 use crate::update::{InvalidUpdate, Updates};
 
 /// The number of bytes of a request before the key.
@@ -261,6 +263,15 @@ impl<'a> Request<'a> {
     /// the body ends before the id.
     pub fn read_id(body: &[u8]) -> Option<RequestId> {
         Reader::new(body).u64("request id").ok().map(RequestId)
+    }
+
+    /// Returns the group and shard of the request: those of its key, or, for a SCAN, the place that the digest names.
+    #[inline]
+    pub fn place(&self, placement: Placement) -> (GroupId, ShardId) {
+        match placement.hash_tags() && !matches!(self.operation, Operation::Scan(_)) {
+            true => placement.locate_digested(self.digest, self.key),
+            false => placement.place_of(self.digest),
+        }
     }
 
     /// Checks the key, the value and the session fields against their limits. Returns the status and the reason for the

@@ -52,6 +52,7 @@ impl Dumps {
             writer: identity.me,
             group,
             shards: identity.placement.shards(),
+            hash_tags: identity.placement.hash_tags(),
         });
         Dumps {
             origins,

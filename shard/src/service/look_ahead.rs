@@ -137,7 +137,7 @@ impl Service {
             if let Some(Hashed { request, hash }) = read.request {
                 // A client's requests to one server nearly always belong to one group.
                 if group.is_none() {
-                    group = Some(self.identity.placement.locate(request.digest).0);
+                    group = Some(request.place(self.identity.placement).0);
                 }
                 (hashes[known], known) = (hash, known + 1);
                 if request.operation.write_header().is_some() {

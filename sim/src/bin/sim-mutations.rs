@@ -144,6 +144,7 @@ fn find(mutation: Mutation, args: &Args) -> Option<Found> {
         | Mutation::IdleByTheClock
         | Mutation::RecordWithoutRequest
         | Mutation::PendingForgotten => Config::of(*seed).forgets_soon(),
+        Mutation::PlacedByWholeKey => Config::of(*seed).hash_tags,
         Mutation::ScanInAnotherOrder => Config::of(*seed).scans,
         Mutation::PendingNotDumped => Config::of(*seed).forgets_soon() && Config::of(*seed).leaves,
         _ => true,

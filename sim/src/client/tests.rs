@@ -17,6 +17,7 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 fn map(version: u64, has_primary: bool) -> Map {
     let member = Member { server: ServerId(0), incarnation: Incarnation(1) };
     Map {
+        hash_tags: false,
         cluster: ClusterId(1),
         ancestors: Vec::new(),
         epoch: Epoch::default(),

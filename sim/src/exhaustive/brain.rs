@@ -116,6 +116,7 @@ pub struct Coordinating {
 
 fn config(shards: u16, number: u64) -> ClusterConfig {
     ClusterConfig {
+        hash_tags: false,
         cluster: CLUSTER,
         epoch: Epoch { number, boot: BootId(number) },
         servers: SERVERS,

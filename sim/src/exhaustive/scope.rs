@@ -1,6 +1,6 @@
 //! The scopes: initial states, each with its own bounds on further events.
 
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 use kv_protocol::view::Peer;
 
 use super::brain::BrainInput;
@@ -58,7 +58,7 @@ const NAMES: [&str; 16] =
 fn keys_of(shards: u16, shard: u16, count: usize) -> Vec<(&'static str, u8)> {
     let placement = Placement::new(SERVERS, shards);
     let is_here = |name: &&&str| {
-        let (group, place) = placement.locate(Digest::of(name.as_bytes()));
+        let (group, place) = placement.locate(name.as_bytes());
         group == GROUP && place.0 == shard
     };
     let number = u8::try_from(shard).expect("shards are few");

@@ -11,7 +11,6 @@ use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId, WallTime};
 use kv_protocol::limits::MAX_RETAINED_BYTES;
-use kv_protocol::placement::{Digest, Placement};
 
 use crate::checks::Place;
 use crate::clock::wall_millis;
@@ -93,7 +92,7 @@ pub fn copy_differs(group: GroupId, sn: SequenceNumber) -> Violation {
 ///
 /// The function examines every table of every live process.
 pub fn keys_are_at_home(world: &World) -> Result<(), Violation> {
-    let placement = Placement::new(world.config.servers, world.config.shards);
+    let placement = world.config.placement();
     for process in world.processes.iter().filter(|process| process.alive) {
         for (shard, executor) in process.shards.iter().enumerate() {
             let shard = ShardId(u16::try_from(shard).expect("shards are few"));
@@ -104,7 +103,7 @@ pub fn keys_are_at_home(world: &World) -> Result<(), Violation> {
                 while let Some(at) = cursor {
                     let budget = WalkBudget { entries: 1_024, bytes: 1 << 20 };
                     cursor = replica.walk(at, budget, |entry| {
-                        if placement.locate(Digest::of(entry.key)) != home {
+                        if placement.locate(entry.key) != home {
                             stray = Some(String::from_utf8_lossy(entry.key).into_owned());
                         }
                     });

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use kv_history::{Asked, Entry, Returned};
-use kv_protocol::placement::{Digest, Placement};
 
 use crate::invariants::Violation;
 use crate::world::World;
@@ -61,8 +60,8 @@ fn may_have_written(entry: &Entry, scan: &EndedScan) -> bool {
 }
 
 fn violation(world: &World, scan: &EndedScan, key: &[u8], what: &str) -> Violation {
-    let placement = Placement::new(world.config.servers, world.config.shards);
-    let (group, shard) = placement.locate(Digest::of(key));
+    let placement = world.config.placement();
+    let (group, shard) = placement.locate(key);
     let words = format_args!(
         "shard {shard}: key {:?} {what}, in the scan from {} to {} ms",
         String::from_utf8_lossy(key),

@@ -7,7 +7,6 @@ use kv_history::{Verdict, judge};
 use kv_protocol::Eviction;
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{ClientId, GroupId};
-use kv_protocol::placement::{Digest, Placement};
 
 use crate::checks::{Place, Question};
 use crate::client::Flight;
@@ -87,7 +86,7 @@ pub fn once_only(
 /// The function checks the history of every object. Wall clocks differ from true time by at most the bound of the run,
 /// plus the error of a reading that is used later.
 pub fn objects_linearizable(world: &World) -> Result<(), Violation> {
-    let placement = Placement::new(world.config.servers, world.config.shards);
+    let placement = world.config.placement();
     let bound = world.config.wall_bound + world.wall_slack;
     for (key, history) in &world.workload.objects.histories {
         let verdict = judge_object(&history.entries, bound);
@@ -101,7 +100,7 @@ pub fn objects_linearizable(world: &World) -> Result<(), Violation> {
             for entry in &entries {
                 words += &format!("\n    {}", entry.in_words());
             }
-            let (group, _) = placement.locate(Digest::of(key));
+            let (group, _) = placement.locate(key);
             return Err(Violation::of(group, 16, format_args!("{words}")));
         }
     }
@@ -117,7 +116,7 @@ pub fn linearizable(world: &World) -> Result<(), Violation> {
     if policy == Eviction::None {
         objects_linearizable(world)?;
     }
-    let placement = Placement::new(world.config.servers, world.config.shards);
+    let placement = world.config.placement();
     for (key, history) in &world.workload.histories {
         // Entries without a deadline are evicted only under this policy, and those of registers have none.
         let verdict = match policy {
@@ -134,7 +133,7 @@ pub fn linearizable(world: &World) -> Result<(), Violation> {
             for entry in &history {
                 words += &format!("\n    {entry:?}");
             }
-            let (group, _) = placement.locate(Digest::of(key));
+            let (group, _) = placement.locate(key);
             return Err(Violation::of(group, 16, format_args!("{words}")));
         }
     }

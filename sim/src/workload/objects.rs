@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kv_history::object::{Answer, Shown};
 use kv_history::object::{Change, Guard, KEYS_MAX, Lifetime, ObjectEntry, Outcome, Text, Update};
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 use kv_testkit::random::Random;
 
 use super::Slot;
@@ -265,13 +265,17 @@ fn name_of(update: &Update) -> &'static str {
     }
 }
 
-/// Returns the keys of an object. Those of a family are in the same shard.
+/// Returns the keys of an object. Those of a family are in the same shard: they share a hash tag, or are found by trial.
 fn keys_of(placement: Placement, class: Class, at: usize, generation: u64) -> Arc<[Vec<u8>]> {
-    let first = format!("{class:?}.{at}.{generation}").into_bytes();
+    let name = format!("{class:?}.{at}.{generation}");
     let count = if class == Class::Family { KEYS_MAX } else { 1 };
-    let place = placement.locate(Digest::of(&first));
+    if placement.hash_tags() {
+        return (0..count).map(|n| format!("{n}{{{name}}}{n}").into_bytes()).collect();
+    }
+    let first = name.into_bytes();
+    let place = placement.locate(&first);
     let others = (0..).map(|n| format!("{class:?}.{at}.{generation}.{n}").into_bytes());
-    let others = others.filter(|key| placement.locate(Digest::of(key)) == place);
+    let others = others.filter(|key| placement.locate(key) == place);
     std::iter::once(first.clone()).chain(others).take(count).collect()
 }
 

@@ -5,7 +5,6 @@ use kv_protocol::client_message::{Condition, Operation, Request, WriteHeader};
 use kv_protocol::frame::split_frame;
 use kv_protocol::ids::{ClientId, RequestId};
 use kv_protocol::limits::MAX_CLIENT_BODY;
-use kv_protocol::placement::{Digest, Placement};
 use kv_shard::Port;
 
 use super::*;
@@ -277,7 +276,7 @@ impl World {
     /// Appends a write with the digest of another key to a few PUT requests. Servers must reject this write, because a
     /// read would not find the entry in the table of the wrong place.
     fn with_forgery(&mut self, client: usize, bytes: Vec<u8>) -> Vec<u8> {
-        let placement = Placement::new(self.config.servers, self.config.shards);
+        let placement = self.config.placement();
         if self.is_healing || !self.random.per_mille(FORGED_PER_MILLE) {
             return bytes;
         }
@@ -286,8 +285,8 @@ impl World {
         let request = Request::read(frame.opcode, frame.body).expect("it is well formed");
         let Operation::Put(header, _) = request.operation else { return bytes };
         let mut others = (0u32..).map(|n| format!("forged.{client}.{n}").into_bytes());
-        let home = placement.locate(request.digest);
-        let key = others.find(|key| placement.locate(Digest::of(key)) != home).expect("a key");
+        let home = request.place(placement);
+        let key = others.find(|key| placement.locate(key) != home).expect("a key");
         let header = WriteHeader { condition: Condition::Always, ..header };
         self.forged += 1;
         self.counts.forged += 1;

@@ -67,7 +67,7 @@ impl World {
     /// # Errors
     /// An operation does not end in time, or another invariant is violated.
     pub(super) fn look_back(&mut self) -> Result<(), Violation> {
-        let placement = Placement::new(self.config.servers, self.config.shards);
+        let placement = self.config.placement();
         let views = self.coordinator.cluster.as_ref().map_or(&[][..], |cluster| cluster.views());
         let is_resting = |view: &&View| self.rests(view.group);
         let resting: Vec<View> = views.iter().filter(is_resting).copied().collect();

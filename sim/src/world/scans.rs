@@ -12,7 +12,6 @@ use std::collections::BTreeSet;
 
 use kv_protocol::client_message::{Hello, Operation, Request, Response, Scan, ScanPage, Status};
 use kv_protocol::ids::{ClientId, RequestId, ShardId, ViewVersion};
-use kv_protocol::placement::Placement;
 use kv_protocol::scan_token::{ScanPosition, ScanTokens};
 use kv_shard::Port;
 
@@ -100,7 +99,7 @@ impl World {
     }
 
     fn scan_tokens(&self) -> ScanTokens {
-        let placement = Placement::new(self.config.servers, self.config.shards);
+        let placement = self.config.placement();
         ScanTokens::new(self.cluster(), placement)
     }
 

@@ -344,7 +344,7 @@ impl World {
         let port = u16::try_from(1_000 + process).expect("processes are few");
         let host = u8::try_from(place + 1).expect("hosts are few");
         let address = SocketAddr::from((Ipv4Addr::new(10, 0, 0, host), port));
-        let placement = Placement::new(self.config.servers, self.config.shards);
+        let placement = self.config.placement();
         let seed = self.random.any();
         let cluster = self.cluster();
         let bounds = self.config.bounds;

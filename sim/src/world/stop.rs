@@ -288,7 +288,8 @@ impl World {
             ReplicaRole::Primary => writer.server.home_group(),
             ReplicaRole::Secondary => GroupId((writer.server.0 + servers - 1) % servers),
         };
-        let origin = DumpOrigin { cluster, writer, group, shards: self.config.shards };
+        let Config { shards, hash_tags, .. } = self.config;
+        let origin = DumpOrigin { cluster, writer, group, shards, hash_tags };
         let number = self.operator.begin(process, Job::new(origin, role, order));
         self.give(process, 0, Input::Dump(group, number));
     }

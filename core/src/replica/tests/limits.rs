@@ -207,9 +207,35 @@ fn a_request_has_at_most_1024_updates() {
 }
 
 #[test]
+fn keys_of_one_hash_tag_are_changed_together_only_in_a_cluster_with_hash_tags() {
+    // By the whole keys, `{t}a` and `{t}c` are in different shards.
+    let keys = [&b"{t}a"[..], b"{t}c"];
+    let plain = Placement::new(1, 2);
+    assert_ne!(plain.locate(keys[0]), plain.locate(keys[1]));
+    for (hash_tags, expected) in [(false, Status::CrossShard), (true, Status::Ok)] {
+        let placement = plain.with_hash_tags(hash_tags);
+        let mut inbox = Inbox::default();
+        let now = Time::from_nanos(1_000_000_000);
+        let (_, shard) = placement.locate(keys[0]);
+        let mut replica = replica_at(placement, shard, 0, None);
+        replica.install(now, View { peer: Peer::None, ..view(1) }, &mut inbox).unwrap();
+        let mut bytes = Vec::new();
+        keys.iter().for_each(|key| of(key, Action::Put(b"v")).write(&mut bytes));
+        let updates = Updates::read(&bytes).unwrap();
+        let operation = Operation::Update(header(1, Condition::Always), updates);
+        let (key, digest) = (keys[0], Digest::of(keys[0]));
+        let request = Request { id: RequestId(1), view: ViewVersion(1), digest, key, operation };
+        let hash = replica.hash_of(digest, key);
+        replica.on_request(now, (CONNECTION, ClientId(1)), &request, hash, &mut inbox);
+        assert_eq!(inbox.0[&1].status, expected);
+        assert_eq!(contents(&replica).len(), if hash_tags { 2 } else { 0 });
+    }
+}
+
+#[test]
 fn keys_of_another_shard_are_rejected_and_nothing_is_changed() {
     let placement = Placement::new(1, 2);
-    let shard_of = |key: &[u8]| placement.locate(Digest::of(key)).1;
+    let shard_of = |key: &[u8]| placement.locate(key).1;
     let names: Vec<Vec<u8>> = (0..50u8).map(|n| vec![b'k', n]).collect();
     let [here, there] = [0, 1].map(|shard| {
         names.iter().filter(|name| shard_of(name) == ShardId(shard)).collect::<Vec<_>>()
