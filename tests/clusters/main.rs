@@ -7,6 +7,7 @@ mod common;
 mod coordinator_restart;
 mod dumps;
 mod eviction;
+mod hash_tags;
 mod hostile_start;
 mod leaving;
 mod log_files;
