@@ -12,6 +12,7 @@
 //!            a process that no view names: kill, proof, a new process in its place  (respawn.rs)
 //!   leave    views without the server that must stop -> SHUTDOWN                        (leave.rs)
 //!   replace  the same for a place that moves to another host; no proof if it is silent (moving.rs)
+//!   flush    FLUSH to the primary of every group, until every shard reports its end       (flush.rs)
 //!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> all have exited         (stop.rs)
 //! ```
 //!
@@ -39,6 +40,7 @@ mod alarms;
 mod double_fault;
 mod durable;
 mod effect;
+mod flush;
 mod history;
 mod leave;
 mod links;
@@ -65,6 +67,8 @@ pub use durable::{DurableServer, DurableState, Founding, LastHolders, STORE_AGAI
 pub use effect::{
     DownCause, Effect, Ignored, KillReason, LeaveReason, StartFailure, StartedRefused,
 };
+use flush::Flush;
+pub use flush::{FlushRefused, FlushedShard};
 use history::History;
 pub use leave::LEAVE_TIMEOUT;
 pub use links::LinkId;
@@ -127,6 +131,7 @@ pub struct Cluster {
     awake: StopClock,
     start: Start,
     stop: Option<Stop>,
+    flush: Option<Flush>,
     next_order: OrderId,
     revision: u64,
     /// The time of the latest input.
@@ -255,6 +260,7 @@ impl Cluster {
             awake: StopClock::new(),
             start: Start::Until(now + config.start_timeout),
             stop: None,
+            flush: None,
             next_order: OrderId::first_of(config.epoch),
             revision: 1,
             now,
@@ -326,6 +332,7 @@ impl Cluster {
         self.order_again(now, sink);
         self.decide_views(now, sink);
         self.replace_processes(now, sink);
+        self.order_flush(now, sink);
         self.store(sink);
         self.memory.end_trouble(self.now);
         self.note_settled();

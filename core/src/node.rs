@@ -99,6 +99,13 @@ pub enum NodeEffect {
         /// The role of the table.
         role: ReplicaRole,
     },
+    /// Make every shard remove the entries of a group of which this process is the primary. No report follows.
+    Flush {
+        /// The id of the FLUSH order.
+        order: OrderId,
+        /// The group.
+        group: GroupId,
+    },
     /// Report this order as done and exit the process.
     Shutdown {
         /// The id of the SHUTDOWN order.
@@ -197,10 +204,14 @@ impl Node {
         self.ledger.iter().map(|entry| &entry.order).find(|order| order.id == id)
     }
 
-    /// Handles an order. Orders of earlier coordinators may still arrive over their connections; they are dropped.
+    /// Handles an order. Orders of earlier coordinators may still arrive over their connections; they are dropped. FLUSH
+    /// orders are only passed on: the reports of the shards show their progress.
     pub fn on_order(&mut self, order: Order, sink: &mut Vec<NodeEffect>) {
         if !order.id.is_of(self.epoch) {
             return;
+        }
+        if let OrderKind::Flush(group) = order.kind {
+            return sink.push(NodeEffect::Flush { order: order.id, group });
         }
         if let Some(known) = self.ledger.iter().find(|entry| entry.order.id == order.id) {
             match &known.outcome {
@@ -246,6 +257,7 @@ impl Node {
             OrderKind::DumpSecondary => {
                 NodeEffect::Dump { order: id, role: ReplicaRole::Secondary }
             }
+            OrderKind::Flush(group) => NodeEffect::Flush { order: id, group },
             OrderKind::Shutdown => NodeEffect::Shutdown { order: id },
         });
     }

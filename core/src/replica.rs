@@ -30,6 +30,7 @@
 //! - `requests`: reads of clients, and responses. `writes`: writes of clients. `pending`: the log. `primary`: commits
 //!   and acks. `expiry`: the removal of expired entries.
 //! - `memory`: the memory limit and compaction of the table. `eviction`: the removal of entries at the memory limit.
+//! - `flush`: the removal of all entries.
 //! - `stream`: hellos and batches, at either end.
 //! - `frozen`: behaviour after the replica's dump has begun.
 //! - `follower`: the receiving end. `copy_out`, `copy_in`: the copy to a candidate, at either end.
@@ -38,6 +39,7 @@ mod copy_in;
 mod copy_out;
 mod eviction;
 mod expiry;
+mod flush;
 mod follower;
 mod frozen;
 mod inspect;
@@ -80,6 +82,7 @@ use copy_out::Copied;
 use eviction::Evictions;
 pub use eviction::RemovalCounts;
 use expiry::{Upkeep, WallClock};
+use flush::Flush;
 use follower::Follower;
 pub use inspect::{Inspection, Serves};
 use lease::Acked;
@@ -151,6 +154,7 @@ pub struct Replica {
     last_steps: LastSteps,
     wall: WallClock,
     upkeep: Upkeep,
+    flush: Flush,
     evictions: Evictions,
     #[cfg(feature = "mutations")]
     mutant: mutant::Mutant,
@@ -365,6 +369,7 @@ impl Replica {
             last_steps: LastSteps::default(),
             wall: WallClock::default(),
             upkeep: Upkeep::default(),
+            flush: Flush::default(),
             evictions: Evictions::new(config.hash_secret),
             #[cfg(feature = "mutations")]
             mutant: mutant::Mutant::default(),
@@ -590,6 +595,7 @@ impl Replica {
             content_bytes: self.table.content_bytes() as u64,
             copied: copied.entries,
             copied_bytes: copied.bytes,
+            flush: self.flush_report(),
         })
     }
 

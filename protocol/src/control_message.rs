@@ -7,12 +7,12 @@
 //!                  <- ADMITTED | REFUSED                   <- ORDERS-WELCOME | REFUSED
 //!   HEARTBEAT every 100 ms      ->              views: SET-SECONDARY, TAKE-OVER, ...  ->
 //!            <- CLUSTER-MAP, when it is newer   PROBE, EXITED, DRAIN, DUMP-PRIMARY,
-//!   DRAIN-REQUEST on SIGTERM    ->              DUMP-SECONDARY, SHUTDOWN    ->
+//!   DRAIN-REQUEST on SIGTERM    ->              DUMP-SECONDARY, FLUSH, SHUTDOWN    ->
 //!                                               SETTINGS first, and on every change  ->
 //!                                                 <- REPORT (order id, view, outcome)
 //! ```
 //!
-//! All frames carry a checksum. A repeated order gets the same report.
+//! All frames carry a checksum. A repeated order gets the same report. FLUSH gets none: heartbeats show its progress.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -82,6 +82,8 @@ pub mod opcode {
     pub const DUMP_TO: u8 = 0xa0;
     /// The settings that may change while a server runs.
     pub const SETTINGS: u8 = 0xa1;
+    /// The order to remove all keys of a group.
+    pub const FLUSH: u8 = 0xa2;
 }
 
 /// A server's first message after the handshake. It identifies the process and contains its addresses.
@@ -272,6 +274,17 @@ impl std::fmt::Display for Following {
     }
 }
 
+/// The progress of the last flush of a replica, under its current role.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlushReport {
+    /// The id of the FLUSH order; zero if there was none.
+    pub id: OrderId,
+    /// The number of entries that were removed; all of these removals are committed.
+    pub removed: u64,
+    /// True if every entry that existed at the beginning has been removed.
+    pub is_done: bool,
+}
+
 /// The report on one replica in a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplicaReport {
@@ -312,6 +325,8 @@ pub struct ReplicaReport {
     /// At a primary with a candidate: the bytes of keys and values sent to the candidate so far.
     /// The total is about [`ReplicaReport::content_bytes`].
     pub copied_bytes: u64,
+    /// The progress of the last flush that this replica has begun as the primary.
+    pub flush: FlushReport,
 }
 
 /// The address with the most client connections to a server. The server reports it while too few connections are left
@@ -417,6 +432,9 @@ impl Heartbeat {
             body.put_u64(replica.content_bytes);
             body.put_u64(replica.copied);
             body.put_u64(replica.copied_bytes);
+            body.put_u64(replica.flush.id.0);
+            body.put_u64(replica.flush.removed);
+            body.put_u8(replica.flush.is_done.into());
         }
     }
 
@@ -470,6 +488,11 @@ impl Heartbeat {
                 content_bytes: reader.u64("content bytes")?,
                 copied: reader.u64("copied")?,
                 copied_bytes: reader.u64("copied bytes")?,
+                flush: FlushReport {
+                    id: OrderId(reader.u64("flush")?),
+                    removed: reader.u64("removed entries")?,
+                    is_done: reader.u8("end of the flush")? != 0,
+                },
             });
         }
         Ok(Heartbeat {
@@ -733,6 +756,8 @@ pub enum OrderKind {
     DumpPrimary,
     /// Write the secondary table to `server_<id>.secondary`.
     DumpSecondary,
+    /// Remove all entries of this group, as its primary. No report follows; heartbeats show the progress of each shard.
+    Flush(GroupId),
     /// Exit. The server sends the report immediately before it exits.
     Shutdown,
 }
@@ -756,6 +781,7 @@ impl Order {
             OrderKind::Drain => "DRAIN",
             OrderKind::DumpPrimary => "DUMP-PRIMARY",
             OrderKind::DumpSecondary => "DUMP-SECONDARY",
+            OrderKind::Flush(_) => "FLUSH",
             OrderKind::Shutdown => "SHUTDOWN",
         }
     }
@@ -769,6 +795,7 @@ impl Order {
             OrderKind::Drain => ("DRAINED", "DRAIN-FAILED"),
             OrderKind::DumpPrimary => ("DUMPED-PRIMARY", "DUMP-PRIMARY-FAILED"),
             OrderKind::DumpSecondary => ("DUMPED-SECONDARY", "DUMP-SECONDARY-FAILED"),
+            OrderKind::Flush(_) => ("FLUSHED", "FLUSH-FAILED"),
             OrderKind::Shutdown => ("SHUT-DOWN", "SHUTDOWN-FAILED"),
         };
         if is_done { done } else { failed }
@@ -795,6 +822,7 @@ impl Order {
             OrderKind::Drain => opcode::DRAIN,
             OrderKind::DumpPrimary => opcode::DUMP_PRIMARY,
             OrderKind::DumpSecondary => opcode::DUMP_SECONDARY,
+            OrderKind::Flush(_) => opcode::FLUSH,
             OrderKind::Shutdown => opcode::SHUTDOWN,
         }
     }
@@ -809,6 +837,7 @@ impl Order {
                     write_address(body, order.other);
                 }
                 OrderKind::Exited(member) => write_member(body, *member),
+                OrderKind::Flush(group) => body.put_u16(group.0),
                 OrderKind::Probe
                 | OrderKind::Drain
                 | OrderKind::DumpPrimary
@@ -828,13 +857,14 @@ impl Order {
             opcode::DRAIN => OrderKind::Drain,
             opcode::DUMP_PRIMARY => OrderKind::DumpPrimary,
             opcode::DUMP_SECONDARY => OrderKind::DumpSecondary,
+            opcode::FLUSH => OrderKind::Flush(GroupId(reader.u16("group")?)),
             opcode::SHUTDOWN => OrderKind::Shutdown,
             opcode => {
                 let mut purposes = ViewPurpose::ALL.into_iter();
                 let Some(purpose) = purposes.find(|&purpose| purpose as u8 == opcode) else {
                     let supported = "SET-SECONDARY, TAKE-OVER, DROP-SECONDARY, UPDATE-PRIMARY, \
                                      UPDATE-SECONDARY, SWITCH-PRIMARY, LEAVE, PROBE, EXITED, \
-                                     DRAIN, DUMP-PRIMARY, DUMP-SECONDARY, SHUTDOWN";
+                                     DRAIN, DUMP-PRIMARY, DUMP-SECONDARY, FLUSH, SHUTDOWN";
                     return Err(DecodeError::UnknownOpcode { opcode, supported });
                 };
                 let view = read_view(&mut reader)?;

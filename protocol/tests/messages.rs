@@ -313,6 +313,7 @@ proptest! {
             following: Following::from_wire((n % 3) as u8).unwrap(),
             longest_gap_ms: u32::from(n) + 7, copied: numbers[0],
             content_bytes: numbers[1], copied_bytes: numbers[2],
+            flush: FlushReport { id: OrderId(numbers[3]), removed: numbers[0], is_done: n % 2 == 1 },
             view: ViewVersion(numbers[1]), last: SequenceNumber(numbers[2]),
             committed: SequenceNumber(numbers[3]), entries: numbers[4], bytes: numbers[5], used_bytes: numbers[4],
         };
@@ -348,12 +349,12 @@ proptest! {
         prop_assert_eq!(OrdersHello::read(body, &OTHER_SEAL), Err(DecodeError::WrongKey));
         let kind = [
             OrderKind::Drain, OrderKind::DumpPrimary, OrderKind::DumpSecondary, OrderKind::Shutdown,
-            OrderKind::Probe, OrderKind::Exited(to),
+            OrderKind::Probe, OrderKind::Exited(to), OrderKind::Flush(view.group),
             OrderKind::View(ViewOrder {
                 purpose: ViewPurpose::ALL[kind % ViewPurpose::ALL.len()], view,
                 other: (kind % 2 == 0).then(|| plain(secondary)),
             }),
-        ][kind.min(6)];
+        ][kind.min(7)];
         let order = Order { id: OrderId(numbers[0]), kind };
         let bytes = written(|b| order.write(b));
         let (opcode, body) = only_frame(&bytes, &CONTROL);
@@ -684,6 +685,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         content_bytes: 1,
         copied: 1,
         copied_bytes: 1,
+        flush: FlushReport { id: OrderId(1), removed: 1, is_done: true },
         view: ViewVersion(1),
         last: SequenceNumber(1),
         committed: SequenceNumber(1),

@@ -104,6 +104,7 @@ impl Cluster {
         }
         self.check_heartbeat(&heartbeat)?;
         self.check_memory(&heartbeat, server, sink)?;
+        self.note_flush(server, &heartbeat);
         let views = self.views();
         let without_stream = heartbeat.replicas.iter().any(|r| {
             let view = &views[usize::from(r.group.0)];

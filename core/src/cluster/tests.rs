@@ -1,6 +1,7 @@
 //! Scenarios of a whole cluster, as sequences of inputs and effects.
 
 mod faults;
+mod flushing;
 mod leaving;
 mod moving;
 mod random;
@@ -250,6 +251,7 @@ impl World {
                     content_bytes: 0,
                     copied: 0,
                     copied_bytes: 0,
+                    flush: Default::default(),
                 });
             }
         }

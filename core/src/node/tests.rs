@@ -52,6 +52,7 @@ fn replica(shard: u16, version: u64, state: ReplicaState) -> ReplicaReport {
         content_bytes: 0,
         copied: 0,
         copied_bytes: 0,
+        flush: Default::default(),
     }
 }
 

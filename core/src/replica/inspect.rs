@@ -124,8 +124,9 @@ impl Replica {
             // The search does not model wall time, and its entries have no deadlines.
             wall: _,
             upkeep: _,
-            // The search evicts nothing.
+            // The search evicts and flushes nothing.
             evictions: _,
+            flush: _,
             #[cfg(feature = "mutations")]
             mutant,
         } = self;

@@ -18,6 +18,7 @@ use kv_protocol::ids::{Member, SequenceNumber, Time, ViewVersion};
 use kv_protocol::view::{Peer, View};
 
 use super::copy_in::CopyIn;
+use super::flush::Flush;
 use super::follower::Follower;
 use super::lease::Standing;
 use super::pending::{Committed, PendingLog};
@@ -90,6 +91,7 @@ impl Replica {
         if !self.may_become(named, &view) {
             return Err(not_for_me);
         }
+        let was_primary = self.primary().is_some();
         let before = self.view.replace(view);
         self.hear(now);
         self.longest_gap = None;
@@ -103,6 +105,9 @@ impl Replica {
                 self.role = Role::Candidate(Follower::default(), CopyIn::default());
             }
             Named::Nothing => self.wipe(responses),
+        }
+        if !was_primary || self.primary().is_none() {
+            self.flush = Flush::default();
         }
         Ok(())
     }

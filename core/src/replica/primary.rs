@@ -426,7 +426,8 @@ impl Replica {
         if self.frozen {
             return self.next_frozen_timeout();
         }
-        let work = [self.next_compaction(), self.next_upkeep(), self.next_eviction()];
+        let work =
+            [self.next_compaction(), self.next_upkeep(), self.next_eviction(), self.next_flush()];
         self.next_duty().into_iter().chain(work.into_iter().flatten()).min()
     }
 
@@ -461,7 +462,7 @@ impl Replica {
     }
 
     /// Handles everything that is due: the end of a grace, the timeout of a candidate, the expiry of idle sessions,
-    /// and compaction.
+    /// removals and compaction.
     pub fn on_timeout(&mut self, now: Time, responses: &mut impl Responses) {
         self.readings.note(now);
         self.advance_standing(now);
@@ -469,6 +470,7 @@ impl Replica {
         self.forget_idle_sessions(now, responses);
         if !self.frozen {
             self.remove_expired(now, responses);
+            self.continue_flush(now, responses);
             self.keep_headroom(now, responses);
             self.compact(now);
         }

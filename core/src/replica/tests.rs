@@ -5,6 +5,7 @@ mod ending;
 mod evicting;
 mod expiring;
 mod failover;
+mod flushing;
 mod following;
 mod group;
 mod hand_over;

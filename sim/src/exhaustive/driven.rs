@@ -142,6 +142,7 @@ impl Machine for Driven {
             content_bytes: 0,
             copied: 0,
             copied_bytes: 0,
+            flush: Default::default(),
             ..report
         });
         let is_wanted = self.is_dialling || self.shard.service.poll_dial().is_some();
