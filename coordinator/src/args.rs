@@ -13,7 +13,7 @@ use kv_protocol::Eviction;
 use kv_protocol::limits::MAX_SHARDS;
 
 pub(crate) use commands::{
-    CollectArgs, Command, DetachArgs, LsArgs, ReplaceArgs, SetArgs, StatusArgs, StopArgs,
+    CollectArgs, Command, DetachArgs, FlushArgs, LsArgs, ReplaceArgs, SetArgs, StatusArgs, StopArgs,
 };
 pub(crate) use policies::{NetEngine, OnDoubleFault};
 
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn every_subcommand_has_help() {
-        for word in ["status", "stop", "detach", "ls", "collect"] {
+        for word in ["status", "stop", "detach", "set", "flush", "ls", "collect"] {
             let error = parse(&format!("coord {word} --help")).unwrap_err();
             assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp, "{word}");
         }

@@ -23,6 +23,7 @@ mod detach;
 mod display;
 mod effects;
 mod ending;
+mod flush;
 mod founding;
 mod links;
 mod persistence;
@@ -158,7 +159,7 @@ async fn main_loop(
             Some(call) = requests.recv() => match call {
                 Call::Stop(request) => driver.stop_as_asked(&request, &mut stopping),
                 // The task of the connection carries these requests out.
-                Call::Replace(_) | Call::Set { .. } => {}
+                Call::Replace(_) | Call::Set { .. } | Call::Flush { .. } => {}
                 Call::Detach { .. } => match driver.may_detach() {
                     Ok(()) => {
                         let words = driver.detached();

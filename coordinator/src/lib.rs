@@ -19,6 +19,7 @@
 
 mod args;
 mod ask;
+mod ask_flush;
 mod ask_stop;
 mod check;
 mod clients;
@@ -100,6 +101,7 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
         Some(Command::Detach(detach)) => ask_stop::detach(detach),
         Some(Command::Replace(replace)) => ask_stop::replace(replace),
         Some(Command::Set(set)) => ask_stop::set(set),
+        Some(Command::Flush(flush)) => in_runtime(ask_flush::run(flush)),
         Some(Command::Collect(collect)) => in_runtime(collect::run(collect)),
         Some(Command::Ls(listing)) => return in_runtime(ls::run(listing)),
         Some(Command::Stop(stop)) => match ask_stop::stop(stop)? {

@@ -12,7 +12,7 @@
 //! writes, all figures are approximate.
 
 mod all;
-mod bar;
+pub(crate) mod bar;
 mod places;
 
 use std::time::Duration;

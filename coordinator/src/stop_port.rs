@@ -1,4 +1,4 @@
-//! The requests of `coord stop`, `detach`, `replace` and `set`, over a socket in the directory of the cluster. The
+//! The requests of `coord stop`, `detach`, `replace`, `set` and `flush`, over a socket in the directory of the cluster. The
 //! coordinator's end is `driver/requests.rs`.
 //!
 //! ```text
@@ -8,6 +8,9 @@
 //!
 //!   coord detach --dir DIR  ->  {"detach":null}\n  <-  {"ended":true,"say":"..."}\n
 //!   coord replace 1 HOST, coord set --memory-limit SIZE --eviction POLICY: the same, without the main loop
+//!
+//!   coord flush --yes --dir DIR  ->  {"flush":{"yes":true,"timeout_ms":60000}}\n
+//!      <-  {"say":"...","flush":{...}}\n on every change  ...  {"ended":true,"say":"...","flush":{...}}\n
 //! ```
 //!
 //! Only the user that runs the coordinator, and root, are accepted. The mode of the socket and the credentials of the
@@ -49,6 +52,8 @@ pub(crate) enum Call {
     Replace(Replacement),
     /// `coord set`.
     Set { set: Setting },
+    /// `coord flush`.
+    Flush { flush: FlushRequest },
 }
 
 /// The request of `coord replace`.
@@ -88,6 +93,41 @@ pub(crate) struct Setting {
     pub(crate) eviction: Option<Eviction>,
 }
 
+/// The request of `coord flush`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FlushRequest {
+    /// True if the operator has confirmed the removal of all keys.
+    pub(crate) yes: bool,
+    /// The time without progress after which the flush fails, in milliseconds.
+    pub(crate) timeout_ms: u64,
+}
+
+/// The progress of a flush.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Flushed {
+    /// The number of keys at the beginning, by the last heartbeats.
+    pub(crate) keys: u64,
+    /// The number of servers.
+    pub(crate) servers: usize,
+    /// The number of keys that were removed.
+    pub(crate) removed: u64,
+    /// False if more keys may have been removed, because a server failed meanwhile.
+    pub(crate) is_exact: bool,
+    /// The number of shards of all groups.
+    pub(crate) shards: usize,
+    /// The groups that are not done, each with its shards that are not done.
+    pub(crate) left: Vec<(u16, Vec<u16>)>,
+}
+
+impl Flushed {
+    /// Returns the number of shards that are done.
+    pub(crate) fn done(&self) -> usize {
+        self.shards
+            - self.left.iter().map(|(_, shards)| shards.len()).sum::<usize>().min(self.shards)
+    }
+}
+
 /// A line sent to a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Line {
@@ -96,6 +136,21 @@ pub(crate) struct Line {
     /// In the last line: true if the request succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ended: Option<bool>,
+    /// The progress of a flush.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) flush: Option<Flushed>,
+}
+
+impl Line {
+    /// Returns a line that is not the last one.
+    pub(crate) fn saying(say: String) -> Line {
+        Line { say, ended: None, flush: None }
+    }
+
+    /// Returns the last line.
+    pub(crate) fn last(say: String, is_well: bool) -> Line {
+        Line { say, ended: Some(is_well), flush: None }
+    }
 }
 
 /// Returns the path for binding or connecting to a socket in a directory. The path of a socket has at most 108 bytes

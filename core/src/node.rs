@@ -105,6 +105,8 @@ pub enum NodeEffect {
         order: OrderId,
         /// The group.
         group: GroupId,
+        /// The version of the view under which this process is the primary.
+        view: ViewVersion,
     },
     /// Report this order as done and exit the process.
     Shutdown {
@@ -210,8 +212,8 @@ impl Node {
         if !order.id.is_of(self.epoch) {
             return;
         }
-        if let OrderKind::Flush(group) = order.kind {
-            return sink.push(NodeEffect::Flush { order: order.id, group });
+        if let OrderKind::Flush(..) = order.kind {
+            return self.tell(&order, sink);
         }
         if let Some(known) = self.ledger.iter().find(|entry| entry.order.id == order.id) {
             match &known.outcome {
@@ -257,7 +259,7 @@ impl Node {
             OrderKind::DumpSecondary => {
                 NodeEffect::Dump { order: id, role: ReplicaRole::Secondary }
             }
-            OrderKind::Flush(group) => NodeEffect::Flush { order: id, group },
+            OrderKind::Flush(group, view) => NodeEffect::Flush { order: id, group, view },
             OrderKind::Shutdown => NodeEffect::Shutdown { order: id },
         });
     }

@@ -756,8 +756,9 @@ pub enum OrderKind {
     DumpPrimary,
     /// Write the secondary table to `server_<id>.secondary`.
     DumpSecondary,
-    /// Remove all entries of this group, as its primary. No report follows; heartbeats show the progress of each shard.
-    Flush(GroupId),
+    /// Remove all entries of a group, as its primary under the view of this version. No report follows; heartbeats show
+    /// the progress of each shard.
+    Flush(GroupId, ViewVersion),
     /// Exit. The server sends the report immediately before it exits.
     Shutdown,
 }
@@ -781,7 +782,7 @@ impl Order {
             OrderKind::Drain => "DRAIN",
             OrderKind::DumpPrimary => "DUMP-PRIMARY",
             OrderKind::DumpSecondary => "DUMP-SECONDARY",
-            OrderKind::Flush(_) => "FLUSH",
+            OrderKind::Flush(..) => "FLUSH",
             OrderKind::Shutdown => "SHUTDOWN",
         }
     }
@@ -795,7 +796,7 @@ impl Order {
             OrderKind::Drain => ("DRAINED", "DRAIN-FAILED"),
             OrderKind::DumpPrimary => ("DUMPED-PRIMARY", "DUMP-PRIMARY-FAILED"),
             OrderKind::DumpSecondary => ("DUMPED-SECONDARY", "DUMP-SECONDARY-FAILED"),
-            OrderKind::Flush(_) => ("FLUSHED", "FLUSH-FAILED"),
+            OrderKind::Flush(..) => ("FLUSHED", "FLUSH-FAILED"),
             OrderKind::Shutdown => ("SHUT-DOWN", "SHUTDOWN-FAILED"),
         };
         if is_done { done } else { failed }
@@ -822,7 +823,7 @@ impl Order {
             OrderKind::Drain => opcode::DRAIN,
             OrderKind::DumpPrimary => opcode::DUMP_PRIMARY,
             OrderKind::DumpSecondary => opcode::DUMP_SECONDARY,
-            OrderKind::Flush(_) => opcode::FLUSH,
+            OrderKind::Flush(..) => opcode::FLUSH,
             OrderKind::Shutdown => opcode::SHUTDOWN,
         }
     }
@@ -837,7 +838,10 @@ impl Order {
                     write_address(body, order.other);
                 }
                 OrderKind::Exited(member) => write_member(body, *member),
-                OrderKind::Flush(group) => body.put_u16(group.0),
+                OrderKind::Flush(group, view) => {
+                    body.put_u16(group.0);
+                    body.put_u64(view.0);
+                }
                 OrderKind::Probe
                 | OrderKind::Drain
                 | OrderKind::DumpPrimary
@@ -857,7 +861,10 @@ impl Order {
             opcode::DRAIN => OrderKind::Drain,
             opcode::DUMP_PRIMARY => OrderKind::DumpPrimary,
             opcode::DUMP_SECONDARY => OrderKind::DumpSecondary,
-            opcode::FLUSH => OrderKind::Flush(GroupId(reader.u16("group")?)),
+            opcode::FLUSH => {
+                let group = GroupId(reader.u16("group")?);
+                OrderKind::Flush(group, ViewVersion(reader.u64("view version")?))
+            }
             opcode::SHUTDOWN => OrderKind::Shutdown,
             opcode => {
                 let mut purposes = ViewPurpose::ALL.into_iter();

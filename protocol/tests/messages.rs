@@ -349,7 +349,7 @@ proptest! {
         prop_assert_eq!(OrdersHello::read(body, &OTHER_SEAL), Err(DecodeError::WrongKey));
         let kind = [
             OrderKind::Drain, OrderKind::DumpPrimary, OrderKind::DumpSecondary, OrderKind::Shutdown,
-            OrderKind::Probe, OrderKind::Exited(to), OrderKind::Flush(view.group),
+            OrderKind::Probe, OrderKind::Exited(to), OrderKind::Flush(view.group, view.version),
             OrderKind::View(ViewOrder {
                 purpose: ViewPurpose::ALL[kind % ViewPurpose::ALL.len()], view,
                 other: (kind % 2 == 0).then(|| plain(secondary)),

@@ -9,7 +9,7 @@ use kv_core::dump::DumpedShard;
 use kv_core::replica::NoFullCopy;
 use kv_core::session::LoggedRecord;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::{GroupId, Member, OrderId, SequenceNumber, ShardId, WallTime};
+use kv_protocol::ids::{GroupId, Member, OrderId, SequenceNumber, ShardId, ViewVersion, WallTime};
 use kv_protocol::view::View;
 use kv_shard::{DumpedEntries, LoadPiece, Port};
 
@@ -29,6 +29,8 @@ pub(crate) enum ShardMessage {
     Exited { member: Member },
     /// The order to accept no new writes.
     Drain,
+    /// The order to remove the entries of a group. The reports of the shard show the progress.
+    Flush { order: OrderId, group: GroupId, view: ViewVersion },
     /// The order to freeze the shard, and then to send the table of this role, piece by piece.
     Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
     /// The order to fill the empty table of this group, piece by piece, and to report the outcome to `done`.

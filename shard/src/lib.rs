@@ -12,7 +12,7 @@
 //!     dialled a server         ->   open_stream; if that failed, service.handle_dial_failed
 //!     received bytes, an end   ->   handle_bytes (or lend_input, take_input_back), handle_end_of_input
 //!     a socket has failed      ->   handle_failure
-//!     an order                 ->   service.install, handle_exited, drain, freeze, load, set_map
+//!     an order                 ->   service.install, handle_exited, drain, begin_flush, freeze, load, set_map
 //!     a tick                   ->   handle_tick; a few times a second: enforce_deadlines
 //!     descriptors run short    ->   close_idle
 //!   outputs, at the end of every wake-up, in this order

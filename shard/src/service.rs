@@ -28,8 +28,8 @@ use kv_protocol::client_message::{
 };
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{
-    ClientId, ClusterId, ClusterKey, GroupId, Member, RequestId, SequenceNumber, ServerId, ShardId,
-    Time, ViewVersion, WallTime,
+    ClientId, ClusterId, ClusterKey, GroupId, Member, OrderId, RequestId, SequenceNumber, ServerId,
+    ShardId, Time, ViewVersion, WallTime,
 };
 use kv_protocol::key::Nonce;
 use kv_protocol::map::Map;
@@ -782,6 +782,15 @@ impl Service {
     pub fn drain(&mut self) {
         for hosted in &mut self.hosted {
             hosted.replica.drain();
+        }
+        self.has_news = true;
+    }
+
+    /// Begins to remove the entries of a group, if this server is its primary under the view of this version. The reports
+    /// show the progress.
+    pub fn begin_flush(&mut self, order: OrderId, group: GroupId, view: ViewVersion) {
+        if let Some(hosted) = self.hosted(group) {
+            hosted.replica.begin_flush(order, view);
         }
         self.has_news = true;
     }

@@ -83,6 +83,10 @@ pub struct Counts {
     pub emptied_chunks: u64,
     /// The number of entries evicted by the replicas that were alive at the end.
     pub evicted: u64,
+    /// The number of completed flushes.
+    pub flushes: u64,
+    /// The number of completed flushes that began again at another primary of a group.
+    pub flushes_resumed: u64,
     /// The number of connections that an executor handed over to another one.
     pub handed_over: u64,
     /// The number of connections that a client closed without waiting for responses.
@@ -151,6 +155,8 @@ impl Counts {
         self.orphaned += other.orphaned;
         self.emptied_chunks += other.emptied_chunks;
         self.evicted += other.evicted;
+        self.flushes += other.flushes;
+        self.flushes_resumed += other.flushes_resumed;
         self.load += other.load;
         self.handed_over += other.handed_over;
         self.resets += other.resets;
@@ -195,6 +201,8 @@ impl Counts {
         least("periods without a coordinator".to_owned(), self.orphaned, 1);
         least("chunks emptied by compaction".to_owned(), self.emptied_chunks, 1);
         least("evicted entries".to_owned(), self.evicted, 1);
+        least("flushes".to_owned(), self.flushes, 1);
+        least("flushes that began again".to_owned(), self.flushes_resumed, 1);
         least("requests of load-only clients".to_owned(), self.load, LOAD);
         least("connections handed over".to_owned(), self.handed_over, CLIENTS_WAYS);
         least("connections reset".to_owned(), self.resets, CLIENTS_WAYS);
@@ -257,8 +265,15 @@ impl Counts {
         );
         text += &format!(
             "{} suspensions during a restore, {} periods without a coordinator, {} chunks emptied by \
-             compaction, {} entries evicted, {} requests of load-only clients\n",
-            self.restore_suspends, self.orphaned, self.emptied_chunks, self.evicted, self.load
+             compaction, {} entries evicted, {} flushes ({} began again at another primary), {} requests of load-only \
+             clients\n",
+            self.restore_suspends,
+            self.orphaned,
+            self.emptied_chunks,
+            self.evicted,
+            self.flushes,
+            self.flushes_resumed,
+            self.load
         );
         text += &format!(
             "clients: {} connections handed over, {} reset, {} half-closed, {} writes with a wrong digest, \
@@ -303,6 +318,7 @@ mod tests {
         (counts.failed_dumps, counts.stop_suspends) = (1, 1);
         (counts.restore_suspends, counts.orphaned, counts.emptied_chunks) = (1, 1, 1);
         counts.evicted = 1;
+        (counts.flushes, counts.flushes_resumed) = (1, 1);
         counts.load = LOAD;
         (counts.handed_over, counts.resets) = (CLIENTS_WAYS, CLIENTS_WAYS);
         counts.half_closes = CLIENTS_WAYS;

@@ -131,6 +131,8 @@ pub enum Happening {
     Flood,
     /// The next page of a scan is due.
     Scan,
+    /// The administrator begins a flush, or checks its progress.
+    Flush,
     /// Crashes the remaining holder of a group if it has acknowledged a write alone.
     Tempt(Temptation),
 }

@@ -24,6 +24,7 @@
 //! | 15 | keys are at home | [`copies::keys_are_at_home`] |
 //! | 16 | every key is one register | [`writes::linearizable`] |
 //! |  | that may lose its value by eviction | [`evictions::as_cached`] |
+//! |  | and loses it by a flush | [`flushes::as_flushed`] |
 //! | 17 | a group is LOST only without a holder | [`groups::lost_is_lost`] |
 //! |  | and a restore loses nothing else | [`stops::restored_has_all`] |
 //! | 18 | memory is bounded | [`copies::memory_is_bounded`] |
@@ -55,6 +56,7 @@ use kv_protocol::ids::GroupId;
 pub mod commits;
 pub mod copies;
 pub mod evictions;
+pub mod flushes;
 pub mod groups;
 pub mod leases;
 pub mod messages;

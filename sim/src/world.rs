@@ -44,6 +44,7 @@ mod brain;
 mod clients;
 mod dispatch;
 mod floods;
+pub mod flushes;
 mod orphans;
 mod rest;
 mod restore;
@@ -112,6 +113,8 @@ pub struct Config {
     pub many_deadlines: bool,
     /// True if a client scans the cluster.
     pub scans: bool,
+    /// True if an administrator flushes the cluster.
+    pub flushes: bool,
 }
 
 /// A memory limit in bytes, for one copy of all data, that is so low that writes are rejected in some runs.
@@ -193,6 +196,8 @@ impl Config {
             objects,
             many_deadlines,
             scans: !floods && seed % 4 == 2,
+            // Clients cannot distinguish an evicted entry from a flushed one.
+            flushes: !floods && seed % 20 != 16 && (seed % 6 == 4 || seed % 9 == 7),
         }
     }
 }
@@ -282,6 +287,8 @@ pub struct World {
     pub floods: floods::Floods,
     /// The scans of the run.
     pub scans: scans::Scans,
+    /// The flushes of the run.
+    pub flushes: flushes::Flushes,
     /// The number of writes with a wrong digest so far.
     forged: u64,
     violation: Option<Violation>,
@@ -364,6 +371,7 @@ impl World {
             slowness: Default::default(),
             floods: Default::default(),
             scans: Default::default(),
+            flushes: Default::default(),
             forged: 0,
             violation: None,
         };
@@ -377,6 +385,7 @@ impl World {
         world.plan_sleep();
         world.plan_flood();
         world.plan_scans();
+        world.plan_flushes();
         crate::nemesis::clocks::plan(&mut world);
         world
     }

@@ -34,6 +34,13 @@ pub(crate) enum Command {
     Replace(ReplaceArgs),
     /// Change settings of a running cluster and of its running servers.
     Set(SetArgs),
+    /// Remove every key of a running cluster. The cluster serves meanwhile, and a failover does not stop the removal. Every
+    /// key that exists at the beginning is removed; a key that a client writes meanwhile may stay. Only the user that
+    /// runs the coordinator, and root, may use it.
+    ///
+    /// The exit status is 0 if every shard is done, 1 if the flush has failed or was interrupted, 2 without --yes. After a
+    /// failure the message names the shards that are not done; repeating the command is safe.
+    Flush(FlushArgs),
     /// List the servers of the cluster in a directory and show which of them run, with or without a coordinator. The
     /// command reads the state in the directory, and queries this machine and the ssh hosts for the processes. It
     /// changes nothing.
@@ -180,6 +187,30 @@ pub(crate) struct ReplaceArgs {
     /// Ports on the new host, for clients, servers and the coordinator. Default: any free ports.
     #[arg(value_name = "PORT", num_args = 3)]
     pub(crate) ports: Vec<u16>,
+
+    /// The directory of the cluster: the coordinator's --dir.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+
+    /// Print this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// The command line of `coord flush`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FlushArgs {
+    /// Remove the keys. Without this flag the command only shows how many keys it would remove.
+    #[arg(long)]
+    pub(crate) yes: bool,
+
+    /// Print one line of JSON at the end, and no progress.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Seconds (fractions allowed) without progress in any shard after which the flush fails.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_interval)]
+    pub(crate) timeout: Duration,
 
     /// The directory of the cluster: the coordinator's --dir.
     #[arg(long, value_name = "DIR", default_value = ".")]

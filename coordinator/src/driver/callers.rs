@@ -22,7 +22,7 @@ pub(super) struct Callers(RefCell<Vec<mpsc::Sender<Line>>>);
 impl Callers {
     /// Sends a line to all callers.
     pub(super) fn say(&self, text: &str) {
-        let line = Line { say: text.to_owned(), ended: None };
+        let line = Line::saying(text.to_owned());
         self.0.borrow_mut().retain(|caller| {
             // If the queue of a caller is full, the line is dropped for that caller.
             !matches!(caller.try_send(line.clone()), Err(mpsc::error::TrySendError::Closed(_)))
@@ -32,7 +32,7 @@ impl Callers {
     /// Sends the result of the stop to all callers, and waits for its delivery, for at most [`TIMEOUT`] each.
     pub(super) async fn end(&self, is_well: bool, text: &str) {
         let callers = self.0.take();
-        let line = Line { say: text.to_owned(), ended: Some(is_well) };
+        let line = Line::last(text.to_owned(), is_well);
         for caller in callers {
             let told = async {
                 let _ = caller.send(line.clone()).await;

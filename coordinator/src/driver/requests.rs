@@ -1,4 +1,4 @@
-//! The coordinator's end of the socket: requests of `coord stop`, `detach`, `replace` and `set`.
+//! The coordinator's end of the socket: requests of `coord stop`, `detach`, `replace`, `set` and `flush`.
 //!
 //! The main loop carries out requests to stop or to detach. The task of the connection carries out the other requests.
 
@@ -55,8 +55,8 @@ pub(super) async fn serve(driver: Rc<Driver>, dir: PathBuf, requests: mpsc::Send
                 if !std::mem::replace(&mut has_failed, true) {
                     let dir = dir.display();
                     tracing::warn!(
-                        "cannot listen on {NAME} in {dir}: {error}; retrying, and coord stop, detach, replace and \
-                         set fail until then"
+                        "cannot listen on {NAME} in {dir}: {error}; retrying, and coord stop, detach, replace, set \
+                         and flush fail until then"
                     );
                 }
                 tokio::time::sleep(CHECK_EVERY).await;
@@ -122,13 +122,16 @@ async fn converse(
     if let Call::Detach { .. } = call
         && let Err(say) = driver.may_detach()
     {
-        return send(&mut write, &Line { say, ended: Some(false) }).await;
+        return send(&mut write, &Line::last(say, false)).await;
+    }
+    if let Call::Flush { flush } = call {
+        return super::flush::serve(driver, flush, &mut read, &mut write).await;
     }
     let ended = match &call {
         Call::Replace(wanted) => {
             let ended = match driver.replace(wanted).await {
                 Ok((say, old)) => {
-                    send(&mut write, &Line { say, ended: None }).await?;
+                    send(&mut write, &Line::saying(say)).await?;
                     tokio::select! {
                         say = driver.await_replaced(old) => Ok(say),
                         // The caller has disconnected; the replacement continues.
@@ -140,19 +143,19 @@ async fn converse(
             Some(ended)
         }
         Call::Set { set: setting } => Some(Ok(driver.set(setting))),
-        Call::Stop(_) | Call::Detach { .. } => None,
+        Call::Stop(_) | Call::Detach { .. } | Call::Flush { .. } => None,
     };
     if let Some(ended) = ended {
         let (is_well, say) = match ended {
             Ok(say) => (true, say),
             Err(say) => (false, say),
         };
-        return send(&mut write, &Line { say, ended: Some(is_well) }).await;
+        return send(&mut write, &Line::last(say, is_well)).await;
     }
     let Some(mut lines) = driver.callers.enter() else {
         let say =
             format!("{MAX_CALLERS} other commands already wait for the stop; end one of them");
-        return send(&mut write, &Line { say, ended: Some(false) }).await;
+        return send(&mut write, &Line::last(say, false)).await;
     };
     requests.send(call).await.map_err(io::Error::other)?;
     while let Some(line) = lines.recv().await {
@@ -164,7 +167,11 @@ async fn converse(
     Ok(())
 }
 
-async fn send(write: &mut (impl tokio::io::AsyncWrite + Unpin), line: &Line) -> io::Result<()> {
+/// Sends a line to a caller.
+pub(super) async fn send(
+    write: &mut (impl tokio::io::AsyncWrite + Unpin),
+    line: &Line,
+) -> io::Result<()> {
     let mut bytes = serde_json::to_vec(line).map_err(io::Error::other)?;
     bytes.push(b'\n');
     write.write_all(&bytes).await

@@ -17,7 +17,7 @@ pub(super) fn percent_of_bytes(bytes: u64, of_bytes: u64, count: u64, of_count: 
 
 /// Returns a line with a bar that fits into this many columns. Each part after the bar has a weight; if space is
 /// short, the parts with the lowest weights are dropped.
-pub(super) fn with_bar(
+pub(crate) fn with_bar(
     head: &str,
     percent: u64,
     mut parts: Vec<(u8, String)>,

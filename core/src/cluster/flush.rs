@@ -11,8 +11,8 @@
 
 use std::time::Duration;
 
-use kv_protocol::control_message::{FlushReport, Heartbeat, Order, OrderKind};
-use kv_protocol::{GroupId, Member, OrderId, ServerId, ShardId, Time};
+use kv_protocol::control_message::{FlushReport, Heartbeat, Order, OrderKind, ReplicaReport};
+use kv_protocol::{GroupId, Member, OrderId, ServerId, ShardId, Time, ViewVersion};
 
 use super::{Cluster, Effect};
 
@@ -37,10 +37,12 @@ pub struct FlushedShard {
     pub group: GroupId,
     /// The shard.
     pub shard: ShardId,
-    /// The number of entries that its primaries have reported as removed. After a failover the real number may be higher.
+    /// The number of entries that its primaries have reported as removed.
     pub removed: u64,
     /// True if every entry that existed at the beginning has been removed.
     pub is_done: bool,
+    /// False if the number is a lower bound, because the flush has begun again at another primary.
+    pub is_exact: bool,
     /// The primary that has reported last, with its number of removed entries.
     reporter: Option<(Member, u64)>,
 }
@@ -51,8 +53,8 @@ pub(super) struct Flush {
     id: OrderId,
     /// The shards of all groups, by group and shard.
     shards: Vec<FlushedShard>,
-    /// The receiver and the time of the last order for each group.
-    ordered: Vec<Option<(Member, Time)>>,
+    /// The view and the time of the last order for each group.
+    ordered: Vec<Option<(ViewVersion, Time)>>,
 }
 
 impl Cluster {
@@ -68,12 +70,14 @@ impl Cluster {
             return Err(FlushRefused::Running);
         }
         let shards = self.config.shards;
-        let places = (0..self.count()).flat_map(|group| (0..shards).map(move |shard| (group, shard)));
+        let places =
+            (0..self.count()).flat_map(|group| (0..shards).map(move |shard| (group, shard)));
         let shards = places.map(|(group, shard)| FlushedShard {
             group: GroupId(group),
             shard: ShardId(shard),
             removed: 0,
             is_done: false,
+            is_exact: true,
             reporter: None,
         });
         let id = self.next_order;
@@ -84,7 +88,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Returns the progress of the flush in every shard, by group and shard; `None` if there is no flush.
+    /// Returns the progress of the flush in every shard, by group and shard; `None` if there is no flush, or a stop has
+    /// ended it.
     pub fn flushed_shards(&self) -> Option<&[FlushedShard]> {
         self.flush.as_ref().map(|flush| &*flush.shards)
     }
@@ -94,32 +99,43 @@ impl Cluster {
         self.flush = None;
     }
 
-    /// Orders the primary of each group to flush, unless it reports that it has begun.
+    /// Orders the primary of each group to flush, unless it reports that it has begun. A stop ends the flush.
     pub(super) fn order_flush(&mut self, now: Time, sink: &mut Vec<Effect>) {
-        let Some(mut flush) = self.flush.take_if(|_| self.stop.is_none()) else { return };
+        let Some(mut flush) = self.flush.take() else { return };
+        if self.stop.is_some() {
+            return;
+        }
         let shards = usize::from(self.config.shards);
         for (group, (shards, ordered)) in
-            flush.shards.chunks(shards).zip(&mut flush.ordered).enumerate()
+            flush.shards.chunks_mut(shards).zip(&mut flush.ordered).enumerate()
         {
-            let Some(to) = self.views()[group].primary else { continue };
+            let view = &self.views()[group];
+            let Some(to) = view.primary else {
+                // A LOST group has no entries.
+                let is_lost = !self.memory.durable().rests(view.group);
+                shards.iter_mut().for_each(|place| place.is_done |= is_lost);
+                continue;
+            };
             let server = self.server(to.server);
             if server.member != to || server.exited || !server.orders_connected {
                 continue;
             }
-            let group = self.views()[group].group;
             let has_begun = |place: &FlushedShard| {
                 let heartbeat = server.heartbeat.as_ref().map(|(_, heartbeat)| heartbeat);
                 let mut replicas = heartbeat.iter().flat_map(|heartbeat| &heartbeat.replicas);
-                replicas.any(|r| {
-                    (r.group, r.shard, r.flush.id) == (group, place.shard, flush.id)
-                })
+                replicas
+                    .any(|r| (r.group, r.shard, r.flush.id) == (view.group, place.shard, flush.id))
             };
-            let is_sent = ordered.is_some_and(|(last, at)| last == to && now < at + AGAIN);
+            let is_sent =
+                ordered.is_some_and(|(last, at)| last == view.version && now < at + AGAIN);
             if is_sent || shards.iter().all(|place| place.is_done || has_begun(place)) {
                 continue;
             }
-            *ordered = Some((to, now));
-            let order = Order { id: flush.id, kind: OrderKind::Flush(group) };
+            *ordered = Some((view.version, now));
+            // A new primary flushes all its shards, so the flush waits for all of them.
+            shards.iter_mut().for_each(|place| place.is_done = false);
+            let kind = OrderKind::Flush(view.group, view.version);
+            let order = Order { id: flush.id, kind };
             sink.push(Effect::Order { to, order });
         }
         self.flush = Some(flush);
@@ -129,12 +145,15 @@ impl Cluster {
     pub(super) fn note_flush(&mut self, server: ServerId, heartbeat: &Heartbeat) {
         let member = self.member(server);
         let views = &self.memory.durable().views;
-        let is_primary = |group: GroupId| views[usize::from(group.0)].primary == Some(member);
+        let is_primary = |replica: &ReplicaReport| {
+            let view = &views[usize::from(replica.group.0)];
+            view.primary == Some(member) && view.version == replica.view
+        };
         let Some(flush) = &mut self.flush else { return };
         for replica in heartbeat.replicas.iter().filter(|r| r.flush.id == flush.id) {
             let mut shards = flush.shards.iter_mut();
             let place = shards.find(|at| (at.group, at.shard) == (replica.group, replica.shard));
-            if let Some(place) = place.filter(|_| is_primary(replica.group)) {
+            if let Some(place) = place.filter(|_| is_primary(replica)) {
                 place.note(member, replica.flush);
             }
         }
@@ -146,10 +165,13 @@ impl FlushedShard {
         // A number that decreases is that of a new beginning.
         let known = match self.reporter {
             Some((reporter, known)) if reporter == member && known <= removed => known,
-            _ => 0,
+            earlier => {
+                self.is_exact &= earlier.is_none();
+                0
+            }
         };
         self.removed += removed - known;
         self.reporter = Some((member, removed));
-        self.is_done |= is_done;
+        self.is_done = is_done;
     }
 }

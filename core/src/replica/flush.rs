@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use kv_protocol::control_message::FlushReport;
-use kv_protocol::ids::{OrderId, SequenceNumber, Time};
+use kv_protocol::ids::{OrderId, SequenceNumber, Time, ViewVersion};
 use kv_protocol::limits::BATCH_TARGET_BYTES;
 use kv_protocol::placement::Digest;
 
@@ -46,12 +46,13 @@ pub(super) struct Flush {
 }
 
 impl Replica {
-    /// Begins to remove all entries, if this replica is the primary. A repeated or older order has no effect.
-    pub fn begin_flush(&mut self, order: OrderId) {
-        if self.primary().is_some() && order > self.flush.report.id {
+    /// Begins to remove all entries, if this replica is the primary under the view of this version. A repeated or older
+    /// order has no effect. A delayed order has none either: it is of an older view, or this replica knows it.
+    pub fn begin_flush(&mut self, order: OrderId, view: ViewVersion) {
+        let is_meant = self.primary().is_some() && self.view_version() == view;
+        if is_meant && order > self.flush.report.id {
             let report = FlushReport { id: order, ..FlushReport::default() };
-            self.flush =
-                Flush { report, cursor: Some(WalkCursor::START), ..Flush::default() };
+            self.flush = Flush { report, cursor: Some(WalkCursor::START), ..Flush::default() };
         }
     }
 

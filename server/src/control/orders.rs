@@ -298,6 +298,9 @@ impl OrdersPort {
             }
             NodeEffect::Exited { member } => self.node.tell_all(|| ShardMessage::Exited { member }),
             NodeEffect::Drain { order } => return self.start(order, Work::Drain),
+            NodeEffect::Flush { order, group, view } => {
+                self.node.tell_all(|| ShardMessage::Flush { order, group, view })
+            }
             NodeEffect::Dump { order, role } => return self.start(order, Work::Dump(role)),
             NodeEffect::Shutdown { order } => self.shut_down(order),
             NodeEffect::Report(report) => {

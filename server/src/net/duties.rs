@@ -125,6 +125,9 @@ fn carry_out(engine: &impl Engine, message: ShardMessage) {
             context.shard.borrow_mut().service.drain();
             context.want_flush();
         }
+        ShardMessage::Flush { order, group, view } => {
+            context.shard.borrow_mut().service.begin_flush(order, group, view);
+        }
         ShardMessage::Dump { role, pieces } => {
             // The shard is frozen first, because a write that is acknowledged after its table was walked would be in no
             // dump.

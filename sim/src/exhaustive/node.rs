@@ -109,9 +109,10 @@ impl Machine for Served {
                 Some(NodeDone::Report(papers.reports.number_printed(report)))
             }
             // The orderly stop is outside the scope of the search.
-            NodeEffect::Drain { .. } | NodeEffect::Dump { .. } | NodeEffect::Shutdown { .. } => {
-                None
-            }
+            NodeEffect::Drain { .. }
+            | NodeEffect::Dump { .. }
+            | NodeEffect::Flush { .. }
+            | NodeEffect::Shutdown { .. } => None,
         }));
         done
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kv_history::{Asked, Entry, Returned};
 
-use crate::invariants::Violation;
+use crate::invariants::{Violation, flushes};
 use crate::world::World;
 use crate::world::scans::EndedScan;
 
@@ -19,7 +19,7 @@ pub fn every_key_comes(world: &World) -> Result<(), Violation> {
     for scan in &world.scans.ended {
         for (key, history) in &world.workload.histories {
             let is_found = scan.found.contains(key);
-            if !is_found && existed_throughout(history, scan) {
+            if !is_found && existed_throughout(world, history, scan) {
                 return Err(violation(world, scan, key, "did not come, although it existed"));
             }
             if is_found && !history.iter().any(|entry| may_have_written(entry, scan)) {
@@ -37,8 +37,8 @@ pub fn every_key_comes(world: &World) -> Result<(), Violation> {
 }
 
 /// Returns whether a key certainly existed from the start of the scan to its end: a write has created it before, and
-/// no delete can have been executed after this write and before the end of the scan.
-fn existed_throughout(history: &[Entry], scan: &EndedScan) -> bool {
+/// no delete or flush can have been executed after this write and before the end of the scan.
+fn existed_throughout(world: &World, history: &[Entry], scan: &EndedScan) -> bool {
     let [start, end] = [scan.start, scan.end].map(u64::cast_signed);
     let created = |entry: &&Entry| {
         matches!(entry.asked, Asked::Write(_) | Asked::Swap { .. })
@@ -50,7 +50,9 @@ fn existed_throughout(history: &[Entry], scan: &EndedScan) -> bool {
             .iter()
             .any(|entry| entry.asked == Asked::Delete && entry.end >= since && entry.start <= end)
     };
-    history.iter().filter(created).any(|write| !may_remove(write.start))
+    let is_flushed = |since: i64| flushes::may_remove(world, since.cast_unsigned(), scan.end);
+    let mut created = history.iter().filter(created);
+    created.any(|write| !may_remove(write.start) && !is_flushed(write.start))
 }
 
 /// Returns whether an operation may have created the key before the end of the scan.

@@ -12,6 +12,7 @@ use crate::checks::{Place, Question};
 use crate::client::Flight;
 use crate::invariants::Violation;
 use crate::invariants::evictions::as_cached;
+use crate::invariants::flushes::{as_flushed, as_flushed_object};
 use crate::server::SentResponse;
 use crate::world::World;
 
@@ -89,13 +90,14 @@ pub fn objects_linearizable(world: &World) -> Result<(), Violation> {
     let placement = world.config.placement();
     let bound = world.config.wall_bound + world.wall_slack;
     for (key, history) in &world.workload.objects.histories {
-        let verdict = judge_object(&history.entries, bound);
+        let entries = as_flushed_object(world, &history.keys, &history.entries);
+        let verdict = judge_object(&entries, bound);
         if verdict != Verdict::Linearizable {
             let name = String::from_utf8_lossy(key);
             let mut words = format!(
                 "object {name:?} fails the linearizability check ({verdict:?}, clocks within {bound} ms):"
             );
-            let mut entries = history.entries.clone();
+            let mut entries = entries;
             entries.sort_by_key(|entry| entry.start);
             for entry in &entries {
                 words += &format!("\n    {}", entry.in_words());
@@ -110,7 +112,7 @@ pub fn objects_linearizable(world: &World) -> Result<(), Violation> {
 /// Checks that every key behaves as one register for all clients together (invariant 16, and with it 13 and 17).
 ///
 /// The function checks the history of every key. If entries may be evicted, a key may be absent at any time. Objects are
-/// not checked then.
+/// not checked then. Flushes are deletes.
 pub fn linearizable(world: &World) -> Result<(), Violation> {
     let policy = world.config.bounds.eviction;
     if policy == Eviction::None {
@@ -121,14 +123,14 @@ pub fn linearizable(world: &World) -> Result<(), Violation> {
         // Entries without a deadline are evicted only under this policy, and those of registers have none.
         let verdict = match policy {
             Eviction::Lfu => judge(&as_cached(history)),
-            Eviction::None | Eviction::Ttl => judge(history),
+            Eviction::None | Eviction::Ttl => judge(&as_flushed(world, key, history)),
         };
         if verdict != Verdict::Linearizable {
             let mut words = format!(
                 "key {:?} fails the linearizability check ({verdict:?}):",
                 String::from_utf8_lossy(key)
             );
-            let mut history = history.clone();
+            let mut history = as_flushed(world, key, history);
             history.sort_by_key(|entry| entry.start);
             for entry in &history {
                 words += &format!("\n    {entry:?}");

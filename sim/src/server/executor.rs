@@ -60,6 +60,8 @@ pub enum Input {
     Exited(Member),
     /// An order to accept no new writes; pending ones still commit.
     Drain,
+    /// An order to remove the entries of this group, under the view of this version.
+    Flush(OrderId, GroupId, ViewVersion),
     /// The dump with this number begins, or continues at this shard. The replicas freeze: they no longer accept,
     /// apply, send or commit writes.
     Dump(GroupId, u64),
@@ -299,6 +301,7 @@ impl Executor {
                 service.handle_exited(now, member);
             }
             Input::Drain => service.drain(),
+            Input::Flush(order, group, view) => service.begin_flush(order, group, view),
             Input::Dump(group, number) => {
                 service.freeze();
                 let part = service.replica(group).map(Part::of);

@@ -60,6 +60,9 @@ impl World {
                     if let OrderKind::View(ViewOrder { view, .. }) = &order.kind {
                         self.check(|checks, world| checks.on_view_told(world.cluster(), view));
                     }
+                    if let OrderKind::Flush(group, view) = order.kind {
+                        self.note_flush_order(group, view);
+                    }
                     if order.kind == OrderKind::Shutdown {
                         self.check(|_, world| stops::dumped_before_shutdown(world, to));
                     }

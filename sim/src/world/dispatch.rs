@@ -135,6 +135,7 @@ impl World {
             Happening::StepClock(timeout) => crate::nemesis::clocks::step(self, timeout),
             Happening::Flood => self.begin_flood(),
             Happening::Scan => self.on_scan(),
+            Happening::Flush => self.on_flush(),
             Happening::Tempt(temptation) => self.tempt(temptation),
         }
     }

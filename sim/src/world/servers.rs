@@ -199,6 +199,9 @@ impl World {
                     let now = self.now;
                     self.after(100_000, Happening::LookAtDrain(process, order, now));
                 }
+                NodeEffect::Flush { order, group, view } => {
+                    self.tell_shards(process, || Input::Flush(order, group, view));
+                }
                 NodeEffect::Dump { order, role } => self.begin_dump(process, role, Some(order)),
                 NodeEffect::Shutdown { .. } => {
                     self.processes[process].left = true;

@@ -20,7 +20,7 @@ impl World {
         self.collect();
         let orders = self.orders.extract_if(.., |(_, order)| order.name() == "FLUSH");
         let orders = orders.map(|(to, order)| match order.kind {
-            OrderKind::Flush(group) => (to.server, group, order.id),
+            OrderKind::Flush(group, _) => (to.server, group, order.id),
             other => panic!("{other:?}"),
         });
         orders.collect()
@@ -33,9 +33,7 @@ impl World {
             replica.flush = flush;
         }
         let now = self.now;
-        self.cluster
-            .on_heartbeat(now, World::link(id), id, heartbeat, &mut self.effects)
-            .unwrap();
+        self.cluster.on_heartbeat(now, World::link(id), id, heartbeat, &mut self.effects).unwrap();
     }
 
     fn flush_totals(&self) -> (u64, usize) {
@@ -96,8 +94,12 @@ fn after_a_failover_the_new_primary_gets_the_order_and_the_counts_add_up() {
     world.exit(A);
     assert_eq!(world.view(1).0, Some(2), "B is the primary of A's group");
     assert_eq!(world.flush_orders(), [(B, GroupId(1), id)]);
+    // B is the primary of its own group too, with an equal report.
     world.beat_with(B, progress(id, 10, true));
     assert_eq!(world.flush_totals(), (80, 6), "B has removed the other 20 of A's group");
+    let shards = world.cluster.flushed_shards().unwrap();
+    let exact = shards.iter().filter(|place| place.is_exact).map(|place| place.group.0);
+    assert_eq!(exact.collect::<Vec<_>>(), [0, 0, 2, 2]);
 }
 
 #[test]
@@ -110,8 +112,25 @@ fn a_flush_needs_a_cluster_that_serves_and_no_other_flush() {
     assert_eq!(world.cluster.on_flush(world.now, &mut effects), Err(FlushRefused::Running));
     world.cluster.end_flush();
     world.cluster.on_flush(world.now, &mut effects).unwrap();
-    world.cluster.end_flush();
     world.stop();
+    assert!(world.cluster.flushed_shards().is_none(), "the stop ends the flush");
     let refused = world.cluster.on_flush(world.now, &mut effects);
     assert_eq!(refused, Err(FlushRefused::NotServing));
+}
+
+#[test]
+fn a_shard_that_was_done_must_be_done_at_the_new_primary_too() {
+    let mut world = World::flushing();
+    let id = world.flush_orders()[0].2;
+    let mut heartbeat = world.heartbeat(A);
+    for replica in heartbeat.replicas.iter_mut().filter(|r| r.state.is_primary()) {
+        replica.flush = progress(id, 10, replica.shard == ShardId(0));
+    }
+    let now = world.now;
+    world.cluster.on_heartbeat(now, World::link(A), A, heartbeat, &mut world.effects).unwrap();
+    assert_eq!(world.flush_totals(), (20, 1));
+    world.exit(A);
+    assert_eq!(world.flush_totals(), (20, 0), "the new primary removes later keys of both shards");
+    world.beat_with(B, progress(id, 1, true));
+    assert_eq!(world.flush_totals().1, 4, "both shards of two groups");
 }

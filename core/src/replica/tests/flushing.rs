@@ -6,6 +6,7 @@ use kv_protocol::ids::OrderId;
 use super::*;
 
 const FLUSH: OrderId = OrderId(7);
+const VIEW: ViewVersion = ViewVersion(1);
 /// More entries than several pages have.
 const MANY: usize = 3_000;
 
@@ -52,7 +53,7 @@ impl Pair {
 fn a_flush_removes_every_key_on_both_replicas_in_bounded_writes() {
     let mut pair = Pair::with_many();
     let before = pair.last();
-    pair.primary.begin_flush(FLUSH);
+    pair.primary.begin_flush(FLUSH, VIEW);
     let mut entries = pair.primary.table.len();
     while entries > 0 {
         pair.flush_step();
@@ -76,7 +77,7 @@ fn a_flush_is_done_only_when_its_removals_are_committed() {
     let mut pair = Pair::new();
     pair.put(b"a", b"1");
     pair.settle();
-    pair.primary.begin_flush(FLUSH);
+    pair.primary.begin_flush(FLUSH, VIEW);
     for _ in 0..5 {
         pair.wake_primary();
         let report = pair.primary.flush_report();
@@ -96,7 +97,7 @@ fn an_entry_with_a_pending_write_is_removed_after_that_write() {
     pair.settle();
     let (written, deleted) = (pair.put(b"written", b"new"), pair.delete(b"deleted"));
     let created = pair.put(b"created", b"new");
-    pair.primary.begin_flush(FLUSH);
+    pair.primary.begin_flush(FLUSH, VIEW);
     pair.wake_primary();
     pair.wake_primary();
     assert!(!pair.primary.flush_report().is_done, "the pending delete is not committed");
@@ -117,7 +118,7 @@ fn clients_write_between_two_pages_and_retries_keep_their_responses() {
     let mut pair = Pair::with_many();
     let (retried, seq) = (pair.requests, pair.seq);
     let first = pair.given(retried).unwrap();
-    pair.primary.begin_flush(FLUSH);
+    pair.primary.begin_flush(FLUSH, VIEW);
     for n in 0..20 {
         pair.flush_step();
         let put = pair.put(format!("new {n}").as_bytes(), b"new");
@@ -128,7 +129,8 @@ fn clients_write_between_two_pages_and_retries_keep_their_responses() {
     pair.finish_flush();
     // The same write again, under another request id: it gets its response and is not executed again.
     let key = format!("key {}", MANY - 1);
-    let again = pair.request(key.as_bytes(), Operation::Put(header(seq, Condition::Always), b"old"));
+    let again =
+        pair.request(key.as_bytes(), Operation::Put(header(seq, Condition::Always), b"old"));
     pair.settle();
     assert_eq!(pair.given(again).unwrap(), first);
     assert_eq!(pair.get(key.as_bytes()).status, Status::NotFound);
@@ -137,20 +139,20 @@ fn clients_write_between_two_pages_and_retries_keep_their_responses() {
 #[test]
 fn only_a_newer_order_begins_again() {
     let mut pair = Pair::new();
-    pair.primary.begin_flush(FLUSH);
+    pair.primary.begin_flush(FLUSH, VIEW);
     pair.finish_flush();
     pair.put(b"a", b"1");
     pair.settle();
     for old in [FLUSH, OrderId(6)] {
-        pair.primary.begin_flush(old);
+        pair.primary.begin_flush(old, VIEW);
         pair.flush_step();
         pair.flush_step();
         assert_eq!(pair.primary.flush_report().id, FLUSH);
         assert_eq!(pair.get(b"a").status, Status::Ok, "{old}");
     }
-    pair.secondary.begin_flush(OrderId(8));
+    pair.secondary.begin_flush(OrderId(8), VIEW);
     assert_eq!(pair.secondary.flush_report(), FlushReport::default(), "only a primary flushes");
-    pair.primary.begin_flush(OrderId(8));
+    pair.primary.begin_flush(OrderId(8), VIEW);
     assert_eq!(pair.finish_flush().removed, 1);
 }
 
@@ -161,7 +163,7 @@ fn a_new_primary_has_no_progress_and_completes_the_flush_on_a_new_order() {
         group.put(0, format!("key {n}").as_bytes(), b"old");
         group.settle();
     }
-    group.replicas[0].begin_flush(FLUSH);
+    group.replicas[0].begin_flush(FLUSH, VIEW);
     group.pass(Duration::from_millis(1));
     group.pass(Duration::from_millis(1));
     let left = group.replicas[1].table.len();
@@ -170,7 +172,13 @@ fn a_new_primary_has_no_progress_and_completes_the_flush_on_a_new_order() {
     assert_eq!(group.replicas[1].flush_report(), FlushReport::default());
     group.pass(Duration::from_millis(1));
     assert_eq!(group.replicas[1].table.len(), left, "it removes nothing without an order");
-    group.replicas[1].begin_flush(FLUSH);
+    group.replicas[1].begin_flush(FLUSH, VIEW);
+    assert_eq!(
+        group.replicas[1].flush_report(),
+        FlushReport::default(),
+        "an order of the old view"
+    );
+    group.replicas[1].begin_flush(FLUSH, ViewVersion(2));
     for _ in 0..20 {
         group.pass(Duration::from_millis(1));
     }
@@ -186,7 +194,7 @@ fn a_flush_goes_on_when_the_primary_gets_another_peer() {
         group.put(0, format!("key {n}").as_bytes(), b"old");
         group.settle();
     }
-    group.replicas[0].begin_flush(FLUSH);
+    group.replicas[0].begin_flush(FLUSH, VIEW);
     for _ in 0..3 {
         group.pass(Duration::from_millis(1));
     }
@@ -208,7 +216,7 @@ fn a_draining_primary_removes_nothing_more() {
     pair.put(b"a", b"1");
     pair.settle();
     pair.primary.drain();
-    pair.primary.begin_flush(FLUSH);
+    pair.primary.begin_flush(FLUSH, VIEW);
     pair.flush_step();
     assert!(pair.primary.next_flush().is_none() && pair.primary.is_drained());
     assert_eq!(pair.get(b"a").status, Status::Ok);
