@@ -8,6 +8,7 @@ mod coordinator_restart;
 mod dumps;
 mod eviction;
 mod hash_tags;
+mod flushing;
 mod hostile_start;
 mod leaving;
 mod log_files;
