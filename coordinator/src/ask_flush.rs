@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::FlushArgs;
 use crate::failure::Failure;
@@ -60,9 +60,11 @@ struct Left<'a> {
 /// # Errors
 /// The removal was not confirmed, has failed or was interrupted; or no coordinator runs in the directory.
 pub(crate) async fn run(args: &FlushArgs) -> Result<(), Failure> {
+    // The signals are handled from before the request on, so that an interrupted flush is always reported.
+    let mut signals = Signals::listen()?;
     let mut lines = ask(args).await?;
     let mut display = Display::new(args);
-    let (outcome, say) = follow(&mut lines, &mut display).await?;
+    let (outcome, say) = follow(&mut lines, &mut signals, &mut display).await?;
     let Display { known, begun, .. } = display;
     screen::show(&[]);
     screen::flush(SCREEN_TIMEOUT);
@@ -87,6 +89,31 @@ pub(crate) async fn run(args: &FlushArgs) -> Result<(), Failure> {
         }
         Outcome::Refused => Err(Failure::Usage(text)),
         Outcome::Failed | Outcome::Interrupted => Err(Failure::Failed(text)),
+    }
+}
+
+/// The signals that interrupt the command.
+struct Signals {
+    interrupts: Signal,
+    terminations: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals, Failure> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))
+        };
+        let interrupts = listen(SignalKind::interrupt())?;
+        Ok(Signals { interrupts, terminations: listen(SignalKind::terminate())? })
+    }
+
+    /// Waits for one of the signals.
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupts.recv() => {}
+            _ = self.terminations.recv() => {}
+        }
     }
 }
 
@@ -125,18 +152,15 @@ async fn ask(args: &FlushArgs) -> Result<Lines<BufReader<UnixStream>>, Failure> 
 /// Shows the progress until the last line. Returns the outcome and its message.
 async fn follow(
     lines: &mut Lines<BufReader<UnixStream>>,
+    signals: &mut Signals,
     display: &mut Display,
 ) -> Result<(Outcome, String), Failure> {
-    let listen = |kind| {
-        signal(kind).map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))
-    };
-    let mut interrupts = listen(SignalKind::interrupt())?;
-    let mut terminations = listen(SignalKind::terminate())?;
     loop {
+        // A line that has arrived is processed first, so that an interrupted flush reports the progress.
         let line = tokio::select! {
+            biased;
             line = lines.next_line() => line,
-            _ = interrupts.recv() => return Ok((Outcome::Interrupted, "interrupted".to_owned())),
-            _ = terminations.recv() => return Ok((Outcome::Interrupted, "interrupted".to_owned())),
+            () = signals.any() => return Ok((Outcome::Interrupted, "interrupted".to_owned())),
         };
         let lost = "the coordinator has ended before the flush; see its log";
         let Ok(Some(line)) = line else { return Ok((Outcome::Failed, lost.to_owned())) };
@@ -255,8 +279,8 @@ fn left_in_words(flushed: &Flushed) -> String {
         groups.push(format!("shards of {more} more groups"));
     }
     format!(
-        "{removed} keys were removed, and {} of {shards} shards are done; not done: {}. Shards that have begun remove the \
-         rest of their keys. Repeating the command is safe",
+        "{removed} keys were removed, and {} of {shards} shards are done; not done: {}. Shards that have the order complete \
+         it. Repeating the command is safe",
         flushed.done(),
         groups.join("; ")
     )

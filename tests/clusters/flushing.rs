@@ -1,5 +1,6 @@
 //! `coord flush`: every key of a running cluster is removed, also under load and if a server dies meanwhile.
 
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -144,6 +145,33 @@ fn a_flush_without_progress_fails_and_names_the_shards_that_are_not_done() {
     }
     let summary = json(&flush(&cluster, &["--yes", "--json"]).with_code(0));
     assert_eq!(summary["outcome"], "done", "{summary}");
+    assert_eq!(cluster.open().count(&anytime()).expect("a count"), 0);
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn an_interrupted_flush_names_the_shards_that_are_not_done() {
+    let cluster = Cluster::builder().flag("--failure-timeout").flag("30").start();
+    fill(&cluster, 1_000);
+    await_entries(&cluster, 1_000);
+    let pid = cluster.server_pid(1);
+    process::signal(pid, Signal::STOP);
+    let mut command = Command::new(COORD);
+    command.args(["flush", "--yes", "--json", "--dir"]).arg(cluster.dir());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("coord");
+    let has_begun = || cluster.coord_log().contains("flush: removing all 1000 keys");
+    wait_until("the flush to begin", TIMEOUT, has_begun);
+    process::signal(child.id(), Signal::INT);
+    let ended = child.wait_with_output().expect("its output");
+    process::signal(pid, Signal::CONT);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    for words in ["interrupted; ", "not done: ", "shard 0 of group 1", "is safe"] {
+        assert!(said.contains(words), "no {words:?} in {said}");
+    }
+    let summary: Value = serde_json::from_slice(&ended.stdout).expect("a line of JSON");
+    assert_eq!(summary["outcome"], "interrupted", "{summary}");
+    flush(&cluster, &["--yes"]).with_code(0);
     assert_eq!(cluster.open().count(&anytime()).expect("a count"), 0);
     cluster.stop().assert_copies_agree();
 }

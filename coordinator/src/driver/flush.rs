@@ -81,6 +81,8 @@ async fn carry_out(
         return Ok(Line::last(format!("cannot flush: {refused}"), false));
     }
     let _running = Running(driver);
+    let line = Line { flush: Some(known.clone()), ..Line::saying(String::new()) };
+    deliver(write, &line).await?;
     driver.console.say(&format!("flush: removing all {keys} keys on {servers} servers"));
     let mut progress_at = Instant::now();
     loop {

@@ -26,8 +26,7 @@ struct Removal {
 
 /// Returns the deletes of a key by the flushes of a run.
 fn removals(world: &World, key: &[u8]) -> Vec<Removal> {
-    let placement = Placement::new(world.config.servers, world.config.shards);
-    let (group, _) = placement.locate(Digest::of(key));
+    let (group, _) = world.config.placement().locate(key);
     let mut removals = Vec::new();
     for flush in world.flushes.all() {
         let (start, end) = (flush.start, flush.end);
