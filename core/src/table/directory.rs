@@ -46,6 +46,10 @@ const SPLIT_PART_DIVISOR: usize = 8;
 /// are inserted in the order of their hashes. The limit bounds the memory of the directory if hashes are equal.
 const SKEWED_PLACES_MIN: usize = 4_096;
 const ENTRIES_PER_SKEWED_PLACE: usize = 256;
+/// The number of attempts to reduce a segment while it loses as many entries as it has slots. If its last entries are all
+/// close to its end, for example because others were removed in the order of their hashes, a smaller segment has no room
+/// for them. So an attempt at every removal would read all slots every time.
+const REDUCTIONS: usize = 16;
 /// The maximum number of used and reserved slots that two halves may have together when they merge.
 const MERGE_LEN_MAX: usize = CAPACITY_MAX / 4;
 
@@ -238,13 +242,14 @@ impl Directory {
         }
     }
 
-    /// Removes the entry at a place and returns it. A segment that becomes sparse shrinks or merges.
+    /// Removes the entry at a place and returns it. A segment that becomes sparse shrinks or merges after a few more
+    /// removals.
     pub(super) fn remove(&mut self, arena: &mut Arena, place: Place) -> Handle {
         let segment = &mut self.segments[place.segment];
         // SAFETY: a segment of this directory.
         let removed = segment.remove(unsafe { segment.slots_mut(arena) }, place.slot);
         self.len -= 1;
-        if segment.is_sparse() {
+        if segment.is_sparse() && segment.len().is_multiple_of(segment.capacity() / REDUCTIONS) {
             self.reduce(arena, place.segment);
         }
         removed.handle().expect("a place that was found holds an entry")

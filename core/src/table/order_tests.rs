@@ -39,9 +39,12 @@ fn entries_in_the_order_of_their_hashes_need_no_long_segments() {
 fn removal_in_the_order_of_the_hashes_leaves_a_small_directory() {
     let keys = sorted(50_000);
     let mut table = filled(keys.iter());
+    let before = table.directory.moved_slots();
     for key in &keys[..49_000] {
         table.remove(hash_of(key), key).unwrap();
     }
+    let moved = table.directory.moved_slots() - before;
+    assert!(moved <= 8 * 49_000, "{moved} slots moved");
     assert!(table.directory.places() <= 256, "{} places", table.directory.places());
     assert!(keys[49_000..].iter().all(|key| table.get(hash_of(key), key).is_some()));
 }

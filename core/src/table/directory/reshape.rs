@@ -122,8 +122,11 @@ impl Directory {
         let wanted = capacity_for(segment.taken());
         if wanted < segment.capacity() {
             let slots = self.gather(arena, &[segment]);
-            // After an error the larger segment stays in use.
-            let _ = self.rebuild(arena, first, &slots, wanted);
+            let wanted = fitting_capacity(&slots, segment.depth(), wanted);
+            if wanted < segment.capacity() {
+                // After an error the larger segment stays in use.
+                let _ = self.rebuild(arena, first, &slots, wanted);
+            }
             self.scratch = slots;
         }
     }
@@ -263,6 +266,17 @@ fn first_of_upper_half(slots: &[Slot], depth: u32) -> usize {
     slots.partition_point(|slot| slot.hash() & bit == 0)
 }
 
+/// Returns a capacity of at least `capacity` with which a segment has room for these slots.
+fn fitting_capacity(slots: &[Slot], depth: u32, capacity: usize) -> usize {
+    let mut capacity = round_capacity(capacity);
+    // Hashes whose homes are close to each other and to the end of the segment need more slots for overflow. The
+    // number of these slots grows with the capacity, so the loop ends.
+    while !fits(slots, depth, capacity) {
+        capacity *= 2;
+    }
+    capacity
+}
+
 /// Builds a segment of at least this capacity that holds these slots, and keeps `reserved` others free.
 fn build(
     arena: &mut Arena,
@@ -271,12 +285,7 @@ fn build(
     depth: u32,
     capacity: usize,
 ) -> Result<Segment, OutOfMemory> {
-    let mut capacity = round_capacity(capacity);
-    // Hashes whose homes are close to each other and to the end of the segment need more slots for overflow. The
-    // number of these slots grows with the capacity, so the loop ends.
-    while !fits(slots, depth, capacity) {
-        capacity *= 2;
-    }
+    let capacity = fitting_capacity(slots, depth, capacity);
     let bytes = capacity * size_of::<Slot>();
     Segment::build(arena, slots, reserved, depth, capacity).ok_or(OutOfMemory { bytes })
 }
