@@ -28,8 +28,8 @@ use crate::table::WalkCursor;
 
 /// The maximum number of entries that one write removes. Their choice and their commit take about 200 microseconds each.
 const REMOVALS_MAX: usize = 512;
-/// The interval at which a flush continues.
-const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
+/// The interval at which a flush continues. It leaves most of the time of a core to clients.
+pub(super) const FLUSH_INTERVAL: Duration = Duration::from_millis(4);
 
 /// The progress of a flush.
 #[derive(Clone, Copy, Debug, Default)]

@@ -3,6 +3,7 @@
 use kv_protocol::control_message::FlushReport;
 use kv_protocol::ids::OrderId;
 
+use super::flush::FLUSH_INTERVAL;
 use super::*;
 
 const FLUSH: OrderId = OrderId(7);
@@ -21,9 +22,9 @@ impl Pair {
         pair
     }
 
-    /// Wakes the primary up after a millisecond, without a delivery.
+    /// Wakes the primary up after the interval of a flush, without a delivery.
     fn wake_primary(&mut self) {
-        self.now = self.now + Duration::from_millis(1);
+        self.now = self.now + FLUSH_INTERVAL;
         self.primary.on_timeout(self.now, &mut self.inbox);
     }
 
@@ -164,13 +165,13 @@ fn a_new_primary_has_no_progress_and_completes_the_flush_on_a_new_order() {
         group.settle();
     }
     group.replicas[0].begin_flush(FLUSH, VIEW);
-    group.pass(Duration::from_millis(1));
-    group.pass(Duration::from_millis(1));
+    group.pass(FLUSH_INTERVAL);
+    group.pass(FLUSH_INTERVAL);
     let left = group.replicas[1].table.len();
     assert!(0 < left && left < MANY, "{left}");
     group.lose_the_primary();
     assert_eq!(group.replicas[1].flush_report(), FlushReport::default());
-    group.pass(Duration::from_millis(1));
+    group.pass(FLUSH_INTERVAL);
     assert_eq!(group.replicas[1].table.len(), left, "it removes nothing without an order");
     group.replicas[1].begin_flush(FLUSH, VIEW);
     assert_eq!(
@@ -180,7 +181,7 @@ fn a_new_primary_has_no_progress_and_completes_the_flush_on_a_new_order() {
     );
     group.replicas[1].begin_flush(FLUSH, ViewVersion(2));
     for _ in 0..20 {
-        group.pass(Duration::from_millis(1));
+        group.pass(FLUSH_INTERVAL);
     }
     let report = group.replicas[1].flush_report();
     assert_eq!(report, FlushReport { id: FLUSH, removed: left as u64, is_done: true });
@@ -196,7 +197,7 @@ fn a_flush_goes_on_when_the_primary_gets_another_peer() {
     }
     group.replicas[0].begin_flush(FLUSH, VIEW);
     for _ in 0..3 {
-        group.pass(Duration::from_millis(1));
+        group.pass(FLUSH_INTERVAL);
     }
     let before = group.replicas[0].flush_report().removed;
     assert!(before > 0);
@@ -204,7 +205,7 @@ fn a_flush_goes_on_when_the_primary_gets_another_peer() {
     group.cut(1);
     group.install(0, group::view_of(2, 0, Peer::None));
     for _ in 0..20 {
-        group.pass(Duration::from_millis(1));
+        group.pass(FLUSH_INTERVAL);
     }
     let report = group.replicas[0].flush_report();
     assert_eq!(report, FlushReport { id: FLUSH, removed: MANY as u64, is_done: true });
