@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use kv_history::object::{Answer, Change, ObjectEntry, Span, Update};
 use kv_history::{Asked, Entry, Returned};
-use kv_protocol::placement::{Digest, Placement};
 
 use crate::clock::wall_millis;
 use crate::world::World;
