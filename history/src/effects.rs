@@ -7,13 +7,17 @@
 //! The highest version of a place lies between the number of writes that certainly took a version and the number of
 //! writes that may have taken one. A write takes a version if the store evaluated it, even if its condition failed
 //! or there was nothing to delete: the response is recorded under this version for retries. A write settled as not
-//! done takes a version for the record of the settlement. A write that never reached the store takes none. A primary
-//! that removes expired entries takes a version for each such write, which no client has requested. So in a history with
-//! deadlines, the caller must add the number of these writes to [`Effects::possible`].
+//! done takes a version for the record of the settlement. A write that never reached the store takes none.
+//!
+//! A primary also takes versions for writes that no client has requested: those that remove expired entries. Each of them
+//! removes at least one entry, to which a client has given a deadline, or which is a copy of such an entry. So the number
+//! of such requests is an upper bound ([`Effects::expiring`]). Evictions have no such bound; a cluster with `--eviction`
+//! must not be checked.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
+use crate::object::{Answer, ObjectRecord};
 use crate::operations::Operations;
 use crate::record::{Kind, Reason};
 use crate::register::{Asked, Returned, Value};
@@ -26,6 +30,8 @@ pub struct Effects {
     pub returned: u64,
     /// The number of writes that may have taken a version: those in `returned` and those in doubt.
     pub possible: u64,
+    /// The maximum number of versions that the primary took by itself to remove expired entries.
+    pub expiring: u64,
     /// The highest version in any response; 0 if there is none.
     pub highest: u64,
 }
@@ -57,12 +63,13 @@ pub enum Twice {
     },
 }
 
-/// Counts the effects at every place.
+/// Counts the effects of the operations on registers and on objects at every place.
 ///
 /// # Errors
 /// [`Twice`] if a value has two versions, or if two writes have the same version.
 pub fn effects<P: Hash + Eq + Copy>(
     operations: &Operations,
+    objects: &[ObjectRecord],
     place_of: impl Fn(&str) -> P,
 ) -> Result<HashMap<P, Effects>, Twice> {
     let mut places: HashMap<P, Effects> = HashMap::new();
@@ -101,20 +108,47 @@ pub fn effects<P: Hash + Eq + Copy>(
             // version would not be distinguished.
             let is_taken = is_write && !written.insert((place, version));
             if before != now || is_taken {
-                let [first, second] = [before, now].map(|(key, value)| match value {
-                    Some(value) => format!("value {value} of key {key:?}"),
-                    None => format!("the delete of key {key:?}"),
-                });
+                let [first, second] = [before, now].map(in_words);
                 return Err(Twice::Version { version, first, second });
             }
+        }
+    }
+    let mut of_objects: HashMap<(P, u64), String> = HashMap::new();
+    for record in objects {
+        let Some(key) = record.keys.first() else { continue };
+        let place = place_of(key);
+        let found = places.entry(place).or_default();
+        found.highest = found.highest.max(record.version().unwrap_or(0));
+        let was_evaluated =
+            !matches!(record.answer, Answer::Refused(reason) if reason != Reason::NotDone);
+        if record.is_read || !was_evaluated {
+            continue;
+        }
+        found.possible += 1;
+        found.returned += u64::from(!matches!(record.answer, Answer::InDoubt | Answer::Undecided));
+        found.expiring += record.expiring();
+        let Some(version) = record.written_version() else { continue };
+        let second = format!("a request to {key:?} at {} ns", record.start);
+        let of_register = versions.get(&(place, version)).map(|before| in_words(*before));
+        let before = of_objects.insert((place, version), second.clone());
+        if let Some(first) = of_register.or(before) {
+            return Err(Twice::Version { version, first, second });
         }
     }
     Ok(places)
 }
 
+fn in_words((key, value): (&str, Option<Value>)) -> String {
+    match value {
+        Some(value) => format!("value {value} of key {key:?}"),
+        None => format!("the delete of key {key:?}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::{Change, Lifetime, Outcome, Shown, Span, Update};
     use crate::record::{Function, Payload, Record};
 
     /// Builds a history of consecutive operations. Each is given as its function, key, value, and the version in
@@ -140,7 +174,7 @@ mod tests {
     }
 
     fn count(list: &[(Function, &str, Option<Value>, u64)]) -> Result<Effects, Twice> {
-        effects(&history(list), |_| ()).map(|places| places[&()])
+        effects(&history(list), &[], |_| ()).map(|places| places[&()])
     }
 
     use Function::{Cas, Delete, Read, Write};
@@ -153,7 +187,7 @@ mod tests {
             (Write, "b", Some(2), 2),
             (Delete, "a", None, 3),
         ]);
-        assert_eq!(found, Ok(Effects { returned: 3, possible: 3, highest: 3 }));
+        assert_eq!(found, Ok(Effects { returned: 3, possible: 3, expiring: 0, highest: 3 }));
     }
 
     /// Returns `(returned, possible)` for a single write that ended with this kind and reason.
@@ -174,7 +208,7 @@ mod tests {
             error,
         };
         let records = [record(Kind::Invoke, 0, None), record(kind, 1, error)];
-        let found = effects(&Operations::pair(&records).unwrap(), |_| ()).unwrap()[&()];
+        let found = effects(&Operations::pair(&records).unwrap(), &[], |_| ()).unwrap()[&()];
         (found.returned, found.possible)
     }
 
@@ -217,5 +251,48 @@ mod tests {
         assert!(count(&[(Write, "a", Some(1), 1), (Write, "b", Some(2), 1)]).is_err());
         assert!(count(&[(Write, "a", Some(1), 1), (Delete, "a", None, 1)]).is_err());
         assert!(count(&[(Delete, "a", None, 1), (Delete, "a", None, 1)]).is_err());
+    }
+
+    /// Creates an ADD with a deadline that ended with this response.
+    fn add(answer: Answer) -> ObjectRecord {
+        let lifetime = Lifetime::After(5);
+        ObjectRecord {
+            keys: vec!["n".to_owned()],
+            client: 1,
+            start: 0,
+            end: 1,
+            wall: Span::at(0),
+            is_read: false,
+            shows_deadline: true,
+            updates: vec![Update { lifetime, ..Update::new(0, Change::Add(1)) }],
+            answer,
+        }
+    }
+
+    fn done(version: u64) -> Answer {
+        let updates = vec![Shown { outcome: Outcome::Done, value: None, deadline: None }];
+        Answer::Shown { version, updates }
+    }
+
+    fn of_objects(objects: &[ObjectRecord]) -> Result<Effects, Twice> {
+        let written = history(&[(Write, "a", Some(1), 1)]);
+        effects(&written, objects, |_| ()).map(|places| places[&()])
+    }
+
+    #[test]
+    fn each_request_with_a_deadline_permits_one_write_of_the_primary() {
+        let requests =
+            [add(done(2)), add(Answer::InDoubt), add(Answer::Refused(Reason::Unavailable))];
+        let found = of_objects(&requests);
+        assert_eq!(found, Ok(Effects { returned: 2, possible: 3, expiring: 2, highest: 2 }));
+        let settled = of_objects(&[add(Answer::Refused(Reason::NotDone))]);
+        assert_eq!(settled.map(|found| (found.returned, found.possible)), Ok((2, 2)));
+    }
+
+    #[test]
+    fn a_version_of_an_update_belongs_to_no_other_write() {
+        assert!(of_objects(&[add(done(2)), add(done(3))]).is_ok());
+        assert!(of_objects(&[add(done(2)), add(done(2))]).is_err(), "two updates");
+        assert!(of_objects(&[add(done(1))]).is_err(), "an update and a PUT");
     }
 }

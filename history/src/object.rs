@@ -17,15 +17,20 @@
 use std::sync::Arc;
 
 use porcupine_rs::{Model, Operation};
+use serde::{Deserialize, Serialize};
 
+use crate::record::Reason;
 use crate::register::{Verdict, check};
 
 mod evaluation;
+mod record;
 mod state;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use evaluation::successors;
+pub use record::ObjectRecord;
 use state::State;
 
 /// The maximum number of keys of an object.
@@ -35,20 +40,33 @@ pub const KEYS_MAX: usize = 3;
 pub type Text = Arc<[u8]>;
 
 /// The change of an update; keys are numbered from 0.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// Changes nothing.
     Check,
+    /// Changes nothing, and returns at most `most` bytes of the value: from this offset on, counted from the start of
+    /// the value or from its end.
+    CheckPart {
+        /// The offset.
+        from: usize,
+        /// The maximum number of bytes.
+        most: usize,
+        /// True if the offset counts from the end of the value.
+        from_end: bool,
+    },
     /// Sets the value.
-    Put(Text),
+    Put(#[serde(with = "text")] Text),
     /// Removes the entry.
     Delete,
     /// Adds to a decimal number; an absent entry counts as 0.
     Add(i64),
+    /// Adds this number of quarters to a decimal number with a fraction; an absent entry counts as 0. The numbers must
+    /// be below 2^50, where sums of quarters are exact.
+    AddQuarters(i32),
     /// Appends to the value; an absent entry counts as empty.
-    Append(Text),
+    Append(#[serde(with = "text")] Text),
     /// Overwrites the value from this offset on; a gap is filled with zero bytes.
-    SetRange(usize, Text),
+    SetRange(usize, #[serde(with = "text")] Text),
     /// Moves the entry to another key.
     Rename(usize),
     /// Copies the entry to another key.
@@ -63,16 +81,21 @@ impl Change {
         match self {
             Change::Put(_)
             | Change::Add(_)
+            | Change::AddQuarters(_)
             | Change::Append(_)
             | Change::SetRange(..)
             | Change::SetExpiry => true,
-            Change::Check | Change::Delete | Change::Rename(_) | Change::Copy(_) => false,
+            Change::Check
+            | Change::CheckPart { .. }
+            | Change::Delete
+            | Change::Rename(_)
+            | Change::Copy(_) => false,
         }
     }
 }
 
 /// The condition of an update.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Guard {
     /// No condition.
     Always,
@@ -83,7 +106,7 @@ pub enum Guard {
     /// The entry has this version.
     Version(u64),
     /// The entry has this value.
-    Value(Text),
+    Value(#[serde(with = "text")] Text),
     /// The entry exists and has no deadline.
     NoDeadline,
     /// The entry exists and has a deadline.
@@ -95,7 +118,7 @@ pub enum Guard {
 }
 
 /// The deadline of an entry after an update, in milliseconds of wall time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lifetime {
     /// No deadline.
     Never,
@@ -110,7 +133,7 @@ pub enum Lifetime {
 }
 
 /// One update.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Update {
     /// The key.
     pub key: usize,
@@ -139,7 +162,7 @@ impl Update {
 }
 
 /// The outcome of an update or of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It was executed.
     Done,
@@ -154,18 +177,19 @@ pub enum Outcome {
 }
 
 /// The response to one update.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shown {
     /// The outcome.
     pub outcome: Outcome,
     /// The value.
+    #[serde(with = "text::option")]
     pub value: Option<Text>,
     /// The deadline, in milliseconds of wall time.
     pub deadline: Option<i64>,
 }
 
 /// The response to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// Every update was executed, or skipped because it is optional; or the only update was not executed.
     Shown {
@@ -174,7 +198,7 @@ pub enum Answer {
         /// The responses to the updates.
         updates: Vec<Shown>,
     },
-    /// One of several updates was not executed, so none was.
+    /// An update was not executed, so none was, and the response shows nothing else.
     Failed {
         /// The index of the update.
         index: usize,
@@ -185,6 +209,8 @@ pub enum Answer {
     InDoubt,
     /// The result is unknown. The request took effect before its end, or it never will.
     Undecided,
+    /// Nothing was done, for this reason.
+    Refused(Reason),
 }
 
 /// One operation on an object.
@@ -256,7 +282,7 @@ impl ObjectEntry {
 }
 
 /// A range of times in milliseconds, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Span {
     /// The earliest time.
     pub from: i64,
@@ -302,6 +328,20 @@ impl Model for Object {
     }
 }
 
+/// Returns a copy of the history of an object with one impossible response: the last read that found an entry returns a
+/// value that was never written. `None` if no read found an entry. It tests the checker.
+pub fn corrupted_object(history: &[ObjectEntry]) -> Option<Vec<ObjectEntry>> {
+    let mut copy = history.to_vec();
+    let reads = copy.iter_mut().filter(|entry| entry.is_read);
+    let values = reads.filter_map(|entry| match &mut entry.answer {
+        Answer::Shown { updates, .. } => Some((entry.end, updates.first_mut()?.value.as_mut()?)),
+        _ => None,
+    });
+    let (_, value) = values.max_by_key(|(end, _)| *end)?;
+    *value = Text::from(&b"never written"[..]);
+    Some(copy)
+}
+
 /// Checks the history of an object. The clock of each server differs from true wall time by at most `bound`
 /// milliseconds.
 pub fn judge_object(history: &[ObjectEntry], bound: i64) -> Verdict {
@@ -317,7 +357,11 @@ pub fn judge_object(history: &[ObjectEntry], bound: i64) -> Verdict {
         decided.push(ObjectEntry { answer: Answer::InDoubt, ..entry });
         return judge_object(&decided, bound);
     }
-    let says_something = |entry: &&ObjectEntry| !(entry.is_read && entry.answer == Answer::InDoubt);
+    let says_something = |entry: &&ObjectEntry| match entry.answer {
+        Answer::Refused(_) => false,
+        Answer::InDoubt => !entry.is_read,
+        _ => true,
+    };
     let operation = |entry: &ObjectEntry| Operation {
         client_id: Some(entry.client),
         call_time: entry.start,

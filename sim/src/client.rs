@@ -22,9 +22,10 @@ use kv_protocol::view::View;
 
 use crate::network::ConnectionNumber;
 use crate::object::{Mixed, ObjectAsk};
-use crate::workload::{Known, Plan, value_of};
+use crate::workload::{Plan, value_of};
 use kv_history::object::{Answer, Outcome, Shown};
 use kv_history::{Asked, Returned, Value};
+use kv_testkit::objects::Known;
 
 mod doubt;
 mod flight;

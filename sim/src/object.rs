@@ -9,27 +9,7 @@ use kv_history::object::{Answer, Change, Guard, Lifetime, Outcome, Shown, Text, 
 use kv_protocol::client_message::{Condition, Operation, Part, Response, Status, WriteHeader};
 use kv_protocol::ids::{SequenceNumber, WallTime};
 use kv_protocol::update::{self as wire, Action, Expiry, Precondition, UpdateResult, Updates};
-
-/// The length of a piece of a text.
-pub const PIECE_BYTES: usize = 11;
-
-/// Returns the piece with this number.
-pub fn piece(number: u64) -> Text {
-    format!("{number:010x};").into_bytes().into()
-}
-
-/// Returns whether a value is a number, or nothing, and then whole pieces and gaps of their length.
-fn is_whole(value: &[u8]) -> bool {
-    let is_piece = |piece: &[u8]| {
-        let digits = piece.strip_suffix(b";").is_some_and(|digits| {
-            digits.len() == PIECE_BYTES - 1 && digits.iter().all(u8::is_ascii_hexdigit)
-        });
-        digits || piece == [0; PIECE_BYTES]
-    };
-    let pieces = value.rchunks(PIECE_BYTES).take_while(|piece| is_piece(piece)).count();
-    let rest = &value[..value.len() - pieces * PIECE_BYTES];
-    rest.is_empty() || str::from_utf8(rest).is_ok_and(|text| text.parse::<i64>().is_ok())
-}
+use kv_testkit::objects::{self, is_whole, to_wire};
 
 /// An operation on an object.
 #[derive(Clone, Debug)]
@@ -66,7 +46,8 @@ impl ObjectAsk {
         let mut bytes = Vec::new();
         for update in &updates {
             let key = (update.key != updates[0].key).then(|| &keys[update.key][..]);
-            let update = to_wire(&keys, update, key);
+            let mut amount = String::new();
+            let update = to_wire(&keys, update, key, &mut amount);
             update.validate().expect("the workload makes valid updates");
             update.write(&mut bytes);
         }
@@ -183,64 +164,9 @@ pub fn changes_surely(updates: &Updates<'_>) -> bool {
 /// Returns the outcome of a definite response.
 fn outcome_of(status: Status) -> Option<Outcome> {
     match status {
-        Status::Ok => Some(Outcome::Done),
-        Status::NotFound => Some(Outcome::NotFound),
-        Status::Conflict => Some(Outcome::Conflict),
-        Status::NotANumber => Some(Outcome::NotANumber),
-        Status::Overflow => Some(Outcome::Overflow),
         Status::TooBig | Status::CrossShard | Status::Unsupported => {
             unreachable!("{status:?} in response to a valid request")
         }
-        _ => None,
-    }
-}
-
-fn to_wire<'a>(keys: &'a [Vec<u8>], update: &'a Update, key: Option<&'a [u8]>) -> wire::Update<'a> {
-    let time = |millis: i64| WallTime::from_millis(u64::try_from(millis).unwrap_or(0));
-    let length = |millis: i64| u64::try_from(millis).unwrap_or(0);
-    let action = match &update.change {
-        Change::Check => Action::Check,
-        Change::Put(value) => Action::Put(value),
-        Change::Delete => Action::Delete,
-        Change::Add(amount) => Action::Add(*amount),
-        Change::Append(bytes) => Action::Append(bytes),
-        Change::SetRange(offset, bytes) => {
-            Action::SetRange { offset: u32::try_from(*offset).expect("texts are short"), bytes }
-        }
-        Change::Rename(to) => Action::Rename(&keys[*to]),
-        Change::Copy(to) => Action::Copy(&keys[*to]),
-        Change::SetExpiry => Action::SetExpiry,
-    };
-    let condition = match &update.guard {
-        Guard::Always => Precondition::None,
-        Guard::Absent => Precondition::Absent,
-        Guard::Present => Precondition::Present,
-        Guard::Version(version) => Precondition::Version(SequenceNumber(*version)),
-        Guard::Value(value) => Precondition::Value(value),
-        Guard::NoDeadline => Precondition::NoDeadline,
-        Guard::HasDeadline => Precondition::HasDeadline,
-        Guard::Later => Precondition::Later,
-        Guard::Earlier => Precondition::Earlier,
-    };
-    let expiry = match update.lifetime {
-        Lifetime::Never => Expiry::Never,
-        Lifetime::Keep => Expiry::Keep,
-        Lifetime::After(millis) => Expiry::After(length(millis)),
-        Lifetime::At(millis) => Expiry::At(time(millis)),
-        Lifetime::KeepOrAfter(millis) => Expiry::KeepOrAfter(length(millis)),
-    };
-    let (returns_value, is_optional) = (update.returns_value, update.is_optional);
-    wire::Update { key, action, condition, expiry, returns_value, is_optional }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mixture_of_two_values_is_not_whole() {
-        let two: Vec<u8> = [&piece(7)[..], &piece(8)].concat();
-        assert!(is_whole(&two) && is_whole(b"-12") && is_whole(b"") && is_whole(b"120000000001;"));
-        assert!(!is_whole(&two[1..]) && !is_whole(&two[..20]) && !is_whole(b"12;"));
+        status => objects::outcome_of(status),
     }
 }

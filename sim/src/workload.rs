@@ -15,7 +15,7 @@ use kv_testkit::random::Random;
 
 mod objects;
 
-pub use objects::{KINDS, Known, ObjectHistory, Objects};
+pub use objects::{KINDS, ObjectHistory, Objects};
 
 /// The number of hot slots. They get half of all operations, or less if many are in flight.
 const HOT_SLOTS: usize = 6;

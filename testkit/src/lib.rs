@@ -10,6 +10,7 @@
 //!   threads    one stopped thread of another process
 //!   silent     addresses that do not respond
 //!   random     seeded random numbers
+//!   objects    operations on objects: keys, updates, requests
 //! ```
 //!
 //! The callers pass the paths of executables: tests use those that cargo built for them, and the chaos runner uses
@@ -17,6 +18,7 @@
 
 pub mod coord;
 pub mod dumps;
+pub mod objects;
 pub mod process;
 pub mod programs;
 pub mod random;

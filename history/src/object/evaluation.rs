@@ -44,7 +44,11 @@ pub(super) fn successors(world: &World, entry: &ObjectEntry) -> Vec<World> {
         for course in courses {
             for (course, outcome) in course.execute(update, shown, entry) {
                 let is_executed = matches!(outcome, Outcome::Done | Outcome::NotFound);
-                let ends = !is_executed && !update.is_optional && !is_single;
+                let ends = match (&entry.answer, is_single) {
+                    (Answer::Failed { .. }, true) => outcome != Outcome::Done,
+                    (_, true) => false,
+                    (_, false) => !is_executed && !update.is_optional,
+                };
                 match &entry.answer {
                     Answer::InDoubt if ends => ended.push(course.base),
                     Answer::Failed { index: failed, outcome: why }
@@ -64,6 +68,11 @@ pub(super) fn successors(world: &World, entry: &ObjectEntry) -> Vec<World> {
         ended.extend(courses.into_iter().filter_map(|course| course.finish(entry)));
     }
     ended
+}
+
+/// Returns the number with this many quarters.
+fn quarters(count: i32) -> f64 {
+    f64::from(count) / 4.0
 }
 
 /// Returns the courses in which each entry that the request reads has expired or not.
@@ -266,6 +275,18 @@ impl Course {
                 let outcome = if is_there { Outcome::Done } else { Outcome::NotFound };
                 vec![(Step::Nothing, outcome, current)]
             }
+            Change::CheckPart { from, most, from_end } => {
+                let part = |value: Text| {
+                    let start = match from_end {
+                        true => value.len().saturating_sub(*from),
+                        false => (*from).min(value.len()),
+                    };
+                    let end = start.saturating_add(*most).min(value.len());
+                    Text::from(&value[start..end])
+                };
+                let outcome = if found.is_some() { Outcome::Done } else { Outcome::NotFound };
+                vec![(Step::Nothing, outcome, current.map(part))]
+            }
             Change::Put(value) => store(Arc::clone(value), current),
             Change::Delete if found.is_none() => vec![(Step::Nothing, Outcome::NotFound, None)],
             Change::Delete => vec![(Step::Remove, Outcome::Done, current)],
@@ -279,6 +300,19 @@ impl Course {
                     Some(None) => vec![(Step::Nothing, Outcome::Overflow, current)],
                     Some(Some(sum)) => {
                         let sum = text(sum.to_string());
+                        store(Arc::clone(&sum), Some(sum))
+                    }
+                }
+            }
+            Change::AddQuarters(amount) => {
+                let number: Option<f64> = match &old {
+                    None => Some(0.0),
+                    Some(value) => str::from_utf8(value).ok().and_then(|text| text.parse().ok()),
+                };
+                match number {
+                    None => vec![(Step::Nothing, Outcome::NotANumber, current)],
+                    Some(number) => {
+                        let sum = text((number + quarters(*amount)).to_string());
                         store(Arc::clone(&sum), Some(sum))
                     }
                 }

@@ -175,3 +175,48 @@ fn appended_texts_keep_their_order() {
     assert!(is_legal(&[&history[..], &[read(4, 2, "abc")]].concat(), 0));
     assert!(!is_legal(&[&history[..], &[read(4, 2, "cab")]].concat(), 0));
 }
+
+#[test]
+fn a_sum_of_quarters_is_exact() {
+    let add = |start, version, quarters, sum| {
+        let change = Change::AddQuarters(quarters);
+        entry(start, start + 1, vec![Update::new(0, change)], shown(version, Some(sum)))
+    };
+    let history = [add(0, 1, 3, "0.75"), add(2, 2, -5, "-0.5"), add(4, 3, 2, "0"), read(6, 3, "0")];
+    assert!(is_legal(&history, 0));
+    assert!(!is_legal(&[history[0].clone(), add(2, 2, 1, "0.75")], 0), "one addition was lost");
+    let text = put(0, 1, "x", Lifetime::Never, 1);
+    let failed = Answer::Failed { index: 0, outcome: Outcome::NotANumber };
+    let refused = ObjectEntry { answer: failed, ..add(2, 0, 1, "") };
+    assert!(is_legal(&[text, refused.clone()], 0));
+    assert!(!is_legal(&[refused], 0), "an absent entry counts as 0");
+}
+
+#[test]
+fn a_part_is_one_of_the_present_value() {
+    let part = |from, most, from_end, value| {
+        let change = Change::CheckPart { from, most, from_end };
+        let update = Update { returns_value: true, ..Update::new(0, change) };
+        ObjectEntry { is_read: true, ..entry(4, 5, vec![update], shown(1, Some(value))) }
+    };
+    let legal = |read| is_legal(&[put(0, 1, "abcdef", Lifetime::Never, 1), read], 0);
+    assert!(legal(part(1, 3, false, "bcd")) && legal(part(2, 9, true, "ef")));
+    assert!(legal(part(7, 3, false, "")) && legal(part(9, 2, true, "ab")));
+    assert!(!legal(part(1, 3, false, "bc")) && !legal(part(2, 1, true, "f")));
+}
+
+#[test]
+fn a_refused_request_had_no_effect() {
+    let refused = Answer::Refused(crate::record::Reason::Unavailable);
+    let refused = ObjectEntry { answer: refused, ..add(2, 3, 0, "") };
+    assert!(is_legal(&[add(0, 1, 1, "1"), refused.clone(), add(4, 5, 2, "2")], 0));
+    assert!(!is_legal(&[add(0, 1, 1, "1"), refused, add(4, 5, 2, "3")], 0));
+}
+
+#[test]
+fn a_corrupted_history_is_illegal() {
+    let history = [add(0, 1, 1, "1"), read(2, 1, "1"), read(4, 1, "1")];
+    assert!(is_legal(&history, 0));
+    assert!(!is_legal(&corrupted_object(&history).unwrap(), 0));
+    assert!(corrupted_object(&history[..1]).is_none());
+}

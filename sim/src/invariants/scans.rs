@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kv_history::{Asked, Entry, Returned};
+use kv_history::{existed_throughout, may_have_existed};
 
 use crate::invariants::{Violation, flushes};
 use crate::world::World;
@@ -17,12 +17,14 @@ pub fn every_key_comes(world: &World) -> Result<(), Violation> {
     let of_objects = world.workload.objects.histories.values().flat_map(|object| &object.keys);
     let of_objects: BTreeSet<&Vec<u8>> = of_objects.collect();
     for scan in &world.scans.ended {
+        let [start, end] = [scan.start, scan.end].map(u64::cast_signed);
         for (key, history) in &world.workload.histories {
             let is_found = scan.found.contains(key);
-            if !is_found && existed_throughout(world, history, scan) {
+            let flushed = flushes::as_flushed(world, key, history);
+            if !is_found && existed_throughout(&flushed, start, end) {
                 return Err(violation(world, scan, key, "did not come, although it existed"));
             }
-            if is_found && !history.iter().any(|entry| may_have_written(entry, scan)) {
+            if is_found && !may_have_existed(history, end) {
                 return Err(violation(world, scan, key, "came before it was written"));
             }
         }
@@ -34,31 +36,6 @@ pub fn every_key_comes(world: &World) -> Result<(), Violation> {
         }
     }
     Ok(())
-}
-
-/// Returns whether a key certainly existed from the start of the scan to its end: a write has created it before, and
-/// no delete or flush can have been executed after this write and before the end of the scan.
-fn existed_throughout(world: &World, history: &[Entry], scan: &EndedScan) -> bool {
-    let [start, end] = [scan.start, scan.end].map(u64::cast_signed);
-    let created = |entry: &&Entry| {
-        matches!(entry.asked, Asked::Write(_) | Asked::Swap { .. })
-            && entry.returned == (Returned::Done { changed: true })
-            && entry.end < start
-    };
-    let may_remove = |since: i64| {
-        history
-            .iter()
-            .any(|entry| entry.asked == Asked::Delete && entry.end >= since && entry.start <= end)
-    };
-    let is_flushed = |since: i64| flushes::may_remove(world, since.cast_unsigned(), scan.end);
-    let mut created = history.iter().filter(created);
-    created.any(|write| !may_remove(write.start) && !is_flushed(write.start))
-}
-
-/// Returns whether an operation may have created the key before the end of the scan.
-fn may_have_written(entry: &Entry, scan: &EndedScan) -> bool {
-    matches!(entry.asked, Asked::Write(_) | Asked::Swap { .. })
-        && entry.start <= scan.end.cast_signed()
 }
 
 fn violation(world: &World, scan: &EndedScan, key: &[u8], what: &str) -> Violation {

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kv_history::object::{Answer, Shown};
-use kv_history::object::{Change, Guard, KEYS_MAX, Lifetime, ObjectEntry, Outcome, Text, Update};
+use kv_history::object::{Answer, Change, Lifetime, ObjectEntry, Outcome, Shown, Update};
 use kv_protocol::placement::Placement;
+use kv_testkit::objects::{Choice, Class, Known, keys_of};
 use kv_testkit::random::Random;
 
 use super::Slot;
 use crate::clock::wall_millis;
-use crate::object::{ObjectAsk, PIECE_BYTES, piece};
+use crate::object::ObjectAsk;
 
 /// The number of objects of each class; the first ones of each are hot.
 const OBJECTS_A_CLASS: usize = 8;
@@ -25,21 +25,7 @@ const OPERATIONS: usize = 130;
 /// The weight of a request in doubt in this number.
 const OPERATIONS_A_DOUBT: usize = 40;
 
-/// The use of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    /// A number.
-    Counter,
-    /// A text that grows.
-    Text,
-    /// A value that is written under conditions.
-    Item,
-    /// An entry with a deadline.
-    Expiring,
-    /// Several keys of one shard.
-    Family,
-}
-
+/// The classes of objects in use.
 const CLASSES: [Class; 5] =
     [Class::Counter, Class::Text, Class::Item, Class::Expiring, Class::Family];
 
@@ -63,15 +49,6 @@ pub const KINDS: [&str; 17] = [
     "set range",
     "take",
 ];
-
-/// The last entry that a client has read of a key.
-#[derive(Clone, Debug)]
-pub struct Known {
-    /// The version.
-    pub version: u64,
-    /// The value.
-    pub value: Text,
-}
 
 /// The history of an object.
 #[derive(Debug, Default)]
@@ -146,7 +123,7 @@ impl Objects {
             *slot = Slot { generation: slot.generation + 1, used: 1, in_flight: 1 };
         }
         if slot.used == 1 {
-            *keys = keys_of(self.placement, class, at, slot.generation);
+            *keys = keys_of(self.placement, class, at, slot.generation).into();
         }
         let keys = Arc::clone(keys);
         let key = random.index(keys.len());
@@ -201,7 +178,7 @@ impl Objects {
         let shown = match &entry.answer {
             Answer::Shown { updates, .. } => updates,
             Answer::Failed { .. } => return self.add("failed batch"),
-            Answer::InDoubt | Answer::Undecided => return,
+            Answer::InDoubt | Answer::Undecided | Answer::Refused(_) => return,
         };
         let is_batch = ask.updates.len() > 1;
         if is_batch {
@@ -248,7 +225,7 @@ impl Objects {
 /// Returns the name under which an update is counted.
 fn name_of(update: &Update) -> &'static str {
     match (&update.change, update.returns_value) {
-        (Change::Check, _) => "check",
+        (Change::Check | Change::CheckPart { .. }, _) => "check",
         (Change::Put(_), _) if matches!(update.lifetime, Lifetime::After(_) | Lifetime::At(_)) => {
             "put with deadline"
         }
@@ -256,159 +233,11 @@ fn name_of(update: &Update) -> &'static str {
         (Change::Put(_), false) => "put",
         (Change::Delete, true) => "take",
         (Change::Delete, false) => "delete",
-        (Change::Add(_), _) => "add",
+        (Change::Add(_) | Change::AddQuarters(_), _) => "add",
         (Change::Append(_), _) => "append",
         (Change::SetRange(..), _) => "set range",
         (Change::Rename(_), _) => "rename",
         (Change::Copy(_), _) => "copy",
         (Change::SetExpiry, _) => "set expiry",
-    }
-}
-
-/// Returns the keys of an object. Those of a family are in the same shard: they share a hash tag, or are found by trial.
-fn keys_of(placement: Placement, class: Class, at: usize, generation: u64) -> Arc<[Vec<u8>]> {
-    let name = format!("{class:?}.{at}.{generation}");
-    let count = if class == Class::Family { KEYS_MAX } else { 1 };
-    if placement.hash_tags() {
-        return (0..count).map(|n| format!("{n}{{{name}}}{n}").into_bytes()).collect();
-    }
-    let first = name.into_bytes();
-    let place = placement.locate(&first);
-    let others = (0..).map(|n| format!("{class:?}.{at}.{generation}.{n}").into_bytes());
-    let others = others.filter(|key| placement.locate(key) == place);
-    std::iter::once(first.clone()).chain(others).take(count).collect()
-}
-
-/// The choice of the updates of a request.
-struct Choice<'a> {
-    random: &'a mut Random,
-    known: &'a BTreeMap<Vec<u8>, Known>,
-    keys: &'a [Vec<u8>],
-    now: i64,
-    next_value: &'a mut u64,
-}
-
-impl Choice<'_> {
-    fn updates(&mut self, class: Class, key: usize) -> Vec<Update> {
-        let count = match class {
-            Class::Family if self.random.per_mille(700) => 2 + self.random.index(3),
-            Class::Family => 1,
-            _ if self.random.per_mille(120) => 2,
-            _ => 1,
-        };
-        let mut updates = Vec::new();
-        for n in 0..count {
-            let key = if n == 0 { key } else { self.random.index(self.keys.len()) };
-            let mut update = self.update(class, key);
-            update.is_optional = count > 1 && self.random.per_mille(250);
-            updates.push(update);
-        }
-        updates
-    }
-
-    fn update(&mut self, class: Class, key: usize) -> Update {
-        let change = match (class, self.random.below(100)) {
-            (Class::Counter, 0..75) => self.add(),
-            (Class::Counter, 75..88) => Change::Put(self.number()),
-            (Class::Text, 0..70) => Change::Append(self.piece()),
-            (Class::Text, 70..80) => {
-                Change::SetRange(self.random.index(6) * PIECE_BYTES, self.piece())
-            }
-            (Class::Text, 80..90) => Change::Put(self.piece()),
-            (Class::Item, 0..70) => Change::Put(self.piece()),
-            (Class::Item, 70..78) => Change::Append(self.piece()),
-            (Class::Item, 78..84) => Change::Check,
-            (Class::Expiring, 0..50) => Change::Put(self.number()),
-            (Class::Expiring, 50..78) => Change::SetExpiry,
-            (Class::Expiring, 78..90) => self.add(),
-            (Class::Family, 0..30) => Change::Put(self.number()),
-            (Class::Family, 30..50) => self.add(),
-            (Class::Family, 50..55) => Change::Append(self.piece()),
-            (Class::Family, 55..70) => Change::Rename(self.another(key)),
-            (Class::Family, 70..82) => Change::Copy(self.another(key)),
-            (Class::Family, 82..88) => Change::Check,
-            _ => Change::Delete,
-        };
-        let mut update = Update::new(key, change);
-        update.returns_value = self.random.per_mille(400);
-        let may_expire = match class {
-            Class::Expiring => 850,
-            Class::Family | Class::Item => 120,
-            Class::Counter | Class::Text => 25,
-        };
-        let keeps = matches!(
-            update.change,
-            Change::Check | Change::Delete | Change::Rename(_) | Change::Copy(_)
-        );
-        if update.change == Change::SetExpiry || !keeps && self.random.per_mille(may_expire) {
-            update.lifetime = self.lifetime();
-        }
-        update.guard = self.guard(class, key, update.lifetime);
-        update
-    }
-
-    fn guard(&mut self, class: Class, key: usize, lifetime: Lifetime) -> Guard {
-        let share = match class {
-            Class::Item => 700,
-            Class::Expiring => 350,
-            _ => 150,
-        };
-        if !self.random.per_mille(share) {
-            return Guard::Always;
-        }
-        let known = self.known.get(&self.keys[key]).cloned();
-        let compares = matches!(lifetime, Lifetime::After(_) | Lifetime::At(_));
-        match (self.random.below(8), known) {
-            (0 | 1, Some(known)) => Guard::Version(known.version),
-            (2, Some(known)) => Guard::Value(known.value),
-            (3, _) => Guard::NoDeadline,
-            (4, _) => Guard::HasDeadline,
-            (5, _) if compares => Guard::Later,
-            (6, _) if compares => Guard::Earlier,
-            (7, _) => Guard::Present,
-            _ => Guard::Absent,
-        }
-    }
-
-    fn lifetime(&mut self) -> Lifetime {
-        let signed = |millis: u64| i64::try_from(millis).expect("a short time");
-        let millis = match self.random.below(10) {
-            0..5 => signed(self.random.between(1, 60)),
-            5..8 => signed(self.random.between(60, 1_500)),
-            8 => signed(self.random.between(1_500, 6_000)),
-            _ => 600_000,
-        };
-        match self.random.below(10) {
-            0 => Lifetime::Never,
-            1 => Lifetime::KeepOrAfter(millis),
-            2 => Lifetime::At(self.now - millis % 50),
-            3..6 => Lifetime::At(self.now + millis),
-            _ => Lifetime::After(millis),
-        }
-    }
-
-    fn add(&mut self) -> Change {
-        match self.random.below(60) {
-            0 => Change::Add(i64::MAX),
-            1 => Change::Add(i64::MIN),
-            _ => Change::Add(i64::try_from(self.random.below(15)).expect("a small number") - 5),
-        }
-    }
-
-    /// Returns a number that no other PUT of the run writes.
-    fn number(&mut self) -> Text {
-        *self.next_value += 1;
-        (*self.next_value * 1_000).to_string().into_bytes().into()
-    }
-
-    /// Returns a piece that no other write of the run contains.
-    fn piece(&mut self) -> Text {
-        *self.next_value += 1;
-        piece(*self.next_value)
-    }
-
-    fn another(&mut self, key: usize) -> usize {
-        let count = self.keys.len();
-        (key + 1 + self.random.index(count - 1)) % count
     }
 }
