@@ -92,6 +92,9 @@ pub(crate) struct WorkerArgs {
     /// The number of this worker in the run.
     #[arg(long)]
     pub(crate) index: u32,
+    /// Execute operations on objects instead of registers.
+    #[arg(long)]
+    pub(crate) objects: bool,
     /// Number of concurrent operations. Each has a separate process number in the history.
     #[arg(long)]
     pub(crate) threads: u32,

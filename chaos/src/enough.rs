@@ -2,12 +2,30 @@
 
 use std::collections::BTreeMap;
 
+use crate::objects::kinds::{KINDS, SCANS};
+use crate::objects::verdict::Tallies;
+
 /// The number of faults in a full run. In a full run every kind must have occurred.
 pub(crate) const FULL: u64 = 200;
 /// The number of ordinary days in a full run. In a full run every kind must have occurred.
 pub(crate) const FULL_ORDINARY: u64 = 100;
 /// The number of faults below which the share of those with a write in flight is not significant.
 const FEW: u64 = 10;
+
+/// The number of operations from which on every kind of operation must have been done.
+const MANY_OPERATIONS: u64 = 10_000;
+
+/// Returns a description of the kinds of operations on objects of which none was done.
+pub(crate) fn missed_kinds(tallies: &Tallies) -> Option<String> {
+    let ran: u64 = KINDS.iter().filter_map(|kind| tallies.get(kind)).map(|tally| tally.ran).sum();
+    let was_done = |kind: &&&str| tallies.get(**kind).is_some_and(|tally| tally.ok > 0);
+    let kinds = || KINDS.iter().chain(&SCANS);
+    if ran < MANY_OPERATIONS && kinds().any(|kind| was_done(&kind)) {
+        return None;
+    }
+    let missed: Vec<&str> = kinds().filter(|kind| !was_done(kind)).copied().collect();
+    (!missed.is_empty()).then(|| format!("operations that never succeeded: {}", missed.join("; ")))
+}
 
 /// The minimum number and kinds of events of a run.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +76,7 @@ impl Demand {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::verdict::Tally;
 
     fn demand(faults: u64) -> Demand {
         let kinds = vec!["kill".into(), "cut".into()];
@@ -67,6 +86,21 @@ mod tests {
     fn misses(faults: u64, struck: &[(&str, u64, u64)]) -> usize {
         let struck = struck.iter().map(|(name, count, aimed)| ((*name).into(), (*count, *aimed)));
         demand(faults).missed(&struck.collect()).len()
+    }
+
+    #[test]
+    fn every_kind_of_operation_must_have_succeeded_in_a_long_run() {
+        let of = |kinds: &[&'static str], ok| -> Tallies {
+            let tally = Tally { ran: MANY_OPERATIONS, ok, ..Tally::default() };
+            kinds.iter().map(|kind| (*kind, tally)).collect()
+        };
+        let all: Vec<&str> = KINDS.iter().chain(&SCANS).copied().collect();
+        assert_eq!(missed_kinds(&of(&all, 1)), None);
+        assert!(missed_kinds(&of(&all[1..], 1)).is_some_and(|words| words.contains(all[0])));
+        assert!(missed_kinds(&of(&all, 0)).is_some());
+        assert!(missed_kinds(&Tallies::new()).is_some(), "a run without operations");
+        let few = Tally { ran: 10, ok: 1, ..Tally::default() };
+        assert_eq!(missed_kinds(&[(KINDS[0], few)].into()), None);
     }
 
     #[test]

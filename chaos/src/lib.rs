@@ -6,6 +6,9 @@
 //!     round         one cluster from its start to its verdict
 //!       cluster       coord and its servers; status; stop
 //!       load          client processes: this program again, as `worker`     keys, flight
+//!         worker        operations on registers
+//!         objects       operations on objects, scans, and their checks
+//!         histories     what the processes have recorded
 //!       faults        the faults, and the choice of the next one
 //!       strike        injects a fault      steps: the coordinator's log
 //!       network       a namespace for each server; links that can be cut
@@ -30,12 +33,14 @@ mod dumps;
 mod enough;
 mod faults;
 mod flight;
+mod histories;
 mod keys;
 mod limits;
 mod load;
 mod measure;
 mod network;
 mod noticed;
+mod objects;
 mod ordinary;
 mod report;
 mod restored;

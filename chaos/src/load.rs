@@ -11,6 +11,7 @@ use kv_testkit::wait_for;
 
 use crate::cluster::{Cluster, Programs};
 use crate::flight::Flight;
+use crate::histories::Histories;
 use crate::network::Network;
 
 /// The timeout for the client processes to complete their last operations and exit. It allows for the deadline of an
@@ -20,18 +21,28 @@ const END_LIMIT: Duration = Duration::from_secs(60);
 /// The amount of load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Strength {
-    /// The number of processes.
+    /// The number of processes with operations on registers.
     pub(crate) workers: u32,
+    /// The number of processes with operations on objects.
+    pub(crate) of_objects: u32,
     /// The number of closed loops (threads) of each process.
     pub(crate) threads: u32,
     /// The maximum number of operations per second of each loop.
     pub(crate) rate: u32,
 }
 
+/// A running client process, and the file of its history.
+#[derive(Debug)]
+struct Worker {
+    process: Child,
+    history: PathBuf,
+    uses_objects: bool,
+}
+
 /// The running client processes.
 #[derive(Debug)]
 pub(crate) struct Load {
-    workers: Vec<(Child, PathBuf)>,
+    workers: Vec<Worker>,
     /// The groups with a write in flight.
     pub(crate) flight: Flight,
 }
@@ -49,14 +60,20 @@ impl Load {
     ) -> anyhow::Result<Load> {
         let path = dir.join("flight");
         let mut load = Load { workers: Vec::new(), flight: Flight::create(&path)? };
-        for index in 0..strength.workers {
+        for index in 0..strength.workers + strength.of_objects {
+            let uses_objects = index >= strength.workers;
             let history = dir.join(format!("history-{index}.jsonl"));
             let mut command = match network {
                 Some(network) => network.enter_clients(&programs.chaos),
                 None => Command::new(&programs.chaos),
             };
-            let child = command
-                .args(["worker", "--endpoint", &cluster.endpoint(), "--index", &index.to_string()])
+            if uses_objects {
+                command.arg("worker").arg("--objects");
+            } else {
+                command.arg("worker");
+            }
+            let process = command
+                .args(["--endpoint", &cluster.endpoint(), "--index", &index.to_string()])
                 .args(["--threads", &strength.threads.to_string()])
                 .args(["--rate", &strength.rate.to_string()])
                 .arg("--history")
@@ -69,42 +86,44 @@ impl Load {
                 .stdin(Stdio::piped())
                 .spawn()
                 .context("start a client process")?;
-            load.workers.push((child, history));
+            load.workers.push(Worker { process, history, uses_objects });
         }
         Ok(load)
     }
 
     /// Stops the processes by closing their standard input, and waits until they have completed their operations.
-    /// Writes the merged history to `history.jsonl` and returns it, in order of time.
-    pub(crate) fn stop(mut self, dir: &Path) -> anyhow::Result<Vec<Record>> {
-        for (worker, _) in &mut self.workers {
-            drop(worker.stdin.take());
+    /// Writes the merged history of the registers to `history.jsonl`. Returns the histories, in order of time.
+    pub(crate) fn stop(mut self, dir: &Path) -> anyhow::Result<Histories> {
+        for worker in &mut self.workers {
+            drop(worker.process.stdin.take());
         }
-        let mut records = Vec::new();
-        for (worker, history) in &mut self.workers {
+        let mut histories = Histories::default();
+        for Worker { process, history, uses_objects } in &mut self.workers {
             let ended = wait_for("a client process to end", END_LIMIT, || {
-                worker.try_wait().ok().flatten()
+                process.try_wait().ok().flatten()
             })?;
             if !ended.success() {
                 bail!("a client process ended with {ended}; its output is above");
             }
-            let text = fs::read_to_string(&*history)
-                .with_context(|| format!("read {}", history.display()))?;
-            records.extend(Record::parse_all(&text)?);
+            if *uses_objects {
+                histories.read_objects(history)?;
+                continue;
+            }
+            histories.read_registers(history)?;
             let _ = fs::remove_file(&*history);
         }
         // The sort is stable, so the lines of one process stay in order.
-        records.sort_by_key(|record| record.time_ns);
-        write_history(&dir.join("history.jsonl"), &records)?;
-        Ok(records)
+        histories.registers.sort_by_key(|record| record.time_ns);
+        write_history(&dir.join("history.jsonl"), &histories.registers)?;
+        Ok(histories)
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        for (worker, _) in &mut self.workers {
-            let _ = worker.kill();
-            let _ = worker.wait();
+        for worker in &mut self.workers {
+            let _ = worker.process.kill();
+            let _ = worker.process.wait();
         }
     }
 }

@@ -7,7 +7,8 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::doubles::Doubles;
-use crate::enough::Demand;
+use crate::enough::{self, Demand};
+use crate::objects::verdict::{Tallies, Tally};
 use crate::round::Outcome;
 
 /// A line of the table.
@@ -51,6 +52,14 @@ pub(crate) struct Report {
     unknown: u64,
     /// The number of keys whose history is not linearizable.
     illegal: u64,
+    /// The number of objects.
+    objects: u64,
+    /// The number of objects for which the check timed out.
+    objects_unknown: u64,
+    /// The number of objects whose history is not linearizable.
+    objects_illegal: u64,
+    /// The counts by kind of operation.
+    operation_kinds: Tallies,
     longest_stall_ms: f64,
     two_servers_at_once: Doubles,
     seconds: f64,
@@ -93,6 +102,12 @@ impl Report {
         self.keys += counts.keys;
         self.unknown += counts.unknown;
         self.illegal += counts.illegal;
+        self.objects += counts.objects.objects;
+        self.objects_unknown += counts.objects.unknown;
+        self.objects_illegal += counts.objects.illegal;
+        for (kind, tally) in &counts.kinds {
+            *self.operation_kinds.entry(kind).or_default() += *tally;
+        }
         self.not_carried_through += outcome.not_carried_through;
         self.longest_stall_ms = self.longest_stall_ms.max(ms(counts.longest_stall));
         if let Some(shown) = outcome.shown.filter(|_| outcome.failures.is_empty()) {
@@ -116,6 +131,7 @@ impl Report {
             };
             self.failures.extend(demand.missed(&kinds.iter().map(counted).collect()));
         }
+        self.failures.extend(enough::missed_kinds(&self.operation_kinds));
         if !self.failures.is_empty() {
             self.verdict = "NOT ENOUGH";
         }
@@ -127,6 +143,30 @@ impl Report {
 
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(self).expect("the keys of a report are strings")
+    }
+
+    /// Returns the table of the counts by kind of operation.
+    fn table_of_operations(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        table.set_header([
+            "operation",
+            "ran",
+            "ok",
+            "condition not met",
+            "in doubt",
+            "not served",
+            "not linearizable",
+            "not judged",
+        ]);
+        for (kind, tally) in &self.operation_kinds {
+            let Tally { ran, ok, unmet, in_doubt, unserved, illegal, not_judged } = *tally;
+            let counts = [ran, ok, unmet, in_doubt, unserved, illegal, not_judged];
+            let row = std::iter::once((*kind).to_owned());
+            table.add_row(row.chain(counts.map(|count| count.to_string())));
+        }
+        align(&mut table);
+        table
     }
 
     /// Renders the report for people.
@@ -150,18 +190,16 @@ impl Report {
             format!("{:.0}", self.longest_stall_ms),
             String::new(),
         ]);
-        for (n, column) in table.column_iter_mut().enumerate() {
-            column.set_padding((0, 2));
-            if n > 0 {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
+        align(&mut table);
+        let operations = self.table_of_operations();
         let mut text = format!(
             "{table}\n\n\
+             {operations}\n\n\
              {} faults and {} ordinary days in {} rounds, {:.0} s, seed {}\n\
-             operations: {} ok, {} fail (of these {} not served), {} info; {} keys\n\
+             operations: {} ok, {} fail (of these {} not served), {} info; {} keys and objects\n\
              not served, or of unknown result, although at most one server was struck: {}\n\
-             checker: {} keys not linearizable, {} unknown (timed out); every corrupted history {}\n",
+             checker: {} keys not linearizable, {} unknown (timed out); of {} objects {} not linearizable, {} unknown; \
+             every corrupted history {}\n",
             self.faults,
             self.ordinary,
             self.rounds,
@@ -175,6 +213,9 @@ impl Report {
             self.not_carried_through,
             self.illegal,
             self.unknown,
+            self.objects,
+            self.objects_illegal,
+            self.objects_unknown,
             if self.failures.iter().any(|what| what.contains("checker accepts")) {
                 "WAS NOT rejected"
             } else {
@@ -189,6 +230,16 @@ impl Report {
             text += &format!("FAILED: {what}\n");
         }
         text + self.verdict
+    }
+}
+
+/// Aligns all columns except the first to the right.
+fn align(table: &mut Table) {
+    for (n, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if n > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
 }
 

@@ -1,11 +1,10 @@
 //! One cluster, from its start to its verdict.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use kv_history::{Kind, Operations, Reason};
+use kv_history::{Operation, Operations, Reason};
 use kv_protocol::GroupId;
 use kv_testkit::random::Random;
 
@@ -19,12 +18,12 @@ use crate::network::Network;
 use crate::noticed;
 use crate::ordinary::writes::Beside;
 use crate::ordinary::{self, Days};
-use crate::restored::{self, Found};
+use crate::restored::{self, Restored};
 use crate::strike::{Striker, Struck};
 use crate::verdict::{self, Counts, Ends, Remains};
 
 /// The load of every round.
-pub(crate) const STRENGTH: Strength = Strength { workers: 4, threads: 2, rate: 50 };
+pub(crate) const STRENGTH: Strength = Strength { workers: 4, of_objects: 2, threads: 2, rate: 50 };
 /// The data of every round. It is large enough that a copy takes a while.
 pub(crate) const BULK: Bulk = Bulk { count: 6_000, value_bytes: 4 << 10 };
 /// The time for which the load runs before the first fault and after the last one.
@@ -156,17 +155,16 @@ impl Round<'_> {
         beside: &Beside,
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
-        let records = load.stop(&self.dir)?;
+        let histories = load.stop(&self.dir)?;
         let ended = cluster.stop()?;
         ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
-        let lost = |record: &&kv_history::Record| record.error == Some(Reason::Lost);
-        if let Some(record) = records.iter().find(lost) {
+        let placement = cluster.placement();
+        let operations = histories.operations()?;
+        if let Some(first) = operations.all().find(|(_, one)| one.error == Some(Reason::Lost)) {
             outcome
                 .failures
-                .push(format!("a group was LOST although only one server was struck: {record:?}"));
+                .push(format!("a group was LOST although only one server was struck: {first:?}"));
         }
-        let placement = cluster.placement();
-        let operations = Operations::pair(&records)?;
         let left = noticed::not_carried_through(&operations, placement, &outcome.struck);
         outcome.not_carried_through = left.len() as u64;
         if let Some(first) = left.first() {
@@ -176,10 +174,10 @@ impl Round<'_> {
             ));
         }
         let remains = Remains::of_whole(&cluster.dir, placement, &[])?;
-        let (restored, age) = (Found::new(), cluster.age());
+        let (restored, age) = (Restored::default(), cluster.age());
         let ends = Ends { remains: &remains, restored: &restored, bulk: BULK, beside, age };
         let (struck, failures) = (&outcome.struck, &mut outcome.failures);
-        outcome.counts = verdict::judge(&self.dir, placement, records, ends, struck, failures)?;
+        outcome.counts = verdict::judge(&self.dir, placement, histories, ends, struck, failures)?;
         Ok(())
     }
 
@@ -203,15 +201,15 @@ impl Round<'_> {
         let [victim, other] = killed.map(|member| member.server.0);
         outcome.struck.push(struck);
         let placement = cluster.placement();
-        let mut restored = Found::new();
-        let (records, remains) = match double.policy {
+        let mut restored = Restored::default();
+        let (histories, remains) = match double.policy {
             // The second kill came after the recovery. So there were two single faults, one after the other.
             _ if !in_time => {
                 cluster.wait_whole("after a second server was killed when the first was back")?;
-                let records = load.stop(&self.dir)?;
+                let histories = load.stop(&self.dir)?;
                 let ended = cluster.stop()?;
                 ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
-                (records, Remains::of_whole(&self.dir, placement, &[])?)
+                (histories, Remains::of_whole(&self.dir, placement, &[])?)
             }
             Policy::Shutdown => {
                 let ended = cluster.await_end().context("after two servers were killed")?;
@@ -219,21 +217,19 @@ impl Round<'_> {
                     !ended.success(),
                     "coord exited with status 0 although a second server died before the first was back"
                 );
-                let records = load.stop(&self.dir)?;
+                let histories = load.stop(&self.dir)?;
                 let remains = Remains::of_survivors(&self.dir, placement, &killed)?;
                 if self.abilities.restore {
-                    let keys: BTreeSet<&str> =
-                        records.iter().map(|record| &record.key[..]).collect();
                     restored = restored::read_all(
                         self.programs,
                         self.network,
                         (&self.dir, &cluster.setting),
                         &remains.lost(placement),
                         BULK,
-                        keys.into_iter(),
+                        &histories,
                     )?;
                 }
-                (records, remains)
+                (histories, remains)
             }
             Policy::Isolate => {
                 cluster.wait_status("after two servers were killed (isolate)", is_settled)?;
@@ -246,18 +242,25 @@ impl Round<'_> {
                     .collect();
                 // This time is long enough for requests to keys of the lost group.
                 std::thread::sleep(3 * WARM);
-                let records = load.stop(&self.dir)?;
+                let histories = load.stop(&self.dir)?;
                 // The exit status of this stop is a failure, because no dump of the lost group is complete.
                 cluster.stop()?;
-                self.check_isolation(&records, placement, [victim, other], &lost, outcome)?;
-                (records, Remains::of_whole(&self.dir, placement, &lost)?)
+                self.check_isolation(
+                    &histories.operations()?,
+                    placement,
+                    [victim, other],
+                    &lost,
+                    outcome,
+                )?;
+                (histories, Remains::of_whole(&self.dir, placement, &lost)?)
             }
         };
         let lost = remains.lost(placement);
-        let told = records.iter().filter(|record| record.error == Some(Reason::Lost)).count();
+        let is_lost = |operation: &Operation| operation.error == Some(Reason::Lost);
+        let told = histories.operations()?.all().filter(|(_, one)| is_lost(one)).count();
         outcome.shown = in_time.then_some(Shown {
             policy: double.policy,
-            restored: restored.len() as u64,
+            restored: restored.count(),
             lost: lost.len() as u64,
             told: told as u64,
         });
@@ -274,7 +277,7 @@ impl Round<'_> {
         let ends =
             Ends { remains: &remains, restored: &restored, bulk: BULK, beside: &beside, age };
         let (struck, failures) = (&outcome.struck, &mut outcome.failures);
-        outcome.counts = verdict::judge(&self.dir, placement, records, ends, struck, failures)?;
+        outcome.counts = verdict::judge(&self.dir, placement, histories, ends, struck, failures)?;
         Ok(())
     }
 
@@ -282,7 +285,7 @@ impl Round<'_> {
     /// these, must have got LOST.
     fn check_isolation(
         &self,
-        records: &[kv_history::Record],
+        operations: &Operations,
         placement: kv_protocol::placement::Placement,
         both: [u16; 2],
         lost: &[GroupId],
@@ -291,16 +294,14 @@ impl Round<'_> {
         let is_far = |group: GroupId| {
             !both.contains(&group.0) && !both.contains(&((group.0 + 1) % self.servers))
         };
-        let operations = Operations::pair(records)?;
-        let unserved = noticed::unserved(&operations, placement, is_far);
+        let unserved = noticed::unserved(operations, placement, is_far);
         if !unserved.is_empty() {
             outcome.failures.push(format!("groups of other servers were not served: {unserved:?}"));
         }
-        let group_of = |record: &kv_history::Record| placement.locate(record.key.as_bytes()).0;
-        let said: Vec<GroupId> = records
-            .iter()
-            .filter(|record| record.kind != Kind::Invoke && record.error == Some(Reason::Lost))
-            .map(group_of)
+        let said: Vec<GroupId> = operations
+            .all()
+            .filter(|(_, operation)| operation.error == Some(Reason::Lost))
+            .map(|(key, _)| placement.locate(key.as_bytes()).0)
             .collect();
         for group in &said {
             if !lost.contains(group) {

@@ -1,10 +1,11 @@
 //! The verdict on a round: the checks of its history and its dumps.
 //!
 //! ```text
-//!   history + the contents of the dumps, as final reads -> one register for each key; each write once
+//!   history + the contents of the dumps, as final reads -> one register for each key, or one object; each write once
 //!   the same with one impossible response               -> must be rejected
 //!   dumps of i.primary and (i+1).secondary              -> equal, entry by entry
 //!   last sequence number of each dump                   -> between the certain and the possible count
+//!   scans                                               -> every key that existed throughout, no other
 //!   the bulk data of the round                          -> present
 //! ```
 //!
@@ -19,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use kv_core::dump::{Dump, DumpHeader};
 use kv_core::restore;
+use kv_history::object::ObjectRecord;
 use kv_history::{Effects, Function, Kind, Operations, Payload, Record, corrupted, effects};
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::Placement;
@@ -26,10 +28,14 @@ use kv_protocol::{GroupId, Member, ShardId};
 
 use crate::bulk::Bulk;
 use crate::dumps;
+use crate::histories::Histories;
 use crate::load::write_history;
 use crate::noticed;
+use crate::objects::verdict::{
+    Judged, Tallies, Written, count_register, judge_objects, judge_scans, objects_of, read_of_dump,
+};
 use crate::ordinary::writes::Beside;
-use crate::restored::Found;
+use crate::restored::{Found, Restored};
 use crate::strike::Struck;
 use crate::worker::{client_of, value_of};
 
@@ -56,6 +62,10 @@ pub(crate) struct Counts {
     pub(crate) twice: u64,
     /// The longest time, over all places, for which no operation of a place succeeded although one was requested.
     pub(crate) longest_stall: Duration,
+    /// The counts by kind of operation.
+    pub(crate) kinds: Tallies,
+    /// The counts of objects.
+    pub(crate) objects: Judged,
     /// For each fault, in order, true if it struck while a write to its groups was in flight.
     pub(crate) in_flight: Vec<bool>,
     /// For each fault, in order, the longest stall that ended after the fault and before the next one.
@@ -70,7 +80,8 @@ pub(crate) struct Remains {
 
 #[derive(Debug)]
 struct Remain {
-    entries: HashMap<Vec<u8>, (Vec<u8>, u64)>,
+    /// The value, the version and the deadline of each entry, by key.
+    entries: HashMap<Vec<u8>, (Vec<u8>, u64, Option<i64>)>,
     last: u64,
 }
 
@@ -148,8 +159,12 @@ impl Remains {
     fn take(&mut self, dump: &Dump, shard: ShardId, placement: Placement) {
         let place = (dump.header.origin.group, shard);
         let entries = dump.entries.iter().filter(|entry| placement.locate(&entry.key) == place);
-        let entries =
-            entries.map(|entry| (entry.key.clone(), (entry.value.clone(), entry.sn.0))).collect();
+        let entries = entries
+            .map(|entry| {
+                let deadline = entry.deadline.map(|deadline| deadline.millis().cast_signed());
+                (entry.key.clone(), (entry.value.clone(), entry.sn.0, deadline))
+            })
+            .collect();
         let last = dump.header.shards[usize::from(shard.0)].last.0;
         self.shards.insert(place, Remain { entries, last });
     }
@@ -171,7 +186,7 @@ pub(crate) struct Ends<'a> {
     /// The entries of the dumps.
     pub(crate) remains: &'a Remains,
     /// The values that a client read from a cluster that was restored from these dumps; empty if none was restored.
-    pub(crate) restored: &'a Found,
+    pub(crate) restored: &'a Restored,
     /// The bulk data that was written at the beginning of the round.
     pub(crate) bulk: Bulk,
     /// The additional writes of this program itself.
@@ -184,15 +199,17 @@ pub(crate) struct Ends<'a> {
 pub(crate) fn judge(
     dir: &Path,
     placement: Placement,
-    mut records: Vec<Record>,
+    histories: Histories,
     ends: Ends<'_>,
     struck: &[Struck],
     failures: &mut Vec<String>,
 ) -> anyhow::Result<Counts> {
     let Ends { remains, restored, bulk, age, .. } = ends;
-    let forgotten = forgotten_at_most(&records, age);
+    let forgotten = forgotten_at_most(histories.processes(), age);
     let place_of = |key: &str| placement.locate(key.as_bytes());
-    let live = Operations::pair(&records)?;
+    let live = histories.operations()?;
+    let Histories { registers: mut records, mut objects, scans } = histories;
+    let of_registers: BTreeSet<String> = records.iter().map(|record| record.key.clone()).collect();
     let mut counts = count(&live);
     let stalls = noticed::stalls(&live, |key| {
         let place = place_of(key);
@@ -211,15 +228,29 @@ pub(crate) fn judge(
     if noticed::is_idle(&live) {
         failures.push("no operation succeeded in the whole round".into());
     }
-    let in_dumps = live.by_key.keys().filter_map(|key| {
+    let in_dumps = of_registers.iter().filter_map(|key| {
         let found = remains.at(place_of(key))?.entries.get(key.as_bytes());
-        Some((key.clone(), found.map(|(bytes, version)| (value_of(bytes), *version))))
+        Some((key.clone(), found.map(|(bytes, version, _)| (value_of(bytes), *version))))
     });
     read_last(&mut records, LAST_READER, &in_dumps.collect());
-    read_last(&mut records, LAST_READER - 1, restored);
+    read_last(&mut records, LAST_READER - 1, &restored.registers);
+    let in_dumps = objects_of(&objects).into_iter().flat_map(|keys| {
+        keys.iter().enumerate().filter_map(|(at, key)| {
+            let found = remains.at(place_of(key))?.entries.get(key.as_bytes());
+            Some(read_of_dump(keys, at, found.cloned()))
+        })
+    });
+    let in_dumps: Vec<ObjectRecord> = in_dumps.collect();
+    read_objects_last(&mut objects, in_dumps.into_iter().chain(restored.objects.clone()));
     write_history(&dir.join("history.jsonl"), &records)?;
     let operations = Operations::pair(&records)?;
-    for (key, verdict) in operations.judge() {
+    let verdicts = operations.judge();
+    for (key, operation) in live.all().filter(|(key, _)| of_registers.contains(*key)) {
+        let verdict = verdicts.iter().find(|(bad, _)| *bad == key).map(|(_, verdict)| *verdict);
+        let verdict = verdict.unwrap_or(kv_history::Verdict::Linearizable);
+        count_register(&mut counts.kinds, operation, verdict);
+    }
+    for (key, verdict) in verdicts {
         let what = match verdict {
             kv_history::Verdict::Unknown => {
                 counts.unknown += 1;
@@ -236,7 +267,11 @@ pub(crate) fn judge(
         fs::write(&path, lines.join("\n")).with_context(|| format!("write {}", path.display()))?;
         failures.push(format!("the history of key {key:?} {what}; it is in {}", path.display()));
     }
-    match effects(&operations, place_of) {
+    counts.objects = judge_objects(dir, &objects, &mut counts.kinds, failures)?;
+    let beside = ends.beside.possible();
+    let written = Written { registers: &operations, objects: &objects, bulk, beside };
+    judge_scans(&scans, written, struck, &mut counts.kinds, failures);
+    match effects(&operations, &objects, place_of) {
         Ok(found) => check_numbers(&found, placement, ends, forgotten, failures),
         Err(twice) => {
             counts.twice += 1;
@@ -284,16 +319,27 @@ fn read_last(records: &mut Vec<Record>, process: u32, found: &Found) {
     }
 }
 
+/// Adds reads of objects after the end of the load, one after the other.
+fn read_objects_last(records: &mut Vec<ObjectRecord>, last: impl Iterator<Item = ObjectRecord>) {
+    let ends = records.iter().map(|record| record.end).filter(|end| *end < i64::MAX);
+    let starts = records.iter().map(|record| record.start);
+    let mut time = ends.chain(starts).max().unwrap_or(0);
+    for record in last {
+        records.push(ObjectRecord { start: time + 1, end: time + 2, ..record });
+        time += 2;
+    }
+}
+
 /// Returns the maximum number of sessions of a place that can have expired, each with a separate write. Each client
 /// has one session in a place, which must be idle for [`SESSION_IDLE`] before each expiry.
-fn forgotten_at_most(records: &[Record], age: Duration) -> u64 {
-    let clients: BTreeSet<u32> = records.iter().map(|record| client_of(record.process)).collect();
+fn forgotten_at_most(processes: impl Iterator<Item = u32>, age: Duration) -> u64 {
+    let clients: BTreeSet<u32> = processes.map(client_of).collect();
     // One more client wrote the bulk data.
     (clients.len() as u64 + 1) * (age.as_secs() / SESSION_IDLE.as_secs())
 }
 
 /// Checks the last sequence number of every place. Each write that the store evaluated takes one, and so does the
-/// expiry of sessions. Nothing else takes one.
+/// expiry of sessions. The removals that a primary logs take further ones.
 fn check_numbers(
     found: &HashMap<Place, Effects>,
     placement: Placement,
@@ -312,7 +358,7 @@ fn check_numbers(
         let before = stored.get(place).copied().unwrap_or(0);
         let (certain, possible) = beside.at(*place);
         let least = before + certain + effects.returned;
-        let most = before + possible + effects.possible + forgotten;
+        let most = before + possible + effects.possible + effects.expiring + forgotten;
         if remain.last < least.max(effects.highest) || remain.last > most {
             failures.push(format!(
                 "group {}, shard {}: the last sequence number is {}; at least {least} writes \
@@ -334,7 +380,7 @@ fn check_bulk(
         let Some(remain) = remains.at(placement.locate(key.as_bytes())) else {
             return false;
         };
-        remain.entries.get(key.as_bytes()).is_none_or(|(value, _)| *value != bulk.value(*number))
+        remain.entries.get(key.as_bytes()).is_none_or(|(value, ..)| *value != bulk.value(*number))
     };
     let missing: Vec<u64> = (0..bulk.count).filter(is_missing).collect();
     if let Some(first) = missing.first() {
@@ -377,24 +423,11 @@ fn check_checker(
 mod tests {
     use super::*;
 
-    fn line(process: u32, kind: Kind, time_ns: i64) -> Record {
-        Record {
-            process,
-            kind,
-            f: Function::Write,
-            key: "k".into(),
-            value: Payload::One(Some(u64::from(process))),
-            time_ns,
-            version: None,
-            error: None,
-        }
-    }
-
     #[test]
     fn a_session_expires_at_most_once_in_each_idle_span() {
-        let records =
-            [line(1, Kind::Invoke, 0), line(2, Kind::Invoke, 0), line(100_001, Kind::Ok, 1)];
-        let after = |seconds| forgotten_at_most(&records, Duration::from_secs(seconds));
+        let processes = [1, 2, 100_001];
+        let after =
+            |seconds| forgotten_at_most(processes.into_iter(), Duration::from_secs(seconds));
         assert_eq!((after(599), after(600), after(1_300)), (0, 3, 6));
     }
 }

@@ -1,11 +1,12 @@
-//! One client process of the load: a few closed loops over the keys in use, each with a separate client. Every
-//! operation is recorded when it begins and when it ends.
+//! One client process of the load: a few closed loops over the keys in use, each with a separate client. The loops of a
+//! process use registers (this file) or objects ([`crate::objects`]). Every operation is recorded.
 //!
 //! The process ends when its standard input ends, so it does not outlive the process that started it.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Read as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,11 +16,14 @@ use kv_client::{Client, Condition, Error, OpOptions, Options, SequenceNumber, Wr
 use kv_history::{Function, Kind, Payload, Reason, Record, Value};
 use kv_protocol::placement::Placement;
 use kv_testkit::random::Random;
+use serde::Serialize;
 
 use crate::args::WorkerArgs;
 use crate::clock::now_ns;
 use crate::flight::Flight;
 use crate::keys::{self, KeyAge};
+use crate::objects;
+use crate::objects::scanner::Scanner;
 
 /// The number of process numbers of one thread. Each operation in doubt uses up one.
 pub(crate) const NUMBERS_A_THREAD: u32 = 100_000;
@@ -39,25 +43,65 @@ type Seen = Option<(SequenceNumber, Value)>;
 
 /// Runs the load until standard input ends.
 pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
-    let file = File::create(&args.history)
-        .with_context(|| format!("create {}", args.history.display()))?;
-    let history = Mutex::new(BufWriter::new(file));
+    let journal = Journal::create(&args.history)?;
     let flight = Flight::open(&args.flight)?;
-    let over = AtomicBool::new(false);
+    let over = Over::default();
     std::thread::scope(|scope| -> anyhow::Result<()> {
-        let threads: Vec<_> = (0..args.threads)
+        let (journal, flight, over) = (&journal, &flight, &over);
+        let mut threads: Vec<_> = (0..args.threads)
             .map(|thread| {
-                let (history, flight, over) = (&history, &flight, &over);
-                scope.spawn(move || Hand::new(args, thread, history, flight)?.work(over))
+                scope.spawn(move || match args.objects {
+                    true => objects::hand::Hand::new(args, thread, journal, flight)?.work(over),
+                    false => Hand::new(args, thread, journal, flight)?.work(over),
+                })
             })
             .collect();
+        if args.objects {
+            threads.push(scope.spawn(move || Scanner::new(args, journal)?.work(over)));
+        }
         let mut ignored = [0; 64];
         while matches!(std::io::stdin().read(&mut ignored), Ok(1..)) {}
-        over.store(true, Ordering::SeqCst);
+        over.0.store(true, Ordering::SeqCst);
         threads.into_iter().try_for_each(|thread| thread.join().expect("a thread does not panic"))
     })?;
-    let mut history = history.into_inner().unwrap_or_else(|error| error.into_inner());
-    history.flush().with_context(|| format!("write {}", args.history.display()))
+    journal.close()
+}
+
+/// Whether the load is over.
+#[derive(Debug, Default)]
+pub(crate) struct Over(AtomicBool);
+
+impl Over {
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// The history of the process, as a file of JSON lines.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: Mutex<BufWriter<File>>,
+}
+
+impl Journal {
+    fn create(path: &Path) -> anyhow::Result<Journal> {
+        let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Journal { path: path.to_owned(), file: Mutex::new(BufWriter::new(file)) })
+    }
+
+    /// Appends a line.
+    pub(crate) fn write(&self, line: &impl Serialize) -> anyhow::Result<()> {
+        let line = serde_json::to_string(line).context("encode a line of the history")?;
+        let mut file = self.file.lock().unwrap_or_else(|error| error.into_inner());
+        writeln!(file, "{line}")
+            .with_context(|| format!("write {}; check the free space", self.path.display()))
+    }
+
+    fn close(self) -> anyhow::Result<()> {
+        let mut file = self.file.into_inner().unwrap_or_else(|error| error.into_inner());
+        file.flush().with_context(|| format!("write {}", self.path.display()))
+    }
 }
 
 /// One thread of the load, with its client.
@@ -72,7 +116,7 @@ struct Hand<'a> {
     random: Random,
     seen: HashMap<String, Seen>,
     next_value: Value,
-    history: &'a Mutex<BufWriter<File>>,
+    journal: &'a Journal,
     flight: &'a Flight,
 }
 
@@ -97,7 +141,7 @@ impl<'a> Hand<'a> {
     fn new(
         args: &'a WorkerArgs,
         thread: u32,
-        history: &'a Mutex<BufWriter<File>>,
+        journal: &'a Journal,
         flight: &'a Flight,
     ) -> anyhow::Result<Hand<'a>> {
         let number = args.index * args.threads + thread;
@@ -111,15 +155,15 @@ impl<'a> Hand<'a> {
             seen: HashMap::new(),
             // The values are unique over all threads, and JSON numbers represent them exactly.
             next_value: (u64::from(number) + 1) << 36,
-            history,
+            journal,
             flight,
         })
     }
 
-    fn work(mut self, over: &AtomicBool) -> anyhow::Result<()> {
+    fn work(mut self, over: &Over) -> anyhow::Result<()> {
         let pause = Duration::from_secs(1) / self.args.rate.max(1);
         let mut due = Instant::now();
-        while !over.load(Ordering::SeqCst) {
+        while !over.is_over() {
             let plan = self.plan();
             self.note(&plan, Kind::Invoke, plan.asked, None, None)?;
             if plan.f != Function::Read {
@@ -148,8 +192,7 @@ impl<'a> Hand<'a> {
     ) -> anyhow::Result<()> {
         let (process, f, key, time_ns) = (self.process, plan.f, plan.key.clone(), now_ns());
         let record = Record { process, kind, f, key, value, time_ns, version, error };
-        let mut history = self.history.lock().unwrap_or_else(|error| error.into_inner());
-        writeln!(history, "{}", record.to_line()).context("write the history; check the free space")
+        self.journal.write(&record)
     }
 
     fn plan(&mut self) -> Plan {
@@ -241,14 +284,7 @@ impl<'a> Hand<'a> {
         }
         match self.client.resolve(doubt, &OpOptions::default()) {
             // The write could not be settled, so its result remains unknown.
-            Err(
-                Error::InDoubt { .. }
-                | Error::Timeout { .. }
-                | Error::Unavailable { .. }
-                | Error::Busy { .. }
-                | Error::Lost { .. }
-                | Error::OtherCluster { .. },
-            ) => done,
+            Err(error) if is_unsettled(&error) => done,
             settled => settled,
         }
     }
@@ -259,6 +295,19 @@ impl<'a> Hand<'a> {
         }
         self.seen.insert(key.to_owned(), seen);
     }
+}
+
+/// Returns whether a RESOLVE ended without settling its write.
+pub(crate) fn is_unsettled(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InDoubt { .. }
+            | Error::Timeout { .. }
+            | Error::Unavailable { .. }
+            | Error::Busy { .. }
+            | Error::Lost { .. }
+            | Error::OtherCluster { .. }
+    )
 }
 
 /// Returns the kind and reason with which a failed operation ends in the history.

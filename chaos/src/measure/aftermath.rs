@@ -8,8 +8,9 @@ use kv_history::{Operations, Record};
 use super::figures::Figures;
 use crate::bulk::Bulk;
 use crate::cluster::Cluster;
+use crate::histories::Histories;
 use crate::ordinary::writes::Beside;
-use crate::restored::Found;
+use crate::restored::Restored;
 use crate::verdict::{self, Ends, Remains};
 use crate::{dumps, noticed};
 
@@ -39,10 +40,11 @@ pub(super) fn judge(
     }
     state_entries(dumps::compare_all(&cluster.dir, placement)?, figures);
     let remains = Remains::of_whole(&cluster.dir, placement, &[])?;
-    let (restored, age, mut failures) = (Found::new(), cluster.age(), Vec::new());
+    let (restored, age, mut failures) = (Restored::default(), cluster.age(), Vec::new());
     let beside = Beside::default();
+    let histories = Histories::of_registers(records);
     let ends = Ends { remains: &remains, restored: &restored, bulk, beside: &beside, age };
-    let counts = verdict::judge(dir, placement, records, ends, &[], &mut failures)?;
+    let counts = verdict::judge(dir, placement, histories, ends, &[], &mut failures)?;
     figures.none("entries of the bulk data lost or wrong", counts.damaged);
     figures.none("keys whose history is not linearizable", counts.illegal + counts.unknown);
     figures.none("effects that occurred twice", counts.twice);

@@ -44,7 +44,7 @@ pub(super) fn run(
     let taken_over = cluster.wait_whole("after the coordinator was started again")?;
     process::signal(cluster.server_pid(1)?, Signal::KILL);
     let recovered = cluster.wait_whole("after a server was killed, under the new coordinator")?;
-    let records = load.stop(dir)?;
+    let records = load.stop(dir)?.registers;
     let ended = cluster.stop()?;
     anyhow::ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
     let usual = Latencies::between(&records, before, killed)?;

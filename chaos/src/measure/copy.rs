@@ -66,7 +66,7 @@ pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     }
     let (begun, copied) = (begun.unwrap_or(kill), copied.unwrap_or(kill));
     cluster.wait_whole("after the copy")?;
-    let records = load.stop(dir)?;
+    let records = load.stop(dir)?.registers;
     cluster.stop()?;
     let usual = Latencies::between(&records, before, kill)?;
     let during = Latencies::between(&records, begun, copied)?;

@@ -127,7 +127,7 @@ pub(super) fn run(
     }
     figures.state("two copies again, p50", ms(percentile(&whole, 50)), "ms");
     figures.state("two copies again, worst", ms(percentile(&whole, 100)), "ms");
-    let mut records = load.stop(dir)?;
+    let mut records = load.stop(dir)?.registers;
     records.extend(probed);
     records.sort_by_key(|record| record.time_ns);
     let ended = cluster.stop()?;

@@ -39,7 +39,7 @@ use crate::load::Strength;
 use figures::Figures;
 
 /// The load during every measurement.
-const STRENGTH: Strength = Strength { workers: 2, threads: 2, rate: 250 };
+const STRENGTH: Strength = Strength { workers: 2, of_objects: 0, threads: 2, rate: 250 };
 
 /// The command line of `chaos measure`.
 #[derive(Clone, Debug, Args)]

@@ -30,6 +30,11 @@ impl Beside {
         self.numbers.get(&place).copied().unwrap_or_default()
     }
 
+    /// Returns the maximum number of sequence numbers that these writes took in all places.
+    pub(crate) fn possible(&self) -> u64 {
+        self.numbers.values().map(|(_, possible)| possible).sum()
+    }
+
     fn count(&mut self, placement: Placement, key: &[u8], is_certain: bool) {
         let numbers = self.numbers.entry(placement.locate(key)).or_default();
         numbers.0 += u64::from(is_certain);
