@@ -15,8 +15,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use kv_client::{Client, OpOptions, Options};
-use kv_protocol::ids::ServerId;
+use kv_protocol::ids::{ServerId, ShardId};
 use kv_protocol::limits::LEASE;
+use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::status::ClusterStatus;
 use kv_testkit::coord::is_whole;
 use kv_testkit::key_at;
@@ -31,6 +32,10 @@ use shape::{QUICK, SHAPES, Shape};
 const VICTIM: ServerId = ServerId(1);
 /// The exclusive upper bound of the gap between beacons during a flood.
 const LONGEST_GAP: Duration = LEASE.checked_div(2).expect("two is not zero");
+/// The number of further keys of a flood.
+const KEYS: usize = 2_000;
+/// The length of the values under these keys.
+const ENTRY_BYTES: usize = 100;
 /// The number of servers in the cluster, with one shard each.
 const SERVERS: u16 = 3;
 
@@ -130,7 +135,15 @@ fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Fl
         let mut client = Client::open(&cluster.endpoint(), Options::default())?;
         client.put(&key, &vec![7; bytes], &OpOptions::default()).context("put the value")?;
     }
-    let responses = sender::flood(&aim(&before, VICTIM, key)?, shape, lasts)?;
+    let aim = aim(&before, VICTIM, key)?;
+    if shape.needs_entries() {
+        let mut client = Client::open(&cluster.endpoint(), Options::default())?;
+        for key in &aim.keys {
+            let put = client.put(key, &[7; ENTRY_BYTES], &OpOptions::default());
+            put.context("put the entries of the shard")?;
+        }
+    }
+    let responses = sender::flood(&aim, shape, lasts)?;
     let after = cluster.status().context("after the flood")?;
     let groups = before.groups.iter().zip(&after.groups);
     let changed = groups.filter(|(old, new)| old.view != new.view).count();
@@ -142,16 +155,23 @@ fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Fl
     })
 }
 
-/// Returns the target of a flood: the addresses of a server, and the view and a key of its home group.
+/// Returns the target of a flood: the addresses of a server, and the view and keys of its home group. The keys are those
+/// of shard 0.
 pub(crate) fn aim(status: &ClusterStatus, victim: ServerId, key: Vec<u8>) -> anyhow::Result<Aim> {
     let server = &status.servers[usize::from(victim.0)];
     let address = |text: &Option<String>| -> anyhow::Result<_> {
         Ok(text.as_ref().with_context(|| format!("server {victim} has not started"))?.parse()?)
     };
+    let placement = Placement::new(u16::try_from(status.servers.len())?, status.shards);
+    let place = (victim.home_group(), ShardId(0));
+    let keys = (0..).map(|number| format!("flooded.{number}").into_bytes());
+    let keys = keys.filter(|key| placement.locate(Digest::of(key)) == place);
     Ok(Aim {
         clients: address(&server.clients)?,
         servers: address(&server.servers)?,
         view: status.groups[usize::from(victim.home_group().0)].view,
         key,
+        keys: keys.take(KEYS).collect(),
+        digest: placement.digest_at(place),
     })
 }

@@ -162,7 +162,8 @@ impl<'a> Hand<'a> {
             0 => (Guard::HasDeadline, Lifetime::Never),
             1 => (Guard::HasDeadline, Lifetime::After(millis)),
             2 => (Guard::NoDeadline, Lifetime::After(millis)),
-            3 => (Guard::Later, Lifetime::After(millis)),
+            // Most deadlines are earlier than this one.
+            3 => (Guard::Later, Lifetime::After(millis + 5_000)),
             4 => (Guard::Earlier, Lifetime::At(wall_ms() + millis)),
             5 => (Guard::Always, Lifetime::After(millis)),
             _ => {

@@ -6,12 +6,15 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use kv_protocol::client_message::{Condition, Hello, Operation, Question, Request, WriteHeader};
+use kv_protocol::client_message::{
+    Condition, Hello, Operation, Question, Request, Scan, WriteHeader,
+};
 use kv_protocol::ids::{
     ClientId, ClusterId, RequestId, RequestSeq, SequenceNumber, ShardId, ViewVersion,
 };
-use kv_protocol::limits::SESSION_WINDOW;
+use kv_protocol::limits::{MAX_FLOAT_UPDATES, MAX_UPDATES, SESSION_WINDOW};
 use kv_protocol::placement::Digest;
+use kv_protocol::update::{Action, Expiry, Update, Updates};
 use kv_testkit::random::Random;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
@@ -29,6 +32,13 @@ const WAIT: Duration = Duration::from_millis(10);
 /// The length of a frame's header in bytes. The header begins with the length of the body.
 const HEADER: usize = 8;
 
+/// A pattern that matches no key and needs many steps of comparison.
+const NO_MATCH: &[u8] = b"*f*l*o*o*d*!";
+/// The largest power of ten that a number with a fraction can be, which has the longest text.
+const LARGEST_FLOAT: &[u8] = b"1e4931";
+/// The maximum number of requests between the write of a brief key and its read.
+const READ_AFTER: u64 = 256;
+
 /// The target of the flood.
 #[derive(Clone, Debug)]
 pub(crate) struct Aim {
@@ -37,6 +47,10 @@ pub(crate) struct Aim {
     pub(crate) view: ViewVersion,
     /// A key of the flooded shard.
     pub(crate) key: Vec<u8>,
+    /// Further keys of the shard.
+    pub(crate) keys: Vec<Vec<u8>>,
+    /// The digest that locates the shard.
+    pub(crate) digest: Digest,
 }
 
 /// Sends a flood for the time `lasts`. Returns the number of received frames, or the number of connections if the shape
@@ -116,7 +130,11 @@ struct Talker {
     block: Vec<u8>,
     /// The number of bytes of the block that are already sent.
     sent: usize,
+    /// The encoded updates of each request, if all requests have the same.
+    updates: Vec<u8>,
     asked: u64,
+    /// The number of writes among the requests.
+    written: u64,
     /// The number of requests of this connection without a response.
     in_flight: u64,
     responses: u64,
@@ -135,7 +153,9 @@ impl Talker {
             random: Random::new(number + 1),
             block: Vec::new(),
             sent: 0,
+            updates: updates(aim, shape.kind),
             asked: 0,
+            written: 0,
             in_flight: 0,
             responses: 0,
             header: [0; HEADER],
@@ -149,7 +169,7 @@ impl Talker {
     fn reconnect(&mut self, aim: &Aim) -> anyhow::Result<()> {
         self.stream = open(aim, &self.shape)?;
         self.number += 1 << 20;
-        (self.asked, self.has, self.skip) = (0, 0, 0);
+        (self.asked, self.written, self.has, self.skip) = (0, 0, 0, 0);
         self.send_hello();
         Ok(())
     }
@@ -170,10 +190,10 @@ impl Talker {
     }
 
     fn may_ask(&self) -> bool {
-        match (self.shape.manner, self.shape.kind) {
-            (Manner::Closed, _) => self.in_flight == 0,
-            (_, Kind::Put(_)) => self.in_flight < SESSION_WINDOW,
-            (Manner::Open | Manner::Unread, _) => true,
+        match self.shape.manner {
+            Manner::Closed => self.in_flight == 0,
+            _ if self.shape.writes() => self.in_flight < SESSION_WINDOW,
+            Manner::Open | Manner::Unread => true,
         }
     }
 
@@ -237,7 +257,7 @@ impl Talker {
 
     /// Fills the block with the next requests.
     fn fill(&mut self, aim: &Aim) {
-        let is_repeated = !matches!(self.shape.kind, Kind::Put(_) | Kind::Garbage);
+        let is_repeated = !self.shape.writes() && self.shape.kind != Kind::Garbage;
         if is_repeated && self.shape.manner != Manner::Closed && self.asked > 1 {
             // The requests need not differ, so the same block is sent again.
             return;
@@ -250,25 +270,56 @@ impl Talker {
         }
     }
 
+    /// Returns the header of the next write.
+    fn next_header(&mut self) -> WriteHeader {
+        self.written += 1;
+        // Until the WELCOME arrives, the hello is in flight too.
+        let first = (self.written + 1).saturating_sub(self.in_flight).max(1);
+        WriteHeader {
+            seq: RequestSeq(self.written),
+            first_incomplete: RequestSeq(first),
+            begun: SequenceNumber::ZERO,
+            condition: Condition::Always,
+        }
+    }
+
     fn ask(&mut self, aim: &Aim) {
         let mut missing = aim.key.clone();
         missing.push(b'?');
-        let value;
+        let (value, written);
+        // The digest is always that of a key in the flooded shard, so the server looks up a missing key in this shard,
+        // too.
+        let mut digest = Digest::of(&aim.key);
         let (key, operation) = match self.shape.kind {
-            Kind::Noop => (&aim.key, Operation::Noop),
-            Kind::GetMissing => (&missing, Operation::Get),
-            Kind::Get(_) => (&aim.key, Operation::Get),
+            Kind::Noop => (&aim.key[..], Operation::Noop),
+            Kind::GetMissing => (&missing[..], Operation::Get),
+            Kind::Get(_) => (&aim.key[..], Operation::Get),
             Kind::Put(bytes) => {
                 value = vec![7; bytes];
-                // Until the WELCOME arrives, the hello is in flight too.
-                let first = (self.asked + 1).saturating_sub(self.in_flight).max(1);
-                let header = WriteHeader {
-                    seq: RequestSeq(self.asked),
-                    first_incomplete: RequestSeq(first),
-                    begun: SequenceNumber::ZERO,
-                    condition: Condition::Always,
-                };
-                (&aim.key, Operation::Put(header, &value))
+                (&aim.key[..], Operation::Put(self.next_header(), &value))
+            }
+            Kind::Scan => {
+                digest = aim.digest;
+                (NO_MATCH, Operation::Scan(Scan { values: true, ..Scan::default() }))
+            }
+            Kind::Batch | Kind::Floats => {
+                let header = self.next_header();
+                let updates = Updates::read(&self.updates).expect("they were encoded here");
+                (&aim.key[..], Operation::Update(header, updates))
+            }
+            Kind::Expired => {
+                let is_write = self.asked % 2 == 1;
+                let back = if is_write { 0 } else { self.random.below(READ_AFTER) };
+                let number = usize::try_from(self.asked.saturating_sub(back) / 2).unwrap_or(0);
+                let key = &aim.keys[number % aim.keys.len()];
+                digest = Digest::of(key);
+                if is_write {
+                    let header = self.next_header();
+                    written = Updates::read(&self.updates).expect("they were encoded here");
+                    (&key[..], Operation::Update(header, written))
+                } else {
+                    (&key[..], Operation::Get)
+                }
             }
             Kind::Map => return Question::Map.write(&mut self.block),
             Kind::Garbage | Kind::GarbageToServers | Kind::Hellos | Kind::Silent => {
@@ -277,12 +328,32 @@ impl Talker {
                 return self.block.extend(bytes);
             }
         };
-        // The digest is always that of a key in the flooded shard, so the server looks up a missing key in this shard,
-        // too.
-        let digest = Digest::of(&aim.key);
         let id = RequestId(self.asked);
         Request { id, view: aim.view, digest, key, operation }.write(&mut self.block);
     }
+}
+
+/// Encodes the updates of every request of a flood; none if its requests differ or are no updates.
+fn updates(aim: &Aim, kind: Kind) -> Vec<u8> {
+    let one = |action| Update::new(action);
+    let updates: Vec<Update<'_>> = match kind {
+        Kind::Batch => {
+            let keys = aim.keys.iter().take(MAX_UPDATES);
+            keys.map(|key| Update { key: Some(key), ..one(Action::Add(1)) }).collect()
+        }
+        Kind::Floats => {
+            let sums = std::iter::repeat_n(
+                one(Action::AddFloat(b"1")),
+                usize::from(MAX_FLOAT_UPDATES) - 1,
+            );
+            std::iter::once(one(Action::Put(LARGEST_FLOAT))).chain(sums).collect()
+        }
+        Kind::Expired => vec![Update { expiry: Expiry::After(1), ..one(Action::Put(b"brief")) }],
+        _ => Vec::new(),
+    };
+    let mut bytes = Vec::new();
+    updates.iter().for_each(|update| update.write(&mut bytes));
+    bytes
 }
 
 fn open(aim: &Aim, shape: &Shape) -> anyhow::Result<TcpStream> {

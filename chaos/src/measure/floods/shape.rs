@@ -10,6 +10,15 @@ pub(crate) enum Kind {
     /// Reads of a value with this many bytes.
     Get(usize),
     Put(usize),
+    /// Requests for pages with values, with a pattern that matches no key.
+    Scan,
+    /// Updates that add to as many keys as one request may have.
+    Batch,
+    /// Updates that set the largest number with a fraction that a text can have, and add to it as often as one request
+    /// may.
+    Floats,
+    /// Writes with the shortest expiry, and reads of keys that have expired.
+    Expired,
     Map,
     /// Connections that send a hello and are then reset.
     Hellos,
@@ -69,6 +78,15 @@ pub(crate) const SHAPES: &[Shape] = &[
     shape(Kind::Put(64 << 10), Manner::Open, 8),
     shape(Kind::Put(1 << 20), Manner::Closed, 16),
     shape(Kind::Put(16 << 20), Manner::Closed, 4),
+    shape(Kind::Scan, Manner::Open, 6),
+    shape(Kind::Scan, Manner::Closed, 1_000),
+    shape(Kind::Scan, Manner::Unread, 200),
+    shape(Kind::Batch, Manner::Open, 8),
+    shape(Kind::Batch, Manner::Closed, 200),
+    shape(Kind::Floats, Manner::Open, 8),
+    shape(Kind::Floats, Manner::Closed, 200),
+    shape(Kind::Expired, Manner::Open, 16),
+    shape(Kind::Expired, Manner::Closed, 1_000),
     shape(Kind::Map, Manner::Open, 4),
     shape(Kind::Map, Manner::Closed, 1_000),
     shape(Kind::Hellos, Manner::Open, 200),
@@ -85,6 +103,8 @@ pub(crate) const QUICK: &[Shape] = &[
     shape(Kind::Get(64), Manner::Unread, 20),
     shape(Kind::Hellos, Manner::Open, 200),
     shape(Kind::Garbage, Manner::Open, 8),
+    shape(Kind::Scan, Manner::Open, 6),
+    shape(Kind::Expired, Manner::Open, 16),
 ];
 
 impl Shape {
@@ -92,6 +112,16 @@ impl Shape {
     pub(crate) fn is_answered(&self) -> bool {
         let is_garbage = matches!(self.kind, Kind::Garbage | Kind::GarbageToServers);
         self.manner != Manner::Unread && !is_garbage
+    }
+
+    /// Returns whether the flood sends writes.
+    pub(crate) fn writes(&self) -> bool {
+        matches!(self.kind, Kind::Put(_) | Kind::Batch | Kind::Floats | Kind::Expired)
+    }
+
+    /// Returns whether the flood needs entries under all keys of [`Aim`](super::sender::Aim).
+    pub(crate) fn needs_entries(&self) -> bool {
+        self.kind == Kind::Scan
     }
 
     /// Returns the length of the value that the flood reads; `None` if it reads no value.
@@ -111,6 +141,10 @@ impl fmt::Display for Shape {
             Kind::GetMissing => f.write_str("GET of a missing key"),
             Kind::Get(bytes) => write!(f, "GET of {}", Size(*bytes)),
             Kind::Put(bytes) => write!(f, "PUT of {}", Size(*bytes)),
+            Kind::Scan => f.write_str("SCAN without a match"),
+            Kind::Batch => f.write_str("UPDATE of 1,024 keys"),
+            Kind::Floats => f.write_str("UPDATE with 31 sums of 4,932 digits"),
+            Kind::Expired => f.write_str("expired keys"),
             Kind::Map => f.write_str("MAP"),
             Kind::Hellos => return write!(f, "hellos, {connections} connections open"),
             Kind::Silent => return write!(f, "silent connections, {connections} open"),
