@@ -412,6 +412,11 @@ impl<'a> Updates<'a> {
         usize::from(self.count)
     }
 
+    /// Returns the number of additions of floating-point numbers.
+    pub fn floats(&self) -> u16 {
+        self.floats
+    }
+
     /// Returns whether an update has another key than that of the request.
     pub fn names_keys(&self) -> bool {
         self.names_keys

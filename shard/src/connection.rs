@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{
-    Hello, Question, Refusal, Request, Response, Status, Welcome, opcode as client_opcode,
+    Hello, Operation, Question, Refusal, Request, Response, Status, Welcome,
+    opcode as client_opcode,
 };
 use kv_protocol::error::FrameError;
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules, split_frame};
@@ -48,6 +49,12 @@ const MEMORY_DEADLINE: Duration = Duration::from_secs(3);
 /// The time without input after which a connection with a long frame is closed, if another connection waits for memory.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_millis(250);
 
+/// The amount of work after which the further requests of a connection are postponed, so that a turn ends in time.
+const WORK_AT_ONCE: u32 = 16;
+/// The work for a page of a scan. Each unit is up to 100 µs. The work for an addition of a floating-point number is one
+/// unit; that for any other request is limited by its length.
+const WORK_OF_SCAN: u32 = 4;
+
 /// The input side of a client's connection; its output is in the [`Service`].
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -74,6 +81,8 @@ struct Session {
     client: Option<ClientId>,
     from: Address,
     errors_in_a_row: u32,
+    /// The work for requests since the connection was last given its turn.
+    work: u32,
 }
 
 /// The decision whether to serve the frames after the current one.
@@ -93,7 +102,13 @@ impl Connection {
     pub(crate) fn new(now: Time, id: ConnectionId) -> Connection {
         Connection {
             input: FrameBuffer::new(HELLO_RULES),
-            session: Session { id, client: None, from: Address::UNKNOWN, errors_in_a_row: 0 },
+            session: Session {
+                id,
+                client: None,
+                from: Address::UNKNOWN,
+                errors_in_a_row: 0,
+                work: 0,
+            },
             deadline: Some(now + HELLO_DEADLINE),
             is_lent: false,
             memory: None,
@@ -273,7 +288,8 @@ impl Connection {
     /// Serves the complete frames in the input buffer.
     fn resume(&mut self, now: Time, service: &mut Service) {
         let mut served = false;
-        while service.outputs.may_serve(self.session.id) {
+        self.session.work = 0;
+        while self.session.may_go_on(service) {
             let had_hello = self.session.client.is_some();
             match self.input.next_frame() {
                 Ok(Some(frame)) => {
@@ -340,6 +356,7 @@ impl Session {
         service: &mut Service,
         received: &'a [u8],
     ) -> Option<&'a [u8]> {
+        self.work = 0;
         if !service.outputs.may_serve(self.id) {
             return Some(received);
         }
@@ -353,6 +370,14 @@ impl Session {
         }
     }
 
+    /// Returns whether the next request may be served now. If the requests so far took long, postpones it.
+    fn may_go_on(&self, service: &mut Service) -> bool {
+        if self.work >= WORK_AT_ONCE {
+            service.outputs.postpone(self.id);
+        }
+        service.outputs.may_serve(self.id)
+    }
+
     /// Does the same as [`Session::serve_all`], with look-ahead.
     fn serve_ahead<'a>(
         &mut self,
@@ -361,7 +386,7 @@ impl Session {
         received: &'a [u8],
     ) -> Option<&'a [u8]> {
         let (mut ahead, mut rest) = (Ahead::default(), received);
-        while !rest.is_empty() && service.outputs.may_serve(self.id) {
+        while !rest.is_empty() && self.may_go_on(service) {
             if ahead.is_over() {
                 if let Err(error) = service.look_ahead(&mut ahead, rest, &REQUEST_RULES) {
                     self.lose_place(now, service, error);
@@ -484,6 +509,11 @@ impl Session {
             return self.count_error(now, service, reason);
         }
         self.errors_in_a_row = 0;
+        self.work += match request.operation {
+            Operation::Scan(_) => WORK_OF_SCAN,
+            Operation::Update(_, updates) => updates.floats().into(),
+            _ => 0,
+        };
         service.handle_request(now, self.id, (client, self.from), hashed);
         Next::Frame
     }

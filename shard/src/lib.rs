@@ -20,6 +20,7 @@
 //!     next_dirty_stream        ->   send unsent (or take_unsent, recycle), handle_sent; carry out its fate
 //!     next_dirty               ->   the same for all other connections
 //!     poll_transmit            ->   send the parts at once, handle_transmitted; until None
+//!     postponed                ->   if there are any, wake up again at once, and call serve_postponed
 //!     has_readers              ->   if so, wake up again at once, and serve all other work first
 //!     due_dials                ->   connect
 //!     service.take_news        ->   publish reports and conditions

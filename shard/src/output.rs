@@ -51,6 +51,8 @@ pub(crate) struct Outputs {
     dirty_streams: VecDeque<ConnectionId>,
     /// The readers: connections whose next bytes belong to a long value, in the order in which they are served.
     readers: VecDeque<ConnectionId>,
+    /// The connections with further requests after some that take long, in the order in which they are served.
+    postponed: VecDeque<ConnectionId>,
     /// Pins that are no longer needed and must be returned to their tables.
     released: Vec<PinnedValue>,
     tally: Tally,
@@ -72,6 +74,7 @@ impl Outputs {
             dirty: VecDeque::new(),
             dirty_streams: VecDeque::new(),
             readers: VecDeque::new(),
+            postponed: VecDeque::new(),
             released: Vec::new(),
             tally: Tally::new(memory),
             now: Time::default(),
@@ -131,9 +134,13 @@ impl Outputs {
     }
 
     /// Returns whether the output has reached its limit, so that the connection is not read until some of it is sent.
-    /// While connection memory is tight, any unsent byte counts as full. A closed connection also counts as full.
+    /// While connection memory is tight, any unsent byte counts as full. A closed connection and a postponed one also
+    /// count as full.
     pub(crate) fn is_full(&mut self, id: ConnectionId) -> bool {
-        let Some(unsent) = self.get(id).map(|output| output.unsent_bytes()) else { return true };
+        let unsent = match self.get(id) {
+            Some(output) if !output.is_postponed => output.unsent_bytes(),
+            _ => return true,
+        };
         let is_full = unsent >= MAX_OUTPUT_BYTES || (unsent > 0 && self.tally.memory().is_tight());
         is_full && !mutations::is_open(Mutation::OutputUnbounded)
     }
@@ -155,6 +162,33 @@ impl Outputs {
     pub(crate) fn has_room_again(&mut self, id: ConnectionId) -> bool {
         let is_full = self.is_full(id);
         self.get(id).is_some_and(|output| !is_full && std::mem::take(&mut output.has_kept_back))
+    }
+
+    /// Postpones the further requests of a connection until [`Outputs::next_postponed`] returns it.
+    pub(crate) fn postpone(&mut self, id: ConnectionId) {
+        if let Some(output) = self.get(id)
+            && !output.is_postponed
+        {
+            output.is_postponed = true;
+            self.postponed.push_back(id);
+        }
+    }
+
+    /// Takes the connection that has been postponed for longest. It is dirty afterwards, because it may be read again.
+    pub(crate) fn next_postponed(&mut self) -> Option<ConnectionId> {
+        while let Some(id) = self.postponed.pop_front() {
+            if let Some(output) = self.get(id) {
+                output.is_postponed = false;
+                self.mark_dirty(id);
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Returns the number of postponed connections.
+    pub(crate) fn postponed(&self) -> usize {
+        self.postponed.len()
     }
 
     /// Lets `fill` append frames to a connection's output, and marks it dirty if bytes were appended.

@@ -255,6 +255,21 @@ impl Shard {
         self.service.outputs.next_dirty_stream()
     }
 
+    /// Returns the number of connections with requests that [`Shard::serve_postponed`] serves.
+    pub fn postponed(&self) -> usize {
+        self.service.outputs.postponed()
+    }
+
+    /// Continues with the requests of one connection that were postponed because those before them took long.
+    pub fn serve_postponed(&mut self, now: Time) {
+        self.service.outputs.set_now(now);
+        if let Some(id) = self.service.outputs.next_postponed()
+            && let Some(receiver) = self.receivers.get_mut(id)
+        {
+            receiver.input.handle_output_drained(now, &mut self.service);
+        }
+    }
+
     /// Returns whether a connection is dirty.
     pub fn has_dirty(&self) -> bool {
         self.service.outputs.has_dirty()

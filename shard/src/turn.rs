@@ -3,7 +3,7 @@
 //! ```text
 //!   streams of other servers: everything received, and their output
 //!   strangers (connections at the servers' port without a stream): a few
-//!   clients: for a limited time
+//!   clients: for a limited time; of each connection only a few requests that take long
 //!   all output: for a limited time and a limited number of bytes to clients
 //!   long values: a bounded part, a piece for each reader
 //! ```
@@ -80,7 +80,7 @@ pub struct Waiting {
 }
 
 /// Runs one turn, which began at `now`, after [`Shard::begin_wake_up`]. `is_wanted` is true if output may be waiting.
-/// After the turn some work may remain: waiting clients, dirty connections and readers.
+/// After the turn some work may remain: waiting clients, postponed requests, dirty connections and readers.
 pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: bool) {
     if shard.has_stood() {
         engine.look_again(shard);
@@ -105,6 +105,12 @@ pub fn run<E: Engine>(engine: &mut E, shard: &mut Shard, now: Time, is_wanted: b
             && !budget.has_more(now)
             && !mutations::is_open(Mutation::TurnUnbounded)
         {
+            break;
+        }
+    }
+    for _ in 0..shard.postponed() {
+        shard.serve_postponed(engine.now());
+        if !budget.has_more(engine.now()) {
             break;
         }
     }

@@ -106,6 +106,8 @@ pub(crate) struct Output {
     pub(super) counted: usize,
     /// True if requests are held back until some of the output is sent.
     pub(super) has_kept_back: bool,
+    /// True while the connection waits for its turn after it had requests that take long.
+    pub(super) is_postponed: bool,
 }
 
 /// The progress of the end of a connection.
@@ -285,7 +287,9 @@ impl Output {
     pub(crate) fn is_over(&self) -> bool {
         match self.end {
             End::Dead => true,
-            End::HalfClosed(_) => self.in_flight == 0 && self.unsent_bytes() == 0,
+            End::HalfClosed(_) => {
+                self.in_flight == 0 && self.unsent_bytes() == 0 && !self.is_postponed
+            }
             End::LastWords { has_other_closed, .. } => has_other_closed && self.unsent_bytes() == 0,
             End::Open => false,
         }

@@ -409,7 +409,8 @@ impl Executor {
         let has_work = !self.inbox.is_empty()
             || self.engine.has_work()
             || self.shard.has_dirty()
-            || self.shard.has_readers();
+            || self.shard.has_readers()
+            || self.shard.postponed() > 0;
         if has_work {
             return self.busy_until.max(true_now + 1_000);
         }

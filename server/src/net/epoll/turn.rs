@@ -41,7 +41,7 @@ impl Engine {
         for id in std::mem::take(&mut net.unfinished) {
             shard.mark_dirty(id);
         }
-        if shard.has_dirty() || shard.has_readers() {
+        if shard.has_dirty() || shard.has_readers() || shard.postponed() > 0 {
             self.context.want_flush();
         }
         self.context.log_events(&mut shard);

@@ -56,7 +56,7 @@ impl Engine {
         self.context.begin_wake_up(&mut shard, now);
         let mut turn = Turn { net: &mut net, context: &self.context, now };
         turn::run(&mut turn, &mut shard, now, is_wanted);
-        if net.has_waiting() || shard.has_dirty() || shard.has_readers() {
+        if net.has_waiting() || shard.has_dirty() || shard.has_readers() || shard.postponed() > 0 {
             self.context.want_flush();
         }
         self.context.log_events(&mut shard);
