@@ -590,3 +590,7 @@ impl Session {
 #[cfg(test)]
 #[path = "connection_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "postponed_tests.rs"]
+mod postponed_tests;
