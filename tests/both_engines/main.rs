@@ -6,6 +6,7 @@ mod common;
 
 mod engines;
 mod exactly_once;
+mod expiry;
 mod faults;
 mod hostile_bytes;
 mod hostile_load;
