@@ -10,8 +10,8 @@ use crate::measure::MeasureArgs;
 ///
 /// Each round starts a cluster with `coord` and `server` from the directory of this program, and loads it from several
 /// client processes. It injects one fault after the other, each when the cluster is whole again, and stops the cluster
-/// in an orderly way. Then the round is checked: the history of every key must be that of one register, and every write
-/// must have taken effect once. The two dumps of every group must be equal and contain every acknowledged write. A
+/// in an orderly way. Then the round is checked: the history of every key must be that of one register, or of an object
+/// with updates and deadlines, and every write must have taken effect once. Scans must return every key. The two dumps of every group must be equal and contain every acknowledged write. A
 /// corrupted copy of each history must be rejected. The exit status is 0 if all guarantees held, and 1 if one was
 /// violated. The directory of a failed round (history, logs, dumps) is kept, and its path is printed.
 #[derive(Debug, Parser)]
