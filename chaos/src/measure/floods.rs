@@ -17,7 +17,7 @@ use indicatif::ProgressBar;
 use kv_client::{Client, OpOptions, Options};
 use kv_protocol::ids::{ServerId, ShardId};
 use kv_protocol::limits::LEASE;
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 use kv_protocol::status::ClusterStatus;
 use kv_testkit::coord::is_whole;
 use kv_testkit::key_at;
@@ -165,7 +165,7 @@ pub(crate) fn aim(status: &ClusterStatus, victim: ServerId, key: Vec<u8>) -> any
     let placement = Placement::new(u16::try_from(status.servers.len())?, status.shards);
     let place = (victim.home_group(), ShardId(0));
     let keys = (0..).map(|number| format!("flooded.{number}").into_bytes());
-    let keys = keys.filter(|key| placement.locate(Digest::of(key)) == place);
+    let keys = keys.filter(|key| placement.locate(key) == place);
     Ok(Aim {
         clients: address(&server.clients)?,
         servers: address(&server.servers)?,

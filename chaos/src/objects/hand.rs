@@ -10,7 +10,7 @@ use kv_history::Kind;
 use kv_history::object::{
     Answer, Change, Guard, Lifetime, ObjectRecord, Outcome, Shown, Span, Text, Update,
 };
-use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::placement::Placement;
 use kv_protocol::update as wire;
 use kv_testkit::objects::{Choice, Class, Known, PIECE_BYTES, outcome_of, to_wire};
 use kv_testkit::random::Random;
@@ -86,7 +86,7 @@ impl<'a> Hand<'a> {
         while !over.is_over() {
             let plan = self.plan();
             if !plan.is_read {
-                let (group, _) = self.placement.locate(Digest::of(plan.key()));
+                let (group, _) = self.placement.locate(plan.key());
                 self.flight.set(self.number, Some(group.0));
             }
             let (from, start) = (wall_ms(), now_ns());
