@@ -33,6 +33,7 @@ pub mod number;
 mod prefetch;
 pub mod replica;
 pub mod restore;
+pub mod retained_bytes;
 pub mod session;
 pub mod table;
 pub mod update;

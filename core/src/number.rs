@@ -69,15 +69,15 @@ pub fn parse_integer(text: &[u8]) -> Option<i64> {
 #[derive(Clone, Copy)]
 pub struct IntegerText {
     bytes: [u8; MAX_INTEGER_LENGTH],
-    /// The index of the first byte of the text, which ends with the array.
-    start: usize,
+    length: u8,
 }
 
 impl Deref for IntegerText {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
-        &self.bytes[self.start..]
+        &self.bytes[..usize::from(self.length)]
     }
 }
 
@@ -89,24 +89,13 @@ impl std::fmt::Debug for IntegerText {
 
 /// Returns the canonical text of an integer, which [`parse_integer`] reads back. It uses no heap memory.
 pub fn format_integer(number: i64) -> IntegerText {
-    let mut text = IntegerText { bytes: [b'0'; MAX_INTEGER_LENGTH], start: MAX_INTEGER_LENGTH };
-    let mut push = |byte| {
-        text.start -= 1;
-        text.bytes[text.start] = byte;
-    };
-    let mut left = number.unsigned_abs();
-    loop {
-        #[allow(clippy::cast_possible_truncation)] // A digit is below ten.
-        push(b'0' + (left % 10) as u8);
-        left /= 10;
-        if left == 0 {
-            break;
-        }
-    }
-    if number < 0 {
-        push(b'-');
-    }
-    text
+    let mut buffer = itoa::Buffer::new();
+    let text = buffer.format(number).as_bytes();
+    let mut bytes = [0; MAX_INTEGER_LENGTH];
+    bytes[..text.len()].copy_from_slice(text);
+    #[allow(clippy::cast_possible_truncation)] // At most 20.
+    let length = text.len() as u8;
+    IntegerText { bytes, length }
 }
 
 /// Returns the sum of a stored integer and an amount. An absent value counts as zero.

@@ -29,7 +29,6 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::ops::Range;
-use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
@@ -40,6 +39,7 @@ use kv_protocol::peer_message::CompletionRecord;
 
 use crate::hash::{HashSecret, mix};
 use crate::mutations::{self, Mutation};
+use crate::retained_bytes::RetainedBytes;
 
 /// The records of all sessions of one (group, shard).
 #[derive(Debug)]
@@ -66,15 +66,14 @@ struct Session {
     /// The records, by ascending seq.
     records: VecDeque<Kept>,
     /// The responses of records, if there are any. Few sessions have some, so the list is boxed.
-    #[allow(clippy::box_collection)]
-    responses: Option<Box<Vec<Retained>>>,
+    responses: Option<Box<VecDeque<Retained>>>,
 }
 
 /// The part of a response that is kept beside its record; see [`RetainedResponse`](kv_protocol::change::RetainedResponse).
 #[derive(Clone, Debug)]
 struct Retained {
     seq: RequestSeq,
-    bytes: Arc<[u8]>,
+    bytes: RetainedBytes,
 }
 
 impl Retained {
@@ -189,9 +188,14 @@ impl Sessions {
         }
     }
 
-    /// Keeps a record, and begins a session if the client has none. Advances the session's `first_incomplete` to that
-    /// of the record, and drops the records below it.
-    pub fn record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
+    /// Keeps a record and the rest of its response, if there is one. Begins a session if the client has
+    /// none. Advances the session's `first_incomplete` to that of the record, and drops the records below it.
+    pub fn record(
+        &mut self,
+        sn: SequenceNumber,
+        record: CompletionRecord,
+        response: Option<&RetainedBytes>,
+    ) {
         let hash = self.secret.of_client(record.client);
         let (secret, since) = (self.secret, self.horizon);
         let session = self
@@ -241,21 +245,12 @@ impl Sessions {
             Err(at) if at == session.records.len() => session.records.push_back(kept),
             Err(at) => session.records.insert(at, kept),
         }
-    }
-
-    /// Keeps the rest of the response of a record, unless the record was dropped.
-    pub fn keep_response(&mut self, client: ClientId, seq: RequestSeq, bytes: Arc<[u8]>) {
-        let hash = self.secret.of_client(client);
-        let Some(session) = self.sessions.find_mut(hash, |session| session.client == client) else {
-            return;
-        };
-        if session.position(seq).is_err() {
-            return;
+        if let Some(response) = response {
+            self.retained_bytes += response.len();
+            let retained = Retained { seq, bytes: response.clone() };
+            self.digest = self.digest.wrapping_add(retained.digest(client));
+            session.responses.get_or_insert_default().push_back(retained);
         }
-        self.retained_bytes += bytes.len();
-        let retained = Retained { seq, bytes };
-        self.digest = self.digest.wrapping_add(retained.digest(client));
-        session.responses.get_or_insert_default().push(retained);
     }
 
     /// Returns the rest of the response that is kept with a record; empty if there is none.
@@ -274,10 +269,8 @@ impl Sessions {
     /// Keeps a record from a copy, from a live write during a copy, or from a dump. The session may have begun long
     /// before, so its start counts as unknown.
     pub fn record_known(&mut self, sn: SequenceNumber, record: CompletionRecord, response: &[u8]) {
-        self.record(sn, record);
-        if !response.is_empty() {
-            self.keep_response(record.client, record.seq, response.into());
-        }
+        let response = (!response.is_empty()).then(|| RetainedBytes::from(response));
+        self.record(sn, record, response.as_ref());
         let session = self.sessions.find_mut(self.secret.of_client(record.client), |session| {
             session.client == record.client
         });
@@ -428,12 +421,11 @@ impl Session {
     }
 
     /// Removes the response of a record, if there is one.
-    #[cold]
     fn take_response(&mut self, seq: RequestSeq) -> Option<Retained> {
         let responses = self.responses.as_mut()?;
         let at = responses.iter().position(|retained| retained.seq == seq)?;
         // Responses are dropped in order, so the first one is nearly always the right one.
-        Some(responses.remove(at))
+        responses.remove(at)
     }
 
     /// Returns a record of the last write that the client has completed, with number 0 if it has completed none. The
@@ -494,6 +486,10 @@ mod tests {
         }
     }
 
+    fn record_plain(sessions: &mut Sessions, sn: SequenceNumber, record: CompletionRecord) {
+        sessions.record(sn, record, None);
+    }
+
     fn header(seq: u64, first_incomplete: u64, begun: u64) -> WriteHeader {
         WriteHeader {
             seq: RequestSeq(seq),
@@ -511,7 +507,7 @@ mod tests {
     fn a_known_write_finds_its_first_response() {
         let mut sessions = sessions();
         for seq in [1, 3, 2] {
-            sessions.record(SequenceNumber(seq + 100), record(ALICE, seq, 1));
+            record_plain(&mut sessions, SequenceNumber(seq + 100), record(ALICE, seq, 1));
         }
         for seq in 1..=3 {
             let sn = SequenceNumber(seq + 100);
@@ -524,11 +520,11 @@ mod tests {
     #[test]
     fn another_write_with_a_known_number_is_no_retry() {
         let mut sessions = sessions();
-        sessions.record(SequenceNumber(1), record(ALICE, 1, 1));
+        record_plain(&mut sessions, SequenceNumber(1), record(ALICE, 1, 1));
         let other = sessions.look_up(ALICE, &header(1, 1, 0), RequestHash(99));
         assert_eq!(other, Lookup::Mismatch);
         let unknown = CompletionRecord { request: RequestHash(0), ..record(ALICE, 2, 1) };
-        sessions.record(SequenceNumber(2), unknown);
+        record_plain(&mut sessions, SequenceNumber(2), unknown);
         let other = sessions.look_up(ALICE, &header(2, 1, 0), RequestHash(99));
         assert!(matches!(other, Lookup::Logged(_)), "a record of an old dump: {other:?}");
     }
@@ -537,14 +533,14 @@ mod tests {
     fn records_below_the_watermark_are_expired_and_dropped() {
         let mut sessions = sessions();
         for seq in 1..=5 {
-            sessions.record(SequenceNumber(seq), record(ALICE, seq, 1));
+            record_plain(&mut sessions, SequenceNumber(seq), record(ALICE, seq, 1));
         }
-        sessions.record(SequenceNumber(6), record(ALICE, 6, 5));
+        record_plain(&mut sessions, SequenceNumber(6), record(ALICE, 6, 5));
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
         assert!(matches!(look_up(&sessions, 5, 5), Lookup::Logged(_)));
         assert_eq!(sessions.records(0..usize::MAX).count(), 2);
         // A lower `first_incomplete` that arrives late has no effect.
-        sessions.record(SequenceNumber(7), record(ALICE, 7, 2));
+        record_plain(&mut sessions, SequenceNumber(7), record(ALICE, 7, 2));
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
         assert_eq!(sessions.digest(), sessions.recount());
     }
@@ -552,15 +548,15 @@ mod tests {
     #[test]
     fn a_write_of_an_expired_session_does_not_count_for_a_later_session_of_the_same_id() {
         let mut sessions = sessions();
-        sessions.record(SequenceNumber(11), record(ALICE, 1, 1));
-        sessions.record(SequenceNumber(12), record(ALICE, 2, 1));
+        record_plain(&mut sessions, SequenceNumber(11), record(ALICE, 1, 1));
+        record_plain(&mut sessions, SequenceNumber(12), record(ALICE, 2, 1));
         sessions.forget(SequenceNumber(12));
         // Later a clone of the client begins a session with the same id.
         let of = |sessions: &Sessions, seq, begun| {
             sessions.look_up(ALICE, &header(seq, 1, begun), RequestHash(seq))
         };
         assert_eq!(of(&sessions, 1, 20), Lookup::New);
-        sessions.record(SequenceNumber(21), record(ALICE, 1, 1));
+        record_plain(&mut sessions, SequenceNumber(21), record(ALICE, 1, 1));
         // The first client's retried write was executed before.
         assert_eq!(of(&sessions, 2, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 1, 10), Lookup::Expired);
@@ -576,8 +572,8 @@ mod tests {
         let mut sessions = sessions();
         assert_eq!(look_up(&sessions, 1, 1), Lookup::New, "no session has ever expired");
         assert_eq!(look_up(&sessions, 9, 2), Lookup::New, "its earlier writes never arrived here");
-        sessions.record(SequenceNumber(5), record(ALICE, 1, 1));
-        sessions.record(SequenceNumber(8), record(BOB, 1, 1));
+        record_plain(&mut sessions, SequenceNumber(5), record(ALICE, 1, 1));
+        record_plain(&mut sessions, SequenceNumber(8), record(BOB, 1, 1));
         assert!(sessions.has_idle(SequenceNumber(5)) && !sessions.has_idle(SequenceNumber(4)));
         sessions.forget(SequenceNumber(5));
         assert_eq!((sessions.clients(), sessions.horizon()), (vec![BOB], SequenceNumber(5)));
@@ -598,7 +594,7 @@ mod tests {
         for seq in 1..1_000u64 {
             let first_incomplete = seq.saturating_sub(SESSION_WINDOW - 1).max(1);
             assert_eq!(look_up(&sessions, seq, first_incomplete), Lookup::New);
-            sessions.record(SequenceNumber(seq), record(ALICE, seq, first_incomplete));
+            record_plain(&mut sessions, SequenceNumber(seq), record(ALICE, seq, first_incomplete));
             assert!(sessions.records(0..usize::MAX).count() as u64 <= SESSION_WINDOW);
         }
     }
@@ -610,12 +606,16 @@ mod tests {
             let client = ClientId(u128::from(n) + 10);
             let known = sessions.look_up(client, &header(1, 1, 0), RequestHash(1));
             assert_eq!(known, Lookup::New);
-            sessions.record(SequenceNumber(n + 1), record(client, 1, 1));
+            record_plain(&mut sessions, SequenceNumber(n + 1), record(client, 1, 1));
         }
         assert_eq!(look_up(&sessions, 1, 1), Lookup::TooManySessions);
         let known = sessions.look_up(ClientId(10), &header(2, 2, 0), RequestHash(2));
         assert_eq!(known, Lookup::New);
-        sessions.record(SequenceNumber(MAX_SESSIONS as u64 + 1), record(ClientId(10), 2, 2));
+        record_plain(
+            &mut sessions,
+            SequenceNumber(MAX_SESSIONS as u64 + 1),
+            record(ClientId(10), 2, 2),
+        );
         let all = SequenceNumber(u64::MAX);
         assert_eq!(sessions.horizon_of_oldest(100, SequenceNumber(99)), None, "some are pending");
         let horizon = sessions.horizon_of_oldest(100, all).unwrap();
@@ -626,8 +626,7 @@ mod tests {
     }
 
     fn keep(sessions: &mut Sessions, sn: SequenceNumber, record: CompletionRecord, rest: &[u8]) {
-        sessions.record(sn, record);
-        sessions.keep_response(record.client, record.seq, rest.into());
+        sessions.record(sn, record, Some(&rest.into()));
     }
 
     #[test]
@@ -641,7 +640,7 @@ mod tests {
         assert_eq!(sessions.response_of(ALICE, RequestSeq(3)), b"");
         assert_eq!(sessions.retained_bytes(), 17);
         assert_eq!(sessions.digest(), sessions.recount());
-        sessions.record(SequenceNumber(4), record(ALICE, 3, 2));
+        record_plain(&mut sessions, SequenceNumber(4), record(ALICE, 3, 2));
         assert_eq!(sessions.response_of(ALICE, RequestSeq(1)), b"");
         assert_eq!(sessions.retained_bytes(), 12);
         keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), b"second");
@@ -657,7 +656,7 @@ mod tests {
     fn records_can_be_read_in_parts() {
         let mut sessions = sessions();
         for n in 0..10 {
-            sessions.record(SequenceNumber(1), record(ClientId(n), 1, 1));
+            record_plain(&mut sessions, SequenceNumber(1), record(ClientId(n), 1, 1));
         }
         let whole: Vec<_> = sessions.records(0..10).collect();
         let mut parts: Vec<_> = sessions.records(0..4).collect();

@@ -17,9 +17,8 @@ pub(crate) mod model;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::ops::Deref;
 
 use foldhash::fast::FixedState;
 use kv_protocol::change::{CHANGE_FIXED_BYTES, RetainedResponse};
@@ -31,6 +30,7 @@ use kv_protocol::update::{Action, Expiry, Precondition, Update, UpdateResult, Up
 use smallvec::SmallVec;
 
 use crate::number::{self, IntegerText, NumberError};
+use crate::retained_bytes::RetainedBytes;
 
 /// The newest entry of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +50,42 @@ impl Current<'_> {
     }
 }
 
+/// The value that a change stores.
+#[derive(Clone, Debug)]
+pub enum NewValue<'r> {
+    /// Bytes of the request.
+    Requested(&'r [u8]),
+    /// An integer.
+    Integer(IntegerText),
+    /// A value that is made from the old one.
+    Made(Vec<u8>),
+}
+
+impl Deref for NewValue<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            NewValue::Requested(bytes) => bytes,
+            NewValue::Integer(text) => text,
+            NewValue::Made(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for NewValue<'_> {
+    fn eq(&self, other: &NewValue<'_>) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for NewValue<'_> {}
+
 /// The entry that a change stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored<'r> {
     /// The value.
-    pub value: Cow<'r, [u8]>,
+    pub value: NewValue<'r>,
     /// The deadline; `None` for an entry that does not expire.
     pub deadline: Option<WallTime>,
 }
@@ -81,8 +112,8 @@ pub struct Evaluation<'r> {
     /// The version of the key of the update that ended the request, or else of the first one; zero if the key is
     /// absent or an earlier update of the request has changed it.
     pub found: SequenceNumber,
-    /// The rest of the response, encoded as a [`RetainedResponse`]; `None` if there is none.
-    pub response: Option<Arc<[u8]>>,
+    /// The rest of the response, encoded as a [`RetainedResponse`]; empty if there is none.
+    pub response: RetainedBytes,
 }
 
 /// The changes of a request. Most requests have one.
@@ -90,15 +121,14 @@ pub type Changes<'r> = SmallVec<[KeyChange<'r>; 1]>;
 
 /// Evaluates the updates of a request for `request_key`. `newest` returns the newest entry of a key, whether or not its
 /// deadline has passed.
+#[inline]
 pub fn evaluate<'r, 't>(
     request_key: &'r [u8],
     updates: &Updates<'r>,
     wall: WallTime,
     newest: impl Fn(&[u8]) -> Option<Current<'t>>,
 ) -> Evaluation<'r> {
-    if updates.count() == 1
-        && let Some(update) = updates.iter().next()
-    {
+    if let Some(update) = updates.single() {
         return evaluate_one(update.key.unwrap_or(request_key), &update, wall, newest);
     }
     let places = HashMap::with_hasher(FixedState::default());
@@ -107,6 +137,7 @@ pub fn evaluate<'r, 't>(
 }
 
 /// Evaluates the only update of a request.
+#[inline]
 fn evaluate_one<'r, 't>(
     key: &'r [u8],
     update: &Update<'r>,
@@ -136,21 +167,12 @@ fn evaluate_one<'r, 't>(
     Evaluation { status, changes, is_done, found, response }
 }
 
-/// The length up to which a response is encoded on the stack.
-const SHORT_RESPONSE: usize = 64;
-
-/// Encodes the rest of a response; `None` if there is none.
-fn retained(value: Option<&[u8]>, deadline: Option<WallTime>) -> Option<Arc<[u8]>> {
-    let head = RetainedResponse { value, deadline }.head()?;
-    let (head_bytes, value) = (head.len(), value.unwrap_or(&[]));
-    let length = head_bytes + value.len();
-    if length > SHORT_RESPONSE {
-        return Some([&head, value].concat().into());
+/// Encodes the rest of a response; empty if there is none.
+fn retained(value: Option<&[u8]>, deadline: Option<WallTime>) -> RetainedBytes {
+    match (RetainedResponse { value, deadline }).head() {
+        Some(head) => RetainedBytes::concat(&head, value.unwrap_or(&[])),
+        None => RetainedBytes::default(),
     }
-    let mut short = [0; SHORT_RESPONSE];
-    short[..head_bytes].copy_from_slice(&head);
-    short[head_bytes..length].copy_from_slice(value);
-    Some(Arc::from(&short[..length]))
 }
 
 /// The state of the keys of a request while its updates are evaluated.
@@ -381,7 +403,7 @@ fn execute<'r>(
         Err(NoEntry) => return nothing(Status::NotFound),
     }
     // An entry that would be stored with a deadline in the past is removed instead.
-    let store = |value: Cow<'r, [u8]>, deadline: Option<WallTime>| match (
+    let store = |value: NewValue<'r>, deadline: Option<WallTime>| match (
         deadline.is_some_and(|deadline| deadline <= wall),
         found,
     ) {
@@ -412,21 +434,21 @@ fn execute<'r>(
         },
         Action::Put(value) => {
             let (old_value, _) = current();
-            done(store(Cow::Borrowed(value), deadline), old_value, shown(deadline))
+            done(store(NewValue::Requested(value), deadline), old_value, shown(deadline))
         }
         Action::Delete if found.is_none() => nothing(Status::NotFound),
         Action::Delete => done(Step::Remove, current().0, None),
         Action::Add(amount) => match number::add_integer(old_value, amount) {
             Ok(sum) => {
                 let text = number::format_integer(sum);
-                let stored = store(Cow::Owned(text.to_vec()), deadline);
+                let stored = store(NewValue::Integer(text), deadline);
                 done(stored, Returned::Number(text), shown(deadline))
             }
             Err(error) => nothing(status_of(error)),
         },
         Action::AddFloat(amount) => match number::add_float(old_value, amount) {
             Ok(text) => {
-                let stored = store(Cow::Owned(text.clone()), deadline);
+                let stored = store(NewValue::Made(text.clone()), deadline);
                 done(stored, Returned::Value(text), shown(deadline))
             }
             Err(error) => nothing(status_of(error)),
@@ -438,7 +460,7 @@ fn execute<'r>(
                 return nothing(Status::TooBig);
             }
             let length = length(value.len());
-            done(store(Cow::Owned(value), deadline), length, shown(deadline))
+            done(store(NewValue::Made(value), deadline), length, shown(deadline))
         }
         Action::SetRange { bytes: [], .. } => {
             let length = length(old_value.map_or(0, <[u8]>::len));
@@ -453,14 +475,14 @@ fn execute<'r>(
             value.resize(value.len().max(end), 0);
             value[start..end].copy_from_slice(bytes);
             let length = length(value.len());
-            done(store(Cow::Owned(value), deadline), length, shown(deadline))
+            done(store(NewValue::Made(value), deadline), length, shown(deadline))
         }
         Action::Rename(to) | Action::Copy(to) => match found {
             None => nothing(Status::NotFound),
             Some(_) if to == key => nothing(Status::Ok),
             Some(Found { value, deadline, .. }) => {
                 let moves = matches!(update.action, Action::Rename(_));
-                let stored = Stored { value: Cow::Owned(value.to_vec()), deadline };
+                let stored = Stored { value: NewValue::Made(value.to_vec()), deadline };
                 // A copy leaves the entry, so it can return it.
                 let (value, deadline) = if moves { (Returned::Nothing, None) } else { current() };
                 done(Step::Transfer { to, stored, moves }, value, deadline)
@@ -471,7 +493,7 @@ fn execute<'r>(
             Some(_) if matches!(update.expiry, Expiry::Keep) => nothing(Status::Ok),
             Some(Found { value, .. }) => {
                 let (returned, _) = current();
-                done(store(Cow::Owned(value.to_vec()), deadline), returned, shown(deadline))
+                done(store(NewValue::Made(value.to_vec()), deadline), returned, shown(deadline))
             }
         },
     }

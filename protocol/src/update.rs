@@ -147,6 +147,7 @@ impl<'a> Update<'a> {
     }
 
     /// Returns the other key that the update changes, besides its own.
+    #[inline]
     pub fn second_key(&self) -> Option<&'a [u8]> {
         match self.action {
             Action::Rename(key) | Action::Copy(key) => Some(key),
@@ -191,6 +192,8 @@ impl<'a> Update<'a> {
         output.put_bytes(value);
     }
 
+    /// Reads an update. In a caller that uses only some fields, the compiler drops the others if this is inlined.
+    #[inline(always)]
     fn read(reader: &mut Reader<'a>) -> Result<Update<'a>, DecodeError> {
         let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
         let fixed: [u8; UPDATE_FIXED_BYTES] = reader.array("an update")?;
@@ -263,6 +266,7 @@ impl<'a> Update<'a> {
     }
 
     /// Checks the update against the limits. Returns the reason if it is invalid.
+    #[inline]
     pub fn validate(&self) -> Result<(), InvalidUpdate> {
         let has_length = |key: &[u8]| (1..=MAX_KEY_BYTES).contains(&key.len());
         if self.key.is_some_and(|key| !has_length(key))
@@ -420,6 +424,15 @@ impl<'a> Updates<'a> {
     /// Returns whether an update has another key than that of the request.
     pub fn names_keys(&self) -> bool {
         self.names_keys
+    }
+
+    /// Returns the update of a request with only one; `None` if there are several.
+    #[inline]
+    pub fn single(&self) -> Option<Update<'a>> {
+        if self.count != 1 {
+            return None;
+        }
+        Update::read(&mut Reader::new(self.bytes)).ok()
     }
 
     /// Returns the updates in order.

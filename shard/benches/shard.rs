@@ -7,6 +7,7 @@
 //! ```
 //!
 //! `get`, `put`, `put-if` (a conditional PUT) and `add` arrive 16 at a time, `single-get` and so on one at a time.
+//! callgrind leaves out the encoding of the requests with `--toggle-collect='*Pair*execute*'`.
 #![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 
 use std::hint::black_box;
@@ -114,9 +115,15 @@ impl Pair {
         sent
     }
 
-    fn serve(&mut self, requests: &[u8]) {
+    /// Executes the requests of a wake-up; returns the bytes of their responses.
+    #[inline(never)]
+    fn execute(&mut self, requests: &[u8], are_writes: bool) -> usize {
         self.primary.begin_wake_up(NOW);
         self.primary.handle_bytes(NOW, self.client, requests);
+        if are_writes {
+            self.replicate();
+        }
+        self.take_responses()
     }
 }
 
@@ -180,10 +187,8 @@ fn put(
     requests: &mut Vec<u8>,
 ) {
     requests.clear();
-    let updates = match work {
-        Work::Put | Work::PutNumber => Vec::new(),
-        Work::PutIf | Work::Add => work.encoded(),
-    };
+    let updates = work.encoded();
+    let updates = Updates::read(&updates).expect("well-formed");
     for n in 0..depth {
         let (key, digest) = &keys[(from + n) % keys.len()];
         pair.seq += 1;
@@ -196,15 +201,11 @@ fn put(
         let operation = match work {
             Work::Put => Operation::Put(header, &[7; 64]),
             Work::PutNumber => Operation::Put(header, b"10000000"),
-            Work::PutIf | Work::Add => {
-                Operation::Update(header, Updates::read(&updates).expect("well-formed"))
-            }
+            Work::PutIf | Work::Add => Operation::Update(header, updates),
         };
         write(requests, key, *digest, operation);
     }
-    pair.serve(requests);
-    pair.replicate();
-    assert!(pair.take_responses() >= depth * 30);
+    assert!(pair.execute(requests, true) >= depth * 30);
 }
 
 fn gets(keys: &[(Vec<u8>, Digest)], depth: usize) -> Vec<Vec<u8>> {
@@ -235,8 +236,7 @@ fn operations(criterion: &mut Criterion) {
         group.bench_function(format!("{prefix}get"), |bencher| {
             bencher.iter(|| {
                 n += 1;
-                pair.serve(&gets[n % gets.len()]);
-                assert!(pair.take_responses() >= depth * 64);
+                assert!(pair.execute(&gets[n % gets.len()], false) >= depth * 64);
             });
         });
         for (name, work) in [("put", Work::Put), ("put-if", Work::PutIf), ("add", Work::Add)] {
@@ -263,8 +263,7 @@ fn steps(work: &str, count: usize) {
     for n in 0..count / depth {
         match work {
             "get" => {
-                pair.serve(&gets[n % gets.len()]);
-                assert!(pair.take_responses() >= depth * 64);
+                assert!(pair.execute(&gets[n % gets.len()], false) >= depth * 64);
             }
             "put" => put(Work::Put, &mut pair, &keys, n * depth, depth, &mut requests),
             "put-if" => put(Work::PutIf, &mut pair, &keys, n * depth, depth, &mut requests),

@@ -307,12 +307,8 @@ impl Replica {
         match self.role {
             // The session may have begun long before the copy, and its earlier records may never arrive.
             Role::Candidate(..) => self.sessions.record_known(sn, record, response),
-            _ => {
-                self.sessions.record(sn, record);
-                if !response.is_empty() {
-                    self.sessions.keep_response(record.client, record.seq, response.into());
-                }
-            }
+            _ if response.is_empty() => self.sessions.record(sn, record, None),
+            _ => self.sessions.record(sn, record, Some(&response.into())),
         }
     }
 

@@ -13,7 +13,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 
 use kv_protocol::ids::{SequenceNumber, Time, ViewVersion, WallTime};
 use kv_protocol::limits::{
@@ -23,6 +22,7 @@ use kv_protocol::peer_message::{CompletionRecord, Effect, Fragment, PeerMessage,
 use kv_protocol::placement::Digest;
 
 use super::requests::Asker;
+use crate::retained_bytes::RetainedBytes;
 use crate::table::{Staged, Table, TableHash};
 
 /// One pending write.
@@ -58,8 +58,8 @@ pub(super) struct More {
     pub(super) changes: Vec<PendingChange>,
     /// The same changes as they are sent.
     pub(super) encoded: Vec<u8>,
-    /// The rest of the response; see [`RetainedResponse`](kv_protocol::change::RetainedResponse).
-    pub(super) response: Option<Arc<[u8]>>,
+    /// The rest of the response, empty if there is none; see [`RetainedResponse`](kv_protocol::change::RetainedResponse).
+    pub(super) response: RetainedBytes,
     /// Reads of an entry that this write removes because it has expired. They get their response at the commit.
     pub(super) readers: Vec<Asker>,
 }
@@ -91,11 +91,6 @@ impl PendingWrite {
             change.hash == hash && &more.encoded[change.key.clone()] == key
         };
         more.changes.iter().find(is_it).map(|change| change.staged.as_ref())
-    }
-
-    /// Returns the rest of the response.
-    pub(super) fn response(&self) -> &[u8] {
-        self.more.as_ref().and_then(|more| more.response.as_deref()).unwrap_or(&[])
     }
 }
 
@@ -372,7 +367,7 @@ impl PendingLog {
             (None, Some(more)) => (&[][..], &more.encoded[..], None),
             (None, None) => (&[][..], &[][..], None),
         };
-        let response = write.response();
+        let response: &[u8] = write.more.as_ref().map_or(&[], |more| &more.response);
         let whole = value.len() + response.len();
         let length = |length: usize| u32::try_from(length).expect("a write has at most 33 MiB");
         let sent = match self.cursor.part {

@@ -271,9 +271,9 @@ impl Replica {
             let Committed { effect, staged, mut more, record, waiters } = write;
             self.apply_committed(committed, effect, staged, more.as_deref_mut());
             self.note_committed(committed);
-            let response = more.as_ref().and_then(|more| more.response.as_deref()).unwrap_or(&[]);
+            let rest: &[u8] = more.as_ref().map_or(&[], |more| &more.response);
             for asker in waiters.all() {
-                self.respond_to_write(asker, &record, response, responses);
+                self.respond_to_write(asker, &record, rest, responses);
             }
             if let Some(more) = more {
                 for reader in more.readers {

@@ -15,6 +15,7 @@ use super::pending::{More, NewestChange, PendingChange, PendingWrite, Waiters};
 use super::requests::Asker;
 use super::{Replica, Responses};
 use crate::mutations::{self, Mutation};
+use crate::retained_bytes::RetainedBytes;
 use crate::session::{LoggedRecord, Lookup};
 use crate::table::{Room, Staged, TableHash};
 use crate::update::{Current, Evaluation, KeyChange, evaluate};
@@ -46,6 +47,11 @@ impl Decision {
         status: Status::NotDone,
         version: Some(SequenceNumber::ZERO),
     };
+}
+
+/// Returns whether two keys are equal. Most are the same key of the same request.
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    std::ptr::eq(one, other) || one == other
 }
 
 /// A rejection: the status and the reason.
@@ -160,26 +166,27 @@ impl Replica {
         }
         let wall = self.wall_at(now);
         let evaluation = evaluate(key, updates, wall, |of| {
-            let hash = if of == key { write.hash } else { self.hash_of(Digest::of(of), of) };
+            let hash = if is_same(of, key) { write.hash } else { self.hash_of(Digest::of(of), of) };
             self.newest(hash, of)
         });
         let Evaluation { status, mut changes, is_done, found, response } = evaluation;
         if mutations::is_open(Mutation::BatchAppliedInPart) && changes.len() > 1 {
             changes.truncate(1);
         }
-        let response_bytes = response.as_ref().map_or(0, |response| response.len());
-        let bytes = changes.iter().map(KeyChange::bytes).sum::<usize>() + response_bytes;
-        self.check_log_room(bytes, changes.len())?;
-        let (mut keys, mut values, mut stored_deadline) = (0, 0, None);
+        let response_bytes = response.len();
+        let mut bytes = response_bytes;
+        let mut lengths = Lengths { key: 0, value: response_bytes, deadline: None };
         for KeyChange { key, stored } in &changes {
+            bytes += key.len();
             if let Some(stored) = stored {
-                (keys, values) = (keys + key.len(), values + stored.value.len());
-                stored_deadline = stored_deadline.or(stored.deadline);
+                bytes += stored.value.len();
+                (lengths.key, lengths.value) =
+                    (lengths.key + key.len(), lengths.value + stored.value.len());
+                lengths.deadline = lengths.deadline.or(stored.deadline);
             }
         }
-        if keys > 0 {
-            let lengths =
-                Lengths { key: keys, value: values + response_bytes, deadline: stored_deadline };
+        self.check_log_room(bytes, changes.len())?;
+        if lengths.key > 0 {
             self.check_memory(now, lengths, responses)?;
         }
         if response_bytes > 0
@@ -190,21 +197,21 @@ impl Replica {
         }
         let effect = match &changes[..] {
             [] => Effect::Nothing,
-            [KeyChange { key: of, stored: Some(_) }] if *of == key => Effect::Put,
-            [KeyChange { key: of, stored: None }] if *of == key => Effect::Delete,
+            [KeyChange { key: of, stored: Some(_) }] if is_same(of, key) => Effect::Put,
+            [KeyChange { key: of, stored: None }] if is_same(of, key) => Effect::Delete,
             _ => Effect::Changes,
         };
         let mut staged = match effect {
             Effect::Put | Effect::Delete => {
                 let single = self.stage_one(write.hash, &changes[0])?;
-                StagedChanges { single: Some(single), more: None }
+                StagedChanges { single: Some(single), ..Default::default() }
             }
             Effect::Changes => {
-                StagedChanges { single: None, more: Some(self.stage_all(&changes)?) }
+                StagedChanges { more: Some(self.stage_all(&changes)?), ..Default::default() }
             }
             _ => StagedChanges::default(),
         };
-        if response.is_some() {
+        if response_bytes > 0 {
             staged.more.get_or_insert_default().response = response;
         }
         let version = (!is_done).then_some(found);
@@ -333,19 +340,18 @@ impl Replica {
             request: write.request_hash,
         };
         let StagedChanges { single, more } = staged;
-        self.sessions.record(sn, record);
-        if let Some(response) = more.as_ref().and_then(|more| more.response.clone())
-            && !mutations::is_open(Mutation::RecordWithoutValue)
-        {
-            self.sessions.keep_response(record.client, record.seq, response);
-        }
+        let response = more.as_ref().map(|more| &more.response);
+        let is_kept = |response: &&RetainedBytes| {
+            !response.is_empty() && !mutations::is_open(Mutation::RecordWithoutValue)
+        };
+        self.sessions.record(sn, record, response.filter(is_kept));
         let mut waiters = Waiters::default();
         if mutations::is_open(Mutation::ResponseBeforeAck)
             || (mutations::is_open(Mutation::RefusalRespondedAtOnce)
                 && decision.effect == Effect::Nothing)
         {
-            let response = more.as_ref().and_then(|more| more.response.as_deref());
-            self.respond_to_write(write.asker, &record, response.unwrap_or(&[]), responses);
+            let rest: &[u8] = response.map_or(&[], |response| response);
+            self.respond_to_write(write.asker, &record, rest, responses);
         } else {
             waiters.add(write.asker);
         }
