@@ -14,6 +14,7 @@ use crate::numbers::{parse_count, parse_range, parse_seconds};
 use crate::report::Format;
 use crate::target::{Scheme, Target};
 use crate::value::STAMP_BYTES;
+use crate::wire::kv::WriteKind;
 
 /// The upper bound of `--keys`. Two copies of more keys would exceed the memory of current machines.
 const MAX_KEYS: u64 = 1_000_000_000;
@@ -105,6 +106,9 @@ pub(crate) struct Args {
     /// kv, kv+wire: use only keys of this group, so that one server and its secondary do all the work.
     #[arg(long, value_name = "N")]
     group: Option<u16>,
+    /// kv+wire: the operation of the writes. First fill with put for put-if, and with add for add.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    writes: WriteKind,
     /// Report the CPU time of these processes for one operation.
     #[arg(long, value_name = "PID", num_args = 1.., value_delimiter = ',')]
     server_pid: Vec<u32>,
@@ -139,6 +143,7 @@ pub(crate) struct Plan {
     pub(crate) replicas: u32,
     pub(crate) group: Option<GroupId>,
     pub(crate) server_pids: Vec<u32>,
+    pub(crate) writes: WriteKind,
 }
 
 fn percent(text: &str) -> Result<f64, String> {
@@ -186,6 +191,12 @@ impl Args {
         if target.scheme == Scheme::Kv && threads > 1 {
             bail!("--threads does not apply to kv, which has one thread for each of --connections");
         }
+        if self.writes != WriteKind::Put && target.scheme != Scheme::KvWire {
+            bail!("--writes applies only to kv+wire://, not to {target}");
+        }
+        if self.writes == WriteKind::Add && self.verify {
+            bail!("--verify does not apply to --writes add, whose values are sums");
+        }
         if self.wait.is_some() && target.scheme != Scheme::Redis {
             bail!("--wait applies only to redis://, not to {target}");
         }
@@ -225,6 +236,7 @@ impl Args {
             replicas: self.wait.unwrap_or(0),
             group: self.group.map(GroupId),
             server_pids: self.server_pid.clone(),
+            writes: self.writes,
         })
     }
 }
@@ -271,6 +283,8 @@ mod tests {
             ("-t redis://a:1 --threads 3 -c 2", "--threads"),
             ("-t kv://a:1 --wait 1", "--wait"),
             ("-t redis://a:1 --group 0", "--group"),
+            ("-t redis://a:1 --writes add", "--writes"),
+            ("-t kv+wire://a:1 --writes add --verify", "--verify"),
             ("-t echo://a:1 --verify", "--verify"),
             ("-t kv://a:1 --verify --value-size 4-64", "--value-size"),
             ("-t kv://a:1 --count 0", "--load"),

@@ -141,7 +141,11 @@ fn open_kv(
     let (stream, welcome) = cluster_map::join(address, client, shard)?;
     let start = welcome.starts.iter().find(|start| start.group == view.group);
     let begun = start.map_or(SequenceNumber::ZERO, |start| start.committed);
-    Ok(Connection::new(stream, Kv::new(view.version, begun), Lane::new(list, plan.depth))?)
+    Ok(Connection::new(
+        stream,
+        Kv::new(view.version, begun, plan.writes),
+        Lane::new(list, plan.depth),
+    )?)
 }
 
 /// Opens all connections, distributes them among the threads, and executes the plan.

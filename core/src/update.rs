@@ -168,6 +168,7 @@ fn evaluate_one<'r, 't>(
 }
 
 /// Encodes the rest of a response; empty if there is none.
+#[inline]
 fn retained(value: Option<&[u8]>, deadline: Option<WallTime>) -> RetainedBytes {
     match (RetainedResponse { value, deadline }).head() {
         Some(head) => RetainedBytes::concat(&head, value.unwrap_or(&[])),

@@ -15,6 +15,7 @@ mod log_files;
 mod map_from_servers;
 mod orphans;
 mod placement;
+mod previous_client;
 mod replacing;
 mod restore;
 mod scanning;

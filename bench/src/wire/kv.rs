@@ -11,12 +11,46 @@ use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{RequestId, RequestSeq, SequenceNumber, ViewVersion};
 use kv_protocol::limits::{MAX_RESPONSE_BODY, SESSION_WINDOW};
 use kv_protocol::placement::Digest;
+use kv_protocol::update::{Action, Precondition, Update, Updates};
 
 use super::{Reply, Wire};
 use crate::driver::{Outcome, Request};
 
 /// The frame rules of client connections.
 pub(crate) const RULES: FrameRules = FrameRules::unchecked(MAX_RESPONSE_BODY);
+
+/// The operation of a write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum WriteKind {
+    /// Sets the key (PUT)
+    #[default]
+    Put,
+    /// Sets the key if it exists (UPDATE with a condition)
+    PutIf,
+    /// Adds 1 to the number in the key (UPDATE)
+    Add,
+}
+
+impl WriteKind {
+    /// Returns the operation. `updates` is a buffer for its encoding.
+    fn operation<'a>(
+        self,
+        header: WriteHeader,
+        value: &'a [u8],
+        updates: &'a mut Vec<u8>,
+    ) -> Operation<'a> {
+        let update = match self {
+            WriteKind::Put => return Operation::Put(header, value),
+            WriteKind::PutIf => {
+                Update { condition: Precondition::Present, ..Update::new(Action::Put(value)) }
+            }
+            WriteKind::Add => Update::new(Action::Add(1)),
+        };
+        updates.clear();
+        update.write(updates);
+        Operation::Update(header, Updates::read(updates).expect("an update that was just written"))
+    }
+}
 
 /// One connection to a shard. See the module.
 #[derive(Debug)]
@@ -29,13 +63,16 @@ pub(crate) struct Kv {
     next: u64,
     /// The writes in flight: their numbers and their slots.
     open: VecDeque<(u64, u32)>,
+    kind: WriteKind,
+    /// A buffer for the encoding of an UPDATE.
+    updates: Vec<u8>,
 }
 
 impl Kv {
     /// Creates a connection after the handshake, with the group's view and the start of the session from its
     /// WELCOME.
-    pub(crate) fn new(view: ViewVersion, begun: SequenceNumber) -> Kv {
-        Kv { view, begun, next: 1, open: VecDeque::new() }
+    pub(crate) fn new(view: ViewVersion, begun: SequenceNumber, kind: WriteKind) -> Kv {
+        Kv { view, begun, next: 1, open: VecDeque::new(), kind, updates: Vec::new() }
     }
 
     fn first_incomplete(&self) -> u64 {
@@ -61,7 +98,7 @@ impl Wire for Kv {
                     begun: self.begun,
                     condition: Condition::Always,
                 };
-                Operation::Put(header, value)
+                self.kind.operation(header, value, &mut self.updates)
             }
         };
         let id = RequestId(request.slot.into());
@@ -128,7 +165,8 @@ mod tests {
 
     #[test]
     fn no_write_begins_sixty_four_numbers_after_the_first_incomplete_one() {
-        let (mut kv, mut output) = (Kv::new(ViewVersion(1), SequenceNumber::ZERO), Vec::new());
+        let mut kv = Kv::new(ViewVersion(1), SequenceNumber::ZERO, WriteKind::Put);
+        let mut output = Vec::new();
         for slot in 0..64 {
             assert!(kv.has_room());
             kv.request(&put(slot), &mut output);
@@ -148,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_write_with_one_copy_is_distinguished_and_a_rejection_ends_the_run() {
-        let mut kv = Kv::new(ViewVersion(1), SequenceNumber::ZERO);
+        let mut kv = Kv::new(ViewVersion(1), SequenceNumber::ZERO, WriteKind::Put);
         kv.request(&put(0), &mut Vec::new());
         let bytes = response(0, Status::Ok, 1);
         let reply = kv.reply(&bytes).unwrap().unwrap();
