@@ -121,13 +121,13 @@ impl Placement {
     }
 
     /// Returns the group and shard of a key.
-    pub fn locate(self, key: &[u8]) -> (GroupId, ShardId) {
+    pub fn locate(&self, key: &[u8]) -> (GroupId, ShardId) {
         self.place_of(Digest::of(if self.hash_tags { placed_bytes(key) } else { key }))
     }
 
     /// Returns the group and shard of a key whose digest is known.
     #[inline]
-    pub fn locate_digested(self, digest: Digest, key: &[u8]) -> (GroupId, ShardId) {
+    pub fn locate_digested(&self, digest: Digest, key: &[u8]) -> (GroupId, ShardId) {
         match self.hash_tags {
             false => self.place_of(digest),
             true => self.locate_by_tag(digest, key),
@@ -135,13 +135,13 @@ impl Placement {
     }
 
     #[inline(never)] // A cluster without hash tags pays only for the branch.
-    fn locate_by_tag(self, digest: Digest, key: &[u8]) -> (GroupId, ShardId) {
+    fn locate_by_tag(&self, digest: Digest, key: &[u8]) -> (GroupId, ShardId) {
         self.place_of(hash_tag(key).map_or(digest, Digest::of))
     }
 
     /// Returns the group and shard of a digest: `number mod N` and `(number / N) mod S`.
-    #[inline]
-    pub fn place_of(self, digest: Digest) -> (GroupId, ShardId) {
+    #[inline(always)]
+    pub fn place_of(&self, digest: Digest) -> (GroupId, ShardId) {
         // Group and shard follow from `number mod (N S)`, which fits in 32 bits. So every step fits in 64 bits. This
         // avoids 128-bit divisions, which are library calls of about 20 ns.
         let number = digest.number();
@@ -184,7 +184,7 @@ impl Divisor {
     }
 
     /// Returns the quotient and the remainder of `number`.
-    #[inline]
+    #[inline(always)]
     fn divide(self, number: u64) -> (u64, u64) {
         // The reciprocal is too small by less than 1 + 1/divisor, so this quotient is too small by at most 2.
         let mut quotient = low_64((u128::from(number) * u128::from(self.reciprocal)) >> 64);

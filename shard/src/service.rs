@@ -315,7 +315,7 @@ impl Service {
         Hashed { request, hash }: &Hashed<'_>,
     ) {
         self.counters.requests += 1;
-        let (group, shard) = request.place(self.identity.placement);
+        let (group, shard) = request.place(&self.identity.placement);
         if shard != self.identity.shard {
             let reason = "the key belongs to another shard; connect to that shard";
             return self.respond_with_refusal(id, request.id, Status::WrongView, reason);

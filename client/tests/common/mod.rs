@@ -656,7 +656,7 @@ fn response_to_read(
 
 /// Executes a request like a primary, or like a secondary for VERIFY of a secondary.
 fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, to: &mut Vec<u8>) {
-    let (group, shard) = request.place(state.map.placement());
+    let (group, shard) = request.place(&state.map.placement());
     let view = &state.map.views[usize::from(group.0)];
     let holder = match request.operation {
         Operation::Verify(ReplicaRole::Secondary) => view.secondary(),
@@ -806,16 +806,12 @@ fn update(state: &mut State, key: &[u8], updates: &Updates<'_>) -> Record {
         state.table.remove(change.key);
         state.deadlines.remove(change.key);
         if let Some(stored) = stored {
-            state.table.insert(change.key.to_vec(), (stored.value.into_owned(), state.last_sn));
+            state.table.insert(change.key.to_vec(), (stored.value.to_vec(), state.last_sn));
             state.deadlines.extend(stored.deadline.map(|at| (change.key.to_vec(), at)));
         }
     }
     let version = if evaluation.is_done { state.last_sn } else { evaluation.found.0 };
-    Record {
-        status: Some(evaluation.status),
-        version,
-        rest: evaluation.response.map_or_else(Vec::new, |rest| rest.to_vec()),
-    }
+    Record { status: Some(evaluation.status), version, rest: evaluation.response.to_vec() }
 }
 
 /// Returns the current wall time.

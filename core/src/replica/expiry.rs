@@ -217,6 +217,7 @@ impl Replica {
         let logged = log.last().next();
         let write = PendingWrite {
             effect: Effect::Upkeep,
+            back: 0,
             digest: Digest([0; 16]),
             hash: first.hash,
             record: NO_RECORD,
@@ -254,6 +255,6 @@ impl More {
     /// Adds the removal of an entry.
     pub(super) fn remove(&mut self, digest: Digest, hash: TableHash, key: &[u8]) {
         let key = self.encode(&Change { digest, key, entry: None });
-        self.changes.push(PendingChange { hash, key, staged: None });
+        self.changes.push(PendingChange { hash, key, staged: None, back: 0 });
     }
 }

@@ -29,6 +29,8 @@ use crate::table::{Staged, Table, TableHash};
 #[derive(Debug)]
 pub(super) struct PendingWrite {
     pub(super) effect: Effect,
+    /// For a write with one change, its [`PendingChange::back`]. The log sets it.
+    pub(super) back: u32,
     pub(super) digest: Digest,
     pub(super) hash: TableHash,
     pub(super) record: CompletionRecord,
@@ -72,9 +74,25 @@ pub(super) struct PendingChange {
     pub(super) key: Range<usize>,
     /// The new entry; `None` if the entry of the key is removed.
     pub(super) staged: Option<Staged>,
+    /// The distance to the previous write that changes a key of the same bucket. That write may be committed. If several
+    /// changes of a write have the same bucket, the distance of the first one counts. The log sets it.
+    pub(super) back: u32,
 }
 
 impl PendingWrite {
+    /// Returns the distance to the previous write of a bucket; `None` if the write changes no key of the bucket.
+    fn back_of(&self, hash: TableHash) -> Option<usize> {
+        let back = match (&self.staged, &self.more) {
+            (Some(_), _) => (bucket(self.hash) == bucket(hash)).then_some(self.back),
+            (None, Some(more)) => {
+                let change = more.changes.iter().find(|change| bucket(change.hash) == bucket(hash));
+                change.map(|change| change.back)
+            }
+            (None, None) => None,
+        };
+        back.map(|back| back as usize)
+    }
+
     /// Returns the new entry of a key if the write changes the key. The result is `Some(None)` if it removes the entry.
     fn change_of<'a>(
         &'a self,
@@ -94,48 +112,56 @@ impl PendingWrite {
     }
 }
 
-/// The number of counters of a [`KeyFilter`].
-const FILTER_COUNTERS: usize = 1 << 12;
+/// The number of buckets of [`Newest`].
+const BUCKETS: usize = 1 << 12;
 
-/// Counts of the pending changes by some bits of the hashes of their keys. If the count for a key is zero, no pending
-/// write changes the key.
-struct KeyFilter(Box<[u16; FILTER_COUNTERS]>);
+/// For each bucket of keys, the lower half of the sequence number of the newest write that changes one of them. Each
+/// write has the distance to the one before it, so a look-up visits only the pending writes of one bucket:
+///
+/// ```text
+///   bucket of the key -> write 97 -> write 61 -> write 12, which is committed
+/// ```
+///
+/// Nothing is undone at a commit. After 2^32 writes an old number may equal that of a pending write; then a look-up
+/// visits a write without the key.
+struct Newest(Box<[u32; BUCKETS]>);
 
-impl Default for KeyFilter {
-    fn default() -> KeyFilter {
-        KeyFilter(Box::new([0; FILTER_COUNTERS]))
+impl Default for Newest {
+    fn default() -> Newest {
+        Newest(Box::new([0; BUCKETS]))
     }
 }
 
-/// Writes nothing of the counts, which follow from the pending writes.
-impl fmt::Debug for KeyFilter {
+/// Writes nothing of the numbers, which follow from the pending writes.
+impl fmt::Debug for Newest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyFilter")
+        f.write_str("Newest")
     }
 }
 
-impl KeyFilter {
-    /// Returns the index of a key's counter.
-    #[allow(clippy::cast_possible_truncation)] // The lower bits are masked.
-    fn index(hash: TableHash) -> usize {
-        hash.0 as usize % FILTER_COUNTERS
+impl Newest {
+    /// Makes a write the newest one of a bucket. Returns its distance to the one before.
+    #[inline]
+    fn replace(&mut self, hash: TableHash, sn: SequenceNumber) -> u32 {
+        lower(sn).wrapping_sub(std::mem::replace(&mut self.0[bucket(hash)], lower(sn)))
     }
 
-    fn add(&mut self, hash: TableHash) {
-        self.0[Self::index(hash)] += 1;
-    }
-
-    fn remove(&mut self, hash: TableHash) {
-        self.0[Self::index(hash)] -= 1;
-    }
-
-    fn may_have(&self, hash: TableHash) -> bool {
-        self.0[Self::index(hash)] > 0
+    /// Returns the distance from the write `last` to the newest one that changes a key of the bucket.
+    #[inline]
+    fn distance(&self, hash: TableHash, last: SequenceNumber) -> usize {
+        lower(last).wrapping_sub(self.0[bucket(hash)]) as usize
     }
 }
 
-// The counters do not overflow: the changes of all pending writes are fewer.
-const _: () = assert!(MAX_PENDING_CHANGES <= u16::MAX as usize);
+#[allow(clippy::cast_possible_truncation)] // The lower bits choose the bucket.
+fn bucket(hash: TableHash) -> usize {
+    hash.0 as usize % BUCKETS
+}
+
+#[allow(clippy::cast_possible_truncation)] // Pending writes are fewer than 2^32.
+fn lower(sn: SequenceNumber) -> u32 {
+    sn.0 as u32
+}
 
 /// The maximum number of requests that wait for one write. When another one arrives, the oldest after the first is
 /// dropped without a response.
@@ -176,7 +202,7 @@ pub(super) struct PendingLog {
     bytes: usize,
     /// The number of changes of all writes.
     changes: usize,
-    filter: KeyFilter,
+    newest: Newest,
     committed: SequenceNumber,
     cursor: Cursor,
 }
@@ -242,15 +268,18 @@ impl PendingLog {
     }
 
     /// Appends a write and returns its sequence number.
-    #[inline]
-    pub(super) fn push(&mut self, write: PendingWrite) -> SequenceNumber {
+    #[inline(always)]
+    pub(super) fn push(&mut self, mut write: PendingWrite) -> SequenceNumber {
+        let sn = self.last().next();
         self.bytes += write.bytes;
         if write.staged.is_some() {
-            self.filter.add(write.hash);
+            write.back = self.newest.replace(write.hash, sn);
             self.changes += 1;
         }
-        if let Some(more) = &write.more {
-            more.changes.iter().for_each(|change| self.filter.add(change.hash));
+        if let Some(more) = &mut write.more {
+            for change in &mut more.changes {
+                change.back = self.newest.replace(change.hash, sn);
+            }
             self.changes += more.changes.len();
         }
         self.writes.push_back(write);
@@ -262,12 +291,8 @@ impl PendingLog {
     pub(super) fn commit_oldest(&mut self) -> Option<Committed> {
         let write = self.writes.pop_front()?;
         self.bytes -= write.bytes;
-        if write.staged.is_some() {
-            self.filter.remove(write.hash);
-            self.changes -= 1;
-        }
+        self.changes -= usize::from(write.staged.is_some());
         if let Some(more) = &write.more {
-            more.changes.iter().for_each(|change| self.filter.remove(change.hash));
             self.changes -= more.changes.len();
         }
         self.committed = self.committed.next();
@@ -292,26 +317,28 @@ impl PendingLog {
         self.writes.get_mut(index)
     }
 
-    /// Returns the newest pending change of a key. A linear search is acceptable, because the log is short and the
-    /// filter excludes most keys without a pending change.
+    /// Returns the newest pending change of a key.
     pub(super) fn newest_change<'a>(
         &'a self,
         table: &'a Table,
         hash: TableHash,
         key: &[u8],
     ) -> Option<NewestChange<'a>> {
-        if !self.filter.may_have(hash) {
-            return None;
+        let distance = self.newest.distance(hash, self.last());
+        let mut at = self.writes.len().checked_sub(distance.checked_add(1)?)?;
+        loop {
+            let write = &self.writes[at];
+            if let Some(staged) = write.change_of(table, hash, key) {
+                let sn = SequenceNumber(self.committed.0 + 1 + at as u64);
+                let entry = staged.map(|staged| {
+                    let (_, value, deadline) = table.staged_parts(staged);
+                    (value, deadline)
+                });
+                return Some(NewestChange { sn, entry });
+            }
+            let back = write.back_of(hash).filter(|back| *back > 0)?;
+            at = at.checked_sub(back)?;
         }
-        self.writes.iter().enumerate().rev().find_map(|(at, write)| {
-            let staged = write.change_of(table, hash, key)?;
-            let sn = SequenceNumber(self.committed.0 + 1 + at as u64);
-            let entry = staged.map(|staged| {
-                let (_, value, deadline) = table.staged_parts(staged);
-                (value, deadline)
-            });
-            Some(NewestChange { sn, entry })
-        })
     }
 
     /// Returns the key and value of every change of a pending write.
@@ -408,5 +435,124 @@ impl PendingLog {
             Cursor { part: Some(sent), ..self.cursor }
         };
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_protocol::client_message::Status;
+    use kv_protocol::ids::{ClientId, RequestHash, RequestSeq};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::arena::HeapChunks;
+
+    /// The keys of the test. Those with equal last digits have the same bucket; two of them have equal hashes.
+    const KEYS: [(u64, &[u8]); 6] = [
+        (1, b"a"),
+        (1 + BUCKETS as u64, b"b"),
+        (1 + 2 * BUCKETS as u64, b"c"),
+        (2, b"d"),
+        (2, b"e"),
+        (3, b"f"),
+    ];
+
+    fn record() -> CompletionRecord {
+        CompletionRecord {
+            client: ClientId(1),
+            seq: RequestSeq(1),
+            first_incomplete: RequestSeq(1),
+            status: Status::Ok,
+            version: SequenceNumber::ZERO,
+            request: RequestHash(1),
+        }
+    }
+
+    /// Returns a write that sets these keys to `value`.
+    fn write(table: &mut Table, keys: &[usize], value: u8) -> PendingWrite {
+        let mut stage = |at: usize| {
+            let (hash, key) = KEYS[at];
+            let mut staged = table.stage(TableHash(hash), key, 1, None).expect("memory");
+            table.staged_append(&mut staged, &[value]);
+            staged
+        };
+        let (mut staged, mut more) = (None, None);
+        match keys {
+            [] => {}
+            [only] => staged = Some(stage(*only)),
+            several => {
+                let mut parts = Box::<More>::default();
+                for at in several {
+                    let (hash, key) = KEYS[*at];
+                    let start = parts.encoded.len();
+                    parts.encoded.extend_from_slice(key);
+                    let key = start..parts.encoded.len();
+                    let staged = Some(stage(*at));
+                    parts.changes.push(PendingChange {
+                        hash: TableHash(hash),
+                        key,
+                        staged,
+                        back: 0,
+                    });
+                }
+                more = Some(parts);
+            }
+        }
+        PendingWrite {
+            effect: if more.is_some() { Effect::Changes } else { Effect::Put },
+            back: 0,
+            digest: Digest([0; 16]),
+            hash: TableHash(keys.first().map_or(0, |at| KEYS[*at].0)),
+            record: record(),
+            staged,
+            waiters: Waiters::default(),
+            bytes: 1,
+            more,
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(Vec<usize>),
+        Commit,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let keys = prop::collection::btree_set(0..KEYS.len(), 0..4);
+        prop_oneof![
+            2 => keys.prop_map(|keys| Step::Push(keys.into_iter().collect())),
+            1 => Just(Step::Commit),
+        ]
+    }
+
+    proptest! {
+        /// The first writes of some runs have numbers around 2^32, where lower halves of numbers begin again.
+        #[test]
+        fn the_newest_change_is_that_of_a_search_of_all_pending_writes(
+            first in prop_oneof![Just(0), Just((1u64 << 32) - 10)],
+            steps in prop::collection::vec(step(), 1..60),
+        ) {
+            let mut table = Table::new(Box::new(HeapChunks::default()));
+            let mut log = PendingLog::starting_after(SequenceNumber(first));
+            let mut model: VecDeque<(u64, Vec<usize>, u8)> = VecDeque::new();
+            for (n, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Push(keys) => {
+                        let value = u8::try_from(n).expect("few steps");
+                        let sn = log.push(write(&mut table, &keys, value));
+                        model.push_back((sn.0, keys, value));
+                    }
+                    Step::Commit => {
+                        prop_assert_eq!(log.commit_oldest().is_some(), model.pop_front().is_some());
+                    }
+                }
+                for (at, (hash, key)) in KEYS.iter().enumerate() {
+                    let found = log.newest_change(&table, TableHash(*hash), key);
+                    let found = found.map(|change| (change.sn.0, change.entry.expect("set").0[0]));
+                    let newest = model.iter().rev().find(|(_, keys, _)| keys.contains(&at));
+                    prop_assert_eq!(found, newest.map(|(sn, _, value)| (*sn, *value)));
+                }
+            }
+        }
     }
 }

@@ -309,7 +309,7 @@ impl Replica {
         more: Option<&mut More>,
     ) {
         if let Some(More { changes, encoded, .. }) = more {
-            for PendingChange { hash, key, staged } in changes.drain(..) {
+            for PendingChange { hash, key, staged, .. } in changes.drain(..) {
                 let replaced = match staged {
                     Some(staged) => self.table.commit(staged, sn),
                     None => self.table.remove(hash, &encoded[key]),
@@ -551,6 +551,7 @@ impl Replica {
         self.sessions.forget(horizon);
         let write = PendingWrite {
             effect: Effect::ForgetSessions,
+            back: 0,
             digest,
             hash: self.hash_of(digest, &[]),
             record: CompletionRecord {

@@ -40,7 +40,7 @@ impl Replica {
         responses: &mut impl Responses,
     ) {
         debug_assert_eq!(
-            request.place(self.config.placement),
+            request.place(&self.config.placement),
             (self.config.group, self.config.shard)
         );
         debug_assert_eq!(hash, self.hash_of(request.digest, request.key));

@@ -314,7 +314,7 @@ impl Replica {
             let entry =
                 entry.map(|stored| NewEntry { value: &stored.value, deadline: stored.deadline });
             let key = more.encode(&Change { digest, key: change.key, entry });
-            more.changes.push(PendingChange { hash, key, staged });
+            more.changes.push(PendingChange { hash, key, staged, back: 0 });
         }
         Ok(more)
     }
@@ -357,6 +357,7 @@ impl Replica {
         }
         let write = PendingWrite {
             effect: decision.effect,
+            back: 0,
             digest: write.request.digest,
             hash: write.hash,
             record,
@@ -495,7 +496,7 @@ impl Replica {
         }
     }
 
-    #[inline]
+    #[inline(always)] // A pending write is built where it is kept.
     pub(super) fn log(&mut self, write: PendingWrite, responses: &mut impl Responses) {
         let Some(primary) = self.primary_mut() else { return };
         primary.sender.log.push(write);

@@ -267,10 +267,18 @@ impl<'a> Request<'a> {
 
     /// Returns the group and shard of the request: those of its key, or, for a SCAN, the place that the digest names.
     #[inline]
-    pub fn place(&self, placement: Placement) -> (GroupId, ShardId) {
-        match placement.hash_tags() && !matches!(self.operation, Operation::Scan(_)) {
-            true => placement.locate_digested(self.digest, self.key),
+    pub fn place(&self, placement: &Placement) -> (GroupId, ShardId) {
+        match placement.hash_tags() {
             false => placement.place_of(self.digest),
+            true => self.place_by_tag(placement),
+        }
+    }
+
+    #[inline(never)] // A cluster without hash tags pays only for the branch.
+    fn place_by_tag(&self, placement: &Placement) -> (GroupId, ShardId) {
+        match self.operation {
+            Operation::Scan(_) => placement.place_of(self.digest),
+            _ => placement.locate_digested(self.digest, self.key),
         }
     }
 

@@ -124,7 +124,7 @@ impl Service {
     ) -> Result<(), FrameError> {
         let (mut unproven, mut proven) = (Unproven::default(), 0);
         let (mut hashes, mut known) = ([TableHash(0); LOOK_AHEAD], 0);
-        let (mut group, mut count, mut rest) = (None, 0, received);
+        let (mut count, mut rest) = (0, received);
         while count < LOOK_AHEAD {
             let frame = match split_frame(rest, rules) {
                 Ok(Some(frame)) => frame,
@@ -135,10 +135,6 @@ impl Service {
             rest = &rest[frame.consumed..];
             let read = self.read_frame(frame);
             if let Some(Hashed { request, hash }) = read.request {
-                // A client's requests to one server nearly always belong to one group.
-                if group.is_none() {
-                    group = Some(request.place(self.identity.placement).0);
-                }
                 (hashes[known], known) = (hash, known + 1);
                 if request.operation.write_header().is_some() {
                     proven |= unproven.add(count, request.key, request.digest);
@@ -148,6 +144,9 @@ impl Service {
             count += 1;
         }
         if count > 1 {
+            // A client's requests to one server nearly always belong to one group.
+            let first = ahead.frames[..count].iter().flatten().find_map(|read| read.request);
+            let group = first.map(|first| first.request.place(&self.identity.placement).0);
             if let Some(replica) = group.and_then(|group| self.replica(group)) {
                 replica.prefetch(&hashes[..known]);
             }

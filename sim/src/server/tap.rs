@@ -107,7 +107,7 @@ impl Tap {
                     }
                     let request =
                         Request::read(frame.opcode, frame.body).expect("it is well formed");
-                    let (group, _) = request.place(placement);
+                    let (group, _) = request.place(&placement);
                     let is_read = matches!(
                         request.operation,
                         Operation::Get | Operation::GetPart(_) | Operation::Scan(_)

@@ -285,7 +285,7 @@ impl World {
         let request = Request::read(frame.opcode, frame.body).expect("it is well formed");
         let Operation::Put(header, _) = request.operation else { return bytes };
         let mut others = (0u32..).map(|n| format!("forged.{client}.{n}").into_bytes());
-        let home = request.place(placement);
+        let home = request.place(&placement);
         let key = others.find(|key| placement.locate(key) != home).expect("a key");
         let header = WriteHeader { condition: Condition::Always, ..header };
         self.forged += 1;
