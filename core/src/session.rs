@@ -66,6 +66,7 @@ struct Session {
     /// The records, by ascending seq.
     records: VecDeque<Kept>,
     /// The responses of records, if there are any. Few sessions have some, so the list is boxed.
+    #[allow(clippy::box_collection)]
     responses: Option<Box<VecDeque<Retained>>>,
 }
 

@@ -445,6 +445,7 @@ impl Replica {
     }
 
     /// Decides the outcome of a PUT or DELETE from the newest pending state.
+    #[inline]
     fn decide(
         &self,
         now: Time,
@@ -456,6 +457,19 @@ impl Replica {
         if is_put && condition == Condition::Always {
             return Decision { effect: Effect::Put, status: Status::Ok, version: None };
         }
+        self.decide_from_entry(now, hash, key, condition, is_put)
+    }
+
+    /// Decides the outcome of a write that depends on the entry of its key.
+    #[inline(never)]
+    fn decide_from_entry(
+        &self,
+        now: Time,
+        hash: TableHash,
+        key: &[u8],
+        condition: Condition,
+        is_put: bool,
+    ) -> Decision {
         let newest = self.newest(hash, key);
         let is_expired = newest.is_some_and(|newest| newest.is_expired(self.wall_at(now)));
         let current = newest.filter(|_| !is_expired).map(|newest| newest.version);
