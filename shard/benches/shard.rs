@@ -4,13 +4,16 @@
 //! ```text
 //!   cargo bench -p kv-shard --bench shard
 //!   cargo bench -p kv-shard --bench shard -- --steps get 20000   a fixed number without measurement, for callgrind
+//!   cargo bench -p kv-shard --bench shard -- --expire 1000000    the removal of as many expired entries
 //! ```
 //!
 //! `get`, `put`, `put-if` (a conditional PUT) and `add` arrive 16 at a time, `single-get` and so on one at a time.
 //! callgrind leaves out the encoding of the requests with `--toggle-collect='*Pair*execute*'`.
 #![allow(missing_docs)] // `criterion_group!` generates undocumented items.
+#![allow(clippy::disallowed_macros)] // A benchmark prints.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group};
 use kv_core::arena::HeapChunks;
@@ -21,7 +24,7 @@ use kv_protocol::ids::*;
 use kv_protocol::key::Nonce;
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::{Digest, Placement};
-use kv_protocol::update::{Action, Precondition, Update, Updates};
+use kv_protocol::update::{Action, Expiry, Precondition, Update, Updates};
 use kv_protocol::view::{Peer, View};
 use kv_shard::{ConnectionMemory, HelloBounds, Identity, Port, Service, Shard};
 
@@ -115,6 +118,17 @@ impl Pair {
         sent
     }
 
+    /// Returns the header of the next write of a client with `depth` writes in flight.
+    fn next_header(&mut self, depth: usize) -> WriteHeader {
+        self.seq += 1;
+        WriteHeader {
+            seq: RequestSeq(self.seq),
+            first_incomplete: RequestSeq(self.seq.saturating_sub(depth as u64).max(1)),
+            begun: SequenceNumber::ZERO,
+            condition: Condition::Always,
+        }
+    }
+
     /// Executes the requests of a wake-up; returns the bytes of their responses.
     #[inline(never)]
     fn execute(&mut self, requests: &[u8], are_writes: bool) -> usize {
@@ -143,12 +157,12 @@ fn write(bytes: &mut Vec<u8>, key: &[u8], digest: Digest, operation: Operation<'
     Request { id, view, digest, key, operation }.write(bytes);
 }
 
-fn keys() -> Vec<(Vec<u8>, Digest)> {
+fn keys(count: usize) -> Vec<(Vec<u8>, Digest)> {
     let placement = Placement::new(3, 1);
     let all = (0u64..).map(|n| format!("{n:016}").into_bytes());
     let all = all.map(|key| (Digest::of(&key), key)).map(|(digest, key)| (key, digest));
     let of_group = all.filter(|(key, _)| placement.locate(key).0 == GroupId(0));
-    of_group.take(KEYS).collect()
+    of_group.take(count).collect()
 }
 
 /// A kind of write.
@@ -191,13 +205,7 @@ fn put(
     let updates = Updates::read(&updates).expect("well-formed");
     for n in 0..depth {
         let (key, digest) = &keys[(from + n) % keys.len()];
-        pair.seq += 1;
-        let header = WriteHeader {
-            seq: RequestSeq(pair.seq),
-            first_incomplete: RequestSeq(pair.seq.saturating_sub(depth as u64).max(1)),
-            begun: SequenceNumber::ZERO,
-            condition: Condition::Always,
-        };
+        let header = pair.next_header(depth);
         let operation = match work {
             Work::Put => Operation::Put(header, &[7; 64]),
             Work::PutNumber => Operation::Put(header, b"10000000"),
@@ -218,7 +226,7 @@ fn gets(keys: &[(Vec<u8>, Digest)], depth: usize) -> Vec<Vec<u8>> {
 }
 
 fn filled(work: Work) -> (Pair, Vec<(Vec<u8>, Digest)>) {
-    let (mut pair, keys, mut requests) = (Pair::new(), keys(), Vec::new());
+    let (mut pair, keys, mut requests) = (Pair::new(), keys(KEYS), Vec::new());
     for from in (0..keys.len()).step_by(DEPTH) {
         put(work, &mut pair, &keys, from, DEPTH, &mut requests);
     }
@@ -273,6 +281,78 @@ fn steps(work: &str, count: usize) {
     }
 }
 
+/// Returns the CPU time of this thread. Unlike the time that has passed, it does not depend on other load.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).expect("not negative")
+}
+
+/// Runs one wake-up of a shard with received bytes, and takes its output to a stream. Returns the CPU time of the
+/// wake-up.
+fn wake_up(
+    now: Time,
+    (shard, connection): (&mut Shard, ConnectionId),
+    work: impl FnOnce(&mut Shard),
+    output: &mut Vec<u8>,
+) -> Duration {
+    let start = cpu_time();
+    shard.begin_wake_up(now);
+    work(shard);
+    shard.finish_wake_up(now);
+    let took = cpu_time() - start;
+    output.clear();
+    output.extend_from_slice(shard.unsent(connection));
+    shard.handle_sent(now, connection, output.len());
+    while shard.next_dirty_stream().is_some() {}
+    took
+}
+
+/// Lets `count` entries of 80 bytes expire at the same time, and wakes the primary up every millisecond. Prints the CPU
+/// time for each entry at both holders together, and the longest wake-ups.
+fn expire(count: usize) {
+    let (mut pair, wall) = (Pair::new(), WallTime::from_millis(1_000_000));
+    for shard in [&mut pair.primary, &mut pair.secondary] {
+        shard.handle_tick(NOW, wall);
+    }
+    let (mut update, mut requests) = (Vec::new(), Vec::new());
+    let expiry = Expiry::At(wall.after(1_000));
+    Update { expiry, ..Update::new(Action::Put(&[7; 64])) }.write(&mut update);
+    let updates = Updates::read(&update).expect("well-formed");
+    // The keys live until the end. Otherwise their memory would be tidied up within a wake-up.
+    let keys = keys(count);
+    for batch in keys.chunks(DEPTH) {
+        requests.clear();
+        for (key, digest) in batch {
+            let header = pair.next_header(DEPTH);
+            write(&mut requests, key, *digest, Operation::Update(header, updates));
+        }
+        assert!(pair.execute(&requests, true) >= batch.len() * 30);
+    }
+    let Pair { mut primary, mut secondary, dialled, accepted, mut bytes, .. } = pair;
+    let (mut now, mut output) = (NOW + Duration::from_millis(999), Vec::new());
+    let (mut total, mut longest) = (Duration::ZERO, [Duration::ZERO; 3]);
+    while primary.service.counters().removals.expired < count as u64 {
+        now = now + Duration::from_millis(1);
+        let millis = now.since(NOW).as_millis().try_into().expect("a short time");
+        let (wall, end) = (wall.after(millis), (&mut primary, dialled));
+        let decides = wake_up(now, end, |shard| shard.handle_tick(now, wall), &mut output);
+        let end = (&mut secondary, accepted);
+        let applies =
+            wake_up(now, end, |shard| shard.handle_bytes(now, accepted, &output), &mut bytes);
+        let end = (&mut primary, dialled);
+        let commits =
+            wake_up(now, end, |shard| shard.handle_bytes(now, dialled, &bytes), &mut output);
+        for (longest, took) in longest.iter_mut().zip([decides, applies, commits]) {
+            *longest = took.max(*longest);
+            total += took;
+        }
+    }
+    let [decides, applies, commits] = longest;
+    let each = total.as_nanos() / count as u128;
+    println!("{count} entries expired: {each} ns each at both holders together");
+    println!("longest wake-up: decision {decides:?}, secondary {applies:?}, commit {commits:?}");
+}
+
 criterion_group!(benches, operations);
 
 fn main() {
@@ -280,6 +360,9 @@ fn main() {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     if let [_, "--steps", work, count, ..] = words[..] {
         return steps(work, count.parse().expect("a count"));
+    }
+    if let [_, "--expire", count, ..] = words[..] {
+        return expire(count.parse().expect("a count"));
     }
     benches();
     Criterion::default().configure_from_args().final_summary();

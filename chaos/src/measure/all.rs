@@ -8,7 +8,7 @@ use super::{What, measure};
 use crate::cluster::Programs;
 
 /// The measurements, as arguments of `chaos measure`.
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     "failover --data 64M --kills 20",
     "failover --data 2G --kills 20",
     "failover --hang --data 64M --kills 20",
@@ -16,12 +16,13 @@ const ALL: [&str; 10] = [
     "copy --data 1G",
     "coordinator --seconds 60",
     "many --servers 32 --kills 10",
+    "expiries",
     "overload --seconds 60",
     "floods --seconds 20",
     "floods --seconds 20 --net epoll",
 ];
 /// The same measurements, at sizes that only test whether they work.
-const SMALL: [&str; 10] = [
+const SMALL: [&str; 11] = [
     "failover --data 16M --kills 3",
     "failover --data 300M --kills 1",
     "failover --hang --data 16M --kills 2",
@@ -29,6 +30,7 @@ const SMALL: [&str; 10] = [
     "copy --data 256M --before 3",
     "coordinator --seconds 5",
     "many --servers 8 --kills 2 --idle 5",
+    "expiries --entries 100000 --rate 40000 --fill 10",
     "overload --seconds 3",
     "floods --quick --seconds 2",
     "floods --quick --seconds 2 --net epoll",

@@ -5,6 +5,7 @@
 //!   copy          a server is killed: the rate of its refill, and the effects on clients    raw
 //!   coordinator   the coordinator is killed: the effects on clients
 //!   many          a ring of many servers: start, kills, idle cost, stop
+//!   expiries      entries expire at a high rate: the part that is gone a second after its deadline
 //!   overload      four times as many requests as can be served: suspicions, and memory
 //!   floods        every shape of load on one server: changed views, longest gap between beacons
 //!   all           all of them
@@ -15,6 +16,7 @@ mod aftermath;
 mod all;
 mod coordinator;
 mod copy;
+mod expiries;
 mod failover;
 mod figures;
 pub(crate) mod floods;
@@ -62,6 +64,8 @@ enum What {
     Coordinator(coordinator::CoordinatorArgs),
     /// Start, kills and stop of a large ring, and its idle cost.
     Many(many::ManyArgs),
+    /// Removal of entries that expire at a high rate.
+    Expiries(expiries::ExpiriesArgs),
     /// Effect of four times the load that saturates a cluster.
     Overload(overload::OverloadArgs),
     /// Floods of requests of many shapes: no view may change, and no beacon may be late.
@@ -100,6 +104,7 @@ fn measure(what: &What, programs: &Programs, progress: &ProgressBar) -> anyhow::
         What::Copy(args) => copy::run(args, programs, &dir),
         What::Coordinator(args) => coordinator::run(args, programs, &dir),
         What::Many(args) => many::run(args, programs, &dir),
+        What::Expiries(args) => expiries::run(args, programs, &dir, progress),
         What::Overload(args) => overload::run(args, programs, &dir),
         What::Floods(args) => floods::run(args, programs, &dir, progress),
         What::All(_) => unreachable!("`all` was split into single measurements before"),
