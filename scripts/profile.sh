@@ -72,12 +72,14 @@ sample() {
     stop
 }
 
-# Prints the number of instructions that a state machine executes for a number of operations.
+# Prints the number of instructions that a state machine executes for a number of operations. The shard's benchmark
+# encodes each request; only its function `execute` counts.
 counted() { # <program> <work> <operations>
-    local file
+    local file only=()
+    [[ $1 != */shard-* ]] || only=('--toggle-collect=*Pair*execute*')
     file=$dir/$(basename "${1%-*}").$2.callgrind
     rm -f "$file"
-    valgrind --quiet --tool=callgrind --callgrind-out-file="$file" "$1" --steps "$2" "$3"
+    valgrind --quiet --tool=callgrind "${only[@]}" --callgrind-out-file="$file" "$1" --steps "$2" "$3"
     callgrind_annotate "$file" >"${file%.callgrind}.calls"
     sed -n 's/^totals: //p' "$file"
 }
@@ -99,6 +101,6 @@ mkdir -p "$dir"
 if command -v perf >/dev/null; then sample; else say "perf is missing, nothing was sampled; install the Debian package linux-perf"; fi
 if command -v valgrind >/dev/null; then
     count kv-core replica "the state machine of a replica" get put
-    count kv-shard shard "a whole shard, from received to sent bytes" get put single-get single-put
+    count kv-shard shard "a whole shard, from received to sent bytes" get put put-if add single-get single-put
 else say "valgrind is missing, no instructions were counted; install the Debian package valgrind"
 fi
