@@ -156,6 +156,8 @@ pub struct Replica {
     upkeep: Upkeep,
     flush: Flush,
     evictions: Evictions,
+    /// The number of bytes of the changes and responses of updates; see [`Replica::take_updated_bytes`].
+    updated_bytes: usize,
     #[cfg(feature = "mutations")]
     mutant: mutant::Mutant,
 }
@@ -371,6 +373,7 @@ impl Replica {
             upkeep: Upkeep::default(),
             flush: Flush::default(),
             evictions: Evictions::new(config.hash_secret),
+            updated_bytes: 0,
             #[cfg(feature = "mutations")]
             mutant: mutant::Mutant::default(),
         }
@@ -384,6 +387,12 @@ impl Replica {
     /// Returns the shard of this replica.
     pub fn shard(&self) -> ShardId {
         self.config.shard
+    }
+
+    /// Returns the number of bytes of the changes and responses that updates have made since the last call, whether or
+    /// not they were logged. It measures their work, which the length of a request does not limit.
+    pub fn take_updated_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.updated_bytes)
     }
 
     /// Returns the numbers of servers and shards, which place each key.

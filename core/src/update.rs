@@ -114,6 +114,9 @@ pub struct Evaluation<'r> {
     pub found: SequenceNumber,
     /// The rest of the response, encoded as a [`RetainedResponse`]; empty if there is none.
     pub response: RetainedBytes,
+    /// The number of bytes that were made for changes and results, also for those that were dropped because the request
+    /// failed; zero for a single update, which drops none.
+    pub made_bytes: usize,
 }
 
 /// The changes of a request. Most requests have one.
@@ -147,7 +150,8 @@ fn evaluate_one<'r, 't>(
     let current = newest(key);
     let is_expired = current.is_some_and(|current| current.is_expired(wall));
     let found = current.filter(|_| !is_expired).map(Found::from);
-    let Outcome { status, value, deadline, found, step } = execute(found, wall, key, update);
+    let outcome = execute(found, wall, key, update, Status::NotFound);
+    let Outcome { status, value, deadline, found, step } = outcome;
     let is_done = !matches!(step, Step::Nothing);
     let response = retained(value.bytes(), deadline);
     let mut changes = Changes::new();
@@ -164,7 +168,7 @@ fn evaluate_one<'r, 't>(
             }
         }
     }
-    Evaluation { status, changes, is_done, found, response }
+    Evaluation { status, changes, is_done, found, response, made_bytes: 0 }
 }
 
 /// Encodes the rest of a response; empty if there is none.
@@ -268,7 +272,8 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
             if is_beyond || (!is_executed && !update.is_optional) {
                 let response = retained(Some(index.to_string().as_bytes()), None);
                 let changes = self.all_changes(false);
-                return Evaluation { status, changes, is_done: false, found, response };
+                let made_bytes = changed_bytes + bytes;
+                return Evaluation { status, changes, is_done: false, found, response, made_bytes };
             }
             UpdateResult { status, value, deadline }.write(&mut results);
             is_done |= !matches!(step, Step::Nothing);
@@ -277,7 +282,14 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
         }
         let response = retained(Some(&results), None);
         let found = first.unwrap_or(SequenceNumber::ZERO);
-        Evaluation { status: Status::Ok, changes: self.all_changes(true), is_done, found, response }
+        Evaluation {
+            status: Status::Ok,
+            changes: self.all_changes(true),
+            is_done,
+            found,
+            response,
+            made_bytes: changed_bytes + results.len(),
+        }
     }
 
     /// Returns the entry of a key after the updates so far. The second result is true if there is none because its
@@ -304,7 +316,7 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
 
     fn execute(&mut self, key: &'r [u8], update: &Update<'r>) -> Outcome<'r> {
         let (found, is_expired) = self.find(key);
-        let outcome = execute(found, self.wall, key, update);
+        let outcome = execute(found, self.wall, key, update, Status::Conflict);
         if is_expired && !self.expired.contains(&key) {
             self.expired.push(key);
         }
@@ -371,12 +383,14 @@ impl Step<'_> {
     }
 }
 
-/// Executes one update of a key whose entry is `found`.
+/// Executes one update of a key whose entry is `found`. `no_entry` is the status if the condition compares the deadline
+/// of an entry, but there is none. As NOT_FOUND, it would not end a request with several updates.
 fn execute<'r>(
     found: Option<Found<'_>>,
     wall: WallTime,
     key: &[u8],
     update: &Update<'r>,
+    no_entry: Status,
 ) -> Outcome<'r> {
     let version = found.map_or(SequenceNumber::ZERO, |found| found.version);
     let current = || {
@@ -401,14 +415,12 @@ fn execute<'r>(
     match holds(update.condition, found, deadline) {
         Ok(true) => {}
         Ok(false) => return nothing(Status::Conflict),
-        Err(NoEntry) => return nothing(Status::NotFound),
+        Err(NoEntry) => return nothing(no_entry),
     }
-    // An entry that would be stored with a deadline in the past is removed instead.
-    let store = |value: NewValue<'r>, deadline: Option<WallTime>| match (
-        deadline.is_some_and(|deadline| deadline <= wall),
-        found,
-    ) {
-        (false, _) => Step::Store(Stored { value, deadline }),
+    // An entry that would be stored with a deadline in the past is removed instead. Its value is not made.
+    let has_passed = deadline.is_some_and(|deadline| deadline <= wall);
+    let store = |value: &dyn Fn() -> NewValue<'r>| match (has_passed, found) {
+        (false, _) => Step::Store(Stored { value: value(), deadline }),
         (true, Some(_)) => Step::Remove,
         (true, None) => Step::Nothing,
     };
@@ -435,33 +447,32 @@ fn execute<'r>(
         },
         Action::Put(value) => {
             let (old_value, _) = current();
-            done(store(NewValue::Requested(value), deadline), old_value, shown(deadline))
+            done(store(&|| NewValue::Requested(value)), old_value, shown(deadline))
         }
         Action::Delete if found.is_none() => nothing(Status::NotFound),
         Action::Delete => done(Step::Remove, current().0, None),
         Action::Add(amount) => match number::add_integer(old_value, amount) {
             Ok(sum) => {
                 let text = number::format_integer(sum);
-                let stored = store(NewValue::Integer(text), deadline);
-                done(stored, Returned::Number(text), shown(deadline))
+                done(store(&|| NewValue::Integer(text)), Returned::Number(text), shown(deadline))
             }
             Err(error) => nothing(status_of(error)),
         },
         Action::AddFloat(amount) => match number::add_float(old_value, amount) {
             Ok(text) => {
-                let stored = store(NewValue::Made(text.clone()), deadline);
+                let stored = store(&|| NewValue::Made(text.clone()));
                 done(stored, Returned::Value(text), shown(deadline))
             }
             Err(error) => nothing(status_of(error)),
         },
         Action::Append(bytes) => {
-            let mut value = old_value.unwrap_or(&[]).to_vec();
-            value.extend_from_slice(bytes);
-            if value.len() > MAX_VALUE_BYTES {
+            let old_value = old_value.unwrap_or(&[]);
+            let total = old_value.len() + bytes.len();
+            if total > MAX_VALUE_BYTES {
                 return nothing(Status::TooBig);
             }
-            let length = length(value.len());
-            done(store(NewValue::Made(value), deadline), length, shown(deadline))
+            let stored = store(&|| NewValue::Made([old_value, bytes].concat()));
+            done(stored, length(total), shown(deadline))
         }
         Action::SetRange { bytes: [], .. } => {
             let length = length(old_value.map_or(0, <[u8]>::len));
@@ -472,11 +483,16 @@ fn execute<'r>(
             if end > MAX_VALUE_BYTES {
                 return nothing(Status::TooBig);
             }
-            let mut value = old_value.unwrap_or(&[]).to_vec();
-            value.resize(value.len().max(end), 0);
-            value[start..end].copy_from_slice(bytes);
-            let length = length(value.len());
-            done(store(NewValue::Made(value), deadline), length, shown(deadline))
+            let old_value = old_value.unwrap_or(&[]);
+            let total = old_value.len().max(end);
+            let stored = store(&|| {
+                let mut value = Vec::with_capacity(total);
+                value.extend_from_slice(old_value);
+                value.resize(total, 0);
+                value[start..end].copy_from_slice(bytes);
+                NewValue::Made(value)
+            });
+            done(stored, length(total), shown(deadline))
         }
         Action::Rename(to) | Action::Copy(to) => match found {
             None => nothing(Status::NotFound),
@@ -494,7 +510,7 @@ fn execute<'r>(
             Some(_) if matches!(update.expiry, Expiry::Keep) => nothing(Status::Ok),
             Some(Found { value, .. }) => {
                 let (returned, _) = current();
-                done(store(NewValue::Made(value.to_vec()), deadline), returned, shown(deadline))
+                done(store(&|| NewValue::Made(value.to_vec())), returned, shown(deadline))
             }
         },
     }

@@ -52,8 +52,10 @@ const STALL_UNDER_PRESSURE: Duration = Duration::from_millis(250);
 /// The amount of work after which the further requests of a connection are postponed, so that a turn ends in time.
 const WORK_AT_ONCE: u32 = 16;
 /// The work for a page of a scan. Each unit is up to 100 µs. The work for an addition of a floating-point number is one
-/// unit; that for any other request is limited by its length.
+/// unit. The work for any other request is limited by its length, except for the bytes that updates make.
 const WORK_OF_SCAN: u32 = 4;
+/// The number of bytes that an update makes with one unit of work.
+const BYTES_OF_WORK: usize = 64 << 10;
 
 /// The input side of a client's connection; its output is in the [`Service`].
 #[derive(Debug)]
@@ -509,12 +511,15 @@ impl Session {
             return self.count_error(now, service, reason);
         }
         self.errors_in_a_row = 0;
+        service.handle_request(now, self.id, (client, self.from), hashed);
         self.work += match request.operation {
             Operation::Scan(_) => WORK_OF_SCAN,
-            Operation::Update(_, updates) => updates.floats().into(),
+            Operation::Update(_, updates) => {
+                let made = service.take_updated_bytes() / BYTES_OF_WORK;
+                u32::from(updates.floats()).saturating_add(u32::try_from(made).unwrap_or(u32::MAX))
+            }
             _ => 0,
         };
-        service.handle_request(now, self.id, (client, self.from), hashed);
         Next::Frame
     }
 

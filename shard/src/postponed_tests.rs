@@ -73,6 +73,31 @@ fn a_receive_with_many_sums_is_served_in_several_turns() {
 }
 
 #[test]
+fn a_receive_with_updates_of_a_long_value_is_served_in_several_turns() {
+    let mut pair = Pair::joined();
+    let id = client(&mut pair.primary);
+    let number = |seq| WriteHeader { seq: RequestSeq(seq), ..HEADER };
+    let put = request(1, key(), Operation::Put(number(1), &vec![7; 1 << 20]));
+    pair.primary.handle_bytes(NOW, id, &put);
+    let before = pair.primary.service.counters().requests;
+    let mut encoded = Vec::new();
+    Update::new(Action::Append(b"x")).write(&mut encoded);
+    let append = |seq| {
+        let updates = Updates::read(&encoded).unwrap();
+        request(seq, key(), Operation::Update(number(seq), updates))
+    };
+    let bytes: Vec<u8> = (2..=9).flat_map(append).collect();
+    pair.primary.handle_bytes(NOW, id, &bytes);
+    let mut served = vec![pair.primary.service.counters().requests - before];
+    while pair.primary.postponed() > 0 {
+        pair.primary.serve_postponed(NOW);
+        served.push(pair.primary.service.counters().requests - before);
+    }
+    served.dedup();
+    assert_eq!(served, (1..=8).collect::<Vec<u64>>(), "each makes a megabyte");
+}
+
+#[test]
 fn two_connections_with_scans_are_served_in_turn() {
     let mut pair = Pair::joined();
     let ids = [(); 2].map(|()| client(&mut pair.primary));

@@ -23,7 +23,7 @@ use kv_core::replica::{
 };
 use kv_core::session::LoggedRecord;
 use kv_protocol::client_message::{
-    GROUPS_OF_A_SERVER, Refusal, ReplicaRole, Request, Response, SessionStart, Status,
+    GROUPS_OF_A_SERVER, Operation, Refusal, ReplicaRole, Request, Response, SessionStart, Status,
     write_map_response,
 };
 use kv_protocol::control_message::ReplicaReport;
@@ -159,6 +159,8 @@ pub struct Service {
     /// The policy of eviction that was applied last.
     eviction: Eviction,
     counters: Counters,
+    /// The number of bytes that the last UPDATE has made.
+    updated_bytes: usize,
     hosted: Vec<Hosted>,
     /// Connections that wait for memory for a long frame, in the order in which they began to wait.
     pub(crate) waiting_frames: VecDeque<ConnectionId>,
@@ -250,6 +252,7 @@ impl Service {
             table_limit: memory_limit,
             eviction: Eviction::None,
             counters: Counters::default(),
+            updated_bytes: 0,
             hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
             waiting_frames: VecDeque::new(),
             refusal_log: LogLimit::default(),
@@ -357,9 +360,17 @@ impl Service {
             output.expect_response();
         }
         hosted.replica.on_request(now, (id, client), request, *hash, &mut self.outputs);
+        if let Operation::Update(..) = request.operation {
+            self.updated_bytes = hosted.replica.take_updated_bytes();
+        }
         if hosted.replica.session_count() > begins {
             self.new_sessions.note(now, from);
         }
+    }
+
+    /// Returns the number of bytes of changes and response that the last UPDATE has made.
+    pub(crate) fn take_updated_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.updated_bytes)
     }
 
     /// Appends an error response for a request that reaches no replica.

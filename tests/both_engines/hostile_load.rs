@@ -10,12 +10,13 @@ use crate::common::load::{check_all, put_all, run_all};
 use crate::common::ports::{Kind, Ports, VICTIM};
 use crate::common::raw::{Raw, hello, request, write_number};
 use crate::common::{Cluster, TIMEOUT, process, wait_for, wait_until};
-use kv_client::{Error, Op, OpOptions, Options};
+use kv_client::update::Action;
+use kv_client::{Error, Expiry, Op, OpOptions, Options, Update, WallTime};
 use kv_protocol::client_message::{Operation, Question, Refusal, Status, opcode};
 use kv_protocol::ids::{ClientId, RequestId, ShardId};
 use kv_protocol::limits::{
     FRAME_DEADLINE, HELLO_DEADLINE, MAX_CLIENT_CONNECTIONS, MAX_COORDINATOR_CONNECTIONS,
-    STALL_DEADLINE,
+    MAX_UPDATES, MAX_VALUE_BYTES, STALL_DEADLINE,
 };
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{AlarmKind, AlarmStatus};
@@ -419,6 +420,31 @@ fn a_server_at_its_limit_of_open_files_stops_with_complete_dumps() {
     dumps.assert_copies_agree();
     assert_eq!(dumps.entries().len(), pairs.len() + 1);
     drop(crowd);
+}
+
+/// One request with the most updates of a value of the greatest length must not keep a shard from its other work.
+#[test]
+fn updates_that_would_make_long_values_over_and_over_delay_no_other_work() {
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    let key = cluster.key_at(0, 0, "long");
+    let mut client = cluster.open();
+    let options = OpOptions::default();
+    client.put(&key, &vec![1; MAX_VALUE_BYTES], &options).expect("a put");
+    let optional = |action| Update { is_optional: true, ..Update::new(action) };
+    let appends = vec![optional(Action::Append(b"x")); MAX_UPDATES];
+    let batch = client.batch(&key, &appends, &options).expect("a batch whose updates are skipped");
+    assert!(batch.results.iter().all(|result| result.status == Status::TooBig));
+    // No value is made of an entry that would have expired.
+    let expiry = Expiry::At(WallTime::from_millis(1));
+    let last = u32::try_from(MAX_VALUE_BYTES - 1).expect("16 MiB");
+    let set = Update { expiry, ..optional(Action::SetRange { offset: last, bytes: b"x" }) };
+    let absent = cluster.key_at(0, 0, "absent");
+    client.batch(&absent, &vec![set; MAX_UPDATES], &options).expect("a batch that stores nothing");
+    assert!(client.get(&absent, &options).is_err());
+    cluster.assert_serves(&pids);
+    let longest = cluster.status().servers.iter().map(|server| server.longest_gap_ms).max();
+    assert!(longest < Some(500), "a gap of {longest:?} ms between beacons");
 }
 
 #[test]

@@ -125,6 +125,7 @@ impl Replica {
             wall: _,
             upkeep: _,
             // The search evicts and flushes nothing.
+            updated_bytes: _,
             evictions: _,
             flush: _,
             #[cfg(feature = "mutations")]

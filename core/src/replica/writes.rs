@@ -169,7 +169,7 @@ impl Replica {
             let hash = if is_same(of, key) { write.hash } else { self.hash_of(Digest::of(of), of) };
             self.newest(hash, of)
         });
-        let Evaluation { status, mut changes, is_done, found, response } = evaluation;
+        let Evaluation { status, mut changes, is_done, found, response, made_bytes } = evaluation;
         if mutations::is_open(Mutation::BatchAppliedInPart) && changes.len() > 1 {
             changes.truncate(1);
         }
@@ -185,6 +185,7 @@ impl Replica {
                 lengths.deadline = lengths.deadline.or(stored.deadline);
             }
         }
+        self.updated_bytes += bytes.max(made_bytes);
         self.check_log_room(bytes, changes.len())?;
         if lengths.key > 0 {
             self.check_memory(now, lengths, responses)?;

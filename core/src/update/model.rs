@@ -110,7 +110,7 @@ impl Attempt {
             let expired_before = self.expired.len();
             let before = self.look_up(key);
             let found = before.as_ref().map_or(0, |entry| entry.version);
-            let outcome = self.execute_one(key, before, update);
+            let outcome = self.execute_one(key, before, update, is_batch);
             if !is_batch {
                 reply.status = outcome.0;
                 reply.found = found;
@@ -194,6 +194,7 @@ impl Attempt {
         before: Option<&Entry>,
         condition: Precondition<'_>,
         deadline: Option<u64>,
+        is_batch: bool,
     ) -> Option<Status> {
         let (is_needed, holds) = match (condition, before) {
             (Precondition::None, _) => (false, true),
@@ -217,14 +218,20 @@ impl Attempt {
                 (true, entry.deadline.is_none_or(|old| deadline.expect("validated") < old))
             }
         };
-        match (holds, is_needed && before.is_none()) {
+        match (holds, is_needed && before.is_none() && !is_batch) {
             (true, _) => None,
             (false, true) => Some(Status::NotFound),
             (false, false) => Some(Status::Conflict),
         }
     }
 
-    fn execute_one(&mut self, key: &[u8], before: Option<Entry>, update: &Update<'_>) -> Outcome {
+    fn execute_one(
+        &mut self,
+        key: &[u8],
+        before: Option<Entry>,
+        update: &Update<'_>,
+        is_batch: bool,
+    ) -> Outcome {
         let is_shown = update.returns_value;
         // The value and deadline that the update returns if it is not executed.
         let unchanged = |status| match &before {
@@ -233,7 +240,8 @@ impl Attempt {
         };
         let old_deadline = before.as_ref().and_then(|entry| entry.deadline);
         let deadline = self.new_deadline(old_deadline, update.expiry);
-        if let Some(status) = Self::obstacle(before.as_ref(), update.condition, deadline) {
+        if let Some(status) = Self::obstacle(before.as_ref(), update.condition, deadline, is_batch)
+        {
             return unchanged(status);
         }
         let old = before.as_ref().map(|entry| entry.value.to_vec());

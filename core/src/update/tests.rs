@@ -274,6 +274,23 @@ fn compare(sequences: u64) {
     assert!(seen.failures_that_remove > 0);
 }
 
+/// A request with several updates would otherwise execute the others, although a condition does not hold.
+#[test]
+fn a_condition_on_the_deadline_of_an_absent_entry_ends_a_request_with_several_updates() {
+    let guard = Update { condition: Precondition::HasDeadline, ..Update::new(Action::Check) };
+    let put = Update { key: Some(b"other"), ..Update::new(Action::Put(b"v")) };
+    let status_of = |updates: &[Update<'_>]| {
+        let mut bytes = Vec::new();
+        updates.iter().for_each(|update| update.write(&mut bytes));
+        let read = Updates::read(&bytes).unwrap();
+        let evaluation = evaluate(b"key", &read, WallTime::from_millis(1), |_| None);
+        (evaluation.status, evaluation.changes.len())
+    };
+    assert_eq!(status_of(&[guard, put]), (Status::Conflict, 0));
+    assert_eq!(status_of(&[Update { is_optional: true, ..guard }, put]), (Status::Ok, 1));
+    assert_eq!(status_of(&[guard]), (Status::NotFound, 0));
+}
+
 #[test]
 fn random_requests_do_what_the_model_does() {
     compare(20_000);

@@ -42,7 +42,7 @@ pub(super) fn successors(world: &World, entry: &ObjectEntry) -> Vec<World> {
         };
         let mut next = Vec::new();
         for course in courses {
-            for (course, outcome) in course.execute(update, shown, entry) {
+            for (course, outcome) in course.execute(update, shown, entry, is_single) {
                 let is_executed = matches!(outcome, Outcome::Done | Outcome::NotFound);
                 let ends = match (&entry.answer, is_single) {
                     (Answer::Failed { .. }, true) => outcome != Outcome::Done,
@@ -115,6 +115,7 @@ impl Course {
         update: &Update,
         shown: Option<&Shown>,
         entry: &ObjectEntry,
+        is_single: bool,
     ) -> Vec<(Course, Outcome)> {
         let mut courses = Vec::new();
         let deadline = self.deadline(update, shown);
@@ -124,7 +125,8 @@ impl Course {
                 Some(holds) => holds,
                 None => {
                     // The condition compares the deadline of an entry, but there is none.
-                    course.push_if(update, shown, entry, Outcome::NotFound, &mut courses);
+                    let outcome = if is_single { Outcome::NotFound } else { Outcome::Conflict };
+                    course.push_if(update, shown, entry, outcome, &mut courses);
                     continue;
                 }
             };
