@@ -5,6 +5,7 @@
  *   cc -std=c99 leaderboard.c $(pkg-config --cflags --libs kvclient) -o leaderboard
  *   ./leaderboard localhost:PORT ada=3 bob=1       (run it several times at once)
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,10 +13,12 @@
 #include <kvclient.h>
 
 #define PLAYERS 32
+#define LONGEST_NAME 50
+#define MOST_POINTS 1000000000L
 
 struct player {
     char key[64];
-    int64_t points;
+    int64_t points; /* first those to add, then the total */
 };
 
 static kvc_slice text(const char *string)
@@ -26,18 +29,32 @@ static kvc_slice text(const char *string)
     return slice;
 }
 
-/* Adds the points in "name=points" and sets the total of the player. KVC_IN_DOUBT: the deadline passed before the
-   response arrived, and kvc_resolve() settles whether the points were added. They must not be added again before. */
-static int add_points(kvc_client *client, const char *argument, struct player *player)
+/* Reads "name=points". Returns 0 if the text is anything else. */
+static int parse(const char *argument, struct player *player)
 {
-    const char *points = strchr(argument, '=');
+    const char *equals = strchr(argument, '=');
+    char *end;
+    long points;
+
+    if (equals == NULL || equals == argument || equals - argument > LONGEST_NAME)
+        return 0;
+    errno = 0;
+    points = strtol(equals + 1, &end, 10);
+    if (end == equals + 1 || *end != '\0' || errno != 0 || points < -MOST_POINTS || points > MOST_POINTS)
+        return 0;
+    player->points = points;
+    snprintf(player->key, sizeof player->key, "points/%.*s", (int)(equals - argument), argument);
+    return 1;
+}
+
+/* Adds the points and sets the total of the player. KVC_IN_DOUBT: the deadline passed before the response arrived,
+   and kvc_resolve() settles whether the points were added. They must not be added again before. */
+static int add_points(kvc_client *client, struct player *player)
+{
     kvc_result result;
     int status;
 
-    if (points == NULL)
-        return KVC_INVALID;
-    snprintf(player->key, sizeof player->key, "points/%.*s", (int)(points - argument), argument);
-    status = kvc_add(client, text(player->key), atol(points + 1), NULL, &player->points, &result);
+    status = kvc_add(client, text(player->key), player->points, NULL, &player->points, &result);
     if (status == KVC_IN_DOUBT) {
         kvc_updated updated;
         status = kvc_resolve_update(client, result.doubt, 5000, 1, &updated);
@@ -58,15 +75,19 @@ int main(int argc, char **argv)
 {
     static struct player players[PLAYERS];
     kvc_client *client = NULL;
-    int status, n, count = argc - 2;
+    int status, n, count = argc - 2, is_valid = count >= 1 && count <= PLAYERS;
 
-    if (count < 1 || count > PLAYERS) {
+    for (n = 0; n < count && is_valid; n++)
+        is_valid = parse(argv[2 + n], &players[n]);
+    if (!is_valid) {
         fprintf(stderr, "usage: %s HOST:PORT NAME=POINTS...\n", argv[0]);
+        fprintf(stderr, "up to %d players; NAME: up to %d bytes; POINTS: a whole number, at most %ld\n", PLAYERS,
+                LONGEST_NAME, MOST_POINTS);
         return 2;
     }
     status = kvc_open(argv[1], NULL, &client);
     for (n = 0; n < count && status == KVC_OK; n++)
-        status = add_points(client, argv[2 + n], &players[n]);
+        status = add_points(client, &players[n]);
     if (status != KVC_OK) {
         fprintf(stderr, "adding: %s: %s\n", kvc_status_name(status), kvc_last_error());
     } else {

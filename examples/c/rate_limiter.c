@@ -6,11 +6,15 @@
  *   cc -std=c99 rate_limiter.c $(pkg-config --cflags --libs kvclient) -o rate_limiter
  *   ./rate_limiter localhost:PORT ada 3 60       (three requests per minute; run it several times)
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <kvclient.h>
+
+#define LONGEST_USER 50
+#define LONGEST_WINDOW 4000000L /* seconds, about 46 days */
 
 static kvc_slice text(const char *string)
 {
@@ -24,12 +28,12 @@ static kvc_slice text(const char *string)
    milliseconds since 1970. KVC_IN_DOUBT means that the request may or may not have been counted. */
 static int count_request(kvc_client *client, const char *user, uint64_t window_ms, long *count, uint64_t *end)
 {
-    char key[300];
+    char key[64];
     kvc_update update;
     kvc_updated updated;
     int status;
 
-    snprintf(key, sizeof key, "requests/%s", user);
+    snprintf(key, sizeof key, "requests/%.*s", LONGEST_USER, user);
     kvc_update_init(&update, sizeof update);
     update.action = KVC_ACTION_ADD;
     update.number = 1;
@@ -45,21 +49,34 @@ static int count_request(kvc_client *client, const char *user, uint64_t window_m
     return status;
 }
 
+/* Reads a number from 1 to most. Returns 0 if the text is anything else. */
+static long number(const char *string, long most)
+{
+    char *end;
+    long value;
+
+    errno = 0;
+    value = strtol(string, &end, 10);
+    return end == string || *end != '\0' || errno != 0 || value < 1 || value > most ? 0 : value;
+}
+
 int main(int argc, char **argv)
 {
     kvc_client *client = NULL;
-    long count = 0, limit;
+    long count = 0, limit, seconds;
     uint64_t end = 0;
     int status;
 
-    if (argc != 5) {
+    limit = argc == 5 ? number(argv[3], 1000000) : 0;
+    seconds = argc == 5 ? number(argv[4], LONGEST_WINDOW) : 0;
+    if (limit == 0 || seconds == 0 || strlen(argv[2]) > LONGEST_USER) {
         fprintf(stderr, "usage: %s HOST:PORT USER LIMIT SECONDS\n", argv[0]);
+        fprintf(stderr, "USER: up to %d bytes; LIMIT: 1 to 1000000; SECONDS: 1 to %ld\n", LONGEST_USER, LONGEST_WINDOW);
         return 2;
     }
-    limit = atol(argv[3]);
     status = kvc_open(argv[1], NULL, &client);
     if (status == KVC_OK)
-        status = count_request(client, argv[2], strtoul(argv[4], NULL, 10) * 1000, &count, &end);
+        status = count_request(client, argv[2], (uint64_t)seconds * 1000, &count, &end);
     if (status != KVC_OK)
         fprintf(stderr, "counting: %s: %s\n", kvc_status_name(status), kvc_last_error());
     else if (count <= limit)

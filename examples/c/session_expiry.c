@@ -65,13 +65,14 @@ int main(int argc, char **argv)
 {
     kvc_client *client = NULL;
     uint64_t idle_ms;
+    char *end = NULL;
     int status, n, exists = 1;
 
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s HOST:PORT IDLE_MS\n", argv[0]);
+    idle_ms = argc == 3 ? strtoul(argv[2], &end, 10) : 0;
+    if (idle_ms < 1 || idle_ms > 86400000 || *end != '\0') {
+        fprintf(stderr, "usage: %s HOST:PORT IDLE_MS   (1 to 86400000)\n", argv[0]);
         return 2;
     }
-    idle_ms = strtoul(argv[2], NULL, 10);
     status = kvc_open(argv[1], NULL, &client);
     if (status == KVC_OK)
         status = begin(client, "ada", idle_ms);

@@ -197,6 +197,34 @@ fn a_rate_limiter_counts_in_windows_that_end_by_themselves() {
     crate::common::wait_until("a new window", TIMEOUT, || {
         run("bob", "1") == "request 1 of 2: permitted\n"
     });
+    let long = "a".repeat(51);
+    for words in [["bob", "2", "x"], ["bob", "x", "1"], ["bob", "2", "0"], ["bob", "2", "-1"]]
+        .into_iter()
+        .chain([[&long, "2", "1"], ["bob", "2", "99999999999999999999"]])
+    {
+        let endpoint = cluster.endpoint();
+        let words = [&[endpoint.as_str()], &words[..]].concat();
+        let ended = workshop.run(&program, &words).with_code(2);
+        assert!(ended.stderr.starts_with("usage: "), "{words:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn a_scan_lists_the_keys_of_a_prefix_page_by_page() {
+    let (cluster, workshop) = (Cluster::builder().shards(2).start(), Workshop::open());
+    let program = compile(&workshop, "scan.c");
+    let endpoint = cluster.endpoint();
+    let ended = workshop.run(&program, &[&endpoint, "fruit/"]).with_code(0);
+    let mut lines: Vec<&str> = ended.stdout.lines().collect();
+    assert_eq!(lines.pop(), Some("4 of 5 keys begin with fruit/"), "{ended:?}");
+    lines.sort_unstable();
+    let fruits =
+        ["fruit/*: star", "fruit/apple: red", "fruit/banana: yellow", "fruit/cherry: black"];
+    assert_eq!(lines, fruits);
+    // The prefix has a special character of patterns.
+    let ended = workshop.run(&program, &[&endpoint, "fruit/*"]).with_code(0);
+    assert_eq!(ended.stdout, "fruit/*: star\n1 of 5 keys begin with fruit/*\n");
+    workshop.run(&program, &[&endpoint, &"a".repeat(101)]).with_code(2);
 }
 
 #[test]
@@ -232,6 +260,15 @@ fn a_leaderboard_that_four_programs_count_at_once_is_exact() {
         }
     });
     assert_eq!(run(&["ada=0", "eve=9", "bob=0"]), "1. ada: 16\n2. eve: 9\n3. bob: 8\n");
+    let long = "a".repeat(51) + "=1";
+    for word in ["ada=x", "ada=", "ada=1x", "ada", "=1", "ada=99999999999999999999", &long] {
+        // Nothing is added, not even the points of the other players.
+        let endpoint = cluster.endpoint();
+        let words = [&endpoint, "ada=1", word];
+        let ended = workshop.run(&program, &words).with_code(2);
+        assert!(ended.stderr.starts_with("usage: ") && ended.stdout.is_empty(), "{ended:?}");
+    }
+    assert_eq!(run(&["ada=0"]), "1. ada: 16\n");
 }
 
 #[test]
