@@ -358,7 +358,9 @@
 #define KVC_EXPIRY_KEEP 2
 
 /**
- * An expiry: the entry expires `time_ms` milliseconds after the execution, by the clock of its server.
+ * An expiry: the entry expires `time_ms` milliseconds after the execution, by the clock of its server. The latest
+ * deadline is 2^48 - 1 (in the year 10889). This and the following expiries are rejected (KVC_INVALID) if the deadline
+ * would be later, by the clock of the caller.
  */
 #define KVC_EXPIRY_AFTER 3
 
@@ -386,6 +388,16 @@
 #define KVC_OPTIONAL 2
 
 /**
+ * For kvc_scan_options.flags: entries have their values.
+ */
+#define KVC_SCAN_VALUES 1
+
+/**
+ * For kvc_scan_options.flags: entries have their deadlines.
+ */
+#define KVC_SCAN_DEADLINES 2
+
+/**
  * kvc_op.kind: a read of a key.
  */
 #define KVC_OP_GET 1
@@ -406,6 +418,11 @@
 #define KVC_OP_UPDATE 4
 
 /**
+ * kvc_op.kind: a page of a scan of all keys, like kvc_scan().
+ */
+#define KVC_OP_SCAN 5
+
+/**
  * kvc_op.flags: the value of a put is not copied. The program must not change or free the value until it has received
  * the completion or has freed the queue.
  */
@@ -415,21 +432,6 @@
  * kvc_op.flags: a get with dst reads the part of the value that begins at offset, like kvc_get_range().
  */
 #define KVC_RANGE 2
-
-/**
- * For kvc_scan_options.flags: entries have their values.
- */
-#define KVC_SCAN_VALUES 1
-
-/**
- * For kvc_scan_options.flags: entries have their deadlines.
- */
-#define KVC_SCAN_DEADLINES 2
-
-/**
- * The value of kvc_entry.deadline_ms of an entry without a deadline, and of every entry without KVC_SCAN_DEADLINES.
- */
-#define KVC_NO_DEADLINE UINT64_MAX
 
 /**
  * heard_ms: nothing was ever received.
@@ -679,7 +681,8 @@ typedef struct {
      */
     uint64_t version;
     /**
-     * The time of the expiry: a duration or a time since 1970, in milliseconds.
+     * The time of the expiry: a duration or a time since 1970, in milliseconds. The resulting deadline is at most
+     * 2^48 - 1.
      */
     uint64_t time_ms;
     /**
@@ -758,6 +761,84 @@ typedef struct {
 } kvc_condition;
 
 /**
+ * The settings of a scan. Set `size` to sizeof(kvc_scan_options) and unused fields to zero.
+ */
+typedef struct {
+    /**
+     * sizeof(kvc_scan_options).
+     */
+    uint32_t size;
+    /**
+     * KVC_SCAN_VALUES, KVC_SCAN_DEADLINES, both, or zero.
+     */
+    uint32_t flags;
+    /**
+     * The pattern of the keys, at most 65,535 bytes; empty for all keys. `*` stands for any bytes, `?` for one byte,
+     * `[a-z]` for one of these bytes, `[^a]` for any other byte; a backslash is before a literal byte.
+     */
+    kvc_slice pattern;
+    /**
+     * The timeout of each request of kvc_scan(), in milliseconds: one for the page, and one for each value above 64
+     * KiB. Zero means the timeout of the handle. For KVC_OP_SCAN it must be zero, because kvc_op has the timeout.
+     */
+    uint32_t timeout_ms;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+} kvc_scan_options;
+
+/**
+ * An entry that a scan has found. Its bytes belong to the page.
+ */
+typedef struct {
+    /**
+     * The key.
+     */
+    kvc_slice key;
+    /**
+     * The value. Without KVC_SCAN_VALUES, data is NULL, and len is the length of the value. With KVC_SCAN_VALUES, this
+     * is also so for a value above 64 KiB in a page of KVC_OP_SCAN; a get reads the value.
+     */
+    kvc_slice value;
+    /**
+     * The version of the entry.
+     */
+    uint64_t version;
+    /**
+     * The time at which the entry expires, in milliseconds since 1970; zero if there is none, and without
+     * KVC_SCAN_DEADLINES.
+     */
+    uint64_t deadline_ms;
+} kvc_entry;
+
+/**
+ * A page of a scan. The library allocates it; the program frees it with kvc_page_free().
+ */
+typedef struct {
+    /**
+     * The token of the next page, below 2^53; zero after the last page.
+     */
+    uint64_t next;
+    /**
+     * The entries; not NULL, even if there are none.
+     */
+    const kvc_entry *entries;
+    /**
+     * The number of entries. It may be zero although more pages follow.
+     */
+    size_t count;
+    /**
+     * The number of places (shards of groups) that are completed with this page.
+     */
+    uint32_t places_done;
+    /**
+     * The number of places.
+     */
+    uint32_t places;
+} kvc_page;
+
+/**
  * An operation to submit. Set size to sizeof(kvc_op), and all unused fields to zero.
  */
 typedef struct {
@@ -766,11 +847,11 @@ typedef struct {
      */
     uint32_t size;
     /**
-     * KVC_OP_GET, KVC_OP_PUT, KVC_OP_DELETE or KVC_OP_UPDATE.
+     * KVC_OP_GET, KVC_OP_PUT, KVC_OP_DELETE, KVC_OP_UPDATE or KVC_OP_SCAN.
      */
     uint32_t kind;
     /**
-     * The key: 1 to 65,535 bytes. It is copied.
+     * The key: 1 to 65,535 bytes. It is copied. A scan has none.
      */
     kvc_slice key;
     /**
@@ -822,6 +903,21 @@ typedef struct {
      * in milliseconds since 1970; zero if there is none. It is written on success, before the completion is available.
      */
     uint64_t *deadline_ms;
+    /**
+     * The token of the page of KVC_OP_SCAN, as for kvc_scan(): 0 for the first page, then kvc_page.next of the page
+     * before. Else zero.
+     */
+    uint64_t token;
+    /**
+     * The settings of KVC_OP_SCAN; NULL gives the defaults. They and their pattern are copied. Else NULL.
+     */
+    const kvc_scan_options *scan;
+    /**
+     * The variable of KVC_OP_SCAN for the page, which the program frees with kvc_page_free(). It is written before the
+     * completion is available; after a failure it is NULL. The page may be freed once the completion was polled or the
+     * queue was freed. Else NULL.
+     */
+    kvc_page **page;
 } kvc_op;
 
 /**
@@ -846,7 +942,7 @@ typedef struct {
      * KVC_CONFLICT; to be freed with kvc_buf_free(). In all other cases data is NULL. For a get with dst, len is the
      * length of the value after a success and after KVC_TOO_BIG, else zero. The version is that of the entry after
      * every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero. After a delete it is the
-     * sequence number of the delete itself. For updates, it is as in kvc_updated.
+     * sequence number of the delete itself. For updates, it is as in kvc_updated. For a scan, it is zero.
      */
     kvc_buf value;
     /**
@@ -860,82 +956,6 @@ typedef struct {
      */
     kvc_doubt doubt;
 } kvc_completion;
-
-/**
- * The settings of a scan. Set `size` to sizeof(kvc_scan_options) and unused fields to zero.
- */
-typedef struct {
-    /**
-     * sizeof(kvc_scan_options).
-     */
-    uint32_t size;
-    /**
-     * KVC_SCAN_VALUES, KVC_SCAN_DEADLINES, both, or zero.
-     */
-    uint32_t flags;
-    /**
-     * The pattern of the keys, at most 65,535 bytes; empty for all keys. `*` stands for any bytes, `?` for one byte,
-     * `[a-z]` for one of these bytes, `[^a]` for any other byte; a backslash is before a literal byte.
-     */
-    kvc_slice pattern;
-    /**
-     * The timeout of each request, in milliseconds: one for the page, and one for each value above 64 KiB. Zero means
-     * the timeout of the handle.
-     */
-    uint32_t timeout_ms;
-    /**
-     * Zero.
-     */
-    uint32_t reserved;
-} kvc_scan_options;
-
-/**
- * An entry that a scan has found. Its bytes belong to the page.
- */
-typedef struct {
-    /**
-     * The key.
-     */
-    kvc_slice key;
-    /**
-     * The value. Without KVC_SCAN_VALUES, data is NULL, and len is the length of the value.
-     */
-    kvc_slice value;
-    /**
-     * The version of the entry.
-     */
-    uint64_t version;
-    /**
-     * The time at which the entry expires, in milliseconds since 1970, or KVC_NO_DEADLINE.
-     */
-    uint64_t deadline_ms;
-} kvc_entry;
-
-/**
- * A page of a scan. The library allocates it; the program frees it with kvc_page_free().
- */
-typedef struct {
-    /**
-     * The token of the next page, below 2^53; zero after the last page.
-     */
-    uint64_t next;
-    /**
-     * The entries; not NULL, even if there are none.
-     */
-    const kvc_entry *entries;
-    /**
-     * The number of entries. It may be zero although more pages follow.
-     */
-    size_t count;
-    /**
-     * The number of places (shards of groups) that are completed with this page.
-     */
-    uint32_t places_done;
-    /**
-     * The number of places.
-     */
-    uint32_t places;
-} kvc_page;
 
 /**
  * The counters of a handle or of a queue since it was opened. Values described as "current" may decrease; all others
@@ -1236,7 +1256,7 @@ int kvc_update_one(kvc_client *client,
  *
  * `options` may be NULL; its condition must be zero. `out` may be NULL, else it has room for `n` results. `out[i]` is
  * written whatever the status, and its value may always be freed with kvc_buf_free(). The only exception is a call
- * that is rejected because `n` is 0 or too large: it writes nothing. The status of the call is KVC_OK if the request
+ * that is rejected because `n` is 0 (KVC_INVALID) or above 1,024 (KVC_TOO_BIG): it writes nothing. The status of the call is KVC_OK if the request
  * was executed, even if optional updates were skipped.
  */
 int kvc_update_many(kvc_client *client,
@@ -1494,6 +1514,34 @@ int kvc_get_str(kvc_client *client,
                 char **value);
 
 /**
+ * Returns a page of a scan of all keys. `token` is 0 for the first page, then kvc_page.next of the page before, until
+ * that is 0. `options` may be NULL; all pages of a scan must have the same pattern. On success, *out is a page that
+ * the caller frees with kvc_page_free().
+ *
+ * Every key that exists from the first page to the last comes exactly once, also if servers fail meanwhile. A key that
+ * is written or removed meanwhile may come or not. After KVC_TIMEOUT, KVC_UNAVAILABLE or KVC_BUSY, repeat the call
+ * with the same token. A token is valid for every handle of the cluster, for as long as the cluster exists. A number
+ * that is no token of the cluster is rejected (KVC_INVALID).
+ */
+int kvc_scan(kvc_client *client,
+             uint64_t token,
+             const kvc_scan_options *options,
+             kvc_page **out);
+
+/**
+ * Frees a page and its entries. NULL is allowed.
+ */
+void kvc_page_free(kvc_page *page);
+
+/**
+ * Sets *count to the number of entries of the cluster: the sum of the exact number of each shard, at slightly
+ * different times. `timeout_ms` applies to the request to each shard; zero means the timeout of the handle.
+ */
+int kvc_count(kvc_client *client,
+              uint32_t timeout_ms,
+              uint64_t *count);
+
+/**
  * Opens a queue for up to `depth` operations (1 to 65,536) that are submitted and whose completions are not polled
  * yet. The queue has its own connections, and the handle may be closed before the queue. On success, *out is a queue
  * that the caller frees with kvc_cq_free().
@@ -1546,7 +1594,7 @@ int kvc_cq_poll(kvc_cq *cq,
 
 /**
  * Frees a queue, its connections and the values of completions that were not polled, except those in the program's
- * results of updates. NULL is allowed. Operations in flight are abandoned, and the outcome of their writes is unknown.
+ * results of updates and its pages of scans. NULL is allowed. Operations in flight are abandoned, and the outcome of their writes is unknown.
  * Memory of the program to which operations refer is not accessed any more. While another thread is in a call on the
  * queue, the function returns KVC_INVALID and does not free the queue. In the child of a fork, an inherited queue is
  * not freed (KVC_FORKED): see kvc_cq_free_forked().
@@ -1587,34 +1635,6 @@ int kvc_ping(kvc_client *client,
              kvc_slice key,
              uint32_t timeout_ms,
              uint64_t *nanoseconds);
-
-/**
- * Returns a page of a scan of all keys. `token` is 0 for the first page, then kvc_page.next of the page before, until
- * that is 0. `options` may be NULL; all pages of a scan must have the same pattern. On success, *out is a page that
- * the caller frees with kvc_page_free().
- *
- * Every key that exists from the first page to the last comes exactly once, also if servers fail meanwhile. A key that
- * is written or removed meanwhile may come or not. After KVC_TIMEOUT, KVC_UNAVAILABLE or KVC_BUSY, repeat the call
- * with the same token. A token is valid for every handle of the cluster, for as long as the cluster exists. A number
- * that is no token of the cluster is rejected (KVC_INVALID).
- */
-int kvc_scan(kvc_client *client,
-             uint64_t token,
-             const kvc_scan_options *options,
-             kvc_page **out);
-
-/**
- * Frees a page and its entries. NULL is allowed.
- */
-void kvc_page_free(kvc_page *page);
-
-/**
- * Sets *count to the number of entries of the cluster: the sum of the exact number of each shard, at slightly
- * different times. `timeout_ms` applies to the request to each shard; zero means the timeout of the handle.
- */
-int kvc_count(kvc_client *client,
-              uint32_t timeout_ms,
-              uint64_t *count);
 
 /**
  * Ends the waits of all threads in calls on the handle and in kvc_cq_poll() on its queues, for shutdown. Any thread

@@ -16,7 +16,9 @@ use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::doubt::kvc_doubt;
 use crate::error::{Failure, KVC_OK, KVC_PANIC, severity};
 use crate::handle::{Pointer, kvc_client, open_to_call};
-use crate::operation::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, read_op_updates, request};
+use crate::operation::{
+    KVC_KEEP, KVC_OP_SCAN, Slot, end, kvc_completion, kvc_op, read_op_updates, request,
+};
 use crate::options::{condition, kvc_op_options, read_op_options, sized};
 use crate::panic::guard;
 
@@ -162,11 +164,12 @@ pub unsafe extern "C" fn kvc_batch(
             }
             let kept = kvc_op { flags: op.flags | KVC_KEEP, ..op };
             // SAFETY: the values are not accessed after the call has returned.
-            requests.push((unsafe { request(&kept, own) }?, condition(op.if_version)));
-            if op.key.len == 0 {
+            let asked = unsafe { request(&kept, own) }?;
+            if op.key.len == 0 && op.kind != KVC_OP_SCAN {
                 return Err(empty_key(at));
             }
-            slots.push(Slot::of(&op, at));
+            slots.push(Slot::of(&op, &asked, at));
+            requests.push((asked, condition(op.if_version)));
         }
         for (at, tag) in (0..n).zip(0..) {
             // Every completion is overwritten later, unless a panic ends the call early.
@@ -181,7 +184,7 @@ pub unsafe extern "C" fn kvc_batch(
         let (noted, doubts) = (&mut worst, &handle.doubts);
         let mut each = move |at: usize, result: Result<Reply<'_>, kv_client::Error>| {
             // SAFETY: the caller's dst has room for `cap` bytes, and its results for those of each update.
-            let (completion, failure) = unsafe { end(slots[at], result).tell(doubts) };
+            let (completion, failure) = unsafe { end(&mut slots[at], result).tell(doubts) };
             // SAFETY: the caller passes room for `n` completions.
             unsafe { to.get().add(at).write(completion) };
             if let Some(failure) = failure {

@@ -180,7 +180,7 @@ pub unsafe extern "C" fn kvc_expire(
     guard(|| {
         // SAFETY: as in kvc_put_if.
         unsafe {
-            let (expiry, condition) = (read_expiry(expiry, time_ms)?, read(condition)?);
+            let (expiry, condition) = (read_expiry(expiry, time_ms, "time_ms")?, read(condition)?);
             let update = Update { expiry, condition, ..Update::new(Action::SetExpiry) };
             write(client, key, update, options, result)
         }
@@ -283,7 +283,7 @@ pub unsafe extern "C" fn kvc_get_and_expire(
         if out.is_null() {
             return Err(Failure::invalid("kvc_get_and_expire: out is NULL"));
         }
-        let expiry = read_expiry(expiry, time_ms)?;
+        let expiry = read_expiry(expiry, time_ms, "time_ms")?;
         let update = Update { expiry, returns_value: true, ..Update::new(Action::SetExpiry) };
         let take = |reply: Reply<'_>| {
             let deadline = update::deadline_ms(reply.deadline);
@@ -397,7 +397,9 @@ unsafe fn read<'a>(from: *const kvc_condition) -> Result<Precondition<'a>, Failu
     // SAFETY: passed on.
     let given = unsafe { sized(from, "kvc_condition") }?;
     // SAFETY: passed on.
-    read_condition(given.kind, given.version, unsafe { given.value.bytes("kvc_condition.value") }?)
+    let value = unsafe { given.value.bytes("kvc_condition.value") }?;
+    let names = ["kvc_condition.version", "kvc_condition.value"];
+    read_condition(given.kind, given.version, value, names)
 }
 
 /// Runs a request with one update. A condition in `options` becomes the condition of the update.

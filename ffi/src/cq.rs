@@ -117,22 +117,26 @@ impl Queue {
         // SAFETY: the program guarantees the memory; a kept value is released when the operation has ended or the
         // client is dropped.
         let request = unsafe { request(op, updates) }?;
-        let slot = Slot::of(op, tag);
-        let at = self.free.pop().unwrap_or_else(|| {
+        let slot = Slot::of(op, &request, tag);
+        let at = if let Some(at) = self.free.pop() {
+            self.slots[at] = slot;
+            at
+        } else {
             self.slots.push(slot);
             // All operations may end at the same time, when nothing may be allocated.
             self.done.reserve(self.slots.len() - self.done.len());
             self.slots.len() - 1
-        });
-        self.slots[at] = slot;
+        };
         match self.client.submit_to_cancel(request, &options, at as u64) {
             Ok(ticket) => {
-                self.slots[at].ticket = Some(ticket);
+                let slot = &mut self.slots[at];
+                slot.ticket = Some(ticket);
                 // SAFETY: the program guarantees the memory until the completion.
                 unsafe { slot.empty_results() };
                 Ok(())
             }
             Err(error) => {
+                self.slots[at].page = None;
                 self.free.push(at);
                 Err(match error {
                     SubmitError::Full { .. } => Failure::new(KVC_FULL, error.to_string()),
@@ -228,7 +232,7 @@ impl Queue {
             free.push(at);
             slots[at].ticket = None;
             // SAFETY: the program keeps dst valid until it has the completion.
-            let ended = unsafe { end(slots[at], result) };
+            let ended = unsafe { end(&mut slots[at], result) };
             *done_bytes += ended.bytes();
             done.push_back(ended);
             match *done_bytes >= MAX_UNPOLLED_BYTES {
@@ -387,7 +391,7 @@ pub unsafe extern "C" fn kvc_cq_poll(
 }
 
 /// Frees a queue, its connections and the values of completions that were not polled, except those in the program's
-/// results of updates. NULL is allowed. Operations in flight are abandoned, and the outcome of their writes is unknown.
+/// results of updates and its pages of scans. NULL is allowed. Operations in flight are abandoned, and the outcome of their writes is unknown.
 /// Memory of the program to which operations refer is not accessed any more. While another thread is in a call on the
 /// queue, the function returns KVC_INVALID and does not free the queue. In the child of a fork, an inherited queue is
 /// not freed (KVC_FORKED): see kvc_cq_free_forked().

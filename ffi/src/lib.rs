@@ -35,6 +35,8 @@ mod batch;
 
 mod text;
 
+mod scan;
+
 mod operation;
 
 mod cq;
@@ -42,8 +44,6 @@ mod cq;
 mod doubt;
 
 mod ping;
-
-mod scan;
 
 mod interrupt;
 

@@ -16,6 +16,7 @@ use crate::error::{Failure, KVC_OK};
 use crate::handle::Pointer;
 use crate::options::condition;
 use crate::results::{Results, current, executed};
+use crate::scan::{PendingPage, kvc_page, kvc_scan_options, read_scan_options};
 use crate::target::Target;
 use crate::update::{check_count, deadline_ms, kvc_update, kvc_updated, read_updates};
 
@@ -27,6 +28,8 @@ pub const KVC_OP_PUT: u32 = 2;
 pub const KVC_OP_DELETE: u32 = 3;
 /// kvc_op.kind: a request with `n` updates, like kvc_update_one() and kvc_update_many().
 pub const KVC_OP_UPDATE: u32 = 4;
+/// kvc_op.kind: a page of a scan of all keys, like kvc_scan().
+pub const KVC_OP_SCAN: u32 = 5;
 
 /// kvc_op.flags: the value of a put is not copied. The program must not change or free the value until it has received
 /// the completion or has freed the queue.
@@ -41,9 +44,9 @@ pub const KVC_RANGE: u32 = 2;
 pub struct kvc_op {
     /// sizeof(kvc_op)
     pub size: u32,
-    /// KVC_OP_GET, KVC_OP_PUT, KVC_OP_DELETE or KVC_OP_UPDATE.
+    /// KVC_OP_GET, KVC_OP_PUT, KVC_OP_DELETE, KVC_OP_UPDATE or KVC_OP_SCAN.
     pub kind: u32,
-    /// The key: 1 to 65,535 bytes. It is copied.
+    /// The key: 1 to 65,535 bytes. It is copied. A scan has none.
     pub key: kvc_slice,
     /// The value of a put: up to 16 MiB. It is copied unless flags has KVC_KEEP. With KVC_KEEP, a value below 1 KiB may
     /// still be copied to be sent together with others.
@@ -72,6 +75,15 @@ pub struct kvc_op {
     /// NULL, or a variable for the deadline of the entry that a get or a single update with KVC_RETURN_VALUE returns,
     /// in milliseconds since 1970; zero if there is none. It is written on success, before the completion is available.
     pub deadline_ms: *mut u64,
+    /// The token of the page of KVC_OP_SCAN, as for kvc_scan(): 0 for the first page, then kvc_page.next of the page
+    /// before. Else zero.
+    pub token: u64,
+    /// The settings of KVC_OP_SCAN; NULL gives the defaults. They and their pattern are copied. Else NULL.
+    pub scan: *const kvc_scan_options,
+    /// The variable of KVC_OP_SCAN for the page, which the program frees with kvc_page_free(). It is written before the
+    /// completion is available; after a failure it is NULL. The page may be freed once the completion was polled or the
+    /// queue was freed. Else NULL.
+    pub page: *mut *mut kvc_page,
 }
 
 impl Default for kvc_op {
@@ -92,6 +104,9 @@ impl Default for kvc_op {
             n: 0,
             results: ptr::null_mut(),
             deadline_ms: ptr::null_mut(),
+            token: 0,
+            scan: ptr::null(),
+            page: ptr::null_mut(),
         }
     }
 }
@@ -111,7 +126,7 @@ pub struct kvc_completion {
     /// KVC_CONFLICT; to be freed with kvc_buf_free(). In all other cases data is NULL. For a get with dst, len is the
     /// length of the value after a success and after KVC_TOO_BIG, else zero. The version is that of the entry after
     /// every success, KVC_TOO_BIG and KVC_CONFLICT (zero if there is no entry), else zero. After a delete it is the
-    /// sequence number of the delete itself. For updates, it is as in kvc_updated.
+    /// sequence number of the delete itself. For updates, it is as in kvc_updated. For a scan, it is zero.
     pub value: kvc_buf,
     /// The error message; NULL after a success. The queue owns the string, which is valid until the next kvc_cq_poll()
     /// or kvc_cq_free().
@@ -122,7 +137,6 @@ pub struct kvc_completion {
 }
 
 /// The state of an operation in flight.
-#[derive(Clone, Copy)]
 pub(crate) struct Slot {
     pub(crate) tag: u64,
     is_get: bool,
@@ -130,6 +144,8 @@ pub(crate) struct Slot {
     target: Option<Target>,
     /// The memory for the results of updates; `None` for any other operation.
     results: Option<Results>,
+    /// The page of a scan, boxed because most operations have none; `None` for any other operation.
+    pub(crate) page: Option<Box<PendingPage>>,
     /// True if the completion owns the value that the operation returns.
     owns_value: bool,
     /// The program's variable for the deadline of the entry, or NULL.
@@ -139,24 +155,33 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn of(op: &kvc_op, tag: u64) -> Slot {
+    /// Creates the state of `op`, which `request` has converted into `asked`.
+    pub(crate) fn of(op: &kvc_op, asked: &Op<'_>, tag: u64) -> Slot {
         let is_get = op.kind == KVC_OP_GET;
         let is_update = op.kind == KVC_OP_UPDATE;
         let results = is_update.then(|| Results::new(op.results, op.n));
         let owns_value = is_get || (is_update && op.n == 1 && op.results.is_null());
         let deadline_ms = Pointer::new(op.deadline_ms);
         let target = target(op);
-        Slot { tag, is_get, target, results, owns_value, deadline_ms, ticket: None }
+        let page = match asked {
+            Op::Scan { options, .. } => Some(Box::new(PendingPage::new(options, op.page))),
+            _ => None,
+        };
+        Slot { tag, is_get, target, results, page, owns_value, deadline_ms, ticket: None }
     }
 
-    /// Empties the program's results of updates, so that their values may be freed whatever happens.
+    /// Empties the program's results of updates and its page of a scan, so that they may be freed whatever happens.
     ///
     /// # Safety
-    /// The program's memory has room for the results.
+    /// The program's memory has room for the results and the page.
     pub(crate) unsafe fn empty_results(&self) {
         if let Some(results) = self.results {
             // SAFETY: passed on.
             unsafe { results.empty() };
+        }
+        if let Some(page) = &self.page {
+            // SAFETY: passed on.
+            unsafe { page.empty() };
         }
     }
 }
@@ -177,7 +202,7 @@ pub(crate) struct Done {
     pub(crate) tag: u64,
     copies: u32,
     pub(crate) value: kvc_buf,
-    /// The number of bytes of the values in the results of updates.
+    /// The number of bytes of the values in the results of updates, or of the page of a scan.
     bytes_of_results: usize,
     /// The memory for the results of updates that failed.
     results: Option<Results>,
@@ -212,9 +237,11 @@ impl Done {
 /// Converts the result of an operation into its completion.
 ///
 /// # Safety
-/// The memory of `slot.target` has room for its `cap` bytes, and that of `slot.results` for the results.
-pub(crate) unsafe fn end(slot: Slot, result: Result<Reply<'_>, kv_client::Error>) -> Done {
-    let Slot { tag, is_get, target, results, owns_value, deadline_ms: to, .. } = slot;
+/// The memory of `slot.target` has room for its `cap` bytes, that of `slot.results` for the results, and that of
+/// `slot.page` for a pointer.
+pub(crate) unsafe fn end(slot: &mut Slot, result: Result<Reply<'_>, kv_client::Error>) -> Done {
+    let page = slot.page.take();
+    let Slot { tag, is_get, target, results, owns_value, deadline_ms: to, .. } = *slot;
     let nothing = Done {
         tag,
         copies: 0,
@@ -253,6 +280,11 @@ pub(crate) unsafe fn end(slot: Slot, result: Result<Reply<'_>, kv_client::Error>
             }
             Err(no_memory) => Err(executed(no_memory)),
         }
+    } else if let Some(page) = page {
+        done.value.version = 0;
+        // SAFETY: passed on.
+        done.bytes_of_results = unsafe { page.succeed(responded) };
+        Ok(())
     } else if let Some(results) = results {
         // SAFETY: passed on.
         unsafe { results.succeed(responded) }.map(|bytes| done.bytes_of_results = bytes)
@@ -299,6 +331,15 @@ pub(crate) unsafe fn read_op_updates<'a>(
         let words = "kvc_op.if_version is not 0; set the condition of each update instead";
         return Err(Failure::invalid(words));
     }
+    if op.value.len != 0 {
+        let words = "kvc_op.value is set, but KVC_OP_UPDATE does not use it; set the value of each update instead";
+        return Err(Failure::invalid(words));
+    }
+    if !op.dst.is_null() || op.cap != 0 {
+        let words =
+            "kvc_op.dst or cap is set, but KVC_OP_UPDATE does not use it; set results instead";
+        return Err(Failure::invalid(words));
+    }
     // SAFETY: passed on.
     unsafe { read_updates(op.updates, op.n, into) }
 }
@@ -306,7 +347,7 @@ pub(crate) unsafe fn read_op_updates<'a>(
 /// Converts an operation of the C interface into one of the client.
 ///
 /// # Safety
-/// Key and value are readable, a kept value for as long as KVC_KEEP requires.
+/// Key, value and pattern are readable, a kept value for as long as KVC_KEEP requires.
 pub(crate) unsafe fn request<'a>(
     op: &kvc_op,
     updates: &'a [Update<'a>],
@@ -327,9 +368,15 @@ pub(crate) unsafe fn request<'a>(
     if op.dst.is_null() && op.cap > 0 {
         return Err(Failure::invalid("kvc_op.dst is NULL, but kvc_op.cap is not 0"));
     }
+    if op.kind != KVC_OP_SCAN && (op.token != 0 || !op.scan.is_null() || !op.page.is_null()) {
+        let words = "kvc_op.token, scan or page is set, but kvc_op.kind is not KVC_OP_SCAN";
+        return Err(Failure::invalid(words));
+    }
     // SAFETY: passed on.
     let key = unsafe { op.key.bytes("kvc_op.key") }?;
     match op.kind {
+        // SAFETY: passed on.
+        KVC_OP_SCAN => unsafe { scan(op) },
         KVC_OP_GET => Ok(match (target(op), op.deadline_ms.is_null()) {
             (None, true) => Op::Get { key },
             (None, false) => get_with_deadline(key),
@@ -343,7 +390,37 @@ pub(crate) unsafe fn request<'a>(
             Ok(Op::put(key, value, op.flags & KVC_KEEP != 0))
         }
         kind => Err(Failure::invalid(format!(
-            "kvc_op.kind is {kind}; use KVC_OP_GET, KVC_OP_PUT, KVC_OP_DELETE or KVC_OP_UPDATE"
+            "kvc_op.kind is {kind}; use KVC_OP_GET, KVC_OP_PUT, KVC_OP_DELETE, KVC_OP_UPDATE or KVC_OP_SCAN"
         ))),
     }
+}
+
+/// Converts a KVC_OP_SCAN.
+///
+/// # Safety
+/// The settings are NULL or a struct of the size that they state, and their pattern is readable.
+unsafe fn scan<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
+    for (field, is_unused) in [
+        ("key", op.key.len == 0),
+        ("value", op.value.len == 0),
+        ("dst", op.dst.is_null()),
+        ("if_version", op.if_version == 0),
+    ] {
+        if !is_unused {
+            let words = format!("kvc_op.{field} is set, but KVC_OP_SCAN does not use it");
+            return Err(Failure::invalid(words));
+        }
+    }
+    if op.page.is_null() {
+        return Err(Failure::invalid(
+            "kvc_op.page is NULL; KVC_OP_SCAN needs a variable for its page",
+        ));
+    }
+    // SAFETY: passed on.
+    let (options, timeout_ms) = unsafe { read_scan_options(op.scan) }?;
+    if timeout_ms != 0 {
+        let words = "kvc_scan_options.timeout_ms is not 0; for KVC_OP_SCAN, set the timeout of the operation instead";
+        return Err(Failure::invalid(words));
+    }
+    Ok(Op::Scan { token: op.token, options })
 }

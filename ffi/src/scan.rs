@@ -3,20 +3,19 @@
 use std::ffi::c_int;
 use std::ptr;
 
-use kv_client::{OpOptions, Page, ScanEntry, ScanOptions};
+use kv_client::{OpOptions, Page, Reply, ScanEntry, ScanOptions};
 
 use crate::buffer::kvc_slice;
 use crate::error::{Failure, KVC_OK};
-use crate::handle::{kvc_client, open_to_call};
+use crate::handle::{Pointer, kvc_client, open_to_call};
 use crate::options::{millis, sized};
 use crate::panic::guard;
+use crate::update::deadline_ms;
 
 /// For kvc_scan_options.flags: entries have their values.
 pub const KVC_SCAN_VALUES: u32 = 1;
 /// For kvc_scan_options.flags: entries have their deadlines.
 pub const KVC_SCAN_DEADLINES: u32 = 2;
-/// The value of kvc_entry.deadline_ms of an entry without a deadline, and of every entry without KVC_SCAN_DEADLINES.
-pub const KVC_NO_DEADLINE: u64 = u64::MAX;
 
 /// The settings of a scan. Set `size` to sizeof(kvc_scan_options) and unused fields to zero.
 #[repr(C)]
@@ -29,8 +28,8 @@ pub struct kvc_scan_options {
     /// The pattern of the keys, at most 65,535 bytes; empty for all keys. `*` stands for any bytes, `?` for one byte,
     /// `[a-z]` for one of these bytes, `[^a]` for any other byte; a backslash is before a literal byte.
     pub pattern: kvc_slice,
-    /// The timeout of each request, in milliseconds: one for the page, and one for each value above 64 KiB. Zero means
-    /// the timeout of the handle.
+    /// The timeout of each request of kvc_scan(), in milliseconds: one for the page, and one for each value above 64
+    /// KiB. Zero means the timeout of the handle. For KVC_OP_SCAN it must be zero, because kvc_op has the timeout.
     pub timeout_ms: u32,
     /// Zero.
     pub reserved: u32,
@@ -49,11 +48,13 @@ impl Default for kvc_scan_options {
 pub struct kvc_entry {
     /// The key.
     pub key: kvc_slice,
-    /// The value. Without KVC_SCAN_VALUES, data is NULL, and len is the length of the value.
+    /// The value. Without KVC_SCAN_VALUES, data is NULL, and len is the length of the value. With KVC_SCAN_VALUES, this
+    /// is also so for a value above 64 KiB in a page of KVC_OP_SCAN; a get reads the value.
     pub value: kvc_slice,
     /// The version of the entry.
     pub version: u64,
-    /// The time at which the entry expires, in milliseconds since 1970, or KVC_NO_DEADLINE.
+    /// The time at which the entry expires, in milliseconds since 1970; zero if there is none, and without
+    /// KVC_SCAN_DEADLINES.
     pub deadline_ms: u64,
 }
 
@@ -102,24 +103,40 @@ pub unsafe extern "C" fn kvc_scan(
             return Err(Failure::invalid("kvc_scan: out is NULL"));
         }
         // SAFETY: the caller passes NULL or an open handle, and NULL or a struct of the size that it states.
-        let (handle, given) =
-            unsafe { (open_to_call(client)?, sized(options, "kvc_scan_options")?) };
-        if given.flags & !(KVC_SCAN_VALUES | KVC_SCAN_DEADLINES) != 0 {
-            let words = format!("kvc_scan_options.flags is {:#x}, which is unknown", given.flags);
-            return Err(Failure::invalid(words));
-        }
-        let scan = ScanOptions {
-            // SAFETY: the caller passes a pattern that is readable.
-            pattern: unsafe { given.pattern.bytes("pattern") }?,
-            values: given.flags & KVC_SCAN_VALUES != 0,
-            deadlines: given.flags & KVC_SCAN_DEADLINES != 0,
-        };
-        let options = OpOptions { deadline: millis(given.timeout_ms), ..OpOptions::default() };
+        let (handle, (scan, timeout_ms)) =
+            unsafe { (open_to_call(client)?, read_scan_options(options)?) };
+        let options = OpOptions { deadline: millis(timeout_ms), ..OpOptions::default() };
         let page = handle.shared.scan(token, &scan, &options)?;
         // SAFETY: not NULL; the caller passes a pointer that is valid for writing a pointer.
         unsafe { out.write(own_page(page)) };
         Ok(KVC_OK)
     })
+}
+
+/// Reads the settings of a scan and their timeout; NULL gives the defaults.
+///
+/// # Safety
+/// The requirements of [`sized`]. The pattern is readable and does not change while the result lives.
+pub(crate) unsafe fn read_scan_options<'a>(
+    from: *const kvc_scan_options,
+) -> Result<(ScanOptions<'a>, u32), Failure> {
+    // SAFETY: passed on.
+    let given = unsafe { sized(from, "kvc_scan_options") }?;
+    if given.flags & !(KVC_SCAN_VALUES | KVC_SCAN_DEADLINES) != 0 {
+        let words = format!("kvc_scan_options.flags is {:#x}; unknown flag", given.flags);
+        return Err(Failure::invalid(words));
+    }
+    if given.reserved != 0 {
+        let words = format!("kvc_scan_options.reserved is {}; it must be 0", given.reserved);
+        return Err(Failure::invalid(words));
+    }
+    let scan = ScanOptions {
+        // SAFETY: passed on.
+        pattern: unsafe { given.pattern.bytes("kvc_scan_options.pattern") }?,
+        values: given.flags & KVC_SCAN_VALUES != 0,
+        deadlines: given.flags & KVC_SCAN_DEADLINES != 0,
+    };
+    Ok((scan, given.timeout_ms))
 }
 
 /// Frees a page and its entries. NULL is allowed.
@@ -153,6 +170,46 @@ pub unsafe extern "C" fn kvc_count(
     })
 }
 
+/// The page that an operation of a queue or a batch fetches.
+pub(crate) struct PendingPage {
+    pattern: Vec<u8>,
+    values: bool,
+    deadlines: bool,
+    /// The program's variable for the page.
+    out: Pointer<*mut kvc_page>,
+}
+
+impl PendingPage {
+    /// Keeps what is needed to read the page. Nothing is written yet.
+    pub(crate) fn new(scan: &ScanOptions<'_>, out: *mut *mut kvc_page) -> PendingPage {
+        let ScanOptions { pattern, values, deadlines } = *scan;
+        PendingPage { pattern: pattern.to_vec(), values, deadlines, out: Pointer::new(out) }
+    }
+
+    /// Sets the variable to NULL, so that the page may be freed whatever happens.
+    ///
+    /// # Safety
+    /// The variable may be written to.
+    pub(crate) unsafe fn empty(&self) {
+        // SAFETY: passed on.
+        unsafe { self.out.get().write(ptr::null_mut()) };
+    }
+
+    /// Writes the page, and returns the number of bytes of its keys and values.
+    ///
+    /// # Safety
+    /// The variable may be written to.
+    pub(crate) unsafe fn succeed(&self, reply: Reply<'_>) -> usize {
+        let PendingPage { ref pattern, values, deadlines, out } = *self;
+        let page = Page::of(reply, &ScanOptions { pattern, values, deadlines });
+        let value_bytes = |entry: &ScanEntry| entry.value.as_ref().map_or(0, Vec::len);
+        let bytes = page.entries.iter().map(|entry| entry.key.len() + value_bytes(entry)).sum();
+        // SAFETY: passed on.
+        unsafe { out.get().write(own_page(page)) };
+        bytes
+    }
+}
+
 /// Returns a page that the program owns.
 fn own_page(page: Page) -> *mut kvc_page {
     let Page { next, entries: owner, places_done, places, .. } = page;
@@ -164,7 +221,7 @@ fn own_page(page: Page) -> *mut kvc_page {
             None => kvc_slice { data: ptr::null(), len: entry.length },
         },
         version: entry.version.0,
-        deadline_ms: entry.deadline.map_or(KVC_NO_DEADLINE, |deadline| deadline.millis()),
+        deadline_ms: deadline_ms(entry.deadline),
     };
     // The bytes of keys and values do not move when `owner` moves.
     let entries: Vec<kvc_entry> = owner.iter().map(entry).collect();
@@ -195,7 +252,7 @@ mod tests {
             let entries = std::slice::from_raw_parts((*page).entries, (*page).count);
             assert_eq!(entries[0].key.bytes("key").unwrap(), b"a");
             assert_eq!(entries[0].value.bytes("value").unwrap(), b"value");
-            assert_eq!((entries[0].version, entries[0].deadline_ms), (7, KVC_NO_DEADLINE));
+            assert_eq!((entries[0].version, entries[0].deadline_ms), (7, 0));
             assert!(entries[1].value.data.is_null() && entries[1].value.len == 5);
             kvc_page_free(page);
             kvc_page_free(ptr::null_mut());

@@ -6,6 +6,7 @@
 
 use std::ffi::c_int;
 use std::mem::size_of;
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{ptr, slice};
 
 use kv_client::update::Action;
@@ -69,7 +70,9 @@ pub const KVC_IF_EARLIER: u32 = 8;
 pub const KVC_EXPIRY_NEVER: u32 = 1;
 /// An expiry: the entry keeps the deadline that it has.
 pub const KVC_EXPIRY_KEEP: u32 = 2;
-/// An expiry: the entry expires `time_ms` milliseconds after the execution, by the clock of its server.
+/// An expiry: the entry expires `time_ms` milliseconds after the execution, by the clock of its server. The latest
+/// deadline is 2^48 - 1 (in the year 10889). This and the following expiries are rejected (KVC_INVALID) if the deadline
+/// would be later, by the clock of the caller.
 pub const KVC_EXPIRY_AFTER: u32 = 3;
 /// An expiry: the entry expires at `time_ms`, in milliseconds since 1970 (UTC). If this time has passed, the entry is
 /// removed.
@@ -108,7 +111,8 @@ pub struct kvc_update {
     pub number: i64,
     /// The version of KVC_IF_VERSION.
     pub version: u64,
-    /// The time of the expiry: a duration or a time since 1970, in milliseconds.
+    /// The time of the expiry: a duration or a time since 1970, in milliseconds. The resulting deadline is at most
+    /// 2^48 - 1.
     pub time_ms: u64,
     /// The key: 1 to 65,535 bytes. If it is empty, the update is of the key of the request.
     pub key: kvc_slice,
@@ -221,7 +225,7 @@ pub unsafe extern "C" fn kvc_update_one(
 ///
 /// `options` may be NULL; its condition must be zero. `out` may be NULL, else it has room for `n` results. `out[i]` is
 /// written whatever the status, and its value may always be freed with kvc_buf_free(). The only exception is a call
-/// that is rejected because `n` is 0 or too large: it writes nothing. The status of the call is KVC_OK if the request
+/// that is rejected because `n` is 0 (KVC_INVALID) or above 1,024 (KVC_TOO_BIG): it writes nothing. The status of the call is KVC_OK if the request
 /// was executed, even if optional updates were skipped.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_update_many(
@@ -355,25 +359,27 @@ impl kvc_update {
                 self.if_value.bytes("kvc_update.if_value")?,
             )
         };
-        if self.flags & !(KVC_RETURN_VALUE | KVC_OPTIONAL) != 0 || self.reserved != 0 {
-            let words = format!(
-                "kvc_update.flags is {:#x}; unknown flag, or reserved is not 0",
-                self.flags
-            );
+        if self.flags & !(KVC_RETURN_VALUE | KVC_OPTIONAL) != 0 {
+            let words = format!("kvc_update.flags is {:#x}; unknown flag", self.flags);
+            return Err(Failure::invalid(words));
+        }
+        if self.reserved != 0 {
+            let words = format!("kvc_update.reserved is {}; it must be 0", self.reserved);
             return Err(Failure::invalid(words));
         }
         let action = self.read_action(value)?;
         let expiry = match self.expiry {
             0 => Update::new(action).expiry,
-            expiry => read_expiry(expiry, self.time_ms)?,
+            expiry => read_expiry(expiry, self.time_ms, "kvc_update.time_ms")?,
         };
         if self.expiry == 0 {
-            unused("time_ms", self.time_ms == 0)?;
+            unused("kvc_update.time_ms", "the expiry", self.time_ms == 0)?;
         }
+        let names = ["kvc_update.version", "kvc_update.if_value"];
         Ok(Update {
             key: (!key.is_empty()).then_some(key),
             action,
-            condition: read_condition(self.condition, self.version, if_value)?,
+            condition: read_condition(self.condition, self.version, if_value, names)?,
             expiry,
             returns_value: self.flags & KVC_RETURN_VALUE != 0,
             is_optional: self.flags & KVC_OPTIONAL != 0,
@@ -382,7 +388,7 @@ impl kvc_update {
 
     fn read_action<'a>(&self, value: &'a [u8]) -> Result<Action<'a>, Failure> {
         let takes_number = matches!(self.action, KVC_ACTION_ADD | KVC_ACTION_SET_RANGE);
-        unused("number", takes_number || self.number == 0)?;
+        unused("kvc_update.number", "the action", takes_number || self.number == 0)?;
         Ok(match self.action {
             KVC_ACTION_PUT => Action::Put(value),
             KVC_ACTION_ADD_FLOAT => Action::AddFloat(value),
@@ -404,7 +410,7 @@ impl kvc_update {
                         return Err(Failure::invalid(words));
                     }
                 };
-                unused("value", value.is_empty())?;
+                unused("kvc_update.value", "the action", value.is_empty())?;
                 action
             }
         })
@@ -416,23 +422,24 @@ pub(crate) fn bad_offset(offset: impl std::fmt::Display) -> Failure {
     Failure::invalid(format!("the offset is {offset}; it must be 0 to 16,777,216"))
 }
 
-fn unused(field: &str, is_unused: bool) -> Result<(), Failure> {
+/// Rejects a field or parameter that is set although its `user` (the action, the condition or the expiry) has no use
+/// for it.
+fn unused(field: &str, user: &str, is_unused: bool) -> Result<(), Failure> {
     match is_unused {
         true => Ok(()),
-        false => Err(Failure::invalid(format!(
-            "kvc_update.{field} is set, but the action, the condition or the expiry does not use it"
-        ))),
+        false => Err(Failure::invalid(format!("{field} is set, but {user} does not use it"))),
     }
 }
 
-/// Reads a condition and its version or value.
-pub(crate) fn read_condition(
+/// Reads a condition and its version or value. `names` are the caller's fields for these two.
+pub(crate) fn read_condition<'a>(
     kind: u32,
     version: u64,
-    value: &[u8],
-) -> Result<Precondition<'_>, Failure> {
-    unused("version", kind == KVC_IF_VERSION || version == 0)?;
-    unused("if_value", kind == KVC_IF_VALUE || value.is_empty())?;
+    value: &'a [u8],
+    names: [&str; 2],
+) -> Result<Precondition<'a>, Failure> {
+    unused(names[0], "the condition", kind == KVC_IF_VERSION || version == 0)?;
+    unused(names[1], "the condition", kind == KVC_IF_VALUE || value.is_empty())?;
     Ok(match kind {
         0 => Precondition::None,
         KVC_IF_ABSENT => Precondition::Absent,
@@ -449,10 +456,18 @@ pub(crate) fn read_condition(
     })
 }
 
-/// Reads an expiry and its time.
-pub(crate) fn read_expiry(kind: u32, time_ms: u64) -> Result<Expiry, Failure> {
+/// Reads an expiry and its time. `name` is the caller's field or parameter for the time.
+pub(crate) fn read_expiry(kind: u32, time_ms: u64, name: &str) -> Result<Expiry, Failure> {
     let is_timeless = matches!(kind, KVC_EXPIRY_NEVER | KVC_EXPIRY_KEEP);
-    unused("time_ms", !is_timeless || time_ms == 0)?;
+    unused(name, "the expiry", !is_timeless || time_ms == 0)?;
+    let since = if kind == KVC_EXPIRY_AT { 0 } else { wall_ms() };
+    let latest = WallTime::MAX.millis();
+    if !is_timeless && time_ms > latest.saturating_sub(since) {
+        let words = format!(
+            "{name} is {time_ms}, but no deadline may be later than {latest} (2^48 - 1) milliseconds since 1970; for no deadline, use KVC_EXPIRY_NEVER"
+        );
+        return Err(Failure::invalid(words));
+    }
     Ok(match kind {
         KVC_EXPIRY_NEVER => Expiry::Never,
         KVC_EXPIRY_KEEP => Expiry::Keep,
@@ -461,6 +476,12 @@ pub(crate) fn read_expiry(kind: u32, time_ms: u64) -> Result<Expiry, Failure> {
         KVC_EXPIRY_KEEP_OR_AFTER => Expiry::KeepOrAfter(time_ms),
         kind => return Err(Failure::invalid(format!("the expiry is {kind}; use KVC_EXPIRY_..."))),
     })
+}
+
+/// Returns the wall time in milliseconds since 1970.
+fn wall_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Returns a deadline in its C form: zero if there is none.
@@ -532,8 +553,8 @@ mod tests {
             (kvc_update { time_ms: 1, ..check }, "time_ms"),
             (kvc_update { value: bytes(b"v"), ..check }, "value"),
             (kvc_update { if_value: bytes(b"v"), ..check }, "if_value"),
-            (kvc_update { flags: 4, ..check }, "flags"),
-            (kvc_update { reserved: 1, ..check }, "reserved"),
+            (kvc_update { flags: 4, ..check }, "flags is 0x4"),
+            (kvc_update { reserved: 1, ..check }, "reserved is 1"),
             (kvc_update { condition: 9, ..check }, "condition"),
             (kvc_update { expiry: 6, ..check }, "expiry"),
             (update(0), "action"),
@@ -541,6 +562,26 @@ mod tests {
         ] {
             let words = read(given).unwrap_err();
             assert!(words.contains(field), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_beyond_the_limit_is_rejected() {
+        const LATEST: u64 = (1 << 48) - 1;
+        let read = |kind, time_ms| read_expiry(kind, time_ms, "time_ms").map_err(|no| no.words);
+        assert_eq!(read(KVC_EXPIRY_AT, LATEST), Ok(Expiry::At(WallTime::MAX)));
+        let year = 365 * 24 * 3_600_000;
+        for (kind, allowed) in
+            [(KVC_EXPIRY_AFTER, 8_000 * year), (KVC_EXPIRY_KEEP_OR_AFTER, 8_000 * year)]
+        {
+            assert!(read(kind, allowed).is_ok());
+            // The duration alone is within the limit, but not the time after it.
+            assert!(read(kind, LATEST).unwrap_err().contains("281474976710655 (2^48 - 1)"));
+        }
+        for kind in [KVC_EXPIRY_AT, KVC_EXPIRY_AFTER, KVC_EXPIRY_KEEP_OR_AFTER] {
+            for beyond in [LATEST + 1, u64::MAX] {
+                assert!(read(kind, beyond).unwrap_err().contains("time_ms is"));
+            }
         }
     }
 

@@ -348,6 +348,167 @@ fn a_scan_returns_pages_and_a_count_their_sum() {
     handle.close();
 }
 
+/// Returns the keys of a page and the token of the next one, and frees the page.
+fn take_page(page: *mut kvc_page) -> (Vec<Vec<u8>>, u64) {
+    // SAFETY: the library has written the page, and it is freed once.
+    unsafe {
+        let kvc_page { next, entries, count, .. } = *page;
+        let bytes =
+            |bytes: kvc_slice| std::slice::from_raw_parts(bytes.data.cast::<u8>(), bytes.len);
+        let entries = std::slice::from_raw_parts(entries, count);
+        let keys = entries.iter().map(|entry| {
+            assert_eq!((bytes(entry.value), entry.deadline_ms), (&b"value"[..], 0));
+            bytes(entry.key).to_vec()
+        });
+        let keys = keys.collect();
+        kvc_page_free(page);
+        (keys, next)
+    }
+}
+
+#[test]
+fn a_queue_and_a_batch_return_the_pages_of_a_scan() {
+    let fake = Fake::start(3, 2);
+    let handle = Handle::open(&fake);
+    for n in 0..60 {
+        assert_eq!(handle.put(format!("key:{n:02}").as_bytes(), b"value", None), KVC_OK);
+    }
+    let mut queue = null_mut();
+    // SAFETY: the handle is open.
+    assert_eq!(unsafe { kvc_cq_new(handle.0, 1, &raw mut queue) }, KVC_OK);
+    let size = |bytes: usize| u32::try_from(bytes).unwrap();
+    let pattern = || Box::new(*b"key:?[0-4]");
+    let settings = |pattern: &[u8]| {
+        Box::new(kvc_scan_options {
+            size: size(size_of::<kvc_scan_options>()),
+            flags: KVC_SCAN_VALUES | KVC_SCAN_DEADLINES,
+            pattern: slice(pattern),
+            ..kvc_scan_options::default()
+        })
+    };
+    let mut page: *mut kvc_page = null_mut();
+    let op = kvc_op {
+        size: size(size_of::<kvc_op>()),
+        kind: KVC_OP_SCAN,
+        page: &raw mut page,
+        ..kvc_op::default()
+    };
+    let poll = || {
+        let mut done = std::mem::MaybeUninit::<kvc_completion>::uninit();
+        // SAFETY: the queue is open, and there is room for a completion.
+        unsafe {
+            assert_eq!(kvc_cq_poll(queue, done.as_mut_ptr(), 1, -1), 1);
+            done.assume_init()
+        }
+    };
+    let (mut in_queue, mut in_batches, mut token) = (Vec::new(), Vec::new(), 0);
+    loop {
+        let pattern = pattern();
+        let scan = settings(&*pattern);
+        let op = kvc_op { token, scan: &raw const *scan, ..op };
+        let mut done = std::mem::MaybeUninit::<kvc_completion>::uninit();
+        // SAFETY: all arguments are valid.
+        let status = unsafe { kvc_batch(handle.0, &raw const op, 1, done.as_mut_ptr(), null()) };
+        assert_eq!(status, KVC_OK, "{}", last_error());
+        // SAFETY: the page was just written.
+        let (keys, next) = take_page(unsafe { op.page.read() });
+        in_batches.extend(keys);
+
+        // SAFETY: all arguments are valid.
+        unsafe {
+            op.page.write(std::ptr::dangling_mut());
+            assert_eq!(kvc_cq_submit(queue, &raw const op, 7), KVC_OK, "{}", last_error());
+            assert!(op.page.read().is_null(), "it may be freed even if the queue is freed now");
+        }
+        // The settings and the pattern are copied.
+        drop((scan, pattern));
+        let done = poll();
+        assert_eq!((done.tag, done.status, done.copies), (7, KVC_OK, 0));
+        assert!(done.value.data.is_null() && done.value.version == 0);
+        // SAFETY: as above.
+        let (keys, same) = take_page(unsafe { op.page.read() });
+        in_queue.extend(keys);
+        assert_eq!(next, same);
+        token = next;
+        if token == 0 {
+            break;
+        }
+    }
+    for mut found in [in_queue, in_batches] {
+        found.sort();
+        assert_eq!(found.len(), 30);
+        assert_eq!((&found[0][..], &found[29][..]), (&b"key:00"[..], &b"key:54"[..]));
+    }
+    // A token of no cluster fails, without a page.
+    let wrong = kvc_op { token: 1 << 60, ..op };
+    // SAFETY: all arguments are valid.
+    assert_eq!(unsafe { kvc_cq_submit(queue, &raw const wrong, 8) }, KVC_OK);
+    let status = poll().status;
+    // SAFETY: the variable is valid.
+    assert_eq!((status, unsafe { op.page.read() }.is_null()), (KVC_INVALID, true));
+    // SAFETY: the queue is open.
+    assert_eq!(unsafe { kvc_cq_free(queue) }, KVC_OK);
+    handle.close();
+}
+
+#[test]
+fn an_operation_with_a_field_of_another_kind_is_rejected_with_its_name() {
+    let fake = Fake::start(3, 1);
+    let handle = Handle::open(&fake);
+    let mut queue = null_mut();
+    // SAFETY: the handle is open.
+    assert_eq!(unsafe { kvc_cq_new(handle.0, 1, &raw mut queue) }, KVC_OK);
+    let size = u32::try_from(size_of::<kvc_op>()).unwrap();
+    let (mut page, mut room) = (null_mut(), 0_u64);
+    let of = |kind| kvc_op { size, kind, key: slice(b"k"), ..kvc_op::default() };
+    let scan = kvc_op { key: slice(b""), page: &raw mut page, ..of(KVC_OP_SCAN) };
+    let update = kvc_update {
+        size: u32::try_from(size_of::<kvc_update>()).unwrap(),
+        action: KVC_ACTION_DELETE,
+        ..kvc_update::default()
+    };
+    let update = kvc_op { updates: &raw const update, n: 1, ..of(KVC_OP_UPDATE) };
+    let size = u32::try_from(size_of::<kvc_scan_options>()).unwrap();
+    let timed = kvc_scan_options { size, timeout_ms: 1, ..kvc_scan_options::default() };
+    let reserved = kvc_scan_options { size, reserved: 1, ..kvc_scan_options::default() };
+    let dst = (&raw mut room).cast();
+    for (op, field) in [
+        (kvc_op { token: 1, ..of(KVC_OP_GET) }, "kvc_op.token"),
+        (kvc_op { page: &raw mut page, ..of(KVC_OP_DELETE) }, "page"),
+        (kvc_op { scan: &raw const timed, ..update }, "scan"),
+        (kvc_op { value: slice(b"v"), ..update }, "kvc_op.value"),
+        (kvc_op { dst, cap: 8, ..update }, "kvc_op.dst"),
+        (kvc_op { page: null_mut(), ..scan }, "kvc_op.page is NULL"),
+        (kvc_op { key: slice(b"k"), ..scan }, "kvc_op.key"),
+        (kvc_op { value: slice(b"v"), ..scan }, "kvc_op.value"),
+        (kvc_op { dst, cap: 8, ..scan }, "kvc_op.dst"),
+        (kvc_op { if_version: 1, ..scan }, "kvc_op.if_version"),
+        (kvc_op { deadline_ms: &raw mut room, ..scan }, "kvc_op.deadline_ms"),
+        (kvc_op { scan: &raw const timed, ..scan }, "kvc_scan_options.timeout_ms"),
+        (kvc_op { scan: &raw const reserved, ..scan }, "kvc_scan_options.reserved is 1"),
+    ] {
+        // SAFETY: all arguments are valid.
+        assert_eq!(unsafe { kvc_cq_submit(queue, &raw const op, 7) }, KVC_INVALID, "{field}");
+        assert!(last_error().contains(field), "{field}: {}", last_error());
+    }
+    let version = kvc_condition {
+        size: u32::try_from(size_of::<kvc_condition>()).unwrap(),
+        kind: KVC_IF_ABSENT,
+        version: 1,
+        ..kvc_condition::default()
+    };
+    let key = slice(b"k");
+    // SAFETY: all arguments are valid; the queue is open.
+    unsafe {
+        let done = kvc_put_if(handle.0, key, key, &raw const version, null(), null_mut());
+        assert_eq!(done, KVC_INVALID);
+        assert!(last_error().contains("kvc_condition.version is set"), "{}", last_error());
+        assert_eq!(kvc_cq_free(queue), KVC_OK);
+    }
+    assert!(fake.seen().is_empty(), "no request was sent");
+    handle.close();
+}
+
 #[test]
 fn statuses_of_servers_have_their_numbers() {
     let fake = Fake::start(3, 1);

@@ -99,6 +99,14 @@ fn updates(manner: &Manner) {
     cluster.stop().assert_copies_agree();
 }
 
+/// Tests scans by calls, in queues and in batches.
+#[track_caller]
+fn scan(manner: &Manner) {
+    let cluster = Cluster::builder().shards(2).start();
+    check("scan.c", manner, &[cluster.endpoint()]);
+    cluster.stop().assert_copies_agree();
+}
+
 #[track_caller]
 fn queue(manner: &Manner) {
     let cluster = Cluster::builder().shards(2).start();
@@ -234,6 +242,9 @@ in_every_manner! {
     updates_pass_the_sanitizers: updates in SANITIZED;
     updates_pass_the_thread_sanitizer: updates in THREADS;
     updates_pass_valgrind: updates in VALGRIND;
+    scans_do_what_the_header_says: scan in PLAIN;
+    scans_pass_the_sanitizers: scan in SANITIZED;
+    scans_pass_valgrind: scan in VALGRIND;
     threads_share_a_handle: shared in PLAIN;
     threads_share_a_handle_and_pass_the_sanitizers: shared in SANITIZED;
     the_deepest_queue_passes_no_write_over: deep_queue in PLAIN;
