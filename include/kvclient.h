@@ -1256,8 +1256,8 @@ int kvc_update_one(kvc_client *client,
  *
  * `options` may be NULL; its condition must be zero. `out` may be NULL, else it has room for `n` results. `out[i]` is
  * written whatever the status, and its value may always be freed with kvc_buf_free(). The only exception is a call
- * that is rejected because `n` is 0 (KVC_INVALID) or above 1,024 (KVC_TOO_BIG): it writes nothing. The status of the call is KVC_OK if the request
- * was executed, even if optional updates were skipped.
+ * that is rejected because `n` is 0 (KVC_INVALID) or above 1,024 (KVC_TOO_BIG): it writes nothing. The status of the
+ * call is KVC_OK if the request was executed, even if optional updates were skipped.
  */
 int kvc_update_many(kvc_client *client,
                     kvc_slice key,
