@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use kv_protocol::placement::Placement;
 
 use crate::measure::MeasureArgs;
 
@@ -113,9 +114,19 @@ pub(crate) struct WorkerArgs {
     /// Number of shards of each group.
     #[arg(long)]
     pub(crate) shards: u16,
+    /// The cluster places keys by their hash tags.
+    #[arg(long)]
+    pub(crate) hash_tags: bool,
     /// Seed that determines the operations.
     #[arg(long)]
     pub(crate) seed: u64,
+}
+
+impl WorkerArgs {
+    /// Returns the placement of keys in the cluster.
+    pub(crate) fn placement(&self) -> Placement {
+        Placement::new(self.servers, self.shards).with_hash_tags(self.hash_tags)
+    }
 }
 
 #[cfg(test)]

@@ -69,6 +69,8 @@ impl Programs {
 pub(crate) struct Setting {
     pub(crate) servers: u16,
     pub(crate) shards: u16,
+    /// Whether keys are placed by their hash tags.
+    pub(crate) hash_tags: bool,
     /// Further arguments of `coord`.
     pub(crate) flags: Vec<String>,
     /// The server on another host, if any, with its host as a cluster file names it.
@@ -78,7 +80,7 @@ pub(crate) struct Setting {
 impl Setting {
     /// Creates a setting with all servers on this machine and without flags.
     pub(crate) fn plain(servers: u16, shards: u16) -> Setting {
-        Setting { servers, shards, flags: Vec::new(), remote: None }
+        Setting { servers, shards, hash_tags: false, flags: Vec::new(), remote: None }
     }
 
     /// Returns the contents of the cluster file.
@@ -119,6 +121,9 @@ impl Cluster {
         // The ports are chosen here, because a restarted coordinator must have the same ports.
         let [clients_port, servers_port] = free_ports().context("find a free port")?;
         let mut flags = setting.flags.clone();
+        if setting.hash_tags {
+            flags.push("--hash-tags".into());
+        }
         let (server, host) = match network {
             Some(network) => (network.write_wrapper(&dir, &programs.server)?, network.hub()),
             None => (programs.server.clone(), "127.0.0.1".to_owned()),
@@ -162,6 +167,7 @@ impl Cluster {
 
     pub(crate) fn placement(&self) -> Placement {
         Placement::new(self.setting.servers, self.setting.shards)
+            .with_hash_tags(self.setting.hash_tags)
     }
 
     /// Returns the status that `coord status --json` reports.

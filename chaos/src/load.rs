@@ -72,6 +72,9 @@ impl Load {
             } else {
                 command.arg("worker");
             }
+            if cluster.setting.hash_tags {
+                command.arg("--hash-tags");
+            }
             let process = command
                 .args(["--endpoint", &cluster.endpoint(), "--index", &index.to_string()])
                 .args(["--threads", &strength.threads.to_string()])

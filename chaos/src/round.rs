@@ -47,6 +47,7 @@ pub(crate) struct Round<'a> {
     pub(crate) dir: PathBuf,
     pub(crate) servers: u16,
     pub(crate) shards: u16,
+    pub(crate) hash_tags: bool,
     pub(crate) aim: Aim,
     pub(crate) possible: &'a [Fault],
     pub(crate) abilities: Abilities,
@@ -101,7 +102,8 @@ impl Round<'_> {
             Aim::One(_) => Vec::new(),
             Aim::Two(double) => vec!["--on-double-fault".into(), double.policy.name().into()],
         };
-        let setting = Setting { flags, ..Setting::plain(self.servers, self.shards) };
+        let hash_tags = self.hash_tags;
+        let setting = Setting { hash_tags, flags, ..Setting::plain(self.servers, self.shards) };
         if let Some(network) = self.network {
             network.heal()?;
         }

@@ -108,6 +108,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
                 Aim::Ordinary(_) => 1 + u16::try_from(random.below(2)).expect("it is small"),
                 _ => 1 + u16::try_from(number % 2).expect("it is small"),
             },
+            // Rounds with one shard and with two have hash tags.
+            hash_tags: number % 3 == 0,
             aim,
             possible: if network.is_some() { &possible.1 } else { &possible.0 },
             abilities,

@@ -149,7 +149,7 @@ impl<'a> Hand<'a> {
             args,
             number,
             process: number * NUMBERS_A_THREAD,
-            placement: Placement::new(args.servers, args.shards),
+            placement: args.placement(),
             client: Client::open(&args.endpoint, Options::default())?,
             random: Random::new(args.seed ^ (u64::from(number) << 32)),
             seen: HashMap::new(),

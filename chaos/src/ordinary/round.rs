@@ -46,7 +46,8 @@ fn run_on(
         // Stopping an executor requires tracing the server. Without this flag, only root may trace it.
         flags.push("--core-dumps".into());
     }
-    let setting = Setting { flags, ..Setting::plain(round.servers, round.shards) };
+    let hash_tags = round.hash_tags;
+    let setting = Setting { hash_tags, flags, ..Setting::plain(round.servers, round.shards) };
     let mut cluster =
         Cluster::start(&made.programs(round.programs)?, &made.cluster_dir(), &setting, None)?;
     BULK.write(&cluster.endpoint(), |_| {})?;
