@@ -354,8 +354,15 @@ mod tests {
                 "value[\"k\"] <- \"x\"\nupdate of key \"k\" skipped: \
                  the value or the amount is not a number of this kind",
             ),
+            // Keys that are not found do not end a batch, and do not fail the line.
+            (
+                "batch take NEAR; get NEAR; rename NEAR k; get k",
+                "value[\"NEAR\"] == \"1\" (deleted)\nkey \"NEAR\" not found\n\
+                 key \"NEAR\" not found\nvalue[\"k\"] == \"x\"",
+            ),
             ("del k if-value x", "key \"k\" deleted"),
             ("del k if-absent", "key \"k\" not found"),
+            ("put k v expires-at 5", "key \"k\" removed: its deadline 5 has passed"),
         ];
         let of = |part: fn(&(&str, &str)) -> String| {
             script.iter().map(|pair| part(pair).replace("NEAR", near) + "\n").collect::<String>()
@@ -437,6 +444,10 @@ mod tests {
             ("exists \"k\"", false),
             ("take k", false),
             ("mget k", false),
+            ("batch get k", false),
+            ("batch get k; take k; put k v", true),
+            ("batch put k v; check k if-absent", false),
+            ("incrfloat k abc", false),
             ("del k", true),
             ("put k v if-present", false),
             ("put k v if-absent", true),

@@ -107,10 +107,16 @@ impl Change {
         removes && self.condition == Condition::HasDeadline
     }
 
-    /// Returns the text of an update that was executed. `value` is the value in its result.
-    pub(crate) fn done_text(&self, value: Option<&[u8]>) -> String {
+    /// Returns the text of an update that was executed. `value` is the value in its result. A deadline counts as passed
+    /// if it is not after `now`.
+    pub(crate) fn done_text(&self, value: Option<&[u8]>, now: WallTime) -> String {
         let key = &self.key[..];
         let shown = readable(key);
+        if let Expiry::At(at) = self.expiry
+            && at <= now
+        {
+            return self.removed_text(value, at);
+        }
         let result = || readable(value.unwrap_or_default());
         match &self.kind {
             Kind::Check | Kind::SetExpiry if self.returns_value => match value {
@@ -142,6 +148,17 @@ impl Change {
                 format!("key \"{shown}\" {expires}")
             }
         }
+    }
+
+    /// Returns the text of an update that has removed its key, because the new deadline has passed.
+    fn removed_text(&self, value: Option<&[u8]>, deadline: WallTime) -> String {
+        let before = match value {
+            _ if !self.returns_value => String::new(),
+            None => " (before: nothing)".to_owned(),
+            Some(value) => format!(" (before: \"{}\")", readable(value)),
+        };
+        let (key, at) = (readable(&self.key), deadline.millis());
+        format!("key \"{key}\" removed: its deadline {at} has passed{before}")
     }
 
     /// Returns the new deadline as text; `None` if the update sets none.
@@ -181,6 +198,27 @@ fn seconds(millis: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deadline_that_has_passed_is_reported_as_the_removal_of_the_key() {
+        let at = WallTime::from_millis;
+        let text = |kind: Kind, returns_value, value: Option<&[u8]>, now| {
+            let change = Change::new(b"k".to_vec(), kind);
+            Change { expiry: Expiry::At(at(5)), returns_value, ..change }.done_text(value, at(now))
+        };
+        let put = || Kind::Put(b"v".to_vec());
+        let removed = "key \"k\" removed: its deadline 5 has passed";
+        assert_eq!(text(put(), false, None, 5), removed);
+        assert_eq!(text(put(), false, None, 4), "value[\"k\"] <- \"v\"");
+        assert_eq!(text(put(), true, None, 5), format!("{removed} (before: nothing)"));
+        assert_eq!(text(put(), true, Some(b"w"), 5), format!("{removed} (before: \"w\")"));
+        assert_eq!(text(Kind::SetExpiry, false, None, 5), removed);
+        assert_eq!(text(Kind::SetExpiry, false, None, 4), "key \"k\" expires at 5");
+        assert_eq!(
+            text(Kind::SetExpiry, true, Some(b"w"), 5),
+            format!("{removed} (before: \"w\")")
+        );
+    }
 
     #[test]
     fn times_are_shown_in_seconds() {

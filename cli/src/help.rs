@@ -16,7 +16,7 @@ pub(crate) struct Word {
     more: &'static str,
 }
 
-const CONDITIONS: &[&str] = &["if-absent", "if-present", "if-version", "if-value"];
+pub(crate) const CONDITIONS: &[&str] = &["if-absent", "if-present", "if-version", "if-value"];
 const PUT_OPTIONS: &[&str] = &[
     "if-absent",
     "if-present",
@@ -29,7 +29,6 @@ const PUT_OPTIONS: &[&str] = &[
 ];
 const GET_OPTIONS: &[&str] = &["expires", "expires-at"];
 const EXPIRE_OPTIONS: &[&str] = &["if-none", "if-any", "if-later", "if-earlier"];
-const ITEMS: &[&str] = &["optional"];
 
 const GROUPS: [&str; 7] =
     ["Read", "Write", "Numbers", "Expiry", "Several keys", "All keys", "Other"];
@@ -161,7 +160,7 @@ If the condition does not hold, nothing is changed and the line fails.",
         form: "incrfloat KEY X",
         about: "add X to the number",
         options: &[],
-        more: "An absent key counts as 0. X is a decimal number such as -1.5 or 2e3.",
+        more: "An absent key counts as 0. X is a number such as -1.5 or 2e3.",
     },
     Word {
         name: "expire",
@@ -219,15 +218,21 @@ and if-earlier (the new one is; no deadline is later than any).",
         group: "Several keys",
         form: "batch ITEM; ITEM; ...",
         about: "all of the items, or none",
-        options: ITEMS,
+        options: &[],
         more: "\
 An ITEM is a line that begins with get, put, del, take, append, setrange,
 rename, copy, incr, decr, incrfloat, expire, expire-at or persist, or it is
 check KEY CONDITION.
 All keys must be of one group and shard; otherwise the line fails. With
 coord --hash-tags, keys with the same {tag} are.
-An item that ends with the word optional is skipped if it cannot be executed.
-Any other such item ends the batch, and nothing is changed.",
+An item whose condition does not hold, or that cannot be executed, ends the
+batch: nothing is changed and the line fails. With the word optional at its end
+it is skipped instead. A key that is not found ends the batch only if a
+condition requires it; otherwise the other items are executed, and the line
+succeeds.
+A batch of one item is the line with that item.
+Limits: 1,024 items, 32 of them incrfloat; 16 MiB + 256 KiB for the keys and
+values that all items write; 16 MiB for the results.",
     },
     Word {
         name: "scan",

@@ -164,7 +164,7 @@ impl Task {
             }
             (Command::Update(change), Ok(outcome)) => {
                 let value = outcome.has_value.then_some(&outcome.value[..]);
-                self.response(End::Done, change.done_text(value) + degraded(&outcome))
+                self.response(End::Done, change.done_text(value, now()) + degraded(&outcome))
             }
             (Command::Update(change), Err(Error::NotFound { .. })) => {
                 let end = if change.needs_entry() { End::Negative } else { End::Done };
@@ -175,8 +175,7 @@ impl Task {
                 self.response(End::Done, text)
             }
             (Command::Batch(changes), Ok(outcome)) => {
-                let (end, text) = batch_text(changes, &outcome);
-                self.response(end, text)
+                self.response(End::Done, batch_text(changes, &outcome))
             }
             (Command::Update(_) | Command::Batch(_), Err(error @ Error::Conflict { .. })) => {
                 self.response(End::Negative, conflict_text(&error))
@@ -313,24 +312,17 @@ fn now() -> WallTime {
     WallTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Returns the end and the text of a batch that was executed, with one line for each update.
-fn batch_text(changes: &[Change], outcome: &Outcome) -> (End, String) {
+/// Returns the text of a batch that was executed, with one line for each update.
+fn batch_text(changes: &[Change], outcome: &Outcome) -> String {
     // The library has checked the results.
     let results = UpdateResult::read_all(&outcome.value).unwrap_or_default();
-    let (mut end, mut lines) = (End::Done, Vec::new());
-    for (change, UpdateResult { status, value, .. }) in changes.iter().zip(results) {
-        lines.push(match status {
-            Status::Ok => change.done_text(value),
-            Status::NotFound => {
-                if change.needs_entry() && !change.is_optional {
-                    end = End::Negative;
-                }
-                not_found(&change.key)
-            }
-            status => change.skipped_text(status),
-        });
-    }
-    (end, lines.join("\n") + degraded(outcome))
+    let now = now();
+    let lines = changes.iter().zip(results).map(|(change, result)| match result.status {
+        Status::Ok => change.done_text(result.value, now),
+        Status::NotFound => not_found(&change.key),
+        status => change.skipped_text(status),
+    });
+    lines.collect::<Vec<_>>().join("\n") + degraded(outcome)
 }
 
 /// Returns the text of an update whose condition does not hold, with the current value if it was requested.

@@ -48,7 +48,8 @@ const FROM: (&str, &str) = ("the first byte", "a number from -4294967295 to 4294
 const MOST: (&str, &str) = ("the number of bytes", "a number from 0 to 4294967295");
 const OFFSET: (&str, &str) = ("the offset", "a number from 0 to 4294967295");
 const AMOUNT: (&str, &str) = ("the amount", "a 64-bit integer");
-const SECONDS: (&str, &str) = ("the number of seconds", "a number such as 60 or 0.5, above 0");
+/// The bounds are one millisecond and [`WallTime::MAX`].
+const SECONDS: (&str, &str) = ("the number of seconds", "a number from 0.001 to 281474976710.655");
 const UNIX_MS: (&str, &str) = ("the time", "milliseconds since 1970, at most 281474976710655");
 const LIMIT: (&str, &str) = ("the limit", "a number above 0");
 const VERSION: (&str, &str) = ("the version", "a number above 0");
@@ -123,7 +124,7 @@ fn batch(cursor: &mut Cursor<'_>, form: &'static str) -> Result<Command, ParseEr
     while changes.is_empty() || !cursor.is_at_end() {
         cursor.skip_blanks();
         let name = cursor.bare();
-        let item = std::str::from_utf8(name).ok().filter(|name| is_item(name));
+        let item = std::str::from_utf8(name).ok().filter(|name| ITEMS.contains(name));
         let item = item.ok_or_else(|| match name {
             b"" => ParseError::Missing { what: "an item", form },
             _ => ParseError::NoItem { word: shown(name) },
@@ -146,26 +147,24 @@ fn batch(cursor: &mut Cursor<'_>, form: &'static str) -> Result<Command, ParseEr
     })
 }
 
-fn is_item(name: &str) -> bool {
-    matches!(
-        name,
-        "get"
-            | "put"
-            | "del"
-            | "take"
-            | "append"
-            | "setrange"
-            | "rename"
-            | "copy"
-            | "incr"
-            | "decr"
-            | "incrfloat"
-            | "expire"
-            | "expire-at"
-            | "persist"
-            | "check"
-    )
-}
+/// The words with which an item of a batch begins.
+pub(super) const ITEMS: [&str; 15] = [
+    "get",
+    "put",
+    "del",
+    "take",
+    "append",
+    "setrange",
+    "rename",
+    "copy",
+    "incr",
+    "decr",
+    "incrfloat",
+    "expire",
+    "expire-at",
+    "persist",
+    "check",
+];
 
 /// Parses an update after its word.
 fn change(name: &str, cursor: &mut Cursor<'_>, form: &'static str) -> Result<Change, ParseError> {
@@ -192,11 +191,8 @@ fn change(name: &str, cursor: &mut Cursor<'_>, form: &'static str) -> Result<Cha
                 return Err(ParseError::BadNumber { what, text, expected });
             }
         }),
-        "incrfloat" => Kind::AddFloat(cursor.number(
-            ("the amount", "a decimal number such as -1.5 or 2e3"),
-            form,
-            |text| text.parse::<f64>().ok().filter(|x| x.is_finite()).map(|_| text.into()),
-        )?),
+        // The servers decide which texts are numbers.
+        "incrfloat" => Kind::AddFloat(cursor.value_argument("the amount", form)?),
         _ => Kind::SetExpiry,
     };
     let mut change = Change::new(key, kind);
@@ -388,10 +384,13 @@ mod tests {
         update("decr k", change(Kind::Add(-1)));
         update("decr k 4", change(Kind::Add(-4)));
         update("incrfloat k 1.50", change(Kind::AddFloat(b"1.50".to_vec())));
+        update("incrfloat k 1e400", change(Kind::AddFloat(b"1e400".to_vec())));
         let expiring = |expiry| Change { expiry, ..change(Kind::SetExpiry) };
         update("expire k 60", expiring(Expiry::After(60_000)));
         let later = Change { condition: Condition::Later, ..expiring(Expiry::After(1)) };
         update("expire k 0.001 if-later", later);
+        let longest = expiring(Expiry::After(WallTime::MAX.millis()));
+        update("expire k 281474976710.655", longest);
         update("expire-at k 5", expiring(Expiry::At(WallTime::from_millis(5))));
         let condition = Condition::HasDeadline;
         update("persist k", Change { condition, ..expiring(Expiry::Never) });
@@ -477,7 +476,9 @@ mod tests {
             ("put k v if-version 0", "invalid version \"0\""),
             ("put k v if-value", "the value of the condition is missing"),
             ("put k v expires -1", "invalid number of seconds \"-1\""),
-            ("put k v expires 0.0001", "invalid number of seconds"),
+            ("put k v expires 0.0004", "(expected a number from 0.001 to 281474976710.655)"),
+            ("expire k 1e12", "(expected a number from 0.001 to 281474976710.655)"),
+            ("expire k 281474976711", "invalid number of seconds"),
             ("put k v expires nan", "invalid number of seconds"),
             ("put k v expires-at x", "invalid time \"x\""),
             ("put k v 3", "unexpected \"3\""),
@@ -489,7 +490,7 @@ mod tests {
             ("setrange k -1 v", "invalid offset \"-1\""),
             ("incr k 1.5", "invalid amount \"1.5\" (expected a 64-bit integer)"),
             ("decr k -9223372036854775808", "invalid amount"),
-            ("incrfloat k inf", "invalid amount \"inf\""),
+            ("incrfloat k", "the amount is missing"),
             ("expire k", "the number of seconds is missing"),
             ("rename k", "the new key is missing"),
             ("mput a 1 b", "the value is missing; write mput KEY VALUE ..."),

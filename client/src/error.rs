@@ -217,7 +217,7 @@ pub enum Error {
         /// The cluster that responded.
         got: ClusterId,
     },
-    /// The key or the value is too long; nothing was changed.
+    /// The key, the value or the request is too long, or a batch writes or returns too much; nothing was changed.
     #[error("{action}: {reason}")]
     TooBig {
         /// The operation and its key.

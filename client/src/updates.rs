@@ -1,8 +1,8 @@
 //! The checks of the updates of a request before it is sent.
 
 use kv_protocol::client_message::{Condition, REQUEST_FIXED_BYTES};
-use kv_protocol::limits::{MAX_CLIENT_BODY, MAX_UPDATES};
-use kv_protocol::update::{InvalidUpdate, Update};
+use kv_protocol::limits::{MAX_CLIENT_BODY, MAX_FLOAT_UPDATES, MAX_UPDATES};
+use kv_protocol::update::{Action as Change, InvalidUpdate, Update};
 
 use crate::error::{Action, Error};
 use crate::verbs;
@@ -44,6 +44,14 @@ pub(crate) fn check<'a>(
             _ => Error::Invalid { action, reason },
         });
     }
+    let floats =
+        updates.iter().filter(|update| matches!(update.action, Change::AddFloat(_))).count();
+    if floats > usize::from(MAX_FLOAT_UPDATES) {
+        let reason = format!(
+            "the batch has {floats} additions to floating-point numbers; at most {MAX_FLOAT_UPDATES} are allowed"
+        );
+        return Err(Error::Invalid { action: request(), reason });
+    }
     let items = updates.iter().map(Update::wire_bytes).sum::<usize>();
     let (bytes, most) = (REQUEST_FIXED_BYTES + key.len() + items, MAX_CLIENT_BODY);
     if bytes > most {
@@ -58,7 +66,7 @@ pub(crate) fn check<'a>(
 mod tests {
     use super::*;
     use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
-    use kv_protocol::update::{Action as Change, Expiry, Precondition};
+    use kv_protocol::update::{Expiry, Precondition};
 
     fn refused(updates: &[Update<'_>]) -> String {
         check(b"k", updates, Condition::Always).unwrap_err().to_string()
@@ -80,6 +88,18 @@ mod tests {
         assert!(refused(&[kept]).contains("cannot set or remove a deadline"));
         let text = check(b"k", &[valid], Condition::IfAbsent).unwrap_err().to_string();
         assert!(text.contains("condition of each update"), "{text}");
+    }
+
+    #[test]
+    fn a_batch_has_a_limited_number_of_floating_point_additions() {
+        let float = Update::new(Change::AddFloat(b"1.5"));
+        let most = usize::from(MAX_FLOAT_UPDATES);
+        let mut updates = vec![float; most];
+        updates.push(Update::new(Change::Add(1)));
+        assert!(check(b"k", &updates, Condition::Always).is_ok());
+        updates.push(float);
+        let text = refused(&updates);
+        assert!(text.contains("33 additions to floating-point numbers; at most 32"), "{text}");
     }
 
     #[test]

@@ -206,9 +206,14 @@ fn an_error_of_a_batch_names_the_update_that_failed() {
     client.put(&keys[1], &vec![b'v'; 16 << 20], &anytime()).unwrap();
     let error = client.append(&keys[1], b"v", &anytime()).unwrap_err();
     assert!(matches!(error, Error::TooBig { .. }), "{error}");
+    assert!(error.to_string().contains("the value would be longer than 16 MiB"), "{error}");
     let error = client.batch(&keys[0], &[fine, other(Action::Append(b"v"))], &anytime());
-    let Err(Error::TooBig { action, .. }) = error else { panic!("{error:?}") };
+    let Err(Error::TooBig { action, reason }) = error else { panic!("{error:?}") };
     assert_eq!(action.index_in_batch(), Some(1));
+    for words in ["a value has at most 16 MiB", "have 16 MiB + 256 KiB", "the results have 16 MiB"]
+    {
+        assert!(reason.contains(words), "{reason}");
+    }
 }
 
 #[test]

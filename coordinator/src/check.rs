@@ -154,12 +154,9 @@ fn shared_ports(
 
 /// Checks that eviction can have an effect.
 fn eviction(settings: &Settings) -> Result<String, String> {
-    match settings.memory_limit.as_deref() {
-        Some("none") => Err(format!(
-            "{} has no effect without a memory limit; give --memory-limit, or --eviction none",
-            settings.eviction
-        )),
-        _ => Ok(format!("{} by --eviction", settings.eviction)),
+    match settings.useless_eviction() {
+        Some(warning) => Err(warning),
+        None => Ok(format!("{} by --eviction", settings.eviction)),
     }
 }
 

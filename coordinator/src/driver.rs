@@ -103,6 +103,7 @@ pub(crate) async fn serve(
             "no server of the cluster runs any more; there is nothing to stop".to_owned(),
         ));
     }
+    plan.settings.useless_eviction().iter().for_each(|line| console.warn(line));
     let (clients, servers) = listen(&args, &plan, &beginning).await.inspect_err(log)?;
     let ports = Ports { clients: port_of(&clients)?, servers: port_of(&servers)? };
     let (driver, first) = Driver::new(&args, plan, beginning, console, ready, ports)?;

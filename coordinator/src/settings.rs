@@ -94,6 +94,19 @@ impl Settings {
         ))
     }
 
+    /// Returns a warning if the policy of eviction has no effect.
+    pub(crate) fn useless_eviction(&self) -> Option<String> {
+        let is_useless =
+            self.eviction != Eviction::None && self.memory_limit.as_deref() == Some("none");
+        is_useless.then(|| {
+            format!(
+                "--eviction {} has no effect with --memory-limit none: nothing is ever evicted; set a memory limit, or \
+                 --eviction none",
+                self.eviction
+            )
+        })
+    }
+
     /// Returns every setting as its flag and its value, or `None` if it was not given.
     fn flags(&self) -> [(&'static str, Option<String>); 10] {
         let seconds = |time: Duration| Some(time.as_secs_f64().to_string());
@@ -154,6 +167,19 @@ mod tests {
 
     fn given(flags: &str) -> Args {
         Args::try_parse_from(format!("coord -C file{flags}").split(' ')).unwrap()
+    }
+
+    #[test]
+    fn eviction_without_a_memory_limit_has_a_warning() {
+        let warning = |flags| Settings::default().with(&given(flags)).useless_eviction();
+        let text = warning(" --eviction lfu --memory-limit none").expect("a warning");
+        assert!(
+            text.starts_with("--eviction lfu has no effect with --memory-limit none"),
+            "{text}"
+        );
+        assert_eq!(warning(" --eviction lfu --memory-limit 1G"), None);
+        assert_eq!(warning(" --eviction lfu"), None);
+        assert_eq!(warning(" --memory-limit none"), None);
     }
 
     #[test]

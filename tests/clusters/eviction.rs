@@ -87,7 +87,11 @@ fn the_policy_can_be_changed_while_the_servers_run() {
     let cluster = Cluster::builder().flag("--memory-limit").flag(LIMIT).start();
     let pids = cluster.server_pids();
     assert!(put_range(&cluster, 0..20_000) > 1_000);
-    coord(&cluster, &["set"]).with_code(2);
+    let refused = coord(&cluster, &["set"]).with_code(2);
+    assert!(
+        refused.stderr.contains("<--memory-limit <BYTES>|--eviction <POLICY>>"),
+        "either setting is enough: {refused:?}"
+    );
     coord(&cluster, &["set", "--eviction", "lru"]).with_code(2);
     let set = coord(&cluster, &["set", "--eviction", "lfu"]).with_code(0);
     assert!(set.stdout.contains("--eviction is lfu from now on"), "{set:?}");
@@ -96,5 +100,9 @@ fn the_policy_can_be_changed_while_the_servers_run() {
     assert_eq!(cluster.server_pids(), pids, "a server was restarted");
     let settings: BTreeMap<_, _> = cluster.status().settings.into_iter().collect();
     assert_eq!((settings["eviction"].as_str(), settings["memory-limit"].as_str()), ("lfu", LIMIT));
+    let warning = "WARNING: --eviction lfu has no effect with --memory-limit none";
+    assert!(!set.stdout.contains("WARNING"), "{set:?}");
+    let set = coord(&cluster, &["set", "--memory-limit", "none"]).with_code(0);
+    assert!(set.stdout.contains(warning), "{set:?}");
     cluster.stop().assert_copies_agree();
 }

@@ -49,7 +49,8 @@ fn without_yes_nothing_is_removed_and_the_message_has_the_numbers() {
     fill(&cluster, 1_000);
     await_entries(&cluster, 1_000);
     let refused = flush(&cluster, &[]).with_code(2);
-    let words = "this would remove all 1000 keys on 3 servers, and nothing was removed";
+    let words =
+        "every key: about 1000 on 3 servers, as of the servers' last reports; nothing was removed";
     assert!(refused.stderr.contains(words), "{refused:?}");
     assert!(refused.stderr.contains("repeat the command with --yes"), "{refused:?}");
     let refused = json(&flush(&cluster, &["--json"]).with_code(2));

@@ -11,6 +11,11 @@ use crate::completion::Ends;
 use crate::error::{Action, Error};
 use crate::operation::{Kind, OpId, Operation};
 
+/// The reason why a batch is too big, with the limits of a value, of the changes and of the results.
+const BEYOND_LIMITS: &str = "the batch exceeds a limit, and nothing was changed: a value has at most 16 MiB, the keys and \
+                             values that all updates write have 16 MiB + 256 KiB, and the results have 16 MiB; divide the \
+                             batch";
+
 impl Engine {
     /// Checks that all keys of the updates belong to this place, and records the digests of the keys. Otherwise ends
     /// the operation and returns false.
@@ -79,8 +84,11 @@ pub(super) fn logged_failure(operation: &Operation, response: &Response<'_>) -> 
         Status::NotANumber => Error::NotANumber { action: action() },
         Status::Overflow => Error::Overflow { action: action() },
         Status::TooBig => {
-            let reason = "the result would be longer than allowed; nothing was changed".to_owned();
-            Error::TooBig { action: action(), reason }
+            let reason = match operation.batch_count() {
+                Some(_) => BEYOND_LIMITS,
+                None => "the value would be longer than 16 MiB; nothing was changed",
+            };
+            Error::TooBig { action: action(), reason: reason.to_owned() }
         }
         _ => return None,
     })

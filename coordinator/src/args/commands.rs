@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Subcommand};
+use clap::{ArgAction, ArgGroup, Subcommand};
 use kv_protocol::Eviction;
 
 use super::parse::{
@@ -200,7 +200,8 @@ pub(crate) struct ReplaceArgs {
 /// The command line of `coord flush`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct FlushArgs {
-    /// Remove the keys. Without this flag the command only shows how many keys it would remove.
+    /// Remove the keys. Without this flag the command only shows about how many keys it would remove, as
+    /// of the last reports of the servers.
     #[arg(long)]
     pub(crate) yes: bool,
 
@@ -223,14 +224,15 @@ pub(crate) struct FlushArgs {
 
 /// The command line of `coord set`.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("setting").required(true).multiple(true))]
 pub(crate) struct SetArgs {
     /// Memory limit for the tables of one server, such as 512M or 4GiB; `none` for no limit. Without eviction a lower
     /// limit removes nothing: writes are rejected until entries are deleted.
-    #[arg(long, value_name = "BYTES", required_unless_present = "eviction", value_parser = parse_memory_limit)]
+    #[arg(long, value_name = "BYTES", group = "setting", value_parser = parse_memory_limit)]
     pub(crate) memory_limit: Option<String>,
 
     /// Policy of full tables for writes that need memory: `none`, `lfu` or `ttl`, as for the start of a cluster.
-    #[arg(long, value_name = "POLICY", value_parser = eviction_policy())]
+    #[arg(long, value_name = "POLICY", group = "setting", value_parser = eviction_policy())]
     pub(crate) eviction: Option<Eviction>,
 
     /// The directory of the cluster: the coordinator's --dir.

@@ -72,8 +72,8 @@ async fn carry_out(
     let Flushed { keys, servers, .. } = known;
     if !request.yes {
         let say = format!(
-            "this would remove all {keys} keys on {servers} servers, and nothing was removed; to remove them, repeat the \
-             command with --yes"
+            "this would remove every key: about {keys} on {servers} servers, as of the servers' last reports; nothing was \
+             removed; to remove them, repeat the command with --yes"
         );
         return ended(say, false, known);
     }
@@ -83,7 +83,7 @@ async fn carry_out(
     let _running = Running(driver);
     let line = Line { flush: Some(known.clone()), ..Line::saying(String::new()) };
     deliver(write, &line).await?;
-    driver.console.say(&format!("flush: removing all {keys} keys on {servers} servers"));
+    driver.console.say(&format!("flush: removing every key, about {keys} on {servers} servers"));
     let mut progress_at = Instant::now();
     loop {
         let Some(now) = driver.flushed(&known) else {

@@ -23,6 +23,7 @@ impl Driver {
             changes.push(format!("--eviction is {policy}"));
         }
         let eviction = plan.settings.eviction;
+        let useless = plan.settings.useless_eviction();
         self.places.set_plan(plan);
         self.input(|cluster, now, sink| cluster.store_again(now, sink));
         self.settings_told.send_modify(|number| *number += 1);
@@ -32,6 +33,9 @@ impl Driver {
         );
         if let Some(limit) = &setting.memory_limit {
             said += &self.fuller_than(limit, eviction);
+        }
+        if let Some(warning) = useless {
+            said += &format!(". WARNING: {warning}");
         }
         self.console.say(&said);
         said
