@@ -96,7 +96,7 @@ fn the_policy_can_be_changed_while_the_servers_run() {
     let set = coord(&cluster, &["set", "--eviction", "lfu"]).with_code(0);
     assert!(set.stdout.contains("--eviction is lfu from now on"), "{set:?}");
     wait_until("every write to succeed", TIMEOUT, || put_range(&cluster, 20_000..25_000) == 0);
-    assert!(evicted(&cluster) > 0);
+    wait_until("evictions in the status", TIMEOUT, || evicted(&cluster) > 0);
     assert_eq!(cluster.server_pids(), pids, "a server was restarted");
     let settings: BTreeMap<_, _> = cluster.status().settings.into_iter().collect();
     assert_eq!((settings["eviction"].as_str(), settings["memory-limit"].as_str()), ("lfu", LIMIT));

@@ -26,6 +26,7 @@ fn words_change_values_on_both_servers() {
         incr n 41\n\
         incr n\n\
         incrfloat f 1.5\n\
+        incrfloat g 1e400\n\
         V \"n\" \"42\"\n\
         mput a 1 b 2\n\
         mget a b\n\
@@ -49,7 +50,11 @@ fn words_change_values_on_both_servers() {
         "value[\"k\"] == \"wxyz\" (deleted)",
         "check passed: key \"k\" not found",
     ];
-    assert_eq!(ended.lines(), expected);
+    let mut lines = ended.lines();
+    // The sum has 401 digits, the first 19 of which are exact.
+    let long = lines.remove(8);
+    assert!(long.starts_with("value[\"g\"] <- \"1000000000000000000"), "{long}");
+    assert_eq!(lines, expected);
     assert_eq!(ended.stderr, "");
     cluster.stop().assert_copies_agree();
 }
@@ -60,6 +65,12 @@ fn an_entry_expires_and_can_be_kept() {
     let ended = cluster.client("put k v expires 1\nput l v expires 1\npersist l\nttl l\n");
     assert_eq!(ended.with_code(0).lines()[3], "key \"l\" does not expire");
     std::thread::sleep(Duration::from_millis(1_500));
+    let past = "put l w expires-at 5\nget l\nput l v\nexpire-at l 5\nget l\nput l v\n";
+    let removed = "key \"l\" removed: its deadline 5 has passed";
+    let ended = cluster.client(past).with_code(1);
+    assert_eq!([ended.lines()[0], ended.lines()[3]], [removed, removed]);
+    let not_found = "key \"l\" not found";
+    assert_eq!([ended.lines()[1], ended.lines()[4]], [not_found, not_found]);
     let ended = cluster.client("V \"l\" \"v\"\nget k\n").with_code(1);
     assert_eq!(ended.lines()[1], "key \"k\" not found");
     let ended = cluster.client("expire l 60\nttl l\nexpire l 90 if-earlier\n").with_code(1);
@@ -82,5 +93,13 @@ fn a_batch_is_done_as_a_whole_or_not_at_all() {
     let ended = cluster.client(&format!("batch incr {first}; incr {far}\n")).with_code(1);
     assert!(ended.stderr.contains("of one group and shard"), "{ended:#?}");
     cluster.client(&format!("V \"{first}\" \"1\"\nV \"{near}\" \"5\"\n")).with_code(0);
+    // A key that is not found does not end a batch, which then succeeds. By itself, its line fails.
+    let missing = format!("batch del {near}; take {near}; incr {first}\n");
+    let ended = cluster.client(&missing).with_code(0);
+    assert_eq!(
+        ended.lines()[1..],
+        [format!("key \"{near}\" not found"), format!("value[\"{first}\"] <- \"2\"")]
+    );
+    cluster.client(&format!("take {near}\n")).with_code(1);
     cluster.stop().assert_copies_agree();
 }
