@@ -28,7 +28,7 @@
 //! - [`Replica`] (here): state and methods common to all roles.
 //! - `install`: role changes caused by views. `lease`: leases and graces.
 //! - `requests`: reads of clients, and responses. `writes`: writes of clients. `pending`: the log. `primary`: commits
-//!   and acks. `expiry`: the removal of expired entries.
+//!   and acks. `expiry`: the removal of expired entries. `forgetting`: the expiry of sessions.
 //! - `memory`: the memory limit and compaction of the table. `eviction`: the removal of entries at the memory limit.
 //! - `flush`: the removal of all entries.
 //! - `stream`: hellos and batches, at either end.
@@ -41,6 +41,7 @@ mod eviction;
 mod expiry;
 mod flush;
 mod follower;
+mod forgetting;
 mod frozen;
 mod inspect;
 mod install;

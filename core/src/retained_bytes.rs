@@ -36,6 +36,15 @@ impl RetainedBytes {
             _ => RetainedBytes::Long([head, tail].concat().into()),
         }
     }
+
+    /// Returns the number of bytes on the heap: zero for a short string.
+    #[inline]
+    pub fn heap_bytes(&self) -> usize {
+        match self {
+            RetainedBytes::Short(..) => 0,
+            RetainedBytes::Long(bytes) => bytes.len(),
+        }
+    }
 }
 
 impl From<&[u8]> for RetainedBytes {
@@ -76,6 +85,7 @@ mod tests {
                 let bytes = RetainedBytes::concat(&all[..head], &all[head..length]);
                 assert_eq!(*bytes, all[..length]);
                 assert_eq!(matches!(bytes, RetainedBytes::Short(..)), length <= SHORT);
+                assert_eq!(bytes.heap_bytes(), if length <= SHORT { 0 } else { length });
             }
         }
         assert!(RetainedBytes::default().is_empty());

@@ -21,7 +21,8 @@
 //! session began at or above the horizon. If the session began below it, the write is not executed.
 //!
 //! The response to an update may have a value, which a retry must get too. Such a response is kept beside its record and
-//! dropped with it. Its bytes count ([`Sessions::retained_bytes`]).
+//! dropped with it. Long responses count ([`Sessions::retained_bytes`]). A short one takes no more than its record, so
+//! the bounds of sessions and records bound them too.
 //!
 //! A record may also state that its write was not executed and never will be, because a RESOLVE found no such write and
 //! used its number.
@@ -48,7 +49,7 @@ pub struct Sessions {
     secret: HashSecret,
     /// The sum of the digests of all records and responses.
     digest: u64,
-    /// The number of bytes of all responses.
+    /// The number of bytes of all long responses.
     retained_bytes: usize,
     /// The horizon: every kept session has written since this write; all others have expired.
     horizon: SequenceNumber,
@@ -225,7 +226,7 @@ impl Sessions {
                 && let Some(dropped) = session.take_response(seq)
             {
                 self.digest = self.digest.wrapping_sub(dropped.digest(client));
-                self.retained_bytes -= dropped.bytes.len();
+                self.retained_bytes -= dropped.bytes.heap_bytes();
             }
         }
         // A copy may contain records that the client has already confirmed by a later live write.
@@ -240,17 +241,20 @@ impl Sessions {
                 self.digest = self.digest.wrapping_sub(old.digest(client));
                 if let Some(dropped) = session.take_response(seq) {
                     self.digest = self.digest.wrapping_sub(dropped.digest(client));
-                    self.retained_bytes -= dropped.bytes.len();
+                    self.retained_bytes -= dropped.bytes.heap_bytes();
                 }
             }
             Err(at) if at == session.records.len() => session.records.push_back(kept),
             Err(at) => session.records.insert(at, kept),
         }
         if let Some(response) = response {
-            self.retained_bytes += response.len();
+            self.retained_bytes += response.heap_bytes();
             let retained = Retained { seq, bytes: response.clone() };
             self.digest = self.digest.wrapping_add(retained.digest(client));
-            session.responses.get_or_insert_default().push_back(retained);
+            let responses = &mut session.responses;
+            responses
+                .get_or_insert_with(|| Box::new(VecDeque::with_capacity(1)))
+                .push_back(retained);
         }
     }
 
@@ -262,7 +266,7 @@ impl Sessions {
             .map_or(&[], |retained| &retained.bytes)
     }
 
-    /// Returns the number of bytes of all responses that are kept for retries.
+    /// Returns the number of bytes of all long responses that are kept for retries.
     pub fn retained_bytes(&self) -> usize {
         self.retained_bytes
     }
@@ -294,7 +298,7 @@ impl Sessions {
             let stays = session.last > horizon;
             if !stays {
                 *digest = digest.wrapping_sub(session.digest());
-                *retained_bytes -= session.retained().map(|kept| kept.bytes.len()).sum::<usize>();
+                *retained_bytes -= session.retained_bytes();
             }
             stays
         });
@@ -321,6 +325,23 @@ impl Sessions {
         let mut idle: Vec<SequenceNumber> = idle.filter(|last| *last <= committed).collect();
         let at = count.checked_sub(1).filter(|at| *at < idle.len())?;
         Some(*idle.select_nth_unstable(at).1)
+    }
+
+    /// Returns the horizon that expires the sessions with the oldest last writes, until they have freed `bytes` of
+    /// [`Sessions::retained_bytes`], or until all sessions without a write after `old` have expired. `None` if these
+    /// sessions keep nothing.
+    pub fn horizon_of_retained(&self, bytes: usize, old: SequenceNumber) -> Option<SequenceNumber> {
+        let old = self.sessions.iter().filter(|session| session.last <= old);
+        let retained = old.map(|session| (session.last, session.retained_bytes()));
+        let mut retained: Vec<_> = retained.filter(|(_, retained)| *retained > 0).collect();
+        retained.sort_unstable();
+        let mut freed = 0;
+        let is_enough = |(_, retained): &&(SequenceNumber, usize)| {
+            freed += retained;
+            freed >= bytes
+        };
+        let (horizon, _) = retained.iter().find(is_enough).or(retained.last())?;
+        Some(*horizon)
     }
 
     /// Drops all sessions and resets the horizon.
@@ -415,6 +436,11 @@ impl Session {
         let records = self.records.iter().map(|kept| kept.digest(self.client));
         let responses = self.retained().map(|retained| retained.digest(self.client));
         records.chain(responses).fold(0, u64::wrapping_add)
+    }
+
+    /// Returns the number of bytes of the long responses.
+    fn retained_bytes(&self) -> usize {
+        self.retained().map(|retained| retained.bytes.heap_bytes()).sum()
     }
 
     fn retained(&self) -> impl Iterator<Item = &Retained> {
@@ -633,24 +659,46 @@ mod tests {
     #[test]
     fn a_response_is_kept_as_long_as_its_record() {
         let mut sessions = sessions();
-        keep(&mut sessions, SequenceNumber(1), record(ALICE, 1, 1), b"first");
-        keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), b"second");
-        keep(&mut sessions, SequenceNumber(3), record(BOB, 1, 1), b"of bob");
-        assert_eq!(sessions.response_of(ALICE, RequestSeq(1)), b"first");
-        assert_eq!(sessions.response_of(ALICE, RequestSeq(2)), b"second");
+        let [first, second, secund] = [[1; 40], [2; 40], [3; 40]];
+        keep(&mut sessions, SequenceNumber(1), record(ALICE, 1, 1), &first);
+        keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), &second);
+        keep(&mut sessions, SequenceNumber(3), record(BOB, 1, 1), b"short");
+        assert_eq!(sessions.response_of(ALICE, RequestSeq(1)), first);
+        assert_eq!(sessions.response_of(ALICE, RequestSeq(2)), second);
         assert_eq!(sessions.response_of(ALICE, RequestSeq(3)), b"");
-        assert_eq!(sessions.retained_bytes(), 17);
+        assert_eq!(sessions.response_of(BOB, RequestSeq(1)), b"short");
+        assert_eq!(sessions.retained_bytes(), 80, "the short one does not count");
         assert_eq!(sessions.digest(), sessions.recount());
         record_plain(&mut sessions, SequenceNumber(4), record(ALICE, 3, 2));
         assert_eq!(sessions.response_of(ALICE, RequestSeq(1)), b"");
-        assert_eq!(sessions.retained_bytes(), 12);
-        keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), b"second");
-        assert_eq!(sessions.retained_bytes(), 12, "a record of a copy that is here already");
+        assert_eq!(sessions.retained_bytes(), 40);
+        keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), &second);
+        assert_eq!(sessions.retained_bytes(), 40, "a record of a copy that is here already");
         let digest = sessions.digest();
-        keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), b"secund");
+        keep(&mut sessions, SequenceNumber(2), record(ALICE, 2, 1), &secund);
         assert_ne!(sessions.digest(), digest, "the response is part of the digest");
         sessions.forget(SequenceNumber(4));
         assert_eq!((sessions.retained_bytes(), sessions.digest()), (0, 0));
+    }
+
+    #[test]
+    fn the_oldest_sessions_that_keep_enough_bytes_make_room() {
+        let mut sessions = sessions();
+        for n in 1..=6 {
+            let record = record(ClientId(n), 1, 1);
+            let sn = SequenceNumber(u64::try_from(10 * n).unwrap());
+            match n {
+                1 => record_plain(&mut sessions, sn, record),
+                _ => keep(&mut sessions, sn, record, &[7; 100]),
+            }
+        }
+        let horizon = |bytes, old| sessions.horizon_of_retained(bytes, SequenceNumber(old));
+        assert_eq!(horizon(1, 19), None, "the only old session keeps nothing");
+        assert_eq!(horizon(1, 60), Some(SequenceNumber(20)));
+        assert_eq!(horizon(101, 60), Some(SequenceNumber(30)));
+        assert_eq!(horizon(usize::MAX, 45), Some(SequenceNumber(40)), "as much as is old");
+        sessions.forget(SequenceNumber(40));
+        assert_eq!(sessions.retained_bytes(), 200);
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Replica {
         self.lent = bytes;
     }
 
-    /// Returns the number of bytes of responses that are kept for retries. They count as used memory.
+    /// Returns the number of bytes of long responses that are kept for retries. They count as used memory.
     pub fn retained_bytes(&self) -> usize {
         self.sessions.retained_bytes()
     }

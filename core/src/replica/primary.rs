@@ -15,26 +15,21 @@
 //! (`Failed`). After the report only a view ends the union, because the coordinator may make the candidate a
 //! secondary, and then the primary, at any time.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use kv_protocol::client_message::Status;
 use kv_protocol::control_message::Following;
 use kv_protocol::copy_message::Marked;
-use kv_protocol::ids::{ClientId, RequestHash, RequestSeq, SequenceNumber, Time};
-use kv_protocol::limits::SESSIONS_FORGOTTEN_AT_ONCE;
-use kv_protocol::peer_message::{Ack, CompletionRecord, Effect};
-use kv_protocol::placement::Digest;
+use kv_protocol::ids::{SequenceNumber, Time};
+use kv_protocol::peer_message::{Ack, Effect};
 
 use super::copy_out::CopyOut;
+use super::forgetting::Forgetting;
 use super::lease::{Lease, Standing};
-use super::pending::{Committed, More, PendingChange, PendingLog, PendingWrite, Waiters};
+use super::pending::{Committed, More, PendingChange, PendingLog};
 use super::{Replica, Responses, Role, StreamError};
 use crate::mutations::{self, Mutation};
 use crate::table::{LOOK_AHEAD, Staged, TableHash};
-
-/// The number of searches for idle sessions within one session idle time.
-const LOOKS_FOR_IDLE: u32 = 10;
 
 /// The number of consecutive streams without progress after which the other end counts as not keeping up. With the
 /// back-off between dials, this many streams take about a quarter of a second.
@@ -50,20 +45,8 @@ pub(super) struct Primary {
     pub(super) standing: Standing,
     pub(super) lease: Lease,
     pub(super) candidacy: Candidacy,
-    /// The time of the next search for idle sessions.
-    forget_at: Option<Time>,
-    /// The newest write of this primary that expires sessions.
-    forgot: SequenceNumber,
-    /// Log positions at earlier times within the session idle time. The next horizon is the newest position whose age
-    /// has reached that time.
-    marks: VecDeque<Mark>,
-}
-
-/// The last committed write at a given reading of the clock that excludes suspensions.
-#[derive(Clone, Copy, Debug)]
-struct Mark {
-    awake: Duration,
-    committed: SequenceNumber,
+    /// The expiry of sessions.
+    pub(super) forgetting: Forgetting,
 }
 
 /// The progress of the view's candidate, if it has one.
@@ -200,9 +183,7 @@ impl Primary {
             standing,
             lease: Lease::default(),
             candidacy,
-            forget_at: None,
-            forgot: SequenceNumber::ZERO,
-            marks: VecDeque::new(),
+            forgetting: Forgetting::default(),
         }
     }
 
@@ -214,7 +195,7 @@ impl Primary {
     /// Returns whether an expiry of sessions by this primary is not committed yet. Until then, another primary
     /// could still have these sessions.
     pub(super) fn is_forgetting(&self) -> bool {
-        self.forgot > self.sender.log.committed()
+        self.forgetting.forgot > self.sender.log.committed()
     }
 
     /// Returns whether every commit waits for the candidate.
@@ -458,7 +439,8 @@ impl Replica {
         };
         let interval = self.config.failure_timeout.beacon_interval();
         let beacon = primary.sender.beacon_due(interval);
-        [grace, candidate, beacon, primary.forget_at].into_iter().flatten().min()
+        let forgetting = self.next_forgetting();
+        [grace, candidate, beacon, forgetting].into_iter().flatten().min()
     }
 
     /// Handles everything that is due: the end of a grace, the timeout of a candidate, the expiry of idle sessions,
@@ -468,6 +450,7 @@ impl Replica {
         self.advance_standing(now);
         self.judge_candidate(now, responses);
         self.forget_idle_sessions(now, responses);
+        self.forget_kept_values(now, responses);
         if !self.frozen {
             self.remove_expired(now, responses);
             self.continue_flush(now, responses);
@@ -487,95 +470,5 @@ impl Replica {
         if is_late {
             self.fail_candidate(responses);
         }
-    }
-
-    /// Expires sessions that have written nothing for the session idle time. The expiry is a separate write, so both
-    /// holders expire the same sessions. Time in which this shard was suspended does not count, because a client on the
-    /// same machine was suspended too.
-    fn forget_idle_sessions(&mut self, now: Time, responses: &mut impl Responses) {
-        let idle_after = self.config.session_idle;
-        let look_again = idle_after / LOOKS_FOR_IDLE;
-        let awake = match mutations::is_open(Mutation::IdleByTheClock) {
-            true => now.since(Time::default()),
-            false => self.awake.at(now),
-        };
-        let Some(primary) = self.primary_mut() else { return };
-        let due = *primary.forget_at.get_or_insert(now + look_again);
-        if now < due || !primary.is_active() {
-            return;
-        }
-        primary.forget_at = Some(now + look_again);
-        let pending = mutations::is_open(Mutation::PendingForgotten);
-        let log = &primary.sender.log;
-        let committed = if pending { log.last() } else { log.committed() };
-        // After a suspension the clock has advanced more than the time without suspensions. A mark too close to the
-        // last one is skipped.
-        if primary.marks.back().is_none_or(|mark| awake >= mark.awake + look_again / 2) {
-            primary.marks.push_back(Mark { awake, committed });
-        }
-        let mut horizon = None;
-        while let Some(mark) = primary.marks.front()
-            && awake >= mark.awake + idle_after
-        {
-            horizon = Some(mark.committed);
-            primary.marks.pop_front();
-        }
-        if let Some(horizon) = horizon
-            && self.sessions.has_idle(horizon)
-        {
-            self.forget_sessions(horizon, responses);
-        }
-    }
-
-    /// Expires the sessions with the oldest last writes to make room for others, if enough of these writes are
-    /// committed.
-    pub(super) fn forget_oldest_sessions(&mut self, responses: &mut impl Responses) {
-        let Some(primary) = self.primary() else { return };
-        let committed = primary.sender.log.committed();
-        let horizon = self.sessions.horizon_of_oldest(SESSIONS_FORGOTTEN_AT_ONCE, committed);
-        if let Some(horizon) = horizon {
-            self.forget_sessions(horizon, responses);
-        }
-    }
-
-    /// Expires every session up to the horizon. The horizon is committed, so no session with a pending write expires.
-    /// Does nothing while this replica drains or its log is full.
-    fn forget_sessions(&mut self, horizon: SequenceNumber, responses: &mut impl Responses) {
-        let draining = self.draining;
-        let Some(primary) = self.primary_mut() else { return };
-        if draining || !primary.sender.log.has_room(0, 0) {
-            return;
-        }
-        primary.forgot = primary.sender.log.last().next();
-        let digest = Digest([0; 16]);
-        self.sessions.forget(horizon);
-        let write = PendingWrite {
-            effect: Effect::ForgetSessions,
-            back: 0,
-            digest,
-            hash: self.hash_of(digest, &[]),
-            record: CompletionRecord {
-                client: ClientId(0),
-                seq: RequestSeq(0),
-                first_incomplete: RequestSeq(0),
-                status: Status::Ok,
-                version: horizon,
-                request: RequestHash::default(),
-            },
-            staged: None,
-            waiters: Waiters::default(),
-            bytes: 0,
-            more: None,
-        };
-        self.log(write, responses);
-    }
-
-    /// Returns the log position at which the session of a client that connects now begins; zero if this replica is not
-    /// the primary.
-    ///
-    /// The position is committed, so every write that is sent later gets a higher number under any primary. So all
-    /// writes of such a session are above its start.
-    pub fn session_start(&self) -> SequenceNumber {
-        self.primary().map_or(SequenceNumber::ZERO, |primary| primary.sender.log.committed())
     }
 }

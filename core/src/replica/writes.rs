@@ -190,9 +190,8 @@ impl Replica {
         if lengths.key > 0 {
             self.check_memory(now, lengths, responses)?;
         }
-        if response_bytes > 0
-            && self.sessions.retained_bytes() + response_bytes > MAX_RETAINED_BYTES
-        {
+        let retained = response.heap_bytes();
+        if retained > 0 && self.sessions.retained_bytes() + retained > MAX_RETAINED_BYTES {
             let reason = "too many responses with values are kept for retries; retry later";
             return Err((Status::Busy, reason));
         }

@@ -21,7 +21,7 @@ fn a_draining_primary_commits_pending_writes_and_accepts_no_new_ones() {
 }
 
 /// Lets time pass, with wake-ups of the primary as frequent as in a server.
-fn stay_awake(pair: &mut Pair, time: Duration) {
+pub(super) fn stay_awake(pair: &mut Pair, time: Duration) {
     let end = pair.now + time;
     while pair.now < end {
         pair.now = pair.now + BEACON_INTERVAL;

@@ -2,6 +2,7 @@
 
 use kv_protocol::update::{Action, Expiry, Precondition, Update, UpdateResult, Updates};
 
+use super::ending::stay_awake;
 use super::*;
 
 impl Pair {
@@ -191,21 +192,78 @@ fn a_stream_that_breaks_amid_a_response_sends_all_of_it_again() {
     pair.check_copies();
 }
 
-#[test]
-fn too_many_kept_values_are_busy() {
-    let mut pair = Pair::new();
-    let long = vec![1; MAX_VALUE_BYTES];
-    let mut statuses = Vec::new();
-    for _ in 0..6 {
-        pair.put(b"l", &long);
-        pair.settle();
-        let taken = Update { returns_value: true, ..Update::new(Action::Delete) };
-        let id = pair.update(b"l", &[taken]);
-        pair.settle();
-        statuses.push(pair.status(id).unwrap());
+impl Pair {
+    /// Sends an UPDATE as the first write of a client that ends after it, and settles it.
+    fn update_of_new_client(&mut self, client: u128, key: &[u8], update: Update<'_>) -> Given {
+        let mut bytes = Vec::new();
+        update.write(&mut bytes);
+        let begun = self.primary.session_start();
+        let header = WriteHeader { begun, ..header(1, Condition::Always) };
+        self.requests += 1;
+        let request = Request {
+            id: RequestId(self.requests),
+            view: ViewVersion(1),
+            digest: Digest::of(key),
+            key,
+            operation: Operation::Update(header, Updates::read(&bytes).unwrap()),
+        };
+        let hash = self.primary.hash_of(request.digest, key);
+        let asker = (CONNECTION, ClientId(client));
+        self.primary.on_request(self.now, asker, &request, hash, &mut self.inbox);
+        self.settle();
+        self.given(self.requests).expect("it is committed")
     }
+
+    /// Puts a value and takes it as a client that ends after it.
+    fn take_as(&mut self, client: u128, value: &[u8]) -> Given {
+        self.put(b"l", value);
+        self.settle();
+        self.update_of_new_client(client, b"l", TAKE)
+    }
+}
+
+const TAKE: Update<'_> = Update { action: Action::Delete, returns_value: true, ..ADD };
+const MIB: usize = 1 << 20;
+/// Longer than the minimum age of sessions that expire because of their values, and the interval of the check.
+const OLD: Duration = Duration::from_secs(12);
+
+#[test]
+fn too_many_kept_values_of_young_sessions_are_busy_but_numbers_are_not() {
+    let mut pair = Pair::new();
+    let long = vec![1; 15 * MIB];
+    let statuses: Vec<Status> = (100..105).map(|n| pair.take_as(n, &long).status).collect();
+    assert_eq!(statuses, [[Status::Ok; 4].as_slice(), &[Status::Busy]].concat());
+    stay_awake(&mut pair, OLD / 2);
+    assert_eq!(pair.take_as(105, &long).status, Status::Busy, "the others may still retry");
+    let added = pair.update_of_new_client(106, b"n", ADD);
+    assert_eq!((added.status, added.value), (Status::Ok, b"1".to_vec()));
     assert!(pair.primary.retained_bytes() <= MAX_RETAINED_BYTES);
-    assert_eq!(statuses[..3], [Status::Ok; 3]);
-    assert_eq!(statuses[5], Status::Busy);
+    assert!(pair.primary.response_of(ClientId(100), RequestSeq(1)).len() > 15 * MIB);
     pair.check_copies();
+}
+
+#[test]
+fn old_sessions_with_kept_values_make_room_for_others_and_young_ones_stay() {
+    let mut pair = Pair::new();
+    let long = vec![1; 15 * MIB];
+    for client in 100..103 {
+        assert_eq!(pair.take_as(client, &long).status, Status::Ok);
+        stay_awake(&mut pair, Duration::from_secs(2));
+    }
+    stay_awake(&mut pair, OLD);
+    assert!(pair.primary.retained_bytes() > 45 * MIB, "every further response fits");
+    assert_eq!(pair.take_as(103, &long).status, Status::Ok);
+    stay_awake(&mut pair, Duration::from_secs(2));
+    for client in 104..106 {
+        assert_eq!(pair.take_as(client, &long).status, Status::Ok, "{client}");
+    }
+    for replica in [&pair.primary, &pair.secondary] {
+        let kept = |client| replica.response_of(ClientId(client), RequestSeq(1)).len() > 15 * MIB;
+        assert_eq!([100, 101, 103, 104, 105].map(kept), [false, false, true, true, true]);
+        assert!(replica.retained_bytes() <= MAX_RETAINED_BYTES);
+    }
+    pair.check_copies();
+    let written = pair.put(b"a", b"1");
+    pair.settle();
+    assert_eq!(pair.status(written), Some(Status::Ok), "a session that writes stays");
 }
