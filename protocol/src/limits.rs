@@ -29,7 +29,8 @@ pub const MAX_CHANGES_BYTES: usize = MAX_VALUE_BYTES + 4 * MAX_KEY_BYTES;
 /// The maximum number of bytes of a response that is kept for retries, besides its record.
 pub const MAX_RETAINED_RESPONSE: usize = MAX_VALUE_BYTES + 16;
 /// The maximum number of bytes of values in the responses of one (group, shard) that are kept for retries. A write
-/// whose response has a value is rejected with BUSY above it.
+/// whose value does not fit is rejected with BUSY. Before that, old sessions expire (`core/src/replica/forgetting.rs`).
+/// Values of up to 30 bytes do not count.
 pub const MAX_RETAINED_BYTES: usize = 64 << 20;
 
 // --- Frames --------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@
 //!   without credit         a client without a session gets BUSY and retries; the others are served
 //! ```
 //!
-//! So an address cannot make the shard drop completion records of other addresses within a minute, the longest time
-//! for which a client retries a write.
+//! So an address cannot begin so many sessions that the shard drops completion records of other addresses within a
+//! minute, the longest time for which a client retries a write.
 
 use std::collections::HashMap;
 use std::time::Duration;
