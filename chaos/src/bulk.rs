@@ -26,28 +26,41 @@ impl Bulk {
     }
 
     /// Writes all entries. After each batch of responses, calls `told` with the number of entries written so far.
-    pub(crate) fn write(self, endpoint: &str, mut told: impl FnMut(u64)) -> anyhow::Result<()> {
-        let options =
-            Options { window: 256, deadline: Duration::from_secs(60), ..Options::default() };
-        let mut client = Client::open(endpoint, options)?;
-        let (mut next, mut done, mut ended) = (0, 0, Vec::new());
-        while done < self.count {
-            while next < self.count {
-                let (key, value) = (Bulk::key(next), self.value(next));
-                let op = Op::Put { key: key.as_bytes(), value: &value };
-                match client.submit(op, &OpOptions::default(), next) {
-                    Ok(()) => next += 1,
-                    Err(SubmitError::Full { .. }) => break,
-                    Err(error) => bail!("write {key}: {error}"),
-                }
-            }
-            client.poll(Duration::from_secs(1), &mut ended).context("wait for responses")?;
-            for completion in ended.drain(..) {
-                completion.result.context("write the bulk data")?;
-                done += 1;
-            }
-            told(done);
-        }
-        Ok(())
+    pub(crate) fn write(self, endpoint: &str, told: impl FnMut(u64)) -> anyhow::Result<()> {
+        let submit = |client: &mut Client, number| {
+            let (key, value) = (Bulk::key(number), self.value(number));
+            let op = Op::Put { key: key.as_bytes(), value: &value };
+            client.submit(op, &OpOptions::default(), number)
+        };
+        fill(endpoint, self.count, submit, told)
     }
+}
+
+/// Writes `count` entries with many writes in flight. `submit` begins the write of an entry. After each batch of
+/// responses, calls `told` with the number of entries written so far.
+pub(crate) fn fill(
+    endpoint: &str,
+    count: u64,
+    submit: impl Fn(&mut Client, u64) -> Result<(), SubmitError>,
+    mut told: impl FnMut(u64),
+) -> anyhow::Result<()> {
+    let options = Options { window: 256, deadline: Duration::from_secs(60), ..Options::default() };
+    let mut client = Client::open(endpoint, options)?;
+    let (mut next, mut done, mut ended) = (0, 0, Vec::new());
+    while done < count {
+        while next < count {
+            match submit(&mut client, next) {
+                Ok(()) => next += 1,
+                Err(SubmitError::Full { .. }) => break,
+                Err(error) => bail!("write entry {next}: {error}"),
+            }
+        }
+        client.poll(Duration::from_secs(1), &mut ended).context("wait for responses")?;
+        for completion in ended.drain(..) {
+            completion.result.context("write an entry")?;
+            done += 1;
+        }
+        told(done);
+    }
+    Ok(())
 }

@@ -69,7 +69,7 @@ impl Programs {
 pub(crate) struct Setting {
     pub(crate) servers: u16,
     pub(crate) shards: u16,
-    /// Whether keys are placed by their hash tags.
+    /// True if keys are placed by their hash tags.
     pub(crate) hash_tags: bool,
     /// Further arguments of `coord`.
     pub(crate) flags: Vec<String>,

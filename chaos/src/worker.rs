@@ -67,7 +67,7 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     journal.close()
 }
 
-/// Whether the load is over.
+/// True once the load is over.
 #[derive(Debug, Default)]
 pub(crate) struct Over(AtomicBool);
 

@@ -94,7 +94,7 @@ pub struct ClusterConfig {
     pub servers: u16,
     /// The number of shards of every group.
     pub shards: u16,
-    /// Whether only the hash tag of a key, if it has one, determines its place.
+    /// True if only the hash tag of a key, if it has one, determines its place.
     pub hash_tags: bool,
     /// A random seed from which the incarnations of processes are drawn.
     pub seed: u64,

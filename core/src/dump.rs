@@ -68,7 +68,7 @@ pub struct DumpOrigin {
     pub group: GroupId,
     /// The number of shards of the group.
     pub shards: u16,
-    /// Whether the cluster has hash tags.
+    /// True if the cluster has hash tags.
     pub hash_tags: bool,
 }
 

@@ -61,7 +61,7 @@ pub enum Refusal {
         "its cluster has no hash tags, but the restored cluster has (--hash-tags)"
     })]
     OtherHashTags {
-        /// Whether the dump is of a cluster with hash tags.
+        /// True if the dump is of a cluster with hash tags.
         theirs: bool,
     },
     /// The number of shards of the dump differs from that of the cluster.

@@ -55,7 +55,7 @@ pub struct Map {
     pub servers: Vec<MapServer>,
     /// The views of all groups, by group.
     pub views: Vec<View>,
-    /// Whether the cluster has hash tags ([`placed_bytes`](crate::placement::placed_bytes)).
+    /// True if the cluster has hash tags ([`placed_bytes`](crate::placement::placed_bytes)).
     pub hash_tags: bool,
 }
 

@@ -31,7 +31,7 @@ pub struct ClusterStatus {
     pub state: ClusterState,
     /// The number of shards of every group.
     pub shards: u16,
-    /// Whether the cluster has hash tags (`coord --hash-tags`).
+    /// True if the cluster has hash tags (`coord --hash-tags`).
     #[serde(default)]
     pub hash_tags: bool,
     /// The servers, by place in the ring.

@@ -48,7 +48,7 @@ pub struct Shape {
     pub servers: u16,
     /// The number of shards of a group.
     pub shards: u16,
-    /// Whether the cluster has hash tags.
+    /// True if the cluster has hash tags.
     pub hash_tags: bool,
     /// The policy on a double fault.
     pub on_double_fault: DoubleFault,

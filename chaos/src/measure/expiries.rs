@@ -8,14 +8,14 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
 use kv_client::update::Action;
-use kv_client::{Client, Expiry, Op, OpOptions, Options, SubmitError, Update, WallTime};
+use kv_client::{Client, Expiry, Op, OpOptions, Update, WallTime};
 
 use super::cluster_dir;
 use super::figures::Figures;
-use crate::bulk::Bulk;
+use crate::bulk::{Bulk, fill};
 use crate::cluster::{Cluster, Programs, Setting};
 
 /// The part of the entries that are gone a second after their deadlines, as a lower bound, in percent.
@@ -57,30 +57,15 @@ impl ExpiriesArgs {
     }
 
     fn write(&self, endpoint: &str, first: u64, progress: &ProgressBar) -> anyhow::Result<()> {
-        let options =
-            Options { window: 1_024, deadline: Duration::from_secs(60), ..Options::default() };
-        let mut client = Client::open(endpoint, options)?;
-        let (mut next, mut done, mut ended) = (0, 0, Vec::new());
-        while done < self.entries {
-            while next < self.entries {
-                let key = Bulk::key(next);
-                let expiry = Expiry::At(WallTime::from_millis(first + self.deadline(next)));
-                let update = Update { expiry, ..Update::new(Action::Put(b"a session")) };
-                let op = Op::Update { key: key.as_bytes(), updates: &[update] };
-                match client.submit(op, &OpOptions::default(), next) {
-                    Ok(()) => next += 1,
-                    Err(SubmitError::Full { .. }) => break,
-                    Err(error) => bail!("write {key}: {error}"),
-                }
-            }
-            client.poll(Duration::from_secs(1), &mut ended).context("wait for responses")?;
-            for completion in ended.drain(..) {
-                completion.result.context("write an entry")?;
-                done += 1;
-            }
-            progress.set_message(format!("fill: {done} of {}", self.entries));
-        }
-        Ok(())
+        let submit = |client: &mut Client, number| {
+            let key = Bulk::key(number);
+            let expiry = Expiry::At(WallTime::from_millis(first + self.deadline(number)));
+            let update = Update { expiry, ..Update::new(Action::Put(b"a session")) };
+            let op = Op::Update { key: key.as_bytes(), updates: &[update] };
+            client.submit(op, &OpOptions::default(), number)
+        };
+        let told = |done| progress.set_message(format!("fill: {done} of {}", self.entries));
+        fill(endpoint, self.entries, submit, told)
     }
 }
 

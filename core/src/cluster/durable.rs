@@ -45,7 +45,7 @@ pub struct DurableState {
     pub epoch: Epoch,
     /// The number of shards of every group.
     pub shards: u16,
-    /// Whether only the hash tag of a key, if it has one, determines its place.
+    /// True if only the hash tag of a key, if it has one, determines its place.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hash_tags: bool,
     /// True once every holder has received its first view. From then on clients may get a map.

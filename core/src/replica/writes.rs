@@ -41,6 +41,8 @@ struct Decision {
 }
 
 impl Decision {
+    /// The outcome of a PUT whose condition holds.
+    const PUT: Decision = Decision { effect: Effect::Put, status: Status::Ok, version: None };
     /// The outcome that settles an unknown write as not executed.
     const NOT_DONE: Decision = Decision {
         effect: Effect::Nothing,
@@ -132,6 +134,7 @@ impl Replica {
                 return Err((Status::NotDone, ""));
             }
             Operation::Resolve(..) => Decision::NOT_DONE,
+            _ if value.is_some() && write.header.condition == Condition::Always => Decision::PUT,
             _ => self.decide(now, hash, key, write.header.condition, value.is_some()),
         };
         let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
@@ -445,24 +448,8 @@ impl Replica {
     }
 
     /// Decides the outcome of a PUT or DELETE from the newest pending state.
-    #[inline]
+    #[inline(never)] // Most writes are unconditional PUTs, which need no decision.
     fn decide(
-        &self,
-        now: Time,
-        hash: TableHash,
-        key: &[u8],
-        condition: Condition,
-        is_put: bool,
-    ) -> Decision {
-        if is_put && condition == Condition::Always {
-            return Decision { effect: Effect::Put, status: Status::Ok, version: None };
-        }
-        self.decide_from_entry(now, hash, key, condition, is_put)
-    }
-
-    /// Decides the outcome of a write that depends on the entry of its key.
-    #[inline(never)]
-    fn decide_from_entry(
         &self,
         now: Time,
         hash: TableHash,
@@ -487,7 +474,7 @@ impl Replica {
         };
         match (holds, is_put, current) {
             (false, ..) => nothing(Status::Conflict),
-            (true, true, _) => Decision { effect: Effect::Put, status: Status::Ok, version: None },
+            (true, true, _) => Decision::PUT,
             (true, false, Some(_)) => {
                 Decision { effect: Effect::Delete, status: Status::Ok, version: None }
             }
