@@ -22,7 +22,8 @@ finish() {
     trap - EXIT
     trap '' INT TERM HUP
     if [[ $client_pid ]]; then
-        kill "$client_pid" 2>/dev/null || true
+        # A signal to a process between its fork and its exec can be lost, because bash's handler takes it there.
+        while kill "$client_pid" 2>/dev/null; do sleep 0.05; done
         wait "$client_pid" || true
         # A client that is killed while a line is edited leaves the terminal in raw mode.
         [[ -z $terminal ]] || stty "$terminal" 2>/dev/null || true
