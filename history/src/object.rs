@@ -13,7 +13,12 @@
 //! The wall clock of a server differs from true time by at most a bound. So the clock that decides an operation shows a
 //! time between the operation's start minus the bound and its end plus the bound. An entry that one operation finds
 //! absent is absent for all later ones, until it is written again.
+//!
+//! Deletes in doubt, such as those of a flush that was not completed, may be many. They are part of the state: each may
+//! take effect before any later request that reads its key. As operations of their own, they would have to be ordered
+//! in every possible way.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use porcupine_rs::{Model, Operation};
@@ -309,21 +314,38 @@ impl Span {
     }
 }
 
+/// A step of the model.
+#[derive(Debug)]
+enum Event {
+    /// A request.
+    Request(ObjectEntry),
+    /// The start of this number of deletes in doubt of each key.
+    Deletes([usize; KEYS_MAX]),
+}
+
 /// The sequential model of an object.
 #[derive(Clone, Debug)]
 struct Object;
 
 impl Model for Object {
     type State = State;
-    type Op = Arc<ObjectEntry>;
+    type Op = Arc<Event>;
     type Metadata = ();
 
     fn init() -> State {
         State::empty()
     }
 
-    fn step(state: &State, entry: &Arc<ObjectEntry>) -> (bool, State) {
-        let next = State::of(state.worlds().flat_map(|world| successors(world, entry)));
+    fn step(state: &State, event: &Arc<Event>) -> (bool, State) {
+        let next = match &**event {
+            Event::Request(entry) => {
+                State::of(state.all().flat_map(|before| successors(before, entry)))
+            }
+            Event::Deletes(counts) => State::of(state.all().cloned().map(|mut after| {
+                after.deletes.iter_mut().zip(counts).for_each(|(all, count)| *all += count);
+                after
+            })),
+        };
         (!next.is_impossible(), next)
     }
 }
@@ -362,14 +384,35 @@ pub fn judge_object(history: &[ObjectEntry], bound: i64) -> Verdict {
         Answer::InDoubt => !entry.is_read,
         _ => true,
     };
-    let operation = |entry: &ObjectEntry| Operation {
-        client_id: Some(entry.client),
-        call_time: entry.start,
-        return_time: entry.end,
-        op: Arc::new(ObjectEntry { wall: entry.wall.widened(bound), ..entry.clone() }),
-        metadata: None,
+    let operation = |client, call_time, return_time, event| {
+        let op = Arc::new(event);
+        Operation { client_id: Some(client), call_time, return_time, op, metadata: None }
     };
-    let operations: Vec<Operation<Object>> =
-        history.iter().filter(says_something).map(operation).collect();
+    let mut operations: Vec<Operation<Object>> = Vec::new();
+    // Deletes that begin at the same time are one event: several would have to be ordered in every possible way.
+    let mut deletes: BTreeMap<i64, (u32, [usize; KEYS_MAX])> = BTreeMap::new();
+    for entry in history.iter().filter(says_something) {
+        if let Some(key) = deleted_in_doubt(entry) {
+            let (_, counts) = deletes.entry(entry.start).or_insert((entry.client, [0; KEYS_MAX]));
+            counts[key] += 1;
+            continue;
+        }
+        let event =
+            Event::Request(ObjectEntry { wall: entry.wall.widened(bound), ..entry.clone() });
+        operations.push(operation(entry.client, entry.start, entry.end, event));
+    }
+    operations.extend(
+        deletes.into_iter().map(|(start, (client, counts))| {
+            operation(client, start, start, Event::Deletes(counts))
+        }),
+    );
     check(&operations)
+}
+
+/// Returns the key of a delete that may take effect at any time after its start, or never.
+fn deleted_in_doubt(entry: &ObjectEntry) -> Option<usize> {
+    let [update] = &entry.updates[..] else { return None };
+    let is_in_doubt = entry.answer == Answer::InDoubt && entry.end == i64::MAX;
+    let is_delete = update.change == Change::Delete && update.guard == Guard::Always;
+    (is_in_doubt && is_delete).then_some(update.key)
 }

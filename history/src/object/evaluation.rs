@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::state::{Item, World};
+use super::state::{Item, Possible, World};
 use super::{
     Answer, Change, Guard, KEYS_MAX, Lifetime, ObjectEntry, Outcome, Shown, Span, Text, Update,
 };
@@ -31,7 +31,33 @@ enum Step {
 }
 
 /// Returns the states after a request.
-pub(super) fn successors(world: &World, entry: &ObjectEntry) -> Vec<World> {
+pub(super) fn successors(before: &Possible, entry: &ObjectEntry) -> Vec<Possible> {
+    let mut starts = vec![before.clone()];
+    // Deletes in doubt matter only to a request that reads their key.
+    for key in 0..KEYS_MAX {
+        if !entry.updates.iter().any(|update| update.key == key) {
+            continue;
+        }
+        let may_be_deleted = |one: &&Possible| one.deletes[key] > 0 && one.world[key].is_some();
+        let deleted = |one: &Possible| {
+            let mut one = one.clone();
+            one.deletes[key] -= 1;
+            one.world[key] = None;
+            one
+        };
+        let deleted: Vec<Possible> = starts.iter().filter(may_be_deleted).map(deleted).collect();
+        starts.extend(deleted);
+    }
+    let after = |start: Possible| {
+        let deletes = start.deletes;
+        let worlds = worlds_after(&start.world, entry).into_iter();
+        worlds.map(move |world| Possible { world, deletes })
+    };
+    starts.into_iter().flat_map(after).collect()
+}
+
+/// Returns the entries after a request.
+fn worlds_after(world: &World, entry: &ObjectEntry) -> Vec<World> {
     let mut courses = after_expiry(world, entry);
     let mut ended = Vec::new();
     let is_single = entry.updates.len() == 1;

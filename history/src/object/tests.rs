@@ -74,6 +74,33 @@ fn an_addition_in_doubt_takes_effect_at_most_once() {
 }
 
 #[test]
+fn many_deletes_in_doubt_are_judged_at_once() {
+    let delete = |key| {
+        let updates = vec![Update::new(key, Change::Delete)];
+        ObjectEntry { end: i64::MAX, ..entry(8, 9, updates, Answer::InDoubt) }
+    };
+    let mut history: Vec<ObjectEntry> = (1_000_u32..)
+        .zip([0, 1, 2].repeat(8))
+        .map(|(client, key)| ObjectEntry { client, ..delete(key) })
+        .collect();
+    let begun = history.len();
+    let mut time = 10;
+    for round in 1..=8 {
+        history.push(put(time, time + 1, "a", Lifetime::Never, round));
+        history.push(read(time + 2, round, "a"));
+        history.push(read(time + 4, 0, ""));
+        time += 10;
+    }
+    assert_eq!(judge_object(&history, 0), Verdict::Linearizable);
+    history.push(put(time, time + 1, "a", Lifetime::Never, 9));
+    history.push(read(time + 4, 0, ""));
+    assert_eq!(judge_object(&history, 0), Verdict::Illegal, "nine deletes of eight");
+    let early = [put(0, 1, "a", Lifetime::Never, 1), read(2, 0, "")];
+    let early = [&early[..], &history[..begun]].concat();
+    assert_eq!(judge_object(&early, 0), Verdict::Illegal, "deleted before the start");
+}
+
+#[test]
 fn an_entry_expires_within_the_bound_around_its_deadline() {
     let put = put(0, 1, "a", Lifetime::At(100), 1);
     for (start, bound, absent, present) in [
