@@ -41,6 +41,17 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
+    /// Takes the next `N` bytes without copying them.
+    #[inline]
+    pub(crate) fn array_ref<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<&'a [u8; N], DecodeError> {
+        let (head, rest) = self.rest.split_first_chunk().ok_or(DecodeError::Truncated { field })?;
+        self.rest = rest;
+        Ok(head)
+    }
+
     /// Takes the next `length` bytes without copying them.
     #[inline]
     pub fn bytes(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], DecodeError> {

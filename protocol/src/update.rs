@@ -131,6 +131,36 @@ const RENAME: u8 = 7;
 const COPY: u8 = 8;
 const SET_EXPIRY: u8 = 9;
 
+const NO_CONDITION: u8 = 0;
+const ABSENT: u8 = 1;
+const PRESENT: u8 = 2;
+const VERSION: u8 = 3;
+const VALUE: u8 = 4;
+const NO_DEADLINE: u8 = 5;
+const HAS_DEADLINE: u8 = 6;
+const LATER: u8 = 7;
+const EARLIER: u8 = 8;
+
+const NEVER: u8 = 0;
+const KEEP: u8 = 1;
+const AFTER: u8 = 2;
+const AT: u8 = 3;
+const KEEP_OR_AFTER: u8 = 4;
+
+/// The actions whose items have a value.
+const TAKE_VALUE: u16 =
+    1 << PUT | 1 << ADD_FLOAT | 1 << APPEND | 1 << SET_RANGE | 1 << RENAME | 1 << COPY;
+/// The actions whose value is a second key.
+const NAME_KEY: u16 = 1 << RENAME | 1 << COPY;
+/// The actions that cannot set or remove a deadline.
+const KEEP_DEADLINE: u16 = 1 << CHECK | 1 << DELETE | 1 << RENAME | 1 << COPY;
+
+/// Returns whether an action belongs to a set. Unknown actions belong to none.
+#[inline]
+fn is_in(set: u16, action: u8) -> bool {
+    u32::from(set).checked_shr(action.into()).is_some_and(|set| set & 1 == 1)
+}
+
 const RETURNS_VALUE: u8 = 1;
 const IS_OPTIONAL: u8 = 2;
 
@@ -166,13 +196,7 @@ impl<'a> Update<'a> {
     pub fn write(&self, output: &mut Vec<u8>) {
         let (action, value, number) = self.action.parts();
         let (condition, condition_value, version) = self.condition.parts();
-        let (expiry, time) = match self.expiry {
-            Expiry::Never => (0, 0),
-            Expiry::Keep => (1, 0),
-            Expiry::After(millis) => (2, millis),
-            Expiry::At(time) => (3, time.millis()),
-            Expiry::KeepOrAfter(millis) => (4, millis),
-        };
+        let (expiry, time) = self.expiry.parts();
         let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
         let flags = flag(self.returns_value, RETURNS_VALUE) | flag(self.is_optional, IS_OPTIONAL);
         let key = self.key.unwrap_or(&[]);
@@ -192,116 +216,201 @@ impl<'a> Update<'a> {
         output.put_bytes(value);
     }
 
-    /// Reads an update. In a caller that uses only some fields, the compiler drops the others if this is inlined.
-    #[inline(always)]
-    fn read(reader: &mut Reader<'a>) -> Result<Update<'a>, DecodeError> {
-        let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
-        let fixed: [u8; UPDATE_FIXED_BYTES] = reader.array("an update")?;
-        let u64_at =
-            |at: usize| u64::from_le_bytes(fixed[at..at + 8].try_into().expect("eight bytes"));
-        let u32_at =
-            |at: usize| u32::from_le_bytes(fixed[at..at + 4].try_into().expect("four bytes"));
-        let key_length = u16::from_le_bytes([fixed[0], fixed[1]]);
-        let [action, condition, expiry, flags] = [fixed[2], fixed[3], fixed[4], fixed[5]];
-        let reserved = u16::from_le_bytes([fixed[6], fixed[7]]);
-        let (number, version, time) = (u64_at(8), u64_at(16), u64_at(24));
-        let (condition_length, value_length) = (u32_at(32) as usize, u32_at(36) as usize);
-        let key = reader.bytes(usize::from(key_length), "key")?;
-        let condition_value = reader.bytes(condition_length, "value of the condition")?;
-        let value = reader.bytes(value_length, "value")?;
-        if reserved != 0 {
-            return bad("reserved", reserved.into());
-        }
-        if flags & !(RETURNS_VALUE | IS_OPTIONAL) != 0 {
-            return bad("flags", flags.into());
-        }
-        let takes_value = matches!(action, PUT | ADD_FLOAT | APPEND | SET_RANGE | RENAME | COPY);
-        if !takes_value && value_length > 0 {
-            return bad("value length", value_length as u64);
-        }
-        let action = match action {
-            CHECK => Action::Check,
-            PUT => Action::Put(value),
-            DELETE => Action::Delete,
-            ADD => Action::Add(number.cast_signed()),
-            ADD_FLOAT => Action::AddFloat(value),
-            APPEND => Action::Append(value),
-            SET_RANGE => match u32::try_from(number) {
-                Ok(offset) => Action::SetRange { offset, bytes: value },
-                Err(_) => return bad("offset", number),
-            },
-            RENAME => Action::Rename(value),
-            COPY => Action::Copy(value),
-            SET_EXPIRY => Action::SetExpiry,
-            other => return bad("action", other.into()),
-        };
-        if condition != 4 && condition_length > 0 {
-            return bad("length of the condition", condition_length as u64);
-        }
-        let condition = match condition {
-            0 => Precondition::None,
-            1 => Precondition::Absent,
-            2 => Precondition::Present,
-            3 => Precondition::Version(SequenceNumber(version)),
-            4 => Precondition::Value(condition_value),
-            5 => Precondition::NoDeadline,
-            6 => Precondition::HasDeadline,
-            7 => Precondition::Later,
-            8 => Precondition::Earlier,
-            other => return bad("condition", other.into()),
-        };
-        let expiry = match expiry {
-            0 => Expiry::Never,
-            1 => Expiry::Keep,
-            2 => Expiry::After(time),
-            3 if time <= WallTime::MAX.millis() => Expiry::At(WallTime::from_millis(time)),
-            3 => return bad("time", time),
-            4 => Expiry::KeepOrAfter(time),
-            other => return bad("expiry", other.into()),
-        };
-        let key = (!key.is_empty()).then_some(key);
-        let returns_value = flags & RETURNS_VALUE != 0;
-        let is_optional = flags & IS_OPTIONAL != 0;
-        Ok(Update { key, action, condition, expiry, returns_value, is_optional })
-    }
-
     /// Checks the update against the limits. Returns the reason if it is invalid.
-    #[inline]
     pub fn validate(&self) -> Result<(), InvalidUpdate> {
-        let has_length = |key: &[u8]| (1..=MAX_KEY_BYTES).contains(&key.len());
-        if self.key.is_some_and(|key| !has_length(key))
-            || self.second_key().is_some_and(|key| !has_length(key))
-        {
+        let (action, value, number) = self.action.parts();
+        let (condition, condition_value, _) = self.condition.parts();
+        let lengths = Lengths {
+            key: self.key.map(<[u8]>::len),
+            condition_value: condition_value.len(),
+            value: value.len(),
+        };
+        lengths.validate([action, condition, self.expiry.parts().0], number)
+    }
+}
+
+/// The lengths of the parts of an update.
+struct Lengths {
+    key: Option<usize>,
+    condition_value: usize,
+    value: usize,
+}
+
+impl Lengths {
+    /// Checks an update with these lengths against the limits. `number` is that of its action.
+    #[inline]
+    fn validate(
+        &self,
+        [action, condition, expiry]: [u8; 3],
+        number: u64,
+    ) -> Result<(), InvalidUpdate> {
+        let second_key = is_in(NAME_KEY, action).then_some(self.value);
+        let has_length = |length: usize| (1..=MAX_KEY_BYTES).contains(&length);
+        if !self.key.is_none_or(has_length) || !second_key.is_none_or(has_length) {
             return Err(InvalidUpdate::KeyLength);
         }
-        let value = match self.action {
-            Action::Put(value) | Action::Append(value) => value.len(),
-            Action::SetRange { offset, bytes } => offset as usize + bytes.len(),
-            Action::AddFloat(_)
-            | Action::Check
-            | Action::Delete
-            | Action::Add(_)
-            | Action::Rename(_)
-            | Action::Copy(_)
-            | Action::SetExpiry => 0,
+        let value = match action {
+            PUT | APPEND => self.value as u64,
+            SET_RANGE => number + self.value as u64,
+            _ => 0,
         };
-        let condition = self.condition.parts().1.len();
-        if value > MAX_VALUE_BYTES || condition > MAX_VALUE_BYTES {
+        if value > MAX_VALUE_BYTES as u64 || self.condition_value > MAX_VALUE_BYTES {
             return Err(InvalidUpdate::ValueLength);
         }
-        let has_deadline = matches!(self.expiry, Expiry::After(_) | Expiry::At(_));
-        if matches!(self.condition, Precondition::Later | Precondition::Earlier) && !has_deadline {
+        if matches!(condition, LATER | EARLIER) && !matches!(expiry, AFTER | AT) {
             return Err(InvalidUpdate::NoDeadline);
         }
-        let sets_expiry = !matches!(self.expiry, Expiry::Keep);
-        let keeps_it = matches!(
-            self.action,
-            Action::Check | Action::Delete | Action::Rename(_) | Action::Copy(_)
-        );
-        if keeps_it && sets_expiry {
+        if expiry != KEEP && is_in(KEEP_DEADLINE, action) {
             return Err(InvalidUpdate::UselessExpiry);
         }
         Ok(())
+    }
+}
+
+/// An update in the encoding of the wire.
+struct Item<'a> {
+    fixed: &'a [u8; UPDATE_FIXED_BYTES],
+    key: &'a [u8],
+    condition_value: &'a [u8],
+    value: &'a [u8],
+}
+
+impl<'a> Item<'a> {
+    /// Takes an item from the front of a request.
+    #[inline(always)]
+    fn read(reader: &mut Reader<'a>) -> Result<Item<'a>, DecodeError> {
+        let fixed: &[u8; UPDATE_FIXED_BYTES] = reader.array_ref("an update")?;
+        let u32_at =
+            |at: usize| u32::from_le_bytes(fixed[at..at + 4].try_into().expect("four bytes"));
+        let key_length = u16::from_le_bytes([fixed[0], fixed[1]]);
+        let key = reader.bytes(usize::from(key_length), "key")?;
+        let condition_value = reader.bytes(u32_at(32) as usize, "value of the condition")?;
+        let value = reader.bytes(u32_at(36) as usize, "value")?;
+        Ok(Item { fixed, key, condition_value, value })
+    }
+
+    fn action(&self) -> u8 {
+        self.fixed[2]
+    }
+
+    fn condition(&self) -> u8 {
+        self.fixed[3]
+    }
+
+    fn expiry(&self) -> u8 {
+        self.fixed[4]
+    }
+
+    fn flags(&self) -> u8 {
+        self.fixed[5]
+    }
+
+    fn u64_at(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.fixed[at..at + 8].try_into().expect("eight bytes"))
+    }
+
+    fn number(&self) -> u64 {
+        self.u64_at(8)
+    }
+
+    fn time(&self) -> u64 {
+        self.u64_at(24)
+    }
+
+    /// Checks that [`Item::update`] decodes the item.
+    #[inline(always)]
+    fn check(&self) -> Result<(), DecodeError> {
+        let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
+        let reserved = u16::from_le_bytes([self.fixed[6], self.fixed[7]]);
+        let (action, condition, expiry) = (self.action(), self.condition(), self.expiry());
+        if reserved != 0 {
+            return bad("reserved", reserved.into());
+        }
+        if self.flags() & !(RETURNS_VALUE | IS_OPTIONAL) != 0 {
+            return bad("flags", self.flags().into());
+        }
+        if action > SET_EXPIRY {
+            return bad("action", action.into());
+        }
+        if !self.value.is_empty() && !is_in(TAKE_VALUE, action) {
+            return bad("value length", self.value.len() as u64);
+        }
+        if action == SET_RANGE && u32::try_from(self.number()).is_err() {
+            return bad("offset", self.number());
+        }
+        if condition > EARLIER {
+            return bad("condition", condition.into());
+        }
+        if !self.condition_value.is_empty() && condition != VALUE {
+            return bad("length of the condition", self.condition_value.len() as u64);
+        }
+        if expiry > KEEP_OR_AFTER {
+            return bad("expiry", expiry.into());
+        }
+        if expiry == AT && self.time() > WallTime::MAX.millis() {
+            return bad("time", self.time());
+        }
+        Ok(())
+    }
+
+    /// Checks the update against the limits. Returns the reason if it is invalid.
+    #[inline(always)]
+    fn validate(&self) -> Result<(), InvalidUpdate> {
+        let lengths = Lengths {
+            key: (!self.key.is_empty()).then_some(self.key.len()),
+            condition_value: self.condition_value.len(),
+            value: self.value.len(),
+        };
+        lengths.validate([self.action(), self.condition(), self.expiry()], self.number())
+    }
+
+    /// Returns whether the update has another key than that of the request.
+    fn names_key(&self) -> bool {
+        !self.key.is_empty() || is_in(NAME_KEY, self.action())
+    }
+
+    /// Decodes the update; `None` if [`Item::check`] fails.
+    #[inline(always)]
+    fn update(&self) -> Option<Update<'a>> {
+        let action = match self.action() {
+            CHECK => Action::Check,
+            PUT => Action::Put(self.value),
+            DELETE => Action::Delete,
+            ADD => Action::Add(self.number().cast_signed()),
+            ADD_FLOAT => Action::AddFloat(self.value),
+            APPEND => Action::Append(self.value),
+            SET_RANGE => {
+                Action::SetRange { offset: self.number().try_into().ok()?, bytes: self.value }
+            }
+            RENAME => Action::Rename(self.value),
+            COPY => Action::Copy(self.value),
+            SET_EXPIRY => Action::SetExpiry,
+            _ => return None,
+        };
+        let condition = match self.condition() {
+            NO_CONDITION => Precondition::None,
+            ABSENT => Precondition::Absent,
+            PRESENT => Precondition::Present,
+            VERSION => Precondition::Version(SequenceNumber(self.u64_at(16))),
+            VALUE => Precondition::Value(self.condition_value),
+            NO_DEADLINE => Precondition::NoDeadline,
+            HAS_DEADLINE => Precondition::HasDeadline,
+            LATER => Precondition::Later,
+            EARLIER => Precondition::Earlier,
+            _ => return None,
+        };
+        let expiry = match self.expiry() {
+            NEVER => Expiry::Never,
+            KEEP => Expiry::Keep,
+            AFTER => Expiry::After(self.time()),
+            AT => Expiry::At(WallTime::from_millis(self.time())),
+            KEEP_OR_AFTER => Expiry::KeepOrAfter(self.time()),
+            _ => return None,
+        };
+        let key = (!self.key.is_empty()).then_some(self.key);
+        let returns_value = self.flags() & RETURNS_VALUE != 0;
+        let is_optional = self.flags() & IS_OPTIONAL != 0;
+        Some(Update { key, action, condition, expiry, returns_value, is_optional })
     }
 }
 
@@ -358,15 +467,28 @@ impl<'a> Precondition<'a> {
     /// Returns the number of the condition, its value and its version on the wire.
     fn parts(&self) -> (u8, &'a [u8], u64) {
         match *self {
-            Precondition::None => (0, &[], 0),
-            Precondition::Absent => (1, &[], 0),
-            Precondition::Present => (2, &[], 0),
-            Precondition::Version(version) => (3, &[], version.0),
-            Precondition::Value(value) => (4, value, 0),
-            Precondition::NoDeadline => (5, &[], 0),
-            Precondition::HasDeadline => (6, &[], 0),
-            Precondition::Later => (7, &[], 0),
-            Precondition::Earlier => (8, &[], 0),
+            Precondition::None => (NO_CONDITION, &[], 0),
+            Precondition::Absent => (ABSENT, &[], 0),
+            Precondition::Present => (PRESENT, &[], 0),
+            Precondition::Version(version) => (VERSION, &[], version.0),
+            Precondition::Value(value) => (VALUE, value, 0),
+            Precondition::NoDeadline => (NO_DEADLINE, &[], 0),
+            Precondition::HasDeadline => (HAS_DEADLINE, &[], 0),
+            Precondition::Later => (LATER, &[], 0),
+            Precondition::Earlier => (EARLIER, &[], 0),
+        }
+    }
+}
+
+impl Expiry {
+    /// Returns the number of the expiry and its time on the wire.
+    fn parts(self) -> (u8, u64) {
+        match self {
+            Expiry::Never => (NEVER, 0),
+            Expiry::Keep => (KEEP, 0),
+            Expiry::After(millis) => (AFTER, millis),
+            Expiry::At(time) => (AT, time.millis()),
+            Expiry::KeepOrAfter(millis) => (KEEP_OR_AFTER, millis),
         }
     }
 }
@@ -393,11 +515,12 @@ impl<'a> Updates<'a> {
         let mut reader = Reader::new(bytes);
         let mut updates = Updates { bytes, count: 0, names_keys: false, floats: 0, invalid: None };
         while reader.left() > 0 && usize::from(updates.count) <= MAX_UPDATES {
-            let update = Update::read(&mut reader)?;
+            let item = Item::read(&mut reader)?;
+            item.check()?;
             updates.count += 1;
-            updates.names_keys |= update.key.is_some() || update.second_key().is_some();
-            updates.floats += u16::from(matches!(update.action, Action::AddFloat(_)));
-            updates.invalid = updates.invalid.or(update.validate().err());
+            updates.names_keys |= item.names_key();
+            updates.floats += u16::from(item.action() == ADD_FLOAT);
+            updates.invalid = updates.invalid.or(item.validate().err());
         }
         if updates.count == 0 || usize::from(updates.count) > MAX_UPDATES {
             let field = "number of updates";
@@ -432,13 +555,13 @@ impl<'a> Updates<'a> {
         if self.count != 1 {
             return None;
         }
-        Update::read(&mut Reader::new(self.bytes)).ok()
+        Item::read(&mut Reader::new(self.bytes)).ok()?.update()
     }
 
     /// Returns the updates in order.
     pub fn iter(&self) -> impl Iterator<Item = Update<'a>> + use<'a> {
         let mut reader = Reader::new(self.bytes);
-        (0..self.count).map_while(move |_| Update::read(&mut reader).ok())
+        (0..self.count).map_while(move |_| Item::read(&mut reader).ok()?.update())
     }
 
     /// Checks every update against the limits.
@@ -591,6 +714,46 @@ mod tests {
             let is_whole = end > 0 && ends.contains(&end);
             assert_eq!(Updates::read(&bytes[..end]).is_ok(), is_whole, "{end}");
         }
+    }
+
+    #[test]
+    fn every_item_that_is_well_formed_is_decoded_and_validated_like_its_update() {
+        let numbers = (0..=SET_EXPIRY + 1).flat_map(|action| {
+            (0..=EARLIER + 1).flat_map(move |condition| {
+                (0..=KEEP_OR_AFTER + 1).map(move |expiry| [action, condition, expiry])
+            })
+        });
+        let mut decoded = 0;
+        for numbers in numbers {
+            for (key, value, condition_value, number) in [
+                (&b""[..], &b""[..], &b""[..], 0),
+                (b"key", b"value", b"", MAX_VALUE_BYTES as u64),
+                (b"", b"", b"condition", u64::MAX),
+            ] {
+                let mut bytes = vec![0; UPDATE_FIXED_BYTES];
+                bytes[..2].copy_from_slice(&length_u16(key.len(), "key").to_le_bytes());
+                bytes[2..5].copy_from_slice(&numbers);
+                bytes[8..16].copy_from_slice(&number.to_le_bytes());
+                bytes[24..32].copy_from_slice(&number.to_le_bytes());
+                for (at, part) in [(32, condition_value), (36, value)] {
+                    let length = length_u32(part.len(), "part").to_le_bytes();
+                    bytes[at..at + 4].copy_from_slice(&length);
+                }
+                for part in [key, condition_value, value] {
+                    bytes.extend_from_slice(part);
+                }
+                let Ok(updates) = Updates::read(&bytes) else { continue };
+                let update = updates.single().expect("it is well-formed");
+                assert_eq!(updates.iter().collect::<Vec<_>>(), [update]);
+                assert_eq!(updates.validate(), update.validate(), "{update:?}");
+                assert_eq!(
+                    updates.names_keys(),
+                    update.key.is_some() || update.second_key().is_some()
+                );
+                decoded += 1;
+            }
+        }
+        assert!(decoded > 300, "{decoded}");
     }
 
     #[test]
