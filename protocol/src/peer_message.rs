@@ -511,13 +511,10 @@ impl<'a> Prepare<'a> {
         body.put_u32(self.value_length);
         body.put_u32(length_u32(self.value.len(), "first fragment"));
         if !is_plain {
-            self.write_rare(body);
+            return self.write_rest(body);
         }
         body.put_bytes(self.key);
         body.put_bytes(self.value);
-        if !is_plain {
-            body.put_bytes(self.response);
-        }
     }
 
     /// Returns the flags for the fields that few writes have.
@@ -526,9 +523,9 @@ impl<'a> Prepare<'a> {
         flag(self.deadline.is_some(), HAS_DEADLINE) | flag(self.response_length > 0, HAS_RESPONSE)
     }
 
-    /// Writes the fields that the flags name.
-    #[cold]
-    fn write_rare(&self, body: &mut Vec<u8>) {
+    /// Writes the fields that the flags name, and all after them.
+    #[inline(never)] // A write without these fields pays only for the branch.
+    fn write_rest(&self, body: &mut Vec<u8>) {
         if let Some(deadline) = self.deadline {
             body.put_u64(deadline.millis());
         }
@@ -536,6 +533,9 @@ impl<'a> Prepare<'a> {
             body.put_u32(self.response_length);
             body.put_u32(length_u32(self.response.len(), "first fragment of the response"));
         }
+        body.put_bytes(self.key);
+        body.put_bytes(self.value);
+        body.put_bytes(self.response);
     }
 
     fn read(reader: &mut Reader<'a>) -> Result<Prepare<'a>, DecodeError> {
@@ -615,7 +615,7 @@ struct Rare {
 
 impl Rare {
     /// Reads the fields that the flags name. `is_whole` is true if the PREPARE has the whole value.
-    #[cold]
+    #[inline]
     fn read(
         reader: &mut Reader<'_>,
         flags: u8,
