@@ -28,10 +28,8 @@
 //! used its number.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::ops::Range;
 
-use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use kv_protocol::client_message::{Status, WriteHeader};
 use kv_protocol::ids::{ClientId, RequestHash, RequestSeq, SequenceNumber};
@@ -66,7 +64,7 @@ struct Session {
     since: SequenceNumber,
     /// The records, by ascending seq.
     records: VecDeque<Kept>,
-    /// The responses of records, if there are any. Few sessions have some, so the list is boxed.
+    /// The responses of records, if there are any, by ascending seq. Few sessions have some, so the list is boxed.
     #[allow(clippy::box_collection)]
     responses: Option<Box<VecDeque<Retained>>>,
 }
@@ -76,16 +74,6 @@ struct Session {
 struct Retained {
     seq: RequestSeq,
     bytes: RetainedBytes,
-}
-
-impl Retained {
-    /// Returns the contribution of this response to the digest.
-    fn digest(&self, client: ClientId) -> u64 {
-        let mut hasher = FixedState::with_seed(self.seq.0).build_hasher();
-        hasher.write(&client.0.to_le_bytes());
-        hasher.write(&self.bytes);
-        mix(hasher.finish())
-    }
 }
 
 /// A completion record without the fields that are kept once per session.
@@ -103,20 +91,24 @@ struct Kept {
 const _: () = assert!(size_of::<Session>() <= 80 && size_of::<Kept>() <= 40);
 
 impl Kept {
-    /// Returns the contribution of this record to the digest.
-    fn digest(&self, client: ClientId) -> u64 {
+    /// Returns the contribution of this record and its response to the digest: their sum, mixed once.
+    #[inline]
+    fn digest(&self, client: ClientId, response: Option<&RetainedBytes>) -> u64 {
+        mix(self.sum(client).wrapping_add(response.map_or(0, RetainedBytes::digest)))
+    }
+
+    /// Returns the sum of the fields, each multiplied by an odd factor. This multiplication is injective, so a difference
+    /// in any single field changes the sum.
+    #[inline]
+    fn sum(&self, client: ClientId) -> u64 {
         #[allow(clippy::cast_possible_truncation)] // Both halves are used.
         let (high, low) = ((client.0 >> 64) as u64, client.0 as u64);
-        // Multiplication by an odd factor is injective, so a difference in any single field changes the sum. The
-        // sum is mixed once.
-        let sum = low
-            .wrapping_add(high.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        low.wrapping_add(high.wrapping_mul(0x9e37_79b9_7f4a_7c15))
             .wrapping_add(self.seq.0.wrapping_mul(0xd6e8_feb8_6659_fd93))
             .wrapping_add(self.sn.0.wrapping_mul(0xa076_1d64_78bd_642f))
             .wrapping_add(self.version.0.wrapping_mul(0xe703_7ed1_a0b4_28db))
             .wrapping_add(self.request.0.wrapping_mul(0x5895_11c6_3a8f_4d27))
-            .wrapping_add((self.status as u64).wrapping_mul(0x8ebc_6af0_9c88_c6e3));
-        mix(sum)
+            .wrapping_add((self.status as u64).wrapping_mul(0x8ebc_6af0_9c88_c6e3))
     }
 }
 
@@ -219,51 +211,42 @@ impl Sessions {
         while let Some(oldest) = session.records.front()
             && oldest.seq < session.first_incomplete
         {
-            self.digest = self.digest.wrapping_sub(oldest.digest(client));
-            let seq = oldest.seq;
+            let (seq, mut sum) = (oldest.seq, oldest.sum(client));
             session.records.pop_front();
             if session.responses.is_some()
-                && let Some(dropped) = session.take_response(seq)
+                && let Some(dropped) = session.take_first_response(seq)
             {
-                self.digest = self.digest.wrapping_sub(dropped.digest(client));
-                self.retained_bytes -= dropped.bytes.heap_bytes();
+                sum = sum.wrapping_add(dropped.digest());
+                self.retained_bytes -= dropped.heap_bytes();
             }
+            self.digest = self.digest.wrapping_sub(mix(sum));
         }
         // A copy may contain records that the client has already confirmed by a later live write.
         if seq < session.first_incomplete {
             return;
         }
         let kept = Kept { sn, seq, version, request, status };
-        self.digest = self.digest.wrapping_add(kept.digest(client));
+        self.digest = self.digest.wrapping_add(kept.digest(client, response));
         match session.position(seq) {
             Ok(at) => {
                 let old = std::mem::replace(&mut session.records[at], kept);
-                self.digest = self.digest.wrapping_sub(old.digest(client));
-                if let Some(dropped) = session.take_response(seq) {
-                    self.digest = self.digest.wrapping_sub(dropped.digest(client));
-                    self.retained_bytes -= dropped.bytes.heap_bytes();
-                }
+                let dropped = session.take_response(seq);
+                self.retained_bytes -= dropped.as_ref().map_or(0, RetainedBytes::heap_bytes);
+                self.digest = self.digest.wrapping_sub(old.digest(client, dropped.as_ref()));
             }
             Err(at) if at == session.records.len() => session.records.push_back(kept),
             Err(at) => session.records.insert(at, kept),
         }
         if let Some(response) = response {
             self.retained_bytes += response.heap_bytes();
-            let retained = Retained { seq, bytes: response.clone() };
-            self.digest = self.digest.wrapping_add(retained.digest(client));
-            let responses = &mut session.responses;
-            responses
-                .get_or_insert_with(|| Box::new(VecDeque::with_capacity(1)))
-                .push_back(retained);
+            session.keep_response(Retained { seq, bytes: response.clone() });
         }
     }
 
     /// Returns the rest of the response that is kept with a record; empty if there is none.
     pub fn response_of(&self, client: ClientId, seq: RequestSeq) -> &[u8] {
-        self.find(client)
-            .and_then(|session| session.responses.as_ref())
-            .and_then(|responses| responses.iter().find(|retained| retained.seq == seq))
-            .map_or(&[], |retained| &retained.bytes)
+        let response = self.find(client).and_then(|session| session.response(seq));
+        response.map_or(&[], |response| response)
     }
 
     /// Returns the number of bytes of all long responses that are kept for retries.
@@ -433,26 +416,53 @@ impl Kept {
 impl Session {
     /// Returns the sum of the digests of the records and responses.
     fn digest(&self) -> u64 {
-        let records = self.records.iter().map(|kept| kept.digest(self.client));
-        let responses = self.retained().map(|retained| retained.digest(self.client));
-        records.chain(responses).fold(0, u64::wrapping_add)
+        let digest = |kept: &Kept| kept.digest(self.client, self.response(kept.seq));
+        self.records.iter().map(digest).fold(0, u64::wrapping_add)
     }
 
     /// Returns the number of bytes of the long responses.
     fn retained_bytes(&self) -> usize {
-        self.retained().map(|retained| retained.bytes.heap_bytes()).sum()
+        let responses = self.responses.iter().flat_map(|responses| responses.iter());
+        responses.map(|retained| retained.bytes.heap_bytes()).sum()
     }
 
-    fn retained(&self) -> impl Iterator<Item = &Retained> {
-        self.responses.iter().flat_map(|responses| responses.iter())
+    /// Returns the response of a record, if there is one.
+    fn response(&self, seq: RequestSeq) -> Option<&RetainedBytes> {
+        let responses = self.responses.as_ref()?;
+        let at = responses.binary_search_by_key(&seq, |retained| retained.seq).ok()?;
+        Some(&responses[at].bytes)
+    }
+
+    /// Keeps the response of a record that has none yet.
+    #[inline]
+    fn keep_response(&mut self, retained: Retained) {
+        let responses = self.responses.get_or_insert_with(|| Box::new(VecDeque::with_capacity(1)));
+        match responses.back() {
+            // Writes nearly always arrive in order.
+            Some(last) if last.seq > retained.seq => {
+                let at = responses.partition_point(|kept| kept.seq < retained.seq);
+                responses.insert(at, retained);
+            }
+            _ => responses.push_back(retained),
+        }
+    }
+
+    /// Removes the response of the first record, if there is one.
+    #[inline]
+    fn take_first_response(&mut self, seq: RequestSeq) -> Option<RetainedBytes> {
+        let responses = self.responses.as_mut()?;
+        match responses.front()?.seq == seq {
+            true => responses.pop_front().map(|retained| retained.bytes),
+            false => None,
+        }
     }
 
     /// Removes the response of a record, if there is one.
-    fn take_response(&mut self, seq: RequestSeq) -> Option<Retained> {
+    #[cold]
+    fn take_response(&mut self, seq: RequestSeq) -> Option<RetainedBytes> {
         let responses = self.responses.as_mut()?;
-        let at = responses.iter().position(|retained| retained.seq == seq)?;
-        // Responses are dropped in order, so the first one is nearly always the right one.
-        responses.remove(at)
+        let at = responses.binary_search_by_key(&seq, |retained| retained.seq).ok()?;
+        Some(responses.remove(at)?.bytes)
     }
 
     /// Returns a record of the last write that the client has completed, with number 0 if it has completed none. The
