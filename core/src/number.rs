@@ -39,6 +39,7 @@ pub enum NumberError {
 
 /// Returns the integer that a text represents, or `None` if the text is not canonical or exceeds 64 bits. A canonical
 /// text has an optional `-` and decimal digits, without leading zeros, `+`, spaces or `-0`.
+#[inline]
 pub fn parse_integer(text: &[u8]) -> Option<i64> {
     if text == b"0" {
         return Some(0);
@@ -102,6 +103,7 @@ pub fn format_integer(number: i64) -> IntegerText {
 ///
 /// # Errors
 /// The value is not an integer in canonical text, or the sum exceeds 64 bits.
+#[inline]
 pub fn add_integer(value: Option<&[u8]>, amount: i64) -> Result<i64, NumberError> {
     let value = match value {
         Some(text) => parse_integer(text).ok_or(NumberError::NotANumber)?,

@@ -37,7 +37,7 @@ use crate::retained_bytes::RetainedBytes;
 pub struct Current<'a> {
     /// The value.
     pub value: &'a [u8],
-    /// The sequence number of the entry's last write.
+    /// The sequence number of the entry's last write; zero if an earlier update of the request has changed the entry.
     pub version: SequenceNumber,
     /// The deadline; `None` for an entry that does not expire.
     pub deadline: Option<WallTime>,
@@ -112,8 +112,8 @@ pub struct Evaluation<'r> {
     /// The version of the key of the update that ended the request, or else of the first one; zero if the key is
     /// absent or an earlier update of the request has changed it.
     pub found: SequenceNumber,
-    /// The rest of the response, encoded as a [`RetainedResponse`]; empty if there is none.
-    pub response: RetainedBytes,
+    /// The rest of the response, encoded as a [`RetainedResponse`], if there is one.
+    pub response: Option<RetainedBytes>,
     /// The number of bytes that were made for changes and results, also for those that were dropped because the request
     /// failed; zero for a single update, which drops none.
     pub made_bytes: usize,
@@ -149,35 +149,33 @@ fn evaluate_one<'r, 't>(
 ) -> Evaluation<'r> {
     let current = newest(key);
     let is_expired = current.is_some_and(|current| current.is_expired(wall));
-    let found = current.filter(|_| !is_expired).map(Found::from);
+    let found = current.filter(|_| !is_expired);
     let outcome = execute(found, wall, key, update, Status::NotFound);
     let Outcome { status, value, deadline, found, step } = outcome;
     let is_done = !matches!(step, Step::Nothing);
     let response = retained(value.bytes(), deadline);
-    let mut changes = Changes::new();
-    let mut change = |key, stored| changes.push(KeyChange { key, stored });
-    match step {
-        Step::Nothing if is_expired => change(key, None),
-        Step::Nothing => {}
-        Step::Store(stored) => change(key, Some(stored)),
-        Step::Remove => change(key, None),
+    let one = |key, stored| Changes::from_buf([KeyChange { key, stored }]);
+    let changes = match step {
+        Step::Nothing if is_expired => one(key, None),
+        Step::Nothing => Changes::new(),
+        Step::Store(stored) => one(key, Some(stored)),
+        Step::Remove => one(key, None),
         Step::Transfer { to, stored, moves } => {
-            change(to, Some(stored));
+            let mut changes = one(to, Some(stored));
             if moves {
-                change(key, None);
+                changes.push(KeyChange { key, stored: None });
             }
+            changes
         }
-    }
+    };
     Evaluation { status, changes, is_done, found, response, made_bytes: 0 }
 }
 
-/// Encodes the rest of a response; empty if there is none.
+/// Encodes the rest of a response, if there is one.
 #[inline]
-fn retained(value: Option<&[u8]>, deadline: Option<WallTime>) -> RetainedBytes {
-    match (RetainedResponse { value, deadline }).head() {
-        Some(head) => RetainedBytes::concat(&head, value.unwrap_or(&[])),
-        None => RetainedBytes::default(),
-    }
+fn retained(value: Option<&[u8]>, deadline: Option<WallTime>) -> Option<RetainedBytes> {
+    let head = RetainedResponse { value, deadline }.head()?;
+    Some(RetainedBytes::concat(&head, value.unwrap_or(&[])))
 }
 
 /// The state of the keys of a request while its updates are evaluated.
@@ -189,21 +187,6 @@ struct State<'r, F> {
     places: HashMap<&'r [u8], usize, FixedState>,
     /// The keys that counted as absent because their deadlines had passed.
     expired: Vec<&'r [u8]>,
-}
-
-/// The entry of a key as an update finds it.
-#[derive(Clone, Copy)]
-struct Found<'a> {
-    value: &'a [u8],
-    /// The version; zero if an earlier update of the request has changed the entry.
-    version: SequenceNumber,
-    deadline: Option<WallTime>,
-}
-
-impl<'a> From<Current<'a>> for Found<'a> {
-    fn from(Current { value, version, deadline }: Current<'a>) -> Found<'a> {
-        Found { value, version, deadline }
-    }
 }
 
 /// The effect of one update.
@@ -294,14 +277,14 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
 
     /// Returns the entry of a key after the updates so far. The second result is true if there is none because its
     /// deadline has passed.
-    fn find<'s>(&'s self, key: &[u8]) -> (Option<Found<'s>>, bool)
+    fn find<'s>(&'s self, key: &[u8]) -> (Option<Current<'s>>, bool)
     where
         't: 's,
     {
         if let Some(&at) = self.places.get(key) {
             let stored = self.changes[at].stored.as_ref();
             let version = SequenceNumber::ZERO;
-            let found = stored.map(|Stored { value, deadline }| Found {
+            let found = stored.map(|Stored { value, deadline }| Current {
                 value,
                 version,
                 deadline: *deadline,
@@ -310,7 +293,7 @@ impl<'r, 't, F: Fn(&[u8]) -> Option<Current<'t>>> State<'r, F> {
         }
         match (self.newest)(key) {
             Some(current) if current.is_expired(self.wall) => (None, true),
-            current => (current.map(Found::from), false),
+            current => (current, false),
         }
     }
 
@@ -385,8 +368,9 @@ impl Step<'_> {
 
 /// Executes one update of a key whose entry is `found`. `no_entry` is the status if the condition compares the deadline
 /// of an entry, but there is none. As NOT_FOUND, it would not end a request with several updates.
+#[inline(always)] // The caller uses the parts of the outcome without storing it.
 fn execute<'r>(
-    found: Option<Found<'_>>,
+    found: Option<Current<'_>>,
     wall: WallTime,
     key: &[u8],
     update: &Update<'r>,
@@ -497,7 +481,7 @@ fn execute<'r>(
         Action::Rename(to) | Action::Copy(to) => match found {
             None => nothing(Status::NotFound),
             Some(_) if to == key => nothing(Status::Ok),
-            Some(Found { value, deadline, .. }) => {
+            Some(Current { value, deadline, .. }) => {
                 let moves = matches!(update.action, Action::Rename(_));
                 let stored = Stored { value: NewValue::Made(value.to_vec()), deadline };
                 // A copy leaves the entry, so it can return it.
@@ -508,7 +492,7 @@ fn execute<'r>(
         Action::SetExpiry => match found {
             None => nothing(Status::NotFound),
             Some(_) if matches!(update.expiry, Expiry::Keep) => nothing(Status::Ok),
-            Some(Found { value, .. }) => {
+            Some(Current { value, .. }) => {
                 let (returned, _) = current();
                 done(store(&|| NewValue::Made(value.to_vec())), returned, shown(deadline))
             }
@@ -522,7 +506,7 @@ struct NoEntry;
 /// Returns whether a condition holds for an entry. `deadline` is the deadline that the update would set.
 fn holds(
     condition: Precondition<'_>,
-    found: Option<Found<'_>>,
+    found: Option<Current<'_>>,
     deadline: Option<WallTime>,
 ) -> Result<bool, NoEntry> {
     // No deadline is later than any.

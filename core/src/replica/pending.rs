@@ -205,7 +205,13 @@ pub(super) struct PendingLog {
     newest: Newest,
     committed: SequenceNumber,
     cursor: Cursor,
+    /// Boxes of committed writes, at most [`MOST_SPARE`], for the next writes that need one.
+    #[allow(clippy::vec_box)] // The boxes move to the writes.
+    spare: Vec<Box<More>>,
 }
+
+/// The maximum number of boxes that are kept for the next writes.
+const MOST_SPARE: usize = 64;
 
 /// The newest pending change of a key.
 #[derive(Clone, Copy, Debug)]
@@ -304,6 +310,24 @@ impl PendingLog {
         }
         let PendingWrite { effect, record, staged, waiters, more, .. } = write;
         Some(Committed { effect, record, staged, waiters, more })
+    }
+
+    /// Returns the parts of a write that has only a response.
+    #[inline]
+    pub(super) fn new_more(&mut self, response: RetainedBytes) -> Box<More> {
+        let mut more = self.spare.pop().unwrap_or_default();
+        more.response = response;
+        more
+    }
+
+    /// Keeps the box of a committed write for a later one, unless it has memory of its own.
+    #[inline]
+    pub(super) fn recycle(&mut self, more: Box<More>) {
+        let More { changes, encoded, response, readers } = &*more;
+        let own = changes.capacity() + encoded.capacity() + readers.capacity();
+        if own + response.heap_bytes() == 0 && self.spare.len() < MOST_SPARE {
+            self.spare.push(more);
+        }
     }
 
     /// Returns the hashes of the pending writes, oldest first.

@@ -256,9 +256,12 @@ impl Replica {
             for asker in waiters.all() {
                 self.respond_to_write(asker, &record, rest, responses);
             }
-            if let Some(more) = more {
-                for reader in more.readers {
+            if let Some(mut more) = more {
+                for reader in std::mem::take(&mut more.readers) {
                     self.refuse(reader, Status::NotFound, "", responses);
+                }
+                if let Some(sender) = self.sender_mut() {
+                    sender.log.recycle(more);
                 }
             }
         }

@@ -176,15 +176,16 @@ impl Replica {
         if mutations::is_open(Mutation::BatchAppliedInPart) && changes.len() > 1 {
             changes.truncate(1);
         }
-        let response_bytes = response.len();
+        let response_bytes = response.as_deref().map_or(0, <[u8]>::len);
         let mut bytes = response_bytes;
         let mut lengths = Lengths { key: 0, value: response_bytes, deadline: None };
-        for KeyChange { key, stored } in &changes {
+        let changes = &changes[..];
+        for KeyChange { key, stored } in changes {
             bytes += key.len();
             if let Some(stored) = stored {
-                bytes += stored.value.len();
-                (lengths.key, lengths.value) =
-                    (lengths.key + key.len(), lengths.value + stored.value.len());
+                let length = stored.value.len();
+                bytes += length;
+                (lengths.key, lengths.value) = (lengths.key + key.len(), lengths.value + length);
                 lengths.deadline = lengths.deadline.or(stored.deadline);
             }
         }
@@ -193,12 +194,12 @@ impl Replica {
         if lengths.key > 0 {
             self.check_memory(now, lengths, responses)?;
         }
-        let retained = response.heap_bytes();
+        let retained = response.as_ref().map_or(0, RetainedBytes::heap_bytes);
         if retained > 0 && self.sessions.retained_bytes() + retained > MAX_RETAINED_BYTES {
             let reason = "too many responses with values are kept for retries; retry later";
             return Err((Status::Busy, reason));
         }
-        let effect = match &changes[..] {
+        let effect = match changes {
             [] => Effect::Nothing,
             [KeyChange { key: of, stored: Some(_) }] if is_same(of, key) => Effect::Put,
             [KeyChange { key: of, stored: None }] if is_same(of, key) => Effect::Delete,
@@ -210,12 +211,15 @@ impl Replica {
                 StagedChanges { single: Some(single), ..Default::default() }
             }
             Effect::Changes => {
-                StagedChanges { more: Some(self.stage_all(&changes)?), ..Default::default() }
+                StagedChanges { more: Some(self.stage_all(changes)?), ..Default::default() }
             }
             _ => StagedChanges::default(),
         };
-        if response_bytes > 0 {
-            staged.more.get_or_insert_default().response = response;
+        if let Some(response) = response {
+            match &mut staged.more {
+                Some(more) => more.response = response,
+                None => staged.more = self.new_more(response),
+            }
         }
         let version = (!is_done).then_some(found);
         let decision = Decision { effect, status, version };
@@ -279,6 +283,7 @@ impl Replica {
         }
     }
 
+    #[inline]
     fn stage_one(&mut self, hash: TableHash, change: &KeyChange<'_>) -> Result<Staged, Rejected> {
         let (value, deadline) = match &change.stored {
             Some(stored) => (&stored.value[..], stored.deadline),
@@ -483,6 +488,7 @@ impl Replica {
     }
 
     /// Returns the entry of a key after all pending writes, whether or not its deadline has passed.
+    #[inline]
     pub(super) fn newest(&self, hash: TableHash, key: &[u8]) -> Option<Current<'_>> {
         let pending = self.primary()?.sender.log.newest_change(&self.table, hash, key);
         match pending.filter(|_| !mutations::is_open(Mutation::CommittedStateEvaluated)) {
@@ -495,6 +501,12 @@ impl Replica {
                 Some(Current { value, version, deadline: entry.deadline })
             }
         }
+    }
+
+    /// Returns the parts of a write that has only a response. `None` if this replica is no primary.
+    #[inline]
+    fn new_more(&mut self, response: RetainedBytes) -> Option<Box<More>> {
+        self.primary_mut().map(|primary| primary.sender.log.new_more(response))
     }
 
     #[inline(always)] // A pending write is built where it is kept.
