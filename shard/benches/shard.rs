@@ -4,7 +4,8 @@
 //! ```text
 //!   cargo bench -p kv-shard --bench shard
 //!   cargo bench -p kv-shard --bench shard -- --steps get 20000   a fixed number without measurement, for callgrind
-//!   cargo bench -p kv-shard --bench shard -- --expire 1000000    the removal of as many expired entries
+//!   cargo bench -p kv-shard --bench shard -- --expire 1000000 2  the removal of as many expired entries, two writes at a
+//!                                                                time
 //! ```
 //!
 //! `get`, `put`, `put-if` (a conditional PUT) and `add` arrive 16 at a time, `single-get` and so on one at a time.
@@ -307,9 +308,10 @@ fn wake_up(
     took
 }
 
-/// Lets `count` entries of 80 bytes expire at the same time, and wakes the primary up every millisecond. Prints the CPU
-/// time for each entry at both holders together, and the longest wake-ups.
-fn expire(count: usize) {
+/// Lets `count` entries of 80 bytes expire at the same time, and wakes the primary up every millisecond. The secondary
+/// receives the writes of `together` wake-ups at once. Prints the CPU time for each entry at both holders together, and
+/// the longest wake-ups.
+fn expire(count: usize, together: usize) {
     let (mut pair, wall) = (Pair::new(), WallTime::from_millis(1_000_000));
     for shard in [&mut pair.primary, &mut pair.secondary] {
         shard.handle_tick(NOW, wall);
@@ -329,23 +331,26 @@ fn expire(count: usize) {
         assert!(pair.execute(&requests, true) >= batch.len() * 30);
     }
     let Pair { mut primary, mut secondary, dialled, accepted, mut bytes, .. } = pair;
-    let (mut now, mut output) = (NOW + Duration::from_millis(999), Vec::new());
+    let (mut now, mut output, mut writes) =
+        (NOW + Duration::from_millis(999), Vec::new(), Vec::new());
     let (mut total, mut longest) = (Duration::ZERO, [Duration::ZERO; 3]);
+    let mut note = |place: usize, took: Duration| {
+        longest[place] = took.max(longest[place]);
+        total += took;
+    };
     while primary.service.counters().removals.expired < count as u64 {
-        now = now + Duration::from_millis(1);
-        let millis = now.since(NOW).as_millis().try_into().expect("a short time");
-        let (wall, end) = (wall.after(millis), (&mut primary, dialled));
-        let decides = wake_up(now, end, |shard| shard.handle_tick(now, wall), &mut output);
-        let end = (&mut secondary, accepted);
-        let applies =
-            wake_up(now, end, |shard| shard.handle_bytes(now, accepted, &output), &mut bytes);
-        let end = (&mut primary, dialled);
-        let commits =
-            wake_up(now, end, |shard| shard.handle_bytes(now, dialled, &bytes), &mut output);
-        for (longest, took) in longest.iter_mut().zip([decides, applies, commits]) {
-            *longest = took.max(*longest);
-            total += took;
+        writes.clear();
+        for _ in 0..together {
+            now = now + Duration::from_millis(1);
+            let millis = now.since(NOW).as_millis().try_into().expect("a short time");
+            let (wall, end) = (wall.after(millis), (&mut primary, dialled));
+            note(0, wake_up(now, end, |shard| shard.handle_tick(now, wall), &mut output));
+            writes.extend_from_slice(&output);
         }
+        let end = (&mut secondary, accepted);
+        note(1, wake_up(now, end, |shard| shard.handle_bytes(now, accepted, &writes), &mut bytes));
+        let end = (&mut primary, dialled);
+        note(2, wake_up(now, end, |shard| shard.handle_bytes(now, dialled, &bytes), &mut output));
     }
     let [decides, applies, commits] = longest;
     let each = total.as_nanos() / count as u128;
@@ -361,8 +366,8 @@ fn main() {
     if let [_, "--steps", work, count, ..] = words[..] {
         return steps(work, count.parse().expect("a count"));
     }
-    if let [_, "--expire", count, ..] = words[..] {
-        return expire(count.parse().expect("a count"));
+    if let [_, "--expire", count, together, ..] = words[..] {
+        return expire(count.parse().expect("a count"), together.parse().expect("a count"));
     }
     benches();
     Criterion::default().configure_from_args().final_summary();

@@ -71,8 +71,8 @@ impl WallClock {
 pub(super) struct Upkeep {
     /// The time of the last step.
     stepped: Time,
-    /// The last write that removes expired entries.
-    logged: SequenceNumber,
+    /// The last two writes that remove expired entries, the older one first.
+    logged: [SequenceNumber; 2],
     /// The number of entries that were removed because they had expired.
     pub(super) expired: u64,
 }
@@ -80,7 +80,7 @@ pub(super) struct Upkeep {
 impl Upkeep {
     /// Returns the upkeep of a replica whose log was replaced.
     pub(super) fn with_new_log(self) -> Upkeep {
-        Upkeep { logged: SequenceNumber::ZERO, ..self }
+        Upkeep { logged: [SequenceNumber::ZERO; 2], ..self }
     }
 }
 
@@ -113,8 +113,8 @@ impl Replica {
         if is_active { UPKEEP_INTERVAL } else { ADVANCE_INTERVAL }
     }
 
-    /// Advances the search for expired entries. A primary logs the removal of those that were found, one write at a
-    /// time.
+    /// Advances the search for expired entries. A primary logs the removal of those that were found, one write per step.
+    /// Two of these writes may be in flight. Otherwise each one would wait for a round trip after the one before.
     pub(super) fn remove_expired(&mut self, now: Time, responses: &mut impl Responses) {
         if self.next_upkeep().is_none_or(|due| due > now) {
             return;
@@ -129,8 +129,8 @@ impl Replica {
         }
         let Some(primary) = self.primary() else { return };
         let log = &primary.sender.log;
-        let is_in_progress = self.upkeep.logged > log.committed();
-        if !primary.is_active() || self.draining || is_in_progress {
+        let [older, _] = self.upkeep.logged;
+        if !primary.is_active() || self.draining || older > log.committed() {
             return;
         }
         if mutations::is_open(Mutation::ExpiryNotLogged) {
@@ -196,7 +196,7 @@ impl Replica {
     fn log_expired(&mut self, more: Box<More>, responses: &mut impl Responses) {
         let removed = more.changes.len() as u64;
         if let Some(logged) = self.log_removals(more, responses) {
-            self.upkeep.logged = logged;
+            self.upkeep.logged = [self.upkeep.logged[1], logged];
             self.upkeep.expired += removed;
         }
     }

@@ -185,3 +185,28 @@ fn many_entries_expire_in_bounded_writes() {
     let writes = pair.primary.progress().1.0 - before;
     assert!((6..20).contains(&writes), "{writes} writes");
 }
+
+#[test]
+fn two_writes_that_remove_expired_entries_are_in_flight_and_remove_different_ones() {
+    let mut pair = Pair::with_wall();
+    for n in 0..3_000u32 {
+        pair.put_for(&n.to_le_bytes(), b"v", 1_000);
+    }
+    pair.settle();
+    pair.now = pair.now + 2 * SECOND;
+    let in_flight = |pair: &Pair| {
+        let (last, committed) = pair.primary.progress();
+        last.0 - committed.0
+    };
+    assert_eq!(in_flight(&pair), 0);
+    // The search for expired entries takes several steps.
+    for _ in 0..50 {
+        pair.now = pair.now + Duration::from_millis(1);
+        pair.primary.on_timeout(pair.now, &mut pair.inbox);
+    }
+    assert_eq!(in_flight(&pair), 2, "without an ack");
+    pair.settle();
+    assert_eq!(in_flight(&pair), 0);
+    assert_eq!(contents(&pair.primary).len(), 3_000 - 2 * 512);
+    assert_eq!(pair.primary.content(), pair.secondary.content());
+}
