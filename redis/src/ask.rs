@@ -14,7 +14,7 @@ const FIRST_INCOMPLETE: usize = SEQ + 8;
 const BEGUN: usize = FIRST_INCOMPLETE + 8;
 
 /// A request to the store.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Ask {
     frame: Vec<u8>,
 }

@@ -91,6 +91,15 @@ impl Outputs {
         id
     }
 
+    /// Creates the output whose bytes the shard itself reads.
+    pub(crate) fn open_loopback(&mut self, now: Time) -> ConnectionId {
+        let id = self.open(now);
+        if let Some(output) = self.get(id) {
+            output.is_loopback = true;
+        }
+        id
+    }
+
     /// Removes a connection's output; unsent bytes are dropped.
     pub(crate) fn close(&mut self, id: ConnectionId) {
         if let Some(output) = self.connections.remove(id) {
@@ -335,6 +344,13 @@ impl Outputs {
         self.recount(id);
     }
 
+    /// Takes an empty buffer from the free list, or creates one.
+    pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
+        let buffer = self.free_list.pop().unwrap_or_default();
+        self.free_bytes -= buffer.capacity();
+        buffer
+    }
+
     /// Puts a buffer on the free list, or frees it if the list is full.
     pub(crate) fn recycle(&mut self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
@@ -352,6 +368,7 @@ impl Outputs {
     pub(crate) fn mark_dirty(&mut self, id: ConnectionId) {
         if let Some(output) = self.get(id)
             && !output.is_dirty
+            && !output.is_loopback
         {
             output.is_dirty = true;
             let queue = if output.is_stream { &mut self.dirty_streams } else { &mut self.dirty };

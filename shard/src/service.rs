@@ -46,6 +46,7 @@ use crate::event::{Event, EventKind};
 use crate::load::LoadPiece;
 use crate::log_limit::LogLimit;
 use crate::output::{Outputs, PinnedValue};
+use crate::redis::gateway::Gateway;
 
 mod inspect;
 mod long_values;
@@ -149,10 +150,12 @@ pub struct Service {
     pub identity: Identity,
     pub(crate) outputs: Outputs,
     /// The newest map that this server has, for clients that cannot reach the coordinator.
-    map: Option<Arc<Map>>,
+    pub(crate) map: Option<Arc<Map>>,
+    /// The requests of Redis clients.
+    pub(crate) gateway: Gateway,
     nonces: Nonces,
     /// The secret of the hash functions of the tables.
-    hash_secret: HashSecret,
+    pub(crate) hash_secret: HashSecret,
     events: Vec<Event>,
     /// The memory limit per table that was applied last.
     table_limit: Option<u64>,
@@ -246,6 +249,7 @@ impl Service {
             identity,
             outputs: Outputs::new(connection_memory),
             map: None,
+            gateway: Gateway::default(),
             nonces,
             hash_secret,
             events: Vec::new(),
@@ -273,6 +277,11 @@ impl Service {
     /// Returns the replica of a group, if this server has one.
     pub fn replica(&self, group: GroupId) -> Option<&Replica> {
         self.hosted.iter().map(|hosted| &hosted.replica).find(|replica| replica.group() == group)
+    }
+
+    /// Returns the replica of a group, if this server has one.
+    pub(crate) fn replica_mut(&mut self, group: GroupId) -> Option<&mut Replica> {
+        self.hosted(group).map(|hosted| &mut hosted.replica)
     }
 
     /// Returns the replicas, first that of the server's own group.
@@ -398,6 +407,7 @@ impl Service {
     /// Sets the newest map that this server has.
     pub fn set_map(&mut self, map: Arc<Map>) {
         self.map = Some(map);
+        self.note_new_views();
     }
 
     /// Responds to a MAP with the newest map that this server has.
@@ -425,6 +435,11 @@ impl Service {
             }
         }
         Some(map)
+    }
+
+    /// Counts a command of a Redis client.
+    pub(crate) fn count_request(&mut self) {
+        self.counters.requests += 1;
     }
 
     /// Counts a rejected frame or connection, and reports it within the rate limit.
@@ -650,8 +665,7 @@ impl Service {
         }
     }
 
-    /// Returns the streams to dial now. The engine reports each result with [`crate::Shard::open_stream`] or
-    /// [`Service::handle_dial_failed`].
+    /// Returns the streams to dial now.
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.keep_streams(now);
         let mut due = Vec::new();
@@ -683,7 +697,7 @@ impl Service {
     }
 
     /// Records that a stream could not be connected and schedules a retry.
-    pub fn handle_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
+    pub(crate) fn handle_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
         if let Some(dial) = hosted.and_then(|hosted| hosted.dial.as_mut()) {
             dial.retry(now);
@@ -742,6 +756,7 @@ impl Service {
             hosted.partner = Some((view.version, address));
         }
         self.keep_streams(now);
+        self.note_new_views();
         self.has_news = true;
         Ok(())
     }
@@ -841,6 +856,11 @@ impl Service {
         }
     }
 
+    /// Returns the wall time at `now`.
+    pub(crate) fn wall(&self, now: Time) -> WallTime {
+        self.hosted[0].replica.wall(now)
+    }
+
     /// Records that the shard is scheduled ([`Replica::look`]). The caller must call it at least every 100 ms.
     pub(crate) fn look(&mut self, now: Time) {
         for hosted in &mut self.hosted {
@@ -850,6 +870,7 @@ impl Service {
 
     /// Applies the memory limit to the tables, and performs the replicas' timed work that is due.
     pub(crate) fn handle_timeout(&mut self, now: Time) {
+        self.handle_gateway_tick(now);
         self.leave_memory_to_connections();
         for hosted in &mut self.hosted {
             if hosted.replica.next_timeout().is_some_and(|due| due <= now) {
@@ -862,7 +883,8 @@ impl Service {
 
     /// Returns when [`crate::Shard::handle_tick`] has timed work next; `None` if no replica waits for a time.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout()).min()
+        let replicas = self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout());
+        replicas.chain(self.poll_gateway()).min()
     }
 
     /// Returns when [`crate::Shard::due_dials`] has a stream to dial next; `None` if no dial is due later.
@@ -871,7 +893,7 @@ impl Service {
             DialState::Due(at) => Some(at),
             DialState::Connecting | DialState::Connected => None,
         });
-        dials.min()
+        dials.chain(self.poll_link_dial()).min()
     }
 
     /// Returns the replicas' reports for the heartbeat.
